@@ -1,0 +1,61 @@
+"""What the numbers of an action or a proprio vector mean: named groups with a kind, a mode and a unit.
+
+An `ActionSpace` travels inside datasets (`meta/info.json`) and checkpoints, so that a policy can refuse a robot whose
+actions mean something else. The same class describes proprioception.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from anyvla.config import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Group:
+    """Consecutive dims of one meaning."""
+
+    name: str  # "position", "gripper", "arm", ...
+    size: int  # dims
+    kind: Literal["position", "rotation", "gripper", "joints", "other"] = "other"
+    mode: Literal["absolute", "delta"] = "absolute"
+    low: float | None = None  # the declared range; grippers are scaled by it, never by quantiles
+    high: float | None = None
+    unit: str = ""  # "m", "rad", "1 = closed"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"group {self.name!r}: size must be at least 1, got {self.size}")
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"group {self.name!r}: give both low and high, or neither")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"group {self.name!r}: low {self.low} must be below high {self.high}")
+        if self.kind == "gripper" and self.low is None:
+            raise ValueError(f"group {self.name!r}: a gripper needs its declared range (low, high)")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ActionSpace:
+    """The groups of a vector, in order."""
+
+    groups: tuple[Group, ...]
+
+    def __post_init__(self) -> None:
+        names = [g.name for g in self.groups]
+        if len(set(names)) != len(names):
+            raise ValueError(f"group names must differ: {names}")
+
+    @property
+    def size(self) -> int:
+        """Dims in all."""
+        return sum(g.size for g in self.groups)
+
+    def slices(self) -> dict[str, slice]:
+        """Where each group lies in the vector."""
+        out, start = {}, 0
+        for g in self.groups:
+            out[g.name] = slice(start, start + g.size)
+            start += g.size
+        return out

@@ -1,0 +1,86 @@
+"""Names for the parts one can choose: `backbones`, `histories`, `fusers`, `decoders`, `formats`, `benchmarks`.
+
+A registry maps a name to `"module:Class"` and imports it only when asked for, so that listing costs nothing and a
+missing extra hurts only who uses it. Third parties join through an entry point of the group `anyvla.<registry>`,
+without touching any file of anyvla.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+
+def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
+    """The sentence that helps after a typo: the nearest known names, or all of them if none is near."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"known: {', '.join(names)}"
+
+
+class Registry(Mapping[str, Any]):
+    """name -> class or function, imported when asked for."""
+
+    def __init__(self, kind: str, builtin: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._targets: dict[str, Any] = dict(builtin)
+        self._entry_points_read = False
+
+    def _all(self) -> dict[str, Any]:
+        if not self._entry_points_read:
+            for point in metadata.entry_points(group=f"anyvla.{self.kind}"):
+                self._targets.setdefault(point.name, point.value)
+            self._entry_points_read = True
+        return self._targets
+
+    def register(self, name: str, target: Any) -> None:
+        """Add a class (or a `"module:Class"` string) under `name`. Raises ValueError if the name is taken."""
+        if name in self._all():
+            raise ValueError(f"{self.kind}: the name {name!r} is taken already; choose another")
+        self._targets[name] = target
+
+    def __getitem__(self, name: str) -> Any:
+        targets = self._all()
+        if name not in targets:
+            raise KeyError(f"{self.kind} has no {name!r}: {nearest(name, targets)}")
+        target = targets[name]
+        if isinstance(target, str):
+            module, _, attribute = target.partition(":")
+            target = getattr(importlib.import_module(module), attribute)
+            self._targets[name] = target
+        return target
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._all()))
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+backbones = Registry(
+    "backbones",
+    {"auto": "anyvla.backbones.auto:AutoBackbone", "nano": "anyvla.backbones.nano:NanoBackbone"},
+)
+histories = Registry(
+    "histories",
+    {
+        "none": "anyvla.structures.history:NoHistory",
+        "policy_head": "anyvla.structures.history:PolicyHead",
+        "interleaved": "anyvla.structures.history:Interleaved",
+    },
+)
+fusers = Registry(
+    "fusers",
+    {
+        "identity": "anyvla.heads.fusers:IdentityFuser",
+        "lstm": "anyvla.heads.fusers:LSTMFuser",
+        "gpt": "anyvla.heads.fusers:GPTFuser",
+    },
+)
+decoders = Registry("decoders", {"regression": "anyvla.heads.regression:RegressionDecoder"})
+formats = Registry("formats", {"lerobot": "anyvla.data.formats.lerobot:LeRobotDataset"})
+benchmarks = Registry("benchmarks", {"metaworld": "anyvla.evaluation.environments.metaworld:MetaWorld"})
+REGISTRIES = {r.kind: r for r in (backbones, histories, fusers, decoders, formats, benchmarks)}
