@@ -1,8 +1,8 @@
 """Typed configuration: frozen dataclasses <-> YAML <-> command line.
 
 A config class is a pydantic dataclass made with `STRICT`: its fields are checked when it is built, and an unknown key
-is an error that names where it stands and the nearest known one. A field of type `part("fusers")` holds
-a name out of a registry; the other keys beside that name are the `Config` of the class it names.
+is an error that names where it stands and the nearest known one. A field of type `FuserPart` (and the like)
+holds a name out of a registry; the other keys beside that name are the `Config` of the class it names.
 """
 
 from __future__ import annotations
@@ -67,9 +67,10 @@ def _write_part(value: Part) -> dict[str, Any]:
     return {"name": value.name, **to_dict(value.config)}
 
 
-def part(registry: str) -> Any:
-    """The type of a field that holds a member of `registry` ("fusers", "decoders", ...)."""
-    return Annotated[Part, BeforeValidator(_read_part(registry)), PlainSerializer(_write_part)]
+BackbonePart = Annotated[Part, BeforeValidator(_read_part("backbones")), PlainSerializer(_write_part)]
+HistoryPart = Annotated[Part, BeforeValidator(_read_part("histories")), PlainSerializer(_write_part)]
+FuserPart = Annotated[Part, BeforeValidator(_read_part("fusers")), PlainSerializer(_write_part)]
+DecoderPart = Annotated[Part, BeforeValidator(_read_part("decoders")), PlainSerializer(_write_part)]
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -108,10 +109,16 @@ def _explain(cls: type, fault: Any) -> str:
 def _fields_at(cls: Any, path: Sequence[str]) -> list[str]:
     """The field names of the dataclass that lies at `path` below `cls`; none if there is none."""
     for key in path:
-        if not dataclasses.is_dataclass(cls):
-            return []
-        cls = typing.get_type_hints(cls).get(key)
+        if key.isdigit():  # an item of a tuple or list
+            cls = next(iter(typing.get_args(cls)), None)
+        else:
+            cls = typing.get_type_hints(cls).get(key) if dataclasses.is_dataclass(cls) else None
+        cls = next((a for a in typing.get_args(cls) if dataclasses.is_dataclass(a)), cls) if _optional(cls) else cls
     return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+
+
+def _optional(cls: Any) -> bool:
+    return type(None) in typing.get_args(cls)
 
 
 def load(cls: type[T], path: Path | str, overrides: Sequence[str] = ()) -> T:

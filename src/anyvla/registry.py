@@ -17,7 +17,7 @@ from typing import Any
 def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
     """The sentence that helps after a typo: the nearest known names, or all of them if none is near."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     return f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"known: {', '.join(names)}"
 
 

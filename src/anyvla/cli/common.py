@@ -1,0 +1,123 @@
+"""What commands share: errors a person can read, a stop that loses nothing, progress with time left."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True)  # people read stderr; stdout is for results
+INTERRUPTED = 130  # the exit status shells use for Ctrl-C
+
+
+class Stopped(Exception):
+    """The person asked to stop; what was finished is kept."""
+
+
+def guarded(run: Callable[[], int], command: str) -> int:
+    """Turn expected failures into one clear line; unexpected ones keep their traceback."""
+    logging.basicConfig(level=os.environ.get("ANYVLA_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return run()
+    except (Stopped, KeyboardInterrupt) as stopped:
+        text = str(stopped) or "stopped"
+        console.print(f"[yellow]{command}:[/] {text}", highlight=False)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        return fail(command, f"the disk is full{where}. What was reported is kept: free some space, run the same again")
+    except (ValueError, RuntimeError, ImportError) as error:
+        if os.environ.get("ANYVLA_DEBUG"):
+            raise
+        return fail(command, str(error))
+
+
+def fail(command: str, message: str) -> int:
+    """Say what was wrong; the exit status."""
+    console.print(f"[bold red]{command}:[/] ", end="", highlight=False)
+    console.print(message, markup=False, highlight=False)
+    return 1
+
+
+@contextlib.contextmanager
+def graceful() -> Iterator[Callable[[], bool]]:
+    """Gives `stop()`. The first Ctrl-C or SIGTERM makes it True, a second Ctrl-C interrupts at once."""
+    asked = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        console.print("[yellow]stopping at the next safe place; once more to stop at once[/]")
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class Bar:
+    """A progress bar with time left; a plain line every ten seconds where there is no terminal."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.shown = title, 0.0
+        self.rich = (
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            if console.is_terminal
+            else None
+        )
+        self.task: Any = None
+        self.begin = time.perf_counter()
+        self.first: int | None = None
+
+    def __enter__(self) -> Bar:
+        if self.rich:
+            self.rich.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.rich:
+            self.rich.stop()
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` are done."""
+        if self.rich:
+            if self.task is None:
+                self.task = self.rich.add_task(self.title, total=total, completed=done, note=note)
+            self.rich.update(self.task, completed=done, total=total, note=note)
+            return
+        now = time.perf_counter()
+        if self.first is None:
+            self.first = done
+        if done < total and now - self.shown < 10:
+            return
+        self.shown = now
+        made = done - self.first
+        left = f", {(now - self.begin) / made * (total - done):.0f} s left" if made and done < total else ""
+        print(f"{self.title}: {done}/{total}{left} {note}".rstrip(), file=sys.stderr, flush=True)

@@ -1,0 +1,57 @@
+"""The command `anyvla`: one module per command, imported only when it is called, so that help is instant."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+from anyvla import __version__
+
+COMMANDS = {
+    "quickstart": (
+        "anyvla.cli.quickstart",
+        "demonstrations -> train -> evaluate -> a page with videos, on this machine",
+    ),
+    "train": ("anyvla.cli.train", "train a recipe, or go on where it was interrupted"),
+    "eval": ("anyvla.cli.evaluate", "play a benchmark with a checkpoint; success rates with intervals"),
+    "report": ("anyvla.cli.report", "write the HTML page of a run folder"),
+    "data": ("anyvla.cli.data", "collect demonstrations; look at a data set"),
+    "list": ("anyvla.cli.list", "backbones, structures, heads, benchmarks, formats, recipes"),
+    "doctor": ("anyvla.cli.doctor", "what this machine can do, what is missing and how to get it"),
+}
+
+
+def usage() -> str:
+    """The text of `anyvla --help`."""
+    rows = "\n".join(f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items())
+    return (
+        "usage: anyvla COMMAND [options]\n\n"
+        "Turn any vision-language model into a vision-language-action model.\n\n"
+        f"commands:\n{rows}\n\n"
+        "anyvla COMMAND --help tells more; anyvla --version prints the version.\n"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit status is 0 only when it did what was asked."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage(), end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"anyvla {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COMMANDS)}"
+        print(f"anyvla: there is no command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    from anyvla.cli.common import guarded  # rich and logging are not needed for help
+
+    return guarded(lambda: importlib.import_module(COMMANDS[name][0]).main(rest), name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

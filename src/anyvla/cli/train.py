@@ -1,0 +1,64 @@
+"""`anyvla train RECIPE`: train, or go on where it was interrupted."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from anyvla.cli.common import Bar, Stopped, console, graceful
+from anyvla.config import ConfigError, to_dict
+from anyvla.recipe import Recipe, read
+
+
+def main(argv: list[str]) -> int:
+    """Parse, train, print the checkpoint's folder."""
+    parser = argparse.ArgumentParser(
+        prog="anyvla train",
+        description=__doc__,
+        epilog="Any key of the recipe can be set: --training.steps 2000 --model.fuser.name gpt",
+    )
+    parser.add_argument("recipe", help="a YAML file, or the name of a bundled recipe (anyvla list recipes)")
+    parser.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
+    options, overrides = parser.parse_known_args(argv)
+    recipe = read(options.recipe, overrides)
+    print(train(recipe, options.out or Path("outputs") / recipe.name))
+    return 0
+
+
+def dataset_of(recipe: Recipe, run: Path) -> Path:
+    """Where the data of a recipe lies: its own source, or what it collects into the run folder."""
+    return Path(recipe.data.sources[0].path) if recipe.data.sources else run / "dataset"
+
+
+def train(recipe: Recipe, run: Path) -> Path:
+    """Train the recipe in its run folder; returns the checkpoint."""
+    from anyvla.data.mixture import open_mixture
+    from anyvla.training.loop import Interrupted, Progress
+    from anyvla.training.loop import train as run_training
+
+    root = dataset_of(recipe, run)
+    if not root.is_dir() and recipe.collect is not None:
+        raise ConfigError(
+            f"there are no demonstrations at {root} yet; make them with: anyvla data collect {recipe.name}"
+        )
+    dataset = open_mixture(recipe.data, root)
+    with graceful() as stop, Bar("train") as bar:
+
+        def show(p: Progress) -> None:
+            bar(p.step, p.steps, f"loss {p.loss:.4f}, {p.samples_per_s:.0f} samples/s")
+
+        try:
+            checkpoint = run_training(
+                recipe.model,
+                recipe.training,
+                dataset,
+                run,
+                to_dict(recipe),
+                cache_gb=recipe.data.cache_gb,
+                progress=show,
+                stop=stop,
+            )
+        except Interrupted as stopped:
+            raise Stopped(str(stopped)) from None
+    console.print(f"trained: {checkpoint}", highlight=False)
+    return checkpoint

@@ -1,0 +1,63 @@
+"""A recipe: one YAML file = one runnable experiment, and the run folder where everything it makes lies.
+
+The sections belong to the layers that read them; this module only puts them side by side and finds recipes by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from anyvla.config import STRICT, ConfigError, load
+from anyvla.data.mixture import DataConfig
+from anyvla.evaluation.collect import CollectConfig
+from anyvla.evaluation.protocol import EvaluationConfig
+from anyvla.policy import VLAConfig
+from anyvla.registry import nearest
+from anyvla.training.loop import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Recipe:
+    """All that an experiment is."""
+
+    name: str = Field(min_length=1)
+    benchmark: str | None = None  # "metaworld/half-open": where demonstrations are collected and policies evaluated
+    collect: CollectConfig | None = None  # None: the data exists already
+    data: DataConfig = DataConfig()
+    model: VLAConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        if self.collect is None and not self.data.sources:
+            raise ValueError("there is no data: give data.sources, or a section collect to make demonstrations")
+        if self.collect is not None and self.benchmark is None:
+            raise ValueError("collect needs a benchmark, as in benchmark: metaworld/half-open")
+
+
+def bundled() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("anyvla") / "recipes"
+    return sorted(Path(str(p)).stem for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def find(name: str) -> Path:
+    """The file of a recipe given by path or by the name of a bundled one. Raises ConfigError."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix or path.parent != Path():
+        raise ConfigError(f"there is no recipe file {name}")
+    if name not in bundled():
+        raise ConfigError(f"there is no recipe {name!r}, neither as a file nor bundled: {nearest(name, bundled())}")
+    return Path(str(resources.files("anyvla") / "recipes" / f"{name}.yaml"))
+
+
+def read(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by path or bundled name, with `--section.key value` options laid over it."""
+    return load(Recipe, find(name), overrides)

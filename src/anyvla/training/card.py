@@ -1,0 +1,57 @@
+"""The model card that every checkpoint carries as its README.md."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import yaml
+
+from anyvla.policy import VLA
+
+
+def versions() -> dict[str, str]:
+    """What a trained model depends on."""
+    return {"python": platform.python_version()} | {p: metadata.version(p) for p in ("anyvla", "torch", "transformers")}
+
+
+def model_card(vla: VLA, recipe: Mapping[str, Any], step: int) -> str:
+    """Markdown: what the policy is, how it was trained, how to use it."""
+    robot, config = vla.embodiment, vla.config
+    parameters = sum(p.numel() for p in vla.parameters())
+    return f"""---
+library_name: anyvla
+pipeline_tag: robotics
+---
+# {recipe.get("name", "A policy")}
+
+A vision-language-action model made with anyvla: {parameters / 1e6:.1f} M parameters, {step} training steps.
+
+| | |
+|---|---|
+| backbone | {config.backbone.name} |
+| history | {config.history.name}, window {vla.history.window} |
+| fuser, decoder | {config.fuser.name}, {config.decoder.name} |
+| chunk | {config.chunk} actions, {config.execute} executed |
+| robot | {robot.name}, {robot.control_hz:g} actions per second |
+| cameras | {", ".join(robot.cameras)} |
+| proprio | {", ".join(f"{g.name} ({g.size})" for g in robot.proprio.groups) if config.proprio else "not used"} |
+| action | {", ".join(f"{g.name} ({g.size}, {g.mode})" for g in robot.action.groups)} |
+| data | fingerprint {vla.statistics.fingerprint[:16]} |
+| versions | {", ".join(f"{k} {v}" for k, v in versions().items())} |
+
+```python
+from anyvla import VLA, Observation
+
+policy = VLA.load("path/to/this/folder")
+session = policy.start("open the drawer")
+[chunk] = policy.act([Observation(images=images, proprio=proprio)], [session])  # chunk.actions: (N, A)
+```
+
+## Recipe
+
+```yaml
+{yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=120)}```
+"""

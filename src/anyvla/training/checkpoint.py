@@ -1,0 +1,98 @@
+"""Checkpoints that training can go on from, exactly: weights, optimiser and the step, in safetensors and JSON.
+
+Data order, augmentation and schedule are pure functions of (seed, step), so the step is all the state they have. A
+checkpoint is written beside the old one and renamed, so that an interruption never leaves half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+
+from anyvla.actions.normalize import Statistics
+from anyvla.config import ConfigError
+from anyvla.policy import VLA
+
+FORMAT = 1
+
+
+def latest(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run folder: the finished one, or the last on the way."""
+    final = run / "checkpoint"
+    if final.is_dir():
+        return final
+    steps = sorted(p for p in (run / "train").glob("step-*") if p.suffix != ".tmp")
+    return steps[-1] if steps else None
+
+
+def save(
+    folder: Path, vla: VLA, optimizer: torch.optim.Optimizer, step: int, recipe: Mapping[str, Any], card: str
+) -> None:
+    """Write a whole checkpoint to `folder`, which must not exist yet."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    vla.save(temporary, recipe)
+    (temporary / "README.md").write_text(card)
+    training = temporary / "training"
+    training.mkdir()
+    tensors = {
+        f"{index}.{key}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+    safetensors.torch.save_file(tensors | {"rng": torch.get_rng_state()}, str(training / "state.safetensors"))
+    (training / "state.json").write_text(json.dumps({"format": FORMAT, "step": step}))
+    temporary.rename(folder)
+
+
+def step_of(folder: Path) -> int:
+    """The steps that a checkpoint has behind it."""
+    return int(json.loads((folder / "training" / "state.json").read_text())["step"])
+
+
+def check_same(folder: Path, recipe: Mapping[str, Any], fingerprint: str) -> None:
+    """Refuse to go on with a checkpoint of another recipe or other data. Raises ConfigError that names what differs."""
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    way_out = f"Choose another output folder, or remove {folder.parent} to train anew"
+    sections = ("model", "data", "training")
+    differing = [d for key in sections for d in _differences(stored.get(key), recipe.get(key), key)]
+    if differing:
+        raise ConfigError(
+            f"{folder} was made by another recipe; it differs in "
+            + "; ".join(f"{key} ({old!r} there, {new!r} now)" for key, old, new in differing[:8])
+            + f". {way_out}"
+        )
+    known = Statistics.load(folder / "statistics.json").fingerprint
+    if known != fingerprint:
+        raise ConfigError(f"{folder} was trained on other data ({known[:12]}, now {fingerprint[:12]}). {way_out}")
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [
+            d
+            for k in keys
+            for d in _differences(old.get(k, "(absent)"), new.get(k, "(absent)"), f"{path}.{k}".strip("."))
+        ]
+    return [] if old == new else [(path, old, new)]
+
+
+def restore(folder: Path, vla: VLA, optimizer: torch.optim.Optimizer) -> int:
+    """Load weights, optimiser and random state into what was just built; returns the step to go on from."""
+    safetensors.torch.load_model(vla, str(folder / "model.safetensors"))
+    tensors = safetensors.torch.load_file(str(folder / "training" / "state.safetensors"))
+    torch.set_rng_state(tensors.pop("rng"))
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step_of(folder)

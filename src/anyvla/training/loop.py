@@ -1,0 +1,272 @@
+"""The training loop: batches in order, one optimiser step each, a log line now and then, exact resume.
+
+It knows nothing of evaluation or of the screen: progress goes to a callback, and a `stop` callback ends it early with
+a checkpoint. All randomness is a pure function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass as plain_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from anyvla.actions.normalize import Statistics
+from anyvla.config import STRICT
+from anyvla.data.augment import AugmentConfig, augment
+from anyvla.data.episode import EpisodeDataset
+from anyvla.data.window import EpochSampler, WindowConfig, WindowDataset
+from anyvla.policy import VLA, VLAConfig
+from anyvla.training import checkpoint
+from anyvla.training.card import model_card
+from anyvla.training.optim import OptimConfig, learning_rate, optimizer
+from anyvla.types import Batch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainingConfig:
+    """The section `training:` of a recipe."""
+
+    steps: int = Field(default=10_000, ge=1)  # optimiser steps
+    batch_size: int = Field(default=32, ge=1)  # windows per optimiser step
+    accumulate: int = Field(default=1, ge=1)  # parts that a batch is split into, to save memory; changes no result
+    seed: int = 0  # of initialisation, data order and augmentation
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the hardware has it
+    device: str = "auto"  # "auto" | "cpu" | "cuda" | "cuda:1"
+    optim: OptimConfig = OptimConfig()
+    augment: AugmentConfig = AugmentConfig()
+    log_every: int = Field(default=20, ge=1)  # steps
+    checkpoint_every: int = Field(default=500, ge=1)  # steps
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; says why, where the last good checkpoint is and what to try."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and left a checkpoint to go on from."""
+
+
+@plain_dataclass(frozen=True)
+class Progress:
+    """One log line."""
+
+    step: int
+    steps: int
+    loss: float
+    parts: Mapping[str, float]
+    lr: float
+    grad_norm: float
+    samples_per_s: float  # windows x valid steps
+    wait_share: float  # of the time, waiting for data
+    elapsed_s: float  # this run of the process
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that "auto" stands for, or the one named."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The autocast type. bfloat16 pays only where the hardware multiplies it: other CPUs run it slower than float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def train(
+    model: VLAConfig,
+    config: TrainingConfig,
+    dataset: EpisodeDataset,
+    run: Path,
+    recipe: Mapping[str, Any],
+    *,
+    cache_gb: float = 2.0,
+    progress: Callable[[Progress], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Train, or go on where `run` stands; returns `run/checkpoint`.
+
+    `recipe` is the document kept in the checkpoint; going on under another one raises ConfigError. Raises
+    TrainingError when the loss or the gradients are not finite, Interrupted after `stop()` said so.
+    """
+    final = run / "checkpoint"
+    begun = checkpoint.latest(run)
+    if begun is not None:
+        checkpoint.check_same(begun, recipe, dataset.fingerprint)
+        if begun == final:
+            return final
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    statistics = dataset.statistics
+    vla = VLA(
+        model,
+        dataset.embodiment,
+        Statistics(statistics["action"], statistics["proprio"], dataset.fingerprint),
+    ).to(device)
+    vla.train()
+    optim = optimizer(config.optim, vla)
+    start = checkpoint.restore(begun, vla, optim) if begun is not None else 0
+    (run / "train").mkdir(parents=True, exist_ok=True)
+    with (
+        contextlib.closing(_batches(dataset, model, vla.history.window, config, cache_gb, start)) as batches,
+        _open_log(run / "train" / "log.jsonl", start) as log,
+    ):
+        trainer, meter, last = _Trainer(vla, optim, config, device), _Meter(), begun
+
+        def keep(folder: Path, step: int) -> Path:
+            checkpoint.save(folder, vla, optim, step, recipe, model_card(vla, recipe, step))
+            if last is not None:
+                shutil.rmtree(last)
+            return folder
+
+        for step in range(start, config.steps):
+            with meter.waiting():
+                batch = next(batches)
+            loss, parts, norm = trainer.step(batch, step, last)
+            done = step + 1
+            meter.count(int(batch.step_mask.sum()))
+            if done % config.log_every == 0 or done == config.steps:
+                rate = learning_rate(config.optim, step, config.steps)
+                line = Progress(done, config.steps, loss, parts, rate, norm, *meter.read())
+                log.write(json.dumps(_plain(line)) + "\n")
+                log.flush()
+                progress(line)
+            stopping = stop()
+            if done < config.steps and (done % config.checkpoint_every == 0 or stopping):
+                last = keep(run / "train" / f"step-{done:08d}", done)
+                if stopping:
+                    raise Interrupted(f"stopped after {done} of {config.steps} steps; the same command goes on there")
+        keep(final, config.steps)
+    return final
+
+
+class _Trainer:
+    """One optimiser step at a time."""
+
+    def __init__(self, vla: VLA, optim: torch.optim.Optimizer, config: TrainingConfig, device: torch.device) -> None:
+        self.vla, self.optim, self.config, self.device = vla, optim, config, device
+        dtype = pick_precision(config.precision, device)
+        self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+        self.parameters = [p for group in optim.param_groups for p in group["params"]]
+
+    def step(self, batch: Batch, step: int, last: Path | None) -> tuple[float, dict[str, float], float]:
+        config = self.config
+        for group in self.optim.param_groups:
+            group["lr"] = learning_rate(config.optim, step, config.steps)
+        self.optim.zero_grad(set_to_none=True)
+        # a mean over the valid elements of the whole batch, however it is split
+        count = float(batch.action_mask.sum()) * batch.actions.shape[-1]
+        total, parts = 0.0, {}
+        for piece in _split(batch, config.accumulate, self.device):
+            with self.autocast:
+                loss = self.vla.loss(piece)
+            (loss.total / max(1.0, count)).backward()
+            share = float(loss.count) / max(1.0, count)
+            total += float(loss.total.detach()) / max(1.0, count)
+            parts = {k: parts.get(k, 0.0) + share * float(v) for k, v in loss.parts.items()}
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, config.optim.clip))
+        if not (np.isfinite(total) and np.isfinite(norm)):
+            where = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
+            raise TrainingError(
+                f"step {step + 1}: loss {total}, gradient norm {norm}; nothing was updated with it, {where}. "
+                "Try a lower --training.optim.lr or --training.precision float32, and look for outliers in the data"
+            )
+        self.optim.step()
+        return total, parts, norm
+
+
+class _Meter:
+    """Samples per second and the share of time spent waiting, since the last reading."""
+
+    def __init__(self) -> None:
+        self.begin = self.last = time.perf_counter()
+        self.samples, self.waited = 0, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def count(self, samples: int) -> None:
+        self.samples += samples
+
+    def read(self) -> tuple[float, float, float]:
+        now = time.perf_counter()
+        spent = now - self.last
+        reading = (self.samples / spent, self.waited / spent, now - self.begin)
+        self.last, self.samples, self.waited = now, 0, 0.0
+        return reading
+
+
+def _batches(
+    dataset: EpisodeDataset, model: VLAConfig, window: int, config: TrainingConfig, cache_gb: float, start: int
+) -> Iterator[Batch]:
+    """Batches from step `start` on, the next one being made while this one is used."""
+    windows = WindowDataset(
+        dataset, WindowConfig(window=window, chunk=model.chunk, stride=model.execute, cache_gb=cache_gb)
+    )
+    sampler = EpochSampler(len(windows), config.batch_size, config.seed)
+
+    def make(step: int) -> Batch:
+        arrays = windows.batch(sampler.indices(step))
+        images = augment(arrays["images"], config.augment, np.random.default_rng((config.seed, step)))
+        tensors = {k: torch.from_numpy(arrays[k]) for k in ("proprio", "actions", "action_mask", "step_mask")}
+        return Batch(images=torch.from_numpy(images), instructions=arrays["instructions"], **tensors)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
+        ahead = pool.submit(make, start)
+        for step in range(start, config.steps):
+            batch = ahead.result()
+            if step + 1 < config.steps:
+                ahead = pool.submit(make, step + 1)
+            yield batch
+
+
+def _split(batch: Batch, parts: int, device: torch.device) -> Iterator[Batch]:
+    size = len(batch.instructions) // parts
+    for begin in range(0, len(batch.instructions), size):
+        place = slice(begin, begin + size)
+        yield Batch(
+            images=batch.images[place].to(device),
+            proprio=batch.proprio[place].to(device),
+            instructions=batch.instructions[place],
+            actions=batch.actions[place].to(device),
+            action_mask=batch.action_mask[place].to(device),
+            step_mask=batch.step_mask[place].to(device),
+        )
+
+
+def _open_log(path: Path, start: int) -> Any:
+    """The log, without lines past the step we go on from."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.replace(path)
+    return path.open("a")
+
+
+def _plain(line: Progress) -> dict[str, Any]:
+    return {k: v for k, v in vars(line).items() if k != "steps"}

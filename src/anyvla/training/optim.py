@@ -1,0 +1,45 @@
+"""The optimiser and the learning-rate schedule, as pure functions of configuration and step."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from anyvla.config import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OptimConfig:
+    """The section `training.optim:` of a recipe. AdamW (arXiv 1711.05101)."""
+
+    lr: float = Field(default=1e-4, gt=0)  # peak
+    schedule: Literal["cosine", "constant"] = "cosine"  # after warm-up; cosine ends at final_lr
+    warmup_steps: int = Field(default=100, ge=0)  # linear from 0
+    final_lr: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)  # matrices only; vectors, norms and embeddings of queries have none
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(default=1.0, gt=0)  # largest norm of all gradients together
+
+
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+    """The rate of step `step` (from 0) of `steps`."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW over what is trainable."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if p.ndim >= 2 and name != "queries"]
+    others = [p for name, p in named if p.ndim < 2 or name == "queries"]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)

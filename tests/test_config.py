@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+from pydantic.dataclasses import dataclass
+
+from anyvla.config import STRICT, ConfigError, FuserPart, build, load, override, to_dict, to_yaml
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Inner:
+    size: int = 3
+    rate: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Outer:
+    name: str
+    inner: Inner = Inner()
+    many: tuple[Inner, ...] = ()
+    fuser: FuserPart = "identity"  # type: ignore[assignment]
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_yaml_and_options_give_a_checked_config(tmp_path):
+    path = write(tmp_path, "name: a\ninner: {size: 4}\nfuser: lstm\n")
+    config = load(Outer, path, ["--inner.rate", "0.25", "--fuser.hidden=16"])
+    assert (config.inner.size, config.inner.rate) == (4, 0.25)
+    assert config.fuser.name == "lstm"
+    assert config.fuser.config.hidden == 16
+
+
+def test_round_trip_through_yaml(tmp_path):
+    config = build(Outer, {"name": "a", "many": [{"size": 1}], "fuser": {"name": "gpt", "layers": 2}})
+    assert build(Outer, to_dict(config)) == config
+    assert load(Outer, write(tmp_path, to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"name": "a", "iner": {}}, r"unknown key 'iner': did you mean 'inner'\?"),
+        ({"name": "a", "inner": {"sise": 1}}, r"unknown key 'inner.sise': did you mean 'size'\?"),
+        ({"name": "a", "many": [{"sise": 1}]}, r"unknown key 'many.0.sise': did you mean 'size'\?"),
+        ({}, r"'name' is required"),
+        ({"name": "a", "inner": {"size": "big"}}, r"'inner.size'.*given: 'big'"),
+        ({"name": "a", "inner": {"rate": float("nan")}}, r"'inner.rate'"),
+        ({"name": "a", "fuser": "lstn"}, r"'fuser': fusers has no 'lstn': did you mean 'lstm'\?"),
+        ({"name": "a", "fuser": {"name": "lstm", "hiden": 1}}, r"unknown key 'hiden': did you mean 'hidden'\?"),
+        ({"name": "a", "fuser": {"hidden": 1}}, r"the key 'name' is missing; one of: gpt, identity, lstm"),
+    ],
+)
+def test_faults_name_the_place_and_the_way_out(data, message):
+    with pytest.raises(ConfigError, match=message):
+        build(Outer, data)
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(ConfigError) as error:
+        build(Outer, {"iner": 1, "inner": {"sise": 1}})
+    assert all(part in str(error.value) for part in ("'iner'", "'inner.sise'", "'name' is required"))
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read the recipe .*nowhere.yaml"):
+        load(Outer, tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(Outer, write(tmp_path, "a: [1"))
+
+
+def test_options_must_look_like_options():
+    assert override({"a": {"b": 1}}, ["--a.c", "x"]) == {"a": {"b": 1, "c": "x"}}
+    with pytest.raises(ConfigError, match="needs a value"):
+        override({}, ["--a"])
+    with pytest.raises(ConfigError, match="cannot place 'a'"):
+        override({}, ["a"])
