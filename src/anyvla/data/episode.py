@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +50,9 @@ class EpisodeDataset(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Episode: ...
+
+    def frames(self, camera: str, episode: int, indices: Sequence[int]) -> UInt8[np.ndarray, "K H W 3"]:
+        """Single frames of one camera, in the order of `indices` (steps of the episode)."""
 
     @property
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class LeRobotDataset:
         self.embodiment = embodiment
         self.provenance: dict[str, Any] = own.get("provenance", {})
         self.notes: dict[str, Any] = own.get("notes", {})
-        self._fps = float(self._info["fps"])
+        self.fps = float(self._info["fps"])
         self._camera_keys = {name: self._camera_key(name) for name in embodiment.cameras}
         self._check_size(ACTION, embodiment.action.size)
         self._check_size(STATE, embodiment.proprio.size)
@@ -69,12 +69,12 @@ class LeRobotDataset:
         return len(self._episodes)
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode `index` with all frames of all cameras decoded. Raises IndexError past the end."""
+        """Episode `index`; a camera's frames are decoded when first asked for. Raises IndexError past the end."""
         row = self._episode(index)
         table = self._rows(row)
         task_index = table["task_index"][0].as_py()
         return Episode(
-            images={name: self._decode(name, row) for name in self._camera_keys},
+            images=_Images(self, row),
             proprio=_matrix(table[STATE]),
             actions=_matrix(table[ACTION]),
             instruction=self._tasks[task_index],
@@ -89,8 +89,8 @@ class LeRobotDataset:
         outside = [i for i in indices if not 0 <= i < row["length"]]
         if outside:
             raise IndexError(f"episode {episode} has {row['length']} steps; no step {outside[0]}")
-        path, start = self._video(camera, row)
-        return video.decode_at(path, self._fps, [start + int(i) for i in indices])
+        path, start = self.locate(camera, row)
+        return video.decode_at(path, self.fps, [start + int(i) for i in indices])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -169,7 +169,7 @@ class LeRobotDataset:
                 f"{self.root} is incomplete: info.json counts {self._info['total_episodes']} episodes, "
                 f"meta/episodes lists {len(rows)}; copy the dataset again"
             )
-        wanted = {self._data(r) for r in rows} | {self._video(c, r)[0] for r in rows for c in self._camera_keys}
+        wanted = {self._data(r) for r in rows} | {self.locate(c, r)[0] for r in rows for c in self._camera_keys}
         for path in sorted(wanted):
             _existing(path)
         return rows
@@ -183,16 +183,14 @@ class LeRobotDataset:
         where = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
         return self.root / self._info["data_path"].format(**where)
 
-    def _video(self, camera: str, row: dict[str, Any]) -> tuple[Path, int]:
-        """The file and the number of the episode's first frame in it."""
+    def locate(self, camera: str, row: dict[str, Any]) -> tuple[Path, int]:
+        """The video file of a camera and the number of the episode's first frame in it; `row` is its episode's row."""
+        if camera not in self._camera_keys:
+            raise KeyError(f"no camera {camera!r}: {nearest(camera, list(self._camera_keys))}")
         key = self._camera_keys[camera]
         where = {"chunk_index": row[f"videos/{key}/chunk_index"], "file_index": row[f"videos/{key}/file_index"]}
         path = self.root / self._info["video_path"].format(video_key=key, **where)
-        return path, round(row[f"videos/{key}/from_timestamp"] * self._fps)
-
-    def _decode(self, camera: str, row: dict[str, Any]) -> UInt8[np.ndarray, "T H W 3"]:
-        path, start = self._video(camera, row)
-        return video.decode(path, self._fps, start, row["length"])
+        return path, round(row[f"videos/{key}/from_timestamp"] * self.fps)
 
     def _rows(self, row: dict[str, Any]) -> pa.Table:
         path = self._data(row)
@@ -204,6 +202,26 @@ class LeRobotDataset:
         if len(part) != row["length"] or part["index"][0].as_py() != row["dataset_from_index"]:
             raise ValueError(f"{path} does not hold the rows of episode {row['episode_index']}; copy the dataset again")
         return part
+
+
+class _Images(Mapping[str, np.ndarray]):
+    """Camera name -> frames of one episode, decoded once, so that reading only its numbers costs no decoding."""
+
+    def __init__(self, dataset: LeRobotDataset, row: dict[str, Any]) -> None:
+        self._dataset, self._row = dataset, row
+        self._decoded: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, camera: str) -> UInt8[np.ndarray, "T H W 3"]:
+        if camera not in self._decoded:
+            path, start = self._dataset.locate(camera, self._row)
+            self._decoded[camera] = video.decode(path, self._dataset.fps, start, self._row["length"])
+        return self._decoded[camera]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dataset.embodiment.cameras)
+
+    def __len__(self) -> int:
+        return len(self._dataset.embodiment.cameras)
 
 
 def _read_info(root: Path) -> dict[str, Any]:
