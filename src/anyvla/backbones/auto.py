@@ -155,7 +155,7 @@ class AutoBackbone(Backbone):
             # Right padding: a count from the start is the place among the valid tokens. That it goes on over the
             # padding keeps transformers from taking a jump in the count for a packed second sequence.
             positions = torch.arange(ids.shape[1], device=ids.device) + self.quirk.first_position
-            given["position_ids"] = positions.expand_as(ids)
+            given["position_ids"] = positions.repeat(len(ids), 1)
         return given | extra_inputs(self.quirk, self._names, ids == self.image_id, sequence.query_mask)
 
     def _pixel_values(self, images: UInt8[Tensor, "M V H W 3"]) -> Tensor:

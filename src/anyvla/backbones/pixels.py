@@ -26,15 +26,20 @@ class Pixels(nn.Module):
     def __init__(self, preprocessor: Mapping[str, Any], image_size: int | None) -> None:
         """`image_size`: the vision tower's, used where the preprocessor gives no exact size.
 
-        Raises ValueError if neither gives a size.
+        Raises ValueError if neither gives a size, or there is no mean to normalise with.
         """
         super().__init__()
         self.size = _size(preprocessor, image_size)  # (h, w)
-        self.filter = _FILTERS.get(int(preprocessor.get("resample") or 2), "bilinear")
+        self.filter = _FILTERS.get(preprocessor.get("resample", 2), "bilinear")
         factor = float(preprocessor.get("rescale_factor", 1 / 255)) if preprocessor.get("do_rescale", True) else 1.0
-        normalise = preprocessor.get("do_normalize", True)
-        mean = torch.tensor(preprocessor.get("image_mean") if normalise else [0.0] * 3, dtype=torch.float32)
-        std = torch.tensor(preprocessor.get("image_std") if normalise else [1.0] * 3, dtype=torch.float32)
+        mean, std = torch.zeros(3), torch.ones(3)
+        if preprocessor.get("do_normalize", True):
+            if "image_mean" not in preprocessor or "image_std" not in preprocessor:
+                raise ValueError(
+                    "the preprocessor normalises but does not say with which image_mean and image_std: "
+                    "add both to preprocessor_config.json, three numbers each"
+                )
+            mean, std = torch.tensor(preprocessor["image_mean"]), torch.tensor(preprocessor["image_std"])
         self.register_buffer("scale", (factor / std).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(3, 1, 1), persistent=False)
 

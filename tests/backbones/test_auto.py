@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, GPT2Config
+
+from anyvla.backbones.auto import AutoBackbone
+from anyvla.backbones.base import Sequence
+from anyvla.backbones.quirks import DEFAULT, QUIRKS, quirk_of
+from anyvla.config import ConfigError, build
+
+Pack = Callable[..., Sequence]
+TEXTS = ["open", "close the drawer slowly", "push"]
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def backbone(model_folder: Path) -> AutoBackbone:
+    return load(model_folder)
+
+
+def load(folder: Path, assets: Path | None = None) -> AutoBackbone:
+    return AutoBackbone(AutoBackbone.Config(path=str(folder), prompt="do {instruction}"), assets=assets).eval()
+
+
+def frames(steps: int, views: int, size: int = 28, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (steps, views, size, size, 3), dtype=torch.uint8, generator=generator)
+
+
+def questions(backbone: AutoBackbone, r: int = 1) -> torch.Tensor:
+    return torch.randn(r, backbone.width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("r", [1, 3])
+def test_readouts_have_one_row_per_step_and_query(backbone: AutoBackbone, pack: Pack, views: int, r: int) -> None:
+    block = backbone.prepare(frames(3, views), TEXTS)
+    out = backbone(pack(backbone, block, [1, 1, 1], r), questions(backbone, r))
+    assert out.shape == (3, r, 32)
+    assert out.isfinite().all()
+    assert out.std() > 0.1
+
+
+def test_readouts_are_what_the_whole_model_computes(model_folder: Path, backbone: AutoBackbone, pack: Pack) -> None:
+    """Against the unaltered model: an embedding table whose query row holds the query gives the same hidden state."""
+    block = backbone.prepare(frames(1, 2), TEXTS[:1])
+    sequence = pack(backbone, block, [1])
+    query = questions(backbone)
+    whole = AutoModelForImageTextToText.from_pretrained(model_folder).eval()
+    table = whole.get_input_embeddings()
+    scale = float(getattr(table, "embed_scale", 1.0))  # Gemma's table scales what it looks up
+    with torch.no_grad():
+        table.weight[backbone.query_id] = query[0] / scale
+        given = {"input_ids": sequence.input_ids, "pixel_values": backbone._pixel_values(block.images)}
+        image = sequence.input_ids == backbone.image_id
+        if whole.config.model_type == "kosmos-2":
+            given["image_embeds_position_mask"] = image.long()
+        if whole.config.model_type == "paligemma":
+            given["token_type_ids"] = sequence.query_mask.long()
+        hidden = whole(**given, attention_mask=sequence.attention_mask.long(), output_hidden_states=True)
+        expected = hidden.hidden_states[-1][:, -1:]
+        ours = backbone(sequence, query)
+    if whole.config.model_type == "kosmos-2":  # its last recorded state is that before the final norm
+        expected = whole.text_model.model.layer_norm(expected)
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_neighbours_and_padding_have_no_influence(backbone: AutoBackbone, pack: Pack) -> None:
+    images, query = frames(3, 2), questions(backbone, 2)
+    together = backbone(pack(backbone, backbone.prepare(images, TEXTS), [1, 1, 1], 2, padding=5), query)
+    for i, text in enumerate(TEXTS):
+        alone = backbone(pack(backbone, backbone.prepare(images[i : i + 1], [text]), [1], 2), query)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_every_input_is_read(backbone: AutoBackbone, pack: Pack) -> None:
+    images, query = frames(1, 2), questions(backbone)
+
+    def read(images: torch.Tensor, text: str, query: torch.Tensor) -> torch.Tensor:
+        return backbone(pack(backbone, backbone.prepare(images, [text]), [1]), query)
+
+    reference = read(images, "open", query)
+    for view in (0, 1):
+        changed = images.clone()
+        changed[:, view] = frames(1, 1, seed=7)[:, 0]
+        assert (read(changed, "open", query) - reference).abs().max() > 1e-3, f"camera {view} is not read"
+    assert (read(images.flip(1), "open", query) - reference).abs().max() > 1e-3, "cameras are not told apart"
+    assert (read(images, "shut", query) - reference).abs().max() > 1e-3
+    assert (read(images, "open", query.flip(1)) - reference).abs().max() > 1e-3
+
+
+def test_gradients_reach_vision_language_and_queries(backbone: AutoBackbone, pack: Pack) -> None:
+    query = questions(backbone).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = backbone(pack(backbone, backbone.prepare(frames(2, 2), TEXTS[:2]), [1, 1]), query)
+    assert out.dtype == query.dtype
+    backbone.zero_grad()
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    reached = {n for n, p in backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any("vision" in n and "patch_embedding" in n for n in reached)
+    assert any(("language" in n or "text_model" in n) and "layers.0" in n for n in reached)
+    assert any(part in n for n in reached for part in ("projector", "connector", "projection"))
+    assert query.grad is not None
+    assert query.grad.abs().sum() > 0
+
+
+def test_steps_of_one_sequence_are_causal(backbone: AutoBackbone, pack: Pack) -> None:
+    if "interleave" not in backbone.capabilities:
+        assert backbone.model.config.model_type == "paligemma"
+        return
+    images, query = frames(5, 2), questions(backbone, 2)
+    texts = [TEXTS[i % 3] for i in range(5)]
+    out = backbone(pack(backbone, backbone.prepare(images, texts), [3, 2], 2), query)
+    # The first step of each sequence is read as if alone: nothing leaks from later steps.
+    for step in (0, 3):
+        alone = backbone(
+            pack(backbone, backbone.prepare(images[step : step + 1], texts[step : step + 1]), [1], 2), query
+        )
+        torch.testing.assert_close(out[step : step + 1], alone, atol=TOLERANCE, rtol=TOLERANCE)
+    # Later steps see the earlier ones of their own sequence only.
+    changed = images.clone()
+    changed[0] = frames(1, 2, seed=9)[0]
+    moved = (backbone(pack(backbone, backbone.prepare(changed, texts), [3, 2], 2), query) - out).abs().amax((1, 2))
+    assert (moved[:3] > 1e-3).all()
+    assert (moved[3:] < TOLERANCE).all()
+
+
+def test_a_prefix_never_sees_the_queries(backbone: AutoBackbone, pack: Pack) -> None:
+    """Another second query leaves the first readout as it was."""
+    block = backbone.prepare(frames(1, 1), TEXTS[:1])
+    query = questions(backbone, 2)
+    other = torch.stack([query[0], query[1].flip(0)])
+    one, two = (backbone(pack(backbone, block, [1], 2), q) for q in (query, other))
+    torch.testing.assert_close(one[:, 0], two[:, 0], atol=TOLERANCE, rtol=TOLERANCE)
+    assert (one[:, 1] - two[:, 1]).abs().max() > 1e-3
+
+
+def test_assets_rebuild_the_architecture(backbone: AutoBackbone, pack: Pack, tmp_path: Path) -> None:
+    backbone.save_assets(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    config = AutoBackbone.Config(path="gone/away", prompt="do {instruction}")
+    again = AutoBackbone(config, assets=tmp_path).eval()
+    again.load_state_dict(backbone.state_dict())
+    images, query = frames(2, 1, size=40), questions(backbone)
+    old, new = (b(pack(b, b.prepare(images, TEXTS[:2]), [1, 1]), query) for b in (backbone, again))
+    assert torch.equal(old, new)
+
+
+def test_bfloat16_weights_answer_in_the_dtype_of_the_queries(llava_folder: Path, pack: Pack) -> None:
+    config = AutoBackbone.Config(path=str(llava_folder), dtype="bfloat16")
+    backbone = AutoBackbone(config).eval()
+    assert backbone.model.dtype == torch.bfloat16
+    out = backbone(pack(backbone, backbone.prepare(frames(1, 1), ["open"]), [1]), questions(backbone))
+    assert out.dtype == torch.float32
+
+
+def test_preparing_repeated_instructions_is_cheap(llava_folder: Path) -> None:
+    backbone, images = load(llava_folder), frames(64, 2)
+    backbone.prepare(images, TEXTS[:2] * 32)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        backbone.prepare(images, TEXTS[:2] * 32)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(1, 1, 28, 28, 3), torch.zeros(1, 1, 3, 28, 28, dtype=torch.uint8), torch.zeros(1, 28, 28, 3).byte()],
+    ids=["float", "channels first", "no view"],
+)
+def test_wrong_images_are_refused(llava_folder: Path, images: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"uint8 \(M, V, H, W, 3\) .* got .*channels last"):
+        load(llava_folder).prepare(images, ["open"])
+
+
+def test_too_much_text_is_refused(llava_folder: Path, pack: Pack) -> None:
+    backbone = load(llava_folder)
+    with pytest.raises(ValueError, match=r"context of 256: use fewer cameras or a shorter instruction"):
+        backbone.prepare(frames(1, 1), ["open " * 60])
+    with pytest.raises(ValueError, match="one per step"):
+        backbone.prepare(frames(2, 1), ["open"])
+    with pytest.raises(ValueError, match="contains the model's image token"):
+        backbone.prepare(frames(1, 1), ["open <image>"])
+    block = backbone.prepare(frames(12, 1), ["open"] * 12)
+    with pytest.raises(ValueError, match="exceeds the model's context of 256: use a shorter window"):
+        backbone(pack(backbone, block, [12]), questions(backbone))
+    with pytest.raises(ValueError, match="12 query places, but 12 steps of 2 queries need 24"):
+        backbone(pack(backbone, block, [1] * 12), questions(backbone, 2))
+
+
+def test_a_path_that_is_no_model_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # fail at once, whatever the network
+    with pytest.raises(ValueError, match=r"`hf download nobody/nothing-of-the-kind --revision v1`"):
+        AutoBackbone(AutoBackbone.Config(path="nobody/nothing-of-the-kind", revision="v1"))
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        AutoBackbone(AutoBackbone.Config(path=str(tmp_path)))
+    GPT2Config(n_layer=1, n_embd=8, n_head=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'gpt2' model, which does not read images"):
+        AutoBackbone(AutoBackbone.Config(path=str(tmp_path)))
+
+
+def test_a_folder_without_preprocessing_says_what_to_do(llava_folder: Path, tmp_path: Path) -> None:
+    for file in llava_folder.iterdir():
+        if file.name != "preprocessor_config.json":
+            (tmp_path / file.name).symlink_to(file)
+    with pytest.raises(ValueError, match=r"has no preprocessor_config\.json"):
+        load(tmp_path)
+    content = {"image_processor": json.loads((llava_folder / "preprocessor_config.json").read_text())}
+    (tmp_path / "processor_config.json").write_text(json.dumps(content))
+    assert load(tmp_path).preprocessor == content["image_processor"]
+
+
+def test_a_prompt_needs_a_place_for_the_instruction() -> None:
+    with pytest.raises(ConfigError, match=r"must contain \{instruction\}"):
+        build(AutoBackbone.Config, {"path": "x", "prompt": "what next?"})
+
+
+def test_the_table_names_real_families() -> None:
+    assert all(AutoConfig.for_model(model_type) is not None for model_type in QUIRKS)
+    assert quirk_of("llava") is DEFAULT
