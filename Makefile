@@ -1,0 +1,46 @@
+# make quickstart   demonstrations -> training -> evaluation -> a page with videos
+# make test         the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: env quickstart test slow lint types layers format clean
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt tools/system_packages.sh
+	@tools/system_packages.sh
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else f"Python 3.10 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	@echo "Making the environment in $(VENV) (some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt pip $(TORCH)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[metaworld,dev]'
+	@touch $@
+
+quickstart: env
+	@$(BIN)/anyvla quickstart $(ARGS)
+
+test: env
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+slow: env
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: env
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: env
+	@$(BIN)/mypy
+
+layers: env
+	@$(BIN)/lint-imports
+
+format: env
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,87 @@
+"""A small robot, a small policy and small data, for tests of what joins the parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from anyvla.actions.normalize import Statistics
+from anyvla.config import build
+from anyvla.data.episode import Embodiment, Episode
+from anyvla.policy import VLA, VLAConfig
+from anyvla.types import Batch, Observation
+
+SIZE = 32
+NANO = {"name": "nano", "width": 32, "layers": 2, "heads": 2, "mlp": 64, "image_size": SIZE, "channels": [16, 16]}
+HISTORIES = ["none", {"name": "policy_head", "window": 3}, {"name": "interleaved", "window": 3}]
+FUSERS = [
+    "identity",
+    {"name": "lstm", "hidden": 32, "layers": 2},
+    {"name": "gpt", "width": 32, "layers": 2, "heads": 2},
+]
+DECODERS = [{"name": "regression", "hidden": 64, "layers": 1}]
+
+
+def embodiment() -> Embodiment:
+    return build(
+        Embodiment,
+        {
+            "name": "small",
+            "cameras": ["corner", "wrist"],
+            "control_hz": 10,
+            "proprio": {"groups": [{"name": "position", "size": 3, "kind": "position"}]},
+            "action": {
+                "groups": [
+                    {"name": "position", "size": 3, "kind": "position", "mode": "delta"},
+                    {"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1},
+                ]
+            },
+        },
+    )
+
+
+def statistics() -> Statistics:
+    def of(dims: int) -> dict[str, list[float]]:
+        low, high = [-2.0] * dims, [2.0] * dims
+        return {"q01": low, "q99": high, "min": low, "max": high, "mean": [0.5] * dims, "std": [2.0] * dims}
+
+    return Statistics(of(4), of(3), "f" * 64)
+
+
+def model(history: Any = "none", fuser: Any = "identity", **keys: Any) -> VLAConfig:
+    data = {"backbone": NANO, "history": history, "fuser": fuser, "decoder": DECODERS[0], "chunk": 4, "execute": 2}
+    return build(VLAConfig, data | keys)
+
+
+def policy(*args: Any, **keys: Any) -> VLA:
+    torch.manual_seed(0)
+    return VLA(model(*args, **keys), embodiment(), statistics()).eval()
+
+
+def batch(windows: int, steps: int, seed: int = 0, chunk: int = 4) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    words = ["open the drawer", "close it now, please", "press the button"]
+    return Batch(
+        images=torch.randint(0, 256, (windows, steps, 2, SIZE, SIZE, 3), dtype=torch.uint8, generator=g),
+        proprio=torch.randn(windows, steps, 3, generator=g),
+        instructions=[words[i % 3] for i in range(windows)],
+        actions=torch.rand(windows, steps, chunk, 4, generator=g) * 2 - 1,
+        action_mask=torch.ones(windows, steps, chunk, dtype=torch.bool),
+        step_mask=torch.ones(windows, steps, dtype=torch.bool),
+    )
+
+
+def observation(of: Batch, row: int, step: int) -> Observation:
+    images = of.images[row, step].numpy()
+    return Observation({"corner": images[0], "wrist": images[1]}, of.proprio[row, step].numpy())
+
+
+def episode(length: int, seed: int = 0, instruction: str = "open the drawer") -> Episode:
+    rng = np.random.default_rng(seed)
+    state = np.cumsum(rng.normal(size=(length, 3)) * 0.1, axis=0).astype(np.float32)
+    frames = np.full((length, SIZE, SIZE, 3), 128, np.uint8)
+    frames[:, :8, :8] = rng.integers(0, 255, size=(length, 1, 1, 3))
+    actions = np.concatenate([np.tanh(state), np.sign(state[:, :1]) + (state[:, :1] == 0)], axis=1).astype(np.float32)
+    return Episode({"corner": frames, "wrist": frames[:, ::-1].copy()}, state, actions, instruction, {"task": "t"})

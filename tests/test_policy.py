@@ -1,0 +1,184 @@
+import dataclasses
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from small import FUSERS, HISTORIES, batch, model, observation, policy
+
+from anyvla.actions.normalize import StatisticsError
+from anyvla.config import ConfigError
+from anyvla.policy import VLA
+from anyvla.types import Observation
+
+
+def valid(history, fuser):
+    return history != "none" or fuser == "identity"
+
+
+COMBINATIONS = [(h, f) for h, f in itertools.product(HISTORIES, FUSERS) if valid(h, f)]
+every_structure = pytest.mark.parametrize(
+    ("history", "fuser"), COMBINATIONS, ids=lambda part: part if isinstance(part, str) else part["name"]
+)
+
+
+def windowed(vla: VLA, data) -> torch.Tensor:
+    """The chunks that loss's forward pass gives at each step, in robot units: (B, W, N, A)."""
+    with torch.inference_mode():
+        readouts = vla.history.windows(vla.backbone, vla.queries, data.images, data.instructions, data.step_mask)
+        context = vla._context(readouts, vla.state.normalise(data.proprio))
+        return vla.action.denormalise(vla.decoder.sample(context))
+
+
+@every_structure
+@pytest.mark.parametrize("readouts", [1, 2])
+def test_acting_step_by_step_equals_the_windowed_forward(history, fuser, readouts):
+    vla = policy(history, fuser, readouts=readouts)
+    window, length = vla.history.window, 6
+    data = batch(3, length)
+    sessions = [vla.start(text) for text in data.instructions]
+    for step in range(length):
+        chunks = vla.act([observation(data, row, step) for row in range(3)], sessions)
+        acted = torch.from_numpy(np.stack([c.actions for c in chunks]))
+        begin = max(0, step - window + 1)
+        seen = dataclasses.replace(
+            data,
+            images=data.images[:, begin : step + 1],
+            proprio=data.proprio[:, begin : step + 1],
+            step_mask=data.step_mask[:, begin : step + 1],
+        )
+        torch.testing.assert_close(acted, windowed(vla, seen)[:, -1], atol=1e-4, rtol=1e-4)
+        if step < window:  # the first steps of a session are the first steps of a training window
+            whole = dataclasses.replace(
+                data,
+                images=data.images[:, :window],
+                proprio=data.proprio[:, :window],
+                step_mask=data.step_mask[:, :window],
+            )
+            torch.testing.assert_close(acted, windowed(vla, whole)[:, step], atol=1e-4, rtol=1e-4)
+
+
+@every_structure
+def test_sessions_are_independent_of_their_neighbours_in_the_batch(history, fuser):
+    vla = policy(history, fuser)
+    data = batch(2, 3)
+    together = [vla.start(t) for t in data.instructions]
+    alone = [vla.start(t) for t in data.instructions]
+    late = vla.start(data.instructions[1])  # begins when the first has two steps behind it
+    for step in range(3):
+        both = vla.act([observation(data, row, step) for row in range(2)], together)
+        for row in range(2):
+            [single] = vla.act([observation(data, row, step)], [alone[row]])
+            np.testing.assert_allclose(both[row].actions, single.actions, atol=1e-4)
+    fresh = vla.start(data.instructions[1])
+    [expected] = vla.act([observation(data, 1, 2)], [fresh])
+    [_, mixed] = vla.act([observation(data, 0, 2), observation(data, 1, 2)], [together[0], late])
+    np.testing.assert_allclose(mixed.actions, expected.actions, atol=1e-4)
+
+
+@every_structure
+def test_masked_steps_and_actions_never_contribute(history, fuser):
+    vla = policy(history, fuser)
+    data = batch(2, vla.history.window)
+    step_mask, action_mask = data.step_mask.clone(), data.action_mask.clone()
+    step_mask[0, 1:] = False
+    action_mask[0, 1:] = False
+    action_mask[1, 0, 2:] = False
+    masked = dataclasses.replace(data, step_mask=step_mask, action_mask=action_mask)
+    noise = batch(2, vla.history.window, seed=1)
+    garbage = dataclasses.replace(
+        masked,
+        images=torch.where(step_mask[..., None, None, None, None], data.images, noise.images),
+        actions=torch.where(action_mask[..., None], data.actions, noise.actions),
+        proprio=torch.where(step_mask[..., None], data.proprio, noise.proprio),
+    )
+    one, other = vla.loss(masked), vla.loss(garbage)
+    torch.testing.assert_close(one.value, other.value)
+    assert one.count == action_mask.sum() * 4
+
+
+@every_structure
+def test_overfits_one_batch(history, fuser):
+    vla = policy(history, fuser).train()
+    data = batch(4, vla.history.window)
+    optimizer = torch.optim.AdamW(vla.parameters(), 3e-3, weight_decay=0.0)
+    first = float(vla.loss(data).value.detach())
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = vla.loss(data).value
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vla.parameters(), 1.0)
+        optimizer.step()
+    assert float(loss.detach()) < 0.15 * first
+
+
+@every_structure
+def test_a_saved_policy_acts_the_same(history, fuser, tmp_path):
+    vla = policy(history, fuser)
+    data = batch(1, 1)
+    vla.save(tmp_path / "checkpoint")
+    loaded = VLA.load(tmp_path / "checkpoint")
+    one = vla.act([observation(data, 0, 0)], [vla.start("open")])[0]
+    other = loaded.act([observation(data, 0, 0)], [loaded.start("open")])[0]
+    np.testing.assert_array_equal(one.actions, other.actions)
+    assert loaded.embodiment == vla.embodiment
+
+
+def test_splitting_a_batch_changes_no_sum():
+    vla = policy()
+    data = batch(4, 1)
+    mask = data.action_mask.clone()
+    mask[0] = False
+    mask[1, :, 1:] = False
+    data = dataclasses.replace(data, action_mask=mask)
+
+    def half(place):
+        return vla.loss(dataclasses.replace(data, **{f: getattr(data, f)[place] for f in vars(data)}))
+
+    whole, parts = vla.loss(data), [half(slice(0, 2)), half(slice(2, 4))]
+    torch.testing.assert_close(whole.total, parts[0].total + parts[1].total)
+    torch.testing.assert_close(whole.value, (parts[0].total + parts[1].total) / (parts[0].count + parts[1].count))
+
+
+def test_the_words_reach_the_actions():
+    vla = policy()
+    data = batch(1, 1)
+    one, other = (vla.act([observation(data, 0, 0)], [vla.start(t)])[0] for t in ("open it", "close it"))
+    assert np.abs(one.actions - other.actions).max() > 1e-4
+
+
+def test_invalid_combinations_are_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match="fuser 'lstm' fuses a window of steps, but history 'none' has one step"):
+        model("none", "lstm")
+    with pytest.raises(ConfigError, match="execute 5 exceeds chunk 4"):
+        model(execute=5)
+
+
+def test_observations_that_do_not_fit_are_refused():
+    vla = policy()
+    good = observation(batch(1, 1), 0, 0)
+    session = vla.start("open")
+    with pytest.raises(ValueError, match=r"lacks camera 'wrist'; this policy was trained with corner, wrist"):
+        vla.act([Observation({"corner": good.images["corner"]}, good.proprio)], [session])
+    with pytest.raises(ValueError, match=r"proprio has shape \(2,\).*\(3,\): \['position'\]"):
+        vla.act([Observation(good.images, good.proprio[:2])], [session])
+    with pytest.raises(ValueError, match="must have one size"):
+        vla.act([Observation({**good.images, "wrist": good.images["wrist"][:16]}, good.proprio)], [session])
+    with pytest.raises(ValueError, match="uint8"):
+        vla.act([Observation({k: v.astype(np.float32) for k, v in good.images.items()}, good.proprio)], [session])
+    with pytest.raises(ValueError, match="one observation per session"):
+        vla.act([good], [])
+    with pytest.raises(ValueError, match="the instruction is empty"):
+        vla.start("  ")
+
+
+def test_a_checkpoint_without_statistics_is_refused(tmp_path):
+    policy().save(tmp_path / "checkpoint")
+    broken = tmp_path / "broken"
+    shutil.copytree(tmp_path / "checkpoint", broken)
+    (broken / "statistics.json").unlink()
+    with pytest.raises(StatisticsError, match="no statistics at"):
+        VLA.load(broken)
+    with pytest.raises(ValueError, match=r"is no checkpoint of anyvla: it has no config.yaml"):
+        VLA.load(tmp_path)

@@ -1,0 +1,161 @@
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from small import embodiment, episode, model
+
+from anyvla.config import ConfigError, build, to_dict
+from anyvla.data.formats.lerobot import LeRobotDataset
+from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.policy import VLA
+from anyvla.training.loop import Interrupted, TrainingConfig, TrainingError, pick_precision, train
+from anyvla.training.optim import OptimConfig, learning_rate
+
+MODEL = model({"name": "policy_head", "window": 2}, {"name": "lstm", "hidden": 32, "layers": 1})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "dataset"
+    write_dataset(root, embodiment(), [episode(12 + i, seed=i) for i in range(4)])
+    return LeRobotDataset(root)
+
+
+def config(**keys):
+    defaults = {"steps": 12, "batch_size": 4, "log_every": 2, "checkpoint_every": 5, "augment": {"shift": 2}}
+    return build(TrainingConfig, {**defaults, "optim": {"lr": 1e-3, "warmup_steps": 2}, **keys})
+
+
+def document(training):
+    return {"name": "small", "model": to_dict(MODEL), "data": {}, "training": to_dict(training)}
+
+
+def run(dataset, folder, training=None, **keys):
+    training = training or config()
+    return train(MODEL, training, dataset, folder, keys.pop("recipe", None) or document(training), **keys)
+
+
+def weights(checkpoint):
+    return VLA.load(checkpoint).state_dict()
+
+
+def test_training_lowers_the_loss_and_logs_every_line(dataset, tmp_path):
+    training = config(steps=60, log_every=10, batch_size=8, optim={"lr": 3e-3, "warmup_steps": 2})
+    checkpoint = run(dataset, tmp_path, training)
+    lines = [json.loads(line) for line in (tmp_path / "train" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert set(lines[0]["parts"]) == {"position", "gripper"}
+    assert {p.name for p in checkpoint.iterdir()} >= {
+        "config.yaml",
+        "model.safetensors",
+        "statistics.json",
+        "README.md",
+    }
+    assert not list((tmp_path / "train").glob("step-*"))
+
+
+def test_resume_is_exact(dataset, tmp_path):
+    straight = run(dataset, tmp_path / "straight")
+    seen = []
+    with pytest.raises(Interrupted, match="stopped after 6 of 12 steps"):
+        run(dataset, tmp_path / "resumed", progress=lambda p: seen.append(p.step), stop=lambda: len(seen) >= 3)
+    resumed = run(dataset, tmp_path / "resumed", progress=lambda p: seen.append(p.step))
+    one, other = weights(straight), weights(resumed)
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+    def log(name):
+        lines = (tmp_path / name / "train" / "log.jsonl").read_text().splitlines()
+        return [{k: json.loads(line)[k] for k in ("step", "loss", "lr", "grad_norm")} for line in lines]
+
+    assert log("straight") == log("resumed")
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(dataset, tmp_path):
+    straight = run(dataset, tmp_path / "straight")
+
+    def die(progress):
+        if progress.step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, tmp_path / "killed", progress=die)
+    left = tmp_path / "killed" / "train"
+    (left / "step-00000008.tmp").mkdir()  # a checkpoint that was being written
+    with (left / "log.jsonl").open("a") as log:
+        log.write('{"step": 9, "lo')  # and a torn line
+    killed = run(dataset, tmp_path / "killed")
+    one, other = weights(straight), weights(killed)
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    steps = [json.loads(line)["step"] for line in (left / "log.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_finished_run_is_left_alone(dataset, tmp_path):
+    checkpoint = run(dataset, tmp_path)
+    before = (checkpoint / "model.safetensors").stat().st_mtime_ns
+    assert run(dataset, tmp_path) == checkpoint
+    assert (checkpoint / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_accumulation_changes_no_result(dataset, tmp_path):
+    whole, split = config(steps=3), config(steps=3, accumulate=2)
+    one, other = weights(run(dataset, tmp_path / "a", whole)), weights(run(dataset, tmp_path / "b", split))
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], atol=2e-5, rtol=1e-3)
+
+
+def test_a_checkpoint_of_another_recipe_or_other_data_is_refused(dataset, tmp_path):
+    run(dataset, tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"made by another recipe; it differs in training.optim.lr \(0.001 there, 0.1 now"
+    ):
+        run(dataset, tmp_path / "run", config(optim={"lr": 0.1, "warmup_steps": 2}))
+    write_dataset(tmp_path / "other", embodiment(), [episode(9, seed=9)])
+    with pytest.raises(ConfigError, match="was trained on other data"):
+        run(LeRobotDataset(tmp_path / "other"), tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(dataset, tmp_path, monkeypatch):
+    honest, calls = VLA.loss, []
+
+    def loss(self, batch):
+        calls.append(1)
+        given = honest(self, batch)
+        return dataclasses.replace(given, total=given.total * (float("nan") if len(calls) == 8 else 1.0))
+
+    monkeypatch.setattr(VLA, "loss", loss)
+    with pytest.raises(TrainingError, match=r"step 8: loss nan, .*last good checkpoint is .*step-00000005"):
+        run(dataset, tmp_path)
+    left = weights(tmp_path / "train" / "step-00000005")
+    assert all(torch.isfinite(v).all() for v in left.values())
+
+
+def test_statistics_that_are_missing_are_an_error(dataset, tmp_path):
+    root = tmp_path / "dataset"
+    shutil.copytree(dataset.root, root)
+    (root / "meta" / "stats.json").unlink()
+    with pytest.raises(ValueError, match=r"stats.json"):
+        run(LeRobotDataset(root), tmp_path / "run")
+
+
+def test_the_schedule_warms_up_and_ends_at_its_final_rate():
+    optim = OptimConfig(lr=1.0, warmup_steps=10, final_lr=0.1)
+    rates = [learning_rate(optim, s, 100) for s in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    constant = OptimConfig(lr=1.0, warmup_steps=10, schedule="constant")
+    assert learning_rate(constant, 99, 100) == 1.0
+
+
+def test_precision_is_what_was_asked_or_what_the_hardware_has():
+    cpu = torch.device("cpu")
+    assert pick_precision("bfloat16", cpu) == torch.bfloat16
+    assert pick_precision("float32", cpu) == torch.float32
+    assert pick_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    with pytest.raises(ConfigError, match="batch_size 5 must be a multiple of accumulate 2"):
+        config(batch_size=5, accumulate=2)
