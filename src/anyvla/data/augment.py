@@ -44,7 +44,7 @@ def augment(
 def random_shift(
     images: UInt8[np.ndarray, "B W V H W 3"], pixels: Sequence[int] | int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "B W V H W 3"]:
-    """Move each image by up to `pixels` in x and y, edges repeated. Raises ValueError if `pixels` does not fit V views."""
+    """Move each image by up to `pixels` in x and y, edges repeated. Raises ValueError for a wrong `pixels`."""
     batch, _, views, height, width, _ = images.shape
     limits = np.broadcast_to(np.atleast_1d(pixels), views) if np.size(pixels) in (1, views) else None
     if limits is None:

@@ -91,11 +91,12 @@ class WindowDataset:
         return len(self._frames) / len(self)
 
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Decode now what fits in memory, instead of at first use; `progress(done, total)` is called per episode."""
-        for i in range(self._kept):
-            self._decode(range(i, min(i + 4, self._kept)))
+        """Decode now what fits in memory, instead of at first use; `progress(done, total)` counts episodes."""
+        for start in range(0, self._kept, 8):
+            stop = min(start + 8, self._kept)
+            self._decode(range(start, stop))
             if progress is not None:
-                progress(i + 1, self._kept)
+                progress(stop, self._kept)
 
     def batch(self, indices: Int64[np.ndarray, "B"]) -> WindowBatch:
         """The windows that start at these frames. Raises IndexError for a frame outside of the data set."""

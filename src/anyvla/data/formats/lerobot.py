@@ -55,6 +55,11 @@ class LeRobotDataset:
         self.notes: dict[str, Any] = own.get("notes", {})
         self.fps = float(self._info["fps"])
         self._camera_keys = {name: self._camera_key(name) for name in embodiment.cameras}
+        if abs(embodiment.control_hz / self.fps - 1) > 0.01:
+            raise ValueError(
+                f"{self.root} was recorded at {self.fps:g} steps per second, the embodiment declares control_hz="
+                f"{embodiment.control_hz:g}: declare the rate of the data"
+            )
         self._check_size(ACTION, embodiment.action.size)
         self._check_size(STATE, embodiment.proprio.size)
         self._episodes = self._read_episodes()
@@ -216,6 +221,9 @@ class _Images(Mapping[str, np.ndarray]):
             path, start = self._dataset.locate(camera, self._row)
             self._decoded[camera] = video.decode(path, self._dataset.fps, start, self._row["length"])
         return self._decoded[camera]
+
+    def __contains__(self, camera: object) -> bool:  # the inherited one would decode
+        return camera in self._dataset.embodiment.cameras
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._dataset.embodiment.cameras)

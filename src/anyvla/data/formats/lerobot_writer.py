@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import os
 import re
 import shutil
@@ -25,22 +24,10 @@ import pyarrow.parquet as pq
 from anyvla.config import to_dict
 from anyvla.data.episode import Embodiment, Episode
 from anyvla.data.formats import video
-from anyvla.data.formats.lerobot import (
-    ACTION,
-    CAMERA_PREFIX,
-    DATA_PATH,
-    EPISODES_PATH,
-    OWN_KEY,
-    STATE,
-    VERSION,
-    VIDEO_PATH,
-)
-from anyvla.data.statistics import compute_statistics, image_histogram, image_statistics
+from anyvla.data.formats.lerobot import ACTION, STATE
+from anyvla.data.formats.lerobot_merge import merge
+from anyvla.data.statistics import image_histogram
 from anyvla.registry import nearest
-
-CHUNK_FILES = 1000  # files in a folder
-DATA_FILE_MB = 100
-VIDEO_FILE_MB = 200
 
 
 def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episode: Episode) -> None:
@@ -56,11 +43,13 @@ def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episod
         "length": len(episode),
         "instruction": episode.instruction,
         "extra": dict(episode.extra),
+        "sizes": {name: episode.images[name].shape[1:3] for name in embodiment.cameras},
         "histograms": histograms,
     }
     text = _to_json(facts, f"episode {index}: extra")
     try:
         with _explain_full_disk(partial_root):
+            shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
             building.mkdir(parents=True)
             for name in embodiment.cameras:
                 video.encode(building / f"{name}.mp4", episode.images[name], embodiment.control_hz)
@@ -131,8 +120,6 @@ class LeRobotWriter:
                 self.partial_root.mkdir(parents=True, exist_ok=True)
                 _write_atomically(path, text)
         self._own = json.loads(text)
-        for leftover in self.partial_root.glob(".building-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
 
     def _check_begun(self, begun: dict[str, Any], mine: dict[str, Any]) -> None:
         differing = []
@@ -179,7 +166,7 @@ class LeRobotWriter:
         shutil.rmtree(building, ignore_errors=True)
         try:
             with _explain_full_disk(self.root):
-                _merge(building, staged, self.embodiment, {**self._own, "notes": self.notes})
+                merge(building, staged, self.embodiment, {**self._own, "notes": self.notes})
                 for folder in [building, *(p for p in building.rglob("*") if p.is_dir())]:
                     _sync(folder)
                 building.rename(self.root)
@@ -203,170 +190,6 @@ def write_dataset(
 def is_complete(root: Path) -> bool:
     """Whether a whole dataset lies at `root`."""
     return (root / "meta/info.json").is_file()  # datasets appear by one rename
-
-
-def _merge(root: Path, staged: list[Path], embodiment: Embodiment, own: dict[str, Any]) -> None:
-    fps = embodiment.control_hz
-    facts = [json.loads((folder / "episode.json").read_text(encoding="utf-8")) for folder in staged]
-    tasks = {text: i for i, text in enumerate(dict.fromkeys(f["instruction"] for f in facts))}
-    tables, first = [], 0
-    for i, (folder, fact) in enumerate(zip(staged, facts, strict=True)):
-        tables.append(_rows(pq.read_table(folder / "rows.parquet"), fps, i, first, tasks[fact["instruction"]]))
-        first += fact["length"]
-    rows: list[dict[str, Any]] = []
-    for i, (table, fact) in enumerate(zip(tables, facts, strict=True)):
-        start = table["index"][0].as_py()
-        rows.append(
-            {
-                "episode_index": i,
-                "tasks": [fact["instruction"]],
-                "length": fact["length"],
-                "dataset_from_index": start,
-                "dataset_to_index": start + fact["length"],
-            }
-        )
-    _write_data(root, tables, rows)
-    shapes = {name: _write_videos(root, name, staged, fps, rows) for name in embodiment.cameras}
-    for row, table, fact in zip(rows, tables, facts, strict=True):
-        for key, statistics in _statistics(table, [fact], embodiment).items():
-            row |= {f"stats/{key}/{name}": value for name, value in statistics.items()}
-        row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
-        row[f"{OWN_KEY}/extra"] = json.dumps(fact["extra"], ensure_ascii=False)
-    path = root / EPISODES_PATH.format(chunk_index=0, file_index=0)
-    path.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    _write_tasks(root / "meta/tasks.parquet", list(tasks))
-    statistics = _statistics(pa.concat_tables(tables), facts, embodiment)
-    (root / "meta/stats.json").write_text(json.dumps(statistics, indent=1), encoding="utf-8")
-    info = {
-        "codebase_version": VERSION,
-        "robot_type": embodiment.name,
-        "total_episodes": len(rows),
-        "total_frames": first,
-        "total_tasks": len(tasks),
-        "chunks_size": CHUNK_FILES,
-        "data_files_size_in_mb": DATA_FILE_MB,
-        "video_files_size_in_mb": VIDEO_FILE_MB,
-        "fps": int(fps) if float(fps).is_integer() else fps,
-        "splits": {"train": f"0:{len(rows)}"},
-        "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH,
-        "features": _features(embodiment, shapes),
-        OWN_KEY: own,
-    }
-    (root / "meta/info.json").write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def _rows(table: pa.Table, fps: float, episode: int, first: int, task: int) -> pa.Table:
-    """The staged columns and those that every LeRobot dataset has."""
-    steps = np.arange(len(table))
-    for name, values in (
-        ("timestamp", (steps / fps).astype(np.float32)),
-        ("frame_index", steps),
-        ("episode_index", np.full(len(table), episode)),
-        ("index", steps + first),
-        ("task_index", np.full(len(table), task)),
-    ):
-        table = table.append_column(name, pa.array(values))
-    return table
-
-
-def _write_data(root: Path, tables: list[pa.Table], rows: list[dict[str, Any]]) -> None:
-    """One row group per episode, a new file when one would grow past its limit."""
-    writer, file, size = None, -1, math.inf
-    try:
-        for table, row in zip(tables, rows, strict=True):
-            if size + table.nbytes > DATA_FILE_MB * 2**20:
-                file, size = file + 1, 0
-                path = root / DATA_PATH.format(chunk_index=file // CHUNK_FILES, file_index=file % CHUNK_FILES)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if writer is not None:
-                    writer.close()
-                writer = pq.ParquetWriter(path, table.schema)
-            assert writer is not None
-            writer.write_table(table)
-            size += table.nbytes
-            row |= {"data/chunk_index": file // CHUNK_FILES, "data/file_index": file % CHUNK_FILES}
-    finally:
-        if writer is not None:
-            writer.close()
-
-
-def _write_videos(
-    root: Path, camera: str, staged: list[Path], fps: float, rows: list[dict[str, Any]]
-) -> tuple[int, int]:
-    """Join the videos of a camera, a new file at the size limit or where the encoder's header changes."""
-    key = CAMERA_PREFIX + camera
-    groups: list[list[int]] = []
-    size, previous = 0, b""
-    sources = [folder / f"{camera}.mp4" for folder in staged]
-    for i, source in enumerate(sources):
-        bytes_, header = source.stat().st_size, video.header(source)
-        if not groups or header != previous or size + bytes_ > VIDEO_FILE_MB * 2**20:
-            groups.append([])
-            size = 0
-        groups[-1].append(i)
-        size, previous = size + bytes_, header
-    for file, group in enumerate(groups):
-        where = {"chunk_index": file // CHUNK_FILES, "file_index": file % CHUNK_FILES}
-        path = root / VIDEO_PATH.format(video_key=key, **where)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        starts = video.join([sources[i] for i in group], path, fps)
-        for i, start in zip(group, starts, strict=True):
-            rows[i] |= {f"videos/{key}/{name}": value for name, value in where.items()}
-            rows[i][f"videos/{key}/from_timestamp"] = start / fps
-            rows[i][f"videos/{key}/to_timestamp"] = (start + rows[i]["length"]) / fps
-    return video.size(sources[0])
-
-
-def _statistics(table: pa.Table, facts: list[dict[str, Any]], embodiment: Embodiment) -> dict[str, dict[str, Any]]:
-    out: dict[str, dict[str, Any]] = {}
-    for key in table.column_names:
-        column = table[key].combine_chunks()
-        flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
-        out[key] = compute_statistics(flat.to_numpy(zero_copy_only=False).reshape(len(table), -1))
-    for name in embodiment.cameras:
-        histogram = sum(np.array(fact["histograms"][name]) for fact in facts)
-        out[CAMERA_PREFIX + name] = image_statistics(np.asarray(histogram), sum(f["length"] for f in facts))
-    return out
-
-
-def _features(embodiment: Embodiment, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
-    def vector(space: Any) -> dict[str, Any]:
-        names = [g.name if g.size == 1 else f"{g.name}_{i}" for g in space.groups for i in range(g.size)]
-        return {"dtype": "float32", "shape": [space.size], "names": names}
-
-    out = {ACTION: vector(embodiment.action), STATE: vector(embodiment.proprio)}
-    fps = embodiment.control_hz
-    for name, (height, width) in shapes.items():
-        out[CAMERA_PREFIX + name] = {
-            "dtype": "video",
-            "shape": [height, width, 3],
-            "names": ["height", "width", "channels"],
-            "info": {
-                "video.height": height,
-                "video.width": width,
-                "video.codec": "h264",
-                "video.pix_fmt": "yuv420p",
-                "video.is_depth_map": False,
-                "video.fps": int(fps) if float(fps).is_integer() else fps,
-                "video.channels": 3,
-                "has_audio": False,
-            },
-        }
-    out["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
-    for key in ("frame_index", "episode_index", "index", "task_index"):
-        out[key] = {"dtype": "int64", "shape": [1], "names": None}
-    return out
-
-
-def _write_tasks(path: Path, tasks: list[str]) -> None:
-    """LeRobot reads this file with pandas and looks tasks up in its index: the metadata says which column that is."""
-    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
-    column = {"field_name": "task", "name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
-    number = {"field_name": "task_index", "name": "task_index", "pandas_type": "int64", "numpy_type": "int64"}
-    pandas = {"index_columns": ["task"], "column_indexes": [], "columns": [number | {"metadata": None}, column]}
-    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)
 
 
 def _vectors(array: np.ndarray) -> pa.Array:

@@ -1,8 +1,9 @@
 """Episode videos: H.264 in mp4, encoded, decoded and joined with PyAV.
 
 Frames are stored at a constant rate without B-frames and with a key frame every few frames: packet k is frame k, so
-that a frame is found by a short seek and files can be joined by copying packets. The loss is kept small, because a
-policy is trained on decoded frames and acts on raw ones.
+that a frame is found by a short seek and files can be joined by copying packets. A policy is trained on decoded
+frames and acts on raw ones, so the loss is kept small: full-resolution colour (on a rendered 96 px scene 42 dB, against
+35 dB with halved colour, for the same bytes).
 """
 
 from __future__ import annotations
@@ -13,33 +14,35 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 from jaxtyping import UInt8
 
 KEY_FRAME_EVERY = 8
 QUALITY = 14  # crf of x264: lower is better and larger
+PIXELS = "yuv444p"  # colour at full resolution
+_BT601, _LIMITED = 6, 1  # how RGB becomes YUV, told to players, which guess otherwise
 
 
 def encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
-    """Write RGB frames to an mp4 file. Raises ValueError for odd image sizes and for what is not uint8 RGB."""
+    """Write RGB frames to an mp4 file. Raises ValueError for what is not uint8 RGB."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
         raise ValueError(f"a video needs uint8 frames of shape (T, H, W, 3), got {frames.dtype} {frames.shape}")
-    height, width = frames.shape[1:3]
-    if height % 2 or width % 2:
-        raise ValueError(
-            f"H.264 video needs an even height and width, got {height}x{width}: "
-            f"render or crop to {height - height % 2}x{width - width % 2}"
-        )
     rate = _rate(fps)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(QUALITY), "preset": "veryfast"})
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], PIXELS
+        stream.codec_context.colorspace, stream.codec_context.color_range = _BT601, _LIMITED
         stream.codec_context.gop_size = KEY_FRAME_EVERY
         stream.codec_context.max_b_frames = 0
         stream.codec_context.thread_count = 1  # the same bytes on every machine; episodes are encoded in parallel
         reformatter = VideoReformatter()
         for i, array in enumerate(frames):
-            frame = reformatter.reformat(av.VideoFrame.from_ndarray(np.ascontiguousarray(array)), format="yuv420p")
+            frame = reformatter.reformat(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(array)),
+                format=PIXELS,
+                dst_colorspace=Colorspace.ITU601,
+                threads=1,
+            )
             frame.pts, frame.time_base = i, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -115,13 +118,6 @@ def header(path: Path) -> bytes:
         return bytes(context.extradata or b"") + f"{context.width}x{context.height}".encode()
 
 
-def size(path: Path) -> tuple[int, int]:
-    """(height, width) of a file's frames."""
-    with av.open(str(path)) as container:
-        context = container.streams.video[0].codec_context
-        return context.height, context.width
-
-
 def _rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
@@ -141,4 +137,5 @@ def _frames_from(path: Path, fps: float, start: int) -> Iterator[tuple[int, np.n
             if frame.pts is None:
                 raise ValueError(f"{path}: a frame has no timestamp")
             index = round(float(frame.pts * base) * fps)
-            yield index, reformatter.reformat(frame, format="rgb24", interpolation=Interpolation.BILINEAR).to_ndarray()
+            # one thread: starting more costs more than a small frame
+            yield index, reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
