@@ -47,7 +47,9 @@ def test_a_saved_nano_is_a_transformers_model(nano: NanoBackbone, pack: Pack, tm
     nano.model.save_pretrained(tmp_path)
     nano.save_assets(tmp_path)
     again = AutoBackbone(AutoBackbone.Config(path=str(tmp_path), prompt="{instruction}")).eval()
-    assert torch.equal(read(nano, pack, frames(3), TEXTS, [1, 1, 1]), read(again, pack, frames(3), TEXTS, [1, 1, 1]))
+    # To rounding only: a nano spares the last layer the places that no one reads.
+    ours, theirs = (read(b, pack, frames(3), TEXTS, [1, 1, 1]) for b in (nano, again))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     whole, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert isinstance(whole, LlavaForConditionalGeneration)
     assert not report["missing_keys"]

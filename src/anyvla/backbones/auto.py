@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from contextlib import ExitStack
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,6 +85,8 @@ class AutoBackbone(Backbone):
         self.pad_id = _first_known(self.tokenizer.pad_token_id, eos)
         self.query_id = _first_known(getattr(self.tokenizer, "query_token_id", None), eos)
         self.image_tokens = self._count_image_tokens()
+        # Modules of the last layer that treat each token by itself: they need to run at the queries only.
+        self.readout_only: tuple[nn.Module, ...] = ()
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
         self._opening = self._encode(self.quirk.opening)
         self._before_image = self._encode(self.quirk.before_image)
@@ -132,11 +136,12 @@ class AutoBackbone(Backbone):
             values = queries.to(embedded.dtype).repeat(steps, 1)
             return embedded.flatten(0, 1).index_copy(0, places, values).view_as(embedded)
 
-        hook = self.model.get_input_embeddings().register_forward_hook(write_queries)
-        try:
+        with ExitStack() as hooks:
+            hooks.enter_context(self.model.get_input_embeddings().register_forward_hook(write_queries))
+            for module in self.readout_only:
+                hooks.enter_context(module.register_forward_pre_hook(_gather(places)))
+                hooks.enter_context(module.register_forward_hook(_scatter(places, sequence.input_ids.shape)))
             hidden = self.model(**self._inputs(sequence), use_cache=False).last_hidden_state  # (S, L, D)
-        finally:
-            hook.remove()
         read = hidden.flatten(0, 1).index_select(0, places)
         return read.view(steps, len(queries), self.width).to(queries.dtype)
 
@@ -200,6 +205,16 @@ class AutoBackbone(Backbone):
         ).pooler_output
         self.model.train(training)
         return sum(f.numel() // f.shape[-1] for f in features)
+
+
+def _gather(places: Tensor) -> Callable[..., Tensor]:
+    return lambda _module, inputs: inputs[0].flatten(0, 1).index_select(0, places)
+
+
+def _scatter(places: Tensor, shape: torch.Size) -> Callable[..., Tensor]:
+    return lambda _module, _inputs, out: (
+        out.new_zeros(shape.numel(), out.shape[-1]).index_copy_(0, places, out).view(*shape, -1)
+    )
 
 
 def _first_known(*ids: int | None) -> int:
