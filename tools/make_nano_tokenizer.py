@@ -33,13 +33,15 @@ top drawer|middle drawer|bottom drawer|cupboard|rack|stove knob|knob|cover|conta
 chips bag|sticker|tower|stack|sliding door|soccer ball|hand|thing|object|item""".replace("\n", "")
 COLOURS = "red|green|blue|yellow|pink|purple|orange|black|white|grey|gray|brown|silver|wooden|metal|plastic|glass"
 ADJECTIVES = "small|big|large|left|right|top|bottom|middle|near|far|front|back|upper|lower|other|same|empty|full|round"
-PLACES = """on the table|into the drawer|in the drawer|on the plate|in the basket|into the box|on the shelf|into the
- bin|next to the bowl|to the left|to the right|to the left of the mug|to the right of the plate|behind the wall|in front of
- the stove|on top of the cabinet|under the table|between the plate and the cup|onto the red block|into the hole|
-from the table|out of the box|off the shelf|upright|all the way|half way|slowly|carefully|gently|quickly|from above|
-from the side|topdown|sideways|clockwise|counterclockwise|by 90 degrees|with the gripper|with your left hand|back to
- where it was|towards the robot|away from the wall|and close it|and put it in the bowl|at the same time|without touching
- the wall|again|first|then|please|now|up|down|forward|backward|inside|outside|over there|here""".replace("\n", "")
+PLACES = """on the table|into the drawer|in the drawer|on the plate|in the basket|into the box|on the shelf|
+into the bin|
+next to the bowl|to the left|to the right|to the left of the mug|to the right of the plate|behind the wall|
+in front of the stove|on top of the cabinet|under the table|between the plate and the cup|onto the red block|
+into the hole|from the table|out of the box|off the shelf|upright|all the way|half way|slowly|carefully|
+gently|quickly|from above|from the side|topdown|sideways|clockwise|counterclockwise|by 90 degrees|
+with the gripper|with your left hand|back to where it was|towards the robot|away from the wall|and close it|
+and put it in the bowl|at the same time|without touching the wall|again|first|then|please|now|up|down|forward|
+backward|inside|outside|over there|here""".replace("\n", "")
 SENTENCES = """What action should the robot take to {0}?|In: What action should the robot take to {0}?\nOut:|please {0}|
 Please {0}.|can you {0}?|could you {0}|the robot should {0}|robot, {0}!|your task is to {0}|{0}, then stop|try to {0}|
 I want you to {0}.|you need to {0}|use the arm to {0}|let's {0}|make sure to {0}|task: {0}; do not drop it|{0}|{0}|{0}.|

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GPT2Config
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import Sequence
-from anyvla.backbones.quirks import DEFAULT, QUIRKS, quirk_of
+from anyvla.backbones.quirks import DEFAULT, QUIRKS, Quirk, quirk_of
 from anyvla.config import ConfigError, build
 
 Pack = Callable[..., Sequence]
@@ -205,6 +205,24 @@ def test_a_path_that_is_no_model_says_what_to_do(tmp_path: Path, monkeypatch: py
     GPT2Config(n_layer=1, n_embd=8, n_head=1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'gpt2' model, which does not read images"):
         AutoBackbone(AutoBackbone.Config(path=str(tmp_path)))
+
+
+def test_an_incomplete_folder_says_so(llava_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        load(tmp_path)
+    for file in llava_folder.iterdir():
+        if file.suffix != ".safetensors" and file.name != "config.json":
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").write_text((llava_folder / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"(?s)is not complete: .*model\.safetensors.*Copy the folder again"):
+        load(tmp_path)
+
+
+def test_a_family_that_needs_a_row_says_so(llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(QUIRKS, "llava", Quirk(image_token="<picture>"))
+    with pytest.raises(ValueError, match=r"'llava' model: no image token \(<picture>\); this family needs a row"):
+        load(llava_folder)
 
 
 def test_a_folder_without_preprocessing_says_what_to_do(llava_folder: Path, tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ def test_a_saved_nano_is_a_transformers_model(nano: NanoBackbone, pack: Pack, tm
     # To rounding only: a nano spares the last layer the places that no one reads.
     ours, theirs = (read(b, pack, frames(3), TEXTS, [1, 1, 1]) for b in (nano, again))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    ours.sum().backward()
+    theirs.sum().backward()
+    gradients = dict(again.named_parameters())
+    for name, weight in nano.named_parameters():
+        torch.testing.assert_close(weight.grad, gradients[name].grad, atol=1e-4, rtol=1e-4)
+    nano.zero_grad()
     whole, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert isinstance(whole, LlavaForConditionalGeneration)
     assert not report["missing_keys"]

@@ -26,10 +26,11 @@ from transformers.utils import cached_file
 import anyvla.backbones.nano_vision  # noqa: F401  (registers its model type, so that a saved nano loads here)
 from anyvla.backbones.base import Backbone, Block, Sequence
 from anyvla.backbones.pixels import Pixels
-from anyvla.backbones.quirks import extra_inputs, quirk_of
+from anyvla.backbones.quirks import QUIRKS, extra_inputs, quirk_of
 from anyvla.config import STRICT
 
 PREPROCESSOR = "preprocessor_config.json"
+CACHED_BLOCKS = 10_000  # instructions whose tokens are kept
 
 
 def check_prompt(prompt: str) -> None:
@@ -65,7 +66,8 @@ class AutoBackbone(Backbone):
     def __init__(self, config: Any, assets: Path | None = None) -> None:
         """Load the model that `config.path` names or, with `assets`, build its architecture without its weights.
 
-        Raises ValueError if there is no such model, or it cannot see.
+        Raises ValueError if there is no such model, it is not complete, it cannot see, or its family needs a row in
+        `anyvla.backbones.quirks` that is not there.
         """
         super().__init__()
         parts = self.parts(config, assets)
@@ -79,7 +81,7 @@ class AutoBackbone(Backbone):
         self.context: int | None = getattr(text_config, "max_position_embeddings", None)
         self.quirk = quirk_of(model_config.model_type)
         self.capabilities = frozenset({"interleave"} if self.quirk.interleave else ())
-        self.pixels = Pixels(parts.preprocessor, getattr(model_config.vision_config, "image_size", None))
+        self.pixels = Pixels(parts.preprocessor, _tower_size(model_config))
         self.image_id = self._image_id()
         eos = _first_known(self.tokenizer.eos_token_id, 0)
         self.pad_id = _first_known(self.tokenizer.pad_token_id, eos)
@@ -98,12 +100,15 @@ class AutoBackbone(Backbone):
         source, revision = (config.path, config.revision) if assets is None else (str(assets), None)
         model_config = _read_config(source, revision)
         dtype = getattr(torch, config.dtype)
-        if assets is None:
-            model = AutoModel.from_pretrained(source, revision=revision, config=model_config, dtype=dtype)
-        else:
-            with torch.random.fork_rng(devices=[]):
-                model = AutoModel.from_config(model_config, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            if assets is None:
+                model = AutoModel.from_pretrained(source, revision=revision, config=model_config, dtype=dtype)
+            else:
+                with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced by the caller's
+                    model = AutoModel.from_config(model_config, dtype=dtype)
+        except OSError as error:
+            raise ValueError(f"the model at {source!r} is not complete: {error}\n{_fetch(source, revision)}") from error
         return Parts(model, tokenizer, _read_preprocessor(source, revision))
 
     def prepare(self, images: UInt8[Tensor, "M V H W 3"], instructions: Seq[str]) -> Block:
@@ -187,13 +192,29 @@ class AutoBackbone(Backbone):
                     f"{len(self._opening) + len(tokens)} tokens ({len(text)} of them text), and leaves no room for "
                     f"queries in the model's context of {self.context}: use fewer cameras or a shorter instruction"
                 )
+            if len(self._blocks) >= CACHED_BLOCKS:
+                self._blocks.clear()
             self._blocks[key] = tokens
         return self._blocks[key]
 
     def _image_id(self) -> int:
-        if self.quirk.image_token is not None:
-            return self.tokenizer.convert_tokens_to_ids(self.quirk.image_token)
-        return self.model.config.image_token_id
+        token = self.quirk.image_token
+        if token is None:
+            found = getattr(self.model.config, "image_token_id", None)
+        else:
+            found = self.tokenizer.get_vocab().get(token)
+        if found is None or not hasattr(self.model, "get_image_features"):
+            kind = self.model.config.model_type
+            raise ValueError(
+                f"cannot place images in a {kind!r} model: "
+                + (
+                    "it has no get_image_features"
+                    if found is not None
+                    else f"no image token ({token or 'image_token_id'})"
+                )
+                + f"; this family needs a row of its own in anyvla.backbones.quirks (there are: {', '.join(QUIRKS)})"
+            )
+        return found
 
     @torch.no_grad()
     def _count_image_tokens(self) -> int:
@@ -221,6 +242,19 @@ def _first_known(*ids: int | None) -> int:
     return next(i for i in ids if i is not None)
 
 
+def _fetch(source: str, revision: str | None) -> str:
+    """What to do about a model that is not here."""
+    if Path(source).is_dir():
+        return "Copy the folder again, whole."
+    at = f" --revision {revision}" if revision else ""
+    return f"Without a network here, run `hf download {source}{at}` where there is one and give the folder it prints."
+
+
+def _tower_size(model_config: Any) -> int | None:
+    size = getattr(getattr(model_config, "vision_config", None), "image_size", None)
+    return size if isinstance(size, int) else None
+
+
 def _read_config(source: str, revision: str | None) -> Any:
     """The model's configuration. Raises ValueError, with the way out, if there is none or the model cannot see."""
     folder = Path(source)
@@ -229,10 +263,11 @@ def _read_config(source: str, revision: str | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
     except OSError as error:
-        at = f" --revision {revision}" if revision else ""
+        if folder.is_dir():
+            raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from error
         raise ValueError(
             f"no model at {source!r}: it is neither a folder here nor readable from the hub or its local cache. "
-            f"Fetch it where there is a network with `hf download {source}{at}`, and check the spelling"
+            f"Check the spelling. {_fetch(source, revision)}"
         ) from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(
@@ -255,6 +290,6 @@ def _read_preprocessor(source: str, revision: str | None) -> dict[str, Any]:
             if "image_mean" in content or "size" in content:
                 return content
     raise ValueError(
-        f"{source} has no {PREPROCESSOR} that says how its images are scaled: fetch the whole model with "
-        f"`hf download {source}`, or copy that file from the model it was trained from"
+        f"{source} has no {PREPROCESSOR} that says how its images are scaled: copy that file from the model it was "
+        f"trained from. {_fetch(source, revision)}"
     )
