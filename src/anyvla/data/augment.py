@@ -48,7 +48,7 @@ def random_shift(
     batch, _, views, height, width, _ = images.shape
     limits = np.broadcast_to(np.atleast_1d(pixels), views) if np.size(pixels) in (1, views) else None
     if limits is None:
-        raise ValueError(f"shift must be one number or one per view ({views} views), got {list(np.atleast_1d(pixels))}")
+        raise ValueError(f"shift must be one number or one per view ({views} views), got {np.ravel(pixels).tolist()}")
     if limits.min() < 0 or limits.max() >= min(height, width):
         raise ValueError(f"shift must lie in [0, {min(height, width)}), got {limits.tolist()}")
     if not limits.any():

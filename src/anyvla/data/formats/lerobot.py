@@ -131,8 +131,7 @@ class LeRobotDataset:
 
     @cached_property
     def _tasks(self) -> dict[int, str]:
-        path = self.root / "meta/tasks.parquet"
-        table = pq.read_table(_existing(path))
+        table = pq.read_table(self.root / "meta/tasks.parquet")
         names = [c for c in table.column_names if c != "task_index"]  # the index of a pandas frame, named or not
         return dict(zip(table["task_index"].to_pylist(), table[names[0]].to_pylist(), strict=True))
 
@@ -175,7 +174,7 @@ class LeRobotDataset:
                 f"meta/episodes lists {len(rows)}; copy the dataset again"
             )
         wanted = {self._data(r) for r in rows} | {self.locate(c, r)[0] for r in rows for c in self._camera_keys}
-        for path in sorted(wanted):
+        for path in [self.root / "meta/tasks.parquet", *sorted(wanted)]:
             _existing(path)
         return rows
 

@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 from jaxtyping import UInt8
@@ -124,6 +125,13 @@ def _rate(fps: float) -> Fraction:
 
 def _frames_from(path: Path, fps: float, start: int) -> Iterator[tuple[int, np.ndarray]]:
     """(frame number, RGB image) from the key frame at or before `start` on."""
+    try:
+        yield from _decoded(path, fps, start)
+    except av.error.InvalidDataError as error:
+        raise ValueError(f"{path} is damaged ({error.strerror}); copy the dataset again") from None
+
+
+def _decoded(path: Path, fps: float, start: int) -> Iterator[tuple[int, np.ndarray]]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1

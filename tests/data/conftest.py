@@ -1,0 +1,1 @@
+"""Makes `demonstrations` importable from the tests below."""

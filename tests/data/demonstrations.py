@@ -1,0 +1,55 @@
+"""A small robot and smooth, rendered-looking episodes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from anyvla.actions.space import ActionSpace, Group
+from anyvla.data.episode import Embodiment, Episode
+
+ROBOT = Embodiment(
+    name="arm",
+    cameras=("corner", "wrist"),
+    proprio=ActionSpace(groups=(Group(name="hand", size=3, kind="position"), Group(name="opening", size=1))),
+    action=ActionSpace(
+        groups=(
+            Group(name="hand", size=3, kind="position", mode="delta"),
+            Group(name="gripper", size=1, kind="gripper", low=-1, high=1),
+        )
+    ),
+    control_hz=40,
+)
+
+
+def scene(length: int, size: int = 32, seed: int = 0) -> np.ndarray:
+    """(T, size, size, 3) uint8: shaded ground, a red block that moves with the step, a bar that tells the seed."""
+    y, x = np.mgrid[:size, :size]
+    ground = np.stack([120 + 50 * np.sin(x / 9 + seed), 100 + 40 * np.cos(y / 8), 90 + (x + y) / 2], -1)
+    frames = np.empty((length, size, size, 3), np.uint8)
+    for t in range(length):
+        frame = ground.copy()
+        at = 2 + (3 * t + seed) % (size - 12)
+        frame[at : at + 8, 6:14] = (210, 40, 30)
+        frame[-4:, : 2 + seed % (size - 2)] = (30, 60, 190)
+        frames[t] = frame
+    return frames
+
+
+def demonstration(length: int = 20, seed: int = 0, **changes: Any) -> Episode:
+    rng = np.random.default_rng(seed)
+    parts: dict[str, Any] = {
+        "images": {"corner": scene(length, seed=seed), "wrist": scene(length, seed=seed + 7)},
+        "proprio": rng.normal(size=(length, 4)).astype(np.float32),
+        "actions": rng.normal(size=(length, 4)).astype(np.float32),
+        "instruction": ["open the drawer", "close the drawer"][seed % 2],
+        "extra": {"task": "drawer", "seed": seed},
+    }
+    return Episode(**(parts | changes))
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal to noise ratio in dB, the worst frame."""
+    error = ((a.astype(np.float64) - b) ** 2).mean(axis=(1, 2, 3))
+    return float(10 * np.log10(255**2 / max(error.max(), 1e-9)))

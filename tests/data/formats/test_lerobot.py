@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from demonstrations import ROBOT, demonstration, psnr
+
+from anyvla.actions.space import ActionSpace, Group
+from anyvla.data.episode import Embodiment
+from anyvla.data.formats.lerobot import LeRobotDataset
+from anyvla.data.formats.lerobot_writer import write_dataset
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    return [demonstration(10 + 7 * i, seed=i) for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, episodes):
+    root = tmp_path_factory.mktemp("data") / "set"
+    write_dataset(root, ROBOT, episodes, {"suite": "drawers"})
+    return root
+
+
+@pytest.fixture
+def copy(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "set")
+
+
+def edit_info(root, **changes):
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in info.items() if v is not None}))
+
+
+def test_what_is_written_is_read(written, episodes):
+    dataset = LeRobotDataset(written)
+    assert dataset.embodiment == ROBOT
+    assert dataset.lengths == [10, 17, 24, 31]
+    assert len(dataset) == 4
+    for given, read in zip(episodes, [dataset[i] for i in range(4)], strict=True):
+        assert np.array_equal(given.actions, read.actions)
+        assert np.array_equal(given.proprio, read.proprio)
+        assert (given.instruction, given.extra) == (read.instruction, read.extra)
+        assert list(read.images) == ["corner", "wrist"]
+        for camera in ROBOT.cameras:
+            assert psnr(given.images[camera], read.images[camera]) > 33
+    with pytest.raises(IndexError, match="has 4 episodes; no episode 4"):
+        dataset[4]
+
+
+def test_single_frames_equal_the_episode_s(written):
+    dataset = LeRobotDataset(written)
+    whole = dataset[2].images["wrist"]
+    assert np.array_equal(dataset.frames("wrist", 2, [23, 0, 5, 5]), whole[[23, 0, 5, 5]])
+    with pytest.raises(IndexError, match="episode 2 has 24 steps; no step 24"):
+        dataset.frames("wrist", 2, [24])
+    with pytest.raises(ValueError, match="no camera 'wirst': did you mean 'wrist'"):
+        dataset.frames("wirst", 2, [0])
+
+
+def test_statistics_are_those_of_the_rows(written, episodes):
+    statistics = LeRobotDataset(written).statistics
+    actions = np.concatenate([e.actions for e in episodes]).astype(np.float64)
+    assert np.allclose(statistics["action"]["q99"], np.quantile(actions, 0.99, axis=0))
+    assert np.allclose(statistics["action"]["min"], actions.min(axis=0))
+    assert np.allclose(statistics["proprio"]["std"], np.concatenate([e.proprio for e in episodes]).std(axis=0))
+    assert all(len(values) == 4 for part in statistics.values() for values in part.values())
+
+
+def test_fingerprint_depends_on_the_data_only(written, copy, tmp_path, episodes):
+    first = LeRobotDataset(written).fingerprint
+    assert LeRobotDataset(copy).fingerprint == first
+    write_dataset(tmp_path / "again", ROBOT, episodes, {"suite": "made elsewhere"})
+    assert LeRobotDataset(tmp_path / "again").fingerprint == first
+    changed = episodes[3].actions.copy()
+    changed[5, 2] += 1e-3
+    other = [*episodes[:3], demonstration(31, seed=3, actions=changed)]
+    write_dataset(tmp_path / "other", ROBOT, other)
+    assert LeRobotDataset(tmp_path / "other").fingerprint != first
+
+
+def test_a_foreign_dataset_needs_its_embodiment_declared(copy):
+    edit_info(copy, anyvla=None)
+    with pytest.raises(
+        ValueError, match=r"pass embodiment=Embodiment\(.*\['corner', 'wrist'\].* 4 dims.*control_hz=40"
+    ):
+        LeRobotDataset(copy)
+    one_camera = Embodiment(name="x", cameras=("wrist",), proprio=ROBOT.proprio, action=ROBOT.action, control_hz=40)
+    assert list(LeRobotDataset(copy, one_camera)[0].images) == ["wrist"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cameras": ("wirst",)}, "no camera 'wirst': did you mean 'wrist'"),
+        ({"action": ActionSpace(groups=(Group(name="a", size=7),))}, r"'action' has shape \[4\].*declares 7 dims"),
+        ({"control_hz": 10}, "recorded at 40 steps per second.*control_hz=10"),
+    ],
+)
+def test_an_embodiment_that_does_not_fit_is_refused(written, changes, message):
+    parts = {"name": "arm", "cameras": ROBOT.cameras, "proprio": ROBOT.proprio, "action": ROBOT.action}
+    with pytest.raises(ValueError, match=message):
+        LeRobotDataset(written, Embodiment(**({**parts, "control_hz": 40} | changes)))
+
+
+def test_other_versions_are_refused(copy):
+    edit_info(copy, codebase_version="v2.1")
+    with pytest.raises(ValueError, match=r"version v2\.1; version v3\.0 is read.*convert_dataset_v21_to_v30"):
+        LeRobotDataset(copy)
+
+
+def test_half_written_and_absent_datasets_say_what_to_do(tmp_path):
+    (tmp_path / "a.partial").mkdir()
+    for root in (tmp_path / "a", tmp_path / "a.partial"):
+        with pytest.raises(ValueError, match="run the same command to finish it"):
+            LeRobotDataset(root)
+    with pytest.raises(ValueError, match=r"no dataset at .*nothing: no such folder"):
+        LeRobotDataset(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"it has no meta/info\.json"):
+        LeRobotDataset(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "data/chunk-000/file-000.parquet",
+        "videos/observation.images.wrist/chunk-000/file-000.mp4",
+        "meta/episodes/chunk-000/file-000.parquet",
+        "meta/tasks.parquet",
+    ],
+)
+def test_missing_files_are_found_when_opened(copy, missing):
+    (copy / missing).unlink()
+    with pytest.raises(ValueError, match=r"incomplete.*copy"):
+        LeRobotDataset(copy)
+
+
+def test_damaged_json_and_missing_statistics(copy):
+    (copy / "meta/stats.json").unlink()
+    with pytest.raises(ValueError, match=r"stats\.json is missing.*write_dataset"):
+        _ = LeRobotDataset(copy).statistics
+    (copy / "meta/stats.json").write_text(json.dumps({"action": {"min": [0]}}))
+    with pytest.raises(ValueError, match="lacks max, mean, std, q01, q99 of 'action'"):
+        _ = LeRobotDataset(copy).statistics
+    (copy / "meta/info.json").write_text('{"codebase_version": "v3.0", ')
+    with pytest.raises(ValueError, match=r"info\.json is damaged"):
+        LeRobotDataset(copy)
+
+
+def test_episodes_fewer_than_counted(copy):
+    path = copy / "meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 3), path)
+    with pytest.raises(ValueError, match=r"counts 4 episodes, meta/episodes lists 3"):
+        LeRobotDataset(copy)
+
+
+def test_reading_numbers_does_not_decode(copy):
+    dataset = LeRobotDataset(copy)
+    for path in copy.glob("videos/**/*.mp4"):
+        path.write_bytes(b"not a video")
+    assert len(dataset[1].actions) == 17
+    assert "wrist" in dataset[1].images
+    with pytest.raises(ValueError, match=r"file-000\.mp4 is damaged .*copy the dataset again"):
+        _ = dataset[1].images["wrist"]

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from anyvla.data.statistics import QUANTILES, compute_statistics, image_histogram, image_statistics
+
+
+@given(
+    arrays.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(1, 4)), elements=st.floats(-1e6, 1e6, width=32))
+)
+def test_statistics_are_exact_and_ordered(array):
+    out = compute_statistics(array)
+    assert set(out) == {"min", "max", "mean", "std", "count", *QUANTILES}
+    assert out["count"] == [len(array)]
+    assert out["min"] == array.min(axis=0).tolist()
+    assert np.allclose(out["mean"], array.astype(np.float64).mean(axis=0))
+    assert np.allclose(out["q10"], np.quantile(array.astype(np.float64), 0.1, axis=0))
+    ordered = np.array([out[k] for k in ("min", "q01", "q10", "q50", "q90", "q99", "max")])
+    assert (np.diff(ordered, axis=0) >= -1e-9 * np.abs(ordered).max()).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((0, 3)), r"at least one row, got shape \(0, 3\)"),
+        (np.zeros(3), r"shape \(T, D\)"),
+        (np.array([[0.0, 1.0], [2.0, np.inf]]), "row 1, dim 1 is inf"),
+    ],
+)
+def test_what_has_no_statistics(array, message):
+    with pytest.raises(ValueError, match=message):
+        compute_statistics(array)
+
+
+def test_histograms_of_episodes_add_up():
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, high, (n, 12, 10, 3), dtype=np.uint8) for n, high in ((5, 256), (9, 80)))
+    both = np.concatenate([a, b])
+    stats = image_statistics(image_histogram(a) + image_histogram(b), 14)
+    assert np.allclose(np.ravel(stats["mean"]), both.mean(axis=(0, 1, 2)) / 255)
+    assert np.allclose(np.ravel(stats["std"]), both.std(axis=(0, 1, 2)) / 255)
+    assert np.allclose(np.ravel(stats["q50"]), np.quantile(both, 0.5, axis=(0, 1, 2), method="inverted_cdf") / 255)
+    assert np.shape(stats["max"]) == (3, 1, 1)
+
+
+def test_long_and_large_videos_are_thinned_out():
+    frames = np.zeros((250, 4, 301, 3), np.uint8)
+    assert image_histogram(frames).sum(axis=1).tolist() == [100 * 2 * 101] * 3

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from demonstrations import ROBOT, demonstration, scene
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyvla.data.episode import Episode
+from anyvla.data.formats.lerobot import LeRobotDataset
+from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.window import EpochSampler, WindowConfig, WindowDataset
+
+
+class InMemory:
+    """Episodes in a list; counts what is read."""
+
+    embodiment = ROBOT
+
+    def __init__(self, episodes: list[Episode]) -> None:
+        self.episodes = episodes
+        self.single_frames = 0
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(e) for e in self.episodes]
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self.episodes[index]
+
+    def frames(self, camera: str, episode: int, indices: Sequence[int]) -> np.ndarray:
+        self.single_frames += len(indices)
+        return self.episodes[episode].images[camera][list(indices)]
+
+
+EPISODES = [demonstration(n, seed=i) for i, n in enumerate([9, 1, 14, 5])]
+STARTS = np.cumsum([0, 9, 1, 14, 5])
+
+
+def expected(config: WindowConfig, index: int) -> dict[str, np.ndarray]:
+    """One window, step by step."""
+    number = int(np.searchsorted(STARTS, index, side="right")) - 1
+    episode, first = EPISODES[number], index - STARTS[number]
+    w, n = config.window, config.chunk
+    out = {
+        "images": np.zeros((w, 2, 32, 32, 3), np.uint8),
+        "proprio": np.zeros((w, 4), np.float32),
+        "actions": np.zeros((w, n, 4), np.float32),
+        "action_mask": np.zeros((w, n), bool),
+        "step_mask": np.zeros(w, bool),
+    }
+    for k in range(w):
+        step = first + k * config.stride
+        if step >= len(episode):
+            break
+        out["step_mask"][k] = True
+        out["proprio"][k] = episode.proprio[step]
+        for v, camera in enumerate(ROBOT.cameras):
+            out["images"][k, v] = episode.images[camera][step]
+        for j, action in enumerate(episode.actions[step : step + n]):
+            out["actions"][k, j], out["action_mask"][k, j] = action, True
+    return out
+
+
+@given(
+    window=st.integers(1, 5),
+    chunk=st.integers(1, 6),
+    stride=st.integers(1, 4),
+    cache_gb=st.sampled_from([0.0, 80_000e-9, 1.0]),  # nothing, the first two episodes, everything
+    indices=st.lists(st.integers(0, 28), min_size=1, max_size=8),
+)
+def test_windows_are_those_cut_out_step_by_step(window, chunk, stride, cache_gb, indices):
+    config = WindowConfig(window=window, chunk=chunk, stride=stride, cache_gb=cache_gb)
+    batch = WindowDataset(InMemory(EPISODES), config).batch(np.array(indices))
+    for b, index in enumerate(indices):
+        for key, value in expected(config, index).items():
+            assert np.array_equal(batch[key][b], value), key
+    assert batch["instructions"] == [
+        EPISODES[int(np.searchsorted(STARTS, i, side="right")) - 1].instruction for i in indices
+    ]
+    assert batch["images"].dtype == np.uint8
+    assert batch["actions"].dtype == batch["proprio"].dtype == np.float32
+
+
+def test_a_window_never_crosses_into_the_next_episode():
+    batch = WindowDataset(InMemory(EPISODES), WindowConfig(window=3, chunk=4, stride=2)).batch(np.array([8, 9, 28]))
+    assert batch["step_mask"].tolist() == [[True, False, False]] * 3
+    assert batch["action_mask"][:, 0].tolist() == [[True, False, False, False]] * 3
+    assert not batch["action_mask"][:, 1:].any()
+
+
+def test_frames_are_kept_as_far_as_they_fit():
+    data = InMemory(EPISODES)
+    windows = WindowDataset(data, WindowConfig(cache_gb=80_000e-9))  # 13 frames of 6144 bytes: episodes 0 and 1
+    assert windows.kept_in_memory == 10 / 29
+    windows.batch(np.arange(10))
+    assert data.single_frames == 0
+    windows.batch(np.array([3, 20]))
+    assert data.single_frames == 2  # one frame of two cameras
+
+
+def test_preload_reports_progress():
+    seen = []
+    WindowDataset(InMemory(EPISODES), WindowConfig()).preload(lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (4, 4)
+
+
+def test_on_disk_cached_and_uncached_agree(tmp_path):
+    write_dataset(tmp_path / "set", ROBOT, EPISODES)
+    dataset = LeRobotDataset(tmp_path / "set")
+    indices = np.array([0, 8, 9, 15, 23, 28])
+    kept, read = (
+        WindowDataset(dataset, WindowConfig(window=3, stride=3, cache_gb=gb)).batch(indices) for gb in (1.0, 0.0)
+    )
+    assert all(np.array_equal(kept[k], read[k]) for k in kept)
+
+
+def test_threads_may_share_a_dataset():
+    windows = WindowDataset(InMemory(EPISODES), WindowConfig(window=2))
+    indices = np.arange(29)
+    results: list = []
+    threads = [threading.Thread(target=lambda: results.append(windows.batch(indices)["images"])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    assert all(np.array_equal(r, results[0]) for r in results)
+
+
+def test_bad_input():
+    mixed = demonstration(5, images={"corner": scene(5), "wrist": scene(5, 48)})
+    with pytest.raises(ValueError, match="must have one size, got corner 32x32, wrist 48x48: render or crop"):
+        WindowDataset(InMemory([mixed]), WindowConfig())
+    larger = demonstration(5, images={"corner": scene(5, 48), "wrist": scene(5, 48)})
+    with pytest.raises(ValueError, match=r"episode 1: camera 'corner' has frames of shape \(5, 48, 48, 3\), expected"):
+        WindowDataset(InMemory([EPISODES[0], larger]), WindowConfig()).preload()
+    with pytest.raises(ValueError, match="holds no episode"):
+        WindowDataset(InMemory([]), WindowConfig())
+    with pytest.raises(IndexError, match=r"in \[0, 29\)"):
+        WindowDataset(InMemory(EPISODES), WindowConfig()).batch(np.array([29]))
+    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
+        WindowConfig(stride=0)
+
+
+@given(n=st.integers(1, 50), batch_size=st.integers(1, 70), seed=st.integers(0, 2**31))
+def test_every_number_comes_up_once_per_epoch(n, batch_size, seed):
+    sampler = EpochSampler(n, batch_size, seed)
+    steps = -(-3 * n // batch_size)
+    stream = np.concatenate([sampler.indices(s) for s in range(steps)])
+    assert len(stream) == steps * batch_size
+    for epoch in range(3):
+        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+@given(n=st.integers(1, 50), batch_size=st.integers(1, 70), step=st.integers(0, 10_000))
+def test_a_batch_depends_on_seed_and_step_only(n, batch_size, step):
+    used = EpochSampler(n, batch_size, 3)
+    for s in (5, 0, step + 1):
+        used.indices(s)
+    assert np.array_equal(used.indices(step), EpochSampler(n, batch_size, 3).indices(step))
+
+
+def test_seeds_and_epochs_differ():
+    sampler = EpochSampler(100, 100, 0)
+    assert not np.array_equal(sampler.indices(0), sampler.indices(1))
+    assert not np.array_equal(sampler.indices(0), EpochSampler(100, 100, 1).indices(0))
+    with pytest.raises(ValueError, match="at least 1, got n=0, batch_size=4"):
+        EpochSampler(0, 4, 0)
