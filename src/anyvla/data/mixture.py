@@ -1,12 +1,15 @@
-"""What a policy is trained on: data sets and their weights."""
+"""What a policy is trained on: the `data` section of a recipe, and its data set opened."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT
+from anyvla.data.episode import EpisodeDataset
+from anyvla.data.formats.lerobot import LeRobotDataset
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -14,19 +17,21 @@ class Source:
     """One data set of a mixture."""
 
     path: Path
-    weight: float = 1.0  # share of the samples, relative to the other sources
-
-    def __post_init__(self) -> None:
-        if self.weight <= 0:
-            raise ValueError(f"the weight of {self.path} must be above 0, got {self.weight}")
+    weight: float = Field(default=1.0, gt=0)  # share of the samples, relative to the other sources
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class MixtureConfig:
-    """The data sets of a run."""
+class DataConfig:
+    """The data of a run."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...] = ()  # none: the demonstrations that the recipe itself collects
+    cache_gb: float = Field(default=2.0, ge=0)  # decoded frames kept in memory
 
     def __post_init__(self) -> None:
-        if len(self.sources) != 1:
+        if len(self.sources) > 1:
             raise ValueError(f"one source is supported; give a single entry (got {len(self.sources)})")
+
+
+def open_mixture(config: DataConfig, collected: Path) -> EpisodeDataset:
+    """The data set of a run; `collected`: where the recipe's own demonstrations lie. Raises ValueError as its reader."""
+    return LeRobotDataset(config.sources[0].path if config.sources else collected)

@@ -33,7 +33,7 @@ from anyvla.data.statistics import compute_statistics, image_statistics
 
 CHUNK_FILES = 1000  # files in a folder
 DATA_FILE_MB = 100
-VIDEO_FILE_MB = 200
+VIDEO_FILE_MB = 20  # LeRobot's default is 200; opening a file, once per episode, takes time with its frames
 
 
 def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[str, Any]) -> None:
