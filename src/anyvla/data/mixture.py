@@ -33,5 +33,5 @@ class DataConfig:
 
 
 def open_mixture(config: DataConfig, collected: Path) -> EpisodeDataset:
-    """The data set of a run; `collected`: where the recipe's own demonstrations lie. Raises ValueError as its reader."""
+    """The data set of a run; `collected` is the folder of the recipe's own demonstrations. Raises ValueError."""
     return LeRobotDataset(config.sources[0].path if config.sources else collected)
