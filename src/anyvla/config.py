@@ -84,7 +84,7 @@ def to_yaml(config: Any) -> str:
 
 
 def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
-    """Check `data` against the config class. Raises ConfigError that lists every fault, where it stands and the way out."""
+    """Check `data` against the config class. Raises ConfigError that lists every fault and where it stands."""
     try:
         return pydantic.TypeAdapter(cls).validate_python(dict(data))
     except pydantic.ValidationError as error:

@@ -1,7 +1,8 @@
 """The data that crosses a boundary between layers: what a robot shows, what a model is trained on, what it answers.
 
 Environments and data readers speak `Observation` (numpy, one step of one robot); the model's loss takes a `Batch`
-(torch, windows of many episodes); the model answers a `Chunk`. Letters used in shapes everywhere in anyvla:
+(torch, windows of many episodes); the model answers a `Chunk`. Between history and backbone go `Block`s (tokens of
+single steps) and `TokenSequence`s (steps laid out). Letters used in shapes everywhere in anyvla:
 B batch, W window, V views (cameras), H/W height/width of an image (only beside C or 3), L tokens, R readouts,
 D width, N chunk, A action dims, P proprio dims.
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,3 +45,22 @@ class Chunk:
     """The next N actions of one robot, in robot units."""
 
     actions: Float32[np.ndarray, "N A"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The tokens of M steps, one list a step, image places included, without padding."""
+
+    prefix: Sequence[int]  # what opens a sequence, once (BOS)
+    tokens: Sequence[Sequence[int]]  # M lists
+    images: UInt8[Tensor, "M V H W 3"]
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """S token sequences that hold M steps in all, right-padded. Row-major order of steps and images."""
+
+    input_ids: Int64[Tensor, "S L"]
+    attention_mask: Bool[Tensor, "S L"]
+    query_mask: Bool[Tensor, "S L"]  # True at the M*R places of queries
+    images: UInt8[Tensor, "M V H W 3"]

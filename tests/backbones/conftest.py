@@ -22,7 +22,9 @@ from transformers import (
     SmolVLMConfig,
 )
 
-from anyvla.backbones.base import Backbone, Block, Sequence
+from anyvla.backbones.base import Backbone
+from anyvla.types import Block
+from anyvla.types import TokenSequence as Sequence
 
 SPECIAL = ["<pad>", "<unk_before>", "<s>", "</s>", "<image>", "</image>", "<patch_index_0000>"]
 SPECIAL += ["<fake_token_around_image>", "<global-img>"]

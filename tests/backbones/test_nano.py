@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaForConditionalGeneration
 
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.base import Sequence
 from anyvla.backbones.nano import TOKENIZER, NanoBackbone
 from anyvla.config import build, to_dict
 from anyvla.registry import backbones
+from anyvla.types import TokenSequence as Sequence
 
 Pack = Callable[..., Sequence]
 TEXTS = ["open the drawer", "close the window from the left", "reach"]

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
@@ -24,10 +23,11 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoM
 from transformers.utils import cached_file
 
 import anyvla.backbones.nano_vision  # noqa: F401  (registers its model type, so that a saved nano loads here)
-from anyvla.backbones.base import Backbone, Block, Sequence
+from anyvla.backbones.base import Backbone
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.quirks import QUIRKS, extra_inputs, quirk_of
 from anyvla.config import STRICT
+from anyvla.types import Block, TokenSequence
 
 PREPROCESSOR = "preprocessor_config.json"
 CACHED_BLOCKS = 10_000  # instructions whose tokens are kept
@@ -111,7 +111,7 @@ class AutoBackbone(Backbone):
             raise ValueError(f"the model at {source!r} is not complete: {error}\n{_fetch(source, revision)}") from error
         return Parts(model, tokenizer, _read_preprocessor(source, revision))
 
-    def prepare(self, images: UInt8[Tensor, "M V H W 3"], instructions: Seq[str]) -> Block:
+    def prepare(self, images: UInt8[Tensor, "M V H W 3"], instructions: Sequence[str]) -> Block:
         """Tokenise M steps. Raises ValueError for images that are not uint8 (M, V, H, W, 3)."""
         if images.dtype != torch.uint8 or images.ndim != 5 or images.shape[-1] != 3:
             raise ValueError(
@@ -123,7 +123,7 @@ class AutoBackbone(Backbone):
         views = images.shape[1]
         return Block(self._opening, [self._block(text, views) for text in instructions], images)
 
-    def forward(self, sequence: Sequence, queries: Float[Tensor, "R D"]) -> Float[Tensor, "M R D"]:
+    def forward(self, sequence: TokenSequence, queries: Float[Tensor, "R D"]) -> Float[Tensor, "M R D"]:
         steps, length = sequence.images.shape[0], sequence.input_ids.shape[1]
         if self.context is not None and length > self.context:
             raise ValueError(
@@ -156,7 +156,7 @@ class AutoBackbone(Backbone):
         self.tokenizer.save_pretrained(folder)
         (Path(folder) / PREPROCESSOR).write_text(json.dumps(self.preprocessor, indent=2) + "\n", encoding="utf-8")
 
-    def _inputs(self, sequence: Sequence) -> dict[str, Tensor]:
+    def _inputs(self, sequence: TokenSequence) -> dict[str, Tensor]:
         ids = sequence.input_ids
         given: dict[str, Tensor] = {"input_ids": ids, "pixel_values": self._pixel_values(sequence.images)}
         if not self.quirk.causal:

@@ -9,32 +9,14 @@ the history (`anyvla.structures.history`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Block:
-    """The tokens of M steps, one list a step, image places included, without padding."""
-
-    prefix: Seq[int]  # what opens a sequence, once (BOS)
-    tokens: Seq[Seq[int]]  # M lists
-    images: UInt8[Tensor, "M V H W 3"]
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """S token sequences that hold M steps in all, right-padded. Row-major order of steps and images."""
-
-    input_ids: Int64[Tensor, "S L"]
-    attention_mask: Bool[Tensor, "S L"]
-    query_mask: Bool[Tensor, "S L"]  # True at the M*R places of queries
-    images: UInt8[Tensor, "M V H W 3"]
+from anyvla.types import Block, TokenSequence
 
 
 class Backbone(nn.Module, ABC):
@@ -52,13 +34,13 @@ class Backbone(nn.Module, ABC):
     query_id: int  # the token id that keeps the place of a query; its embedding is never used
 
     @abstractmethod
-    def prepare(self, images: UInt8[Tensor, "M V H W 3"], instructions: Seq[str]) -> Block:
+    def prepare(self, images: UInt8[Tensor, "M V H W 3"], instructions: Sequence[str]) -> Block:
         """Tokenise M steps. Raises ValueError for images that are not uint8 (M, V, H, W, 3)."""
 
     @abstractmethod
-    def forward(self, sequence: Sequence, queries: Float[Tensor, "R D"]) -> Float[Tensor, "M R D"]:
+    def forward(self, sequence: TokenSequence, queries: Float[Tensor, "R D"]) -> Float[Tensor, "M R D"]:
         """The last hidden states at the queries of all steps, in order. The vision tower runs once per image."""
 
     @abstractmethod
     def save_assets(self, folder: Path) -> None:
-        """Write all but the weights (configuration, tokenizer, image preprocessing) so that the constructor can read it."""
+        """Write all but the weights (configuration, tokenizer, preprocessing), for the constructor to read."""

@@ -14,10 +14,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT
+from anyvla.evaluation.collect import FIRST_SEED as FIRST_DEMONSTRATION_SEED
 from anyvla.evaluation.environments.base import Suite, Task
 
 Protocol = Literal["told", "swapped", "unrelated"]
-FIRST_DEMONSTRATION_SEED = 1_000_000  # demonstrations use seeds from here on, evaluations those below
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

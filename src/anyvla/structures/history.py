@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence as Seq
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -23,13 +23,16 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from anyvla.backbones.base import Backbone, Block, Sequence
 from anyvla.config import STRICT
+from anyvla.types import Block, TokenSequence
+
+if TYPE_CHECKING:
+    from anyvla.backbones.base import Backbone
 
 Memory = deque[Tensor]  # what one session keeps, oldest first, at most `window` steps
 
 
-def lay_out(block: Block, steps_per_sequence: Seq[int], readouts: int, backbone: Backbone) -> Sequence:
+def lay_out(block: Block, steps_per_sequence: Sequence[int], readouts: int, backbone: Backbone) -> TokenSequence:
     """Put consecutive steps of `block` into sequences: prefix, then each step's tokens and its query places."""
     rows: list[list[int]] = []
     places: list[list[bool]] = []
@@ -45,10 +48,10 @@ def lay_out(block: Block, steps_per_sequence: Seq[int], readouts: int, backbone:
     length = max(map(len, rows))
     device = block.images.device
 
-    def pad(lists: Seq[Seq[int]], value: int, dtype: torch.dtype) -> Tensor:
+    def pad(lists: Sequence[Sequence[int]], value: int, dtype: torch.dtype) -> Tensor:
         return torch.tensor([[*x, *[value] * (length - len(x))] for x in lists], dtype=dtype, device=device)
 
-    return Sequence(
+    return TokenSequence(
         input_ids=pad(rows, backbone.pad_id, torch.int64),
         attention_mask=pad([[True] * len(r) for r in rows], False, torch.bool),
         query_mask=pad(places, False, torch.bool),
@@ -60,7 +63,7 @@ def read(
     backbone: Backbone,
     queries: Float[Tensor, "R D"],
     images: UInt8[Tensor, "B W V H W 3"],
-    instructions: Seq[str],
+    instructions: Sequence[str],
     step_mask: Bool[Tensor, "B W"],
     share: bool,
 ) -> Float[Tensor, "B W R D"]:
@@ -75,7 +78,7 @@ def read(
     return out
 
 
-def stack(memories: Seq[Memory]) -> tuple[Tensor, Bool[Tensor, "B W"]]:
+def stack(memories: Sequence[Memory]) -> tuple[Tensor, Bool[Tensor, "B W"]]:
     """Memories of different lengths as one tensor (B, W, ...), zeros past the end of each, and where it is valid."""
     longest = max(map(len, memories))
     first = memories[0][-1]
@@ -106,7 +109,7 @@ class History(ABC):
         backbone: Backbone,
         queries: Float[Tensor, "R D"],
         images: UInt8[Tensor, "B W V H W 3"],
-        instructions: Seq[str],
+        instructions: Sequence[str],
         step_mask: Bool[Tensor, "B W"],
     ) -> Float[Tensor, "B W R D"]:
         """Readouts of whole windows, for training."""
@@ -117,8 +120,8 @@ class History(ABC):
         backbone: Backbone,
         queries: Float[Tensor, "R D"],
         images: UInt8[Tensor, "B V H W 3"],
-        instructions: Seq[str],
-        memories: Seq[Memory],
+        instructions: Sequence[str],
+        memories: Sequence[Memory],
     ) -> tuple[Float[Tensor, "B W R D"], Bool[Tensor, "B W"]]:
         """Take one new step of B sessions into their memories. Gives their windows' readouts, and which are valid."""
 
@@ -140,7 +143,7 @@ class PolicyHead(History):
         backbone: Backbone,
         queries: Float[Tensor, "R D"],
         images: UInt8[Tensor, "B W V H W 3"],
-        instructions: Seq[str],
+        instructions: Sequence[str],
         step_mask: Bool[Tensor, "B W"],
     ) -> Float[Tensor, "B W R D"]:
         return read(backbone, queries, images, instructions, step_mask, share=False)
@@ -150,8 +153,8 @@ class PolicyHead(History):
         backbone: Backbone,
         queries: Float[Tensor, "R D"],
         images: UInt8[Tensor, "B V H W 3"],
-        instructions: Seq[str],
-        memories: Seq[Memory],
+        instructions: Sequence[str],
+        memories: Sequence[Memory],
     ) -> tuple[Float[Tensor, "B W R D"], Bool[Tensor, "B W"]]:
         now = torch.ones(len(images), 1, dtype=torch.bool, device=images.device)
         readouts = self.windows(backbone, queries, images[:, None], instructions, now)[:, 0]  # (B, R, D)
@@ -190,7 +193,7 @@ class Interleaved(History):
         backbone: Backbone,
         queries: Float[Tensor, "R D"],
         images: UInt8[Tensor, "B W V H W 3"],
-        instructions: Seq[str],
+        instructions: Sequence[str],
         step_mask: Bool[Tensor, "B W"],
     ) -> Float[Tensor, "B W R D"]:
         return read(backbone, queries, images, instructions, step_mask, share=True)
@@ -200,8 +203,8 @@ class Interleaved(History):
         backbone: Backbone,
         queries: Float[Tensor, "R D"],
         images: UInt8[Tensor, "B V H W 3"],
-        instructions: Seq[str],
-        memories: Seq[Memory],
+        instructions: Sequence[str],
+        memories: Sequence[Memory],
     ) -> tuple[Float[Tensor, "B W R D"], Bool[Tensor, "B W"]]:
         for memory, seen in zip(memories, images, strict=True):
             memory.append(seen)

@@ -1,7 +1,8 @@
-"""The contract of the environment side: numpy and a simulator, never torch, so it can live in an interpreter of its own.
+"""The contract of the environment side: numpy and a simulator, never torch.
 
-A `Benchmark` names suites of tasks and makes `Environment`s; an environment plays one episode at a time. Rendering is
-what costs, so `step` only simulates and `observe` renders: a policy that executes four actions of a chunk renders once.
+So it can live in an interpreter of its own. A `Benchmark` names suites of tasks and makes `Environment`s; an
+environment plays one episode at a time. Rendering is what costs, so `step` only simulates and `observe` renders: a
+policy that executes four actions of a chunk renders once.
 """
 
 from __future__ import annotations
@@ -62,9 +63,6 @@ class Environment(Protocol):
     def frame(self, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
         """A picture for people (videos), larger than what the policy sees."""
 
-    def close(self) -> None:
-        """Free the renderer."""
-
 
 class Benchmark(Protocol):
     """A simulator with its suites and protocol."""
@@ -74,7 +72,11 @@ class Benchmark(Protocol):
 
     def suites(self) -> Mapping[str, Suite]: ...
 
-    def make(self) -> Environment: ...
+    def make(self) -> Environment:
+        """An environment, to be used in this process."""
+
+    def close(self) -> None:
+        """Free what its environments share, the renderers above all."""
 
     def versions(self) -> Mapping[str, str]:
         """What a result depends on: simulator, renderer and their versions, render setting."""

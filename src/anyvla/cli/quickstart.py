@@ -1,0 +1,60 @@
+"""`anyvla quickstart`: demonstrations -> training -> evaluation -> a page with videos.
+
+Each stage is skipped when its output is complete, and goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from anyvla.cli.common import console
+from anyvla.cli.measure import Measured
+from anyvla.recipe import read
+
+
+def main(argv: list[str]) -> int:
+    """Run all stages; the last line printed is where the page is (or, with --json, one object)."""
+    parser = argparse.ArgumentParser(
+        prog="anyvla quickstart",
+        description=__doc__,
+        epilog="Any key of the recipe can be set: --training.seed 1 --collect.demonstrations 20",
+    )
+    parser.add_argument("--recipe", default="quickstart", help="a YAML file or a bundled recipe (default: quickstart)")
+    parser.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    options, overrides = parser.parse_known_args(argv)
+    recipe = read(options.recipe, overrides)
+    run = options.out or Path("outputs") / recipe.name
+    begin = time.perf_counter()
+
+    from anyvla.cli.data import collect
+    from anyvla.cli.evaluate import evaluate
+    from anyvla.cli.train import train
+    from anyvla.evaluation.statistics import read_results, summarise
+    from anyvla.report.page import write_report
+
+    stages = {
+        "collect": lambda: collect(recipe, run),
+        "train": lambda: train(recipe, run),
+        "evaluate": lambda: evaluate(recipe, run),
+        "report": lambda: write_report(run),
+    }
+    peak = 0.0
+    for number, (name, stage) in enumerate(stages.items(), 1):
+        console.rule(f"{number}/{len(stages)} {name}", align="left")
+        with Measured(run, name) as measured:
+            stage()
+        peak = max(peak, measured.peak_memory_gb)
+    page = write_report(run)  # once more: the stages and their times are complete only now
+    summary: dict[str, Any] = summarise(read_results(run / "eval" / "results.jsonl")).to_dict()
+    minutes = (time.perf_counter() - begin) / 60
+    if options.json:
+        print(json.dumps(summary | {"minutes": minutes, "peak_memory_gb": peak, "report": str(page)}))
+    else:
+        console.print(f"{minutes:.1f} minutes, at most {peak:.1f} GB of memory. Open the page:", highlight=False)
+        print(page)
+    return 0

@@ -1,0 +1,193 @@
+"""Demonstrations by a benchmark's scripted experts, as a LeRobot v3 data set.
+
+Small noise pushes the arm off the expert's path while the labels stay the expert's, so that the data shows how to come
+back (DART, arXiv 1703.09327). Attempts are a pure function of (seed, task, attempt): an interrupted collection goes on
+to the very same data set. Failed attempts are dropped, counted and replaced by the next.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass as plain_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from anyvla.config import STRICT, to_dict
+from anyvla.data.episode import Episode
+from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
+from anyvla.evaluation.environments.base import Benchmark, Environment, Suite
+from anyvla.evaluation.environments.pool import EnvironmentFailed, open_benchmark, prepare_worker
+
+FIRST_SEED = 1_000_000  # of start states of demonstrations; evaluations use those below
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CollectConfig:
+    """The section `collect:` of a recipe."""
+
+    demonstrations: int = Field(default=40, ge=1)  # successful episodes per task
+    noise: tuple[float, ...] = (0.0, 0.2, 0.4)  # standard deviations of what is added to executed actions; cycled
+    noise_memory: float = Field(default=0.85, ge=0, lt=1)  # of the Ornstein-Uhlenbeck process, per action
+    keep_after_success: int = Field(default=4, ge=0)  # actions recorded after the goal is reached
+    seed: int = Field(default=0, ge=0)
+    processes: int | None = Field(default=None, ge=1)  # None: one per core; changes no result
+
+    def __post_init__(self) -> None:
+        if not self.noise or min(self.noise) < 0:
+            raise ValueError(f"noise needs at least one standard deviation, none below 0; got {list(self.noise)}")
+
+
+class Interrupted(Exception):
+    """The collection was asked to stop; finished episodes are kept."""
+
+
+@plain_dataclass(frozen=True)
+class _Attempt:
+    task: str
+    number: int  # of this task, from 0
+    index: int  # of the episode in the data set, with gaps
+
+
+def collect(
+    benchmark: Benchmark,
+    suite: Suite,
+    config: CollectConfig,
+    root: Path,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Collect, or go on where it was interrupted; returns `root`, at once if it is complete.
+
+    Raises ValueError if `root` holds other demonstrations, EnvironmentFailed if a simulator fails or an expert fails
+    more often than it succeeds, Interrupted after `stop()` said so.
+    """
+    provenance = {
+        "benchmark": f"{benchmark.name}/{suite.name}",
+        "collect": {k: v for k, v in to_dict(config).items() if k != "processes"},
+        "versions": dict(benchmark.versions()),
+    }
+    if is_complete(root):
+        return root
+    writer = LeRobotWriter(root, benchmark.embodiment, provenance=provenance)
+    tasks = [task.name for task in suite.tasks]
+    failed: dict[str, list[int]] = {task: list(writer.notes.get("failures", {}).get(task, [])) for task in tasks}
+    total, done = config.demonstrations * len(tasks), len(writer.done)
+
+    def attempt(task: str, number: int) -> _Attempt:
+        return _Attempt(task, number, number * len(tasks) + tasks.index(task))
+
+    # Each failure adds one attempt of its task, so the attempts that end up in the data do not depend on timing.
+    todo = [attempt(t, n) for n in range(config.demonstrations) for t in tasks]
+    todo += [attempt(t, config.demonstrations + n) for t in tasks for n in range(len(failed[t]))]
+    todo = [a for a in reversed(todo) if a.index not in writer.done and a.number not in failed[a.task]]
+    progress(done, total)
+    processes = config.processes or os.cpu_count() or 1
+    with ProcessPoolExecutor(
+        processes,
+        multiprocessing.get_context("spawn"),
+        _start_worker,
+        (benchmark.name, suite.name, config, str(writer.partial_root)),
+    ) as workers:
+        running: dict[Future[bool], _Attempt] = {}
+        try:
+            while todo or running:
+                if stop():
+                    raise Interrupted(f"stopped after {done} of {total} demonstrations; the same command goes on there")
+                while todo and len(running) < 2 * processes:
+                    running[workers.submit(_demonstrate, todo[-1])] = todo.pop()
+                for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                    made = running.pop(future)
+                    if future.result():
+                        done += 1
+                        progress(done, total)
+                        continue
+                    failed[made.task].append(made.number)
+                    writer.note("failures", {t: sorted(n) for t, n in failed.items()})
+                    todo.append(attempt(made.task, config.demonstrations + len(failed[made.task]) - 1))
+                    if len(failed[made.task]) > config.demonstrations + 10:
+                        raise EnvironmentFailed(
+                            f"the expert of {made.task} failed {len(failed[made.task])} times: less noise may help, "
+                            f"as in --collect.noise '[0.0]' (now {list(config.noise)})"
+                        )
+        except BrokenProcessPool:
+            raise EnvironmentFailed(
+                "a simulator process died; often a lack of memory: try fewer --collect.processes. "
+                "Finished demonstrations are kept: the same command goes on there"
+            ) from None
+        finally:
+            workers.shutdown(cancel_futures=True)
+    writer.finalise()
+    return root
+
+
+@plain_dataclass
+class _Worker:
+    """What a worker process keeps between attempts."""
+
+    environment: Environment
+    benchmark: Benchmark
+    suite: Suite
+    config: CollectConfig
+    partial_root: Path
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(benchmark: str, suite: str, config: CollectConfig, partial_root: str) -> None:
+    global _worker
+    prepare_worker()
+    opened = open_benchmark(benchmark)
+    _worker = _Worker(opened.make(), opened, opened.suites()[suite], config, Path(partial_root))
+
+
+def _demonstrate(attempt: _Attempt) -> bool:
+    """Play one attempt; True if it succeeded and is staged."""
+    assert _worker is not None
+    episode = demonstrate(_worker.environment, _worker.suite, _worker.config, attempt.task, attempt.number)
+    if episode is None:
+        return False
+    stage_episode(_worker.partial_root, _worker.benchmark.embodiment, attempt.index, episode)
+    return True
+
+
+def demonstrate(
+    environment: Environment, suite: Suite, config: CollectConfig, task: str, number: int
+) -> Episode | None:
+    """Attempt `number` of a task by its expert; None if the goal was not reached within the horizon."""
+    told = suite.task(task)
+    seed = FIRST_SEED * (1 + config.seed) + number
+    rng = np.random.default_rng((config.seed, [t.name for t in suite.tasks].index(task), number))
+    sigma, kept = config.noise[number % len(config.noise)], config.noise_memory
+    environment.reset(task, seed)
+    frames: list[Mapping[str, np.ndarray]] = []
+    proprio, labels = [], []
+    noise: Any = 0.0
+    after = 0
+    for _ in range(suite.horizon):
+        shown = environment.observe()
+        label = environment.expert(task)
+        frames.append(shown.images)
+        proprio.append(shown.proprio)
+        labels.append(label)
+        noise = kept * noise + sigma * np.sqrt(1 - kept**2) * rng.normal(size=label.shape)
+        goals = environment.step(np.clip(label + noise, -1, 1).astype(np.float32))
+        if after or goals[task]:
+            after += 1
+        if after > config.keep_after_success:
+            break
+    if not after:
+        return None
+    images = {camera: np.stack([f[camera] for f in frames]) for camera in frames[0]}
+    phrase = told.instructions[number % len(told.instructions)]
+    extra = {"task": task, "scene": told.scene, "seed": seed, "noise": sigma}
+    return Episode(images, np.stack(proprio), np.stack(labels), phrase, extra)

@@ -1,0 +1,145 @@
+"""Environments in processes of their own: several simulate and render while the policy thinks.
+
+A pool has `processes * slots` slots, one environment each. Commands return at once; what a slot answers comes out of
+`ready`. Worker processes never import torch, leave Ctrl-C to their parent, and end when it ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import Float32
+
+from anyvla.evaluation.environments.base import Benchmark
+from anyvla.registry import benchmarks
+from anyvla.types import Observation
+
+
+class EnvironmentFailed(RuntimeError):
+    """An environment raised, or its process died."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a slot shows after a command."""
+
+    slot: int
+    observation: Observation | None  # None once a goal holds: the episode is over, and rendering costs
+    goals: Mapping[str, bool]  # task -> its goal holds now
+    steps: int  # actions since the reset
+
+
+def prepare_worker() -> None:
+    """Settings of a process that simulates: one thread each, and Ctrl-C is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["LP_NUM_THREADS"] = "1"  # Mesa's software renderer would take all cores in each process
+
+
+def open_benchmark(name: str) -> Benchmark:
+    """The benchmark of a name as `metaworld` or `metaworld/half-open`. Raises KeyError with the nearest names."""
+    return benchmarks[name.partition("/")[0]]()
+
+
+class EnvironmentPool:
+    """Use as a context manager."""
+
+    def __init__(self, benchmark: str, processes: int, slots: int) -> None:
+        self.size = processes * slots
+        self._slots = slots
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for number in range(processes):
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(there, benchmark), name=f"environment-{number}", daemon=True)
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def reset(self, slot: int, task: str, seed: int) -> None:
+        """Start an episode in a slot."""
+        self._send(slot, ("reset", slot, task, seed))
+
+    def execute(self, slot: int, actions: Float32[np.ndarray, "n A"]) -> None:
+        """Act up to n times, fewer if a goal holds before."""
+        self._send(slot, ("execute", slot, actions))
+
+    def _send(self, slot: int, command: tuple[object, ...]) -> None:
+        number = slot // self._slots
+        try:
+            self._pipes[number].send(command)
+        except OSError:
+            self._dead(number)
+
+    def ready(self, timeout: float) -> list[Reply]:
+        """The answers that are there, after waiting up to `timeout` seconds for one. Raises EnvironmentFailed."""
+        replies: list[Reply] = []
+        for pipe in wait(self._pipes, timeout):
+            number = self._pipes.index(pipe)  # type: ignore[arg-type]
+            while self._pipes[number].poll():
+                try:
+                    answer = self._pipes[number].recv()
+                except (EOFError, OSError):
+                    self._dead(number)
+                if isinstance(answer, str):
+                    raise EnvironmentFailed(answer)
+                replies.append(answer)
+        return replies
+
+    def _dead(self, number: int) -> None:
+        self._processes[number].join(1)
+        raise EnvironmentFailed(
+            f"the simulator process {number} died (exit status {self._processes[number].exitcode}); -9 is often a lack "
+            "of memory: try fewer --evaluation.processes or --evaluation.slots. What was reported is kept"
+        )
+
+    def __enter__(self) -> EnvironmentPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pipe in self._pipes:
+            pipe.close()  # the worker reads the end of its commands and stops
+        for process in self._processes:
+            process.join(5)
+            if process.is_alive():
+                process.terminate()
+
+
+def _work(pipe: Connection, name: str) -> None:
+    prepare_worker()
+    try:
+        benchmark = open_benchmark(name)
+        environments, steps = {}, {}
+        while True:
+            verb, slot, *rest = pipe.recv()
+            if slot not in environments:
+                environments[slot] = benchmark.make()
+            environment = environments[slot]
+            goals: Mapping[str, bool] = {}
+            if verb == "reset":
+                environment.reset(*rest)
+                steps[slot] = 0
+            else:
+                for action in rest[0]:
+                    goals = environment.step(action)
+                    steps[slot] += 1
+                    if any(goals.values()):
+                        break
+            over = any(goals.values())
+            pipe.send(Reply(slot, None if over else environment.observe(), dict(goals), steps[slot]))
+    except (EOFError, BrokenPipeError):  # the parent is done, or gone
+        return
+    except Exception as error:  # told to the parent, who raises it
+        message = str(error) if isinstance(error, (ImportError, RuntimeError, ValueError)) else traceback.format_exc()
+        pipe.send(message)

@@ -1,0 +1,196 @@
+"""MuJoCo pictures without a screen: finds a GL driver that works, renders just the wanted part of a camera's image.
+
+On a CPU, shadows, reflections and multisampling cost ten times more than the rest, so there are two named render
+settings: `fast` leaves them out, `native` is the model as its authors made it. Their pixels differ: a policy must be
+trained and evaluated under the same one, so the setting travels with every result.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from anyvla.registry import nearest
+
+if TYPE_CHECKING:
+    import mujoco
+
+SETTINGS = ("fast", "native")
+LARGEST = 640  # pixels a side: the size of the off-screen buffer
+HIDDEN = 5  # the geom group (of 0..5) that MuJoCo draws only when asked
+
+
+class RendererMissing(RuntimeError):
+    """No GL driver that can draw without a screen."""
+
+
+def setting(name: str | None = None) -> str:
+    """The render setting: `name`, or the environment variable ANYVLA_RENDER, or `fast`. Raises ValueError."""
+    name = name or os.environ.get("ANYVLA_RENDER") or "fast"
+    if name not in SETTINGS:
+        raise ValueError(f"there is no render setting {name!r}: {nearest(name, list(SETTINGS))}")
+    return name
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of what a camera sees, as a picture."""
+
+    camera: str
+    box: tuple[
+        float, float, float, float
+    ]  # left, right, top, bottom of the part, as shares of the upright square image
+    height: int  # pixels
+    width: int
+    turned: bool = False  # the camera hangs upside down: turn its image by 180 degrees
+    oversample: int = 1  # render this many times larger, then average
+
+
+@cache
+def find_driver() -> str:
+    """`egl` or `osmesa`: what MUJOCO_GL asks for, else the first that works here.
+
+    The answer is left in MUJOCO_GL, so that worker processes need not look again. Raises RendererMissing.
+    """
+    asked = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if asked or not sys.platform.startswith("linux"):
+        return asked
+    faults = []
+    for driver in ("egl", "osmesa"):
+        # A try of its own process: a driver that fails leaves PyOpenGL bound to it, and some crash.
+        environment = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"} | {"MUJOCO_GL": driver}
+        probe = f"from mujoco.{driver} import GLContext; c = GLContext(8, 8); c.make_current(); c.free()"
+        done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True)
+        if done.returncode == 0:
+            os.environ["MUJOCO_GL"] = driver
+            return driver
+        faults.append(f"{driver}: {(done.stderr.strip().splitlines() or [f'exit {done.returncode}'])[-1]}")
+    raise RendererMissing(_advice("; ".join(faults)))
+
+
+def _advice(fault: str) -> str:
+    return (
+        f"MuJoCo cannot draw here, no GL driver works ({fault}). On Debian or Ubuntu: "
+        "sudo apt-get install -y libegl1 libgl1-mesa-dri libgles2 libosmesa6"
+    )
+
+
+class _Screen:
+    """The one GL context of this process. Pictures of any model are drawn in it."""
+
+    _context: Any = None
+    users = 0
+
+    @classmethod
+    def acquire(cls) -> None:
+        if cls._context is None:
+            driver = find_driver()
+            try:
+                if driver == "egl":
+                    from mujoco.egl import GLContext
+                elif driver == "osmesa":
+                    from mujoco.osmesa import GLContext
+                else:
+                    from mujoco import GLContext
+                cls._context = GLContext(LARGEST, LARGEST)
+                cls._context.make_current()
+            except Exception as error:  # PyOpenGL raises whatever is at hand: AttributeError, GLError, ImportError, ...
+                cls._context = None
+                raise RendererMissing(_advice(f"MUJOCO_GL={driver or 'unset'}: {error!r}")) from error
+        cls.users += 1
+
+    @classmethod
+    def release(cls) -> None:
+        cls.users -= 1
+        if cls.users == 0:
+            cls._context.free()
+            cls._context = None
+
+
+class Renderer:
+    """Draws models that share their meshes and textures (copies of one file), one at a time."""
+
+    def __init__(self, model: mujoco.MjModel, render: str = "fast") -> None:
+        import mujoco
+
+        self.render = setting(render)
+        _Screen.acquire()
+        quality = model.vis.quality
+        if self.render == "fast":
+            quality.offsamples = quality.shadowsize = 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = LARGEST
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        if self.render == "fast":
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        self._option = mujoco.MjvOption()
+        self._perturb = mujoco.MjvPerturb()
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+
+    def draw(self, model: mujoco.MjModel, data: mujoco.MjData, view: View) -> UInt8[np.ndarray, "H W 3"]:
+        """The picture of `view`, RGB; `data` must be up to date (`mj_forward`). Raises ValueError if too large."""
+        import mujoco
+
+        height, width = view.height * view.oversample, view.width * view.oversample
+        if max(height, width) > LARGEST or min(height, width) < 1:
+            raise ValueError(
+                f"pictures are 1 to {LARGEST} pixels a side, oversampling included; got {height} x {width}"
+            )
+        camera = model.camera(view.camera).id
+        left, right, top, bottom = view.box
+        if view.turned:
+            left, right, top, bottom = 1 - right, 1 - left, 1 - bottom, 1 - top
+        slope = np.tan(np.radians(model.cam_fovy[camera]) / 2)
+        edges = slope * (2 * np.array([left, right, 1 - bottom, 1 - top]) - 1)  # left, right, bottom, top at depth 1
+
+        self._camera.fixedcamid = camera
+        groups = model.geom_group.copy()
+        if self.render == "fast":
+            model.geom_group[~_in_view(model, data, camera, edges)] = HIDDEN
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(model, data, self._option, self._perturb, self._camera, everything, self._scene)
+        model.geom_group[:] = groups
+        for eye in self._scene.camera:
+            left, right, bottom, top = edges * eye.frustum_near
+            eye.frustum_center, eye.frustum_width = (left + right) / 2, (right - left) / 2
+            eye.frustum_bottom, eye.frustum_top = bottom, top
+
+        window = mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_render(window, self._scene, self._context)
+        pixels = np.empty((height, width, 3), np.uint8)
+        mujoco.mjr_readPixels(pixels, None, window, self._context)
+        pixels = pixels[:, ::-1] if view.turned else pixels[::-1]  # GL's rows go upwards: the half turn does that too
+        if view.oversample > 1:
+            k = view.oversample
+            sums = pixels.reshape(view.height, k, view.width, k, 3).sum((1, 3), dtype=np.uint32)
+            pixels = ((sums + k * k // 2) // (k * k)).astype(np.uint8)
+        return np.ascontiguousarray(pixels)
+
+    def close(self) -> None:
+        """Free what the driver holds."""
+        if self._context is not None:
+            self._context.free()
+            self._context = None
+            _Screen.release()
+
+
+def _in_view(model: mujoco.MjModel, data: mujoco.MjData, camera: int, edges: np.ndarray) -> np.ndarray:
+    """Which geoms may show: those whose bounding sphere touches the picture's pyramid. Most of the arm's do not."""
+    radius = model.geom_rbound  # 0 for planes
+    x, y, z = ((data.geom_xpos - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).T
+    depth = -z  # cameras look along -z
+    left, right, bottom, top = edges
+    inside = depth > -radius
+    for along, edge, sign in ((x, left, 1), (x, right, -1), (y, bottom, 1), (y, top, -1)):
+        inside &= sign * (along - edge * depth) / np.hypot(1, edge) > -radius
+    return inside | (radius == 0)

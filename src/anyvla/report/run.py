@@ -1,0 +1,192 @@
+"""What a run folder holds, read for its page: every part may be missing, none is trusted to be well made.
+
+A part that is not there is None or empty, and the page says which command makes it. A part that is there but broken is
+an error that names the file: a page must not quietly leave out half of the evidence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anyvla.evaluation.environments.base import EpisodeResult
+from anyvla.evaluation.statistics import Summary, json_lines, read_results, summarise
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One filmed episode: an entry of `eval/videos/index.json`."""
+
+    path: Path  # of the mp4; may have been deleted since
+    task: str
+    told: str
+    protocol: str
+    instruction: str
+    success: bool  # the goal of `task` was reached
+    reached: str | None
+    seed: int
+    steps: int
+
+    @property
+    def obeyed(self) -> bool:
+        """Whether the first goal that was reached is the one in the words."""
+        return self.reached == self.told
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long a stage took when it last ran, and the most memory it held."""
+
+    name: str
+    minutes: float | None  # None: it was skipped each time, its output was there
+    peak_memory_gb: float | None
+    command: str | None
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """The dataset the policy learned from."""
+
+    episodes: int
+    frames: int
+    fps: float
+    failures: int | None  # attempts of the experts that were dropped; None if nobody counted
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the page is made from."""
+
+    root: Path
+    recipe: Mapping[str, Any]
+    recipe_text: str | None
+    model_card: str | None
+    log: Sequence[Mapping[str, Any]]  # by step; a step that was trained twice (after a resume) counts once
+    results: Sequence[EpisodeResult]
+    summary: Summary | None
+    clips: Sequence[Clip]
+    stages: Sequence[Stage]
+    demonstrations: Demonstrations | None
+
+
+def read_run(root: Path) -> Run:
+    """Read the folder of a run. Raises ValueError if it holds nothing of a run, or if a part of it is broken."""
+    if not root.is_dir():
+        raise ValueError(f"there is no run folder {root}; make one with: anyvla quickstart (or anyvla train RECIPE)")
+    recipe_text = _text(root / "checkpoint" / "config.yaml")
+    recipe = _recipe(root / "checkpoint" / "config.yaml", recipe_text)
+    results_file = root / "eval" / "results.jsonl"
+    results = read_results(results_file) if results_file.exists() else []
+    run = Run(
+        root=root,
+        recipe=recipe,
+        recipe_text=recipe_text,
+        model_card=_text(root / "checkpoint" / "README.md"),
+        log=_log(root / "train" / "log.jsonl"),
+        results=results,
+        summary=summarise(results) if results else None,
+        clips=_clips(root / "eval" / "videos"),
+        stages=_stages(root / "stages.jsonl"),
+        demonstrations=_demonstrations(_dataset(root, recipe) / "meta" / "info.json"),
+    )
+    if not (run.recipe_text or run.log or run.results or run.clips or run.stages or run.demonstrations):
+        raise ValueError(
+            f"{root} holds nothing of a run (no dataset/, train/, checkpoint/, eval/, stages.jsonl); give the folder "
+            "that `anyvla quickstart` or `anyvla train` has written, as in: anyvla report outputs/quickstart"
+        )
+    return run
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _recipe(path: Path, text: str | None) -> Mapping[str, Any]:
+    try:
+        data = yaml.safe_load(text or "") or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected keys and values at the top, found {type(data).__name__}")
+    return data
+
+
+def _dataset(root: Path, recipe: Mapping[str, Any]) -> Path:
+    """The recipe's own source, or what was collected into the run folder."""
+    sources = (recipe.get("data") or {}).get("sources") or []
+    return Path(sources[0]["path"]) if sources else root / "dataset"
+
+
+def _log(path: Path) -> list[Mapping[str, Any]]:
+    lines = _required(path, ("step", "loss")) if path.is_file() else []
+    by_step = {line["step"]: line for line in lines}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _stages(path: Path) -> list[Stage]:
+    stages: dict[str, Stage] = {}
+    for line in _required(path, ("stage", "minutes")) if path.is_file() else []:
+        name, command = str(line["stage"]), line.get("command")
+        if isinstance(command, list):
+            command = " ".join(str(word) for word in command)
+        if not line.get("skipped"):
+            stages[name] = Stage(name, line["minutes"], line.get("peak_memory_gb"), command)
+        elif name not in stages:
+            stages[name] = Stage(name, None, None, command)
+    return list(stages.values())
+
+
+def _required(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    lines = []
+    for number, line in json_lines(path):
+        missing = [k for k in keys if k not in line]
+        if missing:
+            raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}; mend or delete this line")
+        lines.append(line)
+    return lines
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def _clips(folder: Path) -> list[Clip]:
+    index = folder / "index.json"
+    if not index.is_file():
+        return []
+    entries = _json(index)
+    if not isinstance(entries, list):
+        raise ValueError(f"{index}: expected a list of videos, found {type(entries).__name__}")
+    clips = []
+    for entry in entries:
+        try:
+            fields = {k: entry[k] for k in Clip.__dataclass_fields__ if k != "path"}
+            path = folder / entry["file"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{index}: not an entry of a video ({error} is missing): {entry!r}") from None
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{index}: the video {entry['file']!r} lies outside of {folder}")
+        clips.append(Clip(path=path, **fields))
+    return clips
+
+
+def _demonstrations(path: Path) -> Demonstrations | None:
+    if not path.is_file():
+        return None
+    info = _json(path)
+    try:
+        own = info.get("anyvla") or {}
+        failures = {**own, **(own.get("notes") or {})}.get("failures")
+        if isinstance(failures, dict):  # counted per task
+            failures = sum(failures.values())
+        return Demonstrations(info["total_episodes"], info["total_frames"], info["fps"], failures)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not the info of a LeRobot dataset: {type(error).__name__} {error}") from None

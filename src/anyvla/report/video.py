@@ -1,0 +1,134 @@
+"""Videos for people: H.264 in mp4 that every browser plays, with a caption strip that says what was told and what came.
+
+Training data has its own encoder (`data/formats/video.py`), which keeps the loss small and every frame addressable;
+here files are small, start to play before they are loaded, and appear under their name only when they are complete.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+QUALITY = 23  # crf of x264: lower is better and larger
+SUCCESS, FAILURE, NEUTRAL = "#1f9d61", "#d1452b", "#7a8494"  # outcome colours; a mark says the same without colour
+
+Mark = Literal["tick", "cross"]
+
+
+def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float) -> None:
+    """Encode RGB frames as they come and put the complete file under `path`; an odd height or width grows by one pixel.
+
+    Raises ValueError without frames, for frames that are not uint8 (H, W, 3) or change their size, and for fps <= 0.
+    Whatever fails, an older file at `path` stays and no partial one is left.
+    """
+    if not 0 < fps <= 1000:
+        raise ValueError(f"fps must lie in 0..1000, got {fps}")
+    path = Path(path)
+    rest = iter(frames)
+    first = next(rest, None)
+    if first is None:
+        raise ValueError(f"{path}: a video needs at least one frame, got none")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        _encode(partial, chain([first], rest), fps)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _encode(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    shape: tuple[int, ...] | None = None
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(QUALITY), "preset": "veryfast"})
+        stream.pix_fmt = "yuv420p"  # the one layout that all browsers decode
+        stream.codec_context.thread_count = 1
+        for number, frame in enumerate(frames):
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+                raise ValueError(f"frame {number} must be uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
+            if shape is None:
+                shape = frame.shape
+                stream.height, stream.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
+            if frame.shape != shape:
+                raise ValueError(f"frame {number} has the shape {frame.shape}, those before have {shape}")
+            even = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+            picture.pts, picture.time_base = number, 1 / rate
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def caption(
+    frame: UInt8[np.ndarray, "H W 3"], text: str, colour: str = NEUTRAL, mark: Mark | None = None
+) -> UInt8[np.ndarray, "H2 W 3"]:
+    """The frame with a strip below it: `text` on at most two lines, a bar and an outcome mark in `colour`.
+
+    The strip's height depends on the frame's width alone, so that all frames of a video stay of one size. `colour` is
+    anything Pillow knows ("#1f9d61", "red"); ValueError if it knows it not.
+    """
+    return np.concatenate([frame, _strip(frame.shape[1], text, colour, mark)])
+
+
+@lru_cache(maxsize=64)
+def _strip(width: int, text: str, colour: str, mark: Mark | None) -> np.ndarray:
+    size = max(14, width // 22)  # pixels; 14 is read without effort where the frame is shown at its own size
+    line, edge, bar = round(size * 1.3), size // 2, max(2, size // 5)
+    height = bar + 2 * line + edge
+    strip = Image.new("RGB", (width, height + height % 2), "#14181f")
+    draw = ImageDraw.Draw(strip)
+    rgb = ImageColor.getrgb(colour)
+    draw.rectangle((0, 0, width, bar - 1), fill=rgb)
+    right = width - edge
+    middle = bar + (height - bar) / 2
+    if mark is not None:
+        right -= round(size * 1.5)
+        _draw_mark(draw, right + size * 0.85, middle, size * 0.75, rgb, mark)
+    font = ImageFont.load_default(size)  # Pillow's own: the same on every machine
+    lines = _wrap(text, font, right - edge)
+    top = middle - len(lines) * line / 2
+    for number, words in enumerate(lines):
+        draw.text((edge, top + number * line), words, fill="#f4f6f9", font=font)
+    return np.asarray(strip)
+
+
+def _draw_mark(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, rgb: tuple[int, ...], mark: Mark) -> None:
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=rgb)
+    r, stroke = radius * 0.45, max(2, round(radius / 4))
+    if mark == "tick":
+        draw.line([(x - r, y), (x - r / 4, y + r * 0.8), (x + r, y - r * 0.8)], fill="white", width=stroke)
+    else:
+        draw.line([(x - r, y - r), (x + r, y + r)], fill="white", width=stroke)
+        draw.line([(x - r, y + r), (x + r, y - r)], fill="white", width=stroke)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
+    """At most two lines that fit; what does not fit ends in an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(joined) > width:
+            lines.append(word)
+        else:
+            lines[-1] = joined
+    if len(lines) > 2:
+        lines = [lines[0], " ".join(lines[1:])]
+    return [_shorten(line, font, width) for line in lines]
+
+
+def _shorten(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "...") > width:
+        line = line[:-1]
+    return line.rstrip() + "..."
