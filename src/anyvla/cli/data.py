@@ -10,7 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from anyvla.recipe import read
+from anyvla.cli.common import Bar, Stopped, console, graceful
+from anyvla.config import ConfigError
+from anyvla.recipe import Recipe, read
 
 
 def main(argv: list[str]) -> int:
@@ -65,3 +67,21 @@ def info(folder: Path, as_json: bool) -> int:
             table.add_row(key, str(value))
     Console().print(table)
     return 0
+
+
+def collect(recipe: Recipe, run: Path) -> Path:
+    """Collect the recipe's demonstrations into its run folder; returns the data set."""
+    from anyvla.evaluation.collect import Interrupted
+    from anyvla.evaluation.collect import collect as run_collection
+    from anyvla.evaluation.suites import open_suite
+
+    if recipe.collect is None or recipe.benchmark is None:
+        raise ConfigError(f"the recipe {recipe.name} has no section collect: its data is {recipe.data.sources[0].path}")
+    benchmark, suite = open_suite(recipe.benchmark)
+    with graceful() as stop, Bar("collect") as bar:
+        try:
+            root = run_collection(benchmark, suite, recipe.collect, run / "dataset", progress=bar, stop=stop)
+        except Interrupted as stopped:
+            raise Stopped(str(stopped)) from None
+    console.print(f"demonstrations: {root}", highlight=False)
+    return root
