@@ -130,7 +130,8 @@ def check_embodiment(trained: Embodiment, given: Embodiment) -> None:
 
 def _act(vla: VLA, going: Sequence[tuple[Reply, _Rollout]], pool: EnvironmentPool, suite: Suite) -> None:
     start = time.perf_counter()
-    chunks = vla.act([reply.observation for reply, _ in going], [rollout.session for _, rollout in going])
+    shown = [reply.observation for reply, _ in going if reply.observation is not None]  # all: none of them is over
+    chunks = vla.act(shown, [rollout.session for _, rollout in going])
     share = (time.perf_counter() - start) / len(going)
     for (reply, rollout), chunk in zip(going, chunks, strict=True):
         actions = chunk.actions[: min(vla.config.execute, suite.horizon - reply.steps)]

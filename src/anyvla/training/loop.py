@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
@@ -177,7 +177,7 @@ class _Trainer:
         self.optim.zero_grad(set_to_none=True)
         # a mean over the valid elements of the whole batch, however it is split
         count = float(batch.action_mask.sum()) * batch.actions.shape[-1]
-        total, parts = 0.0, {}
+        total, parts = 0.0, dict[str, float]()
         for piece in _split(batch, config.accumulate, self.device):
             with self.autocast:
                 loss = self.vla.loss(piece)
@@ -222,7 +222,7 @@ class _Meter:
 
 def _batches(
     dataset: EpisodeDataset, model: VLAConfig, window: int, config: TrainingConfig, cache_gb: float, start: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches from step `start` on, the next one being made while this one is used."""
     windows = WindowDataset(
         dataset, WindowConfig(window=window, chunk=model.chunk, stride=model.execute, cache_gb=cache_gb)
