@@ -40,12 +40,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class Stage:
-    """How long a stage took when it last ran, and the most memory it held."""
+    """What a stage took in all its runs: the first, those that went on after an interruption, those with nothing to do."""
 
     name: str
-    minutes: float | None  # None: it was skipped each time, its output was there
-    peak_memory_gb: float | None
-    command: str | None
+    minutes: float  # of all runs
+    peak_memory_gb: float | None  # the most in any of them
+    runs: int
+    finished: bool  # the last run came to its end
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Demonstrations:
     episodes: int
     frames: int
     fps: float
-    failures: int | None  # attempts of the experts that were dropped; None if nobody counted
+    failures: Mapping[str, int] | None  # per task, attempts of the experts that were dropped; None if nobody counted
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,6 @@ class Run:
     root: Path
     recipe: Mapping[str, Any]
     recipe_text: str | None
-    model_card: str | None
     log: Sequence[Mapping[str, Any]]  # by step; a step that was trained twice (after a resume) counts once
     results: Sequence[EpisodeResult]
     summary: Summary | None
@@ -86,7 +86,6 @@ def read_run(root: Path) -> Run:
         root=root,
         recipe=recipe,
         recipe_text=recipe_text,
-        model_card=_text(root / "checkpoint" / "README.md"),
         log=_log(root / "train" / "log.jsonl"),
         results=results,
         summary=summarise(results) if results else None,
@@ -129,16 +128,16 @@ def _log(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _stages(path: Path) -> list[Stage]:
-    stages: dict[str, Stage] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
     for line in _required(path, ("stage", "minutes")) if path.is_file() else []:
-        name, command = str(line["stage"]), line.get("command")
-        if isinstance(command, list):
-            command = " ".join(str(word) for word in command)
-        if not line.get("skipped"):
-            stages[name] = Stage(name, line["minutes"], line.get("peak_memory_gb"), command)
-        elif name not in stages:
-            stages[name] = Stage(name, None, None, command)
-    return list(stages.values())
+        runs.setdefault(str(line["stage"]), []).append(line)
+    stages = []
+    for name, lines in runs.items():
+        memory = [line["peak_memory_gb"] for line in lines if line.get("peak_memory_gb") is not None]
+        minutes = sum(line["minutes"] for line in lines)
+        finished = bool(lines[-1].get("finished", True))
+        stages.append(Stage(name, minutes, max(memory, default=None), len(lines), finished))
+    return stages
 
 
 def _required(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -183,10 +182,9 @@ def _demonstrations(path: Path) -> Demonstrations | None:
         return None
     info = _json(path)
     try:
-        own = info.get("anyvla") or {}
-        failures = {**own, **(own.get("notes") or {})}.get("failures")
-        if isinstance(failures, dict):  # counted per task
-            failures = sum(failures.values())
+        failures = ((info.get("anyvla") or {}).get("notes") or {}).get("failures")
+        if failures is not None:
+            failures = {str(task): len(attempts) for task, attempts in failures.items()}
         return Demonstrations(info["total_episodes"], info["total_frames"], info["fps"], failures)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the info of a LeRobot dataset: {type(error).__name__} {error}") from None

@@ -1,0 +1,254 @@
+"""The page of a run: one folder with an index.html and its videos, which a browser opens without any network.
+
+Every number is computed from the files of the run (`run.py`) when the page is written. What is missing is said on the
+page, with the command that makes it. Assets are put in place first and the page last, so that an interruption leaves
+the page that was there before.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import psutil
+from markupsafe import Markup
+
+from anyvla.evaluation.statistics import Interval, Summary
+from anyvla.report import plots
+from anyvla.report.run import Clip, Run, read_run
+
+PACKAGES = ("anyvla", "torch", "transformers", "numpy", "av")  # named on the page with their versions
+
+# Why the words are the only way to know the task, by benchmark.
+START_STATES = {
+    "metaworld/half-open": (
+        "The drawer and the window start half open, at a place drawn from the same range for both instructions; goal "
+        "markers are hidden, and the policy sees two cameras and its own hand, never the state of the objects."
+    ),
+}
+
+
+def write_report(run: Path) -> Path:
+    """Write `<run>/report/` from the files of a run and return its index.html.
+
+    Raises ValueError if the folder holds nothing of a run, or if one of its files is broken.
+    """
+    found = read_run(Path(run))
+    folder = found.root / "report"
+    folder.mkdir(exist_ok=True)
+    videos = {clip.path: name for clip, name in _names(found.clips)}
+    for source, name in videos.items():
+        _place(source, folder / name)
+    page = _environment().get_template("page.html.j2").render(_context(found, videos))
+    index = folder / "index.html"
+    partial = folder / f".index.{os.getpid()}.partial"
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(index)
+    finally:
+        partial.unlink(missing_ok=True)
+    for old in set((folder / "videos").glob("*.mp4")) - {folder / name for name in videos.values()}:
+        old.unlink()
+    return index
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("anyvla.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": plots.percent, "span": plots.span, "minutes": _minutes}
+    environment.globals |= {"bar": plots.interval_bar}
+    return environment
+
+
+def _context(run: Run, videos: Mapping[Path, str]) -> dict[str, Any]:
+    clips = [clip for clip in run.clips if clip.path in videos]
+    pairs = _pairs(clips)
+    paired = [clip for pair in pairs for clip in pair]
+    rest = [clip for clip in clips if clip not in paired]
+    loader = Path(__file__).parent / "templates"
+    return {
+        "run": run,
+        "name": str(run.recipe.get("name") or run.root.resolve().name),
+        "css": Markup((loader / "page.css").read_text(encoding="utf-8")),
+        "script": Markup((loader / "page.js").read_text(encoding="utf-8")),
+        "verdict": verdict(run.summary),
+        "summary": run.summary,
+        "words": _words(run),
+        "opposite": {r.task: r.told for r in run.results if r.protocol == "swapped"},
+        "start_states": START_STATES.get(run.summary.benchmark if run.summary else ""),
+        "both_ways": _both_ways(run),
+        "videos": videos,
+        "pairs": pairs,
+        "successes": [c for c in rest if c.obeyed and c.protocol != "unrelated"],
+        "failures": [c for c in rest if not c.obeyed and c.protocol != "unrelated"],
+        "unrelated": [c for c in rest if c.protocol == "unrelated"],
+        "lost": len(run.clips) - len(clips),
+        "failed": sum(r.reached != r.told for r in run.results if r.protocol != "unrelated"),
+        "curves": _curves(run.log),
+        "versions": _versions(run),
+        "machine": machine(),
+    }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The page's one sentence."""
+
+    tone: str  # "good" | "open" | "bad": a class of the style sheet
+    text: str
+
+
+def verdict(summary: Summary | None) -> Verdict:
+    """What the results say in one sentence.
+
+    A policy listens if, told the opposite, it reaches the told goal more often than the first one, and the intervals of
+    the two do not overlap; it ignores the words if it is the other way round. Anything between is left open.
+    """
+    if summary is None:
+        return Verdict("open", "This policy has not been evaluated yet, so there is nothing to say about it.")
+    if summary.told is None:
+        does = "What it does when told its task has not been played yet"
+    else:
+        own = summary.told.overall
+        does = f"Told what to do, the robot did it in {own.successes} of {own.episodes} unseen episodes"
+        does += f" ({plots.percent(own.value)})"
+    if summary.swapped is None or summary.swapped_obeyed is None:
+        return Verdict("open", f"{does}; whether it listens to the words was not tried.")
+    first, obeyed = summary.swapped.overall, summary.swapped_obeyed.overall
+    counts = (
+        f"told the opposite from the same start, it went for the first goal in {first.successes} of {first.episodes}"
+    )
+    if obeyed.low > first.high:
+        return Verdict("good", f"{does}, and it listens: {counts}.")
+    if first.low > obeyed.high:
+        return Verdict("bad", f"{does}, but it does not listen: {counts}.")
+    return Verdict("open", f"{does}; whether it listens stays open: {counts}.")
+
+
+def _words(run: Run) -> dict[str, str]:
+    """Per task, the first of its instructions that was given."""
+    words: dict[str, str] = {}
+    for result in run.results:
+        words.setdefault(result.told, result.instruction)
+    return words
+
+
+@dataclass(frozen=True)
+class BothWays:
+    """Start states that were played under both instructions of a pair."""
+
+    starts: int
+    told_apart: int  # each instruction led to its own goal
+
+
+def _both_ways(run: Run) -> BothWays | None:
+    told = {(r.task, r.seed): r for r in run.results if r.protocol == "told"}
+    both = [(told[r.task, r.seed], r) for r in run.results if r.protocol == "swapped" and (r.task, r.seed) in told]
+    if not both:
+        return None
+    return BothWays(len(both), sum(a.reached == a.told and b.reached == b.told for a, b in both))
+
+
+def _pairs(clips: Sequence[Clip]) -> list[tuple[Clip, Clip]]:
+    """Clips of one start state and opposite words; first those where each reached its own goal.
+
+    A clip is in one pair at most. Equal scene and seed mean equal start states, and the two tasks that a swapped
+    episode names share a scene.
+    """
+    scenes = {task: frozenset((c.task, c.told)) for c in clips if c.protocol == "swapped" for task in (c.task, c.told)}
+    candidates = [
+        (a, b)
+        for i, a in enumerate(clips)
+        for b in clips[i + 1 :]
+        if a.seed == b.seed
+        and a.told != b.told
+        and a.task in scenes
+        and scenes.get(b.task) == scenes[a.task]
+        and {a.told, b.told} == scenes[a.task]
+    ]
+    candidates.sort(key=lambda pair: -sum(c.obeyed for c in pair))
+    chosen: list[tuple[Clip, Clip]] = []
+    for pair in candidates:
+        if not any(c in used for used in chosen for c in pair):
+            chosen.append(pair)
+    return chosen
+
+
+def _names(clips: Sequence[Clip]) -> Iterable[tuple[Clip, str]]:
+    """The clips whose files exist, each with a name in the report's folder."""
+    return ((clip, f"videos/{clip.path.name}") for clip in clips if clip.path.is_file())
+
+
+def _place(source: Path, target: Path) -> None:
+    """Have the file at `target` too: the same one where the file system can, else a copy."""
+    if target.exists() and target.samefile(source):
+        return
+    target.parent.mkdir(exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        try:
+            partial.hardlink_to(source)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
+    """Captions and drawings; a column that no line has is left out."""
+    wanted = [("loss", "Loss", True), ("lr", "Learning rate", False), ("grad_norm", "Gradient norm", True)]
+    drawn = []
+    for key, title, logarithmic in wanted:
+        lines = [line for line in log if isinstance(line.get(key), int | float)]
+        if lines:
+            drawn.append((title, plots.curve([x["step"] for x in lines], [x[key] for x in lines], title, logarithmic)))
+    return drawn
+
+
+def _versions(run: Run) -> dict[str, str]:
+    """Of what the results depend on (as the result lines say), then of what runs here."""
+    found: dict[str, dict[str, None]] = {}
+    for result in run.results:
+        for name, version in result.versions.items():
+            found.setdefault(name, {})[str(version)] = None
+    versions = {name: ", ".join(values) for name, values in found.items()}
+    here = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    return versions | {name: version for name, version in here.items() if name not in versions}
+
+
+def machine() -> str:
+    """This machine in a line: processor, cores, memory, GPU, system."""
+    import torch
+
+    parts = [_processor(), f"{psutil.cpu_count()} CPU cores", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join([*parts, f"{platform.system()} {platform.machine()}"])
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+def _minutes(minutes: float) -> str:
+    """A time for people: "4.2 min", "12 s"."""
+    return f"{minutes:.1f} min" if minutes >= 1 else f"{60 * minutes:.0f} s"
+
+
+__all__ = ["Interval", "Verdict", "machine", "verdict", "write_report"]

@@ -1,0 +1,137 @@
+"""The few plots of the page, drawn as inline SVG: interval bars for table cells and curves over training steps.
+
+Each takes its colours from the page's style sheet, so light and dark need no second drawing, and a whole page of them
+is smaller than a thousandth of a plotting library that would have to travel with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from markupsafe import Markup, escape
+
+from anyvla.evaluation.statistics import Interval
+
+WIDTH, HEIGHT = 380, 230  # of a curve, in its own units: about one pixel each in a third of a wide page
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 34
+POINTS = 240  # more logged steps than this are averaged in groups
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] for people: "97.5 %", "100 %". Never rounds to 0 or 100 what is neither."""
+    value = round(100 * share, 1)
+    if value == 100 and share < 1:
+        return "> 99.9 %"
+    if value == 0 and share > 0:
+        return "< 0.1 %"
+    return f"{value:g} %"
+
+
+def span(interval: Interval) -> str:
+    """The interval's ends for people: "83.9-100 %", with an en dash."""
+    return f"{100 * interval.low:.3g}\N{EN DASH}{100 * interval.high:.3g} %"
+
+
+def interval_bar(interval: Interval, label: str, kind: str = "told") -> Markup:
+    """A bar from 0 to 100 % with the interval as a whisker, as wide as the cell it stands in.
+
+    `kind` is a class of the style sheet and gives the colour; `label` is read aloud in place of the drawing.
+    """
+    value, low, high = (f"{100 * v:.2f}%" for v in (interval.value, interval.low, interval.high))
+    text = f"{label}: {interval.successes} of {interval.episodes}, {percent(interval.value)}, interval {span(interval)}"
+    return Markup(
+        '<svg class="bar {kind}" role="img" aria-label="{text}"><title>{text}</title>'
+        '<rect class="track" width="100%" height="8" y="6" rx="2"/>'
+        '<rect class="fill" width="{value}" height="8" y="6" rx="2"/>'
+        '<line class="whisker" x1="{low}" x2="{high}" y1="10" y2="10"/>'
+        '<line class="whisker" x1="{low}" x2="{low}" y1="5" y2="15"/>'
+        '<line class="whisker" x1="{high}" x2="{high}" y1="5" y2="15"/></svg>'
+    ).format(kind=kind, text=text, value=value, low=low, high=high)
+
+
+def curve(steps: Sequence[float], values: Sequence[float], label: str, log: bool = False) -> Markup:
+    """A line over training steps, with a value to read off at each point the mouse is over.
+
+    `log` draws a logarithmic axis where all values are positive. Values that are not finite are left out; raises
+    ValueError when none remains or the lengths differ.
+    """
+    if len(steps) != len(values):
+        raise ValueError(f"{label}: {len(steps)} steps but {len(values)} values")
+    points = _thin([(float(s), float(v)) for s, v in zip(steps, values, strict=True) if math.isfinite(v)])
+    if not points:
+        raise ValueError(f"{label}: there is no finite value to draw")
+    log = log and all(v > 0 for _, v in points)
+    ticks = _log_ticks(points) if log else _ticks(min(0.0, *(v for _, v in points)), max(v for _, v in points))
+    step_ticks = _ticks(0.0, points[-1][0])
+
+    def x(step: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * step / (step_ticks[-1] or 1.0)
+
+    def y(value: float) -> float:
+        low, high, at = (math.log(v) if log else v for v in (ticks[0], ticks[-1], value))
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (at - low) / (high - low)
+
+    floor = HEIGHT - BOTTOM
+    summary = f"{label}: {points[0][1]:.3g} at step {points[0][0]:g}, {points[-1][1]:.3g} at step {points[-1][0]:g}"
+    parts = [f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">']
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
+    for tick in step_ticks:
+        anchor = "end" if tick == step_ticks[-1] and tick > 0 else "middle"
+        parts.append(f'<text x="{x(tick):.1f}" y="{floor + 16}" text-anchor="{anchor}">{_number(tick)}</text>')
+    parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 3}">step</text>')
+    placed = [(x(s), y(v)) for s, v in points]
+    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in placed)
+    parts.append(f'<polygon class="area" points="{placed[0][0]:.1f},{floor} {line} {placed[-1][0]:.1f},{floor}"/>')
+    parts.append(f'<polyline class="line" points="{line}"/>')
+    edges = [LEFT, *((a[0] + b[0]) / 2 for a, b in pairwise(placed)), WIDTH - RIGHT]
+    for (step, value), (a, b), (left, right) in zip(points, placed, pairwise(edges), strict=True):
+        parts.append(
+            f'<g class="point"><rect x="{left:.1f}" y="{TOP}" width="{max(0.1, right - left):.1f}" '
+            f'height="{floor - TOP}"/><circle cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>'
+            f"<title>step {step:g}: {value:.4g}</title></g>"
+        )
+    return Markup("".join(parts) + "</svg>")
+
+
+def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Neighbours averaged so that at most POINTS remain."""
+    size = math.ceil(len(points) / POINTS) or 1
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(s for s, _ in g) / len(g), sum(v for _, v in g) / len(g)) for g in groups]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About four round numbers that enclose the range."""
+    if high <= low:
+        high = low + (abs(low) or 1.0)
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    size = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.floor(low / size + 1e-9), math.ceil(high / size - 1e-9)
+    return [i * size for i in range(first, last + 1)]
+
+
+def _log_ticks(points: list[tuple[float, float]]) -> list[float]:
+    """Of 1, 2, 5 times the powers of ten, those from just below to just above the values; at most six."""
+    low, high = min(v for _, v in points), max(v for _, v in points)
+    first, last = math.floor(math.log10(low)), math.floor(math.log10(high)) + 1
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        every = [m * 10.0**e for e in range(first, last + 1) for m in factors]
+        below = max(i for i, v in enumerate(every) if v <= low * (1 + 1e-9))
+        above = min(i for i, v in enumerate(every) if v >= high * (1 - 1e-9))
+        ticks = every[below : max(above, below + 1) + 1]
+        if len(ticks) <= 6:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / 5)] + ([ticks[-1]] if (len(ticks) - 1) % math.ceil(len(ticks) / 5) else [])
+
+
+def _number(value: float) -> str:
+    if value == 0:
+        return "0"
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.0e}".replace("e-0", "e-") if abs(value) < 0.001 else f"{value:.4g}"
