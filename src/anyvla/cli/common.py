@@ -32,7 +32,7 @@ def guarded(run: Callable[[], int], command: str) -> int:
         return run()
     except (Stopped, KeyboardInterrupt) as stopped:
         text = str(stopped) or "stopped"
-        console.print(f"[yellow]{command}:[/] {text}", highlight=False)
+        console.print(f"[yellow]{command}:[/] {text}", highlight=False, soft_wrap=True)
         return INTERRUPTED
     except BrokenPipeError:
         return 1
@@ -50,7 +50,7 @@ def guarded(run: Callable[[], int], command: str) -> int:
 def fail(command: str, message: str) -> int:
     """Say what was wrong; the exit status."""
     console.print(f"[bold red]{command}:[/] ", end="", highlight=False)
-    console.print(message, markup=False, highlight=False)
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
     return 1
 
 
