@@ -61,7 +61,7 @@ def _machine() -> list[Finding]:
 
     memory, disk = psutil.virtual_memory().total / 2**30, shutil.disk_usage(Path.cwd()).free / 2**30
     version = sys.version_info[:2]
-    right = (3, 10) <= version <= (3, 13)
+    right = (3, 11) <= version <= (3, 13)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     bf16 = bool(gpus) or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return [
@@ -69,7 +69,7 @@ def _machine() -> list[Finding]:
             "python",
             "ok" if right else "missing",
             platform.python_version(),
-            "" if right else "use Python 3.10 to 3.13",
+            "" if right else "use Python 3.11 to 3.13",
         ),
         Finding(
             "cores", "ok", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())

@@ -21,10 +21,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
-from anyvla.data.episode import Episode
+from anyvla.data.episode import Embodiment, Episode
+from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
 from anyvla.evaluation.environments.base import Benchmark, Environment, Suite
-from anyvla.evaluation.environments.pool import EnvironmentFailed, open_benchmark, prepare_worker
+from anyvla.evaluation.environments.pool import EnvironmentFailed, prepare_worker, starting_workers
 
 FIRST_SEED = 1_000_000  # of start states of demonstrations; evaluations use those below
 
@@ -76,6 +77,7 @@ def collect(
         "versions": dict(benchmark.versions()),
     }
     if is_complete(root):
+        _check_complete(root, provenance)
         return root
     writer = LeRobotWriter(root, benchmark.embodiment, provenance=provenance)
     tasks = [task.name for task in suite.tasks]
@@ -95,15 +97,17 @@ def collect(
         processes,
         multiprocessing.get_context("spawn"),
         _start_worker,
-        (benchmark.name, suite.name, config, str(writer.partial_root)),
+        (benchmark, suite, config, writer.partial_root),
     ) as workers:
         running: dict[Future[bool], _Attempt] = {}
         try:
             while todo or running:
                 if stop():
                     raise Interrupted(f"stopped after {done} of {total} demonstrations; the same command goes on there")
-                while todo and len(running) < 2 * processes:
-                    running[workers.submit(_demonstrate, todo[-1])] = todo.pop()
+                while todo and len(running) <= processes:  # one in reserve; a stop waits for those that run
+                    with starting_workers():
+                        started = todo.pop()
+                        running[workers.submit(_demonstrate, started)] = started
                 for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
                     made = running.pop(future)
                     if future.result():
@@ -129,12 +133,28 @@ def collect(
     return root
 
 
+def _check_complete(root: Path, wanted: Mapping[str, Any]) -> None:
+    """Refuse finished demonstrations that were made otherwise; other versions of libraries are no reason to."""
+
+    def settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
+        facts = {"benchmark": provenance.get("benchmark"), "render": provenance.get("versions", {}).get("render")}
+        return facts | dict(provenance.get("collect", {}))
+
+    then, now = settings(LeRobotDataset(root).provenance), settings(wanted)
+    differing = [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in {**then, **now} if then.get(k) != now.get(k)]
+    if differing:
+        raise ValueError(
+            f"{root} holds demonstrations made with other settings ({'; '.join(differing)}): remove it or choose "
+            "another output folder"
+        )
+
+
 @plain_dataclass
 class _Worker:
     """What a worker process keeps between attempts."""
 
     environment: Environment
-    benchmark: Benchmark
+    embodiment: Embodiment
     suite: Suite
     config: CollectConfig
     partial_root: Path
@@ -143,11 +163,10 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def _start_worker(benchmark: str, suite: str, config: CollectConfig, partial_root: str) -> None:
+def _start_worker(benchmark: Benchmark, suite: Suite, config: CollectConfig, partial_root: Path) -> None:
     global _worker
     prepare_worker()
-    opened = open_benchmark(benchmark)
-    _worker = _Worker(opened.make(), opened, opened.suites()[suite], config, Path(partial_root))
+    _worker = _Worker(benchmark.make(), benchmark.embodiment, suite, config, partial_root)
 
 
 def _demonstrate(attempt: _Attempt) -> bool:
@@ -156,38 +175,61 @@ def _demonstrate(attempt: _Attempt) -> bool:
     episode = demonstrate(_worker.environment, _worker.suite, _worker.config, attempt.task, attempt.number)
     if episode is None:
         return False
-    stage_episode(_worker.partial_root, _worker.benchmark.embodiment, attempt.index, episode)
+    stage_episode(_worker.partial_root, _worker.embodiment, attempt.index, episode)
     return True
 
 
 def demonstrate(
     environment: Environment, suite: Suite, config: CollectConfig, task: str, number: int
 ) -> Episode | None:
-    """Attempt `number` of a task by its expert; None if the goal was not reached within the horizon."""
+    """Attempt `number` of a task by its expert; None if it reached another goal first, or none within the horizon.
+
+    Only attempts that succeed are rendered, which is what costs: they are played a second time.
+    """
     told = suite.task(task)
     seed = FIRST_SEED * (1 + config.seed) + number
+    sigma = config.noise[number % len(config.noise)]
     rng = np.random.default_rng((config.seed, [t.name for t in suite.tasks].index(task), number))
-    sigma, kept = config.noise[number % len(config.noise)], config.noise_memory
+    actions = _rehearse(environment, suite.horizon, config, task, seed, sigma, rng)
+    if actions is None:
+        return None
     environment.reset(task, seed)
     frames: list[Mapping[str, np.ndarray]] = []
     proprio, labels = [], []
-    noise: Any = 0.0
-    after = 0
-    for _ in range(suite.horizon):
+    for action in actions:
         shown = environment.observe()
-        label = environment.expert(task)
         frames.append(shown.images)
         proprio.append(shown.proprio)
-        labels.append(label)
-        noise = kept * noise + sigma * np.sqrt(1 - kept**2) * rng.normal(size=label.shape)
-        goals = environment.step(np.clip(label + noise, -1, 1).astype(np.float32))
-        if after or goals[task]:
-            after += 1
-        if after > config.keep_after_success:
-            break
-    if not after:
-        return None
+        labels.append(environment.expert(task))
+        environment.step(action)
     images = {camera: np.stack([f[camera] for f in frames]) for camera in frames[0]}
     phrase = told.instructions[number % len(told.instructions)]
     extra = {"task": task, "scene": told.scene, "seed": seed, "noise": sigma}
     return Episode(images, np.stack(proprio), np.stack(labels), phrase, extra)
+
+
+def _rehearse(
+    environment: Environment,
+    horizon: int,
+    config: CollectConfig,
+    task: str,
+    seed: int,
+    sigma: float,
+    rng: np.random.Generator,
+) -> list[np.ndarray] | None:
+    """The actions to execute, noise included; None if they fail."""
+    environment.reset(task, seed)
+    kept = config.noise_memory
+    noise: Any = 0.0
+    actions: list[np.ndarray] = []
+    last: int | None = None  # how many to record, once the goal is reached
+    while len(actions) < (last or horizon):
+        label = environment.expert(task)
+        noise = kept * noise + sigma * np.sqrt(1 - kept**2) * rng.normal(size=label.shape)
+        actions.append(np.clip(label + noise, -1, 1).astype(np.float32))
+        goals = environment.step(actions[-1])
+        if last is None and any(goals.values()):
+            if not goals[task]:
+                return None
+            last = min(horizon, len(actions) + config.keep_after_success)
+    return actions if last else None

@@ -64,16 +64,17 @@ def _of(protocol: Protocol, suite: Suite, config: EvaluationConfig) -> Iterator[
     count = config.unrelated_episodes if protocol == "unrelated" else config.episodes
     for number in range(count):
         for task in suite.tasks:
-            told = _told(protocol, suite, task, number)
+            seed = config.first_seed + number  # alone decides what is told, so that `key` says it all
+            told = _told(protocol, suite, task, seed)
             if told is not None:
-                phrase = told.instructions[number % len(told.instructions)]
-                yield EpisodePlan(protocol, task.name, told.name, phrase, config.first_seed + number)
+                phrase = told.instructions[seed % len(told.instructions)]
+                yield EpisodePlan(protocol, task.name, told.name, phrase, seed)
 
 
-def _told(protocol: Protocol, suite: Suite, task: Task, number: int) -> Task | None:
+def _told(protocol: Protocol, suite: Suite, task: Task, seed: int) -> Task | None:
     if protocol == "told":
         return task
     if protocol == "swapped":
         return suite.opposite(task)
     others = [t for t in suite.tasks if t.scene != task.scene]
-    return others[number % len(others)] if others else None
+    return others[seed % len(others)] if others else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,26 +64,22 @@ def evaluate(
     """Play what `folder/results.jsonl` lacks of `plans`; returns the results of all plans.
 
     An episode ends when a goal of its scene is reached, or after `suite.horizon` actions. Raises ConfigError if the
-    policy was trained for another robot, or the folder holds results of another checkpoint (`checkpoint` is its hash);
+    policy was trained for another robot, or the folder holds results of another checkpoint (`checkpoint` is its hash),
+    benchmark or render setting;
     Interrupted after `stop()` said so.
     """
     check_embodiment(vla.embodiment, benchmark.embodiment)
     folder.mkdir(parents=True, exist_ok=True)
     lines = folder / "results.jsonl"
     finished = {_key(r): r for r in read_results(lines)} if lines.is_file() else {}
-    foreign = {r.checkpoint for r in finished.values()} - {checkpoint}
-    if foreign:
-        raise ConfigError(
-            f"{lines} holds results of another checkpoint ({', '.join(sorted(foreign))}, this is {checkpoint}); "
-            "choose another output folder, or remove that one to evaluate anew"
-        )
+    _check_same(lines, finished.values(), checkpoint, f"{benchmark.name}/{suite.name}", benchmark.versions())
     waiting = [p for p in reversed(plans) if p.key not in finished]
     done, total = len(plans) - len(waiting), len(plans)
     progress(done, total)
     if not waiting:
         return [finished[p.key] for p in plans]
     processes = min(processes or os.cpu_count() or 1, len(waiting))
-    with EnvironmentPool(benchmark.name, processes=processes, slots=slots) as pool:
+    with EnvironmentPool(benchmark, processes=processes, slots=slots) as pool:
         running: dict[int, _Rollout] = {}
 
         def begin(slot: int) -> None:
@@ -102,7 +98,7 @@ def evaluate(
                 rollout = running[reply.slot]
                 if _over(reply, suite):
                     result = _result(reply, rollout, benchmark, suite, checkpoint)
-                    _keep_actions(folder, rollout)
+                    _keep_actions(folder, rollout, reply.steps)
                     append_result(lines, result)
                     finished[rollout.plan.key] = result
                     done += 1
@@ -114,6 +110,21 @@ def evaluate(
             if going:
                 _act(vla, going, pool, suite)
     return [finished[p.key] for p in plans]
+
+
+def _check_same(
+    lines: Path, finished: Collection[EpisodeResult], checkpoint: str, name: str, versions: Mapping[str, str]
+) -> None:
+    for what, here, there in (
+        ("checkpoint", checkpoint, {r.checkpoint for r in finished}),
+        ("benchmark", name, {r.benchmark for r in finished}),
+        ("render setting", versions.get("render"), {r.versions.get("render") for r in finished}),
+    ):
+        if foreign := there - {here}:
+            raise ConfigError(
+                f"{lines} holds results of another {what} ({', '.join(sorted(map(str, foreign)))}, this is {here}); "
+                "choose another output folder, or remove that one to evaluate anew"
+            )
 
 
 def check_embodiment(trained: Embodiment, given: Embodiment) -> None:
@@ -169,11 +180,11 @@ def actions_file(folder: Path, key: str) -> Path:
     return folder / "actions" / f"{key}.npy"
 
 
-def _keep_actions(folder: Path, rollout: _Rollout) -> None:
+def _keep_actions(folder: Path, rollout: _Rollout, steps: int) -> None:
     path = actions_file(folder, rollout.plan.key)
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, np.concatenate(rollout.actions), allow_pickle=False)
+    np.save(temporary, np.concatenate(rollout.actions)[:steps], allow_pickle=False)
     temporary.replace(path)
 
 

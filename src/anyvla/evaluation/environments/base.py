@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from anyvla.data.episode import Embodiment
+from anyvla.registry import nearest
 from anyvla.types import Observation
 
 
@@ -36,8 +37,11 @@ class Suite:
     horizon: int  # the longest an episode may last, in actions
 
     def task(self, name: str) -> Task:
-        """The task of that name."""
-        return next(t for t in self.tasks if t.name == name)
+        """The task of that name. Raises ValueError with the nearest names."""
+        found = {t.name: t for t in self.tasks}
+        if name not in found:
+            raise ValueError(f"suite {self.name!r} has no task {name!r}: {nearest(name, found)}")
+        return found[name]
 
     def opposite(self, task: Task) -> Task | None:
         """The other task of the same scene, if there is exactly one."""
@@ -49,7 +53,10 @@ class Environment(Protocol):
     """One simulated robot. An action repeats for the control period of the embodiment."""
 
     def reset(self, task: str, seed: int) -> None:
-        """Start an episode. Equal task scene and seed: equal start state, whatever ran before."""
+        """Start an episode. Equal scene and seed: equal start state, whatever ran before.
+
+        Equal actions from there give equal episodes, bit for bit: videos and demonstrations are played again.
+        """
 
     def observe(self) -> Observation:
         """Render the cameras and read the proprio of now."""
@@ -65,7 +72,7 @@ class Environment(Protocol):
 
 
 class Benchmark(Protocol):
-    """A simulator with its suites and protocol."""
+    """A simulator with its suites. Worker processes get a copy by pickle, so it holds settings and makes the rest."""
 
     name: str
     embodiment: Embodiment

@@ -19,10 +19,11 @@ from jaxtyping import Float32, Float64, UInt8
 from anyvla.config import build
 from anyvla.data.episode import Embodiment
 from anyvla.evaluation.environments.base import Suite, Task
-from anyvla.evaluation.environments.rendering import Renderer, View, find_driver, setting
+from anyvla.evaluation.environments.rendering import LARGEST, Renderer, View, broken_driver, find_driver, setting
 from anyvla.registry import nearest
 from anyvla.types import Observation
 
+_EXTRA = 'pip install "anyvla[metaworld]"'
 ACTION_REPEAT = 2  # simulator control steps (80 Hz) per action
 OPEN, CLOSED = 0.85, 0.15  # shares of a joint's range beyond which it counts as open or closed
 START = (0.4, 0.6)  # shares of the range at which a half-open joint starts, uniformly
@@ -166,6 +167,9 @@ class MetaWorld:
             self._renderers[scene] = Renderer(model, self.render)
         return self._renderers[scene]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"render": self.render, "_renderers": {}}  # a worker draws under the same setting, by itself
+
     def close(self) -> None:
         """Free the renderers."""
         for renderer in self._renderers.values():
@@ -238,7 +242,7 @@ class MetaWorldEnvironment:
         self._now = self._simulations[self._scene]
         self._now.reset(seed)
         self._succeeded = False
-        self._seen = self._now.sim._get_obs()
+        self._seen: Float64[np.ndarray, "O"] = self._now.sim._get_obs()
 
     @property
     def _running(self) -> _Simulation:
@@ -280,26 +284,37 @@ class MetaWorldEnvironment:
 
     def frame(self, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
         """The corner view, for people."""
-        return self._draw(View("corner2", FOR_PEOPLE, height, width, turned=True, oversample=2))
+        finer = 2 if 2 * max(height, width) <= LARGEST else 1
+        return self._draw(View("corner2", FOR_PEOPLE, height, width, turned=True, oversample=finer))
 
 
 def _as_expected_by(task: str, sim: Any, seen: Float64[np.ndarray, "O"]) -> Float64[np.ndarray, "O"]:
     """The observation as the expert's own environment class gives it: each reports another point of the object."""
+    seen = seen.copy()  # some experts write into what they are given
     if task == "drawer-close":
-        seen = seen.copy()
         seen[6] += 0.05
     elif task == "window-close":
-        seen = seen.copy()
         seen[4:7] = sim._get_site_pos("handleCloseStart")
+    elif task == "door-open":
+        seen[4] += 0.01  # it aims at the handle's very edge and slips off it now and then
     return seen
 
 
 def _metaworld() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Meta-World's environments and scripted policies. Raises ImportError that names the extra."""
+    """Meta-World's environments and scripted policies.
+
+    Raises ImportError that names the extra, RendererMissing if MUJOCO_GL asks for a driver that does not load.
+    """
+    try:
+        import mujoco  # noqa: F401  # loads the driver that MUJOCO_GL asks for
+    except ModuleNotFoundError as error:
+        raise ImportError(f"MuJoCo is not installed ({error}); {_EXTRA}") from None
+    except Exception as error:  # PyOpenGL raises whatever is at hand
+        raise broken_driver(error) from error
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP
     except ImportError as error:
-        raise ImportError(f'Meta-World is not installed ({error}); pip install "anyvla[metaworld]"') from None
+        raise ImportError(f"Meta-World is not installed ({error}); {_EXTRA}") from None
     warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")  # of its experts; actions are clipped
     return ALL_V3_ENVIRONMENTS, ENV_POLICY_MAP

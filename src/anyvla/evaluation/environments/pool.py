@@ -6,14 +6,17 @@ A pool has `processes * slots` slots, one environment each. Commands return at o
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Float32
@@ -37,10 +40,31 @@ class Reply:
     steps: int  # actions since the reset
 
 
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """Processes started inside do not see Ctrl-C before `prepare_worker` says what it means to them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by what is started
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def prepare_worker() -> None:
-    """Settings of a process that simulates: one thread each, and Ctrl-C is the parent's business."""
+    """Settings of a process that simulates: one thread each, Ctrl-C is the parent's business, its end ours as well."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["LP_NUM_THREADS"] = "1"  # Mesa's software renderer would take all cores in each process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def open_benchmark(name: str) -> Benchmark:
@@ -51,7 +75,8 @@ def open_benchmark(name: str) -> Benchmark:
 class EnvironmentPool:
     """Use as a context manager."""
 
-    def __init__(self, benchmark: str, processes: int, slots: int) -> None:
+    def __init__(self, benchmark: Benchmark, processes: int, slots: int) -> None:
+        """Starts the processes; each plays in its own copy of `benchmark`."""
         self.size = processes * slots
         self._slots = slots
         context = multiprocessing.get_context("spawn")
@@ -60,10 +85,11 @@ class EnvironmentPool:
         for number in range(processes):
             here, there = context.Pipe()
             process = context.Process(target=_work, args=(there, benchmark), name=f"environment-{number}", daemon=True)
-            process.start()
-            there.close()
             self._pipes.append(here)
             self._processes.append(process)
+            with starting_workers():
+                process.start()
+            there.close()
 
     def reset(self, slot: int, task: str, seed: int) -> None:
         """Start an episode in a slot."""
@@ -78,6 +104,7 @@ class EnvironmentPool:
         try:
             self._pipes[number].send(command)
         except OSError:
+            self._receive(number)  # what it said last
             self._dead(number)
 
     def ready(self, timeout: float) -> list[Reply]:
@@ -85,17 +112,23 @@ class EnvironmentPool:
         replies: list[Reply] = []
         for pipe in wait(self._pipes, timeout):
             number = self._pipes.index(pipe)  # type: ignore[arg-type]
-            while self._pipes[number].poll():
-                try:
-                    answer = self._pipes[number].recv()
-                except (EOFError, OSError):
-                    self._dead(number)
-                if isinstance(answer, str):
-                    raise EnvironmentFailed(answer)
-                replies.append(answer)
+            replies += self._receive(number)
         return replies
 
-    def _dead(self, number: int) -> None:
+    def _receive(self, number: int) -> list[Reply]:
+        replies: list[Reply] = []
+        while True:
+            try:
+                if not self._pipes[number].poll():
+                    return replies
+                answer = self._pipes[number].recv()
+            except (EOFError, OSError):
+                self._dead(number)
+            if isinstance(answer, str):
+                raise EnvironmentFailed(answer)
+            replies.append(answer)
+
+    def _dead(self, number: int) -> NoReturn:
         self._processes[number].join(1)
         raise EnvironmentFailed(
             f"the simulator process {number} died (exit status {self._processes[number].exitcode}); -9 is often a lack "
@@ -112,14 +145,14 @@ class EnvironmentPool:
             pipe.close()  # the worker reads the end of its commands and stops
         for process in self._processes:
             process.join(5)
-            if process.is_alive():
-                process.terminate()
+            if process.is_alive():  # hangs in its simulator
+                process.kill()
+                process.join()
 
 
-def _work(pipe: Connection, name: str) -> None:
+def _work(pipe: Connection, benchmark: Benchmark) -> None:
     prepare_worker()
     try:
-        benchmark = open_benchmark(name)
         environments, steps = {}, {}
         while True:
             verb, slot, *rest = pipe.recv()
@@ -138,7 +171,7 @@ def _work(pipe: Connection, name: str) -> None:
                         break
             over = any(goals.values())
             pipe.send(Reply(slot, None if over else environment.observe(), dict(goals), steps[slot]))
-    except (EOFError, BrokenPipeError):  # the parent is done, or gone
+    except (EOFError, ConnectionError):  # the parent is done, or gone
         return
     except Exception as error:  # told to the parent, who raises it
         message = str(error) if isinstance(error, (ImportError, RuntimeError, ValueError)) else traceback.format_exc()

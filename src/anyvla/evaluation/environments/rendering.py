@@ -44,9 +44,7 @@ class View:
     """A part of what a camera sees, as a picture."""
 
     camera: str
-    box: tuple[
-        float, float, float, float
-    ]  # left, right, top, bottom of the part, as shares of the upright square image
+    box: tuple[float, float, float, float]  # left, right, top, bottom: shares of the upright square image
     height: int  # pixels
     width: int
     turned: bool = False  # the camera hangs upside down: turn its image by 180 degrees
@@ -73,6 +71,11 @@ def find_driver() -> str:
             return driver
         faults.append(f"{driver}: {(done.stderr.strip().splitlines() or [f'exit {done.returncode}'])[-1]}")
     raise RendererMissing(_advice("; ".join(faults)))
+
+
+def broken_driver(error: Exception) -> RendererMissing:
+    """What to raise when the driver that MUJOCO_GL asks for fails."""
+    return RendererMissing(_advice(f"MUJOCO_GL={os.environ.get('MUJOCO_GL') or 'unset'}: {error!r}"))
 
 
 def _advice(fault: str) -> str:
@@ -103,7 +106,7 @@ class _Screen:
                 cls._context.make_current()
             except Exception as error:  # PyOpenGL raises whatever is at hand: AttributeError, GLError, ImportError, ...
                 cls._context = None
-                raise RendererMissing(_advice(f"MUJOCO_GL={driver or 'unset'}: {error!r}")) from error
+                raise broken_driver(error) from error
         cls.users += 1
 
     @classmethod
@@ -126,7 +129,11 @@ class Renderer:
         if self.render == "fast":
             quality.offsamples = quality.shadowsize = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = LARGEST
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        try:
+            self._context: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except mujoco.FatalError as error:  # a context that is none, as of glfw without a display
+            _Screen.release()
+            raise broken_driver(error) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         if self.render == "fast":
