@@ -134,7 +134,6 @@ class Renderer:
         except mujoco.FatalError as error:  # a context that is none, as of glfw without a display
             _Screen.release()
             raise broken_driver(error) from error
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         if self.render == "fast":
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
@@ -173,6 +172,7 @@ class Renderer:
             eye.frustum_bottom, eye.frustum_top = bottom, top
 
         window = mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another renderer's may be bound
         mujoco.mjr_render(window, self._scene, self._context)
         pixels = np.empty((height, width, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, window, self._context)
