@@ -107,7 +107,12 @@ class _Screen:
             except Exception as error:  # PyOpenGL raises whatever is at hand: AttributeError, GLError, ImportError, ...
                 cls._context = None
                 raise broken_driver(error) from error
+        cls.make_current()
         cls.users += 1
+
+    @classmethod
+    def make_current(cls) -> None:
+        cls._context.make_current()  # a renderer that is not ours may have come in between
 
     @classmethod
     def release(cls) -> None:
@@ -171,6 +176,7 @@ class Renderer:
             eye.frustum_center, eye.frustum_width = (left + right) / 2, (right - left) / 2
             eye.frustum_bottom, eye.frustum_top = bottom, top
 
+        _Screen.make_current()
         window = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another renderer's may be bound
         mujoco.mjr_render(window, self._scene, self._context)
@@ -186,6 +192,7 @@ class Renderer:
     def close(self) -> None:
         """Free what the driver holds."""
         if self._context is not None:
+            _Screen.make_current()
             self._context.free()
             self._context = None
             _Screen.release()

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_world import EMBODIMENT, SUITE, Toy
+
+from anyvla.data.formats import lerobot_writer
+from anyvla.data.formats.lerobot import LeRobotDataset
+from anyvla.evaluation.collect import FIRST_SEED, CollectConfig, Interrupted, collect, demonstrate
+from anyvla.evaluation.environments.base import Suite
+from anyvla.evaluation.environments.pool import EnvironmentFailed
+
+CONFIG = CollectConfig(demonstrations=3, noise=(0.0, 0.3), processes=2, keep_after_success=2)
+FAILING = Toy(fails=(FIRST_SEED + 1, FIRST_SEED + 3))
+
+
+def after(count: int) -> tuple[Callable[[int, int], None], Callable[[], bool]]:
+    """A `progress` and a `stop` that asks to stop once so many demonstrations are done."""
+    seen = [0]
+
+    def progress(done: int, total: int) -> None:
+        seen[0] = done
+
+    return progress, lambda: seen[0] >= count
+
+
+def test_collected_demonstrations_can_be_read(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    root = collect(Toy(), SUITE, CONFIG, tmp_path / "data", progress=lambda *p: seen.append(p))
+    data = LeRobotDataset(root)
+    assert seen == [(n, 9) for n in range(10)]
+    assert data.embodiment == EMBODIMENT
+    assert Counter(e.extra["task"] for e in data) == {"left": 3, "right": 3, "up": 3}
+    assert data.notes.get("failures", {}) == {}
+    assert data.provenance["versions"] == {"toy": "1", "render": "fast"}
+    for number, episode in enumerate(data):
+        task = SUITE.tasks[number % 3]
+        assert episode.extra == {
+            "task": task.name,
+            "scene": task.scene,
+            "seed": FIRST_SEED + number // 3,
+            "noise": (0.0, 0.3)[number // 3 % 2],
+        }
+        assert episode.instruction == task.instructions[number // 3 % 2]
+        sign = {"left": [-1, 0, 0, -1], "right": [1, 0, 0, -1], "up": [0, 0, 1, -1]}[task.name]
+        assert (episode.actions == sign).all()  # clean labels, under noise too
+        moved = np.diff(episode.proprio, axis=0)
+        assert np.allclose(moved, 0.2 * episode.actions[:-1, :3], atol=1e-6) == (episode.extra["noise"] == 0)
+        axis, way = int(np.argmax(np.abs(sign[:3]))), sum(sign[:3])
+        past = way * episode.proprio[:, axis] > 1
+        assert past.sum() == 2  # the last action reaches the goal; two more are kept, and seen
+        assert episode.images["corner"].shape == (len(episode), 32, 32, 3)
+
+
+def test_an_interrupted_collection_goes_on_to_the_same_data(tmp_path: Path) -> None:
+    whole = LeRobotDataset(collect(FAILING, SUITE, CONFIG, tmp_path / "whole"))
+    progress, stop = after(2)
+    with pytest.raises(Interrupted, match=r"stopped after \d of 9 demonstrations; the same command goes on there"):
+        collect(FAILING, SUITE, CONFIG, tmp_path / "parts", progress=progress, stop=stop)
+    assert not (tmp_path / "parts").exists()
+    kept = len(list((tmp_path / "parts.partial").glob("episode-*")))
+    assert 2 <= kept < 9
+    seen: list[int] = []
+    one = dataclasses.replace(CONFIG, processes=1)  # as many processes as one likes
+    parts = LeRobotDataset(collect(FAILING, SUITE, one, tmp_path / "parts", progress=lambda done, _: seen.append(done)))
+    assert seen[0] == kept
+    assert parts.fingerprint == whole.fingerprint
+    # Failures were dropped, counted, and replaced by the next attempts.
+    for data in (whole, parts):
+        assert data.notes["failures"]["right"] == [1, 3]
+        seeds = {t.name: [e.extra["seed"] - FIRST_SEED for e in data if e.extra["task"] == t.name] for t in SUITE.tasks}
+        assert seeds == {"left": [0, 1, 2], "right": [0, 2, 4], "up": [0, 1, 2]}
+
+
+def test_a_complete_collection_is_left_alone(tmp_path: Path) -> None:
+    few = dataclasses.replace(CONFIG, demonstrations=1)
+    root = collect(Toy(), SUITE, few, tmp_path / "data")
+    stamp = (root / "meta/info.json").stat().st_mtime_ns
+    assert collect(Toy(), SUITE, dataclasses.replace(few, processes=1), root) == root
+    assert (root / "meta/info.json").stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match=r"made with other settings \(demonstrations: 1 then, 2 now\): remove it"):
+        collect(Toy(), SUITE, dataclasses.replace(few, demonstrations=2), root)
+    with pytest.raises(ValueError, match="render: 'fast' then, 'native' now"):
+        collect(Toy(render="native"), SUITE, few, root)
+
+
+def test_a_begun_collection_refuses_other_settings(tmp_path: Path) -> None:
+    progress, stop = after(1)
+    with pytest.raises(Interrupted):
+        collect(Toy(), SUITE, CONFIG, tmp_path / "data", progress=progress, stop=stop)
+    with pytest.raises(ValueError, match="was begun with other settings"):
+        collect(Toy(), SUITE, dataclasses.replace(CONFIG, seed=1), tmp_path / "data")
+
+
+def test_an_expert_that_never_succeeds_is_named(tmp_path: Path) -> None:
+    never = Toy(fails=tuple(range(FIRST_SEED, FIRST_SEED + 100)))
+    with pytest.raises(EnvironmentFailed, match=r"the expert of right failed 12 times: less noise may help"):
+        collect(never, SUITE, dataclasses.replace(CONFIG, demonstrations=1), tmp_path / "data")
+
+
+def test_attempts_that_fail() -> None:
+    cart = FAILING.make()
+    assert demonstrate(cart, SUITE, CONFIG, "right", 1) is None  # ends at the other goal
+    assert demonstrate(cart, SUITE, CONFIG, "right", 0) is not None
+    short = dataclasses.replace(SUITE, horizon=3)
+    assert demonstrate(cart, short, CONFIG, "right", 0) is None
+    exact = dataclasses.replace(SUITE, horizon=6)
+    episode = demonstrate(cart, exact, CONFIG, "right", 0)
+    assert episode is not None
+    assert len(episode) <= 6  # reached with the last action or just before: no room for those after
+
+
+def test_attempts_differ_and_repeat() -> None:
+    cart = Toy().make()
+    first, again, other = (demonstrate(cart, SUITE, CONFIG, "up", n) for n in (1, 1, 3))
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert np.array_equal(first.proprio, again.proprio)
+    assert not np.array_equal(first.proprio[:5], other.proprio[:5])
+    reseeded = demonstrate(cart, SUITE, dataclasses.replace(CONFIG, seed=1), "up", 1)
+    assert reseeded is not None
+    assert reseeded.extra["seed"] == 2 * FIRST_SEED + 1
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **keys: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lerobot_writer, "merge", full)
+    root = tmp_path / "data"
+    few = dataclasses.replace(CONFIG, demonstrations=1)
+    with pytest.raises(OSError, match=r"the disk is full while writing .*it goes on from the episodes written so far"):
+        collect(Toy(), SUITE, few, root)
+    monkeypatch.undo()
+    seen: list[int] = []
+    collect(Toy(), SUITE, few, root, progress=lambda done, _: seen.append(done))
+    assert seen == [3]  # nothing was lost
+
+
+def test_a_full_disk_in_a_worker_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="the disk is full while writing") as raised:
+        collect(FullDisk(), SUITE, dataclasses.replace(CONFIG, demonstrations=1), tmp_path / "data")
+    assert raised.value.errno == errno.ENOSPC
+
+
+class FullDisk(Toy):
+    """Fills the disk of the process that makes its environments."""
+
+    def make(self):  # type: ignore[no-untyped-def]
+        def full(*args: object, **keys: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        lerobot_writer.video.encode = full
+        return super().make()
+
+
+@pytest.mark.parametrize("noise", [[], [0.1, -0.1]])
+def test_bad_noise(noise: list[float]) -> None:
+    with pytest.raises(ValueError, match="noise needs at least one standard deviation, none below 0"):
+        CollectConfig(noise=tuple(noise))
+
+
+def test_meta_world(tmp_path: Path) -> None:
+    pytest.importorskip("metaworld")
+    from anyvla.evaluation.environments.metaworld import HALF_OPEN, MetaWorld
+
+    pair = Suite("pair", HALF_OPEN.tasks[:2], HALF_OPEN.horizon)
+    config = CollectConfig(demonstrations=1, processes=2)
+    data = LeRobotDataset(collect(MetaWorld("fast"), pair, config, tmp_path / "data"))
+    opening, closing = data[0], data[1]
+    assert (opening.instruction, closing.instruction) == ("open the drawer", "close the drawer")
+    for camera in data.embodiment.cameras:  # one start state: only words tell them apart
+        apart = np.abs(opening.images[camera][0].astype(int) - closing.images[camera][0])
+        assert apart.mean() < 3  # lossy video
+    assert np.array_equal(opening.proprio[0], closing.proprio[0])
+    assert opening.proprio.shape == (len(opening), 4)
