@@ -81,7 +81,7 @@ def test_a_worker_gets_the_benchmark_as_it_is() -> None:
 def test_an_exception_is_told() -> None:
     with EnvironmentPool(Toy(), 2, 1) as pool:
         pool.reset(1, "left", RAISES)
-        with pytest.raises(EnvironmentFailed, match="^the cart has no wheels$"):
+        with pytest.raises(EnvironmentFailed, match=r"^the cart has no wheels$"):
             replies(pool, 1)
 
 
@@ -90,7 +90,7 @@ def test_an_unexpected_exception_keeps_its_traceback() -> None:
         pool.reset(0, "left", 1)
         replies(pool, 1)
         pool.execute(0, ["not a number"])  # type: ignore[arg-type]
-        with pytest.raises(EnvironmentFailed, match="(?s)Traceback .*toy_world.py"):
+        with pytest.raises(EnvironmentFailed, match=r"(?s)Traceback .*toy_world.py"):
             replies(pool, 1)
 
 
@@ -98,7 +98,7 @@ def test_what_a_worker_said_last_is_heard_when_writing_to_it_fails() -> None:
     with EnvironmentPool(Toy(), 1, 1) as pool:
         pool.reset(0, "left", RAISES)
         pool._processes[0].join(30)
-        with pytest.raises(EnvironmentFailed, match="^the cart has no wheels$"):
+        with pytest.raises(EnvironmentFailed, match=r"^the cart has no wheels$"):
             pool.execute(0, RIGHT)
 
 

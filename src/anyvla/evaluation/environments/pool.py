@@ -146,7 +146,7 @@ class EnvironmentPool:
         for pipe in self._pipes:
             pipe.close()  # the worker reads the end of its commands and stops
         for process in self._processes:
-            process.join(5)
+            process.join(2)
             if process.is_alive():  # hangs in its simulator
                 process.kill()
                 process.join()
