@@ -1,6 +1,6 @@
-"""Rendered Meta-World steps per second: each step observes (two cameras) and acts, as when demonstrations are collected.
+"""Rendered Meta-World steps per second: each step observes (two cameras) and acts, as in collection.
 
-    python benchmarks/render_metaworld.py [--steps 150] [--json]
+    python benchmarks/render_metaworld.py [--steps 160] [--json]
 
 `fast` leaves out shadows, reflections and multisampling, `native` is the model as its authors made it; 1 and 2
 processes, one thread each. Loading models and the first picture do not count.

@@ -27,8 +27,10 @@ from anyvla.types import Chunk, Observation
 
 HALF_OPEN_LIKE = Suite(
     "s",
-    tuple(Task(f"{scene}-{way}", scene, ("a", "b", "c")) for scene in "xy" for way in ("open", "close"))
-    + (Task("z-press", "z", ("a", "b")),),
+    (
+        *(Task(f"{scene}-{way}", scene, ("a", "b", "c")) for scene in "xy" for way in ("open", "close")),
+        Task("z-press", "z", ("a", "b")),
+    ),
     horizon=9,
 )
 
