@@ -1,9 +1,11 @@
 import dataclasses
+import errno
 import json
 import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from small import embodiment, episode, model
 
 from anyvla.config import ConfigError, build, to_dict
@@ -159,3 +161,20 @@ def test_precision_is_what_was_asked_or_what_the_hardware_has():
     assert pick_precision("auto", cpu) in (torch.float32, torch.bfloat16)
     with pytest.raises(ConfigError, match="batch_size 5 must be a multiple of accumulate 2"):
         config(batch_size=5, accumulate=2)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_one(dataset, tmp_path, monkeypatch):
+    honest = VLA.save
+
+    def save(self, folder, recipe=None):
+        honest(self, folder, recipe)
+        if (tmp_path / "train" / "step-00000005").is_dir():
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(VLA, "save", save)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        run(dataset, tmp_path)
+    assert error.value.errno == errno.ENOSPC
+    assert [p.name for p in (tmp_path / "train").glob("step-*")] == ["step-00000005"]
+    monkeypatch.undo()
+    assert run(dataset, tmp_path) == tmp_path / "checkpoint"

@@ -6,6 +6,7 @@ checkpoint is written beside the old one and renamed, so that an interruption ne
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,12 +16,11 @@ from typing import Any
 import safetensors.torch
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from anyvla.actions.normalize import Statistics
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
-
-FORMAT = 1
 
 
 def latest(run: Path) -> Path | None:
@@ -35,9 +35,23 @@ def latest(run: Path) -> Path | None:
 def save(
     folder: Path, vla: VLA, optimizer: torch.optim.Optimizer, step: int, recipe: Mapping[str, Any], card: str
 ) -> None:
-    """Write a whole checkpoint to `folder`, which must not exist yet."""
+    """Write a whole checkpoint to `folder`, which must not exist yet. Raises OSError and leaves nothing if it fails."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write(temporary, vla, optimizer, step, recipe, card)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint only fills the disk
+        if isinstance(error, OSError):
+            raise
+        full = "os error 28" in str(error)  # safetensors has no errno
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(folder)) from None
+    temporary.rename(folder)
+
+
+def _write(
+    temporary: Path, vla: VLA, optimizer: torch.optim.Optimizer, step: int, recipe: Mapping[str, Any], card: str
+) -> None:
     vla.save(temporary, recipe)
     (temporary / "README.md").write_text(card)
     training = temporary / "training"
@@ -48,8 +62,7 @@ def save(
         for key, value in state.items()
     }
     safetensors.torch.save_file(tensors | {"rng": torch.get_rng_state()}, str(training / "state.safetensors"))
-    (training / "state.json").write_text(json.dumps({"format": FORMAT, "step": step}))
-    temporary.rename(folder)
+    (training / "state.json").write_text(json.dumps({"step": step}))
 
 
 def step_of(folder: Path) -> int:
