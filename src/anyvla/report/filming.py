@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from anyvla.evaluation.environments.base import Benchmark, EpisodeResult, Suite
-from anyvla.evaluation.environments.pool import open_benchmark, prepare_worker
+from anyvla.evaluation.environments.pool import prepare_worker, starting_workers
 from anyvla.evaluation.runner import Interrupted, actions_file
 from anyvla.report.video import FAILURE, SUCCESS, caption, write_video
 
@@ -65,7 +65,8 @@ def film(
         context = multiprocessing.get_context("spawn")
         workers = min(os.cpu_count() or 1, len(missing))
         with ProcessPoolExecutor(workers, context, initializer=prepare_worker) as pool:
-            futures = [pool.submit(_film_one, benchmark.name, r, folder, videos / _name(r)) for r in missing]
+            with starting_workers():
+                futures = [pool.submit(_film_one, benchmark, r, folder, videos / _name(r)) for r in missing]
             try:
                 for number, future in enumerate(futures, 1):
                     if not future.result():
@@ -94,13 +95,12 @@ def _entry(result: EpisodeResult, name: str) -> dict[str, Any]:
     return {"file": name} | {f: getattr(result, f) for f in fields}
 
 
-def _film_one(benchmark: str, result: EpisodeResult, folder: Path, path: Path) -> bool:
+def _film_one(benchmark: Benchmark, result: EpisodeResult, folder: Path, path: Path) -> bool:
     """Play the recorded actions again and write the video; True if it ended as recorded."""
-    opened = open_benchmark(benchmark)
-    fps = opened.embodiment.control_hz / EVERY
+    fps = benchmark.embodiment.control_hz / EVERY
     ended: list[bool] = []
-    write_video(path, _frames(opened, result, folder, int(HOLD_S * fps), ended), fps)
-    opened.close()
+    write_video(path, _frames(benchmark, result, folder, int(HOLD_S * fps), ended), fps)
+    benchmark.close()
     return ended[0]
 
 
