@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import jinja2
 import psutil
 from markupsafe import Markup
 
-from anyvla.evaluation.statistics import Interval, Summary
+from anyvla.evaluation.statistics import Summary
 from anyvla.report import plots
 from anyvla.report.run import Clip, Run, read_run
 
@@ -80,6 +81,9 @@ def _context(run: Run, videos: Mapping[Path, str]) -> dict[str, Any]:
     loader = Path(__file__).parent / "templates"
     return {
         "run": run,
+        "folder": shlex.quote(str(run.root)),
+        "again": shlex.quote(f"{run.root}-again"),
+        "recipe_file": shlex.quote(str(run.root / "checkpoint" / "config.yaml")) if run.recipe_text else "RECIPE",
         "name": str(run.recipe.get("name") or run.root.resolve().name),
         "css": Markup((loader / "page.css").read_text(encoding="utf-8")),
         "script": Markup((loader / "page.js").read_text(encoding="utf-8")),
@@ -114,7 +118,8 @@ def verdict(summary: Summary | None) -> Verdict:
     """What the results say in one sentence.
 
     A policy listens if, told the opposite, it reaches the told goal more often than the first one, and the intervals of
-    the two do not overlap; it ignores the words if it is the other way round. Anything between is left open.
+    the two do not overlap; it ignores the words if it is the other way round. Anything between is left open. Listening
+    alone is not good: the tone also asks that it does what it is told in more than half of the episodes.
     """
     if summary is None:
         return Verdict("open", "This policy has not been evaluated yet, so there is nothing to say about it.")
@@ -131,7 +136,8 @@ def verdict(summary: Summary | None) -> Verdict:
         f"told the opposite from the same start, it went for the first goal in {first.successes} of {first.episodes}"
     )
     if obeyed.low > first.high:
-        return Verdict("good", f"{does}, and it listens: {counts}.")
+        able = summary.told is not None and summary.told.overall.low > 0.5
+        return Verdict("good" if able else "open", f"{does}, and it listens: {counts}.")
     if first.low > obeyed.high:
         return Verdict("bad", f"{does}, but it does not listen: {counts}.")
     return Verdict("open", f"{does}; whether it listens stays open: {counts}.")
@@ -249,6 +255,3 @@ def _processor() -> str:
 def _minutes(minutes: float) -> str:
     """A time for people: "4.2 min", "12 s"."""
     return f"{minutes:.1f} min" if minutes >= 1 else f"{60 * minutes:.0f} s"
-
-
-__all__ = ["Interval", "Verdict", "machine", "verdict", "write_report"]

@@ -16,6 +16,7 @@ from anyvla.evaluation.statistics import Interval
 
 WIDTH, HEIGHT = 380, 230  # of a curve, in its own units: about one pixel each in a third of a wide page
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 34
+NBSP = "\N{NO-BREAK SPACE}"
 POINTS = 240  # more logged steps than this are averaged in groups
 
 
@@ -23,15 +24,15 @@ def percent(share: float) -> str:
     """A share in [0, 1] for people: "97.5 %", "100 %". Never rounds to 0 or 100 what is neither."""
     value = round(100 * share, 1)
     if value == 100 and share < 1:
-        return "> 99.9 %"
+        return f">{NBSP}99.9{NBSP}%"
     if value == 0 and share > 0:
-        return "< 0.1 %"
-    return f"{value:g} %"
+        return f"<{NBSP}0.1{NBSP}%"
+    return f"{value:g}{NBSP}%"
 
 
 def span(interval: Interval) -> str:
-    """The interval's ends for people: "83.9-100 %", with an en dash."""
-    return f"{100 * interval.low:.3g}\N{EN DASH}{100 * interval.high:.3g} %"
+    """The interval's ends for people, in tenths of a percent: "83.9-100 %", with an en dash."""
+    return f"{round(100 * interval.low, 1):g}\N{EN DASH}{round(100 * interval.high, 1):g}{NBSP}%"
 
 
 def interval_bar(interval: Interval, label: str, kind: str = "told") -> Markup:
@@ -134,4 +135,7 @@ def _number(value: float) -> str:
         return "0"
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
-    return f"{value:.0e}".replace("e-0", "e-") if abs(value) < 0.001 else f"{value:.4g}"
+    if abs(value) < 0.001:
+        mantissa, _, exponent = f"{value:e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.4g}"

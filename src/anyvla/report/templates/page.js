@@ -1,22 +1,29 @@
 // The two videos of a pair start together, each time; someone who wants no motion starts them by hand.
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-for (const pair of document.querySelectorAll(".pair")) {
-  const videos = [...pair.querySelectorAll("video")];
-  const autoplay = videos.some((v) => v.autoplay) && !still;
+for (const group of document.querySelectorAll(".together")) {
+  const videos = [...group.querySelectorAll("video")];
+  const button = group.querySelector("button.both");
+  const playing = () => videos.some((v) => !v.paused && !v.ended);
+  const play = () => {
+    if (videos.every((v) => v.ended || v.currentTime < 0.01)) videos.forEach((v) => { v.currentTime = 0; });
+    videos.forEach((v) => { if (!v.ended) v.play().catch(() => {}); });
+  };
+  let wanted = !still && videos.some((v) => v.autoplay);
+  const label = () => { button.textContent = wanted ? "Pause both" : "Play both"; };
   for (const v of videos) {
     v.loop = false;
-    if (still) { v.autoplay = false; v.pause(); }
+    v.autoplay = false;
+    if (still) v.pause();
     v.addEventListener("ended", () => {
-      if (!videos.every((other) => other.ended)) return;
-      setTimeout(() => videos.forEach((other) => { other.currentTime = 0; other.play(); }), 900);
+      if (videos.every((other) => other.ended)) setTimeout(() => { if (wanted) play(); }, 900);
     });
   }
-  const button = pair.querySelector("button");
-  button.hidden = false;
-  button.textContent = autoplay ? "Pause both" : "Play both";
   button.addEventListener("click", () => {
-    const running = videos.some((v) => !v.paused);
-    videos.forEach((v) => { if (running) { v.pause(); } else { if (videos.every((o) => o.ended || o.currentTime === 0)) v.currentTime = 0; v.play(); } });
-    button.textContent = running ? "Play both" : "Pause both";
+    wanted = !playing();
+    if (wanted) play(); else videos.forEach((v) => v.pause());
+    label();
   });
+  button.hidden = false;
+  label();
+  if (wanted) play();
 }
