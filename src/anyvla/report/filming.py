@@ -30,7 +30,7 @@ HOLD_S = 0.7  # the last frame stays so long
 
 
 def choose(results: Sequence[EpisodeResult], suite: Suite, failures: int) -> list[EpisodeResult]:
-    """One success per task, with its swapped twin where there is one, and up to `failures` failures."""
+    """One success per task, with its swapped twin if there is one, and up to `failures` that missed the told goal."""
     swapped = {(r.task, r.seed): r for r in results if r.protocol == "swapped" and r.reached == r.told}
     told = [r for r in results if r.protocol == "told"]
     chosen: list[EpisodeResult] = []
@@ -39,7 +39,8 @@ def choose(results: Sequence[EpisodeResult], suite: Suite, failures: int) -> lis
         paired = [r for r in won if (r.task, r.seed) in swapped]
         for first in (paired or won)[:1]:
             chosen += [first, *(swapped[first.task, first.seed] for _ in paired[:1])]
-    return chosen + [r for r in told if not r.success][:failures]
+    lost = [r for r in results if r.protocol != "unrelated" and r.reached != r.told]
+    return chosen + lost[:failures]
 
 
 def film(

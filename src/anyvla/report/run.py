@@ -40,7 +40,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage took in all its runs: the first, those that went on after an interruption, those with nothing to do."""
+    """What a stage took in all its runs: the first, those that went on after a stop, those with nothing to do."""
 
     name: str
     minutes: float  # of all runs

@@ -1,0 +1,74 @@
+"""The page in a real browser: it loads without complaint or network, fits a phone, and its videos play."""
+
+from __future__ import annotations
+
+import contextlib
+
+import chromium
+import pytest
+from fake_run import make_run
+
+from anyvla.report.page import write_report
+
+pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return write_report(make_run(tmp_path_factory.mktemp("runs") / "quickstart"))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    page = tmp_path_factory.mktemp("probe") / "index.html"
+    page.write_text("<title>seen</title>")
+    with contextlib.ExitStack() as stack:
+        try:
+            started = stack.enter_context(chromium.Chromium())
+            started.open(page, 1280)
+            seen = started.evaluate("document.title") == "seen"
+        except (RuntimeError, TimeoutError, OSError):
+            seen = False
+        if not seen:  # packed as a snap, it may not read temporary files
+            pytest.skip("Chromium is installed, but it does not start here or may not read temporary files")
+        yield started
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
+def test_it_loads_quietly_and_fits(browser, index, width, dark):
+    browser.open(index, width, dark=dark, mobile=width < 500)
+    assert browser.evaluate("document.documentElement.scrollWidth") == width
+    assert browser.complaints() == []
+    assert {address.partition(":")[0] for address in browser.requests()} <= {"file", "data"}
+    paper = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, paper[4:-1].split(","))) < 150) == dark
+
+
+def test_the_pair_plays_by_itself_and_obeys_its_button(browser, index):
+    browser.open(index, 1280)
+    videos = "[...document.querySelectorAll('.hero video')]"
+    assert browser.evaluate(f"{videos}.length") == 2
+    browser.wait(f"{videos}.every(v => v.currentTime > 0.2 && v.videoWidth == 240)")
+    button = "document.querySelector('#pair .both')"
+    browser.evaluate(f"{button}.click()")
+    browser.wait(f"{videos}.every(v => v.paused) && {button}.textContent == 'Play both'")
+    browser.evaluate(f"{button}.click()")
+    browser.wait(f"{videos}.some(v => !v.paused) && {button}.textContent == 'Pause both'")
+    browser.wait(f"{videos}.every(v => v.ended)")
+    browser.wait(f"{videos}.every(v => !v.ended && v.currentTime > 0)")  # once more, both together
+    assert browser.evaluate("[...document.querySelectorAll('video')].filter(v => !v.paused).length") == 2
+
+
+def test_every_video_can_be_decoded(browser, index):
+    browser.open(index, 1280)
+    browser.evaluate("document.querySelectorAll('video').forEach(v => { v.preload = 'auto'; })")
+    browser.wait("[...document.querySelectorAll('video')].every(v => v.readyState >= 2 && v.videoWidth == 240)")
+    assert browser.evaluate("[...document.querySelectorAll('video')].filter(v => v.error).length") == 0
+
+
+def test_who_wants_no_motion_gets_none(browser, index):
+    browser("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+    browser("Page.navigate", url=index.as_uri())
+    browser.wait("document.readyState == 'complete'")
+    assert browser.evaluate("[...document.querySelectorAll('video')].every(v => v.paused)")
+    assert browser.evaluate("document.querySelector('#pair .both').textContent") == "Play both"

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import pytest
+from fake_run import OPPOSITE, WORDS, make_run, results
+
+from anyvla.evaluation.statistics import summarise
+from anyvla.report.page import verdict, write_report
+from anyvla.report.plots import percent, span
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and its text by section."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.sections, self.section, self.silent = [], {}, "head", 0
+        self.open: list[str] = []
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "section":
+            self.section = dict(attributes)["id"]
+        if tag not in ("meta", "link", "rect", "line", "circle", "polyline", "polygon", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.sections[self.section] = f"{self.sections.get(self.section, '')} {data}"
+
+    def text(self, section):
+        return " ".join(self.sections[section].split())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def plain(text):
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "quickstart")
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "quickstart")
+
+
+def test_the_page_needs_nothing_from_outside(run):
+    index = write_report(run)
+    assert index == run / "report" / "index.html"
+    page = Page(index)
+    assert page.open == []
+    for name, attributes in page.tags:
+        for key in ("src", "href", "data", "poster", "srcset", "action"):
+            address = attributes.get(key)
+            if address is None or address.startswith(("#", "data:")):
+                continue
+            assert not re.match(r"[a-z]+:|//", address), f"<{name}> asks for {address}"
+            assert (index.parent / unquote(address.partition("#")[0])).is_file(), f"<{name}> lacks {address}"
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|https?://", page.html)
+    assert len({v["src"] for v in page.all("video")}) == len(json.loads((run / "eval/videos/index.json").read_text()))
+
+
+def test_numbers_shown_are_those_of_the_summary(run):
+    page = Page(write_report(run))
+    summary = summarise(results())
+    head, tasks, listening = plain(page.text("head")), plain(page.text("tasks")), plain(page.text("listening"))
+    assert "did it in 119 of 120 unseen episodes (99.2 %), and it listens" in head
+    assert "went for the first goal in 0 of 80" in head
+    for rates in (summary.told, summary.swapped, summary.unrelated):
+        assert plain(percent(rates.overall.value)) in head
+        assert f"95 % interval {plain(span(rates.overall))}" in head
+    for task, interval in summary.told.tasks.items():
+        assert f"{interval.successes} /20 {plain(percent(interval.value))} {plain(span(interval))}" in tasks
+        assert f"“{WORDS[task]}”" in tasks or WORDS[task] in tasks
+    for task, opposite in OPPOSITE.items():
+        assert f"{task} opposite: {opposite}" in listening
+    labels = [plain(a["aria-label"]) for a in page.all("svg")]
+    assert "door-open: 19 of 20, 95 %, interval 76.4\N{EN DASH}99.1 %" in labels
+    assert "all, told the opposite, first goal: 0 of 80, 0 %, interval 0\N{EN DASH}4.6 %" in labels
+    assert "drawer-open, told the opposite, told goal: 20 of 20, 100 %, interval 83.9\N{EN DASH}100 %" in labels
+    assert "80 start states that were played under both instructions of a pair, 80 led to the told goal" in listening
+
+
+def test_how_it_was_made_is_told(run):
+    made = plain(Page(write_report(run)).text("made"))
+    assert "collect 2.4 min 2.1 GB 3" in made  # three runs together
+    assert "All 7.9 min 2.9 GB" in made
+    assert "240 episodes, 9,705 frames at 40 Hz. 2 attempts of the scripted experts failed" in made
+    assert "backbone: nano # <small>" in made
+    assert "mujoco 3.3.0" in made
+    assert f"anyvla train {run}/checkpoint/config.yaml --out {run}-again" in made
+
+
+def test_commands_survive_a_folder_with_a_space(original, tmp_path):
+    run = shutil.copytree(original, tmp_path / "my run")
+    assert f"anyvla report '{run}-again'" in Page(write_report(run)).text("made")
+
+
+def test_pairs_share_a_start_and_differ_in_words(run):
+    page = Page(write_report(run))
+    assert "Same start, opposite words" in page.text("pair")
+    films = [a["src"].partition("#")[0] for a in page.all("video")]
+    assert films[:2] == ["videos/told-drawer-open-0.mp4", "videos/swapped-drawer-open-0.mp4"]
+    moving = [a for a in page.all("video") if "autoplay" in a]
+    assert len(moving) == 2
+    for attributes in page.all("video"):
+        assert {"muted", "loop", "playsinline", "controls", "aria-label"} <= attributes.keys()
+        assert attributes["preload"] == "metadata"
+
+
+def test_failures_are_shown_or_their_absence_is_told(original, tmp_path):
+    shown = Page(write_report(original)).text("videos")
+    assert "1 of the episodes told the task or its opposite did not reach the told goal; 1 of them is shown" in shown
+    assert "reached no goal" in shown
+    spotless = Page(write_report(make_run(tmp_path / "spotless", failing=False))).text("videos")
+    assert "There was none: every episode told the task or its opposite reached the told goal." in spotless
+
+
+def test_text_from_files_cannot_become_markup(run):
+    page = Page(write_report(run))
+    assert "<big>" not in page.html
+    assert "&lt;big&gt; button &amp; hold" in page.html
+    assert not [tag for tag, _ in page.tags if tag in ("big", "small")]
+
+
+MISSING = {
+    "checkpoint": ("made", "There is no checkpoint yet", "anyvla train RECIPE --out {run}"),
+    "train": ("training", "There is no training log", "anyvla train {run}/checkpoint/config.yaml --out {run}"),
+    "eval": ("tasks", "no episodes in which the policy was told its task", "anyvla eval {run}"),
+    "eval/videos": ("videos", "No episode was filmed", "anyvla eval {run}"),
+    "dataset": ("made", "There are no demonstrations", "anyvla data collect {run}/checkpoint/config.yaml --out {run}"),
+    "stages.jsonl": ("made", "Nobody timed the stages", "anyvla quickstart --out {run}"),
+}
+
+
+@pytest.mark.parametrize("part", MISSING)
+def test_what_is_missing_is_told_with_its_command(run, part):
+    path = run / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    section, sentence, command = MISSING[part]
+    text = Page(write_report(run)).text(section)
+    assert sentence in text
+    assert command.format(run=run) in text
+
+
+@pytest.mark.parametrize("part", ["checkpoint", "train", "eval", "dataset", "stages.jsonl"])
+def test_one_part_alone_is_enough(original, tmp_path, part):
+    run = tmp_path / "run"
+    run.mkdir()
+    (shutil.copytree if (original / part).is_dir() else shutil.copy)(original / part, run / part)
+    page = Page(write_report(run))
+    assert page.open == []
+    assert len(page.sections) >= 5
+
+
+def test_only_told_episodes(run):
+    told = [r for r in results() if r.protocol == "told"]
+    (run / "eval/results.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in told))
+    page = Page(write_report(run))
+    assert "whether it listens to the words was not tried" in page.text("head")
+    assert "No episode was played with other words" in page.text("listening")
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"holds nothing of a run .* anyvla report outputs/quickstart"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"there is no run folder .*; make one with: anyvla quickstart"):
+        write_report(tmp_path / "nowhere")
+
+
+BROKEN = {
+    "checkpoint/config.yaml": ("a: [", r"config\.yaml is not valid YAML"),
+    "train/log.jsonl": ('{"step": 1}\n', r"log\.jsonl, line 1: lacks loss"),
+    "eval/results.jsonl": ("{}\n", r"results\.jsonl, line 1: an episode's result lacks benchmark"),
+    "eval/videos/index.json": ('[{"file": "a.mp4"}]', r"index\.json: not an entry of a video \('task' is missing\)"),
+    "stages.jsonl": ("3\n", r"stages\.jsonl, line 1: expected one JSON object, found int"),
+    "dataset/meta/info.json": ('{"total_episodes": 3}', r"info\.json is not the info of a LeRobot dataset"),
+}
+
+
+@pytest.mark.parametrize("part", BROKEN)
+def test_a_broken_part_is_named_and_the_old_page_stays(run, part):
+    before = write_report(run).read_bytes()
+    text, message = BROKEN[part]
+    (run / part).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        write_report(run)
+    assert (run / "report/index.html").read_bytes() == before
+
+
+def test_a_video_outside_of_its_folder_is_refused(run):
+    index = run / "eval/videos/index.json"
+    entries = json.loads(index.read_text())
+    entries[0]["file"] = "../../../secret.mp4"
+    index.write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match="lies outside of"):
+        write_report(run)
+
+
+def test_a_training_log_that_was_resumed_counts_each_step_once(run):
+    log = run / "train/log.jsonl"
+    lines = log.read_text().splitlines()
+    again = json.dumps(json.loads(lines[70]) | {"loss": 0.0625})
+    log.write_text("\n".join([*lines, again]) + '\n{"step": 8')  # and its last line is torn
+    html = write_report(run).read_text()
+    assert html.count("<title>step 710:") == 3  # loss, learning rate, gradient norm
+    assert "<title>step 710: 0.0625</title>" in html
+
+
+def test_a_page_written_again_drops_what_is_gone(run):
+    index = write_report(run)
+    gone = run / "eval/videos/told-door-open-3.mp4"
+    (run / "report/notes.txt").write_text("mine")
+    gone.unlink()
+    assert "1 of the recorded videos has been deleted since" in Page(write_report(run)).text("videos")
+    assert not (index.parent / "videos" / gone.name).exists()
+    assert (run / "report/notes.txt").read_text() == "mine"
+    assert not [p for p in index.parent.rglob("*") if "partial" in p.name]
+
+
+def test_the_folder_is_complete_where_links_are_impossible(run, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    page = Page(write_report(run))
+    shutil.rmtree(run / "eval")
+    assert all((run / "report" / v["src"].partition("#")[0]).stat().st_size > 1000 for v in page.all("video"))
+
+
+def told_and_swapped(told, first, obeyed, n=20):
+    """Results of one task: how many of n told episodes succeed, how many swapped ones reach first and told goal."""
+    base = replace(results()[0], task="drawer-open", told="drawer-open", protocol="told")
+    goals = ["drawer-open"] * first + ["drawer-close"] * obeyed + [None] * (n - first - obeyed)
+    lines = [replace(base, seed=i, success=i < told, reached="drawer-open" if i < told else None) for i in range(n)]
+    return lines + [
+        replace(base, protocol="swapped", told="drawer-close", seed=i, success=g == "drawer-open", reached=g)
+        for i, g in enumerate(goals)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "tone", "words"),
+    [
+        ((20, 0, 20), "good", "and it listens"),
+        ((20, 20, 0), "bad", "but it does not listen"),
+        ((20, 9, 11), "open", "whether it listens stays open"),
+        ((0, 0, 0), "open", "did it in 0 of 20 unseen episodes"),
+        ((4, 0, 12), "open", "and it listens"),  # it listens, but that alone is no success
+    ],
+)
+def test_the_verdict_follows_the_counts(counts, tone, words):
+    said = verdict(summarise(told_and_swapped(*counts)))
+    assert said.tone == tone
+    assert words in said.text
+    assert f"{counts[0]} of 20" in said.text
+    assert f"first goal in {counts[1]} of 20" in said.text
+
+
+def test_without_results_there_is_no_verdict():
+    assert "has not been evaluated yet" in verdict(None).text
