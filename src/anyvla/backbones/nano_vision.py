@@ -6,6 +6,7 @@ registers it with `AutoConfig` and `AutoModel`, so that a saved nano folder load
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -68,12 +69,24 @@ class NanoVisionModel(PreTrainedModel):
         if isinstance(module, (nn.Conv2d, nn.LayerNorm)):
             module.reset_parameters()
         elif module is self:
-            nn.init.normal_(self.position, std=0.02)
+            side = self.config.image_size // self.config.stride
+            self.position.copy_(_sines(side, self.config.hidden_size))
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         x = pixel_values.to(self.position.dtype).contiguous(memory_format=torch.channels_last)
         tokens = self.stem(x).flatten(2).transpose(1, 2) + self.position  # (N, T, D)
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
+
+
+def _sines(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column, (side^2, width). As large as the features: small random positions are learnt
+    slowly, and a policy that cannot tell where things are steers to the middle.
+    """
+    waves = torch.arange(-(-width // 4)) / max(1, width // 4)
+    angles = torch.arange(side)[:, None] * math.pi / side * 2 ** (4 * waves)  # half a wave to eight over the image
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, ~width/2)
+    grid = torch.cat([line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)], dim=2)
+    return grid.reshape(side * side, -1)[:, :width]
 
 
 AutoConfig.register(NanoVisionConfig.model_type, NanoVisionConfig, exist_ok=True)
