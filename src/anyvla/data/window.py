@@ -49,9 +49,9 @@ class WindowBatch(TypedDict):
 
 
 class WindowDataset:
-    """Every window of a data set: one starts at each frame, numbered through all episodes.
+    """Every window of a data set: one ends at each frame, numbered through all episodes, as a session sees it there.
 
-    A window that begins near the end of its episode has its valid steps first; masked steps are zeros at its end.
+    A window near the begin of its episode has fewer steps; they come first, and masked steps are zeros at its end.
     Raises ValueError if the cameras differ in size. `batch` may be called from several threads.
     """
 
@@ -99,17 +99,19 @@ class WindowDataset:
                 progress(stop, self._kept)
 
     def batch(self, indices: Int64[np.ndarray, "B"]) -> WindowBatch:
-        """The windows that start at these frames. Raises IndexError for a frame outside of the data set."""
-        first = np.asarray(indices, dtype=np.int64)
-        if first.ndim != 1 or (len(first) and (first.min() < 0 or first.max() >= len(self))):
-            raise IndexError(f"window indices must be a vector of numbers in [0, {len(self)}), got {first}")
-        episode = np.searchsorted(self._ends, first, side="right")
-        end = self._ends[episode]
-        steps = first[:, None] + np.arange(self.config.window) * self.config.stride  # (B, W)
-        step_mask = steps < end[:, None]
+        """The windows that end at these frames. Raises IndexError for a frame outside of the data set."""
+        last = np.asarray(indices, dtype=np.int64)
+        if last.ndim != 1 or (len(last) and (last.min() < 0 or last.max() >= len(self))):
+            raise IndexError(f"window indices must be a vector of numbers in [0, {len(self)}), got {last}")
+        stride, places = self.config.stride, np.arange(self.config.window)
+        episode = np.searchsorted(self._ends, last, side="right")
+        before = np.minimum(
+            len(places) - 1, (last - self._starts[episode]) // stride
+        )  # steps
+        step_mask = places <= before[:, None]  # (B, W)
+        steps = np.where(step_mask, (last - before * stride)[:, None] + places * stride, last[:, None])
         chunk = steps[:, :, None] + np.arange(self.config.chunk)  # (B, W, N)
-        action_mask = chunk < end[:, None, None]
-        steps = np.where(step_mask, steps, first[:, None])
+        action_mask = (chunk < self._ends[episode][:, None, None]) & step_mask[:, :, None]
         actions = self._actions[np.where(action_mask, chunk, 0)]
         actions[~action_mask] = 0
         proprio = self._proprio[steps]

@@ -28,7 +28,7 @@ ACTION_REPEAT = 2  # simulator control steps (80 Hz) per action
 OPEN, CLOSED = 0.85, 0.15  # shares of a joint's range beyond which it counts as open or closed
 START = (0.4, 0.6)  # shares of the range at which a half-open joint starts, uniformly
 VIEWS = {
-    "corner": View("corner2", (0.25, 0.85, 0.2, 0.8), 96, 96, turned=True, oversample=2),
+    "corner": View("corner2", (0.38, 0.78, 0.28, 0.68), 96, 96, turned=True, oversample=2),
     "wrist": View("gripperPOV", (0.1, 0.9, 0.1, 0.9), 96, 96),
 }
 FOR_PEOPLE = (0.2, 0.9, 0.15, 0.85)  # the part of the corner camera that videos show
