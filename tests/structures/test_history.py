@@ -1,0 +1,34 @@
+from collections import deque
+from types import SimpleNamespace
+
+import torch
+
+from anyvla.structures.history import lay_out, stack
+from anyvla.types import Block
+
+BACKBONE = SimpleNamespace(query_id=9, pad_id=0)
+BLOCK = Block([1], [[5, 6], [7], [5, 6, 7]], torch.zeros(3, 1, 2, 2, 3, dtype=torch.uint8))
+
+
+def test_steps_of_their_own_sequences():
+    sequence = lay_out(BLOCK, [1, 1, 1], 2, BACKBONE)
+    assert sequence.input_ids.tolist() == [[1, 5, 6, 9, 9, 0], [1, 7, 9, 9, 0, 0], [1, 5, 6, 7, 9, 9]]
+    assert sequence.attention_mask.sum(1).tolist() == [5, 4, 6]
+    assert (sequence.input_ids[sequence.query_mask] == 9).all()
+    assert sequence.query_mask.sum() == 6
+
+
+def test_steps_that_share_a_sequence_open_it_once():
+    sequence = lay_out(BLOCK, [2, 1], 1, BACKBONE)
+    assert sequence.input_ids.tolist() == [[1, 5, 6, 9, 7, 9], [1, 5, 6, 7, 9, 0]]
+    assert sequence.query_mask.tolist() == [
+        [False, False, False, True, False, True],
+        [False, False, False, False, True, False],
+    ]
+
+
+def test_memories_of_different_lengths_stack_with_their_mask():
+    short, long = deque([torch.ones(2)], maxlen=3), deque([torch.zeros(2), torch.ones(2), 2 * torch.ones(2)], maxlen=3)
+    out, mask = stack([short, long])
+    assert mask.tolist() == [[True, False, False], [True, True, True]]
+    assert out[:, :, 0].tolist() == [[1, 0, 0], [0, 1, 2]]
