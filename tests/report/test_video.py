@@ -91,27 +91,27 @@ def test_the_strip_keeps_the_frame_and_one_height(width):
     assert len({c.shape for c in captioned}) == 1
     assert captioned[0].shape[0] > 240
     assert captioned[0].shape[0] % 2 == 0
-    assert all(np.array_equal(c[:240], frame) for c in captioned)
+    assert all(np.array_equal(c[-240:], frame) for c in captioned)
 
 
 def test_text_is_legible_at_240_pixels_and_stays_inside():
     frame = np.zeros((240, 240, 3), np.uint8)
-    bright = [(caption(frame, text, NEUTRAL)[240:] > 180).all(-1) for text in TEXTS]
+    bright = [(caption(frame, text, NEUTRAL)[:-240] > 180).all(-1) for text in TEXTS]
     assert not bright[0].any()
     rows = np.flatnonzero(bright[1].any(1))
     assert rows[-1] - rows[0] + 1 >= 10  # from the top of d to the foot of p
     for strip in bright[1:]:
         assert not strip[:, :3].any()
         assert not strip[:, -3:].any()
-        assert not strip[-2:].any()
+        assert not strip[:2].any()
     assert np.flatnonzero(bright[2].any(1))[-1] - rows[0] > rows[-1] - rows[0]  # the long one takes a second line
 
 
 def test_outcomes_differ_in_colour_and_in_shape():
     frame = np.zeros((240, 240, 3), np.uint8)
-    tick, cross = caption(frame, "go", SUCCESS, "tick")[240:], caption(frame, "go", FAILURE, "cross")[240:]
-    assert tuple(tick[0, 5]) == (0x1F, 0x9D, 0x61)
-    assert tuple(cross[0, 5]) == (0xD1, 0x45, 0x2B)
+    tick, cross = caption(frame, "go", SUCCESS, "tick")[:-240], caption(frame, "go", FAILURE, "cross")[:-240]
+    assert tuple(tick[-1, 5]) == (0x1F, 0x9D, 0x61)
+    assert tuple(cross[-1, 5]) == (0xD1, 0x45, 0x2B)
     white = [(s[:, 200:] > 200).all(-1) for s in (tick, cross)]
     assert white[0].any()
     assert white[1].any()

@@ -72,12 +72,12 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 def caption(
     frame: UInt8[np.ndarray, "H W 3"], text: str, colour: str = NEUTRAL, mark: Mark | None = None
 ) -> UInt8[np.ndarray, "H2 W 3"]:
-    """The frame with a strip below it: `text` on at most two lines, a bar and an outcome mark in `colour`.
+    """The frame with a strip above it: `text` on at most two lines, a bar and an outcome mark in `colour`.
 
-    The strip's height depends on the frame's width alone, so that all frames of a video stay of one size. `colour` is
-    anything Pillow knows ("#1f9d61", "red"); ValueError if it knows it not.
+    Above, since the controls of a player lie over the lower edge. The strip's height depends on the frame's width
+    alone, so that all frames of a video stay of one size. `colour` is anything Pillow knows ("#1f9d61", "red"); ValueError if it knows it not.
     """
-    return np.concatenate([frame, _strip(frame.shape[1], text, colour, mark)])
+    return np.concatenate([_strip(frame.shape[1], text, colour, mark), frame])
 
 
 @lru_cache(maxsize=64)
@@ -88,9 +88,9 @@ def _strip(width: int, text: str, colour: str, mark: Mark | None) -> np.ndarray:
     strip = Image.new("RGB", (width, height + height % 2), "#14181f")
     draw = ImageDraw.Draw(strip)
     rgb = ImageColor.getrgb(colour)
-    draw.rectangle((0, 0, width, bar - 1), fill=rgb)
+    draw.rectangle((0, strip.height - bar, width, strip.height - 1), fill=rgb)
     right = width - edge
-    middle = bar + (height - bar) / 2
+    middle = (strip.height - bar) / 2
     if mark is not None:
         right -= round(size * 1.5)
         _draw_mark(draw, right + size * 0.85, middle, size * 0.75, rgb, mark)
