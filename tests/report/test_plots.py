@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anyvla.evaluation.statistics import wilson
@@ -41,6 +41,8 @@ def test_a_bar_is_drawn_to_scale_and_says_what_it_shows(counts):
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=600), st.booleans())
+@example([5e-324], False)
+@example([5e-324, 1.0], True)
 def test_a_curve_stays_in_its_frame(values, log):
     svg = ElementTree.fromstring(curve(range(10, 10 * len(values) + 10, 10), values, "loss", log))
     points = [tuple(map(float, p.split(","))) for p in svg.find("polyline").get("points").split()]

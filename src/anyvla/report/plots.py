@@ -18,6 +18,7 @@ WIDTH, HEIGHT = 380, 230  # of a curve, in its own units: about one pixel each i
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 34
 NBSP = "\N{NO-BREAK SPACE}"
 POINTS = 240  # more logged steps than this are averaged in groups
+TINY = 1e-250  # drawn as 0: below 1e-308 floats lose their digits, and ticks between them have no number
 
 
 def percent(share: float) -> str:
@@ -60,7 +61,8 @@ def curve(steps: Sequence[float], values: Sequence[float], label: str, log: bool
     """
     if len(steps) != len(values):
         raise ValueError(f"{label}: {len(steps)} steps but {len(values)} values")
-    points = _thin([(float(s), float(v)) for s, v in zip(steps, values, strict=True) if math.isfinite(v)])
+    finite = [(float(s), float(v)) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
+    points = [(s, v if abs(v) > TINY else 0.0) for s, v in _thin(finite)]
     if not points:
         raise ValueError(f"{label}: there is no finite value to draw")
     log = log and all(v > 0 for _, v in points)

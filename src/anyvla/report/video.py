@@ -75,7 +75,8 @@ def caption(
     """The frame with a strip above it: `text` on at most two lines, a bar and an outcome mark in `colour`.
 
     Above, since the controls of a player lie over the lower edge. The strip's height depends on the frame's width
-    alone, so that all frames of a video stay of one size. `colour` is anything Pillow knows ("#1f9d61", "red"); ValueError if it knows it not.
+    alone, so that all frames of a video stay of one size. `colour` is anything Pillow knows ("#1f9d61", "red");
+    ValueError if it knows it not.
     """
     return np.concatenate([_strip(frame.shape[1], text, colour, mark), frame])
 
