@@ -45,6 +45,13 @@ def test_the_choice_prefers_successes_whose_twin_obeyed():
     assert keys(choose(results, SUITE, failures=0)) == chosen[:4]
 
 
+def test_one_pair_per_scene_is_filmed():
+    told = [episode("told", task, 0, task) for task in ("left", "right")]
+    swapped = [episode("swapped", task, 0, OPPOSITE[task]) for task in ("left", "right")]
+    chosen = keys(choose(told + swapped, SUITE, failures=6))
+    assert chosen == [("told", "left", 0), ("swapped", "left", 0), ("told", "right", 0)]
+
+
 @pytest.fixture
 def played(tmp_path):
     """Two episodes of the toy with their actions on disk, as the runner leaves them."""

@@ -105,9 +105,7 @@ class WindowDataset:
             raise IndexError(f"window indices must be a vector of numbers in [0, {len(self)}), got {last}")
         stride, places = self.config.stride, np.arange(self.config.window)
         episode = np.searchsorted(self._ends, last, side="right")
-        before = np.minimum(
-            len(places) - 1, (last - self._starts[episode]) // stride
-        )  # steps
+        before = np.minimum(len(places) - 1, (last - self._starts[episode]) // stride)  # steps
         step_mask = places <= before[:, None]  # (B, W)
         steps = np.where(step_mask, (last - before * stride)[:, None] + places * stride, last[:, None])
         chunk = steps[:, :, None] + np.arange(self.config.chunk)  # (B, W, N)

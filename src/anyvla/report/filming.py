@@ -30,15 +30,17 @@ HOLD_S = 0.7  # the last frame stays so long
 
 
 def choose(results: Sequence[EpisodeResult], suite: Suite, failures: int) -> list[EpisodeResult]:
-    """One success per task, with its swapped twin if there is one, and up to `failures` that missed the told goal."""
+    """One success per task, one swapped twin per scene, and up to `failures` that missed the told goal."""
     swapped = {(r.task, r.seed): r for r in results if r.protocol == "swapped" and r.reached == r.told}
     told = [r for r in results if r.protocol == "told"]
     chosen: list[EpisodeResult] = []
     for task in suite.tasks:
         won = [r for r in told if r.task == task.name and r.success]
         paired = [r for r in won if (r.task, r.seed) in swapped]
-        for first in (paired or won)[:1]:
-            chosen += [first, *(swapped[first.task, first.seed] for _ in paired[:1])]
+        chosen += (paired or won)[:1]
+        opposite = suite.opposite(task)
+        if paired and opposite is not None and not any(c.told == opposite.name for c in chosen):  # one pair per scene
+            chosen.append(swapped[paired[0].task, paired[0].seed])
     lost = [r for r in results if r.protocol != "unrelated" and r.reached != r.told]
     return chosen + lost[:failures]
 
