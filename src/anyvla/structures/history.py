@@ -59,25 +59,6 @@ def lay_out(block: Block, steps_per_sequence: Sequence[int], readouts: int, back
     )
 
 
-def read(
-    backbone: Backbone,
-    queries: Float[Tensor, "R D"],
-    images: UInt8[Tensor, "B W V H W 3"],
-    instructions: Sequence[str],
-    step_mask: Bool[Tensor, "B W"],
-    share: bool,
-) -> Float[Tensor, "B W R D"]:
-    """The readouts of the valid steps (zeros at masked ones); `share`: the steps of a sample share one sequence."""
-    counts = step_mask.sum(1).tolist()
-    told = [text for text, count in zip(instructions, counts, strict=True) for _ in range(count)]
-    block = backbone.prepare(images[step_mask], told)
-    sequence = lay_out(block, counts if share else [1] * len(told), len(queries), backbone)
-    readouts = backbone(sequence, queries)  # (M, R, D)
-    out = readouts.new_zeros(*step_mask.shape, *readouts.shape[1:])
-    out[step_mask] = readouts
-    return out
-
-
 def stack(memories: Sequence[Memory]) -> tuple[Tensor, Bool[Tensor, "B W"]]:
     """Memories of different lengths as one tensor (B, W, ...), zeros past the end of each, and where it is valid."""
     longest = max(map(len, memories))
@@ -95,6 +76,7 @@ class History(ABC):
 
     Config: ClassVar[type]
     needs: ClassVar[frozenset[str]] = frozenset()  # capabilities of the backbone
+    share: ClassVar[bool] = False  # the steps of a window share one sequence of the backbone
 
     def __init__(self, window: int) -> None:
         self.window = window
@@ -103,7 +85,6 @@ class History(ABC):
         """The memory of a new session."""
         return deque(maxlen=self.window)
 
-    @abstractmethod
     def windows(
         self,
         backbone: Backbone,
@@ -112,7 +93,15 @@ class History(ABC):
         instructions: Sequence[str],
         step_mask: Bool[Tensor, "B W"],
     ) -> Float[Tensor, "B W R D"]:
-        """Readouts of whole windows, for training."""
+        """The readouts of the valid steps of whole windows; zeros at masked ones."""
+        counts = step_mask.sum(1).tolist()
+        told = [text for text, count in zip(instructions, counts, strict=True) for _ in range(count)]
+        block = backbone.prepare(images[step_mask], told)
+        sequence = lay_out(block, counts if self.share else [1] * len(told), len(queries), backbone)
+        readouts = backbone(sequence, queries)  # (M, R, D)
+        out = readouts.new_zeros(*step_mask.shape, *readouts.shape[1:])
+        out[step_mask] = readouts
+        return out
 
     @abstractmethod
     def step(
@@ -127,7 +116,7 @@ class History(ABC):
 
 
 class PolicyHead(History):
-    """Each step is a sequence of its own; the head fuses readouts."""
+    """Each step is a sequence of its own; the head fuses readouts, and these are what a session remembers."""
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config:
@@ -137,16 +126,6 @@ class PolicyHead(History):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config.window)
-
-    def windows(
-        self,
-        backbone: Backbone,
-        queries: Float[Tensor, "R D"],
-        images: UInt8[Tensor, "B W V H W 3"],
-        instructions: Sequence[str],
-        step_mask: Bool[Tensor, "B W"],
-    ) -> Float[Tensor, "B W R D"]:
-        return read(backbone, queries, images, instructions, step_mask, share=False)
 
     def step(
         self,
@@ -175,9 +154,10 @@ class NoHistory(PolicyHead):
 
 
 class Interleaved(History):
-    """The steps of a window share one sequence, so the backbone itself fuses time."""
+    """The steps of a window share one sequence, so the backbone itself fuses time; a session remembers images."""
 
     needs = frozenset({"interleave"})
+    share = True
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config:
@@ -187,16 +167,6 @@ class Interleaved(History):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config.window)
-
-    def windows(
-        self,
-        backbone: Backbone,
-        queries: Float[Tensor, "R D"],
-        images: UInt8[Tensor, "B W V H W 3"],
-        instructions: Sequence[str],
-        step_mask: Bool[Tensor, "B W"],
-    ) -> Float[Tensor, "B W R D"]:
-        return read(backbone, queries, images, instructions, step_mask, share=True)
 
     def step(
         self,
