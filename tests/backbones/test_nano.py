@@ -96,7 +96,7 @@ def test_it_learns_which_of_two_cameras_the_words_ask_for(pack: Pack) -> None:
     head = torch.nn.Linear(nano.width, 1)
     optimiser = torch.optim.AdamW([*nano.parameters(), query, *head.parameters()], lr=3e-3)
     losses = []
-    for _ in range(120):
+    for _ in range(300):
         level = torch.randint(0, 256, (32, 2), generator=generator)
         asked = torch.randint(0, 2, (32,), generator=generator)
         images = level.to(torch.uint8)[:, :, None, None, None].expand(-1, -1, 32, 32, 3)

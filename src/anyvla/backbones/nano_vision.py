@@ -79,9 +79,7 @@ class NanoVisionModel(PreTrainedModel):
 
 
 def _sines(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, (side^2, width). As large as the features: small random positions are learnt
-    slowly, and a policy that cannot tell where things are steers to the middle.
-    """
+    """Sines and cosines of row and column, (side^2, width), of about the size of the features."""
     waves = torch.arange(-(-width // 4)) / max(1, width // 4)
     angles = torch.arange(side)[:, None] * math.pi / side * 2 ** (4 * waves)  # half a wave to eight over the image
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, ~width/2)
