@@ -13,7 +13,9 @@ import psutil
 import pytest
 from toy_world import DIES, HANGS, RAISES, Toy
 
-from anyvla.evaluation.environments.pool import EnvironmentFailed, EnvironmentPool, Reply, open_benchmark
+from anyvla.config import ConfigError
+from anyvla.evaluation.environments.pool import EnvironmentFailed, EnvironmentPool, Reply
+from anyvla.evaluation.suites import open_suite
 
 RIGHT = np.array([[1, 0, 0, 0]], np.float32)
 
@@ -197,8 +199,8 @@ def test_the_environment_side_never_imports_torch() -> None:
 
 
 def test_unknown_benchmark() -> None:
-    with pytest.raises(KeyError, match="benchmarks has no 'metawrld': did you mean 'metaworld'"):
-        open_benchmark("metawrld/half-open")
+    with pytest.raises(ConfigError, match="benchmarks has no 'metawrld': did you mean 'metaworld'"):
+        open_suite("metawrld/half-open")
 
 
 def test_signals_are_as_before_after_starting() -> None:

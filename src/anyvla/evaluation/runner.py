@@ -71,7 +71,7 @@ def evaluate(
     check_embodiment(vla.embodiment, benchmark.embodiment)
     folder.mkdir(parents=True, exist_ok=True)
     lines = folder / "results.jsonl"
-    finished = {_key(r): r for r in read_results(lines)} if lines.is_file() else {}
+    finished = {r.key: r for r in read_results(lines)} if lines.is_file() else {}
     _check_same(lines, finished.values(), checkpoint, f"{benchmark.name}/{suite.name}", benchmark.versions())
     waiting = [p for p in reversed(plans) if p.key not in finished]
     done, total = len(plans) - len(waiting), len(plans)
@@ -186,7 +186,3 @@ def _keep_actions(folder: Path, rollout: _Rollout, steps: int) -> None:
     temporary = path.with_suffix(".tmp.npy")
     np.save(temporary, np.concatenate(rollout.actions)[:steps], allow_pickle=False)
     temporary.replace(path)
-
-
-def _key(result: EpisodeResult) -> str:
-    return f"{result.protocol}-{result.task}-{result.seed}"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from anyvla.config import ConfigError
 from anyvla.evaluation.environments.base import Benchmark, Suite
-from anyvla.evaluation.environments.pool import open_benchmark
-from anyvla.registry import nearest
+from anyvla.registry import benchmarks, nearest
 
 
 def open_suite(name: str) -> tuple[Benchmark, Suite]:
     """The benchmark and its suite. Raises ConfigError with the nearest names, ImportError if an extra is missing."""
     try:
-        benchmark = open_benchmark(name)
+        benchmark: Benchmark = benchmarks[name.partition("/")[0]]()
     except KeyError as error:
         raise ConfigError(error.args[0]) from None
     suites = benchmark.suites()

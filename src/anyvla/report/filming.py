@@ -61,7 +61,7 @@ def film(
     """
     videos = folder / "videos"
     chosen = choose(results, suite, failures)
-    names = {_name(r): r for r in chosen}
+    names = {f"{r.key}.mp4": r for r in chosen}
     missing = [r for name, r in names.items() if not (videos / name).is_file()]
     progress(len(chosen) - len(missing), len(chosen))
     if missing:
@@ -69,12 +69,12 @@ def film(
         workers = min(os.cpu_count() or 1, len(missing))
         with ProcessPoolExecutor(workers, context, initializer=prepare_worker) as pool:
             with starting_workers():
-                futures = [pool.submit(_film_one, benchmark, r, folder, videos / _name(r)) for r in missing]
+                futures = [pool.submit(_film_one, benchmark, r, folder, videos / f"{r.key}.mp4") for r in missing]
             try:
                 for number, future in enumerate(futures, 1):
                     if not future.result():
                         logger.warning(
-                            "%s did not end as recorded when it was played again", _name(missing[number - 1])
+                            "%s did not end as recorded when it was played again", f"{missing[number - 1].key}.mp4"
                         )
                     progress(len(chosen) - len(missing) + number, len(chosen))
                     if stop():
@@ -87,10 +87,6 @@ def film(
     temporary.write_text(json.dumps([_entry(r, name) for name, r in names.items()], indent=1))
     temporary.replace(index)
     return index
-
-
-def _name(result: EpisodeResult) -> str:
-    return f"{result.protocol}-{result.task}-{result.seed}.mp4"
 
 
 def _entry(result: EpisodeResult, name: str) -> dict[str, Any]:
@@ -110,7 +106,7 @@ def _film_one(benchmark: Benchmark, result: EpisodeResult, folder: Path, path: P
 def _frames(
     benchmark: Benchmark, result: EpisodeResult, folder: Path, hold: int, ended: list[bool]
 ) -> Iterator[np.ndarray]:
-    actions = np.load(actions_file(folder, f"{result.protocol}-{result.task}-{result.seed}"), allow_pickle=False)
+    actions = np.load(actions_file(folder, result.key), allow_pickle=False)
     environment = benchmark.make()
     environment.reset(result.task, result.seed)
     reached = None

@@ -65,11 +65,6 @@ def _write(
     (training / "state.json").write_text(json.dumps({"step": step}))
 
 
-def step_of(folder: Path) -> int:
-    """The steps that a checkpoint has behind it."""
-    return int(json.loads((folder / "training" / "state.json").read_text())["step"])
-
-
 def check_same(folder: Path, recipe: Mapping[str, Any], fingerprint: str) -> None:
     """Refuse to go on with a checkpoint of another recipe or other data. Raises ConfigError that names what differs."""
     stored = yaml.safe_load((folder / "config.yaml").read_text())
@@ -108,4 +103,4 @@ def restore(folder: Path, vla: VLA, optimizer: torch.optim.Optimizer) -> int:
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step_of(folder)
+    return int(json.loads((folder / "training" / "state.json").read_text())["step"])

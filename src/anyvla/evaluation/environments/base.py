@@ -106,3 +106,8 @@ class EpisodeResult:
     checkpoint: str  # hash of the weights
     versions: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Unique within an evaluation; names the files of the episode."""
+        return f"{self.protocol}-{self.task}-{self.seed}"

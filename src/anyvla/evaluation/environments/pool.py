@@ -23,7 +23,6 @@ import numpy as np
 from jaxtyping import Float32
 
 from anyvla.evaluation.environments.base import Benchmark
-from anyvla.registry import benchmarks
 from anyvla.types import Observation
 
 
@@ -67,11 +66,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def open_benchmark(name: str) -> Benchmark:
-    """The benchmark of a name as `metaworld` or `metaworld/half-open`. Raises KeyError with the nearest names."""
-    return benchmarks[name.partition("/")[0]]()
 
 
 class EnvironmentPool:
