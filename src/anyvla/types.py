@@ -61,6 +61,8 @@ class TokenSequence:
     """S token sequences that hold M steps in all, right-padded. Row-major order of steps and images."""
 
     input_ids: Int64[Tensor, "S L"]
-    attention_mask: Bool[Tensor, "S L"]
+    attention_mask: Bool[Tensor, "S L"]  # False at padding
     query_mask: Bool[Tensor, "S L"]  # True at the M*R places of queries
+    step_ids: Int64[Tensor, "S L"]  # which step of its sequence a place belongs to, from 0; -1 at prefix and padding
     images: UInt8[Tensor, "M V H W 3"]
+    mask: Bool[Tensor, "S L K"] | None = None  # False hides place k from place l; K: remembered places, then these L

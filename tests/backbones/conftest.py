@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from anyvla.backbones.base import Backbone
+from anyvla.structures.history import lay_out
 from anyvla.types import Block
 from anyvla.types import TokenSequence as Sequence
 
@@ -123,22 +124,17 @@ def pack() -> Callable[..., Sequence]:
     """Lay steps out: `groups` of consecutive steps share a sequence; R queries end each step."""
 
     def pack(backbone: Backbone, block: Block, groups: list[int], r: int = 1, padding: int = 0) -> Sequence:
-        rows, marks, steps = [], [], iter(block.tokens)
-        for size in groups:
-            row, mark = list(block.prefix), [False] * len(block.prefix)
-            for _ in range(size):
-                tokens = next(steps)
-                row += [*tokens, *[backbone.query_id] * r]
-                mark += [*[False] * len(tokens), *[True] * r]
-            rows.append(row)
-            marks.append(mark)
-        length = max(map(len, rows)) + padding
-        ids = torch.full((len(rows), length), backbone.pad_id)
-        valid, query = torch.zeros(2, len(rows), length, dtype=torch.bool)
-        for i, (row, mark) in enumerate(zip(rows, marks, strict=True)):
-            ids[i, : len(row)] = torch.tensor(row)
-            valid[i, : len(row)] = True
-            query[i, : len(row)] = torch.tensor(mark)
-        return Sequence(ids, valid, query, block.images)
+        whole = lay_out(block, groups, r, backbone)
+
+        def pad(tensor: torch.Tensor, value: int) -> torch.Tensor:
+            return torch.nn.functional.pad(tensor, (0, padding), value=value)
+
+        return Sequence(
+            pad(whole.input_ids, backbone.pad_id),
+            pad(whole.attention_mask, False),
+            pad(whole.query_mask, False),
+            pad(whole.step_ids, -1),
+            whole.images,
+        )
 
     return pack

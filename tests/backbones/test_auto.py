@@ -57,8 +57,8 @@ def test_readouts_are_what_the_whole_model_computes(model_folder: Path, backbone
     scale = float(getattr(table, "embed_scale", 1.0))  # Gemma's table scales what it looks up
     with torch.no_grad():
         table.weight[backbone.query_id] = query[0] / scale
-        given = {"input_ids": sequence.input_ids, "pixel_values": backbone._pixel_values(block.images)}
         image = sequence.input_ids == backbone.image_id
+        given = {"input_ids": sequence.input_ids, **backbone.quirk.vision(backbone._images(sequence))}
         if whole.config.model_type == "kosmos-2":
             given["image_embeds_position_mask"] = image.long()
         if whole.config.model_type == "paligemma":

@@ -4,19 +4,43 @@ A `Backbone` turns each step's images and instruction into tokens (`prepare`: no
 one or more steps (`forward`): at reserved places of the sequence a learnable query embedding stands instead of a token,
 and the last hidden state there is the readout. Which steps share a sequence is not the backbone's business: that is
 the history (`anyvla.structures.history`).
+
+Most models read token ids; for them `anyvla.backbones.tokens.TokenBackbone` does all but a few lines.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from anyvla.types import Block, TokenSequence
+
+Capability = Literal["interleave", "block_mask", "cache"]
+CAPABILITIES: Mapping[Capability, str] = {
+    "interleave": "read several steps in one sequence",
+    "block_mask": "hide any place of a sequence from any other (`TokenSequence.mask`)",
+    "cache": "go on reading after what it has read (`Cache`)",
+}
+Part = Literal["vision", "projector", "language", "embeddings"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclass
+class Cache:
+    """What a backbone remembers of S sequences, so that its next call reads new places only. Begin with `Cache()`.
+
+    Calling a backbone with a cache changes it. Its fields are the backbone's business.
+    """
+
+    state: Any = None  # keys and values, of the model's own kind
+    valid: Bool[Tensor, "S K"] | None = None  # which remembered places are no padding
+    position: Int64[Tensor, "S"] | None = None  # of the next place
 
 
 class Backbone(nn.Module, ABC):
@@ -29,7 +53,7 @@ class Backbone(nn.Module, ABC):
 
     Config: ClassVar[type]
     width: int  # D, of the readouts
-    capabilities: frozenset[str]  # of: "interleave" (several steps in one sequence)
+    capabilities: frozenset[Capability]
     pad_id: int
     query_id: int  # the token id that keeps the place of a query; its embedding is never used
 
@@ -38,8 +62,13 @@ class Backbone(nn.Module, ABC):
         """Tokenise M steps. Raises ValueError for images that are not uint8 (M, V, H, W, 3)."""
 
     @abstractmethod
-    def forward(self, sequence: TokenSequence, queries: Float[Tensor, "R D"]) -> Float[Tensor, "M R D"]:
-        """The last hidden states at the queries of all steps, in order. The vision tower runs once per image."""
+    def forward(
+        self, sequence: TokenSequence, queries: Float[Tensor, "R D"], cache: Cache | None = None
+    ) -> Float[Tensor, "M R D"]:
+        """The last hidden states at the queries of all steps, in order. The vision tower runs once per image.
+
+        With a `cache` (capability "cache") the sequences go on where those of the last call with it ended.
+        """
 
     @abstractmethod
     def save_assets(self, folder: Path) -> None:

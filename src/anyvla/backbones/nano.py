@@ -7,14 +7,15 @@ tokenizer, read by the same adapter as a model of billions of parameters, and sa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic.dataclasses import dataclass
-from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlavaConfig
+from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlavaConfig
 
-from anyvla.backbones.auto import AutoBackbone, Parts, check_prompt
+from anyvla.backbones.auto import AutoBackbone, Parts
 from anyvla.backbones.nano_vision import NanoVisionConfig
+from anyvla.backbones.options import Options
 from anyvla.config import STRICT
 
 TOKENIZER = Path(__file__).parent / "nano_assets"
@@ -24,7 +25,7 @@ class NanoBackbone(AutoBackbone):
     """An untrained LLaVA of a few million parameters."""
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
-    class Config:
+    class Config(Options):
         """Its size; the defaults train in minutes on two CPU cores."""
 
         width: int = 192  # D
@@ -36,10 +37,9 @@ class NanoBackbone(AutoBackbone):
         context: int = 4096  # tokens
         seed: int = 0  # of the initial weights
         prompt: str = "{instruction}"
-        dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights
 
         def __post_init__(self) -> None:
-            check_prompt(self.prompt)
+            super().__post_init__()
             for name in ("width", "layers", "heads", "mlp", "image_size", "context"):
                 if getattr(self, name) < 1:
                     raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -51,7 +51,7 @@ class NanoBackbone(AutoBackbone):
 
     def __init__(self, config: Any, assets: Path | None = None) -> None:
         super().__init__(config, assets)
-        last = self.model.language_model.layers[-1]
+        last = self.model.model.language_model.layers[-1]
         self.readout_only = (last.self_attn.o_proj, last.mlp)  # a quarter of the work, with two layers
 
     def parts(self, config: Any, assets: Path | None) -> Parts:
@@ -60,7 +60,9 @@ class NanoBackbone(AutoBackbone):
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            model = AutoModel.from_config(_model_config(config, tokenizer), dtype=getattr(torch, config.dtype))
+            model = AutoModelForImageTextToText.from_config(
+                _model_config(config, tokenizer), dtype=getattr(torch, config.dtype)
+            )
         size = {"height": config.image_size, "width": config.image_size}
         preprocessor = {"size": size, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         return Parts(model, tokenizer, preprocessor)

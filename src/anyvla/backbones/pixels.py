@@ -23,13 +23,13 @@ class Pixels(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, preprocessor: Mapping[str, Any], image_size: int | None) -> None:
-        """`image_size`: the vision tower's, used where the preprocessor gives no exact size.
+    def __init__(self, preprocessor: Mapping[str, Any], image_size: int | None, exact: int | None = None) -> None:
+        """`image_size`: the vision tower's, used where the preprocessor gives no exact size. `exact` overrules both.
 
         Raises ValueError if neither gives a size, or there is no mean to normalise with.
         """
         super().__init__()
-        self.size = _size(preprocessor, image_size)  # (h, w)
+        self.size = _size(preprocessor, image_size) if exact is None else (exact, exact)  # (h, w)
         self.filter = _FILTERS.get(preprocessor.get("resample", 2), "bilinear")
         factor = float(preprocessor.get("rescale_factor", 1 / 255)) if preprocessor.get("do_rescale", True) else 1.0
         mean, std = torch.zeros(3), torch.ones(3)

@@ -6,71 +6,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
 
-Places = Literal["image", "query"]  # which places of the sequence an extra input marks with 1
+from anyvla.backbones import vision_inputs
+from anyvla.backbones.base import Capability
+from anyvla.backbones.tokens import Attention, Template
+from anyvla.backbones.vision_inputs import Images
+
+Size = tuple[int, int]  # h, w
+
+
+def image_places(images: Images) -> Tensor:
+    """1 at image tokens, (S, L) int64."""
+    return images.places.long()
+
+
+def query_places(images: Images) -> Tensor:
+    """1 at queries, (S, L) int64."""
+    return images.sequence.query_mask.long()
 
 
 @dataclass(frozen=True)
 class Quirk:
-    """How to write and feed the sequences of one model type. In texts, `{bos}` stands for the tokenizer's BOS token."""
+    """How to write and feed the sequences of one model type."""
 
-    opening: str = "{bos}"  # opens a sequence, once
-    before_image: str = ""
-    after_image: str = ""
-    text: str = "\n{prompt}"  # follows the images of a step
+    template: Template = field(default_factory=Template)
     image_token: str | None = None  # None: the config's image_token_id
-    pixels: Literal["flat", "nested"] = "flat"  # (N, 3, H, W), or (1, N, 3, H, W)
+    vision: Callable[[Images], Mapping[str, Tensor]] = vision_inputs.flat
+    # Rows and columns of an image's tokens, where the model has no get_image_features to count them, or rows end
+    # in a token of their own.
+    grid: Callable[[Any, Size], Size] | None = None
+    # Where the tower takes any image size: the number of pixels that both sides must be a multiple of.
+    multiple: Callable[[Any], int] | None = None
     first_position: int = 0  # of position_ids
-    causal: bool = True  # no token sees a later one, so that right padding needs no attention mask
-    interleave: bool = True  # several steps may share one sequence
-    extras: Mapping[str, Places] = field(
-        default_factory=lambda: {"mm_token_type_ids": "image", "image_embeds_position_mask": "image"}
-    )  # inputs to give when the model's forward names them
+    attention: Attention = "causal"
+    lacks: frozenset[Capability] = frozenset()
+    # Inputs to give when the model's forward names them.
+    extras: Mapping[str, Callable[[Images], Tensor]] = field(
+        default_factory=lambda: {"mm_token_type_ids": image_places, "image_embeds_position_mask": image_places}
+    )
+    note: str = ""  # what a user of this family should know
 
 
 DEFAULT = Quirk()
 
 _IDEFICS3 = Quirk(
-    before_image="<fake_token_around_image><global-img>",
-    after_image="<fake_token_around_image>",
-    text="{prompt}",
-    pixels="nested",
+    template=Template(
+        before_image="<fake_token_around_image><global-img>", after_image="<fake_token_around_image>", text="{prompt}"
+    ),
+    vision=vision_inputs.nested,
+)
+
+
+def _qwen_multiple(config: Any) -> int:
+    return config.vision_config.patch_size * config.vision_config.spatial_merge_size
+
+
+_QWEN_VL = Quirk(
+    template=Template(opening="", before_image="<|vision_start|>", after_image="<|vision_end|>", text="{prompt}"),
+    vision=vision_inputs.patches_thw,
+    multiple=_qwen_multiple,
 )
 
 QUIRKS: dict[str, Quirk] = {
     "idefics3": _IDEFICS3,
     "smolvlm": _IDEFICS3,
     "kosmos-2": Quirk(
-        before_image="<image>",
-        after_image="</image>",
-        text="{prompt}",
+        template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
         image_token="<patch_index_0000>",  # any id that no instruction contains: the features overwrite its embedding
+        grid=lambda config, _size: (1, config.latent_query_num),
         first_position=2,  # after the padding index, 1
+        lacks=frozenset({"block_mask"}),  # its attention takes masks (S, L) only
     ),
     # Bidirectional over the prefix (token type 0), causal over the queries. There is one prefix per sequence: in a
     # sequence of several steps an early step would see the later ones, so these models do not interleave.
     "paligemma": Quirk(
-        opening="",
-        text="{bos}{prompt}\n",
+        template=Template(opening="", text="{bos}{prompt}\n"),
         first_position=1,
-        causal=False,
-        interleave=False,
-        extras={"token_type_ids": "query"},
+        attention="prefix",
+        lacks=frozenset({"interleave"}),
+        extras={"token_type_ids": query_places},
     ),
+    "qwen2_vl": _QWEN_VL,
+    "qwen2_5_vl": _QWEN_VL,
 }
 
 
 def quirk_of(model_type: str) -> Quirk:
     """The row of a model type."""
     return QUIRKS.get(model_type, DEFAULT)
-
-
-def extra_inputs(quirk: Quirk, names: frozenset[str], image: Tensor, query: Tensor) -> dict[str, Tensor]:
-    """The extra inputs, (S, L) int64, that a forward with these argument names takes."""
-    places = {"image": image, "query": query}
-    return {name: places[kind].long() for name, kind in quirk.extras.items() if name in names}

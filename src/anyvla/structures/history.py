@@ -36,14 +36,17 @@ def lay_out(block: Block, steps_per_sequence: Sequence[int], readouts: int, back
     """Put consecutive steps of `block` into sequences: prefix, then each step's tokens and its query places."""
     rows: list[list[int]] = []
     places: list[list[bool]] = []
+    numbers: list[list[int]] = []
     steps = iter(block.tokens)
     for count in steps_per_sequence:
-        row, place = list(block.prefix), [False] * len(block.prefix)
-        for _ in range(count):
+        row, place, number = list(block.prefix), [False] * len(block.prefix), [-1] * len(block.prefix)
+        for step in range(count):
             tokens = next(steps)
             row += [*tokens, *[backbone.query_id] * readouts]
             place += [False] * len(tokens) + [True] * readouts
+            number += [step] * (len(tokens) + readouts)
         rows.append(row)
+        numbers.append(number)
         places.append(place)
     length = max(map(len, rows))
     device = block.images.device
@@ -55,6 +58,7 @@ def lay_out(block: Block, steps_per_sequence: Sequence[int], readouts: int, back
         input_ids=pad(rows, backbone.pad_id, torch.int64),
         attention_mask=pad([[True] * len(r) for r in rows], False, torch.bool),
         query_mask=pad(places, False, torch.bool),
+        step_ids=pad(numbers, -1, torch.int64),
         images=block.images,
     )
 

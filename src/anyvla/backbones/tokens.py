@@ -1,0 +1,220 @@
+"""What all backbones that read token ids share: the prompt, a step's tokens, positions, masks, queries.
+
+A subclass says how a sequence runs through its model (`run`) and which modules embed tokens and end the model.
+Two do so here: `AutoBackbone` (a whole vision-language model of `transformers`) and `ComposedBackbone` (a vision
+tower of any kind before a causal language model of `transformers`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor, nn
+
+from anyvla.backbones.base import Backbone, Cache
+from anyvla.backbones.hooks import only_at, read_before_head, written
+from anyvla.backbones.options import Options
+from anyvla.types import Block, TokenSequence
+
+CACHED_BLOCKS = 10_000  # instructions whose tokens are kept
+
+
+@dataclass(frozen=True)
+class Template:
+    """How the tokens of a step are written. In texts, `{bos}` stands for the tokenizer's BOS token."""
+
+    opening: str = "{bos}"  # opens a sequence, once
+    before_image: str = ""
+    row_end: str = ""  # between the rows of an image's tokens
+    after_image: str = ""
+    text: str = "\n{prompt}"  # follows the images of a step
+
+
+# Who sees later places. causal: no one. image: the tokens of one image see each other. prefix: all but the queries see
+# all but the queries. full: everyone sees everything (an encoder).
+Attention = Literal["causal", "image", "prefix", "full"]
+
+
+class TokenBackbone(Backbone):
+    """A backbone over token ids with image places."""
+
+    attention: Attention = "causal"
+    first_position: int = 0
+    context: int | None = None  # tokens
+    # Modules of the last layer that treat each token by itself: they need to run at the queries only.
+    readout_only: tuple[nn.Module, ...] = ()
+
+    def set_up(
+        self, tokenizer: Any, prompt: str, template: Template, image_id: int, rows_of_tokens: tuple[int, int]
+    ) -> None:
+        """What `prepare` needs. `rows_of_tokens`: an image takes so many rows of so many tokens."""
+        self.tokenizer, self.prompt, self.template, self.image_id = tokenizer, prompt, template, image_id
+        eos = _first_known(tokenizer.eos_token_id, 0)
+        self.pad_id = _first_known(tokenizer.pad_token_id, eos)
+        self.query_id = _first_known(getattr(tokenizer, "query_token_id", None), eos)
+        rows, columns = rows_of_tokens
+        row, end = [image_id] * columns, self._encode(template.row_end)
+        self._image = [
+            *self._encode(template.before_image),
+            *([*row, *end] * (rows - 1)),
+            *(row if rows else ()),
+            *self._encode(template.after_image),
+        ]
+        self.image_tokens = rows * columns
+        self._opening = self._encode(template.opening)
+        self._blocks: dict[tuple[str, int], list[int]] = {}  # robot training repeats a few instructions
+
+    def finish(self, options: Options) -> None:
+        """Apply the options that all backbones share; the last line of a subclass's constructor."""
+        head = self.head
+        if head is not None and getattr(head, "weight", None) is not getattr(self.embedding, "weight", None):
+            head.requires_grad_(False)  # readouts are taken before it
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The LM head, if the model has one."""
+        return None
+
+    @property
+    @abstractmethod
+    def embedding(self) -> nn.Module:
+        """The module that embeds token ids, (S, L) -> (S, L, D)."""
+
+    def reading(self) -> AbstractContextManager[list[Tensor]]:
+        """Where the last hidden states are read, one of `anyvla.backbones.hooks`. Raises ValueError without a head."""
+        if self.head is None:
+            raise ValueError(f"{type(self).__name__} has no LM head to read before")
+        return read_before_head(self.head)
+
+    @abstractmethod
+    def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
+        """Run the model over the sequence, images included."""
+
+    def prepare(self, images: UInt8[Tensor, "M V H W 3"], instructions: Sequence[str]) -> Block:
+        """Tokenise M steps. Raises ValueError for images that are not uint8 (M, V, H, W, 3)."""
+        if images.dtype != torch.uint8 or images.ndim != 5 or images.shape[-1] != 3:
+            raise ValueError(
+                f"images must be uint8 (M, V, H, W, 3) with values 0..255, got {images.dtype} {tuple(images.shape)}; "
+                "give RGB frames as the camera does, channels last: the model scales and normalises them itself"
+            )
+        if len(images) != len(instructions):
+            raise ValueError(f"{len(images)} steps of images but {len(instructions)} instructions: give one per step")
+        views = images.shape[1]
+        return Block(self._opening, [self._block(text, views) for text in instructions], images)
+
+    def forward(
+        self, sequence: TokenSequence, queries: Float[Tensor, "R D"], cache: Cache | None = None
+    ) -> Float[Tensor, "M R D"]:
+        shape = sequence.input_ids.shape
+        remembered = 0 if cache is None or cache.valid is None else cache.valid.shape[1]
+        if self.context is not None and remembered + shape[1] > self.context:
+            raise ValueError(
+                f"a sequence of {remembered + shape[1]} tokens exceeds the model's context of {self.context}: "
+                "use a shorter window, fewer cameras or shorter instructions"
+            )
+        places = sequence.query_mask.flatten().nonzero().squeeze(1)
+        steps, rest = divmod(len(places), len(queries))
+        in_parts = cache is not None and (not steps or not len(sequence.images))  # images first, their queries later
+        if rest or (steps != len(sequence.images) and not in_parts):
+            raise ValueError(
+                f"the sequence has {len(places)} query places, but {len(sequence.images)} steps of {len(queries)} "
+                f"queries need {len(sequence.images) * len(queries)}"
+            )
+        with ExitStack() as hooks:
+            hooks.enter_context(written(self.embedding, shape, places, queries.repeat(steps, 1)))
+            if self.readout_only and not self._recomputes():
+                hooks.enter_context(only_at(self.readout_only, places, shape))
+            hidden = hooks.enter_context(self.reading())
+            self.run(sequence, cache)
+        read = hidden[0].flatten(0, 1).index_select(0, places)
+        return read.view(steps, len(queries), self.width).to(queries.dtype)
+
+    def places_of_images(self, sequence: TokenSequence) -> Bool[Tensor, "S L"]:
+        """Where the features of images stand."""
+        return sequence.input_ids == self.image_id
+
+    def language_inputs(
+        self, sequence: TokenSequence, cache: Cache | None, positions: Int64[Tensor, "... S L"] | None = None
+    ) -> dict[str, Any]:
+        """Ids, positions, attention mask and cache as a language model of `transformers` takes them.
+
+        `positions` are those of a sequence that begins at 0; without them, each place is the next position.
+        """
+        ids, valid = sequence.input_ids, sequence.attention_mask
+        if positions is None:
+            # A plain count: right padding goes on counting, which keeps transformers from taking a jump in the count
+            # for a packed second sequence.
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        given: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
+        if cache is None:
+            given["position_ids"] = positions + self.first_position
+        else:
+            first = ids.new_full((len(ids),), self.first_position) if cache.position is None else cache.position
+            given["position_ids"] = positions + first[:, None]
+            ends = given["position_ids"].masked_fill(~valid, -1)
+            cache.position = ends.amax(-1).amax(tuple(range(ends.ndim - 2))) if ends.ndim > 2 else ends.amax(-1)
+            cache.position = cache.position + 1
+            valid = valid if cache.valid is None else torch.cat([cache.valid, valid], 1)
+            cache.valid = valid
+            given["past_key_values"] = cache.state
+        if sequence.mask is not None:
+            given["attention_mask"] = self._block_mask(sequence, valid)
+        elif cache is not None or self.attention in ("prefix", "full"):
+            given["attention_mask"] = valid.long()
+        # Otherwise nothing sees later places, and padding is always later.
+        return given
+
+    def _block_mask(self, sequence: TokenSequence, valid: Bool[Tensor, "S K"]) -> Bool[Tensor, "S 1 L K"]:
+        assert sequence.mask is not None
+        length, keys = sequence.input_ids.shape[1], valid.shape[1]
+        place = torch.arange(length, device=valid.device)
+        key = torch.arange(keys, device=valid.device) - (keys - length)  # of remembered places: negative
+        seen = (key[None] <= place[:, None])[None]  # (1, L, K)
+        if self.attention == "prefix":
+            prefix = nn.functional.pad(~sequence.query_mask, (keys - length, 0), value=True)
+            seen = seen | (~sequence.query_mask[:, :, None] & prefix[:, None])
+        elif self.attention == "image":
+            here = self.places_of_images(sequence)
+            image = (here & ~nn.functional.pad(here, (1, 0))[:, :-1]).cumsum(1) * here  # its number, from 1
+            same = (image[:, :, None] == image[:, None]) & here[:, None]
+            seen = seen | nn.functional.pad(same, (keys - length, 0))
+        elif self.attention == "full":
+            seen = torch.ones_like(seen)
+        itself = (key[None] == place[:, None])[None]  # a row that sees nothing would be NaN
+        return ((seen & sequence.mask & valid[:, None]) | itself)[:, None]
+
+    def _recomputes(self) -> bool:
+        return any(getattr(m, "gradient_checkpointing", False) for m in self.modules()) and self.training
+
+    def _encode(self, text: str) -> list[int]:
+        text = text.replace("{bos}", self.tokenizer.bos_token or "")
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def _block(self, instruction: str, views: int) -> list[int]:
+        key = (instruction, views)
+        if key not in self._blocks:
+            prompt = self.prompt.replace("{instruction}", instruction)
+            text = self._encode(self.template.text.replace("{prompt}", prompt))
+            if self.image_id in text:
+                raise ValueError(f"the instruction {instruction!r} contains the model's image token; remove it")
+            tokens = self._image * views + text
+            if self.context is not None and len(self._opening) + len(tokens) >= self.context:
+                raise ValueError(
+                    f"one step of {views} cameras and the instruction {instruction[:40]!r} takes "
+                    f"{len(self._opening) + len(tokens)} tokens ({len(text)} of them text), and leaves no room for "
+                    f"queries in the model's context of {self.context}: use fewer cameras or a shorter instruction"
+                )
+            if len(self._blocks) >= CACHED_BLOCKS:
+                self._blocks.clear()
+            self._blocks[key] = tokens
+        return self._blocks[key]
+
+
+def _first_known(*ids: int | None) -> int:
+    return next(i for i in ids if i is not None)
