@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from anyvla.backbones.base import Backbone
-from anyvla.structures.history import lay_out
+from anyvla.layout import lay_out
 from anyvla.types import Block
 from anyvla.types import TokenSequence as Sequence
 
@@ -124,17 +124,8 @@ def pack() -> Callable[..., Sequence]:
     """Lay steps out: `groups` of consecutive steps share a sequence; R queries end each step."""
 
     def pack(backbone: Backbone, block: Block, groups: list[int], r: int = 1, padding: int = 0) -> Sequence:
-        whole = lay_out(block, groups, r, backbone)
-
-        def pad(tensor: torch.Tensor, value: int) -> torch.Tensor:
-            return torch.nn.functional.pad(tensor, (0, padding), value=value)
-
-        return Sequence(
-            pad(whole.input_ids, backbone.pad_id),
-            pad(whole.attention_mask, False),
-            pad(whole.query_mask, False),
-            pad(whole.step_ids, -1),
-            whole.images,
-        )
+        ids = {"pad_id": backbone.pad_id, "query_id": backbone.query_id}
+        longest = lay_out(block, groups, r, **ids).input_ids.shape[1]
+        return lay_out(block, groups, r, **ids, length=longest + padding)
 
     return pack

@@ -24,43 +24,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from anyvla.config import STRICT
-from anyvla.types import Block, TokenSequence
+from anyvla.layout import lay_out
 
 if TYPE_CHECKING:
     from anyvla.backbones.base import Backbone
 
 Memory = deque[Tensor]  # what one session keeps, oldest first, at most `window` steps
-
-
-def lay_out(block: Block, steps_per_sequence: Sequence[int], readouts: int, backbone: Backbone) -> TokenSequence:
-    """Put consecutive steps of `block` into sequences: prefix, then each step's tokens and its query places."""
-    rows: list[list[int]] = []
-    places: list[list[bool]] = []
-    numbers: list[list[int]] = []
-    steps = iter(block.tokens)
-    for count in steps_per_sequence:
-        row, place, number = list(block.prefix), [False] * len(block.prefix), [-1] * len(block.prefix)
-        for step in range(count):
-            tokens = next(steps)
-            row += [*tokens, *[backbone.query_id] * readouts]
-            place += [False] * len(tokens) + [True] * readouts
-            number += [step] * (len(tokens) + readouts)
-        rows.append(row)
-        numbers.append(number)
-        places.append(place)
-    length = max(map(len, rows))
-    device = block.images.device
-
-    def pad(lists: Sequence[Sequence[int]], value: int, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([[*x, *[value] * (length - len(x))] for x in lists], dtype=dtype, device=device)
-
-    return TokenSequence(
-        input_ids=pad(rows, backbone.pad_id, torch.int64),
-        attention_mask=pad([[True] * len(r) for r in rows], False, torch.bool),
-        query_mask=pad(places, False, torch.bool),
-        step_ids=pad(numbers, -1, torch.int64),
-        images=block.images,
-    )
 
 
 def stack(memories: Sequence[Memory]) -> tuple[Tensor, Bool[Tensor, "B W"]]:
@@ -101,7 +70,13 @@ class History(ABC):
         counts = step_mask.sum(1).tolist()
         told = [text for text, count in zip(instructions, counts, strict=True) for _ in range(count)]
         block = backbone.prepare(images[step_mask], told)
-        sequence = lay_out(block, counts if self.share else [1] * len(told), len(queries), backbone)
+        sequence = lay_out(
+            block,
+            counts if self.share else [1] * len(told),
+            len(queries),
+            pad_id=backbone.pad_id,
+            query_id=backbone.query_id,
+        )
         readouts = backbone(sequence, queries)  # (M, R, D)
         out = readouts.new_zeros(*step_mask.shape, *readouts.shape[1:])
         out[step_mask] = readouts

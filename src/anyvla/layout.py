@@ -1,0 +1,43 @@
+"""Steps laid out into token sequences: prefix, then each step's tokens and the places of its queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from anyvla.types import Block, TokenSequence
+
+
+def lay_out(
+    block: Block, steps_per_sequence: Sequence[int], readouts: int, *, pad_id: int, query_id: int, length: int = 0
+) -> TokenSequence:
+    """Put consecutive steps of `block` into sequences, right-padded to the longest (at least to `length` places)."""
+    rows: list[list[int]] = []
+    places: list[list[bool]] = []
+    numbers: list[list[int]] = []
+    steps = iter(block.tokens)
+    for count in steps_per_sequence:
+        row, place, number = list(block.prefix), [False] * len(block.prefix), [-1] * len(block.prefix)
+        for step in range(count):
+            tokens = next(steps)
+            row += [*tokens, *[query_id] * readouts]
+            place += [False] * len(tokens) + [True] * readouts
+            number += [step] * (len(tokens) + readouts)
+        rows.append(row)
+        places.append(place)
+        numbers.append(number)
+    length = max(length, *map(len, rows))
+    device = block.images.device
+
+    def pad(lists: Sequence[Sequence[int]], value: int, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([[*x, *[value] * (length - len(x))] for x in lists], dtype=dtype, device=device)
+
+    return TokenSequence(
+        input_ids=pad(rows, pad_id, torch.int64),
+        attention_mask=pad([[True] * len(r) for r in rows], False, torch.bool),
+        query_mask=pad(places, False, torch.bool),
+        step_ids=pad(numbers, -1, torch.int64),
+        images=block.images,
+    )
