@@ -1,17 +1,17 @@
 from collections import deque
-from types import SimpleNamespace
 
 import torch
 
-from anyvla.structures.history import lay_out, stack
+from anyvla.layout import lay_out
+from anyvla.structures.history import stack
 from anyvla.types import Block
 
-BACKBONE = SimpleNamespace(query_id=9, pad_id=0)
+IDS = {"pad_id": 0, "query_id": 9}
 BLOCK = Block([1], [[5, 6], [7], [5, 6, 7]], torch.zeros(3, 1, 2, 2, 3, dtype=torch.uint8))
 
 
 def test_steps_of_their_own_sequences():
-    sequence = lay_out(BLOCK, [1, 1, 1], 2, BACKBONE)
+    sequence = lay_out(BLOCK, [1, 1, 1], 2, **IDS)
     assert sequence.input_ids.tolist() == [[1, 5, 6, 9, 9, 0], [1, 7, 9, 9, 0, 0], [1, 5, 6, 7, 9, 9]]
     assert sequence.attention_mask.sum(1).tolist() == [5, 4, 6]
     assert (sequence.input_ids[sequence.query_mask] == 9).all()
@@ -19,7 +19,7 @@ def test_steps_of_their_own_sequences():
 
 
 def test_steps_that_share_a_sequence_open_it_once():
-    sequence = lay_out(BLOCK, [2, 1], 1, BACKBONE)
+    sequence = lay_out(BLOCK, [2, 1], 1, **IDS)
     assert sequence.input_ids.tolist() == [[1, 5, 6, 9, 7, 9], [1, 5, 6, 7, 9, 0]]
     assert sequence.query_mask.tolist() == [
         [False, False, False, True, False, True],

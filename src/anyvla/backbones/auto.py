@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -118,22 +118,40 @@ class AutoBackbone(TokenBackbone):
     def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
         if cache is not None and cache.state is None:
             cache.state = DynamicCache(config=self.model.config.get_text_config(decoder=True))
-        images = self._images(sequence)
-        given: dict[str, Any] = {}
-        if len(sequence.images):
-            given |= self.quirk.vision(images)
-        given |= {name: make(images) for name, make in self.quirk.extras.items() if name in self._names}
+        given = self._image_inputs(sequence)
         positions = None if self._rope_index is None else self._rope_positions(sequence, given)
         given |= self.language_inputs(sequence, cache, positions)
         if "position_ids" not in self._names:
             del given["position_ids"]
         self.model(**given)
 
+    def plain(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
+        """The last hidden states as the model gives them when nothing is written over and its positions are its own."""
+        given = self._image_inputs(sequence)
+        with self.reading() as hidden:
+            self.model(input_ids=sequence.input_ids, attention_mask=sequence.attention_mask.long(), **given)
+        return hidden[0]
+
+    def generate(self, sequence: TokenSequence, tokens: int) -> Int64[Tensor, "S n"]:
+        """Continue the sequence with `tokens` tokens of text, greedily."""
+        given = self._image_inputs(sequence)
+        valid = sequence.attention_mask.long()
+        ids = sequence.input_ids
+        written = self.model.generate(
+            input_ids=ids, attention_mask=valid, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, **given
+        )
+        return written[:, -tokens:]
+
     def save_assets(self, folder: Path) -> None:
         """Write configuration, tokenizer and image preprocessing, so that the constructor can read them."""
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         (Path(folder) / PREPROCESSOR).write_text(json.dumps(self.preprocessor, indent=2) + "\n", encoding="utf-8")
+
+    def _image_inputs(self, sequence: TokenSequence) -> dict[str, Any]:
+        images = self._images(sequence)
+        given: dict[str, Any] = dict(self.quirk.vision(images)) if len(sequence.images) else {}
+        return given | {name: make(images) for name, make in self.quirk.extras.items() if name in self._names}
 
     def _images(self, sequence: TokenSequence) -> Images:
         pixels = self._pixel_values(sequence.images)

@@ -1,0 +1,69 @@
+"""Tiny random-weight models of real classes, written to disk as a user would have them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedTokenizerFast
+
+# The special tokens of all families; each has the id of its place here.
+SPECIAL = ["<pad>", "<unk_before>", "<s>", "</s>", "<image>", "</image>", "<patch_index_0000>"]
+SPECIAL += ["<fake_token_around_image>", "<global-img>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+VOCABULARY = len(SPECIAL) + 256
+TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+VISION = {"image_size": 28, "patch_size": 7, **TEXT}
+PREPROCESSOR: dict[str, Any] = {
+    "image_mean": [0.4, 0.5, 0.6],
+    "image_std": [0.2, 0.3, 0.3],
+    "rescale_factor": 1 / 255,
+    "resample": 3,
+    "size": {"height": 28, "width": 28},
+}
+
+
+def token(text: str) -> int:
+    """The id of a special token."""
+    return SPECIAL.index(text)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the test matrix."""
+
+    build: Callable[[], PreTrainedConfig]  # the tiny configuration
+    options: dict[str, Any] = field(default_factory=dict)  # of AutoBackbone.Config, such as image_size
+    preprocessor: dict[str, Any] = field(default_factory=lambda: PREPROCESSOR)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {t: i for i, t in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={f"extra_{i}": t for i, t in enumerate(SPECIAL[4:])},
+    )
+
+
+def write_family(family: Family, folder: Path) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_config(family.build())
+        with torch.no_grad():  # fresh weights are so small that little would depend on anything
+            for weight in model.parameters():
+                if weight.ndim == 2:
+                    weight.normal_(std=0.2)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(family.preprocessor))
+    return folder
