@@ -110,6 +110,12 @@ def moved(one: Tensor, other: Tensor, what: str) -> float:
     return far
 
 
+def pull(readouts: Tensor) -> None:
+    """Backpropagate from all readouts, in a fixed direction (the square of what a norm gives has no gradient)."""
+    direction = torch.randn(readouts.shape, generator=torch.Generator().manual_seed(2)).to(readouts)
+    (readouts * direction).sum().backward()
+
+
 @torch.no_grad()
 def cameras(s: Subject) -> str:
     """One and two cameras, one and three readouts: finite, of the right shape."""
@@ -187,8 +193,7 @@ def gradients(s: Subject) -> str:
         query.grad = None
         with torch.autocast(s.device.type, torch.bfloat16, enabled=autocast):
             out = s.read(s.frames(2), TEXTS[:2], query)
-        direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
-        (out * direction).sum().backward()
+        pull(out)
         reached = {p for p in s.backbone.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         for part, modules in s.backbone.part_modules().items():
             weights = [w for m in modules for w in m.parameters() if w.requires_grad]
@@ -220,7 +225,7 @@ def checkpointing(s: Subject) -> str:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # dropout
             out = s.read(s.frames(2), TEXTS[:2], s.queries(1))
-        out.square().sum().backward()
+        pull(out)
         return {n: p.grad.clone() for n, p in s.backbone.named_parameters() if p.grad is not None}
 
     s.backbone.train()
@@ -330,7 +335,7 @@ def lora(s: Subject) -> str:
     add_lora(s.backbone, Lora(rank=4))
     out = s.read(images, TEXTS[:1], query)
     far = equal(before, out.detach(), "LoRA before any training")
-    out.square().sum().backward()
+    pull(out)
     trained = {n for n, p in s.backbone.named_parameters() if p.requires_grad and "lora_" in n}
     reached = {n for n, p in s.backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     if not trained & reached:

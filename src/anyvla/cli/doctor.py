@@ -41,7 +41,15 @@ class Finding:
 
 def main(argv: list[str]) -> int:
     """Print the findings; the exit status is 1 if something is missing that the quickstart needs."""
-    parser = argparse.ArgumentParser(prog="anyvla doctor", description=__doc__)
+    if argv[:1] == ["backbone"]:
+        from anyvla.cli import doctor_backbone
+
+        return doctor_backbone.main(argv[1:])
+    parser = argparse.ArgumentParser(
+        prog="anyvla doctor",
+        description=__doc__,
+        epilog="`anyvla doctor backbone FOLDER_OR_ID` examines a vision-language model instead.",
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
     options = parser.parse_args(argv)
     findings = [*_machine(), *_packages(), *_extras(), _rendering(), _video()]
