@@ -24,6 +24,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from anyvla.actions.normalize import Method, Normalizer, Statistics
+from anyvla.backbones.families import able
 from anyvla.config import STRICT, BackbonePart, ConfigError, DecoderPart, FuserPart, HistoryPart, build, to_dict
 from anyvla.data.episode import Embodiment
 from anyvla.heads.base import Loss
@@ -84,16 +85,12 @@ class VLA(nn.Module):
         """Build all parts. `assets`: where `Backbone.save_assets` wrote, if weights will be loaded afterwards."""
         super().__init__()
         self.config, self.embodiment, self.statistics = config, embodiment, statistics
-        self.backbone = config.backbone.build(assets)
         self.history = config.history.build()
-        lacking = self.history.needs - self.backbone.capabilities
-        if lacking:
-            able = ", ".join(sorted(self.backbone.capabilities)) or "read one step only"
-            raise ConfigError(
-                f"history {config.history.name!r} needs a backbone that can {', '.join(sorted(lacking))}; this one "
-                f"({config.backbone.name}) can {able}. "
-                "Use history: policy_head"
-            )
+        known = config.backbone.target.capabilities_of(config.backbone.config, assets)
+        if known is not None:  # refused before weights are loaded
+            _refuse_what_it_lacks(config, self.history.needs, known)
+        self.backbone = config.backbone.build(assets)
+        _refuse_what_it_lacks(config, self.history.needs, self.backbone.capabilities)
         self.queries = nn.Parameter(torch.randn(config.readouts, self.backbone.width) * 0.02)
         features = config.readouts * self.backbone.width + (embodiment.proprio.size if config.proprio else 0)
         self.fuser = config.fuser.build(features, self.history.window)
@@ -205,6 +202,19 @@ class VLA(nn.Module):
         vla = cls(model, embodiment, Statistics.load(folder / "statistics.json"), assets=folder / "backbone")
         safetensors.torch.load_model(vla, str(folder / "model.safetensors"))
         return vla.to(device).eval()
+
+
+def _refuse_what_it_lacks(config: VLAConfig, needs: frozenset[str], has: frozenset[str]) -> None:
+    lacking = sorted(needs - has)
+    if not lacking:
+        return
+    part = config.backbone
+    model = getattr(part.config, "path", None)
+    raise ConfigError(
+        f"history {config.history.name!r} needs a backbone that can {', '.join(lacking)}; this one ({part.name}"
+        f"{f', {model}' if model else ''}) can {', '.join(sorted(has)) or 'read one step only'}. "
+        f"Use history: policy_head, or a backbone that can: {', '.join(able(needs))}"
+    )
 
 
 def _download(name: str) -> Path:

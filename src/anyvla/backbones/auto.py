@@ -30,11 +30,12 @@ from transformers.initialization import no_init_weights
 from transformers.utils import cached_file
 
 import anyvla.backbones.nano_vision  # noqa: F401  (registers its model type, so that a saved nano loads here)
-from anyvla.backbones.base import CAPABILITIES, Cache
+from anyvla.backbones.base import CAPABILITIES, Cache, Capability
 from anyvla.backbones.options import Options
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.quirks import QUIRKS, Quirk, quirk_of
 from anyvla.backbones.tokens import TokenBackbone
+from anyvla.backbones.unsupported import UNSUPPORTED
 from anyvla.backbones.vision_inputs import Images
 from anyvla.config import STRICT
 from anyvla.types import TokenSequence
@@ -88,6 +89,15 @@ class AutoBackbone(TokenBackbone):
         image_id = self._image_id(parts.tokenizer)
         self.set_up(parts.tokenizer, config.prompt, self.quirk.template, image_id, self._grid(image_id))
         self.finish(config)
+
+    @classmethod
+    def capabilities_of(cls, config: Any, assets: Path | None = None) -> frozenset[Capability] | None:
+        """What the family can do; of the model, only its config.json is read."""
+        declared = super().capabilities_of(config, assets)
+        if declared is not None:
+            return declared
+        source, revision = (config.path, config.revision) if assets is None else (str(assets), None)
+        return frozenset(CAPABILITIES) - quirk_of(_read_config(source, revision).model_type).lacks
 
     def parts(self, config: Any, assets: Path | None) -> Parts:
         """Read configuration, tokenizer, preprocessing and, without `assets`, weights."""
@@ -258,6 +268,8 @@ def _read_config(source: str, revision: str | None) -> Any:
             f"no model at {source!r}: it is neither a folder here nor readable from the hub or its local cache. "
             f"Check the spelling. {_fetch(source, revision)}"
         ) from error
+    if config.model_type in UNSUPPORTED:
+        raise ValueError(f"{source} is a {config.model_type!r} model, which {UNSUPPORTED[config.model_type]}")
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(
             f"{source} is a {config.model_type!r} model, which does not read images with text: "

@@ -57,6 +57,15 @@ class Backbone(nn.Module, ABC):
     pad_id: int
     query_id: int  # the token id that keeps the place of a query; its embedding is never used
 
+    @classmethod
+    def capabilities_of(cls, config: Any, assets: Path | None = None) -> frozenset[Capability] | None:
+        """What `cls(config, assets)` will be capable of, found out without building it; None: only building tells.
+
+        Here: what the class declares. Raises ValueError for a model that is not there.
+        """
+        declared = getattr(cls, "capabilities", None)
+        return declared if isinstance(declared, frozenset) else None
+
     @abstractmethod
     def prepare(self, images: UInt8[Tensor, "M V H W 3"], instructions: Sequence[str]) -> Block:
         """Tokenise M steps. Raises ValueError for images that are not uint8 (M, V, H, W, 3)."""

@@ -74,6 +74,10 @@ class Subject:
         """Lay out steps; `groups` of consecutive ones share a sequence."""
         ids = {"pad_id": self.backbone.pad_id, "query_id": self.backbone.query_id}
         length = lay_out(block, groups, readouts, **ids).input_ids.shape[1] + padding
+        context = getattr(self.backbone, "context", None)
+        if context is not None and length > context:
+            most = f"{max(groups)} steps of {self.views} cameras" if max(groups) > 1 else f"{self.views} cameras"
+            raise NotApplicable(f"{most} take {length} tokens, its context is {context}")
         return lay_out(block, groups, readouts, **ids, length=length)
 
     def read(

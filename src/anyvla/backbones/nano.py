@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlavaConfig
 
 from anyvla.backbones.auto import AutoBackbone, Parts
+from anyvla.backbones.base import CAPABILITIES
 from anyvla.backbones.nano_vision import NanoVisionConfig
 from anyvla.backbones.options import Options
 from anyvla.config import STRICT
@@ -23,6 +24,8 @@ TOKENIZER = Path(__file__).parent / "nano_assets"
 
 class NanoBackbone(AutoBackbone):
     """An untrained LLaVA of a few million parameters."""
+
+    capabilities = frozenset(CAPABILITIES)
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config(Options):

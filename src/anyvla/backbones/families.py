@@ -1,0 +1,80 @@
+"""Which families of models were measured to keep the promises of a backbone: the packaged results of the test matrix.
+
+`tools/make_backbone_matrix.py` writes `families.json` by running the checks of `anyvla.backbones.conformance` on a tiny
+model of each family. Reading it imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "families.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one family of models, or of one registered backbone."""
+
+    name: str
+    model_class: str
+    model_type: str
+    capabilities: tuple[str, ...]
+    checks: Mapping[str, tuple[str, str]]  # check -> its state; why, where it did not pass
+    image_wrapping: int  # tokens around and between the tokens of an image
+    attention: str  # who sees later places, see `anyvla.backbones.tokens`
+    any_size: bool  # the tower takes images of any size, in steps
+    note: str
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The checks that it failed."""
+        return tuple(check for check, (state, _) in self.checks.items() if state == "failed")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All results, and with which versions they were measured."""
+
+    versions: Mapping[str, str]
+    backbones: Mapping[str, Measured]  # registered ones that need no model folder
+    families: Mapping[str, Measured]  # read by `auto`
+    untried: Mapping[str, str]  # model types that `auto` may read as well -> their class
+
+
+@functools.cache
+def matrix() -> Matrix:
+    """The packaged results."""
+    return parse(json.loads(RESULTS.read_text(encoding="utf-8")))
+
+
+def parse(document: Mapping[str, Any]) -> Matrix:
+    """The content of `families.json`."""
+
+    def rows(kind: str) -> dict[str, Measured]:
+        return {
+            name: Measured(
+                name=name,
+                capabilities=tuple(row["capabilities"]),
+                checks={check: _split(result) for check, result in row["checks"].items()},
+                **{k: v for k, v in row.items() if k not in ("capabilities", "checks")},
+            )
+            for name, row in document[kind].items()
+        }
+
+    return Matrix(document["versions"], rows("backbones"), rows("families"), document["untried"])
+
+
+def _split(result: str) -> tuple[str, str]:
+    state, _, why = result.partition(": ")
+    return state, why
+
+
+def able(needs: frozenset[str]) -> list[str]:
+    """The names of the measured families and backbones that have all these capabilities."""
+    known = matrix()
+    return sorted(m.name for m in (*known.backbones.values(), *known.families.values()) if needs <= {*m.capabilities})

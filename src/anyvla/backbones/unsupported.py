@@ -1,0 +1,17 @@
+"""The model types of `AutoModelForImageTextToText` that are no backbone of a robot policy, and why.
+
+`AutoBackbone` refuses them with the reason; the docs list them. Imports nothing, so that listing costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Each reason completes "a model of this type ...".
+UNSUPPORTED: Mapping[str, str] = {
+    "evolla": "reads proteins, not images",
+    "pi0": "is a robot policy already, with a head of its own: use the PaliGemma inside it",
+    "pix2struct": "reads its instruction as pixels drawn above the image: there is no token of an instruction",
+    "pp_formulanet": "writes the formula that an image shows and reads no instruction",
+    "vision-encoder-decoder": "writes a caption of an image and reads no instruction",
+}

@@ -1,0 +1,196 @@
+"""Measure the matrix of backbones: run every check of `anyvla doctor backbone` on a tiny model of every family.
+
+Writes `src/anyvla/backbones/families.json`, which ships with the package, and `docs/backbones.md`, which is rendered
+from it. About three minutes on two cores:
+
+    python tools/make_backbone_matrix.py                      # all families
+    python tools/make_backbone_matrix.py --only llava smolvlm # these; the others keep their results
+    python tools/make_backbone_matrix.py --render             # the page only, from the results that are there
+
+Exit status 0: no check of any family failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # families run side by side; set before torch is imported
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "backbones"))  # the tiny models are those of the tests
+
+from anyvla.backbones.families import RESULTS, Matrix, Measured, parse  # noqa: E402
+from anyvla.backbones.unsupported import UNSUPPORTED  # noqa: E402
+from anyvla.cli.common import Bar  # noqa: E402
+
+PAGE = ROOT / "docs" / "backbones.md"
+ALONE = ("nano",)  # registered backbones that need no model folder
+BUILD = "build"  # the state of a family whose tiny model cannot even be built
+
+
+def main() -> int:
+    """Measure or only render; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these families only")
+    parser.add_argument("--render", action="store_true", help="write the page only")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="families at a time")
+    options = parser.parse_args()
+    if not options.render:
+        measure(options.only, options.jobs)
+    results = parse(json.loads(RESULTS.read_text()))
+    PAGE.write_text(render(results), encoding="utf-8")
+    failed = [f"{m.name}: {', '.join(m.failed)}" for m in _all(results) if m.failed]
+    print(f"{RESULTS.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}: {len(results.families)} families")
+    print("\n".join(["failed:", *failed]) if failed else "no check failed")
+    return 1 if failed else 0
+
+
+def measure(only: list[str] | None, jobs: int) -> None:
+    """Examine the families and write the results."""
+    from families import FAMILIES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CLASSES
+
+    old = json.loads(RESULTS.read_text()) if RESULTS.is_file() and only else {"backbones": {}, "families": {}}
+    unknown = {*(only or ())} - {*FAMILIES, *ALONE}
+    if unknown:
+        raise SystemExit(f"no such family: {', '.join(sorted(unknown))}; known: {', '.join((*ALONE, *FAMILIES))}")
+    rows: dict[str, dict[str, Any]] = {
+        "backbones": {n: r for n, r in old["backbones"].items() if n in ALONE},
+        "families": {n: r for n, r in old["families"].items() if n in FAMILIES},
+    }
+    chosen = [n for n in (*ALONE, *FAMILIES) if not only or n in only]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, Bar("families") as bar:
+        waiting = {pool.submit(examined, name): name for name in chosen}
+        bar(0, len(waiting))
+        for done, future in enumerate(as_completed(waiting), 1):
+            name = waiting[future]
+            rows["backbones" if name in ALONE else "families"][name] = future.result()
+            bar(done, len(waiting), name)
+    seen = {row["model_type"] for row in rows["families"].values()}
+    document = {
+        "versions": {name: metadata.version(name) for name in ("transformers", "torch")},
+        **{kind: dict(sorted(of.items())) for kind, of in rows.items()},
+        "untried": {t: _first(c) for t, c in sorted(CLASSES.items()) if t not in seen and t not in UNSUPPORTED},
+    }
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _first(names: str | tuple[str, ...]) -> str:
+    return names if isinstance(names, str) else names[0]
+
+
+def examined(name: str) -> dict[str, Any]:
+    """The results of one family or backbone, in a process of its own."""
+    import torch
+    from families import FAMILIES
+    from families.common import write_family
+    from transformers.utils import logging
+
+    from anyvla.backbones.conformance import examine
+    from anyvla.cli.doctor_backbone import choose, describe
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as temporary:
+        model, options = name, []
+        try:
+            if name not in ALONE:
+                model, given = str(write_family(FAMILIES[name], Path(temporary))), FAMILIES[name].options
+                options = ["prompt=do {instruction}", *(f"{key}={json.dumps(value)}" for key, value in given.items())]
+            part = choose(model, None, options)
+            backbone = part.build()
+            card, quirk = describe(backbone, part.name), backbone.quirk
+            checks = [(r.check, r.state, r.detail) for r in examine(backbone, part.config)]
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}".replace(temporary, "MODEL")
+            blank = Measured(name, "", name, (), {BUILD: ("failed", why)}, 0, "causal", False, "")
+            return _row(blank)
+    return _row(
+        Measured(
+            name=name,
+            model_class=card.model_class,
+            model_type=card.model_type,
+            capabilities=card.capabilities,
+            # What a check measured differs from run to run; why it did not pass does not.
+            checks={check: (state, "" if state == "passed" else detail) for check, state, detail in checks},
+            image_wrapping=card.image_wrapping or 0,
+            attention=backbone.attention,
+            any_size=quirk.multiple is not None,
+            note=quirk.note,
+        )
+    )
+
+
+def _row(measured: Measured) -> dict[str, Any]:
+    row = dataclasses.asdict(measured)
+    del row["name"]
+    return row | {"checks": {check: ": ".join(filter(None, result)) for check, result in measured.checks.items()}}
+
+
+def _all(results: Matrix) -> list[Measured]:
+    return [*results.backbones.values(), *results.families.values()]
+
+
+def render(results: Matrix) -> str:
+    """The page: the prose of `backbones_page.md` with its tables filled in."""
+    families = [results.families[name] for name in sorted(results.families)]
+    tables = {
+        "versions": ", ".join(f"{name} {version}" for name, version in results.versions.items()),
+        "count": str(len(families)),
+        "families": _families(families),
+        "checks": _checks([*results.backbones.values(), *families]),
+        "reasons": _reasons(families),
+        "untried": ", ".join(f"`{t}`" for t in results.untried),
+        "unsupported": "\n".join(f"- `{t}` {why}." for t, why in sorted(UNSUPPORTED.items())),
+    }
+    page = (Path(__file__).parent / "backbones_page.md").read_text(encoding="utf-8")
+    for name, text in tables.items():
+        page = page.replace("{{" + name + "}}", text)
+    return page
+
+
+def _families(rows: list[Measured]) -> str:
+    lines = []
+    for m in rows:
+        lacks = ["yes" if c in m.capabilities else "-" for c in ("interleave", "block_mask", "cache")]
+        size = "any" if m.any_size else "its own"
+        lines.append([f"`{m.name}`", m.model_class, m.attention, *lacks, size, str(m.image_wrapping), m.note])
+    heads = ["family", "class", "who sees later places", "interleave", "block mask", "cache"]
+    return _table([*heads, "image size", "tokens around an image", "note"], lines)
+
+
+def _checks(rows: list[Measured]) -> str:
+    marks = {"passed": "yes", "not applicable": "-", "failed": "**no**"}
+    names = list(dict.fromkeys(check for m in rows for check in m.checks))
+    lines = [[f"`{m.name}`", *(marks[m.checks[c][0]] if c in m.checks else "" for c in names)] for m in rows]
+    return _table(["family", *names], lines)
+
+
+def _reasons(rows: list[Measured]) -> str:
+    """What did not pass, each reason once."""
+    of: dict[str, list[str]] = {}
+    for m in rows:
+        for check, (state, why) in m.checks.items():
+            if state != "passed":
+                of.setdefault(f"{'**failed** ' if state == 'failed' else ''}{check}: {why}", []).append(f"`{m.name}`")
+    return "\n".join(f"- {reason} ({', '.join(names)})" for reason, names in sorted(of.items())) or "- none"
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
