@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import os
 import sys
@@ -31,10 +32,11 @@ sys.path.insert(0, str(ROOT / "tests" / "backbones"))  # the tiny models are tho
 from anyvla.backbones.families import RESULTS, Matrix, Measured, parse  # noqa: E402
 from anyvla.backbones.unsupported import UNSUPPORTED  # noqa: E402
 from anyvla.cli.common import Bar  # noqa: E402
+from anyvla.cli.doctor_backbone import describe  # noqa: E402
+from anyvla.config import build  # noqa: E402
+from anyvla.registry import backbones  # noqa: E402
 
 PAGE = ROOT / "docs" / "backbones.md"
-ALONE = ("nano",)  # registered backbones that need no model folder
-BUILD = "build"  # the state of a family whose tiny model cannot even be built
 
 
 def main() -> int:
@@ -55,26 +57,30 @@ def main() -> int:
 
 
 def measure(only: list[str] | None, jobs: int) -> None:
-    """Examine the families and write the results."""
+    """Examine families and backbones, and write the results."""
     from families import FAMILIES
+    from families.registered import REGISTERED
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CLASSES
 
-    old = json.loads(RESULTS.read_text()) if RESULTS.is_file() and only else {"backbones": {}, "families": {}}
-    unknown = {*(only or ())} - {*FAMILIES, *ALONE}
+    known = {"backbones": REGISTERED, "families": FAMILIES}
+    unknown = {*(only or ())} - {*REGISTERED, *FAMILIES}
     if unknown:
-        raise SystemExit(f"no such family: {', '.join(sorted(unknown))}; known: {', '.join((*ALONE, *FAMILIES))}")
-    rows: dict[str, dict[str, Any]] = {
-        "backbones": {n: r for n, r in old["backbones"].items() if n in ALONE},
-        "families": {n: r for n, r in old["families"].items() if n in FAMILIES},
-    }
-    chosen = [n for n in (*ALONE, *FAMILIES) if not only or n in only]
+        raise SystemExit(f"no such family: {', '.join(sorted(unknown))}; known: {', '.join((*REGISTERED, *FAMILIES))}")
+    rows: dict[str, dict[str, Any]] = {kind: {} for kind in known}
+    if only and RESULTS.is_file():
+        old = json.loads(RESULTS.read_text())
+        rows = {kind: {n: row for n, row in old[kind].items() if n in names} for kind, names in known.items()}
+    chosen = [(kind, n) for kind, names in known.items() for n in names if not only or n in only]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, Bar("families") as bar:
-        waiting = {pool.submit(examined, name): name for name in chosen}
+        waiting = {pool.submit(examined, *key): key for key in chosen}
         bar(0, len(waiting))
         for done, future in enumerate(as_completed(waiting), 1):
-            name = waiting[future]
-            rows["backbones" if name in ALONE else "families"][name] = future.result()
+            kind, name = waiting[future]
+            rows[kind][name] = future.result()
             bar(done, len(waiting), name)
+    for name in backbones:
+        if name not in rows["backbones"] and backbones[name].__module__.startswith("anyvla."):
+            rows["backbones"][name] = _row(_declared(name))
     seen = {row["model_type"] for row in rows["families"].values()}
     document = {
         "versions": {name: metadata.version(name) for name in ("transformers", "torch")},
@@ -88,45 +94,70 @@ def _first(names: str | tuple[str, ...]) -> str:
     return names if isinstance(names, str) else names[0]
 
 
-def examined(name: str) -> dict[str, Any]:
+def _declared(name: str) -> Measured:
+    """What the class of a registered backbone says of itself."""
+    target = backbones[name]
+    able = getattr(target, "capabilities", None)
+    what = (inspect.getdoc(target) or "").partition("\n")[0]
+    return Measured(
+        name=name,
+        model_class=target.__name__,
+        model_type="",
+        capabilities=tuple(sorted(able)) if isinstance(able, frozenset) else None,
+        checks={},
+        image_wrapping=0,
+        attention="",
+        any_size=False,
+        note=what,
+    )
+
+
+def examined(kind: str, name: str) -> dict[str, Any]:
     """The results of one family or backbone, in a process of its own."""
     import torch
     from families import FAMILIES
     from families.common import write_family
+    from families.registered import REGISTERED
     from transformers.utils import logging
 
     from anyvla.backbones.conformance import examine
-    from anyvla.cli.doctor_backbone import choose, describe
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as temporary:
-        model, options = name, []
         try:
-            if name not in ALONE:
-                model, given = str(write_family(FAMILIES[name], Path(temporary))), FAMILIES[name].options
-                options = ["prompt=do {instruction}", *(f"{key}={json.dumps(value)}" for key, value in given.items())]
-            part = choose(model, None, options)
-            backbone = part.build()
-            card, quirk = describe(backbone, part.name), backbone.quirk
-            checks = [(r.check, r.state, r.detail) for r in examine(backbone, part.config)]
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}".replace(temporary, "MODEL")
-            blank = Measured(name, "", name, (), {BUILD: ("failed", why)}, 0, "causal", False, "")
-            return _row(blank)
+            if kind == "families":
+                path = str(write_family(FAMILIES[name], Path(temporary)))
+                options = {"path": path, "prompt": "do {instruction}", **FAMILIES[name].options}
+                target = backbones["auto"]
+            else:
+                options, target = REGISTERED[name](Path(temporary)), backbones[name]
+            config = build(target.Config, options)
+            backbone = target(config)
+            card = describe(backbone, name)
+            results = [(r.check, r.state, r.detail) for r in examine(backbone, config)]
+        except Exception as error:  # a family that cannot be built is a result too
+            results = [("build", "failed", f"{type(error).__name__}: {error}")]
+            card = backbone = None
+        # What a check measured differs from run to run; why it did not pass does not.
+        checks = {c: (s, "" if s == "passed" else why.replace(temporary, "FOLDER")) for c, s, why in results}
+    if kind == "backbones":
+        able = None if card is None else card.capabilities
+        return _row(dataclasses.replace(_declared(name), checks=checks, capabilities=able))
+    if card is None:
+        return _row(Measured(name, "", name, (), checks, 0, "", False, ""))
     return _row(
         Measured(
             name=name,
             model_class=card.model_class,
             model_type=card.model_type,
             capabilities=card.capabilities,
-            # What a check measured differs from run to run; why it did not pass does not.
-            checks={check: (state, "" if state == "passed" else detail) for check, state, detail in checks},
+            checks=checks,
             image_wrapping=card.image_wrapping or 0,
             attention=backbone.attention,
-            any_size=quirk.multiple is not None,
-            note=quirk.note,
+            any_size=backbone.quirk.multiple is not None,
+            note=card.note,
         )
     )
 
@@ -147,9 +178,10 @@ def render(results: Matrix) -> str:
     tables = {
         "versions": ", ".join(f"{name} {version}" for name, version in results.versions.items()),
         "count": str(len(families)),
+        "backbones": _backbones(list(results.backbones.values())),
         "families": _families(families),
-        "checks": _checks([*results.backbones.values(), *families]),
-        "reasons": _reasons(families),
+        "checks": _checks([m for m in _all(results) if m.checks]),
+        "reasons": _reasons(_all(results)),
         "untried": ", ".join(f"`{t}`" for t in results.untried),
         "unsupported": "\n".join(f"- `{t}` {why}." for t, why in sorted(UNSUPPORTED.items())),
     }
@@ -159,12 +191,21 @@ def render(results: Matrix) -> str:
     return page
 
 
+def _backbones(rows: list[Measured]) -> str:
+    lines = []
+    for m in rows:
+        able = "those of its family" if m.capabilities is None else ", ".join(m.capabilities) or "none of the three"
+        lines.append([f"`{m.name}`", m.model_class, able.replace("_", " "), m.note])
+    return _table(["name", "class", "capabilities", "what it is"], lines)
+
+
 def _families(rows: list[Measured]) -> str:
     lines = []
     for m in rows:
-        lacks = ["yes" if c in m.capabilities else "-" for c in ("interleave", "block_mask", "cache")]
+        able = m.capabilities or ()
+        can = ["yes" if c in able else "-" for c in ("interleave", "block_mask", "cache")]
         size = "any" if m.any_size else "its own"
-        lines.append([f"`{m.name}`", m.model_class, m.attention, *lacks, size, str(m.image_wrapping), m.note])
+        lines.append([f"`{m.name}`", m.model_class, m.attention, *can, size, str(m.image_wrapping), m.note])
     heads = ["family", "class", "who sees later places", "interleave", "block mask", "cache"]
     return _table([*heads, "image size", "tokens around an image", "note"], lines)
 

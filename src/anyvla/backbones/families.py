@@ -18,12 +18,12 @@ RESULTS = Path(__file__).parent / "families.json"
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one family of models, or of one registered backbone."""
+    """What was measured of one family of models that `auto` reads, or of one registered backbone."""
 
     name: str
     model_class: str
     model_type: str
-    capabilities: tuple[str, ...]
+    capabilities: tuple[str, ...] | None  # None: they depend on the model
     checks: Mapping[str, tuple[str, str]]  # check -> its state; why, where it did not pass
     image_wrapping: int  # tokens around and between the tokens of an image
     attention: str  # who sees later places, see `anyvla.backbones.tokens`
@@ -41,7 +41,7 @@ class Matrix:
     """All results, and with which versions they were measured."""
 
     versions: Mapping[str, str]
-    backbones: Mapping[str, Measured]  # registered ones that need no model folder
+    backbones: Mapping[str, Measured]  # those that anyvla registers; without checks if none were run
     families: Mapping[str, Measured]  # read by `auto`
     untried: Mapping[str, str]  # model types that `auto` may read as well -> their class
 
@@ -59,7 +59,7 @@ def parse(document: Mapping[str, Any]) -> Matrix:
         return {
             name: Measured(
                 name=name,
-                capabilities=tuple(row["capabilities"]),
+                capabilities=None if row["capabilities"] is None else tuple(row["capabilities"]),
                 checks={check: _split(result) for check, result in row["checks"].items()},
                 **{k: v for k, v in row.items() if k not in ("capabilities", "checks")},
             )
@@ -77,4 +77,5 @@ def _split(result: str) -> tuple[str, str]:
 def able(needs: frozenset[str]) -> list[str]:
     """The names of the measured families and backbones that have all these capabilities."""
     known = matrix()
-    return sorted(m.name for m in (*known.backbones.values(), *known.families.values()) if needs <= {*m.capabilities})
+    measured = (*known.backbones.values(), *known.families.values())
+    return sorted(m.name for m in measured if m.capabilities is not None and needs <= {*m.capabilities})

@@ -29,6 +29,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("what", choices=KINDS)
     parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
     options = parser.parse_args(argv)
+    if options.what == "backbones":
+        from anyvla.cli import list_backbones
+
+        return list_backbones.show(options.json)
     rows = _recipes() if options.what == "recipes" else [row for kind in KINDS[options.what] for row in _parts(kind)]
     if options.json:
         print(json.dumps(rows, indent=1))
