@@ -5,9 +5,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small import FUSERS, HISTORIES, batch, model, observation, policy
+from families import FAMILIES
+from families.common import write_family
+from small import FUSERS, HISTORIES, NANO, batch, embodiment, model, observation, policy, statistics
 
 from anyvla.actions.normalize import StatisticsError
+from anyvla.backbones.nano import NanoBackbone
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
 from anyvla.types import Observation
@@ -165,12 +168,81 @@ def test_observations_that_do_not_fit_are_refused():
         vla.act([Observation(good.images, good.proprio[:2])], [session])
     with pytest.raises(ValueError, match="must have one size"):
         vla.act([Observation({**good.images, "wrist": good.images["wrist"][:16]}, good.proprio)], [session])
-    with pytest.raises(ValueError, match="uint8"):
-        vla.act([Observation({k: v.astype(np.float32) for k, v in good.images.items()}, good.proprio)], [session])
     with pytest.raises(ValueError, match="one observation per session"):
         vla.act([good], [])
     with pytest.raises(ValueError, match="the instruction is empty"):
         vla.start("  ")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda i: i.astype(np.float32), r"got float32 \(32, 32, 3\): give image\.round\(\)\.astype"),
+        (lambda i: i / np.float32(255), r"got float32 \(32, 32, 3\): give \(image \* 255\)\.round\(\)\.astype"),
+        (lambda i: i.transpose(2, 0, 1), r"got uint8 \(3, 32, 32\), channels first: give image\.transpose\(1, 2, 0\)"),
+        (
+            lambda i: np.pad(i, ((0, 0), (0, 0), (0, 1))),
+            r"got uint8 \(32, 32, 4\), with an alpha channel: give image\[\.\.\., :3\]",
+        ),
+        (lambda i: i[..., 0], r"got uint8 \(32, 32\): give one RGB frame"),
+        (lambda i: i[None], r"got uint8 \(1, 32, 32, 3\): give one RGB frame"),
+        (torch.from_numpy, r"got Tensor: give np\.asarray\(image\)"),
+    ],
+    ids=["float", "float to 1", "channels first", "alpha", "grey", "batched", "tensor"],
+)
+def test_an_image_that_does_not_fit_names_its_camera_and_the_remedy(wrong, message):
+    vla = policy()
+    good = observation(batch(1, 1), 0, 0)
+    given = Observation({**good.images, "wrist": wrong(good.images["wrist"])}, good.proprio)
+    expected = r"camera 'wrist': expected a uint8 array \(H, W, 3\), RGB, 0\.\.255, "
+    with pytest.raises(ValueError, match=expected + message):
+        vla.act([given], [vla.start("open")])
+
+
+def test_an_instruction_longer_than_the_context_is_refused():
+    vla = policy(backbone=NANO | {"context": 64})
+    good = observation(batch(1, 1), 0, 0)
+    vla.act([good], [vla.start("open")])
+    with pytest.raises(ValueError, match=r"instruction 'open open .*model's context of 64: use fewer cameras or"):
+        vla.act([good], [vla.start("open " * 64)])
+
+
+def test_a_robot_without_cameras_is_refused():
+    with pytest.raises(ConfigError, match=r"embodiment 'small' has no camera; .*needs one at least"):
+        VLA(model(), dataclasses.replace(embodiment(), cameras=()), statistics())
+    vla = policy()
+    with pytest.raises(ValueError, match=r"images of no camera, \(1, 0, 32, 32, 3\)"):
+        vla.backbone.prepare(torch.zeros(1, 0, 32, 32, 3, dtype=torch.uint8), ["open"])
+
+
+def test_what_a_backbone_lacks_is_refused_before_its_weights_are_loaded(tmp_path):
+    folder = write_family(FAMILIES["paligemma"], tmp_path)
+    (folder / "model.safetensors").write_bytes(b"")  # reading it would fail
+    keys = {"backbone": {"name": "auto", "path": str(folder)}}
+    with pytest.raises(ConfigError) as refused:
+        policy({"name": "interleaved", "window": 3}, **keys)
+    message = str(refused.value)
+    assert "history 'interleaved' needs a backbone that can interleave; this one (auto, " in message
+    assert "can block_mask, cache. Use history: policy_head, or a backbone that can: " in message
+    named = message.rpartition(": ")[2].split(", ")
+    assert {"llava", "nano", "smolvlm"} <= set(named)
+    assert "paligemma" not in named
+
+
+def test_a_backbone_that_only_knows_its_capabilities_once_built_is_refused_then(monkeypatch):
+    class Unsure(NanoBackbone):
+        @classmethod
+        def capabilities_of(cls, config, assets=None):
+            return None
+
+        def __init__(self, config, assets=None):
+            super().__init__(config, assets)
+            self.capabilities = frozenset({"cache"})
+
+    monkeypatch.setattr("anyvla.registry.backbones._targets", {"nano": Unsure})
+    assert policy().backbone.capabilities == {"cache"}
+    with pytest.raises(ConfigError, match=r"this one \(nano\) can cache\. Use history: policy_head"):
+        policy("interleaved")
 
 
 def test_a_checkpoint_without_statistics_is_refused(tmp_path):

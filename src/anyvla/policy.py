@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import yaml
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -85,6 +85,11 @@ class VLA(nn.Module):
         """Build all parts. `assets`: where `Backbone.save_assets` wrote, if weights will be loaded afterwards."""
         super().__init__()
         self.config, self.embodiment, self.statistics = config, embodiment, statistics
+        if not embodiment.cameras:
+            raise ConfigError(
+                f"embodiment {embodiment.name!r} has no camera; a vision-language-action model needs one at least: "
+                "use data with images, and name their cameras in the embodiment"
+            )
         self.history = config.history.build()
         known = config.backbone.target.capabilities_of(config.backbone.config, assets)
         if known is not None:  # refused before weights are loaded
@@ -169,10 +174,11 @@ class VLA(nn.Module):
                 f"proprio has shape {observation.proprio.shape}, this policy was trained with "
                 f"({self.embodiment.proprio.size},): {[g.name for g in self.embodiment.proprio.groups]}"
             )
-        shapes = {c: observation.images[c].shape for c in cameras}
-        if len(set(shapes.values())) > 1:
+        views = [_image(c, observation.images[c]) for c in cameras]
+        if len({view.shape for view in views}) > 1:
+            shapes = {c: view.shape for c, view in zip(cameras, views, strict=True)}
             raise ValueError(f"the images of all cameras must have one size, got {shapes}")
-        return np.stack([observation.images[c] for c in cameras])
+        return np.stack(views)
 
     def save(self, folder: Path, recipe: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint that `VLA.load` reads with nothing else: config, weights, statistics, backbone assets.
@@ -202,6 +208,25 @@ class VLA(nn.Module):
         vla = cls(model, embodiment, Statistics.load(folder / "statistics.json"), assets=folder / "backbone")
         safetensors.torch.load_model(vla, str(folder / "model.safetensors"))
         return vla.to(device).eval()
+
+
+def _image(camera: str, image: Any) -> UInt8[np.ndarray, "H W 3"]:
+    """The image of a camera. Raises ValueError that says what is wrong with it and the line that mends it."""
+    if not isinstance(image, np.ndarray):
+        got, mend = type(image).__name__, "np.asarray(image)"
+    elif image.ndim == 3 and image.shape[-1] != 3 and image.shape[0] in (1, 3, 4):
+        got, mend = f"{image.dtype} {image.shape}, channels first", "image.transpose(1, 2, 0)"
+    elif image.ndim == 3 and image.shape[-1] == 4:
+        got, mend = f"{image.dtype} {image.shape}, with an alpha channel", "image[..., :3]"
+    elif image.ndim != 3 or image.shape[-1] != 3:
+        got, mend = f"{image.dtype} {image.shape}", "one RGB frame; a grey one as np.stack([image] * 3, -1)"
+    elif image.dtype != np.uint8:
+        unit = image.size and np.issubdtype(image.dtype, np.floating) and image.max() <= 1
+        scaled = "(image * 255)" if unit else "image"
+        got, mend = f"{image.dtype} {image.shape}", f"{scaled}.round().astype(np.uint8)"
+    else:
+        return image
+    raise ValueError(f"camera {camera!r}: expected a uint8 array (H, W, 3), RGB, 0..255, got {got}: give {mend}")
 
 
 def _refuse_what_it_lacks(config: VLAConfig, needs: frozenset[str], has: frozenset[str]) -> None:

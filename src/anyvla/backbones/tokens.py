@@ -103,6 +103,8 @@ class TokenBackbone(Backbone):
                 f"images must be uint8 (M, V, H, W, 3) with values 0..255, got {images.dtype} {tuple(images.shape)}; "
                 "give RGB frames as the camera does, channels last: the model scales and normalises them itself"
             )
+        if not images.shape[1]:
+            raise ValueError(f"images of no camera, {tuple(images.shape)}: give those of one camera at least")
         if len(images) != len(instructions):
             raise ValueError(f"{len(images)} steps of images but {len(instructions)} instructions: give one per step")
         views = images.shape[1]
