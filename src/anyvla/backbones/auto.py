@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,8 @@ class AutoBackbone(TokenBackbone):
                 model.tie_weights()
         except OSError as error:
             raise ValueError(f"the model at {source!r} is not complete: {error}\n{_fetch(source, revision)}") from error
+        except ImportError as error:
+            raise ValueError(_lacking_package(source, error)) from error
         return Parts(model, tokenizer, _read_preprocessor(source, revision))
 
     @property
@@ -254,6 +257,19 @@ def _tower_size(model_config: Any) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def _lacking_package(source: str, error: ImportError) -> str:
+    """A few families take parts from other libraries, such as the vision towers of Gemma 3n and FastVLM from timm."""
+    text = " ".join(str(error).split())
+    named = re.search(r"requires the (\w+) library", text)
+    package = named[1] if named else error.name
+    if package is None:
+        return f"the model at {source!r} needs a package that is not here: {text}"
+    return (
+        f"the model at {source!r} needs the package {package}, which neither anyvla nor most models do: "
+        f"`pip install {package}`, or choose another model ({text})"
+    )
+
+
 def _read_config(source: str, revision: str | None) -> Any:
     """The model's configuration. Raises ValueError, with the way out, if there is none or the model cannot see."""
     folder = Path(source)
@@ -268,6 +284,8 @@ def _read_config(source: str, revision: str | None) -> Any:
             f"no model at {source!r}: it is neither a folder here nor readable from the hub or its local cache. "
             f"Check the spelling. {_fetch(source, revision)}"
         ) from error
+    except ImportError as error:
+        raise ValueError(_lacking_package(source, error)) from error
     if config.model_type in UNSUPPORTED:
         raise ValueError(f"{source} is a {config.model_type!r} model, which {UNSUPPORTED[config.model_type]}")
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
