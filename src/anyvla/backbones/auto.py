@@ -8,9 +8,12 @@ their reserved places, and another takes what the LM head would read. So whateve
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +34,14 @@ from transformers.initialization import no_init_weights
 from transformers.utils import cached_file
 
 import anyvla.backbones.nano_vision  # noqa: F401  (registers its model type, so that a saved nano loads here)
-from anyvla.backbones.base import CAPABILITIES, Cache, Capability
-from anyvla.backbones.options import Options
+from anyvla.backbones.base import CAPABILITIES, Cache, Capability, Part
+from anyvla.backbones.hooks import written
+from anyvla.backbones.options import Options, Resampler
+from anyvla.backbones.parts import find_parts
 from anyvla.backbones.pixels import Pixels
+from anyvla.backbones.pretrained import read_model, renew, truncate
 from anyvla.backbones.quirks import QUIRKS, Quirk, quirk_of
+from anyvla.backbones.resampler import PerceiverResampler
 from anyvla.backbones.tokens import TokenBackbone
 from anyvla.backbones.unsupported import UNSUPPORTED
 from anyvla.backbones.vision_inputs import Images
@@ -42,7 +49,6 @@ from anyvla.config import STRICT
 from anyvla.types import TokenSequence
 
 PREPROCESSOR = "preprocessor_config.json"
-ANY_SIZE = 224  # pixels; what an image is scaled to by default where the tower takes any size
 
 
 @plain_dataclass(frozen=True)
@@ -57,6 +63,9 @@ class Parts:
 class AutoBackbone(TokenBackbone):
     """A model folder or hub id that `AutoModelForImageTextToText` knows."""
 
+    reads = frozenset({"pretrained", "layers", "resampler"})
+    resampler: PerceiverResampler | None = None
+
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config(Options):
         """Which model, and how it is asked."""
@@ -64,6 +73,8 @@ class AutoBackbone(TokenBackbone):
         path: str  # a model folder, or an id of the Hugging Face hub
         revision: str | None = None  # of the hub: a branch, tag or commit
         image_size: int | None = Field(default=None, ge=1)  # pixels, square; None: the tower's own
+        # n > 1: each camera's image is read in n x n tiles of that size, in raster order, and whole after them.
+        tiles: int = Field(default=1, ge=1)
 
     def __init__(self, config: Any, assets: Path | None = None) -> None:
         """Load the model that `config.path` names or, with `assets`, build its architecture without its weights.
@@ -78,7 +89,9 @@ class AutoBackbone(TokenBackbone):
         text_config = self.model.config.get_text_config()
         self.width = text_config.hidden_size
         self.context = getattr(text_config, "max_position_embeddings", None)
-        self.quirk = quirk_of(self.model.config.model_type)
+        if assets is None:
+            renew(self, config.pretrained, config.seed)
+        self.quirk = quirk_of(self.model.config.model_type, _tower_type(self.model.config))
         self.attention = self.quirk.attention
         self.first_position = self.quirk.first_position
         self.capabilities = frozenset(CAPABILITIES) - self.quirk.lacks
@@ -86,9 +99,11 @@ class AutoBackbone(TokenBackbone):
         self._rope_index = _method(self.model, "get_rope_index")
         self._get_features = _method(self.model, "get_image_features")
         exact = exact_size(self.quirk, self.model.config, getattr(config, "image_size", None))
-        self.pixels = Pixels(parts.preprocessor, _tower_size(self.model.config), exact)
+        self.pixels = Pixels(parts.preprocessor, _tower_size(self.model.config), exact, getattr(config, "tiles", 1))
         image_id = self._image_id(parts.tokenizer)
-        self.set_up(parts.tokenizer, config.prompt, self.quirk.template, image_id, self._grid(image_id))
+        self.resampler = None if config.resampler is None else self._resampler(config.resampler, config.seed)
+        grid = self._grid(image_id)
+        self.set_up(parts.tokenizer, config.prompt, self.quirk.template, image_id, grid, self.pixels.per_image)
         self.finish(config)
 
     @classmethod
@@ -98,21 +113,23 @@ class AutoBackbone(TokenBackbone):
         if declared is not None:
             return declared
         source, revision = (config.path, config.revision) if assets is None else (str(assets), None)
-        return frozenset(CAPABILITIES) - quirk_of(_read_config(source, revision).model_type).lacks
+        model_config = _read_config(source, revision)
+        return frozenset(CAPABILITIES) - quirk_of(model_config.model_type, _tower_type(model_config)).lacks
 
     def parts(self, config: Any, assets: Path | None) -> Parts:
         """Read configuration, tokenizer, preprocessing and, without `assets`, weights."""
         source, revision = (config.path, config.revision) if assets is None else (str(assets), None)
         model_config = _read_config(source, revision)
         dtype = getattr(torch, config.dtype)
-        auto = AutoModelForImageTextToText
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
             if assets is None:
-                model = auto.from_pretrained(source, revision=revision, config=model_config, dtype=dtype)
+                truncate(model_config, config.layers)
+            if assets is None and config.pretrained != "none":
+                model = read_model(source, revision, model_config, dtype)
             else:
-                with no_init_weights():  # the caller loads them
-                    model = auto.from_config(model_config, dtype=dtype)
+                with no_init_weights():  # they come later: from a checkpoint, or from `renew`
+                    model = AutoModelForImageTextToText.from_config(model_config, dtype=dtype)
                 model.tie_weights()
         except OSError as error:
             raise ValueError(f"the model at {source!r} is not complete: {error}\n{_fetch(source, revision)}") from error
@@ -124,6 +141,10 @@ class AutoBackbone(TokenBackbone):
     def embedding(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
+    def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
+        parts = find_parts(self.model, self.embedding, self.head)
+        return parts if self.resampler is None else parts | {"projector": (*parts["projector"], self.resampler)}
+
     @property
     def head(self) -> nn.Module | None:
         return self.model.get_output_embeddings()
@@ -131,29 +152,27 @@ class AutoBackbone(TokenBackbone):
     def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
         if cache is not None and cache.state is None:
             cache.state = DynamicCache(config=self.model.config.get_text_config(decoder=True))
-        given = self._image_inputs(sequence)
-        positions = None if self._rope_index is None else self._rope_positions(sequence, given)
-        given |= self.language_inputs(sequence, cache, positions)
-        if "position_ids" not in self._names:
-            del given["position_ids"]
-        self.model(**given)
+        with self._looking(sequence) as given:
+            positions = None if self._rope_index is None else self._rope_positions(sequence, given)
+            ids = given.pop("input_ids", sequence.input_ids)
+            given |= self.language_inputs(sequence, cache, positions) | {"input_ids": ids}
+            if "position_ids" not in self._names:
+                del given["position_ids"]
+            self.model(**given)
 
     def plain(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
         """The last hidden states as the model gives them when nothing is written over and its positions are its own."""
-        given = self._image_inputs(sequence)
-        with self.reading() as hidden:
-            self.model(input_ids=sequence.input_ids, attention_mask=sequence.attention_mask.long(), **given)
+        ids = {"input_ids": sequence.input_ids, "attention_mask": sequence.attention_mask.long()}
+        with self._looking(sequence) as given, self.reading() as hidden:
+            self.model(**ids | given)
         return hidden[0]
 
     def generate(self, sequence: TokenSequence, tokens: int) -> Int64[Tensor, "S n"]:
         """Continue the sequence with `tokens` tokens of text, greedily."""
-        given = self._image_inputs(sequence)
-        valid = sequence.attention_mask.long()
-        ids = sequence.input_ids
-        written = self.model.generate(
-            input_ids=ids, attention_mask=valid, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, **given
-        )
-        return written[:, -tokens:]
+        ids = {"input_ids": sequence.input_ids, "attention_mask": sequence.attention_mask.long()}
+        count = {"min_new_tokens": tokens, "max_new_tokens": tokens}
+        with self._looking(sequence) as given:
+            return self.model.generate(**ids | given, **count, do_sample=False)[:, -tokens:]
 
     def save_assets(self, folder: Path) -> None:
         """Write configuration, tokenizer and image preprocessing, so that the constructor can read them."""
@@ -161,10 +180,43 @@ class AutoBackbone(TokenBackbone):
         self.tokenizer.save_pretrained(folder)
         (Path(folder) / PREPROCESSOR).write_text(json.dumps(self.preprocessor, indent=2) + "\n", encoding="utf-8")
 
-    def _image_inputs(self, sequence: TokenSequence) -> dict[str, Any]:
+    @contextmanager
+    def _looking(self, sequence: TokenSequence) -> Iterator[dict[str, Any]]:
+        """The inputs by which the model sees the images of the sequence, for the length of one call."""
         images = self._images(sequence)
-        given: dict[str, Any] = dict(self.quirk.vision(images)) if len(sequence.images) else {}
-        return given | {name: make(images) for name, make in self.quirk.extras.items() if name in self._names}
+        given = {name: make(images) for name, make in self.quirk.extras.items() if name in self._names}
+        if not len(sequence.images):
+            yield given
+        elif self.resampler is None:
+            yield dict(self.quirk.vision(images)) | given
+        else:  # the model reads text, and finds the images' tokens in its embeddings
+            places = images.places.flatten().nonzero().squeeze(1)
+            tokens = self.resampler(self._features(images)).flatten(0, 1)
+            with written(self.embedding, sequence.input_ids.shape, places, tokens):
+                yield given | {"input_ids": sequence.input_ids.masked_fill(images.places, self.query_id)}
+
+    def _features(self, images: Images) -> Float[Tensor, "N T D"]:
+        """The features of each image as the projector gives them."""
+        names = inspect.signature(self._get_features).parameters
+        given = self.quirk.vision(images)
+        features = self._get_features(**{k: v for k, v in given.items() if k in names}).pooler_output
+        if not isinstance(features, Tensor):
+            features = torch.cat([f.reshape(-1, f.shape[-1]) for f in features])
+        return features.reshape(images.sequence.images.shape[:2].numel(), -1, features.shape[-1])
+
+    def _resampler(self, options: Resampler, seed: int) -> PerceiverResampler:
+        """One whose tokens are at first as large as the embeddings among which they stand."""
+        if self._get_features is None:
+            raise ValueError(
+                f"resampler: a {self.model.config.model_type!r} model has no get_image_features, whose features one "
+                "could resample; leave resampler out"
+            )
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            made = PerceiverResampler(self.width, **dataclasses.asdict(options))
+            some_tokens = torch.arange(min(1000, self.embedding.weight.shape[0]))[None]
+            made.norm.weight.mul_(self.embedding(some_tokens).float().std())
+        return made.to(self.model.dtype)
 
     def _images(self, sequence: TokenSequence) -> Images:
         pixels = self._pixel_values(sequence.images)
@@ -177,7 +229,7 @@ class AutoBackbone(TokenBackbone):
         """Positions (3, S, L) in time, height and width (M-RoPE). The model must not remember its own of before."""
         core = self._rope_index.__self__
         core.rope_deltas = None
-        if not len(sequence.images):
+        if self.resampler is not None or not len(sequence.images):
             return torch.arange(sequence.input_ids.shape[1], device=sequence.input_ids.device).expand(3, 1, -1)
         names = inspect.signature(self._rope_index).parameters
         known = {k: v for k, v in given.items() if k in names}
@@ -203,6 +255,8 @@ class AutoBackbone(TokenBackbone):
     @torch.no_grad()
     def _grid(self, image_id: int) -> tuple[int, int]:
         """Rows and columns of an image's tokens; counted once on a blank one where the table does not say."""
+        if self.resampler is not None:
+            return 1, len(self.resampler.latents)
         if self.quirk.grid is not None:
             return self.quirk.grid(self.model.config, self.pixels.size)
         training = self.model.training
@@ -211,12 +265,9 @@ class AutoBackbone(TokenBackbone):
         yes = torch.ones(1, 1, dtype=torch.bool)
         blank = torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8)
         sequence = TokenSequence(one, yes, ~yes, one * 0, blank)
-        pixels = self._pixel_values(blank)
-        given = self.quirk.vision(Images(pixels, sequence, yes, self.model.config))
-        names = inspect.signature(self._get_features).parameters
-        features = self._get_features(**{k: v for k, v in given.items() if k in names}).pooler_output
+        features = self._features(Images(self._pixel_values(blank)[:1], sequence, yes, self.model.config))
         self.model.train(training)
-        return 1, sum(f.numel() // f.shape[-1] for f in features)
+        return 1, features.shape[1]
 
 
 def exact_size(quirk: Quirk, config: Any, asked: int | None) -> int | None:
@@ -235,7 +286,7 @@ def exact_size(quirk: Quirk, config: Any, asked: int | None) -> int | None:
     step = quirk.multiple(config)
     if asked is not None and asked % step:
         raise ValueError(f"image_size must be a multiple of {step} for a {config.model_type!r} model, got {asked}")
-    return asked or -(-ANY_SIZE // step) * step
+    return asked or -(-quirk.size // step) * step
 
 
 def _method(model: Any, name: str) -> Any:
@@ -250,6 +301,10 @@ def _fetch(source: str, revision: str | None) -> str:
         return "Copy the folder again, whole."
     at = f" --revision {revision}" if revision else ""
     return f"Without a network here, run `hf download {source}{at}` where there is one and give the folder it prints."
+
+
+def _tower_type(model_config: Any) -> str:
+    return getattr(getattr(model_config, "vision_config", None), "model_type", "")
 
 
 def _tower_size(model_config: Any) -> int | None:

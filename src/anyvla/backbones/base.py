@@ -80,5 +80,12 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
+    def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
+        """The modules of each part. One may lie inside another: a parameter belongs to the innermost that is named.
+
+        What none of them holds belongs to the projector, but an LM head that is not tied belongs to no part.
+        """
+
+    @abstractmethod
     def save_assets(self, folder: Path) -> None:
         """Write all but the weights (configuration, tokenizer, preprocessing), for the constructor to read."""

@@ -11,12 +11,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
+from anyvla.backbones.adapt import add_lora, quantise, train_parts
 from anyvla.backbones.base import Backbone, Cache
 from anyvla.backbones.hooks import only_at, read_before_head, written
 from anyvla.backbones.options import Options
@@ -47,13 +48,21 @@ class TokenBackbone(Backbone):
     attention: Attention = "causal"
     first_position: int = 0
     context: int | None = None  # tokens
+    reads: ClassVar[frozenset[str]] = frozenset()  # which of the options pretrained, layers and resampler
+    still: bool = False  # whether the vision tower never trains
     # Modules of the last layer that treat each token by itself: they need to run at the queries only.
     readout_only: tuple[nn.Module, ...] = ()
 
     def set_up(
-        self, tokenizer: Any, prompt: str, template: Template, image_id: int, rows_of_tokens: tuple[int, int]
+        self,
+        tokenizer: Any,
+        prompt: str,
+        template: Template,
+        image_id: int,
+        rows_of_tokens: tuple[int, int],
+        per_camera: int = 1,
     ) -> None:
-        """What `prepare` needs. `rows_of_tokens`: an image takes so many rows of so many tokens."""
+        """What `prepare` needs: an image takes so many rows of so many tokens, a camera gives so many images."""
         self.tokenizer, self.prompt, self.template, self.image_id = tokenizer, prompt, template, image_id
         eos = _first_known(tokenizer.eos_token_id, 0)
         self.pad_id = _first_known(tokenizer.pad_token_id, eos)
@@ -66,15 +75,40 @@ class TokenBackbone(Backbone):
             *(row if rows else ()),
             *self._encode(template.after_image),
         ]
-        self.image_tokens = rows * columns
+        self._image *= per_camera
+        self.image_tokens = rows * columns * per_camera  # of a camera, without what stands around and between
         self._opening = self._encode(template.opening)
         self._blocks: dict[tuple[str, int], list[int]] = {}  # robot training repeats a few instructions
 
     def finish(self, options: Options) -> None:
-        """Apply the options that all backbones share; the last line of a subclass's constructor."""
-        head = self.head
-        if head is not None and getattr(head, "weight", None) is not getattr(self.embedding, "weight", None):
-            head.requires_grad_(False)  # readouts are taken before it
+        """Apply the options that all backbones share; the last line of a subclass's constructor.
+
+        Raises ValueError for one that this class does not read.
+        """
+        for name in ("pretrained", "layers", "resampler"):
+            if name not in self.reads and getattr(options, name) not in (None, "full"):
+                raise ValueError(f"{type(self).__name__} has no option {name}: leave it out")
+        train_parts(self, options.train)
+        if options.quantize is not None:
+            quantise(self, options.quantize)
+        if options.lora is not None:
+            add_lora(self, options.lora, options.seed)
+        self.still = not options.train.vision and not (options.lora and options.lora.vision)
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; a frozen vision tower stays in eval mode: its running statistics are frozen too."""
+        super().train(mode)
+        if self.still:
+            parts = self.part_modules()
+            for part, now in (("vision", False), ("projector", mode)):  # projectors lie inside some towers
+                for module in parts[part]:  # type: ignore[index]
+                    module.train(now)
+        return self
+
+    @property
+    def tokens_per_image(self) -> int:
+        """The places that one camera takes in a step: its tiles, and the tokens around and between them, included."""
+        return len(self._image)
 
     @property
     def head(self) -> nn.Module | None:

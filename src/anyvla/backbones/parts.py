@@ -1,0 +1,66 @@
+"""Which part of a vision-language model a module or a parameter belongs to: vision, projector, language, embeddings.
+
+Models of `transformers` agree on few names for these, which stand in tables here; everything that adapts a backbone
+(training by part, LoRA, fresh weights) asks this module only.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from anyvla.backbones.base import PARTS, Backbone, Part
+
+ROLES: dict[str, Part] = {
+    **dict.fromkeys(("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder"), "vision"),
+    **dict.fromkeys(("high_res_vision_model", "vision_embed_tokens", "vqmodel", "audio_tower"), "vision"),
+    **dict.fromkeys(("language_model", "text_model", "text_decoder"), "language"),
+    # Git and Idefics 1 have no module that is the language model.
+    **dict.fromkeys(("embeddings", "encoder", "layers", "gated_cross_attn_layers", "norm"), "language"),
+}
+PROJECTORS_IN_VISION = {"merger", "deepstack_merger_list", "connector", "multi_modal_projector", "vision_adapter"}
+MORE_EMBEDDINGS = {"embed_tokens_per_layer"}
+
+
+def find_parts(model: nn.Module, embedding: nn.Module, head: nn.Module | None) -> dict[Part, tuple[nn.Module, ...]]:
+    """The modules of each part of a model of `transformers`, in the sense of `Backbone.part_modules`."""
+    found: dict[Part, list[nn.Module]] = {part: [] for part in PARTS}
+
+    def part_of(name: str, module: nn.Module, inside: Part | None) -> Part | None:
+        if module is embedding or name in MORE_EMBEDDINGS:
+            return "embeddings"
+        if inside is None:
+            return ROLES.get(name)
+        return "projector" if inside == "vision" and name in PROJECTORS_IN_VISION else None
+
+    def walk(module: nn.Module, inside: Part | None) -> bool:
+        """Whether anything below was found."""
+        any_found = False
+        for name, child in module.named_children():
+            if child is head:
+                continue
+            part = part_of(name, child, inside)
+            if part is not None:
+                found[part].append(child)
+            below = walk(child, part or inside)
+            if part is None and inside is None and not below and any(True for _ in child.parameters()):
+                found["projector"].append(child)  # between the towers
+                below = True
+            any_found |= part is not None or below
+        return any_found
+
+    walk(model, None)
+    return {part: tuple(modules) for part, modules in found.items()}
+
+
+def parameters_of(backbone: Backbone) -> dict[Part, list[nn.Parameter]]:
+    """The parameters of each part: each belongs to one part, those of an untied LM head to none."""
+    modules = [(m, part) for part, members in backbone.part_modules().items() for m in members]
+    modules.sort(key=lambda pair: -sum(1 for _ in pair[0].modules()))  # what contains comes before what it contains
+    owner: dict[nn.Parameter, Part] = dict.fromkeys(backbone.parameters(), "projector")
+    for module, part in modules:
+        owner |= dict.fromkeys(module.parameters(), part)
+    head = getattr(backbone, "head", None)
+    for weight in head.parameters() if head is not None else ():
+        if owner[weight] != "embeddings":
+            del owner[weight]
+    return {part: [w for w, its in owner.items() if its == part] for part in PARTS}
