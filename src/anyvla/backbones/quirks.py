@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-from anyvla.backbones import vision_inputs
+from anyvla.backbones import vision_inputs, vision_patches
 from anyvla.backbones.base import Capability
 from anyvla.backbones.tokens import Attention, Template
 from anyvla.backbones.vision_inputs import Images
@@ -42,6 +42,7 @@ class Quirk:
     grid: Callable[[Any, Size], Size] | None = None
     # Where the tower takes any image size: the number of pixels that both sides must be a multiple of.
     multiple: Callable[[Any], int] | None = None
+    size: int = 224  # pixels: to which such images are scaled by default
     first_position: int = 0  # of position_ids
     attention: Attention = "causal"
     lacks: frozenset[Capability] = frozenset()
@@ -68,9 +69,36 @@ def _qwen_multiple(config: Any) -> int:
 
 _QWEN_VL = Quirk(
     template=Template(opening="", before_image="<|vision_start|>", after_image="<|vision_end|>", text="{prompt}"),
-    vision=vision_inputs.patches_thw,
+    vision=vision_patches.patches_thw,
     multiple=_qwen_multiple,
 )
+
+_GLM_VL = replace(
+    _QWEN_VL,
+    template=Template(
+        opening="[gMASK]<sop>", before_image="<|begin_of_image|>", after_image="<|end_of_image|>", text="{prompt}"
+    ),
+)
+
+
+def _pixtral_multiple(config: Any) -> int:
+    return config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
+
+
+def _pixtral_grid(config: Any, size: Size) -> Size:
+    side = _pixtral_multiple(config)
+    return size[0] // side, size[1] // side
+
+
+_PIXTRAL = Quirk(
+    template=Template(row_end="[IMG_BREAK]", after_image="[IMG_END]", text="{prompt}"),
+    vision=vision_patches.sized,
+    grid=_pixtral_grid,
+    multiple=_pixtral_multiple,
+)
+
+# Convolutions and linear attention hide nothing behind a mask, and what they remember takes up the padding after it.
+_RECURRENT: frozenset[Capability] = frozenset({"block_mask", "cache"})
 
 QUIRKS: dict[str, Quirk] = {
     "idefics3": _IDEFICS3,
@@ -93,9 +121,35 @@ QUIRKS: dict[str, Quirk] = {
     ),
     "qwen2_vl": _QWEN_VL,
     "qwen2_5_vl": _QWEN_VL,
+    "qwen3_vl": _QWEN_VL,
+    "qwen3_5": replace(_QWEN_VL, lacks=_RECURRENT),
+    "glm4v": _GLM_VL,
+    "lfm2_vl": Quirk(
+        template=Template(before_image="<|image_start|>", after_image="<|image_end|>", text="{prompt}"),
+        vision=vision_patches.patches_shaped,
+        multiple=lambda config: config.vision_config.patch_size * config.downsample_factor,
+        size=256,  # the least that its image processor gives
+        lacks=_RECURRENT,
+    ),
+    "minicpmv4_6": Quirk(
+        template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
+        vision=vision_patches.patches_in_a_row,
+        multiple=lambda config: config.vision_config.patch_size * (2 if config.downsample_mode == "4x" else 4),
+        size=448,  # what its image processor gives
+        lacks=_RECURRENT,
+    ),
+    "gemma4": Quirk(
+        template=Template(before_image="<|image>", after_image="<image|>", text="{prompt}"),
+        vision=vision_patches.patches_placed,
+        multiple=lambda config: config.vision_config.patch_size * config.vision_config.pooling_kernel_size,
+        size=384,  # 64 tokens: the most within the least budget of its image processor, 70
+    ),
+    "mistral3": _PIXTRAL,
 }
+# Where the vision tower decides: (model type, that of its tower).
+BY_TOWER: dict[tuple[str, str], Quirk] = {("llava", "pixtral"): _PIXTRAL}
 
 
-def quirk_of(model_type: str) -> Quirk:
-    """The row of a model type."""
-    return QUIRKS.get(model_type, DEFAULT)
+def quirk_of(model_type: str, tower: str = "") -> Quirk:
+    """The row of a model type, or of its kind with this model type of vision tower."""
+    return BY_TOWER.get((model_type, tower)) or QUIRKS.get(model_type, DEFAULT)

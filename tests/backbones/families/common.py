@@ -15,6 +15,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 # The special tokens of all families; each has the id of its place here.
 SPECIAL = ["<pad>", "<unk_before>", "<s>", "</s>", "<image>", "</image>", "<patch_index_0000>"]
 SPECIAL += ["<fake_token_around_image>", "<global-img>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+SPECIAL += ["[gMASK]", "<sop>", "<|begin_of_image|>", "<|end_of_image|>", "<|image_start|>", "<|image_end|>"]
+SPECIAL += ["[IMG]", "[IMG_BREAK]", "[IMG_END]", "<|image>", "<image|>", "<|image|>", "<|video_pad|>"]
 VOCABULARY = len(SPECIAL) + 256
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 VISION = {"image_size": 28, "patch_size": 7, **TEXT}

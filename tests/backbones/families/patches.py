@@ -1,0 +1,120 @@
+"""Families whose towers read images of any size as patches, in an order of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    Gemma4Config,
+    Lfm2Config,
+    Lfm2VlConfig,
+    LlavaConfig,
+    MiniCPMV4_6Config,
+    Mistral3Config,
+    MistralConfig,
+    PixtralVisionConfig,
+    PreTrainedConfig,
+    Qwen3_5TextConfig,
+    Siglip2VisionConfig,
+)
+
+from families.common import TEXT, VOCABULARY, Family, token
+from families.rope import linear_attention
+
+_TEXT: dict[str, Any] = {
+    **TEXT,
+    "vocab_size": VOCABULARY,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+_TOWER: dict[str, Any] = {**TEXT, "patch_size": 7}
+
+
+def lfm2_vl() -> PreTrainedConfig:
+    text = Lfm2Config(**{**_TEXT, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]})
+    return Lfm2VlConfig(
+        text_config=text,
+        vision_config=Siglip2VisionConfig(**_TOWER, num_patches=36, vision_use_head=False),
+        image_token_id=token("<image>"),
+        downsample_factor=2,
+        projector_hidden_size=48,
+    )
+
+
+def minicpmv4_6() -> PreTrainedConfig:
+    return MiniCPMV4_6Config(
+        text_config=Qwen3_5TextConfig(**linear_attention()),
+        vision_config={**_TOWER, "image_size": 42},
+        insert_layer_id=0,
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+    )
+
+
+def gemma4() -> PreTrainedConfig:
+    """As E2B: per-layer embeddings, layers that reuse keys and values, a sliding window, wider global heads."""
+    text = {
+        **_TEXT,
+        "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "sliding_window": 24,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "num_kv_shared_layers": 3,
+        "final_logit_softcapping": 30.0,
+        "use_double_wide_mlp": True,
+    }
+    vision = {**_TOWER, "num_key_value_heads": 4, "head_dim": 8, "pooling_kernel_size": 2, "position_embedding_size": 32}
+    return Gemma4Config(
+        text_config=text,
+        vision_config={**vision, "standardize": True},
+        image_token_id=token("<|image|>"),
+        video_token_id=token("<|video_pad|>"),
+        audio_token_id=token("<|vision_end|>"),
+        boi_token_id=token("<|image>"),
+        eoi_token_id=token("<image|>"),
+    )
+
+
+def gemma4_bidirectional() -> PreTrainedConfig:
+    """As 31B: the tokens of an image see each other in the layers with a sliding window."""
+    config: Any = gemma4()
+    text = config.text_config.to_dict()
+    text |= {"use_bidirectional_attention": "vision", "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+    config.text_config = type(config.text_config)(**text, use_double_wide_mlp=False)
+    return config
+
+
+def mistral3() -> PreTrainedConfig:
+    return Mistral3Config(
+        text_config=MistralConfig(**_TEXT, head_dim=8, sliding_window=None),
+        vision_config=PixtralVisionConfig(**_TOWER, image_size=56),
+        image_token_index=token("[IMG]"),
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+    )
+
+
+def pixtral() -> PreTrainedConfig:
+    return LlavaConfig(
+        text_config=MistralConfig(**_TEXT, head_dim=8, sliding_window=None),
+        vision_config=PixtralVisionConfig(**_TOWER, image_size=56),
+        image_token_index=token("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_seq_length=1,
+    )
+
+
+FAMILIES = {
+    "lfm2_vl": Family(lfm2_vl, {"image_size": 28}),
+    "minicpmv4_6": Family(minicpmv4_6, {"image_size": 56}),
+    "gemma4": Family(gemma4, {"image_size": 28}),
+    "mistral3": Family(mistral3, {"image_size": 28}),
+    "pixtral": Family(pixtral, {"image_size": 21}),
+}
