@@ -62,7 +62,11 @@ class Registry(Mapping[str, Any]):
 
 backbones = Registry(
     "backbones",
-    {"auto": "anyvla.backbones.auto:AutoBackbone", "nano": "anyvla.backbones.nano:NanoBackbone"},
+    {
+        "auto": "anyvla.backbones.auto:AutoBackbone",
+        "flamingo": "anyvla.backbones.flamingo:FlamingoBackbone",
+        "nano": "anyvla.backbones.nano:NanoBackbone",
+    },
 )
 histories = Registry(
     "histories",
