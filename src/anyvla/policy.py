@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 import yaml
 from jaxtyping import Float, UInt8
@@ -23,6 +22,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from anyvla import weights
 from anyvla.actions.normalize import Method, Normalizer, Statistics
 from anyvla.backbones.families import able
 from anyvla.config import STRICT, BackbonePart, ConfigError, DecoderPart, FuserPart, HistoryPart, build, to_dict
@@ -191,7 +191,7 @@ class VLA(nn.Module):
         (folder / "statistics.json").write_text(self.statistics.to_json())
         (folder / "embodiment.json").write_text(json.dumps(to_dict(self.embodiment), indent=1))
         self.backbone.save_assets(folder / "backbone")
-        safetensors.torch.save_model(self, str(folder / "model.safetensors"))
+        weights.save(self, folder / "model.safetensors")
 
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu") -> VLA:
@@ -206,7 +206,7 @@ class VLA(nn.Module):
         model = build(VLAConfig, document["model"], where=f"{config}, model")
         embodiment = build(Embodiment, json.loads((folder / "embodiment.json").read_text()), where="embodiment.json")
         vla = cls(model, embodiment, Statistics.load(folder / "statistics.json"), assets=folder / "backbone")
-        safetensors.torch.load_model(vla, str(folder / "model.safetensors"))
+        weights.load(vla, folder / "model.safetensors")
         return vla.to(device).eval()
 
 

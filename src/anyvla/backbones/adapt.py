@@ -46,10 +46,10 @@ def add_lora(backbone: Backbone, lora: Lora, seed: int = 0) -> None:
             f"lora.targets: no linear layer of {' or '.join(parts)} is called {some(lacking)}; "
             f"there are: {some({n.rpartition('.')[2] for n in layers}, 20)}"
         )
-    frozen = {w for part in (*parts, "embeddings") for w in parameters_of(backbone)[part]}  # type: ignore[index]
+    frozen = {w for part in (*parts, "embeddings") for w in parameters_of(backbone)[part]}
     trained = {w for w in backbone.parameters() if w.requires_grad} - frozen
     peft = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets  # type: ignore[arg-type]
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -214,7 +214,7 @@ class AutoBackbone(TokenBackbone):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
             made = PerceiverResampler(self.width, **dataclasses.asdict(options))
-            some_tokens = torch.arange(min(1000, self.embedding.weight.shape[0]))[None]
+            some_tokens = torch.arange(min(1000, self.model.config.get_text_config().vocab_size))[None]
             made.norm.weight.mul_(self.embedding(some_tokens).float().std())
         return made.to(self.model.dtype)
 

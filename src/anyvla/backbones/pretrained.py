@@ -137,12 +137,12 @@ def renew(backbone: Backbone, pretrained: Pretrained, seed: int) -> None:
 def _initialise(module: nn.Module, kept: set[nn.Parameter]) -> None:
     if isinstance(module, PreTrainedModel):
         for inner in module.modules():
-            inner._is_hf_initialized = False  # type: ignore[assignment]
+            inner._is_hf_initialized = False
             old = [w in kept for w in inner.parameters(recurse=False)]
             for weight in inner.parameters(recurse=False):
-                weight._is_hf_initialized = weight in kept  # type: ignore[attr-defined]
+                weight._is_hf_initialized = weight in kept
             for buffer in inner.buffers(recurse=False):  # running statistics go with the weights beside them
-                buffer._is_hf_initialized = all(old)  # type: ignore[attr-defined]
+                buffer._is_hf_initialized = all(old)
         module.initialize_weights()
         return
     own = set(module.parameters(recurse=False)) - kept

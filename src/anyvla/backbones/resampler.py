@@ -28,7 +28,8 @@ class PerceiverResampler(nn.Module):
 
     def forward(self, features: Float[Tensor, "N T D"]) -> Float[Tensor, "N K D"]:
         latents = self.latents.expand(len(features), -1, -1)
-        for attention, feed_forward in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            attention, feed_forward = layer.children()
             latents = latents + attention(features, latents)
             latents = latents + feed_forward(latents)
         return self.norm(latents)

@@ -18,6 +18,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
+from anyvla import weights
 from anyvla.actions.normalize import Statistics
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
@@ -95,7 +96,7 @@ def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any
 
 def restore(folder: Path, vla: VLA, optimizer: torch.optim.Optimizer) -> int:
     """Load weights, optimiser and random state into what was just built; returns the step to go on from."""
-    safetensors.torch.load_model(vla, str(folder / "model.safetensors"))
+    weights.load(vla, folder / "model.safetensors")
     tensors = safetensors.torch.load_file(str(folder / "training" / "state.safetensors"))
     torch.set_rng_state(tensors.pop("rng"))
     state: dict[int, dict[str, torch.Tensor]] = {}
