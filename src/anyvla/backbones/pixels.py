@@ -1,7 +1,8 @@
 """From camera images to what a vision tower reads, as batched tensor operations on the device of the model.
 
-The numbers come from the model folder's preprocessor JSON; no processor class is built. An image gives one tile: it is
-scaled to the tower's size, whole (never cropped: a robot's workspace reaches to the edges of its images).
+The numbers come from the model folder's preprocessor JSON; no processor class is built. An image is scaled to the
+tower's size, whole (never cropped: a robot's workspace reaches to the edges of its images), and read in finer tiles
+beside that if so asked.
 """
 
 from __future__ import annotations
@@ -12,25 +13,36 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-_FILTERS = {0: "nearest-exact", 1: "bicubic", 2: "bilinear", 3: "bicubic"}  # PIL's numbers; torch has no Lanczos
+from anyvla.backbones.resize import BILINEAR, FILTERS, resize
+
+_NOT_ZERO = 1e-6  # of a normalised pixel
 
 
 class Pixels(nn.Module):
-    """uint8 (N, H, W, 3) -> normalised float (N, 3, h, w), channels-last in memory."""
+    """uint8 (N, H, W, 3) -> normalised float (N * per_image, 3, h, w)."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, preprocessor: Mapping[str, Any], image_size: int | None, exact: int | None = None) -> None:
+    def __init__(
+        self, preprocessor: Mapping[str, Any], image_size: int | None, exact: int | None = None, tiles: int = 1
+    ) -> None:
         """`image_size`: the vision tower's, used where the preprocessor gives no exact size. `exact` overrules both.
 
-        Raises ValueError if neither gives a size, or there is no mean to normalise with.
+        With `tiles` of n > 1, an image becomes n * n + 1: it is scaled to n times the size and cut into n x n tiles, in
+        raster order; the whole image follows.
+
+        Raises ValueError if neither gives a size, there is no mean to normalise with, or the filter is unknown.
         """
         super().__init__()
         self.size = _size(preprocessor, image_size) if exact is None else (exact, exact)  # (h, w)
-        self.filter = _FILTERS.get(preprocessor.get("resample", 2), "bilinear")
+        self.tiles = tiles
+        self.per_image = 1 if tiles == 1 else tiles * tiles + 1
+        self.filter = BILINEAR if preprocessor.get("resample") is None else int(preprocessor["resample"])
+        if not 0 <= self.filter < len(FILTERS):
+            known = ", ".join(f"{number} {name}" for number, name in enumerate(FILTERS))
+            raise ValueError(f"the preprocessor's resample is {self.filter}, which is no filter of Pillow: {known}")
         factor = float(preprocessor.get("rescale_factor", 1 / 255)) if preprocessor.get("do_rescale", True) else 1.0
         mean, std = torch.zeros(3), torch.ones(3)
         if preprocessor.get("do_normalize", True):
@@ -40,16 +52,21 @@ class Pixels(nn.Module):
                     "add both to preprocessor_config.json, three numbers each"
                 )
             mean, std = torch.tensor(preprocessor["image_mean"]), torch.tensor(preprocessor["image_std"])
-        self.register_buffer("scale", (factor / std).view(3, 1, 1), persistent=False)
-        self.register_buffer("shift", (-mean / std).view(3, 1, 1), persistent=False)
+        scale, shift = (factor / std).view(3, 1, 1), (-mean / std).view(3, 1, 1)
+        zero = torch.addcmul(shift, torch.arange(256.0), scale).abs() < _NOT_ZERO / 10  # (3, 1, 256)
+        if zero.any(-1).all():  # some families take an image of zeros alone (a dark camera) for padding and drop it
+            shift[0] += _NOT_ZERO
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
 
-    def forward(self, images: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N 3 h w"]:
-        pixels = images.permute(0, 3, 1, 2).float()  # a view: channels-last stays
-        if pixels.shape[-2:] != self.size:
-            smooth = self.filter != "nearest-exact"
-            pixels = F.interpolate(pixels, self.size, mode=self.filter, antialias=smooth)
-            pixels = pixels.round_().clamp_(0, 255)  # as an image library would store it
-        return torch.addcmul(self.shift, pixels, self.scale)
+    def forward(self, images: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N_per_image 3 h w"]:
+        pixels = resize(images, self.size, self.filter)
+        if self.tiles > 1:
+            n, (h, w) = self.tiles, self.size
+            fine = resize(images, (n * h, n * w), self.filter).unflatten(3, (n, w)).unflatten(2, (n, h))
+            cut = fine.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (N, n*n, 3, h, w)
+            pixels = torch.cat([cut, pixels[:, None]], 1).flatten(0, 1)
+        return torch.addcmul(self.shift, pixels.float(), self.scale)
 
 
 def _size(preprocessor: Mapping[str, Any], image_size: int | None) -> tuple[int, int]:
