@@ -106,7 +106,8 @@ class Subject:
 
 def difference(one: Tensor, other: Tensor) -> float:
     """The greatest difference, in units of the spread of the first."""
-    return ((one.float() - other.float()).abs().max() / one.float().std().clamp_min(1e-12)).item()
+    spread = one.float().std() if one.numel() > 1 else one.float().abs().max()
+    return ((one.float() - other.float()).abs().max() / spread.clamp_min(1e-12)).item()
 
 
 def equal(one: Tensor, other: Tensor, what: str, tolerance: float) -> float:

@@ -103,6 +103,16 @@ _RECURRENT: frozenset[Capability] = frozenset({"block_mask", "cache"})
 QUIRKS: dict[str, Quirk] = {
     "idefics3": _IDEFICS3,
     "smolvlm": _IDEFICS3,
+    # Flamingo's way: images stand beside the sequence, and each token reads those of its own step.
+    "idefics": Quirk(
+        template=Template(
+            before_image="<fake_token_around_image>", after_image="<fake_token_around_image>", text="{prompt}"
+        ),
+        image_token="<image>",
+        vision=vision_inputs.beside,
+        grid=lambda _config, _size: (1, 1),
+        lacks=frozenset({"cache"}),  # it wants images at each call
+    ),
     "kosmos-2": Quirk(
         template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
         image_token="<patch_index_0000>",  # any id that no instruction contains: the features overwrite its embedding

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -33,3 +34,22 @@ def flat(images: Images) -> dict[str, Tensor]:
 def nested(images: Images) -> dict[str, Tensor]:
     """(1, N, 3, h, w): one sample that holds every image, as the features are laid out flat anyway."""
     return {"pixel_values": images.pixels[None]}
+
+
+def beside(images: Images) -> dict[str, Tensor]:
+    """(S, N, 3, h, w), N images a sequence, and (S, L, N): 1 where a place reads an image (Idefics 1).
+
+    Text and queries read all images of their step. Places amid these read the latest only: as cross-attention knows no
+    order, that is what tells the cameras apart.
+    """
+    step, each = images.sequence.step_ids, len(images.pixels) // len(images.sequence.images)
+    steps = step.amax(1) + 1  # of each sequence
+    slots = torch.arange(int(steps.max()), device=step.device)
+    # A sequence of fewer steps is filled up with images that no place reads.
+    which = ((steps.cumsum(0) - steps)[:, None] + slots).clamp_max(len(images.sequence.images) - 1)
+    pixels = images.pixels.unflatten(0, (-1, each))[which].flatten(1, 2)
+    own = step[:, :, None] == slots
+    shown = images.places.cumsum(1) - each * step  # images of its step up to a place
+    latest = shown[:, :, None] == torch.arange(1, each + 1, device=step.device)
+    read = latest | ((shown == each) & ~images.places)[:, :, None]
+    return {"pixel_values": pixels, "image_attention_mask": (own[..., None] & read[:, :, None]).flatten(2).long()}
