@@ -346,6 +346,8 @@ def lora(s: Subject) -> str:
     """LoRA with the default targets starts as the identity, and only it is trained in the language model."""
     from anyvla.backbones.adapt import Lora, add_lora
 
+    if getattr(s.config, "lora", None) is not None:
+        raise NotApplicable("has LoRA by its options, with which all other checks ran")
     images, query = s.frames(1), s.queries(1)
     with torch.no_grad():
         before = s.read(images, TEXTS[:1], query)

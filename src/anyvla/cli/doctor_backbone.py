@@ -38,7 +38,7 @@ class Card:
     name: str  # in a recipe
     model_class: str
     model_type: str
-    parameters: Mapping[str, int]  # of each part; `other` is what belongs to none
+    parameters: Mapping[str, int]  # of each part; `head`: an LM head of its own, which belongs to none
     trainable: int  # parameters
     width: int  # of a readout
     image_size: tuple[int, int] | None  # pixels (h, w) that an image is scaled to
@@ -128,8 +128,7 @@ def describe(backbone: Backbone, name: str) -> Card:
     """The card of a backbone that stands."""
     model: Any = getattr(backbone, "model", backbone)
     pixels, quirk = getattr(backbone, "pixels", None), getattr(backbone, "quirk", None)
-    tokens = getattr(backbone, "image_tokens", None)
-    around = getattr(backbone, "_image", None)
+    tokens, places = getattr(backbone, "image_tokens", None), getattr(backbone, "tokens_per_image", None)
     return Card(
         name=name,
         model_class=type(model).__name__,
@@ -139,7 +138,7 @@ def describe(backbone: Backbone, name: str) -> Card:
         width=backbone.width,
         image_size=getattr(pixels, "size", None),
         image_tokens=tokens,
-        image_wrapping=None if tokens is None or around is None else len(around) - tokens,
+        image_wrapping=None if tokens is None or places is None else places - tokens,
         context=getattr(backbone, "context", None),
         dtype=str(next(backbone.parameters()).dtype).removeprefix("torch."),
         capabilities=tuple(sorted(backbone.capabilities)),
@@ -148,15 +147,12 @@ def describe(backbone: Backbone, name: str) -> Card:
 
 
 def _counted(backbone: Backbone) -> dict[str, int]:
-    """Parameters of each part, every weight once."""
-    counts: dict[str, int] = {}
-    seen: set[int] = set()
-    for part, modules in getattr(backbone, "part_modules", dict)().items():
-        weights = {id(w): w.numel() for m in modules for w in m.parameters() if id(w) not in seen}
-        seen |= weights.keys()
-        counts[part] = sum(weights.values())
-    rest = sum(w.numel() for w in backbone.parameters() if id(w) not in seen)
-    return counts | ({"other": rest} if rest else {})
+    """Parameters of each part, and of an LM head that is none's."""
+    from anyvla.backbones.parts import parameters_of
+
+    counts: dict[str, int] = {part: sum(w.numel() for w in own) for part, own in parameters_of(backbone).items()}
+    rest = sum(w.numel() for w in backbone.parameters()) - sum(counts.values())
+    return counts | ({"head": rest} if rest else {})
 
 
 def _quiet() -> None:
