@@ -42,7 +42,7 @@ from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import read_model, renew, truncate
 from anyvla.backbones.quirks import QUIRKS, Quirk, quirk_of
 from anyvla.backbones.resampler import PerceiverResampler
-from anyvla.backbones.tokens import TokenBackbone
+from anyvla.backbones.tokens import TokenBackbone, windows_of
 from anyvla.backbones.unsupported import UNSUPPORTED
 from anyvla.backbones.vision_inputs import Images
 from anyvla.config import STRICT
@@ -64,7 +64,6 @@ class AutoBackbone(TokenBackbone):
     """A model folder or hub id that `AutoModelForImageTextToText` knows."""
 
     reads = frozenset({"pretrained", "layers", "resampler"})
-    resampler: PerceiverResampler | None = None
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config(Options):
@@ -89,10 +88,14 @@ class AutoBackbone(TokenBackbone):
         text_config = self.model.config.get_text_config()
         self.width = text_config.hidden_size
         self.context = getattr(text_config, "max_position_embeddings", None)
+        self.resampler: PerceiverResampler | None = None
         if assets is None:
             renew(self, config.pretrained, config.seed)
         self.quirk = quirk_of(self.model.config.model_type, _tower_type(self.model.config))
-        self.attention = self.quirk.attention
+        for name, value in self.quirk.settings.items():
+            setattr(self.model.config, name, value)
+        self.attention, self.one_mask = self.quirk.attention, self.quirk.one_mask
+        self.windows = windows_of(self.model.config.get_text_config(decoder=True))
         self.first_position = self.quirk.first_position
         self.capabilities = frozenset(CAPABILITIES) - self.quirk.lacks
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
@@ -101,9 +104,11 @@ class AutoBackbone(TokenBackbone):
         exact = exact_size(self.quirk, self.model.config, getattr(config, "image_size", None))
         self.pixels = Pixels(parts.preprocessor, _tower_size(self.model.config), exact, getattr(config, "tiles", 1))
         image_id = self._image_id(parts.tokenizer)
-        self.resampler = None if config.resampler is None else self._resampler(config.resampler, config.seed)
+        if config.resampler is not None:
+            self.resampler = self._resampler(config.resampler, config.seed)
         grid = self._grid(image_id)
-        self.set_up(parts.tokenizer, config.prompt, self.quirk.template, image_id, grid, self.pixels.per_image)
+        per_camera = 1 if self.resampler is not None else self.pixels.per_image  # tiles are resampled together
+        self.set_up(parts.tokenizer, config.prompt, self.quirk.template, image_id, grid, per_camera)
         self.finish(config)
 
     @classmethod
@@ -128,7 +133,8 @@ class AutoBackbone(TokenBackbone):
             if assets is None and config.pretrained != "none":
                 model = read_model(source, revision, model_config, dtype)
             else:
-                with no_init_weights():  # they come later: from a checkpoint, or from `renew`
+                # Weights come later: from a checkpoint, or from `renew`.
+                with no_init_weights(), torch.random.fork_rng(devices=[]):
                     model = AutoModelForImageTextToText.from_config(model_config, dtype=dtype)
                 model.tie_weights()
         except OSError as error:
@@ -151,7 +157,7 @@ class AutoBackbone(TokenBackbone):
 
     def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
         if cache is not None and cache.state is None:
-            cache.state = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+            cache.state = DynamicCache()  # of all places: our masks say which of them a window hides
         with self._looking(sequence) as given:
             positions = None if self._rope_index is None else self._rope_positions(sequence, given)
             ids = given.pop("input_ids", sequence.input_ids)
@@ -198,8 +204,9 @@ class AutoBackbone(TokenBackbone):
     def _features(self, images: Images) -> Float[Tensor, "N T D"]:
         """The features of each image as the projector gives them."""
         names = inspect.signature(self._get_features).parameters
-        given = self.quirk.vision(images)
-        features = self._get_features(**{k: v for k, v in given.items() if k in names}).pooler_output
+        given = dict(self.quirk.vision(images))
+        given = {k: v for k, v in given.items() if k in names} or given  # one that names none passes all on
+        features = self._get_features(**given).pooler_output
         if not isinstance(features, Tensor):
             features = torch.cat([f.reshape(-1, f.shape[-1]) for f in features])
         return features.reshape(images.sequence.images.shape[:2].numel(), -1, features.shape[-1])
@@ -309,6 +316,8 @@ def _tower_type(model_config: Any) -> str:
 
 def _tower_size(model_config: Any) -> int | None:
     size = getattr(getattr(model_config, "vision_config", None), "image_size", None)
+    if isinstance(size, (list, tuple)) and len({*size}) == 1:  # InternVL's, height and width
+        size = size[0]
     return size if isinstance(size, int) else None
 
 

@@ -46,6 +46,8 @@ class Quirk:
     first_position: int = 0  # of position_ids
     attention: Attention = "causal"
     lacks: frozenset[Capability] = frozenset()
+    one_mask: bool = False  # its forward takes one attention mask for layers of all kinds
+    settings: Mapping[str, Any] = field(default_factory=dict)  # to make in the model's configuration
     # Inputs to give when the model's forward names them.
     extras: Mapping[str, Callable[[Images], Tensor]] = field(
         default_factory=lambda: {"mm_token_type_ids": image_places, "image_embeds_position_mask": image_places}
@@ -97,6 +99,16 @@ _PIXTRAL = Quirk(
     multiple=_pixtral_multiple,
 )
 
+# An image is read once, whole, as in a conversation about several images: an embedding of its own ends it. With no
+# grid of tiles to choose from, the model cuts nothing.
+_LLAVA_NEXT = Quirk(vision=vision_patches.sized, settings={"image_grid_pinpoints": [[0, 0]]})
+_GEMMA3 = Quirk(
+    template=Template(before_image="\n\n<start_of_image>", after_image="<end_of_image>\n\n", text="{prompt}"),
+    attention="image",
+    extras={"token_type_ids": image_places},
+)
+_INTERNVL = Quirk(template=Template(before_image="<img>", after_image="</img>"))
+
 # Convolutions and linear attention hide nothing behind a mask, and what they remember takes up the padding after it.
 _RECURRENT: frozenset[Capability] = frozenset({"block_mask", "cache"})
 
@@ -128,6 +140,7 @@ QUIRKS: dict[str, Quirk] = {
         attention="prefix",
         lacks=frozenset({"interleave"}),
         extras={"token_type_ids": query_places},
+        one_mask=True,
     ),
     "qwen2_vl": _QWEN_VL,
     "qwen2_5_vl": _QWEN_VL,
@@ -155,6 +168,29 @@ QUIRKS: dict[str, Quirk] = {
         size=384,  # 64 tokens: the most within the least budget of its image processor, 70
     ),
     "mistral3": _PIXTRAL,
+    "llava_next": _LLAVA_NEXT,
+    "llava_next_video": _LLAVA_NEXT,
+    "llava_onevision": Quirk(vision=vision_inputs.one_of_several),
+    "gemma3": _GEMMA3,
+    "internvl": _INTERNVL,
+    # An image opens with the token that would have closed the one before it.
+    "idefics2": Quirk(
+        template=Template(before_image="<fake_token_around_image>", text="<fake_token_around_image> {prompt}"),
+        vision=vision_inputs.nested,
+        multiple=lambda config: config.vision_config.patch_size,
+        size=378,  # the least that its image processor gives
+    ),
+    "aya_vision": Quirk(
+        template=Template(before_image="<|START_OF_IMG|>TILE_GLOBAL", after_image="<|END_OF_IMG|>", text="{prompt}")
+    ),
+    "cohere2_vision": Quirk(
+        template=Template(
+            before_image="<|START_OF_IMG|>", after_image="<|IMG_LINE_BREAK|><|END_OF_IMG|>", text="{prompt}"
+        )
+    ),
+    "ovis2": Quirk(template=Template(before_image="<IMG_START>", after_image="<IMG_GRID><IMG_END>")),
+    "got_ocr2": _INTERNVL,
+    "janus": Quirk(template=Template(before_image="<begin_of_image>", after_image="<end_of_image>")),
 }
 # Where the vision tower decides: (model type, that of its tower).
 BY_TOWER: dict[tuple[str, str], Quirk] = {("llava", "pixtral"): _PIXTRAL}

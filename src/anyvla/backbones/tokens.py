@@ -8,9 +8,10 @@ tower of any kind before a causal language model of `transformers`).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -38,14 +39,18 @@ class Template:
 
 
 # Who sees later places. causal: no one. image: the tokens of one image see each other. prefix: all but the queries see
-# all but the queries. full: everyone sees everything (an encoder).
-Attention = Literal["causal", "image", "prefix", "full"]
+# all but the queries. full: everyone sees everything (an encoder). image_in_windows: as image in layers whose window is
+# limited, as causal in the others.
+Attention = Literal["causal", "image", "image_in_windows", "prefix", "full"]
 
 
 class TokenBackbone(Backbone):
     """A backbone over token ids with image places."""
 
     attention: Attention = "causal"
+    # How far back the layers of each kind see, in tokens; None: to the beginning.
+    windows: Mapping[str, int | None] = MappingProxyType({"full_attention": None})
+    one_mask: bool = False  # the model takes one mask for layers of all kinds
     first_position: int = 0
     context: int | None = None  # tokens
     reads: ClassVar[frozenset[str]] = frozenset()  # which of the options pretrained, layers and resampler
@@ -199,31 +204,53 @@ class TokenBackbone(Backbone):
             valid = valid if cache.valid is None else torch.cat([cache.valid, valid], 1)
             cache.valid = valid
             given["past_key_values"] = cache.state
-        if sequence.mask is not None:
-            given["attention_mask"] = self._block_mask(sequence, valid)
+        if sequence.mask is not None or (cache is not None and any(self.windows.values())):
+            given["attention_mask"] = self._masks(sequence, valid)
         elif cache is not None or self.attention in ("prefix", "full"):
             given["attention_mask"] = valid.long()
         # Otherwise nothing sees later places, and padding is always later.
         return given
 
-    def _block_mask(self, sequence: TokenSequence, valid: Bool[Tensor, "S K"]) -> Bool[Tensor, "S 1 L K"]:
-        assert sequence.mask is not None
+    def _masks(self, sequence: TokenSequence, valid: Bool[Tensor, "S K"]) -> Tensor | dict[str, Tensor]:
+        """The mask of all layers or, where the windows are too short to see everything, of each kind of layer."""
+        shortest = min((window for window in self.windows.values() if window is not None), default=None)
+        same = shortest is None or (valid.shape[1] <= shortest and self.attention != "image_in_windows")
+        if same or shortest is None:
+            return self._mask(sequence, valid, None)
+        if len(self.windows) == 1:
+            return self._mask(sequence, valid, shortest)
+        if self.one_mask:
+            raise ValueError(
+                f"{valid.shape[1]} tokens are more than the window of {shortest} that some layers of this model see, "
+                "and it takes no mask for them alone: without a cache or a block mask it reads them; or give it "
+                "smaller images or fewer cameras"
+            )
+        return {kind: self._mask(sequence, valid, window) for kind, window in self.windows.items()}
+
+    def _mask(self, sequence: TokenSequence, valid: Bool[Tensor, "S K"], window: int | None) -> Bool[Tensor, "S 1 L K"]:
         length, keys = sequence.input_ids.shape[1], valid.shape[1]
         place = torch.arange(length, device=valid.device)
         key = torch.arange(keys, device=valid.device) - (keys - length)  # of remembered places: negative
         seen = (key[None] <= place[:, None])[None]  # (1, L, K)
+        if window is not None:
+            count = valid.cumsum(1)  # of tokens: a window does not reach less far where there is padding
+            near = count[:, keys - length :, None] - count[:, None] < window
+            seen = seen & near
         if self.attention == "prefix":
             prefix = nn.functional.pad(~sequence.query_mask, (keys - length, 0), value=True)
             seen = seen | (~sequence.query_mask[:, :, None] & prefix[:, None])
-        elif self.attention == "image":
+        elif self.attention == "image" or (self.attention == "image_in_windows" and window is not None):
             here = self.places_of_images(sequence)
             image = (here & ~nn.functional.pad(here, (1, 0))[:, :-1]).cumsum(1) * here  # its number, from 1
             same = (image[:, :, None] == image[:, None]) & here[:, None]
             seen = seen | nn.functional.pad(same, (keys - length, 0))
+            seen = seen if window is None else seen & near
         elif self.attention == "full":
-            seen = torch.ones_like(seen)
+            seen = torch.ones_like(seen) if window is None else near
+        if sequence.mask is not None:
+            seen = seen & sequence.mask
         itself = (key[None] == place[:, None])[None]  # a row that sees nothing would be NaN
-        return ((seen & sequence.mask & valid[:, None]) | itself)[:, None]
+        return ((seen & valid[:, None]) | itself)[:, None]
 
     def _recomputes(self) -> bool:
         return any(getattr(m, "gradient_checkpointing", False) for m in self.modules()) and self.training
@@ -250,6 +277,15 @@ class TokenBackbone(Backbone):
                 self._blocks.clear()
             self._blocks[key] = tokens
         return self._blocks[key]
+
+
+def windows_of(config: Any) -> Mapping[str, int | None]:
+    """How far back the layers of each kind see, read from the configuration of a causal language model."""
+    window = getattr(config, "sliding_window", None)
+    kinds = dict.fromkeys(getattr(config, "layer_types", None) or ())
+    if window is None or (kinds and "sliding_attention" not in kinds):
+        return TokenBackbone.windows
+    return {kind: window if kind == "sliding_attention" else None for kind in kinds or ("sliding_attention",)}
 
 
 def _first_known(*ids: int | None) -> int:

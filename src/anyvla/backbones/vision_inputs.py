@@ -36,6 +36,17 @@ def nested(images: Images) -> dict[str, Tensor]:
     return {"pixel_values": images.pixels[None]}
 
 
+def one_of_several(images: Images) -> dict[str, Tensor]:
+    """(N, 3, h, w), as in a prompt of more images than these, of which none is cut into tiles (LLaVA-OneVision)."""
+    n, _, h, w = images.pixels.shape
+    size = torch.tensor([[h, w]], device=images.pixels.device)
+    return {
+        "pixel_values": images.pixels,
+        "image_sizes": size.repeat(n, 1),
+        "batch_num_images": torch.tensor([n + 1], device=images.pixels.device),
+    }
+
+
 def beside(images: Images) -> dict[str, Tensor]:
     """(S, N, 3, h, w), N images a sequence, and (S, L, N): 1 where a place reads an image (Idefics 1).
 

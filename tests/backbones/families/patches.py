@@ -69,7 +69,13 @@ def gemma4() -> PreTrainedConfig:
         "final_logit_softcapping": 30.0,
         "use_double_wide_mlp": True,
     }
-    vision = {**_TOWER, "num_key_value_heads": 4, "head_dim": 8, "pooling_kernel_size": 2, "position_embedding_size": 32}
+    vision = {
+        **_TOWER,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "pooling_kernel_size": 2,
+        "position_embedding_size": 32,
+    }
     return Gemma4Config(
         text_config=text,
         vision_config={**vision, "standardize": True},
