@@ -94,7 +94,9 @@ class AutoBackbone(TokenBackbone):
         self.quirk = quirk_of(self.model.config.model_type, _tower_type(self.model.config))
         for name, value in self.quirk.settings.items():
             setattr(self.model.config, name, value)
-        self.attention, self.one_mask = self.quirk.attention, self.quirk.one_mask
+        attention = self.quirk.attention
+        self.attention = attention(self.model.config) if callable(attention) else attention
+        self.one_mask = self.quirk.one_mask
         self.windows = windows_of(self.model.config.get_text_config(decoder=True))
         self.first_position = self.quirk.first_position
         self.capabilities = frozenset(CAPABILITIES) - self.quirk.lacks

@@ -24,7 +24,7 @@ from anyvla.backbones.options import Options, Resampler
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import renew, truncate
 from anyvla.backbones.resampler import PerceiverResampler
-from anyvla.backbones.tokens import Template, TokenBackbone
+from anyvla.backbones.tokens import Template, TokenBackbone, windows_of
 from anyvla.types import TokenSequence
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -90,6 +90,7 @@ class ComposedBackbone(TokenBackbone):
             settings = pair.language.config.get_text_config(decoder=True)
             self.width = settings.hidden_size
             self.context = getattr(settings, "max_position_embeddings", None)
+            self.windows = windows_of(settings)
             numbers = {"size": self.image_size, "resample": 3, "image_mean": self.mean, "image_std": self.std}
             self.pixels = Pixels(numbers, None)
             tokens, width = self._blank_features()
@@ -160,7 +161,7 @@ class ComposedBackbone(TokenBackbone):
 
     def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
         if cache is not None and cache.state is None:
-            cache.state = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+            cache.state = DynamicCache()  # of all places: our masks say which of them a window hides
         given = self.language_inputs(sequence, cache)
         given["inputs_embeds"] = self._embedded(sequence)
         del given["input_ids"]

@@ -44,7 +44,7 @@ class Quirk:
     multiple: Callable[[Any], int] | None = None
     size: int = 224  # pixels: to which such images are scaled by default
     first_position: int = 0  # of position_ids
-    attention: Attention = "causal"
+    attention: Attention | Callable[[Any], Attention] = "causal"  # of the configuration, where models differ
     lacks: frozenset[Capability] = frozenset()
     one_mask: bool = False  # its forward takes one attention mask for layers of all kinds
     settings: Mapping[str, Any] = field(default_factory=dict)  # to make in the model's configuration
@@ -109,6 +109,11 @@ _GEMMA3 = Quirk(
 )
 _INTERNVL = Quirk(template=Template(before_image="<img>", after_image="</img>"))
 
+
+def _gemma4_attention(config: Any) -> Attention:
+    return "image_in_windows" if config.text_config.use_bidirectional_attention == "vision" else "causal"
+
+
 # Convolutions and linear attention hide nothing behind a mask, and what they remember takes up the padding after it.
 _RECURRENT: frozenset[Capability] = frozenset({"block_mask", "cache"})
 
@@ -166,6 +171,7 @@ QUIRKS: dict[str, Quirk] = {
         vision=vision_patches.patches_placed,
         multiple=lambda config: config.vision_config.patch_size * config.vision_config.pooling_kernel_size,
         size=384,  # 64 tokens: the most within the least budget of its image processor, 70
+        attention=_gemma4_attention,
     ),
     "mistral3": _PIXTRAL,
     "llava_next": _LLAVA_NEXT,

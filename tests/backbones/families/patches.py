@@ -92,7 +92,7 @@ def gemma4_bidirectional() -> PreTrainedConfig:
     config: Any = gemma4()
     text = config.text_config.to_dict()
     text |= {"use_bidirectional_attention": "vision", "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
-    config.text_config = type(config.text_config)(**text, use_double_wide_mlp=False)
+    config.text_config = type(config.text_config)(**text | {"use_double_wide_mlp": False})
     return config
 
 
@@ -121,6 +121,7 @@ FAMILIES = {
     "lfm2_vl": Family(lfm2_vl, {"image_size": 28}),
     "minicpmv4_6": Family(minicpmv4_6, {"image_size": 56}),
     "gemma4": Family(gemma4, {"image_size": 28}),
+    "gemma4_bidirectional": Family(gemma4_bidirectional, {"image_size": 28}),
     "mistral3": Family(mistral3, {"image_size": 28}),
     "pixtral": Family(pixtral, {"image_size": 21}),
 }
