@@ -18,16 +18,24 @@ from transformers import AutoModelForImageTextToText
 
 from anyvla.backbones.auto import AutoBackbone
 
-# Loads the model that argv names and reads one step with it; prints the sum of the readout.
+# Loads each model that argv names and reads one step with it; prints the size of the readouts, or the error.
 READ = """
-import sys, torch
+import json, sys, torch
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.layout import lay_out
-backbone = AutoBackbone(AutoBackbone.Config(path=sys.argv[1], prompt="do {instruction}")).eval()
-block = backbone.prepare(torch.zeros(1, 2, 28, 28, 3, dtype=torch.uint8), ["open"])
-sequence = lay_out(block, [1], 1, pad_id=backbone.pad_id, query_id=backbone.query_id)
-with torch.no_grad():
-    print("read", float(backbone(sequence, torch.ones(1, backbone.width)).abs().sum()))
+def read(model):
+    backbone = AutoBackbone(AutoBackbone.Config(path=model, prompt="do {instruction}")).eval()
+    block = backbone.prepare(torch.zeros(1, 2, 28, 28, 3, dtype=torch.uint8), ["open"])
+    sequence = lay_out(block, [1], 1, pad_id=backbone.pad_id, query_id=backbone.query_id)
+    with torch.no_grad():
+        return float(backbone(sequence, torch.ones(1, backbone.width)).abs().sum())
+found = {}
+for model in sys.argv[1:]:
+    try:
+        found[model] = read(model)
+    except ValueError as error:
+        found[model] = str(error)
+print(json.dumps(found))
 """
 # Two packages that look as if they were not installed, and an error that nobody catches for who imports them all the
 # same. (Where torchvision is installed, transformers imports it by itself.)
@@ -43,19 +51,12 @@ builtins.__import__ = refuse
 """
 
 
-def read(model: str | Path, cwd: Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Read a step in a fresh process that has no network."""
-    settings = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "home"), "OMP_NUM_THREADS": "1"}
+def python(code: str, *arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh process that has no network."""
+    settings = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_"))}
-    command = [sys.executable, "-c", before + READ, str(model)]
-    return subprocess.run(
-        command, env=keep | settings | environment, cwd=cwd, capture_output=True, text=True, check=False
-    )
-
-
-def number(done: subprocess.CompletedProcess[str]) -> float:
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout.split()[-1])
+    command = [sys.executable, "-c", BLOCK + code, *arguments]
+    return subprocess.run(command, env=keep | settings, cwd=home, capture_output=True, text=True, check=False)
 
 
 def in_cache(folder: Path, home: Path, name: str) -> None:
@@ -71,30 +72,27 @@ def in_cache(folder: Path, home: Path, name: str) -> None:
         (snapshot / file.name).symlink_to(Path("..") / ".." / "blobs" / blob.name)
 
 
-def test_a_folder_loads_without_a_network_torchvision_or_timm(llava_folder: Path, tmp_path: Path) -> None:
-    assert number(read(llava_folder, tmp_path, before=BLOCK)) > 0
-    refused = read(llava_folder, tmp_path, before=BLOCK + "import torchvision\n")
-    assert "imported torchvision" in refused.stderr  # the block blocks
+def test_folders_and_cached_models_load_without_a_network_torchvision_or_timm(
+    llava_folder: Path, tmp_path: Path
+) -> None:
+    headless = tmp_path / "headless"
+    shutil.copytree(llava_folder, headless, ignore=shutil.ignore_patterns("*.safetensors"))
+    in_cache(llava_folder, tmp_path, "nobody/whole")
+    in_cache(headless, tmp_path, "nobody/headless")
+    done = python(READ, str(llava_folder), "nobody/whole", "nobody/headless", "nobody/missing", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found[str(llava_folder)] > 0, found
+    assert found["nobody/whole"] == found[str(llava_folder)]
+    assert "the model at 'nobody/headless' is not complete" in found["nobody/headless"]
+    assert "`hf download nobody/headless`" in found["nobody/headless"]
+    assert "no model at 'nobody/missing': it is neither a folder here nor readable from" in found["nobody/missing"]
+    assert "run `hf download nobody/missing` where there is one" in found["nobody/missing"]
 
 
-def test_a_model_in_the_cache_loads_by_its_id(llava_folder: Path, tmp_path: Path) -> None:
-    in_cache(llava_folder, tmp_path / "elsewhere", "nobody/tiny-llava")
-    found = read("nobody/tiny-llava", tmp_path, HF_HOME=str(tmp_path / "elsewhere"))
-    assert number(found) == number(read(llava_folder, tmp_path))
-    missing = read("nobody/tiny-llava", tmp_path)
-    assert missing.returncode == 1
-    assert "no model at 'nobody/tiny-llava': it is neither a folder here nor" in missing.stderr
-    assert "run `hf download nobody/tiny-llava` where there is one" in missing.stderr
-
-
-def test_a_cached_model_without_its_weights_names_the_command(llava_folder: Path, tmp_path: Path) -> None:
-    some = tmp_path / "some"
-    shutil.copytree(llava_folder, some)
-    (some / "model.safetensors").unlink()
-    in_cache(some, tmp_path / "home", "nobody/tiny-llava")
-    done = read("nobody/tiny-llava", tmp_path)
-    assert "ValueError: the model at 'nobody/tiny-llava' is not complete" in done.stderr
-    assert "`hf download nobody/tiny-llava`" in done.stderr
+def test_the_block_of_that_test_blocks(tmp_path: Path) -> None:
+    for name in ("torchvision", "timm.models"):
+        assert f"imported {name}" in python(f"import {name}", home=tmp_path).stderr
 
 
 def test_sharded_weights_load(llava_folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -145,3 +146,9 @@ def test_a_family_that_cannot_be_built_is_a_result(tool: ModuleType, monkeypatch
     monkeypatch.setitem(FAMILIES, "broken", SimpleNamespace(build=build, options={}))
     row = tool.examined("families", "broken")
     assert row["checks"] == {"build": "failed: RuntimeError: no such class"}
+
+
+def test_the_page_names_every_option() -> None:
+    page = (ROOT / "docs" / "backbones.md").read_text()
+    options = {field.name for field in dataclasses.fields(backbones["auto"].Config)}
+    assert not {name for name in options if f"`{name}`" not in page}
