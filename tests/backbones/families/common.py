@@ -17,6 +17,12 @@ SPECIAL = ["<pad>", "<unk_before>", "<s>", "</s>", "<image>", "</image>", "<patc
 SPECIAL += ["<fake_token_around_image>", "<global-img>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 SPECIAL += ["[gMASK]", "<sop>", "<|begin_of_image|>", "<|end_of_image|>", "<|image_start|>", "<|image_end|>"]
 SPECIAL += ["[IMG]", "[IMG_BREAK]", "[IMG_END]", "<|image>", "<image|>", "<|image|>", "<|video_pad|>"]
+SPECIAL += ["<start_of_image>", "<end_of_image>", "<img>", "</img>", "<IMG_CONTEXT>", "<imgpad>", "<image_placeholder>"]
+SPECIAL += ["<|START_OF_IMG|>", "TILE_GLOBAL", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "<|END_OF_IMG|>"]
+SPECIAL += ["<IMG_ATOM>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>", "<|patch|>", "<video>"]
+SPECIAL += ["<begin_of_image>", "<fim_prefix>", "<|img|>", "<fim_suffix>"]
+SPECIAL += ["|SPEAKER|", "|NEWLINE|", "<0x04>", "<im_patch>", "<im_col>", "<low_res_im_start>", "<im_end>"]
+SPECIAL += ["<|image start|>", "<|image token|>", "<|extra_201|>", "<|image end|>", "<|extra_200|>", "<bbox>"]
 VOCABULARY = len(SPECIAL) + 256
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 VISION = {"image_size": 28, "patch_size": 7, **TEXT}
@@ -41,6 +47,7 @@ class Family:
     build: Callable[[], PreTrainedConfig]  # the tiny configuration
     options: dict[str, Any] = field(default_factory=dict)  # of AutoBackbone.Config, such as image_size
     preprocessor: dict[str, Any] = field(default_factory=lambda: PREPROCESSOR)
+    second_tokenizer: str | None = None  # its folder
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -62,10 +69,14 @@ def write_family(family: Family, folder: Path) -> Path:
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(family.build())
         with torch.no_grad():  # fresh weights are so small that little would depend on anything
-            for weight in model.parameters():
-                if weight.ndim == 2:
+            for name, weight in model.named_parameters():
+                if weight.ndim == 2 or name.endswith("query_tokens"):
                     weight.normal_(std=0.2)
+                elif name.endswith("gate"):  # it starts closed
+                    weight.fill_(1)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    if family.second_tokenizer is not None:
+        tiny_tokenizer().save_pretrained(folder / family.second_tokenizer)
     (folder / "preprocessor_config.json").write_text(json.dumps(family.preprocessor))
     return folder

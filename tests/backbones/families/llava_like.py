@@ -1,0 +1,121 @@
+"""Families built as LLaVA is, a tower, a projector and a causal language model, that differ in a detail each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    CLIPVisionConfig,
+    Gemma2Config,
+    Gemma3Config,
+    JanusConfig,
+    LlavaNextConfig,
+    LlavaNextVideoConfig,
+    LlavaOnevisionConfig,
+    PaliGemmaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    SiglipVisionConfig,
+    VideoLlavaConfig,
+    VipLlavaConfig,
+)
+
+from families.basic import llama
+from families.common import TEXT, VISION, VOCABULARY, Family, token
+
+_TEXT: dict[str, Any] = {
+    **TEXT,
+    "vocab_size": VOCABULARY,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+_SOFTCAPPED = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 8}
+
+
+def paligemma2() -> PreTrainedConfig:
+    """The window is as far beyond these sequences as the real one, 4096 tokens, is beyond those of a robot."""
+    text = Gemma2Config(**_TEXT, **_SOFTCAPPED, head_dim=8, sliding_window=256)
+    return PaliGemmaConfig(
+        text_config=text,
+        vision_config=SiglipVisionConfig(**VISION, projection_dim=32, vision_use_head=False),
+        image_token_id=token("<image>"),
+        projection_dim=32,
+        hidden_size=32,
+    )
+
+
+def gemma3() -> PreTrainedConfig:
+    """The window is shorter than an image and its instruction."""
+    return Gemma3Config(
+        text_config={
+            **_TEXT,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 24,
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+        },
+        vision_config={**VISION, "vision_use_head": False},
+        mm_tokens_per_image=4,
+        boi_token_index=token("<start_of_image>"),
+        eoi_token_index=token("<end_of_image>"),
+        image_token_index=token("<image>"),
+    )
+
+
+def _llava_next(cls: type[PreTrainedConfig], **more: Any) -> PreTrainedConfig:
+    return cls(text_config=llama(), vision_config=CLIPVisionConfig(**VISION), image_token_index=token("<image>"), **more)
+
+
+def llava_next() -> PreTrainedConfig:
+    return _llava_next(LlavaNextConfig, image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]])
+
+
+def llava_next_video() -> PreTrainedConfig:
+    return _llava_next(
+        LlavaNextVideoConfig, image_grid_pinpoints=[[28, 56], [56, 28]], video_token_index=token("<video>")
+    )
+
+
+def video_llava() -> PreTrainedConfig:
+    return _llava_next(VideoLlavaConfig, video_token_index=token("<video>"))
+
+
+def vipllava() -> PreTrainedConfig:
+    return _llava_next(VipLlavaConfig, vision_feature_layers=[-2, -1])
+
+
+def llava_onevision() -> PreTrainedConfig:
+    return LlavaOnevisionConfig(
+        text_config=Qwen2Config(**_TEXT),
+        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False),
+        image_token_index=token("<image>"),
+        video_token_index=token("<video>"),
+        image_grid_pinpoints=[[28, 28], [28, 56], [56, 28]],
+    )
+
+
+def janus() -> PreTrainedConfig:
+    vision = {**VISION, "mlp_ratio": 2.0, "projection_dim": 32, "num_image_tokens": 16}
+    quantised = {"embed_dim": 4, "num_embeddings": 16, "latent_channels": 32, "base_channels": 32}
+    return JanusConfig(
+        text_config=llama(),
+        vision_config=vision,
+        vq_config={**quantised, "channel_multiplier": [1, 1], "projection_dim": 32, "image_token_embed_dim": 32},
+        image_token_id=token("<image_placeholder>"),
+    )
+
+
+FAMILIES = {
+    "paligemma2": Family(paligemma2),
+    "gemma3": Family(gemma3),
+    "llava_next": Family(llava_next),
+    "llava_next_video": Family(llava_next_video),
+    "video_llava": Family(video_llava),
+    "vipllava": Family(vipllava),
+    "llava_onevision": Family(llava_onevision),
+    "janus": Family(janus),
+}

@@ -1,0 +1,105 @@
+"""Families that cut large images into tiles; here an image is one tile, whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    AyaVisionConfig,
+    Cohere2Config,
+    Cohere2VisionConfig,
+    GotOcr2Config,
+    Idefics2Config,
+    InternVLConfig,
+    MistralConfig,
+    Ovis2Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from families.common import PREPROCESSOR, TEXT, VISION, VOCABULARY, Family, token
+
+_TEXT: dict[str, Any] = {
+    **TEXT,
+    "vocab_size": VOCABULARY,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+
+
+def internvl() -> PreTrainedConfig:
+    vision = {**VISION, "image_size": [28, 28], "patch_size": [7, 7], "use_qk_norm": True, "norm_type": "rms_norm"}
+    return InternVLConfig(
+        text_config=Qwen2Config(**_TEXT), vision_config=vision, image_token_id=token("<IMG_CONTEXT>"), image_seq_length=4
+    )
+
+
+def idefics2() -> PreTrainedConfig:
+    perceiver = {"resampler_n_latents": 4, "resampler_depth": 2, "resampler_n_heads": 4, "resampler_head_dim": 8}
+    return Idefics2Config(
+        text_config=MistralConfig(**_TEXT, head_dim=8, sliding_window=256),
+        vision_config={**VISION, "image_size": 70},
+        perceiver_config={**perceiver, "num_key_value_heads": 2, "hidden_size": 32},
+        image_token_id=token("<image>"),
+    )
+
+
+def _cohere2() -> Cohere2Config:
+    """Three of four layers look no further back than a window, shorter than these sequences."""
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    return Cohere2Config(**{**_TEXT, "num_hidden_layers": 3}, layer_types=layers, sliding_window=24, logit_scale=0.25)
+
+
+def aya_vision() -> PreTrainedConfig:
+    return AyaVisionConfig(
+        text_config=_cohere2(),
+        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False),
+        image_token_index=token("<|IMG_PATCH|>"),
+        alignment_intermediate_size=64,
+    )
+
+
+def cohere2_vision() -> PreTrainedConfig:
+    return Cohere2VisionConfig(
+        text_config=_cohere2(),
+        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False),
+        image_token_id=token("<|IMG_PATCH|>"),
+        alignment_intermediate_size=64,
+    )
+
+
+def ovis2() -> PreTrainedConfig:
+    places = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+    return Ovis2Config(
+        text_config=Qwen2Config(**_TEXT),
+        vision_config={**VISION, "vocab_size": 64, "hidden_stride": 2},
+        image_token_id=token("<IMG_ATOM>"),
+        visual_indicator_token_ids=[token(place) for place in places],
+        hidden_size=32,
+        vocab_size=VOCABULARY,
+    )
+
+
+def got_ocr2() -> PreTrainedConfig:
+    tower = {**VISION, "image_size": 56, "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 64}
+    tower["initializer_range"] = 0.2  # the real one, 1e-10, leaves convolutions that nothing gets through
+    return GotOcr2Config(
+        text_config=Qwen2Config(**_TEXT),
+        vision_config={**tower, "output_channels": 32},
+        image_token_index=token("<imgpad>"),
+        image_seq_length=4,
+    )
+
+
+FAMILIES = {
+    "internvl": Family(internvl),
+    "idefics2": Family(idefics2, {"image_size": 28}),
+    "aya_vision": Family(aya_vision),
+    "cohere2_vision": Family(cohere2_vision),
+    "ovis2": Family(ovis2),
+    "got_ocr2": Family(got_ocr2, preprocessor={**PREPROCESSOR, "size": {"height": 56, "width": 56}}),
+}
