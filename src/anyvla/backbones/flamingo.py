@@ -26,11 +26,14 @@ from transformers.utils import cached_file
 
 from anyvla.backbones.auto import PREPROCESSOR, _fetch, _read_preprocessor
 from anyvla.backbones.base import CAPABILITIES, Cache, Part
+from anyvla.backbones.composed import cut
 from anyvla.backbones.flamingo_language import build_language, counts_positions, keys_at, load_language, renamed
 from anyvla.backbones.flamingo_layers import CrossAttending, Reading, add_cross_attention, decoder_layers, reading
-from anyvla.backbones.flamingo_weights import load_weights, read_checkpoint, translate
+from anyvla.backbones.flamingo_weights import check, read_checkpoint, translate
 from anyvla.backbones.options import Options
+from anyvla.backbones.parts import parameters_of
 from anyvla.backbones.pixels import Pixels
+from anyvla.backbones.pretrained import KEPT, renew
 from anyvla.backbones.resampler import PerceiverResampler
 from anyvla.backbones.tokens import Template, TokenBackbone
 from anyvla.config import STRICT
@@ -38,6 +41,7 @@ from anyvla.types import TokenSequence
 
 END_OF_CHUNK, IMAGE = "<|endofchunk|>", "<image>"
 CLIP = "openai/clip-vit-large-patch14"
+CAMERAS, CAMERA_SPREAD = 8, 0.1  # at most so many; how far their marks lie apart at first
 
 
 @plain_dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Memory:
 
 class FlamingoBackbone(TokenBackbone):
     """A CLIP vision tower, a Perceiver resampler, and a causal language model with gated cross-attention."""
+
+    reads = frozenset({"pretrained", "layers"})
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config(Options):
@@ -115,12 +121,20 @@ class FlamingoBackbone(TokenBackbone):
         _add_tokens(tokenizer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            if self.model.get_input_embeddings().weight.shape[0] != len(tokenizer):
+            if self.embedding.weight.shape[0] != len(tokenizer):
                 self.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            if assets is None:
+                renew(self, config.pretrained, config.seed)
             self._add_modules(config.cross_attention_every, dtype)
-        self.pixels = Pixels(self.preprocessor, self.vision.config.image_size)
         if assets is None and config.checkpoint is not None:
-            self._load(config.checkpoint)
+            self._load(config.checkpoint, KEPT[config.pretrained])
+        cut(self.model, config.layers, self.vision)
+        if not any(isinstance(layer, CrossAttending) for layer in decoder_layers(self.model)):
+            raise ValueError(
+                f"cross_attention_every is {config.cross_attention_every}, but the language model has "
+                f"{len(decoder_layers(self.model))} layers: none would read images"
+            )
+        self.pixels = Pixels(self.preprocessor, self.vision.config.image_size)
         text_config = self.model.config.get_text_config(decoder=True)
         self.width = text_config.hidden_size
         self.context = getattr(text_config, "max_position_embeddings", getattr(text_config, "max_seq_len", None))
@@ -133,28 +147,29 @@ class FlamingoBackbone(TokenBackbone):
         self.finish(config)
 
     @property
-    def embedding(self) -> nn.Module:
+    def embedding(self) -> Any:
         return self.model.get_input_embeddings()
 
     @property
     def head(self) -> nn.Module | None:
         return self.model.get_output_embeddings()
 
+    @property
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """What makes latents of the vision tower's features; nothing until it is added."""
+        return tuple(m for name, m in self.named_children() if name in ("perceiver", "cameras"))
+
     def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
         """The modules of each part; the resampler and the cross-attention blocks are the projector."""
         layers = decoder_layers(self.model)
         wrapped = [layer for layer in layers if isinstance(layer, CrossAttending)]
-        ends = (self.embedding, self.head)
-        rest = [m for m in self.model.modules() if m not in ends and any(True for _ in m.parameters(recurse=False))]
-        inside = {m for layer in layers for m in layer.modules()}
+        apart = {self.embedding, self.head, *(m for layer in layers for m in layer.modules())}
+        ends = [m for m in self.model.modules() if m not in apart and any(True for _ in m.parameters(recurse=False))]
         return {
             "vision": (self.vision,),
-            "projector": (self.perceiver, *(layer.cross for layer in wrapped)),
-            "language": (
-                *(layer.layer if isinstance(layer, CrossAttending) else layer for layer in layers),
-                *(m for m in rest if m not in inside),
-            ),
-            "embeddings": tuple(m for m in ends if m is not None),
+            "projector": (*self.projectors, *(layer.cross for layer in wrapped)),
+            "language": (*(layer.layer if isinstance(layer, CrossAttending) else layer for layer in layers), *ends),
+            "embeddings": (self.embedding,),
         }
 
     def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
@@ -183,7 +198,9 @@ class FlamingoBackbone(TokenBackbone):
         for _ in range(tokens):
             with self.reading() as hidden:
                 self.run(sequence, cache)
-            written.append(self.head(hidden[0][:, -1:]).argmax(-1))
+            logits = self.head(hidden[0][:, -1:])
+            logits[..., self.image_id] = -torch.inf  # it would be an image that is not there
+            written.append(logits.argmax(-1))
             yes = torch.ones_like(written[-1], dtype=torch.bool)
             sequence = TokenSequence(written[-1], yes, ~yes, written[-1] * 0, sequence.images[:0])
         return torch.cat(written, 1)
@@ -198,9 +215,13 @@ class FlamingoBackbone(TokenBackbone):
 
     def latents(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "M n Dv"]:
         """What the tokens of each step read: the latents of its cameras, one camera's after another's."""
+        views = images.shape[1]
+        if views > CAMERAS:
+            raise ValueError(f"{views} cameras, but this backbone tells at most {CAMERAS} apart: choose among them")
         pixels = self.pixels(images.flatten(0, 1).to(self.pixels.scale.device)).to(self.vision.dtype)
         features = self.vision(pixel_values=pixels).last_hidden_state[:, 1:]  # without the class token
-        return self.perceiver(features).unflatten(0, images.shape[:2]).flatten(1, 2)
+        latents = self.perceiver(features).unflatten(0, images.shape[:2])  # (M, V, n, Dv)
+        return (latents + self.cameras.weight[:views, None]).flatten(1, 2)
 
     def _reading(self, sequence: TokenSequence, memory: Memory | None, remembered: int) -> Reading:
         """Each token reads the media of the latest `<image>` at or before it, unless the block mask hides that one."""
@@ -237,18 +258,18 @@ class FlamingoBackbone(TokenBackbone):
         return Reading(media, mask.repeat_interleave(each, -1))
 
     def _add_modules(self, every: int, dtype: torch.dtype) -> None:
-        layers = decoder_layers(self.model)
-        if every > len(layers):
-            raise ValueError(
-                f"cross_attention_every is {every}, but the language model has {len(layers)} layers only: "
-                "none would read images"
-            )
         media_width = self.vision.config.hidden_size
         self.perceiver = PerceiverResampler(media_width).to(dtype)
-        add_cross_attention(layers, every, self.model.config.get_text_config(decoder=True).hidden_size, media_width)
+        # Cross-attention knows no order, so each camera but the first adds a mark to its latents (of spread about 1).
+        # The first has none: with one camera, the model is the original.
+        self.cameras = nn.Embedding(CAMERAS, media_width).to(dtype)
+        with torch.no_grad():
+            self.cameras.weight.mul_(CAMERA_SPREAD)[0] = 0
+        width = self.model.config.get_text_config(decoder=True).hidden_size
+        add_cross_attention(decoder_layers(self.model), every, width, media_width)
         self.model.to(dtype)
 
-    def _load(self, checkpoint: str) -> None:
+    def _load(self, checkpoint: str, kept: tuple[Part, ...]) -> None:
         path = checkpoint
         if not Path(checkpoint).is_file():
             try:
@@ -259,9 +280,14 @@ class FlamingoBackbone(TokenBackbone):
         at = next(name for name, module in self.model.named_modules() if module is layers)
         wrapped = [i for i, layer in enumerate(layers) if isinstance(layer, CrossAttending)]
         weights = translate(read_checkpoint(Path(path)), at, wrapped, renamed(self.model))
-        trained = {n for n in self.state_dict() if n.startswith("perceiver.") or ".cross." in n}
-        table = next(n for n, module in self.model.named_modules() if module is self.embedding)
-        load_weights(self, weights, trained | {f"model.{table}.weight"}, str(path))
+        required = {n for n in self.state_dict() if n.startswith("perceiver.") or ".cross." in n}
+        required |= {n for n, weight in self.named_parameters() if weight is self.embedding.weight}
+        check(self, weights, required, str(path))
+        anew = {id(w) for part, own in parameters_of(self).items() if part not in kept for w in own}
+        if self.head is not None and "language" not in kept:
+            anew |= {id(w) for w in self.head.parameters()} - {id(self.embedding.weight)}
+        ours = self.state_dict(keep_vars=True)
+        self.load_state_dict({n: w for n, w in weights.items() if id(ours[n]) not in anew}, strict=False)
 
     def _block(self, instruction: str, views: int) -> list[int]:
         return super()._block(instruction, 1)  # one `<image>` stands for all cameras

@@ -9,7 +9,7 @@ Names of weights follow the original checkpoint (`anyvla.backbones.flamingo_weig
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +108,7 @@ class CrossAttending(nn.Module):
 
 
 @contextmanager
-def reading(layers: Sequence[nn.Module], what: Reading | None) -> Iterator[None]:
+def reading(layers: Iterable[nn.Module], what: Reading | None) -> Iterator[None]:
     """Give the `CrossAttending` ones of `layers` what their tokens read, for the length of one forward pass."""
     wrapped = [layer for layer in layers if isinstance(layer, CrossAttending)]
     for layer in wrapped:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-SHOWN = 3  # names in an error
+from anyvla.weights import some
 
 # What wrappers of the original's training put into names.
 _WRAPPERS = re.compile(r"^module\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
@@ -93,11 +93,10 @@ def translate(
     return ours
 
 
-def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], required: Container[str], source: str) -> None:
-    """Copy `weights`, under our names, into the backbone.
+def check(backbone: nn.Module, weights: Mapping[str, Tensor], required: Container[str], source: str) -> None:
+    """Raises ValueError unless `weights`, under our names, fit the backbone, with all `required` ones among them.
 
-    Raises ValueError, with how many and which, for names that do not fit, shapes that differ, and `required` ones that
-    are not there.
+    It says how many names do not fit, are missing or have weights of another shape, and the first of them.
     """
     own = backbone.state_dict()
     unknown = [name for name in weights if name not in own]
@@ -108,7 +107,7 @@ def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], required: C
         if name in own and weight.shape != own[name].shape
     ]
     faults = [
-        f"{len(found)} {what}: {'; '.join(found[:SHOWN])}{'; ...' if len(found) > SHOWN else ''}"
+        f"{len(found)} {what}: {some(found)}"
         for what, found in (
             ("of its names do not fit the model", unknown),
             ("weights are missing from it", lacking),
@@ -121,7 +120,6 @@ def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], required: C
             f"{source} is not a checkpoint of this model. {'. '.join(faults)}. Give the language model, vision tower "
             "and cross_attention_every with which it was trained (presets 3B, 4B and 9B name those of OpenFlamingo)"
         )
-    backbone.load_state_dict(dict(weights), strict=False)
 
 
 def _vision(name: str, weight: Tensor) -> dict[str, Tensor]:
