@@ -51,6 +51,7 @@ class TokenBackbone(Backbone):
     # How far back the layers of each kind see, in tokens; None: to the beginning.
     windows: Mapping[str, int | None] = MappingProxyType({"full_attention": None})
     one_mask: bool = False  # the model takes one mask for layers of all kinds
+    additive: bool = False  # masks are added to the scores of attention, as plain ("eager") attention wants them
     first_position: int = 0
     context: int | None = None  # tokens
     reads: ClassVar[frozenset[str]] = frozenset()  # which of the options pretrained, layers and resampler
@@ -227,7 +228,8 @@ class TokenBackbone(Backbone):
             )
         return {kind: self._mask(sequence, valid, window) for kind, window in self.windows.items()}
 
-    def _mask(self, sequence: TokenSequence, valid: Bool[Tensor, "S K"], window: int | None) -> Bool[Tensor, "S 1 L K"]:
+    def _mask(self, sequence: TokenSequence, valid: Bool[Tensor, "S K"], window: int | None) -> Tensor:
+        """(S, 1, L, K)."""
         length, keys = sequence.input_ids.shape[1], valid.shape[1]
         place = torch.arange(length, device=valid.device)
         key = torch.arange(keys, device=valid.device) - (keys - length)  # of remembered places: negative
@@ -250,7 +252,8 @@ class TokenBackbone(Backbone):
         if sequence.mask is not None:
             seen = seen & sequence.mask
         itself = (key[None] == place[:, None])[None]  # a row that sees nothing would be NaN
-        return ((seen & valid[:, None]) | itself)[:, None]
+        seen = ((seen & valid[:, None]) | itself)[:, None]
+        return torch.where(seen, 0.0, torch.finfo(torch.float32).min) if self.additive else seen
 
     def _recomputes(self) -> bool:
         return any(getattr(m, "gradient_checkpointing", False) for m in self.modules()) and self.training
