@@ -13,13 +13,13 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -35,14 +35,14 @@ from transformers.utils import cached_file
 
 import anyvla.backbones.nano_vision  # noqa: F401  (registers its model type, so that a saved nano loads here)
 from anyvla.backbones.base import CAPABILITIES, Cache, Capability, Part
-from anyvla.backbones.hooks import written
+from anyvla.backbones.hooks import read_after, written
 from anyvla.backbones.options import Options, Resampler
 from anyvla.backbones.parts import find_parts
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import read_model, renew, truncate
 from anyvla.backbones.quirks import QUIRKS, Quirk, quirk_of
 from anyvla.backbones.resampler import PerceiverResampler
-from anyvla.backbones.tokens import TokenBackbone, windows_of
+from anyvla.backbones.tokens import Template, TokenBackbone, windows_of
 from anyvla.backbones.unsupported import UNSUPPORTED
 from anyvla.backbones.vision_inputs import Images
 from anyvla.config import STRICT
@@ -58,6 +58,7 @@ class Parts:
     model: Any  # a PreTrainedModel with its LM head
     tokenizer: Any
     preprocessor: dict[str, Any]  # the content of preprocessor_config.json
+    second_tokenizer: Any = None  # see `Quirk.second_tokenizer`
 
 
 class AutoBackbone(TokenBackbone):
@@ -84,33 +85,37 @@ class AutoBackbone(TokenBackbone):
         super().__init__()
         parts = self.parts(config, assets)
         self.model: Any = parts.model
-        self.preprocessor = parts.preprocessor
+        self.preprocessor, self.tokenizer = parts.preprocessor, parts.tokenizer
+        self.second_tokenizer = parts.second_tokenizer
         text_config = self.model.config.get_text_config()
         self.width = text_config.hidden_size
         self.context = getattr(text_config, "max_position_embeddings", None)
         self.resampler: PerceiverResampler | None = None
         if assets is None:
             renew(self, config.pretrained, config.seed)
-        self.quirk = quirk_of(self.model.config.model_type, _tower_type(self.model.config))
+        self.quirk = _quirk(self.model.config)
         for name, value in self.quirk.settings.items():
             setattr(self.model.config, name, value)
         attention = self.quirk.attention
         self.attention = attention(self.model.config) if callable(attention) else attention
-        self.one_mask = self.quirk.one_mask
+        self.one_mask, self.additive = self.quirk.one_mask, text_config._attn_implementation == "eager"
         self.windows = windows_of(self.model.config.get_text_config(decoder=True))
         self.first_position = self.quirk.first_position
         self.capabilities = frozenset(CAPABILITIES) - self.quirk.lacks
-        self._names = frozenset(inspect.signature(self.model.forward).parameters)
+        self._names = self.quirk.passes.union(inspect.signature(self.model.forward).parameters)
         self._rope_index = _method(self.model, "get_rope_index")
         self._get_features = _method(self.model, "get_image_features")
         exact = exact_size(self.quirk, self.model.config, getattr(config, "image_size", None))
-        self.pixels = Pixels(parts.preprocessor, _tower_size(self.model.config), exact, getattr(config, "tiles", 1))
+        preprocessor, tiles = parts.preprocessor | dict(self.quirk.preprocessor), getattr(config, "tiles", 1)
+        self.pixels = Pixels(preprocessor, _tower_size(self.model.config), exact, tiles)
         image_id = self._image_id(parts.tokenizer)
         if config.resampler is not None:
             self.resampler = self._resampler(config.resampler, config.seed)
         grid = self._grid(image_id)
         per_camera = 1 if self.resampler is not None else self.pixels.per_image  # tiles are resampled together
-        self.set_up(parts.tokenizer, config.prompt, self.quirk.template, image_id, grid, per_camera)
+        self.set_up(parts.tokenizer, config.prompt, self._template(), image_id, grid, per_camera)
+        if self.quirk.discrete:
+            config = dataclasses.replace(config, train=dataclasses.replace(config.train, vision=False))
         self.finish(config)
 
     @classmethod
@@ -121,7 +126,7 @@ class AutoBackbone(TokenBackbone):
             return declared
         source, revision = (config.path, config.revision) if assets is None else (str(assets), None)
         model_config = _read_config(source, revision)
-        return frozenset(CAPABILITIES) - quirk_of(model_config.model_type, _tower_type(model_config)).lacks
+        return frozenset(CAPABILITIES) - _quirk(model_config).lacks
 
     def parts(self, config: Any, assets: Path | None) -> Parts:
         """Read configuration, tokenizer, preprocessing and, without `assets`, weights."""
@@ -130,6 +135,9 @@ class AutoBackbone(TokenBackbone):
         dtype = getattr(torch, config.dtype)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            inside, second = _quirk(model_config).second_tokenizer, None
+            if inside is not None:
+                second = AutoTokenizer.from_pretrained(source, revision=revision, subfolder=inside)
             if assets is None:
                 truncate(model_config, config.layers)
             if assets is None and config.pretrained != "none":
@@ -143,7 +151,7 @@ class AutoBackbone(TokenBackbone):
             raise ValueError(f"the model at {source!r} is not complete: {error}\n{_fetch(source, revision)}") from error
         except ImportError as error:
             raise ValueError(_lacking_package(source, error)) from error
-        return Parts(model, tokenizer, _read_preprocessor(source, revision))
+        return Parts(model, tokenizer, _read_preprocessor(source, revision), second)
 
     @property
     def embedding(self) -> nn.Module:
@@ -156,6 +164,9 @@ class AutoBackbone(TokenBackbone):
     @property
     def head(self) -> nn.Module | None:
         return self.model.get_output_embeddings()
+
+    def reading(self) -> AbstractContextManager[list[Tensor]]:
+        return read_after(self.model.get_encoder()) if self.quirk.reads == "encoder" else super().reading()
 
     def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
         if cache is not None and cache.state is None:
@@ -186,6 +197,8 @@ class AutoBackbone(TokenBackbone):
         """Write configuration, tokenizer and image preprocessing, so that the constructor can read them."""
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if self.quirk.second_tokenizer is not None:
+            self.second_tokenizer.save_pretrained(Path(folder) / self.quirk.second_tokenizer)
         (Path(folder) / PREPROCESSOR).write_text(json.dumps(self.preprocessor, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager
@@ -194,14 +207,15 @@ class AutoBackbone(TokenBackbone):
         images = self._images(sequence)
         given = {name: make(images) for name, make in self.quirk.extras.items() if name in self._names}
         if not len(sequence.images):
-            yield given
+            yield given | dict(self.quirk.blind(images))
         elif self.resampler is None:
             yield dict(self.quirk.vision(images)) | given
         else:  # the model reads text, and finds the images' tokens in its embeddings
             places = images.places.flatten().nonzero().squeeze(1)
             tokens = self.resampler(self._features(images)).flatten(0, 1)
             with written(self.embedding, sequence.input_ids.shape, places, tokens):
-                yield given | {"input_ids": sequence.input_ids.masked_fill(images.places, self.query_id)}
+                ids = {"input_ids": sequence.input_ids.masked_fill(images.places, self.query_id)}
+                yield given | dict(self.quirk.blind(images)) | ids
 
     def _features(self, images: Images) -> Float[Tensor, "N T D"]:
         """The features of each image as the projector gives them."""
@@ -211,7 +225,8 @@ class AutoBackbone(TokenBackbone):
         features = self._get_features(**given).pooler_output
         if not isinstance(features, Tensor):
             features = torch.cat([f.reshape(-1, f.shape[-1]) for f in features])
-        return features.reshape(images.sequence.images.shape[:2].numel(), -1, features.shape[-1])
+        count = images.sequence.images.shape[:2].numel() * self.pixels.per_image
+        return features.reshape(count, -1, features.shape[-1])
 
     def _resampler(self, options: Resampler, seed: int) -> PerceiverResampler:
         """One whose tokens are at first as large as the embeddings among which they stand."""
@@ -228,8 +243,10 @@ class AutoBackbone(TokenBackbone):
         return made.to(self.model.dtype)
 
     def _images(self, sequence: TokenSequence) -> Images:
-        pixels = self._pixel_values(sequence.images)
-        return Images(pixels, sequence, self.places_of_images(sequence), self.model.config)
+        return self._seen(self._pixel_values(sequence.images), sequence, self.places_of_images(sequence))
+
+    def _seen(self, pixels: Float[Tensor, "N 3 h w"], sequence: TokenSequence, places: Bool[Tensor, "S L"]) -> Images:
+        return Images(pixels, sequence, places, self.model.config, self.tokenizer, self.second_tokenizer)
 
     def _pixel_values(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N 3 h w"]:
         return self.pixels(images.flatten(0, 1).to(self.pixels.scale.device)).to(self.model.dtype)
@@ -246,6 +263,13 @@ class AutoBackbone(TokenBackbone):
             input_ids=sequence.input_ids, attention_mask=sequence.attention_mask.long(), **known
         )
         return positions
+
+    def _template(self) -> Template:
+        template, opens = self.quirk.template, self.quirk.opens
+        if opens is None:
+            return template
+        before = opens(self.model.config, self.pixels.size) + template.before_image
+        return dataclasses.replace(template, before_image=before)
 
     def _image_id(self, tokenizer: Any) -> int:
         token, config = self.quirk.image_token, self.model.config
@@ -274,7 +298,7 @@ class AutoBackbone(TokenBackbone):
         yes = torch.ones(1, 1, dtype=torch.bool)
         blank = torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8)
         sequence = TokenSequence(one, yes, ~yes, one * 0, blank)
-        features = self._features(Images(self._pixel_values(blank)[:1], sequence, yes, self.model.config))
+        features = self._features(self._seen(self._pixel_values(blank), sequence, yes))
         self.model.train(training)
         return 1, features.shape[1]
 
@@ -312,8 +336,9 @@ def _fetch(source: str, revision: str | None) -> str:
     return f"Without a network here, run `hf download {source}{at}` where there is one and give the folder it prints."
 
 
-def _tower_type(model_config: Any) -> str:
-    return getattr(getattr(model_config, "vision_config", None), "model_type", "")
+def _quirk(model_config: Any) -> Quirk:
+    parts = (getattr(model_config, name, None) for name in ("vision_config", "text_config"))
+    return quirk_of(model_config.model_type, *(getattr(part, "model_type", "") for part in parts))
 
 
 def _tower_size(model_config: Any) -> int | None:

@@ -48,17 +48,24 @@ def read_before_head(head: nn.Module) -> Iterator[list[Float[Tensor, "S L D"]]]:
         handle.remove()
 
 
+class _Read(Exception):
+    """What was wanted has been read: nothing further needs to run."""
+
+
 @contextmanager
 def read_after(module: nn.Module) -> Iterator[list[Float[Tensor, "S L D"]]]:
-    """Take the last hidden state that `module` (an encoder) gives."""
+    """Take the last hidden state that `module` (an encoder) gives, and end the model's forward pass there."""
     hidden: list[Tensor] = []
 
     def read(_module: nn.Module, _inputs: Any, output: Any) -> None:
         hidden.append(output.last_hidden_state)
+        raise _Read
 
     handle = module.register_forward_hook(read)
     try:
         yield hidden
+    except _Read:
+        pass
     finally:
         handle.remove()
 

@@ -12,11 +12,13 @@ from anyvla.backbones.base import PARTS, Backbone, Part
 
 ROLES: dict[str, Part] = {
     **dict.fromkeys(("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder"), "vision"),
-    **dict.fromkeys(("high_res_vision_model", "vision_embed_tokens", "vqmodel", "audio_tower"), "vision"),
+    **dict.fromkeys(("image_tower", "video_tower", "high_res_vision_model", "vision_embed_tokens"), "vision"),
+    **dict.fromkeys(("vqmodel", "audio_tower"), "vision"),
     **dict.fromkeys(("language_model", "text_model", "text_decoder"), "language"),
-    # Git and Idefics 1 have no module that is the language model.
-    **dict.fromkeys(("embeddings", "encoder", "layers", "gated_cross_attn_layers", "norm"), "language"),
+    "qformer": "projector",
 }
+# Git and Idefics 1 have no module that is the language model: these lie beside the token embedding.
+BESIDE_EMBEDDING = {"embeddings", "encoder", "layers", "gated_cross_attn_layers", "norm"}
 PROJECTORS_IN_VISION = {"merger", "deepstack_merger_list", "connector", "multi_modal_projector", "vision_adapter"}
 MORE_EMBEDDINGS = {"embed_tokens_per_layer"}
 
@@ -25,20 +27,20 @@ def find_parts(model: nn.Module, embedding: nn.Module, head: nn.Module | None) -
     """The modules of each part of a model of `transformers`, in the sense of `Backbone.part_modules`."""
     found: dict[Part, list[nn.Module]] = {part: [] for part in PARTS}
 
-    def part_of(name: str, module: nn.Module, inside: Part | None) -> Part | None:
+    def part_of(name: str, module: nn.Module, inside: Part | None, beside: bool) -> Part | None:
         if module is embedding or name in MORE_EMBEDDINGS:
             return "embeddings"
         if inside is None:
-            return ROLES.get(name)
+            return ROLES.get(name, "language" if beside and name in BESIDE_EMBEDDING else None)
         return "projector" if inside == "vision" and name in PROJECTORS_IN_VISION else None
 
     def walk(module: nn.Module, inside: Part | None) -> bool:
         """Whether anything below was found."""
-        any_found = False
+        any_found, beside = False, any(m is embedding for m in module.modules())
         for name, child in module.named_children():
             if child is head:
                 continue
-            part = part_of(name, child, inside)
+            part = part_of(name, child, inside, beside)
             if part is not None:
                 found[part].append(child)
             below = walk(child, part or inside)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from anyvla.backbones import vision_inputs, vision_patches
+from anyvla.backbones import vision_inputs, vision_odd, vision_patches
 from anyvla.backbones.base import Capability
 from anyvla.backbones.tokens import Attention, Template
 from anyvla.backbones.vision_inputs import Images
@@ -48,6 +48,14 @@ class Quirk:
     lacks: frozenset[Capability] = frozenset()
     one_mask: bool = False  # its forward takes one attention mask for layers of all kinds
     settings: Mapping[str, Any] = field(default_factory=dict)  # to make in the model's configuration
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)  # overrules the preprocessor JSON
+    reads: Literal["head", "encoder"] = "head"  # what the LM head would read, or what the text encoder gives
+    passes: frozenset[str] = frozenset()  # inputs that its forward hands on to its language model without naming them
+    blind: Callable[[Images], Mapping[str, Any]] = vision_odd.nothing  # what its forward wants where no image is
+    discrete: bool = False  # images become token ids: no gradient goes through, so that the vision tower stays frozen
+    second_tokenizer: str | None = None  # folder of the tokenizer of the text that the vision side reads
+    # What opens an image, before the template's before_image, where it names the image's size.
+    opens: Callable[[Any, Size], str] | None = None
     # Inputs to give when the model's forward names them.
     extras: Mapping[str, Callable[[Images], Tensor]] = field(
         default_factory=lambda: {"mm_token_type_ids": image_places, "image_embeds_position_mask": image_places}
@@ -113,6 +121,17 @@ _INTERNVL = Quirk(template=Template(before_image="<img>", after_image="</img>"))
 def _gemma4_attention(config: Any) -> Attention:
     return "image_in_windows" if config.text_config.use_bidirectional_attention == "vision" else "causal"
 
+
+# Images and text stand in the sequence of an encoder, in which all see all; the decoder never runs (FLOWER, arXiv
+# 2509.04996).
+_ENCODER: dict[str, Any] = {"reads": "encoder", "attention": "full", "lacks": frozenset({"interleave", "cache"})}
+_T5 = Template(opening="", text="{prompt}</s>")
+_BLIP2 = Quirk(
+    template=Template(opening="", text="{bos}{prompt}"),
+    passes=frozenset({"position_ids"}),
+    blind=vision_odd.no_features,
+)
+_INSTRUCTBLIP = replace(_BLIP2, vision=vision_odd.instructed, second_tokenizer="qformer_tokenizer")
 
 # Convolutions and linear attention hide nothing behind a mask, and what they remember takes up the padding after it.
 _RECURRENT: frozenset[Capability] = frozenset({"block_mask", "cache"})
@@ -196,12 +215,20 @@ QUIRKS: dict[str, Quirk] = {
     ),
     "ovis2": Quirk(template=Template(before_image="<IMG_START>", after_image="<IMG_GRID><IMG_END>")),
     "got_ocr2": _INTERNVL,
+    "blip-2": _BLIP2,
+    "instructblip": _INSTRUCTBLIP,
+    "florence2": Quirk(template=Template(opening="", text="<s>{prompt}</s>"), multiple=lambda _config: 32, **_ENCODER),
     "janus": Quirk(template=Template(before_image="<begin_of_image>", after_image="<end_of_image>")),
 }
-# Where the vision tower decides: (model type, that of its tower).
-BY_TOWER: dict[tuple[str, str], Quirk] = {("llava", "pixtral"): _PIXTRAL}
+# Where a part decides: (model type, that of its vision tower or language model).
+BY_PART: dict[tuple[str, str], Quirk] = {
+    ("llava", "pixtral"): _PIXTRAL,
+    ("blip-2", "t5"): replace(_BLIP2, **_ENCODER, template=_T5),
+    ("instructblip", "t5"): replace(_INSTRUCTBLIP, **_ENCODER, template=_T5),
+}
 
 
-def quirk_of(model_type: str, tower: str = "") -> Quirk:
-    """The row of a model type, or of its kind with this model type of vision tower."""
-    return BY_TOWER.get((model_type, tower)) or QUIRKS.get(model_type, DEFAULT)
+def quirk_of(model_type: str, *parts: str) -> Quirk:
+    """The row of a model type, or of its kind with parts of these model types."""
+    rows = (BY_PART[model_type, part] for part in parts if (model_type, part) in BY_PART)
+    return next(rows, QUIRKS.get(model_type, DEFAULT))

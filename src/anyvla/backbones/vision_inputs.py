@@ -24,6 +24,8 @@ class Images:
     sequence: TokenSequence
     places: Bool[Tensor, "S L"]  # of image tokens
     config: Any  # of the model
+    tokenizer: Any = None
+    second_tokenizer: Any = None  # of what the vision side reads (`Quirk.second_tokenizer`)
 
 
 def flat(images: Images) -> dict[str, Tensor]:

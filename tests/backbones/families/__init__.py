@@ -1,6 +1,6 @@
 """The test matrix: every family that is said to work, as a tiny model."""
 
-from families import basic, crossing, patches, rope
+from families import basic, crossing, llava_like, odd, patches, rope, tiled
 from families.common import Family
 
-FAMILIES: dict[str, Family] = {**basic.FAMILIES, **rope.FAMILIES, **patches.FAMILIES, **crossing.FAMILIES}
+FAMILIES: dict[str, Family] = {**basic.FAMILIES, **rope.FAMILIES, **patches.FAMILIES, **llava_like.FAMILIES, **tiled.FAMILIES, **crossing.FAMILIES, **odd.FAMILIES}
