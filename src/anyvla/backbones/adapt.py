@@ -6,6 +6,7 @@ Each function changes a backbone in place and keeps the paths of its modules, so
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from anyvla.backbones.options import Lora, Quantize, Train
 from anyvla.backbones.parts import parameters_of
 from anyvla.weights import some
 
+OUTLIERS = 6.0  # activations that are larger are not multiplied in 8 bits (LLM.int8, section 3.2)
 ROUTERS = {"gate", "router", "shared_expert_gate"}  # which expert reads a token: too small and too touchy to adapt
 
 
@@ -97,6 +99,8 @@ def quantise(backbone: Backbone, to: Quantize) -> None:
         import bitsandbytes
     except ImportError as error:
         raise ImportError(f"quantize: {to} needs bitsandbytes: pip install 'anyvla[quantize]'") from error
+    # It warns at every call of every layer that its kernels compute in half precision.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     for name, layer in linear_layers(backbone, ("language",)).items():
         backbone.set_submodule(name, _quantised(layer, to, bitsandbytes.nn))
     # peft reads here which layers it finds
@@ -107,7 +111,7 @@ def _quantised(layer: nn.Linear, to: Quantize, bnb: Any) -> nn.Module:
     weight, bias = layer.weight.data, layer.bias
     width = (layer.in_features, layer.out_features, bias is not None)
     if to == "int8":
-        small = bnb.Linear8bitLt(*width, has_fp16_weights=False, device="meta")
+        small = bnb.Linear8bitLt(*width, has_fp16_weights=False, threshold=OUTLIERS, device="meta")
         small.weight = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     else:
         small = bnb.Linear4bit(*width, compute_dtype=weight.dtype, quant_type="nf4", device="meta")

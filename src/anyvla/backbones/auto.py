@@ -225,8 +225,7 @@ class AutoBackbone(TokenBackbone):
         features = self._get_features(**given).pooler_output
         if not isinstance(features, Tensor):
             features = torch.cat([f.reshape(-1, f.shape[-1]) for f in features])
-        count = images.sequence.images.shape[:2].numel() * self.pixels.per_image
-        return features.reshape(count, -1, features.shape[-1])
+        return features.reshape(images.sequence.images.shape[:2].numel(), -1, features.shape[-1])
 
     def _resampler(self, options: Resampler, seed: int) -> PerceiverResampler:
         """One whose tokens are at first as large as the embeddings among which they stand."""
@@ -298,7 +297,7 @@ class AutoBackbone(TokenBackbone):
         yes = torch.ones(1, 1, dtype=torch.bool)
         blank = torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8)
         sequence = TokenSequence(one, yes, ~yes, one * 0, blank)
-        features = self._features(self._seen(self._pixel_values(blank), sequence, yes))
+        features = self._features(self._seen(self._pixel_values(blank)[:1], sequence, yes))
         self.model.train(training)
         return 1, features.shape[1]
 

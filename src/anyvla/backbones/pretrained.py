@@ -32,6 +32,8 @@ KEPT: dict[Pretrained, tuple[Part, ...]] = {
 }
 LAYERS_BY_NUMBER = {"cross_attention_layers", "moe_layers", "mlp_only_layers", "full_attn_idxs"}
 
+SIDE_BY_SIDE = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}  # Gemma 3n and 4
+
 
 def read_model(source: str, revision: str | None, config: Any, dtype: torch.dtype) -> Any:
     """The model of `config` with the weights of a folder or hub id, in `dtype`.
@@ -40,7 +42,8 @@ def read_model(source: str, revision: str | None, config: Any, dtype: torch.dtyp
     """
     try:
         stored = dict(_stored(source, revision))
-        with _quiet():
+        _cut_rows_of_layers(stored, config)
+        with _quiet(), torch.random.fork_rng(devices=[]):
             model, info = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].from_pretrained(
                 None, config=config, state_dict=stored, dtype=dtype,
                 ignore_mismatched_sizes=True, output_loading_info=True,
@@ -78,6 +81,16 @@ def _stored(source: str, revision: str | None) -> Iterator[tuple[str, Any]]:
         file = safe_open(path, "pt", backend="pread")
         for name in file.keys():  # noqa: SIM118  (it is no mapping)
             yield name, file.get_slice(name)
+
+
+def _cut_rows_of_layers(stored: dict[str, Any], config: Any) -> None:
+    """Where one tensor holds all layers, side by side, keep what belongs to the first ones."""
+    text = config.get_text_config()
+    for name in [n for n in stored if n.endswith(tuple(SIDE_BY_SIDE))]:
+        axis = next(a for ending, a in SIDE_BY_SIDE.items() if name.endswith(ending))
+        wanted = text.num_hidden_layers * text.hidden_size_per_layer_input
+        if stored[name].get_shape()[axis] > wanted:
+            stored[name] = stored[name][:wanted] if axis == 0 else stored[name][:, :wanted]
 
 
 @contextmanager
@@ -138,11 +151,11 @@ def _initialise(module: nn.Module, kept: set[nn.Parameter]) -> None:
     if isinstance(module, PreTrainedModel):
         for inner in module.modules():
             inner._is_hf_initialized = False
-            old = [w in kept for w in inner.parameters(recurse=False)]
             for weight in inner.parameters(recurse=False):
                 weight._is_hf_initialized = weight in kept
-            for buffer in inner.buffers(recurse=False):  # running statistics go with the weights beside them
-                buffer._is_hf_initialized = all(old)
+            below = [w in kept for w in inner.parameters()]
+            for buffer in inner.buffers(recurse=False):  # statistics go with the weights beside and below them
+                buffer._is_hf_initialized = any(below) if below else bool(kept)
         module.initialize_weights()
         return
     own = set(module.parameters(recurse=False)) - kept
