@@ -11,6 +11,7 @@ from families import FAMILIES
 from families.common import write_family
 
 from anyvla.backbones.auto import AutoBackbone
+from anyvla.backbones.options import Resampler
 from anyvla.config import ConfigError, build
 from anyvla.types import TokenSequence
 
@@ -25,7 +26,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def load(folder: Path, tiles: int = 1) -> AutoBackbone:
     image_size = FAMILIES["qwen2_5_vl"].options.get("image_size") if "qwen" in folder.name else None
-    return AutoBackbone(AutoBackbone.Config(path=str(folder), tiles=tiles, image_size=image_size, prompt="{instruction}")).eval()
+    return AutoBackbone(
+        AutoBackbone.Config(path=str(folder), tiles=tiles, image_size=image_size, prompt="{instruction}")
+    ).eval()
 
 
 def frames(steps: int, views: int) -> torch.Tensor:
@@ -90,3 +93,19 @@ def test_tiles_are_remembered_with_the_recipe(llava_folder: Path, pack: Pack, tm
     again.load_state_dict(backbone.state_dict())
     sequences = [pack(b, b.prepare(frames(1, 2), ["go"]), [1]) for b in (backbone, again)]
     assert torch.equal(backbone(sequences[0], query(backbone)), again(sequences[1], query(again)))
+
+
+def test_the_tiles_of_a_camera_are_resampled_together(llava_folder: Path, pack: Pack) -> None:
+    options = Resampler(tokens=3, depth=1, heads=2, head_width=8)
+    config = AutoBackbone.Config(path=str(llava_folder), tiles=2, resampler=options, prompt="{instruction}")
+    backbone = AutoBackbone(config).eval()
+    assert backbone.tokens_per_image == 3
+    images = frames(2, 2)
+    sequence = pack(backbone, backbone.prepare(images, ["go", "stop"]), [1, 1])
+    features = backbone._features(backbone._images(sequence))
+    assert features.shape == (4, 5 * 16, backbone.width)
+    before = backbone(sequence, query(backbone))
+    images[1, 1, -12:, -12:] = 255 - images[1, 1, -12:, -12:]
+    moved = backbone(sequence, query(backbone)) - before
+    assert moved[0].abs().max() < 1e-6
+    assert moved[1].abs().max() > 1e-5
