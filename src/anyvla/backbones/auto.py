@@ -40,7 +40,7 @@ from anyvla.backbones.options import Options, Resampler
 from anyvla.backbones.parts import find_parts
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import read_model, renew, truncate
-from anyvla.backbones.quirks import QUIRKS, Quirk, quirk_of
+from anyvla.backbones.quirks import QUIRKS, Quirk, quirk_for
 from anyvla.backbones.resampler import PerceiverResampler
 from anyvla.backbones.tokens import Template, TokenBackbone, windows_of
 from anyvla.backbones.unsupported import UNSUPPORTED
@@ -264,11 +264,13 @@ class AutoBackbone(TokenBackbone):
         return positions
 
     def _template(self) -> Template:
+        def named(match: re.Match[str]) -> str:  # {boi_token_id}: the token with that id of the configuration
+            return str(self.tokenizer.convert_ids_to_tokens(getattr(self.model.config, match[1])))
+
         template, opens = self.quirk.template, self.quirk.opens
-        if opens is None:
-            return template
-        before = opens(self.model.config, self.pixels.size) + template.before_image
-        return dataclasses.replace(template, before_image=before)
+        before = ("" if opens is None else opens(self.model.config, self.pixels.size)) + template.before_image
+        around = {"before_image": before, "after_image": template.after_image}
+        return dataclasses.replace(template, **{k: re.sub(r"{(\w+_token_id)}", named, v) for k, v in around.items()})
 
     def _image_id(self, tokenizer: Any) -> int:
         token, config = self.quirk.image_token, self.model.config
@@ -336,8 +338,8 @@ def _fetch(source: str, revision: str | None) -> str:
 
 
 def _quirk(model_config: Any) -> Quirk:
-    parts = (getattr(model_config, name, None) for name in ("vision_config", "text_config"))
-    return quirk_of(model_config.model_type, *(getattr(part, "model_type", "") for part in parts))
+    model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(model_config)]
+    return quirk_for(model_config, inspect.signature(model.forward).parameters)
 
 
 def _tower_size(model_config: Any) -> int | None:

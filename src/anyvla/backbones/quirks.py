@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -226,6 +226,23 @@ BY_PART: dict[tuple[str, str], Quirk] = {
     ("blip-2", "t5"): replace(_BLIP2, **_ENCODER, template=_T5),
     ("instructblip", "t5"): replace(_INSTRUCTBLIP, **_ENCODER, template=_T5),
 }
+
+
+# The names under which configurations hold the tokens before and after an image.
+_AROUND = (("vision_start", "vision_end"), ("image_start", "image_end"), ("boi", "eoi"))
+
+
+def quirk_for(config: Any, inputs: Container[str]) -> Quirk:
+    """The row of a model's configuration. A family without one is judged by the `inputs` that its forward takes."""
+    parts = (getattr(getattr(config, name, None), "model_type", "") for name in ("vision_config", "text_config"))
+    quirk = quirk_of(config.model_type, *parts)
+    if quirk is DEFAULT and "image_grid_thw" in inputs:  # as Qwen-VL, with tokens of its own around its images
+        named = [names for names in _AROUND if all(getattr(config, f"{n}_token_id", None) is not None for n in names)]
+        before, after = (f"{{{name}_token_id}}" for name in named[0]) if named else ("", "")
+        quirk = replace(_QWEN_VL, template=Template(before_image=before, after_image=after, text="{prompt}"))
+    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+    recurrent = any(kind == "linear_attention" or not kind.endswith("attention") for kind in kinds)
+    return replace(quirk, lacks=quirk.lacks | _RECURRENT) if recurrent and not quirk.lacks >= _RECURRENT else quirk
 
 
 def quirk_of(model_type: str, *parts: str) -> Quirk:
