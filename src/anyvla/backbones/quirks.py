@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from anyvla.backbones import vision_inputs, vision_odd, vision_patches
+from anyvla.backbones import vision_inputs, vision_odd, vision_patches, vision_tiles
 from anyvla.backbones.base import Capability
 from anyvla.backbones.tokens import Attention, Template
 from anyvla.backbones.vision_inputs import Images
@@ -198,6 +198,7 @@ QUIRKS: dict[str, Quirk] = {
     "llava_onevision": Quirk(vision=vision_inputs.one_of_several),
     "gemma3": _GEMMA3,
     "internvl": _INTERNVL,
+    "qianfan_ocr": _INTERNVL,
     # An image opens with the token that would have closed the one before it.
     "idefics2": Quirk(
         template=Template(before_image="<fake_token_around_image>", text="<fake_token_around_image> {prompt}"),
@@ -215,9 +216,70 @@ QUIRKS: dict[str, Quirk] = {
     ),
     "ovis2": Quirk(template=Template(before_image="<IMG_START>", after_image="<IMG_GRID><IMG_END>")),
     "got_ocr2": _INTERNVL,
+    "pp_chart2table": _INTERNVL,
+    "deepseek_vl": Quirk(template=Template(text="{prompt}")),
+    "aria": Quirk(
+        template=Template(before_image="<fim_prefix>", after_image="<fim_suffix>", text="{prompt}"),
+        multiple=lambda config: math.isqrt(min(config.projector_patch_to_query_dict)) * config.vision_config.patch_size,
+        size=490,  # the smaller one that its projector knows
+    ),
+    "llama4": Quirk(
+        template=Template(before_image="<|image_start|><|image|>", after_image="<|image_end|>", text="{prompt}"),
+        grid=vision_tiles.llama4_grid,
+    ),
+    "chameleon": Quirk(
+        template=Template(before_image="<racm3:break>", after_image="<eoss>", text="{prompt}"), discrete=True
+    ),
+    "granite4_vision": replace(_LLAVA_NEXT, grid=vision_tiles.granite4_grid),
     "blip-2": _BLIP2,
     "instructblip": _INSTRUCTBLIP,
     "florence2": Quirk(template=Template(opening="", text="<s>{prompt}</s>"), multiple=lambda _config: 32, **_ENCODER),
+    "kosmos-2.5": Quirk(
+        template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
+        image_token="<bbox>",  # any id that no instruction contains: the features overwrite its embedding
+        vision=vision_odd.patches_standardised,
+        grid=lambda config, _size: (1, config.latent_query_num),
+        multiple=lambda config: vision_odd.kosmos_patch(config),
+        size=1024,  # what its image processor gives: 4096 patches
+        first_position=2,  # after the padding index, 1
+        preprocessor={"do_rescale": False, "do_normalize": False},  # each image is standardised by itself
+        extras={"image_embeds_position_mask": vision_odd.image_places_and_ends},
+    ),
+    "fuyu": Quirk(
+        template=Template(opening="", row_end="|NEWLINE|", after_image="|NEWLINE|", text="{bos}{prompt}<0x04>"),
+        image_token="|SPEAKER|",
+        vision=vision_patches.patches_of_all,
+        grid=lambda config, size: (size[0] // config.patch_size, size[1] // config.patch_size),
+        multiple=lambda config: config.patch_size,
+    ),
+    # An image becomes ids of the vocabulary, each row of which ends in one for that.
+    "emu3": Quirk(
+        template=Template(before_image="<|image token|>", after_image="<|extra_201|><|image end|>", text="{prompt}"),
+        opens=lambda config, size: "<|image start|>{}*{}".format(*(n // vision_odd.emu_patch(config) for n in size)),
+        image_token="<image>",
+        vision=vision_patches.sized,
+        grid=lambda config, size: (size[0] // vision_odd.emu_patch(config), size[1] // vision_odd.emu_patch(config) + 1),
+        multiple=vision_odd.emu_patch,
+        size=512,  # the least that its image processor gives
+        discrete=True,
+    ),
+    # Of the two views of an image, whole and in crops, it reads the first, as of a frame of a video.
+    "molmo2": Quirk(
+        template=Template(
+            before_image="<low_res_im_start>", row_end="<im_col>", after_image="<im_col><im_end>", text="{prompt}"
+        ),
+        vision=vision_odd.patches_pooled,
+        grid=vision_odd.molmo_grid,
+        attention="images",
+        extras={"mm_token_type_ids": vision_odd.molmo_image_area},
+    ),
+    # As idefics. An image takes four tiles of the tower, of which it fills one.
+    "mllama": Quirk(
+        template=Template(opening="", text="{bos}{prompt}"),
+        vision=vision_odd.beside_in_tiles,
+        grid=lambda _config, _size: (1, 1),
+        lacks=frozenset({"cache"}),  # it forgets which of the remembered images are whose
+    ),
     "janus": Quirk(template=Template(before_image="<begin_of_image>", after_image="<end_of_image>")),
 }
 # Where a part decides: (model type, that of its vision tower or language model).

@@ -13,5 +13,6 @@ UNSUPPORTED: Mapping[str, str] = {
     "pi0": "is a robot policy already, with a head of its own: use the PaliGemma inside it",
     "pix2struct": "reads its instruction as pixels drawn above the image: there is no token of an instruction",
     "pp_formulanet": "writes the formula that an image shows and reads no instruction",
+    "shieldgemma2": "judges whether an image is safe and reads no instruction: use Gemma 3",
     "vision-encoder-decoder": "writes a caption of an image and reads no instruction",
 }

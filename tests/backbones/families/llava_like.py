@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import (
+    AriaConfig,
+    AriaTextConfig,
+    ChameleonConfig,
     CLIPVisionConfig,
+    DeepseekVLConfig,
     Gemma2Config,
     Gemma3Config,
+    Granite4VisionConfig,
     JanusConfig,
     LlavaNextConfig,
     LlavaNextVideoConfig,
@@ -98,6 +103,50 @@ def llava_onevision() -> PreTrainedConfig:
     )
 
 
+def deepseek_vl() -> PreTrainedConfig:
+    vision = SiglipVisionConfig(**VISION, vision_use_head=False)
+    return DeepseekVLConfig(text_config=llama(), vision_config=vision, image_token_id=token("<image_placeholder>"))
+
+
+def aria() -> PreTrainedConfig:
+    """A mixture of experts; its projector makes as many tokens of an image as it was told for its size."""
+    experts = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}
+    return AriaConfig(
+        text_config=AriaTextConfig(**_TEXT, **experts),
+        vision_config=VISION,
+        image_token_index=token("<|img|>"),
+        projector_patch_to_query_dict={16: 4, 64: 6},
+    )
+
+
+def chameleon() -> PreTrainedConfig:
+    """Images are quantised: their tokens are ids of the vocabulary, after those of the bytes' first."""
+    quantised = {"embed_dim": 4, "num_embeddings": 16, "latent_channels": 32, "base_channels": 32, "resolution": 28}
+    codes = {f"IMGIMG{code}Z": VOCABULARY - 16 + place for place, code in enumerate(_LETTERS)}
+    return ChameleonConfig(
+        **_TEXT,
+        vq_config={**quantised, "channel_multiplier": [1, 1, 1]},
+        vocabulary_map={"<image>": token("<image>"), **codes},
+    )
+
+
+def granite4_vision() -> PreTrainedConfig:
+    """Features of several layers of the tower enter several layers of the language model."""
+    vision = SiglipVisionConfig(**{**VISION, "hidden_size": 64}, vision_use_head=False)
+    return Granite4VisionConfig(
+        text_config={**_TEXT, "num_hidden_layers": 5, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+        vision_config=vision,
+        qformer_config={"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64},
+        image_token_index=token("<image>"),
+        vision_feature_select_strategy="full",
+        image_grid_pinpoints=[[28, 56], [56, 28]],
+        downsample_rate="1/2",
+        deepstack_layer_map=[[-1, 0]],
+        spatial_target_layers=[1, 2, 3, 4],
+        projector_dropout=0.0,
+    )
+
+
 def janus() -> PreTrainedConfig:
     vision = {**VISION, "mlp_ratio": 2.0, "projection_dim": 32, "num_image_tokens": 16}
     quantised = {"embed_dim": 4, "num_embeddings": 16, "latent_channels": 32, "base_channels": 32}
@@ -109,6 +158,8 @@ def janus() -> PreTrainedConfig:
     )
 
 
+_LETTERS = ("A", "B", "C", "D", "E", "F", "G", "H", "I", "J", "BA", "BB", "BC", "BD", "BE", "BF")  # digits of 0 to 15
+
 FAMILIES = {
     "paligemma2": Family(paligemma2),
     "gemma3": Family(gemma3),
@@ -118,4 +169,8 @@ FAMILIES = {
     "vipllava": Family(vipllava),
     "llava_onevision": Family(llava_onevision),
     "janus": Family(janus),
+    "deepseek_vl": Family(deepseek_vl),
+    "aria": Family(aria, {"image_size": 28}),
+    "chameleon": Family(chameleon),
+    "granite4_vision": Family(granite4_vision),
 }

@@ -12,8 +12,11 @@ from transformers import (
     Idefics2Config,
     InternVLConfig,
     MistralConfig,
+    Llama4Config,
     Ovis2Config,
+    PPChart2TableConfig,
     PreTrainedConfig,
+    QianfanOCRConfig,
     Qwen2Config,
     SiglipVisionConfig,
 )
@@ -29,6 +32,7 @@ _TEXT: dict[str, Any] = {
     "bos_token_id": 2,
     "eos_token_id": 3,
 }
+_LARGER = {**PREPROCESSOR, "size": {"height": 56, "width": 56}}
 
 
 def internvl() -> PreTrainedConfig:
@@ -95,11 +99,51 @@ def got_ocr2() -> PreTrainedConfig:
     )
 
 
+def qianfan_ocr() -> PreTrainedConfig:
+    text = {**_TEXT, "model_type": "qwen3", "head_dim": 8}
+    vision = {**VISION, "image_size": [28, 28], "patch_size": [7, 7]}
+    return QianfanOCRConfig(
+        text_config=text, vision_config=vision, image_token_id=token("<IMG_CONTEXT>"), image_seq_length=4
+    )
+
+
+def pp_chart2table() -> PreTrainedConfig:
+    config: Any = got_ocr2()
+    vision = {**config.vision_config.to_dict(), "model_type": "pp_chart2table_vision"}
+    return PPChart2TableConfig(
+        text_config=config.text_config, vision_config=vision, image_token_index=token("<imgpad>"), image_seq_length=4
+    )
+
+
+def llama4() -> PreTrainedConfig:
+    """A mixture of experts; three of four layers see the tokens of their own chunk only, longer than these sequences."""
+    text = {
+        **_TEXT,
+        "num_hidden_layers": 4,
+        "head_dim": 8,
+        "intermediate_size_mlp": 64,
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 2,
+        "attention_chunk_size": 256,
+    }
+    vision = {**VISION, "vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64}
+    return Llama4Config(
+        text_config=text,
+        vision_config={**vision, "intermediate_size": 128},
+        boi_token_index=token("<|image_start|>"),
+        eoi_token_index=token("<|image_end|>"),
+        image_token_index=token("<|patch|>"),
+    )
+
+
 FAMILIES = {
     "internvl": Family(internvl),
     "idefics2": Family(idefics2, {"image_size": 28}),
     "aya_vision": Family(aya_vision),
     "cohere2_vision": Family(cohere2_vision),
     "ovis2": Family(ovis2),
-    "got_ocr2": Family(got_ocr2, preprocessor={**PREPROCESSOR, "size": {"height": 56, "width": 56}}),
+    "got_ocr2": Family(got_ocr2, preprocessor=_LARGER),
+    "pp_chart2table": Family(pp_chart2table, preprocessor=_LARGER),
+    "qianfan_ocr": Family(qianfan_ocr),
+    "llama4": Family(llama4),
 }
