@@ -25,13 +25,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoTokenizer,
     DynamicCache,
 )
 from transformers.initialization import no_init_weights
-from transformers.utils import cached_file
 
 import anyvla.backbones.nano_vision  # noqa: F401  (registers its model type, so that a saved nano loads here)
 from anyvla.backbones.base import CAPABILITIES, Cache, Capability, Part
@@ -42,13 +40,11 @@ from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import read_model, renew, truncate
 from anyvla.backbones.quirks import QUIRKS, Quirk, quirk_for
 from anyvla.backbones.resampler import PerceiverResampler
+from anyvla.backbones.source import PREPROCESSOR, fetch, lacking_package, read_config, read_preprocessor
 from anyvla.backbones.tokens import Template, TokenBackbone, windows_of
-from anyvla.backbones.unsupported import UNSUPPORTED
 from anyvla.backbones.vision_inputs import Images
 from anyvla.config import STRICT
 from anyvla.types import TokenSequence
-
-PREPROCESSOR = "preprocessor_config.json"
 
 
 @plain_dataclass(frozen=True)
@@ -125,13 +121,13 @@ class AutoBackbone(TokenBackbone):
         if declared is not None:
             return declared
         source, revision = (config.path, config.revision) if assets is None else (str(assets), None)
-        model_config = _read_config(source, revision)
+        model_config = read_config(source, revision)
         return frozenset(CAPABILITIES) - _quirk(model_config).lacks
 
     def parts(self, config: Any, assets: Path | None) -> Parts:
         """Read configuration, tokenizer, preprocessing and, without `assets`, weights."""
         source, revision = (config.path, config.revision) if assets is None else (str(assets), None)
-        model_config = _read_config(source, revision)
+        model_config = read_config(source, revision)
         dtype = getattr(torch, config.dtype)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
@@ -148,10 +144,10 @@ class AutoBackbone(TokenBackbone):
                     model = AutoModelForImageTextToText.from_config(model_config, dtype=dtype)
                 model.tie_weights()
         except OSError as error:
-            raise ValueError(f"the model at {source!r} is not complete: {error}\n{_fetch(source, revision)}") from error
+            raise ValueError(f"the model at {source!r} is not complete: {error}\n{fetch(source, revision)}") from error
         except ImportError as error:
-            raise ValueError(_lacking_package(source, error)) from error
-        return Parts(model, tokenizer, _read_preprocessor(source, revision), second)
+            raise ValueError(lacking_package(source, error)) from error
+        return Parts(model, tokenizer, read_preprocessor(source, revision), second)
 
     @property
     def embedding(self) -> nn.Module:
@@ -329,14 +325,6 @@ def _method(model: Any, name: str) -> Any:
     return getattr(model, name, None) or getattr(trunk, name, None)
 
 
-def _fetch(source: str, revision: str | None) -> str:
-    """What to do about a model that is not here."""
-    if Path(source).is_dir():
-        return "Copy the folder again, whole."
-    at = f" --revision {revision}" if revision else ""
-    return f"Without a network here, run `hf download {source}{at}` where there is one and give the folder it prints."
-
-
 def _quirk(model_config: Any) -> Quirk:
     model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(model_config)]
     return quirk_for(model_config, inspect.signature(model.forward).parameters)
@@ -347,60 +335,3 @@ def _tower_size(model_config: Any) -> int | None:
     if isinstance(size, (list, tuple)) and len({*size}) == 1:  # InternVL's, height and width
         size = size[0]
     return size if isinstance(size, int) else None
-
-
-def _lacking_package(source: str, error: ImportError) -> str:
-    """A few families take parts from other libraries, such as the vision towers of Gemma 3n and FastVLM from timm."""
-    text = " ".join(str(error).split())
-    named = re.search(r"requires the (\w+) library", text)
-    package = named[1] if named else error.name
-    if package is None:
-        return f"the model at {source!r} needs a package that is not here: {text}"
-    return (
-        f"the model at {source!r} needs the package {package}, which neither anyvla nor most models do: "
-        f"`pip install {package}`, or choose another model ({text})"
-    )
-
-
-def _read_config(source: str, revision: str | None) -> Any:
-    """The model's configuration. Raises ValueError, with the way out, if there is none or the model cannot see."""
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"{source} holds no config.json: give a folder that `save_pretrained` or `hf download` wrote")
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-    except OSError as error:
-        if folder.is_dir():
-            raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from error
-        raise ValueError(
-            f"no model at {source!r}: it is neither a folder here nor readable from the hub or its local cache. "
-            f"Check the spelling. {_fetch(source, revision)}"
-        ) from error
-    except ImportError as error:
-        raise ValueError(_lacking_package(source, error)) from error
-    if config.model_type in UNSUPPORTED:
-        raise ValueError(f"{source} is a {config.model_type!r} model, which {UNSUPPORTED[config.model_type]}")
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise ValueError(
-            f"{source} is a {config.model_type!r} model, which does not read images with text: "
-            "choose one that AutoModelForImageTextToText knows (LLaVA, PaliGemma, SmolVLM, KosMos-2, ...)"
-        )
-    return config
-
-
-def _read_preprocessor(source: str, revision: str | None) -> dict[str, Any]:
-    """The image preprocessing, from either of the files in which transformers keeps it."""
-    for name in (PREPROCESSOR, "processor_config.json"):
-        path = cached_file(
-            source, name, revision=revision,
-            _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-        )  # fmt: skip
-        if path is not None:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            content = content.get("image_processor", content)
-            if "image_mean" in content or "size" in content:
-                return content
-    raise ValueError(
-        f"{source} has no {PREPROCESSOR} that says how its images are scaled: copy that file from the model it was "
-        f"trained from. {_fetch(source, revision)}"
-    )

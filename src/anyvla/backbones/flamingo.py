@@ -24,7 +24,6 @@ from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, Dynam
 from transformers.initialization import no_init_weights
 from transformers.utils import cached_file
 
-from anyvla.backbones.auto import PREPROCESSOR, _fetch, _read_preprocessor
 from anyvla.backbones.base import CAPABILITIES, Cache, Part
 from anyvla.backbones.composed import cut
 from anyvla.backbones.flamingo_language import build_language, counts_positions, keys_at, load_language, renamed
@@ -35,6 +34,7 @@ from anyvla.backbones.parts import parameters_of
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import KEPT, renew
 from anyvla.backbones.resampler import PerceiverResampler
+from anyvla.backbones.source import PREPROCESSOR, fetch, read_preprocessor
 from anyvla.backbones.tokens import Template, TokenBackbone
 from anyvla.config import STRICT
 from anyvla.types import TokenSequence
@@ -106,7 +106,7 @@ class FlamingoBackbone(TokenBackbone):
         dtype = getattr(torch, config.dtype)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
-            self.preprocessor = _read_preprocessor(tower, None)
+            self.preprocessor = read_preprocessor(tower, None)
             if assets is None:
                 self.vision: Any = CLIPVisionModel.from_pretrained(tower, dtype=dtype)
                 self.model: Any = load_language(source, dtype)
@@ -117,7 +117,7 @@ class FlamingoBackbone(TokenBackbone):
                 self.model.tie_weights()
         except OSError as error:
             what = source if str(source) in str(error) else tower
-            raise ValueError(f"the model at {what!r} cannot be read: {error}\n{_fetch(what, None)}") from error
+            raise ValueError(f"the model at {what!r} cannot be read: {error}\n{fetch(what, None)}") from error
         _add_tokens(tokenizer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -275,7 +275,7 @@ class FlamingoBackbone(TokenBackbone):
             try:
                 path = cached_file(checkpoint, "checkpoint.pt")
             except OSError as error:
-                raise ValueError(f"no checkpoint.pt at {checkpoint!r}: {error}\n{_fetch(checkpoint, None)}") from error
+                raise ValueError(f"no checkpoint.pt at {checkpoint!r}: {error}\n{fetch(checkpoint, None)}") from error
         layers = decoder_layers(self.model)
         at = next(name for name, module in self.model.named_modules() if module is layers)
         wrapped = [i for i, layer in enumerate(layers) if isinstance(layer, CrossAttending)]
