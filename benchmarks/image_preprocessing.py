@@ -1,12 +1,12 @@
 """From camera images to normalised pixels: anyvla's batched tensor operations beside transformers' image processors.
 
-    python benchmarks/image_preprocessing.py [--images 64] [--rounds 7] [--device cpu] [--json FILE]
+    python benchmarks/image_preprocessing.py [--images 32] [--rounds 5] [--device cpu] [--json FILE]
 
 Both start from the same uint8 images and end with one float tensor on the device. A processor is called for one image
 at a time, as the datasets of robot policies do, and in one call with the whole batch. Where a processor would cut or
 pad, it is set to give one whole image of the tower's size. Each round times all of them, one after another, on one
 thread; a number is the median of the rounds, in milliseconds per image (on a CPU of the process's own time, so that a
-busy machine disturbs less). About a minute.
+busy machine disturbs less). About three minutes.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def measure(name: str, sides: tuple[int, int], count: int, rounds: int, device: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

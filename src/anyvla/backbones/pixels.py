@@ -51,7 +51,8 @@ class Pixels(nn.Module):
                     "the preprocessor normalises but does not say with which image_mean and image_std: "
                     "add both to preprocessor_config.json, three numbers each"
                 )
-            mean, std = torch.tensor(preprocessor["image_mean"]), torch.tensor(preprocessor["image_std"])
+            given = (torch.tensor(preprocessor[name]) for name in ("image_mean", "image_std"))
+            mean, std = (value.expand(3) for value in given)  # Fuyu's are one number for all channels
         scale, shift = (factor / std).view(3, 1, 1), (-mean / std).view(3, 1, 1)
         zero = torch.addcmul(shift, torch.arange(256.0), scale).abs() < _NOT_ZERO / 10  # (3, 1, 256)
         if zero.any(-1).all():  # some families take an image of zeros alone (a dark camera) for padding and drop it
@@ -66,7 +67,13 @@ class Pixels(nn.Module):
             fine = resize(images, (n * h, n * w), self.filter).unflatten(3, (n, w)).unflatten(2, (n, h))
             cut = fine.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (N, n*n, 3, h, w)
             pixels = torch.cat([cut, pixels[:, None]], 1).flatten(0, 1)
-        return torch.addcmul(self.shift, pixels.float(), self.scale)
+        out = pixels.float()
+        rows = out.permute(0, 2, 3, 1)
+        if rows.is_contiguous():  # channels-last: three numbers are slow to repeat, those of a whole row are not
+            width = rows.shape[2]
+            rows.flatten(2).mul_(self.scale.flatten().repeat(width)).add_(self.shift.flatten().repeat(width))
+            return out
+        return out.mul_(self.scale).add_(self.shift)
 
 
 def _size(preprocessor: Mapping[str, Any], image_size: int | None) -> tuple[int, int]:
