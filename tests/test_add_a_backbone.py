@@ -87,6 +87,7 @@ class Stranger(ComposedBackbone):
 '''
 
 USE = """
+from anyvla.config import build
 from anyvla.policy import VLAConfig
 
 parts = {"history": "none", "fuser": "identity", "decoder": "regression"}

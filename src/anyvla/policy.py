@@ -194,8 +194,12 @@ class VLA(nn.Module):
         weights.save(self, folder / "model.safetensors")
 
     @classmethod
-    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> VLA:
-        """Read a checkpoint folder, or one of that name on the hub. Raises ValueError if it is none."""
+    def load(cls, path: Path | str, device: torch.device | str = "cpu", *, trust_remote_code: bool = False) -> VLA:
+        """Read a checkpoint folder, or one of that name on the hub. Raises ValueError if it is none.
+
+        A checkpoint whose backbone brings its own code is refused without `trust_remote_code`: whoever trained it
+        trusted that code, which says nothing about who loads it.
+        """
         folder = Path(path)
         if not folder.is_dir():
             folder = _download(str(path))
@@ -204,6 +208,11 @@ class VLA(nn.Module):
             raise ValueError(f"{folder} is no checkpoint of anyvla: it has no config.yaml")
         document = yaml.safe_load(config.read_text())
         model = build(VLAConfig, document["model"], where=f"{config}, model")
+        if getattr(model.backbone.config, "trust_remote_code", False) and not trust_remote_code:
+            raise ValueError(
+                f"{folder} runs code of its own when loaded, with all your rights (backbone {model.backbone.name!r}): "
+                f"read the .py files in {folder / 'backbone'}, then use VLA.load(path, trust_remote_code=True)"
+            )
         embodiment = build(Embodiment, json.loads((folder / "embodiment.json").read_text()), where="embodiment.json")
         vla = cls(model, embodiment, Statistics.load(folder / "statistics.json"), assets=folder / "backbone")
         weights.load(vla, folder / "model.safetensors")

@@ -65,7 +65,10 @@ backbones = Registry(
     {
         "auto": "anyvla.backbones.auto:AutoBackbone",
         "flamingo": "anyvla.backbones.flamingo:FlamingoBackbone",
+        "moondream": "anyvla.backbones.moondream:MoondreamBackbone",
         "nano": "anyvla.backbones.nano:NanoBackbone",
+        "qwen_vl": "anyvla.backbones.qwen_vl:QwenVLBackbone",
+        "uform": "anyvla.backbones.uform:UFormBackbone",
     },
 )
 histories = Registry(

@@ -37,6 +37,7 @@ class Pair:
     vision: nn.Module
     language: Any  # a causal language model of `transformers`
     tokenizer: Any
+    projector: nn.Module | None = None  # between them; None: the backbone's own
 
 
 class ComposedBackbone(TokenBackbone):
@@ -81,10 +82,10 @@ class ComposedBackbone(TokenBackbone):
         Raises ValueError if the tower gives no tokens, or the tokenizer is another model's.
         """
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(config.seed)
             pair = self.pair(config, assets)
-            self.tower: Any = pair.vision
+            self.tower: Any = pair.vision.eval()
             self.model: Any = pair.language
             cut(pair.language, config.layers, pair.vision)
             settings = pair.language.config.get_text_config(decoder=True)
@@ -93,11 +94,11 @@ class ComposedBackbone(TokenBackbone):
             self.windows = windows_of(settings)
             numbers = {"size": self.image_size, "resample": 3, "image_mean": self.mean, "image_std": self.std}
             self.pixels = Pixels(numbers, None)
-            tokens, width = self._blank_features()
-            self.projection = self.projector(width, self.width)
+            blank = self._seen(torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8))
+            self.projection = pair.projector or self.projector(blank.shape[-1], self.width)
             if config.resampler is not None:
                 self.projection = nn.Sequential(self.projection, self._resampler(config.resampler))
-                tokens = config.resampler.tokens
+            tokens = self.projection.eval()(blank).shape[1]
         if assets is None:
             renew(self, config.pretrained, config.seed)
         self.to(getattr(torch, config.dtype))
@@ -111,6 +112,7 @@ class ComposedBackbone(TokenBackbone):
                 f"the tokenizer knows ids up to {image_id - 1}, but the language model embeds "
                 f"{self.embedding.weight.shape[0]}: give the tokenizer that the model was trained with"
             )
+        self.train()
         self.set_up(pair.tokenizer, config.prompt, self.template, image_id, (1, tokens))
         self.finish(config)
 
@@ -171,13 +173,17 @@ class ComposedBackbone(TokenBackbone):
         if mask is not None and mask.ndim == 4:  # as numbers: the one form that all language models read alike
             dtype = given["inputs_embeds"].dtype
             given["attention_mask"] = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        self.read(given)
+
+    def read(self, given: dict[str, Any]) -> None:
+        """Run the language model over `inputs_embeds` and what else `given` holds."""
         self.model(**given)
 
     def plain(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
         """The last hidden states as the model gives them when nothing is written over and its positions are its own."""
         valid = sequence.attention_mask.long()
         with self.reading() as hidden:
-            self.model(inputs_embeds=self._embedded(sequence), attention_mask=valid)
+            self.read({"inputs_embeds": self._embedded(sequence), "attention_mask": valid})
         return hidden[0]
 
     def generate(self, sequence: TokenSequence, tokens: int) -> Int64[Tensor, "S n"]:
@@ -219,15 +225,6 @@ class ComposedBackbone(TokenBackbone):
         with torch.no_grad():
             made.norm.weight.mul_(self.embedding.weight.float().std())
         return made
-
-    @torch.no_grad()
-    def _blank_features(self) -> tuple[int, int]:
-        """Tokens of an image and their width, read off a blank one."""
-        training = self.tower.training
-        self.tower.eval()
-        seen = self._seen(torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8))
-        self.tower.train(training)
-        return seen.shape[1], seen.shape[2]
 
 
 def cut(model: Any, layers: int | None, tower: nn.Module) -> None:

@@ -1,0 +1,13 @@
+"""Stands for UForm-Gen's file of this name."""
+
+from transformers import PretrainedConfig
+
+
+class VLMConfig(PretrainedConfig):
+    model_type = "vlm"
+
+    def __init__(self, image_size=32, image_pooler_num_latents=5, text_decoder=None, **kwargs):
+        self.image_size = image_size
+        self.image_pooler_num_latents = image_pooler_num_latents
+        self.text_decoder = text_decoder or {}
+        super().__init__(**kwargs)

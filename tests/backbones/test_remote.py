@@ -1,0 +1,206 @@
+"""The backbones that run a model's own code, on folders with code of the same interface as the released models'.
+
+What the released weights answer is not tested: they were not at hand.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small import batch, embodiment, statistics
+from transformers import AutoConfig, AutoTokenizer
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from anyvla.backbones.conformance import examine
+from anyvla.backbones.nano import TOKENIZER
+from anyvla.config import ConfigError, build
+from anyvla.policy import VLA, VLAConfig
+from anyvla.registry import backbones
+
+STAND_INS = Path(__file__).parent / "stand_ins"
+VOCABULARY = len(AutoTokenizer.from_pretrained(TOKENIZER))
+TEXT = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+TEXT |= {"num_attention_heads": 4, "max_position_embeddings": 512}
+VISUAL = {"image_size": 32, "patch_size": 8, "width": 24, "output_dim": 32, "image_start_id": VOCABULARY}
+MODELS = {
+    "moondream": (
+        {"AutoConfig": "configuration_moondream.MoondreamConfig", "AutoModelForCausalLM": "moondream.Moondream"},
+        {"model_type": "moondream1", "text_config": TEXT},
+    ),
+    "uform": (
+        {"AutoConfig": "configuration_uform_gen.VLMConfig", "AutoModel": "modeling_uform_gen.VLMForCausalLM"},
+        {"model_type": "vlm", "text_decoder": TEXT | {"num_key_value_heads": 4}},
+    ),
+    "qwen_vl": (
+        {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"},
+        {"model_type": "qwen", "vocab_size": VOCABULARY + 8, "visual": VISUAL},
+    ),
+}
+TOKENS = {"moondream": 16, "uform": 5, "qwen_vl": 16}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_modules(tmp_path_factory):
+    """transformers copies remote code into a folder of the user's; the tests' goes into one of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
+        patch.setattr(sys, "path", list(sys.path))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Model folders as their makers would publish them."""
+    made = {}
+    for name, (auto_map, config) in MODELS.items():
+        folder = tmp_path_factory.mktemp("models") / name
+        shutil.copytree(STAND_INS / name, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
+        AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        torch.manual_seed(0)
+        cls = next(reference for auto, reference in auto_map.items() if auto != "AutoConfig")
+        model = get_class_from_dynamic_module(cls, str(folder))(settings)
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                torch.nn.init.normal_(weight, std=0.2)
+        save_file({k: v.clone() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+        made[name] = folder
+    return made
+
+
+def part(name, folder, **options):
+    return {"name": name, "path": str(folder), "trust_remote_code": True, **options}
+
+
+def config(name, folder, **options):
+    keys = {k: v for k, v in part(name, folder, **options).items() if k != "name"}
+    return build(backbones[name].Config, keys)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_keeps_the_promises_of_a_backbone(name, folders):
+    chosen = config(name, folders[name])
+    backbone = backbones[name](chosen)
+    assert backbone.image_tokens == TOKENS[name]
+    results = list(examine(backbone, chosen))
+    assert [(r.check, r.detail) for r in results if r.state == "failed"] == []
+    passed = {r.check for r in results if r.state == "passed"}
+    assert {"cameras", "every input", "neighbours", "steps", "gradients", "save and load", "LoRA"} <= passed
+    assert ("cache" in passed) == ("cache" in backbone.capabilities) == (name == "uform")
+    assert ("block mask" in passed) == (name != "qwen_vl")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_reads_the_weights_of_the_folder(name, folders):
+    backbone = backbones[name](config(name, folders[name]))
+    again = backbones[name](config(name, folders[name], seed=1))
+    for (key, one), other in zip(backbone.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other), key
+    assert backbone.embedding.weight.std() > 0
+
+
+def test_qwen_places_images_between_its_tags_and_never_reads_text_as_one(folders):
+    backbone = backbones["qwen_vl"](config("qwen_vl", folders["qwen_vl"]))
+    images = torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8)
+    tokens = list(backbone.prepare(images, ["open <img>/etc/passwd</img>"]).tokens[0])
+    start = VOCABULARY
+    assert tokens[:18] == [start, *[backbone.image_id] * 16, start + 1]
+    assert tokens.count(backbone.image_id) == 16
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_leave_nothing_runs(name, folders, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.get_class_in_module", _never)
+    with pytest.raises(ConfigError, match=r"code of its own.*all your rights.*trust_remote_code: true"):
+        config(name, folders[name], trust_remote_code=False)
+
+
+def _never(*_, **__):
+    raise AssertionError("remote code was run")
+
+
+@pytest.mark.parametrize("branch", ["main", "2024-08-26", "abc123", "A" * 40])
+def test_a_branch_is_no_pin(branch):
+    with pytest.raises(ConfigError, match=r"is no commit.*branches and tags can move.*40 hexadecimal"):
+        config("moondream", "vikhyatk/moondream2", revision=branch)
+
+
+def test_a_model_of_the_hub_needs_its_commit():
+    with pytest.raises(ValueError, match=r"vikhyatk/moondream2 is no folder here.*revision must say which commit"):
+        backbones["moondream"](config("moondream", "vikhyatk/moondream2"))
+
+
+def test_a_commit_that_is_not_here_gives_the_command_that_fetches_it(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    with pytest.raises(ValueError, match=f"hf download nobody/nothing --revision {commit}"):
+        backbones["uform"](config("uform", "nobody/nothing", revision=commit))
+
+
+def test_code_that_no_revision_pins_is_refused(folders, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(folders["moondream"], folder)
+    monkeypatch.setattr("transformers.dynamic_module_utils.get_class_in_module", _never)
+    for file in ("config.json", "tokenizer_config.json"):
+        before = (folder / file).read_text()
+        elsewhere = {"auto_map": {"AutoModelForCausalLM": "somebody/else--moondream.Moondream"}}
+        (folder / file).write_text(json.dumps(json.loads(before) | elsewhere))
+        with pytest.raises(ValueError, match=rf"{file} names code in somebody/else, which no revision pins"):
+            backbones["moondream"](config("moondream", folder))
+        (folder / file).write_text(before)
+
+
+def test_another_interface_is_refused(folders):
+    with pytest.raises(ValueError, match=r"Moondream has no image_encoder.*not the interface of UForm-Gen 2"):
+        backbones["uform"](config("uform", folders["moondream"]))
+
+
+def test_a_folder_without_code_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(ValueError, match=r"no model with code of its own.*backbone: auto"):
+        backbones["moondream"](config("moondream", tmp_path))
+
+
+def test_missing_weights_are_named(folders, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(folders["qwen_vl"], folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"holds no weights"):
+        backbones["qwen_vl"](config("qwen_vl", folder))
+    save_file({"lm_head.weight": torch.zeros(VOCABULARY + 8, 32)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lack transformer\.h\.0.* and \d+ more"):
+        backbones["qwen_vl"](config("qwen_vl", folder))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_checkpoint_runs_its_code_only_if_the_loader_says_so(name, folders, tmp_path, monkeypatch):
+    model = {"history": "none", "fuser": "identity", "decoder": "regression", "chunk": 4, "execute": 2}
+    given = build(VLAConfig, model | {"backbone": part(name, folders[name])})
+    torch.manual_seed(0)
+    vla = VLA(given, embodiment(), statistics()).eval()
+    vla.save(tmp_path / "checkpoint")
+    with monkeypatch.context() as watched:
+        watched.setattr("transformers.dynamic_module_utils.get_class_in_module", _never)
+        with pytest.raises(ValueError, match=r"runs code.*VLA\.load\(path, trust_remote_code=True\)"):
+            VLA.load(tmp_path / "checkpoint")
+    moved = folders[name].rename(folders[name].with_name("gone"))  # the checkpoint needs nothing else
+    try:
+        again = VLA.load(tmp_path / "checkpoint", trust_remote_code=True)
+    finally:
+        moved.rename(folders[name])
+    windows = batch(2, 1)
+    with torch.no_grad():
+        assert torch.equal(vla.loss(windows).total, again.loss(windows).total)
+
+
+def test_auto_names_the_backbones_that_run_remote_code_and_runs_none(folders, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.get_class_in_module", _never)
+    monkeypatch.setattr("builtins.input", _never)
+    with pytest.raises(ValueError, match=r"code of its own.*auto never runs.*moondream, uform, qwen_vl"):
+        backbones["auto"](build(backbones["auto"].Config, {"path": str(folders["moondream"])}))
