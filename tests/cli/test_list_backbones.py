@@ -12,10 +12,10 @@ import pytest
 from families import FAMILIES
 from families.registered import REGISTERED
 
+from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import CAPABILITIES
 from anyvla.backbones.conformance import CHECKS
 from anyvla.backbones.families import RESULTS, able, matrix, parse
-from anyvla.backbones.quirks import quirk_of
 from anyvla.backbones.unsupported import UNSUPPORTED
 from anyvla.cli.main import main
 from anyvla.registry import backbones
@@ -48,10 +48,11 @@ def test_no_check_of_the_matrix_failed() -> None:
     assert not {m.name: m.failed for m in measured if m.failed}
 
 
-def test_the_capabilities_are_those_of_the_table() -> None:
-    for measured in matrix().families.values():
-        expected = set(CAPABILITIES) - quirk_of(measured.model_type).lacks
-        assert set(measured.capabilities or ()) == expected, f"{measured.name}: {REMEDY}"
+def test_the_capabilities_are_what_config_json_tells(tmp_path: Path) -> None:
+    for name, family in FAMILIES.items():
+        family.build().save_pretrained(tmp_path / name)
+        told = AutoBackbone.capabilities_of(AutoBackbone.Config(path=str(tmp_path / name)))
+        assert told == set(matrix().families[name].capabilities or ()), f"{name}: {REMEDY}"
 
 
 def test_a_model_type_is_tried_or_not_or_cannot_be_done() -> None:

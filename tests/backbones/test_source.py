@@ -1,0 +1,58 @@
+"""What is no model, or none that can be a backbone, is refused with the way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from anyvla.backbones.auto import AutoBackbone
+from anyvla.backbones.source import fetch
+from anyvla.backbones.unsupported import UNSUPPORTED
+
+
+def refusal(path: Path | str) -> str:
+    config = AutoBackbone.Config(path=str(path))
+    with pytest.raises(ValueError) as first:
+        AutoBackbone(config)
+    with pytest.raises(ValueError) as second:  # asking what it can do reads the same file
+        AutoBackbone.capabilities_of(config)
+    assert str(first.value) == str(second.value)
+    return str(first.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"architectures": ["Mine"]}, "is no model of transformers: its config.json has no model_type"),
+        ({"model_type": "bert"}, "is a 'bert' model, which does not read images with text: choose one that"),
+        ({"model_type": "gr00t"}, "does not know: use a newer version of anyvla, or write a backbone for it"),
+        (
+            {"model_type": "moondream1", "auto_map": {"AutoConfig": "code.Config"}},
+            "comes with code of its own, which backbone auto never runs. These backbones do, if told to: moondream",
+        ),
+        ({"model_type": "evolla"}, f"is a 'evolla' model, which {UNSUPPORTED['evolla']}"),
+    ],
+    ids=lambda value: value.get("model_type", "none") if isinstance(value, dict) else "",
+)
+def test_a_folder_of_another_kind_says_of_which(tmp_path: Path, content: dict, message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert message in refusal(tmp_path)
+
+
+def test_a_path_that_is_no_folder_says_so(tmp_path: Path, llava_folder: Path) -> None:
+    file = llava_folder / "model.safetensors"
+    assert refusal(file) == f"{file} is a file: give the folder in which it lies, with its config.json"
+    missing = tmp_path / "modles" / "llava"
+    expected = f"there is no folder {missing}, and an id of the hub looks like OWNER/NAME: check the spelling"
+    assert refusal(missing) == expected
+    assert refusal(tmp_path) == (
+        f"{tmp_path} holds no config.json: give a folder that `save_pretrained` or `hf download` wrote"
+    )
+
+
+def test_the_command_that_fetches_a_model_names_its_revision(tmp_path: Path) -> None:
+    assert "`hf download a/b --revision v1`" in fetch("a/b", "v1")
+    assert "`hf download a/b`" in fetch("a/b", None)
+    assert fetch(str(tmp_path), None) == "Copy the folder again, whole."
