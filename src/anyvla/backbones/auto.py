@@ -130,10 +130,12 @@ class AutoBackbone(TokenBackbone):
         model_config = read_config(source, revision)
         dtype = getattr(torch, config.dtype)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
             inside, second = _quirk(model_config).second_tokenizer, None
             if inside is not None:
-                second = AutoTokenizer.from_pretrained(source, revision=revision, subfolder=inside)
+                second = AutoTokenizer.from_pretrained(
+                    source, revision=revision, subfolder=inside, trust_remote_code=False
+                )
             if assets is None:
                 truncate(model_config, config.layers)
             if assets is None and config.pretrained != "none":
