@@ -169,8 +169,13 @@ QUIRKS: dict[str, Quirk] = {
     "qwen2_vl": _QWEN_VL,
     "qwen2_5_vl": _QWEN_VL,
     "qwen3_vl": _QWEN_VL,
+    "qwen3_vl_moe": _QWEN_VL,
     "qwen3_5": replace(_QWEN_VL, lacks=_RECURRENT),
+    "qwen3_5_moe": replace(_QWEN_VL, lacks=_RECURRENT),
     "glm4v": _GLM_VL,
+    "glm4v_moe": _GLM_VL,
+    "glm46v": _GLM_VL,
+    "glm_ocr": _GLM_VL,
     "lfm2_vl": Quirk(
         template=Template(before_image="<|image_start|>", after_image="<|image_end|>", text="{prompt}"),
         vision=vision_patches.patches_shaped,

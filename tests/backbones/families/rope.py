@@ -6,28 +6,32 @@ from typing import Any
 
 from transformers import (
     Glm4vConfig,
+    Glm4vMoeConfig,
+    Glm46VConfig,
+    GlmOcrConfig,
     PreTrainedConfig,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
     Qwen3_5Config,
+    Qwen3_5MoeConfig,
     Qwen3VLConfig,
+    Qwen3VLMoeConfig,
 )
 
 from families.common import TEXT, VOCABULARY, Family, token
 
-_TEXT: dict[str, Any] = {
-    **TEXT,
-    "vocab_size": VOCABULARY,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-    "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
-}
 _TOWER: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 4, "patch_size": 7, "spatial_merge_size": 2}
 _TOWER_3 = {**_TOWER, "intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 36}
+_SECTIONS = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _INTERLEAVED = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+
+
+def _text(rope: dict[str, Any] = _SECTIONS, **more: Any) -> dict[str, Any]:
+    """The language model; `rope` is copied, because configurations write into it."""
+    ends = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    sizes = {"vocab_size": VOCABULARY, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    return {**TEXT, **sizes, **ends, "rope_parameters": dict(rope), **more}
 
 
 def _tokens() -> dict[str, int]:
@@ -41,42 +45,50 @@ def _tokens() -> dict[str, int]:
 
 def qwen2_vl() -> PreTrainedConfig:
     tower = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 7}
-    return Qwen2VLConfig(text_config=_TEXT, vision_config=tower, **_tokens())
+    return Qwen2VLConfig(text_config=_text(), vision_config=tower, **_tokens())
 
 
 def qwen2_5_vl() -> PreTrainedConfig:
     windows = {"intermediate_size": 64, "out_hidden_size": 32, "fullatt_block_indexes": [1], "window_size": 28}
-    return Qwen2_5_VLConfig(text_config=_TEXT, vision_config={**_TOWER, **windows}, **_tokens())
+    return Qwen2_5_VLConfig(text_config=_text(), vision_config={**_TOWER, **windows}, **_tokens())
 
 
 def qwen3_vl() -> PreTrainedConfig:
-    text = {**_TEXT, "head_dim": 8, "rope_parameters": _INTERLEAVED}
+    text = _text(_INTERLEAVED, head_dim=8)
     deepstack = {**_TOWER_3, "deepstack_visual_indexes": [0, 1]}
     return Qwen3VLConfig(text_config=text, vision_config=deepstack, **_tokens())
 
 
 def linear_attention() -> dict[str, Any]:
     """The language model of Qwen 3.5: three layers of linear attention, then a full one."""
-    return {
-        **_TEXT,
-        "num_hidden_layers": 4,
-        "head_dim": 16,
+    sizes = {
         "linear_key_head_dim": 8,
         "linear_value_head_dim": 8,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
-        "rope_parameters": {**_INTERLEAVED, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.25},
     }
+    return _text({**_INTERLEAVED, "partial_rotary_factor": 0.25}, num_hidden_layers=4, head_dim=32, **sizes)
 
 
 def qwen3_5() -> PreTrainedConfig:
     return Qwen3_5Config(text_config=linear_attention(), vision_config=_TOWER_3, **_tokens())
 
 
-def glm4v() -> PreTrainedConfig:
+def qwen3_vl_moe() -> PreTrainedConfig:
+    text = _text(_INTERLEAVED, head_dim=8, num_experts=4, **_EXPERTS)
+    deepstack = {**_TOWER_3, "deepstack_visual_indexes": [0, 1]}
+    return Qwen3VLMoeConfig(text_config=text, vision_config=deepstack, **_tokens())
+
+
+def qwen3_5_moe() -> PreTrainedConfig:
+    text = {**linear_attention(), **_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32}
+    return Qwen3_5MoeConfig(text_config=text, vision_config=_TOWER_3, **_tokens())
+
+
+def _glm(cls: type[PreTrainedConfig], **text: Any) -> PreTrainedConfig:
     tower = {**_TOWER, "intermediate_size": 64, "out_hidden_size": 32, "image_size": 28}
-    return Glm4vConfig(
-        text_config=_TEXT,
+    return cls(
+        text_config=_text(**text),
         vision_config=tower,
         image_token_id=token("<|image|>"),
         video_token_id=token("<|video_pad|>"),
@@ -85,10 +97,31 @@ def glm4v() -> PreTrainedConfig:
     )
 
 
+def glm4v() -> PreTrainedConfig:
+    return _glm(Glm4vConfig)
+
+
+def glm46v() -> PreTrainedConfig:
+    return _glm(Glm46VConfig)
+
+
+def glm4v_moe() -> PreTrainedConfig:
+    return _glm(Glm4vMoeConfig, **_EXPERTS, n_routed_experts=4, head_dim=16)
+
+
+def glm_ocr() -> PreTrainedConfig:
+    return _glm(GlmOcrConfig)
+
+
 FAMILIES = {
     "qwen2_vl": Family(qwen2_vl, {"image_size": 28}),
     "qwen2_5_vl": Family(qwen2_5_vl, {"image_size": 28}),
     "qwen3_vl": Family(qwen3_vl, {"image_size": 28}),
     "qwen3_5": Family(qwen3_5, {"image_size": 28}),
+    "qwen3_vl_moe": Family(qwen3_vl_moe, {"image_size": 28}),
+    "qwen3_5_moe": Family(qwen3_5_moe, {"image_size": 28}),
     "glm4v": Family(glm4v, {"image_size": 28}),
+    "glm46v": Family(glm46v, {"image_size": 28}),
+    "glm4v_moe": Family(glm4v_moe, {"image_size": 28}),
+    "glm_ocr": Family(glm_ocr, {"image_size": 28}),
 }
