@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,7 @@ from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import KEPT, renew
 from anyvla.backbones.resampler import PerceiverResampler
 from anyvla.backbones.source import PREPROCESSOR, fetch, read_preprocessor
-from anyvla.backbones.tokens import Template, TokenBackbone
+from anyvla.backbones.tokens import Template, TokenBackbone, windows_of
 from anyvla.config import STRICT
 from anyvla.types import TokenSequence
 
@@ -104,20 +105,21 @@ class FlamingoBackbone(TokenBackbone):
         source = config.language if assets is None else str(Path(assets) / "language")
         tower = config.vision if assets is None else str(Path(assets) / "vision")
         dtype = getattr(torch, config.dtype)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+        with _readable(tower):
             self.preprocessor = read_preprocessor(tower, None)
             if assets is None:
                 self.vision: Any = CLIPVisionModel.from_pretrained(tower, dtype=dtype)
-                self.model: Any = load_language(source, dtype)
             else:
                 with no_init_weights():  # the caller loads them
                     self.vision = CLIPVisionModel(CLIPVisionConfig.from_pretrained(tower)).to(dtype)
+        with _readable(source):
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            if assets is None:
+                self.model: Any = load_language(source, dtype)
+            else:
+                with no_init_weights():
                     self.model = build_language(source, dtype)
                 self.model.tie_weights()
-        except OSError as error:
-            what = source if str(source) in str(error) else tower
-            raise ValueError(f"the model at {what!r} cannot be read: {error}\n{fetch(what, None)}") from error
         _add_tokens(tokenizer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -138,6 +140,7 @@ class FlamingoBackbone(TokenBackbone):
         text_config = self.model.config.get_text_config(decoder=True)
         self.width = text_config.hidden_size
         self.context = getattr(text_config, "max_position_embeddings", getattr(text_config, "max_seq_len", None))
+        self.windows = windows_of(text_config)
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
         lacks = frozenset() if counts_positions(self.model, self._names) else frozenset({"cache"})
         self.capabilities = frozenset(CAPABILITIES) - lacks
@@ -174,7 +177,7 @@ class FlamingoBackbone(TokenBackbone):
 
     def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
         if cache is not None and cache.state is None:
-            cache.state = Memory(DynamicCache(config=self.model.config.get_text_config(decoder=True)))
+            cache.state = Memory(DynamicCache())  # of all places: our masks say which of them a window hides
         memory = None if cache is None else cache.state
         remembered = 0 if cache is None or cache.valid is None else cache.valid.shape[1]
         what = self._reading(sequence, memory, remembered)
@@ -183,10 +186,8 @@ class FlamingoBackbone(TokenBackbone):
             del given["position_ids"]
         if memory is not None:
             given["past_key_values"] = memory.past
-        mask = given.get("attention_mask")
-        if mask is not None and mask.ndim == 4:  # as numbers: the one form that all language models read alike
-            dtype = self.model.dtype
-            given["attention_mask"] = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        if "attention_mask" in given:
+            given["attention_mask"] = _numbers(given["attention_mask"], self.model.dtype)
         with reading(decoder_layers(self.model), what), keys_at(self.model, None if cache is None else cache.valid):
             self.model(**given)
 
@@ -272,10 +273,8 @@ class FlamingoBackbone(TokenBackbone):
     def _load(self, checkpoint: str, kept: tuple[Part, ...]) -> None:
         path = checkpoint
         if not Path(checkpoint).is_file():
-            try:
+            with _readable(checkpoint):
                 path = cached_file(checkpoint, "checkpoint.pt")
-            except OSError as error:
-                raise ValueError(f"no checkpoint.pt at {checkpoint!r}: {error}\n{fetch(checkpoint, None)}") from error
         layers = decoder_layers(self.model)
         at = next(name for name, module in self.model.named_modules() if module is layers)
         wrapped = [i for i, layer in enumerate(layers) if isinstance(layer, CrossAttending)]
@@ -291,6 +290,24 @@ class FlamingoBackbone(TokenBackbone):
 
     def _block(self, instruction: str, views: int) -> list[int]:
         return super()._block(instruction, 1)  # one `<image>` stands for all cameras
+
+
+def _numbers(mask: Any, dtype: torch.dtype) -> Any:
+    """A mask of single places as numbers to add, the one form that all language models read alike."""
+    if isinstance(mask, dict):  # one for each kind of layer
+        return {kind: _numbers(m, dtype) for kind, m in mask.items()}
+    if mask.ndim < 4 or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    """Raises ValueError, with the way out, where there is nothing to read."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{source!r} cannot be read: {error}\n{fetch(source, None)}") from error
 
 
 def _fill(config: Any, name: str, value: Any) -> None:

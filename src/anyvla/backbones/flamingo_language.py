@@ -130,7 +130,7 @@ def _read_config(source: str) -> Any:
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     if content.get("model_type") != "mosaic_gpt":
         return AutoConfig.from_pretrained(source)
-    expected = {"alibi": True, "prefix_lm": False, "mlp_ratio": 4, "logit_scale": None}
+    expected = {"alibi": True, "alibi_bias_max": 8, "prefix_lm": False, "mlp_ratio": 4, "logit_scale": None}
     odd = {k: content[k] for k, v in expected.items() if content.get(k, v) != v}
     if odd:
         raise ValueError(

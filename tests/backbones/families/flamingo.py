@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families.common import PREPROCESSOR
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -24,6 +23,8 @@ from transformers import (
 
 from anyvla.backbones.flamingo import FlamingoBackbone
 from anyvla.backbones.flamingo_layers import CrossAttending, decoder_layers
+from anyvla.layout import lay_out
+from families.common import PREPROCESSOR
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 288}
 LANGUAGES: dict[str, Callable[[], Any]] = {
@@ -89,3 +90,23 @@ def write_flamingo(folder: Path, language: str = "mpt", every: int = 2) -> dict[
     state[f"lang_encoder.{table}"] = backbone.embedding.weight.detach()
     torch.save(state, folder / "checkpoint.pt")
     return {**options, "checkpoint": str(folder / "checkpoint.pt")}
+
+
+def sequence_of(backbone: FlamingoBackbone, images: torch.Tensor, rows: list[list[str]], r: int = 1) -> Any:
+    """Steps with these instructions, a sequence a row."""
+    block = backbone.prepare(images, [text for row in rows for text in row])
+    return lay_out(block, [len(row) for row in rows], r, pad_id=backbone.pad_id, query_id=backbone.query_id)
+
+
+def load(options: dict[str, Any], **more: Any) -> FlamingoBackbone:
+    """The backbone that `write_flamingo` wrote, with other options laid over."""
+    return FlamingoBackbone(FlamingoBackbone.Config(**{"prompt": "do {instruction}", **options, **more})).eval()
+
+
+def frames(steps: int, views: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (steps, views, 28, 28, 3), dtype=torch.uint8, generator=generator)
+
+
+def queries(backbone: FlamingoBackbone, r: int = 1) -> torch.Tensor:
+    return torch.randn(r, backbone.width, generator=torch.Generator().manual_seed(1)) * 0.2
