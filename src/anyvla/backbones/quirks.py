@@ -115,7 +115,7 @@ _GEMMA3 = Quirk(
     attention="image",
     extras={"token_type_ids": image_places},
 )
-_INTERNVL = Quirk(template=Template(before_image="<img>", after_image="</img>"))
+_INTERNVL = Quirk(template=Template(before_image="<img>", after_image="</img>\n", text="{prompt}"))
 
 
 def _gemma4_attention(config: Any) -> Attention:
@@ -154,7 +154,7 @@ QUIRKS: dict[str, Quirk] = {
         image_token="<patch_index_0000>",  # any id that no instruction contains: the features overwrite its embedding
         grid=lambda config, _size: (1, config.latent_query_num),
         first_position=2,  # after the padding index, 1
-        lacks=frozenset({"block_mask"}),  # its attention takes masks (S, L) only
+        lacks=frozenset({"block_mask", "cache"}),  # its attention takes masks (S, L), and no images after a cache
     ),
     # Bidirectional over the prefix (token type 0), causal over the queries. There is one prefix per sequence: in a
     # sequence of several steps an early step would see the later ones, so these models do not interleave.
@@ -219,7 +219,7 @@ QUIRKS: dict[str, Quirk] = {
             before_image="<|START_OF_IMG|>", after_image="<|IMG_LINE_BREAK|><|END_OF_IMG|>", text="{prompt}"
         )
     ),
-    "ovis2": Quirk(template=Template(before_image="<IMG_START>", after_image="<IMG_GRID><IMG_END>")),
+    "ovis2": Quirk(template=Template(before_image="<IMG_START>", after_image="<IMG_GRID><IMG_END>\n", text="{prompt}")),
     "got_ocr2": _INTERNVL,
     "pp_chart2table": _INTERNVL,
     "deepseek_vl": Quirk(template=Template(text="{prompt}")),
@@ -244,7 +244,7 @@ QUIRKS: dict[str, Quirk] = {
         image_token="<bbox>",  # any id that no instruction contains: the features overwrite its embedding
         vision=vision_odd.patches_standardised,
         grid=lambda config, _size: (1, config.latent_query_num),
-        multiple=lambda config: vision_odd.kosmos_patch(config),
+        multiple=vision_odd.kosmos_patch,
         size=1024,  # what its image processor gives: 4096 patches
         first_position=2,  # after the padding index, 1
         preprocessor={"do_rescale": False, "do_normalize": False},  # each image is standardised by itself
@@ -260,10 +260,10 @@ QUIRKS: dict[str, Quirk] = {
     # An image becomes ids of the vocabulary, each row of which ends in one for that.
     "emu3": Quirk(
         template=Template(before_image="<|image token|>", after_image="<|extra_201|><|image end|>", text="{prompt}"),
-        opens=lambda config, size: "<|image start|>{}*{}".format(*(n // vision_odd.emu_patch(config) for n in size)),
+        opens=vision_odd.emu_opens,
         image_token="<image>",
         vision=vision_patches.sized,
-        grid=lambda config, size: (size[0] // vision_odd.emu_patch(config), size[1] // vision_odd.emu_patch(config) + 1),
+        grid=vision_odd.emu_grid,
         multiple=vision_odd.emu_patch,
         size=512,  # the least that its image processor gives
         discrete=True,
@@ -285,7 +285,7 @@ QUIRKS: dict[str, Quirk] = {
         grid=lambda _config, _size: (1, 1),
         lacks=frozenset({"cache"}),  # it forgets which of the remembered images are whose
     ),
-    "janus": Quirk(template=Template(before_image="<begin_of_image>", after_image="<end_of_image>")),
+    "janus": Quirk(template=Template(before_image="<begin_of_image>", after_image="<end_of_image>\n", text="{prompt}")),
 }
 # Where a part decides: (model type, that of its vision tower or language model).
 BY_PART: dict[tuple[str, str], Quirk] = {

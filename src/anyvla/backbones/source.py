@@ -101,7 +101,7 @@ def read_preprocessor(source: str, revision: str | None) -> dict[str, Any]:
         if path is not None:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             content = content.get("image_processor", content)
-            if "image_mean" in content or "size" in content:
+            if content.keys() & {"image_mean", "size", "image_processor_type"}:
                 return content
     raise ValueError(
         f"{source} has no {PREPROCESSOR} that says how its images are scaled: copy that file from the model it was "

@@ -40,8 +40,8 @@ class Template:
 
 # Who sees later places. causal: no one. image: the tokens of one image see each other. prefix: all but the queries see
 # all but the queries. full: everyone sees everything (an encoder). image_in_windows: as image in layers whose window is
-# limited, as causal in the others.
-Attention = Literal["causal", "image", "image_in_windows", "prefix", "full"]
+# limited, as causal in the others. images: all that stands for the images of one step sees each other.
+Attention = Literal["causal", "image", "image_in_windows", "images", "prefix", "full"]
 
 
 class TokenBackbone(Backbone):
@@ -75,13 +75,11 @@ class TokenBackbone(Backbone):
         self.query_id = _first_known(getattr(tokenizer, "query_token_id", None), eos)
         rows, columns = rows_of_tokens
         row, end = [image_id] * columns, self._encode(template.row_end)
-        self._image = [
-            *self._encode(template.before_image),
-            *([*row, *end] * (rows - 1)),
-            *(row if rows else ()),
-            *self._encode(template.after_image),
-        ]
+        self._rows = [*([*row, *end] * (rows - 1)), *(row if rows else ())]
+        self._image = [*self._encode(template.before_image), *self._rows, *self._encode(template.after_image)]
         self._image *= per_camera
+        self._per_camera = per_camera
+        self._image_text = tokenizer.convert_ids_to_tokens(image_id)
         self.image_tokens = rows * columns * per_camera  # of a camera, without what stands around and between
         self._opening = self._encode(template.opening)
         self._blocks: dict[tuple[str, int], list[int]] = {}  # robot training repeats a few instructions
@@ -205,7 +203,8 @@ class TokenBackbone(Backbone):
             valid = valid if cache.valid is None else torch.cat([cache.valid, valid], 1)
             cache.valid = valid
             given["past_key_values"] = cache.state
-        if sequence.mask is not None or (cache is not None and any(self.windows.values())):
+        cut_off = cache is not None and any(self.windows.values())
+        if sequence.mask is not None or cut_off or self.attention == "images":
             given["attention_mask"] = self._masks(sequence, valid)
         elif cache is not None or self.attention in ("prefix", "full"):
             given["attention_mask"] = valid.long()
@@ -247,6 +246,10 @@ class TokenBackbone(Backbone):
             same = (image[:, :, None] == image[:, None]) & here[:, None]
             seen = seen | nn.functional.pad(same, (keys - length, 0))
             seen = seen if window is None else seen & near
+        elif self.attention == "images":
+            here = torch.isin(sequence.input_ids, torch.tensor(self._image, device=place.device))
+            same = here[:, :, None] & here[:, None] & (sequence.step_ids[:, :, None] == sequence.step_ids[:, None])
+            seen = seen | nn.functional.pad(same, (keys - length, 0))
         elif self.attention == "full":
             seen = torch.ones_like(seen) if window is None else near
         if sequence.mask is not None:
@@ -262,14 +265,28 @@ class TokenBackbone(Backbone):
         text = text.replace("{bos}", self.tokenizer.bos_token or "")
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
+    def _in_one(self, text: str, views: int) -> list[int]:
+        """A step tokenised as a whole: the tokens at the seams depend on what stands before and after them.
+
+        Empty if the tokenizer does not read the image token where it is written.
+        """
+        template, images = self.template, views * self._per_camera
+        image = f"{template.before_image}{self._image_text}{template.after_image}"
+        ids = self._encode(template.opening + image * images + text)
+        opening, rest = ids[: len(self._opening)], ids[len(self._opening) :]
+        if opening != self._opening or rest.count(self.image_id) != images:
+            return []
+        return [i for token in rest for i in (self._rows if token == self.image_id else (token,))]
+
     def _block(self, instruction: str, views: int) -> list[int]:
         key = (instruction, views)
         if key not in self._blocks:
             prompt = self.prompt.replace("{instruction}", instruction)
-            text = self._encode(self.template.text.replace("{prompt}", prompt))
+            written = self.template.text.replace("{prompt}", prompt)
+            text = self._encode(written)
             if self.image_id in text:
                 raise ValueError(f"the instruction {instruction!r} contains the model's image token; remove it")
-            tokens = self._image * views + text
+            tokens = self._in_one(written, views) or self._image * views + text
             if self.context is not None and len(self._opening) + len(tokens) >= self.context:
                 raise ValueError(
                     f"one step of {views} cameras and the instruction {instruction[:40]!r} takes "

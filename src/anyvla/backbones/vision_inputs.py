@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from anyvla.types import TokenSequence
@@ -55,14 +55,23 @@ def beside(images: Images) -> dict[str, Tensor]:
     Text and queries read all images of their step. Places amid these read the latest only: as cross-attention knows no
     order, that is what tells the cameras apart.
     """
+    each = len(images.pixels) // len(images.sequence.images)
+    pixels, own, shown = by_sequence(images)
+    latest = shown[:, :, None] == torch.arange(1, each + 1, device=shown.device)
+    read = latest | ((shown == each) & ~images.places)[:, :, None]
+    return {"pixel_values": pixels, "image_attention_mask": (own[..., None] & read[:, :, None]).flatten(2).long()}
+
+
+def by_sequence(
+    images: Images,
+) -> tuple[Float[Tensor, "S N 3 h w"], Bool[Tensor, "S L steps"], Int64[Tensor, "S L"]]:
+    """The N images of each sequence; which step a place belongs to; how many of that step's images come up to there.
+
+    A sequence of fewer steps is filled up with images that no place reads.
+    """
     step, each = images.sequence.step_ids, len(images.pixels) // len(images.sequence.images)
     steps = step.amax(1) + 1  # of each sequence
     slots = torch.arange(int(steps.max()), device=step.device)
-    # A sequence of fewer steps is filled up with images that no place reads.
     which = ((steps.cumsum(0) - steps)[:, None] + slots).clamp_max(len(images.sequence.images) - 1)
     pixels = images.pixels.unflatten(0, (-1, each))[which].flatten(1, 2)
-    own = step[:, :, None] == slots
-    shown = images.places.cumsum(1) - each * step  # images of its step up to a place
-    latest = shown[:, :, None] == torch.arange(1, each + 1, device=step.device)
-    read = latest | ((shown == each) & ~images.places)[:, :, None]
-    return {"pixel_values": pixels, "image_attention_mask": (own[..., None] & read[:, :, None]).flatten(2).long()}
+    return pixels, step[:, :, None] == slots, images.places.cumsum(1) - each * step

@@ -29,7 +29,7 @@ def patches_thw(images: Images) -> dict[str, Tensor]:
 def patches_shaped(images: Images) -> dict[str, Tensor]:
     """Patches (N, patches, p * p * 3), row by row, channels last, and each image's rows and columns (SigLIP 2)."""
     p = images.config.vision_config.patch_size
-    patches = _patches_channels_last(images.pixels, p)
+    patches = patches_channels_last(images.pixels, p)
     n, _, h, w = images.pixels.shape
     shape = torch.tensor([[h // p, w // p]], device=patches.device)
     all_of_them = torch.ones(patches.shape[:2], dtype=torch.int32, device=patches.device)
@@ -39,7 +39,7 @@ def patches_shaped(images: Images) -> dict[str, Tensor]:
 def patches_placed(images: Images) -> dict[str, Tensor]:
     """Patches (N, patches, p * p * 3), row by row, channels last, and where each lies, x before y (Gemma 4)."""
     p = images.config.vision_config.patch_size
-    patches = _patches_channels_last(images.pixels, p)
+    patches = patches_channels_last(images.pixels, p)
     n, _, h, w = images.pixels.shape
     rows, columns = torch.arange(h // p, device=patches.device), torch.arange(w // p, device=patches.device)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
@@ -56,6 +56,11 @@ def patches_in_a_row(images: Images) -> dict[str, Tensor]:
     return {"pixel_values": strips.reshape(1, 3, p, -1), "target_sizes": shape.repeat(n, 1)}
 
 
+def patches_of_all(images: Images) -> dict[str, Tensor]:
+    """The patches of all images as of one, (1, N * patches, p * p * 3), row by row, channels last (Fuyu)."""
+    return {"pixel_values": patches_channels_last(images.pixels, images.config.patch_size).flatten(0, 1)[None]}
+
+
 def sized(images: Images) -> dict[str, Tensor]:
     """(N, 3, h, w), and each image's height and width in pixels (Pixtral's tower)."""
     n, _, h, w = images.pixels.shape
@@ -63,7 +68,8 @@ def sized(images: Images) -> dict[str, Tensor]:
     return {"pixel_values": images.pixels, "image_sizes": size.repeat(n, 1)}
 
 
-def _patches_channels_last(pixels: Float[Tensor, "N 3 h w"], p: int) -> Float[Tensor, "N n d"]:
+def patches_channels_last(pixels: Float[Tensor, "N 3 h w"], p: int) -> Float[Tensor, "N n d"]:
+    """Patches (N, patches, p * p * 3), row by row."""
     n, _, h, w = pixels.shape
     patches = pixels.reshape(n, 3, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1)  # (N, rows, columns, p, p, 3)
     return patches.reshape(n, (h // p) * (w // p), -1)

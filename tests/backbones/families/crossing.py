@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from families.common import TEXT, VOCABULARY, Family
-from transformers import IdeficsConfig, PreTrainedConfig
+from transformers import IdeficsConfig, MllamaConfig, PreTrainedConfig
+
+from families.common import TEXT, VOCABULARY, Family, token
 
 
 def idefics() -> PreTrainedConfig:
@@ -23,4 +24,18 @@ def idefics() -> PreTrainedConfig:
     )
 
 
-FAMILIES: dict[str, Family] = {"idefics": Family(idefics)}
+def mllama() -> PreTrainedConfig:
+    """Images are read by the second layer; the tower's first layer and its last are read, and a global one after it."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "attention_heads": 4}
+    tower = {"num_global_layers": 1, "vision_output_dim": 96, "intermediate_layers_indices": [0, 1], "patch_size": 7}
+    text = {**TEXT, "num_hidden_layers": 3, "num_key_value_heads": 2, "cross_attention_layers": [1]}
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    return MllamaConfig(
+        text_config={**text, **ids, "vocab_size": VOCABULARY, "max_position_embeddings": 256, "rope_parameters": _ROPE},
+        vision_config={**vision, **tower, "image_size": 28},
+        image_token_index=token("<|image|>"),
+    )
+
+
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+FAMILIES: dict[str, Family] = {"idefics": Family(idefics), "mllama": Family(mllama)}

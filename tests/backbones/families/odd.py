@@ -7,15 +7,19 @@ from typing import Any
 from transformers import (
     BartConfig,
     Blip2Config,
+    Emu3Config,
     Florence2Config,
+    FuyuConfig,
     InstructBlipConfig,
+    Kosmos2_5Config,
+    Molmo2Config,
     OPTConfig,
     PreTrainedConfig,
     T5Config,
 )
 
 from families.basic import llama
-from families.common import TEXT, VOCABULARY, Family, token
+from families.common import PREPROCESSOR, TEXT, VOCABULARY, Family, token
 
 
 def florence2() -> PreTrainedConfig:
@@ -115,7 +119,70 @@ def instructblip_t5() -> PreTrainedConfig:
     return _with_qformer(InstructBlipConfig, _t5())
 
 
+_OWN_MEAN = {"image_processor_type": "Kosmos2_5ImageProcessor", "do_normalize": True, "max_patches": 16}
 _QFORMER: dict[str, Any] = {"second_tokenizer": "qformer_tokenizer"}
+
+
+def kosmos2_5() -> PreTrainedConfig:
+    text = {"vocab_size": VOCABULARY, "max_position_embeddings": 256, "embed_dim": 32, "layers": 2, "ffn_dim": 64}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "head_dim": 8, "num_hidden_layers": 2, "max_num_patches": 16}
+    return Kosmos2_5Config(
+        text_config={**text, "attention_heads": 4},
+        vision_config={**vision, "num_attention_heads": 4, "patch_embed_hidden_size": 3 * 7 * 7},
+        latent_query_num=4,
+    )
+
+
+def fuyu() -> PreTrainedConfig:
+    text = {**TEXT, "vocab_size": VOCABULARY, "max_position_embeddings": 256, "qk_layernorm": True}
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    return FuyuConfig(
+        text_config={"model_type": "persimmon", **text, **ids, "partial_rotary_factor": 0.5},
+        patch_size=7,
+        image_token_id=token("|SPEAKER|"),
+    )
+
+
+def emu3() -> PreTrainedConfig:
+    """A tower whose tokens are eight pixels wide, as the real one's, and a codebook at the end of the vocabulary."""
+    codes = 64
+    tower = {
+        "codebook_size": codes,
+        "base_channels": 32,
+        "channel_multiplier": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "hidden_size": 32,
+        "attn_resolutions": [3],
+    }
+    text = {**TEXT, "vocab_size": VOCABULARY, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    visual = {f"<|visual token {code:06d}|>": VOCABULARY - codes + code for code in range(codes)}
+    ends = {name: token(name) for name in ("<image>", "<|extra_200|>")}
+    return Emu3Config(vq_config=tower, text_config={**text, **ids}, vocabulary_map=visual | ends)
+
+
+def molmo2() -> PreTrainedConfig:
+    """An odd number of patches a row, two layers of the tower that are read, query-key norms."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+    sizes = {"hidden_size": 32, "intermediate_size": 64}
+    return Molmo2Config(
+        text_config={
+            **sizes,
+            **heads,
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 2,
+            "vocab_size": VOCABULARY,
+            "additional_vocab_size": 8,
+            "max_position_embeddings": 256,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        vision_config={**sizes, **heads, "num_hidden_layers": 2, "image_size": [35, 35], "patch_size": 7},
+        adapter_config={**sizes, **heads, "vision_feature_layer": [1, 0], "text_hidden_size": 32},
+        image_patch_id=token("<im_patch>"),
+        image_end_token_id=token("<im_end>"),
+        low_res_image_start_token_id=token("<low_res_im_start>"),
+    )
+
 
 FAMILIES: dict[str, Family] = {
     "florence2": Family(florence2, {"image_size": 32}),
@@ -123,4 +190,8 @@ FAMILIES: dict[str, Family] = {
     "blip2-t5": Family(blip2_t5),
     "instructblip": Family(instructblip, **_QFORMER),
     "instructblip-t5": Family(instructblip_t5, **_QFORMER),
+    "kosmos-2.5": Family(kosmos2_5, {"image_size": 28}, _OWN_MEAN),
+    "fuyu": Family(fuyu, {"image_size": 28}, {**PREPROCESSOR, "image_mean": 0.5, "image_std": 0.5}),
+    "emu3": Family(emu3, {"image_size": 32}),
+    "molmo2": Family(molmo2, preprocessor={**PREPROCESSOR, "size": {"height": 35, "width": 35}}),
 }
