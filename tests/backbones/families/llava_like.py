@@ -72,7 +72,9 @@ def gemma3() -> PreTrainedConfig:
 
 
 def _llava_next(cls: type[PreTrainedConfig], **more: Any) -> PreTrainedConfig:
-    return cls(text_config=llama(), vision_config=CLIPVisionConfig(**VISION), image_token_index=token("<image>"), **more)
+    return cls(
+        text_config=llama(), vision_config=CLIPVisionConfig(**VISION), image_token_index=token("<image>"), **more
+    )
 
 
 def llava_next() -> PreTrainedConfig:

@@ -11,8 +11,8 @@ from transformers import (
     GotOcr2Config,
     Idefics2Config,
     InternVLConfig,
-    MistralConfig,
     Llama4Config,
+    MistralConfig,
     Ovis2Config,
     PPChart2TableConfig,
     PreTrainedConfig,
@@ -38,7 +38,10 @@ _LARGER = {**PREPROCESSOR, "size": {"height": 56, "width": 56}}
 def internvl() -> PreTrainedConfig:
     vision = {**VISION, "image_size": [28, 28], "patch_size": [7, 7], "use_qk_norm": True, "norm_type": "rms_norm"}
     return InternVLConfig(
-        text_config=Qwen2Config(**_TEXT), vision_config=vision, image_token_id=token("<IMG_CONTEXT>"), image_seq_length=4
+        text_config=Qwen2Config(**_TEXT),
+        vision_config=vision,
+        image_token_id=token("<IMG_CONTEXT>"),
+        image_seq_length=4,
     )
 
 
