@@ -176,6 +176,16 @@ QUIRKS: dict[str, Quirk] = {
     "glm4v_moe": _GLM_VL,
     "glm46v": _GLM_VL,
     "glm_ocr": _GLM_VL,
+    "paddleocr_vl": replace(
+        _QWEN_VL,
+        template=Template(before_image="<|IMAGE_START|>", after_image="<|IMAGE_END|>", text="{prompt}"),
+        vision=vision_patches.patches_stacked,
+    ),
+    "video_llama_3": Quirk(
+        template=Template(after_image="\n", text="{prompt}"),
+        vision=vision_patches.patches_unmerged,
+        multiple=lambda config: config.vision_config.patch_size,
+    ),
     "lfm2_vl": Quirk(
         template=Template(before_image="<|image_start|>", after_image="<|image_end|>", text="{prompt}"),
         vision=vision_patches.patches_shaped,
@@ -198,6 +208,7 @@ QUIRKS: dict[str, Quirk] = {
         attention=_gemma4_attention,
     ),
     "mistral3": _PIXTRAL,
+    "lighton_ocr": replace(_PIXTRAL, template=Template(after_image="\n", text="{prompt}"), grid=None),
     "llava_next": _LLAVA_NEXT,
     "llava_next_video": _LLAVA_NEXT,
     "llava_onevision": Quirk(vision=vision_inputs.one_of_several),
@@ -225,7 +236,7 @@ QUIRKS: dict[str, Quirk] = {
     "deepseek_vl": Quirk(template=Template(text="{prompt}")),
     "aria": Quirk(
         template=Template(before_image="<fim_prefix>", after_image="<fim_suffix>", text="{prompt}"),
-        multiple=lambda config: math.isqrt(min(config.projector_patch_to_query_dict)) * config.vision_config.patch_size,
+        multiple=vision_tiles.aria_side,
         size=490,  # the smaller one that its projector knows
     ),
     "llama4": Quirk(

@@ -1,10 +1,11 @@
-"""How many tokens an image takes as one tile, for families whose `get_image_features` does not tell.
+"""Sizes of families that cut images into tiles, of which one, the whole image, is read here.
 
-Functions as `anyvla.backbones.quirks.Quirk.grid` wants them.
+Functions as `anyvla.backbones.quirks.Quirk` wants them, for its `grid` and `multiple`.
 """
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -21,3 +22,8 @@ def granite4_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
     rate = Fraction(config.downsample_rate)
     rows, columns = (int(side // config.vision_config.patch_size * rate) for side in size)
     return 1, rows * columns + 1
+
+
+def aria_side(config: Any) -> int:
+    """The smallest side in pixels whose number of patches the projector knows."""
+    return math.isqrt(min(config.projector_patch_to_query_dict)) * config.vision_config.patch_size
