@@ -64,7 +64,7 @@ def test_every_parameter_belongs_to_one_part(build_one: Build, family: str) -> N
     assert backbone.embedding.weight in parts["embeddings"]
     names = {p: n for n, p in backbone.named_parameters()}
     assert parts["vision"]
-    assert all(any(w in names[p] for w in ("vision", "visual", "image", "video")) for p in parts["vision"])
+    assert all(any(w in names[p] for w in ("vision", "visual", "image", "video", "vqmodel")) for p in parts["vision"])
     blocks = ("layers.", "blocks.", "encoder.")  # a language model's or a tower's, never what lies between
     language = [names[p] for p in parts["language"]]
     assert any(b in n for b in blocks for n in language)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from anyvla import weights
+
+
+class Tied(nn.Module):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, width)
+        self.head = nn.Linear(width, 7, bias=False)
+        self.head.weight = self.table.weight
+        self.norm = nn.BatchNorm1d(width)
+
+
+def test_what_was_saved_comes_back_into_the_tensors_that_are_there(tmp_path: Path) -> None:
+    one, other = Tied(), Tied()
+    one.norm.running_mean.normal_()
+    weights.save(one, tmp_path / "w.safetensors")
+    places = {n: t.data_ptr() for n, t in other.state_dict().items()}
+    weights.load(other, tmp_path / "w.safetensors")
+    assert all(torch.equal(t, other.state_dict()[n]) for n, t in one.state_dict().items())
+    assert {n: t.data_ptr() for n, t in other.state_dict().items()} == places
+    assert other.head.weight is other.table.weight
+    assert len(load_file(tmp_path / "w.safetensors")) == len(one.state_dict()) - 1  # tied weights lie there once
+
+
+def test_weights_of_another_dtype_are_converted(tmp_path: Path) -> None:
+    one, other = Tied(), Tied().to(torch.bfloat16)
+    weights.save(one, tmp_path / "w.safetensors")
+    weights.load(other, tmp_path / "w.safetensors")
+    assert torch.equal(other.table.weight, one.table.weight.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("missing", r"missing: norm\.bias"),
+        ("tied", r"missing: head\.weight, table\.weight"),
+        ("extra", r"not of this model: more\.weight"),
+        (
+            "shape",
+            r"of another shape: norm\.bias is \(3\), not \(4\)|of another shape: norm\.bias is \(3,\), not \(4,\)",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused_before_anything_is_changed(
+    tmp_path: Path, fault: str, message: str
+) -> None:
+    path = tmp_path / "w.safetensors"
+    weights.save(Tied(), path)
+    tensors = load_file(path)
+    if fault == "missing":
+        del tensors["norm.bias"]
+    elif fault == "tied":
+        tensors = {n: t for n, t in tensors.items() if n not in ("head.weight", "table.weight")}
+    elif fault == "extra":
+        tensors["more.weight"] = torch.zeros(1)
+    else:
+        tensors["norm.bias"] = torch.zeros(3)
+    save_file(tensors, path)
+    model = Tied()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"w\.safetensors holds a checkpoint whose classes don't match .*{message}"):
+        weights.load(model, path)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("fault", ["cut", "gone"])
+def test_a_damaged_file_says_so(tmp_path: Path, fault: str) -> None:
+    path = tmp_path / "w.safetensors"
+    weights.save(Tied(), path)
+    if fault == "cut":
+        path.write_bytes(path.read_bytes()[:-8])
+    else:
+        path.unlink()
+    with pytest.raises(ValueError, match="cannot be read .* copy the checkpoint again, whole"):
+        weights.load(Tied(), path)
