@@ -46,7 +46,7 @@ def test_weights_of_another_dtype_are_converted(tmp_path: Path) -> None:
         ("extra", r"not of this model: more\.weight"),
         (
             "shape",
-            r"of another shape: norm\.bias is \(3\), not \(4\)|of another shape: norm\.bias is \(3,\), not \(4,\)",
+            r"of another shape: norm\.bias is \(3,\), not \(4,\)",
         ),
     ],
 )
@@ -80,5 +80,5 @@ def test_a_damaged_file_says_so(tmp_path: Path, fault: str) -> None:
         path.write_bytes(path.read_bytes()[:-8])
     else:
         path.unlink()
-    with pytest.raises(ValueError, match="cannot be read .* copy the checkpoint again, whole"):
+    with pytest.raises(ValueError, match=r"cannot be read .* copy the checkpoint again, whole"):
         weights.load(Tied(), path)
