@@ -28,7 +28,7 @@ from transformers.utils import cached_file
 from anyvla.backbones.base import CAPABILITIES, Cache, Part
 from anyvla.backbones.composed import cut
 from anyvla.backbones.flamingo_language import build_language, counts_positions, keys_at, load_language, renamed
-from anyvla.backbones.flamingo_layers import CrossAttending, Reading, add_cross_attention, decoder_layers, reading
+from anyvla.backbones.flamingo_layers import CrossAttending, Reading, add_cross_attention, decoder_layers, shown
 from anyvla.backbones.flamingo_weights import check, read_checkpoint, translate
 from anyvla.backbones.options import Options
 from anyvla.backbones.parts import parameters_of
@@ -188,7 +188,7 @@ class FlamingoBackbone(TokenBackbone):
             given["past_key_values"] = memory.past
         if "attention_mask" in given:
             given["attention_mask"] = _numbers(given["attention_mask"], self.model.dtype)
-        with reading(decoder_layers(self.model), what), keys_at(self.model, None if cache is None else cache.valid):
+        with shown(decoder_layers(self.model), what), keys_at(self.model, None if cache is None else cache.valid):
             self.model(**given)
 
     @torch.no_grad()

@@ -108,7 +108,7 @@ class CrossAttending(nn.Module):
 
 
 @contextmanager
-def reading(layers: Iterable[nn.Module], what: Reading | None) -> Iterator[None]:
+def shown(layers: Iterable[nn.Module], what: Reading | None) -> Iterator[None]:
     """Give the `CrossAttending` ones of `layers` what their tokens read, for the length of one forward pass."""
     wrapped = [layer for layer in layers if isinstance(layer, CrossAttending)]
     for layer in wrapped:
