@@ -47,7 +47,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="families at a time")
     options = parser.parse_args()
     if not options.render:
-        measure(options.only, options.jobs)
+        with tempfile.TemporaryDirectory() as modules:  # where transformers copies code that comes with models
+            os.environ["HF_MODULES_CACHE"] = modules
+            measure(options.only, options.jobs)
     results = parse(json.loads(RESULTS.read_text()))
     PAGE.write_text(render(results), encoding="utf-8")
     failed = [f"{m.name}: {', '.join(m.failed)}" for m in _all(results) if m.failed]
@@ -219,12 +221,17 @@ def _checks(rows: list[Measured]) -> str:
 
 def _reasons(rows: list[Measured]) -> str:
     """What did not pass, each reason once."""
-    of: dict[str, list[str]] = {}
+    of: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
     for m in rows:
         for check, (state, why) in m.checks.items():
             if state != "passed":
-                of.setdefault(f"{'**failed** ' if state == 'failed' else ''}{check}: {why}", []).append(f"`{m.name}`")
-    return "\n".join(f"- {reason} ({', '.join(names)})" for reason, names in sorted(of.items())) or "- none"
+                checks, names = of.setdefault((state, why), ({}, {}))
+                checks[check] = names[f"`{m.name}`"] = None
+    lines = [
+        f"- {'**failed** ' if state == 'failed' else ''}{', '.join(checks)}: {why} ({', '.join(names)})"
+        for (state, why), (checks, names) in sorted(of.items())
+    ]
+    return "\n".join(lines) or "- none"
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:

@@ -6,40 +6,18 @@ What the released weights answer is not tested: they were not at hand.
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from families.remote import MODELS, VOCABULARY, write_remote
 from safetensors.torch import save_file
 from small import batch, embodiment, statistics
-from transformers import AutoConfig, AutoTokenizer
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from anyvla.backbones.conformance import examine
-from anyvla.backbones.nano import TOKENIZER
 from anyvla.config import ConfigError, build
 from anyvla.policy import VLA, VLAConfig
 from anyvla.registry import backbones
 
-STAND_INS = Path(__file__).parent / "stand_ins"
-VOCABULARY = len(AutoTokenizer.from_pretrained(TOKENIZER))
-TEXT = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-TEXT |= {"num_attention_heads": 4, "max_position_embeddings": 512}
-VISUAL = {"image_size": 32, "patch_size": 8, "width": 24, "output_dim": 32, "image_start_id": VOCABULARY}
-MODELS = {
-    "moondream": (
-        {"AutoConfig": "configuration_moondream.MoondreamConfig", "AutoModelForCausalLM": "moondream.Moondream"},
-        {"model_type": "moondream1", "text_config": TEXT},
-    ),
-    "uform": (
-        {"AutoConfig": "configuration_uform_gen.VLMConfig", "AutoModel": "modeling_uform_gen.VLMForCausalLM"},
-        {"model_type": "vlm", "text_decoder": TEXT | {"num_key_value_heads": 4}},
-    ),
-    "qwen_vl": (
-        {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"},
-        {"model_type": "qwen", "vocab_size": VOCABULARY + 8, "visual": VISUAL},
-    ),
-}
 TOKENS = {"moondream": 16, "uform": 5, "qwen_vl": 16}
 
 
@@ -56,22 +34,8 @@ def own_modules(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Model folders as their makers would publish them."""
-    made = {}
-    for name, (auto_map, config) in MODELS.items():
-        folder = tmp_path_factory.mktemp("models") / name
-        shutil.copytree(STAND_INS / name, folder, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
-        AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
-        settings = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        torch.manual_seed(0)
-        cls = next(reference for auto, reference in auto_map.items() if auto != "AutoConfig")
-        model = get_class_from_dynamic_module(cls, str(folder))(settings)
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                torch.nn.init.normal_(weight, std=0.2)
-        save_file({k: v.clone() for k, v in model.state_dict().items()}, folder / "model.safetensors")
-        made[name] = folder
-    return made
+    folder = tmp_path_factory.mktemp("models")
+    return {name: write_remote(name, folder / name) for name in MODELS}
 
 
 def part(name, folder, **options):
