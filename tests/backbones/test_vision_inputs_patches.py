@@ -14,9 +14,11 @@ import torch
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
+from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import VideoLlama3ImageProcessorPil
 
 from anyvla.backbones import vision_patches
 from anyvla.backbones.vision_inputs import Images
@@ -58,6 +60,18 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], names: se
 def test_patches_of_qwen_and_glm(kind: type, frames: np.ndarray[Any, Any]) -> None:
     processor = kind(**COMMON, temporal_patch_size=2, merge_size=2)
     same(ours(vision_patches.patches_thw, frames), theirs(processor, frames), {"pixel_values", "image_grid_thw"})
+
+
+def test_patches_of_paddleocr(frames: np.ndarray[Any, Any]) -> None:
+    processor = PaddleOCRVLImageProcessorPil(**COMMON, merge_size=2, temporal_patch_size=1)
+    same(ours(vision_patches.patches_stacked, frames), theirs(processor, frames), {"pixel_values", "image_grid_thw"})
+
+
+def test_patches_of_videollama3(frames: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(VISION, "spatial_merge_size")
+    monkeypatch.delitem(VISION, "temporal_patch_size")
+    names = {"pixel_values", "image_grid_thw", "image_merge_sizes"}
+    same(ours(vision_patches.patches_unmerged, frames), theirs(VideoLlama3ImageProcessorPil(**COMMON), frames), names)
 
 
 def test_patches_of_siglip2(frames: np.ndarray[Any, Any]) -> None:

@@ -218,8 +218,7 @@ class AutoBackbone(TokenBackbone):
     def _features(self, images: Images) -> Float[Tensor, "N T D"]:
         """The features of each image as the projector gives them."""
         names = inspect.signature(self._get_features).parameters
-        given = dict(self.quirk.vision(images))
-        given = {k: v for k, v in given.items() if k in names} or given  # one that names none passes all on
+        given = {k: v for k, v in self.quirk.vision(images).items() if k in names}
         features = self._get_features(**given).pooler_output
         if not isinstance(features, Tensor):
             features = torch.cat([f.reshape(-1, f.shape[-1]) for f in features])
@@ -322,9 +321,9 @@ def exact_size(quirk: Quirk, config: Any, asked: int | None) -> int | None:
 
 
 def _method(model: Any, name: str) -> Any:
-    """The model's own method, or that of its trunk (some families have it there only)."""
+    """The method of the model's trunk, or the model's own, which may hand on arguments without naming them."""
     trunk = getattr(model, "model", None)
-    return getattr(model, name, None) or getattr(trunk, name, None)
+    return getattr(trunk, name, None) or getattr(model, name, None)
 
 
 def _quirk(model_config: Any) -> Quirk:

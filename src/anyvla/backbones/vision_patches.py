@@ -16,7 +16,8 @@ from anyvla.backbones.vision_inputs import Images
 def patches_thw(images: Images) -> dict[str, Tensor]:
     """Flat patches (N * patches, 3 * t * p * p), ordered by merged groups, and each image's grid (Qwen2-VL, GLM-4V)."""
     vision = images.config.vision_config
-    p, merge, t = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    p, t = vision.patch_size, getattr(vision, "temporal_patch_size", 1)
+    merge = getattr(vision, "spatial_merge_size", 1)
     n, _, h, w = images.pixels.shape
     rows, columns = h // p, w // p
     groups = images.pixels.reshape(n, 3, rows // merge, merge, p, columns // merge, merge, p)
@@ -24,6 +25,21 @@ def patches_thw(images: Images) -> dict[str, Tensor]:
     patches = groups.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, t, -1, -1)  # a still image is t equal frames
     grid = torch.tensor([[1, rows, columns]], device=images.pixels.device)
     return {"pixel_values": patches.reshape(n * rows * columns, -1), "image_grid_thw": grid.repeat(n, 1)}
+
+
+def patches_unmerged(images: Images) -> dict[str, Tensor]:
+    """As `patches_thw`, row by row: what is merged is for the model to find, told that it is nothing (VideoLLaMA 3)."""
+    given = patches_thw(images)
+    return {**given, "image_merge_sizes": torch.ones_like(given["image_grid_thw"][:, 0])}
+
+
+def patches_stacked(images: Images) -> dict[str, Tensor]:
+    """Patches (N * patches, 3, p, p), row by row, and each image's grid (PaddleOCR-VL, Kimi K2.5)."""
+    p = images.config.vision_config.patch_size
+    n, _, h, w = images.pixels.shape
+    patches = images.pixels.reshape(n, 3, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)  # (N, rows, columns, 3, p, p)
+    grid = torch.tensor([[1, h // p, w // p]], device=images.pixels.device)
+    return {"pixel_values": patches.reshape(-1, 3, p, p), "image_grid_thw": grid.repeat(n, 1)}
 
 
 def patches_shaped(images: Images) -> dict[str, Tensor]:

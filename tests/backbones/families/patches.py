@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import (
+    Exaone4_5_Config,
     Gemma4Config,
     Lfm2Config,
     Lfm2VlConfig,
+    LightOnOcrConfig,
     LlavaConfig,
     MiniCPMV4_6Config,
     Mistral3Config,
     MistralConfig,
     PixtralVisionConfig,
     PreTrainedConfig,
+    Qwen2Config,
     Qwen3_5TextConfig,
+    Qwen3Config,
     Siglip2VisionConfig,
+    VideoLlama3Config,
 )
 
 from families.common import TEXT, VOCABULARY, Family, token
@@ -117,6 +122,38 @@ def pixtral() -> PreTrainedConfig:
     )
 
 
+def video_llama_3() -> PreTrainedConfig:
+    return VideoLlama3Config(
+        text_config=Qwen2Config(**_TEXT),
+        vision_config=dict(_TOWER),
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+    )
+
+
+def exaone4_5() -> PreTrainedConfig:
+    """Two layers with a window, then one without a window and without positions."""
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    text = {**_TEXT, "num_hidden_layers": 3, "sliding_window": 24, "layer_types": kinds}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "num_key_value_heads": 2}
+    vision |= {"patch_size": 7, "window_size": 28, "out_hidden_size": 32, "fullatt_block_indexes": [1]}
+    return Exaone4_5_Config(
+        text_config={**text, "model_type": "exaone4"},
+        vision_config=vision,
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+    )
+
+
+def lighton_ocr() -> PreTrainedConfig:
+    return LightOnOcrConfig(
+        text_config=Qwen3Config(**_TEXT, head_dim=8),
+        vision_config=PixtralVisionConfig(**_TOWER, image_size=56),
+        image_token_id=token("<|image_pad|>"),
+        spatial_merge_size=2,
+    )
+
+
 FAMILIES = {
     "lfm2_vl": Family(lfm2_vl, {"image_size": 28}),
     "minicpmv4_6": Family(minicpmv4_6, {"image_size": 56}),
@@ -124,4 +161,7 @@ FAMILIES = {
     "gemma4_bidirectional": Family(gemma4_bidirectional, {"image_size": 28}),
     "mistral3": Family(mistral3, {"image_size": 28}),
     "pixtral": Family(pixtral, {"image_size": 21}),
+    "video_llama_3": Family(video_llama_3, {"image_size": 28}),
+    "exaone4_5": Family(exaone4_5, {"image_size": 28}),
+    "lighton_ocr": Family(lighton_ocr, {"image_size": 28}),
 }

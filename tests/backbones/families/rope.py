@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import (
+    CohereCompassConfig,
+    Ernie4_5_VLMoeConfig,
     Glm4vConfig,
     Glm4vMoeConfig,
     Glm46VConfig,
     GlmOcrConfig,
+    PaddleOCRVLConfig,
     PreTrainedConfig,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
@@ -113,6 +116,40 @@ def glm_ocr() -> PreTrainedConfig:
     return _glm(GlmOcrConfig)
 
 
+def paddleocr_vl() -> PreTrainedConfig:
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return PaddleOCRVLConfig(
+        text_config=_text(head_dim=8),
+        vision_config={**tower, "image_size": 42, "patch_size": 7, "spatial_merge_size": 2},
+        **_tokens(),
+    )
+
+
+def cohere_compass() -> PreTrainedConfig:
+    """Has no row: what its forward takes and its configuration names say how it is read."""
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    rope = {kind: {**_INTERLEAVED, "rope_theta": 10000.0} for kind in kinds}
+    text = _text(rope, num_hidden_layers=3, sliding_window=24, layer_types=kinds)
+    return CohereCompassConfig(
+        text_config=text, vision_config={**_TOWER_3, "deepstack_visual_indexes": [0, 1]}, **_tokens()
+    )
+
+
+def ernie4_5_vl_moe() -> PreTrainedConfig:
+    """Has no row either. Its experts for images are other ones than those for text."""
+    tower = {**_TOWER, "intermediate_size": 64, "in_channels": 3, "temporal_merge_size": 2}
+    experts = {"moe_intermediate_size": [32, 16], "moe_k": 2, "moe_num_experts": 4, "moe_num_shared_experts": 1}
+    names = {
+        "image": token("<|image_pad|>"),
+        "image_start": token("<|image_start|>"),
+        "image_end": token("<|image_end|>"),
+    }
+    names |= {"video": token("<|video_pad|>")}
+    return Ernie4_5_VLMoeConfig(
+        text_config=_text(**experts), vision_config=tower, **{f"{name}_token_id": i for name, i in names.items()}
+    )
+
+
 FAMILIES = {
     "qwen2_vl": Family(qwen2_vl, {"image_size": 28}),
     "qwen2_5_vl": Family(qwen2_5_vl, {"image_size": 28}),
@@ -124,4 +161,7 @@ FAMILIES = {
     "glm46v": Family(glm46v, {"image_size": 28}),
     "glm4v_moe": Family(glm4v_moe, {"image_size": 28}),
     "glm_ocr": Family(glm_ocr, {"image_size": 28}),
+    "paddleocr_vl": Family(paddleocr_vl, {"image_size": 28}),
+    "cohere_compass": Family(cohere_compass, {"image_size": 28}),
+    "ernie4_5_vl_moe": Family(ernie4_5_vl_moe, {"image_size": 28}),
 }
