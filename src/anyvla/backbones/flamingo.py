@@ -140,7 +140,7 @@ class FlamingoBackbone(TokenBackbone):
         text_config = self.model.config.get_text_config(decoder=True)
         self.width = text_config.hidden_size
         self.context = getattr(text_config, "max_position_embeddings", getattr(text_config, "max_seq_len", None))
-        self.windows = windows_of(text_config)
+        self.windows = dict(windows_of(text_config))
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
         lacks = frozenset() if counts_positions(self.model, self._names) else frozenset({"cache"})
         self.capabilities = frozenset(CAPABILITIES) - lacks
