@@ -40,7 +40,14 @@ from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import read_model, renew, truncate
 from anyvla.backbones.quirks import QUIRKS, Quirk, quirk_for
 from anyvla.backbones.resampler import PerceiverResampler
-from anyvla.backbones.source import PREPROCESSOR, fetch, lacking_package, read_config, read_preprocessor
+from anyvla.backbones.source import (
+    PREPROCESSOR,
+    fetch,
+    lacking_package,
+    read_config,
+    read_preprocessor,
+    read_second_tokenizer,
+)
 from anyvla.backbones.tokens import Template, TokenBackbone, windows_of
 from anyvla.backbones.vision_inputs import Images
 from anyvla.config import STRICT
@@ -131,11 +138,8 @@ class AutoBackbone(TokenBackbone):
         dtype = getattr(torch, config.dtype)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-            inside, second = _quirk(model_config).second_tokenizer, None
-            if inside is not None:
-                second = AutoTokenizer.from_pretrained(
-                    source, revision=revision, subfolder=inside, trust_remote_code=False
-                )
+            inside = _quirk(model_config).second_tokenizer
+            second = None if inside is None else read_second_tokenizer(source, revision, inside)
             if assets is None:
                 truncate(model_config, config.layers)
             if assets is None and config.pretrained != "none":

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, PretrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+)
 from transformers.utils import cached_file
 
 from anyvla.backbones.unsupported import UNSUPPORTED
@@ -89,6 +95,17 @@ def read_config(source: str, revision: str | None) -> Any:
             "choose one that AutoModelForImageTextToText knows (LLaVA, PaliGemma, SmolVLM, KosMos-2, ...)"
         )
     return config
+
+
+def read_second_tokenizer(source: str, revision: str | None, folder: str) -> Any:
+    """The tokenizer in a folder inside the model's (see `Quirk.second_tokenizer`). Raises ValueError without one."""
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision, subfolder=folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{source} has no tokenizer in its folder {folder!r}, for the instruction that its vision side reads: copy "
+            f"that folder from the model it was trained from. {fetch(source, revision)}"
+        ) from error
 
 
 def read_preprocessor(source: str, revision: str | None) -> dict[str, Any]:
