@@ -71,7 +71,10 @@ class Memory:
 
 
 class FlamingoBackbone(TokenBackbone):
-    """A CLIP vision tower, a Perceiver resampler, and a causal language model with gated cross-attention."""
+    """OpenFlamingo 3B, 4B and 9B (`preset`), or the like over any causal language model (`language`).
+
+    A CLIP vision tower, a Perceiver resampler, and gated cross-attention before layers of the language model.
+    """
 
     reads = frozenset({"pretrained", "layers"})
 
@@ -190,6 +193,12 @@ class FlamingoBackbone(TokenBackbone):
             given["attention_mask"] = _numbers(given["attention_mask"], self.model.dtype)
         with shown(decoder_layers(self.model), what), keys_at(self.model, None if cache is None else cache.valid):
             self.model(**given)
+
+    def plain(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
+        """The last hidden states as the model gives them when nothing is written over and its positions are its own."""
+        with shown(decoder_layers(self.model), self._reading(sequence, None, 0)), self.reading() as hidden:
+            self.model(input_ids=sequence.input_ids, attention_mask=sequence.attention_mask.long())
+        return hidden[0]
 
     @torch.no_grad()
     def generate(self, sequence: TokenSequence, tokens: int) -> Int64[Tensor, "S n"]:
