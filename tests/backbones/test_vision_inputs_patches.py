@@ -97,3 +97,16 @@ def test_patches_of_minicpm(frames: np.ndarray[Any, Any]) -> None:
 def test_sizes_of_pixtral(frames: np.ndarray[Any, Any]) -> None:
     processor = PixtralImageProcessorPil(**COMMON | {"patch_size": {"height": SIDE, "width": SIDE}})
     same(ours(vision_patches.sized, frames), theirs(processor, frames), {"pixel_values", "image_sizes"})
+
+
+def test_whole_patches_of_gemma4_unified(frames: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its patches is a square of small patches, as the picture shows it."""
+    monkeypatch.setitem(VISION, "pooling_kernel_size", 2)
+    given = ours(vision_patches.patches_placed_whole, frames)
+    mean, std = (np.array(COMMON[name]) for name in ("image_mean", "image_std"))
+    side = 2 * SIDE
+    assert given["pixel_values"].shape == (2, HIGH * WIDE // side**2, side * side * 3)
+    for n in range(2):
+        for patch, (x, y) in zip(given["pixel_values"][n], given["image_position_ids"][n].tolist(), strict=True):
+            cut = frames[n, y * side : (y + 1) * side, x * side : (x + 1) * side]
+            np.testing.assert_allclose(patch.view(side, side, 3), (cut / 255 - mean) / std, atol=1e-5)

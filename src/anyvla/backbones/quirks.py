@@ -133,6 +133,14 @@ _BLIP2 = Quirk(
 )
 _INSTRUCTBLIP = replace(_BLIP2, vision=vision_odd.instructed, second_tokenizer="qformer_tokenizer")
 
+_GEMMA4 = Quirk(
+    template=Template(before_image="<|image>", after_image="<image|>", text="{prompt}"),
+    vision=vision_patches.patches_placed,
+    multiple=lambda config: config.vision_config.patch_size * config.vision_config.pooling_kernel_size,
+    size=384,  # 64 tokens: the most within the least budget of its image processor, 70
+    attention=_gemma4_attention,
+)
+
 # Convolutions and linear attention hide nothing behind a mask, and what they remember takes up the padding after it.
 _RECURRENT: frozenset[Capability] = frozenset({"block_mask", "cache"})
 
@@ -181,6 +189,11 @@ QUIRKS: dict[str, Quirk] = {
         template=Template(before_image="<|IMAGE_START|>", after_image="<|IMAGE_END|>", text="{prompt}"),
         vision=vision_patches.patches_stacked,
     ),
+    "kimi_k25": Quirk(
+        template=Template(before_image="{vision_start_token_id}", after_image="{vision_end_token_id}", text="{prompt}"),
+        vision=vision_patches.patches_stacked,
+        multiple=lambda config: config.vision_config.patch_size * config.vision_config.merge_kernel_size[0],
+    ),
     "video_llama_3": Quirk(
         template=Template(after_image="\n", text="{prompt}"),
         vision=vision_patches.patches_unmerged,
@@ -200,13 +213,8 @@ QUIRKS: dict[str, Quirk] = {
         size=448,  # what its image processor gives
         lacks=_RECURRENT,
     ),
-    "gemma4": Quirk(
-        template=Template(before_image="<|image>", after_image="<image|>", text="{prompt}"),
-        vision=vision_patches.patches_placed,
-        multiple=lambda config: config.vision_config.patch_size * config.vision_config.pooling_kernel_size,
-        size=384,  # 64 tokens: the most within the least budget of its image processor, 70
-        attention=_gemma4_attention,
-    ),
+    "gemma4": _GEMMA4,
+    "gemma4_unified": replace(_GEMMA4, vision=vision_patches.patches_placed_whole),
     "mistral3": _PIXTRAL,
     "lighton_ocr": replace(_PIXTRAL, template=Template(after_image="\n", text="{prompt}"), grid=None),
     "llava_next": _LLAVA_NEXT,
@@ -231,6 +239,7 @@ QUIRKS: dict[str, Quirk] = {
         )
     ),
     "ovis2": Quirk(template=Template(before_image="<IMG_START>", after_image="<IMG_GRID><IMG_END>\n", text="{prompt}")),
+    "step3p7": Quirk(template=Template(before_image="<im_start>", after_image="<im_end>", text="{prompt}")),
     "got_ocr2": _INTERNVL,
     "pp_chart2table": _INTERNVL,
     "deepseek_vl": Quirk(template=Template(text="{prompt}")),
@@ -250,6 +259,8 @@ QUIRKS: dict[str, Quirk] = {
     "blip-2": _BLIP2,
     "instructblip": _INSTRUCTBLIP,
     "florence2": Quirk(template=Template(opening="", text="<s>{prompt}</s>"), multiple=lambda _config: 32, **_ENCODER),
+    # Its layers' windows look both ways, and only its own masks know how far.
+    "t5gemma2": replace(_GEMMA3, **{**_ENCODER, "lacks": frozenset({"interleave", "cache", "block_mask"})}, extras={}),
     "kosmos-2.5": Quirk(
         template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
         image_token="<bbox>",  # any id that no instruction contains: the features overwrite its embedding

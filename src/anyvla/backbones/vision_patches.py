@@ -54,7 +54,16 @@ def patches_shaped(images: Images) -> dict[str, Tensor]:
 
 def patches_placed(images: Images) -> dict[str, Tensor]:
     """Patches (N, patches, p * p * 3), row by row, channels last, and where each lies, x before y (Gemma 4)."""
-    p = images.config.vision_config.patch_size
+    return _placed(images, images.config.vision_config.patch_size)
+
+
+def patches_placed_whole(images: Images) -> dict[str, Tensor]:
+    """As `patches_placed`, but what another tower pools is one patch already (Gemma 4 Unified)."""
+    vision = images.config.vision_config
+    return _placed(images, vision.patch_size * vision.pooling_kernel_size)
+
+
+def _placed(images: Images, p: int) -> dict[str, Tensor]:
     patches = patches_channels_last(images.pixels, p)
     n, _, h, w = images.pixels.shape
     rows, columns = torch.arange(h // p, device=patches.device), torch.arange(w // p, device=patches.device)

@@ -7,8 +7,11 @@ from typing import Any
 from transformers import (
     Exaone4_5_Config,
     Gemma4Config,
+    Gemma4UnifiedConfig,
+    Kimi_K25Config,
     Lfm2Config,
     Lfm2VlConfig,
+    Lfm3VlConfig,
     LightOnOcrConfig,
     LlavaConfig,
     MiniCPMV4_6Config,
@@ -122,6 +125,46 @@ def pixtral() -> PreTrainedConfig:
     )
 
 
+def gemma4_unified() -> PreTrainedConfig:
+    """Has no tower: patches go into the language model through one layer."""
+    text = {
+        **_TEXT,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    }
+    text |= {"head_dim": 8, "global_head_dim": 16, "sliding_window": 24, "use_bidirectional_attention": "vision"}
+    vision = {"patch_size": 7, "pooling_kernel_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 32}
+    names = {"image": "<|image|>", "video": "<|video_pad|>", "audio": "<|vision_end|>", "boi": "<|image>"}
+    ids = {f"{name}_token_id": token(text) for name, text in (names | {"eoi": "<image|>"}).items()}
+    return Gemma4UnifiedConfig(text_config=text, vision_config={**vision, "output_proj_dims": 32}, **ids)
+
+
+def lfm3_vl() -> PreTrainedConfig:
+    """Has no row: it names its tokens around images and takes image_grid_thw."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    names = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+    names |= {"vision_start": "<|image_start|>", "vision_end": "<|image_end|>"}
+    return Lfm3VlConfig(
+        text_config={**_TEXT, "model_type": "lfm3", "num_hidden_layers": 3},
+        vision_config={**vision, "num_key_value_heads": 2, "patch_size": 7},
+        projector_hidden_size=48,
+        **{f"{name}_token_id": token(text) for name, text in names.items()},
+    )
+
+
+def kimi_k25() -> PreTrainedConfig:
+    text = {**_TEXT, "model_type": "deepseek_v3", "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 1}
+    text |= {"topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
+    text |= {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    names = {"image": "<|image_pad|>", "vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
+    return Kimi_K25Config(
+        text_config=text,
+        vision_config={**_TOWER, "pos_emb_height": 6, "pos_emb_width": 6},
+        projection_hidden_size=32,
+        **{f"{name}_token_id": token(text) for name, text in names.items()},
+    )
+
+
 def video_llama_3() -> PreTrainedConfig:
     return VideoLlama3Config(
         text_config=Qwen2Config(**_TEXT),
@@ -161,6 +204,9 @@ FAMILIES = {
     "gemma4_bidirectional": Family(gemma4_bidirectional, {"image_size": 28}),
     "mistral3": Family(mistral3, {"image_size": 28}),
     "pixtral": Family(pixtral, {"image_size": 21}),
+    "gemma4_unified": Family(gemma4_unified, {"image_size": 28}),
+    "lfm3_vl": Family(lfm3_vl, {"image_size": 28}),
+    "kimi_k25": Family(kimi_k25, {"image_size": 28}),
     "video_llama_3": Family(video_llama_3, {"image_size": 28}),
     "exaone4_5": Family(exaone4_5, {"image_size": 28}),
     "lighton_ocr": Family(lighton_ocr, {"image_size": 28}),
