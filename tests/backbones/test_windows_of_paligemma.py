@@ -40,11 +40,10 @@ def test_masks_of_its_own_for_layers_with_a_window_are_refused(subject: Subject,
     length = sequence.input_ids.shape[1]
     assert length > WINDOW
     everything = torch.ones(1, length, length, dtype=torch.bool)
+    if way == "mask":
+        sequence = dataclasses.replace(sequence, mask=everything)
     with pytest.raises(ValueError, match=rf"{length} tokens are more than the window of {WINDOW}.*fewer cameras"):
-        if way == "mask":
-            subject.backbone(dataclasses.replace(sequence, mask=everything), query)
-        else:
-            subject.backbone(sequence, query, Cache())
+        subject.backbone(sequence, query, Cache() if way == "cache" else None)
 
 
 def test_within_the_window_a_mask_that_hides_nothing_changes_nothing(subject: Subject) -> None:

@@ -8,6 +8,7 @@ from transformers import (
     AyaVisionConfig,
     Cohere2Config,
     Cohere2VisionConfig,
+    DeepseekOcr2Config,
     GotOcr2Config,
     Idefics2Config,
     InternVLConfig,
@@ -19,6 +20,7 @@ from transformers import (
     QianfanOCRConfig,
     Qwen2Config,
     SiglipVisionConfig,
+    Step3p7Config,
 )
 
 from families.common import PREPROCESSOR, TEXT, VISION, VOCABULARY, Family, token
@@ -119,7 +121,7 @@ def pp_chart2table() -> PreTrainedConfig:
 
 
 def llama4() -> PreTrainedConfig:
-    """A mixture of experts; three of four layers see the tokens of their own chunk only, longer than these sequences."""
+    """A mixture of experts; three of four layers see their own chunk only, which is longer than these sequences."""
     text = {
         **_TEXT,
         "num_hidden_layers": 4,
@@ -139,6 +141,46 @@ def llama4() -> PreTrainedConfig:
     )
 
 
+def step3p7() -> PreTrainedConfig:
+    """A mixture of experts; layers with a window have more heads, and all have a gate."""
+    text = {
+        **_TEXT,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "sliding_window": 24,
+        "num_sliding_attention_heads": 8,
+        "head_dim": 8,
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "share_expert_dim": 32,
+    }
+    vision = {**VISION, "mlp_ratio": 2.0, "max_position_embeddings": 64, "image_size": 56}
+    return Step3p7Config(text_config=text, vision_config=vision, image_token_id=token("<im_patch>"))
+
+
+def deepseek_ocr2() -> PreTrainedConfig:
+    """A tower of two: the tokens of a SAM are read by a language model with learnt queries."""
+    sam = {**VISION, "image_size": 112, "window_size": 4, "global_attn_indexes": [1], "output_channels": 32}
+    return DeepseekOcr2Config(
+        text_config={
+            **_TEXT,
+            "max_position_embeddings": 2048,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "mlp_layer_types": ["dense", "sparse"],
+        },
+        vision_config={
+            "sam_config": {**sam, "downsample_channels": [32, 32], "initializer_range": 0.2},
+            "encoder_config": {**_TEXT, "num_key_value_heads": 2},
+        },
+        image_token_id=token("<image>"),
+    )
+
+
 FAMILIES = {
     "internvl": Family(internvl),
     "idefics2": Family(idefics2, {"image_size": 28}),
@@ -149,4 +191,6 @@ FAMILIES = {
     "pp_chart2table": Family(pp_chart2table, preprocessor=_LARGER),
     "qianfan_ocr": Family(qianfan_ocr),
     "llama4": Family(llama4),
+    "step3p7": Family(step3p7, preprocessor=_LARGER),
+    "deepseek_ocr2": Family(deepseek_ocr2, preprocessor={**PREPROCESSOR, "size": {"height": 112, "width": 112}}),
 }
