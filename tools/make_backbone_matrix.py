@@ -100,7 +100,7 @@ def _declared(name: str) -> Measured:
     """What the class of a registered backbone says of itself."""
     target = backbones[name]
     able = getattr(target, "capabilities", None)
-    what = (inspect.getdoc(target) or "").partition("\n")[0]
+    what = [getattr(target, "about", None), (inspect.getdoc(target) or "").partition("\n")[0]]
     return Measured(
         name=name,
         model_class=target.__name__,
@@ -110,7 +110,7 @@ def _declared(name: str) -> Measured:
         image_wrapping=0,
         attention="",
         any_size=False,
-        note=what,
+        note=": ".join(filter(None, what)),
     )
 
 

@@ -94,6 +94,7 @@ def test_a_promise_that_is_broken_is_shown_with_its_reason(doctor: Arguments, mo
         (("EMPTY", "--name", "nanno"), "there is no backbone 'nanno': did you mean 'nano'?"),
         (("EMPTY", "--name", "nano"), "backbone 'nano' reads no model folder; run `anyvla doctor backbone nano`"),
         (("auto",), "'path' is required"),
+        (("EMPTY", "--name", "moondream"), "comes with code of its own, which would run with all your rights"),
     ],
 )
 def test_a_mistake_is_one_clear_line(
