@@ -154,6 +154,7 @@ QUIRKS: dict[str, Quirk] = {
         ),
         image_token="<image>",
         vision=vision_inputs.beside,
+        preprocessor={"resample": 3},  # bicubic, which its file leaves unsaid
         grid=lambda _config, _size: (1, 1),
         lacks=frozenset({"cache"}),  # it wants images at each call
     ),
