@@ -143,6 +143,13 @@ _GEMMA4 = Quirk(
 
 # Convolutions and linear attention hide nothing behind a mask, and what they remember takes up the padding after it.
 _RECURRENT: frozenset[Capability] = frozenset({"block_mask", "cache"})
+_MINICPM = Quirk(
+    template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
+    vision=vision_patches.patches_in_a_row,
+    multiple=lambda config: config.vision_config.patch_size * (2 if config.downsample_mode == "4x" else 4),
+    size=448,  # what its image processor gives
+    lacks=_RECURRENT,
+)
 
 QUIRKS: dict[str, Quirk] = {
     "idefics3": _IDEFICS3,
@@ -207,13 +214,8 @@ QUIRKS: dict[str, Quirk] = {
         size=256,  # the least that its image processor gives
         lacks=_RECURRENT,
     ),
-    "minicpmv4_6": Quirk(
-        template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
-        vision=vision_patches.patches_in_a_row,
-        multiple=lambda config: config.vision_config.patch_size * (2 if config.downsample_mode == "4x" else 4),
-        size=448,  # what its image processor gives
-        lacks=_RECURRENT,
-    ),
+    "minicpmv4_6": _MINICPM,
+    "minicpmv4_7": _MINICPM,
     "gemma4": _GEMMA4,
     "gemma4_unified": replace(_GEMMA4, vision=vision_patches.patches_placed_whole),
     "mistral3": _PIXTRAL,

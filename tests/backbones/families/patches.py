@@ -8,6 +8,7 @@ from transformers import (
     Exaone4_5_Config,
     Gemma4Config,
     Gemma4UnifiedConfig,
+    HyperCLOVAXVisionV2Config,
     Kimi_K25Config,
     Lfm2Config,
     Lfm2VlConfig,
@@ -15,6 +16,7 @@ from transformers import (
     LightOnOcrConfig,
     LlavaConfig,
     MiniCPMV4_6Config,
+    MiniCPMV4_7Config,
     Mistral3Config,
     MistralConfig,
     PixtralVisionConfig,
@@ -52,14 +54,22 @@ def lfm2_vl() -> PreTrainedConfig:
     )
 
 
-def minicpmv4_6() -> PreTrainedConfig:
-    return MiniCPMV4_6Config(
+def _minicpm(cls: type[PreTrainedConfig]) -> PreTrainedConfig:
+    return cls(
         text_config=Qwen3_5TextConfig(**linear_attention()),
         vision_config={**_TOWER, "image_size": 42},
         insert_layer_id=0,
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
     )
+
+
+def minicpmv4_6() -> PreTrainedConfig:
+    return _minicpm(MiniCPMV4_6Config)
+
+
+def minicpmv4_7() -> PreTrainedConfig:
+    return _minicpm(MiniCPMV4_7Config)
 
 
 def gemma4() -> PreTrainedConfig:
@@ -165,6 +175,17 @@ def kimi_k25() -> PreTrainedConfig:
     )
 
 
+def hyperclovax_vision_v2() -> PreTrainedConfig:
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": 7}
+    vision |= {"out_hidden_size": 48, "fullatt_block_indexes": [1], "window_size": 28}
+    return HyperCLOVAXVisionV2Config(
+        text_config={**_TEXT, "model_type": "hyperclovax"},
+        vision_config={**vision, "model_type": "qwen2_5_vl_vision"},
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+    )
+
+
 def video_llama_3() -> PreTrainedConfig:
     return VideoLlama3Config(
         text_config=Qwen2Config(**_TEXT),
@@ -200,6 +221,7 @@ def lighton_ocr() -> PreTrainedConfig:
 FAMILIES = {
     "lfm2_vl": Family(lfm2_vl, {"image_size": 28}),
     "minicpmv4_6": Family(minicpmv4_6, {"image_size": 56}),
+    "minicpmv4_7": Family(minicpmv4_7, {"image_size": 56}),
     "gemma4": Family(gemma4, {"image_size": 28}),
     "gemma4_bidirectional": Family(gemma4_bidirectional, {"image_size": 28}),
     "mistral3": Family(mistral3, {"image_size": 28}),
@@ -207,6 +229,7 @@ FAMILIES = {
     "gemma4_unified": Family(gemma4_unified, {"image_size": 28}),
     "lfm3_vl": Family(lfm3_vl, {"image_size": 28}),
     "kimi_k25": Family(kimi_k25, {"image_size": 28}),
+    "hyperclovax_vision_v2": Family(hyperclovax_vision_v2, {"image_size": 28}),
     "video_llama_3": Family(video_llama_3, {"image_size": 28}),
     "exaone4_5": Family(exaone4_5, {"image_size": 28}),
     "lighton_ocr": Family(lighton_ocr, {"image_size": 28}),
