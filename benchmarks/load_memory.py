@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -98,7 +97,8 @@ def measure(kind: str, folder: Path, dtype: str) -> dict[str, float]:
     seconds = time.perf_counter() - start
     size = sum(w.numel() * w.element_size() for w in model.parameters())
     sum(float(w.flatten()[:: 1024 // w.element_size()].sum()) for w in model.parameters())  # each page is there
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    status = Path("/proc/self/status").read_text()  # getrusage would begin with the memory of the parent process
+    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024 - before
     return {"size_gb": size / 1e9, "peak": peak / size, "seconds": seconds}
 
 
