@@ -34,6 +34,9 @@ from transformers import (
 )
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
+from transformers.models.deepseek_vl_hybrid.image_processing_pil_deepseek_vl_hybrid import (
+    DeepseekVLHybridImageProcessorPil,
+)
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
@@ -41,6 +44,8 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.pixels import Pixels
+from anyvla.backbones.vision_inputs import Images
+from anyvla.backbones.vision_tiles import two_sizes
 
 SIDE = 28
 SIZE = {"height": SIDE, "width": SIDE}
@@ -230,6 +235,25 @@ def test_seams_are_tokenised_in_one_go(frames: torch.Tensor, tmp_path: Path) -> 
 )
 def test_an_image_is_scaled_to_the_tower(preprocessor: dict[str, Any], tower: int, side: int) -> None:
     assert Pixels({**preprocessor, **NORMAL}, tower).size == (side, side)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_towers_see_an_image_at_two_sizes(dtype: str) -> None:
+    numbers: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "high_res_image_mean": [0.4, 0.5, 0.6]}
+    told = {**numbers, "high_res_image_std": [0.2, 0.3, 0.3], "rescale_factor": 1 / 255, "resample": 3}
+    large = {"height": 2 * SIDE, "width": 2 * SIDE}
+    frame = np.random.default_rng(0).integers(0, 256, (2 * SIDE, 2 * SIDE, 3), dtype=np.uint8)
+    processor = DeepseekVLHybridImageProcessorPil(**told, size=SIZE, high_res_size=large)
+    theirs = processor([frame], return_tensors="pt")
+    config = SimpleNamespace(vision_config=SimpleNamespace(image_size=SIDE))
+    levels = torch.tensor(frame).permute(2, 0, 1)[None].to(getattr(torch, dtype))
+    nothing: Any = None
+    ours = two_sizes(Images(levels, nothing, nothing, config, preprocessor=told))
+    assert ours.keys() == {"pixel_values", "high_res_pixel_values"}
+    for name, pixels in ours.items():
+        assert pixels.dtype == levels.dtype
+        allowed = 2 / 255 if name == "pixel_values" else 1e-6  # levels that lie halfway
+        torch.testing.assert_close(pixels.float(), theirs[name], atol=allowed + 0.02 * (dtype == "bfloat16"), rtol=0)
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "idefics2"])

@@ -246,7 +246,9 @@ class AutoBackbone(TokenBackbone):
         return self._seen(self._pixel_values(sequence.images), sequence, self.places_of_images(sequence))
 
     def _seen(self, pixels: Float[Tensor, "N 3 h w"], sequence: TokenSequence, places: Bool[Tensor, "S L"]) -> Images:
-        return Images(pixels, sequence, places, self.model.config, self.tokenizer, self.second_tokenizer)
+        return Images(
+            pixels, sequence, places, self.model.config, self.tokenizer, self.preprocessor, self.second_tokenizer
+        )
 
     def _pixel_values(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N 3 h w"]:
         return self.pixels(images.flatten(0, 1).to(self.pixels.scale.device)).to(self.model.dtype)

@@ -246,6 +246,13 @@ QUIRKS: dict[str, Quirk] = {
     "got_ocr2": _INTERNVL,
     "pp_chart2table": _INTERNVL,
     "deepseek_vl": Quirk(template=Template(text="{prompt}")),
+    "deepseek_vl_hybrid": Quirk(
+        template=Template(text="{prompt}"),
+        vision=vision_tiles.two_sizes,
+        multiple=lambda config: config.high_res_vision_config.image_size,
+        size=1024,
+        preprocessor={"do_rescale": False, "do_normalize": False},  # for each of the two towers in its own way
+    ),
     "aria": Quirk(
         template=Template(before_image="<fim_prefix>", after_image="<fim_suffix>", text="{prompt}"),
         multiple=vision_tiles.aria_side,

@@ -6,7 +6,8 @@ Each function takes `Images` and gives arguments of the model's forward (and of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class Images:
     places: Bool[Tensor, "S L"]  # of image tokens
     config: Any  # of the model
     tokenizer: Any = None
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)  # the content of preprocessor_config.json
     second_tokenizer: Any = None  # of what the vision side reads (`Quirk.second_tokenizer`)
 
 

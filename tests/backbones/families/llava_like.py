@@ -10,6 +10,7 @@ from transformers import (
     ChameleonConfig,
     CLIPVisionConfig,
     DeepseekVLConfig,
+    DeepseekVLHybridConfig,
     Gemma2Config,
     Gemma3Config,
     Granite4VisionConfig,
@@ -20,6 +21,7 @@ from transformers import (
     PaliGemmaConfig,
     PreTrainedConfig,
     Qwen2Config,
+    SamVisionConfig,
     SiglipVisionConfig,
     VideoLlavaConfig,
     VipLlavaConfig,
@@ -110,6 +112,17 @@ def deepseek_vl() -> PreTrainedConfig:
     return DeepseekVLConfig(text_config=llama(), vision_config=vision, image_token_id=token("<image_placeholder>"))
 
 
+def deepseek_vl_hybrid() -> PreTrainedConfig:
+    """Two towers see each image, at two sizes."""
+    large = {**VISION, "image_size": 56, "output_channels": 32, "window_size": 4, "global_attn_indexes": [1]}
+    return DeepseekVLHybridConfig(
+        text_config=llama(),
+        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False),
+        high_res_vision_config=SamVisionConfig(**large, mlp_dim=64),
+        image_token_id=token("<image_placeholder>"),
+    )
+
+
 def aria() -> PreTrainedConfig:
     """A mixture of experts; its projector makes as many tokens of an image as it was told for its size."""
     experts = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}
@@ -172,6 +185,7 @@ FAMILIES = {
     "llava_onevision": Family(llava_onevision),
     "janus": Family(janus),
     "deepseek_vl": Family(deepseek_vl),
+    "deepseek_vl_hybrid": Family(deepseek_vl_hybrid, {"image_size": 56}),
     "aria": Family(aria, {"image_size": 28}),
     "chameleon": Family(chameleon),
     "granite4_vision": Family(granite4_vision),
