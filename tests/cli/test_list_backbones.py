@@ -84,6 +84,7 @@ def test_json_has_a_row_for_every_backbone_and_family(capsys: pytest.CaptureFixt
     assert {name for kind, name in by_name if kind == "backbone"} == set(backbones)
     assert set(FAMILIES) <= {name for kind, name in by_name if kind == "family"}
     assert all({"class", "capabilities", "tested", "transformers", "notes"} <= row.keys() for row in rows)
+    assert by_name["backbone", "auto"]["tested"]
     llava = by_name["family", "llava"]
     assert llava["class"] == "LlavaForConditionalGeneration"
     assert sorted(llava["capabilities"]) == sorted(CAPABILITIES)

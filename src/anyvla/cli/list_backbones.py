@@ -53,7 +53,11 @@ def _row(kind: str, measured: Measured) -> dict[str, Any]:
 
 def _registered() -> list[dict[str, Any]]:
     known = matrix().backbones
-    return [_row("backbone", known[name]) if name in known else _stranger(name) for name in backbones]
+    rows = [_row("backbone", known[name]) if name in known else _stranger(name) for name in backbones]
+    for row in rows:
+        if row["name"] == "auto":  # what its families are
+            row |= {"tested": bool(matrix().families), "transformers": matrix().versions["transformers"]}
+    return rows
 
 
 def _stranger(name: str) -> dict[str, Any]:
