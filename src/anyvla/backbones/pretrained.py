@@ -59,6 +59,9 @@ def read_model(source: str, revision: str | None, config: Any, dtype: torch.dtyp
             + "; ".join(f"{what}: {some(names)}" for what, names in faults.items() if names)
             + ". Give the folder as its maker wrote it, or the config.json that belongs to these weights"
         )
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.untyped_storage().nbytes() > tensor.nbytes:  # a part of a tensor of the file, which no one can save
+            tensor.data = tensor.data.clone()
     return model
 
 
