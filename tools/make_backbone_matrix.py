@@ -78,7 +78,10 @@ def measure(only: list[str] | None, jobs: int) -> None:
         bar(0, len(waiting))
         for done, future in enumerate(as_completed(waiting), 1):
             kind, name = waiting[future]
-            rows[kind][name] = future.result()
+            try:
+                rows[kind][name] = future.result()
+            except Exception as error:  # its process died; the results of the others are kept
+                rows[kind][name] = _unbuilt(kind, name, error)
             bar(done, len(waiting), name)
     for name in backbones:
         if name not in rows["backbones"] and backbones[name].__module__.startswith("anyvla."):
@@ -140,15 +143,11 @@ def examined(kind: str, name: str) -> dict[str, Any]:
             card = describe(backbone, name)
             results = [(r.check, r.state, r.detail) for r in examine(backbone, config)]
         except Exception as error:  # a family that cannot be built is a result too
-            results = [("build", "failed", f"{type(error).__name__}: {error}")]
-            card = backbone = None
+            return _unbuilt(kind, name, error, temporary)
         # What a check measured differs from run to run; why it did not pass does not.
         checks = {c: (s, "" if s == "passed" else why.replace(temporary, "FOLDER")) for c, s, why in results}
     if kind == "backbones":
-        able = None if card is None else card.capabilities
-        return _row(dataclasses.replace(_declared(name), checks=checks, capabilities=able))
-    if card is None:
-        return _row(Measured(name, "", name, (), checks, 0, "", False, ""))
+        return _row(dataclasses.replace(_declared(name), checks=checks, capabilities=card.capabilities))
     return _row(
         Measured(
             name=name,
@@ -162,6 +161,12 @@ def examined(kind: str, name: str) -> dict[str, Any]:
             note=card.note,
         )
     )
+
+
+def _unbuilt(kind: str, name: str, error: Exception, folder: str = "FOLDER") -> dict[str, Any]:
+    why = f"{type(error).__name__}: {error}".replace(folder, "FOLDER")
+    blank = Measured(name, "", name, (), {}, 0, "", False, "") if kind == "families" else _declared(name)
+    return _row(dataclasses.replace(blank, checks={"build": ("failed", why)}))
 
 
 def _row(measured: Measured) -> dict[str, Any]:
