@@ -24,7 +24,7 @@ from anyvla.backbones.options import Options, Resampler
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import renew, truncate
 from anyvla.backbones.resampler import PerceiverResampler
-from anyvla.backbones.tokens import Template, TokenBackbone, windows_of
+from anyvla.backbones.tokens import Template, TokenBackbone, lacks_of, windows_of
 from anyvla.types import TokenSequence
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -92,6 +92,7 @@ class ComposedBackbone(TokenBackbone):
             self.width = settings.hidden_size
             self.context = getattr(settings, "max_position_embeddings", None)
             self.windows = windows_of(settings)
+            self.capabilities = self.capabilities - lacks_of(settings)
             numbers = {"size": self.image_size, "resample": 3, "image_mean": self.mean, "image_std": self.std}
             self.pixels = Pixels(numbers, None)
             blank = self._seen(torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8))

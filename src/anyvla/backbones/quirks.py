@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anyvla.backbones import vision_inputs, vision_odd, vision_patches, vision_tiles
 from anyvla.backbones.base import Capability
-from anyvla.backbones.tokens import Attention, Template
+from anyvla.backbones.tokens import Attention, Template, lacks_of
 from anyvla.backbones.vision_inputs import Images
 
 Size = tuple[int, int]  # h, w
@@ -141,7 +141,7 @@ _GEMMA4 = Quirk(
     attention=_gemma4_attention,
 )
 
-# Convolutions and linear attention hide nothing behind a mask, and what they remember takes up the padding after it.
+# As `anyvla.backbones.tokens.lacks_of` finds in every model of these families.
 _RECURRENT: frozenset[Capability] = frozenset({"block_mask", "cache"})
 _MINICPM = Quirk(
     template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
@@ -339,9 +339,8 @@ def quirk_for(config: Any, inputs: Container[str]) -> Quirk:
         named = [names for names in _AROUND if all(getattr(config, f"{n}_token_id", None) is not None for n in names)]
         before, after = (f"{{{name}_token_id}}" for name in named[0]) if named else ("", "")
         quirk = replace(_QWEN_VL, template=Template(before_image=before, after_image=after, text="{prompt}"))
-    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
-    recurrent = any(kind == "linear_attention" or not kind.endswith("attention") for kind in kinds)
-    return replace(quirk, lacks=quirk.lacks | _RECURRENT) if recurrent and not quirk.lacks >= _RECURRENT else quirk
+    lacks = lacks_of(config.get_text_config(decoder=True))
+    return quirk if quirk.lacks >= lacks else replace(quirk, lacks=quirk.lacks | lacks)
 
 
 def quirk_of(model_type: str, *parts: str) -> Quirk:

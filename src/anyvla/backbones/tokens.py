@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from anyvla.backbones.adapt import add_lora, quantise, train_parts
-from anyvla.backbones.base import Backbone, Cache
+from anyvla.backbones.base import Backbone, Cache, Capability
 from anyvla.backbones.hooks import only_at, read_before_head, written
 from anyvla.backbones.options import Options
 from anyvla.types import Block, TokenSequence
@@ -306,6 +306,16 @@ def windows_of(config: Any) -> Mapping[str, int | None]:
     if window is None or (kinds and "sliding_attention" not in kinds):
         return TokenBackbone.windows
     return {kind: window if kind == "sliding_attention" else None for kind in kinds or ("sliding_attention",)}
+
+
+def lacks_of(config: Any) -> frozenset[Capability]:
+    """What a language model cannot do, read from its configuration.
+
+    Convolutions and linear attention hide nothing behind a mask, and what they remember takes up the padding after it.
+    """
+    kinds = getattr(config, "layer_types", None) or ()
+    recurrent = any(kind == "linear_attention" or not kind.endswith("attention") for kind in kinds)
+    return frozenset({"block_mask", "cache"} if recurrent else ())
 
 
 def _first_known(*ids: int | None) -> int:
