@@ -224,6 +224,8 @@ QUIRKS: dict[str, Quirk] = {
     "llava_next_video": _LLAVA_NEXT,
     "llava_onevision": Quirk(vision=vision_inputs.one_of_several),
     "gemma3": _GEMMA3,
+    "gemma3n": Quirk(template=_GEMMA3.template),
+    "perception_lm": Quirk(template=Template(text="{prompt}"), vision=vision_inputs.one_tile),
     "internvl": _INTERNVL,
     "qianfan_ocr": _INTERNVL,
     # An image opens with the token that would have closed the one before it.

@@ -40,6 +40,11 @@ def nested(images: Images) -> dict[str, Tensor]:
     return {"pixel_values": images.pixels[None]}
 
 
+def one_tile(images: Images) -> dict[str, Tensor]:
+    """(N, 1, 3, h, w): each image is its own only tile."""
+    return {"pixel_values": images.pixels[:, None]}
+
+
 def one_of_several(images: Images) -> dict[str, Tensor]:
     """(N, 3, h, w), as in a prompt of more images than these, of which none is cut into tiles (LLaVA-OneVision)."""
     n, _, h, w = images.pixels.shape

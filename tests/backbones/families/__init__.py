@@ -1,6 +1,15 @@
 """The test matrix: every family that is said to work, as a tiny model."""
 
-from families import basic, crossing, llava_like, odd, patches, rope, tiled
+from families import basic, crossing, llava_like, odd, patches, rope, tiled, timm_towers
 from families.common import Family
 
-FAMILIES: dict[str, Family] = {**basic.FAMILIES, **rope.FAMILIES, **patches.FAMILIES, **llava_like.FAMILIES, **tiled.FAMILIES, **crossing.FAMILIES, **odd.FAMILIES}
+FAMILIES: dict[str, Family] = {
+    **basic.FAMILIES,
+    **rope.FAMILIES,
+    **patches.FAMILIES,
+    **llava_like.FAMILIES,
+    **tiled.FAMILIES,
+    **timm_towers.FAMILIES,
+    **crossing.FAMILIES,
+    **odd.FAMILIES,
+}

@@ -1,0 +1,60 @@
+"""Families whose vision tower is one of the package timm, which anyvla does not need: here where it is installed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from transformers import FastVlmConfig, PerceptionLMConfig, PreTrainedConfig, Qwen2Config
+
+from families.basic import llama
+from families.common import PREPROCESSOR, TEXT, VOCABULARY, Family, token
+
+_TEXT: dict[str, Any] = {
+    **TEXT,
+    "vocab_size": VOCABULARY,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+
+
+def fast_vlm() -> PreTrainedConfig:
+    """A tower of convolutions, without position embeddings; 64 pixels of a side are one token."""
+    sizes = {"embed_dims": [8, 8, 16, 32, 32], "layers": [1, 1, 1, 1, 1]}
+    vision = {
+        "model_type": "timm_wrapper",
+        "architecture": "fastvit_mci3",
+        "do_pooling": True,
+        "global_pool": "avg",
+        "hidden_size": 64,
+        "initializer_range": 0.3,  # the real one, 0.02, leaves convolutions that nothing gets through
+        "model_args": {"inference_mode": True, "layer_scale_init_value": 1.0, **sizes},
+    }
+    return FastVlmConfig(
+        text_config=Qwen2Config(**_TEXT), vision_config=vision, image_token_index=token("<image>"), image_seq_length=4
+    )
+
+
+def perception_lm() -> PreTrainedConfig:
+    size = {"embed_dim": 32, "img_size": [28, 28], "depth": 2, "num_heads": 4, "ref_feat_shape": [2, 2]}
+    vision = {
+        "model_type": "timm_wrapper",
+        "architecture": "vit_pe_core_large_patch14_336",
+        "do_pooling": False,
+        "model_args": {**size, "global_pool": "", "use_post_transformer_norm": False, "init_values": 0.1},
+    }
+    return PerceptionLMConfig(
+        text_config=llama(),
+        vision_config=vision,
+        image_token_id=token("<|image|>"),
+        video_token_id=token("<video>"),
+        vision_use_cls_token=True,
+    )
+
+
+_SIZE = {**PREPROCESSOR, "size": {"height": 128, "width": 128}}
+_TIMM = {"fast_vlm": Family(fast_vlm, preprocessor=_SIZE), "perception_lm": Family(perception_lm)}
+FAMILIES = _TIMM if find_spec("timm") is not None else {}
