@@ -12,8 +12,10 @@ import torch
 from families.remote import MODELS, VOCABULARY, write_remote
 from safetensors.torch import save_file
 from small import batch, embodiment, statistics
+from transformers import PhiConfig, PretrainedConfig
 
 from anyvla.backbones.conformance import examine
+from anyvla.backbones.remote import complete
 from anyvla.config import ConfigError, build
 from anyvla.policy import VLA, VLAConfig
 from anyvla.registry import backbones
@@ -67,6 +69,20 @@ def test_it_reads_the_weights_of_the_folder(name, folders):
     for (key, one), other in zip(backbone.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other), key
     assert backbone.embedding.weight.std() > 0
+
+
+def test_configurations_of_remote_code_are_as_under_transformers_4():
+    class Old(PretrainedConfig):
+        model_type = "old"
+
+        def __init__(self, **kwargs):
+            self.rope_theta, self.rope_scaling, self.inner = 10000.0, None, PhiConfig()
+            super().__init__(**kwargs)
+
+    config = Old()
+    complete(config)
+    assert (config.pad_token_id, config.rope_scaling) == (None, None)
+    assert config.inner.rope_parameters["rope_type"] == "default"
 
 
 def test_qwen_places_images_between_its_tags_and_never_reads_text_as_one(folders):
@@ -153,11 +169,13 @@ def test_a_checkpoint_runs_its_code_only_if_the_loader_says_so(name, folders, tm
         watched.setattr("transformers.dynamic_module_utils.get_class_in_module", _never)
         with pytest.raises(ValueError, match=r"runs code.*VLA\.load\(path, trust_remote_code=True\)"):
             VLA.load(tmp_path / "checkpoint")
-    moved = folders[name].rename(folders[name].with_name("gone"))  # the checkpoint needs nothing else
+    home = folders[name].parent
+    moved = home.rename(home.with_name("gone"))  # the checkpoint needs nothing else
     try:
-        again = VLA.load(tmp_path / "checkpoint", trust_remote_code=True)
+        VLA.load(tmp_path / "checkpoint", trust_remote_code=True).save(tmp_path / "second")
+        again = VLA.load(tmp_path / "second", trust_remote_code=True)
     finally:
-        moved.rename(folders[name])
+        moved.rename(home)
     windows = batch(2, 1)
     with torch.no_grad():
         assert torch.equal(vla.loss(windows).total, again.loss(windows).total)

@@ -95,6 +95,9 @@ class ComposedBackbone(TokenBackbone):
             self.capabilities = self.capabilities - lacks_of(settings)
             numbers = {"size": self.image_size, "resample": 3, "image_mean": self.mean, "image_std": self.std}
             self.pixels = Pixels(numbers, None)
+            for part in (pair.vision, pair.projector) if assets is not None else ():
+                for weight in part.parameters() if part is not None else ():
+                    weight.zero_()  # what it holds may be no numbers, and code may check for that
             blank = self._seen(torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8))
             self.projection = pair.projector or self.projector(blank.shape[-1], self.width)
             if config.resampler is not None:
@@ -184,7 +187,7 @@ class ComposedBackbone(TokenBackbone):
         """The last hidden states as the model gives them when nothing is written over and its positions are its own."""
         valid = sequence.attention_mask.long()
         with self.reading() as hidden:
-            self.read({"inputs_embeds": self._embedded(sequence), "attention_mask": valid})
+            self.read({"inputs_embeds": self._embedded(sequence), "attention_mask": valid, "use_cache": False})
         return hidden[0]
 
     def generate(self, sequence: TokenSequence, tokens: int) -> Int64[Tensor, "S n"]:

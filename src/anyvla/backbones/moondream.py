@@ -2,7 +2,8 @@
 
 Written against the public code of the revision of 2024-08-26 (`moondream/hf` in github.com/vikhyat/moondream), whose
 tower takes tensors. Revisions before May 2024 take pictures only, those from 2025 on are another model: neither is read
-here. Tested with a stand-in of that interface; the released weights were not at hand.
+here. Tested with a stand-in of that interface, and once with that code itself, cut to a small size, under transformers
+5.23; the released weights were not at hand. The code needs torchvision and einops.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Written against its public code (`modeling_qwen.py`, `visual.py`, `tokenization_qwen.py`): the tower is
 `transformer.visual`, and the places of an image stand between `<img>` and `</img>`. That code reads images from paths
 spelt in token ids; here it gets token ids without images, and all embeddings by a hook. Tested with a stand-in of that
-interface; neither the released weights nor the tokenizer (which needs `tiktoken`) were at hand.
+interface, and once with that code itself, cut to a small size, under transformers 5.23; the released weights and
+tokenizer were not at hand. The code needs torchvision, einops and tiktoken.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ class QwenVLBackbone(RemoteBackbone):
     template = Template(opening="", before_image="<img>", after_image="</img>", text="{prompt}")
 
     def take_apart(self, model: Any, tokenizer: Any) -> Pair:
-        visual = model.config.visual
+        visual, transformer = model.config.visual, model.transformer
+        if not hasattr(transformer, "get_head_mask"):  # inherited from transformers until version 5
+            transformer.get_head_mask = _no_head_mask
         self.image_size = visual["image_size"]
         self._ends = {"<img>": visual["image_start_id"], "</img>": visual["image_start_id"] + 1}
-        return Pair(model.transformer.visual, model, tokenizer)
+        return Pair(transformer.visual, model, tokenizer)
 
     def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
         """The modules of each part: the tower lies inside the language model."""
@@ -56,3 +59,7 @@ class QwenVLBackbone(RemoteBackbone):
         for piece in re.split("(</?img>)", text):  # its tokenizer takes what stands between these for a path
             ids += [self._ends[piece]] if piece in self._ends else super()._encode(piece)
         return ids
+
+
+def _no_head_mask(head_mask: None, layers: int) -> list[None]:
+    return [None] * layers

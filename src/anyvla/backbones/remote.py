@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic.dataclasses import dataclass
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.initialization import no_init_weights
 
@@ -31,6 +31,8 @@ from anyvla.weights import some
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MODEL_CLASSES = ("AutoModelForCausalLM", "AutoModel")
+# What any configuration had in version 4 of transformers.
+OLD_DEFAULTS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "is_decoder": False}
 NOT_NEEDED = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.jpg", "*.png"]
 
 
@@ -69,6 +71,9 @@ class RemoteBackbone(ComposedBackbone):
         """The parts of the loaded model; may set `image_size` and the like from `model.config`."""
         raise NotImplementedError(f"{type(self).__name__} must say which modules of the model it reads")
 
+    def settle(self, config: Any, folder: Path) -> None:
+        """Change the configuration where it names files that a checkpoint brings along."""
+
     def tokenizer_of(self, folder: Path, config: Any) -> Any:
         """The tokenizer, which may be remote code as well."""
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
@@ -81,6 +86,8 @@ class RemoteBackbone(ComposedBackbone):
         folder = found(config.path, config.revision) if assets is None else Path(assets)
         name = class_of(folder)
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        complete(settings)
+        self.settle(settings, folder)
         tokenizer = self.tokenizer_of(folder, settings)
         made = get_class_from_dynamic_module(name, str(folder))
         with no_init_weights():
@@ -108,6 +115,20 @@ class RemoteBackbone(ComposedBackbone):
         parts = super().part_modules()
         inside = _module(self.tower, "projection")
         return parts if inside is None else parts | {"projector": (self.projection, inside)}
+
+
+def complete(config: PretrainedConfig) -> None:
+    """Give configurations of remote code what they had under version 4 of transformers, for which it was written."""
+    for inner in vars(config).values():
+        if isinstance(inner, PretrainedConfig):
+            complete(inner)
+    if type(config).__module__.startswith("transformers."):
+        return
+    for name, value in OLD_DEFAULTS.items():
+        if not hasattr(config, name):
+            setattr(config, name, value)
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "default":
+        config.rope_scaling = None  # as it was; version 5 says so in words that such code does not know
 
 
 def found(path: str, revision: str | None) -> Path:
@@ -166,6 +187,8 @@ def fill(model: nn.Module, folder: Path) -> None:
         except RuntimeError as error:
             raise ValueError(f"{file} does not fit the model of {folder}/config.json: {error}") from error
     lacking -= _tied(model, lacking)
+    computed = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    lacking = {name for name in lacking if not any(re.search(pattern, name) for pattern in computed)}
     if lacking:
         raise ValueError(f"the weights in {folder} lack {some(lacking)}: they belong to another version of its code")
 

@@ -27,6 +27,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--benchmark", help="as metaworld/half-open (default: the recipe's)")
     parser.add_argument("--out", type=Path, help="where results go (default: RUN/eval)")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the code that the checkpoint brings along: read it first"
+    )
     options, overrides = parser.parse_known_args(argv)
     checkpoint = options.run / "checkpoint" if (options.run / "checkpoint").is_dir() else options.run
     if not (checkpoint / "config.yaml").is_file():
@@ -37,7 +40,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError("which benchmark? The recipe names none: give --benchmark metaworld/half-open")
     config = build(EvaluationConfig, override(recipe.get("evaluation", {}), overrides), where="evaluation")
     folder = options.out or checkpoint.parent / "eval"
-    play(checkpoint, benchmark, config, folder)
+    play(checkpoint, benchmark, config, folder, trust_remote_code=options.trust_remote_code)
     from anyvla.evaluation.statistics import read_results, summarise
 
     summary = summarise(read_results(folder / "results.jsonl"))
@@ -59,10 +62,13 @@ def evaluate(recipe: Recipe, run: Path) -> None:
     """Evaluate a recipe's checkpoint in its run folder."""
     if recipe.benchmark is None:
         raise ConfigError(f"the recipe {recipe.name} names no benchmark to evaluate on")
-    play(run / "checkpoint", recipe.benchmark, recipe.evaluation, run / "eval")
+    trusted = getattr(recipe.model.backbone.config, "trust_remote_code", False)  # the recipe is the user's own
+    play(run / "checkpoint", recipe.benchmark, recipe.evaluation, run / "eval", trust_remote_code=trusted)
 
 
-def play(checkpoint: Path, name: str, config: EvaluationConfig, folder: Path) -> None:
+def play(
+    checkpoint: Path, name: str, config: EvaluationConfig, folder: Path, *, trust_remote_code: bool = False
+) -> None:
     """Play every episode that is not there yet, then film."""
     from anyvla.evaluation.protocol import plan
     from anyvla.evaluation.runner import Interrupted, checkpoint_hash
@@ -72,7 +78,7 @@ def play(checkpoint: Path, name: str, config: EvaluationConfig, folder: Path) ->
     from anyvla.report.filming import film
 
     benchmark, suite = open_suite(name)
-    vla = VLA.load(checkpoint)
+    vla = VLA.load(checkpoint, trust_remote_code=trust_remote_code)
     with graceful() as stop:
         try:
             with Bar("evaluate") as bar:

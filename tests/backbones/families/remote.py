@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, Qwen2Config
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from anyvla.backbones.nano import TOKENIZER
+from anyvla.backbones.remote import complete
 
 STAND_INS = Path(__file__).parents[1] / "stand_ins"
 VOCABULARY = len(AutoTokenizer.from_pretrained(TOKENIZER))
@@ -25,7 +26,7 @@ MODELS = {  # the auto_map and the rest of config.json
     ),
     "uform": (
         {"AutoConfig": "configuration_uform_gen.VLMConfig", "AutoModel": "modeling_uform_gen.VLMForCausalLM"},
-        {"model_type": "vlm", "text_decoder": TEXT | {"num_key_value_heads": 4}},
+        {"model_type": "vlm"},
     ),
     "qwen_vl": (
         {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"},
@@ -38,9 +39,15 @@ def write_remote(name: str, folder: Path) -> Path:
     """A model as its maker would publish it."""
     auto_map, config = MODELS[name]
     shutil.copytree(STAND_INS / name, folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    text = folder
+    if name == "uform":  # its language model's configuration and tokenizer are elsewhere
+        text = folder.with_name(f"{folder.name}-text")
+        Qwen2Config(**TEXT, num_key_value_heads=4).save_pretrained(text)
+        config = config | {"text_decoder_name_or_path": str(text), "tokenizer_name_or_path": str(text)}
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
-    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(text)
     settings = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    complete(settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         cls = next(reference for auto, reference in auto_map.items() if auto != "AutoConfig")

@@ -15,7 +15,9 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(torch.randn(width, output_dim) * width**-0.5)
 
     def forward(self, x):
-        return self.conv1(x).flatten(2).transpose(1, 2) @ self.proj
+        x = self.conv1(x).flatten(2).transpose(1, 2)
+        assert torch.allclose(x, x), "Only Support Self-Attention Currently"  # fails where x is not a number
+        return x @ self.proj
 
 
 class QWenBlock(nn.Module):
@@ -37,10 +39,12 @@ class QWenBlock(nn.Module):
         return x + self.c_proj(seen.transpose(1, 2).flatten(2))
 
 
-class QWenModel(nn.Module):
+class QWenModel(PreTrainedModel):
+    config_class = QWenConfig
+
     def __init__(self, config):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
         self.h = nn.ModuleList([QWenBlock(config) for _ in range(config.num_hidden_layers)])
         self.ln_f = nn.LayerNorm(config.hidden_size)
@@ -51,6 +55,7 @@ class QWenModel(nn.Module):
             raise AssertionError("the original would open a file here")
         if input_ids is not None and inputs_embeds is not None:
             raise ValueError("You cannot specify both input_ids and inputs_embeds at the same time")
+        assert len(self.get_head_mask(None, self.config.num_hidden_layers)) == len(self.h)
         x = self.wte(input_ids)
         length, half = x.shape[1], x.shape[2] // self.config.num_attention_heads // 2
         angle = torch.arange(length)[:, None] * 10000.0 ** (-torch.arange(half) / half)

@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from .configuration_uform_gen import VLMConfig
 
@@ -35,7 +35,7 @@ class VLMForCausalLM(PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.text_config = Qwen2Config(**config.text_decoder)
+        self.text_config = AutoConfig.from_pretrained(config.text_decoder_name_or_path)
         self.text_decoder = AutoModelForCausalLM.from_config(self.text_config)
         self.image_encoder = VisionEncoder()
         self.image_pooler = ImageFeaturesPooler(config, self.text_config.hidden_size)
