@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import small
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anyvla import weights
+from anyvla.policy import VLA
 
 
 class Tied(nn.Module):
@@ -82,3 +85,29 @@ def test_a_damaged_file_says_so(tmp_path: Path, fault: str) -> None:
         path.unlink()
     with pytest.raises(ValueError, match=r"cannot be read .* copy the checkpoint again, whole"):
         weights.load(Tied(), path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lora": {"rank": 2}, "train": {"vision": False}},
+        {"resampler": {"tokens": 3, "depth": 1}},
+        {"quantize": "int8", "lora": {"rank": 2}},
+        {"pretrained": "vision_only", "dtype": "bfloat16"},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_an_adapted_policy_acts_the_same_after_saving_and_loading(tmp_path: Path, options: dict[str, Any]) -> None:
+    if "quantize" in options:
+        pytest.importorskip("bitsandbytes")
+    vla = small.policy(backbone=small.NANO | options)
+    with torch.no_grad():
+        for number, weight in enumerate(p for n, p in vla.named_parameters() if "lora_B" in n):
+            weight.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
+    vla.save(tmp_path)
+    again = VLA.load(tmp_path)
+    observation = small.observation(small.batch(1, 1), 0, 0)
+    one, other = (v.act([observation], [v.start("open it")], torch.Generator().manual_seed(0)) for v in (vla, again))
+    assert (one[0].actions == other[0].actions).all()
+    trained = {n for n, p in vla.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in again.named_parameters() if p.requires_grad}

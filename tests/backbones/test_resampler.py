@@ -17,7 +17,7 @@ from anyvla.backbones.resampler import PerceiverResampler
 from anyvla.config import build
 
 SMALL = {"tokens": 5, "depth": 2, "heads": 2, "head_width": 8}
-NONE = {"kosmos-2", "kosmos-2.5", "idefics", "fuyu", "mllama", "git"}  # no image features of their own to resample
+NONE = {"kosmos-2", "kosmos-2.5", "idefics", "mllama", "git"}  # no image features of their own to resample
 SOME = [
     f for f in ("llava", "paligemma", "qwen2_5_vl", "qwen3_vl", "gemma3", "idefics2", "llava_next") if f in FAMILIES
 ]

@@ -6,6 +6,8 @@ Models of `transformers` agree on few names for these, which stand in tables her
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from anyvla.backbones.base import PARTS, Backbone, Part
@@ -14,16 +16,19 @@ ROLES: dict[str, Part] = {
     **dict.fromkeys(("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder"), "vision"),
     **dict.fromkeys(("image_tower", "video_tower", "high_res_vision_model", "vision_embed_tokens"), "vision"),
     **dict.fromkeys(("vqmodel", "audio_tower"), "vision"),
+    **dict.fromkeys(("patch_dense", "patch_ln1", "patch_ln2", "pos_norm"), "vision"),  # Gemma 4 without a tower
     **dict.fromkeys(("language_model", "text_model", "text_decoder"), "language"),
     "qformer": "projector",
 }
 # Git and Idefics 1 have no module that is the language model: these lie beside the token embedding.
 BESIDE_EMBEDDING = {"embeddings", "encoder", "layers", "gated_cross_attn_layers", "norm"}
-PROJECTORS_IN_VISION = {"merger", "deepstack_merger_list", "connector", "multi_modal_projector", "vision_adapter"}
+PROJECTORS_INSIDE = {"merger", "deepstack_merger_list", "connector", "multi_modal_projector", "vision_adapter"}
 MORE_EMBEDDINGS = {"embed_tokens_per_layer"}
 
 
-def find_parts(model: nn.Module, embedding: nn.Module, head: nn.Module | None) -> dict[Part, tuple[nn.Module, ...]]:
+def find_parts(
+    model: nn.Module, embedding: nn.Module, unread: Sequence[nn.Module]
+) -> dict[Part, tuple[nn.Module, ...]]:
     """The modules of each part of a model of `transformers`, in the sense of `Backbone.part_modules`."""
     found: dict[Part, list[nn.Module]] = {part: [] for part in PARTS}
 
@@ -32,13 +37,15 @@ def find_parts(model: nn.Module, embedding: nn.Module, head: nn.Module | None) -
             return "embeddings"
         if inside is None:
             return ROLES.get(name, "language" if beside and name in BESIDE_EMBEDDING else None)
-        return "projector" if inside == "vision" and name in PROJECTORS_IN_VISION else None
+        if inside == "language" and ROLES.get(name) == "vision":  # T5Gemma 2's tower lies inside the encoder
+            return "vision"
+        return "projector" if inside in ("vision", "language") and name in PROJECTORS_INSIDE else None
 
     def walk(module: nn.Module, inside: Part | None) -> bool:
         """Whether anything below was found."""
         any_found, beside = False, any(m is embedding for m in module.modules())
         for name, child in module.named_children():
-            if child is head:
+            if child in unread:
                 continue
             part = part_of(name, child, inside, beside)
             if part is not None:
@@ -55,14 +62,13 @@ def find_parts(model: nn.Module, embedding: nn.Module, head: nn.Module | None) -
 
 
 def parameters_of(backbone: Backbone) -> dict[Part, list[nn.Parameter]]:
-    """The parameters of each part: each belongs to one part, those of an untied LM head to none."""
+    """The parameters of each part: each belongs to one part, but to none what no readout depends on (an LM head)."""
     modules = [(m, part) for part, members in backbone.part_modules().items() for m in members]
     modules.sort(key=lambda pair: -sum(1 for _ in pair[0].modules()))  # what contains comes before what it contains
     owner: dict[nn.Parameter, Part] = dict.fromkeys(backbone.parameters(), "projector")
     for module, part in modules:
         owner |= dict.fromkeys(module.parameters(), part)
-    head = getattr(backbone, "head", None)
-    for weight in head.parameters() if head is not None else ():
-        if owner[weight] != "embeddings":
-            del owner[weight]
+    for weight in (w for module in getattr(backbone, "unread", ()) for w in module.parameters()):
+        if owner.get(weight) != "embeddings":
+            owner.pop(weight, None)
     return {part: [w for w, its in owner.items() if its == part] for part in PARTS}
