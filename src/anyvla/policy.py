@@ -211,7 +211,8 @@ class VLA(nn.Module):
         if getattr(model.backbone.config, "trust_remote_code", False) and not trust_remote_code:
             raise ValueError(
                 f"{folder} runs code of its own when loaded, with all your rights (backbone {model.backbone.name!r}): "
-                f"read the .py files in {folder / 'backbone'}, then use VLA.load(path, trust_remote_code=True)"
+                f"read the .py files in {folder / 'backbone'}, then use VLA.load(path, trust_remote_code=True) "
+                "or anyvla eval --trust-remote-code"
             )
         embodiment = build(Embodiment, json.loads((folder / "embodiment.json").read_text()), where="embodiment.json")
         vla = cls(model, embodiment, Statistics.load(folder / "statistics.json"), assets=folder / "backbone")

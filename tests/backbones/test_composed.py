@@ -150,6 +150,14 @@ def test_assets_rebuild_it_without_weights_or_its_makers_files(tmp_path):
     assert type(Library(Options(), assets=tmp_path / "library").tower) is SiglipVisionModel
 
 
+def test_only_a_model_of_transformers_is_rebuilt(tmp_path):
+    Plain(Options()).save_assets(tmp_path)
+    file = tmp_path / "language" / "config.json"
+    file.write_text(file.read_text().replace("LlamaForCausalLM", "pipeline"))
+    with pytest.raises(ValueError, match=r"names 'pipeline', which is no model of transformers"):
+        Plain(Options(), assets=tmp_path)
+
+
 def test_no_instruction_can_give_the_place_of_an_image():
     backbone = Plain(Options()).eval()
     everything = backbone.tokenizer.decode(range(VOCABULARY))

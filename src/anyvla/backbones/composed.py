@@ -128,7 +128,7 @@ class ComposedBackbone(TokenBackbone):
         with no_init_weights():  # the caller loads them
             tower = rebuilt(Path(assets) / "vision") if saved else self.vision(config, pretrained=False)
             language = rebuilt(Path(assets) / "language")
-        return Pair(tower, language, AutoTokenizer.from_pretrained(Path(assets) / "language"))
+        return Pair(tower, language, AutoTokenizer.from_pretrained(Path(assets) / "language", trust_remote_code=False))
 
     def save_assets(self, folder: Path) -> None:
         """Write `language/` (configuration and tokenizer) and, for a tower of `transformers`, `vision/`."""
@@ -259,7 +259,11 @@ def describe(model: Any, folder: Path) -> None:
 
 def rebuilt(folder: Path) -> Any:
     """The model whose configuration `describe` wrote; its weights are not initialised."""
-    config = AutoConfig.from_pretrained(folder)
-    model = getattr(transformers, config.architectures[0])(config)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    name = (config.architectures or ("",))[0]
+    made = getattr(transformers, name, None)
+    if not (isinstance(made, type) and issubclass(made, PreTrainedModel)):
+        raise ValueError(f"{folder}/config.json names {name!r}, which is no model of transformers")
+    model = made(config)
     model.tie_weights()
     return model
