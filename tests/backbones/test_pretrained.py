@@ -60,8 +60,8 @@ def test_exactly_the_named_parts_are_fresh(build_one: Build, family: str) -> Non
         backbone = build_one(family, pretrained=mode)
         parts = parameters_of(backbone)
         kept = {p for part in KEPT[mode] for p in parts[part]}  # type: ignore[index]
-        if "language" in KEPT[mode] and backbone.head is not None:  # type: ignore[index]
-            kept |= set(backbone.head.parameters())
+        if "language" in KEPT[mode]:  # type: ignore[index]
+            kept |= {w for module in backbone.unread for w in module.parameters()}
         for name, weight in backbone.named_parameters():
             if weight in kept:
                 assert torch.equal(weight, checkpoint[name]), f"{mode}: {name} was not kept"

@@ -21,6 +21,7 @@ from transformers.models.mllama.processing_mllama import (
 
 from anyvla.backbones import vision_odd, vision_patches
 from anyvla.backbones.auto import AutoBackbone
+from anyvla.backbones.parts import parameters_of
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.vision_inputs import Images
 from anyvla.layout import lay_out
@@ -156,12 +157,31 @@ def test_a_model_without_the_tokenizer_of_its_q_former_is_refused(tmp_path: Any)
 def test_the_decoder_of_an_encoder_decoder_does_not_run(tmp_path: Any) -> None:
     backbone = load("florence2", tmp_path)
     ran: list[bool] = []
-    backbone.model.get_decoder().register_forward_pre_hook(lambda *_: ran.append(True))
+    backbone.model.model.language_model.decoder.register_forward_pre_hook(lambda *_: ran.append(True))
     backbone(sequence_of(backbone, frames(1, 1, 40, 40, 3), ["open"], [1]), torch.zeros(1, 32))
     assert not ran
+    assert not any(name for name, weight in backbone.named_parameters() if ".decoder." in name and weight.requires_grad)
 
 
 def test_images_as_tokens_freeze_their_tower(tmp_path: Any) -> None:
     parts = load("emu3", tmp_path).part_modules()
     assert not any(w.requires_grad for module in parts["vision"] for w in module.parameters())
     assert all(w.requires_grad for module in parts["language"] for w in module.parameters())
+
+
+def test_a_tower_inside_an_encoder_is_vision(tmp_path: Any) -> None:
+    backbone = load("t5gemma2", tmp_path)
+    parts = parameters_of(backbone)
+    encoder = backbone.model.get_encoder()
+    assert set(parts["vision"]) == set(encoder.vision_tower.parameters())
+    assert set(parts["projector"]) == set(encoder.multi_modal_projector.parameters())
+
+
+@pytest.mark.parametrize("name", ["florence2", "blip2-t5", "t5gemma2"])
+def test_the_first_layers_of_an_encoder_can_be_kept(name: str, tmp_path: Any) -> None:
+    family = FAMILIES[name]
+    path = str(write_family(family, tmp_path))
+    backbone = AutoBackbone(AutoBackbone.Config(path=path, layers=1, **family.options))
+    encoder = backbone.model.get_encoder()
+    text = getattr(encoder, "text_model", encoder)
+    assert len(getattr(text, "layers", None) or text.block) == 1

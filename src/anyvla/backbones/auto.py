@@ -90,13 +90,13 @@ class AutoBackbone(TokenBackbone):
         self.model: Any = parts.model
         self.preprocessor, self.tokenizer = parts.preprocessor, parts.tokenizer
         self.second_tokenizer = parts.second_tokenizer
+        self.quirk = _quirk(self.model.config)
         text_config = self.model.config.get_text_config()
         self.width = text_config.hidden_size
         self.context = getattr(text_config, "max_position_embeddings", None)
         self.resampler: PerceiverResampler | None = None
         if assets is None:
             renew(self, config.pretrained, config.seed)
-        self.quirk = _quirk(self.model.config)
         for name, value in self.quirk.settings.items():
             setattr(self.model.config, name, value)
         attention = self.quirk.attention
@@ -117,6 +117,7 @@ class AutoBackbone(TokenBackbone):
         grid = self._grid(image_id)
         per_camera = 1 if self.resampler is not None else self.pixels.per_image  # tiles are resampled together
         self.set_up(parts.tokenizer, config.prompt, self._template(), image_id, grid, per_camera)
+        self._check_tokens()
         if self.quirk.discrete:
             config = dataclasses.replace(config, train=dataclasses.replace(config.train, vision=False))
         self.finish(config)
@@ -160,12 +161,20 @@ class AutoBackbone(TokenBackbone):
         return self.model.get_input_embeddings()
 
     def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
-        parts = find_parts(self.model, self.embedding, self.head)
+        parts = find_parts(self.model, self.embedding, self.unread)
         return parts if self.resampler is None else parts | {"projector": (*parts["projector"], self.resampler)}
 
     @property
     def head(self) -> nn.Module | None:
         return self.model.get_output_embeddings()
+
+    @property
+    def unread(self) -> tuple[nn.Module, ...]:
+        if self.quirk.reads == "head":
+            return super().unread
+        encoder = self.model.get_encoder()
+        around = next(m for m in self.model.modules() if getattr(m, "encoder", None) is encoder)
+        return *super().unread, around.decoder
 
     def reading(self) -> AbstractContextManager[list[Tensor]]:
         return read_after(self.model.get_encoder()) if self.quirk.reads == "encoder" else super().reading()
@@ -265,6 +274,17 @@ class AutoBackbone(TokenBackbone):
             input_ids=sequence.input_ids, attention_mask=sequence.attention_mask.long(), **known
         )
         return positions
+
+    def _check_tokens(self) -> None:
+        """Raises ValueError if what stands around images would be read as letters."""
+        written = self.template.before_image + self.template.row_end + self.template.after_image
+        known = self.tokenizer.get_vocab()
+        unknown = [token for token in re.findall(r"<[^<>\s]+>|\[[A-Z_]+\]", written) if token not in known]
+        if unknown:
+            raise ValueError(
+                f"a {self.model.config.model_type!r} model writes {' '.join(unknown)} around its images, which this "
+                "tokenizer does not know: copy the tokenizer's files from the model it was trained from"
+            )
 
     def _template(self) -> Template:
         def named(match: re.Match[str]) -> str:  # {boi_token_id}: the token with that id of the configuration

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from anyvla.backbones.base import CAPABILITIES, Backbone, Cache, Capability
+from anyvla.backbones.parts import parameters_of
 from anyvla.layout import lay_out
 from anyvla.types import Block, TokenSequence
 
@@ -362,7 +363,8 @@ def lora(s: Subject) -> str:
     reached = {n for n, p in s.backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     if not trained & reached:
         raise Failed("no gradient reaches LoRA")
-    language = [p for m in s.backbone.part_modules()["language"] for n, p in m.named_parameters() if "lora_" not in n]
+    names = {p: n for n, p in s.backbone.named_parameters()}
+    language = [p for p in parameters_of(s.backbone)["language"] if "lora_" not in names[p]]
     if any(p.requires_grad for p in language):
         raise Failed("the language model beneath LoRA is not frozen")
     s.backbone.zero_grad()

@@ -112,7 +112,8 @@ def truncate(config: Any, layers: int | None) -> None:
 
     Raises ValueError if it has fewer, or if the images would be lost with the others.
     """
-    text = config.get_text_config()
+    # That of an encoder, where images are read by one (T5Gemma 2).
+    text = getattr(getattr(config, "encoder", None), "text_config", None) or config.get_text_config()
     whole = text.num_hidden_layers
     if layers is None or layers == whole:
         return
@@ -137,14 +138,13 @@ def truncate(config: Any, layers: int | None) -> None:
 def renew(backbone: Backbone, pretrained: Pretrained, seed: int) -> None:
     """Initialise anew, as the model's family does, all parts but those that `pretrained` keeps; from `seed`.
 
-    An LM head is kept with the language. Raises ValueError for a module that nothing tells how to initialise.
+    LM head and decoder are kept with the language. Raises ValueError for a module that nothing tells how to initialise.
     """
     if pretrained == "full":
         return
     kept: set[nn.Parameter] = {w for part in KEPT[pretrained] for w in parameters_of(backbone)[part]}
-    head = getattr(backbone, "head", None)
-    if head is not None and "language" in KEPT[pretrained]:
-        kept |= set(head.parameters())
+    if "language" in KEPT[pretrained]:
+        kept |= {w for module in getattr(backbone, "unread", ()) for w in module.parameters()}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         _initialise(backbone, kept)

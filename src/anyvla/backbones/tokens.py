@@ -120,6 +120,11 @@ class TokenBackbone(Backbone):
         return None
 
     @property
+    def unread(self) -> tuple[nn.Module, ...]:
+        """Modules on which no readout depends. They belong to no part, but for what they share with one."""
+        return () if self.head is None else (self.head,)
+
+    @property
     @abstractmethod
     def embedding(self) -> nn.Module:
         """The module that embeds token ids, (S, L) -> (S, L, D)."""

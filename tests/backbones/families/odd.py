@@ -16,10 +16,11 @@ from transformers import (
     OPTConfig,
     PreTrainedConfig,
     T5Config,
+    T5Gemma2Config,
 )
 
 from families.basic import llama
-from families.common import PREPROCESSOR, TEXT, VOCABULARY, Family, token
+from families.common import PREPROCESSOR, TEXT, VISION, VOCABULARY, Family, token
 
 
 def florence2() -> PreTrainedConfig:
@@ -119,6 +120,27 @@ def instructblip_t5() -> PreTrainedConfig:
     return _with_qformer(InstructBlipConfig, _t5())
 
 
+def t5gemma2() -> PreTrainedConfig:
+    """Windows shorter than these sequences in every second layer."""
+    text: dict[str, Any] = {
+        **TEXT,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 256,
+        "sliding_window": 12,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 8,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
+    tower = {"model_type": "siglip_vision_model", **VISION, "vision_use_head": False}
+    ends = {"boi_token_index": token("<start_of_image>"), "eoi_token_index": token("<end_of_image>")}
+    encoder = {"text_config": text, "vision_config": tower, "mm_tokens_per_image": 4, **ends}
+    return T5Gemma2Config(encoder=encoder, decoder=text, image_token_index=token("<image>"))
+
+
 _OWN_MEAN = {"image_processor_type": "Kosmos2_5ImageProcessor", "do_normalize": True, "max_patches": 16}
 _QFORMER: dict[str, Any] = {"second_tokenizer": "qformer_tokenizer"}
 
@@ -190,6 +212,7 @@ FAMILIES: dict[str, Family] = {
     "blip2-t5": Family(blip2_t5),
     "instructblip": Family(instructblip, **_QFORMER),
     "instructblip-t5": Family(instructblip_t5, **_QFORMER),
+    "t5gemma2": Family(t5gemma2),
     "kosmos-2.5": Family(kosmos2_5, {"image_size": 28}, _OWN_MEAN),
     "fuyu": Family(fuyu, {"image_size": 28}, {**PREPROCESSOR, "image_mean": 0.5, "image_std": 0.5}),
     "emu3": Family(emu3, {"image_size": 32}),
