@@ -234,7 +234,8 @@ class AutoBackbone(TokenBackbone):
         given = {k: v for k, v in self.quirk.vision(images).items() if k in names}
         features = self._get_features(**given).pooler_output
         if features is None:
-            raise ValueError(f"a {self.model.config.model_type!r} model gives no features to resample; leave resampler out")
+            kind = self.model.config.model_type
+            raise ValueError(f"a {kind!r} model gives no features to resample; leave resampler out")
         if not isinstance(features, Tensor):
             features = torch.cat([f.reshape(-1, f.shape[-1]) for f in features])
         return features.reshape(images.sequence.images.shape[:2].numel(), -1, features.shape[-1])
