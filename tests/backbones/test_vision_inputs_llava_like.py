@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, common
 from families.common import PREPROCESSOR, tiny_tokenizer, write_family
 from PIL import Image
 from tokenizers import normalizers, pre_tokenizers
@@ -235,6 +235,15 @@ def test_seams_are_tokenised_in_one_go(frames: torch.Tensor, tmp_path: Path) -> 
 )
 def test_an_image_is_scaled_to_the_tower(preprocessor: dict[str, Any], tower: int, side: int) -> None:
     assert Pixels({**preprocessor, **NORMAL}, tower).size == (side, side)
+
+
+def test_a_tokenizer_of_another_family_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_family(FAMILIES["internvl"], tmp_path)
+    others = ["<other>" if token == "<img>" else token for token in common.SPECIAL]
+    monkeypatch.setattr(common, "SPECIAL", others)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"'internvl' model writes <img> around its images.*copy the tokenizer"):
+        AutoBackbone(AutoBackbone.Config(path=str(tmp_path)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -24,6 +24,7 @@ SPECIAL += ["<begin_of_image>", "<fim_prefix>", "<|img|>", "<fim_suffix>"]
 SPECIAL += ["|SPEAKER|", "|NEWLINE|", "<0x04>", "<im_patch>", "<im_col>", "<low_res_im_start>", "<im_end>"]
 SPECIAL += ["<|image start|>", "<|image token|>", "<|extra_201|>", "<|image end|>", "<|extra_200|>", "<bbox>"]
 SPECIAL += ["<racm3:break>", "<eoss>"]
+SPECIAL += ["<im_start>"]
 VOCABULARY = len(SPECIAL) + 256
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 VISION = {"image_size": 28, "patch_size": 7, **TEXT}
