@@ -148,6 +148,7 @@ _MINICPM = Quirk(
     vision=vision_patches.patches_in_a_row,
     multiple=lambda config: config.vision_config.patch_size * (2 if config.downsample_mode == "4x" else 4),
     size=448,  # what its image processor gives
+    note="images are not numbered, as with use_image_id=False of its processor",
     lacks=_RECURRENT,
 )
 
@@ -194,7 +195,7 @@ QUIRKS: dict[str, Quirk] = {
     "glm_ocr": _GLM_VL,
     "paddleocr_vl": replace(
         _QWEN_VL,
-        template=Template(before_image="<|IMAGE_START|>", after_image="<|IMAGE_END|>", text="{prompt}"),
+        template=Template(before_image="{vision_start_token_id}", after_image="{vision_end_token_id}", text="{prompt}"),
         vision=vision_patches.patches_stacked,
     ),
     "kimi_k25": Quirk(
