@@ -271,7 +271,12 @@ QUIRKS: dict[str, Quirk] = {
     "granite4_vision": replace(_LLAVA_NEXT, grid=vision_tiles.granite4_grid),
     "blip-2": _BLIP2,
     "instructblip": _INSTRUCTBLIP,
-    "florence2": Quirk(template=Template(opening="", text="<s>{prompt}</s>"), multiple=lambda _config: 32, **_ENCODER),
+    "florence2": Quirk(
+        template=Template(opening="", text="<s>{prompt}</s>"),
+        multiple=lambda _config: 32,
+        **_ENCODER,
+        note="50 tokens an image at 224 pixels; image_size: 768, as in its pre-training, takes 577",
+    ),
     # Its layers' windows look both ways, and only its own masks know how far.
     "t5gemma2": replace(_GEMMA3, **{**_ENCODER, "lacks": frozenset({"interleave", "cache", "block_mask"})}, extras={}),
     "kosmos-2.5": Quirk(
@@ -284,6 +289,7 @@ QUIRKS: dict[str, Quirk] = {
         first_position=2,  # after the padding index, 1
         preprocessor={"do_rescale": False, "do_normalize": False},  # each image is standardised by itself
         extras={"image_embeds_position_mask": vision_odd.image_places_and_ends},
+        note="2048 tokens an image, whatever its size: its context of 4096 holds one camera",
     ),
     "fuyu": Quirk(
         template=Template(opening="", row_end="|NEWLINE|", after_image="|NEWLINE|", text="{bos}{prompt}<0x04>"),
@@ -302,6 +308,7 @@ QUIRKS: dict[str, Quirk] = {
         multiple=vision_odd.emu_patch,
         size=512,  # the least that its image processor gives
         discrete=True,
+        note="4160 tokens an image at 512 pixels: choose a smaller image_size; the tokenizer of images stays frozen",
     ),
     # Of the two views of an image, whole and in crops, it reads the first, as of a frame of a video.
     "molmo2": Quirk(
@@ -312,6 +319,7 @@ QUIRKS: dict[str, Quirk] = {
         grid=vision_odd.molmo_grid,
         attention="images",
         extras={"mm_token_type_ids": vision_odd.molmo_image_area},
+        note="reads the whole image only, not its crops, as it reads the frames of a video",
     ),
     # As idefics. An image takes four tiles of the tower, of which it fills one.
     "mllama": Quirk(
@@ -319,6 +327,7 @@ QUIRKS: dict[str, Quirk] = {
         vision=vision_odd.beside_in_tiles,
         grid=lambda _config, _size: (1, 1),
         lacks=frozenset({"cache"}),  # it forgets which of the remembered images are whose
+        note="its tower takes an image for four tiles, whatever they hold",
     ),
     "janus": Quirk(template=Template(before_image="<begin_of_image>", after_image="<end_of_image>\n", text="{prompt}")),
 }
