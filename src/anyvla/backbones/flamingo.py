@@ -116,7 +116,7 @@ class FlamingoBackbone(TokenBackbone):
                 with no_init_weights():  # the caller loads them
                     self.vision = CLIPVisionModel(CLIPVisionConfig.from_pretrained(tower)).to(dtype)
         with _readable(source):
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             if assets is None:
                 self.model: Any = load_language(source, dtype)
             else:
@@ -143,7 +143,7 @@ class FlamingoBackbone(TokenBackbone):
         text_config = self.model.config.get_text_config(decoder=True)
         self.width = text_config.hidden_size
         self.context = getattr(text_config, "max_position_embeddings", getattr(text_config, "max_seq_len", None))
-        self.windows = dict(windows_of(text_config))
+        self.windows = windows_of(text_config)
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
         lacks = frozenset() if counts_positions(self.model, self._names) else frozenset({"cache"})
         self.capabilities = frozenset(CAPABILITIES) - lacks

@@ -91,7 +91,7 @@ def load_language(source: str, dtype: torch.dtype) -> Any:
     config = _read_config(source)
     if isinstance(config, MptConfig):
         return Mpt.from_pretrained(source, config=config, dtype=dtype, key_mapping=_MOSAIC)
-    return AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype)
+    return AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, trust_remote_code=False)
 
 
 def build_language(source: str, dtype: torch.dtype) -> Any:
@@ -99,7 +99,7 @@ def build_language(source: str, dtype: torch.dtype) -> Any:
     config = _read_config(source)
     if isinstance(config, MptConfig):
         return Mpt._from_config(config, dtype=dtype)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def renamed(model: Any) -> Mapping[str, str]:
@@ -129,7 +129,7 @@ def _read_config(source: str) -> Any:
     path = cached_file(source, "config.json")
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     if content.get("model_type") != "mosaic_gpt":
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     expected = {"alibi": True, "alibi_bias_max": 8, "prefix_lm": False, "mlp_ratio": 4, "logit_scale": None}
     odd = {k: content[k] for k, v in expected.items() if content.get(k, v) != v}
     if odd:

@@ -11,7 +11,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -25,6 +24,7 @@ from anyvla.backbones.options import Options
 from anyvla.types import Block, TokenSequence
 
 CACHED_BLOCKS = 10_000  # instructions whose tokens are kept
+EVERYWHERE: Mapping[str, int | None] = {"full_attention": None}  # layers of one kind, which see to the beginning
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TokenBackbone(Backbone):
 
     attention: Attention = "causal"
     # How far back the layers of each kind see, in tokens; None: to the beginning.
-    windows: Mapping[str, int | None] = MappingProxyType({"full_attention": None})
+    windows: Mapping[str, int | None] = EVERYWHERE
     one_mask: bool = False  # the model takes one mask for layers of all kinds
     additive: bool = False  # masks are added to the scores of attention, as plain ("eager") attention wants them
     first_position: int = 0
@@ -309,7 +309,7 @@ def windows_of(config: Any) -> Mapping[str, int | None]:
     window = getattr(config, "sliding_window", None)
     kinds = dict.fromkeys(getattr(config, "layer_types", None) or ())
     if window is None or (kinds and "sliding_attention" not in kinds):
-        return TokenBackbone.windows
+        return EVERYWHERE
     return {kind: window if kind == "sliding_attention" else None for kind in kinds or ("sliding_attention",)}
 
 
