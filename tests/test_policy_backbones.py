@@ -12,9 +12,8 @@ import torch
 from families import FAMILIES
 from families.common import write_family
 from small import batch, observation, policy
-from transformers import AutoConfig
 
-from anyvla.backbones.quirks import quirk_of
+from anyvla.backbones.auto import AutoBackbone
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
 
@@ -30,10 +29,8 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_it_acts_as_it_was_trained(backbone: dict, history: str, tmp_path: Path) -> None:
     data = batch(2, 3)
     structure = {"name": history, "window": 3}
-    if (
-        history == "interleaved"
-        and "interleave" in quirk_of(AutoConfig.from_pretrained(backbone["path"]).model_type).lacks
-    ):
+    able = AutoBackbone.capabilities_of(AutoBackbone.Config(**{k: v for k, v in backbone.items() if k != "name"}))
+    if history == "interleaved" and able is not None and "interleave" not in able:
         with pytest.raises(ConfigError, match="needs a backbone that can"):
             policy(structure, backbone=backbone)
         return
