@@ -212,8 +212,8 @@ def gradients(s: Subject) -> str:
             out = s.read(s.frames(2), TEXTS[:2], query)
         pull(out)
         reached = {p for p in s.backbone.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-        for part, modules in s.backbone.part_modules().items():
-            weights = [w for m in modules for w in m.parameters() if w.requires_grad]
+        for part, own in parameters_of(s.backbone).items():
+            weights = [w for w in own if w.requires_grad]
             if weights and not any(w in reached for w in weights):
                 raise Failed(f"no gradient reaches {part}{', under autocast' if autocast else ''}")
         if query.grad is None or not query.grad.abs().sum() > 0:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anyvla.backbones.unsupported import UNSUPPORTED
+
 RESULTS = Path(__file__).parent / "families.json"
 
 
@@ -66,7 +68,8 @@ def parse(document: Mapping[str, Any]) -> Matrix:
             for name, row in document[kind].items()
         }
 
-    return Matrix(document["versions"], rows("backbones"), rows("families"), document["untried"])
+    untried = {kind: name for kind, name in document["untried"].items() if kind not in UNSUPPORTED}
+    return Matrix(document["versions"], rows("backbones"), rows("families"), untried)
 
 
 def _split(result: str) -> tuple[str, str]:
