@@ -32,12 +32,10 @@ class QwenVLBackbone(RemoteBackbone):
     template = Template(opening="", before_image="<img>", after_image="</img>", text="{prompt}")
 
     def take_apart(self, model: Any, tokenizer: Any) -> Pair:
-        visual, transformer = model.config.visual, model.transformer
-        if not hasattr(transformer, "get_head_mask"):  # inherited from transformers until version 5
-            transformer.get_head_mask = _no_head_mask
+        visual = model.config.visual
         self.image_size = visual["image_size"]
         self._ends = {"<img>": visual["image_start_id"], "</img>": visual["image_start_id"] + 1}
-        return Pair(transformer.visual, model, tokenizer)
+        return Pair(model.transformer.visual, model, tokenizer)
 
     def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
         """The modules of each part: the tower lies inside the language model."""
@@ -47,11 +45,10 @@ class QwenVLBackbone(RemoteBackbone):
     def read(self, given: dict[str, Any]) -> None:
         """The model wants ids, and must not see any of an image in them."""
         embedded = given.pop("inputs_embeds")
-        shape = embedded.shape[:2]
         given.pop("position_ids", None)  # it counts places by itself
-        everywhere = torch.arange(shape.numel(), device=embedded.device)
-        ids = torch.zeros(shape, dtype=torch.int64, device=embedded.device)
-        with written(self.embedding, shape, everywhere, embedded.flatten(0, 1)):
+        ids = torch.zeros(embedded.shape[:2], dtype=torch.int64, device=embedded.device)
+        everywhere = torch.arange(ids.numel(), device=ids.device)
+        with written(self.embedding, ids.shape, everywhere, embedded.flatten(0, 1)):
             self.model(input_ids=ids, **given)
 
     def _encode(self, text: str) -> list[int]:
@@ -59,7 +56,3 @@ class QwenVLBackbone(RemoteBackbone):
         for piece in re.split("(</?img>)", text):  # its tokenizer takes what stands between these for a path
             ids += [self._ends[piece]] if piece in self._ends else super()._encode(piece)
         return ids
-
-
-def _no_head_mask(head_mask: None, layers: int) -> list[None]:
-    return [None] * layers

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic.dataclasses import dataclass
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.initialization import no_init_weights
 
@@ -33,6 +33,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 MODEL_CLASSES = ("AutoModelForCausalLM", "AutoModel")
 # What any configuration had in version 4 of transformers.
 OLD_DEFAULTS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "is_decoder": False}
+OTHER = "other"  # folder in a checkpoint
 NOT_NEEDED = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.jpg", "*.png"]
 
 
@@ -65,14 +66,12 @@ class RemoteBackbone(ComposedBackbone):
     reads = frozenset({"layers", "resampler"})
     about: ClassVar[str]  # whose interface this is, for messages
     needs: ClassVar[tuple[str, ...]]  # the modules of the model that are read here
+    elsewhere: ClassVar[str | None] = None  # the setting that names another model, whose configuration the code reads
     generate: Any = None  # such code generates with the version of transformers that it was written for
 
     def take_apart(self, model: Any, tokenizer: Any) -> Pair:
         """The parts of the loaded model; may set `image_size` and the like from `model.config`."""
         raise NotImplementedError(f"{type(self).__name__} must say which modules of the model it reads")
-
-    def settle(self, config: Any, folder: Path) -> None:
-        """Change the configuration where it names files that a checkpoint brings along."""
 
     def tokenizer_of(self, folder: Path, config: Any) -> Any:
         """The tokenizer, which may be remote code as well."""
@@ -87,11 +86,17 @@ class RemoteBackbone(ComposedBackbone):
         name = class_of(folder)
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         complete(settings)
-        self.settle(settings, folder)
+        self.other: str | None = getattr(settings, self.elsewhere, None) if self.elsewhere else None
+        if self.other is not None and (folder / OTHER).is_dir():
+            self.other = str(folder / OTHER)
+            setattr(settings, str(self.elsewhere), self.other)
         tokenizer = self.tokenizer_of(folder, settings)
         made = get_class_from_dynamic_module(name, str(folder))
         with no_init_weights():
             model = made(settings)
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel) and not hasattr(module, "get_head_mask"):
+                module.get_head_mask = _no_head_mask
         lacking = [part for part in self.needs if _module(model, part) is None]
         if lacking:
             raise ValueError(
@@ -104,11 +109,14 @@ class RemoteBackbone(ComposedBackbone):
         return self.take_apart(model, tokenizer)
 
     def save_assets(self, folder: Path) -> None:
-        """Copy the model's code and configuration, and write the tokenizer."""
+        """Copy the model's code and configuration, and what its configuration names elsewhere."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for file in (*self.folder.glob("*.py"), *self.folder.glob("*.json"), *self.folder.glob("*.tiktoken")):
             if not file.name.endswith(".index.json"):
                 shutil.copyfile(file, Path(folder) / file.name)
+        if self.other is not None:
+            self.tokenizer.save_pretrained(folder)
+            AutoConfig.from_pretrained(self.other, trust_remote_code=False).save_pretrained(Path(folder) / OTHER)
 
     def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
         """The modules of each part; a projector may lie inside the tower."""
@@ -191,6 +199,11 @@ def fill(model: nn.Module, folder: Path) -> None:
     lacking = {name for name in lacking if not any(re.search(pattern, name) for pattern in computed)}
     if lacking:
         raise ValueError(f"the weights in {folder} lack {some(lacking)}: they belong to another version of its code")
+
+
+def _no_head_mask(head_mask: None, layers: int, *_: Any) -> list[None]:
+    """Inherited from transformers until version 5."""
+    return [None] * layers
 
 
 def _tied(model: nn.Module, names: set[str]) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from anyvla.backbones.base import CAPABILITIES
 from anyvla.backbones.remote import Pair, RemoteBackbone
@@ -27,6 +27,7 @@ class UFormBackbone(RemoteBackbone):
     capabilities = frozenset(CAPABILITIES)
     about = "UForm-Gen 2"
     needs = ("image_encoder", "image_pooler", "text_decoder")
+    elsewhere = "text_decoder_name_or_path"
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
     template = Template(opening=SYSTEM, text=" {prompt}<|im_end|>\n<|im_start|>assistant\n")
 
@@ -34,23 +35,10 @@ class UFormBackbone(RemoteBackbone):
         self.image_size = model.config.image_size
         return Pair(model.image_encoder, model.text_decoder, tokenizer, model.image_pooler)
 
-    def settle(self, config: Any, folder: Path) -> None:
-        if (folder / "text").is_dir():
-            config.text_decoder_name_or_path = str(folder / "text")
-        self.text_source = getattr(config, "text_decoder_name_or_path", None)  # whose configuration the code reads
-
     def tokenizer_of(self, folder: Path, config: Any) -> Any:
         """The tokenizer of the folder, or of the language model that the configuration names."""
         here = (folder / "tokenizer_config.json").is_file()
         return AutoTokenizer.from_pretrained(folder if here else config.tokenizer_name_or_path, trust_remote_code=False)
-
-    def save_assets(self, folder: Path) -> None:
-        """As for any remote code; and what the configuration names elsewhere."""
-        super().save_assets(folder)
-        self.tokenizer.save_pretrained(folder)
-        if self.text_source:
-            text = AutoConfig.from_pretrained(self.text_source, trust_remote_code=False)
-            text.save_pretrained(Path(folder) / "text")
 
     def features(self, pixels: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N T Dv"]:
         return getattr(self.tower, "forward_features", self.tower)(pixels)
