@@ -232,10 +232,10 @@ class AutoBackbone(TokenBackbone):
         """The features of each image as the projector gives them."""
         names = inspect.signature(self._get_features).parameters
         given = {k: v for k, v in self.quirk.vision(images).items() if k in names}
-        features = self._get_features(**given).pooler_output
+        features = getattr(self._get_features(**given), "pooler_output", None)
         if features is None:
             kind = self.model.config.model_type
-            raise ValueError(f"a {kind!r} model gives no features to resample; leave resampler out")
+            raise ValueError(f"resampler: a {kind!r} model gives no features to resample; leave resampler out")
         if not isinstance(features, Tensor):
             features = torch.cat([f.reshape(-1, f.shape[-1]) for f in features])
         return features.reshape(images.sequence.images.shape[:2].numel(), -1, features.shape[-1])
@@ -315,9 +315,7 @@ class AutoBackbone(TokenBackbone):
     @torch.no_grad()
     def _grid(self, image_id: int) -> tuple[int, int]:
         """Rows and columns of an image's tokens; counted once on a blank one where the table does not say."""
-        if self.resampler is not None:
-            return 1, len(self.resampler.latents)
-        if self.quirk.grid is not None:
+        if self.quirk.grid is not None and self.resampler is None:
             return self.quirk.grid(self.model.config, self.pixels.size)
         training = self.model.training
         self.model.eval()
@@ -327,7 +325,7 @@ class AutoBackbone(TokenBackbone):
         sequence = TokenSequence(one, yes, ~yes, one * 0, blank)
         features = self._features(self._seen(self._pixel_values(blank)[:1], sequence, yes))
         self.model.train(training)
-        return 1, features.shape[1]
+        return 1, features.shape[1] if self.resampler is None else len(self.resampler.latents)
 
 
 def exact_size(quirk: Quirk, config: Any, asked: int | None) -> int | None:

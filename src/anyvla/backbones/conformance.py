@@ -400,15 +400,29 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 }
 
 
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Without TF32, whose convolutions on NVIDIA GPUs are too coarse to compare."""
+    convolutions, matrices = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, matrices
+
+
 def examine(backbone: Backbone, config: Any, checks: dict[str, Callable[[Subject], str]] = CHECKS) -> Iterator[Result]:
     """Run the checks one after another. The backbone is of no use afterwards."""
     subject = Subject(backbone.eval(), config)
     for name, check in checks.items():
         try:
-            yield Result(name, "passed", check(subject))
+            with _exact_products():
+                detail = check(subject)
         except NotApplicable as reason:
             yield Result(name, "not applicable", str(reason))
+        except Failed as broken:
+            yield Result(name, "failed", str(broken))
         except Exception as error:  # whatever a stranger's model raises is this check's result
-            yield Result(
-                name, "failed", f"{type(error).__name__}: {error}" if not isinstance(error, Failed) else str(error)
-            )
+            yield Result(name, "failed", f"{type(error).__name__}: {error}")
+        else:
+            yield Result(name, "passed", detail)
