@@ -28,6 +28,7 @@ class Stopped(Exception):
 def guarded(run: Callable[[], int], command: str) -> int:
     """Turn expected failures into one clear line; unexpected ones keep their traceback."""
     logging.basicConfig(level=os.environ.get("ANYVLA_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its own lines
     try:
         return run()
     except (Stopped, KeyboardInterrupt) as stopped:

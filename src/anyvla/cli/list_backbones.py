@@ -16,6 +16,8 @@ from rich.table import Table
 from anyvla.backbones.families import Measured, matrix
 from anyvla.registry import backbones
 
+CAPABILITIES = ("interleave", "block_mask", "cache")  # anyvla.backbones.base, which imports torch, explains them
+
 
 def show(as_json: bool) -> int:
     """Print one row per backbone and family."""
@@ -23,12 +25,13 @@ def show(as_json: bool) -> int:
     if as_json:
         print(json.dumps(rows, indent=1))
         return 0
-    table = Table("name", "class", "capabilities", "tested", "notes", box=None, pad_edge=False)
+    table = Table("name", *(c.replace("_", " ") for c in CAPABILITIES), "tested", "notes", box=None, pad_edge=False)
     shown = [row for row in rows if row["kind"] == "backbone" or row["tested"]]
     for row in shown:
         name = row["name"] if row["kind"] == "backbone" else f"  {row['name']}"
-        able = "?" if row["capabilities"] is None else ", ".join(row["capabilities"])
-        table.add_row(name, row["class"], able, "yes" if row["tested"] else "", row["notes"])
+        known = row["capabilities"] is not None
+        able = (("yes" if c in row["capabilities"] else "-") if known else "?" for c in CAPABILITIES)
+        table.add_row(name, *able, "yes" if row["tested"] else "-", row["notes"])
     Console().print(table)
     print(
         f"\nIndented: families that `auto` reads, tested with transformers {matrix().versions['transformers']}. It may "
