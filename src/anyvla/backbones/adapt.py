@@ -50,9 +50,7 @@ def add_lora(backbone: Backbone, lora: Lora, seed: int = 0) -> None:
         )
     frozen = {w for part in (*parts, "embeddings") for w in parameters_of(backbone)[part]}
     trained = {w for w in backbone.parameters() if w.requires_grad} - frozen
-    peft = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
-    )  # fmt: skip
+    peft = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(peft, backbone)

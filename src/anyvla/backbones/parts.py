@@ -20,7 +20,7 @@ ROLES: dict[str, Part] = {
     **dict.fromkeys(("language_model", "text_model", "text_decoder"), "language"),
     "qformer": "projector",
 }
-# Git and Idefics 1 have no module that is the language model: these lie beside the token embedding.
+# Idefics 1 has no module that is the language model: these lie beside the token embedding.
 BESIDE_EMBEDDING = {"embeddings", "encoder", "layers", "gated_cross_attn_layers", "norm"}
 PROJECTORS_INSIDE = {"merger", "deepstack_merger_list", "connector", "multi_modal_projector", "vision_adapter"}
 MORE_EMBEDDINGS = {"embed_tokens_per_layer"}
