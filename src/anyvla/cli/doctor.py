@@ -20,7 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 GL_PACKAGES = "sudo apt-get install -y libegl1 libgl1-mesa-dri libgles2 libosmesa6"
-EXTRAS = {"metaworld": ("metaworld", "mujoco"), "dev": ("pytest", "hypothesis", "ruff", "mypy")}
+EXTRAS = {
+    "metaworld": ("metaworld", "mujoco"),
+    "lora": ("peft",),
+    "quantize": ("bitsandbytes",),
+    "dev": ("pytest", "hypothesis", "ruff", "mypy"),
+}
 _RENDER = """
 import mujoco
 context = mujoco.GLContext(16, 16)
