@@ -14,9 +14,9 @@ from anyvla import weights
 from anyvla.backbones.adapt import add_lora, linear_layers, merge_lora
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import PARTS
-from anyvla.backbones.conformance import Subject
 from anyvla.backbones.options import Lora
 from anyvla.backbones.parts import parameters_of
+from anyvla.backbones.subject import Subject
 from anyvla.config import build
 
 TEXTS = ("open", "close it")

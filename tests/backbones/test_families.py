@@ -8,7 +8,8 @@ from families import FAMILIES
 from families.common import write_family
 
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.conformance import CHECKS, NotApplicable, Subject
+from anyvla.backbones.conformance import CHECKS
+from anyvla.backbones.subject import NotApplicable, Subject
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))

@@ -34,8 +34,9 @@ from small import batch, observation, policy
 from transformers import GPTNeoXConfig, MptConfig
 
 from anyvla.backbones.base import CAPABILITIES, Cache
-from anyvla.backbones.conformance import CHECKS, Subject
+from anyvla.backbones.conformance import CHECKS
 from anyvla.backbones.flamingo import FlamingoBackbone
+from anyvla.backbones.subject import Subject
 from anyvla.layout import lay_out
 from anyvla.policy import VLA
 from anyvla.types import TokenSequence

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, MllamaConfig
 
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.conformance import Subject
 from anyvla.backbones.nano import NanoBackbone
 from anyvla.backbones.parts import parameters_of
 from anyvla.backbones.pretrained import KEPT, truncate
+from anyvla.backbones.subject import Subject
 from anyvla.config import ConfigError, build
 
 TEXTS = ["open", "close it"]

@@ -11,9 +11,10 @@ from families.common import write_family
 from torch import Tensor
 
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.conformance import CHECKS, NotApplicable, Subject
+from anyvla.backbones.conformance import CHECKS
 from anyvla.backbones.parts import parameters_of
 from anyvla.backbones.resampler import PerceiverResampler
+from anyvla.backbones.subject import NotApplicable, Subject
 from anyvla.config import build
 
 SMALL = {"tokens": 5, "depth": 2, "heads": 2, "head_width": 8}

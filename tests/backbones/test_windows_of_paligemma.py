@@ -13,7 +13,7 @@ from families.llava_like import paligemma2
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import Cache
-from anyvla.backbones.conformance import Subject
+from anyvla.backbones.subject import Subject
 
 WINDOW = 24
 
