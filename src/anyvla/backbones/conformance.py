@@ -23,7 +23,6 @@ from anyvla.backbones.parts import parameters_of
 from anyvla.backbones.subject import TEXTS, Failed, NotApplicable, Subject, difference, equal, moved, pull
 from anyvla.types import Block, TokenSequence
 
-
 SAMPLED = 100_000  # elements of a gradient that are compared
 
 

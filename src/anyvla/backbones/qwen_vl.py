@@ -13,9 +13,7 @@ import re
 from typing import Any
 
 import torch
-from torch import nn
 
-from anyvla.backbones.base import Part
 from anyvla.backbones.hooks import written
 from anyvla.backbones.remote import Pair, RemoteBackbone
 from anyvla.backbones.tokens import Template
@@ -32,15 +30,9 @@ class QwenVLBackbone(RemoteBackbone):
     template = Template(opening="", before_image="<img>", after_image="</img>", text="{prompt}")
 
     def take_apart(self, model: Any, tokenizer: Any) -> Pair:
-        visual = model.config.visual
-        self.image_size = visual["image_size"]
-        self._ends = {"<img>": visual["image_start_id"], "</img>": visual["image_start_id"] + 1}
+        self.image_size, start = (model.config.visual[key] for key in ("image_size", "image_start_id"))
+        self._ends = {"<img>": start, "</img>": start + 1}
         return Pair(model.transformer.visual, model, tokenizer)
-
-    def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
-        """The modules of each part: the tower lies inside the language model."""
-        transformer = self.model.transformer
-        return super().part_modules() | {"language": (transformer.h, transformer.ln_f)}
 
     def read(self, given: dict[str, Any]) -> None:
         """The model wants ids, and must not see any of an image in them."""
