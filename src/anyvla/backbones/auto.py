@@ -39,7 +39,7 @@ from anyvla.backbones.parts import find_parts
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import read_model, renew, truncate
 from anyvla.backbones.quirks import QUIRKS, Quirk, quirk_for
-from anyvla.backbones.resampler import PerceiverResampler
+from anyvla.backbones.resampler import PerceiverResampler, resampler_among
 from anyvla.backbones.source import (
     PREPROCESSOR,
     fetch,
@@ -156,17 +156,9 @@ class AutoBackbone(TokenBackbone):
             raise ValueError(lacking_package(source, error)) from error
         return Parts(model, tokenizer, read_preprocessor(source, revision), second)
 
-    @property
-    def embedding(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
     def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
         parts = find_parts(self.model, self.embedding, self.unread)
         return parts if self.resampler is None else parts | {"projector": (*parts["projector"], self.resampler)}
-
-    @property
-    def head(self) -> nn.Module | None:
-        return self.model.get_output_embeddings()
 
     @property
     def unread(self) -> tuple[nn.Module, ...]:
@@ -241,18 +233,14 @@ class AutoBackbone(TokenBackbone):
         return features.reshape(images.sequence.images.shape[:2].numel(), -1, features.shape[-1])
 
     def _resampler(self, options: Resampler, seed: int) -> PerceiverResampler:
-        """One whose tokens are at first as large as the embeddings among which they stand."""
         if self._get_features is None:
             raise ValueError(
                 f"resampler: a {self.model.config.model_type!r} model has no get_image_features, whose features one "
                 "could resample; leave resampler out"
             )
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = PerceiverResampler(self.width, **dataclasses.asdict(options))
-            some_tokens = torch.arange(min(1000, self.model.config.get_text_config().vocab_size))[None]
-            made.norm.weight.mul_(self.embedding(some_tokens).float().std())
-        return made.to(self.model.dtype)
+            return resampler_among(self.embedding, self.width, options).to(self.model.dtype)
 
     def _images(self, sequence: TokenSequence) -> Images:
         return self._seen(self._pixel_values(sequence.images), sequence, self.places_of_images(sequence))

@@ -20,10 +20,10 @@ from transformers.initialization import no_init_weights
 
 from anyvla.backbones.base import CAPABILITIES, Cache, Part
 from anyvla.backbones.hooks import written
-from anyvla.backbones.options import Options, Resampler
+from anyvla.backbones.options import Options
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import renew, truncate
-from anyvla.backbones.resampler import PerceiverResampler
+from anyvla.backbones.resampler import resampler_among
 from anyvla.backbones.tokens import Template, TokenBackbone, lacks_of, windows_of
 from anyvla.types import TokenSequence
 
@@ -101,7 +101,8 @@ class ComposedBackbone(TokenBackbone):
             blank = self._seen(torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8))
             self.projection = pair.projector or self.projector(blank.shape[-1], self.width)
             if config.resampler is not None:
-                self.projection = nn.Sequential(self.projection, self._resampler(config.resampler))
+                resampler = resampler_among(self.embedding, self.width, config.resampler)
+                self.projection = nn.Sequential(self.projection, resampler)
             tokens = self.projection.eval()(blank).shape[1]
         if assets is None:
             renew(self, config.pretrained, config.seed)
@@ -144,14 +145,6 @@ class ComposedBackbone(TokenBackbone):
             if isinstance(module, BATCH_NORMS):
                 module.eval()
         return self
-
-    @property
-    def embedding(self) -> Any:
-        return self.model.get_input_embeddings()
-
-    @property
-    def head(self) -> nn.Module | None:
-        return self.model.get_output_embeddings()
 
     def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
         return {
@@ -222,13 +215,6 @@ class ComposedBackbone(TokenBackbone):
                 "(images, tokens, width) or a map (images, width, height, width of the map)"
             )
         return seen
-
-    def _resampler(self, options: Resampler) -> PerceiverResampler:
-        """One whose tokens are at first as large as the embeddings among which they stand."""
-        made = PerceiverResampler(self.width, **dataclasses.asdict(options))
-        with torch.no_grad():
-            made.norm.weight.mul_(self.embedding.weight.float().std())
-        return made
 
 
 def cut(model: Any, layers: int | None, tower: nn.Module) -> None:

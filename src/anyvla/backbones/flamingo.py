@@ -153,14 +153,6 @@ class FlamingoBackbone(TokenBackbone):
         self.finish(config)
 
     @property
-    def embedding(self) -> Any:
-        return self.model.get_input_embeddings()
-
-    @property
-    def head(self) -> nn.Module | None:
-        return self.model.get_output_embeddings()
-
-    @property
     def projectors(self) -> tuple[nn.Module, ...]:
         """What makes latents of the vision tower's features; nothing until it is added."""
         return tuple(m for name, m in self.named_children() if name in ("perceiver", "cameras"))

@@ -6,10 +6,15 @@ parameters have the names and shapes of OpenFlamingo's, so that its checkpoints 
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from anyvla.backbones.options import Resampler
 
 
 class PerceiverResampler(nn.Module):
@@ -33,6 +38,15 @@ class PerceiverResampler(nn.Module):
             latents = latents + attention(features, latents)
             latents = latents + feed_forward(latents)
         return self.norm(latents)
+
+
+@torch.no_grad()
+def resampler_among(embedding: Any, width: int, options: Resampler) -> PerceiverResampler:
+    """A new one, whose tokens are at first as large as those of `embedding`, among which they stand."""
+    made = PerceiverResampler(width, **dataclasses.asdict(options))
+    some_tokens = torch.arange(min(1000, embedding.num_embeddings))[None]
+    made.norm.weight.mul_(embedding(some_tokens).float().std())
+    return made
 
 
 class _Attention(nn.Module):

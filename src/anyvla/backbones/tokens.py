@@ -47,6 +47,7 @@ Attention = Literal["causal", "image", "image_in_windows", "images", "prefix", "
 class TokenBackbone(Backbone):
     """A backbone over token ids with image places."""
 
+    model: Any  # of `transformers`: what embeds tokens and ends in the LM head
     attention: Attention = "causal"
     # How far back the layers of each kind see, in tokens; None: to the beginning.
     windows: Mapping[str, int | None] = EVERYWHERE
@@ -117,7 +118,7 @@ class TokenBackbone(Backbone):
     @property
     def head(self) -> nn.Module | None:
         """The LM head, if the model has one."""
-        return None
+        return self.model.get_output_embeddings()
 
     @property
     def unread(self) -> tuple[nn.Module, ...]:
@@ -125,9 +126,9 @@ class TokenBackbone(Backbone):
         return () if self.head is None else (self.head,)
 
     @property
-    @abstractmethod
-    def embedding(self) -> nn.Module:
+    def embedding(self) -> Any:
         """The module that embeds token ids, (S, L) -> (S, L, D)."""
+        return self.model.get_input_embeddings()
 
     def reading(self) -> AbstractContextManager[list[Tensor]]:
         """Where the last hidden states are read, one of `anyvla.backbones.hooks`. Raises ValueError without a head."""
