@@ -78,6 +78,14 @@ def observation(of: Batch, row: int, step: int) -> Observation:
     return Observation({"corner": images[0], "wrist": images[1]}, of.proprio[row, step].numpy())
 
 
+def windowed(vla: VLA, data: Batch) -> torch.Tensor:
+    """The chunks that loss's forward pass gives at each step, in robot units: (B, W, N, A)."""
+    with torch.inference_mode():
+        readouts = vla.history.windows(vla.backbone, vla.queries, data.images, data.instructions, data.step_mask)
+        context = vla._context(readouts, vla.state.normalise(data.proprio))
+        return vla.action.denormalise(vla.decoder.sample(context))
+
+
 def episode(length: int, seed: int = 0, instruction: str = "open the drawer") -> Episode:
     rng = np.random.default_rng(seed)
     state = np.cumsum(rng.normal(size=(length, 3)) * 0.1, axis=0).astype(np.float32)

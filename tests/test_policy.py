@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import FAMILIES
 from families.common import write_family
-from small import FUSERS, HISTORIES, NANO, batch, embodiment, model, observation, policy, statistics
+from small import FUSERS, HISTORIES, NANO, batch, embodiment, model, observation, policy, statistics, windowed
 
 from anyvla.actions.normalize import StatisticsError
 from anyvla.backbones.nano import NanoBackbone
@@ -24,14 +24,6 @@ COMBINATIONS = [(h, f) for h, f in itertools.product(HISTORIES, FUSERS) if valid
 every_structure = pytest.mark.parametrize(
     ("history", "fuser"), COMBINATIONS, ids=lambda part: part if isinstance(part, str) else part["name"]
 )
-
-
-def windowed(vla: VLA, data) -> torch.Tensor:
-    """The chunks that loss's forward pass gives at each step, in robot units: (B, W, N, A)."""
-    with torch.inference_mode():
-        readouts = vla.history.windows(vla.backbone, vla.queries, data.images, data.instructions, data.step_mask)
-        context = vla._context(readouts, vla.state.normalise(data.proprio))
-        return vla.action.denormalise(vla.decoder.sample(context))
 
 
 @every_structure

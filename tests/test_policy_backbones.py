@@ -1,56 +1,62 @@
-"""The law of train/act equality over every family of the matrix, and its checkpoints."""
+"""The law of train/act equality over every family of the matrix and every backbone, and its checkpoints."""
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES
 from families.common import write_family
-from small import batch, observation, policy
+from families.registered import REGISTERED
+from small import batch, observation, policy, windowed
 
-from anyvla.backbones.auto import AutoBackbone
+from anyvla.backbones.families import matrix
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
-def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    family = FAMILIES[request.param]
-    folder = write_family(family, tmp_path_factory.mktemp(request.param))
-    return {"name": "auto", "path": str(folder), "prompt": "do {instruction}", **family.options}
+@pytest.fixture(scope="module", params=[*sorted(FAMILIES), *sorted(REGISTERED)])
+def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A backbone as a recipe names it, and the folder in which all lies that it reads."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param in REGISTERED:
+        return {"name": request.param, **REGISTERED[request.param](folder)}, folder
+    path = write_family(FAMILIES[request.param], folder)
+    options = FAMILIES[request.param].options
+    return {"name": "auto", "path": str(path), "prompt": "do {instruction}", **options}, folder
 
 
 @pytest.mark.parametrize("history", ["policy_head", "interleaved"])
-def test_it_acts_as_it_was_trained(backbone: dict, history: str, tmp_path: Path) -> None:
+def test_it_acts_as_it_was_trained(
+    backbone: tuple[dict[str, Any], Path], history: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    options, folder = backbone
     data = batch(2, 3)
     structure = {"name": history, "window": 3}
-    able = AutoBackbone.capabilities_of(AutoBackbone.Config(**{k: v for k, v in backbone.items() if k != "name"}))
-    if history == "interleaved" and able is not None and "interleave" not in able:
+    known = {**matrix().families, **matrix().backbones}.get(request.node.callspec.params["backbone"])
+    if history == "interleaved" and known is not None and "interleave" not in (known.capabilities or ()):
         with pytest.raises(ConfigError, match="needs a backbone that can"):
-            policy(structure, backbone=backbone)
+            policy(structure, backbone=options)
         return
-    vla = policy(structure, backbone=backbone, readouts=2)
-    with torch.inference_mode():
-        readouts = vla.history.windows(vla.backbone, vla.queries, data.images, data.instructions, data.step_mask)
-        seen = vla.action.denormalise(vla.decoder.sample(vla._context(readouts, vla.state.normalise(data.proprio))))
+    vla = policy(structure, backbone=options, readouts=2)
+    seen = windowed(vla, data)
     sessions = [vla.start(text) for text in data.instructions]
     for step in range(3):
         chunks = vla.act([observation(data, row, step) for row in range(2)], sessions)
         acted = torch.from_numpy(np.stack([c.actions for c in chunks]))
         torch.testing.assert_close(acted, seen[:, step], atol=1e-4, rtol=1e-4)
-    vla.train().loss(dataclasses.replace(data, instructions=["open it", "close it"])).value.backward()
+    vla.train().loss(data).value.backward()
     assert vla.queries.grad is not None
     assert vla.queries.grad.abs().sum() > 0
     vla.eval().save(tmp_path / "checkpoint")
-    shutil.move(backbone["path"], backbone["path"] + ".away")  # a checkpoint needs nothing but itself
+    away = shutil.move(folder, f"{folder}.away")  # a checkpoint needs nothing but itself
     try:
-        loaded = VLA.load(tmp_path / "checkpoint")
+        loaded = VLA.load(tmp_path / "checkpoint", trust_remote_code="trust_remote_code" in options)
     finally:
-        shutil.move(backbone["path"] + ".away", backbone["path"])
+        shutil.move(away, folder)
     one, other = (v.act([observation(data, 0, 0)], [v.start("open")])[0].actions for v in (vla, loaded))
     np.testing.assert_array_equal(one, other)

@@ -16,7 +16,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from families.flamingo import (
@@ -30,7 +29,6 @@ from families.flamingo import (
     write_vision,
 )
 from safetensors.torch import load_file
-from small import batch, observation, policy
 from transformers import GPTNeoXConfig, MptConfig
 
 from anyvla.backbones.base import CAPABILITIES, Cache
@@ -38,7 +36,6 @@ from anyvla.backbones.conformance import CHECKS
 from anyvla.backbones.flamingo import FlamingoBackbone
 from anyvla.backbones.subject import Subject
 from anyvla.layout import lay_out
-from anyvla.policy import VLA
 from anyvla.types import TokenSequence
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -162,24 +159,6 @@ CASES = [("mpt", c) for c in CHECKS] + [(name, c) for name in LANGUAGES if name 
 def test_it_keeps_its_promises_over_any_language_model(subjects: dict[str, Subject], language: str, check: str) -> None:
     assert subjects[language].backbone.capabilities == frozenset(CAPABILITIES)
     CHECKS[check](subjects[language])
-
-
-@pytest.mark.parametrize("history", ["policy_head", "interleaved"])
-def test_a_policy_acts_as_it_was_trained_and_after_loading(mpt: dict[str, Any], history: str, tmp_path: Path) -> None:
-    data = batch(2, 3)
-    vla = policy({"name": history, "window": 3}, backbone={"name": "flamingo", **mpt}, readouts=2)
-    with torch.inference_mode():
-        readouts = vla.history.windows(vla.backbone, vla.queries, data.images, data.instructions, data.step_mask)
-        seen = vla.action.denormalise(vla.decoder.sample(vla._context(readouts, vla.state.normalise(data.proprio))))
-    sessions = [vla.start(text) for text in data.instructions]
-    for step in range(3):
-        chunks = vla.act([observation(data, row, step) for row in range(2)], sessions)
-        acted = torch.from_numpy(np.stack([c.actions for c in chunks]))
-        torch.testing.assert_close(acted, seen[:, step], atol=1e-4, rtol=1e-4)
-    vla.save(tmp_path / "checkpoint")
-    loaded = VLA.load(tmp_path / "checkpoint")
-    one, other = (v.act([observation(data, 0, 0)], [v.start("open")])[0].actions for v in (vla, loaded))
-    np.testing.assert_array_equal(one, other)
 
 
 @torch.no_grad()

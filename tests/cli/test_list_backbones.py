@@ -17,6 +17,7 @@ from anyvla.backbones.base import CAPABILITIES
 from anyvla.backbones.conformance import CHECKS
 from anyvla.backbones.families import RESULTS, able, matrix, parse
 from anyvla.backbones.unsupported import UNSUPPORTED
+from anyvla.cli import list_backbones
 from anyvla.cli.main import main
 from anyvla.registry import backbones
 
@@ -83,6 +84,7 @@ def test_json_has_a_row_for_every_backbone_and_family(capsys: pytest.CaptureFixt
     assert len(by_name) == len(rows)
     assert {name for kind, name in by_name if kind == "backbone"} == set(backbones)
     assert set(FAMILIES) <= {name for kind, name in by_name if kind == "family"}
+    assert set(list_backbones.CAPABILITIES) == set(CAPABILITIES)
     assert all({"class", "capabilities", "tested", "transformers", "notes"} <= row.keys() for row in rows)
     assert by_name["backbone", "auto"]["tested"]
     llava = by_name["family", "llava"]

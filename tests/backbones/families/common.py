@@ -27,6 +27,15 @@ SPECIAL += ["<racm3:break>", "<eoss>"]
 SPECIAL += ["<im_start>"]
 VOCABULARY = len(SPECIAL) + 256
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED: dict[str, Any] = {  # a decoder whose heads share keys
+    **TEXT,
+    "vocab_size": VOCABULARY,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
 VISION = {"image_size": 28, "patch_size": 7, **TEXT}
 PREPROCESSOR: dict[str, Any] = {
     "image_mean": [0.4, 0.5, 0.6],

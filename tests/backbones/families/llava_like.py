@@ -28,23 +28,14 @@ from transformers import (
 )
 
 from families.basic import llama
-from families.common import TEXT, VISION, VOCABULARY, Family, token
+from families.common import GROUPED, VISION, VOCABULARY, Family, token
 
-_TEXT: dict[str, Any] = {
-    **TEXT,
-    "vocab_size": VOCABULARY,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-}
 _SOFTCAPPED = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 8}
 
 
 def paligemma2() -> PreTrainedConfig:
     """The window is as far beyond these sequences as the real one, 4096 tokens, is beyond those of a robot."""
-    text = Gemma2Config(**_TEXT, **_SOFTCAPPED, head_dim=8, sliding_window=256)
+    text = Gemma2Config(**GROUPED, **_SOFTCAPPED, head_dim=8, sliding_window=256)
     return PaliGemmaConfig(
         text_config=text,
         vision_config=SiglipVisionConfig(**VISION, projection_dim=32, vision_use_head=False),
@@ -58,7 +49,7 @@ def gemma3() -> PreTrainedConfig:
     """The window is shorter than an image and its instruction."""
     return Gemma3Config(
         text_config={
-            **_TEXT,
+            **GROUPED,
             "num_hidden_layers": 3,
             "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
             "sliding_window": 24,
@@ -99,7 +90,7 @@ def vipllava() -> PreTrainedConfig:
 
 def llava_onevision() -> PreTrainedConfig:
     return LlavaOnevisionConfig(
-        text_config=Qwen2Config(**_TEXT),
+        text_config=Qwen2Config(**GROUPED),
         vision_config=SiglipVisionConfig(**VISION, vision_use_head=False),
         image_token_index=token("<image>"),
         video_token_index=token("<video>"),
@@ -127,7 +118,7 @@ def aria() -> PreTrainedConfig:
     """A mixture of experts; its projector makes as many tokens of an image as it was told for its size."""
     experts = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}
     return AriaConfig(
-        text_config=AriaTextConfig(**_TEXT, **experts),
+        text_config=AriaTextConfig(**GROUPED, **experts),
         vision_config=VISION,
         image_token_index=token("<|img|>"),
         projector_patch_to_query_dict={16: 4, 64: 6},
@@ -139,7 +130,7 @@ def chameleon() -> PreTrainedConfig:
     quantised = {"embed_dim": 4, "num_embeddings": 16, "latent_channels": 32, "base_channels": 32, "resolution": 28}
     codes = {f"IMGIMG{code}Z": VOCABULARY - 16 + place for place, code in enumerate(_LETTERS)}
     return ChameleonConfig(
-        **_TEXT,
+        **GROUPED,
         vq_config={**quantised, "channel_multiplier": [1, 1, 1]},
         vocabulary_map={"<image>": token("<image>"), **codes},
     )
@@ -149,7 +140,7 @@ def granite4_vision() -> PreTrainedConfig:
     """Features of several layers of the tower enter several layers of the language model."""
     vision = SiglipVisionConfig(**{**VISION, "hidden_size": 64}, vision_use_head=False)
     return Granite4VisionConfig(
-        text_config={**_TEXT, "num_hidden_layers": 5, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+        text_config={**GROUPED, "num_hidden_layers": 5, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
         vision_config=vision,
         qformer_config={"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64},
         image_token_index=token("<image>"),

@@ -28,23 +28,14 @@ from transformers import (
     VideoLlama3Config,
 )
 
-from families.common import TEXT, VOCABULARY, Family, token
+from families.common import GROUPED, TEXT, VOCABULARY, Family, token
 from families.rope import linear_attention
 
-_TEXT: dict[str, Any] = {
-    **TEXT,
-    "vocab_size": VOCABULARY,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-}
 _TOWER: dict[str, Any] = {**TEXT, "patch_size": 7}
 
 
 def lfm2_vl() -> PreTrainedConfig:
-    text = Lfm2Config(**{**_TEXT, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]})
+    text = Lfm2Config(**{**GROUPED, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]})
     return Lfm2VlConfig(
         text_config=text,
         vision_config=Siglip2VisionConfig(**_TOWER, num_patches=36, vision_use_head=False),
@@ -75,7 +66,7 @@ def minicpmv4_7() -> PreTrainedConfig:
 def gemma4() -> PreTrainedConfig:
     """As E2B: per-layer embeddings, layers that reuse keys and values, a sliding window, wider global heads."""
     text = {
-        **_TEXT,
+        **GROUPED,
         "num_hidden_layers": 6,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
         "head_dim": 8,
@@ -116,7 +107,7 @@ def gemma4_bidirectional() -> PreTrainedConfig:
 
 def mistral3() -> PreTrainedConfig:
     return Mistral3Config(
-        text_config=MistralConfig(**_TEXT, head_dim=8, sliding_window=None),
+        text_config=MistralConfig(**GROUPED, head_dim=8, sliding_window=None),
         vision_config=PixtralVisionConfig(**_TOWER, image_size=56),
         image_token_index=token("[IMG]"),
         spatial_merge_size=2,
@@ -126,7 +117,7 @@ def mistral3() -> PreTrainedConfig:
 
 def pixtral() -> PreTrainedConfig:
     return LlavaConfig(
-        text_config=MistralConfig(**_TEXT, head_dim=8, sliding_window=None),
+        text_config=MistralConfig(**GROUPED, head_dim=8, sliding_window=None),
         vision_config=PixtralVisionConfig(**_TOWER, image_size=56),
         image_token_index=token("[IMG]"),
         vision_feature_layer=-1,
@@ -138,7 +129,7 @@ def pixtral() -> PreTrainedConfig:
 def gemma4_unified() -> PreTrainedConfig:
     """Has no tower: patches go into the language model through one layer."""
     text = {
-        **_TEXT,
+        **GROUPED,
         "num_hidden_layers": 3,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     }
@@ -155,7 +146,7 @@ def lfm3_vl() -> PreTrainedConfig:
     names = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
     names |= {"vision_start": "<|image_start|>", "vision_end": "<|image_end|>"}
     return Lfm3VlConfig(
-        text_config={**_TEXT, "model_type": "lfm3", "num_hidden_layers": 3},
+        text_config={**GROUPED, "model_type": "lfm3", "num_hidden_layers": 3},
         vision_config={**vision, "num_key_value_heads": 2, "patch_size": 7},
         projector_hidden_size=48,
         **{f"{name}_token_id": token(text) for name, text in names.items()},
@@ -163,7 +154,7 @@ def lfm3_vl() -> PreTrainedConfig:
 
 
 def kimi_k25() -> PreTrainedConfig:
-    text = {**_TEXT, "model_type": "deepseek_v3", "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 1}
+    text = {**GROUPED, "model_type": "deepseek_v3", "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 1}
     text |= {"topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
     text |= {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
     names = {"image": "<|image_pad|>", "vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
@@ -179,7 +170,7 @@ def hyperclovax_vision_v2() -> PreTrainedConfig:
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": 7}
     vision |= {"out_hidden_size": 48, "fullatt_block_indexes": [1], "window_size": 28}
     return HyperCLOVAXVisionV2Config(
-        text_config={**_TEXT, "model_type": "hyperclovax"},
+        text_config={**GROUPED, "model_type": "hyperclovax"},
         vision_config={**vision, "model_type": "qwen2_5_vl_vision"},
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
@@ -188,7 +179,7 @@ def hyperclovax_vision_v2() -> PreTrainedConfig:
 
 def video_llama_3() -> PreTrainedConfig:
     return VideoLlama3Config(
-        text_config=Qwen2Config(**_TEXT),
+        text_config=Qwen2Config(**GROUPED),
         vision_config=dict(_TOWER),
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
@@ -198,7 +189,7 @@ def video_llama_3() -> PreTrainedConfig:
 def exaone4_5() -> PreTrainedConfig:
     """Two layers with a window, then one without a window and without positions."""
     kinds = ["sliding_attention", "sliding_attention", "full_attention"]
-    text = {**_TEXT, "num_hidden_layers": 3, "sliding_window": 24, "layer_types": kinds}
+    text = {**GROUPED, "num_hidden_layers": 3, "sliding_window": 24, "layer_types": kinds}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "num_key_value_heads": 2}
     vision |= {"patch_size": 7, "window_size": 28, "out_hidden_size": 32, "fullatt_block_indexes": [1]}
     return Exaone4_5_Config(
@@ -211,7 +202,7 @@ def exaone4_5() -> PreTrainedConfig:
 
 def lighton_ocr() -> PreTrainedConfig:
     return LightOnOcrConfig(
-        text_config=Qwen3Config(**_TEXT, head_dim=8),
+        text_config=Qwen3Config(**GROUPED, head_dim=8),
         vision_config=PixtralVisionConfig(**_TOWER, image_size=56),
         image_token_id=token("<|image_pad|>"),
         spatial_merge_size=2,

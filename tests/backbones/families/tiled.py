@@ -23,24 +23,15 @@ from transformers import (
     Step3p7Config,
 )
 
-from families.common import PREPROCESSOR, TEXT, VISION, VOCABULARY, Family, token
+from families.common import GROUPED, PREPROCESSOR, VISION, VOCABULARY, Family, token
 
-_TEXT: dict[str, Any] = {
-    **TEXT,
-    "vocab_size": VOCABULARY,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-}
 _LARGER = {**PREPROCESSOR, "size": {"height": 56, "width": 56}}
 
 
 def internvl() -> PreTrainedConfig:
     vision = {**VISION, "image_size": [28, 28], "patch_size": [7, 7], "use_qk_norm": True, "norm_type": "rms_norm"}
     return InternVLConfig(
-        text_config=Qwen2Config(**_TEXT),
+        text_config=Qwen2Config(**GROUPED),
         vision_config=vision,
         image_token_id=token("<IMG_CONTEXT>"),
         image_seq_length=4,
@@ -50,7 +41,7 @@ def internvl() -> PreTrainedConfig:
 def idefics2() -> PreTrainedConfig:
     perceiver = {"resampler_n_latents": 4, "resampler_depth": 2, "resampler_n_heads": 4, "resampler_head_dim": 8}
     return Idefics2Config(
-        text_config=MistralConfig(**_TEXT, head_dim=8, sliding_window=256),
+        text_config=MistralConfig(**GROUPED, head_dim=8, sliding_window=256),
         vision_config={**VISION, "image_size": 70},
         perceiver_config={**perceiver, "num_key_value_heads": 2, "hidden_size": 32},
         image_token_id=token("<image>"),
@@ -60,7 +51,7 @@ def idefics2() -> PreTrainedConfig:
 def _cohere2() -> Cohere2Config:
     """Three of four layers look no further back than a window, shorter than these sequences."""
     layers = ["sliding_attention", "full_attention", "sliding_attention"]
-    return Cohere2Config(**{**_TEXT, "num_hidden_layers": 3}, layer_types=layers, sliding_window=24, logit_scale=0.25)
+    return Cohere2Config(**{**GROUPED, "num_hidden_layers": 3}, layer_types=layers, sliding_window=24, logit_scale=0.25)
 
 
 def aya_vision() -> PreTrainedConfig:
@@ -84,7 +75,7 @@ def cohere2_vision() -> PreTrainedConfig:
 def ovis2() -> PreTrainedConfig:
     places = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
     return Ovis2Config(
-        text_config=Qwen2Config(**_TEXT),
+        text_config=Qwen2Config(**GROUPED),
         vision_config={**VISION, "vocab_size": 64, "hidden_stride": 2},
         image_token_id=token("<IMG_ATOM>"),
         visual_indicator_token_ids=[token(place) for place in places],
@@ -97,7 +88,7 @@ def got_ocr2() -> PreTrainedConfig:
     tower = {**VISION, "image_size": 56, "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 64}
     tower["initializer_range"] = 0.2  # the real one, 1e-10, leaves convolutions that nothing gets through
     return GotOcr2Config(
-        text_config=Qwen2Config(**_TEXT),
+        text_config=Qwen2Config(**GROUPED),
         vision_config={**tower, "output_channels": 32},
         image_token_index=token("<imgpad>"),
         image_seq_length=4,
@@ -105,7 +96,7 @@ def got_ocr2() -> PreTrainedConfig:
 
 
 def qianfan_ocr() -> PreTrainedConfig:
-    text = {**_TEXT, "model_type": "qwen3", "head_dim": 8}
+    text = {**GROUPED, "model_type": "qwen3", "head_dim": 8}
     vision = {**VISION, "image_size": [28, 28], "patch_size": [7, 7]}
     return QianfanOCRConfig(
         text_config=text, vision_config=vision, image_token_id=token("<IMG_CONTEXT>"), image_seq_length=4
@@ -123,7 +114,7 @@ def pp_chart2table() -> PreTrainedConfig:
 def llama4() -> PreTrainedConfig:
     """A mixture of experts; three of four layers see their own chunk only, which is longer than these sequences."""
     text = {
-        **_TEXT,
+        **GROUPED,
         "num_hidden_layers": 4,
         "head_dim": 8,
         "intermediate_size_mlp": 64,
@@ -144,7 +135,7 @@ def llama4() -> PreTrainedConfig:
 def step3p7() -> PreTrainedConfig:
     """A mixture of experts; layers with a window have more heads, and all have a gate."""
     text = {
-        **_TEXT,
+        **GROUPED,
         "num_hidden_layers": 3,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         "mlp_layer_types": ["dense", "sparse", "sparse"],
@@ -165,7 +156,7 @@ def deepseek_ocr2() -> PreTrainedConfig:
     sam = {**VISION, "image_size": 112, "window_size": 4, "global_attn_indexes": [1], "output_channels": 32}
     return DeepseekOcr2Config(
         text_config={
-            **_TEXT,
+            **GROUPED,
             "max_position_embeddings": 2048,
             "num_key_value_heads": 4,
             "n_routed_experts": 4,
@@ -175,7 +166,7 @@ def deepseek_ocr2() -> PreTrainedConfig:
         },
         vision_config={
             "sam_config": {**sam, "downsample_channels": [32, 32], "initializer_range": 0.2},
-            "encoder_config": {**_TEXT, "num_key_value_heads": 2},
+            "encoder_config": {**GROUPED, "num_key_value_heads": 2},
         },
         image_token_id=token("<image>"),
     )

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
 
 from transformers import FastVlmConfig, PerceptionLMConfig, PreTrainedConfig, Qwen2Config
 
 from families.basic import llama
-from families.common import PREPROCESSOR, TEXT, VOCABULARY, Family, token
-
-_TEXT: dict[str, Any] = {
-    **TEXT,
-    "vocab_size": VOCABULARY,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-}
+from families.common import GROUPED, PREPROCESSOR, Family, token
 
 
 def fast_vlm() -> PreTrainedConfig:
@@ -34,7 +23,7 @@ def fast_vlm() -> PreTrainedConfig:
         "model_args": {"inference_mode": True, "layer_scale_init_value": 1.0, **sizes},
     }
     return FastVlmConfig(
-        text_config=Qwen2Config(**_TEXT), vision_config=vision, image_token_index=token("<image>"), image_seq_length=4
+        text_config=Qwen2Config(**GROUPED), vision_config=vision, image_token_index=token("<image>"), image_seq_length=4
     )
 
 
