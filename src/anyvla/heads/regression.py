@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,12 +12,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyvla.actions.space import ActionSpace
 from anyvla.config import STRICT
-from anyvla.heads.base import Loss
+from anyvla.heads.base import Context, Decoder, Loss, Setting
 
 
-class RegressionDecoder(nn.Module):
+class RegressionDecoder(Decoder):
     """Context -> MLP -> chunk of N actions."""
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -29,25 +29,29 @@ class RegressionDecoder(nn.Module):
         gripper: Literal["regression", "bce"] = "regression"  # bce: open or closed, with nothing between
         gripper_weight: float = Field(default=1.0, gt=0)  # RoboVLMs: 0.01, with huber and bce
 
-    def __init__(self, config: Config, context: int, chunk: int, space: ActionSpace) -> None:
+    def __init__(self, config: Config, setting: Setting) -> None:
         super().__init__()
-        self.config, self.chunk, self.space = config, chunk, space
+        self.config, self.chunk, self.space = config, setting.chunk, setting.space
         layers: list[nn.Module] = []
-        width = context
+        width = setting.context
         for _ in range(config.layers):
             layers += [nn.Linear(width, config.hidden), nn.GELU()]
             width = config.hidden
-        self.mlp = nn.Sequential(*layers, nn.Linear(width, chunk * space.size))
+        self.mlp = nn.Sequential(*layers, nn.Linear(width, self.chunk * self.space.size))
 
-    def forward(self, context: Float[Tensor, "... C"]) -> Float[Tensor, "... N A"]:
+    def forward(self, context: Float[Tensor, "M C"]) -> Float[Tensor, "M N A"]:
         """The chunk before the gripper is decided (logits under bce)."""
         return self.mlp(context).unflatten(-1, (self.chunk, self.space.size))
 
     def loss(
-        self, context: Float[Tensor, "B W C"], actions: Float[Tensor, "B W N A"], mask: Bool[Tensor, "B W N"]
+        self,
+        context: Context,
+        actions: Float[Tensor, "M N A"],
+        mask: Bool[Tensor, "M N"],
+        generator: torch.Generator | None = None,
     ) -> Loss:
         """Weighted mean over valid elements; one part per action group."""
-        predicted = self(context).float()
+        predicted = self(context.vector).float()
         total, parts = predicted.new_zeros(()), {}
         valid = mask.sum()
         for group, place in zip(self.space.groups, self.space.slices().values(), strict=True):
@@ -66,9 +70,9 @@ class RegressionDecoder(nn.Module):
             return (predicted - target).square()
         return F.huber_loss(predicted, target, reduction="none")
 
-    def sample(self, context: Float[Tensor, "B C"], generator: torch.Generator | None = None) -> Float[Tensor, "B N A"]:
+    def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
         """The regressed chunk; it has no randomness."""
-        chunk = self(context).float()
+        chunk = self(context.vector).float()
         if self.config.gripper == "bce":
             for group, place in zip(self.space.groups, self.space.slices().values(), strict=True):
                 if group.kind == "gripper":
