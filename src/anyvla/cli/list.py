@@ -16,7 +16,7 @@ from anyvla.registry import REGISTRIES, Registry
 KINDS = {
     "backbones": ("backbones",),
     "structures": ("histories", "fusers"),
-    "heads": ("decoders",),
+    "heads": ("decoders", "representations"),
     "benchmarks": ("benchmarks",),
     "formats": ("formats",),
     "recipes": (),
@@ -33,6 +33,10 @@ def main(argv: list[str]) -> int:
         from anyvla.cli import list_backbones
 
         return list_backbones.show(options.json)
+    if options.what == "structures":
+        from anyvla.cli import list_structures
+
+        return list_structures.show(options.json, [row for kind in KINDS["structures"] for row in _parts(kind)])
     rows = _recipes() if options.what == "recipes" else [row for kind in KINDS[options.what] for row in _parts(kind)]
     if options.json:
         print(json.dumps(rows, indent=1))
