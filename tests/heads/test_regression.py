@@ -5,7 +5,8 @@ import torch
 from small import embodiment
 from torch import nn
 
-from anyvla.config import build
+from anyvla.actions.space import ActionSpace
+from anyvla.config import ConfigError, build
 from anyvla.heads.base import Context, Setting
 from anyvla.heads.regression import RegressionDecoder
 
@@ -53,3 +54,35 @@ def test_a_gripper_under_bce_is_open_or_closed_and_weighted():
 def test_without_a_valid_element_the_loss_is_zero():
     head, (context, actions, mask) = decoder(), data()
     assert head.loss(context, actions, torch.zeros_like(mask)).value == 0
+
+
+def test_a_gripper_with_an_mlp_of_its_own_stays_in_its_place():
+    middle = build(
+        ActionSpace,
+        {
+            "groups": [
+                {"name": "position", "size": 2},
+                {"name": "gripper", "size": 1, "kind": "gripper", "low": 0, "high": 1},
+                {"name": "rotation", "size": 3},
+            ]
+        },
+    )
+    torch.manual_seed(0)
+    config = build(RegressionDecoder.Config, {"hidden": [16, 8], "gripper_mlp": True})
+    head = RegressionDecoder(config, Setting(context=8, chunk=3, space=middle, codec=None, backbone=nn.Identity()))
+    context = torch.randn(5, 8)
+    chunk = head(context)  # (5, 3, 6)
+    torch.testing.assert_close(chunk[..., 2].flatten(1), head.gripper(context))
+    torch.testing.assert_close(chunk[..., [0, 1, 3, 4, 5]].flatten(1), head.mlp(context))
+    joints = build(ActionSpace, {"groups": [{"name": "joints", "size": 3}]})
+    setting = Setting(context=8, chunk=3, space=joints, codec=None, backbone=nn.Identity())
+    with pytest.raises(ConfigError, match="of these 3 action dims 0 are a gripper: leave gripper_mlp out"):
+        RegressionDecoder(config, setting)
+
+
+def test_hidden_layers_of_one_width_or_of_each():
+    one, listed = decoder(hidden=16, layers=2), decoder(hidden=[16, 16])
+    assert [p.shape for p in one.parameters()] == [p.shape for p in listed.parameters()]
+    assert len(decoder(hidden=16, layers=0).mlp) == 1
+    with pytest.raises(ConfigError, match="greater than or equal to 1"):
+        decoder(hidden=[16, 0])

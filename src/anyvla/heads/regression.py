@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +13,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyvla.config import STRICT
+from anyvla.actions.space import Group
+from anyvla.config import STRICT, ConfigError
 from anyvla.heads.base import Context, Decoder, Loss, Setting
 
 
@@ -24,24 +26,40 @@ class RegressionDecoder(Decoder):
         """Options of `decoder: {name: regression}`."""
 
         loss: Literal["l1", "l2", "huber"] = "l1"
-        hidden: int = Field(default=512, ge=1)  # width of the MLP
-        layers: int = Field(default=2, ge=0)  # hidden layers
+        # Widths of the MLP's hidden layers, those of RoboVLMs; one number is the width of all `layers`.
+        hidden: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...] = (1024, 512, 256)
+        layers: int = Field(default=2, ge=0)  # hidden layers, where `hidden` is one number
+        gripper_mlp: bool = False  # the gripper has an MLP of its own, as large (RoboVLMs)
         gripper: Literal["regression", "bce"] = "regression"  # bce: open or closed, with nothing between
         gripper_weight: float = Field(default=1.0, gt=0)  # RoboVLMs: 0.01, with huber and bce
 
     def __init__(self, config: Config, setting: Setting) -> None:
         super().__init__()
         self.config, self.chunk, self.space = config, setting.chunk, setting.space
-        layers: list[nn.Module] = []
-        width = setting.context
-        for _ in range(config.layers):
-            layers += [nn.Linear(width, config.hidden), nn.GELU()]
-            width = config.hidden
-        self.mlp = nn.Sequential(*layers, nn.Linear(width, self.chunk * self.space.size))
+        sizes = {False: 0, True: 0}  # dims of each MLP, of the gripper's own last
+        for group in self.space.groups:
+            sizes[self._apart(group)] += group.size
+        if config.gripper_mlp and not all(sizes.values()):
+            raise ConfigError(
+                "gripper_mlp gives the gripper an MLP beside that of the other dims; of these "
+                f"{self.space.size} action dims {sizes[True]} are a gripper: leave gripper_mlp out"
+            )
+        widths = (config.hidden,) * config.layers if isinstance(config.hidden, int) else config.hidden
+        self.mlp = _mlp(setting.context, widths, self.chunk * sizes[False])
+        self.gripper = _mlp(setting.context, widths, self.chunk * sizes[True]) if config.gripper_mlp else None
+
+    def _apart(self, group: Group) -> bool:
+        return self.config.gripper_mlp and group.kind == "gripper"
 
     def forward(self, context: Float[Tensor, "M C"]) -> Float[Tensor, "M N A"]:
         """The chunk before the gripper is decided (logits under bce)."""
-        return self.mlp(context).unflatten(-1, (self.chunk, self.space.size))
+        chunk = self.mlp(context).unflatten(-1, (self.chunk, -1))
+        if self.gripper is None:
+            return chunk
+        rest, grips = ([g.size for g in self.space.groups if self._apart(g) is apart] for apart in (False, True))
+        of_rest = iter(chunk.split(rest, -1))
+        of_grips = iter(self.gripper(context).unflatten(-1, (self.chunk, -1)).split(grips, -1))
+        return torch.cat([next(of_grips if self._apart(g) else of_rest) for g in self.space.groups], -1)
 
     def loss(
         self,
@@ -78,3 +96,10 @@ class RegressionDecoder(Decoder):
                 if group.kind == "gripper":
                     chunk[..., place] = torch.where(chunk[..., place] > 0, 1.0, -1.0)
         return chunk
+
+
+def _mlp(features: int, widths: Sequence[int], out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in pairwise((features, *widths)):
+        layers += [nn.Linear(before, after), nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1] if widths else features, out))
