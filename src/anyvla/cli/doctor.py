@@ -24,6 +24,7 @@ EXTRAS = {
     "metaworld": ("metaworld", "mujoco"),
     "lora": ("peft",),
     "quantize": ("bitsandbytes",),
+    "diffusion": ("diffusers",),
     "dev": ("pytest", "hypothesis", "ruff", "mypy"),
 }
 _RENDER = """
