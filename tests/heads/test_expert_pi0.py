@@ -16,11 +16,13 @@ from anyvla.backbones.auto import AutoBackbone
 from anyvla.config import build
 from anyvla.heads.base import Context, Setting
 from anyvla.heads.expert import ExpertDecoder
+from anyvla.heads.expert_weights import load_pi0
 from anyvla.structures.history import NoHistory, Steps
 
 M, N, A, P, R = 3, 5, 4, 6, 2  # steps, chunk, action dims, proprio dims, readouts
 PROMPTS = ["open the drawer", "push", "close it, please"]
 EXPERT = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+EXPERT |= {"vocab_size": 8, "head_dim": 8, "num_key_value_heads": 1, "max_position_embeddings": 256}
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +35,10 @@ def pair(tmp_path_factory):
     setting = Setting(R * backbone.width + P, N, space, None, backbone)
     config = build(ExpertDecoder.Config, {"width": 24, "mlp": 48, "steps": 4})
     expert = ExpertDecoder(config, setting)
-    with torch.no_grad():
-        for name, weight in expert.named_parameters():
-            weight.normal_(1 if "norm" in name else 0, 0.3)
-        expert.context.weight[:, :-P] = 0  # pi0's state token knows no readouts
-    dit = GemmaConfig(**EXPERT, vocab_size=8, head_dim=8, num_key_value_heads=1, max_position_embeddings=256)
     pi0 = PI0ForConditionalGeneration(
         PI0Config(
             vlm_config=backbone.model.config,
-            dit_config=dit,
+            dit_config=GemmaConfig(**EXPERT),
             chunk_size=N,
             max_state_dim=P,
             max_action_dim=A,
@@ -49,38 +46,12 @@ def pair(tmp_path_factory):
             loss_reduction="none",
         )
     )
+    with torch.no_grad():
+        for weight in pi0.parameters():
+            weight.normal_(0, 0.3)
     pi0.model.vlm.load_state_dict(backbone.model.model.state_dict())
-    missing, unexpected = pi0.load_state_dict(as_pi0(expert), strict=False)
-    assert not unexpected
-    assert all(name.startswith(("model.vlm.", "model.dit.embed_tokens.")) for name in missing)
+    load_pi0(expert, pi0.state_dict(), P)
     return backbone.eval(), expert.eval(), pi0.eval()
-
-
-def as_pi0(expert: ExpertDecoder) -> dict[str, torch.Tensor]:
-    """The weights of an expert under the names, and in the pieces, of transformers' pi0."""
-    state = {
-        "embed_action_time.state_proj.weight": expert.context.weight[:, -P:],
-        "embed_action_time.state_proj.bias": expert.context.bias,
-        "embed_action_time.action_in_proj.weight": expert.action.weight,
-        "embed_action_time.action_in_proj.bias": expert.action.bias,
-        "embed_action_time.action_time_mlp_in.weight": torch.cat([expert.mix_action.weight, expert.mix_time.weight], 1),
-        "embed_action_time.action_time_mlp_in.bias": expert.mix_time.bias,
-        "embed_action_time.action_time_mlp_out.weight": expert.mix.weight,
-        "embed_action_time.action_time_mlp_out.bias": expert.mix.bias,
-        "action_out_proj.weight": expert.out.weight,
-        "action_out_proj.bias": expert.out.bias,
-        "model.dit.norm.weight": expert.transformer.norm.weight - 1,
-    }
-    for i, layer in enumerate(expert.transformer.layers):
-        heads, keys, d = layer.heads, layer.kv_heads, layer.head_dim
-        q, k, v = layer.qkv.weight.split([heads * d, keys * d, keys * d])
-        gate, up = layer.gate_up.weight.chunk(2)
-        pieces = {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "mlp.gate_proj": gate}
-        pieces |= {"mlp.up_proj": up, "self_attn.o_proj": layer.out.weight, "mlp.down_proj": layer.down.weight}
-        pieces |= {"input_layernorm": layer.norm_attention.weight - 1}
-        pieces |= {"post_attention_layernorm": layer.norm_mlp.weight - 1}
-        state |= {f"model.dit.layers.{i}.{name}.weight": piece for name, piece in pieces.items()}
-    return {name: weight.detach().clone() for name, weight in state.items()}
 
 
 def inputs(backbone, views=2):
@@ -150,3 +121,14 @@ def test_the_defaults_are_those_of_pi0():
     ours, theirs = ExpertDecoder.Config(), PI0Config()
     dit = theirs.dit_config
     assert (ours.width, ours.mlp, ours.steps) == (dit.hidden_size, dit.intermediate_size, theirs.num_inference_steps)
+
+
+def test_weights_that_do_not_fit_are_refused(pair):
+    _, expert, pi0 = pair
+    state = pi0.state_dict()
+    with pytest.raises(ValueError, match=r"they have no 'action_out_proj\.bias'"):
+        load_pi0(expert, {k: v for k, v in state.items() if k != "action_out_proj.bias"}, P)
+    with pytest.raises(ValueError, match=r"down of layer 0 of pi0 is \(24, 47\), of this expert \(24, 48\): give the"):
+        load_pi0(expert, state | {"model.dit.layers.0.mlp.down_proj.weight": torch.zeros(24, 47)}, P)
+    with pytest.raises(ValueError, match="pi0 has more layers than the 2 of this expert: leave its option layers out"):
+        load_pi0(expert, state | {"model.dit.layers.2.mlp.down_proj.weight": torch.zeros(24, 48)}, P)

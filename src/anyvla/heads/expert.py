@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -153,33 +153,24 @@ class ExpertDecoder(Decoder):
         assert steps is not None
         if self.tokens is not None:
             steps, vector = steps.detach(), vector.detach()
-        dtype, device = self._dtype(), vector.device
-        rows, places = max(steps.counts), draws * self.shape[0]  # W, T
-        # The last places, such as the readouts, may be hidden from all; and if the others are hidden from none, there
-        # is no need for a mask. One word from the device tells both.
-        some, every = torch.stack([steps.visible.any(0), steps.visible.all(0)]).tolist()
-        length = len(some) - some[::-1].index(True)
-        open_to_all = rows == 1 and all(every[:length])
-        remembered = steps.keys_values()
-        memory = [tuple(x[:, :, :length].to(dtype) for x in remembered[layer]) for layer in self.used]
+        dtype, rows, places = self._dtype(), max(steps.counts), draws * self.shape[0]  # W, T
+        shown = _shown(steps)
+        layers = steps.keys_values()
+        memory = [(k[:, :, : shown.length].to(dtype), v[:, :, : shown.length].to(dtype)) for k, v in layers]
+        memory = [memory[i] for i in self.used]
 
-        def seen(own: Bool[Tensor, "W*t n"]) -> Bool[Tensor, "S W*t K+n"]:
-            of_backbone = steps.seen(len(own) // rows)[..., :length]
-            return torch.cat([of_backbone, own.expand(len(steps.counts), -1, -1)], 2)
-
-        number = torch.arange(rows * places, device=device)
-        step, chunk = number // places, number // self.shape[0]
-        context_tokens = torch.arange(rows, device=device)
-        alone = None if open_to_all else seen(context_tokens[:, None] == context_tokens)
-        first = steps.fold(steps.positions[:, None])
+        one = torch.arange(rows, device=vector.device)  # the context token of each step of a row
+        seen = _seen(steps, shown, one[:, None] == one, apart=rows > 1)
+        view = self.transformer.view(steps.fold(steps.positions[:, None]), seen, dtype)
         x = steps.fold(self.context(vector.to(self.context.weight.dtype))[:, None])
-        _, added = self.transformer(x, memory, self.transformer.view(first, alone, dtype))
-        own = torch.cat([step[:, None] == context_tokens, chunk[:, None] == chunk], 1)  # (W*T, W + W*T)
-        if rows == draws == 1:
-            own = own[:1]  # all rows are the same: one will do
-        joint = None if open_to_all and draws == 1 else seen(own)
-        after = torch.arange(1, 1 + self.shape[0], device=device).repeat(draws)
-        view = self.transformer.view(steps.fold(steps.positions[:, None] + after), joint, dtype)
+        _, added = self.transformer(x, memory, view)
+
+        many = torch.arange(rows * places, device=vector.device)  # their actions
+        step, chunk = many // places, many // self.shape[0]
+        own = torch.cat([step[:, None] == one, chunk[:, None] == chunk], 1)  # (W*T, W + W*T)
+        seen = _seen(steps, shown, own, apart=rows * draws > 1)
+        after = torch.arange(1, 1 + self.shape[0], device=vector.device).repeat(draws)
+        view = self.transformer.view(steps.fold(steps.positions[:, None] + after), seen, dtype)
         return Prefix(steps, joined(memory, added), view)
 
     def past(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"] | None:
@@ -192,10 +183,42 @@ class ExpertDecoder(Decoder):
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def _language_config(backbone: object) -> object:
+@plain_dataclass(frozen=True)
+class _Shown:
+    """The first `length` remembered places hold all that any suffix sees; `to_all`: every suffix sees all of these."""
+
+    length: int
+    to_all: bool
+
+
+def _shown(steps: Continuation) -> _Shown:
+    """The last places, such as the readouts, are often hidden from all suffixes, and the others from none: then there
+    is no need for a mask. One word from the device tells both.
+    """
+    some, every = torch.stack([steps.visible.any(0), steps.visible.all(0)]).tolist()
+    length = len(some) - some[::-1].index(True)
+    return _Shown(length, all(every[:length]))
+
+
+def _seen(
+    steps: Continuation, shown: _Shown, own: Bool[Tensor, "W*T n"], *, apart: bool
+) -> Bool[Tensor, "S #W*T K+n"] | None:
+    """What the tokens of all suffixes see of the backbone and of n tokens of the expert's own; None: everything.
+
+    Unless some are to be kept `apart`, `own` is True everywhere, and one row stands for all.
+    """
+    if not apart:
+        if shown.to_all:
+            return None
+        own = own[:1]
+    of_backbone = steps.seen(len(own) // max(steps.counts))[..., : shown.length]
+    return torch.cat([of_backbone, own.expand(len(steps.counts), -1, -1)], 2)
+
+
+def _language_config(backbone: Any) -> Any:
     """Of the language model inside, if it is one of `transformers`."""
     config = getattr(getattr(backbone, "model", None), "config", None)
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
+    return None if config is None else config.get_text_config(decoder=True)
 
 
 def _heads(asked: int | None, of_backbone: int | None, kv_heads: Sequence[int]) -> int:

@@ -31,7 +31,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(width, mlp, heads, *shape) for shape in shapes)
         self.norm = nn.RMSNorm(width, EPSILON)
-        self.thetas = tuple(thetas)
+        self.kinds = [(heads // h, d, theta) for (h, d), theta in zip(shapes, thetas, strict=True)]
 
     def forward(self, x: Float[Tensor, "S T w"], memory: Memory, view: View) -> tuple[Float[Tensor, "S T w"], Memory]:
         """The tokens' last hidden states, and the memory that they add."""
@@ -43,19 +43,16 @@ class Transformer(nn.Module):
 
     def view(self, positions: Int64[Tensor, "S T"], seen: Bool[Tensor, "S #T K+T"] | None, dtype: torch.dtype) -> View:
         """What the tokens of a pass see (None: everything) of memory and each other, and where they stand."""
-        masks: dict[int, Tensor | None] = {}
-        rotations: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
-        out = []
-        for layer, theta in zip(self.layers, self.thetas, strict=True):
-            groups, d = layer.groups, layer.head_dim
+        masks: dict[int, Tensor | None] = {}  # most backbones have layers of one kind only
+        rotations: dict[tuple[int, float], tuple[Tensor, Tensor]] = {}
+        for groups, d, theta in self.kinds:
             if groups not in masks:
                 masks[groups] = None if seen is None else _mask(seen, groups, dtype)
-            if (theta, d) not in rotations:
+            if (d, theta) not in rotations:
                 fraction = torch.arange(0, d, 2, device=positions.device, dtype=torch.float32) / d
                 angle = (positions[..., None].float() * theta**-fraction)[:, :, None]  # (S, T, 1, d/2)
-                rotations[theta, d] = angle.cos().to(dtype), angle.sin().to(dtype)
-            out.append((masks[groups], *rotations[theta, d]))
-        return out
+                rotations[d, theta] = angle.cos().to(dtype), angle.sin().to(dtype)
+        return [(masks[groups], *rotations[d, theta]) for groups, d, theta in self.kinds]
 
 
 class Layer(nn.Module):
