@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from anyvla.actions.codec import Codec
 from anyvla.backbones.nano import NanoBackbone
 from anyvla.cache import Cache
 from anyvla.config import build
-from anyvla.heads.base import Context, Setting
+from anyvla.heads.base import Context, Loss, Setting
+from anyvla.heads.token_writing import TokenDecoder
 from anyvla.layout import lay_out
 from anyvla.structures.continuation import Continuation
 
 SPACE = embodiment().action  # A = 4
 N, C = 2, 8
+ALL = torch.ones(4, N, dtype=torch.bool)
 WORDS = ["open the drawer", "close it", "press the red button", "go"]
 
 
@@ -89,3 +92,40 @@ def after(model: NanoBackbone, counts: tuple[int, ...] = (2, 1, 1)) -> Context:
     assert cache.valid is not None
     visible = (cache.valid & (sequence.step_ids >= -1))[row] & (sequence.step_ids[row] <= step[:, None])
     return Context(vectors(count), Continuation(model, cache, counts, visible, visible.sum(1)))
+
+
+def recorded(head: TokenDecoder, context: Context, chance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What was written, and the logits that it was chosen from."""
+    seen, choose = [], head.choose
+
+    def record(logits: Tensor, chance: Tensor | None, first: int) -> Tensor:
+        seen.append(logits)
+        return choose(logits, chance, first)
+
+    head.choose = record
+    with torch.no_grad():
+        tokens = head.write(context, chance)
+    del head.choose
+    return tokens, torch.cat(seen, 1)
+
+
+def overfit(
+    head: TokenDecoder, more: Iterable[Tensor], context: Callable[[], Context], chunks: Tensor, steps: int = 200
+) -> Loss:
+    """Train on one batch until the loss is small."""
+    optimizer = torch.optim.Adam({*head.parameters(), *more}, 5e-3)
+    for _ in range(steps):
+        loss = head.loss(context(), chunks, ALL)
+        optimizer.zero_grad()
+        loss.value.backward()
+        optimizer.step()
+        if loss.value < 0.05:
+            break
+    return loss
+
+
+def short_and_long() -> Tensor:
+    """Chunks of one token and of as many as there can be."""
+    chunks = actions()
+    chunks[0], chunks[1, 1] = chunks[0, 0, 0], chunks[1, 0, 3]
+    return chunks

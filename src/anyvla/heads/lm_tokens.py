@@ -85,7 +85,7 @@ class LMTokensDecoder(TokenDecoder):
     def _at_once(self, context: Context) -> Float[Tensor, "M T E"]:
         assert self.places is not None
         first = self.enter(context.vector)[:, None]
-        suffix = torch.cat([first, self.places.to(first.dtype).expand(len(first), -1, -1)], 1)  # (M, 1 + T, D)
+        suffix = torch.cat([first, self.places.expand(len(first), -1, -1)], 1)  # (M, 1 + T, D)
         return self.words.score(_continuation(context).read(suffix, causal=False)[:, 1:])
 
 
