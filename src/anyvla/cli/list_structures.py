@@ -27,7 +27,7 @@ def show(as_json: bool, parts: Sequence[dict[str, str]]) -> int:
     """Print the matrix below what its `parts` are (kind, name, what); as JSON, one object a combination."""
     from anyvla.structures.validity import combinations  # imports every head
 
-    found = combinations()
+    found = list(combinations())
     if as_json:
         print(json.dumps([dataclasses.asdict(c) | {"valid": c.reason is None} for c in found], indent=1))
         return 0

@@ -15,6 +15,7 @@ COMMANDS = {
     ),
     "train": ("anyvla.cli.train", "train a recipe, or go on where it was interrupted"),
     "eval": ("anyvla.cli.evaluate", "play a benchmark with a checkpoint; success rates with intervals"),
+    "explain": ("anyvla.cli.explain", "where the tokens of a recipe's model sit, who sees whom, parameters by part"),
     "report": ("anyvla.cli.report", "write the HTML page of a run folder"),
     "data": ("anyvla.cli.data", "collect demonstrations; look at a data set"),
     "list": ("anyvla.cli.list", "backbones, structures, heads, benchmarks, formats, recipes"),

@@ -1,0 +1,201 @@
+"""`anyvla explain RECIPE`: where the tokens of its model stand, who sees whom, and what its parts weigh.
+
+The model is built and reads one made-up window: what is shown is what ran. It needs the recipe's backbone;
+`--model.backbone nano` puts a small one in its place, with the same structure around it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from anyvla.cli.common import console
+from anyvla.config import ConfigError, build
+from anyvla.recipe import Recipe, read
+
+if TYPE_CHECKING:
+    from anyvla.data.episode import Embodiment
+    from anyvla.policy import VLA
+    from anyvla.report.explanation import Explanation
+
+CHUNKS = 256  # made up, for a codec that was not fitted yet
+COLOURS = {
+    "start": "white",
+    "image": "blue",
+    "text": "magenta",
+    "past": "bright_magenta",
+    "proprio": "green",
+    "readout": "yellow",
+    "suffix": "red",
+}
+ROBOT: dict[str, Any] = {  # where a recipe names no robot: an arm as in CALVIN or LIBERO
+    "name": "an arm with two cameras",
+    "cameras": ["static", "wrist"],
+    "control_hz": 10,
+    "proprio": {
+        "groups": [
+            {"name": "position", "size": 3, "kind": "position"},
+            {"name": "rotation", "size": 3, "kind": "rotation"},
+            {"name": "gripper", "size": 1, "kind": "gripper", "low": 0, "high": 1},
+        ]
+    },
+    "action": {
+        "groups": [
+            {"name": "position", "size": 3, "kind": "position", "mode": "delta"},
+            {"name": "rotation", "size": 3, "kind": "rotation", "mode": "delta"},
+            {"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1},
+        ]
+    },
+}
+
+
+def main(argv: list[str]) -> int:
+    """Print the explanation, and write the picture if asked for."""
+    parser = argparse.ArgumentParser(
+        prog="anyvla explain",
+        description=__doc__,
+        epilog="Any key of the recipe can be set: --model.backbone nano --model.history.window 4",
+    )
+    parser.add_argument("recipe", help="a YAML file, or the name of a bundled recipe (anyvla list recipes)")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture there")
+    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    options, overrides = parser.parse_known_args(argv)
+    recipe = read(options.recipe, overrides)
+
+    from anyvla.report.explanation import explain
+    from anyvla.report.structure import svg
+
+    explained = explain(model(recipe, options.recipe), recipe.name)
+    if options.svg is not None:
+        options.svg.parent.mkdir(parents=True, exist_ok=True)
+        options.svg.write_text(svg(explained), encoding="utf-8")
+    if options.json:
+        print(json.dumps(explained.to_dict(), indent=1))
+        return 0
+    show(explained, Console())
+    if options.svg is not None:
+        console.print(f"the picture: {options.svg}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def robot_of(recipe: Recipe) -> Embodiment:
+    """The robot of the recipe's data or benchmark; an ordinary arm if neither is at hand."""
+    from anyvla.data.episode import Embodiment
+    from anyvla.data.mixture import open_mixture
+    from anyvla.registry import benchmarks
+
+    if recipe.data.sources and recipe.data.sources[0].path.is_dir():
+        return open_mixture(recipe.data, recipe.data.sources[0].path).embodiment
+    name = (recipe.benchmark or "").partition("/")[0]
+    if name in benchmarks:
+        try:
+            return benchmarks[name].embodiment
+        except ImportError:  # its extra is not installed
+            return build(Embodiment, ROBOT)
+    return build(Embodiment, ROBOT)
+
+
+def model(recipe: Recipe, name: str) -> VLA:
+    """The recipe's model, untrained but for its backbone, with made-up statistics and a codec fitted to made-up chunks.
+
+    Raises ConfigError, with the way out, if the backbone is not at hand.
+    """
+    from anyvla.policy import VLA
+    from anyvla.report.explanation import made_up_chunks, made_up_statistics
+
+    robot, config = robot_of(recipe), recipe.model
+    with tempfile.TemporaryDirectory() as folder:
+        codec = Path(folder) / "codec"
+        if config.representation.target.kind == "tokens":
+            made = config.representation.build(config.chunk, robot.action)
+            if not made.fitted:
+                made.fit(made_up_chunks(CHUNKS, config.chunk, robot.action.size))
+            made.save(codec)
+        try:
+            config.backbone.target.capabilities_of(config.backbone.config)
+            return VLA(config, robot, made_up_statistics(robot), codec=codec).eval()
+        except ConfigError:
+            raise
+        except (ValueError, OSError, ImportError) as error:
+            if config.backbone.name == "nano":
+                raise
+            raise ConfigError(
+                f"the backbone of {recipe.name} is not at hand: {error}\n"
+                f"To see the same structure around a small one: anyvla explain {name} --model.backbone nano"
+            ) from error
+
+
+def show(e: Explanation, out: Console) -> None:
+    """For people."""
+    from anyvla.report.structure import amount
+
+    made = e.structure
+    out.print(Text(e.name, style="bold"))
+    out.print(
+        f"history {made['history']}, fuser {made['fuser']}, decoder {made['decoder']}, "
+        f"representation {made['representation']}; backbone {made['backbone']}\n",
+        highlight=False,
+    )
+    together = "in one sequence" if e.sequences == 1 else "a sequence each"
+    steps = f"{e.window} steps, {together}" if e.window > 1 else "one step"
+    limit = f" (it takes {e.limit} at most)" if e.limit else ""
+    out.print(f"[bold]layout[/]: {steps} of {e.length} places{limit}; window {e.window}, chunk {e.chunk} x {e.action}, "
+              f"{e.execute} executed", highlight=False, soft_wrap=True)  # fmt: skip
+    for line in layout(e):
+        out.print(line, soft_wrap=True)
+    out.print("\n[bold]mask[/]: a row looks, columns are seen; █ all, ▒ some (earlier ones), · none")
+    for line in picture(e):
+        out.print(line, soft_wrap=True)
+    table = Table("\nweights", "\nall", "\ntrainable", box=None, pad_edge=False)
+    for part in e.parts:
+        table.add_row(part.name, amount(part.parameters), amount(part.trainable) if part.trainable else "frozen")
+    table.add_row("together", amount(sum(p.parameters for p in e.parts)), amount(sum(p.trainable for p in e.parts)))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    out.print(table, "")
+    for note in e.notes:
+        out.print(f"- {note}", highlight=False, soft_wrap=True)
+
+
+def layout(e: Explanation) -> list[Text]:
+    """Each step in a line: what stands where, with how many places."""
+    from anyvla.report.structure import shown_steps
+
+    lines, before = [], -1
+    for step in shown_steps(e.window):
+        if step != before + 1:
+            lines.append(Text(f"  ... {step - before - 1} more", style="dim"))
+        before = step
+        held = step if e.sequences == 1 else 0  # sequences of one step are alike
+        line = Text(f"  step {step + 1:<3}" if e.window > 1 else "  ")
+        for group in e.groups:
+            if group.step == held or (group.step < 0 and (step == 0 or e.sequences > 1)):
+                words = f"{group.label} {group.places}"
+                line.append(f"({words})" if group.kind == "suffix" else f"[{words}]", COLOURS[group.kind])
+        lines.append(line)
+    return lines
+
+
+def picture(e: Explanation) -> list[Text]:
+    """The mask by groups: a line each, its name first."""
+    from anyvla.report.structure import name_of, shown_groups
+
+    shown = shown_groups(e)
+    names = [name_of(e.groups[n], e) for n in shown]
+    room = max(map(len, names))
+    lines = []
+    for row, name in zip(shown, names, strict=True):
+        line = Text(f"  {name:>{room}} ")
+        for column in shown:
+            share = e.sees[row, column]
+            mark = "·" if share == 0 else "█" if share > 1 - 1e-9 else "▒"
+            line.append(mark * 2, COLOURS[e.groups[column].kind] if share else "dim")
+        lines.append(line)
+    return lines

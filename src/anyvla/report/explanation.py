@@ -1,0 +1,361 @@
+"""What a model does with a window, found by letting it read one: where tokens stand, who sees whom, what it weighs.
+
+Nothing here knows a structure by name. A made-up window goes through the model's own parts while its backbone's calls
+are recorded, and the sequences and masks that ran are what is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from anyvla.actions.normalize import Statistics
+from anyvla.backbones.parts import parameters_of
+from anyvla.data.episode import Embodiment
+from anyvla.heads.base import Context
+from anyvla.policy import VLA
+from anyvla.structures.continuation import Continuation
+from anyvla.types import Batch, Observation, TokenSequence
+
+Kind = Literal["start", "image", "text", "past", "proprio", "readout", "suffix"]
+SIDE = 64  # pixels of made-up images; backbones scale them
+INSTRUCTION = "put the red cup on the plate"
+ACTED = 3  # steps of a session that are played
+
+
+@dataclass(frozen=True)
+class Group:
+    """Places of a sequence that hold one thing."""
+
+    kind: Kind
+    label: str
+    step: int  # of the window, from 0; -1: before all steps
+    places: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Weights of one part."""
+
+    name: str
+    parameters: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What is told of a model."""
+
+    name: str
+    structure: dict[str, str]  # backbone, history, fuser, decoder, representation
+    window: int  # W
+    sequences: int  # of the backbone for one window
+    length: int  # places of one sequence, without suffixes
+    limit: int | None  # places that the backbone can take; None: it does not say
+    readouts: int  # R
+    chunk: int  # N
+    execute: int
+    action: int  # A
+    groups: tuple[Group, ...]  # of one sequence, in order; a step's suffix follows it
+    sees: Float[np.ndarray, "G G"] = field(repr=False)  # which share of the places of a column each row sees
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self) | {"sees": self.sees.round(4).tolist()}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of the backbone."""
+
+    sequence: TokenSequence
+    remembered: int  # places
+
+
+@dataclass(frozen=True)
+class Watched(Continuation):
+    """A continuation that keeps what a decoder does with it."""
+
+    seen_apart: list[Bool[Tensor, "T T"]] = field(default_factory=list)  # what places of a suffix see of each other
+    passes: list[int] = field(default_factory=list)  # places of a suffix that layers of the decoder's own read at once
+
+    def apart(self, places: int, *, causal: bool) -> Bool[Tensor, "S W*T W*T"]:
+        seen = super().apart(places, causal=causal)
+        self.seen_apart.append(seen[0, :places, :places])
+        return seen
+
+    def fold(self, x: Tensor) -> Tensor:
+        if x.is_floating_point() and x.ndim == 3:
+            self.passes.append(x.shape[1])
+        return super().fold(x)
+
+
+@contextmanager
+def recorded(backbone: torch.nn.Module) -> Iterator[list[Call]]:
+    """All calls of the backbone while this is open."""
+    calls: list[Call] = []
+
+    def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("cache", args[2] if len(args) > 2 else None)
+        known = None if cache is None else cache.valid
+        calls.append(Call(kwargs.get("sequence", args[0] if args else None), 0 if known is None else known.shape[1]))
+
+    handle = backbone.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def made_up_statistics(embodiment: Embodiment) -> Statistics:
+    """Of a robot whose actions and proprioception lie in [-1, 1]."""
+
+    def of(dims: int) -> dict[str, list[float]]:
+        low, high = [-1.0] * dims, [1.0] * dims
+        return {"q01": low, "q99": high, "min": low, "max": high, "mean": [0.0] * dims, "std": [0.5] * dims}
+
+    return Statistics(of(embodiment.action.size), of(embodiment.proprio.size), "0" * 64)
+
+
+def made_up_chunks(count: int, chunk: int, dims: int, seed: int = 0) -> Float[Tensor, "K N A"]:
+    """Smooth chunks in [-1, 1], as robots make them: slow waves."""
+    g = torch.Generator().manual_seed(seed)
+    time = torch.linspace(0, 1, chunk)[:, None]
+    speed, phase = torch.rand(2, count, 1, dims, generator=g) * 6
+    return (speed * time + phase).sin()
+
+
+def made_up_window(vla: VLA, seed: int = 0) -> Batch:
+    """One window of all its steps."""
+    steps, robot = vla.history.window, vla.embodiment
+    g = torch.Generator().manual_seed(seed)
+    chunks = made_up_chunks(steps, vla.config.chunk, robot.action.size, seed)
+    shape = (1, steps, len(robot.cameras), SIDE, SIDE, 3)
+    batch = Batch(
+        images=torch.randint(0, 256, shape, dtype=torch.uint8, generator=g),
+        proprio=torch.rand(1, steps, robot.proprio.size, generator=g),
+        instructions=[INSTRUCTION],
+        actions=chunks[None],
+        action_mask=torch.ones(1, steps, vla.config.chunk, dtype=torch.bool),
+        step_mask=torch.ones(1, steps, dtype=torch.bool),
+    )
+    moved = {name: x.to(vla.device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
+    return replace(batch, **moved)
+
+
+@torch.no_grad()
+def explain(vla: VLA, name: str) -> Explanation:
+    """Let the model read a made-up window, and play some steps. Raises what the model raises."""
+    config, batch = vla.config, made_up_window(vla)
+    with recorded(vla.backbone) as calls:
+        context = vla.read(batch)
+    sequence = calls[0].sequence
+    places = groups_of_places(vla, sequence)
+    groups, sees = _grouped(places, visible(vla, sequence)[0])
+    if context.continuation is not None:
+        own = suffix_of(vla, context, batch)
+        groups, sees = _with_suffixes(vla, groups, sees, len(places), context.continuation, own)
+    return Explanation(
+        name=name,
+        structure={part: getattr(config, part).name for part in ("backbone", "history", "fuser", "decoder")}
+        | {"representation": config.representation.name},
+        window=vla.history.window,
+        sequences=len(sequence.input_ids),
+        length=int(sequence.attention_mask[0].sum()),
+        limit=getattr(vla.backbone, "context", None),
+        readouts=config.readouts,
+        chunk=config.chunk,
+        execute=config.execute,
+        action=vla.embodiment.action.size,
+        groups=tuple(groups),
+        sees=sees,
+        parts=tuple(parts_of(vla)),
+        notes=tuple(_notes(vla, sequence)),
+    )
+
+
+def groups_of_places(vla: VLA, sequence: TokenSequence) -> list[Group]:
+    """What stands at each place of the first sequence, padding left out. Each group has one place."""
+    out = []
+    cameras, readouts = vla.embodiment.cameras, vla.config.readouts
+    queries, valid = sequence.query_mask[0].tolist(), sequence.attention_mask[0].tolist()
+    images = _images(vla, sequence)
+    steps = [step for step, real in zip(sequence.step_ids[0].tolist(), valid, strict=True) if real]
+    for step, members in groupby(range(len(steps)), lambda place: steps[place]):
+        mine = list(members)
+        if step < 0:
+            out += [Group("start", "start", -1, 1)] * len(mine)
+            continue
+        tokens = [p for p in mine if not queries[p]]
+        written = [p for p in mine if queries[p]]
+        ends = [p for p in tokens if images[p]]
+        camera = _cameras(vla, tokens, ends)
+        for place in mine:
+            if place in camera:
+                out.append(Group("image", cameras[camera[place]], step, 1))
+            elif place in tokens:
+                out.append(Group("text", "text", step, 1))
+            elif place in written[len(written) - readouts :]:
+                out.append(Group("readout", "readout", step, 1))
+            elif place < tokens[0]:
+                out.append(Group("past", "last chunk", step, 1))
+            else:
+                out.append(Group("proprio", "proprio", step, 1))
+    return out
+
+
+def _images(vla: VLA, sequence: TokenSequence) -> list[bool]:
+    find = getattr(vla.backbone, "places_of_images", None)
+    return (torch.zeros_like(sequence.query_mask) if find is None else find(sequence))[0].tolist()
+
+
+def _cameras(vla: VLA, tokens: Sequence[int], images: Sequence[int]) -> dict[int, int]:
+    """Which camera each place of a step shows, what stands around and between image tokens included."""
+    if not images:
+        return {}
+    views = len(vla.embodiment.cameras)
+    each = getattr(vla.backbone, "tokens_per_image", 0)
+    if each and tokens[views * each - 1 : views * each] and images[-1] < tokens[0] + views * each:
+        return {place: number // each for number, place in enumerate(tokens[: views * each])}
+    out: dict[int, int] = {}
+    for number, place in enumerate(images):
+        view = number * views // len(images)
+        out |= dict.fromkeys(range(max(out, default=tokens[0] - 1) + 1, place + 1), view)
+    return out
+
+
+def visible(vla: VLA, sequence: TokenSequence) -> Bool[np.ndarray, "S L L"]:
+    """Who sees whom, as the backbone tells its model; padding left out of no sequence."""
+    count, length = sequence.input_ids.shape
+    ask = getattr(vla.backbone, "language_inputs", None)
+    if ask is None or "block_mask" not in vla.backbone.capabilities:  # nothing can be hidden: later places are
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        return causal.expand(count, -1, -1).numpy()
+    everything = torch.ones(count, length, length, dtype=torch.bool, device=sequence.input_ids.device)
+    given = ask(sequence if sequence.mask is not None else replace(sequence, mask=everything), None)["attention_mask"]
+    if isinstance(given, dict):  # layers that see less far have one of their own
+        given = given.get("full_attention", next(iter(given.values())))
+    seen = given[:, 0]
+    return (seen if seen.dtype == torch.bool else seen == 0).cpu().numpy()
+
+
+def _grouped(places: Sequence[Group], seen: Bool[np.ndarray, "L L"]) -> tuple[list[Group], Float[np.ndarray, "G G"]]:
+    """Neighbours that hold the same as one group, and the share of pairs that see each other."""
+    groups = [replace(group, places=len(list(members))) for group, members in groupby(places)]
+    shares = _shares([g.places for g in groups])
+    return groups, shares.T @ seen[: len(places), : len(places)] @ shares
+
+
+def suffix_of(vla: VLA, context: Context, batch: Batch) -> Bool[np.ndarray, "T T"]:
+    """What the places of a suffix see of each other, the first of them the context."""
+    assert context.continuation is not None
+    given = {f: getattr(context.continuation, f) for f in Continuation.__dataclass_fields__}
+    watched = Context(context.vector, Watched(**given))
+    assert isinstance(watched.continuation, Watched)
+    if "keys_values" not in vla.decoder.needs:  # it reads with the backbone
+        actions, mask = vla.action.normalise(batch.actions)[batch.step_mask], batch.action_mask[batch.step_mask]
+        vla.decoder.loss(watched, actions, mask, torch.Generator().manual_seed(0))
+        return watched.continuation.seen_apart[0].cpu().numpy()
+    # It has layers of its own and reads in passes, each of which sees those before it and itself.
+    vla.decoder.sample(watched, [torch.Generator().manual_seed(0) for _ in context.vector])
+    number = np.repeat(range(2), watched.continuation.passes[:2])
+    return number[:, None] >= number
+
+
+def _with_suffixes(
+    vla: VLA,
+    groups: Sequence[Group],
+    sees: np.ndarray,
+    length: int,
+    after: Continuation,
+    own: Bool[np.ndarray, "T T"],
+) -> tuple[list[Group], Float[np.ndarray, "G G"]]:
+    """Each step followed by its suffix, which sees what it may of the steps, and itself."""
+    visible_ = after.visible[: after.counts[0], :length].cpu().numpy()  # of the first sequence
+    shares = visible_ @ _shares([g.places for g in groups])  # (steps, G)
+    sizes = [1, len(own) - 1]
+    inside = _shares(sizes).T @ own @ _shares(sizes)  # (2, 2)
+    out: list[Group] = []
+    source: list[tuple[int, int]] = []  # of each group: its number and -1, or its step and its place in the suffix
+    for number, group in enumerate(groups):
+        out.append(group)
+        source.append((number, -1))
+        if group.step >= 0 and (number + 1 == len(groups) or groups[number + 1].step != group.step):
+            for place, (label, size) in enumerate(zip(("context", vla.config.decoder.name), sizes, strict=True)):
+                out.append(Group("suffix", label, group.step, size))
+                source.append((group.step, place))
+    matrix = np.zeros((len(out), len(out)))
+    for i, (row, of_row) in enumerate(source):
+        for j, (column, of_column) in enumerate(source):
+            if of_column < 0:
+                matrix[i, j] = sees[row, column] if of_row < 0 else shares[row, column]
+            elif of_row >= 0 and row == column:
+                matrix[i, j] = inside[of_row, of_column]
+    return out, matrix
+
+
+def _shares(sizes: Sequence[int]) -> Float[np.ndarray, "L G"]:
+    """The share of each place in groups of these sizes that follow each other: x @ shares are means over groups."""
+    return np.repeat(np.diag(1 / np.array(sizes)), sizes, axis=0)
+
+
+def parts_of(vla: VLA) -> list[Part]:
+    """The weights by part, those of the backbone first. A weight that two parts share counts once."""
+    seen: set[int] = set()
+
+    def part(name: str, weights: Sequence[Tensor]) -> Part:
+        new = [w for w in weights if id(w) not in seen and not seen.add(id(w))]  # type: ignore[func-returns-value]
+        return Part(name, sum(w.numel() for w in new), sum(w.numel() for w in new if w.requires_grad))
+
+    out = [part(name, weights) for name, weights in parameters_of(vla.backbone).items()]
+    out.append(part("LM head", list(vla.backbone.parameters())))  # what no other part holds
+    out += [part("readout queries" if n == "queries" else n, [w]) for n, w in vla.named_parameters(recurse=False)]
+    out += [part(name, list(child.parameters())) for name, child in vla.named_children() if name != "backbone"]
+    return [p for p in out if p.parameters]
+
+
+def _notes(vla: VLA, sequence: TokenSequence) -> Iterator[str]:
+    config, robot = vla.config, vla.embodiment
+    yield f"robot: {robot.name}, cameras {', '.join(robot.cameras)}, actions of {robot.action.size} dims"
+    if not any(_images(vla, sequence)) or int(torch.tensor(_images(vla, sequence)).sum()) < len(robot.cameras):
+        yield "images take no places of their own: the backbone reads them by cross-attention"
+    if config.proprio == "head" and robot.proprio.size:
+        yield f"proprioception ({robot.proprio.size} dims) joins the readouts before the fuser"
+    elif config.proprio == "none":
+        yield "proprioception is not read"
+    if vla.codec is not None:
+        ends = ", and an end" if vla.codec.ends else ""
+        yield f"a chunk is at most {vla.codec.length} tokens of {vla.codec.size}{ends}"
+    yield from _acting(vla)
+
+
+def _acting(vla: VLA) -> Iterator[str]:
+    """What a session reads, step after step."""
+    robot, rng = vla.embodiment, np.random.default_rng(0)
+    training = vla.training
+    vla.eval()
+    session, read, written = vla.start(INSTRUCTION), [], []
+    for _ in range(ACTED):
+        images = {c: rng.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8) for c in robot.cameras}
+        with recorded(vla.backbone) as calls:
+            vla.act([Observation(images, np.zeros(robot.proprio.size, np.float32))], [session])
+        read.append(sum(int(c.sequence.attention_mask.sum()) for c in calls if len(c.sequence.images)))
+        written.append([int(c.sequence.attention_mask.sum()) for c in calls if not len(c.sequence.images)])
+    vla.train(training)
+    counts = ", ".join(map(str, read))
+    what = "its own places only" if vla.history.window == 1 or read[-1] <= read[0] else "its window again"
+    yield f"acting, a step reads {what} ({counts} in the first {ACTED} steps)"
+    if vla.remembers and written[-1]:
+        yield f"a chunk takes {len(written[-1])} more runs of the backbone, of {sum(written[-1])} places in all"
+    elif vla.remembers:
+        yield "a chunk takes no more runs of the backbone: the decoder attends to what it remembers"

@@ -1,0 +1,295 @@
+"""The picture of a model's structure, as one SVG: its steps as rows of boxes, what joins them, and who sees whom.
+
+It brings its own colours for light and dark and asks for nothing from elsewhere, so it can stand in a page, a README
+or a file of its own. Long windows show their first two steps and the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import escape
+
+from anyvla.report.explanation import Explanation, Group, Kind
+
+WIDTH, MARGIN = 960, 28
+BOX, GAP = 34, 4  # height of a box, space between boxes
+ROW = 50  # from one step to the next
+STEPS_END = 640  # where the boxes of steps end at most
+CELL, LABELS = 17, 118  # of the matrix; room for the names of its rows
+SHOWN = 4  # windows of more steps are shortened
+STYLE = """
+text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--ink); }
+.title { font-size: 19px; font-weight: 600; } .head { font-size: 14px; font-weight: 600; }
+.soft { fill: var(--soft); } .small { font-size: 11px; } .middle { text-anchor: middle; } .end { text-anchor: end; }
+.page { fill: var(--page); } .frame { fill: none; stroke: var(--line); } .line { stroke: var(--line); }
+.box { stroke-width: 1.2; } .joint { fill: var(--panel); stroke: var(--soft); } .never { fill: var(--panel); }
+.flow { fill: none; stroke: var(--soft); stroke-width: 1.4; } .tip { fill: var(--soft); }
+.suffix.box { stroke-dasharray: 4 3; }
+svg { --page: #ffffff; --panel: #f1f3f5; --ink: #1c2128; --soft: #5c6773; --line: #d4d9de;
+  --start: #e9ecef; --start-edge: #868e96; --image: #d0e4fb; --image-edge: #2f74c0;
+  --text: #e5e1f5; --text-edge: #6c55b8; --past: #f7dcec; --past-edge: #b04a83;
+  --proprio: #d3f0dc; --proprio-edge: #2f8f52; --readout: #ffe3bd; --readout-edge: #c26a0a;
+  --suffix: #ffdcd6; --suffix-edge: #c8432f; }
+@media (prefers-color-scheme: dark) { svg { --page: #15191e; --panel: #22282f; --ink: #e8ecf0; --soft: #9aa5b1;
+  --line: #3a424b; --start: #2b3138; --start-edge: #8d98a3; --image: #173a5e; --image-edge: #6cacf0;
+  --text: #322a55; --text-edge: #a795ea; --past: #4a2039; --past-edge: #e58abb;
+  --proprio: #18402a; --proprio-edge: #62c98a; --readout: #553509; --readout-edge: #f0a44a;
+  --suffix: #57231b; --suffix-edge: #f58573; } }
+""" + "".join(
+    f".{kind} {{ fill: var(--{kind}); stroke: var(--{kind}-edge); }} .see.{kind} {{ fill: var(--{kind}-edge); }}\n"
+    for kind in ("start", "image", "text", "past", "proprio", "readout", "suffix")
+)
+
+
+@dataclass
+class _Drawing:
+    """SVG elements, and how far down they reach."""
+
+    elements: list[str] = field(default_factory=list)
+    bottom: float = 0
+
+    def text(self, x: float, y: float, words: object, kind: str = "", rotate: bool = False) -> None:
+        turn = f' transform="rotate(-60 {x:g} {y:g})"' if rotate else ""
+        self.elements.append(f'<text x="{x:g}" y="{y:g}" class="{kind}"{turn}>{escape(words)}</text>')
+        self.bottom = max(self.bottom, y)
+
+    def rect(self, x: float, y: float, width: float, height: float, kind: str, round_: float = 5) -> None:
+        self.elements.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{round_:g}" class="{kind}"/>'
+        )
+        self.bottom = max(self.bottom, y + height)
+
+    def path(self, how: str, kind: str) -> None:
+        self.elements.append(f'<path d="{how}" class="{kind}"/>')
+
+    def arrow(self, *points: tuple[float, float]) -> None:
+        """Straight lines through the points, with a tip at the last."""
+        self.path("M" + " L".join(f"{x:g} {y:g}" for x, y in points), "flow")
+        (x0, y0), (x, y) = points[-2:]
+        if y == y0:
+            back = x - 7 if x > x0 else x + 7
+            self.path(f"M{x:g} {y:g} L{back:g} {y - 4:g} V{y + 4:g} Z", "tip")
+        else:
+            back = y - 7 if y > y0 else y + 7
+            self.path(f"M{x:g} {y:g} L{x - 4:g} {back:g} H{x + 4:g} Z", "tip")
+
+
+def shown_steps(window: int) -> list[int]:
+    """The steps of a window that a picture shows."""
+    return list(range(window)) if window <= SHOWN else [0, 1, window - 1]
+
+
+def shown_groups(explained: Explanation) -> list[int]:
+    """The numbers of the groups that a picture shows."""
+    steps = {-1, *shown_steps(explained.window)}
+    return [number for number, group in enumerate(explained.groups) if group.step in steps]
+
+
+def name_of(group: Group, explained: Explanation) -> str:
+    """For people: what it is and, where a sequence has several steps, of which."""
+    several = explained.sequences == 1 and explained.window > 1
+    return f"{group.step + 1} {group.label}" if several and group.step >= 0 else group.label
+
+
+def amount(count: int) -> str:
+    """A number of weights for people: 1.2 G, 41.3 M, 9.6 k, 128."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
+
+
+def svg(explained: Explanation) -> str:
+    """The whole picture, a document of its own."""
+    draw = _Drawing()
+    made = explained.structure
+    draw.text(MARGIN, 40, explained.name, "title")
+    draw.text(
+        MARGIN,
+        61,
+        f"history {made['history']}, fuser {made['fuser']}, decoder {made['decoder']}, "
+        f"representation {made['representation']}; backbone {made['backbone']}",
+        "soft",
+    )
+    _steps(draw, explained, 104)
+    top = draw.bottom + 44
+    _matrix(draw, explained, top)
+    below = draw.bottom
+    draw.bottom = 0
+    _table(draw, explained, top)
+    height = max(below, draw.bottom) + MARGIN
+    title = f"{explained.name}: where the tokens stand and who sees whom"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" '
+        f'height="{height:g}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style>\n"
+        f'<rect class="page" width="{WIDTH}" height="{height:g}" rx="8"/>\n' + "\n".join(draw.elements) + "\n</svg>\n"
+    )
+
+
+def _steps(draw: _Drawing, e: Explanation, top: float) -> None:
+    """The steps as rows of boxes, and the way from their readouts to a chunk."""
+    one = e.sequences == 1
+    words = f"{e.window} steps in one sequence" if one else f"{e.window} steps, a sequence each"
+    words = "one step" if e.window == 1 else words
+    draw.text(MARGIN, top, f"What the backbone reads: {words}, {e.length} places", "head")
+    y, left, steps = top + 18, MARGIN + (54 if e.window > 1 else 0), shown_steps(e.window)
+    start = [g for g in e.groups if g.step < 0]
+    own = [g for g in e.groups if g.step == 0 and g.kind != "suffix"]
+    suffixes = [g for g in e.groups if g.kind == "suffix"]
+    widths = _widths([*start, *own], STEPS_END - left)
+    rows: list[float] = []  # the middle of each
+    ends: list[float] = []  # where the readouts end
+    for place, step in enumerate(steps):
+        if place and step != steps[place - 1] + 1:
+            draw.text(MARGIN, y + 12, f"... {step - steps[place - 1] - 1} more", "soft")
+            y += 26
+        groups = [g for g in e.groups if g.step == (0 if not one else step) and g.kind != "suffix"]
+        x = left
+        if e.window > 1:
+            now = " (now)" if step == e.window - 1 else ""
+            draw.text(MARGIN, y + 15, f"step {step + 1}", "")
+            draw.text(MARGIN, y + 29, now.strip(" "), "soft small")
+        for group, width in zip([*start, *groups], widths, strict=True):
+            if group.step < 0 and one and place:
+                x += width + GAP
+                continue
+            draw.rect(x, y, width, BOX, f"box {group.kind}")
+            draw.text(x + width / 2, y + 15, group.label, "middle small")
+            draw.text(x + width / 2, y + 28, group.places, "middle soft small")
+            x += width + GAP
+        rows.append(y + BOX / 2)
+        ends.append(x - GAP)
+        if one and place:
+            draw.path(
+                f"M{ends[-2]:g} {rows[-2] + BOX / 2 + 2:g} V{y - 9:g} "
+                f"H{left + (sum(widths[: len(start)]) + GAP * len(start)) + 12:g} V{y - 1:g}",
+                "flow",
+            )
+        y += ROW
+    _joints(draw, e, rows, ends, suffixes, left)
+
+
+def _widths(groups: Sequence[Group], room: float) -> list[float]:
+    """Wider where there are more places, wide enough for the words, and all together no wider than the room."""
+    least = [7.0 * max(len(g.label), len(str(g.places))) + 18 for g in groups]
+    wanted = [max(w, 9 * g.places**0.5) for w, g in zip(least, groups, strict=True)]
+    room -= GAP * (len(groups) - 1)
+    if sum(wanted) > room:
+        wanted = [w * room / sum(wanted) for w in wanted]
+    return wanted
+
+
+def _joints(
+    draw: _Drawing, e: Explanation, rows: Sequence[float], ends: Sequence[float], suffixes: Sequence[Group], left: float
+) -> None:
+    """Fuser, decoder and chunk, right of the steps; a decoder in the backbone under the last of them."""
+    x, last = max(ends) + 34, rows[-1]
+    fuses = e.structure["fuser"] != "identity"
+    first = rows[0] if fuses else last
+    draw.rect(x, first - BOX / 2, 92, last - first + BOX, "box joint")
+    middle = (first + last) / 2
+    draw.text(x + 46, middle - 2, e.structure["fuser"], "middle")
+    draw.text(x + 46, middle + 12, "fuser", "middle soft small")
+    for y, end in zip(rows, ends, strict=True):
+        if fuses or y == last:
+            draw.arrow((end + 3, y), (x - 2, y))
+    words = f"{e.chunk} x {e.action}"
+    if suffixes:
+        y = last + ROW + 6
+        own = [g for g in suffixes if g.step == suffixes[-1].step]
+        widths = _widths(own, ends[-1] - left)
+        end = x
+        for group, width in zip(own, widths, strict=True):
+            draw.rect(end, y - BOX / 2, width, BOX, "box suffix")
+            draw.text(end + width / 2, y - 2, group.label, "middle small")
+            draw.text(end + width / 2, y + 11, group.places, "middle soft small")
+            end += width + GAP
+        draw.arrow((x + widths[0] / 2, last + BOX / 2), (x + widths[0] / 2, y - BOX / 2 - 2))
+        draw.text(x - 10, y - 2, f"step {e.window}, read on:" if e.window > 1 else "the step, read on:", "end")
+        draw.text(x - 10, y + 12, "sees the tokens, not the step's readouts", "end soft small")
+        draw.arrow((end, y), (end + 28, y))
+        draw.text(end + 36, y - 2, f"chunk {words}", "")
+        draw.text(end + 36, y + 12, _executed(e), "soft small")
+        return
+    draw.arrow((x + 92, last), (x + 120, last))
+    draw.rect(x + 122, last - BOX / 2, 84, BOX, "box joint")
+    draw.text(x + 164, last - 2, e.structure["decoder"], "middle")
+    draw.text(x + 164, last + 12, "decoder", "middle soft small")
+    draw.arrow((x + 164, last + BOX / 2), (x + 164, last + ROW - 12))
+    draw.text(x + 164, last + ROW + 2, f"chunk {words}", "middle")
+    draw.text(x + 164, last + ROW + 16, _executed(e), "middle soft small")
+
+
+def _executed(e: Explanation) -> str:
+    return f"{e.execute} of {e.chunk} actions executed" if e.chunk > 1 else "one action"
+
+
+def _matrix(draw: _Drawing, e: Explanation, top: float) -> None:
+    draw.text(MARGIN, top, "Who sees whom", "head")
+    draw.text(MARGIN + 132, top, "a row looks, columns are seen", "soft small")
+    shown = shown_groups(e)
+    x0, y0 = MARGIN + LABELS, top + 88
+    for number, column in enumerate(shown):
+        draw.text(x0 + number * CELL + 11, y0 - 6, name_of(e.groups[column], e), "small", rotate=True)
+    for line, row in enumerate(shown):
+        y = y0 + line * CELL
+        draw.text(x0 - 7, y + 13, name_of(e.groups[row], e), "end small")
+        for number, column in enumerate(shown):
+            _cell(draw, x0 + number * CELL, y, e.groups[column].kind, float(e.sees[row, column]))
+    y = y0 + len(shown) * CELL + 22
+    marks: list[tuple[Kind, float, str]] = [
+        ("image", 1, "all"),
+        ("image", 0.5, "some: earlier ones"),
+        ("image", 0, "none"),
+    ]
+    x = float(MARGIN)
+    for kind, share, words in marks:
+        _cell(draw, x, y - 12, kind, share)
+        draw.text(x + CELL + 5, y + 1, words, "small soft")
+        x += CELL + 5 + 6.2 * len(words) + 16
+
+
+def _cell(draw: _Drawing, x: float, y: float, kind: Kind, share: float) -> None:
+    side = CELL - 2
+    draw.rect(x, y, side, side, "never", 2)
+    if share > 1 - 1e-9:
+        draw.rect(x, y, side, side, f"see {kind}", 2)
+    elif share > 0:
+        draw.path(f"M{x:g} {y:g} L{x + side:g} {y + side:g} H{x:g} Z", f"see {kind}")
+
+
+def _table(draw: _Drawing, e: Explanation, top: float) -> None:
+    """Weights and facts, beside the matrix or, where it is wide, under it."""
+    matrix = MARGIN + LABELS + len(shown_groups(e)) * CELL
+    x, right = max(matrix + 70.0, 560.0), WIDTH - MARGIN
+    draw.text(x, top, "Weights", "head")
+    draw.text(right - 84, top, "all", "end soft small")
+    draw.text(right, top, "trainable", "end soft small")
+    y = top + 22
+    total = [sum(p.parameters for p in e.parts), sum(p.trainable for p in e.parts)]
+    for name, count, trained in [*((p.name, p.parameters, p.trainable) for p in e.parts), ("together", *total)]:
+        if name == "together":
+            draw.path(f"M{x:g} {y - 11:g} H{right:g}", "line")
+            y += 3
+        draw.text(x, y, name, "")
+        draw.text(right - 84, y, amount(count), "end")
+        draw.text(right, y, amount(trained) if trained else "frozen", "end")
+        y += 18
+    y += 14
+    for note in e.notes:
+        for words in _wrapped(note, int((right - x) / 5.9)):
+            draw.text(x, y, words, "soft small")
+            y += 15
+        y += 4
+
+
+def _wrapped(text: str, most: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + len(word) + 1 > most:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
