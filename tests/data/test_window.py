@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from demonstrations import ROBOT, demonstration, scene
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from anyvla.data.episode import Episode
@@ -74,6 +74,7 @@ def expected(config: WindowConfig, index: int) -> dict[str, np.ndarray]:
     indices=st.lists(st.integers(0, 28), min_size=1, max_size=8),
 )
 def test_windows_are_those_cut_out_step_by_step(window, chunk, stride, cache_gb, indices):
+    assume((window - 1) * stride < 14)  # the longest episode
     config = WindowConfig(window=window, chunk=chunk, stride=stride, cache_gb=cache_gb)
     batch = WindowDataset(InMemory(EPISODES), config).batch(np.array(indices))
     for b, index in enumerate(indices):
@@ -136,7 +137,7 @@ def test_threads_may_share_a_dataset():
 def test_bad_input():
     mixed = demonstration(5, images={"corner": scene(5), "wrist": scene(5, 48)})
     with pytest.raises(ValueError, match="must have one size, got corner 32x32, wrist 48x48: render or crop"):
-        WindowDataset(InMemory([mixed]), WindowConfig())
+        WindowDataset(InMemory([mixed]), WindowConfig(chunk=4))
     larger = demonstration(5, images={"corner": scene(5, 48), "wrist": scene(5, 48)})
     with pytest.raises(ValueError, match=r"episode 1: camera 'corner' has frames of shape \(5, 48, 48, 3\), expected"):
         WindowDataset(InMemory([EPISODES[0], larger]), WindowConfig()).preload()
@@ -146,6 +147,76 @@ def test_bad_input():
         WindowDataset(InMemory(EPISODES), WindowConfig()).batch(np.array([29]))
     with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
         WindowConfig(stride=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "actions",
+            np.nan,
+            r"actions must be finite: episode 1, step 4, group 'gripper', dim 0 of it, is nan \(2 of 3 episodes "
+            r"hold such numbers\): mend these episodes or leave them out",
+        ),
+        ("proprio", -np.inf, "proprio must be finite: episode 1, step 4, group 'opening', dim 0 of it, is -inf"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_found_at_once(name, value, message):
+    episodes = [demonstration(6, seed=i) for i in range(3)]
+    getattr(episodes[1], name)[4, 3] = value
+    getattr(episodes[2], name)[0, 0] = value
+    with pytest.raises(ValueError, match=message):
+        WindowDataset(InMemory(episodes), WindowConfig(chunk=4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"actions": np.zeros((6, 7), np.float32)},
+            r"episode 1 of 2: actions have shape \(6, 7\), but embodiment 'arm' declares 4 dims \(hand 3, gripper 1\), "
+            "and the episode has 6 steps: declare the groups that the data has",
+        ),
+        (
+            {"proprio": np.zeros((6, 2), np.float32)},
+            r"proprio have shape \(6, 2\), but embodiment 'arm' declares 4 dims",
+        ),
+        ({"proprio": np.zeros((5, 4), np.float32)}, r"proprio have shape \(5, 4\), .* and the episode has 6 steps"),
+    ],
+)
+def test_vectors_of_another_size_than_declared(changes, message):
+    episodes = [demonstration(6), demonstration(6, **changes)]
+    with pytest.raises(ValueError, match=message):
+        WindowDataset(InMemory(episodes), WindowConfig(chunk=4))
+
+
+def test_windows_and_chunks_that_no_episode_supplies():
+    data = InMemory([demonstration(n) for n in (30, 40)])
+    with pytest.raises(
+        ValueError,
+        match=r"a window of 16 steps with stride 8 spans 121 steps of an episode, but the longest of 2 episodes "
+        r"\(number 1\) has 40 steps, so that no window would ever be full: use a window of at most 5, a stride "
+        r"\(the actions executed at once\) of at most 2, or longer episodes",
+    ):
+        WindowDataset(data, WindowConfig(window=16, stride=8))
+    for config in (WindowConfig(window=5, stride=8), WindowConfig(window=16, stride=2)):
+        assert len(WindowDataset(data, config)) == 70
+    with pytest.raises(ValueError, match="use a window of at most 40, or longer episodes"):
+        WindowDataset(data, WindowConfig(window=64))
+    with pytest.raises(ValueError, match=r"a chunk of 64 actions, but the longest .* has 40 steps, .* at most 40, or"):
+        WindowDataset(data, WindowConfig(chunk=64))
+
+
+def test_windows_and_chunks_that_few_episodes_supply_are_told(caplog):
+    data = InMemory([demonstration(n) for n in (6, 6, 6, 12)])
+    WindowDataset(data, WindowConfig(window=3, stride=5, chunk=6))
+    assert [r.getMessage() for r in caplog.records] == [
+        "75 % of the 4 episodes are too short for one full window of 3: that takes 11 steps, and half of them have 6 "
+        "or fewer"
+    ]
+    caplog.clear()
+    WindowDataset(data, WindowConfig(chunk=8))
+    assert "75 % of the 4 episodes are too short for one full chunk of 8" in caplog.text
 
 
 @given(n=st.integers(1, 50), batch_size=st.integers(1, 70), seed=st.integers(0, 2**31))

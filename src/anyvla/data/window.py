@@ -6,9 +6,10 @@ order of training is a pure function of seed and step, so that resuming needs th
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypedDict
 
@@ -17,7 +18,9 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT
-from anyvla.data.episode import EpisodeDataset
+from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
+
+log = logging.getLogger(__name__)
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -52,7 +55,9 @@ class WindowDataset:
     """Every window of a data set: one ends at each frame, numbered through all episodes, as a session sees it there.
 
     A window near the begin of its episode has fewer steps; they come first, and masked steps are zeros at its end.
-    Raises ValueError if the cameras differ in size. `batch` may be called from several threads.
+    Raises ValueError for data that cannot be trained on (numbers that are not finite, vectors of another size than the
+    embodiment declares, episodes too short for any full window or chunk, cameras that differ in size). `batch` may be
+    called from several threads.
     """
 
     def __init__(self, dataset: EpisodeDataset, config: WindowConfig) -> None:
@@ -61,6 +66,8 @@ class WindowDataset:
         self.dataset = dataset
         self.config = config
         episodes = [dataset[i] for i in range(len(dataset))]
+        _check_vectors(episodes, dataset.embodiment)
+        _check_lengths([len(e) for e in episodes], config)
         self._proprio = np.concatenate([e.proprio for e in episodes])
         self._actions = np.concatenate([e.actions for e in episodes])
         self._instructions = [e.instruction for e in episodes]
@@ -156,6 +163,62 @@ class WindowDataset:
 
         with self._lock:
             list(self._pool.map(read, [int(i) for i in episodes if not self._decoded[i]]))
+
+
+def _check_vectors(episodes: Sequence[Episode], embodiment: Embodiment) -> None:
+    """Raises ValueError at the first vector of a wrong size and the first number that is not finite."""
+    for name, space in (("actions", embodiment.action), ("proprio", embodiment.proprio)):
+        for number, episode in enumerate(episodes):
+            array = getattr(episode, name)
+            if array.shape != (len(episode), space.size):
+                groups = ", ".join(f"{g.name} {g.size}" for g in space.groups)
+                raise ValueError(
+                    f"episode {number} of {len(episodes)}: {name} have shape {array.shape}, but embodiment "
+                    f"{embodiment.name!r} declares {space.size} dims ({groups}), and the episode has {len(episode)} "
+                    "steps: declare the groups that the data has, or mend the data"
+                )
+        broken = [number for number, e in enumerate(episodes) if not np.isfinite(getattr(e, name)).all()]
+        if broken:
+            array = getattr(episodes[broken[0]], name)
+            step, dim = np.argwhere(~np.isfinite(array))[0]
+            group, place = next((g, p) for g, p in space.slices().items() if p.start <= dim < p.stop)
+            raise ValueError(
+                f"{name} must be finite: episode {broken[0]}, step {step}, group {group!r}, dim {dim - place.start} of "
+                f"it, is {array[step, dim]} ({len(broken)} of {len(episodes)} episodes hold such numbers): mend these "
+                "episodes or leave them out"
+            )
+
+
+def _check_lengths(lengths: Sequence[int], config: WindowConfig) -> None:
+    """Raises ValueError if no episode has a full window or chunk; warns if most have none."""
+    longest = max(lengths)
+    at = f"the longest of {len(lengths)} episodes (number {lengths.index(longest)}) has {longest} steps"
+    span = (config.window - 1) * config.stride + 1
+    if span > longest:
+        largest, nearest = (longest - 1) // config.stride + 1, (longest - 1) // (config.window - 1)
+        raise ValueError(
+            f"a window of {config.window} steps with stride {config.stride} spans {span} steps of an episode, but "
+            f"{at}, so that no window would ever be full: use a window of at most {largest}, "
+            + (f"a stride (the actions executed at once) of at most {nearest}, " if nearest else "")
+            + "or longer episodes"
+        )
+    if config.chunk > longest:
+        raise ValueError(
+            f"a chunk of {config.chunk} actions, but {at}, so that its last actions would never be learnt: use a chunk "
+            f"of at most {longest}, or longer episodes"
+        )
+    for what, needed in ((f"window of {config.window}", span), (f"chunk of {config.chunk}", config.chunk)):
+        short = sum(length < needed for length in lengths) / len(lengths)
+        if short > 0.5:
+            log.warning(
+                "%.0f %% of the %d episodes are too short for one full %s: that takes %d steps, and half of them have "
+                "%d or fewer",
+                100 * short,
+                len(lengths),
+                what,
+                needed,
+                np.median(lengths),
+            )
 
 
 class EpochSampler:
