@@ -35,7 +35,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: Float[Tensor, "S T w"], memory: Memory, view: View) -> tuple[Float[Tensor, "S T w"], Memory]:
         """The tokens' last hidden states, and the memory that they add."""
-        added = []
+        x, added = x.to(self.norm.weight.dtype), []  # under autocast, what layers add to stays float32
         for layer, (keys, values), (mask, cos, sin) in zip(self.layers, memory, view, strict=True):
             x, own = layer(x, keys, values, mask, cos, sin)
             added.append(own)
