@@ -46,7 +46,8 @@ def integrate(
 ) -> Float[Tensor, "M N A"]:
     """Follow `velocity(x, t)` from the noise at t = 1 to the actions at t = 0, in equal steps.
 
-    euler: one call a step, error O(1 / steps). heun: two calls a step (the trapezoid rule), error O(1 / steps^2).
+    euler: one call a step, error O(1 / steps). heun: two calls a step (the trapezoid rule), error O(1 / steps^2); but
+    one in the last step, as in EDM (arXiv 2206.00364, algorithm 1): at t = 0 no velocity was learnt, nor can be.
     """
     x, dt = noise.float(), -1 / steps
 
@@ -55,7 +56,7 @@ def integrate(
 
     for step in range(steps):
         v = at(x, step)
-        if method == "heun":
+        if method == "heun" and step + 1 < steps:
             v = (v + at(x + dt * v, step + 1)) / 2
         x = x + dt * v
     return x
