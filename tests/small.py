@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,20 @@ FUSERS = [
     {"name": "lstm", "hidden": 32, "layers": 2},
     {"name": "gpt", "width": 32, "layers": 2, "heads": 2},
 ]
-DECODERS = [{"name": "regression", "hidden": 64, "layers": 1}]
+DECODERS = {
+    "regression": {"name": "regression", "hidden": 64, "layers": 1},
+    "diffusion": {"name": "diffusion", "width": 64, "layers": 2, "heads": 2},
+    "flow": {"name": "flow", "width": 64, "layers": 2, "heads": 2},
+    "tokens": {"name": "tokens", "width": 64, "layers": 2, "heads": 2},
+    "lm_tokens": {"name": "lm_tokens"},
+    "expert": {"name": "expert", "width": 64, "mlp": 128, "tokens": {"ids": "added"}},
+}
+REPRESENTATIONS = {
+    "continuous": "continuous",
+    "bins": {"name": "bins", "bins": 32},
+    "fast": {"name": "fast", "vocabulary": 128},
+    "vq": {"name": "vq", "codebook": 16, "quantizers": 2, "steps": 200},
+}
 
 
 def embodiment() -> Embodiment:
@@ -51,13 +66,37 @@ def statistics() -> Statistics:
 
 
 def model(history: Any = "none", fuser: Any = "identity", **keys: Any) -> VLAConfig:
-    data = {"backbone": NANO, "history": history, "fuser": fuser, "decoder": DECODERS[0], "chunk": 4, "execute": 2}
-    return build(VLAConfig, data | keys)
+    data = {"backbone": NANO, "history": history, "fuser": fuser, "decoder": "regression", "chunk": 4, "execute": 2}
+    data |= keys
+    for axis, small in (("decoder", DECODERS), ("representation", REPRESENTATIONS)):
+        if isinstance(data.get(axis), str):
+            data[axis] = small[data[axis]]
+    return build(VLAConfig, data)
 
 
-def policy(*args: Any, **keys: Any) -> VLA:
+def policy(*args: Any, codec: Path | None = None, **keys: Any) -> VLA:
+    config = model(*args, **keys)
     torch.manual_seed(0)
-    return VLA(model(*args, **keys), embodiment(), statistics()).eval()
+    return VLA(config, embodiment(), statistics(), codec=codec).eval()
+
+
+def fit_codec(representation: str, folder: Path, chunk: int = 4) -> Path | None:
+    """The folder of a codec fitted to smooth random chunks; None for continuous actions."""
+    part = model(decoder="tokens" if representation != "continuous" else "regression", representation=representation)
+    if representation == "continuous":
+        return None
+    codec = part.representation.build(chunk, embodiment().action)
+    g = torch.Generator().manual_seed(0)
+    ends = torch.rand(512, 2, 4, generator=g) * 1.6 - 0.8
+    codec.fit(torch.lerp(ends[:, :1], ends[:, 1:], torch.linspace(0, 1, chunk)[:, None]))
+    codec.save(folder)
+    return folder
+
+
+def cut(data: Batch, begin: int, end: int) -> Batch:
+    """The steps `begin` to `end` of each window."""
+    parts = ("images", "proprio", "actions", "action_mask", "step_mask")
+    return dataclasses.replace(data, **{name: getattr(data, name)[:, begin:end] for name in parts})
 
 
 def batch(windows: int, steps: int, seed: int = 0, chunk: int = 4) -> Batch:
@@ -79,11 +118,12 @@ def observation(of: Batch, row: int, step: int) -> Observation:
 
 
 def windowed(vla: VLA, data: Batch) -> torch.Tensor:
-    """The chunks that loss's forward pass gives at each step, in robot units: (B, W, N, A)."""
+    """The chunks that loss's forward pass gives at each valid step, in robot units: (B, W, N, A), zeros elsewhere."""
     with torch.inference_mode():
-        readouts = vla.history.windows(vla.backbone, vla.queries, data.images, data.instructions, data.step_mask)
-        context = vla._context(readouts, vla.state.normalise(data.proprio))
-        return vla.action.denormalise(vla.decoder.sample(context))
+        out = torch.zeros(*data.actions.shape)
+        generators = [torch.Generator().manual_seed(0) for _ in range(int(data.step_mask.sum()))]
+        out[data.step_mask] = vla.action.denormalise(vla.decoder.sample(vla.read(data), generators))
+        return out
 
 
 def episode(length: int, seed: int = 0, instruction: str = "open the drawer") -> Episode:

@@ -7,50 +7,43 @@ import pytest
 import torch
 from families import FAMILIES
 from families.common import write_family
-from small import FUSERS, HISTORIES, NANO, batch, embodiment, model, observation, policy, statistics, windowed
+from small import FUSERS, HISTORIES, NANO, batch, cut, embodiment, model, observation, policy, statistics, windowed
 
 from anyvla.actions.normalize import StatisticsError
 from anyvla.backbones.nano import NanoBackbone
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
+from anyvla.structures.validity import why_not
 from anyvla.types import Observation
 
 
-def valid(history, fuser):
-    return history != "none" or fuser == "identity"
+def name(part):
+    return part if isinstance(part, str) else part["name"]
 
 
-COMBINATIONS = [(h, f) for h, f in itertools.product(HISTORIES, FUSERS) if valid(h, f)]
-every_structure = pytest.mark.parametrize(
-    ("history", "fuser"), COMBINATIONS, ids=lambda part: part if isinstance(part, str) else part["name"]
-)
+COMBINATIONS = [
+    (h, f)
+    for h, f in itertools.product(HISTORIES, FUSERS)
+    if why_not(name(h), name(f), "regression", "continuous") is None
+]
+every_structure = pytest.mark.parametrize(("history", "fuser"), COMBINATIONS, ids=name)
 
 
 @every_structure
 @pytest.mark.parametrize("readouts", [1, 2])
 def test_acting_step_by_step_equals_the_windowed_forward(history, fuser, readouts):
     vla = policy(history, fuser, readouts=readouts)
-    window, length = vla.history.window, 6
+    length = 6
     data = batch(3, length)
     sessions = [vla.start(text) for text in data.instructions]
     for step in range(length):
         chunks = vla.act([observation(data, row, step) for row in range(3)], sessions)
         acted = torch.from_numpy(np.stack([c.actions for c in chunks]))
-        begin = max(0, step - window + 1)
-        seen = dataclasses.replace(
-            data,
-            images=data.images[:, begin : step + 1],
-            proprio=data.proprio[:, begin : step + 1],
-            step_mask=data.step_mask[:, begin : step + 1],
-        )
+        begin = step + 1 - vla.history.length(sessions[0].memory)
+        seen = cut(data, begin, step + 1)
         torch.testing.assert_close(acted, windowed(vla, seen)[:, -1], atol=1e-4, rtol=1e-4)
-        if step < window:  # the first steps of a session are the first steps of a training window
-            whole = dataclasses.replace(
-                data,
-                images=data.images[:, :window],
-                proprio=data.proprio[:, :window],
-                step_mask=data.step_mask[:, :window],
-            )
+        if not begin:  # the first steps of a session are the first steps of a training window
+            whole = cut(data, 0, vla.history.window)
             torch.testing.assert_close(acted, windowed(vla, whole)[:, step], atol=1e-4, rtol=1e-4)
 
 
@@ -144,8 +137,12 @@ def test_the_words_reach_the_actions():
 
 
 def test_invalid_combinations_are_refused_with_the_way_out():
-    with pytest.raises(ConfigError, match="fuser 'lstm' fuses a window of steps, but history 'none' has one step"):
+    with pytest.raises(ConfigError, match=r"history none has one step; the nearest that is possible: .*fuser: ident"):
         model("none", "lstm")
+    with pytest.raises(ConfigError, match=r"leaves time to the fuser, and fuser identity reads each step by itself"):
+        model({"name": "policy_head", "window": 2}, "identity")
+    with pytest.raises(ConfigError, match=r"decoder tokens writes tokens, and representation continuous has none"):
+        model(decoder="tokens")
     with pytest.raises(ConfigError, match="execute 5 exceeds chunk 4"):
         model(execute=5)
 
@@ -215,7 +212,10 @@ def test_what_a_backbone_lacks_is_refused_before_its_weights_are_loaded(tmp_path
         policy({"name": "interleaved", "window": 3}, **keys)
     message = str(refused.value)
     assert "history 'interleaved' needs a backbone that can interleave; this one (auto, " in message
-    assert "can block_mask, cache. Use history: policy_head, or a backbone that can: " in message
+    assert (
+        "can block_mask, cache, keys_values, lm_head. Use history: policy_head (or past: visible, if "
+        in message
+    )
     named = message.rpartition(": ")[2].split(", ")
     assert {"llava", "nano", "smolvlm"} <= set(named)
     assert "paligemma" not in named

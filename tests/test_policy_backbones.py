@@ -12,7 +12,7 @@ import torch
 from families import FAMILIES
 from families.common import write_family
 from families.registered import REGISTERED
-from small import batch, observation, policy, windowed
+from small import FUSERS, batch, observation, policy, windowed
 
 from anyvla.backbones.families import matrix
 from anyvla.config import ConfigError
@@ -36,13 +36,17 @@ def test_it_acts_as_it_was_trained(
 ) -> None:
     options, folder = backbone
     data = batch(2, 3)
-    structure = {"name": history, "window": 3}
+    structure, fuser = {"name": history, "window": 3}, "identity" if history == "interleaved" else FUSERS[2]
     known = {**matrix().families, **matrix().backbones}.get(request.node.callspec.params["backbone"])
-    if history == "interleaved" and known is not None and "interleave" not in (known.capabilities or ()):
+    unknown = known is None or known.capabilities is None
+    able = {"interleave", "block_mask"} if unknown else {*known.capabilities}
+    if history == "interleaved" and not able >= {"interleave", "block_mask"}:
         with pytest.raises(ConfigError, match="needs a backbone that can"):
             policy(structure, backbone=options)
-        return
-    vla = policy(structure, backbone=options, readouts=2)
+        if "interleave" not in able:
+            return
+        structure["past"] = "visible"
+    vla = policy(structure, fuser, backbone=options, readouts=2)
     seen = windowed(vla, data)
     sessions = [vla.start(text) for text in data.instructions]
     for step in range(3):

@@ -70,6 +70,7 @@ def _write_part(value: Part) -> dict[str, Any]:
 BackbonePart = Annotated[Part, BeforeValidator(_read_part("backbones")), PlainSerializer(_write_part)]
 HistoryPart = Annotated[Part, BeforeValidator(_read_part("histories")), PlainSerializer(_write_part)]
 FuserPart = Annotated[Part, BeforeValidator(_read_part("fusers")), PlainSerializer(_write_part)]
+RepresentationPart = Annotated[Part, BeforeValidator(_read_part("representations")), PlainSerializer(_write_part)]
 DecoderPart = Annotated[Part, BeforeValidator(_read_part("decoders")), PlainSerializer(_write_part)]
 
 

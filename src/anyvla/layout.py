@@ -11,20 +11,31 @@ from anyvla.types import Block, TokenSequence
 
 
 def lay_out(
-    block: Block, steps_per_sequence: Sequence[int], readouts: int, *, pad_id: int, query_id: int, length: int = 0
+    block: Block,
+    steps_per_sequence: Sequence[int],
+    queries: int,
+    *,
+    pad_id: int,
+    query_id: int,
+    length: int = 0,
+    before: int = 0,
 ) -> TokenSequence:
-    """Put consecutive steps of `block` into sequences, right-padded to the longest (at least to `length` places)."""
+    """Put consecutive steps of `block` into sequences, right-padded to the longest (at least to `length` places).
+
+    Of the `queries` places of each step, `before` stand before its tokens, the others after them.
+    """
     rows: list[list[int]] = []
     places: list[list[bool]] = []
     numbers: list[list[int]] = []
     steps = iter(block.tokens)
+    after = queries - before
     for count in steps_per_sequence:
         row, place, number = list(block.prefix), [False] * len(block.prefix), [-1] * len(block.prefix)
         for step in range(count):
             tokens = next(steps)
-            row += [*tokens, *[query_id] * readouts]
-            place += [False] * len(tokens) + [True] * readouts
-            number += [step] * (len(tokens) + readouts)
+            row += [*[query_id] * before, *tokens, *[query_id] * after]
+            place += [True] * before + [False] * len(tokens) + [True] * after
+            number += [step] * (len(tokens) + queries)
         rows.append(row)
         places.append(place)
         numbers.append(number)

@@ -12,7 +12,7 @@ import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,12 +23,25 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from anyvla import weights
+from anyvla.actions.codec import Codec, Continuous, held
 from anyvla.actions.normalize import Method, Normalizer, Statistics
 from anyvla.backbones.families import able
-from anyvla.config import STRICT, BackbonePart, ConfigError, DecoderPart, FuserPart, HistoryPart, build, to_dict
+from anyvla.config import (
+    STRICT,
+    BackbonePart,
+    ConfigError,
+    DecoderPart,
+    FuserPart,
+    HistoryPart,
+    Part,
+    RepresentationPart,
+    build,
+    to_dict,
+)
 from anyvla.data.episode import Embodiment
-from anyvla.heads.base import Loss
-from anyvla.structures.history import Memory
+from anyvla.heads.base import Context, Loss, Setting
+from anyvla.structures.history import History, Memory, Reading, Steps
+from anyvla.structures.validity import nearest_valid, why_not
 from anyvla.types import Batch, Chunk, Observation
 
 
@@ -48,23 +61,22 @@ class VLAConfig:
     history: HistoryPart
     fuser: FuserPart
     decoder: DecoderPart
+    representation: RepresentationPart = Part("representations", "continuous", Continuous.Config())
     readouts: int = Field(default=1, ge=1)  # R, queries per step
     chunk: int = Field(default=10, ge=1)  # N, actions predicted at once
     execute: int = Field(
         default=1, ge=1
     )  # actions executed before predicting again; steps of a window are so far apart
-    proprio: bool = True  # the head reads proprioception too
+    proprio: Literal["head", "token", "none"] = "head"  # who reads proprioception: the fuser, or the backbone
     normalization: NormalizationConfig = NormalizationConfig()
 
     def __post_init__(self) -> None:
         if self.execute > self.chunk:
             raise ValueError(f"execute {self.execute} exceeds chunk {self.chunk}: there is no such action to execute")
-        window = self.history.build().window
-        if window == 1 and self.fuser.target.fuses_time:
-            raise ValueError(
-                f"fuser {self.fuser.name!r} fuses a window of steps, but history {self.history.name!r} has one step; "
-                "use fuser: identity, or history: policy_head"
-            )
+        names = (self.history.name, self.fuser.name, self.decoder.name, self.representation.name)
+        reason = why_not(*names)
+        if reason is not None:
+            raise ValueError(f"{reason}; the nearest that is possible: {nearest_valid(*names)}")
 
 
 @dataclasses.dataclass
@@ -72,17 +84,27 @@ class Session:
     """The state of one running rollout inside a policy. Opaque: make it with `VLA.start`."""
 
     instruction: str
+    generator: torch.Generator  # of its chunks' noise, on the CPU
     memory: Memory
-    proprio: deque[Tensor]  # normalised, as long as the memory
+    proprio: deque[Tensor]  # normalised, of the last steps, at most a window of them
+    past: Float[Tensor, "T D"] | None = None  # its last chunk as the backbone may see it
 
 
 class VLA(nn.Module):
     """A vision-language-action model: a policy for one embodiment."""
 
     def __init__(
-        self, config: VLAConfig, embodiment: Embodiment, statistics: Statistics, assets: Path | None = None
+        self,
+        config: VLAConfig,
+        embodiment: Embodiment,
+        statistics: Statistics,
+        assets: Path | None = None,
+        codec: Path | None = None,
     ) -> None:
-        """Build all parts. `assets`: where `Backbone.save_assets` wrote, if weights will be loaded afterwards."""
+        """Build all parts. `assets`: where `Backbone.save_assets` wrote, if weights will be loaded afterwards.
+
+        `codec`: the folder of a fitted codec. Raises CodecError if the representation needs it and it is not there.
+        """
         super().__init__()
         self.config, self.embodiment, self.statistics = config, embodiment, statistics
         if not embodiment.cameras:
@@ -90,16 +112,23 @@ class VLA(nn.Module):
                 f"embodiment {embodiment.name!r} has no camera; a vision-language-action model needs one at least: "
                 "use data with images, and name their cameras in the embodiment"
             )
-        self.history = config.history.build()
+        self.history: History = config.history.build()
+        self.codec = _codec(config, embodiment, codec)
+        needs = config.decoder.target.needs_with(config.representation.target.kind)
         known = config.backbone.target.capabilities_of(config.backbone.config, assets)
         if known is not None:  # refused before weights are loaded
-            _refuse_what_it_lacks(config, self.history.needs, known)
+            _refuse_what_it_lacks(config, self.history, needs, known)
         self.backbone = config.backbone.build(assets)
-        _refuse_what_it_lacks(config, self.history.needs, self.backbone.capabilities)
-        self.queries = nn.Parameter(torch.randn(config.readouts, self.backbone.width) * 0.02)
-        features = config.readouts * self.backbone.width + (embodiment.proprio.size if config.proprio else 0)
+        _refuse_what_it_lacks(config, self.history, needs, self.backbone.capabilities)
+        self.remembers = "cache" in needs
+        width, proprio = self.backbone.width, embodiment.proprio.size
+        self.queries = nn.Parameter(torch.randn(config.readouts, width) * 0.02)
+        self.proprio = nn.Linear(proprio, width) if config.proprio == "token" else None
+        features = config.readouts * width + (proprio if config.proprio == "head" else 0)
         self.fuser = config.fuser.build(features, self.history.window)
-        self.decoder = config.decoder.build(self.fuser.width, config.chunk, embodiment.action)
+        self.decoder = config.decoder.build(
+            Setting(self.fuser.width, config.chunk, embodiment.action, self.codec, self.backbone)
+        )
         scaling = config.normalization
         self.action = Normalizer(embodiment.action, statistics.action, scaling.action, what="action", clip=True)
         self.state = Normalizer(embodiment.proprio, statistics.proprio, scaling.proprio, what="proprio", clip=False)
@@ -109,33 +138,61 @@ class VLA(nn.Module):
         """Where the weights are."""
         return self.queries.device
 
-    def loss(self, batch: Batch) -> Loss:
-        """One number to minimise, over every valid step of every window."""
-        readouts = self.history.windows(
-            self.backbone, self.queries, batch.images, batch.instructions, batch.step_mask
-        )  # (B, W, R, D)
-        context = self._context(readouts, self.state.normalise(batch.proprio))
-        return self.decoder.loss(context, self.action.normalise(batch.actions), batch.action_mask)
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
+        """One number to minimise, over every valid step of every window.
 
-    def _context(self, readouts: Float[Tensor, "B W R D"], proprio: Float[Tensor, "B W P"]) -> Float[Tensor, "B W C"]:
-        features = readouts.flatten(2)  # (B, W, R*D)
-        if self.config.proprio:
-            features = torch.cat([features, proprio.to(features.dtype)], dim=-1)
+        `generator` (CPU): of the noise and the times of decoders that draw some; None: PyTorch's own.
+        """
+        valid = batch.step_mask
+        actions = self.action.normalise(batch.actions)[valid]  # (M, N, A)
+        return self.decoder.loss(self.read(batch), actions, batch.action_mask[valid], generator)
+
+    def read(self, batch: Batch) -> Context:
+        """What the decoder reads of each of the M valid steps of whole windows, row by row."""
+        valid = batch.step_mask
+        told = [text for text, row in zip(batch.instructions, valid, strict=True) for _ in range(int(row.sum()))]
+        state = self.state.normalise(batch.proprio)  # (B, W, P)
+        chunks = held(self.action.normalise(batch.actions)[valid], batch.action_mask[valid])
+        past = self.decoder.past(chunks) if self.history.sees_past else None
+        if past is not None:
+            past = past.roll(1, 0)  # the chunk of the step before; the first step of a window has none
+        steps = self._steps(batch.images[valid], told, state[valid], past)
+        reading = self.history.windows(self.backbone, steps, valid, remember=self.remembers)
+        return Context(self._fuse(reading, state)[valid], reading.continuation)
+
+    def _steps(
+        self,
+        images: UInt8[Tensor, "M V H W 3"],
+        instructions: Sequence[str],
+        state: Float[Tensor, "M P"],
+        past: Float[Tensor, "M T D"] | None,
+    ) -> Steps:
+        """Steps as the backbone reads them."""
+        written = [] if past is None else [past]
+        if self.proprio is not None:
+            written.append(self.proprio(state)[:, None])
+        written.append(self.queries.expand(len(state), -1, -1))
+        before = 0 if past is None else past.shape[1]
+        return Steps(images, instructions, torch.cat(written, 1), len(self.queries), before)
+
+    def _fuse(self, reading: Reading, state: Float[Tensor, "B W P"]) -> Float[Tensor, "B W C"]:
+        features = reading.readouts.flatten(2)  # (B, W, R*D)
+        if self.config.proprio == "head":
+            features = torch.cat([features, state.to(features.dtype)], dim=-1)
         return self.fuser(features)
 
-    def start(self, instruction: str) -> Session:
-        """Open a session: one rollout that is told `instruction`. Raises ValueError if it is empty."""
+    def start(self, instruction: str, seed: int = 0) -> Session:
+        """Open a session: one rollout that is told `instruction`. Raises ValueError if it is empty.
+
+        `seed`: of the noise of decoders that draw some. A session's chunks do not depend on what acts beside it.
+        """
         if not instruction.strip():
             raise ValueError("the instruction is empty; say what to do, as in start('open the drawer')")
-        return Session(instruction, self.history.start(), deque(maxlen=self.history.window))
+        generator = torch.Generator().manual_seed(seed)
+        return Session(instruction, generator, self.history.start(), deque(maxlen=self.history.window))
 
     @torch.inference_mode()
-    def act(
-        self,
-        observations: Sequence[Observation],
-        sessions: Sequence[Session],
-        generator: torch.Generator | None = None,
-    ) -> list[Chunk]:
+    def act(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> list[Chunk]:
         """The next chunk of each session, in robot units, from what each robot shows now.
 
         Call it once every `config.execute` actions, as in training. Raises ValueError for an observation that does
@@ -145,21 +202,31 @@ class VLA(nn.Module):
             raise ValueError(f"one observation per session: got {len(observations)} and {len(sessions)}")
         images = np.stack([self._views(o) for o in observations])  # (B, V, H, W, 3)
         states = self.state.normalise(torch.from_numpy(np.stack([o.proprio for o in observations])).to(self.device))
-        readouts, mask = self.history.step(
-            self.backbone,
-            self.queries,
-            torch.from_numpy(images).to(self.device),
-            [s.instruction for s in sessions],
-            [s.memory for s in sessions],
+        steps = self._steps(
+            torch.from_numpy(images).to(self.device), [s.instruction for s in sessions], states, self._past(sessions)
         )
-        proprio = states.new_zeros(*mask.shape, states.shape[-1])
-        for row, (session, now) in enumerate(zip(sessions, states, strict=True)):
+        reading = self.history.step(self.backbone, steps, [s.memory for s in sessions], remember=self.remembers)
+        lengths = reading.mask.sum(1)  # (B,), the windows' steps
+        proprio = states.new_zeros(*reading.mask.shape, states.shape[-1])
+        for row, (session, now, length) in enumerate(zip(sessions, states, lengths.tolist(), strict=True)):
             session.proprio.append(now)
-            proprio[row, : len(session.proprio)] = torch.stack(tuple(session.proprio))
-        context = self._context(readouts, proprio)  # (B, W, C)
-        newest = context[torch.arange(len(sessions), device=self.device), mask.sum(1) - 1]  # (B, C)
-        actions = self.action.denormalise(self.decoder.sample(newest, generator)).cpu().numpy()
-        return [Chunk(a) for a in actions]
+            proprio[row, :length] = torch.stack(tuple(session.proprio)[-length:])
+        context = self._fuse(reading, proprio)  # (B, W, C)
+        newest = context[torch.arange(len(sessions), device=self.device), lengths - 1]  # (B, C)
+        chunks = self.decoder.sample(Context(newest, reading.continuation), [s.generator for s in sessions])
+        if self.history.sees_past and (past := self.decoder.past(chunks)) is not None:
+            for session, own in zip(sessions, past, strict=True):
+                session.past = own
+        return [Chunk(a) for a in self.action.denormalise(chunks).cpu().numpy()]
+
+    def _past(self, sessions: Sequence[Session]) -> Float[Tensor, "B T D"] | None:
+        """The last chunks of sessions as the backbone may see them; zeros for those that have none yet."""
+        if not self.history.sees_past:
+            return None
+        blank = self.decoder.past(torch.zeros(1, self.config.chunk, self.embodiment.action.size, device=self.device))
+        if blank is None:
+            return None
+        return torch.stack([torch.zeros_like(blank[0]) if s.past is None else s.past for s in sessions])
 
     def _views(self, observation: Observation) -> np.ndarray:
         cameras = self.embodiment.cameras
@@ -191,6 +258,8 @@ class VLA(nn.Module):
         (folder / "statistics.json").write_text(self.statistics.to_json())
         (folder / "embodiment.json").write_text(json.dumps(to_dict(self.embodiment), indent=1))
         self.backbone.save_assets(folder / "backbone")
+        if self.codec is not None:
+            self.codec.save(folder / "codec")
         weights.save(self, folder / "model.safetensors")
 
     @classmethod
@@ -215,7 +284,8 @@ class VLA(nn.Module):
                 "or anyvla eval --trust-remote-code"
             )
         embodiment = build(Embodiment, json.loads((folder / "embodiment.json").read_text()), where="embodiment.json")
-        vla = cls(model, embodiment, Statistics.load(folder / "statistics.json"), assets=folder / "backbone")
+        statistics = Statistics.load(folder / "statistics.json")
+        vla = cls(model, embodiment, statistics, assets=folder / "backbone", codec=folder / "codec")
         weights.load(vla, folder / "model.safetensors")
         return vla.to(device).eval()
 
@@ -239,17 +309,31 @@ def _image(camera: str, image: Any) -> UInt8[np.ndarray, "H W 3"]:
     raise ValueError(f"camera {camera!r}: expected a uint8 array (H, W, 3), RGB, 0..255, got {got}: give {mend}")
 
 
-def _refuse_what_it_lacks(config: VLAConfig, needs: frozenset[str], has: frozenset[str]) -> None:
-    lacking = sorted(needs - has)
-    if not lacking:
-        return
-    part = config.backbone
-    model = getattr(part.config, "path", None)
-    raise ConfigError(
-        f"history {config.history.name!r} needs a backbone that can {', '.join(lacking)}; this one ({part.name}"
-        f"{f', {model}' if model else ''}) can {', '.join(sorted(has)) or 'read one step only'}. "
-        f"Use history: policy_head, or a backbone that can: {', '.join(able(needs))}"
-    )
+def _codec(config: VLAConfig, embodiment: Embodiment, folder: Path | None) -> Codec | None:
+    """The representation's codec. Raises CodecError if it should have been fitted."""
+    if config.representation.target.kind == "continuous":
+        return None
+    assets = folder if folder is not None and folder.is_dir() else None
+    codec: Codec = config.representation.build(config.chunk, embodiment.action, assets)
+    codec.check_fitted()
+    return codec
+
+
+def _refuse_what_it_lacks(config: VLAConfig, history: History, decoder: frozenset[str], has: frozenset[str]) -> None:
+    """Raises ConfigError if the backbone cannot what the history or the decoder needs."""
+    for what, needs, instead in (
+        (f"history {config.history.name!r}", history.needs, history.instead),
+        (f"decoder {config.decoder.name!r}", decoder, "a decoder that reads the context alone, as regression"),
+    ):
+        lacking = sorted(needs - has)
+        if lacking:
+            part = config.backbone
+            model = getattr(part.config, "path", None)
+            raise ConfigError(
+                f"{what} needs a backbone that can {', '.join(lacking)}; this one ({part.name}"
+                f"{f', {model}' if model else ''}) can {', '.join(sorted(has)) or 'read one step only'}. "
+                f"Use {instead}, or a backbone that can: {', '.join(able(needs))}"
+            )
 
 
 def _download(name: str) -> Path:

@@ -1,4 +1,5 @@
-"""Names for the parts one can choose: `backbones`, `histories`, `fusers`, `decoders`, `formats`, `benchmarks`.
+"""Names for the parts one can choose: `backbones`, `histories`, `fusers`, `representations`, `decoders`, `formats`,
+`benchmarks`.
 
 A registry maps a name to `"module:Class"` and imports it only when asked for, so that listing costs nothing and a
 missing extra hurts only who uses it. Third parties join through an entry point of the group `anyvla.<registry>`,
@@ -76,18 +77,38 @@ histories = Registry(
     {
         "none": "anyvla.structures.history:NoHistory",
         "policy_head": "anyvla.structures.history:PolicyHead",
-        "interleaved": "anyvla.structures.history:Interleaved",
+        "interleaved": "anyvla.structures.interleaved:Interleaved",
     },
 )
 fusers = Registry(
     "fusers",
     {
         "identity": "anyvla.heads.fusers:IdentityFuser",
+        "mlp": "anyvla.heads.fusers:MLPFuser",
         "lstm": "anyvla.heads.fusers:LSTMFuser",
         "gpt": "anyvla.heads.fusers:GPTFuser",
     },
 )
-decoders = Registry("decoders", {"regression": "anyvla.heads.regression:RegressionDecoder"})
+representations = Registry(
+    "representations",
+    {
+        "continuous": "anyvla.actions.codec:Continuous",
+        "bins": "anyvla.actions.bins:BinsCodec",
+        "fast": "anyvla.actions.fast:FastCodec",
+        "vq": "anyvla.actions.vq:VQCodec",
+    },
+)
+decoders = Registry(
+    "decoders",
+    {
+        "regression": "anyvla.heads.regression:RegressionDecoder",
+        "diffusion": "anyvla.heads.diffusion:DiffusionDecoder",
+        "flow": "anyvla.heads.flow:FlowDecoder",
+        "tokens": "anyvla.heads.tokens:TokensDecoder",
+        "lm_tokens": "anyvla.heads.lm_tokens:LMTokensDecoder",
+        "expert": "anyvla.heads.expert:ExpertDecoder",
+    },
+)
 formats = Registry("formats", {"lerobot": "anyvla.data.formats.lerobot:LeRobotDataset"})
 benchmarks = Registry("benchmarks", {"metaworld": "anyvla.evaluation.environments.metaworld:MetaWorld"})
-REGISTRIES = {r.kind: r for r in (backbones, histories, fusers, decoders, formats, benchmarks)}
+REGISTRIES = {r.kind: r for r in (backbones, histories, fusers, representations, decoders, formats, benchmarks)}

@@ -66,3 +66,5 @@ class TokenSequence:
     step_ids: Int64[Tensor, "S L"]  # which step of its sequence a place belongs to, from 0; -1 at prefix and padding
     images: UInt8[Tensor, "M V H W 3"]
     mask: Bool[Tensor, "S L K"] | None = None  # False hides place k from place l; K: remembered places, then these L
+    mask_decides: bool = False  # the mask alone says who sees whom, later places included; else it only takes away
+    positions: Int64[Tensor, "S L"] | None = None  # where places do not simply go on after what is remembered

@@ -15,7 +15,8 @@ from torch import nn
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import Cache
 from anyvla.layout import lay_out
-from anyvla.structures.history import History, Interleaved, NoHistory, PolicyHead
+from anyvla.structures.history import History, NoHistory, PolicyHead, Steps
+from anyvla.structures.interleaved import Interleaved
 from anyvla.types import Block
 
 STEPS = [3, 2, 1]  # valid steps of the windows
@@ -71,18 +72,34 @@ def test_a_batch_of_windows_runs_the_tower_once_per_valid_image(
 ) -> None:
     steps = [min(s, history.window) for s in STEPS]
     mask = torch.arange(history.window)[None] < torch.tensor(steps)[:, None]
+    told = [text for text, count in zip(TEXTS, steps, strict=True) for _ in range(count)]
+    read = Steps(frames(sum(steps), 2), told, queries(backbone, readouts).expand(sum(steps), -1, -1), readouts)
     with counting(backbone) as counts:
-        history.windows(backbone, queries(backbone, readouts), frames(3, history.window, 2), TEXTS, mask)
+        history.windows(backbone, read, mask, remember=True)
     assert counts == [sum(steps) * 2]
 
 
 @pytest.mark.parametrize("history", [NoHistory(NoHistory.Config()), PolicyHead(PolicyHead.Config(window=3))])
 def test_a_session_runs_the_tower_once_per_new_image(backbone: AutoBackbone, history: History) -> None:
     memories = [history.start() for _ in range(2)]
+    steps = Steps(frames(2, 2), TEXTS[:2], queries(backbone, 2).expand(2, -1, -1), 2)
     with counting(backbone) as counts:
         for _ in range(4):
-            history.step(backbone, queries(backbone, 2), frames(2, 2), TEXTS[:2], memories)
+            history.step(backbone, steps, memories, remember=True)
     assert counts == [4] * 4
+
+
+def test_an_interleaved_session_runs_it_for_the_new_image_only_in_each_of_its_two_runs(
+    backbone: AutoBackbone,
+) -> None:
+    history = Interleaved(Interleaved.Config(window=4))
+    memories = [history.start()]
+    steps = Steps(frames(1, 2), TEXTS[:1], queries(backbone, 2)[None], 2)
+    with torch.no_grad(), counting(backbone) as counts:
+        for _ in range(8):
+            history.step(backbone, steps, memories, remember=True)
+    assert sum(counts) == 2 * (2 + 6 * 2)  # two cameras; the second run begins at the third step
+    assert max(counts) <= 4
 
 
 def test_reading_on_runs_the_tower_for_new_images_only(backbone: AutoBackbone) -> None:

@@ -77,10 +77,8 @@ class Obedient(VLA):
     seen: int = 0
     largest: int = 0
 
-    def act(
-        self, observations: Sequence[Observation], sessions: Sequence[Session], generator: Any = None
-    ) -> list[Chunk]:
-        super().act(observations, sessions, generator)
+    def act(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> list[Chunk]:
+        super().act(observations, sessions)
         self.largest = max(self.largest, len(sessions))
         ways = {"left": [-1, 0, 0, 0], "right": [1, 0, 0, 0], "go up": [0, 0, 1, 0], "rise": [0, 0, 1, 0]}
         words = [next(way for word, way in ways.items() if word in s.instruction) for s in sessions]

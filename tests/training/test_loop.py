@@ -123,9 +123,9 @@ def test_a_checkpoint_of_another_recipe_or_other_data_is_refused(dataset, tmp_pa
 def test_a_loss_that_is_not_finite_stops_before_the_update(dataset, tmp_path, monkeypatch):
     honest, calls = VLA.loss, []
 
-    def loss(self, batch):
+    def loss(self, batch, generator):
         calls.append(1)
-        given = honest(self, batch)
+        given = honest(self, batch, generator)
         return dataclasses.replace(given, total=given.total * (float("nan") if len(calls) == 8 else 1.0))
 
     monkeypatch.setattr(VLA, "loss", loss)

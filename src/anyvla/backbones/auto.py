@@ -32,7 +32,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 import anyvla.backbones.nano_vision  # noqa: F401  (registers its model type, so that a saved nano loads here)
-from anyvla.backbones.base import CAPABILITIES, Cache, Capability, Part
+from anyvla.backbones.base import Cache, Capability, Part, without
 from anyvla.backbones.hooks import read_after, written
 from anyvla.backbones.options import Options, Resampler
 from anyvla.backbones.parts import find_parts
@@ -104,7 +104,7 @@ class AutoBackbone(TokenBackbone):
         self.one_mask, self.additive = self.quirk.one_mask, text_config._attn_implementation == "eager"
         self.windows = windows_of(self.model.config.get_text_config(decoder=True))
         self.first_position = self.quirk.first_position
-        self.capabilities = frozenset(CAPABILITIES) - self.quirk.lacks
+        self.capabilities = without(self.quirk.lacks)
         self._names = self.quirk.passes.union(inspect.signature(self.model.forward).parameters)
         self._rope_index = _method(self.model, "get_rope_index")
         self._get_features = _method(self.model, "get_image_features")
@@ -130,7 +130,7 @@ class AutoBackbone(TokenBackbone):
             return declared
         source, revision = (config.path, config.revision) if assets is None else (str(assets), None)
         model_config = read_config(source, revision)
-        return frozenset(CAPABILITIES) - _quirk(model_config).lacks
+        return without(_quirk(model_config).lacks)
 
     def parts(self, config: Any, assets: Path | None) -> Parts:
         """Read configuration, tokenizer, preprocessing and, without `assets`, weights."""

@@ -12,35 +12,32 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from anyvla.cache import Cache
 from anyvla.types import Block, TokenSequence
 
-Capability = Literal["interleave", "block_mask", "cache"]
+Capability = Literal["interleave", "block_mask", "cache", "keys_values", "lm_head"]
 CAPABILITIES: Mapping[Capability, str] = {
     "interleave": "read several steps in one sequence",
     "block_mask": "hide any place of a sequence from any other (`TokenSequence.mask`)",
     "cache": "go on reading after what it has read (`Cache`)",
+    "keys_values": "show what each of its layers remembers (`Backbone.keys_values`)",
+    "lm_head": "embed and score single tokens of its vocabulary (`Backbone.embed`, `Backbone.score`)",
 }
+
+
+def without(lacks: frozenset[Capability]) -> frozenset[Capability]:
+    """All capabilities but these, and but those that need one of these."""
+    return frozenset(CAPABILITIES) - lacks - ({"keys_values"} if "cache" in lacks else set())
+
+
 Part = Literal["vision", "projector", "language", "embeddings"]
 PARTS: tuple[Part, ...] = get_args(Part)
-
-
-@dataclass
-class Cache:
-    """What a backbone remembers of S sequences, so that its next call reads new places only. Begin with `Cache()`.
-
-    Calling a backbone with a cache changes it. Its fields are the backbone's business.
-    """
-
-    state: Any = None  # keys and values, of the model's own kind
-    valid: Bool[Tensor, "S K"] | None = None  # which remembered places are no padding
-    position: Int64[Tensor, "S"] | None = None  # of the next place
 
 
 class Backbone(nn.Module, ABC):
@@ -72,10 +69,11 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, sequence: TokenSequence, queries: Float[Tensor, "R D"], cache: Cache | None = None
+        self, sequence: TokenSequence, queries: Float[Tensor, "*M R D"], cache: Cache | None = None
     ) -> Float[Tensor, "M R D"]:
         """The last hidden states at the queries of all steps, in order. The vision tower runs once per image.
 
+        `queries`: the same for all steps, or those of each step.
         With a `cache` (capability "cache") the sequences go on where those of the last call with it ended.
         """
 
@@ -85,6 +83,30 @@ class Backbone(nn.Module, ABC):
 
         What none of them holds belongs to the projector, but an LM head that is not tied belongs to no part.
         """
+
+    def keys_values(self, cache: Cache) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K d"]]]:
+        """What each layer remembers, first layer first; keys as its attention uses them. Capability "keys_values"."""
+        raise NotImplementedError(f"{type(self).__name__} cannot {CAPABILITIES['keys_values']}")
+
+    def memory_shape(self) -> list[tuple[int, int]]:
+        """Heads h and head width d of what each layer remembers (`keys_values`)."""
+        raise NotImplementedError(f"{type(self).__name__} cannot {CAPABILITIES['keys_values']}")
+
+    def embed(self, ids: Int64[Tensor, "..."]) -> Float[Tensor, "... D"]:
+        """Tokens as `queries` could stand for them. Capability "lm_head"."""
+        raise NotImplementedError(f"{type(self).__name__} cannot {CAPABILITIES['lm_head']}")
+
+    def score(self, hidden: Float[Tensor, "... D"], ids: Int64[Tensor, "n"]) -> Float[Tensor, "... n"]:
+        """The LM head's logits of these ids. Capability "lm_head"."""
+        raise NotImplementedError(f"{type(self).__name__} cannot {CAPABILITIES['lm_head']}")
+
+    def last_ids(self, count: int) -> Int64[Tensor, "n"]:
+        """The last `count` regular ids of the vocabulary, ascending. Raises ValueError if it has not so many."""
+        raise NotImplementedError(f"{type(self).__name__} cannot {CAPABILITIES['lm_head']}")
+
+    def use_head(self) -> None:
+        """Train the LM head, which no readout depends on, if the language model is trained."""
+        raise NotImplementedError(f"{type(self).__name__} cannot {CAPABILITIES['lm_head']}")
 
     @abstractmethod
     def save_assets(self, folder: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from anyvla.backbones.base import CAPABILITIES, Cache, Part
+from anyvla.backbones.base import CAPABILITIES, Cache, Part, without
 from anyvla.backbones.hooks import written
 from anyvla.backbones.options import Options
 from anyvla.backbones.pixels import Pixels
@@ -92,7 +92,7 @@ class ComposedBackbone(TokenBackbone):
             self.width = settings.hidden_size
             self.context = getattr(settings, "max_position_embeddings", None)
             self.windows = windows_of(settings)
-            self.capabilities = self.capabilities - lacks_of(settings)
+            self.capabilities = self.capabilities & without(lacks_of(settings))
             numbers = {"size": self.image_size, "resample": 3, "image_mean": self.mean, "image_std": self.std}
             self.pixels = Pixels(numbers, None)
             for part in (pair.vision, pair.projector) if assets is not None else ():
@@ -109,7 +109,7 @@ class ComposedBackbone(TokenBackbone):
         self.to(getattr(torch, config.dtype))
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
         if "position_ids" not in self._names:  # such a model counts keys, padding included
-            self.capabilities = self.capabilities - {"cache"}
+            self.capabilities = self.capabilities & without(frozenset({"cache"}))
         # No text has this id, whatever an instruction says: it lies past all that the tokenizer knows.
         image_id = max(self.embedding.weight.shape[0], *pair.tokenizer.get_vocab().values()) + 1
         if image_id - 1 > self.embedding.weight.shape[0]:

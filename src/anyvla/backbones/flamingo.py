@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, Dynam
 from transformers.initialization import no_init_weights
 from transformers.utils import cached_file
 
-from anyvla.backbones.base import CAPABILITIES, Cache, Part
+from anyvla.backbones.base import Cache, Capability, Part, without
 from anyvla.backbones.composed import cut
 from anyvla.backbones.flamingo_language import build_language, counts_positions, keys_at, load_language, renamed
 from anyvla.backbones.flamingo_layers import CrossAttending, Reading, add_cross_attention, decoder_layers, shown
@@ -145,8 +145,8 @@ class FlamingoBackbone(TokenBackbone):
         self.context = getattr(text_config, "max_position_embeddings", getattr(text_config, "max_seq_len", None))
         self.windows = windows_of(text_config)
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
-        lacks = frozenset() if counts_positions(self.model, self._names) else frozenset({"cache"})
-        self.capabilities = frozenset(CAPABILITIES) - lacks
+        lacks = frozenset[Capability](() if counts_positions(self.model, self._names) else {"cache"})
+        self.capabilities = without(lacks)
         begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]  # as OpenFlamingo: what the tokenizer does
         template = Template(opening="{bos}" if begins else "", text="{prompt}" + END_OF_CHUNK)
         self.set_up(tokenizer, config.prompt, template, tokenizer.convert_tokens_to_ids(IMAGE), (1, 1))

@@ -124,7 +124,11 @@ def _gemma4_attention(config: Any) -> Attention:
 
 # Images and text stand in the sequence of an encoder, in which all see all; the decoder never runs (FLOWER, arXiv
 # 2509.04996).
-_ENCODER: dict[str, Any] = {"reads": "encoder", "attention": "full", "lacks": frozenset({"interleave", "cache"})}
+_ENCODER: dict[str, Any] = {
+    "reads": "encoder",
+    "attention": "full",
+    "lacks": frozenset({"interleave", "cache", "lm_head"}),
+}
 _T5 = Template(opening="", text="{prompt}</s>")
 _BLIP2 = Quirk(
     template=Template(opening="", text="{bos}{prompt}"),
@@ -278,7 +282,7 @@ QUIRKS: dict[str, Quirk] = {
         note="50 tokens an image at 224 pixels; image_size: 768, as in its pre-training, takes 577",
     ),
     # Its layers' windows look both ways, and only its own masks know how far.
-    "t5gemma2": replace(_GEMMA3, **{**_ENCODER, "lacks": frozenset({"interleave", "cache", "block_mask"})}, extras={}),
+    "t5gemma2": replace(_GEMMA3, **{**_ENCODER, "lacks": _ENCODER["lacks"] | {"block_mask"}}, extras={}),
     "kosmos-2.5": Quirk(
         template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
         image_token="<bbox>",  # any id that no instruction contains: the features overwrite its embedding

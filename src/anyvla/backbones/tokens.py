@@ -21,6 +21,7 @@ from anyvla.backbones.adapt import add_lora, quantise, train_parts
 from anyvla.backbones.base import Backbone, Cache, Capability
 from anyvla.backbones.hooks import only_at, read_before_head, written
 from anyvla.backbones.options import Options
+from anyvla.layout import lay_out
 from anyvla.types import Block, TokenSequence
 
 CACHED_BLOCKS = 10_000  # instructions whose tokens are kept
@@ -98,6 +99,7 @@ class TokenBackbone(Backbone):
             quantise(self, options.quantize)
         if options.lora is not None:
             add_lora(self, options.lora, options.seed)
+        self._trains_language = options.train.language and options.quantize is None and options.lora is None
         self.still = not options.train.vision and not (options.lora and options.lora.vision)
 
     def train(self, mode: bool = True) -> Self:
@@ -155,8 +157,9 @@ class TokenBackbone(Backbone):
         return Block(self._opening, [self._block(text, views) for text in instructions], images)
 
     def forward(
-        self, sequence: TokenSequence, queries: Float[Tensor, "R D"], cache: Cache | None = None
+        self, sequence: TokenSequence, queries: Float[Tensor, "*M R D"], cache: Cache | None = None
     ) -> Float[Tensor, "M R D"]:
+        each = queries.shape[-2]
         shape = sequence.input_ids.shape
         remembered = 0 if cache is None or cache.valid is None else cache.valid.shape[1]
         if self.context is not None and remembered + shape[1] > self.context:
@@ -165,21 +168,60 @@ class TokenBackbone(Backbone):
                 "use a shorter window, fewer cameras or shorter instructions"
             )
         places = sequence.query_mask.flatten().nonzero().squeeze(1)
-        steps, rest = divmod(len(places), len(queries))
+        steps, rest = divmod(len(places), each)
+        if queries.ndim == 3 and len(queries) != steps:
+            raise ValueError(f"queries of {len(queries)} steps for a sequence with query places of {steps}")
         in_parts = cache is not None and (not steps or not len(sequence.images))  # images first, their queries later
         if rest or (steps != len(sequence.images) and not in_parts):
             raise ValueError(
-                f"the sequence has {len(places)} query places, but {len(sequence.images)} steps of {len(queries)} "
-                f"queries need {len(sequence.images) * len(queries)}"
+                f"the sequence has {len(places)} query places, but {len(sequence.images)} steps of {each} "
+                f"queries need {len(sequence.images) * each}"
             )
         with ExitStack() as hooks:
-            hooks.enter_context(written(self.embedding, shape, places, queries.repeat(steps, 1)))
+            hooks.enter_context(written(self.embedding, shape, places, queries.expand(steps, -1, -1).flatten(0, 1)))
             if self.readout_only and not self._recomputes():
                 hooks.enter_context(only_at(self.readout_only, places, shape))
             hidden = hooks.enter_context(self.reading())
             self.run(sequence, cache)
         read = hidden[0].flatten(0, 1).index_select(0, places)
-        return read.view(steps, len(queries), self.width).to(queries.dtype)
+        return read.view(steps, each, self.width).to(queries.dtype)
+
+    def keys_values(self, cache: Cache) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K d"]]]:
+        layers = getattr(cache.state, "past", cache.state).layers
+        return [(layer.keys, layer.values) for layer in layers]
+
+    @torch.no_grad()
+    def memory_shape(self) -> list[tuple[int, int]]:
+        device = next(self.embedding.parameters()).device
+        nothing = Block([self.query_id], [[]], torch.zeros(0, 1, 1, 1, 3, dtype=torch.uint8, device=device))
+        cache, training = Cache(), self.training
+        sequence = lay_out(nothing, [1], 1, pad_id=self.pad_id, query_id=self.query_id)
+        self.eval()(sequence, torch.zeros(1, self.width, device=device), cache)
+        self.train(training)
+        return [(keys.shape[1], keys.shape[3]) for keys, _ in self.keys_values(cache)]
+
+    def embed(self, ids: Int64[Tensor, "..."]) -> Float[Tensor, "... D"]:
+        return self.embedding(ids)
+
+    def score(self, hidden: Float[Tensor, "... D"], ids: Int64[Tensor, "n"]) -> Float[Tensor, "... n"]:
+        head: Any = self.head
+        bias = getattr(head, "bias", None)
+        return nn.functional.linear(hidden.to(head.weight.dtype), head.weight[ids], None if bias is None else bias[ids])
+
+    def last_ids(self, count: int) -> Int64[Tensor, "n"]:
+        known = min(self.tokenizer.vocab_size, self.embedding.weight.shape[0])
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder, self.image_id}
+        regular = [i for i in range(known) if i not in special]
+        if count >= len(regular):
+            raise ValueError(
+                f"{count} ids are more than the vocabulary of {len(regular)} regular tokens gives; use ids: added, "
+                "or a codec with fewer tokens"
+            )
+        return torch.tensor(regular[-count:])
+
+    def use_head(self) -> None:
+        if self.head is not None and self._trains_language:
+            self.head.requires_grad_(True)
 
     def places_of_images(self, sequence: TokenSequence) -> Bool[Tensor, "S L"]:
         """Where the features of images stand."""
@@ -202,10 +244,14 @@ class TokenBackbone(Backbone):
             given["position_ids"] = positions + self.first_position
         else:
             first = ids.new_full((len(ids),), self.first_position) if cache.position is None else cache.position
-            given["position_ids"] = positions + first[:, None]
-            ends = given["position_ids"].masked_fill(~valid, -1)
-            cache.position = ends.amax(-1).amax(tuple(range(ends.ndim - 2))) if ends.ndim > 2 else ends.amax(-1)
-            cache.position = cache.position + 1
+            if sequence.positions is not None:
+                given["position_ids"] = sequence.positions.expand(*positions.shape[:-2], -1, -1)
+            else:
+                given["position_ids"] = positions + first[:, None]
+            places = given["position_ids"]
+            places = places.amax(tuple(range(places.ndim - 2))) if places.ndim > 2 else places  # (S, L)
+            cache.places = places if cache.places is None else torch.cat([cache.places, places], 1)
+            cache.position = places.masked_fill(~valid, -1).amax(-1) + 1
             valid = valid if cache.valid is None else torch.cat([cache.valid, valid], 1)
             cache.valid = valid
             given["past_key_values"] = cache.state
@@ -258,7 +304,9 @@ class TokenBackbone(Backbone):
             seen = seen | nn.functional.pad(same, (keys - length, 0))
         elif self.attention == "full":
             seen = torch.ones_like(seen) if window is None else near
-        if sequence.mask is not None:
+        if sequence.mask is not None and sequence.mask_decides:
+            seen = sequence.mask if window is None else sequence.mask & near
+        elif sequence.mask is not None:
             seen = seen & sequence.mask
         itself = (key[None] == place[:, None])[None]  # a row that sees nothing would be NaN
         seen = ((seen & valid[:, None]) | itself)[:, None]

@@ -85,7 +85,7 @@ def evaluate(
         def begin(slot: int) -> None:
             if waiting:
                 plan = waiting.pop()
-                running[slot] = _Rollout(plan, vla.start(plan.instruction))
+                running[slot] = _Rollout(plan, vla.start(plan.instruction, plan.seed))
                 pool.reset(slot, plan.task, plan.seed)
 
         for slot in range(pool.size):

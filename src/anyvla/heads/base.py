@@ -1,14 +1,29 @@
-"""The contract of a decoder, and a loss as a sum and a count."""
+"""The contract of a decoder: what it is built for, what it reads of a step, and a loss as a sum and a count.
+
+Decoders work on M steps at once: all valid steps of all windows in training, the newest step of each session in
+acting. Those that live in the backbone also get a `Continuation`: what the backbone remembers of each step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyvla.actions.codec import Codec
+from anyvla.actions.space import ActionSpace
+
+if TYPE_CHECKING:
+    from anyvla.backbones.base import Backbone, Capability
+    from anyvla.structures.continuation import Continuation
+
+Kind = Literal["continuous", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -27,13 +42,76 @@ class Loss:
         return self.total / self.count.clamp(min=1)
 
 
-class Decoder(Protocol):
-    """What turns a context into a chunk: an `nn.Module` made by `Class(config, context, chunk, space)`."""
+@dataclass(frozen=True)
+class Setting:
+    """What a decoder is built for."""
 
+    context: int  # C
+    chunk: int  # N
+    space: ActionSpace  # A dims
+    codec: Codec | None  # of the representation; None: continuous
+    backbone: Backbone  # for its shapes; a decoder must not keep it
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a decoder reads of M steps."""
+
+    vector: Float[Tensor, "M C"]  # from the fuser
+    continuation: Continuation | None = None  # if the decoder `needs` "cache" of the backbone
+
+
+class Decoder(nn.Module, ABC):
+    """What turns the context of a step into a chunk. Made by `Class(config, setting)`."""
+
+    Config: ClassVar[type]
+    reads: ClassVar[frozenset[Kind]] = frozenset({"continuous"})  # kinds of representation it works with
+    needs: ClassVar[frozenset[Capability]] = frozenset()  # of the backbone
+
+    @classmethod
+    def needs_with(cls, kind: Kind) -> frozenset[Capability]:
+        """What it needs of the backbone with a representation of this kind."""
+        return cls.needs
+
+    @abstractmethod
     def loss(
-        self, context: Float[Tensor, "B W C"], actions: Float[Tensor, "B W N A"], mask: Bool[Tensor, "B W N"]
+        self,
+        context: Context,
+        actions: Float[Tensor, "M N A"],
+        mask: Bool[Tensor, "M N"],
+        generator: torch.Generator | None = None,
     ) -> Loss:
-        """Compare with normalised actions where `mask` is True."""
+        """Compare with normalised actions where `mask` is True. `generator` (CPU): of noise and times, if any."""
 
-    def sample(self, context: Float[Tensor, "B C"], generator: torch.Generator | None = None) -> Float[Tensor, "B N A"]:
-        """A normalised chunk; `generator` is the randomness of decoders that have some."""
+    @abstractmethod
+    def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
+        """A normalised chunk a step. `generators`: one a step, on the CPU, so that a step's noise depends neither on
+        its batch nor on the device; None: PyTorch's own.
+        """
+
+    def past(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"] | None:
+        """How the backbone may see chunks of earlier steps, as embeddings; None: it cannot."""
+        return None
+
+
+def draw(shape: Sequence[int], generators: Sequence[torch.Generator] | None, like: Tensor) -> Float[Tensor, "M ..."]:
+    """Standard normal noise (M, *shape) for M = len(like) steps, each of its own generator, float32."""
+    if generators is None:
+        return torch.randn(len(like), *shape, device=like.device)
+    return torch.stack([torch.randn(*shape, generator=g) for g in generators]).to(like.device)
+
+
+def token_loss(
+    logits: Float[Tensor, "M T V"], tokens: Int64[Tensor, "M T"], mask: Bool[Tensor, "M N"], dims: int
+) -> Loss:
+    """Cross-entropy where `tokens` is not -1: the mean over the tokens of a chunk, weighted by its valid elements.
+
+    For codecs with one token per action element (bins) that is the mean over all tokens.
+    """
+    learnt = tokens >= 0
+    each = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), ignore_index=-1, reduction="none")
+    chunk = each.view_as(tokens).sum(1) / learnt.sum(1).clamp(min=1)  # (M,)
+    elements = mask.sum(1).to(chunk.dtype) * dims
+    right = ((logits.argmax(-1) == tokens) & learnt).sum() / learnt.sum().clamp(min=1)
+    mean = (each.sum() / learnt.sum().clamp(min=1)).detach()
+    return Loss((chunk * elements).sum(), elements.sum(), {"tokens": mean, "accuracy": right.to(mean.dtype)})

@@ -3,8 +3,8 @@
 - `none`: one step. What the policy sees is now.
 - `policy_head`: the steps of a window are sequences of their own; the head fuses their readouts (RoboFlamingo,
   arXiv 2311.01378; RoboVLMs, arXiv 2412.14058). A session remembers readouts, so acting reads one new step.
-- `interleaved`: the steps of a window stand one after another in ONE sequence, each followed by its readouts
-  (RoboVLMs). A session remembers images and reads its window again at each step.
+- `interleaved`: the steps of a window stand one after another in ONE sequence (RoboVLMs); `anyvla.structures.
+  interleaved`. A session remembers what the backbone does, so acting reads one new step too.
 
 Windows begin at their first step and masked steps stand at the end. All parts after that are causal, so step k of a
 training window equals the k-th step of a session: the law of train/act equality.
@@ -15,7 +15,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -23,75 +25,71 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from anyvla.cache import Cache
 from anyvla.config import STRICT
 from anyvla.layout import lay_out
+from anyvla.structures.continuation import Continuation
+from anyvla.types import Block, TokenSequence
 
 if TYPE_CHECKING:
     from anyvla.backbones.base import Backbone
 
-Memory = deque[Tensor]  # what one session keeps, oldest first, at most `window` steps
+Memory = Any  # what one session keeps, of its history's own kind
 
 
-def stack(memories: Sequence[Memory]) -> tuple[Tensor, Bool[Tensor, "B W"]]:
-    """Memories of different lengths as one tensor (B, W, ...), zeros past the end of each, and where it is valid."""
-    longest = max(map(len, memories))
-    first = memories[0][-1]
-    out = first.new_zeros(len(memories), longest, *first.shape)
-    mask = torch.zeros(len(memories), longest, dtype=torch.bool, device=first.device)
-    for row, memory in enumerate(memories):
-        out[row, : len(memory)] = torch.stack(tuple(memory))
-        mask[row, : len(memory)] = True
-    return out, mask
+@plain_dataclass(frozen=True)
+class Steps:
+    """M steps as a backbone reads them. Each brings Q embeddings of its own, (M, Q, D):
+
+    - `before` of them stand before its tokens: the previous chunk (`VLAConfig.past`),
+    - then, after its tokens, proprioception as a token, if it is one,
+    - and last its R `readouts`.
+    """
+
+    images: UInt8[Tensor, "M V H W 3"]
+    instructions: Sequence[str]  # M of them
+    written: Float[Tensor, "M Q D"]
+    readouts: int  # R
+    before: int = 0
+
+
+@plain_dataclass(frozen=True)
+class Reading:
+    """What the backbone read of windows of B episodes or sessions."""
+
+    readouts: Float[Tensor, "B W R D"]
+    mask: Bool[Tensor, "B W"]  # valid steps: the first ones of each row
+    continuation: Continuation | None  # after all valid steps (whole windows), or after the newest (sessions)
 
 
 class History(ABC):
     """How many steps the policy sees and where time is fused."""
 
     Config: ClassVar[type]
-    needs: ClassVar[frozenset[str]] = frozenset()  # capabilities of the backbone
-    share: ClassVar[bool] = False  # the steps of a window share one sequence of the backbone
+    needs: frozenset[str] = frozenset()  # capabilities of the backbone
+    fuses: ClassVar[bool] = True  # time, before the fuser does or in it; False: there is one step
+    in_backbone: ClassVar[bool] = False  # time is fused by the backbone
+    sees_past: bool = False  # steps see the readouts and the chunks of earlier ones
+    instead: str = "history: policy_head"  # what to use with a backbone that cannot what it needs
 
     def __init__(self, window: int) -> None:
         self.window = window
 
+    @abstractmethod
     def start(self) -> Memory:
         """The memory of a new session."""
-        return deque(maxlen=self.window)
-
-    def windows(
-        self,
-        backbone: Backbone,
-        queries: Float[Tensor, "R D"],
-        images: UInt8[Tensor, "B W V H W 3"],
-        instructions: Sequence[str],
-        step_mask: Bool[Tensor, "B W"],
-    ) -> Float[Tensor, "B W R D"]:
-        """The readouts of the valid steps of whole windows; zeros at masked ones."""
-        counts = step_mask.sum(1).tolist()
-        told = [text for text, count in zip(instructions, counts, strict=True) for _ in range(count)]
-        block = backbone.prepare(images[step_mask], told)
-        sequence = lay_out(
-            block,
-            counts if self.share else [1] * len(told),
-            len(queries),
-            pad_id=backbone.pad_id,
-            query_id=backbone.query_id,
-        )
-        readouts = backbone(sequence, queries)  # (M, R, D)
-        out = readouts.new_zeros(*step_mask.shape, *readouts.shape[1:])
-        out[step_mask] = readouts
-        return out
 
     @abstractmethod
-    def step(
-        self,
-        backbone: Backbone,
-        queries: Float[Tensor, "R D"],
-        images: UInt8[Tensor, "B V H W 3"],
-        instructions: Sequence[str],
-        memories: Sequence[Memory],
-    ) -> tuple[Float[Tensor, "B W R D"], Bool[Tensor, "B W"]]:
-        """Take one new step of B sessions into their memories. Gives their windows' readouts, and which are valid."""
+    def length(self, memory: Memory) -> int:
+        """Of how many steps the window is that a session acted on last; 0 before its first step."""
+
+    @abstractmethod
+    def windows(self, backbone: Backbone, steps: Steps, mask: Bool[Tensor, "B W"], *, remember: bool) -> Reading:
+        """Read whole windows; `steps` are the valid ones, row by row. `remember`: give a continuation."""
+
+    @abstractmethod
+    def step(self, backbone: Backbone, steps: Steps, memories: Sequence[Memory], *, remember: bool) -> Reading:
+        """Take one new step of B sessions into their memories, and give their windows."""
 
 
 class PolicyHead(History):
@@ -106,23 +104,37 @@ class PolicyHead(History):
     def __init__(self, config: Config) -> None:
         super().__init__(config.window)
 
-    def step(
-        self,
-        backbone: Backbone,
-        queries: Float[Tensor, "R D"],
-        images: UInt8[Tensor, "B V H W 3"],
-        instructions: Sequence[str],
-        memories: Sequence[Memory],
-    ) -> tuple[Float[Tensor, "B W R D"], Bool[Tensor, "B W"]]:
-        now = torch.ones(len(images), 1, dtype=torch.bool, device=images.device)
-        readouts = self.windows(backbone, queries, images[:, None], instructions, now)[:, 0]  # (B, R, D)
+    def start(self) -> deque[Tensor]:
+        return deque(maxlen=self.window)
+
+    def length(self, memory: Memory) -> int:
+        return len(memory)
+
+    def windows(self, backbone: Backbone, steps: Steps, mask: Bool[Tensor, "B W"], *, remember: bool) -> Reading:
+        readouts, continuation = self._read(backbone, steps, remember)
+        out = readouts.new_zeros(*mask.shape, *readouts.shape[1:])
+        out[mask] = readouts
+        return Reading(out, mask, continuation)
+
+    def step(self, backbone: Backbone, steps: Steps, memories: Sequence[Memory], *, remember: bool) -> Reading:
+        readouts, continuation = self._read(backbone, steps, remember)
         for memory, readout in zip(memories, readouts, strict=True):
             memory.append(readout)
-        return stack(memories)
+        return Reading(*stacked([torch.stack(tuple(m)) for m in memories]), continuation)
+
+    def _read(
+        self, backbone: Backbone, steps: Steps, remember: bool
+    ) -> tuple[Float[Tensor, "M R D"], Continuation | None]:
+        block = backbone.prepare(steps.images, steps.instructions)
+        counts = (1,) * len(steps.instructions)
+        readouts, sequence, cache = read(backbone, block, steps, counts, remember=remember)
+        return readouts, None if cache is None else after_each(backbone, cache, sequence, steps, counts)
 
 
 class NoHistory(PolicyHead):
     """A window of one step."""
+
+    fuses = False
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config:
@@ -132,30 +144,54 @@ class NoHistory(PolicyHead):
         History.__init__(self, window=1)
 
 
-class Interleaved(History):
-    """The steps of a window share one sequence, so the backbone itself fuses time; a session remembers images."""
+def read(
+    backbone: Backbone,
+    block: Block,
+    steps: Steps,
+    counts: Sequence[int],
+    *,
+    remember: bool,
+    hide: bool = False,
+) -> tuple[Float[Tensor, "M R D"], TokenSequence, Cache | None]:
+    """Run the backbone over steps laid out in sequences of `counts` steps. `hide`: readouts from other steps."""
+    each = steps.written.shape[1]
+    sequence = lay_out(block, counts, each, pad_id=backbone.pad_id, query_id=backbone.query_id, before=steps.before)
+    if hide and max(counts) > 1:
+        step = sequence.step_ids
+        others = readout_places(sequence, steps)[:, None] & (step[:, :, None] != step[:, None])  # (S, L, L)
+        sequence = replace(sequence, mask=~others)
+    cache = Cache() if remember else None
+    hidden = backbone(sequence, steps.written, cache)  # (M, Q, D)
+    return hidden[:, each - steps.readouts :], sequence, cache
 
-    needs = frozenset({"interleave"})
-    share = True
 
-    @dataclass(frozen=True, kw_only=True, config=STRICT)
-    class Config:
-        """Options of `history: {name: interleaved}`."""
+def readout_places(sequence: TokenSequence, steps: Steps) -> Bool[Tensor, "S L"]:
+    """Where the readouts stand: the last R query places of each step."""
+    places = sequence.query_mask.flatten().nonzero().view(-1, steps.written.shape[1])
+    out = torch.zeros_like(sequence.query_mask).flatten()
+    out[places[:, -steps.readouts :].flatten()] = True
+    return out.view_as(sequence.query_mask)
 
-        window: int = Field(default=8, ge=2)  # steps, the current one included
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config.window)
+def after_each(
+    backbone: Backbone, cache: Cache, sequence: TokenSequence, steps: Steps, counts: Sequence[int], *, past: bool = True
+) -> Continuation:
+    """How to go on after each step of whole windows. `past`: the readouts of earlier steps are seen."""
+    assert cache.valid is not None
+    assert cache.places is not None
+    readout = readout_places(sequence, steps)
+    row = torch.repeat_interleave(torch.tensor(counts)).to(readout.device)  # (M,)
+    number = torch.cat([torch.arange(n) for n in counts]).to(readout.device)[:, None]  # (M, 1)
+    step = sequence.step_ids[row]  # (M, L)
+    hidden = readout[row] & ((step == number) | (not past))
+    visible = cache.valid[row] & (step <= number) & ~hidden
+    first = (readout[row] & (step == number)).int().argmax(1)  # the suffix stands where the readouts do
+    positions = cache.places[row, first]
+    return Continuation(backbone, cache, tuple(counts), visible, positions)
 
-    def step(
-        self,
-        backbone: Backbone,
-        queries: Float[Tensor, "R D"],
-        images: UInt8[Tensor, "B V H W 3"],
-        instructions: Sequence[str],
-        memories: Sequence[Memory],
-    ) -> tuple[Float[Tensor, "B W R D"], Bool[Tensor, "B W"]]:
-        for memory, seen in zip(memories, images, strict=True):
-            memory.append(seen)
-        window, mask = stack(memories)
-        return self.windows(backbone, queries, window, instructions, mask), mask
+
+def stacked(windows: Sequence[Tensor]) -> tuple[Tensor, Bool[Tensor, "B W"]]:
+    """Windows (w, ...) of different lengths as one tensor (B, W, ...), zeros past the end, and where it is valid."""
+    out = torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True)
+    lengths = torch.tensor([len(w) for w in windows], device=out.device)
+    return out, torch.arange(out.shape[1], device=out.device) < lengths[:, None]

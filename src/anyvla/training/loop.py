@@ -42,7 +42,7 @@ class TrainingConfig:
 
     steps: int = Field(default=10_000, ge=1)  # optimiser steps
     batch_size: int = Field(default=32, ge=1)  # windows per optimiser step
-    accumulate: int = Field(default=1, ge=1)  # parts that a batch is split into, to save memory; changes no result
+    accumulate: int = Field(default=1, ge=1)  # parts that a batch is split into, to save memory; changes no result but the noise drawn
     seed: int = 0  # of initialisation, data order and augmentation
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the hardware has it
     device: str = "auto"  # "auto" | "cpu" | "cuda" | "cuda:1"
@@ -108,7 +108,7 @@ def train(
     """Train, or go on where `run` stands; returns `run/checkpoint`.
 
     `recipe` is the document kept in the checkpoint; going on under another one raises ConfigError. Raises
-    TrainingError when the loss or the gradients are not finite, Interrupted after `stop()` said so.
+    CodecError for a representation whose codec does not lie in `run/codec`, TrainingError when the loss or the gradients are not finite, Interrupted after `stop()` said so.
     """
     final = run / "checkpoint"
     begun = checkpoint.latest(run)
@@ -118,18 +118,23 @@ def train(
             return final
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
+    window = WindowConfig(
+        window=model.history.build().window, chunk=model.chunk, stride=model.execute, cache_gb=cache_gb
+    )
+    windows = WindowDataset(dataset, window)  # bad data is told before a model is loaded
     statistics = dataset.statistics
     vla = VLA(
         model,
         dataset.embodiment,
         Statistics(statistics["action"], statistics["proprio"], dataset.fingerprint),
+        codec=run / "codec",
     ).to(device)
     vla.train()
     optim = optimizer(config.optim, vla)
     start = checkpoint.restore(begun, vla, optim) if begun is not None else 0
     (run / "train").mkdir(parents=True, exist_ok=True)
     with (
-        contextlib.closing(_batches(dataset, model, vla.history.window, config, cache_gb, start)) as batches,
+        contextlib.closing(_batches(windows, config, start)) as batches,
         _open_log(run / "train" / "log.jsonl", start) as log,
     ):
         trainer, meter, last = _Trainer(vla, optim, config, device), _Meter(), begun
@@ -178,9 +183,10 @@ class _Trainer:
         # a mean over the valid elements of the whole batch, however it is split
         count = float(batch.action_mask.sum()) * batch.actions.shape[-1]
         total, parts = 0.0, dict[str, float]()
-        for piece in _split(batch, config.accumulate, self.device):
+        for number, piece in enumerate(_split(batch, config.accumulate, self.device)):
+            generator = torch.Generator().manual_seed(_seed_of(config.seed, step, number))
             with self.autocast:
-                loss = self.vla.loss(piece)
+                loss = self.vla.loss(piece, generator)
             (loss.total / max(1.0, count)).backward()
             share = float(loss.count) / max(1.0, count)
             total += float(loss.total.detach()) / max(1.0, count)
@@ -194,6 +200,10 @@ class _Trainer:
             )
         self.optim.step()
         return total, parts, norm
+
+
+def _seed_of(seed: int, step: int, piece: int) -> int:
+    return int(np.random.SeedSequence((seed, step, piece)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class _Meter:
@@ -220,13 +230,8 @@ class _Meter:
         return reading
 
 
-def _batches(
-    dataset: EpisodeDataset, model: VLAConfig, window: int, config: TrainingConfig, cache_gb: float, start: int
-) -> Generator[Batch, None, None]:
+def _batches(windows: WindowDataset, config: TrainingConfig, start: int) -> Generator[Batch, None, None]:
     """Batches from step `start` on, the next one being made while this one is used."""
-    windows = WindowDataset(
-        dataset, WindowConfig(window=window, chunk=model.chunk, stride=model.execute, cache_gb=cache_gb)
-    )
     sampler = EpochSampler(len(windows), config.batch_size, config.seed)
 
     def make(step: int) -> Batch:

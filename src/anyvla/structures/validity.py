@@ -1,0 +1,60 @@
+"""Which combinations of history, fuser, decoder and representation make a policy, and why the others do not.
+
+The rules ask what the parts say of themselves, so they hold for parts of third parties too. What a structure needs of
+a backbone is another question: `Backbone.capabilities`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from anyvla.registry import decoders, fusers, histories, representations
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A point of the space of structures."""
+
+    history: str
+    fuser: str
+    decoder: str
+    representation: str
+    reason: str | None  # why it makes no policy; None: it does
+
+    def __str__(self) -> str:
+        axes = ("history", "fuser", "decoder", "representation")
+        return ", ".join(f"{axis}: {getattr(self, axis)}" for axis in axes)
+
+
+def combinations() -> Iterator[Combination]:
+    """All points of the space, in the order of the registries."""
+    for names in product(histories, fusers, decoders, representations):
+        yield Combination(*names, reason=why_not(*names))
+
+
+def why_not(history: str, fuser: str, decoder: str, representation: str) -> str | None:
+    """Why these parts make no policy together; None if they do."""
+    past, fuse = histories[history], fusers[fuser]
+    kind, reads = representations[representation].kind, decoders[decoder].reads
+    if not past.fuses and fuse.fuses_time:
+        return f"fuser {fuser} fuses the steps of a window, and history {history} has one step"
+    if past.fuses and not past.in_backbone and not fuse.fuses_time:
+        return f"history {history} leaves time to the fuser, and fuser {fuser} reads each step by itself"
+    if kind not in reads:
+        if kind == "continuous":
+            return f"decoder {decoder} writes tokens, and representation {representation} has none"
+        return f"decoder {decoder} gives continuous actions, and representation {representation} makes them tokens"
+    return None
+
+
+def nearest_valid(history: str, fuser: str, decoder: str, representation: str) -> Combination:
+    """A combination that makes a policy and differs in as few parts as possible: in the later ones, if it can."""
+    wanted = (history, fuser, decoder, representation)
+
+    def distance(c: Combination) -> tuple[int, tuple[bool, ...]]:
+        differs = tuple(a != b for a, b in zip((c.history, c.fuser, c.decoder, c.representation), wanted, strict=True))
+        return sum(differs), differs
+
+    return min((c for c in combinations() if c.reason is None), key=distance)
