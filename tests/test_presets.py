@@ -1,0 +1,135 @@
+"""The presets: recipes with a paper's structure, each of which a laptop can try with the command in its head."""
+
+from __future__ import annotations
+
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from small import NANO, SIZE, embodiment, statistics
+
+from anyvla.config import to_dict
+from anyvla.policy import VLA
+from anyvla.recipe import Recipe, bundled, find, read
+from anyvla.report.explanation import made_up_chunks
+from anyvla.types import Batch, Observation
+
+PRESETS = [name for name in bundled() if name != "quickstart"]
+STRUCTURES = {  # history, fuser, decoder, representation
+    "robovlms-policy-head": ("policy_head", "lstm", "regression", "continuous"),
+    "robovlms-interleaved": ("interleaved", "identity", "regression", "continuous"),
+    "robovlms-one-step-continuous": ("none", "identity", "regression", "continuous"),
+    "robovlms-one-step-discrete": ("none", "identity", "lm_tokens", "bins"),
+    "openvla": ("none", "identity", "lm_tokens", "bins"),
+    "openvla-oft": ("none", "identity", "regression", "continuous"),
+    "pi0": ("none", "identity", "expert", "continuous"),
+    "pi0-fast": ("none", "identity", "lm_tokens", "fast"),
+    "groot-like": ("none", "identity", "flow", "continuous"),
+    "smolvla-like": ("none", "identity", "expert", "continuous"),
+    "roboflamingo": ("policy_head", "lstm", "regression", "continuous"),
+}
+
+
+SHRUNK = {"groot-like": ["--model.decoder.layers", "2"]}  # what takes seconds to initialise
+
+
+def head(name: str) -> list[str]:
+    lines = find(name).read_text().splitlines()
+    return [line.lstrip("# ") for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
+
+
+def laptop(name: str) -> list[str]:
+    """The command that the head of a preset gives for a laptop, as words."""
+    lines = head(name)
+    first = next(i for i, line in enumerate(lines) if line.startswith("laptop:"))
+    command = lines[first].removeprefix("laptop:")
+    while command.endswith("\\"):
+        first += 1
+        command = command[:-1] + " " + lines[first]
+    return shlex.split(command)
+
+
+def policy(recipe: Recipe, tmp_path) -> VLA:
+    codec = tmp_path / "codec"
+    config, robot = recipe.model, embodiment()
+    if config.representation.target.kind == "tokens":
+        made = config.representation.build(config.chunk, robot.action)
+        if not made.fitted:
+            made.fit(made_up_chunks(64, config.chunk, robot.action.size))
+        made.save(codec)
+    torch.manual_seed(0)
+    return VLA(config, robot, statistics(), codec=codec)
+
+
+def window(vla: VLA) -> Batch:
+    g = torch.Generator().manual_seed(0)
+    steps, chunk = vla.history.window, vla.config.chunk
+    return Batch(
+        images=torch.randint(0, 256, (2, steps, 2, SIZE, SIZE, 3), dtype=torch.uint8, generator=g),
+        proprio=torch.randn(2, steps, 3, generator=g),
+        instructions=["open the drawer", "close it now, please"],
+        actions=torch.rand(2, steps, chunk, 4, generator=g) * 2 - 1,
+        action_mask=torch.ones(2, steps, chunk, dtype=torch.bool),
+        step_mask=torch.ones(2, steps, dtype=torch.bool),
+    )
+
+
+def works(vla: VLA) -> None:
+    """A finite loss, something to learn from it, and a chunk."""
+    loss = vla.loss(window(vla), torch.Generator().manual_seed(0)).value
+    assert torch.isfinite(loss)
+    loss.backward()
+    assert any(w.grad is not None and w.grad.abs().sum() > 0 for w in vla.decoder.parameters())
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    seen = Observation({"corner": image, "wrist": image}, np.zeros(3, np.float32))
+    [chunk] = vla.eval().act([seen], [vla.start("open the drawer")])
+    assert chunk.actions.shape == (vla.config.chunk, 4)
+    assert np.isfinite(chunk.actions).all()
+
+
+def test_every_paper_has_its_preset() -> None:
+    assert set(PRESETS) == set(STRUCTURES)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_structure_of_its_paper_around_a_real_model(name: str) -> None:
+    model = read(name).model
+    assert (model.history.name, model.fuser.name, model.decoder.name, model.representation.name) == STRUCTURES[name]
+    assert model.backbone.name != "nano"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_its_head_says_what_it_is_and_how_to_run_it(name: str) -> None:
+    lines = head(name)
+    assert "arXiv " in lines[0]
+    keys = [line.partition(":")[0] for line in lines]
+    assert {"takes", "differs", "laptop", "command", "data", "model"} <= set(keys)
+    assert f"command: anyvla quickstart --recipe {name}" in [" ".join(line.split()) for line in lines]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_laptop_command_makes_a_policy_that_learns_and_acts(name: str, tmp_path) -> None:
+    words = laptop(name)
+    assert words[:6] == ["anyvla", "quickstart", "--recipe", name, "--model.backbone", "nano"]
+    recipe = read(name, words[4:])
+    assert recipe.model.backbone.name == "nano"
+    assert recipe.training.steps <= 1000
+    vla = policy(recipe, tmp_path)
+    works(vla)
+    if recipe.model.fuser.target.fuses_time:
+        assert sum(w.numel() for w in vla.fuser.parameters()) < 5e6  # for two cores
+    assert sum(w.numel() for w in vla.parameters()) < 30e6
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_sizes_of_the_paper_run_around_a_small_model(name: str, tmp_path) -> None:
+    small = [f"--model.backbone={ {**NANO, 'context': 4096} }"]
+    vla = policy(read(name, [*small, *SHRUNK.get(name, [])]), tmp_path)
+    works(vla)
+
+
+def test_a_name_on_the_command_line_replaces_a_mapping() -> None:
+    model = read("pi0", ["--model.backbone", "nano", "--model.decoder", "flow"]).model
+    assert (model.backbone.name, model.decoder.name) == ("nano", "flow")
+    assert to_dict(model)["decoder"]["width"] == 256
