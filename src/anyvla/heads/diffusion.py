@@ -31,7 +31,7 @@ class DiffusionDecoder(Decoder):
         prediction: Literal["sample", "epsilon"] = "sample"
         train_steps: int = Field(default=100, ge=1)  # levels of noise, on the cosine schedule (arXiv 2102.09672)
         draws: int = Field(default=1, ge=1)  # levels and noises a step is trained at in one run of the backbone
-        sampler: Literal["ddim", "dpm"] = "ddim"  # neither draws noise while it samples
+        sampler: Literal["dpm", "ddim"] = "dpm"  # second or first order; neither draws noise while it samples
         steps: int = Field(default=10, ge=1)  # of the sampler: calls of the network a chunk
 
         def __post_init__(self) -> None:
