@@ -1,4 +1,6 @@
-"""`anyvla data collect RECIPE` makes demonstrations; `anyvla data info FOLDER` looks at a data set."""
+"""`anyvla data collect RECIPE` makes demonstrations; `anyvla data info FOLDER` looks at a data set; `anyvla data
+fit-codec RECIPE` fits the codec that makes its actions tokens.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +28,14 @@ def main(argv: list[str]) -> int:
     )
     collecting.add_argument("recipe", help="a YAML file, or the name of a bundled recipe (anyvla list recipes)")
     collecting.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
+    fitting = verbs.add_parser(
+        "fit-codec",
+        help="fit the codec of the recipe's representation to its data; how far decoded tokens are from the actions",
+        epilog="Any key of the recipe can be set: --model.representation.bins 100",
+    )
+    fitting.add_argument("recipe", help="a YAML file, or the name of a bundled recipe (anyvla list recipes)")
+    fitting.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
+    fitting.add_argument("--json", action="store_true", help="the report, machine-readable, on standard output")
     looking = verbs.add_parser("info", help="episodes, frames, cameras, tasks, statistics")
     looking.add_argument("folder", type=Path)
     looking.add_argument("--json", action="store_true", help="machine-readable, on standard output")
@@ -35,7 +45,13 @@ def main(argv: list[str]) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         return info(options.folder, options.json)
     recipe = read(options.recipe, rest)
-    print(collect(recipe, options.out or Path("outputs") / recipe.name))
+    run = options.out or Path("outputs") / recipe.name
+    if options.verb == "fit-codec":
+        from anyvla.cli.fit_codec import fit_codec, show
+
+        show(fit_codec(recipe, run), options.json)
+        return 0
+    print(collect(recipe, run))
     return 0
 
 

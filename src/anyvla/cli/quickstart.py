@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,15 @@ def main(argv: list[str]) -> int:
 
     from anyvla.cli.data import collect
     from anyvla.cli.evaluate import evaluate
+    from anyvla.cli.fit_codec import fit_codec_if_needed
     from anyvla.cli.train import train
     from anyvla.evaluation.statistics import read_results, summarise
     from anyvla.report.page import write_report
 
-    stages = {
-        "collect": lambda: collect(recipe, run),
+    stages: dict[str, Callable[[], object]] = {"collect": lambda: collect(recipe, run)}
+    if recipe.model.representation.target.kind == "tokens":
+        stages["codec"] = lambda: fit_codec_if_needed(recipe, run)
+    stages |= {
         "train": lambda: train(recipe, run),
         "evaluate": lambda: evaluate(recipe, run),
         "report": lambda: write_report(run),

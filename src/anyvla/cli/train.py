@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anyvla.cli.common import Bar, Stopped, console, graceful
 from anyvla.config import ConfigError, to_dict
 from anyvla.recipe import Recipe, read
+
+if TYPE_CHECKING:
+    from anyvla.data.episode import EpisodeDataset
 
 
 def main(argv: list[str]) -> int:
@@ -30,18 +34,24 @@ def dataset_of(recipe: Recipe, run: Path) -> Path:
     return Path(recipe.data.sources[0].path) if recipe.data.sources else run / "dataset"
 
 
-def train(recipe: Recipe, run: Path) -> Path:
-    """Train the recipe in its run folder; returns the checkpoint."""
+def open_data(recipe: Recipe, run: Path) -> EpisodeDataset:
+    """The data of a recipe. Raises ConfigError, with the command that mends it, if it was not collected yet."""
     from anyvla.data.mixture import open_mixture
-    from anyvla.training.loop import Interrupted, Progress
-    from anyvla.training.loop import train as run_training
 
     root = dataset_of(recipe, run)
     if not root.is_dir() and recipe.collect is not None:
         raise ConfigError(
             f"there are no demonstrations at {root} yet; make them with: anyvla data collect {recipe.name}"
         )
-    dataset = open_mixture(recipe.data, root)
+    return open_mixture(recipe.data, root)
+
+
+def train(recipe: Recipe, run: Path) -> Path:
+    """Train the recipe in its run folder; returns the checkpoint."""
+    from anyvla.training.loop import Interrupted, Progress
+    from anyvla.training.loop import train as run_training
+
+    dataset = open_data(recipe, run)
     with graceful() as stop, Bar("train") as bar:
 
         def show(p: Progress) -> None:

@@ -66,7 +66,7 @@ class WindowDataset:
         self.dataset = dataset
         self.config = config
         episodes = [dataset[i] for i in range(len(dataset))]
-        _check_vectors(episodes, dataset.embodiment)
+        check_vectors(episodes, dataset.embodiment)
         _check_lengths([len(e) for e in episodes], config)
         self._proprio = np.concatenate([e.proprio for e in episodes])
         self._actions = np.concatenate([e.actions for e in episodes])
@@ -165,7 +165,7 @@ class WindowDataset:
             list(self._pool.map(read, [int(i) for i in episodes if not self._decoded[i]]))
 
 
-def _check_vectors(episodes: Sequence[Episode], embodiment: Embodiment) -> None:
+def check_vectors(episodes: Sequence[Episode], embodiment: Embodiment) -> None:
     """Raises ValueError at the first vector of a wrong size and the first number that is not finite."""
     for name, space in (("actions", embodiment.action), ("proprio", embodiment.proprio)):
         for number, episode in enumerate(episodes):
