@@ -14,6 +14,7 @@ from anyvla.config import ConfigError, build
 from anyvla.heads.base import Context
 from anyvla.heads.expert import ExpertDecoder
 from anyvla.heads.expert_layers import Transformer, joined, spread, thetas_of
+from anyvla.heads.lm_tokens import LMTokensDecoder
 
 M, A = 4, SPACE.size
 SMALL = {"width": 32, "mlp": 48, "steps": 3}
@@ -132,7 +133,7 @@ def test_without_a_codec_the_flow_trains_the_backbone():
 def test_with_a_codec_the_backbone_learns_from_tokens_only():
     model = backbone()
     decoder = expert(model, Levels(), token_weight=0.5)
-    assert decoder.needs_with("tokens") == {"cache", "keys_values", "lm_head"}
+    assert decoder.needs_with("tokens") == {"cache", "keys_values"} | LMTokensDecoder.needs
     assert decoder.needs_with("continuous") == {"cache", "keys_values"}
     mask = torch.ones(M, N, dtype=torch.bool)
     mask[0, 1] = False

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,12 +39,22 @@ if TYPE_CHECKING:
 
 
 @plain_dataclass(frozen=True)
+class Shown:
+    """The first `length` remembered places hold all that any suffix sees; `to_all`: every suffix sees all of these."""
+
+    length: int
+    to_all: bool
+
+
+@plain_dataclass(frozen=True)
 class Prefix:
-    """What does not depend on the noisy actions of M steps: made once a chunk."""
+    """What M steps have before their noisy actions, which does not depend on these."""
 
     steps: Continuation
-    memory: Memory  # of the backbone, and of the context tokens
-    view: View  # of the actions
+    shown: Shown
+    memory: Memory  # of the backbone, and of context tokens that have been read
+    context: Float[Tensor, "M c width"]  # those that have not: one a step, or none
+    view: View  # of the context tokens that have not been read, and of the actions
 
 
 class ExpertDecoder(Decoder):
@@ -128,7 +139,7 @@ class ExpertDecoder(Decoder):
 
     def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
         """Integrate from noise; nothing is clipped."""
-        return self.flow(self.remember(context), draw(self.shape, generators, context.vector))
+        return self.flow(self.settled(self.remember(context)), draw(self.shape, generators, context.vector))
 
     def flow(self, prefix: Prefix, noise: Float[Tensor, "M N A"]) -> Float[Tensor, "M N A"]:
         """From noise to actions, without a word between device and host: fit for a CUDA graph."""
@@ -143,35 +154,52 @@ class ExpertDecoder(Decoder):
         mixed = self.mix_action(self.action(noisy.to(dtype))) + self.mix_time(waves(time, width).to(dtype))[:, None]
         x = self.mix(F.silu(mixed))  # (k*M, N, width)
         x = x.unflatten(0, (draws, -1)).transpose(0, 1).flatten(1, 2)  # (M, k*N, width)
+        x = torch.cat([prefix.context.to(x.dtype), x], 1)
         hidden, _ = self.transformer(prefix.steps.fold(x), prefix.memory, prefix.view)
-        hidden = prefix.steps.unfold(hidden, draws * chunk).unflatten(1, (draws, chunk))
+        hidden = prefix.steps.unfold(hidden, x.shape[1])[:, prefix.context.shape[1] :].unflatten(1, (draws, chunk))
         return self.out(hidden.transpose(0, 1).flatten(0, 1)).float()
 
     def remember(self, context: Context, draws: int = 1) -> Prefix:
-        """Read the context tokens, and prepare what the actions of so many draws see."""
+        """What so many draws of noisy actions stand after."""
         steps, vector = context.continuation, context.vector
         assert steps is not None
         if self.tokens is not None:
             steps, vector = steps.detach(), vector.detach()
-        dtype, rows, places = self._dtype(), max(steps.counts), draws * self.shape[0]  # W, T
-        shown = _shown(steps)
-        layers = steps.keys_values()
+        shown, layers, dtype = _shown(steps), steps.keys_values(), self._dtype()
         memory = [(k[:, :, : shown.length].to(dtype), v[:, :, : shown.length].to(dtype)) for k, v in layers]
-        memory = [memory[i] for i in self.used]
+        tokens = [0, *(1 + i for i in range(draws) for _ in range(self.shape[0]))]
+        token = self.context(vector.to(self.context.weight.dtype))[:, None]
+        return Prefix(steps, shown, [memory[i] for i in self.used], token, self._view(steps, shown, [], tokens))
 
-        one = torch.arange(rows, device=vector.device)  # the context token of each step of a row
-        seen = _seen(steps, shown, one[:, None] == one, apart=rows > 1)
-        view = self.transformer.view(steps.fold(steps.positions[:, None]), seen, dtype)
-        x = steps.fold(self.context(vector.to(self.context.weight.dtype))[:, None])
-        _, added = self.transformer(x, memory, view)
+    def settled(self, prefix: Prefix) -> Prefix:
+        """The same with the context tokens read, which see no action: for many passes of one draw."""
+        x, view = prefix.steps.fold(prefix.context), self._view(prefix.steps, prefix.shown, [], [0])
+        _, added = self.transformer(x, prefix.memory, view)
+        view = self._view(prefix.steps, prefix.shown, [0], [1] * self.shape[0])
+        return replace(prefix, memory=joined(prefix.memory, added), context=prefix.context[:, :0], view=view)
 
-        many = torch.arange(rows * places, device=vector.device)  # their actions
-        step, chunk = many // places, many // self.shape[0]
-        own = torch.cat([step[:, None] == one, chunk[:, None] == chunk], 1)  # (W*T, W + W*T)
-        seen = _seen(steps, shown, own, apart=rows * draws > 1)
-        after = torch.arange(1, 1 + self.shape[0], device=vector.device).repeat(draws)
-        view = self.transformer.view(steps.fold(steps.positions[:, None] + after), seen, dtype)
-        return Prefix(steps, joined(memory, added), view)
+    def _view(self, steps: Continuation, shown: Shown, read: Sequence[int], tokens: Sequence[int]) -> View:
+        """What the tokens of a pass see, and where they stand. Of each step: `read` are in the memory already, `tokens`
+        are not; 0 is the context, k a token of draw k.
+        """
+        device, contexts = steps.positions.device, tokens.count(0)
+        rows, columns = torch.tensor(tokens)[:, None], torch.tensor([*read, *tokens])
+        sees = (columns == 0) | (rows == columns)  # (T, n + T)
+        place = [0] * contexts + [1 + i % self.shape[0] for i in range(len(tokens) - contexts)]
+        positions = steps.fold(steps.positions[:, None] + torch.tensor(place, device=device))  # (S, W*T)
+        count = max(steps.counts)  # W
+        if count == 1 and sees.all():
+            sees = sees[:1]  # all rows are the same: one will do
+        elif count > 1:  # each step its own
+            parts = sees.split([len(read), len(tokens)], 1)
+            sees = torch.cat([torch.block_diag(*[part] * count) for part in parts], 1)
+        seen = None
+        if not (shown.to_all and sees.all()):
+            of_backbone = steps.seen(len(sees) // count)[
+                : 1 if shown.to_all and count == 1 else None, :, : shown.length
+            ]
+            seen = torch.cat([of_backbone, sees.to(device).expand(len(of_backbone), -1, -1)], 2)
+        return self.transformer.view(positions, seen, self._dtype())
 
     def past(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"] | None:
         return None if self.tokens is None else self.tokens.past(actions)
@@ -183,36 +211,13 @@ class ExpertDecoder(Decoder):
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-@plain_dataclass(frozen=True)
-class _Shown:
-    """The first `length` remembered places hold all that any suffix sees; `to_all`: every suffix sees all of these."""
-
-    length: int
-    to_all: bool
-
-
-def _shown(steps: Continuation) -> _Shown:
+def _shown(steps: Continuation) -> Shown:
     """The last places, such as the readouts, are often hidden from all suffixes, and the others from none: then there
     is no need for a mask. One word from the device tells both.
     """
     some, every = torch.stack([steps.visible.any(0), steps.visible.all(0)]).tolist()
     length = len(some) - some[::-1].index(True)
-    return _Shown(length, all(every[:length]))
-
-
-def _seen(
-    steps: Continuation, shown: _Shown, own: Bool[Tensor, "W*T n"], *, apart: bool
-) -> Bool[Tensor, "S #W*T K+n"] | None:
-    """What the tokens of all suffixes see of the backbone and of n tokens of the expert's own; None: everything.
-
-    Unless some are to be kept `apart`, `own` is True everywhere, and one row stands for all.
-    """
-    if not apart:
-        if shown.to_all:
-            return None
-        own = own[:1]
-    of_backbone = steps.seen(len(own) // max(steps.counts))[..., : shown.length]
-    return torch.cat([of_backbone, own.expand(len(steps.counts), -1, -1)], 2)
+    return Shown(length, all(every[:length]))
 
 
 def _language_config(backbone: Any) -> Any:
