@@ -195,7 +195,7 @@ def picture(e: Explanation) -> list[Text]:
         line = Text(f"  {name:>{room}} ")
         for column in shown:
             share = e.sees[row, column]
-            mark = "·" if share == 0 else "█" if share > 1 - 1e-9 else "▒"
+            mark = "·" if share == 0 else "█" if share >= 1 else "▒"
             line.append(mark * 2, COLOURS[e.groups[column].kind] if share else "dim")
         lines.append(line)
     return lines

@@ -71,15 +71,7 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self) | {"sees": self.sees.round(4).tolist()}
-
-
-@dataclass(frozen=True)
-class Call:
-    """One run of the backbone."""
-
-    sequence: TokenSequence
-    remembered: int  # places
+        return asdict(self) | {"sees": self.sees.tolist()}
 
 
 @dataclass(frozen=True)
@@ -101,14 +93,12 @@ class Watched(Continuation):
 
 
 @contextmanager
-def recorded(backbone: torch.nn.Module) -> Iterator[list[Call]]:
-    """All calls of the backbone while this is open."""
-    calls: list[Call] = []
+def recorded(backbone: torch.nn.Module) -> Iterator[list[TokenSequence]]:
+    """What the backbone reads while this is open, call by call."""
+    calls: list[TokenSequence] = []
 
     def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("cache", args[2] if len(args) > 2 else None)
-        known = None if cache is None else cache.valid
-        calls.append(Call(kwargs.get("sequence", args[0] if args else None), 0 if known is None else known.shape[1]))
+        calls.append(kwargs["sequence"] if "sequence" in kwargs else args[0])
 
     handle = backbone.register_forward_pre_hook(note, with_kwargs=True)
     try:
@@ -149,7 +139,7 @@ def made_up_window(vla: VLA, seed: int = 0) -> Batch:
         action_mask=torch.ones(1, steps, vla.config.chunk, dtype=torch.bool),
         step_mask=torch.ones(1, steps, dtype=torch.bool),
     )
-    moved = {name: x.to(vla.device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
+    moved: dict[str, Any] = {name: x.to(vla.device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
     return replace(batch, **moved)
 
 
@@ -159,7 +149,7 @@ def explain(vla: VLA, name: str) -> Explanation:
     config, batch = vla.config, made_up_window(vla)
     with recorded(vla.backbone) as calls:
         context = vla.read(batch)
-    sequence = calls[0].sequence
+    sequence = calls[0]
     places = groups_of_places(vla, sequence)
     groups, sees = _grouped(places, visible(vla, sequence)[0])
     if context.continuation is not None:
@@ -253,7 +243,7 @@ def _grouped(places: Sequence[Group], seen: Bool[np.ndarray, "L L"]) -> tuple[li
     """Neighbours that hold the same as one group, and the share of pairs that see each other."""
     groups = [replace(group, places=len(list(members))) for group, members in groupby(places)]
     shares = _shares([g.places for g in groups])
-    return groups, shares.T @ seen[: len(places), : len(places)] @ shares
+    return groups, (shares.T @ seen[: len(places), : len(places)] @ shares).round(6)
 
 
 def suffix_of(vla: VLA, context: Context, batch: Batch) -> Bool[np.ndarray, "T T"]:
@@ -282,9 +272,9 @@ def _with_suffixes(
 ) -> tuple[list[Group], Float[np.ndarray, "G G"]]:
     """Each step followed by its suffix, which sees what it may of the steps, and itself."""
     visible_ = after.visible[: after.counts[0], :length].cpu().numpy()  # of the first sequence
-    shares = visible_ @ _shares([g.places for g in groups])  # (steps, G)
+    shares = (visible_ @ _shares([g.places for g in groups])).round(6)  # (steps, G)
     sizes = [1, len(own) - 1]
-    inside = _shares(sizes).T @ own @ _shares(sizes)  # (2, 2)
+    inside = (_shares(sizes).T @ own @ _shares(sizes)).round(6)  # (2, 2)
     out: list[Group] = []
     source: list[tuple[int, int]] = []  # of each group: its number and -1, or its step and its place in the suffix
     for number, group in enumerate(groups):
@@ -344,16 +334,23 @@ def _acting(vla: VLA) -> Iterator[str]:
     robot, rng = vla.embodiment, np.random.default_rng(0)
     training = vla.training
     vla.eval()
-    session, read, written = vla.start(INSTRUCTION), [], []
+    session = vla.start(INSTRUCTION)
+    read: list[int] = []  # places of observations, at each step
+    written: list[list[int]] = []  # places of each further call
+    again = False
     for _ in range(ACTED):
         images = {c: rng.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8) for c in robot.cameras}
         with recorded(vla.backbone) as calls:
             vla.act([Observation(images, np.zeros(robot.proprio.size, np.float32))], [session])
-        read.append(sum(int(c.sequence.attention_mask.sum()) for c in calls if len(c.sequence.images)))
-        written.append([int(c.sequence.attention_mask.sum()) for c in calls if not len(c.sequence.images)])
+        looking = [c for c in calls if len(c.images)]
+        again = any(int(c.step_ids.max()) > 0 for c in looking)  # more than the new step in a sequence
+        read.append(sum(int(c.attention_mask.sum()) for c in looking))
+        written.append([int(c.attention_mask.sum()) for c in calls if not len(c.images)])
     vla.train(training)
     counts = ", ".join(map(str, read))
-    what = "its own places only" if vla.history.window == 1 or read[-1] <= read[0] else "its window again"
+    what = "its window again" if again else "its own places only"
+    if not again and max(read) > read[0]:
+        what += ", for each of two windows where they overlap"
     yield f"acting, a step reads {what} ({counts} in the first {ACTED} steps)"
     if vla.remembers and written[-1]:
         yield f"a chunk takes {len(written[-1])} more runs of the backbone, of {sum(written[-1])} places in all"

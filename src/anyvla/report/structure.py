@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import escape
 
-from anyvla.report.explanation import Explanation, Group, Kind
+from anyvla.report.explanation import Explanation, Group, Kind, Part
 
 WIDTH, MARGIN = 960, 28
 BOX, GAP = 34, 4  # height of a box, space between boxes
@@ -135,7 +135,7 @@ def _steps(draw: _Drawing, e: Explanation, top: float) -> None:
     words = f"{e.window} steps in one sequence" if one else f"{e.window} steps, a sequence each"
     words = "one step" if e.window == 1 else words
     draw.text(MARGIN, top, f"What the backbone reads: {words}, {e.length} places", "head")
-    y, left, steps = top + 18, MARGIN + (54 if e.window > 1 else 0), shown_steps(e.window)
+    y, left, steps = top + 18, float(MARGIN + (54 if e.window > 1 else 0)), shown_steps(e.window)
     start = [g for g in e.groups if g.step < 0]
     own = [g for g in e.groups if g.step == 0 and g.kind != "suffix"]
     suffixes = [g for g in e.groups if g.kind == "suffix"]
@@ -255,7 +255,7 @@ def _matrix(draw: _Drawing, e: Explanation, top: float) -> None:
 def _cell(draw: _Drawing, x: float, y: float, kind: Kind, share: float) -> None:
     side = CELL - 2
     draw.rect(x, y, side, side, "never", 2)
-    if share > 1 - 1e-9:
+    if share >= 1:
         draw.rect(x, y, side, side, f"see {kind}", 2)
     elif share > 0:
         draw.path(f"M{x:g} {y:g} L{x + side:g} {y + side:g} H{x:g} Z", f"see {kind}")
@@ -269,14 +269,14 @@ def _table(draw: _Drawing, e: Explanation, top: float) -> None:
     draw.text(right - 84, top, "all", "end soft small")
     draw.text(right, top, "trainable", "end soft small")
     y = top + 22
-    total = [sum(p.parameters for p in e.parts), sum(p.trainable for p in e.parts)]
-    for name, count, trained in [*((p.name, p.parameters, p.trainable) for p in e.parts), ("together", *total)]:
-        if name == "together":
+    together = Part("together", sum(p.parameters for p in e.parts), sum(p.trainable for p in e.parts))
+    for part in (*e.parts, together):
+        if part is together:
             draw.path(f"M{x:g} {y - 11:g} H{right:g}", "line")
             y += 3
-        draw.text(x, y, name, "")
-        draw.text(right - 84, y, amount(count), "end")
-        draw.text(right, y, amount(trained) if trained else "frozen", "end")
+        draw.text(x, y, part.name)
+        draw.text(right - 84, y, amount(part.parameters), "end")
+        draw.text(right, y, amount(part.trainable) if part.trainable else "frozen", "end")
         y += 18
     y += 14
     for note in e.notes:

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from small import NANO, embodiment, model, statistics
+
+from anyvla.cli.main import main
+from anyvla.policy import VLA
+from anyvla.report.explanation import Explanation, explain, made_up_window
+from anyvla.report.structure import amount, shown_groups, svg
+
+INTERLEAVED = {"name": "interleaved", "window": 3}
+EXPERT = {"name": "expert", "width": 32, "mlp": 64}
+
+
+def made(codec: Any = None, **keys: Any) -> VLA:
+    torch.manual_seed(0)
+    return VLA(model(**keys), embodiment(), statistics(), codec=codec).eval()
+
+
+def explained(**keys: Any) -> Explanation:
+    return explain(made(**keys), "small")
+
+
+def sees(e: Explanation, row: tuple[str, int], column: tuple[str, int]) -> float:
+    """The share of the places of a (label, step) that another one sees."""
+    number = {(g.label, g.step): n for n, g in enumerate(e.groups)}
+    return float(e.sees[number[row], number[column]])
+
+
+def test_a_step_is_told_in_the_order_in_which_it_stands() -> None:
+    e = explained(readouts=2, proprio="token")
+    labels = [g.label for g in e.groups]
+    assert labels == ["start", "corner", "wrist", "text", "proprio", "readout"]
+    places = {g.label: g.places for g in e.groups}
+    assert places["corner"] == places["wrist"] == (32 // 16) ** 2  # patches of 16 pixels
+    assert (places["proprio"], places["readout"]) == (1, 2)
+    assert sum(places.values()) == e.length
+    assert (e.window, e.sequences) == (1, 1)
+
+
+def test_a_policy_head_reads_a_sequence_a_step() -> None:
+    e = explained(history={"name": "policy_head", "window": 3}, fuser={"name": "gpt", "width": 32, "heads": 2})
+    assert (e.window, e.sequences) == (3, 3)
+    assert {g.step for g in e.groups} == {-1, 0}
+
+
+@pytest.mark.parametrize("past", ["hidden", "visible"])
+def test_the_mask_of_a_window_is_what_its_readouts_obey(past: str) -> None:
+    vla = made(history={**INTERLEAVED, "past": past})
+    e = explain(vla, "small")
+    assert e.sequences == 1
+    assert [g.step for g in e.groups if g.label == "readout"] == [0, 1, 2]
+    told = sees(e, ("readout", 1), ("readout", 0)) > 0
+    assert told == (past == "visible")
+    assert sees(e, ("readout", 1), ("wrist", 0)) == 1
+    assert sees(e, ("readout", 0), ("wrist", 1)) == 0
+    batch = made_up_window(vla)
+
+    def second(change: float) -> torch.Tensor:
+        """The readout of step 2 when the query of step 1 is another one."""
+        steps = vla._steps(batch.images[0], list(batch.instructions) * 3, batch.proprio[0], None)
+        steps.written[0] += change
+        with torch.inference_mode():
+            reading = vla.history.windows(vla.backbone, steps, batch.step_mask, remember=False)
+        return reading.readouts[0, 1]
+
+    steps = vla._steps(batch.images[0], list(batch.instructions) * 3, batch.proprio[0], None)
+    assert steps.written.shape[0] == 3
+    moved = (second(0.0) - second(3.0)).abs().max().item()
+    assert (moved > 1e-4) == told
+
+
+def test_a_suffix_sees_its_step_and_earlier_ones_but_no_readout_and_no_other_suffix(tmp_path) -> None:
+    vla = made(history=INTERLEAVED, decoder="lm_tokens", representation={"name": "bins", "bins": 16}, chunk=3)
+    e = explain(vla, "small")
+    suffix = [g for g in e.groups if g.kind == "suffix"]
+    assert [(g.label, g.step) for g in suffix[:2]] == [("context", 0), ("lm_tokens", 0)]
+    assert {g.step for g in suffix} == {0, 1, 2}
+    assert suffix[0].places + suffix[1].places == vla.codec.length
+    assert sees(e, ("lm_tokens", 1), ("text", 1)) == sees(e, ("lm_tokens", 1), ("corner", 0)) == 1
+    assert sees(e, ("lm_tokens", 1), ("readout", 1)) == sees(e, ("lm_tokens", 1), ("readout", 0)) == 0
+    assert sees(e, ("lm_tokens", 1), ("lm_tokens", 0)) == sees(e, ("corner", 1), ("context", 0)) == 0
+    assert sees(e, ("lm_tokens", 1), ("context", 1)) == 1
+    assert 0 < sees(e, ("lm_tokens", 1), ("lm_tokens", 1)) < 1  # earlier ones
+    assert "a chunk is at most 12 tokens of 16" in e.notes
+    assert "a chunk takes 12 more runs of the backbone, of 12 places in all" in e.notes
+
+
+def test_an_expert_reads_its_context_first_and_its_actions_together() -> None:
+    e = explained(decoder=EXPERT)
+    assert [(g.label, g.places) for g in e.groups[-2:]] == [("context", 1), ("expert", 4)]
+    assert sees(e, ("expert", 0), ("expert", 0)) == sees(e, ("expert", 0), ("context", 0)) == 1
+    assert sees(e, ("context", 0), ("expert", 0)) == 0
+    assert sees(e, ("expert", 0), ("wrist", 0)) == 1
+    assert any("no more runs of the backbone" in note for note in e.notes)
+
+
+def test_every_weight_is_counted_once() -> None:
+    frozen = {**NANO, "train": {"vision": False}}
+    vla = made(backbone=frozen, proprio="token", decoder=EXPERT)
+    e = explain(vla, "small")
+    parts = {p.name: p for p in e.parts}
+    assert sum(p.parameters for p in e.parts) == sum(w.numel() for w in vla.parameters())
+    assert sum(p.trainable for p in e.parts) == sum(w.numel() for w in vla.parameters() if w.requires_grad)
+    assert parts["vision"].trainable == 0 < parts["vision"].parameters
+    assert parts["readout queries"].parameters == vla.queries.numel()
+    assert parts["decoder"].parameters == sum(w.numel() for w in vla.decoder.parameters())
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_what_a_step_reads_when_acting_is_measured(cache: bool) -> None:
+    e = explained(history={**INTERLEAVED, "window": 8, "cache": cache})
+    [note] = [note for note in e.notes if note.startswith("acting")]
+    assert ("its own places only" in note) == cache
+    assert ("its window again" in note) != cache
+    first, second, third = map(int, re.search(r"\((\d+), (\d+), (\d+) in", note).groups())
+    assert (second < first) == cache  # nothing opens a sequence that goes on
+    assert (third > 2.5 * first) != cache
+
+
+def test_explaining_leaves_the_model_as_it_was() -> None:
+    vla = made(history=INTERLEAVED).train()
+    before = {name: weight.clone() for name, weight in vla.state_dict().items()}
+    explain(vla, "small")
+    assert vla.training
+    assert not vla.backbone._forward_pre_hooks
+    assert all(torch.equal(weight, before[name]) for name, weight in vla.state_dict().items())
+
+
+def test_long_windows_are_shortened_in_pictures_only() -> None:
+    e = explained(history={**INTERLEAVED, "window": 16})
+    assert {g.step for g in e.groups} == set(range(-1, 16))
+    assert {e.groups[n].step for n in shown_groups(e)} == {-1, 0, 1, 15}
+    assert np.array(e.to_dict()["sees"]).shape == (len(e.groups), len(e.groups))
+
+
+def test_the_picture_is_whole_and_asks_for_nothing_from_elsewhere() -> None:
+    drawn = svg(explained(history=INTERLEAVED, decoder=EXPERT))
+    root = ElementTree.fromstring(drawn)
+    words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"corner", "wrist", "readout", "context", "expert", "2 readout", "step 3, read on:"} <= set(words)
+    assert "prefers-color-scheme: dark" in drawn
+    assert re.findall(r"https?://[^\"]*|url\(|@import|<image|href", drawn) == ["http://www.w3.org/2000/svg"]
+
+
+def test_names_in_the_picture_are_escaped() -> None:
+    vla = made()
+    drawn = svg(explain(vla, "<&>"))
+    assert "&lt;&amp;&gt;" in drawn
+    ElementTree.fromstring(drawn)
+
+
+@pytest.mark.parametrize(("count", "words"), [(7, "7"), (9_600, "9.6 k"), (41_300_000, "41.3 M"), (3e9, "3.0 G")])
+def test_amounts_are_short(count: int, words: str) -> None:
+    assert amount(count) == words
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    document = {
+        "name": "small",
+        "data": {"sources": [{"path": str(tmp_path / "none-yet")}]},
+        "model": {"backbone": NANO, "history": INTERLEAVED, "fuser": "identity", "decoder": "regression", "chunk": 4},
+        "training": {"steps": 6},
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return str(path)
+
+
+def test_the_command_prints_layout_mask_and_weights(recipe, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    picture = tmp_path / "pictures" / "small.svg"
+    assert main(["explain", recipe, "--svg", str(picture)]) == 0
+    shown = capsys.readouterr().out
+    assert "step 1  [start 1][static 4][wrist 4]" in shown  # the recipe names no robot that is here
+    assert re.search(r"^ *start ██··+$", shown, re.MULTILINE)
+    assert re.search(r"^ *1 wrist ████▒▒··+$", shown, re.MULTILINE)
+    assert "together" in shown
+    assert "decoder regression" in shown
+    assert picture.read_text().startswith("<svg")
+
+
+def test_the_command_gives_json(recipe, capsys) -> None:
+    assert main(["explain", recipe, "--json", "--model.chunk", "6"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["structure"]["history"] == "interleaved"
+    assert told["chunk"] == 6
+    assert {"kind", "label", "step", "places"} == told["groups"][0].keys()
+    assert len(told["sees"]) == len(told["groups"])
+
+
+def test_a_backbone_that_is_not_here_names_the_way_out(recipe, capsys, tmp_path) -> None:
+    away = str(tmp_path / "no-such-model")
+    assert main(["explain", recipe, "--model.backbone", f"{{name: auto, path: {away}}}"]) == 1
+    message = capsys.readouterr().err
+    assert "the backbone of small is not at hand" in message
+    assert f"anyvla explain {recipe} --model.backbone nano" in message
+
+
+def test_a_combination_that_makes_no_policy_is_refused_with_its_reason(recipe, capsys) -> None:
+    assert main(["explain", recipe, "--model.history", "none", "--model.fuser", "lstm"]) == 1
+    message = capsys.readouterr().err
+    assert "history none has one step" in message
+    assert "not at hand" not in message

@@ -1,0 +1,74 @@
+"""The picture of a structure in a real browser: all words stay on the page and inside their boxes."""
+
+from __future__ import annotations
+
+import contextlib
+
+import chromium
+import pytest
+import torch
+from small import FUSERS, embodiment, model, statistics
+
+from anyvla.policy import VLA
+from anyvla.report.explanation import explain
+from anyvla.report.structure import svg
+
+pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
+
+MODELS = {
+    "one step": {"readouts": 3},
+    "in one sequence": {"history": {"name": "interleaved", "window": 6}, "proprio": "token"},
+    "a sequence each": {"history": {"name": "policy_head", "window": 3}, "fuser": FUSERS[2]},
+    "a suffix": {
+        "history": {"name": "interleaved", "window": 4, "past": "visible"},
+        "decoder": "lm_tokens",
+        "representation": {"name": "bins", "bins": 16},
+        "proprio": "token",
+    },
+}
+INSIDE = """(() => {
+  const page = document.querySelector('.page').getBoundingClientRect();
+  const out = [...document.querySelectorAll('text')].filter(text => {
+    const r = text.getBoundingClientRect();
+    return r.left < 0 || r.top < 0 || r.right > page.right || r.bottom > page.bottom;
+  });
+  const boxes = [...document.querySelectorAll('.box')].map(b => b.getBoundingClientRect());
+  const torn = [...document.querySelectorAll('text.middle')].filter(text => {
+    const r = text.getBoundingClientRect(), x = (r.left + r.right) / 2, y = (r.top + r.bottom) / 2;
+    const box = boxes.find(b => b.left < x && x < b.right && b.top < y && y < b.bottom);
+    return box && (r.left < box.left || r.right > box.right);
+  });
+  return [...out, ...torn].map(text => text.textContent);
+})()"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    probe = tmp_path_factory.mktemp("probe") / "seen.html"
+    probe.write_text("<title>seen</title>")
+    with contextlib.ExitStack() as stack:
+        try:
+            started = stack.enter_context(chromium.Chromium())
+            started.open(probe, 1280)
+            seen = started.evaluate("document.title") == "seen"
+        except (RuntimeError, TimeoutError, OSError):
+            seen = False
+        if not seen:  # packed as a snap, it may not read temporary files
+            pytest.skip("Chromium is installed, but it does not start here or may not read temporary files")
+        yield started
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_words_stay_inside(browser, tmp_path, name):
+    torch.manual_seed(0)
+    vla = VLA(model(**MODELS[name]), embodiment(), statistics()).eval()
+    file = tmp_path / "structure.svg"
+    file.write_text(svg(explain(vla, name)))
+    colours = set()
+    for dark in (False, True):
+        browser.open(file, 960, dark=dark)
+        assert browser.evaluate("document.querySelectorAll('text').length") > 20
+        assert browser.evaluate(INSIDE) == []
+        assert browser.complaints() == []
+        colours.add(browser.evaluate("getComputedStyle(document.querySelector('.page')).fill"))
+    assert len(colours) == 2
