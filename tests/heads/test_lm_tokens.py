@@ -1,10 +1,25 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
-from token_parts import ALL, Levels, actions, after, backbone, overfit, recorded, setting, short_and_long, vectors
+from token_parts import (
+    ALL,
+    SPACE,
+    Levels,
+    N,
+    actions,
+    after,
+    backbone,
+    overfit,
+    recorded,
+    setting,
+    short_and_long,
+    vectors,
+)
 from torch import nn
 
+from anyvla.actions.bins import BinsCodec
 from anyvla.config import build
 from anyvla.heads.base import Context
 from anyvla.heads.lm_tokens import LMTokensDecoder
@@ -97,6 +112,13 @@ def test_ids_at_the_end_of_the_vocabulary_are_its_last_regular_ones(model):
     with_end = decoder(model, Levels(ends=True)).words.ids
     assert with_end[:6].tolist() == last.tolist()  # token k is the same id, whether chunks end or not
     assert with_end[6] == model.last_ids(7)[0]
+
+
+def test_bins_are_written_in_the_ids_of_openvla(model):
+    chunks = torch.cat([actions(), torch.tensor([[[-1.0, 1.0, 0.0, 0.3], [-1.0, 1.0, -0.0, 0.999]]])])
+    codec = BinsCodec(BinsCodec.Config(), N, SPACE)
+    published = model.tokenizer.vocab_size - np.digitize(chunks.flatten(1).numpy(), np.linspace(-1, 1, 256))
+    assert decoder(model, codec).words.ids[codec.encode(chunks)].tolist() == published.tolist()
 
 
 def test_what_is_added_is_as_large_as_the_embeddings_of_the_model(model):

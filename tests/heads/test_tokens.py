@@ -147,8 +147,8 @@ def test_what_is_no_chunk_becomes_the_nearest_one_and_is_counted(caplog):
         for _ in range(3):
             assert head.sample(Context(vectors())).eq(0).all()
     assert head.invalid == 12
-    assert [r.getMessage().split(" so far")[0] for r in caplog.records] == ["4 chunks", "12 chunks"]
-    assert "no valid sequence of the Levels" in caplog.text
+    message = "sequences that were invalid for the Levels, so that the nearest defined chunk stood for them: {} so far"
+    assert [r.getMessage() for r in caplog.records] == [message.format(n) for n in (4, 12)]
 
 
 def test_under_autocast_logits_are_float32():

@@ -117,9 +117,9 @@ class TokenDecoder(Decoder):
         before, self.invalid = self.invalid, self.invalid + wrong
         if self.invalid and (not before or len(str(before)) < len(str(self.invalid))):  # the 1st, 10th, 100th ...
             log.warning(
-                "%d chunks so far were no valid sequence of the %s; the nearest chunk that is defined stood for them",
-                self.invalid,
+                "sequences that were invalid for the %s, so that the nearest defined chunk stood for them: %d so far",
                 type(self.codec).__name__,
+                self.invalid,
             )
 
 
