@@ -20,6 +20,7 @@ NANO = {"name": "nano", "width": 32, "layers": 2, "heads": 2, "mlp": 64, "image_
 HISTORIES = ["none", {"name": "policy_head", "window": 3}, {"name": "interleaved", "window": 3}]
 FUSERS = [
     "identity",
+    {"name": "mlp", "widths": [64]},
     {"name": "lstm", "hidden": 32, "layers": 2},
     {"name": "gpt", "width": 32, "layers": 2, "heads": 2},
 ]

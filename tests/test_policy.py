@@ -213,7 +213,7 @@ def test_what_a_backbone_lacks_is_refused_before_its_weights_are_loaded(tmp_path
     message = str(refused.value)
     assert "history 'interleaved' needs a backbone that can interleave; this one (auto, " in message
     assert (
-        "can block_mask, cache, keys_values, lm_head. Use history: policy_head (or past: visible, if "
+        "can block_mask, cache, continue, keys_values, lm_head. Use history: policy_head (or past: visible, if "
         in message
     )
     named = message.rpartition(": ")[2].split(", ")

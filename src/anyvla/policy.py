@@ -120,7 +120,7 @@ class VLA(nn.Module):
             _refuse_what_it_lacks(config, self.history, needs, known)
         self.backbone = config.backbone.build(assets)
         _refuse_what_it_lacks(config, self.history, needs, self.backbone.capabilities)
-        self.remembers = "cache" in needs
+        self.remembers = not needs.isdisjoint({"continue", "cache"})
         width, proprio = self.backbone.width, embodiment.proprio.size
         self.queries = nn.Parameter(torch.randn(config.readouts, width) * 0.02)
         self.proprio = nn.Linear(proprio, width) if config.proprio == "token" else None

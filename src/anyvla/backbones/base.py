@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from anyvla.cache import Cache
 from anyvla.types import Block, TokenSequence
 
-Capability = Literal["interleave", "block_mask", "cache", "keys_values", "lm_head"]
+Capability = Literal["interleave", "block_mask", "continue", "cache", "keys_values", "lm_head"]
 CAPABILITIES: Mapping[Capability, str] = {
     "interleave": "read several steps in one sequence",
     "block_mask": "hide any place of a sequence from any other (`TokenSequence.mask`)",
-    "cache": "go on reading after what it has read (`Cache`)",
+    "continue": "go on reading after what it has read (`Cache`), if need be by reading that again",
+    "cache": "go on reading without reading again what it has read",
     "keys_values": "show what each of its layers remembers (`Backbone.keys_values`)",
     "lm_head": "embed and score single tokens of its vocabulary (`Backbone.embed`, `Backbone.score`)",
 }
@@ -33,6 +34,8 @@ CAPABILITIES: Mapping[Capability, str] = {
 
 def without(lacks: frozenset[Capability]) -> frozenset[Capability]:
     """All capabilities but these, and but those that need one of these."""
+    if "continue" in lacks:
+        lacks = lacks | {"cache"}
     return frozenset(CAPABILITIES) - lacks - ({"keys_values"} if "cache" in lacks else set())
 
 
@@ -74,7 +77,7 @@ class Backbone(nn.Module, ABC):
         """The last hidden states at the queries of all steps, in order. The vision tower runs once per image.
 
         `queries`: the same for all steps, or those of each step.
-        With a `cache` (capability "cache") the sequences go on where those of the last call with it ended.
+        With a `cache` (capability "continue") the sequences go on where those of the last call with it ended.
         """
 
     @abstractmethod

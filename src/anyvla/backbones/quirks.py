@@ -127,7 +127,7 @@ def _gemma4_attention(config: Any) -> Attention:
 _ENCODER: dict[str, Any] = {
     "reads": "encoder",
     "attention": "full",
-    "lacks": frozenset({"interleave", "cache", "lm_head"}),
+    "lacks": frozenset({"interleave", "continue", "lm_head"}),
 }
 _T5 = Template(opening="", text="{prompt}</s>")
 _BLIP2 = Quirk(

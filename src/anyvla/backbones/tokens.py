@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
+from anyvla.backbones import rereading
 from anyvla.backbones.adapt import add_lora, quantise, train_parts
 from anyvla.backbones.base import Backbone, Cache, Capability
 from anyvla.backbones.hooks import only_at, read_before_head, written
@@ -159,6 +160,8 @@ class TokenBackbone(Backbone):
     def forward(
         self, sequence: TokenSequence, queries: Float[Tensor, "*M R D"], cache: Cache | None = None
     ) -> Float[Tensor, "M R D"]:
+        if cache is not None and "cache" not in self.capabilities:
+            return rereading.read(self, sequence, queries, cache)
         each = queries.shape[-2]
         shape = sequence.input_ids.shape
         remembered = 0 if cache is None or cache.valid is None else cache.valid.shape[1]

@@ -58,7 +58,7 @@ class Context:
     """What a decoder reads of M steps."""
 
     vector: Float[Tensor, "M C"]  # from the fuser
-    continuation: Continuation | None = None  # if the decoder `needs` "cache" of the backbone
+    continuation: Continuation | None = None  # if the decoder `needs` "continue" or "cache" of the backbone
 
 
 class Decoder(nn.Module, ABC):

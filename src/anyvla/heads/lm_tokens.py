@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyvla.config import STRICT
+from anyvla.config import STRICT, ConfigError
 from anyvla.heads.base import Context, Setting
 from anyvla.heads.token_writing import TokenDecoder
 
@@ -30,7 +30,7 @@ SAMPLE = 64  # regular ids whose embeddings tell how large the model's are
 class LMTokensDecoder(TokenDecoder):
     """What the backbone remembers, and the context -> backbone -> tokens of a codec -> chunk."""
 
-    needs = frozenset({"cache", "lm_head"})
+    needs = frozenset({"continue", "lm_head"})
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config:
@@ -41,9 +41,16 @@ class LMTokensDecoder(TokenDecoder):
         temperature: float = Field(default=0.0, ge=0)  # 0: the likeliest token; 1: as the model believes
 
     def __init__(self, config: Config, setting: Setting) -> None:
-        """Raises ValueError if `ids: end` needs more ids than the vocabulary has."""
+        """Raises ValueError if `ids: end` needs more ids than the vocabulary has, or for a backbone that cannot
+        decode in parallel.
+        """
         super().__init__(setting, config.temperature)
         backbone, size = setting.backbone, self.codec.size
+        if config.decoding == "parallel" and "cache" not in backbone.capabilities:
+            raise ConfigError(
+                "decoding: parallel lets tokens see each other after what the backbone remembers, and this backbone "
+                "reads again instead of remembering, each place seeing earlier ones only: use decoding: autoregressive"
+            )
         scale = _embedding_scale(backbone)
         self.words: _LastIds | _AddedIds
         if config.ids == "end":

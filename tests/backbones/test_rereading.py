@@ -1,0 +1,170 @@
+"""Reading again equals remembering, and lets models that remember nothing write tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES
+from families.common import write_family
+from families.registered import REGISTERED
+from small import batch, fit_codec, observation, policy, windowed
+from torch import Tensor
+
+from anyvla.backbones.base import Backbone
+from anyvla.cache import Cache
+from anyvla.config import ConfigError
+from anyvla.layout import lay_out
+from anyvla.policy import VLA
+from anyvla.structures.continuation import Continuation, Writing
+from anyvla.types import Batch
+
+GPT = {"name": "gpt", "width": 32, "layers": 2, "heads": 2}
+WITHOUT_CACHE = ["kosmos-2", "mllama", "idefics", "qwen3_5", "lfm2_vl"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """A tiny backbone as a recipe names it."""
+
+    def make(name: str) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp(name)
+        if name in REGISTERED:
+            return {"name": name, **REGISTERED[name](folder)}
+        path = write_family(FAMILIES[name], folder)
+        return {"name": "auto", "path": str(path), "prompt": "do {instruction}", **FAMILIES[name].options}
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    return fit_codec("bins", tmp_path_factory.mktemp("codec"))
+
+
+def writer(backbone: dict[str, Any], codec: Path | None, history: Any = "none", **keys: Any) -> VLA:
+    fuser = GPT if isinstance(history, dict) and history["name"] == "policy_head" else "identity"
+    parts: dict[str, Any] = {"decoder": {"name": "lm_tokens", "ids": "added"}, "representation": "bins"}
+    return policy(history, fuser, backbone=backbone, codec=codec, readouts=2, **parts | keys)
+
+
+def forget(backbone: Backbone) -> None:
+    backbone.capabilities = backbone.capabilities - {"cache", "keys_values"}
+
+
+def gradients(vla: VLA, data: Batch) -> dict[str, Tensor]:
+    vla.zero_grad()
+    vla.loss(data).value.backward()
+    return {name: p.grad.clone() for name, p in vla.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", ["nano", "llava", "qwen2_vl"])
+@pytest.mark.parametrize("proprio", ["head", "token"])
+@pytest.mark.parametrize("history", ["none", {"name": "policy_head", "window": 3}])
+def test_reading_again_equals_remembering(made, codec, name, proprio, history):
+    vla = writer(made(name), codec, history, proprio=proprio)
+    data = batch(3, 1 if history == "none" else 3)
+    if history != "none":
+        data.step_mask[1, 2:], data.action_mask[1, 2:] = False, False
+    losses, slopes, chunks = [], [], []
+    for _ in range(2):  # the second time without a cache
+        losses.append(vla.loss(data).value.detach())
+        slopes.append(gradients(vla, data))
+        sessions = [vla.start(text) for text in data.instructions]
+        for step in range(data.images.shape[1]):
+            acted = vla.act([observation(data, row, step) for row in range(3)], sessions)
+        chunks.append(np.stack([c.actions for c in acted]))
+        forget(vla.backbone)
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(*slopes, atol=1e-4, rtol=1e-3)
+    np.testing.assert_allclose(*chunks, atol=1e-4)
+
+
+def continuation(backbone: Backbone, counts: tuple[int, ...]) -> Continuation:
+    """What a backbone remembers of steps, those of a row in order; each sees itself and those before it."""
+    images = torch.randint(0, 256, (sum(counts), 2, 32, 32, 3), generator=torch.Generator().manual_seed(0))
+    block = backbone.prepare(
+        images.to(torch.uint8), ["open it", "close the drawer now", "go", "press the button"][: len(images)]
+    )
+    sequence = lay_out(block, counts, 0, pad_id=backbone.pad_id, query_id=backbone.query_id)
+    backbone(sequence, torch.zeros(1, backbone.width), cache := Cache())
+    assert cache.valid is not None
+    row = torch.repeat_interleave(torch.tensor(counts))
+    step = torch.cat([torch.arange(n) for n in counts])[:, None]
+    visible = cache.valid[row] & (sequence.step_ids[row] <= step)
+    return Continuation(backbone, cache, counts, visible, visible.sum(1))
+
+
+@torch.no_grad()
+def test_steps_that_share_a_row_are_gone_on_from_each_by_itself(made):
+    backbone, counts = policy(backbone=made("llava")).backbone, (2, 1, 1)
+    suffix = torch.randn(4, 3, backbone.width)
+    remembered = continuation(backbone, counts).read(suffix, causal=True)
+    forget(backbone)
+    after = continuation(backbone, counts)
+    torch.testing.assert_close(after.read(suffix, causal=True), remembered, atol=1e-5, rtol=1e-4)
+    writing = Writing(after)
+    parts = [writing.extend(suffix[:, k : k + n]) for k, n in ((0, 1), (1, 2))]
+    torch.testing.assert_close(torch.cat(parts, 1), remembered, atol=1e-5, rtol=1e-4)
+    chosen = after.select(torch.tensor([1, 3])).read(suffix[[1, 3]], causal=True)
+    torch.testing.assert_close(chosen, remembered[[1, 3]], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", WITHOUT_CACHE)
+@pytest.mark.parametrize("history", ["none", {"name": "policy_head", "window": 3}])
+def test_models_that_remember_nothing_write_as_they_were_trained(made, codec, name, history):
+    """The law of train/act equality; what is written is what training scores likeliest at each place."""
+    vla = writer(made(name), codec, history)
+    assert "cache" not in vla.backbone.capabilities
+    data = batch(2, 1 if history == "none" else 3)
+    seen = windowed(vla, data)
+    sessions = [vla.start(text) for text in data.instructions]
+    for step in range(data.images.shape[1]):
+        chunks = vla.act([observation(data, row, step) for row in range(2)], sessions)
+        torch.testing.assert_close(
+            torch.from_numpy(np.stack([c.actions for c in chunks])), seen[:, step], atol=1e-4, rtol=0
+        )
+    alone = vla.act([observation(data, 0, 0)], [vla.start(data.instructions[0])])[0].actions
+    torch.testing.assert_close(torch.from_numpy(alone), seen[0, 0], atol=1e-4, rtol=0)
+    with torch.no_grad():
+        context, head = vla.read(data), vla.decoder
+        tokens = head.write(context, None)
+        torch.testing.assert_close(head.logits(context, tokens).argmax(-1), tokens)
+    vla.train().loss(data).value.backward()
+    assert vla.queries.grad.abs().sum() > 0
+
+
+def test_models_that_remember_nothing_learn_to_write(made, codec):
+    """The paper's one-step discrete structure on the paper's backbone, KosMos."""
+    vla, data = writer(made("kosmos-2"), codec), batch(3, 1)
+    data.actions[:] = data.actions[..., :1, :].sign()
+    optimizer = torch.optim.Adam(vla.parameters(), 1e-2)
+    for _ in range(150):  # in eval mode: KosMos' dropout is much for a model so small
+        loss = vla.loss(data)
+        optimizer.zero_grad()
+        loss.value.backward()
+        optimizer.step()
+        if loss.value < 0.01:
+            break
+    assert loss.value < 0.01
+    assert (windowed(vla, data) - data.actions).abs().max() < 0.15  # a bin of 32 is 0.125 wide
+
+
+def test_what_reading_again_cannot_do_is_refused(made, codec):
+    parallel = {"decoder": {"name": "lm_tokens", "ids": "added", "decoding": "parallel"}}
+    with pytest.raises(ConfigError, match="each place seeing earlier ones only: use decoding: autoregressive"):
+        writer(made("kosmos-2"), codec, **parallel)
+    with pytest.raises(ConfigError, match="decoder 'lm_tokens' needs a backbone that can continue, lm_head"):
+        writer(made("florence2"), codec)
+    backbone = policy(backbone=made("nano")).backbone
+    forget(backbone)
+    after = continuation(backbone, (1, 1))
+    with pytest.raises(ValueError, match="places that see later ones need a backbone with a cache and a block mask"):
+        after.read(torch.zeros(2, 3, backbone.width), causal=False)
+    backbone.context = after.cache.valid.shape[1] + 2
+    with pytest.raises(ValueError, match=f"tokens exceeds the model's context of {backbone.context}: use a shorter"):
+        after.read(torch.zeros(2, 3, backbone.width), causal=True)
