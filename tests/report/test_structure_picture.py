@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import chromium
 import pytest
@@ -25,6 +26,7 @@ MODELS = {
         "representation": {"name": "bins", "bins": 16},
         "proprio": "token",
     },
+    "all steps and a wide matrix": {"history": {"name": "interleaved", "window": 3}, "decoder": "expert"},
 }
 INSIDE = """(() => {
   const page = document.querySelector('.page').getBoundingClientRect();
@@ -38,7 +40,11 @@ INSIDE = """(() => {
     const box = boxes.find(b => b.left < x && x < b.right && b.top < y && y < b.bottom);
     return box && (r.left < box.left || r.right > box.right);
   });
-  return [...out, ...torn].map(text => text.textContent);
+  const level = [...document.querySelectorAll('text:not([transform])')].map(t => [t, t.getBoundingClientRect()]);
+  const crossed = level.filter(([t, r], i) => level.some(([u, s], j) =>
+    i < j && r.left < s.right - 1 && s.left < r.right - 1 && r.top < s.bottom - 4 && s.top < r.bottom - 4
+  )).map(([t]) => t);
+  return [...out, ...torn, ...crossed].map(text => text.textContent);
 })()"""
 
 
@@ -59,9 +65,10 @@ def browser(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_words_stay_inside(browser, tmp_path, name):
+@pytest.mark.parametrize("cameras", [("corner", "wrist"), ("left_shoulder_camera", "right_shoulder_camera", "a", "b")])
+def test_words_stay_inside(browser, tmp_path, name, cameras):
     torch.manual_seed(0)
-    vla = VLA(model(**MODELS[name]), embodiment(), statistics()).eval()
+    vla = VLA(model(**MODELS[name]), replace(embodiment(), cameras=cameras), statistics()).eval()
     file = tmp_path / "structure.svg"
     file.write_text(svg(explain(vla, name)))
     colours = set()

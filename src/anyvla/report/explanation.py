@@ -353,6 +353,7 @@ def _acting(vla: VLA) -> Iterator[str]:
         what += ", for each of two windows where they overlap"
     yield f"acting, a step reads {what} ({counts} in the first {ACTED} steps)"
     if vla.remembers and written[-1]:
-        yield f"a chunk takes {len(written[-1])} more runs of the backbone, of {sum(written[-1])} places in all"
+        runs = "one more run" if len(written[-1]) == 1 else f"{len(written[-1])} more runs"
+        yield f"a chunk takes {runs} of the backbone, of {sum(written[-1])} places in all"
     elif vla.remembers:
         yield "a chunk takes no more runs of the backbone: the decoder attends to what it remembers"

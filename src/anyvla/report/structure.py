@@ -16,9 +16,11 @@ from anyvla.report.explanation import Explanation, Group, Kind, Part
 WIDTH, MARGIN = 960, 28
 BOX, GAP = 34, 4  # height of a box, space between boxes
 ROW = 50  # from one step to the next
-STEPS_END = 640  # where the boxes of steps end at most
+STEPS_END, WITH_SUFFIX = 640, 545  # where the boxes of steps end at most
 CELL, LABELS = 17, 118  # of the matrix; room for the names of its rows
-SHOWN = 4  # windows of more steps are shortened
+SHOWN = 3  # windows of more steps are shortened
+TABLE = 250  # the least width of the table of weights
+LETTER = 6.8  # the width of one, at most, in small words
 STYLE = """
 text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--ink); }
 .title { font-size: 19px; font-weight: 600; } .head { font-size: 14px; font-weight: 600; }
@@ -116,10 +118,12 @@ def svg(explained: Explanation) -> str:
     _steps(draw, explained, 104)
     top = draw.bottom + 44
     _matrix(draw, explained, top)
-    below = draw.bottom
-    draw.bottom = 0
-    _table(draw, explained, top)
-    height = max(below, draw.bottom) + MARGIN
+    beside = max(MARGIN + LABELS + len(shown_groups(explained)) * CELL + 70.0, 560.0)
+    if beside + TABLE > WIDTH - MARGIN:
+        _table(draw, explained, MARGIN, draw.bottom + 50)
+    else:
+        _table(draw, explained, beside, top)
+    height = draw.bottom + MARGIN
     title = f"{explained.name}: where the tokens stand and who sees whom"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" '
@@ -139,7 +143,7 @@ def _steps(draw: _Drawing, e: Explanation, top: float) -> None:
     start = [g for g in e.groups if g.step < 0]
     own = [g for g in e.groups if g.step == 0 and g.kind != "suffix"]
     suffixes = [g for g in e.groups if g.kind == "suffix"]
-    widths = _widths([*start, *own], STEPS_END - left)
+    widths = _widths([*start, *own], (WITH_SUFFIX if suffixes else STEPS_END) - left)
     rows: list[float] = []  # the middle of each
     ends: list[float] = []  # where the readouts end
     for place, step in enumerate(steps):
@@ -157,7 +161,7 @@ def _steps(draw: _Drawing, e: Explanation, top: float) -> None:
                 x += width + GAP
                 continue
             draw.rect(x, y, width, BOX, f"box {group.kind}")
-            draw.text(x + width / 2, y + 15, group.label, "middle small")
+            draw.text(x + width / 2, y + 15, _short(group.label, width), "middle small")
             draw.text(x + width / 2, y + 28, group.places, "middle soft small")
             x += width + GAP
         rows.append(y + BOX / 2)
@@ -170,6 +174,12 @@ def _steps(draw: _Drawing, e: Explanation, top: float) -> None:
             )
         y += ROW
     _joints(draw, e, rows, ends, suffixes, left)
+
+
+def _short(words: str, room: float) -> str:
+    """Cut to fit into so many pixels."""
+    most = max(2, int((room - 6) / LETTER))
+    return words if len(words) <= most else f"{words[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _widths(groups: Sequence[Group], room: float) -> list[float]:
@@ -204,7 +214,7 @@ def _joints(
         end = x
         for group, width in zip(own, widths, strict=True):
             draw.rect(end, y - BOX / 2, width, BOX, "box suffix")
-            draw.text(end + width / 2, y - 2, group.label, "middle small")
+            draw.text(end + width / 2, y - 2, _short(group.label, width), "middle small")
             draw.text(end + width / 2, y + 11, group.places, "middle soft small")
             end += width + GAP
         draw.arrow((x + widths[0] / 2, last + BOX / 2), (x + widths[0] / 2, y - BOX / 2 - 2))
@@ -233,10 +243,10 @@ def _matrix(draw: _Drawing, e: Explanation, top: float) -> None:
     shown = shown_groups(e)
     x0, y0 = MARGIN + LABELS, top + 88
     for number, column in enumerate(shown):
-        draw.text(x0 + number * CELL + 11, y0 - 6, name_of(e.groups[column], e), "small", rotate=True)
+        draw.text(x0 + number * CELL + 11, y0 - 6, _short(name_of(e.groups[column], e), LABELS), "small", rotate=True)
     for line, row in enumerate(shown):
         y = y0 + line * CELL
-        draw.text(x0 - 7, y + 13, name_of(e.groups[row], e), "end small")
+        draw.text(x0 - 7, y + 13, _short(name_of(e.groups[row], e), LABELS), "end small")
         for number, column in enumerate(shown):
             _cell(draw, x0 + number * CELL, y, e.groups[column].kind, float(e.sees[row, column]))
     y = y0 + len(shown) * CELL + 22
@@ -261,10 +271,9 @@ def _cell(draw: _Drawing, x: float, y: float, kind: Kind, share: float) -> None:
         draw.path(f"M{x:g} {y:g} L{x + side:g} {y + side:g} H{x:g} Z", f"see {kind}")
 
 
-def _table(draw: _Drawing, e: Explanation, top: float) -> None:
-    """Weights and facts, beside the matrix or, where it is wide, under it."""
-    matrix = MARGIN + LABELS + len(shown_groups(e)) * CELL
-    x, right = max(matrix + 70.0, 560.0), WIDTH - MARGIN
+def _table(draw: _Drawing, e: Explanation, x: float, top: float) -> None:
+    """Weights and facts, from `x` to the page's right end."""
+    right = float(WIDTH - MARGIN)
     draw.text(x, top, "Weights", "head")
     draw.text(right - 84, top, "all", "end soft small")
     draw.text(right, top, "trainable", "end soft small")
