@@ -140,7 +140,7 @@ def load_report(folder: Path) -> Report:
     try:
         return build(Report, json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise CodecError(f"{path} cannot be read ({error}): {again} again") from None
+        raise CodecError(f"{path} is no report of a codec, or a damaged one: {again} again") from error
 
 
 def check_codec(

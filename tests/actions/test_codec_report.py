@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import embodiment, statistics
+
+from anyvla.actions.bins import BinsCodec
+from anyvla.actions.codec import CodecError, Continuous
+from anyvla.actions.codec_report import (
+    Report,
+    check_codec,
+    load_report,
+    needs_fit,
+    purpose_of,
+    round_trip,
+)
+from anyvla.actions.normalize import Normalizer
+from anyvla.config import Part, build, to_dict
+
+SPACE = embodiment().action  # three dims of position, a gripper
+NORMALIZER = Normalizer(SPACE, statistics().action, "quantile", what="action", clip=True)  # position: from -2 to 2
+DATA = "a" * 64
+
+
+def bins(**options: Any) -> Part:
+    return Part("representations", "bins", build(BinsCodec.Config, options))
+
+
+QUANTILE = bins(kind="quantile", bins=16)
+
+
+def chunks() -> torch.Tensor:
+    return torch.rand(200, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def fitted(folder: Path, part: Part = QUANTILE, **changes: Any) -> Path:
+    codec = part.build(4, SPACE)
+    facts = codec.fit(chunks())
+    codec.save(folder)
+    trip = round_trip(codec, chunks(), torch.ones(200, 4, dtype=torch.bool), NORMALIZER)
+    keys: dict[str, Any] = {"representation": part, "chunk": 4, "method": "quantile", "fingerprint": DATA} | changes
+    report = Report(
+        purpose=purpose_of(**keys), vocabulary=codec.size, length=codec.length, episodes=9, held_out_episodes=1,
+        fitted=trip, held_out=None, facts=facts, seconds=0.1,
+    )  # fmt: skip
+    (folder / "report.json").write_text(json.dumps(to_dict(report)))
+    assert load_report(folder) == report
+    return folder
+
+
+def test_errors_are_those_of_each_group_in_both_units() -> None:
+    codec = bins(bins=5).build(4, SPACE)  # the bins' middles: -0.75, -0.25, 0.25, 0.75
+    x = torch.zeros(2, 4, 4)
+    x[0, :, :3] = torch.tensor([0.25, 0.5, -0.25])
+    x[0, :, 3] = 0.75
+    x[1] = 0.99
+    mask = torch.tensor([[True] * 4, [False] * 4])
+    trip = round_trip(codec, x, mask, NORMALIZER)
+    hand, gripper = trip.errors
+    assert (hand.group, gripper.group) == ("position", "gripper")
+    assert hand.normalised.mean == pytest.approx(0.25 / 3)
+    assert hand.normalised.max == pytest.approx(0.25)
+    assert hand.robot.max == pytest.approx(0.5)
+    assert gripper.robot.max == 0
+    assert (trip.chunks, trip.tokens_mean, trip.tokens_max, trip.compression, trip.invalid) == (2, 16, 16, 1, 0)
+
+
+def test_tokens_and_errors_do_not_depend_on_how_chunks_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, mask = bins().build(4, SPACE), torch.ones(200, 4, dtype=torch.bool)
+    whole = round_trip(codec, chunks(), mask, NORMALIZER)
+    monkeypatch.setattr("anyvla.actions.codec_report.AT_ONCE", 7)
+    assert round_trip(codec, chunks(), mask, NORMALIZER) == whole
+
+
+def test_only_what_learns_from_data_needs_a_fit() -> None:
+    assert needs_fit(QUANTILE, 4, SPACE)
+    assert not needs_fit(bins(), 4, SPACE)
+    assert not needs_fit(Part("representations", "continuous", Continuous.Config()), 4, SPACE)
+
+
+def test_a_codec_made_for_this_is_taken(tmp_path: Path) -> None:
+    fitted(tmp_path)
+    check_codec(tmp_path, QUANTILE, 4, SPACE, "quantile", DATA)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"fingerprint": "b" * 64}, "data (bbbbbbbbbbbb there, aaaaaaaaaaaa now)"),
+        ({"chunk": 8}, "chunk (8 there, 4 now)"),
+        ({"method": "minmax"}, "normalization.action (minmax there, quantile now)"),
+        ({"representation": bins(kind="quantile", bins=32)}, "bins: 32, mu: 255.0 there, name: bins, kind: quantile"),
+    ],
+)
+def test_one_made_for_something_else_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    fitted(tmp_path / "codec", **changed)
+    with pytest.raises(CodecError) as raised:
+        check_codec(tmp_path / "codec", QUANTILE, 4, SPACE, "quantile", DATA)
+    assert said in str(raised.value)
+    assert f"fit it again with anyvla data fit-codec RECIPE --out {tmp_path}" in str(raised.value)
+    assert str(raised.value).count("there") == 1
+
+
+def test_none_or_a_damaged_one_is_refused_where_one_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(CodecError, match=r"there is no fitted codec at .*run anyvla data fit-codec RECIPE"):
+        check_codec(tmp_path, QUANTILE, 4, SPACE, "quantile", DATA)
+    for text in ("{", "[]", "{}", "null"):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(CodecError, match=r"or a damaged one: run anyvla data fit-codec RECIPE again"):
+            check_codec(tmp_path, QUANTILE, 4, SPACE, "quantile", DATA)
+        check_codec(tmp_path, bins(), 4, SPACE, "quantile", DATA)  # needs none
+
+
+def test_scaling_without_a_range_is_refused_for_every_codec(tmp_path: Path) -> None:
+    for part in (QUANTILE, bins()):
+        with pytest.raises(CodecError, match=r"'meanstd' puts a third of them outside: use --model.normalization"):
+            check_codec(tmp_path, part, 4, SPACE, "meanstd", DATA)
+    check_codec(tmp_path, Part("representations", "continuous", Continuous.Config()), 4, SPACE, "meanstd", DATA)
