@@ -24,7 +24,7 @@ from anyvla.structures.continuation import Continuation, Writing
 from anyvla.types import Batch
 
 GPT = {"name": "gpt", "width": 32, "layers": 2, "heads": 2}
-WITHOUT_CACHE = ["kosmos-2", "mllama", "idefics", "qwen3_5", "lfm2_vl"]
+WITHOUT_CACHE = ["kosmos-2", "mllama", "idefics", "qwen3_5", "lfm2_vl", "moondream", "qwen_vl"]
 
 
 @pytest.fixture(scope="module")

@@ -190,6 +190,23 @@ def cache(s: Subject) -> str:
 
 
 @torch.no_grad()
+def reading_again(s: Subject) -> str:
+    """Going on place by place without a cache, by reading again, equals reading in one go."""
+    s.needs("continue")
+    able, query = s.backbone.capabilities, s.queries(2)
+    block = s.backbone.prepare(s.frames(2), list(TEXTS[:2]))
+    whole = s.backbone(s.sequence(block, [1, 1], 2), query)
+    kept, nothing = Cache(), Block([], [[]] * 2, block.images[:0])
+    s.backbone.capabilities = able - {"cache"}
+    try:
+        s.backbone(s.sequence(block, [1, 1], 0), query, kept)
+        one_by_one = torch.cat([s.backbone(s.sequence(nothing, [1, 1], 1), q[None], kept) for q in query], 1)
+    finally:
+        s.backbone.capabilities = able
+    return f"{s.equal(whole, one_by_one, 'two queries, one at a time'):.1g}"
+
+
+@torch.no_grad()
 def block_mask(s: Subject) -> str:
     """A mask that hides nothing changes nothing; what a mask hides changes nothing."""
     s.needs("block_mask")
@@ -294,6 +311,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "gradients": gradients,
     "checkpointing": checkpointing,
     "cache": cache,
+    "reading again": reading_again,
     "block mask": block_mask,
     "save and load": save_load,
     "generate": generate,
