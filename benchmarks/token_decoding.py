@@ -11,8 +11,7 @@
 `decoding` is what follows the observation; `chunk` has the reading of the observation too. For `again` they are one.
 The three take turns; each round gives a ratio to its parallel decoding, and the medians count, so that a busy machine
 disturbs all alike (times are the process's own on a CPU, on one thread). Both autoregressive ways must write the
-same tokens. Bound: parallel decoding is at least 5 times faster than autoregressive. About four minutes on one
-core.
+same tokens. Bound: parallel decoding is at least 5 times faster than autoregressive. About a minute on one core.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import pytest
 import torch
 from token_parts import ALL, SPACE, C, Levels, N, actions, backbone, overfit, recorded, setting, short_and_long, vectors
 
+from anyvla import weights
 from anyvla.config import ConfigError, build
 from anyvla.heads.base import Context
 from anyvla.heads.tokens import TokensDecoder
@@ -158,6 +159,20 @@ def test_under_autocast_logits_are_float32():
         assert head.loss(Context(vectors()), actions(), ALL).value.isfinite()
         assert head.sample(Context(vectors())).shape == (4, N, SPACE.size)
     assert logits.dtype == torch.float32
+
+
+def test_the_codec_is_shared_with_the_policy_also_in_a_checkpoint(tmp_path):
+    made = []
+    for seed in (0, 1):
+        codec = Levels()
+        made.append(torch.nn.ModuleDict({"codec": codec, "decoder": decoder(codec)}))
+        torch.nn.init.normal_(made[-1]["decoder"].out.weight, generator=torch.Generator().manual_seed(seed))
+    first, second = made
+    first["codec"].values.mul_(0.5)
+    weights.save(first, tmp_path / "model.safetensors")
+    weights.load(second, tmp_path / "model.safetensors")
+    context = Context(vectors())
+    torch.testing.assert_close(second["decoder"].sample(context), first["decoder"].sample(context), rtol=0, atol=0)
 
 
 def test_bad_input_is_refused():
