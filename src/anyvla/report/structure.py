@@ -184,7 +184,7 @@ def _short(words: str, room: float) -> str:
 
 def _widths(groups: Sequence[Group], room: float) -> list[float]:
     """Wider where there are more places, wide enough for the words, and all together no wider than the room."""
-    least = [7.0 * max(len(g.label), len(str(g.places))) + 18 for g in groups]
+    least = [7.0 * min(12, max(len(g.label), len(str(g.places)))) + 18 for g in groups]
     wanted = [max(w, 9 * g.places**0.5) for w, g in zip(least, groups, strict=True)]
     room -= GAP * (len(groups) - 1)
     if sum(wanted) > room:
@@ -241,7 +241,7 @@ def _matrix(draw: _Drawing, e: Explanation, top: float) -> None:
     draw.text(MARGIN, top, "Who sees whom", "head")
     draw.text(MARGIN + 132, top, "a row looks, columns are seen", "soft small")
     shown = shown_groups(e)
-    x0, y0 = MARGIN + LABELS, top + 88
+    x0, y0 = MARGIN + LABELS, top + 100
     for number, column in enumerate(shown):
         draw.text(x0 + number * CELL + 11, y0 - 6, _short(name_of(e.groups[column], e), LABELS), "small", rotate=True)
     for line, row in enumerate(shown):
