@@ -91,7 +91,7 @@ class Sides:
 
     def our_actions(self) -> Tensor:
         with torch.inference_mode():
-            return self.expert.flow(self.expert.settled(self.expert.remember(self.context())), self.noise)
+            return self.expert.flow(self.expert.settled(self.context()), self.noise)
 
     def their_actions(self) -> Tensor:
         with torch.inference_mode():
@@ -254,7 +254,7 @@ def main() -> None:
 
     def our_flow() -> Tensor:
         with torch.inference_mode():
-            return one.expert.flow(one.expert.settled(one.expert.remember(one_context)), one.noise)
+            return one.expert.flow(one.expert.settled(one_context), one.noise)
 
     ours, theirs = (both.backbone, both.expert), (both.pi0,)
     rows = {

@@ -112,11 +112,9 @@ def test_pi0_samples_the_same_actions_from_the_same_noise(pair):
     reference = pi0.sample_actions(**theirs, noise=noise)
     with torch.no_grad():
         context = read(backbone, images, state)
-        torch.testing.assert_close(
-            expert.flow(expert.settled(expert.remember(context)), noise), reference, atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(expert.flow(expert.settled(context), noise), reference, atol=1e-4, rtol=1e-4)
     different = dataclasses.replace(context, vector=context.vector + 1)
-    assert not torch.allclose(expert.flow(expert.settled(expert.remember(different)), noise), reference, atol=1e-2)
+    assert not torch.allclose(expert.flow(expert.settled(different), noise), reference, atol=1e-2)
 
 
 def test_the_defaults_are_those_of_pi0():

@@ -54,7 +54,7 @@ class Prefix:
     shown: Shown
     memory: Memory  # of the backbone, and of context tokens that have been read
     context: Float[Tensor, "M c width"]  # those that have not: one a step, or none
-    view: View  # of the context tokens that have not been read, and of the actions
+    view: View = ()  # of the context tokens that have not been read, and of the actions
 
 
 class ExpertDecoder(Decoder):
@@ -139,7 +139,7 @@ class ExpertDecoder(Decoder):
 
     def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
         """Integrate from noise; nothing is clipped."""
-        return self.flow(self.settled(self.remember(context)), draw(self.shape, generators, context.vector))
+        return self.flow(self.settled(context), draw(self.shape, generators, context.vector))
 
     def flow(self, prefix: Prefix, noise: Float[Tensor, "M N A"]) -> Float[Tensor, "M N A"]:
         """From noise to actions, without a word between device and host: fit for a CUDA graph."""
@@ -160,33 +160,39 @@ class ExpertDecoder(Decoder):
         return self.out(hidden.transpose(0, 1).flatten(0, 1)).float()
 
     def remember(self, context: Context, draws: int = 1) -> Prefix:
-        """What so many draws of noisy actions stand after."""
+        """What so many draws of noisy actions stand after, for one pass: it reads the context tokens too."""
+        start = self._start(context)
+        tokens = [0, *(1 + i for i in range(draws) for _ in range(self.shape[0]))]
+        return replace(start, view=self._view(start, [], tokens))
+
+    def settled(self, context: Context) -> Prefix:
+        """The same for many passes of one draw: the context tokens, which see no action, are read now."""
+        start = self._start(context)
+        _, added = self.transformer(start.steps.fold(start.context), start.memory, self._view(start, [], [0]))
+        view = self._view(start, [0], [1] * self.shape[0])
+        return replace(start, memory=joined(start.memory, added), context=start.context[:, :0], view=view)
+
+    def _start(self, context: Context) -> Prefix:
         steps, vector = context.continuation, context.vector
         assert steps is not None
         if self.tokens is not None:
             steps, vector = steps.detach(), vector.detach()
         shown, layers, dtype = _shown(steps), steps.keys_values(), self._dtype()
         memory = [(k[:, :, : shown.length].to(dtype), v[:, :, : shown.length].to(dtype)) for k, v in layers]
-        tokens = [0, *(1 + i for i in range(draws) for _ in range(self.shape[0]))]
         token = self.context(vector.to(self.context.weight.dtype))[:, None]
-        return Prefix(steps, shown, [memory[i] for i in self.used], token, self._view(steps, shown, [], tokens))
+        return Prefix(steps, shown, [memory[i] for i in self.used], token)
 
-    def settled(self, prefix: Prefix) -> Prefix:
-        """The same with the context tokens read, which see no action: for many passes of one draw."""
-        x, view = prefix.steps.fold(prefix.context), self._view(prefix.steps, prefix.shown, [], [0])
-        _, added = self.transformer(x, prefix.memory, view)
-        view = self._view(prefix.steps, prefix.shown, [0], [1] * self.shape[0])
-        return replace(prefix, memory=joined(prefix.memory, added), context=prefix.context[:, :0], view=view)
-
-    def _view(self, steps: Continuation, shown: Shown, read: Sequence[int], tokens: Sequence[int]) -> View:
+    def _view(self, start: Prefix, read: Sequence[int], tokens: Sequence[int]) -> View:
         """What the tokens of a pass see, and where they stand. Of each step: `read` are in the memory already, `tokens`
         are not; 0 is the context, k a token of draw k.
         """
-        device, contexts = steps.positions.device, tokens.count(0)
+        steps, shown, device = start.steps, start.shown, start.steps.positions.device
         rows, columns = torch.tensor(tokens)[:, None], torch.tensor([*read, *tokens])
         sees = (columns == 0) | (rows == columns)  # (T, n + T)
-        place = [0] * contexts + [1 + i % self.shape[0] for i in range(len(tokens) - contexts)]
-        positions = steps.fold(steps.positions[:, None] + torch.tensor(place, device=device))  # (S, W*T)
+        place = torch.arange(len(tokens), device=device)  # after a context token come draws of N, at the same places
+        first = tokens.count(0)
+        place = torch.where(place < first, 0, 1 + (place - first) % self.shape[0])
+        positions = steps.fold(steps.positions[:, None] + place)  # (S, W*T)
         count = max(steps.counts)  # W
         if count == 1 and sees.all():
             sees = sees[:1]  # all rows are the same: one will do
