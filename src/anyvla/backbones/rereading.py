@@ -7,6 +7,7 @@ mask, only that no place sees later ones; the price is the whole sequence, image
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,36 +42,41 @@ def read(
 
     Raises ValueError for a suffix that sees later places of its own, which is not to be had without a block mask.
     """
-    each = queries.shape[-2]
-    rows = sequence.query_mask.sum(1).tolist()
-    values = queries.expand(sum(rows) // each, -1, -1).flatten(0, 1).split(rows)
-    places = torch.arange(sequence.input_ids.shape[1], device=sequence.input_ids.device).expand_as(sequence.input_ids)
-    if not isinstance(cache.state, Sequences):
-        read_now = any(rows)  # else the steps are read when they are gone on from
-        hidden = backbone(sequence, queries) if read_now else queries.new_zeros(0, each, backbone.width)
-        steps = sequence.step_ids
-        images = pad_sequence(list(sequence.images.split((steps.amax(1) + 1).tolist())), batch_first=True)
-        told = pad_sequence(list(values), batch_first=True)
-        cache.state = Sequences(sequence.input_ids, steps, sequence.query_mask, told, images)
-        cache.valid, cache.places = sequence.attention_mask, places
-        return hidden
-    old, valid, before = cache.state, cache.valid, cache.places
-    assert valid is not None
-    assert before is not None
-    now = Sequences(
-        torch.cat([old.ids, sequence.input_ids], 1),
-        torch.cat([old.steps, torch.full_like(sequence.step_ids, -1)], 1),
-        torch.cat([old.queries, sequence.query_mask], 1),
-        pad_sequence(
-            [torch.cat([w[:n], v]) for w, n, v in zip(old.written, old.queries.sum(1).tolist(), values, strict=True)],
-            batch_first=True,
-        ),
-        old.images,
+    each, rows = queries.shape[-2], sequence.query_mask.sum(1).tolist()
+    values = queries.expand(sum(rows) // each, -1, -1).flatten(0, 1).split(rows)  # of each row
+    if cache.valid is None:
+        cache.state, cache.valid = _begun(sequence, values), sequence.attention_mask
+        # Without queries there is nothing to give: the steps are read when they are gone on from.
+        hidden = backbone(sequence, queries) if any(rows) else queries.new_zeros(0, each, backbone.width)
+    else:
+        cache.state = _extended(cache.state, sequence, values)
+        cache.valid = torch.cat([cache.valid, sequence.attention_mask], 1)
+        hidden = _read_again(backbone, sequence, cache.state, cache.valid, each).to(queries.dtype)
+    cache.places = torch.arange(cache.valid.shape[1], device=cache.valid.device).expand(cache.valid.shape)
+    return hidden
+
+
+def _begun(sequence: TokenSequence, values: Sequence[Float[Tensor, "q D"]]) -> Sequences:
+    images = sequence.images.split((sequence.step_ids.amax(1) + 1).tolist())
+    return Sequences(
+        ids=sequence.input_ids,
+        steps=sequence.step_ids,
+        queries=sequence.query_mask,
+        written=pad_sequence(list(values), batch_first=True),
+        images=pad_sequence(list(images), batch_first=True),
     )
-    hidden = _read_again(backbone, sequence, now, torch.cat([valid, sequence.attention_mask], 1), each)
-    cache.state, cache.valid = now, torch.cat([valid, sequence.attention_mask], 1)
-    cache.places = torch.cat([before, places], 1)
-    return hidden.to(queries.dtype)
+
+
+def _extended(old: Sequences, sequence: TokenSequence, values: Sequence[Float[Tensor, "q D"]]) -> Sequences:
+    counts = old.queries.sum(1).tolist()
+    rows = [torch.cat([row[:count], new]) for row, count, new in zip(old.written, counts, values, strict=True)]
+    return Sequences(
+        ids=torch.cat([old.ids, sequence.input_ids], 1),
+        steps=torch.cat([old.steps, torch.full_like(sequence.step_ids, -1)], 1),
+        queries=torch.cat([old.queries, sequence.query_mask], 1),
+        written=pad_sequence(rows, batch_first=True),
+        images=old.images,
+    )
 
 
 def _read_again(
