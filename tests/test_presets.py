@@ -7,12 +7,16 @@ import shlex
 import numpy as np
 import pytest
 import torch
+import yaml
+from families import FAMILIES
+from families.common import write_family
+from families.flamingo import write_flamingo
 from small import NANO, SIZE, embodiment, statistics
 
 from anyvla.config import to_dict
 from anyvla.policy import VLA
 from anyvla.recipe import Recipe, bundled, find, read
-from anyvla.report.explanation import made_up_chunks
+from anyvla.report.explanation import made_up_chunks, parts_of
 from anyvla.types import Batch, Observation
 
 PRESETS = [name for name in bundled() if name != "quickstart"]
@@ -133,3 +137,55 @@ def test_a_name_on_the_command_line_replaces_a_mapping() -> None:
     model = read("pi0", ["--model.backbone", "nano", "--model.decoder", "flow"]).model
     assert (model.backbone.name, model.decoder.name) == ("nano", "flow")
     assert to_dict(model)["decoder"]["width"] == 256
+
+
+FAMILY = {  # of the models that the presets name, as tiny ones
+    "microsoft/kosmos-2-patch14-224": "kosmos-2",
+    "google/paligemma-3b-pt-224": "paligemma",
+    "llava-hf/llava-1.5-7b-hf": "llava",
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "smolvlm",
+    "HuggingFaceTB/SmolVLM2-500M-Video-Instruct": "smolvlm",
+}
+TINY = {  # to fit to models of two layers and 256 regular tokens, and into seconds
+    "bins": ["--model.representation.bins", "16"],
+    "fast": ["--model.representation.vocabulary", "128"],
+    "lstm": ["--model.fuser.hidden", "32", "--model.history.window", "3"],
+    "interleaved": ["--model.history.window", "3"],
+    "expert": ["--model.decoder.width", "32", "--model.decoder.mlp", "64"],
+    "flow": ["--model.decoder.width", "32", "--model.decoder.heads", "4", "--model.decoder.layers", "1"],
+}
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS if n != "roboflamingo"])
+def test_the_family_of_its_backbone_can_what_it_needs(name: str, tmp_path) -> None:
+    asked = read(name).model.backbone.config
+    if asked.lora is not None:
+        pytest.importorskip("peft")
+    folder = write_family(FAMILIES[FAMILY[asked.path]], tmp_path / "model")
+    small = ["--model.backbone.path", str(folder)]
+    if asked.layers is not None:
+        small += ["--model.backbone.layers", "1"]
+    vla = policy(read(name, [*small, *tiny(name)]), tmp_path)
+    works(vla)
+    frozen = {p.name for p in parts_of(vla) if not p.trainable} - {"LM head"}
+    assert frozen == {
+        part
+        for part, trained in vars(asked.train).items()
+        if not trained or (asked.lora is not None and part == "embeddings")
+    }
+
+
+def test_roboflamingo_trains_the_cross_attention_alone(tmp_path) -> None:
+    options = to_dict(read("roboflamingo").model.backbone.config) | write_flamingo(tmp_path / "model")
+    del options["preset"]
+    document = {"name": "flamingo", **options, "cross_attention_every": 2}
+    vla = policy(read("roboflamingo", ["--model.backbone", yaml.safe_dump(document), *tiny("roboflamingo")]), tmp_path)
+    works(vla)
+    trained = {p.name for p in parts_of(vla) if p.trainable}
+    assert trained == {"projector", "readout queries", "fuser", "decoder"}
+
+
+def tiny(name: str) -> list[str]:
+    model = read(name).model
+    chosen = (model.history, model.fuser, model.decoder, model.representation)
+    return [word for part in chosen for word in TINY.get(part.name, [])]
