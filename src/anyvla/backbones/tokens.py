@@ -223,8 +223,10 @@ class TokenBackbone(Backbone):
         return torch.tensor(regular[-count:])
 
     def use_head(self) -> None:
+        tied = {id(weight) for weight in self.embedding.parameters()}
         if self.head is not None and self._trains_language:
-            self.head.requires_grad_(True)
+            for weight in self.head.parameters():
+                weight.requires_grad_(weight.requires_grad or id(weight) not in tied)
 
     def places_of_images(self, sequence: TokenSequence) -> Bool[Tensor, "S L"]:
         """Where the features of images stand."""
@@ -316,7 +318,7 @@ class TokenBackbone(Backbone):
         return torch.where(seen, 0.0, torch.finfo(torch.float32).min) if self.additive else seen
 
     def _recomputes(self) -> bool:
-        return any(getattr(m, "gradient_checkpointing", False) for m in self.modules()) and self.training
+        return self.training and any(getattr(m, "gradient_checkpointing", False) for m in self.modules())
 
     def _encode(self, text: str) -> list[int]:
         text = text.replace("{bos}", self.tokenizer.bos_token or "")

@@ -74,9 +74,7 @@ class LMTokensDecoder(TokenDecoder):
     def write(self, context: Context, chance: Float[Tensor, "M T"] | None) -> Int64[Tensor, "M T"]:
         if self.places is not None:
             return self.choose(self._at_once(context), chance, 0)
-        from anyvla.structures.continuation import Writing
-
-        writing = Writing(_continuation(context))
+        writing = _continuation(context).write()
 
         def read(token: Int64[Tensor, "M"] | None) -> Float[Tensor, "M E"]:
             x = self.enter(context.vector) if token is None else self.words.embed(token)

@@ -66,7 +66,11 @@ class Continuation:
 
     def read(self, embeddings: Float[Tensor, "M T D"], *, causal: bool) -> Float[Tensor, "M T D"]:
         """The last hidden states of suffixes of these embeddings. What is remembered stays as it is."""
-        return Writing(self).extend(embeddings, causal=causal)
+        return self.write().extend(embeddings, causal=causal)
+
+    def write(self) -> Writing:
+        """Begin a suffix that is written some places at a time."""
+        return Writing(self)
 
     def detach(self) -> Continuation:
         """The same, through which no gradient flows."""

@@ -1,0 +1,91 @@
+"""Structures trained on the quickstart's demonstrations at equal budget: 800 optimiser steps of 64 frames each.
+
+    python benchmarks/structures.py outputs/structures [--only NAME ...] [--jobs 2]
+
+Each is the recipe `quickstart` with another structure: the same backbone, chunk, optimiser and seed. Demonstrations are
+collected once (or linked: --dataset FOLDER). Prints a Markdown table; a structure that has been run is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ONE_STEP = {"history": "none", "fuser": "identity"}
+HEAD = {"history": "{name: policy_head, window: 2}", "fuser": "{name: gpt, width: 256, layers: 1, heads: 4}"}
+REGRESSION = {"decoder": "{name: regression, loss: l1, hidden: 256, layers: 1}"}
+STRUCTURES: dict[str, dict[str, str]] = {
+    "policy head, regression": HEAD | REGRESSION,
+    "one step, regression": ONE_STEP | REGRESSION,
+    "interleaved, regression": {"history": "{name: interleaved, window: 2}", "fuser": "identity"} | REGRESSION,
+    "one step, lm_tokens, bins": ONE_STEP | {"decoder": "lm_tokens", "representation": "bins"},
+    "policy head, flow": HEAD | {"decoder": "flow"},
+    "policy head, diffusion": HEAD | {"decoder": "diffusion"},
+    "one step, lm_tokens, fast": ONE_STEP | {"decoder": "{name: lm_tokens, ids: added}", "representation": "fast"},
+    "policy head, tokens, vq": HEAD | {"decoder": "tokens", "representation": "vq"},
+    "one step, expert": ONE_STEP | {"decoder": "{name: expert, width: 256, mlp: 1024}"},
+    "one step, expert insulated, bins": ONE_STEP
+    | {"decoder": "{name: expert, width: 256, mlp: 1024}", "representation": "bins"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", nargs="+", default=list(STRUCTURES), choices=list(STRUCTURES), metavar="NAME")
+    parser.add_argument("--dataset", type=Path, help="demonstrations of the quickstart (default: collect them)")
+    parser.add_argument("--jobs", type=int, default=1, help="structures trained at the same time")
+    parser.add_argument("--steps", type=int, default=800)
+    options = parser.parse_args()
+    dataset = options.dataset or options.out / "demonstrations" / "dataset"
+    if not dataset.is_dir():
+        anyvla("data", "collect", "quickstart", "--out", str(dataset.parent))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        rows = list(pool.map(lambda name: train(name, options, dataset), options.only))
+    print("| structure | told | told the opposite: the first goal all the same | training |\n|---|---|---|---|")
+    print("\n".join(rows))
+
+
+def train(name: str, options: argparse.Namespace, dataset: Path) -> str:
+    """Run one structure, and give its row of the table."""
+    run = options.out / name.replace(", ", "--").replace(" ", "-")
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / "dataset").exists():
+        (run / "dataset").symlink_to(dataset.resolve(), target_is_directory=True)
+    model = STRUCTURES[name]
+    batch = 64 if model["history"] == "none" else 32  # windows; two frames each where there is a history
+    keys = [f"--model.{axis}={value}" for axis, value in model.items()]
+    keys += [f"--training.batch_size={batch}", f"--training.steps={options.steps}", "--name=structures"]
+    out = anyvla(
+        "quickstart", "--out", str(run), "--json", *keys, threads=max(1, (os.cpu_count() or 1) // options.jobs)
+    )
+    found = json.loads(out.splitlines()[-1])
+    told, swapped = (interval(found[k]) for k in ("success", "success_swapped"))
+    stages = [json.loads(line) for line in (run / "stages.jsonl").read_text().splitlines()]
+    minutes = next(s["minutes"] for s in reversed(stages) if s["stage"] == "train")
+    return f"| {name} | {told} | {swapped} | {minutes:.1f} min |"
+
+
+def interval(share: dict[str, float]) -> str:
+    """A share with its 95 % Wilson interval."""
+    n = share["episodes"]
+    low, high = 100 * share["low"], 100 * share["high"]
+    return f"{round(share['value'] * n)} of {n}: {100 * share['value']:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def anyvla(*arguments: str, threads: int = 2) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "anyvla.cli.main", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with status {done.returncode}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
