@@ -182,6 +182,14 @@ def test_grippers_constants_and_clipped_ends_are_met(bins: int) -> None:
     torch.testing.assert_close(decoded[..., 1][ends], data[..., 1][ends])
 
 
+@pytest.mark.parametrize("kind", ["quantile", "mu_law"])
+def test_an_open_and_a_closed_gripper_are_met_whatever_the_data_had(kind: str) -> None:
+    made = codec(kind=kind, bins=16)
+    made.fit(torch.rand(50, N, A, generator=torch.Generator().manual_seed(0)) * 0.5)  # never wholly open or closed
+    x = chunks(-1.0, 1.0)
+    assert torch.equal(made.decode(made.encode(x))[0][..., 2], x[..., 2])
+
+
 def test_constant_data_leave_other_values_within_reach() -> None:
     made = codec(kind="quantile", bins=64)
     made.fit(torch.zeros(10, N, A))

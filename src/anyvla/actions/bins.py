@@ -90,7 +90,7 @@ class BinsCodec(Codec):
     def encode(self, chunks: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"] | None = None) -> Int64[Tensor, "M T"]:
         """Tokens, action by action; -1 for each element of an action that is not there."""
         self.check_fitted()
-        columns = chunks.float().clamp(-1, 1).flatten(0, 1).T.contiguous()  # (A, M*N)
+        columns = chunks.float().flatten(0, 1).T.contiguous()  # (A, M*N)
         begun = torch.searchsorted(self.lower, columns, right=True).clamp(min=1)  # bins that begin at or below: 1 .. V
         tokens = (self.size - begun).T.unflatten(0, chunks.shape[:2])  # (M, N, A)
         if mask is not None:
