@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small import DECODERS, NANO, embodiment, episode
+from small import DECODERS, NANO, REPRESENTATIONS, embodiment, episode
 
 from anyvla.actions.bins import BinsCodec
-from anyvla.actions.codec_report import load_report
+from anyvla.actions.codec_report import check_codec, load_report
 from anyvla.cli.fit_codec import fit_codec, fit_codec_if_needed
 from anyvla.cli.main import main
 from anyvla.data.chunks import action_normalizer, read_chunks
@@ -19,6 +19,7 @@ from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.policy import VLA
 from anyvla.recipe import read
+from anyvla.registry import representations
 
 CODEC = {"name": "bins", "kind": "quantile", "bins": 16}
 
@@ -114,6 +115,23 @@ def test_what_is_written_is_what_a_policy_reads(folder: Path, tmp_path: Path, ca
     assert isinstance(vla.codec, BinsCodec)
     fresh = BinsCodec(vla.codec.config, 4, embodiment().action, tmp_path / "codec")
     assert torch.equal(vla.codec.values, fresh.values)
+
+
+@pytest.mark.parametrize("name", [n for n in representations if n != "continuous"])
+def test_every_representation_can_be_fitted_and_is_taken_by_training(name: str, folder: Path, tmp_path: Path) -> None:
+    options = yaml.safe_dump(REPRESENTATIONS.get(name, {"name": name}), default_flow_style=True).strip()
+    try:
+        recipe = read(str(folder / "small.yaml"), ["--model.representation", options])
+        made = fit_codec(recipe, tmp_path)
+    except ImportError as error:
+        pytest.skip(str(error))
+    report, model, dataset = load_report(made), recipe.model, LeRobotDataset(folder / "dataset")
+    assert report.fitted.invalid == 0
+    assert report.fitted.tokens_max <= report.length
+    assert report.fitted.compression >= 1
+    space = dataset.embodiment.action
+    check_codec(made, model.representation, model.chunk, space, model.normalization.action, dataset.fingerprint)
+    assert model.representation.build(model.chunk, space, made).fitted
 
 
 def test_again_replaces_it_and_leaves_nothing_beside(folder: Path, tmp_path: Path) -> None:
