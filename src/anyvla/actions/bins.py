@@ -1,8 +1,8 @@
 """Bins: each number of a chunk is one token, the bin that it falls into.
 
 The tokens of a chunk stand action by action, and token 0 is the highest bin: laid over the last V ids of a vocabulary,
-`uniform` bins then are the tokens of RT-2 (arXiv 2307.15818), OpenVLA (arXiv 2406.09246) and RoboVLMs (arXiv
-2412.14058), id by id.
+`uniform` bins are the tokens that OpenVLA (arXiv 2406.09246) and RoboVLMs (arXiv 2412.14058) write after RT-2 (arXiv
+2307.15818), bin by bin.
 """
 
 from __future__ import annotations
