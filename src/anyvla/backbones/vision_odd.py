@@ -143,6 +143,8 @@ def beside_in_tiles(images: Images) -> dict[str, Tensor]:
     """
     pixels, own, shown = by_sequence(images)
     each, tiles = len(images.pixels) // len(images.sequence.images), images.config.vision_config.max_num_tiles
+    # Queries before the images read them too: a place that reads none would read those of all steps, later ones too.
+    shown = shown.masked_fill(images.sequence.query_mask, each)
     read = shown[:, :, None] > torch.arange(each, device=shown.device)
     read = (own[..., None] & read[:, :, None]).flatten(2)  # (S, L, N)
     count = read.new_zeros(*pixels.shape[:2], tiles, dtype=torch.int64)
