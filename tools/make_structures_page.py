@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 
 from anyvla.cli.explain import model  # noqa: E402
+from anyvla.cli.list_structures import matrix  # noqa: E402
 from anyvla.recipe import bundled, read  # noqa: E402
 from anyvla.report.explanation import explain  # noqa: E402
 from anyvla.report.structure import svg  # noqa: E402
@@ -60,20 +61,13 @@ def with_table(page: str, found: Sequence[Combination]) -> str:
 
 
 def table(found: Sequence[Combination]) -> str:
-    """Rows: decoder and representation; columns: history and fuser; without those that go with nothing."""
-    valid = {((c.decoder, c.representation), (c.history, c.fuser)) for c in found if c.reason is None}
-    rows = dict.fromkeys((c.decoder, c.representation) for c in found)
-    columns = dict.fromkeys((c.history, c.fuser) for c in found)
-    rows = [row for row in rows if any((row, column) in valid for column in columns)]
-    columns = [column for column in columns if any((row, column) in valid for row in rows)]
-    lines = [["decoder", "representation", *(f"{history}, {fuser}" for history, fuser in columns)]]
-    lines.append(["---", "---", *[":---:"] * len(columns)])
-    lines += [
-        [f"`{decoder}`", f"`{kind}`", *("yes" if ((decoder, kind), column) in valid else "" for column in columns)]
-        for decoder, kind in rows
-    ]
-    count = f"{len(valid)} of {len(found)} combinations make a policy; those not shown never do.\n"
-    return "\n".join([count, *(f"| {' | '.join(line)} |" for line in lines)])
+    """Rows: decoder and representation; columns: histories; in the cells the fusers that go with them."""
+    m = matrix(found)
+    lines = [["decoder", "representation", *m.histories], ["---"] * (2 + len(m.histories))]
+    lines += [[f"`{decoder}`", f"`{kind}`", *cells] for decoder, kind, cells in m.rows]
+    notes = [f"({number}) {reason}." for number, reason in enumerate(m.notes, 1)]
+    count = f"{m.valid} of {m.all} combinations make a policy: those of the fusers in the cells.\n"
+    return "\n".join([count, *(f"| {' | '.join(line)} |" for line in lines), *notes])
 
 
 if __name__ == "__main__":

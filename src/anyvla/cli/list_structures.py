@@ -19,7 +19,6 @@ from rich.text import Text
 if TYPE_CHECKING:
     from anyvla.structures.validity import Combination
 
-YES = "yes"
 Pair = tuple[str, str]
 
 
@@ -36,34 +35,47 @@ def show(as_json: bool, parts: Sequence[dict[str, str]]) -> int:
     for part in parts:
         names.add_row(part["kind"], part["name"], part["what"])
     console.print(names, "")
-    for line in matrix(found):
+    for line in shown(matrix(found)):
         console.print(line, highlight=False)
     return 0
 
 
-def matrix(found: Sequence[Combination]) -> list[Table | Text]:
-    """The table, what its numbers mean, what is left out of it, and how many are valid."""
-    cells = {(_row(c), _column(c)): c for c in found}
-    rows, columns = (list(dict.fromkeys(map(key, found))) for key in (_row, _column))
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """The combinations for people: what goes together in few cells, and why the rest does not."""
+
+    histories: list[str]
+    rows: list[tuple[str, str, list[str]]]  # decoder, representation, and for each history its fusers and notes
+    notes: list[str]  # the reasons that cells name, from (1)
+    never: list[str]  # why what is in no cell goes with nothing
+    valid: int
+    all: int
+
+
+def matrix(found: Sequence[Combination]) -> Matrix:
+    """A row for each decoder and representation, a column for each history, in its cells the fusers."""
     valid = [c for c in found if c.reason is None]
-    shown_rows = [row for row in rows if row in set(map(_row, valid))]
-    shown_columns = [column for column in columns if column in set(map(_column, valid))]
+    rows, columns = dict.fromkeys(map(_row, valid)), dict.fromkeys(map(_column, valid))
+    histories = list(dict.fromkeys(history for history, _ in columns))
     notes: dict[str, int] = {}
-    table = Table(box=None, pad_edge=False)
-    for head in ("decoder", "representation"):
-        table.add_column(head + "\n")
-    for history, fuser in shown_columns:
-        table.add_column(f"{history}\n{fuser}", justify="center")
-    for row in shown_rows:
-        marks = []
-        for column in shown_columns:
-            reason = cells[row, column].reason
-            marks.append(YES if reason is None else str(notes.setdefault(reason, len(notes) + 1)))
-        table.add_row(*row, *marks)
-    out: list[Table | Text] = [table, Text(f"\n{len(valid)} of {len(found)} combinations are valid.")]
-    out += [Text(f"{number}  {reason}") for reason, number in notes.items()]
-    left_out = _left_out(found, set(shown_rows), set(shown_columns))
-    out += [Text(f"-  {', '.join(names)}: {reason}") for reason, names in left_out.items()]
+    cells: dict[Pair, dict[str, list[str]]] = {row: {history: [] for history in histories} for row in rows}
+    for c in found:
+        if _row(c) in rows and _column(c) in columns:
+            note = "" if c.reason is None else f" ({notes.setdefault(c.reason, len(notes) + 1)})"
+            cells[_row(c)][c.history].append(c.fuser + note)
+    listed = [(*row, [", ".join(cells[row][history]) for history in histories]) for row in rows]
+    never = _never(found, set(rows), set(columns))
+    return Matrix(histories, listed, list(notes), never, len(valid), len(found))
+
+
+def shown(m: Matrix) -> list[Table | Text]:
+    """The table, what its numbers mean, and what is not in it."""
+    table = Table("decoder", "representation", *m.histories, box=None, pad_edge=False)
+    for decoder, representation, cells in m.rows:
+        table.add_row(decoder, representation, *cells)
+    out: list[Table | Text] = [table, Text(f"\n{m.valid} of {m.all} combinations make a policy, with these fusers.")]
+    out += [Text(f"({number}) not: {reason}") for number, reason in enumerate(m.notes, 1)]
+    out += [Text(f"- {reason}") for reason in m.never]
     return out
 
 
@@ -75,8 +87,8 @@ def _column(c: Combination) -> Pair:
     return c.history, c.fuser
 
 
-def _left_out(found: Sequence[Combination], rows: set[Pair], columns: set[Pair]) -> dict[str, list[str]]:
-    """What goes with nothing, by the reason that most of its combinations have."""
+def _never(found: Sequence[Combination], rows: set[Pair], columns: set[Pair]) -> list[str]:
+    """Why the pairs that go with nothing do so: the reason that most of their combinations have."""
     reasons: dict[Pair, Counter[str]] = {}
     for c in found:
         # Where both axes are to blame, the reason may be about either: ask where the other one is fine.
@@ -84,7 +96,4 @@ def _left_out(found: Sequence[Combination], rows: set[Pair], columns: set[Pair])
             reasons.setdefault(_row(c), Counter())[str(c.reason)] += 1
         if _column(c) not in columns and (_row(c) in rows or not rows):
             reasons.setdefault(_column(c), Counter())[str(c.reason)] += 1
-    out: dict[str, list[str]] = {}
-    for pair, counted in reasons.items():
-        out.setdefault(counted.most_common(1)[0][0], []).append(" + ".join(pair))
-    return out
+    return list(dict.fromkeys(counted.most_common(1)[0][0] for counted in reasons.values()))
