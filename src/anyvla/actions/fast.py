@@ -81,8 +81,7 @@ class FastCodec(Codec):
         longest = max(map(len, tokens))
         self._bpe, self.size = bpe, bpe.size
         self.length = math.ceil(HEAD_ROOM * longest)
-        self._rest = chunks.detach().cpu().double().clamp(-1, 1).flatten(0, 1).numpy()
-        self._rest = np.median(self._rest, axis=0)
+        self._rest = np.median(_exact(chunks).reshape(-1, self.space.size), axis=0)
         return {
             "coefficients": f"{rows.min()} .. {rows.max()}",
             "merged_tokens": bpe.merges,
@@ -139,8 +138,11 @@ class FastCodec(Codec):
         return math.ceil(self.scale * math.sqrt(self.chunk))
 
     def _coefficients(self, chunks: Float[Tensor, "M N A"]) -> Int64[np.ndarray, "M X"]:
-        exact = chunks.detach().cpu().double().clamp(-1, 1).numpy()
-        return np.rint(self._basis @ exact * self.scale).astype(np.int64).reshape(len(exact), -1)
+        return (
+            np.rint(self._basis @ _exact(chunks) * self.scale)
+            .astype(np.int64)
+            .reshape(-1, self.chunk * self.space.size)
+        )
 
     def _fitted(self) -> IntegerBPE:
         self.check_fitted()
@@ -179,6 +181,10 @@ def _cosines(chunk: int) -> Float64[np.ndarray, "N N"]:
     waves = np.cos(np.pi * np.arange(chunk)[:, None] * time) * math.sqrt(2 / chunk)
     waves[0] /= math.sqrt(2)
     return waves
+
+
+def _exact(chunks: Float[Tensor, "M N A"]) -> Float64[np.ndarray, "M N A"]:
+    return chunks.detach().cpu().double().clamp(-1, 1).numpy()
 
 
 def _check(chunks: Tensor, chunk: int, dims: int) -> None:
