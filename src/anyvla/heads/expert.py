@@ -201,9 +201,7 @@ class ExpertDecoder(Decoder):
             sees = torch.cat([torch.block_diag(*[part] * count) for part in parts], 1)
         seen = None
         if not (shown.to_all and sees.all()):
-            of_backbone = steps.seen(len(sees) // count)[
-                : 1 if shown.to_all and count == 1 else None, :, : shown.length
-            ]
+            of_backbone = steps.seen(len(sees) // count)[..., : shown.length]
             seen = torch.cat([of_backbone, sees.to(device).expand(len(of_backbone), -1, -1)], 2)
         return self.transformer.view(positions, seen, self._dtype())
 

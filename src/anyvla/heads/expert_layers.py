@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Memory = Sequence[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K d"]]]  # keys and values of each layer
-View = Sequence[tuple[Tensor | None, Tensor, Tensor]]  # mask, cosines and sines of each layer
+View = Sequence[tuple[Tensor | None, Tensor, Tensor]]  # of each layer: mask, cosines and signed sines
 
 EPSILON = 1e-6  # of the norms, as Gemma's
 THETA = 10_000.0  # of rotary positions, where the backbone does not say
@@ -51,7 +51,8 @@ class Transformer(nn.Module):
             if (d, theta) not in rotations:
                 fraction = torch.arange(0, d, 2, device=positions.device, dtype=torch.float32) / d
                 angle = (positions[..., None].float() * theta**-fraction)[:, :, None]  # (S, T, 1, d/2)
-                rotations[d, theta] = angle.cos().to(dtype), angle.sin().to(dtype)
+                cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+                rotations[d, theta] = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         return [(masks[groups], *rotations[d, theta]) for groups, d, theta in self.kinds]
 
 
@@ -119,6 +120,9 @@ def _mask(seen: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE (arXiv 2104.09864) with the halves of a head as its pairs, as Llama's code."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    """RoPE (arXiv 2104.09864) with the halves of a head as its pairs, as Llama's code; of the sines, the first half is
+    negated.
+    """
+    return torch.addcmul(
+        x * cos, x.roll(x.shape[-1] // 2, -1), sin
+    )  # few kernels: short chunks are bound by their number
