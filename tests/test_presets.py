@@ -22,8 +22,8 @@ from anyvla.types import Batch, Observation
 PRESETS = [name for name in bundled() if name != "quickstart"]
 STRUCTURES = {  # history, fuser, decoder, representation
     "robovlms-policy-head": ("policy_head", "lstm", "regression", "continuous"),
-    "robovlms-interleaved": ("interleaved", "identity", "regression", "continuous"),
-    "robovlms-one-step-continuous": ("none", "identity", "regression", "continuous"),
+    "robovlms-interleaved": ("interleaved", "mlp", "regression", "continuous"),
+    "robovlms-one-step-continuous": ("none", "mlp", "regression", "continuous"),
     "robovlms-one-step-discrete": ("none", "identity", "lm_tokens", "bins"),
     "openvla": ("none", "identity", "lm_tokens", "bins"),
     "openvla-oft": ("none", "identity", "regression", "continuous"),
