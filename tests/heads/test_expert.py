@@ -8,6 +8,7 @@ import pytest
 import torch
 from token_parts import SPACE, C, Levels, N, actions, after, backbone, setting
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma3TextConfig, LlamaConfig
 
 from anyvla.config import ConfigError, build
@@ -117,6 +118,33 @@ def test_the_observation_and_the_context_are_read_once_a_chunk():
         decoder.sample(context, generators())
     assert not calls
     assert tokens == [2, 2 * N, 2 * N, 2 * N]  # of the two steps of the longest row: contexts once, then actions
+
+
+class Words(TorchDispatchMode):
+    """What would wait for a GPU, or hand it something, as a CUDA graph cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.said = []
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in {"_local_scalar_dense", "nonzero", "_to_copy", "lift_fresh"}:
+            self.said.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_loop_of_the_flow_says_no_word_between_device_and_host():
+    model = backbone()
+    decoder, context = expert(model), after(model, COUNTS)
+    noise, _ = noises()
+    with torch.no_grad():
+        prefix = decoder.settled(context)
+        with Words() as words:
+            decoder.flow(prefix, noise)
+        assert not words.said
+        with Words() as words:
+            decoder.settled(context)
+        assert words.said  # here it may: once a chunk
 
 
 def test_without_a_codec_the_flow_trains_the_backbone():
