@@ -42,19 +42,16 @@ class Cache:
         """Only these sequences."""
         return _mapped(self, lambda x, _: x[rows])
 
-    def split(self) -> list[Cache]:
-        """One cache per sequence, without its padding."""
+    def alone(self, row: int) -> Cache:
+        """Only this sequence, without its padding."""
         if self.valid is None:
             raise ValueError("an empty cache has no sequences")
-        out = []
-        for row, valid in enumerate(self.valid):
-            kept = valid.nonzero().squeeze(1)
+        kept = self.valid[row].nonzero().squeeze(1)
 
-            def one(x: Tensor, along: int | None, row: int = row, kept: Tensor = kept) -> Tensor:
-                return x[row : row + 1] if along is None else x[row : row + 1].index_select(along, kept)
+        def one(x: Tensor, along: int | None) -> Tensor:
+            return x[row : row + 1] if along is None else x[row : row + 1].index_select(along, kept)
 
-            out.append(_mapped(self, one))
-        return out
+        return _mapped(self, one)
 
 
 def join(caches: Sequence[Cache]) -> Cache:

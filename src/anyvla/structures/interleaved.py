@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 class Run:
     """A window being read, step by step."""
 
-    cache: Cache | None = None
+    cache: Cache | None = None  # where the backbone remembers it, with the runs that were last read beside it
+    row: int = 0  # of that cache
     readouts: list[Tensor] = field(default_factory=list)  # (R, D) of each step
 
 
@@ -115,7 +116,7 @@ class Interleaved(History):
             cache = Cache()
             part = replace(part, written=_begun(part, torch.arange(len(group), device=rows.device)))
         else:
-            cache = join([run.cache for _, run in group if run.cache is not None])
+            cache = _together([run for _, run in group])
             block = Block([], block.tokens, block.images)
         sequence = lay_out(
             block,
@@ -135,13 +136,13 @@ class Interleaved(History):
             )
         readouts = backbone(sequence, part.written, cache)[:, -steps.readouts :]
         cache.hidden = new if hidden is None else torch.cat([hidden, new], 1)
-        for (_, run), own, readout in zip(group, cache.split(), readouts, strict=True):
-            run.cache = own
+        for row, ((_, run), readout) in enumerate(zip(group, readouts, strict=True)):
+            run.cache, run.row = cache, row
             run.readouts.append(readout)
 
     def _after(self, backbone: Backbone, runs: Sequence[Run], readouts: int) -> Continuation:
         """How to go on after the newest step of each run."""
-        cache = join([run.cache for run in runs if run.cache is not None])
+        cache = join([run.cache.alone(run.row) for run in runs if run.cache is not None])
         assert cache.valid is not None
         assert cache.places is not None
         assert cache.hidden is not None
@@ -172,6 +173,16 @@ class Interleaved(History):
             return reading
         newest = reading.continuation.select(mask.sum(1).cumsum(0) - 1)
         return replace(reading, continuation=newest)
+
+
+def _together(runs: Sequence[Run]) -> Cache:
+    """One cache whose rows are these runs; no copy is made of what has been read together before."""
+    caches = [run.cache for run in runs if run.cache is not None]
+    first = caches[0]
+    assert first.valid is not None
+    if all(c is first for c in caches) and [run.row for run in runs] == list(range(len(first.valid))):
+        return first
+    return join([cache.alone(run.row) for cache, run in zip(caches, runs, strict=True)])
 
 
 def _begun(steps: Steps, first: Tensor) -> Float[Tensor, "M Q D"]:
