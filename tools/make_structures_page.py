@@ -18,10 +18,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 
-from anyvla.cli.explain import model  # noqa: E402
+from anyvla.cli.explain import explanation  # noqa: E402
 from anyvla.cli.list_structures import matrix  # noqa: E402
 from anyvla.recipe import bundled, read  # noqa: E402
-from anyvla.report.explanation import explain  # noqa: E402
 from anyvla.report.structure import svg  # noqa: E402
 from anyvla.structures.validity import Combination, combinations  # noqa: E402
 
@@ -47,8 +46,7 @@ def main() -> int:
 
 def picture(name: str) -> str:
     """What `anyvla explain NAME --model.backbone nano --svg FILE` draws."""
-    recipe = read(name, ["--model.backbone", "nano"])
-    return svg(explain(model(recipe, name), recipe.name))
+    return svg(explanation(read(name, ["--model.backbone", "nano"]), name))
 
 
 def with_table(page: str, found: Sequence[Combination]) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import xml.etree.ElementTree as ElementTree
 from typing import Any
@@ -211,3 +212,13 @@ def test_a_combination_that_makes_no_policy_is_refused_with_its_reason(recipe, c
     message = capsys.readouterr().err
     assert "history none has one step" in message
     assert "not at hand" not in message
+
+
+def test_a_codec_that_was_not_fitted_is_fitted_to_made_up_chunks(recipe, capsys, caplog) -> None:
+    fast = ["--model.representation", "fast", "--model.decoder", "{name: tokens, width: 32, heads: 2}"]
+    assert main(["explain", recipe, *fast]) == 0
+    shown = capsys.readouterr().out
+    assert "the codec is fitted to made-up chunks here" in shown
+    assert re.search(r"a chunk is at most \d+ tokens of \d+, and an end", shown)
+    assert not caplog.records  # that an untrained policy writes nonsense is no news
+    assert logging.getLogger("anyvla.heads").getEffectiveLevel() <= logging.WARNING

@@ -7,8 +7,11 @@ The model is built and reads one made-up window: what is shown is what ran. It n
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,6 @@ from anyvla.recipe import Recipe, read
 
 if TYPE_CHECKING:
     from anyvla.data.episode import Embodiment
-    from anyvla.policy import VLA
     from anyvla.report.explanation import Explanation
 
 CHUNKS = 256  # made up, for a codec that was not fitted yet
@@ -69,10 +71,9 @@ def main(argv: list[str]) -> int:
     options, overrides = parser.parse_known_args(argv)
     recipe = read(options.recipe, overrides)
 
-    from anyvla.report.explanation import explain
     from anyvla.report.structure import svg
 
-    explained = explain(model(recipe, options.recipe), recipe.name)
+    explained = explanation(recipe, options.recipe)
     if options.svg is not None:
         options.svg.parent.mkdir(parents=True, exist_ok=True)
         options.svg.write_text(svg(explained), encoding="utf-8")
@@ -83,6 +84,53 @@ def main(argv: list[str]) -> int:
     if options.svg is not None:
         console.print(f"the picture: {options.svg}", highlight=False, soft_wrap=True)
     return 0
+
+
+def explanation(recipe: Recipe, name: str) -> Explanation:
+    """What is told of the recipe called `name`: of its model, untrained but for its backbone, with made-up statistics.
+
+    A codec that has to be fitted is fitted to made-up chunks. Raises ConfigError, with the way out, if the backbone is
+    not at hand.
+    """
+    from anyvla.policy import VLA
+    from anyvla.report.explanation import explain, made_up_chunks, made_up_statistics
+
+    robot, config = robot_of(recipe), recipe.model
+    notes = []
+    with tempfile.TemporaryDirectory() as folder:
+        codec = Path(folder) / "codec"
+        if config.representation.target.kind == "tokens":
+            made = config.representation.build(config.chunk, robot.action)
+            if not made.fitted:
+                made.fit(made_up_chunks(CHUNKS, config.chunk, robot.action.size))
+                notes.append("the codec is fitted to made-up chunks here; what real ones take, fit-codec tells")
+            made.save(codec)
+        try:
+            config.backbone.target.capabilities_of(config.backbone.config)
+            vla = VLA(config, robot, made_up_statistics(robot), codec=codec).eval()
+        except ConfigError:
+            raise
+        except (ValueError, OSError, ImportError) as error:
+            if config.backbone.name == "nano":
+                raise
+            raise ConfigError(
+                f"the backbone of {recipe.name} is not at hand: {error}\n"
+                f"To see the same structure around a small one: anyvla explain {name} --model.backbone nano"
+            ) from error
+        with silent("anyvla.heads"):  # an untrained policy writes what is no chunk
+            return explain(vla, recipe.name, notes)
+
+
+@contextlib.contextmanager
+def silent(name: str) -> Iterator[None]:
+    """No warnings of the loggers below `name`, while this is open."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def robot_of(recipe: Recipe) -> Embodiment:
@@ -100,36 +148,6 @@ def robot_of(recipe: Recipe) -> Embodiment:
         except ImportError:  # its extra is not installed
             return build(Embodiment, ROBOT)
     return build(Embodiment, ROBOT)
-
-
-def model(recipe: Recipe, name: str) -> VLA:
-    """The recipe's model, untrained but for its backbone, with made-up statistics and a codec fitted to made-up chunks.
-
-    Raises ConfigError, with the way out, if the backbone is not at hand.
-    """
-    from anyvla.policy import VLA
-    from anyvla.report.explanation import made_up_chunks, made_up_statistics
-
-    robot, config = robot_of(recipe), recipe.model
-    with tempfile.TemporaryDirectory() as folder:
-        codec = Path(folder) / "codec"
-        if config.representation.target.kind == "tokens":
-            made = config.representation.build(config.chunk, robot.action)
-            if not made.fitted:
-                made.fit(made_up_chunks(CHUNKS, config.chunk, robot.action.size))
-            made.save(codec)
-        try:
-            config.backbone.target.capabilities_of(config.backbone.config)
-            return VLA(config, robot, made_up_statistics(robot), codec=codec).eval()
-        except ConfigError:
-            raise
-        except (ValueError, OSError, ImportError) as error:
-            if config.backbone.name == "nano":
-                raise
-            raise ConfigError(
-                f"the backbone of {recipe.name} is not at hand: {error}\n"
-                f"To see the same structure around a small one: anyvla explain {name} --model.backbone nano"
-            ) from error
 
 
 def show(e: Explanation, out: Console) -> None:

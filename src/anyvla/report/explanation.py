@@ -144,8 +144,8 @@ def made_up_window(vla: VLA, seed: int = 0) -> Batch:
 
 
 @torch.no_grad()
-def explain(vla: VLA, name: str) -> Explanation:
-    """Let the model read a made-up window, and play some steps. Raises what the model raises."""
+def explain(vla: VLA, name: str, notes: Sequence[str] = ()) -> Explanation:
+    """Let the model read a made-up window, and play some steps. Raises what the model raises. `notes`: to add."""
     config, batch = vla.config, made_up_window(vla)
     with recorded(vla.backbone) as calls:
         context = vla.read(batch)
@@ -170,7 +170,7 @@ def explain(vla: VLA, name: str) -> Explanation:
         groups=tuple(groups),
         sees=sees,
         parts=tuple(parts_of(vla)),
-        notes=tuple(_notes(vla, sequence)),
+        notes=(*_notes(vla, sequence), *notes),
     )
 
 

@@ -1,0 +1,60 @@
+"""docs/structures.md says what the program says."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from anyvla.recipe import bundled
+from anyvla.registry import decoders, fusers, histories, representations
+from anyvla.structures.validity import combinations
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "structures.md"
+PRESETS = [name for name in bundled() if name != "quickstart"]
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_structures_page", ROOT / "tools" / "make_structures_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_what_the_rules_say(tool: ModuleType) -> None:
+    page = PAGE.read_text()
+    remedy = "run `python tools/make_structures_page.py --table`"
+    assert page == tool.with_table(page, list(combinations())), remedy
+
+
+def test_a_page_without_the_marks_is_refused(tool: ModuleType) -> None:
+    with pytest.raises(ValueError, match="lacks the marks"):
+        tool.with_table("# Structures", [])
+
+
+def test_every_part_is_explained() -> None:
+    page = PAGE.read_text()
+    for name in (*histories, *fusers, *representations, *decoders):
+        assert f"`{name}`" in page, name
+
+
+def test_every_preset_has_its_picture_and_there_are_no_others() -> None:
+    page = PAGE.read_text()
+    pictures = {path.stem for path in (ROOT / "docs" / "images" / "structures").glob("*.svg")}
+    assert pictures == set(PRESETS), "run `python tools/make_structures_page.py`"
+    for name in PRESETS:
+        assert f"### {name}\n" in page
+        assert f"(images/structures/{name}.svg)" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_picture_is_what_explain_draws(tool: ModuleType, name: str) -> None:
+    drawn = (tool.PICTURES / f"{name}.svg").read_text()
+    assert drawn == tool.picture(name), f"run `python tools/make_structures_page.py --only {name}`"
