@@ -64,3 +64,30 @@ def test_it_acts_as_it_was_trained(
         shutil.move(away, folder)
     one, other = (v.act([observation(data, 0, 0)], [v.start("open")])[0].actions for v in (vla, loaded))
     np.testing.assert_array_equal(one, other)
+
+
+EXPERT = {"name": "expert", "width": 32, "mlp": 64, "steps": 2, "tokens": {"ids": "end"}}
+
+
+def test_an_expert_and_tokens_live_in_it(backbone: tuple[dict[str, Any], Path], request: pytest.FixtureRequest) -> None:
+    """The expert reads what each layer remembers, while the backbone learns to write the chunk (insulation)."""
+    options, _ = backbone
+    keys = {"decoder": EXPERT, "representation": {"name": "bins", "bins": 16}, "readouts": 2}
+    known = {**matrix().families, **matrix().backbones}.get(request.node.callspec.params["backbone"])
+    if known is not None and known.capabilities is not None and "keys_values" not in known.capabilities:
+        with pytest.raises(ConfigError, match="decoder 'expert' needs a backbone that can"):
+            policy(backbone=options, **keys)
+        return
+    vla, data = policy(backbone=options, **keys), batch(2, 1)
+    sessions = [vla.start(text) for text in data.instructions]
+    chunks = vla.act([observation(data, row, 0) for row in range(2)], sessions)
+    acted = torch.from_numpy(np.stack([c.actions for c in chunks]))
+    torch.testing.assert_close(acted, windowed(vla, data)[:, 0], atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        tokens = vla.decoder.tokens.sample(vla.read(data))
+        again = vla.decoder.tokens.sample(vla.read(data))
+    torch.testing.assert_close(tokens, again)
+    loss = vla.train().loss(data, torch.Generator().manual_seed(0))
+    loss.value.backward()
+    assert {"flow", "tokens/tokens"} <= {*loss.parts}
+    assert vla.backbone.embedding.weight.grad.abs().sum() > 0
