@@ -426,10 +426,17 @@ def test_what_follows_bytes_that_are_no_text_is_left_out() -> None:
     made.fit(torch.rand(300, 16, A, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     ids = made._bpe.tokenizer.get_vocab()
     lone = next(ids[c] for c in "ÂÃ" if c in ids)
-    (front,), _ = made._bpe.encode(np.array([[3, 1, 2]]))
-    bad, bare = (made.decode(padded(made, row)) for row in ([*front, lone, *front], front))
-    assert bad[1].tolist() == [True]
+    (front, whole), _ = made._bpe.encode(np.array([[3, 1, 2] * 16] * 2))
+    front = front[: len(front) // 2]
+    sequences = ([*front, lone, *front], front, [*whole, lone], whole)
+    bad, bare, over, full = (made.decode(padded(made, row)) for row in sequences)
+    assert [bool(wrong) for _, wrong in (bad, bare, over, full)] == [True, True, True, False]
     assert torch.equal(bad[0], bare[0])
+    assert torch.equal(over[0], full[0])
+    made.length = len(front) + 1  # cut within a character: all that T tokens can hold
+    cut, wrong = made.decode(torch.tensor([[*front, lone]]))
+    assert torch.equal(cut, bare[0])
+    assert wrong.tolist() == [False]
 
 
 def test_what_had_to_be_changed_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
