@@ -266,8 +266,8 @@ def test_the_base_of_positions_is_that_of_each_layer_of_the_backbone():
 
 def test_layers_of_other_shapes_and_bases_share_one_pass():
     torch.manual_seed(0)
-    transformer = Transformer(16, 24, 4, [(2, 8), (1, 4)], [1e4, 1e6])
-    memory = [(torch.randn(3, h, 5, d), torch.randn(3, h, 5, d)) for h, d in [(2, 8), (1, 4)]]
+    transformer = Transformer(16, 24, 4, [(2, 8, 8), (1, 4, 6)], [1e4, 1e6])
+    memory = [(torch.randn(3, h, 5, d), torch.randn(3, h, 5, v)) for h, d, v in [(2, 8, 8), (1, 4, 6)]]
     x, positions = torch.randn(3, 6, 16), torch.arange(5, 11).expand(3, -1)
     causal = torch.ones(6, 11, dtype=torch.bool).tril(5).expand(3, -1, -1)
     whole, _ = transformer(x, memory, transformer.view(positions, causal, torch.float32))
@@ -283,7 +283,7 @@ def test_layers_of_other_shapes_and_bases_share_one_pass():
 
 def test_attention_knows_how_far_apart_places_are_and_not_where():
     torch.manual_seed(0)
-    transformer = Transformer(16, 24, 2, [(2, 8)], [1e4])
+    transformer = Transformer(16, 24, 2, [(2, 8, 8)], [1e4])
     x, nothing = torch.randn(1, 6, 16), [(torch.zeros(1, 2, 0, 8), torch.zeros(1, 2, 0, 8))]
 
     def at(positions):

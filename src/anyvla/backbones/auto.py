@@ -35,7 +35,7 @@ import anyvla.backbones.nano_vision  # noqa: F401  (registers its model type, so
 from anyvla.backbones.base import Cache, Capability, Part, without
 from anyvla.backbones.hooks import read_after, written
 from anyvla.backbones.options import Options, Resampler
-from anyvla.backbones.parts import find_parts
+from anyvla.backbones.parts import ends_of, find_parts
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import read_model, renew, truncate
 from anyvla.backbones.quirks import QUIRKS, Quirk, quirk_for
@@ -121,6 +121,8 @@ class AutoBackbone(TokenBackbone):
         if self.quirk.discrete:
             config = dataclasses.replace(config, train=dataclasses.replace(config.train, vision=False))
         self.finish(config)
+        if self.quirk.reads == "head":
+            self.readout_only = ends_of(self.part_modules()["language"])
 
     @classmethod
     def capabilities_of(cls, config: Any, assets: Path | None = None) -> frozenset[Capability] | None:

@@ -91,8 +91,8 @@ class Backbone(nn.Module, ABC):
         """What each layer remembers, first layer first; keys as its attention uses them. Capability "keys_values"."""
         raise NotImplementedError(f"{type(self).__name__} cannot {CAPABILITIES['keys_values']}")
 
-    def memory_shape(self) -> list[tuple[int, int]]:
-        """Heads h and head width d of what each layer remembers (`keys_values`)."""
+    def memory_shape(self) -> list[tuple[int, int, int]]:
+        """Of what each layer remembers (`keys_values`): heads h, and how wide a key and a value are."""
         raise NotImplementedError(f"{type(self).__name__} cannot {CAPABILITIES['keys_values']}")
 
     def embed(self, ids: Int64[Tensor, "..."]) -> Float[Tensor, "... D"]:

@@ -52,11 +52,6 @@ class NanoBackbone(AutoBackbone):
             if self.image_size % stride:
                 raise ValueError(f"image_size {self.image_size} must be a multiple of the stem's stride, {stride}")
 
-    def __init__(self, config: Any, assets: Path | None = None) -> None:
-        super().__init__(config, assets)
-        last = self.model.model.language_model.layers[-1]
-        self.readout_only = (last.self_attn.o_proj, last.mlp)  # a quarter of the work, with two layers
-
     def parts(self, config: Any, assets: Path | None) -> Parts:
         if assets is not None:
             return super().parts(config, assets)

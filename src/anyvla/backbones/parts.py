@@ -61,6 +61,19 @@ def find_parts(
     return {part: tuple(modules) for part, modules in found.items()}
 
 
+def ends_of(language: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
+    """What the last layer of a language model does after attention, to each token by itself: its output projection and
+    its feed-forward. Empty where they are not the plain ones of Llama.
+    """
+    stacks = [m for part in language for name, m in part.named_modules() if name.rpartition(".")[2] == "layers"]
+    last = stacks[-1][-1] if stacks and isinstance(stacks[-1], nn.ModuleList) else None
+    out, mlp = getattr(getattr(last, "self_attn", None), "o_proj", None), getattr(last, "mlp", None)
+    if not isinstance(out, nn.Linear) or not isinstance(mlp, nn.Module):
+        return ()
+    weights = {name.rpartition(".")[0] for name, _ in mlp.named_parameters()}
+    return (out, mlp) if weights == {"gate_proj", "up_proj", "down_proj"} else ()
+
+
 def parameters_of(backbone: Backbone) -> dict[Part, list[nn.Parameter]]:
     """The parameters of each part: each belongs to one part, but to none what no readout depends on (an LM head)."""
     modules = [(m, part) for part, members in backbone.part_modules().items() for m in members]

@@ -194,14 +194,14 @@ class TokenBackbone(Backbone):
         return [(layer.keys, layer.values) for layer in layers]
 
     @torch.no_grad()
-    def memory_shape(self) -> list[tuple[int, int]]:
+    def memory_shape(self) -> list[tuple[int, int, int]]:
         device = next(self.embedding.parameters()).device
         nothing = Block([self.query_id], [[]], torch.zeros(0, 1, 1, 1, 3, dtype=torch.uint8, device=device))
         cache, training = Cache(), self.training
         sequence = lay_out(nothing, [1], 1, pad_id=self.pad_id, query_id=self.query_id)
         self.eval()(sequence, torch.zeros(1, self.width, device=device), cache)
         self.train(training)
-        return [(keys.shape[1], keys.shape[3]) for keys, _ in self.keys_values(cache)]
+        return [(keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in self.keys_values(cache)]
 
     def embed(self, ids: Int64[Tensor, "..."]) -> Float[Tensor, "... D"]:
         return self.embedding(ids)

@@ -75,7 +75,7 @@ class ExpertDecoder(Decoder):
         time: Times = "beta"  # where to train: beta, more near the noise (pi0), or uniform
         draws: int = Field(default=1, ge=1)  # times and noises a step is trained at, for one run of the backbone
         steps: int = Field(default=10, ge=1)  # of the integration when acting
-        method: Method = "euler"  # heun: twice the calls a step, and far fewer steps for the same error
+        method: Method = "euler"  # heun: 2 * steps - 1 calls, and a smaller error
         tokens: LMTokensDecoder.Config = LMTokensDecoder.Config()  # with a representation of tokens: how they are read
         token_weight: float = Field(default=1.0, gt=0)  # of their loss, beside that of the flow
 
@@ -95,7 +95,7 @@ class ExpertDecoder(Decoder):
         self.used = spread(config.layers, len(shapes))
         language = _language_config(setting.backbone)
         thetas, shapes = thetas_of(language, len(shapes)), [shapes[i] for i in self.used]
-        heads = _heads(config.heads, getattr(language, "num_attention_heads", None), [h for h, _ in shapes])
+        heads = _heads(config.heads, _heads_of(language), [h for h, _, _ in shapes])
         width = config.width
         self.transformer = Transformer(width, config.mlp, heads, shapes, [thetas[i] for i in self.used])
         self.context = nn.Linear(setting.context, width)
@@ -228,6 +228,14 @@ def _language_config(backbone: Any) -> Any:
     """Of the language model inside, if it is one of `transformers`."""
     config = getattr(getattr(backbone, "model", None), "config", None)
     return None if config is None else config.get_text_config(decoder=True)
+
+
+def _heads_of(language: Any) -> int | None:
+    """Attention heads of a language model; None if its layers differ, or it does not say."""
+    try:
+        return language.num_attention_heads
+    except (AttributeError, RuntimeError):
+        return None
 
 
 def _heads(asked: int | None, of_backbone: int | None, kv_heads: Sequence[int]) -> int:

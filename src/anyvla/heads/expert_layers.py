@@ -25,13 +25,15 @@ class Transformer(nn.Module):
     """S rows of T tokens over the memory of a layer of the backbone each."""
 
     def __init__(
-        self, width: int, mlp: int, heads: int, shapes: Sequence[tuple[int, int]], thetas: Sequence[float]
+        self, width: int, mlp: int, heads: int, shapes: Sequence[tuple[int, int, int]], thetas: Sequence[float]
     ) -> None:
-        """`shapes`: key heads h and their width d in each layer of the memory; `heads` is a multiple of each h."""
+        """`shapes`: key heads h, and how wide keys and values are, in each layer of the memory; `heads` is a multiple
+        of each h.
+        """
         super().__init__()
         self.layers = nn.ModuleList(Layer(width, mlp, heads, *shape) for shape in shapes)
         self.norm = nn.RMSNorm(width, EPSILON)
-        self.kinds = [(heads // h, d, theta) for (h, d), theta in zip(shapes, thetas, strict=True)]
+        self.kinds = [(heads // h, d, theta) for (h, d, _), theta in zip(shapes, thetas, strict=True)]
 
     def forward(self, x: Float[Tensor, "S T w"], memory: Memory, view: View) -> tuple[Float[Tensor, "S T w"], Memory]:
         """The tokens' last hidden states, and the memory that they add."""
@@ -59,13 +61,13 @@ class Transformer(nn.Module):
 class Layer(nn.Module):
     """Joint attention to the backbone's memory and the layer's own tokens; then a gated MLP."""
 
-    def __init__(self, width: int, mlp: int, heads: int, kv_heads: int, head_dim: int) -> None:
+    def __init__(self, width: int, mlp: int, heads: int, kv_heads: int, head_dim: int, value_dim: int) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.heads, self.kv_heads, self.head_dim, self.value_dim = heads, kv_heads, head_dim, value_dim
         self.groups = heads // kv_heads  # query heads that share a key
         self.norm_attention, self.norm_mlp = nn.RMSNorm(width, EPSILON), nn.RMSNorm(width, EPSILON)
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * head_dim, bias=False)
-        self.out = nn.Linear(heads * head_dim, width, bias=False)
+        self.qkv = nn.Linear(width, (heads + kv_heads) * head_dim + kv_heads * value_dim, bias=False)
+        self.out = nn.Linear(heads * value_dim, width, bias=False)
         self.gate_up, self.down = nn.Linear(width, 2 * mlp, bias=False), nn.Linear(mlp, width, bias=False)
 
     def forward(
@@ -73,14 +75,14 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         s, t, _ = x.shape
         h, g, d = self.kv_heads, self.groups, self.head_dim
-        qkv = self.qkv(self.norm_attention(x)).view(s, t, -1, d)
-        qk = _rotated(qkv[:, :, : self.heads + h], cos, sin)
+        qk, v = self.qkv(self.norm_attention(x)).split([(self.heads + h) * d, h * self.value_dim], -1)
+        qk = _rotated(qk.view(s, t, -1, d), cos, sin)
         # Heads that share a key become rows of one: no copy of keys, which are long, and one kernel for any grouping.
         q = qk[:, :, : self.heads].unflatten(2, (h, g)).permute(0, 2, 3, 1, 4).reshape(s, h, g * t, d)
-        k, v = qk[:, :, self.heads :].transpose(1, 2), qkv[:, :, self.heads + h :].transpose(1, 2)  # (S, h, T, d)
+        k, v = qk[:, :, self.heads :].transpose(1, 2), v.view(s, t, h, -1).transpose(1, 2)  # (S, h, T, d)
         keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
         attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)  # softmax in float32 inside
-        x = x + self.out(attended.view(s, h, g, t, d).permute(0, 3, 1, 2, 4).reshape(s, t, -1))
+        x = x + self.out(attended.view(s, h, g, t, -1).permute(0, 3, 1, 2, 4).reshape(s, t, -1))
         gate, up = self.gate_up(self.norm_mlp(x)).chunk(2, dim=-1)
         return x + self.down(F.gelu(gate, approximate="tanh") * up), (k, v)
 
