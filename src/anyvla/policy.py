@@ -77,6 +77,11 @@ class VLAConfig:
         reason = why_not(*names)
         if reason is not None:
             raise ValueError(f"{reason}; the nearest that is possible: {nearest_valid(*names)}")
+        if self.representation.target.kind == "tokens" and self.normalization.action == "meanstd":
+            raise ValueError(
+                f"representation {self.representation.name} encodes actions in [-1, 1], and normalization.action "
+                "meanstd has no bounds: use quantile or minmax"
+            )
 
 
 @dataclasses.dataclass

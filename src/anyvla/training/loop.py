@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from anyvla.actions.codec_report import check_codec
 from anyvla.actions.normalize import Statistics
 from anyvla.config import STRICT
 from anyvla.data.augment import AugmentConfig, augment
@@ -42,7 +43,8 @@ class TrainingConfig:
 
     steps: int = Field(default=10_000, ge=1)  # optimiser steps
     batch_size: int = Field(default=32, ge=1)  # windows per optimiser step
-    accumulate: int = Field(default=1, ge=1)  # parts that a batch is split into, to save memory; changes no result but the noise drawn
+    # Parts that a batch is split into, to save memory; changes no result but the noise that is drawn.
+    accumulate: int = Field(default=1, ge=1)
     seed: int = 0  # of initialisation, data order and augmentation
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the hardware has it
     device: str = "auto"  # "auto" | "cpu" | "cuda" | "cuda:1"
@@ -107,8 +109,9 @@ def train(
 ) -> Path:
     """Train, or go on where `run` stands; returns `run/checkpoint`.
 
-    `recipe` is the document kept in the checkpoint; going on under another one raises ConfigError. Raises
-    CodecError for a representation whose codec does not lie in `run/codec`, TrainingError when the loss or the gradients are not finite, Interrupted after `stop()` said so.
+    `recipe` is the document kept in the checkpoint; going on under another one raises ConfigError. Raises CodecError
+    unless `run/codec` holds the codec of the representation, fitted to this data, TrainingError when the loss or the
+    gradients are not finite, Interrupted after `stop()` said so.
     """
     final = run / "checkpoint"
     begun = checkpoint.latest(run)
@@ -116,6 +119,8 @@ def train(
         checkpoint.check_same(begun, recipe, dataset.fingerprint)
         if begun == final:
             return final
+    robot, actions = dataset.embodiment, model.normalization.action
+    check_codec(run / "codec", model.representation, model.chunk, robot.action, actions, dataset.fingerprint)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     window = WindowConfig(
