@@ -25,6 +25,7 @@ EXTRAS = {
     "lora": ("peft",),
     "quantize": ("bitsandbytes",),
     "diffusion": ("diffusers",),
+    "vq": ("vector_quantize_pytorch",),
     "dev": ("pytest", "hypothesis", "ruff", "mypy"),
 }
 _RENDER = """
