@@ -1,7 +1,8 @@
 """The network of `flow` and `diffusion`: a small transformer over the N actions of a noisy chunk.
 
 A DiT (Peebles & Xie, arXiv 2212.09748): time and context act through adaptive layer norms whose gates start at zero,
-and so does the output. What it reads of the context is computed once a chunk, `condition`; only the rest runs at each
+and so does the output. Through such gates hardly a gradient reaches the backbone at first, so the context enters with
+the actions as well. What it reads of the context is computed once a chunk, `condition`; only the rest runs at each
 step of an integration. Sizes, and the loss that both decoders share, lie here too.
 """
 
@@ -63,7 +64,7 @@ class Denoiser(nn.Module):
     ) -> Float[Tensor, "M N A"]:
         """One prediction, float32. `time`: in [0, 1], 1 for pure noise."""
         dtype = self.enter.weight.dtype
-        x = self.enter(noisy.to(dtype)) + self.position  # (M, N, width)
+        x = self.enter(noisy.to(dtype)) + self.position + condition[:, None]  # (M, N, width)
         c = F.silu(condition + self.time(waves(time, x.shape[-1]).to(dtype)))
         for layer in self.layers:
             x = layer(x, c)
