@@ -31,6 +31,7 @@ NAMES = [n for n in representations if n != "continuous"]
 VARIANTS: dict[str, Any] = {n: REPRESENTATIONS.get(n, n) for n in NAMES} | {
     "bins-quantile": {"name": "bins", "kind": "quantile", "bins": 32},
     "bins-mu_law": {"name": "bins", "kind": "mu_law", "bins": 32},
+    "vq": {"name": "vq", "codebook": 64, "quantizers": 4, "steps": 50},  # 8 bits are too few for these chunks
 }
 
 

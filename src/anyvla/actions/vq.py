@@ -48,11 +48,11 @@ class VQCodec(Codec):
         codebook: int = Field(default=256, ge=2, le=2**16)  # V, codes of each quantizer
         latent: int = Field(default=32, ge=1)  # numbers of a code
         hidden: int = Field(default=256, ge=1)  # width of the encoder's and the decoder's two hidden layers
-        steps: int = Field(default=2000, ge=1)  # of fitting
+        steps: int = Field(default=1000, ge=1)  # of fitting
         batch: int = Field(default=256, ge=1)  # chunks a step
         lr: float = Field(default=1e-3, gt=0)  # of Adam at first; it falls to 0 along a cosine
         commitment: float = Field(default=1.0, ge=0)  # weight of the encoder's distance to its code (arXiv 1711.00937)
-        decay: float = Field(default=0.95, ge=0, lt=1)  # of the codes, running means of what was nearest to them
+        decay: float = Field(default=0.99, ge=0, lt=1)  # of the codes, running means of what was nearest to them
 
     def __init__(self, config: Config, chunk: int, space: ActionSpace, assets: Path | None = None) -> None:
         """Raises CodecError for assets that are not those of this configuration, chunk and action space."""
@@ -176,6 +176,7 @@ def _train(config: VQCodec.Config, chunks: Float[Tensor, "K N A"]) -> dict[str, 
         kmeans_init=True,
         decay=config.decay,
         commitment_weight=config.commitment,
+        rotation_trick=False,  # straight through: no worse here, and a quarter faster
         threshold_ema_dead_code=DEAD * config.batch / config.codebook,
     )
 
