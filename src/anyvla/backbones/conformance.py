@@ -158,7 +158,10 @@ def checkpointing(s: Subject) -> str:
         s.backbone.zero_grad()
     if without.keys() != recomputed.keys():
         raise Failed(f"gradients of {sorted(without.keys() ^ recomputed.keys())[:3]} come or go")
-    return f"{max(equal(without[n], recomputed[n], f'gradient of {n}', 1e-2) for n in without):.1g}"
+    # A bias of keys has no gradient but for rounding: attention does not know it.
+    least = 1e-5 * max(float(g.abs().max()) for g in without.values())
+    told = [n for n in without if max(float(g.abs().max()) for g in (without[n], recomputed[n])) > least]
+    return f"{max(equal(without[n], recomputed[n], f'gradient of {n}', 1e-2) for n in told):.1g}"
 
 
 @torch.no_grad()
