@@ -79,8 +79,8 @@ class VLAConfig:
             raise ValueError(f"{reason}; the nearest that is possible: {nearest_valid(*names)}")
         if self.representation.target.kind == "tokens" and self.normalization.action == "meanstd":
             raise ValueError(
-                f"representation {self.representation.name} encodes actions in [-1, 1], and normalization.action "
-                "meanstd has no bounds: use quantile or minmax"
+                f"representation {self.representation.name} makes tokens of actions in [-1, 1], and "
+                "normalization.action meanstd puts a third of them outside: use quantile or minmax"
             )
 
 

@@ -113,10 +113,3 @@ def test_none_or_a_damaged_one_is_refused_where_one_is_needed(tmp_path: Path) ->
         with pytest.raises(CodecError, match=r"or a damaged one: run anyvla data fit-codec RECIPE again"):
             check_codec(tmp_path, QUANTILE, 4, SPACE, "quantile", DATA)
         check_codec(tmp_path, bins(), 4, SPACE, "quantile", DATA)  # needs none
-
-
-def test_scaling_without_a_range_is_refused_for_every_codec(tmp_path: Path) -> None:
-    for part in (QUANTILE, bins()):
-        with pytest.raises(CodecError, match=r"'meanstd' puts a third of them outside: use --model.normalization"):
-            check_codec(tmp_path, part, 4, SPACE, "meanstd", DATA)
-    check_codec(tmp_path, Part("representations", "continuous", Continuous.Config()), 4, SPACE, "meanstd", DATA)

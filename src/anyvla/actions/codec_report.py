@@ -116,12 +116,7 @@ def _error(values: np.ndarray) -> Error:
 
 
 def purpose_of(representation: Part, chunk: int, method: Method, fingerprint: str) -> Purpose:
-    """Raises CodecError for scaling that leaves [-1, 1], the range of all codecs."""
-    if method == "meanstd":
-        raise CodecError(
-            f"representation {representation.name} makes tokens of actions in [-1, 1], and normalization 'meanstd' "
-            "puts a third of them outside: use --model.normalization.action quantile (or minmax)"
-        )
+    """What a codec of this representation is fitted for."""
     options = {"name": representation.name, **to_dict(representation.config)}
     return Purpose(representation=options, chunk=chunk, normalization=method, fingerprint=fingerprint)
 
