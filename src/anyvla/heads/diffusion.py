@@ -30,7 +30,8 @@ class DiffusionDecoder(Decoder):
         # What the network says: the actions, more exact in few steps (DP3, arXiv 2403.03954), or the noise (DDPM).
         prediction: Literal["sample", "epsilon"] = "sample"
         train_steps: int = Field(default=100, ge=1)  # levels of noise, on the cosine schedule (arXiv 2102.09672)
-        draws: int = Field(default=1, ge=1)  # levels and noises a step is trained at in one run of the backbone
+        # Levels and noises a step is trained at in one run of the backbone: with one, its gradient is mostly noise.
+        draws: int = Field(default=4, ge=1)
         sampler: Literal["dpm", "ddim"] = "dpm"  # second or first order; neither draws noise while it samples
         steps: int = Field(default=10, ge=1)  # of the sampler: calls of the network a chunk
 

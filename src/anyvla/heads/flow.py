@@ -27,7 +27,8 @@ class FlowDecoder(Decoder):
         """Options of `decoder: {name: flow}`."""
 
         time: Times = "beta"  # where to train: beta, more near the noise (pi0), or uniform
-        draws: int = Field(default=1, ge=1)  # times and noises a step is trained at in one run of the backbone
+        # Times and noises a step is trained at in one run of the backbone: with one, its gradient is mostly noise.
+        draws: int = Field(default=4, ge=1)
         steps: int = Field(default=10, ge=1)  # of the integration when acting
         method: Method = "euler"  # heun: 2 * steps - 1 calls, and a smaller error
 
