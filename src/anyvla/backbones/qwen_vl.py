@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from anyvla.backbones.base import without
 from anyvla.backbones.hooks import written
 from anyvla.backbones.remote import Pair, RemoteBackbone
 from anyvla.backbones.tokens import Template
@@ -24,7 +23,7 @@ class QwenVLBackbone(RemoteBackbone):
     """Each image takes 256 tokens and two around them."""
 
     # Its masks are two-dimensional, its cache is of a form that transformers has dropped.
-    capabilities = without(frozenset({"block_mask", "cache"}))
+    capabilities = frozenset({"interleave", "continue", "lm_head"})
     about = "Qwen-VL (v1)"
     needs = ("transformer.visual", "transformer.h", "transformer.ln_f", "lm_head")
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
