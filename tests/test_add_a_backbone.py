@@ -119,5 +119,5 @@ def test_another_package_adds_a_backbone_by_an_entry_point(tmp_path):
     row = next(row for row in listed if row["name"] == "stranger")
     assert row["class"] == "Stranger"
     assert row["notes"] == "From another package."
-    assert row["capabilities"] == ["block_mask", "cache", "interleave"]
+    assert row["capabilities"] == ["block_mask", "cache", "continue", "interleave", "keys_values", "lm_head"]
     assert run(sys.executable, "-c", USE).split() == ["Stranger", "4", "32", "1"]
