@@ -108,4 +108,4 @@ def test_steps_are_causal_and_a_hidden_one_changes_nothing(backbone: AutoBackbon
 
 
 def test_it_says_that_it_has_no_cache(backbone: AutoBackbone) -> None:
-    assert backbone.capabilities == {"interleave", "block_mask"}
+    assert backbone.capabilities == {"interleave", "block_mask", "continue", "lm_head"}

@@ -1,9 +1,7 @@
-from collections import deque
-
 import torch
 
 from anyvla.layout import lay_out
-from anyvla.structures.history import stack
+from anyvla.structures.history import stacked
 from anyvla.types import Block
 
 IDS = {"pad_id": 0, "query_id": 9}
@@ -27,8 +25,13 @@ def test_steps_that_share_a_sequence_open_it_once():
     ]
 
 
-def test_memories_of_different_lengths_stack_with_their_mask():
-    short, long = deque([torch.ones(2)], maxlen=3), deque([torch.zeros(2), torch.ones(2), 2 * torch.ones(2)], maxlen=3)
-    out, mask = stack([short, long])
+def test_places_may_stand_before_a_step_too():
+    sequence = lay_out(BLOCK, [2, 1], 3, before=2, **IDS)
+    assert sequence.input_ids.tolist() == [[1, 9, 9, 5, 6, 9, 9, 9, 7, 9], [1, 9, 9, 5, 6, 7, 9, 0, 0, 0]]
+    assert sequence.step_ids.tolist() == [[-1, 0, 0, 0, 0, 0, 1, 1, 1, 1], [-1, 0, 0, 0, 0, 0, 0, -1, -1, -1]]
+
+
+def test_windows_of_different_lengths_stack_with_their_mask():
+    out, mask = stacked([torch.ones(1, 2), torch.tensor([[0.0, 0], [1, 1], [2, 2]])])
     assert mask.tolist() == [[True, False, False], [True, True, True]]
     assert out[:, :, 0].tolist() == [[1, 0, 0], [0, 1, 2]]

@@ -16,7 +16,8 @@ from rich.table import Table
 from anyvla.backbones.families import Measured, matrix
 from anyvla.registry import backbones
 
-CAPABILITIES = ("interleave", "block_mask", "cache")  # anyvla.backbones.base, which imports torch, explains them
+# `anyvla.backbones.base`, which imports torch, explains them.
+CAPABILITIES = ("interleave", "block_mask", "continue", "cache", "keys_values", "lm_head")
 
 
 def show(as_json: bool) -> int:
