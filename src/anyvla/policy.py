@@ -92,7 +92,7 @@ class Session:
     generator: torch.Generator  # of its chunks' noise, on the CPU
     memory: Memory
     proprio: deque[Tensor]  # normalised, of the last steps, at most a window of them
-    past: Float[Tensor, "T D"] | None = None  # its last chunk as the backbone may see it
+    past: Float[Tensor, "T D"] | None  # its last chunk as the backbone may see it, zeros at first; None: it may not
 
 
 class VLA(nn.Module):
@@ -194,7 +194,16 @@ class VLA(nn.Module):
         if not instruction.strip():
             raise ValueError("the instruction is empty; say what to do, as in start('open the drawer')")
         generator = torch.Generator().manual_seed(seed)
-        return Session(instruction, generator, self.history.start(), deque(maxlen=self.history.window))
+        past = None
+        if self.history.sees_past:
+            past = self.decoder.past(torch.zeros(1, self.config.chunk, self.embodiment.action.size, device=self.device))
+        return Session(
+            instruction,
+            generator,
+            self.history.start(),
+            deque(maxlen=self.history.window),
+            None if past is None else torch.zeros_like(past[0]),
+        )
 
     @torch.inference_mode()
     def act(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> list[Chunk]:
@@ -207,8 +216,12 @@ class VLA(nn.Module):
             raise ValueError(f"one observation per session: got {len(observations)} and {len(sessions)}")
         images = np.stack([self._views(o) for o in observations])  # (B, V, H, W, 3)
         states = self.state.normalise(torch.from_numpy(np.stack([o.proprio for o in observations])).to(self.device))
+        pasts = [s.past for s in sessions if s.past is not None]
         steps = self._steps(
-            torch.from_numpy(images).to(self.device), [s.instruction for s in sessions], states, self._past(sessions)
+            torch.from_numpy(images).to(self.device),
+            [s.instruction for s in sessions],
+            states,
+            torch.stack(pasts) if pasts else None,
         )
         reading = self.history.step(self.backbone, steps, [s.memory for s in sessions], remember=self.remembers)
         lengths = reading.mask.sum(1)  # (B,), the windows' steps
@@ -223,15 +236,6 @@ class VLA(nn.Module):
             for session, own in zip(sessions, past, strict=True):
                 session.past = own
         return [Chunk(a) for a in self.action.denormalise(chunks).cpu().numpy()]
-
-    def _past(self, sessions: Sequence[Session]) -> Float[Tensor, "B T D"] | None:
-        """The last chunks of sessions as the backbone may see them; zeros for those that have none yet."""
-        if not self.history.sees_past:
-            return None
-        blank = self.decoder.past(torch.zeros(1, self.config.chunk, self.embodiment.action.size, device=self.device))
-        if blank is None:
-            return None
-        return torch.stack([torch.zeros_like(blank[0]) if s.past is None else s.past for s in sessions])
 
     def _views(self, observation: Observation) -> np.ndarray:
         cameras = self.embodiment.cameras

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import chromium
 import pytest
 from fake_run import make_run
@@ -16,22 +14,6 @@ pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
     return write_report(make_run(tmp_path_factory.mktemp("runs") / "quickstart"))
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    page = tmp_path_factory.mktemp("probe") / "index.html"
-    page.write_text("<title>seen</title>")
-    with contextlib.ExitStack() as stack:
-        try:
-            started = stack.enter_context(chromium.Chromium())
-            started.open(page, 1280)
-            seen = started.evaluate("document.title") == "seen"
-        except (RuntimeError, TimeoutError, OSError):
-            seen = False
-        if not seen:  # packed as a snap, it may not read temporary files
-            pytest.skip("Chromium is installed, but it does not start here or may not read temporary files")
-        yield started
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])

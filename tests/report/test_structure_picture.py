@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 
 import chromium
@@ -46,22 +45,6 @@ INSIDE = """(() => {
   )).map(([t]) => t);
   return [...out, ...torn, ...crossed].map(text => text.textContent);
 })()"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    probe = tmp_path_factory.mktemp("probe") / "seen.html"
-    probe.write_text("<title>seen</title>")
-    with contextlib.ExitStack() as stack:
-        try:
-            started = stack.enter_context(chromium.Chromium())
-            started.open(probe, 1280)
-            seen = started.evaluate("document.title") == "seen"
-        except (RuntimeError, TimeoutError, OSError):
-            seen = False
-        if not seen:  # packed as a snap, it may not read temporary files
-            pytest.skip("Chromium is installed, but it does not start here or may not read temporary files")
-        yield started
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -30,7 +30,7 @@ from anyvla.config import STRICT, ConfigError
 from anyvla.heads.base import Context, Decoder, Kind, Loss, Setting, draw
 from anyvla.heads.denoiser import squared_error, waves
 from anyvla.heads.expert_layers import Memory, Transformer, View, joined, spread, thetas_of
-from anyvla.heads.flow_matching import Method, Times, integrate, interpolate, times
+from anyvla.heads.flow_matching import Method, Times, drawn, integrate, interpolate
 from anyvla.heads.lm_tokens import LMTokensDecoder
 
 if TYPE_CHECKING:
@@ -113,9 +113,9 @@ class ExpertDecoder(Decoder):
         generator: torch.Generator | None = None,
     ) -> Loss:
         """The conditional flow matching loss (eq. 1 of pi0) at random times and noises; with tokens, theirs beside."""
-        time = times(self.config.time, self.config.draws * len(actions), generator)
-        noise = torch.randn(len(time), *self.shape, generator=generator)
-        flow = self.loss_at(context, actions, mask, noise.to(actions.device), time.to(actions.device))
+        count = self.config.draws * len(actions)
+        noise, time = drawn(self.config.time, count, self.shape, generator, actions.device)
+        flow = self.loss_at(context, actions, mask, noise, time)
         if self.tokens is None:
             return flow
         tokens = self.tokens.loss(context, actions, mask, generator)  # counts the same elements

@@ -16,7 +16,7 @@ from anyvla.actions.codec import held
 from anyvla.config import STRICT
 from anyvla.heads.base import Context, Decoder, Loss, Setting, draw
 from anyvla.heads.denoiser import Denoiser, Sizes, squared_error
-from anyvla.heads.flow_matching import Method, Times, integrate, interpolate, times
+from anyvla.heads.flow_matching import Method, Times, drawn, integrate, interpolate
 
 
 class FlowDecoder(Decoder):
@@ -46,9 +46,9 @@ class FlowDecoder(Decoder):
         generator: torch.Generator | None = None,
     ) -> Loss:
         """The conditional flow matching loss (eq. 9 of the paper) at random times and noises."""
-        time = times(self.config.time, self.config.draws * len(actions), generator)
-        noise = torch.randn(len(time), *self.shape, generator=generator)
-        return self.loss_at(context, actions, mask, noise.to(actions.device), time.to(actions.device))
+        count = self.config.draws * len(actions)
+        noise, time = drawn(self.config.time, count, self.shape, generator, actions.device)
+        return self.loss_at(context, actions, mask, noise, time)
 
     def loss_at(
         self,

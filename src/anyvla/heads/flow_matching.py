@@ -8,7 +8,7 @@ under autocast: the state of an integration adds many small steps up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -28,6 +28,14 @@ def times(kind: Times, count: int, generator: torch.Generator | None = None) -> 
     if kind == "beta":
         u = u ** (1 / ALPHA)  # the inverse of the distribution function u^1.5; torch's Beta takes no generator
     return FIRST + (1 - FIRST) * u
+
+
+def drawn(
+    kind: Times, count: int, shape: Sequence[int], generator: torch.Generator | None, device: torch.device
+) -> tuple[Float[Tensor, "M N A"], Float[Tensor, "M"]]:
+    """Noises and times to train at, drawn on the CPU."""
+    time = times(kind, count, generator)
+    return torch.randn(count, *shape, generator=generator).to(device), time.to(device)
 
 
 def interpolate(

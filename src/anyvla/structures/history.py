@@ -29,7 +29,7 @@ from anyvla.cache import Cache
 from anyvla.config import STRICT
 from anyvla.layout import lay_out
 from anyvla.structures.continuation import Continuation
-from anyvla.types import Block, TokenSequence
+from anyvla.types import TokenSequence
 
 if TYPE_CHECKING:
     from anyvla.backbones.base import Backbone
@@ -111,24 +111,14 @@ class PolicyHead(History):
         return len(memory)
 
     def windows(self, backbone: Backbone, steps: Steps, mask: Bool[Tensor, "B W"], *, remember: bool) -> Reading:
-        readouts, continuation = self._read(backbone, steps, remember)
-        out = readouts.new_zeros(*mask.shape, *readouts.shape[1:])
-        out[mask] = readouts
-        return Reading(out, mask, continuation)
+        readouts, continuation = read(backbone, steps, (1,) * len(steps.instructions), remember=remember)
+        return Reading(in_windows(readouts, mask), mask, continuation)
 
     def step(self, backbone: Backbone, steps: Steps, memories: Sequence[Memory], *, remember: bool) -> Reading:
-        readouts, continuation = self._read(backbone, steps, remember)
+        readouts, continuation = read(backbone, steps, (1,) * len(steps.instructions), remember=remember)
         for memory, readout in zip(memories, readouts, strict=True):
             memory.append(readout)
         return Reading(*stacked([torch.stack(tuple(m)) for m in memories]), continuation)
-
-    def _read(
-        self, backbone: Backbone, steps: Steps, remember: bool
-    ) -> tuple[Float[Tensor, "M R D"], Continuation | None]:
-        block = backbone.prepare(steps.images, steps.instructions)
-        counts = (1,) * len(steps.instructions)
-        readouts, sequence, cache = read(backbone, block, steps, counts, remember=remember)
-        return readouts, None if cache is None else after_each(backbone, cache, sequence, steps, counts)
 
 
 class NoHistory(PolicyHead):
@@ -145,24 +135,30 @@ class NoHistory(PolicyHead):
 
 
 def read(
-    backbone: Backbone,
-    block: Block,
-    steps: Steps,
-    counts: Sequence[int],
-    *,
-    remember: bool,
-    hide: bool = False,
-) -> tuple[Float[Tensor, "M R D"], TokenSequence, Cache | None]:
-    """Run the backbone over steps laid out in sequences of `counts` steps. `hide`: readouts from other steps."""
+    backbone: Backbone, steps: Steps, counts: Sequence[int], *, remember: bool, past: bool = True
+) -> tuple[Float[Tensor, "M R D"], Continuation | None]:
+    """Run the backbone over steps laid out in sequences of `counts` steps, and say how to go on if it shall `remember`.
+
+    `past`: steps see the readouts of earlier ones, where they share a sequence.
+    """
+    block = backbone.prepare(steps.images, steps.instructions)
     each = steps.written.shape[1]
     sequence = lay_out(block, counts, each, pad_id=backbone.pad_id, query_id=backbone.query_id, before=steps.before)
-    if hide and max(counts) > 1:
+    if not past and max(counts) > 1:
         step = sequence.step_ids
         others = readout_places(sequence, steps)[:, None] & (step[:, :, None] != step[:, None])  # (S, L, L)
         sequence = replace(sequence, mask=~others)
     cache = Cache() if remember else None
     hidden = backbone(sequence, steps.written, cache)  # (M, Q, D)
-    return hidden[:, each - steps.readouts :], sequence, cache
+    after = None if cache is None else _after_each(backbone, cache, sequence, steps, counts, past)
+    return hidden[:, each - steps.readouts :], after
+
+
+def in_windows(readouts: Float[Tensor, "M R D"], mask: Bool[Tensor, "B W"]) -> Float[Tensor, "B W R D"]:
+    """What was read of the valid steps, row by row, at their places; zeros at the others."""
+    out = readouts.new_zeros(*mask.shape, *readouts.shape[1:])
+    out[mask] = readouts
+    return out
 
 
 def readout_places(sequence: TokenSequence, steps: Steps) -> Bool[Tensor, "S L"]:
@@ -173,10 +169,9 @@ def readout_places(sequence: TokenSequence, steps: Steps) -> Bool[Tensor, "S L"]
     return out.view_as(sequence.query_mask)
 
 
-def after_each(
-    backbone: Backbone, cache: Cache, sequence: TokenSequence, steps: Steps, counts: Sequence[int], *, past: bool = True
+def _after_each(
+    backbone: Backbone, cache: Cache, sequence: TokenSequence, steps: Steps, counts: Sequence[int], past: bool
 ) -> Continuation:
-    """How to go on after each step of whole windows. `past`: the readouts of earlier steps are seen."""
     assert cache.valid is not None
     assert cache.places is not None
     readout = readout_places(sequence, steps)
@@ -193,5 +188,9 @@ def after_each(
 def stacked(windows: Sequence[Tensor]) -> tuple[Tensor, Bool[Tensor, "B W"]]:
     """Windows (w, ...) of different lengths as one tensor (B, W, ...), zeros past the end, and where it is valid."""
     out = torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True)
-    lengths = torch.tensor([len(w) for w in windows], device=out.device)
-    return out, torch.arange(out.shape[1], device=out.device) < lengths[:, None]
+    return out, valid_steps([len(w) for w in windows]).to(out.device)
+
+
+def valid_steps(lengths: Sequence[int]) -> Bool[Tensor, "B W"]:
+    """The mask of windows of these lengths."""
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]

@@ -27,7 +27,17 @@ from anyvla.cache import Cache, join
 from anyvla.config import STRICT
 from anyvla.layout import lay_out
 from anyvla.structures.continuation import Continuation
-from anyvla.structures.history import History, Memory, Reading, Steps, after_each, read, readout_places, stacked
+from anyvla.structures.history import (
+    History,
+    Memory,
+    Reading,
+    Steps,
+    in_windows,
+    read,
+    readout_places,
+    stacked,
+    valid_steps,
+)
 from anyvla.types import Block
 
 if TYPE_CHECKING:
@@ -82,12 +92,8 @@ class Interleaved(History):
         counts = mask.sum(1).tolist()
         first = torch.cumsum(torch.tensor([0, *counts[:-1]]), 0)
         steps = replace(steps, written=_begun(steps, first.to(steps.written.device)))
-        block = backbone.prepare(steps.images, steps.instructions)
-        readouts, sequence, cache = read(backbone, block, steps, counts, remember=remember, hide=not self.sees_past)
-        out = readouts.new_zeros(*mask.shape, *readouts.shape[1:])
-        out[mask] = readouts
-        after = None if cache is None else after_each(backbone, cache, sequence, steps, counts, past=self.sees_past)
-        return Reading(out, mask, after)
+        readouts, after = read(backbone, steps, counts, remember=remember, past=self.sees_past)
+        return Reading(in_windows(readouts, mask), mask, after)
 
     def step(self, backbone: Backbone, steps: Steps, memories: Sequence[Memory], *, remember: bool) -> Reading:
         if not self.cache or "cache" not in backbone.capabilities:
@@ -167,7 +173,7 @@ class Interleaved(History):
             instructions=told,
             written=torch.stack([s.written for s in seen]),
         )
-        _, mask = stacked([torch.zeros(len(memory), device=steps.written.device) for memory in memories])
+        mask = valid_steps([len(memory) for memory in memories]).to(steps.written.device)
         reading = self.windows(backbone, whole, mask, remember=remember)
         if reading.continuation is None:
             return reading
