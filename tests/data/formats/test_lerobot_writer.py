@@ -20,6 +20,10 @@ from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode, write_dataset
 
 
+def opened(root):
+    return LeRobotDataset(LeRobotDataset.Config(), root)
+
+
 def begin(root, **provenance):
     return LeRobotWriter(root, ROBOT, provenance={"suite": "drawers", **provenance})
 
@@ -113,11 +117,11 @@ def test_staged_out_of_order_in_processes_and_resumed(tmp_path):
     assert again.notes == {"failures": 3}
     again.stage(0, demonstration(5, seed=0))
     again.finalise()
-    dataset = LeRobotDataset(root)
-    assert dataset.lengths == [5, 12, 17]  # by index, renumbered
+    dataset = opened(root)
+    assert dataset.lengths.tolist() == [5, 12, 17]  # by index, renumbered
     assert [dataset[i].extra["seed"] for i in range(3)] == [0, 2, 7]
     assert dataset.notes == {"failures": 3}
-    assert dataset.provenance == {"suite": "drawers"}
+    assert dataset.provenance == {"suite": "drawers", "format": "lerobot", "version": "v3.0"}
     assert is_complete(root)
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
     with pytest.raises(ValueError, match="holds a complete dataset: remove it or choose another"):
@@ -129,7 +133,7 @@ def test_staging_again_replaces(tmp_path):
     writer.stage(0, demonstration(5))
     writer.stage(0, demonstration(8))
     writer.finalise()
-    assert LeRobotDataset(tmp_path / "set").lengths == [8]
+    assert opened(tmp_path / "set").lengths.tolist() == [8]
 
 
 def test_other_settings_do_not_mix(tmp_path):
@@ -154,7 +158,9 @@ def test_other_settings_do_not_mix(tmp_path):
         ({"proprio": np.zeros((18, 4), np.float32)}, r"proprio must be float32 \(20, 4\), got float32 \(18, 4\)"),
         ({"actions": np.zeros((20, 4))}, r"actions must be float32 \(20, 4\), got float64"),
         ({"actions": np.zeros((0, 4), np.float32)}, "has no steps"),
-        ({"instruction": " "}, "the instruction is empty"),
+        ({"instructions": ("open it", " ")}, "an instruction is empty; leave it out"),
+        ({"timestamps": np.zeros(20)}, "timestamps must be 20 increasing seconds from 0 on"),
+        ({"timestamps": np.arange(19.0)}, "timestamps must be 20 increasing seconds"),
         ({"extra": {"seed": np.int64(3)}}, "extra must be plain JSON data"),
     ],
 )
@@ -208,7 +214,7 @@ def test_a_full_disk_while_merging_keeps_what_is_staged(tmp_path, monkeypatch):
             writer.finalise()
     assert [p.name for p in tmp_path.iterdir()] == ["set.partial"]
     begin(tmp_path / "set").finalise()
-    assert LeRobotDataset(tmp_path / "set").lengths == [5]
+    assert opened(tmp_path / "set").lengths.tolist() == [5]
 
 
 def test_an_interrupted_merge_is_not_a_dataset(tmp_path, monkeypatch):
@@ -246,10 +252,10 @@ def test_files_grow_to_a_limit(tmp_path, monkeypatch):
     write_dataset(tmp_path / "set", ROBOT, episodes)
     assert len(list((tmp_path / "set/data").glob("chunk-00[01]/*.parquet"))) > 2
     assert len(list((tmp_path / "set/videos/observation.images.wrist").glob("chunk-*/*.mp4"))) > 2
-    dataset = LeRobotDataset(tmp_path / "set")
+    dataset = opened(tmp_path / "set")
     for i, episode in enumerate(episodes):
         assert np.array_equal(dataset[i].actions, episode.actions)
-        assert np.abs(dataset[i].images["wrist"].astype(float) - episode.images["wrist"]).mean() < 3
+        assert np.abs(dataset[i].images["wrist"][:].astype(float) - episode.images["wrist"]).mean() < 3
 
 
 def test_images_of_two_sizes_are_refused(tmp_path):
@@ -273,9 +279,9 @@ def test_one_dim_features_are_plain_numbers_as_lerobot_expects(tmp_path):
     write_dataset(tmp_path / "set", robot, [demonstration(6, actions=values, proprio=values)])
     rows = pq.read_table(tmp_path / "set/data/chunk-000/file-000.parquet")
     assert str(rows.schema.field("action").type) == "float"
-    dataset = LeRobotDataset(tmp_path / "set")
+    dataset = opened(tmp_path / "set")
     assert np.array_equal(dataset[0].actions, values)
-    assert dataset.statistics["action"]["max"] == [1.0]
+    assert json.loads((tmp_path / "set/meta/stats.json").read_text())["action"]["max"] == [1.0]
 
 
 def test_staging_imports_no_torch():

@@ -17,18 +17,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anyvla.actions.space import ActionSpace
-from anyvla.data.episode import Embodiment
+from anyvla.data.episode import Embodiment, steady
 from anyvla.data.formats import video
 from anyvla.data.formats.lerobot import (
-    ACTION,
-    CAMERA_PREFIX,
     DATA_PATH,
     EPISODES_PATH,
-    OWN_KEY,
-    STATE,
+    EXTRA,
+    INSTRUCTIONS,
+    TASKS_PATH,
     VERSION,
     VIDEO_PATH,
 )
+from anyvla.data.formats.lerobot_info import CAMERA_PREFIX, OWN_KEY, TIME
+from anyvla.data.formats.lerobot_reader import ACTION, STATE
 from anyvla.data.statistics import compute_statistics, image_statistics
 
 CHUNK_FILES = 1000  # files in a folder
@@ -44,13 +45,15 @@ def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[s
     fps = embodiment.control_hz
     facts = [json.loads((folder / "episode.json").read_text(encoding="utf-8")) for folder in staged]
     sizes = {name: _only_size(name, staged, facts) for name in embodiment.cameras}
-    tasks = {text: i for i, text in enumerate(dict.fromkeys(f["instruction"] for f in facts))}
+    texts = ["".join(fact["instructions"][:1]) for fact in facts]
+    tasks = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    timed = any(TIME in pq.read_schema(folder / "rows.parquet").names for folder in staged)
     tables: list[pa.Table] = []
     rows: list[dict[str, Any]] = []
     first = 0
-    for i, (folder, fact) in enumerate(zip(staged, facts, strict=True)):
-        length, text = fact["length"], fact["instruction"]
-        tables.append(_rows(pq.read_table(folder / "rows.parquet"), fps, i, first, tasks[text]))
+    for i, (folder, fact, text) in enumerate(zip(staged, facts, texts, strict=True)):
+        length = fact["length"]
+        tables.append(_rows(pq.read_table(folder / "rows.parquet"), fps, i, first, tasks[text], timed))
         rows.append({"episode_index": i, "tasks": [text], "length": length})
         rows[-1] |= {"dataset_from_index": first, "dataset_to_index": first + length}
         first += length
@@ -61,11 +64,15 @@ def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[s
         for key, statistics in _statistics(table, [fact], embodiment).items():
             row |= {f"stats/{key}/{name}": value for name, value in statistics.items()}
         row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
-        row[f"{OWN_KEY}/extra"] = json.dumps(fact["extra"], ensure_ascii=False)
+        row[EXTRA] = json.dumps(fact["extra"], ensure_ascii=False)
+        row[INSTRUCTIONS] = fact["instructions"] if len(fact["instructions"]) != 1 else None
     path = root / EPISODES_PATH.format(chunk_index=0, file_index=0)
     path.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    _write_tasks(root / "meta/tasks.parquet", list(tasks))
+    table = pa.Table.from_pylist(rows)
+    place = table.column_names.index(INSTRUCTIONS)  # its type is not seen where each episode has one
+    table = table.set_column(place, INSTRUCTIONS, table[INSTRUCTIONS].cast(pa.list_(pa.string())))
+    pq.write_table(table, path)
+    _write_tasks(root / TASKS_PATH, list(tasks))
     statistics = _statistics(pa.concat_tables(tables), facts, embodiment)
     (root / "meta/stats.json").write_text(json.dumps(statistics, indent=1), encoding="utf-8")
     info = {
@@ -81,15 +88,17 @@ def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[s
         "splits": {"train": f"0:{len(rows)}"},
         "data_path": DATA_PATH,
         "video_path": VIDEO_PATH,
-        "features": _features(embodiment, sizes),
+        "features": _features(embodiment, sizes, timed),
         OWN_KEY: own,
     }
     (root / "meta/info.json").write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _rows(table: pa.Table, fps: float, episode: int, first: int, task: int) -> pa.Table:
-    """The staged columns and those that every LeRobot dataset has."""
+def _rows(table: pa.Table, fps: float, episode: int, first: int, task: int, timed: bool) -> pa.Table:
+    """The staged columns and those that every LeRobot dataset has, and times of their own if others have them."""
     steps = np.arange(len(table), dtype=np.int64)
+    if timed and TIME not in table.column_names:
+        table = table.append_column(TIME, pa.array(steady(len(table), fps)))
     for name, values in (
         ("timestamp", (steps / fps).astype(np.float32)),
         ("frame_index", steps),
@@ -158,12 +167,14 @@ def _statistics(table: pa.Table, facts: list[dict[str, Any]], embodiment: Embodi
     return out
 
 
-def _features(embodiment: Embodiment, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+def _features(embodiment: Embodiment, sizes: Mapping[str, tuple[int, int]], timed: bool) -> dict[str, Any]:
     def vector(space: ActionSpace) -> dict[str, Any]:
         names = [g.name if g.size == 1 else f"{g.name}_{i}" for g in space.groups for i in range(g.size)]
         return {"dtype": "float32", "shape": [space.size], "names": names}
 
-    out = {ACTION: vector(embodiment.action), STATE: vector(embodiment.proprio)}
+    out: dict[str, Any] = {ACTION: vector(embodiment.action)}
+    if embodiment.proprio.size:
+        out[STATE] = vector(embodiment.proprio)
     fps = embodiment.control_hz
     for name, (height, width) in sizes.items():
         out[CAMERA_PREFIX + name] = {
@@ -181,6 +192,8 @@ def _features(embodiment: Embodiment, sizes: Mapping[str, tuple[int, int]]) -> d
                 "has_audio": False,
             },
         }
+    if timed:
+        out[TIME] = {"dtype": "float64", "shape": [1], "names": None}
     out["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
     for key in ("frame_index", "episode_index", "index", "task_index"):
         out[key] = {"dtype": "int64", "shape": [1], "names": None}

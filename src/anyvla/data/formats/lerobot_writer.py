@@ -22,12 +22,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anyvla.config import to_dict
-from anyvla.data.episode import Embodiment, Episode
+from anyvla.data.episode import Embodiment, Episode, Frames, Images, steady
 from anyvla.data.formats import video
-from anyvla.data.formats.lerobot import ACTION, STATE
+from anyvla.data.formats.lerobot_info import TIME
 from anyvla.data.formats.lerobot_merge import merge
+from anyvla.data.formats.lerobot_reader import ACTION, STATE
 from anyvla.data.statistics import image_histogram
 from anyvla.registry import nearest
+
+_BLOCK = 64  # frames in memory at once
+_COUNTED = 100  # frames of an episode that image statistics are made of
 
 
 def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episode: Episode) -> None:
@@ -38,24 +42,30 @@ def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episod
     check_episode(embodiment, episode, f"episode {index}")
     target = partial_root / f"episode-{index:06d}"
     building = partial_root / f".building-{index:06d}-{os.getpid()}"
-    histograms = {name: image_histogram(episode.images[name]).tolist() for name in embodiment.cameras}
-    facts = {
+    facts: dict[str, Any] = {
         "length": len(episode),
-        "instruction": episode.instruction,
+        "instructions": episode.instructions,
         "extra": dict(episode.extra),
         "sizes": {name: episode.images[name].shape[1:3] for name in embodiment.cameras},
-        "histograms": histograms,
     }
-    text = _to_json(facts, f"episode {index}: extra")
+    _to_json(facts, f"episode {index}: extra")
     try:
         with _explain_full_disk(partial_root):
             shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
             building.mkdir(parents=True)
+            facts["histograms"] = {}
             for name in embodiment.cameras:
-                video.encode(building / f"{name}.mp4", episode.images[name], embodiment.control_hz)
-            table = pa.table({ACTION: _vectors(episode.actions), STATE: _vectors(episode.proprio)})
-            pq.write_table(table, building / "rows.parquet")
-            (building / "episode.json").write_text(text, encoding="utf-8")
+                histogram = np.zeros((3, 256), np.int64)
+                frames = _frames(episode.images[name], histogram)
+                video.encode(building / f"{name}.mp4", frames, embodiment.control_hz)
+                facts["histograms"][name] = histogram.tolist()
+            columns = {ACTION: _vectors(episode.actions)}
+            if embodiment.proprio.size:
+                columns[STATE] = _vectors(episode.proprio)
+            if not np.array_equal(episode.timestamps, steady(len(episode), embodiment.control_hz)):
+                columns[TIME] = pa.array(episode.timestamps)
+            pq.write_table(pa.table(columns), building / "rows.parquet")
+            (building / "episode.json").write_text(_to_json(facts, f"episode {index}"), encoding="utf-8")
             _sync(building)
             if target.exists():
                 shutil.rmtree(target)
@@ -85,12 +95,14 @@ def check_episode(embodiment: Embodiment, episode: Episode, where: str = "episod
             given = list(episode.images)
             raise ValueError(f"{where}: camera {name!r} is missing; {nearest(name, given) if given else 'none given'}")
         frames = episode.images[name]
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) != length:
-            raise ValueError(
-                f"{where}: camera {name!r} must be uint8 ({length}, H, W, 3), got {frames.dtype} {frames.shape}"
-            )
-    if not episode.instruction.strip():
-        raise ValueError(f"{where}: the instruction is empty")
+        kind = np.dtype(np.uint8) if isinstance(frames, Frames) else frames.dtype
+        if kind != np.uint8 or len(frames.shape) != 4 or frames.shape[3] != 3 or len(frames) != length:
+            raise ValueError(f"{where}: camera {name!r} must be uint8 ({length}, H, W, 3), got {kind} {frames.shape}")
+    if not all(text.strip() for text in episode.instructions):
+        raise ValueError(f"{where}: an instruction is empty; leave it out, an episode may have none")
+    times = episode.timestamps
+    if times.shape != (length,) or not np.isfinite(times).all() or times[0] != 0 or (np.diff(times) <= 0).any():
+        raise ValueError(f"{where}: timestamps must be {length} increasing seconds from 0 on")
 
 
 class LeRobotWriter:
@@ -190,6 +202,18 @@ def write_dataset(
 def is_complete(root: Path) -> bool:
     """Whether a whole dataset lies at `root`."""
     return (root / "meta/info.json").is_file()  # datasets appear by one rename
+
+
+def _frames(images: Images, histogram: np.ndarray) -> Iterator[np.ndarray]:
+    """Frame by frame, decoding few at once; evenly spread ones are counted in the histogram."""
+    length = len(images)
+    counted = np.unique(np.linspace(0, length - 1, min(length, _COUNTED)).round().astype(int))
+    for first in range(0, length, _BLOCK):
+        block = images[first : first + _BLOCK]
+        chosen = counted[(counted >= first) & (counted < first + len(block))] - first
+        if len(chosen):
+            histogram += image_histogram(block[chosen])
+        yield from block
 
 
 def _vectors(array: np.ndarray) -> pa.Array:

@@ -1,0 +1,258 @@
+"""What the readers of all versions of LeRobot share: episodes made of an index, rows and frames.
+
+A version adds where things lie. An episode whose task changes on the way is read as several, one for each run of one
+task, since an instruction holds for a whole episode.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32, Float64, Int64
+from pydantic.dataclasses import dataclass as config_dataclass
+
+from anyvla.config import STRICT, to_dict
+from anyvla.data import stored
+from anyvla.data.episode import Embodiment, Episode, Frames, steady
+from anyvla.data.formats.lerobot_frames import StillFrames, VideoFrames
+from anyvla.data.formats.lerobot_info import OWN_KEY, TIME, Info
+from anyvla.data.formats.lerobot_rows import read_rows
+
+STATE = "observation.state"
+ACTION = "action"
+
+
+@config_dataclass(frozen=True, kw_only=True, config=STRICT)
+class LeRobotConfig:
+    """How a LeRobot dataset is read."""
+
+    state: str = STATE  # the feature that is the proprio
+    action: str = ACTION  # the feature that is the action
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The index: one entry per episode in each column. Steps are counted within LeRobot's own episode."""
+
+    number: Int64[np.ndarray, "E"]  # LeRobot's own
+    begin: Int64[np.ndarray, "E"]  # its first step; not 0 where a change of task cuts an episode in two
+    length: Int64[np.ndarray, "E"]
+    task: Int64[np.ndarray, "E"]  # its place in `tasks`; -1 while it is not known, for there are several
+    tasks: Sequence[str]
+    at: Int64[np.ndarray, "E"]  # where the version's own table has more about it
+
+
+class LeRobotReader(ABC):
+    """A dataset folder as an `EpisodeDataset`.
+
+    `embodiment` is needed if `info.json` has no `anyvla` key; it also chooses the cameras and their order. Raises
+    ValueError with the way out for a folder that is no dataset, half written, of another version, or that lacks a
+    camera or a file.
+    """
+
+    Config = LeRobotConfig
+    FORMAT: ClassVar[str]
+    VERSIONS: ClassVar[tuple[str, ...]]
+
+    def __init__(self, config: LeRobotConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
+        self.root = Path(root)
+        self.config = config
+        self._info = Info(self.root)
+        self._info.check_version(*self.VERSIONS)
+        self.embodiment = embodiment or self._info.embodiment(config.state, config.action)
+        self._info.check(self.embodiment, config.state, config.action)
+        self._keys = {name: self._info.camera_key(name) for name in self.embodiment.cameras}
+        self.provenance: dict[str, Any] = {
+            **self._info.own.get("provenance", {}),
+            "format": self.FORMAT,
+            "version": self._info.version,
+        }
+        self.notes: dict[str, Any] = self._info.own.get("notes", {})
+        self._columns = self._split(self._read_columns())
+
+    @abstractmethod
+    def _read_columns(self) -> Columns:
+        """The index, an entry for each of LeRobot's episodes."""
+
+    @abstractmethod
+    def _rows_at(self, index: int) -> tuple[Path, int]:
+        """The data file of LeRobot's episode, and the first of its rows in it; `index` is that of our episode."""
+
+    @abstractmethod
+    def _video_at(self, index: int, key: str) -> tuple[Path, float]:
+        """The video file of LeRobot's episode, and the second at which it begins in it."""
+
+    def _own(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+        """What anyvla alone knows of an episode: its extra, and its instructions if they are not its task alone."""
+        return {}, None
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "E"]:
+        """Steps of each episode."""
+        return self._columns.length
+
+    def __len__(self) -> int:
+        return len(self._columns.length)
+
+    def task(self, index: int) -> str:
+        """What episode `index` demonstrates."""
+        self._check(index)
+        return self._own(index)[0].get("task") or self._columns.tasks[self._columns.task[index]]
+
+    def __getitem__(self, index: int) -> Episode:
+        """Episode `index`; frames are decoded when asked for. Raises IndexError outside, ValueError if damaged."""
+        self._check(index)
+        where = self._where(index)
+        names = [self.config.action, *([self.config.state] if self.embodiment.proprio.size else [])]
+        names += ["timestamp"] if "timestamp" in self._info.features else []
+        table = self._read(index, names + ([TIME] if TIME in self._info.features else []))
+        extra, instructions = self._own(index)
+        if instructions is None:
+            text = self._columns.tasks[self._columns.task[index]]
+            instructions = (text,) if text.strip() else ()
+        length = int(self.lengths[index])
+        proprio = np.zeros((length, 0), np.float32)
+        return Episode(
+            embodiment=self.embodiment,
+            images={name: self._frames(index, key) for name, key in self._keys.items()},
+            proprio=_matrix(table[self.config.state], where) if self.embodiment.proprio.size else proprio,
+            actions=_matrix(table[self.config.action], where),
+            instructions=instructions,
+            timestamps=self._times(table, where),
+            provenance=where,
+            extra=extra,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `EpisodeDataset`; where and when the data was made does not count."""
+        facts = {k: v for k, v in self._info.facts.items() if k != OWN_KEY}
+        meaning = json.dumps([facts, to_dict(self.embodiment), to_dict(self.config)], sort_keys=True)
+        return stored.fingerprint(self.root, self._files(self._keys.values()), meaning)
+
+    def _files(self, keys: Iterable[str]) -> list[Path]:
+        """All that counts for what the dataset holds, with the videos of these features."""
+        files = [p for pattern in ("data/**/*.parquet", "meta/**/*.parquet") for p in self.root.glob(pattern)]
+        files += [p for name in ("episodes", "tasks") if (p := self.root / f"meta/{name}.jsonl").is_file()]
+        videos = [self.root.glob(f"videos/{p}/**/*.mp4") for k in keys for p in (k, f"*/{k}")]
+        return sorted({*files, *(p for found in videos for p in found)})
+
+    def _check(self, index: int) -> None:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
+
+    def _where(self, index: int) -> str:
+        columns = self._columns
+        path, _ = self._rows_at(index)
+        begin, length = int(columns.begin[index]), int(columns.length[index])
+        part = f", steps {begin} to {begin + length - 1}" if self._cut and self._cut[columns.number[index]] > 1 else ""
+        return f"{path}, episode {columns.number[index]}{part}"
+
+    def _read(self, index: int, names: list[str], first: int = 0, count: int | None = None) -> pa.Table:
+        """Rows of an episode, from its step `first` on; None: to its end."""
+        columns = self._columns
+        path, row = self._rows_at(index)
+        count = int(columns.length[index]) - first if count is None else count
+        number = int(columns.number[index])
+        try:
+            table = read_rows(path, row + int(columns.begin[index]) + first, count, ["episode_index", *names])
+        except ValueError as error:
+            raise ValueError(f"episode {number}: {error}") from None
+        if not np.all(table["episode_index"].to_numpy() == number):
+            raise ValueError(f"{path} does not hold the rows of episode {number} where the index says; copy it again")
+        return table
+
+    def _frames(self, index: int, key: str) -> Frames:
+        where = self._where(index)
+        shape = (int(self.lengths[index]), *self._info.image_size(key), 3)
+        if self._info.features[key]["dtype"] == "video":
+            path, seconds = self._video_at(index, key)
+            start = round(seconds * self._info.fps) + int(self._columns.begin[index])
+            return VideoFrames(path, self._info.fps, start, shape, where)
+        return StillFrames(self.root, partial(self._still_rows, index, key), shape, where)
+
+    def _still_rows(self, index: int, key: str, first: int, count: int) -> list[dict[str, Any] | None]:
+        return self._read(index, [key], first, count)[key].to_pylist()
+
+    def _times(self, table: pa.Table, where: str) -> Float64[np.ndarray, "T"]:
+        """LeRobot's timestamps are steps / fps, in float32; only others are taken as they are."""
+        constant = steady(len(table), self._info.fps)
+        name = TIME if TIME in table.column_names else "timestamp"
+        if name not in table.column_names:
+            return constant
+        times = _matrix(table[name], where, np.float64)[:, 0]
+        times = times - times[0]
+        if name == "timestamp" and np.all(np.abs(times - constant) < max(1e-3, 1e-6 * constant[-1])):
+            return constant
+        late = np.flatnonzero(np.diff(times) <= 0)
+        if len(late):
+            raise ValueError(f"{where}: the timestamp of step {late[0] + 1} is not after the one before it")
+        return times
+
+    def _split(self, columns: Columns) -> Columns:
+        """Cut episodes of several tasks at each change of task."""
+        self._cut: dict[int, int] = {}  # LeRobot's episode -> how many it became
+        several = np.flatnonzero(columns.task < 0)
+        if not len(several):
+            return columns
+        texts, known = self._tasks_by_number(), {text: i for i, text in enumerate(columns.tasks)}
+        self._columns = columns  # for _read
+        pieces = np.ones(len(columns.length), np.int64)
+        runs: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # episode -> first step of each run, its task
+        for e in several.tolist():
+            numbers = self._read(e, ["task_index"])["task_index"].to_numpy()
+            first = np.concatenate([[0], np.flatnonzero(np.diff(numbers)) + 1])
+            unknown = sorted({int(n) for n in numbers[first]} - texts.keys())
+            if unknown:
+                raise ValueError(f"{self._where(e)}: the table of tasks has no number {unknown[0]}; copy it again")
+            runs[e] = first, np.array([known[texts[int(n)]] for n in numbers[first]])
+            pieces[e] = self._cut[int(columns.number[e])] = len(first)
+        at = np.repeat(np.arange(len(pieces)), pieces)
+        begin, length, task = np.zeros(len(at), np.int64), columns.length[at], columns.task[at]
+        starts = pieces.cumsum() - pieces
+        for e, (first, texts_of) in runs.items():
+            these = slice(starts[e], starts[e] + pieces[e])
+            begin[these], task[these] = first, texts_of
+            length[these] = np.diff(np.append(first, columns.length[e]))
+        return replace(columns, number=columns.number[at], begin=begin, length=length, task=task, at=columns.at[at])
+
+    @abstractmethod
+    def _tasks_by_number(self) -> dict[int, str]:
+        """The table of tasks."""
+
+
+def code_tasks(lists: pa.ChunkedArray) -> tuple[Int64[np.ndarray, "E"], list[str]]:
+    """The task of each episode out of its list of tasks, as a number, and what the numbers stand for.
+
+    -1 for a list of several, "" for one of none.
+    """
+    array = lists.combine_chunks()
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    encoded = array.values.dictionary_encode()
+    tasks = [t or "" for t in encoded.dictionary.to_pylist()]
+    codes = np.append(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), -1)
+    counts = np.diff(offsets)
+    out = np.where(counts == 1, codes[np.minimum(offsets[:-1], len(codes) - 1)], -1)
+    if np.any(counts == 0):
+        out[counts == 0] = len(tasks)
+        tasks.append("")
+    return out, tasks
+
+
+def _matrix(column: pa.ChunkedArray, where: str, dtype: Any = np.float32) -> Float32[np.ndarray, "T D"]:
+    """A column of equally long lists, or of numbers where D is 1, as a matrix."""
+    values = column.combine_chunks()
+    if values.null_count:
+        raise ValueError(f"{where}: a step has no value; drop or mend the episode")
+    flat = (values.flatten() if pa.types.is_nested(values.type) else values).to_numpy(zero_copy_only=False)
+    if flat.size % len(column):
+        raise ValueError(f"{where}: the vectors of its steps differ in size; drop or mend the episode")
+    return np.ascontiguousarray(flat.reshape(len(column), -1), dtype=dtype)

@@ -1,0 +1,105 @@
+"""Reads LeRobot v2.0 and v2.1 datasets in place: a parquet file and a video of each camera per episode, and an index
+of JSON lines (`meta/episodes.jsonl`, `meta/tasks.jsonl`).
+
+The statistics of these versions (`stats.json`, `episodes_stats.jsonl`) are not read: anyvla computes its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader, code_tasks
+
+
+class LeRobotV2Dataset(LeRobotReader):
+    """See `LeRobotReader`; files of one episode each."""
+
+    FORMAT: ClassVar[str] = "lerobot_v2"
+    VERSIONS: ClassVar[tuple[str, ...]] = ("v2.0", "v2.1")
+
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        """`meta/info.json` and `meta/episodes.jsonl`."""
+        return (root / "meta/info.json").is_file() and (root / "meta/episodes.jsonl").is_file()
+
+    def _read_columns(self) -> Columns:
+        numbers, lengths, tasks = [], [], []
+        for row in self._lines("meta/episodes.jsonl", "episode_index", "length", "tasks"):
+            numbers.append(row["episode_index"])
+            lengths.append(row["length"])
+            tasks.append(row["tasks"])
+        facts = self._info.facts
+        if len(numbers) != facts["total_episodes"]:
+            raise ValueError(
+                f"{self.root} is incomplete: info.json counts {facts['total_episodes']} episodes, meta/episodes.jsonl "
+                f"lists {len(numbers)}; copy the dataset again"
+            )
+        self._chunk = int(facts.get("chunks_size", 1000))
+        codes, texts = code_tasks(pa.chunked_array([pa.array(tasks, pa.list_(pa.string()))]))
+        if (codes < 0).any():
+            texts = list(dict.fromkeys([*texts, *self._tasks_by_number().values()]))
+        number = np.array(numbers, np.int64)
+        order = np.argsort(number, kind="stable")
+        self._check_files(number)
+        return Columns(
+            number=number[order],
+            begin=np.zeros(len(number), np.int64),
+            length=np.array(lengths, np.int64)[order],
+            task=codes[order],
+            tasks=texts,
+            at=np.arange(len(number)),
+        )
+
+    def _check_files(self, numbers: np.ndarray) -> None:
+        """Raises ValueError that names the first file missing; folders are listed, not each file asked for."""
+        videos = [k for k in self._keys.values() if self._info.features[k]["dtype"] == "video"]
+        listed: dict[str, set[str]] = {}
+        for number in numbers.tolist():
+            for path in [self._data_path(number), *(self._video_path(number, key) for key in videos)]:
+                folder, name = os.path.split(path)
+                if folder not in listed:
+                    whole = self.root / folder
+                    listed[folder] = {p.name for p in whole.iterdir()} if whole.is_dir() else set()
+                if name not in listed[folder]:
+                    raise ValueError(f"the dataset is incomplete: {self.root / path} is missing; copy it again")
+
+    def _data_path(self, number: int) -> str:
+        return self._info.facts["data_path"].format(episode_chunk=number // self._chunk, episode_index=number)
+
+    def _video_path(self, number: int, key: str) -> str:
+        where = {"episode_chunk": number // self._chunk, "episode_index": number, "video_key": key}
+        return self._info.facts["video_path"].format(**where)
+
+    def _rows_at(self, index: int) -> tuple[Path, int]:
+        return self.root / self._data_path(int(self._columns.number[index])), 0
+
+    def _video_at(self, index: int, key: str) -> tuple[Path, float]:
+        return self.root / self._video_path(int(self._columns.number[index]), key), 0.0
+
+    def _tasks_by_number(self) -> dict[int, str]:
+        return {r["task_index"]: r["task"] for r in self._lines("meta/tasks.jsonl", "task_index", "task")}
+
+    def _lines(self, name: str, *keys: str) -> Iterator[dict[str, Any]]:
+        """The JSON lines of a file. Raises ValueError that names the line if it is damaged."""
+        path = self.root / name
+        if not path.is_file():
+            raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                    missing = [key for key in keys if key not in row]
+                except (ValueError, TypeError) as error:
+                    raise ValueError(f"{path}, line {number}, is damaged ({error}); copy the dataset again") from None
+                if missing:
+                    raise ValueError(f"{path}, line {number}, has no {missing[0]!r}; copy the dataset again")
+                yield row
