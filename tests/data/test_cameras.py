@@ -36,7 +36,7 @@ def test_it_is_told_apart_and_can_be_pickled():
 
 def test_an_unknown_camera_is_refused():
     data = InMemory([demonstration(6)])
-    with pytest.raises(ValueError, match=r"memory has no camera 'wirst' \(for 'hand'\): did you mean 'wrist'\?"):
+    with pytest.raises(ValueError, match=r"memory has no camera 'wirst' to be 'hand': did you mean 'wrist'\?"):
         Cameras(data, {"hand": "wirst"})
-    with pytest.raises(ValueError, match="memory: no camera is chosen; choose from corner, wrist"):
+    with pytest.raises(ValueError, match="choose one camera of memory at least: corner, wrist"):
         Cameras(data, {})

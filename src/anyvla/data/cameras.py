@@ -24,7 +24,7 @@ class Cameras(Wrapped):
         if not cameras:
             raise ValueError(f"choose one camera of {dataset.root} at least: {', '.join(known)}")
         embodiment = dataclasses.replace(dataset.embodiment, cameras=tuple(cameras))
-        super().__init__(dataset, {"cameras": dict(cameras)}, embodiment)
+        super().__init__(dataset, {"cameras": [list(pair) for pair in cameras.items()]}, embodiment)
         self._cameras = dict(cameras)
 
     def __getitem__(self, index: int) -> Episode:

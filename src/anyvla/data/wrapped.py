@@ -15,7 +15,10 @@ from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
 
 
 class Wrapped:
-    """The data set itself; subclasses change what they are for. `change` says what, for provenance and fingerprint."""
+    """The data set itself; subclasses change what they are for. Nothing is copied: episodes change as they are read.
+
+    `change` says what is done, as JSON, in the provenance (`changes`, in order) and in the fingerprint.
+    """
 
     def __init__(
         self, dataset: EpisodeDataset, change: Mapping[str, Any], embodiment: Embodiment | None = None
