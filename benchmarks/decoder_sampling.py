@@ -31,6 +31,7 @@ import torch
 
 from anyvla.actions.normalize import Statistics
 from anyvla.config import build
+from anyvla.data.canonical import Robot
 from anyvla.data.episode import Embodiment
 from anyvla.heads.base import Context
 from anyvla.policy import VLA, VLAConfig
@@ -85,7 +86,11 @@ def policy(decoder: dict[str, Any], device: torch.device) -> VLA:
 
     torch.manual_seed(0)
     keys = {"backbone": "nano", "history": "none", "fuser": "identity", "decoder": decoder, "chunk": CHUNK}
-    return VLA(build(VLAConfig, keys), embodiment(), Statistics(of(DIMS), of(PROPRIO), "0" * 64)).to(device).eval()
+    return (
+        VLA(build(VLAConfig, keys), [Robot(embodiment(), Statistics(of(DIMS), of(PROPRIO), "0" * 64))])
+        .to(device)
+        .eval()
+    )
 
 
 class Rereading:

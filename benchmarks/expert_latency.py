@@ -49,6 +49,7 @@ from anyvla.backbones.nano import TOKENIZER
 from anyvla.backbones.options import Options
 from anyvla.cache import Cache
 from anyvla.config import STRICT, build
+from anyvla.data.canonical import Robot
 from anyvla.data.episode import Embodiment
 from anyvla.heads.base import Context
 from anyvla.heads.expert import ExpertDecoder
@@ -143,7 +144,9 @@ def policy(size: Size, device: torch.device) -> VLA:
         low, high = [-1.0] * dims, [1.0] * dims
         return {"q01": low, "q99": high, "min": low, "max": high, "mean": [0.0] * dims, "std": [1.0] * dims}
 
-    vla = VLA(build(VLAConfig, config), build(Embodiment, embodiment), Statistics(of(ACTIONS), of(PROPRIO), "0" * 64))
+    vla = VLA(
+        build(VLAConfig, config), [Robot(build(Embodiment, embodiment), Statistics(of(ACTIONS), of(PROPRIO), "0" * 64))]
+    )
     vla.decoder.to(torch.bfloat16)
     return vla.to(device).eval()
 

@@ -20,6 +20,7 @@ import torch
 
 from anyvla.actions.normalize import Statistics
 from anyvla.config import build
+from anyvla.data.canonical import Robot
 from anyvla.data.episode import Embodiment
 from anyvla.policy import VLA, Session, VLAConfig
 from anyvla.types import Observation
@@ -55,7 +56,7 @@ def policy(window: int, device: str, cache: bool = True, **backbone: Any) -> VLA
     )
     torch.manual_seed(0)
     robot = build(Embodiment, ROBOT)
-    return VLA(config, robot, Statistics(of(4), of(3), "0" * 64)).to(device).eval()
+    return VLA(config, [Robot(robot, Statistics(of(4), of(3), "0" * 64))]).to(device).eval()
 
 
 def observations(count: int, size: int = 96) -> list[Observation]:

@@ -27,6 +27,7 @@ from anyvla.actions.normalize import Statistics
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.nano import NanoBackbone
 from anyvla.config import build
+from anyvla.data.canonical import Robot
 from anyvla.data.episode import Embodiment
 from anyvla.policy import VLA, VLAConfig
 
@@ -63,19 +64,18 @@ def make(folder: Path) -> None:
 
 
 def make_checkpoint(folder: Path) -> None:
-    embodiment, statistics = robot()
     document = {"backbone": {"name": "auto", "path": str(folder / "whole")}}
     document |= {"history": "none", "fuser": "identity", "decoder": "regression"}
-    VLA(build(VLAConfig, document), embodiment, statistics).save(folder / "checkpoint")
+    VLA(build(VLAConfig, document), [robot()]).save(folder / "checkpoint")
 
 
-def robot() -> tuple[Embodiment, Statistics]:
+def robot() -> Robot:
     groups = {"groups": [{"name": "position", "size": 3, "kind": "position", "mode": "delta"}]}
     state = {"groups": [{"name": "position", "size": 3, "kind": "position"}]}
     keys = {"name": "arm", "cameras": ["top"], "control_hz": 10, "proprio": state, "action": groups}
     bounds = {"q01": [-1.0] * 3, "q99": [1.0] * 3, "min": [-1.0] * 3, "max": [1.0] * 3}
     values = bounds | {"mean": [0.0] * 3, "std": [1.0] * 3}
-    return build(Embodiment, keys), Statistics(values, values, "0" * 64)
+    return Robot(build(Embodiment, keys), Statistics(values, values, "0" * 64))
 
 
 def load(kind: str, folder: Path, dtype: str) -> torch.nn.Module:
@@ -86,7 +86,7 @@ def load(kind: str, folder: Path, dtype: str) -> torch.nn.Module:
     if kind == "vla":
         return VLA.load(folder)
     document = yaml.safe_load((folder / "config.yaml").read_text())
-    vla = VLA(build(VLAConfig, document["model"]), *robot(), assets=folder / "backbone")
+    vla = VLA(build(VLAConfig, document["model"]), [robot()], assets=folder / "backbone")
     safetensors.torch.load_model(vla, str(folder / "model.safetensors"))
     return vla
 

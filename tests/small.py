@@ -10,8 +10,12 @@ import numpy as np
 import torch
 
 from anyvla.actions.normalize import Statistics
+from anyvla.actions.space import ActionSpace
 from anyvla.config import build
-from anyvla.data.episode import Embodiment, Episode
+from anyvla.data.canonical import Robot
+from anyvla.data.episode import Embodiment, Episode, steady
+from anyvla.data.mixture import Mixture
+from anyvla.data.open import open_dataset
 from anyvla.policy import VLA, VLAConfig
 from anyvla.types import Batch, Observation
 
@@ -66,6 +70,10 @@ def statistics() -> Statistics:
     return Statistics(of(4), of(3), "f" * 64)
 
 
+def robot() -> Robot:
+    return Robot(embodiment(), statistics())
+
+
 def model(history: Any = "none", fuser: Any = "identity", **keys: Any) -> VLAConfig:
     data = {"backbone": NANO, "history": history, "fuser": fuser, "decoder": "regression", "chunk": 4, "execute": 2}
     data |= keys
@@ -78,18 +86,22 @@ def model(history: Any = "none", fuser: Any = "identity", **keys: Any) -> VLACon
 def policy(*args: Any, codec: Path | None = None, **keys: Any) -> VLA:
     config = model(*args, **keys)
     torch.manual_seed(0)
-    return VLA(config, embodiment(), statistics(), codec=codec).eval()
+    return VLA(config, [robot()], codec=codec).eval()
 
 
 def fit_codec(representation: str, folder: Path, chunk: int = 4) -> Path | None:
     """The folder of a codec fitted to smooth random chunks; None for continuous actions."""
-    part = model(decoder="tokens" if representation != "continuous" else "regression", representation=representation)
-    if representation == "continuous":
+    decoder = "tokens" if representation != "continuous" else "regression"
+    return fit_codec_to(model(decoder=decoder, representation=representation, chunk=chunk), embodiment().action, folder)
+
+
+def fit_codec_to(config: VLAConfig, space: ActionSpace, folder: Path) -> Path | None:
+    if config.representation.target.kind == "continuous":
         return None
-    codec = part.representation.build(chunk, embodiment().action)
+    codec = config.representation.build(config.chunk, space)
     g = torch.Generator().manual_seed(0)
-    ends = torch.rand(512, 2, 4, generator=g) * 1.6 - 0.8
-    codec.fit(torch.lerp(ends[:, :1], ends[:, 1:], torch.linspace(0, 1, chunk)[:, None]))
+    ends = torch.rand(512, 2, space.size, generator=g) * 1.6 - 0.8
+    codec.fit(torch.lerp(ends[:, :1], ends[:, 1:], torch.linspace(0, 1, config.chunk)[:, None]))
     codec.save(folder)
     return folder
 
@@ -110,6 +122,7 @@ def batch(windows: int, steps: int, seed: int = 0, chunk: int = 4) -> Batch:
         actions=torch.rand(windows, steps, chunk, 4, generator=g) * 2 - 1,
         action_mask=torch.ones(windows, steps, chunk, dtype=torch.bool),
         step_mask=torch.ones(windows, steps, dtype=torch.bool),
+        robots=torch.zeros(windows, dtype=torch.int64),
     )
 
 
@@ -123,8 +136,14 @@ def windowed(vla: VLA, data: Batch) -> torch.Tensor:
     with torch.inference_mode():
         out = torch.zeros(*data.actions.shape)
         generators = [torch.Generator().manual_seed(0) for _ in range(int(data.step_mask.sum()))]
-        out[data.step_mask] = vla.action.denormalise(vla.decoder.sample(vla.read(data), generators))
+        out[data.step_mask] = vla.action.denormalise(
+            vla.decoder.sample(vla.read(data), generators), torch.zeros(len(generators), dtype=torch.int64)
+        )
         return out
+
+
+def mixture(root: Path) -> Mixture:
+    return Mixture([open_dataset(root)], [1.0], [None])
 
 
 def episode(length: int, seed: int = 0, instruction: str = "open the drawer") -> Episode:
@@ -133,4 +152,12 @@ def episode(length: int, seed: int = 0, instruction: str = "open the drawer") ->
     frames = np.full((length, SIZE, SIZE, 3), 128, np.uint8)
     frames[:, :8, :8] = rng.integers(0, 255, size=(length, 1, 1, 3))
     actions = np.concatenate([np.tanh(state), np.sign(state[:, :1]) + (state[:, :1] == 0)], axis=1).astype(np.float32)
-    return Episode({"corner": frames, "wrist": frames[:, ::-1].copy()}, state, actions, instruction, {"task": "t"})
+    return Episode(
+        embodiment=embodiment(),
+        images={"corner": frames, "wrist": frames[:, ::-1].copy()},
+        proprio=state,
+        actions=actions,
+        instructions=(instruction,),
+        timestamps=steady(length, embodiment().control_hz),
+        extra={"task": "t"},
+    )

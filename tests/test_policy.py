@@ -12,6 +12,7 @@ from small import FUSERS, HISTORIES, NANO, batch, cut, embodiment, model, observ
 from anyvla.actions.normalize import StatisticsError
 from anyvla.backbones.nano import NanoBackbone
 from anyvla.config import ConfigError
+from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
 from anyvla.structures.validity import why_not
 from anyvla.types import Observation
@@ -198,7 +199,7 @@ def test_an_instruction_longer_than_the_context_is_refused():
 
 def test_a_robot_without_cameras_is_refused():
     with pytest.raises(ConfigError, match=r"embodiment 'small' has no camera; .*needs one at least"):
-        VLA(model(), dataclasses.replace(embodiment(), cameras=()), statistics())
+        VLA(model(), [Robot(dataclasses.replace(embodiment(), cameras=()), statistics())])
     vla = policy()
     with pytest.raises(ValueError, match=r"images of no camera, \(1, 0, 32, 32, 3\)"):
         vla.backbone.prepare(torch.zeros(1, 0, 32, 32, 3, dtype=torch.uint8), ["open"])

@@ -14,6 +14,7 @@ from families.flamingo import write_flamingo
 from small import NANO, SIZE, embodiment, statistics
 
 from anyvla.config import to_dict
+from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
 from anyvla.recipe import Recipe, bundled, find, read
 from anyvla.report.explanation import made_up_chunks, parts_of
@@ -63,7 +64,7 @@ def policy(recipe: Recipe, tmp_path) -> VLA:
             made.fit(made_up_chunks(64, config.chunk, robot.action.size))
         made.save(codec)
     torch.manual_seed(0)
-    return VLA(config, robot, statistics(), codec=codec)
+    return VLA(config, [Robot(robot, statistics())], codec=codec)
 
 
 def window(vla: VLA) -> Batch:
@@ -76,6 +77,7 @@ def window(vla: VLA) -> Batch:
         actions=torch.rand(2, steps, chunk, 4, generator=g) * 2 - 1,
         action_mask=torch.ones(2, steps, chunk, dtype=torch.bool),
         step_mask=torch.ones(2, steps, dtype=torch.bool),
+        robots=torch.zeros(2, dtype=torch.int64),
     )
 
 

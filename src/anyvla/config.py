@@ -72,6 +72,7 @@ HistoryPart = Annotated[Part, BeforeValidator(_read_part("histories")), PlainSer
 FuserPart = Annotated[Part, BeforeValidator(_read_part("fusers")), PlainSerializer(_write_part)]
 RepresentationPart = Annotated[Part, BeforeValidator(_read_part("representations")), PlainSerializer(_write_part)]
 DecoderPart = Annotated[Part, BeforeValidator(_read_part("decoders")), PlainSerializer(_write_part)]
+FormatPart = Annotated[Part, BeforeValidator(_read_part("formats")), PlainSerializer(_write_part)]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

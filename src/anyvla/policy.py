@@ -17,14 +17,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import yaml
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from anyvla import weights
 from anyvla.actions.codec import Codec, Continuous, held
-from anyvla.actions.normalize import Method, Normalizer, Statistics
+from anyvla.actions.normalize import Method, Normalizer, StatisticsError, read_statistics, write_statistics
 from anyvla.backbones.families import able
 from anyvla.config import (
     STRICT,
@@ -38,7 +38,10 @@ from anyvla.config import (
     build,
     to_dict,
 )
+from anyvla.data.augment import evaluation_view
+from anyvla.data.canonical import Canonical, Robot
 from anyvla.data.episode import Embodiment
+from anyvla.data.views import ViewConfig, seen
 from anyvla.heads.base import Context, Loss, Setting
 from anyvla.structures.history import History, Memory, Reading, Steps
 from anyvla.structures.validity import nearest_valid, why_not
@@ -69,6 +72,7 @@ class VLAConfig:
     )  # actions executed before predicting again; steps of a window are so far apart
     proprio: Literal["head", "token", "none"] = "head"  # who reads proprioception: the fuser, or the backbone
     normalization: NormalizationConfig = NormalizationConfig()
+    view: ViewConfig = ViewConfig()
 
     def __post_init__(self) -> None:
         if self.execute > self.chunk:
@@ -89,6 +93,7 @@ class Session:
     """The state of one running rollout inside a policy. Opaque: make it with `VLA.start`."""
 
     instruction: str
+    robot: int  # which of the policy's robots acts
     generator: torch.Generator  # of its chunks' noise, on the CPU
     memory: Memory
     proprio: deque[Tensor]  # normalised, of the last steps, at most a window of them
@@ -96,22 +101,24 @@ class Session:
 
 
 class VLA(nn.Module):
-    """A vision-language-action model: a policy for one embodiment."""
+    """A vision-language-action model: a policy for one robot, or for several, each with statistics of its own."""
 
     def __init__(
         self,
         config: VLAConfig,
-        embodiment: Embodiment,
-        statistics: Statistics,
+        robots: Sequence[Robot],
         assets: Path | None = None,
         codec: Path | None = None,
     ) -> None:
         """Build all parts. `assets`: where `Backbone.save_assets` wrote, if weights will be loaded afterwards.
 
-        `codec`: the folder of a fitted codec. Raises CodecError if the representation needs it and it is not there.
+        `codec`: the folder of a fitted codec. Raises CodecError if the representation needs it and it is not there,
+        ValueError for robots that cannot share one layout.
         """
         super().__init__()
-        self.config, self.embodiment, self.statistics = config, embodiment, statistics
+        self.config, self.robots = config, tuple(robots)
+        self.canonical = Canonical([r.embodiment for r in robots])
+        self.embodiment = embodiment = self.canonical.embodiment  # all robots in one
         if not embodiment.cameras:
             raise ConfigError(
                 f"embodiment {embodiment.name!r} has no camera; a vision-language-action model needs one at least: "
@@ -135,8 +142,10 @@ class VLA(nn.Module):
             Setting(self.fuser.width, config.chunk, embodiment.action, self.codec, self.backbone)
         )
         scaling = config.normalization
-        self.action = Normalizer(embodiment.action, statistics.action, scaling.action, what="action", clip=True)
-        self.state = Normalizer(embodiment.proprio, statistics.proprio, scaling.proprio, what="proprio", clip=False)
+        actions = [(r.embodiment.action, r.statistics.action) for r in robots]
+        states = [(r.embodiment.proprio, r.statistics.proprio) for r in robots]
+        self.action = Normalizer(embodiment.action, actions, scaling.action, what="action", clip=True)
+        self.state = Normalizer(embodiment.proprio, states, scaling.proprio, what="proprio", clip=False)
 
     @property
     def device(self) -> torch.device:
@@ -149,21 +158,30 @@ class VLA(nn.Module):
         `generator` (CPU): of the noise and the times of decoders that draw some; None: PyTorch's own.
         """
         valid = batch.step_mask
-        actions = self.action.normalise(batch.actions)[valid]  # (M, N, A)
+        actions = self.action.normalise(batch.actions, batch.robots)[valid]  # (M, N, A)
         return self.decoder.loss(self.read(batch), actions, batch.action_mask[valid], generator)
+
+    def elements(self, batch: Batch) -> int:
+        """How many action elements of a batch are learnt: what its loss is a mean over."""
+        dims = self.action.known[batch.robots.to(self.device)].sum(1)  # (B,)
+        return int((batch.action_mask.sum((1, 2)).to(self.device) * dims).sum())
 
     def read(self, batch: Batch) -> Context:
         """What the decoder reads of each of the M valid steps of whole windows, row by row."""
         valid = batch.step_mask
         told = [text for text, row in zip(batch.instructions, valid, strict=True) for _ in range(int(row.sum()))]
-        state = self.state.normalise(batch.proprio)  # (B, W, P)
-        chunks = held(self.action.normalise(batch.actions)[valid], batch.action_mask[valid])
+        state = self.state.normalise(batch.proprio, batch.robots)  # (B, W, P)
+        chunks = held(self.action.normalise(batch.actions, batch.robots)[valid], batch.action_mask[valid])
         past = self.decoder.past(chunks) if self.history.sees_past else None
         if past is not None:
             past = past.roll(1, 0)  # the chunk of the step before; the first step of a window has none
         steps = self._steps(batch.images[valid], told, state[valid], past)
         reading = self.history.windows(self.backbone, steps, valid, remember=self.remembers)
-        return Context(self._fuse(reading, state)[valid], reading.continuation)
+        robots = batch.robots[:, None].expand_as(valid)[valid]  # (M,)
+        return Context(self._fuse(reading, state)[valid], reading.continuation, self._dims(robots))
+
+    def _dims(self, robots: Int64[Tensor, "M"]) -> Bool[Tensor, "M A"] | None:
+        return None if len(self.robots) == 1 else self.action.known[robots]
 
     def _steps(
         self,
@@ -186,10 +204,12 @@ class VLA(nn.Module):
             features = torch.cat([features, state.to(features.dtype)], dim=-1)
         return self.fuser(features)
 
-    def start(self, instruction: str, seed: int = 0) -> Session:
-        """Open a session: one rollout that is told `instruction`. Raises ValueError if it is empty.
+    def start(self, instruction: str, seed: int = 0, robot: str | None = None) -> Session:
+        """Open a session: one rollout that is told `instruction`.
 
         `seed`: of the noise of decoders that draw some. A session's chunks do not depend on what acts beside it.
+        `robot`: the name of the embodiment that acts; not needed where there is one. Raises ValueError for an empty
+        instruction and a robot that the policy was not trained for.
         """
         if not instruction.strip():
             raise ValueError("the instruction is empty; say what to do, as in start('open the drawer')")
@@ -199,6 +219,7 @@ class VLA(nn.Module):
             past = self.decoder.past(torch.zeros(1, self.config.chunk, self.embodiment.action.size, device=self.device))
         return Session(
             instruction,
+            self._robot(robot),
             generator,
             self.history.start(),
             deque(maxlen=self.history.window),
@@ -214,11 +235,13 @@ class VLA(nn.Module):
         """
         if len(observations) != len(sessions) or not sessions:
             raise ValueError(f"one observation per session: got {len(observations)} and {len(sessions)}")
-        images = np.stack([self._views(o) for o in observations])  # (B, V, H, W, 3)
-        states = self.state.normalise(torch.from_numpy(np.stack([o.proprio for o in observations])).to(self.device))
+        chosen = [s.robot for s in sessions]
+        robots = torch.tensor(chosen, device=self.device)
+        images = torch.from_numpy(self._images(observations, chosen)).to(self.device)  # (B, V, H, W, 3)
+        states = self.state.normalise(torch.from_numpy(self._states(observations, chosen)).to(self.device), robots)
         pasts = [s.past for s in sessions if s.past is not None]
         steps = self._steps(
-            torch.from_numpy(images).to(self.device),
+            evaluation_view(images, self.config.view.crop),
             [s.instruction for s in sessions],
             states,
             torch.stack(pasts) if pasts else None,
@@ -231,30 +254,51 @@ class VLA(nn.Module):
             proprio[row, :length] = torch.stack(tuple(session.proprio)[-length:])
         context = self._fuse(reading, proprio)  # (B, W, C)
         newest = context[torch.arange(len(sessions), device=self.device), lengths - 1]  # (B, C)
-        chunks = self.decoder.sample(Context(newest, reading.continuation), [s.generator for s in sessions])
+        read = Context(newest, reading.continuation, self._dims(robots))
+        chunks = self.decoder.sample(read, [s.generator for s in sessions])
         if self.history.sees_past and (past := self.decoder.past(chunks)) is not None:
             for session, own in zip(sessions, past, strict=True):
                 session.past = own
-        return [Chunk(a) for a in self.action.denormalise(chunks).cpu().numpy()]
+        actions = self.action.denormalise(chunks, robots).cpu().numpy()
+        names = self.canonical.names
+        return [Chunk(a[:, self.canonical.robots[names[i]].action]) for a, i in zip(actions, chosen, strict=True)]
 
-    def _views(self, observation: Observation) -> np.ndarray:
-        cameras = self.embodiment.cameras
-        missing = [c for c in cameras if c not in observation.images]
-        if missing:
+    def _robot(self, name: str | None) -> int:
+        names = self.canonical.names
+        if name is None and len(names) == 1:
+            return 0
+        if name not in names:
+            asked = "say which robot acts" if name is None else f"there is no robot {name!r}"
             raise ValueError(
-                f"the observation lacks camera {', '.join(map(repr, missing))}; this policy was trained with "
-                f"{', '.join(cameras)} and the observation has {', '.join(observation.images) or 'none'}"
+                f"{asked}: this policy was trained for {', '.join(names)}, as in start(text, robot={names[0]!r})"
             )
-        if observation.proprio.shape != (self.embodiment.proprio.size,):
+        return names.index(name)
+
+    def _states(self, observations: Sequence[Observation], robots: Sequence[int]) -> Float32[np.ndarray, "B P"]:
+        states = np.zeros((len(robots), self.embodiment.proprio.size), np.float32)
+        for row, (observation, index) in enumerate(zip(observations, robots, strict=True)):
+            robot = self.robots[index].embodiment
+            if observation.proprio.shape != (robot.proprio.size,):
+                raise ValueError(
+                    f"proprio has shape {observation.proprio.shape}, this policy was trained with "
+                    f"({robot.proprio.size},): {[g.name for g in robot.proprio.groups]}"
+                )
+            states[row, self.canonical.robots[robot.name].proprio] = observation.proprio
+        return states
+
+    def _images(self, observations: Sequence[Observation], robots: Sequence[int]) -> UInt8[np.ndarray, "B V H W 3"]:
+        view, count = self.config.view, len(self.embodiment.cameras)
+        images = []
+        for observation, index in zip(observations, robots, strict=True):
+            robot = self.robots[index].embodiment
+            images.append(seen(observation, robot, self.canonical.robots[robot.name], count, view))
+        sizes = {i.shape[1:3] for i in images}
+        if len(sizes) > 1:
             raise ValueError(
-                f"proprio has shape {observation.proprio.shape}, this policy was trained with "
-                f"({self.embodiment.proprio.size},): {[g.name for g in self.embodiment.proprio.groups]}"
+                f"the images of all observations of a call must have one size, got {sorted(sizes)}: act on them in "
+                "calls of their own, or train with model.view.size"
             )
-        views = [_image(c, observation.images[c]) for c in cameras]
-        if len({view.shape for view in views}) > 1:
-            shapes = {c: view.shape for c, view in zip(cameras, views, strict=True)}
-            raise ValueError(f"the images of all cameras must have one size, got {shapes}")
-        return np.stack(views)
+        return np.stack(images)
 
     def save(self, folder: Path, recipe: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint that `VLA.load` reads with nothing else: config, weights, statistics, backbone assets.
@@ -264,8 +308,9 @@ class VLA(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         document = dict(recipe or {}) | {"model": to_dict(self.config)}
         (folder / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120))
-        (folder / "statistics.json").write_text(self.statistics.to_json())
-        (folder / "embodiment.json").write_text(json.dumps(to_dict(self.embodiment), indent=1))
+        robots = {r.embodiment.name: r for r in self.robots}
+        (folder / "statistics.json").write_text(write_statistics({n: r.statistics for n, r in robots.items()}))
+        (folder / "embodiments.json").write_text(json.dumps([to_dict(r.embodiment) for r in self.robots], indent=1))
         self.backbone.save_assets(folder / "backbone")
         if self.codec is not None:
             self.codec.save(folder / "codec")
@@ -292,30 +337,20 @@ class VLA(nn.Module):
                 f"read the .py files in {folder / 'backbone'}, then use VLA.load(path, trust_remote_code=True) "
                 "or anyvla eval --trust-remote-code"
             )
-        embodiment = build(Embodiment, json.loads((folder / "embodiment.json").read_text()), where="embodiment.json")
-        statistics = Statistics.load(folder / "statistics.json")
-        vla = cls(model, embodiment, statistics, assets=folder / "backbone", codec=folder / "codec")
+        vla = cls(model, _robots(folder), assets=folder / "backbone", codec=folder / "codec")
         weights.load(vla, folder / "model.safetensors")
         return vla.to(device).eval()
 
 
-def _image(camera: str, image: Any) -> UInt8[np.ndarray, "H W 3"]:
-    """The image of a camera. Raises ValueError that says what is wrong with it and the line that mends it."""
-    if not isinstance(image, np.ndarray):
-        got, mend = type(image).__name__, "np.asarray(image)"
-    elif image.ndim == 3 and image.shape[-1] != 3 and image.shape[0] in (1, 3, 4):
-        got, mend = f"{image.dtype} {image.shape}, channels first", "image.transpose(1, 2, 0)"
-    elif image.ndim == 3 and image.shape[-1] == 4:
-        got, mend = f"{image.dtype} {image.shape}, with an alpha channel", "image[..., :3]"
-    elif image.ndim != 3 or image.shape[-1] != 3:
-        got, mend = f"{image.dtype} {image.shape}", "one RGB frame; a grey one as np.stack([image] * 3, -1)"
-    elif image.dtype != np.uint8:
-        unit = image.size and np.issubdtype(image.dtype, np.floating) and image.max() <= 1
-        scaled = "(image * 255)" if unit else "image"
-        got, mend = f"{image.dtype} {image.shape}", f"{scaled}.round().astype(np.uint8)"
-    else:
-        return image
-    raise ValueError(f"camera {camera!r}: expected a uint8 array (H, W, 3), RGB, 0..255, got {got}: give {mend}")
+def _robots(folder: Path) -> list[Robot]:
+    """Of a checkpoint. Raises ConfigError, StatisticsError for those that are missing or damaged."""
+    path = folder / "embodiments.json"
+    statistics = read_statistics(folder / "statistics.json")
+    embodiments = [build(Embodiment, e, where=str(path)) for e in json.loads(path.read_text())]
+    lacking = [e.name for e in embodiments if e.name not in statistics]
+    if lacking:
+        raise StatisticsError(f"{folder / 'statistics.json'} lacks the statistics of {', '.join(lacking)}")
+    return [Robot(e, statistics[e.name]) for e in embodiments]
 
 
 def _codec(config: VLAConfig, embodiment: Embodiment, folder: Path | None) -> Codec | None:

@@ -34,8 +34,10 @@ class Recipe:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self) -> None:
-        if self.collect is None and not self.data.sources:
-            raise ValueError("there is no data: give data.sources, or a section collect to make demonstrations")
+        if self.collect is None and not self.data.given:
+            raise ValueError(
+                "there is no data: give data.sources or data.preset, or a section collect to make demonstrations"
+            )
         if self.collect is not None and self.benchmark is None:
             raise ValueError("collect needs a benchmark, as in benchmark: metaworld/half-open")
 

@@ -109,6 +109,12 @@ decoders = Registry(
         "expert": "anyvla.heads.expert:ExpertDecoder",
     },
 )
-formats = Registry("formats", {"lerobot": "anyvla.data.formats.lerobot:LeRobotDataset"})
+formats = Registry(
+    "formats",
+    {
+        "lerobot": "anyvla.data.formats.lerobot:LeRobotDataset",
+        "lerobot_v2": "anyvla.data.formats.lerobot_v2:LeRobotV2Dataset",
+    },
+)
 benchmarks = Registry("benchmarks", {"metaworld": "anyvla.evaluation.environments.metaworld:MetaWorld"})
 REGISTRIES = {r.kind: r for r in (backbones, histories, fusers, representations, decoders, formats, benchmarks)}

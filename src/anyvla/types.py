@@ -30,7 +30,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of episodes, in robot units. A window starts at its first valid step; masked steps follow at its end."""
+    """Windows of episodes, in robot units, in the layout that a policy's robots share. A window starts at its first valid step; masked steps follow at its end."""
 
     images: UInt8[Tensor, "B W V H W 3"]
     proprio: Float[Tensor, "B W P"]
@@ -38,6 +38,7 @@ class Batch:
     actions: Float[Tensor, "B W N A"]  # the chunk that begins at each step
     action_mask: Bool[Tensor, "B W N"]  # False past the end of the episode and on masked steps
     step_mask: Bool[Tensor, "B W"]  # False past the end of the episode
+    robots: Int64[Tensor, "B"]  # which of the policy's robots each window is of; dims that it lacks are 0
 
 
 @dataclass(frozen=True)

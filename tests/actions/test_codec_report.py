@@ -22,7 +22,8 @@ from anyvla.actions.normalize import Normalizer
 from anyvla.config import Part, build, to_dict
 
 SPACE = embodiment().action  # three dims of position, a gripper
-NORMALIZER = Normalizer(SPACE, statistics().action, "quantile", what="action", clip=True)  # position: from -2 to 2
+NORMALIZER = Normalizer(SPACE, [(SPACE, statistics().action)], "quantile", what="action", clip=True)  # position: from -2 to 2
+ROBOTS = torch.zeros(200, dtype=torch.int64)
 DATA = "a" * 64
 
 
@@ -41,7 +42,7 @@ def fitted(folder: Path, part: Part = QUANTILE, **changes: Any) -> Path:
     codec = part.build(4, SPACE)
     facts = codec.fit(chunks())
     codec.save(folder)
-    trip = round_trip(codec, chunks(), torch.ones(200, 4, dtype=torch.bool), NORMALIZER)
+    trip = round_trip(codec, chunks(), torch.ones(200, 4, dtype=torch.bool), NORMALIZER, ROBOTS)
     keys: dict[str, Any] = {"representation": part, "chunk": 4, "method": "quantile", "fingerprint": DATA} | changes
     report = Report(
         purpose=purpose_of(**keys), vocabulary=codec.size, length=codec.length, episodes=9, held_out_episodes=1,
@@ -59,7 +60,7 @@ def test_errors_are_those_of_each_group_in_both_units() -> None:
     x[0, :, 3] = 0.75
     x[1] = 0.99
     mask = torch.tensor([[True] * 4, [False] * 4])
-    trip = round_trip(codec, x, mask, NORMALIZER)
+    trip = round_trip(codec, x, mask, NORMALIZER, ROBOTS[:2])
     hand, gripper = trip.errors
     assert (hand.group, gripper.group) == ("position", "gripper")
     assert hand.normalised.mean == pytest.approx(0.25 / 3)
@@ -71,9 +72,9 @@ def test_errors_are_those_of_each_group_in_both_units() -> None:
 
 def test_tokens_and_errors_do_not_depend_on_how_chunks_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     codec, mask = bins().build(4, SPACE), torch.ones(200, 4, dtype=torch.bool)
-    whole = round_trip(codec, chunks(), mask, NORMALIZER)
+    whole = round_trip(codec, chunks(), mask, NORMALIZER, ROBOTS)
     monkeypatch.setattr("anyvla.actions.codec_report.AT_ONCE", 7)
-    assert round_trip(codec, chunks(), mask, NORMALIZER) == whole
+    assert round_trip(codec, chunks(), mask, NORMALIZER, ROBOTS) == whole
 
 
 def test_only_what_learns_from_data_needs_a_fit() -> None:

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyvla.actions.normalize import Normalizer, Statistics, StatisticsError
+from anyvla.actions.normalize import Normalizer, Statistics, StatisticsError, read_statistics, write_statistics
+from anyvla.actions.shared import union
 from anyvla.actions.space import ActionSpace, Group
 
 SPACE = ActionSpace(
@@ -22,53 +23,91 @@ STATISTICS = {
     "mean": [0.0, 1.0, 2.0, 0.04],
     "std": [0.25, 0.5, 0.0, 0.01],
 }
+ZEROS = torch.zeros(1, dtype=torch.int64)
+
+
+def one(method, what="action", clip=True, statistics=STATISTICS):
+    return Normalizer(SPACE, [(SPACE, statistics)], method, what=what, clip=clip)
+
+
 values = st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4)
 
 
-@given(x=values, method=st.sampled_from(["quantile", "minmax", "meanstd"]))
+@given(x=values, method=st.sampled_from(["quantile", "minmax", "meanstd", "calvin"]))
 def test_undoing_mirrors_doing_on_the_clipped_range(x, method):
-    normalizer = Normalizer(SPACE, STATISTICS, method, what="action", clip=True)
-    y = normalizer.normalise(torch.tensor(x))
-    again = normalizer.normalise(normalizer.denormalise(y))
+    normalizer = one(method)
+    y = normalizer.normalise(torch.tensor([x]), ZEROS)
+    again = normalizer.normalise(normalizer.denormalise(y, ZEROS), ZEROS)
     torch.testing.assert_close(again, y, atol=1e-5, rtol=1e-5)
     inside = y.abs() < 0.999
-    torch.testing.assert_close(normalizer.denormalise(y)[inside], torch.tensor(x)[inside], atol=1e-4, rtol=1e-4)
+    back = normalizer.denormalise(y, ZEROS)
+    torch.testing.assert_close(back[inside], torch.tensor([x])[inside], atol=1e-4, rtol=1e-4)
 
 
 def test_quantiles_map_to_the_ends_and_the_gripper_keeps_its_declared_range():
-    normalizer = Normalizer(SPACE, STATISTICS, "quantile", what="action", clip=True)
-    low = normalizer.normalise(torch.tensor([-0.5, -1.0, 2.0, 0.0]))
-    high = normalizer.normalise(torch.tensor([0.5, 3.0, 2.0, 0.08]))
-    torch.testing.assert_close(low, torch.tensor([-1.0, -1.0, 0.0, -1.0]))
-    torch.testing.assert_close(high, torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    normalizer = one("quantile")
+    low = normalizer.normalise(torch.tensor([[-0.5, -1.0, 2.0, 0.0]]), ZEROS)
+    high = normalizer.normalise(torch.tensor([[0.5, 3.0, 2.0, 0.08]]), ZEROS)
+    torch.testing.assert_close(low, torch.tensor([[-1.0, -1.0, 0.0, -1.0]]))
+    torch.testing.assert_close(high, torch.tensor([[1.0, 1.0, 0.0, 1.0]]))
 
 
 def test_outliers_are_clipped_only_where_asked():
-    far = torch.tensor([9.0, 9.0, 2.0, 0.08])
-    assert Normalizer(SPACE, STATISTICS, "minmax", what="action", clip=True).normalise(far)[0] == 1.0
-    assert Normalizer(SPACE, STATISTICS, "minmax", what="proprio", clip=False).normalise(far)[0] == 9.0
+    far = torch.tensor([[9.0, 9.0, 2.0, 0.08]])
+    assert one("minmax").normalise(far, ZEROS)[0, 0] == 1.0
+    assert one("minmax", "proprio", clip=False).normalise(far, ZEROS)[0, 0] == 9.0
+
+
+def test_calvins_convention_needs_no_statistics():
+    normalizer = one("calvin", statistics={})
+    got = normalizer.normalise(torch.tensor([[0.325, -0.65, 0.9, 0.0]]), ZEROS)
+    torch.testing.assert_close(got, torch.tensor([[0.5, -1.0, 1.0, -1.0]]))
+    torch.testing.assert_close(normalizer.denormalise(got, ZEROS), torch.tensor([[0.325, -0.65, 0.65, 0.0]]))
+
+
+def test_an_open_gripper_is_plus_one_whichever_end_of_its_range_that_is():
+    closes, opens = (
+        ActionSpace(groups=(Group(name="gripper", size=1, kind="gripper", low=0, high=1, open=end),)) for end in (0, 1)
+    )
+    whole = union({"closes": closes, "opens": opens}, "action")
+    normalizer = Normalizer(whole, [(closes, {}), (opens, {})], "calvin", what="action", clip=True)
+    told = torch.tensor([[0.0], [1.0]])
+    robots = torch.tensor([0, 1])
+    assert normalizer.normalise(told, robots).tolist() == [[1.0], [1.0]]
+    assert normalizer.normalise(1 - told, robots).tolist() == [[-1.0], [-1.0]]
+    torch.testing.assert_close(normalizer.denormalise(normalizer.normalise(told, robots), robots), told)
+
+
+def test_each_robot_by_its_own_statistics_and_what_it_lacks_is_zero():
+    arm = ActionSpace(groups=(Group(name="joints", size=2, kind="joints"),))
+    other = ActionSpace(groups=(Group(name="position", size=1, kind="position"), *arm.groups))
+    whole = union({"arm": arm, "other": other}, "action")  # joints, position
+    bounds = [{"min": [-1.0, -2.0], "max": [1.0, 2.0]}, {"min": [0.0, -4.0, -8.0], "max": [2.0, 4.0, 8.0]}]
+    normalizer = Normalizer(whole, list(zip((arm, other), bounds, strict=True)), "minmax", what="action", clip=True)
+    raw = torch.tensor([[1.0, 1.0, 9.0], [2.0, 4.0, 1.5]])[:, None].expand(2, 5, 3)  # (B, N, A)
+    robots = torch.tensor([0, 1])
+    got = normalizer.normalise(raw, robots)
+    assert got[:, 0].tolist() == [[1.0, 0.5, 0.0], [0.5, 0.5, 0.5]]
+    assert normalizer.known.tolist() == [[True, True, False], [True, True, True]]
+    back = normalizer.denormalise(got, robots)
+    assert back[:, 4].tolist() == [[1.0, 1.0, 0.0], [2.0, 4.0, 1.5]]
 
 
 def test_missing_or_wrong_statistics_are_errors(tmp_path):
     with pytest.raises(StatisticsError, match=r"action statistics lack \['q01', 'q99'\]"):
-        Normalizer(SPACE, {"mean": [0.0] * 4, "std": [1.0] * 4}, "quantile", what="action", clip=True)
+        one("quantile", statistics={"mean": [0.0] * 4, "std": [1.0] * 4})
     with pytest.raises(StatisticsError, match="have 3 dims, the action space has 4"):
-        Normalizer(SPACE, {"mean": [0.0] * 3, "std": [1.0] * 3}, "meanstd", what="action", clip=True)
+        one("meanstd", statistics={"mean": [0.0] * 3, "std": [1.0] * 3})
     with pytest.raises(StatisticsError, match="not finite"):
-        Normalizer(SPACE, {"mean": [0.0] * 4, "std": [float("nan")] * 4}, "meanstd", what="action", clip=True)
+        one("meanstd", statistics={"mean": [0.0] * 4, "std": [float("nan")] * 4})
     with pytest.raises(StatisticsError, match=r"no statistics at .*statistics.json"):
-        Statistics.load(tmp_path / "statistics.json")
-    (tmp_path / "statistics.json").write_text(json.dumps({"action": {}}))
+        read_statistics(tmp_path / "statistics.json")
+    (tmp_path / "statistics.json").write_text(json.dumps({"arm": {"action": {}}}))
     with pytest.raises(StatisticsError, match="not a statistics file"):
-        Statistics.load(tmp_path / "statistics.json")
+        read_statistics(tmp_path / "statistics.json")
 
 
 def test_statistics_survive_the_disk(tmp_path):
-    statistics = Statistics(STATISTICS, STATISTICS, "abc")
-    (tmp_path / "statistics.json").write_text(statistics.to_json())
-    assert Statistics.load(tmp_path / "statistics.json") == statistics
-
-
-def test_a_gripper_must_declare_its_range():
-    with pytest.raises(ValueError, match="needs its declared range"):
-        Group(name="gripper", size=1, kind="gripper")
+    robots = {"arm": Statistics(STATISTICS, STATISTICS, "abc"), "other": Statistics({}, {}, "def")}
+    (tmp_path / "statistics.json").write_text(write_statistics(robots))
+    assert read_statistics(tmp_path / "statistics.json") == robots

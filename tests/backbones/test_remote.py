@@ -11,7 +11,7 @@ import pytest
 import torch
 from families.remote import MODELS, VOCABULARY, write_remote
 from safetensors.torch import save_file
-from small import batch, embodiment, statistics
+from small import batch, robot
 from transformers import PhiConfig, PretrainedConfig
 
 from anyvla.backbones.conformance import examine
@@ -163,7 +163,7 @@ def test_a_checkpoint_runs_its_code_only_if_the_loader_says_so(name, folders, tm
     model = {"history": "none", "fuser": "identity", "decoder": "regression", "chunk": 4, "execute": 2}
     given = build(VLAConfig, model | {"backbone": part(name, folders[name])})
     torch.manual_seed(0)
-    vla = VLA(given, embodiment(), statistics()).eval()
+    vla = VLA(given, [robot()]).eval()
     vla.save(tmp_path / "checkpoint")
     with monkeypatch.context() as watched:
         watched.setattr("transformers.dynamic_module_utils.get_class_in_module", _never)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small import NANO, embodiment, model, statistics
+from small import NANO, model, robot
 
 from anyvla.cli.main import main
 from anyvla.policy import VLA
@@ -23,7 +23,7 @@ EXPERT = {"name": "expert", "width": 32, "mlp": 64}
 
 def made(codec: Any = None, **keys: Any) -> VLA:
     torch.manual_seed(0)
-    return VLA(model(**keys), embodiment(), statistics(), codec=codec).eval()
+    return VLA(model(**keys), [robot()], codec=codec).eval()
 
 
 def explained(**keys: Any) -> Explanation:

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small import DECODERS, NANO, REPRESENTATIONS, embodiment, episode
+from small import DECODERS, NANO, REPRESENTATIONS, embodiment, episode, mixture
 
 from anyvla.actions.bins import BinsCodec
 from anyvla.actions.codec_report import check_codec, load_report
 from anyvla.cli.fit_codec import fit_codec, fit_codec_if_needed
 from anyvla.cli.main import main
 from anyvla.data.chunks import action_normalizer, read_chunks
-from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.policy import VLA
 from anyvla.recipe import read
@@ -61,26 +60,26 @@ def test_it_fits_to_nine_tenths_and_reports_both(folder: Path, tmp_path: Path, c
     told = json.loads(capsys.readouterr().out)
     assert told.pop("folder") == str(tmp_path / "codec")
     assert told == json.loads((tmp_path / "codec" / "report.json").read_text())
-    dataset = LeRobotDataset(folder / "dataset")
+    data = mixture(folder / "dataset")
     assert told["purpose"] == {
         "representation": {**CODEC, "mu": 255.0},
         "chunk": 4,
         "normalization": "quantile",
-        "fingerprint": dataset.fingerprint,
+        "fingerprint": data.fingerprint,
     }
     assert (told["vocabulary"], told["length"]) == (16, 16)
     assert (told["episodes"], told["held_out_episodes"]) == (9, 1)
-    assert told["fitted"]["chunks"] + told["held_out"]["chunks"] == sum(dataset.lengths)
+    assert told["fitted"]["chunks"] + told["held_out"]["chunks"] == data.datasets[0].lengths.sum()
     assert (told["fitted"]["tokens_mean"], told["fitted"]["compression"], told["fitted"]["invalid"]) == (16, 1, 0)
 
-    normalizer = action_normalizer(dataset, "quantile")
-    chunks = read_chunks(dataset, normalizer, 4)
+    normalizer = action_normalizer(data, data.robots(), "quantile")
+    chunks = read_chunks(data, normalizer, 4, [range(10)])
     representation = read(str(folder / "small.yaml")).model.representation
     codec = representation.build(4, embodiment().action, tmp_path / "codec")
     error = (codec.decode(codec.encode(chunks.actions))[0] - chunks.actions)[chunks.mask].abs()[:, :3]
     trips = [told["fitted"]["errors"][0], told["held_out"]["errors"][0]]
     assert error.max() == pytest.approx(max(t["normalised"]["max"] for t in trips), rel=1e-5)
-    robot = error * normalizer.scale[:3]
+    robot = error * normalizer.scale[0, :3]
     assert robot.max() == pytest.approx(max(t["robot"]["max"] for t in trips), rel=1e-4)
 
 
@@ -125,12 +124,12 @@ def test_every_representation_can_be_fitted_and_is_taken_by_training(name: str, 
         made = fit_codec(recipe, tmp_path)
     except ImportError as error:
         pytest.skip(str(error))
-    report, model, dataset = load_report(made), recipe.model, LeRobotDataset(folder / "dataset")
+    report, model, data = load_report(made), recipe.model, mixture(folder / "dataset")
     assert report.fitted.invalid == 0
     assert report.fitted.tokens_max <= report.length
     assert report.fitted.compression >= 1
-    space = dataset.embodiment.action
-    check_codec(made, model.representation, model.chunk, space, model.normalization.action, dataset.fingerprint)
+    space = embodiment().action
+    check_codec(made, model.representation, model.chunk, space, model.normalization.action, data.fingerprint)
     assert model.representation.build(model.chunk, space, made).fitted
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from anyvla.actions.space import ActionSpace, Group
-from anyvla.data.episode import Embodiment, Episode
+from anyvla.data.episode import Embodiment, Episode, Frames, steady
 
 ROBOT = Embodiment(
     name="arm",
@@ -43,10 +44,46 @@ def demonstration(length: int = 20, seed: int = 0, **changes: Any) -> Episode:
         "images": {"corner": scene(length, seed=seed), "wrist": scene(length, seed=seed + 7)},
         "proprio": rng.normal(size=(length, 4)).astype(np.float32),
         "actions": rng.normal(size=(length, 4)).astype(np.float32),
-        "instruction": ["open the drawer", "close the drawer"][seed % 2],
+        "embodiment": ROBOT,
+        "instructions": (["open the drawer", "close the drawer"][seed % 2],),
+        "timestamps": steady(length, ROBOT.control_hz),
         "extra": {"task": "drawer", "seed": seed},
     }
     return Episode(**(parts | changes))
+
+
+class Counted(Frames):
+    """Frames in memory that count how many were asked for."""
+
+    def __init__(self, frames: np.ndarray) -> None:
+        self.frames, self.shape, self.decoded = frames, frames.shape, 0
+
+    def read(self, steps: list[int]) -> np.ndarray:
+        self.decoded += len(steps)
+        return self.frames[steps]
+
+
+class InMemory:
+    """Episodes in a list, as a data set."""
+
+    root = Path("memory")
+    provenance: dict[str, Any] = {"format": "memory"}  # noqa: RUF012
+
+    def __init__(self, episodes: list[Episode], embodiment: Embodiment = ROBOT, fingerprint: str = "m" * 64) -> None:
+        self.episodes, self.embodiment, self.fingerprint = episodes, embodiment, fingerprint
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(e) for e in self.episodes], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self.episodes[index]
+
+    def task(self, index: int) -> str:
+        return self.episodes[index].extra.get("task") or self.episodes[index].instruction
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,38 +1,148 @@
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
 
+import numpy as np
 import pytest
-from demonstrations import ROBOT, demonstration
+from demonstrations import ROBOT, InMemory, demonstration
 
 from anyvla.config import ConfigError, build, to_dict
+from anyvla.data.episode import EpisodeDataset
 from anyvla.data.formats.lerobot_writer import write_dataset
-from anyvla.data.mixture import DataConfig, open_mixture
+from anyvla.data.mixture import DataConfig, Mixture, Source, open_mixture, open_source
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder / "small", ROBOT, [demonstration(5, seed=i) for i in range(4)])
+    write_dataset(folder / "large", ROBOT, [demonstration(20, seed=i) for i in range(3)])
+    return folder
+
+
+def opened(root, **data) -> Mixture:
+    return open_mixture(build(DataConfig, data), root / "small")
 
 
 def test_a_source_travels_as_plain_data():
-    config = build(DataConfig, {"sources": [{"path": "data/set"}], "cache_gb": 0.5})
-    assert config.sources[0].path == Path("data/set")
+    data = {"sources": [{"path": "data/set", "rotation": "rot6d", "cameras": {"a": "b"}}], "cache_gb": 0.5}
+    config = build(DataConfig, data)
+    assert config.sources[0].path == "data/set"
     assert build(DataConfig, to_dict(config)) == config
 
 
-def test_the_given_source_or_else_what_was_collected(tmp_path):
-    write_dataset(tmp_path / "given", ROBOT, [demonstration(5)])
-    write_dataset(tmp_path / "own", ROBOT, [demonstration(5), demonstration(6)])
-    given = DataConfig(sources=({"path": tmp_path / "given"},))
-    assert open_mixture(given, tmp_path / "own").lengths == [5]
-    assert open_mixture(DataConfig(), tmp_path / "own").lengths == [5, 6]
+def test_the_given_sources_or_else_what_was_collected(root):
+    assert opened(root).datasets[0].lengths.tolist() == [5] * 4
+    given = opened(root, sources=[{"path": str(root / "large")}])
+    assert given.datasets[0].lengths.tolist() == [20] * 3
+    assert given.fingerprint == given.datasets[0].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("temperature", "weights", "shares"),
+    [
+        (None, (1, 1), (0.5, 0.5)),
+        (None, (3, 1), (0.75, 0.25)),
+        (1, (1, 1), (0.25, 0.75)),  # 20 and 60 windows
+        (1, (3, 1), (0.5, 0.5)),
+        (2, (1, 1), (1 / (1 + 3**0.5), 3**0.5 / (1 + 3**0.5))),
+    ],
+)
+def test_shares_follow_from_weights_and_temperature(root, temperature, weights, shares):
+    sources = [{"path": str(root / n), "weight": w} for n, w in zip(("small", "large"), weights, strict=True)]
+    mixture = opened(root, sources=sources, temperature=temperature)
+    np.testing.assert_allclose(mixture.shares, shares)
+    assert mixture.robot_of == [0, 0]  # one robot, twice
+
+
+def test_a_fingerprint_tells_data_and_shares_apart(root):
+    paths = [{"path": str(root / n)} for n in ("small", "large")]
+    prints = {
+        opened(root, sources=paths).fingerprint,
+        opened(root, sources=paths[:1]).fingerprint,
+        opened(root, sources=paths, temperature=1).fingerprint,
+    }
+    assert len(prints) == 3
+    assert opened(root, sources=paths).fingerprint in prints
+
+
+def test_statistics_of_a_robot_are_those_of_all_its_data(root):
+    paths = [{"path": str(root / n)} for n in ("small", "large")]
+    [robot] = opened(root, sources=paths).robots()
+    rows = [
+        d.actions for d in [demonstration(5, seed=i) for i in range(4)] + [demonstration(20, seed=i) for i in range(3)]
+    ]
+    np.testing.assert_allclose(robot.statistics.action["mean"], np.concatenate(rows).mean(0), atol=1e-6)
+    np.testing.assert_allclose(robot.statistics.action["q99"], np.quantile(np.concatenate(rows), 0.99, 0), atol=1e-6)
+    [small] = opened(root).robots()
+    assert small.statistics.fingerprint != robot.statistics.fingerprint
+
+
+def test_each_robot_has_its_own(root):
+    other = dataclasses.replace(ROBOT, name="other")
+    two = [
+        InMemory([dataclasses.replace(demonstration(9, seed=i), embodiment=r)], r, str(i))
+        for i, r in enumerate((ROBOT, other))
+    ]
+    mixture = Mixture(two, [1, 1], [None, None])
+    assert [r.embodiment.name for r in mixture.robots()] == ["arm", "other"]
+    np.testing.assert_allclose(mixture.robots()[1].statistics.action["mean"], two[1][0].actions.mean(0), atol=1e-6)
+    wrong = dataclasses.replace(ROBOT, control_hz=5)
+    with pytest.raises(ValueError, match="show a robot named 'arm' and disagree in its control_hz"):
+        Mixture([two[0], InMemory([], wrong)], [1, 1], [None, None])
+
+
+def source(root, **keys) -> EpisodeDataset:
+    return open_source(build(Source, {"path": str(root / "small"), **keys}))
+
+
+def test_a_source_is_brought_to_what_its_options_say(root):
+    assert source(root, cameras={"front": "wrist"}).embodiment.cameras == ("front",)
+    assert source(root, hz=20).embodiment.control_hz == 20
+    assert source(root, hz=20).lengths.tolist() == [3] * 4
+    assert len(source(root, per_task=2)) == 2  # one task: drawer
+    assert len(source(root, per_task=2, scale=2)) == 4
+    assert len(source(root, scale=0.5)) == 2
+    prints = {source(root, **k).fingerprint for k in ({}, {"hz": 20}, {"scale": 0.5}, {"cameras": {"a": "wrist"}})}
+    assert len(prints) == 4
+
+
+def test_episodes_without_an_instruction(tmp_path):
+    silent = InMemory([demonstration(5, instructions=(), extra={}), demonstration(6, extra={})])
+
+    def through(**keys):
+        from unittest.mock import patch
+
+        with patch("anyvla.data.mixture.open_dataset", return_value=silent):
+            return open_source(build(Source, {"path": "somewhere", **keys}))
+
+    with pytest.raises(ValueError, match="1 of 2 episodes of somewhere have no instruction: .*unlabelled: drop"):
+        through()
+    assert through(unlabelled="drop").lengths.tolist() == [6]
+    assert len(through(instruction="do it")) == 2
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"sources": [{"path": "a"}, {"path": "b"}]}, r"one source is supported; give a single entry \(got 2\)"),
         ({"sources": [{"path": "a", "weight": 0}]}, r"'sources\.0\.weight': .* greater than 0 \(given: 0\)"),
+        ({"sources": [{"path": "a", "scale": 5}]}, "scale 5 asks for more than all episodes of a: give per_task too"),
+        ({"sources": [{"path": "a", "rotation": "euler_xyz"}]}, "'euler', 'axis_angle'"),
         ({"cache_gb": -1}, "'cache_gb': .* greater than or equal to 0"),
         ({"source": []}, "unknown key 'source': did you mean 'sources'"),
+        ({"preset": "bridge"}, "preset and root go together"),
+        ({"preset": "bridge", "root": "oxe", "sources": [{"path": "a"}]}, "either sources or a preset"),
     ],
 )
 def test_config_is_checked(data, message):
     with pytest.raises(ConfigError, match=message):
         build(DataConfig, data)
+
+
+def test_what_is_not_there_is_told(root):
+    with pytest.raises(ValueError, match=r"there is no data set at .*nowhere/small: no such file or folder"):
+        source(root / "nowhere")
+    with pytest.raises(ValueError, match=r"has no camera 'wirst' to be 'a': did you mean 'wrist'\?"):
+        source(root, cameras={"a": "wirst"})
+    with pytest.raises(ValueError, match="40 steps per second"):
+        source(root, hz=50)

@@ -1,46 +1,38 @@
 from __future__ import annotations
 
+import dataclasses
+import pickle
 import threading
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from demonstrations import ROBOT, demonstration, scene
+from demonstrations import ROBOT, Counted, InMemory, demonstration, scene
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from anyvla.data.episode import Episode
-from anyvla.data.formats.lerobot import LeRobotDataset
+from anyvla.actions.space import ActionSpace, Group
+from anyvla.data.episode import Embodiment, Episode, steady
 from anyvla.data.formats.lerobot_writer import write_dataset
-from anyvla.data.window import EpochSampler, WindowConfig, WindowDataset
-
-
-class InMemory:
-    """Episodes in a list; counts what is read."""
-
-    embodiment = ROBOT
-
-    def __init__(self, episodes: list[Episode]) -> None:
-        self.episodes = episodes
-        self.single_frames = 0
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(e) for e in self.episodes]
-
-    def __len__(self) -> int:
-        return len(self.episodes)
-
-    def __getitem__(self, index: int) -> Episode:
-        return self.episodes[index]
-
-    def frames(self, camera: str, episode: int, indices: Sequence[int]) -> np.ndarray:
-        self.single_frames += len(indices)
-        return self.episodes[episode].images[camera][list(indices)]
-
+from anyvla.data.mixture import Mixture
+from anyvla.data.open import open_dataset
+from anyvla.data.sampler import Draw
+from anyvla.data.views import ViewConfig
+from anyvla.data.window import WindowBatch, WindowConfig, WindowDataset
 
 EPISODES = [demonstration(n, seed=i) for i, n in enumerate([9, 1, 14, 5])]
 STARTS = np.cumsum([0, 9, 1, 14, 5])
+
+
+def of(*datasets: InMemory, told: str | None = None) -> Mixture:
+    return Mixture(datasets, [1.0] * len(datasets), [told] * len(datasets))
+
+
+def windows_of(config: WindowConfig, *episodes: Episode) -> WindowDataset:
+    return WindowDataset(of(InMemory(list(episodes or EPISODES))), config)
+
+
+def at(*indices: int, source: int = 0, chance: int = 0) -> Draw:
+    return Draw(np.full(len(indices), source), np.array(indices), np.full(len(indices), chance, np.uint64))
 
 
 def expected(config: WindowConfig, index: int) -> dict[str, np.ndarray]:
@@ -70,13 +62,13 @@ def expected(config: WindowConfig, index: int) -> dict[str, np.ndarray]:
     window=st.integers(1, 5),
     chunk=st.integers(1, 6),
     stride=st.integers(1, 4),
-    cache_gb=st.sampled_from([0.0, 80_000e-9, 1.0]),  # nothing, the first two episodes, everything
+    cache_gb=st.sampled_from([0.0, 80_000e-9, 1.0]),  # nothing, some episodes, everything
     indices=st.lists(st.integers(0, 28), min_size=1, max_size=8),
 )
 def test_windows_are_those_cut_out_step_by_step(window, chunk, stride, cache_gb, indices):
     assume((window - 1) * stride < 14)  # the longest episode
     config = WindowConfig(window=window, chunk=chunk, stride=stride, cache_gb=cache_gb)
-    batch = WindowDataset(InMemory(EPISODES), config).batch(np.array(indices))
+    batch = windows_of(config).batch(at(*indices))
     for b, index in enumerate(indices):
         for key, value in expected(config, index).items():
             assert np.array_equal(batch[key][b], value), key
@@ -87,159 +79,185 @@ def test_windows_are_those_cut_out_step_by_step(window, chunk, stride, cache_gb,
     assert batch["actions"].dtype == batch["proprio"].dtype == np.float32
 
 
+def test_by_hand():
+    """The window that ends at step 5 of 7: steps 1, 3, 5; from each, the actions that were done from there on."""
+    numbers = np.arange(7, dtype=np.float32)
+    columns = np.repeat(numbers[:, None], 4, 1)
+    episode = demonstration(7, actions=columns, proprio=10 + columns)
+    batch = windows_of(WindowConfig(window=3, chunk=3, stride=2), episode).batch(at(5, 1))
+    assert batch["proprio"][0, :, 0].tolist() == [11, 13, 15]
+    assert batch["actions"][0, :, :, 0].tolist() == [[1, 2, 3], [3, 4, 5], [5, 6, 0]]
+    assert batch["action_mask"][0].tolist() == [[True] * 3, [True] * 3, [True, True, False]]
+    # near the begin: step 1 alone, masked steps after it
+    assert batch["step_mask"][1].tolist() == [True, False, False]
+    assert batch["actions"][1, :, :, 0].tolist() == [[1, 2, 3], [0, 0, 0], [0, 0, 0]]
+
+
 def test_a_window_never_crosses_into_the_next_episode():
-    batch = WindowDataset(InMemory(EPISODES), WindowConfig(window=3, chunk=4, stride=2)).batch(np.array([8, 9, 10]))
+    batch = windows_of(WindowConfig(window=3, chunk=4, stride=2)).batch(at(8, 9, 10))
     assert batch["step_mask"].tolist() == [[True, True, True], [True, False, False], [True, False, False]]
     assert batch["action_mask"][0].sum(1).tolist() == [4, 3, 1]  # the chunks from steps 4, 6 and 8 of 9
     assert batch["action_mask"][1].sum(1).tolist() == [1, 0, 0]
     assert batch["action_mask"][2].sum(1).tolist() == [4, 0, 0]
 
 
-def test_frames_are_kept_as_far_as_they_fit():
-    data = InMemory(EPISODES)
-    windows = WindowDataset(data, WindowConfig(cache_gb=80_000e-9))  # 13 frames of 6144 bytes: episodes 0 and 1
-    assert windows.kept_in_memory == 10 / 29
-    windows.batch(np.arange(10))
-    assert data.single_frames == 0
-    windows.batch(np.array([3, 20]))
-    assert data.single_frames == 2  # one frame of two cameras
+def counted(episode: Episode) -> Episode:
+    return dataclasses.replace(episode, images={c: Counted(np.asarray(f)) for c, f in episode.images.items()})
 
 
-def test_preload_reports_progress():
-    seen = []
-    WindowDataset(InMemory(EPISODES), WindowConfig()).preload(lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (4, 4)
+def test_only_frames_that_are_shown_are_decoded_and_those_that_fit_once():
+    episodes = [counted(e) for e in EPISODES]
+    windows = windows_of(WindowConfig(window=2, stride=3, cache_gb=60_000e-9), *episodes)  # 9 frames of two cameras
+    windows.batch(at(8))
+    windows.batch(at(3, 8, 0))
+    assert [e.images["wrist"].decoded for e in episodes] == [9, 0, 0, 0]
+    windows.batch(at(20))  # of episode 2, which does not fit: steps 7 and 10
+    windows.batch(at(20))
+    assert [e.images["wrist"].decoded for e in episodes] == [9, 0, 4, 0]
 
 
 def test_on_disk_cached_and_uncached_agree(tmp_path):
     write_dataset(tmp_path / "set", ROBOT, EPISODES)
-    dataset = LeRobotDataset(tmp_path / "set")
-    indices = np.array([0, 8, 9, 15, 23, 28])
+    dataset = open_dataset(tmp_path / "set")
     kept, read = (
-        WindowDataset(dataset, WindowConfig(window=3, stride=3, cache_gb=gb)).batch(indices) for gb in (1.0, 0.0)
+        WindowDataset(Mixture([dataset], [1], [None]), WindowConfig(window=3, stride=3, cache_gb=gb)).batch(
+            at(0, 8, 9, 15, 23, 28)
+        )
+        for gb in (1.0, 0.0)
     )
-    assert all(np.array_equal(kept[k], read[k]) for k in kept)
+    same(kept, read)
+
+
+def same(one: WindowBatch, other: WindowBatch) -> None:
+    assert all(np.array_equal(one[k], other[k]) for k in one)
 
 
 def test_threads_may_share_a_dataset():
-    windows = WindowDataset(InMemory(EPISODES), WindowConfig(window=2))
-    indices = np.arange(29)
+    windows = windows_of(WindowConfig(window=2, cache_gb=60_000e-9))
     results: list = []
-    threads = [threading.Thread(target=lambda: results.append(windows.batch(indices)["images"])) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: results.append(windows.batch(at(*range(29))))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(results) == 4
-    assert all(np.array_equal(r, results[0]) for r in results)
+    for result in results:
+        same(result, results[0])
+
+
+def test_it_goes_to_other_processes():
+    windows = windows_of(WindowConfig(window=2))
+    before = windows.batch(at(3, 20))
+    same(pickle.loads(pickle.dumps(windows)).batch(at(3, 20)), before)
+
+
+ARMS = Embodiment(
+    name="two arms",
+    cameras=("head", "wrist"),
+    control_hz=20,
+    proprio=ActionSpace(groups=(Group(name="left_joints", size=6, kind="joints"),)),
+    action=ActionSpace(
+        groups=(
+            Group(name="left_joints", size=6, kind="joints"),
+            Group(name="gripper", size=1, kind="gripper", low=-1, high=1),
+        )
+    ),
+)
+
+
+def arms(length: int, seed: int = 0, size: int = 32) -> Episode:
+    rng = np.random.default_rng(seed)
+    return Episode(
+        embodiment=ARMS,
+        images={"head": scene(length, size, seed), "wrist": scene(length, size, seed + 1)},
+        proprio=rng.normal(size=(length, 6)).astype(np.float32),
+        actions=rng.normal(size=(length, 7)).astype(np.float32),
+        instructions=("fold the towel", "fold it"),
+        timestamps=steady(length, 20),
+    )
+
+
+def test_robots_share_a_batch():
+    """Dims and views by name: hand 3, gripper 1, left_joints 6; corner, wrist, head."""
+    two = arms(9)
+    data = WindowDataset(of(InMemory(EPISODES), InMemory([two], ARMS)), WindowConfig(window=2, chunk=4))
+    batch = data.batch(Draw(np.array([1, 0]), np.array([5, 8]), np.array([1, 0], np.uint64)))
+    assert batch["robots"].tolist() == [1, 0]
+    assert batch["instructions"] == ["fold it", "open the drawer"]
+    assert batch["actions"].shape == (2, 2, 4, 10)
+    assert batch["proprio"].shape == (2, 2, 10)  # hand 3, opening 1, left_joints 6
+    assert batch["images"].shape == (2, 2, 3, 32, 32, 3)
+    assert np.array_equal(batch["actions"][0, 1, :, 4:], two.actions[5:9, :6])
+    assert np.array_equal(batch["actions"][0, 1, :, 3], two.actions[5:9, 6])
+    assert not batch["actions"][0, :, :, :3].any()
+    assert np.array_equal(batch["actions"][1, 1, 0, :4], EPISODES[0].actions[8])
+    assert not batch["actions"][1, :, :, 4:].any()
+    assert np.array_equal(batch["images"][0, 0, 2], two.images["head"][4])
+    assert np.array_equal(batch["images"][0, 0, 1], two.images["wrist"][4])
+    assert not batch["images"][0, :, 0].any()  # this robot has no corner camera
+    assert np.array_equal(batch["images"][1, 1, 0], EPISODES[0].images["corner"][8])
+
+
+def test_images_are_brought_to_one_size():
+    data = of(InMemory(EPISODES), InMemory([arms(9, size=48)], ARMS))
+    with pytest.raises(ValueError, match=r"one size, got memory corner 32x32, .*48x48: set model\.view\.size"):
+        WindowDataset(data, WindowConfig(chunk=4))
+    for gb in (0.0, 1.0):
+        sized = WindowDataset(data, WindowConfig(chunk=4, view=ViewConfig(size=(16, 24)), cache_gb=gb))
+        assert sized.batch(at(3, source=1))["images"].shape == (1, 1, 3, 16, 24, 3)
+
+
+def test_instructions():
+    silent = demonstration(9, instructions=())
+    windows = windows_of(WindowConfig(chunk=4), silent)
+    with pytest.raises(ValueError, match="has no instruction; give the source one"):
+        windows.batch(at(0))
+    told = WindowDataset(of(InMemory([silent, EPISODES[0]]), told="do it"), WindowConfig(chunk=4))
+    assert told.batch(at(0, 9))["instructions"] == ["do it", "open the drawer"]
+    several = windows_of(WindowConfig(chunk=4), demonstration(9, instructions=("a", " ", "b")))
+    assert [several.batch(at(0, chance=c))["instructions"][0] for c in range(4)] == ["a", "b", "a", "b"]
 
 
 def test_bad_input():
     mixed = demonstration(5, images={"corner": scene(5), "wrist": scene(5, 48)})
-    with pytest.raises(ValueError, match="must have one size, got corner 32x32, wrist 48x48: render or crop"):
-        WindowDataset(InMemory([mixed]), WindowConfig(chunk=4))
-    larger = demonstration(5, images={"corner": scene(5, 48), "wrist": scene(5, 48)})
-    with pytest.raises(ValueError, match=r"episode 1: camera 'corner' has frames of shape \(5, 48, 48, 3\), expected"):
-        WindowDataset(InMemory([EPISODES[0], larger]), WindowConfig()).preload()
-    with pytest.raises(ValueError, match="holds no episode"):
-        WindowDataset(InMemory([]), WindowConfig())
-    with pytest.raises(IndexError, match=r"in \[0, 29\)"):
-        WindowDataset(InMemory(EPISODES), WindowConfig()).batch(np.array([29]))
+    with pytest.raises(ValueError, match=r"must have one size, got corner 32x32, wrist 48x48: set model\.view\.size"):
+        windows_of(WindowConfig(chunk=4), mixed)
+    larger = demonstration(5, images={"corner": scene(5, 48), "wrist": scene(5, 48)}, provenance="set, episode 1")
+    for gb in (0.0, 1.0):
+        with pytest.raises(ValueError, match="set, episode 1: camera 'corner' has frames of 48x48, expected 32x32"):
+            windows_of(WindowConfig(cache_gb=gb), EPISODES[0], larger).batch(at(9))
+    with pytest.raises(ValueError, match="memory holds no episode"):
+        WindowDataset(of(InMemory([])), WindowConfig())
+    with pytest.raises(IndexError, match="source 0 has 29 windows; no window 29"):
+        windows_of(WindowConfig()).batch(at(29))
     with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
         WindowConfig(stride=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        (
-            "actions",
-            np.nan,
-            r"actions must be finite: episode 1, step 4, group 'gripper', dim 0 of it, is nan \(2 of 3 episodes "
-            r"hold such numbers\): mend these episodes or leave them out",
-        ),
-        ("proprio", -np.inf, "proprio must be finite: episode 1, step 4, group 'opening', dim 0 of it, is -inf"),
-    ],
-)
-def test_numbers_that_are_not_finite_are_found_at_once(name, value, message):
-    episodes = [demonstration(6, seed=i) for i in range(3)]
-    getattr(episodes[1], name)[4, 3] = value
-    getattr(episodes[2], name)[0, 0] = value
-    with pytest.raises(ValueError, match=message):
-        WindowDataset(InMemory(episodes), WindowConfig(chunk=4))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"actions": np.zeros((6, 7), np.float32)},
-            r"episode 1 of 2: actions have shape \(6, 7\), but embodiment 'arm' declares 4 dims \(hand 3, gripper 1\), "
-            "and the episode has 6 steps: declare the groups that the data has",
-        ),
-        (
-            {"proprio": np.zeros((6, 2), np.float32)},
-            r"proprio have shape \(6, 2\), but embodiment 'arm' declares 4 dims",
-        ),
-        ({"proprio": np.zeros((5, 4), np.float32)}, r"proprio have shape \(5, 4\), .* and the episode has 6 steps"),
-    ],
-)
-def test_vectors_of_another_size_than_declared(changes, message):
-    episodes = [demonstration(6), demonstration(6, **changes)]
-    with pytest.raises(ValueError, match=message):
-        WindowDataset(InMemory(episodes), WindowConfig(chunk=4))
-
-
 def test_windows_and_chunks_that_no_episode_supplies():
-    data = InMemory([demonstration(n) for n in (30, 40)])
+    data = [demonstration(n) for n in (30, 40)]
     with pytest.raises(
         ValueError,
         match=r"a window of 16 steps with stride 8 spans 121 steps of an episode, but the longest of 2 episodes "
-        r"\(number 1\) has 40 steps, so that no window would ever be full: use a window of at most 5, a stride "
-        r"\(the actions executed at once\) of at most 2, or longer episodes",
+        r"\(number 1 of memory\) has 40 steps, so that no window would ever be full: use a window of at most 5, a "
+        r"stride \(the actions executed at once\) of at most 2, or longer episodes",
     ):
-        WindowDataset(data, WindowConfig(window=16, stride=8))
+        windows_of(WindowConfig(window=16, stride=8), *data)
     for config in (WindowConfig(window=5, stride=8), WindowConfig(window=16, stride=2)):
-        assert len(WindowDataset(data, config)) == 70
+        assert windows_of(config, *data).sizes == [70]
     with pytest.raises(ValueError, match="use a window of at most 40, or longer episodes"):
-        WindowDataset(data, WindowConfig(window=64))
+        windows_of(WindowConfig(window=64), *data)
     with pytest.raises(ValueError, match=r"a chunk of 64 actions, but the longest .* has 40 steps, .* at most 40, or"):
-        WindowDataset(data, WindowConfig(chunk=64))
+        windows_of(WindowConfig(chunk=64), *data)
 
 
 def test_windows_and_chunks_that_few_episodes_supply_are_told(caplog):
-    data = InMemory([demonstration(n) for n in (6, 6, 6, 12)])
-    WindowDataset(data, WindowConfig(window=3, stride=5, chunk=6))
+    data = [demonstration(n) for n in (6, 6, 6, 12)]
+    windows_of(WindowConfig(window=3, stride=5, chunk=6), *data)
     assert [r.getMessage() for r in caplog.records] == [
-        "75 % of the 4 episodes are too short for one full window of 3: that takes 11 steps, and half of them have 6 "
-        "or fewer"
+        "75 % of the 4 episodes of memory are too short for one full window of 3: that takes 11 steps, and half of "
+        "them have 6 or fewer"
     ]
     caplog.clear()
-    WindowDataset(data, WindowConfig(chunk=8))
-    assert "75 % of the 4 episodes are too short for one full chunk of 8" in caplog.text
-
-
-@given(n=st.integers(1, 50), batch_size=st.integers(1, 70), seed=st.integers(0, 2**31))
-def test_every_number_comes_up_once_per_epoch(n, batch_size, seed):
-    sampler = EpochSampler(n, batch_size, seed)
-    steps = -(-3 * n // batch_size)
-    stream = np.concatenate([sampler.indices(s) for s in range(steps)])
-    assert len(stream) == steps * batch_size
-    for epoch in range(3):
-        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
-
-
-@given(n=st.integers(1, 50), batch_size=st.integers(1, 70), step=st.integers(0, 10_000))
-def test_a_batch_depends_on_seed_and_step_only(n, batch_size, step):
-    used = EpochSampler(n, batch_size, 3)
-    for s in (5, 0, step + 1):
-        used.indices(s)
-    assert np.array_equal(used.indices(step), EpochSampler(n, batch_size, 3).indices(step))
-
-
-def test_seeds_and_epochs_differ():
-    sampler = EpochSampler(100, 100, 0)
-    assert not np.array_equal(sampler.indices(0), sampler.indices(1))
-    assert not np.array_equal(sampler.indices(0), EpochSampler(100, 100, 1).indices(0))
-    with pytest.raises(ValueError, match="at least 1, got n=0, batch_size=4"):
-        EpochSampler(0, 4, 0)
+    windows_of(WindowConfig(chunk=8), *data)
+    assert "75 % of the 4 episodes of memory are too short for one full chunk of 8" in caplog.text

@@ -11,7 +11,7 @@ import pytest
 from toy_world import EMBODIMENT, SUITE, Toy
 
 from anyvla.data.formats import lerobot_writer
-from anyvla.data.formats.lerobot import LeRobotDataset
+from anyvla.data.open import open_dataset
 from anyvla.evaluation.collect import FIRST_SEED, CollectConfig, Interrupted, collect, demonstrate
 from anyvla.evaluation.environments.base import Suite
 from anyvla.evaluation.environments.pool import EnvironmentFailed
@@ -33,7 +33,7 @@ def after(count: int) -> tuple[Callable[[int, int], None], Callable[[], bool]]:
 def test_collected_demonstrations_can_be_read(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     root = collect(Toy(), SUITE, CONFIG, tmp_path / "data", progress=lambda *p: seen.append(p))
-    data = LeRobotDataset(root)
+    data = open_dataset(root)
     assert seen == [(n, 9) for n in range(10)]
     assert data.embodiment == EMBODIMENT
     assert Counter(e.extra["task"] for e in data) == {"left": 3, "right": 3, "up": 3}
@@ -59,7 +59,7 @@ def test_collected_demonstrations_can_be_read(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_collection_goes_on_to_the_same_data(tmp_path: Path) -> None:
-    whole = LeRobotDataset(collect(FAILING, SUITE, CONFIG, tmp_path / "whole"))
+    whole = open_dataset(collect(FAILING, SUITE, CONFIG, tmp_path / "whole"))
     progress, stop = after(2)
     with pytest.raises(Interrupted, match=r"stopped after \d of 9 demonstrations; the same command goes on there"):
         collect(FAILING, SUITE, CONFIG, tmp_path / "parts", progress=progress, stop=stop)
@@ -68,7 +68,7 @@ def test_an_interrupted_collection_goes_on_to_the_same_data(tmp_path: Path) -> N
     assert 2 <= kept < 9
     seen: list[int] = []
     one = dataclasses.replace(CONFIG, processes=1)  # as many processes as one likes
-    parts = LeRobotDataset(collect(FAILING, SUITE, one, tmp_path / "parts", progress=lambda done, _: seen.append(done)))
+    parts = open_dataset(collect(FAILING, SUITE, one, tmp_path / "parts", progress=lambda done, _: seen.append(done)))
     assert seen[0] == kept
     assert parts.fingerprint == whole.fingerprint
     # Failures were dropped, counted, and replaced by the next attempts.
@@ -106,25 +106,25 @@ def test_an_expert_that_never_succeeds_is_named(tmp_path: Path) -> None:
 
 def test_attempts_that_fail() -> None:
     cart = FAILING.make()
-    assert demonstrate(cart, SUITE, CONFIG, "right", 1) is None  # ends at the other goal
-    assert demonstrate(cart, SUITE, CONFIG, "right", 0) is not None
+    assert demonstrate(cart, EMBODIMENT, SUITE, CONFIG, "right", 1) is None  # ends at the other goal
+    assert demonstrate(cart, EMBODIMENT, SUITE, CONFIG, "right", 0) is not None
     short = dataclasses.replace(SUITE, horizon=3)
-    assert demonstrate(cart, short, CONFIG, "right", 0) is None
+    assert demonstrate(cart, EMBODIMENT, short, CONFIG, "right", 0) is None
     exact = dataclasses.replace(SUITE, horizon=6)
-    episode = demonstrate(cart, exact, CONFIG, "right", 0)
+    episode = demonstrate(cart, EMBODIMENT, exact, CONFIG, "right", 0)
     assert episode is not None
     assert len(episode) <= 6  # reached with the last action or just before: no room for those after
 
 
 def test_attempts_differ_and_repeat() -> None:
     cart = Toy().make()
-    first, again, other = (demonstrate(cart, SUITE, CONFIG, "up", n) for n in (1, 1, 3))
+    first, again, other = (demonstrate(cart, EMBODIMENT, SUITE, CONFIG, "up", n) for n in (1, 1, 3))
     assert first is not None
     assert again is not None
     assert other is not None
     assert np.array_equal(first.proprio, again.proprio)
     assert not np.array_equal(first.proprio[:5], other.proprio[:5])
-    reseeded = demonstrate(cart, SUITE, dataclasses.replace(CONFIG, seed=1), "up", 1)
+    reseeded = demonstrate(cart, EMBODIMENT, SUITE, dataclasses.replace(CONFIG, seed=1), "up", 1)
     assert reseeded is not None
     assert reseeded.extra["seed"] == 2 * FIRST_SEED + 1
 
@@ -173,7 +173,7 @@ def test_meta_world(tmp_path: Path) -> None:
 
     pair = Suite("pair", HALF_OPEN.tasks[:2], HALF_OPEN.horizon)
     config = CollectConfig(demonstrations=1, processes=2)
-    data = LeRobotDataset(collect(MetaWorld("fast"), pair, config, tmp_path / "data"))
+    data = open_dataset(collect(MetaWorld("fast"), pair, config, tmp_path / "data"))
     opening, closing = data[0], data[1]
     assert (opening.instruction, closing.instruction) == ("open the drawer", "close the drawer")
     for camera in data.embodiment.cameras:  # one start state: only words tell them apart

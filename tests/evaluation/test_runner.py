@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from toy_world import DIES, EMBODIMENT, SUITE, Toy
 
 from anyvla.config import ConfigError
+from anyvla.data.canonical import Robot
 from anyvla.evaluation.collect import FIRST_SEED
 from anyvla.evaluation.environments.base import EpisodeResult, Suite, Task
 from anyvla.evaluation.environments.pool import EnvironmentFailed
@@ -88,14 +89,14 @@ class Obedient(VLA):
 @pytest.fixture
 def obedient() -> VLA:
     torch.manual_seed(0)
-    return Obedient(small.model(), EMBODIMENT, small.statistics()).eval()
+    return Obedient(small.model(), [Robot(EMBODIMENT, small.statistics())]).eval()
 
 
 @pytest.fixture
 def policy() -> VLA:
     torch.manual_seed(0)
     config = small.model({"name": "policy_head", "window": 3}, {"name": "lstm", "hidden": 32, "layers": 1})
-    return VLA(config, EMBODIMENT, small.statistics()).eval()
+    return VLA(config, [Robot(EMBODIMENT, small.statistics())]).eval()
 
 
 def play(vla: VLA, plans: Sequence[EpisodePlan], folder: Path, **keys: Any) -> list[EpisodeResult]:
@@ -204,7 +205,7 @@ def test_another_robot_is_refused(tmp_path: Path) -> None:
         play(small.policy(), PLANS, tmp_path)
     turned = dataclasses.replace(EMBODIMENT, cameras=("wrist", "corner"), control_hz=5.0)
     with pytest.raises(ConfigError, match=r"cameras \('wrist', 'corner'\), here .*control_hz 5.0, here 10"):
-        check_embodiment(turned, EMBODIMENT)
+        check_embodiment([turned], EMBODIMENT)
 
 
 def test_a_worker_that_dies_ends_the_evaluation(policy: VLA, tmp_path: Path) -> None:
@@ -232,7 +233,7 @@ def test_meta_world(tmp_path: Path) -> None:
 
     action = small.statistics().action
     torch.manual_seed(0)
-    vla = VLA(small.model(), SAWYER, Statistics(action, action, "f" * 64)).eval()
+    vla = VLA(small.model(), [Robot(SAWYER, Statistics(action, action, "f" * 64))]).eval()
     suite = dataclasses.replace(HALF_OPEN, horizon=7)
     plans = [
         EpisodePlan("told", "drawer-open", "drawer-open", "open the drawer", 0),

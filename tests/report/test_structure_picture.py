@@ -9,6 +9,7 @@ import pytest
 import torch
 from small import FUSERS, embodiment, model, statistics
 
+from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
 from anyvla.report.explanation import explain
 from anyvla.report.structure import svg
@@ -51,7 +52,7 @@ INSIDE = """(() => {
 @pytest.mark.parametrize("cameras", [("corner", "wrist"), ("left_shoulder_camera", "right_shoulder_camera", "a", "b")])
 def test_words_stay_inside(browser, tmp_path, name, cameras):
     torch.manual_seed(0)
-    vla = VLA(model(**MODELS[name]), replace(embodiment(), cameras=cameras), statistics()).eval()
+    vla = VLA(model(**MODELS[name]), [Robot(replace(embodiment(), cameras=cameras), statistics())]).eval()
     file = tmp_path / "structure.svg"
     file.write_text(svg(explain(vla, name)))
     colours = set()

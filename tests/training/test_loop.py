@@ -6,10 +6,9 @@ import shutil
 import pytest
 import torch
 from safetensors import SafetensorError
-from small import embodiment, episode, model
+from small import embodiment, episode, mixture, model
 
 from anyvla.config import ConfigError, build, to_dict
-from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.policy import VLA
 from anyvla.training.loop import Interrupted, TrainingConfig, TrainingError, pick_precision, train
@@ -22,7 +21,7 @@ MODEL = model({"name": "policy_head", "window": 2}, {"name": "lstm", "hidden": 3
 def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "dataset"
     write_dataset(root, embodiment(), [episode(12 + i, seed=i) for i in range(4)])
-    return LeRobotDataset(root)
+    return mixture(root)
 
 
 def config(**keys):
@@ -36,7 +35,8 @@ def document(training):
 
 def run(dataset, folder, training=None, **keys):
     training = training or config()
-    return train(MODEL, training, dataset, folder, keys.pop("recipe", None) or document(training), **keys)
+    recipe = keys.pop("recipe", None) or document(training)
+    return train(MODEL, training, dataset, dataset.robots(), folder, recipe, **keys)
 
 
 def weights(checkpoint):
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_another_recipe_or_other_data_is_refused(dataset, tmp_pa
         run(dataset, tmp_path / "run", config(optim={"lr": 0.1, "warmup_steps": 2}))
     write_dataset(tmp_path / "other", embodiment(), [episode(9, seed=9)])
     with pytest.raises(ConfigError, match="was trained on other data"):
-        run(LeRobotDataset(tmp_path / "other"), tmp_path / "run")
+        run(mixture(tmp_path / "other"), tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(dataset, tmp_path, monkeypatch):
@@ -135,12 +135,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(dataset, tmp_path, mo
     assert all(torch.isfinite(v).all() for v in left.values())
 
 
-def test_statistics_that_are_missing_are_an_error(dataset, tmp_path):
-    root = tmp_path / "dataset"
-    shutil.copytree(dataset.root, root)
-    (root / "meta" / "stats.json").unlink()
-    with pytest.raises(ValueError, match=r"stats.json"):
-        run(LeRobotDataset(root), tmp_path / "run")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_result(dataset, tmp_path, workers):
+    """Nor do they when a run goes on with another number of them."""
+    training = config(steps=4, checkpoint_every=2, augment={"shift": 2, "hue": 0.1})
+    straight = run(dataset, tmp_path / "thread", training)
+    with pytest.raises(Interrupted):
+        run(dataset, tmp_path / "workers", training, stop=lambda: True)
+    resumed = run(dataset, tmp_path / "workers", training, workers=workers)
+    one, other = weights(straight), weights(resumed)
+    assert all(torch.equal(one[k], other[k]) for k in one)
 
 
 def test_the_schedule_warms_up_and_ends_at_its_final_rate():

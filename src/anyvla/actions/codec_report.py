@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -83,9 +83,15 @@ class Report:
 
 
 def round_trip(
-    codec: Codec, chunks: Float[Tensor, "K N A"], mask: Bool[Tensor, "K N"], normalizer: Normalizer
+    codec: Codec,
+    chunks: Float[Tensor, "K N A"],
+    mask: Bool[Tensor, "K N"],
+    normalizer: Normalizer,
+    robots: Int64[Tensor, "K"],
 ) -> RoundTrip:
-    """Encode and decode whole chunks; the errors are those of actions whose `mask` is True."""
+    """Encode and decode whole chunks; the errors are those of actions whose `mask` is True, in dims that the chunk's
+    robot has.
+    """
     decoded, lengths, invalid = [], [], 0
     with torch.inference_mode():
         for part in chunks.split(AT_ONCE):
@@ -94,9 +100,14 @@ def round_trip(
             decoded.append(chunk)
             lengths.append((tokens >= 0).sum(1))
             invalid += int(wrong.sum())
-    got, true = torch.cat(decoded)[mask], chunks[mask]  # (X, A)
-    normalised = (got - true).abs().double().numpy()
-    robot = (normalizer.denormalise(got) - normalizer.denormalise(true)).abs().double().numpy()
+    got = torch.cat(decoded)
+    normalised = (got - chunks).abs().double().numpy()
+    robot = (normalizer.denormalise(got, robots) - normalizer.denormalise(chunks, robots)).abs().double().numpy()
+    valid = (mask[..., None] & normalizer.known[robots][:, None]).numpy()  # (K, N, A)
+
+    def of(error: np.ndarray, place: slice) -> Error:
+        return _error(error[..., place][valid[..., place]])
+
     space, length = codec.space, torch.cat(lengths).double()
     return RoundTrip(
         chunks=len(chunks),
@@ -105,7 +116,7 @@ def round_trip(
         compression=chunks[0].numel() / float(length.mean()),
         invalid=invalid,
         errors=tuple(
-            GroupError(group=g.name, unit=g.unit, normalised=_error(normalised[:, p]), robot=_error(robot[:, p]))
+            GroupError(group=g.name, unit=g.unit, normalised=of(normalised, p), robot=of(robot, p))
             for g, p in zip(space.groups, space.slices().values(), strict=True)
         ),
     )

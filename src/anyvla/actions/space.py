@@ -12,18 +12,32 @@ from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT
 
+# euler: roll, pitch, yaw about fixed x, y, z ("xyz" of scipy). quaternions say where the real part stands. rot6d: the
+# first two columns of the matrix, one after the other (arXiv 1812.07035).
+Rotation = Literal["euler", "axis_angle", "quaternion_xyzw", "quaternion_wxyz", "rot6d"]
+ROTATION_DIMS: dict[Rotation, int] = {
+    "euler": 3,
+    "axis_angle": 3,
+    "quaternion_xyzw": 4,
+    "quaternion_wxyz": 4,
+    "rot6d": 6,
+}
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Group:
     """Consecutive dims of one meaning."""
 
-    name: str  # "position", "gripper", "arm", ...
+    name: str  # "position", "rotation", "gripper", "joints", "left_joints", ...
     size: int  # dims
     kind: Literal["position", "rotation", "gripper", "joints", "other"] = "other"
     mode: Literal["absolute", "delta"] = "absolute"
     low: float | None = None  # the declared range; grippers are scaled by it, never by quantiles
     high: float | None = None
-    unit: str = ""  # "m", "rad", "1 = closed"
+    unit: str = ""  # "m", "rad", "m/s"
+    rotation: Rotation | None = None  # how a rotation is written; None: not known, cannot be converted
+    frame: Literal["", "base", "tool"] = ""  # what a position or rotation is relative to; "": not known
+    open: float | None = None  # of a gripper: the end of its range at which it is open; None: not known
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -34,6 +48,16 @@ class Group:
             raise ValueError(f"group {self.name!r}: low {self.low} must be below high {self.high}")
         if self.kind == "gripper" and self.low is None:
             raise ValueError(f"group {self.name!r}: a gripper needs its declared range (low, high)")
+        if self.open is not None and (self.kind != "gripper" or self.open not in (self.low, self.high)):
+            raise ValueError(
+                f"group {self.name!r}: open {self.open:g} must be the end of a gripper's range at which it is open, "
+                f"low or high ({self.low}, {self.high})"
+            )
+        if self.rotation is not None and (self.kind != "rotation" or self.size != ROTATION_DIMS[self.rotation]):
+            raise ValueError(
+                f"group {self.name!r}: {self.rotation} is a rotation of {ROTATION_DIMS[self.rotation]} dims, the group "
+                f"is of kind {self.kind!r} and has {self.size}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

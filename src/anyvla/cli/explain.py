@@ -92,6 +92,7 @@ def explanation(recipe: Recipe, name: str) -> Explanation:
     A codec that has to be fitted is fitted to made-up chunks. Raises ConfigError, with the way out, if the backbone is
     not at hand.
     """
+    from anyvla.data.canonical import Robot
     from anyvla.policy import VLA
     from anyvla.report.explanation import explain, made_up_chunks, made_up_statistics
 
@@ -107,7 +108,7 @@ def explanation(recipe: Recipe, name: str) -> Explanation:
             made.save(codec)
         try:
             config.backbone.target.capabilities_of(config.backbone.config)
-            vla = VLA(config, robot, made_up_statistics(robot), codec=codec).eval()
+            vla = VLA(config, [Robot(robot, made_up_statistics(robot))], codec=codec).eval()
         except ConfigError:
             raise
         except (ValueError, OSError, ImportError) as error:
@@ -139,8 +140,11 @@ def robot_of(recipe: Recipe) -> Embodiment:
     from anyvla.data.mixture import open_mixture
     from anyvla.registry import benchmarks
 
-    if recipe.data.sources and recipe.data.sources[0].path.is_dir():
-        return open_mixture(recipe.data, recipe.data.sources[0].path).embodiment
+    if recipe.data.given:
+        try:
+            return open_mixture(recipe.data, Path()).canonical.embodiment
+        except ValueError as error:
+            console.print(f"the recipe's data is not at hand ({error}): an ordinary arm stands for its robot")
     name = (recipe.benchmark or "").partition("/")[0]
     if name in benchmarks:
         try:

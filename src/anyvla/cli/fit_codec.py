@@ -54,14 +54,15 @@ def fit_codec(recipe: Recipe, run: Path) -> Path:
             f"training in {run} is on its way with the codec at {folder}, and would go on with another one: choose "
             f"another folder with --out, or remove {run / 'train'} to train anew"
         )
-    dataset = open_data(recipe, run)
-    purpose = purpose_of(part, chunk, method, dataset.fingerprint)
-    normalizer = action_normalizer(dataset, method)
-    seed = recipe.training.seed
-    own, aside = hold_out(len(dataset), seed=seed)
-    chunks = read_chunks(dataset, normalizer, chunk, own, most=MOST_CHUNKS, seed=seed)
-    console.print(f"fitting {part.name} to {len(chunks)} chunks of {len(own)} episodes", highlight=False)
-    codec: Codec = part.build(chunk, dataset.embodiment.action)
+    mixture = open_data(recipe, run)
+    purpose = purpose_of(part, chunk, method, mixture.fingerprint)
+    normalizer = action_normalizer(mixture, mixture.robots(), method)
+    seed, space = recipe.training.seed, mixture.canonical.embodiment.action
+    own, aside = zip(*(hold_out(len(d), seed=seed) for d in mixture.datasets), strict=True)
+    fitted, held_out = (sum(map(len, episodes)) for episodes in (own, aside))
+    chunks = read_chunks(mixture, normalizer, chunk, own, most=MOST_CHUNKS, seed=seed)
+    console.print(f"fitting {part.name} to {len(chunks)} chunks of {fitted} episodes", highlight=False)
+    codec: Codec = part.build(chunk, space)
     begin = time.perf_counter()
     facts = codec.fit(chunks.actions, seed)
     seconds = time.perf_counter() - begin
@@ -70,19 +71,19 @@ def fit_codec(recipe: Recipe, run: Path) -> Path:
     try:
         temporary.mkdir(parents=True)
         codec.save(temporary)
-        codec = part.build(chunk, dataset.embodiment.action, temporary)  # what is measured is what training will read
-        held_out = None
-        if aside:
-            others = read_chunks(dataset, normalizer, chunk, aside, most=MOST_CHUNKS // 10, seed=seed)
-            held_out = round_trip(codec, others.actions, others.mask, normalizer)
+        codec = part.build(chunk, space, temporary)  # what is measured is what training will read
+        others = None
+        if held_out:
+            left = read_chunks(mixture, normalizer, chunk, aside, most=MOST_CHUNKS // 10, seed=seed)
+            others = round_trip(codec, left.actions, left.mask, normalizer, left.robots)
         report = Report(
             purpose=purpose,
             vocabulary=codec.size,
             length=codec.length,
-            episodes=len(own),
-            held_out_episodes=len(aside),
-            fitted=round_trip(codec, chunks.actions, chunks.mask, normalizer),
-            held_out=held_out,
+            episodes=fitted,
+            held_out_episodes=held_out,
+            fitted=round_trip(codec, chunks.actions, chunks.mask, normalizer, chunks.robots),
+            held_out=others,
             facts=facts,
             seconds=round(seconds, 3),
         )
@@ -96,13 +97,13 @@ def fit_codec(recipe: Recipe, run: Path) -> Path:
 def fit_codec_if_needed(recipe: Recipe, run: Path) -> None:
     """Fit the codec of a recipe, unless there is nothing to fit or the one in the run folder is just that."""
     part, chunk = recipe.model.representation, recipe.model.chunk
-    dataset = open_data(recipe, run)
-    space = dataset.embodiment.action
+    mixture = open_data(recipe, run)
+    space = mixture.canonical.embodiment.action
     if not needs_fit(part, chunk, space):
         console.print(f"{part.name} learns nothing from data", highlight=False)
         return
     try:
-        check_codec(run / "codec", part, chunk, space, recipe.model.normalization.action, dataset.fingerprint)
+        check_codec(run / "codec", part, chunk, space, recipe.model.normalization.action, mixture.fingerprint)
     except CodecError:
         _print(load_report(fit_codec(recipe, run)), console)
     else:

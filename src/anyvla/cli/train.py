@@ -11,7 +11,7 @@ from anyvla.config import ConfigError, to_dict
 from anyvla.recipe import Recipe, read
 
 if TYPE_CHECKING:
-    from anyvla.data.episode import EpisodeDataset
+    from anyvla.data.mixture import Mixture
 
 
 def main(argv: list[str]) -> int:
@@ -29,17 +29,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def dataset_of(recipe: Recipe, run: Path) -> Path:
-    """Where the data of a recipe lies: its own source, or what it collects into the run folder."""
-    return Path(recipe.data.sources[0].path) if recipe.data.sources else run / "dataset"
-
-
-def open_data(recipe: Recipe, run: Path) -> EpisodeDataset:
+def open_data(recipe: Recipe, run: Path) -> Mixture:
     """The data of a recipe. Raises ConfigError, with the command that mends it, if it was not collected yet."""
     from anyvla.data.mixture import open_mixture
 
-    root = dataset_of(recipe, run)
-    if not root.is_dir() and recipe.collect is not None:
+    root = run / "dataset"  # of what the recipe collects
+    if not recipe.data.given and not root.is_dir():
         raise ConfigError(
             f"there are no demonstrations at {root} yet; make them with: anyvla data collect {recipe.name}"
         )
@@ -51,7 +46,9 @@ def train(recipe: Recipe, run: Path) -> Path:
     from anyvla.training.loop import Interrupted, Progress
     from anyvla.training.loop import train as run_training
 
-    dataset = open_data(recipe, run)
+    mixture = open_data(recipe, run)
+    with Bar("statistics") as bar:
+        robots = mixture.robots(bar)
     with graceful() as stop, Bar("train") as bar:
 
         def show(p: Progress) -> None:
@@ -61,10 +58,12 @@ def train(recipe: Recipe, run: Path) -> Path:
             checkpoint = run_training(
                 recipe.model,
                 recipe.training,
-                dataset,
+                mixture,
+                robots,
                 run,
                 to_dict(recipe),
                 cache_gb=recipe.data.cache_gb,
+                workers=recipe.data.workers,
                 progress=show,
                 stop=stop,
             )

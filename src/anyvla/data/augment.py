@@ -1,63 +1,84 @@
-"""Image augmentation on uint8 windows: random shift and colour jitter, one draw per sample and view.
+"""Image augmentation on batches of windows: shift, crop, colour jitter; and what acting sees instead.
 
-Over the steps of a window the draw stays the same, so that motion between frames is what the robot saw.
+One draw per sample and view, the same over the steps of a window, so that motion between frames is what the robot saw.
+Everything is drawn from one generator in a fixed order: equal seed, equal batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Annotated
 
-import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
+from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import functional as F
 
 from anyvla.config import STRICT
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+Pixels = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, lt=1)]
+Turn = Annotated[float, Field(ge=0, le=0.5)]
+
+# Luma, and two axes of colour at right angles to grey (ITU-R BT.601 luma; NTSC's I and Q).
+_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AugmentConfig:
-    """How strongly training images are varied."""
+    """How strongly training images are varied; each field one number, or one per view."""
 
-    shift: int | tuple[int, ...] = 3  # px at most in each direction, edges repeated; one number, or one per view
-    brightness: float = 0.0  # 0.2: a factor in [0.8, 1.2]
-    contrast: float = 0.0  # likewise, about the mean grey of the window
-    saturation: float = 0.0  # likewise, about each pixel's grey
-
-    def __post_init__(self) -> None:
-        if min([self.shift] if isinstance(self.shift, int) else self.shift, default=0) < 0:
-            raise ValueError(f"shift must not be negative, got {self.shift}")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+    shift: Pixels | tuple[Pixels, ...] = 3  # px at most in each direction, edges repeated
+    brightness: Amount | tuple[Amount, ...] = 0.0  # 0.2: a factor in [0.8, 1.2]
+    contrast: Amount | tuple[Amount, ...] = 0.0  # likewise, about the mean grey of the window
+    saturation: Amount | tuple[Amount, ...] = 0.0  # likewise, about each pixel's grey
+    hue: Turn | tuple[Turn, ...] = 0.0  # 0.05: colours turn by up to a twentieth of the colour circle
 
 
 def augment(
-    images: UInt8[np.ndarray, "B W V H W 3"], config: AugmentConfig, rng: np.random.Generator
-) -> UInt8[np.ndarray, "B W V H W 3"]:
-    """Shift, then jitter. Returns `images` itself if the config asks for no change."""
-    images = random_shift(images, config.shift, rng)
-    return colour_jitter(images, config.brightness, config.contrast, config.saturation, rng)
+    images: UInt8[Tensor, "B W V H W 3"],
+    config: AugmentConfig,
+    crop: Sequence[float] | float,
+    generator: torch.Generator,
+) -> UInt8[Tensor, "B W V H W 3"]:
+    """Shift, crop, jitter. `crop`: the share of each side that is seen, one number or one per view; `generator`: CPU.
+
+    Returns `images` itself if no change is asked for. Raises ValueError for as many numbers as there are no views.
+    """
+    images = _shifted(images, _per_view(config.shift, images, "shift"), generator)
+    images = _cropped(images, _per_view(crop, images, "crop"), generator)
+    amounts = [_per_view(getattr(config, n), images, n) for n in ("brightness", "contrast", "saturation", "hue")]
+    return _jittered(images, torch.tensor(amounts), generator)
 
 
-def random_shift(
-    images: UInt8[np.ndarray, "B W V H W 3"], pixels: Sequence[int] | int, rng: np.random.Generator
-) -> UInt8[np.ndarray, "B W V H W 3"]:
-    """Move each image by up to `pixels` in x and y, edges repeated. Raises ValueError for a wrong `pixels`."""
+def evaluation_view(images: UInt8[Tensor, "B V H W 3"], crop: Sequence[float] | float) -> UInt8[Tensor, "B V H W 3"]:
+    """What acting sees: the centre of the crop that training places at random, through the same resampling."""
+    return _cropped(images[:, None], _per_view(crop, images[:, None], "crop"), None)[:, 0]
+
+
+def _per_view(value: Sequence[float] | float, images: Tensor, name: str) -> list[float]:
+    views = images.shape[2]
+    values = [value] * views if isinstance(value, int | float) else list(value)
+    if len(values) != views:
+        raise ValueError(f"{name} must be one number or one per view ({views} views), got {values}")
+    return values
+
+
+def _shifted(images: Tensor, pixels: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Move each image by up to `pixels` in x and y, edges repeated."""
     batch, _, views, height, width, _ = images.shape
-    limits = np.broadcast_to(np.atleast_1d(pixels), views) if np.size(pixels) in (1, views) else None
-    if limits is None:
-        raise ValueError(f"shift must be one number or one per view ({views} views), got {np.ravel(pixels).tolist()}")
-    if limits.min() < 0 or limits.max() >= min(height, width):
-        raise ValueError(f"shift must lie in [0, {min(height, width)}), got {limits.tolist()}")
-    if not limits.any():
+    if not any(pixels):
         return images
-    moves = rng.integers(-limits[:, None], limits[:, None] + 1, size=(batch, views, 2)).tolist()
-    out = np.empty_like(images)
-    for b in range(batch):
-        for v in range(views):
-            dy, dx = moves[b][v]
+    if max(pixels) >= min(height, width):
+        raise ValueError(f"shift must lie below the size of an image, {height}x{width}, got {list(pixels)}")
+    limits = torch.tensor(pixels)[:, None]  # (V, 1)
+    moves = (torch.rand(batch, views, 2, generator=generator) * (2 * limits + 1)).floor() - limits
+    out = torch.empty_like(images)
+    for b, of_sample in enumerate(moves.int().tolist()):
+        for v, (dy, dx) in enumerate(of_sample):
             source, target = images[b, :, v], out[b, :, v]  # (W, H, W, 3)
             rows, columns = slice(max(dy, 0), height + min(dy, 0)), slice(max(dx, 0), width + min(dx, 0))
             target[:, rows, columns] = source[:, max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)]
@@ -72,27 +93,56 @@ def random_shift(
     return out
 
 
-def colour_jitter(
-    images: UInt8[np.ndarray, "B W V H W 3"],
-    brightness: float,
-    contrast: float,
-    saturation: float,
-    rng: np.random.Generator,
-) -> UInt8[np.ndarray, "B W V H W 3"]:
-    """Scale brightness, contrast and saturation by factors drawn from 1 +- the given amounts."""
-    amounts = np.array([brightness, contrast, saturation], np.float32)
+def _cropped(images: Tensor, shares: Sequence[float], generator: torch.Generator | None) -> Tensor:
+    """Cut a box of each view and bring it back to the view's size. Without a generator: the box in the centre."""
+    if all(share == 1 for share in shares):
+        return images
+    batch, steps, views, height, width, _ = images.shape
+    chance = (
+        torch.full((batch, views, 2), 0.5) if generator is None else torch.rand(batch, views, 2, generator=generator)
+    )
+    out = images.clone()
+    for v, share in enumerate(shares):
+        h, w = max(1, round(height * share)), max(1, round(width * share))
+        if (h, w) == (height, width):
+            continue
+        corners = (chance[:, v] * torch.tensor([height - h + 1, width - w + 1])).int().tolist()  # (B, 2)
+        boxes = torch.stack([images[b, :, v, y : y + h, x : x + w] for b, (y, x) in enumerate(corners)])
+        planes = boxes.flatten(0, 1).permute(0, 3, 1, 2)  # (B*W, 3, h, w)
+        sized = F.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)
+        out[:, :, v] = sized.permute(0, 2, 3, 1).unflatten(0, (batch, steps))
+    return out
+
+
+def _jittered(images: Tensor, amounts: Float[Tensor, "4 V"], generator: torch.Generator) -> Tensor:
+    """Brightness, contrast, saturation and hue by random factors of 1 +- amount (hue: turns), in that order.
+
+    All four are linear in the pixel, so that they make one 3x3 matrix and an offset; clipping comes once, at the end.
+    """
     if not amounts.any():
         return images
-    factors = 1 + amounts * rng.uniform(-1, 1, size=(images.shape[0], images.shape[2], 3)).astype(np.float32)
-    out = np.empty_like(images)
-    grey_part = np.outer(np.ones(3, np.float32), _LUMA)
-    for b, v in np.ndindex(*factors.shape[:2]):
-        bright, contrasted, saturated = factors[b, v]
-        pixels = images[b, :, v].astype(np.float32)  # (W, H, W, 3)
-        mean_grey = pixels.mean(axis=(0, 1, 2)) @ _LUMA
-        # all three are linear in the pixel, so they make one 3x3 matrix and an offset
-        matrix = bright * contrasted * (saturated * np.eye(3, dtype=np.float32) + (1 - saturated) * grey_part)
-        pixels = pixels @ matrix.T
-        pixels += bright * (1 - contrasted) * mean_grey + 0.5
-        out[b, :, v] = np.clip(pixels, 0, 255, out=pixels)
-    return out
+    batch, _, views = images.shape[:3]
+    random = amounts.T * (torch.rand(batch, views, 4, generator=generator) * 2 - 1)  # (B, V, 4)
+    pixels = images.transpose(1, 2).float()  # (B, V, W, H, W, 3)
+    grey = pixels.mean((2, 3, 4)) @ _YIQ[0].to(pixels)  # (B, V)
+    matrix, kept = (x.to(pixels) for x in _colour_matrices(random))
+    offset = (kept * grey)[..., None]  # towards the mean grey: equal in all channels, which saturation and hue keep
+    out = pixels.flatten(2, 4) @ matrix.transpose(-1, -2) + (offset + 0.5)[..., None, :]  # (B, V, W*H*W, 3)
+    return out.clamp_(0, 255).to(torch.uint8).view_as(pixels).transpose(1, 2).contiguous()
+
+
+def _colour_matrices(random: Float[Tensor, "B V 4"]) -> tuple[Float[Tensor, "B V 3 3"], Float[Tensor, "B V"]]:
+    """What pixels are multiplied by, and how much of the mean grey is added to them."""
+    bright, contrast, saturation = (1 + random[..., i] for i in range(3))
+    angle = random[..., 3] * 2 * math.pi
+    one, zero = torch.ones_like(angle), torch.zeros_like(angle)
+    colours = torch.stack(  # in Y, I, Q: chroma scaled and turned, luma left
+        [
+            torch.stack([one, zero, zero], -1),
+            torch.stack([zero, saturation * angle.cos(), -saturation * angle.sin()], -1),
+            torch.stack([zero, saturation * angle.sin(), saturation * angle.cos()], -1),
+        ],
+        -2,
+    )
+    matrix = torch.linalg.inv(_YIQ) @ colours @ _YIQ
+    return (bright * contrast)[..., None, None] * matrix, bright * (1 - contrast)

@@ -1,37 +1,185 @@
-"""What a policy is trained on: the `data` section of a recipe, and its data set opened."""
+"""What a policy is trained on: the `data` section of a recipe, and its data sets opened as one mixture.
+
+Each source may rename its cameras, take a part of its episodes, and be brought to another rate or another way of
+writing rotations; its robot keeps its own statistics. Shares of the samples follow from weights, or a temperature.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from anyvla.config import STRICT
-from anyvla.data.episode import EpisodeDataset
-from anyvla.data.formats.lerobot import LeRobotDataset
+from anyvla.actions.normalize import Statistics
+from anyvla.actions.space import Rotation
+from anyvla.config import STRICT, FormatPart
+from anyvla.data.cameras import Cameras
+from anyvla.data.canonical import Canonical, Robot
+from anyvla.data.converted import Converted
+from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
+from anyvla.data.open import open_dataset
+from anyvla.data.resample import Resampled
+from anyvla.data.robot_statistics import pooled
+from anyvla.data.subset import Subset, choose
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Source:
     """One data set of a mixture."""
 
-    path: Path
-    weight: float = Field(default=1.0, gt=0)  # share of the samples, relative to the other sources
+    path: str  # a folder or file, or the id of a LeRobot data set on the hub
+    format: FormatPart | None = None  # None: recognised by what lies there
+    embodiment: Embodiment | None = None  # for data that does not say what its numbers mean
+    weight: float = Field(default=1.0, gt=0)  # of its samples beside those of other sources
+    cameras: Mapping[str, str] | None = None  # view -> camera of the data; None: all, by their own names
+    rotation: Rotation | None = None  # rewrite rotations so; None: as the data has them
+    frame: Literal["base", "tool"] | None = None  # of delta positions and rotations; None: as the data has them
+    hz: float | None = Field(default=None, gt=0)  # sub-sample to this rate, by time; None: the rate of the data
+    per_task: int | None = Field(default=None, ge=1)  # few-shot: episodes of each task; None: all
+    scale: float = Field(default=1.0, gt=0)  # of the number of episodes: 0.1 a tenth of each task; 5: five per_task
+    subset_seed: int = 0  # of which episodes these are
+    instruction: str | None = None  # for episodes that have none
+    unlabelled: Literal["refuse", "drop"] = "refuse"  # what to do with them where there is none for them either
+
+    def __post_init__(self) -> None:
+        if self.scale > 1 and self.per_task is None:
+            raise ValueError(
+                f"scale {self.scale:g} asks for more than all episodes of {self.path}: give per_task too, the number "
+                "of episodes that scale 1 means"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
     """The data of a run."""
 
-    sources: tuple[Source, ...] = ()  # none: the demonstrations that the recipe itself collects
+    sources: tuple[Source, ...] = ()  # none, and no preset: the demonstrations that the recipe itself collects
+    preset: str | None = None  # a mixture by name: oxe_magic_soup, bridge, rt1, ...
+    root: Path | None = None  # the folder in which the data sets of the preset lie
+    missing: Literal["refuse", "skip"] = "refuse"  # what to do about data sets of the preset that do not lie there
+    # None: the shares of the samples are the weights. T: weight x windows^(1/T); at 1 all windows are equally likely.
+    temperature: float | None = Field(default=None, gt=0)
     cache_gb: float = Field(default=2.0, ge=0)  # decoded frames kept in memory
+    workers: int = Field(default=0, ge=0)  # processes that make batches; 0: a thread. They change no result
 
     def __post_init__(self) -> None:
-        if len(self.sources) > 1:
-            raise ValueError(f"one source is supported; give a single entry (got {len(self.sources)})")
+        if (self.preset is None) != (self.root is None):
+            raise ValueError("preset and root go together: the name of a mixture, and the folder its data sets lie in")
+        if self.preset is not None and self.sources:
+            raise ValueError("give either sources or a preset")
+
+    @property
+    def given(self) -> bool:
+        """Whether there is data already, not to be collected by the recipe."""
+        return bool(self.sources) or self.preset is not None
 
 
-def open_mixture(config: DataConfig, collected: Path) -> EpisodeDataset:
-    """The data set of a run; `collected` is the folder of the recipe's own demonstrations. Raises ValueError."""
-    return LeRobotDataset(config.sources[0].path if config.sources else collected)
+class Mixture:
+    """Data sets opened, how often each is drawn from, and the robots they show."""
+
+    def __init__(self, datasets: Sequence[EpisodeDataset], shares: Sequence[float], told: Sequence[str | None]) -> None:
+        """`told`: what each data set's episodes without an instruction are told; None: they all have one.
+
+        Raises ValueError for two robots of one name, and for robots that cannot share one layout.
+        """
+        self.datasets, self.shares = tuple(datasets), np.asarray(shares, np.float64) / np.sum(shares)
+        self._told = tuple(told)
+        embodiments: dict[str, Embodiment] = {}
+        for dataset in datasets:
+            known = embodiments.setdefault(dataset.embodiment.name, dataset.embodiment)
+            _check_same(known, dataset)
+        self.canonical = Canonical(list(embodiments.values()))
+        self.robot_of = [self.canonical.names.index(d.embodiment.name) for d in datasets]  # of each data set
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of one data set its own; of several a hash of theirs and of their shares."""
+        if len(self.datasets) == 1:
+            return self.datasets[0].fingerprint
+        facts = [f"{d.fingerprint}:{share:.12g}" for d, share in zip(self.datasets, self.shares, strict=True)]
+        return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+    def robots(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Robot]:
+        """The robots with the statistics of all their data; computed where they are not known yet.
+
+        Raises ValueError for numbers that cannot be trained on. `progress(done, total)` counts episodes.
+        """
+        out = []
+        for index, name in enumerate(self.canonical.names):
+            own = [d for d, robot in zip(self.datasets, self.robot_of, strict=True) if robot == index]
+            statistics: Statistics = pooled(own, progress=progress)
+            out.append(Robot(next(d.embodiment for d in own if d.embodiment.name == name), statistics))
+        return out
+
+    def instruction(self, source: int, episode: Episode, chance: int) -> str:
+        """What a window of this episode is told: one of its instructions, by a random number."""
+        said = [text for text in episode.instructions if text.strip()]
+        if said:
+            return said[chance % len(said)]
+        told = self._told[source]
+        if told is None:
+            raise ValueError(
+                f"{episode.provenance or self.datasets[source].root}: the episode has no instruction; give the source "
+                "one (instruction: ...) or leave such episodes out (unlabelled: drop)"
+            )
+        return told
+
+
+def open_mixture(config: DataConfig, collected: Path) -> Mixture:
+    """The data of a run; `collected` is the folder of the recipe's own demonstrations.
+
+    Raises ValueError for a data set that cannot be opened or cannot be joined with the others.
+    """
+    sources = config.sources
+    sources = sources or (Source(path=str(collected)),)
+    datasets = [open_source(source) for source in sources]
+    frames = np.array([float(d.lengths.sum()) for d in datasets])
+    shares = np.array([s.weight for s in sources])
+    if config.temperature is not None:
+        shares = shares * frames ** (1 / config.temperature)
+    return Mixture(datasets, shares.tolist(), [s.instruction for s in sources])
+
+
+def open_source(source: Source) -> EpisodeDataset:
+    """The data set of a source, as its options want it. Raises ValueError."""
+    dataset = open_dataset(source.path, source.format, source.embodiment)
+    if source.cameras is not None:
+        dataset = Cameras(dataset, source.cameras)
+    if source.instruction is None:
+        dataset = _labelled(dataset, source)
+    if source.per_task is not None or source.scale != 1:
+        dataset = Subset(dataset, choose(dataset, source.per_task, source.scale, source.subset_seed))
+    if source.rotation is not None or source.frame is not None:
+        dataset = Converted(dataset, rotation=source.rotation, frame=source.frame)
+    if source.hz is not None:
+        dataset = Resampled(dataset, source.hz)
+    return dataset
+
+
+def _labelled(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
+    """The episodes that have an instruction. Raises ValueError if some have none and they are not to be dropped."""
+    labelled = [i for i in range(len(dataset)) if dataset.task(i).strip()]
+    if len(labelled) == len(dataset):
+        return dataset
+    if source.unlabelled == "refuse" or not labelled:
+        raise ValueError(
+            f"{len(dataset) - len(labelled)} of {len(dataset)} episodes of {source.path} have no instruction: give the "
+            "source one for them (instruction: ...), or leave them out (unlabelled: drop)"
+        )
+    return Subset(dataset, labelled)
+
+
+def _check_same(known: Embodiment, dataset: EpisodeDataset) -> None:
+    fields = ("cameras", "proprio", "action", "control_hz")
+    differing = [f for f in fields if getattr(known, f) != getattr(dataset.embodiment, f)]
+    if differing:
+        raise ValueError(
+            f"two sources show a robot named {known.name!r} and disagree in its {', '.join(differing)} (the second is "
+            f"{dataset.root}): robots that differ need different names in their embodiments"
+        )

@@ -1,7 +1,7 @@
 """Turns episodes into training windows: W observations, the action chunk that begins at each, and masks.
 
-Frames are decoded once and kept in memory as long as they fit; a batch is then one gather by index arithmetic. The
-order of training is a pure function of seed and step, so that resuming needs the step number only.
+A window ends at each step of each episode, as a session would see it there. Frames are decoded once and kept in memory
+as long as they fit; of other episodes only the frames that a window shows are decoded.
 """
 
 from __future__ import annotations
@@ -9,18 +9,26 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypedDict
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT
-from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
+from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.mixture import Mixture
+from anyvla.data.sampler import Draw
+from anyvla.data.views import ViewConfig, fit
 
 log = logging.getLogger(__name__)
+
+_UNDECODED = 512  # episodes whose numbers are kept, of those whose frames do not fit
+_THREADS = 4
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -30,6 +38,7 @@ class WindowConfig:
     window: int = 1  # W: observations of a window
     chunk: int = 8  # N: actions of the chunk that begins at each observation
     stride: int = 1  # steps between the observations of a window: the actions executed between two predictions
+    view: ViewConfig = ViewConfig()
     cache_gb: float = 2.0  # decoded frames kept in memory; what does not fit is decoded each time it is asked for
 
     def __post_init__(self) -> None:
@@ -49,150 +58,173 @@ class WindowBatch(TypedDict):
     actions: Float32[np.ndarray, "B W N A"]
     action_mask: Bool[np.ndarray, "B W N"]
     step_mask: Bool[np.ndarray, "B W"]
+    robots: Int64[np.ndarray, "B"]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An episode that is at hand."""
+
+    episode: Episode
+    frames: UInt8[np.ndarray, "T V H W 3"] | None  # of the robot's own cameras; None: decoded when asked for
 
 
 class WindowDataset:
-    """Every window of a data set: one ends at each frame, numbered through all episodes, as a session sees it there.
+    """Every window of a mixture, in the layout that its robots share: one ends at each step, numbered by source.
 
-    A window near the begin of its episode has fewer steps; they come first, and masked steps are zeros at its end.
-    Raises ValueError for data that cannot be trained on (numbers that are not finite, vectors of another size than the
-    embodiment declares, episodes too short for any full window or chunk, cameras that differ in size). `batch` may be
-    called from several threads.
+    A window near the begin of its episode has fewer steps; they come first, and masked steps are zeros at its end. So
+    are dims and views that a robot does not have. Raises ValueError for data that cannot be trained on (episodes too
+    short for any full window or chunk, cameras that differ in size). `batch` may be called from several threads.
     """
 
-    def __init__(self, dataset: EpisodeDataset, config: WindowConfig) -> None:
-        if not len(dataset):
-            raise ValueError("the data set holds no episode: there is nothing to train on")
-        self.dataset = dataset
-        self.config = config
-        episodes = [dataset[i] for i in range(len(dataset))]
-        check_vectors(episodes, dataset.embodiment)
-        _check_lengths([len(e) for e in episodes], config)
-        self._proprio = np.concatenate([e.proprio for e in episodes])
-        self._actions = np.concatenate([e.actions for e in episodes])
-        self._instructions = [e.instruction for e in episodes]
-        self._ends = np.cumsum([len(e) for e in episodes])
-        self._starts = self._ends - [len(e) for e in episodes]
-        self._cameras = dataset.embodiment.cameras
-        sizes = {c: episodes[0].images[c].shape[1:3] for c in self._cameras}
-        if len(set(sizes.values())) != 1:
-            given = ", ".join(f"{c} {h}x{w}" for c, (h, w) in sizes.items())
-            raise ValueError(
-                f"the cameras of a window must have one size, got {given}: render or crop them to one size"
-            )
-        self._frame_shape = (len(self._cameras), *sizes[self._cameras[0]], 3)  # (V, H, W, 3)
-        room = int(config.cache_gb * 1e9) // int(np.prod(self._frame_shape))
-        self._kept = int(np.searchsorted(self._ends, room, side="right"))  # the first episodes are kept, as many as fit
-        frames_kept = int(self._ends[self._kept - 1]) if self._kept else 0
-        self._frames = np.empty((frames_kept, *self._frame_shape), np.uint8)
-        self._decoded = np.zeros(self._kept, bool)
-        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode")
+    def __init__(self, mixture: Mixture, config: WindowConfig) -> None:
+        self.mixture, self.config = mixture, config
+        for dataset in mixture.datasets:
+            _check_lengths(dataset, config)
+        self._ends = [np.cumsum(dataset.lengths) for dataset in mixture.datasets]
+        self.sizes = [int(ends[-1]) for ends in self._ends]  # windows of each source
+        self._image = _image_shape(mixture.datasets, config.view)  # (H, W, 3)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._room = int(self.config.cache_gb * 1e9)  # bytes
+        self._kept: dict[tuple[int, int], Future[_Read]] = {}
+        self._passing: OrderedDict[tuple[int, int], Future[_Read]] = OrderedDict()
+        self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="decode")
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._actions)
+    def __getstate__(self) -> dict[str, Any]:  # to a worker goes what is needed to begin there
+        return {k: v for k, v in vars(self).items() if k in ("mixture", "config", "sizes", "_ends", "_image")}
 
-    @property
-    def kept_in_memory(self) -> float:
-        """The share of frames that stay decoded in memory, 0 to 1."""
-        return len(self._frames) / len(self)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
 
-    def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Decode now what fits in memory, instead of at first use; `progress(done, total)` counts episodes."""
-        for start in range(0, self._kept, 8):
-            stop = min(start + 8, self._kept)
-            self._decode(range(start, stop))
-            if progress is not None:
-                progress(stop, self._kept)
-
-    def batch(self, indices: Int64[np.ndarray, "B"]) -> WindowBatch:
-        """The windows that end at these frames. Raises IndexError for a frame outside of the data set."""
-        last = np.asarray(indices, dtype=np.int64)
-        if last.ndim != 1 or (len(last) and (last.min() < 0 or last.max() >= len(self))):
-            raise IndexError(f"window indices must be a vector of numbers in [0, {len(self)}), got {last}")
-        stride, places = self.config.stride, np.arange(self.config.window)
-        episode = np.searchsorted(self._ends, last, side="right")
-        before = np.minimum(len(places) - 1, (last - self._starts[episode]) // stride)  # steps
-        step_mask = places <= before[:, None]  # (B, W)
-        steps = np.where(step_mask, (last - before * stride)[:, None] + places * stride, last[:, None])
-        chunk = steps[:, :, None] + np.arange(self.config.chunk)  # (B, W, N)
-        action_mask = (chunk < self._ends[episode][:, None, None]) & step_mask[:, :, None]
-        actions = self._actions[np.where(action_mask, chunk, 0)]
-        actions[~action_mask] = 0
-        proprio = self._proprio[steps]
-        proprio[~step_mask] = 0
-        images = self._images(episode, steps)
-        images[~step_mask] = 0
-        return WindowBatch(
-            images=images,
-            proprio=proprio,
-            instructions=[self._instructions[e] for e in episode],
-            actions=actions,
-            action_mask=action_mask,
-            step_mask=step_mask,
+    def batch(self, draw: Draw) -> WindowBatch:
+        """These windows. Raises IndexError for one that its source does not have, ValueError for a damaged episode."""
+        config, whole = self.config, self.mixture.canonical.embodiment
+        count, w = len(draw), config.window
+        out = WindowBatch(
+            images=np.zeros((count, w, len(whole.cameras), *self._image), np.uint8),
+            proprio=np.zeros((count, w, whole.proprio.size), np.float32),
+            instructions=[""] * count,
+            actions=np.zeros((count, w, config.chunk, whole.action.size), np.float32),
+            action_mask=np.zeros((count, w, config.chunk), bool),
+            step_mask=np.zeros((count, w), bool),
+            robots=np.array([self.mixture.robot_of[s] for s in draw.sources], np.int64),
         )
+        found = [self._find(int(s), int(n)) for s, n in zip(draw.sources, draw.windows, strict=True)]
+        episodes = [self._ask(source, episode) for source, episode, _ in found]
 
-    def _images(self, episode: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        kept = episode < self._kept
-        self._decode(np.unique(episode[kept]))
-        if kept.all():
-            return self._frames[steps]
-        images = np.empty((*steps.shape, *self._frame_shape), np.uint8)
-        images[kept] = self._frames[steps[kept]]
+        def write(row: int) -> None:
+            (source, _, last), read = found[row], episodes[row].result()
+            self._write(out, row, read, source, last, int(draw.chance[row]))
 
-        def read(b: int) -> None:
-            numbers = (steps[b] - self._starts[episode[b]]).tolist()
-            for v, camera in enumerate(self._cameras):
-                images[b, :, v] = self.dataset.frames(camera, int(episode[b]), numbers)
+        # decoding is worth a thread, copying is not
+        busy = [row for row in range(count) if not episodes[row].done() or episodes[row].result().frames is None]
+        waiting = [self._pool.submit(write, row) for row in busy]
+        for row in sorted(set(range(count)) - set(busy)):
+            write(row)
+        for task in waiting:
+            task.result()
+        return out
 
-        list(self._pool.map(read, np.flatnonzero(~kept)))
-        return images
+    def _write(self, out: WindowBatch, row: int, read: _Read, source: int, last: int, chance: int) -> None:
+        """The window that ends at step `last` of an episode."""
+        config, episode = self.config, read.episode
+        places = self.mixture.canonical.robots[episode.embodiment.name]
+        before = min(config.window - 1, last // config.stride)
+        steps = np.arange(last - before * config.stride, last + 1, config.stride)
+        k = len(steps)
+        chunk = steps[:, None] + np.arange(config.chunk)  # (k, N)
+        there = chunk < len(episode)
+        actions = np.zeros((k, config.chunk, len(places.action)), np.float32)
+        actions[there] = episode.actions[chunk[there]]
+        out["actions"][row, :k][..., places.action] = actions
+        out["action_mask"][row, :k] = there
+        out["step_mask"][row, :k] = True
+        out["proprio"][row, :k][:, places.proprio] = episode.proprio[steps]
+        out["instructions"][row] = self.mixture.instruction(source, episode, chance)
+        if read.frames is not None:
+            out["images"][row, :k][:, places.views] = read.frames[steps]
+        else:
+            for view, camera in zip(places.views, episode.embodiment.cameras, strict=True):
+                frames = fit(episode.images[camera][steps], config.view)
+                self._check_size(frames, camera, episode)
+                out["images"][row, :k, view] = frames
 
-    def _decode(self, episodes: Iterable[int]) -> None:
-        def read(i: int) -> None:
-            images = self.dataset[i].images
-            target = self._frames[self._starts[i] : self._ends[i]]
-            for v, camera in enumerate(self._cameras):
-                if images[camera].shape != target[:, v].shape:
-                    raise ValueError(
-                        f"episode {i}: camera {camera!r} has frames of shape {images[camera].shape}, "
-                        f"expected {target[:, v].shape} as in episode 0"
-                    )
-                target[:, v] = images[camera]
-            self._decoded[i] = True
+    def _find(self, source: int, window: int) -> tuple[int, int, int]:
+        """The episode that a window lies in, and the step at which it ends."""
+        ends = self._ends[source]
+        if not 0 <= window < ends[-1]:
+            raise IndexError(f"source {source} has {ends[-1]} windows; no window {window}")
+        episode = int(np.searchsorted(ends, window, side="right"))
+        return source, episode, window - (int(ends[episode - 1]) if episode else 0)
 
+    def _ask(self, source: int, episode: int) -> Future[_Read]:
+        """An episode, being read in the background if it is not at hand."""
+        key = source, episode
         with self._lock:
-            list(self._pool.map(read, [int(i) for i in episodes if not self._decoded[i]]))
+            if key in self._kept:
+                return self._kept[key]
+            if key in self._passing:
+                self._passing.move_to_end(key)
+                return self._passing[key]
+            dataset = self.mixture.datasets[source]
+            size = int(dataset.lengths[episode]) * len(dataset.embodiment.cameras) * int(np.prod(self._image))
+            keep = size <= self._room
+            reading = self._pool.submit(self._read, dataset, episode, keep)
+            if keep:
+                self._room -= size
+                self._kept[key] = reading
+            else:
+                self._passing[key] = reading
+                if len(self._passing) > _UNDECODED:
+                    self._passing.popitem(last=False)
+            return reading
 
+    def _read(self, dataset: EpisodeDataset, number: int, keep: bool) -> _Read:
+        episode = dataset[number]
+        if not keep:
+            return _Read(episode, None)
+        cameras = episode.embodiment.cameras
+        frames = np.empty((len(episode), len(cameras), *self._image), np.uint8)
+        for v, camera in enumerate(cameras):
+            decoded = fit(episode.images[camera][:], self.config.view)
+            self._check_size(decoded, camera, episode)
+            frames[:, v] = decoded
+        return _Read(episode, frames)
 
-def check_vectors(episodes: Sequence[Episode], embodiment: Embodiment) -> None:
-    """Raises ValueError at the first vector of a wrong size and the first number that is not finite."""
-    for name, space in (("actions", embodiment.action), ("proprio", embodiment.proprio)):
-        for number, episode in enumerate(episodes):
-            array = getattr(episode, name)
-            if array.shape != (len(episode), space.size):
-                groups = ", ".join(f"{g.name} {g.size}" for g in space.groups)
-                raise ValueError(
-                    f"episode {number} of {len(episodes)}: {name} have shape {array.shape}, but embodiment "
-                    f"{embodiment.name!r} declares {space.size} dims ({groups}), and the episode has {len(episode)} "
-                    "steps: declare the groups that the data has, or mend the data"
-                )
-        broken = [number for number, e in enumerate(episodes) if not np.isfinite(getattr(e, name)).all()]
-        if broken:
-            array = getattr(episodes[broken[0]], name)
-            step, dim = np.argwhere(~np.isfinite(array))[0]
-            group, place = next((g, p) for g, p in space.slices().items() if p.start <= dim < p.stop)
+    def _check_size(self, frames: np.ndarray, camera: str, episode: Episode) -> None:
+        if frames.shape[1:] != self._image:
             raise ValueError(
-                f"{name} must be finite: episode {broken[0]}, step {step}, group {group!r}, dim {dim - place.start} of "
-                f"it, is {array[step, dim]} ({len(broken)} of {len(episodes)} episodes hold such numbers): mend these "
-                "episodes or leave them out"
+                f"{episode.provenance}: camera {camera!r} has frames of {frames.shape[1]}x{frames.shape[2]}, expected "
+                f"{self._image[0]}x{self._image[1]} as in the first episode: set model.view.size, and all are resized"
             )
 
 
-def _check_lengths(lengths: Sequence[int], config: WindowConfig) -> None:
+def _image_shape(datasets: Sequence[EpisodeDataset], view: ViewConfig) -> tuple[int, int, int]:
+    """Of all views. Raises ValueError if they differ."""
+    if view.size is not None:
+        return (*view.size, 3)
+    sizes = {(str(d.root), c): tuple(d[0].images[c].shape[1:3]) for d in datasets for c in d.embodiment.cameras}
+    if len(set(sizes.values())) != 1:
+        several = len(datasets) > 1
+        given = ", ".join(f"{root + ' ' if several else ''}{c} {h}x{w}" for (root, c), (h, w) in sizes.items())
+        raise ValueError(
+            f"the cameras of a window must have one size, got {given}: set model.view.size, as in "
+            "model: {view: {size: [224, 224]}}, and all are resized"
+        )
+    return (*next(iter(sizes.values())), 3)
+
+
+def _check_lengths(dataset: EpisodeDataset, config: WindowConfig) -> None:
     """Raises ValueError if no episode has a full window or chunk; warns if most have none."""
-    longest = max(lengths)
-    at = f"the longest of {len(lengths)} episodes (number {lengths.index(longest)}) has {longest} steps"
+    lengths = dataset.lengths
+    if not len(lengths):
+        raise ValueError(f"{dataset.root} holds no episode: there is nothing to train on")
+    longest = int(lengths.max())
+    at = f"the longest of {len(lengths)} episodes (number {lengths.argmax()} of {dataset.root}) has {longest} steps"
     span = (config.window - 1) * config.stride + 1
     if span > longest:
         largest, nearest = (longest - 1) // config.stride + 1, (longest - 1) // (config.window - 1)
@@ -208,48 +240,15 @@ def _check_lengths(lengths: Sequence[int], config: WindowConfig) -> None:
             f"of at most {longest}, or longer episodes"
         )
     for what, needed in ((f"window of {config.window}", span), (f"chunk of {config.chunk}", config.chunk)):
-        short = sum(length < needed for length in lengths) / len(lengths)
+        short = float((lengths < needed).mean())
         if short > 0.5:
             log.warning(
-                "%.0f %% of the %d episodes are too short for one full %s: that takes %d steps, and half of them have "
-                "%d or fewer",
+                "%.0f %% of the %d episodes of %s are too short for one full %s: that takes %d steps, and half of them "
+                "have %d or fewer",
                 100 * short,
                 len(lengths),
+                dataset.root,
                 what,
                 needed,
                 np.median(lengths),
             )
-
-
-class EpochSampler:
-    """Batches in an order that depends on nothing but `seed` and the step.
-
-    The numbers 0 .. n-1 are shuffled anew each epoch and the epochs run on one after another: the last batch of an
-    epoch is filled from the next one, so every number comes up exactly once per epoch.
-    """
-
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
-        if n < 1 or batch_size < 1:
-            raise ValueError(f"n and batch_size must be at least 1, got n={n}, batch_size={batch_size}")
-        self.n, self.batch_size, self.seed = n, batch_size, seed
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
-
-    def indices(self, step: int) -> Int64[np.ndarray, "B"]:
-        """The batch of step 0, 1, ..."""
-        if step < 0:
-            raise ValueError(f"step must not be negative, got {step}")
-        position, missing = step * self.batch_size, self.batch_size
-        parts = []
-        while missing:
-            epoch, offset = divmod(position, self.n)
-            part = self._epoch(epoch)[offset : offset + missing]
-            parts.append(part)
-            position, missing = position + len(part), missing - len(part)
-        return np.concatenate(parts)
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        order = self._order  # read once: another thread may put the next epoch there
-        if order[0] != epoch:
-            order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(self.n))
-            self._order = order
-        return order[1]

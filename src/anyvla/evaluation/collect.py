@@ -21,8 +21,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
-from anyvla.data.episode import Embodiment, Episode
-from anyvla.data.formats.lerobot import LeRobotDataset
+from anyvla.data.episode import Embodiment, Episode, steady
+from anyvla.data.open import open_dataset
 from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
 from anyvla.evaluation.environments.base import Benchmark, Environment, Suite
 from anyvla.evaluation.environments.pool import EnvironmentFailed, prepare_worker, starting_workers
@@ -140,7 +140,7 @@ def _check_complete(root: Path, wanted: Mapping[str, Any]) -> None:
         facts = {"benchmark": provenance.get("benchmark"), "render": provenance.get("versions", {}).get("render")}
         return facts | dict(provenance.get("collect", {}))
 
-    then, now = settings(LeRobotDataset(root).provenance), settings(wanted)
+    then, now = settings(open_dataset(root).provenance), settings(wanted)
     differing = [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in {**then, **now} if then.get(k) != now.get(k)]
     if differing:
         raise ValueError(
@@ -172,7 +172,8 @@ def _start_worker(benchmark: Benchmark, suite: Suite, config: CollectConfig, par
 def _demonstrate(attempt: _Attempt) -> bool:
     """Play one attempt; True if it succeeded and is staged."""
     assert _worker is not None
-    episode = demonstrate(_worker.environment, _worker.suite, _worker.config, attempt.task, attempt.number)
+    w = _worker
+    episode = demonstrate(w.environment, w.embodiment, w.suite, w.config, attempt.task, attempt.number)
     if episode is None:
         return False
     stage_episode(_worker.partial_root, _worker.embodiment, attempt.index, episode)
@@ -180,7 +181,7 @@ def _demonstrate(attempt: _Attempt) -> bool:
 
 
 def demonstrate(
-    environment: Environment, suite: Suite, config: CollectConfig, task: str, number: int
+    environment: Environment, embodiment: Embodiment, suite: Suite, config: CollectConfig, task: str, number: int
 ) -> Episode | None:
     """Attempt `number` of a task by its expert; None if it reached another goal first, or none within the horizon.
 
@@ -205,7 +206,15 @@ def demonstrate(
     images = {camera: np.stack([f[camera] for f in frames]) for camera in frames[0]}
     phrase = told.instructions[number % len(told.instructions)]
     extra = {"task": task, "scene": told.scene, "seed": seed, "noise": sigma}
-    return Episode(images, np.stack(proprio), np.stack(labels), phrase, extra)
+    return Episode(
+        embodiment=embodiment,
+        images=images,
+        proprio=np.stack(proprio),
+        actions=np.stack(labels),
+        instructions=(phrase,),
+        timestamps=steady(len(labels), embodiment.control_hz),
+        extra=extra,
+    )
 
 
 def _rehearse(

@@ -68,7 +68,7 @@ def evaluate(
     benchmark or render setting;
     Interrupted after `stop()` said so.
     """
-    check_embodiment(vla.embodiment, benchmark.embodiment)
+    check_embodiment([r.embodiment for r in vla.robots], benchmark.embodiment)
     folder.mkdir(parents=True, exist_ok=True)
     lines = folder / "results.jsonl"
     finished = {r.key: r for r in read_results(lines)} if lines.is_file() else {}
@@ -85,7 +85,7 @@ def evaluate(
         def begin(slot: int) -> None:
             if waiting:
                 plan = waiting.pop()
-                running[slot] = _Rollout(plan, vla.start(plan.instruction, plan.seed))
+                running[slot] = _Rollout(plan, vla.start(plan.instruction, plan.seed, benchmark.embodiment.name))
                 pool.reset(slot, plan.task, plan.seed)
 
         for slot in range(pool.size):
@@ -127,15 +127,17 @@ def _check_same(
             )
 
 
-def check_embodiment(trained: Embodiment, given: Embodiment) -> None:
+def check_embodiment(trained: Sequence[Embodiment], given: Embodiment) -> None:
     """Refuse a robot that the policy was not trained for. Raises ConfigError that names what differs."""
-    differing = [
-        f for f in ("name", "cameras", "proprio", "action", "control_hz") if getattr(trained, f) != getattr(given, f)
-    ]
+    nearest = next((robot for robot in trained if robot.name == given.name), trained[0])
+    fields = ("name", "cameras", "proprio", "action", "control_hz")
+    differing = [f for f in fields if getattr(nearest, f) != getattr(given, f)]
     if differing:
+        others = f" (trained for: {', '.join(r.name for r in trained)})" if len(trained) > 1 else ""
         raise ConfigError(
             "the policy was trained for another robot: "
-            + "; ".join(f"{f} {getattr(trained, f)!r}, here {getattr(given, f)!r}" for f in differing)
+            + "; ".join(f"{f} {getattr(nearest, f)!r}, here {getattr(given, f)!r}" for f in differing)
+            + others
         )
 
 

@@ -59,6 +59,18 @@ class Context:
 
     vector: Float[Tensor, "M C"]  # from the fuser
     continuation: Continuation | None = None  # if the decoder `needs` "continue" or "cache" of the backbone
+    dims: Bool[Tensor, "M A"] | None = None  # which dims of an action the step's robot has; None: all of them
+
+    def elements(self, mask: Bool[Tensor, "M N"], size: int) -> Bool[Tensor, "M N A"]:
+        """The valid elements of chunks: actions that are there, in dims that the robot has."""
+        dims = mask.new_ones(1, size) if self.dims is None else self.dims
+        return mask[..., None] & dims[:, None]
+
+    def own(self, chunks: Float[Tensor, "k*M N A"]) -> Float[Tensor, "k*M N A"]:
+        """Chunks, k for each step, whose dims that its robot lacks are 0: what a network sees of them, always."""
+        if self.dims is None:
+            return chunks
+        return chunks * self.dims.repeat(len(chunks) // len(self.dims), 1)[:, None]
 
 
 class Decoder(nn.Module, ABC):
@@ -81,7 +93,9 @@ class Decoder(nn.Module, ABC):
         mask: Bool[Tensor, "M N"],
         generator: torch.Generator | None = None,
     ) -> Loss:
-        """Compare with normalised actions where `mask` is True. `generator` (CPU): of noise and times, if any."""
+        """Compare with normalised actions at `context.elements(mask)`; elsewhere they are 0. `generator` (CPU): of
+        noise and times, if any.
+        """
 
     @abstractmethod
     def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
@@ -101,17 +115,15 @@ def draw(shape: Sequence[int], generators: Sequence[torch.Generator] | None, lik
     return torch.stack([torch.randn(*shape, generator=g) for g in generators]).to(like.device)
 
 
-def token_loss(
-    logits: Float[Tensor, "M T V"], tokens: Int64[Tensor, "M T"], mask: Bool[Tensor, "M N"], dims: int
-) -> Loss:
-    """Cross-entropy where `tokens` is not -1: the mean over the tokens of a chunk, weighted by its valid elements.
+def token_loss(logits: Float[Tensor, "M T V"], tokens: Int64[Tensor, "M T"], elements: Bool[Tensor, "M N A"]) -> Loss:
+    """Cross-entropy where `tokens` is not -1: the mean over the tokens of a chunk, weighted by its valid `elements`.
 
     For codecs with one token per action element (bins) that is the mean over all tokens.
     """
     learnt = tokens >= 0
     each = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), ignore_index=-1, reduction="none")
     chunk = each.view_as(tokens).sum(1) / learnt.sum(1).clamp(min=1)  # (M,)
-    elements = mask.sum(1).to(chunk.dtype) * dims
+    weight = elements.sum((1, 2)).to(chunk.dtype)
     right = ((logits.argmax(-1) == tokens) & learnt).sum() / learnt.sum().clamp(min=1)
     mean = (each.sum() / learnt.sum().clamp(min=1)).detach()
-    return Loss((chunk * elements).sum(), elements.sum(), {"tokens": mean, "accuracy": right.to(mean.dtype)})
+    return Loss((chunk * weight).sum(), weight.sum(), {"tokens": mean, "accuracy": right.to(mean.dtype)})

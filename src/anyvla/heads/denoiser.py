@@ -106,14 +106,13 @@ def waves(time: Float[Tensor, "M"], width: int) -> Float[Tensor, "M width"]:
 def squared_error(
     predicted: Float[Tensor, "k*M N A"],
     target: Float[Tensor, "k*M N A"],
-    mask: Bool[Tensor, "M N"],
+    elements: Bool[Tensor, "M N A"],
     space: ActionSpace,
 ) -> Loss:
     """The mean of k draws for each step, over valid elements; one part per action group."""
-    element = (predicted - target).square().unflatten(0, (-1, len(mask))).mean(0) * mask[..., None]  # (M, N, A)
-    valid = mask.sum()
+    error = (predicted - target).square().unflatten(0, (-1, len(elements))).mean(0) * elements  # (M, N, A)
     parts = {
-        group.name: (element[..., place].sum() / (valid * group.size).clamp(min=1)).detach()
-        for group, place in zip(space.groups, space.slices().values(), strict=True)
+        name: (error[..., place].sum() / elements[..., place].sum().clamp(min=1)).detach()
+        for name, place in space.slices().items()
     }
-    return Loss(element.sum(), (valid * space.size).to(element.dtype), parts)
+    return Loss(error.sum(), elements.sum().to(error.dtype), parts)

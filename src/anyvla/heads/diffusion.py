@@ -77,19 +77,20 @@ class DiffusionDecoder(Decoder):
         draws = len(level) // len(actions)
         # The actions of a chunk see each other, and acting knows no mask: a missing action is the last one, held.
         clean = held(actions, mask).float().repeat(draws, 1, 1)
-        noisy = self.noising.add_noise(clean, noise, level)
+        noisy = self.noising.add_noise(clean, context.own(noise), level)
         condition = self.network.condition(context.vector).repeat(draws, 1)
         predicted = self.network(noisy, self._time(level), condition)
-        return squared_error(predicted, clean if self.config.prediction == "sample" else noise, mask, self.space)
+        target = clean if self.config.prediction == "sample" else noise
+        return squared_error(predicted, target, context.elements(mask, self.space.size), self.space)
 
     def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
         """From pure noise down; what each step foresees is clipped to [-1, 1], and so is the chunk."""
         sampler = _scheduler(self.config.sampler, self.config)  # of this call alone: it counts its steps
         sampler.set_timesteps(self.config.steps)
         condition = self.network.condition(context.vector)
-        x = draw(self.shape, generators, context.vector)
+        x = context.own(draw(self.shape, generators, context.vector))
         for level in sampler.timesteps.tolist():
-            predicted = self.network(x, self._time(x.new_full((len(x),), level)), condition)
+            predicted = context.own(self.network(x, self._time(x.new_full((len(x),), level)), condition))
             x = sampler.step(predicted, level, x, return_dict=False)[0]
         return x
 

@@ -13,7 +13,7 @@ it: knowledge insulation (arXiv 2505.23705).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,7 @@ class Prefix:
     shown: Shown
     memory: Memory  # of the backbone, and of context tokens that have been read
     context: Float[Tensor, "M c width"]  # those that have not: one a step, or none
+    own: Callable[[Tensor], Tensor]  # chunks without the dims that a step's robot lacks
     view: View = ()  # of the context tokens that have not been read, and of the actions
 
 
@@ -133,9 +134,9 @@ class ExpertDecoder(Decoder):
         """The loss of the flow at these times and noises, k for each step: those of draw j are rows j*M to (j+1)*M."""
         draws = len(time) // len(actions)
         # Acting knows no mask, and the actions of a chunk see each other: a missing one is the last one, held.
-        noisy, velocity = interpolate(held(actions, mask).repeat(draws, 1, 1), noise, time)
+        noisy, velocity = interpolate(held(actions, mask).repeat(draws, 1, 1), context.own(noise), time)
         predicted = self.velocity(self.remember(context, draws), noisy, time)
-        return squared_error(predicted, velocity, mask, self.space)
+        return squared_error(predicted, velocity, context.elements(mask, self.space.size), self.space)
 
     def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
         """Integrate from noise; nothing is clipped."""
@@ -143,6 +144,7 @@ class ExpertDecoder(Decoder):
 
     def flow(self, prefix: Prefix, noise: Float[Tensor, "M N A"]) -> Float[Tensor, "M N A"]:
         """From noise to actions, without a word between device and host: fit for a CUDA graph."""
+        noise = prefix.own(noise)
         return integrate(lambda x, t: self.velocity(prefix, x, t), noise, self.config.steps, self.config.method)
 
     def velocity(
@@ -157,7 +159,7 @@ class ExpertDecoder(Decoder):
         x = torch.cat([prefix.context.to(x.dtype), x], 1)
         hidden, _ = self.transformer(prefix.steps.fold(x), prefix.memory, prefix.view)
         hidden = prefix.steps.unfold(hidden, x.shape[1])[:, prefix.context.shape[1] :].unflatten(1, (draws, chunk))
-        return self.out(hidden.transpose(0, 1).flatten(0, 1)).float()
+        return prefix.own(self.out(hidden.transpose(0, 1).flatten(0, 1)).float())
 
     def remember(self, context: Context, draws: int = 1) -> Prefix:
         """What so many draws of noisy actions stand after, for one pass: it reads the context tokens too."""
@@ -180,7 +182,7 @@ class ExpertDecoder(Decoder):
         shown, layers, dtype = _shown(steps), steps.keys_values(), self._dtype()
         memory = [(k[:, :, : shown.length].to(dtype), v[:, :, : shown.length].to(dtype)) for k, v in layers]
         token = self.context(vector.to(self.context.weight.dtype))[:, None]
-        return Prefix(steps, shown, [memory[i] for i in self.used], token)
+        return Prefix(steps, shown, [memory[i] for i in self.used], token, context.own)
 
     def _view(self, start: Prefix, read: Sequence[int], tokens: Sequence[int]) -> View:
         """What the tokens of a pass see, and where they stand. Of each step: `read` are in the memory already, `tokens`

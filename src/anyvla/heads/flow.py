@@ -61,12 +61,17 @@ class FlowDecoder(Decoder):
         """The loss at these times and noises, k for each step: those of draw j are rows j*M to (j+1)*M."""
         draws = len(time) // len(actions)
         # The actions of a chunk see each other, and acting knows no mask: a missing action is the last one, held.
-        noisy, velocity = interpolate(held(actions, mask).repeat(draws, 1, 1), noise, time)
+        noisy, velocity = interpolate(held(actions, mask).repeat(draws, 1, 1), context.own(noise), time)
         condition = self.network.condition(context.vector).repeat(draws, 1)
-        return squared_error(self.network(noisy, time, condition), velocity, mask, self.space)
+        elements = context.elements(mask, self.space.size)
+        return squared_error(self.network(noisy, time, condition), velocity, elements, self.space)
 
     def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
         """Integrate from noise; nothing is clipped."""
         condition = self.network.condition(context.vector)
-        noise = draw(self.shape, generators, context.vector)
-        return integrate(lambda x, t: self.network(x, t, condition), noise, self.config.steps, self.config.method)
+        noise = context.own(draw(self.shape, generators, context.vector))
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            return context.own(self.network(x, t, condition))
+
+        return integrate(velocity, noise, self.config.steps, self.config.method)

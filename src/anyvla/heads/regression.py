@@ -71,13 +71,13 @@ class RegressionDecoder(Decoder):
         """Weighted mean over valid elements; one part per action group."""
         predicted = self(context.vector).float()
         total, parts = predicted.new_zeros(()), {}
-        valid = mask.sum()
+        elements = context.elements(mask, self.space.size)
         for group, place in zip(self.space.groups, self.space.slices().values(), strict=True):
-            element = self._distance(predicted[..., place], actions[..., place], group.kind == "gripper")
-            summed = (element * mask[..., None]).sum()
-            parts[group.name] = (summed / (valid * group.size).clamp(min=1)).detach()
+            valid = elements[..., place]
+            summed = (self._distance(predicted[..., place], actions[..., place], group.kind == "gripper") * valid).sum()
+            parts[group.name] = (summed / valid.sum().clamp(min=1)).detach()
             total = total + summed * (self.config.gripper_weight if group.kind == "gripper" else 1.0)
-        return Loss(total, (valid * self.space.size).to(total.dtype), parts)
+        return Loss(total, elements.sum().to(total.dtype), parts)
 
     def _distance(self, predicted: Tensor, target: Tensor, gripper: bool) -> Tensor:
         if gripper and self.config.gripper == "bce":

@@ -68,7 +68,7 @@ class TokenDecoder(Decoder):
     ) -> Loss:
         """Cross-entropy of each token given those before it; it has no randomness."""
         tokens = self.targets(actions, mask)
-        return token_loss(self.logits(context, tokens), tokens, mask, self.dims)
+        return token_loss(self.logits(context, tokens), tokens, context.elements(mask, self.dims))
 
     def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
         """The chunk that was written, or the codec's nearest defined one. At temperature 0 it has no randomness."""

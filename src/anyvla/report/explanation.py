@@ -138,6 +138,7 @@ def made_up_window(vla: VLA, seed: int = 0) -> Batch:
         actions=chunks[None],
         action_mask=torch.ones(1, steps, vla.config.chunk, dtype=torch.bool),
         step_mask=torch.ones(1, steps, dtype=torch.bool),
+        robots=torch.zeros(1, dtype=torch.int64),
     )
     moved: dict[str, Any] = {name: x.to(vla.device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
     return replace(batch, **moved)
@@ -253,7 +254,8 @@ def suffix_of(vla: VLA, context: Context, batch: Batch) -> Bool[np.ndarray, "T T
     watched = Context(context.vector, Watched(**given))
     assert isinstance(watched.continuation, Watched)
     if "keys_values" not in vla.decoder.needs:  # it reads with the backbone
-        actions, mask = vla.action.normalise(batch.actions)[batch.step_mask], batch.action_mask[batch.step_mask]
+        actions = vla.action.normalise(batch.actions, batch.robots)[batch.step_mask]
+        mask = batch.action_mask[batch.step_mask]
         vla.decoder.loss(watched, actions, mask, torch.Generator().manual_seed(0))
         return watched.continuation.seen_apart[0].cpu().numpy()
     # It has layers of its own and reads in passes, each of which sees those before it and itself.

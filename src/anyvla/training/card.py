@@ -39,7 +39,7 @@ A vision-language-action model made with anyvla: {parameters / 1e6:.1f} M parame
 | cameras | {", ".join(robot.cameras)} |
 | proprio | {", ".join(f"{g.name} ({g.size})" for g in robot.proprio.groups) if config.proprio else "not used"} |
 | action | {", ".join(f"{g.name} ({g.size}, {g.mode})" for g in robot.action.groups)} |
-| data | fingerprint {vla.statistics.fingerprint[:16]} |
+| data | {"; ".join(f"{r.embodiment.name}: fingerprint {r.statistics.fingerprint[:16]}" for r in vla.robots)} |
 | versions | {", ".join(f"{k} {v}" for k, v in versions().items())} |
 
 ```python

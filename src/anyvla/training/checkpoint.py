@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ import yaml
 from safetensors import SafetensorError
 
 from anyvla import weights
-from anyvla.actions.normalize import Statistics
+from anyvla.actions.normalize import read_statistics
 from anyvla.config import ConfigError
+from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
+
+_CHANGE_NOTHING = ("data.workers", "data.cache_gb")  # settings that change no result
 
 
 def latest(run: Path) -> Path | None:
@@ -66,21 +69,28 @@ def _write(
     (training / "state.json").write_text(json.dumps({"step": step}))
 
 
-def check_same(folder: Path, recipe: Mapping[str, Any], fingerprint: str) -> None:
+def check_same(folder: Path, recipe: Mapping[str, Any], robots: Sequence[Robot]) -> None:
     """Refuse to go on with a checkpoint of another recipe or other data. Raises ConfigError that names what differs."""
     stored = yaml.safe_load((folder / "config.yaml").read_text())
     way_out = f"Choose another output folder, or remove {folder.parent} to train anew"
     sections = ("model", "data", "training")
-    differing = [d for key in sections for d in _differences(stored.get(key), recipe.get(key), key)]
+    differing = [
+        d
+        for key in sections
+        for d in _differences(stored.get(key), recipe.get(key), key)
+        if d[0] not in _CHANGE_NOTHING
+    ]
     if differing:
         raise ConfigError(
             f"{folder} was made by another recipe; it differs in "
             + "; ".join(f"{key} ({old!r} there, {new!r} now)" for key, old, new in differing[:8])
             + f". {way_out}"
         )
-    known = Statistics.load(folder / "statistics.json").fingerprint
-    if known != fingerprint:
-        raise ConfigError(f"{folder} was trained on other data ({known[:12]}, now {fingerprint[:12]}). {way_out}")
+    then = {name: of.fingerprint for name, of in read_statistics(folder / "statistics.json").items()}
+    now = {r.embodiment.name: r.statistics.fingerprint for r in robots}
+    if then != now:
+        told = [", ".join(f"{name} {of[:12]}" for name, of in prints.items()) for prints in (then, now)]
+        raise ConfigError(f"{folder} was trained on other data ({told[0]}, now {told[1]}). {way_out}")
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:

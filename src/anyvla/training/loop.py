@@ -11,8 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +22,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.actions.codec_report import check_codec
-from anyvla.actions.normalize import Statistics
 from anyvla.config import STRICT
-from anyvla.data.augment import AugmentConfig, augment
-from anyvla.data.episode import EpisodeDataset
-from anyvla.data.window import EpochSampler, WindowConfig, WindowDataset
+from anyvla.data.augment import AugmentConfig
+from anyvla.data.canonical import Robot
+from anyvla.data.mixture import Mixture
+from anyvla.data.window import WindowConfig, WindowDataset
 from anyvla.policy import VLA, VLAConfig
 from anyvla.training import checkpoint
+from anyvla.training.batches import batches_from
 from anyvla.training.card import model_card
 from anyvla.training.optim import OptimConfig, learning_rate, optimizer
 from anyvla.types import Batch
@@ -99,16 +99,19 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 def train(
     model: VLAConfig,
     config: TrainingConfig,
-    dataset: EpisodeDataset,
+    mixture: Mixture,
+    robots: Sequence[Robot],
     run: Path,
     recipe: Mapping[str, Any],
     *,
     cache_gb: float = 2.0,
+    workers: int = 0,
     progress: Callable[[Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Train, or go on where `run` stands; returns `run/checkpoint`.
 
+    `robots`: those of the mixture, with their statistics. `workers`: processes that make batches; 0: a thread.
     `recipe` is the document kept in the checkpoint; going on under another one raises ConfigError. Raises CodecError
     unless `run/codec` holds the codec of the representation, fitted to this data, TrainingError when the loss or the
     gradients are not finite, Interrupted after `stop()` said so.
@@ -116,30 +119,28 @@ def train(
     final = run / "checkpoint"
     begun = checkpoint.latest(run)
     if begun is not None:
-        checkpoint.check_same(begun, recipe, dataset.fingerprint)
+        checkpoint.check_same(begun, recipe, robots)
         if begun == final:
             return final
-    robot, actions = dataset.embodiment, model.normalization.action
-    check_codec(run / "codec", model.representation, model.chunk, robot.action, actions, dataset.fingerprint)
+    space, actions = mixture.canonical.embodiment.action, model.normalization.action
+    check_codec(run / "codec", model.representation, model.chunk, space, actions, mixture.fingerprint)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     window = WindowConfig(
-        window=model.history.build().window, chunk=model.chunk, stride=model.execute, cache_gb=cache_gb
+        window=model.history.build().window,
+        chunk=model.chunk,
+        stride=model.execute,
+        view=model.view,
+        cache_gb=cache_gb / max(1, workers),
     )
-    windows = WindowDataset(dataset, window)  # bad data is told before a model is loaded
-    statistics = dataset.statistics
-    vla = VLA(
-        model,
-        dataset.embodiment,
-        Statistics(statistics["action"], statistics["proprio"], dataset.fingerprint),
-        codec=run / "codec",
-    ).to(device)
+    windows = WindowDataset(mixture, window)  # bad data is told before a model is loaded
+    vla = VLA(model, robots, codec=run / "codec").to(device)
     vla.train()
     optim = optimizer(config.optim, vla)
     start = checkpoint.restore(begun, vla, optim) if begun is not None else 0
     (run / "train").mkdir(parents=True, exist_ok=True)
     with (
-        contextlib.closing(_batches(windows, config, start)) as batches,
+        contextlib.closing(batches_from(start, windows, config, model.view, workers)) as batches,
         _open_log(run / "train" / "log.jsonl", start) as log,
     ):
         trainer, meter, last = _Trainer(vla, optim, config, device), _Meter(), begun
@@ -186,7 +187,7 @@ class _Trainer:
             group["lr"] = learning_rate(config.optim, step, config.steps)
         self.optim.zero_grad(set_to_none=True)
         # a mean over the valid elements of the whole batch, however it is split
-        count = float(batch.action_mask.sum()) * batch.actions.shape[-1]
+        count = float(self.vla.elements(batch))
         total, parts = 0.0, dict[str, float]()
         for number, piece in enumerate(_split(batch, config.accumulate, self.device)):
             generator = torch.Generator().manual_seed(_seed_of(config.seed, step, number))
@@ -235,25 +236,6 @@ class _Meter:
         return reading
 
 
-def _batches(windows: WindowDataset, config: TrainingConfig, start: int) -> Generator[Batch, None, None]:
-    """Batches from step `start` on, the next one being made while this one is used."""
-    sampler = EpochSampler(len(windows), config.batch_size, config.seed)
-
-    def make(step: int) -> Batch:
-        arrays = windows.batch(sampler.indices(step))
-        images = augment(arrays["images"], config.augment, np.random.default_rng((config.seed, step)))
-        tensors = {k: torch.from_numpy(arrays[k]) for k in ("proprio", "actions", "action_mask", "step_mask")}
-        return Batch(images=torch.from_numpy(images), instructions=arrays["instructions"], **tensors)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
-        ahead = pool.submit(make, start)
-        for step in range(start, config.steps):
-            batch = ahead.result()
-            if step + 1 < config.steps:
-                ahead = pool.submit(make, step + 1)
-            yield batch
-
-
 def _split(batch: Batch, parts: int, device: torch.device) -> Iterator[Batch]:
     size = len(batch.instructions) // parts
     for begin in range(0, len(batch.instructions), size):
@@ -265,6 +247,7 @@ def _split(batch: Batch, parts: int, device: torch.device) -> Iterator[Batch]:
             actions=batch.actions[place].to(device),
             action_mask=batch.action_mask[place].to(device),
             step_mask=batch.step_mask[place].to(device),
+            robots=batch.robots[place].to(device),
         )
 
 

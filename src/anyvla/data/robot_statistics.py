@@ -1,0 +1,82 @@
+"""Statistics of the numbers of whole data sets, as normalisation reads them: one pass, kept by fingerprint.
+
+Nothing stale can come back: what was kept is found by the fingerprint of the data it describes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from anyvla.actions.normalize import Statistics
+from anyvla.data import stored
+from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
+from anyvla.data.statistics import compute_statistics
+
+
+def statistics_of(
+    dataset: EpisodeDataset, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Statistics:
+    """Of one data set; see `pooled`."""
+    return pooled([dataset], progress=progress)
+
+
+def pooled(
+    datasets: Sequence[EpisodeDataset], *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Statistics:
+    """Of the numbers of all episodes of data sets of one embodiment, as if they were one; no frame is decoded.
+
+    Kept by fingerprint, so that a second call is instant. Raises ValueError that names the episode, step and dim of
+    what cannot be trained on. `progress(done, total)` counts episodes.
+    """
+    prints = [d.fingerprint for d in datasets]
+    fingerprint = prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
+    path = stored.folder("statistics") / f"{fingerprint}.json"
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            return Statistics(known["action"], known["proprio"], known["fingerprint"])
+        except (json.JSONDecodeError, KeyError):
+            pass  # damaged: made anew
+    total, rows = sum(len(d) for d in datasets), {"action": list[np.ndarray](), "proprio": list[np.ndarray]()}
+    done = 0
+    for dataset in datasets:
+        for index in range(len(dataset)):
+            episode = dataset[index]
+            check_vectors(episode, dataset.embodiment, f"{dataset.root}, episode {index}")
+            rows["action"].append(episode.actions)
+            rows["proprio"].append(episode.proprio)
+            done += 1
+            progress(done, total)
+    found = Statistics(
+        compute_statistics(np.concatenate(rows["action"])),
+        compute_statistics(np.concatenate(rows["proprio"])),
+        fingerprint,
+    )
+    stored.write(path, json.dumps(vars(found)).encode())
+    return found
+
+
+def check_vectors(episode: Episode, embodiment: Embodiment, where: str) -> None:
+    """Raises ValueError for a vector of a wrong size and for the first number that is not finite."""
+    for name, array, space in (
+        ("actions", episode.actions, embodiment.action),
+        ("proprio", episode.proprio, embodiment.proprio),
+    ):
+        if array.shape != (len(episode), space.size):
+            groups = ", ".join(f"{g.name} {g.size}" for g in space.groups)
+            raise ValueError(
+                f"{where}: {name} have shape {array.shape}, but embodiment {embodiment.name!r} declares {space.size} "
+                f"dims ({groups}), and the episode has {len(episode)} steps: declare the groups that the data has, or "
+                "mend the data"
+            )
+        if not np.isfinite(array).all():
+            step, dim = np.argwhere(~np.isfinite(array))[0]
+            group, place = next((g, p) for g, p in space.slices().items() if p.start <= dim < p.stop)
+            raise ValueError(
+                f"{where}: {name} must be finite: step {step}, group {group!r}, dim {dim - place.start} of it, is "
+                f"{array[step, dim]}: mend these episodes or leave them out"
+            )

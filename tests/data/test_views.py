@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from demonstrations import ROBOT, scene
+
+from anyvla.config import ConfigError, build, to_dict
+from anyvla.data.canonical import Canonical
+from anyvla.data.views import ViewConfig, fit, seen
+from anyvla.types import Observation
+
+PLACES = Canonical([ROBOT]).robots["arm"]
+CORNER, WRIST = (scene(1, seed=s)[0] for s in (0, 1))
+
+
+def shown(**images: np.ndarray) -> Observation:
+    return Observation(images, np.zeros(4, np.float32))
+
+
+def test_views_stand_in_the_order_of_the_layout():
+    got = seen(shown(wrist=WRIST, corner=CORNER, other=WRIST), ROBOT, PLACES, 2, ViewConfig())
+    assert np.array_equal(got, np.stack([CORNER, WRIST]))
+
+
+def test_a_camera_that_the_robot_does_not_have_is_black():
+    two = dataclasses.replace(ROBOT, name="other", cameras=("head", "corner"))
+    places = Canonical([ROBOT, two]).robots["other"]
+    got = seen(shown(head=WRIST, corner=CORNER), two, places, 3, ViewConfig())
+    assert np.array_equal(got[0], CORNER)
+    assert not got[1].any()
+    assert np.array_equal(got[2], WRIST)
+
+
+def test_every_image_is_brought_to_the_size_of_the_view():
+    view = ViewConfig(size=(16, 24))
+    large = scene(1, 64)[0]
+    got = seen(shown(corner=CORNER, wrist=large), ROBOT, PLACES, 2, view)
+    assert got.shape == (2, 16, 24, 3)
+    assert np.array_equal(got[1], fit(large[None], view)[0])  # acting resizes as reading data does
+    same = ViewConfig(size=(32, 32))
+    assert fit(CORNER, same) is CORNER
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (CORNER.transpose(2, 0, 1), r"uint8 \(3, 32, 32\), channels first: give image\.transpose\(1, 2, 0\)"),
+        (np.concatenate([CORNER, CORNER[..., :1]], -1), r"with an alpha channel: give image\[\.\.\., :3\]"),
+        (CORNER[..., 0], r"uint8 \(32, 32\): give one RGB frame"),
+        (CORNER / np.float32(255), r"float32 \(32, 32, 3\): give \(image \* 255\)\.round\(\)"),
+        (CORNER.astype(np.int64), r"int64 \(32, 32, 3\): give image\.round\(\)"),
+        (CORNER.tolist(), r"got list: give np\.asarray\(image\)"),
+    ],
+)
+def test_what_is_no_image_is_told_with_the_line_that_mends_it(image: object, message: str):
+    with pytest.raises(ValueError, match=r"camera 'corner': expected a uint8 array .*" + message):
+        seen(shown(corner=image, wrist=WRIST), ROBOT, PLACES, 2, ViewConfig())  # type: ignore[arg-type]
+
+
+def test_missing_cameras_and_sizes_that_differ():
+    with pytest.raises(ValueError, match="lacks camera 'wrist'; .* trained with corner, wrist and .* has corner"):
+        seen(shown(corner=CORNER), ROBOT, PLACES, 2, ViewConfig())
+    with pytest.raises(ValueError, match="must have one size, got .*'wrist': \\(48, 48, 3\\)"):
+        seen(shown(corner=CORNER, wrist=scene(1, 48)[0]), ROBOT, PLACES, 2, ViewConfig())
+
+
+def test_config_is_checked():
+    view = build(ViewConfig, {"size": [224, 224], "fit": "pad", "crop": [0.9, 1]})
+    assert build(ViewConfig, to_dict(view)) == view
+    for data, message in (
+        ({"crop": 0}, "greater than 0"),
+        ({"crop": 1.2}, "less than or equal to 1"),
+        ({"size": [0, 4]}, "greater than or equal to 1"),
+        ({"fit": "crop"}, "'stretch' or 'pad'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build(ViewConfig, data)
