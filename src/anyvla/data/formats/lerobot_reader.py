@@ -152,9 +152,10 @@ class LeRobotReader(ABC):
     def _where(self, index: int) -> str:
         columns = self._columns
         path, _ = self._rows_at(index)
-        begin, length = int(columns.begin[index]), int(columns.length[index])
-        part = f", steps {begin} to {begin + length - 1}" if self._cut and self._cut[columns.number[index]] > 1 else ""
-        return f"{path}, episode {columns.number[index]}{part}"
+        number, begin = int(columns.number[index]), int(columns.begin[index])
+        cut = self._cut.get(number, 1) > 1
+        part = f", steps {begin} to {begin + int(columns.length[index]) - 1}" if cut else ""
+        return f"{path}, episode {number}{part}"
 
     def _read(self, index: int, names: list[str], first: int = 0, count: int | None = None) -> pa.Table:
         """Rows of an episode, from its step `first` on; None: to its end."""
