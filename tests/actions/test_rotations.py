@@ -102,6 +102,23 @@ def test_rot6d_is_the_first_column_and_then_the_second():
     np.testing.assert_allclose(convert([0, 1, 0, -1, 0, 0], "rot6d", "axis_angle"), [0, 0, np.pi / 2], atol=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("euler", "axis_angle", "xyzw", "rot6d"),
+    [
+        ([0, 0, 90], [0, 0, 90], [0, 0, 0.5**0.5, 0.5**0.5], [0, 1, 0, -1, 0, 0]),
+        ([90, 0, 0], [90, 0, 0], [0.5**0.5, 0, 0, 0.5**0.5], [1, 0, 0, 0, 0, 1]),
+        # x goes to y, y to z, z to x: a third of a turn about (1, 1, 1)
+        ([90, 0, 90], [120 / 3**0.5] * 3, [0.5] * 4, [0, 1, 0, 0, 0, 1]),
+    ],
+)
+def test_the_worked_numbers_of_the_docs(euler, axis_angle, xyzw, rot6d):
+    q = quaternions(np.deg2rad(euler), "euler")
+    np.testing.assert_allclose(np.rad2deg(written(q, "axis_angle")), axis_angle, atol=1e-12)
+    np.testing.assert_allclose(written(q, "quaternion_xyzw"), xyzw, atol=1e-12)
+    np.testing.assert_allclose(written(q, "quaternion_wxyz"), [xyzw[3], *xyzw[:3]], atol=1e-12)
+    np.testing.assert_allclose(written(q, "rot6d"), rot6d, atol=1e-12)
+
+
 def test_euler_turns_about_fixed_axes_roll_first():
     # Roll 90 deg takes y to z; yaw 90 deg, about the fixed z, leaves it there. Yaw first would end at -x.
     turned = rotate(quaternions([np.pi / 2, 0, np.pi / 2], "euler"), np.array([0.0, 1.0, 0.0]))

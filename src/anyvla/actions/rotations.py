@@ -35,7 +35,7 @@ def convert(values: Float[np.ndarray, "*b k"], source: Rotation, target: Rotatio
 def quaternions(values: Float[np.ndarray, "*b k"], source: Rotation) -> Quaternions:
     """Unit quaternions of rotations written as `source`; a quaternion keeps its sign, and need not be of norm 1.
 
-    Six numbers need not be two columns of a matrix: the nearest by Gram-Schmidt counts (arXiv 1812.07035, eq. 15).
+    Six numbers need not be two columns of a matrix: Gram-Schmidt makes them so (arXiv 1812.07035).
     Raises ValueError that says which row is no rotation.
     """
     values = np.asarray(values, np.float64)
