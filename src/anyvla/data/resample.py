@@ -43,8 +43,8 @@ class Picked(Frames):
 class Resampled(Wrapped):
     """A data set at `hz` actions per second.
 
-    The last step is the last that begins within the episode. Step k shows the newest frame at or before k / hz, with
-    its proprio. Its action does what all the actions did from that frame to the next step's (the last step: to the
+    Step k shows the newest frame at or before k / hz, with its proprio; the last step is the last that begins by the
+    last frame. Its action does what all the actions did from that frame to the next step's (the last step: to the
     end of the episode):
 
     - absolute: the last of them; so the command in force at the end;
