@@ -42,6 +42,7 @@ class MixtureSampler:
         self.sizes, self.batch_size, self.seed = np.asarray(sizes, np.int64), batch_size, seed
         self._edges = np.cumsum(np.asarray(shares, np.float64) / np.sum(shares))[:-1]
         self._before = [np.zeros(len(sizes), np.int64)]  # how often each source was drawn before each block
+        self._block: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0), np.empty(0))  # the last one asked for
 
     def draw(self, step: int, rank: int = 0, ranks: int = 1) -> Draw:
         """The batch of step 0, 1, ...; of `ranks` processes, the part of number `rank`: together they are the batch.
@@ -56,58 +57,72 @@ class MixtureSampler:
         positions = step * self.batch_size + rank * own + np.arange(own)
         sources, turns = self._turns(positions)
         epochs, offsets = np.divmod(turns, self.sizes[sources])
-        windows = np.empty_like(offsets)
-        for source, epoch in sorted(set(zip(sources.tolist(), epochs.tolist(), strict=True))):
-            rows = (sources == source) & (epochs == epoch)
-            key = (self.seed, 1, source, epoch)
-            windows[rows] = shuffled(offsets[rows], int(self.sizes[source]), key)
-        return Draw(sources, windows, _mixed(positions.astype(np.uint64), _keys((self.seed, 2), 1)[0]))
+        orders = list(zip(sources.tolist(), epochs.tolist(), strict=True))
+        keys = {order: round_keys((self.seed, 1, *order)) for order in set(orders)}
+        windows = shuffled(offsets, self.sizes[sources], np.stack([keys[order] for order in orders]))
+        return Draw(sources, windows, _mixed(positions.astype(np.uint64), round_keys((self.seed, 2))[0]))
 
     def _turns(self, positions: Int64[np.ndarray, "B"]) -> tuple[np.ndarray, np.ndarray]:
         """The source of each position, and how often that source was drawn before."""
         parts = []
         for block in range(positions[0] // _BLOCK, positions[-1] // _BLOCK + 1):
-            while len(self._before) <= block:
-                drawn = self._sources(len(self._before) - 1)
-                self._before.append(self._before[-1] + np.bincount(drawn, minlength=len(self.sizes)))
-            sources = self._sources(block)
-            order = np.argsort(sources, kind="stable")
-            counts = np.bincount(sources, minlength=len(self.sizes))
-            turns = np.empty(_BLOCK, np.int64)
-            turns[order] = np.arange(_BLOCK) - np.repeat(np.cumsum(counts) - counts, counts)
+            sources, turns = self._read(block)
             here = positions[positions // _BLOCK == block] % _BLOCK
-            parts.append((sources[here], turns[here] + self._before[block][sources[here]]))
+            parts.append((sources[here], turns[here]))
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def _read(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each position of a block, and its turn."""
+        known = self._block  # read once: another thread may put its own there
+        if known[0] == block:
+            return known[1:]
+        while len(self._before) <= block:
+            drawn = self._sources(len(self._before) - 1)
+            self._before.append(self._before[-1] + np.bincount(drawn, minlength=len(self.sizes)))
+        sources = self._sources(block)
+        order = np.argsort(sources, kind="stable")
+        counts = np.bincount(sources, minlength=len(self.sizes))
+        turns = np.empty(_BLOCK, np.int64)
+        turns[order] = np.arange(_BLOCK) - np.repeat(np.cumsum(counts) - counts, counts)
+        turns += self._before[block][sources]
+        self._block = (block, sources, turns)
+        return sources, turns
 
     def _sources(self, block: int) -> np.ndarray:
         chance = np.random.default_rng((self.seed, 0, block)).random(_BLOCK)
         return np.searchsorted(self._edges, chance, side="right")
 
 
-def shuffled(numbers: Int64[np.ndarray, "K"], size: int, key: tuple[int, ...]) -> Int64[np.ndarray, "K"]:
-    """Where a permutation of 0 .. size-1, chosen by `key`, takes these numbers; it is never held in memory.
+def shuffled(
+    numbers: Int64[np.ndarray, "K"], sizes: Int64[np.ndarray, "K"], keys: UInt64[np.ndarray, "K rounds"]
+) -> Int64[np.ndarray, "K"]:
+    """Where permutations of 0 .. size-1, chosen by their keys, take these numbers; none is ever held in memory.
 
     A Feistel network over the next power of four, repeated for what falls outside of the range (cycle walking; Black
     and Rogaway, Ciphers with arbitrary finite domains, 2002).
     """
-    half = max(1, -(-(max(size, 2) - 1).bit_length() // 2))
-    mask, keys = np.uint64((1 << half) - 1), _keys(key, _ROUNDS)
+    half = np.ones(len(sizes), np.uint64)  # bits of either half of a number
+    while (short := (np.uint64(1) << 2 * half) < sizes.astype(np.uint64)).any():
+        half[short] += np.uint64(1)
+    mask = (np.uint64(1) << half) - np.uint64(1)
     out = numbers.astype(np.uint64)
     left = np.arange(len(out))  # those that are still outside
     while len(left):
-        high, low = out[left] >> np.uint64(half), out[left] & mask
-        for own in keys:
-            high, low = low, high ^ (_mixed(low, own) & mask)
-        out[left] = (high << np.uint64(half)) | low
-        left = left[out[left] >= size]
+        bits, ones = half[left], mask[left]
+        high, low = out[left] >> bits, out[left] & ones
+        for own in keys[left].T:
+            high, low = low, high ^ (_mixed(low, own) & ones)
+        out[left] = (high << bits) | low
+        left = left[out[left] >= sizes[left].astype(np.uint64)]
     return out.astype(np.int64)
 
 
-def _keys(entropy: tuple[int, ...], count: int) -> np.ndarray:
-    return np.random.SeedSequence(entropy).generate_state(count, np.uint64)
+def round_keys(entropy: tuple[int, ...]) -> UInt64[np.ndarray, "rounds"]:
+    """The keys of one permutation."""
+    return np.random.SeedSequence(entropy).generate_state(_ROUNDS, np.uint64)
 
 
-def _mixed(x: np.ndarray, key: np.uint64) -> np.ndarray:
+def _mixed(x: np.ndarray, key: np.ndarray | np.uint64) -> np.ndarray:
     """A hash of each number (the finaliser of SplitMix64; Steele et al., OOPSLA 2014)."""
     with np.errstate(over="ignore"):
         x = x + key
