@@ -42,13 +42,13 @@ EMBODIMENT = build(
         "proprio": {
             "groups": [
                 {"name": "position", "size": 3, "kind": "position", "unit": "m"},
-                {"name": "gripper", "size": 1, "kind": "gripper", "low": 0, "high": 1, "unit": "1 = open"},
+                {"name": "gripper", "size": 1, "kind": "gripper", "low": 0, "high": 1, "open": 1},
             ]
         },
         "action": {
             "groups": [
                 {"name": "position", "size": 3, "kind": "position", "mode": "delta", "unit": "cm per control step"},
-                {"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1, "unit": "1 = close"},
+                {"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1, "open": -1},
             ]
         },
     },
