@@ -8,7 +8,6 @@ make the action and the proprio, the gripper's polarity, the rate. The numbers s
 from __future__ import annotations
 
 import functools
-import zlib
 from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from anyvla.actions.space import ActionSpace, Group
 from anyvla.config import STRICT, build
 from anyvla.data.episode import Embodiment
 
-Step = Literal["clip", "binary", "events", "difference", "inflate"]
+Step = Literal["clip", "binary", "events", "difference"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -48,8 +47,6 @@ class Piece:
 
         Raises ValueError for values that have too few columns.
         """
-        if "inflate" in self.steps:
-            values = _inflate(values)
         values = np.asarray(values, np.float32).reshape(len(values), -1)  # (T, columns)
         start = self.first if self.first >= 0 else values.shape[1] + self.first
         if start < 0 or start + self.group.size > values.shape[1]:
@@ -59,8 +56,7 @@ class Piece:
             )
         values = values[:, start : start + self.group.size]
         for step in self.steps:
-            if step != "inflate":
-                values = STEPS[step](values, self.group)
+            values = STEPS[step](values, self.group)
         return (values * np.float32(self.scale) + np.float32(self.offset)).astype(np.float32)
 
 
@@ -73,18 +69,22 @@ class OxeEntry:
     action: tuple[Piece, ...]
     proprio: tuple[Piece, ...] = ()
     instruction: tuple[str, ...]  # keys, each another wording; none: the data has no instruction
-    instruction_coding: Literal["text", "code_points"] = "text"  # code_points: integers padded with zeros
+    instruction_coding: Literal["text", "integers"] = "text"  # integers: one a byte of UTF-8, padded with zeros
     control_hz: float = Field(gt=0)
     skip_first_step: bool = False
     drop_last_step: bool = False
-    success: str | None = None  # key of an episode's or step's flag; episodes where it is never true failed
+    success: str | None = None  # key of an episode's flag, beside `steps`; the others are failures, not demonstrations
+    swapped: tuple[str, ...] = ()  # cameras whose published images are BGR; see docs/data_oxe.md
     version: str | None = None  # the version to take, if others are broken or differ
+    aliases: tuple[str, ...] = ()  # other names of the same data: of copies, of other people's tables
     notes: str = ""
     unverified: tuple[str, ...] = ()  # what no source was found for, or sources disagree on
 
     def __post_init__(self) -> None:
         if any("difference" in p.steps for p in self.action + self.proprio) and not self.drop_last_step:
             raise ValueError("a difference has no value at the last step: set drop_last_step")
+        if unknown := set(self.swapped) - set(self.cameras):
+            raise ValueError(f"swapped: there is no camera {', '.join(sorted(unknown))}")
         for pieces in (self.action, self.proprio):
             ActionSpace(groups=tuple(p.group for p in pieces))  # names differ
 
@@ -134,7 +134,8 @@ class OxeEntry:
 
 def describe(name: str) -> OxeEntry | None:
     """The entry of a data set by its tensorflow-datasets name ("bridge_orig"); None if the table does not know it."""
-    return table().get(name)
+    entries = table()
+    return entries.get(name) or next((e for e in entries.values() if name in e.aliases), None)
 
 
 @functools.cache
@@ -145,9 +146,15 @@ def table() -> Mapping[str, OxeEntry]:
     return {name: build(OxeEntry, entry, where=f"oxe.yaml, {name}") for name, entry in entries.items()}
 
 
-def decode_code_points(values: np.ndarray) -> str:
-    """An instruction stored as integers, as Language-Table does: Unicode code points, zeros after the end."""
-    return "".join(chr(int(v)) for v in values if v)
+def decode_integers(values: np.ndarray) -> str:
+    """An instruction stored as integers, as Language-Table does: the bytes of UTF-8, zeros after the end.
+
+    Raises ValueError for numbers that are no UTF-8.
+    """
+    try:
+        return bytes(int(v) for v in values).rstrip(b"\0").decode("utf-8")
+    except ValueError as error:
+        raise ValueError(f"the instruction is not UTF-8, a byte in each integer: {error}") from None
 
 
 def _clip(values: np.ndarray, group: Group) -> np.ndarray:
@@ -184,25 +191,11 @@ def _difference(values: np.ndarray, group: Group) -> np.ndarray:
     return out
 
 
-def _inflate(values: np.ndarray) -> np.ndarray:
-    # one zlib stream of little-endian float32 a step
-    rows = []
-    for t, row in enumerate(values):
-        try:
-            rows.append(np.frombuffer(zlib.decompress(row), "<f4"))
-        except (zlib.error, ValueError, TypeError) as error:
-            raise ValueError(f"step {t}: not a compressed row of numbers ({error})") from None
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError("its compressed rows are of different lengths")
-    return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
-
-
 # Named steps, on (T, G) values of a whole episode:
 # clip        to the group's low and high
 # binary      0 or 1: what lies between 0.05 and 0.95 becomes the end it is on the way to
 # events      "close" > 0.1, "open" < -0.1, otherwise no change -> 1 open, 0 closed, held until the next event
 # difference  x[t+1] - x[t]: a delta action made of reached states
-# inflate     bytes -> numbers, where a step holds zlib-compressed float32 (before columns are chosen)
 STEPS: Mapping[str, Callable[[np.ndarray, Group], np.ndarray]] = {
     "clip": _clip,
     "binary": _binary,
