@@ -7,12 +7,28 @@ import pytest
 import torch
 from families import FAMILIES
 from families.common import write_family
-from small import FUSERS, HISTORIES, NANO, batch, cut, embodiment, model, observation, policy, statistics, windowed
+from small import (
+    FUSERS,
+    HISTORIES,
+    NANO,
+    SIZE,
+    batch,
+    cut,
+    embodiment,
+    episode,
+    model,
+    observation,
+    policy,
+    statistics,
+    windowed,
+)
 
 from anyvla.actions.normalize import StatisticsError
 from anyvla.backbones.nano import NanoBackbone
 from anyvla.config import ConfigError
+from anyvla.data.augment import evaluation_view
 from anyvla.data.canonical import Robot
+from anyvla.data.views import fit
 from anyvla.policy import VLA
 from anyvla.structures.validity import why_not
 from anyvla.types import Observation
@@ -247,3 +263,17 @@ def test_a_checkpoint_without_statistics_is_refused(tmp_path):
         VLA.load(broken)
     with pytest.raises(ValueError, match=r"is no checkpoint of anyvla: it has no config.yaml"):
         VLA.load(tmp_path)
+
+
+@pytest.mark.parametrize("crop", [0.75, (1.0, 0.5)])
+def test_acting_sees_the_centre_of_what_training_crops(crop):
+    """Of images in any size, brought to that of the view by the one resize that reading data uses."""
+    vla = policy(view={"size": [SIZE, SIZE], "crop": crop})
+    data = batch(1, 1)
+    large = {c: np.repeat(np.repeat(f[0], 2, 0), 3, 1) for c, f in episode(1).images.items()}
+    views = np.stack([fit(image, vla.config.view) for image in large.values()])
+    seen = evaluation_view(torch.from_numpy(views)[None], vla.config.view.crop)
+    assert not torch.equal(seen, torch.from_numpy(views)[None])
+    expected = windowed(vla, dataclasses.replace(data, images=seen[:, None]))
+    [chunk] = vla.act([Observation(large, data.proprio[0, 0].numpy())], [vla.start(data.instructions[0])])
+    np.testing.assert_allclose(chunk.actions, expected[0, 0].numpy(), atol=1e-4)
