@@ -8,6 +8,7 @@ make the action and the proprio, the gripper's polarity, the rate. The numbers s
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any, Literal
@@ -18,11 +19,12 @@ from jaxtyping import Float32
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from anyvla.actions.rotations import convert
 from anyvla.actions.space import ActionSpace, Group
 from anyvla.config import STRICT, build
 from anyvla.data.episode import Embodiment
 
-Step = Literal["clip", "binary", "events", "difference"]
+Step = Literal["clip", "binary", "events", "difference", "euler"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -37,24 +39,29 @@ class Piece:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.first < 0 and self.first + self.group.size > 0:
-            raise ValueError(f"{self.key}: {self.group.size} columns from {self.first} on run over the end")
+        if self.first < 0 and self.first + self.columns > 0:
+            raise ValueError(f"{self.key}: {self.columns} columns from {self.first} on run over the end")
         if "clip" in self.steps and self.group.low is None:
             raise ValueError(f"{self.key}: to clip it, group {self.group.name!r} needs low and high")
+
+    @property
+    def columns(self) -> int:
+        """How many columns of the key it reads."""
+        return 4 if "euler" in self.steps else self.group.size
 
     def read(self, values: np.ndarray) -> Float32[np.ndarray, "T G"]:
         """The group out of the key's values of a whole episode: (T, columns), (T,) for one number a step.
 
         Raises ValueError for values that have too few columns.
         """
-        values = np.asarray(values, np.float32).reshape(len(values), -1)  # (T, columns)
+        values = np.asarray(values, np.float32).reshape(len(values), math.prod(np.shape(values)[1:]))  # (T, columns)
         start = self.first if self.first >= 0 else values.shape[1] + self.first
-        if start < 0 or start + self.group.size > values.shape[1]:
+        if start < 0 or start + self.columns > values.shape[1]:
             raise ValueError(
-                f"{self.key} has {values.shape[1]} columns, the group {self.group.name!r} is {self.group.size} from "
+                f"{self.key} has {values.shape[1]} columns, the group {self.group.name!r} is {self.columns} from "
                 f"{self.first} on: this is another version of the data set than the table describes"
             )
-        values = values[:, start : start + self.group.size]
+        values = values[:, start : start + self.columns]
         for step in self.steps:
             values = STEPS[step](values, self.group)
         return (values * np.float32(self.scale) + np.float32(self.offset)).astype(np.float32)
@@ -106,7 +113,8 @@ class OxeEntry:
 
     def kept(self, length: int) -> slice:
         """The steps of an episode of the file that are steps of the `Episode`: of its images and its numbers."""
-        return slice(int(self.skip_first_step), length - int(self.drop_last_step))
+        start = int(self.skip_first_step)
+        return slice(start, max(start, length - int(self.drop_last_step)))
 
     def numbers(
         self, values: Mapping[str, np.ndarray], length: int
@@ -121,7 +129,7 @@ class OxeEntry:
         self, pieces: tuple[Piece, ...], values: Mapping[str, np.ndarray], length: int
     ) -> Float32[np.ndarray, "K D"]:
         kept = self.kept(length)
-        parts = [np.zeros((max(kept.stop - kept.start, 0), 0), np.float32)]
+        parts = [np.zeros((kept.stop - kept.start, 0), np.float32)]
         for piece in pieces:
             if piece.key not in values:
                 raise ValueError(f"the key {piece.key!r} is missing; the episode has {', '.join(values)}")
@@ -191,14 +199,20 @@ def _difference(values: np.ndarray, group: Group) -> np.ndarray:
     return out
 
 
+def _euler(values: np.ndarray, group: Group) -> np.ndarray:
+    return convert(values, "quaternion_xyzw", "euler").astype(np.float32)
+
+
 # Named steps, on (T, G) values of a whole episode:
 # clip        to the group's low and high
 # binary      0 or 1: what lies between 0.05 and 0.95 becomes the end it is on the way to
 # events      "close" > 0.1, "open" < -0.1, otherwise no change -> 1 open, 0 closed, held until the next event
 # difference  x[t+1] - x[t]: a delta action made of reached states
+# euler       4 columns, a quaternion x, y, z, w -> roll, pitch, yaw
 STEPS: Mapping[str, Callable[[np.ndarray, Group], np.ndarray]] = {
     "clip": _clip,
     "binary": _binary,
     "events": _events,
     "difference": _difference,
+    "euler": _euler,
 }
