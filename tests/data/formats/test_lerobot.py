@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from demonstrations import ROBOT, demonstration, psnr
 from anyvla.actions.space import ActionSpace, Group
 from anyvla.config import build
 from anyvla.data.episode import Embodiment
+from anyvla.data.formats import lerobot, lerobot_rows
 from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_writer import write_dataset
 
@@ -164,3 +166,71 @@ def test_reading_numbers_does_not_decode(copy):
     assert "wrist" in dataset[1].images
     with pytest.raises(ValueError, match=r"episode 1: .*wrist.*file-000\.mp4 is damaged .*copy the dataset"):
         np.asarray(dataset[1].images["wrist"])
+
+
+def test_instructions_and_times_survive(tmp_path):
+    uneven = np.cumsum(np.r_[0, np.linspace(0.02, 0.03, 11)])
+    given = [
+        demonstration(12, instructions=("open it", "pull the drawer"), timestamps=uneven),
+        demonstration(9, instructions=()),
+        demonstration(9, instructions=("open it",)),
+    ]
+    write_dataset(tmp_path / "set", ROBOT, given)
+    read = opened(tmp_path / "set")
+    assert [read[i].instructions for i in range(3)] == [e.instructions for e in given]
+    for i, episode in enumerate(given):
+        assert np.array_equal(read[i].timestamps, episode.timestamps)
+    assert [read.task(i) for i in range(3)] == ["drawer"] * 3
+    write_dataset(tmp_path / "untold", ROBOT, [demonstration(9, instructions=(), extra={})])
+    assert opened(tmp_path / "untold").task(0) == ""
+
+
+def test_a_data_set_read_can_be_written_again(written, tmp_path):
+    dataset = opened(written)
+    write_dataset(tmp_path / "again", ROBOT, (dataset[i] for i in range(4)))
+    again = opened(tmp_path / "again")
+    for i in range(4):
+        assert np.array_equal(again[i].actions, dataset[i].actions)
+        assert psnr(again[i].images["wrist"][:], dataset[i].images["wrist"][:]) > 36
+
+
+def test_reading_is_bounded_where_one_row_group_holds_all(copy, monkeypatch):
+    path = copy / "data/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path), path)
+    monkeypatch.setattr(lerobot_rows, "_KEPT_BYTES", 1)
+    lerobot_rows._kept.clear()
+    for dataset in (opened(copy), opened(copy, replace(ROBOT, proprio=ActionSpace(groups=())))):
+        assert len(dataset[1].actions) == 17
+        assert len(lerobot_rows._kept) == 1
+
+
+def test_a_large_index_is_kept_until_it_changes(copy, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(lerobot, "_LARGE", 0)
+    assert opened(copy).lengths.tolist() == [10, 17, 24, 31]
+    with monkeypatch.context() as patch:
+        patch.setattr(lerobot, "_join", None)
+        kept = opened(copy)
+        assert (kept.lengths.tolist(), kept[3].extra["seed"]) == ([10, 17, 24, 31], 3)
+    path = copy / "meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 3), path)
+    edit_info(copy, total_episodes=3)
+    assert opened(copy).lengths.tolist() == [10, 17, 24]
+    (tmp_path / "no_folder").touch()
+    monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "no_folder"))
+    assert opened(copy).lengths.tolist() == [10, 17, 24]
+
+
+def test_a_damaged_index_is_named(copy):
+    path = copy / "meta/episodes/chunk-000/file-000.parquet"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"meta/episodes/chunk-000/file-000\.parquet is damaged"):
+        opened(copy)
+
+
+def test_frames_of_another_size_than_declared_are_refused(copy):
+    info = json.loads((copy / "meta/info.json").read_text())
+    info["features"]["observation.images.wrist"]["shape"] = [64, 32, 3]
+    edit_info(copy, features=info["features"])
+    with pytest.raises(ValueError, match=r"episode 0: .*the frames are 32x32, info\.json says 64x32"):
+        opened(copy)[0].images["wrist"][[0]]

@@ -19,6 +19,7 @@ from demonstrations import ROBOT, demonstration, psnr
 
 from anyvla.actions.space import ActionSpace, Group
 from anyvla.data.episode import Embodiment
+from anyvla.data.formats import lerobot_reader
 from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_v2 import LeRobotV2Dataset
 from anyvla.data.formats.lerobot_writer import write_dataset
@@ -78,6 +79,16 @@ def test_what_lerobot_wrote_is_read(given):
                 assert psnr(pictures, decoded) > 20  # crf 30 with halved colour, hard edges
                 errors = [[np.abs(a.astype(float) - b).mean() for b in decoded] for a in pictures]
                 assert np.argmin(errors, axis=1).tolist() == list(range(end - first))  # no frame is another's
+
+
+def test_where_tasks_change_is_kept_if_it_takes_long(copy, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(lerobot_reader, "_MANY", 0)
+    first = opened(copy)
+    monkeypatch.setattr(lerobot_reader.LeRobotReader, "_runs", None)
+    again = opened(copy)
+    assert again.lengths.tolist() == first.lengths.tolist() == [end - begin for _, begin, end in PIECES]
+    assert [again.task(i) for i in range(4)] == [made.task(number, begin, 12) for number, begin, _ in PIECES]
 
 
 def test_some_frames_are_those_of_the_whole(given):

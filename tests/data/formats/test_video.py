@@ -77,3 +77,61 @@ def test_only_uint8_rgb_is_encoded(tmp_path, frames):
 def test_no_frames_are_no_video(tmp_path):
     with pytest.raises(ValueError, match="at least one frame"):
         video.encode(tmp_path / "a.mp4", [], 20)
+
+
+def foreign(path, frames, fps, codec, **options):
+    """A video as others write them: their codec, B-frames, far key frames."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options=options)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for array in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array)))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"g": "250", "bf": "3"}),
+        ("libx264", {"g": "12", "bf": "3", "x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0"}),
+        ("libx265", {"g": "20", "bf": "4", "x265-params": "log-level=none:open-gop=1:keyint=20"}),
+        ("libsvtav1", {"g": "2", "crf": "30"}),
+        ("libsvtav1", {"g": "32", "crf": "30", "preset": "12"}),
+        ("mpeg4", {"g": "10", "bf": "2", "b": "4000000"}),
+    ],
+)
+def test_frames_of_any_codec_are_found_by_their_time(tmp_path, codec, options):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV cannot write {codec}")
+    frames = np.stack([np.full((64, 64, 3), (4 * t, 250 - 4 * t, 100), np.uint8) for t in range(60)])
+    foreign(tmp_path / "a.mp4", frames, 10, codec, **options)
+    whole = video.decode(tmp_path / "a.mp4", 10, range(60))
+    assert np.abs(whole.astype(float) - frames).mean(axis=(1, 2, 3)).max() < 3
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        chosen = rng.integers(0, 60, size=rng.integers(1, 9))
+        assert np.array_equal(video.decode(tmp_path / "a.mp4", 10, chosen), whole[chosen])
+
+
+def test_only_the_span_that_is_needed_is_decoded(tmp_path, monkeypatch):
+    video.encode(tmp_path / "a.mp4", scene(200), 25)
+    video.decode(tmp_path / "a.mp4", 25, [0])
+    opened = video._opened(tmp_path / "a.mp4")
+    decoded = []
+    container = opened._container
+
+    class Counting:
+        def seek(self, *args, **kwargs):
+            return container.seek(*args, **kwargs)
+
+        def decode(self, stream):
+            for frame in container.decode(stream):
+                decoded.append(frame.pts)
+                yield frame
+
+    monkeypatch.setattr(opened, "_container", Counting())
+    for wanted, most in (([100, 101, 102], 3 + 8), ([3, 150], 2 + 2 * 8), ([77] * 5, 8)):
+        decoded.clear()
+        video.decode(tmp_path / "a.mp4", 25, wanted)
+        assert len(decoded) <= most
+        assert len(set(decoded)) == len(decoded)  # each once

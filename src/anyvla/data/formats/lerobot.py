@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anyvla.data.formats.lerobot_info import OWN_KEY
+from anyvla.data.formats.lerobot_kept import kept
 from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader, code_tasks
 
 VERSION = "v3.0"
@@ -24,6 +25,7 @@ EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.par
 TASKS_PATH = "meta/tasks.parquet"
 EXTRA = f"{OWN_KEY}/extra"  # columns of the table of episodes that LeRobot does not have
 INSTRUCTIONS = f"{OWN_KEY}/instructions"
+_LARGE = 32 << 20  # bytes of the table of episodes from which on its columns are kept in the cache
 
 
 class LeRobotDataset(LeRobotReader):
@@ -87,20 +89,10 @@ class LeRobotDataset(LeRobotReader):
         needed = ["episode_index", "tasks", "length", "dataset_from_index"]
         needed += [f"{place}/{name}" for place in ("data", *places) for name in ("chunk_index", "file_index")]
         needed += [f"{place}/from_timestamp" for place in places]
-        tables = []
-        for path in paths:
-            try:
-                file = pq.ParquetFile(path)
-                there = set(file.schema_arrow.names)
-                missing = [name for name in needed if name not in there]
-                if missing:
-                    raise ValueError(f"{path} has no column {missing[0]!r}; copy the dataset again")
-                own = [name for name in (EXTRA, INSTRUCTIONS) if name in there]
-                tables.append(file.read(columns=needed + own))
-                file.close()
-            except (pa.ArrowInvalid, OSError) as error:
-                raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); copy it again") from None
-        table = pa.concat_tables(tables, promote_options="default")
+        if sum(path.stat().st_size for path in paths) > _LARGE:  # LeRobot's many row groups take seconds to read
+            table = kept(self.root, paths, json.dumps(needed), lambda: _join(paths, needed))
+        else:
+            table = _join(paths, needed)
         order = table["episode_index"].to_numpy()
         return table if np.all(np.diff(order) > 0) else table.take(np.argsort(order, kind="stable"))
 
@@ -130,6 +122,23 @@ class LeRobotDataset(LeRobotReader):
         table = pq.read_table(self.root / TASKS_PATH)
         names = [c for c in table.column_names if c != "task_index"]  # the index of a pandas frame, named or not
         return dict(zip(table["task_index"].to_pylist(), table[names[0]].to_pylist(), strict=True))
+
+
+def _join(paths: list[Path], needed: list[str]) -> pa.Table:
+    """The columns that are needed, and anyvla's own where they are, of all files."""
+    tables = []
+    for path in paths:
+        try:
+            file = pq.ParquetFile(path)
+            there = set(file.schema_arrow.names)
+            missing = [name for name in needed if name not in there]
+            if missing:
+                raise ValueError(f"{path} has no column {missing[0]!r}; copy the dataset again")
+            tables.append(file.read(columns=needed + [name for name in (EXTRA, INSTRUCTIONS) if name in there]))
+            file.close()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); copy it again") from None
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _numbers(table: pa.Table, name: str) -> np.ndarray:

@@ -24,10 +24,12 @@ from anyvla.data import stored
 from anyvla.data.episode import Embodiment, Episode, Frames, steady
 from anyvla.data.formats.lerobot_frames import StillFrames, VideoFrames
 from anyvla.data.formats.lerobot_info import OWN_KEY, TIME, Info
+from anyvla.data.formats.lerobot_kept import kept
 from anyvla.data.formats.lerobot_rows import read_rows
 
 STATE = "observation.state"
 ACTION = "action"
+_MANY = 100  # episodes of several tasks from which on their runs are kept in the cache
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -204,26 +206,35 @@ class LeRobotReader(ABC):
         several = np.flatnonzero(columns.task < 0)
         if not len(several):
             return columns
+        self._columns = columns  # for reading the rows
+        if len(several) > _MANY:
+            runs = kept(self.root, self._files(()), "runs of tasks", lambda: self._runs(several))
+        else:
+            runs = self._runs(several)
         texts, known = self._tasks_by_number(), {text: i for i, text in enumerate(columns.tasks)}
-        self._columns = columns  # for _read
+        of, first, number = (runs[name].to_numpy() for name in ("episode", "first", "task_index"))
+        unknown = sorted(set(number.tolist()) - texts.keys())
+        if unknown:
+            raise ValueError(f"{self.root}: the table of tasks has no number {unknown[0]}; copy the dataset again")
         pieces = np.ones(len(columns.length), np.int64)
-        runs: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # episode -> first step of each run, its task
-        for e in several.tolist():
-            numbers = self._read(e, ["task_index"])["task_index"].to_numpy()
-            first = np.concatenate([[0], np.flatnonzero(np.diff(numbers)) + 1])
-            unknown = sorted({int(n) for n in numbers[first]} - texts.keys())
-            if unknown:
-                raise ValueError(f"{self._where(e)}: the table of tasks has no number {unknown[0]}; copy it again")
-            runs[e] = first, np.array([known[texts[int(n)]] for n in numbers[first]])
-            pieces[e] = self._cut[int(columns.number[e])] = len(first)
+        pieces[several] = np.bincount(of, minlength=len(pieces))[several]
+        self._cut = {int(columns.number[e]): int(pieces[e]) for e in several}
         at = np.repeat(np.arange(len(pieces)), pieces)
-        begin, length, task = np.zeros(len(at), np.int64), columns.length[at], columns.task[at]
-        starts = pieces.cumsum() - pieces
-        for e, (first, texts_of) in runs.items():
-            these = slice(starts[e], starts[e] + pieces[e])
-            begin[these], task[these] = first, texts_of
-            length[these] = np.diff(np.append(first, columns.length[e]))
+        begin, task = np.zeros(len(at), np.int64), columns.task[at]
+        cut = np.isin(at, several)  # in the order of the runs
+        begin[cut], task[cut] = first, [known[texts[int(n)]] for n in number]
+        last = np.append(at[1:] != at[:-1], True)
+        length = np.where(last, columns.length[at], np.append(begin[1:], 0)) - begin
         return replace(columns, number=columns.number[at], begin=begin, length=length, task=task, at=columns.at[at])
+
+    def _runs(self, episodes: np.ndarray) -> pa.Table:
+        """The runs of one task of these episodes: the episode's place, the first step, the task."""
+        rows: list[dict[str, int]] = []
+        for e in episodes.tolist():
+            numbers = self._read(e, ["task_index"])["task_index"].to_numpy()
+            for first in [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]:
+                rows.append({"episode": e, "first": first, "task_index": int(numbers[first])})
+        return pa.Table.from_pylist(rows)
 
     @abstractmethod
     def _tasks_by_number(self) -> dict[int, str]:

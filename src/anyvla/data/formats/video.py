@@ -21,7 +21,9 @@ from jaxtyping import UInt8
 from anyvla.data.formats.open_files import OpenFiles
 
 KEY_FRAME_EVERY = 8
-QUALITY = 14  # crf of x264: lower is better and larger
+# crf: lower is better and larger. fastdecode (no CABAC, no loop filter) halves the time to read a window of 8 frames of
+# 128 px, for 10 % more bytes at the same error.
+_OPTIONS = {"crf": "13", "preset": "veryfast", "tune": "fastdecode"}
 PIXELS = "yuv444p"  # colour at full resolution
 _BT601, _LIMITED = 6, 1  # how RGB becomes YUV, told to players, which guess otherwise
 _OPEN = 16  # videos kept open per thread
@@ -33,7 +35,7 @@ def encode(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float)
     rate = _rate(fps)
     shape: tuple[int, ...] | None = None
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(QUALITY), "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=rate, options=_OPTIONS)
         stream.pix_fmt = PIXELS
         stream.codec_context.colorspace, stream.codec_context.color_range = _BT601, _LIMITED
         stream.codec_context.gop_size = KEY_FRAME_EVERY
@@ -97,9 +99,9 @@ class _Video:
         self._stream.codec_context.thread_count = 1  # readers are parallel; threads would wait for more packets
         if self._stream.time_base is None:
             raise ValueError(f"{path}: the video has no time base")
-        self._base = self._stream.time_base
+        self._base = float(self._stream.time_base)  # seconds
         entries = self._stream.index_entries
-        self._keys = np.array([e.timestamp for e in entries if e.is_keyframe], np.float64) * float(self._base)
+        self._keys = np.array([e.timestamp for e in entries if e.is_keyframe], np.float64) * self._base
         self._reformatter = VideoReformatter()
 
     def close(self) -> None:
@@ -124,7 +126,7 @@ class _Video:
             for frame in self._container.decode(self._stream):
                 if frame.pts is None:
                     raise ValueError(f"{self._path}: a frame has no timestamp")
-                index = round(float(frame.pts * self._base) * fps)
+                index = round(frame.pts * self._base * fps)
                 if index > left[0]:
                     break
                 if index == left[0]:
