@@ -34,6 +34,7 @@ def test_groups_meet_by_name_wherever_they_stand():
     assert places(large, whole).tolist() == [3, 4, 5, 6, 0, 1, 2]
     assert places(two, whole).tolist() == list(range(7, 19))
     assert len(np.unique(places(small, whole))) == small.size
+    assert places(space(), whole).tolist() == []
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,12 @@ def test_a_source_is_brought_to_what_its_options_say(root):
     assert len(prints) == 4
 
 
+def test_views_may_be_chosen_for_all_sources(root):
+    assert opened(root, views=["wrist", "head"]).canonical.embodiment.cameras == ("wrist",)
+    with pytest.raises(ValueError, match="has none of the views head, but corner, wrist: name one"):
+        opened(root, views=["head"])
+
+
 def test_episodes_without_an_instruction(tmp_path):
     silent = InMemory([demonstration(5, instructions=(), extra={}), demonstration(6, extra={})])
 

@@ -38,7 +38,8 @@ def union(spaces: Mapping[str, ActionSpace], what: str) -> ActionSpace:
 def places(space: ActionSpace, whole: ActionSpace) -> Int64[np.ndarray, "A"]:
     """Where each dim of `space` lies in the union `whole`."""
     where = whole.slices()
-    return np.concatenate([np.arange(where[g.name].start, where[g.name].stop) for g in space.groups])
+    parts = [np.arange(where[g.name].start, where[g.name].stop) for g in space.groups]
+    return np.concatenate([np.empty(0, np.int64), *parts])  # a robot may have no proprio
 
 
 def _merge(one: Group, other: Group, what: str, robot: str, other_robot: str) -> Group:

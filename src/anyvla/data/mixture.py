@@ -24,6 +24,7 @@ from anyvla.data.canonical import Canonical, Robot
 from anyvla.data.converted import Converted
 from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
 from anyvla.data.open import open_dataset
+from anyvla.data.presets import expand
 from anyvla.data.resample import Resampled
 from anyvla.data.robot_statistics import pooled
 from anyvla.data.subset import Subset, choose
@@ -63,7 +64,9 @@ class DataConfig:
     preset: str | None = None  # a mixture by name: oxe_magic_soup, bridge, rt1, ...
     root: Path | None = None  # the folder in which the data sets of the preset lie
     missing: Literal["refuse", "skip"] = "refuse"  # what to do about data sets of the preset that do not lie there
-    # None: the shares of the samples are the weights. T: weight x windows^(1/T); at 1 all windows are equally likely.
+    views: tuple[str, ...] = ()  # of those that a source has, in this order; none given: all of them
+    # None: the shares of the samples are the weights. T: weight x windows^(1/T); at 1 all windows of equal weights are
+    # equally likely. The weights of presets are made for 1, which is what None means for them.
     temperature: float | None = Field(default=None, gt=0)
     cache_gb: float = Field(default=2.0, ge=0)  # decoded frames kept in memory
     workers: int = Field(default=0, ge=0)  # processes that make batches; 0: a thread. They change no result
@@ -136,14 +139,29 @@ def open_mixture(config: DataConfig, collected: Path) -> Mixture:
 
     Raises ValueError for a data set that cannot be opened or cannot be joined with the others.
     """
-    sources = config.sources
+    sources, temperature = config.sources, config.temperature
+    if config.preset is not None and config.root is not None:
+        members = expand(config.preset, config.root, config.missing)
+        sources = tuple(Source(path=str(m.path), weight=m.weight, unlabelled="drop") for m in members)
+        temperature = temperature or 1.0
     sources = sources or (Source(path=str(collected)),)
-    datasets = [open_source(source) for source in sources]
+    datasets = [_only(open_source(source), config.views) for source in sources]
     frames = np.array([float(d.lengths.sum()) for d in datasets])
     shares = np.array([s.weight for s in sources])
-    if config.temperature is not None:
-        shares = shares * frames ** (1 / config.temperature)
+    if temperature is not None:
+        shares = shares * frames ** (1 / temperature)
     return Mixture(datasets, shares.tolist(), [s.instruction for s in sources])
+
+
+def _only(dataset: EpisodeDataset, views: tuple[str, ...]) -> EpisodeDataset:
+    """A data set without its other views. Raises ValueError if it has none of these."""
+    own = [view for view in views if view in dataset.embodiment.cameras]
+    if views and not own:
+        raise ValueError(
+            f"{dataset.root} has none of the views {', '.join(views)}, but {', '.join(dataset.embodiment.cameras)}: name "
+            "one of these in data.views, or give its source cameras: {view: camera}"
+        )
+    return Cameras(dataset, {view: view for view in own}) if views else dataset
 
 
 def open_source(source: Source) -> EpisodeDataset:
