@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +77,13 @@ def test_names_aliases_and_unknown_names() -> None:
     assert describe("bridge_dataset") is describe("bridge_orig") is table()["bridge_orig"]
     assert describe("bridge") is not describe("bridge_orig")
     assert describe("my_own_data") is None
+
+
+def test_the_page_shows_the_table_as_it_is() -> None:
+    root = Path(__file__).parents[3]
+    command = [sys.executable, str(root / "tools" / "make_oxe_page.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # --- parity with the transforms of Octo and OpenVLA, written out by hand ---
@@ -167,11 +177,6 @@ def test_clip_keeps_to_the_range_of_the_group() -> None:
     assert _step("clip", [-3, 0.5, 7], low=-1) == [-1, 0.5, 1]
 
 
-def test_scale_and_offset_follow_the_steps() -> None:
-    piece = build(Piece, {"key": "k", "steps": ["clip"], "scale": 2, "offset": -1, "group": GROUP})
-    assert piece.read(np.array([5.0, 0.25]))[:, 0].tolist() == [1, -0.5]
-
-
 def test_what_is_skipped_at_the_start_is_not_seen() -> None:
     entry = _entry(skip_first_step=True, action=[{"key": "g", "steps": ["events"], "group": GROUP}])
     # the close at step 0 is skipped: the first event left is the opening at step 2
@@ -215,6 +220,8 @@ def test_entries_that_cannot_be_meant_are_refused() -> None:
         _entry(action=[{"key": "action", "first": -2, "group": group}])
     with pytest.raises(ConfigError, match="to clip it, group 'position' needs low and high"):
         _entry(action=[{"key": "action", "steps": ["clip"], "group": group}])
+    with pytest.raises(ConfigError, match="the step euler makes a rotation: euler, not a group 'position'"):
+        _entry(action=[{"key": "action", "steps": ["euler"], "group": group}])
     with pytest.raises(ConfigError, match="swapped: there is no camera wrist"):
         _entry(swapped=["wrist"])
     with pytest.raises(ConfigError, match="group names must differ"):

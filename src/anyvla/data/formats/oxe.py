@@ -35,12 +35,12 @@ class Piece:
     group: Group
     first: int = 0  # its first column; negative: counted from the end
     steps: tuple[Step, ...] = ()  # in this order; see STEPS
-    scale: float = 1.0  # value x scale + offset, after the steps
-    offset: float = 0.0
 
     def __post_init__(self) -> None:
         if self.first < 0 and self.first + self.columns > 0:
             raise ValueError(f"{self.key}: {self.columns} columns from {self.first} on run over the end")
+        if "euler" in self.steps and self.group.rotation != "euler":
+            raise ValueError(f"{self.key}: the step euler makes a rotation: euler, not a group {self.group.name!r}")
         if "clip" in self.steps and self.group.low is None:
             raise ValueError(f"{self.key}: to clip it, group {self.group.name!r} needs low and high")
 
@@ -64,7 +64,7 @@ class Piece:
         values = values[:, start : start + self.columns]
         for step in self.steps:
             values = STEPS[step](values, self.group)
-        return (values * np.float32(self.scale) + np.float32(self.offset)).astype(np.float32)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
