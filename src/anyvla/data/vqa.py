@@ -1,0 +1,250 @@
+"""Vision-language data for pre-training and co-training: pictures with questions and answers about them.
+
+Three layouts are read in place: LLaVA's JSON (arXiv 2304.08485), captions (one text file beside each picture, or
+COCO's `captions_*.json`, arXiv 1504.00325), and a plain `questions.jsonl`. All give the same lazy `VQAExample`;
+`open_vqa` recognises which.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from anyvla.data.stored import fingerprint
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE = "<image>"  # where a picture stands in the text of LLaVA's conversations
+CAPTION = "Describe the image."  # what a caption answers
+_ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQAExample:
+    """A conversation about pictures. Reading the text opens no picture."""
+
+    turns: tuple[tuple[str, str], ...]  # (question, answer), in order, without `<image>` marks
+    paths: tuple[Path, ...]  # none: words only
+    where: str  # "data.json, entry 3": for messages
+
+    @property
+    def images(self) -> tuple[UInt8[np.ndarray, "H W 3"], ...]:
+        """The pictures, RGB and upright (EXIF turns are applied), decoded at each call.
+
+        Raises ValueError for a file that is missing or cannot be decoded.
+        """
+        return tuple(_decode(path, self.where) for path in self.paths)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One record of an index: small, so that millions fit."""
+
+    turns: tuple[tuple[str, str], ...]
+    images: tuple[str, ...]  # relative to the folder of the pictures
+    where: str
+
+
+class VQADataset:
+    """Examples by number. Holds text only, no open files: can be pickled and shared between threads."""
+
+    def __init__(self, layout: str, root: Path, pictures: Path, files: Sequence[Path], entries: list[_Entry]) -> None:
+        self.layout, self.root, self.pictures = layout, root, pictures
+        self._entries = entries
+        self.fingerprint: str = fingerprint(root, files, f"vqa {layout}")  # of the texts, not of the pictures
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> VQAExample:
+        """Example `index`. Raises IndexError."""
+        entry = self._entries[index]
+        paths = tuple(self.pictures / name for name in entry.images)
+        return VQAExample(turns=entry.turns, paths=paths, where=entry.where)
+
+    def __iter__(self) -> Iterator[VQAExample]:
+        return (self[i] for i in range(len(self)))
+
+    def missing(self) -> list[str]:
+        """Every picture that is named and does not lie there, with the entry that names it."""
+        return [f"{e.where}: {n}" for e in self._entries for n in e.images if not (self.pictures / n).is_file()]
+
+
+def open_vqa(path: Path | str, pictures: Path | str | None = None) -> VQADataset:
+    """Open a folder or a file of vision-language data; its layout is recognised by names and first keys.
+
+    - `*.json` that holds a list of `{"image": ..., "conversations": [...]}`: LLaVA
+    - `questions.jsonl`: one `{"image", "question", "answer"}` a line
+    - `captions*.json` with `images` and `annotations`: COCO
+    - a folder of pictures with a `.txt` of the same name beside each: captions
+
+    `pictures`: the folder that names of images are relative to; None: where the text lies (for COCO, its `images`
+    folder if there is one). Raises ValueError that names the entry that cannot be read.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise ValueError(f"there is no vision-language data at {root}: no such file or folder")
+    if root.is_file():
+        return _open_file(root, pictures)
+    named = [root / "questions.jsonl", *sorted(root.glob("captions*.json"))]
+    texts = [p for p in named if p.is_file()]
+    texts = texts or [p for p in sorted(root.glob("*.json")) if _first_character(p) == "["]
+    if len(texts) > 1:
+        raise ValueError(
+            f"{root} holds {', '.join(p.name for p in texts)}: open one of the files instead of the folder"
+        )
+    if texts:
+        return _open_file(texts[0], pictures)
+    return _captions_beside(root)
+
+
+def _open_file(path: Path, pictures: Path | str | None) -> VQADataset:
+    if path.suffix == ".jsonl":
+        layout, rows = "questions", _lines(path)
+    else:
+        data = _json(path)
+        if isinstance(data, dict) and {"images", "annotations"} <= data.keys():
+            folder = path.parent / "images"
+            at = Path(pictures) if pictures else folder if folder.is_dir() else path.parent
+            return VQADataset("coco", path.parent, at, [path], _coco(data, path))
+        if not isinstance(data, list):
+            raise ValueError(
+                f"{path} is no vision-language data: expected a list of entries (LLaVA) or images and annotations "
+                f"(COCO), found {type(data).__name__}"
+            )
+        layout, rows = "llava", [(f"{path.name}, entry {i}", row) for i, row in enumerate(data)]
+    read = _question if layout == "questions" else _conversation
+    at = Path(pictures) if pictures else path.parent
+    return VQADataset(layout, path.parent, at, [path], [_entry(read, where, row) for where, row in rows])
+
+
+def _entry(
+    read: Callable[[str, Mapping[str, Any]], tuple[tuple[tuple[str, str], ...], tuple[str, ...]]], where: str, row: Any
+) -> _Entry:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected an object with keys, found {type(row).__name__}")
+    turns, images = read(where, row)
+    for name in images:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{where}: the image {name!r} lies outside of the data; name it relative to the folder")
+    return _Entry(turns, images, where)
+
+
+def _conversation(where: str, row: Mapping[str, Any]) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """LLaVA: `image` (a name or a list of names, or none) and `conversations` of `from` and `value`, in turns."""
+    images = _names(where, row.get("image"))
+    said = row.get("conversations")
+    if not isinstance(said, list) or not said:
+        raise ValueError(f"{where}: the key 'conversations' must hold at least one question and its answer")
+    if isinstance(said[0], dict) and said[0].get("from") == "system":
+        said = said[1:]
+    speakers = [s.get("from") if isinstance(s, dict) else None for s in said]
+    texts = [s.get("value") if isinstance(s, dict) else None for s in said]
+    for i, (speaker, text) in enumerate(zip(speakers, texts, strict=True)):
+        expected = _ANSWERS if i % 2 else _ASKS
+        if speaker not in expected or not isinstance(text, str):
+            raise ValueError(f"{where}: turn {i} must be from {expected[0]!r} with a text 'value', got {said[i]!r}")
+    if len(texts) % 2:
+        raise ValueError(f"{where}: the last question has no answer")
+    marks = sum(str(text).count(IMAGE) for text in texts)
+    if marks not in (0, len(images)):
+        raise ValueError(f"{where}: {marks} times {IMAGE} in the text, but {len(images)} images")
+    plain = [str(text).replace(IMAGE, "").strip() for text in texts]
+    return tuple(zip(plain[::2], plain[1::2], strict=True)), images
+
+
+def _question(where: str, row: Mapping[str, Any]) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    for key in ("question", "answer"):
+        if not isinstance(row.get(key), str):
+            raise ValueError(f"{where}: the key {key!r} must be a text, got {row.get(key)!r}")
+    return ((row["question"].strip(), row["answer"].strip()),), _names(where, row.get("image"))
+
+
+def _coco(data: Mapping[str, Any], path: Path) -> list[_Entry]:
+    """COCO captions: one entry per annotation, that is, each caption of a picture for itself."""
+    names = {image["id"]: image["file_name"] for image in data["images"]}
+    entries = []
+    for i, row in enumerate(data["annotations"]):
+        where = f"{path.name}, annotation {i}"
+        if row.get("image_id") not in names:
+            raise ValueError(f"{where}: there is no image with the id {row.get('image_id')!r}")
+        if not isinstance(row.get("caption"), str):
+            raise ValueError(f"{where}: the key 'caption' must be a text, got {row.get('caption')!r}")
+        entries.append(_entry(lambda _, r: (((CAPTION, r["caption"].strip()),), (names[r["image_id"]],)), where, row))
+    return entries
+
+
+def _captions_beside(root: Path) -> VQADataset:
+    """A picture and a text file of the same name; sub-folders too."""
+    texts = sorted(p for p in root.rglob("*.txt"))
+    by_stem = {p.with_suffix(""): p for p in sorted(root.rglob("*")) if p.suffix.lower() in PICTURES}
+    texts = [t for t in texts if t.with_suffix("") in by_stem]
+    if not texts:
+        raise ValueError(
+            f"{root} is no vision-language data that is known: expected a JSON list (LLaVA), questions.jsonl, "
+            "captions*.json (COCO), or pictures with a .txt of the same name beside each"
+        )
+    entries = [
+        _Entry(
+            ((CAPTION, _text(t).strip()),),
+            (by_stem[t.with_suffix("")].relative_to(root).as_posix(),),
+            t.relative_to(root).as_posix(),
+        )
+        for t in texts
+    ]
+    return VQADataset("captions", root, root, texts, entries)
+
+
+def _names(where: str, value: Any) -> tuple[str, ...]:
+    names = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{where}: the key 'image' must be a name or a list of names, got {value!r}")
+    return tuple(names)
+
+
+def _lines(path: Path) -> list[tuple[str, Any]]:
+    rows = []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append((f"{path.name}, line {number}", json.loads(line)))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+    return rows
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+
+
+def _first_character(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(64).decode("utf-8", "replace").lstrip("\ufeff \r\n\t")[:1]
+
+
+def _decode(path: Path, where: str) -> UInt8[np.ndarray, "H W 3"]:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image) or image
+            return np.array(upright.convert("RGB"), np.uint8)
+    except FileNotFoundError:
+        raise ValueError(f"{where}: there is no picture at {path}") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{where}: the picture {path} cannot be decoded ({error})") from None

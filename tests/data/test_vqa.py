@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anyvla.data.vqa import CAPTION, open_vqa
+
+
+def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (6, 4)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def says(*texts: str) -> list[dict[str, str]]:
+    return [{"from": "gpt" if i % 2 else "human", "value": text} for i, text in enumerate(texts)]
+
+
+def llava(root: Path, *entries: Any) -> Path:
+    (root / "data.json").write_text(json.dumps(list(entries)), encoding="utf-8")
+    return root
+
+
+def test_llava_conversations_of_one_several_and_no_pictures(tmp_path: Path):
+    picture(tmp_path / "a.png", (255, 0, 0))
+    picture(tmp_path / "sub/b.png", (0, 0, 255))
+    data = open_vqa(
+        llava(
+            tmp_path,
+            {"image": "a.png", "conversations": says("<image>\nWhat colour?", "Red.", "Sure?", "Yes.")},
+            {"image": ["a.png", "sub/b.png"], "conversations": says("<image><image> Same?", "No.")},
+            {"conversations": says("One and one?", "Two.")},
+        )
+    )
+    assert (data.layout, len(data)) == ("llava", 3)
+    assert data[0].turns == (("What colour?", "Red."), ("Sure?", "Yes."))
+    assert data[0].images[0].shape == (4, 6, 3)
+    assert [tuple(i[0, 0]) for i in data[1].images] == [(255, 0, 0), (0, 0, 255)]
+    assert data[1].images[0].dtype == np.uint8
+    assert data[2].images == ()
+
+
+def test_text_is_read_without_pictures_and_their_lack_is_told(tmp_path: Path):
+    data = open_vqa(llava(tmp_path, {"image": "gone.png", "conversations": says("<image>?", "x")}))
+    assert data[0].turns == (("?", "x"),)
+    assert data.missing() == ["data.json, entry 0: gone.png"]
+    with pytest.raises(ValueError, match=r"data.json, entry 0: there is no picture at .*gone.png"):
+        _ = data[0].images
+    (tmp_path / "gone.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"entry 0: the picture .* cannot be decoded"):
+        _ = data[0].images
+
+
+def test_an_exif_turn_is_applied(tmp_path: Path):
+    image = Image.new("RGB", (6, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    image.save(tmp_path / "a.jpg", exif=exif)
+    data = open_vqa(llava(tmp_path, {"image": "a.jpg", "conversations": says("<image>?", "x")}))
+    assert data[0].images[0].shape == (6, 4, 3)
+
+
+def test_captions_beside_pictures(tmp_path: Path):
+    picture(tmp_path / "x/a.JPG", (0, 0, 0))
+    (tmp_path / "x/a.txt").write_text("a black card\n", encoding="utf-8")
+    (tmp_path / "readme.txt").write_text("not a caption", encoding="utf-8")
+    data = open_vqa(tmp_path)
+    assert (data.layout, len(data), data[0].turns) == ("captions", 1, ((CAPTION, "a black card"),))
+    assert data[0].images[0].shape == (4, 6, 3)
+
+
+def test_coco_captions(tmp_path: Path):
+    picture(tmp_path / "images/1.png", (9, 9, 9))
+    rows = [{"image_id": 7, "caption": "grey"}, {"image_id": 7, "caption": "dark grey"}]
+    coco = {"images": [{"id": 7, "file_name": "1.png"}], "annotations": rows}
+    path = tmp_path / "captions_val.json"
+    path.write_text(json.dumps(coco), encoding="utf-8")
+    data = open_vqa(tmp_path)
+    assert [e.turns[0][1] for e in data] == ["grey", "dark grey"]
+    assert data[1].images[0][0, 0].tolist() == [9, 9, 9]
+    coco["annotations"][1]["image_id"] = 8
+    path.write_text(json.dumps(coco), encoding="utf-8")
+    with pytest.raises(ValueError, match="annotation 1: there is no image with the id 8"):
+        open_vqa(tmp_path)
+
+
+def test_questions_by_line(tmp_path: Path):
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"image": "a.png", "question": "how many?", "answer": "2"}\n\n', encoding="utf-8")
+    assert open_vqa(tmp_path)[0].turns == (("how many?", "2"),)
+    file.write_text('{"question": "how many?", "answer": 2}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"questions.jsonl, line 1: the key 'answer' must be a text, got 2"):
+        open_vqa(file)
+    file.write_text('{"question"\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1: not valid JSON"):
+        open_vqa(file)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (3, "entry 0: expected an object with keys, found int"),
+        ({"image": "a.png"}, "'conversations' must hold at least one question"),
+        ({"conversations": says("a")}, "entry 0: the last question has no answer"),
+        ({"conversations": says("a", "b")[::-1]}, "turn 0 must be from 'human'"),
+        ({"image": "a.png", "conversations": says("<image><image>", "b")}, "2 times <image> in the text, but 1 images"),
+        ({"image": 5, "conversations": says("a", "b")}, "'image' must be a name or a list of names, got 5"),
+        ({"image": "../a.png", "conversations": says("a", "b")}, "lies outside of the data"),
+    ],
+)
+def test_bad_entries_are_named(tmp_path: Path, entry: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        open_vqa(llava(tmp_path, entry))
+
+
+def test_what_is_no_such_data_is_told(tmp_path: Path):
+    with pytest.raises(ValueError, match="no such file or folder"):
+        open_vqa(tmp_path / "no")
+    with pytest.raises(ValueError, match="is no vision-language data that is known: expected"):
+        open_vqa(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"holds a.json, b.json: open one of the files"):
+        open_vqa(tmp_path)
+
+
+def test_pickled_and_fingerprinted(tmp_path: Path):
+    data = open_vqa(llava(tmp_path, {"conversations": says("a", "b")}))
+    again = pickle.loads(pickle.dumps(data))
+    assert (again[0], again.fingerprint) == (data[0], data.fingerprint)
+    assert open_vqa(llava(tmp_path, {"conversations": says("a", "c")})).fingerprint != data.fingerprint
