@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -194,14 +193,16 @@ def test_a_data_set_read_can_be_written_again(written, tmp_path):
         assert psnr(again[i].images["wrist"][:], dataset[i].images["wrist"][:]) > 36
 
 
-def test_reading_is_bounded_where_one_row_group_holds_all(copy, monkeypatch):
-    path = copy / "data/chunk-000/file-000.parquet"
-    pq.write_table(pq.read_table(path), path)
-    monkeypatch.setattr(lerobot_rows, "_KEPT_BYTES", 1)
-    lerobot_rows._kept.clear()
-    for dataset in (opened(copy), opened(copy, replace(ROBOT, proprio=ActionSpace(groups=())))):
-        assert len(dataset[1].actions) == 17
-        assert len(lerobot_rows._kept) == 1
+def test_rows_in_memory_are_bounded(written, monkeypatch):
+    whole = opened(written)
+    sizes = [whole[i].actions.nbytes + whole[i].proprio.nbytes for i in range(4)]
+    kept = lerobot_rows._Kept(limit=4 * sizes[1])
+    monkeypatch.setattr(lerobot_rows, "_kept", kept)
+    for i in (0, 1, 2, 3, 3, 1):
+        assert np.array_equal(whole[i].actions, demonstration(10 + 7 * i, seed=i).actions)
+        assert kept.bytes == sum(table.nbytes for table in kept.tables.values())
+        assert kept.bytes <= kept.limit or len(kept.tables) == 1
+    assert 1 <= len(kept.tables) < 4
 
 
 def test_a_large_index_is_kept_until_it_changes(copy, tmp_path, monkeypatch):

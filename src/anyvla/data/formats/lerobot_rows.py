@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from anyvla.data.formats.open_files import OpenFiles
 
-_KEPT_BYTES = 64 << 20  # of row groups that hold more than was asked for, per process
+_KEPT_BYTES = 64 << 20  # of row groups, per process
 _OPEN = 16  # files per thread
 
 
@@ -23,15 +24,38 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.parquet = pq.ParquetFile(path)
         counts = [self.parquet.metadata.row_group(i).num_rows for i in range(self.parquet.metadata.num_row_groups)]
+        self.names = set(self.parquet.schema_arrow.names)
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # of each row group, and the end
 
     def close(self) -> None:
         self.parquet.close()
 
 
+class _Kept:
+    """Tables by key, the last used ones within so many bytes; one larger than that is kept alone."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
+        self.tables: OrderedDict[Hashable, pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> pa.Table | None:
+        with self._lock:
+            if key in self.tables:
+                self.tables.move_to_end(key)
+            return self.tables.get(key)
+
+    def put(self, key: Hashable, table: pa.Table) -> None:
+        with self._lock:
+            if key not in self.tables:
+                self.bytes += table.nbytes
+            self.tables[key] = table
+            while len(self.tables) > 1 and self.bytes > self.limit:
+                self.bytes -= self.tables.popitem(last=False)[1].nbytes
+
+
 _opened = OpenFiles(_File, _OPEN)
-_kept: OrderedDict[tuple[str, int, int, tuple[str, ...]], pa.Table] = OrderedDict()
-_lock = threading.Lock()
+_kept = _Kept(_KEPT_BYTES)
 
 
 def read_rows(path: Path, first: int, count: int | None, columns: list[str]) -> pa.Table:
@@ -47,12 +71,12 @@ def read_rows(path: Path, first: int, count: int | None, columns: list[str]) -> 
                 f"{path} ends at row {file.starts[-1]}, rows {first} to {first + count - 1} are needed; copy the "
                 "dataset again"
             )
-        missing = [c for c in columns if c not in file.parquet.schema_arrow.names]
+        missing = [c for c in columns if c not in file.names]
         if missing:
             raise ValueError(f"{path} has no column {missing[0]!r}, which info.json declares; copy the dataset again")
         low = int(np.searchsorted(file.starts, first, side="right")) - 1
         high = int(np.searchsorted(file.starts, first + count, side="left"))
-        groups = [_group(path, file, group, columns, first, first + count) for group in range(low, high)]
+        groups = [_group(path, file, group, columns) for group in range(low, high)]
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; copy the dataset again") from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -61,17 +85,11 @@ def read_rows(path: Path, first: int, count: int | None, columns: list[str]) -> 
     return pa.concat_tables(groups).slice(first - int(file.starts[low]), count)
 
 
-def _group(path: Path, file: _File, group: int, columns: list[str], first: int, end: int) -> pa.Table:
-    """A row group, remembered if the next episode may lie in it too."""
+def _group(path: Path, file: _File, group: int, columns: list[str]) -> pa.Table:
+    """A row group; the next window or the next episode may lie in it too."""
     key = (str(path), path.stat().st_mtime_ns, group, tuple(columns))
-    with _lock:
-        if key in _kept:
-            _kept.move_to_end(key)
-            return _kept[key]
-    table = file.parquet.read_row_group(group, columns=columns, use_threads=False)
-    if first > file.starts[group] or end < file.starts[group + 1]:
-        with _lock:
-            _kept[key] = table
-            while len(_kept) > 1 and sum(t.nbytes for t in _kept.values()) > _KEPT_BYTES:
-                _kept.popitem(last=False)
+    table = _kept.get(key)
+    if table is None:
+        table = file.parquet.read_row_group(group, columns=columns, use_threads=False)
+        _kept.put(key, table)
     return table
