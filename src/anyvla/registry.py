@@ -112,6 +112,7 @@ decoders = Registry(
 formats = Registry(
     "formats",
     {
+        "calvin": "anyvla.data.formats.calvin:CalvinDataset",
         "lerobot": "anyvla.data.formats.lerobot:LeRobotDataset",
         "lerobot_v2": "anyvla.data.formats.lerobot_v2:LeRobotV2Dataset",
     },

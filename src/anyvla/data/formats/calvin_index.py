@@ -1,0 +1,121 @@
+"""What the index files of a CALVIN split say: which steps make an episode, what is said of it, in which scene.
+
+Steps are numbers of files. In `ep_start_end_ids.npy` and `scene_info.npy` the last step counts in; in the language
+annotations it does not: the annotator writes (start, start + length), and CALVIN's own loader stops one before the end.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyvla.data.formats.safe_pickle import load_objects
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One episode: steps start .. end - 1."""
+
+    start: int
+    end: int
+    scene: str = ""  # "A" .. "D"; "": not known
+    task: str = ""  # "open_drawer"
+    instruction: str = ""
+
+
+def annotated(split: Path, annotations: str) -> list[Segment]:
+    """The segments that have words. Raises ValueError that names the file for annotations that do not fit together."""
+    path = next((p for p in (split / annotations / _ANNOTATIONS, split / _ANNOTATIONS) if p.is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"{split} has no {annotations}/{_ANNOTATIONS}; copy it again, or read the play data without words "
+            "(segments: play)"
+        )
+    found = load_objects(path)
+    try:
+        words, tasks, places = found["language"]["ann"], found["language"]["task"], found["info"]["indx"]
+    except (KeyError, TypeError, IndexError):
+        raise ValueError(f"{path} does not hold language.ann, language.task and info.indx, as CALVIN's do") from None
+    if not len(words) == len(tasks) == len(places):
+        raise ValueError(
+            f"{path}: {len(words)} sentences, {len(tasks)} tasks and {len(places)} segments; expected equal"
+        )
+    out = []
+    for i, ((start, end), task, text) in enumerate(zip(places, tasks, words, strict=True)):
+        if not 0 <= start < end:
+            raise ValueError(f"{path}, annotation {i}: steps {start} to {end} are no segment")
+        out.append(Segment(int(start), int(end), task=str(task), instruction=_sentence(text, path, i)))
+    return out
+
+
+def played(split: Path) -> list[Segment]:
+    """The recordings as a whole, minutes long, without words."""
+    path = split / "ep_start_end_ids.npy"
+    ranges = _plain(path)
+    if ranges.ndim != 2 or ranges.shape[1] != 2 or np.any(ranges[:, 0] > ranges[:, 1]):
+        raise ValueError(f"{path}: expected rows of a first and a last step, found an array of shape {ranges.shape}")
+    return [Segment(int(start), int(last) + 1) for start, last in ranges]
+
+
+def in_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...]) -> list[Segment]:
+    """The segments with their scene; only those in `wanted`, if it names any."""
+    path = split / "scene_info.npy"
+    if not path.is_file():
+        if wanted:
+            raise ValueError(f"{split} has no scene_info.npy, so scenes {', '.join(wanted)} cannot be told apart")
+        return segments
+    found = load_objects(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected first and last step by the name of the scene")
+    ranges = {str(name).removeprefix("calvin_scene_"): (int(a), int(b)) for name, (a, b) in found.items()}
+    absent = [w for w in wanted if w not in ranges]
+    if absent:
+        raise ValueError(f"{path} has no scene {absent[0]}; it has {', '.join(ranges)}")
+    named = [
+        Segment(s.start, s.end, _scene(s.start, ranges), s.task, s.instruction) for s in segments
+    ]  # fmt: skip
+    return [s for s in named if not wanted or s.scene in wanted]
+
+
+def listed(path: Path) -> set[tuple[int, int]]:
+    """Segments by first step and end, out of a list: JSON pairs, by task or not; or lines of "number start end".
+
+    Both are how RoboVLMs (arXiv 2412.14058) writes its lists: `10_shot_task_data.json` and `data_name_list.txt`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            found: Any = json.loads(text)
+            pairs = [p for group in found.values() for p in group] if isinstance(found, dict) else found
+        else:
+            pairs = [line.split()[-2:] for line in text.splitlines() if line.strip()]
+        return {(int(start), int(end)) for start, end in pairs}
+    except OSError as error:
+        raise ValueError(f"cannot read the list {path}: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no list of segments: expected [[start, end], ...] as JSON ({error})") from None
+
+
+_ANNOTATIONS = "auto_lang_ann.npy"
+
+
+def _plain(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); copy it again") from None
+
+
+def _scene(step: int, ranges: dict[str, tuple[int, int]]) -> str:
+    return next((name for name, (first, last) in ranges.items() if first <= step <= last), "")
+
+
+def _sentence(text: Any, path: Path, number: int) -> str:
+    one = text if isinstance(text, str) else (text[0] if len(text) else "")
+    if not isinstance(one, str):
+        raise ValueError(f"{path}, annotation {number}: expected a sentence, found {one!r}")
+    return one.strip()

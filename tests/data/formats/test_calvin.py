@@ -1,0 +1,201 @@
+"""CALVIN folders written as calvin_env's datarenderer and calvin's annotator write them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from anyvla.config import build
+from anyvla.data.converted import Converted
+from anyvla.data.formats import calvin
+from anyvla.data.formats.calvin import CalvinConfig, CalvinDataset, calvin_embodiment
+from anyvla.data.open import open_dataset, recognise
+
+FIRST = 100  # of 40 steps: two recordings, 100 .. 119 in scene A, 120 .. 139 in scene D
+TASKS = [(102, 110, "open_drawer", "pull the drawer"), (121, 129, "lift_red_block_table", "lift the red block")]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
+
+
+def to_relative(actions: np.ndarray, robot_obs: np.ndarray) -> np.ndarray:
+    """What calvin_env says relative actions are: 0.02 m and 0.05 rad become 1, angle by angle."""
+    turn = (actions[3:6] - robot_obs[3:6] + np.pi) % (2 * np.pi) - np.pi
+    return np.concatenate(
+        [
+            np.clip(actions[:3] - robot_obs[:3], -0.02, 0.02) / 0.02,
+            np.clip(turn, -0.05, 0.05) / 0.05,
+            actions[-1:],
+        ]
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    split = tmp_path / "task_D_D" / "training"
+    (split / "lang_annotations").mkdir(parents=True)
+    for step in range(FIRST, FIRST + 40):
+        state = rng.normal(size=15)
+        state[3:6] = rng.uniform(-3, 3, 3) * (1, 0.4, 1)
+        action = np.concatenate([state[:3] + rng.normal(size=3) * 0.01, state[3:6] + rng.normal(size=3) * 0.02, [1]])
+        np.savez_compressed(
+            split / f"episode_{step:07d}.npz",
+            actions=action,
+            rel_actions=to_relative(action, state),
+            robot_obs=state,
+            scene_obs=rng.normal(size=24),
+            rgb_static=np.full((20, 20, 3), step, np.uint8),
+            rgb_gripper=np.full((8, 8, 3), step + 1, np.uint8),
+            rgb_tactile=np.zeros((16, 12, 6), np.uint8),
+            depth_static=np.zeros((20, 20), np.float32),
+        )
+    np.save(split / "ep_start_end_ids.npy", [(FIRST, FIRST + 19), (FIRST + 20, FIRST + 39)])
+    np.save(split / "scene_info.npy", {"calvin_scene_A": [FIRST, FIRST + 19], "calvin_scene_D": [120, 139]})  # type: ignore[arg-type]
+    words = {
+        "language": {"ann": [t[3] for t in TASKS], "task": [t[2] for t in TASKS], "emb": np.zeros((2, 1, 384))},
+        "info": {"episodes": [], "indx": [t[:2] for t in TASKS]},
+    }
+    np.save(split / "lang_annotations" / "auto_lang_ann", words)  # type: ignore[arg-type]
+    return split.parent
+
+
+def step(folder: Path, number: int) -> dict[str, np.ndarray]:
+    with np.load(folder / f"training/episode_{number:07d}.npz") as file:
+        return {k: file[k] for k in file.files}
+
+
+def opened(folder: Path, **options: Any) -> CalvinDataset:
+    return CalvinDataset(build(CalvinConfig, options), folder)
+
+
+def test_annotated_segments_are_episodes_that_end_before_their_end(folder: Path) -> None:
+    assert recognise(folder) == "calvin" == recognise(folder / "training")
+    data = open_dataset(folder)
+    assert data.lengths.tolist() == [8, 8]
+    assert [data.task(i) for i in range(2)] == [t[2] for t in TASKS]
+    episode = data[1]
+    files = [step(folder, n) for n in range(121, 129)]
+    assert episode.instructions == ("lift the red block",)
+    assert np.array_equal(episode.actions, np.stack([f["rel_actions"] for f in files]).astype(np.float32))
+    assert np.array_equal(episode.proprio, np.stack([f["robot_obs"] for f in files]).astype(np.float32))
+    assert episode.timestamps == pytest.approx(np.arange(8) / 30)
+    assert episode.extra == {"task": TASKS[1][2], "scene": "D", "first_step": 121}
+    assert list(episode.images) == ["static", "gripper"] == list(data.embodiment.cameras)
+    assert episode.images["gripper"][[7, 0, 7]][:, 0, 0, 0].tolist() == [129, 122, 129]
+    assert data.embodiment == calvin_embodiment("relative")
+
+
+def test_numbers_are_read_without_images_and_kept(folder: Path) -> None:
+    first = opened(folder)
+    before = first[0].actions
+    for number in range(102, 110):
+        (folder / f"training/episode_{number:07d}.npz").write_bytes(b"PK gone")
+    kept = pickle.loads(pickle.dumps(first))[0]
+    assert np.array_equal(kept.actions, before)
+    with pytest.raises(ValueError, match=r"episode 0, step 3: .*episode_0000105\.npz cannot be read as \.npz"):
+        kept.images["static"][3]
+
+
+def test_blocks_of_numbers_join(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = [opened(folder, segments="play")[i].proprio for i in range(2)]
+    monkeypatch.setattr(calvin, "_BLOCK", 7)
+    monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "other"))
+    again = opened(folder, segments="play")
+    assert all(np.array_equal(again[i].proprio, whole[i]) for i in (1, 0))
+
+
+def test_play_is_whole_recordings_without_words(folder: Path) -> None:
+    data = opened(folder / "training", segments="play")
+    assert data.lengths.tolist() == [20, 20]
+    assert data[1].instructions == ()
+    assert data[1].images["static"][-1:][0, 0, 0, 0] == 139
+
+
+def test_scenes_and_lists_choose(folder: Path, tmp_path: Path) -> None:
+    assert opened(folder, scenes=["D"]).task(0) == TASKS[1][2]
+    assert len(opened(folder, scenes=["A", "D"])) == 2
+    with pytest.raises(ValueError, match=r"has no scene B; it has A, D"):
+        opened(folder, scenes=["B"])
+    by_task, lines = tmp_path / "few.json", tmp_path / "names.txt"
+    by_task.write_text(json.dumps({"open_drawer": [[102, 110]]}))
+    lines.write_text("  0 121 129 \n1 5 9 \n")
+    assert opened(folder, list=str(by_task)).task(0) == "open_drawer"
+    assert opened(folder, list=str(lines)).task(0) == TASKS[1][2]
+    by_task.write_text("{")
+    with pytest.raises(ValueError, match=r"few\.json is no list of segments"):
+        opened(folder, list=str(by_task))
+
+
+def test_world_actions_are_the_pose_to_reach(folder: Path) -> None:
+    episode = opened(folder, actions="world")[0]
+    assert episode.actions[2] == pytest.approx(step(folder, 104)["actions"], abs=1e-6)
+    assert episode.embodiment.action.groups[0].mode == "absolute"
+
+
+def test_motion_is_the_rotation_that_the_robot_makes(folder: Path) -> None:
+    """robot.py: the goal is the pose now plus the scaled action, angle by angle, taken as a pose."""
+    episode = opened(folder, actions="motion")[0]
+    for t in range(8):
+        raw = step(folder, 102 + t)
+        now = Rotation.from_euler("xyz", raw["robot_obs"][3:6])
+        goal = Rotation.from_euler("xyz", raw["robot_obs"][3:6] + raw["rel_actions"][3:6] * 0.05)
+        made = Rotation.from_rotvec(episode.actions[t, 3:6] * 0.05)
+        assert ((made * now) * goal.inv()).magnitude() < 1e-6
+        assert episode.actions[t, :3] == pytest.approx(raw["rel_actions"][:3], abs=1e-6)
+
+
+def test_motion_can_be_seen_from_the_tool(folder: Path) -> None:
+    tool = Converted(opened(folder, actions="motion"), frame="tool")[0]
+    raw = step(folder, 102)
+    now = Rotation.from_euler("xyz", raw["robot_obs"][3:6])
+    assert now.apply(tool.actions[0, :3]) == pytest.approx(raw["rel_actions"][:3], abs=1e-5)
+
+
+def test_differences_of_angles_are_not_taken_for_rotations(folder: Path) -> None:
+    assert opened(folder).embodiment.action.groups[1].rotation is None
+
+
+def test_fingerprint_follows_what_is_read(folder: Path) -> None:
+    one = opened(folder).fingerprint
+    assert opened(folder).fingerprint == one
+    assert opened(folder, actions="world").fingerprint != one
+    assert opened(folder, scenes=["A"]).fingerprint != one
+    path = folder / "training/episode_0000103.npz"
+    np.savez_compressed(path, **(step(folder, 103) | {"robot_obs": np.zeros(15)}))
+    assert opened(folder).fingerprint != one
+
+
+def test_damage_says_where(folder: Path) -> None:
+    data = opened(folder)
+    path = folder / "training/episode_0000104.npz"
+    whole = step(folder, 104)
+    np.savez(path, **{k: v for k, v in whole.items() if k != "robot_obs"})
+    with pytest.raises(ValueError, match=r"episode 0: .*0000104\.npz has no key 'robot_obs'"):
+        data[0]
+    np.savez(path, **(whole | {"actions": np.zeros(8)}))
+    with pytest.raises(ValueError, match=r"key 'actions': expected 7 numbers, found shape \(8,\)"):
+        data[0]
+    path.unlink()
+    with pytest.raises(ValueError, match=r"episode 0: there is no .*0000104\.npz"):
+        data[0]
+    with pytest.raises(IndexError, match="no episode 2"):
+        data[2]
+
+
+def test_what_is_not_there_is_said(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"validation has no ep_start_end_ids\.npy"):
+        opened(folder, split="validation")
+    with pytest.raises(ValueError, match="or read the play data without words"):
+        opened(folder, annotations="lang_clip")
+    robot = calvin_embodiment("relative", cameras=("static", "front"))
+    with pytest.raises(ValueError, match="has no key 'rgb_front'; it has .*rgb_static"):
+        CalvinDataset(CalvinConfig(), folder, robot)
