@@ -1,0 +1,80 @@
+"""`anyvla data vqa`: questions and answers about labelled simulator frames, and a page to look at such data."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from anyvla.cli.common import Bar, Stopped, console, graceful
+from anyvla.config import build
+
+HELP = "questions and answers about simulator frames, for vision-language pre-training; --look shows such data"
+SHOWN = 24  # examples on the page
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--benchmark", default="metaworld/half-open", help="whose frames (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=2000, help="how many (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="pixels a side (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="equal seed, equal data (default: %(default)s)")
+    parser.add_argument("--processes", type=int, help="how many simulate at once (default: one per core)")
+    parser.add_argument("--out", type=Path, help="the folder to make; an interrupted run goes on there")
+    parser.add_argument(
+        "--look", type=Path, metavar="PATH", help="make nothing; counts and examples of what lies there"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make or look. Raises ValueError for settings that cannot be."""
+    if options.look is not None:
+        print(look(options.look))
+        return 0
+    if options.out is None:
+        raise ValueError("say where the data shall lie: --out FOLDER (or look at some: --look FOLDER)")
+    from anyvla.evaluation.label import Interrupted, LabelConfig, label
+
+    keys = ("benchmark", "frames", "size", "seed", "processes")
+    config = build(LabelConfig, {key: getattr(options, key) for key in keys})
+    with graceful() as stop, Bar("label") as bar:
+        try:
+            root = label(config, options.out, progress=bar, stop=stop)
+        except Interrupted as stopped:
+            raise Stopped(str(stopped)) from None
+    console.print(f"questions and answers: {root}; look at them: anyvla data vqa --look {root}", highlight=False)
+    print(root)
+    return 0
+
+
+def look(path: Path) -> Path:
+    """Print counts of vision-language data of any known layout, write a page with examples; returns the page."""
+    from PIL import Image
+
+    from anyvla.data.vqa import open_vqa
+
+    data = open_vqa(path / "train.json" if (path / "train.json").is_file() else path)
+    answers = Counter(answer for example in data for _, answer in example.turns)
+    absent = data.missing()
+    console.print(f"{data.layout}: {len(data)} examples, {answers.total()} answers, {len(absent)} pictures missing")
+    for answer, count in answers.most_common(12):
+        console.print(f"{count:8d}  {answer[:80]}", markup=False, highlight=False)
+    rows = []
+    chosen = np.random.default_rng(0).permutation(len(data))[:SHOWN]
+    for example in (data[int(i)] for i in sorted(chosen)):
+        pictures = []
+        for pixels in example.images if all(p.is_file() for p in example.paths) else ():
+            file = BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            pictures.append(f'<img width=256 src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">')
+        said = "".join(f"<p>{html.escape(q)}<br><b>{html.escape(a)}</b></p>" for q, a in example.turns)
+        rows.append(f"<figure>{''.join(pictures)}<figcaption>{said}</figcaption></figure>")
+    style = "body{display:flex;flex-wrap:wrap;font:14px sans-serif}figure{width:256px;margin:12px}"
+    page = Path(f"{path.name or 'vqa'}-examples.html")
+    page.write_text(f"<!doctype html><meta charset=utf-8><style>{style}</style>{''.join(rows)}", encoding="utf-8")
+    return page

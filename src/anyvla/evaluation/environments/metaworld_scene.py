@@ -1,0 +1,210 @@
+"""What can be seen in a frame of Meta-World, by ground truth: names, places, colours, how far a joint is open.
+
+Places come from an identity rendering (which geom each pixel shows), the gripper's from its projection through the
+camera. Poses, colours of objects and the part of the picture vary, so that no answer follows from the scene alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int32, UInt8
+
+from anyvla.evaluation.environments.metaworld import VIEWS, MetaWorld, MetaWorldEnvironment
+from anyvla.evaluation.environments.rendering import Renderer, View
+
+COLOURS = {
+    "red": (0.75, 0.08, 0.08),
+    "green": (0.15, 0.6, 0.2),
+    "blue": (0.1, 0.25, 0.8),
+    "yellow": (0.9, 0.75, 0.1),
+    "orange": (0.95, 0.45, 0.05),
+    "purple": (0.5, 0.15, 0.6),
+    "white": (0.9, 0.9, 0.9),
+    "black": (0.06, 0.06, 0.06),
+}
+JITTER = 0.12  # how far the view moves each way, as a share of the camera's picture
+MOVES = 25  # actions at most that the arm makes before a frame
+
+
+@dataclass(frozen=True)
+class _Object:
+    """The things of a scene, each the geoms of one material; the first is the scene's main one."""
+
+    task: str  # any of the scene's
+    materials: Mapping[str, str]  # thing -> material
+    painted: tuple[str, ...]  # things whose colour varies
+    joint: str
+    full: float  # the joint's position when it is wholly open (the button: pressed)
+
+
+SCENES = {
+    "drawer": _Object(
+        "drawer-open", {"drawer": "drawer_beige", "handle": "drawer_white"}, ("drawer",), "goal_slidey", -0.16
+    ),
+    "window": _Object(
+        "window-open", {"window": "window_red", "handle": "window_white"}, ("window",), "window_slide", 0.2
+    ),
+    "door": _Object("door-open", {"door": "dl_metal2", "handle": "dl_metal"}, ("door",), "doorjoint", -1.5),
+    "button": _Object(
+        "button-press-topdown",
+        {"box": "btn_yellow", "button": "btn_red"},
+        ("box", "button"),
+        "btnbox_joint",
+        -0.06,
+    ),
+}
+_PADS = ("rightpad", "leftpad")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One thing in a picture."""
+
+    x: float  # share of the width, 0 left
+    y: float  # share of the height, 0 top
+    area: float  # share of the pixels
+    whole: bool  # it does not touch the picture's edge
+    colour: str | None = None  # one of COLOURS; None where it is not known by name
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The truth of one frame."""
+
+    scene: str
+    things: Mapping[str, Seen]  # what shows, "gripper" included
+    opened: float  # share of the way from closed to open; of the button: how far it is pressed
+    gripper: float  # opening, 0 closed to 1 open
+
+
+class SceneLabeller:
+    """Makes frames with labels, in the process that uses it."""
+
+    def __init__(self, size: int = 128, render: str | None = None) -> None:
+        """`size`: px a side. Raises ImportError without Meta-World."""
+        self._benchmark = MetaWorld(render)
+        self.environment: MetaWorldEnvironment = self._benchmark.make()
+        self.size = size
+
+    def frame(self, scene: str, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], Labels]:
+        """A random frame of `scene`: pose, joint, colours and view drawn from `rng`; equal draws, equal pixels."""
+        self.environment.reset(SCENES[scene].task, int(rng.integers(2**31)))
+        colours = self.paint(scene, rng)
+        self.set_joint(scene, _share(rng))
+        action = np.append(rng.uniform(-1, 1, 3), rng.choice((-1.0, 1.0))).astype(np.float32)
+        for _ in range(int(rng.integers(2, MOVES + 1))):
+            self.environment.step(action)
+        if scene == "button":  # its spring has brought it back
+            self.set_joint(scene, float(rng.choice((0.0, 1.0))))
+        return self.look(scene, self.view(rng), colours)
+
+    def view(self, rng: np.random.Generator | None = None) -> View:
+        """The corner camera, moved at random."""
+        view = VIEWS["corner"]
+        dx, dy = (0.0, 0.0) if rng is None else rng.uniform(-JITTER, JITTER, 2)
+        left, right, top, bottom = view.box
+        box = (left + dx, right + dx, top + dy, bottom + dy)
+        return replace(view, box=box, height=self.size, width=self.size)
+
+    def paint(self, scene: str, rng: np.random.Generator) -> dict[str, str]:
+        """Give the painted things different colours at random; returns them by name."""
+        model = self._sim.model
+        names = rng.choice(list(COLOURS), len(SCENES[scene].painted), replace=False)
+        for thing, name in zip(SCENES[scene].painted, names, strict=True):
+            material = model.material(SCENES[scene].materials[thing]).id
+            model.mat_texid[material] = -1  # a texture would tint the colour
+            model.mat_rgba[material, :3] = COLOURS[str(name)]
+        return {t: str(n) for t, n in zip(SCENES[scene].painted, names, strict=True)}
+
+    def set_joint(self, scene: str, share: float) -> None:
+        """Open the scene's joint to a share of its way."""
+        import mujoco
+
+        joint = self._sim.data.joint(SCENES[scene].joint)
+        joint.qpos, joint.qvel = share * SCENES[scene].full, 0.0
+        mujoco.mj_forward(self._sim.model, self._sim.data)
+
+    def look(self, scene: str, view: View, colours: Mapping[str, str]) -> tuple[UInt8[np.ndarray, "H W 3"], Labels]:
+        """The picture of now and what is seen in it."""
+        model, data = self._sim.model, self._sim.data
+        renderer = self._benchmark.renderer(scene, model)
+        pixels = renderer.draw(model, data, view)
+        ids = identities(renderer, model, data, replace(view, oversample=1))
+        things: dict[str, Seen] = {}
+        for thing, material in SCENES[scene].materials.items():
+            geoms = np.flatnonzero(model.geom_matid == model.material(material).id)
+            seen = _seen(np.isin(ids, geoms), colours.get(thing))
+            if seen is not None:
+                things[thing] = seen
+        pads = [i for i in range(model.ngeom) if model.body(model.geom_bodyid[i]).name in _PADS]
+        gripper = _seen(np.isin(ids, pads), None)
+        if gripper is not None:
+            x, y = project(model, data, view, data.site("endEffector").xpos[None])[0]
+            if 0 <= x <= 1 and 0 <= y <= 1:
+                things["gripper"] = replace(gripper, x=float(x), y=float(y))
+        opened = float(data.joint(SCENES[scene].joint).qpos[0]) / SCENES[scene].full
+        # read anew: what the last step reported is older than a joint that was set since
+        gap = float(np.clip(self._sim._get_obs()[3], 0, 1))
+        return pixels, Labels(scene, things, min(max(opened, 0.0), 1.0), gap)
+
+    @property
+    def _sim(self) -> Any:
+        return self.environment._running.sim
+
+    def close(self) -> None:
+        """Free the renderers."""
+        self._benchmark.close()
+
+
+def _share(rng: np.random.Generator) -> float:
+    """Closed, half open and open come up alike."""
+    low, high = ((0.0, 0.08), (0.3, 0.7), (0.9, 1.0))[rng.integers(3)]
+    return float(rng.uniform(low, high))
+
+
+def _seen(mask: np.ndarray, colour: str | None) -> Seen | None:
+    if not mask.any():
+        return None
+    rows, columns = np.nonzero(mask)
+    height, width = mask.shape
+    edge = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
+    x, y = (columns.mean() + 0.5) / width, (rows.mean() + 0.5) / height
+    return Seen(float(x), float(y), float(mask.mean()), not edge, colour)
+
+
+def project(model: Any, data: Any, view: View, points: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 2"]:
+    """Where points of the world (m) lie in a picture: shares of its width and height, outside of 0..1 if not in it."""
+    camera = model.camera(view.camera).id
+    x, y, z = ((points - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).T
+    slope = np.tan(np.radians(model.cam_fovy[camera]) / 2)
+    across, down = (1 + x / (-z * slope)) / 2, (1 - y / (-z * slope)) / 2  # cameras look along -z
+    if view.turned:
+        across, down = 1 - across, 1 - down
+    left, right, top, bottom = view.box
+    return np.stack([(across - left) / (right - left), (down - top) / (bottom - top)], -1)
+
+
+def identities(renderer: Renderer, model: Any, data: Any, view: View) -> Int32[np.ndarray, "H W"]:
+    """The geom that each pixel shows; -1: none. `view` must not be oversampled: identities have no average."""
+    import mujoco
+
+    scene = renderer._scene
+    flags = scene.flags.copy()
+    samples = (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR)
+    for flag in samples:
+        scene.flags[flag] = True
+    try:
+        coded = renderer.draw(model, data, view).astype(np.int32)
+    finally:
+        scene.flags[:] = flags
+    numbers = coded[..., 0] + (coded[..., 1] << 8) + (coded[..., 2] << 16)  # 0: nothing; else segid + 1
+    geoms = np.full(scene.ngeom + 1, -1, np.int32)
+    for geom in scene.geoms[: scene.ngeom]:
+        if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and 0 <= geom.segid < scene.ngeom:
+            geoms[geom.segid + 1] = geom.objid
+    numbers[numbers > scene.ngeom] = 0  # a pixel of two blended identities
+    return geoms[numbers]
