@@ -115,6 +115,7 @@ formats = Registry(
         "calvin": "anyvla.data.formats.calvin:CalvinDataset",
         "lerobot": "anyvla.data.formats.lerobot:LeRobotDataset",
         "lerobot_v2": "anyvla.data.formats.lerobot_v2:LeRobotV2Dataset",
+        "robomimic": "anyvla.data.formats.robomimic:RobomimicDataset",
     },
 )
 benchmarks = Registry("benchmarks", {"metaworld": "anyvla.evaluation.environments.metaworld:MetaWorld"})

@@ -197,5 +197,5 @@ def test_what_is_not_there_is_said(folder: Path) -> None:
     with pytest.raises(ValueError, match="or read the play data without words"):
         opened(folder, annotations="lang_clip")
     robot = calvin_embodiment("relative", cameras=("static", "front"))
-    with pytest.raises(ValueError, match="has no key 'rgb_front'; it has .*rgb_static"):
+    with pytest.raises(ValueError, match=r"has no key 'rgb_front'; it has .*rgb_static"):
         CalvinDataset(CalvinConfig(), folder, robot)

@@ -1,0 +1,245 @@
+"""HDF5 files of robomimic (arXiv 2108.03298) and LIBERO (arXiv 2306.03310): `data/demo_0/{actions, obs/*}`.
+
+One file, or a folder of them (LIBERO has one per task), is one data set. Frames are read by rows, files stay open
+while they are in use. LIBERO keeps the sentence in the file; robomimic has none, so one is declared.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jaxtyping import Float32, Int64
+from pydantic import Field
+from pydantic.dataclasses import dataclass as config_dataclass
+
+from anyvla.config import STRICT, to_dict
+from anyvla.data import stored
+from anyvla.data.episode import Embodiment, Episode, steady
+from anyvla.data.formats.hdf5 import SUFFIXES, Hdf5Frames, Orientation, node, open_file, read
+from anyvla.data.formats.robomimic_robots import LIBERO_PROPRIO, ROBOMIMIC_PROPRIO, known_embodiment
+
+
+@config_dataclass(frozen=True, kw_only=True, config=STRICT)
+class RobomimicConfig:
+    """How HDF5 demonstrations are read."""
+
+    filter: str | None = None  # only the demonstrations of this filter key (mask/train, mask/valid, mask/20_percent)
+    instruction: str = ""  # what the demonstrations do, for files that do not say it
+    actions: str = "actions"  # the key of the actions; others ("actions_abs") need a declared embodiment
+    proprio: tuple[str, ...] = ()  # keys of obs, joined in this order; (): the pose of the tool and the fingers
+    # None: turned by 180 degrees for LIBERO, as OpenVLA and openpi do (upright, left and right changed); flip gives
+    # LIBERO upright as the camera saw it; robomimic's are upright already
+    images: Orientation | None = None
+    drop_noops: bool = False  # leave out steps that neither move nor use the gripper, as OpenVLA does for LIBERO
+    noop: float = Field(1e-4, gt=0)  # the norm of a move below which it is none
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """One demonstration."""
+
+    file: Path
+    name: str  # "demo_3"
+    instruction: str
+    length: int
+    rows: np.ndarray | None  # those kept; None: all
+
+
+class RobomimicDataset:
+    """HDF5 demonstrations as an `EpisodeDataset`.
+
+    `embodiment`: for robots other than a single arm under an OSC controller of robosuite, or to choose cameras
+    (`agentview_image` and `agentview_rgb` are camera `agentview`). Raises ValueError with the way out.
+    """
+
+    Config = RobomimicConfig
+
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        """A file of HDF5, or a folder of them that does not describe itself."""
+        if root.is_dir():
+            return not (root / "dataset.yaml").exists() and bool(_files(root))
+        return root.suffix in SUFFIXES
+
+    def __init__(self, config: RobomimicConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
+        self.root, self.config = Path(root), config
+        files = _files(self.root) if self.root.is_dir() else [self.root]
+        if not files:
+            raise ValueError(f"{self.root} holds no file *.hdf5 or *.h5")
+        self._libero = False
+        self._demos = [demo for file in files for demo in self._read_file(file)]
+        if not self._demos:
+            raise ValueError(f"{self.root} holds no demonstration")
+        self._folder = self.root if self.root.is_dir() else self.root.parent
+        self._upright: Orientation = config.images or ("turn" if self._libero else "recorded")
+        first = self._demos[0]
+        obs = node(first.file, f"data/{first.name}/obs") if self._has_obs(first) else {}
+        self._keys = {_camera(k): k for k in obs if obs[k].ndim == 4 and obs[k].shape[3] == 3}
+        sizes = {k: int(np.prod(obs[k].shape[1:])) for k in obs if k not in self._keys.values()}
+        sizes["actions"] = int(node(first.file, f"data/{first.name}/{config.actions}").shape[1])
+        usual = LIBERO_PROPRIO if self._libero else ROBOMIMIC_PROPRIO
+        self._proprio = config.proprio or tuple(k for k in usual if k in obs)
+        absent = [k for k in self._proprio if k not in sizes]
+        if absent:
+            raise ValueError(f"{first.file}, {first.name} has no obs/{absent[0]}; it has {', '.join(sizes)}")
+        self.embodiment = embodiment or self._known(sizes)
+        self._check_embodiment(sizes)
+        self.lengths: Int64[np.ndarray, "E"] = np.array([d.length for d in self._demos], np.int64)
+        self.provenance: dict[str, Any] = {
+            "format": "robomimic",
+            "layout": "libero" if self._libero else "robomimic",
+            "files": len(files),
+            "images": self._upright,
+            "drop_noops": config.drop_noops,
+        }
+
+    def __len__(self) -> int:
+        return len(self._demos)
+
+    def task(self, index: int) -> str:
+        """Its sentence; the name of its file if it has none."""
+        self._check(index)
+        demo = self._demos[index]
+        return demo.instruction or demo.file.stem.removesuffix("_demo")
+
+    def __getitem__(self, index: int) -> Episode:
+        """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
+        self._check(index)
+        demo = self._demos[index]
+        where = f"{demo.file}, {demo.name}"
+        proprio = [self._numbers(demo, f"obs/{k}") for k in self._proprio]
+        return Episode(
+            embodiment=self.embodiment,
+            images={c: self._frames(demo, c, where) for c in self.embodiment.cameras},
+            proprio=np.concatenate(proprio, axis=1) if proprio else np.zeros((demo.length, 0), np.float32),
+            actions=self._numbers(demo, self.config.actions),
+            instructions=(demo.instruction,) if demo.instruction else (),
+            timestamps=steady(demo.length, self.embodiment.control_hz),
+            provenance=where,
+            extra={"task": self.task(index)},
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `EpisodeDataset`."""
+        demos = [[d.file.name, d.name, d.instruction, d.length] for d in self._demos]
+        meaning = [demos, self._upright, to_dict(self.embodiment), to_dict(self.config)]
+        return stored.fingerprint(self._folder, {d.file for d in self._demos}, json.dumps(meaning, sort_keys=True))
+
+    def _read_file(self, file: Path) -> list[_Demo]:
+        data = node(file, "data")
+        names = list(data)
+        if self.config.filter is not None:
+            kept = read(file, f"mask/{self.config.filter}")
+            names = [n.decode() if isinstance(n, bytes) else str(n) for n in kept.tolist()]
+        names.sort(key=lambda n: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", n)])
+        problem = json.loads(data.attrs["problem_info"]) if "problem_info" in data.attrs else {}
+        libero = bool(problem) or (bool(names) and f"{names[0]}/obs/agentview_rgb" in data)
+        self._libero |= libero
+        words = problem.get("language_instruction", "")
+        words = " ".join(words) if isinstance(words, list) else words.strip('"')  # LIBERO keeps some as a list
+        instruction = self.config.instruction or words or (_sentence(file) if libero else "")
+        demos = []
+        for name in names:
+            actions = node(file, f"data/{name}/{self.config.actions}")
+            if actions.ndim != 2 or not len(actions):
+                raise ValueError(f"{file}, {name}: {self.config.actions} has shape {actions.shape}, expected (T, A)")
+            rows = _moves(np.asarray(actions[()]), self.config.noop) if self.config.drop_noops else None
+            demos.append(_Demo(file, name, instruction, len(actions) if rows is None else len(rows), rows))
+        return demos
+
+    @staticmethod
+    def _has_obs(demo: _Demo) -> bool:
+        if f"data/{demo.name}/obs" in open_file(demo.file):
+            return True
+        raise ValueError(
+            f"{demo.file}, {demo.name} has no obs: raw states only. Make observations first, with robomimic's "
+            "dataset_states_to_obs.py"
+        )
+
+    def _known(self, sizes: dict[str, int]) -> Embodiment:
+        data = node(self._demos[0].file, "data")
+        env = json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else {}
+        known = known_embodiment(env, self._libero, list(self._keys), self._proprio, sizes)
+        if known is None or self.config.actions != "actions":
+            raise ValueError(
+                f"{self.root} does not say what its numbers mean in a way that is known; declare the embodiment, "
+                f"naming the groups of its {sizes['actions']} action dims and of its proprio "
+                f"({', '.join(f'{k}: {sizes[k]}' for k in self._proprio) or 'none chosen: see proprio'}):\n"
+                + _declaration(list(self._keys), sizes, self._proprio)
+            )
+        return known
+
+    def _check_embodiment(self, sizes: dict[str, int]) -> None:
+        robot = self.embodiment
+        for camera in robot.cameras:
+            if camera not in self._keys:
+                raise ValueError(f"{self.root} has no camera {camera!r}; it has {', '.join(self._keys) or 'none'}")
+        proprio = sum(sizes[k] for k in self._proprio)
+        for what, declared, found in (
+            ("action", robot.action.size, sizes["actions"]),
+            ("proprio", robot.proprio.size, proprio),
+        ):
+            if declared != found:
+                more = f" ({', '.join(self._proprio) or 'no keys: see proprio'})" if what == "proprio" else ""
+                raise ValueError(f"{robot.name!r} declares {declared} dims of {what}; {self.root} has {found}{more}")
+
+    def _numbers(self, demo: _Demo, key: str) -> Float32[np.ndarray, "T D"]:
+        values = read(demo.file, f"data/{demo.name}/{key}")
+        values = values if demo.rows is None else values[demo.rows]
+        if len(values) != demo.length:
+            raise ValueError(f"{demo.file}, {demo.name}: {key} has {len(values)} steps, its actions {demo.length}")
+        return np.ascontiguousarray(values.reshape(demo.length, -1), np.float32)
+
+    def _frames(self, demo: _Demo, camera: str, where: str) -> Hdf5Frames:
+        key = f"data/{demo.name}/obs/{self._keys[camera]}"
+        frames = Hdf5Frames(demo.file, key, where, self._upright, demo.rows)
+        if len(frames) != demo.length:
+            raise ValueError(f"{where}: {self._keys[camera]} has {len(frames)} frames, its actions {demo.length} steps")
+        return frames
+
+    def _check(self, index: int) -> None:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for suffix in SUFFIXES for p in folder.glob(f"*{suffix}"))
+
+
+def _camera(key: str) -> str:
+    return key.removesuffix("_image").removesuffix("_rgb")
+
+
+def _sentence(file: Path) -> str:
+    """LIBERO names files after the sentence, in libero_10 and libero_90 with the scene before it."""
+    return re.sub(r"^[A-Z_]+SCENE\d+_", "", file.stem.removesuffix("_demo")).replace("_", " ")
+
+
+def _moves(actions: np.ndarray, still: float) -> Int64[np.ndarray, "K"]:
+    """The steps that are no no-ops: still, with the gripper as at the last step kept."""
+    kept: list[int] = []
+    for t, action in enumerate(actions):
+        moved = float(np.linalg.norm(action[:-1])) >= still
+        if moved or (kept and action[-1] != actions[kept[-1], -1]):
+            kept.append(t)
+    return np.array(kept or [0], np.int64)
+
+
+def _declaration(cameras: list[str], sizes: dict[str, int], proprio: tuple[str, ...]) -> str:
+    groups = [{"name": k, "size": sizes[k]} for k in proprio]
+    robot = {
+        "name": "my_robot",
+        "cameras": cameras,
+        "proprio": {"groups": groups},
+        "action": {"groups": [{"name": "joints", "size": sizes["actions"], "kind": "joints"}]},
+        "control_hz": 20,
+    }
+    return yaml.safe_dump({"embodiment": robot}, sort_keys=False)

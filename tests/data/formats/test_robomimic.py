@@ -1,0 +1,209 @@
+"""Files as robomimic's dataset_states_to_obs.py and LIBERO's create_dataset.py write them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from demonstrations import scene
+
+from anyvla.actions.space import ActionSpace, Group
+from anyvla.config import build
+from anyvla.data.episode import Embodiment
+from anyvla.data.formats.robomimic import RobomimicConfig, RobomimicDataset
+from anyvla.data.open import open_dataset, recognise
+
+CONTROLLER = {
+    "type": "OSC_POSE",
+    "input_max": 1,
+    "input_min": -1,
+    "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
+    "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
+    "control_delta": True,
+}
+
+
+def write_robomimic(path: Path, demos: int = 12, controller: dict[str, Any] | None = None, dims: int = 7) -> Path:
+    rng = np.random.default_rng(1)
+    kwargs = {"robots": ["Panda"], "control_freq": 20, "controller_configs": controller or CONTROLLER}
+    env = {"env_name": "Lift", "env_version": "1.4.1", "type": 1, "env_kwargs": kwargs}
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        total = 0
+        for i in range(demos):
+            length = 5 + i
+            demo = data.create_group(f"demo_{i}")
+            demo.create_dataset("actions", data=rng.uniform(-1, 1, (length, dims)))
+            demo.create_dataset("states", data=rng.normal(size=(length, 32)))
+            demo.create_dataset("rewards", data=np.zeros(length))
+            demo.create_dataset("dones", data=np.zeros(length, np.int64))
+            for name in ("obs", "next_obs"):
+                obs = demo.create_group(name)
+                for camera, seed in (("agentview", i), ("robot0_eye_in_hand", i + 50)):
+                    images = scene(length, 16, seed)
+                    obs.create_dataset(f"{camera}_image", data=images, compression="gzip", chunks=(1, 16, 16, 3))
+                obs.create_dataset("robot0_eef_pos", data=rng.normal(size=(length, 3)))
+                obs.create_dataset("robot0_eef_quat", data=rng.normal(size=(length, 4)))
+                obs.create_dataset("robot0_gripper_qpos", data=rng.normal(size=(length, 2)))
+                obs.create_dataset("object", data=rng.normal(size=(length, 10)))
+            demo.attrs["model_file"] = "<mujoco/>"
+            demo.attrs["num_samples"] = length
+            total += length
+        data.attrs["total"] = total
+        data.attrs["env_args"] = json.dumps(env, indent=4)
+        file["mask/train"] = np.array([f"demo_{i}" for i in range(demos) if i != 3], dtype="S")
+        file["mask/valid"] = np.array(["demo_3"], dtype="S")
+    return path
+
+
+def write_libero(folder: Path, task: str, words: str | None, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    path = folder / f"{task}_demo.hdf5"
+    folder.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        if words is not None:
+            data.attrs["env_name"] = "Libero_Tabletop_Manipulation"
+            data.attrs["problem_info"] = json.dumps({"problem_name": "libero", "language_instruction": words})
+            data.attrs["macros_image_convention"] = "opengl"
+            data.attrs["bddl_file_name"] = f"libero/bddl_files/{task}.bddl"
+            kwargs = {"robots": ["Panda"], "control_freq": 20, "controller_configs": CONTROLLER}
+            data.attrs["env_args"] = json.dumps({"type": 1, "env_name": "libero", "env_kwargs": kwargs})
+        for i in range(2):
+            demo, length = data.create_group(f"demo_{i}"), 8
+            actions = rng.uniform(-1, 1, (length, 7))
+            actions[:, 6] = -1
+            actions[[0, 3, 4], :6] = 0  # still: 0 and 3; 4 closes the gripper
+            actions[4:, 6] = 1
+            obs = demo.create_group("obs")
+            obs["agentview_rgb"] = scene(length, 16, seed + i)
+            obs["eye_in_hand_rgb"] = scene(length, 16, seed + i + 9)
+            states = rng.normal(size=(length, 6))
+            obs["ee_states"], obs["ee_pos"], obs["ee_ori"] = states, states[:, :3], states[:, 3:]
+            obs["gripper_states"], obs["joint_states"] = rng.normal(size=(length, 2)), rng.normal(size=(length, 7))
+            demo["actions"], demo["states"] = actions, rng.normal(size=(length, 20))
+            demo["robot_states"] = rng.normal(size=(length, 9))
+            demo["rewards"], demo["dones"] = np.zeros(length, np.uint8), np.zeros(length, np.uint8)
+            demo.attrs["num_samples"] = length
+    return path
+
+
+def opened(path: Path, embodiment: Embodiment | None = None, **options: Any) -> RobomimicDataset:
+    return RobomimicDataset(build(RobomimicConfig, options), path, embodiment)
+
+
+def test_a_robomimic_file(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "low_dim.hdf5")
+    assert recognise(path) == "robomimic" == recognise(tmp_path)
+    data = opened(path, instruction="lift the cube")
+    assert data.lengths.tolist() == [5 + i for i in range(12)]  # demo_10 comes after demo_9
+    episode = data[11]
+    with h5py.File(path) as file:
+        demo = file["data/demo_11"]
+        assert np.array_equal(episode.actions, demo["actions"][()].astype(np.float32))
+        parts = [demo[f"obs/robot0_{k}"][()] for k in ("eef_pos", "eef_quat", "gripper_qpos")]
+        assert np.array_equal(episode.proprio, np.concatenate(parts, 1).astype(np.float32))
+        frames = demo["obs/agentview_image"][()]
+    assert np.array_equal(episode.images["agentview"], frames)
+    for steps in ([15, 0, 3, 3], [4, 5, 6], [7]):
+        assert np.array_equal(episode.images["agentview"][steps], frames[steps])
+    assert list(episode.images) == ["agentview", "robot0_eye_in_hand"]
+    assert episode.instruction == "lift the cube" == data.task(11)
+    robot = data.embodiment
+    assert (robot.name, robot.control_hz) == ("robosuite_panda", 20)
+    assert [g.unit for g in robot.action.groups] == ["0.05 m", "0.5 rad", ""]
+    assert robot.action.groups[2].open == -1
+
+
+def test_filter_keys(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5")
+    assert opened(path, filter="valid").lengths.tolist() == [8]
+    assert opened(path, filter="train").lengths.tolist() == [5 + i for i in range(12) if i != 3]
+    with pytest.raises(ValueError, match=r"a\.hdf5 has no 'mask/20_percent'; mask holds: train, valid"):
+        opened(path, filter="20_percent")
+
+
+def test_a_folder_of_libero(tmp_path: Path) -> None:
+    suite = tmp_path / "libero_goal"
+    path = write_libero(suite, "open_the_drawer", "open the drawer")
+    write_libero(suite, "KITCHEN_SCENE10_close_the_box", None, 5)  # as OpenVLA's script writes it: without attributes
+    data = open_dataset(suite)
+    assert [data.task(i) for i in range(4)] == ["close the box"] * 2 + ["open the drawer"] * 2
+    episode = data[2]
+    with h5py.File(path) as file:
+        demo = file["data/demo_0"]
+        assert np.array_equal(episode.images["agentview"], demo["obs/agentview_rgb"][()][:, ::-1, ::-1])
+        states = np.concatenate([demo["obs/ee_states"][()], demo["obs/gripper_states"][()]], 1)
+        assert np.array_equal(episode.proprio, states.astype(np.float32))
+    assert data.embodiment.name == "libero_panda"
+    assert episode.instructions == ("open the drawer",)
+    assert data.provenance["images"] == "turn"
+
+
+def test_how_images_become_upright(tmp_path: Path) -> None:
+    path = write_libero(tmp_path, "open_the_drawer", "open the drawer")
+    with h5py.File(path) as file:
+        raw = file["data/demo_1/obs/eye_in_hand_rgb"][()]
+    for name, expected in (("recorded", raw), ("flip", raw[:, ::-1]), ("turn", raw[:, ::-1, ::-1])):
+        assert np.array_equal(opened(path, images=name)[1].images["eye_in_hand"][[5, 2]], expected[[5, 2]])
+    assert opened(path, images="flip").fingerprint != opened(path).fingerprint
+
+
+def test_no_ops_are_left_out_of_everything(tmp_path: Path) -> None:
+    path = write_libero(tmp_path, "open_the_drawer", "open the drawer")
+    whole, less = opened(path)[0], opened(path, drop_noops=True)[0]
+    kept = [1, 2, 4, 5, 6, 7]  # 4 moves nothing but the gripper
+    assert np.array_equal(less.actions, whole.actions[kept])
+    assert np.array_equal(less.proprio, whole.proprio[kept])
+    assert np.array_equal(less.images["agentview"], whole.images["agentview"][kept])
+    assert len(less.timestamps) == 6
+
+
+def test_pickled_and_read_again(tmp_path: Path) -> None:
+    data = opened(write_robomimic(tmp_path / "a.hdf5", 2))
+    frames = np.asarray(data[1].images["agentview"])
+    again = pickle.loads(pickle.dumps(data))
+    assert np.array_equal(again[1].images["agentview"], frames)
+    assert again.fingerprint == data.fingerprint
+
+
+def test_what_is_not_known_is_to_be_declared(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", 2, {"type": "JOINT_VELOCITY"}, dims=8)
+    with pytest.raises(ValueError, match=r"declare the embodiment[\s\S]*8 action dims[\s\S]*control_hz: 20"):
+        opened(path)
+    robot = Embodiment(
+        name="arm",
+        cameras=("agentview",),
+        proprio=ActionSpace(groups=(Group(name="position", size=3),)),
+        action=ActionSpace(groups=(Group(name="joints", size=8),)),
+        control_hz=20,
+    )
+    assert opened(path, robot, proprio=["robot0_eef_pos"])[0].proprio.shape == (5, 3)
+    with pytest.raises(ValueError, match=r"'arm' declares 3 dims of proprio; .* has 9 \(robot0_eef_pos"):
+        opened(path, robot)
+    with pytest.raises(ValueError, match=r"has no obs/joint; it has object, robot0_eef_pos"):
+        opened(path, robot, proprio=["joint"])
+
+
+def test_damage_says_where(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", 2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"a\.hdf5 cannot be read as HDF5 .*truncated"):
+        opened(path)
+    path.write_bytes(whole)
+    with h5py.File(path, "a") as file:
+        del file["data/demo_1/obs/agentview_image"]
+        file["data/demo_1/obs/agentview_image"] = scene(4, 16)
+    data = opened(path)
+    with pytest.raises(ValueError, match=r"demo_1: agentview_image has 4 frames, its actions 6 steps"):
+        data[1]
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/obs"], file["data/demo_1/obs"]
+    with pytest.raises(ValueError, match=r"demo_0 has no obs: raw states only.*dataset_states_to_obs\.py"):
+        opened(path)
