@@ -113,6 +113,7 @@ formats = Registry(
     "formats",
     {
         "calvin": "anyvla.data.formats.calvin:CalvinDataset",
+        "folder": "anyvla.data.formats.folder:FolderDataset",
         "lerobot": "anyvla.data.formats.lerobot:LeRobotDataset",
         "lerobot_v2": "anyvla.data.formats.lerobot_v2:LeRobotV2Dataset",
         "robomimic": "anyvla.data.formats.robomimic:RobomimicDataset",

@@ -190,20 +190,22 @@ def test_what_is_not_known_is_to_be_declared(tmp_path: Path) -> None:
         opened(path, robot, proprio=["joint"])
 
 
+def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
+    whole = write_robomimic(tmp_path / "a.hdf5", 2).read_bytes()
+    (tmp_path / "b.hdf5").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"b\.hdf5 cannot be read as HDF5 .*truncated"):
+        opened(tmp_path / "b.hdf5")
+
+
 def test_damage_says_where(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", 2)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"a\.hdf5 cannot be read as HDF5 .*truncated"):
-        opened(path)
-    path.write_bytes(whole)
     with h5py.File(path, "a") as file:
         del file["data/demo_1/obs/agentview_image"]
         file["data/demo_1/obs/agentview_image"] = scene(4, 16)
-    data = opened(path)
     with pytest.raises(ValueError, match=r"demo_1: agentview_image has 4 frames, its actions 6 steps"):
-        data[1]
-    with h5py.File(path, "a") as file:
-        del file["data/demo_0/obs"], file["data/demo_1/obs"]
+        opened(path)[1]
+    bare = write_robomimic(tmp_path / "bare.hdf5", 1)
+    with h5py.File(bare, "a") as file:
+        del file["data/demo_0/obs"]
     with pytest.raises(ValueError, match=r"demo_0 has no obs: raw states only.*dataset_states_to_obs\.py"):
-        opened(path)
+        opened(bare)

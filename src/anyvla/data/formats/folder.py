@@ -1,0 +1,225 @@
+"""A plain layout for people's own data: a folder with `dataset.yaml` and a file per episode.
+
+    dataset.yaml       embodiment: the robot, its cameras, what the numbers mean
+    episode_000.npz    or .hdf5: actions (T, A), proprio (T, P), images/<camera> (T, H, W, 3) uint8, instruction
+    episode_001.npz
+
+`instruction` is text, one or several; `timestamps` (T,), in seconds, may be left out. docs/data_folder.md has a writer.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jaxtyping import Float32, Float64, Int64, UInt8
+from pydantic.dataclasses import dataclass as config_dataclass
+
+from anyvla.config import STRICT, build, to_dict
+from anyvla.data import stored
+from anyvla.data.episode import Embodiment, Episode, Frames, steady
+from anyvla.data.formats import hdf5
+from anyvla.data.formats.npz import keys_of, load_arrays, shape_of
+
+DESCRIPTION = "dataset.yaml"
+
+
+@config_dataclass(frozen=True, kw_only=True, config=STRICT)
+class FolderConfig:
+    """How a plain folder is read: there is nothing to choose."""
+
+
+@config_dataclass(frozen=True, kw_only=True, config=STRICT)
+class Description:
+    """What `dataset.yaml` holds."""
+
+    embodiment: Embodiment
+    about: str = ""  # for people: where, when and how it was recorded
+
+
+class FolderDataset:
+    """A plain folder as an `EpisodeDataset`; the order of episodes is that of the names of their files.
+
+    `embodiment` replaces that of `dataset.yaml`. Raises ValueError that names the file and the key that do not fit.
+    """
+
+    Config = FolderConfig
+
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        """A folder that describes itself."""
+        return (root / DESCRIPTION).is_file()
+
+    def __init__(self, config: FolderConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
+        self.root, self.config = Path(root), config
+        description = _description(self.root / DESCRIPTION)
+        self.embodiment = embodiment or description.embodiment
+        self._files = sorted(p for p in self.root.iterdir() if p.suffix in (".npz", *hdf5.SUFFIXES))
+        if not self._files:
+            raise ValueError(f"{self.root} has no episode: expected files *.npz or *.hdf5 beside {DESCRIPTION}")
+        self.lengths: Int64[np.ndarray, "E"] = np.array([self._length(p) for p in self._files], np.int64)
+        self.provenance: dict[str, Any] = {"format": "folder", "about": description.about}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def task(self, index: int) -> str:
+        """Its first instruction; the name of its file if it has none."""
+        self._check(index)
+        path = self._files[index]
+        return next(iter(_instructions(path)), "") or path.stem
+
+    def __getitem__(self, index: int) -> Episode:
+        """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
+        self._check(index)
+        path, length = self._files[index], int(self.lengths[index])
+        return Episode(
+            embodiment=self.embodiment,
+            images={c: self._frames(path, c, length) for c in self.embodiment.cameras},
+            proprio=self._numbers(path, "proprio", self.embodiment.proprio.size, length),
+            actions=self._numbers(path, "actions", self.embodiment.action.size, length),
+            instructions=_instructions(path),
+            timestamps=self._times(path, length),
+            provenance=str(path),
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `EpisodeDataset`."""
+        return stored.fingerprint(self.root, self._files, json.dumps(to_dict(self.embodiment), sort_keys=True))
+
+    def _length(self, path: Path) -> int:
+        shape, size = _shape(path, "actions"), self.embodiment.action.size
+        if len(shape) != 2 or shape[1] != size or not shape[0]:
+            raise ValueError(f"{path}: actions has shape {shape}; {self.embodiment.name!r} expects (T, {size})")
+        return shape[0]
+
+    def _numbers(self, path: Path, key: str, size: int, length: int) -> Float32[np.ndarray, "T D"]:
+        if key == "proprio" and not size:
+            return np.zeros((length, 0), np.float32)
+        values = _load(path, key)
+        if values.shape != (length, size):
+            raise ValueError(f"{path}: {key} has shape {values.shape}, expected ({length}, {size})")
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            raise ValueError(f"{path}: {key} has NaN or infinity at step {bad[0]}; drop or mend the episode")
+        return np.ascontiguousarray(values, np.float32)
+
+    def _times(self, path: Path, length: int) -> Float64[np.ndarray, "T"]:
+        if "timestamps" not in _keys(path):
+            return steady(length, self.embodiment.control_hz)
+        times = np.asarray(_load(path, "timestamps"), np.float64)
+        if times.shape != (length,):
+            raise ValueError(f"{path}: timestamps has shape {times.shape}, expected ({length},)")
+        late = np.flatnonzero(~(np.diff(times) > 0))
+        if len(late):
+            raise ValueError(f"{path}: the timestamp of step {late[0] + 1} is not after the one before it")
+        return times - times[0]
+
+    def _frames(self, path: Path, camera: str, length: int) -> Frames:
+        key = f"images/{camera}"
+        frames = NpzFrames(path, key) if path.suffix == ".npz" else hdf5.Hdf5Frames(path, key, str(path))
+        if len(frames) != length:
+            raise ValueError(f"{path}: {key} has {len(frames)} frames, its actions {length} steps")
+        return frames
+
+    def _check(self, index: int) -> None:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
+
+
+class NpzFrames(Frames):
+    """Frames in one array of a .npz file: read by rows where it is not compressed (`np.savez`), else as a whole."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        shape = shape_of(path, key)
+        if len(shape) != 4 or shape[3] != 3:
+            raise ValueError(f"{path}: {key} has shape {shape}, expected (T, H, W, 3)")
+        self.shape = (shape[0], shape[1], shape[2], 3)
+        self._path, self._key = path, key
+
+    def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
+        """See `Frames`."""
+        place = _place(self._path, self._key)
+        whole: np.ndarray
+        if place is None:
+            whole = load_arrays(self._path, [self._key])[self._key]
+        else:
+            offset, dtype = place
+            try:
+                whole = np.memmap(self._path, dtype, "r", offset, self.shape)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{self._path}, key {self._key!r} cannot be read ({error}); copy it again") from None
+        if whole.dtype != np.uint8:
+            raise ValueError(f"{self._path}: {self._key} is {whole.dtype}, expected uint8 (0 to 255, RGB)")
+        return np.array(whole[steps])
+
+
+def write_description(root: Path, embodiment: Embodiment, about: str = "") -> None:
+    """Write `dataset.yaml`; the folder is made if it is not there."""
+    root.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(to_dict(Description(embodiment=embodiment, about=about)), sort_keys=False, allow_unicode=True)
+    stored.write(root / DESCRIPTION, text.encode())
+
+
+def _description(path: Path) -> Description:
+    try:
+        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no {path}: it names the embodiment, see docs/data_folder.md") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
+    if not isinstance(facts, Mapping):
+        raise ValueError(f"{path}: expected keys and values, embodiment at least")
+    return build(Description, facts, where=str(path))
+
+
+def _keys(path: Path) -> list[str]:
+    return keys_of(path) if path.suffix == ".npz" else list(hdf5.open_file(path))
+
+
+def _shape(path: Path, key: str) -> tuple[int, ...]:
+    return shape_of(path, key) if path.suffix == ".npz" else tuple(hdf5.node(path, key).shape)
+
+
+def _load(path: Path, key: str) -> np.ndarray:
+    return load_arrays(path, [key])[key] if path.suffix == ".npz" else hdf5.read(path, key)
+
+
+def _instructions(path: Path) -> tuple[str, ...]:
+    if "instruction" not in _keys(path):
+        return ()
+    found = _load(path, "instruction").reshape(-1).tolist()
+    try:
+        texts = [t.decode("utf-8") if isinstance(t, bytes) else t for t in found]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: instruction is no UTF-8 ({error})") from None
+    wrong = [t for t in texts if not isinstance(t, str)]
+    if wrong:
+        raise ValueError(f"{path}: instruction holds {wrong[0]!r}, expected text")
+    return tuple(t.strip() for t in texts if t.strip())
+
+
+def _place(path: Path, key: str) -> tuple[int, np.dtype] | None:
+    """Where the numbers of an array begin in the file, and their type; None if they cannot be read in place."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+            info = archive.getinfo(f"{key}.npy")
+            version = np.lib.format.read_magic(member)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            _, fortran, dtype = header(member)
+            inside = member.tell()
+        if info.compress_type != zipfile.ZIP_STORED or fortran or dtype.hasobject:
+            return None
+        with path.open("rb") as file:  # the local head is 30 bytes, a name and an extra field (PKZIP APPNOTE 4.3.7)
+            file.seek(info.header_offset + 26)
+            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    except (zipfile.BadZipFile, KeyError, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{path}, key {key!r} cannot be read ({error}); copy the file again") from None
+    return info.header_offset + 30 + name + extra + inside, dtype
