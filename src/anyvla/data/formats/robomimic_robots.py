@@ -80,6 +80,5 @@ def _move(name: str, limits: Sequence[float], unit: str) -> Group | None:
     if len(set(limits)) != 1:
         return None  # a unit of its own for each axis
     more: dict[str, Any] = {"rotation": "axis_angle"} if name == "rotation" else {}
-    return Group(
-        name=name, size=3, kind=name, mode="delta", low=-1, high=1, unit=f"{limits[0]:g} {unit}", frame="base", **more
-    )  # type: ignore[arg-type]
+    more |= {"name": name, "kind": name, "unit": f"{limits[0]:g} {unit}"}
+    return Group(size=3, mode="delta", low=-1, high=1, frame="base", **more)
