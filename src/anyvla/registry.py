@@ -116,6 +116,7 @@ formats = Registry(
         "folder": "anyvla.data.formats.folder:FolderDataset",
         "lerobot": "anyvla.data.formats.lerobot:LeRobotDataset",
         "lerobot_v2": "anyvla.data.formats.lerobot_v2:LeRobotV2Dataset",
+        "rlds": "anyvla.data.formats.rlds:RLDSDataset",
         "robomimic": "anyvla.data.formats.robomimic:RobomimicDataset",
     },
 )

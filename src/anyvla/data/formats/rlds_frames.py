@@ -1,0 +1,82 @@
+"""The values of one key over the steps of an RLDS record: numbers at once, images when they are asked for."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from anyvla.data.episode import Frames
+from anyvla.data.formats import tf_example, tfrecord
+from anyvla.data.formats.rlds_features import Leaf
+
+Place = tuple[Path, int, int]  # shard, offset and length of a record
+
+
+class EncodedFrames(Frames):
+    """JPEG or PNG frames of a record, as RGB."""
+
+    def __init__(
+        self, place: Place, key: str, kept: slice, shape: tuple[int | None, ...], swapped: bool, where: str
+    ) -> None:
+        """`kept`: the steps of the record that are steps of the episode. `swapped`: the images are stored as BGR."""
+        self._place, self._key, self._kept, self._swapped, self._where = place, key, kept, swapped, where
+        height, width = shape[:2] if len(shape) == 3 else (None, None)
+        if height is None or width is None:  # of any size, so that of the first frame
+            height, width = self._decode(self._encoded()[kept][0], 0).shape[:2]
+        self.shape = (max(0, kept.stop - kept.start), height, width, 3)
+
+    def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
+        encoded = self._encoded()[self._kept]
+        if len(encoded) != len(self):
+            raise ValueError(f"{self._where} has {len(encoded)} images, the episode {len(self)} steps")
+        decoded = {step: self._decode(encoded[step], step) for step in set(steps)}
+        for step, image in decoded.items():
+            if image.shape != self.shape[1:]:
+                raise ValueError(
+                    f"{self._where}: the image of step {step} has shape {image.shape}, others {self.shape[1:]}"
+                )
+        return np.stack([decoded[step] for step in steps])
+
+    def _encoded(self) -> list[memoryview]:
+        feature = tf_example.parse(tfrecord.read(*self._place)).get(self._key)
+        if feature is None:
+            raise ValueError(f"{self._where}: the record has no such images")
+        return feature.texts()
+
+    def _decode(self, data: memoryview, step: int) -> UInt8[np.ndarray, "H W 3"]:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for damaged files
+            raise ValueError(f"{self._where}: the image of step {step} cannot be decoded ({error})") from None
+        return pixels[..., ::-1] if self._swapped else pixels
+
+
+def numbers_of(record: Mapping[str, tf_example.Feature], name: str, leaf: Leaf, length: int) -> np.ndarray:
+    """The numbers of a key over all steps: (T, *shape of one step). Raises ValueError for what does not fit."""
+    feature = record.get(name)
+    if feature is None:
+        raise ValueError(f"the record has no {name}")
+    if leaf.encoding != "none":
+        flat = np.concatenate([_inflated(text, leaf, name) for text in feature.texts()] or [np.empty(0)])
+    else:
+        flat = feature.numbers()
+    shape = tuple(-1 if n is None else n for n in leaf.shape)
+    if len(flat) % max(1, length) or (length and -1 not in shape and len(flat) != length * int(np.prod(shape))):
+        raise ValueError(f"{name} holds {len(flat)} numbers, which are not {list(leaf.shape)} for {length} steps")
+    return flat.reshape(length, *shape)
+
+
+def _inflated(text: memoryview, leaf: Leaf, name: str) -> np.ndarray:
+    """A tensor that was written as bytes (`Tensor(encoding=...)` of tensorflow-datasets)."""
+    try:
+        data = zlib.decompress(text) if leaf.encoding == "zlib" else bytes(text)
+        return np.frombuffer(data, np.dtype(leaf.dtype).newbyteorder("<"))
+    except (zlib.error, ValueError) as error:
+        raise ValueError(f"{name} holds a tensor that cannot be read ({error})") from None

@@ -1,0 +1,111 @@
+"""Reads `tf.train.Example` records without TensorFlow: only the features that are asked for, images not at all.
+
+The message is a map of names to lists of bytes, floats or integers (tensorflow/core/example/feature.proto), in the wire
+format of protocol buffers. Lists of numbers may be packed or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+_BYTES, _FLOATS, _INTEGERS = 1, 2, 3  # fields of Feature
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One list, not yet read."""
+
+    kind: int
+    data: memoryview
+
+    def texts(self) -> list[memoryview]:
+        """Its byte strings. Raises ValueError if it holds numbers."""
+        return [value for _, value in _fields(self._of(_BYTES))]
+
+    def numbers(self) -> Float32[np.ndarray, "K"] | Int64[np.ndarray, "K"]:
+        """Its floats or integers, one after another. Raises ValueError if it holds byte strings."""
+        if self.kind == _BYTES:
+            raise ValueError("it holds byte strings, not numbers")
+        read = _floats if self.kind == _FLOATS else _varints
+        parts = [read(value) for _, value in _fields(self.data)]
+        empty = np.empty(0, np.float32 if self.kind == _FLOATS else np.int64)
+        return parts[0] if len(parts) == 1 else np.concatenate([empty, *parts])
+
+    def count(self) -> int:
+        """How many values it holds."""
+        return len(self.texts()) if self.kind == _BYTES else len(self.numbers())
+
+    def _of(self, kind: int) -> memoryview:
+        if self.kind != kind:
+            raise ValueError("it holds numbers, not byte strings")
+        return self.data
+
+
+def parse(record: memoryview) -> dict[str, Feature]:
+    """The features of a record by name. Raises ValueError for what is no Example."""
+    out: dict[str, Feature] = {}
+    for field, features in _fields(record):
+        if field != 1:
+            continue
+        for _, entry in _fields(features):
+            name, value = "", memoryview(b"")
+            for number, part in _fields(entry):
+                if number == 1:
+                    name = bytes(part).decode("utf-8")
+                else:
+                    value = part
+            kinds = list(_fields(value))
+            out[name] = Feature(*kinds[0]) if kinds else Feature(_BYTES, memoryview(b""))
+    return out
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """(field number, contents) one after another. Of numbers that are not packed the contents are those of one."""
+    at, end = 0, len(data)
+    while at < end:
+        tag, at = _varint(data, at, end)
+        wire = tag & 7
+        if wire == _LENGTH:
+            size, at = _varint(data, at, end)
+        elif wire == _VARINT:
+            size = _varint(data, at, end)[1] - at
+        elif wire in (_FIXED32, _FIXED64):
+            size = 4 if wire == _FIXED32 else 8
+        else:
+            raise ValueError(f"it is no tf.train.Example: wire type {wire}")
+        if at + size > end:
+            raise ValueError("it is no tf.train.Example: a field runs over its end")
+        yield tag >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise ValueError("it is no tf.train.Example: a number runs over its end")
+
+
+def _floats(data: memoryview) -> Float32[np.ndarray, "K"]:
+    return np.frombuffer(data, "<f4").astype(np.float32)
+
+
+def _varints(data: memoryview) -> Int64[np.ndarray, "K"]:
+    """Seven bits a byte, the lowest first; the last byte of each number has its highest bit unset."""
+    bits = np.frombuffer(data, np.uint8)
+    if not len(bits):
+        return np.empty(0, np.int64)
+    starts = np.concatenate([[0], np.flatnonzero(bits < 0x80)[:-1] + 1])
+    place = np.arange(len(bits)) - np.repeat(starts, np.diff(np.append(starts, len(bits))))
+    parts = (bits & np.uint8(0x7F)).astype(np.uint64) << (np.uint64(7) * place.astype(np.uint64))
+    return np.add.reduceat(parts, starts).view(np.int64)

@@ -1,0 +1,103 @@
+"""TFRecord files: where their records lie, and their bytes, without reading more of a file than is asked for.
+
+The format is TensorFlow's (tensorflow/core/lib/io/record_writer.h): of each record a little-endian length of 8 bytes,
+its masked CRC-32C, the data and theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import mmap
+import struct
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from anyvla.data.formats.open_files import OpenFiles
+
+_HEADER = struct.Struct("<QI")
+_FOOTER = 4  # bytes
+
+
+class _Mapped:
+    """A file of which only the pages that are touched are read."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def close(self) -> None:
+        with contextlib.suppress(BufferError):  # a record is still looked at: the map goes with the last of them
+            self.map.close()
+
+
+_files: OpenFiles[_Mapped] = OpenFiles(_Mapped, most=16)
+
+
+def records(path: Path) -> tuple[Int64[np.ndarray, "R"], Int64[np.ndarray, "R"], str]:
+    """Offsets and lengths of the data of all whole records, and what is wrong after the last of them ("": nothing).
+
+    Reads the headers only.
+    """
+    size = path.stat().st_size
+    if not size:
+        return np.empty(0, np.int64), np.empty(0, np.int64), "it is empty"
+    data = _files(path).map
+    at, offsets, lengths = 0, list[int](), list[int]()
+    fault = ""
+    while at < size:
+        if at + _HEADER.size > size:
+            fault = f"it ends within the header of record {len(offsets)}, at byte {at}"
+            break
+        length, crc = _HEADER.unpack_from(data, at)
+        if _masked(_crc32c(data[at : at + 8])) != crc:
+            fault = f"record {len(offsets)}, at byte {at}, has a damaged header"
+            break
+        end = at + _HEADER.size + length + _FOOTER
+        if end > size:
+            fault = f"it ends within record {len(offsets)}, {end - size} bytes too early"
+            break
+        offsets.append(at + _HEADER.size)
+        lengths.append(length)
+        at = end
+    return np.array(offsets, np.int64), np.array(lengths, np.int64), fault
+
+
+def read(path: Path, offset: int, length: int) -> memoryview:
+    """The data of a record, of which nothing is read before it is looked at."""
+    return memoryview(_files(path).map)[offset : offset + length]
+
+
+def check(path: Path, offset: int, length: int) -> bool:
+    """Whether the data of a record has the checksum that was written. Raises ImportError without the extra."""
+    try:
+        import google_crc32c
+    except ImportError as error:
+        raise ImportError("checksums of TFRecord files need google-crc32c: pip install 'anyvla[rlds]'") from error
+    data = _files(path).map
+    (crc,) = struct.unpack_from("<I", data, offset + length)
+    return _masked(google_crc32c.value(data[offset : offset + length])) == crc
+
+
+@functools.cache
+def _table() -> list[int]:
+    out = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        out.append(byte)
+    return out
+
+
+def _crc32c(data: bytes) -> int:
+    """Of the few bytes of a header."""
+    crc, table = 0xFFFFFFFF, _table()
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF
+
+
+def _masked(crc: int) -> int:
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
