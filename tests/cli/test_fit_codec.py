@@ -221,7 +221,7 @@ def test_quickstart_fits_between_collecting_and_training(
         seen.append("train with a codec" if (run / "codec" / "bins.json").is_file() else "train")
 
     summary = SimpleNamespace(to_dict=dict)
-    monkeypatch.setattr("anyvla.cli.data.collect", lambda *_: seen.append("collect"))
+    monkeypatch.setattr("anyvla.cli.data_collect.collect", lambda *_: seen.append("collect"))
     monkeypatch.setattr("anyvla.cli.train.train", train)
     monkeypatch.setattr("anyvla.cli.evaluate.evaluate", lambda *_: seen.append("evaluate"))
     monkeypatch.setattr("anyvla.report.page.write_report", lambda run: run / "index.html")

@@ -122,7 +122,7 @@ def test_episodes_without_an_instruction(tmp_path):
         with patch("anyvla.data.mixture.open_dataset", return_value=silent):
             return open_source(build(Source, {"path": "somewhere", **keys}))
 
-    with pytest.raises(ValueError, match="1 of 2 episodes of somewhere have no instruction: .*unlabelled: drop"):
+    with pytest.raises(ValueError, match=r"1 of 2 episodes of somewhere have no instruction: .*unlabelled: drop"):
         through()
     assert through(unlabelled="drop").lengths.tolist() == [6]
     assert len(through(instruction="do it")) == 2

@@ -60,9 +60,9 @@ def test_what_is_no_image_is_told_with_the_line_that_mends_it(image: object, mes
 
 
 def test_missing_cameras_and_sizes_that_differ():
-    with pytest.raises(ValueError, match="lacks camera 'wrist'; .* trained with corner, wrist and .* has corner"):
+    with pytest.raises(ValueError, match=r"lacks camera 'wrist'; .* trained with corner, wrist and .* has corner"):
         seen(shown(corner=CORNER), ROBOT, PLACES, 2, ViewConfig())
-    with pytest.raises(ValueError, match="must have one size, got .*'wrist': \\(48, 48, 3\\)"):
+    with pytest.raises(ValueError, match=r"must have one size, got .*'wrist': \(48, 48, 3\)"):
         seen(shown(corner=CORNER, wrist=scene(1, 48)[0]), ROBOT, PLACES, 2, ViewConfig())
 
 

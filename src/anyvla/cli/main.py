@@ -17,7 +17,7 @@ COMMANDS = {
     "eval": ("anyvla.cli.evaluate", "play a benchmark with a checkpoint; success rates with intervals"),
     "explain": ("anyvla.cli.explain", "where the tokens of a recipe's model sit, who sees whom, parameters by part"),
     "report": ("anyvla.cli.report", "write the HTML page of a run folder"),
-    "data": ("anyvla.cli.data", "collect demonstrations; fit codecs to data; look at a data set"),
+    "data": ("anyvla.cli.data", "robot data of any format: look at it, check, convert, collect; fit codecs"),
     "list": ("anyvla.cli.list", "backbones, structures, heads, benchmarks, formats, recipes"),
     "doctor": ("anyvla.cli.doctor", "what this machine can do, what is missing and how to get it"),
 }

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     run = options.out or Path("outputs") / recipe.name
     begin = time.perf_counter()
 
-    from anyvla.cli.data import collect
+    from anyvla.cli.data_collect import collect
     from anyvla.cli.evaluate import evaluate
     from anyvla.cli.fit_codec import fit_codec_if_needed
     from anyvla.cli.train import train

@@ -46,7 +46,8 @@ class Source:
     scale: float = Field(default=1.0, gt=0)  # of the number of episodes: 0.1 a tenth of each task; 5: five per_task
     subset_seed: int = 0  # of which episodes these are
     instruction: str | None = None  # for episodes that have none
-    unlabelled: Literal["refuse", "drop"] = "refuse"  # what to do with them where there is none for them either
+    # What to do with them where there is none for them either; keep is for looking at data, training refuses them.
+    unlabelled: Literal["refuse", "drop", "keep"] = "refuse"
 
     def __post_init__(self) -> None:
         if self.scale > 1 and self.per_task is None:
@@ -158,8 +159,8 @@ def _only(dataset: EpisodeDataset, views: tuple[str, ...]) -> EpisodeDataset:
     own = [view for view in views if view in dataset.embodiment.cameras]
     if views and not own:
         raise ValueError(
-            f"{dataset.root} has none of the views {', '.join(views)}, but {', '.join(dataset.embodiment.cameras)}: name "
-            "one of these in data.views, or give its source cameras: {view: camera}"
+            f"{dataset.root} has none of the views {', '.join(views)}, but {', '.join(dataset.embodiment.cameras)}: "
+            "name one of these in data.views, or give its source cameras: {view: camera}"
         )
     return Cameras(dataset, {view: view for view in own}) if views else dataset
 
@@ -169,7 +170,7 @@ def open_source(source: Source) -> EpisodeDataset:
     dataset = open_dataset(source.path, source.format, source.embodiment)
     if source.cameras is not None:
         dataset = Cameras(dataset, source.cameras)
-    if source.instruction is None:
+    if source.instruction is None and source.unlabelled != "keep":
         dataset = _labelled(dataset, source)
     if source.per_task is not None or source.scale != 1:
         dataset = Subset(dataset, choose(dataset, source.per_task, source.scale, source.subset_seed))

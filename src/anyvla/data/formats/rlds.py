@@ -215,8 +215,8 @@ class RLDSDataset:
     def _declaration(self, cameras: Mapping[str, str]) -> str:
         shapes = {k: leaf.shape for k, leaf in self._about.steps.items() if leaf.kind == "tensor" and leaf.shape}
         return (
-            f"{self.root} is the data set {self._about.name!r}, which the table of Open X-Embodiment does not know: say "
-            "what its numbers mean, as in\n"
+            f"{self.root} is the data set {self._about.name!r}, which the table of Open X-Embodiment does not know: "
+            "say what its numbers mean, as in\n"
             f"format: {{name: rlds, action: [action], proprio: [{next((k for k in shapes if k != 'action'), '')}]}}\n"
             "embodiment:\n  name: my_robot\n"
             f"  cameras: [{', '.join(cameras)}]\n  control_hz: 5\n"

@@ -1,0 +1,61 @@
+"""`anyvla data statistics PATH`: ranges, means and quantiles of every dim, and what normalisation does with them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from anyvla.cli import opening
+from anyvla.cli.common import Bar
+
+_COLUMNS = ("min", "q01", "mean", "std", "q99", "max")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    opening.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a table, or JSON. Raises ValueError for numbers that cannot be trained on."""
+    from anyvla.data.robot_statistics import statistics_of
+
+    dataset = opening.opened(options)
+    with Bar("statistics") as bar:
+        statistics = statistics_of(dataset, progress=bar)
+    if options.json:
+        print(json.dumps({**vars(statistics), "action": statistics.action, "proprio": statistics.proprio}, indent=1))
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "group", "dim", *_COLUMNS, "worth a look"):
+        table.add_column(heading, justify="right" if heading in _COLUMNS else "left")
+    robot = dataset.embodiment
+    for name, space, of in (
+        ("action", robot.action, statistics.action),
+        ("proprio", robot.proprio, statistics.proprio),
+    ):
+        for group, place in zip(space.groups, space.slices().values(), strict=True):
+            for dim in range(place.start, place.stop):
+                values = {key: of[key][dim] for key in _COLUMNS}
+                note = "" if group.kind == "gripper" else remark(values)
+                table.add_row(name, group.name, str(dim - place.start), *(f"{values[k]:.4g}" for k in _COLUMNS), note)
+    Console().print(table)
+    return 0
+
+
+def remark(values: dict[str, float]) -> str:
+    """What is worth a look in the statistics of a dim; "" if nothing is."""
+    if values["max"] == values["min"]:
+        return "never varies"
+    inner, outer = values["q99"] - values["q01"], values["max"] - values["min"]
+    if inner < 1e-6 * outer:
+        return "q01 = q99: normalization quantile scales it by nothing, use minmax"
+    if outer > 10 * inner:
+        return (
+            f"outliers: q01 to q99 is {inner / outer:.1%} of the range; quantile clips them, minmax squeezes the rest"
+        )
+    return ""
