@@ -30,7 +30,10 @@ class Observation:
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of episodes, in robot units, in the layout that a policy's robots share. A window starts at its first valid step; masked steps follow at its end."""
+    """Windows of episodes, in robot units, in the layout that a policy's robots share.
+
+    A window starts at its first valid step; masked steps follow at its end.
+    """
 
     images: UInt8[Tensor, "B W V H W 3"]
     proprio: Float[Tensor, "B W P"]

@@ -39,7 +39,7 @@ Look = Literal["none", "sampled", "all"]
 _JUMP = 12.0  # a step this many times the 99th percentile of the data set's steps is a jump
 _IDLE = 15  # steps without motion at an end that are worth cutting
 _STILL = 1e-6  # of the spread of the data: less is no motion
-_SAMPLED = 3  # frames of an episode and camera
+_SAMPLED = (0.0, 0.29, 0.62, 1.0)  # which frames of an episode: unevenly, so that what repeats does not look frozen
 
 
 @dataclass(frozen=True)
@@ -198,17 +198,24 @@ def moving_span(
 ) -> tuple[int, int]:
     """The steps [first, last) between which the robot moves or is told to; a step at either end is kept."""
     still = np.ones(max(0, len(episode) - 1), bool)
-    for array, spread in ((episode.proprio, proprio_spread), (episode.actions, action_spread)):
-        if spread is not None and len(spread):
-            still &= (np.abs(np.diff(array, axis=0)) <= _STILL * np.maximum(spread, 1e-12)).all(1)
+    if proprio_spread is not None:
+        still &= _unmoved(episode.proprio, proprio_spread)
     commanded = np.zeros(len(episode), bool)
-    for group, place in zip(episode.embodiment.action.groups, episode.embodiment.action.slices().values(), strict=True):
+    space = episode.embodiment.action
+    for group, place in zip(space.groups, space.slices().values(), strict=True):
         if group.mode == "delta" and group.kind != "gripper":
             commanded |= (np.abs(episode.actions[:, place]) > _STILL).any(1)
+        elif action_spread is not None:
+            still &= _unmoved(episode.actions[:, place], action_spread[place])
     busy = np.flatnonzero(~still | commanded[:-1])
     if not len(busy):
         return 0, len(episode)
     return max(0, int(busy[0])), min(len(episode), int(busy[-1]) + 2)
+
+
+def _unmoved(array: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Whether each step is as the one before, but for noise: (T - 1,)."""
+    return (np.abs(np.diff(array, axis=0)) <= _STILL * np.maximum(spread, 1e-12)).all(1)
 
 
 def _times(episode: Episode, index: int) -> Iterator[Finding]:
@@ -242,7 +249,7 @@ def _frames(episode: Episode, index: int, look: Look) -> Iterator[Finding]:
             continue
         some = np.arange(len(episode))
         if look == "sampled":
-            some = np.unique(np.linspace(0, len(episode) - 1, _SAMPLED).round().astype(int))
+            some = np.unique((np.array(_SAMPLED) * (len(episode) - 1)).round().astype(int))
         try:
             seen = images[some]
         except (ValueError, OSError) as error:

@@ -22,8 +22,8 @@ from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
 from anyvla.data.episode import Embodiment, Episode, steady
-from anyvla.data.open import open_dataset
 from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
+from anyvla.data.open import open_dataset
 from anyvla.evaluation.environments.base import Benchmark, Environment, Suite
 from anyvla.evaluation.environments.pool import EnvironmentFailed, prepare_worker, starting_workers
 

@@ -47,7 +47,7 @@ def write_report(run: Path) -> Path:
     videos = {clip.path: name for clip, name in _names(found.clips)}
     for source, name in videos.items():
         _place(source, folder / name)
-    page = _environment().get_template("page.html.j2").render(_context(found, videos))
+    page = environment().get_template("page.html.j2").render(_context(found, videos))
     index = folder / "index.html"
     partial = folder / f".index.{os.getpid()}.partial"
     try:
@@ -60,17 +60,18 @@ def write_report(run: Path) -> Path:
     return index
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """What renders the templates of all pages."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("anyvla.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": plots.percent, "span": plots.span, "minutes": _minutes}
-    environment.globals |= {"bar": plots.interval_bar}
-    return environment
+    made.filters |= {"percent": plots.percent, "span": plots.span, "minutes": _minutes}
+    made.globals |= {"bar": plots.interval_bar}
+    return made
 
 
 def _context(run: Run, videos: Mapping[Path, str]) -> dict[str, Any]:

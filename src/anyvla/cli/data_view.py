@@ -1,0 +1,33 @@
+"""`anyvla data view PATH`: an episode as a page, or as a recording of rerun."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from anyvla.cli import opening
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    opening.add_arguments(parser)
+    parser.add_argument("--episode", type=int, default=0, help="its number (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="the folder of the page (default: outputs/view/<data set>-<episode>)")
+    parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="a recording of rerun instead of a page")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write, and print where. Raises ValueError for an episode that is not there or damaged."""
+    dataset = opening.opened(options)
+    if not 0 <= options.episode < len(dataset):
+        raise ValueError(f"{dataset.root} has {len(dataset)} episodes; no episode {options.episode}")
+    if options.rerun is not None:
+        from anyvla.report.rerun import write_recording
+
+        print(write_recording(dataset, options.episode, options.rerun))
+        return 0
+    from anyvla.report.episode import write_episode
+
+    out = options.out or Path("outputs/view") / f"{dataset.root.name}-{options.episode}"
+    print(write_episode(dataset, options.episode, out))
+    return 0

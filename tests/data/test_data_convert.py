@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from demonstrations import ROBOT, InMemory, demonstration
+
+from anyvla.data import convert as conversion
+from anyvla.data.convert import REPORT, Interrupted, convert
+from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.open import open_dataset
+
+EPISODES = [demonstration(5 + i, seed=i) for i in range(4)]
+RLDS = Path(__file__).parent / "formats/fixtures/rlds/bridge_orig"
+
+
+class Damaged(InMemory):
+    """Its episode 2 cannot be read."""
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise ValueError("demo.h5, demo_2: the file is cut")
+        return super().__getitem__(index)
+
+
+def test_a_copy_of_another_format_is_equal_number_by_number(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
+    source = open_dataset(RLDS)
+    seen = []
+    report = convert(source, tmp_path / "out", processes=2, progress=lambda *p: seen.append(p))
+    written = open_dataset(tmp_path / "out")
+    assert written.embodiment == source.embodiment
+    assert written.lengths.tolist() == source.lengths.tolist()
+    for i in range(4):
+        for name in ("actions", "proprio", "timestamps"):
+            assert np.array_equal(getattr(written[i], name), getattr(source[i], name))
+        assert written[i].instructions == source[i].instructions
+    assert (report.episodes, report.steps, report.skipped) == (4, int(source.lengths.sum()), {})
+    assert report.psnr_db["primary"]["worst"] > 30
+    assert report.source["provenance"]["format"] == "rlds"
+    assert report.fingerprint == written.fingerprint
+    assert ("write", 4, 4) in seen
+    assert seen[-1] == ("verify", 4, 4)
+
+
+def test_an_interrupted_conversion_goes_on(tmp_path):
+    source = InMemory(EPISODES)
+    calls = []
+    with pytest.raises(Interrupted, match=r"stopped after 2 of 4 episodes; the same command goes on"):
+        convert(source, tmp_path / "out", processes=1, stop=lambda: len(calls) >= 2 or calls.append(1))
+    assert not (tmp_path / "out").exists()
+    staged = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out.partial").glob("episode-*")}
+    assert len(staged) == 2
+    seen = []
+    convert(source, tmp_path / "out", processes=1, progress=lambda *p: seen.append(p))
+    assert seen[0] == ("write", 2, 4)  # those that were there are kept
+    assert open_dataset(tmp_path / "out").lengths.tolist() == [5, 6, 7, 8]
+
+
+def test_one_that_was_not_verified_is_not_finished(tmp_path):
+    source = InMemory(EPISODES)
+    first = convert(source, tmp_path / "out", processes=1)
+    (tmp_path / "out" / REPORT).unlink()  # stopped in the middle of reading back
+    seen = []
+    assert convert(source, tmp_path / "out", progress=lambda *p: seen.append(p)) == first
+    assert {stage for stage, _, _ in seen} == {"verify"}
+    seen.clear()
+    assert convert(source, tmp_path / "out", progress=lambda *p: seen.append(p)) == first
+    assert not seen  # nothing is left to do
+
+
+def test_what_is_there_already_is_not_overwritten(tmp_path):
+    convert(InMemory(EPISODES), tmp_path / "out", processes=1)
+    with pytest.raises(ValueError, match="holds a data set already, made of something else"):
+        convert(InMemory(EPISODES, fingerprint="o" * 64), tmp_path / "out", processes=1)
+    with pytest.raises(ValueError, match="made of something else"):
+        convert(InMemory(EPISODES), tmp_path / "out", episodes=[0, 1], processes=1)
+
+
+def test_a_damaged_episode_stops_it_or_is_left_out_and_counted(tmp_path):
+    source = Damaged(EPISODES)
+    with pytest.raises(ValueError, match=r"episode 2 of memory cannot be converted: demo\.h5, demo_2: the file is cut\n.*--skip"):
+        convert(source, tmp_path / "out", processes=1)
+    report = convert(source, tmp_path / "out", processes=1, skip_damaged=True)
+    assert report.skipped == {"2": "demo.h5, demo_2: the file is cut"}
+    assert open_dataset(tmp_path / "out").lengths.tolist() == [5, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"actions": np.zeros((5, 4), np.float32)}, "episode 0, made of episode 0: its actions are not those of"),
+        ({"instructions": ("something else",)}, "it is told .*, the source"),
+        (
+            {"images": {c: np.zeros((5, 32, 32, 3), np.uint8) for c in ROBOT.cameras}},
+            "images of camera 'corner' differ from the source by .* dB",
+        ),
+    ],
+)
+def test_a_difference_on_reading_back_keeps_it_from_its_place(tmp_path, monkeypatch, change, message):
+    source = InMemory(EPISODES[:1])
+    other = [dataclasses.replace(EPISODES[0], **change)]
+
+    def write(source, root, *rest):
+        provenance = rest[1]
+        write_dataset(root, ROBOT, other, {"format": "lerobot", **provenance})
+
+    monkeypatch.setattr(conversion, "_write", write)
+    with pytest.raises(ValueError, match=message):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.wrong").is_dir()
+
+
+def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
+    source = InMemory(EPISODES)
+    honest = conversion.LeRobotWriter.finalise
+
+    def full(self):
+        raise OSError(errno.ENOSPC, "the disk is full while writing")
+
+    monkeypatch.setattr(conversion.LeRobotWriter, "finalise", full)
+    with pytest.raises(OSError, match="the disk is full"):
+        convert(source, tmp_path / "out", processes=1)
+    monkeypatch.setattr(conversion.LeRobotWriter, "finalise", honest)
+    seen = []
+    convert(source, tmp_path / "out", processes=1, progress=lambda *p: seen.append(p))
+    assert seen[0] == ("write", 4, 4)
+    assert json.loads((tmp_path / "out" / REPORT).read_text())["episodes"] == 4

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from demonstrations import ROBOT, InMemory, demonstration, scene
+
+from anyvla.actions.space import ActionSpace, Group
+from anyvla.data.episode import Embodiment, Episode, Frames, steady
+from anyvla.data.mended import Mended
+from anyvla.data.quality import Finding, check
+
+
+def smooth(length: int = 40, seed: int = 0, **changes: Any) -> Episode:
+    """A hand that moves along a curve, by the deltas that its actions say."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(length)[:, None] / 10
+    hand = np.sin(t + rng.uniform(0, 6, 3)) * 0.3
+    opening = (np.arange(length)[:, None] < length // 2).astype(float)
+    moves = np.diff(hand, axis=0, append=hand[-1:] + 0.01)
+    parts = {
+        "proprio": np.concatenate([hand, opening], 1).astype(np.float32),
+        "actions": np.concatenate([moves, 1 - 2 * opening], 1).astype(np.float32),
+    }
+    return demonstration(length, seed, **(parts | changes))
+
+
+CLEAN = [smooth(40 + i, i) for i in range(8)]
+
+
+def found(*episodes: Episode, frames: Any = "sampled") -> list[Finding]:
+    return check(InMemory([*CLEAN, *episodes]), frames=frames)
+
+
+def only(*episodes: Episode, **keys: Any) -> Finding:
+    [finding] = found(*episodes, **keys)
+    return finding
+
+
+def test_clean_data_gives_no_finding():
+    assert found() == []
+    assert found(frames="all") == []
+
+
+def changed(name: str, step: int, dim: int, value: float) -> Episode:
+    episode = smooth(50, 9)
+    array = getattr(episode, name).copy()
+    array[step, dim] = value
+    return dataclasses.replace(episode, **{name: array})
+
+
+def test_numbers():
+    finding = only(changed("actions", 7, 2, np.nan))
+    assert (finding.kind, finding.severity, finding.episode) == ("not finite", "error", 8)
+    assert finding.text == "actions at step 7, group 'hand', dim 2, is nan"
+    finding = found(changed("proprio", 20, 1, 5.0))[0]
+    assert (finding.kind, finding.severity) == ("jump", "warning")
+    assert "proprio, 'hand', dim 1, moves by" in finding.text
+    assert "at step 20" in finding.text
+    finding = only(changed("actions", 3, 3, 7.0))
+    assert (finding.kind, finding.severity) == ("gripper", "error")
+    assert "is 7, outside of its declared range -1 to 1" in finding.text
+    finding = only(smooth(50, 9, actions=np.zeros((50, 7), np.float32)))
+    assert (finding.kind, finding.text) == ("wrong size", "actions have shape (50, 7), (50, 4) is declared")
+
+
+def test_constant_dims_are_told_once():
+    still = [dataclasses.replace(e, proprio=np.concatenate([e.proprio[:, :3], e.proprio[:, 3:] * 0], 1)) for e in CLEAN]
+    [finding] = check(InMemory(still))
+    assert (finding.kind, finding.episode) == ("constant", None)
+    assert "proprio, group 'opening', dim 0" in finding.text
+
+
+def test_idle_ends_are_found_and_cut():
+    episode = smooth(40, 9)
+    held = {
+        "actions": np.concatenate([np.zeros((30, 4), np.float32), episode.actions]),
+        "proprio": np.concatenate([np.repeat(episode.proprio[:1], 30, 0), episode.proprio]),
+    }
+    held["actions"][:30, 3] = episode.actions[0, 3]
+    idle = smooth(70, 9, **held)
+    finding = only(idle)
+    assert (finding.kind, finding.text) == ("idle", "nothing moves for 30 steps at its begin")
+    data = InMemory([*CLEAN, idle])
+    mended = Mended(data, check(data))
+    assert mended.lengths.tolist() == [*(len(e) for e in CLEAN), 40]
+    assert np.array_equal(mended[8].actions, episode.actions)
+    assert mended[8].timestamps[0] == 0
+    assert np.array_equal(mended[8].images["wrist"][:], idle.images["wrist"][30:])
+    assert mended.cut == {"8": [30, 0]}
+    assert check(mended) == []
+
+
+def test_times():
+    finding = only(smooth(50, 9, timestamps=np.zeros(50)))
+    assert (finding.kind, finding.severity) == ("timestamps", "error")
+    finding = only(smooth(50, 9, timestamps=steady(50, 10)))
+    assert "its steps are 0.1 s apart, control_hz 40 means 0.025 s" in finding.text
+    gap = steady(50, ROBOT.control_hz)
+    gap[20:] += 1
+    assert "1.02 s are missing after step 19" in only(smooth(50, 9, timestamps=gap)).text
+
+
+class Broken(Frames):
+    shape = (50, 32, 32, 3)
+
+    def read(self, steps: list[int]) -> np.ndarray:
+        if 25 in steps:
+            raise ValueError("video.mp4: frame 25 is damaged")
+        return scene(50)[steps]
+
+
+def test_frames():
+    finding = only(smooth(50, 9, images={"corner": scene(50), "wrist": Broken()}), frames="all")
+    assert (finding.kind, finding.severity, finding.text) == (
+        "frames",
+        "error",
+        "camera 'wrist': video.mp4: frame 25 is damaged",
+    )
+    black = np.zeros((50, 32, 32, 3), np.uint8)
+    assert "camera 'wrist' is black" in only(smooth(50, 9, images={"corner": scene(50), "wrist": black})).text
+    frozen = np.repeat(scene(1), 50, 0)
+    assert only(smooth(50, 9, images={"corner": scene(50), "wrist": frozen})).kind == "frozen"
+    short = smooth(50, 9, images={"corner": scene(50), "wrist": scene(49)})
+    assert "has 49 frames, the episode 50 steps" in only(short).text
+    assert found(smooth(50, 9, images={"corner": scene(50), "wrist": black}), frames="none") == []
+
+
+def test_duplicates_and_words():
+    finding = only(CLEAN[3])
+    assert (finding.kind, finding.severity, finding.episode, finding.text) == (
+        "duplicate",
+        "error",
+        8,
+        "the same as episode 3",
+    )
+    finding = only(smooth(50, 9, instructions=()))
+    assert (finding.kind, finding.severity) == ("instruction", "warning")
+    assert only(smooth(50, 9, instructions=("open the dr\ufffdwer",))).severity == "error"
+
+
+def test_an_episode_that_cannot_be_read_does_not_end_the_check():
+    class Damaged(InMemory):
+        def __getitem__(self, index):
+            if index == 2:
+                raise ValueError("file-003.parquet is cut")
+            return super().__getitem__(index)
+
+    [finding] = check(Damaged(CLEAN))
+    assert (finding.kind, finding.episode, finding.text) == ("damaged", 2, "file-003.parquet is cut")
+    mended = Mended(Damaged(CLEAN), [finding])
+    assert len(mended) == 7
+    assert mended.dropped == {"2": "file-003.parquet is cut"}
+    assert mended[2].proprio is CLEAN[3].proprio
+
+
+def test_quaternions_that_jump_to_their_antipode():
+    group = Group(name="rotation", size=4, kind="rotation", rotation="quaternion_xyzw")
+    robot = Embodiment(**{**vars(ROBOT), "proprio": ActionSpace(groups=(group,))})
+    angle = np.linspace(0, 3, 40)[:, None]
+    q = np.concatenate([np.sin(angle / 2) * [0.6, 0.64, 0.48], np.cos(angle / 2)], 1).astype(np.float32)
+    good = smooth(40, 0, embodiment=robot, proprio=q)
+    assert check(InMemory([good, smooth(41, 1, embodiment=robot, proprio=np.concatenate([q, q[-1:]]))], robot)) == []
+    flipped = q.copy()
+    flipped[20:] *= -1
+    data = InMemory([good, dataclasses.replace(good, proprio=flipped)], robot)
+    assert [(f.kind, f.episode) for f in check(data)] == [("antipode", 1)]
+
+
+def test_a_copy_of_nothing_is_refused():
+    data = InMemory([smooth(actions=np.full((40, 4), np.nan, np.float32))])
+    with pytest.raises(ValueError, match="every episode of memory has an error"):
+        Mended(data, check(data))
