@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -15,6 +18,11 @@ from anyvla.actions.normalize import Statistics
 from anyvla.data import stored
 from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
 from anyvla.data.statistics import compute_statistics
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 1000  # episodes between two reports of progress
+_THREADS = 4
 
 
 def statistics_of(
@@ -37,27 +45,32 @@ def pooled(
     path = stored.folder("statistics") / f"{fingerprint}.json"
     if path.is_file():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-            return Statistics(known["action"], known["proprio"], known["fingerprint"])
-        except (json.JSONDecodeError, KeyError):
-            pass  # damaged: made anew
-    total, rows = sum(len(d) for d in datasets), {"action": list[np.ndarray](), "proprio": list[np.ndarray]()}
-    done = 0
-    for dataset in datasets:
-        for index in range(len(dataset)):
-            episode = dataset[index]
-            check_vectors(episode, dataset.embodiment, f"{dataset.root}, episode {index}")
-            rows["action"].append(episode.actions)
-            rows["proprio"].append(episode.proprio)
-            done += 1
-            progress(done, total)
+            known = Statistics(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            log.warning("the statistics at %s are damaged (%s) and made anew", path, error)
+        else:
+            if known.fingerprint == fingerprint:
+                return known
+    places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+    actions, proprio = list[np.ndarray](), list[np.ndarray]()
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="statistics") as pool:
+        for first in range(0, len(places), _BLOCK):  # in order: equal data, equal statistics, to the bit
+            for a, p in pool.map(_numbers, places[first : first + _BLOCK]):
+                actions.append(a)
+                proprio.append(p)
+            progress(len(actions), len(places))
     found = Statistics(
-        compute_statistics(np.concatenate(rows["action"])),
-        compute_statistics(np.concatenate(rows["proprio"])),
-        fingerprint,
+        compute_statistics(np.concatenate(actions)), compute_statistics(np.concatenate(proprio)), fingerprint
     )
     stored.write(path, json.dumps(vars(found)).encode())
     return found
+
+
+def _numbers(place: tuple[EpisodeDataset, int]) -> tuple[np.ndarray, np.ndarray]:
+    dataset, index = place
+    episode = dataset[index]
+    check_vectors(episode, dataset.embodiment, f"{dataset.root}, episode {index}")
+    return episode.actions, episode.proprio
 
 
 def check_vectors(episode: Episode, embodiment: Embodiment, where: str) -> None:

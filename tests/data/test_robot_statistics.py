@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from demonstrations import ROBOT, InMemory, demonstration
+
+from anyvla.data.robot_statistics import pooled, statistics_of
+
+EPISODES = [demonstration(5 + i, seed=i) for i in range(6)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path))
+    return tmp_path / "statistics"
+
+
+def test_they_are_those_of_all_rows():
+    rows = np.concatenate([e.actions for e in EPISODES]).astype(np.float64)
+    of = statistics_of(InMemory(EPISODES)).action
+    for key, value in (
+        ("min", rows.min(0)),
+        ("max", rows.max(0)),
+        ("mean", rows.mean(0)),
+        ("std", rows.std(0)),
+        ("q01", np.quantile(rows, 0.01, axis=0)),
+        ("q99", np.quantile(rows, 0.99, axis=0)),
+    ):
+        np.testing.assert_allclose(of[key], value, atol=1e-12)
+    assert of["count"] == [len(rows)]
+
+
+def test_several_data_sets_count_as_one_with_a_fingerprint_of_its_own():
+    whole = statistics_of(InMemory(EPISODES))
+    parts = [InMemory(EPISODES[:2], fingerprint="a"), InMemory(EPISODES[2:], fingerprint="b")]
+    both = pooled(parts)
+    assert (both.action, both.proprio) == (whole.action, whole.proprio)
+    assert both.fingerprint not in ("a", "b", whole.fingerprint)
+    assert pooled(parts[:1]).fingerprint == "a"
+
+
+class Unreadable(InMemory):
+    def __getitem__(self, index):
+        raise AssertionError("the numbers were read again")
+
+
+def test_they_are_kept_by_fingerprint_and_nothing_stale_comes_back(cache):
+    first = statistics_of(InMemory(EPISODES))
+    assert statistics_of(Unreadable(EPISODES)) == first
+    other = statistics_of(InMemory(EPISODES[:3], fingerprint="changed"))
+    assert other.action != first.action
+    path = cache / f"{'m' * 64}.json"
+    path.write_text(path.read_text()[:100])  # cut
+    assert statistics_of(InMemory(EPISODES)) == first
+    path.write_text(json.dumps(vars(other)))  # of other data, under this name
+    assert statistics_of(InMemory(EPISODES)) == first
+
+
+def test_no_frame_is_decoded():
+    class Dark(dict):
+        def __getitem__(self, camera):
+            raise AssertionError("a frame was asked for")
+
+    dark = [dataclasses.replace(e, images=Dark()) for e in EPISODES]
+    assert statistics_of(InMemory(dark)).action["count"] == [sum(map(len, EPISODES))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"actions": np.zeros((6, 7), np.float32)},
+            r"memory, episode 1: actions have shape \(6, 7\), but embodiment 'arm' declares 4 dims \(hand 3, gripper 1\), "
+            "and the episode has 6 steps: declare the groups that the data has",
+        ),
+        ({"proprio": np.zeros((6, 2), np.float32)}, r"proprio have shape \(6, 2\), but embodiment 'arm' declares 4"),
+        ({"proprio": np.zeros((5, 4), np.float32)}, r"proprio have shape \(5, 4\), .* and the episode has 6 steps"),
+        (
+            {"actions": np.where(np.eye(6, 4), np.nan, 0).astype(np.float32)},
+            "memory, episode 1: actions must be finite: step 0, group 'hand', dim 0 of it, is nan",
+        ),
+        ({"proprio": np.full((6, 4), -np.inf, np.float32)}, "proprio must be finite: step 0, group 'hand', dim 0"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_told(changes, message):
+    with pytest.raises(ValueError, match=message):
+        statistics_of(InMemory([demonstration(6), demonstration(6, **changes)]))
+
+
+def test_a_robot_without_proprio():
+    robot = dataclasses.replace(ROBOT, proprio=dataclasses.replace(ROBOT.proprio, groups=()))
+    blind = [dataclasses.replace(e, embodiment=robot, proprio=e.proprio[:, :0]) for e in EPISODES]
+    assert statistics_of(InMemory(blind, robot)).proprio["min"] == []
