@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import html
+import re
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -13,9 +14,15 @@ import numpy as np
 
 from anyvla.cli.common import Bar, Stopped, console, graceful
 from anyvla.config import build
+from anyvla.data.stored import write
 
 HELP = "questions and answers about simulator frames, for vision-language pre-training; --look shows such data"
 SHOWN = 24  # examples on the page
+STYLE = (
+    "body{display:flex;flex-wrap:wrap;font:14px sans-serif}figure{width:256px;margin:12px}div{position:relative}"
+    "img{width:100%;display:block}i{position:absolute;width:8px;height:8px;margin:-5px;border:1px solid #000;"
+    "border-radius:50%;background:#f0f}"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +60,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def look(path: Path) -> Path:
-    """Print counts of vision-language data of any known layout, write a page with examples; returns the page."""
+    """Print counts of vision-language data of any known layout, write a page with examples beside it; returns the page.
+
+    Answers that are points (two numbers, percent) are drawn into the picture.
+    """
     from PIL import Image
 
     from anyvla.data.vqa import open_vqa
@@ -68,13 +78,15 @@ def look(path: Path) -> Path:
     chosen = np.random.default_rng(0).permutation(len(data))[:SHOWN]
     for example in (data[int(i)] for i in sorted(chosen)):
         pictures = []
+        found = [re.fullmatch(r"(\d{1,3}) (\d{1,3})", answer) for _, answer in example.turns]
+        points = "".join(f'<i style="left:{p[1]}%;top:{p[2]}%"></i>' for p in found if p)
         for pixels in example.images if all(p.is_file() for p in example.paths) else ():
             file = BytesIO()
             Image.fromarray(pixels).save(file, "PNG")
-            pictures.append(f'<img width=256 src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">')
+            coded = base64.b64encode(file.getvalue()).decode()
+            pictures.append(f'<div><img src="data:image/png;base64,{coded}">{points}</div>')
         said = "".join(f"<p>{html.escape(q)}<br><b>{html.escape(a)}</b></p>" for q, a in example.turns)
         rows.append(f"<figure>{''.join(pictures)}<figcaption>{said}</figcaption></figure>")
-    style = "body{display:flex;flex-wrap:wrap;font:14px sans-serif}figure{width:256px;margin:12px}"
-    page = Path(f"{path.name or 'vqa'}-examples.html")
-    page.write_text(f"<!doctype html><meta charset=utf-8><style>{style}</style>{''.join(rows)}", encoding="utf-8")
+    page = path / "examples.html" if path.is_dir() else path.with_name(f"{path.stem}-examples.html")
+    write(page, f"<!doctype html><meta charset=utf-8><style>{STYLE}</style>{''.join(rows)}".encode())
     return page

@@ -71,6 +71,7 @@ def label(
     partial, card = root / "partial", root / "card.json"
     _check_same(card if card.exists() else partial / "settings.json", settings, root)
     if card.exists():
+        shutil.rmtree(partial, ignore_errors=True)  # stopped just before it went
         return root
     (root / "images").mkdir(parents=True, exist_ok=True)
     partial.mkdir(exist_ok=True)

@@ -13,8 +13,14 @@ if TYPE_CHECKING:
 
 LARGE, SMALL = 0.015, 0.001  # shares of the pixels from which the main object, or a part, counts as visible
 APART = 0.06  # shares of the picture by which two things must differ to be left of, or above, one another
-_MAIN = {"drawer": "drawer", "window": "window", "door": "door", "button": "box"}
-_WHAT = {"drawer": "a drawer", "window": "a window", "door": "a door", "button": "a button on a box"}
+CLEAR, CLEARER = 0.5, 0.8  # shares of a thing that the robot must not hide to ask where it is, or in which state
+_MAIN = {"drawer": "cabinet", "window": "window", "door": "cabinet", "button": "box"}
+_WHAT = {
+    "drawer": "a cabinet with a drawer",
+    "window": "a window",
+    "door": "a cabinet with a door",
+    "button": "a button on a box",
+}
 
 PHRASES = {
     "what": ("What stands on the table?", "Which object is on the table?", "Name the object on the table."),
@@ -58,29 +64,31 @@ def _possible(labels: Labels, rng: np.random.Generator) -> Iterator[tuple[str, t
     if main in shown:
         yield "what", (), _WHAT[labels.scene]
         here = bool(rng.random() < 0.5)
-        others = [n for n in _MAIN.values() if n != main]
-        yield "exists", (main if here else str(rng.choice(others)),), "yes" if here else "no"
+        others = [scene for scene in _MAIN if scene != labels.scene]
+        yield "exists", (labels.scene if here else str(rng.choice(others)),), "yes" if here else "no"
     for name, seen in shown.items():
         if seen.colour is not None:
             yield "colour", (name,), seen.colour
-        if seen.whole or name == "gripper":
+        told = seen.whole and seen.clear >= CLEAR
+        if told or name == "gripper":
             yield "where", (name,), place(seen.x, seen.y)
             yield "point", (name,), f"{round(100 * seen.x)} {round(100 * seen.y)}"
-        if name != "gripper" and "gripper" in shown and seen.whole:
+        if name != "gripper" and "gripper" in shown and told:
             gripper = shown["gripper"]
             if abs(gripper.x - seen.x) > APART:
                 yield "side", ("gripper", name), "left" if gripper.x < seen.x else "right"
             if abs(gripper.y - seen.y) > APART:
                 yield "height", ("gripper", name), "above" if gripper.y < seen.y else "below"
-    if main in shown and shown[main].whole:
+    if main in shown and shown[main].whole and shown[main].clear >= CLEARER:
         if labels.scene == "button":
-            if "button" in shown and not 0.2 < labels.opened < 0.8:
+            plain = not 0.2 < labels.opened < 0.8  # neither on the way down nor up
+            if plain and "button" in shown and shown["button"].clear >= CLEARER:
                 yield "pressed", (), "yes" if labels.opened >= 0.8 else "no"
         else:
             state = "closed" if labels.opened < 0.1 else "open" if labels.opened > 0.85 else "half open"
             if state != "half open" or 0.25 < labels.opened < 0.75:
-                yield "state", (main,), state
-            yield "amount", (main,), f"{10 * round(10 * labels.opened)} %"
+                yield "state", (labels.scene,), state
+            yield "amount", (labels.scene,), f"{10 * round(10 * labels.opened)} %"
     if "gripper" in shown and not 0.5 < labels.gripper < 0.85:
         yield "gripper", (), "open" if labels.gripper >= 0.85 else "closed"
 

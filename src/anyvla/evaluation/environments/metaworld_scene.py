@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int32, UInt8
+from jaxtyping import Bool, Float64, Int32, Int64, UInt8
 
 from anyvla.evaluation.environments.metaworld import VIEWS, MetaWorld, MetaWorldEnvironment
-from anyvla.evaluation.environments.rendering import Renderer, View
+from anyvla.evaluation.environments.rendering import HIDDEN, Renderer, View
 
 COLOURS = {
     "red": (0.75, 0.08, 0.08),
@@ -31,27 +31,58 @@ MOVES = 25  # actions at most that the arm makes before a frame
 
 
 @dataclass(frozen=True)
+class _Part:
+    """A thing that can be named: the geoms of some materials; only those of a body, or of meshes, if such are given."""
+
+    materials: tuple[str, ...]
+    body: str | None = None
+    meshes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Object:
-    """The things of a scene, each the geoms of one material; the first is the scene's main one."""
+    """What stands in a scene."""
 
     task: str  # any of the scene's
-    materials: Mapping[str, str]  # thing -> material
-    painted: tuple[str, ...]  # things whose colour varies
+    parts: Mapping[str, _Part]
+    painted: tuple[str, ...]  # parts whose colour varies
     joint: str
     full: float  # the joint's position when it is wholly open (the button: pressed)
 
 
 SCENES = {
     "drawer": _Object(
-        "drawer-open", {"drawer": "drawer_beige", "handle": "drawer_white"}, ("drawer",), "goal_slidey", -0.16
+        "drawer-open",
+        {
+            "cabinet": _Part(("drawer_beige",)),
+            "drawer": _Part(("drawer_beige",), "drawer_link"),
+            "handle": _Part(("drawer_white",)),
+        },
+        ("cabinet",),
+        "goal_slidey",
+        -0.16,
     ),
     "window": _Object(
-        "window-open", {"window": "window_red", "handle": "window_white"}, ("window",), "window_slide", 0.2
+        "window-open",
+        {"window": _Part(("window_red",)), "handle": _Part(("window_white",))},
+        ("window",),
+        "window_slide",
+        0.2,
     ),
-    "door": _Object("door-open", {"door": "dl_metal2", "handle": "dl_metal"}, ("door",), "doorjoint", -1.5),
+    "door": _Object(
+        "door-open",
+        {
+            "cabinet": _Part(("dl_metal2",)),
+            "door": _Part(("dl_metal2",), "door_link"),
+            "handle": _Part(("dl_metal",), meshes=("door_handle", "handle_base")),  # the hinges are of the same metal
+        },
+        ("cabinet",),
+        "doorjoint",
+        -1.5,
+    ),
     "button": _Object(
         "button-press-topdown",
-        {"box": "btn_yellow", "button": "btn_red"},
+        {"box": _Part(("btn_yellow", "btn_black"), "buttonbox"), "button": _Part(("btn_red",))},
         ("box", "button"),
         "btnbox_joint",
         -0.06,
@@ -67,7 +98,8 @@ class Seen:
     x: float  # share of the width, 0 left
     y: float  # share of the height, 0 top
     area: float  # share of the pixels
-    whole: bool  # it does not touch the picture's edge
+    whole: bool  # the picture's edge does not cut it
+    clear: float = 1.0  # share of it, as far as it lies in the picture, that the robot does not hide
     colour: str | None = None  # one of COLOURS; None where it is not known by name
 
 
@@ -111,14 +143,16 @@ class SceneLabeller:
         return replace(view, box=box, height=self.size, width=self.size)
 
     def paint(self, scene: str, rng: np.random.Generator) -> dict[str, str]:
-        """Give the painted things different colours at random; returns them by name."""
+        """Give the painted parts different colours at random; returns the colour of each material."""
         model = self._sim.model
-        names = rng.choice(list(COLOURS), len(SCENES[scene].painted), replace=False)
-        for thing, name in zip(SCENES[scene].painted, names, strict=True):
-            material = model.material(SCENES[scene].materials[thing]).id
-            model.mat_texid[material] = -1  # a texture would tint the colour
-            model.mat_rgba[material, :3] = COLOURS[str(name)]
-        return {t: str(n) for t, n in zip(SCENES[scene].painted, names, strict=True)}
+        parts = [SCENES[scene].parts[name] for name in SCENES[scene].painted]
+        names = rng.choice(list(COLOURS), len(parts), replace=False)
+        colours = {m: str(name) for part, name in zip(parts, names, strict=True) for m in part.materials}
+        for material, name in colours.items():
+            number = model.material(material).id
+            model.mat_texid[number] = -1  # a texture would tint the colour
+            model.mat_rgba[number, :3] = COLOURS[name]
+        return colours
 
     def set_joint(self, scene: str, share: float) -> None:
         """Open the scene's joint to a share of its way."""
@@ -129,19 +163,26 @@ class SceneLabeller:
         mujoco.mj_forward(self._sim.model, self._sim.data)
 
     def look(self, scene: str, view: View, colours: Mapping[str, str]) -> tuple[UInt8[np.ndarray, "H W 3"], Labels]:
-        """The picture of now and what is seen in it."""
+        """The picture of now and what is seen in it. `colours`: of materials, as `paint` returns them."""
         model, data = self._sim.model, self._sim.data
         renderer = self._benchmark.renderer(scene, model)
         pixels = renderer.draw(model, data, view)
-        ids = identities(renderer, model, data, replace(view, oversample=1))
-        things: dict[str, Seen] = {}
-        for thing, material in SCENES[scene].materials.items():
-            geoms = np.flatnonzero(model.geom_matid == model.material(material).id)
-            seen = _seen(np.isin(ids, geoms), colours.get(thing))
-            if seen is not None:
-                things[thing] = seen
         pads = [i for i in range(model.ngeom) if model.body(model.geom_bodyid[i]).name in _PADS]
-        gripper = _seen(np.isin(ids, pads), None)
+        view = replace(view, oversample=1)
+        ids = identities(renderer, model, data, view)
+        robot = model.body_rootid[model.geom_bodyid] == model.body_rootid[model.geom_bodyid[pads[0]]]
+        groups = model.geom_group.copy()
+        model.geom_group[robot] = HIDDEN
+        behind = identities(renderer, model, data, view)  # what would show without the robot
+        model.geom_group[:] = groups
+        things: dict[str, Seen] = {}
+        for name, part in SCENES[scene].parts.items():
+            geoms = self.geoms(part)
+            seen = _seen(np.isin(ids, geoms), np.isin(behind, geoms), colours.get(part.materials[0]))
+            if seen is not None:
+                things[name] = seen
+        shown = np.isin(ids, pads)
+        gripper = _seen(shown, shown, None)
         if gripper is not None:
             x, y = project(model, data, view, data.site("endEffector").xpos[None])[0]
             if 0 <= x <= 1 and 0 <= y <= 1:
@@ -150,6 +191,19 @@ class SceneLabeller:
         # read anew: what the last step reported is older than a joint that was set since
         gap = float(np.clip(self._sim._get_obs()[3], 0, 1))
         return pixels, Labels(scene, things, min(max(opened, 0.0), 1.0), gap)
+
+    def geoms(self, part: _Part) -> Int64[np.ndarray, "n"]:
+        """The numbers of a part's geoms."""
+        import mujoco
+
+        model = self._sim.model
+        chosen = np.isin(model.geom_matid, [model.material(name).id for name in part.materials])
+        if part.body is not None:
+            chosen &= model.geom_bodyid == model.body(part.body).id
+        if part.meshes:
+            meshes = [model.mesh(name).id for name in part.meshes]
+            chosen &= (model.geom_type == mujoco.mjtGeom.mjGEOM_MESH) & np.isin(model.geom_dataid, meshes)
+        return np.flatnonzero(chosen)
 
     @property
     def _sim(self) -> Any:
@@ -166,14 +220,15 @@ def _share(rng: np.random.Generator) -> float:
     return float(rng.uniform(low, high))
 
 
-def _seen(mask: np.ndarray, colour: str | None) -> Seen | None:
+def _seen(mask: Bool[np.ndarray, "H W"], unhidden: Bool[np.ndarray, "H W"], colour: str | None) -> Seen | None:
+    """`unhidden`: where it would show without the robot; `mask` lies within."""
     if not mask.any():
         return None
     rows, columns = np.nonzero(mask)
     height, width = mask.shape
-    edge = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
+    edge = unhidden[0].any() or unhidden[-1].any() or unhidden[:, 0].any() or unhidden[:, -1].any()
     x, y = (columns.mean() + 0.5) / width, (rows.mean() + 0.5) / height
-    return Seen(float(x), float(y), float(mask.mean()), not edge, colour)
+    return Seen(float(x), float(y), float(mask.mean()), not edge, float(mask.sum() / unhidden.sum()), colour)
 
 
 def project(model: Any, data: Any, view: View, points: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 2"]:
