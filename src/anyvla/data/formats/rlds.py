@@ -21,7 +21,7 @@ from anyvla.config import STRICT, to_dict
 from anyvla.data import stored
 from anyvla.data.episode import Embodiment, Episode, steady
 from anyvla.data.formats import oxe, rlds_features, tf_example, tfrecord
-from anyvla.data.formats.rlds_frames import EncodedFrames, numbers_of
+from anyvla.data.formats.rlds_frames import EncodedFrames, Place, numbers_of
 from anyvla.data.formats.rlds_index import Index, build_index, said_in
 from anyvla.registry import nearest
 
@@ -120,6 +120,7 @@ class RLDSDataset:
             instructions = self._said(record, kept)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+        tfrecord.release(self._place(at)[0])
         return Episode(
             embodiment=self.embodiment,
             images={camera: self._frames(at, camera, kept) for camera in self._cameras},
@@ -170,14 +171,14 @@ class RLDSDataset:
         key = self._cameras[camera]
         swapped = self._entry is not None and camera in self._entry.swapped
         shape = self._about.steps[key].shape
-        i = self._index
-        place = (self._shards[int(i.shards[at])], int(i.offsets[at]), int(i.sizes[at]))
-        return EncodedFrames(place, f"steps/{key}", kept, shape, swapped, f"{self._where(at)}, {key}")
+        return EncodedFrames(self._place(at), f"steps/{key}", kept, shape, swapped, f"{self._where(at)}, {key}")
 
     def _parsed(self, at: int) -> dict[str, tf_example.Feature]:
+        return tf_example.parse(tfrecord.read(*self._place(at)))
+
+    def _place(self, at: int) -> Place:
         i = self._index
-        shard = self._shards[int(i.shards[at])]
-        return tf_example.parse(tfrecord.read(shard, int(i.offsets[at]), int(i.sizes[at])))
+        return self._shards[int(i.shards[at])], int(i.offsets[at]), int(i.sizes[at])
 
     def _within(self, index: int) -> int:
         if not 0 <= index < len(self):

@@ -36,6 +36,7 @@ class EncodedFrames(Frames):
         if len(encoded) != len(self):
             raise ValueError(f"{self._where} has {len(encoded)} images, the episode {len(self)} steps")
         decoded = {step: self._decode(encoded[step], step) for step in set(steps)}
+        tfrecord.release(self._place[0])
         for step, image in decoded.items():
             if image.shape != self.shape[1:]:
                 raise ValueError(

@@ -111,6 +111,7 @@ def _scan(
                 failures += 1
                 continue
             rows.append((number, at, offset, size, steps, tasks.setdefault(said, len(tasks))))
+        tfrecord.release(shard)
         if time.monotonic() - told > 10:
             told = time.monotonic()
             log.warning("index of %s: %d of %d files", about.folder, number + 1, len(shards))

@@ -70,6 +70,12 @@ def read(path: Path, offset: int, length: int) -> memoryview:
     return memoryview(_files(path).map)[offset : offset + length]
 
 
+def release(path: Path) -> None:
+    """Give the memory back that looking at records of a file took; they can be looked at again."""
+    if hasattr(mmap, "MADV_DONTNEED"):  # not everywhere
+        _files(path).map.madvise(mmap.MADV_DONTNEED)
+
+
 def check(path: Path, offset: int, length: int) -> bool:
     """Whether the data of a record has the checksum that was written. Raises ImportError without the extra."""
     try:
