@@ -22,7 +22,9 @@ from anyvla.actions.normalize import Normalizer
 from anyvla.config import Part, build, to_dict
 
 SPACE = embodiment().action  # three dims of position, a gripper
-NORMALIZER = Normalizer(SPACE, [(SPACE, statistics().action)], "quantile", what="action", clip=True)  # position: from -2 to 2
+NORMALIZER = Normalizer(
+    SPACE, [(SPACE, statistics().action)], "quantile", what="action", clip=True
+)  # position: from -2 to 2
 ROBOTS = torch.zeros(200, dtype=torch.int64)
 DATA = "a" * 64
 

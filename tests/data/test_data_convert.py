@@ -83,7 +83,8 @@ def test_what_is_there_already_is_not_overwritten(tmp_path):
 
 def test_a_damaged_episode_stops_it_or_is_left_out_and_counted(tmp_path):
     source = Damaged(EPISODES)
-    with pytest.raises(ValueError, match=r"episode 2 of memory cannot be converted: demo\.h5, demo_2: the file is cut\n.*--skip"):
+    message = r"episode 2 of memory cannot be converted: demo\.h5, demo_2: the file is cut\n.*--skip-damaged"
+    with pytest.raises(ValueError, match=message):
         convert(source, tmp_path / "out", processes=1)
     report = convert(source, tmp_path / "out", processes=1, skip_damaged=True)
     assert report.skipped == {"2": "demo.h5, demo_2: the file is cut"}

@@ -73,8 +73,8 @@ def test_no_frame_is_decoded():
     [
         (
             {"actions": np.zeros((6, 7), np.float32)},
-            r"memory, episode 1: actions have shape \(6, 7\), but embodiment 'arm' declares 4 dims \(hand 3, gripper 1\), "
-            "and the episode has 6 steps: declare the groups that the data has",
+            r"memory, episode 1: actions have shape \(6, 7\), but embodiment 'arm' declares 4 dims "
+            r"\(hand 3, gripper 1\), and the episode has 6 steps: declare the groups that the data has",
         ),
         ({"proprio": np.zeros((6, 2), np.float32)}, r"proprio have shape \(6, 2\), but embodiment 'arm' declares 4"),
         ({"proprio": np.zeros((5, 4), np.float32)}, r"proprio have shape \(5, 4\), .* and the episode has 6 steps"),

@@ -1,7 +1,6 @@
 import dataclasses
 import errno
 import json
-import shutil
 
 import pytest
 import torch

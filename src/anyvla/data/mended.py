@@ -28,8 +28,7 @@ class Mended(Wrapped):
             raise ValueError(f"every episode of {dataset.root} has an error: there is nothing to keep")
         scale = Scale(dataset)
         self._spans: dict[int, tuple[int, int]] = {
-            i: moving_span(dataset[i], scale.spread["proprio"], scale.spread["actions"])
-            for i in sorted(idle)
+            i: moving_span(dataset[i], scale.spread["proprio"], scale.spread["actions"]) for i in sorted(idle)
         }
         self.dropped = {str(i): text for i, text in sorted(broken.items())}
         self.cut = {str(i): [first, int(dataset.lengths[i]) - last] for i, (first, last) in self._spans.items()}
