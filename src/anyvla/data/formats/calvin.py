@@ -44,7 +44,7 @@ class CalvinConfig:
 
 
 class CalvinDataset:
-    """A CALVIN folder (or one split of it) as an `EpisodeDataset`.
+    """CALVIN: a folder of steps, or one split of it.
 
     Relative actions are differences of the tool's pose in the axes of the WORLD, x 50 (positions) and x 20 (Euler
     angles, each on its own), clipped to +-1; the gripper is -1 closed, 1 open. Raises ValueError with the way out for

@@ -44,7 +44,7 @@ class Description:
 
 
 class FolderDataset:
-    """A plain folder as an `EpisodeDataset`; the order of episodes is that of the names of their files.
+    """A plain folder of npz or HDF5, one file an episode; the order of episodes is that of the names of their files.
 
     `embodiment` replaces that of `dataset.yaml`. Raises ValueError that names the file and the key that do not fit.
     """

@@ -29,7 +29,7 @@ _LARGE = 32 << 20  # bytes of the table of episodes from which on its columns ar
 
 
 class LeRobotDataset(LeRobotReader):
-    """See `LeRobotReader`; files of many episodes, and a table of episodes in `meta/episodes`."""
+    """LeRobot v3.0: files of many episodes, a table of episodes in `meta/episodes`; see `LeRobotReader`."""
 
     FORMAT: ClassVar[str] = "lerobot"
     VERSIONS: ClassVar[tuple[str, ...]] = (VERSION,)

@@ -19,7 +19,7 @@ from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader, code_task
 
 
 class LeRobotV2Dataset(LeRobotReader):
-    """See `LeRobotReader`; files of one episode each."""
+    """LeRobot v2.1 and v2.0: files of one episode each; see `LeRobotReader`."""
 
     FORMAT: ClassVar[str] = "lerobot_v2"
     VERSIONS: ClassVar[tuple[str, ...]] = ("v2.0", "v2.1")

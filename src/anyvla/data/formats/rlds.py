@@ -43,7 +43,7 @@ class RLDSConfig:
 
 
 class RLDSDataset:
-    """A version of a data set as an `EpisodeDataset`.
+    """RLDS, Open X-Embodiment: one version of a data set of tensorflow-datasets.
 
     `embodiment` is needed for data sets that the table does not know; for others it chooses cameras. Raises ValueError
     with the way out for files that are missing or cut, keys that the data does not have, and data of unknown meaning.

@@ -53,7 +53,7 @@ class _Demo:
 
 
 class RobomimicDataset:
-    """HDF5 demonstrations as an `EpisodeDataset`.
+    """HDF5 demonstrations of robomimic and LIBERO.
 
     `embodiment`: for robots other than a single arm under an OSC controller of robosuite, or to choose cameras
     (`agentview_image` and `agentview_rgb` are camera `agentview`). Raises ValueError with the way out.
