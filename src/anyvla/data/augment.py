@@ -121,14 +121,18 @@ def _jittered(images: Tensor, amounts: Float[Tensor, "4 V"], generator: torch.Ge
     """
     if not amounts.any():
         return images
-    batch, _, views = images.shape[:3]
+    batch, steps, views = images.shape[:3]
     random = amounts.T * (torch.rand(batch, views, 4, generator=generator) * 2 - 1)  # (B, V, 4)
-    pixels = images.transpose(1, 2).float()  # (B, V, W, H, W, 3)
-    grey = pixels.mean((2, 3, 4)) @ _YIQ[0].to(pixels)  # (B, V)
-    matrix, kept = (x.to(pixels) for x in _colour_matrices(random))
-    offset = (kept * grey)[..., None]  # towards the mean grey: equal in all channels, which saturation and hue keep
-    out = pixels.flatten(2, 4) @ matrix.transpose(-1, -2) + (offset + 0.5)[..., None, :]  # (B, V, W*H*W, 3)
-    return out.clamp_(0, 255).to(torch.uint8).view_as(pixels).transpose(1, 2).contiguous()
+    luma = _YIQ[0].to(images.device)
+    matrices, kept = (x.to(images.device) for x in _colour_matrices(random))
+    out = torch.empty_like(images)
+    for source, target, matrix, share in zip(images, out, matrices, kept, strict=True):  # one sample fits a CPU's cache
+        pixels = source.transpose(0, 1).flatten(1, 3).float()  # (V, W*H*W, 3)
+        grey = share * (pixels.mean(1) @ luma)  # (V,); the same in all channels: saturation and hue keep it
+        # not baddbmm: with an offset spread over the pixels it takes several times as long on a CPU
+        pixels = (pixels @ matrix.mT).add_(grey[:, None, None] + 0.5).clamp_(0, 255)
+        target.copy_(pixels.unflatten(1, (steps, *images.shape[3:5])).transpose(0, 1))  # cut to whole levels
+    return out
 
 
 def _colour_matrices(random: Float[Tensor, "B V 4"]) -> tuple[Float[Tensor, "B V 3 3"], Float[Tensor, "B V"]]:
