@@ -155,17 +155,9 @@ class RLDSDataset:
         return vectors[0], vectors[1], slice(0, length)
 
     def _said(self, record: Mapping[str, tf_example.Feature], kept: slice) -> tuple[str, ...]:
-        """The different instructions of an episode. Raises ValueError if it is told different things over time."""
-        out: list[str] = []
-        for key in self._instructions:
-            said = said_in(record, key, self._about, self._entry, kept)
-            if len(said) > 1:
-                raise ValueError(
-                    f"its instruction ({key}) changes over time ({said[0]!r}, then {said[1]!r}), which is not read: "
-                    "make an episode of each"
-                )
-            out += [text for text in said if text.strip() and text not in out]
-        return tuple(out)
+        """The different instructions of an episode."""
+        said = [t for key in self._instructions for t in said_in(record, key, self._about, self._entry, kept)]
+        return tuple(dict.fromkeys(text for text in said if text.strip()))
 
     def _frames(self, at: int, camera: str, kept: slice) -> EncodedFrames:
         key = self._cameras[camera]

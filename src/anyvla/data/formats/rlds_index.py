@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_VERSION = 1  # of what is kept: an index of another one is made anew
 _COLUMNS = ("shards", "numbers", "offsets", "sizes", "steps", "task")
 
 
@@ -50,7 +51,7 @@ def build_index(
     config: RLDSConfig,
 ) -> Index:
     """The index of a split, from the cache folder if it is there. Raises ValueError for damaged files."""
-    meaning = json.dumps([list(instructions), to_dict(config), None if entry is None else to_dict(entry)])
+    meaning = json.dumps([_VERSION, list(instructions), to_dict(config), None if entry is None else to_dict(entry)])
     name = stored.fingerprint(about.folder, [*shards, about.folder / "features.json"], meaning)
     path = stored.folder("rlds") / f"{name}.npz"
     if path.is_file():
@@ -103,14 +104,15 @@ def _scan(
                 kept = entry.kept(steps) if entry is not None else slice(0, steps)
                 if kept.stop <= kept.start:
                     raise ValueError(f"it has {steps} steps, too few to be an episode")
-                said = next((t for key in instructions for t in said_in(record, key, about, entry, kept)), "")
+                told_in_all = [t for key in instructions for t in said_in(record, key, about, entry, kept)]
             except ValueError as error:
                 fault(where, str(error))
                 continue
             if entry is not None and entry.success is not None and not _succeeded(record, entry.success):
                 failures += 1
                 continue
-            rows.append((number, at, offset, size, steps, tasks.setdefault(said, len(tasks))))
+            task = tasks.setdefault(next(iter(told_in_all), ""), len(tasks))
+            rows.append((number, at, offset, size, steps, task))
         tfrecord.release(shard)
         if time.monotonic() - told > 10:
             told = time.monotonic()
@@ -131,8 +133,9 @@ def said_in(
     entry: oxe.OxeEntry | None,
     kept: slice,
 ) -> list[str]:
-    """The different texts of a key over the kept steps; a key beside the steps has one. Raises ValueError for what is
-    no UTF-8.
+    """The text of a key, which is the same at all kept steps, as a list; empty if the record has none.
+
+    Raises ValueError for what is no UTF-8, and if the text changes over time.
     """
     leaf = about.steps.get(key)
     feature = record.get(key if leaf is None else f"steps/{key}")
@@ -140,12 +143,22 @@ def said_in(
         return []
     if entry is not None and entry.instruction_coding == "integers" and leaf is not None:
         rows = feature.numbers().reshape(-1, *(n or 1 for n in leaf.shape))
-        return [oxe.decode_integers(row) for row in np.unique(rows[kept], axis=0)]
+        return _one([oxe.decode_integers(row) for row in np.unique(rows[kept], axis=0)], key)
     texts = feature.texts()
     try:
-        return [text.decode("utf-8") for text in dict.fromkeys(map(bytes, texts if leaf is None else texts[kept]))]
+        different = dict.fromkeys(map(bytes, texts if leaf is None else texts[kept]))
+        return _one([text.decode("utf-8") for text in different], key)
     except UnicodeDecodeError as error:
         raise ValueError(f"its instruction ({key}) is no UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def _one(texts: list[str], key: str) -> list[str]:
+    if len(texts) > 1:
+        raise ValueError(
+            f"its instruction ({key}) changes over time ({texts[0]!r}, then {texts[1]!r}), which is not read: make an "
+            "episode of each"
+        )
+    return texts
 
 
 def _count_steps(record: Mapping[str, tf_example.Feature], steps: Mapping[str, Leaf]) -> int:
