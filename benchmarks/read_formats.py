@@ -224,26 +224,35 @@ def statistics(options: argparse.Namespace, root: Path) -> None:
         print(f"{turn}: {time.perf_counter() - begin:.2f} s for {count * STEPS:,} steps of 7 + 7 dims")
 
 
+def resident(kind: str) -> float:
+    """Megabytes of this process, as Linux counts them: RssAnon its own, RssFile pages of mapped files."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{kind}:")[1].split()[0]) * 1024 / 1e6
+
+
 def memory(options: argparse.Namespace, root: Path) -> None:
     records = [rlds_record(e, True) for e in episodes(20)]  # each of them comes often, that the files be large
     write_rlds(root / "rlds", records * ((options.episodes or 1000) // 20), (SIZE, SIZE, 3))
     data = WindowDataset(Mixture([open_rlds(root / "rlds")], [1.0], [None]), WindowConfig(window=8, cache_gb=0))
-    sampler, process = MixtureSampler(data.sizes, [1.0], 16, 0), psutil.Process()
+    sampler = MixtureSampler(data.sizes, [1.0], 16, 0)
     begin = told = time.perf_counter()
-    lines, step = ["seconds,windows,private_mb,resident_mb"], 0
+    lines, step = ["seconds,windows,own_mb,mapped_mb"], 0
     while time.perf_counter() - begin < 60 * options.minutes:
         data.batch(sampler.draw(step))
         step += 1
         if time.perf_counter() - told > 60 * options.minutes / 200:
             told = time.perf_counter()
-            used = process.memory_full_info()  # resident pages include those of mapped files, which cost nobody memory
-            lines.append(f"{told - begin:.1f},{16 * step},{used.uss / 1e6:.1f},{used.rss / 1e6:.1f}")
+            own, mapped = (resident(kind) for kind in ("RssAnon", "RssFile"))
+            lines.append(f"{told - begin:.1f},{16 * step},{own:.1f},{mapped:.1f}")
     options.out.write_text("\n".join(lines) + "\n")
-    private = np.array([float(line.split(",")[2]) for line in lines[1:]])
-    tenth = max(1, len(private) // 10)
-    rate = 16 * step / (time.perf_counter() - begin)
-    print(f"{16 * step:,} windows, {rate:.0f} a second; private memory {private[:tenth].mean():.0f} MB in the first")
-    print(f"tenth of the time, {private[-tenth:].mean():.0f} MB in the last, {private.max():.0f} MB at most")
+    found = np.array([line.split(",")[2:] for line in lines[1:]], float)  # (n, 2)
+    tenth = max(1, len(found) // 10)
+    print(f"{16 * step:,} windows, {16 * step / (time.perf_counter() - begin):.0f} a second")
+    for name, values in zip(("own memory", "mapped files"), found.T, strict=True):
+        first, last = values[:tenth].mean(), values[-tenth:].mean()
+        print(
+            f"{name}: {first:.0f} MB in the first tenth of the time, {last:.0f} in the last, {values.max():.0f} at most"
+        )
 
 
 def index(options: argparse.Namespace, root: Path) -> None:

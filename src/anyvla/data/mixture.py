@@ -16,7 +16,6 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from anyvla.actions.normalize import Statistics
 from anyvla.actions.space import Rotation
 from anyvla.config import STRICT, FormatPart
 from anyvla.data.cameras import Cameras
@@ -115,10 +114,9 @@ class Mixture:
         Raises ValueError for numbers that cannot be trained on. `progress(done, total)` counts episodes.
         """
         out = []
-        for index, name in enumerate(self.canonical.names):
-            own = [d for d, robot in zip(self.datasets, self.robot_of, strict=True) if robot == index]
-            statistics: Statistics = pooled(own, progress=progress)
-            out.append(Robot(next(d.embodiment for d in own if d.embodiment.name == name), statistics))
+        for name in self.canonical.names:
+            own = [d for d in self.datasets if d.embodiment.name == name]
+            out.append(Robot(own[0].embodiment, pooled(own, progress=progress)))
         return out
 
     def instruction(self, source: int, episode: Episode, chance: int) -> str:
