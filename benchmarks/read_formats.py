@@ -230,6 +230,25 @@ def resident(kind: str) -> float:
     return int(status.split(f"{kind}:")[1].split()[0]) * 1024 / 1e6
 
 
+def drawn(megabytes: np.ndarray, minutes: float) -> str:
+    """Own memory and mapped files (n, 2) over time, as SVG."""
+    width, height, top = 640, 220, max(1.0, float(megabytes.max()) * 1.25)
+    x = np.linspace(50, width - 10, len(megabytes))
+    parts = []
+    for name, values, colour in zip(("own memory", "mapped files"), megabytes.T, ("#2160c4", "#c2410c"), strict=True):
+        y = height - 30 - values / top * (height - 50)
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="{width - 12}" y="{y[-1] - 8:.1f}" text-anchor="end" fill="{colour}">{name}</text>')
+    frame = f'<path d="M50 10V{height - 30}H{width - 10}" fill="none" stroke="#808080"/>'
+    labels = f'<text x="46" y="18" text-anchor="end">{top:.0f} MB</text>'
+    labels += f'<text x="46" y="{height - 30}" text-anchor="end">0</text>'
+    labels += f'<text x="{width - 10}" y="{height - 10}" text-anchor="end">{minutes:g} minutes</text>'
+    style = 'font-family="sans-serif" font-size="13" fill="#808080"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {style}>'
+    return f"{head}{frame}{labels}{''.join(parts)}</svg>\n"
+
+
 def memory(options: argparse.Namespace, root: Path) -> None:
     records = [rlds_record(e, True) for e in episodes(20)]  # each of them comes often, that the files be large
     write_rlds(root / "rlds", records * ((options.episodes or 1000) // 20), (SIZE, SIZE, 3))
@@ -246,6 +265,7 @@ def memory(options: argparse.Namespace, root: Path) -> None:
             lines.append(f"{told - begin:.1f},{16 * step},{own:.1f},{mapped:.1f}")
     options.out.write_text("\n".join(lines) + "\n")
     found = np.array([line.split(",")[2:] for line in lines[1:]], float)  # (n, 2)
+    options.out.with_suffix(".svg").write_text(drawn(found, options.minutes))
     tenth = max(1, len(found) // 10)
     print(f"{16 * step:,} windows, {16 * step / (time.perf_counter() - begin):.0f} a second")
     for name, values in zip(("own memory", "mapped files"), found.T, strict=True):
