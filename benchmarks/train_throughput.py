@@ -18,18 +18,20 @@ from pathlib import Path
 import torch
 
 from anyvla.config import to_dict
-from anyvla.data.formats.lerobot import LeRobotDataset
+from anyvla.data.mixture import DataConfig, Mixture, open_mixture
 from anyvla.recipe import read
 from anyvla.training.loop import Progress, train
 
 
-def measure(recipe_name: str, dataset: LeRobotDataset, precision: str, steps: int) -> tuple[float, float]:
+def measure(recipe_name: str, mixture: Mixture, precision: str, steps: int) -> tuple[float, float]:
     """Median samples/s and mean share of waiting over the log lines after the first."""
     overrides = [f"--training.precision={precision}", f"--training.steps={steps}", "--training.log_every=10"]
     recipe = read(recipe_name, overrides)
     lines: list[Progress] = []
     with tempfile.TemporaryDirectory() as run:
-        train(recipe.model, recipe.training, dataset, Path(run), to_dict(recipe), progress=lines.append)
+        train(
+            recipe.model, recipe.training, mixture, mixture.robots(), Path(run), to_dict(recipe), progress=lines.append
+        )
     rates, waits = [p.samples_per_s for p in lines[1:]], [p.wait_share for p in lines[1:]]
     return statistics.median(rates), statistics.mean(waits)
 
@@ -42,11 +44,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    dataset = LeRobotDataset(options.dataset)
+    mixture = open_mixture(DataConfig(), options.dataset)
     found: dict[str, list[tuple[float, float]]] = {"float32": [], "bfloat16": []}
     for _ in range(options.rounds):
         for precision, rounds in found.items():
-            rounds.append(measure(options.recipe, dataset, precision, options.steps))
+            rounds.append(measure(options.recipe, mixture, precision, options.steps))
     result = {
         precision: {
             "samples_per_s": [round(rate, 1) for rate, _ in rounds],

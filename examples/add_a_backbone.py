@@ -74,7 +74,7 @@ def main() -> None:
     from pathlib import Path
 
     from anyvla.config import build, to_dict
-    from anyvla.data.formats.lerobot import LeRobotDataset
+    from anyvla.data.mixture import DataConfig, open_mixture
     from anyvla.policy import VLA, VLAConfig
     from anyvla.training.loop import Progress, TrainingConfig, train
 
@@ -82,7 +82,7 @@ def main() -> None:
         print(f"step {line.step:4d} of {line.steps}: loss {line.loss:.4f}, {line.elapsed_s:.0f} s", flush=True)
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path, help="a LeRobot folder, such as outputs/quickstart/dataset")
+    parser.add_argument("dataset", type=Path, help="a data set, such as outputs/quickstart/dataset")
     parser.add_argument("--out", type=Path, default=Path("outputs/add_a_backbone"), help="the run folder")
     parser.add_argument("--steps", type=int, default=150, help="of the optimiser (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=6, help="of the language model (default: %(default)s)")
@@ -109,8 +109,8 @@ def main() -> None:
         },
     )
     document = {"name": "add_a_backbone", "model": to_dict(model), "training": to_dict(training)}
-    dataset = LeRobotDataset(options.dataset)
-    checkpoint = train(model, training, dataset, options.out, document, progress=show)
+    mixture = open_mixture(DataConfig(), options.dataset)
+    checkpoint = train(model, training, mixture, mixture.robots(), options.out, document, progress=show)
     policy = VLA.load(checkpoint)  # neither package is asked for weights again: the checkpoint holds them
     tokens, weights = policy.backbone.image_tokens, sum(p.numel() for p in policy.parameters())
     print(f"trained: {checkpoint} ({weights / 1e6:.0f} M parameters, {tokens} tokens an image)\n{RECIPE_LINES}")
