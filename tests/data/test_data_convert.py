@@ -91,6 +91,33 @@ def test_a_damaged_episode_stops_it_or_is_left_out_and_counted(tmp_path):
     assert open_dataset(tmp_path / "out").lengths.tolist() == [5, 6, 8]
 
 
+def test_what_was_left_out_once_is_not_left_out_again_unasked(tmp_path):
+    source = Damaged(EPISODES)
+    asked = []
+
+    def stop() -> bool:  # after the damaged one was met
+        notes = tmp_path / "out.partial/notes.json"
+        asked.append(notes.exists() and "demo_2" in notes.read_text())
+        return asked[-1]
+
+    with pytest.raises(Interrupted):
+        convert(source, tmp_path / "out", processes=1, skip_damaged=True, stop=stop)
+    with pytest.raises(ValueError, match="episode 2 of memory cannot be converted"):
+        convert(source, tmp_path / "out", processes=1)
+
+
+def test_reading_back_can_be_stopped_too(tmp_path):
+    source, seen = InMemory(EPISODES), []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        seen.append((stage, done))
+
+    with pytest.raises(Interrupted, match="written; stopped after reading back 2 of 4"):
+        convert(source, tmp_path / "out", progress=progress, stop=lambda: ("verify", 2) in seen)
+    assert not (tmp_path / "out" / REPORT).exists()
+    assert convert(source, tmp_path / "out").episodes == 4
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

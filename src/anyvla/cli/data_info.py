@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     wrong = ", ".join(f"{name} ({n})" for name, n in counts.items())
     table.add_row("wrong", f"{wrong}: anyvla data check {options.path}" if wrong else "nothing found")
     statistics = facts["statistics"]
-    table.add_row("statistics", statistics if isinstance(statistics, str) else "anyvla data statistics PATH")
+    table.add_row("statistics", statistics if isinstance(statistics, str) else f"anyvla data statistics {options.path}")
     Console().print(table)
     return 0
 

@@ -6,7 +6,6 @@ with their source. What was found is kept in `meta/conversion.json`: without it 
 
 from __future__ import annotations
 
-import errno
 import json
 import multiprocessing
 import os
@@ -77,7 +76,7 @@ def convert(
     skipped = LeRobotDataset(LeRobotDataset.Config(), root).notes.get("skipped", {})
     kept = [i for i in chosen if str(i) not in skipped]
     try:
-        report = verify(source, kept, root, origin, skipped, lambda done, total: progress("verify", done, total))
+        report = verify(source, kept, root, origin, skipped, lambda done, total: progress("verify", done, total), stop)
     except ValueError:
         shutil.move(root, root.with_name(root.name + ".wrong"))  # for a look; it must not pass for the real one
         raise
@@ -97,7 +96,8 @@ def _write(
 ) -> None:
     """Stage what is missing, and merge."""
     writer = LeRobotWriter(root, source.embodiment, provenance={"format": "lerobot", **wanted})
-    skipped: dict[str, str] = dict(writer.notes.get("skipped", {}))
+    skipped: dict[str, str] = dict(writer.notes.get("skipped", {})) if skip_damaged else {}
+    writer.note("skipped", skipped)  # what an earlier run was told to leave out, this one may not be
     todo = [i for i in chosen if i not in writer.done and str(i) not in skipped]
     count = min(processes or os.cpu_count() or 1, max(1, len(todo)))
     done = len(chosen) - len(todo)
@@ -137,10 +137,11 @@ def verify(
     origin: dict[str, Any],
     skipped: dict[str, str],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Conversion:
     """Read back what lies at `root` and compare: every number exactly, some frames of each episode within the codec.
 
-    Raises ValueError at the first difference.
+    Raises ValueError at the first difference, Interrupted after `stop()` said so.
     """
     written = open_dataset(root, "lerobot")
     if len(written) != len(kept):
@@ -150,6 +151,8 @@ def verify(
     found: dict[str, list[float]] = {camera: [] for camera in source.embodiment.cameras}
     steps = 0
     for number, index in enumerate(kept):
+        if stop():
+            raise Interrupted(f"written; stopped after reading back {number} of {len(kept)} episodes; do it again")
         old, new = source[index], written[number]
         _compare(old, new, f"{root}, episode {number}, made of episode {index}")
         steps += len(new)
@@ -201,10 +204,6 @@ def _stage(index: int) -> str | None:
     source, partial_root = _job
     try:
         stage_episode(partial_root, source.embodiment, index, source[index])
-    except (ValueError, KeyError, EOFError) as error:
-        return str(error)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
+    except (ValueError, KeyError, EOFError, FileNotFoundError) as error:  # any other is no fault of the episode
         return str(error)
     return None

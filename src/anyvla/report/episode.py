@@ -5,6 +5,7 @@ One folder with an HTML file and the videos. Plots are inline SVG; a line in eac
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 from markupsafe import Markup
 
 from anyvla.actions.space import ActionSpace
-from anyvla.data.episode import EpisodeDataset
+from anyvla.data.episode import EpisodeDataset, Images
 from anyvla.report.page import environment
 from anyvla.report.video import write_video
 
 _WIDTH, _HEIGHT, _PAD = 640, 120, 6
+_BLOCK = 64  # frames in memory at once
 _COLOURS = 7  # c0 .. c6 of the style sheet
 
 
@@ -28,7 +30,7 @@ def write_episode(dataset: EpisodeDataset, index: int, folder: Path) -> Path:
     videos: dict[str, str] = {}
     for camera, images in episode.images.items():
         name = f"camera-{len(videos)}.mp4"
-        write_video(folder / name, (frame for frame in images[:]), robot.control_hz)
+        write_video(folder / name, _one_by_one(images), robot.control_hz)
         videos[camera] = name
     plots = [
         (what, name, labels, plot(rows, episode.timestamps, f"{what}, {name}"))
@@ -45,7 +47,7 @@ def write_episode(dataset: EpisodeDataset, index: int, folder: Path) -> Path:
         "count": len(dataset),
         "videos": videos,
         "plots": plots,
-        "seconds": float(episode.timestamps[-1]) + 1 / robot.control_hz,
+        "seconds": float(episode.timestamps[-1]),
         "facts": {
             "robot": robot.name,
             "steps": len(episode),
@@ -58,6 +60,12 @@ def write_episode(dataset: EpisodeDataset, index: int, folder: Path) -> Path:
     page = folder / "index.html"
     page.write_text(environment().get_template("episode.html.j2").render(context), encoding="utf-8")
     return page
+
+
+def _one_by_one(images: Images) -> Iterator[np.ndarray]:
+    """Frames, of which a few are in memory at a time."""
+    for start in range(0, len(images), _BLOCK):
+        yield from images[start : start + _BLOCK]
 
 
 def _groups(space: ActionSpace, array: np.ndarray) -> list[tuple[str, list[str], np.ndarray]]:
@@ -75,6 +83,7 @@ def plot(rows: np.ndarray, times: np.ndarray, label: str) -> Markup:
     """Lines of (T, d) values over time as SVG. Numbers that are not finite leave gaps."""
     finite = rows[np.isfinite(rows)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    told = f"{low:.4g} to {high:.4g}" if high > low else f"always {low:.4g}"
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
     x = _PAD + times / max(float(times[-1]), 1e-9) * (_WIDTH - 2 * _PAD)
@@ -94,5 +103,5 @@ def plot(rows: np.ndarray, times: np.ndarray, label: str) -> Markup:
     return Markup(
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" preserveAspectRatio="none" aria-label="{{}}">{{}}'
         f'<line class="now" x1="{_PAD}" x2="{_PAD}" y1="0" y2="{_HEIGHT}"/></svg>'
-        '<p class="range">{} to {}</p>'
-    ).format(label, Markup(axis + "".join(lines)), f"{low:.4g}", f"{high:.4g}")
+        '<p class="range">{}</p>'
+    ).format(label, Markup(axis + "".join(lines)), told)
