@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from demonstrations import ROBOT, InMemory, demonstration, scene
 
+from anyvla.actions.rotations import convert
 from anyvla.actions.space import ActionSpace, Group
 from anyvla.data.episode import Embodiment, Episode, Frames, steady
 from anyvla.data.mended import Mended
@@ -139,6 +140,94 @@ def test_duplicates_and_words():
     finding = only(smooth(50, 9, instructions=()))
     assert (finding.kind, finding.severity) == ("instruction", "warning")
     assert only(smooth(50, 9, instructions=("open the dr\ufffdwer",))).severity == "error"
+
+
+def test_equal_numbers_are_a_duplicate_only_if_they_show_and_say_the_same():
+    length = len(CLEAN[3])
+    elsewhere = {"corner": scene(length, seed=91), "wrist": scene(length, seed=92)}
+    assert found(dataclasses.replace(CLEAN[3], images=elsewhere, instructions=("another",))) == []
+    finding = only(dataclasses.replace(CLEAN[3], instructions=("another",)))
+    assert (finding.kind, finding.severity) == ("duplicate", "warning")
+    assert finding.text == "the same as episode 3, but told 'another'"
+    finding = only(CLEAN[3], frames="none")
+    assert (finding.severity, finding.text[-28:]) == ("warning", "its frames were not compared")
+    coded = {c: np.asarray(f) ^ 1 for c, f in CLEAN[3].images.items()}  # as through another codec
+    assert only(dataclasses.replace(CLEAN[3], images=coded)).severity == "error"
+
+
+def test_what_is_empty_or_missing():
+    nothing = smooth(50, 9)
+    empty = dataclasses.replace(
+        nothing,
+        actions=nothing.actions[:0],
+        proprio=nothing.proprio[:0],
+        timestamps=nothing.timestamps[:0],
+        images={c: scene(1)[:0] for c in ROBOT.cameras},
+    )
+    for look in ("none", "sampled", "all"):
+        assert only(empty, frames=look).text == "it has no steps"
+    assert only(smooth(50, 9, images={"corner": scene(50)})).text == "camera 'wrist' is missing"
+    times = steady(50, ROBOT.control_hz)
+    times[5] = np.nan
+    assert only(smooth(50, 9, timestamps=times)).kind == "timestamps"
+
+
+def test_cameras_that_fail_on_the_way():
+    frozen, dark = scene(50), scene(50)
+    frozen[25:] = frozen[25]
+    dark[30:40] = 0
+    finding = only(smooth(50, 9, images={"corner": scene(50), "wrist": frozen}), frames="all")
+    assert (finding.kind, finding.text) == (
+        "frozen",
+        "camera 'wrist' stands still from step 25 on while the robot moves",
+    )
+    assert "is black at step 30" in only(smooth(50, 9, images={"corner": scene(50), "wrist": dark}), frames="all").text
+
+
+def test_noise_is_no_motion_and_rest_is_told():
+    episode, rng = smooth(40, 9), np.random.default_rng(0)
+    head = np.repeat(episode.proprio[:1], 30, 0)
+    head[:, :3] += rng.normal(scale=1e-4, size=(30, 3))
+    actions = np.concatenate([np.zeros((30, 4), np.float32), episode.actions])
+    actions[:30, 3] = episode.actions[0, 3]
+    finding = only(smooth(70, 9, actions=actions, proprio=np.concatenate([head, episode.proprio])))
+    assert finding.text == "nothing moves for 30 steps at its begin"
+    rest = smooth(50, 9, actions=np.repeat(actions[:1], 50, 0), proprio=np.repeat(episode.proprio[:1], 50, 0))
+    data = InMemory([*CLEAN, rest])
+    [finding] = check(data)
+    assert (finding.kind, finding.text) == ("idle", "nothing moves from its begin to its end")
+    assert Mended(data, [finding]).lengths.tolist() == data.lengths.tolist()  # for a person to decide
+
+
+def turning(length: int, angles: np.ndarray, rotation: str) -> Episode:
+    size = {"quaternion_xyzw": 4, "axis_angle": 3}[rotation]
+    group = Group(name="rotation", size=size, kind="rotation", rotation=rotation)
+    robot = Embodiment(**{**vars(ROBOT), "proprio": ActionSpace(groups=(group,))})
+    vectors = angles[:, None] * [0.6, 0.64, 0.48]
+    proprio = convert(vectors, "axis_angle", rotation).astype(np.float32)
+    return smooth(length, length, embodiment=robot, proprio=proprio)
+
+
+@pytest.mark.parametrize("rotation", ["quaternion_xyzw", "axis_angle"])
+def test_orientations_are_compared_by_the_angle_between(rotation):
+    steps = [turning(n, np.linspace(0, 2, n), rotation) for n in (40, 41)]
+    through = turning(43, np.linspace(2.2, 4.1, 43), rotation)  # past pi, where vectors flip
+    robot = steps[0].embodiment
+    assert [f.kind for f in check(InMemory([*steps, through], robot)) if f.kind == "jump"] == []
+    angles = np.linspace(0, 2, 42)
+    angles[21:] += 1.5
+    [finding] = [f for f in check(InMemory([*steps, turning(42, angles, rotation)], robot)) if f.kind == "jump"]
+    assert finding.episode == 2
+    assert "at step 21" in finding.text
+
+
+def test_a_dim_that_rests_most_of_the_time_may_move():
+    def seldom(seed: int) -> Episode:
+        episode = smooth(60, seed)
+        switch = (np.arange(60)[:, None] > 30).astype(np.float32)
+        return dataclasses.replace(episode, proprio=np.concatenate([episode.proprio[:, :3], switch], 1))
+
+    assert check(InMemory([seldom(i) for i in range(4)])) == []
 
 
 def test_an_episode_that_cannot_be_read_does_not_end_the_check():

@@ -55,10 +55,12 @@ def run(options: argparse.Namespace) -> int:
     if options.fix is None:
         return int(errors)
     from anyvla.cli.data_convert import converted
+    from anyvla.data import stored
     from anyvla.data.mended import Mended
 
     mended = Mended(dataset, findings)
     converted(mended, options.fix)
-    (options.fix / "meta/fixes.json").write_text(json.dumps({"dropped": mended.dropped, "cut": mended.cut}, indent=1))
+    done = json.dumps({"dropped": mended.dropped, "cut": mended.cut}, indent=1, ensure_ascii=False)
+    stored.write(options.fix / "meta/fixes.json", done.encode())
     console.print(f"{len(mended.dropped)} episodes left out, {len(mended.cut)} cut: {options.fix}", highlight=False)
     return 0

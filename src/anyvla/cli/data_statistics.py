@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     table = Table(box=None, pad_edge=False)
     for heading in ("", "group", "dim", *_COLUMNS, "worth a look"):
-        table.add_column(heading, justify="right" if heading in _COLUMNS else "left")
+        table.add_column(heading, justify="right" if heading in _COLUMNS else "left", overflow="fold")
     robot = dataset.embodiment
     for name, space, of in (
         ("action", robot.action, statistics.action),

@@ -27,9 +27,11 @@ class Mended(Wrapped):
         if not self.kept:
             raise ValueError(f"every episode of {dataset.root} has an error: there is nothing to keep")
         scale = Scale(dataset)
-        self._spans: dict[int, tuple[int, int]] = {
-            i: moving_span(dataset[i], scale.spread["proprio"], scale.spread["actions"]) for i in sorted(idle)
-        }
+        self._spans: dict[int, tuple[int, int]] = {}
+        for i in sorted(idle):
+            span = moving_span(dataset[i], scale.spread["proprio"], scale.spread["actions"])
+            if span is not None:  # one in which nothing moves at all stays, for a person to decide
+                self._spans[i] = span
         self.dropped = {str(i): text for i, text in sorted(broken.items())}
         self.cut = {str(i): [first, int(dataset.lengths[i]) - last] for i, (first, last) in self._spans.items()}
         super().__init__(dataset, {"dropped": self.dropped, "cut": self.cut})

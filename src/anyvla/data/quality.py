@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from anyvla.actions.rotations import quaternions, radians
 from anyvla.actions.space import ActionSpace, Group
 from anyvla.data.episode import Episode, EpisodeDataset
 
@@ -36,9 +37,11 @@ Kind = Literal[
 Severity = Literal["error", "warning"]
 Look = Literal["none", "sampled", "all"]
 
-_JUMP = 12.0  # a step this many times the 99th percentile of the data set's steps is a jump
-_IDLE = 15  # steps without motion at an end that are worth cutting
-_STILL = 1e-6  # of the spread of the data: less is no motion
+_JUMP = 12.0  # a step this many times the 99th percentile of the data set's steps, of those that move, is a jump
+_IDLE = 15  # steps without motion at an end that are worth cutting; also, with a frozen camera, worth telling
+_STILL = 5e-3  # of the range of the data: less is no motion, but noise of a sensor
+_DARK = 8  # a frame whose brightest value is below is black
+_ALIKE = 2.0  # grey levels by which frames of one scene differ through a codec, on average
 _SAMPLED = (0.0, 0.29, 0.62, 1.0)  # which frames of an episode: unevenly, so that what repeats does not look frozen
 
 
@@ -72,9 +75,7 @@ def check(
             ):
                 found += findings
                 if digest is not None and seen.setdefault(digest, index) != index:
-                    found.append(
-                        Finding("duplicate", "error", index, f"the same as episode {seen[digest]}", "leave it out")
-                    )
+                    found += _again(dataset, seen[digest], index, frames)
             progress(block.stop, count)
     return found + list(_whole(dataset, scale))
 
@@ -95,9 +96,9 @@ class Scale:
                 actions.append(episode.actions)
             if np.isfinite(episode.proprio).all() and episode.proprio.shape[1:] == (space.proprio.size,):
                 proprio.append(episode.proprio)
-        self.actions, self.proprio = actions, proprio
         self.spread = {name: _spread(rows) for name, rows in (("actions", actions), ("proprio", proprio))}
-        self.step = {name: _step(rows) for name, rows in (("actions", actions), ("proprio", proprio))}
+        robot = dataset.embodiment
+        self.step = {"actions": _step(actions, robot.action), "proprio": _step(proprio, robot.proprio)}
 
 
 def _spread(rows: Sequence[np.ndarray]) -> np.ndarray | None:
@@ -107,9 +108,27 @@ def _spread(rows: Sequence[np.ndarray]) -> np.ndarray | None:
     return whole.max(0) - whole.min(0)
 
 
-def _step(rows: Sequence[np.ndarray]) -> np.ndarray | None:
-    steps = [np.abs(np.diff(r, axis=0)) for r in rows if len(r) > 1]
-    return np.quantile(np.concatenate(steps), 0.99, axis=0) if steps else None
+def _step(rows: Sequence[np.ndarray], space: ActionSpace) -> np.ndarray | None:
+    """The 99th percentile of each dim's steps, of those that move it: a dim may rest most of the time."""
+    steps = [_moves(r, space) for r in rows if len(r) > 1]
+    if not steps:
+        return None
+    whole = np.concatenate(steps)
+    return np.array([np.quantile(s[s > 0], 0.99) if (s > 0).any() else 0.0 for s in whole.T])
+
+
+def _moves(array: np.ndarray, space: ActionSpace) -> np.ndarray:
+    """How far each step is from the one before: (T - 1, D). Of an orientation, in all its dims, the angle between."""
+    out = np.abs(np.diff(array.astype(np.float64), axis=0))
+    for group, place in zip(space.groups, space.slices().values(), strict=True):
+        if group.kind == "rotation" and group.mode == "absolute" and group.rotation is not None and len(out):
+            try:
+                q = quaternions(array[:, place] * radians(group.unit), group.rotation)
+            except ValueError:
+                continue  # of length 0, or in a unit that is not known: the plain differences tell
+            turned = 2 * np.arccos(np.clip(np.abs((q[1:] * q[:-1]).sum(1)), 0, 1))
+            out[:, place] = turned[:, None]
+    return out
 
 
 def _look(dataset: EpisodeDataset, index: int, scale: Scale, look: Look) -> tuple[list[Finding], bytes | None]:
@@ -117,10 +136,13 @@ def _look(dataset: EpisodeDataset, index: int, scale: Scale, look: Look) -> tupl
         episode = dataset[index]
     except (ValueError, OSError, KeyError) as error:
         return [Finding("damaged", "error", index, str(error), "copy it again, or leave it out")], None
+    if not len(episode):
+        return [Finding("damaged", "error", index, "it has no steps", "leave it out")], None
     found = list(_numbers(episode, index, scale))
     digest = None
     if not any(f.kind == "wrong size" for f in found):
-        found += [*_times(episode, index), *_said(episode, index), *_frames(episode, index, look)]
+        moving = ~_unmoved(episode.proprio, scale.spread["proprio"])
+        found += [*_times(episode, index), *_said(episode, index), *_frames(episode, index, look, moving)]
         digest = hashlib.sha256(episode.actions.tobytes() + episode.proprio.tobytes()).digest()
     return found, digest
 
@@ -148,19 +170,16 @@ def _numbers(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
 
 
 def _jumps(array: np.ndarray, space: ActionSpace, limits: np.ndarray, name: str, index: int) -> Iterator[Finding]:
-    moved = np.abs(np.diff(array, axis=0))
+    moved = _moves(array, space)
     for group, place in zip(space.groups, space.slices().values(), strict=True):
         if group.kind == "gripper":
             continue  # opens and closes at once
         own = moved[:, place]
-        if group.kind == "rotation" and group.mode == "absolute":
-            if group.rotation is not None and group.rotation.startswith("quaternion"):
-                flips = np.flatnonzero((array[1:, place] * array[:-1, place]).sum(1) < 0)
-                if len(flips):
-                    text = f"{name}, {group.name!r} changes to its antipode at step {flips[0] + 1} ({len(flips)} times)"
-                    yield Finding("antipode", "warning", index, text, "convert it: rotation: rot6d")
-                continue
-            own = np.minimum(own, np.abs(2 * np.pi - own))  # angles wrap around
+        if group.rotation is not None and group.rotation.startswith("quaternion") and group.mode == "absolute":
+            flips = np.flatnonzero((array[1:, place] * array[:-1, place]).sum(1) < 0)
+            if len(flips):
+                text = f"{name}, {group.name!r} changes to its antipode at step {flips[0] + 1} ({len(flips)} times)"
+                yield Finding("antipode", "warning", index, text, "convert it: rotation: rot6d")
         far = own > np.maximum(_JUMP * limits[place], 1e-9)
         if far.any():
             step, dim = np.argwhere(far)[0]
@@ -187,7 +206,12 @@ def _grippers(array: np.ndarray, space: ActionSpace, name: str, index: int) -> I
 
 
 def _idle(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
-    first, last = moving_span(episode, scale.spread["proprio"], scale.spread["actions"])
+    span = moving_span(episode, scale.spread["proprio"], scale.spread["actions"])
+    if span is None:
+        if len(episode) > _IDLE:
+            yield Finding("idle", "warning", index, "nothing moves from its begin to its end", "look at it")
+        return
+    first, last = span
     for steps, end in ((first, "begin"), (len(episode) - last, "end")):
         if steps > _IDLE:
             yield Finding("idle", "warning", index, f"nothing moves for {steps} steps at its {end}", "cut them off")
@@ -195,32 +219,64 @@ def _idle(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
 
 def moving_span(
     episode: Episode, proprio_spread: np.ndarray | None, action_spread: np.ndarray | None
-) -> tuple[int, int]:
-    """The steps [first, last) between which the robot moves or is told to; a step at either end is kept."""
-    still = np.ones(max(0, len(episode) - 1), bool)
-    if proprio_spread is not None:
-        still &= _unmoved(episode.proprio, proprio_spread)
-    commanded = np.zeros(len(episode), bool)
+) -> tuple[int, int] | None:
+    """The steps [first, last) outside of which the robot stays where it begins or ends, and is told to. None: always.
+
+    `proprio_spread`, `action_spread`: the range of each dim in the data set; None: of no use.
+    """
+    length = len(episode)
+    left, arrived = length, 0  # the first step away from the begin, the last one away from the end
     space = episode.embodiment.action
+    watched = [(episode.proprio, proprio_spread)] if proprio_spread is not None else []
     for group, place in zip(space.groups, space.slices().values(), strict=True):
+        if action_spread is None:
+            continue
         if group.mode == "delta" and group.kind != "gripper":
-            commanded |= (np.abs(episode.actions[:, place]) > _STILL).any(1)
-        elif action_spread is not None:
-            still &= _unmoved(episode.actions[:, place], action_spread[place])
-    busy = np.flatnonzero(~still | commanded[:-1])
-    if not len(busy):
-        return 0, len(episode)
-    return max(0, int(busy[0])), min(len(episode), int(busy[-1]) + 2)
+            told = np.flatnonzero((np.abs(episode.actions[:, place]) > _STILL * action_spread[place]).any(1))
+            if len(told):
+                left, arrived = min(left, int(told[0])), max(arrived, int(told[-1]) + 1)
+        else:
+            watched.append((episode.actions[:, place], action_spread[place]))
+    for array, spread in watched:
+        for row, end in ((array[0], False), (array[-1], True)):
+            away = np.flatnonzero((np.abs(array - row) > _STILL * spread).any(1))
+            if len(away) and end:
+                arrived = max(arrived, int(away[-1]) + 1)
+            elif len(away):
+                left = min(left, int(away[0]) - 1)
+    return (left, min(length, arrived + 1)) if left < length else None
 
 
-def _unmoved(array: np.ndarray, spread: np.ndarray) -> np.ndarray:
+def _unmoved(array: np.ndarray, spread: np.ndarray | None) -> np.ndarray:
     """Whether each step is as the one before, but for noise: (T - 1,)."""
-    return (np.abs(np.diff(array, axis=0)) <= _STILL * np.maximum(spread, 1e-12)).all(1)
+    if spread is None or array.shape[1:] != spread.shape:
+        return np.ones(max(0, len(array) - 1), bool)
+    return np.all(np.abs(np.diff(array, axis=0)) <= _STILL * spread, axis=1)
+
+
+def _again(dataset: EpisodeDataset, first: int, index: int, look: Look) -> Iterator[Finding]:
+    """An episode whose numbers are those of an earlier one: the same, if it shows and says the same."""
+    if look == "none":
+        text = f"its numbers are those of episode {first}; its frames were not compared"
+        yield Finding("duplicate", "warning", index, text, "compare them: --frames sampled")
+        return
+    one, other = dataset[first], dataset[index]
+    some = _some(len(one))
+    try:
+        pairs = [(one.images[c][some], other.images[c][some]) for c in one.images if c in other.images]
+    except (ValueError, OSError):
+        return  # told as a fault of its frames
+    if all(a.shape == b.shape and np.abs(a.astype(np.int16) - b).mean() < _ALIKE for a, b in pairs):
+        if set(one.instructions) == set(other.instructions):
+            yield Finding("duplicate", "error", index, f"the same as episode {first}", "leave it out")
+        else:
+            text = f"the same as episode {first}, but told {other.instruction!r}"
+            yield Finding("duplicate", "warning", index, text, "one of the two may be told wrongly")
 
 
 def _times(episode: Episode, index: int) -> Iterator[Finding]:
     gaps = np.diff(episode.timestamps)
-    if len(episode.timestamps) != len(episode) or (gaps <= 0).any():
+    if len(episode.timestamps) != len(episode) or not (gaps > 0).all():  # NaN too
         yield Finding("timestamps", "error", index, "timestamps do not increase step by step", "leave the episode out")
         return
     hz = episode.embodiment.control_hz
@@ -239,26 +295,48 @@ def _said(episode: Episode, index: int) -> Iterator[Finding]:
         yield Finding("instruction", "error", index, "its instruction was decoded wrongly", "write it again as UTF-8")
 
 
-def _frames(episode: Episode, index: int, look: Look) -> Iterator[Finding]:
-    for camera, images in episode.images.items():
+def _some(length: int) -> np.ndarray:
+    return np.unique((np.array(_SAMPLED) * (length - 1)).round().astype(int))
+
+
+def _frames(episode: Episode, index: int, look: Look, moving: np.ndarray) -> Iterator[Finding]:
+    """`moving` (T - 1,): whether the robot moves from each step to the next."""
+    for camera in episode.embodiment.cameras:
+        if camera not in episode.images:
+            yield Finding("frames", "error", index, f"camera {camera!r} is missing", "leave the episode out")
+            continue
+        images = episode.images[camera]
         if len(images) != len(episode):
             text = f"camera {camera!r} has {len(images)} frames, the episode {len(episode)} steps"
             yield Finding("frames", "error", index, text, "leave the episode out")
             continue
         if look == "none":
             continue
-        some = np.arange(len(episode))
-        if look == "sampled":
-            some = np.unique((np.array(_SAMPLED) * (len(episode) - 1)).round().astype(int))
+        some = _some(len(episode)) if look == "sampled" else np.arange(len(episode))
         try:
             seen = images[some]
         except (ValueError, OSError) as error:
             yield Finding("frames", "error", index, f"camera {camera!r}: {error}", "copy it again, or leave it out")
             continue
-        if seen.max() < 8:
+        dark = seen.reshape(len(seen), -1).max(1) < _DARK
+        still = (seen[1:] == seen[:-1]).all((1, 2, 3))
+        if dark.all():
             yield Finding("frames", "error", index, f"camera {camera!r} is black", "leave the camera or episode out")
-        elif len(some) > 2 and all(np.array_equal(seen[0], other) for other in seen[1:]):
+        elif dark.any():
+            text = f"camera {camera!r} is black at step {some[dark.argmax()]}"
+            yield Finding("frames", "warning", index, text, "look at it")
+        elif len(some) > 2 and still.all():
             yield Finding("frozen", "warning", index, f"camera {camera!r} never changes", "look at it")
+        elif look == "all" and (begin := _long_run(still & moving)) is not None:
+            text = f"camera {camera!r} stands still from step {begin} on while the robot moves"
+            yield Finding("frozen", "warning", index, text, "look at it")
+
+
+def _long_run(flags: np.ndarray) -> int | None:
+    """Where the first run of more than `_IDLE` True begins."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]])))
+    runs = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > _IDLE]
+    return int(runs[0][0]) if runs else None
 
 
 def _whole(dataset: EpisodeDataset, scale: Scale) -> Iterable[Finding]:
