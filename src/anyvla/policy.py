@@ -204,14 +204,16 @@ class VLA(nn.Module):
             features = torch.cat([features, state.to(features.dtype)], dim=-1)
         return self.fuser(features)
 
-    def start(self, instruction: str, seed: int = 0, robot: str | None = None) -> Session:
+    def start(
+        self, instruction: str, seed: int = 0, robot: str | None = None, *, may_be_empty: bool = False
+    ) -> Session:
         """Open a session: one rollout that is told `instruction`.
 
         `seed`: of the noise of decoders that draw some. A session's chunks do not depend on what acts beside it.
         `robot`: the name of the embodiment that acts; not needed where there is one. Raises ValueError for an empty
-        instruction and a robot that the policy was not trained for.
+        instruction, unless that is what is studied (`may_be_empty`), and a robot that the policy was not trained for.
         """
-        if not instruction.strip():
+        if not instruction.strip() and not may_be_empty:
             raise ValueError("the instruction is empty; say what to do, as in start('open the drawer')")
         generator = torch.Generator().manual_seed(seed)
         past = None

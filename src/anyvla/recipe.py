@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -27,6 +28,7 @@ class Recipe:
 
     name: str = Field(min_length=1)
     benchmark: str | None = None  # "metaworld/half-open": where demonstrations are collected and policies evaluated
+    environment: dict[str, Any] = Field(default_factory=dict)  # settings of the benchmark, as {render: native}
     collect: CollectConfig | None = None  # None: the data exists already
     data: DataConfig = DataConfig()
     model: VLAConfig

@@ -8,18 +8,13 @@ without touching any file of anyvla.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
-
-def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
-    """The sentence that helps after a typo: the nearest known names, or all of them if none is near."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
-    return f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"known: {', '.join(names)}"
+from anyvla_sim.names import nearest
+from anyvla_sim.spec import BENCHMARKS
 
 
 class Registry(Mapping[str, Any]):
@@ -44,15 +39,21 @@ class Registry(Mapping[str, Any]):
         self._targets[name] = target
 
     def __getitem__(self, name: str) -> Any:
-        targets = self._all()
-        if name not in targets:
-            raise KeyError(f"{self.kind} has no {name!r}: {nearest(name, targets)}")
-        target = targets[name]
+        self.target(name)
+        target = self._targets[name]
         if isinstance(target, str):
             module, _, attribute = target.partition(":")
             target = getattr(importlib.import_module(module), attribute)
             self._targets[name] = target
         return target
+
+    def target(self, name: str) -> str:
+        """`"module:Class"`, imported or not. Raises KeyError with the nearest names."""
+        targets = self._all()
+        if name not in targets:
+            raise KeyError(f"{self.kind} has no {name!r}: {nearest(name, targets)}")
+        target = targets[name]
+        return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._all()))
@@ -120,5 +121,5 @@ formats = Registry(
         "robomimic": "anyvla.data.formats.robomimic:RobomimicDataset",
     },
 )
-benchmarks = Registry("benchmarks", {"metaworld": "anyvla.evaluation.environments.metaworld:MetaWorld"})
+benchmarks = Registry("benchmarks", BENCHMARKS)
 REGISTRIES = {r.kind: r for r in (backbones, histories, fusers, representations, decoders, formats, benchmarks)}

@@ -9,23 +9,17 @@ D width, N chunk, A action dims, P proprio dims.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
+from anyvla_sim.base import Observation as Observation  # what the environment side gives, numpy alone
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What one robot shows at one step."""
-
-    images: Mapping[str, UInt8[np.ndarray, "H W 3"]]  # camera name -> RGB, upright
-    proprio: Float32[np.ndarray, "P"]  # in the robot's own units
 
 
 @dataclass(frozen=True)

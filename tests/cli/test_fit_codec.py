@@ -225,7 +225,7 @@ def test_quickstart_fits_between_collecting_and_training(
     monkeypatch.setattr("anyvla.cli.train.train", train)
     monkeypatch.setattr("anyvla.cli.evaluate.evaluate", lambda *_: seen.append("evaluate"))
     monkeypatch.setattr("anyvla.report.page.write_report", lambda run: run / "index.html")
-    monkeypatch.setattr("anyvla.evaluation.statistics.read_results", lambda _: [])
+    monkeypatch.setattr("anyvla.evaluation.results.read_results", lambda _: [])
     monkeypatch.setattr("anyvla.evaluation.statistics.summarise", lambda _: summary)
     options = [] if tokens else ["--model.representation", "continuous", "--model.decoder", "regression"]
     assert main(["quickstart", "--recipe", str(folder / "small.yaml"), "--out", str(tmp_path), *options]) == 0

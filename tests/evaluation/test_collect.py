@@ -2,22 +2,26 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_world import EMBODIMENT, SUITE, Toy
+import toy_world
+from toy_opened import EMBODIMENT, opened
+from toy_world import SUITE, Toy
 
 from anyvla.data.formats import lerobot_writer
 from anyvla.data.open import open_dataset
 from anyvla.evaluation.collect import FIRST_SEED, CollectConfig, Interrupted, collect, demonstrate
-from anyvla.evaluation.environments.base import Suite
-from anyvla.evaluation.environments.pool import EnvironmentFailed
+from anyvla.evaluation.suites import open_suite
+from anyvla.evaluation.workers import EnvironmentFailed
+from anyvla_sim.spec import Spec
 
 CONFIG = CollectConfig(demonstrations=3, noise=(0.0, 0.3), processes=2, keep_after_success=2)
-FAILING = Toy(fails=(FIRST_SEED + 1, FIRST_SEED + 3))
+FAILING = opened(fails=(FIRST_SEED + 1, FIRST_SEED + 3))
 
 
 def after(count: int) -> tuple[Callable[[int, int], None], Callable[[], bool]]:
@@ -32,13 +36,14 @@ def after(count: int) -> tuple[Callable[[int, int], None], Callable[[], bool]]:
 
 def test_collected_demonstrations_can_be_read(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    root = collect(Toy(), SUITE, CONFIG, tmp_path / "data", progress=lambda *p: seen.append(p))
+    root = collect(opened(), CONFIG, tmp_path / "data", progress=lambda *p: seen.append(p))
     data = open_dataset(root)
     assert seen == [(n, 9) for n in range(10)]
     assert data.embodiment == EMBODIMENT
     assert Counter(e.extra["task"] for e in data) == {"left": 3, "right": 3, "up": 3}
     assert data.notes.get("failures", {}) == {}
-    assert data.provenance["versions"] == {"toy": "1", "render": "fast"}
+    assert data.provenance["versions"] == {"toy": "1"}
+    assert data.provenance["settings"] == {"render": "fast"}
     for number, episode in enumerate(data):
         task = SUITE.tasks[number % 3]
         assert episode.extra == {
@@ -59,16 +64,16 @@ def test_collected_demonstrations_can_be_read(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_collection_goes_on_to_the_same_data(tmp_path: Path) -> None:
-    whole = open_dataset(collect(FAILING, SUITE, CONFIG, tmp_path / "whole"))
+    whole = open_dataset(collect(FAILING, CONFIG, tmp_path / "whole"))
     progress, stop = after(2)
     with pytest.raises(Interrupted, match=r"stopped after \d of 9 demonstrations; the same command goes on there"):
-        collect(FAILING, SUITE, CONFIG, tmp_path / "parts", progress=progress, stop=stop)
+        collect(FAILING, CONFIG, tmp_path / "parts", progress=progress, stop=stop)
     assert not (tmp_path / "parts").exists()
     kept = len(list((tmp_path / "parts.partial").glob("episode-*")))
     assert 2 <= kept < 9
     seen: list[int] = []
     one = dataclasses.replace(CONFIG, processes=1)  # as many processes as one likes
-    parts = open_dataset(collect(FAILING, SUITE, one, tmp_path / "parts", progress=lambda done, _: seen.append(done)))
+    parts = open_dataset(collect(FAILING, one, tmp_path / "parts", progress=lambda done, _: seen.append(done)))
     assert seen[0] == kept
     assert parts.fingerprint == whole.fingerprint
     # Failures were dropped, counted, and replaced by the next attempts.
@@ -80,32 +85,32 @@ def test_an_interrupted_collection_goes_on_to_the_same_data(tmp_path: Path) -> N
 
 def test_a_complete_collection_is_left_alone(tmp_path: Path) -> None:
     few = dataclasses.replace(CONFIG, demonstrations=1)
-    root = collect(Toy(), SUITE, few, tmp_path / "data")
+    root = collect(opened(), few, tmp_path / "data")
     stamp = (root / "meta/info.json").stat().st_mtime_ns
-    assert collect(Toy(), SUITE, dataclasses.replace(few, processes=1), root) == root
+    assert collect(opened(), dataclasses.replace(few, processes=1), root) == root
     assert (root / "meta/info.json").stat().st_mtime_ns == stamp
     with pytest.raises(ValueError, match=r"made with other settings \(demonstrations: 1 then, 2 now\): remove it"):
-        collect(Toy(), SUITE, dataclasses.replace(few, demonstrations=2), root)
+        collect(opened(), dataclasses.replace(few, demonstrations=2), root)
     with pytest.raises(ValueError, match="render: 'fast' then, 'native' now"):
-        collect(Toy(render="native"), SUITE, few, root)
+        collect(opened(render="native"), few, root)
 
 
 def test_a_begun_collection_refuses_other_settings(tmp_path: Path) -> None:
     progress, stop = after(1)
     with pytest.raises(Interrupted):
-        collect(Toy(), SUITE, CONFIG, tmp_path / "data", progress=progress, stop=stop)
+        collect(opened(), CONFIG, tmp_path / "data", progress=progress, stop=stop)
     with pytest.raises(ValueError, match="was begun with other settings"):
-        collect(Toy(), SUITE, dataclasses.replace(CONFIG, seed=1), tmp_path / "data")
+        collect(opened(), dataclasses.replace(CONFIG, seed=1), tmp_path / "data")
 
 
 def test_an_expert_that_never_succeeds_is_named(tmp_path: Path) -> None:
-    never = Toy(fails=tuple(range(FIRST_SEED, FIRST_SEED + 100)))
+    never = opened(fails=tuple(range(FIRST_SEED, FIRST_SEED + 100)))
     with pytest.raises(EnvironmentFailed, match=r"the expert of right failed 12 times: less noise may help"):
-        collect(never, SUITE, dataclasses.replace(CONFIG, demonstrations=1), tmp_path / "data")
+        collect(never, dataclasses.replace(CONFIG, demonstrations=1), tmp_path / "data")
 
 
 def test_attempts_that_fail() -> None:
-    cart = FAILING.make()
+    cart = FAILING.benchmark.make("line")
     assert demonstrate(cart, EMBODIMENT, SUITE, CONFIG, "right", 1) is None  # ends at the other goal
     assert demonstrate(cart, EMBODIMENT, SUITE, CONFIG, "right", 0) is not None
     short = dataclasses.replace(SUITE, horizon=3)
@@ -117,7 +122,7 @@ def test_attempts_that_fail() -> None:
 
 
 def test_attempts_differ_and_repeat() -> None:
-    cart = Toy().make()
+    cart = Toy().make("line")
     first, again, other = (demonstrate(cart, EMBODIMENT, SUITE, CONFIG, "up", n) for n in (1, 1, 3))
     assert first is not None
     assert again is not None
@@ -137,28 +142,42 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     root = tmp_path / "data"
     few = dataclasses.replace(CONFIG, demonstrations=1)
     with pytest.raises(OSError, match=r"the disk is full while writing .*it goes on from the episodes written so far"):
-        collect(Toy(), SUITE, few, root)
+        collect(opened(), few, root)
     monkeypatch.undo()
     seen: list[int] = []
-    collect(Toy(), SUITE, few, root, progress=lambda done, _: seen.append(done))
+    collect(opened(), few, root, progress=lambda done, _: seen.append(done))
     assert seen == [3]  # nothing was lost
 
 
 def test_a_full_disk_in_a_worker_is_told(tmp_path: Path) -> None:
+    full = dataclasses.replace(opened(), spec=Spec("test_collect:FullDisk"))
     with pytest.raises(OSError, match="the disk is full while writing") as raised:
-        collect(FullDisk(), SUITE, dataclasses.replace(CONFIG, demonstrations=1), tmp_path / "data")
+        collect(full, dataclasses.replace(CONFIG, demonstrations=1), tmp_path / "data")
     assert raised.value.errno == errno.ENOSPC
 
 
 class FullDisk(Toy):
     """Fills the disk of the process that makes its environments."""
 
-    def make(self):  # type: ignore[no-untyped-def]
+    def make(self, suite: str):  # type: ignore[no-untyped-def]
         def full(*args: object, **keys: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         lerobot_writer.video.encode = full
-        return super().make()
+        return super().make(suite)
+
+
+def test_some_tasks_of_another_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same data through a worker as in this process."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(toy_world.__file__).parent))
+    config = dataclasses.replace(CONFIG, demonstrations=1, tasks=("up", "left"))
+    here = open_dataset(collect(opened(), config, tmp_path / "here"))
+    elsewhere = dataclasses.replace(opened(), spec=Spec("toy_world:Toy", {}, sys.executable))
+    there = open_dataset(collect(elsewhere, config, tmp_path / "there"))
+    assert [e.extra["task"] for e in here] == ["up", "left"]
+    for a, b in zip(here, there, strict=True):
+        assert np.array_equal(a.actions, b.actions)
+        assert np.array_equal(np.asarray(a.images["corner"]), np.asarray(b.images["corner"]))
 
 
 @pytest.mark.parametrize("noise", [[], [0.1, -0.1]])
@@ -169,11 +188,8 @@ def test_bad_noise(noise: list[float]) -> None:
 
 def test_meta_world(tmp_path: Path) -> None:
     pytest.importorskip("metaworld")
-    from anyvla.evaluation.environments.metaworld import HALF_OPEN, MetaWorld
-
-    pair = Suite("pair", HALF_OPEN.tasks[:2], HALF_OPEN.horizon)
-    config = CollectConfig(demonstrations=1, processes=2)
-    data = open_dataset(collect(MetaWorld("fast"), pair, config, tmp_path / "data"))
+    config = CollectConfig(demonstrations=1, processes=2, tasks=("drawer-open", "drawer-close"))
+    data = open_dataset(collect(open_suite("metaworld/half-open", {"render": "fast"}), config, tmp_path / "data"))
     opening, closing = data[0], data[1]
     assert (opening.instruction, closing.instruction) == ("open the drawer", "close the drawer")
     for camera in data.embodiment.cameras:  # one start state: only words tell them apart

@@ -14,12 +14,12 @@ from PIL import Image
 from anyvla.cli.data import main
 from anyvla.cli.data_vqa import look
 from anyvla.config import ConfigError, build
-from anyvla.evaluation.environments.metaworld_scene import COLOURS
 from anyvla.evaluation.label import COMMONEST, LabelConfig, balanced
+from anyvla.evaluation.metaworld_scene import COLOURS
 from anyvla.evaluation.questions import ask, place
 
 if TYPE_CHECKING:
-    from anyvla.evaluation.environments.metaworld_scene import SceneLabeller
+    from anyvla.evaluation.metaworld_scene import SceneLabeller
 
 
 def records(answers: dict[str, dict[str, int]]) -> list[dict[str, object]]:
@@ -67,7 +67,7 @@ def test_other_benchmarks_are_told():
 @pytest.fixture(scope="module")
 def labeller() -> Iterator[SceneLabeller]:
     pytest.importorskip("metaworld")
-    from anyvla.evaluation.environments.metaworld_scene import SceneLabeller
+    from anyvla.evaluation.metaworld_scene import SceneLabeller
 
     made = SceneLabeller(96, "fast")
     yield made
@@ -86,7 +86,7 @@ def labeller() -> Iterator[SceneLabeller]:
     ],
 )
 def test_labels_follow_what_moves(labeller: SceneLabeller, scene: str, thing: str, across: float, down: float):
-    from anyvla.evaluation.environments.metaworld_scene import SCENES, project
+    from anyvla.evaluation.metaworld_scene import SCENES, project
 
     labeller.environment.reset(SCENES[scene].task, 3)
     colours = labeller.paint(scene, np.random.default_rng(0))

@@ -11,22 +11,34 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from toy_world import DIES, HANGS, RAISES, Toy
+from toy_world import DIES, HANGS, HANGS_ONCE, RAISES, spec
 
 from anyvla.config import ConfigError
-from anyvla.evaluation.environments.pool import EnvironmentFailed, EnvironmentPool, Reply
 from anyvla.evaluation.suites import open_suite
+from anyvla_sim.base import Unusable
+from anyvla_sim.pool import EnvironmentPool, Limits, Lost, Reply
+from anyvla_sim.spec import Spec
 
 RIGHT = np.array([[1, 0, 0, 0]], np.float32)
 
 
-def replies(pool: EnvironmentPool, count: int) -> dict[int, Reply]:
-    found: dict[int, Reply] = {}
+def answers(pool: EnvironmentPool, count: int) -> dict[int, Reply | Lost]:
+    found: dict[int, Reply | Lost] = {}
     limit = time.monotonic() + 60
     while len(found) < count:
         assert time.monotonic() < limit
         found |= {r.slot: r for r in pool.ready(timeout=1.0)}
     return found
+
+
+def replies(pool: EnvironmentPool, count: int) -> dict[int, Reply]:
+    found = answers(pool, count)
+    assert not any(isinstance(r, Lost) for r in found.values()), found
+    return {slot: r for slot, r in found.items() if isinstance(r, Reply)}
+
+
+def processes(pool: EnvironmentPool) -> list[psutil.Process]:
+    return [psutil.Process(w._process.pid) for w in pool._workers]
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 20) -> bool:
@@ -37,7 +49,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 20) -> bool:
 
 
 def test_slots_are_independent_and_stop_at_a_goal() -> None:
-    with EnvironmentPool(Toy(), processes=2, slots=2) as pool:
+    with EnvironmentPool(spec(), "line", processes=2, slots=2) as pool:
         assert pool.size == 4
         for slot in range(4):
             pool.reset(slot, "right", seed=slot)
@@ -51,7 +63,7 @@ def test_slots_are_independent_and_stop_at_a_goal() -> None:
             )
         pool.execute(0, np.repeat(RIGHT, 2, 0))
         pool.execute(1, np.repeat(-RIGHT, 10, 0))
-        pool.execute(2, np.repeat(RIGHT, 10, 0))
+        pool.execute(2, np.repeat(2 * RIGHT, 10, 0))
         after = replies(pool, 3)
         assert (after[0].steps, dict(after[0].goals)) == (2, {"left": False, "right": False})
         assert after[0].observation is not None
@@ -60,69 +72,129 @@ def test_slots_are_independent_and_stop_at_a_goal() -> None:
             assert after[slot].goals[goal]
             assert 5 <= after[slot].steps <= 6  # of ten: the rest was left out
             assert after[slot].observation is None
+        assert [after[slot].clipped for slot in range(3)] == [0, 0, after[2].steps]
         assert pool.ready(timeout=0) == []  # slot 3 was told nothing
         pool.reset(1, "up", seed=9)
         assert replies(pool, 1)[1].steps == 0
-        workers = list(pool._processes)
-    assert not any(w.is_alive() for w in workers)
+        workers = processes(pool)
+    assert not any(w.is_running() for w in workers)
 
 
-def test_a_worker_gets_the_benchmark_as_it_is() -> None:
-    # The setting of this very object must reach the workers, not that of a new one.
-    with EnvironmentPool(Toy(fails=(3,)), 1, 1) as pool:
+def test_a_goal_that_must_hold_to_the_end_stops_nothing() -> None:
+    with EnvironmentPool(spec(), "kept", 1, 1) as pool:
+        pool.reset(0, "right", 0)
+        replies(pool, 1)
+        pool.execute(0, np.repeat(RIGHT, 9, 0), until_goal=False)
+        reply = replies(pool, 1)[0]
+        assert (reply.steps, reply.goals["right"]) == (9, True)
+        assert reply.observation is not None
+
+
+def test_factors_chains_instructions_and_disturbances_travel() -> None:
+    with EnvironmentPool(spec(), "spoken", 1, 2) as pool:
+        pool.reset(0, "left", 3, {"load": "heavy"})
+        assert replies(pool, 1)[0].instruction == "go left, 3"
+        pool.execute(0, np.repeat(-RIGHT, 4, 0))
+        there = replies(pool, 1)[0].observation
+        assert there is not None
+        assert there.proprio[0] == pytest.approx(np.random.default_rng(3).uniform(-0.1, 0.1, 3)[0] - 0.4, abs=1e-6)
+        pool.disturb(0, "push", 1)
+        disturbed = replies(pool, 1)[0]
+        assert disturbed.disturbed is True
+        assert disturbed.observation is not None
+        assert not disturbed.observation.proprio.any()
+        pool.disturb(0, "push", 1)
+        assert replies(pool, 1)[0].disturbed is False
+        pool.begin(0, "up")
+        assert replies(pool, 1)[0].steps == 0
+        pool.execute(0, RIGHT)
+        assert dict(replies(pool, 1)[0].goals) == {"up": False}
+
+
+def test_an_exception_loses_one_episode() -> None:
+    with EnvironmentPool(spec(), "line", 1, 2) as pool:
+        pool.reset(0, "left", 1)
+        pool.reset(1, "left", RAISES)
+        found = answers(pool, 2)
+        assert isinstance(found[0], Reply)
+        assert isinstance(found[1], Lost)
+        assert "Traceback" in found[1].message
+        assert found[1].message.endswith("the cart has no wheels")
+        pool.reset(1, "left", 2)  # with an environment of its own
+        pool.execute(0, RIGHT)
+        assert replies(pool, 2)[0].steps == 1
+        assert pool.restarts == 0
+
+
+def test_a_task_that_there_is_not_ends_it_at_once() -> None:
+    with EnvironmentPool(spec(), "line", 1, 1) as pool:
+        pool.reset(0, "lefft", 1)
+        with pytest.raises(Unusable, match=r"^suite 'line' has no task 'lefft': did you mean 'left'\?$"):
+            answers(pool, 1)
+
+
+def test_a_killed_worker_is_replaced_and_all_its_episodes_are_lost() -> None:
+    with EnvironmentPool(spec(), "line", 2, 2) as pool:
+        for slot in (0, 1, 2):
+            pool.reset(slot, "left", slot)
+        replies(pool, 3)
+        pool.execute(0, RIGHT)  # slot 1 waits for the policy, slot 3 has no episode
+        replies(pool, 1)
+        pool.reset(0, "left", DIES)
+        lost = answers(pool, 2)
+        assert set(lost) == {0, 1}
+        assert all(isinstance(r, Lost) and "exit status -9" in r.message for r in lost.values())
+        assert pool.restarts == 1
+        pool.reset(0, "left", 5)
+        pool.execute(2, RIGHT)
+        again = replies(pool, 2)
+        assert (again[0].steps, again[2].steps) == (0, 1)
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    with EnvironmentPool(spec(marks=str(tmp_path)), "line", 1, 1, Limits(hang_s=0.5)) as pool:
+        pool.reset(0, "left", 1)
+        replies(pool, 1)
+        pool.reset(0, "left", HANGS_ONCE)
+        lost = answers(pool, 1)[0]
+        assert isinstance(lost, Lost)
+        assert "hung: no answer for 0 s" in lost.message or "hung" in lost.message
+        pool.reset(0, "left", HANGS_ONCE)
+        assert replies(pool, 1)[0].steps == 0
+
+
+def test_a_worker_that_grows_is_replaced_between_episodes() -> None:
+    with EnvironmentPool(spec(leak_mb=120), "line", 1, 2, Limits(memory_mb=200)) as pool:
         pool.reset(0, "left", 0)
         replies(pool, 1)
-    pytest.importorskip("metaworld")
-    import pickle
-
-    from anyvla.evaluation.environments.metaworld import MetaWorld
-
-    assert pickle.loads(pickle.dumps(MetaWorld("native"))).render == "native"
-
-
-def test_an_exception_is_told() -> None:
-    with EnvironmentPool(Toy(), 2, 1) as pool:
-        pool.reset(1, "left", RAISES)
-        with pytest.raises(EnvironmentFailed, match=r"^the cart has no wheels$"):
-            replies(pool, 1)
-
-
-def test_an_unexpected_exception_keeps_its_traceback() -> None:
-    with EnvironmentPool(Toy(), 1, 1) as pool:
-        pool.reset(0, "left", 1)
+        pool.reset(1, "left", 1)
         replies(pool, 1)
-        pool.execute(0, ["not a number"])  # type: ignore[arg-type]
-        with pytest.raises(EnvironmentFailed, match=r"(?s)Traceback .*toy_world.py"):
-            replies(pool, 1)
+        before = processes(pool)[0]
+        pool.reset(0, "left", 2)  # waits: an episode runs in slot 1
+        pool.execute(1, RIGHT)
+        assert replies(pool, 1)[1].steps == 1
+        assert before.is_running()
+        pool.release(1)
+        assert replies(pool, 1)[0].steps == 0
+        assert not before.is_running()
+        assert pool.restarts == 1
 
 
-def test_what_a_worker_said_last_is_heard_when_writing_to_it_fails() -> None:
-    with EnvironmentPool(Toy(), 1, 1) as pool:
-        pool.reset(0, "left", RAISES)
-        pool._processes[0].join(30)
-        with pytest.raises(EnvironmentFailed, match=r"^the cart has no wheels$"):
-            pool.execute(0, RIGHT)
-
-
-def test_a_killed_worker_is_named() -> None:
-    with EnvironmentPool(Toy(), 2, 1) as pool:
-        pool.reset(0, "left", 1)
-        replies(pool, 1)
-        pool.reset(1, "left", DIES)
-        with pytest.raises(EnvironmentFailed, match=r"process 1 died \(exit status -9\).*--evaluation.processes"):
-            replies(pool, 1)
-        with pytest.raises(EnvironmentFailed, match="process 1 died"):
-            pool.execute(1, RIGHT)
-
-
-def test_close_leaves_no_process_even_if_one_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    with EnvironmentPool(Toy(), 2, 1) as pool:
+def test_close_leaves_no_process_even_if_one_hangs() -> None:
+    with EnvironmentPool(spec(), "line", 2, 1) as pool:
         pool.reset(0, "left", 1)
         replies(pool, 1)
         pool.reset(1, "left", HANGS)
-        workers = [psutil.Process(p.pid) for p in pool._processes]
+        workers = processes(pool)
         time.sleep(0.2)
     assert not any(w.is_running() for w in workers)
+
+
+def test_a_benchmark_that_cannot_be_opened() -> None:
+    with EnvironmentPool(spec(color="red"), "line", 1, 1) as pool, pytest.raises(Unusable, match="color"):
+        answers(pool, 1)
+    with pytest.raises(Unusable, match="there is no interpreter /no/python"):
+        EnvironmentPool(Spec("toy_world:Toy", {}, "/no/python"), "line", 1, 1)
 
 
 def script(tmp_path: Path, body: str) -> subprocess.Popen[str]:
@@ -135,15 +207,15 @@ def script(tmp_path: Path, body: str) -> subprocess.Popen[str]:
 
 BUSY_POOL = """
 import time
-from toy_world import HANGS, Toy
-from anyvla.evaluation.environments.pool import EnvironmentPool
+from toy_world import HANGS, spec
+from anyvla_sim.pool import EnvironmentPool
 if __name__ == "__main__":
-    with EnvironmentPool(Toy(), 2, 1) as pool:
+    with EnvironmentPool(spec(), "line", 2, 1) as pool:
         pool.reset(0, "left", 1)
         while not pool.ready(1.0):
             pass
         pool.reset(1, "left", HANGS)
-        print(*(p.pid for p in pool._processes), flush=True)
+        print(*(w._process.pid for w in pool._workers), flush=True)
         time.sleep(600)
 """
 
@@ -162,12 +234,12 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
 
 STOPPED_EARLY = """
 import os, signal
-from toy_world import Toy
-from anyvla.evaluation.environments.pool import EnvironmentPool
+from toy_world import spec
+from anyvla_sim.pool import EnvironmentPool
 if __name__ == "__main__":
     asked = []
     signal.signal(signal.SIGINT, lambda *_: asked.append(1))
-    with EnvironmentPool(Toy(), 2, 1) as pool:
+    with EnvironmentPool(spec(), "line", 2, 1) as pool:
         os.killpg(0, signal.SIGINT)  # Ctrl-C while the workers still start
         pool.reset(0, "left", 1)
         while not pool.ready(1.0):
@@ -189,20 +261,25 @@ def test_ctrl_c_is_the_parents_business_from_the_first_moment(tmp_path: Path) ->
 
 def test_the_environment_side_never_imports_torch() -> None:
     code = (
-        "import sys, anyvla.evaluation.environments.pool, anyvla.evaluation.environments.metaworld as m; "
-        "import anyvla.evaluation.collect; "
-        "environment = m.MetaWorld().make(); environment.reset('drawer-open', 0); "
-        "heavy = {'torch', 'transformers'} & set(sys.modules); assert not heavy, heavy"
+        "import sys, anyvla_sim.pool, anyvla_sim.worker, anyvla_sim.metaworld as m; "
+        "environment = m.MetaWorld().make('half-open'); environment.reset('drawer-open', 0); "
+        "heavy = {'torch', 'transformers', 'anyvla'} & set(sys.modules); assert not heavy, heavy"
     )
     pytest.importorskip("metaworld")
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # nor touches this process
 
 
-def test_unknown_benchmark() -> None:
-    with pytest.raises(ConfigError, match="benchmarks has no 'metawrld': did you mean 'metaworld'"):
-        open_suite("metawrld/half-open")
-
-
-def test_signals_are_as_before_after_starting() -> None:
-    with EnvironmentPool(Toy(), 1, 1):
-        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+def test_open_suite_names_what_there_is() -> None:
+    with pytest.raises(ConfigError, match="benchmarks has no 'metawurld': did you mean 'metaworld'"):
+        open_suite("metawurld/mt10")
+    pytest.importorskip("metaworld")
+    with pytest.raises(ConfigError, match="benchmark metaworld has no suite 'mt11': did you mean 'mt10'"):
+        open_suite("metaworld/mt11")
+    with pytest.raises(ConfigError, match="there is no render setting 'slow'"):
+        open_suite("metaworld/mt10", {"render": "slow"})
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'colour'"):
+        open_suite("metaworld/mt10", {"colour": "red"})
+    opened = open_suite("metaworld/half-open", {"render": "fast"})
+    assert opened.name == "metaworld/half-open"
+    assert opened.embodiment.name == "sawyer-metaworld"

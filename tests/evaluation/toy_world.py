@@ -1,99 +1,133 @@
-"""A benchmark without a simulator, without torch: a cart on a line, told to go left or right. Commands break it."""
+"""A benchmark without a simulator: a cart on a line, told to go left or right. Some seeds break it."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from anyvla.config import build
-from anyvla.data.episode import Embodiment
-from anyvla.evaluation.environments.base import Suite, Task
-from anyvla.types import Observation
+from anyvla_sim.base import Observation, Suite, Task
+from anyvla_sim.spec import Spec
 
 SIZE = 32
-EMBODIMENT = build(
-    Embodiment,
-    {
-        "name": "cart",
-        "cameras": ["corner", "wrist"],
-        "control_hz": 10,
-        "proprio": {"groups": [{"name": "position", "size": 3, "kind": "position"}]},
-        "action": {
-            "groups": [
-                {"name": "position", "size": 3, "kind": "position", "mode": "delta"},
-                {"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1},
-            ]
-        },
+HORIZON = 12
+CAMERAS = ("corner", "wrist")
+EMBODIMENT_JSON = {
+    "name": "cart",
+    "cameras": list(CAMERAS),
+    "control_hz": 10,
+    "proprio": {"groups": [{"name": "position", "size": 3, "kind": "position"}]},
+    "action": {
+        "groups": [
+            {"name": "position", "size": 3, "kind": "position", "mode": "delta"},
+            {"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1, "open": -1},
+        ]
     },
+}
+TASKS = (
+    Task("left", "cart", ("go left", "to the left"), ("leftwards",)),
+    Task("right", "cart", ("go right", "to the right"), ("rightwards",)),
+    Task("up", "lift", ("go up", "rise")),
 )
-SUITE = Suite(
-    "line",
-    (
-        Task("left", "cart", ("go left", "to the left")),
-        Task("right", "cart", ("go right", "to the right")),
-        Task("up", "lift", ("go up", "rise")),
-    ),
-    horizon=12,
-)
-RAISES, HANGS, DIES = 666, 667, 668  # seeds of starts that go wrong
+SUITE = Suite("line", TASKS, HORIZON)
+# Chains: left, then up, without a reset. Spoken: the environment says what to do. Kept: the goal must hold at the end.
+SUITES = {
+    "line": SUITE,
+    "chains": Suite("chains", TASKS, HORIZON, chains=[("left", "up"), ("right", "left", "up")]),
+    "spoken": Suite("spoken", [Task("left", "cart", ())], HORIZON, starts=4),
+    "kept": Suite("kept", TASKS, HORIZON, judged="end"),
+}
+# Seeds of starts that go wrong; those of ONCE do so the first time only.
+RAISES, HANGS, DIES, DIES_ONCE, HANGS_ONCE = 666, 667, 668, 669, 670
 
 
-@dataclass(frozen=True)
+def spec(**settings: Any) -> Spec:
+    return Spec("toy_world:Toy", settings)
+
+
 class Toy:
-    """`fails`: seeds of demonstrations in which the expert of `right` goes wrong."""
+    """`fails`: seeds of demonstrations in which the expert of `right` goes wrong. `marks`: a folder for ONCE."""
 
-    fails: tuple[int, ...] = ()
-    render: str = "fast"
     name = "toy"
-    embodiment = EMBODIMENT
+    factors: Mapping[str, Sequence[str]] = {"load": ("light", "heavy")}
+    disturbances: Sequence[str] = ("push",)
 
-    def suites(self) -> Mapping[str, Suite]:
-        return {SUITE.name: SUITE}
+    def __init__(self, fails: Sequence[int] = (), render: str = "fast", marks: str = "", leak_mb: int = 0) -> None:
+        self.settings = {"fails": list(fails), "render": render, "marks": marks, "leak_mb": leak_mb}
+        self.fails, self.render, self.marks, self.leak_mb = fails, render, marks, leak_mb
 
-    def make(self) -> Cart:
-        return Cart(self)
+    def suites(self) -> Sequence[str]:
+        return list(SUITES)
+
+    def suite(self, name: str) -> Suite:
+        return SUITES[name]
+
+    def embodiment(self, suite: str) -> Mapping[str, Any]:
+        return EMBODIMENT_JSON
+
+    def make(self, suite: str) -> Cart:
+        cart = Spoken if suite == "spoken" else Cart
+        return cart(self)
 
     def close(self) -> None:
         pass
 
     def versions(self) -> Mapping[str, str]:
-        return {"toy": "1", "render": self.render}
+        return {"toy": "1"}
+
+    def protocol(self, suite: str) -> Mapping[str, Any]:
+        return {"render": self.render}
 
 
 class Cart:
+    limits = (-np.ones(4, np.float32), np.ones(4, np.float32))
+
     def __init__(self, benchmark: Toy) -> None:
         self.benchmark = benchmark
         self.at = np.zeros(3, np.float32)
+        self.leaked: list[np.ndarray] = []
 
-    def reset(self, task: str, seed: int) -> None:
+    def reset(self, task: str, seed: int, factors: Mapping[str, str]) -> None:
         if seed == RAISES:
-            raise ValueError("the cart has no wheels")
+            raise RuntimeError("the cart has no wheels")
+        if seed in (DIES_ONCE, HANGS_ONCE) and not (mark := Path(self.benchmark.marks) / str(seed)).exists():
+            mark.touch()
+            seed = DIES if seed == DIES_ONCE else HANGS
         if seed == HANGS:
             time.sleep(600)
         if seed == DIES:
             os.kill(os.getpid(), signal.SIGKILL)
         self.seed = seed
-        self.scene = SUITE.task(task).scene
+        self.leaked.append(np.ones(self.benchmark.leak_mb * 131072))
+        self.gain = 0.1 if factors.get("load") == "heavy" else 0.2
         self.at = np.random.default_rng(seed).uniform(-0.1, 0.1, 3).astype(np.float32)
+        self.begin(task)
+
+    def begin(self, task: str) -> None:
+        self.scene = SUITE.task(task).scene
 
     def observe(self) -> Observation:
-        assert "torch" not in sys.modules or "pytest" in sys.modules
-        images = {c: np.full((SIZE, SIZE, 3), 100, np.uint8) for c in EMBODIMENT.cameras}
+        images = {c: np.full((SIZE, SIZE, 3), 100, np.uint8) for c in CAMERAS}
         x = int(np.clip(16 + 12 * self.at[0], 2, 29))
         images["corner"][12:20, x - 2 : x + 2] = 250
         return Observation(images, self.at.copy())
 
     def step(self, action: np.ndarray) -> dict[str, bool]:
-        self.at += 0.2 * np.clip(action[:3], -1, 1).astype(np.float32)
+        self.at += self.gain * np.clip(action[:3], -1, 1).astype(np.float32)
         if self.scene == "lift":
             return {"up": bool(self.at[2] > 1)}
         return {"left": bool(self.at[0] < -1), "right": bool(self.at[0] > 1)}
+
+    def disturb(self, kind: str, seed: int) -> bool:
+        moved = bool(np.abs(self.at).max() > 0.3)
+        if moved:
+            self.at[:] = 0
+        return moved
 
     def expert(self, task: str) -> np.ndarray:
         sign = {"left": [-1, 0, 0, -1], "right": [1, 0, 0, -1], "up": [0, 0, 1, -1]}[task]
@@ -102,3 +136,8 @@ class Cart:
 
     def frame(self, height: int, width: int) -> np.ndarray:
         return np.zeros((height, width, 3), np.uint8)
+
+
+class Spoken(Cart):
+    def instruction(self) -> str:
+        return f"go left, {self.seed}"

@@ -7,25 +7,30 @@ from dataclasses import replace
 import av
 import numpy as np
 import pytest
-from toy_world import SUITE, Toy
+from toy_opened import opened
 
-from anyvla.evaluation.environments.base import EpisodeResult
-from anyvla.evaluation.runner import Interrupted, actions_file
+from anyvla.evaluation.conditions import parse
+from anyvla.evaluation.protocol import EpisodePlan, Stage
+from anyvla.evaluation.results import EpisodeResult
+from anyvla.evaluation.rollout import Rollout
+from anyvla.evaluation.runner import Interrupted
+from anyvla.evaluation.tracks import write_track
 from anyvla.report.filming import choose, film
 
 OPPOSITE = {"left": "right", "right": "left"}
 
 
-def episode(protocol, task, seed, reached):
-    told = task if protocol == "told" else OPPOSITE[task]
+def episode(condition, task, seed, reached):
+    told = task if condition == "told" else OPPOSITE[task]
     return EpisodeResult(
-        benchmark="toy/line", protocol=protocol, task=task, told=told, instruction=f"go {told}", seed=seed,
-        success=reached == task, reached=reached, steps=7, latency_ms=1.0, checkpoint="c0ffee",
+        benchmark="toy/line", condition=condition, task=task, told=told, instruction=f"go {told}", seed=seed,
+        outcome="success" if reached == task else "failure", reached=reached, steps=7,
+        latency_ms=1.0, checkpoint="c0ffee",
     )  # fmt: skip
 
 
 def keys(results):
-    return [(r.protocol, r.task, r.seed) for r in results]
+    return [(r.condition, r.task, r.seed) for r in results]
 
 
 def test_the_choice_prefers_successes_whose_twin_obeyed():
@@ -38,17 +43,17 @@ def test_the_choice_prefers_successes_whose_twin_obeyed():
         episode("swapped", "left", 1, "right"),
         episode("swapped", "right", 0, None),
     ]
-    chosen = keys(choose(results, SUITE, failures=6))
+    chosen = keys(choose(results, failures=6))
     assert chosen[:4] == [("told", "left", 1), ("swapped", "left", 1), ("told", "right", 0), ("told", "up", 0)]
     assert chosen[4:] == [("swapped", "left", 0), ("swapped", "right", 0)]  # what missed the told goal
-    assert keys(choose(results, SUITE, failures=1)) == chosen[:5]
-    assert keys(choose(results, SUITE, failures=0)) == chosen[:4]
+    assert keys(choose(results, failures=1)) == chosen[:5]
+    assert keys(choose(results, failures=0)) == chosen[:4]
 
 
 def test_one_pair_per_scene_is_filmed():
     told = [episode("told", task, 0, task) for task in ("left", "right")]
     swapped = [episode("swapped", task, 0, OPPOSITE[task]) for task in ("left", "right")]
-    chosen = keys(choose(told + swapped, SUITE, failures=6))
+    chosen = keys(choose(told + swapped, failures=6))
     assert chosen == [("told", "left", 0), ("swapped", "left", 0), ("told", "right", 0)]
 
 
@@ -57,16 +62,17 @@ def played(tmp_path):
     """Two episodes of the toy with their actions on disk, as the runner leaves them."""
     results = [episode("told", "right", 0, "right"), episode("swapped", "right", 0, "left")]
     for result, sign in zip(results, (1, -1), strict=True):
-        path = actions_file(tmp_path, f"{result.protocol}-{result.task}-{result.seed}")
-        path.parent.mkdir(exist_ok=True)
-        np.save(path, np.tile(np.array([sign, 0, 0, 0], np.float32), (7, 1)))
+        stage = Stage(result.task, result.told, result.instruction)
+        rollout = Rollout(EpisodePlan(parse(result.condition), result.task, result.seed, (stage,)))
+        rollout.actions.append(np.tile(np.array([sign, 0, 0, 0], np.float32), (8, 1)))
+        write_track(tmp_path, rollout, 7)
     return tmp_path, results
 
 
 def test_episodes_are_played_again_and_filmed(played, caplog):
     folder, results = played
     progress = []
-    index = film(results, Toy(), SUITE, folder, progress=lambda done, total: progress.append((done, total)))
+    index = film(results, opened(), folder, progress=lambda done, total: progress.append((done, total)))
     assert progress == [(0, 2), (1, 2), (2, 2)]
     assert "did not end as recorded" not in caplog.text
     entries = json.loads(index.read_text())
@@ -74,7 +80,7 @@ def test_episodes_are_played_again_and_filmed(played, caplog):
     assert entries[1] | {"told": "left", "reached": "left", "success": False} == entries[1]
     with av.open(str(index.parent / "told-right-0.mp4")) as container:
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-    assert len(frames) == 4 + 1 + 3  # every second of seven steps, then the end, held for 0.7 s
+    assert len(frames) == 7 + 1 + 14  # seven steps, then the end, held for 0.7 s of 20 frames
     mark = frames[-1][:46, 200:]
     assert (mark[..., 1].astype(int) - mark[..., 0] > 60).sum() > 50  # green, at the end only
     assert (frames[0][:46, 200:, 1].astype(int) - frames[0][:46, 200:, 0] > 60).sum() == 0
@@ -82,24 +88,24 @@ def test_episodes_are_played_again_and_filmed(played, caplog):
 
 def test_what_is_filmed_already_is_left_alone(played):
     folder, results = played
-    index = film(results, Toy(), SUITE, folder)
+    index = film(results, opened(), folder)
     before = {p: p.stat().st_mtime_ns for p in index.parent.glob("*.mp4")}
-    film(results, Toy(), SUITE, folder)
+    film(results, opened(), folder)
     assert {p: p.stat().st_mtime_ns for p in index.parent.glob("*.mp4")} == before
 
 
 def test_a_film_that_ends_otherwise_is_reported(played, caplog):
     folder, results = played
     with caplog.at_level(logging.WARNING):
-        film([replace(results[0], steps=2)], Toy(), SUITE, folder)  # two steps do not reach the goal
+        film([replace(results[0], reached="left")], opened(), folder)
     assert "told-right-0.mp4 did not end as recorded" in caplog.text
 
 
 def test_stopping_keeps_what_is_filmed(played):
     folder, results = played
     with pytest.raises(Interrupted, match="the same command goes on there"):
-        film(results, Toy(), SUITE, folder, stop=lambda: True)
+        film(results, opened(), folder, stop=lambda: True)
     assert not (folder / "videos/index.json").exists()
     assert not list((folder / "videos").glob("*.partial"))
-    film(results, Toy(), SUITE, folder)
+    film(results, opened(), folder)
     assert len(list((folder / "videos").glob("*.mp4"))) == 2

@@ -174,7 +174,7 @@ def test_one_part_alone_is_enough(original, tmp_path, part):
 
 
 def test_only_told_episodes(run):
-    told = [r for r in results() if r.protocol == "told"]
+    told = [r for r in results() if r.condition == "told"]
     (run / "eval/results.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in told))
     page = Page(write_report(run))
     assert "whether it listens to the words was not tried" in page.text("head")
@@ -249,13 +249,26 @@ def test_the_folder_is_complete_where_links_are_impossible(run, monkeypatch):
     assert all((run / "report" / v["src"].partition("#")[0]).stat().st_size > 1000 for v in page.all("video"))
 
 
+def outcome(won):
+    return "success" if won else "failure"
+
+
 def told_and_swapped(told, first, obeyed, n=20):
     """Results of one task: how many of n told episodes succeed, how many swapped ones reach first and told goal."""
-    base = replace(results()[0], task="drawer-open", told="drawer-open", protocol="told")
+    base = replace(results()[0], task="drawer-open", told="drawer-open", condition="told")
     goals = ["drawer-open"] * first + ["drawer-close"] * obeyed + [None] * (n - first - obeyed)
-    lines = [replace(base, seed=i, success=i < told, reached="drawer-open" if i < told else None) for i in range(n)]
+    lines = [
+        replace(base, seed=i, outcome=outcome(i < told), reached="drawer-open" if i < told else None) for i in range(n)
+    ]
     return lines + [
-        replace(base, protocol="swapped", told="drawer-close", seed=i, success=g == "drawer-open", reached=g)
+        replace(
+            base,
+            condition="swapped",
+            told="drawer-close",
+            seed=i,
+            outcome=outcome(g == "drawer-open"),
+            reached=g,
+        )
         for i, g in enumerate(goals)
     ]
 

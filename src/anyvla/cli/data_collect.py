@@ -1,44 +1,69 @@
-"""`anyvla data collect RECIPE`: demonstrations by the benchmark's scripted experts, as a LeRobot v3 data set."""
+"""`anyvla data collect RECIPE|BENCHMARK`: demonstrations by scripted experts, as a LeRobot v3 data set."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from anyvla.cli.common import Bar, Stopped, console, graceful
-from anyvla.config import ConfigError
+from anyvla.config import ConfigError, build, override
+from anyvla.evaluation.collect import CollectConfig
 from anyvla.recipe import Recipe, read
+from anyvla.registry import benchmarks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.epilog = "Any key of the recipe can be set: --collect.demonstrations 100"
-    parser.add_argument("recipe", help="a YAML file, or the name of a bundled recipe (anyvla list recipes)")
+    parser.epilog = (
+        "Any key of the recipe can be set: --collect.demonstrations 100; of a benchmark, those of its section collect: "
+        "--demonstrations 20 --tasks '[door-open]' --environment.render native"
+    )
+    parser.add_argument("recipe", help="a YAML file, a bundled recipe (anyvla list recipes), or as libero/spatial")
     parser.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
+    parser.add_argument("--python", help="the interpreter that the simulator is installed in (default: this one)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Collect, and print where."""
-    recipe = read(options.recipe, options.overrides)
-    print(collect(recipe, options.out or Path("outputs") / recipe.name))
+    name = options.recipe
+    if name.partition("/")[0] in benchmarks and not Path(name).is_file():
+        given = override({}, options.overrides)
+        settings = given.pop("environment", {})
+        config = build(CollectConfig, given, where="collect")
+        out = options.out or Path("outputs") / name.replace("/", "-")
+        print(demonstrations(name, settings, config, out, options.python))
+        return 0
+    recipe = read(name, options.overrides)
+    print(collect(recipe, options.out or Path("outputs") / recipe.name, options.python))
     return 0
 
 
-def collect(recipe: Recipe, run: Path) -> Path:
+def collect(recipe: Recipe, run: Path, python: str | None = None) -> Path:
     """Collect the recipe's demonstrations into its run folder; returns the data set."""
-    from anyvla.evaluation.collect import Interrupted
-    from anyvla.evaluation.collect import collect as run_collection
-    from anyvla.evaluation.suites import open_suite
-
     if recipe.collect is None or recipe.benchmark is None:
         raise ConfigError(
             f"the recipe {recipe.name} has no section collect: its section data says what it is trained on"
         )
-    benchmark, suite = open_suite(recipe.benchmark)
+    return demonstrations(recipe.benchmark, recipe.environment, recipe.collect, run, python)
+
+
+def demonstrations(
+    benchmark: str, settings: Mapping[str, Any], config: CollectConfig, run: Path, python: str | None
+) -> Path:
+    """Collect a suite's demonstrations into a run folder; returns the data set."""
+    from anyvla.evaluation.collect import Interrupted
+    from anyvla.evaluation.collect import collect as run_collection
+    from anyvla.evaluation.suites import open_suite
+
+    opened = open_suite(benchmark, settings, python)
     with graceful() as stop, Bar("collect") as bar:
         try:
-            root = run_collection(benchmark, suite, recipe.collect, run / "dataset", progress=bar, stop=stop)
+            root = run_collection(opened, config, run / "dataset", progress=bar, stop=stop)
         except Interrupted as stopped:
             raise Stopped(str(stopped)) from None
+        finally:
+            opened.benchmark.close()
     console.print(f"demonstrations: {root}", highlight=False)
     return root

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from anyvla.cli.common import Bar, Stopped, console, graceful
 from anyvla.config import ConfigError, build, override
 from anyvla.evaluation.protocol import EvaluationConfig
+from anyvla.evaluation.results import EpisodeResult
 from anyvla.recipe import Recipe
+
+_EPILOG = """\
+Any key of the section evaluation can be set, and any setting of the benchmark:
+  --episodes 50 --conditions '[told, swapped, told+light=dim]' --execute 4 --environment.render native
+Sets of conditions: language, generalisation, correction, latency (docs/conditions.md).
+"""
 
 
 def main(argv: list[str]) -> int:
@@ -21,11 +29,14 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="anyvla eval",
         description=__doc__,
-        epilog="Any key of the section evaluation can be set: --episodes 50 --protocols '[told]'",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, help="a run folder, as outputs/quickstart, or a checkpoint folder")
-    parser.add_argument("--benchmark", help="as metaworld/half-open (default: the recipe's)")
-    parser.add_argument("--out", type=Path, help="where results go (default: RUN/eval)")
+    parser.add_argument("--benchmark", help="as metaworld/mt10, gym:CartPole-v1 (default: the recipe's)")
+    parser.add_argument("--python", help="the interpreter that the simulator is installed in (default: this one)")
+    parser.add_argument("--out", type=Path, help="where results go (default: RUN/eval, or eval-<benchmark>)")
+    parser.add_argument("--device", default="cpu", help="where the policy runs: cpu, cuda (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run the code that the checkpoint brings along: read it first"
@@ -35,25 +46,36 @@ def main(argv: list[str]) -> int:
     if not (checkpoint / "config.yaml").is_file():
         raise ConfigError(f"{options.run} holds no trained policy: no checkpoint/config.yaml, no config.yaml")
     recipe = yaml.safe_load((checkpoint / "config.yaml").read_text())
-    benchmark = options.benchmark or recipe.get("benchmark")
+    own = recipe.get("benchmark")
+    benchmark = options.benchmark or own
     if not benchmark:
         raise ConfigError("which benchmark? The recipe names none: give --benchmark metaworld/half-open")
-    config = build(EvaluationConfig, override(recipe.get("evaluation", {}), overrides), where="evaluation")
-    folder = options.out or checkpoint.parent / "eval"
-    play(checkpoint, benchmark, config, folder, trust_remote_code=options.trust_remote_code)
-    from anyvla.evaluation.statistics import read_results, summarise
+    mine = benchmark == own  # a recipe's counts and settings are those of its own benchmark
+    sections = {**recipe.get("evaluation", {}), "environment": recipe.get("environment", {})} if mine else {}
+    given = override(sections, overrides)
+    settings = given.pop("environment", {})
+    config = build(EvaluationConfig, given, where="evaluation")
+    name = "eval" if mine else "eval-" + benchmark.replace("/", "-").replace(":", "-")
+    folder = options.out or checkpoint.parent / name
+    play(
+        checkpoint,
+        benchmark,
+        settings,
+        config,
+        folder,
+        python=options.python,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
+    from anyvla.cli.summary import table
+    from anyvla.evaluation.results import read_results
+    from anyvla.evaluation.statistics import summarise
 
     summary = summarise(read_results(folder / "results.jsonl"))
     if options.json:
         print(json.dumps(summary.to_dict()))
         return 0
-    table = Table("protocol", "task", "success", "95 % interval", "episodes", box=None, pad_edge=False)
-    rows = {"told": summary.told, "swapped: first goal": summary.swapped, "unrelated": summary.unrelated}
-    for protocol, rates in rows.items():
-        for task, interval in [*rates.tasks.items(), ("all", rates.overall)] if rates else []:
-            share = f"{interval.value:.1%}", f"{interval.low:.1%} to {interval.high:.1%}", str(interval.episodes)
-            table.add_row(protocol, task, *share)
-    Console().print(table)
+    Console().print(table(summary))
     print(folder)
     return 0
 
@@ -63,13 +85,23 @@ def evaluate(recipe: Recipe, run: Path) -> None:
     if recipe.benchmark is None:
         raise ConfigError(f"the recipe {recipe.name} names no benchmark to evaluate on")
     trusted = getattr(recipe.model.backbone.config, "trust_remote_code", False)  # the recipe is the user's own
-    play(run / "checkpoint", recipe.benchmark, recipe.evaluation, run / "eval", trust_remote_code=trusted)
+    checkpoint, folder = run / "checkpoint", run / "eval"
+    play(checkpoint, recipe.benchmark, recipe.environment, recipe.evaluation, folder, trust_remote_code=trusted)
 
 
 def play(
-    checkpoint: Path, name: str, config: EvaluationConfig, folder: Path, *, trust_remote_code: bool = False
+    checkpoint: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    config: EvaluationConfig,
+    folder: Path,
+    *,
+    python: str | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> None:
     """Play every episode that is not there yet, then film."""
+    from anyvla.evaluation.conditions import expand
     from anyvla.evaluation.protocol import plan
     from anyvla.evaluation.runner import Interrupted, checkpoint_hash
     from anyvla.evaluation.runner import evaluate as run_evaluation
@@ -77,25 +109,56 @@ def play(
     from anyvla.policy import VLA
     from anyvla.report.filming import film
 
-    benchmark, suite = open_suite(name)
-    vla = VLA.load(checkpoint, trust_remote_code=trust_remote_code)
+    opened = open_suite(name, settings, python)
+    plans = plan(opened.suite, config, expand(config.conditions, opened.benchmark))
+    vla = VLA.load(checkpoint, device, trust_remote_code=trust_remote_code)
+    score = _Score()
     with graceful() as stop:
         try:
             with Bar("evaluate") as bar:
                 results = run_evaluation(
                     vla,
-                    plan(suite, config),
-                    benchmark,
-                    suite,
+                    plans,
+                    opened,
+                    config,
                     folder,
                     checkpoint=checkpoint_hash(checkpoint),
-                    processes=config.processes,
-                    slots=config.slots,
-                    progress=bar,
+                    progress=lambda done, total: bar(done, total, score.text),
+                    heard=score.hear,
                     stop=stop,
                 )
             with Bar("film") as bar:
-                film(results, benchmark, suite, folder, failures=config.failure_videos, progress=bar, stop=stop)
+                film(results, opened, folder, failures=config.failure_videos, progress=bar, stop=stop)
         except Interrupted as stopped:
             raise Stopped(str(stopped)) from None
+        finally:
+            opened.benchmark.close()
     console.print(f"results: {folder}", highlight=False)
+
+
+class _Score:
+    """The running score of the first condition, with its interval."""
+
+    def __init__(self) -> None:
+        self.won = self.played = self.errors = 0
+        self.condition: str | None = None
+
+    def hear(self, result: EpisodeResult) -> None:
+        """Count a result."""
+        self.condition = self.condition or result.condition
+        if result.outcome == "error":
+            self.errors += 1
+        elif result.condition == self.condition:
+            self.won += result.success
+            self.played += 1
+
+    @property
+    def text(self) -> str:
+        """As "told 87 % (75 to 94)"."""
+        if not self.played:
+            return ""
+        from anyvla.evaluation.statistics import wilson
+
+        interval = wilson(self.won, self.played)
+        failed = f", {self.errors} errors" if self.errors else ""
+        return f"{self.condition} {interval.value:.0%} ({interval.low:.0%} to {interval.high:.0%}){failed}"

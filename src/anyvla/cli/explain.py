@@ -22,6 +22,7 @@ from rich.text import Text
 from anyvla.cli.common import console
 from anyvla.config import ConfigError, build
 from anyvla.recipe import Recipe, read
+from anyvla_sim.base import Unusable
 
 if TYPE_CHECKING:
     from anyvla.data.episode import Embodiment
@@ -138,19 +139,18 @@ def robot_of(recipe: Recipe) -> Embodiment:
     """The robot of the recipe's data or benchmark; an ordinary arm if neither is at hand."""
     from anyvla.data.episode import Embodiment
     from anyvla.data.mixture import open_mixture
-    from anyvla.registry import benchmarks
+    from anyvla.evaluation.suites import open_suite
 
     if recipe.data.given:
         try:
             return open_mixture(recipe.data, Path()).canonical.embodiment
         except ValueError as error:
             console.print(f"the recipe's data is not at hand ({error}): an ordinary arm stands for its robot")
-    name = (recipe.benchmark or "").partition("/")[0]
-    if name in benchmarks:
+    if recipe.benchmark is not None:
         try:
-            return benchmarks[name].embodiment
-        except ImportError:  # its extra is not installed
-            return build(Embodiment, ROBOT)
+            return open_suite(recipe.benchmark, recipe.environment).embodiment
+        except Unusable as error:  # its extra is not installed
+            console.print(f"the recipe's benchmark is not at hand ({error}): an ordinary arm stands for its robot")
     return build(Embodiment, ROBOT)
 
 

@@ -36,7 +36,8 @@ def main(argv: list[str]) -> int:
     from anyvla.cli.evaluate import evaluate
     from anyvla.cli.fit_codec import fit_codec_if_needed
     from anyvla.cli.train import train
-    from anyvla.evaluation.statistics import read_results, summarise
+    from anyvla.evaluation.results import read_results
+    from anyvla.evaluation.statistics import summarise
     from anyvla.report.page import write_report
 
     stages: dict[str, Callable[[], object]] = {"collect": lambda: collect(recipe, run)}

@@ -24,8 +24,11 @@ from anyvla.config import STRICT, to_dict
 from anyvla.data.episode import Embodiment, Episode, steady
 from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
 from anyvla.data.open import open_dataset
-from anyvla.evaluation.environments.base import Benchmark, Environment, Suite
-from anyvla.evaluation.environments.pool import EnvironmentFailed, prepare_worker, starting_workers
+from anyvla.evaluation.suites import Opened
+from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker, starting_workers
+from anyvla_sim.base import Suite
+from anyvla_sim.remote import connect
+from anyvla_sim.spec import Spec
 
 FIRST_SEED = 1_000_000  # of start states of demonstrations; evaluations use those below
 
@@ -38,12 +41,17 @@ class CollectConfig:
     noise: tuple[float, ...] = (0.0, 0.2, 0.4)  # standard deviations of what is added to executed actions; cycled
     noise_memory: float = Field(default=0.85, ge=0, lt=1)  # of the Ornstein-Uhlenbeck process, per action
     keep_after_success: int = Field(default=4, ge=0)  # actions recorded after the goal is reached
+    tasks: tuple[str, ...] = ()  # of the suite; none: all
     seed: int = Field(default=0, ge=0)
     processes: int | None = Field(default=None, ge=1)  # None: one per core; changes no result
 
     def __post_init__(self) -> None:
         if not self.noise or min(self.noise) < 0:
             raise ValueError(f"noise needs at least one standard deviation, none below 0; got {list(self.noise)}")
+
+    def of(self, suite: Suite) -> list[str]:
+        """The names of the tasks to demonstrate. Raises ValueError for one that the suite does not have."""
+        return [suite.task(name).name for name in self.tasks] or [task.name for task in suite.tasks]
 
 
 class Interrupted(Exception):
@@ -58,8 +66,7 @@ class _Attempt:
 
 
 def collect(
-    benchmark: Benchmark,
-    suite: Suite,
+    opened: Opened,
     config: CollectConfig,
     root: Path,
     *,
@@ -71,25 +78,27 @@ def collect(
     Raises ValueError if `root` holds other demonstrations, EnvironmentFailed if a simulator fails or an expert fails
     more often than it succeeds, Interrupted after `stop()` said so.
     """
+    suite = opened.suite
     provenance = {
-        "benchmark": f"{benchmark.name}/{suite.name}",
+        "benchmark": opened.name,
         "collect": {k: v for k, v in to_dict(config).items() if k != "processes"},
-        "versions": dict(benchmark.versions()),
+        "settings": dict(opened.benchmark.protocol(suite.name)),
+        "versions": dict(opened.benchmark.versions()),
     }
     if is_complete(root):
         _check_complete(root, provenance)
         return root
-    writer = LeRobotWriter(root, benchmark.embodiment, provenance=provenance)
-    tasks = [task.name for task in suite.tasks]
+    writer = LeRobotWriter(root, opened.embodiment, provenance=provenance)
+    tasks = config.of(suite)
     failed: dict[str, list[int]] = {task: list(writer.notes.get("failures", {}).get(task, [])) for task in tasks}
     total, done = config.demonstrations * len(tasks), len(writer.done)
 
     def attempt(task: str, number: int) -> _Attempt:
         return _Attempt(task, number, number * len(tasks) + tasks.index(task))
 
-    # Each failure adds one attempt of its task, so the attempts that end up in the data do not depend on timing.
-    todo = [attempt(t, n) for n in range(config.demonstrations) for t in tasks]
-    todo += [attempt(t, config.demonstrations + n) for t in tasks for n in range(len(failed[t]))]
+    # Each failure adds one attempt of its task, so the attempts that end up in the data do not depend on timing. Task
+    # after task: some simulators load a scene for seconds.
+    todo = [attempt(t, n) for t in tasks for n in range(config.demonstrations + len(failed[t]))]
     todo = [a for a in reversed(todo) if a.index not in writer.done and a.number not in failed[a.task]]
     progress(done, total)
     processes = config.processes or os.cpu_count() or 1
@@ -97,7 +106,7 @@ def collect(
         processes,
         multiprocessing.get_context("spawn"),
         _start_worker,
-        (benchmark, suite, config, writer.partial_root),
+        (opened.spec, suite.name, opened.embodiment, config, writer.partial_root),
     ) as workers:
         running: dict[Future[bool], _Attempt] = {}
         try:
@@ -137,7 +146,7 @@ def _check_complete(root: Path, wanted: Mapping[str, Any]) -> None:
     """Refuse finished demonstrations that were made otherwise; other versions of libraries are no reason to."""
 
     def settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
-        facts = {"benchmark": provenance.get("benchmark"), "render": provenance.get("versions", {}).get("render")}
+        facts = {"benchmark": provenance.get("benchmark"), **provenance.get("settings", {})}
         return facts | dict(provenance.get("collect", {}))
 
     then, now = settings(open_dataset(root).provenance), settings(wanted)
@@ -153,7 +162,7 @@ def _check_complete(root: Path, wanted: Mapping[str, Any]) -> None:
 class _Worker:
     """What a worker process keeps between attempts."""
 
-    environment: Environment
+    environment: Any  # of the contract, with experts
     embodiment: Embodiment
     suite: Suite
     config: CollectConfig
@@ -163,10 +172,11 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def _start_worker(benchmark: Benchmark, suite: Suite, config: CollectConfig, partial_root: Path) -> None:
+def _start_worker(spec: Spec, suite: str, embodiment: Embodiment, config: CollectConfig, partial_root: Path) -> None:
     global _worker
     prepare_worker()
-    _worker = _Worker(benchmark.make(), benchmark.embodiment, suite, config, partial_root)
+    benchmark = connect(spec)
+    _worker = _Worker(benchmark.make(suite), embodiment, benchmark.suite(suite), config, partial_root)
 
 
 def _demonstrate(attempt: _Attempt) -> bool:
@@ -181,7 +191,7 @@ def _demonstrate(attempt: _Attempt) -> bool:
 
 
 def demonstrate(
-    environment: Environment, embodiment: Embodiment, suite: Suite, config: CollectConfig, task: str, number: int
+    environment: Any, embodiment: Embodiment, suite: Suite, config: CollectConfig, task: str, number: int
 ) -> Episode | None:
     """Attempt `number` of a task by its expert; None if it reached another goal first, or none within the horizon.
 
@@ -191,10 +201,10 @@ def demonstrate(
     seed = FIRST_SEED * (1 + config.seed) + number
     sigma = config.noise[number % len(config.noise)]
     rng = np.random.default_rng((config.seed, [t.name for t in suite.tasks].index(task), number))
-    actions = _rehearse(environment, suite.horizon, config, task, seed, sigma, rng)
+    actions = _rehearse(environment, suite.limit(task), config, task, seed, sigma, rng)
     if actions is None:
         return None
-    environment.reset(task, seed)
+    environment.reset(task, seed, {})
     frames: list[Mapping[str, np.ndarray]] = []
     proprio, labels = [], []
     for action in actions:
@@ -218,7 +228,7 @@ def demonstrate(
 
 
 def _rehearse(
-    environment: Environment,
+    environment: Any,
     horizon: int,
     config: CollectConfig,
     task: str,
@@ -227,7 +237,7 @@ def _rehearse(
     rng: np.random.Generator,
 ) -> list[np.ndarray] | None:
     """The actions to execute, noise included; None if they fail."""
-    environment.reset(task, seed)
+    environment.reset(task, seed, {})
     kept = config.noise_memory
     noise: Any = 0.0
     actions: list[np.ndarray] = []

@@ -24,11 +24,11 @@ from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
 from anyvla.data.stored import write
-from anyvla.evaluation.environments.pool import EnvironmentFailed, prepare_worker, starting_workers
 from anyvla.evaluation.questions import ask
+from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker, starting_workers
 
 if TYPE_CHECKING:
-    from anyvla.evaluation.environments.metaworld_scene import SceneLabeller
+    from anyvla.evaluation.metaworld_scene import SceneLabeller
 
 BENCHMARKS = ("metaworld/half-open",)
 COMMONEST = 1.5  # no answer comes up more often than this many times the mean of its question's answers
@@ -130,7 +130,7 @@ _worker: _Worker | None = None
 def _start_worker(config: LabelConfig, root: Path) -> None:
     global _worker
     prepare_worker()
-    from anyvla.evaluation.environments.metaworld_scene import SceneLabeller
+    from anyvla.evaluation.metaworld_scene import SceneLabeller
 
     _worker = _Worker(SceneLabeller(config.size), config, root)
 
@@ -141,7 +141,7 @@ def _make(number: int) -> None:
 
     from PIL import Image
 
-    from anyvla.evaluation.environments.metaworld_scene import SCENES
+    from anyvla.evaluation.metaworld_scene import SCENES
 
     assert _worker is not None
     w = _worker

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from anyvla.evaluation.environments.metaworld_scene import Labels
+    from anyvla.evaluation.metaworld_scene import Labels
 
 LARGE, SMALL = 0.015, 0.001  # shares of the pixels from which the main object, or a part, counts as visible
 APART = 0.06  # shares of the picture by which two things must differ to be left of, or above, one another

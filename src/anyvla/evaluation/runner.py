@@ -1,27 +1,37 @@
 """Plays the episodes of a plan: environments simulate in processes of their own, one policy acts for those ready.
 
 Each finished episode is one line of `results.jsonl`, on disk before it is reported; episodes that stand there already
-are not played again. The executed actions are kept beside it, so that any episode can be filmed afterwards.
+are not played again. The executed actions are kept beside it, so that any episode can be filmed afterwards. An episode
+whose simulator fails is played once more from the same seed, and then reported as an error.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from anyvla.config import ConfigError
 from anyvla.data.episode import Embodiment
-from anyvla.evaluation.environments.base import Benchmark, EpisodeResult, Suite
-from anyvla.evaluation.environments.pool import EnvironmentPool, Reply
-from anyvla.evaluation.protocol import EpisodePlan
-from anyvla.evaluation.statistics import append_result, read_results
-from anyvla.policy import VLA, Session
+from anyvla.evaluation.execution import Execution
+from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, settings
+from anyvla.evaluation.results import EpisodeResult, append_result, read_results
+from anyvla.evaluation.rollout import Rollout, Setting
+from anyvla.evaluation.suites import Opened
+from anyvla.evaluation.tracks import write_track
+from anyvla.evaluation.workers import EnvironmentFailed
+from anyvla.policy import VLA
+from anyvla_sim.pool import EnvironmentPool, Limits, Lost, Reply
+
+TRIES = 2  # of an episode whose simulator fails
+COUNTS = ("episodes", "first_seed")  # of the protocol: more episodes of the same kind may join those that are there
 
 
 class Interrupted(Exception):
@@ -29,101 +39,118 @@ class Interrupted(Exception):
 
 
 def checkpoint_hash(checkpoint: Path) -> str:
-    """A short hash of a checkpoint's weights."""
+    """A short hash of all that a checkpoint's behaviour depends on: weights, statistics, configuration."""
     digest = hashlib.sha256()
-    with (checkpoint / "model.safetensors").open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    for name in ("model.safetensors", "statistics.json", "embodiments.json", "config.yaml"):
+        with (checkpoint / name).open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
     return digest.hexdigest()[:16]
 
 
-@dataclass
-class _Rollout:
-    """A running episode."""
+def versions(vla: VLA) -> dict[str, str]:
+    """The policy's side: libraries and hardware."""
+    found = {name: metadata.version(name) for name in ("anyvla", "torch", "transformers", "numpy")}
+    return found | {
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "device": _device(vla),
+    }
 
-    plan: EpisodePlan
-    session: Session
-    actions: list[np.ndarray] = field(default_factory=list)
-    calls: int = 0
-    seconds: float = 0.0  # of policy calls, shared among the episodes of a batch
+
+def _device(vla: VLA) -> str:
+    if vla.device.type != "cuda":
+        return vla.device.type
+    import torch
+
+    return torch.cuda.get_device_name(vla.device)
 
 
 def evaluate(
     vla: VLA,
     plans: Sequence[EpisodePlan],
-    benchmark: Benchmark,
-    suite: Suite,
+    opened: Opened,
+    config: EvaluationConfig,
     folder: Path,
     *,
     checkpoint: str,
-    processes: int | None = None,
-    slots: int = 3,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    heard: Callable[[EpisodeResult], None] = lambda result: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[EpisodeResult]:
     """Play what `folder/results.jsonl` lacks of `plans`; returns the results of all plans.
 
-    An episode ends when a goal of its scene is reached, or after `suite.horizon` actions. Raises ConfigError if the
-    policy was trained for another robot, or the folder holds results of another checkpoint (`checkpoint` is its hash),
-    benchmark or render setting;
-    Interrupted after `stop()` said so.
+    `checkpoint`: its hash. `heard` gets each result, those on disk first. Raises ConfigError if the policy was trained
+    for another robot, or the folder holds results of another checkpoint or protocol; EnvironmentFailed if the
+    simulator fails in one episode after the other; Interrupted after `stop()` said so.
     """
-    check_embodiment([r.embodiment for r in vla.robots], benchmark.embodiment)
+    check_embodiment([r.embodiment for r in vla.robots], opened.embodiment)
+    setting = Setting(
+        benchmark=opened.name,
+        checkpoint=checkpoint,
+        policy=_policy(vla, config),
+        protocol=_protocol(opened, config),
+        versions=versions(vla),
+        embodiment=opened.embodiment,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     lines = folder / "results.jsonl"
     finished = {r.key: r for r in read_results(lines)} if lines.is_file() else {}
-    _check_same(lines, finished.values(), checkpoint, f"{benchmark.name}/{suite.name}", benchmark.versions())
-    waiting = [p for p in reversed(plans) if p.key not in finished]
-    done, total = len(plans) - len(waiting), len(plans)
-    progress(done, total)
-    if not waiting:
-        return [finished[p.key] for p in plans]
-    processes = min(processes or os.cpu_count() or 1, len(waiting))
-    with EnvironmentPool(benchmark, processes=processes, slots=slots) as pool:
-        running: dict[int, _Rollout] = {}
-
-        def begin(slot: int) -> None:
-            if waiting:
-                plan = waiting.pop()
-                running[slot] = _Rollout(plan, vla.start(plan.instruction, plan.seed, benchmark.embodiment.name))
-                pool.reset(slot, plan.task, plan.seed)
-
-        for slot in range(pool.size):
-            begin(slot)
-        while running:
-            if stop():
-                raise Interrupted(f"stopped after {done} of {total} episodes; the same command goes on there")
-            going = []
-            for reply in pool.ready(timeout=1.0):
-                rollout = running[reply.slot]
-                if _over(reply, suite):
-                    result = _result(reply, rollout, benchmark, suite, checkpoint)
-                    _keep_actions(folder, rollout, reply.steps)
-                    append_result(lines, result)
-                    finished[rollout.plan.key] = result
-                    done += 1
-                    progress(done, total)
-                    del running[reply.slot]
-                    begin(reply.slot)
-                else:
-                    going.append((reply, rollout))
-            if going:
-                _act(vla, going, pool, suite)
+    _check_same(lines, finished.values(), setting)
+    missing = [p for p in plans if p.key not in finished]
+    for result in (finished[p.key] for p in plans if p.key in finished):
+        heard(result)
+    progress(len(plans) - len(missing), len(plans))
+    if missing:
+        play = _Play(vla, opened, config, folder, setting)
+        for result in play.all(missing, stop):
+            finished[result.key] = result
+            heard(result)
+            progress(sum(p.key in finished for p in plans), len(plans))
     return [finished[p.key] for p in plans]
 
 
-def _check_same(
-    lines: Path, finished: Collection[EpisodeResult], checkpoint: str, name: str, versions: Mapping[str, str]
-) -> None:
-    for what, here, there in (
-        ("checkpoint", checkpoint, {r.checkpoint for r in finished}),
-        ("benchmark", name, {r.benchmark for r in finished}),
-        ("render setting", versions.get("render"), {r.versions.get("render") for r in finished}),
-    ):
-        if foreign := there - {here}:
+def _policy(vla: VLA, config: EvaluationConfig) -> dict[str, Any]:
+    execute = config.execute or vla.config.execute
+    if execute > vla.config.chunk:
+        raise ConfigError(f"--execute {execute}: the policy predicts {vla.config.chunk} actions at once")
+    return {"execute": execute, "ensemble": config.ensemble, "chunk": vla.config.chunk}
+
+
+def _protocol(opened: Opened, config: EvaluationConfig) -> dict[str, Any]:
+    return settings(opened.suite, config) | {
+        "settings": dict(opened.benchmark.protocol(opened.suite.name)),
+        "simulator": dict(opened.benchmark.versions()),
+    }
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
+    """What differs between two protocols, as "settings.render: fast, native"."""
+    found = []
+    for key in {**one, **other}:
+        a, b, name = one.get(key), other.get(key), f"{where}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{name}.")
+        elif a != b and name not in COUNTS:
+            found.append(f"{name}: {a!r}, {b!r}")
+    return found
+
+
+def _check_same(lines: Path, finished: Collection[EpisodeResult], setting: Setting) -> None:
+    for there in finished:
+        faults = [
+            f"{what}: {a!r}, {b!r}"
+            for what, a, b in (
+                ("checkpoint", there.checkpoint, setting.checkpoint),
+                ("benchmark", there.benchmark, setting.benchmark),
+            )
+            if a != b
+        ]
+        faults += differences(there.protocol, setting.protocol) + differences(there.policy, setting.policy)
+        if faults:
             raise ConfigError(
-                f"{lines} holds results of another {what} ({', '.join(sorted(map(str, foreign)))}, this is {here}); "
-                "choose another output folder, or remove that one to evaluate anew"
+                f"{lines} holds results of something else ({'; '.join(faults)}: there, here); choose another output "
+                "folder, or remove that one to evaluate anew"
             )
 
 
@@ -141,50 +168,139 @@ def check_embodiment(trained: Sequence[Embodiment], given: Embodiment) -> None:
         )
 
 
-def _act(vla: VLA, going: Sequence[tuple[Reply, _Rollout]], pool: EnvironmentPool, suite: Suite) -> None:
-    start = time.perf_counter()
-    shown = [reply.observation for reply, _ in going if reply.observation is not None]  # all: none of them is over
-    chunks = vla.act(shown, [rollout.session for _, rollout in going])
-    share = (time.perf_counter() - start) / len(going)
-    for (reply, rollout), chunk in zip(going, chunks, strict=True):
-        actions = chunk.actions[: min(vla.config.execute, suite.horizon - reply.steps)]
-        rollout.actions.append(actions)
-        rollout.calls += 1
-        rollout.seconds += share
-        pool.execute(reply.slot, actions)
+class _Play:
+    """The loop over what is ready."""
 
+    def __init__(self, vla: VLA, opened: Opened, config: EvaluationConfig, folder: Path, setting: Setting) -> None:
+        self._vla, self._opened, self._config, self._folder, self._setting = vla, opened, config, folder, setting
+        self._until_goal = opened.suite.judged == "reached"
+        self._waiting: list[Rollout] = []
+        self._running: dict[int, Rollout] = {}
+        self._results: list[EpisodeResult] = []  # not yet reported
+        self._failed_in_a_row = 0
 
-def _over(reply: Reply, suite: Suite) -> bool:
-    return any(reply.goals.values()) or reply.steps >= suite.horizon
+    def all(self, plans: Sequence[EpisodePlan], stop: Callable[[], bool]) -> Iterator[EpisodeResult]:
+        """The results as they come, each on disk already."""
+        config = self._config
+        self._waiting = [Rollout(p) for p in reversed(plans)]
+        processes = min(config.processes or os.cpu_count() or 1, len(plans))
+        limits = Limits(config.hang_s, 1000 * config.memory_gb)
+        done = 0
+        with EnvironmentPool(self._opened.spec, self._opened.suite.name, processes, config.slots, limits) as self._pool:
+            for slot in range(self._pool.size):
+                self._next(slot)
+            while self._running:
+                if stop():
+                    raise Interrupted(f"stopped after {done} of {len(plans)} episodes; the same command goes on there")
+                going = []
+                for reply in self._pool.ready(timeout=1.0):
+                    rollout = self._running[reply.slot]
+                    if isinstance(reply, Lost):
+                        self._lost(reply, rollout)
+                    elif self._acts(reply, rollout):
+                        going.append((reply, rollout))
+                if going:
+                    self._act(going)
+                while self._results:
+                    done += 1
+                    yield self._results.pop(0)
 
+    def _next(self, slot: int) -> None:
+        """Begin another episode in a slot that is free, if one waits."""
+        self._running.pop(slot, None)
+        if not self._waiting:
+            self._pool.release(slot)
+            return
+        rollout = self._running[slot] = self._waiting.pop()
+        plan = rollout.plan
+        self._pool.reset(slot, plan.stages[0].task, plan.seed, dict(plan.condition.factors))
 
-def _result(reply: Reply, rollout: _Rollout, benchmark: Benchmark, suite: Suite, checkpoint: str) -> EpisodeResult:
-    plan = rollout.plan
-    reached = next((task for task, holds in reply.goals.items() if holds), None)
-    return EpisodeResult(
-        benchmark=f"{benchmark.name}/{suite.name}",
-        protocol=plan.protocol,
-        task=plan.task,
-        told=plan.told,
-        instruction=plan.instruction,
-        seed=plan.seed,
-        success=reached == plan.task,
-        reached=reached,
-        steps=reply.steps,
-        latency_ms=1000 * rollout.seconds / max(1, rollout.calls),
-        checkpoint=checkpoint,
-        versions=benchmark.versions(),
-    )
+    def _lost(self, lost: Lost, rollout: Rollout) -> None:
+        """Play it once more, or give it up."""
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row > max(5, self._pool.size):
+            raise EnvironmentFailed(
+                f"the simulator failed in {self._failed_in_a_row} episodes in a row; the last time, in "
+                f"{rollout.plan.key}: {lost.message}. What was reported is kept"
+            )
+        if rollout.attempt < TRIES:
+            self._waiting.append(Rollout(rollout.plan, rollout.attempt + 1))
+        else:
+            self._report(self._setting.line(rollout, "error", error=lost.message), rollout, 0)
+        self._next(lost.slot)
 
+    def _acts(self, reply: Reply, rollout: Rollout) -> bool:
+        """Whether the policy is to act on this reply; sees to everything else that may follow it."""
+        self._failed_in_a_row = 0
+        if rollout.session is None:
+            self._start(reply, rollout)
+        if reply.disturbed:
+            rollout.disturbed_at = rollout.steps(reply.steps)
+        reached = next((task for task, holds in reply.goals.items() if holds), None)
+        limit = self._config.horizon or self._opened.suite.limit(rollout.now.task)
+        if (reached is not None and self._until_goal) or reply.steps >= limit:
+            self._ends(reply, rollout, reached)
+            return False
+        due = rollout.plan.condition.disturbance
+        if due and rollout.disturbed_at is None and reply.disturbed is None and rollout.steps(reply.steps) >= due[1]:
+            self._pool.disturb(reply.slot, due[0], rollout.plan.seed)
+            return False
+        return True
 
-def actions_file(folder: Path, key: str) -> Path:
-    """Where the executed actions of an episode lie, a float32 array (T, A)."""
-    return folder / "actions" / f"{key}.npy"
+    def _start(self, reply: Reply, rollout: Rollout) -> None:
+        stage, condition = rollout.now, rollout.plan.condition
+        words = reply.instruction if stage.instruction is None else stage.instruction
+        if words is None:
+            raise ConfigError(f"{self._opened.name}/{stage.task} has no instruction, nor does its environment say one")
+        rollout.said = rollout.said or words
+        robot, policy = self._opened.embodiment, self._setting.policy
+        rollout.session = self._vla.start(words, rollout.plan.seed, robot.name, may_be_empty=True)
+        rollout.execution = Execution(robot, policy["execute"], condition.delay, policy["ensemble"] == "temporal")
 
+    def _ends(self, reply: Reply, rollout: Rollout, reached: str | None) -> None:
+        """A goal was reached, or time is over: the next task of a chain begins, or the episode is a line."""
+        task, stages = rollout.now.task, len(rollout.plan.stages)
+        won = reply.goals.get(task, False) if not self._until_goal else reached == task
+        completed = rollout.stage + won
+        if won and completed < stages:
+            rollout.go_on(reply.steps)
+            self._pool.begin(reply.slot, rollout.now.task)
+            return
+        line = self._setting.line(
+            rollout,
+            "success" if completed == stages else "failure",
+            reached=reached,
+            completed=completed,
+            here=reply.steps,
+            clipped=reply.clipped,
+        )
+        self._report(line, rollout, reply.steps)
+        self._next(reply.slot)
 
-def _keep_actions(folder: Path, rollout: _Rollout, steps: int) -> None:
-    path = actions_file(folder, rollout.plan.key)
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, np.concatenate(rollout.actions)[:steps], allow_pickle=False)
-    temporary.replace(path)
+    def _act(self, going: Sequence[tuple[Reply, Rollout]]) -> None:
+        start = time.perf_counter()
+        shown = [reply.observation for reply, _ in going if reply.observation is not None]  # all: none of them is over
+        chunks = self._vla.act(shown, [rollout.session for _, rollout in going if rollout.session is not None])
+        share = (time.perf_counter() - start) / len(going)
+        for (reply, rollout), chunk in zip(going, chunks, strict=True):
+            assert rollout.execution is not None
+            rollout.calls += 1
+            rollout.seconds += share
+            if not np.isfinite(chunk.actions).all():
+                line = self._setting.line(
+                    rollout, "invalid_action", here=reply.steps, completed=rollout.stage, clipped=reply.clipped
+                )
+                self._report(line, rollout, reply.steps)
+                self._next(reply.slot)
+                continue
+            limit = self._config.horizon or self._opened.suite.limit(rollout.now.task)
+            actions = rollout.execution(chunk.actions)[: limit - reply.steps]
+            rollout.marks.append(rollout.steps(reply.steps))
+            rollout.chunks.append(chunk.actions)
+            rollout.actions.append(actions)
+            self._pool.execute(reply.slot, actions, self._until_goal)
+
+    def _report(self, line: EpisodeResult, rollout: Rollout, here: int) -> None:
+        write_track(self._folder, rollout, here)
+        append_result(self._folder / "results.jsonl", line)
+        self._results.append(line)

@@ -1,20 +1,69 @@
-"""Finds a benchmark and a suite by a name as `metaworld/half-open`."""
+"""Finds a benchmark and a suite by a name as `metaworld/half-open` or `gym:CartPole-v1`, in whatever interpreter."""
 
 from __future__ import annotations
 
-from anyvla.config import ConfigError
-from anyvla.evaluation.environments.base import Benchmark, Suite
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anyvla.config import ConfigError, build
+from anyvla.data.episode import Embodiment
 from anyvla.registry import benchmarks, nearest
+from anyvla_sim.base import Benchmark, Suite
+from anyvla_sim.remote import connect
+from anyvla_sim.spec import Spec
 
 
-def open_suite(name: str) -> tuple[Benchmark, Suite]:
-    """The benchmark and its suite. Raises ConfigError with the nearest names, ImportError if an extra is missing."""
+@dataclass(frozen=True)
+class Opened:
+    """A suite that can be played."""
+
+    spec: Spec  # what a worker needs to open it
+    benchmark: Benchmark
+    suite: Suite
+    embodiment: Embodiment
+
+    @property
+    def name(self) -> str:
+        """As `metaworld/half-open`."""
+        return f"{self.benchmark.name}/{self.suite.name}"
+
+
+def open_suite(name: str, settings: Mapping[str, Any] | None = None, python: str | None = None) -> Opened:
+    """The suite `BENCHMARK/SUITE`, or `gym:ID`.
+
+    `settings`: of the benchmark, as {"render": "native"}. `python`: the interpreter its simulator lives in; None: this
+    one. Raises ConfigError with the nearest names, Unusable if the simulator is not installed there.
+    """
+    settings = dict(settings or {})
+    if name.startswith("gym:"):
+        name, settings["id"] = f"gym/{name[4:]}", name[4:]
+    if isinstance(settings.get("mapping"), str):
+        settings["mapping"] = _mapping(Path(settings["mapping"]))
+    kind, _, wanted = name.partition("/")
     try:
-        benchmark: Benchmark = benchmarks[name.partition("/")[0]]()
+        target = benchmarks.target(kind)
     except KeyError as error:
         raise ConfigError(error.args[0]) from None
-    suites = benchmark.suites()
-    wanted = name.partition("/")[2]
+    spec = Spec(target, settings, python)
+    try:
+        benchmark = connect(spec)
+    except ValueError as error:
+        raise ConfigError(f"benchmark {kind}: {error}") from None
+    suites = list(benchmark.suites())
     if wanted not in suites:
-        raise ConfigError(f"benchmark {benchmark.name} has no suite {wanted!r}: {nearest(wanted, list(suites))}")
-    return benchmark, suites[wanted]
+        raise ConfigError(f"benchmark {kind} has no suite {wanted!r}: {nearest(wanted, suites)}")
+    embodiment = build(Embodiment, benchmark.embodiment(wanted), where=f"{kind}/{wanted}")
+    return Opened(spec, benchmark, benchmark.suite(wanted), embodiment)
+
+
+def _mapping(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"there is no mapping {path}: a YAML file, docs/benchmark_gym.md shows one")
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None

@@ -17,38 +17,52 @@ from typing import Any
 
 import numpy as np
 
-from anyvla.evaluation.environments.base import Benchmark, EpisodeResult, Suite
-from anyvla.evaluation.environments.pool import prepare_worker, starting_workers
-from anyvla.evaluation.runner import Interrupted, actions_file
+from anyvla.evaluation.conditions import parse
+from anyvla.evaluation.results import EpisodeResult
+from anyvla.evaluation.runner import Interrupted
+from anyvla.evaluation.suites import Opened
+from anyvla.evaluation.tracks import Track, read_track
+from anyvla.evaluation.workers import prepare_worker, starting_workers
 from anyvla.report.video import FAILURE, SUCCESS, caption, write_video
+from anyvla_sim.remote import connect
+from anyvla_sim.spec import Spec
 
 logger = logging.getLogger(__name__)
 
 SIZE = 240  # pixels, square
-EVERY = 2  # of the frames, one is filmed: a video of 40 actions per second has 20 frames per second
+FPS = 20  # at most about so many frames a second are filmed
 HOLD_S = 0.7  # the last frame stays so long
 
 
-def choose(results: Sequence[EpisodeResult], suite: Suite, failures: int) -> list[EpisodeResult]:
-    """One success per task, one swapped twin per scene, and up to `failures` that missed the told goal."""
-    swapped = {(r.task, r.seed): r for r in results if r.protocol == "swapped" and r.reached == r.told}
-    told = [r for r in results if r.protocol == "told"]
+def choose(results: Sequence[EpisodeResult], failures: int) -> list[EpisodeResult]:
+    """One success per task, one swapped twin per scene, one episode of every other condition, `failures` failures."""
+    swapped = {(r.task, r.seed): r for r in results if r.condition == "swapped" and r.reached == r.told}
+    told = [r for r in results if r.condition == "told"]
     chosen: list[EpisodeResult] = []
-    for task in suite.tasks:
-        won = [r for r in told if r.task == task.name and r.success]
+    for task in dict.fromkeys(r.task for r in results):
+        won = [r for r in told if r.task == task and r.success]
         paired = [r for r in won if (r.task, r.seed) in swapped]
         chosen += (paired or won)[:1]
-        opposite = suite.opposite(task)
-        if paired and opposite is not None and not any(c.told == opposite.name for c in chosen):  # one pair per scene
-            chosen.append(swapped[paired[0].task, paired[0].seed])
-    lost = [r for r in results if r.protocol != "unrelated" and r.reached != r.told]
+        if paired:
+            twin = swapped[paired[0].task, paired[0].seed]
+            if not any(c.told == twin.told and c.condition == "told" for c in chosen):  # one pair per scene
+                chosen.append(twin)
+    for condition in dict.fromkeys(r.condition for r in results):
+        if condition not in ("told", "swapped", "unrelated"):
+            chosen += [r for r in results if r.condition == condition and r.outcome in ("success", "failure")][:1]
+    played = [r for r in results if r.condition != "unrelated" and r.outcome in ("failure", "success")]
+    lost = [r for r in played if not obeyed(r) and r not in chosen]
     return chosen + lost[:failures]
+
+
+def obeyed(result: EpisodeResult) -> bool:
+    """Whether what was told was done."""
+    return result.success if result.length > 1 else result.reached == result.told
 
 
 def film(
     results: Sequence[EpisodeResult],
-    benchmark: Benchmark,
-    suite: Suite,
+    opened: Opened,
     folder: Path,
     *,
     failures: int = 6,
@@ -60,7 +74,7 @@ def film(
     Raises Interrupted after `stop()` said so.
     """
     videos = folder / "videos"
-    chosen = choose(results, suite, failures)
+    chosen = choose(results, failures)
     names = {f"{r.key}.mp4": r for r in chosen}
     missing = [r for name, r in names.items() if not (videos / name).is_file()]
     progress(len(chosen) - len(missing), len(chosen))
@@ -69,7 +83,7 @@ def film(
         workers = min(os.cpu_count() or 1, len(missing))
         with ProcessPoolExecutor(workers, context, initializer=prepare_worker) as pool:
             with starting_workers():
-                futures = [pool.submit(_film_one, benchmark, r, folder, videos / f"{r.key}.mp4") for r in missing]
+                futures = [pool.submit(_film_one, opened.spec, r, folder, videos / f"{r.key}.mp4") for r in missing]
             try:
                 for number, future in enumerate(futures, 1):
                     if not future.result():
@@ -90,35 +104,45 @@ def film(
 
 
 def _entry(result: EpisodeResult, name: str) -> dict[str, Any]:
-    fields = ("task", "told", "protocol", "instruction", "success", "reached", "seed", "steps")
+    fields = ("task", "told", "condition", "instruction", "success", "reached", "seed", "steps")
     return {"file": name} | {f: getattr(result, f) for f in fields}
 
 
-def _film_one(benchmark: Benchmark, result: EpisodeResult, folder: Path, path: Path) -> bool:
+def _film_one(spec: Spec, result: EpisodeResult, folder: Path, path: Path) -> bool:
     """Play the recorded actions again and write the video; True if it ended as recorded."""
-    fps = benchmark.embodiment.control_hz / EVERY
+    benchmark = connect(spec)
+    suite = result.benchmark.partition("/")[2]
+    fps = float(benchmark.embodiment(suite)["control_hz"])
+    every = max(1, round(fps / FPS))
     ended: list[bool] = []
-    write_video(path, _frames(benchmark, result, folder, int(HOLD_S * fps), ended), fps)
-    benchmark.close()
+    frames = _frames(benchmark.make(suite), result, read_track(folder, result.key), every, ended)
+    try:
+        write_video(path, frames, fps / every)
+    finally:
+        benchmark.close()
     return ended[0]
 
 
 def _frames(
-    benchmark: Benchmark, result: EpisodeResult, folder: Path, hold: int, ended: list[bool]
+    environment: Any, result: EpisodeResult, track: Track, every: int, ended: list[bool]
 ) -> Iterator[np.ndarray]:
-    actions = np.load(actions_file(folder, result.key), allow_pickle=False)
-    environment = benchmark.make()
-    environment.reset(result.task, result.seed)
+    condition = parse(result.condition)
+    environment.reset(result.extra.get("chain", [result.task])[0], result.seed, dict(condition.factors))
+    stages = dict(zip(track.stages.tolist(), result.extra.get("chain", []), strict=False))
     reached = None
-    for number, action in enumerate(actions[: result.steps]):
-        if number % EVERY == 0:
+    for number, action in enumerate(track.actions):
+        if number in stages and number:
+            environment.begin(stages[number])
+        if number == result.extra.get("disturbed_at") and condition.disturbance is not None:
+            environment.disturb(condition.disturbance[0], result.seed)
+        if number % every == 0:
             yield caption(environment.frame(SIZE, SIZE), result.instruction)
         goals = environment.step(action)
         reached = next((task for task, holds in goals.items() if holds), None)
     ended.append(reached == result.reached)
-    obeyed = result.reached == result.told
+    won = obeyed(result)
     last = caption(
-        environment.frame(SIZE, SIZE), result.instruction, SUCCESS if obeyed else FAILURE, "tick" if obeyed else "cross"
+        environment.frame(SIZE, SIZE), result.instruction, SUCCESS if won else FAILURE, "tick" if won else "cross"
     )
-    for _ in range(1 + hold):
+    for _ in range(1 + int(HOLD_S * FPS)):
         yield last

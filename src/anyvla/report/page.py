@@ -91,16 +91,16 @@ def _context(run: Run, videos: Mapping[Path, str]) -> dict[str, Any]:
         "verdict": verdict(run.summary),
         "summary": run.summary,
         "words": _words(run),
-        "opposite": {r.task: r.told for r in run.results if r.protocol == "swapped"},
+        "opposite": {r.task: r.told for r in run.results if r.condition == "swapped"},
         "start_states": START_STATES.get(run.summary.benchmark if run.summary else ""),
         "both_ways": _both_ways(run),
         "videos": videos,
         "pairs": pairs,
-        "successes": [c for c in rest if c.obeyed and c.protocol != "unrelated"],
-        "failures": [c for c in rest if not c.obeyed and c.protocol != "unrelated"],
-        "unrelated": [c for c in rest if c.protocol == "unrelated"],
+        "successes": [c for c in rest if c.obeyed and c.condition != "unrelated"],
+        "failures": [c for c in rest if not c.obeyed and c.condition != "unrelated"],
+        "unrelated": [c for c in rest if c.condition == "unrelated"],
         "lost": len(run.clips) - len(clips),
-        "failed": sum(r.reached != r.told for r in run.results if r.protocol != "unrelated"),
+        "failed": sum(r.reached != r.told for r in run.results if r.condition != "unrelated"),
         "curves": _curves(run.log),
         "versions": _versions(run),
         "machine": machine(),
@@ -161,8 +161,8 @@ class BothWays:
 
 
 def _both_ways(run: Run) -> BothWays | None:
-    told = {(r.task, r.seed): r for r in run.results if r.protocol == "told"}
-    both = [(told[r.task, r.seed], r) for r in run.results if r.protocol == "swapped" and (r.task, r.seed) in told]
+    told = {(r.task, r.seed): r for r in run.results if r.condition == "told"}
+    both = [(told[r.task, r.seed], r) for r in run.results if r.condition == "swapped" and (r.task, r.seed) in told]
     if not both:
         return None
     return BothWays(len(both), sum(a.reached == a.told and b.reached == b.told for a, b in both))
@@ -174,7 +174,7 @@ def _pairs(clips: Sequence[Clip]) -> list[tuple[Clip, Clip]]:
     A clip is in one pair at most. Equal scene and seed mean equal start states, and the two tasks that a swapped
     episode names share a scene.
     """
-    scenes = {task: frozenset((c.task, c.told)) for c in clips if c.protocol == "swapped" for task in (c.task, c.told)}
+    scenes = {task: frozenset((c.task, c.told)) for c in clips if c.condition == "swapped" for task in (c.task, c.told)}
     candidates = [
         (a, b)
         for i, a in enumerate(clips)
@@ -229,7 +229,8 @@ def _versions(run: Run) -> dict[str, str]:
     """Of what the results depend on (as the result lines say), then of what runs here."""
     found: dict[str, dict[str, None]] = {}
     for result in run.results:
-        for name, version in result.versions.items():
+        simulator = {k: v for k, v in result.protocol.get("simulator", {}).items() if k not in result.versions}
+        for name, version in {**result.versions, **simulator}.items():
             found.setdefault(name, {})[str(version)] = None
     versions = {name: ", ".join(values) for name, values in found.items()}
     here = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from anyvla.evaluation.environments.base import EpisodeResult
-from anyvla.evaluation.statistics import Summary, json_lines, read_results, summarise
+from anyvla.evaluation.results import EpisodeResult, json_lines, read_results
+from anyvla.evaluation.statistics import Summary, summarise
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Clip:
     path: Path  # of the mp4; may have been deleted since
     task: str
     told: str
-    protocol: str
+    condition: str
     instruction: str
     success: bool  # the goal of `task` was reached
     reached: str | None

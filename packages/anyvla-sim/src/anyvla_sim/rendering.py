@@ -11,13 +11,13 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
 
-from anyvla.registry import nearest
+from anyvla_sim.base import Unusable
+from anyvla_sim.names import nearest
 
 if TYPE_CHECKING:
     import mujoco
@@ -27,7 +27,7 @@ LARGEST = 640  # pixels a side: the size of the off-screen buffer
 HIDDEN = 5  # the geom group (of 0..5) that MuJoCo draws only when asked
 
 
-class RendererMissing(RuntimeError):
+class RendererMissing(Unusable, RuntimeError):
     """No GL driver that can draw without a screen."""
 
 
@@ -51,7 +51,17 @@ class View:
     oversample: int = 1  # render this many times larger, then average
 
 
-@cache
+@dataclass(frozen=True)
+class Ornament:
+    """A body that is only drawn."""
+
+    shape: str  # "sphere" | "box" | "cylinder"
+    size: tuple[float, float, float]  # half extents, m
+    position: tuple[float, float, float]  # m, in the world
+    colour: tuple[float, float, float]
+
+
+@lru_cache(maxsize=None)
 def find_driver() -> str:
     """`egl` or `osmesa`: what MUJOCO_GL asks for, else the first that works here.
 
@@ -63,7 +73,7 @@ def find_driver() -> str:
     faults = []
     for driver in ("egl", "osmesa"):
         # A try of its own process: a driver that fails leaves PyOpenGL bound to it, and some crash.
-        environment = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"} | {"MUJOCO_GL": driver}
+        environment = {**{k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}, "MUJOCO_GL": driver}
         probe = f"from mujoco.{driver} import GLContext; c = GLContext(8, 8); c.make_current(); c.free()"
         done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True)
         if done.returncode == 0:
@@ -148,8 +158,15 @@ class Renderer:
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
-    def draw(self, model: mujoco.MjModel, data: mujoco.MjData, view: View) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture of `view`, RGB; `data` must be up to date (`mj_forward`). Raises ValueError if too large."""
+    def draw(
+        self, model: mujoco.MjModel, data: mujoco.MjData, view: View, ornaments: Sequence[Ornament] = ()
+    ) -> np.ndarray:
+        """The picture of `view`, uint8 (H, W, 3), RGB; `data` must be up to date (`mj_forward`).
+
+        `ornaments` are drawn into the scene and touch nothing.
+
+        Raises ValueError if it is too large.
+        """
         import mujoco
 
         height, width = view.height * view.oversample, view.width * view.oversample
@@ -171,6 +188,8 @@ class Renderer:
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(model, data, self._option, self._perturb, self._camera, everything, self._scene)
         model.geom_group[:] = groups
+        for ornament in ornaments:
+            self._add(ornament)
         for eye in self._scene.camera:
             left, right, bottom, top = edges * eye.frustum_near
             eye.frustum_center, eye.frustum_width = (left + right) / 2, (right - left) / 2
@@ -188,6 +207,15 @@ class Renderer:
             sums = pixels.reshape(view.height, k, view.width, k, 3).sum((1, 3), dtype=np.uint32)
             pixels = ((sums + k * k // 2) // (k * k)).astype(np.uint8)
         return np.ascontiguousarray(pixels)
+
+    def _add(self, ornament: Ornament) -> None:
+        import mujoco
+
+        kind = getattr(mujoco.mjtGeom, f"mjGEOM_{ornament.shape.upper()}")
+        geom = self._scene.geoms[self._scene.ngeom]
+        colour = np.array([*ornament.colour, 1.0], np.float32)
+        mujoco.mjv_initGeom(geom, kind, np.array(ornament.size), np.array(ornament.position), np.eye(3).ravel(), colour)
+        self._scene.ngeom += 1
 
     def close(self) -> None:
         """Free what the driver holds."""

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64, UInt8
 
-from anyvla.evaluation.environments.metaworld import VIEWS, MetaWorld, MetaWorldEnvironment
-from anyvla.evaluation.environments.rendering import HIDDEN, Renderer, View
+from anyvla_sim.metaworld import VIEWS, MetaWorld, MetaWorldEnvironment
+from anyvla_sim.rendering import HIDDEN, Renderer, View
 
 COLOURS = {
     "red": (0.75, 0.08, 0.08),
@@ -119,7 +119,7 @@ class SceneLabeller:
     def __init__(self, size: int = 128, render: str | None = None) -> None:
         """`size`: px a side. Raises ImportError without Meta-World."""
         self._benchmark = MetaWorld(render)
-        self.environment: MetaWorldEnvironment = self._benchmark.make()
+        self.environment: MetaWorldEnvironment = self._benchmark.make("half-open")
         self.size = size
 
     def frame(self, scene: str, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], Labels]:
@@ -165,7 +165,7 @@ class SceneLabeller:
     def look(self, scene: str, view: View, colours: Mapping[str, str]) -> tuple[UInt8[np.ndarray, "H W 3"], Labels]:
         """The picture of now and what is seen in it. `colours`: of materials, as `paint` returns them."""
         model, data = self._sim.model, self._sim.data
-        renderer = self._benchmark.renderer(scene, model)
+        renderer = self._benchmark.renderer("half-open", scene, model)
         pixels = renderer.draw(model, data, view)
         pads = [i for i in range(model.ngeom) if model.body(model.geom_bodyid[i]).name in _PADS]
         view = replace(view, oversample=1)
@@ -207,7 +207,7 @@ class SceneLabeller:
 
     @property
     def _sim(self) -> Any:
-        return self.environment._running.sim
+        return self.environment.running.sim
 
     def close(self) -> None:
         """Free the renderers."""

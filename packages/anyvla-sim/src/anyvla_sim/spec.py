@@ -1,0 +1,36 @@
+"""Which benchmark, with which settings, in which interpreter: what a process needs to make it anew."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any, Mapping
+
+from anyvla_sim.base import Benchmark
+
+BENCHMARKS = {
+    "calvin": "anyvla_sim.calvin:Calvin",
+    "gym": "anyvla_sim.gym:Gym",
+    "libero": "anyvla_sim.libero:Libero",
+    "metaworld": "anyvla_sim.metaworld:MetaWorld",
+    "simpler": "anyvla_sim.simpler:Simpler",
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A benchmark that can be opened in any process."""
+
+    target: str  # "module:Class"
+    settings: Mapping[str, Any] = field(default_factory=dict)  # JSON; the arguments of the class
+    python: str | None = None  # the interpreter of its workers; None: this one
+
+    def open(self) -> Benchmark:
+        """The benchmark, in this process. Raises ValueError for settings that it does not have, NotInstalled."""
+        module, _, name = self.target.partition(":")
+        benchmark_class = getattr(importlib.import_module(module), name)
+        try:
+            benchmark: Benchmark = benchmark_class(**self.settings)
+        except TypeError as error:
+            raise ValueError(f"the benchmark {name}: {error}") from None
+        return benchmark

@@ -1,0 +1,180 @@
+"""The lines of `results.jsonl`: one finished episode each, complete in itself, on the disk before it is reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
+# invalid_action: the policy gave NaN or inf; counts as a failure, and is counted by itself too. error: the simulator
+# failed twice; counts neither way.
+Outcome = Literal["success", "failure", "invalid_action", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeResult:
+    """One finished evaluation episode."""
+
+    benchmark: str  # "metaworld/mt10"
+    condition: str  # "told", "swapped+light=dim", ...: see `conditions`
+    task: str  # the task the episode belongs to; its scene gives the start state. Of chains: "chain"
+    told: str  # the task whose instruction was given (== task under "told")
+    instruction: str  # the first that was given
+    seed: int
+    outcome: Outcome
+    reached: str | None  # the first goal that was reached, None if none; of chains: the last
+    steps: int  # actions executed
+    completed: int = 0  # tasks of the chain that were solved in a row; of single tasks 0 or 1
+    length: int = 1  # tasks of the chain
+    attempts: int = 1  # 2: played again after the simulator had crashed or hung
+    clipped: int = 0  # actions that lay outside of what the environment accepts
+    latency_ms: float  # mean time of one policy call, per call
+    checkpoint: str  # hash of weights, statistics and configuration
+    policy: Mapping[str, Any] = field(default_factory=dict)  # how its chunks are executed: told, not compared
+    protocol: Mapping[str, Any] = field(default_factory=dict)  # what must agree for two scores to be comparable
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the policy's side, and hardware: told, not compared
+    extra: Mapping[str, Any] = field(default_factory=dict)  # "chain", "error", "disturbed_at", "grasps"
+    format: int = FORMAT
+
+    @property
+    def success(self) -> bool:
+        """Whether the goal of `task` was reached."""
+        return self.outcome == "success"
+
+    @property
+    def key(self) -> str:
+        """Unique within an evaluation; names the files of the episode."""
+        return f"{self.condition}-{self.task}-{self.seed}"
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of a JSON-lines file that a killed process may have left with a torn last line.
+
+    A last line that has no newline and is not JSON is left out with a warning; any other bad line raises ValueError
+    that names its number.
+    """
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:  # bad JSON and bad UTF-8
+            if not line.endswith(b"\n"):
+                logger.warning("%s: line %d is torn (the writer was interrupted); it is left out", path, number)
+                return
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error}); mend or delete this line") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}, line {number}: expected one JSON object, found {type(value).__name__}")
+        yield number, value
+
+
+def read_results(path: Path) -> list[EpisodeResult]:
+    """The episodes of a `results.jsonl`, in the order in which they were finished.
+
+    Raises ValueError with the line's number for a line that is no EpisodeResult (a torn last line is left out with a
+    warning) and FileNotFoundError where there is no file.
+    """
+    results = []
+    for number, line in json_lines(Path(path)):
+        if "benchmark" in line and line.get("format", 1) != FORMAT:
+            raise ValueError(
+                f"{path}, line {number}: of format {line.get('format', 1)}, this anyvla writes and reads {FORMAT}: it "
+                "was played by another version of the harness and cannot be compared; evaluate anew into another folder"
+            )
+        try:
+            results.append(_episode(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}; mend or delete this line") from None
+    return results
+
+
+_OPTIONAL = {f.name for f in dataclasses.fields(EpisodeResult) if f.default is not dataclasses.MISSING}
+_OPTIONAL |= {f.name for f in dataclasses.fields(EpisodeResult) if f.default_factory is not dataclasses.MISSING}
+# What each field of a line may be. bool is an int in Python, so it is told apart by hand in `_episode`.
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("benchmark", "condition", "task", "told", "instruction", "outcome", "checkpoint"), (str,)),
+    **dict.fromkeys(("seed", "steps", "completed", "length", "attempts", "clipped", "format"), (int,)),
+    **dict.fromkeys(("policy", "protocol", "versions", "extra"), (dict,)),
+    "reached": (str, type(None)),
+    "latency_ms": (int, float),
+}
+
+
+def _episode(line: Mapping[str, Any]) -> EpisodeResult:
+    missing = [k for k in _TYPES if k not in line and k not in _OPTIONAL]
+    unknown = [k for k in line if k not in _TYPES]
+    if missing or unknown:
+        faults = [f"lacks {', '.join(missing)}"] if missing else []
+        faults += [f"has the unknown keys {', '.join(unknown)}"] if unknown else []
+        raise ValueError(f"an episode's result {' and '.join(faults)}")
+    for key, value in line.items():
+        types = _TYPES[key]
+        if not isinstance(value, types) or isinstance(value, bool):
+            names = " or ".join("null" if t is type(None) else t.__name__ for t in types)
+            raise ValueError(f"{key!r} must be {names}, got {value!r}")
+    if line["outcome"] not in get_args(Outcome):
+        raise ValueError(f"'outcome' must be one of {', '.join(get_args(Outcome))}, got {line['outcome']!r}")
+    return EpisodeResult(**line)
+
+
+def append_result(path: Path, result: EpisodeResult) -> None:
+    """Add one line and return when it is on the disk. A torn last line, left by an interrupted run, is cut off first.
+
+    One process may write at a time. Raises OSError (a full disk) and leaves no part of the line behind.
+    """
+    line = json.dumps(dataclasses.asdict(result), ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b", buffering=0) as file:
+        data = line.encode()
+        end, tail = _whole_lines(file)
+        if _is_json(tail):  # whole, only its newline is missing
+            data, end = b"\n" + data, end + len(tail)
+        file.truncate(end)
+        try:
+            written = 0
+            while written < len(data):  # an unbuffered write may be short
+                written += file.write(data[written:])
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def _whole_lines(file: IO[bytes]) -> tuple[int, bytes]:
+    """The offset behind the last newline of the file, and what follows it."""
+    start = size = file.seek(0, os.SEEK_END)
+    while start > 0:
+        start = max(0, start - 65536)
+        file.seek(start)
+        rest = file.read(size - start)
+        newline = rest.rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1, rest[newline + 1 :]
+    file.seek(0)
+    return 0, file.read()
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    """numpy values as JSON knows them."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a result holds a {type(value).__name__}, which JSON has no form for: {value!r}")

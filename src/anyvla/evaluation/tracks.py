@@ -1,0 +1,46 @@
+"""What was executed in an episode, and what was predicted: kept beside the results, to film it and to study it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from anyvla.evaluation.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Track:
+    """The actions of an episode in robot units."""
+
+    actions: np.ndarray  # float32 (T, A), those executed
+    chunks: np.ndarray  # float32 (K, N, A), those predicted
+    marks: np.ndarray  # int64 (K,), before which action each chunk was predicted
+    stages: np.ndarray  # int64 (S,), before which action each task of a chain began
+
+
+def track_file(folder: Path, key: str) -> Path:
+    """Where the track of an episode lies."""
+    return folder / "tracks" / f"{key}.npz"
+
+
+def write_track(folder: Path, rollout: Rollout, here: int) -> None:
+    """Keep it, atomically. `here`: actions executed in the last stage."""
+    path = track_file(folder, rollout.plan.key)
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(
+        temporary,
+        actions=rollout.executed(here),
+        chunks=np.stack(rollout.chunks) if rollout.chunks else np.zeros((0, 0, 0), np.float32),
+        marks=np.array(rollout.marks, np.int64),
+        stages=np.cumsum([0, *map(len, rollout.before)]),
+    )
+    temporary.replace(path)
+
+
+def read_track(folder: Path, key: str) -> Track:
+    """Raises FileNotFoundError for an episode that has none."""
+    with np.load(track_file(folder, key), allow_pickle=False) as kept:
+        return Track(kept["actions"], kept["chunks"], kept["marks"], kept["stages"])

@@ -1,0 +1,96 @@
+"""The environment side in an interpreter that anyvla itself could not run in: Python 3.8, numpy and msgpack."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+import toy_world
+from toy_opened import EMBODIMENT
+
+from anyvla.data.canonical import Robot
+from anyvla.evaluation.conditions import Condition
+from anyvla.evaluation.protocol import EvaluationConfig, plan
+from anyvla.evaluation.results import EpisodeResult
+from anyvla.evaluation.runner import evaluate
+from anyvla.evaluation.suites import open_suite
+from anyvla.policy import VLA
+from anyvla_sim.base import Unusable
+
+
+def _python38() -> str | None:
+    kept = sorted(Path("~/.pyenv/versions").expanduser().glob("3.8.*/bin/python"))
+    return str(kept[-1]) if kept else shutil.which("python3.8")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with nothing in it."""
+    python = _python38()
+    if python is None:
+        pytest.skip("there is no Python 3.8 here")
+    folder = tmp_path_factory.mktemp("python38")
+    subprocess.run([python, "-m", "venv", folder], check=True)
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def python38(bare: Path) -> Path:
+    """With what anyvla-sim needs."""
+    done = subprocess.run([bare, "-m", "pip", "install", "-q", "numpy", "msgpack"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"numpy and msgpack cannot be installed for Python 3.8 here: {done.stderr[-200:]}")
+    return bare
+
+
+@pytest.fixture(autouse=True)
+def toy_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(toy_world.__file__).parent))
+
+
+def test_what_is_missing_there_is_named(bare: Path) -> None:
+    if subprocess.run([bare, "-c", "import numpy"], capture_output=True).returncode == 0:
+        pytest.skip("the environment has been filled already")
+    with pytest.raises(
+        Unusable, match=rf"the interpreter {bare} lacks (numpy|msgpack): run .* -m pip install anyvla-sim"
+    ):
+        open_suite("toy/line", python=str(bare))
+
+
+def test_an_evaluation_in_python38_is_the_same(python38: Path, tmp_path: Path) -> None:
+    vla = VLA(small.model(), [Robot(EMBODIMENT, small.statistics())]).eval()
+    config = EvaluationConfig(episodes=2, processes=1, slots=2)
+
+    def play(python: str | None) -> list[EpisodeResult]:
+        opened = open_suite("toy/line", {"fails": []}, python)
+        try:
+            plans = plan(opened.suite, config, [Condition()])
+            return evaluate(vla, plans, opened, config, tmp_path / str(python is None), checkpoint="0")
+        finally:
+            opened.benchmark.close()
+
+    for here, there in zip(play(None), play(str(python38)), strict=True):
+        assert (here.key, here.steps, here.reached) == (there.key, there.steps, there.reached)
+        assert here.protocol["settings"] == there.protocol["settings"]
+        assert there.protocol["simulator"]["python"].startswith("3.8.")
+
+
+def test_the_whole_contract_in_python38(python38: Path) -> None:
+    opened = open_suite("toy/spoken", python=str(python38))
+    assert opened.embodiment == EMBODIMENT
+    assert (opened.suite.tasks[0].name, opened.suite.starts) == ("left", 4)
+    environment = opened.benchmark.make("spoken")
+    environment.reset("left", 3, {"load": "heavy"})
+    assert environment.instruction() == "go left, 3"  # type: ignore[attr-defined]
+    assert environment.expert("left").tolist() == [-1, 0, 0, -1]  # type: ignore[attr-defined]
+    before = environment.observe()
+    assert environment.step(np.array([1, 0, 0, 0], np.float32)) == {"left": False, "right": False}
+    assert environment.observe().proprio[0] == pytest.approx(before.proprio[0] + 0.1)
+    assert environment.frame(4, 6).shape == (4, 6, 3)
+    with pytest.raises(Unusable, match="suite 'line' has no task 'lift'"):
+        environment.reset("lift", 0, {})
+    opened.benchmark.close()
