@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from test_results import RESULT
 
-from anyvla.evaluation.statistics import summarise, wilson
+from anyvla.evaluation.intervals import clopper_pearson, mean_of, wilson
+from anyvla.evaluation.statistics import delays, summarise
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
@@ -94,3 +96,107 @@ def test_a_protocol_without_episodes_is_none():
 def test_what_cannot_be_summarised(results, message):
     with pytest.raises(ValueError, match=message):
         summarise(results)
+
+
+def test_clopper_pearson_is_wider_than_wilson_and_exact_at_the_ends():
+    for successes, n in ((0, 20), (7, 20), (20, 20)):
+        exact, score = clopper_pearson(successes, n), wilson(successes, n)
+        theirs = binomtest(successes, n).proportion_ci(method="exact")
+        assert (exact.low, exact.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+        assert exact.high - exact.low >= score.high - score.low
+
+
+@given(st.lists(st.tuples(st.integers(0, 10), st.just(10)), min_size=1, max_size=8))
+def test_a_mean_over_tasks(counts):
+    shares = [wilson(*c) for c in counts]
+    mean = mean_of(shares)
+    assert mean.value == pytest.approx(sum(s.value for s in shares) / len(shares))
+    assert mean.low <= mean.value <= mean.high
+    assert mean.high > mean.low  # even if all are 0 or 1
+    mirrored = mean_of([wilson(n - s, n) for s, n in counts])
+    assert (mirrored.low, mirrored.high) == pytest.approx((1 - mean.high, 1 - mean.low))
+    if len(counts) == 1:
+        assert (mean.low, mean.high) == pytest.approx((shares[0].low, shares[0].high))
+
+
+def test_the_interval_of_a_mean_covers_it():
+    rng = np.random.default_rng(0)
+    truth = np.array([0.95, 0.5, 0.1, 0.99, 0.8])
+    covered = 0
+    for _ in range(400):
+        mean = mean_of([wilson(int(rng.binomial(10, p)), 10) for p in truth])
+        covered += mean.low <= truth.mean() <= mean.high
+    assert covered >= 0.92 * 400
+
+
+def test_groups_weigh_the_same():
+    protocol = {"groups": {"easy": ["a", "b", "c"], "hard": ["d"], "absent": ["e"]}}
+    won = {"a": 10, "b": 10, "c": 7, "d": 2}
+    results = [
+        replace(RESULT, task=t, told=t, seed=i, outcome="success" if i < n else "failure", protocol=protocol)
+        for t, n in won.items()
+        for i in range(10)
+    ]
+    rates = summarise(results).told
+    assert rates.overall.value == pytest.approx(0.725)
+    assert rates.mean.value == pytest.approx(0.725)
+    assert rates.groups["easy"].value == pytest.approx(0.9)
+    assert list(rates.groups) == ["easy", "hard"]
+    assert rates.group_mean.value == pytest.approx((0.9 + 0.2) / 2)
+    assert rates.group_mean.low < 0.55 < rates.group_mean.high
+
+
+def test_errors_count_neither_way_and_invalid_actions_as_failures():
+    outcomes = ["success"] * 6 + ["failure"] * 2 + ["invalid_action"] + ["error"]
+    results = [replace(RESULT, seed=i, outcome=o, clipped=int(i == 0)) for i, o in enumerate(outcomes)]
+    played = summarise(results).conditions["told"]
+    assert played.success.overall == wilson(6, 9)
+    assert (played.episodes, played.errors, played.invalid, played.clipped) == (10, 1, 1, 1)
+    nothing = summarise([replace(RESULT, outcome="error")])
+    assert nothing.told is None
+    assert nothing.to_dict()["success"] is None
+
+
+def test_chains():
+    done = [5] * 4 + [3] * 4 + [0] * 2
+    results = [
+        replace(RESULT, task="chain", told="chain", seed=i, length=5, completed=d, outcome=outcome)
+        for i, d in enumerate(done)
+        for outcome in ["success" if d == 5 else "failure"]
+    ]
+    chains = summarise(results).conditions["told"].chains
+    assert [round(i.value, 2) for i in chains.in_a_row] == [0.8, 0.8, 0.8, 0.4, 0.4]
+    assert chains.length.value == pytest.approx(3.2)
+    assert chains.length.low < 3.2 < chains.length.high
+    assert sum(i.value for i in chains.in_a_row) == pytest.approx(chains.length.value)
+
+
+def test_recovery():
+    lines = [
+        replace(RESULT, seed=0, condition="told+push@20", steps=60, extra={"disturbed_at": 20}),
+        replace(RESULT, seed=1, condition="told+push@20", steps=50, extra={"disturbed_at": 24}),
+        replace(RESULT, seed=2, condition="told+push@20", steps=99, extra={"disturbed_at": 20}, outcome="failure"),
+        replace(RESULT, seed=3, condition="told+push@20", steps=18, extra={}),  # over before
+        replace(RESULT, seed=0, extra={"grasps": 2}),
+        replace(RESULT, seed=1, extra={"grasps": 3}, outcome="failure"),
+        replace(RESULT, seed=2, extra={"grasps": 1}),
+    ]
+    summary = summarise(lines)
+    disturbed = summary.conditions["told+push@20"].disturbed
+    assert (disturbed.rate, disturbed.steps) == (wilson(2, 3), 33)
+    assert summary.conditions["told"].regrasped.rate == wilson(1, 2)
+    assert summary.conditions["told"].disturbed is None
+
+
+def test_language_use_needs_both_tellings_of_a_start_state():
+    told = _episodes("told", "drawer-open", "drawer-open", ["drawer-open"] * 4)
+    deaf = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-open"] * 3)
+    keen = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-close"] * 3)
+    assert summarise(told).language_use is None
+    assert summarise(told + deaf).language_use == wilson(3, 6)
+    assert summarise(told + keen).language_use == wilson(6, 6)
+
+
+def test_success_by_delay():
+    lines = [replace(RESULT, condition=c, seed=s) for c in ("told+delay=4", "told", "told+light=dim") for s in range(3)]
+    assert list(delays(summarise(lines))) == [0, 4]

@@ -22,6 +22,8 @@ from rich.table import Table
 GL_PACKAGES = "sudo apt-get install -y libegl1 libgl1-mesa-dri libgles2 libosmesa6"
 EXTRAS = {
     "metaworld": ("metaworld", "mujoco"),
+    "gym": ("gymnasium",),
+    "libero": ("robosuite", "bddl"),
     "lora": ("peft",),
     "quantize": ("bitsandbytes",),
     "diffusion": ("diffusers",),

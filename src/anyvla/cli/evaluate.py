@@ -157,7 +157,7 @@ class _Score:
         """As "told 87 % (75 to 94)"."""
         if not self.played:
             return ""
-        from anyvla.evaluation.statistics import wilson
+        from anyvla.evaluation.intervals import wilson
 
         interval = wilson(self.won, self.played)
         failed = f", {self.errors} errors" if self.errors else ""

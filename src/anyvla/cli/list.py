@@ -33,6 +33,10 @@ def main(argv: list[str]) -> int:
         from anyvla.cli import list_backbones
 
         return list_backbones.show(options.json)
+    if options.what == "benchmarks":
+        from anyvla.cli import list_benchmarks
+
+        return list_benchmarks.show(options.json)
     if options.what == "structures":
         from anyvla.cli import list_structures
 

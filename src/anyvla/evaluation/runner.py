@@ -11,7 +11,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from anyvla.config import ConfigError
 from anyvla.data.episode import Embodiment
+from anyvla.evaluation.comparison import differences
 from anyvla.evaluation.execution import Execution
 from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, settings
 from anyvla.evaluation.results import EpisodeResult, append_result, read_results
@@ -31,7 +32,6 @@ from anyvla.policy import VLA
 from anyvla_sim.pool import EnvironmentPool, Limits, Lost, Reply
 
 TRIES = 2  # of an episode whose simulator fails
-COUNTS = ("episodes", "first_seed")  # of the protocol: more episodes of the same kind may join those that are there
 
 
 class Interrupted(Exception):
@@ -122,18 +122,6 @@ def _protocol(opened: Opened, config: EvaluationConfig) -> dict[str, Any]:
         "settings": dict(opened.benchmark.protocol(opened.suite.name)),
         "simulator": dict(opened.benchmark.versions()),
     }
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
-    """What differs between two protocols, as "settings.render: fast, native"."""
-    found = []
-    for key in {**one, **other}:
-        a, b, name = one.get(key), other.get(key), f"{where}{key}"
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{name}.")
-        elif a != b and name not in COUNTS:
-            found.append(f"{name}: {a!r}, {b!r}")
-    return found
 
 
 def _check_same(lines: Path, finished: Collection[EpisodeResult], setting: Setting) -> None:

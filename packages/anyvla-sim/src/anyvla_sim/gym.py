@@ -37,7 +37,7 @@ class Gym:
     factors: Mapping[str, Sequence[str]] = {}
     disturbances: Sequence[str] = ()
 
-    def __init__(self, id: str, mapping: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, id: str = "ID", mapping: Mapping[str, Any] | None = None) -> None:
         """Raises ValueError for a mapping that lacks something or that does not fit the environment, NotInstalled."""
         if mapping is None:
             raise ValueError(

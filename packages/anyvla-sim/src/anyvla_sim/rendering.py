@@ -135,7 +135,8 @@ class _Screen:
 class Renderer:
     """Draws models that share their meshes and textures (copies of one file), one at a time."""
 
-    def __init__(self, model: mujoco.MjModel, render: str = "fast") -> None:
+    def __init__(self, model: mujoco.MjModel, render: str = "fast", hidden: Sequence[int] = ()) -> None:
+        """`hidden`: groups of geoms that are not drawn, beside those that MuJoCo hides."""
         import mujoco
 
         self.render = setting(render)
@@ -149,11 +150,13 @@ class Renderer:
         except mujoco.FatalError as error:  # a context that is none, as of glfw without a display
             _Screen.release()
             raise broken_driver(error) from error
-        self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        self._scene = mujoco.MjvScene(model, maxgeom=4000)
         if self.render == "fast":
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         self._option = mujoco.MjvOption()
+        for group in hidden:
+            self._option.geomgroup[group] = 0
         self._perturb = mujoco.MjvPerturb()
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED

@@ -1,0 +1,51 @@
+"""`anyvla compare RUN_A RUN_B ...`: the same episodes, policy beside policy, with what chance would explain."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from anyvla.config import ConfigError
+
+
+def main(argv: list[str]) -> int:
+    """Parse, compare each with the first, print the table (or, with --json, one object)."""
+    parser = argparse.ArgumentParser(prog="anyvla compare", description=__doc__)
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="folders of evaluations (or runs); the first is compared to"
+    )
+    parser.add_argument("--condition", help="of these episodes alone, as told")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    from anyvla.evaluation.comparison import compare_many
+    from anyvla.evaluation.results import read_results
+
+    given = {}
+    for folder in options.results:
+        lines = next((p for p in (folder / "results.jsonl", folder / "eval" / "results.jsonl") if p.is_file()), None)
+        if lines is None:
+            raise ConfigError(f"{folder} holds no results.jsonl; `anyvla eval` makes it")
+        found = read_results(lines)
+        given[str(folder)] = [r for r in found if options.condition in (None, r.condition)]
+    compared = compare_many(given)
+    if options.json:
+        print(json.dumps({name: c.to_dict() for name, c in compared.items()}))
+        return 0
+    table = Table("", "success", "difference", "95 % interval", "episodes", "p (McNemar)", box=None, pad_edge=False)
+    first = next(iter(compared.values()))
+    table.add_row(str(options.results[0]), f"{first.a.value:.1%}", "", "", str(first.a.episodes), "")
+    for name, c in compared.items():
+        span = f"{c.difference.low:+.1%} to {c.difference.high:+.1%}"
+        p = f"{c.p_adjusted:.3g}"
+        table.add_row(name, f"{c.b.value:.1%}", f"{c.difference.value:+.1%}", span, str(c.b.episodes), p)
+        if c.length is not None:
+            span = f"{c.length.low:+.2f} to {c.length.high:+.2f}"
+            table.add_row("  average length", "", f"{c.length.value:+.2f}", span, str(c.length.episodes), "")
+    Console().print(table)
+    if len(compared) > 1:
+        print(f"p values are corrected for {len(compared)} comparisons (Holm)")
+    return 0

@@ -1,0 +1,67 @@
+"""`anyvla list benchmarks`: what can be played here, suite by suite, and how to get the rest."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from anyvla.registry import benchmarks
+from anyvla_sim.base import Suite, Unusable
+from anyvla_sim.spec import Spec
+
+
+def show(as_json: bool) -> int:
+    """Print a table, or JSON; one row a suite."""
+    found = [_about(name) for name in benchmarks]
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return 0
+    table = Table("suite", "tasks", "episodes", "actions", "robot", box=None, pad_edge=False)
+    for benchmark in found:
+        for suite in benchmark["suites"]:
+            cells = (suite[key] for key in ("name", "tasks", "episodes", "horizon", "robot"))
+            table.add_row(*map(str, cells))
+    console = Console()
+    console.print(table)
+    for benchmark in found:
+        if "missing" in benchmark:
+            console.print(f"{benchmark['name']}: {benchmark['missing']}", highlight=False, markup=False)
+        for what in ("factors", "disturbances"):
+            if benchmark.get(what):
+                levels = benchmark[what]
+                said = "; ".join(f"{k}: {', '.join(v)}" for k, v in levels.items()) if what == "factors" else levels
+                line = said if isinstance(said, str) else ", ".join(said)
+                console.print(f"{benchmark['name']}, {what}: {line}", highlight=False, markup=False)
+    return 0
+
+
+def _episodes(suite: Suite) -> int:
+    return suite.episodes if suite.chains else sum(task.episodes or suite.episodes for task in suite.tasks)
+
+
+def _about(name: str) -> dict[str, Any]:
+    """A benchmark as it is here; `missing` says why it cannot be played."""
+    try:
+        benchmark = Spec(benchmarks.target(name)).open()
+    except (Unusable, ImportError, ValueError) as error:  # not installed; or, as gym, it needs to be told more
+        return {"name": name, "suites": [], "missing": str(error)}
+    suites = []
+    for suite_name in benchmark.suites():
+        suite = benchmark.suite(suite_name)
+        suites.append(
+            {
+                "name": f"{name}/{suite_name}",
+                "tasks": len(suite.tasks),
+                "episodes": sum(t.episodes or suite.episodes for t in suite.tasks)
+                if not suite.chains
+                else suite.episodes,
+                "horizon": suite.horizon,
+                "robot": benchmark.embodiment(suite_name)["name"],
+                "groups": sorted(suite.groups),
+            }
+        )
+    factors = {factor: list(levels) for factor, levels in benchmark.factors.items()}
+    return {"name": name, "suites": suites, "factors": factors, "disturbances": list(benchmark.disturbances)}

@@ -1,0 +1,33 @@
+"""`anyvla power --difference 5`: how many episodes it takes to see a difference of so many points."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+
+def main(argv: list[str]) -> int:
+    """Parse and answer."""
+    parser = argparse.ArgumentParser(prog="anyvla power", description=__doc__)
+    parser.add_argument("--difference", type=float, required=True, help="to be seen, in points, as 5")
+    parser.add_argument("--rate", type=float, default=80, help="success of the first policy, percent (default: 80)")
+    parser.add_argument("--power", type=float, default=0.8, help="chance to see it if it is there (default: 0.8)")
+    parser.add_argument("--alpha", type=float, default=0.05, help="chance to see one that is not (default: 0.05)")
+    parser.add_argument(
+        "--correlation", type=float, default=0.5, help="of two policies' successes on equal start states (default: 0.5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    from anyvla.evaluation.power import paired, unpaired
+
+    difference, rate = options.difference / 100, options.rate / 100
+    alone = unpaired(difference, rate, options.power, options.alpha)
+    shared = paired(difference, rate, options.correlation, options.power, options.alpha)
+    if options.json:
+        print(json.dumps({"paired": shared, "unpaired": alone}))
+        return 0
+    print(
+        f"To tell {options.rate:g} % from {options.rate + options.difference:g} %: {shared} episodes of each policy if "
+        f"both play the same start states (with a correlation of {options.correlation:g}), {alone} if each plays its own"
+    )
+    return 0

@@ -1,0 +1,109 @@
+"""Published numbers beside ours: from where each is, whether it was read there, and how its protocol differs.
+
+A number is comparable only where all that makes scores comparable is stated by its source and is the same as ours;
+everything else is shown with what differs or is not said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic.dataclasses import dataclass
+
+from anyvla.config import STRICT, ConfigError, build
+
+FILE = Path(__file__).with_name("published.yaml")
+# Of a result line's protocol, what a source must state before its number counts as played in the same way.
+NEEDED = ("horizon", "episodes", "settings.render", "settings.cameras")
+
+Measure = Literal["episodes", "groups", "length"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Published:
+    """A number that somebody has published."""
+
+    benchmark: str  # "libero"
+    suites: tuple[str, ...]  # of the benchmark; more than one: the number is their average
+    system: str
+    measure: Measure  # episodes: over all; groups: mean over the suite's groups; length: tasks of a chain in a row
+    number: float
+    unit: Literal["%", "tasks"]
+    source: str  # where it stands
+    checked: bool  # whether it was read there
+    protocol: Mapping[str, Any]  # what the source states, in the keys of a result line's protocol
+
+    def __post_init__(self) -> None:
+        highest = 100 if self.unit == "%" else 5
+        if not 0 <= self.number <= highest:
+            raise ValueError(f"number: {self.system} has {self.number} {self.unit}, which lies outside of 0..{highest}")
+        if (self.unit == "tasks") != (self.measure == "length"):
+            raise ValueError(f"unit: {self.system} measures {self.measure}, which is not given in {self.unit!r}")
+        if not self.suites:
+            raise ValueError(f"suites: {self.system} names none")
+
+
+@plain_dataclass(frozen=True)
+class Fit:
+    """How a published number's protocol lies to ours."""
+
+    differs: Sequence[str]  # "horizon: 300, ours 220"
+    unstated: Sequence[str]  # "settings.render"
+
+    @property
+    def same(self) -> bool:
+        """Whether the two numbers may be compared."""
+        return not self.differs and not self.unstated
+
+
+@cache
+def read_published(path: Path = FILE) -> tuple[Published, ...]:
+    """All that is known. Raises ConfigError that names the entry for one that is not well made."""
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: expected a list of published numbers, found {type(entries).__name__}")
+    return tuple(build(Published, entry, where=f"{path.name}, entry {i}") for i, entry in enumerate(entries, 1))
+
+
+def published_for(benchmark: str, path: Path = FILE) -> list[Published]:
+    """The numbers for `benchmark` as it stands in a result line ("libero/goal"), best first."""
+    name, _, suite = benchmark.partition("/")
+    found = [p for p in read_published(path) if p.benchmark == name and suite in p.suites]
+    return sorted(found, key=lambda p: (p.measure, -p.number))
+
+
+def fit(published: Published, protocol: Mapping[str, Any]) -> Fit:
+    """What of its protocol is not as in `protocol`, that of our result lines, and what its source does not state."""
+    stated = dict(_flat(published.protocol))
+    differs = []
+    if len(published.suites) > 1:
+        differs.append(f"the average of {', '.join(published.suites)}")
+    for key, value in stated.items():
+        ours = protocol
+        for part in key.split("."):
+            ours = ours.get(part, {}) if isinstance(ours, Mapping) else {}
+        if ours != value:
+            differs.append(f"{key}: {_short(value)}, ours {_short(ours)}")
+    return Fit(differs, [key for key in NEEDED if key not in stated])
+
+
+def _flat(protocol: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Its statements under dotted keys; cameras are one statement."""
+    for key, value in protocol.items():
+        if isinstance(value, Mapping) and key != "cameras":
+            yield from _flat(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", value
+
+
+def _short(value: Any) -> str:
+    if value == {}:
+        return "not given"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {'x'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in value.items())
+    return str(value)
