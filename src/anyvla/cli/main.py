@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": ("anyvla.cli.evaluate", "play a benchmark with a checkpoint; success rates with intervals"),
     "compare": ("anyvla.cli.compare", "policies beside each other on the same episodes, and what chance explains"),
     "power": ("anyvla.cli.power", "how many episodes it takes to see a difference"),
+    "serve": ("anyvla.cli.serve", "a policy server that existing clients can talk to"),
     "explain": ("anyvla.cli.explain", "where the tokens of a recipe's model sit, who sees whom, parameters by part"),
     "report": ("anyvla.cli.report", "write the HTML page of a run folder"),
     "data": ("anyvla.cli.data", "robot data of any format: look at it, check, convert, collect; fit codecs"),

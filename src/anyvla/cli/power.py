@@ -28,6 +28,6 @@ def main(argv: list[str]) -> int:
         return 0
     print(
         f"To tell {options.rate:g} % from {options.rate + options.difference:g} %: {shared} episodes of each policy if "
-        f"both play the same start states (with a correlation of {options.correlation:g}), {alone} if each plays its own"
+        f"both play the same start states (correlation {options.correlation:g}), {alone} if each plays its own"
     )
     return 0
