@@ -74,9 +74,9 @@ def write(root: Path) -> Path:
     return root
 
 
-def _start(led: int, bulb: int, slider: str, drawer: str, *blocks: str) -> dict[str, object]:
-    colours = dict(zip(("red_block", "blue_block", "pink_block"), blocks))
-    return {"led": led, "lightbulb": bulb, "slider": slider, "drawer": drawer, **colours, "grasped": 0}
+def _start(led: int, bulb: int, slider: str, drawer: str, red: str, blue: str, pink: str) -> dict[str, object]:
+    blocks = {"red_block": red, "blue_block": blue, "pink_block": pink}
+    return {"led": led, "lightbulb": bulb, "slider": slider, "drawer": drawer, **blocks, "grasped": 0}
 
 
 OFFICIAL = [  # the first of the published list, as in RoboVLMs' configs/data/calvin/eval_sequences.json

@@ -26,9 +26,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(calvin_install, "PACKAGES", {})
     root = calvin_root.write(tmp_path / "calvin")
     source = root / calvin_root.calvin_sequences.SEQUENCES
-    source.write_text(
-        source.read_text().replace("return [str(np.random.randint(100)) for _ in range(5)]", f"return {CHAIN}")
-    )
+    drawn = "[str(np.random.randint(100)) for _ in range(5)]"
+    source.write_text(source.read_text().replace(drawn, str(CHAIN)))
     return str(root)
 
 

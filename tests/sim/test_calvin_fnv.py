@@ -7,7 +7,7 @@ from anyvla_sim.fnv import fnv1_32, pyhash_fnv1_32
 
 @pytest.mark.parametrize(
     ("data", "hashed"),  # of the reference implementation's test_fnv.c
-    [(b"", 0x811C9DC5), (b"a", 0x050C5D7E), (b"fo", 0x6222E842), (b"foobar", 0x31F0B262)],
+    [(b"", 0x811C9DC5), (b"a", 0x050C5D7E), (b"fo", 0x6B772514), (b"fooba", 0xFDC80FB0), (b"foobar", 0x31F0B262)],
 )
 def test_published_vectors(data: bytes, hashed: int) -> None:
     assert fnv1_32(data) == hashed

@@ -42,7 +42,7 @@ def test_another_folder_is_refused(root: Path) -> None:
 
 def test_an_empty_submodule_is_told(root: Path) -> None:
     (root / calvin_install.SIMULATOR).unlink()
-    with pytest.raises(ValueError, match="its submodule is empty; git -C .* submodule update --init calvin_env"):
+    with pytest.raises(ValueError, match=r"its submodule is empty; git -C .* submodule update --init calvin_env"):
         calvin_install.find(str(root))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import calvin_root
 import numpy as np
@@ -30,7 +31,7 @@ def test_start_states_are_seeded_by_the_hash_and_need_neither_torch_nor_pyhash(r
 def test_drawing_here_is_drawing_in_other_processes(root: Path) -> None:
     """There each worker has its own generator, and the list is shuffled with one that no worker touched."""
     drawn = draw(root, 7)
-    expected = []
+    expected: Any = []
     for number in range(7):
         worker = np.random.RandomState(number)
         expected.append(({"led": number}, tuple(str(worker.randint(100)) for _ in range(5))))
@@ -83,7 +84,7 @@ def test_poses_are_those_that_pyhash_gives() -> None:
         (1.8268336264859704, 1.507641694779252, 1.6461964143959458),
         (1.4912139041697137, 1.610703281474808, 1.5452273400945669),
     ]
-    for chain, expected in zip(calvin_root.OFFICIAL, angles):
+    for chain, expected in zip(calvin_root.OFFICIAL, angles, strict=True):
         robot, scene = poses(chain.start)
         assert robot.shape == (15,)
         assert scene[[11, 17, 23]].tolist() == pytest.approx(expected, abs=1e-12)
