@@ -70,28 +70,29 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 
 
 def caption(
-    frame: UInt8[np.ndarray, "H W 3"], text: str, colour: str = NEUTRAL, mark: Mark | None = None
+    frame: UInt8[np.ndarray, "H W 3"], text: str, colour: str = NEUTRAL, mark: Mark | None = None, detail: str = ""
 ) -> UInt8[np.ndarray, "H2 W 3"]:
     """The frame with a strip above it: `text` on at most two lines, a bar and an outcome mark in `colour`.
 
-    Above, since the controls of a player lie over the lower edge. The strip's height depends on the frame's width
-    alone, so that all frames of a video stay of one size. `colour` is anything Pillow knows ("#1f9d61", "red");
-    ValueError if it knows it not.
+    Above, since the controls of a player lie over the lower edge. `detail` is one more line, smaller. The strip's
+    height depends on the frame's width and on whether there is a detail, so that all frames of a video stay of one
+    size. `colour` is anything Pillow knows ("#1f9d61", "red"); ValueError if it knows it not.
     """
-    return np.concatenate([_strip(frame.shape[1], text, colour, mark), frame])
+    return np.concatenate([_strip(frame.shape[1], text, colour, mark, detail), frame])
 
 
 @lru_cache(maxsize=64)
-def _strip(width: int, text: str, colour: str, mark: Mark | None) -> np.ndarray:
+def _strip(width: int, text: str, colour: str, mark: Mark | None, detail: str) -> np.ndarray:
     size = max(14, width // 22)  # pixels; 14 is read without effort where the frame is shown at its own size
     line, edge, bar = round(size * 1.3), size // 2, max(2, size // 5)
-    height = bar + 2 * line + edge
+    small = max(11, round(size * 0.8)) if detail else 0
+    height = bar + 2 * line + edge + round(small * 1.3)
     strip = Image.new("RGB", (width, height + height % 2), "#14181f")
     draw = ImageDraw.Draw(strip)
     rgb = ImageColor.getrgb(colour)
     draw.rectangle((0, strip.height - bar, width, strip.height - 1), fill=rgb)
     right = width - edge
-    middle = (strip.height - bar) / 2
+    middle = (strip.height - bar - small * 1.3) / 2
     if mark is not None:
         right -= round(size * 1.5)
         _draw_mark(draw, right + size * 0.85, middle, size * 0.75, rgb, mark)
@@ -100,6 +101,10 @@ def _strip(width: int, text: str, colour: str, mark: Mark | None) -> np.ndarray:
     top = middle - len(lines) * line / 2
     for number, words in enumerate(lines):
         draw.text((edge, top + number * line), words, fill="#f4f6f9", font=font)
+    if detail:
+        thin = ImageFont.load_default(small)
+        where = (edge, strip.height - bar - small * 1.5)
+        draw.text(where, _shorten(detail, thin, width - 2 * edge), fill="#9da8b9", font=thin)
     return np.asarray(strip)
 
 

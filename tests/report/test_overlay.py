@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from anyvla.report.overlay import COLOURS, chunk_at, chunk_limits, overlay
+from anyvla.report.video import caption
+
+FRAME = np.full((240, 240, 3), 90, np.uint8)
+RAMP = np.linspace(-1, 1, 8)
+CHUNKS = np.stack([np.stack([RAMP, np.zeros(8)], -1), np.stack([np.zeros(8), RAMP], -1)]).astype(np.float32)
+LIMITS = chunk_limits(CHUNKS)
+BLUE = np.array([int(COLOURS[0][i : i + 2], 16) for i in (1, 3, 5)])
+
+
+def plot(executed, chunk=CHUNKS[0]):
+    shown = overlay(FRAME, "open the drawer", step=3, chunk=chunk, executed=executed, limits=LIMITS)
+    return shown[-48:].astype(int)
+
+
+def columns(picture, colour):
+    """Which columns hold a pixel close to the colour; lines are thin, so their pixels are mixed with the ground."""
+    return np.flatnonzero((np.abs(picture - colour).sum(-1) < 120).any(0))
+
+
+def test_what_was_executed_fades_and_what_is_left_is_bright():
+    fresh, later = columns(plot(0), BLUE), columns(plot(4), BLUE)
+    assert fresh.min() < 20
+    assert fresh.max() > 220
+    assert 110 < later.min() < 130  # half of the eight actions are over
+    assert later.max() > 220
+    assert not len(columns(plot(8), BLUE))
+    np.testing.assert_array_equal(plot(8), plot(11))  # of a delayed chunk, more have passed than it has
+
+
+def test_a_new_chunk_shows_at_once():
+    assert np.abs(plot(4) - plot(0, CHUNKS[1])).max() > 100
+
+
+def test_higher_values_are_drawn_higher():
+    rows = [np.flatnonzero(np.abs(plot(0)[:, x] - BLUE).sum(-1) < 120) for x in (20, 220)]
+    assert rows[0].mean() > 35
+    assert rows[1].mean() < 13
+
+
+def test_all_frames_of_a_video_have_one_size():
+    sizes = {
+        overlay(FRAME, text, task="drawer-open", step=step, success=success, chunk=chunk, limits=LIMITS).shape
+        for text, step, success, chunk in [
+            ("open the drawer", 0, None, None),
+            ("open the drawer " * 9, 480, True, CHUNKS[0]),
+            ("", 7, False, CHUNKS[1]),
+        ]
+    }
+    assert len(sizes) == 1
+    assert all(side % 2 == 0 for side in sizes.pop()[:2])
+
+
+def test_without_limits_there_is_the_caption_alone():
+    shown = overlay(FRAME, "go", task="left", step=12)
+    np.testing.assert_array_equal(shown, caption(FRAME, "go", detail="left, step 12"))
+    np.testing.assert_array_equal(shown[-240:], FRAME)
+
+
+def test_the_step_and_the_outcome_are_said():
+    running, won, lost = (overlay(FRAME, "go", step=5, success=s) for s in (None, True, False))
+    assert not np.array_equal(overlay(FRAME, "go", step=6), running)
+    mark = (slice(0, 60), slice(200, 240))
+    assert (won[mark][..., 1].astype(int) - won[mark][..., 0] > 60).sum() > 50
+    assert (lost[mark][..., 0].astype(int) - lost[mark][..., 1] > 60).sum() > 50
+
+
+def test_the_newest_chunk_of_a_step_is_found():
+    marks = np.array([0, 4])
+    assert chunk_at(CHUNKS, marks, 3) == (pytest.approx(CHUNKS[0]), 3)
+    assert chunk_at(CHUNKS, marks, 4) == (pytest.approx(CHUNKS[1]), 0)
+    assert chunk_at(CHUNKS, marks, 9)[1] == 5
+    assert chunk_at(CHUNKS[:0], marks[:0], 0) == (None, 0)
+    assert chunk_limits(CHUNKS[:0]) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"chunk": CHUNKS[0]}, r"between limits \(2, A\), got \(8, 2\) and None"),
+        ({"chunk": CHUNKS[0, :, :1], "limits": LIMITS}, r"got \(8, 1\)"),
+        ({"limits": CHUNKS[0]}, r"must be \(2, A\)"),
+        ({"limits": LIMITS, "executed": -1}, "0 or more"),
+    ],
+)
+def test_what_does_not_fit_is_refused(given, match):
+    with pytest.raises(ValueError, match=match):
+        overlay(FRAME, "go", **given)
