@@ -1,0 +1,255 @@
+"""The suites of SimplerEnv (arXiv 2405.05941): which scenes its authors play, from which start states, how often.
+
+What their scripts do (scripts/*_bridge.sh, *_visual_matching.sh, *_variant_agg.sh of simpler-env/SimplerEnv). Each
+suite has one task per thing to do and pose; its start states are all variants of the scene times all places. As each
+variant has as many places, the mean over a task's episodes is the authors' mean over variants, and the mean over the
+tasks of a group their mean over poses, drawers, opening and closing (tools/calc_metrics_evaluation_videos.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from anyvla_sim.base import Suite, Task
+
+NAMES = ("widowx", "google-visual-matching", "google-variant-aggregation", "google-cameras")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a scene is built."""
+
+    environment: str  # the id of the simulator's environment
+    scene: str  # its stage
+    settings: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the environment
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where robot and object start."""
+
+    robot: tuple[float, float]  # x, y (m)
+    yaw: float = 0.0  # of the robot, from where it looks at the table (rad)
+    overlay: str | None = None  # the photograph behind what is simulated; None: all is simulated
+    object: tuple[float, float] | None = None  # x, y (m)
+    episode: int | None = None  # which of the environment's own arrangements of objects
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start state."""
+
+    variant: Variant
+    place: Place
+
+
+@dataclass(frozen=True)
+class Played:
+    """A task and its start states."""
+
+    task: Task
+    robot: str  # the simulator's name of it
+    variants: Sequence[Variant]
+    places: Sequence[Place]
+
+    @property
+    def count(self) -> int:
+        """How many start states it has, of which the authors play each once."""
+        return len(self.variants) * len(self.places)
+
+    def start(self, seed: int) -> Start:
+        """Start state number `seed`, 0 .. count - 1: the variants take turns, so that few episodes see them all."""
+        return Start(self.variants[seed % len(self.variants)], self.places[seed // len(self.variants)])
+
+
+def _played(
+    name: str,
+    words: str | None,
+    horizon: int,
+    variants: Sequence[Variant],
+    places: Sequence[Place],
+    robot: str = "google_robot_static",
+    scene: str | None = None,
+) -> Played:
+    words_of_it = () if words is None else (words,)
+    task = Task(name, scene or name, words_of_it, horizon=horizon, episodes=len(variants) * len(places))
+    return Played(task, robot, variants, places)
+
+
+def _grid(low: Sequence[float], high: Sequence[float], count: Sequence[int]) -> list[tuple[float, float]]:
+    """x by y, both ends included."""
+    xs, ys = (np.linspace(a, b, n).tolist() for a, b, n in zip(low, high, count))
+    return [(x, y) for x in xs for y in ys]
+
+
+# WidowX: in front of a table, or of a sink with another camera.
+
+_TABLE = ("widowx", (0.147, 0.028), "bridge_table_1_v1", "bridge_real_eval_1.png")
+_SINK = ("widowx_sink_camera_setup", (0.127, 0.06), "bridge_table_1_v2", "bridge_sink.png")
+_WIDOWX = (
+    ("spoon-on-towel", "PutSpoonOnTableClothInScene-v0", "put the spoon on the towel", 60, _TABLE),
+    ("carrot-on-plate", "PutCarrotOnPlateInScene-v0", "put carrot on plate", 60, _TABLE),
+    ("stack-cubes", "StackGreenCubeOnYellowCubeBakedTexInScene-v0", "stack the green block on the yellow block", 60)
+    + (_TABLE,),
+    ("eggplant-in-basket", "PutEggplantInBasketScene-v0", "put eggplant into yellow basket", 120, _SINK),
+)
+
+
+def _widowx() -> list[Played]:
+    played = []
+    for name, environment, words, horizon, (robot, xy, scene, overlay) in _WIDOWX:
+        places = [Place(xy, overlay=overlay, episode=episode) for episode in range(24)]
+        played.append(_played(name, words, horizon, [Variant(environment, scene)], places, robot))
+    return played
+
+
+# The Google robot. Its arm and the table's top were painted in four ways to match the photographs.
+
+URDFS = (
+    None,
+    "recolor_tabletop_visual_matching_1",
+    "recolor_tabletop_visual_matching_2",
+    "recolor_cabinet_visual_matching_1",
+)
+POSES = {"horizontal": "lr_switch", "standing": "upright", "vertical": "laid_vertically"}  # of the can
+DRAWERS = ("top", "middle", "bottom")
+_COUNTER, _CAN = "google_pick_coke_can_1_v4", "GraspSingleOpenedCokeCan{}InScene-v0"
+_BEFORE_DRAWERS = {  # photograph: x, y, yaw of the robot
+    "a0": (0.644, -0.179, -0.03),
+    "a1": (0.765, -0.182, -0.02),
+    "a2": (0.889, -0.203, -0.06),
+    "b0": (0.652, 0.009, 0.0),
+    "b1": (0.752, 0.009, 0.0),
+    "b2": (0.851, 0.035, 0.0),
+    "c0": (0.665, 0.224, 0.0),
+    "c1": (0.765, 0.222, -0.025),
+    "c2": (0.865, 0.222, -0.025),
+}
+_APPLES = _grid((-0.08, -0.02), (-0.02, 0.08), (3, 3))
+
+
+def _cans(variants: Sequence[Variant], overlay: str | None = None) -> list[Played]:
+    """`variants` of the counter, for each pose of the can."""
+    cans = _grid((-0.35, -0.02), (-0.12, 0.42), (5, 5))
+    places = [Place((0.35, 0.20), overlay=overlay, object=xy) for xy in cans]
+    return [
+        _played(
+            f"pick-coke-can-{pose}",
+            "pick coke can",
+            80,
+            [Variant(v.environment, v.scene, {option: True, **v.settings}) for v in variants],
+            places,
+        )
+        for pose, option in POSES.items()
+    ]
+
+
+def _near(variants: Sequence[Variant], overlay: str | None = None) -> list[Played]:
+    places = [Place((0.35, 0.21), -0.09, overlay, episode=episode) for episode in range(60)]
+    return [_played("move-near", None, 80, variants, places)]
+
+
+def _drawers(variants: Sequence[Variant], places: Sequence[Place]) -> list[Played]:
+    """`variants` lack the name of the environment."""
+    return [
+        _played(
+            f"{verb}-{drawer}-drawer",
+            f"{verb} {drawer} drawer",
+            113,
+            [Variant(f"{verb.title()}{drawer.title()}DrawerCustomInScene-v0", v.scene, v.settings) for v in variants],
+            places,
+            scene="closed-drawers" if verb == "open" else None,  # all are closed, whichever is to be opened
+        )
+        for verb in ("open", "close")
+        for drawer in DRAWERS
+    ]
+
+
+def _apple(variants: Sequence[Variant], places: Sequence[Place], model: str) -> list[Played]:
+    """Two things in a row; the environment says which: "open top drawer", then "place apple into top drawer"."""
+    name = "PlaceIntoClosedTopDrawerCustomInScene-v0"
+    variants = [Variant(name, v.scene, {**v.settings, "model_ids": model}) for v in variants]
+    return [_played("place-apple-in-drawer", None, 200, variants, places)]
+
+
+def _visual_matching() -> list[Played]:
+    counter = [Variant(_CAN.format(""), _COUNTER, {"urdf_version": urdf}) for urdf in URDFS]
+    near = [Variant("MoveNearGoogleBakedTexInScene-v0", _COUNTER, {"urdf_version": urdf}) for urdf in URDFS]
+    look = {"shader_dir": "rt", "station_name": "mk_station_recolor", "light_mode": "simple"}
+    cabinet = [
+        Variant("", "dummy_drawer", {**look, "disable_bad_material": True, "urdf_version": urdf}) for urdf in URDFS
+    ]
+    before = {key: Place((x, y), yaw, f"open_drawer_{key}.png") for key, (x, y, yaw) in _BEFORE_DRAWERS.items()}
+    with_apple = [
+        Place(p.robot, p.yaw, p.overlay, object=xy) for p in (before[k] for k in ("a0", "b0", "c0")) for xy in _APPLES
+    ]
+    return [
+        *_cans(counter, "google_coke_can_real_eval_1.png"),
+        *_near(near, "google_move_near_real_eval_1.png"),
+        *_drawers(cabinet, [Place(p.robot, p.yaw, p.overlay, object=(0.0, 0.0)) for p in before.values()]),
+        *_apple(cabinet, with_apple, "baked_apple_v2"),
+    ]
+
+
+def _variants(environment: str) -> list[Variant]:
+    """Of the counter: as it is, backgrounds, light, table tops."""
+    scenes = [_COUNTER, f"{_COUNTER}_alt_background", f"{_COUNTER}_alt_background_2"]
+    scenes += [f"Baked_sc1_staging_objaverse_cabinet{number}_h870" for number in (1, 2)]
+    lights = [{f"slightly_{light}_lighting": True} for light in ("darker", "brighter")]
+    return [Variant(environment, s) for s in scenes] + [Variant(environment, _COUNTER, light) for light in lights]
+
+
+def _variant_aggregation() -> list[Played]:
+    can, near = _CAN.format(""), "MoveNearGoogleInScene-v0"
+    crowd = _CAN.format("Distractor")
+    crowded = [Variant(crowd, _COUNTER), Variant(crowd, _COUNTER, {"distractor_config": "more"})]
+    home, light = "frl_apartment_stage_simple", {"shader_dir": "rt"}
+    cabinet = [
+        *(Variant("", scene, light) for scene in (home, "modern_bedroom_no_roof", "modern_office_no_roof")),
+        *(Variant("", home, {**light, "light_mode": mode}) for mode in ("brighter", "darker")),
+        *(Variant("", home, {**light, "station_name": name}) for name in ("mk_station2", "mk_station3")),
+    ]
+    standing = [Place(xy, object=(0.0, 0.0)) for xy in _grid((0.65, -0.2), (0.85, 0.2), (3, 3))]
+    with_apple = [Place(xy, object=at) for xy in _grid((0.65, -0.2), (0.65, 0.2), (1, 3)) for at in _APPLES]
+    return [
+        *_cans(_variants(can) + crowded),
+        *_near([*_variants(near), Variant(near, _COUNTER, {"no_distractor": True})]),
+        *_drawers(cabinet, standing),
+        *_apple(cabinet, with_apple, "apple"),
+    ]
+
+
+def _cameras() -> list[Played]:
+    """Two other poses of the camera, each. The authors play them, and leave them out of the aggregation."""
+    turned = ("AltGoogleCamera", "AltGoogleCamera2")
+    return [
+        *_cans([Variant(_CAN.format(camera), _COUNTER) for camera in turned]),
+        *_near([Variant(f"MoveNear{camera}InScene-v0", _COUNTER) for camera in turned]),
+    ]
+
+
+_PLAYED = dict(zip(NAMES, (_widowx, _visual_matching, _variant_aggregation, _cameras)))
+
+
+def played(suite: str) -> Mapping[str, Played]:
+    """The tasks of a suite of NAMES, by name, with their start states."""
+    return {p.task.name: p for p in _PLAYED[suite]()}
+
+
+def suite(name: str) -> Suite:
+    """A suite of NAMES. Success counts as the authors count it: the goal must hold after the last action."""
+    tasks = [p.task for p in played(name).values()]
+    names = [task.name for task in tasks]
+    sets = {
+        "pick-coke-can": [n for n in names if n.startswith("pick-")],
+        "open-drawer": [n for n in names if n.startswith("open-")],
+        "close-drawer": [n for n in names if n.startswith("close-")],
+        "open-close-drawer": [n for n in names if n.endswith("-drawer") and not n.startswith("place-")],
+    }
+    groups = {group: members for group, members in sets.items() if members}
+    longest = max(task.horizon or 0 for task in tasks)
+    most = max(task.episodes or 0 for task in tasks)
+    return Suite(name, tasks, longest, episodes=most, groups=groups, judged="end")
