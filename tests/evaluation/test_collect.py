@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import toy_world
 from toy_opened import EMBODIMENT, opened
-from toy_world import SUITE, Toy
+from toy_world import GIVES_UP, SUITE, Toy
 
 from anyvla.data.formats import lerobot_writer
 from anyvla.data.open import open_dataset
 from anyvla.evaluation.collect import FIRST_SEED, CollectConfig, Interrupted, collect, demonstrate
 from anyvla.evaluation.suites import open_suite
 from anyvla.evaluation.workers import EnvironmentFailed
+from anyvla_sim.remote import connect
 from anyvla_sim.spec import Spec
 
 CONFIG = CollectConfig(demonstrations=3, noise=(0.0, 0.3), processes=2, keep_after_success=2)
@@ -119,6 +120,17 @@ def test_attempts_that_fail() -> None:
     episode = demonstrate(cart, EMBODIMENT, exact, CONFIG, "right", 0)
     assert episode is not None
     assert len(episode) <= 6  # reached with the last action or just before: no room for those after
+
+
+def test_an_expert_that_gives_up_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process and in a worker, which plays on."""
+    assert FIRST_SEED + 7 == GIVES_UP
+    monkeypatch.setenv("PYTHONPATH", str(Path(toy_world.__file__).parent))
+    benchmark = connect(Spec("toy_world:Toy", {}, sys.executable))
+    for cart in (Toy().make("line"), benchmark.make("line")):
+        assert demonstrate(cart, EMBODIMENT, SUITE, CONFIG, "right", 7) is None
+        assert demonstrate(cart, EMBODIMENT, SUITE, CONFIG, "right", 0) is not None
+    benchmark.close()
 
 
 def test_attempts_differ_and_repeat() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from anyvla_sim.base import Observation, Suite, Task
+from anyvla_sim.base import Observation, Stuck, Suite, Task
 from anyvla_sim.spec import Spec
 
 SIZE = 32
@@ -44,6 +44,7 @@ SUITES = {
 }
 # Seeds of starts that go wrong; those of ONCE do so the first time only.
 RAISES, HANGS, DIES, DIES_ONCE, HANGS_ONCE = 666, 667, 668, 669, 670
+GIVES_UP = 1_000_007  # a seed at which the expert does, on its way
 
 
 def spec(**settings: Any) -> Spec:
@@ -130,6 +131,8 @@ class Cart:
         return moved
 
     def expert(self, task: str) -> np.ndarray:
+        if self.seed == GIVES_UP and abs(self.at[0]) > 0.4:
+            raise Stuck("the way is blocked")
         sign = {"left": [-1, 0, 0, -1], "right": [1, 0, 0, -1], "up": [0, 0, 1, -1]}[task]
         wrong = task == "right" and self.seed in self.benchmark.fails
         return np.array(sign, np.float32) * (-1 if wrong else 1)

@@ -26,7 +26,7 @@ from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage
 from anyvla.data.open import open_dataset
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker, starting_workers
-from anyvla_sim.base import Suite
+from anyvla_sim.base import Stuck, Suite
 from anyvla_sim.remote import connect
 from anyvla_sim.spec import Spec
 
@@ -193,7 +193,7 @@ def _demonstrate(attempt: _Attempt) -> bool:
 def demonstrate(
     environment: Any, embodiment: Embodiment, suite: Suite, config: CollectConfig, task: str, number: int
 ) -> Episode | None:
-    """Attempt `number` of a task by its expert; None if it reached another goal first, or none within the horizon.
+    """Attempt `number` of a task by its expert; None if it failed: another goal came first, time was over, it gave up.
 
     Only attempts that succeed are rendered, which is what costs: they are played a second time.
     """
@@ -243,7 +243,10 @@ def _rehearse(
     actions: list[np.ndarray] = []
     last: int | None = None  # how many to record, once the goal is reached
     while len(actions) < (last or horizon):
-        label = environment.expert(task)
+        try:
+            label = environment.expert(task)
+        except Stuck:
+            return None
         noise = kept * noise + sigma * np.sqrt(1 - kept**2) * rng.normal(size=label.shape)
         actions.append(np.clip(label + noise, -1, 1).astype(np.float32))
         goals = environment.step(actions[-1])

@@ -23,6 +23,10 @@ class NotInstalled(Unusable, ImportError):
     """A simulator is missing; the message says how to install it, and for which Python."""
 
 
+class Stuck(Exception):
+    """A scripted expert knows no way on from this state: its attempt has failed."""
+
+
 @dataclass(frozen=True)
 class Observation:
     """What one robot shows at one step."""
@@ -107,7 +111,10 @@ class Expert(Protocol):
     """An environment with scripted experts."""
 
     def expert(self, task: str) -> np.ndarray:
-        """What the scripted expert of `task` would do now, float32 (A,). Raises ValueError where there is none."""
+        """What the scripted expert of `task` would do now, float32 (A,).
+
+        Raises ValueError where there is none, Stuck where it gives up.
+        """
 
 
 class Disturbed(Protocol):

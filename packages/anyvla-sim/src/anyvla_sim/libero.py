@@ -230,7 +230,10 @@ class LiberoEnvironment:
         }
 
     def expert(self, task: str) -> np.ndarray:
-        """What the scripted expert does now. Raises ValueError for a task of another scene, or without an expert."""
+        """What the scripted expert does now.
+
+        Raises ValueError for a task of another scene or without an expert, Stuck where it gives up.
+        """
         from anyvla_sim.libero_expert import Expert
 
         if task != self.running.task:

@@ -10,7 +10,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from anyvla_sim.base import Benchmark, Observation, Suite, Task, Unusable
+from anyvla_sim.base import Benchmark, Observation, Stuck, Suite, Task, Unusable
 from anyvla_sim.process import Event, WorkerProcess, lacking
 from anyvla_sim.spec import Spec
 
@@ -32,7 +32,10 @@ class Remote:
         self._answer()
 
     def ask(self, verb: str, **command: Any) -> dict[str, Any]:
-        """Carry out a command. Raises Unusable for bad input, Failed if the simulator fails or says nothing."""
+        """Carry out a command.
+
+        Raises Unusable for bad input, Stuck if an expert gives up, Failed if the simulator fails or says nothing.
+        """
         self._worker.send({"verb": verb, **command})
         return self._answer()
 
@@ -46,7 +49,7 @@ class Remote:
             missing = lacking(said, self._python)
             raise Unusable(missing) if missing else Failed(said)
         if answer["kind"] != "answer":
-            raise (Unusable if answer["kind"] == "unusable" else Failed)(answer["message"])
+            raise {"unusable": Unusable, "stuck": Stuck}.get(answer["kind"], Failed)(answer["message"])
         return answer
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any, Mapping
 
 import numpy as np
 
-from anyvla_sim.base import Benchmark, Unusable
+from anyvla_sim.base import Benchmark, Stuck, Unusable
 from anyvla_sim.spec import Spec
 from anyvla_sim.wire import receive, send
 
@@ -181,6 +181,8 @@ def main() -> None:
             else:
                 answer = played.answer(command)
             answer["kind"] = "answer"
+        except Stuck as error:  # the environment is as good as before
+            answer = {"kind": "stuck", "message": str(error)}
         except Exception as error:
             bad_input = isinstance(error, ValueError) and command["verb"] in ("open", "describe", "reset", "begin")
             unusable = bad_input or isinstance(error, (ImportError, Unusable))
