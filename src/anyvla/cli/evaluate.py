@@ -70,13 +70,15 @@ def main(argv: list[str]) -> int:
     from anyvla.cli.summary import table
     from anyvla.evaluation.results import read_results
     from anyvla.evaluation.statistics import summarise
+    from anyvla.report.evaluation import write_evaluation_page
 
+    page = write_evaluation_page(folder)
     summary = summarise(read_results(folder / "results.jsonl"))
     if options.json:
         print(json.dumps(summary.to_dict()))
         return 0
     Console().print(table(summary))
-    print(folder)
+    print(page)
     return 0
 
 

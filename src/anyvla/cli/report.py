@@ -1,17 +1,19 @@
-"""`anyvla report RUN`: write the HTML page of a run folder from the files that lie there."""
+"""`anyvla report RUN`: write the HTML page of a run, or of an evaluation, from the files that lie there."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from anyvla.report.evaluation import write_evaluation_page
 from anyvla.report.page import write_report
 
 
 def main(argv: list[str]) -> int:
     """Write the page and print where it is."""
     parser = argparse.ArgumentParser(prog="anyvla report", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a run, as outputs/quickstart")
+    parser.add_argument("run", type=Path, help="the folder of a run, as outputs/quickstart, or of an evaluation")
     options = parser.parse_args(argv)
-    print(write_report(options.run))
+    evaluation = (options.run / "results.jsonl").is_file()
+    print(write_evaluation_page(options.run) if evaluation else write_report(options.run))
     return 0

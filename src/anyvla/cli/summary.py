@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.table import Table
 
-from anyvla.evaluation.statistics import Summary
+from anyvla.evaluation.intervals import Interval
+from anyvla.evaluation.statistics import Played, Summary
 
 
 def table(summary: Summary) -> Table:
-    """Success rates by condition and task, with intervals."""
+    """Success rates with intervals: every task of the first condition, and the sums of every condition."""
     found = Table("condition", "task", "success", "95 % interval", "episodes", box=None, pad_edge=False)
-    rows = {"told": summary.told, "swapped: first goal": summary.swapped, "unrelated": summary.unrelated}
-    for condition, rates in rows.items():
-        for task, interval in [*rates.tasks.items(), ("all", rates.overall)] if rates else []:
+    for number, (condition, played) in enumerate(summary.conditions.items()):
+        for name, interval in _rows(played, every_task=number == 0):
             share = f"{interval.value:.1%}", f"{interval.low:.1%} to {interval.high:.1%}", str(interval.episodes)
-            found.add_row(condition, task, *share)
+            found.add_row(condition, name, *share)
+        for name, interval in _lengths(played):
+            found.add_row(condition, name, f"{interval.value:.2f}", f"{interval.low:.2f} to {interval.high:.2f}")
+        for count, what in ((played.errors, "simulator errors"), (played.invalid, "invalid actions")):
+            if count:
+                found.add_row(condition, what, str(count))
+    if summary.language_use is not None:
+        use = summary.language_use
+        found.add_row("use of language", "", f"{use.value:.1%}", f"{use.low:.1%} to {use.high:.1%}", str(use.episodes))
     return found
+
+
+def _rows(played: Played, every_task: bool) -> Iterator[tuple[str, Interval]]:
+    rates = played.success
+    if rates is None:
+        return
+    if played.chains is not None:
+        for number, share in enumerate(played.chains.in_a_row, 1):
+            yield f"{number} in a row", share
+        return
+    if every_task:
+        yield from rates.tasks.items()
+        for name, share in rates.groups.items():
+            yield f"mean of {name}", share
+    yield "all", rates.overall
+    if every_task and len({i.episodes for i in rates.tasks.values()}) > 1:
+        yield "mean over tasks", rates.mean
+    if rates.group_mean is not None:
+        yield "mean over groups", rates.group_mean
+    for name, recovery in (("after the disturbance", played.disturbed), ("grasped again", played.regrasped)):
+        if recovery is not None:
+            yield name, recovery.rate
+
+
+def _lengths(played: Played) -> Iterator[tuple[str, Interval]]:
+    if played.chains is not None:
+        yield "average length", played.chains.length

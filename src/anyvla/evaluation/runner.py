@@ -119,6 +119,7 @@ def _policy(vla: VLA, config: EvaluationConfig) -> dict[str, Any]:
 
 def _protocol(opened: Opened, config: EvaluationConfig) -> dict[str, Any]:
     return settings(opened.suite, config) | {
+        "control_hz": opened.embodiment.control_hz,
         "settings": dict(opened.benchmark.protocol(opened.suite.name)),
         "simulator": dict(opened.benchmark.versions()),
     }

@@ -23,7 +23,8 @@ from anyvla.evaluation.runner import Interrupted
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.tracks import Track, read_track
 from anyvla.evaluation.workers import prepare_worker, starting_workers
-from anyvla.report.video import FAILURE, SUCCESS, caption, write_video
+from anyvla.report.overlay import chunk_at, chunk_limits, overlay
+from anyvla.report.video import write_video
 from anyvla_sim.remote import connect
 from anyvla_sim.spec import Spec
 
@@ -57,7 +58,7 @@ def choose(results: Sequence[EpisodeResult], failures: int) -> list[EpisodeResul
 
 def obeyed(result: EpisodeResult) -> bool:
     """Whether what was told was done."""
-    return result.success if result.length > 1 else result.reached == result.told
+    return result.success if result.told == result.task else result.reached == result.told
 
 
 def film(
@@ -130,19 +131,31 @@ def _frames(
     environment.reset(result.extra.get("chain", [result.task])[0], result.seed, dict(condition.factors))
     stages = dict(zip(track.stages.tolist(), result.extra.get("chain", []), strict=False))
     reached = None
+    limits = chunk_limits(track.chunks)
+
+    def picture(number: int, success: bool | None = None) -> np.ndarray:
+        chunk, executed = chunk_at(track.chunks, track.marks, number)
+        return overlay(
+            environment.frame(SIZE, SIZE),
+            result.instruction,
+            task=result.task if result.condition == "told" else f"{result.task}, {result.condition}",
+            step=number,
+            success=success,
+            chunk=chunk,
+            executed=executed,
+            limits=limits,
+        )
+
     for number, action in enumerate(track.actions):
         if number in stages and number:
             environment.begin(stages[number])
         if number == result.extra.get("disturbed_at") and condition.disturbance is not None:
             environment.disturb(condition.disturbance[0], result.seed)
         if number % every == 0:
-            yield caption(environment.frame(SIZE, SIZE), result.instruction)
+            yield picture(number)
         goals = environment.step(action)
         reached = next((task for task, holds in goals.items() if holds), None)
     ended.append(reached == result.reached)
-    won = obeyed(result)
-    last = caption(
-        environment.frame(SIZE, SIZE), result.instruction, SUCCESS if won else FAILURE, "tick" if won else "cross"
-    )
+    last = picture(len(track.actions), obeyed(result))
     for _ in range(1 + int(HOLD_S * FPS)):
         yield last

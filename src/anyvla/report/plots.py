@@ -7,12 +7,12 @@ is smaller than a thousandth of a plotting library that would have to travel wit
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-from anyvla.evaluation.statistics import Interval
+from anyvla.evaluation.intervals import Interval
 
 WIDTH, HEIGHT = 380, 230  # of a curve, in its own units: about one pixel each in a third of a wide page
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 34
@@ -36,13 +36,15 @@ def span(interval: Interval) -> str:
     return f"{round(100 * interval.low, 1):g}\N{EN DASH}{round(100 * interval.high, 1):g}{NBSP}%"
 
 
-def interval_bar(interval: Interval, label: str, kind: str = "told") -> Markup:
+def interval_bar(interval: Interval, label: str, kind: str = "told", counted: bool = True) -> Markup:
     """A bar from 0 to 100 % with the interval as a whisker, as wide as the cell it stands in.
 
-    `kind` is a class of the style sheet and gives the colour; `label` is read aloud in place of the drawing.
+    `kind` is a class of the style sheet and gives the colour; `label` is read aloud in place of the drawing. `counted`:
+    whether the value is a share of episodes, not a mean of shares.
     """
     value, low, high = (f"{100 * v:.2f}%" for v in (interval.value, interval.low, interval.high))
-    text = f"{label}: {interval.successes} of {interval.episodes}, {percent(interval.value)}, interval {span(interval)}"
+    count = f"{interval.successes} of {interval.episodes}, " if counted else ""
+    text = f"{label}: {count}{percent(interval.value)}, interval {span(interval)}"
     return Markup(
         '<svg class="bar {kind}" role="img" aria-label="{text}"><title>{text}</title>'
         '<rect class="track" width="100%" height="8" y="6" rx="2"/>'
@@ -51,6 +53,68 @@ def interval_bar(interval: Interval, label: str, kind: str = "told") -> Markup:
         '<line class="whisker" x1="{low}" x2="{low}" y1="5" y2="15"/>'
         '<line class="whisker" x1="{high}" x2="{high}" y1="5" y2="15"/></svg>'
     ).format(kind=kind, text=text, value=value, low=low, high=high)
+
+
+def difference_bar(interval: Interval, label: str, reach: float) -> Markup:
+    """A bar from the middle, to the left for a loss and to the right for a gain, with the interval as a whisker.
+
+    The cell spans -reach .. reach, so that rows with one `reach` can be compared by eye.
+    """
+    middle, value, low, high = (
+        f"{50 + 50 * max(-1.0, min(1.0, v / reach)):.2f}%" for v in (0.0, interval.value, interval.low, interval.high)
+    )
+    width = f"{50 * min(1.0, abs(interval.value) / reach):.2f}%"
+    text = f"{label}: {signed(interval.value)}, interval {signed(interval.low)} to {signed(interval.high)}"
+    return Markup(
+        '<svg class="bar {kind}" role="img" aria-label="{text}"><title>{text}</title>'
+        '<rect class="track" width="100%" height="8" y="6" rx="2"/>'
+        '<rect class="fill" x="{left}" width="{width}" height="8" y="6"/>'
+        '<line class="middle" x1="{middle}" x2="{middle}" y1="1" y2="19"/>'
+        '<line class="whisker" x1="{low}" x2="{high}" y1="10" y2="10"/>'
+        '<line class="whisker" x1="{low}" x2="{low}" y1="5" y2="15"/>'
+        '<line class="whisker" x1="{high}" x2="{high}" y1="5" y2="15"/></svg>'
+    ).format(
+        kind="told" if interval.value >= 0 else "first", text=text, width=width, middle=middle, low=low, high=high,
+        left=middle if interval.value >= 0 else value,
+    )  # fmt: skip
+
+
+def signed(share: float) -> str:
+    """A difference of shares for people, in points of a hundred: "+2.5", "0"."""
+    return f"{round(100 * share, 1) + 0.0:+g}".replace("+0", "0") if abs(share) < 0.0005 else f"{100 * share:+.3g}"
+
+
+def rate_curve(rates: Mapping[int, Interval], axis: str, label: str) -> Markup:
+    """Success rates, 0 to 100 %, with their intervals over a whole number such as a delay. ValueError for none."""
+    if not rates:
+        raise ValueError(f"{label}: there is no rate to draw")
+    first, last = min(rates), max(rates)
+    floor = HEIGHT - BOTTOM
+
+    def x(number: int) -> float:
+        inner = 14  # whiskers need room beside them
+        return LEFT + inner + (WIDTH - LEFT - RIGHT - 2 * inner) * (number - first) / ((last - first) or 1)
+
+    def y(share: float) -> float:
+        return floor - (floor - TOP) * share
+
+    summary = ", ".join(f"{percent(i.value)} at {n}" for n, i in sorted(rates.items()))
+    parts = [f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}: {summary}">']
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{percent(tick)}</text>')
+    parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 3}">{escape(axis)}</text>')
+    line = " ".join(f"{x(n):.1f},{y(i.value):.1f}" for n, i in sorted(rates.items()))
+    parts.append(f'<polyline class="line" points="{line}"/>')
+    for number, interval in sorted(rates.items()):
+        at, low, high = x(number), y(interval.low), y(interval.high)
+        parts.append(f'<text x="{at:.1f}" y="{floor + 16}" text-anchor="middle">{number}</text>')
+        parts.append(f'<line class="whisker" x1="{at:.1f}" x2="{at:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
+        parts.append(
+            f'<circle class="dot" cx="{at:.1f}" cy="{y(interval.value):.1f}" r="4">'
+            f"<title>{number}: {percent(interval.value)}, interval {span(interval)}</title></circle>"
+        )
+    return Markup("".join(parts) + "</svg>")
 
 
 def curve(steps: Sequence[float], values: Sequence[float], label: str, log: bool = False) -> Markup:

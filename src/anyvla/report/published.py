@@ -79,7 +79,7 @@ def published_for(benchmark: str, path: Path = FILE) -> list[Published]:
 
 def fit(published: Published, protocol: Mapping[str, Any]) -> Fit:
     """What of its protocol is not as in `protocol`, that of our result lines, and what its source does not state."""
-    stated = dict(_flat(published.protocol))
+    stated = dict(flat(published.protocol))
     differs = []
     if len(published.suites) > 1:
         differs.append(f"the average of {', '.join(published.suites)}")
@@ -88,20 +88,21 @@ def fit(published: Published, protocol: Mapping[str, Any]) -> Fit:
         for part in key.split("."):
             ours = ours.get(part, {}) if isinstance(ours, Mapping) else {}
         if ours != value:
-            differs.append(f"{key}: {_short(value)}, ours {_short(ours)}")
+            differs.append(f"{key}: {short(value)}, ours {short(ours)}")
     return Fit(differs, [key for key in NEEDED if key not in stated])
 
 
-def _flat(protocol: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
-    """Its statements under dotted keys; cameras are one statement."""
+def flat(protocol: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """What a protocol states, under dotted keys; cameras are one statement."""
     for key, value in protocol.items():
         if isinstance(value, Mapping) and key != "cameras":
-            yield from _flat(value, f"{where}{key}.")
+            yield from flat(value, f"{where}{key}.")
         else:
             yield f"{where}{key}", value
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value of a protocol for people: "agentview 256x256"."""
     if value == {}:
         return "not given"
     if isinstance(value, Mapping):

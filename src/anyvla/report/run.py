@@ -34,8 +34,8 @@ class Clip:
 
     @property
     def obeyed(self) -> bool:
-        """Whether the first goal that was reached is the one in the words."""
-        return self.reached == self.told
+        """Whether what was told was done: of other words than the task's own, the first goal reached is theirs."""
+        return self.success if self.told == self.task else self.reached == self.told
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def read_run(root: Path) -> Run:
         log=_log(root / "train" / "log.jsonl"),
         results=results,
         summary=summarise(results) if results else None,
-        clips=_clips(root / "eval" / "videos"),
+        clips=read_clips(root / "eval" / "videos"),
         stages=_stages(root / "stages.jsonl"),
         demonstrations=_demonstrations(_dataset(root, recipe) / "meta" / "info.json"),
     )
@@ -157,7 +157,8 @@ def _json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
 
 
-def _clips(folder: Path) -> list[Clip]:
+def read_clips(folder: Path) -> list[Clip]:
+    """The filmed episodes of a folder of videos. Raises ValueError that names its index if that is broken."""
     index = folder / "index.json"
     if not index.is_file():
         return []

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import chromium
+import fake_run
+import pytest
+from test_page import Page, plain
+
+from anyvla.evaluation.results import EpisodeResult, append_result
+from anyvla.evaluation.statistics import summarise
+from anyvla.report.evaluation import write_evaluation_page
+
+TASKS = ("reach", "push")
+OTHER = {"reach": "push", "push": "reach"}
+PROTOCOL = {
+    "horizon": 250,
+    "control_hz": 40,
+    "groups": {"easy": ["reach"], "hard": ["push"]},
+    "settings": {"render": "fast", "cameras": {"corner": [96, 96]}},
+    "simulator": {"mujoco": "3.3.0"},
+}
+
+
+def line(condition: str, task: str, seed: int, won: bool, **given: object) -> EpisodeResult:
+    told = OTHER[task] if condition == "swapped" else task
+    values = {
+        "benchmark": "metaworld/mt50",
+        "condition": condition,
+        "task": task,
+        "told": told,
+        "instruction": f"{told} <it> & stop",
+        "seed": seed,
+        "outcome": "success" if won else "failure",
+        "reached": task if won else told if condition == "swapped" else None,
+        "steps": 40 + seed,
+        "latency_ms": 12.0,
+        "checkpoint": "0123456789abcdef",
+        "policy": {"execute": 4, "ensemble": "none"},
+        "protocol": PROTOCOL,
+        "versions": {"torch": "2.13.0"},
+    }
+    return EpisodeResult(**{**values, **given})  # type: ignore[arg-type]
+
+
+def write(folder: Path, lines: Sequence[EpisodeResult]) -> Path:
+    for one in lines:
+        append_result(folder / "results.jsonl", one)
+    return write_evaluation_page(folder)
+
+
+def every_condition() -> list[EpisodeResult]:
+    conditions = {"told": 9, "swapped": 1, "unrelated": 4, "empty": 5, "told+light=dim": 6}
+    conditions |= {"told+delay=4": 7, "told+delay=8": 3}
+    lines = [line(c, task, seed, seed < won) for c, won in conditions.items() for task in TASKS for seed in range(10)]
+    lines += [
+        line("told+push@20", task, seed, seed < 3, extra={"disturbed_at": 20}) for task in TASKS for seed in (0, 5)
+    ]
+    lines.append(line("told", "push", 11, False, outcome="error", extra={"error": "the simulator hung"}))
+    lines.append(line("told", "push", 12, False, outcome="invalid_action"))
+    return lines
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eval")
+    lines = every_condition()
+    for one in lines:
+        append_result(folder / "results.jsonl", one)
+    (folder / "videos").mkdir()
+    fake_run.film(folder / "videos", [r for r in lines if r.condition in ("told", "swapped") and r.seed in (0, 9)])
+    return write_evaluation_page(folder)
+
+
+def test_the_numbers_are_those_of_the_summary(page: Path) -> None:
+    read = Page(page)
+    head = plain(read.text("head"))
+    assert "metaworld/mt50" in head
+    assert "18 of 21 episodes" in head  # the error counts neither way, the invalid one is a failure
+    assert "1 simulator errors" in head
+    assert "1 episodes with actions that are not numbers" in head
+    assert "Use of language 90 %" in head
+    tasks = plain(read.text("tasks"))
+    assert "reach 9 /10 90 %" in tasks
+    assert "push 9 /11 81.8 %" in tasks
+    assert "easy mean over the group's tasks 90 %" in tasks
+    assert "Mean over groups each group worth the same 85.9 %" in tasks
+
+
+def test_each_kind_of_condition_has_its_table(page: Path) -> None:
+    read = Page(page)
+    language = plain(read.text("language"))
+    for words in ("told the task's own words", "swapped, obeyed the told goal", "unrelated", "empty no words"):
+        assert words in language
+    assert "light=dim" not in language
+    assert "told+light=dim the task's own words 12 /20 60 %" in plain(read.text("generalisation"))
+    assert "told+push@20: disturbed of 4 episodes; 20 actions to success, median 2 /4" in plain(read.text("correction"))
+    latency = plain(read.text("latency"))
+    assert latency.index("0 actions 0 ms") < latency.index("4 actions 100 ms") < latency.index("8 actions 200 ms")
+    assert "chains" not in read.sections
+
+
+def test_protocol_errors_and_published_numbers(page: Path) -> None:
+    read = Page(page)
+    protocol = plain(read.text("protocol"))
+    for words in ("settings.cameras.corner 96, 96", "simulator.mujoco 3.3.0", "torch 2.13.0", "the simulator hung"):
+        assert words in protocol
+    published = plain(read.text("published"))
+    assert "SmolVLA" in published
+    assert "not stated" in published
+    assert "85.9 %" in published  # ours, in the measure of theirs
+    assert "<it>" not in page.read_text()  # words are escaped
+
+
+def test_chains(tmp_path: Path) -> None:
+    lines = [
+        line("told", "chain", seed, done == 3, benchmark="calvin/ABC-D", completed=done, length=3, reached=None,
+             extra={"chain": ["a", "b", "c"]})
+        for seed, done in enumerate([0, 1, 2, 3])
+    ]  # fmt: skip
+    read = Page(write(tmp_path, lines))
+    assert "Average length 1.50" in plain(read.text("head"))
+    assert "1 in a row 3 /4 75 %" in plain(read.text("chains"))
+    assert "1.50 tasks" in plain(read.text("published"))
+    assert "tasks" not in read.sections
+
+
+def test_only_what_was_played_has_a_section(tmp_path: Path) -> None:
+    read = Page(write(tmp_path, [line("told", "reach", seed, True) for seed in range(3)]))
+    assert set(read.sections) == {"head", "tasks", "published", "protocol"}
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_evaluation_page(tmp_path)
+    (tmp_path / "results.jsonl").write_text("")
+    with pytest.raises(ValueError, match="there are no results to summarise; `anyvla eval` makes them"):
+        write_evaluation_page(tmp_path)
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_the_terminal_has_the_same_numbers() -> None:
+    from rich.console import Console
+
+    from anyvla.cli.summary import table
+
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(table(summarise(every_condition())))
+    rows = [" ".join(row.split()) for row in console.export_text().splitlines()]
+    for row in ("told reach 90.0% 59.6% to 98.2% 10", "told simulator errors 1", "told+light=dim all 60.0%"):
+        assert any(found.startswith(row) for found in rows), row
+    assert any(found.startswith("told+push@20 after the disturbance 50.0%") for found in rows)
+
+
+@pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
+def test_it_loads_quietly_and_fits(browser, page: Path, width: int, dark: bool) -> None:
+    browser.open(page, width, dark=dark, mobile=width < 500)
+    assert browser.evaluate("document.documentElement.scrollWidth") == width
+    assert browser.complaints() == []
+    assert {address.partition(":")[0] for address in browser.requests()} <= {"file", "data"}
+    browser.evaluate("document.querySelectorAll('video').forEach(v => { v.preload = 'auto'; })")
+    browser.wait("[...document.querySelectorAll('video')].every(v => v.readyState >= 2)")
