@@ -22,6 +22,7 @@ from anyvla.config import ConfigError
 from anyvla.data.episode import Embodiment
 from anyvla.evaluation.comparison import differences
 from anyvla.evaluation.execution import Execution
+from anyvla.evaluation.hardware import machine
 from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, settings
 from anyvla.evaluation.results import EpisodeResult, append_result, read_results
 from anyvla.evaluation.rollout import Rollout, Setting
@@ -53,17 +54,9 @@ def versions(vla: VLA) -> dict[str, str]:
     found = {name: metadata.version(name) for name in ("anyvla", "torch", "transformers", "numpy")}
     return found | {
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "device": _device(vla),
+        "machine": machine(),
+        "device": vla.device.type,
     }
-
-
-def _device(vla: VLA) -> str:
-    if vla.device.type != "cuda":
-        return vla.device.type
-    import torch
-
-    return torch.cuda.get_device_name(vla.device)
 
 
 def evaluate(

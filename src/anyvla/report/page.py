@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import psutil
 from markupsafe import Markup
 
+from anyvla.evaluation.hardware import machine
 from anyvla.evaluation.statistics import Summary
 from anyvla.report import plots
 from anyvla.report.run import Clip, Run, read_run
@@ -48,16 +48,22 @@ def write_report(run: Path) -> Path:
     for source, name in videos.items():
         _place(source, folder / name)
     page = environment().get_template("page.html.j2").render(_context(found, videos))
-    index = folder / "index.html"
-    partial = folder / f".index.{os.getpid()}.partial"
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(index)
-    finally:
-        partial.unlink(missing_ok=True)
+    index = write_page(folder / "index.html", page)
     for old in set((folder / "videos").glob("*.mp4")) - {folder / name for name in videos.values()}:
         old.unlink()
     return index
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Put a page in place whole, so that an interruption leaves the one that was there before; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
 
 
 def environment() -> jinja2.Environment:
@@ -235,23 +241,6 @@ def _versions(run: Run) -> dict[str, str]:
     versions = {name: ", ".join(values) for name, values in found.items()}
     here = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
     return versions | {name: version for name, version in here.items() if name not in versions}
-
-
-def machine() -> str:
-    """This machine in a line: processor, cores, memory, GPU, system."""
-    import torch
-
-    parts = [_processor(), f"{psutil.cpu_count()} CPU cores", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"]
-    if torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
-    return ", ".join([*parts, f"{platform.system()} {platform.machine()}"])
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown processor"
 
 
 def _minutes(minutes: float) -> str:

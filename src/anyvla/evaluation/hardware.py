@@ -1,0 +1,25 @@
+"""The machine that something was computed on, in words."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import psutil
+
+
+def machine() -> str:
+    """In a line: processor, cores, memory, GPU, system."""
+    import torch
+
+    parts = [_processor(), f"{psutil.cpu_count()} CPU cores", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join([*parts, f"{platform.system()} {platform.machine()}"])
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
