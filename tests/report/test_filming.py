@@ -109,3 +109,21 @@ def test_stopping_keeps_what_is_filmed(played):
     assert not list((folder / "videos").glob("*.partial"))
     film(results, opened(), folder)
     assert len(list((folder / "videos").glob("*.mp4"))) == 2
+
+
+def test_the_chunks_are_drawn_under_the_picture(tmp_path):
+    result = episode("told", "right", 0, "right")
+    stage = Stage(result.task, result.told, result.instruction)
+    rollout = Rollout(EpisodePlan(parse("told"), "right", 0, (stage,)))
+    for mark in (0, 4):  # a new chunk after four of six actions
+        rollout.actions.append(np.tile(np.array([1, 0, 0, 0], np.float32), (4, 1)))
+        rollout.marks.append(mark)
+        rollout.chunks.append(np.linspace(-1, 1, 24, dtype=np.float32).reshape(6, 4))
+    write_track(tmp_path, rollout, 7)
+    index = film([result], opened(), tmp_path)
+    with av.open(str(index.parent / "told-right-0.mp4")) as container:
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    plots = [f[-48:].astype(int) for f in frames[:7]]
+    bright = [(np.abs(p - [110, 163, 255]).sum(-1) < 120).sum() for p in plots]  # the first dimension's colour
+    assert bright[0] > bright[3] > 0  # what was executed fades
+    assert bright[4] > bright[3]  # and the policy looked again

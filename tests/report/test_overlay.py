@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from toy_opened import EMBODIMENT
 
+from anyvla.evaluation.execution import Execution
 from anyvla.report.overlay import COLOURS, chunk_at, chunk_limits, overlay
 from anyvla.report.video import caption
 
@@ -77,6 +79,17 @@ def test_the_newest_chunk_of_a_step_is_found():
     assert chunk_at(CHUNKS, marks, 9)[1] == 5
     assert chunk_at(CHUNKS[:0], marks[:0], 0) == (None, 0)
     assert chunk_limits(CHUNKS[:0]) is None
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_it_is_the_chunk_that_the_robot_executes(delay):
+    chunks = np.random.default_rng(0).normal(size=(5, 8, EMBODIMENT.action.size)).astype(np.float32)
+    execution = Execution(EMBODIMENT, 4, delay)
+    marks = np.arange(5) * 4
+    for step, action in enumerate(np.concatenate([execution(chunk) for chunk in chunks])):
+        chunk, passed = chunk_at(chunks, marks, step, delay)
+        assert (chunk is None) == (step < delay)  # nothing is known yet, the robot holds still
+        assert chunk is None or chunk[passed] == pytest.approx(action)
 
 
 @pytest.mark.parametrize(

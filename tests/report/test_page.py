@@ -293,3 +293,19 @@ def test_the_verdict_follows_the_counts(counts, tone, words):
 
 def test_without_results_there_is_no_verdict():
     assert "has not been evaluated yet" in verdict(None).text
+
+
+def test_the_evaluation_in_full_lies_beside(run):
+    index = write_report(run)
+    assert "evaluation.html" in [a.get("href") for a in Page(index).all("a")]
+    beside = Page(index.with_name("evaluation.html"))
+    assert beside.text("tasks")
+    for video in beside.all("video"):
+        assert (index.parent / unquote(video["src"].partition("#")[0])).is_file()
+
+
+def test_without_results_there_is_no_page_of_them(run):
+    shutil.rmtree(run / "eval")
+    index = write_report(run)
+    assert not index.with_name("evaluation.html").exists()
+    assert "evaluation.html" not in index.read_text()

@@ -8,8 +8,22 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from anyvla.evaluation.statistics import wilson
-from anyvla.report.plots import HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve, interval_bar, percent, span
+from anyvla.evaluation.intervals import Interval, wilson
+from anyvla.report.plots import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    curve,
+    difference_bar,
+    interval_bar,
+    percent,
+    rate_curve,
+    signed,
+    span,
+)
 
 NUMBERS = st.floats(-1e6, 1e6) | st.floats(1e-9, 1e-3)
 
@@ -73,3 +87,32 @@ def test_what_is_not_finite_is_left_out():
         curve([1], [math.inf], "loss")
     with pytest.raises(ValueError, match="loss: 2 steps but 1 values"):
         curve([1, 2], [0.1], "loss")
+
+
+def test_differences_go_to_their_side_of_the_middle():
+    def parts(value, low, high, reach=0.5):
+        svg = ElementTree.fromstring(difference_bar(Interval(value, low, high, 40), "b against a", reach))
+        fill = next(r for r in svg.iter("rect") if r.get("class") == "fill")
+        return [float(fill.get(key).rstrip("%")) for key in ("x", "width")], svg.get("aria-label"), svg.get("class")
+
+    assert parts(0.25, 0.1, 0.4) == ([50, 25], "b against a: +25, interval +10 to +40", "bar told")
+    assert parts(-0.25, -0.4, 0.0) == ([25, 25], "b against a: -25, interval -40 to 0", "bar first")
+    assert parts(0.9, 0.8, 1.0)[0] == [50, 50]  # no further than the cell
+
+
+def test_small_differences_are_not_noise():
+    assert [signed(v) for v in (0.0, -0.0001, 0.025, -1.0)] == ["0", "0", "+2.5", "-100"]
+
+
+def test_rates_fall_where_they_are():
+    rates = {8: wilson(0, 10), 0: wilson(10, 10), 4: wilson(5, 10)}
+    svg = ElementTree.fromstring(rate_curve(rates, "delay, <actions>", "success"))
+    points = [tuple(map(float, p.split(","))) for p in svg.find("polyline").get("points").split()]
+    assert [y for _, y in points] == pytest.approx([TOP, (TOP + HEIGHT - BOTTOM) / 2, HEIGHT - BOTTOM], abs=0.1)
+    assert points[1][0] == pytest.approx((points[0][0] + points[2][0]) / 2, abs=0.1)
+    whisker = next(line for line in svg.iter("line") if line.get("class") == "whisker")
+    assert float(whisker.get("y1")) - TOP == pytest.approx((1 - rates[0].low) * (HEIGHT - BOTTOM - TOP), abs=0.1)
+    assert svg.find("text[@class='axis']").text == "delay, <actions>"
+    assert ElementTree.fromstring(rate_curve({3: wilson(1, 2)}, "delay", "one")).find("polyline") is not None
+    with pytest.raises(ValueError, match="none: there is no rate to draw"):
+        rate_curve({}, "delay", "none")

@@ -19,19 +19,25 @@ def main(argv: list[str]) -> int:
         "results", type=Path, nargs="+", help="folders of evaluations (or runs); the first is compared to"
     )
     parser.add_argument("--condition", help="of these episodes alone, as told")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write them side by side as an HTML page, too")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     from anyvla.evaluation.comparison import compare_many
     from anyvla.evaluation.results import read_results
 
-    given = {}
+    given, folders = {}, []
     for folder in options.results:
-        lines = next((p for p in (folder / "results.jsonl", folder / "eval" / "results.jsonl") if p.is_file()), None)
-        if lines is None:
+        held = next((f for f in (folder, folder / "eval") if (f / "results.jsonl").is_file()), None)
+        if held is None:
             raise ConfigError(f"{folder} holds no results.jsonl; `anyvla eval` makes it")
-        found = read_results(lines)
+        folders.append(held)
+        found = read_results(held / "results.jsonl")
         given[str(folder)] = [r for r in found if options.condition in (None, r.condition)]
     compared = compare_many(given)
+    if options.page:
+        from anyvla.report.comparison import write_comparison_page
+
+        write_comparison_page(folders, options.page, options.condition)
     if options.json:
         print(json.dumps({name: c.to_dict() for name, c in compared.items()}))
         return 0
@@ -48,4 +54,6 @@ def main(argv: list[str]) -> int:
     Console().print(table)
     if len(compared) > 1:
         print(f"p values are corrected for {len(compared)} comparisons (Holm)")
+    if options.page:
+        print(options.page)
     return 0

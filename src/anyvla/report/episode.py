@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from anyvla.actions.space import ActionSpace
 from anyvla.data.episode import EpisodeDataset, Images
-from anyvla.report.page import environment
+from anyvla.report.template import environment
 from anyvla.report.video import write_video
 
 _WIDTH, _HEIGHT, _PAD = 640, 120, 6

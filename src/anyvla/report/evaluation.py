@@ -6,7 +6,6 @@ with what differs in how they were obtained, and the videos that were filmed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,11 @@ from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.intervals import Interval
 from anyvla.evaluation.results import EpisodeResult, read_results
 from anyvla.evaluation.statistics import Played, Rates, Summary, delays, summarise
-from anyvla.report.page import environment
-from anyvla.report.published import Fit, Published, fit, published_for
+from anyvla.report import plots
+from anyvla.report.published import Fit, Published, fit, published_for, statements
 from anyvla.report.run import read_clips
+from anyvla.report.template import environment, style, write_page
 
-TEMPLATES = Path(__file__).parent / "templates"
 # What each kind of words asks, and whether a high share is good ("told"), bad ("first"), or neither ("other").
 LANGUAGE = {
     "told": ("the task's own words", "told"),
@@ -31,6 +30,7 @@ LANGUAGE = {
     "unrelated": ("words of another scene; its own goal all the same", "other"),
     "empty": ("no words; its own goal all the same", "other"),
 }
+MEASURES = {"episodes": "over all episodes", "groups": "mean over groups", "length": "average length of chains"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Row:
     interval: Interval
     detail: str = ""
     kind: str = "told"  # a class of the style sheet
+    counted: bool = True  # a share of episodes, not a mean of shares
 
 
 @dataclass(frozen=True)
@@ -48,54 +49,52 @@ class Beside:
     """A published number beside ours."""
 
     published: Published
+    measure: str
     ours: str | None  # in its unit; None where this evaluation has no such number
     fit: Fit
 
 
-def write_evaluation_page(folder: Path) -> Path:
-    """Write `folder/index.html` from `folder/results.jsonl` and `folder/videos`; returns its path.
+def write_evaluation_page(folder: Path, page: Path | None = None) -> Path:
+    """Write `page` from `folder/results.jsonl` and `folder/videos`; returns its path. None: `folder/index.html`.
 
-    Raises ValueError for results that cannot be read or are none, FileNotFoundError where there are none at all.
+    Videos are looked for in the folder `videos` beside the page. Raises ValueError for results that cannot be read or
+    are none, FileNotFoundError where there is no file of them.
     """
+    page = page or folder / "index.html"
     results = read_results(folder / "results.jsonl")
-    summary = summarise(results)
-    page = environment().get_template("evaluation.html.j2").render(_context(folder, results, summary))
-    index = folder / "index.html"
-    partial = folder / f".index.{os.getpid()}.partial"
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(index)
-    finally:
-        partial.unlink(missing_ok=True)
-    return index
+    context = _context(folder, results, summarise(results))
+    return write_page(page, environment().get_template("evaluation.html.j2").render(context))
 
 
 def _context(folder: Path, results: Sequence[EpisodeResult], summary: Summary) -> dict[str, Any]:
     main_name, main = _main(summary)
     clips = [clip for clip in read_clips(folder / "videos") if clip.path.is_file()]
-    first = results[0]
+    protocol = results[0].protocol
     return {
         "summary": summary,
-        "css": Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        "css": style(),
         "condition": main_name,
         "main": main,
-        "words": {r.told: r.instruction for r in reversed(results)},
         "tasks": [] if main.chains else _tasks(main.success),
+        "means": [] if main.chains else _means(main.success),
         "language": list(_language(summary)),
-        "generalisation": list(_generalisation(summary)),
+        "factors": _factors(summary),
         "correction": list(_correction(summary)),
-        "latency": list(_latency(summary, first.protocol.get("control_hz"))),
+        "latency": list(_latency(summary, protocol.get("control_hz"), results[0].policy.get("chunk"))),
+        "delays": _delay_curve(summary),
+        "combined": list(_combined(summary)),
         "chains": _chains(main),
-        "beside": _beside(summary, first.protocol),
+        "beside": _beside(summary, protocol),
         "videos": {clip.path: f"videos/{clip.path.name}" for clip in clips},
         "successes": [clip for clip in clips if clip.obeyed],
         "failures": [clip for clip in clips if not clip.obeyed],
-        "protocol": list(_flat(first.protocol)),
-        "policy": list(_flat(first.policy)),
-        "versions": list(_flat(first.versions)),
-        "mixed": len({str(sorted(r.versions.items())) for r in results}) > 1,
+        "protocol": statements(r.protocol for r in results),
+        "policy": statements({**r.policy, **r.versions} for r in results),
         "latency_ms": sum(r.latency_ms for r in results) / len(results),
         "errors": [r for r in results if r.outcome == "error"],
+        "invalid": sum(r.outcome == "invalid_action" for r in results),
+        "clipped": sum(r.clipped > 0 for r in results),
+        "repeated": sum(r.attempts > 1 for r in results),
     }
 
 
@@ -109,22 +108,44 @@ def _tasks(rates: Rates | None) -> list[Row]:
     return [Row(task, interval) for task, interval in rates.tasks.items()] if rates else []
 
 
+def _means(rates: Rates | None) -> list[Row]:
+    if rates is None:
+        return []
+    rows = [Row(name, i, "mean over the group's tasks", counted=False) for name, i in rates.groups.items()]
+    rows.append(Row("Mean over tasks", rates.mean, "each task worth the same", counted=False))
+    if rates.group_mean:
+        rows.append(Row("Mean over groups", rates.group_mean, "each group worth the same", counted=False))
+    return rows
+
+
+def _played(name: str, played: Played, detail: str = "", kind: str = "told") -> Iterator[Row]:
+    """A row of its success, with what was not a plain failure; none if every episode was an error."""
+    if played.success is None:
+        return
+    counts = {"simulator errors": played.errors, "invalid actions": played.invalid}
+    parts = [detail, *(f"{what}: {count}" for what, count in counts.items() if count)]
+    yield Row(name, played.success.overall, "; ".join(filter(None, parts)), kind)
+
+
 def _language(summary: Summary) -> Iterator[Row]:
     for name, played in summary.conditions.items():
-        condition = parse(name)
-        if name != condition.language or played.success is None:
-            continue
-        detail, kind = LANGUAGE[name]
-        yield Row(name, played.success.overall, detail, kind)
-        if name == "swapped" and played.obeyed:
-            yield Row("swapped, obeyed", played.obeyed.overall, "the told goal is the first one reached")
+        if name in LANGUAGE:
+            yield from _played(name, played, *LANGUAGE[name])
+            if name == "swapped" and played.obeyed:
+                yield Row("swapped, obeyed", played.obeyed.overall, "the told goal is the first one reached")
 
 
-def _generalisation(summary: Summary) -> Iterator[Row]:
+def _factors(summary: Summary) -> dict[str, list[Row]]:
+    """By factor, its levels alone, below the scene as in training."""
+    found: dict[str, list[Row]] = {}
     for name, played in summary.conditions.items():
-        condition = parse(name)
-        if condition.factors and condition.disturbance is None and not condition.delay and played.success:
-            yield Row(name, played.success.overall, LANGUAGE[condition.language][0])
+        c = parse(name)
+        if c.language == "told" and len(c.factors) == 1 and c.disturbance is None and not c.delay:
+            factor, level = c.factors[0]
+            found.setdefault(factor, []).extend(_played(level, played))
+    told = summary.conditions.get("told")
+    own = list(_played("as in training", told, kind="other")) if told else []
+    return {factor: [*own, *rows] for factor, rows in found.items()}
 
 
 def _correction(summary: Summary) -> Iterator[Row]:
@@ -135,11 +156,28 @@ def _correction(summary: Summary) -> Iterator[Row]:
                 yield Row(f"{name}: {what}", recovery.rate, f"of {recovery.rate.episodes} episodes{steps}")
 
 
-def _latency(summary: Summary, hz: float | None) -> Iterator[Row]:
+def _latency(summary: Summary, hz: float | None, chunk: int | None) -> Iterator[Row]:
     found = delays(summary)
     if set(found) - {0}:
         for delay, interval in found.items():
-            yield Row(f"{delay} actions", interval, f"{1000 * delay / hz:.0f} ms" if hz else "")
+            parts = [f"{1000 * delay / hz:.0f} ms"] if hz else []
+            if chunk is not None and delay >= chunk:
+                parts.append(f"a chunk of {chunk} actions is over before it is known: the robot holds still")
+            yield Row(f"{delay} actions", interval, "; ".join(parts))
+
+
+def _delay_curve(summary: Summary) -> Markup | None:
+    found = delays(summary)
+    return plots.rate_curve(found, "delay, actions", "Success by delay") if len(found) > 1 else None
+
+
+def _combined(summary: Summary) -> Iterator[Row]:
+    """What no other table has: more than one thing differs, or other words and another scene."""
+    for name, played in summary.conditions.items():
+        c = parse(name)
+        changes = len(c.factors) + (c.disturbance is not None) + (c.delay > 0)
+        if changes > 1 or (changes and c.language != "told"):
+            yield from _played(name, played, *LANGUAGE[c.language])
 
 
 def _chains(played: Played) -> list[Row]:
@@ -157,15 +195,6 @@ def _beside(summary: Summary, protocol: Mapping[str, Any]) -> list[Beside]:
             ours["groups"] = f"{100 * played.success.group_mean.value:.1f} %"
     if played and played.chains:
         ours["length"] = f"{played.chains.length.value:.2f} tasks"
-    return [Beside(p, ours.get(p.measure), fit(p, protocol)) for p in published_for(summary.benchmark)]
-
-
-def _flat(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values of nested settings, as "settings.render", "fast"."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{where}{key}.")
-        elif isinstance(value, list) and all(isinstance(v, int | str) for v in value):
-            yield f"{where}{key}", ", ".join(map(str, value)) or "none"
-        else:
-            yield f"{where}{key}", "none" if value in (None, {}, []) else str(value)
+    return [
+        Beside(p, MEASURES[p.measure], ours.get(p.measure), fit(p, protocol)) for p in published_for(summary.benchmark)
+    ]

@@ -134,7 +134,7 @@ def _frames(
     limits = chunk_limits(track.chunks)
 
     def picture(number: int, success: bool | None = None) -> np.ndarray:
-        chunk, executed = chunk_at(track.chunks, track.marks, number)
+        chunk, executed = chunk_at(track.chunks, track.marks, number, condition.delay)
         return overlay(
             environment.frame(SIZE, SIZE),
             result.instruction,

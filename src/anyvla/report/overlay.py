@@ -70,14 +70,14 @@ def chunk_limits(chunks: Float32[np.ndarray, "K N A"]) -> Float32[np.ndarray, "2
 
 
 def chunk_at(
-    chunks: Float32[np.ndarray, "K N A"], marks: Int64[np.ndarray, "K"], step: int
+    chunks: Float32[np.ndarray, "K N A"], marks: Int64[np.ndarray, "K"], step: int, delay: int = 0
 ) -> tuple[Float32[np.ndarray, "N A"] | None, int]:
-    """The newest chunk before action number `step`, and how many actions have passed since; (None, 0) before the first.
+    """The chunk that action number `step` is of, and how many of its actions have passed; (None, 0) before the first.
 
-    `marks`: before which action each chunk was predicted, in rising order. With a delay the robot is still executing
-    the chunk before: the newest is what it will go over to.
+    `marks`: before which action each chunk was predicted, in rising order. `delay`: how many actions later it is known;
+    its first actions have passed by then, and where all have, the robot holds still. Of averaged chunks, the newest.
     """
-    number = int(np.searchsorted(marks, step, side="right")) - 1
+    number = int(np.searchsorted(marks, step - delay, side="right")) - 1
     return (chunks[number], step - int(marks[number])) if number >= 0 else (None, 0)
 
 

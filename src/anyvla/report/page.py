@@ -17,13 +17,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from anyvla.evaluation.hardware import machine
 from anyvla.evaluation.statistics import Summary
 from anyvla.report import plots
+from anyvla.report.evaluation import write_evaluation_page
 from anyvla.report.run import Clip, Run, read_run
+from anyvla.report.template import TEMPLATES, environment, style, write_page
 
 PACKAGES = ("anyvla", "torch", "transformers", "numpy", "av")  # named on the page with their versions
 
@@ -47,6 +48,10 @@ def write_report(run: Path) -> Path:
     videos = {clip.path: name for clip, name in _names(found.clips)}
     for source, name in videos.items():
         _place(source, folder / name)
+    if found.results:
+        write_evaluation_page(found.root / "eval", folder / "evaluation.html")
+    else:
+        (folder / "evaluation.html").unlink(missing_ok=True)  # of results that are gone
     page = environment().get_template("page.html.j2").render(_context(found, videos))
     index = write_page(folder / "index.html", page)
     for old in set((folder / "videos").glob("*.mp4")) - {folder / name for name in videos.values()}:
@@ -54,46 +59,19 @@ def write_report(run: Path) -> Path:
     return index
 
 
-def write_page(path: Path, page: str) -> Path:
-    """Put a page in place whole, so that an interruption leaves the one that was there before; returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def environment() -> jinja2.Environment:
-    """What renders the templates of all pages."""
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("anyvla.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {"percent": plots.percent, "span": plots.span, "minutes": _minutes}
-    made.globals |= {"bar": plots.interval_bar}
-    return made
-
-
 def _context(run: Run, videos: Mapping[Path, str]) -> dict[str, Any]:
     clips = [clip for clip in run.clips if clip.path in videos]
     pairs = _pairs(clips)
     paired = [clip for pair in pairs for clip in pair]
     rest = [clip for clip in clips if clip not in paired]
-    loader = Path(__file__).parent / "templates"
     return {
         "run": run,
         "folder": shlex.quote(str(run.root)),
         "again": shlex.quote(f"{run.root}-again"),
         "recipe_file": shlex.quote(str(run.root / "checkpoint" / "config.yaml")) if run.recipe_text else "RECIPE",
         "name": str(run.recipe.get("name") or run.root.resolve().name),
-        "css": Markup((loader / "page.css").read_text(encoding="utf-8")),
-        "script": Markup((loader / "page.js").read_text(encoding="utf-8")),
+        "css": style(),
+        "script": Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
         "verdict": verdict(run.summary),
         "summary": run.summary,
         "words": _words(run),
@@ -241,8 +219,3 @@ def _versions(run: Run) -> dict[str, str]:
     versions = {name: ", ".join(values) for name, values in found.items()}
     here = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
     return versions | {name: version for name, version in here.items() if name not in versions}
-
-
-def _minutes(minutes: float) -> str:
-    """A time for people: "4.2 min", "12 s"."""
-    return f"{minutes:.1f} min" if minutes >= 1 else f"{60 * minutes:.0f} s"

@@ -81,7 +81,8 @@ def difference_bar(interval: Interval, label: str, reach: float) -> Markup:
 
 def signed(share: float) -> str:
     """A difference of shares for people, in points of a hundred: "+2.5", "0"."""
-    return f"{round(100 * share, 1) + 0.0:+g}".replace("+0", "0") if abs(share) < 0.0005 else f"{100 * share:+.3g}"
+    points = round(100 * share, 1)
+    return f"{points:+g}" if points else "0"
 
 
 def rate_curve(rates: Mapping[int, Interval], axis: str, label: str) -> Markup:
@@ -111,8 +112,8 @@ def rate_curve(rates: Mapping[int, Interval], axis: str, label: str) -> Markup:
         parts.append(f'<text x="{at:.1f}" y="{floor + 16}" text-anchor="middle">{number}</text>')
         parts.append(f'<line class="whisker" x1="{at:.1f}" x2="{at:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
         parts.append(
-            f'<circle class="dot" cx="{at:.1f}" cy="{y(interval.value):.1f}" r="4">'
-            f"<title>{number}: {percent(interval.value)}, interval {span(interval)}</title></circle>"
+            f'<g><circle class="dot" cx="{at:.1f}" cy="{y(interval.value):.1f}" r="4"/>'
+            f"<title>{number}: {percent(interval.value)}, interval {span(interval)}</title></g>"
         )
     return Markup("".join(parts) + "</svg>")
 

@@ -6,7 +6,7 @@ everything else is shown with what differs or is not said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from functools import cache
 from pathlib import Path
@@ -99,6 +99,16 @@ def flat(protocol: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, An
             yield from flat(value, f"{where}{key}.")
         else:
             yield f"{where}{key}", value
+
+
+def statements(protocols: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """What they state for people, as "settings.render": "fast"; where they do not agree, every value that occurs."""
+    found: dict[str, dict[str, None]] = {}
+    for protocol in protocols:
+        for key, value in flat(protocol):
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else short(value)
+            found.setdefault(key, {})[shown or "none"] = None
+    return {key: "; ".join(values) for key, values in found.items()}
 
 
 def short(value: Any) -> str:

@@ -1,0 +1,167 @@
+"""The page of several evaluations side by side: one file, computed from the episodes that all of them have.
+
+The first is what the others are compared to. Evaluations under different protocols are refused, as `compare` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anyvla.config import ConfigError
+from anyvla.evaluation.comparison import FEWEST, Comparison, compare_many
+from anyvla.evaluation.intervals import Interval
+from anyvla.evaluation.results import EpisodeResult, read_results
+from anyvla.evaluation.statistics import summarise
+from anyvla.report import plots
+from anyvla.report.published import statements
+from anyvla.report.template import environment, style, write_page
+
+REACHES = (0.1, 0.25, 0.5, 1.0)  # of the bars of differences; the smallest that holds all intervals
+
+
+@dataclass(frozen=True)
+class Block:
+    """One condition on the episodes that all evaluations have."""
+
+    condition: str
+    rates: Mapping[str, Interval]  # by evaluation
+    compared: Mapping[str, Comparison]  # of each but the first; none where they share too few episodes
+    reach: float  # the largest difference that the bars show
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What the episodes say of one evaluation and the first."""
+
+    tone: str  # "good" | "open": a class of the style sheet
+    text: str
+
+
+def write_comparison_page(folders: Sequence[Path], page: Path, condition: str | None = None) -> Path:
+    """Compare the evaluations in `folders` (each with a results.jsonl) and write `page`; returns its path.
+
+    The headline is about `condition`; None: `told`, or the first that all have. Raises ConfigError for fewer than two
+    folders, for different protocols, and where no condition has episodes enough in common.
+    """
+    if len(folders) < 2:
+        raise ConfigError("a comparison needs two evaluations at least")
+    names = labels(folders)
+    results = {name: read_results(folder / "results.jsonl") for name, folder in zip(names, folders, strict=True)}
+    html = environment().get_template("comparison.html.j2").render(_context(results, condition))
+    return write_page(page, html)
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart; a last `eval`, which all runs have, is left out."""
+    parts = [f.resolve().parts for f in folders]
+    if len(set(parts)) < len(parts):
+        raise ConfigError("a comparison needs different folders; one is there twice")
+    shown = [p[:-1] if p[-1] == "eval" and len(p) > 2 else p for p in parts]
+    if len(set(shown)) < len(shown):
+        shown = parts
+    for length in range(1, max(map(len, shown)) + 1):
+        short_ones = ["/".join(p[-length:]) for p in shown]
+        if len(set(short_ones)) == len(short_ones):
+            return short_ones
+    raise AssertionError("different paths have different ends")
+
+
+def _context(results: Mapping[str, Sequence[EpisodeResult]], condition: str | None) -> dict[str, Any]:
+    played = [{r.condition for r in own} for own in results.values()]
+    order = dict.fromkeys(r.condition for own in results.values() for r in own)
+    every = [name for name in order if all(name in own for own in played)]
+    blocks = [block for name in every if (block := _block(results, name)) is not None]
+    usable = [block for block in blocks if block.compared]
+    wanted = condition or ("told" if any(b.condition == "told" for b in usable) else None)
+    head = next((b for b in usable if wanted in (None, b.condition)), None)
+    if head is None:
+        asked = f"of {condition} " if condition else ""
+        raise ConfigError(
+            f"{', '.join(results)} have too few episodes {asked}in common (equal condition, task and seed; {FEWEST} "
+            "are needed): evaluate them with the same --conditions, --tasks and --first_seed"
+        )
+    shared = _shared(results, head.condition)
+    first = next(iter(results))
+    return {
+        "css": style(),
+        "benchmark": results[first][0].benchmark,
+        "names": list(results),
+        "first": first,
+        "head": head,
+        "others": [b for b in blocks if b is not head],
+        "fewest": FEWEST,
+        "sentences": [sentence(first, name, c) for name, c in head.compared.items()],
+        "tasks": _tasks(shared),
+        "protocol": statements(r.protocol for own in results.values() for r in own),
+        "sides": _sides(results),
+    }
+
+
+def _shared(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> dict[str, list[EpisodeResult]]:
+    """The episodes of a condition that all evaluations have, errors of the simulator left out."""
+    own = {
+        name: {r.key: r for r in of if r.condition == condition and r.outcome != "error"}
+        for name, of in results.items()
+    }
+    keys = set.intersection(*(set(of) for of in own.values()))
+    return {name: [r for key, r in of.items() if key in keys] for name, of in own.items()}
+
+
+def _block(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> Block | None:
+    shared = _shared(results, condition)
+    count = len(next(iter(shared.values())))
+    if not count:
+        return None
+    rates = {}
+    for name, own in shared.items():
+        found = summarise(own).conditions[condition].success
+        assert found is not None  # errors are left out
+        rates[name] = found.overall
+    compared = compare_many(shared) if count >= FEWEST else {}
+    ends = [abs(end) for c in compared.values() for end in (c.difference.low, c.difference.high)]
+    reach = next(r for r in REACHES if r >= min(1.0, max(ends, default=0.0)))
+    return Block(condition, rates, compared, reach)
+
+
+def sentence(first: str, other: str, compared: Comparison) -> Sentence:
+    """In words. Told apart are two if the corrected p is below 0.05."""
+    d = compared.difference
+    numbers = (
+        f"{plots.percent(compared.b.value)} against {plots.percent(compared.a.value)}, a difference of "
+        f"{plots.signed(d.value)} points (95 % interval {plots.signed(d.low)} to {plots.signed(d.high)}) over "
+        f"{d.episodes} shared episodes, p = {compared.p_adjusted:.2g}"
+    )
+    if compared.p_adjusted < 0.05:
+        return Sentence("good", f"{other} is {'better' if d.value > 0 else 'worse'} than {first}: {numbers}.")
+    return Sentence("open", f"{other} and {first} cannot be told apart: {numbers}.")
+
+
+def _tasks(shared: Mapping[str, Sequence[EpisodeResult]]) -> dict[str, dict[str, Interval]]:
+    """By task, then by evaluation; empty for chains, which have no tasks of their own."""
+    found: dict[str, dict[str, Interval]] = {}
+    for name, own in shared.items():
+        for played in summarise(own).conditions.values():
+            rates = played.success if played.chains is None else None
+            for task, interval in (rates.tasks if rates else {}).items():
+                found.setdefault(task, {})[name] = interval
+    return found
+
+
+def _sides(results: Mapping[str, Sequence[EpisodeResult]]) -> dict[str, list[str]]:
+    """What belongs to each policy, a value per evaluation; what its lines do not agree on, all of it."""
+    sides: dict[str, dict[str, dict[str, None]]] = {}
+    for name, own in results.items():
+        for r in own:
+            told = {"checkpoint": r.checkpoint, **statements([r.policy]), **statements([r.versions])}
+            for key, value in told.items():
+                sides.setdefault(key, {}).setdefault(name, {})[value] = None
+        mean = sum(r.latency_ms for r in own) / len(own)
+        sides.setdefault("ms per policy call", {}).setdefault(name, {})[f"{mean:.1f}"] = None
+        invalid = sum(r.outcome == "invalid_action" for r in own)
+        sides.setdefault("invalid actions", {}).setdefault(name, {})[f"{invalid} episodes"] = None
+        errors = sum(r.outcome == "error" for r in own)
+        sides.setdefault("simulator errors", {}).setdefault(name, {})[f"{errors} episodes"] = None
+    return {key: [", ".join(by.get(name, {"not given": None})) for name in results] for key, by in sides.items()}
