@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "results", type=Path, nargs="+", help="folders of evaluations (or runs); the first is compared to"
     )
-    parser.add_argument("--condition", help="of these episodes alone, as told")
+    parser.add_argument("--condition", default="told", help="of these episodes alone (default: %(default)s)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write them side by side as an HTML page, too")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"{folder} holds no results.jsonl; `anyvla eval` makes it")
         folders.append(held)
         found = read_results(held / "results.jsonl")
-        given[str(folder)] = [r for r in found if options.condition in (None, r.condition)]
+        given[str(folder)] = [r for r in found if r.condition == options.condition]
     compared = compare_many(given)
     if options.page:
         from anyvla.report.comparison import write_comparison_page
