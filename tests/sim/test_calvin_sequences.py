@@ -84,7 +84,7 @@ def test_poses_are_those_that_pyhash_gives() -> None:
         (1.8268336264859704, 1.507641694779252, 1.6461964143959458),
         (1.4912139041697137, 1.610703281474808, 1.5452273400945669),
     ]
-    for chain, expected in zip(calvin_root.OFFICIAL, angles, strict=True):
+    for chain, expected in zip(calvin_root.OFFICIAL, angles):  # noqa: B905  (Python 3.8)
         robot, scene = poses(chain.start)
         assert robot.shape == (15,)
         assert scene[[11, 17, 23]].tolist() == pytest.approx(expected, abs=1e-12)

@@ -57,7 +57,7 @@ def seen(
     images = [fit(_image(c, observation.images[c]), view) for c in robot.cameras]
     if len({image.shape for image in images}) > 1:
         shapes = {c: image.shape for c, image in zip(robot.cameras, images, strict=True)}
-        raise ValueError(f"the images of all cameras must have one size, got {shapes}")
+        raise ValueError(f"the images of all cameras must have one size, got {shapes}: train with model.view.size")
     out = np.zeros((count, *images[0].shape), np.uint8)
     out[places.views] = images
     return out
