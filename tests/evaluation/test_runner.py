@@ -252,6 +252,10 @@ def test_chains(obedient: Obedient, tmp_path: Path) -> None:
 def test_an_environment_may_say_the_instruction(obedient: Obedient, tmp_path: Path) -> None:
     (result,) = play(obedient, told(suite="spoken", episodes=1), tmp_path, opened=opened("spoken"))
     assert (result.instruction, result.success) == ("go left, 0", True)
+    changed = play(obedient, told(suite="spoken", episodes=1, first_seed=3), tmp_path / "on", opened=opened("spoken"))
+    assert (changed[0].instruction, changed[0].success) == ("go left, 3", False)
+    signs = np.sign(read_track(tmp_path / "on", changed[0].key).actions[:, 0])
+    assert {-1, 1} <= set(signs)  # to and fro, as it is told
 
 
 def test_a_goal_that_must_hold_to_the_end(obedient: Obedient, tmp_path: Path) -> None:

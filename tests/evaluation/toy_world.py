@@ -44,6 +44,7 @@ SUITES = {
 }
 # Seeds of starts that go wrong; those of ONCE do so the first time only.
 RAISES, HANGS, DIES, DIES_ONCE, HANGS_ONCE = 666, 667, 668, 669, 670
+CHANGES = 3  # a seed at which the environment that says its instruction says another one on the way
 GIVES_UP = 1_000_007  # a seed at which the expert does, on its way
 
 
@@ -143,4 +144,5 @@ class Cart:
 
 class Spoken(Cart):
     def instruction(self) -> str:
-        return f"go left, {self.seed}"
+        back = self.seed == CHANGES and self.at[0] < -0.4
+        return f"go {'right' if back else 'left'}, {self.seed}"

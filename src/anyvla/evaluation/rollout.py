@@ -25,6 +25,7 @@ class Rollout:
     session: Session | None = None  # of this stage
     execution: Execution | None = None
     said: str = ""  # the instruction given at first
+    words: str | None = None  # the instruction of the session
     actions: list[np.ndarray] = field(default_factory=list)  # sent in this stage, (n, A) each, the last perhaps in part
     before: list[np.ndarray] = field(default_factory=list)  # executed in each stage that is over, (n, A)
     chunks: list[np.ndarray] = field(default_factory=list)  # predicted, (N, A) each

@@ -214,8 +214,7 @@ class _Play:
     def _acts(self, reply: Reply, rollout: Rollout) -> bool:
         """Whether the policy is to act on this reply; sees to everything else that may follow it."""
         self._failed_in_a_row = 0
-        if rollout.session is None:
-            self._start(reply, rollout)
+        self._tell(reply, rollout)
         if reply.disturbed:
             rollout.disturbed_at = rollout.steps(reply.steps)
         reached = next((task for task, holds in reply.goals.items() if holds), None)
@@ -229,12 +228,15 @@ class _Play:
             return False
         return True
 
-    def _start(self, reply: Reply, rollout: Rollout) -> None:
+    def _tell(self, reply: Reply, rollout: Rollout) -> None:
+        """A session begins with each instruction."""
         stage, condition = rollout.now, rollout.plan.condition
         words = reply.instruction if stage.instruction is None else stage.instruction
+        if rollout.session is not None and words == rollout.words:
+            return
         if words is None:
             raise ConfigError(f"{self._opened.name}/{stage.task} has no instruction, nor does its environment say one")
-        rollout.said = rollout.said or words
+        rollout.said, rollout.words = rollout.said or words, words
         robot, policy = self._opened.embodiment, self._setting.policy
         rollout.session = self._vla.start(words, rollout.plan.seed, robot.name, may_be_empty=True)
         rollout.execution = Execution(robot, policy["execute"], condition.delay, policy["ensemble"] == "temporal")

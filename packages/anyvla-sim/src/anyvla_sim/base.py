@@ -94,7 +94,7 @@ class Environment(Protocol):
 
 
 class Speaking(Protocol):
-    """An environment whose instruction follows from the start state (its tasks have no `instructions`)."""
+    """An environment that says its instruction (its tasks have no `instructions`); it may change in an episode."""
 
     def instruction(self) -> str:
         """What the robot is told now."""

@@ -36,7 +36,7 @@ class Reply:
     goals: Mapping[str, bool]  # task -> its goal holds now
     steps: int  # actions since the reset, or since the task of the chain began
     clipped: int = 0  # of all actions since the reset, those outside of what the environment accepts
-    instruction: str | None = None  # after a reset: what the environment says the robot is told
+    instruction: str | None = None  # what the environment says the robot is told now, if it says so
     disturbed: bool | None = None  # after a disturbance: whether there was something to disturb
 
 

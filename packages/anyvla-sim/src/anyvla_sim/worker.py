@@ -73,8 +73,7 @@ class Played:
     def _reset(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
         environment.reset(command["task"], command["seed"], command["factors"])
         self._steps[slot] = self._clipped[slot] = 0
-        speak = getattr(environment, "instruction", None)
-        return {**self._shown(environment, slot, {}), "instruction": speak() if speak else None}
+        return self._shown(environment, slot, {})
 
     def _begin(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
         environment.begin(command["task"])
@@ -101,7 +100,9 @@ class Played:
 
     def _shown(self, environment: Any, slot: Any, goals: Mapping[str, bool], over: bool = False) -> dict[str, Any]:
         seen = None if over else environment.observe()  # once a goal holds the episode is over, and rendering costs
+        speak = getattr(environment, "instruction", None)
         return {
+            "instruction": speak() if speak else None,
             "observation": None if seen is None else {"images": dict(seen.images), "proprio": seen.proprio},
             "goals": {task: bool(holds) for task, holds in goals.items()},
             "steps": self._steps[slot],
