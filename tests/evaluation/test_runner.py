@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_opened import EMBODIMENT, opened
-from toy_world import DIES, DIES_ONCE, HORIZON, RAISES, SUITE, SUITES
+from toy_world import DIES, DIES_ONCE, HORIZON, RAISES, SUITE, SUITES, Toy
 
 from anyvla.config import ConfigError
 from anyvla.data.canonical import Robot
@@ -247,6 +247,17 @@ def test_chains(obedient: Obedient, tmp_path: Path) -> None:
     # A task that is not solved in time ends the chain.
     late = play(obedient, plans, tmp_path / "late", opened=opened("chains"), config={"horizon": 5})
     assert all(r.completed < r.length and r.outcome == "failure" for r in late)
+
+
+def test_cameras_of_two_sizes_need_a_view(obedient: Obedient, tmp_path: Path) -> None:
+    class Uneven(Toy):
+        def protocol(self, suite: str) -> Mapping[str, Any]:
+            return {"cameras": {"corner": [200, 200], "wrist": [84, 84]}}
+
+    uneven = dataclasses.replace(opened(), benchmark=Uneven())
+    with pytest.raises(ConfigError, match=r"toy/line have different sizes \(corner 200x200, wrist 84x84\), and the po"):
+        play(obedient, told(episodes=1), tmp_path, opened=uneven)
+    assert not (tmp_path / "results.jsonl").exists()
 
 
 def test_an_environment_may_say_the_instruction(obedient: Obedient, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def evaluate(
     simulator fails in one episode after the other; Interrupted after `stop()` said so.
     """
     check_embodiment([r.embodiment for r in vla.robots], opened.embodiment)
+    _check_sizes(vla, opened)
     setting = Setting(
         benchmark=opened.name,
         checkpoint=checkpoint,
@@ -147,6 +148,17 @@ def check_embodiment(trained: Sequence[Embodiment], given: Embodiment) -> None:
             "the policy was trained for another robot: "
             + "; ".join(f"{f} {getattr(nearest, f)!r}, here {getattr(given, f)!r}" for f in differing)
             + others
+        )
+
+
+def _check_sizes(vla: VLA, opened: Opened) -> None:
+    """Refuse cameras of different sizes for a policy that brings none to its own."""
+    sizes = opened.benchmark.protocol(opened.suite.name).get("cameras", {})
+    if vla.config.view.size is None and len({tuple(size) for size in sizes.values()}) > 1:
+        given = ", ".join(f"{camera} {'x'.join(map(str, size))}" for camera, size in sizes.items())
+        raise ConfigError(
+            f"the cameras of {opened.name} have different sizes ({given}), and the policy was trained without "
+            "model.view.size, which brings them to one"
         )
 
 
