@@ -3,7 +3,7 @@
 What their scripts do (scripts/*_bridge.sh, *_visual_matching.sh, *_variant_agg.sh of simpler-env/SimplerEnv). Each
 suite has one task per thing to do and pose; its start states are all variants of the scene times all places. As each
 variant has as many places, the mean over a task's episodes is the authors' mean over variants, and the mean over the
-tasks of a group their mean over poses, drawers, opening and closing (tools/calc_metrics_evaluation_videos.py).
+tasks of a group their mean over poses, or over drawers, opening and closing (tools/calc_metrics_evaluation_videos.py).
 """
 
 from __future__ import annotations
@@ -245,9 +245,9 @@ def suite(name: str) -> Suite:
     names = [task.name for task in tasks]
     sets = {
         "pick-coke-can": [n for n in names if n.startswith("pick-")],
-        "open-drawer": [n for n in names if n.startswith("open-")],
-        "close-drawer": [n for n in names if n.startswith("close-")],
-        "open-close-drawer": [n for n in names if n.endswith("-drawer") and not n.startswith("place-")],
+        "move-near": [n for n in names if n == "move-near"],
+        "open-close-drawer": [n for n in names if n.startswith(("open-", "close-"))],
+        "place-apple-in-drawer": [n for n in names if n.startswith("place-")],
     }
     groups = {group: members for group, members in sets.items() if members}
     longest = max(task.horizon or 0 for task in tasks)

@@ -1,0 +1,245 @@
+"""SimplerEnv's adapter against a small stand-in with the same interface: what it builds, resets, sends and reads."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anyvla.config import build
+from anyvla.data.episode import Embodiment
+from anyvla_sim import simpler
+from anyvla_sim.base import NotInstalled
+from anyvla_sim.simpler import Simpler, SimplerEnvironment
+from anyvla_sim.simpler_motion import DOWN
+from anyvla_sim.simpler_suites import played
+
+WORDS = {t.name: t.instructions[0] for s in simpler.NAMES for t in simpler.suite(s).tasks if t.instructions}
+
+
+class World:
+    """Counts steps; successful after the third."""
+
+    def __init__(self, environment: str, settings: dict[str, Any]) -> None:
+        self.environment, self.settings = environment, settings
+        self.commands: list[np.ndarray] = []
+        self.drawn: list[str] = []
+        self.closed = False
+        self._obs_mode = "rgbd"
+        still = SimpleNamespace(p=np.array([0.1, 0.2, 0.3]), q=np.array([1.0, 0, 0, 0]))
+        self.tcp = SimpleNamespace(pose=SimpleNamespace(p=np.array([0.4, 0.2, 0.5]), q=np.array([1.0, 0, 0, 0])))
+        self.agent = SimpleNamespace(robot=SimpleNamespace(pose=still), get_gripper_closedness=lambda: 0.25)
+
+    @property
+    def unwrapped(self) -> World:
+        return self
+
+    def reset(self, options: dict[str, Any]) -> None:
+        self.options = options
+
+    def get_language_instruction(self) -> str:
+        if self.environment.startswith("MoveNear"):
+            return "move the can near the apple"
+        if self.environment.startswith("PlaceInto"):
+            return "open top drawer" if len(self.commands) < 100 else "place apple into top drawer"
+        return next(words for task, words in WORDS.items() if self.environment in environments_of(task))
+
+    def get_obs(self) -> dict[str, Any]:
+        camera = "overhead_camera" if "google" in self.settings["robot"] else "3rd_view_camera"
+        return {"image": {camera: {"Color": np.full((48, 64, 4), 0.999, np.float32)}}}
+
+    def step(self, command: np.ndarray) -> tuple[Any, ...]:
+        self.drawn.append(self._obs_mode)
+        self.commands.append(command)
+        return {}, 0.0, False, False, {"success": len(self.commands) >= 3}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def environments_of(task: str) -> set[str]:
+    suites = [played(name) for name in simpler.NAMES]
+    return {variant.environment for suite in suites if task in suite for variant in suite[task].variants}
+
+
+@pytest.fixture
+def assets(tmp_path: Path) -> Path:
+    for suite in simpler.NAMES:
+        for one in played(suite).values():
+            for seed in range(one.count):
+                start = one.start(seed)
+                stage = tmp_path / "hab2_bench_assets" / "stages" / f"{start.variant.scene}.glb"
+                files = [stage]
+                if start.place.overlay:
+                    files.append(tmp_path / "real_inpainting" / start.place.overlay)
+                for file in files:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.touch()
+    return tmp_path
+
+
+@pytest.fixture
+def made(assets: Path, monkeypatch: pytest.MonkeyPatch) -> list[World]:
+    worlds: list[World] = []
+
+    def build_maniskill2_env(environment: str, **settings: Any) -> World:
+        worlds.append(World(environment, settings))
+        return worlds[-1]
+
+    builder = types.ModuleType("simpler_env.utils.env.env_builder")
+    vars(builder).update(
+        build_maniskill2_env=build_maniskill2_env, get_robot_control_mode=lambda robot, policy: f"mode of {robot}"
+    )
+    real2sim, package = types.ModuleType("mani_skill2_real2sim"), types.ModuleType("simpler_env")
+    vars(real2sim).update(ASSET_DIR=assets, __file__=str(assets / "x.py"))
+    vars(package).update(__file__=str(assets / "y.py"))
+    for name in ("simpler_env.utils", "simpler_env.utils.env"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    for module in (builder, real2sim, package):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(simpler.metadata, "version", lambda name: "1.26.4" if name == "numpy" else "2.2.2")
+    return worlds
+
+
+def reset(suite: str, task: str, seed: int = 0, **settings: Any) -> SimplerEnvironment:
+    environment = Simpler(**settings).make(suite)
+    environment.reset(task, seed)
+    return environment
+
+
+def test_a_scene_is_built_as_the_scripts_build_it(made: list[World]) -> None:
+    reset("widowx", "eggplant-in-basket", 5)
+    (world,) = made
+    assert world.environment == "PutEggplantInBasketScene-v0"
+    settings = dict(world.settings)
+    assert settings.pop("rgb_overlay_path").endswith("/real_inpainting/bridge_sink.png")
+    assert settings == {
+        "obs_mode": "rgbd",
+        "robot": "widowx_sink_camera_setup",
+        "sim_freq": 500,
+        "control_mode": "mode of widowx_sink_camera_setup",
+        "control_freq": 5,
+        "max_episode_steps": 120,
+        "scene_name": "bridge_table_1_v2",
+        "camera_cfgs": {"add_segmentation": True},
+    }
+    robot = world.options["robot_init_options"]
+    assert robot["init_xy"].tolist() == [0.127, 0.06]
+    assert world.options["obj_init_options"] == {"episode_id": 5}
+
+
+def test_variants_reach_the_simulator(made: list[World]) -> None:
+    environment = Simpler().make("google-variant-aggregation")
+    seen = set()
+    for seed in range(9):
+        environment.reset("pick-coke-can-standing", seed)
+        world = made[-1]
+        assert world.settings["upright"] is True
+        assert world.settings["rgb_overlay_path"] is None
+        assert (world.settings["sim_freq"], world.settings["control_freq"]) == (513, 3)
+        seen.add((world.environment, world.settings["scene_name"], len(world.settings)))
+        assert world.options["obj_init_options"]["init_xy"].tolist() == pytest.approx([-0.35, -0.02])
+    assert len(made) == 9
+    assert all(world.closed for world in made[:-1])  # an episode has a simulator of its own
+    assert len(seen) == 8  # darker and brighter differ in the name of one setting
+
+
+def test_without_ray_tracing(made: list[World]) -> None:
+    reset("google-visual-matching", "open-top-drawer")
+    reset("google-visual-matching", "open-top-drawer", ray_tracing=False)
+    assert made[0].settings["shader_dir"] == "rt"
+    assert "shader_dir" not in made[1].settings
+    assert not Simpler(ray_tracing=False).protocol("google-visual-matching")["ray_tracing"]
+
+
+def test_actions_of_bridge(made: list[World]) -> None:
+    environment = reset("widowx", "carrot-on-plate")
+    assert environment.step(np.array([0.01, 0.02, 0.03, 0.1, 0, 0, 0.9])) == {"carrot-on-plate": False}
+    environment.step(np.array([0, 0, 0, 0, 0, 0, 0.4]))
+    assert environment.step(np.zeros(7)) == {"carrot-on-plate": True}
+    assert made[0].commands[0] == pytest.approx([0.01, 0.02, 0.03, 0.1, 0, 0, 1.0])  # open
+    assert made[0].commands[1][6] == -1  # close
+    assert set(made[0].drawn) == {"none"}  # a step draws nothing
+    assert made[0]._obs_mode == "rgbd"
+    with pytest.raises(ValueError, match=r"an action of SimplerEnv has shape \(7,\), not \(6,\)"):
+        environment.step(np.zeros(6))
+
+
+def test_the_google_robots_gripper_is_sticky(made: list[World]) -> None:
+    environment = reset("google-visual-matching", "move-near")
+    for opened in (1.0, 0.0, 0.0, 1.0):
+        environment.step(np.array([0, 0, 0, 0, 0, 0, opened]))
+    assert [command[6] for command in made[0].commands] == [0, 1, 1, 1]
+    environment.reset("move-near", 1)
+    environment.step(np.zeros(7))
+    assert made[1].commands[0][6] == 0  # forgotten with the episode
+
+
+def test_what_is_seen(made: list[World]) -> None:
+    bridge = reset("widowx", "carrot-on-plate").observe()
+    assert bridge.images["primary"].shape == (48, 64, 3)
+    assert set(np.unique(bridge.images["primary"])) == {254}  # cut, not rounded
+    assert bridge.proprio == pytest.approx([0.3, 0, 0.2, *simpler.euler(DOWN.T), 0.75])
+    google = reset("google-visual-matching", "move-near").observe()
+    assert google.proprio == pytest.approx([0.3, 0, 0.2, 0, 0, 0, 1, 0.25])
+
+
+def test_words_that_the_environment_says(made: list[World]) -> None:
+    assert reset("google-visual-matching", "move-near").instruction() == "move the can near the apple"
+    apple = reset("google-visual-matching", "place-apple-in-drawer")
+    assert apple.instruction() == "open top drawer"
+    for _ in range(100):
+        apple.step(np.zeros(7))
+    assert apple.instruction() == "place apple into top drawer"
+
+
+@pytest.mark.parametrize(
+    ("suite", "entry"), [("widowx", "bridge_orig"), ("google-visual-matching", "fractal20220817_data")]
+)
+def test_robots_are_those_of_their_data(made: list[World], suite: str, entry: str) -> None:
+    """As the table of Open X-Embodiment has them, so that a policy trained on the one camera fits."""
+    from anyvla.data.formats.oxe import describe
+
+    robot, data = build(Embodiment, dict(Simpler().embodiment(suite))), describe(entry)
+    assert data is not None
+    theirs = data.embodiment
+    assert (robot.name, robot.control_hz) == (theirs.name, theirs.control_hz)
+    assert (robot.action, robot.proprio) == (theirs.action, theirs.proprio)
+    assert set(robot.cameras) <= set(theirs.cameras)
+
+
+def test_bad_input(made: list[World], assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = Simpler()
+    with pytest.raises(ValueError, match="simpler has no suite 'widowxx': did you mean 'widowx'"):
+        benchmark.suite("widowxx")
+    environment = benchmark.make("widowx")
+    with pytest.raises(ValueError, match="simpler/widowx has no task 'carrot-on-plat': did you mean 'carrot-on-plate'"):
+        environment.reset("carrot-on-plat", 0)
+    with pytest.raises(ValueError, match="simpler/widowx/carrot-on-plate has no start state 24: 0 to 23"):
+        environment.reset("carrot-on-plate", 24)
+    with pytest.raises(ValueError, match="simpler has no factor 'light'"):
+        environment.reset("carrot-on-plate", 0, {"light": "dim"})
+    with pytest.raises(RuntimeError, match="reset the environment before using it"):
+        environment.observe()
+    monkeypatch.setattr(World, "get_language_instruction", lambda self: "put the carrot down")
+    with pytest.raises(NotInstalled, match="tells 'put the carrot down' where its authors tell 'put carrot on plate'"):
+        environment.reset("carrot-on-plate", 0)
+    (assets / "real_inpainting" / "bridge_real_eval_1.png").unlink()
+    with pytest.raises(
+        NotInstalled, match=r"needs .*bridge_real_eval_1.png, which is not there: the clone of ManiSkill2"
+    ):
+        environment.reset("carrot-on-plate", 0)
+
+
+def test_an_installation_that_cannot_work(made: list[World], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simpler.metadata, "version", lambda name: "2.1.0")
+    with pytest.raises(NotInstalled, match="SimplerEnv needs numpy 1"):
+        Simpler()
+    monkeypatch.setitem(sys.modules, "simpler_env", None)
+    with pytest.raises(NotInstalled, match=r"SimplerEnv is not installed .*Python 3.10 or 3.11: git clone"):
+        Simpler()
