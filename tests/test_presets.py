@@ -16,11 +16,11 @@ from small import NANO, SIZE, embodiment, statistics
 from anyvla.config import to_dict
 from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
-from anyvla.recipe import Recipe, bundled, find, read
+from anyvla.recipe import Recipe, find, presets, read
 from anyvla.report.explanation import made_up_chunks, parts_of
 from anyvla.types import Batch, Observation
 
-PRESETS = [name for name in bundled() if name != "quickstart"]
+PRESETS = presets()
 STRUCTURES = {  # history, fuser, decoder, representation
     "robovlms-policy-head": ("policy_head", "lstm", "regression", "continuous"),
     "robovlms-interleaved": ("interleaved", "mlp", "regression", "continuous"),

@@ -8,13 +8,13 @@ from types import ModuleType
 
 import pytest
 
-from anyvla.recipe import bundled
+from anyvla.recipe import presets
 from anyvla.registry import decoders, fusers, histories, representations
 from anyvla.structures.validity import combinations
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "structures.md"
-PRESETS = [name for name in bundled() if name != "quickstart"]
+PRESETS = presets()
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 from anyvla.cli.explain import explanation  # noqa: E402
 from anyvla.cli.list_structures import matrix  # noqa: E402
-from anyvla.recipe import bundled, read  # noqa: E402
+from anyvla.recipe import presets, read  # noqa: E402
 from anyvla.report.structure import svg  # noqa: E402
 from anyvla.structures.validity import Combination, combinations  # noqa: E402
 
 PAGE = ROOT / "docs" / "structures.md"
 PICTURES = ROOT / "docs" / "images" / "structures"
 BEGIN, END = "<!-- combinations: written by tools/make_structures_page.py -->", "<!-- end of combinations -->"
-PRESETS = [name for name in bundled() if name != "quickstart"]
+PRESETS = presets()
 
 
 def main() -> int:

@@ -50,6 +50,11 @@ def bundled() -> list[str]:
     return sorted(Path(str(p)).stem for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
+def presets() -> list[str]:
+    """Of the bundled recipes, those with a paper's structure; the others train a backbone that is made on the spot."""
+    return [name for name in bundled() if read(name).model.backbone.name != "nano"]
+
+
 def find(name: str) -> Path:
     """The file of a recipe given by path or by the name of a bundled one. Raises ConfigError."""
     path = Path(name)

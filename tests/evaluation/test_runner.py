@@ -186,7 +186,7 @@ def test_results_and_actions(obedient: Obedient, tmp_path: Path) -> None:
     results = play(obedient, PLANS, tmp_path, progress=lambda *p: progress.append(p))
     assert progress == [(n, len(PLANS)) for n in range(len(PLANS) + 1)]
     assert sorted(read_results(tmp_path / "results.jsonl"), key=str) == sorted(results, key=str)
-    assert obedient.largest == 3  # slots are batched
+    assert obedient.largest > 1  # slots are batched
     for planned, result in zip(PLANS, results, strict=True):
         assert (result.condition, result.task, result.told, result.seed) == (
             str(planned.condition),
