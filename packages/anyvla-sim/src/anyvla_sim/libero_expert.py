@@ -78,10 +78,16 @@ class Expert:
             site = self._env.object_sites_dict[target]
             if site.joints and not self._env.object_states_dict[target].is_open():
                 return [self._moving("open", target), Carry(self._scene, item, target)]
-            extent = np.ptp(self._scene.points(self._scene.bodies(item)), axis=0)
-            if site.parent_name is None and extent[2] < FLAT and extent[:2].min() > OPENING:
+            if site.parent_name is None and self._flat(item):
                 return [Push(self._scene, item, target)]
         return [Carry(self._scene, item, target)]
+
+    def _flat(self, item: str) -> bool:
+        """Whether an object lies flat, perhaps with an edge on something, and is too wide for the fingers."""
+        _, rotation = self._scene.pose(item)
+        extent = np.ptp(self._scene.points(self._scene.bodies(item)) @ rotation, axis=0)  # along its own axes
+        up = int(np.argmax(np.abs(rotation[2])))
+        return bool(extent[up] < FLAT and np.delete(extent, up).min() > OPENING)
 
     def _moving(self, predicate: str, name: str) -> Skill:
         """The skill that makes `predicate` hold of a drawer or knob, from where its joint is."""
