@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--benchmark", help="as metaworld/mt10, gym:CartPole-v1 (default: the recipe's)")
     parser.add_argument("--python", help="the interpreter that the simulator is installed in (default: this one)")
     parser.add_argument("--out", type=Path, help="where results go (default: RUN/eval, or eval-<benchmark>)")
-    parser.add_argument("--device", default="cpu", help="where the policy runs: cpu, cuda (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="where the policy runs: cpu, cuda, auto (default)")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run the code that the checkpoint brings along: read it first"
@@ -99,7 +99,7 @@ def play(
     folder: Path,
     *,
     python: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     trust_remote_code: bool = False,
 ) -> None:
     """Play every episode that is not there yet, then film."""
@@ -110,10 +110,11 @@ def play(
     from anyvla.evaluation.suites import open_suite
     from anyvla.policy import VLA
     from anyvla.report.filming import film
+    from anyvla.training.loop import pick_device
 
     opened = open_suite(name, settings, python)
     plans = plan(opened.suite, config, expand(config.conditions, opened.benchmark))
-    vla = VLA.load(checkpoint, device, trust_remote_code=trust_remote_code)
+    vla = VLA.load(checkpoint, pick_device(device), trust_remote_code=trust_remote_code)
     score = _Score()
     with graceful() as stop:
         try:
