@@ -21,6 +21,8 @@ ABOVE, BEHIND = 0.004, 0.015  # m over the table, and behind a flat thing, where
 LEAN = np.deg2rad(20)  # of the palm over it
 PUSHING = 0.5  # the command that pushes
 ARRIVED, STEER = 0.008, 0.018  # m from its goal at which it is left there, and that the hand steers aside
+CORNER = 0.04  # m; what lies further aside than this cannot be steered to on the way
+DOWN = 0.03  # m over where the fingers start to push, from which they go straight down
 PUSH = np.pi / 4  # rad from vertical at which a drawer is pushed
 
 
@@ -188,9 +190,11 @@ class Push:
         self._phase = "reach"
         self._field: HeightMap | None = None
         self._from = np.zeros(3)  # where it left from
-        way = (scene.pose(target)[0] - scene.pose(item)[0])[:2]
+        way = np.append((scene.pose(target)[0] - scene.pose(item)[0])[:2], 0.0)
         along = int(np.argmax(np.abs(way)))
-        self._face = np.eye(3)[along] * np.sign(way[along])  # where it is pushed to, and steered on the way
+        self._face = np.eye(3)[along] * np.sign(way[along])  # where it is pushed to
+        aside = way - (way @ self._face) * self._face
+        self._left_over = aside if np.linalg.norm(aside) > CORNER else np.zeros(3)  # to another push, round the corner
 
     def done(self) -> bool:
         return self._phase == "done"
@@ -216,8 +220,10 @@ class Push:
         offset = goal - here
         if self._phase == "reach":
             start = offset - BEHIND * self._face
-            if np.linalg.norm(start[:2]) < 0.01 and abs(start[2]) < 0.005:
-                self._phase = "push"
+            if np.linalg.norm(start[:2]) < 0.01 and abs(start[2]) < DOWN:
+                if abs(start[2]) < 0.005:
+                    self._phase = "push"
+                return straight(self._scene, here + start, turn, OPEN)  # its rim is no overhang to avoid
             if self._field is None:
                 self._field = self._scene.heights()
             hand = hand_points(now, self._scene.opening()) + here
@@ -226,7 +232,7 @@ class Push:
         beside = offset - ahead * self._face
         if np.linalg.norm(beside) > 0.05 or ahead < -0.03:  # it came off
             self._phase, self._field = "reach", None
-        beside += limited(way - left * self._face, STEER)
+        beside += limited(way - left * self._face - self._left_over, STEER)
         action = straight(self._scene, here + beside, turn, OPEN)
         action[:3] = limited(action[:3] + self._face * (PUSHING * min(1.0, left / 0.03)), SPEED)
         return action
