@@ -22,7 +22,7 @@ LEAN = np.deg2rad(20)  # of the palm over it
 PUSHING = 0.5  # the command that pushes
 ARRIVED, STEER = 0.008, 0.018  # m from its goal at which it is left there, and that the hand steers aside
 CORNER = 0.04  # m; what lies further aside than this cannot be steered to on the way
-DOWN = 0.03  # m over where the fingers start to push, from which they go straight down
+DOWN = 0.06  # m over where the fingers start to push, from which they go straight down
 PUSH = np.pi / 4  # rad from vertical at which a drawer is pushed
 
 
@@ -220,7 +220,7 @@ class Push:
         offset = goal - here
         if self._phase == "reach":
             start = offset - BEHIND * self._face
-            if np.linalg.norm(start[:2]) < 0.01 and abs(start[2]) < DOWN:
+            if np.linalg.norm(start[:2]) < 0.015 and abs(start[2]) < DOWN:
                 if abs(start[2]) < 0.005:
                     self._phase = "push"
                 return straight(self._scene, here + start, turn, OPEN)  # its rim is no overhang to avoid
