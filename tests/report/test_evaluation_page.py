@@ -181,3 +181,10 @@ def test_a_published_number_says_what_it_measures_and_what_was_not_checked(page:
     assert "Ours: 21 episodes, tasks: 2." in published
     assert "ALAM + pi0 over all episodes; huggingface.co 86.8 % ours 85.7 % differs" in published
     assert "Diffusion Policy mean over groups; arxiv.org (Table 2) 10.5 % ours 85.9 % unchecked" in published
+
+
+@pytest.mark.parametrize(("tasks", "told"), [(2, False), (50, True)])
+def test_beside_published_numbers_a_part_of_a_suite_is_called_one(tmp_path: Path, tasks: int, told: bool) -> None:
+    lines = [line("told", task, 0, True, protocol={**PROTOCOL, "tasks": tasks}) for task in TASKS]
+    published = plain(Page(write(tmp_path, lines)).text("published"))
+    assert (f"2 of its {tasks} tasks were played" in published) == told

@@ -181,3 +181,11 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_one(dataset, t
     assert [p.name for p in (tmp_path / "train").glob("step-*")] == ["step-00000005"]
     monkeypatch.undo()
     assert run(dataset, tmp_path) == tmp_path / "checkpoint"
+
+
+@pytest.mark.parametrize("cache_gb, told", [(1.0, False), (1e-6, True)])
+def test_a_cache_that_cannot_hold_the_frames_is_told_with_the_setting_that_can(
+    dataset, tmp_path, caplog, cache_gb, told
+):
+    run(dataset, tmp_path, config(steps=1), cache_gb=cache_gb)
+    assert ("--data.cache_gb 0.1 keeps all" in caplog.text) == told

@@ -100,6 +100,13 @@ class WindowDataset:
         vars(self).update(state)
         self._begin()
 
+    @property
+    def decoded_gb(self) -> float:
+        """What all frames take in memory once they are decoded."""
+        image = int(np.prod(self._image))
+        frames = sum(int(d.lengths.sum()) * len(d.embodiment.cameras) for d in self.mixture.datasets)
+        return frames * image / 1e9
+
     def batch(self, draw: Draw) -> WindowBatch:
         """These windows. Raises IndexError for one that its source does not have, ValueError for a damaged episode."""
         config, whole = self.config, self.mixture.canonical.embodiment

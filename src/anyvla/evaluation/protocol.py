@@ -90,6 +90,7 @@ def settings(suite: Suite, config: EvaluationConfig) -> dict[str, Any]:
         "harness": VERSION,
         "horizon": config.horizon or {t.name: suite.limit(t.name) for t in suite.tasks if t.horizon} or suite.horizon,
         "judged": suite.judged,
+        "tasks": len(suite.tasks),
         "groups": {name: list(tasks) for name, tasks in suite.groups.items()},
         "episodes": config.episodes or suite.episodes,
         "first_seed": config.first_seed,

@@ -195,6 +195,13 @@ def _beside(summary: Summary, protocol: Mapping[str, Any]) -> list[Beside]:
             ours["groups"] = f"{100 * played.success.group_mean.value:.1f} %"
     if played and played.chains:
         ours["length"] = f"{played.chains.length.value:.2f} tasks"
-    return [
-        Beside(p, MEASURES[p.measure], ours.get(p.measure), fit(p, protocol)) for p in published_for(summary.benchmark)
-    ]
+    found = [(p, fit(p, protocol)) for p in published_for(summary.benchmark)]
+    part = _part(played, protocol.get("tasks"))
+    return [Beside(p, MEASURES[p.measure], ours.get(p.measure), Fit([*f.differs, *part], f.unstated)) for p, f in found]
+
+
+def _part(played: Played | None, tasks: int | None) -> list[str]:
+    """What of the suite was not played, if anything."""
+    rates = played.success if played and not played.chains else None
+    there = len(rates.tasks) if rates else None
+    return [f"{there} of its {tasks} tasks were played"] if there and tasks and there < tasks else []

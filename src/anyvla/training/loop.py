@@ -134,6 +134,15 @@ def train(
         cache_gb=cache_gb / max(1, workers),
     )
     windows = WindowDataset(mixture, window)  # bad data is told before a model is loaded
+    needed = windows.decoded_gb * max(1, workers)
+    if needed > cache_gb:
+        logger.warning(
+            "the decoded frames take %.1f GB and data.cache_gb is %g: what does not fit is decoded each time it is "
+            "asked for, which is slower; --data.cache_gb %.1f keeps all of them in memory",
+            needed,
+            cache_gb,
+            needed + 0.1,
+        )
     vla = VLA(model, robots, codec=run / "codec").to(device)
     vla.train()
     optim = optimizer(config.optim, vla)
