@@ -183,7 +183,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_one(dataset, t
     assert run(dataset, tmp_path) == tmp_path / "checkpoint"
 
 
-@pytest.mark.parametrize("cache_gb, told", [(1.0, False), (1e-6, True)])
+@pytest.mark.parametrize(("cache_gb", "told"), [(1.0, False), (1e-6, True)])
 def test_a_cache_that_cannot_hold_the_frames_is_told_with_the_setting_that_can(
     dataset, tmp_path, caplog, cache_gb, told
 ):
