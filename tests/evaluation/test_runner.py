@@ -244,6 +244,8 @@ def test_chains(obedient: Obedient, tmp_path: Path) -> None:
         if any(cart.step(action).values()):
             ends.append(number + 1)
     assert ends == [*track.stages[1:].tolist(), results[1].steps]
+    assert track.told.tolist() == track.stages.tolist()
+    assert track.words == tuple(stage.instruction or stage.task for stage in plans[1].stages)
     # A task that is not solved in time ends the chain.
     late = play(obedient, plans, tmp_path / "late", opened=opened("chains"), config={"horizon": 5})
     assert all(r.completed < r.length and r.outcome == "failure" for r in late)

@@ -63,7 +63,9 @@ def played(tmp_path):
     results = [episode("told", "right", 0, "right"), episode("swapped", "right", 0, "left")]
     for result, sign in zip(results, (1, -1), strict=True):
         stage = Stage(result.task, result.told, result.instruction)
-        rollout = Rollout(EpisodePlan(parse(result.condition), result.task, result.seed, (stage,)))
+        rollout = Rollout(
+            EpisodePlan(parse(result.condition), result.task, result.seed, (stage,)), said=[(0, result.instruction)]
+        )
         rollout.actions.append(np.tile(np.array([sign, 0, 0, 0], np.float32), (8, 1)))
         write_track(tmp_path, rollout, 7)
     return tmp_path, results
@@ -114,7 +116,7 @@ def test_stopping_keeps_what_is_filmed(played):
 def test_the_chunks_are_drawn_under_the_picture(tmp_path):
     result = episode("told", "right", 0, "right")
     stage = Stage(result.task, result.told, result.instruction)
-    rollout = Rollout(EpisodePlan(parse("told"), "right", 0, (stage,)))
+    rollout = Rollout(EpisodePlan(parse("told"), "right", 0, (stage,)), said=[(0, result.instruction)])
     for mark in (0, 4):  # a new chunk after four of six actions
         rollout.actions.append(np.tile(np.array([1, 0, 0, 0], np.float32), (4, 1)))
         rollout.marks.append(mark)

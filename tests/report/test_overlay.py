@@ -81,6 +81,13 @@ def test_the_newest_chunk_of_a_step_is_found():
     assert chunk_limits(CHUNKS[:0]) is None
 
 
+def test_a_session_knows_no_chunk_of_the_one_before():
+    marks = np.array([0, 4])
+    assert chunk_at(CHUNKS, marks, 5, delay=2)[0] == pytest.approx(CHUNKS[0])
+    assert chunk_at(CHUNKS, marks, 5, delay=2, since=4) == (None, 0)
+    assert chunk_at(CHUNKS, marks, 6, delay=2, since=4)[1] == 2
+
+
 @pytest.mark.parametrize("delay", [0, 2])
 def test_it_is_the_chunk_that_the_robot_executes(delay):
     chunks = np.random.default_rng(0).normal(size=(5, 8, EMBODIMENT.action.size)).astype(np.float32)

@@ -24,8 +24,7 @@ class Rollout:
     stage: int = 0  # which of the plan's stages is played
     session: Session | None = None  # of this stage
     execution: Execution | None = None
-    said: str = ""  # the instruction given at first
-    words: str | None = None  # the instruction of the session
+    said: list[tuple[int, str]] = field(default_factory=list)  # instructions, and after how many actions each was given
     actions: list[np.ndarray] = field(default_factory=list)  # sent in this stage, (n, A) each, the last perhaps in part
     before: list[np.ndarray] = field(default_factory=list)  # executed in each stage that is over, (n, A)
     chunks: list[np.ndarray] = field(default_factory=list)  # predicted, (N, A) each
@@ -38,6 +37,11 @@ class Rollout:
     def now(self) -> Stage:
         """What is told now."""
         return self.plan.stages[self.stage]
+
+    @property
+    def words(self) -> str | None:
+        """The instruction given last."""
+        return self.said[-1][1] if self.said else None
 
     def steps(self, here: int) -> int:
         """Actions executed in the episode, `here` of them in this stage."""
@@ -93,7 +97,7 @@ class Setting:
             condition=str(plan.condition),
             task=plan.task,
             told=plan.stages[0].told if len(plan.stages) == 1 else plan.task,
-            instruction=rollout.said,
+            instruction=rollout.said[0][1] if rollout.said else "",
             seed=plan.seed,
             outcome=outcome,
             reached=reached,

@@ -248,7 +248,7 @@ class _Play:
             return
         if words is None:
             raise ConfigError(f"{self._opened.name}/{stage.task} has no instruction, nor does its environment say one")
-        rollout.said, rollout.words = rollout.said or words, words
+        rollout.said.append((rollout.steps(reply.steps), words))
         robot, policy = self._opened.embodiment, self._setting.policy
         rollout.session = self._vla.start(words, rollout.plan.seed, robot.name, may_be_empty=True)
         rollout.execution = Execution(robot, policy["execute"], condition.delay, policy["ensemble"] == "temporal")

@@ -1,4 +1,4 @@
-"""What was executed in an episode, and what was predicted: kept beside the results, to film it and to study it."""
+"""What was said, predicted and executed in an episode: kept beside the results, to film it and to study it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class Track:
     chunks: np.ndarray  # float32 (K, N, A), those predicted
     marks: np.ndarray  # int64 (K,), before which action each chunk was predicted
     stages: np.ndarray  # int64 (S,), before which action each task of a chain began
+    words: tuple[str, ...]  # the instructions, each of which began a session
+    told: np.ndarray  # int64, before which action each of them was given
 
 
 def track_file(folder: Path, key: str) -> Path:
@@ -36,6 +38,8 @@ def write_track(folder: Path, rollout: Rollout, here: int) -> None:
         chunks=np.stack(rollout.chunks) if rollout.chunks else np.zeros((0, 0, 0), np.float32),
         marks=np.array(rollout.marks, np.int64),
         stages=np.cumsum([0, *map(len, rollout.before)]),
+        words=np.array([words for _, words in rollout.said], str),
+        told=np.array([when for when, _ in rollout.said], np.int64),
     )
     temporary.replace(path)
 
@@ -43,4 +47,5 @@ def write_track(folder: Path, rollout: Rollout, here: int) -> None:
 def read_track(folder: Path, key: str) -> Track:
     """Raises FileNotFoundError for an episode that has none."""
     with np.load(track_file(folder, key), allow_pickle=False) as kept:
-        return Track(kept["actions"], kept["chunks"], kept["marks"], kept["stages"])
+        words = tuple(kept["words"].tolist())
+        return Track(kept["actions"], kept["chunks"], kept["marks"], kept["stages"], words, kept["told"])

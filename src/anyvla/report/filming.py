@@ -128,17 +128,20 @@ def _frames(
     environment: Any, result: EpisodeResult, track: Track, every: int, ended: list[bool]
 ) -> Iterator[np.ndarray]:
     condition = parse(result.condition)
-    environment.reset(result.extra.get("chain", [result.task])[0], result.seed, dict(condition.factors))
-    stages = dict(zip(track.stages.tolist(), result.extra.get("chain", []), strict=False))
+    tasks = result.extra.get("chain", [result.task])
+    environment.reset(tasks[0], result.seed, dict(condition.factors))
+    stages = dict(zip(track.stages.tolist(), tasks, strict=False))
     reached = None
     limits = chunk_limits(track.chunks)
 
     def picture(number: int, success: bool | None = None) -> np.ndarray:
-        chunk, executed = chunk_at(track.chunks, track.marks, number, condition.delay)
+        task = tasks[int(np.searchsorted(track.stages, number, side="right")) - 1]
+        session = int(np.searchsorted(track.told, number, side="right")) - 1
+        chunk, executed = chunk_at(track.chunks, track.marks, number, condition.delay, int(track.told[session]))
         return overlay(
             environment.frame(SIZE, SIZE),
-            result.instruction,
-            task=result.task if result.condition == "told" else f"{result.task}, {result.condition}",
+            track.words[session],
+            task=task if result.condition == "told" else f"{task}, {result.condition}",
             step=number,
             success=success,
             chunk=chunk,

@@ -70,15 +70,17 @@ def chunk_limits(chunks: Float32[np.ndarray, "K N A"]) -> Float32[np.ndarray, "2
 
 
 def chunk_at(
-    chunks: Float32[np.ndarray, "K N A"], marks: Int64[np.ndarray, "K"], step: int, delay: int = 0
+    chunks: Float32[np.ndarray, "K N A"], marks: Int64[np.ndarray, "K"], step: int, delay: int = 0, since: int = 0
 ) -> tuple[Float32[np.ndarray, "N A"] | None, int]:
     """The chunk that action number `step` is of, and how many of its actions have passed; (None, 0) before the first.
 
     `marks`: before which action each chunk was predicted, in rising order. `delay`: how many actions later it is known;
     its first actions have passed by then, and where all have, the robot holds still. Of averaged chunks, the newest.
+    `since`: before which action the session began; it knows no chunk of the session before.
     """
     number = int(np.searchsorted(marks, step - delay, side="right")) - 1
-    return (chunks[number], step - int(marks[number])) if number >= 0 else (None, 0)
+    known = number >= 0 and int(marks[number]) >= since
+    return (chunks[number], step - int(marks[number])) if known else (None, 0)
 
 
 @lru_cache(maxsize=64)
