@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import toy_world
 from toy_opened import EMBODIMENT, opened
 from toy_world import GIVES_UP, SUITE, Toy
 
+from anyvla.config import ConfigError, build
 from anyvla.data.formats import lerobot_writer
 from anyvla.data.open import open_dataset
 from anyvla.evaluation.collect import FIRST_SEED, CollectConfig, Interrupted, collect, demonstrate
@@ -52,6 +54,7 @@ def test_collected_demonstrations_can_be_read(tmp_path: Path) -> None:
             "scene": task.scene,
             "seed": FIRST_SEED + number // 3,
             "noise": (0.0, 0.3)[number // 3 % 2],
+            "factors": "original",
         }
         assert episode.instruction == task.instructions[number // 3 % 2]
         sign = {"left": [-1, 0, 0, -1], "right": [1, 0, 0, -1], "up": [0, 0, 1, -1]}[task.name]
@@ -209,3 +212,50 @@ def test_meta_world(tmp_path: Path) -> None:
         assert apart.mean() < 3  # lossy video
     assert np.array_equal(opening.proprio[0], closing.proprio[0])
     assert opening.proprio.shape == (len(opening), 4)
+
+
+def test_scenes_take_turns_with_every_noise(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, demonstrations=6, noise=(0.0, 0.3), scenes=("original", "load=heavy"))
+    data = open_dataset(collect(opened(), dataclasses.replace(config, tasks=("up",)), tmp_path / "data"))
+    turns = [(0.0, "original"), (0.3, "original"), (0.0, "load=heavy"), (0.3, "load=heavy")]
+    assert [(e.extra["noise"], e.extra["factors"]) for e in data] == turns + turns[:2]
+    light, heavy = data[0], data[2]
+    assert np.allclose(np.diff(light.proprio[:, 2]).max(), 2 * np.diff(heavy.proprio[:, 2]).max(), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("scene", "match"),
+    [
+        ("load=huge", r"collect.scenes: load=huge: load has no level 'huge'; .*heavy"),
+        ("wind=strong", r"collect.scenes: wind=strong: .* has no factor 'wind'; known: load: light, heavy"),
+    ],
+)
+def test_a_scene_that_the_benchmark_does_not_have_is_refused(tmp_path: Path, scene: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        collect(opened(), dataclasses.replace(CONFIG, scenes=(scene,)), tmp_path / "data")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("scenes", "match"),
+    [
+        ([], "scenes needs at least one"),
+        (["load"], "'load' is none of FACTOR=LEVEL"),
+        (["delay=2"], "made of FACTOR=LEVEL alone"),
+    ],
+)
+def test_a_scene_is_factors_with_levels(scenes: list[str], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        build(CollectConfig, {"scenes": scenes})
+
+
+def test_older_data_without_a_newer_setting_has_its_default(tmp_path: Path) -> None:
+    few = dataclasses.replace(CONFIG, demonstrations=1)
+    root = collect(opened(), few, tmp_path / "data")
+    info = root / "meta/info.json"
+    kept = json.loads(info.read_text())
+    assert kept["anyvla"]["provenance"]["collect"].pop("scenes") == ["original"]
+    info.write_text(json.dumps(kept))
+    assert collect(opened(), few, root) == root
+    with pytest.raises(ValueError, match=r"scenes: \['original'\] then, \['load=heavy'\] now"):
+        collect(opened(), dataclasses.replace(few, scenes=("load=heavy",)), root)

@@ -24,6 +24,7 @@ from anyvla.config import STRICT, to_dict
 from anyvla.data.episode import Embodiment, Episode, steady
 from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
 from anyvla.data.open import open_dataset
+from anyvla.evaluation.conditions import ORIGINAL, check_factors, scene_factors
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker, starting_workers
 from anyvla_sim.base import Stuck, Suite
@@ -41,6 +42,8 @@ class CollectConfig:
     noise: tuple[float, ...] = (0.0, 0.2, 0.4)  # standard deviations of what is added to executed actions; cycled
     noise_memory: float = Field(default=0.85, ge=0, lt=1)  # of the Ornstein-Uhlenbeck process, per action
     keep_after_success: int = Field(default=4, ge=0)  # actions recorded after the goal is reached
+    # As "light=dim+texture=dark", of the benchmark's factors, or "original"; cycled, each with every noise.
+    scenes: tuple[str, ...] = (ORIGINAL,)
     tasks: tuple[str, ...] = ()  # of the suite; none: all
     seed: int = Field(default=0, ge=0)
     processes: int | None = Field(default=None, ge=1)  # None: one per core; changes no result
@@ -48,6 +51,10 @@ class CollectConfig:
     def __post_init__(self) -> None:
         if not self.noise or min(self.noise) < 0:
             raise ValueError(f"noise needs at least one standard deviation, none below 0; got {list(self.noise)}")
+        if not self.scenes:
+            raise ValueError(f"scenes needs at least one: {ORIGINAL}, or as in light=dim")
+        for scene in self.scenes:
+            scene_factors(scene)
 
     def of(self, suite: Suite) -> list[str]:
         """The names of the tasks to demonstrate. Raises ValueError for one that the suite does not have."""
@@ -79,9 +86,11 @@ def collect(
     more often than it succeeds, Interrupted after `stop()` said so.
     """
     suite = opened.suite
+    for scene in config.scenes:
+        check_factors(scene_factors(scene), opened.benchmark, f"collect.scenes: {scene}")
     provenance = {
         "benchmark": opened.name,
-        "collect": {k: v for k, v in to_dict(config).items() if k != "processes"},
+        "collect": _settings(config),
         "settings": dict(opened.benchmark.protocol(suite.name)),
         "versions": dict(opened.benchmark.versions()),
     }
@@ -142,12 +151,17 @@ def collect(
     return root
 
 
+def _settings(config: CollectConfig) -> dict[str, Any]:
+    """JSON: those that the demonstrations depend on."""
+    return {k: v for k, v in to_dict(config).items() if k != "processes"}
+
+
 def _check_complete(root: Path, wanted: Mapping[str, Any]) -> None:
     """Refuse finished demonstrations that were made otherwise; other versions of libraries are no reason to."""
 
     def settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
         facts = {"benchmark": provenance.get("benchmark"), **provenance.get("settings", {})}
-        return facts | dict(provenance.get("collect", {}))
+        return facts | _settings(CollectConfig()) | dict(provenance.get("collect", {}))  # older data lacks newer keys
 
     then, now = settings(open_dataset(root).provenance), settings(wanted)
     differing = [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in {**then, **now} if then.get(k) != now.get(k)]
@@ -200,11 +214,14 @@ def demonstrate(
     told = suite.task(task)
     seed = FIRST_SEED * (1 + config.seed) + number
     sigma = config.noise[number % len(config.noise)]
+    scene = config.scenes[number // len(config.noise) % len(config.scenes)]
+    factors = scene_factors(scene)
     rng = np.random.default_rng((config.seed, [t.name for t in suite.tasks].index(task), number))
-    actions = _rehearse(environment, suite.limit(task), config, task, seed, sigma, rng)
+    environment.reset(task, seed, factors)
+    actions = _rehearse(environment, suite.limit(task), config, task, sigma, rng)
     if actions is None:
         return None
-    environment.reset(task, seed, {})
+    environment.reset(task, seed, factors)
     frames: list[Mapping[str, np.ndarray]] = []
     proprio, labels = [], []
     for action in actions:
@@ -215,7 +232,7 @@ def demonstrate(
         environment.step(action)
     images = {camera: np.stack([f[camera] for f in frames]) for camera in frames[0]}
     phrase = told.instructions[number % len(told.instructions)]
-    extra = {"task": task, "scene": told.scene, "seed": seed, "noise": sigma}
+    extra = {"task": task, "scene": told.scene, "seed": seed, "noise": sigma, "factors": scene}
     return Episode(
         embodiment=embodiment,
         images=images,
@@ -232,12 +249,10 @@ def _rehearse(
     horizon: int,
     config: CollectConfig,
     task: str,
-    seed: int,
     sigma: float,
     rng: np.random.Generator,
 ) -> list[np.ndarray] | None:
-    """The actions to execute, noise included; None if they fail."""
-    environment.reset(task, seed, {})
+    """The actions to execute from the state of now, noise included; None if they fail."""
     kept = config.noise_memory
     noise: Any = 0.0
     actions: list[np.ndarray] = []

@@ -20,6 +20,7 @@ LANGUAGES = ("told", "paraphrased", "swapped", "unrelated", "empty")
 DELAYS = (0, 1, 2, 4, 8)  # of the set `latency`, in actions
 MOMENTS = (10, 30)  # of the set `correction`, in actions
 SETS = ("language", "generalisation", "correction", "latency")
+ORIGINAL = "original"  # the scene as the benchmark has it
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,28 @@ def parse(text: str) -> Condition:
     return Condition(language, tuple(sorted(factors.items())), disturbance, delay)
 
 
+def scene_factors(scene: str) -> dict[str, str]:
+    """What differs in a scene: "light=dim+texture=dark" -> {"light": "dim", "texture": "dark"}; "original": nothing.
+
+    Raises ConfigError for what is written otherwise.
+    """
+    condition = parse("told" if scene == ORIGINAL else f"told+{scene}")
+    if condition.disturbance or condition.delay:
+        raise ConfigError(f"scene {scene!r}: it is made of FACTOR=LEVEL alone, or {ORIGINAL}")
+    return dict(condition.factors)
+
+
+def check_factors(factors: Mapping[str, str], benchmark: Benchmark, where: str) -> None:
+    """Raises ConfigError, beginning with `where`, for a factor or level that the benchmark does not have."""
+    for factor, level in factors.items():
+        if factor not in benchmark.factors:
+            known = "; ".join(f"{f}: {', '.join(levels)}" for f, levels in benchmark.factors.items()) or "none"
+            raise ConfigError(f"{where}: {benchmark.name} has no factor {factor!r}; known: {known}")
+        levels = benchmark.factors[factor]
+        if level not in levels:
+            raise ConfigError(f"{where}: {factor} has no level {level!r}; {nearest(level, list(levels))}")
+
+
 def expand(written: Sequence[str], benchmark: Benchmark) -> list[Condition]:
     """The conditions of a configuration, sets written out, each once.
 
@@ -90,19 +113,9 @@ def _set(name: str, benchmark: Benchmark) -> list[Condition]:
 
 
 def _check(condition: Condition, benchmark: Benchmark) -> None:
-    for factor, level in condition.factors:
-        if factor not in benchmark.factors:
-            known = _known(benchmark.factors)
-            raise ConfigError(f"condition {condition}: {benchmark.name} has no factor {factor!r}; {known}")
-        levels = benchmark.factors[factor]
-        if level not in levels:
-            raise ConfigError(f"condition {condition}: {factor} has no level {level!r}; {nearest(level, list(levels))}")
+    check_factors(dict(condition.factors), benchmark, f"condition {condition}")
     if condition.disturbance is not None and condition.disturbance[0] not in benchmark.disturbances:
         kinds = ", ".join(benchmark.disturbances) or "none"
         raise ConfigError(
             f"condition {condition}: {benchmark.name} has no disturbance {condition.disturbance[0]!r}; known: {kinds}"
         )
-
-
-def _known(factors: Mapping[str, Sequence[str]]) -> str:
-    return "known: " + ("; ".join(f"{f}: {', '.join(levels)}" for f, levels in factors.items()) or "none")
