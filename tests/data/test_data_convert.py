@@ -10,9 +10,10 @@ import pytest
 from demonstrations import ROBOT, InMemory, demonstration
 
 from anyvla.data import convert as conversion
-from anyvla.data.convert import REPORT, Interrupted, convert
+from anyvla.data.convert import REPORT, convert
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.data.open import open_dataset
+from anyvla.interrupted import Interrupted
 
 EPISODES = [demonstration(5 + i, seed=i) for i in range(4)]
 RLDS = Path(__file__).parent / "formats/fixtures/rlds/bridge_orig"

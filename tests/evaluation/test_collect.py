@@ -17,9 +17,10 @@ from toy_world import GIVES_UP, SUITE, Toy
 from anyvla.config import ConfigError, build
 from anyvla.data.formats import lerobot_writer
 from anyvla.data.open import open_dataset
-from anyvla.evaluation.collect import FIRST_SEED, CollectConfig, Interrupted, collect, demonstrate
+from anyvla.evaluation.collect import FIRST_SEED, CollectConfig, collect, demonstrate
 from anyvla.evaluation.suites import open_suite
 from anyvla.evaluation.workers import EnvironmentFailed
+from anyvla.interrupted import Interrupted
 from anyvla_sim.remote import connect
 from anyvla_sim.spec import Spec
 
@@ -193,6 +194,26 @@ def test_some_tasks_of_another_interpreter(tmp_path: Path, monkeypatch: pytest.M
     for a, b in zip(here, there, strict=True):
         assert np.array_equal(a.actions, b.actions)
         assert np.array_equal(np.asarray(a.images["corner"]), np.asarray(b.images["corner"]))
+
+
+def test_more_of_a_hard_task(tmp_path: Path) -> None:
+    """Attempts are the same as without: more only goes on with them."""
+    few = dataclasses.replace(CONFIG, demonstrations=1, tasks=("up", "left"))
+    usual = open_dataset(collect(opened(), few, tmp_path / "usual"))
+    data = open_dataset(collect(opened(), dataclasses.replace(few, more={"left": 2}), tmp_path / "more"))
+    assert [e.extra["task"] for e in usual] == ["up", "left"]
+    assert sorted(e.extra["task"] for e in data) == ["left", "left", "left", "up"]
+    of_left = [e for e in data if e.extra["task"] == "left"]
+    assert np.array_equal(of_left[0].actions, usual[1].actions)
+    assert len({e.extra["seed"] for e in of_left}) == 3
+
+
+def test_more_of_a_task_that_is_not_demonstrated_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"collect.more: 'lefft' is no task to demonstrate: did you mean 'left'"):
+        collect(opened(), dataclasses.replace(CONFIG, more={"lefft": 2}), tmp_path / "data")
+    with pytest.raises(ConfigError, match="greater than 0"):
+        build(CollectConfig, {"more": {"left": 0}})
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("noise", [[], [0.1, -0.1]])

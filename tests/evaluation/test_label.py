@@ -17,6 +17,7 @@ from anyvla.config import ConfigError, build
 from anyvla.evaluation.label import COMMONEST, LabelConfig, balanced
 from anyvla.evaluation.metaworld_scene import COLOURS
 from anyvla.evaluation.questions import ask, place
+from anyvla.interrupted import Interrupted
 
 if TYPE_CHECKING:
     from anyvla.evaluation.metaworld_scene import SceneLabeller
@@ -146,7 +147,7 @@ def test_what_the_robot_hides_is_not_asked_for(labeller: SceneLabeller):
 def test_data_is_made_resumed_and_read(tmp_path: Path):
     pytest.importorskip("metaworld")
     from anyvla.data.vqa import open_vqa
-    from anyvla.evaluation.label import Interrupted, label
+    from anyvla.evaluation.label import label
 
     config = LabelConfig(frames=16, size=64, processes=1, held_out=0.25)
     label(config, tmp_path / "whole")

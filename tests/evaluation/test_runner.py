@@ -22,10 +22,11 @@ from anyvla.evaluation.collect import FIRST_SEED
 from anyvla.evaluation.conditions import Condition, expand, parse
 from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Stage, plan
 from anyvla.evaluation.results import EpisodeResult, read_results
-from anyvla.evaluation.runner import Interrupted, check_embodiment, checkpoint_hash, evaluate
+from anyvla.evaluation.runner import check_embodiment, checkpoint_hash, evaluate
 from anyvla.evaluation.suites import open_suite
 from anyvla.evaluation.tracks import read_track
 from anyvla.evaluation.workers import EnvironmentFailed
+from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA, Session
 from anyvla.types import Chunk, Observation
 from anyvla_sim.base import Suite, Task

@@ -119,6 +119,13 @@ def test_a_mean_over_tasks(counts):
         assert (mean.low, mean.high) == pytest.approx((shares[0].low, shares[0].high))
 
 
+@pytest.mark.parametrize("weights", [None, [1 / 3, 1 / 3, 1 / 3, 1, 0.1, 0.7]])
+def test_a_mean_of_all_or_nothing_is_exact(weights):
+    """A hair below 1 would be printed as "> 99.9 %"."""
+    assert mean_of([wilson(10, 10)] * 6, weights).value == 1
+    assert mean_of([wilson(0, 10)] * 6, weights).value == 0
+
+
 def test_the_interval_of_a_mean_covers_it():
     rng = np.random.default_rng(0)
     truth = np.array([0.95, 0.5, 0.1, 0.99, 0.8])

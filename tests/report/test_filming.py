@@ -13,8 +13,8 @@ from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.protocol import EpisodePlan, Stage
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.rollout import Rollout
-from anyvla.evaluation.runner import Interrupted
 from anyvla.evaluation.tracks import write_track
+from anyvla.interrupted import Interrupted
 from anyvla.report.filming import choose, film
 
 OPPOSITE = {"left": "right", "right": "left"}

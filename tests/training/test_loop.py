@@ -9,8 +9,9 @@ from small import embodiment, episode, mixture, model
 
 from anyvla.config import ConfigError, build, to_dict
 from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
-from anyvla.training.loop import Interrupted, TrainingConfig, TrainingError, pick_precision, train
+from anyvla.training.loop import TrainingConfig, TrainingError, pick_precision, train
 from anyvla.training.optim import OptimConfig, learning_rate
 
 MODEL = model({"name": "policy_head", "window": 2}, {"name": "lstm", "hidden": 32, "layers": 1})

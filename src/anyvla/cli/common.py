@@ -17,12 +17,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from anyvla.interrupted import Interrupted
+
 console = Console(stderr=True)  # people read stderr; stdout is for results
 INTERRUPTED = 130  # the exit status shells use for Ctrl-C
-
-
-class Stopped(Exception):
-    """The person asked to stop; what was finished is kept."""
 
 
 def guarded(run: Callable[[], int], command: str) -> int:
@@ -31,7 +29,7 @@ def guarded(run: Callable[[], int], command: str) -> int:
     logging.getLogger("huggingface_hub").propagate = False  # it prints its own lines
     try:
         return run()
-    except (Stopped, KeyboardInterrupt) as stopped:
+    except (Interrupted, KeyboardInterrupt) as stopped:
         text = str(stopped) or "stopped"
         console.print(f"[yellow]{command}:[/] {text}", highlight=False, soft_wrap=True)
         return INTERRUPTED

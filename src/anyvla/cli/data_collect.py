@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anyvla.cli.common import Bar, Stopped, console, graceful
+from anyvla.cli.common import Bar, console, graceful
 from anyvla.config import ConfigError, build, override
 from anyvla.evaluation.collect import CollectConfig
 from anyvla.recipe import Recipe, read
@@ -53,7 +53,6 @@ def demonstrations(
     benchmark: str, settings: Mapping[str, Any], config: CollectConfig, run: Path, python: str | None
 ) -> Path:
     """Collect a suite's demonstrations into a run folder; returns the data set."""
-    from anyvla.evaluation.collect import Interrupted
     from anyvla.evaluation.collect import collect as run_collection
     from anyvla.evaluation.suites import open_suite
 
@@ -61,8 +60,6 @@ def demonstrations(
     with graceful() as stop, Bar("collect") as bar:
         try:
             root = run_collection(opened, config, run / "dataset", progress=bar, stop=stop)
-        except Interrupted as stopped:
-            raise Stopped(str(stopped)) from None
         finally:
             opened.benchmark.close()
     console.print(f"demonstrations: {root}", highlight=False)

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from anyvla.cli import opening
-from anyvla.cli.common import Bar, Stopped, console, graceful
+from anyvla.cli.common import Bar, console, graceful
 from anyvla.config import ConfigError
-from anyvla.data.convert import Conversion, Interrupted, convert
+from anyvla.data.convert import Conversion, convert
 from anyvla.data.episode import EpisodeDataset
 
 
@@ -38,24 +38,21 @@ def converted(
     processes: int | None = None,
     skip_damaged: bool = False,
 ) -> Conversion:
-    """Convert with a progress bar. Raises Stopped if the person asked to stop."""
+    """Convert with a progress bar. Raises Interrupted if the person asked to stop."""
     with graceful() as stop, Bar("write") as writing, Bar("verify") as verifying:
 
         def show(stage: str, done: int, total: int) -> None:
             (writing if stage == "write" else verifying)(done, total)
 
-        try:
-            report = convert(
-                dataset,
-                out,
-                episodes=episodes,
-                processes=processes,
-                skip_damaged=skip_damaged,
-                progress=show,
-                stop=stop,
-            )
-        except Interrupted as stopped:
-            raise Stopped(str(stopped)) from None
+        report = convert(
+            dataset,
+            out,
+            episodes=episodes,
+            processes=processes,
+            skip_damaged=skip_damaged,
+            progress=show,
+            stop=stop,
+        )
     noise = ", ".join(f"{camera} {db['worst']:.1f} dB at worst" for camera, db in report.psnr_db.items())
     left = f", {len(report.skipped)} damaged ones left out" if report.skipped else ""
     console.print(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anyvla.cli.common import Bar, Stopped, console, graceful
+from anyvla.cli.common import Bar, console, graceful
 from anyvla.config import build
 from anyvla.data.stored import write
 
@@ -45,15 +45,12 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.out is None:
         raise ValueError("say where the data shall lie: --out FOLDER (or look at some: --look FOLDER)")
-    from anyvla.evaluation.label import Interrupted, LabelConfig, label
+    from anyvla.evaluation.label import LabelConfig, label
 
     keys = ("benchmark", "frames", "size", "seed", "processes")
     config = build(LabelConfig, {key: getattr(options, key) for key in keys})
     with graceful() as stop, Bar("label") as bar:
-        try:
-            root = label(config, options.out, progress=bar, stop=stop)
-        except Interrupted as stopped:
-            raise Stopped(str(stopped)) from None
+        root = label(config, options.out, progress=bar, stop=stop)
     console.print(f"questions and answers: {root}; look at them: anyvla data vqa --look {root}", highlight=False)
     print(root)
     return 0

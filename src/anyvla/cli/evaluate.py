@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from anyvla.cli.common import Bar, Stopped, console, graceful
+from anyvla.cli.common import Bar, console, graceful
 from anyvla.config import ConfigError, build, override
 from anyvla.evaluation.protocol import EvaluationConfig
 from anyvla.evaluation.results import EpisodeResult
@@ -105,7 +105,7 @@ def play(
     """Play every episode that is not there yet, then film."""
     from anyvla.evaluation.conditions import expand
     from anyvla.evaluation.protocol import plan
-    from anyvla.evaluation.runner import Interrupted, checkpoint_hash
+    from anyvla.evaluation.runner import checkpoint_hash
     from anyvla.evaluation.runner import evaluate as run_evaluation
     from anyvla.evaluation.suites import open_suite
     from anyvla.policy import VLA
@@ -132,8 +132,6 @@ def play(
                 )
             with Bar("film") as bar:
                 film(results, opened, folder, failures=config.failure_videos, progress=bar, stop=stop)
-        except Interrupted as stopped:
-            raise Stopped(str(stopped)) from None
         finally:
             opened.benchmark.close()
     console.print(f"results: {folder}", highlight=False)

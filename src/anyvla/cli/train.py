@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyvla.cli.common import Bar, Stopped, console, graceful
+from anyvla.cli.common import Bar, console, graceful
 from anyvla.config import ConfigError, to_dict
 from anyvla.recipe import Recipe, read
 
@@ -43,7 +43,7 @@ def open_data(recipe: Recipe, run: Path) -> Mixture:
 
 def train(recipe: Recipe, run: Path) -> Path:
     """Train the recipe in its run folder; returns the checkpoint."""
-    from anyvla.training.loop import Interrupted, Progress
+    from anyvla.training.loop import Progress
     from anyvla.training.loop import train as run_training
 
     mixture = open_data(recipe, run)
@@ -54,20 +54,17 @@ def train(recipe: Recipe, run: Path) -> Path:
         def show(p: Progress) -> None:
             bar(p.step, p.steps, f"loss {p.loss:.4f}, {p.samples_per_s:.0f} samples/s")
 
-        try:
-            checkpoint = run_training(
-                recipe.model,
-                recipe.training,
-                mixture,
-                robots,
-                run,
-                to_dict(recipe),
-                cache_gb=recipe.data.cache_gb,
-                workers=recipe.data.workers,
-                progress=show,
-                stop=stop,
-            )
-        except Interrupted as stopped:
-            raise Stopped(str(stopped)) from None
+        checkpoint = run_training(
+            recipe.model,
+            recipe.training,
+            mixture,
+            robots,
+            run,
+            to_dict(recipe),
+            cache_gb=recipe.data.cache_gb,
+            workers=recipe.data.workers,
+            progress=show,
+            stop=stop,
+        )
     console.print(f"trained: {checkpoint}", highlight=False)
     return checkpoint

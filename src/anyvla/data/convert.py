@@ -24,14 +24,11 @@ from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
 from anyvla.data.open import open_dataset
+from anyvla.interrupted import Interrupted
 
 REPORT = Path("meta/conversion.json")
 FLOOR_DB = 30.0  # peak signal to noise ratio below which images count as damaged by the codec
 _COMPARED = 4  # frames of an episode and camera that are compared
-
-
-class Interrupted(Exception):
-    """The conversion was asked to stop; what was written is kept."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
@@ -27,7 +27,9 @@ from anyvla.data.open import open_dataset
 from anyvla.evaluation.conditions import ORIGINAL, check_factors, scene_factors
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker, starting_workers
+from anyvla.interrupted import Interrupted
 from anyvla_sim.base import Stuck, Suite
+from anyvla_sim.names import nearest
 from anyvla_sim.remote import connect
 from anyvla_sim.spec import Spec
 
@@ -39,6 +41,7 @@ class CollectConfig:
     """The section `collect:` of a recipe."""
 
     demonstrations: int = Field(default=40, ge=1)  # successful episodes per task
+    more: dict[str, PositiveInt] = Field(default_factory=dict)  # of single tasks, beyond `demonstrations`
     noise: tuple[float, ...] = (0.0, 0.2, 0.4)  # standard deviations of what is added to executed actions; cycled
     noise_memory: float = Field(default=0.85, ge=0, lt=1)  # of the Ornstein-Uhlenbeck process, per action
     keep_after_success: int = Field(default=4, ge=0)  # actions recorded after the goal is reached
@@ -57,12 +60,15 @@ class CollectConfig:
             scene_factors(scene)
 
     def of(self, suite: Suite) -> list[str]:
-        """The names of the tasks to demonstrate. Raises ValueError for one that the suite does not have."""
-        return [suite.task(name).name for name in self.tasks] or [task.name for task in suite.tasks]
+        """The names of the tasks to demonstrate. Raises ValueError for others in `tasks` or `more`."""
+        names = [suite.task(name).name for name in self.tasks] or [task.name for task in suite.tasks]
+        if unknown := sorted(set(self.more) - set(names)):
+            raise ValueError(f"collect.more: {unknown[0]!r} is no task to demonstrate: {nearest(unknown[0], names)}")
+        return names
 
-
-class Interrupted(Exception):
-    """The collection was asked to stop; finished episodes are kept."""
+    def wanted(self, task: str) -> int:
+        """How many successful episodes of a task."""
+        return self.demonstrations + self.more.get(task, 0)
 
 
 @plain_dataclass(frozen=True)
@@ -86,6 +92,7 @@ def collect(
     more often than it succeeds, Interrupted after `stop()` said so.
     """
     suite = opened.suite
+    tasks = config.of(suite)
     for scene in config.scenes:
         check_factors(scene_factors(scene), opened.benchmark, f"collect.scenes: {scene}")
     provenance = {
@@ -98,16 +105,15 @@ def collect(
         _check_complete(root, provenance)
         return root
     writer = LeRobotWriter(root, opened.embodiment, provenance=provenance)
-    tasks = config.of(suite)
     failed: dict[str, list[int]] = {task: list(writer.notes.get("failures", {}).get(task, [])) for task in tasks}
-    total, done = config.demonstrations * len(tasks), len(writer.done)
+    total, done = sum(map(config.wanted, tasks)), len(writer.done)
 
     def attempt(task: str, number: int) -> _Attempt:
         return _Attempt(task, number, number * len(tasks) + tasks.index(task))
 
     # Each failure adds one attempt of its task, so the attempts that end up in the data do not depend on timing. Task
     # after task: some simulators load a scene for seconds.
-    todo = [attempt(t, n) for t in tasks for n in range(config.demonstrations + len(failed[t]))]
+    todo = [attempt(t, n) for t in tasks for n in range(config.wanted(t) + len(failed[t]))]
     todo = [a for a in reversed(todo) if a.index not in writer.done and a.number not in failed[a.task]]
     progress(done, total)
     processes = config.processes or os.cpu_count() or 1
@@ -134,8 +140,8 @@ def collect(
                         continue
                     failed[made.task].append(made.number)
                     writer.note("failures", {t: sorted(n) for t, n in failed.items()})
-                    todo.append(attempt(made.task, config.demonstrations + len(failed[made.task]) - 1))
-                    if len(failed[made.task]) > config.demonstrations + 10:
+                    todo.append(attempt(made.task, config.wanted(made.task) + len(failed[made.task]) - 1))
+                    if len(failed[made.task]) > config.wanted(made.task) + 10:
                         raise EnvironmentFailed(
                             f"the expert of {made.task} failed {len(failed[made.task])} times: less noise may help, "
                             f"as in --collect.noise '[0.0]' (now {list(config.noise)})"

@@ -76,8 +76,10 @@ def mean_of(shares: Sequence[Interval], weights: Sequence[float] | None = None) 
     """
     if not shares:
         raise ValueError("a mean needs at least one share")
-    w = np.full(len(shares), 1 / len(shares)) if weights is None else np.asarray(weights, float) / np.sum(weights)
-    value = float(w @ [s.value for s in shares])
+    given = [1.0] * len(shares) if weights is None else [float(weight) for weight in weights]
+    total = math.fsum(given)  # exact sums: all of all tasks is 1, not a hair below
+    value = math.fsum(weight * s.value for weight, s in zip(given, shares, strict=True)) / total
+    w = np.array(given) / total
     below = math.sqrt(float(w**2 @ [(s.value - s.low) ** 2 for s in shares]))
     above = math.sqrt(float(w**2 @ [(s.high - s.value) ** 2 for s in shares]))
     return Interval(value, max(0.0, value - below), min(1.0, value + above), sum(s.episodes for s in shares))

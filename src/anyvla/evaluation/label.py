@@ -26,6 +26,7 @@ from anyvla.config import STRICT, to_dict
 from anyvla.data.stored import write
 from anyvla.evaluation.questions import ask
 from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker, starting_workers
+from anyvla.interrupted import Interrupted
 
 if TYPE_CHECKING:
     from anyvla.evaluation.metaworld_scene import SceneLabeller
@@ -49,10 +50,6 @@ class LabelConfig:
     def __post_init__(self) -> None:
         if self.benchmark not in BENCHMARKS:
             raise ValueError(f"frames of {self.benchmark!r} cannot be labelled; of these they can: {BENCHMARKS[0]}")
-
-
-class Interrupted(Exception):
-    """Asked to stop; finished frames are kept."""
 
 
 def label(

@@ -29,14 +29,11 @@ from anyvla.evaluation.rollout import Rollout, Setting
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.tracks import write_track
 from anyvla.evaluation.workers import EnvironmentFailed
+from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
 from anyvla_sim.pool import EnvironmentPool, Limits, Lost, Reply
 
 TRIES = 2  # of an episode whose simulator fails
-
-
-class Interrupted(Exception):
-    """The evaluation was asked to stop; what was reported is on disk."""
 
 
 def checkpoint_hash(checkpoint: Path) -> str:

@@ -19,10 +19,10 @@ import numpy as np
 
 from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.results import EpisodeResult
-from anyvla.evaluation.runner import Interrupted
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.tracks import Track, read_track
 from anyvla.evaluation.workers import prepare_worker, starting_workers
+from anyvla.interrupted import Interrupted
 from anyvla.report.overlay import chunk_at, chunk_limits, overlay
 from anyvla.report.video import write_video
 from anyvla_sim.remote import connect

@@ -27,6 +27,7 @@ from anyvla.data.augment import AugmentConfig
 from anyvla.data.canonical import Robot
 from anyvla.data.mixture import Mixture
 from anyvla.data.window import WindowConfig, WindowDataset
+from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA, VLAConfig
 from anyvla.training import checkpoint
 from anyvla.training.batches import batches_from
@@ -60,10 +61,6 @@ class TrainingConfig:
 
 class TrainingError(RuntimeError):
     """Training cannot go on; says why, where the last good checkpoint is and what to try."""
-
-
-class Interrupted(Exception):
-    """Training was asked to stop and left a checkpoint to go on from."""
 
 
 @plain_dataclass(frozen=True)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
+
+# numpy reads an array's head with `ast.literal_eval`, which fails now and then when two threads are in it: Python 3.11
+# counts their depths together ("AST constructor recursion depth mismatch", github.com/python/cpython/issues/106905).
+_HEADS = threading.Lock()
 
 
 def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -30,9 +36,7 @@ def shape_of(path: Path, key: str) -> tuple[int, ...]:
     """The shape of one array; only its head is read. Raises ValueError that names the file and the key."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            return read(file)[0]
+            return _head(file)[0]
     except KeyError:
         raise ValueError(f"{path} has no key {key!r}; it has {', '.join(keys_of(path)) or 'none'}") from None
     except FileNotFoundError:
@@ -53,8 +57,21 @@ def _open(path: Path) -> np.lib.npyio.NpzFile:
     return file
 
 
+def _head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether the order is Fortran's, type; leaves the file where the numbers begin."""
+    with _HEADS:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(file)
+
+
 def _array(file: np.lib.npyio.NpzFile, path: Path, key: str) -> np.ndarray:
+    assert file.zip is not None
     try:
-        return file[key]
+        with file.zip.open(f"{key}.npy") as member:
+            shape, fortran, dtype = _head(member)
+            if dtype.hasobject:
+                raise ValueError("it holds objects")
+            return np.frombuffer(member.read(), dtype).copy().reshape(shape, order="F" if fortran else "C")
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path}, key {key!r}: {error}; copy the file again, or write it without objects") from None
