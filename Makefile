@@ -27,8 +27,8 @@ libero: env
 quickstart: env
 	@$(BIN)/anyvla quickstart $(ARGS)
 
-test: env
-	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+test: env # a test that hangs shows where, and fails
+	@$(BIN)/python -m pytest -n $(JOBS) -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true $(ARGS)
 
 slow: env
 	@$(BIN)/python -m pytest -m slow $(ARGS)

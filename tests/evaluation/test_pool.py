@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from toy_world import DIES, HANGS, HANGS_ONCE, RAISES, spec
+from toy_world import DIES, HANGS, HANGS_ONCE, HAS_CHILD, RAISES, spec
 
 from anyvla.config import ConfigError
 from anyvla.evaluation.suites import open_suite
@@ -188,6 +188,23 @@ def test_close_leaves_no_process_even_if_one_hangs() -> None:
         workers = processes(pool)
         time.sleep(0.2)
     assert not any(w.is_running() for w in workers)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sleep is a program")
+def test_close_does_not_wait_for_what_a_worker_has_started() -> None:
+    """Such a process holds the worker's standard error open."""
+    with EnvironmentPool(spec(), "line", 1, 1) as pool:
+        pool.reset(0, "left", HAS_CHILD)
+        worker = processes(pool)[0]
+        assert eventually(lambda: bool(worker.children()))
+        child = worker.children()[0]
+        began = time.monotonic()
+    try:
+        assert time.monotonic() - began < 20
+        assert not worker.is_running()
+        assert child.is_running()
+    finally:
+        child.kill()
 
 
 def test_a_benchmark_that_cannot_be_opened() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ SUITES = {
 }
 # Seeds of starts that go wrong; those of ONCE do so the first time only.
 RAISES, HANGS, DIES, DIES_ONCE, HANGS_ONCE = 666, 667, 668, 669, 670
+HAS_CHILD = 671  # a seed at which the simulator starts a process of its own, and hangs
 CHANGES = 3  # a seed at which the environment that says its instruction says another one on the way
 GIVES_UP = 1_000_007  # a seed at which the expert does, on its way
 
@@ -100,7 +102,9 @@ class Cart:
         if seed in (DIES_ONCE, HANGS_ONCE) and not (mark := Path(self.benchmark.marks) / str(seed)).exists():
             mark.touch()
             seed = DIES if seed == DIES_ONCE else HANGS
-        if seed == HANGS:
+        if seed == HAS_CHILD:
+            subprocess.Popen(["sleep", "600"])
+        if seed in (HANGS, HAS_CHILD):
             time.sleep(600)
         if seed == DIES:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -15,6 +15,7 @@ from anyvla_sim import rendering
 from anyvla_sim.metaworld import START, VIEWS, MetaWorld, MetaWorldEnvironment
 from anyvla_sim.metaworld_suites import NAMES, scenes, suite
 from anyvla_sim.rendering import RendererMissing, View, find_driver, setting
+from anyvla_sim.trial import TrialFailed
 
 HALF_OPEN = suite("half-open", 2)
 TASKS = [task.name for task in HALF_OPEN.tasks]
@@ -383,10 +384,10 @@ def test_no_driver_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     find_driver.cache_clear()
 
-    def fail(command: list[str], **keys: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, "", "Traceback\nAttributeError: no eglQueryString")
+    def fail(code: str, environment: object) -> str:
+        raise TrialFailed("AttributeError: no eglQueryString")
 
-    monkeypatch.setattr(rendering.subprocess, "run", fail)
+    monkeypatch.setattr(rendering, "trial", fail)
     monkeypatch.setattr(rendering.sys, "platform", "linux")
     with pytest.raises(RendererMissing, match=ADVICE) as raised:
         find_driver()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -18,6 +18,8 @@ from typing import Literal
 import psutil
 from rich.console import Console
 from rich.table import Table
+
+from anyvla_sim.trial import TrialFailed, trial
 
 GL_PACKAGES = "sudo apt-get install -y libegl1 libgl1-mesa-dri libgles2 libosmesa6"
 EXTRAS = {
@@ -126,10 +128,8 @@ def _rendering() -> Finding:
         return Finding("rendering", "note", "not tried: mujoco is not installed")
     wanted = os.environ.get("MUJOCO_GL")
     for backend in [wanted] if wanted else ["egl", "osmesa"]:
-        ran = subprocess.run(
-            [sys.executable, "-c", _RENDER], env=os.environ | {"MUJOCO_GL": backend}, capture_output=True, timeout=60
-        )
-        if ran.returncode == 0:
+        with contextlib.suppress(TrialFailed):
+            trial(_RENDER, os.environ | {"MUJOCO_GL": backend})
             return Finding("rendering", "ok", f"MUJOCO_GL={backend}")
     return Finding("rendering", "missing", "neither EGL nor OSMesa gives MuJoCo a GL context", GL_PACKAGES)
 

@@ -15,6 +15,7 @@ from typing import Any, Mapping, Sequence
 
 from anyvla_sim.base import NotInstalled, Unusable
 from anyvla_sim.calvin_sequences import SEQUENCES, UTILS
+from anyvla_sim.trial import TrialFailed, trial
 
 ORACLE = "calvin_models/conf/callbacks/rollout/tasks/new_playtable_tasks.yaml"
 ANNOTATIONS = "calvin_models/conf/annotations/new_playtable_validation.yaml"
@@ -138,14 +139,14 @@ pybullet.getCameraImage(8, 8)
 
 @lru_cache(maxsize=None)
 def egl_driver() -> str:
-    """What draws behind EGL, as it names itself. Raises Unusable where EGL does not work: there it may crash a process,
-    so another one tries."""
-    tried = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True)
-    named = [line.split("=", 1)[1] for line in tried.stdout.splitlines() if line.startswith("GL_RENDERER=")]
-    if tried.returncode or not named:
-        why = (tried.stderr.strip().splitlines() or [f"it ended with {tried.returncode}"])[-1]
+    """What draws behind EGL, as it names itself. Raises Unusable where EGL does not work."""
+    try:
+        named = [line.split("=", 1)[1] for line in trial(_PROBE).splitlines() if line.startswith("GL_RENDERER=")]
+        if not named:
+            raise TrialFailed("the renderer does not name itself")
+    except TrialFailed as why:
         raise Unusable(
             f"CALVIN's EGL renderer does not work here ({why}): install a GL driver with EGL (libegl1), or choose "
             "--environment.render tiny, which draws on the CPU; its pixels differ from the published ones"
-        )
+        ) from None
     return named[0]

@@ -102,10 +102,10 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:  # hangs in its simulator
             self._process.kill()
             self._process.wait()
-        for reader in self._readers:
+        for reader, stream in zip(self._readers, (self._process.stdout, self._process.stderr)):
             reader.join(1)
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None:
+            # A process that the worker started may hold its end open: closing a stream waits for who reads it.
+            if stream is not None and not reader.is_alive():
                 stream.close()
 
 

@@ -8,7 +8,6 @@ trained and evaluated under the same one, so the setting travels with every resu
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ import numpy as np
 
 from anyvla_sim.base import Unusable
 from anyvla_sim.names import nearest
+from anyvla_sim.trial import TrialFailed, trial
 
 if TYPE_CHECKING:
     import mujoco
@@ -75,11 +75,13 @@ def find_driver() -> str:
         # A try of its own process: a driver that fails leaves PyOpenGL bound to it, and some crash.
         environment = {**{k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}, "MUJOCO_GL": driver}
         probe = f"from mujoco.{driver} import GLContext; c = GLContext(8, 8); c.make_current(); c.free()"
-        done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True)
-        if done.returncode == 0:
-            os.environ["MUJOCO_GL"] = driver
-            return driver
-        faults.append(f"{driver}: {(done.stderr.strip().splitlines() or [f'exit {done.returncode}'])[-1]}")
+        try:
+            trial(probe, environment)
+        except TrialFailed as fault:
+            faults.append(f"{driver}: {fault}")
+            continue
+        os.environ["MUJOCO_GL"] = driver
+        return driver
     raise RendererMissing(_advice("; ".join(faults)))
 
 

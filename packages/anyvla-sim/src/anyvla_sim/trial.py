@@ -1,0 +1,31 @@
+"""Trying what may crash or hang, as graphics drivers do, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Mapping
+
+PATIENCE_S = 60.0
+
+
+class TrialFailed(Exception):
+    """The code failed, crashed or hung; says which."""
+
+
+def trial(code: str, environment: Mapping[str, str] | None = None) -> str:
+    """What the code prints. Raises TrialFailed with the last line of its error, or how it ended."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=PATIENCE_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise TrialFailed(f"it hung: no end within {PATIENCE_S:g} s") from None
+    if done.returncode:
+        raise TrialFailed((done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1])
+    return done.stdout
