@@ -31,9 +31,11 @@ VIEWS = {  # of `half-open`
     "corner": View("corner2", (0.38, 0.78, 0.28, 0.68), 96, 96, turned=True, oversample=2),
     "wrist": _WRIST,
 }
-WIDE_VIEWS = {  # of the stock tasks: goals float anywhere above the table, so it takes two views to place them
+# Of the stock tasks. Goals float anywhere above the table, so it takes two views to place them; one of them travels
+# behind the hand, as the arm itself hides goals from a camera that looks down on the table.
+WIDE_VIEWS = {
     "corner": View("corner2", (0.3, 0.8, 0.25, 0.75), 96, 96, turned=True, oversample=2),
-    "top": View("topview", (0.1, 0.9, 0.02, 0.82), 96, 96, oversample=2),
+    "behind": View("behindGripper", (0.1, 0.9, 0.1, 0.9), 96, 96, oversample=2),
     "wrist": _WRIST,
 }
 NATIVE_VIEWS = {"corner2": View("corner2", (0.0, 1.0, 0.0, 1.0), 480, 480, turned=True)}
