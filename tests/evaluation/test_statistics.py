@@ -77,6 +77,11 @@ def test_the_summary_counts_each_protocol_apart():
     json.dumps(flat)
 
 
+def test_tasks_stand_in_one_order_whichever_ended_first():
+    first, second = _episodes("told", "b", "b", ["b"]), _episodes("told", "a", "a", [None])
+    assert list(summarise(first + second).told.tasks) == list(summarise(second + first).told.tasks) == ["a", "b"]
+
+
 def test_a_protocol_without_episodes_is_none():
     flat = summarise([RESULT]).to_dict()
     assert flat["success"]["episodes"] == 1

@@ -20,7 +20,7 @@ __all__ = ["Interval", "Summary", "summarise", "wilson"]
 
 @dataclass(frozen=True)
 class Rates:
-    """One share: over all episodes, per task (in the order in which they first appear), and as means."""
+    """One share: over all episodes, per task (by name: the order in which they end is chance), and as means."""
 
     overall: Interval  # of all episodes
     tasks: Mapping[str, Interval]
@@ -197,7 +197,7 @@ def _rates(
     results: Sequence[EpisodeResult], counts: Callable[[EpisodeResult], bool], confidence: float
 ) -> Rates | None:
     outcomes: dict[str, list[bool]] = {}
-    for r in results:
+    for r in sorted(results, key=lambda r: r.task):
         outcomes.setdefault(r.task, []).append(counts(r))
     if not outcomes:
         return None
