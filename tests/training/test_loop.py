@@ -103,7 +103,8 @@ def test_a_finished_run_is_left_alone(dataset, tmp_path):
 
 
 def test_accumulation_changes_no_result(dataset, tmp_path):
-    whole, split = config(steps=3), config(steps=3, accumulate=2)
+    whole = config(steps=3, precision="float32")  # on any hardware: the sums of bfloat16 depend on their order
+    split = config(steps=3, precision="float32", accumulate=2)
     one, other = weights(run(dataset, tmp_path / "a", whole)), weights(run(dataset, tmp_path / "b", split))
     for key in one:
         torch.testing.assert_close(one[key], other[key], atol=2e-5, rtol=1e-3)

@@ -117,5 +117,8 @@ def _quantised(layer: nn.Linear, to: Quantize, bnb: Any) -> nn.Module:
         small.weight = bnb.Params4bit(
             weight, requires_grad=False, quant_type="nf4", compress_statistics=False, module=small
         )
+        # On CPUs with bfloat16 units it would repack the weights at the first call: rounded for good, so that what is
+        # saved afterwards is another model, and only where widths are multiples of its blocks.
+        small.support_avx512bf16_for_cpu = False
     small.bias = None if bias is None else nn.Parameter(bias.data, requires_grad=False)
     return small.to(weight.device)  # which quantises
