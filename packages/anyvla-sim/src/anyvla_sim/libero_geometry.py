@@ -20,6 +20,7 @@ PALM_HALF = (0.101, 0.022)
 FINGER_THICK = (0.018, 0.026)  # at the tip and at the palm
 FINGER_HALF = 0.0105
 OPENING = 0.077  # between open fingers
+WRIST, WRIST_RADIUS = -0.15, 0.056  # where the link that carries the hand begins, how far it is around the hand's z
 
 
 def box_surface(half: np.ndarray, spacing: float = SPACING) -> np.ndarray:

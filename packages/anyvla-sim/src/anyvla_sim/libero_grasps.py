@@ -7,13 +7,14 @@ from typing import Iterable, Sequence
 
 import numpy as np
 
-from anyvla_sim.libero_geometry import FINGER_HALF, FINGER_THICK, OPENING, PALM, PALM_HALF, TIP
+from anyvla_sim.libero_geometry import FINGER_HALF, FINGER_THICK, OPENING, PALM, PALM_HALF, TIP, WRIST, WRIST_RADIUS
 
 PAD = (-0.0116, 0.0044)  # from where to where finger pads reach along the hand's z, m
 PAD_HALF = 0.008
 ROOM = 0.003  # m kept free on each side of an open finger
 STEP = 0.005  # m between candidates
 REACH, FAR = 0.72, 3.0  # m from the robot's base beyond which its elbow is nearly straight; what a metre more costs
+BESIDE, TIGHT = 0.012, 10.0  # m that the wrist keeps from what stands beside it; what a metre less costs
 AGAIN = 0.1  # what it costs to try a place again
 SWEEP = 0.3  # m that the hand comes along its z
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # palm down, fingers close along the world's y
@@ -81,6 +82,7 @@ def find(
             wide = around[np.abs(around[:, 1] - y) < PALM_HALF[1] + ROOM]
             close = np.abs(around[:, 1] - y) < FINGER_HALF + ROOM
             narrow, between = around[close], around[close & foreign]
+            beside = around[np.abs(around[:, 1] - y) < WRIST_RADIUS + BESIDE]
             for z in depths:
                 if rotation[2, 2] < -0.9 and (rotation @ (0.0, y, z + TIP))[2] < floor:
                     break
@@ -92,6 +94,7 @@ def find(
                     at = np.array([x, y, z])
                     cost = extra + _cost(pads, low_x, high_x, at, ideal)
                     cost += FAR * max(0.0, float(np.linalg.norm((rotation @ at)[:2] - base)) - REACH)
+                    cost += TIGHT * _crowded(beside, at)
                     cost += AGAIN * sum(float(np.linalg.norm(rotation @ at - f)) < 0.03 for f in failed)
                     if best is None or cost < best.cost:
                         best = Grasp(rotation @ at, rotation, high_x - low_x, cost)
@@ -143,3 +146,10 @@ def _cost(pads: np.ndarray, low: float, high: float, at: np.ndarray, ideal: np.n
     return (
         0.03 * uneven + 0.5 * float(np.hypot(offset[0], offset[1])) + 1.0 * abs(float(offset[2])) + 0.1 * (high - low)
     )
+
+
+def _crowded(points: np.ndarray, at: np.ndarray) -> float:
+    """How far something comes into the room of the wrist, m: it is hindered there, not stopped for sure."""
+    high = (points[:, 2] < at[2] + WRIST) & (points[:, 2] > at[2] - SWEEP)
+    away = np.hypot(*(points[high, :2] - at[:2]).T)
+    return float(np.max(WRIST_RADIUS + BESIDE - away, initial=0.0))

@@ -59,21 +59,21 @@ def over(
     `field`: the heights of what does not move. `moving` (N, 3): points of the hand and what it holds. `align`: the
     distance in the plane, m, within which it goes down. The path is a function of the state: it climbs towards what
     is ahead, waits for the height where it must, and goes down in a funnel over the goal. From below an overhang it
-    leaves sideways first.
+    leaves sideways first, unless it is right over its goal.
     """
     _, turn = scene.hand()
     lead = LEAD * scene.velocity()
     action = np.zeros(7, np.float32)
     action[3:6] = limited(rotation_vector(rotation @ turn.T) * (TURN_GAIN / RADIANS), TURN_SPEED)
     action[6] = grip
+    away = float(np.linalg.norm(shift[:2]))
     under = field.under(moving)
-    if under.any() and not under.all():
+    if away > 2 * align and under.any() and not under.all():
         out = moving[:, :2].mean(0) - moving[under, :2].mean(0)
         rise = float(field.lift(moving[~under], np.zeros((1, 2)))[0]) + CLEAR
         action[:2] = out * (SPEED * _pace(rise) / max(float(np.linalg.norm(out)), 1e-6))
         action[2] = np.clip((rise - lead[2]) * (GAIN[2] / METRES), -SPEED, SPEED)
         return action
-    away = float(np.linalg.norm(shift[:2]))
     askew = float(np.linalg.norm(rotation_vector(rotation @ turn.T)))
     along = AHEAD[away > AHEAD]
     direction = shift[:2] / max(away, 1e-6)
