@@ -23,6 +23,7 @@ PUSHING = 0.5  # the command that pushes
 ARRIVED, STEER = 0.008, 0.018  # m from its goal at which it is left there, and that the hand steers aside
 CORNER = 0.04  # m; what lies further aside than this cannot be steered to on the way
 DOWN = 0.06  # m over where the fingers start to push, from which they go straight down
+ASKEW = 0.3  # rad; a hand that is turned further goes no lower: its palm would sweep the plate away
 PUSH = np.pi / 4  # rad from vertical at which a drawer is pushed
 
 
@@ -220,7 +221,8 @@ class Push:
         offset = goal - here
         if self._phase == "reach":
             start = offset - BEHIND * self._face
-            if np.linalg.norm(start[:2]) < 0.015 and abs(start[2]) < DOWN:
+            askew = float(np.linalg.norm(rotation_vector(turn @ now.T)))
+            if np.linalg.norm(start[:2]) < 0.015 and abs(start[2]) < DOWN and askew < ASKEW:
                 if abs(start[2]) < 0.005:
                     self._phase = "push"
                 return straight(self._scene, here + start, turn, OPEN)  # its rim is no overhang to avoid

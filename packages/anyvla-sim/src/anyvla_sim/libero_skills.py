@@ -13,6 +13,7 @@ from anyvla_sim.libero_motion import CLOSE, OPEN, over, straight
 
 AROUND = 0.35  # m around an object that a grasp looks at
 REACHED, LOW, TURNED = 0.007, 0.004, 0.12  # m in the plane, m in height and rad within which a pose is reached
+TIPPED = 0.2  # rad from vertical at which a grasp from above is none any more
 SHUT = 0.0008  # m that fingers move in a step when they have closed on something
 CLOSING = 16  # steps that the fingers get to close on something
 STILL, PATIENCE = 0.02, 12  # m/s below which, and steps after which, a hand that has not arrived is stuck
@@ -84,6 +85,9 @@ class Carry:
             self._field = self._scene.heights()
         position, rotation = self._scene.pose(self._item)
         goal, turn = position + rotation @ self._grasp[0], rotation @ self._grasp[1]
+        if turn[2, 2] > -np.cos(TIPPED):  # the object has tipped over since
+            self._grasp = None
+            return self._reach()
         here, now = self._scene.hand()
         level = np.linalg.norm(goal[:2] - here[:2]) < REACHED and abs(goal[2] - here[2]) < LOW
         if level and np.trace(turn @ now.T) > 1 + 2 * np.cos(TURNED):
