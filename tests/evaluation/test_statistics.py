@@ -183,6 +183,22 @@ def test_chains():
     assert sum(i.value for i in chains.in_a_row) == pytest.approx(chains.length.value)
 
 
+def test_chains_have_no_use_of_language():
+    """In a chain only the goal whose turn it is is judged: which one came first is not known."""
+    chain = replace(RESULT, task="chain", told="chain", length=5, completed=5, reached="open_drawer")
+    summary = summarise([chain, replace(chain, condition="swapped", completed=0, outcome="failure")])
+    assert summary.told.overall == wilson(1, 1)
+    assert summary.language_use is None
+
+
+def test_conditions_do_not_stand_as_they_ended():
+    ended = ["swapped", "told+delay=2", "told", "empty", "told+delay=8", "swapped+light=dim"]
+    summary = summarise([replace(RESULT, condition=condition) for condition in ended])
+    assert list(summary.conditions) == [
+        "told", "told+delay=2", "told+delay=8", "swapped", "swapped+light=dim", "empty"
+    ]  # fmt: skip
+
+
 def test_recovery():
     lines = [
         replace(RESULT, seed=0, condition="told+push@20", steps=60, extra={"disturbed_at": 20}),

@@ -224,17 +224,17 @@ def demonstrate(
     factors = scene_factors(scene)
     rng = np.random.default_rng((config.seed, [t.name for t in suite.tasks].index(task), number))
     environment.reset(task, seed, factors)
-    actions = _rehearse(environment, suite.limit(task), config, task, sigma, rng)
-    if actions is None:
+    rehearsed = _rehearse(environment, suite.limit(task), config, task, sigma, rng)
+    if rehearsed is None:
         return None
+    labels, actions = rehearsed
     environment.reset(task, seed, factors)
     frames: list[Mapping[str, np.ndarray]] = []
-    proprio, labels = [], []
+    proprio = []
     for action in actions:
         shown = environment.observe()
         frames.append(shown.images)
         proprio.append(shown.proprio)
-        labels.append(environment.expert(task))
         environment.step(action)
     images = {camera: np.stack([f[camera] for f in frames]) for camera in frames[0]}
     phrase = told.instructions[number % len(told.instructions)]
@@ -257,10 +257,11 @@ def _rehearse(
     task: str,
     sigma: float,
     rng: np.random.Generator,
-) -> list[np.ndarray] | None:
-    """The actions to execute from the state of now, noise included; None if they fail."""
+) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+    """From the state of now: the expert's actions, and those to execute, noise included; None if they fail."""
     kept = config.noise_memory
     noise: Any = 0.0
+    labels: list[np.ndarray] = []
     actions: list[np.ndarray] = []
     last: int | None = None  # how many to record, once the goal is reached
     while len(actions) < (last or horizon):
@@ -269,10 +270,11 @@ def _rehearse(
         except Stuck:
             return None
         noise = kept * noise + sigma * np.sqrt(1 - kept**2) * rng.normal(size=label.shape)
+        labels.append(label)
         actions.append(np.clip(label + noise, -1, 1).astype(np.float32))
         goals = environment.step(actions[-1])
         if last is None and any(goals.values()):
             if not goals[task]:
                 return None
             last = min(horizon, len(actions) + config.keep_after_success)
-    return actions if last else None
+    return (labels, actions) if last else None

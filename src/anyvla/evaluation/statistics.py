@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from anyvla.evaluation.conditions import parse
+from anyvla.evaluation.conditions import LANGUAGES, Condition, parse
 from anyvla.evaluation.intervals import Interval, bootstrap_mean, mean_of, wilson
 from anyvla.evaluation.results import EpisodeResult
 
@@ -95,8 +95,8 @@ class Summary:
 
     benchmark: str
     checkpoint: str
-    conditions: Mapping[str, Played]  # in the order in which they first appear
-    language_use: Interval | None  # see `_language_use`
+    conditions: Mapping[str, Played]  # `told` first, each kind of words before what else may differ
+    language_use: Interval | None  # see `_language_use`; None for chains
 
     def _rates(self, condition: str) -> Rates | None:
         return self.conditions[condition].success if condition in self.conditions else None
@@ -163,15 +163,21 @@ def summarise(results: Sequence[EpisodeResult], confidence: float = 0.95) -> Sum
         if r.key in seen:
             raise ValueError(f"the episode {r.key}, told {r.instruction!r}, is there twice")
         seen.add(r.key)
-    conditions: dict[str, list[EpisodeResult]] = {}
+    # The order of the lines is that in which episodes ended, which is chance where conditions are played together.
+    conditions: dict[str, list[EpisodeResult]] = {r.condition: [] for r in sorted(results, key=_order)}
     for r in results:
-        conditions.setdefault(r.condition, []).append(r)
+        conditions[r.condition].append(r)
     return Summary(
         benchmark=results[0].benchmark,
         checkpoint=results[0].checkpoint,
         conditions={name: _played(own, confidence) for name, own in conditions.items()},
         language_use=_language_use(conditions, confidence),
     )
+
+
+def _order(result: EpisodeResult) -> tuple[int, bool]:
+    condition = parse(result.condition)
+    return LANGUAGES.index(condition.language), condition != Condition(condition.language)
 
 
 def _played(results: Sequence[EpisodeResult], confidence: float) -> Played:
@@ -233,10 +239,13 @@ def _language_use(conditions: Mapping[str, Sequence[EpisodeResult]], confidence:
     """How often the first goal reached is the one in the words, where only the words can tell.
 
     Over the start states that were played both with the task's own words and with those of another task of the scene,
-    nothing else changed; each counts twice. A policy that ignores its words gets at most one of the two right.
+    nothing else changed; each counts twice. A policy that ignores its words gets at most one of the two right. In a
+    chain only the goal of the task whose turn it is can be judged, so there is no such number.
     """
-    own = {(r.task, r.seed): r for r in conditions.get("told", ()) if r.outcome != "error"}
-    other = {(r.task, r.seed): r for r in conditions.get("swapped", ()) if r.outcome != "error"}
+    own, other = (
+        {(r.task, r.seed): r for r in conditions.get(name, ()) if r.outcome != "error" and r.length == 1}
+        for name in ("told", "swapped")
+    )
     both = [r for key in own.keys() & other.keys() for r in (own[key], other[key])]
     return wilson(sum(r.reached == r.told for r in both), len(both), confidence) if both else None
 
