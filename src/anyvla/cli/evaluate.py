@@ -20,7 +20,8 @@ from anyvla.recipe import Recipe
 _EPILOG = """\
 Any key of the section evaluation can be set, and any setting of the benchmark:
   --episodes 50 --conditions '[told, swapped, told+light=dim]' --execute 4 --environment.render native
-Sets of conditions: language, generalisation, correction, latency (docs/conditions.md).
+Without --conditions: told, swapped, unrelated, as a score says little of a policy that may not use its words;
+--conditions '[told]' for the score alone. Sets: language, generalisation, correction, latency (docs/conditions.md).
 """
 
 
@@ -115,7 +116,7 @@ def play(
     opened = open_suite(name, settings, python)
     plans = plan(opened.suite, config, expand(config.conditions, opened.benchmark))
     vla = VLA.load(checkpoint, pick_device(device), trust_remote_code=trust_remote_code)
-    score = _Score()
+    score = _Score(str(plans[0].condition))
     with graceful() as stop:
         try:
             with Bar("evaluate") as bar:
@@ -138,15 +139,14 @@ def play(
 
 
 class _Score:
-    """The running score of the first condition, with its interval."""
+    """The running score of a condition, with its interval."""
 
-    def __init__(self) -> None:
+    def __init__(self, condition: str) -> None:
+        self.condition = condition
         self.won = self.played = self.errors = 0
-        self.condition: str | None = None
 
     def hear(self, result: EpisodeResult) -> None:
         """Count a result."""
-        self.condition = self.condition or result.condition
         if result.outcome == "error":
             self.errors += 1
         elif result.condition == self.condition:
