@@ -60,11 +60,13 @@ def test_all_frames_of_a_video_have_one_size():
 
 def test_without_limits_there_is_the_caption_alone():
     shown = overlay(FRAME, "go", task="left", step=12)
-    np.testing.assert_array_equal(shown, caption(FRAME, "go", detail="left, step 12"))
+    np.testing.assert_array_equal(shown, caption(FRAME, "go", detail="step 12, left"))
     np.testing.assert_array_equal(shown[-240:], FRAME)
 
 
 def test_the_step_and_the_outcome_are_said():
+    long = "put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket"
+    assert not np.array_equal(overlay(FRAME, "go", task=long, step=6), overlay(FRAME, "go", task=long, step=5))
     running, won, lost = (overlay(FRAME, "go", step=5, success=s) for s in (None, True, False))
     assert not np.array_equal(overlay(FRAME, "go", step=6), running)
     mark = (slice(0, 60), slice(200, 240))

@@ -48,9 +48,9 @@ def overlay(
         )
     if executed < 0:
         raise ValueError(f"executed must be 0 or more, got {executed}")
-    where = [task] if task and task != text else []
-    if step is not None:
-        where.append(f"step {step}")
+    where = [] if step is None else [f"step {step}"]  # first: long names of tasks are cut
+    if task and task != text:
+        where.append(task)
     colour = NEUTRAL if success is None else SUCCESS if success else FAILURE
     mark: Mark | None = None if success is None else "tick" if success else "cross"
     shown = caption(frame, text, colour, mark, detail=", ".join(where))
