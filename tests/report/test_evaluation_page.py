@@ -171,6 +171,20 @@ def test_it_loads_quietly_and_fits(browser, page: Path, width: int, dark: bool) 
     browser.wait("[...document.querySelectorAll('video')].every(v => v.readyState >= 2)")
 
 
+@pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_long_names_of_tasks_fit(browser, tmp_path: Path, width: int) -> None:
+    """LIBERO's have no place where a line could break."""
+    long = "put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket"
+    lines = [line("told", long, seed, seed == 0) for seed in range(3)]
+    (tmp_path / "videos").mkdir()
+    fake_run.film(tmp_path / "videos", lines)
+    browser.open(write(tmp_path, lines), width, mobile=width < 500)
+    assert browser.evaluate("document.documentElement.scrollWidth") == width
+    wider = "[...document.querySelectorAll('section, figcaption')].filter(e => e.scrollWidth > e.clientWidth).length"
+    assert browser.evaluate(wider) == 0
+
+
 def test_where_lines_do_not_agree_every_value_is_told(tmp_path: Path) -> None:
     lines = [line("told", "reach", 0, True), line("told", "reach", 1, True, versions={"torch": "2.14.0"})]
     assert "torch 2.13.0; 2.14.0" in Page(write(tmp_path, lines)).text("protocol")
