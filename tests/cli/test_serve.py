@@ -39,7 +39,9 @@ def test_bad_options(
 
 def test_it_listens_until_it_is_stopped(checkpoint: Path) -> None:
     command = [sys.executable, "-m", "anyvla.cli.main", "serve", str(checkpoint.parent), "--port", "0"]
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has commands in the background ignore it
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    signal.signal(signal.SIGINT, before)
     try:
         assert server.stdout is not None
         said = server.stdout.readline()
