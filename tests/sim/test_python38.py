@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,19 +23,14 @@ from anyvla.policy import VLA
 from anyvla_sim.base import Unusable
 
 
-def _python38() -> str | None:
-    kept = sorted(Path("~/.pyenv/versions").expanduser().glob("3.8.*/bin/python"))
-    return str(kept[-1]) if kept else shutil.which("python3.8")
-
-
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh environment with nothing in it."""
-    python = _python38()
-    if python is None:
+    if shutil.which("python3.8") is None:
         pytest.skip("there is no Python 3.8 here")
     folder = tmp_path_factory.mktemp("python38")
-    subprocess.run([python, "-m", "venv", folder], check=True)
+    chosen = os.environ | {"PYENV_VERSION": "3.8"}  # where pyenv's shims stand for it
+    subprocess.run(["python3.8", "-m", "venv", folder], check=True, env=chosen)
     return folder / "bin" / "python"
 
 
