@@ -106,7 +106,10 @@ class LSTMFuser(Fuser):
                     parts[1].fill_(1)
 
     def forward(self, features: Float[Tensor, "B W F"]) -> Float[Tensor, "B W C"]:
-        return self.lstm(features)[0]
+        if features.device.type != "cpu":
+            return self.lstm(features)[0]
+        with torch.autocast("cpu", enabled=False):  # without AVX-512 oneDNN has no LSTM in bfloat16, and raises
+            return self.lstm(features.to(next(self.lstm.parameters()).dtype))[0]
 
 
 class GPTFuser(Fuser):
