@@ -163,10 +163,11 @@ def summarise(results: Sequence[EpisodeResult], confidence: float = 0.95) -> Sum
         if r.key in seen:
             raise ValueError(f"the episode {r.key}, told {r.instruction!r}, is there twice")
         seen.add(r.key)
-    # The order of the lines is that in which episodes ended, which is chance where conditions are played together.
-    conditions: dict[str, list[EpisodeResult]] = {r.condition: [] for r in sorted(results, key=_order)}
+    conditions: dict[str, list[EpisodeResult]] = {}
     for r in results:
-        conditions[r.condition].append(r)
+        conditions.setdefault(r.condition, []).append(r)
+    # Lines stand as episodes ended, which is chance where conditions are played together.
+    conditions = {name: conditions[name] for name in sorted(conditions, key=_order)}
     return Summary(
         benchmark=results[0].benchmark,
         checkpoint=results[0].checkpoint,
@@ -175,8 +176,8 @@ def summarise(results: Sequence[EpisodeResult], confidence: float = 0.95) -> Sum
     )
 
 
-def _order(result: EpisodeResult) -> tuple[int, bool]:
-    condition = parse(result.condition)
+def _order(name: str) -> tuple[int, bool]:
+    condition = parse(name)
     return LANGUAGES.index(condition.language), condition != Condition(condition.language)
 
 
