@@ -82,20 +82,23 @@ def test_no_frames_are_no_video(tmp_path):
         video.encode(tmp_path / "a.mp4", [], 20)
 
 
+def priority():
+    """How this thread is scheduled; None where the system does not say."""
+    return (os.sched_getscheduler(0), os.sched_getparam(0)) if hasattr(os, "sched_getscheduler") else None
+
+
 @contextlib.contextmanager
 def no_priority():
     """SVT-AV1, run by root, makes the thread that opens it real-time, and with it all threads that are begun later.
 
     They starve what runs beside: threads of torch, of which some began before, then wait for each other for ever.
     """
-    if not hasattr(os, "sched_getscheduler"):
-        yield
-        return
-    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    before = priority()
     try:
         yield
     finally:
-        os.sched_setscheduler(0, policy, parameters)
+        if before is not None:
+            os.sched_setscheduler(0, *before)
 
 
 def foreign(path, frames, fps, codec, **options):
@@ -123,8 +126,9 @@ def test_frames_of_any_codec_are_found_by_their_time(tmp_path, codec, options):
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV cannot write {codec}")
     frames = np.stack([np.full((64, 64, 3), (4 * t, 250 - 4 * t, 100), np.uint8) for t in range(60)])
+    before = priority()
     foreign(tmp_path / "a.mp4", frames, 10, codec, **options)
-    assert not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert priority() == before
     whole = video.decode(tmp_path / "a.mp4", 10, range(60))
     assert np.abs(whole.astype(float) - frames).mean(axis=(1, 2, 3)).max() < 3
     rng = np.random.default_rng(0)
