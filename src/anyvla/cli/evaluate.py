@@ -20,8 +20,9 @@ from anyvla.recipe import Recipe
 _EPILOG = """\
 Any key of the section evaluation can be set, and any setting of the benchmark:
   --episodes 50 --conditions '[told, swapped, told+light=dim]' --execute 4 --environment.render native
-Without --conditions: told, swapped, unrelated, as a score says little of a policy that may not use its words;
---conditions '[told]' for the score alone. Sets: language, generalisation, correction, latency (docs/conditions.md).
+Without --conditions: the recipe's on its own benchmark, else told, swapped, unrelated, as a score says little of a
+policy that may not use its words; --conditions '[told]' for the score alone.
+Sets of conditions: language, generalisation, correction, latency (docs/conditions.md).
 """
 
 
