@@ -58,7 +58,8 @@ def make(folder: Path) -> None:
     for name, options in (("whole", {"max_shard_size": "50GB"}), ("shards", {"max_shard_size": "200MB"})):
         nano.save_assets(folder / name)
         (folder / name / "preprocessor_config.json").write_text(
-            json.dumps({"size": {"height": 112, "width": 112}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+            json.dumps({"size": {"height": 112, "width": 112}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}),
+            encoding="utf-8",
         )
         model.save_pretrained(folder / name, **options)
 
@@ -85,7 +86,7 @@ def load(kind: str, folder: Path, dtype: str) -> torch.nn.Module:
         return LlavaForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
     if kind == "vla":
         return VLA.load(folder)
-    document = yaml.safe_load((folder / "config.yaml").read_text())
+    document = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     vla = VLA(build(VLAConfig, document["model"]), [robot()], assets=folder / "backbone")
     safetensors.torch.load_model(vla, str(folder / "model.safetensors"))
     return vla
@@ -97,7 +98,9 @@ def measure(kind: str, folder: Path, dtype: str) -> dict[str, float]:
     seconds = time.perf_counter() - start
     size = sum(w.numel() * w.element_size() for w in model.parameters())
     sum(float(w.flatten()[:: 1024 // w.element_size()].sum()) for w in model.parameters())  # each page is there
-    status = Path("/proc/self/status").read_text()  # getrusage would begin with the memory of the parent process
+    status = Path("/proc/self/status").read_text(
+        encoding="utf-8"
+    )  # getrusage would begin with the memory of the parent process
     peak = int(status.split("VmHWM:")[1].split()[0]) * 1024 - before
     return {"size_gb": size / 1e9, "peak": peak / size, "seconds": seconds}
 
@@ -116,7 +119,7 @@ def main() -> None:
         print(f"{'case':40} {'weights, GB':>12} {'peak / weights':>15} {'seconds':>8}")
         for name, (kind, where, dtype) in CASES.items():
             command = [sys.executable, __file__, "--case", kind, str(folder / where), dtype]
-            run = subprocess.run(command, capture_output=True, text=True, check=True)
+            run = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
             r = json.loads(run.stdout.splitlines()[-1])
             print(f"{name:40} {r['size_gb']:12.2f} {r['peak']:15.2f} {r['seconds']:8.1f}", flush=True)
 

@@ -53,7 +53,7 @@ def make(root: Path, episodes: int, rows_per_group: int) -> None:
         "anyvla": {"embodiment": robot},
     }
     (root / "meta/episodes/chunk-000").mkdir(parents=True)
-    (root / "meta/info.json").write_text(json.dumps(info))
+    (root / "meta/info.json").write_text(json.dumps(info), encoding="utf-8")
     number = np.arange(episodes)
     file = number * 3 // episodes
     columns = {
@@ -99,7 +99,10 @@ def main() -> None:
             root = Path(folder) / "set"
             make(root, episodes, options.rows_per_group)
             command = [sys.executable, "-c", MEASURE, str(root), str(episodes)]
-            runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(options.rounds)]
+            runs = [
+                subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
+                for _ in range(options.rounds)
+            ]
         found = np.array([run.stdout.split() for run in runs], float)
         seconds, megabytes = np.median(found, axis=0)
         results.append({"episodes": episodes, "seconds": round(seconds, 3), "MB": round(megabytes, 1)})

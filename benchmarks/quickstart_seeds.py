@@ -28,7 +28,9 @@ def main() -> None:
             if not link.exists():
                 link.symlink_to((first / "dataset").resolve(), target_is_directory=True)
         command = ["quickstart", "--out", str(run), "--json", f"--training.seed={seed}"]
-        done = subprocess.run([sys.executable, "-m", "anyvla.cli.main", *command], stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "anyvla.cli.main", *command], stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        )
         if done.returncode:
             sys.exit(done.returncode)
         result = json.loads(done.stdout.splitlines()[-1])
@@ -37,7 +39,7 @@ def main() -> None:
             for k in ("success", "success_swapped", "success_shuffled")
         }
         print(f"seed {seed}: {shares}, {result['minutes']:.2f} minutes, {result['peak_memory_gb']:.2f} GB")
-        for line in (run / "stages.jsonl").read_text().splitlines():
+        for line in (run / "stages.jsonl").read_text(encoding="utf-8").splitlines():
             print("   ", line)
 
 

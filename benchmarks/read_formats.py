@@ -111,10 +111,10 @@ def write_rlds(root: Path, records: list[bytes], shape: tuple[int, ...]) -> None
     steps["observation"] = {"featuresDict": {"features": observation}}
     top = {"steps": {"sequence": {"feature": {"featuresDict": {"features": steps}}}}}
     root.mkdir(parents=True)
-    (root / "features.json").write_text(json.dumps({"featuresDict": {"features": top}}))
+    (root / "features.json").write_text(json.dumps({"featuresDict": {"features": top}}), encoding="utf-8")
     parts = [records[i::shards] for i in range(shards)]
     split = {"name": "train", "shardLengths": [str(len(p)) for p in parts]}
-    (root / "dataset_info.json").write_text(json.dumps({"name": "made_up", "splits": [split]}))
+    (root / "dataset_info.json").write_text(json.dumps({"name": "made_up", "splits": [split]}), encoding="utf-8")
     for i, part in enumerate(parts):
         with (root / f"made_up-train.tfrecord-{i:05d}-of-{shards:05d}").open("wb") as file:
             file.writelines(part)
@@ -190,7 +190,7 @@ def statistics(options: argparse.Namespace, root: Path) -> None:
     info["features"] = {"action": vector, "observation.state": vector}
     info["data_path"] = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
     info["anyvla"] = {"embodiment": to_dict(robot)}
-    (folder / "meta/info.json").write_text(json.dumps(info))
+    (folder / "meta/info.json").write_text(json.dumps(info), encoding="utf-8")
     pq.write_table(pa.table({"task_index": [0], "task": ["do it"]}), folder / "meta/tasks.parquet")
     first, zeros = np.arange(count) * STEPS, np.zeros(count, int)
     table = {"episode_index": np.arange(count), "tasks": [["do it"]] * count, "length": np.full(count, STEPS)}
@@ -226,7 +226,7 @@ def statistics(options: argparse.Namespace, root: Path) -> None:
 
 def resident(kind: str) -> float:
     """Megabytes of this process, as Linux counts them: RssAnon its own, RssFile pages of mapped files."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{kind}:")[1].split()[0]) * 1024 / 1e6
 
 
@@ -263,9 +263,9 @@ def memory(options: argparse.Namespace, root: Path) -> None:
             told = time.perf_counter()
             own, mapped = (resident(kind) for kind in ("RssAnon", "RssFile"))
             lines.append(f"{told - begin:.1f},{16 * step},{own:.1f},{mapped:.1f}")
-    options.out.write_text("\n".join(lines) + "\n")
+    options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     found = np.array([line.split(",")[2:] for line in lines[1:]], float)  # (n, 2)
-    options.out.with_suffix(".svg").write_text(drawn(found, options.minutes))
+    options.out.with_suffix(".svg").write_text(drawn(found, options.minutes), encoding="utf-8")
     tenth = max(1, len(found) // 10)
     print(f"{16 * step:,} windows, {16 * step / (time.perf_counter() - begin):.0f} a second")
     for name, values in zip(("own memory", "mapped files"), found.T, strict=True):

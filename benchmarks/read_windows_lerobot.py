@@ -101,7 +101,7 @@ def rewrite_anyvla(options: argparse.Namespace, seed: int) -> float:
     begin = time.perf_counter()
     write_dataset(options.rewrite / "anyvla", dataset.embodiment, (resized(dataset[i]) for i in range(len(dataset))))
     robot = yaml.safe_dump({"embodiment": to_dict(dataset.embodiment)}, sort_keys=False)
-    (options.rewrite / "robot.yaml").write_text(robot)
+    (options.rewrite / "robot.yaml").write_text(robot, encoding="utf-8")
     return int(dataset.lengths.sum()) / (time.perf_counter() - begin)
 
 
@@ -157,7 +157,7 @@ def opened(options: argparse.Namespace):
 
     robot = None
     if options.embodiment:
-        robot = build(Embodiment, yaml.safe_load(options.embodiment.read_text())["embodiment"])
+        robot = build(Embodiment, yaml.safe_load(options.embodiment.read_text(encoding="utf-8"))["embodiment"])
     return open_dataset(options.dataset, embodiment=robot)
 
 
@@ -190,7 +190,9 @@ def main() -> None:
             if python is None:
                 continue
             command = [python, __file__, *sys.argv[1:], "--side", side, "--seed", str(seed)]
-            run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+            run = subprocess.run(
+                command, capture_output=True, text=True, env=environment, check=False, encoding="utf-8"
+            )
             if run.returncode:
                 sys.exit(f"{side}: {run.stderr[-2000:]}")
             found.setdefault(side, []).append(float(run.stdout.split("per second")[1]))

@@ -66,7 +66,7 @@ def train(name: str, options: argparse.Namespace, dataset: Path) -> str:
     )
     found = json.loads(out.splitlines()[-1])
     told, swapped = (interval(found[k]) for k in ("success", "success_swapped"))
-    stages = [json.loads(line) for line in (run / "stages.jsonl").read_text().splitlines()]
+    stages = [json.loads(line) for line in (run / "stages.jsonl").read_text(encoding="utf-8").splitlines()]
     minutes = next(s["minutes"] for s in reversed(stages) if s["stage"] == "train")
     return f"| {name} | {told} | {swapped} | {minutes:.1f} min |"
 
@@ -81,7 +81,7 @@ def interval(share: dict[str, float]) -> str:
 def anyvla(*arguments: str, threads: int = 2) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "anyvla.cli.main", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, encoding="utf-8")
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with status {done.returncode}")
     return done.stdout

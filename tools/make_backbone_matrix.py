@@ -50,7 +50,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as modules:  # where transformers copies code that comes with models
             os.environ["HF_MODULES_CACHE"] = modules
             measure(options.only, options.jobs)
-    results = parse(json.loads(RESULTS.read_text()))
+    results = parse(json.loads(RESULTS.read_text(encoding="utf-8")))
     PAGE.write_text(render(results), encoding="utf-8")
     failed = [f"{m.name}: {', '.join(m.failed)}" for m in _all(results) if m.failed]
     print(f"{RESULTS.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}: {len(results.families)} families")
@@ -70,7 +70,7 @@ def measure(only: list[str] | None, jobs: int) -> None:
         raise SystemExit(f"no such family: {', '.join(sorted(unknown))}; known: {', '.join((*REGISTERED, *FAMILIES))}")
     rows: dict[str, dict[str, Any]] = {kind: {} for kind in known}
     if only and RESULTS.is_file():
-        old = json.loads(RESULTS.read_text())
+        old = json.loads(RESULTS.read_text(encoding="utf-8"))
         rows = {kind: {n: row for n, row in old[kind].items() if n in names} for kind, names in known.items()}
     chosen = [(kind, n) for kind, names in known.items() for n in names if not only or n in only]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, Bar("families") as bar:

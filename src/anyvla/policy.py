@@ -309,10 +309,16 @@ class VLA(nn.Module):
         """
         folder.mkdir(parents=True, exist_ok=True)
         document = dict(recipe or {}) | {"model": to_dict(self.config)}
-        (folder / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120))
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8"
+        )
         robots = {r.embodiment.name: r for r in self.robots}
-        (folder / "statistics.json").write_text(write_statistics({n: r.statistics for n, r in robots.items()}))
-        (folder / "embodiments.json").write_text(json.dumps([to_dict(r.embodiment) for r in self.robots], indent=1))
+        (folder / "statistics.json").write_text(
+            write_statistics({n: r.statistics for n, r in robots.items()}), encoding="utf-8"
+        )
+        (folder / "embodiments.json").write_text(
+            json.dumps([to_dict(r.embodiment) for r in self.robots], indent=1), encoding="utf-8"
+        )
         self.backbone.save_assets(folder / "backbone")
         if self.codec is not None:
             self.codec.save(folder / "codec")
@@ -331,7 +337,7 @@ class VLA(nn.Module):
         config = folder / "config.yaml"
         if not config.is_file():
             raise ValueError(f"{folder} is no checkpoint of anyvla: it has no config.yaml")
-        document = yaml.safe_load(config.read_text())
+        document = yaml.safe_load(config.read_text(encoding="utf-8"))
         model = build(VLAConfig, document["model"], where=f"{config}, model")
         if getattr(model.backbone.config, "trust_remote_code", False) and not trust_remote_code:
             raise ValueError(
@@ -348,7 +354,7 @@ def _robots(folder: Path) -> list[Robot]:
     """Of a checkpoint. Raises ConfigError, StatisticsError for those that are missing or damaged."""
     path = folder / "embodiments.json"
     statistics = read_statistics(folder / "statistics.json")
-    embodiments = [build(Embodiment, e, where=str(path)) for e in json.loads(path.read_text())]
+    embodiments = [build(Embodiment, e, where=str(path)) for e in json.loads(path.read_text(encoding="utf-8"))]
     lacking = [e.name for e in embodiments if e.name not in statistics]
     if lacking:
         raise StatisticsError(f"{folder / 'statistics.json'} lacks the statistics of {', '.join(lacking)}")

@@ -117,7 +117,7 @@ class BinsCodec(Codec):
         folder.mkdir(parents=True, exist_ok=True)
         if self.config.kind == "quantile":
             learnt = {"rest": self.rest.tolist(), "values": self.values.tolist()}
-            (folder / FILE).write_text(json.dumps(learnt))
+            (folder / FILE).write_text(json.dumps(learnt), encoding="utf-8")
 
     def _learn(self, values: Float64[np.ndarray, "A V"], rest: Float64[np.ndarray, "A"]) -> None:
         """Take values over that encode what is nearest to them, and where to rest."""
@@ -197,7 +197,7 @@ def _load(path: Path, space: ActionSpace, bins: int) -> tuple[np.ndarray, np.nda
     if not path.is_file():
         raise CodecError(f"{path.parent} holds no fitted quantile bins ({path.name} is missing): {again}")
     try:
-        learnt = json.loads(path.read_text())
+        learnt = json.loads(path.read_text(encoding="utf-8"))
         values, rest = np.array(learnt["values"], np.float64), np.array(learnt["rest"], np.float64)
     except (ValueError, KeyError, TypeError) as error:
         raise CodecError(f"{path} cannot be read ({error!r}): {again}") from None

@@ -144,7 +144,7 @@ def load_report(folder: Path) -> Report:
     if not path.is_file():
         raise CodecError(f"there is no fitted codec at {folder}: {again}, which fits it to the recipe's data")
     try:
-        return build(Report, json.loads(path.read_text()))
+        return build(Report, json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CodecError(f"{path} is no report of a codec, or a damaged one: {again} again") from error
 

@@ -130,7 +130,7 @@ class FastCodec(Codec):
         """Write a FAST tokenizer as published, and what it has no place for."""
         bpe = self._fitted()
         write(folder, bpe, Processor(self.scale, bpe.lowest, self.chunk, self.space.size))
-        (folder / FILE).write_text(json.dumps({"length": self.length, "rest": self._rest.tolist()}))
+        (folder / FILE).write_text(json.dumps({"length": self.length, "rest": self._rest.tolist()}), encoding="utf-8")
 
     @property
     def _bound(self) -> int:
@@ -197,7 +197,7 @@ def _check(chunks: Tensor, chunk: int, dims: int) -> None:
 def _load(file: Path, dims: int) -> tuple[int, Float64[np.ndarray, "A"]]:
     """T and where to rest, as `save` wrote them. Raises CodecError."""
     try:
-        learnt = json.loads(file.read_text())
+        learnt = json.loads(file.read_text(encoding="utf-8"))
         length, rest = int(learnt["length"]), np.array(learnt["rest"], np.float64)
         if length < 1 or rest.shape != (dims,):
             raise ValueError(f"length {length}, rest of {rest.shape}")

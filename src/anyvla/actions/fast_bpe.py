@@ -116,7 +116,7 @@ def write(folder: Path, bpe: IntegerBPE, processor: Processor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     bpe.tokenizer.save(str(folder / TOKENIZER))
     told = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    (folder / TOKENIZER_CONFIG).write_text(json.dumps(told, indent=2))
+    (folder / TOKENIZER_CONFIG).write_text(json.dumps(told, indent=2), encoding="utf-8")
     told = {
         "processor_class": "UniversalActionProcessor",
         "auto_map": {"AutoProcessor": CLASS},
@@ -126,14 +126,14 @@ def write(folder: Path, bpe: IntegerBPE, processor: Processor) -> None:
         "time_horizon": processor.chunk,
         "action_dim": processor.dims,
     }
-    (folder / PROCESSOR).write_text(json.dumps(told, indent=2))
+    (folder / PROCESSOR).write_text(json.dumps(told, indent=2), encoding="utf-8")
 
 
 def read(source: str | Path) -> tuple[Tokenizer, Processor]:
     """The tokenizer in a folder, or of an id of the hub. Raises CodecError."""
     processor, tokenizer = _find(source)
     try:
-        told = json.loads(processor.read_text())
+        told = json.loads(processor.read_text(encoding="utf-8"))
         scale, lowest = told.get("scale", 10), told.get("min_token", 0)
         known = _number(scale) and 0 < scale <= FINEST and _number(lowest, whole=True)
         shape = [told.get(key) for key in ("time_horizon", "action_dim")]

@@ -57,7 +57,7 @@ def read_statistics(path: Path) -> dict[str, Statistics]:
             "Take the whole checkpoint folder, or train again"
         )
     try:
-        data: dict[str, Any] = json.loads(path.read_text())
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {name: Statistics(of["action"], of["proprio"], of["fingerprint"]) for name, of in data.items()}
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise StatisticsError(f"{path} is not a statistics file of anyvla ({error!r}); train again") from None

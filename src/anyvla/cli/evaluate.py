@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     checkpoint = options.run / "checkpoint" if (options.run / "checkpoint").is_dir() else options.run
     if not (checkpoint / "config.yaml").is_file():
         raise ConfigError(f"{options.run} holds no trained policy: no checkpoint/config.yaml, no config.yaml")
-    recipe = yaml.safe_load((checkpoint / "config.yaml").read_text())
+    recipe = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
     own = recipe.get("benchmark")
     benchmark = options.benchmark or own
     if not benchmark:

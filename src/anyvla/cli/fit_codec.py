@@ -87,7 +87,7 @@ def fit_codec(recipe: Recipe, run: Path) -> Path:
             facts=facts,
             seconds=round(seconds, 3),
         )
-        (temporary / REPORT).write_text(json.dumps(to_dict(report), indent=1))
+        (temporary / REPORT).write_text(json.dumps(to_dict(report), indent=1), encoding="utf-8")
         _replace(folder, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

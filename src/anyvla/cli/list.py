@@ -69,7 +69,7 @@ def _recipes() -> list[dict[str, Any]]:
 
     rows = []
     for name in bundled():
-        text = find(name).read_text()
+        text = find(name).read_text(encoding="utf-8")
         first = text.splitlines()[0].lstrip("# ")
         rows.append({"kind": "recipe", "name": name, "what": first, "benchmark": yaml.safe_load(text).get("benchmark")})
     return rows

@@ -38,7 +38,7 @@ class Measured:
             "finished": kind is None,
         }
         self.run.mkdir(parents=True, exist_ok=True)
-        with (self.run / "stages.jsonl").open("a") as file:
+        with (self.run / "stages.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def _sample(self) -> None:

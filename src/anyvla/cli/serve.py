@@ -42,7 +42,9 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"which robot? --robot one of {', '.join(robots)}")
     mapping = DEFAULTS.get(name, ClientMapping())
     if options.mapping is not None:
-        mapping = build(ClientMapping, yaml.safe_load(options.mapping.read_text()) or {}, where=str(options.mapping))
+        mapping = build(
+            ClientMapping, yaml.safe_load(options.mapping.read_text(encoding="utf-8")) or {}, where=str(options.mapping)
+        )
     if options.execute is not None and not 1 <= options.execute <= vla.config.chunk:
         raise ConfigError(f"--execute {options.execute}: the policy predicts {vla.config.chunk} actions at once")
     server = Server(vla, Translator(mapping, robots[name]), options.execute)

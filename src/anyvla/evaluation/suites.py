@@ -64,6 +64,6 @@ def _mapping(path: Path) -> Any:
     if not path.is_file():
         raise ConfigError(f"there is no mapping {path}: a YAML file, docs/benchmark_gym.md shows one")
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None

@@ -99,7 +99,7 @@ def film(
     index = videos / "index.json"
     index.parent.mkdir(parents=True, exist_ok=True)
     temporary = index.with_suffix(".tmp")
-    temporary.write_text(json.dumps([_entry(r, name) for name, r in names.items()], indent=1))
+    temporary.write_text(json.dumps([_entry(r, name) for name, r in names.items()], indent=1), encoding="utf-8")
     temporary.replace(index)
     return index
 

@@ -57,7 +57,7 @@ def _write(
     temporary: Path, vla: VLA, optimizer: torch.optim.Optimizer, step: int, recipe: Mapping[str, Any], card: str
 ) -> None:
     vla.save(temporary, recipe)
-    (temporary / "README.md").write_text(card)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     training = temporary / "training"
     training.mkdir()
     tensors = {
@@ -66,12 +66,12 @@ def _write(
         for key, value in state.items()
     }
     safetensors.torch.save_file(tensors | {"rng": torch.get_rng_state()}, str(training / "state.safetensors"))
-    (training / "state.json").write_text(json.dumps({"step": step}))
+    (training / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
 
 
 def check_same(folder: Path, recipe: Mapping[str, Any], robots: Sequence[Robot]) -> None:
     """Refuse to go on with a checkpoint of another recipe or other data. Raises ConfigError that names what differs."""
-    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     way_out = f"Choose another output folder, or remove {folder.parent} to train anew"
     sections = ("model", "data", "training")
     differing = [
@@ -114,4 +114,4 @@ def restore(folder: Path, vla: VLA, optimizer: torch.optim.Optimizer) -> int:
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(json.loads((folder / "training" / "state.json").read_text())["step"])
+    return int(json.loads((folder / "training" / "state.json").read_text(encoding="utf-8"))["step"])

@@ -259,12 +259,12 @@ def _split(batch: Batch, parts: int, device: torch.device) -> Iterator[Batch]:
 
 def _open_log(path: Path, start: int) -> Any:
     """The log, without lines past the step we go on from."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     temporary.replace(path)
-    return path.open("a")
+    return path.open("a", encoding="utf-8")
 
 
 def _plain(line: Progress) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def _chains(root: Path) -> Sequence[Chain]:
 def _other_words(path: Path, tasks: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
     """Task -> phrases of a JSON file. Raises ValueError if it lacks a task or has something else."""
     try:
-        read = json.loads(path.read_text())
+        read = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"language: {path} cannot be read: {error}") from None
     if not isinstance(read, dict) or not all(isinstance(p, list) and p for p in read.values()):

@@ -73,7 +73,7 @@ def phrases(root: Path) -> Mapping[str, Sequence[str]]:
     """Task -> the phrases of the official evaluation, one each."""
     import yaml
 
-    read = yaml.safe_load((root / ANNOTATIONS).read_text())
+    read = yaml.safe_load((root / ANNOTATIONS).read_text(encoding="utf-8"))
     return {str(task): [str(phrase) for phrase in said] for task, said in read.items()}
 
 
@@ -121,7 +121,7 @@ def commit(folder: Path) -> str:
     """The git commit of a checkout, "unknown" if it is none."""
     try:
         command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -57,7 +57,7 @@ def chains(root: Path) -> Sequence[Chain]:
     source = (root / SEQUENCES).read_bytes()
     kept = _cache() / f"chains-{hashlib.sha256(source).hexdigest()[:16]}.json"
     try:
-        drawn = json.loads(kept.read_text())
+        drawn = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         print("anyvla: CALVIN draws its 1000 chains; this takes minutes, once", file=sys.stderr, flush=True)
         drawn = [[dict(start), list(tasks)] for start, tasks in draw(root)]
@@ -106,7 +106,7 @@ class _Here:
 
 def _run(path: Path, given: Mapping[str, Any], wanted: Callable[[ast.stmt], bool]) -> dict[str, Any]:
     """The names that the wanted statements of a file define, those of `given` being there before."""
-    tree = ast.parse(path.read_text(), str(path))
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     tree.body = [node for node in tree.body if wanted(node)]
     names: dict[str, Any] = {"__name__": path.stem, **given}
     exec(compile(tree, str(path), "exec"), names)
@@ -131,5 +131,5 @@ def _cache() -> Path:
 def _keep(path: Path, text: str) -> None:
     """Write it whole or not at all: several workers may begin at once."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

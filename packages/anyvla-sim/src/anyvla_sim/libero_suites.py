@@ -58,7 +58,7 @@ def suite(name: str) -> Suite:
     tasks: list[Task] = []
     scenes: dict[tuple[str, ...], str] = {}
     for task in _installed()[0][f"libero_{name}"]:
-        text = files(name, task)[0].read_text()
+        text = files(name, task)[0].read_text(encoding="utf-8")
         parts = tuple(_section(text, section) for section in _SAME)
         scene = scenes.setdefault(parts, f"scene-{len(scenes) + 1}")
         said = _said(text) if name.endswith(_SAID_IN_FILE) else _sentence(task)

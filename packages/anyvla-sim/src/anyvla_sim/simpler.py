@@ -263,6 +263,6 @@ def _commit(folder: Path) -> str:
     """The git commit that a folder is of; "unknown" if it is not of a checkout."""
     command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -23,6 +23,7 @@ def trial(code: str, environment: Mapping[str, str] | None = None) -> str:
             text=True,
             env=environment,
             timeout=PATIENCE_S,
+            encoding="utf-8",
         )
     except subprocess.TimeoutExpired:
         raise TrialFailed(f"it hung: no end within {PATIENCE_S:g} s") from None

@@ -128,7 +128,7 @@ class Played:
 def _resident_mb() -> float:
     """The memory of this process, in MB; 0 where it cannot be told."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
     except (OSError, ValueError):
         return 0.0
