@@ -1,0 +1,86 @@
+"""Resolves the names of files that a data set or a checkpoint gives, and refuses those that lead out of its folder.
+
+Whoever wrote the folder chose the names, and the files behind them are read with the rights of the user. The folder
+itself may be a symbolic link, because the user chose it.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+_OUT = "a data set or a checkpoint may name files of its own folder only"
+
+
+def inside(root: Path, name: str) -> Path:
+    """Return `root / name`. The file need not exist.
+
+    Raise ValueError with the name if it is absolute, holds `..`, a backslash or a drive of Windows, leads out of `root`
+    through a symbolic link, or belongs to something that is neither a regular file nor a folder.
+    """
+    check_name(name, root)
+    path = root / name
+    try:
+        real, base = path.resolve(), root.resolve()
+        folder = real.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name that is too long
+        raise ValueError(f"{root} names the file {name!r}, which cannot be looked up ({error})") from None
+    if not real.is_relative_to(base) and real.parent != _blobs(base):
+        raise ValueError(f"{root} names the file {name!r}, a symbolic link to {real}: {_OUT}; copy the file into it")
+    return path if folder else regular(path)
+
+
+def check_name(name: str, root: Path) -> None:
+    """Raise ValueError for a name that leads out of any folder; no file is looked at."""
+    windows = PureWindowsPath(name)
+    fault = (
+        "is empty"
+        if not name
+        else "holds a NUL or a line break"
+        if any(c in name for c in "\0\r\n")
+        else "holds a backslash"
+        if "\\" in name
+        else "is absolute"
+        if windows.drive or windows.root or PurePosixPath(name).is_absolute()
+        else "holds '..'"
+        if ".." in PurePosixPath(name).parts
+        else ""
+    )
+    if fault:
+        raise ValueError(f"{root} names the file {name!r}, which {fault}: {_OUT}")
+
+
+def regular(path: Path) -> Path:
+    """Return `path`, unless it is a pipe, a device, a socket or a folder, which would hang or answer without end.
+
+    A missing file is left to whoever opens it. Raise ValueError with the path.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return path
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file")
+    return path
+
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def _blobs(base: Path) -> Path | None:
+    """Return the folder of file contents of a repository in the cache of huggingface_hub, if `base` belongs to one.
+
+    The cache keeps `datasets--org--name/snapshots/COMMIT/FILE` as a link to `datasets--org--name/blobs/HASH`. Only a
+    link straight into this one folder counts as inside, so no link leads to another repository or another place.
+    """
+    for folder in (base, *base.parents):
+        repository = folder.parent.parent
+        if folder.parent.name == "snapshots" and repository.name.startswith(("datasets--", "models--", "spaces--")):
+            return repository / "blobs"
+    return None
