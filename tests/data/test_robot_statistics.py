@@ -80,7 +80,7 @@ def test_no_frame_is_decoded():
         ({"proprio": np.zeros((5, 4), np.float32)}, r"proprio have shape \(5, 4\), .* and the episode has 6 steps"),
         (
             {"actions": np.where(np.eye(6, 4), np.nan, 0).astype(np.float32)},
-            "memory, episode 1: actions must be finite: step 0, group 'hand', dim 0 of it, is nan",
+            "memory, episode 1: actions must be finite: step 0, group 'hand', dim 0, is nan",
         ),
         ({"proprio": np.full((6, 4), -np.inf, np.float32)}, "proprio must be finite: step 0, group 'hand', dim 0"),
     ],

@@ -52,6 +52,8 @@ def _merge(one: Group, other: Group, what: str, robot: str, other_robot: str) ->
             f"{what} {one.name!r} means different things in {robot} and {other_robot}: {told}. Convert one of the "
             "sources (rotation: rot6d, frame: base, ...), or give the group another name in its embodiment"
         )
+    if one.names != other.names:
+        one, other = dataclasses.replace(one, names=()), dataclasses.replace(other, names=())
     if one.kind != "gripper":
         same_range = (one.low, one.high) == (other.low, other.high)
         merged = dataclasses.replace(

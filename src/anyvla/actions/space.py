@@ -6,8 +6,10 @@ actions mean something else. The same class describes proprioception.
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import field
+from typing import Any, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT
@@ -38,10 +40,14 @@ class Group:
     rotation: Rotation | None = None  # how a rotation is written; None: not known, cannot be converted
     frame: Literal["", "base", "tool"] = ""  # what a position or rotation is relative to; "": not known
     open: float | None = None  # of a gripper: the end of its range at which it is open; None: not known
+    # Of each dim, for people, as the data calls it: "elbow_flex.pos". They mean nothing: groups compare without them.
+    names: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"group {self.name!r}: size must be at least 1, got {self.size}")
+        if self.names and len(self.names) != self.size:
+            raise ValueError(f"group {self.name!r}: {len(self.names)} names for {self.size} dims: {list(self.names)}")
         if (self.low is None) != (self.high is None):
             raise ValueError(f"group {self.name!r}: give both low and high, or neither")
         if self.low is not None and self.high is not None and self.low >= self.high:
@@ -58,6 +64,14 @@ class Group:
                 f"group {self.name!r}: {self.rotation} is a rotation of {ROTATION_DIMS[self.rotation]} dims, the group "
                 f"is of kind {self.kind!r} and has {self.size}"
             )
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in write(self).items() if key != "names" or value}
+
+    def label(self, dim: int) -> str:
+        """Return the number of a dim within the group, and its name where it has one: "2 (elbow_flex.pos)"."""
+        return f"{dim} ({self.names[dim]})" if self.names else str(dim)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -83,3 +97,10 @@ class ActionSpace:
             out[g.name] = slice(start, start + g.size)
             start += g.size
         return out
+
+    def place(self, dim: int) -> str:
+        """Return where a dim of the vector is, for messages: "group 'joints', dim 2 (elbow_flex.pos)"."""
+        for group, place in zip(self.groups, self.slices().values(), strict=True):
+            if place.start <= dim < place.stop:
+                return f"group {group.name!r}, dim {group.label(dim - place.start)}"
+        raise IndexError(f"no dim {dim} among {self.size}")

@@ -126,7 +126,7 @@ def _renamed(group: Group, rotation: Rotation, where: str) -> Group:
     _check_convertible(group, where)
     unit = "rad" if rotation in ("euler", "axis_angle") else ""
     size = ROTATION_DIMS[rotation]
-    return dataclasses.replace(group, rotation=rotation, size=size, unit=unit, low=None, high=None)
+    return dataclasses.replace(group, rotation=rotation, size=size, unit=unit, low=None, high=None, names=())
 
 
 def _check_convertible(group: Group, where: str) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.actions.space import ActionSpace
-from anyvla.config import STRICT
+from anyvla.config import STRICT, to_dict
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -119,6 +119,14 @@ class EpisodeDataset(Protocol):
 
     def task(self, index: int) -> str:
         """What episode `index` demonstrates, read from the index alone: its task's name, or its instruction."""
+
+
+def conventions(embodiment: Embodiment) -> dict[str, Any]:
+    """Return the embodiment as JSON for a fingerprint: without the names of dims, which mean nothing."""
+    out = to_dict(embodiment)
+    for group in (*out["proprio"]["groups"], *out["action"]["groups"]):
+        group.pop("names", None)
+    return out
 
 
 def steady(length: int, hz: float) -> Float64[np.ndarray, "T"]:

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from anyvla.data.episode import Episode, EpisodeDataset
-from anyvla.data.quality import Finding, Scale, moving_span
+from anyvla.data.findings import Finding
+from anyvla.data.motion import Scale, moving_span
 from anyvla.data.resample import Picked
 from anyvla.data.wrapped import Wrapped
 

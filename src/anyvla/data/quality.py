@@ -8,52 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from anyvla.actions.rotations import quaternions, radians
-from anyvla.actions.space import ActionSpace, Group
+from anyvla.actions.space import ActionSpace
 from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.findings import Finding, Look, Severity
+from anyvla.data.motion import IDLE, Scale, idle_ends, jumps, unmoved
 
-Kind = Literal[
-    "damaged",
-    "not finite",
-    "wrong size",
-    "constant",
-    "jump",
-    "antipode",
-    "idle",
-    "timestamps",
-    "frames",
-    "frozen",
-    "duplicate",
-    "instruction",
-    "gripper",
-]
-Severity = Literal["error", "warning"]
-Look = Literal["none", "sampled", "all"]
-
-_JUMP = 12.0  # a step this many times the 99th percentile of the data set's steps, of those that move, is a jump
-_IDLE = 15  # steps without motion at an end that are worth cutting; also, with a frozen camera, worth telling
-_STILL = 5e-3  # of the range of the data: less is no motion, but noise of a sensor
 _DARK = 8  # a frame whose brightest value is below is black
 _ALIKE = 2.0  # grey levels by which frames of one scene differ through a codec, on average
 _SAMPLED = (0.0, 0.29, 0.62, 1.0)  # which frames of an episode: unevenly, so that what repeats does not look frozen
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fault."""
-
-    kind: Kind
-    severity: Severity
-    episode: int | None  # None: of the whole data set
-    text: str
-    mend: str
 
 
 def check(
@@ -80,57 +47,6 @@ def check(
     return found + list(_whole(dataset, scale))
 
 
-class Scale:
-    """How the numbers of a data set move, from some of its episodes."""
-
-    def __init__(self, dataset: EpisodeDataset, most: int = 200) -> None:
-        some = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
-        actions, proprio = list[np.ndarray](), list[np.ndarray]()
-        for index in some.tolist():
-            try:
-                episode = dataset[index]
-            except (ValueError, OSError, KeyError):
-                continue  # told by the pass over all episodes
-            space = dataset.embodiment
-            if np.isfinite(episode.actions).all() and episode.actions.shape[1:] == (space.action.size,):
-                actions.append(episode.actions)
-            if np.isfinite(episode.proprio).all() and episode.proprio.shape[1:] == (space.proprio.size,):
-                proprio.append(episode.proprio)
-        self.spread = {name: _spread(rows) for name, rows in (("actions", actions), ("proprio", proprio))}
-        robot = dataset.embodiment
-        self.step = {"actions": _step(actions, robot.action), "proprio": _step(proprio, robot.proprio)}
-
-
-def _spread(rows: Sequence[np.ndarray]) -> np.ndarray | None:
-    if not rows:
-        return None
-    whole = np.concatenate(rows)
-    return whole.max(0) - whole.min(0)
-
-
-def _step(rows: Sequence[np.ndarray], space: ActionSpace) -> np.ndarray | None:
-    """The 99th percentile of each dim's steps, of those that move it: a dim may rest most of the time."""
-    steps = [_moves(r, space) for r in rows if len(r) > 1]
-    if not steps:
-        return None
-    whole = np.concatenate(steps)
-    return np.array([np.quantile(s[s > 0], 0.99) if (s > 0).any() else 0.0 for s in whole.T])
-
-
-def _moves(array: np.ndarray, space: ActionSpace) -> np.ndarray:
-    """How far each step is from the one before: (T - 1, D). Of an orientation, in all its dims, the angle between."""
-    out = np.abs(np.diff(array.astype(np.float64), axis=0))
-    for group, place in zip(space.groups, space.slices().values(), strict=True):
-        if group.kind == "rotation" and group.mode == "absolute" and group.rotation is not None and len(out):
-            try:
-                q = quaternions(array[:, place] * radians(group.unit), group.rotation)
-            except ValueError:
-                continue  # of length 0, or in a unit that is not known: the plain differences tell
-            turned = 2 * np.arccos(np.clip(np.abs((q[1:] * q[:-1]).sum(1)), 0, 1))
-            out[:, place] = turned[:, None]
-    return out
-
-
 def _look(dataset: EpisodeDataset, index: int, scale: Scale, look: Look) -> tuple[list[Finding], bytes | None]:
     try:
         episode = dataset[index]
@@ -141,7 +57,7 @@ def _look(dataset: EpisodeDataset, index: int, scale: Scale, look: Look) -> tupl
     found = list(_numbers(episode, index, scale))
     digest = None
     if not any(f.kind == "wrong size" for f in found):
-        moving = ~_unmoved(episode.proprio, scale.spread["proprio"])
+        moving = ~unmoved(episode.proprio, scale.spread["proprio"])
         found += [*_times(episode, index), *_said(episode, index), *_frames(episode, index, look, moving)]
         digest = hashlib.sha256(episode.actions.tobytes() + episode.proprio.tobytes()).digest()
     return found, digest
@@ -159,35 +75,14 @@ def _numbers(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
             return
         if not np.isfinite(array).all():
             step, dim = np.argwhere(~np.isfinite(array))[0]
-            text = f"{name} at step {step}, {_dim(space, int(dim))}, is {array[step, dim]}"
+            text = f"{name} at step {step}, {space.place(int(dim))}, is {array[step, dim]}"
             yield Finding("not finite", "error", index, text, "leave the episode out, or mend its numbers")
             continue
         limits = scale.step[name]
         if limits is not None:
-            yield from _jumps(array, space, limits, name, index)
+            yield from jumps(array, space, limits, name, index)
         yield from _grippers(array, space, name, index)
-    yield from _idle(episode, index, scale)
-
-
-def _jumps(array: np.ndarray, space: ActionSpace, limits: np.ndarray, name: str, index: int) -> Iterator[Finding]:
-    moved = _moves(array, space)
-    for group, place in zip(space.groups, space.slices().values(), strict=True):
-        if group.kind == "gripper":
-            continue  # opens and closes at once
-        own = moved[:, place]
-        if group.rotation is not None and group.rotation.startswith("quaternion") and group.mode == "absolute":
-            flips = np.flatnonzero((array[1:, place] * array[:-1, place]).sum(1) < 0)
-            if len(flips):
-                text = f"{name}, {group.name!r} changes to its antipode at step {flips[0] + 1} ({len(flips)} times)"
-                yield Finding("antipode", "warning", index, text, "convert it: rotation: rot6d")
-        far = own > np.maximum(_JUMP * limits[place], 1e-9)
-        if far.any():
-            step, dim = np.argwhere(far)[0]
-            text = (
-                f"{name}, {group.name!r}, dim {dim}, moves by {own[step, dim]:.3g} at step {step + 1}; "
-                f"99 of 100 steps of the data are below {limits[place][dim]:.3g}"
-            )
-            yield Finding("jump", "warning", index, text, "look at it: anyvla data view")
+    yield from idle_ends(episode, index, scale)
 
 
 def _grippers(array: np.ndarray, space: ActionSpace, name: str, index: int) -> Iterator[Finding]:
@@ -203,55 +98,6 @@ def _grippers(array: np.ndarray, space: ActionSpace, name: str, index: int) -> I
             )
             severity: Severity = "error" if name == "actions" else "warning"  # sensors overshoot
             yield Finding("gripper", severity, index, text, "declare the range that the data has")
-
-
-def _idle(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
-    span = moving_span(episode, scale.spread["proprio"], scale.spread["actions"])
-    if span is None:
-        if len(episode) > _IDLE:
-            yield Finding("idle", "warning", index, "nothing moves from its begin to its end", "look at it")
-        return
-    first, last = span
-    for steps, end in ((first, "begin"), (len(episode) - last, "end")):
-        if steps > _IDLE:
-            yield Finding("idle", "warning", index, f"nothing moves for {steps} steps at its {end}", "cut them off")
-
-
-def moving_span(
-    episode: Episode, proprio_spread: np.ndarray | None, action_spread: np.ndarray | None
-) -> tuple[int, int] | None:
-    """The steps [first, last) outside of which the robot stays where it begins or ends, and is told to. None: always.
-
-    `proprio_spread`, `action_spread`: the range of each dim in the data set; None: of no use.
-    """
-    length = len(episode)
-    left, arrived = length, 0  # the first step away from the begin, the last one away from the end
-    space = episode.embodiment.action
-    watched = [(episode.proprio, proprio_spread)] if proprio_spread is not None else []
-    for group, place in zip(space.groups, space.slices().values(), strict=True):
-        if action_spread is None:
-            continue
-        if group.mode == "delta" and group.kind != "gripper":
-            told = np.flatnonzero((np.abs(episode.actions[:, place]) > _STILL * action_spread[place]).any(1))
-            if len(told):
-                left, arrived = min(left, int(told[0])), max(arrived, int(told[-1]) + 1)
-        else:
-            watched.append((episode.actions[:, place], action_spread[place]))
-    for array, spread in watched:
-        for row, end in ((array[0], False), (array[-1], True)):
-            away = np.flatnonzero((np.abs(array - row) > _STILL * spread).any(1))
-            if len(away) and end:
-                arrived = max(arrived, int(away[-1]) + 1)
-            elif len(away):
-                left = min(left, int(away[0]) - 1)
-    return (left, min(length, arrived + 1)) if left < length else None
-
-
-def _unmoved(array: np.ndarray, spread: np.ndarray | None) -> np.ndarray:
-    """Whether each step is as the one before, but for noise: (T - 1,)."""
-    if spread is None or array.shape[1:] != spread.shape:
-        return np.ones(max(0, len(array) - 1), bool)
-    return np.all(np.abs(np.diff(array, axis=0)) <= _STILL * spread, axis=1)
 
 
 def _again(dataset: EpisodeDataset, first: int, index: int, look: Look) -> Iterator[Finding]:
@@ -333,9 +179,9 @@ def _frames(episode: Episode, index: int, look: Look, moving: np.ndarray) -> Ite
 
 
 def _long_run(flags: np.ndarray) -> int | None:
-    """Where the first run of more than `_IDLE` True begins."""
+    """Where the first run of more than `IDLE` True begins."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]])))
-    runs = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > _IDLE]
+    runs = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > IDLE]
     return int(runs[0][0]) if runs else None
 
 
@@ -345,13 +191,5 @@ def _whole(dataset: EpisodeDataset, scale: Scale) -> Iterable[Finding]:
         if spread is None:
             continue
         for dim in np.flatnonzero(spread == 0).tolist():
-            text = f"{name}, {_dim(space, dim)}, is the same in all episodes looked at"
+            text = f"{name}, {space.place(dim)}, is the same in all episodes looked at"
             yield Finding("constant", "warning", None, text, "leave the group out if it means nothing")
-
-
-def _dim(space: ActionSpace, dim: int) -> str:
-    group: Group
-    for group, place in zip(space.groups, space.slices().values(), strict=True):
-        if place.start <= dim < place.stop:
-            return f"group {group.name!r}, dim {dim - place.start}"
-    raise IndexError(dim)

@@ -88,8 +88,7 @@ def check_vectors(episode: Episode, embodiment: Embodiment, where: str) -> None:
             )
         if not np.isfinite(array).all():
             step, dim = np.argwhere(~np.isfinite(array))[0]
-            group, place = next((g, p) for g, p in space.slices().items() if p.start <= dim < p.stop)
             raise ValueError(
-                f"{where}: {name} must be finite: step {step}, group {group!r}, dim {dim - place.start} of it, is "
-                f"{array[step, dim]}: mend these episodes or leave them out"
+                f"{where}: {name} must be finite: step {step}, {space.place(int(dim))}, is {array[step, dim]}: "
+                "mend these episodes or leave them out"
             )

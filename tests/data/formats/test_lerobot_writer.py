@@ -174,7 +174,7 @@ def test_an_episode_that_does_not_fit_is_refused(tmp_path, changes, message):
 def test_the_step_of_a_nan_is_named(tmp_path, name):
     values = np.zeros((20, 4), np.float32)
     values[13, 2] = np.nan
-    with pytest.raises(ValueError, match=f"episode 4: {name} at step 13, dim 2 is nan"):
+    with pytest.raises(ValueError, match=f"episode 4: {name} at step 13, group .*, is nan"):
         stage_episode(tmp_path, ROBOT, 4, demonstration(20, **{name: values}))
 
 

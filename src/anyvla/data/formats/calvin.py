@@ -21,7 +21,7 @@ from anyvla.actions.rotations import compose, inverse, quaternions, written
 from anyvla.actions.space import ActionSpace, Group
 from anyvla.config import STRICT, to_dict
 from anyvla.data import stored
-from anyvla.data.episode import Embodiment, Episode, Frames, steady
+from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats.calvin_index import annotated, in_scenes, listed, played
 from anyvla.data.formats.npz import keys_of, load_arrays, shape_of
 
@@ -130,7 +130,7 @@ class CalvinDataset:
         return stored.fingerprint(self._split, files, json.dumps([segments, self._meaning()], sort_keys=True))
 
     def _meaning(self) -> Any:
-        return [to_dict(self.embodiment), self.config.actions]
+        return [conventions(self.embodiment), self.config.actions]
 
     def _actions(self, rows: Float32[np.ndarray, "T K"]) -> Float32[np.ndarray, "T 7"]:
         actions = rows[:, _WORLD if self.config.actions == "world" else _RELATIVE].copy()

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, build, to_dict
 from anyvla.data import stored
-from anyvla.data.episode import Embodiment, Episode, Frames, steady
+from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats import hdf5
 from anyvla.data.formats.npz import keys_of, load_arrays, shape_of
 
@@ -92,7 +92,7 @@ class FolderDataset:
     @cached_property
     def fingerprint(self) -> str:
         """See `EpisodeDataset`."""
-        return stored.fingerprint(self.root, self._files, json.dumps(to_dict(self.embodiment), sort_keys=True))
+        return stored.fingerprint(self.root, self._files, json.dumps(conventions(self.embodiment), sort_keys=True))
 
     def _length(self, path: Path) -> int:
         shape, size = _shape(path, "actions"), self.embodiment.action.size

@@ -169,7 +169,8 @@ def _statistics(table: pa.Table, facts: list[dict[str, Any]], embodiment: Embodi
 
 def _features(embodiment: Embodiment, sizes: Mapping[str, tuple[int, int]], timed: bool) -> dict[str, Any]:
     def vector(space: ActionSpace) -> dict[str, Any]:
-        names = [g.name if g.size == 1 else f"{g.name}_{i}" for g in space.groups for i in range(g.size)]
+        plain = ([g.name] if g.size == 1 else [f"{g.name}_{i}" for i in range(g.size)] for g in space.groups)
+        names = [name for g, own in zip(space.groups, plain, strict=True) for name in g.names or own]
         return {"dtype": "float32", "shape": [space.size], "names": names}
 
     out: dict[str, Any] = {ACTION: vector(embodiment.action)}

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, to_dict
 from anyvla.data import stored
-from anyvla.data.episode import Embodiment, Episode, Frames, steady
+from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats.lerobot_frames import StillFrames, VideoFrames
 from anyvla.data.formats.lerobot_info import OWN_KEY, TIME, Info
 from anyvla.data.formats.lerobot_kept import kept
@@ -137,7 +137,7 @@ class LeRobotReader(ABC):
     def fingerprint(self) -> str:
         """See `EpisodeDataset`; where and when the data was made does not count."""
         facts = {k: v for k, v in self._info.facts.items() if k != OWN_KEY}
-        meaning = json.dumps([facts, to_dict(self.embodiment), to_dict(self.config)], sort_keys=True)
+        meaning = json.dumps([facts, conventions(self.embodiment), to_dict(self.config)], sort_keys=True)
         return stored.fingerprint(self.root, self._files(self._keys.values()), meaning)
 
     def _files(self, keys: Iterable[str]) -> list[Path]:

@@ -79,16 +79,19 @@ def check_episode(embodiment: Embodiment, episode: Episode, where: str = "episod
     length = len(episode.actions)
     if not length:
         raise ValueError(f"{where} has no steps")
-    for name, array, size in (
-        ("actions", episode.actions, embodiment.action.size),
-        ("proprio", episode.proprio, embodiment.proprio.size),
+    for name, array, space in (
+        ("actions", episode.actions, embodiment.action),
+        ("proprio", episode.proprio, embodiment.proprio),
     ):
-        if array.dtype != np.float32 or array.shape != (length, size):
-            raise ValueError(f"{where}: {name} must be float32 ({length}, {size}), got {array.dtype} {array.shape}")
+        if array.dtype != np.float32 or array.shape != (length, space.size):
+            raise ValueError(
+                f"{where}: {name} must be float32 ({length}, {space.size}), got {array.dtype} {array.shape}"
+            )
         if not np.isfinite(array).all():
             step, dim = np.argwhere(~np.isfinite(array))[0]
             raise ValueError(
-                f"{where}: {name} at step {step}, dim {dim} is {array[step, dim]}; drop or mend the episode"
+                f"{where}: {name} at step {step}, {space.place(int(dim))}, is {array[step, dim]}; drop or mend "
+                "the episode"
             )
     for name in embodiment.cameras:
         if name not in episode.images:

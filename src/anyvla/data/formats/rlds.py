@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
 from anyvla.data import stored
-from anyvla.data.episode import Embodiment, Episode, steady
+from anyvla.data.episode import Embodiment, Episode, conventions, steady
 from anyvla.data.formats import oxe, rlds_features, tf_example, tfrecord
 from anyvla.data.formats.rlds_frames import EncodedFrames, Place, numbers_of
 from anyvla.data.formats.rlds_index import Index, build_index, said_in
@@ -105,7 +105,7 @@ class RLDSDataset:
     @cached_property
     def fingerprint(self) -> str:
         """See `EpisodeDataset`."""
-        meaning = [to_dict(self.embodiment), to_dict(self.config), self._cameras]
+        meaning = [conventions(self.embodiment), to_dict(self.config), self._cameras]
         files = [*self._shards, self._about.folder / "features.json"]
         return stored.fingerprint(self._about.folder, files, json.dumps(meaning, sort_keys=True))
 

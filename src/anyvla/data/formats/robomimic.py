@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, to_dict
 from anyvla.data import stored
-from anyvla.data.episode import Embodiment, Episode, steady
+from anyvla.data.episode import Embodiment, Episode, conventions, steady
 from anyvla.data.formats.hdf5 import SUFFIXES, Hdf5Frames, Orientation, node, open_file, read
 from anyvla.data.formats.robomimic_robots import LIBERO_PROPRIO, ROBOMIMIC_PROPRIO, known_embodiment
 
@@ -130,7 +130,7 @@ class RobomimicDataset:
     def fingerprint(self) -> str:
         """See `EpisodeDataset`."""
         demos = [[d.file.name, d.name, d.instruction, d.length] for d in self._demos]
-        meaning = [demos, self._upright, to_dict(self.embodiment), to_dict(self.config)]
+        meaning = [demos, self._upright, conventions(self.embodiment), to_dict(self.config)]
         return stored.fingerprint(self._folder, {d.file for d in self._demos}, json.dumps(meaning, sort_keys=True))
 
     def _read_file(self, file: Path) -> list[_Demo]:

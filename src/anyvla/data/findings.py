@@ -1,0 +1,35 @@
+"""The form of what `quality.check` finds wrong with a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal[
+    "damaged",
+    "not finite",
+    "wrong size",
+    "constant",
+    "jump",
+    "antipode",
+    "idle",
+    "timestamps",
+    "frames",
+    "frozen",
+    "duplicate",
+    "instruction",
+    "gripper",
+]
+Severity = Literal["error", "warning"]
+Look = Literal["none", "sampled", "all"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault."""
+
+    kind: Kind
+    severity: Severity
+    episode: int | None  # None: of the whole data set
+    text: str
+    mend: str
