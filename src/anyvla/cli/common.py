@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from anyvla.cli.console import Console
 from anyvla.interrupted import Interrupted
 
 console = Console(stderr=True)  # people read stderr; stdout is for results
@@ -31,7 +31,8 @@ def guarded(run: Callable[[], int], command: str) -> int:
         return run()
     except (Interrupted, KeyboardInterrupt) as stopped:
         text = str(stopped) or "stopped"
-        console.print(f"[yellow]{command}:[/] {text}", highlight=False, soft_wrap=True)
+        console.print(f"{command}:", style="yellow", end=" ")
+        console.print(text, soft_wrap=True)
         return INTERRUPTED
     except BrokenPipeError:
         return 1
@@ -40,6 +41,10 @@ def guarded(run: Callable[[], int], command: str) -> int:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
         return fail(command, f"the disk is full{where}. What was reported is kept: free some space, run the same again")
+    except UnicodeEncodeError as error:  # a path that is not text in this locale, for the libraries that read it
+        if os.environ.get("ANYVLA_DEBUG"):
+            raise
+        return fail(command, f"{error.object!r} is no text in this locale: set PYTHONUTF8=1 and run it again")
     except (ValueError, RuntimeError, ImportError) as error:
         if os.environ.get("ANYVLA_DEBUG"):
             raise
@@ -48,8 +53,8 @@ def guarded(run: Callable[[], int], command: str) -> int:
 
 def fail(command: str, message: str) -> int:
     """Say what was wrong; the exit status."""
-    console.print(f"[bold red]{command}:[/] ", end="", highlight=False)
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{command}:", style="bold red", end=" ")
+    console.print(message, soft_wrap=True)
     return 1
 
 
@@ -62,7 +67,7 @@ def graceful() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        console.print("[yellow]stopping at the next safe place; once more to stop at once[/]")
+        console.print("stopping at the next safe place; once more to stop at once", style="yellow")
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -79,13 +84,13 @@ class Bar:
         self.title, self.shown = title, 0.0
         self.rich = (
             Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=console,
             )
             if console.is_terminal

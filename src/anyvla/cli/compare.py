@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from anyvla.cli.console import Console
 from anyvla.config import ConfigError
 
 

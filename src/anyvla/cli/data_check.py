@@ -8,11 +8,11 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from anyvla.cli import opening
 from anyvla.cli.common import Bar, console
+from anyvla.cli.console import Console
 
 _SHOWN = 40  # findings in the table
 
@@ -62,5 +62,5 @@ def run(options: argparse.Namespace) -> int:
     converted(mended, options.fix)
     done = json.dumps({"dropped": mended.dropped, "cut": mended.cut}, indent=1, ensure_ascii=False)
     stored.write(options.fix / "meta/fixes.json", done.encode())
-    console.print(f"{len(mended.dropped)} episodes left out, {len(mended.cut)} cut: {options.fix}", highlight=False)
+    console.print(f"{len(mended.dropped)} episodes left out, {len(mended.cut)} cut: {options.fix}")
     return 0

@@ -62,5 +62,5 @@ def demonstrations(
             root = run_collection(opened, config, run / "dataset", progress=bar, stop=stop)
         finally:
             opened.benchmark.close()
-    console.print(f"demonstrations: {root}", highlight=False)
+    console.print(f"demonstrations: {root}")
     return root

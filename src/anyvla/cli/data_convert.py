@@ -57,7 +57,6 @@ def converted(
     left = f", {len(report.skipped)} damaged ones left out" if report.skipped else ""
     console.print(
         f"{report.episodes} episodes of {report.steps} steps{left}; read back: numbers equal, {noise or 'no images'}",
-        highlight=False,
     )
     return report
 

@@ -8,11 +8,11 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from anyvla.cli import opening
 from anyvla.cli.common import Bar
+from anyvla.cli.console import Console
 from anyvla.data.episode import EpisodeDataset
 
 _SHOWN = 5  # instructions, tasks and findings

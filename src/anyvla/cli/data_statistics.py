@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 
-from rich.console import Console
 from rich.table import Table
 
 from anyvla.cli import opening
 from anyvla.cli.common import Bar
+from anyvla.cli.console import Console
 
 _COLUMNS = ("min", "q01", "mean", "std", "q99", "max")
 

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     config = build(LabelConfig, {key: getattr(options, key) for key in keys})
     with graceful() as stop, Bar("label") as bar:
         root = label(config, options.out, progress=bar, stop=stop)
-    console.print(f"questions and answers: {root}; look at them: anyvla data vqa --look {root}", highlight=False)
+    console.print(f"questions and answers: {root}; look at them: anyvla data vqa --look {root}")
     print(root)
     return 0
 
@@ -70,7 +70,7 @@ def look(path: Path) -> Path:
     absent = data.missing()
     console.print(f"{data.layout}: {len(data)} examples, {answers.total()} answers, {len(absent)} pictures missing")
     for answer, count in answers.most_common(12):
-        console.print(f"{count:8d}  {answer[:80]}", markup=False, highlight=False)
+        console.print(f"{count:8d}  {answer[:80]}")
     rows = []
     chosen = np.random.default_rng(0).permutation(len(data))[:SHOWN]
     for example in (data[int(i)] for i in sorted(chosen)):

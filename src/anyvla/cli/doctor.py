@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from anyvla.cli.console import Console
 from anyvla_sim.trial import TrialFailed, trial
 
 GL_PACKAGES = "sudo apt-get install -y libegl1 libgl1-mesa-dri libgles2 libosmesa6"
@@ -34,6 +35,9 @@ EXTRAS = {
 }
 _RENDER = """
 import mujoco
+
+from anyvla.cli.console import Console
+
 context = mujoco.GLContext(16, 16)
 context.make_current()
 mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
@@ -68,9 +72,9 @@ def main(argv: list[str]) -> int:
         print(json.dumps([asdict(f) for f in findings], indent=1))
     else:
         table = Table("", "what", "found", "to mend it", box=None, pad_edge=False)
-        marks = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "note": "[yellow]note[/]"}
+        colours = {"ok": "green", "missing": "red", "note": "yellow"}
         for f in findings:
-            table.add_row(marks[f.state], f.what, f.found, f.mend)
+            table.add_row(Text(f.state, colours[f.state]), f.what, f.found, f.mend)
         Console().print(table)
     return 1 if any(f.state == "missing" for f in findings) else 0
 

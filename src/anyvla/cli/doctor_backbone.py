@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from anyvla.cli.common import Bar, console
+from anyvla.cli.console import Console
 from anyvla.config import Part, build, override
 from anyvla.registry import backbones, nearest
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from anyvla.backbones.base import Backbone
     from anyvla.backbones.conformance import Result
 
-MARKS = {"passed": "[green]passed[/]", "failed": "[red]failed[/]", "not applicable": "[yellow]n/a[/]"}
+COLOURS = {"passed": "green", "failed": "red", "not applicable": "yellow"}
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ def _warn_of_memory(card: Card, device: str) -> None:
     needed, free = 3 * size * sum(card.parameters.values()), psutil.virtual_memory().available
     if needed > 0.9 * free:
         console.print(
-            f"[yellow]The checks take about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free.[/] Where the run is "
+            f"The checks take about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free. Where the run is "
             "killed, use a larger machine, --device cuda, or fewer layers: --option layers=2",
-            highlight=False,
+            style="yellow",
         )
 
 
@@ -193,14 +193,14 @@ def _print_card(card: Card) -> None:
         **({"note": card.note} if card.note else {}),
     }
     for what, text in rows.items():
-        table.add_row(what, escape(text))
+        table.add_row(what, text)
     Console().print(table)
 
 
 def _print_results(results: Sequence[Result]) -> None:
     table = Table("check", "state", "detail", box=None, pad_edge=False)
     for r in results:
-        table.add_row(r.check, MARKS[r.state], escape(r.detail))
+        table.add_row(r.check, Text(r.state, COLOURS[r.state]), r.detail)
     Console().print()
     Console().print(table)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from anyvla.cli.common import Bar, console, graceful
+from anyvla.cli.console import Console
 from anyvla.config import ConfigError, build, override
 from anyvla.evaluation.protocol import EvaluationConfig
 from anyvla.evaluation.results import EpisodeResult
@@ -136,7 +136,7 @@ def play(
                 film(results, opened, folder, failures=config.failure_videos, progress=bar, stop=stop)
         finally:
             opened.benchmark.close()
-    console.print(f"results: {folder}", highlight=False)
+    console.print(f"results: {folder}")
 
 
 class _Score:

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from anyvla.cli.common import console
+from anyvla.cli.console import Console
 from anyvla.config import ConfigError, build
 from anyvla.recipe import Recipe, read
 from anyvla_sim.base import Unusable
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
         return 0
     show(explained, Console())
     if options.svg is not None:
-        console.print(f"the picture: {options.svg}", highlight=False, soft_wrap=True)
+        console.print(f"the picture: {options.svg}", soft_wrap=True)
     return 0
 
 
@@ -159,20 +159,21 @@ def show(e: Explanation, out: Console) -> None:
     from anyvla.report.structure import amount
 
     made = e.structure
-    out.print(Text(e.name, style="bold"))
+    out.print(e.name, style="bold")
     out.print(
         f"history {made['history']}, fuser {made['fuser']}, decoder {made['decoder']}, "
         f"representation {made['representation']}; backbone {made['backbone']}\n",
-        highlight=False,
     )
     together = "in one sequence" if e.sequences == 1 else "a sequence each"
     steps = f"{e.window} steps, {together}" if e.window > 1 else "one step"
     limit = f" (it takes {e.limit} at most)" if e.limit else ""
-    out.print(f"[bold]layout[/]: {steps} of {e.length} places{limit}; window {e.window}, chunk {e.chunk} x {e.action}, "
-              f"{e.execute} executed", highlight=False, soft_wrap=True)  # fmt: skip
+    out.print("layout", style="bold", end="")
+    out.print(f": {steps} of {e.length} places{limit}; window {e.window}, chunk {e.chunk} x {e.action}, "
+              f"{e.execute} executed", soft_wrap=True)  # fmt: skip
     for line in layout(e):
         out.print(line, soft_wrap=True)
-    out.print("\n[bold]mask[/]: a row looks, columns are seen; █ all, ▒ some (earlier ones), · none")
+    out.print("\nmask", style="bold", end="")
+    out.print(": a row looks, columns are seen; █ all, ▒ some (earlier ones), · none")
     for line in picture(e):
         out.print(line, soft_wrap=True)
     table = Table("\nweights", "\nall", "\ntrainable", box=None, pad_edge=False)
@@ -183,7 +184,7 @@ def show(e: Explanation, out: Console) -> None:
         column.justify = "right"
     out.print(table, "")
     for note in e.notes:
-        out.print(f"- {note}", highlight=False, soft_wrap=True)
+        out.print(f"- {note}", soft_wrap=True)
 
 
 def layout(e: Explanation) -> list[Text]:

@@ -11,7 +11,6 @@ import shutil
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from anyvla.actions.codec import Codec, CodecError
@@ -26,6 +25,7 @@ from anyvla.actions.codec_report import (
     round_trip,
 )
 from anyvla.cli.common import console
+from anyvla.cli.console import Console
 from anyvla.cli.train import open_data
 from anyvla.config import ConfigError, to_dict
 from anyvla.recipe import Recipe
@@ -61,7 +61,7 @@ def fit_codec(recipe: Recipe, run: Path) -> Path:
     own, aside = zip(*(hold_out(len(d), seed=seed) for d in mixture.datasets), strict=True)
     fitted, held_out = (sum(map(len, episodes)) for episodes in (own, aside))
     chunks = read_chunks(mixture, normalizer, chunk, own, most=MOST_CHUNKS, seed=seed)
-    console.print(f"fitting {part.name} to {len(chunks)} chunks of {fitted} episodes", highlight=False)
+    console.print(f"fitting {part.name} to {len(chunks)} chunks of {fitted} episodes")
     codec: Codec = part.build(chunk, space)
     begin = time.perf_counter()
     facts = codec.fit(chunks.actions, seed)
@@ -100,14 +100,14 @@ def fit_codec_if_needed(recipe: Recipe, run: Path) -> None:
     mixture = open_data(recipe, run)
     space = mixture.canonical.embodiment.action
     if not needs_fit(part, chunk, space):
-        console.print(f"{part.name} learns nothing from data", highlight=False)
+        console.print(f"{part.name} learns nothing from data")
         return
     try:
         check_codec(run / "codec", part, chunk, space, recipe.model.normalization.action, mixture.fingerprint)
     except CodecError:
         _print(load_report(fit_codec(recipe, run)), console)
     else:
-        console.print(f"fitted already: {run / 'codec'}", highlight=False)
+        console.print(f"fitted already: {run / 'codec'}")
 
 
 def _replace(folder: Path, temporary: Path) -> None:
@@ -139,7 +139,6 @@ def _print(report: Report, to: Console) -> None:
     to.print(
         f"{purpose.representation['name']} for chunks of {purpose.chunk}: {report.vocabulary} tokens, at most "
         f"{report.length} a chunk; fitted in {report.seconds:.1f} s\n",
-        highlight=False,
     )
     sizes = Table(box=None, pad_edge=False)
     for heading in ("", *trips):

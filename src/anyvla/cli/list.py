@@ -8,9 +8,9 @@ import json
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
+from anyvla.cli.console import Console
 from anyvla.registry import REGISTRIES, Registry
 
 KINDS = {

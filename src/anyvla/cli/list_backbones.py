@@ -10,10 +10,10 @@ import inspect
 import json
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from anyvla.backbones.families import Measured, matrix
+from anyvla.cli.console import Console
 from anyvla.registry import backbones
 
 # `anyvla.backbones.base`, which imports torch, explains them.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from anyvla.cli.console import Console
 from anyvla.registry import benchmarks
 from anyvla_sim.base import Suite, Unusable
 from anyvla_sim.spec import Spec
@@ -28,13 +28,13 @@ def show(as_json: bool) -> int:
     console.print(table)
     for benchmark in found:
         if "missing" in benchmark:
-            console.print(f"{benchmark['name']}: {benchmark['missing']}", highlight=False, markup=False)
+            console.print(f"{benchmark['name']}: {benchmark['missing']}")
         for what in ("factors", "disturbances"):
             if benchmark.get(what):
                 levels = benchmark[what]
                 said = "; ".join(f"{k}: {', '.join(v)}" for k, v in levels.items()) if what == "factors" else levels
                 line = said if isinstance(said, str) else ", ".join(said)
-                console.print(f"{benchmark['name']}, {what}: {line}", highlight=False, markup=False)
+                console.print(f"{benchmark['name']}, {what}: {line}")
     return 0
 
 

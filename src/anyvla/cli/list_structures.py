@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from anyvla.cli.console import Console
 
 if TYPE_CHECKING:
     from anyvla.structures.validity import Combination
@@ -36,7 +37,7 @@ def show(as_json: bool, parts: Sequence[dict[str, str]]) -> int:
         names.add_row(part["kind"], part["name"], part["what"])
     console.print(names, "")
     for line in shown(matrix(found)):
-        console.print(line, highlight=False)
+        console.print(line)
     return 0
 
 

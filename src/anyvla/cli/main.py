@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import sys
 
 from anyvla import __version__
@@ -37,8 +38,16 @@ def usage() -> str:
     )
 
 
+def write_utf_8() -> None:
+    """Have results and messages in UTF-8 whatever the locale; paths that are no text keep their bytes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is 0 only when it did what was asked."""
+    write_utf_8()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(), end="")

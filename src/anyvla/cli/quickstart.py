@@ -60,6 +60,6 @@ def main(argv: list[str]) -> int:
     if options.json:
         print(json.dumps(summary | {"minutes": minutes, "peak_memory_gb": peak, "report": str(page)}))
     else:
-        console.print(f"{minutes:.1f} minutes, at most {peak:.1f} GB of memory. Open the page:", highlight=False)
+        console.print(f"{minutes:.1f} minutes, at most {peak:.1f} GB of memory. Open the page:")
         print(page)
     return 0

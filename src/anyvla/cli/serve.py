@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     server = Server(vla, Translator(mapping, robots[name]), options.execute)
 
     def ready(port: int) -> None:
-        console.print(f"{options.protocol}: {name} at ws://{options.host}:{port}, Ctrl-C ends it", highlight=False)
+        console.print(f"{options.protocol}: {name} at ws://{options.host}:{port}, Ctrl-C ends it")
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server.serve(options.host, options.port, ready))

@@ -66,5 +66,5 @@ def train(recipe: Recipe, run: Path) -> Path:
             progress=show,
             stop=stop,
         )
-    console.print(f"trained: {checkpoint}", highlight=False)
+    console.print(f"trained: {checkpoint}")
     return checkpoint
