@@ -64,6 +64,14 @@ def test_a_damaged_cache_is_drawn_again(root: Path, tmp_path: Path) -> None:
     assert chains(root) == first
 
 
+def test_without_a_cache_the_chains_are_drawn_each_time(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    first = chains(root)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "file"))
+    assert chains(root) == first
+    assert "the chains cannot be kept" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [(UTILS, "get_env_state_for_initial_condition"), (UTILS, "temp_seed"), (SEQUENCES, "get_sequences")],

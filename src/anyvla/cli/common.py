@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from anyvla.cli.console import Console
+from anyvla.cli.os_errors import explain
 from anyvla.interrupted import Interrupted
 
 console = Console(stderr=True)  # people read stderr; stdout is for results
@@ -37,10 +37,11 @@ def guarded(run: Callable[[], int], command: str) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if os.environ.get("ANYVLA_DEBUG"):
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        return fail(command, f"the disk is full{where}. What was reported is kept: free some space, run the same again")
+        return fail(command, explain(error))
+    except MemoryError:
+        return fail(command, "there is no memory left: use fewer workers or a smaller batch, or close other programs")
     except UnicodeEncodeError as error:  # a path that is not text in this locale, for the libraries that read it
         if os.environ.get("ANYVLA_DEBUG"):
             raise

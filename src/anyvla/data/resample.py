@@ -225,11 +225,10 @@ def _along(
 
 def _ends(dataset: EpisodeDataset) -> Float64[np.ndarray, "E"]:
     """The time of the last step of each episode, from the cache or by reading the numbers of them all."""
-    path = stored.folder("durations") / dataset.fingerprint
-    if path.exists() and path.stat().st_size == 8 * len(dataset):
-        return np.frombuffer(path.read_bytes(), "<f8")
+    if (known := stored.read("durations", dataset.fingerprint)) is not None:
+        return np.frombuffer(known, "<f8")
     log.info("reading how long the %d episodes of %s last", len(dataset), dataset.root)
     with ThreadPoolExecutor(_THREADS) as threads:
         ends = np.array(list(threads.map(lambda i: dataset[i].timestamps[-1:].sum(), range(len(dataset)))), "<f8")
-    stored.write(path, ends.tobytes())
+    stored.keep("durations", dataset.fingerprint, ends.tobytes())
     return ends

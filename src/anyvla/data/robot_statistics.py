@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,6 @@ from anyvla.actions.normalize import Statistics
 from anyvla.data import stored
 from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
 from anyvla.data.statistics import compute_statistics
-
-log = logging.getLogger(__name__)
 
 _BLOCK = 1000  # episodes between two reports of progress
 _THREADS = 4
@@ -42,15 +39,9 @@ def pooled(
     """
     prints = [d.fingerprint for d in datasets]
     fingerprint = prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
-    path = stored.folder("statistics") / f"{fingerprint}.json"
-    if path.is_file():
-        try:
-            known = Statistics(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            log.warning("the statistics at %s are damaged (%s) and made anew", path, error)
-        else:
-            if known.fingerprint == fingerprint:
-                return known
+    name = f"{fingerprint}.json"
+    if (known := stored.read("statistics", name)) is not None:
+        return Statistics(**json.loads(known))
     places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
     actions, proprio = list[np.ndarray](), list[np.ndarray]()
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="statistics") as pool:
@@ -62,7 +53,7 @@ def pooled(
     found = Statistics(
         compute_statistics(np.concatenate(actions)), compute_statistics(np.concatenate(proprio)), fingerprint
     )
-    stored.write(path, json.dumps(vars(found)).encode())
+    stored.keep("statistics", name, json.dumps(vars(found)).encode())
     return found
 
 

@@ -1,26 +1,78 @@
-"""What anyvla remembers of data sets outside of them: indices and statistics, by fingerprint, in one cache folder.
+"""The cache folder: indices and statistics of data sets, which are read in place and may not be writable.
 
-Data sets are read in place and may lie where nobody may write. Anything here can be removed at any time: it is made
-again when it is needed.
+No run needs the cache. Without a folder to write, everything is computed again, and one warning says so. Every file
+carries a checksum of its contents, so that a damaged one is noticed and made again.
 """
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
+import logging
+import multiprocessing
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
+_MARK = b"anyvla cache 1\n"  # files of another version are made again
 _HASHED_BYTES = 1 << 16  # of the head and of the tail of a file, where parquet, mp4 and HDF5 keep their index
 
 
-def folder(kind: str) -> Path:
-    """Where things of this kind are kept: `$ANYVLA_CACHE/kind`, by default `~/.cache/anyvla/kind`."""
+def read(kind: str, name: str) -> bytes | None:
+    """Return the contents kept as `kind/name`; None if there are none, or if they are damaged or cannot be read."""
+    try:
+        path = _folder() / kind / name
+        stored = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _warn_once(_root(), error.strerror)
+        return None
+    contents = stored[len(_head(name, b"")) :]
+    if stored != _head(name, contents) + contents:
+        log.warning("the cache file %s is damaged or of another version; it is made again", path)
+        return None
+    return contents
+
+
+def keep(kind: str, name: str, contents: bytes) -> None:
+    """Keep contents as `kind/name` in `$ANYVLA_CACHE` (`~/.cache/anyvla`). Warn once if that is impossible."""
+    try:
+        path = _folder() / kind / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, _head(name, contents) + contents)
+    except OSError as error:
+        _warn_once(_root(), error.strerror)
+
+
+def _root() -> Path:
     own = os.environ.get("ANYVLA_CACHE")
-    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "anyvla"
-    path = root.expanduser() / kind
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "anyvla"
+
+
+def _folder() -> Path:
+    try:
+        return _root().expanduser()
+    except RuntimeError:  # a user of a container may have no home
+        raise OSError(errno.ENOENT, "this user has no home directory") from None
+
+
+def _head(name: str, contents: bytes) -> bytes:
+    return _MARK + hashlib.sha256(name.encode() + contents).digest()
+
+
+@functools.cache
+def _warn_once(root: Path, reason: str) -> None:
+    if multiprocessing.parent_process() is None:  # a pool of workers would repeat it
+        log.warning(
+            "the cache folder %s cannot be used (%s): indices and statistics are computed again in each run. Set "
+            "ANYVLA_CACHE to a folder that you may write",
+            root,
+            reason,
+        )
 
 
 def write(path: Path, contents: bytes) -> None:

@@ -55,13 +55,13 @@ def chains(root: Path) -> Sequence[Chain]:
     Raises ValueError if the checkout lacks the functions.
     """
     source = (root / SEQUENCES).read_bytes()
-    kept = _cache() / f"chains-{hashlib.sha256(source).hexdigest()[:16]}.json"
+    name = f"chains-{hashlib.sha256(source).hexdigest()[:16]}.json"
     try:
-        drawn = json.loads(kept.read_text(encoding="utf-8"))
+        drawn = json.loads((_cache() / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        print("anyvla: CALVIN draws its 1000 chains; this takes minutes, once", file=sys.stderr, flush=True)
+        print("anyvla: CALVIN draws its 1000 chains; this takes minutes", file=sys.stderr, flush=True)
         drawn = [[dict(start), list(tasks)] for start, tasks in draw(root)]
-        _keep(kept, json.dumps(drawn))
+        _keep(name, json.dumps(drawn))
     return [Chain(start, tasks) for start, tasks in drawn]
 
 
@@ -120,16 +120,27 @@ def _part(names: Mapping[str, Any], name: str, path: Path) -> Any:
 
 
 def _cache() -> Path:
-    """As anyvla's: $ANYVLA_CACHE, by default ~/.cache/anyvla."""
+    """Return the folder that anyvla uses: $ANYVLA_CACHE, by default ~/.cache/anyvla. Raises OSError without a home."""
     own = os.environ.get("ANYVLA_CACHE")
-    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "anyvla"
-    path = root.expanduser() / "calvin"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "anyvla"
+    try:
+        return root.expanduser() / "calvin"
+    except RuntimeError:  # a user of a container may have no home
+        raise OSError("this user has no home directory") from None
 
 
-def _keep(path: Path, text: str) -> None:
-    """Write it whole or not at all: several workers may begin at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def _keep(name: str, text: str) -> None:
+    """Write the file whole or not at all, since several workers may begin at once. Warn if that is impossible."""
+    try:
+        path = _cache() / name
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        print(
+            f"anyvla: the chains cannot be kept ({error}) and are drawn again each time; set ANYVLA_CACHE to a folder "
+            "that you may write",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -149,12 +149,6 @@ class CalvinDataset:
             used[s.start : s.end] = True
         return np.flatnonzero(used)
 
-    @cached_property
-    def _cache(self) -> Path:
-        path = stored.folder("calvin") / self.fingerprint[:32]
-        path.mkdir(exist_ok=True)
-        return path
-
     def _rows(self, start: int, end: int) -> Float32[np.ndarray, "T K"]:
         """The numbers of steps start .. end - 1; opening a file a step is slow, so blocks of them are kept."""
         first = int(np.searchsorted(self._steps, start))
@@ -164,15 +158,13 @@ class CalvinDataset:
         return rows[first - blocks[0] * _BLOCK : last - blocks[0] * _BLOCK]
 
     def _block(self, number: int) -> Float32[np.ndarray, "S K"]:
-        path = self._cache / f"{number}.float32"
+        name = f"{self.fingerprint[:32]}/{number}.float32"
+        if (known := stored.read("calvin", name)) is not None:
+            return np.frombuffer(known, np.float32).reshape(-1, _WIDTH)
         steps = self._steps[number * _BLOCK : (number + 1) * _BLOCK].tolist()
-        if path.is_file():
-            kept = np.fromfile(path, np.float32)
-            if kept.size == len(steps) * _WIDTH:
-                return kept.reshape(-1, _WIDTH)
         with ThreadPoolExecutor(_THREADS) as pool:
             rows = np.stack(list(pool.map(self._numbers, steps)))
-        stored.write(path, rows.tobytes())
+        stored.keep("calvin", name, rows.tobytes())
         return rows
 
     def _numbers(self, step: int) -> Float32[np.ndarray, "K"]:

@@ -52,21 +52,17 @@ def build_index(
 ) -> Index:
     """The index of a split, from the cache folder if it is there. Raises ValueError for damaged files."""
     meaning = json.dumps([_VERSION, list(instructions), to_dict(config), None if entry is None else to_dict(entry)])
-    name = stored.fingerprint(about.folder, [*shards, about.folder / "features.json"], meaning)
-    path = stored.folder("rlds") / f"{name}.npz"
-    if path.is_file():
-        try:
-            with np.load(path, allow_pickle=False) as kept:
-                notes = json.loads(bytes(kept["notes"]).decode())
-                return Index(**{column: kept[column] for column in _COLUMNS}, **notes)
-        except (OSError, ValueError, KeyError) as error:
-            log.warning("the index at %s is damaged (%s) and made anew", path, error)
+    name = f"{stored.fingerprint(about.folder, [*shards, about.folder / 'features.json'], meaning)}.npz"
+    if (known := stored.read("rlds", name)) is not None:
+        with np.load(io.BytesIO(known), allow_pickle=False) as kept:
+            notes = json.loads(bytes(kept["notes"]).decode())
+            return Index(**{column: kept[column] for column in _COLUMNS}, **notes)
     index = _scan(about, shards, instructions, entry, config)
     notes = {"tasks": index.tasks, "damaged": index.damaged, "failures": index.failures}
     buffer = io.BytesIO()
     columns: dict[str, Any] = {column: getattr(index, column) for column in _COLUMNS}
     np.savez(buffer, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8), **columns)
-    stored.write(path, buffer.getvalue())
+    stored.keep("rlds", name, buffer.getvalue())
     return index
 
 
