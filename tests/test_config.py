@@ -66,7 +66,7 @@ def test_all_faults_are_told_at_once():
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot read the recipe .*nowhere.yaml"):
+    with pytest.raises(ConfigError, match=r"nowhere.yaml is missing"):
         load(Outer, tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load(Outer, write(tmp_path, "a: [1"))
@@ -78,3 +78,21 @@ def test_options_must_look_like_options():
         override({}, ["--a"])
     with pytest.raises(ConfigError, match="cannot place 'a'"):
         override({}, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"name": "a", "inner": {"size": True}}, "'inner.size': a number is expected, not true or false"),
+        ({"name": "a", "many": [{}, {"rate": False}]}, "'many.1.rate': a number is expected, not true or false"),
+        ({"name": "a", "fuser": 5}, "'fuser': expected a name, or keys with a name"),
+        ({"name": "a", "fuser": {"name": ["mlp"]}}, "'fuser': the key 'name' is missing"),
+        ({"name": "a", "fuser": [1]}, "'fuser': expected a name"),
+        ({"name": "a" * 10, "inner": "x" * 10_000}, "x\\.\\.\\.\\)"),
+        ([1], "here: expected keys and values, found \\[1\\]"),
+    ],
+)
+def test_values_of_a_wrong_type_are_named_and_shown_short(data, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(Outer, data, where="here")
+    assert len(str(caught.value)) < 400

@@ -8,19 +8,23 @@ holds a name out of a registry; the other keys beside that name are the `Config`
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pydantic
-import yaml
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer
 
+from anyvla import documents
+from anyvla.documents import DocumentError, as_mapping, parse_yaml, read_yaml
 from anyvla.registry import REGISTRIES, nearest
 
 T = TypeVar("T")
 
+MOST_FAULTS = 8  # that one message lists
+LONGEST = 200  # characters of a value in a message
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
@@ -50,9 +54,11 @@ def _read_part(registry: str) -> Callable[[Any], Part]:
     def read(value: Any) -> Part:
         if isinstance(value, Part):
             return value
+        if not isinstance(value, str | Mapping):
+            raise ValueError(f"expected a name, or keys with a name; one of: {', '.join(REGISTRIES[registry])}")
         keys = {"name": value} if isinstance(value, str) else dict(value)
         name = keys.pop("name", None)
-        if name is None:
+        if not isinstance(name, str):
             raise ValueError(f"the key 'name' is missing; one of: {', '.join(REGISTRIES[registry])}")
         try:
             target = REGISTRIES[registry][name]
@@ -82,17 +88,41 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """The config as a YAML document."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+    return documents.to_yaml(to_dict(config))
 
 
 def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     """Check `data` against the config class. Raises ConfigError that lists every fault and where it stands."""
+    head = f"{where}: " if where else ""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{head}expected keys and values, found {_shown(data)}")
     try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(data))
+        built = pydantic.TypeAdapter(cls).validate_python(dict(data))
+        lines = [f"'{path}': a number is expected, not true or false" for path in _booleans(cls, data)]
     except pydantic.ValidationError as error:
-        lines = [_explain(cls, fault) for fault in error.errors()]
-        head = f"{where}: " if where else ""
-        raise ConfigError(head + ("; ".join(lines) if len(lines) == 1 else "\n  - " + "\n  - ".join(lines))) from None
+        lines = [_explain(cls, fault) for fault in error.errors()[:MOST_FAULTS]]
+    if lines:
+        raise ConfigError(head + ("; ".join(lines) if len(lines) == 1 else "\n  - " + "\n  - ".join(lines)))
+    return built
+
+
+def _booleans(hint: Any, data: Any, path: str = "") -> list[str]:
+    """Return where `data` has true or false in the place of a number, which pydantic takes for 1 or 0."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if isinstance(data, bool):
+        return [path] if {bool, Any}.isdisjoint(kinds) and not {int, float}.isdisjoint(kinds) else []
+    if isinstance(data, Mapping):
+        hints = next((typing.get_type_hints(k) for k in kinds if dataclasses.is_dataclass(k)), {})
+        values = next((typing.get_args(k)[1] for k in kinds if len(typing.get_args(k)) == 2), Any)  # of a mapping
+        items = [(k, v, hints.get(k, values)) for k, v in data.items()]
+    elif isinstance(data, list | tuple):
+        inner = next((typing.get_args(k) for k in kinds if typing.get_args(k)), (Any,))
+        items = [
+            (str(i), v, inner[i] if inner[-1] is not ... and i < len(inner) else inner[0]) for i, v in enumerate(data)
+        ]
+    else:
+        return []
+    return [fault for key, value, of in items for fault in _booleans(of, value, f"{path}.{key}".strip("."))]
 
 
 def _explain(cls: type, fault: Any) -> str:
@@ -104,7 +134,7 @@ def _explain(cls: type, fault: Any) -> str:
     if fault["type"] in ("missing", "missing_argument"):
         return f"'{dotted}' is required"
     message = fault["msg"].removeprefix("Value error, ")
-    given = "" if fault["type"] == "value_error" else f" (given: {fault['input']!r})"
+    given = "" if fault["type"] == "value_error" else f" (given: {_shown(fault['input'])})"
     return f"'{dotted}': {message}{given}" if dotted else message
 
 
@@ -123,18 +153,17 @@ def _optional(cls: Any) -> bool:
     return type(None) in typing.get_args(cls)
 
 
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
 def load(cls: type[T], path: Path | str, overrides: Sequence[str] = ()) -> T:
     """Read a YAML file, lay `--a.b value` options over it, check the whole. Raises ConfigError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from None
-    try:
-        data = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values at the top, found {type(data).__name__}")
+        data = as_mapping(read_yaml(Path(path)) or {}, str(path))
+    except DocumentError as error:
+        raise ConfigError(str(error)) from None
     return build(cls, override(data, overrides), where=str(path))
 
 
@@ -160,9 +189,9 @@ def override(data: Mapping[str, Any], options: Sequence[str]) -> dict[str, Any]:
             node[parent] = child = child if isinstance(child, dict) else {}
             node = child
         try:
-            node[leaf] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--{key}: {value!r} is not a YAML value: {error}") from None
+            node[leaf] = parse_yaml(value, f"--{key}")
+        except DocumentError as error:
+            raise ConfigError(f"--{key}: {_shown(value)} is not a YAML value: {error}") from None
     return result
 
 

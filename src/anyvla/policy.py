@@ -43,6 +43,7 @@ from anyvla.data.canonical import Canonical, Robot
 from anyvla.data.episode import Embodiment
 from anyvla.data.views import ViewConfig, seen
 from anyvla.heads.base import Context, Loss, Setting
+from anyvla.limits import STEPS
 from anyvla.structures.history import History, Memory, Reading, Steps
 from anyvla.structures.validity import nearest_valid, why_not
 from anyvla.types import Batch, Chunk, Observation
@@ -65,11 +66,10 @@ class VLAConfig:
     fuser: FuserPart
     decoder: DecoderPart
     representation: RepresentationPart = Part("representations", "continuous", Continuous.Config())
-    readouts: int = Field(default=1, ge=1)  # R, queries per step
-    chunk: int = Field(default=10, ge=1)  # N, actions predicted at once
-    execute: int = Field(
-        default=1, ge=1
-    )  # actions executed before predicting again; steps of a window are so far apart
+    readouts: int = Field(default=1, ge=1, le=STEPS)  # R, queries per step
+    chunk: int = Field(default=10, ge=1, le=STEPS)  # N, actions predicted at once
+    # actions executed before predicting again; steps of a window are so far apart
+    execute: int = Field(default=1, ge=1, le=STEPS)
     proprio: Literal["head", "token", "none"] = "head"  # who reads proprioception: the fuser, or the backbone
     normalization: NormalizationConfig = NormalizationConfig()
     view: ViewConfig = ViewConfig()

@@ -130,7 +130,7 @@ def test_the_tokenizer_is_small_and_knows_robots() -> None:
     [
         ({"width": 190}, "multiple of 2 x heads"),
         ({"image_size": 100}, "image_size 100 must be a multiple of the stem's stride, 16"),
-        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"layers": 0}, "'layers': Input should be greater than or equal to 1"),
         ({"prompt": "go"}, "must contain {instruction}"),
         ({"widht": 64}, "did you mean 'width'"),
     ],

@@ -230,7 +230,7 @@ def test_bad_input():
         WindowDataset(of(InMemory([])), WindowConfig())
     with pytest.raises(IndexError, match="source 0 has 29 windows; no window 29"):
         windows_of(WindowConfig()).batch(at(29))
-    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="stride"):
         WindowConfig(stride=0)
 
 

@@ -211,14 +211,14 @@ def test_more_of_a_hard_task(tmp_path: Path) -> None:
 def test_more_of_a_task_that_is_not_demonstrated_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"collect.more: 'lefft' is no task to demonstrate: did you mean 'left'"):
         collect(opened(), dataclasses.replace(CONFIG, more={"lefft": 2}), tmp_path / "data")
-    with pytest.raises(ConfigError, match="greater than 0"):
+    with pytest.raises(ConfigError, match="greater than or equal to 1"):
         build(CollectConfig, {"more": {"left": 0}})
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("noise", [[], [0.1, -0.1]])
 def test_bad_noise(noise: list[float]) -> None:
-    with pytest.raises(ValueError, match="noise needs at least one standard deviation, none below 0"):
+    with pytest.raises(ValueError, match="noise"):
         CollectConfig(noise=tuple(noise))
 
 

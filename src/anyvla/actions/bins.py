@@ -22,6 +22,7 @@ from torch import Tensor
 from anyvla.actions.codec import Codec, CodecError
 from anyvla.actions.space import ActionSpace
 from anyvla.config import STRICT
+from anyvla.limits import WEIGHT
 
 FILE = "bins.json"
 APART = 5  # digits: values that differ less are one to `quantile`
@@ -45,7 +46,7 @@ class BinsCodec(Codec):
         # uniform: as published; mu_law: finer near 0 (Gato, arXiv 2205.06175); quantile: as many data in each bin
         kind: Literal["uniform", "quantile", "mu_law"] = "uniform"
         bins: int = Field(default=256, ge=2, le=2**16)  # V; `uniform` counts the edges, as published: V - 1 intervals
-        mu: float = Field(default=255.0, gt=0)  # of mu_law; more: finer near 0
+        mu: float = Field(default=255.0, ge=1e-6, le=WEIGHT)  # of mu_law; more: finer near 0
 
         def __post_init__(self) -> None:
             if self.kind == "uniform" and self.bins < 3:

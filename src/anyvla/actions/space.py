@@ -7,12 +7,14 @@ actions mean something else. The same class describes proprioception.
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+import numpy as np
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT
+from anyvla.limits import DIMS, VALUE
 
 # euler: roll, pitch, yaw about fixed x, y, z ("xyz" of scipy). quaternions say where the real part stands. rot6d: the
 # first two columns of the matrix, one after the other (arXiv 1812.07035).
@@ -26,32 +28,35 @@ ROTATION_DIMS: dict[Rotation, int] = {
 }
 
 
+Value = Annotated[float, Field(ge=-VALUE, le=VALUE)]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Group:
     """Consecutive dims of one meaning."""
 
     name: str  # "position", "rotation", "gripper", "joints", "left_joints", ...
-    size: int  # dims
+    size: int = Field(ge=1, le=DIMS)  # dims
     kind: Literal["position", "rotation", "gripper", "joints", "other"] = "other"
     mode: Literal["absolute", "delta"] = "absolute"
-    low: float | None = None  # the declared range; grippers are scaled by it, never by quantiles
-    high: float | None = None
+    low: Value | None = None  # the declared range; grippers are scaled by it, never by quantiles
+    high: Value | None = None
     unit: str = ""  # "m", "rad", "m/s"
     rotation: Rotation | None = None  # how a rotation is written; None: not known, cannot be converted
     frame: Literal["", "base", "tool"] = ""  # what a position or rotation is relative to; "": not known
-    open: float | None = None  # of a gripper: the end of its range at which it is open; None: not known
+    open: Value | None = None  # of a gripper: the end of its range at which it is open; None: not known
     # Of each dim, for people, as the data calls it: "elbow_flex.pos". They mean nothing: groups compare without them.
     names: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"group {self.name!r}: size must be at least 1, got {self.size}")
         if self.names and len(self.names) != self.size:
             raise ValueError(f"group {self.name!r}: {len(self.names)} names for {self.size} dims: {list(self.names)}")
         if (self.low is None) != (self.high is None):
             raise ValueError(f"group {self.name!r}: give both low and high, or neither")
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError(f"group {self.name!r}: low {self.low} must be below high {self.high}")
+        if self.low is not None and np.float32(self.low) == np.float32(self.high):
+            raise ValueError(f"group {self.name!r}: low {self.low} and high {self.high} are one number in float32")
         if self.kind == "gripper" and self.low is None:
             raise ValueError(f"group {self.name!r}: a gripper needs its declared range (low, high)")
         if self.open is not None and (self.kind != "gripper" or self.open not in (self.low, self.high)):
@@ -84,6 +89,8 @@ class ActionSpace:
         names = [g.name for g in self.groups]
         if len(set(names)) != len(names):
             raise ValueError(f"group names must differ: {names}")
+        if self.size > DIMS:
+            raise ValueError(f"{self.size} dims are more than the {DIMS} that a vector may have")
 
     @property
     def size(self) -> int:

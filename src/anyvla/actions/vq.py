@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from anyvla.actions.codec import Codec, CodecError, held
 from anyvla.actions.space import ActionSpace
 from anyvla.config import STRICT
+from anyvla.limits import COUNT, WEIGHT, WIDTH
 
 FILE = "vq.safetensors"
 SIDES = ("encoder", "decoder")
@@ -46,12 +47,13 @@ class VQCodec(Codec):
 
         quantizers: int = Field(default=4, ge=1, le=64)  # T
         codebook: int = Field(default=256, ge=2, le=2**16)  # V, codes of each quantizer
-        latent: int = Field(default=32, ge=1)  # numbers of a code
-        hidden: int = Field(default=256, ge=1)  # width of the encoder's and the decoder's two hidden layers
-        steps: int = Field(default=1000, ge=1)  # of fitting
-        batch: int = Field(default=256, ge=1)  # chunks a step
-        lr: float = Field(default=1e-3, gt=0)  # of Adam at first; it falls to 0 along a cosine
-        commitment: float = Field(default=1.0, ge=0)  # weight of the encoder's distance to its code (arXiv 1711.00937)
+        latent: int = Field(default=32, ge=1, le=WIDTH)  # numbers of a code
+        hidden: int = Field(default=256, ge=1, le=WIDTH)  # width of the encoder's and the decoder's two hidden layers
+        steps: int = Field(default=1000, ge=1, le=COUNT)  # of fitting
+        batch: int = Field(default=256, ge=1, le=WIDTH)  # chunks a step
+        lr: float = Field(default=1e-3, gt=0, le=1)  # of Adam at first; it falls to 0 along a cosine
+        # weight of the encoder's distance to its code (arXiv 1711.00937)
+        commitment: float = Field(default=1.0, ge=0, le=WEIGHT)
         decay: float = Field(default=0.99, ge=0, lt=1)  # of the codes, running means of what was nearest to them
 
     def __init__(self, config: Config, chunk: int, space: ActionSpace, assets: Path | None = None) -> None:

@@ -51,6 +51,7 @@ from anyvla.backbones.source import (
 from anyvla.backbones.tokens import Template, TokenBackbone, windows_of
 from anyvla.backbones.vision_inputs import Images
 from anyvla.config import STRICT
+from anyvla.limits import PIXELS
 from anyvla.types import TokenSequence
 
 
@@ -75,9 +76,9 @@ class AutoBackbone(TokenBackbone):
 
         path: str  # a model folder, or an id of the Hugging Face hub
         revision: str | None = None  # of the hub: a branch, tag or commit
-        image_size: int | None = Field(default=None, ge=1)  # pixels, square; None: the tower's own
+        image_size: int | None = Field(default=None, ge=1, le=PIXELS)  # pixels, square; None: the tower's own
         # n > 1: each camera's image is read in n x n tiles of that size, in raster order, and whole after them.
-        tiles: int = Field(default=1, ge=1)
+        tiles: int = Field(default=1, ge=1, le=16)
 
     def __init__(self, config: Any, assets: Path | None = None) -> None:
         """Load the model that `config.path` names or, with `assets`, build its architecture without its weights.

@@ -38,6 +38,7 @@ from anyvla.backbones.resampler import PerceiverResampler
 from anyvla.backbones.source import PREPROCESSOR, fetch, read_preprocessor
 from anyvla.backbones.tokens import Template, TokenBackbone, windows_of
 from anyvla.config import STRICT
+from anyvla.limits import LAYERS
 from anyvla.types import TokenSequence
 
 END_OF_CHUNK, IMAGE = "<|endofchunk|>", "<image>"
@@ -86,7 +87,8 @@ class FlamingoBackbone(TokenBackbone):
         language: str | None = None  # a folder or hub id of any causal language model
         vision: str = CLIP  # a folder or hub id of a CLIP model
         checkpoint: str | None = None  # the original checkpoint.pt, a folder or hub repository with it; None: untrained
-        cross_attention_every: int | None = Field(default=None, ge=1)  # layers of the language model; 1 unless preset
+        # layers of the language model; 1 unless preset
+        cross_attention_every: int | None = Field(default=None, ge=1, le=LAYERS)
 
         def __post_init__(self) -> None:
             super().__post_init__()

@@ -7,9 +7,10 @@ tokenizer, read by the same adapter as a model of billions of parameters, and sa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlavaConfig
 
@@ -18,6 +19,7 @@ from anyvla.backbones.base import CAPABILITIES
 from anyvla.backbones.nano_vision import NanoVisionConfig
 from anyvla.backbones.options import Options
 from anyvla.config import STRICT
+from anyvla.limits import COUNT, LAYERS, PIXELS, SEED, WIDTH
 
 TOKENIZER = Path(__file__).parent / "nano_assets"
 
@@ -31,21 +33,19 @@ class NanoBackbone(AutoBackbone):
     class Config(Options):
         """Its size; the defaults train in minutes on two CPU cores."""
 
-        width: int = 192  # D
-        layers: int = 2  # of the language model
-        heads: int = 6
-        mlp: int = 512  # inner width of the gated feed-forward
-        image_size: int = 96  # pixels, square; other sizes are scaled to it
-        channels: tuple[int, ...] = (64, 128)  # of the stem's convolutions before the last, which has `width`
-        context: int = 4096  # tokens
-        seed: int = 0  # of the initial weights
+        width: int = Field(default=192, ge=1, le=WIDTH)  # D
+        layers: int = Field(default=2, ge=1, le=LAYERS)  # of the language model
+        heads: int = Field(default=6, ge=1, le=LAYERS)
+        mlp: int = Field(default=512, ge=1, le=WIDTH)  # inner width of the gated feed-forward
+        image_size: int = Field(default=96, ge=1, le=PIXELS)  # pixels, square; other sizes are scaled to it
+        # of the stem's convolutions before the last, which has `width`
+        channels: tuple[Annotated[int, Field(ge=1, le=WIDTH)], ...] = Field(default=(64, 128), max_length=8)
+        context: int = Field(default=4096, ge=1, le=COUNT)  # tokens
+        seed: int = Field(default=0, ge=0, le=SEED)  # of the initial weights
         prompt: str = "{instruction}"
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name in ("width", "layers", "heads", "mlp", "image_size", "context"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
             if self.width % (2 * self.heads):
                 raise ValueError(f"width {self.width} must be a multiple of 2 x heads ({2 * self.heads})")
             stride = NanoVisionConfig(channels=self.channels).stride

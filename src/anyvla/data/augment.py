@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyvla.config import STRICT
+from anyvla.limits import PIXELS
 
-Pixels = Annotated[int, Field(ge=0)]
+Pixels = Annotated[int, Field(ge=0, le=PIXELS)]
 Amount = Annotated[float, Field(ge=0, lt=1)]
 Turn = Annotated[float, Field(ge=0, le=0.5)]
 

@@ -27,6 +27,7 @@ from anyvla.data.presets import expand
 from anyvla.data.resample import Resampled
 from anyvla.data.robot_statistics import pooled
 from anyvla.data.subset import Subset, choose
+from anyvla.limits import COUNT, GB, HZ, PROCESSES, SEED, VALUE, WEIGHT
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -36,14 +37,15 @@ class Source:
     path: str  # a folder or file, or the id of a LeRobot data set on the hub
     format: FormatPart | None = None  # None: recognised by what lies there
     embodiment: Embodiment | None = None  # for data that does not say what its numbers mean
-    weight: float = Field(default=1.0, gt=0)  # of its samples beside those of other sources
+    weight: float = Field(default=1.0, gt=0, le=VALUE)  # of its samples beside those of other sources
     cameras: Mapping[str, str] | None = None  # view -> camera of the data; None: all, by their own names
     rotation: Rotation | None = None  # rewrite rotations so; None: as the data has them
     frame: Literal["base", "tool"] | None = None  # of delta positions and rotations; None: as the data has them
-    hz: float | None = Field(default=None, gt=0)  # sub-sample to this rate, by time; None: the rate of the data
-    per_task: int | None = Field(default=None, ge=1)  # few-shot: episodes of each task; None: all
-    scale: float = Field(default=1.0, gt=0)  # of the number of episodes: 0.1 a tenth of each task; 5: five per_task
-    subset_seed: int = 0  # of which episodes these are
+    hz: float | None = Field(default=None, gt=0, le=HZ)  # sub-sample to this rate, by time; None: the rate of the data
+    per_task: int | None = Field(default=None, ge=1, le=COUNT)  # few-shot: episodes of each task; None: all
+    # of the number of episodes: 0.1 a tenth of each task; 5: five per_task
+    scale: float = Field(default=1.0, gt=0, le=WEIGHT)
+    subset_seed: int = Field(default=0, ge=0, le=SEED)  # of which episodes these are
     instruction: str | None = None  # for episodes that have none
     # What to do with them where there is none for them either; keep is for looking at data, training refuses them.
     unlabelled: Literal["refuse", "drop", "keep"] = "refuse"
@@ -67,9 +69,10 @@ class DataConfig:
     views: tuple[str, ...] = ()  # of those that a source has, in this order; none given: all of them
     # None: the shares of the samples are the weights. T: weight x windows^(1/T); at 1 all windows of equal weights are
     # equally likely. The weights of presets are made for 1, which is what None means for them.
-    temperature: float | None = Field(default=None, gt=0)
-    cache_gb: float = Field(default=2.0, ge=0)  # decoded frames kept in memory
-    workers: int = Field(default=0, ge=0)  # processes that make batches; 0: a thread. They change no result
+    temperature: float | None = Field(default=None, ge=0.1, le=WEIGHT)
+    cache_gb: float = Field(default=2.0, ge=0, le=GB)  # decoded frames kept in memory
+    # processes that make batches; 0: a thread. They change no result
+    workers: int = Field(default=0, ge=0, le=PROCESSES)
 
     def __post_init__(self) -> None:
         if (self.preset is None) != (self.root is None):

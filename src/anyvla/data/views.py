@@ -17,8 +17,10 @@ from anyvla.config import STRICT
 from anyvla.data.canonical import Places
 from anyvla.data.episode import Embodiment
 from anyvla.data.images import resize
+from anyvla.limits import PIXELS
 from anyvla.types import Observation
 
+Side = Annotated[int, Field(ge=1, le=PIXELS)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -27,7 +29,7 @@ class ViewConfig:
     """The section `model.view` of a recipe."""
 
     # (H, W) that every image is brought to when it is read; None: as they come, then all must have one size.
-    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    size: tuple[Side, Side] | None = None
     fit: Literal["stretch", "pad"] = "stretch"  # pad keeps the aspect and adds black bars
     # Share of each side that is seen, at a random place in training, in the centre in acting; one number or one a view.
     crop: Share | tuple[Share, ...] = 1.0

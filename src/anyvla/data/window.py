@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
+from pydantic import Field
 from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT
@@ -24,6 +25,7 @@ from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.mixture import Mixture
 from anyvla.data.sampler import Draw
 from anyvla.data.views import ViewConfig, fit
+from anyvla.limits import GB, STEPS
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +37,13 @@ _THREADS = 4
 class WindowConfig:
     """How windows are cut out of episodes."""
 
-    window: int = 1  # W: observations of a window
-    chunk: int = 8  # N: actions of the chunk that begins at each observation
-    stride: int = 1  # steps between the observations of a window: the actions executed between two predictions
+    window: int = Field(default=1, ge=1, le=STEPS)  # W: observations of a window
+    chunk: int = Field(default=8, ge=1, le=STEPS)  # N: actions of the chunk that begins at each observation
+    # steps between the observations of a window: the actions executed between two predictions
+    stride: int = Field(default=1, ge=1, le=STEPS)
     view: ViewConfig = ViewConfig()
-    cache_gb: float = 2.0  # decoded frames kept in memory; what does not fit is decoded each time it is asked for
-
-    def __post_init__(self) -> None:
-        for name in ("window", "chunk", "stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.cache_gb < 0:
-            raise ValueError(f"cache_gb must not be negative, got {self.cache_gb}")
+    # decoded frames kept in memory; what does not fit is decoded each time it is asked for
+    cache_gb: float = Field(default=2.0, ge=0, le=GB)
 
 
 class WindowBatch(TypedDict):

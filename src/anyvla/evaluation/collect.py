@@ -14,10 +14,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
@@ -28,32 +28,35 @@ from anyvla.evaluation.conditions import ORIGINAL, check_factors, scene_factors
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker, starting_workers
 from anyvla.interrupted import Interrupted
+from anyvla.limits import COUNT, EPISODES, PROCESSES
 from anyvla_sim.base import Stuck, Suite
 from anyvla_sim.names import nearest
 from anyvla_sim.remote import connect
 from anyvla_sim.spec import Spec
 
 FIRST_SEED = 1_000_000  # of start states of demonstrations; evaluations use those below
+Deviation = Annotated[float, Field(ge=0, le=10)]  # actions are in [-1, 1]
+More = Annotated[int, Field(ge=1, le=EPISODES)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CollectConfig:
     """The section `collect:` of a recipe."""
 
-    demonstrations: int = Field(default=40, ge=1)  # successful episodes per task
-    more: dict[str, PositiveInt] = Field(default_factory=dict)  # of single tasks, beyond `demonstrations`
-    noise: tuple[float, ...] = (0.0, 0.2, 0.4)  # standard deviations of what is added to executed actions; cycled
+    demonstrations: int = Field(default=40, ge=1, le=EPISODES)  # successful episodes per task
+    more: dict[str, More] = Field(default_factory=dict)  # of single tasks, beyond `demonstrations`
+    noise: tuple[Deviation, ...] = (0.0, 0.2, 0.4)  # standard deviations of what is added to executed actions; cycled
     noise_memory: float = Field(default=0.85, ge=0, lt=1)  # of the Ornstein-Uhlenbeck process, per action
-    keep_after_success: int = Field(default=4, ge=0)  # actions recorded after the goal is reached
+    keep_after_success: int = Field(default=4, ge=0, le=COUNT)  # actions recorded after the goal is reached
     # As "light=dim+texture=dark", of the benchmark's factors, or "original"; cycled, each with every noise.
     scenes: tuple[str, ...] = (ORIGINAL,)
     tasks: tuple[str, ...] = ()  # of the suite; none: all
-    seed: int = Field(default=0, ge=0)
-    processes: int | None = Field(default=None, ge=1)  # None: one per core; changes no result
+    seed: int = Field(default=0, ge=0, le=4000)
+    processes: int | None = Field(default=None, ge=1, le=PROCESSES)  # None: one per core; changes no result
 
     def __post_init__(self) -> None:
-        if not self.noise or min(self.noise) < 0:
-            raise ValueError(f"noise needs at least one standard deviation, none below 0; got {list(self.noise)}")
+        if not self.noise:
+            raise ValueError("noise needs at least one standard deviation, as in [0.0]")
         if not self.scenes:
             raise ValueError(f"scenes needs at least one: {ORIGINAL}, or as in light=dim")
         for scene in self.scenes:

@@ -27,6 +27,7 @@ from anyvla.data.stored import write
 from anyvla.evaluation.questions import ask
 from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker, starting_workers
 from anyvla.interrupted import Interrupted
+from anyvla.limits import COUNT, PROCESSES, SEED
 
 if TYPE_CHECKING:
     from anyvla.evaluation.metaworld_scene import SceneLabeller
@@ -40,12 +41,12 @@ class LabelConfig:
     """What is made."""
 
     benchmark: str = BENCHMARKS[0]
-    frames: int = Field(default=2000, ge=1)
+    frames: int = Field(default=2000, ge=1, le=COUNT)
     size: int = Field(default=128, ge=32, le=320)  # px a side
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=SEED)
     held_out: float = Field(default=0.1, ge=0, lt=1)  # share of frames that held_out.json gets
-    questions: int = Field(default=4, ge=1)  # turns per frame at most, before balancing
-    processes: int | None = Field(default=None, ge=1)  # None: one per core; changes no result
+    questions: int = Field(default=4, ge=1, le=COUNT)  # turns per frame at most, before balancing
+    processes: int | None = Field(default=None, ge=1, le=PROCESSES)  # None: one per core; changes no result
 
     def __post_init__(self) -> None:
         if self.benchmark not in BENCHMARKS:

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from anyvla.config import STRICT, ConfigError
 from anyvla.evaluation.collect import FIRST_SEED as FIRST_DEMONSTRATION_SEED
 from anyvla.evaluation.conditions import SETS, Condition, parse
+from anyvla.limits import COUNT, EPISODES, GB, PROCESSES, STEPS, WEIGHT
 from anyvla_sim.base import Suite, Task
 
 VERSION = 1  # of what the harness means by its settings; a change of it makes results incomparable
@@ -24,19 +25,22 @@ class EvaluationConfig:
 
     conditions: tuple[str, ...] = ("told", "swapped", "unrelated")  # see `conditions`; or sets: language, latency, ...
     tasks: tuple[str, ...] = ()  # of the suite; none: all
-    episodes: int | None = Field(default=None, ge=1)  # per task (of chains: in all); None: as the suite's authors count
-    unrelated_episodes: int | None = Field(default=None, ge=1)  # per task, under `unrelated`; None: the same
-    first_seed: int = Field(default=0, ge=0)  # of the start states
-    horizon: int | None = Field(default=None, ge=1)  # actions; None: the suite's
-    execute: int | None = Field(default=None, ge=1)  # actions of a chunk before predicting again; None: as trained
+    # per task (of chains: in all); None: as the suite's authors count
+    episodes: int | None = Field(default=None, ge=1, le=EPISODES)
+    unrelated_episodes: int | None = Field(
+        default=None, ge=1, le=EPISODES
+    )  # per task, under `unrelated`; None: the same
+    first_seed: int = Field(default=0, ge=0, le=COUNT)  # of the start states
+    horizon: int | None = Field(default=None, ge=1, le=COUNT)  # actions; None: the suite's
+    # actions of a chunk before predicting again; None: as trained
+    execute: int | None = Field(default=None, ge=1, le=STEPS)
     ensemble: Literal["none", "temporal"] = "none"  # temporal: overlapping chunks are averaged (ACT, arXiv 2304.13705)
-    processes: int | None = Field(default=None, ge=1)  # that simulate; None: one per core
-    slots: int = Field(default=3, ge=1)  # episodes at a time in each process
-    hang_s: float = Field(default=180.0, gt=0)  # a simulator that says nothing for so long is replaced
-    memory_gb: float = Field(default=8.0, gt=0)  # a simulator that holds more is replaced between episodes
-    failure_videos: int = Field(
-        default=6, ge=0
-    )  # at most; one success per task and each swapped pair are always filmed
+    processes: int | None = Field(default=None, ge=1, le=PROCESSES)  # that simulate; None: one per core
+    slots: int = Field(default=3, ge=1, le=PROCESSES)  # episodes at a time in each process
+    hang_s: float = Field(default=180.0, gt=0, le=WEIGHT)  # a simulator that says nothing for so long is replaced
+    memory_gb: float = Field(default=8.0, gt=0, le=GB)  # a simulator that holds more is replaced between episodes
+    # at most; one success per task and each swapped pair are always filmed
+    failure_videos: int = Field(default=6, ge=0, le=COUNT)
 
     def __post_init__(self) -> None:
         for condition in self.conditions:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from anyvla.actions.space import ActionSpace
 from anyvla.config import STRICT
 from anyvla.heads.base import Loss
+from anyvla.limits import LAYERS, WIDTH
 
 PERIODS = 4e-3, 4.0  # of the waves that encode times of [0, 1], as pi0's
 
@@ -28,9 +29,9 @@ PERIODS = 4e-3, 4.0  # of the waves that encode times of [0, 1], as pi0's
 class Sizes:
     """Of the network; the defaults have 5 million weights, beside those that read the context."""
 
-    width: int = Field(default=256, ge=2)
-    layers: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
+    width: int = Field(default=256, ge=2, le=WIDTH)
+    layers: int = Field(default=4, ge=1, le=LAYERS)
+    heads: int = Field(default=4, ge=1, le=LAYERS)
 
     def __post_init__(self) -> None:
         if self.width % 2 or self.width % self.heads:

@@ -18,6 +18,7 @@ from anyvla.actions.codec import held
 from anyvla.config import STRICT
 from anyvla.heads.base import Context, Decoder, Loss, Setting, draw
 from anyvla.heads.denoiser import Denoiser, Sizes, squared_error
+from anyvla.limits import CALLS, STEPS
 
 
 class DiffusionDecoder(Decoder):
@@ -29,11 +30,12 @@ class DiffusionDecoder(Decoder):
 
         # What the network says: the actions, more exact in few steps (DP3, arXiv 2403.03954), or the noise (DDPM).
         prediction: Literal["sample", "epsilon"] = "sample"
-        train_steps: int = Field(default=100, ge=1)  # levels of noise, on the cosine schedule (arXiv 2102.09672)
+        # levels of noise, on the cosine schedule (arXiv 2102.09672)
+        train_steps: int = Field(default=100, ge=1, le=CALLS)
         # Levels and noises a step is trained at in one run of the backbone: with one, its gradient is mostly noise.
-        draws: int = Field(default=4, ge=1)
+        draws: int = Field(default=4, ge=1, le=STEPS)
         sampler: Literal["dpm", "ddim"] = "dpm"  # second or first order; neither draws noise while it samples
-        steps: int = Field(default=10, ge=1)  # of the sampler: calls of the network a chunk
+        steps: int = Field(default=10, ge=1, le=CALLS)  # of the sampler: calls of the network a chunk
 
         def __post_init__(self) -> None:
             super().__post_init__()

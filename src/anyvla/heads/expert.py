@@ -32,6 +32,7 @@ from anyvla.heads.denoiser import squared_error, waves
 from anyvla.heads.expert_layers import Memory, Transformer, View, joined, spread, thetas_of
 from anyvla.heads.flow_matching import Method, Times, drawn, integrate, interpolate
 from anyvla.heads.lm_tokens import LMTokensDecoder
+from anyvla.limits import CALLS, LAYERS, STEPS, WEIGHT, WIDTH
 
 if TYPE_CHECKING:
     from anyvla.backbones.base import Capability
@@ -68,17 +69,19 @@ class ExpertDecoder(Decoder):
     class Config:
         """Options of `decoder: {name: expert}`; the defaults are pi0's: with PaliGemma, 300 million weights."""
 
-        width: int = Field(default=1024, ge=2)  # even
-        mlp: int = Field(default=4096, ge=1)  # inner width of the gated feed-forward
+        width: int = Field(default=1024, ge=2, le=WIDTH)  # even
+        mlp: int = Field(default=4096, ge=1, le=WIDTH)  # inner width of the gated feed-forward
         # None: as many as the backbone. Fewer attend to some of its layers, evenly spread, the last included.
-        layers: int | None = Field(default=None, ge=1)
-        heads: int | None = Field(default=None, ge=1)  # of queries; None: as the backbone; a multiple of its key heads
+        layers: int | None = Field(default=None, ge=1, le=LAYERS)
+        # of queries; None: as the backbone; a multiple of its key heads
+        heads: int | None = Field(default=None, ge=1, le=LAYERS)
         time: Times = "beta"  # where to train: beta, more near the noise (pi0), or uniform
-        draws: int = Field(default=1, ge=1)  # times and noises a step is trained at, for one run of the backbone
-        steps: int = Field(default=10, ge=1)  # of the integration when acting
+        # times and noises a step is trained at, for one run of the backbone
+        draws: int = Field(default=1, ge=1, le=STEPS)
+        steps: int = Field(default=10, ge=1, le=CALLS)  # of the integration when acting
         method: Method = "euler"  # heun: 2 * steps - 1 calls, and a smaller error
         tokens: LMTokensDecoder.Config = LMTokensDecoder.Config()  # with a representation of tokens: how they are read
-        token_weight: float = Field(default=1.0, gt=0)  # of their loss, beside that of the flow
+        token_weight: float = Field(default=1.0, gt=0, le=WEIGHT)  # of their loss, beside that of the flow
 
         def __post_init__(self) -> None:
             if self.width % 2:

@@ -17,6 +17,7 @@ from anyvla.config import STRICT
 from anyvla.heads.base import Context, Decoder, Loss, Setting, draw
 from anyvla.heads.denoiser import Denoiser, Sizes, squared_error
 from anyvla.heads.flow_matching import Method, Times, drawn, integrate, interpolate
+from anyvla.limits import CALLS, STEPS
 
 
 class FlowDecoder(Decoder):
@@ -28,8 +29,8 @@ class FlowDecoder(Decoder):
 
         time: Times = "beta"  # where to train: beta, more near the noise (pi0), or uniform
         # Times and noises a step is trained at in one run of the backbone: with one, its gradient is mostly noise.
-        draws: int = Field(default=4, ge=1)
-        steps: int = Field(default=10, ge=1)  # of the integration when acting
+        draws: int = Field(default=4, ge=1, le=STEPS)
+        steps: int = Field(default=10, ge=1, le=CALLS)  # of the integration when acting
         method: Method = "euler"  # heun: 2 * steps - 1 calls, and a smaller error
 
     def __init__(self, config: Config, setting: Setting) -> None:

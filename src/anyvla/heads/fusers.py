@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyvla.config import STRICT
+from anyvla.limits import LAYERS, WIDTH
 
 
 class Fuser(nn.Module):
@@ -54,7 +55,9 @@ class MLPFuser(Fuser):
     class Config:
         """Options of `fuser: {name: mlp}`."""
 
-        widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1024, 1024), min_length=1)  # the last is C
+        widths: tuple[Annotated[int, Field(ge=1, le=WIDTH)], ...] = Field(
+            default=(1024, 1024), min_length=1
+        )  # the last is C
 
     def __init__(self, config: Config, features: int, window: int) -> None:
         super().__init__()
@@ -75,8 +78,8 @@ class LSTMFuser(Fuser):
     class Config:
         """Options of `fuser: {name: lstm}`."""
 
-        hidden: int = Field(default=1024, ge=1)  # C
-        layers: int = Field(default=4, ge=1)
+        hidden: int = Field(default=1024, ge=1, le=WIDTH)  # C
+        layers: int = Field(default=4, ge=1, le=LAYERS)
 
     def __init__(self, config: Config, features: int, window: int) -> None:
         super().__init__()
@@ -119,9 +122,9 @@ class GPTFuser(Fuser):
     class Config:
         """Options of `fuser: {name: gpt}`."""
 
-        width: int = Field(default=1024, ge=1)  # C
-        layers: int = Field(default=8, ge=1)
-        heads: int = Field(default=8, ge=1)
+        width: int = Field(default=1024, ge=1, le=WIDTH)  # C
+        layers: int = Field(default=8, ge=1, le=LAYERS)
+        heads: int = Field(default=8, ge=1, le=LAYERS)
 
         def __post_init__(self) -> None:
             if self.width % self.heads:

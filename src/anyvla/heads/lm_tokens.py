@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from anyvla.config import STRICT, ConfigError
 from anyvla.heads.base import Context, Setting
 from anyvla.heads.token_writing import TokenDecoder
+from anyvla.limits import WEIGHT
 
 if TYPE_CHECKING:
     from anyvla.backbones.base import Backbone
@@ -38,7 +39,7 @@ class LMTokensDecoder(TokenDecoder):
 
         decoding: Literal["autoregressive", "parallel"] = "autoregressive"  # parallel: all tokens in one pass
         ids: Literal["end", "added"] = "end"  # end: the last regular ids of the vocabulary; added: ids of their own
-        temperature: float = Field(default=0.0, ge=0)  # 0: the likeliest token; 1: as the model believes
+        temperature: float = Field(default=0.0, ge=0, le=WEIGHT)  # 0: the likeliest token; 1: as the model believes
 
     def __init__(self, config: Config, setting: Setting) -> None:
         """Raises ValueError if `ids: end` needs more ids than the vocabulary has, or for a backbone that cannot

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from anyvla.actions.space import Group
 from anyvla.config import STRICT, ConfigError
 from anyvla.heads.base import Context, Decoder, Loss, Setting
+from anyvla.limits import LAYERS, WEIGHT, WIDTH
+
+Width = Annotated[int, Field(ge=1, le=WIDTH)]
 
 
 class RegressionDecoder(Decoder):
@@ -27,11 +30,11 @@ class RegressionDecoder(Decoder):
 
         loss: Literal["l1", "l2", "huber"] = "l1"
         # Widths of the MLP's hidden layers, those of RoboVLMs; one number is the width of all `layers`.
-        hidden: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...] = (1024, 512, 256)
-        layers: int = Field(default=2, ge=0)  # hidden layers, where `hidden` is one number
+        hidden: Width | tuple[Width, ...] = (1024, 512, 256)
+        layers: int = Field(default=2, ge=0, le=LAYERS)  # hidden layers, where `hidden` is one number
         gripper_mlp: bool = False  # the gripper has an MLP of its own, as large (RoboVLMs)
         gripper: Literal["regression", "bce"] = "regression"  # bce: open or closed, with nothing between
-        gripper_weight: float = Field(default=1.0, gt=0)  # RoboVLMs: 0.01, with huber and bce
+        gripper_weight: float = Field(default=1.0, gt=0, le=WEIGHT)  # RoboVLMs: 0.01, with huber and bce
 
     def __init__(self, config: Config, setting: Setting) -> None:
         super().__init__()

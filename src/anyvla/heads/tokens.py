@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from anyvla.config import STRICT
 from anyvla.heads.base import Context, Setting
 from anyvla.heads.token_writing import TokenDecoder
+from anyvla.limits import LAYERS, WEIGHT, WIDTH
 
 Memory = tuple[Float[Tensor, "M h T d"], Float[Tensor, "M h T d"]]  # keys and values of a layer
 
@@ -27,10 +28,10 @@ class TokensDecoder(TokenDecoder):
     class Config:
         """Options of `decoder: {name: tokens}`."""
 
-        width: int = Field(default=512, ge=1)
-        layers: int = Field(default=4, ge=1)
-        heads: int = Field(default=8, ge=1)  # of attention; they divide the width
-        temperature: float = Field(default=0.0, ge=0)  # 0: the likeliest token; 1: as the model believes
+        width: int = Field(default=512, ge=1, le=WIDTH)
+        layers: int = Field(default=4, ge=1, le=LAYERS)
+        heads: int = Field(default=8, ge=1, le=LAYERS)  # of attention; they divide the width
+        temperature: float = Field(default=0.0, ge=0, le=WEIGHT)  # 0: the likeliest token; 1: as the model believes
 
         def __post_init__(self) -> None:
             if self.width % self.heads:

@@ -6,7 +6,7 @@ Declared, never guessed: a camera or a state that the client does not send is an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -14,7 +14,10 @@ from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, ConfigError
 from anyvla.data.episode import Embodiment
+from anyvla.limits import VALUE
 from anyvla.types import Observation
+
+Value = Annotated[float, Field(ge=-VALUE, le=VALUE)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -24,7 +27,7 @@ class ClientMapping:
     cameras: dict[str, str] = Field(default_factory=dict)  # ours: theirs; none: the same names
     proprio: str = "states"  # where the proprio is, in the order of the robot's groups
     instruction: str = "task_description"
-    gripper: tuple[float, float] | None = None  # what the client takes for open and for closed; None: as the robot
+    gripper: tuple[Value, Value] | None = None  # what the client takes for open and for closed; None: as the robot
 
 
 # LIBERO, as vla-eval's benchmark sends it with send_wrist_image, send_state and quat_no_antipodal.

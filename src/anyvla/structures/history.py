@@ -28,6 +28,7 @@ from torch import Tensor
 from anyvla.cache import Cache
 from anyvla.config import STRICT
 from anyvla.layout import lay_out
+from anyvla.limits import STEPS
 from anyvla.structures.continuation import Continuation
 from anyvla.types import TokenSequence
 
@@ -99,7 +100,7 @@ class PolicyHead(History):
     class Config:
         """Options of `history: {name: policy_head}`."""
 
-        window: int = Field(default=8, ge=2)  # steps, the current one included
+        window: int = Field(default=8, ge=2, le=STEPS)  # steps, the current one included
 
     def __init__(self, config: Config) -> None:
         super().__init__(config.window)

@@ -26,6 +26,7 @@ from torch import Tensor
 from anyvla.cache import Cache, join
 from anyvla.config import STRICT
 from anyvla.layout import lay_out
+from anyvla.limits import STEPS
 from anyvla.structures.continuation import Continuation
 from anyvla.structures.history import (
     History,
@@ -70,7 +71,7 @@ class Interleaved(History):
     class Config:
         """Options of `history: {name: interleaved}`."""
 
-        window: int = Field(default=8, ge=2)  # steps, the current one included
+        window: int = Field(default=8, ge=2, le=STEPS)  # steps, the current one included
         past: Literal["hidden", "visible"] = "hidden"  # readouts and chunks of earlier steps
         cache: bool = True  # False: a session reads its whole window again at each step (as backbones without a cache)
 

@@ -28,6 +28,7 @@ from anyvla.data.canonical import Robot
 from anyvla.data.mixture import Mixture
 from anyvla.data.window import WindowConfig, WindowDataset
 from anyvla.interrupted import Interrupted
+from anyvla.limits import BATCH, COUNT, SEED
 from anyvla.policy import VLA, VLAConfig
 from anyvla.training import checkpoint
 from anyvla.training.batches import batches_from
@@ -42,17 +43,17 @@ logger = logging.getLogger(__name__)
 class TrainingConfig:
     """The section `training:` of a recipe."""
 
-    steps: int = Field(default=10_000, ge=1)  # optimiser steps
-    batch_size: int = Field(default=32, ge=1)  # windows per optimiser step
+    steps: int = Field(default=10_000, ge=1, le=COUNT)  # optimiser steps
+    batch_size: int = Field(default=32, ge=1, le=BATCH)  # windows per optimiser step
     # Parts that a batch is split into, to save memory; changes no result but the noise that is drawn.
-    accumulate: int = Field(default=1, ge=1)
-    seed: int = 0  # of initialisation, data order and augmentation
+    accumulate: int = Field(default=1, ge=1, le=COUNT)
+    seed: int = Field(default=0, ge=0, le=SEED)  # of initialisation, data order and augmentation
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the hardware has it
     device: str = "auto"  # "auto" | "cpu" | "cuda" | "cuda:1"
     optim: OptimConfig = OptimConfig()
     augment: AugmentConfig = AugmentConfig()
-    log_every: int = Field(default=20, ge=1)  # steps
-    checkpoint_every: int = Field(default=500, ge=1)  # steps
+    log_every: int = Field(default=20, ge=1, le=COUNT)  # steps
+    checkpoint_every: int = Field(default=500, ge=1, le=COUNT)  # steps
 
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -11,19 +11,23 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from anyvla.config import STRICT
+from anyvla.limits import COUNT
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimConfig:
     """The section `training.optim:` of a recipe. AdamW (arXiv 1711.05101)."""
 
-    lr: float = Field(default=1e-4, gt=0)  # peak
+    lr: float = Field(default=1e-4, gt=0, le=100)  # peak
     schedule: Literal["cosine", "constant"] = "cosine"  # after warm-up; cosine ends at final_lr
-    warmup_steps: int = Field(default=100, ge=0)  # linear from 0
-    final_lr: float = Field(default=0.0, ge=0)
-    weight_decay: float = Field(default=0.05, ge=0)  # matrices only; vectors, norms and embeddings of queries have none
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = Field(default=1.0, gt=0)  # largest norm of all gradients together
+    warmup_steps: int = Field(default=100, ge=0, le=COUNT)  # linear from 0
+    final_lr: float = Field(default=0.0, ge=0, le=100)
+    # matrices only; vectors, norms and embeddings of queries have none
+    weight_decay: float = Field(default=0.05, ge=0, le=100)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    clip: float = Field(default=1.0, gt=0, le=1e12)  # largest norm of all gradients together
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

@@ -23,6 +23,7 @@ from anyvla.actions.rotations import convert
 from anyvla.actions.space import ActionSpace, Group
 from anyvla.config import STRICT, build
 from anyvla.data.episode import Embodiment
+from anyvla.limits import COUNT, HZ
 
 Step = Literal["clip", "binary", "events", "difference", "euler"]
 
@@ -33,7 +34,7 @@ class Piece:
 
     key: str  # below `steps`: "action", "action/world_vector", "observation/state"
     group: Group
-    first: int = 0  # its first column; negative: counted from the end
+    first: int = Field(default=0, ge=-COUNT, le=COUNT)  # its first column; negative: counted from the end
     steps: tuple[Step, ...] = ()  # in this order; see STEPS
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class OxeEntry:
     proprio: tuple[Piece, ...] = ()
     instruction: tuple[str, ...]  # keys, each another wording; none: the data has no instruction
     instruction_coding: Literal["text", "integers"] = "text"  # integers: one a byte of UTF-8, padded with zeros
-    control_hz: float = Field(gt=0)
+    control_hz: float = Field(gt=0, le=HZ)
     skip_first_step: bool = False
     drop_last_step: bool = False
     success: str | None = None  # key of an episode's flag, beside `steps`; the others are failures, not demonstrations

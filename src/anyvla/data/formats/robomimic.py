@@ -24,6 +24,7 @@ from anyvla.data import stored
 from anyvla.data.episode import Embodiment, Episode, conventions, steady
 from anyvla.data.formats.hdf5 import SUFFIXES, Hdf5Frames, Orientation, node, open_file, read
 from anyvla.data.formats.robomimic_robots import LIBERO_PROPRIO, ROBOMIMIC_PROPRIO, known_embodiment
+from anyvla.limits import VALUE
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -38,7 +39,7 @@ class RobomimicConfig:
     # LIBERO upright as the camera saw it; robomimic's are upright already
     images: Orientation | None = None
     drop_noops: bool = False  # leave out steps that neither move nor use the gripper, as OpenVLA does for LIBERO
-    noop: float = Field(1e-4, gt=0)  # the norm of a move below which it is none
+    noop: float = Field(1e-4, gt=0, le=VALUE)  # the norm of a move below which it is none
 
 
 @dataclass(frozen=True)
