@@ -7,17 +7,16 @@ No name of a structure appears here: what differs lies in the parts.
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import yaml
-from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -41,12 +40,15 @@ from anyvla.config import (
 from anyvla.data.augment import evaluation_view
 from anyvla.data.canonical import Canonical, Robot
 from anyvla.data.episode import Embodiment
-from anyvla.data.views import ViewConfig, seen
+from anyvla.data.views import ViewConfig
 from anyvla.heads.base import Context, Loss, Setting
 from anyvla.limits import STEPS
-from anyvla.structures.history import History, Memory, Reading, Steps
+from anyvla.observing import Implausible, Observer
+from anyvla.session import Session, check_call, check_length, check_seed, copies
+from anyvla.structures.history import History, Reading, Steps
 from anyvla.structures.validity import nearest_valid, why_not
-from anyvla.types import Batch, Chunk, Observation
+from anyvla.text import check_instruction
+from anyvla.types import Batch, Chunk, ChunkError, Observation
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -73,6 +75,7 @@ class VLAConfig:
     proprio: Literal["head", "token", "none"] = "head"  # who reads proprioception: the fuser, or the backbone
     normalization: NormalizationConfig = NormalizationConfig()
     view: ViewConfig = ViewConfig()
+    implausible: Implausible = "error"  # acting on proprio far outside of the training data: error, or warn
 
     def __post_init__(self) -> None:
         if self.execute > self.chunk:
@@ -86,18 +89,6 @@ class VLAConfig:
                 f"representation {self.representation.name} makes tokens of actions in [-1, 1], and "
                 "normalization.action meanstd puts a third of them outside: use quantile or minmax"
             )
-
-
-@dataclasses.dataclass
-class Session:
-    """The state of one running rollout inside a policy. Opaque: make it with `VLA.start`."""
-
-    instruction: str
-    robot: int  # which of the policy's robots acts
-    generator: torch.Generator  # of its chunks' noise, on the CPU
-    memory: Memory
-    proprio: deque[Tensor]  # normalised, of the last steps, at most a window of them
-    past: Float[Tensor, "T D"] | None  # its last chunk as the backbone may see it, zeros at first; None: it may not
 
 
 class VLA(nn.Module):
@@ -146,6 +137,8 @@ class VLA(nn.Module):
         states = [(r.embodiment.proprio, r.statistics.proprio) for r in robots]
         self.action = Normalizer(embodiment.action, actions, scaling.action, what="action", clip=True)
         self.state = Normalizer(embodiment.proprio, states, scaling.proprio, what="proprio", clip=False)
+        self.implausible: Implausible = config.implausible
+        self._observer = Observer(self.robots, self.canonical, config.view)
 
     @property
     def device(self) -> torch.device:
@@ -210,18 +203,22 @@ class VLA(nn.Module):
         """Open a session: one rollout that is told `instruction`.
 
         `seed`: of the noise of decoders that draw some. A session's chunks do not depend on what acts beside it.
-        `robot`: the name of the embodiment that acts; not needed where there is one. Raises ValueError for an empty
-        instruction, unless that is what is studied (`may_be_empty`), and a robot that the policy was not trained for.
+        `robot`: the name of the embodiment that acts; not needed where there is one. Raises ValueError for an
+        instruction that `act` could not read: no text, empty (unless that is what is studied: `may_be_empty`), or too
+        long for the backbone; and for a robot that the policy was not trained for.
         """
-        if not instruction.strip() and not may_be_empty:
-            raise ValueError("the instruction is empty; say what to do, as in start('open the drawer')")
-        generator = torch.Generator().manual_seed(seed)
+        text = check_instruction(instruction, may_be_empty=may_be_empty)
+        index = self._robot(robot)
+        generator = torch.Generator().manual_seed(check_seed(seed))
         past = None
         if self.history.sees_past:
             past = self.decoder.past(torch.zeros(1, self.config.chunk, self.embodiment.action.size, device=self.device))
+        written = len(self.queries) + (self.proprio is not None) + (0 if past is None else past.shape[1])
+        check_length(text, self.backbone, self.history, len(self.embodiment.cameras), written, self.decoder.suffix)
         return Session(
-            instruction,
-            self._robot(robot),
+            weakref.ref(self),
+            text,
+            index,
             generator,
             self.history.start(),
             deque(maxlen=self.history.window),
@@ -233,14 +230,19 @@ class VLA(nn.Module):
         """The next chunk of each session, in robot units, from what each robot shows now.
 
         Call it once every `config.execute` actions, as in training. Raises ValueError for an observation that does
-        not fit the embodiment (a camera missing, wrong sizes or types).
+        not fit the embodiment (a camera missing, wrong sizes or types, numbers that are not finite or, see
+        `VLAConfig.implausible`, far from those of the training data), for a session twice or of another policy, and
+        ChunkError for a chunk that is not finite. Sessions of a call that raises are as they were before.
         """
-        if len(observations) != len(sessions) or not sessions:
-            raise ValueError(f"one observation per session: got {len(observations)} and {len(sessions)}")
+        check_call(observations, sessions, self)
+        given, sessions = sessions, copies(sessions, self.history)
         chosen = [s.robot for s in sessions]
         robots = torch.tensor(chosen, device=self.device)
-        images = torch.from_numpy(self._images(observations, chosen)).to(self.device)  # (B, V, H, W, 3)
-        states = self.state.normalise(torch.from_numpy(self._states(observations, chosen)).to(self.device), robots)
+        images = torch.from_numpy(self._observer.images(observations, chosen)).to(self.device)  # (B, V, H, W, 3)
+        vectors = torch.from_numpy(self._observer.states(observations, chosen)).to(self.device)
+        if self.config.proprio != "none":
+            self._observer.judge(observations, sessions, self.implausible)
+        states = self.state.normalise(vectors, robots)
         pasts = [s.past for s in sessions if s.past is not None]
         steps = self._steps(
             evaluation_view(images, self.config.view.crop),
@@ -261,9 +263,18 @@ class VLA(nn.Module):
         if self.history.sees_past and (past := self.decoder.past(chunks)) is not None:
             for session, own in zip(sessions, past, strict=True):
                 session.past = own
-        actions = self.action.denormalise(chunks, robots).cpu().numpy()
-        names = self.canonical.names
-        return [Chunk(a[:, self.canonical.robots[names[i]].action]) for a, i in zip(actions, chosen, strict=True)]
+        actions = self.action.denormalise(chunks, robots)
+        # Clipping hides an infinite chunk, and choosing tokens a context that is not finite.
+        finite = torch.stack([x.isfinite().flatten(1).all(1) for x in (newest, chunks, actions)]).all(0)
+        if not finite.all():
+            raise ChunkError(
+                f"the policy predicted a chunk that is not finite (session {(~finite).nonzero().flatten().tolist()} of "
+                "this call), and nothing is sent: its weights or the precision that it computes in are at fault"
+            )
+        for session, changed in zip(given, sessions, strict=True):
+            session.take(changed)
+        names, rows = self.canonical.names, actions.cpu().numpy()
+        return [Chunk(a[:, self.canonical.robots[names[i]].action]) for a, i in zip(rows, chosen, strict=True)]
 
     def _robot(self, name: str | None) -> int:
         names = self.canonical.names
@@ -275,32 +286,6 @@ class VLA(nn.Module):
                 f"{asked}: this policy was trained for {', '.join(names)}, as in start(text, robot={names[0]!r})"
             )
         return names.index(name)
-
-    def _states(self, observations: Sequence[Observation], robots: Sequence[int]) -> Float32[np.ndarray, "B P"]:
-        states = np.zeros((len(robots), self.embodiment.proprio.size), np.float32)
-        for row, (observation, index) in enumerate(zip(observations, robots, strict=True)):
-            robot = self.robots[index].embodiment
-            if observation.proprio.shape != (robot.proprio.size,):
-                raise ValueError(
-                    f"proprio has shape {observation.proprio.shape}, this policy was trained with "
-                    f"({robot.proprio.size},): {[g.name for g in robot.proprio.groups]}"
-                )
-            states[row, self.canonical.robots[robot.name].proprio] = observation.proprio
-        return states
-
-    def _images(self, observations: Sequence[Observation], robots: Sequence[int]) -> UInt8[np.ndarray, "B V H W 3"]:
-        view, count = self.config.view, len(self.embodiment.cameras)
-        images = []
-        for observation, index in zip(observations, robots, strict=True):
-            robot = self.robots[index].embodiment
-            images.append(seen(observation, robot, self.canonical.robots[robot.name], count, view))
-        sizes = {i.shape[1:3] for i in images}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"the images of all observations of a call must have one size, got {sorted(sizes)}: act on them in "
-                "calls of their own, or train with model.view.size"
-            )
-        return np.stack(images)
 
     def save(self, folder: Path, recipe: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint that `VLA.load` reads with nothing else: config, weights, statistics, backbone assets.

@@ -45,6 +45,10 @@ class Chunk:
     actions: Float32[np.ndarray, "N A"]
 
 
+class ChunkError(ValueError):
+    """The policy predicted a chunk that is not finite."""
+
+
 @dataclass(frozen=True)
 class Block:
     """The tokens of M steps, one list a step, image places included, without padding."""

@@ -300,20 +300,32 @@ def test_delay_and_ensemble(obedient: Obedient, tmp_path: Path) -> None:
         play(obedient, told(episodes=1), tmp_path / "d", config={"execute": 9})
 
 
-class Broken(Obedient):
-    """Gives NaN from its second call on."""
+def test_a_policy_that_gives_no_numbers(obedient: Obedient, tmp_path: Path) -> None:
+    sample, calls = obedient.decoder.sample, [0]
 
-    def act(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> list[Chunk]:
-        chunks = super().act(observations, sessions)
-        self.seen += 1
-        return chunks if self.seen == 1 else [Chunk(np.full_like(c.actions, np.nan)) for c in chunks]
+    def breaks(*arguments: Any) -> torch.Tensor:
+        """NaN from the second call on."""
+        calls[0] += 1
+        return sample(*arguments) * (1 if calls[0] == 1 else np.nan)
 
-
-def test_a_policy_that_gives_no_numbers(tmp_path: Path) -> None:
-    vla = Broken(small.model(), [Robot(EMBODIMENT, small.statistics())]).eval()
-    results = play(vla, told(tasks=("left",), episodes=1), tmp_path)
+    obedient.decoder.sample = breaks  # type: ignore[method-assign]
+    results = play(obedient, told(tasks=("left",), episodes=1), tmp_path)
     assert {(r.outcome, r.steps, r.success) for r in results} == {("invalid_action", 2, False)}
     assert len(read_track(tmp_path, results[0].key).actions) == 2
+
+
+def test_a_simulator_in_other_units_is_an_error_unless_the_evaluation_says_warn(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    near = {key: [x * 1e-3 for x in of] for key, of in small.statistics().proprio.items()}  # data in another unit
+    robot = Robot(EMBODIMENT, dataclasses.replace(small.statistics(), proprio=near))
+    vla = Obedient(small.model(), [robot]).eval()
+    plans = told(tasks=("left",), episodes=2)
+    results = play(vla, plans, tmp_path / "a")
+    assert {r.outcome for r in results} == {"error"}
+    assert (
+        "refuses what the simulator shows: observation 0: proprio of robot 'cart' is far" in results[0].extra["error"]
+    )
+    assert {r.outcome for r in play(vla, plans, tmp_path / "b", config={"implausible": "warn"})} == {"success"}
 
 
 def test_a_simulator_that_fails_once_changes_nothing(obedient: Obedient, tmp_path: Path) -> None:

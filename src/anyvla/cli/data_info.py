@@ -14,6 +14,7 @@ from anyvla.cli import opening
 from anyvla.cli.common import Bar
 from anyvla.cli.console import Console
 from anyvla.data.episode import EpisodeDataset
+from anyvla.text import clean_instruction
 
 _SHOWN = 5  # instructions, tasks and findings
 
@@ -55,7 +56,7 @@ def describe(dataset: EpisodeDataset) -> dict[str, Any]:
     robot, lengths = dataset.embodiment, dataset.lengths
     if not len(lengths):
         raise ValueError(f"{dataset.root} holds no episode")
-    tasks = Counter(dataset.task(i) for i in range(len(dataset)))
+    tasks = Counter(clean_instruction(dataset.task(i)) for i in range(len(dataset)))
     said = Counter(text for i in _some(len(dataset)) for text in dataset[i].instructions[:1] or ("",))
     first = dataset[0]
     sizes = {c: "x".join(map(str, first.images[c].shape[1:3])) for c in robot.cameras}

@@ -23,6 +23,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--mapping", type=Path, help="a YAML file: which of the client's keys is which camera or state")
     parser.add_argument("--robot", help="which of the policy's robots, if it has several")
     parser.add_argument("--execute", type=int, help="actions of a chunk before predicting again (default: as trained)")
+    parser.add_argument(
+        "--implausible",
+        choices=["error", "warn"],
+        help="proprio far outside of the training data (default: as trained)",
+    )
     parser.add_argument("--device", default="auto", help="where the policy runs: cpu, cuda, auto (default)")
     options = parser.parse_args(argv)
     try:
@@ -36,6 +41,7 @@ def main(argv: list[str]) -> int:
 
     checkpoint = options.run / "checkpoint" if (options.run / "checkpoint").is_dir() else options.run
     vla = VLA.load(checkpoint, pick_device(options.device))
+    vla.implausible = options.implausible or vla.implausible
     robots = {r.embodiment.name: r.embodiment for r in vla.robots}
     name = options.robot or next(iter(robots))
     if name not in robots or (options.robot is None and len(robots) > 1):

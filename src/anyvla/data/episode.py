@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.actions.space import ActionSpace
 from anyvla.config import STRICT, to_dict
 from anyvla.limits import CAMERAS, HZ
+from anyvla.text import clean_instruction
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -78,10 +79,13 @@ class Episode:
     images: Mapping[str, Images]  # camera name -> (T, H, W, 3) uint8
     proprio: Float32[np.ndarray, "T P"]
     actions: Float32[np.ndarray, "T A"]  # actions[t] is what was done on seeing step t
-    instructions: tuple[str, ...]  # ways to say the same; none if the data has none
+    instructions: tuple[str, ...]  # ways to say the same, as `clean_instruction` spells them; none if there are none
     timestamps: Float64[np.ndarray, "T"]  # seconds, increasing; the first is 0
     provenance: str = ""  # where it lies, for people: "data/chunk-000/file-000.parquet, episode 3"
     extra: Mapping[str, Any] = field(default_factory=dict)  # one JSON value per episode: task, seed, ...
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "instructions", tuple(map(clean_instruction, self.instructions)))
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -28,6 +28,7 @@ from anyvla.data.resample import Resampled
 from anyvla.data.robot_statistics import pooled
 from anyvla.data.subset import Subset, choose
 from anyvla.limits import COUNT, GB, HZ, PROCESSES, SEED, VALUE, WEIGHT
+from anyvla.text import check_instruction, clean_instruction
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -95,7 +96,7 @@ class Mixture:
         Raises ValueError for two robots of one name, and for robots that cannot share one layout.
         """
         self.datasets, self.shares = tuple(datasets), np.asarray(shares, np.float64) / np.sum(shares)
-        self._told = tuple(told)
+        self._told = tuple(None if text is None else check_instruction(text) for text in told)
         embodiments: dict[str, Embodiment] = {}
         for dataset in datasets:
             known = embodiments.setdefault(dataset.embodiment.name, dataset.embodiment)
@@ -124,14 +125,18 @@ class Mixture:
 
     def instruction(self, source: int, episode: Episode, chance: int) -> str:
         """What a window of this episode is told: one of its instructions, by a random number."""
-        said = [text for text in episode.instructions if text.strip()]
+        said = [text for text in episode.instructions if text]
+        where = episode.provenance or self.datasets[source].root
         if said:
-            return said[chance % len(said)]
+            try:
+                return check_instruction(said[chance % len(said)])
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
         told = self._told[source]
         if told is None:
             raise ValueError(
-                f"{episode.provenance or self.datasets[source].root}: the episode has no instruction; give the source "
-                "one (instruction: ...) or leave such episodes out (unlabelled: drop)"
+                f"{where}: the episode has no instruction; give the source one (instruction: ...) or leave such "
+                "episodes out (unlabelled: drop)"
             )
         return told
 
@@ -184,7 +189,7 @@ def open_source(source: Source) -> EpisodeDataset:
 
 def _labelled(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
     """The episodes that have an instruction. Raises ValueError if some have none and they are not to be dropped."""
-    labelled = [i for i in range(len(dataset)) if dataset.task(i).strip()]
+    labelled = [i for i in range(len(dataset)) if clean_instruction(dataset.task(i))]
     if len(labelled) == len(dataset):
         return dataset
     if source.unlabelled == "refuse" or not labelled:

@@ -14,6 +14,7 @@ from jaxtyping import Int64
 
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.wrapped import Wrapped
+from anyvla.text import clean_instruction
 
 _LISTED = 20  # tasks that an error names
 
@@ -78,7 +79,7 @@ def choose(dataset: EpisodeDataset, per_task: int | None = None, scale: float = 
         )
     tasks: dict[str, list[int]] = {}
     for index in range(len(dataset)):
-        tasks.setdefault(dataset.task(index), []).append(index)
+        tasks.setdefault(clean_instruction(dataset.task(index)), []).append(index)
     chosen: list[int] = []
     short: list[str] = []
     for task, own in tasks.items():

@@ -69,6 +69,8 @@ def _image(camera: str, image: Any) -> UInt8[np.ndarray, "H W 3"]:
     """The image of a camera. Raises ValueError that says what is wrong with it and the line that mends it."""
     if not isinstance(image, np.ndarray):
         got, mend = type(image).__name__, "np.asarray(image)"
+    elif not image.size:
+        got, mend = f"an empty one, {image.dtype} {image.shape}", "the frame that the camera shows"
     elif image.ndim == 3 and image.shape[-1] != 3 and image.shape[0] in (1, 3, 4):
         got, mend = f"{image.dtype} {image.shape}, channels first", "image.transpose(1, 2, 0)"
     elif image.ndim == 3 and image.shape[-1] == 4:

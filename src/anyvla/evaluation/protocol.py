@@ -13,6 +13,7 @@ from anyvla.config import STRICT, ConfigError
 from anyvla.evaluation.collect import FIRST_SEED as FIRST_DEMONSTRATION_SEED
 from anyvla.evaluation.conditions import SETS, Condition, parse
 from anyvla.limits import COUNT, EPISODES, GB, PROCESSES, STEPS, WEIGHT
+from anyvla.observing import Implausible
 from anyvla_sim.base import Suite, Task
 
 VERSION = 1  # of what the harness means by its settings; a change of it makes results incomparable
@@ -35,6 +36,7 @@ class EvaluationConfig:
     # actions of a chunk before predicting again; None: as trained
     execute: int | None = Field(default=None, ge=1, le=STEPS)
     ensemble: Literal["none", "temporal"] = "none"  # temporal: overlapping chunks are averaged (ACT, arXiv 2304.13705)
+    implausible: Implausible | None = None  # proprio far outside of the training data: error, warn; None: as trained
     processes: int | None = Field(default=None, ge=1, le=PROCESSES)  # that simulate; None: one per core
     slots: int = Field(default=3, ge=1, le=PROCESSES)  # episodes at a time in each process
     hang_s: float = Field(default=180.0, gt=0, le=WEIGHT)  # a simulator that says nothing for so long is replaced

@@ -16,8 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from anyvla.config import ConfigError
 from anyvla.data.episode import Embodiment
 from anyvla.evaluation.comparison import differences
@@ -31,6 +29,8 @@ from anyvla.evaluation.tracks import write_track
 from anyvla.evaluation.workers import EnvironmentFailed
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
+from anyvla.text import clean_instruction
+from anyvla.types import Chunk, ChunkError
 from anyvla_sim.pool import EnvironmentPool, Limits, Lost, Reply
 
 TRIES = 2  # of an episode whose simulator fails
@@ -76,6 +76,7 @@ def evaluate(
     """
     check_embodiment([r.embodiment for r in vla.robots], opened.embodiment)
     _check_sizes(vla, opened)
+    vla.implausible = config.implausible or vla.implausible
     setting = Setting(
         benchmark=opened.name,
         checkpoint=checkpoint,
@@ -222,7 +223,6 @@ class _Play:
 
     def _acts(self, reply: Reply, rollout: Rollout) -> bool:
         """Whether the policy is to act on this reply; sees to everything else that may follow it."""
-        self._failed_in_a_row = 0
         self._tell(reply, rollout)
         if reply.disturbed:
             rollout.disturbed_at = rollout.steps(reply.steps)
@@ -240,7 +240,8 @@ class _Play:
     def _tell(self, reply: Reply, rollout: Rollout) -> None:
         """A session begins with each instruction."""
         stage, condition = rollout.now, rollout.plan.condition
-        words = reply.instruction if stage.instruction is None else stage.instruction
+        given = reply.instruction if stage.instruction is None else stage.instruction
+        words = None if given is None else clean_instruction(given)
         if rollout.session is not None and words == rollout.words:
             return
         if words is None:
@@ -272,26 +273,40 @@ class _Play:
 
     def _act(self, going: Sequence[tuple[Reply, Rollout]]) -> None:
         start = time.perf_counter()
-        shown = [reply.observation for reply, _ in going if reply.observation is not None]  # all: none of them is over
-        chunks = self._vla.act(shown, [rollout.session for _, rollout in going if rollout.session is not None])
+        answers = self._answers(going)
         share = (time.perf_counter() - start) / len(going)
-        for (reply, rollout), chunk in zip(going, chunks, strict=True):
+        for (reply, rollout), answer in zip(going, answers, strict=True):
             assert rollout.execution is not None
             rollout.calls += 1
             rollout.seconds += share
-            if not np.isfinite(chunk.actions).all():
+            if isinstance(answer, ChunkError):
                 line = self._setting.line(
                     rollout, "invalid_action", here=reply.steps, completed=rollout.stage, clipped=reply.clipped
                 )
                 self._report(line, rollout, reply.steps)
                 self._next(reply.slot)
                 continue
+            if isinstance(answer, ValueError):  # what the simulator shows is no observation of this robot
+                self._lost(Lost(reply.slot, f"the policy refuses what the simulator shows: {answer}"), rollout)
+                continue
+            self._failed_in_a_row = 0
             limit = self._config.horizon or self._opened.suite.limit(rollout.now.task)
-            actions = rollout.execution(chunk.actions)[: limit - reply.steps]
+            actions = rollout.execution(answer.actions)[: limit - reply.steps]
             rollout.marks.append(rollout.steps(reply.steps))
-            rollout.chunks.append(chunk.actions)
+            rollout.chunks.append(answer.actions)
             rollout.actions.append(actions)
             self._pool.execute(reply.slot, actions, self._until_goal)
+
+    def _answers(self, going: Sequence[tuple[Reply, Rollout]]) -> list[Chunk | ValueError]:
+        """The chunk of each rollout, or why there is none. One that is refused does not keep the others from acting."""
+        shown = [reply.observation for reply, _ in going if reply.observation is not None]  # all: none of them is over
+        sessions = [rollout.session for _, rollout in going if rollout.session is not None]
+        try:
+            return [*self._vla.act(shown, sessions)]
+        except ValueError as error:
+            if len(going) == 1:
+                return [error]
+        return [answer for one in going for answer in self._answers([one])]
 
     def _report(self, line: EpisodeResult, rollout: Rollout, here: int) -> None:
         write_track(self._folder, rollout, here)

@@ -79,6 +79,7 @@ class Decoder(nn.Module, ABC):
     Config: ClassVar[type]
     reads: ClassVar[frozenset[Kind]] = frozenset({"continuous"})  # kinds of representation it works with
     needs: ClassVar[frozenset[Capability]] = frozenset()  # of the backbone
+    suffix: int = 0  # places that it reads in the backbone after a step, to sample a chunk
 
     @classmethod
     def needs_with(cls, kind: Kind) -> frozenset[Capability]:

@@ -61,6 +61,7 @@ class LMTokensDecoder(TokenDecoder):
         self.enter = nn.Linear(setting.context, backbone.width)
         self.enter.weight.data = torch.randn_like(self.enter.weight) * setting.context**-0.5 * scale
         nn.init.zeros_(self.enter.bias)
+        self.suffix = self.length + (config.decoding == "parallel")
         self.places: nn.Parameter | None = None  # that are read at once
         if config.decoding == "parallel":
             self.places = nn.Parameter(torch.randn(self.length, backbone.width) * scale)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anyvla.config import ConfigError
 from anyvla.heads.base import Context, Decoder, Loss, Setting, token_loss
+from anyvla.types import ChunkError
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,12 @@ class TokenDecoder(Decoder):
     def choose(
         self, logits: Float[Tensor, "M t E"], chance: Float[Tensor, "M T"] | None, first: int
     ) -> Int64[Tensor, "M t"]:
-        """One symbol at each of the places `first`, `first` + 1, ... A chunk has one token at least."""
+        """One symbol at each of the places `first`, `first` + 1, ... A chunk has one token at least.
+
+        Raises ChunkError for scores that are no numbers, of which one would be the greatest all the same.
+        """
+        if logits.isnan().any():
+            raise ChunkError("the decoder's scores of tokens are not finite, and nothing is written")
         if first == 0 and self.codec.ends:
             logits = logits.clone()
             logits[:, 0, self.codec.size] = -torch.inf

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from anyvla.config import STRICT, ConfigError
 from anyvla.data.episode import Embodiment
 from anyvla.limits import VALUE
+from anyvla.text import clean_instruction
 from anyvla.types import Observation
 
 Value = Annotated[float, Field(ge=-VALUE, le=VALUE)]
@@ -64,9 +65,9 @@ class Translator:
     def instruction(self, payload: Mapping[str, Any]) -> str:
         """The words of an observation. Raises ValueError without any."""
         said = payload.get(self._mapping.instruction)
-        if not isinstance(said, str) or not said.strip():
+        if not isinstance(said, str) or not clean_instruction(said):
             raise ValueError(f"the observation has no {self._mapping.instruction}: it must say what to do")
-        return said
+        return clean_instruction(said)
 
     def observation(self, payload: Mapping[str, Any]) -> Observation:
         """Raises ValueError for a camera or a state that is missing or has the wrong form."""

@@ -85,6 +85,10 @@ class History(ABC):
         """Of how many steps the window is that a session acted on last; 0 before its first step."""
 
     @abstractmethod
+    def copied(self, memories: Sequence[Memory]) -> list[Memory]:
+        """Return copies: a step that takes them on leaves these as they are."""
+
+    @abstractmethod
     def windows(self, backbone: Backbone, steps: Steps, mask: Bool[Tensor, "B W"], *, remember: bool) -> Reading:
         """Read whole windows; `steps` are the valid ones, row by row. `remember`: give a continuation."""
 
@@ -110,6 +114,9 @@ class PolicyHead(History):
 
     def length(self, memory: Memory) -> int:
         return len(memory)
+
+    def copied(self, memories: Sequence[Memory]) -> list[Memory]:
+        return [memory.copy() for memory in memories]
 
     def windows(self, backbone: Backbone, steps: Steps, mask: Bool[Tensor, "B W"], *, remember: bool) -> Reading:
         readouts, continuation = read(backbone, steps, (1,) * len(steps.instructions), remember=remember)

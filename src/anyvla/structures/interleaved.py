@@ -89,6 +89,18 @@ class Interleaved(History):
     def length(self, memory: Memory) -> int:
         return len(memory[0].readouts) if memory and isinstance(memory[0], Run) else len(memory)
 
+    def copied(self, memories: Sequence[Memory]) -> list[Memory]:
+        runs = [item for memory in memories for item in memory if isinstance(item, Run)]
+        # Runs that were read together stay together: they share a cache, and do so in the copy.
+        caches = {id(run.cache): run.cache.fork() for run in runs if run.cache is not None}
+
+        def copied(item: Run | Seen) -> Run | Seen:
+            if isinstance(item, Seen):
+                return item
+            return Run(caches.get(id(item.cache)), item.row, list(item.readouts))
+
+        return [[copied(item) for item in memory] for memory in memories]
+
     def windows(self, backbone: Backbone, steps: Steps, mask: Bool[Tensor, "B W"], *, remember: bool) -> Reading:
         counts = mask.sum(1).tolist()
         first = torch.cumsum(torch.tensor([0, *counts[:-1]]), 0)

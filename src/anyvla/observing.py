@@ -1,0 +1,160 @@
+"""The checks of observations: what a policy is given must be finite, of the right form, and like its training data.
+
+Whatever is wrong is a ValueError that says which observation, which robot, which group and dim, and the value.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, UInt8
+
+from anyvla.actions.normalize import Statistics
+from anyvla.actions.space import ActionSpace
+from anyvla.data.canonical import Canonical, Robot
+from anyvla.data.views import ViewConfig, seen
+from anyvla.session import Session
+from anyvla.types import Observation
+
+log = logging.getLogger(__name__)
+
+# What to do with proprio that is finite, but far from all that the policy was trained on (other units, another robot).
+Implausible = Literal["error", "warn"]
+FAR = 5.0  # scales of a dim beyond its recorded range, see `Proprio`
+_AND_MORE = 3  # dims that a message names
+
+
+class Proprio:
+    """Checks the proprio vectors of one robot.
+
+    A value is implausible if it is more than `FAR` scales outside of the recorded and declared range. The scale of a
+    dim is the largest of: its range; its largest magnitude; a tenth of the same of its group. So noise on a dim that is
+    constant in the data is no finding, but degrees for radians, millimetres for metres or 0..255 for a gripper are.
+    """
+
+    def __init__(self, robot: Robot) -> None:
+        self.robot = robot.embodiment.name
+        self.space = robot.embodiment.proprio
+        self.low, self.high = _recorded(self.space, robot.statistics)
+        self._margin = FAR * _scales(self.space, self.low, self.high)
+
+    def read(self, given: Any, row: int) -> Float32[np.ndarray, "P"]:
+        """Return the vector as float32. Raises ValueError for a wrong type, a wrong size and numbers not finite."""
+        where = f"observation {row}"
+        if not isinstance(given, np.ndarray) or given.dtype.kind not in "fiu":
+            got = f"an array of {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
+            raise ValueError(f"{where}: proprio must be an array of float32, got {got}: give np.asarray(x, np.float32)")
+        if given.shape != (self.space.size,):
+            raise ValueError(
+                f"{where}: proprio has shape {given.shape}, this policy was trained with "
+                f"({self.space.size},): {[g.name for g in self.space.groups]}"
+            )
+        with np.errstate(over="ignore"):
+            vector = given.astype(np.float32)
+        wrong = ~np.isfinite(vector)
+        if wrong.any():
+            raise ValueError(f"{where}: proprio of robot {self.robot!r} is not finite: {self._named(given, wrong)}")
+        return vector
+
+    def implausible(self, vector: Float32[np.ndarray, "P"]) -> Bool[np.ndarray, "P"]:
+        """Return which dims are far outside of what the policy was trained on."""
+        x = vector.astype(np.float64)
+        return (x < self.low - self._margin) | (x > self.high + self._margin)
+
+    def complaint(self, vector: Float32[np.ndarray, "P"], dims: Bool[np.ndarray, "P"]) -> str:
+        """Return the sentence about these implausible dims."""
+        return (
+            f"proprio of robot {self.robot!r} is far outside of the training data: {self._named(vector, dims)}. "
+            "Are the units those of the training data (rad or degrees, m or mm, the range of the gripper)?"
+        )
+
+    def _named(self, vector: np.ndarray, dims: Bool[np.ndarray, "P"]) -> str:
+        found = []
+        for group, place in self.space.slices().items():
+            for dim in np.flatnonzero(dims[place]):
+                at = place.start + int(dim)
+                known = f" (recorded {self.low[at]:.4g} to {self.high[at]:.4g})" if np.isfinite(self.low[at]) else ""
+                found.append(f"group {group!r}, dim {dim} is {vector[at]:.6g}{known}")
+        more = f", and {len(found) - _AND_MORE} more dims" if len(found) > _AND_MORE else ""
+        return ", ".join(found[:_AND_MORE]) + more
+
+
+class Observer:
+    """Reads the observations of a policy's robots into the layout that they share."""
+
+    def __init__(self, robots: Sequence[Robot], canonical: Canonical, view: ViewConfig) -> None:
+        self.robots = [Proprio(robot) for robot in robots]
+        self._embodiments = [robot.embodiment for robot in robots]
+        self._places = [canonical.robots[robot.embodiment.name] for robot in robots]
+        self._whole, self._view = canonical.embodiment, view
+
+    def states(self, observations: Sequence[Observation], robots: Sequence[int]) -> Float32[np.ndarray, "B P"]:
+        """Return the proprio of each observation. Raises ValueError, see `Proprio.read`."""
+        states = np.zeros((len(robots), self._whole.proprio.size), np.float32)
+        for row, (observation, robot) in enumerate(zip(observations, robots, strict=True)):
+            states[row, self._places[robot].proprio] = self.robots[robot].read(observation.proprio, row)
+        return states
+
+    def judge(self, observations: Sequence[Observation], sessions: Sequence[Session], setting: Implausible) -> None:
+        """Raise ValueError for proprio far outside of the training data or, if the setting is "warn", log a warning.
+
+        A session is warned of each dim once.
+        """
+        for row, (observation, session) in enumerate(zip(observations, sessions, strict=True)):
+            robot = self.robots[session.robot]
+            far = robot.implausible(observation.proprio)
+            if setting == "error" and far.any():
+                raise ValueError(
+                    f"observation {row}: {robot.complaint(observation.proprio, far)} If they are, let it act with "
+                    "implausible: warn (a key of model:, an attribute of the VLA, --implausible of anyvla eval, serve)"
+                )
+            far[list(session.warned)] = False
+            if far.any():
+                log.warning("observation %d: %s", row, robot.complaint(observation.proprio, far))
+                session.warned |= set(np.flatnonzero(far).tolist())
+
+    def images(self, observations: Sequence[Observation], robots: Sequence[int]) -> UInt8[np.ndarray, "B V H W 3"]:
+        """Return the images of each observation. Raises ValueError for what is no RGB image, or another size."""
+        count = len(self._whole.cameras)
+        images = []
+        for row, (observation, robot) in enumerate(zip(observations, robots, strict=True)):
+            try:
+                images.append(seen(observation, self._embodiments[robot], self._places[robot], count, self._view))
+            except ValueError as error:
+                raise ValueError(f"observation {row}: {error}") from None
+        sizes = {i.shape[1:3] for i in images}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the images of all observations of a call must have one size, got {sorted(sizes)}: act on them in "
+                "calls of their own, or train with model.view.size"
+            )
+        return np.stack(images)
+
+
+def _recorded(space: ActionSpace, statistics: Statistics) -> tuple[Float64[np.ndarray, "P"], Float64[np.ndarray, "P"]]:
+    """Return the range of each dim, recorded or declared; infinite where nothing is known."""
+    found = {key: np.asarray(of, np.float64) for key, of in statistics.proprio.items() if len(of) == space.size}
+    low = np.full(space.size, np.inf)
+    high = np.full(space.size, -np.inf)
+    for below, above in (("min", "max"), ("q01", "q99")):
+        low = np.minimum(low, found.get(below, low))
+        high = np.maximum(high, found.get(above, high))
+    for group, place in zip(space.groups, space.slices().values(), strict=True):
+        if group.low is not None and group.high is not None:
+            low[place], high[place] = np.minimum(low[place], group.low), np.maximum(high[place], group.high)
+    unknown = ~(low <= high)
+    return np.where(unknown, -np.inf, low), np.where(unknown, np.inf, high)
+
+
+def _scales(space: ActionSpace, low: np.ndarray, high: np.ndarray) -> Float64[np.ndarray, "P"]:
+    """Return how large a usual difference is in each dim."""
+    known = np.isfinite(low) & np.isfinite(high)
+    spread = np.where(known, np.maximum(high - low, np.maximum(np.abs(low), np.abs(high))), 0.0)
+    scales = spread.copy()
+    for place in space.slices().values():
+        scales[place] = np.maximum(scales[place], 0.1 * spread[place].max(initial=0))
+    most = spread.max(initial=0)
+    return np.where(scales > 0, scales, 0.1 * most if most > 0 else 1.0)

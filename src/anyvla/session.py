@@ -1,0 +1,106 @@
+"""The state of one running rollout inside a policy, and the checks of what a caller does with it."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from anyvla.structures.history import History, Memory
+from anyvla.types import Observation
+
+if TYPE_CHECKING:
+    from anyvla.backbones.base import Backbone
+
+
+@dataclass
+class Session:
+    """The state of one running rollout inside a policy. Opaque: make it with `VLA.start`."""
+
+    policy: weakref.ref[nn.Module] = field(repr=False)  # the one that started it
+    instruction: str
+    robot: int  # which of the policy's robots acts
+    generator: torch.Generator  # of its chunks' noise, on the CPU
+    memory: Memory
+    proprio: deque[Tensor]  # normalised, of the last steps, at most a window of them
+    past: Float[Tensor, "T D"] | None  # its last chunk as the backbone may see it, zeros at first; None: it may not
+    warned: set[int] = field(default_factory=set)  # dims of proprio that were implausible before
+
+    def take(self, other: Session) -> None:
+        """Become as `other`, which is not used afterwards."""
+        vars(self).update(vars(other))
+
+
+def copies(sessions: Sequence[Session], history: History) -> list[Session]:
+    """Return sessions that can act without a change to these."""
+    return [
+        replace(
+            session,
+            generator=torch.Generator().set_state(session.generator.get_state()),
+            memory=memory,
+            proprio=session.proprio.copy(),
+            warned=set(session.warned),
+        )
+        for session, memory in zip(sessions, history.copied([s.memory for s in sessions]), strict=True)
+    ]
+
+
+def check_call(observations: Sequence[Observation], sessions: Sequence[Session], policy: nn.Module) -> None:
+    """Raises ValueError unless there is one observation for each of these different sessions of the policy."""
+    for name, given in (("observations", observations), ("sessions", sessions)):
+        if not isinstance(given, Sequence):
+            raise ValueError(f"{name} must be a list, one for each session, got {type(given).__name__}")
+    if len(observations) != len(sessions) or not sessions:
+        raise ValueError(f"one observation per session: got {len(observations)} and {len(sessions)}")
+    for row, observation in enumerate(observations):
+        wrong: Any = observation if not isinstance(observation, Observation) else observation.images
+        if not isinstance(observation, Observation) or not isinstance(wrong, Mapping):
+            got = type(wrong).__name__
+            raise ValueError(f"observation {row}: give Observation(images={{camera: image}}, proprio=...), got {got}")
+    first: dict[int, int] = {}
+    for row, session in enumerate(sessions):
+        if not isinstance(session, Session):
+            raise ValueError(f"session {row}: give a session that start() returned, got {type(session).__name__}")
+        if session.policy() is not policy:
+            raise ValueError(
+                f"session {row} was started by another policy (or by this one before it was loaded again), whose "
+                "memory means nothing here: use start() of the policy that acts"
+            )
+        if first.setdefault(id(session), row) != row:
+            raise ValueError(
+                f"sessions {first[id(session)]} and {row} of the call are the same session: a session is one rollout "
+                "and takes one observation a call; start() a session for each robot"
+            )
+
+
+def check_seed(seed: Any) -> int:
+    """Return the seed as an int. Raises ValueError for what is no integer of 63 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= int(seed) < 2**63:
+        raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r:.40}")
+    return int(seed)
+
+
+def check_length(
+    instruction: str, backbone: Backbone, history: History, cameras: int, written: int, suffix: int
+) -> None:
+    """Raises ValueError if a session with this instruction would sooner or later exceed the backbone's context.
+
+    `written`: embeddings that each step brings besides its tokens; `suffix`: those that a decoder reads after a step.
+    """
+    block = backbone.prepare(torch.zeros(1, cameras, 1, 1, 3, dtype=torch.uint8), [instruction])
+    context = getattr(backbone, "context", None)
+    steps = history.window if history.in_backbone else 1
+    tokens = len(block.prefix) + steps * (len(block.tokens[0]) + written) + suffix
+    if context is not None and tokens > context:
+        raise ValueError(
+            f"the instruction {instruction[:40]!r} is too long: with it, {steps} steps of {cameras} cameras take "
+            f"{tokens} tokens, and the model's context is {context}: use a shorter instruction, fewer cameras or a "
+            "shorter window"
+        )
