@@ -7,7 +7,7 @@ units; what they mean stands in the embodiment.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +51,13 @@ class Frames(ABC):
     @abstractmethod
     def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
         """The frames of these steps, at least one, each within 0 .. T-1, in any order, perhaps repeated."""
+
+    def faults(self) -> Iterator[tuple[bool, str]]:
+        """Yield what is wrong with the file of the frames by its header alone, and whether that is an error.
+
+        Raises ValueError for a file that cannot be read.
+        """
+        yield from ()
 
     def __len__(self) -> int:
         return self.shape[0]

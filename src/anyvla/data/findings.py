@@ -15,6 +15,7 @@ Kind = Literal[
     "idle",
     "timestamps",
     "frames",
+    "video",
     "frozen",
     "duplicate",
     "instruction",

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from anyvla.actions.space import ActionSpace
-from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images
 from anyvla.data.findings import Finding, Look, Severity
 from anyvla.data.motion import IDLE, Scale, idle_ends, jumps, unmoved
 
@@ -156,6 +156,7 @@ def _frames(episode: Episode, index: int, look: Look, moving: np.ndarray) -> Ite
             text = f"camera {camera!r} has {len(images)} frames, the episode {len(episode)} steps"
             yield Finding("frames", "error", index, text, "leave the episode out")
             continue
+        yield from _file(images, camera, index)
         if look == "none":
             continue
         some = _some(len(episode)) if look == "sampled" else np.arange(len(episode))
@@ -176,6 +177,18 @@ def _frames(episode: Episode, index: int, look: Look, moving: np.ndarray) -> Ite
         elif look == "all" and (begin := _long_run(still & moving)) is not None:
             text = f"camera {camera!r} stands still from step {begin} on while the robot moves"
             yield Finding("frozen", "warning", index, text, "look at it")
+
+
+def _file(images: Images, camera: str, index: int) -> Iterator[Finding]:
+    """What the header of the frames' file says against the index."""
+    if not isinstance(images, Frames):
+        return
+    try:
+        for wrong, text in images.faults():
+            mend = "copy it again, or leave the episode out" if wrong else "look at it: anyvla data view"
+            yield Finding("video", "error" if wrong else "warning", index, f"camera {camera!r}: {text}", mend)
+    except (ValueError, OSError) as error:
+        yield Finding("video", "error", index, f"camera {camera!r}: {error}", "copy it again, or leave it out")
 
 
 def _long_run(flags: np.ndarray) -> int | None:

@@ -19,6 +19,7 @@ from anyvla.actions.space import ActionSpace, Group
 from anyvla.data import stored
 from anyvla.data.converted import read, side, write
 from anyvla.data.episode import Embodiment, Episode, EpisodeDataset, Frames, Images, steady
+from anyvla.data.frame_times import shown_at
 from anyvla.data.wrapped import Wrapped
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,11 @@ class Picked(Frames):
         """Step k shows the frame `steps[k]`."""
         self.images, self.steps = images, steps
         self.shape = (len(steps), *images.shape[1:])
+
+    def faults(self) -> Iterator[tuple[bool, str]]:
+        """See `Frames`."""
+        if isinstance(self.images, Frames):
+            yield from self.images.faults()
 
     def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
         """The frames of these new steps."""
@@ -98,7 +104,7 @@ class Resampled(Wrapped):
                 f"{where}: timestamps must increase, step {at} is at {times[at]:g} s after {times[at - 1]:g} s"
             )
         new = steady(self._count(times[-1]), self.hz)
-        shown = np.searchsorted(times, new + self._late, side="right") - 1  # (K,)
+        shown = shown_at(times, new, self._late)  # (K,)
         ends = np.append(shown[1:], len(times))  # the steps of k are shown[k] .. ends[k] - 1
         return dataclasses.replace(
             episode,

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import contextlib
-import os
-
 import av
 import numpy as np
 import pytest
 from demonstrations import psnr, scene
+from numbered_videos import no_priority, priority
 
 from anyvla.data.formats import video
 
@@ -80,25 +78,6 @@ def test_only_uint8_rgb_is_encoded(tmp_path, frames):
 def test_no_frames_are_no_video(tmp_path):
     with pytest.raises(ValueError, match="at least one frame"):
         video.encode(tmp_path / "a.mp4", [], 20)
-
-
-def priority():
-    """How this thread is scheduled; None where the system does not say."""
-    return (os.sched_getscheduler(0), os.sched_getparam(0)) if hasattr(os, "sched_getscheduler") else None
-
-
-@contextlib.contextmanager
-def no_priority():
-    """SVT-AV1, run by root, makes the thread that opens it real-time, and with it all threads that are begun later.
-
-    They starve what runs beside: threads of torch, of which some began before, then wait for each other for ever.
-    """
-    before = priority()
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.sched_setscheduler(0, *before)
 
 
 def foreign(path, frames, fps, codec, **options):

@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float64, Int64
 
+from anyvla.data.formats.lerobot_frames import Span
 from anyvla.data.formats.lerobot_info import OWN_KEY
 from anyvla.data.formats.lerobot_kept import kept
 from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader, code_tasks
@@ -60,8 +62,9 @@ class LeRobotDataset(LeRobotReader):
                 files, file = self._files_of(
                     table, f"videos/{key}", self._info.facts["video_path"].replace("{video_key}", key)
                 )
-                self._videos[key] = files, file, table[f"videos/{key}/from_timestamp"].to_numpy()
-        wanted = [self.root / TASKS_PATH, *self._data, *(f for files, _, _ in self._videos.values() for f in files)]
+                begin = table[f"videos/{key}/from_timestamp"].to_numpy().astype(np.float64)
+                self._videos[key] = files, file, begin, _next_begins(file, begin)
+        wanted = [self.root / TASKS_PATH, *self._data, *(f for files, *_ in self._videos.values() for f in files)]
         for path in wanted:
             if not path.is_file():
                 raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")
@@ -107,10 +110,10 @@ class LeRobotDataset(LeRobotReader):
         at = self._columns.at[index]
         return self._data[self._data_file[at]], int(self._row[at])
 
-    def _video_at(self, index: int, key: str) -> tuple[Path, float]:
+    def _video_at(self, index: int, key: str) -> Span:
         at = self._columns.at[index]
-        files, file, seconds = self._videos[key]
-        return files[file[at]], float(seconds[at])
+        files, file, begin, until = self._videos[key]
+        return Span(files[file[at]], float(begin[at]), float(until[at]))
 
     def _own(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
         at = int(self._columns.at[index])
@@ -139,6 +142,15 @@ def _join(paths: list[Path], needed: list[str]) -> pa.Table:
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); copy it again") from None
     return pa.concat_tables(tables, promote_options="default")
+
+
+def _next_begins(file: Int64[np.ndarray, "E"], begin: Float64[np.ndarray, "E"]) -> Float64[np.ndarray, "E"]:
+    """Return where the next episode begins in the file of each episode; inf of the last one."""
+    order = np.lexsort((begin, file))
+    same = file[order][1:] == file[order][:-1]
+    out = np.full(len(begin), np.inf)
+    out[order[:-1]] = np.where(same, begin[order][1:], np.inf)
+    return out
 
 
 def _numbers(table: pa.Table, name: str) -> np.ndarray:

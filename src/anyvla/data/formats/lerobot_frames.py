@@ -3,32 +3,97 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 
 from anyvla.data.episode import Frames
 from anyvla.data.formats import video
 
+_RATE = 5e-4  # rates that differ by less are the same: 29.97 is also written 30000/1001, but is not 30
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where an episode is in a video file."""
+
+    path: Path
+    begin: float = 0.0  # seconds
+    until: float = np.inf  # where the next episode of the file begins; inf: this is the last one
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What info.json says of the videos of a camera."""
+
+    fps: float
+    codec: str | None
+
 
 class VideoFrames(Frames):
-    """Frames `start` .. of a video; `where` says which episode they are of, in errors."""
+    """The frames of an episode in a video; `where` says which episode it is, in errors.
 
-    def __init__(self, path: Path, fps: float, start: int, shape: tuple[int, int, int, int], where: str) -> None:
+    `times`: seconds of each step after the begin of LeRobot's episode, by its steady rate. `recorded`: the same as they
+    were recorded; they count only where the video does not have a frame for each step. `whole`: the video should end
+    with this episode.
+    """
+
+    def __init__(
+        self,
+        span: Span,
+        times: Float64[np.ndarray, "T"],
+        recorded: Float64[np.ndarray, "T"],
+        shape: tuple[int, int, int, int],
+        declared: Declared,
+        whole: bool,
+        where: str,
+    ) -> None:
         self.shape = shape
-        self._path, self._fps, self._start, self._where = path, fps, start, where
+        self._span, self._times, self._recorded = span, times, recorded
+        self._declared, self._whole, self._where = declared, whole, where
 
     def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
         """See `Frames`."""
+        span, times = self._span, self._times
         try:
-            frames = video.decode(self._path, self._fps, [self._start + i for i in steps])
+            if self._recorded is not times and not _same_rate(video.describe(span.path).rate, self._declared.fps):
+                times = self._recorded
+            frames = video.decode_at(span.path, span.begin + times[steps], 1 / self._declared.fps, span.until)
         except ValueError as error:
             raise ValueError(f"{self._where}: {error}") from None
-        _check_size(frames, self.shape, f"{self._where}: {self._path}")
+        _check_size(frames, self.shape, f"{self._where}: {span.path}")
         return frames
+
+    def faults(self) -> Iterator[tuple[bool, str]]:
+        """See `Frames`. What holds for a whole file is said of its last episode."""
+        path, step = self._span.path, 1 / self._declared.fps
+        facts = video.describe(path)
+        needed = self._span.begin + self._times[-1]
+        if needed > facts.seconds - step / 20:
+            yield (
+                True,
+                f"{path} ends at {facts.seconds:.3f} s ({facts.frames} frames), the last step is at {needed:.3f} s",
+            )
+        if not self._whole:
+            return
+        if facts.seconds - needed > 1.5 * max(step, facts.seconds / facts.frames):
+            yield False, f"{path} lasts {facts.seconds:.3f} s, the index says {needed + step:.3f} s"
+        if not _same_rate(facts.rate, self._declared.fps):
+            rate = "an uneven rate" if facts.rate is None else f"{facts.rate:.5g} frames per second"
+            yield False, f"{path} has {rate}, info.json says {self._declared.fps:.5g}: frames are found by their time"
+        if (facts.height, facts.width) != self.shape[1:3]:
+            size = f"{self.shape[1]}x{self.shape[2]}"
+            yield True, f"{path} has frames of {facts.height}x{facts.width}, info.json says {size}"
+        if self._declared.codec not in (None, facts.codec):
+            yield False, f"{path} is of codec {facts.codec}, info.json says {self._declared.codec}"
+
+
+def _same_rate(rate: float | None, fps: float) -> bool:
+    return rate is not None and abs(rate / fps - 1) < _RATE
 
 
 class StillFrames(Frames):

@@ -16,6 +16,7 @@ OWN_KEY = "anyvla"  # what anyvla alone knows, in info.json and as a prefix of c
 TIME = "anyvla.timestamp"  # a feature, where steps are not at a constant rate: LeRobot's own timestamps always are
 CAMERA_PREFIX = "observation.images."
 READ_VERSIONS = ("v2.0", "v2.1", "v3.0")
+_CODECS = {"libsvtav1": "av1", "libx264": "h264", "libx265": "hevc", "h265": "hevc", "avc1": "h264", "hvc1": "hevc"}
 
 
 class Info:
@@ -77,6 +78,13 @@ class Info:
             if feature["dtype"] in ("video", "image") and not facts.get("video.is_depth_map"):
                 found[key.removeprefix(CAMERA_PREFIX).removeprefix("observation.")] = key
         return found
+
+    def codec(self, key: str) -> str | None:
+        """Return the codec that the videos of a camera are said to have, by FFmpeg's name; None if it is not said."""
+        feature = self.features[key]
+        facts = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+        said = facts.get("video.codec")
+        return None if said is None else _CODECS.get(str(said), str(said))
 
     def image_size(self, key: str) -> tuple[int, int]:
         """(H, W) of a camera's frames."""

@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT, to_dict
 from anyvla.data import stored
 from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
-from anyvla.data.formats.lerobot_frames import StillFrames, VideoFrames
+from anyvla.data.formats.lerobot_frames import Declared, Span, StillFrames, VideoFrames
 from anyvla.data.formats.lerobot_info import OWN_KEY, TIME, Info
 from anyvla.data.formats.lerobot_kept import kept
 from anyvla.data.formats.lerobot_rows import read_rows
@@ -89,8 +89,8 @@ class LeRobotReader(ABC):
         """The data file of LeRobot's episode, and the first of its rows in it; `index` is that of our episode."""
 
     @abstractmethod
-    def _video_at(self, index: int, key: str) -> tuple[Path, float]:
-        """The video file of LeRobot's episode, and the second at which it begins in it."""
+    def _video_at(self, index: int, key: str) -> Span:
+        """Where LeRobot's episode is in the videos of a camera."""
 
     def _own(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
         """What anyvla alone knows of an episode: its extra, and its instructions if they are not its task alone."""
@@ -122,13 +122,14 @@ class LeRobotReader(ABC):
             instructions = (text,) if text.strip() else ()
         length = int(self.lengths[index])
         proprio = np.zeros((length, 0), np.float32)
+        times = self._times(table, where)
         return Episode(
             embodiment=self.embodiment,
-            images={name: self._frames(index, key) for name, key in self._keys.items()},
+            images={name: self._frames(index, key, times) for name, key in self._keys.items()},
             proprio=_matrix(table[self.config.state], where) if self.embodiment.proprio.size else proprio,
             actions=_matrix(table[self.config.action], where),
             instructions=instructions,
-            timestamps=self._times(table, where),
+            timestamps=times,
             provenance=where,
             extra=extra,
         )
@@ -173,14 +174,19 @@ class LeRobotReader(ABC):
             raise ValueError(f"{path} does not hold the rows of episode {number} where the index says; copy it again")
         return table
 
-    def _frames(self, index: int, key: str) -> Frames:
-        where = self._where(index)
-        shape = (int(self.lengths[index]), *self._info.image_size(key), 3)
-        if self._info.features[key]["dtype"] == "video":
-            path, seconds = self._video_at(index, key)
-            start = round(seconds * self._info.fps) + int(self._columns.begin[index])
-            return VideoFrames(path, self._info.fps, start, shape, where)
-        return StillFrames(self.root, partial(self._still_rows, index, key), shape, where)
+    def _frames(self, index: int, key: str, recorded: Float64[np.ndarray, "T"]) -> Frames:
+        where, length, begin = self._where(index), int(self.lengths[index]), int(self._columns.begin[index])
+        feature = self._info.features[key]
+        shape = (length, *self._info.image_size(key), 3)
+        if feature["dtype"] != "video":
+            return StillFrames(self.root, partial(self._still_rows, index, key), shape, where)
+        span, hz = self._video_at(index, key), self._info.fps
+        times = steady(begin + length, hz)[begin:]
+        even = np.array_equal(recorded, steady(length, hz))
+        ends = index + 1 == len(self) or self._columns.at[index + 1] != self._columns.at[index]
+        declared = Declared(hz, self._info.codec(key))
+        recorded = times if even else times[0] + recorded
+        return VideoFrames(span, times, recorded, shape, declared, bool(ends) and span.until == np.inf, where)
 
     def _still_rows(self, index: int, key: str, first: int, count: int) -> list[dict[str, Any] | None]:
         return self._read(index, [key], first, count)[key].to_pylist()

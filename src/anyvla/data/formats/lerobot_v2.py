@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from anyvla.data.formats.lerobot_frames import Span
 from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader, code_tasks
 
 
@@ -80,8 +81,8 @@ class LeRobotV2Dataset(LeRobotReader):
     def _rows_at(self, index: int) -> tuple[Path, int]:
         return self.root / self._data_path(int(self._columns.number[index])), 0
 
-    def _video_at(self, index: int, key: str) -> tuple[Path, float]:
-        return self.root / self._video_path(int(self._columns.number[index]), key), 0.0
+    def _video_at(self, index: int, key: str) -> Span:
+        return Span(self.root / self._video_path(int(self._columns.number[index]), key))
 
     def _tasks_by_number(self) -> dict[int, str]:
         return {r["task_index"]: r["task"] for r in self._lines("meta/tasks.jsonl", "task_index", "task")}

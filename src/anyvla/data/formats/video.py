@@ -8,7 +8,9 @@ colour, for the same bytes). What is read may have any codec and any key frames:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,9 +18,10 @@ import av
 import av.error
 import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
-from jaxtyping import UInt8
+from jaxtyping import Float64, Int64, UInt8
 
 from anyvla.data.formats.open_files import OpenFiles
+from anyvla.data.frame_times import video_frames
 
 KEY_FRAME_EVERY = 8
 # crf: lower is better and larger. fastdecode (no CABAC, no loop filter) halves the time to read a window of 8 frames of
@@ -63,32 +66,65 @@ def encode(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float)
 
 
 def decode(path: Path, fps: float, indices: Sequence[int]) -> UInt8[np.ndarray, "K H W 3"]:
-    """The frames shown at `indices / fps` seconds, as RGB, in the order of `indices`, each decoded once.
+    """Return the frames shown at `indices / fps` seconds; see `decode_at`."""
+    return decode_at(path, np.asarray(indices, np.float64) / fps, 1 / fps)
 
-    Raises ValueError that names the file, and the frame if it is a frame, for what is missing or damaged.
+
+def decode_at(
+    path: Path, times: Float64[np.ndarray, "K"], step: float, until: float = np.inf
+) -> UInt8[np.ndarray, "K H W 3"]:
+    """Return the frames shown at these seconds after the video's first frame, as RGB, each decoded once.
+
+    `step` is the time between two steps of the data. Frames from `until` on belong to the next episode: a time before
+    it gets none of them. Raises ValueError that names the file, and the step if it is one, for what is missing or
+    damaged.
     """
-    wanted = sorted({int(i) for i in indices})
     images: dict[int, np.ndarray] = {}
     try:
         opened = _opened(path)
-        for index, image in opened.frames(fps, wanted):
-            images[index] = image
+        numbers = video_frames(opened.starts, opened.end, times, step, until)
+        wanted = sorted({int(n) for n in numbers if n >= 0})
+        for number, image in opened.frames(wanted):
+            images[number] = image
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; copy the dataset again") from None
     except av.error.FFmpegError as error:
         _opened.drop()
         raise ValueError(f"{path} is damaged ({error.strerror}); copy the dataset again") from None
-    missing = [i for i in wanted if i not in images]
+    missing = [i for i, number in enumerate(numbers) if int(number) not in images]
     if missing:
+        first, low, high = (round(float(t) / step) for t in (times[missing].min(), times.min(), times.max()))
         raise ValueError(
-            f"{path}: frame {missing[0]} is missing or damaged (frames {wanted[0]} to {wanted[-1]} asked); copy the "
-            "dataset again"
+            f"{path}: frame {first} is missing or damaged (frames {low} to {high} asked): the video has "
+            f"{len(opened.starts)} frames in {opened.end:.3f} s; copy the dataset again"
         )
-    return np.stack([images[int(i)] for i in indices])
+    return np.stack([images[int(number)] for number in numbers])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the header of a video says."""
+
+    frames: int
+    seconds: float
+    rate: float | None  # frames per second; None: they are not evenly spaced
+    height: int
+    width: int
+    codec: str  # "h264", "av1"
+
+
+def describe(path: Path) -> Facts:
+    """Return what the header of a video says. Raises ValueError that names the file if it is missing or damaged."""
+    try:
+        return _opened(path).facts
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; copy the dataset again") from None
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{path} is damaged ({error.strerror}); copy the dataset again") from None
 
 
 class _Video:
-    """A video file that is open."""
+    """A video file that is open. Times are seconds after its first frame, however late that has its timestamp."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -100,42 +136,74 @@ class _Video:
         if self._stream.time_base is None:
             raise ValueError(f"{path}: the video has no time base")
         self._base = float(self._stream.time_base)  # seconds
-        entries = self._stream.index_entries
-        self._keys = np.array([e.timestamp for e in entries if e.is_keyframe], np.float64) * self._base
+        entries = [(e.timestamp, e.is_keyframe, e.is_discard) for e in self._stream.index_entries]
+        self._ticks, even = self._timestamps(np.array(entries, np.int64).reshape(-1, 3))
+        self.starts = (self._ticks - self._ticks[0]) * self._base
+        gaps = np.diff(self._ticks)
+        gap = float(np.median(gaps)) if len(gaps) else 1 / (float(self._stream.average_rate or 1) * self._base)
+        shown = 0 if even else float(self._stream.duration or 0)  # an uneven video may show its last frame for longer
+        self.end = max(float(self._ticks[-1] - self._ticks[0]) + gap, shown) * self._base
+        self._borders = np.append(self._ticks[0] - gap / 2, self._ticks[:-1] + gaps / 2)  # of what a frame's pts may be
+        keys = np.array([e[0] for e in entries if e[1]], np.float64)
+        self._keys = np.searchsorted(self._ticks, keys - gap / 4)  # the first frame that each of them serves
         self._reformatter = VideoReformatter()
+        context = self._stream.codec_context
+        rate = len(self._ticks) / self.end if even else None
+        self.facts = Facts(
+            len(self._ticks), self.end, rate, context.height, context.width, context.codec.canonical_name
+        )
 
     def close(self) -> None:
         self._container.close()
 
-    def frames(self, fps: float, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """(frame number, RGB image) of the wanted ones that are there; `wanted` increases."""
-        keys = np.ceil(self._keys * fps - 0.01)  # the first frame that each of them serves
+    def _timestamps(self, entries: Int64[np.ndarray, "E 3"]) -> tuple[Float64[np.ndarray, "F"], bool]:
+        """Return when each frame is shown, in ticks and in order, and whether they are evenly spaced.
+
+        An index holds decoding times. If those are evenly spaced, so are the times at which frames are shown; else the
+        packets tell, which takes reading them all.
+        """
+        count, begin = len(entries), self._stream.start_time
+        if count > 1 and count == self._stream.frames and begin is not None and not entries[:, 2].any():
+            gap = (entries[-1, 0] - entries[0, 0]) / (count - 1)
+            grid = np.arange(count) * gap
+            if gap > 0 and np.abs(entries[:, 0] - entries[0, 0] - grid).max() <= 1:  # a tick, by rounding
+                return begin + grid, True
+        packets = (p for p in self._container.demux(self._stream) if p.pts is not None and not p.is_discard)
+        ticks = np.unique(np.array([p.pts for p in packets], np.float64))
+        if not len(ticks):
+            raise ValueError(f"{self._path} holds no frame that has a time")
+        grid = np.linspace(ticks[0], ticks[-1], len(ticks))
+        return ticks, bool(np.abs(ticks - grid).max() <= 1)
+
+    def frames(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (number, RGB image) of the wanted frames that are there; `wanted` increases."""
         begin = 0
         while begin < len(wanted):
             end = begin + 1  # until here it is cheaper to go on than to seek: no key frame is skipped
-            while end < len(wanted) and not np.any((keys > wanted[end - 1] + 1) & (keys <= wanted[end])):
+            while end < len(wanted) and not np.any((self._keys > wanted[end - 1] + 1) & (self._keys <= wanted[end])):
                 end += 1
-            yield from self._run(fps, wanted[begin:end])
+            yield from self._run(wanted[begin:end])
             begin = end
 
-    def _run(self, fps: float, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def _run(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         left = list(wanted)
+        first = self._ticks[0]
         for back in _BACK:
-            target = max(0.0, wanted[0] / fps - back)
-            self._container.seek(round(target / self._base), stream=self._stream)
+            target = max(first, self._ticks[wanted[0]] - back / self._base)
+            self._container.seek(math.ceil(target), stream=self._stream)
             for frame in self._container.decode(self._stream):
                 if frame.pts is None:
                     raise ValueError(f"{self._path}: a frame has no timestamp")
-                index = round(frame.pts * self._base * fps)
-                if index > left[0]:
+                number = int(np.searchsorted(self._borders, frame.pts, side="right")) - 1
+                if number > left[0]:
                     break
-                if index == left[0]:
+                if number == left[0]:
                     # one thread: starting more costs more than a small frame
-                    yield index, self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                    yield number, self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                     left.pop(0)
                     if not left:
                         return
-            if len(left) < len(wanted) or target == 0:  # the key frame was right, or there is no earlier one
+            if len(left) < len(wanted) or target == first:  # the key frame was right, or there is no earlier one
                 return
 
 

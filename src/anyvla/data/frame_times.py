@@ -1,0 +1,42 @@
+"""The one rule by which a time becomes a frame: the frame for time t is the one that is shown at t."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+_HALF = 0.499  # a time right between two frames belongs to the one that is shown, whatever rounding did to it
+_BORDER = 0.25  # a frame this share of a frame before the next episode begins is that episode's first one
+_OVER = 0.05  # a time this share of a frame before the end of a video is one after it, rounded down
+
+
+def shown_at(
+    starts: Float64[np.ndarray, "F"], times: Float64[np.ndarray, "K"], tolerance: float | Float64[np.ndarray, "F"]
+) -> Int64[np.ndarray, "K"]:
+    """Return the frame that is shown at each time: the last one that starts by then.
+
+    A frame that starts at most `tolerance` seconds later counts as started. -1 before the first frame.
+    """
+    return np.searchsorted(starts - tolerance, times, side="right") - 1
+
+
+def video_frames(
+    starts: Float64[np.ndarray, "F"],
+    end: float,
+    times: Float64[np.ndarray, "K"],
+    step: float,
+    until: float = np.inf,
+) -> Int64[np.ndarray, "K"]:
+    """Return the frame of a video that is shown at each time; -1 where the video shows none.
+
+    `starts` increases; the last frame is shown until `end`. `step` is the time between two steps of the data. The
+    tolerance is half a video frame: clocks drift (30 and 29.97) and float32 rounds times. It is never more than half a
+    step, so that no step sees the frame of a later one. Frames from `until` on belong to the next episode of the file:
+    a time before it gets none of them.
+    """
+    gaps = np.diff(starts, prepend=2 * starts[0] - (starts[1] if len(starts) > 1 else end))
+    found = shown_at(starts, times, _HALF * np.minimum(gaps, step))
+    own = int(np.searchsorted(starts, until - _BORDER * min(float(np.median(gaps)), step))) - 1
+    found = np.where(times < until, np.minimum(found, max(own, 0)), found)
+    found[times > end - _OVER * min(end - starts[-1], step)] = -1
+    return found
