@@ -15,6 +15,7 @@ from anyvla.config import build
 from anyvla.data.converted import Converted
 from anyvla.data.formats import calvin
 from anyvla.data.formats.calvin import CalvinConfig, CalvinDataset, calvin_embodiment
+from anyvla.data.formats.calvin_index import annotated
 from anyvla.data.open import open_dataset, recognise
 
 FIRST = 100  # of 40 steps: two recordings, 100 .. 119 in scene A, 120 .. 139 in scene D
@@ -199,3 +200,13 @@ def test_what_is_not_there_is_said(folder: Path) -> None:
     robot = calvin_embodiment("relative", cameras=("static", "front"))
     with pytest.raises(ValueError, match=r"has no key 'rgb_front'; it has .*rgb_static"):
         CalvinDataset(CalvinConfig(), folder, robot)
+
+
+@pytest.mark.parametrize("pair", [(0, 10**12), (0, 1 << 70), (-5, 3), (float("nan"), 3), ("0", "3"), None, (1, 2, 3)])
+def test_steps_that_no_file_can_have_are_refused(tmp_path: Path, pair: object) -> None:
+    split = tmp_path / "training"
+    (split / "lang_annotations").mkdir(parents=True)
+    found = {"language": {"ann": ["open"], "task": ["open"]}, "info": {"indx": [pair]}}
+    np.save(split / "lang_annotations/auto_lang_ann.npy", found)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"auto_lang_ann.npy, annotation 0: expected a first and a last step"):
+        annotated(split, "lang_annotations")

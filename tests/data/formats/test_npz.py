@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 import threading
 import time
+import tracemalloc
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -76,3 +80,32 @@ def test_one_head_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read = list(pool.map(lambda _: npz.load_arrays(tmp_path / "a.npz"), range(8)))
     assert most == 1
     assert all(np.array_equal(r["numbers"], ARRAYS["numbers"]) for r in read)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 30,)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("images.npy", "w") as member:
+            member.write(header.getvalue())
+            for _ in range(300):  # 300 MiB in 1.3 MB
+                member.write(bytes(1 << 20))
+        archive.writestr("short.npy", header.getvalue() + bytes(100))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"a.npz, key 'images': its \d+ bytes promise to become 314572928"):
+            npz.load_arrays(tmp_path / "a.npz", ["images"])
+        with pytest.raises(ValueError, match=r"a.npz, key 'short': .*promises 1073741824 bytes .*, 100 are there"):
+            npz.load_arrays(tmp_path / "a.npz", ["short"])
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_no_archive_names_the_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npz.npy", np.arange(3))
+    (tmp_path / "a.npz.npy").rename(tmp_path / "a.npz")
+    os.mkfifo(tmp_path / "b.npz")
+    for name in ("a", "b"):
+        with pytest.raises(ValueError, match=rf"{name}\.npz"):
+            npz.keys_of(tmp_path / f"{name}.npz")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from anyvla.data.formats.npy import load_array
 from anyvla.data.formats.safe_pickle import load_objects
 
 
@@ -38,27 +39,36 @@ def annotated(split: Path, annotations: str) -> list[Segment]:
     found = load_objects(path)
     try:
         words, tasks, places = found["language"]["ann"], found["language"]["task"], found["info"]["indx"]
+        counts = len(words), len(tasks), len(places)
     except (KeyError, TypeError, IndexError):
         raise ValueError(f"{path} does not hold language.ann, language.task and info.indx, as CALVIN's do") from None
-    if not len(words) == len(tasks) == len(places):
-        raise ValueError(
-            f"{path}: {len(words)} sentences, {len(tasks)} tasks and {len(places)} segments; expected equal"
-        )
+    if len(set(counts)) > 1:
+        raise ValueError(f"{path}: {counts[0]} sentences, {counts[1]} tasks and {counts[2]} segments; expected equal")
     out = []
-    for i, ((start, end), task, text) in enumerate(zip(places, tasks, words, strict=True)):
-        if not 0 <= start < end:
-            raise ValueError(f"{path}, annotation {i}: steps {start} to {end} are no segment")
-        out.append(Segment(int(start), int(end), task=str(task), instruction=_sentence(text, path, i)))
+    for i, (place, task, text) in enumerate(zip(places, tasks, words, strict=True)):
+        where = f"{path}, annotation {i}"
+        start, end = _steps(place, where)
+        if start >= end:
+            raise ValueError(f"{where}: steps {start} to {end} are no segment")
+        out.append(Segment(start, end, task=_sentence(task, where), instruction=_sentence(text, where)))
     return out
 
 
 def played(split: Path) -> list[Segment]:
     """The recordings as a whole, minutes long, without words."""
     path = split / "ep_start_end_ids.npy"
-    ranges = _plain(path)
-    if ranges.ndim != 2 or ranges.shape[1] != 2 or np.any(ranges[:, 0] > ranges[:, 1]):
-        raise ValueError(f"{path}: expected rows of a first and a last step, found an array of shape {ranges.shape}")
-    return [Segment(int(start), int(last) + 1) for start, last in ranges]
+    ranges = load_array(path)
+    if ranges.ndim != 2 or ranges.shape[1] != 2 or ranges.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path}: expected rows of a first and a last step, found {ranges.dtype} of shape {ranges.shape}"
+        )
+    segments = []
+    for i, pair in enumerate(ranges):
+        start, last = _steps(pair, f"{path}, row {i}")
+        if start > last:
+            raise ValueError(f"{path}, row {i}: steps {start} to {last} are no recording")
+        segments.append(Segment(start, last + 1))
+    return segments
 
 
 def in_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...]) -> list[Segment]:
@@ -71,7 +81,9 @@ def in_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...]) -> 
     found = load_objects(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected first and last step by the name of the scene")
-    ranges = {str(name).removeprefix("calvin_scene_"): (int(a), int(b)) for name, (a, b) in found.items()}
+    ranges = {
+        str(name).removeprefix("calvin_scene_"): _steps(pair, f"{path}, {name!r}") for name, pair in found.items()
+    }
     absent = [w for w in wanted if w not in ranges]
     if absent:
         raise ValueError(f"{path} has no scene {absent[0]}; it has {', '.join(ranges)}")
@@ -101,21 +113,25 @@ def listed(path: Path) -> set[tuple[int, int]]:
 
 
 _ANNOTATIONS = "auto_lang_ann.npy"
-
-
-def _plain(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); copy it again") from None
+_STEPS = 10_000_000  # names of files have seven digits
 
 
 def _scene(step: int, ranges: dict[str, tuple[int, int]]) -> str:
     return next((name for name, (first, last) in ranges.items() if first <= step <= last), "")
 
 
-def _sentence(text: Any, path: Path, number: int) -> str:
-    one = text if isinstance(text, str) else (text[0] if len(text) else "")
+def _steps(pair: Any, where: str) -> tuple[int, int]:
+    try:
+        first, second = pair
+        if int(first) != first or int(second) != second or not first >= 0 or not second < _STEPS:
+            raise ValueError
+        return int(first), int(second)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{where}: expected a first and a last step, numbers of 0 to {_STEPS}") from None
+
+
+def _sentence(text: Any, where: str) -> str:
+    one = text if isinstance(text, str) or not isinstance(text, list | tuple | np.ndarray) else next(iter(text), "")
     if not isinstance(one, str):
-        raise ValueError(f"{path}, annotation {number}: expected a sentence, found {one!r}")
+        raise ValueError(f"{where}: expected a text, found a {type(one).__name__}")
     return one.strip()

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +24,7 @@ from anyvla.config import STRICT, build, to_dict
 from anyvla.data import stored
 from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats import hdf5
-from anyvla.data.formats.npz import keys_of, load_arrays, shape_of
+from anyvla.data.formats.npz import keys_of, load_arrays, place_of, shape_of
 
 DESCRIPTION = "dataset.yaml"
 
@@ -146,7 +145,7 @@ class NpzFrames(Frames):
 
     def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
         """See `Frames`."""
-        place = _place(self._path, self._key)
+        place = place_of(self._path, self._key)
         whole: np.ndarray
         if place is None:
             whole = load_arrays(self._path, [self._key])[self._key]
@@ -204,22 +203,3 @@ def _instructions(path: Path) -> tuple[str, ...]:
     if wrong:
         raise ValueError(f"{path}: instruction holds {wrong[0]!r}, expected text")
     return tuple(t.strip() for t in texts if t.strip())
-
-
-def _place(path: Path, key: str) -> tuple[int, np.dtype] | None:
-    """Where the numbers of an array begin in the file, and their type; None if they cannot be read in place."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
-            info = archive.getinfo(f"{key}.npy")
-            version = np.lib.format.read_magic(member)
-            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            _, fortran, dtype = header(member)
-            inside = member.tell()
-        if info.compress_type != zipfile.ZIP_STORED or fortran or dtype.hasobject:
-            return None
-        with path.open("rb") as file:  # the local head is 30 bytes, a name and an extra field (PKZIP APPNOTE 4.3.7)
-            file.seek(info.header_offset + 26)
-            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
-    except (zipfile.BadZipFile, KeyError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path}, key {key!r} cannot be read ({error}); copy the file again") from None
-    return info.header_offset + 30 + name + extra + inside, dtype

@@ -2,76 +2,108 @@
 
 from __future__ import annotations
 
-import threading
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
-# numpy reads an array's head with `ast.literal_eval`, which fails now and then when two threads are in it: Python 3.11
-# counts their depths together ("AST constructor recursion depth mismatch", github.com/python/cpython/issues/106905).
-_HEADS = threading.Lock()
+from anyvla.data.formats.npy import FAULTS, read_array, read_head
+from anyvla.inside import regular
+
+# A member may unpack to so many bytes without asking, or to so many times its packed size: black frames of an hour.
+_FREE_BYTES, _RATIO = 256 << 20, 100
+_FAULTS = (*FAULTS, zipfile.BadZipFile, zlib.error, RuntimeError)  # zipfile raises RuntimeError for locked members
 
 
 def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
     """Some or all arrays of a file; only those are decompressed. Raises ValueError that names the file and the key."""
-    with _open(path) as file:
-        names = file.files if keys is None else list(keys)
-        missing = [k for k in names if k not in file.files]
+    with _open(path) as archive:
+        there = _names(archive)
+        names = there if keys is None else list(keys)
+        missing = [k for k in names if k not in there]
         if missing:
-            raise ValueError(f"{path} has no key {missing[0]!r}; it has {', '.join(file.files) or 'none'}")
-        return {k: _array(file, path, k) for k in names}
+            raise ValueError(f"{path} has no key {missing[0]!r}; it has {', '.join(there) or 'none'}")
+        return {k: _array(archive, path, k) for k in names}
 
 
 def keys_of(path: Path) -> list[str]:
     """The names of its arrays, without reading them. Raises ValueError that names the file."""
-    with _open(path) as file:
-        return list(file.files)
+    with _open(path) as archive:
+        return _names(archive)
 
 
 def shape_of(path: Path, key: str) -> tuple[int, ...]:
     """The shape of one array; only its head is read. Raises ValueError that names the file and the key."""
+    with _open(path) as archive:
+        if key not in _names(archive):
+            raise ValueError(f"{path} has no key {key!r}; it has {', '.join(_names(archive)) or 'none'}")
+        try:
+            with _member(archive, key) as (file, _):
+                return read_head(file).shape
+        except _FAULTS as error:
+            raise ValueError(f"{path}, key {key!r}: {error}; copy the file again") from None
+
+
+class Place(NamedTuple):
+    """Where the numbers of an array are in the file."""
+
+    offset: int
+    dtype: np.dtype
+
+
+def place_of(path: Path, key: str) -> Place | None:
+    """Where the numbers of an array begin in the file, and their type; None if they cannot be read in place."""
+    with _open(path) as archive:
+        try:
+            with _member(archive, key) as (file, info):
+                head = read_head(file)
+                inside = file.tell()
+            if info.compress_type != zipfile.ZIP_STORED or head.fortran or head.dtype.hasobject:
+                return None
+            with path.open("rb") as raw:  # the local head is 30 bytes, a name and an extra field (PKZIP APPNOTE 4.3.7)
+                raw.seek(info.header_offset + 26)
+                name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))
+        except _FAULTS as error:
+            raise ValueError(f"{path}, key {key!r} cannot be read ({error}); copy the file again") from None
+    return Place(info.header_offset + 30 + name + extra + inside, head.dtype)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-            return _head(file)[0]
-    except KeyError:
-        raise ValueError(f"{path} has no key {key!r}; it has {', '.join(keys_of(path)) or 'none'}") from None
+        archive = zipfile.ZipFile(regular(path))
     except FileNotFoundError:
         raise ValueError(f"there is no {path}; copy the data set again") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except _FAULTS as error:
         raise ValueError(f"{path} cannot be read as .npz ({error}); copy it again") from None
+    with archive:
+        yield archive
 
 
-def _open(path: Path) -> np.lib.npyio.NpzFile:
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+@contextmanager
+def _member(archive: zipfile.ZipFile, key: str) -> Iterator[tuple[IO[bytes], zipfile.ZipInfo]]:
+    """Open one member. Raise ValueError if it would unpack to much more than the file can hold."""
+    info = archive.getinfo(f"{key}.npy")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is packed in a way that numpy does not use")
+    most = info.compress_size if info.compress_type == zipfile.ZIP_STORED else _RATIO * info.compress_size
+    if info.file_size > max(_FREE_BYTES, most):
+        raise ValueError(f"its {info.compress_size} bytes promise to become {info.file_size}")
+    with archive.open(info) as file:
+        yield file, info
+
+
+def _array(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
     try:
-        file = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise ValueError(f"there is no {path}; copy the data set again") from None
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as .npz ({error}); copy it again") from None
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path} is a single array (.npy), no .npz")
-    return file
-
-
-def _head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether the order is Fortran's, type; leaves the file where the numbers begin."""
-    with _HEADS:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(file)
-
-
-def _array(file: np.lib.npyio.NpzFile, path: Path, key: str) -> np.ndarray:
-    assert file.zip is not None
-    try:
-        with file.zip.open(f"{key}.npy") as member:
-            shape, fortran, dtype = _head(member)
-            if dtype.hasobject:
-                raise ValueError("it holds objects")
-            return np.frombuffer(member.read(), dtype).copy().reshape(shape, order="F" if fortran else "C")
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        with _member(archive, key) as (file, info):
+            return read_array(file, info.file_size)
+    except _FAULTS as error:
         raise ValueError(f"{path}, key {key!r}: {error}; copy the file again, or write it without objects") from None

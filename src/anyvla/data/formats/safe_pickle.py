@@ -1,113 +1,118 @@
 """Reads `.npy` files of Python objects (as CALVIN has them) without running what a pickle may ask for.
 
-`np.load(allow_pickle=True)` lets a file call any function. Here a pickle may hold numpy arrays and scalars, and what
-Python writes without an import: dict, list, tuple, set, str, bytes and numbers. Anything else is refused by name.
+`np.load(allow_pickle=True)` lets a file call any function. Here a pickle may hold numpy arrays and scalars of simple
+types, and what Python writes without an import: dict, list, tuple, set, str, bytes and numbers. Anything else is
+refused by name. Reading takes at most `MOST_MEMORY` times the file, and 1 MiB.
 """
 
 from __future__ import annotations
 
-import pickle
+import struct
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from anyvla.data.formats.npy import FAULTS, read_array, read_head
+from anyvla.data.formats.pickle_arrays import NumpyArray, table
+from anyvla.data.formats.pickle_opcodes import RefusedError, run
+from anyvla.inside import regular
+
+MOST_MEMORY = 400  # an empty set is one byte in a pickle and 216 in memory
+MOST_EXPANDED = 256  # times the file: what comes out if shared parts are written anew at each mention
+_DEPTH = 64  # of lists within lists
+_DAMAGE = (*FAULTS, AttributeError, SystemError, struct.error)
+
 
 def load_objects(path: Path) -> Any:
-    """What `np.save(path, objects)` wrote: an array, or the object itself where it was saved alone, as dicts are.
+    """Return what `np.save(path, objects)` wrote: an array, or the object itself if it was saved alone, as dicts are.
 
-    Raises ValueError that names the file for one that is no .npy file, is damaged, or asks for anything but arrays and
-    plain data.
+    Raise ValueError that names the file if it is no .npy file, is damaged, or asks for anything but arrays and plain
+    data.
     """
     try:
-        with path.open("rb") as file:
-            array = _read_array(file, path)
+        with regular(path).open("rb") as file:
+            head = read_head(file)
+            if head.dtype == object:
+                array = _unpickled(file.read()).reshape(head.shape, order="F" if head.fortran else "C")
+            else:
+                file.seek(0)
+                array = read_array(file, path.stat().st_size)
+            return array.item() if array.shape == () else array
     except FileNotFoundError:
         raise ValueError(f"there is no {path}") from None
-    except _FAULTS as error:
+    except RefusedError as error:
+        raise ValueError(
+            f"{path} holds a pickle that {error}; only numpy arrays and plain Python data are read. Do not "
+            "open it with other tools unless you trust where it comes from"
+        ) from None
+    except _DAMAGE as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from None
-    return array.item() if array.shape == () else array
 
 
-class RefusedError(ValueError):
-    """A pickle asks for what plain data does not need."""
+def _unpickled(data: bytes) -> np.ndarray:
+    most = max(1 << 20, MOST_EXPANDED * len(data))
+    array = _Finished(most).of(run(data, table(len(data))), 0).value
+    if not isinstance(array, np.ndarray):
+        raise ValueError("its head promises an array, its pickle holds something else")
+    return array
 
 
-_FAULTS = (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError, KeyError, UnicodeDecodeError)
+class _Part(NamedTuple):
+    """A value without stand-ins."""
+
+    value: Any
+    size: int  # shared parts count at each mention
+    height: int = 0
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Nothing that a pickle names is imported; each of the few names it may use stands for a function below."""
+class _Finished:
+    """Puts real arrays in place of stand-ins. Refuses values that are endless, deep or large when they are walked."""
 
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        super().__init__(file, encoding="latin1")  # numpy says so for arrays that Python 2 wrote
-        self._path = path
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._done: dict[int, tuple[_Part, Any]] = {}  # with the value itself, so that no other takes its id
+        self._open: set[int] = set()
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Raises RefusedError for what is not on the list."""
-        if (module, name) not in _ADMITTED:
-            raise RefusedError(
-                f"{self._path} holds a pickle that wants {module}.{name}; only numpy arrays and plain Python data are "
-                "read. Do not open it with other tools unless you trust where it comes from"
-            )
-        return _ADMITTED[module, name]
+    def of(self, value: Any, depth: int) -> _Part:
+        if value is None or isinstance(value, bool | int | float | complex | np.generic):
+            return _Part(value, 1)
+        if isinstance(value, str | bytes | bytearray | set | frozenset):
+            return _Part(value, 1 + len(value))
+        if id(value) in self._done:
+            return self._done[id(value)][0]
+        if id(value) in self._open:
+            raise RefusedError("has a list that holds itself")
+        if depth > _DEPTH:
+            raise RefusedError(f"nests lists more than {_DEPTH} deep")
+        self._open.add(id(value))
+        part = self._container(value, depth + 1)
+        self._done[id(value)] = part, value
+        self._open.remove(id(value))
+        if part.size > self._most:
+            raise RefusedError("repeats its parts so often that they would fill the memory")
+        if part.height > _DEPTH:
+            raise RefusedError(f"nests lists more than {_DEPTH} deep")
+        return part
 
-
-def _read_array(file: IO[bytes], path: Path) -> np.ndarray:
-    try:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(file)
-        if not dtype.hasobject:
-            file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path} is no whole .npy file: {error}") from None
-    array = _PlainUnpickler(file, path).load()
-    if not isinstance(array, np.ndarray) or array.size != np.prod(shape, dtype=np.int64):
-        raise ValueError(f"{path}: its head promises an array of shape {shape}, its pickle holds something else")
-    return array.reshape(shape, order="F" if fortran else "C")
-
-
-def _empty(kind: type, shape: tuple[int, ...], code: Any) -> np.ndarray:
-    if kind is not np.ndarray:
-        raise TypeError("an array of an unknown kind")
-    return np.ndarray(shape, "b")  # its state follows and says shape and dtype
-
-
-def _scalar(dtype: np.dtype, data: bytes | str = b"") -> Any:
-    if dtype.hasobject:
-        raise TypeError("a scalar that holds objects")
-    raw = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(raw, dtype)[0] if raw else np.zeros((), dtype)[()]
-
-
-def _from_buffer(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise TypeError(f"bytes written as {encoding!r}")
-    return text.encode("latin1")
-
-
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _latin1,  # how protocol 2 writes bytes
-    **{
-        (f"numpy.{core}.{module}", name): target
-        for core in ("core", "_core")
-        for module, name, target in (
-            ("multiarray", "_reconstruct", _empty),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _from_buffer),
-        )
-    },
-    **{
-        (module, kind.__name__): kind
-        for module in ("builtins", "__builtin__")
-        for kind in (set, frozenset, complex, bytearray)
-    },
-}
+    def _container(self, value: Any, depth: int) -> _Part:
+        if isinstance(value, NumpyArray) and isinstance(value.value, np.ndarray):
+            value = value.value
+        if isinstance(value, np.ndarray):
+            return _Part(value, 1 + value.nbytes)
+        objects: Any = value.value if isinstance(value, NumpyArray) else value
+        if type(objects) not in (dict, list, tuple):
+            raise ValueError(f"a {getattr(value, 'name', type(value).__name__)} is no data")
+        parts = [self.of(part, depth) for part in (objects.values() if type(objects) is dict else objects)]
+        real = [part.value for part in parts]
+        size = 1 + sum(part.size for part in parts)
+        height = 1 + max((part.height for part in parts), default=0)
+        if isinstance(value, NumpyArray):
+            return _Part(value.of_objects(real), size, height)
+        if type(value) is dict:
+            value.update(zip(value, real, strict=True))
+            return _Part(value, size + sum(self.of(name, depth).size for name in value), height)
+        if type(value) is list:
+            value[:] = real
+            return _Part(value, size, height)
+        return _Part(tuple(real), size, height)
