@@ -156,7 +156,7 @@ class VLA(nn.Module):
 
     def elements(self, batch: Batch) -> int:
         """How many action elements of a batch are learnt: what its loss is a mean over."""
-        dims = self.action.known[batch.robots.to(self.device)].sum(1)  # (B,)
+        dims = self.action.learnt[batch.robots.to(self.device)].sum(1)  # (B,)
         return int((batch.action_mask.sum((1, 2)).to(self.device) * dims).sum())
 
     def read(self, batch: Batch) -> Context:
@@ -174,7 +174,7 @@ class VLA(nn.Module):
         return Context(self._fuse(reading, state)[valid], reading.continuation, self._dims(robots))
 
     def _dims(self, robots: Int64[Tensor, "M"]) -> Bool[Tensor, "M A"] | None:
-        return None if len(self.robots) == 1 else self.action.known[robots]
+        return None if self.action.learns_all else self.action.learnt[robots]
 
     def _steps(
         self,

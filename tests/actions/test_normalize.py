@@ -39,7 +39,7 @@ def test_undoing_mirrors_doing_on_the_clipped_range(x, method):
     y = normalizer.normalise(torch.tensor([x]), ZEROS)
     again = normalizer.normalise(normalizer.denormalise(y, ZEROS), ZEROS)
     torch.testing.assert_close(again, y, atol=1e-5, rtol=1e-5)
-    inside = y.abs() < 0.999
+    inside = (y.abs() < 0.999) & normalizer.learnt
     back = normalizer.denormalise(y, ZEROS)
     torch.testing.assert_close(back[inside], torch.tensor([x])[inside], atol=1e-4, rtol=1e-4)
 
@@ -111,3 +111,28 @@ def test_statistics_survive_the_disk(tmp_path):
     robots = {"arm": Statistics(STATISTICS, STATISTICS, "abc"), "other": Statistics({}, {}, "def")}
     (tmp_path / "statistics.json").write_text(write_statistics(robots))
     assert read_statistics(tmp_path / "statistics.json") == robots
+
+
+def test_an_older_checkpoint_acts_as_it_was_trained(tmp_path):
+    """It replaced half ranges up to 1e-6 by 1, and cut what rests at its quantiles."""
+    space = ActionSpace(groups=(Group(name="joints", size=4, kind="joints"),))  # ordinary, at rest, tiny, constant
+    old = {
+        "min": [-1.0, 0.0, 0.0, 0.3],
+        "q01": [-0.5, 0.0, 0.0, 0.3],
+        "q10": [-0.4, 0.0, 1e-8, 0.3],
+        "q90": [0.4, 0.0, 9e-8, 0.3],
+        "q99": [0.5, 0.0, 1e-7, 0.3],
+        "max": [1.0, 100.0, 1e-7, 0.3],
+        "mean": [0.0, 1.0, 5e-8, 0.3],
+        "std": [0.2, 10.0, 3e-8, 0.0],
+    }
+    robots = {"arm": Statistics(old, old, "abc")}
+    (tmp_path / "statistics.json").write_text(write_statistics(robots))
+    kept = read_statistics(tmp_path / "statistics.json")["arm"].action
+    for method, expected in (
+        ("quantile", [0.5, 1.0, 1 + 5e-8, 0.3]),
+        ("minmax", [1.0, 100.0, 1 + 5e-8, 0.3]),
+        ("meanstd", [0.2, 11.0, 1 + 5e-8, 0.3]),
+    ):
+        of = Normalizer(space, [(space, kept)], method, what="action", clip=True)
+        torch.testing.assert_close(of.denormalise(torch.ones(1, 1, 4), ZEROS)[0, 0], torch.tensor(expected))

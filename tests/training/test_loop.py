@@ -1,13 +1,16 @@
 import dataclasses
 import errno
 import json
+import logging
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from small import embodiment, episode, mixture, model
 
+from anyvla.actions.space import ActionSpace
 from anyvla.config import ConfigError, build, to_dict
+from anyvla.data.canonical import Robot
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
@@ -191,3 +194,43 @@ def test_a_cache_that_cannot_hold_the_frames_is_told_with_the_setting_that_can(
 ):
     run(dataset, tmp_path, config(steps=1), cache_gb=cache_gb)
     assert ("--data.cache_gb 0.1 keeps all" in caplog.text) == told
+
+
+def test_training_names_dims_that_rest_or_never_vary(tmp_path, caplog):
+    """Before the first step, and in the model card; what was recorded can be commanded."""
+
+    def still(of, index):
+        actions = of.actions.copy()
+        actions[:, 1], actions[:, 2] = 0.25, 0.0
+        if not index:
+            actions[5, 2] = 100.0
+        return dataclasses.replace(of, actions=actions)
+
+    root = tmp_path / "dataset"
+    write_dataset(root, embodiment(), [still(episode(60, seed=i), i) for i in range(4)])
+    with caplog.at_level(logging.WARNING):
+        checkpoint = run(mixture(root), tmp_path / "run", config(steps=2))
+    told = [
+        "action group 'position', dim 1 never varies in this data (0.25): it is not learned, and acting writes 0.25",
+        "action group 'position', dim 2 rests most of the time: q01 to q99 (0 to 0) would cut off its motion, so it is "
+        "scaled by 0 to 100",
+    ]
+    assert [text for text in caplog.messages if text.startswith("action group")] == told
+    card = (checkpoint / "README.md").read_text(encoding="utf-8")
+    assert "## Dims" in card
+    assert all(f"- {text}\n" in card for text in told)
+    vla = VLA.load(checkpoint)
+    ends = vla.action.denormalise(torch.ones(1, 1, 4), torch.zeros(1, dtype=torch.int64))[0, 0]
+    assert (ends[1], ends[2]) == (0.25, 100)
+
+
+def test_data_whose_actions_never_vary_teaches_nothing(dataset, tmp_path):
+    [robot] = dataset.robots()
+    flat = {key: [0.5] * 4 for key in robot.statistics.action}
+    arm = dataclasses.replace(
+        robot.embodiment,
+        action=build(ActionSpace, {"groups": [{"name": "joints", "size": 4, "kind": "joints"}]}),
+    )
+    still = Robot(arm, dataclasses.replace(robot.statistics, action=flat))
+    with pytest.raises(ConfigError, match="no action of robot 'small' ever varies in this data"):
+        train(MODEL, config(), dataset, [still], tmp_path / "run", document(config()))

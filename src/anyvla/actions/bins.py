@@ -35,6 +35,7 @@ class BinsCodec(Codec):
     token, but for token 0 of `uniform` bins: it stands for 1.0 alone and decodes as token 1 does, as published.
     """
 
+    elementwise = True
     lower: Float[Tensor, "A V"]  # where each bin begins, ascending; it reaches to the next one, the last to 1
     values: Float[Tensor, "A V"]  # what each bin decodes to
     rest: Float[Tensor, "A"]  # what stands for an action that cannot be read

@@ -46,6 +46,7 @@ class Codec(nn.Module, ABC):
     kind: ClassVar[Literal["tokens"]] = "tokens"
     size: int  # V
     length: int  # T, the most tokens of a chunk
+    elementwise: ClassVar[bool] = False  # each token is one number of the chunk, action by action
     ends: bool = False  # a chunk may take fewer than T tokens: decoders then write an end token, of id V
 
     def __init__(self, chunk: int, space: ActionSpace) -> None:

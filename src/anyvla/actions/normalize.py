@@ -11,24 +11,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from anyvla.actions.ranges import NEEDS, Method, rests, scalings
 from anyvla.actions.shared import places
 from anyvla.actions.space import ActionSpace
 
-# calvin: cut to +-0.65 whatever the statistics, as RoboVLMs (arXiv 2412.14058) does with CALVIN's relative actions
-Method = Literal["quantile", "minmax", "meanstd", "calvin"]
-CALVIN_LIMIT = 0.65
-_NEEDS: dict[str, tuple[str, ...]] = {
-    "quantile": ("q01", "q99"),
-    "minmax": ("min", "max"),
-    "meanstd": ("mean", "std"),
-    "calvin": (),
-}
+_LARGEST = float(torch.finfo(torch.float32).max) / 4  # of a statistic: sums and differences of two must be finite
 
 
 class StatisticsError(ValueError):
@@ -39,7 +33,8 @@ class StatisticsError(ValueError):
 class Statistics:
     """What the data looked like, per dim, and which data it was."""
 
-    action: Mapping[str, Sequence[float]]  # "min" | "max" | "mean" | "std" | "q01" | "q99" -> one value per dim
+    # "min" | "max" | "mean" | "std" | "q01" .. "q99" | "low" and "high" (of `quantile_range`) -> one value per dim
+    action: Mapping[str, Sequence[float]]
     proprio: Mapping[str, Sequence[float]]
     fingerprint: str  # of the data the values come from
 
@@ -58,17 +53,48 @@ def read_statistics(path: Path) -> dict[str, Statistics]:
         )
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {name: Statistics(of["action"], of["proprio"], of["fingerprint"]) for name, of in data.items()}
+        return {
+            name: Statistics(_as_scaled(of["action"]), _as_scaled(of["proprio"]), of["fingerprint"])
+            for name, of in data.items()
+        }
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise StatisticsError(f"{path} is not a statistics file of anyvla ({error!r}); train again") from None
+
+
+def _as_scaled(vector: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Return statistics under which an older checkpoint acts as it was trained.
+
+    Before "low" and "high" were kept, a half range or a standard deviation up to 1e-6 was replaced by 1, around the
+    same centre, and `quantile` was q01 to q99 for every dim. Constant dims need no change: their centre is their value.
+    """
+    if "low" in vector or not {"min", "max"} <= vector.keys():
+        return vector
+    out = {key: list(values) for key, values in vector.items()}
+    ranges = [ends for ends in (("q01", "q99"), ("min", "max")) if set(ends) <= vector.keys()]
+    varying = np.flatnonzero(np.array(vector["min"]) < np.array(vector["max"])).tolist()
+    for dim in varying:
+        if "std" in out and out["std"][dim] <= 1e-6:
+            out["std"][dim] = 1.0
+        for low, high in ranges:
+            if out[high][dim] - out[low][dim] <= 2e-6:
+                center = (out[low][dim] + out[high][dim]) / 2
+                out[low][dim], out[high][dim] = center - 1, center + 1
+    quantiles = [key for key in ("q01", "q10", "q90", "q99") if key in vector]
+    if len(ranges) == 2 and any(rests({key: vector[key][dim] for key in quantiles}) for dim in varying):
+        out |= {"low": out["q01"], "high": out["q99"]}
+    return out
 
 
 class Normalizer(nn.Module):
     """One vector of several robots, group by group, to [-1, 1] and back, each robot by its own statistics.
 
-    `whole` is the layout that the robots share (`anyvla.actions.shared.union`); for one robot its own space. Ranges:
-    declared for grippers, whose +1 is open if they say which end that is, else from statistics. A dim that never varies
-    in the data maps to 0 plus its distance from that value; dims that a robot lacks are 0.
+    `whole` is the layout that the robots share (`anyvla.actions.shared.union`); for one robot its own space. Ranges are
+    declared for grippers, whose +1 is open if they say which end that is, and else follow from statistics, as
+    `anyvla.actions.ranges` says. A dim that never varies in the data is always 0 in model units, and always its value
+    in robot units. Dims that a robot lacks are 0.
+
+    A value within the range returns from model units with an error of at most `ranges.PRECISION` times the largest
+    magnitude of its dim; with `clip`, a value outside of it returns as the nearer end.
     """
 
     offset: Tensor
@@ -93,13 +119,20 @@ class Normalizer(nn.Module):
         offset, scale, limit = torch.zeros(shape), torch.ones(shape), torch.zeros(shape)
         known = torch.zeros(shape, dtype=torch.bool)
         for row, (space, statistics) in enumerate(robots):
+            _check(space, statistics, method, what)
             at = torch.from_numpy(places(space, whole))
-            dims = torch.tensor(_ranges(space, statistics, method, what), dtype=torch.float32)  # (A, 3)
+            dims = torch.tensor(scalings(space, statistics, method), dtype=torch.float32).view(-1, 3)  # (A, 3)
             offset[row, at], scale[row, at] = dims[:, 0], dims[:, 1]
-            limit[row, at] = dims[:, 2] if clip else math.inf
+            limit[row, at] = dims[:, 2] if clip else torch.where(dims[:, 2] > 0, math.inf, 0.0)
             known[row, at] = True
         for name, values in (("offset", offset), ("scale", scale), ("limit", limit), ("known", known)):
             self.register_buffer(name, values, persistent=False)
+        self.learns_all = bool(self.learnt.all())  # kept, since asking a device takes time
+
+    @property
+    def learnt(self) -> Bool[Tensor, "E A"]:
+        """Which dims of each robot a policy learns: those that it has and that vary."""
+        return self.limit > 0
 
     def normalise(self, x: Float[Tensor, "B ... A"], robots: Int64[Tensor, "B"]) -> Float[Tensor, "B ... A"]:
         """Robot units -> model units; `robots`: which of the robots each row is of."""
@@ -119,33 +152,19 @@ class Normalizer(nn.Module):
         return [values[robots].view(between) for values in (self.offset, self.scale, self.limit)]
 
 
-def _ranges(
-    space: ActionSpace, statistics: Mapping[str, Sequence[float]], method: Method, what: str
-) -> list[tuple[float, float, float]]:
-    """(centre, half range, limit in model units) of each dim. The half range of a gripper that closes upward is < 0."""
-    needed = _NEEDS[method]
+def _check(space: ActionSpace, statistics: Mapping[str, Sequence[float]], method: Method, what: str) -> None:
+    """Raise StatisticsError for statistics that lack a value or hold one that float32 cannot."""
+    needed = NEEDS[method]
     missing = [key for key in needed if key not in statistics]
     if missing:
         raise StatisticsError(f"{what} statistics lack {missing}, needed by {method!r}; have {sorted(statistics)}")
-    for key in needed:
+    for key in (key for key in statistics if key != "count"):
         if len(statistics[key]) != space.size:
             raise StatisticsError(
                 f"{what} statistics have {len(statistics[key])} dims, the {what} space has {space.size}"
             )
-        if not all(map(math.isfinite, statistics[key])):
-            raise StatisticsError(f"{what} statistics hold values that are not finite: {key} {list(statistics[key])}")
-    out = []
-    for group, place in zip(space.groups, space.slices().values(), strict=True):
-        for dim in range(place.start, place.stop):
-            limit = 1.0
-            if group.kind == "gripper" and group.low is not None and group.high is not None:
-                center, half = (group.low + group.high) / 2, (group.high - group.low) / 2
-                half = -half if group.open == group.low else half
-            elif method == "calvin":
-                center, half = 0.0, CALVIN_LIMIT
-            else:
-                a, b = (statistics[key][dim] for key in needed)
-                center, half = (a, b) if method == "meanstd" else ((a + b) / 2, (b - a) / 2)
-                limit = math.inf if method == "meanstd" else 1.0
-            out.append((center, half if abs(half) > 1e-6 else 1.0, limit))
-    return out
+        if not all(abs(value) <= _LARGEST for value in statistics[key]):  # NaN too
+            raise StatisticsError(
+                f"{what} statistics hold values that are not finite, or above {_LARGEST:.1g}, too large for float32: "
+                f"{key} {list(statistics[key])}"
+            )

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print a table, or JSON. Raises ValueError for numbers that cannot be trained on."""
+    from anyvla.actions.ranges import constant_dims
     from anyvla.data.robot_statistics import statistics_of
 
     dataset = opening.opened(options)
@@ -38,22 +39,23 @@ def run(options: argparse.Namespace) -> int:
         ("action", robot.action, statistics.action),
         ("proprio", robot.proprio, statistics.proprio),
     ):
+        constant = constant_dims(space, of)
         for group, place in zip(space.groups, space.slices().values(), strict=True):
             for dim in range(place.start, place.stop):
-                values = {key: of[key][dim] for key in _COLUMNS}
-                note = "" if group.kind == "gripper" else remark(values)
+                values = {key: of[key][dim] for key in (*_COLUMNS, "low", "high")}
+                note = "" if group.kind == "gripper" else remark(values, constant[dim])
                 table.add_row(name, group.name, str(dim - place.start), *(f"{values[k]:.4g}" for k in _COLUMNS), note)
     Console().print(table)
     return 0
 
 
-def remark(values: dict[str, float]) -> str:
-    """What is worth a look in the statistics of a dim; "" if nothing is."""
-    if values["max"] == values["min"]:
+def remark(values: dict[str, float], constant: bool) -> str:
+    """Return what is worth a look in the statistics of a dim; "" if nothing is."""
+    if constant:
         return "never varies"
+    if (values["low"], values["high"]) != (values["q01"], values["q99"]):
+        return f"rests most of the time; quantile scales it by {values['low']:.4g} to {values['high']:.4g}"
     inner, outer = values["q99"] - values["q01"], values["max"] - values["min"]
-    if inner < 1e-6 * outer:
-        return "q01 = q99: normalization quantile scales it by nothing, use minmax"
     if outer > 10 * inner:
         return (
             f"outliers: q01 to q99 is {inner / outer:.1%} of the range; quantile clips them, minmax squeezes the rest"

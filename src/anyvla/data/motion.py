@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from anyvla.actions.ranges import PRECISION, constant_dims
 from anyvla.actions.rotations import quaternions, radians
 from anyvla.actions.space import ActionSpace
 from anyvla.data.episode import Episode, EpisodeDataset
@@ -34,6 +35,7 @@ class Scale:
                 proprio.append(episode.proprio)
         self.spread = {name: _spread(rows) for name, rows in (("actions", actions), ("proprio", proprio))}
         robot = dataset.embodiment
+        self.constant = {"actions": _constant(actions, robot.action), "proprio": _constant(proprio, robot.proprio)}
         self.step = {"actions": _step(actions, robot.action), "proprio": _step(proprio, robot.proprio)}
 
 
@@ -42,6 +44,15 @@ def _spread(rows: Sequence[np.ndarray]) -> np.ndarray | None:
         return None
     whole = np.concatenate(rows)
     return whole.max(0) - whole.min(0)
+
+
+def _constant(rows: Sequence[np.ndarray], space: ActionSpace) -> list[int]:
+    """Return the dims that never vary."""
+    if not rows:
+        return []
+    low, high = (np.stack([end(r, axis=0) for r in rows if len(r)]) for end in (np.min, np.max))
+    ends = {"min": low.min(0).tolist(), "max": high.max(0).tolist()}
+    return [dim for dim, constant in enumerate(constant_dims(space, ends)) if constant]
 
 
 def _step(rows: Sequence[np.ndarray], space: ActionSpace) -> np.ndarray | None:
@@ -79,7 +90,8 @@ def jumps(array: np.ndarray, space: ActionSpace, limits: np.ndarray, name: str, 
             if len(flips):
                 text = f"{name}, {group.name!r} changes to its antipode at step {flips[0] + 1} ({len(flips)} times)"
                 yield Finding("antipode", "warning", index, text, "convert it: rotation: rot6d")
-        far = own > np.maximum(_JUMP * limits[place], 1e-9)
+        noise = PRECISION * np.abs(array[:, place]).max(0)  # of float32
+        far = own > np.maximum(_JUMP * limits[place], noise)
         if far.any():
             step, dim = np.argwhere(far)[0]
             text = (

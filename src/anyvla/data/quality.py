@@ -200,9 +200,6 @@ def _long_run(flags: np.ndarray) -> int | None:
 
 def _whole(dataset: EpisodeDataset, scale: Scale) -> Iterable[Finding]:
     for name, space in (("actions", dataset.embodiment.action), ("proprio", dataset.embodiment.proprio)):
-        spread = scale.spread[name]
-        if spread is None:
-            continue
-        for dim in np.flatnonzero(spread == 0).tolist():
+        for dim in scale.constant[name]:
             text = f"{name}, {space.place(dim)}, is the same in all episodes looked at"
             yield Finding("constant", "warning", None, text, "leave the group out if it means nothing")

@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from jaxtyping import Num
 
 from anyvla.actions.normalize import Statistics
+from anyvla.actions.ranges import quantile_range
 from anyvla.data import stored
 from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
 from anyvla.data.statistics import compute_statistics
 
+_VERSION = 2  # of what is kept; others are made again
 _BLOCK = 1000  # episodes between two reports of progress
 _THREADS = 4
 
@@ -40,8 +43,9 @@ def pooled(
     prints = [d.fingerprint for d in datasets]
     fingerprint = prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
     name = f"{fingerprint}.json"
-    if (known := stored.read("statistics", name)) is not None:
-        return Statistics(**json.loads(known))
+    known = json.loads(stored.read("statistics", name) or b"{}")
+    if known.pop("version", None) == _VERSION:
+        return Statistics(**known)
     places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
     actions, proprio = list[np.ndarray](), list[np.ndarray]()
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="statistics") as pool:
@@ -50,11 +54,16 @@ def pooled(
                 actions.append(a)
                 proprio.append(p)
             progress(len(actions), len(places))
-    found = Statistics(
-        compute_statistics(np.concatenate(actions)), compute_statistics(np.concatenate(proprio)), fingerprint
-    )
-    stored.keep("statistics", name, json.dumps(vars(found)).encode())
+    found = Statistics(describe(np.concatenate(actions)), describe(np.concatenate(proprio)), fingerprint)
+    stored.keep("statistics", name, json.dumps(vars(found) | {"version": _VERSION}).encode())
     return found
+
+
+def describe(rows: Num[np.ndarray, "T D"]) -> dict[str, list[float]]:
+    """Return the statistics of vectors, with the range that normalization `quantile` scales each dim by."""
+    ranges = [quantile_range(column.astype(np.float64)) for column in rows.T]
+    low, high = ([r[end] for r in ranges] for end in (0, 1))
+    return compute_statistics(rows) | {"low": low, "high": high}
 
 
 def _numbers(place: tuple[EpisodeDataset, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def _warn_once(root: Path, reason: str) -> None:
 
 def write(path: Path, contents: bytes) -> None:
     """Write a file whole or not at all, whoever else writes it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         temporary.write_bytes(contents)
         temporary.replace(path)

@@ -59,15 +59,16 @@ class Context:
 
     vector: Float[Tensor, "M C"]  # from the fuser
     continuation: Continuation | None = None  # if the decoder `needs` "continue" or "cache" of the backbone
-    dims: Bool[Tensor, "M A"] | None = None  # which dims of an action the step's robot has; None: all of them
+    # Which dims of an action are learned: those that the step's robot has and that vary in its data. None: all of them.
+    dims: Bool[Tensor, "M A"] | None = None
 
     def elements(self, mask: Bool[Tensor, "M N"], size: int) -> Bool[Tensor, "M N A"]:
-        """The valid elements of chunks: actions that are there, in dims that the robot has."""
+        """Return the valid elements of chunks: actions that are there, in dims that are learned."""
         dims = mask.new_ones(1, size) if self.dims is None else self.dims
         return mask[..., None] & dims[:, None]
 
     def own(self, chunks: Float[Tensor, "k*M N A"]) -> Float[Tensor, "k*M N A"]:
-        """Chunks, k for each step, whose dims that its robot lacks are 0: what a network sees of them, always."""
+        """Return chunks, k for each step, with 0 in the dims that are not learned: networks see no other value."""
         if self.dims is None:
             return chunks
         return chunks * self.dims.repeat(len(chunks) // len(self.dims), 1)[:, None]

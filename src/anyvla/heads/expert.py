@@ -55,7 +55,7 @@ class Prefix:
     shown: Shown
     memory: Memory  # of the backbone, and of context tokens that have been read
     context: Float[Tensor, "M c width"]  # those that have not: one a step, or none
-    own: Callable[[Tensor], Tensor]  # chunks without the dims that a step's robot lacks
+    own: Callable[[Tensor], Tensor]  # chunks with 0 in the dims that are not learned
     view: View = ()  # of the context tokens that have not been read, and of the actions
 
 

@@ -75,14 +75,15 @@ class LMTokensDecoder(TokenDecoder):
 
     def write(self, context: Context, chance: Float[Tensor, "M T"] | None) -> Int64[Tensor, "M T"]:
         if self.places is not None:
-            return self.choose(self._at_once(context), chance, 0)
+            tokens, given = self.choose(self._at_once(context), chance, 0), self.given(context)
+            return tokens if given is None else torch.where(given >= 0, given, tokens)
         writing = _continuation(context).write()
 
         def read(token: Int64[Tensor, "M"] | None) -> Float[Tensor, "M E"]:
             x = self.enter(context.vector) if token is None else self.words.embed(token)
             return self.words.score(writing.extend(x[:, None]))[:, 0]
 
-        return self.write_in_turn(read, chance, context.vector)
+        return self.write_in_turn(read, context, chance)
 
     def past(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"]:
         """The tokens of earlier chunks; where there is none, the end token's (or, without one, the first token's)."""

@@ -67,9 +67,23 @@ class TokenDecoder(Decoder):
         mask: Bool[Tensor, "M N"],
         generator: torch.Generator | None = None,
     ) -> Loss:
-        """Cross-entropy of each token given those before it; it has no randomness."""
+        """Return the cross-entropy of each token given those before it; it has no randomness.
+
+        Tokens of dims that are not learned count only with codecs whose tokens each hold several dims.
+        """
         tokens = self.targets(actions, mask)
-        return token_loss(self.logits(context, tokens), tokens, context.elements(mask, self.dims))
+        logits, given = self.logits(context, tokens), self.given(context)
+        if given is not None:
+            tokens = tokens.masked_fill(given >= 0, -1)
+        return token_loss(logits, tokens, context.elements(mask, self.dims))
+
+    def given(self, context: Context) -> Int64[Tensor, "M T"] | None:
+        """Return the tokens that are not chosen but known, those of dims that are not learned; -1 elsewhere."""
+        if context.dims is None or not self.codec.elementwise:
+            return None
+        free = context.dims[:, None].expand(-1, self.length // self.dims, -1).flatten(1)  # (M, T)
+        zero = self.codec.encode(context.vector.new_zeros(1, self.length // self.dims, self.dims))
+        return zero.masked_fill(free, -1)
 
     def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
         """The chunk that was written, or the codec's nearest defined one. At temperature 0 it has no randomness."""
@@ -101,18 +115,22 @@ class TokenDecoder(Decoder):
     def write_in_turn(
         self,
         read: Callable[[Int64[Tensor, "M"] | None], Float[Tensor, "M E"]],
+        context: Context,
         chance: Float[Tensor, "M T"] | None,
-        like: Tensor,
     ) -> Int64[Tensor, "M T"]:
         """One token after another, until all chunks have ended. `read(token)` gives the scores after it, None: first.
 
         What a chunk gets after its end does not matter: the codec does not read it.
         """
-        tokens = torch.full((len(like), self.length), self.codec.size, device=like.device)
-        ended = torch.zeros(len(like), dtype=torch.bool, device=like.device)
+        given = self.given(context)
+        steps, device = len(context.vector), context.vector.device
+        tokens = torch.full((steps, self.length), self.codec.size, device=device)
+        ended = torch.zeros(steps, dtype=torch.bool, device=device)
         for place in range(self.length):
             scores = read(tokens[:, place - 1] if place else None)
             tokens[:, place] = self.choose(scores[:, None], chance, place)[:, 0]
+            if given is not None:
+                tokens[:, place] = torch.where(given[:, place] >= 0, given[:, place], tokens[:, place])
             if self.codec.ends:
                 ended |= tokens[:, place] == self.codec.size
                 if ended.all():

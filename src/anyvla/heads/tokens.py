@@ -60,7 +60,7 @@ class TokensDecoder(TokenDecoder):
             x = self.enter(context.vector) if token is None else self.embedding(token)
             return self._score((x + next(places))[:, None], memory)[:, 0]
 
-        return self.write_in_turn(read, chance, context.vector)
+        return self.write_in_turn(read, context, chance)
 
     def _score(self, x: Float[Tensor, "M t D"], memory: list[Memory | None]) -> Float[Tensor, "M t E"]:
         """Scores at places that follow those in `memory`, which takes them up."""

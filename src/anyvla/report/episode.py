@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from anyvla.actions.ranges import never_varies
 from anyvla.actions.space import ActionSpace
 from anyvla.data.episode import EpisodeDataset, Images
 from anyvla.report.template import environment
@@ -84,7 +85,7 @@ def plot(rows: np.ndarray, times: np.ndarray, label: str) -> Markup:
     finite = rows[np.isfinite(rows)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     told = f"{low:.4g} to {high:.4g}" if high > low else f"always {low:.4g}"
-    if high - low < 1e-9:
+    if never_varies(low, high, max(abs(low), abs(high))):
         low, high = low - 0.5, high + 0.5
     x = _PAD + times / max(float(times[-1]), 1e-9) * (_WIDTH - 2 * _PAD)
     y = _HEIGHT - _PAD - (rows - low) / (high - low) * (_HEIGHT - 2 * _PAD)

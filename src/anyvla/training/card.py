@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from anyvla.policy import VLA
+from anyvla.training.dims import dim_notes
 
 
 def versions() -> dict[str, str]:
@@ -49,9 +50,15 @@ policy = VLA.load("path/to/this/folder")
 session = policy.start("open the drawer")
 [chunk] = policy.act([Observation(images=images, proprio=proprio)], [session])  # chunk.actions: (N, A)
 ```
-
+{_dims(vla)}
 ## Recipe
 
 ```yaml
 {yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=120)}```
 """
+
+
+def _dims(vla: VLA) -> str:
+    """Return the section about dims that are scaled in an unusual way; empty if there are none."""
+    found = dim_notes(vla.robots, vla.config.normalization)
+    return "\n## Dims\n\n" + "".join(f"- {note}\n" for note in found) if found else ""

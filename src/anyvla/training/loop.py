@@ -33,6 +33,7 @@ from anyvla.policy import VLA, VLAConfig
 from anyvla.training import checkpoint
 from anyvla.training.batches import batches_from
 from anyvla.training.card import model_card
+from anyvla.training.dims import check_actions_vary, dim_notes
 from anyvla.training.optim import OptimConfig, learning_rate, optimizer
 from anyvla.types import Batch
 
@@ -122,6 +123,9 @@ def train(
             return final
     space, actions = mixture.canonical.embodiment.action, model.normalization.action
     check_codec(run / "codec", model.representation, model.chunk, space, actions, mixture.fingerprint)
+    check_actions_vary(robots, model.normalization)
+    for note in dim_notes(robots, model.normalization):
+        logger.warning("%s", note)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     window = WindowConfig(

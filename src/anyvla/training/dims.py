@@ -1,0 +1,32 @@
+"""What the statistics of the training data say about single dims: for people, before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from anyvla.actions.ranges import notes, scalings
+from anyvla.config import ConfigError
+from anyvla.data.canonical import Robot
+from anyvla.policy import NormalizationConfig
+
+
+def dim_notes(robots: Sequence[Robot], scaling: NormalizationConfig) -> list[str]:
+    """Return a sentence for each dim that never varies, and for each that quantiles would cut off."""
+    out = []
+    for robot in robots:
+        own, of = robot.embodiment, robot.statistics
+        found = notes(own.action, of.action, scaling.action, "action")
+        found += notes(own.proprio, of.proprio, scaling.proprio, "proprio")
+        out += [f"{own.name}, {note}" if len(robots) > 1 else note for note in found]
+    return out
+
+
+def check_actions_vary(robots: Sequence[Robot], scaling: NormalizationConfig) -> None:
+    """Raise ConfigError for a robot whose actions are all the same: its data teaches nothing."""
+    for robot in robots:
+        space, of = robot.embodiment.action, robot.statistics.action
+        if not any(limit for _, _, limit in scalings(space, of, scaling.action)):
+            raise ConfigError(
+                f"no action of robot {robot.embodiment.name!r} ever varies in this data, so that there is nothing to "
+                "learn: look at them with anyvla data statistics, and choose the column that holds the commands"
+            )
