@@ -47,8 +47,10 @@ def test_info_recognises_other_formats_and_says_what_to_declare(capsys: Any) -> 
     assert main(["data", "info", str(RLDS / "bridge_orig"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["made"]["format"], told["robot"], told["instructions"]["without"]) == ("rlds", "widowx_bridge", 1)
-    assert main(["data", "info", str(RLDS / "my_arm")]) == 1
-    assert "say what its numbers mean, as in" in capsys.readouterr().err
+    assert main(["data", "info", str(RLDS / "my_arm")]) == 0
+    shown = capsys.readouterr().out
+    assert "format: {name: rlds, action: [action], proprio: [observation/counts, observation/joints]}" in shown
+    assert "CHECK control_hz: the data does not say how many steps a second has" in shown
 
 
 def test_a_source_can_be_declared_in_a_file(tmp_path: Path, capsys: Any) -> None:

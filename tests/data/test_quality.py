@@ -62,7 +62,7 @@ def test_numbers():
     assert "at step 20" in finding.text
     finding = only(changed("actions", 3, 3, 7.0))
     assert (finding.kind, finding.severity) == ("gripper", "error")
-    assert "is 7, outside of its declared range -1 to 1" in finding.text
+    assert "to 7, outside of its declared range -1 to 1" in finding.text
     finding = only(smooth(50, 9, actions=np.zeros((50, 7), np.float32)))
     assert (finding.kind, finding.text) == ("wrong size", "actions have shape (50, 7), (50, 4) is declared")
 

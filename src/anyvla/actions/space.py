@@ -6,6 +6,8 @@ actions mean something else. The same class describes proprioception.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -104,6 +106,16 @@ class ActionSpace:
             out[g.name] = slice(start, start + g.size)
             start += g.size
         return out
+
+    def named(self, names: Sequence[str]) -> ActionSpace:
+        """Return the space with these names of all its dims, where its groups have none of their own."""
+        if len(names) != self.size:
+            return self
+        named = [
+            group if group.names else dataclasses.replace(group, names=tuple(names[place]))
+            for group, place in zip(self.groups, self.slices().values(), strict=True)
+        ]
+        return ActionSpace(groups=tuple(named))
 
     def place(self, dim: int) -> str:
         """Return where a dim of the vector is, for messages: "group 'joints', dim 2 (elbow_flex.pos)"."""

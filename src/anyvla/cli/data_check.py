@@ -34,7 +34,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the findings. The exit status is 1 if there are errors and no clean copy was asked for."""
     from anyvla.data.quality import check
 
-    dataset = opening.opened(options)
+    # a copy must say what its numbers mean
+    dataset = opening.viewed(options) if options.fix is None else opening.opened(options)
     with Bar("check") as bar:
         findings = check(dataset, frames=options.frames, progress=bar)
     if options.json:

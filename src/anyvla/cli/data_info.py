@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
@@ -13,8 +16,13 @@ from rich.table import Table
 from anyvla.cli import opening
 from anyvla.cli.common import Bar
 from anyvla.cli.console import Console
+from anyvla.config import to_dict
 from anyvla.data.episode import EpisodeDataset
+from anyvla.documents import to_yaml
 from anyvla.text import clean_instruction
+
+if TYPE_CHECKING:
+    from anyvla.data.proposal import Proposal
 
 _SHOWN = 5  # instructions, tasks and findings
 
@@ -23,32 +31,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     opening.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE.yaml",
+        help="write the embodiment there, ready for --source; proposed where the data does not declare one",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what the data set holds."""
+    """Print what the data set holds. Raises ValueError if the file to write exists, ConfigError as `opening`."""
+    from anyvla.data.proposal import propose
     from anyvla.data.quality import check
 
-    dataset = opening.opened(options)
+    if options.write is not None and options.write.exists():
+        raise ValueError(f"{options.write} exists already, perhaps with your answers: remove it or give another name")
+    looked = opening.looked_at(options)
+    dataset = looked.dataset
     facts = describe(dataset)
     with Bar("look") as bar:
         findings = check(dataset, progress=bar)
     counts = Counter(f"{f.severity}: {f.kind}" for f in findings)
     facts["wrong"] = {"counts": dict(counts), "first": [vars(f) for f in findings[:_SHOWN]]}
     facts["statistics"] = _statistics(dataset)
+    proposal = None
+    if looked.undeclared is not None:
+        proposal = propose(dataset, looked.undeclared.options, timed=looked.undeclared.timed)
+        facts["proposal"] = {"text": proposal.text, "check": proposal.questions}
+    if options.write is not None:
+        known = {"embodiment": to_dict(dataset.embodiment)}
+        text = proposal.text if proposal is not None else to_yaml(known)
+        options.write.write_text(text, encoding="utf-8")
     if options.json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
         return 0
+    _show(facts, options.path)
+    if proposal is not None:
+        _show_proposal(proposal, options)
+    return 0
+
+
+def _show(facts: Mapping[str, Any], path: str) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in facts.items():
-        if key not in ("statistics", "wrong"):
+        if key not in ("statistics", "wrong", "proposal"):
             table.add_row(key, _line(value))
-    wrong = ", ".join(f"{name} ({n})" for name, n in counts.items())
-    table.add_row("wrong", f"{wrong}: anyvla data check {options.path}" if wrong else "nothing found")
+    wrong = ", ".join(f"{name} ({n})" for name, n in facts["wrong"]["counts"].items())
+    table.add_row("wrong", f"{wrong}: anyvla data check {path}" if wrong else "nothing found")
     statistics = facts["statistics"]
-    table.add_row("statistics", statistics if isinstance(statistics, str) else f"anyvla data statistics {options.path}")
+    table.add_row("statistics", statistics if isinstance(statistics, str) else f"anyvla data statistics {path}")
     Console().print(table)
-    return 0
+
+
+def _show_proposal(proposal: Proposal, options: argparse.Namespace) -> None:
+    """Print the proposal, or where it was written, and what to do with it."""
+    console = Console()
+    path, file = shlex.quote(options.path), options.write
+    if file is None:
+        console.print("\nThe data does not say what its numbers mean. A proposal:\n")
+        console.print(proposal.text, soft_wrap=True)
+        console.print(f"To keep it in a file: anyvla data info {path} --write robot.yaml", soft_wrap=True)
+        return
+    name = shlex.quote(str(file))
+    console.print(f"\nThe data does not say what its numbers mean. {file} holds a proposal.", soft_wrap=True)
+    questions = proposal.questions
+    if questions:
+        console.print(f"Answer its {len(questions)} lines marked CHECK:", soft_wrap=True)
+        for question in questions:
+            console.print(f"  {question}", soft_wrap=True)
+    console.print(
+        "Then use it:\n"
+        f"  anyvla data check {path} --source {name}      # does it contradict the numbers?\n"
+        f"  anyvla train RECIPE --data.sources '[{{path: {path}, embodiment: {name}}}]'\n"
+        f"In a recipe it is data.sources: the same two keys, path and embodiment.",
+        soft_wrap=True,
+    )
 
 
 def describe(dataset: EpisodeDataset) -> dict[str, Any]:
@@ -75,6 +132,7 @@ def describe(dataset: EpisodeDataset) -> dict[str, Any]:
             "median": float(np.median(lengths)),
             "max": int(lengths.max()),
         },
+        "columns": dict(getattr(dataset, "columns", {})),
         **opening.declared(robot),
         "tasks": {"different": len(tasks), "most": dict(tasks.most_common(_SHOWN))},
         "instructions": {

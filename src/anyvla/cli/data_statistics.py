@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from anyvla.actions.ranges import constant_dims
     from anyvla.data.robot_statistics import statistics_of
 
-    dataset = opening.opened(options)
+    dataset = opening.viewed(options)
     with Bar("statistics") as bar:
         statistics = statistics_of(dataset, progress=bar)
     if options.json:
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     table = Table(box=None, pad_edge=False)
     for heading in ("", "group", "dim", *_COLUMNS, "worth a look"):
-        table.add_column(heading, justify="right" if heading in _COLUMNS else "left", overflow="fold")
+        table.add_column(heading, justify="right" if heading in _COLUMNS else "left", no_wrap=heading == "dim")
     robot = dataset.embodiment
     for name, space, of in (
         ("action", robot.action, statistics.action),
@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
             for dim in range(place.start, place.stop):
                 values = {key: of[key][dim] for key in (*_COLUMNS, "low", "high")}
                 note = "" if group.kind == "gripper" else remark(values, constant[dim])
-                table.add_row(name, group.name, str(dim - place.start), *(f"{values[k]:.4g}" for k in _COLUMNS), note)
+                own = group.names[dim - place.start] if group.names else str(dim - place.start)
+                table.add_row(name, group.name, own, *(f"{values[k]:.4g}" for k in _COLUMNS), note)
     Console().print(table)
     return 0
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from anyvla.config import ConfigError, build
+from anyvla.cli.common import console
+from anyvla.config import build
 from anyvla.data.episode import Embodiment, EpisodeDataset
-from anyvla.data.mixture import Source, open_source
+from anyvla.data.mixture import Source, open_source, read_source
+from anyvla.data.undeclared import UndeclaredError
+from anyvla.documents import parse_yaml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,17 +28,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Looked:
+    """A data set to look at. `undeclared`: it does not say what its numbers mean, and is opened without."""
+
+    dataset: EpisodeDataset
+    undeclared: UndeclaredError | None
+
+
 def opened(options: argparse.Namespace) -> EpisodeDataset:
-    """The data set. Raises ConfigError for options that cannot be, ValueError for data that cannot be opened."""
-    keys = {"unlabelled": "keep"}
+    """Open the data set. Raises ConfigError for options that cannot be, ValueError for data that cannot be opened."""
+    keys = _keys(options)
+    return open_source(build(Source, keys, where=str(options.source or "options")))
+
+
+def looked_at(options: argparse.Namespace) -> Looked:
+    """Open the data set, without meaning if it does not say what its numbers mean. Raises as `opened`."""
+    try:
+        return Looked(opened(options), None)
+    except UndeclaredError as error:
+        keys = _keys(options)
+        given = keys.pop("format", None)
+        format = {**error.options, **({"name": given} if isinstance(given, str) else given or {})}
+        keys |= {"format": format} if format else {}
+        source = build(Source, keys, where=str(options.source or "options"))
+        return Looked(open_source(replace(source, embodiment=error.plain)), error)
+
+
+def viewed(options: argparse.Namespace) -> EpisodeDataset:
+    """Open the data set as `looked_at`, and say on standard error if its numbers have no meaning yet."""
+    looked = looked_at(options)
+    if looked.undeclared is not None:
+        console.print(
+            f"{options.path} does not say what its numbers mean; they are shown as they are. For a proposal: "
+            f"anyvla data info {shlex.quote(options.path)} --write robot.yaml",
+            soft_wrap=True,
+        )
+    return looked.dataset
+
+
+def _keys(options: argparse.Namespace) -> dict[str, Any]:
+    keys: dict[str, Any] = {"unlabelled": "keep"}
     if options.source is not None:
-        try:
-            keys |= yaml.safe_load(options.source.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise ConfigError(f"cannot read {options.source}: {error.strerror}") from None
+        keys |= read_source(options.source)
     if options.format is not None:
-        keys["format"] = yaml.safe_load(options.format)
-    return open_source(build(Source, {**keys, "path": options.path}, where=str(options.source or "options")))
+        keys["format"] = parse_yaml(options.format, "--format")
+    return {**keys, "path": options.path}
 
 
 def declared(robot: Embodiment) -> dict[str, dict[str, str]]:

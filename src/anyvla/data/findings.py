@@ -20,6 +20,7 @@ Kind = Literal[
     "duplicate",
     "instruction",
     "gripper",
+    "meaning",
 ]
 Severity = Literal["error", "warning"]
 Look = Literal["none", "sampled", "all"]

@@ -10,10 +10,10 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from anyvla.actions.space import Rotation
@@ -27,6 +27,7 @@ from anyvla.data.presets import expand
 from anyvla.data.resample import Resampled
 from anyvla.data.robot_statistics import pooled
 from anyvla.data.subset import Subset, choose
+from anyvla.documents import as_mapping, read_yaml
 from anyvla.limits import COUNT, GB, HZ, PROCESSES, SEED, VALUE, WEIGHT
 from anyvla.text import check_instruction, clean_instruction
 
@@ -37,7 +38,8 @@ class Source:
 
     path: str  # a folder or file, or the id of a LeRobot data set on the hub
     format: FormatPart | None = None  # None: recognised by what lies there
-    embodiment: Embodiment | None = None  # for data that does not say what its numbers mean
+    # For data that does not say what its numbers mean; or a YAML file with it, and with other keys of the source.
+    embodiment: Embodiment | None = None
     weight: float = Field(default=1.0, gt=0, le=VALUE)  # of its samples beside those of other sources
     cameras: Mapping[str, str] | None = None  # view -> camera of the data; None: all, by their own names
     rotation: Rotation | None = None  # rewrite rotations so; None: as the data has them
@@ -50,6 +52,17 @@ class Source:
     instruction: str | None = None  # for episodes that have none
     # What to do with them where there is none for them either; keep is for looking at data, training refuses them.
     unlabelled: Literal["refuse", "drop", "keep"] = "refuse"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_file(cls, keys: Any) -> Any:
+        """Put the keys of the file that `embodiment` names below the source's own."""
+        if not isinstance(keys, Mapping) or not isinstance(keys.get("embodiment"), str):
+            return keys
+        found = read_source(Path(keys["embodiment"]))
+        if not isinstance(found.get("embodiment"), Mapping):
+            raise ValueError(f"{keys['embodiment']} has no key embodiment")
+        return {**found, **{key: value for key, value in keys.items() if key != "embodiment"}}
 
     def __post_init__(self) -> None:
         if self.scale > 1 and self.per_task is None:
@@ -169,6 +182,11 @@ def _only(dataset: EpisodeDataset, views: tuple[str, ...]) -> EpisodeDataset:
             "name one of these in data.views, or give its source cameras: {view: camera}"
         )
     return Cameras(dataset, {view: view for view in own}) if views else dataset
+
+
+def read_source(path: Path) -> dict[str, Any]:
+    """Return the keys of a source that a YAML file holds. Raises ValueError that names the file."""
+    return as_mapping(read_yaml(path) or {}, str(path))
 
 
 def open_source(source: Source) -> EpisodeDataset:

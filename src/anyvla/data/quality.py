@@ -14,8 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from anyvla.actions.space import ActionSpace
+from anyvla.data.contradictions import contradictions
 from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images
 from anyvla.data.findings import Finding, Look, Severity
+from anyvla.data.measured import Measured
 from anyvla.data.motion import IDLE, Scale, idle_ends, jumps, unmoved
 
 _DARK = 8  # a frame whose brightest value is below is black
@@ -34,26 +36,30 @@ def check(
     seen: dict[bytes, int] = {}
     scale = Scale(dataset)
     count = len(dataset)
+    measured = Measured(count, dataset.embodiment.proprio.size, dataset.embodiment.action.size)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for start in range(0, count, 64):
             block = range(start, min(start + 64, count))
             for index, (findings, digest) in zip(
-                block, pool.map(lambda i: _look(dataset, i, scale, frames), block), strict=True
+                block, pool.map(lambda i: _look(dataset, i, scale, frames, measured), block), strict=True
             ):
                 found += findings
                 if digest is not None and seen.setdefault(digest, index) != index:
                     found += _again(dataset, seen[digest], index, frames)
             progress(block.stop, count)
-    return found + list(_whole(dataset, scale))
+    return [*found, *_whole(dataset, scale), *contradictions(dataset.embodiment, measured)]
 
 
-def _look(dataset: EpisodeDataset, index: int, scale: Scale, look: Look) -> tuple[list[Finding], bytes | None]:
+def _look(
+    dataset: EpisodeDataset, index: int, scale: Scale, look: Look, measured: Measured
+) -> tuple[list[Finding], bytes | None]:
     try:
         episode = dataset[index]
     except (ValueError, OSError, KeyError) as error:
         return [Finding("damaged", "error", index, str(error), "copy it again, or leave it out")], None
     if not len(episode):
         return [Finding("damaged", "error", index, "it has no steps", "leave it out")], None
+    measured.add(index, episode)
     found = list(_numbers(episode, index, scale))
     digest = None
     if not any(f.kind == "wrong size" for f in found):
@@ -89,15 +95,17 @@ def _grippers(array: np.ndarray, space: ActionSpace, name: str, index: int) -> I
     for group, place in zip(space.groups, space.slices().values(), strict=True):
         if group.kind != "gripper" or group.low is None or group.high is None:
             continue
-        slack = 0.02 * (group.high - group.low)
-        outside = (array[:, place] < group.low - slack) | (array[:, place] > group.high + slack)
-        if outside.any():
-            value = float(array[:, place][outside][0])
-            text = (
-                f"{name}, {group.name!r} is {value:.3g}, outside of its declared range {group.low:g} to {group.high:g}"
-            )
-            severity: Severity = "error" if name == "actions" else "warning"  # sensors overshoot
-            yield Finding("gripper", severity, index, text, "declare the range that the data has")
+        span = group.high - group.low
+        for dim in range(group.size):
+            low, high = float(array[:, place.start + dim].min()), float(array[:, place.start + dim].max())
+            beyond = max(group.low - low, high - group.high) / span
+            if beyond > 0.02:
+                text = (
+                    f"{name}, {space.place(place.start + dim)}, goes from {low:.3g} to {high:.3g}, outside of its "
+                    f"declared range {group.low:g} to {group.high:g}"
+                )
+                severity: Severity = "error" if name == "actions" or beyond > 0.2 else "warning"  # sensors overshoot
+                yield Finding("gripper", severity, index, text, "declare the range that the data has")
 
 
 def _again(dataset: EpisodeDataset, first: int, index: int, look: Look) -> Iterator[Finding]:

@@ -74,7 +74,8 @@ def _groups(space: ActionSpace, array: np.ndarray) -> list[tuple[str, list[str],
     out = []
     for group, place in zip(space.groups, space.slices().values(), strict=True):
         short = {"position": "xyz", "rotation": "rpy" if group.rotation == "euler" else ""}.get(group.kind, "")
-        labels = list(short) if len(short) == group.size else [str(i) for i in range(group.size)]
+        plain = list(short) if len(short) == group.size else [str(i) for i in range(group.size)]
+        labels = list(group.names) or plain
         unit = f", {group.unit}" if group.unit else ""
         out.append((f"{group.name} ({group.mode}{unit})", labels, array[:, place]))
     return out

@@ -30,6 +30,9 @@ def write_recording(dataset: EpisodeDataset, index: int, path: Path) -> Path:
             ("proprio", robot.proprio, episode.proprio),
         ):
             for group, place in zip(space.groups, space.slices().values(), strict=True):
-                stream.log(f"{what}/{group.name}", rerun.Scalars(array[step, place]))
+                if not group.names:
+                    stream.log(f"{what}/{group.name}", rerun.Scalars(array[step, place]))
+                for name, value in zip(group.names, array[step, place], strict=False):
+                    stream.log(f"{what}/{group.name}/{name}", rerun.Scalars(value))
     stream.flush()
     return path

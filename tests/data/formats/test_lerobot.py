@@ -1,20 +1,20 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from demonstrations import ROBOT, demonstration, psnr
 
 from anyvla.actions.space import ActionSpace, Group
-from anyvla.config import build
 from anyvla.data.episode import Embodiment
 from anyvla.data.formats import lerobot, lerobot_rows
 from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.undeclared import UndeclaredError
 
 
 def opened(root, embodiment=None, **options):
@@ -84,14 +84,14 @@ def test_fingerprint_depends_on_the_data_only(written, copy, tmp_path, episodes)
 
 def test_a_foreign_dataset_needs_its_embodiment_declared(copy):
     edit_info(copy, anyvla=None)
-    with pytest.raises(ValueError, match="does not say what its numbers mean") as refused:
+    with pytest.raises(UndeclaredError, match=r"does not say what its numbers mean(.|\n)*anyvla data info") as refused:
         opened(copy)
-    pasted = yaml.safe_load(str(refused.value).partition("\n")[2])["embodiment"]
-    declared = build(Embodiment, pasted)
+    declared = pickle.loads(pickle.dumps(refused.value)).plain
     assert (declared.name, declared.cameras, declared.control_hz) == ("arm", ("corner", "wrist"), 40)
     assert np.array_equal(opened(copy, declared)[1].actions, demonstration(17, seed=1).actions)
     one_camera = Embodiment(name="x", cameras=("wrist",), proprio=ROBOT.proprio, action=ROBOT.action, control_hz=40)
     assert list(opened(copy, one_camera)[0].images) == ["wrist"]
+    assert opened(copy, one_camera).embodiment.action.groups[0].names == ("hand_0", "hand_1", "hand_2")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from anyvla.data.formats import lerobot_reader
 from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_v2 import LeRobotV2Dataset
 from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.undeclared import UndeclaredError
 
 FIXTURES = Path(__file__).parent / "fixtures/lerobot"
 specification = importlib.util.spec_from_file_location("make_lerobot", FIXTURES / "make_lerobot.py")
@@ -128,8 +129,10 @@ def test_a_process_forked_after_reading_reads_on(given):
 
 
 def test_what_to_declare_is_shown(given):
-    with pytest.raises(ValueError, match=r'(?s)cameras: \["top", "image"\].*"joint_0.pos"'):
+    with pytest.raises(UndeclaredError) as caught:
         opened(given, None)
+    assert caught.value.plain.cameras == ("top", "image")
+    assert caught.value.plain.action.groups[0].names[0] == "joint_0.pos"
 
 
 def test_other_features_can_be_the_action(given):

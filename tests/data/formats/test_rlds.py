@@ -211,7 +211,7 @@ def test_a_damaged_image_names_its_record_and_step(tmp_path):
 
 
 def test_what_is_asked_for_and_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"which the table .* does not know: say what its numbers mean, as in\nformat"):
+    with pytest.raises(ValueError, match="does not say what its numbers mean"):
         open_dataset(MINE)
     with pytest.raises(ValueError, match=r"has no steps/observation/joint: did you mean 'observation/joints'"):
         RLDSDataset(RLDSConfig(proprio=("observation/joint",)), MINE, MY_ARM)

@@ -174,7 +174,7 @@ def test_pickled_and_read_again(tmp_path: Path) -> None:
 
 def test_what_is_not_known_is_to_be_declared(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", 2, {"type": "JOINT_VELOCITY"}, dims=8)
-    with pytest.raises(ValueError, match=r"declare the embodiment[\s\S]*8 action dims[\s\S]*control_hz: 20"):
+    with pytest.raises(ValueError, match="does not say what its numbers mean"):
         opened(path)
     robot = Embodiment(
         name="arm",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from anyvla.actions.space import ActionSpace
 from anyvla.config import build
 from anyvla.data.episode import Embodiment
+from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.registry import nearest
 
 OWN_KEY = "anyvla"  # what anyvla alone knows, in info.json and as a prefix of columns; LeRobot ignores it
@@ -17,6 +19,9 @@ TIME = "anyvla.timestamp"  # a feature, where steps are not at a constant rate: 
 CAMERA_PREFIX = "observation.images."
 READ_VERSIONS = ("v2.0", "v2.1", "v3.0")
 _CODECS = {"libsvtav1": "av1", "libx264": "h264", "libx265": "hevc", "h265": "hevc", "avc1": "h264", "hvc1": "hevc"}
+# Where data sets that other programs converted keep proprio and actions.
+_STATES = ("observation.state", "state", "observation.qpos", "qpos", "observation.joint_position", "joint_position")
+_ACTIONS = ("action", "actions")
 
 
 class Info:
@@ -43,11 +48,36 @@ class Info:
             )
             raise ValueError(f"{self.root} is a LeRobot dataset of version {self.version}, not {read[-1]}: {way_out}")
 
-    def embodiment(self, state: str, action: str) -> Embodiment:
-        """What the dataset itself says. Raises ValueError that shows what to declare if it does not."""
+    def embodiment(self, format: str, state: str, action: str) -> Embodiment:
+        """Return what the dataset itself says. Raises UndeclaredError if it says nothing."""
         if "embodiment" not in self.own:
-            raise ValueError(self._to_declare(state, action))
+            raise self._undeclared(format, state, action)
         return build(Embodiment, self.own["embodiment"], where=f"{self.root}/meta/info.json, embodiment")
+
+    def _undeclared(self, format: str, state: str, action: str) -> UndeclaredError:
+        """Return the error with an embodiment of no meaning. Raises ValueError if no feature looks like an action."""
+        keys = {"state": self._vector(state, *_STATES), "action": self._vector(action, *_ACTIONS)}
+        if keys["action"] is None:
+            self._check_size(action, ActionSpace(groups=()), "action")
+        dims = {part: self._dims(key) for part, key in keys.items()}
+        options = {part: key for part, key in keys.items() if key not in (None, state, action)}
+        name = str(self.facts.get("robot_type") or "robot")
+        plain = plain_embodiment(name, list(self.cameras()), self.fps, dims["state"], dims["action"])
+        return UndeclaredError(self.root, plain, {"name": format, **options} if options else {})
+
+    def _dims(self, key: str | None) -> dict[str, int | Sequence[str]]:
+        if key is None:
+            return {}
+        feature = self.features[key]
+        return {key: dim_names(feature) or int(feature["shape"][0])}
+
+    def _vector(self, *keys: str) -> str | None:
+        """Return the first of these features that is a vector of numbers."""
+        for key in keys:
+            feature = self.features.get(key) or {}
+            if len(feature.get("shape") or []) == 1 and str(feature.get("dtype")).startswith(("float", "int")):
+                return key
+        return None
 
     def check(self, embodiment: Embodiment, state: str, action: str) -> None:
         """Raises ValueError that says what of the embodiment does not fit the features."""
@@ -59,6 +89,14 @@ class Info:
         self._check_size(action, embodiment.action, "action")
         if embodiment.proprio.size:  # none: the data may have no state, or it is not wanted
             self._check_size(state, embodiment.proprio, "state")
+
+    def named(self, embodiment: Embodiment, state: str, action: str) -> Embodiment:
+        """Return the embodiment with the names that the features give to dims, where it has none."""
+        return replace(
+            embodiment,
+            proprio=embodiment.proprio.named(dim_names(self.features.get(state) or {})),
+            action=embodiment.action.named(dim_names(self.features.get(action) or {})),
+        )
 
     def camera_key(self, name: str) -> str:
         """The feature of a camera: its name as it is, or without LeRobot's prefix."""
@@ -86,6 +124,10 @@ class Info:
         said = facts.get("video.codec")
         return None if said is None else _CODECS.get(str(said), str(said))
 
+    def columns(self) -> dict[str, str]:
+        """Return what each feature is, in a line for people."""
+        return {key: _told(feature) for key, feature in self.features.items()}
+
     def image_size(self, key: str) -> tuple[int, int]:
         """(H, W) of a camera's frames."""
         feature = self.features[key]
@@ -112,26 +154,35 @@ class Info:
                 f"{self.root}: {key!r} has shape {list(feature['shape'])}, the embodiment declares {space.size} dims"
             )
 
-    def _to_declare(self, state: str, action: str) -> str:
-        """The error with an embodiment to paste, in which only the meaning is to be filled in."""
-        lines = [
-            f"{self.root} does not say what its numbers mean. Declare it beside the path of the data, with groups that "
-            "say what each dim is (kind, mode, unit; a gripper with low, high and open):",
-            "embodiment:",
-            f"  name: {json.dumps(str(self.facts.get('robot_type') or 'robot'))}",
-            f"  cameras: [{', '.join(json.dumps(name) for name in self.cameras())}]",
-            f"  control_hz: {self.fps:g}",
-        ]
-        for part, key in (("proprio", state), ("action", action)):
-            feature = self.features.get(key)
-            shape = list(feature["shape"]) if feature else []
-            if len(shape) == 1:
-                names = json.dumps(feature.get("names")) if feature and feature.get("names") else "not named"
-                group = f"{{name: joints, size: {shape[0]}, kind: joints, mode: absolute, unit: rad}}"
-                lines.append(f"  {part}: {{groups: [{group}]}}  # {key}: {names}")
-            else:
-                lines.append(f"  {part}: {{groups: []}}  # there is no {key} of one dim")
-        return "\n".join(lines)
+
+def dim_names(feature: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of a vector's dims, in any of the ways that LeRobot data writes them; none if they do not fit.
+
+    A list, a list of lists, a map of a title to a list ({"motors": [...]}, {"axes": [...]}), or of a name to its place.
+    """
+    names = feature.get("names")
+    if isinstance(names, Mapping) and names and all(isinstance(v, int) for v in names.values()):
+        names = [name for name, _ in sorted(names.items(), key=lambda pair: pair[1])]
+    found = list(_flat(names))
+    shape = list(feature.get("shape") or [])
+    fits = len(shape) == 1 and len(found) == shape[0] and all(isinstance(n, str) and n.strip() for n in found)
+    return tuple(found) if fits else ()
+
+
+def _told(feature: Mapping[str, Any]) -> str:
+    shape = "x".join(map(str, feature.get("shape") or []))
+    facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
+    parts = [str(feature.get("dtype")), shape, *(str(facts[k]) for k in ("video.codec", "video.fps") if k in facts)]
+    names = dim_names(feature)
+    return " ".join(p for p in parts if p) + (f": {', '.join(names)}" if names else "")
+
+
+def _flat(names: Any) -> Iterator[Any]:
+    for value in names.values() if isinstance(names, Mapping) else names or ():
+        if isinstance(value, list | tuple | Mapping):
+            yield from _flat(value)
+        else:
+            yield value
 
 
 def read_json(path: Path) -> dict[str, Any]:

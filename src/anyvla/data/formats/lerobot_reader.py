@@ -69,7 +69,11 @@ class LeRobotReader(ABC):
         self.config = config
         self._info = Info(self.root)
         self._info.check_version(*self.VERSIONS)
-        self.embodiment = embodiment or self._info.embodiment(config.state, config.action)
+        if embodiment is None:
+            embodiment = self._info.embodiment(self.FORMAT, config.state, config.action)
+        elif OWN_KEY not in self._info.facts:
+            embodiment = self._info.named(embodiment, config.state, config.action)
+        self.embodiment = embodiment
         self._info.check(self.embodiment, config.state, config.action)
         self._keys = {name: self._info.camera_key(name) for name in self.embodiment.cameras}
         self.provenance: dict[str, Any] = {
@@ -95,6 +99,11 @@ class LeRobotReader(ABC):
     def _own(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
         """What anyvla alone knows of an episode: its extra, and its instructions if they are not its task alone."""
         return {}, None
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What each feature is, in a line for people; those that are not read too."""
+        return self._info.columns()
 
     @property
     def lengths(self) -> Int64[np.ndarray, "E"]:

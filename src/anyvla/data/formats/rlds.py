@@ -23,6 +23,7 @@ from anyvla.data.episode import Embodiment, Episode, conventions, steady
 from anyvla.data.formats import oxe, rlds_features, tf_example, tfrecord
 from anyvla.data.formats.rlds_frames import EncodedFrames, Place, numbers_of
 from anyvla.data.formats.rlds_index import Index, build_index, said_in
+from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.registry import nearest
 
 
@@ -70,7 +71,7 @@ class RLDSDataset:
         cameras = self._all_cameras()
         if embodiment is None:
             if self._entry is None:
-                raise ValueError(self._declaration(cameras))
+                raise self._undeclared(cameras)
             embodiment = self._entry.embodiment
         for camera in embodiment.cameras:
             if camera not in cameras:
@@ -205,18 +206,26 @@ class RLDSDataset:
             if leaf.ragged:
                 raise ValueError(f"{self.root}: steps/{key} is a list in the list of steps, which is not read")
 
-    def _declaration(self, cameras: Mapping[str, str]) -> str:
-        shapes = {k: leaf.shape for k, leaf in self._about.steps.items() if leaf.kind == "tensor" and leaf.shape}
-        return (
-            f"{self.root} is the data set {self._about.name!r}, which the table of Open X-Embodiment does not know: "
-            "say what its numbers mean, as in\n"
-            f"format: {{name: rlds, action: [action], proprio: [{next((k for k in shapes if k != 'action'), '')}]}}\n"
-            "embodiment:\n  name: my_robot\n"
-            f"  cameras: [{', '.join(cameras)}]\n  control_hz: 5\n"
-            "  proprio: {groups: [{name: joints, size: 7, kind: joints, unit: rad}]}\n"
-            "  action: {groups: [{name: position, size: 3, kind: position, mode: delta}, ...]}\n"
-            f"Its numbers of a step: {', '.join(f'{k} {list(s)}' for k, s in shapes.items()) or 'none'}"
+    def _undeclared(self, cameras: Mapping[str, str]) -> UndeclaredError:
+        """Return the error with an embodiment of no meaning. Raises ValueError if no key looks like an action."""
+        steps = self._about.steps
+        sizes = {key: (leaf.shape or (1,))[0] or 1 for key, leaf in steps.items() if _is_vector(leaf)}
+        action = [k for k in self.config.action if k in sizes] or [k for k in sizes if k.startswith("action/")]
+        proprio = [k for k in self.config.proprio if k in sizes] or [k for k in sizes if k.startswith("observation/")]
+        if not action:
+            raise ValueError(
+                f"{self.root}: no key of its steps looks like an action: name one, as in format: {{name: rlds, action: "
+                f"[KEY]}}. Its numbers of a step: {', '.join(f'{k} ({n})' for k, n in sizes.items()) or 'none'}"
+            )
+        plain = plain_embodiment(
+            self._about.name, list(cameras), 10, {k: sizes[k] for k in proprio}, {k: sizes[k] for k in action}
         )
+        return UndeclaredError(self.root, plain, {"name": "rlds", "action": action, "proprio": proprio}, timed=False)
+
+
+def _is_vector(leaf: rlds_features.Leaf) -> bool:
+    numbers = leaf.kind == "tensor" and leaf.dtype.startswith(("float", "int"))
+    return numbers and not leaf.ragged and len(leaf.shape) <= 1 and None not in leaf.shape
 
 
 def _count(kept: slice) -> int:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jaxtyping import Float32, Int64
 from pydantic import Field
 from pydantic.dataclasses import dataclass as config_dataclass
@@ -24,7 +23,11 @@ from anyvla.data import stored
 from anyvla.data.episode import Embodiment, Episode, conventions, steady
 from anyvla.data.formats.hdf5 import SUFFIXES, Hdf5Frames, Orientation, node, open_file, read
 from anyvla.data.formats.robomimic_robots import LIBERO_PROPRIO, ROBOMIMIC_PROPRIO, known_embodiment
+from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.limits import VALUE
+
+# Ends of keys of observations that are about the robot, for robots that are not known.
+_POSES = ("eef_pos", "eef_quat", "gripper_qpos", "joint_pos", "joint_states", "ee_states", "gripper_states")
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -170,12 +173,12 @@ class RobomimicDataset:
         env = json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else {}
         known = known_embodiment(env, self._libero, list(self._keys), self._proprio, sizes)
         if known is None or self.config.actions != "actions":
-            raise ValueError(
-                f"{self.root} does not say what its numbers mean in a way that is known; declare the embodiment, "
-                f"naming the groups of its {sizes['actions']} action dims and of its proprio "
-                f"({', '.join(f'{k}: {sizes[k]}' for k in self._proprio) or 'none chosen: see proprio'}):\n"
-                + _declaration(list(self._keys), sizes, self._proprio)
-            )
+            keys = self._proprio or tuple(k for k in sizes if k.endswith(_POSES))
+            proprio = {k: sizes[k] for k in keys}
+            robot = str(env.get("env_name") or "robot")
+            plain = plain_embodiment(robot, list(self._keys), 20, proprio, {self.config.actions: sizes["actions"]})
+            options = {"name": "robomimic", "actions": self.config.actions, "proprio": list(keys)}
+            raise UndeclaredError(self.root, plain, options, timed=False)
         return known
 
     def _check_embodiment(self, sizes: dict[str, int]) -> None:
@@ -232,15 +235,3 @@ def _moves(actions: np.ndarray, still: float) -> Int64[np.ndarray, "K"]:
         if moved or (kept and action[-1] != actions[kept[-1], -1]):
             kept.append(t)
     return np.array(kept or [0], np.int64)
-
-
-def _declaration(cameras: list[str], sizes: dict[str, int], proprio: tuple[str, ...]) -> str:
-    groups = [{"name": k, "size": sizes[k]} for k in proprio]
-    robot = {
-        "name": "my_robot",
-        "cameras": cameras,
-        "proprio": {"groups": groups},
-        "action": {"groups": [{"name": "joints", "size": sizes["actions"], "kind": "joints"}]},
-        "control_hz": 20,
-    }
-    return yaml.safe_dump({"embodiment": robot}, sort_keys=False)

@@ -1,0 +1,181 @@
+"""Finds where a declared meaning contradicts the numbers: radians of 60, deltas that are next states.
+
+Each finding names the group, the dim and its range. What is found here makes a policy learn, or a robot do, something
+else than the declaration says, so that clear contradictions are errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from anyvla.actions.space import ActionSpace, Group
+from anyvla.data import usual
+from anyvla.data.episode import Embodiment
+from anyvla.data.findings import Finding, Severity
+from anyvla.data.measured import Measured, relation
+from anyvla.data.readings import NORMALIZED, TURN
+
+_METRES = 10.0  # farther than an arm reaches
+_UNIT = 0.02  # by which the length of a quaternion or of a column of a matrix may differ from 1
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """A group, and where its numbers are."""
+
+    part: Literal["actions", "proprio"]
+    group: Group
+    place: slice
+    measured: Measured
+
+    def finding(self, text: str, mend: str, severity: Severity = "error", dim: int | None = None) -> Finding:
+        """Return a finding about the group, or about one of its dims."""
+        at = f", dim {self.group.label(dim)}," if dim is not None else ""
+        return Finding("meaning", severity, None, f"{self.part}, group {self.group.name!r}{at} {text}", mend)
+
+    def range_of(self, dim: int) -> tuple[float, float]:
+        """The least and the largest number of a dim."""
+        at = self.place.start + dim
+        return float(self.measured.low[self.part][at]), float(self.measured.high[self.part][at])
+
+    def farthest(self) -> tuple[int, float, float]:
+        """The dim whose numbers are farthest from 0, and its range."""
+        ranges = [(dim, *self.range_of(dim)) for dim in range(self.group.size)]
+        return max(ranges, key=lambda found: max(-found[1], found[2]))
+
+
+def contradictions(robot: Embodiment, measured: Measured) -> list[Finding]:
+    """Return where the embodiment contradicts the numbers."""
+    found: list[Finding] = []
+    proprio = _declared("proprio", robot.proprio, measured)
+    for declared in (*_declared("actions", robot.action, measured), *proprio):
+        if measured.range_of(declared.part, declared.place) is not None:
+            for look in _LOOKS:
+                found += look(declared)
+            if declared.part == "actions":
+                found += _mode(declared, proprio)
+    return found
+
+
+def _declared(part: Literal["actions", "proprio"], space: ActionSpace, measured: Measured) -> list[_Declared]:
+    places = space.slices().values()
+    return [_Declared(part, group, place, measured) for group, place in zip(space.groups, places, strict=True)]
+
+
+def _angles(declared: _Declared) -> Iterator[Finding]:
+    group = declared.group
+    is_angle = group.kind == "joints" or group.rotation in ("euler", "axis_angle")
+    unit = group.unit or ("rad" if group.kind == "rotation" else "")
+    dim, low, high = declared.farthest()
+    largest, seen = max(-low, high), f"from {low:.4g} to {high:.4g}"
+    if is_angle and unit == "rad" and largest > 2 * TURN["rad"]:
+        turns = largest / TURN["rad"]
+        text = f"goes {seen}, declared in rad: {largest:.4g} rad are {turns:.3g} turns"
+        yield declared.finding(text, "declare unit: deg, or normalized for LeRobot's -100..100", dim=dim)
+    elif is_angle and unit == "rad" and largest > TURN["rad"] * 1.02:
+        yield declared.finding(f"goes {seen}, declared in rad: more than a turn", "is it unit: deg?", "warning", dim)
+    if is_angle and unit == "deg" and largest > 2 * TURN["deg"]:
+        text = f"goes {seen}, declared in deg: more than two turns"
+        yield declared.finding(text, "declare the unit of the data", dim=dim)
+    if is_angle and unit == "deg" and group.mode == "absolute" and 0.5 < largest <= TURN["rad"] / 2 * 1.02:
+        text = f"goes {seen}, declared in deg: no dim of the group moves farther than {largest:.3g} degrees"
+        yield declared.finding(text, "is it unit: rad?", "warning", dim)
+    if unit == NORMALIZED and largest > 105:
+        text = f"goes {seen}, declared as {NORMALIZED}, which ends at -100 and 100"
+        yield declared.finding(text, "declare unit: deg", dim=dim)
+
+
+def _lengths(declared: _Declared) -> Iterator[Finding]:
+    if declared.group.kind == "position" and declared.group.unit == "m":
+        dim, low, high = declared.farthest()
+        if max(-low, high) > _METRES:
+            text = f"goes from {low:.4g} to {high:.4g}, declared in m: no arm reaches that far"
+            yield declared.finding(text, "declare the unit of the data, as in unit: mm", dim=dim)
+
+
+def _ends(declared: _Declared) -> Iterator[Finding]:
+    """Compare a declared range with that of the numbers; grippers that leave theirs are found episode by episode."""
+    group = declared.group
+    if group.low is None or group.high is None:
+        return
+    span = group.high - group.low
+    for dim in range(group.size):
+        low, high = declared.range_of(dim)
+        seen, ends = f"goes from {low:.4g} to {high:.4g}", f"{group.low:g} to {group.high:g}"
+        mend = "declare the range that the data has"
+        if group.kind != "gripper" and max(group.low - low, high - group.high) > 0.02 * span:
+            severity: Severity = "error" if declared.part == "actions" else "warning"  # sensors overshoot
+            yield declared.finding(f"{seen}, outside of its declared range {ends}", mend, severity, dim)
+        elif group.kind == "gripper" and 0 < high - low < 0.05 * span:
+            usually = usual.gripper_range(low, high)
+            whole = usually is not None and high - low > 0.9 * (usually[1] - usually[0])
+            text = f"{seen}, {(high - low) / span:.1%} of its declared range {ends}"
+            yield declared.finding(text, mend, "error" if whole else "warning", dim)
+
+
+def _rotations(declared: _Declared) -> Iterator[Finding]:
+    """Look whether quaternions and columns of matrices have length 1."""
+    rotation = declared.group.rotation
+    if rotation not in ("quaternion_xyzw", "quaternion_wxyz", "rot6d"):
+        return
+    values = declared.measured.values(declared.part, declared.place).astype(np.float64)
+    if not len(values):
+        return
+    width = 4 if rotation != "rot6d" else 3
+    what = "a unit quaternion" if width == 4 else "two columns of length 1"
+    for begin in range(0, declared.group.size, width):
+        norm = np.linalg.norm(values[:, begin : begin + width], axis=1)
+        if np.abs(norm - 1).max() > _UNIT:
+            dims = f"dims {declared.group.label(begin)} to {declared.group.label(begin + width - 1)}"
+            text = f"{dims} have lengths from {norm.min():.4g} to {norm.max():.4g}, declared as {rotation}: {what}"
+            yield declared.finding(text, "declare how the rotation is written, or mend the data")
+            return
+    if rotation == "rot6d" and np.abs((values[:, :3] * values[:, 3:]).sum(1)).max() > 2 * _UNIT:
+        yield declared.finding("has two columns that are not at right angles", "rows, perhaps: rewrite it by columns")
+
+
+def _mode(declared: _Declared, proprio: list[_Declared]) -> Iterator[Finding]:
+    """Compare the declared mode with how the actions follow the proprio."""
+    group = declared.group
+    partner = _partner(declared, proprio)
+    if partner is None or group.kind not in ("joints", "position", "rotation") or group.rotation == "axis_angle":
+        return
+    turn = TURN.get(group.unit or "rad") if group.rotation == "euler" else None
+    found = relation(declared.measured.rows, partner.place, declared.place, turn)
+    if found is None:
+        return
+    dim = int(np.argmax(found.spread))
+    low, high = declared.range_of(dim)
+    seen = f"goes from {low:.4g} to {high:.4g}"
+    if group.mode == "delta" and found.mode == "absolute":
+        text = (
+            f"{seen} and is the next state of proprio {partner.group.name!r} within {found.to_next[dim]:.2g}, "
+            "declared as delta"
+        )
+        yield declared.finding(text, "declare mode: absolute", dim=dim)
+    if group.mode == "absolute" and found.mode == "delta" and group.rotation in (None, "euler"):
+        text = (
+            f"{seen} and is the change of proprio {partner.group.name!r} within {found.to_change[dim]:.2g}, "
+            "declared as absolute"
+        )
+        yield declared.finding(text, "declare mode: delta", dim=dim)
+
+
+def _partner(declared: _Declared, proprio: list[_Declared]) -> _Declared | None:
+    """Return the group of the proprio that measures what this one commands: of its name, else the only one like it."""
+    group = declared.group
+
+    def alike(other: Group) -> bool:
+        same = (other.kind, other.size, other.rotation) == (group.kind, group.size, group.rotation)
+        return same and (other.unit == group.unit or not (other.unit and group.unit))
+
+    like = [p for p in proprio if alike(p.group)]
+    named = [p for p in like if p.group.name == group.name]
+    return named[0] if named else like[0] if len(like) == 1 else None
+
+
+_LOOKS: tuple[Callable[[_Declared], Iterator[Finding]], ...] = (_angles, _lengths, _ends, _rotations)

@@ -1,0 +1,141 @@
+"""What the numbers of a data set are like, whatever they mean: ranges, and how actions follow the proprio."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from anyvla.data.episode import Episode, EpisodeDataset
+
+_KEPT = 200  # episodes of which all rows are kept, evenly spread
+_THREADS = 4
+_BLOCK = 256  # episodes between two reports of progress
+
+
+class Measured:
+    """The extremes of each dim over all episodes that were added, and the rows of some of them.
+
+    Numbers that are not finite, and episodes whose vectors differ in size, count for nothing. Threads may add.
+    """
+
+    def __init__(self, episodes: int, proprio: int, actions: int) -> None:
+        """`episodes` of the data set; `proprio`, `actions`: their dims."""
+        some = np.linspace(0, max(0, episodes - 1), min(_KEPT, episodes)).round().astype(int)
+        self._wanted = set(some.tolist())
+        self.low = {"proprio": np.full(proprio, np.inf), "actions": np.full(actions, np.inf)}
+        self.high = {"proprio": np.full(proprio, -np.inf), "actions": np.full(actions, -np.inf)}
+        self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, index: int, episode: Episode) -> None:
+        """Count an episode."""
+        arrays = {"proprio": episode.proprio, "actions": episode.actions}
+        finite = {}
+        for name, array in arrays.items():
+            if array.ndim != 2 or not len(array) or array.shape[1] != len(self.low[name]):
+                return
+            finite[name] = np.isfinite(array)
+        with self._lock:
+            for name, array in arrays.items():
+                self.low[name] = np.minimum(self.low[name], np.where(finite[name], array, np.inf).min(0))
+                self.high[name] = np.maximum(self.high[name], np.where(finite[name], array, -np.inf).max(0))
+            if index in self._wanted and all(f.all() for f in finite.values()):
+                self._rows[index] = episode.proprio, episode.actions
+
+    @property
+    def rows(self) -> list[tuple[Float32[np.ndarray, "T P"], Float32[np.ndarray, "T A"]]]:
+        """Proprio and actions of the episodes kept, in order."""
+        return [self._rows[i] for i in sorted(self._rows)]
+
+    def values(self, part: Literal["proprio", "actions"], place: slice) -> Float32[np.ndarray, "N D"]:
+        """All rows kept of some dims."""
+        found = [pair[0 if part == "proprio" else 1][:, place] for pair in self.rows]
+        return np.concatenate(found) if found else np.zeros((0, place.stop - place.start), np.float32)
+
+    def range_of(self, part: Literal["proprio", "actions"], place: slice) -> tuple[float, float] | None:
+        """The least and the largest number of some dims; None if there is none."""
+        low, high = float(self.low[part][place].min()), float(self.high[part][place].max())
+        return (low, high) if low <= high else None
+
+
+def measure(dataset: EpisodeDataset, progress: Callable[[int, int], None] = lambda done, total: None) -> Measured:
+    """Measure a data set; episodes that cannot be read count for nothing. No frame is decoded."""
+    robot = dataset.embodiment
+    found = Measured(len(dataset), robot.proprio.size, robot.action.size)
+
+    def add(index: int) -> None:
+        try:
+            found.add(index, dataset[index])
+        except (ValueError, OSError, KeyError):
+            return
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="measure") as pool:
+        for first in range(0, len(dataset), _BLOCK):
+            block = range(first, min(first + _BLOCK, len(dataset)))
+            list(pool.map(add, block))
+            progress(block.stop, len(dataset))
+    return found
+
+
+@dataclass(frozen=True)
+class Relation:
+    """How some dims of the actions follow dims of the proprio, each value per dim, in the data's units."""
+
+    to_next: Float64[np.ndarray, "D"]  # the mean distance between an action and the state after it
+    to_change: Float64[np.ndarray, "D"]  # ... and the change of the state that follows it
+    change: Float64[np.ndarray, "D"]  # the mean size of that change
+    spread: Float64[np.ndarray, "D"]  # the standard deviation of the state
+    follows_change: Float64[np.ndarray, "D"]  # correlation of the action with that change
+    follows_next: Float64[np.ndarray, "D"]  # ... and with the state after it
+
+    @property
+    def mode(self) -> Literal["absolute", "delta", "scaled delta"] | None:
+        """What the numbers show: actions are next states, changes of the state, or proportional to these."""
+        moving = self.spread > 1e-6 + 1e-4 * self.spread.max(initial=0)
+        if not moving.any():
+            return None
+        to_next, to_change = self.to_next[moving], self.to_change[moving]
+        if (to_next < 0.3 * self.spread[moving]).mean() > 0.5 and (to_next < 0.5 * to_change).mean() > 0.5:
+            return "absolute"
+        if (to_change < 0.3 * self.change[moving]).mean() > 0.5 and (to_change < 0.5 * to_next).mean() > 0.5:
+            return "delta"
+        follows_change, follows_next = np.median(self.follows_change[moving]), np.median(self.follows_next[moving])
+        return "scaled delta" if follows_change > 0.7 and abs(follows_next) < 0.5 else None
+
+
+def relation(
+    rows: Sequence[tuple[np.ndarray, np.ndarray]], proprio: slice, actions: slice, turn: float | None = None
+) -> Relation | None:
+    """Compare actions with the states before and after them. `turn`: of angles, a whole turn in their unit.
+
+    None if no episode has two steps.
+    """
+    parts = [(p[:-1, proprio], p[1:, proprio], a[:-1, actions]) for p, a in rows if len(p) > 1]
+    if not parts:
+        return None
+    before, after, action = (np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True))
+    change = _wrapped(after - before, turn)
+    return Relation(
+        to_next=np.abs(_wrapped(action - after, turn)).mean(0),
+        to_change=np.abs(_wrapped(action - change, turn)).mean(0),
+        change=np.abs(change).mean(0),
+        spread=after.std(0),
+        follows_change=_correlation(action, change),
+        follows_next=_correlation(action, after),
+    )
+
+
+def _wrapped(difference: np.ndarray, turn: float | None) -> np.ndarray:
+    return difference if turn is None else (difference + turn / 2) % turn - turn / 2
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    one, other = one - one.mean(0), other - other.mean(0)
+    size = np.sqrt((one**2).sum(0) * (other**2).sum(0))
+    return (one * other).sum(0) / np.where(size > 0, size, np.inf)

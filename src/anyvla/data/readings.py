@@ -1,0 +1,262 @@
+"""Reads the columns of undeclared data as groups: by the names of their dims, by their keys, by their numbers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from anyvla.actions.space import Group, Rotation
+from anyvla.data import usual
+from anyvla.data.measured import Measured, relation
+from anyvla.data.usual import Dim
+
+TURN = {"rad": 2 * math.pi, "deg": 360.0}  # a whole turn
+NORMALIZED = "normalized"  # LeRobot's -100..100 of a joint's range
+_ROTATIONS = ("quaternion", "euler", "axis_angle", "rot6d")
+_SIZES = {"position": 3, "quaternion": 4, "euler": 3, "axis_angle": 3, "rot6d": 6}
+# Robots whose joints LeRobot writes in degrees or in -100..100 of the calibrated range, by a setting.
+_LEROBOT = ("SO-100 or SO-101", "Koch", "LeKiwi")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A vector of the data: its key, the names of its dims (or none), and where it is in proprio or actions."""
+
+    key: str
+    names: tuple[str, ...]
+    part: Literal["proprio", "actions"]
+    place: slice
+    measured: Measured
+    robot: str | None  # of the table `usual.yaml`
+    alone: bool  # it is all of proprio or actions
+
+    @property
+    def size(self) -> int:
+        """Dims."""
+        return self.place.stop - self.place.start
+
+
+@dataclass(frozen=True)
+class Read:
+    """A group as it was read, with the reasons and with what is left to a person."""
+
+    group: Group
+    part: Literal["proprio", "actions"]
+    place: slice
+    is_: str
+    key: str
+    why: tuple[str, ...] = ()
+    check: tuple[str, ...] = ()
+
+    def said(self, *, why: Sequence[str] = (), check: Sequence[str] = (), **changes: Any) -> Read:
+        """Return it with changes to the group, and their reasons."""
+        return replace(self, group=replace(self.group, **changes), why=(*self.why, *why), check=(*self.check, *check))
+
+
+def read_column(column: Column) -> list[Read]:
+    """Return the groups of a column, without units, ranges and modes."""
+    dims, names, why, check = _dims(column)
+    out: list[Read] = []
+    for (dim, _), run in itertools.groupby(enumerate(dims), key=lambda pair: _same_group(pair, dims)):
+        numbers = [i for i, _ in run]
+        for begin, end in _pieces(dim, len(numbers)):
+            own = numbers[begin:end]
+            place = slice(column.place.start + own[0], column.place.start + own[-1] + 1)
+            group, doubts = _group(dim, tuple(names[i] for i in own) if names else (), len(own))
+            out.append(Read(group, column.part, place, dim.is_, column.key, (why,), (*check, *doubts)))
+            check = ()  # said once a column
+    return out
+
+
+def _same_group(pair: tuple[int, Dim], dims: Sequence[Dim]) -> tuple[Dim, int]:
+    index, dim = pair
+    return dim, index if dim.is_ == "gripper" else -1
+
+
+def _pieces(dim: Dim, count: int) -> list[tuple[int, int]]:
+    """Cut a run of dims of one kind where it holds several of them."""
+    size = _SIZES.get(dim.is_, count)
+    if count % size:
+        return [(0, count)]
+    return [(i, i + size) for i in range(0, count, size)]
+
+
+def _dims(column: Column) -> tuple[list[Dim], tuple[str, ...], str, tuple[str, ...]]:
+    """Return how each dim is read, the names, and why."""
+    key, names = column.key, column.names
+    if names:
+        dims = usual.read_names(names)
+        if any(d.is_ != "unknown" for d in dims):
+            unknown = [n for n, d in zip(names, dims, strict=True) if d.is_ == "unknown"]
+            check = (f"kind: nothing is known of the names {', '.join(unknown)}",) if unknown else ()
+            return dims, names, f"{key}: by the names of its dims", check
+    if column.alone and (lay := usual.layout(column.robot, column.size)):
+        check = (f"names: the data does not name these dims; they are those that {column.robot} usually has",)
+        return usual.read_names(lay), lay, f"{key}: {column.size} dims of {column.robot}", check
+    dims = usual.read_key(key, column.size)
+    if any(d.is_ != "unknown" for d in dims):
+        return dims, names, f"{key}: by its name", ("kind: the data does not name these dims",)
+    dims = _by_numbers(column)
+    says = "names that only count" if names else "no names of dims"
+    return dims, names, f"{key}: {says}", (f"kind: {key} has {says}; say what each dim is and split the group",)
+
+
+def _by_numbers(column: Column) -> list[Dim]:
+    """Read dims by their numbers alone: four that are a unit quaternion, last ones that only open and close."""
+    values = column.measured.values(column.part, column.place).astype(np.float64)
+    dims = [Dim("", "unknown")] * column.size
+    if not len(values):
+        return dims
+    begin = 0
+    while begin + 4 <= column.size:
+        block = values[:, begin : begin + 4]
+        norm = np.linalg.norm(block, axis=1)
+        if np.all(np.abs(norm - 1) < 0.01) and (block.std(0) > 1e-4).sum() >= 2:
+            dims[begin : begin + 4] = [Dim("", "quaternion")] * 4
+            begin += 4
+        else:
+            begin += 1
+    last = values[:, -1]
+    if column.size > 1 and dims[-1].is_ == "unknown" and 2 <= len(np.unique(last)) <= 3:
+        dims[-1] = Dim("", "gripper")
+    return dims
+
+
+def _group(dim: Dim, names: tuple[str, ...], size: int) -> tuple[Group, tuple[str, ...]]:
+    """Return the group of a run of dims; a gripper's range is filled in by `ranged`."""
+    side = f"{dim.side}_" if dim.side else ""
+    if dim.is_ == "gripper":
+        return Group(name=f"{side}gripper", size=size, kind="gripper", low=0, high=1, names=names), ()
+    if dim.is_ in _ROTATIONS:
+        rotation, doubts = _rotation(dim.is_, names, size)
+        return Group(name=f"{side}rotation", size=size, kind="rotation", rotation=rotation, names=names), doubts
+    if dim.is_ in ("joints", "position"):
+        return Group(name=f"{side}{dim.is_}", size=size, kind=dim.is_, names=names), ()
+    name = {"rate": "velocity", "other": "other"}.get(dim.is_, "numbers")
+    doubts = ("unit: a speed or a force; say which",) if dim.is_ == "rate" else ()
+    return Group(name=f"{side}{name}", size=size, names=names), doubts
+
+
+def _rotation(is_: str, names: tuple[str, ...], size: int) -> tuple[Rotation | None, tuple[str, ...]]:
+    if size != _SIZES[is_]:
+        return None, (f"rotation: {size} dims are no whole rotation of the kind {is_}",)
+    if is_ == "quaternion":
+        real = [i for i, name in enumerate(names) if name.lower().rstrip("_").endswith("w")]
+        if real in ([0], [3]):
+            return ("quaternion_wxyz" if real == [0] else "quaternion_xyzw"), ()
+        return "quaternion_xyzw", ("rotation: is the real part last (xyzw) or first (wxyz)?",)
+    if is_ == "euler":
+        return "euler", ("rotation: euler about the fixed x, y, z? Some data writes axis_angle under these names",)
+    if is_ == "rot6d":
+        return "rot6d", ("rotation: rot6d is the first two COLUMNS of the matrix; rows are the inverse rotation",)
+    return "axis_angle", ()
+
+
+def ranged(read: Read, measured: Measured, robot: str | None) -> Read:
+    """Return a group with the unit and the range that its numbers show."""
+    found = measured.range_of(read.part, read.place)
+    if found is None:
+        return read.said(check=["unit: there are no numbers to look at"])
+    low, high = found
+    seen = f"from {low:.4g} to {high:.4g}"
+    if read.is_ == "gripper":
+        return _gripper(read, low, high, seen, robot)
+    if read.is_ in ("joints", "euler", "axis_angle"):
+        return _angles(read, max(-low, high), seen, robot)
+    if read.is_ == "position":
+        return _lengths(read, max(-low, high), seen)
+    return read.said(why=[seen])
+
+
+def _gripper(read: Read, low: float, high: float, seen: str, robot: str | None) -> Read:
+    known = usual.gripper_range(low, high)
+    check: list[str] = []
+    if known is None:
+        margin = 0.01 * (high - low) or 0.5
+        begin, end, unit = float(f"{low - margin:.4g}"), float(f"{high + margin:.4g}"), ""
+        check.append(f"low, high: {seen} is none of the usual ranges of a gripper; give both ends of its way")
+    else:
+        begin, end, unit = known
+        if high - low < 0.2 * (end - begin):
+            check.append(f"low, high: the data goes {seen} only; give both ends of the gripper's way")
+    name = read.group.names[0] if read.group.names else read.key
+    ends = (begin, end) if known is not None else (low, high)
+    at, why = usual.opens(name, robot, ends, unit)
+    if at is None:
+        check.append(f"open: at which end is it open, {begin:g} or {end:g}? Add open: {begin:g} or open: {end:g}")
+    return read.said(
+        why=[seen, *([f"open at {begin if at == 'low' else end:g}: {why}"] if at else [])],
+        check=check,
+        low=begin,
+        high=end,
+        unit=unit,
+        open=None if at is None else begin if at == "low" else end,
+    )
+
+
+def _angles(read: Read, largest: float, seen: str, robot: str | None) -> Read:
+    if largest <= TURN["rad"] * 1.02:
+        return read.said(why=[f"{seen}: within a turn of radians"], unit="rad")
+    if read.is_ == "joints" and robot in _LEROBOT and largest <= 100.5:
+        question = "unit: normalized (LeRobot's -100..100 of a joint's range) or deg (use_degrees of the robot)?"
+        return read.said(why=[f"{seen}: too large for radians"], check=[question], unit=NORMALIZED)
+    if largest <= 100.5 and largest >= 99.5 and read.is_ == "joints":
+        question = "unit: normalized (LeRobot's -100..100 of a joint's range) or deg?"
+        return read.said(why=[f"{seen}: ends at 100"], check=[question], unit=NORMALIZED)
+    if largest <= 400:
+        return read.said(why=[f"{seen}: too large for radians, so degrees"], unit="deg")
+    return read.said(check=[f"unit: {seen} is neither radians nor degrees; steps of a motor?"])
+
+
+def _lengths(read: Read, largest: float, seen: str) -> Read:
+    if largest <= 5:
+        return read.said(why=[f"{seen}: metres"], unit="m")
+    return read.said(check=[f"unit: {seen} is too large for metres; mm?"], unit="mm" if largest <= 5000 else "")
+
+
+def related(actions: Sequence[Read], proprio: Sequence[Read], measured: Measured) -> list[Read]:
+    """Return the groups of the actions with their mode, absolute or delta, as the states after them show it."""
+    return [_moded(read, _partner(read, proprio), measured) for read in actions]
+
+
+def _partner(read: Read, proprio: Sequence[Read]) -> Read | None:
+    """Return the group of the proprio that measures what this one commands."""
+    wanted = read.group.name, read.group.size, read.is_
+    return next((p for p in proprio if (p.group.name, p.group.size, p.is_) == wanted), None)
+
+
+def _moded(read: Read, partner: Read | None, measured: Measured) -> Read:
+    if read.group.kind not in ("joints", "position", "rotation"):
+        return read
+    hinted = "delta" in read.key.lower() or any("delta" in n.lower() for n in read.group.names)
+    found = None
+    if partner is not None:
+        turn = TURN.get(read.group.unit) if read.is_ == "euler" else None
+        found = relation(measured.rows, partner.place, read.place, turn)
+    mode = found.mode if found is not None else None
+    if partner is not None and mode == "absolute":
+        unit = read.group.unit if partner.group.unit in ("", "rad") else partner.group.unit
+        return read.said(why=["absolute: actions are close to the states after them"], unit=unit)
+    if partner is not None and mode == "delta":
+        why = "delta: actions are close to the changes of the state"
+        return read.said(why=[why], check=(), mode="delta", unit=partner.group.unit)
+    if mode == "scaled delta":
+        check = "unit: what is 1? The actions follow the changes of the state, in another unit"
+        return read.said(why=["delta: actions follow the changes of the state"], check=[check], mode="delta", unit="")
+    if hinted:
+        return read.said(why=["delta: by its name"], check=["unit: what is 1?"], mode="delta")
+    small = read.group.kind != "joints" and _centred(read, measured)
+    guess: Literal["absolute", "delta"] = "delta" if small else "absolute"
+    reason = "the numbers are around 0" if small else "nothing in the data says otherwise"
+    beside = "" if partner is not None else ", and no group of the proprio measures the same"
+    return read.said(check=[f"mode: {guess} is a guess ({reason}{beside})"], mode=guess)
+
+
+def _centred(read: Read, measured: Measured) -> bool:
+    values = measured.values(read.part, read.place)
+    return bool(len(values)) and bool(np.all(np.abs(np.median(values, 0)) <= 0.25 * np.abs(values).max(0) + 1e-9))

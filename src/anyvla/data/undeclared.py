@@ -1,0 +1,64 @@
+"""Data whose numbers nobody has explained: what is known of it all the same, and the error that says so.
+
+A reader that needs an embodiment raises `UndeclaredError`. The error carries an embodiment without any meaning, with
+which the data can be opened, looked at and described; `anyvla.data.proposal` makes a proposal from it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anyvla.actions.space import ActionSpace, Group
+from anyvla.data.episode import Embodiment
+
+
+class UndeclaredError(ValueError):
+    """The data set does not say what its numbers mean.
+
+    `plain` opens it without a meaning; `options` are the keys of `format` that belong to it. `timed`: the data says its
+    rate, else that of `plain` is a guess.
+    """
+
+    def __init__(self, root: Path, plain: Embodiment, options: Mapping[str, Any], *, timed: bool = True) -> None:
+        self.plain, self.options, self.timed = plain, dict(options), timed
+        path = shlex.quote(str(root))
+        super().__init__(
+            f"{root} does not say what its numbers mean, so that nothing can be trained on it. "
+            f"Let anyvla propose it:\n  anyvla data info {path} --write robot.yaml\n"
+            "Answer the lines marked CHECK in that file. Then name it in a recipe, as in\n"
+            f"  data: {{sources: [{{path: {path}, embodiment: robot.yaml}}]}}\n"
+            "or on the commands of anyvla data, as --source robot.yaml"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_again, (str(self), self.plain, self.options, self.timed))
+
+
+def _again(text: str, plain: Embodiment, options: Mapping[str, Any], timed: bool) -> UndeclaredError:
+    error = UndeclaredError(Path(), plain, options, timed=timed)
+    error.args = (text,)
+    return error
+
+
+def plain_embodiment(
+    name: str,
+    cameras: Sequence[str],
+    control_hz: float,
+    proprio: Mapping[str, int | Sequence[str]],
+    action: Mapping[str, int | Sequence[str]],
+) -> Embodiment:
+    """Return an embodiment without meaning: a group of kind `other` for each column, by its number of dims or names."""
+
+    def space(columns: Mapping[str, int | Sequence[str]]) -> ActionSpace:
+        groups = []
+        for key, dims in columns.items():
+            size, names = (dims, ()) if isinstance(dims, int) else (len(dims), tuple(dims))
+            groups += [Group(name=key, size=size, names=names)] if size else []
+        return ActionSpace(groups=tuple(groups))
+
+    return Embodiment(
+        name=name, cameras=tuple(cameras), proprio=space(proprio), action=space(action), control_hz=control_hz
+    )

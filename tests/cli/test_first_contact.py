@@ -1,0 +1,120 @@
+"""A person with LeRobot data of a real robot and no embodiment: what each command says and does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hub_like import SO101, so101
+
+from anyvla.cli.main import main
+from anyvla.config import build
+from anyvla.data.mixture import Source, open_source
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return so101(tmp_path_factory.mktemp("hub") / "so101_pick")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_info_shows_everything_and_proposes(data: Path, capsys: Any) -> None:
+    assert main(["data", "info", str(data), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["episodes"], told["steps"], told["cameras"]) == (3, 123, {"front": "32x32", "wrist": "32x32"})
+    assert told["columns"]["action"] == "float32 6: " + ", ".join(SO101)
+    assert told["columns"]["observation.images.front"] == "video 32x32x3 h264 30.0"
+    assert told["tasks"]["most"] == {"Pick up the cube.": 3}
+    assert told["statistics"]["action"]["max"][5] == 96
+    assert yaml.safe_load(told["proposal"]["text"])["embodiment"]["control_hz"] == 30
+    assert main(["data", "info", str(data)]) == 0
+    shown = capsys.readouterr().out
+    assert "{name: joints, size: 5, kind: joints, mode: absolute, unit: normalized" in shown
+    assert f"anyvla data info {data} --write robot.yaml" in shown
+
+
+def test_the_proposal_is_a_file_for_every_command_and_for_training(data: Path, capsys: Any) -> None:
+    assert main(["data", "info", str(data), "--write", "robot.yaml"]) == 0
+    shown = capsys.readouterr().out
+    assert "Answer its 2 lines marked CHECK" in shown
+    assert f"--data.sources '[{{path: {data}, embodiment: robot.yaml}}]'" in shown
+    assert main(["data", "check", str(data), "--source", "robot.yaml"]) == 0
+    assert "0 errors" in capsys.readouterr().out
+    training = ["--training.steps", "1", "--training.batch_size", "2", "--data.sources"]
+    training += [f"[{{path: {data}, embodiment: robot.yaml}}]", "--model.view.size", "[32, 32]"]
+    assert main(["train", "quickstart", "--out", "run", "--data.cache_gb", "0.1", *training]) == 0
+    written = (Path("run/checkpoint/embodiments.json")).read_text()
+    assert "elbow_flex.pos" in written
+    assert main(["data", "info", str(data), "--write", "robot.yaml"]) == 1
+    assert "robot.yaml exists already" in capsys.readouterr().err
+
+
+def test_looking_needs_no_meaning(data: Path, capsys: Any) -> None:
+    assert main(["data", "check", str(data)]) == 0
+    shown = capsys.readouterr()
+    assert "0 errors, 0 warnings in 3 episodes" in shown.out
+    assert "does not say what its numbers mean; they are shown as they are" in shown.err
+    assert main(["data", "statistics", str(data)]) == 0
+    assert "wrist_roll.pos" in capsys.readouterr().out
+    assert main(["data", "view", str(data), "--out", "page"]) == 0
+    page = Path("page/index.html").read_text()
+    assert page.count("elbow_flex.pos") == 2
+    assert page.count("<video") == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "convert", "{data}", "copy"],
+        ["data", "check", "{data}", "--fix", "copy"],
+        ["train", "quickstart", "--out", "run", "--data.sources", "[{{path: {data}}}]"],
+    ],
+)
+def test_what_needs_a_meaning_says_how_to_get_one(data: Path, arguments: list[str], capsys: Any) -> None:
+    assert main([a.format(data=data) for a in arguments]) == 1
+    assert f"anyvla data info {data} --write robot.yaml" in capsys.readouterr().err
+    assert not Path("copy").exists()
+
+
+def test_a_wrong_answer_is_an_error_of_check(data: Path, capsys: Any) -> None:
+    assert main(["data", "info", str(data), "--write", "robot.yaml"]) == 0
+    text = Path("robot.yaml").read_text().replace("unit: normalized", "unit: rad").replace("100.0", "1.0")
+    Path("wrong.yaml").write_text(text)
+    capsys.readouterr()
+    assert main(["data", "check", str(data), "--source", "wrong.yaml", "--json"]) == 1
+    texts = " ".join(finding["text"] for finding in json.loads(capsys.readouterr().out))
+    assert "declared in rad" in texts
+    assert "dim 0 (gripper.pos), goes from 2 to 96, outside of its declared range 0 to 1" in texts
+
+
+def test_a_file_of_an_embodiment_is_checked(data: Path, tmp_path: Path) -> None:
+    for text, message in (
+        (None, "nothing.yaml"),
+        ("[1, 2]", "expected keys and values"),
+        ("cameras: {a: b}", "has no key embodiment"),
+        ("embodiment: {name: x}", "'embodiment.cameras' is required"),
+    ):
+        if text is not None:
+            (tmp_path / "robot.yaml").write_text(text)
+        name = "nothing.yaml" if text is None else "robot.yaml"
+        with pytest.raises(ValueError, match=message):
+            open_source(build(Source, {"path": str(data), "embodiment": str(tmp_path / name)}))
+
+
+def test_the_keys_of_a_source_win_over_those_of_the_file(data: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(["data", "info", str(data), "--write", "robot.yaml"]) == 0
+    with Path("robot.yaml").open("a") as file:
+        file.write("hz: 10\nper_task: 2\n")
+    source = build(Source, {"path": str(data), "embodiment": "robot.yaml", "hz": 15})
+    assert (source.hz, source.per_task) == (15, 2)
+    assert source.embodiment is not None
+    assert source.embodiment.action.groups[0].names[4] == "wrist_roll.pos"

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from demonstrations import ROBOT, InMemory, demonstration
+
+from anyvla.actions.space import ActionSpace, Group
+from anyvla.data.findings import Finding
+from anyvla.data.quality import check
+
+LENGTH = 60
+JOINTS = ("pan", "lift")
+
+
+def walk(dims: int, scale: float, seed: int, episode: int) -> np.ndarray:
+    """(LENGTH, dims): smooth motion to +-scale."""
+    t = np.linspace(0, 5, LENGTH)[:, None]
+    return scale * np.sin(t + np.random.default_rng((seed, episode)).uniform(0, 6, dims))
+
+
+def found(action: Group, proprio: Group | None, actions: Any, states: Any = None) -> list[Finding]:
+    """What is found in three episodes; `actions`, `states`: (episode) -> (LENGTH, D)."""
+    robot = dataclasses.replace(
+        ROBOT,
+        action=ActionSpace(groups=(action,)),
+        proprio=ActionSpace(groups=(proprio,) if proprio is not None else ()),
+    )
+    episodes = [
+        demonstration(
+            LENGTH,
+            i,
+            embodiment=robot,
+            actions=actions(i).astype(np.float32),
+            proprio=(states(i) if states is not None else np.zeros((LENGTH, 0))).astype(np.float32),
+        )
+        for i in range(3)
+    ]
+    findings = check(InMemory(episodes, robot), frames="none")
+    return [f for f in findings if f.kind in ("meaning", "gripper")]
+
+
+def only(*arguments: Any) -> Finding:
+    [finding] = found(*arguments)
+    return finding
+
+
+def test_radians_of_60():
+    group = Group(name="joints", size=2, kind="joints", unit="rad", names=JOINTS)
+    finding = only(group, None, lambda i: walk(2, 1, 1, i) * [1, 60])
+    assert (finding.severity, finding.episode) == ("error", None)
+    assert "actions, group 'joints', dim 1 (lift), goes from -60 to" in finding.text
+    assert "9.5" in finding.text
+    assert "unit: deg" in finding.mend
+    assert found(dataclasses.replace(group, unit="deg"), None, lambda i: walk(2, 1, 1, i) * [1, 60]) == []
+    assert only(group, None, lambda i: walk(2, 8, 1, i)).severity == "warning"  # a joint that turns on and on
+
+
+def test_one_rare_episode_counts():
+    group = Group(name="joints", size=2, kind="joints", unit="rad")
+    assert only(group, None, lambda i: walk(2, 60 if i == 2 else 1, 1, i)).severity == "error"
+
+
+def test_degrees_that_are_radians():
+    group = Group(name="joints", size=2, kind="joints", unit="deg")
+    assert only(group, None, lambda i: walk(2, 1.5, 1, i)).severity == "warning"
+
+
+def test_normalized_ends_at_100():
+    group = Group(name="joints", size=2, kind="joints", unit="normalized")
+    assert found(group, None, lambda i: walk(2, 100, 1, i)) == []
+    assert "ends at -100 and 100" in only(group, None, lambda i: walk(2, 170, 1, i)).text
+
+
+def test_metres_of_400():
+    group = Group(name="position", size=3, kind="position", unit="m")
+    assert "unit: mm" in only(group, None, lambda i: walk(3, 400, 1, i)).mend
+
+
+@pytest.mark.parametrize(("low", "high", "severity"), [(0, 1, "error"), (0, 0.3, "warning")])
+def test_a_gripper_that_uses_little_of_its_range(low, high, severity):
+    group = Group(name="gripper", size=1, kind="gripper", low=0, high=100, names=("gripper.pos",))
+    finding = only(group, None, lambda i: np.where(walk(1, 1, 1, i) > 0, low, high))
+    assert finding.severity == severity
+    assert f"dim 0 (gripper.pos), goes from {low} to {high}" in finding.text
+
+
+def test_a_gripper_outside_of_its_range():
+    group = Group(name="gripper", size=1, kind="gripper", low=0, high=1, names=("gripper.pos",))
+    for action, proprio in ((group, None), (Group(name="other", size=1), group)):
+        rows = lambda i: 50 + walk(1, 50, 1, i)  # noqa: E731
+        findings = found(action, proprio, rows, rows if proprio else None)
+        assert [(f.severity, f.episode) for f in findings] == [("error", 0), ("error", 1), ("error", 2)]
+        assert "group 'gripper', dim 0 (gripper.pos), goes from 0" in findings[0].text
+        assert "to 100, outside of its declared range 0 to 1" in findings[0].text
+
+
+def test_a_range_of_joints_that_they_leave():
+    group = Group(name="joints", size=2, kind="joints", low=-1, high=1)
+    assert "outside of its declared range -1 to 1" in found(group, None, lambda i: walk(2, 2, 1, i))[0].text
+
+
+@pytest.mark.parametrize(
+    ("rotation", "make"),
+    [
+        ("quaternion_xyzw", lambda r: r),
+        ("rot6d", lambda r: np.concatenate([r[:, :3], r[:, :3]], 1)),
+    ],
+)
+def test_rotations_of_another_length(rotation, make):
+    size = 4 if rotation != "rot6d" else 6
+    group = Group(name="rotation", size=size, kind="rotation", rotation=rotation)
+    finding = only(group, None, lambda i: make(walk(4, 3, 1, i)))
+    assert finding.severity == "error"
+    assert f"declared as {rotation}" in finding.text
+    assert "group 'rotation'" in finding.text
+
+
+def test_unit_quaternions_are_fine():
+    def rows(i: int) -> np.ndarray:
+        q = walk(4, 1, 1, i)
+        return q / np.linalg.norm(q, axis=1, keepdims=True)
+
+    assert found(Group(name="rotation", size=4, kind="rotation", rotation="quaternion_xyzw"), None, rows) == []
+
+
+def test_deltas_that_are_the_next_state():
+    state = Group(name="joints", size=2, kind="joints", unit="rad", names=JOINTS)
+    action = dataclasses.replace(state, mode="delta")
+    states = lambda i: walk(2, 1.5, 1, i)  # noqa: E731
+    after = lambda i: np.roll(walk(2, 1.5, 1, i), -1, 0)  # noqa: E731
+    finding = only(action, state, after, states)
+    assert finding.severity == "error"
+    assert "is the next state of proprio 'joints'" in finding.text
+    assert finding.mend == "declare mode: absolute"
+    assert found(dataclasses.replace(action, mode="absolute"), state, after, states) == []
+
+
+def test_absolute_targets_that_are_changes():
+    state = Group(name="position", size=3, kind="position", unit="m")
+    states = lambda i: 0.4 + walk(3, 0.2, 1, i)  # noqa: E731
+    change = lambda i: np.diff(states(i), axis=0, append=states(i)[-1:])  # noqa: E731
+    finding = only(state, state, change, states)
+    assert finding.mend == "declare mode: delta"
+    assert found(dataclasses.replace(state, mode="delta"), state, change, states) == []
