@@ -1,26 +1,23 @@
-"""What commands share: errors a person can read, a stop that loses nothing, progress with time left."""
+"""What commands share: errors a person can read, progress with time left."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from anyvla.cli.console import Console
 from anyvla.cli.os_errors import explain
+from anyvla.cli.stopping import STOPPED
 from anyvla.interrupted import Interrupted
 
 console = Console(stderr=True)  # people read stderr; stdout is for results
-INTERRUPTED = 130  # the exit status shells use for Ctrl-C
 
 
 def guarded(run: Callable[[], int], command: str) -> int:
@@ -30,10 +27,10 @@ def guarded(run: Callable[[], int], command: str) -> int:
     try:
         return run()
     except (Interrupted, KeyboardInterrupt) as stopped:
-        text = str(stopped) or "stopped"
-        console.print(f"{command}:", style="yellow", end=" ")
-        console.print(text, soft_wrap=True)
-        return INTERRUPTED
+        with contextlib.suppress(OSError):  # whoever read standard error may be gone, of the same signal
+            console.print(f"{command}:", style="yellow", end=" ")
+            console.print(str(stopped) or "stopped", soft_wrap=True)
+        return STOPPED
     except BrokenPipeError:
         return 1
     except OSError as error:
@@ -57,25 +54,6 @@ def fail(command: str, message: str) -> int:
     console.print(f"{command}:", style="bold red", end=" ")
     console.print(message, soft_wrap=True)
     return 1
-
-
-@contextlib.contextmanager
-def graceful() -> Iterator[Callable[[], bool]]:
-    """Gives `stop()`. The first Ctrl-C or SIGTERM makes it True, a second Ctrl-C interrupts at once."""
-    asked = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        console.print("stopping at the next safe place; once more to stop at once", style="yellow")
-
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 class Bar:
@@ -125,4 +103,5 @@ class Bar:
         self.shown = now
         made = done - self.first
         left = f", {(now - self.begin) / made * (total - done):.0f} s left" if made and done < total else ""
-        print(f"{self.title}: {done}/{total}{left} {note}".rstrip(), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a reader that is gone must not end the work
+            print(f"{self.title}: {done}/{total}{left} {note}".rstrip(), file=sys.stderr, flush=True)

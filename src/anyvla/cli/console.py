@@ -26,6 +26,12 @@ class Console(rich.console.Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
+    def on_broken_pipe(self) -> None:
+        """Be quiet when nobody reads the messages any more. Rich would end the command, whatever it is doing."""
+        if not self.stderr:
+            super().on_broken_pipe()
+        self.quiet = True
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Return `text` as rich prints it, in table cells too."""
         return super().render_str(visible(text), **options)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anyvla.cli.common import Bar, console, graceful
+from anyvla.cli.common import Bar, console
+from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, build, override
 from anyvla.evaluation.collect import CollectConfig
 from anyvla.recipe import Recipe, read

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from anyvla.cli import opening
-from anyvla.cli.common import Bar, console, graceful
+from anyvla.cli.common import Bar, console
+from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError
 from anyvla.data.convert import Conversion, convert
 from anyvla.data.episode import EpisodeDataset

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from anyvla.cli.common import Bar, console, graceful
+from anyvla.cli.common import Bar, console
+from anyvla.cli.stopping import graceful
 from anyvla.config import build
 from anyvla.data.stored import write
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from anyvla.cli.common import Bar, console, graceful
+from anyvla.cli.common import Bar, console
 from anyvla.cli.console import Console
+from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, build, override
 from anyvla.evaluation.protocol import EvaluationConfig
 from anyvla.evaluation.results import EpisodeResult

@@ -61,9 +61,15 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COMMANDS)}"
         print(f"anyvla: there is no command {name!r}; {hint}", file=sys.stderr)
         return 2
-    from anyvla.cli.common import guarded  # rich and logging are not needed for help
+    from anyvla.cli.stopping import STOPPED, stoppable
 
-    return guarded(lambda: importlib.import_module(COMMANDS[name][0]).main(rest), name)
+    try:
+        with stoppable(name):
+            from anyvla.cli.common import guarded  # rich and logging are not needed for help
+
+            return guarded(lambda: importlib.import_module(COMMANDS[name][0]).main(rest), name)
+    except KeyboardInterrupt:  # outside of what is guarded
+        return STOPPED
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyvla.cli.common import Bar, console, graceful
+from anyvla.cli.common import Bar, console
+from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, to_dict
 from anyvla.recipe import Recipe, read
 
@@ -63,6 +64,7 @@ def train(recipe: Recipe, run: Path) -> Path:
             to_dict(recipe),
             cache_gb=recipe.data.cache_gb,
             workers=recipe.data.workers,
+            worker_timeout_s=recipe.data.worker_timeout_s,
             progress=show,
             stop=stop,
         )

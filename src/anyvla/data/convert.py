@@ -7,11 +7,10 @@ with their source. What was found is kept in `meta/conversion.json`: without it 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
 from anyvla.data.open import open_dataset
 from anyvla.interrupted import Interrupted
+from anyvla.worker_pool import WorkerPool
 
 REPORT = Path("meta/conversion.json")
 FLOOR_DB = 30.0  # peak signal to noise ratio below which images count as damaged by the codec
@@ -99,31 +99,28 @@ def _write(
     count = min(processes or os.cpu_count() or 1, max(1, len(todo)))
     done = len(chosen) - len(todo)
     progress("write", done, len(chosen))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, _start, (source, writer.partial_root)) as pool:
+    remedy = "try fewer --processes. Finished episodes are kept: the same command goes on there"
+    with WorkerPool(count, _start, (source, writer.partial_root), remedy=remedy) as pool:
         running: dict[Future[str | None], int] = {}
-        try:
-            while todo or running:
-                while todo and len(running) < 2 * count and not stop():
-                    index = todo.pop(0)
-                    running[pool.submit(_stage, index)] = index
-                if not running:
-                    raise Interrupted(f"stopped after {done} of {len(chosen)} episodes; the same command goes on there")
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    index = running.pop(future)
-                    fault = future.result()
-                    if fault is not None and not skip_damaged:
-                        raise ValueError(
-                            f"episode {index} of {source.root} cannot be converted: {fault}\nmend it, or leave such "
-                            "episodes out with --skip-damaged; what was written is kept"
-                        )
-                    if fault is not None:
-                        skipped[str(index)] = fault
-                        writer.note("skipped", skipped)
-                    done += 1
-                    progress("write", done, len(chosen))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while todo or running:
+            while todo and len(running) < 2 * count and not stop():
+                index = todo.pop(0)
+                running[pool.submit(_stage, index)] = index
+            if not running:
+                raise Interrupted(f"stopped after {done} of {len(chosen)} episodes; the same command goes on there")
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                index = running.pop(future)
+                fault = future.result()
+                if fault is not None and not skip_damaged:
+                    raise ValueError(
+                        f"episode {index} of {source.root} cannot be converted: {fault}\nmend it, or leave such "
+                        "episodes out with --skip-damaged; what was written is kept"
+                    )
+                if fault is not None:
+                    skipped[str(index)] = fault
+                    writer.note("skipped", skipped)
+                done += 1
+                progress("write", done, len(chosen))
     writer.finalise()
 
 

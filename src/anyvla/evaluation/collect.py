@@ -7,11 +7,9 @@ to the very same data set. Failed attempts are dropped, counted and replaced by 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,9 +24,10 @@ from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage
 from anyvla.data.open import open_dataset
 from anyvla.evaluation.conditions import ORIGINAL, check_factors, scene_factors
 from anyvla.evaluation.suites import Opened
-from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker, starting_workers
+from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker
 from anyvla.interrupted import Interrupted
 from anyvla.limits import COUNT, EPISODES, PROCESSES
+from anyvla.worker_pool import WorkerPool
 from anyvla_sim.base import Stuck, Suite
 from anyvla_sim.names import nearest
 from anyvla_sim.remote import connect
@@ -120,42 +119,30 @@ def collect(
     todo = [a for a in reversed(todo) if a.index not in writer.done and a.number not in failed[a.task]]
     progress(done, total)
     processes = config.processes or os.cpu_count() or 1
-    with ProcessPoolExecutor(
-        processes,
-        multiprocessing.get_context("spawn"),
-        _start_worker,
-        (opened.spec, suite.name, opened.embodiment, config, writer.partial_root),
-    ) as workers:
+    begin = (opened.spec, suite.name, opened.embodiment, config, writer.partial_root)
+    remedy = "try fewer --collect.processes. Finished demonstrations are kept: the same command goes on there"
+    with WorkerPool(processes, _start_worker, begin, remedy=remedy) as workers:
         running: dict[Future[bool], _Attempt] = {}
-        try:
-            while todo or running:
-                if stop():
-                    raise Interrupted(f"stopped after {done} of {total} demonstrations; the same command goes on there")
-                while todo and len(running) <= processes:  # one in reserve; a stop waits for those that run
-                    with starting_workers():
-                        started = todo.pop()
-                        running[workers.submit(_demonstrate, started)] = started
-                for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
-                    made = running.pop(future)
-                    if future.result():
-                        done += 1
-                        progress(done, total)
-                        continue
-                    failed[made.task].append(made.number)
-                    writer.note("failures", {t: sorted(n) for t, n in failed.items()})
-                    todo.append(attempt(made.task, config.wanted(made.task) + len(failed[made.task]) - 1))
-                    if len(failed[made.task]) > config.wanted(made.task) + 10:
-                        raise EnvironmentFailed(
-                            f"the expert of {made.task} failed {len(failed[made.task])} times: less noise may help, "
-                            f"as in --collect.noise '[0.0]' (now {list(config.noise)})"
-                        )
-        except BrokenProcessPool:
-            raise EnvironmentFailed(
-                "a simulator process died; often a lack of memory: try fewer --collect.processes. "
-                "Finished demonstrations are kept: the same command goes on there"
-            ) from None
-        finally:
-            workers.shutdown(cancel_futures=True)
+        while todo or running:
+            if stop():
+                raise Interrupted(f"stopped after {done} of {total} demonstrations; the same command goes on there")
+            while todo and len(running) <= processes:  # one in reserve; a stop waits for those that run
+                started = todo.pop()
+                running[workers.submit(_demonstrate, started)] = started
+            for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                made = running.pop(future)
+                if future.result():
+                    done += 1
+                    progress(done, total)
+                    continue
+                failed[made.task].append(made.number)
+                writer.note("failures", {t: sorted(n) for t, n in failed.items()})
+                todo.append(attempt(made.task, config.wanted(made.task) + len(failed[made.task]) - 1))
+                if len(failed[made.task]) > config.wanted(made.task) + 10:
+                    raise EnvironmentFailed(
+                        f"the expert of {made.task} failed {len(failed[made.task])} times: less noise may help, "
+                        f"as in --collect.noise '[0.0]' (now {list(config.noise)})"
+                    )
     writer.finalise()
     return root
 

@@ -7,13 +7,11 @@ interrupted run goes on to the very same data. Answers are balanced per question
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +23,10 @@ from pydantic.dataclasses import dataclass
 from anyvla.config import STRICT, to_dict
 from anyvla.data.stored import write
 from anyvla.evaluation.questions import ask
-from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker, starting_workers
+from anyvla.evaluation.workers import prepare_worker
 from anyvla.interrupted import Interrupted
 from anyvla.limits import COUNT, PROCESSES, SEED
+from anyvla.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from anyvla.evaluation.metaworld_scene import SceneLabeller
@@ -63,7 +62,7 @@ def label(
     """Make the data, or go on where it was interrupted; returns `root`, at once if it is complete.
 
     `root` gets `train.json`, `held_out.json`, `images/` and `card.json`. Raises ValueError if it holds other data,
-    EnvironmentFailed if a simulator dies, Interrupted after `stop()` said so.
+    WorkerDied if a simulator dies, Interrupted after `stop()` said so.
     """
     settings = {k: v for k, v in to_dict(config).items() if k != "processes"}
     partial, card = root / "partial", root / "card.json"
@@ -78,28 +77,19 @@ def label(
     done = config.frames - len(todo)
     progress(done, config.frames)
     processes = min(config.processes or os.cpu_count() or 1, max(len(todo), 1))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker, (config, root)) as workers:
+    remedy = "try fewer --processes. Finished frames are kept: the same command goes on there"
+    with WorkerPool(processes, _start_worker, (config, root), remedy=remedy) as workers:
         running: set[Future[None]] = set()
-        try:
-            while todo or running:
-                if stop():
-                    raise Interrupted(f"stopped after {done} of {config.frames} frames; the same command goes on there")
-                while todo and len(running) <= 2 * processes:
-                    with starting_workers():
-                        running.add(workers.submit(_make, todo.pop()))
-                finished, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                    done += 1
-                progress(done, config.frames)
-        except BrokenProcessPool:
-            raise EnvironmentFailed(
-                "a simulator process died; often a lack of memory: try fewer --processes. "
-                "Finished frames are kept: the same command goes on there"
-            ) from None
-        finally:
-            workers.shutdown(cancel_futures=True)
+        while todo or running:
+            if stop():
+                raise Interrupted(f"stopped after {done} of {config.frames} frames; the same command goes on there")
+            while todo and len(running) <= 2 * processes:
+                running.add(workers.submit(_make, todo.pop()))
+            finished, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+                done += 1
+            progress(done, config.frames)
     _assemble(config, settings, root, partial)
     return root
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,11 @@ from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.tracks import Track, read_track
-from anyvla.evaluation.workers import prepare_worker, starting_workers
+from anyvla.evaluation.workers import prepare_worker
 from anyvla.interrupted import Interrupted
 from anyvla.report.overlay import chunk_at, chunk_limits, overlay
 from anyvla.report.video import write_video
+from anyvla.worker_pool import WorkerPool
 from anyvla_sim.remote import connect
 from anyvla_sim.spec import Spec
 
@@ -80,22 +79,17 @@ def film(
     missing = [r for name, r in names.items() if not (videos / name).is_file()]
     progress(len(chosen) - len(missing), len(chosen))
     if missing:
-        context = multiprocessing.get_context("spawn")
         workers = min(os.cpu_count() or 1, len(missing))
-        with ProcessPoolExecutor(workers, context, initializer=prepare_worker) as pool:
-            with starting_workers():
-                futures = [pool.submit(_film_one, opened.spec, r, folder, videos / f"{r.key}.mp4") for r in missing]
-            try:
-                for number, future in enumerate(futures, 1):
-                    if not future.result():
-                        logger.warning(
-                            "%s did not end as recorded when it was played again", f"{missing[number - 1].key}.mp4"
-                        )
-                    progress(len(chosen) - len(missing) + number, len(chosen))
-                    if stop():
-                        raise Interrupted("stopped while filming; the same command goes on there")
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with WorkerPool(workers, prepare_worker, remedy="free some; the same command goes on there") as pool:
+            futures = [pool.submit(_film_one, opened.spec, r, folder, videos / f"{r.key}.mp4") for r in missing]
+            for number, future in enumerate(futures, 1):
+                if not future.result():
+                    logger.warning(
+                        "%s did not end as recorded when it was played again", f"{missing[number - 1].key}.mp4"
+                    )
+                progress(len(chosen) - len(missing) + number, len(chosen))
+                if stop():
+                    raise Interrupted("stopped while filming; the same command goes on there")
     index = videos / "index.json"
     index.parent.mkdir(parents=True, exist_ok=True)
     temporary = index.with_suffix(".tmp")

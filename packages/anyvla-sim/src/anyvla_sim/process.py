@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
+from anyvla_sim import signals
 from anyvla_sim.base import Unusable
 from anyvla_sim.spec import Spec
 from anyvla_sim.wire import receive, send
@@ -45,14 +46,15 @@ class WorkerProcess:
         self.resident_mb = 0.0
         self._errors: collections.deque[str] = collections.deque(maxlen=_LINES)
         self._events = events
-        self._process = subprocess.Popen(
-            [python, "-c", _BOOT, str(Path(__file__).with_name("__init__.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is the parent's business
-        )
+        with signals.blocked():
+            self._process = subprocess.Popen(
+                [python, "-c", _BOOT, str(Path(__file__).with_name("__init__.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,  # a terminal's signals do not reach it
+            )
         self._readers = [threading.Thread(target=r, daemon=True) for r in (self._read_answers, self._read_errors)]
         for reader in self._readers:
             reader.start()

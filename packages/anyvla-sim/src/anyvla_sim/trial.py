@@ -23,6 +23,7 @@ def trial(code: str, environment: Mapping[str, str] | None = None) -> str:
             text=True,
             env=environment,
             timeout=PATIENCE_S,
+            start_new_session=True,  # a signal to the whole command is no failure of the code
             encoding="utf-8",
         )
     except subprocess.TimeoutExpired:

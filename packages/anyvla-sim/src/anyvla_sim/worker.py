@@ -18,6 +18,7 @@ from typing import IO, Any, Mapping
 
 import numpy as np
 
+from anyvla_sim import signals
 from anyvla_sim.base import Benchmark, Stuck, Unusable
 from anyvla_sim.spec import Spec
 from anyvla_sim.wire import receive, send
@@ -163,6 +164,7 @@ def _message(error: BaseException) -> str:
 
 def main() -> None:
     """Answer until standard input ends. The first command opens the benchmark."""
+    signals.ignore()
     os.environ["LP_NUM_THREADS"] = "1"  # Mesa's software renderer would take all cores in each process
     commands = _commands(os.fdopen(os.dup(0), "rb"))
     out = os.fdopen(os.dup(1), "wb")

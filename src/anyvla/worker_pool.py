@@ -1,0 +1,107 @@
+"""A pool of worker processes that leave signals to their parent and end with it, whatever ends the parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import TracebackType
+from typing import Any
+
+from anyvla_sim import signals
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended before its work was done."""
+
+
+class WorkerPool(ProcessPoolExecutor):
+    """Use as a context manager: leaving it drops what has not begun, and waits for what runs.
+
+    A KeyboardInterrupt kills the workers instead. Processes are spawned: a process with threads or a GPU must not fork.
+    Raises WorkerDied, with `remedy`, if a worker dies; OSError, with the way out, if the machine has no semaphores.
+    """
+
+    def __init__(
+        self,
+        processes: int,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        remedy: str,
+    ) -> None:
+        self._context, self._remedy = _Context(), remedy
+        try:
+            super().__init__(processes, self._context, initializer, initargs)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"worker processes need a few kilobytes of shared memory, and /dev/shm gives none ({error.strerror}): "
+                "give the container some, as in docker run --shm-size 64m",
+            ) from error
+
+    def kill(self) -> None:
+        """Kill the workers. Whoever waits for a result gets BrokenProcessPool."""
+        for process in self._context.started:
+            if process.is_alive():
+                process.kill()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, KeyboardInterrupt):
+                self.kill()
+            self.shutdown(cancel_futures=True)
+        except KeyboardInterrupt:
+            self.kill()
+            raise
+        if isinstance(error, BrokenProcessPool):
+            raise WorkerDied(self._death()) from error
+
+    def _death(self) -> str:
+        """Say how the first of the workers died: it is the one that `terminate` did not kill."""
+        codes = [p.exitcode for p in self._context.started if not p.ended and p.exitcode]
+        how = f" (exit status {codes[0]})" if codes else ""
+        return f"a worker process died{how}. -9 is often a lack of memory: {self._remedy}"
+
+
+class _Worker(SpawnProcess):
+    ended = False  # by the pool
+
+    def start(self) -> None:
+        resource_tracker.ensure_running()  # a first process would start it, which unblocks the signals again
+        with signals.blocked():
+            super().start()
+
+    def run(self) -> None:
+        signals.ignore()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        super().run()
+
+    def terminate(self) -> None:
+        """Kill: a worker ignores SIGTERM, and a pool that lost one worker terminates and then joins the others."""
+        self.ended = self.is_alive()
+        self.kill()
+
+
+class _Context(SpawnContext):
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[_Worker] = []
+
+    def Process(self, *arguments: Any, **keys: Any) -> _Worker:  # type: ignore[override]
+        self.started.append(_Worker(*arguments, **keys))
+        return self.started[-1]
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,56 @@
+"""Commands of anyvla as processes of their own: a group to signal, workers to count."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_COMMAND = """
+import sys
+import toy_opened  # registers the benchmark "toy"
+from anyvla.cli.main import main
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(folder: Path, *arguments: Any, **options: Any) -> subprocess.Popen[str]:
+    """Start `anyvla` with these arguments as the first process of a group."""
+    script = folder / "command.py"
+    script.write_text(_COMMAND)
+    here = Path(__file__).parent
+    paths = [str(here), str(here / "evaluation"), *(p for p in sys.path if p)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.Popen(
+        [sys.executable, str(script), *map(str, arguments)],
+        text=True,
+        env=environment,
+        start_new_session=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+    )
+
+
+def until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None, seconds: float = 120) -> None:
+    """Wait for a condition. Fails if the process ends before, or it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it did not come to that in time"
+        time.sleep(0.02)
+
+
+def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All processes that it started, and those that these started."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether all of them have ended."""
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
