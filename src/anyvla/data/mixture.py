@@ -87,6 +87,7 @@ class DataConfig:
     cache_gb: float = Field(default=2.0, ge=0, le=GB)  # decoded frames kept in memory
     # processes that make batches; 0: a thread. They change no result
     workers: int = Field(default=0, ge=0, le=PROCESSES)
+    worker_timeout_s: float = Field(default=300.0, gt=0, le=VALUE)  # the longest that they may give no batch
 
     def __post_init__(self) -> None:
         if (self.preset is None) != (self.root is None):

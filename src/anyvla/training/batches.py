@@ -1,68 +1,120 @@
 """Training batches in order, made ahead by a thread or by worker processes: the same ones in either case.
 
 A batch is a pure function of (seed, step): which windows, which of their instructions, and how images are varied.
+Batches of workers come as arrays through pipes: tensors would need a /dev/shm that holds several batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+import logging
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from anyvla.data.augment import augment
 from anyvla.data.sampler import MixtureSampler
 from anyvla.data.views import ViewConfig
 from anyvla.data.window import WindowDataset
+from anyvla.training.randomness import seed_of
 from anyvla.types import Batch
+from anyvla.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from anyvla.training.loop import TrainingConfig
 
+logger = logging.getLogger(__name__)
 
-class _Steps(Dataset[Batch]):
-    """Step -> batch."""
+_SLOW = "the data's disk may hang, or an episode may be very long"
+
+
+class StalledData(RuntimeError):
+    """The workers gave no batch within the time allowed."""
+
+
+class _Steps:
+    """Makes the batch of a step, as arrays."""
 
     def __init__(self, windows: WindowDataset, config: TrainingConfig, view: ViewConfig) -> None:
         self.windows, self.config, self.view = windows, config, view
         self.sampler = MixtureSampler(windows.sizes, windows.mixture.shares.tolist(), config.batch_size, config.seed)
 
-    def __getitem__(self, step: int) -> Batch:
+    def make(self, step: int) -> dict[str, Any]:
         arrays = self.windows.batch(self.sampler.draw(step))
-        seed = np.random.SeedSequence((self.config.seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1)
-        generator = torch.Generator().manual_seed(int(seed))
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, step))
         images = augment(torch.from_numpy(arrays["images"]), self.config.augment, self.view.crop, generator)
-        tensors = {k: torch.from_numpy(v) for k, v in arrays.items() if isinstance(v, np.ndarray) and k != "images"}
-        return Batch(images=images, instructions=arrays["instructions"], **tensors)
+        return {**arrays, "images": images.numpy()}
 
 
 def batches_from(
-    start: int, windows: WindowDataset, config: TrainingConfig, view: ViewConfig, workers: int
+    start: int, windows: WindowDataset, config: TrainingConfig, view: ViewConfig, workers: int, timeout_s: float
 ) -> Generator[Batch, None, None]:
-    """The batches of step `start` and after, each being made while earlier ones are used."""
-    made, steps = _Steps(windows, config, view), range(start, config.steps)
-    if not workers:
-        yield from _by_thread(made, steps)
-    else:  # spawned, as what has threads or a GPU must not fork
-        loader = DataLoader(
-            made,
-            batch_size=None,
-            sampler=steps,
-            num_workers=workers,
-            multiprocessing_context="spawn",
-            prefetch_factor=2,
-        )
-        yield from loader
+    """Yield the batches of step `start` and after, each being made while earlier ones are used.
+
+    Raises StalledData if worker processes give no batch for `timeout_s` seconds, WorkerDied if one of them dies. A
+    thread cannot be ended: after `timeout_s` it is only reported.
+    """
+    steps = _Steps(windows, config, view)
+    if workers:
+        yield from _by_processes(steps, range(start, config.steps), workers, timeout_s)
+    else:
+        yield from _by_thread(steps, range(start, config.steps), timeout_s)
 
 
-def _by_thread(made: _Steps, steps: range) -> Iterator[Batch]:
+def _by_thread(made: _Steps, steps: range, timeout_s: float) -> Generator[Batch, None, None]:
     with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
-        ahead = pool.submit(made.__getitem__, steps.start) if steps else None
-        for step in steps:
-            assert ahead is not None
-            batch = ahead.result()
-            ahead = pool.submit(made.__getitem__, step + 1) if step + 1 < steps.stop else None
-            yield batch
+        try:
+            for step, coming in _ahead(pool, made.make, steps, 2):
+                while not wait([coming], timeout_s).done:
+                    logger.warning("the batch of step %d has not come for %g s: %s", step + 1, timeout_s, _SLOW)
+                yield _batch(coming.result())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _by_processes(made: _Steps, steps: range, workers: int, timeout_s: float) -> Generator[Batch, None, None]:
+    remedy = "try fewer --data.workers (0: a thread) or a smaller --data.cache_gb"
+    with WorkerPool(workers, _begin, (made,), remedy=remedy) as pool:
+        try:
+            for step, coming in _ahead(pool, _make, steps, 2 * workers):
+                if not wait([coming], timeout_s).done:
+                    raise StalledData(
+                        f"the data workers gave no batch for {timeout_s:g} s at step {step + 1}: {_SLOW}. Try "
+                        "--data.workers 0, or more patience with --data.worker_timeout_s"
+                    )
+                yield _batch(coming.result())
+        finally:
+            pool.kill()  # they only read
+
+
+def _ahead(
+    pool: Executor, make: Callable[[int], dict[str, Any]], steps: range, count: int
+) -> Generator[tuple[int, Future[dict[str, Any]]], None, None]:
+    """Yield each step with its future. At most `count` batches are asked for and not yet given."""
+    coming: deque[Future[dict[str, Any]]] = deque()
+    for step in steps:
+        while len(coming) < min(count, steps.stop - step):
+            coming.append(pool.submit(make, step + len(coming)))
+        yield step, coming.popleft()
+
+
+def _batch(arrays: dict[str, Any]) -> Batch:
+    tensors: dict[str, Any] = {k: torch.from_numpy(v) for k, v in arrays.items() if isinstance(v, np.ndarray)}
+    return Batch(**(arrays | tensors))
+
+
+_made: _Steps | None = None  # of a worker process
+
+
+def _begin(made: _Steps) -> None:
+    global _made
+    torch.set_num_threads(1)  # as many processes as cores do this
+    _made = made
+
+
+def _make(step: int) -> dict[str, Any]:
+    assert _made is not None
+    return _made.make(step)

@@ -24,7 +24,7 @@ from anyvla.config import ConfigError
 from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
 
-_CHANGE_NOTHING = ("data.workers", "data.cache_gb")  # settings that change no result
+_CHANGE_NOTHING = ("data.workers", "data.worker_timeout_s", "data.cache_gb")  # settings that change no result
 
 
 def latest(run: Path) -> Path | None:
@@ -65,7 +65,7 @@ def _write(
         for index, state in optimizer.state_dict()["state"].items()
         for key, value in state.items()
     }
-    safetensors.torch.save_file(tensors | {"rng": torch.get_rng_state()}, str(training / "state.safetensors"))
+    safetensors.torch.save_file(tensors, str(training / "state.safetensors"))
     (training / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
 
 
@@ -105,10 +105,10 @@ def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any
 
 
 def restore(folder: Path, vla: VLA, optimizer: torch.optim.Optimizer) -> int:
-    """Load weights, optimiser and random state into what was just built; returns the step to go on from."""
+    """Load weights and optimiser into what was just built; returns the step to go on from."""
     weights.load(vla, folder / "model.safetensors")
     tensors = safetensors.torch.load_file(str(folder / "training" / "state.safetensors"))
-    torch.set_rng_state(tensors.pop("rng"))
+    tensors.pop("rng", None)  # of older checkpoints; randomness follows from the step
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".")

@@ -35,6 +35,7 @@ from anyvla.training.batches import batches_from
 from anyvla.training.card import model_card
 from anyvla.training.dims import check_actions_vary, dim_notes
 from anyvla.training.optim import OptimConfig, learning_rate, optimizer
+from anyvla.training.randomness import seeded
 from anyvla.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class TrainingConfig:
     batch_size: int = Field(default=32, ge=1, le=BATCH)  # windows per optimiser step
     # Parts that a batch is split into, to save memory; changes no result but the noise that is drawn.
     accumulate: int = Field(default=1, ge=1, le=COUNT)
-    seed: int = Field(default=0, ge=0, le=SEED)  # of initialisation, data order and augmentation
+    seed: int = Field(default=0, ge=0, le=SEED)  # of initialisation, data order, augmentation, noise and dropout
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the hardware has it
     device: str = "auto"  # "auto" | "cpu" | "cuda" | "cuda:1"
     optim: OptimConfig = OptimConfig()
@@ -105,15 +106,17 @@ def train(
     *,
     cache_gb: float = 2.0,
     workers: int = 0,
+    worker_timeout_s: float = 300.0,
     progress: Callable[[Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Train, or go on where `run` stands; returns `run/checkpoint`.
 
-    `robots`: those of the mixture, with their statistics. `workers`: processes that make batches; 0: a thread.
+    `robots`: those of the mixture, with their statistics. `workers`: processes that make batches; 0: a thread. They
+    may take `worker_timeout_s` for one.
     `recipe` is the document kept in the checkpoint; going on under another one raises ConfigError. Raises CodecError
     unless `run/codec` holds the codec of the representation, fitted to this data, TrainingError when the loss or the
-    gradients are not finite, Interrupted after `stop()` said so.
+    gradients are not finite, StalledData or WorkerDied when the workers fail, Interrupted after `stop()` said so.
     """
     final = run / "checkpoint"
     begun = checkpoint.latest(run)
@@ -151,7 +154,7 @@ def train(
     start = checkpoint.restore(begun, vla, optim) if begun is not None else 0
     (run / "train").mkdir(parents=True, exist_ok=True)
     with (
-        contextlib.closing(batches_from(start, windows, config, model.view, workers)) as batches,
+        contextlib.closing(batches_from(start, windows, config, model.view, workers, worker_timeout_s)) as batches,
         _open_log(run / "train" / "log.jsonl", start) as log,
     ):
         trainer, meter, last = _Trainer(vla, optim, config, device), _Meter(), begun
@@ -201,7 +204,7 @@ class _Trainer:
         count = float(self.vla.elements(batch))
         total, parts = 0.0, dict[str, float]()
         for number, piece in enumerate(_split(batch, config.accumulate, self.device)):
-            generator = torch.Generator().manual_seed(_seed_of(config.seed, step, number))
+            generator = seeded(config.seed, step, number)
             with self.autocast:
                 loss = self.vla.loss(piece, generator)
             (loss.total / max(1.0, count)).backward()
@@ -217,10 +220,6 @@ class _Trainer:
             )
         self.optim.step()
         return total, parts, norm
-
-
-def _seed_of(seed: int, step: int, piece: int) -> int:
-    return int(np.random.SeedSequence((seed, step, piece)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class _Meter:

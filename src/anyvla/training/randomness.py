@@ -1,0 +1,29 @@
+"""All randomness of training is a pure function of the recipe's seed and the step.
+
+Nothing needs to be saved for that: not how far a generator came, and not on which device.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_of(*numbers: int) -> int:
+    """Return a seed that depends on all of the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seeded(seed: int, step: int, piece: int) -> torch.Generator:
+    """Return the generator of the noise of one piece of a step, after seeding the global generators for dropout.
+
+    The global generators are those of all devices, of NumPy and of Python. They get a seed of their own: with the same
+    one, dropout would follow the noise.
+    """
+    own = seed_of(seed, step, piece, 1)
+    torch.manual_seed(own)  # CUDA's and MPS's too
+    np.random.seed(own % 2**32)
+    random.seed(own)
+    return torch.Generator().manual_seed(seed_of(seed, step, piece))
