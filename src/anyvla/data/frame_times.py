@@ -34,9 +34,12 @@ def video_frames(
     step, so that no step sees the frame of a later one. Frames from `until` on belong to the next episode of the file:
     a time before it gets none of them.
     """
-    gaps = np.diff(starts, prepend=2 * starts[0] - (starts[1] if len(starts) > 1 else end))
-    found = shown_at(starts, times, _HALF * np.minimum(gaps, step))
-    own = int(np.searchsorted(starts, until - _BORDER * min(float(np.median(gaps)), step))) - 1
+    usual = (end - starts[0]) / len(starts)
+    low, high = np.searchsorted(starts, [times.min(), times.max()])
+    near = slice(max(0, int(low) - 2), int(high) + 2)  # a file may have a million frames
+    gaps = np.diff(starts[near], prepend=starts[near.start - 1] if near.start else starts[0] - usual)
+    found = near.start + shown_at(starts[near], times, _HALF * np.minimum(gaps, step))
+    own = int(np.searchsorted(starts, until - _BORDER * min(usual, step))) - 1
     found = np.where(times < until, np.minimum(found, max(own, 0)), found)
     found[times > end - _OVER * min(end - starts[-1], step)] = -1
     return found

@@ -22,6 +22,7 @@ from anyvla.data.cameras import Cameras
 from anyvla.data.canonical import Canonical, Robot
 from anyvla.data.converted import Converted
 from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
+from anyvla.data.formats.lost import listed
 from anyvla.data.open import open_dataset
 from anyvla.data.presets import expand
 from anyvla.data.resample import Resampled
@@ -49,6 +50,7 @@ class Source:
     # of the number of episodes: 0.1 a tenth of each task; 5: five per_task
     scale: float = Field(default=1.0, gt=0, le=WEIGHT)
     subset_seed: int = Field(default=0, ge=0, le=SEED)  # of which episodes these are
+    leave_out: tuple[int, ...] = ()  # episodes of the data set, as anyvla data check numbers them
     instruction: str | None = None  # for episodes that have none
     # What to do with them where there is none for them either; keep is for looking at data, training refuses them.
     unlabelled: Literal["refuse", "drop", "keep"] = "refuse"
@@ -192,7 +194,7 @@ def read_source(path: Path) -> dict[str, Any]:
 
 def open_source(source: Source) -> EpisodeDataset:
     """The data set of a source, as its options want it. Raises ValueError."""
-    dataset = open_dataset(source.path, source.format, source.embodiment)
+    dataset = _without(open_dataset(source.path, source.format, source.embodiment), source)
     if source.cameras is not None:
         dataset = Cameras(dataset, source.cameras)
     if source.instruction is None and source.unlabelled != "keep":
@@ -204,6 +206,22 @@ def open_source(source: Source) -> EpisodeDataset:
     if source.hz is not None:
         dataset = Resampled(dataset, source.hz)
     return dataset
+
+
+def _without(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
+    """The data set without the episodes to leave out. Raises ValueError if others cannot be read."""
+    out = set(source.leave_out)
+    outside = sorted(i for i in out if not 0 <= i < len(dataset))
+    if outside:
+        raise ValueError(f"leave_out: {source.path} has {len(dataset)} episodes; there is no episode {outside[0]}")
+    lost = {i: text for i, text in getattr(dataset, "lost", {}).items() if i not in out}
+    if lost and source.unlabelled != "keep":
+        raise ValueError(
+            f"{len(lost)} of {len(dataset)} episodes of {source.path} cannot be read. {listed(lost)}. Train without "
+            f"them by leave_out: [{', '.join(map(str, sorted(out | set(lost))))}] in the source, or write a clean copy "
+            "with anyvla data check --fix"
+        )
+    return Subset(dataset, [i for i in range(len(dataset)) if i not in out]) if out else dataset
 
 
 def _labelled(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:

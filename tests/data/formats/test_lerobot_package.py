@@ -221,8 +221,10 @@ def test_damaged_lines_and_missing_files_of_v2_are_named(tmp_path):
     (root / "meta/episodes.jsonl").write_text("\n".join(lines))
     video = root / "videos/chunk-000/observation.images.top/episode_000001.mp4"
     video.unlink()
-    with pytest.raises(ValueError, match=r"incomplete: .*top/episode_000001\.mp4 is missing"):
-        opened(root)
+    dataset = opened(root)
+    assert list(dataset.lost) == [1]
+    with pytest.raises(ValueError, match=r"episode 1: .*incomplete: .*top/episode_000001\.mp4 is missing"):
+        dataset[1]
     assert len(opened(root, Embodiment(**{**vars_of(SO101), "cameras": ("image",)}))) == 4
 
 

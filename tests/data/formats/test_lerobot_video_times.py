@@ -159,7 +159,9 @@ def test_times_recorded_at_an_uneven_rate_find_frames_of_an_uneven_video(root):
     index = next(root.glob("meta/episodes/*/*.parquet"))
     table = pq.read_table(index)
     key = "videos/observation.images.corner/from_timestamp"
-    pq.write_table(table.set_column(table.column_names.index(key), key, [uneven[begins[:-1]]]), index)
+    table = table.set_column(table.column_names.index(key), key, [uneven[begins[:-1]]])
+    key, ends = key.replace("from", "to"), np.append(uneven[begins[1:-1]], uneven[-1] + 0.025)
+    pq.write_table(table.set_column(table.column_names.index(key), key, [ends]), index)
     write_video(root / FILE, uneven)
     assert shown(root) == list(range(sum(LENGTHS)))
 

@@ -18,6 +18,7 @@ from jaxtyping import Float64, Int64
 from anyvla.data.formats.lerobot_frames import Span
 from anyvla.data.formats.lerobot_info import OWN_KEY
 from anyvla.data.formats.lerobot_kept import kept
+from anyvla.data.formats.lerobot_places import Claims, find_rows, wrong_spans
 from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader, code_tasks
 
 VERSION = "v3.0"
@@ -28,6 +29,8 @@ TASKS_PATH = "meta/tasks.parquet"
 EXTRA = f"{OWN_KEY}/extra"  # columns of the table of episodes that LeRobot does not have
 INSTRUCTIONS = f"{OWN_KEY}/instructions"
 _LARGE = 32 << 20  # bytes of the table of episodes from which on its columns are kept in the cache
+
+_Spans = tuple[list[Path], Int64[np.ndarray, "E"], Float64[np.ndarray, "E"], Float64[np.ndarray, "E"]]
 
 
 class LeRobotDataset(LeRobotReader):
@@ -51,23 +54,17 @@ class LeRobotDataset(LeRobotReader):
                 f"{self.root} is incomplete: info.json counts {self._info.facts['total_episodes']} episodes, "
                 f"meta/episodes lists {count}; copy the dataset again"
             )
-        first = _numbers(table, "dataset_from_index")
-        self._data, self._data_file = self._files_of(table, "data", self._info.facts["data_path"])
-        begins = np.full(len(self._data), np.iinfo(np.int64).max)
-        np.minimum.at(begins, self._data_file, first)
-        self._row = first - begins[self._data_file]
+        length, number = _numbers(table, "length"), _numbers(table, "episode_index")
+        files, file = self._files_of(table, "data", self._info.facts["data_path"])
+        self._data = files
+        self._rows = find_rows(Claims(files, file, _numbers(table, "dataset_from_index"), length, number))
+        self._lost_at |= self._rows.lost
         self._videos = {}
         for key in self._keys.values():
             if self._info.features[key]["dtype"] == "video":
-                files, file = self._files_of(
-                    table, f"videos/{key}", self._info.facts["video_path"].replace("{video_key}", key)
-                )
-                begin = table[f"videos/{key}/from_timestamp"].to_numpy().astype(np.float64)
-                self._videos[key] = files, file, begin, _next_begins(file, begin)
-        wanted = [self.root / TASKS_PATH, *self._data, *(f for files, *_ in self._videos.values() for f in files)]
-        for path in wanted:
-            if not path.is_file():
-                raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")
+                self._videos[key] = self._read_spans(table, key, length / self._info.fps)
+        if not (self.root / TASKS_PATH).is_file():
+            raise ValueError(f"the dataset is incomplete: {self.root / TASKS_PATH} is missing; copy it again")
         self._notes = {
             name: table[name].combine_chunks() for name in (EXTRA, INSTRUCTIONS) if name in table.column_names
         }
@@ -75,13 +72,25 @@ class LeRobotDataset(LeRobotReader):
         if (codes < 0).any():
             tasks = list(dict.fromkeys([*tasks, *self._tasks_by_number().values()]))
         return Columns(
-            number=_numbers(table, "episode_index"),
+            number=number,
             begin=np.zeros(count, np.int64),
-            length=_numbers(table, "length"),
+            length=length,
             task=codes,
             tasks=tasks,
             at=np.arange(count),
         )
+
+    def _read_spans(self, table: pa.Table, key: str, seconds: Float64[np.ndarray, "E"]) -> _Spans:
+        """Where each episode is in the videos of a camera; episodes that cannot be there are lost."""
+        place = f"videos/{key}"
+        files, file = self._files_of(table, place, self._info.facts["video_path"].replace("{video_key}", key))
+        begin = table[f"{place}/from_timestamp"].to_numpy().astype(np.float64)
+        end = f"{place}/to_timestamp"
+        ends = table[end].to_numpy().astype(np.float64) if end in table.column_names else None
+        lost = wrong_spans(files, file, begin, ends, seconds, 1 / self._info.fps)
+        self._lost_at |= {at: text for at, text in lost.items() if at not in self._lost_at}
+        right = np.array([at not in lost for at in range(len(file))], bool)
+        return files, file, begin, _next_begins(np.where(right, file, -1), begin)
 
     def _read_table(self) -> pa.Table:
         """The columns of the table of episodes that are used, in the order of the episodes."""
@@ -92,10 +101,11 @@ class LeRobotDataset(LeRobotReader):
         needed = ["episode_index", "tasks", "length", "dataset_from_index"]
         needed += [f"{place}/{name}" for place in ("data", *places) for name in ("chunk_index", "file_index")]
         needed += [f"{place}/from_timestamp" for place in places]
+        wanted = [EXTRA, INSTRUCTIONS, *(f"{place}/to_timestamp" for place in places)]
         if sum(path.stat().st_size for path in paths) > _LARGE:  # LeRobot's many row groups take seconds to read
-            table = kept(self.root, paths, json.dumps(needed), lambda: _join(paths, needed))
+            table = kept(self.root, paths, json.dumps([needed, wanted]), lambda: _join(paths, needed, wanted))
         else:
-            table = _join(paths, needed)
+            table = _join(paths, needed, wanted)
         order = table["episode_index"].to_numpy()
         return table if np.all(np.diff(order) > 0) else table.take(np.argsort(order, kind="stable"))
 
@@ -108,7 +118,10 @@ class LeRobotDataset(LeRobotReader):
 
     def _rows_at(self, index: int) -> tuple[Path, int]:
         at = self._columns.at[index]
-        return self._data[self._data_file[at]], int(self._row[at])
+        return self._data[self._rows.file[at]], int(self._rows.row[at])
+
+    def _check_rows(self, index: int) -> None:
+        """Files hold many episodes; their rows were counted when the index was read."""
 
     def _video_at(self, index: int, key: str) -> Span:
         at = self._columns.at[index]
@@ -127,8 +140,8 @@ class LeRobotDataset(LeRobotReader):
         return dict(zip(table["task_index"].to_pylist(), table[names[0]].to_pylist(), strict=True))
 
 
-def _join(paths: list[Path], needed: list[str]) -> pa.Table:
-    """The columns that are needed, and anyvla's own where they are, of all files."""
+def _join(paths: list[Path], needed: list[str], wanted: list[str]) -> pa.Table:
+    """The columns that are needed, and those that are wanted where they are, of all files."""
     tables = []
     for path in paths:
         try:
@@ -137,7 +150,7 @@ def _join(paths: list[Path], needed: list[str]) -> pa.Table:
             missing = [name for name in needed if name not in there]
             if missing:
                 raise ValueError(f"{path} has no column {missing[0]!r}; copy the dataset again")
-            tables.append(file.read(columns=needed + [name for name in (EXTRA, INSTRUCTIONS) if name in there]))
+            tables.append(file.read(columns=needed + [name for name in wanted if name in there]))
             file.close()
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); copy it again") from None

@@ -25,7 +25,9 @@ from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats.lerobot_frames import Declared, Span, StillFrames, VideoFrames
 from anyvla.data.formats.lerobot_info import OWN_KEY, TIME, Info
 from anyvla.data.formats.lerobot_kept import kept
+from anyvla.data.formats.lerobot_places import runs_of
 from anyvla.data.formats.lerobot_rows import read_rows
+from anyvla.data.formats.lost import report_empty, report_lost
 
 STATE = "observation.state"
 ACTION = "action"
@@ -82,7 +84,11 @@ class LeRobotReader(ABC):
             "version": self._info.version,
         }
         self.notes: dict[str, Any] = self._info.own.get("notes", {})
-        self._columns = self._split(self._read_columns())
+        self._lost_at: dict[int, str] = {}  # by their place in the version's own table
+        self._columns = self._split(_with_steps(self._read_columns(), self.root, self._lost_at))
+        places = self._columns.at.tolist()
+        self.lost = {i: self._lost_at[at] for i, at in enumerate(places) if at in self._lost_at}
+        report_lost(self.root, self.lost, len(self))
 
     @abstractmethod
     def _read_columns(self) -> Columns:
@@ -174,14 +180,26 @@ class LeRobotReader(ABC):
         columns = self._columns
         path, row = self._rows_at(index)
         count = int(columns.length[index]) - first if count is None else count
-        number = int(columns.number[index])
+        number, at = int(columns.number[index]), int(columns.at[index])
+        if at in self._lost_at:
+            raise ValueError(f"episode {number}: {self._lost_at[at]}")
+        keys = ["episode_index", *(["frame_index"] if "frame_index" in self._info.features else [])]
+        begin = int(columns.begin[index]) + first
         try:
-            table = read_rows(path, row + int(columns.begin[index]) + first, count, ["episode_index", *names])
+            self._check_rows(index)
+            table = read_rows(path, row + begin, count, [*keys, *names])
         except ValueError as error:
             raise ValueError(f"episode {number}: {error}") from None
-        if not np.all(table["episode_index"].to_numpy() == number):
+        own = bool(np.all(table["episode_index"].to_numpy() == number))
+        counted = len(keys) == 1 or np.array_equal(table["frame_index"].to_numpy(), begin + np.arange(count))
+        # a numbering of frames of its own is no fault if the rows of the episode begin where the index says
+        if not own or not (counted or (number, row) in ((n, r) for n, (r, _) in runs_of(path))):
             raise ValueError(f"{path} does not hold the rows of episode {number} where the index says; copy it again")
         return table
+
+    @abstractmethod
+    def _check_rows(self, index: int) -> None:
+        """Raises ValueError if the file of an episode does not have as many rows as the index says."""
 
     def _frames(self, index: int, key: str, recorded: Float64[np.ndarray, "T"]) -> Frames:
         where, length, begin = self._where(index), int(self.lengths[index]), int(self._columns.begin[index])
@@ -246,7 +264,11 @@ class LeRobotReader(ABC):
         """The runs of one task of these episodes: the episode's place, the first step, the task."""
         rows: list[dict[str, int]] = []
         for e in episodes.tolist():
-            numbers = self._read(e, ["task_index"])["task_index"].to_numpy()
+            try:
+                numbers = self._read(e, ["task_index"])["task_index"].to_numpy()
+            except ValueError as error:  # only this episode is lost
+                self._lost_at[int(self._columns.at[e])] = str(error)
+                numbers = np.array([min(self._tasks_by_number())])
             for first in [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]:
                 rows.append({"episode": e, "first": first, "task_index": int(numbers[first])})
         return pa.Table.from_pylist(rows)
@@ -254,6 +276,19 @@ class LeRobotReader(ABC):
     @abstractmethod
     def _tasks_by_number(self) -> dict[int, str]:
         """The table of tasks."""
+
+
+def _with_steps(columns: Columns, root: Path, lost: dict[int, str]) -> Columns:
+    """The index without episodes that have no step; one that is listed twice is lost."""
+    for at in np.flatnonzero(columns.number[1:] == columns.number[:-1]).tolist():
+        for place in (at, at + 1):
+            lost.setdefault(int(columns.at[place]), f"the index lists episode {columns.number[at]} twice; correct it")
+    some = columns.length > 0
+    report_empty(root, [str(n) for n in columns.number[~some].tolist()])
+    if some.all():
+        return columns
+    parts = {name: getattr(columns, name)[some] for name in ("number", "begin", "length", "task", "at")}
+    return replace(columns, **parts)
 
 
 def code_tasks(lists: pa.ChunkedArray) -> tuple[Int64[np.ndarray, "E"], list[str]]:

@@ -85,6 +85,17 @@ def read_rows(path: Path, first: int, count: int | None, columns: list[str]) -> 
     return pa.concat_tables(groups).slice(first - int(file.starts[low]), count)
 
 
+def count_rows(path: Path) -> int:
+    """Return how many rows a file has. Raises ValueError that names the file if it is missing or damaged."""
+    try:
+        return int(_opened(path).starts[-1])
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; copy the dataset again") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        _opened.drop()
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); copy the dataset again") from None
+
+
 def _group(path: Path, file: _File, group: int, columns: list[str]) -> pa.Table:
     """A row group; the next window or the next episode may lie in it too."""
     key = (str(path), path.stat().st_mtime_ns, group, tuple(columns))

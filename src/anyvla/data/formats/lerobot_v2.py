@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int64
 
 from anyvla.data.formats.lerobot_frames import Span
 from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader, code_tasks
+from anyvla.data.formats.lerobot_rows import count_rows
 
 
 class LeRobotV2Dataset(LeRobotReader):
@@ -48,28 +50,37 @@ class LeRobotV2Dataset(LeRobotReader):
             texts = list(dict.fromkeys([*texts, *self._tasks_by_number().values()]))
         number = np.array(numbers, np.int64)
         order = np.argsort(number, kind="stable")
-        self._check_files(number)
+        self._steps = np.array(lengths, np.int64)[order]
+        self._lost_at |= self._missing(number[order])
         return Columns(
             number=number[order],
             begin=np.zeros(len(number), np.int64),
-            length=np.array(lengths, np.int64)[order],
+            length=self._steps,
             task=codes[order],
             tasks=texts,
             at=np.arange(len(number)),
         )
 
-    def _check_files(self, numbers: np.ndarray) -> None:
-        """Raises ValueError that names the first file missing; folders are listed, not each file asked for."""
+    def _missing(self, numbers: Int64[np.ndarray, "E"]) -> dict[int, str]:
+        """The episodes that lack a file; folders are listed, not each file asked for."""
         videos = [k for k in self._keys.values() if self._info.features[k]["dtype"] == "video"]
         listed: dict[str, set[str]] = {}
-        for number in numbers.tolist():
+        lost: dict[int, str] = {}
+        for at, number in enumerate(numbers.tolist()):
             for path in [self._data_path(number), *(self._video_path(number, key) for key in videos)]:
                 folder, name = os.path.split(path)
                 if folder not in listed:
                     whole = self.root / folder
                     listed[folder] = {p.name for p in whole.iterdir()} if whole.is_dir() else set()
                 if name not in listed[folder]:
-                    raise ValueError(f"the dataset is incomplete: {self.root / path} is missing; copy it again")
+                    lost.setdefault(at, f"the dataset is incomplete: {self.root / path} is missing; copy it again")
+        return lost
+
+    def _check_rows(self, index: int) -> None:
+        path, _ = self._rows_at(index)
+        rows, said = count_rows(path), int(self._steps[self._columns.at[index]])
+        if rows != said:
+            raise ValueError(f"{path} has {rows} rows, meta/episodes.jsonl says {said} steps; copy the dataset again")
 
     def _data_path(self, number: int) -> str:
         return self._info.facts["data_path"].format(episode_chunk=number // self._chunk, episode_index=number)

@@ -1,0 +1,172 @@
+"""Where the episodes of LeRobot v3.0 are in its files, and which of them the index places wrongly.
+
+The index says at which row and at which second of which file an episode begins. The files know better: how many rows
+they have, and whose each row is. An episode that the files contradict is lost, the others of the file are not.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Float64, Int64
+
+_SLACK = 5e-3  # of its length, by which a video may last longer or shorter than the rows: clocks differ
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What the index says of each episode's rows."""
+
+    files: list[Path]
+    file: Int64[np.ndarray, "E"]  # its place in `files`
+    first: Int64[np.ndarray, "E"]  # counted over all files
+    length: Int64[np.ndarray, "E"]
+    number: Int64[np.ndarray, "E"]  # LeRobot's own
+
+
+@dataclass
+class Rows:
+    """Where the rows of each episode really are."""
+
+    file: Int64[np.ndarray, "E"]
+    row: Int64[np.ndarray, "E"]  # in its file
+    lost: dict[int, str] = field(default_factory=dict)
+
+
+def find_rows(claims: Claims) -> Rows:
+    """Return where the rows are: by the index where the files agree with it, else by the files.
+
+    Only footers are read, and the column of episode numbers of the files that contradict the index.
+    """
+    found = Rows(claims.file.copy(), np.zeros_like(claims.first))
+    doubtful = []
+    for at, path in enumerate(claims.files):
+        own = np.flatnonzero(claims.file == at)
+        order = own[np.argsort(claims.first[own], kind="stable")]
+        begins = np.concatenate([[0], np.cumsum(claims.length[order])])
+        gapless = np.array_equal(claims.first[order] - claims.first[order[0]], begins[:-1])
+        count = _rows_of(path)
+        found.row[order] = claims.first[order] - claims.first[order[0]]
+        if not (gapless and count in (int(begins[-1]), None)) or not path.is_file():
+            doubtful.append(at)
+    if not doubtful:
+        return found
+    where: dict[int, list[tuple[int, int, int]]] = {}  # number of an episode -> file, first row, rows
+    for at in doubtful:
+        for number, (first, count) in runs_of(claims.files[at]):
+            where.setdefault(number, []).append((at, first, count))
+    for e in np.flatnonzero(np.isin(claims.file, doubtful)).tolist():
+        path, places = claims.files[claims.file[e]], where.get(int(claims.number[e]), [])
+        says = f"the index says {claims.length[e]} rows in {path}"
+        if len(places) == 1 and places[0][2] == claims.length[e]:
+            found.file[e], found.row[e] = places[0][:2]
+        elif not path.is_file():
+            found.lost[e] = f"the dataset is incomplete: {path} is missing; copy it again"
+        elif not places:
+            found.lost[e] = f"{says}, which has none of it; copy the dataset again"
+        else:
+            has = ", ".join(f"{count} in {claims.files[at]} from row {first} on" for at, first, count in places[:3])
+            found.lost[e] = f"{says}, but there are {has}; copy the dataset again"
+    return found
+
+
+def _rows_of(path: Path) -> int | None:
+    """Return how many rows a file has; None if it is missing or cannot be read, which is told on reading it."""
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError):
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def runs_of(path: Path) -> list[tuple[int, tuple[int, int]]]:
+    """Return the runs of rows of one episode in a file: its number, the first row and how many; [] if unreadable."""
+    try:
+        numbers = pq.read_table(path, columns=["episode_index"])["episode_index"].to_numpy()
+    except (pa.ArrowException, OSError, KeyError):
+        return []
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(numbers)) + 1, [len(numbers)]])
+    return [(int(numbers[a]), (int(a), int(b - a))) for a, b in itertools.pairwise(edges) if b > a]
+
+
+def wrong_spans(
+    files: list[Path],
+    file: Int64[np.ndarray, "E"],
+    begin: Float64[np.ndarray, "E"],
+    end: Float64[np.ndarray, "E"] | None,
+    seconds: Float64[np.ndarray, "E"],
+    step: float,
+) -> dict[int, str]:
+    """Return the episodes whose place in the videos of a camera cannot be right, and why.
+
+    `begin`, `end`: what the index says; `seconds`: how long the rows of each last.
+    """
+    lost: dict[int, str] = {}
+    missing = {at for at, path in enumerate(files) if not path.is_file()}
+    ends = begin + seconds if end is None else end
+    longer = ends - begin - seconds
+    most = 0.5 * step + _SLACK * seconds
+    if (np.abs(longer) > most).mean() > 0.5:  # some tools take the last frame's time for the end
+        longer = longer - np.median(longer)
+    longer[_between_neighbours(file, begin, ends, most)] = 0  # of uneven times: rows do not tell how long they last
+    for e in range(len(begin)):
+        path = files[file[e]]
+        if int(file[e]) in missing:
+            lost[e] = f"the dataset is incomplete: {path} is missing; copy it again"
+        elif not begin[e] >= 0:
+            lost[e] = f"the index says that it begins at {begin[e]:g} s in {path}; correct meta/episodes"
+        elif not abs(longer[e]) <= most[e]:
+            lost[e] = (
+                f"the index says that it lasts {ends[e] - begin[e]:.3f} s in {path}, its rows last {seconds[e]:.3f} s; "
+                "correct meta/episodes"
+            )
+    for at in range(len(files)):
+        own = [e for e in np.flatnonzero(file == at).tolist() if e not in lost]
+        for e, other in _overlapping(own, begin, ends - most):
+            lost[e] = (
+                f"the index says that it begins at {begin[e]:.3f} s in {files[at]}, within episode {other}; correct "
+                "meta/episodes"
+            )
+    return lost
+
+
+def _between_neighbours(
+    file: Int64[np.ndarray, "E"],
+    begin: Float64[np.ndarray, "E"],
+    end: Float64[np.ndarray, "E"],
+    most: Float64[np.ndarray, "E"],
+) -> Bool[np.ndarray, "E"]:
+    """Return which episodes begin where the one before ends in their file, and end where the next one begins."""
+    same = file[1:] == file[:-1]
+    meet = np.abs(begin[1:] - end[:-1]) <= most[1:]
+    after = np.append(begin[:1] <= most[:1], np.where(same, meet, begin[1:] <= most[1:]))
+    return after & np.append(np.where(same, meet, True), True)
+
+
+def _overlapping(
+    own: list[int], begin: Float64[np.ndarray, "E"], end: Float64[np.ndarray, "E"]
+) -> list[tuple[int, int]]:
+    """Return as few episodes of a file as make the others disjoint, each with one that it overlaps."""
+    out: list[tuple[int, int]] = []
+    own = sorted(own, key=lambda e: begin[e])
+    while True:
+        pairs = []
+        furthest = None
+        for e in own:
+            if furthest is not None and begin[e] < end[furthest]:
+                pairs.append((furthest, e))
+            if furthest is None or end[e] > end[furthest]:
+                furthest = e
+        if not pairs:
+            return out
+        counts = {e: sum(e in pair for pair in pairs) for pair in pairs for e in pair}
+        middle = float(np.median(own))  # the numbers of the episodes of a file are near each other
+        worst = max(counts, key=lambda e: (counts[e], abs(e - middle)))
+        out.append((worst, next(a if b == worst else b for a, b in pairs if worst in (a, b))))
+        own.remove(worst)

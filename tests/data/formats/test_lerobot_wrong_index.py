@@ -1,0 +1,161 @@
+"""LeRobot data sets whose index is wrong about one episode: the others are read, that one is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from demonstrations import ROBOT, demonstration
+
+from anyvla.data.formats import lerobot_merge
+from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.mended import Mended
+from anyvla.data.mixture import DataConfig, Source, open_mixture
+from anyvla.data.open import open_dataset
+from anyvla.data.quality import check
+
+WRIST = "videos/observation.images.wrist"
+COUNT = 7  # episodes, in two files
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "set"
+    episodes = [demonstration(10 + i, seed=i) for i in range(COUNT)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lerobot_merge, "DATA_FILE_MB", 0.003)
+        patch.setattr(lerobot_merge, "VIDEO_FILE_MB", 0.008)
+        write_dataset(root, ROBOT, episodes)
+    assert len(list(root.glob("data/*/*.parquet"))) > 1
+    assert len(list(root.glob(f"{WRIST}/*/*.mp4"))) > 1
+    return root
+
+
+@pytest.fixture
+def root(right, tmp_path):
+    return shutil.copytree(right, tmp_path / "set")
+
+
+def edit(root, column, number, value):
+    """Change one cell of the table of episodes."""
+    path = next(root.glob("meta/episodes/*/*.parquet"))
+    table = pq.read_table(path)
+    values = table[column].to_pylist()
+    values[number] = value(values[number]) if callable(value) else value
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array(values, table.schema.field(column).type)), path)
+
+
+def only_lost(root, right, number):
+    """Check that all episodes but this one are as they were; return what is said of it."""
+    dataset, before = open_dataset(root), open_dataset(right)
+    for i in set(range(COUNT)) - {number}:
+        assert np.array_equal(dataset[i].actions, before[i].actions)
+        assert np.array_equal(dataset[i].images["wrist"][:], before[i].images["wrist"][:])
+    with pytest.raises(ValueError, match=rf"episode {number}: ") as caught:
+        dataset[number]
+    [finding] = [f for f in check(dataset) if f.severity == "error" and f.kind != "gripper"]
+    assert (finding.kind, finding.episode) == ("damaged", number)
+    assert len(Mended(dataset, [finding])) == COUNT - 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("number", [0, 1, COUNT - 1])
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("length", lambda n: n + 3, "rows"),
+        ("length", lambda n: n - 2, "rows"),
+        (f"{WRIST}/file_index", 99, "file-099.mp4 is missing"),
+        (f"{WRIST}/from_timestamp", lambda t: t + 0.11, "it lasts"),
+        (f"{WRIST}/from_timestamp", float("nan"), "begins at nan s"),
+        (f"{WRIST}/from_timestamp", -5.0, "begins at -5 s"),
+    ],
+)
+def test_one_wrong_cell_loses_one_episode(root, right, column, value, said, number):
+    edit(root, column, number, value)
+    assert said in only_lost(root, right, number)
+
+
+@pytest.mark.parametrize("number", [0, 1, COUNT - 1])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("dataset_from_index", 0),
+        ("dataset_from_index", lambda n: n + 4),
+        ("dataset_from_index", 10**6),
+        ("data/file_index", lambda n: 1 - min(n, 1)),
+        ("data/file_index", 99),
+        ("data/chunk_index", 7),
+    ],
+)
+def test_rows_are_found_in_the_files_where_the_index_is_wrong(root, right, column, value, number):
+    edit(root, column, number, value)
+    dataset, before = open_dataset(root), open_dataset(right)
+    lost = set(dataset.lost)
+    assert lost <= {number}
+    for i in set(range(COUNT)) - lost:
+        assert np.array_equal(dataset[i].actions, before[i].actions)
+
+
+def test_a_video_of_another_file_is_noticed(root, right):
+    edit(root, f"{WRIST}/file_index", 1, 1)
+    assert "within episode" in only_lost(root, right, 1)
+
+
+def test_a_file_without_the_rows_of_one_episode(root, right):
+    path = sorted(root.glob("data/*/*.parquet"))[0]
+    table = pq.read_table(path)
+    pq.write_table(table.filter(pa.compute.not_equal(table["episode_index"], 1)), path)
+    assert "has none of it" in only_lost(root, right, 1)
+
+
+def test_a_boundary_between_two_episodes(root, right):
+    """Episode 2 has three rows more and 3 three fewer than the files say: both are named, no row is misplaced."""
+    edit(root, "length", 2, lambda n: n + 3)
+    edit(root, "length", 3, lambda n: n - 3)
+    edit(root, "dataset_from_index", 3, lambda n: n + 3)
+    dataset, before = open_dataset(root), open_dataset(right)
+    for i in set(range(COUNT)) - {2, 3}:
+        assert np.array_equal(dataset[i].actions, before[i].actions)
+    for i in (2, 3):
+        with pytest.raises(ValueError, match=rf"episode {i}"):
+            dataset[i]
+
+
+def test_training_goes_on_only_without_the_lost_episode(root):
+    edit(root, "length", 3, lambda n: n + 3)
+
+    def mixture(**keys):
+        return open_mixture(DataConfig(sources=(Source(path=str(root), **keys),)), root)
+
+    with pytest.raises(ValueError, match=r"1 of 7 episodes .*episode 3: .*leave_out: \[3\]"):
+        mixture()
+    [dataset] = mixture(leave_out=(3,)).datasets
+    assert [len(dataset[i]) for i in range(len(dataset))] == [10, 11, 12, 14, 15, 16]
+    with pytest.raises(ValueError, match="no episode 9"):
+        mixture(leave_out=(9,))
+
+
+def test_every_episode_lost_is_no_data_set(root):
+    shutil.rmtree(root / "data")
+    with pytest.raises(ValueError, match=r"none of the 7 episodes.*incomplete: .*parquet is missing; copy it again"):
+        open_dataset(root)
+
+
+def test_episodes_without_steps_are_left_out(root, right, caplog):
+    path = next(root.glob("meta/episodes/*/*.parquet"))
+    table = pq.read_table(path)
+    empty = table.slice(2, 1).to_pylist()[0] | {"episode_index": COUNT, "length": 0}
+    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist([empty], table.schema)]), path)
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps(info | {"total_episodes": COUNT + 1}))
+    dataset = open_dataset(root)
+    assert len(dataset) == COUNT
+    assert not dataset.lost
+    assert "without steps are left out: 7" in caplog.text
+    assert np.array_equal(dataset[6].actions, open_dataset(right)[6].actions)
