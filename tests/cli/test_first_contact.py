@@ -52,6 +52,7 @@ def test_the_proposal_is_a_file_for_every_command_and_for_training(data: Path, c
     training = ["--training.steps", "1", "--training.batch_size", "2", "--data.sources"]
     training += [f"[{{path: {data}, embodiment: robot.yaml}}]", "--model.view.size", "[32, 32]"]
     assert main(["train", "quickstart", "--out", "run", "--data.cache_gb", "0.1", *training]) == 0
+    assert "trained weights, 0 frozen" in capsys.readouterr().err
     written = (Path("run/checkpoint/embodiments.json")).read_text()
     assert "elbow_flex.pos" in written
     assert main(["data", "info", str(data), "--write", "robot.yaml"]) == 1

@@ -66,6 +66,7 @@ def train(recipe: Recipe, run: Path) -> Path:
             workers=recipe.data.workers,
             worker_timeout_s=recipe.data.worker_timeout_s,
             progress=show,
+            say=console.print,
             stop=stop,
         )
     console.print(f"trained: {checkpoint}")

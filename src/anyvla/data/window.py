@@ -104,6 +104,17 @@ class WindowDataset:
         frames = sum(int(d.lengths.sum()) * len(d.embodiment.cameras) for d in self.mixture.datasets)
         return frames * image / 1e9
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of all views as they are kept."""
+        return self._image[0], self._image[1]
+
+    def episodes_read(self) -> tuple[int, int]:
+        """Return how many of the episodes asked for so far have been read here, and how many were asked for."""
+        with self._lock:
+            asked = [*self._kept.values(), *self._passing.values()]
+        return sum(reading.done() for reading in asked), len(asked)
+
     def batch(self, draw: Draw) -> WindowBatch:
         """These windows. Raises IndexError for one that its source does not have, ValueError for a damaged episode."""
         config, whole = self.config, self.mixture.canonical.embodiment

@@ -36,6 +36,7 @@ from anyvla.training.card import model_card
 from anyvla.training.dims import check_actions_vary, dim_notes
 from anyvla.training.optim import OptimConfig, learning_rate, optimizer
 from anyvla.training.randomness import seeded
+from anyvla.training.start import cache_advice, run_facts, telling_of_decoding
 from anyvla.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -108,12 +109,14 @@ def train(
     workers: int = 0,
     worker_timeout_s: float = 300.0,
     progress: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = logger.info,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Train, or go on where `run` stands; returns `run/checkpoint`.
 
     `robots`: those of the mixture, with their statistics. `workers`: processes that make batches; 0: a thread. They
-    may take `worker_timeout_s` for one.
+    may take `worker_timeout_s` for one. `say` gets lines for people: before the first step, and while the first
+    frames are decoded.
     `recipe` is the document kept in the checkpoint; going on under another one raises ConfigError. Raises CodecError
     unless `run/codec` holds the codec of the representation, fitted to this data, TrainingError when the loss or the
     gradients are not finite, StalledData or WorkerDied when the workers fail, Interrupted after `stop()` said so.
@@ -139,17 +142,11 @@ def train(
         cache_gb=cache_gb / max(1, workers),
     )
     windows = WindowDataset(mixture, window)  # bad data is told before a model is loaded
-    needed = windows.decoded_gb * max(1, workers)
-    if needed > cache_gb:
-        logger.warning(
-            "the decoded frames take %.1f GB and data.cache_gb is %g: what does not fit is decoded each time it is "
-            "asked for, which is slower; --data.cache_gb %.1f keeps all of them in memory",
-            needed,
-            cache_gb,
-            needed + 0.1,
-        )
     vla = VLA(model, robots, codec=run / "codec").to(device)
     vla.train()
+    if advice := cache_advice(vla, windows, cache_gb, workers):
+        logger.warning("%s", advice)
+    say(run_facts(vla, device, pick_precision(config.precision, device), windows))
     optim = optimizer(config.optim, vla)
     start = checkpoint.restore(begun, vla, optim) if begun is not None else 0
     (run / "train").mkdir(parents=True, exist_ok=True)
@@ -166,7 +163,8 @@ def train(
             return folder
 
         for step in range(start, config.steps):
-            with meter.waiting():
+            first = telling_of_decoding(windows, say) if step == start else contextlib.nullcontext()
+            with meter.waiting(), first:
                 batch = next(batches)
             loss, parts, norm = trainer.step(batch, step, last)
             done = step + 1

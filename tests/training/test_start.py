@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import SIZE, embodiment, episode, mixture, model
+
+from anyvla.config import to_dict
+from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.sampler import MixtureSampler
+from anyvla.data.window import WindowConfig, WindowDataset
+from anyvla.policy import VLA
+from anyvla.training import start
+from anyvla.training.loop import TrainingConfig, train
+from anyvla.training.start import cache_advice, run_facts, telling_of_decoding
+
+MODEL = model("none", "identity")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[VLA, Any]:
+    root = tmp_path_factory.mktemp("data") / "dataset"
+    write_dataset(root, embodiment(), [episode(12, seed=i) for i in range(4)])
+    data = mixture(root)
+    return VLA(MODEL, data.robots()), data
+
+
+def windows_of(data: Any, **keys: Any) -> WindowDataset:
+    return WindowDataset(data, WindowConfig(chunk=MODEL.chunk, **keys))
+
+
+def test_where_it_runs_and_what_it_trains(parts: tuple[VLA, Any]) -> None:
+    vla, data = parts
+    vla.backbone.requires_grad_(False)
+    frozen = sum(p.numel() for p in vla.parameters() if not p.requires_grad)
+    trained = sum(p.numel() for p in vla.parameters() if p.requires_grad)
+    text = run_facts(vla, torch.device("cpu"), torch.float32, windows_of(data))
+    assert text.startswith("device cpu (")
+    assert f"precision float32; {trained:,} trained weights, {frozen:,} frozen; 48 windows of 4 episodes" in text
+    assert frozen > 0
+    assert "bfloat16 (autocast)" in run_facts(vla, torch.device("cpu"), torch.bfloat16, windows_of(data))
+
+
+def test_the_cheapest_remedy_comes_first(parts: tuple[VLA, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    vla, data = parts
+    windows = windows_of(data)
+    assert cache_advice(vla, windows, 1.0, 0) is None
+    small = cache_advice(vla, windows, 1e-5, 0)
+    assert small is not None
+    assert "model.view.size" not in small  # the frames have the backbone's size already
+    assert "--data.cache_gb 0.1 keeps all of them in memory" in small
+    monkeypatch.setattr(WindowDataset, "image_size", (480, 640))
+    monkeypatch.setattr(WindowDataset, "decoded_gb", 9.2)
+    text = cache_advice(vla, windows, 2.0, 0)
+    assert text is not None
+    share = SIZE * SIZE / (480 * 640)
+    size = f"--model.view.size '[{SIZE}, {SIZE}]'"
+    assert f"{size}, the size to which the backbone scales them anyway, takes {9.2 * share:.2g} GB;" in text
+    assert text.index(size) < text.index("--data.cache_gb 9.3")
+    assert "take 36.8 GB in 4 workers" in (cache_advice(vla, windows, 2.0, 4) or "")
+
+
+def test_a_memory_that_the_machine_does_not_have_is_said(
+    parts: tuple[VLA, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vla, data = parts
+    monkeypatch.setattr(WindowDataset, "decoded_gb", 1e6)
+    assert "more than the" in (cache_advice(vla, windows_of(data), 2.0, 0) or "")
+
+
+def test_slow_decoding_is_told_while_it_lasts(parts: tuple[VLA, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "_PATIENCE", 0.02)
+    said: list[str] = []
+    windows = windows_of(parts[1])
+    with telling_of_decoding(windows, said.append):
+        windows.batch(MixtureSampler(windows.sizes, [1.0], 1, 0).draw(0))
+        time.sleep(0.1)
+    assert said
+    assert said[-1].endswith("1 of 1 episodes decoded")
+    count = len(said)
+    time.sleep(0.06)
+    assert len(said) == count
+
+
+def test_fast_decoding_says_nothing(parts: tuple[VLA, Any]) -> None:
+    said: list[str] = []
+    with telling_of_decoding(windows_of(parts[1]), said.append):
+        pass
+    assert said == []
+
+
+def test_training_says_it_before_its_first_step(parts: tuple[VLA, Any], tmp_path: Path) -> None:
+    data = parts[1]
+    said: list[str] = []
+    steps: list[int] = []
+    training = TrainingConfig(steps=1, batch_size=2)
+    recipe = {"name": "small", "model": to_dict(MODEL), "data": {}, "training": to_dict(training)}
+    train(
+        MODEL,
+        training,
+        data,
+        data.robots(),
+        tmp_path / "run",
+        recipe,
+        progress=lambda p: steps.append(len(said)),
+        say=said.append,
+    )
+    assert [line.split(" ")[0] for line in said] == ["device"]
+    assert steps == [1]
