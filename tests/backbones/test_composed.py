@@ -18,7 +18,7 @@ from anyvla.backbones.composed import ComposedBackbone
 from anyvla.backbones.conformance import examine
 from anyvla.backbones.nano import TOKENIZER
 from anyvla.backbones.options import Options
-from anyvla.backbones.tokens import Template
+from anyvla.backbones.template import Template
 from anyvla.config import STRICT, build
 from anyvla.layout import lay_out
 

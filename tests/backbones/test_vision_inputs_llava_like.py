@@ -6,6 +6,7 @@ The processors used are those that need Pillow only; of others, the method is ca
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -216,7 +217,7 @@ def test_seams_are_tokenised_in_one_go(frames: torch.Tensor, tmp_path: Path) -> 
     whole = backbone.tokenizer.backend_tokenizer
     whole.normalizer = normalizers.Replace("\n\n", "\t")  # two line breaks are another token than one twice
     whole.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backbone.template = type(backbone.template)(before_image="\n", after_image="\n", text="{prompt}")
+    backbone.template = replace(backbone.template, before_image="\n", after_image="\n", text="do {instruction}")
     text = "\n<image>\n\n<image>\ndo it"
     expected = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
     made = list(backbone.prepare(frames, ["it"]).tokens[0])

@@ -262,3 +262,10 @@ def test_a_copy_of_nothing_is_refused():
     data = InMemory([smooth(actions=np.full((40, 4), np.nan, np.float32))])
     with pytest.raises(ValueError, match="every episode of memory has an error"):
         Mended(data, check(data))
+
+
+@pytest.mark.parametrize("text", ["open it\x00", "open it\udce9", "\x1b[1mopen it"])
+def test_an_instruction_that_is_no_text_is_found(text: str) -> None:
+    finding = only(smooth(50, 20, instructions=(text,)))
+    assert (finding.kind, finding.severity, finding.episode) == ("instruction", "error", len(CLEAN))
+    assert "the instruction" in finding.text

@@ -48,7 +48,8 @@ from anyvla.backbones.source import (
     read_preprocessor,
     read_second_tokenizer,
 )
-from anyvla.backbones.tokens import Template, TokenBackbone, windows_of
+from anyvla.backbones.template import Template
+from anyvla.backbones.tokens import TokenBackbone, windows_of
 from anyvla.backbones.vision_inputs import Images
 from anyvla.config import STRICT
 from anyvla.limits import PIXELS

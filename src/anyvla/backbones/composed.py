@@ -24,7 +24,8 @@ from anyvla.backbones.options import Options
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import renew, truncate
 from anyvla.backbones.resampler import resampler_among
-from anyvla.backbones.tokens import Template, TokenBackbone, lacks_of, windows_of
+from anyvla.backbones.template import Template
+from anyvla.backbones.tokens import TokenBackbone, lacks_of, windows_of
 from anyvla.types import TokenSequence
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

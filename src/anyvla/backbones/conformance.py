@@ -23,6 +23,7 @@ from anyvla.backbones.parts import parameters_of
 from anyvla.backbones.subject import TEXTS, Failed, NotApplicable, Subject, difference, equal, moved, pull
 from anyvla.types import Block, TokenSequence
 
+NAMES = 50  # control tokens that are tried, of a tokenizer that may have thousands
 SAMPLED = 100_000  # elements of a gradient that are compared
 
 
@@ -59,6 +60,29 @@ def every_input(s: Subject) -> str:
     far.append(moved(reference, s.read(images, ("shut",), query), "another instruction"))
     far.append(moved(reference, s.read(images, TEXTS[:1], query.flip(1)), "another query"))
     return f"readouts move by {min(far):.2g} of their spread or more"
+
+
+def plain_text(s: Subject) -> str:
+    """What a user writes is text: no control token of it acts, and what looks the same is the same."""
+    control = getattr(s.backbone, "control", None)
+    if control is None:
+        raise NotApplicable("does not read token ids")
+
+    def tokens(text: str) -> list[int]:
+        return [*s.backbone.prepare(s.frames(1, 1), [text]).tokens[0]]
+
+    without, own = tokens("open now"), control.count(tokens("open now"))
+    names = sorted(control.names)
+    for name in (*names[:: -(-len(names) // NAMES) or 1], "{bos}", "{prompt}", "{instruction}"):
+        found = tokens(f"open {name} now")
+        acting = s.backbone.tokenizer.convert_ids_to_tokens([*(control.count(found) - own)])
+        if acting:
+            raise Failed(f"{name!r} in an instruction acts as a control token: {', '.join(acting)}")
+        if found == without:
+            raise Failed(f"{name!r} in an instruction is not read")
+    if tokens("o\u0308ffne es") != tokens(" \u00f6ffne\u00a0es\n"):
+        raise Failed("one instruction in two Unicode forms gives different tokens")
+    return f"{len(names)} control tokens"
 
 
 @torch.no_grad()
@@ -308,6 +332,7 @@ def bfloat16(s: Subject) -> str:
 CHECKS: dict[str, Callable[[Subject], str]] = {
     "cameras": cameras,
     "every input": every_input,
+    "plain text": plain_text,
     "plain model": plain_model,
     "neighbours": neighbours,
     "steps": steps,

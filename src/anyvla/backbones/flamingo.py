@@ -36,7 +36,8 @@ from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import KEPT, renew
 from anyvla.backbones.resampler import PerceiverResampler
 from anyvla.backbones.source import PREPROCESSOR, fetch, read_preprocessor
-from anyvla.backbones.tokens import Template, TokenBackbone, windows_of
+from anyvla.backbones.template import Template
+from anyvla.backbones.tokens import TokenBackbone, windows_of
 from anyvla.config import STRICT
 from anyvla.limits import LAYERS
 from anyvla.types import TokenSequence

@@ -12,7 +12,7 @@ from typing import Any
 
 from anyvla.backbones.base import without
 from anyvla.backbones.remote import Pair, RemoteBackbone
-from anyvla.backbones.tokens import Template
+from anyvla.backbones.template import Template
 
 
 class MoondreamBackbone(RemoteBackbone):

@@ -16,7 +16,7 @@ import torch
 
 from anyvla.backbones.hooks import written
 from anyvla.backbones.remote import Pair, RemoteBackbone
-from anyvla.backbones.tokens import Template
+from anyvla.backbones.template import Template
 
 
 class QwenVLBackbone(RemoteBackbone):

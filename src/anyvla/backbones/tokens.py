@@ -8,9 +8,9 @@ tower of any kind before a causal language model of `transformers`).
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -20,24 +20,16 @@ from torch import Tensor, nn
 from anyvla.backbones import rereading
 from anyvla.backbones.adapt import add_lora, quantise, train_parts
 from anyvla.backbones.base import Backbone, Cache, Capability
+from anyvla.backbones.control import ControlTokens
 from anyvla.backbones.hooks import only_at, read_before_head, written
 from anyvla.backbones.options import Options
+from anyvla.backbones.template import Template
 from anyvla.layout import lay_out
+from anyvla.text import clean_instruction
 from anyvla.types import Block, TokenSequence
 
 CACHED_BLOCKS = 10_000  # instructions whose tokens are kept
 EVERYWHERE: Mapping[str, int | None] = {"full_attention": None}  # layers of one kind, which see to the beginning
-
-
-@dataclass(frozen=True)
-class Template:
-    """How the tokens of a step are written. In texts, `{bos}` stands for the tokenizer's BOS token."""
-
-    opening: str = "{bos}"  # opens a sequence, once
-    before_image: str = ""
-    row_end: str = ""  # between the rows of an image's tokens
-    after_image: str = ""
-    text: str = "\n{prompt}"  # follows the images of a step
 
 
 # Who sees later places. causal: no one. image: the tokens of one image see each other. prefix: all but the queries see
@@ -72,7 +64,9 @@ class TokenBackbone(Backbone):
         per_camera: int = 1,
     ) -> None:
         """What `prepare` needs: an image takes so many rows of so many tokens, a camera gives so many images."""
-        self.tokenizer, self.prompt, self.template, self.image_id = tokenizer, prompt, template, image_id
+        self.tokenizer, self.image_id = tokenizer, image_id
+        self.template = template = template.filled(prompt, tokenizer.bos_token or "")
+        self.control = ControlTokens(tokenizer, template.around)
         eos = _first_known(tokenizer.eos_token_id, 0)
         self.pad_id = _first_known(tokenizer.pad_token_id, eos)
         self.query_id = _first_known(getattr(tokenizer, "query_token_id", None), eos)
@@ -86,6 +80,7 @@ class TokenBackbone(Backbone):
         self.image_tokens = rows * columns * per_camera  # of a camera, without what stands around and between
         self._opening = self._encode(template.opening)
         self._blocks: dict[tuple[str, int], list[int]] = {}  # robot training repeats a few instructions
+        self._own: dict[int, Counter[int]] = {}  # control tokens of a step, by its number of views
 
     def finish(self, options: Options) -> None:
         """Apply the options that all backbones share; the last line of a subclass's constructor.
@@ -321,35 +316,48 @@ class TokenBackbone(Backbone):
         return self.training and any(getattr(m, "gradient_checkpointing", False) for m in self.modules())
 
     def _encode(self, text: str) -> list[int]:
-        text = text.replace("{bos}", self.tokenizer.bos_token or "")
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
-    def _in_one(self, text: str, views: int) -> list[int]:
+    def _in_one(self, texts: list[str], views: int) -> list[int]:
         """A step tokenised as a whole: the tokens at the seams depend on what stands before and after them.
 
         Empty if the tokenizer does not read the image token where it is written.
         """
         template, images = self.template, views * self._per_camera
         image = f"{template.before_image}{self._image_text}{template.after_image}"
-        ids = self._encode(template.opening + image * images + text)
+        ids = self._encode(template.opening + image * images + texts[0])
         opening, rest = ids[: len(self._opening)], ids[len(self._opening) :]
         if opening != self._opening or rest.count(self.image_id) != images:
             return []
+        rest += [i for text in texts[1:] for i in self._encode(text)]
         return [i for token in rest for i in (self._rows if token == self.image_id else (token,))]
+
+    def _step(self, pieces: list[str], views: int, *, apart: bool) -> tuple[list[int], int]:
+        """The tokens of a step whose instruction comes in pieces, and how many of them are text."""
+        texts = self.template.written(pieces, apart)
+        text = [i for one in texts for i in self._encode(one)]
+        return self._in_one(texts, views) or self._image * views + text, len(text)
+
+    def _plain(self, instruction: str, views: int) -> tuple[list[int], int]:
+        """As `_step`, with no control token but those that the template writes."""
+        if views not in self._own:
+            self._own[views] = self.control.count(self._step(["a"], views, apart=False)[0])
+        for pieces, apart in self.control.spellings(instruction):
+            tokens, text = self._step(pieces, views, apart=apart)
+            if self.control.count(tokens) == self._own[views]:
+                return tokens, text
+        raise ValueError(
+            f"the instruction {instruction!r} contains a control token of the model's tokenizer; remove it"
+        )
 
     def _block(self, instruction: str, views: int) -> list[int]:
         key = (instruction, views)
         if key not in self._blocks:
-            prompt = self.prompt.replace("{instruction}", instruction)
-            written = self.template.text.replace("{prompt}", prompt)
-            text = self._encode(written)
-            if self.image_id in text:
-                raise ValueError(f"the instruction {instruction!r} contains the model's image token; remove it")
-            tokens = self._in_one(written, views) or self._image * views + text
+            tokens, text = self._plain(clean_instruction(instruction), views)
             if self.context is not None and len(self._opening) + len(tokens) >= self.context:
                 raise ValueError(
                     f"one step of {views} cameras and the instruction {instruction[:40]!r} takes "
-                    f"{len(self._opening) + len(tokens)} tokens ({len(text)} of them text), and leaves no room for "
+                    f"{len(self._opening) + len(tokens)} tokens ({text} of them text), and leaves no room for "
                     f"queries in the model's context of {self.context}: use fewer cameras or a shorter instruction"
                 )
             if len(self._blocks) >= CACHED_BLOCKS:

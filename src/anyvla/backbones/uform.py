@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from anyvla.backbones.base import CAPABILITIES
 from anyvla.backbones.remote import Pair, RemoteBackbone
-from anyvla.backbones.tokens import Template
+from anyvla.backbones.template import Template
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 

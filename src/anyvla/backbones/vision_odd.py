@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from anyvla.backbones.control import encode_plainly
 from anyvla.backbones.vision_inputs import Images, by_sequence
 from anyvla.backbones.vision_patches import patches_channels_last
 
@@ -32,7 +33,7 @@ def no_features(images: Images) -> dict[str, Any]:
 def instructed(images: Images) -> dict[str, Tensor]:
     """(N, 3, h, w), and what the Q-Former reads beside each image: the text of its step, in ids of its own."""
     text = _texts_of_steps(images)
-    read = images.second_tokenizer(text, padding=True, return_tensors="pt").to(images.pixels.device)
+    read = encode_plainly(images.second_tokenizer, text).to(images.pixels.device)
     each = len(images.pixels) // len(text)
     return {
         "pixel_values": images.pixels,

@@ -19,6 +19,7 @@ from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images
 from anyvla.data.findings import Finding, Look, Severity
 from anyvla.data.measured import Measured
 from anyvla.data.motion import IDLE, Scale, idle_ends, jumps, unmoved
+from anyvla.text import check_instruction
 
 _DARK = 8  # a frame whose brightest value is below is black
 _ALIKE = 2.0  # grey levels by which frames of one scene differ through a codec, on average
@@ -143,10 +144,15 @@ def _times(episode: Episode, index: int) -> Iterator[Finding]:
 
 
 def _said(episode: Episode, index: int) -> Iterator[Finding]:
-    if not any(text.strip() for text in episode.instructions):
+    if not any(episode.instructions):
         yield Finding("instruction", "warning", index, "it has no instruction", "unlabelled: drop, or instruction: ...")
     elif any("\ufffd" in text for text in episode.instructions):
         yield Finding("instruction", "error", index, "its instruction was decoded wrongly", "write it again as UTF-8")
+    for text in filter(None, episode.instructions):
+        try:
+            check_instruction(text)
+        except ValueError as error:
+            yield Finding("instruction", "error", index, str(error), "write it again as UTF-8")
 
 
 def _some(length: int) -> np.ndarray:

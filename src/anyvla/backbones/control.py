@@ -1,0 +1,83 @@
+"""Control tokens and the text of users: what a person writes is plain text, whatever the tokenizer makes of it.
+
+A tokenizer takes `<eos>` or `<image>` anywhere in a text for a control token. transformers can switch that off for a
+whole text and for special tokens only, but a prompt needs its own control tokens, and added tokens that are not special
+(`<loc0001>`, `<tool_call>`) act all the same. So a text that holds such a string is cut inside of it, and its pieces
+are tokenised one after another. A text without any is one piece: it is tokenised as it always was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+_MARKED = re.compile(r"<[^<>\s][^<>\n]*>|\[[A-Z_]{2,}\d*\]|\|[A-Z_]+\|")  # how control tokens are spelt
+_KNOWN: WeakKeyDictionary[Any, ControlTokens] = WeakKeyDictionary()  # reading a vocabulary takes a while
+
+
+class ControlTokens:
+    """The control tokens of a tokenizer, and further strings that act as such (`written`: the model's own template)."""
+
+    def __init__(self, tokenizer: Any, written: str = "") -> None:
+        found: dict[str, int | None] = dict.fromkeys(_MARKED.findall(written))
+        found |= {text: i for text, i in tokenizer.get_vocab().items() if _MARKED.fullmatch(text)}
+        for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
+            text = str(token)
+            if getattr(token, "special", True) or (text.strip() and text in written):
+                found[text] = i
+        found |= {text: tokenizer.convert_tokens_to_ids(text) for text in tokenizer.all_special_tokens}
+        # A single character (some models pad with "!") cannot be told from the character.
+        self.names = frozenset(text for text in found if len(text) > 1)
+        # Any text may hold what the tokenizer does not know, or knows as bytes only.
+        self.ids = frozenset(found[text] for text in self.names if not re.fullmatch("<0x[0-9A-F]{2}>", text)) - {
+            None,
+            tokenizer.unk_token_id,
+        }
+        self._lengths = sorted({len(text) for text in self.names})
+        self._firsts = frozenset(text[0] for text in self.names)
+
+    def pieces(self, text: str) -> list[str]:
+        """Return the text, cut after the first character of each control token's name."""
+        cuts = [
+            place + 1
+            for place, first in enumerate(text)
+            if first in self._firsts and any(text[place : place + n] in self.names for n in self._lengths)
+        ]
+        return _cut(text, cuts)
+
+    def spellings(self, text: str) -> Iterator[tuple[list[str], bool]]:
+        """Return ways to cut the text, the best first, and whether it must be cut from what is around it, too.
+
+        The later ones are for tokenizers that change a text before they look for control tokens, and for names that
+        only the text and what is around it make together.
+        """
+        yield self.pieces(text), False
+        yield self.pieces(text), True
+        yield re.findall(r"[^\W_]+|\s+|[\W_]", text) or [text], True
+
+    def count(self, ids: Iterable[int]) -> Counter[int]:
+        """Return how often each control token occurs in the ids."""
+        return Counter(i for i in ids if i in self.ids)
+
+
+def encode_plainly(tokenizer: Any, texts: Sequence[str]) -> Any:
+    """Return the padded batch that the tokenizer makes of texts, in which no control token is the text's."""
+    if tokenizer not in _KNOWN:
+        _KNOWN[tokenizer] = ControlTokens(tokenizer)
+    control = _KNOWN[tokenizer]
+    own = control.count(tokenizer("a")["input_ids"])
+    rows = []
+    for text in texts:
+        for pieces, _ in control.spellings(text):
+            row = tokenizer(pieces, is_split_into_words=True) if len(pieces) > 1 else tokenizer(text)
+            if control.count(row["input_ids"]) == own:
+                break
+        rows.append(row)
+    return tokenizer.pad(rows, return_tensors="pt")
+
+
+def _cut(text: str, places: list[int]) -> list[str]:
+    return [text[begin:end] for begin, end in zip([0, *places], [*places, len(text)], strict=True)]
