@@ -160,3 +160,12 @@ def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
     convert(source, tmp_path / "out", processes=1, progress=lambda *p: seen.append(p))
     assert seen[0] == ("write", 4, 4)
     assert json.loads((tmp_path / "out" / REPORT).read_text())["episodes"] == 4
+
+
+def test_where_the_source_was_does_not_count_but_how_it_was_fingerprinted_does(tmp_path):
+    source = InMemory(EPISODES, fingerprint="2-" + "m" * 64)
+    first = convert(source, tmp_path / "out", processes=1)
+    source.root = tmp_path / "moved"
+    assert convert(source, tmp_path / "out", processes=1) == first
+    with pytest.raises(ValueError, match=r"an earlier version of anyvla converted, .* use it as it is, or choose"):
+        convert(InMemory(EPISODES, fingerprint="3" * 64), tmp_path / "out", processes=1)

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import zipfile
+import zlib
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from demonstrations import ROBOT, InMemory, demonstration
 
+from anyvla.data.formats.folder import write_description
+from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.open import open_dataset
 from anyvla.data.robot_statistics import pooled, statistics_of
 
 EPISODES = [demonstration(5 + i, seed=i) for i in range(6)]
@@ -93,3 +100,40 @@ def test_a_robot_without_proprio():
     robot = dataclasses.replace(ROBOT, proprio=dataclasses.replace(ROBOT.proprio, groups=()))
     blind = [dataclasses.replace(e, embodiment=robot, proprio=e.proprio[:, :0]) for e in EPISODES]
     assert statistics_of(InMemory(blind, robot)).proprio["min"] == []
+
+
+@pytest.mark.parametrize("form", ["lerobot", "folder"])
+def test_an_edit_in_the_middle_of_a_large_file_gives_new_statistics(tmp_path, form):
+    """Of the same size, with its time of modification restored."""
+    long = [demonstration(9000, seed=1)]
+    root = tmp_path / "data"
+    if form == "lerobot":
+        write_dataset(root, ROBOT, long)
+        [path] = root.glob("data/**/*.parquet")
+        table = pq.read_table(path)
+        pq.write_table(table, path, compression="none", use_dictionary=False)
+    else:
+        write_description(root, ROBOT)
+        path = root / "episode_0.npz"
+        images = {f"images/{c}": np.asarray(v) for c, v in long[0].images.items()}
+        np.savez(path, instruction="go", actions=long[0].actions, proprio=long[0].proprio, **images)
+    first, before = statistics_of(open_dataset(root)), path.stat()
+    contents = bytearray(path.read_bytes())
+    value = long[0].actions[4500].tobytes()
+    at = contents.index(value)
+    assert 1 << 16 < at < len(contents) - (1 << 16)  # neither in the head nor in the tail
+    contents[at : at + 4] = np.float32(1e3).tobytes()
+    if form == "folder":  # its checksum, as a program that edits it would write it
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo("actions.npy")
+            old = info.CRC.to_bytes(4, "little")
+            raw = bytearray(archive.read("actions.npy"))
+        place = raw.index(value)
+        raw[place : place + 4] = np.float32(1e3).tobytes()
+        contents = contents.replace(old, zlib.crc32(bytes(raw)).to_bytes(4, "little"))
+    path.write_bytes(contents)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    again = statistics_of(open_dataset(root))
+    assert max(again.action["max"]) == 1e3
+    assert again.fingerprint != first.fingerprint

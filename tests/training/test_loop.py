@@ -14,6 +14,7 @@ from anyvla.data.canonical import Robot
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
+from anyvla.training.checkpoint import check_same
 from anyvla.training.loop import TrainingConfig, TrainingError, pick_precision, train
 from anyvla.training.optim import OptimConfig, learning_rate
 
@@ -194,6 +195,24 @@ def test_a_cache_that_cannot_hold_the_frames_is_told_with_the_setting_that_can(
 ):
     run(dataset, tmp_path, config(steps=1), cache_gb=cache_gb)
     assert ("--data.cache_gb 0.1 keeps all" in caplog.text) == told
+
+
+def test_a_run_of_an_earlier_version_goes_on_if_its_numbers_are_those_of_the_data(dataset, tmp_path):
+    """Its fingerprint covered heads and tails of files only, and cannot be compared."""
+    with pytest.raises(Interrupted):
+        run(dataset, tmp_path / "run", stop=lambda: True)
+    [step] = (tmp_path / "run/train").glob("step-*")
+    path = step / "statistics.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    for vector in (kept["small"]["action"], kept["small"]["proprio"]):
+        del vector["low"], vector["high"]
+    kept["small"]["fingerprint"] = "f" * 64
+    path.write_text(json.dumps(kept), encoding="utf-8")
+    robots = dataset.robots()
+    check_same(step, document(config()), robots)
+    other = dataclasses.replace(robots[0].statistics, action=robots[0].statistics.action | {"mean": [0.0] * 4})
+    with pytest.raises(ConfigError, match=r"was trained on other data \(small ffffffffffff, now small 2-"):
+        check_same(step, document(config()), [dataclasses.replace(robots[0], statistics=other)])
 
 
 def test_training_names_dims_that_rest_or_never_vary(tmp_path, caplog):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from anyvla.config import to_dict
-from anyvla.data import stored
+from anyvla.data import fingerprints, stored
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
@@ -178,9 +178,17 @@ def _psnr(one: np.ndarray, other: np.ndarray) -> list[float]:
 
 
 def _check_same(root: Path, wanted: dict[str, Any]) -> None:
-    """Raises ValueError if what lies at `root` was made of something else."""
-    made = open_dataset(root, "lerobot").provenance
-    if any(made.get(key) != value for key, value in json.loads(json.dumps(wanted)).items()):
+    """Raise ValueError if the data set at `root` was made of something else. Where the source was does not count."""
+    made, wanted = open_dataset(root, "lerobot").provenance, json.loads(json.dumps(wanted))
+    then, now = made.get("source"), wanted["source"]
+    if isinstance(then, dict) and not fingerprints.comparable(str(then.get("fingerprint")), now["fingerprint"]):
+        raise ValueError(
+            f"{root} holds a data set that an earlier version of anyvla converted, and whether it was made of this "
+            "source cannot be said: use it as it is, or choose another output folder"
+        )
+    if isinstance(then, dict):
+        made = made | {"source": then | {"path": now["path"]}}
+    if any(made.get(key) != value for key, value in wanted.items()):
         raise ValueError(f"{root} holds a data set already, made of something else: choose another output folder")
 
 

@@ -6,7 +6,6 @@ writing rotations; its robot keeps its own statistics. Shares of the samples fol
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from anyvla.actions.space import Rotation
 from anyvla.config import STRICT, FormatPart
+from anyvla.data import fingerprints
 from anyvla.data.cameras import Cameras
 from anyvla.data.canonical import Canonical, Robot
 from anyvla.data.converted import Converted
@@ -126,7 +126,7 @@ class Mixture:
         if len(self.datasets) == 1:
             return self.datasets[0].fingerprint
         facts = [f"{d.fingerprint}:{share:.12g}" for d, share in zip(self.datasets, self.shares, strict=True)]
-        return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+        return fingerprints.derived(*facts)
 
     def robots(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Robot]:
         """The robots with the statistics of all their data; computed where they are not known yet.

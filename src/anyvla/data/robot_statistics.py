@@ -5,10 +5,9 @@ Nothing stale can come back: what was kept is found by the fingerprint of the da
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,8 +15,9 @@ from jaxtyping import Num
 
 from anyvla.actions.normalize import Statistics
 from anyvla.actions.ranges import quantile_range
-from anyvla.data import stored
+from anyvla.data import fingerprints, stored
 from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
+from anyvla.data.fingerprints import comparable
 from anyvla.data.statistics import compute_statistics
 
 _VERSION = 2  # of what is kept; others are made again
@@ -41,7 +41,7 @@ def pooled(
     what cannot be trained on. `progress(done, total)` counts episodes.
     """
     prints = [d.fingerprint for d in datasets]
-    fingerprint = prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
+    fingerprint = prints[0] if len(prints) == 1 else fingerprints.derived(*prints)
     name = f"{fingerprint}.json"
     known = json.loads(stored.read("statistics", name) or b"{}")
     if known.pop("version", None) == _VERSION:
@@ -57,6 +57,22 @@ def pooled(
     found = Statistics(describe(np.concatenate(actions)), describe(np.concatenate(proprio)), fingerprint)
     stored.keep("statistics", name, json.dumps(vars(found) | {"version": _VERSION}).encode())
     return found
+
+
+def same_data(then: Statistics, now: Statistics) -> bool:
+    """Return whether two statistics are of the same data.
+
+    Fingerprints of earlier versions of anyvla cannot be compared with those of today. Then every value must be equal,
+    to the last bit, and every dim scaled as before.
+    """
+    if comparable(then.fingerprint, now.fingerprint):
+        return then.fingerprint == now.fingerprint
+    return _same_values(then.action, now.action) and _same_values(then.proprio, now.proprio)
+
+
+def _same_values(then: Mapping[str, Sequence[float]], now: Mapping[str, Sequence[float]]) -> bool:
+    scaled = {"low": then.get("q01"), "high": then.get("q99"), **then}
+    return all(list(of or ()) == list(now.get(key, ())) for key, of in scaled.items())
 
 
 def describe(rows: Num[np.ndarray, "T D"]) -> dict[str, list[float]]:

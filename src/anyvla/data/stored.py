@@ -13,13 +13,11 @@ import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 _MARK = b"anyvla cache 1\n"  # files of another version are made again
-_HASHED_BYTES = 1 << 16  # of the head and of the tail of a file, where parquet, mp4 and HDF5 keep their index
 
 
 def read(kind: str, name: str) -> bytes | None:
@@ -84,17 +82,3 @@ def write(path: Path, contents: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def fingerprint(root: Path, files: Iterable[Path], meaning: str) -> str:
-    """sha256 over names, sizes, heads and tails of files below `root`, and over what their contents mean."""
-    digest = hashlib.sha256(meaning.encode())
-    for path in sorted(files):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(root).as_posix()}:{size}:".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_HASHED_BYTES))
-            if size > 2 * _HASHED_BYTES:
-                file.seek(size - _HASHED_BYTES)
-            digest.update(file.read())
-    return digest.hexdigest()

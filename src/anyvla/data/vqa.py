@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from anyvla.data.stored import fingerprint
+from anyvla.data import fingerprints
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 IMAGE = "<image>"  # where a picture stands in the text of LLaVA's conversations
@@ -56,7 +56,7 @@ class VQADataset:
     def __init__(self, layout: str, root: Path, pictures: Path, files: Sequence[Path], entries: list[_Entry]) -> None:
         self.layout, self.root, self.pictures = layout, root, pictures
         self._entries = entries
-        self.fingerprint: str = fingerprint(root, files, f"vqa {layout}")  # of the texts, not of the pictures
+        self.fingerprint: str = fingerprints.of_files(root, files, f"vqa {layout}")  # of the texts, not of the pictures
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from anyvla.data import fingerprints
 from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
 
 
@@ -35,7 +35,7 @@ class Wrapped:
     @cached_property
     def fingerprint(self) -> str:
         change = json.dumps(self._change, sort_keys=True)
-        return hashlib.sha256(f"{self.dataset.fingerprint}:{change}".encode()).hexdigest()
+        return fingerprints.derived(self.dataset.fingerprint, change)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -22,6 +22,7 @@ from anyvla import weights
 from anyvla.actions.normalize import read_statistics
 from anyvla.config import ConfigError
 from anyvla.data.canonical import Robot
+from anyvla.data.robot_statistics import same_data
 from anyvla.policy import VLA
 
 _CHANGE_NOTHING = ("data.workers", "data.worker_timeout_s", "data.cache_gb")  # settings that change no result
@@ -86,10 +87,10 @@ def check_same(folder: Path, recipe: Mapping[str, Any], robots: Sequence[Robot])
             + "; ".join(f"{key} ({old!r} there, {new!r} now)" for key, old, new in differing[:8])
             + f". {way_out}"
         )
-    then = {name: of.fingerprint for name, of in read_statistics(folder / "statistics.json").items()}
-    now = {r.embodiment.name: r.statistics.fingerprint for r in robots}
-    if then != now:
-        told = [", ".join(f"{name} {of[:12]}" for name, of in prints.items()) for prints in (then, now)]
+    then = read_statistics(folder / "statistics.json")
+    now = {r.embodiment.name: r.statistics for r in robots}
+    if then.keys() != now.keys() or not all(same_data(then[name], now[name]) for name in now):
+        told = [", ".join(f"{name} {of.fingerprint[:12]}" for name, of in all_.items()) for all_ in (then, now)]
         raise ConfigError(f"{folder} was trained on other data ({told[0]}, now {told[1]}). {way_out}")
 
 

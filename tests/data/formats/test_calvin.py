@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,21 @@ def test_fingerprint_follows_what_is_read(folder: Path) -> None:
     path = folder / "training/episode_0000103.npz"
     np.savez_compressed(path, **(step(folder, 103) | {"robot_obs": np.zeros(15)}))
     assert opened(folder).fingerprint != one
+
+
+def test_an_edit_of_any_step_is_noticed_although_its_time_is_restored(folder: Path) -> None:
+    one, path = opened(folder), folder / "training/episode_0000104.npz"
+    before, times = (one.fingerprint, one[0].actions), path.stat()
+    whole = step(folder, 104)
+    np.savez(path, **whole)
+    as_written = opened(folder)
+    assert as_written.fingerprint != before[0]  # of the same arrays, packed in another way
+    assert np.array_equal(as_written[0].actions, before[1])
+    np.savez(path, **(whole | {"rel_actions": whole["rel_actions"] * 0.5}))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    edited = opened(folder)
+    assert edited.fingerprint not in (before[0], as_written.fingerprint)
+    assert not np.array_equal(edited[0].actions, before[1])
 
 
 def test_damage_says_where(folder: Path) -> None:

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.actions.rotations import compose, inverse, quaternions, written
 from anyvla.actions.space import ActionSpace, Group
 from anyvla.config import STRICT, to_dict
-from anyvla.data import stored
+from anyvla.data import fingerprints, stored
 from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats.calvin_index import annotated, in_scenes, listed, played
 from anyvla.data.formats.npz import keys_of, load_arrays, shape_of
@@ -74,6 +74,7 @@ class CalvinDataset:
         self._segments = found
         first = self._path(found[0].start)
         self.embodiment = embodiment or calvin_embodiment(config.actions, _cameras(first))
+        self._names: dict[int, str] = {}  # under which blocks of numbers are kept
         self._shapes = {c: _image_shape(first, c) for c in self.embodiment.cameras}
         for what, space, size in (("action", self.embodiment.action, 7), ("proprio", self.embodiment.proprio, 15)):
             if space.size != size:
@@ -122,12 +123,12 @@ class CalvinDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `EpisodeDataset`. Of the millions of step files a spread of 64 is hashed, beside all index files."""
-        steps = self._steps[np.linspace(0, len(self._steps) - 1, 64).astype(int)]
+        """See `EpisodeDataset`."""
         names = ("ep_start_end_ids.npy", "scene_info.npy", f"{self.config.annotations}/auto_lang_ann.npy")
-        files = {p for p in (self._split / name for name in names) if p.is_file()} | {self._path(s) for s in steps}
+        files = [p for p in (self._split / name for name in names) if p.is_file()]
+        files += [self._path(step) for step in self._steps.tolist()]
         segments = [[s.start, s.end, s.task, s.instruction] for s in self._segments]
-        return stored.fingerprint(self._split, files, json.dumps([segments, self._meaning()], sort_keys=True))
+        return fingerprints.of_many(self._split, files, json.dumps([segments, self._meaning()], sort_keys=True))
 
     def _meaning(self) -> Any:
         return [conventions(self.embodiment), self.config.actions]
@@ -158,10 +159,12 @@ class CalvinDataset:
         return rows[first - blocks[0] * _BLOCK : last - blocks[0] * _BLOCK]
 
     def _block(self, number: int) -> Float32[np.ndarray, "S K"]:
-        name = f"{self.fingerprint[:32]}/{number}.float32"
+        steps = self._steps[number * _BLOCK : (number + 1) * _BLOCK].tolist()
+        if number not in self._names:  # once, as the fingerprint: an open data set is as it was when it was read
+            self._names[number] = fingerprints.state(self._split, [self._path(step) for step in steps], "float32")
+        name = self._names[number]
         if (known := stored.read("calvin", name)) is not None:
             return np.frombuffer(known, np.float32).reshape(-1, _WIDTH)
-        steps = self._steps[number * _BLOCK : (number + 1) * _BLOCK].tolist()
         with ThreadPoolExecutor(_THREADS) as pool:
             rows = np.stack(list(pool.map(self._numbers, steps)))
         stored.keep("calvin", name, rows.tobytes())

@@ -21,7 +21,7 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, build, to_dict
-from anyvla.data import stored
+from anyvla.data import fingerprints, stored
 from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats import hdf5
 from anyvla.data.formats.npz import keys_of, load_arrays, place_of, shape_of
@@ -91,7 +91,7 @@ class FolderDataset:
     @cached_property
     def fingerprint(self) -> str:
         """See `EpisodeDataset`."""
-        return stored.fingerprint(self.root, self._files, json.dumps(conventions(self.embodiment), sort_keys=True))
+        return fingerprints.of_files(self.root, self._files, json.dumps(conventions(self.embodiment), sort_keys=True))
 
     def _length(self, path: Path) -> int:
         shape, size = _shape(path, "actions"), self.embodiment.action.size

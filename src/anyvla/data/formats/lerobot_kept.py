@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from anyvla.data import stored
+from anyvla.data import fingerprints, stored
 
 
 def kept(root: Path, files: list[Path], meaning: str, make: Callable[[], pa.Table]) -> pa.Table:
     """`make()`, or what it gave for the same files before; `meaning` says what it makes of them."""
-    name = f"{stored.fingerprint(root, files, meaning)}.arrow"
+    name = f"{fingerprints.state(root, files, meaning)}.arrow"
     if (known := stored.read("lerobot", name)) is not None:
         return pa.ipc.open_file(pa.py_buffer(known)).read_all()
     table = make()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from jaxtyping import Float32, Float64, Int64
 from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, to_dict
-from anyvla.data import stored
+from anyvla.data import fingerprints
 from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats.lerobot_frames import Declared, Span, StillFrames, VideoFrames
 from anyvla.data.formats.lerobot_info import OWN_KEY, TIME, Info
@@ -154,14 +154,16 @@ class LeRobotReader(ABC):
         """See `EpisodeDataset`; where and when the data was made does not count."""
         facts = {k: v for k, v in self._info.facts.items() if k != OWN_KEY}
         meaning = json.dumps([facts, conventions(self.embodiment), to_dict(self.config)], sort_keys=True)
-        return stored.fingerprint(self.root, self._files(self._keys.values()), meaning)
+        return fingerprints.of_files(self.root, self._files(self._keys.values()), meaning)
 
-    def _files(self, keys: Iterable[str]) -> list[Path]:
-        """All that counts for what the dataset holds, with the videos of these features."""
+    def _files(self, keys: Collection[str]) -> list[Path]:
+        """Return all files that count for what the dataset holds, with the frames of these features."""
         files = [p for pattern in ("data/**/*.parquet", "meta/**/*.parquet") for p in self.root.glob(pattern)]
         files += [p for name in ("episodes", "tasks") if (p := self.root / f"meta/{name}.jsonl").is_file()]
-        videos = [self.root.glob(f"videos/{p}/**/*.mp4") for k in keys for p in (k, f"*/{k}")]
-        return sorted({*files, *(p for found in videos for p in found)})
+        seen = [self.root.glob(f"videos/{p}/**/*.mp4") for k in keys for p in (k, f"*/{k}")]
+        if any(self._info.features[k]["dtype"] == "image" for k in keys):  # rows may name files instead of holding them
+            seen.append(p for p in self.root.glob("images/**/*") if p.is_file())
+        return sorted({*files, *(p for found in seen for p in found)})
 
     def _check(self, index: int) -> None:
         if not -len(self) <= index < len(self):

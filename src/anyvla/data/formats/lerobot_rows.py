@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from anyvla.data.fingerprints import stat_of
 from anyvla.data.formats.open_files import OpenFiles
 
 _KEPT_BYTES = 64 << 20  # of row groups, per process
@@ -98,7 +99,7 @@ def count_rows(path: Path) -> int:
 
 def _group(path: Path, file: _File, group: int, columns: list[str]) -> pa.Table:
     """A row group; the next window or the next episode may lie in it too."""
-    key = (str(path), path.stat().st_mtime_ns, group, tuple(columns))
+    key = (str(path), stat_of(path), group, tuple(columns))
     table = _kept.get(key)
     if table is None:
         table = file.parquet.read_row_group(group, columns=columns, use_threads=False)

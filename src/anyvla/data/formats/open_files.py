@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from anyvla.data.fingerprints import stat_of
+
 
 class _Closable(Protocol):
     def close(self) -> None: ...
@@ -31,8 +33,8 @@ class OpenFiles(Generic[T]):
         self._local = threading.local()
 
     def __call__(self, path: Path) -> T:
-        stat = path.stat()
-        key = (os.getpid(), str(path), stat.st_size, stat.st_mtime_ns)  # a fork must not share its parent's position
+        # A fork must not share its parent's position; a file that was edited must be opened anew.
+        key = (os.getpid(), str(path), *stat_of(path))
         kept = self._kept()
         if key not in kept:
             kept[key] = self._opener(path)
@@ -47,7 +49,7 @@ class OpenFiles(Generic[T]):
         while kept:
             kept.popitem()[1].close()
 
-    def _kept(self) -> OrderedDict[tuple[int, str, int, int], T]:
+    def _kept(self) -> OrderedDict[tuple[int | str, ...], T]:
         if not hasattr(self._local, "kept"):
             self._local.kept = OrderedDict()
         return self._local.kept

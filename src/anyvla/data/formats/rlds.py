@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
-from anyvla.data import stored
+from anyvla.data import fingerprints
 from anyvla.data.episode import Embodiment, Episode, conventions, steady
 from anyvla.data.formats import oxe, rlds_features, tf_example, tfrecord
 from anyvla.data.formats.rlds_frames import EncodedFrames, Place, numbers_of
@@ -108,7 +108,7 @@ class RLDSDataset:
         """See `EpisodeDataset`."""
         meaning = [conventions(self.embodiment), to_dict(self.config), self._cameras]
         files = [*self._shards, self._about.folder / "features.json"]
-        return stored.fingerprint(self._about.folder, files, json.dumps(meaning, sort_keys=True))
+        return fingerprints.of_files(self._about.folder, files, json.dumps(meaning, sort_keys=True))
 
     def __getitem__(self, index: int) -> Episode:
         """Episode `index`; frames are decoded when asked for. Raises IndexError outside, ValueError if damaged."""

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from anyvla.config import to_dict
-from anyvla.data import stored
+from anyvla.data import fingerprints, stored
 from anyvla.data.formats import oxe, tf_example, tfrecord
 from anyvla.data.formats.rlds_features import Description, Leaf
 
@@ -52,7 +52,7 @@ def build_index(
 ) -> Index:
     """The index of a split, from the cache folder if it is there. Raises ValueError for damaged files."""
     meaning = json.dumps([_VERSION, list(instructions), to_dict(config), None if entry is None else to_dict(entry)])
-    name = f"{stored.fingerprint(about.folder, [*shards, about.folder / 'features.json'], meaning)}.npz"
+    name = f"{fingerprints.state(about.folder, [*shards, about.folder / 'features.json'], meaning)}.npz"
     if (known := stored.read("rlds", name)) is not None:
         with np.load(io.BytesIO(known), allow_pickle=False) as kept:
             notes = json.loads(bytes(kept["notes"]).decode())

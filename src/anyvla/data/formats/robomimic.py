@@ -19,7 +19,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, to_dict
-from anyvla.data import stored
+from anyvla.data import fingerprints
 from anyvla.data.episode import Embodiment, Episode, conventions, steady
 from anyvla.data.formats.hdf5 import SUFFIXES, Hdf5Frames, Orientation, node, open_file, read
 from anyvla.data.formats.robomimic_robots import LIBERO_PROPRIO, ROBOMIMIC_PROPRIO, known_embodiment
@@ -135,7 +135,7 @@ class RobomimicDataset:
         """See `EpisodeDataset`."""
         demos = [[d.file.name, d.name, d.instruction, d.length] for d in self._demos]
         meaning = [demos, self._upright, conventions(self.embodiment), to_dict(self.config)]
-        return stored.fingerprint(self._folder, {d.file for d in self._demos}, json.dumps(meaning, sort_keys=True))
+        return fingerprints.of_files(self._folder, {d.file for d in self._demos}, json.dumps(meaning, sort_keys=True))
 
     def _read_file(self, file: Path) -> list[_Demo]:
         data = node(file, "data")

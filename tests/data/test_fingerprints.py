@@ -1,0 +1,196 @@
+"""An edit of any file changes the fingerprint, whatever hides it; an unchanged file is read once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anyvla.data import fingerprints
+from anyvla.data.fingerprints import comparable, derived, of_files, of_many, state
+
+LONG = 600_000  # bytes: far more than a head and a tail
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: Any) -> Path:
+    monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    (folder / "videos").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.parquet", "b.parquet", "videos/a.mp4"):
+        (folder / name).write_bytes(rng.bytes(LONG))
+    return folder
+
+
+@pytest.fixture
+def settled(monkeypatch: Any) -> None:
+    """All files changed long ago."""
+    monkeypatch.setattr(fingerprints, "_RECENT_NS", -(10**12))
+
+
+@pytest.fixture
+def hashed(monkeypatch: Any) -> list[str]:
+    """The names of the files that are read."""
+    names, whole = [], fingerprints._hash
+
+    def watched(path: Path) -> Any:
+        names.append(path.name)
+        return whole(path)
+
+    monkeypatch.setattr(fingerprints, "_hash", watched)
+    return names
+
+
+def files(root: Path) -> list[Path]:
+    return [p for p in root.rglob("*") if p.is_file()]
+
+
+def edit(path: Path, restore_time: bool = True) -> None:
+    """Change one byte in the middle; the size stays, and so does the time of modification."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(before.st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    if restore_time:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+WAYS = {"of_files": of_files, "of_many": of_many, "state": state}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["a.parquet", "videos/a.mp4"])
+@pytest.mark.parametrize("old", [True, False])
+def test_an_edit_in_the_middle_is_another_fingerprint(
+    way: str, name: str, old: bool, root: Path, monkeypatch: Any
+) -> None:
+    if old:
+        monkeypatch.setattr(fingerprints, "_RECENT_NS", -(10**12))
+    make = WAYS[way]
+    first = make(root, sorted(files(root)), "meaning")
+    assert make(root, sorted(files(root)), "meaning") == first
+    time.sleep(0.02)  # a clock tick of the kernel
+    edit(root / name)
+    assert make(root, sorted(files(root)), "meaning") != first
+
+
+def test_an_edit_within_a_tick_of_the_clock_is_noticed(root: Path, monkeypatch: Any) -> None:
+    """Even if nothing that `stat` says has changed."""
+    seen = {p: fingerprints.stat_of(p) for p in files(root)}
+    monkeypatch.setattr(fingerprints, "stat_of", lambda of: seen.get(of, (LONG, 0, 0, 0)))
+    monkeypatch.setattr(fingerprints, "_recent", lambda _: True)
+    first = [make(root, sorted(files(root)), "") for make in WAYS.values()]
+    edit(root / "b.parquet")
+    assert all(make(root, sorted(files(root)), "") != one for make, one in zip(WAYS.values(), first, strict=True))
+
+
+def test_each_file_is_hashed_once(root: Path, settled: None, hashed: list[str]) -> None:
+    first = of_files(root, files(root), "meaning")
+    assert sorted(hashed) == ["a.mp4", "a.parquet", "b.parquet"]
+    hashed.clear()
+    assert of_files(root, files(root), "meaning") == first
+    assert of_files(root, files(root), "another meaning") != first
+    assert state(root, files(root), "") == state(root, files(root), "")
+    assert not hashed
+    time.sleep(0.02)
+    edit(root / "a.parquet", restore_time=False)
+    assert of_files(root, files(root), "meaning") != first
+    assert hashed == ["a.parquet"]
+
+
+def test_a_copy_has_the_same_fingerprint_and_another_state(root: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    for path in files(root):
+        (copy / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+        (copy / path.relative_to(root)).write_bytes(path.read_bytes())
+    for make in (of_files, of_many):
+        assert make(copy, sorted(files(copy)), "m") == make(root, sorted(files(root)), "m")
+    assert state(copy, files(copy), "m") != state(root, files(root), "m")
+
+
+def test_names_count(root: Path) -> None:
+    first = of_files(root, files(root), "")
+    (root / "a.parquet").rename(root / "c.parquet")
+    assert of_files(root, files(root), "") != first
+    assert derived("a", "bc") != derived("ab", "c")
+
+
+def test_without_a_cache_every_file_is_hashed_each_time(
+    root: Path, cache: Path, settled: None, hashed: list[str]
+) -> None:
+    cache.touch()  # no folder can be made there
+    assert of_files(root, files(root), "") == of_files(root, files(root), "")
+    assert len(hashed) == 6
+
+
+def test_damaged_hashes_are_made_again(root: Path, cache: Path, settled: None, hashed: list[str], caplog: Any) -> None:
+    first = of_files(root, files(root), "")
+    [kept] = (cache / "hashes").iterdir()
+    kept.write_bytes(kept.read_bytes().replace(b'"a.parquet"', b'"b.parquet"'))
+    assert of_files(root, files(root), "") == first
+    assert len(hashed) == 6
+    assert "damaged" in caplog.text
+
+
+def test_a_file_that_grows_while_it_is_hashed_is_refused(root: Path, monkeypatch: Any) -> None:
+    whole = fingerprints.hashlib.file_digest
+
+    def written_to(file: Any, kind: str) -> Any:
+        with Path(file.name).open("ab") as other:
+            other.write(b"more")
+        return whole(file, kind)
+
+    monkeypatch.setattr(fingerprints.hashlib, "file_digest", written_to)
+    with pytest.raises(ValueError, match=r"parquet changed while it was read: wait until it is complete"):
+        of_files(root, [root / "a.parquet"], "")
+
+
+def test_writers_at_the_same_time_agree(root: Path, settled: None) -> None:
+    found = list[str]()
+    threads = [threading.Thread(target=lambda: found.append(of_files(root, files(root), ""))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+    assert of_files(root, files(root), "") == found[0]
+
+
+def test_long_hashing_reports_and_keeps_what_it_has(root: Path, settled: None, monkeypatch: Any, caplog: Any) -> None:
+    monkeypatch.setattr(fingerprints, "_REPORT_S", -1.0)
+    monkeypatch.setattr(fingerprints, "_THREADS", 1)
+    whole, count = fingerprints._hash, iter(range(3))
+
+    def killed(path: Path) -> Any:
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return whole(path)
+
+    with caplog.at_level(logging.WARNING):
+        monkeypatch.setattr(fingerprints, "_hash", killed)
+        with pytest.raises(KeyboardInterrupt):
+            of_files(root, files(root), "")
+        assert f"fingerprint of {root}, made once: 0.0 of 0.0 GB" in caplog.text
+    rest = list[str]()
+    monkeypatch.setattr(fingerprints, "_hash", lambda path: (rest.append(path.name), whole(path))[1])
+    of_files(root, files(root), "")
+    assert len(rest) == 1
+
+
+def test_fingerprints_of_another_version_cannot_be_compared() -> None:
+    assert comparable(derived("a"), derived("b"))
+    assert not comparable("f" * 64, derived("a"))
