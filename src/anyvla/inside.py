@@ -7,6 +7,7 @@ itself may be a symbolic link, because the user chose it.
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 _OUT = "a data set or a checkpoint may name files of its own folder only"
@@ -30,8 +31,8 @@ def inside(root: Path, name: str) -> Path:
     return path if folder else regular(path)
 
 
-def check_name(name: str, root: Path) -> None:
-    """Raise ValueError for a name that leads out of any folder; no file is looked at."""
+def check_name(name: str, by: Path | str) -> None:
+    """Raise ValueError for a name that leads out of any folder; no file is looked at. `by`: who gives the name."""
     windows = PureWindowsPath(name)
     fault = (
         "is empty"
@@ -47,7 +48,19 @@ def check_name(name: str, root: Path) -> None:
         else ""
     )
     if fault:
-        raise ValueError(f"{root} names the file {name!r}, which {fault}: {_OUT}")
+        raise ValueError(f"{by} names the file {name[:200]!r}, which {fault}: {_OUT}")
+
+
+def listed(root: Path, paths: Iterable[Path]) -> list[Path]:
+    """Return, in order, files that were found by listing `root`. Raise ValueError for one that leads out of it."""
+    found = sorted(paths)
+    for folder in {path.parent for path in found} - {root}:
+        inside(root, folder.relative_to(root).as_posix())
+    for path in found:
+        if path.is_symlink():
+            inside(root, path.relative_to(root).as_posix())
+        regular(path)
+    return found
 
 
 def regular(path: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from anyvla.inside import regular
 
@@ -43,8 +43,10 @@ def decode(
                 fault = _transparency(turned)
                 if not fault:
                     return np.array(turned.convert("RGB"), np.uint8)
-    except FileNotFoundError:
-        raise ValueError(f"{where}: there is no image at {source}") from None
+    except FileNotFoundError as error:
+        raise ValueError(f"{where}: there is no image at {error.filename}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{where}: the image is damaged (it is of no known kind); copy the data again") from None
     except Exception as error:  # a damaged image makes Pillow raise almost anything
         raise ValueError(f"{where}: the image is damaged ({error}); copy the data again") from None
     raise ValueError(f"{where}: the image {fault}")

@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from anyvla.data import fingerprints
+from anyvla.data.pictures import decode
+from anyvla.inside import check_name, inside, listed, regular
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 IMAGE = "<image>"  # where a picture stands in the text of LLaVA's conversations
@@ -38,7 +40,7 @@ class VQAExample:
 
         Raises ValueError for a file that is missing or cannot be decoded.
         """
-        return tuple(_decode(path, self.where) for path in self.paths)
+        return tuple(decode(path, f"{self.where}, {path}", upright=True) for path in self.paths)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,10 @@ class VQADataset:
     def __getitem__(self, index: int) -> VQAExample:
         """Example `index`. Raises IndexError."""
         entry = self._entries[index]
-        paths = tuple(self.pictures / name for name in entry.images)
+        try:
+            paths = tuple(inside(self.pictures, name) for name in entry.images)
+        except ValueError as error:
+            raise ValueError(f"{entry.where}: {error}") from None
         return VQAExample(turns=entry.turns, paths=paths, where=entry.where)
 
     def __iter__(self) -> Iterator[VQAExample]:
@@ -130,8 +135,7 @@ def _entry(
         raise ValueError(f"{where}: expected an object with keys, found {type(row).__name__}")
     turns, images = read(where, row)
     for name in images:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{where}: the image {name!r} lies outside of the data; name it relative to the folder")
+        check_name(name, where)
     return _Entry(turns, images, where)
 
 
@@ -167,12 +171,15 @@ def _question(where: str, row: Mapping[str, Any]) -> tuple[tuple[tuple[str, str]
 
 def _coco(data: Mapping[str, Any], path: Path) -> list[_Entry]:
     """COCO captions: one entry per annotation, that is, each caption of a picture for itself."""
-    names = {image["id"]: image["file_name"] for image in data["images"]}
+    try:
+        names = {image["id"]: image["file_name"] for image in data["images"]}
+    except (KeyError, TypeError):
+        raise ValueError(f"{path.name}: expected 'images' to be a list of {{id, file_name}}") from None
     entries = []
     for i, row in enumerate(data["annotations"]):
         where = f"{path.name}, annotation {i}"
-        if row.get("image_id") not in names:
-            raise ValueError(f"{where}: there is no image with the id {row.get('image_id')!r}")
+        if not isinstance(row, dict) or not isinstance(names.get(row.get("image_id")), str):
+            raise ValueError(f"{where}: 'image_id' is the id of no image that has a 'file_name'")
         if not isinstance(row.get("caption"), str):
             raise ValueError(f"{where}: the key 'caption' must be a text, got {row.get('caption')!r}")
         entries.append(_entry(lambda _, r: (((CAPTION, r["caption"].strip()),), (names[r["image_id"]],)), where, row))
@@ -181,8 +188,8 @@ def _coco(data: Mapping[str, Any], path: Path) -> list[_Entry]:
 
 def _captions_beside(root: Path) -> VQADataset:
     """A picture and a text file of the same name; sub-folders too."""
-    texts = sorted(p for p in root.rglob("*.txt"))
-    by_stem = {p.with_suffix(""): p for p in sorted(root.rglob("*")) if p.suffix.lower() in PICTURES}
+    texts = listed(root, root.rglob("*.txt"))
+    by_stem = {p.with_suffix(""): p for p in listed(root, (p for p in root.rglob("*") if p.suffix.lower() in PICTURES))}
     texts = [t for t in texts if t.with_suffix("") in by_stem]
     if not texts:
         raise ValueError(
@@ -213,7 +220,7 @@ def _lines(path: Path) -> list[tuple[str, Any]]:
         if line.strip():
             try:
                 rows.append((f"{path.name}, line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
     return rows
 
@@ -221,13 +228,13 @@ def _lines(path: Path) -> list[tuple[str, Any]]:
 def _json(path: Path) -> Any:
     try:
         return json.loads(_text(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return regular(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
 
@@ -235,16 +242,3 @@ def _text(path: Path) -> str:
 def _first_character(path: Path) -> str:
     with path.open("rb") as file:
         return file.read(64).decode("utf-8", "replace").lstrip("\ufeff \r\n\t")[:1]
-
-
-def _decode(path: Path, where: str) -> UInt8[np.ndarray, "H W 3"]:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image) or image
-            return np.array(upright.convert("RGB"), np.uint8)
-    except FileNotFoundError:
-        raise ValueError(f"{where}: there is no picture at {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{where}: the picture {path} cannot be decoded ({error})") from None

@@ -182,7 +182,7 @@ def test_damaged_images_are_named(copy):
     pq.write_table(table.set_column(place, table.schema.field(place), [rows]), path)
     images = opened(copy)[3].images
     assert images["image"][[16]].shape == (1, 24, 24, 3)
-    with pytest.raises(ValueError, match=r"episode 2: the image of step 17 is missing or damaged"):
+    with pytest.raises(ValueError, match=r"episode 2, the image of step 17: the image is damaged"):
         images["image"][[17]]
 
 

@@ -12,16 +12,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 
 from anyvla.data.formats.lerobot_frames import Span
 from anyvla.data.formats.lerobot_info import OWN_KEY
 from anyvla.data.formats.lerobot_kept import kept
+from anyvla.data.formats.lerobot_paths import PathTemplate
 from anyvla.data.formats.lerobot_places import Claims, find_rows, wrong_spans
 from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader, code_tasks
+from anyvla.data.formats.parquet import naming, open_parquet
+from anyvla.inside import inside, listed
 
 VERSION = "v3.0"
+_NUMBERS = ("chunk_index", "file_index")
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -55,7 +58,7 @@ class LeRobotDataset(LeRobotReader):
                 f"meta/episodes lists {count}; copy the dataset again"
             )
         length, number = _numbers(table, "length"), _numbers(table, "episode_index")
-        files, file = self._files_of(table, "data", self._info.facts["data_path"])
+        files, file = self._files_of(table, "data", PathTemplate(self.root, self._info.facts, "data_path", _NUMBERS))
         self._data = files
         self._rows = find_rows(Claims(files, file, _numbers(table, "dataset_from_index"), length, number))
         self._lost_at |= self._rows.lost
@@ -83,7 +86,8 @@ class LeRobotDataset(LeRobotReader):
     def _read_spans(self, table: pa.Table, key: str, seconds: Float64[np.ndarray, "E"]) -> _Spans:
         """Where each episode is in the videos of a camera; episodes that cannot be there are lost."""
         place = f"videos/{key}"
-        files, file = self._files_of(table, place, self._info.facts["video_path"].replace("{video_key}", key))
+        template = PathTemplate(self.root, self._info.facts, "video_path", ("video_key", *_NUMBERS))
+        files, file = self._files_of(table, place, template, video_key=key)
         begin = table[f"{place}/from_timestamp"].to_numpy().astype(np.float64)
         end = f"{place}/to_timestamp"
         ends = table[end].to_numpy().astype(np.float64) if end in table.column_names else None
@@ -94,7 +98,7 @@ class LeRobotDataset(LeRobotReader):
 
     def _read_table(self) -> pa.Table:
         """The columns of the table of episodes that are used, in the order of the episodes."""
-        paths = sorted((self.root / "meta/episodes").glob("*/*.parquet"))
+        paths = listed(self.root, (self.root / "meta/episodes").glob("*/*.parquet"))
         if not paths:
             raise ValueError(f"{self.root} is incomplete: meta/episodes holds no parquet file; copy the dataset again")
         places = [f"videos/{k}" for k in self._keys.values() if self._info.features[k]["dtype"] == "video"]
@@ -109,11 +113,13 @@ class LeRobotDataset(LeRobotReader):
         order = table["episode_index"].to_numpy()
         return table if np.all(np.diff(order) > 0) else table.take(np.argsort(order, kind="stable"))
 
-    def _files_of(self, table: pa.Table, place: str, pattern: str) -> tuple[list[Path], np.ndarray]:
+    def _files_of(
+        self, table: pa.Table, place: str, template: PathTemplate, **names: str
+    ) -> tuple[list[Path], np.ndarray]:
         """The files that hold the episodes, and the place in that list of each episode's."""
         chunk, file = (_numbers(table, f"{place}/{name}_index") for name in ("chunk", "file"))
         pairs, inverse = np.unique(np.stack([chunk, file], axis=1), axis=0, return_inverse=True)
-        paths = [self.root / pattern.format(chunk_index=int(c), file_index=int(f)) for c, f in pairs]
+        paths = [inside(self.root, template.path(chunk_index=int(c), file_index=int(f), **names)) for c, f in pairs]
         return paths, inverse.reshape(-1)
 
     def _rows_at(self, index: int) -> tuple[Path, int]:
@@ -135,7 +141,9 @@ class LeRobotDataset(LeRobotReader):
         return json.loads(found.get(EXTRA) or "{}"), None if instructions is None else tuple(instructions)
 
     def _tasks_by_number(self) -> dict[int, str]:
-        table = pq.read_table(self.root / TASKS_PATH)
+        path = inside(self.root, TASKS_PATH)
+        with naming(path):
+            table = open_parquet(path).read()
         names = [c for c in table.column_names if c != "task_index"]  # the index of a pandas frame, named or not
         return dict(zip(table["task_index"].to_pylist(), table[names[0]].to_pylist(), strict=True))
 
@@ -144,16 +152,14 @@ def _join(paths: list[Path], needed: list[str], wanted: list[str]) -> pa.Table:
     """The columns that are needed, and those that are wanted where they are, of all files."""
     tables = []
     for path in paths:
-        try:
-            file = pq.ParquetFile(path)
+        with naming(path):
+            file = open_parquet(path)
             there = set(file.schema_arrow.names)
             missing = [name for name in needed if name not in there]
             if missing:
                 raise ValueError(f"{path} has no column {missing[0]!r}; copy the dataset again")
             tables.append(file.read(columns=needed + [name for name in wanted if name in there]))
             file.close()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); copy it again") from None
     return pa.concat_tables(tables, promote_options="default")
 
 

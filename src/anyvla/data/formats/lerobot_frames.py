@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from jaxtyping import Float64, UInt8
 
 from anyvla.data.episode import Frames
 from anyvla.data.formats import video
+from anyvla.data.pictures import decode
+from anyvla.inside import inside
 
 _RATE = 5e-4  # rates that differ by less are the same: 29.97 is also written 30000/1001, but is not 30
 
@@ -122,17 +123,10 @@ class StillFrames(Frames):
         return frames
 
     def _decode(self, value: dict[str, Any] | None, step: int) -> UInt8[np.ndarray, "H W 3"]:
-        from PIL import Image, UnidentifiedImageError
-
         value = value or {}
-        try:
-            source = io.BytesIO(value["bytes"]) if value.get("bytes") else self._root / (value.get("path") or "")
-            with Image.open(source) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(
-                f"{self._where}: the image of step {step} is missing or damaged ({error}); copy the dataset again"
-            ) from None
+        where = f"{self._where}, the image of step {step}"
+        source = value["bytes"] if value.get("bytes") else inside(self._root, value.get("path") or "")
+        return decode(source, where)
 
 
 def _check_size(frames: np.ndarray, shape: tuple[int, ...], where: str) -> None:

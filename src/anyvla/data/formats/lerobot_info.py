@@ -12,6 +12,7 @@ from anyvla.actions.space import ActionSpace
 from anyvla.config import build
 from anyvla.data.episode import Embodiment
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
+from anyvla.inside import inside
 from anyvla.registry import nearest
 
 OWN_KEY = "anyvla"  # what anyvla alone knows, in info.json and as a prefix of columns; LeRobot ignores it
@@ -203,4 +204,4 @@ def _read(root: Path) -> dict[str, Any]:
         if not root.is_dir():
             raise ValueError(f"there is no dataset at {root}: no such folder")
         raise ValueError(f"{root} is not a LeRobot dataset, or half written: it has no meta/info.json")
-    return read_json(path)
+    return read_json(inside(root, "meta/info.json"))

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Float64, Int64
+
+from anyvla.data.formats.parquet import naming, open_parquet
 
 _SLACK = 5e-3  # of its length, by which a video may last longer or shorter than the rows: clocks differ
 
@@ -79,8 +79,8 @@ def find_rows(claims: Claims) -> Rows:
 def _rows_of(path: Path) -> int | None:
     """Return how many rows a file has; None if it is missing or cannot be read, which is told on reading it."""
     try:
-        return int(pq.read_metadata(path).num_rows)
-    except (pa.ArrowException, OSError):
+        return int(open_parquet(path).metadata.num_rows)
+    except ValueError:
         return None
 
 
@@ -88,8 +88,9 @@ def _rows_of(path: Path) -> int | None:
 def runs_of(path: Path) -> list[tuple[int, tuple[int, int]]]:
     """Return the runs of rows of one episode in a file: its number, the first row and how many; [] if unreadable."""
     try:
-        numbers = pq.read_table(path, columns=["episode_index"])["episode_index"].to_numpy()
-    except (pa.ArrowException, OSError, KeyError):
+        with naming(path):
+            numbers = open_parquet(path).read(columns=["episode_index"])["episode_index"].to_numpy()
+    except (ValueError, KeyError):
         return []
     edges = np.concatenate([[0], np.flatnonzero(np.diff(numbers)) + 1, [len(numbers)]])
     return [(int(numbers[a]), (int(a), int(b - a))) for a, b in itertools.pairwise(edges) if b > a]

@@ -28,6 +28,7 @@ from anyvla.data.formats.lerobot_kept import kept
 from anyvla.data.formats.lerobot_places import runs_of
 from anyvla.data.formats.lerobot_rows import read_rows
 from anyvla.data.formats.lost import report_empty, report_lost
+from anyvla.inside import listed
 
 STATE = "observation.state"
 ACTION = "action"
@@ -163,7 +164,7 @@ class LeRobotReader(ABC):
         seen = [self.root.glob(f"videos/{p}/**/*.mp4") for k in keys for p in (k, f"*/{k}")]
         if any(self._info.features[k]["dtype"] == "image" for k in keys):  # rows may name files instead of holding them
             seen.append(p for p in self.root.glob("images/**/*") if p.is_file())
-        return sorted({*files, *(p for found in seen for p in found)})
+        return listed(self.root, {*files, *(p for found in seen for p in found)})
 
     def _check(self, index: int) -> None:
         if not -len(self) <= index < len(self):

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from anyvla.data.fingerprints import stat_of
 from anyvla.data.formats.open_files import OpenFiles
+from anyvla.data.formats.parquet import naming, open_parquet
 
 _KEPT_BYTES = 64 << 20  # of row groups, per process
 _OPEN = 16  # files per thread
@@ -23,7 +23,7 @@ _OPEN = 16  # files per thread
 
 class _File:
     def __init__(self, path: Path) -> None:
-        self.parquet = pq.ParquetFile(path)
+        self.parquet = open_parquet(path)
         counts = [self.parquet.metadata.row_group(i).num_rows for i in range(self.parquet.metadata.num_row_groups)]
         self.names = set(self.parquet.schema_arrow.names)
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # of each row group, and the end
@@ -64,7 +64,7 @@ def read_rows(path: Path, first: int, count: int | None, columns: list[str]) -> 
 
     Raises ValueError that names the file if it is missing, damaged, or lacks these rows or columns.
     """
-    try:
+    with naming(path):
         file = _opened(path)
         count = int(file.starts[-1]) - first if count is None else count
         if first + count > file.starts[-1]:
@@ -78,23 +78,13 @@ def read_rows(path: Path, first: int, count: int | None, columns: list[str]) -> 
         low = int(np.searchsorted(file.starts, first, side="right")) - 1
         high = int(np.searchsorted(file.starts, first + count, side="left"))
         groups = [_group(path, file, group, columns) for group in range(low, high)]
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; copy the dataset again") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        _opened.drop()
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); copy the dataset again") from None
     return pa.concat_tables(groups).slice(first - int(file.starts[low]), count)
 
 
 def count_rows(path: Path) -> int:
     """Return how many rows a file has. Raises ValueError that names the file if it is missing or damaged."""
-    try:
+    with naming(path):
         return int(_opened(path).starts[-1])
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; copy the dataset again") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        _opened.drop()
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); copy the dataset again") from None
 
 
 def _group(path: Path, file: _File, group: int, columns: list[str]) -> pa.Table:

@@ -17,8 +17,10 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from anyvla.data.formats.lerobot_frames import Span
+from anyvla.data.formats.lerobot_paths import PathTemplate
 from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader, code_tasks
 from anyvla.data.formats.lerobot_rows import count_rows
+from anyvla.inside import inside
 
 
 class LeRobotV2Dataset(LeRobotReader):
@@ -44,7 +46,13 @@ class LeRobotV2Dataset(LeRobotReader):
                 f"{self.root} is incomplete: info.json counts {facts['total_episodes']} episodes, meta/episodes.jsonl "
                 f"lists {len(numbers)}; copy the dataset again"
             )
-        self._chunk = int(facts.get("chunks_size", 1000))
+        self._chunk = facts.get("chunks_size", 1000)
+        if not isinstance(self._chunk, int) or self._chunk < 1:
+            raise ValueError(f"{self.root}/meta/info.json: chunks_size is {self._chunk!r}, expected a number from 1 on")
+        numbers_of = ("episode_chunk", "episode_index")
+        self._data_template = PathTemplate(self.root, facts, "data_path", numbers_of)
+        if any(self._info.features[key]["dtype"] == "video" for key in self._keys.values()):
+            self._video_template = PathTemplate(self.root, facts, "video_path", ("video_key", *numbers_of))
         codes, texts = code_tasks(pa.chunked_array([pa.array(tasks, pa.list_(pa.string()))]))
         if (codes < 0).any():
             texts = list(dict.fromkeys([*texts, *self._tasks_by_number().values()]))
@@ -70,7 +78,7 @@ class LeRobotV2Dataset(LeRobotReader):
             for path in [self._data_path(number), *(self._video_path(number, key) for key in videos)]:
                 folder, name = os.path.split(path)
                 if folder not in listed:
-                    whole = self.root / folder
+                    whole = inside(self.root, folder) if folder else self.root
                     listed[folder] = {p.name for p in whole.iterdir()} if whole.is_dir() else set()
                 if name not in listed[folder]:
                     lost.setdefault(at, f"the dataset is incomplete: {self.root / path} is missing; copy it again")
@@ -83,24 +91,24 @@ class LeRobotV2Dataset(LeRobotReader):
             raise ValueError(f"{path} has {rows} rows, meta/episodes.jsonl says {said} steps; copy the dataset again")
 
     def _data_path(self, number: int) -> str:
-        return self._info.facts["data_path"].format(episode_chunk=number // self._chunk, episode_index=number)
+        return self._data_template.path(episode_chunk=number // self._chunk, episode_index=number)
 
     def _video_path(self, number: int, key: str) -> str:
-        where = {"episode_chunk": number // self._chunk, "episode_index": number, "video_key": key}
-        return self._info.facts["video_path"].format(**where)
+        chunk = number // self._chunk
+        return self._video_template.path(episode_chunk=chunk, episode_index=number, video_key=key)
 
     def _rows_at(self, index: int) -> tuple[Path, int]:
-        return self.root / self._data_path(int(self._columns.number[index])), 0
+        return inside(self.root, self._data_path(int(self._columns.number[index]))), 0
 
     def _video_at(self, index: int, key: str) -> Span:
-        return Span(self.root / self._video_path(int(self._columns.number[index]), key))
+        return Span(inside(self.root, self._video_path(int(self._columns.number[index]), key)))
 
     def _tasks_by_number(self) -> dict[int, str]:
         return {r["task_index"]: r["task"] for r in self._lines("meta/tasks.jsonl", "task_index", "task")}
 
     def _lines(self, name: str, *keys: str) -> Iterator[dict[str, Any]]:
         """The JSON lines of a file. Raises ValueError that names the line if it is damaged."""
-        path = self.root / name
+        path = inside(self.root, name)
         if not path.is_file():
             raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")
         with path.open("rb") as file:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from anyvla.data.fingerprints import stat_of
+from anyvla.inside import regular
 
 
 class _Closable(Protocol):
@@ -33,8 +34,8 @@ class OpenFiles(Generic[T]):
         self._local = threading.local()
 
     def __call__(self, path: Path) -> T:
-        # A fork must not share its parent's position; a file that was edited must be opened anew.
-        key = (os.getpid(), str(path), *stat_of(path))
+        # A fork must not share its parent's position; a file that was edited must be opened anew; a pipe would hang.
+        key = (os.getpid(), str(path), *stat_of(regular(path)))
         kept = self._kept()
         if key not in kept:
             kept[key] = self._opener(path)

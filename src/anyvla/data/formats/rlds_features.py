@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from anyvla.documents import read_object
+from anyvla.inside import inside
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Description:
             if match:
                 if match[1] != "tfrecord":
                     raise ValueError(f"{path} is of file format {match[1]}; tfrecord is read")
-                found[int(match[2])] = path
+                found[int(match[2])] = inside(self.folder, path.name)
         missing = [i for i in range(count) if i not in found]
         if missing:
             raise ValueError(
@@ -70,7 +72,17 @@ def version_of(root: Path) -> Path:
 
 def describe(folder: Path) -> Description:
     """Read both files. Raises ValueError for a damaged one, and for a data set that is not made of steps."""
-    features, info = (_json(folder / name) for name in ("features.json", "dataset_info.json"))
+    features, info = (read_object(inside(folder, name)) for name in ("features.json", "dataset_info.json"))
+    try:
+        return _described(folder, features, info)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"{folder}/features.json or dataset_info.json is damaged ({type(error).__name__}: {error}); copy the data "
+            "set again"
+        ) from None
+
+
+def _described(folder: Path, features: dict[str, Any], info: dict[str, Any]) -> Description:
     top = features.get("featuresDict", {}).get("features", {})
     if "sequence" not in top.get("steps", {}):
         raise ValueError(f"{folder} is a tensorflow-datasets folder, but no RLDS data set: its records have no steps")
@@ -102,10 +114,3 @@ def _leaves(feature: dict[str, Any], path: str, *, ragged: bool) -> list[tuple[s
 def _shape(feature: dict[str, Any]) -> tuple[int | None, ...]:
     sizes = [int(n) for n in (feature.get("shape") or {}).get("dimensions", [])]
     return tuple(None if n < 0 else n for n in sizes)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); copy the data set again") from None

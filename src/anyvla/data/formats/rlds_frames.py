@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from anyvla.data.episode import Frames
 from anyvla.data.formats import tf_example, tfrecord
 from anyvla.data.formats.rlds_features import Leaf
+from anyvla.data.pictures import decode
+
+_MOST_UNPACKED = 64 << 20  # bytes of a tensor of one step
 
 Place = tuple[Path, int, int]  # shard, offset and length of a record
 
@@ -51,11 +52,7 @@ class EncodedFrames(Frames):
         return feature.texts()
 
     def _decode(self, data: memoryview, step: int) -> UInt8[np.ndarray, "H W 3"]:
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for damaged files
-            raise ValueError(f"{self._where}: the image of step {step} cannot be decoded ({error})") from None
+        pixels = decode(data, f"{self._where}, the image of step {step}")
         return pixels[..., ::-1] if self._swapped else pixels
 
 
@@ -77,7 +74,16 @@ def numbers_of(record: Mapping[str, tf_example.Feature], name: str, leaf: Leaf, 
 def _inflated(text: memoryview, leaf: Leaf, name: str) -> np.ndarray:
     """A tensor that was written as bytes (`Tensor(encoding=...)` of tensorflow-datasets)."""
     try:
-        data = zlib.decompress(text) if leaf.encoding == "zlib" else bytes(text)
+        data = _unpacked(text) if leaf.encoding == "zlib" else bytes(text)
         return np.frombuffer(data, np.dtype(leaf.dtype).newbyteorder("<"))
-    except (zlib.error, ValueError) as error:
+    except (zlib.error, ValueError, TypeError) as error:
         raise ValueError(f"{name} holds a tensor that cannot be read ({error})") from None
+
+
+def _unpacked(text: memoryview) -> bytes:
+    """Unpack the numbers of one step. Raise ValueError if there are absurdly many."""
+    packed = zlib.decompressobj()
+    data = packed.decompress(text, _MOST_UNPACKED)
+    if packed.unconsumed_tail or not packed.eof:
+        raise ValueError(f"it is cut, or unpacks to more than {_MOST_UNPACKED} bytes")
+    return data

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 _BYTES, _FLOATS, _INTEGERS = 1, 2, 3  # fields of Feature
+_VARINT_BYTES = 10  # of 64 bits, at most
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
@@ -59,8 +60,10 @@ def parse(record: memoryview) -> dict[str, Feature]:
                     name = bytes(part).decode("utf-8")
                 else:
                     value = part
-            kinds = list(_fields(value))
-            out[name] = Feature(*kinds[0]) if kinds else Feature(_BYTES, memoryview(b""))
+            kind, data = next(_fields(value), (_BYTES, memoryview(b"")))
+            if kind not in (_BYTES, _FLOATS, _INTEGERS):
+                raise ValueError(f"it is no tf.train.Example: a feature of kind {kind}")
+            out[name] = Feature(kind, data)
     return out
 
 
@@ -84,16 +87,17 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         at += size
 
 
-def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
+def _varint(data: memoryview, begin: int, end: int) -> tuple[int, int]:
+    at = begin
     value = shift = 0
-    while at < end:
+    while at < min(end, begin + _VARINT_BYTES):
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
         shift += 7
-    raise ValueError("it is no tf.train.Example: a number runs over its end")
+    raise ValueError("it is no tf.train.Example: a number has no end")
 
 
 def _floats(data: memoryview) -> Float32[np.ndarray, "K"]:
@@ -105,7 +109,10 @@ def _varints(data: memoryview) -> Int64[np.ndarray, "K"]:
     bits = np.frombuffer(data, np.uint8)
     if not len(bits):
         return np.empty(0, np.int64)
-    starts = np.concatenate([[0], np.flatnonzero(bits < 0x80)[:-1] + 1])
-    place = np.arange(len(bits)) - np.repeat(starts, np.diff(np.append(starts, len(bits))))
+    ends = np.flatnonzero(bits < 0x80) + 1
+    starts = np.concatenate([[0], ends[:-1]])
+    if not len(ends) or ends[-1] != len(bits) or np.max(ends - starts) > _VARINT_BYTES:
+        raise ValueError("it is no tf.train.Example: a number has no end")
+    place = np.arange(len(bits)) - np.repeat(starts, ends - starts)
     parts = (bits & np.uint8(0x7F)).astype(np.uint64) << (np.uint64(7) * place.astype(np.uint64))
     return np.add.reduceat(parts, starts).view(np.int64)

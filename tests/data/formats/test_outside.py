@@ -1,0 +1,208 @@
+"""Nothing that a data set names is read outside of its folder, by any reader, and nothing that is no regular file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_lerobot_package import FIXTURES, SO101
+
+from anyvla.cli.main import main
+from anyvla.data.formats import parquet, rlds_frames, tf_example
+from anyvla.data.formats.lerobot_paths import PathTemplate
+from anyvla.data.formats.rlds_features import Leaf
+from anyvla.data.open import open_dataset
+from anyvla.data.vqa import open_vqa
+
+NUMBERS = ("chunk_index", "file_index")
+
+
+def copied(name: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FIXTURES / name, tmp_path / "set"))
+
+
+def opened(root: Path) -> Any:
+    return open_dataset(root, embodiment=SO101)
+
+
+def edit(root: Path, **changes: Any) -> None:
+    path = root / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def template(pattern: Any, fields: tuple[str, ...] = NUMBERS) -> PathTemplate:
+    return PathTemplate(Path("set"), {"data_path": pattern}, "data_path", fields)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet", "data/chunk-002/file-1234.parquet"),
+        ("data/{chunk_index}/{file_index:d}.parquet", "data/2/1234.parquet"),
+        ("data/all.parquet", "data/all.parquet"),
+        ("{file_index:06d}/{file_index:06d}", "001234/001234"),
+    ],
+)
+def test_templates_of_lerobot(pattern: str, path: str) -> None:
+    assert template(pattern).path(chunk_index=2, file_index=1234) == path
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "data/{chunk_index.__class__}/{file_index}",
+        "data/{chunk_index[0]}",
+        "data/{chunk_index!r}",
+        "data/{0}",
+        "data/{}",
+        "data/{file_index:999999999d}",
+        "data/{file_index:0{chunk_index}d}",
+        "data/{file_index:>9}",
+        "data/{file_index:.9f}",
+        "data/{other}",
+        "data/{{file_index}}",
+        "data/{file_index",
+        "data/file_index}",
+        None,
+        7,
+        ["data"],
+    ],
+)
+def test_templates_that_do_more_than_name_numbers_are_refused(pattern: Any) -> None:
+    with pytest.raises(ValueError, match=r"set/meta/info\.json, 'data_path' is"):
+        template(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["/etc/passwd", "../{file_index}", "data/../../x", "C:/x", "data\\x", "data/\0"])
+def test_paths_that_lead_out_are_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="set names the file"):
+        template(pattern).path(chunk_index=0, file_index=0)
+
+
+@pytest.mark.parametrize("name", ["v2_image", "v2_video", "v3_image", "v3_video"])
+def test_lerobot_reads_no_data_outside(name: str, tmp_path: Path) -> None:
+    root = copied(name, tmp_path)
+    (tmp_path / "secret.parquet").write_bytes(b"x")
+    keys = ["data_path", *(["video_path"] if "video" in name else [])]
+    for key in keys:
+        kept = json.loads((root / "meta/info.json").read_text())[key]
+        for path in ("../secret.parquet", str(tmp_path / "secret.parquet"), "data/{chunk_index.__init__}"):
+            edit(root, **{key: path})
+            with pytest.raises(ValueError, match=r"names the file|'(data|video)_path' is"):
+                opened(root)
+        edit(root, **{key: kept})
+    first = next(iter(sorted(root.glob("data/*/*.parquet"))))
+    first.rename(tmp_path / "moved")
+    first.symlink_to(tmp_path / "moved")
+    with pytest.raises(ValueError, match="a symbolic link to"):
+        opened(root)[0]
+    first.unlink()
+    os.mkfifo(first)
+    with pytest.raises(ValueError, match="a pipe"):
+        opened(root)[0]
+
+
+def test_the_index_of_lerobot_lies_inside(tmp_path: Path) -> None:
+    root = copied("v3_image", tmp_path)
+    for name in ("meta/info.json", "meta/tasks.parquet", next(root.glob("meta/episodes/*/*"))):
+        path = root / name
+        path.rename(tmp_path / "moved")
+        path.symlink_to(tmp_path / "moved")
+        with pytest.raises(ValueError, match=rf"{path.name}', a symbolic link to"):
+            opened(root)[0]
+        path.unlink()
+        (tmp_path / "moved").rename(path)
+    assert len(opened(root)[0])
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "..\\secret.png", "link.png", "pipe.png"])
+def test_still_images_lie_inside(path: str, tmp_path: Path) -> None:
+    root = copied("v2_image", tmp_path)
+    (tmp_path / "secret.png").write_bytes(b"x")
+    (root / "link.png").symlink_to("../secret.png")
+    os.mkfifo(root / "pipe.png")
+    file = next(iter(sorted(root.glob("data/*/*.parquet"))))
+    table = pq.read_table(file)
+    camera = next(k for k in table.column_names if k.startswith("observation.images"))
+    rows = pa.array([{"bytes": None, "path": path}] * len(table))
+    pq.write_table(table.set_column(table.column_names.index(camera), camera, rows), file)
+    with pytest.raises(ValueError, match=r"secret\.png|passwd|link\.png|pipe\.png"):
+        np.asarray(opened(root)[0].images[camera.removeprefix("observation.images.")])
+
+
+def test_a_cache_of_the_hub_is_read(tmp_path: Path) -> None:
+    """huggingface_hub keeps each file as a link to a blob."""
+    repository = tmp_path / "datasets--someone--pushes"
+    snapshot, blobs = repository / "snapshots/0123", repository / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(p for p in sorted((FIXTURES / "v3_video").rglob("*")) if p.is_file()):
+        link = snapshot / path.relative_to(FIXTURES / "v3_video")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, blobs / f"{number:040x}")
+        link.symlink_to(os.path.relpath(blobs / f"{number:040x}", link.parent))
+    dataset = opened(snapshot)
+    assert len(np.asarray(next(iter(dataset[0].images.values())))) == len(dataset[0])
+    assert dataset.fingerprint
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "sub/../../a.png", "..\\a.png", "C:\\a.png", "link.png"])
+def test_pictures_lie_inside(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "vqa"
+    root.mkdir()
+    (tmp_path / "a.png").write_bytes(b"x")
+    (root / "link.png").symlink_to("../a.png")
+    (root / "questions.jsonl").write_text(json.dumps({"image": name, "question": "?", "answer": "!"}) + "\n")
+    with pytest.raises(ValueError, match=r"questions\.jsonl, line 1.* names the file"):
+        _ = open_vqa(root)[0].images
+
+
+def test_a_parquet_file_that_promises_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"action": pa.array(np.zeros(20_000_000, np.int8))}), path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r"a\.parquet promises \d+ values in a column"):
+        parquet.open_parquet(path)
+
+
+def test_numbers_of_records_have_an_end() -> None:
+    feature = tf_example.Feature(3, memoryview(b"\x0a\x0b" + b"\xff" * 11))
+    for data in (feature, tf_example.Feature(3, memoryview(b"\x0a\x01\x80"))):
+        with pytest.raises(ValueError, match="a number has no end"):
+            data.numbers()
+    with pytest.raises(ValueError, match="a number has no end"):
+        tf_example.parse(memoryview(b"\x80" * 1_000_000))
+
+
+def test_a_tensor_that_unpacks_without_end_is_refused() -> None:
+    import zlib
+
+    bomb = zlib.compress(bytes(80 << 20))
+    data = b"\x0a" + tf_varint(len(bomb)) + bomb
+    record = {"steps/depth": tf_example.Feature(1, memoryview(data))}
+    with pytest.raises(ValueError, match="unpacks to more than"):
+        rlds_frames.numbers_of(record, "steps/depth", Leaf("tensor", (1,), "uint8", "zlib", False), 1)
+
+
+def tf_varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+@pytest.mark.parametrize("name", ["a.hdf5", "meta/info.json", "dataset.yaml", "ep_start_end_ids.npy"])
+def test_a_pipe_in_place_of_a_file_does_not_hang(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "set"
+    (root / name).parent.mkdir(parents=True)
+    os.mkfifo(root / name)
+    assert main(["data", "info", str(root)])
+    assert str(root) in capsys.readouterr().err.replace("\n", "")
+    with pytest.raises(ValueError, match="set"):
+        open_dataset(root)
