@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import chromium
 import pytest
 from fake_run import make_run
@@ -14,6 +16,17 @@ pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
     return write_report(make_run(tmp_path_factory.mktemp("runs") / "quickstart"))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_a_run_without_a_simulator_fits(browser, tmp_path, width):
+    run = make_run(tmp_path / "so101")
+    shutil.rmtree(run / "eval")
+    (run / "checkpoint/config.yaml").write_text("name: mine\ndata:\n  sources: [{path: data/so101}]\n")
+    browser.open(write_report(run), width, mobile=width < 500)
+    assert browser.evaluate("document.documentElement.scrollWidth") == width
+    assert browser.complaints() == []
+    assert browser.evaluate("document.querySelector('#alone h2').textContent") == "How to evaluate it"
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import pytest
+import yaml
 from fake_run import OPPOSITE, WORDS, make_run, results
 
 from anyvla.evaluation.statistics import summarise
@@ -149,7 +150,11 @@ MISSING = {
     "eval": ("tasks", "no episodes in which the policy was told its task", "anyvla eval {run}"),
     "eval/videos": ("videos", "No episode was filmed", "anyvla eval {run}"),
     "dataset": ("made", "There are no demonstrations", "anyvla data collect {run}/checkpoint/config.yaml --out {run}"),
-    "stages.jsonl": ("made", "Nobody timed the stages", "anyvla quickstart --out {run}"),
+    "stages.jsonl": (
+        "made",
+        "Nobody timed the stages",
+        "anyvla quickstart --recipe {run}/checkpoint/config.yaml --out {run}",
+    ),
 }
 
 
@@ -309,3 +314,67 @@ def test_without_results_there_is_no_page_of_them(run):
     index = write_report(run)
     assert not index.with_name("evaluation.html").exists()
     assert "evaluation.html" not in index.read_text()
+
+
+def alone(run, **recipe):
+    """Make the run one of a recipe without a simulator, just trained."""
+    for part in ("eval", "dataset", "stages.jsonl"):
+        path = run / part
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    data = {"sources": [{"path": "data/so101 <b>"}]}
+    document = {"name": "mine", "benchmark": None, "data": data, "model": {"backbone": "nano"}, **recipe}
+    (run / "checkpoint/config.yaml").write_text(yaml.safe_dump(document))
+    group = {"name": "joints", "size": 2, "names": ["pan.pos", "grip.pos"]}
+    robot = {
+        "name": "so101",
+        "cameras": ["front", 'a "b"'],
+        "control_hz": 30.0,
+        "proprio": {"groups": [group]},
+        "action": {"groups": [{"name": "joints", "size": 12}]},
+    }
+    (run / "checkpoint/embodiments.json").write_text(json.dumps([robot]))
+    return Page(write_report(run))
+
+
+def commands(page):
+    """All commands that a page names."""
+    code = " ".join(re.findall(r"<code>(.*?)</code>", page.html, re.DOTALL))
+    return re.findall(r"^anyvla (?:data )?[a-z]+", code.replace("from anyvla", ""), re.MULTILINE)
+
+
+def test_a_run_without_a_simulator_has_no_dead_end(run):
+    page = alone(run)
+    assert page.open == []
+    assert "has not been evaluated: its recipe names no simulator" in page.text("head")
+    assert not {"tasks", "listening", "videos"} & set(page.sections)
+    text = page.text("alone")
+    assert f"anyvla serve {run}" in text
+    assert 'images={"front": ..., "a \\"b\\"": ...}' in text
+    assert "# proprio: float32 (2,), in the units of the data: pan.pos, grip.pos" in text
+    assert "# action: float32 (12,), in the units of the data" in text
+    assert "30 actions a second" in text
+    assert "anyvla data view 'data/so101 <b>' --episode 0" in text
+    assert "anyvla data info 'data/so101 <b>'" in page.text("made")
+    assert not {"anyvla quickstart", "anyvla data collect"} & set(commands(page))
+    assert set(commands(page)) <= {
+        f"anyvla {c}" for c in ("serve", "eval", "power", "train", "report", "data view", "data info")
+    }
+    assert "anyvla eval" not in page.text("made")
+
+
+def test_a_run_on_data_of_ones_own_with_a_simulator_is_evaluated_there(run):
+    page = alone(run, benchmark="libero/goal")
+    assert "alone" not in page.sections
+    assert f"anyvla eval {run}" in page.text("tasks")
+    assert "anyvla data collect" not in page.text("made")
+
+
+@pytest.mark.parametrize("data", [{}, None, {"sources": []}, {"preset": "bridge", "root": "oxe"}])
+def test_a_run_without_a_simulator_and_with_little_else(run, data):
+    page = alone(run, data=data)
+    assert "alone" in page.sections
+    (run / "checkpoint/embodiments.json").unlink()
+    assert "camera" in Page(write_report(run)).text("alone")
+    (run / "checkpoint/embodiments.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected a list of embodiments"):
+        write_report(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,11 @@ def main(argv: list[str]) -> int:
     own = recipe.get("benchmark")
     benchmark = options.benchmark or own
     if not benchmark:
-        raise ConfigError("which benchmark? The recipe names none: give --benchmark metaworld/half-open")
+        raise ConfigError(
+            "the recipe names no benchmark. Give one that has the policy's robot: --benchmark NAME (anyvla list "
+            f"benchmarks). A real robot plays it by: anyvla serve {shlex.quote(str(options.run))}; anyvla report "
+            f"{shlex.quote(str(options.run))} writes a page that says how"
+        )
     mine = benchmark == own  # a recipe's counts and settings are those of its own benchmark
     sections = {**recipe.get("evaluation", {}), "environment": recipe.get("environment", {})} if mine else {}
     given = override(sections, overrides)

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from anyvla.evaluation.hardware import machine
 from anyvla.evaluation.statistics import Summary
 from anyvla.report import plots
+from anyvla.report.alone import sources_of, without_simulator
 from anyvla.report.evaluation import write_evaluation_page
 from anyvla.report.run import Clip, Run, read_run
 from anyvla.report.template import TEMPLATES, environment, style, write_page
@@ -64,6 +65,7 @@ def _context(run: Run, videos: Mapping[Path, str]) -> dict[str, Any]:
     pairs = _pairs(clips)
     paired = [clip for pair in pairs for clip in pair]
     rest = [clip for clip in clips if clip not in paired]
+    alone = without_simulator(run)
     return {
         "run": run,
         "folder": shlex.quote(str(run.root)),
@@ -72,7 +74,11 @@ def _context(run: Run, videos: Mapping[Path, str]) -> dict[str, Any]:
         "name": str(run.recipe.get("name") or run.root.resolve().name),
         "css": style(),
         "script": Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
-        "verdict": verdict(run.summary),
+        "verdict": verdict(run.summary) if alone is None else NO_SIMULATOR,
+        "alone": alone,
+        "sources": sources_of(run.recipe),
+        "collects": not sources_of(run.recipe) and alone is None,
+        "took": _minutes(run.log),
         "summary": run.summary,
         "words": _words(run),
         "opposite": {r.task: r.told for r in run.results if r.condition == "swapped"},
@@ -97,6 +103,9 @@ class Verdict:
 
     tone: str  # "good" | "open" | "bad": a class of the style sheet
     text: str
+
+
+NO_SIMULATOR = Verdict("open", "This policy is trained and has not been evaluated: its recipe names no simulator.")
 
 
 def verdict(summary: Summary | None) -> Verdict:
@@ -207,6 +216,12 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
         if lines:
             drawn.append((title, plots.curve([x["step"] for x in lines], [x[key] for x in lines], title, logarithmic)))
     return drawn
+
+
+def _minutes(log: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return how long the process of the last log line trained."""
+    seconds = log[-1].get("elapsed_s") if log else None
+    return seconds / 60 if isinstance(seconds, int | float) else None
 
 
 def _versions(run: Run) -> dict[str, str]:

@@ -72,6 +72,7 @@ class Run:
     clips: Sequence[Clip]
     stages: Sequence[Stage]
     demonstrations: Demonstrations | None
+    robot: Mapping[str, Any]  # the policy's first embodiment; {} without a checkpoint
 
 
 def read_run(root: Path) -> Run:
@@ -92,6 +93,7 @@ def read_run(root: Path) -> Run:
         clips=read_clips(root / "eval" / "videos"),
         stages=_stages(root / "stages.jsonl"),
         demonstrations=_demonstrations(_dataset(root, recipe) / "meta" / "info.json"),
+        robot=_robot(root / "checkpoint" / "embodiments.json"),
     )
     if not (run.recipe_text or run.log or run.results or run.clips or run.stages or run.demonstrations):
         raise ValueError(
@@ -119,6 +121,13 @@ def _dataset(root: Path, recipe: Mapping[str, Any]) -> Path:
     """The recipe's own source, or what was collected into the run folder."""
     sources = (recipe.get("data") or {}).get("sources") or []
     return Path(sources[0]["path"]) if sources else root / "dataset"
+
+
+def _robot(path: Path) -> Mapping[str, Any]:
+    robots = _json(path) if path.is_file() else [{}]
+    if not isinstance(robots, list) or not robots or not isinstance(robots[0], dict):
+        raise ValueError(f"{path}: expected a list of embodiments")
+    return robots[0]
 
 
 def _log(path: Path) -> list[Mapping[str, Any]]:
