@@ -23,7 +23,6 @@ from small import (
     windowed,
 )
 
-from anyvla.actions.normalize import StatisticsError
 from anyvla.backbones.nano import NanoBackbone
 from anyvla.config import ConfigError
 from anyvla.data.augment import evaluation_view
@@ -259,7 +258,7 @@ def test_a_checkpoint_without_statistics_is_refused(tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tmp_path / "checkpoint", broken)
     (broken / "statistics.json").unlink()
-    with pytest.raises(StatisticsError, match="no statistics at"):
+    with pytest.raises(ValueError, match=r"broken is no whole checkpoint, it lacks statistics\.json"):
         VLA.load(broken)
     with pytest.raises(ValueError, match=r"is no checkpoint of anyvla: it has no config.yaml"):
         VLA.load(tmp_path)

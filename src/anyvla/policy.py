@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from jaxtyping import Bool, Float, Int64, UInt8
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from anyvla import weights
-from anyvla.actions.codec import Codec, Continuous, held
-from anyvla.actions.normalize import Method, Normalizer, StatisticsError, read_statistics, write_statistics
+from anyvla import documents, weights
+from anyvla.actions.codec import Codec, CodecError, Continuous, held
+from anyvla.actions.normalize import Method, Normalizer, StatisticsError, write_statistics
+from anyvla.allocation import at_most
 from anyvla.backbones.families import able
+from anyvla.checkpoint_files import CONFIG, ROBOTS, STATISTICS, WEIGHTS, check_checkpoint, read_document, read_robots
 from anyvla.config import (
     STRICT,
     BackbonePart,
@@ -49,6 +50,10 @@ from anyvla.structures.history import History, Reading, Steps
 from anyvla.structures.validity import nearest_valid, why_not
 from anyvla.text import check_instruction
 from anyvla.types import Batch, Chunk, ChunkError, Observation
+
+# A loaded model may allocate so many bytes for each of its weights' file while it is built (4-bit weights are built in
+# 32 bits, and buffers and passing tensors count too), and so many more: a few bytes of text can describe any size.
+ALLOCATED, ALLOCATED_ANYWAY = 32, 1 << 29
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -294,20 +299,18 @@ class VLA(nn.Module):
         """
         folder.mkdir(parents=True, exist_ok=True)
         document = dict(recipe or {}) | {"model": to_dict(self.config)}
-        (folder / "config.yaml").write_text(
-            yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8"
-        )
+        (folder / CONFIG).write_text(documents.to_yaml(document), encoding="utf-8")
         robots = {r.embodiment.name: r for r in self.robots}
-        (folder / "statistics.json").write_text(
+        (folder / STATISTICS).write_text(
             write_statistics({n: r.statistics for n, r in robots.items()}), encoding="utf-8"
         )
-        (folder / "embodiments.json").write_text(
+        (folder / ROBOTS).write_text(
             json.dumps([to_dict(r.embodiment) for r in self.robots], indent=1), encoding="utf-8"
         )
         self.backbone.save_assets(folder / "backbone")
         if self.codec is not None:
             self.codec.save(folder / "codec")
-        weights.save(self, folder / "model.safetensors")
+        weights.save(self, folder / WEIGHTS)
 
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu", *, trust_remote_code: bool = False) -> VLA:
@@ -319,31 +322,32 @@ class VLA(nn.Module):
         folder = Path(path)
         if not folder.is_dir():
             folder = _download(str(path))
-        config = folder / "config.yaml"
-        if not config.is_file():
-            raise ValueError(f"{folder} is no checkpoint of anyvla: it has no config.yaml")
-        document = yaml.safe_load(config.read_text(encoding="utf-8"))
-        model = build(VLAConfig, document["model"], where=f"{config}, model")
+        check_checkpoint(folder)
+        model = build(VLAConfig, read_document(folder)["model"], where=f"{folder / CONFIG}, model")
         if getattr(model.backbone.config, "trust_remote_code", False) and not trust_remote_code:
             raise ValueError(
                 f"{folder} runs code of its own when loaded, with all your rights (backbone {model.backbone.name!r}): "
                 f"read the .py files in {folder / 'backbone'}, then use VLA.load(path, trust_remote_code=True) "
                 "or anyvla eval --trust-remote-code"
             )
-        vla = cls(model, _robots(folder), assets=folder / "backbone", codec=folder / "codec")
-        weights.load(vla, folder / "model.safetensors")
+        vla = cls._described(folder, model, read_robots(folder))
+        weights.load(vla, folder / WEIGHTS)
         return vla.to(device).eval()
 
-
-def _robots(folder: Path) -> list[Robot]:
-    """Of a checkpoint. Raises ConfigError, StatisticsError for those that are missing or damaged."""
-    path = folder / "embodiments.json"
-    statistics = read_statistics(folder / "statistics.json")
-    embodiments = [build(Embodiment, e, where=str(path)) for e in json.loads(path.read_text(encoding="utf-8"))]
-    lacking = [e.name for e in embodiments if e.name not in statistics]
-    if lacking:
-        raise StatisticsError(f"{folder / 'statistics.json'} lacks the statistics of {', '.join(lacking)}")
-    return [Robot(e, statistics[e.name]) for e in embodiments]
+    @classmethod
+    def _described(cls, folder: Path, model: VLAConfig, robots: Sequence[Robot]) -> VLA:
+        """Build the policy of a checkpoint, without its weights. Raises ValueError that names the folder."""
+        allowed = ALLOCATED * (folder / WEIGHTS).stat().st_size + ALLOCATED_ANYWAY
+        try:
+            with at_most(allowed, "it describes a model"):
+                return cls(model, robots, assets=folder / "backbone", codec=folder / "codec")
+        except (ImportError, ConfigError, CodecError, StatisticsError) as error:
+            raise type(error)(f"{folder}: {error}") from error
+        except Exception as error:  # transformers and tokenizers raise anything for files that are wrong
+            raise ValueError(
+                f"{folder} cannot be built from its {CONFIG} and its folder backbone: "
+                f"{'' if isinstance(error, ValueError) else f'{type(error).__name__}: '}{str(error)[:500]}"
+            ) from error
 
 
 def _codec(config: VLAConfig, embodiment: Embodiment, folder: Path | None) -> Codec | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from anyvla.actions.codec import Codec, CodecError
 from anyvla.actions.space import ActionSpace
 from anyvla.config import STRICT
+from anyvla.documents import read_object
 from anyvla.limits import WEIGHT
 
 FILE = "bins.json"
@@ -199,7 +200,7 @@ def _load(path: Path, space: ActionSpace, bins: int) -> tuple[np.ndarray, np.nda
     if not path.is_file():
         raise CodecError(f"{path.parent} holds no fitted quantile bins ({path.name} is missing): {again}")
     try:
-        learnt = json.loads(path.read_text(encoding="utf-8"))
+        learnt = read_object(path)
         values, rest = np.array(learnt["values"], np.float64), np.array(learnt["rest"], np.float64)
     except (ValueError, KeyError, TypeError) as error:
         raise CodecError(f"{path} cannot be read ({error!r}): {again}") from None
@@ -209,4 +210,6 @@ def _load(path: Path, space: ActionSpace, bins: int) -> tuple[np.ndarray, np.nda
             f"{path} holds {held} bins of {dims} dims; the recipe has {bins} bins and its actions {space.size} dims: "
             + again
         )
+    if (np.diff(values) < 0).any() or max(np.abs(values).max(), np.abs(rest).max()) > 1:
+        raise CodecError(f"{path} holds bins that do not rise from -1 to 1: {again}")
     return values, rest

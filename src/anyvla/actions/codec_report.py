@@ -6,7 +6,6 @@ A codec that was fitted to other data, chunks or scaling still decodes, only wor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from anyvla.actions.codec import Codec, CodecError
 from anyvla.actions.normalize import Method, Normalizer
 from anyvla.actions.space import ActionSpace
 from anyvla.config import STRICT, Part, build, to_dict
+from anyvla.documents import read_object
 
 REPORT = "report.json"
 AT_ONCE = 1024  # chunks that are encoded at a time
@@ -144,8 +144,8 @@ def load_report(folder: Path) -> Report:
     if not path.is_file():
         raise CodecError(f"there is no fitted codec at {folder}: {again}, which fits it to the recipe's data")
     try:
-        return build(Report, json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        return build(Report, read_object(path))
+    except ValueError as error:
         raise CodecError(f"{path} is no report of a codec, or a damaged one: {again} again") from error
 
 

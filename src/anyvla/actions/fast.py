@@ -25,10 +25,12 @@ from anyvla.actions.codec import Codec, CodecError, held
 from anyvla.actions.fast_bpe import FINEST, IntegerBPE, Processor, read, write
 from anyvla.actions.space import ActionSpace
 from anyvla.config import STRICT
+from anyvla.documents import read_object
 
 log = logging.getLogger(__name__)
 
 FILE = "fast.json"  # what the published folder has no place for
+LONGEST = 2**16  # tokens of a chunk
 HEAD_ROOM = 1.25  # T, of the longest chunk fitted to
 
 
@@ -197,9 +199,10 @@ def _check(chunks: Tensor, chunk: int, dims: int) -> None:
 def _load(file: Path, dims: int) -> tuple[int, Float64[np.ndarray, "A"]]:
     """T and where to rest, as `save` wrote them. Raises CodecError."""
     try:
-        learnt = json.loads(file.read_text(encoding="utf-8"))
-        length, rest = int(learnt["length"]), np.array(learnt["rest"], np.float64)
-        if length < 1 or rest.shape != (dims,):
+        learnt = read_object(file)
+        length, rest = learnt["length"], np.array(learnt["rest"], np.float64)
+        known = isinstance(length, int) and 1 <= length <= LONGEST
+        if not known or rest.shape != (dims,) or np.abs(rest).max(initial=0) > 1:
             raise ValueError(f"length {length}, rest of {rest.shape}")
     except (ValueError, KeyError, TypeError) as error:
         raise CodecError(f"{file} cannot be read ({error!r}): run anyvla data fit-codec RECIPE again") from None

@@ -20,11 +20,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
 from anyvla.actions.codec import CodecError
+from anyvla.documents import read_object, regular_size
 
 PROCESSOR, TOKENIZER, TOKENIZER_CONFIG = "processor_config.json", "tokenizer.json", "tokenizer_config.json"
 # The code stays at the hub: `AutoProcessor` finds it there, for those who trust it.
 CLASS = "physical-intelligence/fast--processing_action_tokenizer.UniversalActionProcessor"
 UNREADABLE = 0xD800  # codes from here on (surrogates, U+FFFD) come from bytes that are no text
+LARGEST = 1 << 28  # bytes of a tokenizer
+MOST_TOKENS = 2**20
 FINEST = 10_000.0  # the largest scale
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -38,6 +41,8 @@ class IntegerBPE:
         tokenizer.no_padding()
         self.tokenizer, self.lowest, self.bound = tokenizer, lowest, bound
         self.size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if self.size > MOST_TOKENS:
+            raise CodecError(f"the tokenizer has {self.size:,} tokens, more than the {MOST_TOKENS:,} that one may have")
         codes = np.arange(max(-bound, lowest), min(bound, lowest + UNREADABLE - 1) + 1) - lowest
         texts = [chr(code) for code in codes]
         alone = tokenizer.encode_batch_fast(texts)
@@ -133,15 +138,17 @@ def read(source: str | Path) -> tuple[Tokenizer, Processor]:
     """The tokenizer in a folder, or of an id of the hub. Raises CodecError."""
     processor, tokenizer = _find(source)
     try:
-        told = json.loads(processor.read_text(encoding="utf-8"))
+        told = read_object(processor)
         scale, lowest = told.get("scale", 10), told.get("min_token", 0)
         known = _number(scale) and 0 < scale <= FINEST and _number(lowest, whole=True)
         shape = [told.get(key) for key in ("time_horizon", "action_dim")]
         if not known or not all(size is None or _number(size, whole=True) for size in shape):
             raise ValueError(f"scale {scale!r}, min_token {lowest!r}, time_horizon and action_dim {shape}")
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise CodecError(f"{processor} does not describe a FAST tokenizer: {error}") from None
     try:
+        if regular_size(tokenizer) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST:,} bytes")
         return Tokenizer.from_file(str(tokenizer)), Processor(float(scale), lowest, *shape)
     except Exception as error:  # tokenizers raises nothing more special
         raise CodecError(f"{tokenizer} cannot be read: {error}") from None

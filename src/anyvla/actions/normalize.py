@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from anyvla.actions.ranges import NEEDS, Method, rests, scalings
 from anyvla.actions.shared import places
 from anyvla.actions.space import ActionSpace
+from anyvla.documents import DocumentError, read_object
 
 _LARGEST = float(torch.finfo(torch.float32).max) / 4  # of a statistic: sums and differences of two must be finite
 
@@ -52,12 +52,14 @@ def read_statistics(path: Path) -> dict[str, Statistics]:
             "Take the whole checkpoint folder, or train again"
         )
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data = read_object(path)
         return {
             name: Statistics(_as_scaled(of["action"]), _as_scaled(of["proprio"]), of["fingerprint"])
             for name, of in data.items()
         }
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except DocumentError as error:
+        raise StatisticsError(str(error)) from None
+    except (KeyError, TypeError, AttributeError) as error:
         raise StatisticsError(f"{path} is not a statistics file of anyvla ({error!r}); train again") from None
 
 

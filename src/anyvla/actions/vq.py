@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyvla import weights
 from anyvla.actions.codec import Codec, CodecError, held
 from anyvla.actions.space import ActionSpace
 from anyvla.config import STRICT
@@ -248,9 +248,11 @@ def _load(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor
     if not path.is_file():
         raise CodecError(f"{path.parent} holds no fitted VQ ({path.name} is missing): {again}")
     try:
-        learnt = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CodecError(f"{path} cannot be read ({error}): {again}") from None
+        with weights.opened(path) as file:
+            weights.check_finite(file, path)
+            learnt = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+    except ValueError as error:
+        raise CodecError(f"{error}: {again}") from None
     there = {name: tuple(tensor.shape) for name, tensor in learnt.items()}
     if there != shapes:
         unlike = [f"{n} {there.get(n, 'missing')}, not {s}" for n, s in shapes.items() if there.get(n) != s]
