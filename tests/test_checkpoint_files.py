@@ -147,14 +147,14 @@ ROBOTS: dict[str, Damage] = {
 }
 STATISTICS: dict[str, Damage] = {
     "lacks the statistics of small": lambda p: edit(p, lambda d: {"other": d["small"]}),
-    "small, action, q99: expected a list": value("small", "action", "q99", 0, to=1e308),
+    "small, action, q99: a number lies beyond": value("small", "action", "q99", 0, to=1e308),
     "Infinity is no number": value("small", "action", "q99", 0, to=float("inf")),
     "NaN is no number": value("small", "proprio", "mean", 0, to=float("nan")),
     "small, proprio, std": value("small", "proprio", "std", 0, to=-1.0),
     "small, action: dim 0 has q01 5 above q99 2": value("small", "action", "q01", 0, to=5.0),
     "small, action, q01": value("small", "action", "q01", 0, to="1"),
-    "small, action, q01: expected a list of numbers": value("small", "action", "q01", 0, to=True),
-    "small, action, min: expected a list of numbers": value("small", "action", "min", to=3),
+    "small, action, q01: expected a list of finite numbers": value("small", "action", "q01", 0, to=True),
+    "small, action, min: expected a list of finite numbers": value("small", "action", "min", to=3),
     "small, action, q01: 1 numbers for 4 dims": value("small", "action", "q01", to=[1.0]),
     "action": lambda p: edit(p, lambda d: d["small"].pop("action") and None),
     "fingerprint": value("small", "fingerprint", to=7),
@@ -183,7 +183,7 @@ BINS: dict[str, Damage] = {
 }
 BACKBONE: dict[str, Damage] = {
     "a model of more than": value("text_config", "vocab_size", to=10**9),
-    "far more than its weights take": value("text_config", "num_hidden_layers", to=10**6),
+    "tensors, far more than its weights": value("text_config", "num_hidden_layers", to=10**6),
     "backbone": value("text_config", "hidden_size", to="x"),
     "cannot be built": value("model_type", to=["llava"]),
 }

@@ -17,19 +17,20 @@ class AllocationError(ValueError):
 
 
 @contextmanager
-def at_most(limit: int, what: str) -> Iterator[None]:
-    """Raise AllocationError, before it happens, when tensors made in this context take more than `limit` bytes.
+def at_most(size: int, tensors: int, what: str) -> Iterator[None]:
+    """Raise AllocationError, before it happens, when more than `tensors` tensors or `size` bytes are made here.
 
-    Tensors that are freed meanwhile count too. `what` begins the message: "config.yaml describes a model".
+    Those that are freed meanwhile count too. `what` begins the message: "config.yaml describes a model".
     """
-    with _Counting(limit, what):
+    with _Counting(size, tensors, what):
         yield
 
 
 class _Counting(TorchDispatchMode):
-    def __init__(self, limit: int, what: str) -> None:
+    def __init__(self, size: int, tensors: int, what: str) -> None:
         super().__init__()
-        self.limit, self.what, self.used = limit, what, 0
+        self.size, self.tensors, self.what = size, tensors, what
+        self.used = self.made = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -39,14 +40,16 @@ class _Counting(TorchDispatchMode):
                 self._count(math.prod(args[0]) * kind.itemsize)
             return func(*args, **kwargs)
         made = func(*args, **kwargs)
-        if isinstance(made, Tensor) and made.device.type != "meta" and not func.is_view and made._base is None:
+        new = not func.is_view and not func._schema.is_mutable
+        if new and isinstance(made, Tensor) and made.device.type != "meta":
             self._count(made.numel() * made.element_size())
         return made
 
     def _count(self, size: int) -> None:
         self.used += max(size, 0)
-        if self.used > self.limit:
+        self.made += 1
+        if self.used > self.size or self.made > self.tensors:
+            far = f"{self.size / 2**20:,.0f} MiB" if self.used > self.size else f"{self.tensors:,} tensors"
             raise AllocationError(
-                f"{self.what} of more than {self.limit / 2**20:,.0f} MiB, far more than its weights take: one of its "
-                "sizes is wrong"
+                f"{self.what} of more than {far}, far more than its weights: one of its sizes is wrong"
             )

@@ -51,9 +51,9 @@ from anyvla.structures.validity import nearest_valid, why_not
 from anyvla.text import check_instruction
 from anyvla.types import Batch, Chunk, ChunkError, Observation
 
-# A loaded model may allocate so many bytes for each of its weights' file while it is built (4-bit weights are built in
-# 32 bits, and buffers and passing tensors count too), and so many more: a few bytes of text can describe any size.
-ALLOCATED, ALLOCATED_ANYWAY = 32, 1 << 29
+# While a checkpoint's model is built it may make so many bytes and tensors for each of the file of weights (4-bit
+# weights are built in 32 bits, and buffers and passing tensors count too), and so many more.
+ALLOCATED, BYTES_ANYWAY, TENSORS_ANYWAY = 32, 1 << 29, 10_000
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -337,9 +337,11 @@ class VLA(nn.Module):
     @classmethod
     def _described(cls, folder: Path, model: VLAConfig, robots: Sequence[Robot]) -> VLA:
         """Build the policy of a checkpoint, without its weights. Raises ValueError that names the folder."""
-        allowed = ALLOCATED * (folder / WEIGHTS).stat().st_size + ALLOCATED_ANYWAY
+        with weights.opened(folder / WEIGHTS) as file:
+            tensors = ALLOCATED * len(file.keys()) + TENSORS_ANYWAY
+        size = ALLOCATED * (folder / WEIGHTS).stat().st_size + BYTES_ANYWAY
         try:
-            with at_most(allowed, "it describes a model"):
+            with at_most(size, tensors, "it describes a model"):
                 return cls(model, robots, assets=folder / "backbone", codec=folder / "codec")
         except (ImportError, ConfigError, CodecError, StatisticsError) as error:
             raise type(error)(f"{folder}: {error}") from error
