@@ -147,7 +147,7 @@ ROBOTS: dict[str, Damage] = {
 }
 STATISTICS: dict[str, Damage] = {
     "lacks the statistics of small": lambda p: edit(p, lambda d: {"other": d["small"]}),
-    "small, action, q99: a number lies beyond": value("small", "action", "q99", 0, to=1e308),
+    "small, action, q99: expected a list of finite numbers": value("small", "action", "q99", 0, to=1e308),
     "Infinity is no number": value("small", "action", "q99", 0, to=float("inf")),
     "NaN is no number": value("small", "proprio", "mean", 0, to=float("nan")),
     "small, proprio, std": value("small", "proprio", "std", 0, to=-1.0),
@@ -155,7 +155,7 @@ STATISTICS: dict[str, Damage] = {
     "small, action, q01": value("small", "action", "q01", 0, to="1"),
     "small, action, q01: expected a list of finite numbers": value("small", "action", "q01", 0, to=True),
     "small, action, min: expected a list of finite numbers": value("small", "action", "min", to=3),
-    "small, action, q01: 1 numbers for 4 dims": value("small", "action", "q01", to=[1.0]),
+    "small, action, q01: 1 numbers for": value("small", "action", "q01", to=[1.0]),
     "action": lambda p: edit(p, lambda d: d["small"].pop("action") and None),
     "fingerprint": value("small", "fingerprint", to=7),
 }

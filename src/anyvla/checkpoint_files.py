@@ -7,29 +7,23 @@ kinds of weights) is checked by `anyvla.weights.load`, before the model's parame
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from anyvla import weights
-from anyvla.actions.normalize import Statistics, StatisticsError, read_statistics
-from anyvla.actions.space import ActionSpace
+from anyvla.actions.normalize import StatisticsError, read_statistics
+from anyvla.actions.statistics_check import check_size
 from anyvla.config import ConfigError, build
 from anyvla.data.canonical import Robot
 from anyvla.data.episode import Embodiment
 from anyvla.documents import as_mapping, read_json, read_yaml
 from anyvla.inside import inside
-from anyvla.limits import VALUE
 
 CONFIG, ROBOTS, STATISTICS, WEIGHTS = "config.yaml", "embodiments.json", "statistics.json", "model.safetensors"
 MOST_FILES = 10_000
 MOST_ROBOTS = 256
 LARGEST_TEXT = 1 << 28  # bytes of a JSON file of a backbone; tokenizers have tens of megabytes
-_ASCENDING = ("min", "q01", "q10", "q50", "q90", "q99", "max")
-_PER_DIM = (*_ASCENDING, "mean", "std")
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -86,43 +80,13 @@ def read_robots(folder: Path) -> list[Robot]:
     if lacking:
         raise StatisticsError(f"{path} lacks the statistics of {', '.join(lacking)}")
     for robot in embodiments:
-        check_statistics(statistics[robot.name], robot, f"{path}, {robot.name}")
+        of = statistics[robot.name]
+        try:
+            check_size(of.action, robot.action.size, f"{path}, {robot.name}, action")
+            check_size(of.proprio, robot.proprio.size, f"{path}, {robot.name}, proprio")
+        except ValueError as error:
+            raise StatisticsError(str(error)) from None
     return [Robot(e, statistics[e.name]) for e in embodiments]
-
-
-def check_statistics(statistics: Statistics, robot: Embodiment, where: str) -> None:
-    """Raise StatisticsError for numbers that no data set has, or too many or few of them for the robot."""
-    _check_vector(statistics.action, robot.action, f"{where}, action")
-    _check_vector(statistics.proprio, robot.proprio, f"{where}, proprio")
-    if not isinstance(statistics.fingerprint, str):
-        raise StatisticsError(f"{where}, fingerprint: expected text")
-
-
-def _check_vector(of: Any, space: ActionSpace, where: str) -> None:
-    if not isinstance(of, Mapping):
-        raise StatisticsError(f"{where}: expected lists of numbers by name")
-    for key, values in of.items():
-        if not isinstance(values, list) or not all(map(_is_number, values)):
-            raise StatisticsError(f"{where}, {key}: expected a list of finite numbers")
-        if key not in _PER_DIM:
-            continue
-        if any(abs(value) > VALUE for value in values):
-            raise StatisticsError(f"{where}, {key}: a number lies beyond ±{VALUE:g}, in whatever units")
-        if len(values) != space.size:
-            raise StatisticsError(f"{where}, {key}: {len(values)} numbers for {space.size} dims")
-    if any(value < 0 for value in of.get("std", ())):
-        raise StatisticsError(f"{where}, std: a standard deviation is never below 0")
-    known = [key for key in _ASCENDING if key in of]
-    for dim in range(space.size):
-        for lower, upper in pairwise(known):
-            if of[lower][dim] > of[upper][dim]:
-                raise StatisticsError(
-                    f"{where}: dim {dim} has {lower} {of[lower][dim]:g} above {upper} {of[upper][dim]:g}"
-                )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _names(folder: Path) -> list[str]:

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from anyvla.actions.ranges import NEEDS, Method, rests, scalings
 from anyvla.actions.shared import places
 from anyvla.actions.space import ActionSpace
-from anyvla.documents import DocumentError, read_object
-
-_LARGEST = float(torch.finfo(torch.float32).max) / 4  # of a statistic: sums and differences of two must be finite
+from anyvla.actions.statistics_check import LARGEST, check_robot
+from anyvla.documents import read_object
 
 
 class StatisticsError(ValueError):
@@ -53,14 +52,14 @@ def read_statistics(path: Path) -> dict[str, Statistics]:
         )
     try:
         data = read_object(path)
+        for name, of in data.items():
+            check_robot(of, f"{path}, {name}")
         return {
             name: Statistics(_as_scaled(of["action"]), _as_scaled(of["proprio"]), of["fingerprint"])
             for name, of in data.items()
         }
-    except DocumentError as error:
-        raise StatisticsError(str(error)) from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise StatisticsError(f"{path} is not a statistics file of anyvla ({error!r}); train again") from None
+    except ValueError as error:
+        raise StatisticsError(f"{error}; take the checkpoint again, whole, or train again") from None
 
 
 def _as_scaled(vector: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -165,8 +164,8 @@ def _check(space: ActionSpace, statistics: Mapping[str, Sequence[float]], method
             raise StatisticsError(
                 f"{what} statistics have {len(statistics[key])} dims, the {what} space has {space.size}"
             )
-        if not all(abs(value) <= _LARGEST for value in statistics[key]):  # NaN too
+        if not all(abs(value) <= LARGEST for value in statistics[key]):  # NaN too
             raise StatisticsError(
-                f"{what} statistics hold values that are not finite, or above {_LARGEST:.1g}, too large for float32: "
+                f"{what} statistics hold values that are not finite, or above {LARGEST:.1g}, too large for float32: "
                 f"{key} {list(statistics[key])}"
             )
