@@ -153,6 +153,11 @@ def test_notes_name_the_dims():
         "action group 'arm', dim 2 (grip) rests most of the time: q01 to q99 (0 to 1) would cut off its motion, so it "
         "is scaled by 0 to 100",
     ]
+    rows[7, 0] = 1e5
+    assert notes(space, describe(rows), "quantile", "action")[0] == (
+        "action group 'arm', dim 0 (pan) has spikes from -3.899 to 1e+05, fewer than one in a thousand steps; it is "
+        "scaled by -2.423 to 2.278 and cannot reach them. If they are motion, use normalization minmax"
+    )
     assert notes(space, describe(rows), "meanstd", "proprio") == [
         "proprio group 'arm', dim 1 (lift) never varies in this data (0.3): the policy reads it as 0"
     ]

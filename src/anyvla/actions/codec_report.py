@@ -150,19 +150,20 @@ def load_report(folder: Path) -> Report:
 
 
 def check_codec(
-    folder: Path, representation: Part, chunk: int, space: ActionSpace, method: Method, fingerprint: str
+    folder: Path, representation: Part, chunk: int, space: ActionSpace, method: Method, fingerprint: str | None
 ) -> None:
     """Refuse to train with the codec in `folder` if it was fitted for something else.
 
+    `fingerprint`: of the data; None for a run that resumes, whose data was compared with that of its checkpoint.
     Representations without a codec, and codecs that learn nothing from data, need no folder. Raises CodecError that
     says what differs, and the command that mends it.
     """
     if representation.target.kind == "continuous":
         return
-    now = purpose_of(representation, chunk, method, fingerprint)
     if not needs_fit(representation, chunk, space):
         return
     then = load_report(folder).purpose
+    now = purpose_of(representation, chunk, method, then.fingerprint if fingerprint is None else fingerprint)
     differing = [
         f"{what} ({old} there, {new} now)"
         for what, old, new in (

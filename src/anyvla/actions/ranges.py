@@ -43,25 +43,25 @@ NEEDS: dict[Method, tuple[str, ...]] = {
 
 def quantile_range(column: Float64[np.ndarray, "T"]) -> tuple[float, float]:
     """Return the 1st and 99th percentile, or a range that contains the motion which these would cut off."""
-    low, high = (float(q) for q in np.quantile(column, (0.01, 0.99)))
-    far, core = _far(column)
-    if core and far.sum() < max(FEW, RARE * len(column)):
+    low, *core, high = (float(q) for q in np.quantile(column, (0.01, 0.1, 0.9, 0.99)))
+    far = _far(column, *core)
+    if core[0] < core[1] and far.sum() < max(FEW, RARE * len(column)):
         return low, high
     moving = column[far]
     if not len(moving) or (low <= moving.min() and moving.max() <= high):
         return low, high
-    spike, spread = _far(moving)
-    if spread and spike.sum() < max(FEW, RARE * len(moving)):
+    core = np.quantile(moving, (0.1, 0.9)).tolist()
+    spike = _far(moving, *core)
+    if core[0] < core[1] and spike.sum() < max(FEW, RARE * len(moving)):
         far[np.flatnonzero(far)[~spike]] = False  # what is left of `far` are the spikes
         column = column[~far]
     return float(column.min()), float(column.max())
 
 
-def _far(column: Float64[np.ndarray, "T"]) -> tuple[Bool[np.ndarray, "T"], float]:
-    """Return which values are far from the core, and the extent of the core."""
-    low, high = np.quantile(column, (0.1, 0.9))
+def _far(values: Float64[np.ndarray, "T"], low: float, high: float) -> Bool[np.ndarray, "T"]:
+    """Return which values are far from the core, which reaches from low to high."""
     margin = FAR * (high - low)
-    return (column < low - margin) | (column > high + margin), float(high - low)
+    return (values < low - margin) | (values > high + margin)
 
 
 def never_varies(low: float, high: float, magnitude: float) -> bool:
@@ -127,7 +127,7 @@ def rests(dim: Mapping[str, float]) -> bool:
 
 
 def notes(space: ActionSpace, statistics: Mapping[str, Sequence[float]], method: Method, what: str) -> list[str]:
-    """Return a sentence for each dim that never varies, and for each that its quantiles would cut off.
+    """Return a sentence for each dim that never varies, that its quantiles would cut off, or that has spikes.
 
     `what` ("action" | "proprio") names the vector.
     """
@@ -149,6 +149,13 @@ def notes(space: ActionSpace, statistics: Mapping[str, Sequence[float]], method:
                 out.append(
                     f"{name} rests most of the time: q01 to q99 ({values['q01']:.4g} to {values['q99']:.4g}) would cut "
                     f"off its motion, so it is scaled by {low:.4g} to {high:.4g}"
+                )
+            ends = np.array([values.get("min", low), values.get("max", high)])
+            if _far(ends, values.get("q10", low), values.get("q90", high)).any() and (ends[0] < low or high < ends[1]):
+                out.append(
+                    f"{name} has spikes from {ends[0]:.4g} to {ends[1]:.4g}, fewer than one in a thousand steps; it is "
+                    f"scaled by {low:.4g} to {high:.4g} and cannot reach them. If they are motion, use normalization "
+                    "minmax"
                 )
     return out
 

@@ -187,7 +187,7 @@ def _check_same(root: Path, wanted: dict[str, Any]) -> None:
             "source cannot be said: use it as it is, or choose another output folder"
         )
     if isinstance(then, dict):
-        made = made | {"source": then | {"path": now["path"]}}
+        made = {**made, "source": {**then, "path": now["path"]}}
     if any(made.get(key) != value for key, value in wanted.items()):
         raise ValueError(f"{root} holds a data set already, made of something else: choose another output folder")
 

@@ -11,7 +11,7 @@ from anyvla.policy import NormalizationConfig
 
 
 def dim_notes(robots: Sequence[Robot], scaling: NormalizationConfig) -> list[str]:
-    """Return a sentence for each dim that never varies, and for each that quantiles would cut off."""
+    """Return a sentence for each dim that never varies, that quantiles would cut off, or that has spikes."""
     out = []
     for robot in robots:
         own, of = robot.embodiment, robot.statistics

@@ -128,7 +128,8 @@ def train(
         if begun == final:
             return final
     space, actions = mixture.canonical.embodiment.action, model.normalization.action
-    check_codec(run / "codec", model.representation, model.chunk, space, actions, mixture.fingerprint)
+    data = None if begun is not None else mixture.fingerprint
+    check_codec(run / "codec", model.representation, model.chunk, space, actions, data)
     check_actions_vary(robots, model.normalization)
     for note in dim_notes(robots, model.normalization):
         logger.warning("%s", note)
