@@ -11,40 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 from running import children, gone, start, until
-from small import DECODERS, NANO, REPRESENTATIONS
+from small import DECODERS, REPRESENTATIONS
 
-from anyvla.cli.main import main
 from anyvla.cli.stopping import graceful
 from anyvla.interrupted import Interrupted
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 SLOW = pytest.mark.slow
 SIGNALS = pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with demonstrations and a policy of the toy benchmark."""
-    folder = tmp_path_factory.mktemp("toy")
-    document = {
-        "name": "toy",
-        "benchmark": "toy/line",
-        "collect": {"demonstrations": 2, "processes": 2},
-        "model": {
-            "backbone": NANO,
-            "history": "none",
-            "fuser": "identity",
-            "decoder": {"name": "regression", "hidden": 32, "layers": 1},
-            "chunk": 4,
-        },
-        "training": {"steps": 2, "batch_size": 4, "log_every": 1, "checkpoint_every": 100000},
-        "evaluation": {"episodes": 2, "processes": 2, "failure_videos": 0},
-    }
-    (folder / "toy.yaml").write_text(yaml.safe_dump(document))
-    for arguments in (["data", "collect"], ["train"]):
-        done = start(folder, *arguments, folder / "toy.yaml", "--out", folder / "run")
-        assert done.wait(120) == 0, done.communicate()
-    return folder / "run"
 
 
 def stopped(process: subprocess.Popen[str], sent: int, times: int = 1) -> str:
@@ -63,10 +37,10 @@ def stopped(process: subprocess.Popen[str], sent: int, times: int = 1) -> str:
     ("sent", "times"),  # `timeout` signals its command, and then the group
     [(signal.SIGTERM, 1), pytest.param(signal.SIGTERM, 2, marks=SLOW), pytest.param(signal.SIGINT, 2, marks=SLOW)],
 )
-def test_training_with_workers_writes_its_checkpoint(run: Path, tmp_path: Path, sent: int, times: int) -> None:
+def test_training_with_workers_writes_its_checkpoint(toy_run: Path, tmp_path: Path, sent: int, times: int) -> None:
     out = tmp_path / "run"
-    data = ["--data.sources", f"[{{path: {run / 'dataset'}}}]", "--data.workers", "2", "--training.steps", "100000"]
-    process = start(tmp_path, "train", run.parent / "toy.yaml", "--out", out, *data)
+    data = ["--data.sources", f"[{{path: {toy_run / 'dataset'}}}]", "--data.workers", "2", "--training.steps", "100000"]
+    process = start(tmp_path, "train", toy_run.parent / "toy.yaml", "--out", out, *data)
     log = out / "train" / "log.jsonl"
     until(lambda: log.is_file() and log.read_text(), process)
     err = stopped(process, sent, times)
@@ -75,11 +49,11 @@ def test_training_with_workers_writes_its_checkpoint(run: Path, tmp_path: Path, 
 
 
 @SLOW
-def test_training_writes_its_checkpoint_when_nobody_reads_its_messages_any_more(run: Path, tmp_path: Path) -> None:
+def test_training_writes_its_checkpoint_when_nobody_reads_its_messages_any_more(toy_run: Path, tmp_path: Path) -> None:
     """As in `anyvla train ... 2>&1 | tee log`: Ctrl-C ends tee too."""
     out = tmp_path / "run"
-    data = ["--data.sources", f"[{{path: {run / 'dataset'}}}]", "--training.steps", "100000"]
-    process = start(tmp_path, "train", run.parent / "toy.yaml", "--out", out, *data)
+    data = ["--data.sources", f"[{{path: {toy_run / 'dataset'}}}]", "--training.steps", "100000"]
+    process = start(tmp_path, "train", toy_run.parent / "toy.yaml", "--out", out, *data)
     log = out / "train" / "log.jsonl"
     until(lambda: log.is_file() and log.read_text(), process)
     assert process.stderr is not None
@@ -91,8 +65,8 @@ def test_training_writes_its_checkpoint_when_nobody_reads_its_messages_any_more(
 
 @SIGNALS
 @SLOW
-def test_a_collection_keeps_what_it_has_and_goes_on(run: Path, tmp_path: Path, sent: int) -> None:
-    recipe = [run.parent / "toy.yaml", "--out", tmp_path / "run", "--collect.demonstrations", "40"]
+def test_a_collection_keeps_what_it_has_and_goes_on(toy_run: Path, tmp_path: Path, sent: int) -> None:
+    recipe = [toy_run.parent / "toy.yaml", "--out", tmp_path / "run", "--collect.demonstrations", "40"]
     process = start(tmp_path, "data", "collect", *recipe)
     partial = tmp_path / "run" / "dataset.partial"
     until(lambda: list(partial.glob("episode-*")), process)
@@ -102,9 +76,8 @@ def test_a_collection_keeps_what_it_has_and_goes_on(run: Path, tmp_path: Path, s
 
 @SIGNALS
 @SLOW
-def test_a_conversion_keeps_what_it_has_and_goes_on(run: Path, tmp_path: Path, sent: int) -> None:
-    main(["data", "collect", str(run.parent / "toy.yaml"), "--out", str(run)])
-    process = start(tmp_path, "data", "convert", run / "dataset", tmp_path / "out", "--processes", "1")
+def test_a_conversion_keeps_what_it_has_and_goes_on(toy_run: Path, tmp_path: Path, sent: int) -> None:
+    process = start(tmp_path, "data", "convert", toy_run / "dataset", tmp_path / "out", "--processes", "1")
     partial = tmp_path / "out.partial"
     until(lambda: list(partial.glob("episode-*")), process)
     assert "the same command goes on there" in stopped(process, sent)
@@ -112,8 +85,8 @@ def test_a_conversion_keeps_what_it_has_and_goes_on(run: Path, tmp_path: Path, s
 
 @SIGNALS
 @SLOW
-def test_an_evaluation_keeps_its_results_and_goes_on(run: Path, tmp_path: Path, sent: int) -> None:
-    process = start(tmp_path, "eval", run, "--out", tmp_path / "eval", "--episodes", "2000")
+def test_an_evaluation_keeps_its_results_and_goes_on(toy_run: Path, tmp_path: Path, sent: int) -> None:
+    process = start(tmp_path, "eval", toy_run, "--out", tmp_path / "eval", "--episodes", "2000")
     results = tmp_path / "eval" / "results.jsonl"
     until(lambda: results.is_file() and results.read_text(), process)
     assert "the same command goes on there" in stopped(process, sent)
@@ -122,10 +95,10 @@ def test_an_evaluation_keeps_its_results_and_goes_on(run: Path, tmp_path: Path, 
 
 @SIGNALS
 @SLOW
-def test_a_codec_fit_leaves_no_half_codec(run: Path, tmp_path: Path, sent: int) -> None:
+def test_a_codec_fit_leaves_no_half_codec(toy_run: Path, tmp_path: Path, sent: int) -> None:
     pytest.importorskip("vector_quantize_pytorch")
-    document = yaml.safe_load((run.parent / "toy.yaml").read_text())
-    document["data"] = {"sources": [{"path": str(run / "dataset")}]}
+    document = yaml.safe_load((toy_run.parent / "toy.yaml").read_text())
+    document["data"] = {"sources": [{"path": str(toy_run / "dataset")}]}
     long = REPRESENTATIONS["vq"] | {"steps": 100000}  # type: ignore[operator]
     document["model"] |= {"decoder": DECODERS["tokens"], "representation": long}
     (tmp_path / "vq.yaml").write_text(yaml.safe_dump(document))
@@ -142,10 +115,10 @@ def test_a_codec_fit_leaves_no_half_codec(run: Path, tmp_path: Path, sent: int) 
 @pytest.mark.parametrize("after_s", [0.0, 0.5, 1.5, 3.0, 5.0])
 @SLOW
 def test_a_signal_while_libraries_are_imported_gives_one_line(
-    run: Path, tmp_path: Path, sent: int, after_s: float
+    toy_run: Path, tmp_path: Path, sent: int, after_s: float
 ) -> None:
-    data = ["--data.sources", f"[{{path: {run / 'dataset'}}}]", "--training.steps", "100000"]
-    process = start(tmp_path, "train", run.parent / "toy.yaml", "--out", tmp_path / "run", *data)
+    data = ["--data.sources", f"[{{path: {toy_run / 'dataset'}}}]", "--training.steps", "100000"]
+    process = start(tmp_path, "train", toy_run.parent / "toy.yaml", "--out", tmp_path / "run", *data)
 
     def handles() -> bool:
         caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]

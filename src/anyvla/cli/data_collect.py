@@ -11,6 +11,7 @@ from anyvla.cli.common import Bar, console
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, build, override
 from anyvla.evaluation.collect import CollectConfig
+from anyvla.folder_lock import only_making
 from anyvla.recipe import Recipe, read
 from anyvla.registry import benchmarks
 
@@ -57,11 +58,12 @@ def demonstrations(
     from anyvla.evaluation.collect import collect as run_collection
     from anyvla.evaluation.suites import open_suite
 
-    opened = open_suite(benchmark, settings, python)
-    with graceful() as stop, Bar("collect") as bar:
-        try:
-            root = run_collection(opened, config, run / "dataset", progress=bar, stop=stop)
-        finally:
-            opened.benchmark.close()
+    with only_making(run / "dataset"):
+        opened = open_suite(benchmark, settings, python)
+        with graceful() as stop, Bar("collect") as bar:
+            try:
+                root = run_collection(opened, config, run / "dataset", progress=bar, stop=stop)
+            finally:
+                opened.benchmark.close()
     console.print(f"demonstrations: {root}")
     return root

@@ -17,6 +17,7 @@ from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, build, override
 from anyvla.evaluation.protocol import EvaluationConfig
 from anyvla.evaluation.results import EpisodeResult
+from anyvla.folder_lock import only_here
 from anyvla.recipe import Recipe
 
 _EPILOG = """\
@@ -120,28 +121,29 @@ def play(
     from anyvla.report.filming import film
     from anyvla.training.loop import pick_device
 
-    opened = open_suite(name, settings, python)
-    plans = plan(opened.suite, config, expand(config.conditions, opened.benchmark))
-    vla = VLA.load(checkpoint, pick_device(device), trust_remote_code=trust_remote_code)
-    score = _Score(str(plans[0].condition))
-    with graceful() as stop:
-        try:
-            with Bar("evaluate") as bar:
-                results = run_evaluation(
-                    vla,
-                    plans,
-                    opened,
-                    config,
-                    folder,
-                    checkpoint=checkpoint_hash(checkpoint),
-                    progress=lambda done, total: bar(done, total, score.text),
-                    heard=score.hear,
-                    stop=stop,
-                )
-            with Bar("film") as bar:
-                film(results, opened, folder, failures=config.failure_videos, progress=bar, stop=stop)
-        finally:
-            opened.benchmark.close()
+    with only_here(folder):
+        opened = open_suite(name, settings, python)
+        plans = plan(opened.suite, config, expand(config.conditions, opened.benchmark))
+        vla = VLA.load(checkpoint, pick_device(device), trust_remote_code=trust_remote_code)
+        score = _Score(str(plans[0].condition))
+        with graceful() as stop:
+            try:
+                with Bar("evaluate") as bar:
+                    results = run_evaluation(
+                        vla,
+                        plans,
+                        opened,
+                        config,
+                        folder,
+                        checkpoint=checkpoint_hash(checkpoint),
+                        progress=lambda done, total: bar(done, total, score.text),
+                        heard=score.hear,
+                        stop=stop,
+                    )
+                with Bar("film") as bar:
+                    film(results, opened, folder, failures=config.failure_videos, progress=bar, stop=stop)
+            finally:
+                opened.benchmark.close()
     console.print(f"results: {folder}")
 
 

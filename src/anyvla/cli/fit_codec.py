@@ -28,6 +28,7 @@ from anyvla.cli.common import console
 from anyvla.cli.console import Console
 from anyvla.cli.train import open_data
 from anyvla.config import ConfigError, to_dict
+from anyvla.folder_lock import only_here
 from anyvla.recipe import Recipe
 
 MOST_CHUNKS = 50_000  # that a codec is fitted to; held out: a tenth
@@ -37,8 +38,13 @@ def fit_codec(recipe: Recipe, run: Path) -> Path:
     """Fit the codec of a recipe; returns its folder in the run folder, which then is complete, whatever it was before.
 
     Raises ConfigError for a representation without a codec, and where training is on its way with the codec that is
-    there; CodecError for actions scaled to no range.
+    there; CodecError for actions scaled to no range; FolderInUse if another command works in the run folder.
     """
+    with only_here(run):
+        return _fit(recipe, run)
+
+
+def _fit(recipe: Recipe, run: Path) -> Path:
     from anyvla.data.chunks import action_normalizer, hold_out, read_chunks
     from anyvla.training.checkpoint import latest
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from anyvla.cli.common import console
 from anyvla.cli.measure import Measured
+from anyvla.folder_lock import only_here
 from anyvla.recipe import read
 
 
@@ -48,13 +49,14 @@ def main(argv: list[str]) -> int:
         "evaluate": lambda: evaluate(recipe, run),
         "report": lambda: write_report(run),
     }
-    peak = 0.0
-    for number, (name, stage) in enumerate(stages.items(), 1):
-        console.rule(f"{number}/{len(stages)} {name}", align="left")
-        with Measured(run, name) as measured:
-            stage()
-        peak = max(peak, measured.peak_memory_gb)
-    page = write_report(run)  # once more: the stages and their times are complete only now
+    with only_here(run):
+        peak = 0.0
+        for number, (name, stage) in enumerate(stages.items(), 1):
+            console.rule(f"{number}/{len(stages)} {name}", align="left")
+            with Measured(run, name) as measured:
+                stage()
+            peak = max(peak, measured.peak_memory_gb)
+        page = write_report(run)  # once more: the stages and their times are complete only now
     summary: dict[str, Any] = summarise(read_results(run / "eval" / "results.jsonl")).to_dict()
     minutes = (time.perf_counter() - begin) / 60
     if options.json:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from anyvla.cli.common import Bar, console
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, to_dict
+from anyvla.folder_lock import only_here
 from anyvla.recipe import Recipe, read
 
 if TYPE_CHECKING:
@@ -47,27 +48,28 @@ def train(recipe: Recipe, run: Path) -> Path:
     from anyvla.training.loop import Progress
     from anyvla.training.loop import train as run_training
 
-    mixture = open_data(recipe, run)
-    with Bar("statistics") as bar:
-        robots = mixture.robots(bar)
-    with graceful() as stop, Bar("train") as bar:
+    with only_here(run):
+        mixture = open_data(recipe, run)
+        with Bar("statistics") as bar:
+            robots = mixture.robots(bar)
+        with graceful() as stop, Bar("train") as bar:
 
-        def show(p: Progress) -> None:
-            bar(p.step, p.steps, f"loss {p.loss:.4f}, {p.samples_per_s:.0f} samples/s")
+            def show(p: Progress) -> None:
+                bar(p.step, p.steps, f"loss {p.loss:.4f}, {p.samples_per_s:.0f} samples/s")
 
-        checkpoint = run_training(
-            recipe.model,
-            recipe.training,
-            mixture,
-            robots,
-            run,
-            to_dict(recipe),
-            cache_gb=recipe.data.cache_gb,
-            workers=recipe.data.workers,
-            worker_timeout_s=recipe.data.worker_timeout_s,
-            progress=show,
-            say=console.print,
-            stop=stop,
-        )
+            checkpoint = run_training(
+                recipe.model,
+                recipe.training,
+                mixture,
+                robots,
+                run,
+                to_dict(recipe),
+                cache_gb=recipe.data.cache_gb,
+                workers=recipe.data.workers,
+                worker_timeout_s=recipe.data.worker_timeout_s,
+                progress=show,
+                say=console.print,
+                stop=stop,
+            )
     console.print(f"trained: {checkpoint}")
     return checkpoint

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
 from anyvla.data.open import open_dataset
+from anyvla.folder_lock import only_making
 from anyvla.interrupted import Interrupted
 from anyvla.worker_pool import WorkerPool
 
@@ -59,26 +61,28 @@ def convert(
     be read, and tell which; else the first of them ends the conversion. `progress(stage, done, total)`.
 
     Raises ValueError for a damaged episode, for a `root` that holds something else and for a difference found on
-    reading back; OSError if the disk is full (what was written is kept); Interrupted after `stop()` said so.
+    reading back; OSError if the disk is full (what was written is kept); Interrupted after `stop()` said so;
+    FolderInUse if another command writes there.
     """
     chosen = list(range(len(source))) if episodes is None else list(episodes)
     origin = {"path": str(source.root), "fingerprint": source.fingerprint, "provenance": dict(source.provenance)}
     wanted = {"source": origin, "episodes": "all" if episodes is None else chosen}
-    if is_complete(root):
-        _check_same(root, wanted)
-    else:
-        _write(source, root, chosen, wanted, skip_damaged, processes, progress, stop)
-    if (root / REPORT).is_file():
-        return Conversion(**json.loads((root / REPORT).read_text(encoding="utf-8")))
-    skipped = LeRobotDataset(LeRobotDataset.Config(), root).notes.get("skipped", {})
-    kept = [i for i in chosen if str(i) not in skipped]
-    try:
-        report = verify(source, kept, root, origin, skipped, lambda done, total: progress("verify", done, total), stop)
-    except ValueError:
-        shutil.move(root, root.with_name(root.name + ".wrong"))  # for a look; it must not pass for the real one
-        raise
-    stored.write(root / REPORT, json.dumps(asdict(report), indent=1).encode())
-    return report
+    with only_making(root):
+        if is_complete(root):
+            _check_same(root, wanted)
+        else:
+            _write(source, root, chosen, wanted, skip_damaged, processes, progress, stop)
+        if (root / REPORT).is_file():
+            return Conversion(**json.loads((root / REPORT).read_text(encoding="utf-8")))
+        skipped = LeRobotDataset(LeRobotDataset.Config(), root).notes.get("skipped", {})
+        kept = [i for i in chosen if str(i) not in skipped]
+        try:
+            report = verify(source, kept, root, origin, skipped, partial(progress, "verify"), stop)
+        except ValueError:
+            shutil.move(root, root.with_name(root.name + ".wrong"))  # for a look; it must not pass for the real one
+            raise
+        stored.write(root / REPORT, json.dumps(asdict(report), indent=1).encode())
+        return report
 
 
 def _write(

@@ -25,6 +25,7 @@ from anyvla.data.open import open_dataset
 from anyvla.evaluation.conditions import ORIGINAL, check_factors, scene_factors
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker
+from anyvla.folder_lock import only_making
 from anyvla.interrupted import Interrupted
 from anyvla.limits import COUNT, EPISODES, PROCESSES
 from anyvla.worker_pool import WorkerPool
@@ -91,10 +92,10 @@ def collect(
     """Collect, or go on where it was interrupted; returns `root`, at once if it is complete.
 
     Raises ValueError if `root` holds other demonstrations, EnvironmentFailed if a simulator fails or an expert fails
-    more often than it succeeds, Interrupted after `stop()` said so.
+    more often than it succeeds, FolderInUse if another command collects there, Interrupted after `stop()` said so.
     """
     suite = opened.suite
-    tasks = config.of(suite)
+    config.of(suite)  # refuses tasks that the suite does not have
     for scene in config.scenes:
         check_factors(scene_factors(scene), opened.benchmark, f"collect.scenes: {scene}")
     provenance = {
@@ -103,9 +104,23 @@ def collect(
         "settings": dict(opened.benchmark.protocol(suite.name)),
         "versions": dict(opened.benchmark.versions()),
     }
-    if is_complete(root):
-        _check_complete(root, provenance)
-        return root
+    with only_making(root):
+        if is_complete(root):
+            _check_complete(root, provenance)
+        else:
+            _collect(opened, config, root, provenance, progress, stop)
+    return root
+
+
+def _collect(
+    opened: Opened,
+    config: CollectConfig,
+    root: Path,
+    provenance: Mapping[str, Any],
+    progress: Callable[[int, int], None],
+    stop: Callable[[], bool],
+) -> None:
+    suite, tasks = opened.suite, config.of(opened.suite)
     writer = LeRobotWriter(root, opened.embodiment, provenance=provenance)
     failed: dict[str, list[int]] = {task: list(writer.notes.get("failures", {}).get(task, [])) for task in tasks}
     total, done = sum(map(config.wanted, tasks)), len(writer.done)
@@ -144,7 +159,6 @@ def collect(
                         f"as in --collect.noise '[0.0]' (now {list(config.noise)})"
                     )
     writer.finalise()
-    return root
 
 
 def _settings(config: CollectConfig) -> dict[str, Any]:

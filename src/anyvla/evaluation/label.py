@@ -24,6 +24,7 @@ from anyvla.config import STRICT, to_dict
 from anyvla.data.stored import write
 from anyvla.evaluation.questions import ask
 from anyvla.evaluation.workers import prepare_worker
+from anyvla.folder_lock import only_here
 from anyvla.interrupted import Interrupted
 from anyvla.limits import COUNT, PROCESSES, SEED
 from anyvla.worker_pool import WorkerPool
@@ -65,33 +66,34 @@ def label(
     WorkerDied if a simulator dies, Interrupted after `stop()` said so.
     """
     settings = {k: v for k, v in to_dict(config).items() if k != "processes"}
-    partial, card = root / "partial", root / "card.json"
-    _check_same(card if card.exists() else partial / "settings.json", settings, root)
-    if card.exists():
-        shutil.rmtree(partial, ignore_errors=True)  # stopped just before it went
+    with only_here(root):
+        partial, card = root / "partial", root / "card.json"
+        _check_same(card if card.exists() else partial / "settings.json", settings, root)
+        if card.exists():
+            shutil.rmtree(partial, ignore_errors=True)  # stopped just before it went
+            return root
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        partial.mkdir(exist_ok=True)
+        write(partial / "settings.json", json.dumps({"settings": settings}).encode())
+        todo = [i for i in reversed(range(config.frames)) if not (partial / f"{i:06d}.json").exists()]
+        done = config.frames - len(todo)
+        progress(done, config.frames)
+        processes = min(config.processes or os.cpu_count() or 1, max(len(todo), 1))
+        remedy = "try fewer --processes. Finished frames are kept: the same command goes on there"
+        with WorkerPool(processes, _start_worker, (config, root), remedy=remedy) as workers:
+            running: set[Future[None]] = set()
+            while todo or running:
+                if stop():
+                    raise Interrupted(f"stopped after {done} of {config.frames} frames; the same command goes on there")
+                while todo and len(running) <= 2 * processes:
+                    running.add(workers.submit(_make, todo.pop()))
+                finished, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                    done += 1
+                progress(done, config.frames)
+        _assemble(config, settings, root, partial)
         return root
-    (root / "images").mkdir(parents=True, exist_ok=True)
-    partial.mkdir(exist_ok=True)
-    write(partial / "settings.json", json.dumps({"settings": settings}).encode())
-    todo = [i for i in reversed(range(config.frames)) if not (partial / f"{i:06d}.json").exists()]
-    done = config.frames - len(todo)
-    progress(done, config.frames)
-    processes = min(config.processes or os.cpu_count() or 1, max(len(todo), 1))
-    remedy = "try fewer --processes. Finished frames are kept: the same command goes on there"
-    with WorkerPool(processes, _start_worker, (config, root), remedy=remedy) as workers:
-        running: set[Future[None]] = set()
-        while todo or running:
-            if stop():
-                raise Interrupted(f"stopped after {done} of {config.frames} frames; the same command goes on there")
-            while todo and len(running) <= 2 * processes:
-                running.add(workers.submit(_make, todo.pop()))
-            finished, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-                done += 1
-            progress(done, config.frames)
-    _assemble(config, settings, root, partial)
-    return root
 
 
 def _check_same(path: Path, settings: Mapping[str, Any], root: Path) -> None:

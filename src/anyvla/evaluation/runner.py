@@ -27,6 +27,7 @@ from anyvla.evaluation.rollout import Rollout, Setting
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.tracks import write_track
 from anyvla.evaluation.workers import EnvironmentFailed
+from anyvla.folder_lock import only_here
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
 from anyvla.text import clean_instruction
@@ -85,21 +86,21 @@ def evaluate(
         versions=versions(vla),
         embodiment=opened.embodiment,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = folder / "results.jsonl"
-    finished = {r.key: r for r in read_results(lines)} if lines.is_file() else {}
-    _check_same(lines, finished.values(), setting)
-    missing = [p for p in plans if p.key not in finished]
-    for result in (finished[p.key] for p in plans if p.key in finished):
-        heard(result)
-    progress(len(plans) - len(missing), len(plans))
-    if missing:
-        play = _Play(vla, opened, config, folder, setting)
-        for result in play.all(missing, stop):
-            finished[result.key] = result
+    with only_here(folder):
+        lines = folder / "results.jsonl"
+        finished = {r.key: r for r in read_results(lines)} if lines.is_file() else {}
+        _check_same(lines, finished.values(), setting)
+        missing = [p for p in plans if p.key not in finished]
+        for result in (finished[p.key] for p in plans if p.key in finished):
             heard(result)
-            progress(sum(p.key in finished for p in plans), len(plans))
-    return [finished[p.key] for p in plans]
+        progress(len(plans) - len(missing), len(plans))
+        if missing:
+            play = _Play(vla, opened, config, folder, setting)
+            for result in play.all(missing, stop):
+                finished[result.key] = result
+                heard(result)
+                progress(sum(p.key in finished for p in plans), len(plans))
+        return [finished[p.key] for p in plans]
 
 
 def _policy(vla: VLA, config: EvaluationConfig) -> dict[str, Any]:

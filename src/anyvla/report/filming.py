@@ -20,6 +20,7 @@ from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.tracks import Track, read_track
 from anyvla.evaluation.workers import prepare_worker
+from anyvla.folder_lock import only_here
 from anyvla.interrupted import Interrupted
 from anyvla.report.overlay import chunk_at, chunk_limits, overlay
 from anyvla.report.video import write_video
@@ -76,26 +77,27 @@ def film(
     videos = folder / "videos"
     chosen = choose(results, failures)
     names = {f"{r.key}.mp4": r for r in chosen}
-    missing = [r for name, r in names.items() if not (videos / name).is_file()]
-    progress(len(chosen) - len(missing), len(chosen))
-    if missing:
-        workers = min(os.cpu_count() or 1, len(missing))
-        with WorkerPool(workers, prepare_worker, remedy="free some; the same command goes on there") as pool:
-            futures = [pool.submit(_film_one, opened.spec, r, folder, videos / f"{r.key}.mp4") for r in missing]
-            for number, future in enumerate(futures, 1):
-                if not future.result():
-                    logger.warning(
-                        "%s did not end as recorded when it was played again", f"{missing[number - 1].key}.mp4"
-                    )
-                progress(len(chosen) - len(missing) + number, len(chosen))
-                if stop():
-                    raise Interrupted("stopped while filming; the same command goes on there")
-    index = videos / "index.json"
-    index.parent.mkdir(parents=True, exist_ok=True)
-    temporary = index.with_suffix(".tmp")
-    temporary.write_text(json.dumps([_entry(r, name) for name, r in names.items()], indent=1), encoding="utf-8")
-    temporary.replace(index)
-    return index
+    with only_here(folder):
+        missing = [r for name, r in names.items() if not (videos / name).is_file()]
+        progress(len(chosen) - len(missing), len(chosen))
+        if missing:
+            workers = min(os.cpu_count() or 1, len(missing))
+            with WorkerPool(workers, prepare_worker, remedy="free some; the same command goes on there") as pool:
+                futures = [pool.submit(_film_one, opened.spec, r, folder, videos / f"{r.key}.mp4") for r in missing]
+                for number, future in enumerate(futures, 1):
+                    if not future.result():
+                        logger.warning(
+                            "%s did not end as recorded when it was played again", f"{missing[number - 1].key}.mp4"
+                        )
+                    progress(len(chosen) - len(missing) + number, len(chosen))
+                    if stop():
+                        raise Interrupted("stopped while filming; the same command goes on there")
+        index = videos / "index.json"
+        index.parent.mkdir(parents=True, exist_ok=True)
+        temporary = index.with_suffix(".tmp")
+        temporary.write_text(json.dumps([_entry(r, name) for name, r in names.items()], indent=1), encoding="utf-8")
+        temporary.replace(index)
+        return index
 
 
 def _entry(result: EpisodeResult, name: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from anyvla.data.augment import AugmentConfig
 from anyvla.data.canonical import Robot
 from anyvla.data.mixture import Mixture
 from anyvla.data.window import WindowConfig, WindowDataset
+from anyvla.folder_lock import only_here
 from anyvla.interrupted import Interrupted
 from anyvla.limits import BATCH, COUNT, SEED
 from anyvla.policy import VLA, VLAConfig
@@ -152,6 +153,7 @@ def train(
     start = checkpoint.restore(begun, vla, optim) if begun is not None else 0
     (run / "train").mkdir(parents=True, exist_ok=True)
     with (
+        only_here(run),
         contextlib.closing(batches_from(start, windows, config, model.view, workers, worker_timeout_s)) as batches,
         _open_log(run / "train" / "log.jsonl", start) as log,
     ):

@@ -1,0 +1,35 @@
+"""A small run of the toy benchmark for tests of whole commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from running import start
+from small import NANO
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with demonstrations and a policy of the toy benchmark."""
+    folder = tmp_path_factory.mktemp("toy")
+    document = {
+        "name": "toy",
+        "benchmark": "toy/line",
+        "collect": {"demonstrations": 2, "processes": 2},
+        "model": {
+            "backbone": NANO,
+            "history": "none",
+            "fuser": "identity",
+            "decoder": {"name": "regression", "hidden": 32, "layers": 1},
+            "chunk": 4,
+        },
+        "training": {"steps": 2, "batch_size": 4, "log_every": 1, "checkpoint_every": 100000},
+        "evaluation": {"episodes": 2, "processes": 2, "failure_videos": 0},
+    }
+    (folder / "toy.yaml").write_text(yaml.safe_dump(document))
+    for arguments in (["data", "collect"], ["train"]):
+        done = start(folder, *arguments, folder / "toy.yaml", "--out", folder / "run")
+        assert done.wait(120) == 0, done.communicate()
+    return folder / "run"
