@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     from anyvla.evaluation.results import read_results
     from anyvla.evaluation.statistics import summarise
     from anyvla.report.page import write_report
+    from anyvla.training.launchers import check_one_process
 
     stages: dict[str, Callable[[], object]] = {"collect": lambda: collect(recipe, run)}
     if recipe.model.representation.target.kind == "tokens":
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> int:
         "evaluate": lambda: evaluate(recipe, run),
         "report": lambda: write_report(run),
     }
+    check_one_process()
     with only_here(run):
         peak = 0.0
         for number, (name, stage) in enumerate(stages.items(), 1):

@@ -45,9 +45,11 @@ def open_data(recipe: Recipe, run: Path) -> Mixture:
 
 def train(recipe: Recipe, run: Path) -> Path:
     """Train the recipe in its run folder; returns the checkpoint."""
+    from anyvla.training.launchers import check_one_process
     from anyvla.training.loop import Progress
     from anyvla.training.loop import train as run_training
 
+    check_one_process()
     with only_here(run):
         mixture = open_data(recipe, run)
         with Bar("statistics") as bar:

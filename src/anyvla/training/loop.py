@@ -35,6 +35,7 @@ from anyvla.training import checkpoint
 from anyvla.training.batches import batches_from
 from anyvla.training.card import model_card
 from anyvla.training.dims import check_actions_vary, dim_notes
+from anyvla.training.launchers import check_one_process
 from anyvla.training.optim import OptimConfig, learning_rate, optimizer
 from anyvla.training.randomness import seeded
 from anyvla.training.start import cache_advice, run_facts, telling_of_decoding
@@ -118,10 +119,12 @@ def train(
     `robots`: those of the mixture, with their statistics. `workers`: processes that make batches; 0: a thread. They
     may take `worker_timeout_s` for one. `say` gets lines for people: before the first step, and while the first
     frames are decoded.
-    `recipe` is the document kept in the checkpoint; going on under another one raises ConfigError. Raises CodecError
+    `recipe` is the document kept in the checkpoint; going on under another one raises ConfigError, and so
+    does being one of several processes of a launcher. Raises CodecError
     unless `run/codec` holds the codec of the representation, fitted to this data, TrainingError when the loss or the
     gradients are not finite, StalledData or WorkerDied when the workers fail, Interrupted after `stop()` said so.
     """
+    check_one_process()
     final = run / "checkpoint"
     begun = checkpoint.latest(run)
     if begun is not None:
