@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
@@ -110,7 +110,8 @@ class AutoBackbone(TokenBackbone):
         self._names = self.quirk.passes.union(inspect.signature(self.model.forward).parameters)
         self._rope_index = _method(self.model, "get_rope_index")
         self._get_features = _method(self.model, "get_image_features")
-        exact = exact_size(self.quirk, self.model.config, getattr(config, "image_size", None))
+        asked = getattr(config, "image_size", None)
+        exact = exact_size(self.quirk, self.model.config, parts.preprocessor, asked)
         preprocessor, tiles = parts.preprocessor | dict(self.quirk.preprocessor), getattr(config, "tiles", 1)
         self.pixels = Pixels(preprocessor, _tower_size(self.model.config), exact, tiles)
         image_id = self._image_id(parts.tokenizer)
@@ -320,7 +321,7 @@ class AutoBackbone(TokenBackbone):
         return 1, features.shape[1] if self.resampler is None else len(self.resampler.latents)
 
 
-def exact_size(quirk: Quirk, config: Any, asked: int | None) -> int | None:
+def exact_size(quirk: Quirk, config: Any, preprocessor: Mapping[str, Any], asked: int | None) -> int | None:
     """The side in pixels to scale images to where the family leaves the choice; None: its own size.
 
     Raises ValueError if `asked` is a size that the tower does not take.
@@ -336,7 +337,8 @@ def exact_size(quirk: Quirk, config: Any, asked: int | None) -> int | None:
     step = quirk.multiple(config)
     if asked is not None and asked % step:
         raise ValueError(f"image_size must be a multiple of {step} for a {config.model_type!r} model, got {asked}")
-    return asked or -(-quirk.size // step) * step
+    size = quirk.size(config, preprocessor) if callable(quirk.size) else quirk.size
+    return asked or -(-size // step) * step
 
 
 def _method(model: Any, name: str) -> Any:

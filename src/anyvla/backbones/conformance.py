@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from anyvla.backbones.base import Backbone, Cache
+from anyvla.backbones.fresh import redraw
 from anyvla.backbones.parts import parameters_of
 from anyvla.backbones.subject import TEXTS, Failed, NotApplicable, Subject, difference, equal, moved, pull
 from anyvla.types import Block, TokenSequence
@@ -360,7 +361,11 @@ def _exact_products() -> Iterator[None]:
 
 
 def examine(backbone: Backbone, config: Any, checks: dict[str, Callable[[Subject], str]] = CHECKS) -> Iterator[Result]:
-    """Run the checks one after another. The backbone is of no use afterwards."""
+    """Run the checks one after another, on redrawn weights where they were never trained.
+
+    The backbone is of no use afterwards.
+    """
+    redraw(backbone)
     subject = Subject(backbone.eval(), config)
     for name, check in checks.items():
         try:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -43,7 +44,8 @@ class Quirk:
     grid: Callable[[Any, Size], Size] | None = None
     # Where the tower takes any image size: the number of pixels that both sides must be a multiple of.
     multiple: Callable[[Any], int] | None = None
-    size: int = 224  # pixels: to which such images are scaled by default
+    # Pixels to which such images are scaled by default: 224, or what configuration and preprocessor JSON give.
+    size: int | Callable[[Any, Mapping[str, Any]], int] = 224
     first_position: int = 0  # of position_ids
     attention: Attention | Callable[[Any], Attention] = "causal"  # of the configuration, where models differ
     lacks: frozenset[Capability] = frozenset()
@@ -119,6 +121,14 @@ _GEMMA3 = Quirk(
 _INTERNVL = Quirk(template=Template(before_image="<img>", after_image="</img>\n", text="{prompt}"))
 
 
+def _lfm2_multiple(config: Any) -> int:
+    return config.vision_config.patch_size * config.downsample_factor
+
+
+def _gemma4_multiple(config: Any) -> int:
+    return config.vision_config.patch_size * config.vision_config.pooling_kernel_size
+
+
 def _gemma4_attention(config: Any) -> Attention:
     return "image_in_windows" if config.text_config.use_bidirectional_attention == "vision" else "causal"
 
@@ -141,8 +151,8 @@ _INSTRUCTBLIP = replace(_BLIP2, vision=vision_odd.instructed, second_tokenizer="
 _GEMMA4 = Quirk(
     template=Template(before_image="<|image>", after_image="<image|>", text="{prompt}"),
     vision=vision_patches.patches_placed,
-    multiple=lambda config: config.vision_config.patch_size * config.vision_config.pooling_kernel_size,
-    size=384,  # 64 tokens: the most within the least budget of its image processor, 70
+    multiple=_gemma4_multiple,
+    size=lambda config, _: 8 * _gemma4_multiple(config),  # 64 tokens: the most within its least budget, 70
     attention=_gemma4_attention,
 )
 
@@ -152,7 +162,7 @@ _MINICPM = Quirk(
     template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
     vision=vision_patches.patches_in_a_row,
     multiple=lambda config: config.vision_config.patch_size * (2 if config.downsample_mode == "4x" else 4),
-    size=448,  # what its image processor gives
+    size=lambda _, preprocessor: preprocessor.get("scale_resolution", 448),
     note="images are not numbered, as with use_image_id=False of its processor",
     lacks=_RECURRENT,
 )
@@ -216,8 +226,10 @@ QUIRKS: dict[str, Quirk] = {
     "lfm2_vl": Quirk(
         template=Template(before_image="<|image_start|>", after_image="<|image_end|>", text="{prompt}"),
         vision=vision_patches.patches_shaped,
-        multiple=lambda config: config.vision_config.patch_size * config.downsample_factor,
-        size=256,  # the least that its image processor gives
+        multiple=_lfm2_multiple,
+        size=lambda config, preprocessor: vision_odd.side(
+            preprocessor.get("min_image_tokens", 64), _lfm2_multiple(config)
+        ),
         lacks=_RECURRENT,
     ),
     "minicpmv4_6": _MINICPM,
@@ -239,7 +251,7 @@ QUIRKS: dict[str, Quirk] = {
         template=Template(before_image="<fake_token_around_image>", text="<fake_token_around_image> {prompt}"),
         vision=vision_inputs.nested,
         multiple=lambda config: config.vision_config.patch_size,
-        size=378,  # the least that its image processor gives
+        size=lambda _, preprocessor: (preprocessor.get("size") or {}).get("shortest_edge", 378),
     ),
     "aya_vision": Quirk(
         template=Template(before_image="<|START_OF_IMG|>TILE_GLOBAL", after_image="<|END_OF_IMG|>", text="{prompt}")
@@ -258,13 +270,13 @@ QUIRKS: dict[str, Quirk] = {
         template=Template(text="{prompt}"),
         vision=vision_tiles.two_sizes,
         multiple=lambda config: config.high_res_vision_config.image_size,
-        size=1024,
+        size=lambda config, _: config.high_res_vision_config.image_size,
         preprocessor={"do_rescale": False, "do_normalize": False},  # for each of the two towers in its own way
     ),
     "aria": Quirk(
         template=Template(before_image="<fim_prefix>", after_image="<fim_suffix>", text="{prompt}"),
         multiple=vision_tiles.aria_side,
-        size=490,  # the smaller one that its projector knows
+        size=lambda config, _: vision_tiles.aria_side(config),
     ),
     "llama4": Quirk(
         template=Template(before_image="<|image_start|><|image|>", after_image="<|image_end|>", text="{prompt}"),
@@ -278,7 +290,7 @@ QUIRKS: dict[str, Quirk] = {
     "instructblip": _INSTRUCTBLIP,
     "florence2": Quirk(
         template=Template(opening="", text="<s>{prompt}</s>"),
-        multiple=lambda _config: 32,
+        multiple=lambda config: math.prod(config.vision_config.patch_stride),
         **_ENCODER,
         note="50 tokens an image at 224 pixels; image_size: 768, as in its pre-training, takes 577",
     ),
@@ -290,11 +302,12 @@ QUIRKS: dict[str, Quirk] = {
         vision=vision_odd.patches_standardised,
         grid=lambda config, _size: (1, config.latent_query_num),
         multiple=vision_odd.kosmos_patch,
-        size=1024,  # what its image processor gives: 4096 patches
+        size=vision_odd.kosmos_side,
         first_position=2,  # after the padding index, 1
         preprocessor={"do_rescale": False, "do_normalize": False},  # each image is standardised by itself
         extras={"image_embeds_position_mask": vision_odd.image_places_and_ends},
-        note="2048 tokens an image, whatever its size: its context of 4096 holds one camera",
+        note="every image takes latent_query_num tokens, whatever its size (2048 in the released model: its context of "
+        "4096 holds one camera)",
     ),
     "fuyu": Quirk(
         template=Template(opening="", row_end="|NEWLINE|", after_image="|NEWLINE|", text="{bos}{prompt}<0x04>"),
@@ -311,7 +324,7 @@ QUIRKS: dict[str, Quirk] = {
         vision=vision_patches.sized,
         grid=vision_odd.emu_grid,
         multiple=vision_odd.emu_patch,
-        size=512,  # the least that its image processor gives
+        size=lambda config, preprocessor: vision_odd.side(preprocessor.get("min_pixels", 512 * 512), 1),
         discrete=True,
         note="4160 tokens an image at 512 pixels: choose a smaller image_size; the tokenizer of images stays frozen",
     ),

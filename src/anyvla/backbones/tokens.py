@@ -68,7 +68,8 @@ class TokenBackbone(Backbone):
         self.template = template = template.filled(prompt, tokenizer.bos_token or "")
         self.control = ControlTokens(tokenizer, template.around)
         eos = _first_known(tokenizer.eos_token_id, 0)
-        self.pad_id = _first_known(tokenizer.pad_token_id, eos)
+        pad, rows = tokenizer.pad_token_id, self.embedding.weight.shape[0]
+        self.pad_id = eos if pad is None or pad >= rows else pad  # any token may stand for padding, if it is embedded
         self.query_id = _first_known(getattr(tokenizer, "query_token_id", None), eos)
         rows, columns = rows_of_tokens
         row, end = [image_id] * columns, self._encode(template.row_end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -60,6 +61,17 @@ def _texts_of_steps(images: Images) -> list[str]:
 def kosmos_patch(config: Any) -> int:
     """The side of a patch in pixels, which KosMos-2.5's configuration does not name."""
     return math.isqrt(config.vision_config.patch_embed_hidden_size // 3)
+
+
+def side(count: int, step: int) -> int:
+    """The side in pixels of the largest square that takes at most `count` tokens, each `step` pixels wide."""
+    return math.isqrt(count) * step
+
+
+def kosmos_side(config: Any, preprocessor: Mapping[str, Any]) -> int:
+    """What KosMos-2.5's image processor makes of a square image: as many patches as it and the tower allow."""
+    most = config.vision_config.max_num_patches
+    return side(min(most, preprocessor.get("max_patches", most)), kosmos_patch(config))
 
 
 def patches_standardised(images: Images) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,8 @@ class Card:
     dtype: str
     capabilities: tuple[str, ...]
     note: str = ""
+    untrained: str = ""  # weights that are as they were initialised
+    warnings: tuple[str, ...] = ()
 
 
 def main(argv: list[str]) -> int:
@@ -143,7 +145,36 @@ def describe(backbone: Backbone, name: str) -> Card:
         dtype=str(next(backbone.parameters()).dtype).removeprefix("torch."),
         capabilities=tuple(sorted(backbone.capabilities)),
         note=getattr(quirk, "note", ""),
+        untrained=_untrained(backbone),
+        warnings=tuple(_other_ids(backbone)),
     )
+
+
+def _untrained(backbone: Backbone) -> str:
+    """How many weights were never trained, so that the checks run on redrawn ones; "" if all were."""
+    from anyvla.backbones.fresh import fresh_weights
+
+    found, count = fresh_weights(backbone), sum(1 for _ in backbone.parameters())
+    if not found:
+        return ""
+    name = next(iter(found))
+    return f"{len(found)} of {count} tensors, as {name}: freshly initialised, so the checks run on redrawn ones"
+
+
+def _other_ids(backbone: Backbone) -> Iterator[str]:
+    """Token ids that the tokenizer and the model's configuration disagree in."""
+    config = getattr(getattr(backbone, "model", None), "config", None)
+    tokenizer = getattr(backbone, "tokenizer", None)
+    if config is None or tokenizer is None:
+        return
+    parts = (config, config.get_text_config() if hasattr(config, "get_text_config") else config)
+    for kind in ("pad", "bos", "eos"):
+        own = getattr(tokenizer, f"{kind}_token_id", None)
+        told = next((t for c in parts if (t := getattr(c, f"{kind}_token_id", None)) is not None), None)
+        if own is None or told is None or own in (told if isinstance(told, list | tuple) else (told,)):
+            continue
+        token = tokenizer.convert_ids_to_tokens(own)
+        yield f"the tokenizer's {kind} token is {token} (id {own}), the model's configuration says id {told}"
 
 
 def _counted(backbone: Backbone) -> dict[str, int]:
@@ -191,6 +222,8 @@ def _print_card(card: Card) -> None:
         "context": f"{card.context} tokens" if card.context else "not limited",
         "capabilities": ", ".join(card.capabilities) or "reads one step only",
         **({"note": card.note} if card.note else {}),
+        **({"untrained": card.untrained} if card.untrained else {}),
+        **({"token ids": "; ".join(card.warnings)} if card.warnings else {}),
     }
     for what, text in rows.items():
         table.add_row(what, text)
