@@ -195,3 +195,10 @@ def test_statistics_made_without_ranges_still_contain_what_rests():
     rows = np.where(np.arange(1000) % 100, 0, 100)[:, None]
     of = Normalizer(joints(1), [(joints(1), compute_statistics(rows))], "quantile", what="action", clip=True)
     assert of.denormalise(torch.ones(1, 1, 1), ROBOT).item() == 100
+
+
+def test_a_cast_of_the_model_does_not_round_the_range():
+    rows = np.random.default_rng(0).uniform(0.123456, 0.654321, (300, 1))
+    of = normalizer(rows, "minmax")
+    before = of.denormalise(torch.ones(1, 1, 1), ROBOT)
+    assert torch.equal(of.to(torch.bfloat16).denormalise(torch.ones(1, 1, 1), ROBOT), before)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from demonstrations import ROBOT, InMemory, demonstration
 
@@ -169,3 +171,15 @@ def test_where_the_source_was_does_not_count_but_how_it_was_fingerprinted_does(t
     assert convert(source, tmp_path / "out", processes=1) == first
     with pytest.raises(ValueError, match=r"an earlier version of anyvla converted, .* use it as it is, or choose"):
         convert(InMemory(EPISODES, fingerprint="3" * 64), tmp_path / "out", processes=1)
+
+
+def test_a_conversion_that_was_edited_is_not_reported_as_it_was(tmp_path):
+    source = InMemory(EPISODES)
+    convert(source, tmp_path / "out", processes=1)
+    [path] = (tmp_path / "out").glob("data/**/*.parquet")
+    table = pq.read_table(path)
+    edited = [[value + 1 for value in row] for row in table["action"].to_pylist()]
+    at = table.schema.get_field_index("action")
+    pq.write_table(table.set_column(at, table.schema.field(at), [pa.array(edited, table.schema.field(at).type)]), path)
+    with pytest.raises(ValueError, match="was changed after it was converted"):
+        convert(source, tmp_path / "out", processes=1)

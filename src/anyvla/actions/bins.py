@@ -8,9 +8,9 @@ The tokens of a chunk stand action by action, and token 0 is the highest bin: la
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from anyvla.actions.codec import Codec, CodecError
+from anyvla.actions.exact import Exact
 from anyvla.actions.space import ActionSpace
 from anyvla.config import STRICT
 from anyvla.documents import read_object
@@ -29,7 +30,7 @@ FILE = "bins.json"
 APART = 5  # digits: values that differ less are one to `quantile`
 
 
-class BinsCodec(Codec):
+class BinsCodec(Exact, Codec):
     """Chunks (N, A) as N*A tokens of V = `bins` each. Only `quantile` bins need to be fitted.
 
     Encoding a value and decoding its token gives a value of the same bin. Decoding and encoding again gives the same
@@ -37,6 +38,7 @@ class BinsCodec(Codec):
     """
 
     elementwise = True
+    exact = ("lower", "values", "rest")  # cast to bfloat16, most of 256 bins would be one
     lower: Float[Tensor, "A V"]  # where each bin begins, ascending; it reaches to the next one, the last to 1
     values: Float[Tensor, "A V"]  # what each bin decodes to
     rest: Float[Tensor, "A"]  # what stands for an action that cannot be read
@@ -134,14 +136,6 @@ class BinsCodec(Codec):
         up = np.where(rounded < lower, np.nextafter(rounded, np.float32(2)), rounded)
         self.lower.copy_(torch.from_numpy(up))
         self.values.copy_(torch.from_numpy(values))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves to other devices only: cast to bfloat16, most of 256 bins would be one."""
-        tables = {name: getattr(self, name) for name in ("lower", "values", "rest")}
-        super()._apply(fn, recurse)
-        for name, table in tables.items():
-            setattr(self, name, table.to(getattr(self, name).device))
-        return self
 
 
 def _uniform(bins: int) -> tuple[np.ndarray, np.ndarray]:

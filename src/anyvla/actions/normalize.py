@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
+from anyvla.actions.exact import Exact
 from anyvla.actions.ranges import NEEDS, Method, rests, scalings
 from anyvla.actions.shared import places
 from anyvla.actions.space import ActionSpace
@@ -86,7 +87,7 @@ def _as_scaled(vector: dict[str, list[float]]) -> dict[str, list[float]]:
     return out
 
 
-class Normalizer(nn.Module):
+class Normalizer(Exact):
     """One vector of several robots, group by group, to [-1, 1] and back, each robot by its own statistics.
 
     `whole` is the layout that the robots share (`anyvla.actions.shared.union`); for one robot its own space. Ranges are
@@ -98,6 +99,7 @@ class Normalizer(nn.Module):
     magnitude of its dim; with `clip`, a value outside of it returns as the nearer end.
     """
 
+    exact = ("offset", "scale", "limit", "known")
     offset: Tensor
     scale: Tensor
     limit: Tensor

@@ -72,9 +72,15 @@ def convert(
             _check_same(root, wanted)
         else:
             _write(source, root, chosen, wanted, skip_damaged, processes, progress, stop)
+        written = LeRobotDataset(LeRobotDataset.Config(), root)
         if (root / REPORT).is_file():
-            return Conversion(**json.loads((root / REPORT).read_text(encoding="utf-8")))
-        skipped = LeRobotDataset(LeRobotDataset.Config(), root).notes.get("skipped", {})
+            done = Conversion(**json.loads((root / REPORT).read_text(encoding="utf-8")))
+            if done.fingerprint != written.fingerprint:
+                raise ValueError(
+                    f"{root} was changed after it was converted: use it as it is, or choose another output folder"
+                )
+            return done
+        skipped = written.notes.get("skipped", {})
         kept = [i for i in chosen if str(i) not in skipped]
         try:
             report = verify(source, kept, root, origin, skipped, partial(progress, "verify"), stop)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from anyvla.data.fingerprints import Seen, stat_of
 from anyvla.data.formats.parquet import naming, open_parquet
 
 _SLACK = 5e-3  # of its length, by which a video may last longer or shorter than the rows: clocks differ
@@ -84,9 +85,13 @@ def _rows_of(path: Path) -> int | None:
         return None
 
 
-@functools.lru_cache(maxsize=64)
 def runs_of(path: Path) -> list[tuple[int, tuple[int, int]]]:
     """Return the runs of rows of one episode in a file: its number, the first row and how many; [] if unreadable."""
+    return _runs_of(path, stat_of(path)) if path.is_file() else []
+
+
+@functools.lru_cache(maxsize=64)
+def _runs_of(path: Path, _: Seen) -> list[tuple[int, tuple[int, int]]]:
     try:
         with naming(path):
             numbers = open_parquet(path).read(columns=["episode_index"])["episode_index"].to_numpy()
