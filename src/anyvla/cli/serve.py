@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-import yaml
+from typing import TYPE_CHECKING
 
 from anyvla.cli.common import console
-from anyvla.config import ConfigError, build
+from anyvla.config import ConfigError, build, override
+from anyvla.documents import as_mapping, read_yaml
+
+if TYPE_CHECKING:
+    from anyvla.serving.limits import Limits
+    from anyvla.serving.mapping import ClientMapping
+    from anyvla.serving.service import Service
 
 
 def main(argv: list[str]) -> int:
-    """Load, check, listen until it is stopped."""
-    parser = argparse.ArgumentParser(prog="anyvla serve", description=__doc__)
+    """Reserve the port, load, listen until the process is stopped."""
+    parser = argparse.ArgumentParser(prog="anyvla serve", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="a run folder, as outputs/quickstart, or a checkpoint folder")
     parser.add_argument("--protocol", choices=["vla-eval"], default="vla-eval", help="default: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any that is free")
+    parser.add_argument("--api-key-file", type=Path, help="clients need the key in this file (or $ANYVLA_API_KEY)")
+    parser.add_argument("--no-auth", action="store_true", help="let other machines use the server without a key")
     parser.add_argument("--mapping", type=Path, help="a YAML file: which of the client's keys is which camera or state")
+    parser.add_argument("--limits", type=Path, help="a YAML file of limits; --limits.NAME VALUE sets one")
     parser.add_argument("--robot", help="which of the policy's robots, if it has several")
     parser.add_argument("--execute", type=int, help="actions of a chunk before predicting again (default: as trained)")
     parser.add_argument(
@@ -29,16 +41,23 @@ def main(argv: list[str]) -> int:
         help="proprio far outside of the training data (default: as trained)",
     )
     parser.add_argument("--device", default="auto", help="where the policy runs: cpu, cuda, auto (default)")
-    options = parser.parse_args(argv)
+    options, others = parser.parse_known_args(argv)
     try:
         import websockets  # noqa: F401
     except ImportError:
         raise ImportError('a server needs websockets: pip install "anyvla[serve]"') from None
     from anyvla.policy import VLA
-    from anyvla.serving.mapping import DEFAULTS, ClientMapping, Translator
-    from anyvla.serving.vlaeval import Server
+    from anyvla.serving.access import check_exposure, read_key
+    from anyvla.serving.listening import addresses, bind
+    from anyvla.serving.mapping import Translator
+    from anyvla.serving.service import Service
+    from anyvla.serving.vlaeval import Protocol
     from anyvla.training.loop import pick_device
 
+    limits = _limits(options.limits, others)
+    key = read_key(options.api_key_file, os.environ)
+    sockets = bind(options.host, options.port)
+    check_exposure(addresses(sockets), key, options.no_auth)
     checkpoint = options.run / "checkpoint" if (options.run / "checkpoint").is_dir() else options.run
     vla = VLA.load(checkpoint, pick_device(options.device))
     vla.implausible = options.implausible or vla.implausible
@@ -46,19 +65,54 @@ def main(argv: list[str]) -> int:
     name = options.robot or next(iter(robots))
     if name not in robots or (options.robot is None and len(robots) > 1):
         raise ConfigError(f"which robot? --robot one of {', '.join(robots)}")
-    mapping = DEFAULTS.get(name, ClientMapping())
-    if options.mapping is not None:
-        mapping = build(
-            ClientMapping, yaml.safe_load(options.mapping.read_text(encoding="utf-8")) or {}, where=str(options.mapping)
-        )
     if options.execute is not None and not 1 <= options.execute <= vla.config.chunk:
         raise ConfigError(f"--execute {options.execute}: the policy predicts {vla.config.chunk} actions at once")
-    server = Server(vla, Translator(mapping, robots[name]), options.execute)
-
-    def ready(port: int) -> None:
-        console.print(f"{options.protocol}: {name} at ws://{options.host}:{port}, Ctrl-C ends it")
-
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(server.serve(options.host, options.port, ready))
-    server.batcher.close()
+    translator = Translator(_mapping(options.mapping, name), robots[name], limits)
+    protocol = Protocol(vla, translator, options.execute, limits)
+    service = Service(protocol.conversation, limits, key)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"ws://{host}:{sockets[0].getsockname()[1]}"
+    unanswered = asyncio.run(_serve(service, sockets, options.host, f"{options.protocol}: {name} at {address}"))
+    if unanswered:
+        console.print(f"stopped; {unanswered} requests were not answered within {limits.drain_seconds:g} s")
+    if not protocol.close(0.1 if unanswered else 5.0):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # the policy still computes, and nothing can interrupt its thread
     return 0
+
+
+async def _serve(service: Service, sockets: Sequence[socket.socket], host: str, title: str) -> int:
+    """Serve until SIGINT or SIGTERM. Return how many requests were not answered."""
+    from anyvla.serving.listening import explain
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, service.stop)
+
+    def ready() -> None:
+        console.print(f"{title}, Ctrl-C ends it", soft_wrap=True)
+
+    try:
+        return await service.run(sockets, ready)
+    except OSError as error:
+        raise explain(error, host, sockets[0].getsockname()[1]) from None
+
+
+def _limits(file: Path | None, others: Sequence[str]) -> Limits:
+    """Return the limits of a file, with the options `--limits.NAME VALUE` laid over them. Raises ConfigError."""
+    from anyvla.serving.limits import Limits
+
+    strange = [o for o in others if o.startswith("--") and not o.startswith("--limits.")]
+    if strange:
+        raise ConfigError(f"there is no option {strange[0]}; anyvla serve --help shows all")
+    keys = {} if file is None else as_mapping(read_yaml(file) or {}, str(file))
+    return build(Limits, override({"limits": keys}, others)["limits"], where=str(file or "--limits"))
+
+
+def _mapping(file: Path | None, robot: str) -> ClientMapping:
+    from anyvla.serving.mapping import DEFAULTS, ClientMapping
+
+    if file is None:
+        return DEFAULTS.get(robot, ClientMapping())
+    return build(ClientMapping, as_mapping(read_yaml(file) or {}, str(file)), where=str(file))

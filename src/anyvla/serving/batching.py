@@ -1,60 +1,131 @@
-"""One policy for many sessions at once: requests that come together are answered together."""
+"""One policy for many sessions at once: requests that come together are answered together.
+
+An error belongs to the request that caused it. `VLA.act` leaves sessions as they were when it raises, so a batch that
+fails is repeated in halves until the request at fault is alone.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
 
-from anyvla.policy import VLA, Session
+from anyvla.policy import VLA
+from anyvla.session import Session
 from anyvla.types import Chunk, Observation
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    observation: Observation
+    session: Session
+    answer: asyncio.Future[Chunk]
+
+
+class BusyError(ValueError):
+    """Too many requests wait for the policy."""
 
 
 class Batcher:
-    """Runs the policy in one thread, over all requests that wait. Use within one event loop."""
+    """Run the policy in one thread, over all requests that wait. Use within one event loop."""
 
-    def __init__(self, vla: VLA, wait_s: float = 0.002, largest: int = 32) -> None:
-        """`wait_s`: how long the first request waits for others; `largest`: how many are answered together."""
-        self._vla, self._wait_s, self._largest = vla, wait_s, largest
-        self._waiting: list[tuple[Observation, Session, asyncio.Future[Chunk]]] = []
-        self._thread = ThreadPoolExecutor(1, "policy")
+    def __init__(self, vla: VLA, wait_s: float = 0.002, largest: int = 32, pending: int = 256) -> None:
+        """`wait_s`: how long the first request waits for others; `largest`: how many are answered together.
+
+        `pending`: how many may wait.
+        """
+        self._vla, self._wait_s, self._largest, self._pending = vla, wait_s, largest, pending
+        self._waiting: list[_Waiting] = []
+        self._thread = _Thread()
         self._running: asyncio.Task[None] | None = None
-        self.sizes: list[int] = []  # of the batches so far
+        self.sizes: deque[int] = deque(maxlen=1000)  # of the last batches
 
     async def act(self, observation: Observation, session: Session) -> Chunk:
-        """The chunk of one session. Raises ValueError as `VLA.act`."""
-        answer: asyncio.Future[Chunk] = asyncio.get_running_loop().create_future()
-        self._waiting.append((observation, session, answer))
+        """Return the next chunk of one session. Raises ValueError as `VLA.act`, and BusyError.
+
+        A request whose caller is cancelled before its turn is dropped.
+        """
+        if len(self._waiting) >= self._pending:
+            raise BusyError(f"the server is busy: {self._pending} requests wait for the policy; try again later")
+        item = _Waiting(observation, session, asyncio.get_running_loop().create_future())
+        self._waiting.append(item)
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
-        return await answer
+        return await item.answer
+
+    async def start(self, instruction: str, seed: int, robot: str) -> Session:
+        """Open a session. Raises ValueError as `VLA.start`, which tokenizes the instruction: not in the event loop."""
+        return await self._thread.call(lambda: self._vla.start(instruction, seed, robot))
 
     async def _run(self) -> None:
         while self._waiting:
             await asyncio.sleep(self._wait_s)
+            self._waiting = [item for item in self._waiting if not item.answer.done()]
             batch, self._waiting = self._waiting[: self._largest], self._waiting[self._largest :]
-            # Pictures of one size act together; others in a call of their own.
-            by_size: dict[object, list[tuple[Observation, Session, asyncio.Future[Chunk]]]] = {}
+            # Images of one size act together; others in a call of their own.
+            by_size: dict[object, list[_Waiting]] = {}
             for item in batch:
-                by_size.setdefault(tuple(i.shape for i in item[0].images.values()), []).append(item)
+                by_size.setdefault(tuple(i.shape for i in item.observation.images.values()), []).append(item)
             for group in by_size.values():
                 await self._answer(group)
 
-    async def _answer(self, group: list[tuple[Observation, Session, asyncio.Future[Chunk]]]) -> None:
+    async def _answer(self, group: list[_Waiting]) -> None:
         self.sizes.append(len(group))
-        observations, sessions = [o for o, _, _ in group], [s for _, s, _ in group]
+        observations, sessions = [item.observation for item in group], [item.session for item in group]
         try:
-            chunks = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._vla.act, observations, sessions
-            )
-        except Exception as error:  # told to each who asked
-            for _, _, answer in group:
-                if not answer.done():
-                    answer.set_exception(error)
+            chunks = await self._thread.call(lambda: self._vla.act(observations, sessions))
+        except Exception as error:
+            if len(group) > 1:
+                await self._answer(group[: len(group) // 2])
+                await self._answer(group[len(group) // 2 :])
+            elif not group[0].answer.done():
+                group[0].answer.set_exception(error)
             return
-        for (_, _, answer), chunk in zip(group, chunks, strict=True):
-            if not answer.done():
-                answer.set_result(chunk)
+        for item, chunk in zip(group, chunks, strict=True):
+            if not item.answer.done():
+                item.answer.set_result(chunk)
 
-    def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(cancel_futures=True)
+    def close(self, wait_s: float = 5.0) -> bool:
+        """End the thread. Return False if the policy still computes after `wait_s`."""
+        return self._thread.close(wait_s)
+
+
+class _Thread:
+    """A thread that runs calls one after the other. It is a daemon: a call that never ends can't keep the process."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="policy", daemon=True)
+        self._thread.start()
+
+    async def call(self, run: Callable[[], T]) -> T:
+        """Return what `run` returns or raise what it raises. It doesn't run if the caller is cancelled before."""
+        result: Future[T] = Future()
+
+        def work() -> None:
+            if not result.set_running_or_notify_cancel():
+                return
+            try:
+                result.set_result(run())
+            except BaseException as error:
+                result.set_exception(error)
+
+        self._calls.put(work)
+        return await asyncio.wrap_future(result)
+
+    def close(self, wait_s: float) -> bool:
+        """Return whether the thread ended within `wait_s`."""
+        self._calls.put(None)
+        self._thread.join(wait_s)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (work := self._calls.get()) is not None:
+            work()

@@ -6,16 +6,21 @@ Declared, never guessed: a camera or a state that the client does not send is an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, Any
 
 import numpy as np
+from jaxtyping import Float32
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, ConfigError
 from anyvla.data.episode import Embodiment
 from anyvla.limits import VALUE
-from anyvla.text import clean_instruction
+from anyvla.serving.arrays import EncodedImage, read_image, read_vector
+from anyvla.serving.limits import Limits
+from anyvla.serving.naming import join_names, quote
+from anyvla.text import check_instruction
 from anyvla.types import Observation
 
 Value = Annotated[float, Field(ge=-VALUE, le=VALUE)]
@@ -30,22 +35,39 @@ class ClientMapping:
     instruction: str = "task_description"
     gripper: tuple[Value, Value] | None = None  # what the client takes for open and for closed; None: as the robot
 
+    def __post_init__(self) -> None:
+        if self.gripper is not None and self.gripper[0] == self.gripper[1]:
+            raise ValueError(f"gripper: open and closed are both {self.gripper[0]}")
+
 
 # LIBERO, as vla-eval's benchmark sends it with send_wrist_image, send_state and quat_no_antipodal.
 DEFAULTS = {"libero_panda": ClientMapping(cameras={"agentview": "agentview", "eye_in_hand": "wrist"})}
 
 
+@plain_dataclass(frozen=True)
+class Request:
+    """An observation of a client whose form is right. Its images are not decoded yet."""
+
+    instruction: str
+    images: Mapping[str, EncodedImage]  # of the cameras that the policy reads
+    proprio: Float32[np.ndarray, "P"]
+
+    def observation(self) -> Observation:
+        """Return the observation with its images decoded. Raises ValueError for damaged ones."""
+        return Observation({camera: image.decode() for camera, image in self.images.items()}, self.proprio)
+
+
 class Translator:
     """Between a client's messages and a robot."""
 
-    def __init__(self, mapping: ClientMapping, robot: Embodiment) -> None:
-        """Raises ConfigError for a mapping that does not fit the robot."""
+    def __init__(self, mapping: ClientMapping, robot: Embodiment, limits: Limits | None = None) -> None:
+        """Raise ConfigError for a mapping that does not fit the robot."""
         unknown = set(mapping.cameras) - set(robot.cameras)
         if unknown:
             raise ConfigError(
                 f"the mapping names the camera {sorted(unknown)[0]!r}; the policy has {', '.join(robot.cameras)}"
             )
-        self._mapping, self.robot = mapping, robot
+        self._mapping, self.robot, self._limits = mapping, robot, limits or Limits()
         self._cameras = {camera: mapping.cameras.get(camera, camera) for camera in robot.cameras}
         self._gripper = self._own_gripper() if mapping.gripper is not None else None
 
@@ -62,40 +84,55 @@ class Translator:
         assert group.open is not None
         return self.robot.action.slices()[group.name], group.open, group.low + group.high - group.open
 
-    def instruction(self, payload: Mapping[str, Any]) -> str:
-        """The words of an observation. Raises ValueError without any."""
-        said = payload.get(self._mapping.instruction)
-        if not isinstance(said, str) or not clean_instruction(said):
-            raise ValueError(f"the observation has no {self._mapping.instruction}: it must say what to do")
-        return clean_instruction(said)
+    def request(self, payload: Mapping[str, Any]) -> Request:
+        """Return what the policy reads of an observation. Raises ValueError that names the key at fault."""
+        return Request(self._instruction(payload), self._images(payload), self._state(payload))
 
-    def observation(self, payload: Mapping[str, Any]) -> Observation:
-        """Raises ValueError for a camera or a state that is missing or has the wrong form."""
+    def _instruction(self, payload: Mapping[str, Any]) -> str:
+        key, most = self._mapping.instruction, self._limits.instruction_characters
+        text = payload.get(key)
+        if not isinstance(text, str) or not text.strip():
+            got = "nothing" if key not in payload else quote(text)
+            raise ValueError(f"the observation has no {key}: it must say what to do, in text; got {got}")
+        if len(text) > most:
+            raise ValueError(
+                f"{key!r} has {len(text)} characters; at most {most} are accepted (--limits.instruction_characters)"
+            )
+        return check_instruction(text)
+
+    def _images(self, payload: Mapping[str, Any]) -> dict[str, EncodedImage]:
         images = payload.get("images")
         if not isinstance(images, Mapping):
-            raise ValueError("the observation has no images")
-        return Observation(
-            {ours: _image(images, theirs) for ours, theirs in self._cameras.items()}, self._state(payload)
-        )
+            raise ValueError(f"the observation has no 'images' in a map; it has {join_names(payload) or 'nothing'}")
+        if len(images) > self._limits.cameras:
+            raise ValueError(f"'images' has {len(images)} cameras; at most {self._limits.cameras} are accepted")
+        lacking = [theirs for theirs in self._cameras.values() if theirs not in images]
+        if lacking:
+            raise ValueError(
+                f"the observation has no image {lacking[0]!r}, it has {join_names(images) or 'none'}; name the "
+                "client's cameras in --mapping, or have it send that one (vla-eval: send_wrist_image)"
+            )
+        return {ours: read_image(images[theirs], theirs, self._limits) for ours, theirs in self._cameras.items()}
 
-    def _state(self, payload: Mapping[str, Any]) -> np.ndarray:
+    def _state(self, payload: Mapping[str, Any]) -> Float32[np.ndarray, "P"]:
         size, key = self.robot.proprio.size, self._mapping.proprio
         if not size:
             return np.zeros(0, np.float32)
         if key not in payload:
             groups = ", ".join(g.name for g in self.robot.proprio.groups)
             raise ValueError(
-                f"the observation has no {key!r}, it has {', '.join(map(str, payload))}: the policy reads its state, "
+                f"the observation has no {key!r}, it has {join_names(payload)}: the policy reads its state, "
                 f"{groups}; have the client send it (vla-eval: send_state)"
             )
-        state = np.asarray(payload[key], np.float32).ravel()
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is refused
+            state = read_vector(payload[key], key, self._limits).astype(np.float32)
         if state.shape != (size,) or not np.isfinite(state).all():
             groups = ", ".join(f"{g.name} {g.size}" for g in self.robot.proprio.groups)
             raise ValueError(f"{key!r} has {state.size} numbers, {size} finite ones are needed: {groups}")
         return state
 
-    def action(self, action: np.ndarray) -> np.ndarray:
-        """An action (A,) as the client takes it. Raises ValueError for one that is not finite."""
+    def action(self, action: Float32[np.ndarray, "A"]) -> Float32[np.ndarray, "A"]:
+        """Return an action as the client takes it. Raises ValueError for one that is not finite."""
         if not np.isfinite(action).all():
             raise ValueError("the policy gave an action that is not finite; it is not sent")
         if self._gripper is None or self._mapping.gripper is None:
@@ -105,15 +142,3 @@ class Translator:
         theirs = np.array(action, np.float32)
         theirs[where] = self._mapping.gripper[1] + share * (self._mapping.gripper[0] - self._mapping.gripper[1])
         return theirs
-
-
-def _image(images: Mapping[str, Any], name: str) -> np.ndarray:
-    if name not in images:
-        raise ValueError(
-            f"the observation has no image {name!r}, it has {', '.join(map(str, images)) or 'none'}; name the client's "
-            "cameras in --mapping, or have it send that one (vla-eval: send_wrist_image)"
-        )
-    image = np.asarray(images[name])
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image {name!r} is {image.dtype} {image.shape}; uint8 (H, W, 3) is needed")
-    return image

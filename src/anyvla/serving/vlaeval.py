@@ -1,4 +1,4 @@
-"""A policy server for vla-eval (PyPI `vla-eval`, protocol 1): its harness plays its benchmarks with our policies.
+"""The protocol of vla-eval (PyPI `vla-eval`, protocol 1): its harness plays its benchmarks with our policies.
 
 A websocket with binary frames, msgpack maps of type, payload, seq and timestamp. The client says hello first, sends an
 observation at every control step and gets one action for each; the chunk it is of stays here. An answer echoes `seq`.
@@ -8,145 +8,153 @@ Images travel as PNG, JPEG or raw bytes, arrays with their dtype; nothing is eve
 from __future__ import annotations
 
 import asyncio
-import http
-import io
+import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
-from PIL import Image
 
 from anyvla import __version__
-from anyvla.policy import VLA, Session
+from anyvla.policy import VLA
 from anyvla.serving.batching import Batcher
-from anyvla.serving.mapping import Translator
+from anyvla.serving.episode import Episodes
+from anyvla.serving.limits import Limits
+from anyvla.serving.mapping import Request, Translator
+from anyvla.serving.msgpack_reader import MessageError, read_msgpack
+from anyvla.serving.naming import join_names, quote
 
 PROTOCOL = 1
-LARGEST = 64 * 2**20  # bytes of a message
-_KINDS = "biuf"
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Episode:
-    """What a connection plays."""
+@dataclass(frozen=True)
+class Message:
+    """A message of a client, its form checked."""
 
-    session: Session | None = None
-    said: str = ""
-    left: deque[np.ndarray] = field(default_factory=deque)  # actions of the chunk that are not executed yet
-    number: int = 0  # of the episode on this connection; seeds the noise of its chunks
+    kind: str
+    payload: Mapping[str, Any]
+    seq: int
 
 
-class Server:
-    """Answers connections; each plays one episode at a time."""
+class MessageFault(ValueError):
+    """A message that can't be answered. `seq` is its number, 0 if it has none."""
 
-    def __init__(self, vla: VLA, translator: Translator, execute: int | None = None) -> None:
+    def __init__(self, text: str, seq: int) -> None:
+        super().__init__(text)
+        self.seq = seq
+
+
+class Protocol:
+    """What all connections of one server share. `conversation` opens one."""
+
+    def __init__(
+        self, vla: VLA, translator: Translator, execute: int | None = None, limits: Limits | None = None
+    ) -> None:
         """`execute`: actions of a chunk before predicting again; None: as trained."""
-        self._vla, self._translator = vla, translator
-        self._execute = execute or vla.config.execute
-        self.batcher = Batcher(vla)
+        self.vla, self.translator, self.limits = vla, translator, limits or Limits()
+        self.execute = execute or vla.config.execute
+        self.batcher = Batcher(vla, pending=self.limits.pending_requests)
+        self._decoders = ThreadPoolExecutor(self.limits.decoders, "decoder")
 
-    async def serve(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None) -> None:
-        """Listen until cancelled. `ready` gets the port once it listens (port 0: any that is free)."""
-        from websockets.asyncio.server import serve
+    def conversation(self) -> Conversation:
+        """Return the state of a new connection."""
+        return Conversation(self)
 
-        async with serve(
-            self._connection,
-            host,
-            port,
-            max_size=LARGEST,
-            compression=None,
-            ping_interval=None,
-            process_request=_health,
-        ) as server:
-            ready(next(iter(server.sockets)).getsockname()[1])
-            await asyncio.get_running_loop().create_future()
+    async def off_loop(self, run: Callable[..., T], *args: Any) -> T:
+        """Run a function in a decoder's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, run, *args)
 
-    async def _connection(self, socket: Any) -> None:
-        from websockets.exceptions import ConnectionClosed
+    def close(self, wait_s: float = 5.0) -> bool:
+        """End the threads. Return False if the policy still computes after `wait_s`."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        return self.batcher.close(wait_s)
 
-        episode = _Episode()
-        try:
-            async for data in socket:
-                answer = await self._answer(data, episode)
-                if answer is not None:
-                    await socket.send(answer)
-        except ConnectionClosed:
-            return
 
-    async def _answer(self, data: bytes | str, episode: _Episode) -> bytes | None:
-        """What to send; None for a message that wants no answer. Bad input is answered with an error that names it."""
+class Conversation:
+    """One connection."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+        self._episodes = Episodes(protocol.translator, protocol.batcher, self._decode, protocol.execute)
+
+    async def answer(self, data: bytes | str) -> bytes | None:
+        """Return the answer to a message, None if it wants none. Bad input is answered with an error that names it."""
         seq = 0
         try:
-            message = _read(data)
-            seq = message["seq"]
-            kind, payload = message["type"], message["payload"]
-            if kind == "hello":
-                return _write("hello", self._hello(payload), seq)
-            if kind == "observation":
-                return _write("action", {"actions": await self._act(payload, episode)}, seq)
-            if kind == "episode_start":
-                episode.session, episode.number = None, episode.number + 1
-                episode.left.clear()
-            elif kind == "episode_end":
-                episode.session = None
+            message, request = await self._protocol.off_loop(self._understand, data)
+            seq = message.seq
+            if request is not None:
+                return _write("action", {"actions": await self._episodes.act(request)}, seq)
+            if message.kind == "hello":
+                return _write("hello", self._hello(message.payload), seq)
+            if message.kind == "episode_start":
+                self._episodes.start()
+            elif message.kind == "episode_end":
+                self._episodes.end()
             else:
-                raise ValueError(f"there is no message of type {kind!r}")
+                raise ValueError(f"there is no message of type {quote(message.kind)}")
+        except MessageFault as error:
+            return _write("error", {"error": str(error)}, error.seq)
         except ValueError as error:
             return _write("error", {"error": str(error)}, seq)
+        except Exception as error:
+            log.exception("a request failed")
+            return _write("error", {"error": f"the policy failed ({type(error).__name__}); see the server's log"}, seq)
         return None
+
+    def _understand(self, data: bytes | str) -> tuple[Message, Request | None]:
+        """Return a message and, if it is an observation, what the policy reads of it. Raises MessageFault."""
+        message = read_message(data, self._protocol.limits)
+        if message.kind != "observation":
+            return message, None
+        try:
+            return message, self._protocol.translator.request(message.payload)
+        except ValueError as error:
+            raise MessageFault(str(error), message.seq) from None
+
+    async def _decode(self, request: Request) -> Any:
+        return await self._protocol.off_loop(request.observation)
 
     def _hello(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         theirs = payload.get("protocol_version")
         if theirs != PROTOCOL:
-            raise ValueError(f"the client speaks protocol {theirs!r}, this server {PROTOCOL}")
-        robot = self._translator.robot
+            raise ValueError(f"the client speaks protocol {quote(theirs)}, this server {PROTOCOL}")
+        robot = self._protocol.translator.robot
         return {
             "harness_version": f"anyvla {__version__}",
             "protocol_version": PROTOCOL,
             "model_server": f"anyvla/{robot.name}",
-            "capabilities": {"chunk": self._vla.config.chunk, "execute": self._execute, "cameras": list(robot.cameras)},
+            "capabilities": {
+                "chunk": self._protocol.vla.config.chunk,
+                "execute": self._protocol.execute,
+                "cameras": list(robot.cameras),
+            },
         }
 
-    async def _act(self, payload: Mapping[str, Any], episode: _Episode) -> np.ndarray:
-        said = self._translator.instruction(payload)
-        if episode.session is None or said != episode.said:
-            episode.session = self._vla.start(said, episode.number, self._translator.robot.name)
-            episode.said = said
-            episode.left.clear()
-        if not episode.left:
-            observation = self._translator.observation(payload)
-            chunk = await self.batcher.act(observation, episode.session)
-            episode.left.extend(self._translator.action(a) for a in chunk.actions[: self._execute])
-        return episode.left.popleft()
 
-
-def _health(connection: Any, request: Any) -> Any:
-    """`GET /health` is answered without a websocket."""
-    if request.path in ("/health", "/healthz"):
-        return connection.respond(http.HTTPStatus.OK, "OK\n")
-    return None
-
-
-def _read(data: bytes | str) -> dict[str, Any]:
-    """A message. Raises ValueError that says what is wrong with it."""
+def read_message(data: bytes | str, limits: Limits) -> Message:
+    """Return a message of a client. Raises MessageFault that says what is wrong with it."""
     if isinstance(data, str):
-        raise ValueError("messages are binary msgpack, this one is text")
+        raise MessageFault("messages are binary msgpack, this one is text", 0)
     try:
-        message = msgpack.unpackb(data, object_hook=_decode, raw=False)
-    except KeyError as error:
-        raise ValueError(f"an array or an image came without its {error}") from None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"not a msgpack message of vla-eval: {error}") from None
+        message = read_msgpack(data, limits)
+    except MessageError as error:
+        raise MessageFault(f"not a msgpack message of vla-eval: {error}", 0) from None
     if not isinstance(message, dict):
-        raise ValueError(f"a message is a map, this is a {type(message).__name__}")
-    missing = [key for key in ("type", "payload", "seq") if key not in message]
-    if missing or not isinstance(message["payload"], dict) or not isinstance(message["seq"], int):
-        raise ValueError(f"a message has type, payload (a map) and seq (a number); this one has {', '.join(message)}")
-    return message
+        raise MessageFault(f"a message is a map, this is a {type(message).__name__}", 0)
+    kind, payload, seq = (message.get(key) for key in ("type", "payload", "seq"))
+    number = seq if isinstance(seq, int) and not isinstance(seq, bool) else None
+    if isinstance(kind, str) and isinstance(payload, dict) and number is not None:
+        return Message(kind, payload, number)
+    right = {"type": isinstance(kind, str), "payload": isinstance(payload, dict), "seq": number is not None}
+    wrong = [f"{key!r} is {quote(message[key])}" for key, ok in right.items() if not ok and key in message]
+    found = "; ".join(wrong) or f"this one has {join_names(message) or 'nothing'}"
+    raise MessageFault(f"a message has type, payload (a map) and seq (a number); {found}", number or 0)
 
 
 def _write(kind: str, payload: Mapping[str, Any], seq: int) -> bytes:
@@ -159,30 +167,3 @@ def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return {"__ndarray__": True, "data": value.tobytes(), "dtype": value.dtype.str, "shape": list(value.shape)}
     raise TypeError(f"no form for {type(value).__name__}")
-
-
-def _decode(value: dict[str, Any]) -> Any:
-    if value.get("__image__"):
-        return _picture(value)
-    if value.get("__ndarray__"):
-        return _array(value)
-    return value
-
-
-def _array(value: Mapping[str, Any]) -> np.ndarray:
-    dtype = np.dtype(value["dtype"])
-    if dtype.kind not in _KINDS:
-        raise ValueError(f"an array of dtype {dtype} is not accepted")
-    return np.frombuffer(value["data"], dtype).reshape(value["shape"])
-
-
-def _picture(value: Mapping[str, Any]) -> np.ndarray:
-    if value.get("format") == "raw":
-        return _array(value)
-    if value.get("format") not in ("png", "jpeg"):
-        raise ValueError(f"an image of format {value.get('format')!r} is not accepted: raw, png, jpeg")
-    try:
-        with Image.open(io.BytesIO(value["data"]), formats=("PNG", "JPEG")) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"an image cannot be decoded: {error}") from None

@@ -1,0 +1,168 @@
+"""Arrays and images as vla-eval sends them: checked from what they declare, decoded only when the policy needs them.
+
+An array is a map with `__ndarray__`, an image one with `__image__`. Sizes are compared with the bytes that are there
+and with the limits before anything is decoded, so that a small message can't ask for much memory or time.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from anyvla.serving.limits import Limits
+from anyvla.serving.naming import join_names, quote
+
+_KINDS = "biuf"
+_DIMS = 8  # of an array
+_CHUNKS = 4096  # of a PNG file
+_MARKERS, _SCANS = 256, 32  # of a JPEG file; each scan passes over the whole image
+_PNG_COLORS = {0: "grey", 2: "RGB", 3: "a palette", 4: "grey with alpha", 6: "RGB with alpha"}
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An RGB image of a known size that is not decoded yet."""
+
+    name: str
+    format: str  # raw, png or jpeg
+    data: memoryview
+    height: int
+    width: int
+
+    def decode(self) -> UInt8[np.ndarray, "H W 3"]:
+        """Return the pixels. Raises ValueError for damaged data."""
+        if self.format == "raw":
+            return np.frombuffer(self.data, np.uint8).reshape(self.height, self.width, 3)
+        try:
+            with Image.open(io.BytesIO(self.data), formats=("PNG", "JPEG")) as image:
+                if (image.mode, image.size) != ("RGB", (self.width, self.height)):
+                    raise ValueError(f"it has the mode {image.mode} and the size {image.size}")
+                return np.asarray(image)
+        except Exception as error:  # the libraries below raise anything for damaged data
+            raise ValueError(f"image {quote(self.name)} cannot be decoded: {str(error)[:200]}") from None
+
+
+def read_image(value: Any, name: str, limits: Limits) -> EncodedImage:
+    """Return an image of a message, not decoded. Raises ValueError that names it."""
+    image = f"image {quote(name)}"
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{image} is a {type(value).__name__}; a map with __image__ or __ndarray__ is needed")
+    if value.get("__ndarray__") or value.get("format") == "raw":
+        array = _view(value, image, limits.image_bytes)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+            raise ValueError(f"{image} is {array.dtype} {array.shape}; uint8 (H, W, 3) is needed")
+        read = EncodedImage(name, "raw", memoryview(value["data"]), *array.shape[:2])
+    elif value.get("__image__"):
+        form, data = value.get("format"), _data(value, image, limits.image_bytes)
+        if form not in ("png", "jpeg"):
+            raise ValueError(f"{image} has the format {quote(form)}; raw, png and jpeg are accepted")
+        height, width = (_png_size if form == "png" else _jpeg_size)(data, image)
+        declared = value.get("shape")
+        if declared is not None and declared != [height, width, 3]:
+            raise ValueError(f"{image} declares the shape {quote(declared)}, but it is {height} x {width} RGB")
+        read = EncodedImage(name, form, data, height, width)
+    else:
+        raise ValueError(f"{image} is a map of {join_names(value)}; it must have __image__ or __ndarray__")
+    if not 1 <= read.height * read.width <= limits.image_pixels:
+        raise ValueError(
+            f"{image} is {read.height} x {read.width} pixels; 1 to {limits.image_pixels} are accepted "
+            "(--limits.image_pixels)"
+        )
+    return read
+
+
+def read_vector(value: Any, name: str, limits: Limits) -> np.ndarray:
+    """Return an array or a list of numbers of a message, flat. Raises ValueError that names it."""
+    if isinstance(value, Mapping) and value.get("__ndarray__"):
+        array = _view(value, quote(name), limits.array_bytes)
+    elif isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+        array = np.array(value, np.float64)
+    else:
+        kind = "list of other values" if isinstance(value, list) else type(value).__name__
+        raise ValueError(f"{quote(name)} is a {kind}; an array or a list of numbers is needed")
+    if array.dtype.kind == "b":
+        raise ValueError(f"{quote(name)} has booleans; numbers are needed")
+    return array.ravel()
+
+
+def _view(value: Mapping[str, Any], name: str, most: int) -> np.ndarray:
+    """Return an array over the bytes of a message, after checks of what it declares."""
+    missing = [key for key in ("dtype", "shape", "data") if key not in value]
+    if missing:
+        raise ValueError(f"{name} came without its {missing[0]!r}")
+    dtype, shape, data = _dtype(value["dtype"], name), value["shape"], _data(value, name, most)
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _DIMS
+        or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)
+    ):
+        raise ValueError(f"{name} has the shape {quote(shape)}; a list of at most {_DIMS} sizes is needed")
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"{name} declares {dtype} {quote(shape)}, but has {len(data)} bytes")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _dtype(declared: Any, name: str) -> np.dtype:
+    try:
+        dtype = np.dtype(declared) if isinstance(declared, str) and len(declared) <= 16 else None
+    except (TypeError, ValueError, SyntaxError):
+        dtype = None
+    if dtype is None or dtype.kind not in _KINDS or not 1 <= dtype.itemsize <= 8:
+        shown = quote(declared) if dtype is None else str(dtype)
+        raise ValueError(f"{name} has the dtype {shown}; booleans, integers and floats of up to 8 bytes are accepted")
+    return dtype
+
+
+def _data(value: Mapping[str, Any], name: str, most: int) -> memoryview:
+    data = value.get("data")
+    if not isinstance(data, memoryview):
+        raise ValueError(f"{name} has no 'data' in binary, but {quote(data)}")
+    if len(data) > most:
+        raise ValueError(f"{name} has {len(data)} bytes; at most {most} are accepted")
+    return data
+
+
+def _png_size(data: memoryview, image: str) -> tuple[int, int]:
+    """Return the height and width of an RGB PNG file. Raises ValueError for another file."""
+    if len(data) < 33 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
+        raise ValueError(f"{image} cannot be decoded: it is no PNG file")
+    width, height, bits, color = struct.unpack(">IIBB", data[16:26])
+    if (bits, color) != (8, 2):
+        raise ValueError(
+            f"{image} is a PNG file of {bits} bits, {_PNG_COLORS.get(color, f'color type {color}')}; "
+            "8 bits, RGB are needed"
+        )
+    at = 8
+    for _ in range(_CHUNKS):  # PIL reads chunks one by one in Python
+        if at + 8 > len(data):
+            return height, width
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    raise ValueError(f"{image} has more than {_CHUNKS} chunks")
+
+
+def _jpeg_size(data: memoryview, image: str) -> tuple[int, int]:
+    """Return the height and width of an RGB JPEG file. Raises ValueError for another file."""
+    if data[:2] != b"\xff\xd8":
+        raise ValueError(f"{image} cannot be decoded: it is no JPEG file")
+    if bytes(data).count(b"\xff\xda") > _SCANS:
+        raise ValueError(f"{image} has more than {_SCANS} scans")
+    at = 2
+    for _ in range(_MARKERS):  # PIL reads markers one by one in Python
+        if at + 10 > len(data) or data[at] != 0xFF:
+            break
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            bits, height, width, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
+            if (bits, channels) != (8, 3):
+                raise ValueError(f"{image} is a JPEG file of {bits} bits and {channels} channels; 8 and 3 are needed")
+            return height, width
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise ValueError(f"{image} cannot be decoded: it is a JPEG file without a size")

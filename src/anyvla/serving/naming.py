@@ -1,0 +1,24 @@
+"""Name the keys and values of strangers in error messages: short and on one line, however long they are."""
+
+from __future__ import annotations
+
+import itertools
+import reprlib
+from collections.abc import Collection
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxlevel = 2
+_MOST = 8  # names in a list
+
+
+def quote(value: Any) -> str:
+    """Return a short repr of a value."""
+    return _SHORT.repr(bytes(value[:60]) if isinstance(value, memoryview) else value)
+
+
+def join_names(names: Collection[str]) -> str:
+    """Return the first few names, comma-separated."""
+    shown = ", ".join(name if len(name) <= 60 else name[:57] + "..." for name in itertools.islice(names, _MOST))
+    return f"{shown} and {len(names) - _MOST} more" if len(names) > _MOST else shown

@@ -1,0 +1,186 @@
+"""A websocket connection whose bytes are parsed in turns, so that no client can stall the event loop or the others.
+
+websockets parses all that has arrived at once: a quarter of a megabyte of pings takes it half a second. Here bytes wait
+in the connection, and all connections share turns of a few milliseconds. It also ends connections that ping too often,
+cut messages into too many frames, or never finish a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.protocol import State
+
+from anyvla.serving.limits import Limits
+
+_TURN_S = 0.002  # of parsing, then the event loop has its turn
+_SLICE = 4096  # bytes parsed without looking at the clock
+_QUEUE = 1  # messages that wait in a connection; then it stops reading
+_HELD = 1 << 16  # bytes that wait in a connection; then it stops reading
+
+
+class Turns:
+    """Give connections that have bytes to parse their turns. One for all connections of a server."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[PacedConnection] = deque()
+        self._scheduled = False
+
+    def add(self, connection: PacedConnection) -> None:
+        """Parse what the connection holds, soon."""
+        if connection not in self._waiting:
+            self._waiting.append(connection)
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        end = time.perf_counter() + _TURN_S
+        while self._waiting:
+            connection = self._waiting.popleft()
+            if connection.parse():
+                self._waiting.append(connection)
+            if time.perf_counter() >= end:
+                break
+        self._scheduled = bool(self._waiting)
+        if self._scheduled:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+
+class PacedConnection(ServerConnection):
+    """A connection within its limits. `websockets.serve` makes it by `create_connection`."""
+
+    def __init__(
+        self,
+        *args: Any,
+        turns: Turns,
+        limits: Limits,
+        made: Callable[[PacedConnection], None],
+        lost: Callable[[PacedConnection], None],
+        **kwargs: Any,
+    ) -> None:
+        """`made` and `lost` are called when the connection begins and when it is no more."""
+        super().__init__(*args, **kwargs)
+        self._turns, self._limits, self._made, self._lost = turns, limits, made, lost
+        self._held = bytearray()  # bytes that are not parsed yet
+        self._ended = False  # the client sends no more
+        self._unread = 0  # messages that are parsed, but not taken by `recv`
+        self._fragments = 0  # of the message that is arriving
+        self._completed = 0  # messages and other frames, ever
+        self._pings = 0.0  # of the last second, decaying
+        self._pinged = 0.0
+        self._timer: asyncio.TimerHandle | None = None  # runs while a message is not whole
+        self._abort: asyncio.TimerHandle | None = None  # runs while the connection closes
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._made(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._held += data
+        self._read_or_pause()
+        self._turns.add(self)
+
+    def eof_received(self) -> bool | None:
+        if self._held:
+            self._ended = True
+            return True  # keeps the transport until all is parsed
+        super().eof_received()
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._held.clear()
+        for timer in (self._timer, self._abort):
+            if timer is not None:
+                timer.cancel()
+        self._lost(self)
+        super().connection_lost(exc)
+
+    async def recv(self, decode: bool | None = None) -> Any:
+        message = await super().recv(decode)
+        self._unread -= 1
+        self._turns.add(self)
+        return message
+
+    def parse(self) -> bool:
+        """Parse a slice of what is held. Return whether there is more to do."""
+        if not self._held or self._full:
+            return False
+        part = bytes(self._held[:_SLICE])
+        del self._held[:_SLICE]
+        before = self._completed
+        super().data_received(part)
+        if self._completed > before:
+            self._stop_timer()
+        elif self.state is State.OPEN and self._timer is None:
+            self._timer = self.loop.call_later(self._limits.message_seconds, self._too_slow)
+        if self.state is State.CLOSING:
+            self._close_soon()
+        if self._ended and not self._held:
+            super().eof_received()
+            self.transport.close()
+        self._read_or_pause()
+        return bool(self._held) and not self._full
+
+    @property
+    def receiving(self) -> bool:
+        """Whether a message or a part of one has arrived that `recv` has not returned."""
+        return bool(self._held or self._unread or self._timer)
+
+    @property
+    def _full(self) -> bool:
+        return self._unread >= _QUEUE and self.state is State.OPEN
+
+    def process_event(self, event: Any) -> None:
+        if isinstance(event, Frame):
+            self._count(event)
+        super().process_event(event)
+
+    def _count(self, frame: Frame) -> None:
+        if frame.opcode in (Opcode.PING, Opcode.PONG):
+            now = self.loop.time()
+            self._pings = max(0.0, self._pings - (now - self._pinged) * self._limits.pings_per_second) + 1
+            self._pinged = now
+            self._completed += not self._fragments
+            if self._pings > self._limits.pings_per_second:
+                self._refuse(f"more than {self._limits.pings_per_second} pings a second")
+        elif frame.opcode is not Opcode.CLOSE:
+            self._fragments = 0 if frame.fin else self._fragments + 1
+            self._completed += frame.fin
+            self._unread += frame.fin
+            if self._fragments >= self._limits.fragments:
+                self._refuse(f"a message of more than {self._limits.fragments} frames")
+
+    def _too_slow(self) -> None:
+        self._refuse(f"a message must arrive whole within {self._limits.message_seconds:g} s")
+
+    def _refuse(self, reason: str) -> None:
+        """Close the connection and read nothing more of it."""
+        if self.state is not State.OPEN:
+            return
+        self.protocol.fail(CloseCode.POLICY_VIOLATION, reason)
+        self.send_data()
+        self._held.clear()
+        self._close_soon()
+
+    def _close_soon(self) -> None:
+        """Give the client a while to close its side."""
+        if self._abort is None:
+            self._abort = self.loop.call_later(self._limits.close_seconds, self.transport.abort)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _read_or_pause(self) -> None:
+        if len(self._held) >= _HELD or (self._held and self._full):
+            self.transport.pause_reading()
+        elif not self.transport.is_closing():
+            self.transport.resume_reading()

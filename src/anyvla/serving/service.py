@@ -1,0 +1,221 @@
+"""Connections of a policy server: who gets one, what ends it, and how all of them end when the server stops.
+
+It knows no protocol: a conversation answers one message after the other. `GET /health` is answered without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from websockets.asyncio.server import Server, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+
+from anyvla.serving.access import is_authorized
+from anyvla.serving.limits import Limits
+from anyvla.serving.pacing import PacedConnection, Turns
+
+log = logging.getLogger(__name__)
+_ACCEPT = 16  # new connections in one turn of the event loop; the kernel queues the others
+_STOPS = "the server stops"
+
+
+class Conversation(Protocol):
+    """One connection's state."""
+
+    async def answer(self, data: bytes | str) -> bytes | None:
+        """Return the answer to a message, None if it wants none. Must answer bad input with an error, not raise."""
+
+
+class Service:
+    """Answer connections until `stop` is called."""
+
+    def __init__(self, conversation: Callable[[], Conversation], limits: Limits, key: str | None = None) -> None:
+        """`conversation` opens one for a new connection; `key`: of clients, None: they need none."""
+        self._converse, self._limits, self._key = conversation, limits, key
+        self._opening: dict[PacedConnection, bool] = {}  # in their order; whether the request has arrived
+        self._open: dict[PacedConnection, bool] = {}  # whether a request is in progress
+        self._stop = asyncio.Event()
+        self._turns = Turns()
+
+    def stop(self) -> None:
+        """Take no new connections, answer the requests in progress, end `run`. Call it within the event loop."""
+        self._stop.set()
+
+    async def run(self, sockets: Sequence[socket.socket], ready: Callable[[], None] = lambda: None) -> int:
+        """Listen at bound sockets until `stop`. Return how many requests could not be answered before the end."""
+        servers = [await self._listen(s) for s in sockets]
+        ready()
+        try:
+            await self._stop.wait()
+            return await self._drain(servers)
+        finally:
+            for server in servers:
+                server.close()
+            for connection in [*self._open, *self._opening]:
+                connection.transport.abort()
+            await asyncio.gather(*(server.wait_closed() for server in servers))
+
+    async def _listen(self, bound: socket.socket) -> Server:
+        server = await serve(
+            self._connection,
+            sock=bound,
+            backlog=_ACCEPT,
+            max_size=self._limits.message_bytes,
+            max_queue=None,  # PacedConnection bounds it
+            compression=None,
+            ping_interval=None,  # clients of vla-eval don't answer while their simulator computes
+            open_timeout=self._limits.handshake_seconds,
+            close_timeout=self._limits.close_seconds,
+            process_request=self._admit,
+            logger=_quiet(),
+            create_connection=self._connect,
+        )
+        bound.listen(1024)  # asyncio accepts `backlog` connections at once, and would let the kernel queue no more
+        return server
+
+    def _connect(self, *args: Any, **kwargs: Any) -> PacedConnection:
+        """Return the object of a new connection."""
+        return PacedConnection(
+            *args, turns=self._turns, limits=self._limits, made=self._remember, lost=self._forget, **kwargs
+        )
+
+    def _remember(self, connection: PacedConnection) -> None:
+        """Note a new connection; the oldest one without a request makes room for it."""
+        if len(self._opening) >= self._limits.handshakes:
+            silent = (c for c, asked in self._opening.items() if not asked)
+            oldest = next(silent, next(iter(self._opening)))
+            self._forget(oldest)
+            oldest.transport.abort()
+        self._opening[connection] = False
+
+    def _note(self, connection: PacedConnection, busy: bool) -> None:
+        """Note whether a request of a connection is in progress, unless the connection is lost."""
+        if connection in self._open:
+            self._open[connection] = busy
+
+    def _forget(self, connection: PacedConnection) -> None:
+        self._opening.pop(connection, None)
+        self._open.pop(connection, None)
+
+    def _admit(self, connection: PacedConnection, request: Any) -> Any:
+        """Return an HTTP answer, or None for a client that gets its websocket."""
+        if connection in self._opening:
+            self._opening[connection] = True
+        if request.path.partition("?")[0] in ("/health", "/healthz"):
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        hosts = request.headers.get_all("Host")
+        if any(urlsplit(origin).netloc not in hosts for origin in request.headers.get_all("Origin")):
+            return connection.respond(http.HTTPStatus.FORBIDDEN, "Pages of other sites are no clients.\n")
+        if self._key is not None:
+            given = request.headers.get_all("Authorization")
+            if len(given) != 1 or not is_authorized(given[0], self._key):
+                answer = connection.respond(http.HTTPStatus.UNAUTHORIZED, "This server needs its API key.\n")
+                answer.headers["WWW-Authenticate"] = 'Basic realm="anyvla"'
+                return answer
+        if len(self._open) >= self._limits.connections:
+            text = f"The server has its {self._limits.connections} connections; try again later.\n"
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, text)
+        return None
+
+    async def _connection(self, connection: Any) -> None:
+        if len(self._open) >= self._limits.connections:  # several were admitted at once
+            await connection.close(CloseCode.TRY_AGAIN_LATER, "the server has too many connections")
+            return
+        self._opening.pop(connection, None)
+        self._open[connection] = False
+        gone = asyncio.create_task(connection.wait_closed())
+        try:
+            await self._converse_with(connection, gone)
+        except ConnectionClosed:
+            return
+        except Exception:
+            log.exception("a connection failed")
+            await connection.close(CloseCode.INTERNAL_ERROR, "the server failed; its log says why")
+        finally:
+            gone.cancel()
+            self._note(connection, False)
+
+    async def _converse_with(self, connection: PacedConnection, gone: asyncio.Task[None]) -> None:
+        conversation, pace = self._converse(), _Pace(self._limits.requests_per_second)
+        while not gone.done() and (connection.receiving or not self._stop.is_set()):
+            try:
+                async with asyncio.timeout(self._limits.idle_seconds):
+                    data = await connection.recv()
+            except TimeoutError:
+                await connection.close(CloseCode.GOING_AWAY, f"no message for {self._limits.idle_seconds:g} s")
+                return
+            self._note(connection, True)
+            await pace.wait()
+            answer = await _unless(gone, conversation.answer(data))
+            if answer is not None:
+                await self._send(connection, answer)
+            self._note(connection, False)
+        await connection.close(CloseCode.GOING_AWAY, _STOPS)
+
+    async def _send(self, connection: PacedConnection, answer: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._limits.message_seconds):
+                await connection.send(answer)
+        except TimeoutError:  # the client takes nothing
+            connection.transport.abort()
+
+    async def _drain(self, servers: Sequence[Server]) -> int:
+        """Close each connection when it is idle. Return how many requests are still in progress at the end."""
+        for server in servers:
+            server.close(close_connections=False)
+        clock = asyncio.get_running_loop().time
+        closing: dict[PacedConnection, asyncio.Task[None]] = {}
+        end = clock() + self._limits.drain_seconds
+        while clock() < end:
+            waiting = [c for c in self._open if c not in closing]
+            for connection in waiting:
+                if not self._open[connection] and not connection.receiving:
+                    closing[connection] = asyncio.create_task(connection.close(CloseCode.GOING_AWAY, _STOPS))
+            if not waiting:
+                break
+            await asyncio.sleep(0.01)
+        if closing:
+            await asyncio.wait(closing.values(), timeout=1.0)
+        return sum(self._open.values())
+
+
+class _Pace:
+    """Lets a number of requests a second pass, and as many at once after a pause."""
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._next = 0.0  # when the request after the allowed burst may pass
+
+    async def wait(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._next = max(self._next, now - 1) + 1 / self._per_second
+        if self._next > now:
+            await asyncio.sleep(self._next - now)
+
+
+async def _unless(gone: asyncio.Task[None], work: Any) -> Any:
+    """Return the result of `work`; cancel it when the client is gone. Raises CancelledError then."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not task.done():
+            task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        return await task
+    return None
+
+
+def _quiet() -> logging.Logger:
+    """Return a logger for websockets that tells of clients' faults in debug mode only, never with a traceback."""
+    logger = logging.getLogger("anyvla.serving.websockets")
+    logger.setLevel(logging.CRITICAL)
+    return logger

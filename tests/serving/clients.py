@@ -1,0 +1,259 @@
+"""A policy server on loopback in a thread, and clients of it that behave well or badly."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import os
+import socket
+import statistics
+import struct
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgpack
+import numpy as np
+import small
+from PIL import Image
+from websockets.sync.client import ClientConnection, connect
+
+from anyvla.policy import VLA
+from anyvla.serving.limits import Limits
+from anyvla.serving.listening import bind
+from anyvla.serving.mapping import ClientMapping, Translator
+from anyvla.serving.service import Service
+from anyvla.serving.vlaeval import Protocol
+from anyvla.types import Observation
+
+ROBOT = small.embodiment()
+MAPPING = ClientMapping(cameras={camera: f"their_{camera}" for camera in ROBOT.cameras})
+
+
+class Running:
+    """A server in a thread."""
+
+    def __init__(self, vla: VLA, limits: Limits | None = None, key: str | None = None) -> None:
+        self.limits = limits or Limits()
+        self.protocol = Protocol(vla, Translator(MAPPING, ROBOT, self.limits), limits=self.limits)
+        self.service = Service(self.protocol.conversation, self.limits, key)
+        self._sockets = bind("127.0.0.1", 0)
+        self.port: int = self._sockets[0].getsockname()[1]
+        self.url = f"ws://127.0.0.1:{self.port}"
+        self._loop = asyncio.new_event_loop()
+        self.unanswered: int | None = None
+        self.thread = threading.Thread(target=self._run)
+        listening = threading.Event()
+        self._ready = listening.set
+        self.thread.start()
+        assert listening.wait(20)
+
+    def _run(self) -> None:
+        self.unanswered = self._loop.run_until_complete(self.service.run(self._sockets, self._ready))
+        self._loop.close()
+
+    def stop(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.service.stop)
+
+    def close(self) -> None:
+        self.stop()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+        self.protocol.close()
+
+    @property
+    def connections(self) -> int:
+        return len(self.service._open) + len(self.service._opening)
+
+    def settles(self, count: int = 0, within_s: float = 10) -> bool:
+        """Whether the number of connections falls to `count`."""
+        end = time.monotonic() + within_s
+        while self.connections > count and time.monotonic() < end:
+            time.sleep(0.01)
+        return self.connections <= count
+
+    def health(self) -> float:
+        """Seconds until `/health` is answered."""
+        begin = time.perf_counter()
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=30) as answer:
+            assert answer.status == 200
+        return time.perf_counter() - begin
+
+    def healths(self, seconds: float) -> list[float]:
+        """Seconds of one `/health` after the other."""
+        found, end = [], time.monotonic() + seconds
+        while time.monotonic() < end or len(found) < 5:
+            found.append(self.health())
+            time.sleep(0.02)
+        return found
+
+
+def pack(kind: str, payload: dict[str, Any], seq: int = 0) -> bytes:
+    """A frame as vla-eval's client writes it: images as PNG, arrays as bytes."""
+
+    def encode(value: Any) -> Any:
+        if (
+            isinstance(value, np.ndarray)
+            and value.dtype == np.uint8
+            and value.ndim == 3
+            and value.shape[2] in (1, 3, 4)
+        ):
+            return image(value)
+        return {"__ndarray__": True, "data": value.tobytes(), "dtype": value.dtype.str, "shape": list(value.shape)}
+
+    message = {"type": kind, "payload": payload, "seq": seq, "timestamp": time.time()}
+    return msgpack.packb(message, default=encode, use_bin_type=True)  # type: ignore[no-any-return]
+
+
+def image(pixels: np.ndarray, form: str = "png", **options: Any) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(file, form, **options)
+    return {"__image__": True, "format": form, "data": file.getvalue(), "shape": list(pixels.shape)}
+
+
+def ask(client: ClientConnection, kind: str, payload: dict[str, Any], seq: int = 0) -> dict[str, Any]:
+    client.send(pack(kind, payload, seq))
+    return answer(client, seq)
+
+
+def answer(client: ClientConnection, seq: int = 0) -> dict[str, Any]:
+    got = msgpack.unpackb(client.recv(timeout=30), raw=False)
+    assert got["seq"] == seq
+    if got["type"] == "action":
+        array = got["payload"]["actions"]
+        got["payload"] = np.frombuffer(array["data"], array["dtype"]).reshape(array["shape"])
+    return got  # type: ignore[no-any-return]
+
+
+def error(client: ClientConnection, kind: str, payload: dict[str, Any], seq: int = 0) -> str:
+    got = ask(client, kind, payload, seq)
+    assert got["type"] == "error", got
+    return str(got["payload"]["error"])
+
+
+def seen(seed: int, size: int = 32) -> Observation:
+    rng = np.random.default_rng(seed)
+    images = {c: rng.integers(0, 255, (size, size, 3), np.uint8) for c in ROBOT.cameras}
+    return Observation(images, rng.normal(size=ROBOT.proprio.size).astype(np.float32))
+
+
+def payload(observation: Observation, said: str = "open the drawer") -> dict[str, Any]:
+    images = {f"their_{c}": image for c, image in observation.images.items()}
+    return {"images": images, "states": observation.proprio.astype(np.float64), "task_description": said}
+
+
+def dial(server: Running, **options: Any) -> ClientConnection:
+    return connect(server.url, compression=None, max_size=None, **options)
+
+
+class Raw:
+    """A client that writes its frames by hand, so that it can write wrong ones."""
+
+    def __init__(self, server: Running, shake: bool = True) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        if shake:
+            key = base64.b64encode(os.urandom(16)).decode()
+            self.send(
+                f"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+            )
+            self.head = self.read_until(b"\r\n\r\n")
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def flood(self, data: bytes, stop: threading.Event) -> None:
+        """Send the same again and again until told to stop or refused."""
+        with contextlib.suppress(OSError):
+            self.socket.settimeout(0.2)
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    self.socket.send(data)
+
+    def read_until(self, end: bytes) -> bytes:
+        data = b""
+        while not data.endswith(end):
+            part = self.socket.recv(1)
+            if not part:
+                break
+            data += part
+        return data
+
+    def closing(self, within_s: float = 20) -> tuple[int, str]:
+        """The code and the reason of the close frame; (0, "") if the connection ends without one."""
+        self.socket.settimeout(within_s)
+        while True:
+            head = self._exactly(2)
+            if head is None:
+                return 0, ""
+            size = head[1] & 127
+            if size == 126:
+                size = struct.unpack(">H", self._exactly(2) or b"\0\0")[0]
+            body = self._exactly(size) or b""
+            if head[0] & 15 == 8:
+                return struct.unpack(">H", body[:2])[0], body[2:].decode()
+
+    def ends(self, within_s: float = 20) -> bool:
+        """Whether the server ends the connection."""
+        self.socket.settimeout(within_s)
+        try:
+            while self.socket.recv(65536):
+                pass
+        except TimeoutError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def _exactly(self, size: int) -> bytes | None:
+        data = b""
+        while len(data) < size:
+            try:
+                part = self.socket.recv(size - len(data))
+            except ConnectionError:
+                return None
+            if not part:
+                return None
+            data += part
+        return data
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def frame(body: bytes, opcode: int = 2, fin: bool = True, claims: int | None = None) -> bytes:
+    """A masked frame of a client; `claims`: the length that its header says."""
+    size = len(body) if claims is None else claims
+    head = bytes([(0x80 if fin else 0) | opcode])
+    if size < 126:
+        head += bytes([0x80 | size])
+    elif size < 65536:
+        head += bytes([0x80 | 126]) + struct.pack(">H", size)
+    else:
+        head += bytes([0x80 | 127]) + struct.pack(">Q", size)
+    return head + b"\0\0\0\0" + body  # the mask 0 changes nothing
+
+
+@contextlib.contextmanager
+def attackers(attack: Callable[[threading.Event], None], count: int = 1) -> Iterator[None]:
+    """Run an attack in threads."""
+    stop = threading.Event()
+    threads = [threading.Thread(target=attack, args=(stop,)) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)

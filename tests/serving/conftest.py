@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import small
+
+pytest.importorskip("websockets")
+
+from clients import Running
+
+from anyvla.policy import VLA
+
+
+@pytest.fixture(scope="session")
+def vla() -> VLA:
+    return small.policy()
+
+
+@pytest.fixture
+def running(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Running]]:
+    """Starts servers. At the end all connections must have ended, and no client's fault may be in the log."""
+    servers: list[Running] = []
+
+    def start(*args: Any, **options: Any) -> Running:
+        servers.append(Running(*args, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        left = 0 if server.settles() else server.connections
+        server.close()
+        assert not left
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+@pytest.fixture
+def server(vla: VLA, running: Callable[..., Running]) -> Running:
+    return running(vla)
