@@ -204,3 +204,53 @@ def test_names_cannot_break_the_file(tmp_path: Path) -> None:
     proposal, groups = proposed(hub(tmp_path, names, action, robot_type='a "robot"\nname: b'))
     assert proposal.embodiment.name == 'a "robot"\nname: b'
     assert [n for g in groups["action"].values() for n in g["names"]] == names
+
+
+def test_names_of_hands_umi_and_trossen(tmp_path: Path) -> None:
+    names = [
+        *(f"robot0_eef_pos_{i}" for i in range(3)),
+        *(f"robot0_eef_rot_axis_angle_{i}" for i in range(3)),
+        *(f"left_hand_{finger}" for finger in ("thumb", "index", "pinky")),
+    ]
+    _, groups = proposed(hub(tmp_path, names, rows(lambda i: curves(9, 0, 1, STEPS, i)), folder="umi"))
+    kinds = {name: (g["kind"], g.get("rotation")) for name, g in groups["action"].items()}
+    assert kinds == {
+        "position": ("position", None),
+        "rotation": ("rotation", "axis_angle"),
+        "left_fingers": ("joints", None),
+    }
+    names = [f"{side}_joint_{i}" for side in ("left", "right") for i in range(7)]
+    arm = rows(lambda i: joined(curves(6, -1, 1, STEPS, i), curves(1, 0, 0.044, STEPS, i)))
+    root = hub(tmp_path, names, [joined(a, a[::-1]) for a in arm], robot_type="trossen_ai_stationary")
+    _, groups = proposed(root)
+    assert list(groups["action"]) == ["left_joints", "left_gripper", "right_joints", "right_gripper"]
+    assert (groups["action"]["left_gripper"]["unit"], groups["action"]["left_gripper"]["open"]) == ("m", 0.08)
+
+
+def test_a_name_that_the_numbers_contradict_is_a_question(tmp_path: Path) -> None:
+    names = ["qx", "qy", "qz", "qw"]
+    proposal, groups = proposed(hub(tmp_path, names, rows(lambda i: curves(4, -3, 3, STEPS, i))))
+    assert "rotation" not in groups["action"]["rotation"]
+    assert any("by its name quaternion, but with lengths from" in q for q in proposal.questions)
+
+
+def test_a_gripper_of_no_usual_range_gets_that_of_the_numbers(tmp_path: Path) -> None:
+    action = rows(lambda i: joined(curves(2, -1, 1, STEPS, i), curves(1, 0, 5.4, STEPS, i)))
+    proposal, groups = proposed(hub(tmp_path, ["joint1", "joint2", "kLeftGripper"], action))
+    assert (groups["action"]["left_gripper"]["low"], groups["action"]["left_gripper"]["high"]) == (0, 5.4)
+    assert any("none of the usual ranges" in q for q in proposal.questions)
+
+
+def test_nothing_moves(tmp_path: Path) -> None:
+    proposal, groups = proposed(hub(tmp_path, KOCH, rows(lambda i: np.zeros((STEPS, 6))), robot_type="koch"))
+    assert groups["action"]["gripper"]["high"] == 100
+    assert any("nothing moves" in q for q in proposal.questions)
+    assert any("mode: absolute is a guess" in q for q in proposal.questions)
+
+
+def test_actions_that_follow_in_another_unit(tmp_path: Path) -> None:
+    state = rows(lambda i: curves(3, -0.3, 0.3, STEPS, i))
+    action = [np.diff(s, axis=0, append=s[-1:]) * 20 for s in state]
+    proposal, groups = proposed(hub(tmp_path, ["x", "y", "z"], action, state))
+    assert (groups["action"]["position"]["mode"], groups["action"]["position"].get("unit")) == ("delta", None)
+    assert any("unit: what is 1?" in q for q in proposal.questions)

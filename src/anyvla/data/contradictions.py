@@ -17,10 +17,9 @@ from anyvla.data import usual
 from anyvla.data.episode import Embodiment
 from anyvla.data.findings import Finding, Severity
 from anyvla.data.measured import Measured, relation
-from anyvla.data.readings import NORMALIZED, TURN
+from anyvla.data.readings import NORMALIZED, TURN, UNIT, odd_lengths
 
 _METRES = 10.0  # farther than an arm reaches
-_UNIT = 0.02  # by which the length of a quaternion or of a column of a matrix may differ from 1
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class _Declared:
 
     def finding(self, text: str, mend: str, severity: Severity = "error", dim: int | None = None) -> Finding:
         """Return a finding about the group, or about one of its dims."""
-        at = f", dim {self.group.label(dim)}," if dim is not None else ""
+        at = f", dim {self.group.label(dim)}," if dim is not None else ","
         return Finding("meaning", severity, None, f"{self.part}, group {self.group.name!r}{at} {text}", mend)
 
     def range_of(self, dim: int) -> tuple[float, float]:
@@ -111,7 +110,7 @@ def _ends(declared: _Declared) -> Iterator[Finding]:
             severity: Severity = "error" if declared.part == "actions" else "warning"  # sensors overshoot
             yield declared.finding(f"{seen}, outside of its declared range {ends}", mend, severity, dim)
         elif group.kind == "gripper" and 0 < high - low < 0.05 * span:
-            usually = usual.gripper_range(low, high)
+            usually = usual.gripper_range(low, high, None)
             whole = usually is not None and high - low > 0.9 * (usually[1] - usually[0])
             text = f"{seen}, {(high - low) / span:.1%} of its declared range {ends}"
             yield declared.finding(text, mend, "error" if whole else "warning", dim)
@@ -120,22 +119,18 @@ def _ends(declared: _Declared) -> Iterator[Finding]:
 def _rotations(declared: _Declared) -> Iterator[Finding]:
     """Look whether quaternions and columns of matrices have length 1."""
     rotation = declared.group.rotation
-    if rotation not in ("quaternion_xyzw", "quaternion_wxyz", "rot6d"):
+    if rotation is None:
         return
-    values = declared.measured.values(declared.part, declared.place).astype(np.float64)
-    if not len(values):
+    if odd := odd_lengths(rotation, declared.measured, declared.part, declared.place):
+        dims = f"dims {declared.group.label(0)} to {declared.group.label(declared.group.size - 1)}"
+        text = f"{dims}, has lengths from {odd[0]:.4g} to {odd[1]:.4g}, declared as {rotation}, which has lengths of 1"
+        yield declared.finding(text, "declare how the rotation is written, or mend the data")
         return
-    width = 4 if rotation != "rot6d" else 3
-    what = "a unit quaternion" if width == 4 else "two columns of length 1"
-    for begin in range(0, declared.group.size, width):
-        norm = np.linalg.norm(values[:, begin : begin + width], axis=1)
-        if np.abs(norm - 1).max() > _UNIT:
-            dims = f"dims {declared.group.label(begin)} to {declared.group.label(begin + width - 1)}"
-            text = f"{dims} have lengths from {norm.min():.4g} to {norm.max():.4g}, declared as {rotation}: {what}"
-            yield declared.finding(text, "declare how the rotation is written, or mend the data")
-            return
-    if rotation == "rot6d" and np.abs((values[:, :3] * values[:, 3:]).sum(1)).max() > 2 * _UNIT:
-        yield declared.finding("has two columns that are not at right angles", "rows, perhaps: rewrite it by columns")
+    if rotation == "rot6d":
+        values = declared.measured.values(declared.part, declared.place).astype(np.float64)
+        if len(values) and np.abs((values[:, :3] * values[:, 3:]).sum(1)).max() > 2 * UNIT:
+            text = "has two columns that are not at right angles, declared as rot6d"
+            yield declared.finding(text, "its rows, perhaps: write the columns instead")
 
 
 def _mode(declared: _Declared, proprio: list[_Declared]) -> Iterator[Finding]:

@@ -113,7 +113,8 @@ def _lines(
         yield f"  {name}:"
         yield "    groups:"
         for read in reads:
-            yield from (f"      # {_one_line(text)}" for text in read.why)
+            why = [*read.why, *([read.by_size] if read.by_size else [])]
+            yield f"      # {_one_line('; '.join(why))}"
             yield from (f"      # CHECK {_one_line(text)}" for text in read.check)
             yield f"      - {_flow(_short(read.group))}"
 

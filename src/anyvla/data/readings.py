@@ -16,6 +16,7 @@ from anyvla.data.measured import Measured, relation
 from anyvla.data.usual import Dim
 
 TURN = {"rad": 2 * math.pi, "deg": 360.0}  # a whole turn
+UNIT = 0.02  # by which the length of a quaternion or of a column of a matrix may differ from 1
 NORMALIZED = "normalized"  # LeRobot's -100..100 of a joint's range
 _ROTATIONS = ("quaternion", "euler", "axis_angle", "rot6d")
 _SIZES = {"position": 3, "quaternion": 4, "euler": 3, "axis_angle": 3, "rot6d": 6}
@@ -52,6 +53,7 @@ class Read:
     key: str
     why: tuple[str, ...] = ()
     check: tuple[str, ...] = ()
+    by_size: str = ""  # the reason for a unit that the size of the numbers shows
 
     def said(self, *, why: Sequence[str] = (), check: Sequence[str] = (), **changes: Any) -> Read:
         """Return it with changes to the group, and their reasons."""
@@ -90,14 +92,14 @@ def _dims(column: Column) -> tuple[list[Dim], tuple[str, ...], str, tuple[str, .
     """Return how each dim is read, the names, and why."""
     key, names = column.key, column.names
     if names:
-        dims = usual.read_names(names)
+        dims = usual.read_names(names, column.robot)
         if any(d.is_ != "unknown" for d in dims):
             unknown = [n for n, d in zip(names, dims, strict=True) if d.is_ == "unknown"]
             check = (f"kind: nothing is known of the names {', '.join(unknown)}",) if unknown else ()
             return dims, names, f"{key}: by the names of its dims", check
     if column.alone and (lay := usual.layout(column.robot, column.size)):
         check = (f"names: the data does not name these dims; they are those that {column.robot} usually has",)
-        return usual.read_names(lay), lay, f"{key}: {column.size} dims of {column.robot}", check
+        return usual.read_names(lay, column.robot), lay, f"{key}: {column.size} dims of {column.robot}", check
     dims = usual.read_key(key, column.size)
     if any(d.is_ != "unknown" for d in dims):
         return dims, names, f"{key}: by its name", ("kind: the data does not name these dims",)
@@ -137,6 +139,9 @@ def _group(dim: Dim, names: tuple[str, ...], size: int) -> tuple[Group, tuple[st
         return Group(name=f"{side}rotation", size=size, kind="rotation", rotation=rotation, names=names), doubts
     if dim.is_ in ("joints", "position"):
         return Group(name=f"{side}{dim.is_}", size=size, kind=dim.is_, names=names), ()
+    if dim.is_ == "fingers":
+        doubts = ("unit: of fingers, rad or a share of their way?",)
+        return Group(name=f"{side}fingers", size=size, kind="joints", names=names), doubts
     name = {"rate": "velocity", "other": "other"}.get(dim.is_, "numbers")
     doubts = ("unit: a speed or a force; say which",) if dim.is_ == "rate" else ()
     return Group(name=f"{side}{name}", size=size, names=names), doubts
@@ -164,33 +169,48 @@ def ranged(read: Read, measured: Measured, robot: str | None) -> Read:
         return read.said(check=["unit: there are no numbers to look at"])
     low, high = found
     seen = f"from {low:.4g} to {high:.4g}"
+    read = read.said(why=[seen])
     if read.is_ == "gripper":
         return _gripper(read, low, high, seen, robot)
     if read.is_ in ("joints", "euler", "axis_angle"):
         return _angles(read, max(-low, high), seen, robot)
     if read.is_ == "position":
         return _lengths(read, max(-low, high), seen)
-    return read.said(why=[seen])
+    if read.group.rotation is not None and (odd := odd_lengths(read.group.rotation, measured, read.part, read.place)):
+        least, largest = odd
+        question = f"rotation: by its name {read.is_}, but with lengths from {least:.3g} to {largest:.3g} and not of 1"
+        return read.said(check=[question], rotation=None)
+    return read
+
+
+def odd_lengths(
+    rotation: Rotation, measured: Measured, part: Literal["proprio", "actions"], place: slice
+) -> tuple[float, float] | None:
+    """Return the least and the largest length of quaternions, or of columns of matrices, that are not of length 1."""
+    values = measured.values(part, place).astype(np.float64)
+    if not len(values) or rotation not in ("quaternion_xyzw", "quaternion_wxyz", "rot6d"):
+        return None
+    width = 3 if rotation == "rot6d" else 4
+    lengths = np.linalg.norm(values.reshape(len(values), -1, width), axis=2)
+    return None if np.abs(lengths - 1).max() <= UNIT else (float(lengths.min()), float(lengths.max()))
 
 
 def _gripper(read: Read, low: float, high: float, seen: str, robot: str | None) -> Read:
-    known = usual.gripper_range(low, high)
+    known = usual.gripper_range(low, high, robot)
     check: list[str] = []
     if known is None:
-        margin = 0.01 * (high - low) or 0.5
-        begin, end, unit = float(f"{low - margin:.4g}"), float(f"{high + margin:.4g}"), ""
+        begin, end, unit = *_outward(low, high), ""
         check.append(f"low, high: {seen} is none of the usual ranges of a gripper; give both ends of its way")
     else:
         begin, end, unit = known
         if high - low < 0.2 * (end - begin):
             check.append(f"low, high: the data goes {seen} only; give both ends of the gripper's way")
     name = read.group.names[0] if read.group.names else read.key
-    ends = (begin, end) if known is not None else (low, high)
-    at, why = usual.opens(name, robot, ends, unit)
+    at, why = usual.opens(name, robot, (begin, end), unit)
     if at is None:
         check.append(f"open: at which end is it open, {begin:g} or {end:g}? Add open: {begin:g} or open: {end:g}")
     return read.said(
-        why=[seen, *([f"open at {begin if at == 'low' else end:g}: {why}"] if at else [])],
+        why=[f"open at {begin if at == 'low' else end:g}: {why}"] if at else [],
         check=check,
         low=begin,
         high=end,
@@ -199,23 +219,35 @@ def _gripper(read: Read, low: float, high: float, seen: str, robot: str | None) 
     )
 
 
+def _outward(low: float, high: float) -> tuple[float, float]:
+    """Return a range of two digits or so around the numbers."""
+    if low == high:
+        return low - 0.5, high + 0.5
+    grain = 10 ** (math.floor(math.log10(high - low)) - 1)
+    begin, end = math.floor(low / grain + 1e-3) * grain, math.ceil(high / grain - 1e-3) * grain
+    return float(f"{begin:.6g}"), float(f"{end:.6g}")
+
+
 def _angles(read: Read, largest: float, seen: str, robot: str | None) -> Read:
+    if not largest:
+        return read.said(check=["unit: nothing moves, so that the numbers do not show it"])
+    if largest <= TURN["rad"] * 1.02 and robot in _LEROBOT:
+        question = f"unit: rad by the size of the numbers, though LeRobot writes {robot} in deg or normalized"
+        return read.said(check=[question], unit="rad")
     if largest <= TURN["rad"] * 1.02:
-        return read.said(why=[f"{seen}: within a turn of radians"], unit="rad")
-    if read.is_ == "joints" and robot in _LEROBOT and largest <= 100.5:
+        return replace(read, by_size="rad: within a turn").said(unit="rad")
+    ends_at_100 = read.is_ == "joints" and largest <= 100.5
+    if ends_at_100 and (robot in _LEROBOT or largest >= 99.5):
         question = "unit: normalized (LeRobot's -100..100 of a joint's range) or deg (use_degrees of the robot)?"
-        return read.said(why=[f"{seen}: too large for radians"], check=[question], unit=NORMALIZED)
-    if largest <= 100.5 and largest >= 99.5 and read.is_ == "joints":
-        question = "unit: normalized (LeRobot's -100..100 of a joint's range) or deg?"
-        return read.said(why=[f"{seen}: ends at 100"], check=[question], unit=NORMALIZED)
+        return read.said(check=[question], unit=NORMALIZED)
     if largest <= 400:
-        return read.said(why=[f"{seen}: too large for radians, so degrees"], unit="deg")
-    return read.said(check=[f"unit: {seen} is neither radians nor degrees; steps of a motor?"])
+        return replace(read, by_size="deg: too large for rad").said(unit="deg")
+    return read.said(check=[f"unit: {seen} is neither rad nor deg; steps of a motor?"])
 
 
 def _lengths(read: Read, largest: float, seen: str) -> Read:
     if largest <= 5:
-        return read.said(why=[f"{seen}: metres"], unit="m")
+        return replace(read, by_size="m: by its size").said(unit="m")
     return read.said(check=[f"unit: {seen} is too large for metres; mm?"], unit="mm" if largest <= 5000 else "")
 
 
@@ -240,16 +272,21 @@ def _moded(read: Read, partner: Read | None, measured: Measured) -> Read:
         found = relation(measured.rows, partner.place, read.place, turn)
     mode = found.mode if found is not None else None
     if partner is not None and mode == "absolute":
-        unit = read.group.unit if partner.group.unit in ("", "rad") else partner.group.unit
-        return read.said(why=["absolute: actions are close to the states after them"], unit=unit)
+        why = ["absolute: actions are close to the states after them"]
+        if partner.group.unit in ("", "rad", read.group.unit):
+            return read.said(why=why)
+        return replace(read, by_size="").said(why=why, unit=partner.group.unit)
     if partner is not None and mode == "delta":
-        why = "delta: actions are close to the changes of the state"
-        return read.said(why=[why], check=(), mode="delta", unit=partner.group.unit)
+        why = ["delta: actions are close to the changes of the state"]
+        return replace(read, by_size="").said(why=why, mode="delta", unit=partner.group.unit)
     if mode == "scaled delta":
         check = "unit: what is 1? The actions follow the changes of the state, in another unit"
-        return read.said(why=["delta: actions follow the changes of the state"], check=[check], mode="delta", unit="")
+        why = ["delta: actions follow the changes of the state"]
+        return replace(read, by_size="").said(why=why, check=[check], mode="delta", unit="")
     if hinted:
-        return read.said(why=["delta: by its name"], check=["unit: what is 1?"], mode="delta")
+        return replace(read, by_size="").said(
+            why=["delta: by its name"], check=["unit: what is 1?"], mode="delta", unit=""
+        )
     small = read.group.kind != "joints" and _centred(read, measured)
     guess: Literal["absolute", "delta"] = "delta" if small else "absolute"
     reason = "the numbers are around 0" if small else "nothing in the data says otherwise"

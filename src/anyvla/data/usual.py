@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import yaml
 
-Is = Literal["joints", "gripper", "position", "quaternion", "euler", "axis_angle", "rot6d", "rate", "other", "unknown"]
+Is = Literal[
+    "joints", "gripper", "position", "quaternion", "euler", "axis_angle", "rot6d", "fingers", "rate", "other", "unknown"
+]
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ def layout(robot: str | None, size: int) -> tuple[str, ...]:
     return ()
 
 
-def read_names(names: Sequence[str]) -> list[Dim]:
-    """Return how each dim of a vector is read. Names that only count (motor_0) are unknown."""
+def read_names(names: Sequence[str], robot: str | None) -> list[Dim]:
+    """Return how each dim of a robot's vector is read. Names that only count (motor_0) are unknown."""
     split = [_split(name) for name in names]
-    ends = {stem for _, stem in split}
-    return [Dim(side, _is(stem, ends)) for side, stem in split]
+    stems = {stem for _, stem in split}
+    return [Dim(side, _is(stem, stems, robot)) for side, stem in split]
 
 
 def read_key(key: str, size: int) -> list[Dim]:
@@ -85,13 +87,21 @@ def opens(
     return None, ""
 
 
-def gripper_range(low: float, high: float) -> tuple[float, float, str] | None:
-    """Return the usual range (low, high, unit) that holds these numbers; None if there is none."""
+def gripper_range(low: float, high: float, robot: str | None) -> tuple[float, float, str] | None:
+    """Return the range (low, high, unit) that this robot's gripper has, or that is usual for such numbers, or None."""
+    own = [entry["range"] for entry in table()["open"] if "range" in entry and robot in entry.get("robots", ())]
+    for begin, end in own:
+        if _holds(begin, end, low, high) and (high == low or high - low >= 0.05 * (end - begin)):
+            return float(begin), float(end), ""
     for begin, end, unit in table()["ranges"]:
-        slack = 0.02 * (end - begin)
-        if begin - slack <= low and high <= end + slack:
+        if _holds(begin, end, low, high) and high - low >= 0.2 * (end - begin):
             return float(begin), float(end), str(unit)
     return None
+
+
+def _holds(begin: float, end: float, low: float, high: float) -> bool:
+    slack = 0.02 * (end - begin)
+    return begin - slack <= low and high <= end + slack
 
 
 def _near(ends: tuple[float, float], usual: Sequence[float]) -> bool:
@@ -118,18 +128,17 @@ def _split(name: str) -> tuple[str, str]:
     return side, "_".join(words)
 
 
-def _is(stem: str, names: set[str]) -> Is:
+def _is(stem: str, stems: set[str], robot: str | None) -> Is:
     if re.fullmatch(table()["counted"], stem):
         return "unknown"
-    for rule in _rules():
-        if rule[0].fullmatch(stem) and (rule[2] is None or any(n.endswith(rule[2]) for n in names)):
-            return rule[1]
+    for pattern, rule in _rules():
+        among = rule.get("among", "")
+        if pattern.fullmatch(stem) and robot in rule.get("robots", [robot]) and any(s.endswith(among) for s in stems):
+            return rule["is"]
     return "unknown"
 
 
 @functools.cache
-def _rules() -> tuple[tuple[re.Pattern[str], Is, str | None], ...]:
+def _rules() -> tuple[tuple[re.Pattern[str], Mapping[str, Any]], ...]:
     tool = table()["tool"]
-    return tuple(
-        (re.compile(rule["pattern"].replace("{tool}", tool)), rule["is"], rule.get("among")) for rule in table()["dims"]
-    )
+    return tuple((re.compile(rule["pattern"].replace("{tool}", tool)), rule) for rule in table()["dims"])
