@@ -22,16 +22,23 @@ from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, build, to_dict
 from anyvla.data import fingerprints, stored
+from anyvla.data.clock import Times, relative
 from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats import hdf5
-from anyvla.data.formats.npz import keys_of, load_arrays, place_of, shape_of
+from anyvla.data.formats.listing import files_in
+from anyvla.data.formats.lost import report_empty, report_lost
+from anyvla.data.formats.npy import Head
+from anyvla.data.formats.npz import head_of, keys_of, load_arrays, place_of, shape_of
+from anyvla.data.formats.vectors import as_floats, check_real
 
 DESCRIPTION = "dataset.yaml"
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class FolderConfig:
-    """How a plain folder is read: there is nothing to choose."""
+    """How a plain folder is read."""
+
+    times: Times = "recorded"  # steady: step t is at t / control_hz, for data whose timestamps are wrong
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -59,10 +66,18 @@ class FolderDataset:
         self.root, self.config = Path(root), config
         description = _description(self.root / DESCRIPTION)
         self.embodiment = embodiment or description.embodiment
-        self._files = sorted(p for p in self.root.iterdir() if p.suffix in (".npz", *hdf5.SUFFIXES))
-        if not self._files:
+        files = [p for p in files_in(self.root) if p.suffix in (".npz", *hdf5.SUFFIXES)]
+        if not files:
             raise ValueError(f"{self.root} has no episode: expected files *.npz or *.hdf5 beside {DESCRIPTION}")
-        self.lengths: Int64[np.ndarray, "E"] = np.array([self._length(p) for p in self._files], np.int64)
+        lengths = {path: self._length(path) for path in files}
+        self._files = [path for path in files if lengths[path] != 0]
+        report_empty(self.root, [path.name for path in files if lengths[path] == 0])
+        if not self._files:
+            raise ValueError(f"none of the {len(files)} episodes of {self.root} has a step")
+        said = [lengths[path] for path in self._files]
+        self.lost = {i: text for i, text in enumerate(said) if isinstance(text, str)}
+        report_lost(self.root, self.lost, len(self._files))
+        self.lengths: Int64[np.ndarray, "E"] = np.array([1 if isinstance(n, str) else n for n in said], np.int64)
         self.provenance: dict[str, Any] = {"format": "folder", "about": description.about}
 
     def __len__(self) -> int:
@@ -72,12 +87,16 @@ class FolderDataset:
         """Its first instruction; the name of its file if it has none."""
         self._check(index)
         path = self._files[index]
+        if index % len(self) in self.lost:
+            return path.stem
         return next(iter(_instructions(path)), "") or path.stem
 
     def __getitem__(self, index: int) -> Episode:
         """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
         self._check(index)
         path, length = self._files[index], int(self.lengths[index])
+        if index % len(self) in self.lost:
+            raise ValueError(self.lost[index % len(self)])
         return Episode(
             embodiment=self.embodiment,
             images={c: self._frames(path, c, length) for c in self.embodiment.cameras},
@@ -93,11 +112,20 @@ class FolderDataset:
         """See `EpisodeDataset`."""
         return fingerprints.of_files(self.root, self._files, json.dumps(conventions(self.embodiment), sort_keys=True))
 
-    def _length(self, path: Path) -> int:
-        shape, size = _shape(path, "actions"), self.embodiment.action.size
-        if len(shape) != 2 or shape[1] != size or not shape[0]:
-            raise ValueError(f"{path}: actions has shape {shape}; {self.embodiment.name!r} expects (T, {size})")
-        return shape[0]
+    def _length(self, path: Path) -> int | str:
+        """How many steps a file has; a reason if it cannot be read."""
+        try:
+            head, size = _head(path, "actions"), self.embodiment.action.size
+            if head.shape[:1] == (0,):
+                return 0
+            if len(head.shape) != 2 or head.shape[1] != size:
+                raise ValueError(
+                    f"{path}: actions has shape {head.shape}; {self.embodiment.name!r} expects (T, {size})"
+                )
+            check_real(head.dtype, f"{path}: actions")
+        except ValueError as error:
+            return str(error)
+        return head.shape[0]
 
     def _numbers(self, path: Path, key: str, size: int, length: int) -> Float32[np.ndarray, "T D"]:
         if key == "proprio" and not size:
@@ -105,21 +133,20 @@ class FolderDataset:
         values = _load(path, key)
         if values.shape != (length, size):
             raise ValueError(f"{path}: {key} has shape {values.shape}, expected ({length}, {size})")
+        values = as_floats(values, f"{path}: {key}")
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             raise ValueError(f"{path}: {key} has NaN or infinity at step {bad[0]}; drop or mend the episode")
-        return np.ascontiguousarray(values, np.float32)
+        return values
 
     def _times(self, path: Path, length: int) -> Float64[np.ndarray, "T"]:
-        if "timestamps" not in _keys(path):
-            return steady(length, self.embodiment.control_hz)
-        times = np.asarray(_load(path, "timestamps"), np.float64)
+        hz = self.embodiment.control_hz
+        if "timestamps" not in _keys(path) or self.config.times == "steady":
+            return steady(length, hz)
+        times = _load(path, "timestamps")
         if times.shape != (length,):
             raise ValueError(f"{path}: timestamps has shape {times.shape}, expected ({length},)")
-        late = np.flatnonzero(~(np.diff(times) > 0))
-        if len(late):
-            raise ValueError(f"{path}: the timestamp of step {late[0] + 1} is not after the one before it")
-        return times - times[0]
+        return relative(times, hz, str(path), "format: {name: folder, times: steady}")
 
     def _frames(self, path: Path, camera: str, length: int) -> Frames:
         key = f"images/{camera}"
@@ -183,8 +210,11 @@ def _keys(path: Path) -> list[str]:
     return keys_of(path) if path.suffix == ".npz" else list(hdf5.open_file(path))
 
 
-def _shape(path: Path, key: str) -> tuple[int, ...]:
-    return shape_of(path, key) if path.suffix == ".npz" else tuple(hdf5.node(path, key).shape)
+def _head(path: Path, key: str) -> Head:
+    if path.suffix == ".npz":
+        return head_of(path, key)
+    found = hdf5.node(path, key)
+    return Head(tuple(found.shape), False, found.dtype)
 
 
 def _load(path: Path, key: str) -> np.ndarray:

@@ -19,8 +19,10 @@ from anyvla.data.formats.lerobot_info import OWN_KEY
 from anyvla.data.formats.lerobot_kept import kept
 from anyvla.data.formats.lerobot_paths import PathTemplate
 from anyvla.data.formats.lerobot_places import Claims, find_rows, wrong_spans
-from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader, code_tasks
+from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader
+from anyvla.data.formats.listing import files_in
 from anyvla.data.formats.parquet import naming, open_parquet
+from anyvla.data.formats.vectors import matrix
 from anyvla.inside import inside, listed
 
 VERSION = "v3.0"
@@ -66,14 +68,12 @@ class LeRobotDataset(LeRobotReader):
         for key in self._keys.values():
             if self._info.features[key]["dtype"] == "video":
                 self._videos[key] = self._read_spans(table, key, length / self._info.fps)
-        if not (self.root / TASKS_PATH).is_file():
-            raise ValueError(f"the dataset is incomplete: {self.root / TASKS_PATH} is missing; copy it again")
+        self._tasks_by_number()  # whether it can be read
         self._notes = {
             name: table[name].combine_chunks() for name in (EXTRA, INSTRUCTIONS) if name in table.column_names
         }
-        codes, tasks = code_tasks(table["tasks"])
-        if (codes < 0).any():
-            tasks = list(dict.fromkeys([*tasks, *self._tasks_by_number().values()]))
+        unknown = pa.chunked_array([pa.nulls(count, pa.list_(pa.string()))])
+        codes, tasks = self._code_tasks(table["tasks"] if "tasks" in table.column_names else unknown)
         return Columns(
             number=number,
             begin=np.zeros(count, np.int64),
@@ -88,7 +88,8 @@ class LeRobotDataset(LeRobotReader):
         place = f"videos/{key}"
         template = PathTemplate(self.root, self._info.facts, "video_path", ("video_key", *_NUMBERS))
         files, file = self._files_of(table, place, template, video_key=key)
-        begin = table[f"{place}/from_timestamp"].to_numpy().astype(np.float64)
+        begin = matrix(table[f"{place}/from_timestamp"], 1, f"meta/episodes, {place}/from_timestamp")[:, 0]
+        begin = begin.astype(np.float64)
         end = f"{place}/to_timestamp"
         ends = table[end].to_numpy().astype(np.float64) if end in table.column_names else None
         lost = wrong_spans(files, file, begin, ends, seconds, 1 / self._info.fps)
@@ -98,14 +99,14 @@ class LeRobotDataset(LeRobotReader):
 
     def _read_table(self) -> pa.Table:
         """The columns of the table of episodes that are used, in the order of the episodes."""
-        paths = listed(self.root, (self.root / "meta/episodes").glob("*/*.parquet"))
+        paths = listed(self.root, files_in(self.root / "meta/episodes", "*/*.parquet"))
         if not paths:
             raise ValueError(f"{self.root} is incomplete: meta/episodes holds no parquet file; copy the dataset again")
         places = [f"videos/{k}" for k in self._keys.values() if self._info.features[k]["dtype"] == "video"]
-        needed = ["episode_index", "tasks", "length", "dataset_from_index"]
+        needed = ["episode_index", "length", "dataset_from_index"]
         needed += [f"{place}/{name}" for place in ("data", *places) for name in ("chunk_index", "file_index")]
         needed += [f"{place}/from_timestamp" for place in places]
-        wanted = [EXTRA, INSTRUCTIONS, *(f"{place}/to_timestamp" for place in places)]
+        wanted = ["tasks", EXTRA, INSTRUCTIONS, *(f"{place}/to_timestamp" for place in places)]
         if sum(path.stat().st_size for path in paths) > _LARGE:  # LeRobot's many row groups take seconds to read
             table = kept(self.root, paths, json.dumps([needed, wanted]), lambda: _join(paths, needed, wanted))
         else:
@@ -142,10 +143,18 @@ class LeRobotDataset(LeRobotReader):
 
     def _tasks_by_number(self) -> dict[int, str]:
         path = inside(self.root, TASKS_PATH)
+        if not path.is_file():
+            raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")
         with naming(path):
             table = open_parquet(path).read()
-        names = [c for c in table.column_names if c != "task_index"]  # the index of a pandas frame, named or not
-        return dict(zip(table["task_index"].to_pylist(), table[names[0]].to_pylist(), strict=True))
+        text = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+        named = [n for n in ("task", "__index_level_0__", *text) if n in text]  # the index of a pandas frame
+        if not named or "task_index" not in table.column_names:
+            raise ValueError(
+                f"{path} has the columns {', '.join(table.column_names)}; expected task_index and task, the text: "
+                "write it again with both"
+            )
+        return dict(zip(table["task_index"].to_pylist(), table[named[0]].to_pylist(), strict=True))
 
 
 def _join(paths: list[Path], needed: list[str], wanted: list[str]) -> pa.Table:
@@ -172,5 +181,10 @@ def _next_begins(file: Int64[np.ndarray, "E"], begin: Float64[np.ndarray, "E"]) 
     return out
 
 
-def _numbers(table: pa.Table, name: str) -> np.ndarray:
-    return table[name].to_numpy().astype(np.int64)
+def _numbers(table: pa.Table, name: str) -> Int64[np.ndarray, "E"]:
+    """Return a column of whole numbers; -1 where it has none. Raises ValueError for a column of another type."""
+    column = table[name]
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise ValueError(f"meta/episodes, column {name!r}: expected whole numbers, found {column.type}; correct it")
+    values = column.to_numpy()
+    return np.where(np.isfinite(values), values, -1).astype(np.int64)

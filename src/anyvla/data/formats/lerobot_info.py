@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from anyvla.actions.space import ActionSpace
 from anyvla.config import build
 from anyvla.data.episode import Embodiment
+from anyvla.data.formats.json_records import read_json_text
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.inside import inside
 from anyvla.registry import nearest
@@ -31,7 +33,7 @@ class Info:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.facts = _read(root)
-        self.version = str(self.facts.get("codebase_version", "unknown"))
+        self.version = _version(self.facts.get("codebase_version", "unknown"))
         for key in ("fps", "features", "total_episodes", "data_path"):
             if key not in self.facts:
                 raise ValueError(f"{root}/meta/info.json lacks {key!r}; copy the dataset again")
@@ -186,10 +188,16 @@ def _flat(names: Any) -> Iterator[Any]:
             yield value
 
 
+def _version(said: Any) -> str:
+    """Return "v2.1" of "v2.1", "2.1", 2.1 and "2.1.0"."""
+    found = re.fullmatch(r"[vV]?(\d+\.\d+)(\.\d+)*", str(said).strip())
+    return f"v{found[1]}" if found else str(said)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file. Raises ValueError that names it if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_json_text(path))
     except ValueError as error:  # of JSON or of UTF-8
         raise ValueError(f"{path} is damaged ({error}); copy the dataset again") from None
 

@@ -21,13 +21,16 @@ from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints
+from anyvla.data.clock import Times, relative
 from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats.lerobot_frames import Declared, Span, StillFrames, VideoFrames
 from anyvla.data.formats.lerobot_info import OWN_KEY, TIME, Info
 from anyvla.data.formats.lerobot_kept import kept
 from anyvla.data.formats.lerobot_places import runs_of
 from anyvla.data.formats.lerobot_rows import read_rows
+from anyvla.data.formats.listing import files_in
 from anyvla.data.formats.lost import report_empty, report_lost
+from anyvla.data.formats.vectors import as_floats, matrix
 from anyvla.inside import listed
 
 STATE = "observation.state"
@@ -41,6 +44,7 @@ class LeRobotConfig:
 
     state: str = STATE  # the feature that is the proprio
     action: str = ACTION  # the feature that is the action
+    times: Times = "recorded"  # steady: step t is at t / fps, for data whose timestamps are wrong
 
 
 @dataclass(frozen=True)
@@ -137,13 +141,18 @@ class LeRobotReader(ABC):
             text = self._columns.tasks[self._columns.task[index]]
             instructions = (text,) if text.strip() else ()
         length = int(self.lengths[index])
-        proprio = np.zeros((length, 0), np.float32)
         times = self._times(table, where)
+        row = self._rows_at(index)[1] + int(self._columns.begin[index])
+
+        def vectors(key: str, size: int) -> Float32[np.ndarray, "T D"]:
+            return as_floats(matrix(table[key], size, f"{where}, column {key!r}", row), f"{where}, column {key!r}")
+
+        proprio = self.embodiment.proprio.size
         return Episode(
             embodiment=self.embodiment,
             images={name: self._frames(index, key, times) for name, key in self._keys.items()},
-            proprio=_matrix(table[self.config.state], where) if self.embodiment.proprio.size else proprio,
-            actions=_matrix(table[self.config.action], where),
+            proprio=vectors(self.config.state, proprio) if proprio else np.zeros((length, 0), np.float32),
+            actions=vectors(self.config.action, self.embodiment.action.size),
             instructions=instructions,
             timestamps=times,
             provenance=where,
@@ -159,11 +168,11 @@ class LeRobotReader(ABC):
 
     def _files(self, keys: Collection[str]) -> list[Path]:
         """Return all files that count for what the dataset holds, with the frames of these features."""
-        files = [p for pattern in ("data/**/*.parquet", "meta/**/*.parquet") for p in self.root.glob(pattern)]
+        files = [p for pattern in ("data/**/*.parquet", "meta/**/*.parquet") for p in files_in(self.root, pattern)]
         files += [p for name in ("episodes", "tasks") if (p := self.root / f"meta/{name}.jsonl").is_file()]
-        seen = [self.root.glob(f"videos/{p}/**/*.mp4") for k in keys for p in (k, f"*/{k}")]
+        seen = [files_in(self.root, f"videos/{p}/**/*.mp4") for k in keys for p in (k, f"*/{k}")]
         if any(self._info.features[k]["dtype"] == "image" for k in keys):  # rows may name files instead of holding them
-            seen.append(p for p in self.root.glob("images/**/*") if p.is_file())
+            seen.append(files_in(self.root, "images/**/*"))
         return listed(self.root, {*files, *(p for found in seen for p in found)})
 
     def _check(self, index: int) -> None:
@@ -225,16 +234,17 @@ class LeRobotReader(ABC):
         """LeRobot's timestamps are steps / fps, in float32; only others are taken as they are."""
         constant = steady(len(table), self._info.fps)
         name = TIME if TIME in table.column_names else "timestamp"
-        if name not in table.column_names:
+        if name not in table.column_names or self.config.times == "steady":
             return constant
-        times = _matrix(table[name], where, np.float64)[:, 0]
-        times = times - times[0]
-        if name == "timestamp" and np.all(np.abs(times - constant) < max(1e-3, 1e-6 * constant[-1])):
+        way_out = f"format: {{name: {self.FORMAT}, times: steady}}"
+        try:
+            times = matrix(table[name], 1, f"{where}, column {name!r}")[:, 0]
+        except ValueError as error:
+            raise ValueError(f"{error}; or read the steps at {self._info.fps:g} per second: {way_out}") from None
+        late = times.astype(np.float64) - float(times[0])
+        if name == "timestamp" and np.all(np.abs(late - constant) < max(1e-3, 1e-6 * constant[-1])):
             return constant
-        late = np.flatnonzero(np.diff(times) <= 0)
-        if len(late):
-            raise ValueError(f"{where}: the timestamp of step {late[0] + 1} is not after the one before it")
-        return times
+        return relative(times, self._info.fps, where, way_out)
 
     def _split(self, columns: Columns) -> Columns:
         """Cut episodes of several tasks at each change of task."""
@@ -280,6 +290,27 @@ class LeRobotReader(ABC):
     def _tasks_by_number(self) -> dict[int, str]:
         """The table of tasks."""
 
+    def _code_tasks(self, lists: pa.ChunkedArray) -> tuple[Int64[np.ndarray, "E"], list[str]]:
+        """The task of each episode out of its list of tasks, as a number, and what the numbers stand for.
+
+        -1 for a list of several, or for no list, where the rows tell; "" for a list of none.
+        """
+        array = lists.combine_chunks()
+        offsets = array.offsets.to_numpy().astype(np.int64)
+        encoded = array.values.dictionary_encode()
+        tasks = [t or "" for t in encoded.dictionary.to_pylist()]
+        codes = np.append(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), -1)
+        counts = np.diff(offsets)
+        out = np.where(counts == 1, codes[np.minimum(offsets[:-1], len(codes) - 1)], -1)
+        absent = array.is_null().to_numpy(zero_copy_only=False) & ("task_index" in self._info.features)
+        none = (counts == 0) & ~absent
+        if none.any():
+            out[none] = len(tasks)
+            tasks.append("")
+        if (out < 0).any():
+            tasks = list(dict.fromkeys([*tasks, *self._tasks_by_number().values()]))
+        return out, tasks
+
 
 def _with_steps(columns: Columns, root: Path, lost: dict[int, str]) -> Columns:
     """The index without episodes that have no step; one that is listed twice is lost."""
@@ -292,32 +323,3 @@ def _with_steps(columns: Columns, root: Path, lost: dict[int, str]) -> Columns:
         return columns
     parts = {name: getattr(columns, name)[some] for name in ("number", "begin", "length", "task", "at")}
     return replace(columns, **parts)
-
-
-def code_tasks(lists: pa.ChunkedArray) -> tuple[Int64[np.ndarray, "E"], list[str]]:
-    """The task of each episode out of its list of tasks, as a number, and what the numbers stand for.
-
-    -1 for a list of several, "" for one of none.
-    """
-    array = lists.combine_chunks()
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    encoded = array.values.dictionary_encode()
-    tasks = [t or "" for t in encoded.dictionary.to_pylist()]
-    codes = np.append(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), -1)
-    counts = np.diff(offsets)
-    out = np.where(counts == 1, codes[np.minimum(offsets[:-1], len(codes) - 1)], -1)
-    if np.any(counts == 0):
-        out[counts == 0] = len(tasks)
-        tasks.append("")
-    return out, tasks
-
-
-def _matrix(column: pa.ChunkedArray, where: str, dtype: Any = np.float32) -> Float32[np.ndarray, "T D"]:
-    """A column of equally long lists, or of numbers where D is 1, as a matrix."""
-    values = column.combine_chunks()
-    if values.null_count:
-        raise ValueError(f"{where}: a step has no value; drop or mend the episode")
-    flat = (values.flatten() if pa.types.is_nested(values.type) else values).to_numpy(zero_copy_only=False)
-    if flat.size % len(column):
-        raise ValueError(f"{where}: the vectors of its steps differ in size; drop or mend the episode")
-    return np.ascontiguousarray(flat.reshape(len(column), -1), dtype=dtype)

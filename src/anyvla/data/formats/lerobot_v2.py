@@ -6,7 +6,6 @@ The statistics of these versions (`stats.json`, `episodes_stats.jsonl`) are not 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
+from anyvla.data.formats.json_records import read_records, whole
 from anyvla.data.formats.lerobot_frames import Span
 from anyvla.data.formats.lerobot_paths import PathTemplate
-from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader, code_tasks
+from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader
 from anyvla.data.formats.lerobot_rows import count_rows
 from anyvla.inside import inside
 
@@ -35,11 +35,11 @@ class LeRobotV2Dataset(LeRobotReader):
         return (root / "meta/info.json").is_file() and (root / "meta/episodes.jsonl").is_file()
 
     def _read_columns(self) -> Columns:
-        numbers, lengths, tasks = [], [], []
-        for row in self._lines("meta/episodes.jsonl", "episode_index", "length", "tasks"):
-            numbers.append(row["episode_index"])
-            lengths.append(row["length"])
-            tasks.append(row["tasks"])
+        numbers, lengths, tasks = list[int](), list[int](), list[list[str] | None]()
+        for row in self._lines("meta/episodes.jsonl", "episode_index", "length"):
+            numbers.append(whole(row["episode_index"], "meta/episodes.jsonl, episode_index"))
+            lengths.append(whole(row["length"], f"meta/episodes.jsonl, length of episode {numbers[-1]}"))
+            tasks.append(_texts(row.get("tasks", row.get("task"))))
         facts = self._info.facts
         if len(numbers) != facts["total_episodes"]:
             raise ValueError(
@@ -53,9 +53,7 @@ class LeRobotV2Dataset(LeRobotReader):
         self._data_template = PathTemplate(self.root, facts, "data_path", numbers_of)
         if any(self._info.features[key]["dtype"] == "video" for key in self._keys.values()):
             self._video_template = PathTemplate(self.root, facts, "video_path", ("video_key", *numbers_of))
-        codes, texts = code_tasks(pa.chunked_array([pa.array(tasks, pa.list_(pa.string()))]))
-        if (codes < 0).any():
-            texts = list(dict.fromkeys([*texts, *self._tasks_by_number().values()]))
+        codes, texts = self._code_tasks(pa.chunked_array([pa.array(tasks, pa.list_(pa.string()))]))
         number = np.array(numbers, np.int64)
         order = np.argsort(number, kind="stable")
         self._steps = np.array(lengths, np.int64)[order]
@@ -107,19 +105,15 @@ class LeRobotV2Dataset(LeRobotReader):
         return {r["task_index"]: r["task"] for r in self._lines("meta/tasks.jsonl", "task_index", "task")}
 
     def _lines(self, name: str, *keys: str) -> Iterator[dict[str, Any]]:
-        """The JSON lines of a file. Raises ValueError that names the line if it is damaged."""
+        """The objects of a file of JSON lines. Raises ValueError that names the line if it is damaged."""
         path = inside(self.root, name)
         if not path.is_file():
             raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                    missing = [key for key in keys if key not in row]
-                except (ValueError, TypeError) as error:
-                    raise ValueError(f"{path}, line {number}, is damaged ({error}); copy the dataset again") from None
-                if missing:
-                    raise ValueError(f"{path}, line {number}, has no {missing[0]!r}; copy the dataset again")
-                yield row
+        return read_records(path, *keys)
+
+
+def _texts(tasks: Any) -> list[str] | None:
+    """Return the tasks of an episode; None if the index does not tell them."""
+    if tasks is None:
+        return None
+    return [str(text) for text in (tasks if isinstance(tasks, list) else [tasks])]

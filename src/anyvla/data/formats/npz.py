@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from anyvla.data.formats.npy import FAULTS, read_array, read_head
+from anyvla.data.formats.npy import FAULTS, Head, read_array, read_head
 from anyvla.inside import regular
 
 # A member may unpack to so many bytes without asking, or to so many times its packed size: black frames of an hour.
@@ -36,16 +36,21 @@ def keys_of(path: Path) -> list[str]:
         return _names(archive)
 
 
-def shape_of(path: Path, key: str) -> tuple[int, ...]:
-    """The shape of one array; only its head is read. Raises ValueError that names the file and the key."""
+def head_of(path: Path, key: str) -> Head:
+    """Return shape and type of one array; only its head is read. Raises ValueError that names the file and the key."""
     with _open(path) as archive:
         if key not in _names(archive):
             raise ValueError(f"{path} has no key {key!r}; it has {', '.join(_names(archive)) or 'none'}")
         try:
             with _member(archive, key) as (file, _):
-                return read_head(file).shape
+                return read_head(file)
         except _FAULTS as error:
             raise ValueError(f"{path}, key {key!r}: {error}; copy the file again") from None
+
+
+def shape_of(path: Path, key: str) -> tuple[int, ...]:
+    """Return the shape of one array; see `head_of`."""
+    return head_of(path, key).shape
 
 
 class Place(NamedTuple):

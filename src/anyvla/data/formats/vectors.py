@@ -1,0 +1,63 @@
+"""Columns of numbers as matrices: every row has the declared length and real numbers, or an error says which has not.
+
+A list column that is merely flattened gives shifted rows where lengths differ; a cast drops imaginary parts and turns
+text and truth values into numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Num
+
+
+def check_real(dtype: Any, where: str) -> None:
+    """Raises ValueError unless a numpy type is one of real numbers."""
+    kind = np.dtype(dtype).kind
+    if kind not in "fiu":
+        names = {"c": "complex numbers", "b": "truth values", "U": "text", "S": "text", "T": "text", "O": "objects"}
+        names |= {"M": "dates", "m": "time differences", "V": "records"}
+        raise ValueError(f"{where}: expected real numbers, found {names.get(kind, str(dtype))} ({np.dtype(dtype)})")
+
+
+def as_floats(values: Num[np.ndarray, "..."], where: str) -> Float[np.ndarray, "..."]:
+    """Return an array as float32. Raises ValueError for what is no array of real numbers."""
+    check_real(values.dtype, where)
+    return np.ascontiguousarray(values, np.float32)
+
+
+def matrix(column: pa.ChunkedArray, size: int | None, where: str, row: int = 0) -> Num[np.ndarray, "T D"]:
+    """Return a column of lists of `size` numbers, or of single numbers where that is 1, as a matrix of its own type.
+
+    `size` None: that of the first row. `where` names file and column, `row` is the number of the first row in the file.
+    Raises ValueError that names the row for one that is missing, of another length or no real numbers.
+    """
+    values = column.combine_chunks()
+    nested = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+    nested = nested or pa.types.is_fixed_size_list(values.type)
+    kind = values.type.value_type if nested else values.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ValueError(f"{where}: expected real numbers, found {values.type}; write them as float32")
+    if values.null_count:
+        at = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(f"{where}, row {row + at}: expected numbers, found no value; drop or mend the episode")
+    flat = values
+    if nested:
+        lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
+        size = int(lengths[0]) if size is None and len(lengths) else size
+        wrong = np.flatnonzero(lengths != size)
+        if len(wrong):
+            at = int(wrong[0])
+            raise ValueError(
+                f"{where}, row {row + at}: expected {size} numbers, found {lengths[at]}; drop or mend the episode"
+            )
+        flat = values.flatten()
+    elif size not in (None, 1):
+        raise ValueError(f"{where}, row {row}: expected {size} numbers, found one; declare the size that the data has")
+    if flat.null_count:
+        at = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // max(1, size or 1)
+        raise ValueError(f"{where}, row {row + at}: a number has no value; drop or mend the episode")
+    return flat.to_numpy(zero_copy_only=False).reshape(len(values), size if nested and size is not None else 1)
