@@ -26,8 +26,6 @@ def relative(times: Num[np.ndarray, "T"], hz: float, where: str, option: str) ->
     bad = np.flatnonzero(~np.isfinite(times))
     if len(bad):
         raise ValueError(f"{where}: the timestamp of step {bad[0]} is {times[bad[0]]}; {way_out}")
-    if len(times) > 1 and (times == times[0]).all():
-        raise ValueError(f"{where}: the timestamps of all {len(times)} steps are {times[0]:g}; {way_out}")
     largest = float(np.abs(times).max(initial=0))
     coarse = _resolution(times, largest)
     bits = 16 if times.dtype.itemsize == 2 else 32
@@ -36,6 +34,9 @@ def relative(times: Num[np.ndarray, "T"], hz: float, where: str, option: str) ->
             f"{where}: the timestamps were kept as float{bits}, which near {largest:.4g} s has steps of {coarse:g} s; "
             f"write them as float64, or count them from the episode's begin; else {way_out}"
         )
+    if len(times) > 1 and (times == times[0]).all():
+        same = f"all {len(times)} are {times[0]:.16g}"
+        raise ValueError(f"{where}: the timestamp of step 1 is not after the one before it, {same}; {way_out}")
     seconds = (times - times[0]).astype(np.float64)  # of integers exactly
     if times.dtype.kind == "u":
         seconds = np.concatenate([[0.0], np.cumsum(np.diff(times.astype(np.int64)))])

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from anyvla.data.clock import relative
+
+OPTION = "format: {name: folder, times: steady}"
+EPOCH = 1.7e9  # seconds
+
+
+def seconds(times, hz=30.0):
+    return relative(np.asarray(times), hz, "a.npz", OPTION)
+
+
+@pytest.mark.parametrize("first", [0.0, 12.5, -3.0, EPOCH])
+def test_times_are_counted_from_the_first(first):
+    steps = np.arange(50) / 30
+    assert np.allclose(seconds(first + steps), steps, atol=1e-6)
+
+
+def test_whole_seconds_of_slow_data_are_times():
+    assert seconds(np.arange(5), hz=1).tolist() == [0, 1, 2, 3, 4]
+    assert seconds(np.arange(5, dtype=np.uint8), hz=1).tolist() == [0, 1, 2, 3, 4]
+    assert seconds([4.0]).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (
+            (EPOCH + np.arange(50) / 30).astype(np.float32),
+            r"kept as float32, which near 1\.7e\+09 s has steps of 128 s",
+        ),
+        ((EPOCH + np.arange(50) / 30).astype(np.float32).astype(np.float64), "kept as float32"),
+        ((2e4 + np.arange(50) / 30).astype(np.float16), "timestamp of step 0 is inf|kept as float16"),
+        ((500 + np.arange(50) / 30).astype(np.float16), "kept as float16"),
+        (np.zeros(50), "step 1 is not after the one before it, all 50 are 0"),
+        (np.full(50, EPOCH + 1), "all 50 are 1700000001"),
+        ([0.0, 0.03, 0.03, 0.06], r"step 2 is not after the one before it \(0\.03 after 0\.03\)"),
+        ([0.0, 0.03, 0.02, 0.06], "step 2 is not after"),
+        ([0.0, np.nan, 0.06], "step 1 is nan"),
+        ([0.0, 0.03, np.inf], "step 2 is inf"),
+        (np.arange(50) * 1000 / 30, "the timestamps are milliseconds, expected seconds"),
+        (np.arange(50) * 1e6 / 30, "microseconds"),
+        ((1_700_000_000_000_000_000 + np.arange(50) * (10**9 // 30)), "nanoseconds"),
+        ((1_700_000_000_000_000_000 + np.arange(50) * (10**9 // 30)).astype(np.uint64), "nanoseconds"),
+        (np.array(["0.0", "0.1"]), "the timestamps are <U3"),
+        (np.arange(3).astype("datetime64[ms]"), "datetime64"),
+        (np.array([0, 1j, 2]), "complex128"),
+        (np.array([False, True]), "bool"),
+    ],
+)
+def test_what_cannot_be_times_is_refused_with_the_way_out(times, message):
+    with pytest.raises(ValueError, match=rf"a\.npz: .*({message}).*times: steady"):
+        seconds(times)
