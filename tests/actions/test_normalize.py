@@ -103,7 +103,7 @@ def test_missing_or_wrong_statistics_are_errors(tmp_path):
     with pytest.raises(StatisticsError, match=r"no statistics at .*statistics.json"):
         read_statistics(tmp_path / "statistics.json")
     (tmp_path / "statistics.json").write_text(json.dumps({"arm": {"action": {}}}))
-    with pytest.raises(StatisticsError, match="not a statistics file"):
+    with pytest.raises(StatisticsError, match="expected lists of numbers by name"):
         read_statistics(tmp_path / "statistics.json")
 
 

@@ -12,13 +12,16 @@ from anyvla.actions.space import ActionSpace
 from anyvla.config import ConfigError, build, to_dict
 from anyvla.data.canonical import Robot
 from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.mixture import DataConfig
 from anyvla.interrupted import Interrupted
-from anyvla.policy import VLA
-from anyvla.training.checkpoint import check_same
+from anyvla.policy import VLA, VLAConfig
 from anyvla.training.loop import TrainingConfig, TrainingError, pick_precision, train
 from anyvla.training.optim import OptimConfig, learning_rate
+from anyvla.training.resume import check_same
 
 MODEL = model({"name": "policy_head", "window": 2}, {"name": "lstm", "hidden": 32, "layers": 1})
+
+SECTIONS = {"model": VLAConfig, "data": DataConfig, "training": TrainingConfig}
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +212,10 @@ def test_a_run_of_an_earlier_version_goes_on_if_its_numbers_are_those_of_the_dat
     kept["small"]["fingerprint"] = "f" * 64
     path.write_text(json.dumps(kept), encoding="utf-8")
     robots = dataset.robots()
-    check_same(step, document(config()), robots)
+    check_same(step, document(config()), robots, SECTIONS)
     other = dataclasses.replace(robots[0].statistics, action=robots[0].statistics.action | {"mean": [0.0] * 4})
     with pytest.raises(ConfigError, match=r"was trained on other data \(small ffffffffffff, now small 2-"):
-        check_same(step, document(config()), [dataclasses.replace(robots[0], statistics=other)])
+        check_same(step, document(config()), [dataclasses.replace(robots[0], statistics=other)], SECTIONS)
 
 
 def test_training_names_dims_that_rest_or_never_vary(tmp_path, caplog):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from anyvla import durable
 from anyvla.actions.codec import Codec, CodecError
 from anyvla.actions.codec_report import (
     REPORT,
@@ -55,6 +56,7 @@ def _fit(recipe: Recipe, run: Path) -> Path:
             "its tokens, as in --model.representation fast --model.decoder tokens"
         )
     folder, begun = run / "codec", latest(run)
+    durable.finish_swap(folder)
     if folder.is_dir() and begun not in (None, run / "checkpoint"):
         raise ConfigError(
             f"training in {run} is on its way with the codec at {folder}, and would go on with another one: choose "
@@ -94,7 +96,7 @@ def _fit(recipe: Recipe, run: Path) -> Path:
             seconds=round(seconds, 3),
         )
         (temporary / REPORT).write_text(json.dumps(to_dict(report), indent=1), encoding="utf-8")
-        _replace(folder, temporary)
+        durable.swap(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -114,16 +116,6 @@ def fit_codec_if_needed(recipe: Recipe, run: Path) -> None:
         _print(load_report(fit_codec(recipe, run)), console)
     else:
         console.print(f"fitted already: {run / 'codec'}")
-
-
-def _replace(folder: Path, temporary: Path) -> None:
-    """Put a complete folder where another one may be: at no time is half of one there."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def show(folder: Path, as_json: bool) -> None:

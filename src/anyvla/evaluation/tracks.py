@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from anyvla.durable import put
 from anyvla.evaluation.rollout import Rollout
 
 
@@ -41,7 +42,7 @@ def write_track(folder: Path, rollout: Rollout, here: int) -> None:
         words=np.array([words for _, words in rollout.said], str),
         told=np.array([when for when, _ in rollout.said], np.int64),
     )
-    temporary.replace(path)
+    put(temporary, path)
 
 
 def read_track(folder: Path, key: str) -> Track:

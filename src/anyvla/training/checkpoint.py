@@ -1,40 +1,81 @@
 """Checkpoints that training can go on from, exactly: weights, optimiser and the step, in safetensors and JSON.
 
 Data order, augmentation and schedule are pure functions of (seed, step), so the step is all the state they have. A
-checkpoint is written beside the old one and renamed, so that an interruption never leaves half of one.
+checkpoint is written beside the old one, flushed to the disk and renamed, so that neither an interruption nor a power
+cut leaves half of one.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-import yaml
 from safetensors import SafetensorError
 
-from anyvla import weights
-from anyvla.actions.normalize import read_statistics
-from anyvla.config import ConfigError
-from anyvla.data.canonical import Robot
-from anyvla.data.robot_statistics import same_data
+from anyvla import durable, weights
+from anyvla.checkpoint_files import WEIGHTS, check_checkpoint
+from anyvla.documents import DocumentError, read_object
 from anyvla.policy import VLA
 
-_CHANGE_NOTHING = ("data.workers", "data.worker_timeout_s", "data.cache_gb")  # settings that change no result
+STATE, OPTIMIZER = "training/state.json", "training/state.safetensors"
+_STEP = re.compile(r"step-\d{8}")
 
 
 def latest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder: the finished one, or the last on the way."""
-    final = run / "checkpoint"
-    if final.is_dir():
-        return final
-    steps = sorted(p for p in (run / "train").glob("step-*") if p.suffix != ".tmp")
-    return steps[-1] if steps else None
+    """Return the newest checkpoint of a run folder: the finished one, or the last on the way; None if there is none.
+
+    Raises ValueError that names what is missing if that checkpoint is not whole.
+    """
+    folder = run / "checkpoint"
+    if not folder.is_dir():
+        steps = _steps(run)
+        if not steps:
+            return None
+        folder = steps[-1]
+    try:
+        check_checkpoint(folder)
+    except ValueError as error:
+        others = [p.name for p in _steps(run) if p != folder]
+        way_out = f"move it away to go on from {others[-1]}" if others else "move it away to train anew"
+        raise ValueError(f"{error} (or {way_out})") from None
+    return folder
+
+
+def tidy(run: Path, newest: Path | None) -> None:
+    """Remove what a kill left beside the newest checkpoint: half-written ones, and older ones. Mend the codec."""
+    durable.finish_swap(run / "codec")
+    for folder in (
+        *run.glob("checkpoint.tmp"),
+        *run.glob("codec.tmp"),
+        *(run / "train").glob("step-*.tmp"),
+        *_steps(run),
+    ):
+        if folder != newest:
+            shutil.rmtree(folder)
+
+
+def reopen(final: Path) -> Path:
+    """Make a finished checkpoint one on the way, for a run that is made longer; returns its folder."""
+    folder = final.parent / "train" / f"step-{read_step(final):08d}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    durable.put(final, folder)
+    return folder
+
+
+def read_step(folder: Path) -> int:
+    """Return the number of steps that a checkpoint was trained for. Raises DocumentError."""
+    path = folder / STATE
+    step = read_object(path).get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 1:
+        raise DocumentError(f"{path}, step: expected a whole number above 0, found {step!r}")
+    return step
 
 
 def save(
@@ -45,13 +86,13 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _write(temporary, vla, optimizer, step, recipe, card)
+        durable.put(temporary, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint only fills the disk
         if isinstance(error, OSError):
             raise
         full = "os error 28" in str(error)  # safetensors has no errno
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(folder)) from None
-    temporary.rename(folder)
 
 
 def _write(
@@ -59,60 +100,55 @@ def _write(
 ) -> None:
     vla.save(temporary, recipe)
     (temporary / "README.md").write_text(card, encoding="utf-8")
-    training = temporary / "training"
-    training.mkdir()
+    (temporary / "training").mkdir()
     tensors = {
         f"{index}.{key}": value
         for index, state in optimizer.state_dict()["state"].items()
         for key, value in state.items()
     }
-    safetensors.torch.save_file(tensors, str(training / "state.safetensors"))
-    (training / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
-
-
-def check_same(folder: Path, recipe: Mapping[str, Any], robots: Sequence[Robot]) -> None:
-    """Refuse to go on with a checkpoint of another recipe or other data. Raises ConfigError that names what differs."""
-    stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    way_out = f"Choose another output folder, or remove {folder.parent} to train anew"
-    sections = ("model", "data", "training")
-    differing = [
-        d
-        for key in sections
-        for d in _differences(stored.get(key), recipe.get(key), key)
-        if d[0] not in _CHANGE_NOTHING
-    ]
-    if differing:
-        raise ConfigError(
-            f"{folder} was made by another recipe; it differs in "
-            + "; ".join(f"{key} ({old!r} there, {new!r} now)" for key, old, new in differing[:8])
-            + f". {way_out}"
-        )
-    then = read_statistics(folder / "statistics.json")
-    now = {r.embodiment.name: r.statistics for r in robots}
-    if then.keys() != now.keys() or not all(same_data(then[name], now[name]) for name in now):
-        told = [", ".join(f"{name} {of.fingerprint[:12]}" for name, of in all_.items()) for all_ in (then, now)]
-        raise ConfigError(f"{folder} was trained on other data ({told[0]}, now {told[1]}). {way_out}")
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(k for k in new if k not in old)]
-        return [
-            d
-            for k in keys
-            for d in _differences(old.get(k, "(absent)"), new.get(k, "(absent)"), f"{path}.{k}".strip("."))
-        ]
-    return [] if old == new else [(path, old, new)]
+    safetensors.torch.save_file(tensors, str(temporary / OPTIMIZER))
+    (temporary / STATE).write_text(json.dumps({"step": step}), encoding="utf-8")
 
 
 def restore(folder: Path, vla: VLA, optimizer: torch.optim.Optimizer) -> int:
-    """Load weights and optimiser into what was just built; returns the step to go on from."""
-    weights.load(vla, folder / "model.safetensors")
-    tensors = safetensors.torch.load_file(str(folder / "training" / "state.safetensors"))
-    tensors.pop("rng", None)  # of older checkpoints; randomness follows from the step
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = tensor
+    """Load weights and optimiser into what was just built; returns the step to go on from.
+
+    Raises ValueError that names the file, and changes nothing, if one of them is missing, damaged or of another model.
+    """
+    step = read_step(folder)
+    state = _read_state(folder / OPTIMIZER, optimizer)
+    weights.load(vla, folder / WEIGHTS)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(json.loads((folder / "training" / "state.json").read_text(encoding="utf-8"))["step"])
+    return step
+
+
+def _read_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
+    """Return AdamW's state by number of parameter; those that never had a gradient have none."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    with weights.opened(path) as file:
+        weights.check_finite(file, path)
+        for name in file.keys():  # noqa: SIM118  (it is no mapping)
+            if name == "rng":  # of older checkpoints; randomness follows from the step
+                continue
+            number, _, key = name.partition(".")
+            tensor = file.get_tensor(name)
+            known = number.isdecimal() and int(number) < len(parameters) and key in ("step", "exp_avg", "exp_avg_sq")
+            if not known or not tensor.is_floating_point():
+                raise ValueError(f"{path} holds {name} ({tensor.dtype}), which is no state of this model's optimiser")
+            wanted = torch.Size() if key == "step" else parameters[int(number)].shape
+            if tensor.shape != wanted:
+                raise ValueError(
+                    f"{path}: {name} is {tuple(tensor.shape)}, not {tuple(wanted)}: it is of another model"
+                )
+            if key != "exp_avg" and float(tensor.min() if tensor.numel() else 0) < 0:
+                raise ValueError(f"{path}: {name} is below 0, which it never is: the file is damaged")
+            state.setdefault(int(number), {})[key] = tensor
+    partial = [number for number, of in state.items() if len(of) != 3]
+    if partial or not state:
+        raise ValueError(f"{path} lacks part of the optimiser's state: copy the checkpoint again, whole")
+    return state
+
+
+def _steps(run: Path) -> list[Path]:
+    return sorted(p for p in (run / "train").glob("step-*") if _STEP.fullmatch(p.name) and p.is_dir())

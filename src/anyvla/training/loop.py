@@ -21,12 +21,14 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from anyvla import durable
 from anyvla.actions.codec_report import check_codec
 from anyvla.config import STRICT
 from anyvla.data.augment import AugmentConfig
 from anyvla.data.canonical import Robot
-from anyvla.data.mixture import Mixture
+from anyvla.data.mixture import DataConfig, Mixture
 from anyvla.data.window import WindowConfig, WindowDataset
+from anyvla.documents import DocumentError, parse_json
 from anyvla.folder_lock import only_here
 from anyvla.interrupted import Interrupted
 from anyvla.limits import BATCH, COUNT, SEED
@@ -38,6 +40,7 @@ from anyvla.training.dims import check_actions_vary, dim_notes
 from anyvla.training.launchers import check_one_process
 from anyvla.training.optim import OptimConfig, learning_rate, optimizer
 from anyvla.training.randomness import seeded
+from anyvla.training.resume import find_begun
 from anyvla.training.start import cache_advice, run_facts, telling_of_decoding
 from anyvla.types import Batch
 
@@ -126,11 +129,10 @@ def train(
     """
     check_one_process()
     final = run / "checkpoint"
-    begun = checkpoint.latest(run)
-    if begun is not None:
-        checkpoint.check_same(begun, recipe, robots)
-        if begun == final:
-            return final
+    sections = {"model": VLAConfig, "data": DataConfig, "training": TrainingConfig}
+    begun = find_begun(run, recipe, robots, sections, config.steps)
+    if begun == final:
+        return final
     space, actions = mixture.canonical.embodiment.action, model.normalization.action
     data = None if begun is not None else mixture.fingerprint
     check_codec(run / "codec", model.representation, model.chunk, space, actions, data)
@@ -267,12 +269,20 @@ def _split(batch: Batch, parts: int, device: torch.device) -> Iterator[Batch]:
 
 def _open_log(path: Path, start: int) -> Any:
     """The log, without lines past the step we go on from."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    lines = path.read_bytes().decode("utf-8", "replace").splitlines() if path.is_file() else []
+    kept = [line for line in lines if 0 < _logged_step(line) <= start]
+    durable.write(path, "".join(line + "\n" for line in kept))
     return path.open("a", encoding="utf-8")
+
+
+def _logged_step(line: str) -> int:
+    """Return the step of a line of the log; 0 if the line is torn or damaged."""
+    try:
+        found = parse_json(line, "log")
+    except DocumentError:
+        return 0
+    step = found.get("step") if isinstance(found, dict) else None
+    return step if isinstance(step, int) else 0
 
 
 def _plain(line: Progress) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from anyvla import durable
 from anyvla.config import to_dict
 from anyvla.data.episode import Embodiment, Episode, Frames, Images, steady
 from anyvla.data.formats import video
@@ -66,10 +67,9 @@ def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episod
                 columns[TIME] = pa.array(episode.timestamps)
             pq.write_table(pa.table(columns), building / "rows.parquet")
             (building / "episode.json").write_text(_to_json(facts, f"episode {index}"), encoding="utf-8")
-            _sync(building)
             if target.exists():
                 shutil.rmtree(target)
-            building.rename(target)
+            durable.put(building, target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -133,7 +133,7 @@ class LeRobotWriter:
                 self._check_begun(json.loads(path.read_text(encoding="utf-8")), json.loads(text))
             else:
                 self.partial_root.mkdir(parents=True, exist_ok=True)
-                _write_atomically(path, text)
+                durable.write(path, text)
         self._own = json.loads(text)
 
     def _check_begun(self, begun: dict[str, Any], mine: dict[str, Any]) -> None:
@@ -163,7 +163,7 @@ class LeRobotWriter:
     def note(self, key: str, value: Any) -> None:
         """Keep a small JSON fact (failures counted, ...) across interruptions; it ends in `info.json`."""
         with _explain_full_disk(self.root):
-            _write_atomically(self.partial_root / "notes.json", _to_json({**self.notes, key: value}, f"note {key!r}"))
+            durable.write(self.partial_root / "notes.json", _to_json({**self.notes, key: value}, f"note {key!r}"))
 
     def stage(self, index: int, episode: Episode) -> None:
         """`stage_episode` in this process."""
@@ -182,10 +182,7 @@ class LeRobotWriter:
         try:
             with _explain_full_disk(self.root):
                 merge(building, staged, self.embodiment, {**self._own, "notes": self.notes})
-                for folder in [building, *(p for p in building.rglob("*") if p.is_dir())]:
-                    _sync(folder)
-                building.rename(self.root)
-                _sync(self.root.parent, files=False)
+                durable.put(building, self.root)
         finally:
             shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(self.partial_root)
@@ -230,22 +227,6 @@ def _to_json(value: Any, where: str) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} must be plain JSON data (text, numbers, lists, keys and values): {error}") from None
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def _sync(folder: Path, files: bool = True) -> None:
-    """Have a folder's files on the disk before it is renamed: after a power cut it is then whole or absent."""
-    for path in [*(p for p in folder.iterdir() if files and p.is_file()), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,68 @@
+"""Puts finished files and folders in their place: a kill or a power cut leaves the old or the new, never half."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+
+def put(temporary: Path, target: Path) -> None:
+    """Rename a file or a folder to `target` when all of it is on the disk, and return when the rename is too.
+
+    A file at `target` is replaced; a folder must not be there.
+    """
+    if temporary.is_dir():
+        for root, _, files in os.walk(temporary, topdown=False):
+            for name in files:
+                sync(Path(root) / name)
+            sync(Path(root))
+    else:
+        sync(temporary)
+    temporary.replace(target)
+    sync(target.parent)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        put(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def swap(temporary: Path, folder: Path) -> None:
+    """Put a complete folder where another one may be. After a kill in between, `finish_swap` mends what it left."""
+    old = _old(folder)
+    finish_swap(folder)
+    if folder.exists():
+        folder.rename(old)
+    put(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def finish_swap(folder: Path) -> None:
+    """Bring the old folder back if an interrupted `swap` had no time to put the new one; remove it otherwise."""
+    old = _old(folder)
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Return when a file's contents, or a folder's entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")

@@ -1,0 +1,145 @@
+"""Decides whether a run may go on from a checkpoint: under the same recipe, on the same data, wherever they are now.
+
+What is compared is meaning: data sets by their contents, paths by what they lead to, sections with their defaults
+filled in. A run may be moved, and settings that change no result may change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from anyvla.actions.normalize import read_statistics
+from anyvla.checkpoint_files import STATISTICS, read_document
+from anyvla.config import ConfigError, build, to_dict
+from anyvla.data.canonical import Robot
+from anyvla.data.robot_statistics import same_data
+from anyvla.training import checkpoint
+
+logger = logging.getLogger(__name__)
+
+MOST = 8  # differences that one message lists
+LONGEST = 80  # characters of a value in a message
+ABSENT = "(absent)"
+# Settings that change no result, the number of steps, and places: the data there are compared by their contents.
+_MAY_CHANGE = (
+    "data.workers",
+    "data.worker_timeout_s",
+    "data.cache_gb",
+    "data.root",
+    "data.sources.*.path",
+    "data.sources.*.format.list",
+    "training.steps",
+    "training.device",
+    "training.log_every",
+    "training.checkpoint_every",
+)
+
+
+def find_begun(
+    run: Path, recipe: Mapping[str, Any], robots: Sequence[Robot], sections: Mapping[str, type[Any]], steps: int
+) -> Path | None:
+    """Return the checkpoint of a run folder to go on from; `run/checkpoint` itself if all steps are done.
+
+    Removes what a kill left beside it. Raises ValueError for a checkpoint that is not whole, ConfigError for one of
+    another recipe (see `check_same`) or of more than `steps` steps.
+    """
+    begun = checkpoint.latest(run)
+    if begun is not None:
+        check_same(begun, recipe, robots, sections)
+        begun = _for_steps(run, begun, steps)
+    checkpoint.tidy(run, begun)
+    return begun
+
+
+def _for_steps(run: Path, begun: Path, steps: int) -> Path:
+    """Return the checkpoint to go on from for `steps` steps in all; a finished one is opened again for more."""
+    training = read_document(begun).get("training")
+    then = training.get("steps", steps) if isinstance(training, Mapping) else steps
+    finished = begun == run / "checkpoint"
+    if finished and then == steps:
+        return begun
+    step = checkpoint.read_step(begun)
+    if not finished and begun.name != f"step-{step:08d}":
+        raise ValueError(
+            f"{begun / checkpoint.STATE}, step: {step} is not the step of {begun.name}: the file is damaged"
+        )
+    if step >= steps:
+        raise ConfigError(
+            f"{begun} has {step} steps already, and training.steps is {steps}: give more steps, or choose another "
+            "output folder"
+        )
+    if then != steps:
+        logger.warning(
+            "training.steps was %d and is %d: from step %d on the learning rate follows the schedule of %d steps, so "
+            "the result differs from that of a run that had them from the start",
+            *(then, steps, step + 1, steps),
+        )
+    return checkpoint.reopen(begun) if finished else begun
+
+
+def check_same(
+    folder: Path, recipe: Mapping[str, Any], robots: Sequence[Robot], sections: Mapping[str, type[Any]]
+) -> None:
+    """Refuse to go on with a checkpoint of another recipe or other data.
+
+    `sections`: the config class of each section that is compared. Raises ConfigError that names what differs.
+    """
+    stored = read_document(folder)
+    way_out = (
+        f"Go on with the settings of {folder / 'config.yaml'}, choose another output folder, or remove {folder.parent} "
+        "to train anew"
+    )
+    differing = [
+        found
+        for key, of in sections.items()
+        for found in _differences(_whole(of, stored.get(key)), _whole(of, recipe.get(key)), key)
+        if not any(fnmatchcase(found[0], pattern) for pattern in _MAY_CHANGE)
+    ]
+    if differing:
+        more = f" and {len(differing) - MOST} more" if len(differing) > MOST else ""
+        raise ConfigError(
+            f"{folder} was made by another recipe; it differs in "
+            + "; ".join(f"{key} ({shown(old)} there, {shown(new)} now)" for key, old, new in differing[:MOST])
+            + f"{more}. {way_out}"
+        )
+    then = read_statistics(folder / STATISTICS)
+    now = {r.embodiment.name: r.statistics for r in robots}
+    if then.keys() != now.keys() or not all(same_data(then[name], now[name]) for name in now):
+        told = [", ".join(f"{name} {of.fingerprint[:12]}" for name, of in all_.items()) for all_ in (then, now)]
+        raise ConfigError(f"{folder} was trained on other data ({told[0]}, now {told[1]}). {way_out}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: on one line, not too long."""
+    text = " ".join((value if value == ABSENT else repr(value)).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def _whole(cls: type[Any], section: Any) -> Any:
+    """Return a section with its defaults, so that a key that is newer than the checkpoint makes no difference."""
+    try:
+        return to_dict(build(cls, section or {}))
+    except ConfigError:  # of an older version, or of a test
+        return section
+
+
+def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        old, new = ({str(i): v for i, v in enumerate(of)} for of in (old, new))
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(k for k in new if k not in old)]
+        pairs = [(k, old.get(k, ABSENT), new.get(k, ABSENT)) for k in keys]
+        return [found for k, one, other in pairs for found in _differences(one, other, f"{path}.{k}")]
+    return [] if old == new or _same_place(old, new) else [(path, old, new)]
+
+
+def _same_place(old: Any, new: Any) -> bool:
+    """Return whether two texts are paths to one file or folder, as `data/a` and `/home/me/data/a`."""
+    try:
+        return isinstance(old, str) and isinstance(new, str) and Path(old).samefile(new)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,280 @@
+"""A run goes on wherever it and its data are now, and under settings that change no result; else it says why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import embodiment, episode, mixture, model
+
+from anyvla import durable
+from anyvla.config import ConfigError, build, to_dict
+from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.documents import to_yaml
+from anyvla.interrupted import Interrupted
+from anyvla.policy import VLA
+from anyvla.training import checkpoint
+from anyvla.training.loop import TrainingConfig, train
+from anyvla.training.optim import learning_rate
+
+MODEL = model({"name": "policy_head", "window": 2}, {"name": "lstm", "hidden": 32, "layers": 1})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "dataset"
+    write_dataset(folder, embodiment(), [episode(12 + i, seed=i) for i in range(3)])
+    return folder
+
+
+def document(root: Path, **training: Any) -> dict[str, Any]:
+    given = {"steps": 4, "batch_size": 2, "log_every": 2, "checkpoint_every": 2, "optim": {"warmup_steps": 1}}
+    return {
+        "name": "small",
+        "model": to_dict(MODEL),
+        "data": {"sources": [{"path": str(root)}]},
+        "training": to_dict(build(TrainingConfig, given | training)),
+    }
+
+
+def run(folder: Path, root: Path, recipe: dict[str, Any] | None = None, **keys: Any) -> Path:
+    recipe = recipe or document(root)
+    data = mixture(root)
+    return train(MODEL, build(TrainingConfig, recipe["training"]), data, data.robots(), folder, recipe, **keys)
+
+
+@pytest.fixture(scope="module")
+def begun(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after 2 of 4 steps."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    with pytest.raises(Interrupted):
+        run(folder, root, stop=lambda: True)
+    with pytest.raises(Interrupted):
+        run(folder, root, stop=lambda: True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("straight") / "run", root)
+
+
+@pytest.fixture
+def copy(begun: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(begun, tmp_path / "copy")
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_and_its_data_may_move(
+    root: Path, begun: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(begun, tmp_path / "moved")
+    moved = shutil.copytree(root, tmp_path / "elsewhere" / "data")
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert same(run(Path("link"), Path("elsewhere/data"), document(moved)), straight)
+    assert (tmp_path / "moved" / "checkpoint").is_dir()
+
+
+@pytest.mark.parametrize("key", ["device", "log_every", "checkpoint_every"])
+def test_settings_that_change_no_result_may_change(root: Path, copy: Path, straight: Path, key: str) -> None:
+    value = "cpu" if key == "device" else 1
+    assert same(run(copy, root, document(root, **{key: value})), straight)
+
+
+def test_a_run_of_an_older_version_lacks_newer_keys(root: Path, copy: Path, straight: Path) -> None:
+    recipe = document(root)
+    del recipe["training"]["augment"], recipe["model"]["view"]
+    config = copy / "train" / "step-00000002" / "config.yaml"
+    config.write_text(to_yaml(recipe))
+    assert same(run(copy, root), straight)
+
+
+def test_what_changes_results_is_refused_with_both_values(root: Path, copy: Path) -> None:
+    recipe = document(root, seed=3, optim={"lr": 0.5, "warmup_steps": 1})
+    recipe["data"]["sources"][0]["instruction"] = "go " * 500
+    with pytest.raises(ConfigError) as caught:
+        run(copy, root, recipe)
+    told = str(caught.value)
+    assert "training.seed (0 there, 3 now)" in told
+    assert "training.optim.lr (0.0001 there, 0.5 now)" in told
+    assert "data.sources.0.instruction (None there, 'go go" in told
+    assert "choose another output folder" in told
+    assert len(told) < 600 + 2 * len(str(copy))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_can_be_made_longer(root: Path, copy: Path, finished: bool, caplog: pytest.LogCaptureFixture) -> None:
+    if finished:
+        run(copy, root)
+    seen: list[float] = []
+    longer = document(root, steps=8)
+    with caplog.at_level(logging.WARNING):
+        final = run(copy, root, longer, progress=lambda p: seen.append(p.lr))
+    begin = 4 if finished else 2
+    assert f"training.steps was 4 and is 8: from step {begin + 1} on the learning rate" in caplog.text
+    optim = build(TrainingConfig, longer["training"]).optim
+    assert seen == [learning_rate(optim, step - 1, 8) for step in range(begin + 2, 9, 2)]
+    assert checkpoint.read_step(final) == 8
+    assert not list((copy / "train").glob("step-*"))
+    assert run(copy, root, longer) == final
+
+
+def test_a_run_can_not_be_made_shorter(root: Path, copy: Path) -> None:
+    run(copy, root)
+    with pytest.raises(ConfigError, match=r"checkpoint has 4 steps already, and training\.steps is 3: give more"):
+        run(copy, root, document(root, steps=3))
+    assert run(copy, root) == copy / "checkpoint"
+
+
+def state(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], Any]:
+    def damage(folder: Path) -> None:
+        path = folder / checkpoint.OPTIMIZER
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return damage
+
+
+def step(value: Any) -> Callable[[Path], Any]:
+    return lambda folder: (folder / checkpoint.STATE).write_text(json.dumps({"step": value}))
+
+
+def fifo(folder: Path) -> None:
+    (folder / checkpoint.OPTIMIZER).unlink()
+    os.mkfifo(folder / checkpoint.OPTIMIZER)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "training/state.json is missing": lambda f: (f / checkpoint.STATE).unlink(),
+    "training/state.safetensors is missing": lambda f: (f / checkpoint.OPTIMIZER).unlink(),
+    "model.safetensors": lambda f: (f / "model.safetensors").unlink(),
+    "it lacks statistics.json": lambda f: (f / "statistics.json").unlink(),
+    "it has no config.yaml": lambda f: (f / "config.yaml").unlink(),
+    "state.json, step: expected a whole number above 0, found -1": step(-1),
+    "state.json, step: expected a whole number above 0, found 0": step(0),
+    "state.json, step: expected a whole number above 0, found '2'": step("2"),
+    "state.json, step: expected a whole number above 0, found True": step(True),
+    "state.json, step: expected a whole number above 0, found 2.0": step(2.0),
+    "state.json, step: expected a whole number above 0, found None": lambda f: (f / checkpoint.STATE).write_text("{}"),
+    "state.json: NaN is no number": step(float("nan")),
+    "state.json: expected keys and values": lambda f: (f / checkpoint.STATE).write_text("[2]"),
+    "state.json, step: 3 is not the step of step-00000002": step(3),
+    "state.safetensors is a pipe": fifo,
+    "state.safetensors cannot be read": lambda f: (f / checkpoint.OPTIMIZER).write_bytes(struct.pack("<Q", 2**40)),
+    "state.safetensors lacks part": state(lambda t: t.pop("0.exp_avg")),
+    "NaN or infinity in 0.exp_avg": state(lambda t: t["0.exp_avg"].fill_(torch.nan)),
+    "0.exp_avg_sq is below 0": state(lambda t: t["0.exp_avg_sq"].fill_(-1)),
+    "0.exp_avg is (3,)": state(lambda t: t.update({"0.exp_avg": torch.ones(3)})),
+    "holds 0.exp_avg (torch.int8)": state(lambda t: t.update({"0.exp_avg": t["0.exp_avg"].to(torch.int8)})),
+    "holds 999.exp_avg": state(lambda t: t.update({"999.exp_avg": torch.ones(3)})),
+    "holds x (torch": state(lambda t: t.update({"x": torch.ones(3)})),
+    "state.safetensors lacks part of": state(lambda t: t.clear()),
+}
+
+
+@pytest.mark.parametrize("told", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_kept(root: Path, copy: Path, told: str) -> None:
+    folder = copy / "train" / "step-00000002"
+    DAMAGE[told](folder)
+    with pytest.raises(ValueError) as caught:
+        run(copy, root)
+    assert told in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert folder.is_dir()
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may be cleaned up after it."""
+
+
+@pytest.mark.parametrize("point", ["before the rename", "after the rename", "in the removal"])
+@pytest.mark.parametrize("at", ["step", "end"])
+def test_a_kill_at_any_point_of_saving_leaves_nothing_stale(
+    root: Path, copy: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, point: str, at: str
+) -> None:
+    recipe = document(root, checkpoint_every=1 if at == "step" else 9)
+    put, rmtree = durable.put, shutil.rmtree
+
+    def killed_put(temporary: Path, target: Path) -> None:
+        if target.name.startswith(("step-", "checkpoint")) and point == "before the rename":
+            raise Killed
+        put(temporary, target)
+        if target.name.startswith(("step-", "checkpoint")) and point == "after the rename":
+            raise Killed
+
+    def killed_rmtree(path: Any, *args: Any, **keys: Any) -> None:
+        if Path(path).name == "step-00000002":
+            (Path(path) / "config.yaml").unlink()
+            raise Killed
+        rmtree(path, *args, **keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "put", killed_put)
+        if point == "in the removal":
+            patch.setattr(shutil, "rmtree", killed_rmtree)
+        with pytest.raises(Killed):
+            run(copy, root, recipe)
+    assert same(run(copy, root, recipe), straight)
+    assert sorted(p.name for p in copy.iterdir() if p.is_dir()) == ["checkpoint", "train"]
+    assert [p.name for p in (copy / "train").iterdir()] == ["log.jsonl"]
+    VLA.load(copy / "checkpoint")
+
+
+def test_a_checkpoint_is_on_the_disk_before_its_rename(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, str]] = []
+    sync, replace = durable.sync, Path.replace
+
+    def noted_replace(self: Path, target: Path) -> Path:
+        events.append(("rename", self.name))
+        return replace(self, target)
+
+    monkeypatch.setattr(durable, "sync", lambda path: (events.append(("sync", path.name)), sync(path)))
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    final = run(tmp_path, root, document(root, steps=1))
+    renamed = events.index(("rename", "checkpoint.tmp"))
+    written = {p.name for p in final.rglob("*")}
+    assert {("sync", name) for name in written} <= set(events[:renamed])
+    assert events[renamed - 1] == ("sync", "checkpoint.tmp")
+    assert events[renamed + 1] == ("sync", tmp_path.name)
+
+
+def test_swapping_folders_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, new = tmp_path / "codec", tmp_path / "codec.tmp"
+    for path, text in ((folder, "old"), (new, "new")):
+        path.mkdir()
+        (path / "a").write_text(text)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "put", lambda temporary, target: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            durable.swap(new, folder)
+    assert not folder.exists()
+    durable.finish_swap(folder)
+    assert (folder / "a").read_text() == "old"
+    durable.swap(new, folder)
+    assert (folder / "a").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["codec"]
+
+
+def test_other_data_is_refused_by_its_contents(root: Path, copy: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_dataset(other, embodiment(), [dataclasses.replace(episode(12 + i, seed=i + 7)) for i in range(3)])
+    with pytest.raises(ConfigError, match="was trained on other data"):
+        run(copy, other)
