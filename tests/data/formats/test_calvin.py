@@ -226,3 +226,62 @@ def test_steps_that_no_file_can_have_are_refused(tmp_path: Path, pair: object) -
     np.save(split / "lang_annotations/auto_lang_ann.npy", found)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"auto_lang_ann.npy, annotation 0: expected a first and a last step"):
         annotated(split, "lang_annotations")
+
+
+def rewrite_annotations(split: Path, change: Any) -> None:
+    path = split / "lang_annotations" / "auto_lang_ann.npy"
+    words = np.load(path, allow_pickle=True).item()
+    words["info"]["indx"] = change(list(words["info"]["indx"]))
+    np.save(path, words, allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ((110, 102), "steps 110 to 102 are no segment"),
+        ((135, 145), r"steps 135 to 144 .*there is no .*episode_0000144\.npz"),
+        ((5, 9), r"there is no .*episode_0000005\.npz"),
+        ((-3, 9), "annotation 0"),
+        (("a", 9), "annotation 0"),
+    ],
+)
+def test_a_wrong_annotation_loses_one_segment(folder: Path, place: Any, message: str) -> None:
+    rewrite_annotations(folder / "training", lambda places: [place, places[1]])
+    data = open_dataset(folder)
+    assert list(data.lost) == [0]  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=message):
+        data[0]
+    assert data[1].extra["task"] == TASKS[1][2]
+    assert len(data[1].images["static"][:]) == len(data[1])
+    assert data.fingerprint
+
+
+def test_a_segment_without_steps_is_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rewrite_annotations(folder / "training", lambda places: [(102, 102), places[1]])
+    assert [s.task for s in open_dataset(folder)._segments] == [TASKS[1][2]]  # type: ignore[attr-defined]
+    assert "without steps are left out: 102 (open_drawer)" in caplog.text
+
+
+def test_a_missing_step_loses_only_the_segments_that_hold_it(folder: Path) -> None:
+    (folder / "training/episode_0000105.npz").unlink()
+    data = open_dataset(folder)
+    with pytest.raises(ValueError, match=r"episode 0: .*episode_0000105\.npz"):
+        data[0]
+    assert len(data[1].actions) == 8
+    assert data.fingerprint
+
+
+def test_a_wrong_recording_loses_one(folder: Path) -> None:
+    np.save(folder / "training/ep_start_end_ids.npy", [(119, 100), (120, 139), (140, 150)])
+    data = CalvinDataset(CalvinConfig(segments="play"), folder)
+    assert list(data.lost) == [0, 2]
+    assert len(data[1]) == 20
+
+
+def test_numbers_of_another_kind_are_refused(folder: Path) -> None:
+    path = folder / "training/episode_0000105.npz"
+    with np.load(path) as file:
+        values = dict(file)
+    np.savez(path, **(values | {"rel_actions": values["rel_actions"].astype(complex)}))
+    with pytest.raises(ValueError, match=r"0105\.npz, key 'rel_actions': expected real numbers, found complex"):
+        open_dataset(folder)[0]

@@ -12,7 +12,7 @@ import pytest
 from demonstrations import ROBOT, demonstration
 
 from anyvla.data.episode import Episode
-from anyvla.data.formats.folder import write_description
+from anyvla.data.formats.folder import FolderConfig, FolderDataset, write_description
 from anyvla.data.open import open_dataset, recognise
 
 
@@ -120,3 +120,43 @@ def test_fingerprint_follows_the_numbers_and_their_meaning(tmp_path: Path) -> No
     write_description(root, ROBOT)
     np.savez(root / "episode_0", **arrays(demonstration(9, seed=5)))
     assert open_dataset(root).fingerprint != one
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"actions": np.zeros((9, 3), np.float32)}, r"actions has shape \(9, 3\)"),
+        ({"actions": np.zeros(9, np.float32)}, r"actions has shape \(9,\)"),
+        ({"actions": np.zeros((9, 4), np.complex64)}, "actions: expected real numbers, found complex"),
+        ({"actions": np.zeros((9, 4), bool)}, "actions: expected real numbers, found truth values"),
+        ({"actions": np.full((9, 4), b"1.5")}, "actions: expected real numbers, found text"),
+        ({"proprio": np.zeros((9, 4), np.complex128)}, "proprio: expected real numbers, found complex"),
+        ({"proprio": np.zeros((8, 4))}, r"proprio has shape \(8, 4\), expected \(9, 4\)"),
+        ({"timestamps": (1.7e9 + np.arange(9) / 40).astype(np.float32)}, "kept as float32.*times: steady"),
+        ({"timestamps": np.arange(9) * 25}, "milliseconds"),
+    ],
+)
+def test_one_wrong_file_is_named_and_the_others_are_read(
+    tmp_path: Path, writer: str, changes: dict[str, Any], message: str
+) -> None:
+    root = folder(tmp_path / "mine", WRITERS[writer])
+    for path in root.glob("episode_0.*"):
+        path.unlink()
+    WRITERS[writer](root / "episode_0", **(arrays(demonstration(9)) | changes))
+    data = open_dataset(root)
+    with pytest.raises(ValueError, match=rf"episode_0\..*{message}"):
+        data[0]
+    assert len(data[1].actions) == 10
+    if "timestamps" in changes:
+        steady = FolderDataset(FolderConfig(times="steady"), root)[0]
+        assert steady.timestamps == pytest.approx(np.arange(9) / ROBOT.control_hz)
+
+
+def test_episodes_without_steps_and_files_of_other_programs(tmp_path: Path) -> None:
+    root = folder(tmp_path / "mine")
+    np.savez(root / "episode_5", **{k: v[:0] for k, v in arrays(demonstration(9)).items() if k != "instruction"})
+    for name in ("._episode_0.npz", ".DS_Store", "Thumbs.db", "notes.txt"):
+        (root / name).write_bytes(b"\0\5\26\7")
+    (root / "more.npz").mkdir()
+    assert open_dataset(root).lengths.tolist() == [9, 10]

@@ -209,3 +209,53 @@ def test_damage_says_where(tmp_path: Path) -> None:
         del file["data/demo_0/obs"]
     with pytest.raises(ValueError, match=r"demo_0 has no obs: raw states only.*dataset_states_to_obs\.py"):
         opened(bare)
+
+
+def replace(file: h5py.File, key: str, values: Any) -> None:
+    del file[key]
+    file[key] = values
+
+
+def without_actions(file: h5py.File) -> None:
+    del file["data/demo_2/actions"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_actions, r"has no 'data/demo_2/actions'"),
+        (lambda f: replace(f, "data/demo_2/actions", np.zeros(7)), r"demo_2: actions has shape \(7,\)"),
+        (lambda f: replace(f, "data/demo_2/actions", np.zeros((7, 7), complex)), "demo_2: actions: expected real"),
+        (lambda f: replace(f, "data/demo_2/actions", np.zeros((7, 7), bool)), "found truth values"),
+        (lambda f: replace(f, "data/demo_2/obs/robot0_eef_pos", np.full((7, 3), b"1")), "found text"),
+        (lambda f: replace(f, "data/demo_2/obs/robot0_eef_pos", np.zeros((6, 3))), "has 6 steps, its actions 7"),
+    ],
+)
+def test_one_damaged_demonstration_is_named_and_the_others_are_read(tmp_path: Path, damage: Any, message: str) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", demos=4)
+    with h5py.File(path, "a") as file:
+        damage(file)
+    data = open_dataset(path)
+    with pytest.raises(ValueError, match=message):
+        data[2]
+    assert [len(data[i]) for i in (0, 1, 3)] == [5, 6, 8]
+
+
+def test_a_mask_of_absent_demonstrations_and_a_wrong_count(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", demos=4)
+    with h5py.File(path, "a") as file:
+        replace(file, "mask/train", np.array(["demo_0", "demo_99"], dtype="S"))
+        file["data/demo_0"].attrs["num_samples"] = 50  # its arrays say 5
+    data = RobomimicDataset(RobomimicConfig(filter="train"), path)
+    assert list(data.lost) == [1]
+    assert len(data[0]) == 5
+    with pytest.raises(ValueError, match="has no 'data/demo_99/actions'"):
+        data[1]
+
+
+def test_demonstrations_without_steps_and_files_of_other_programs(tmp_path: Path) -> None:
+    write_robomimic(tmp_path / "a.hdf5", demos=3)
+    (tmp_path / "._a.hdf5").write_bytes(b"\0\5\26\7")
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        replace(file, "data/demo_0/actions", np.zeros((0, 7)))
+    assert open_dataset(tmp_path).lengths.tolist() == [6, 7]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +23,10 @@ from anyvla.actions.space import ActionSpace, Group
 from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints, stored
 from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
-from anyvla.data.formats.calvin_index import annotated, in_scenes, listed, played
+from anyvla.data.formats.calvin_index import Segment, annotated, in_scenes, listed, played
+from anyvla.data.formats.lost import report_empty, report_lost
 from anyvla.data.formats.npz import keys_of, load_arrays, shape_of
+from anyvla.data.formats.vectors import check_real
 
 HZ = 30.0
 Actions = Literal["relative", "motion", "world"]
@@ -71,15 +74,19 @@ class CalvinDataset:
             found = [s for s in found if (s.start, s.end) in wanted]
         if not found:
             raise ValueError(f"{self._split} has no segment that is asked for ({json.dumps(to_dict(config))})")
-        self._segments = found
-        first = self._path(found[0].start)
+        empty = [s for s in found if s.start == s.end]
+        report_empty(self._split, [f"{s.start} ({s.task})" for s in empty])
+        self._segments = [self._with_files(s) for s in found if s.start < s.end]
+        self.lost = {i: s.fault for i, s in enumerate(self._segments) if s.fault}
+        report_lost(self._split, self.lost, len(self._segments))
+        first = self._path(next(s.start for s in self._segments if not s.fault))
         self.embodiment = embodiment or calvin_embodiment(config.actions, _cameras(first))
         self._names: dict[int, str] = {}  # under which blocks of numbers are kept
         self._shapes = {c: _image_shape(first, c) for c in self.embodiment.cameras}
         for what, space, size in (("action", self.embodiment.action, 7), ("proprio", self.embodiment.proprio, 15)):
             if space.size != size:
                 raise ValueError(f"the {what} of CALVIN has {size} dims, that of {self.embodiment.name!r} {space.size}")
-        self.lengths: Int64[np.ndarray, "E"] = np.array([s.end - s.start for s in found], np.int64)
+        self.lengths: Int64[np.ndarray, "E"] = np.array([s.end - s.start for s in self._segments], np.int64)
         self.provenance: dict[str, Any] = {
             "format": "calvin",
             "split": self._split.name if own_split else config.split,
@@ -100,6 +107,8 @@ class CalvinDataset:
         """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
         self._check(index)
         segment = self._segments[index]
+        if segment.fault:
+            raise ValueError(f"episode {index}: {segment.fault}")
         length = segment.end - segment.start
         where = f"{self._split}, steps {segment.start} to {segment.end - 1}"
         try:
@@ -126,7 +135,7 @@ class CalvinDataset:
         """See `EpisodeDataset`."""
         names = ("ep_start_end_ids.npy", "scene_info.npy", f"{self.config.annotations}/auto_lang_ann.npy")
         files = [p for p in (self._split / name for name in names) if p.is_file()]
-        files += [self._path(step) for step in self._steps.tolist()]
+        files += [p for step in self._steps.tolist() if (p := self._path(step)).is_file()]
         segments = [[s.start, s.end, s.task, s.instruction] for s in self._segments]
         return fingerprints.of_many(self._split, files, json.dumps([segments, self._meaning()], sort_keys=True))
 
@@ -145,8 +154,9 @@ class CalvinDataset:
     @cached_property
     def _steps(self) -> Int64[np.ndarray, "S"]:
         """Every step of an episode, once, in order."""
-        used = np.zeros(max(s.end for s in self._segments), bool)
-        for s in self._segments:
+        sound = [s for s in self._segments if not s.fault]
+        used = np.zeros(max(s.end for s in sound), bool)
+        for s in sound:
             used[s.start : s.end] = True
         return np.flatnonzero(used)
 
@@ -155,7 +165,10 @@ class CalvinDataset:
         first = int(np.searchsorted(self._steps, start))
         last = first + end - start
         blocks = range(first // _BLOCK, (last - 1) // _BLOCK + 1)
-        rows = np.concatenate([self._block(b) for b in blocks])
+        try:
+            rows = np.concatenate([self._block(b) for b in blocks])
+        except (ValueError, OSError):  # perhaps for a step of another segment
+            return np.stack([self._numbers(step) for step in range(start, end)])
         return rows[first - blocks[0] * _BLOCK : last - blocks[0] * _BLOCK]
 
     def _block(self, number: int) -> Float32[np.ndarray, "S K"]:
@@ -174,9 +187,18 @@ class CalvinDataset:
         path = self._path(step)
         found = load_arrays(path, _KEYS)
         for key, size in _KEYS.items():
+            check_real(found[key].dtype, f"{path}, key {key!r}")
             if found[key].shape != (size,):
                 raise ValueError(f"{path}, key {key!r}: expected {size} numbers, found shape {found[key].shape}")
         return np.concatenate([found[key] for key in _KEYS]).astype(np.float32)
+
+    def _with_files(self, segment: Segment) -> Segment:
+        """The segment, with a fault if its first or last step has no file."""
+        missing = [p for s in (segment.start, segment.end - 1) if not (p := self._path(s)).is_file()]
+        if segment.fault or not missing:
+            return segment
+        steps = f"steps {segment.start} to {segment.end - 1} ({segment.task or 'play'})"
+        return replace(segment, fault=f"{steps}: there is no {missing[0]}; correct the index, or copy the file again")
 
     def _path(self, step: int) -> Path:
         return _step_file(self._split, step)

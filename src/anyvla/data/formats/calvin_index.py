@@ -7,12 +7,13 @@ annotations it does not: the annotator writes (start, start + length), and CALVI
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from anyvla.data.formats.json_records import read_json_text
 from anyvla.data.formats.npy import load_array
 from anyvla.data.formats.safe_pickle import load_objects
 
@@ -26,10 +27,14 @@ class Segment:
     scene: str = ""  # "A" .. "D"; "": not known
     task: str = ""  # "open_drawer"
     instruction: str = ""
+    fault: str = ""  # why it cannot be read
 
 
 def annotated(split: Path, annotations: str) -> list[Segment]:
-    """The segments that have words. Raises ValueError that names the file for annotations that do not fit together."""
+    """The segments that have words; those that cannot be read have a fault.
+
+    Raises ValueError that names the file for annotations that do not fit together.
+    """
     path = next((p for p in (split / annotations / _ANNOTATIONS, split / _ANNOTATIONS) if p.is_file()), None)
     if path is None:
         raise ValueError(
@@ -47,11 +52,14 @@ def annotated(split: Path, annotations: str) -> list[Segment]:
     out = []
     for i, (place, task, text) in enumerate(zip(places, tasks, words, strict=True)):
         where = f"{path}, annotation {i}"
-        start, end = _steps(place, where)
-        if start >= end:
-            raise ValueError(f"{where}: steps {start} to {end} are no segment")
-        out.append(Segment(start, end, task=_sentence(task, where), instruction=_sentence(text, where)))
-    return out
+        try:
+            start, end = _steps(place, where)
+            if start > end:
+                raise ValueError(f"{where}: steps {start} to {end} are no segment")
+            out.append(Segment(start, end, task=_sentence(task, where), instruction=_sentence(text, where)))
+        except ValueError as error:
+            out.append(Segment(0, 1, fault=str(error)))
+    return _some_sound(out)
 
 
 def played(split: Path) -> list[Segment]:
@@ -64,11 +72,14 @@ def played(split: Path) -> list[Segment]:
         )
     segments = []
     for i, pair in enumerate(ranges):
-        start, last = _steps(pair, f"{path}, row {i}")
-        if start > last:
-            raise ValueError(f"{path}, row {i}: steps {start} to {last} are no recording")
-        segments.append(Segment(start, last + 1))
-    return segments
+        try:
+            start, last = _steps(pair, f"{path}, row {i}")
+            if start > last:
+                raise ValueError(f"{path}, row {i}: steps {start} to {last} are no recording")
+            segments.append(Segment(start, last + 1))
+        except ValueError as error:
+            segments.append(Segment(0, 1, fault=str(error)))
+    return _some_sound(segments)
 
 
 def in_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...]) -> list[Segment]:
@@ -87,9 +98,7 @@ def in_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...]) -> 
     absent = [w for w in wanted if w not in ranges]
     if absent:
         raise ValueError(f"{path} has no scene {absent[0]}; it has {', '.join(ranges)}")
-    named = [
-        Segment(s.start, s.end, _scene(s.start, ranges), s.task, s.instruction) for s in segments
-    ]  # fmt: skip
+    named = [replace(s, scene=_scene(s.start, ranges)) for s in segments]
     return [s for s in named if not wanted or s.scene in wanted]
 
 
@@ -99,7 +108,7 @@ def listed(path: Path) -> set[tuple[int, int]]:
     Both are how RoboVLMs (arXiv 2412.14058) writes its lists: `10_shot_task_data.json` and `data_name_list.txt`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_json_text(path)
         if path.suffix == ".json":
             found: Any = json.loads(text)
             pairs = [p for group in found.values() for p in group] if isinstance(found, dict) else found
@@ -118,6 +127,13 @@ _STEPS = 10_000_000  # names of files have seven digits
 
 def _scene(step: int, ranges: dict[str, tuple[int, int]]) -> str:
     return next((name for name, (first, last) in ranges.items() if first <= step <= last), "")
+
+
+def _some_sound(segments: list[Segment]) -> list[Segment]:
+    """Return the segments. Raises ValueError if none of them can be read."""
+    if segments and all(s.fault for s in segments):
+        raise ValueError(segments[0].fault)
+    return segments
 
 
 def _steps(pair: Any, where: str) -> tuple[int, int]:

@@ -61,8 +61,15 @@ def numbers_of(record: Mapping[str, tf_example.Feature], name: str, leaf: Leaf, 
     feature = record.get(name)
     if feature is None:
         raise ValueError(f"the record has no {name}")
+    if leaf.kind != "tensor" or leaf.dtype.startswith("complex"):  # truth values are numbers: some grippers are kept so
+        raise ValueError(f"{name}: expected real numbers, found {leaf.dtype if leaf.kind == 'tensor' else leaf.kind}")
+    each = int(np.prod([n or 0 for n in leaf.shape]))
     if leaf.encoding != "none":
-        flat = np.concatenate([_inflated(text, leaf, name) for text in feature.texts()] or [np.empty(0)])
+        parts = [_inflated(text, leaf, name) for text in feature.texts()]
+        wrong = [(i, len(part)) for i, part in enumerate(parts) if None not in leaf.shape and len(part) != each]
+        if wrong:
+            raise ValueError(f"{name}, step {wrong[0][0]}: expected {each} numbers, found {wrong[0][1]}")
+        flat = np.concatenate(parts or [np.empty(0)])
     else:
         flat = feature.numbers()
     shape = tuple(-1 if n is None else n for n in leaf.shape)

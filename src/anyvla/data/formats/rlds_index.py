@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from anyvla.config import to_dict
 from anyvla.data import fingerprints, stored
 from anyvla.data.formats import oxe, tf_example, tfrecord
+from anyvla.data.formats.lost import report_empty
 from anyvla.data.formats.rlds_features import Description, Leaf
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def _scan(
     rows: list[tuple[int, ...]] = []
     tasks: dict[str, int] = {}
     damaged: dict[str, str] = {}
+    empty: list[str] = []
     failures, told = 0, time.monotonic()
 
     def fault(where: str, what: str) -> None:
@@ -99,7 +101,8 @@ def _scan(
                 steps = _count_steps(record, about.steps)
                 kept = entry.kept(steps) if entry is not None else slice(0, steps)
                 if kept.stop <= kept.start:
-                    raise ValueError(f"it has {steps} steps, too few to be an episode")
+                    empty.append(f"{shard.name}, record {at}")
+                    continue
                 told_in_all = [t for key in instructions for t in said_in(record, key, about, entry, kept)]
             except ValueError as error:
                 fault(where, str(error))
@@ -115,6 +118,7 @@ def _scan(
             log.warning("index of %s: %d of %d files", about.folder, number + 1, len(shards))
     if not rows:
         raise ValueError(f"{about.folder} holds no episode of split {config.split!r} that can be read")
+    report_empty(about.folder, empty)
     if damaged:
         log.warning("%s: %d damaged records or files are left out", about.folder, len(damaged))
     table = np.array(rows, np.int64).reshape(-1, len(_COLUMNS))

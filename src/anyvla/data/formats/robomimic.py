@@ -22,7 +22,10 @@ from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Embodiment, Episode, conventions, steady
 from anyvla.data.formats.hdf5 import SUFFIXES, Hdf5Frames, Orientation, node, open_file, read
+from anyvla.data.formats.listing import files_in
+from anyvla.data.formats.lost import report_empty, report_lost
 from anyvla.data.formats.robomimic_robots import LIBERO_PROPRIO, ROBOMIMIC_PROPRIO, known_embodiment
+from anyvla.data.formats.vectors import as_floats
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.limits import VALUE
 
@@ -54,6 +57,7 @@ class _Demo:
     instruction: str
     length: int
     rows: np.ndarray | None  # those kept; None: all
+    fault: str = ""  # why it cannot be read
 
 
 class RobomimicDataset:
@@ -78,12 +82,16 @@ class RobomimicDataset:
         if not files:
             raise ValueError(f"{self.root} holds no file *.hdf5 or *.h5")
         self._libero = False
-        self._demos = [demo for file in files for demo in self._read_file(file)]
+        found = [demo for file in files for demo in self._read_file(file)]
+        report_empty(self.root, [f"{d.file.name} {d.name}" for d in found if not d.length])
+        self._demos = [demo for demo in found if demo.length]
         if not self._demos:
             raise ValueError(f"{self.root} holds no demonstration")
+        self.lost = {i: demo.fault for i, demo in enumerate(self._demos) if demo.fault}
+        report_lost(self.root, self.lost, len(self._demos))
         self._folder = self.root if self.root.is_dir() else self.root.parent
         self._upright: Orientation = config.images or ("turn" if self._libero else "recorded")
-        first = self._demos[0]
+        first = next(demo for demo in self._demos if not demo.fault)
         obs = node(first.file, f"data/{first.name}/obs") if self._has_obs(first) else {}
         self._keys = {_camera(k): k for k in obs if obs[k].ndim == 4 and obs[k].shape[3] == 3}
         sizes = {k: int(np.prod(obs[k].shape[1:])) for k in obs if k not in self._keys.values()}
@@ -118,6 +126,8 @@ class RobomimicDataset:
         self._check(index)
         demo = self._demos[index]
         where = f"{demo.file}, {demo.name}"
+        if demo.fault:
+            raise ValueError(demo.fault)
         proprio = [self._numbers(demo, f"obs/{k}") for k in self._proprio]
         return Episode(
             embodiment=self.embodiment,
@@ -150,14 +160,21 @@ class RobomimicDataset:
         words = problem.get("language_instruction", "")
         words = " ".join(words) if isinstance(words, list) else words.strip('"')  # LIBERO keeps some as a list
         instruction = self.config.instruction or words or (_sentence(file) if libero else "")
-        demos = []
-        for name in names:
+        return [self._read_demo(file, name, instruction) for name in names]
+
+    def _read_demo(self, file: Path, name: str, instruction: str) -> _Demo:
+        """One demonstration; its own arrays say how long it is, not the attribute `num_samples`."""
+        try:
             actions = node(file, f"data/{name}/{self.config.actions}")
-            if actions.ndim != 2 or not len(actions):
-                raise ValueError(f"{file}, {name}: {self.config.actions} has shape {actions.shape}, expected (T, A)")
+            if getattr(actions, "ndim", 0) != 2:
+                shape = getattr(actions, "shape", "of a group")
+                raise ValueError(f"{file}, {name}: {self.config.actions} has shape {shape}, expected (T, A)")
+            if not len(actions):
+                return _Demo(file, name, instruction, 0, None)
             rows = _moves(np.asarray(actions[()]), self.config.noop) if self.config.drop_noops else None
-            demos.append(_Demo(file, name, instruction, len(actions) if rows is None else len(rows), rows))
-        return demos
+        except ValueError as error:
+            return _Demo(file, name, instruction, 1, None, str(error))
+        return _Demo(file, name, instruction, len(actions) if rows is None else len(rows), rows)
 
     @staticmethod
     def _has_obs(demo: _Demo) -> bool:
@@ -200,7 +217,7 @@ class RobomimicDataset:
         values = values if demo.rows is None else values[demo.rows]
         if len(values) != demo.length:
             raise ValueError(f"{demo.file}, {demo.name}: {key} has {len(values)} steps, its actions {demo.length}")
-        return np.ascontiguousarray(values.reshape(demo.length, -1), np.float32)
+        return as_floats(values.reshape(demo.length, -1), f"{demo.file}, {demo.name}: {key}")
 
     def _frames(self, demo: _Demo, camera: str, where: str) -> Hdf5Frames:
         key = f"data/{demo.name}/obs/{self._keys[camera]}"
@@ -215,7 +232,7 @@ class RobomimicDataset:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for suffix in SUFFIXES for p in folder.glob(f"*{suffix}"))
+    return sorted(p for suffix in SUFFIXES for p in files_in(folder, f"*{suffix}"))
 
 
 def _camera(key: str) -> str:
