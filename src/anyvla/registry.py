@@ -115,6 +115,7 @@ formats = Registry(
     {
         "calvin": "anyvla.data.formats.calvin:CalvinDataset",
         "folder": "anyvla.data.formats.folder:FolderDataset",
+        "hdf5": "anyvla.data.formats.hdf5_dataset:Hdf5Dataset",
         "lerobot": "anyvla.data.formats.lerobot:LeRobotDataset",
         "lerobot_v2": "anyvla.data.formats.lerobot_v2:LeRobotV2Dataset",
         "rlds": "anyvla.data.formats.rlds:RLDSDataset",

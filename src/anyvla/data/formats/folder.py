@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,14 @@ from anyvla.data import fingerprints, stored
 from anyvla.data.clock import Times, relative
 from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats import hdf5
+from anyvla.data.formats.hdf5_frames import Hdf5Frames
 from anyvla.data.formats.listing import files_in
 from anyvla.data.formats.lost import report_empty, report_lost
 from anyvla.data.formats.npy import Head
 from anyvla.data.formats.npz import head_of, keys_of, load_arrays, place_of, shape_of
 from anyvla.data.formats.vectors import as_floats, check_real
+from anyvla.documents import as_mapping, read_yaml
+from anyvla.inside import inside, listed
 
 DESCRIPTION = "dataset.yaml"
 
@@ -66,7 +68,7 @@ class FolderDataset:
         self.root, self.config = Path(root), config
         description = _description(self.root / DESCRIPTION)
         self.embodiment = embodiment or description.embodiment
-        files = [p for p in files_in(self.root) if p.suffix in (".npz", *hdf5.SUFFIXES)]
+        files = listed(self.root, (p for p in files_in(self.root) if p.suffix in (".npz", *hdf5.SUFFIXES)))
         if not files:
             raise ValueError(f"{self.root} has no episode: expected files *.npz or *.hdf5 beside {DESCRIPTION}")
         lengths = {path: self._length(path) for path in files}
@@ -150,7 +152,7 @@ class FolderDataset:
 
     def _frames(self, path: Path, camera: str, length: int) -> Frames:
         key = f"images/{camera}"
-        frames = NpzFrames(path, key) if path.suffix == ".npz" else hdf5.Hdf5Frames(path, key, str(path))
+        frames = NpzFrames(path, key) if path.suffix == ".npz" else Hdf5Frames(path, key, str(path))
         if len(frames) != length:
             raise ValueError(f"{path}: {key} has {len(frames)} frames, its actions {length} steps")
         return frames
@@ -195,14 +197,9 @@ def write_description(root: Path, embodiment: Embodiment, about: str = "") -> No
 
 
 def _description(path: Path) -> Description:
-    try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no {path}: it names the embodiment, see docs/data_folder.md") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from None
-    if not isinstance(facts, Mapping):
-        raise ValueError(f"{path}: expected keys and values, embodiment at least")
+    if not path.exists():
+        raise ValueError(f"there is no {path}: it names the embodiment, see docs/data_folder.md")
+    facts = as_mapping(read_yaml(inside(path.parent, path.name)), str(path))
     return build(Description, facts, where=str(path))
 
 
@@ -213,7 +210,7 @@ def _keys(path: Path) -> list[str]:
 def _head(path: Path, key: str) -> Head:
     if path.suffix == ".npz":
         return head_of(path, key)
-    found = hdf5.node(path, key)
+    found = hdf5.array(path, key)
     return Head(tuple(found.shape), False, found.dtype)
 
 

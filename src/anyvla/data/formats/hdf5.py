@@ -1,20 +1,28 @@
-"""Open HDF5 files and frames in them, with errors that say which file and which key."""
+"""Opens HDF5 files and reads what is in them, with errors that say which file and which key.
+
+An HDF5 file can name other files: by links, as raw storage of an array, as sources of a virtual array. The library
+would open them without asking, so that names are followed here one by one and those that leave the file are refused.
+A file can also promise arrays that it does not hold; their size is compared with the bytes that are stored.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
-from anyvla.data.episode import Frames
 from anyvla.data.formats.open_files import OpenFiles
+from anyvla.data.formats.vectors import check_real
 
 SUFFIXES = (".hdf5", ".h5")
-
-# How images become upright. flip: top and bottom change places; turn: by 180 degrees.
-Orientation = Literal["recorded", "flip", "turn"]
+# An array may have so many bytes without asking, or so many times its stored bytes: black frames of an hour.
+_FREE_BYTES, _RATIO = 256 << 20, 100
+_MOST_LINKS, _DEEPEST, _MOST_NAMES = 16, 8, 10_000
 
 
 def open_file(path: Path) -> Any:
@@ -23,61 +31,150 @@ def open_file(path: Path) -> Any:
         return _files(path)
     except FileNotFoundError:
         raise ValueError(f"there is no {path}; copy the data set again") from None
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read as HDF5 ({error}); copy it again") from None
 
 
 def read(path: Path, key: str) -> np.ndarray:
     """A whole data set of the file."""
-    found = node(path, key)
-    try:
+    found = array(path, key)
+    with reading(path, key):
         return np.asarray(found[()])
-    except OSError as error:
-        raise ValueError(f"{path}, key {key!r} cannot be read ({error}); copy the file again") from None
+
+
+def numbers(path: Path, key: str) -> np.ndarray:
+    """Return a whole data set of real numbers. Raise ValueError for text, complex numbers and records."""
+    found = array(path, key)
+    check_real(found.dtype, f"{path}: {key}")
+    return read(path, key)
+
+
+def array(path: Path, key: str) -> Any:
+    """Return a data set whose size the file can hold. Raise ValueError that names file and key."""
+    import h5py
+
+    found = node(path, key)
+    if not isinstance(found, h5py.Dataset) or found.shape is None:
+        raise ValueError(f"{path}: {key!r} is no array")
+    if found.external or found.is_virtual:
+        raise ValueError(
+            f"{path}: {key!r} keeps its numbers in another file, which is not read; copy them into this one"
+        )
+    if h5py.check_ref_dtype(found.dtype) is not None:
+        raise ValueError(f"{path}: {key!r} holds references, expected numbers, text or images")
+    chunk = math.prod(found.chunks or (0,)) * found.dtype.itemsize
+    size = math.prod(found.shape) * found.dtype.itemsize
+    if size > max(_FREE_BYTES, _RATIO * found.id.get_storage_size()) or chunk > 4 * _FREE_BYTES:
+        raise ValueError(
+            f"{path}: {key!r} promises {size} bytes {found.shape}, {found.id.get_storage_size()} are stored"
+        )
+    return found
 
 
 def node(path: Path, key: str) -> Any:
     """The data set or group of this name. Raises ValueError that names the file, the key and what is there."""
     file = open_file(path)
     try:
-        return file[key]
+        with reading(path, key):
+            return _follow(file, key, path)
     except KeyError:
-        parent = key.rpartition("/")[0] or "/"
-        inside = ", ".join(file[parent]) if parent in file else f"no {parent}"
-        raise ValueError(f"{path} has no {key!r}; {parent} holds: {inside or 'nothing'}") from None
+        parent = key.strip("/").rpartition("/")[0]
+        around = node(path, parent)
+        inside = ", ".join(list(around)[:40]) or "nothing" if hasattr(around, "keys") else "numbers"
+        raise ValueError(f"{path} has no {key!r}; {parent or '/'} holds: {inside}") from None
 
 
-class Hdf5Frames(Frames):
-    """Frames of one data set (T, H, W, 3): only the rows asked for are read.
-
-    `rows`: which row each step is; None: all of them, in order.
-    """
-
-    def __init__(
-        self, path: Path, key: str, where: str, upright: Orientation = "recorded", rows: np.ndarray | None = None
-    ) -> None:
-        found = node(path, key)
-        if len(found.shape) != 4 or found.shape[3] != 3 or found.dtype != np.uint8:
-            raise ValueError(f"{where}: {key} is {found.dtype} {found.shape}, expected uint8 (T, H, W, 3)")
-        length, height, width, _ = found.shape
-        self.shape = (length if rows is None else len(rows), height, width, 3)
-        self._path, self._key, self._where, self._upright, self._rows = path, key, where, upright, rows
-
-    def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
-        """See `Frames`."""
-        rows = np.asarray(steps) if self._rows is None else self._rows[steps]
-        wanted, place = np.unique(rows, return_inverse=True)  # HDF5 reads rows in order, each once
-        found = node(self._path, self._key)
-        whole = len(wanted) == wanted[-1] - wanted[0] + 1
+def has(path: Path, key: str) -> bool:
+    """Return whether the file has this data set or group. Raise ValueError if it is in another file."""
+    with reading(path, key):
         try:
-            frames = found[wanted[0] : wanted[-1] + 1] if whole else np.stack([found[int(i)] for i in wanted])
-        except OSError as error:
-            raise ValueError(f"{self._where}: {self._key} cannot be read ({error}); copy the file again") from None
-        if self._upright == "flip":
-            frames = frames[:, ::-1]
-        elif self._upright == "turn":
-            frames = frames[:, ::-1, ::-1]
-        return np.ascontiguousarray(frames[place.reshape(-1)])
+            _follow(open_file(path), key, path)
+        except KeyError:
+            return False
+    return True
+
+
+def attribute(path: Path, key: str, name: str) -> Any:
+    """Return the text of an attribute of a data set or group, None if there is none."""
+    with reading(path, key):
+        value = node(path, key).attrs.get(name)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def json_attribute(path: Path, key: str, name: str) -> dict[str, Any]:
+    """Return the JSON object that an attribute holds, {} if there is none. Raise ValueError that names the file."""
+    text = attribute(path, key, name)
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: attribute {name!r} of {key!r} is no JSON ({error}); copy the file again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: attribute {name!r} of {key!r} holds no keys and values")
+    return value
+
+
+def arrays_below(path: Path, key: str) -> dict[str, Any]:
+    """Return the data sets below a group by name, found without following links."""
+    import h5py
+
+    found: dict[str, Any] = {}
+    waiting = [("", node(path, key))]
+    seen = 0
+    with reading(path, key):
+        while waiting:
+            name, at = waiting.pop()
+            if isinstance(at, h5py.Dataset):
+                found[name] = at
+                continue
+            for child in at:
+                seen += 1
+                if seen > _MOST_NAMES:
+                    raise ValueError(f"{path}: {key or '/'} holds more than {_MOST_NAMES} names")
+                hard = at.id.links.get_info(child.encode()).type == h5py.h5l.TYPE_HARD
+                if hard and name.count("/") < _DEEPEST:
+                    waiting.append((f"{name}/{child}".lstrip("/"), at[child]))
+    return dict(sorted(found.items()))
+
+
+@contextmanager
+def reading(path: Path, key: str) -> Iterator[None]:
+    """Turn what h5py raises for damaged files into ValueError that names the file and the key."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path}, key {key!r} cannot be read ({error}); copy the file again") from None
+
+
+def _follow(file: Any, key: str, path: Path) -> Any:
+    """Return what a name leads to. Raise KeyError if there is nothing, ValueError if it is in another file."""
+    import h5py
+
+    at, parts, links = file, key.split("/"), 0
+    while parts:
+        name = parts.pop(0)
+        if name in ("", "."):
+            continue
+        if not isinstance(at, h5py.Group) or not at.id.links.exists(name.encode()):
+            raise KeyError(name)
+        kind = at.id.links.get_info(name.encode()).type
+        if kind == h5py.h5l.TYPE_HARD:
+            at = at[name]
+            continue
+        if kind != h5py.h5l.TYPE_SOFT:
+            target = at.get(name, getlink=True)
+            raise ValueError(
+                f"{path}: {name!r} of {key!r} is a link to the file {getattr(target, 'filename', '')!r}, which is not "
+                "read: HDF5 may name its own arrays only; copy them into it"
+            )
+        links += 1
+        if links > _MOST_LINKS:
+            raise ValueError(f"{path}: {key!r} is a circle of links")
+        target = at.get(name, getlink=True).path
+        at = file if target.startswith("/") else at
+        parts = [*target.split("/"), *parts]
+    return at
 
 
 def _open(path: Path) -> Any:

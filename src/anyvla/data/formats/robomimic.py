@@ -21,12 +21,15 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Embodiment, Episode, conventions, steady
-from anyvla.data.formats.hdf5 import SUFFIXES, Hdf5Frames, Orientation, node, open_file, read
+from anyvla.data.formats.hdf5 import SUFFIXES, array, has, json_attribute, node, numbers, read
+from anyvla.data.formats.hdf5_frames import Hdf5Frames, Orientation, Storage
+from anyvla.data.formats.hdf5_layout import is_episode, not_declared
 from anyvla.data.formats.listing import files_in
 from anyvla.data.formats.lost import report_empty, report_lost
 from anyvla.data.formats.robomimic_robots import LIBERO_PROPRIO, ROBOMIMIC_PROPRIO, known_embodiment
 from anyvla.data.formats.vectors import as_floats
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
+from anyvla.inside import listed
 from anyvla.limits import VALUE
 
 # Ends of keys of observations that are about the robot, for robots that are not known.
@@ -71,10 +74,11 @@ class RobomimicDataset:
 
     @staticmethod
     def recognises(root: Path) -> bool:
-        """A file of HDF5, or a folder of them that does not describe itself."""
+        """A file of HDF5, or a folder of them that does not describe itself; none of them named after an episode."""
         if root.is_dir():
-            return not (root / "dataset.yaml").exists() and bool(_files(root))
-        return root.suffix in SUFFIXES
+            files = [p for p in files_in(root) if p.suffix in SUFFIXES]
+            return not (root / "dataset.yaml").exists() and bool(files) and not any(map(is_episode, files))
+        return root.suffix in SUFFIXES and not is_episode(root)
 
     def __init__(self, config: RobomimicConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
@@ -92,7 +96,7 @@ class RobomimicDataset:
         self._folder = self.root if self.root.is_dir() else self.root.parent
         self._upright: Orientation = config.images or ("turn" if self._libero else "recorded")
         first = next(demo for demo in self._demos if not demo.fault)
-        obs = node(first.file, f"data/{first.name}/obs") if self._has_obs(first) else {}
+        obs = self._observations(first)
         self._keys = {_camera(k): k for k in obs if obs[k].ndim == 4 and obs[k].shape[3] == 3}
         sizes = {k: int(np.prod(obs[k].shape[1:])) for k in obs if k not in self._keys.values()}
         sizes["actions"] = int(node(first.file, f"data/{first.name}/{config.actions}").shape[1])
@@ -148,27 +152,30 @@ class RobomimicDataset:
         return fingerprints.of_files(self._folder, {d.file for d in self._demos}, json.dumps(meaning, sort_keys=True))
 
     def _read_file(self, file: Path) -> list[_Demo]:
-        data = node(file, "data")
-        names = list(data)
+        if not has(file, "data"):
+            raise ValueError(not_declared(file))
+        names = list(node(file, "data"))
         if self.config.filter is not None:
             kept = read(file, f"mask/{self.config.filter}")
             names = [n.decode() if isinstance(n, bytes) else str(n) for n in kept.tolist()]
         names.sort(key=lambda n: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", n)])
-        problem = json.loads(data.attrs["problem_info"]) if "problem_info" in data.attrs else {}
-        libero = bool(problem) or (bool(names) and f"{names[0]}/obs/agentview_rgb" in data)
+        problem = json_attribute(file, "data", "problem_info")
+        libero = bool(problem) or (bool(names) and has(file, f"data/{names[0]}/obs/agentview_rgb"))
         self._libero |= libero
         words = problem.get("language_instruction", "")
-        words = " ".join(words) if isinstance(words, list) else words.strip('"')  # LIBERO keeps some as a list
+        # LIBERO keeps some as a list
+        words = " ".join(map(str, words)) if isinstance(words, list) else str(words).strip('"')
         instruction = self.config.instruction or words or (_sentence(file) if libero else "")
+        if names and not any(has(file, f"data/{name}/{self.config.actions}") for name in names):
+            raise ValueError(not_declared(file))
         return [self._read_demo(file, name, instruction) for name in names]
 
     def _read_demo(self, file: Path, name: str, instruction: str) -> _Demo:
         """One demonstration; its own arrays say how long it is, not the attribute `num_samples`."""
         try:
-            actions = node(file, f"data/{name}/{self.config.actions}")
-            if getattr(actions, "ndim", 0) != 2:
-                shape = getattr(actions, "shape", "of a group")
-                raise ValueError(f"{file}, {name}: {self.config.actions} has shape {shape}, expected (T, A)")
+            actions = array(file, f"data/{name}/{self.config.actions}")
+            if actions.ndim != 2:
+                raise ValueError(f"{file}, {name}: {self.config.actions} has shape {actions.shape}, expected (T, A)")
             if not len(actions):
                 return _Demo(file, name, instruction, 0, None)
             rows = _moves(np.asarray(actions[()]), self.config.noop) if self.config.drop_noops else None
@@ -177,17 +184,18 @@ class RobomimicDataset:
         return _Demo(file, name, instruction, len(actions) if rows is None else len(rows), rows)
 
     @staticmethod
-    def _has_obs(demo: _Demo) -> bool:
-        if f"data/{demo.name}/obs" in open_file(demo.file):
-            return True
-        raise ValueError(
-            f"{demo.file}, {demo.name} has no obs: raw states only. Make observations first, with robomimic's "
-            "dataset_states_to_obs.py"
-        )
+    def _observations(demo: _Demo) -> dict[str, Any]:
+        key = f"data/{demo.name}/obs"
+        if not has(demo.file, key):
+            raise ValueError(
+                f"{demo.file}, {demo.name} has no obs: raw states only. Make observations first, with robomimic's "
+                "dataset_states_to_obs.py"
+            )
+        found = {name: node(demo.file, f"{key}/{name}") for name in node(demo.file, key)}
+        return {name: value for name, value in found.items() if getattr(value, "shape", None)}
 
     def _known(self, sizes: dict[str, int]) -> Embodiment:
-        data = node(self._demos[0].file, "data")
-        env = json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else {}
+        env = json_attribute(self._demos[0].file, "data", "env_args")
         known = known_embodiment(env, self._libero, list(self._keys), self._proprio, sizes)
         if known is None or self.config.actions != "actions":
             keys = self._proprio or tuple(k for k in sizes if k.endswith(_POSES))
@@ -213,7 +221,7 @@ class RobomimicDataset:
                 raise ValueError(f"{robot.name!r} declares {declared} dims of {what}; {self.root} has {found}{more}")
 
     def _numbers(self, demo: _Demo, key: str) -> Float32[np.ndarray, "T D"]:
-        values = read(demo.file, f"data/{demo.name}/{key}")
+        values = numbers(demo.file, f"data/{demo.name}/{key}")
         values = values if demo.rows is None else values[demo.rows]
         if len(values) != demo.length:
             raise ValueError(f"{demo.file}, {demo.name}: {key} has {len(values)} steps, its actions {demo.length}")
@@ -221,7 +229,7 @@ class RobomimicDataset:
 
     def _frames(self, demo: _Demo, camera: str, where: str) -> Hdf5Frames:
         key = f"data/{demo.name}/obs/{self._keys[camera]}"
-        frames = Hdf5Frames(demo.file, key, where, self._upright, demo.rows)
+        frames = Hdf5Frames(demo.file, key, where, Storage(upright=self._upright), demo.rows)
         if len(frames) != demo.length:
             raise ValueError(f"{where}: {self._keys[camera]} has {len(frames)} frames, its actions {demo.length} steps")
         return frames
@@ -232,7 +240,7 @@ class RobomimicDataset:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for suffix in SUFFIXES for p in files_in(folder, f"*{suffix}"))
+    return listed(folder, (p for p in files_in(folder) if p.suffix in SUFFIXES))
 
 
 def _camera(key: str) -> str:

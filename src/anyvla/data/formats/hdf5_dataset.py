@@ -1,0 +1,204 @@
+"""HDF5 files of any layout that is declared: ALOHA, RoboTwin, and files like robomimic's with other names.
+
+An episode is a file, or a group in a file. The keys of its actions, its proprio and its cameras are declared in
+`format`, or those of a layout that is known; see `Hdf5Config`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from anyvla.config import to_dict
+from anyvla.data import fingerprints
+from anyvla.data.episode import Embodiment, Episode, conventions, steady
+from anyvla.data.formats.hdf5 import SUFFIXES, array, attribute, has, node, numbers, read
+from anyvla.data.formats.hdf5_frames import Hdf5Frames, Storage
+from anyvla.data.formats.hdf5_layout import Hdf5Config, is_episode, layout_of
+from anyvla.data.formats.listing import files_in
+from anyvla.data.undeclared import UndeclaredError, plain_embodiment
+from anyvla.inside import listed
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one episode is."""
+
+    file: Path
+    group: str  # "": the file itself
+    length: int
+
+    def key(self, name: str) -> str:
+        """Return a key of the episode as one of the file."""
+        return f"{self.group}/{name}" if self.group else name
+
+
+class Hdf5Dataset:
+    """HDF5 files of a declared layout; one file or a folder of them.
+
+    `embodiment`: these files do not say what their numbers mean. Raises ValueError with the way out.
+    """
+
+    Config = Hdf5Config
+
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        """A file that is named after an episode, or a folder of them that does not describe itself."""
+        if root.is_dir():
+            return not (root / "dataset.yaml").exists() and any(is_episode(p) for p in files_in(root))
+        return is_episode(root)
+
+    def __init__(self, config: Hdf5Config, root: Path | str, embodiment: Embodiment | None = None) -> None:
+        self.root, self.config = Path(root), config
+        files = _files(self.root)
+        first = next((group for file in files for group in _groups(file, config.episodes)), "")
+        self._layout = layout_of(config, files[0], first)
+        self._places = [self._place(file, group) for file in files for group in _groups(file, config.episodes)]
+        if not self._places:
+            raise ValueError(f"{self.root}: the group {config.episodes!r} holds no episode")
+        sizes = {
+            name: {key: self._size(self._places[0], key) for key in keys}
+            for name, keys in (("proprio", self._layout.proprio), ("action", self._layout.actions))
+        }
+        if embodiment is None:
+            usual = to_dict(Hdf5Config())
+            options = {"name": "hdf5", **{k: v for k, v in to_dict(config).items() if v != usual[k]}}
+            options["actions"] = list(self._layout.actions)
+            options |= {"proprio": list(self._layout.proprio), "cameras": self._layout.cameras}
+            plain = plain_embodiment("robot", list(self._layout.cameras), 20, sizes["proprio"], sizes["action"])
+            raise UndeclaredError(self.root, plain, options, timed=False)
+        self.embodiment = embodiment
+        self._check_embodiment(sizes)
+        self.lengths: Int64[np.ndarray, "E"] = np.array([p.length for p in self._places], np.int64)
+        self.provenance: dict[str, Any] = {"format": "hdf5", "files": len(files), "ahead": self._layout.ahead}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def task(self, index: int) -> str:
+        """Its instruction; the name of its file if it has none."""
+        self._check(index)
+        return self._instruction(self._places[index]) or self._places[index].file.stem
+
+    def __getitem__(self, index: int) -> Episode:
+        """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
+        self._check(index)
+        place = self._places[index]
+        where = f"{place.file}, {place.group}" if place.group else str(place.file)
+        instruction = self._instruction(place)
+        ahead = self._layout.ahead
+        return Episode(
+            embodiment=self.embodiment,
+            images={camera: self._frames(place, camera, where) for camera in self.embodiment.cameras},
+            proprio=self._joined(place, self._layout.proprio, 0) if self.embodiment.proprio.size else _none(place),
+            actions=self._joined(place, self._layout.actions, ahead),
+            instructions=(instruction,) if instruction else (),
+            timestamps=steady(place.length, self.embodiment.control_hz),
+            provenance=where,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `EpisodeDataset`."""
+        folder = self.root if self.root.is_dir() else self.root.parent
+        meaning = json.dumps([conventions(self.embodiment), to_dict(self.config)], sort_keys=True)
+        return fingerprints.of_files(folder, {p.file for p in self._places}, meaning)
+
+    def _place(self, file: Path, group: str) -> _Place:
+        key = _Place(file, group, 0).key(self._layout.actions[0])
+        found = array(file, key)
+        length = (found.shape[0] if found.ndim else 0) - self._layout.ahead
+        if length < 1:
+            raise ValueError(f"{file}: {key!r} has shape {found.shape}, expected a row for each step")
+        return _Place(file, group, length)
+
+    def _size(self, place: _Place, key: str) -> int:
+        return int(np.prod(array(place.file, place.key(key)).shape[1:], dtype=np.int64))
+
+    def _check_embodiment(self, sizes: dict[str, dict[str, int]]) -> None:
+        robot = self.embodiment
+        for camera in robot.cameras:
+            if camera not in self._layout.cameras:
+                known = ", ".join(self._layout.cameras) or "none"
+                raise ValueError(f"{self.root} has no camera {camera!r}; it has {known}: see cameras of the format")
+        for name, space in (("action", robot.action), ("proprio", robot.proprio)):
+            found = sum(sizes[name].values())
+            if space.size != found and (name == "action" or space.size):
+                keys = ", ".join(f"{key}: {size}" for key, size in sizes[name].items()) or "no key is declared"
+                raise ValueError(
+                    f"{robot.name!r} declares {space.size} dims of {name}; {self.root} has {found} ({keys})"
+                )
+
+    def _joined(self, place: _Place, keys: tuple[str, ...], ahead: int) -> Float32[np.ndarray, "T D"]:
+        parts = []
+        for key in keys:
+            values = numbers(place.file, place.key(key))
+            if not values.ndim or len(values) != place.length + self._layout.ahead:
+                raise ValueError(
+                    f"{place.file}: {place.key(key)} has shape {values.shape}, {self._layout.actions[0]} has "
+                    f"{place.length + self._layout.ahead} steps"
+                )
+            parts.append(values[ahead : ahead + place.length].reshape(place.length, -1).astype(np.float32))
+        return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+    def _frames(self, place: _Place, camera: str, where: str) -> Hdf5Frames:
+        key = place.key(self._layout.cameras[camera])
+        storage = Storage(channels=self.config.channels, colors=self._layout.colors, upright=self.config.images)
+        length = len(array(place.file, key))
+        if length != place.length + self._layout.ahead:
+            raise ValueError(
+                f"{where}: {key} has {length} frames, the actions {place.length + self._layout.ahead} steps"
+            )
+        rows = np.arange(place.length) if self._layout.ahead else None
+        return Hdf5Frames(place.file, key, where, storage, rows)
+
+    def _instruction(self, place: _Place) -> str:
+        name = self.config.instruction_key
+        if self.config.instruction or not name:
+            return self.config.instruction
+        key = place.key(name)
+        if has(place.file, key):
+            found = read(place.file, key).reshape(-1)[:1].tolist()
+            value: Any = found[0] if found else ""
+        else:
+            value = attribute(place.file, place.group, name)
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{place.file} has no text {name!r} for the instruction: neither an array nor an attribute"
+            )
+        return text.strip()
+
+    def _check(self, index: int) -> None:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
+
+
+def _none(place: _Place) -> Float32[np.ndarray, "T 0"]:
+    return np.zeros((place.length, 0), np.float32)
+
+
+def _files(root: Path) -> list[Path]:
+    files = [root]
+    if root.is_dir():
+        files = listed(root, (p for p in files_in(root) if p.suffix in SUFFIXES))
+    if not files:
+        raise ValueError(f"{root} holds no file *.hdf5 or *.h5")
+    return sorted(files, key=lambda p: _natural(p.name))
+
+
+def _groups(file: Path, episodes: str) -> list[str]:
+    if not episodes:
+        return [""]
+    return [f"{episodes.strip('/')}/{name}" for name in sorted(node(file, episodes), key=_natural)]
+
+
+def _natural(name: str) -> list[int | str]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

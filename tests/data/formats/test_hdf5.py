@@ -1,0 +1,285 @@
+"""HDF5: layouts that are declared or known, and files that would read other files or promise what they do not hold."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from demonstrations import scene
+from PIL import Image
+
+from anyvla.actions.space import ActionSpace, Group
+from anyvla.cli.main import main
+from anyvla.config import build
+from anyvla.data.episode import Embodiment
+from anyvla.data.formats import hdf5
+from anyvla.data.formats.hdf5_dataset import Hdf5Dataset
+from anyvla.data.formats.hdf5_frames import Hdf5Frames, Storage
+from anyvla.data.formats.hdf5_layout import Hdf5Config
+from anyvla.data.open import open_dataset, recognise
+from anyvla.data.undeclared import UndeclaredError
+
+LENGTH = 6
+
+
+def robot(*cameras: str, action: int = 14, proprio: int = 14) -> Embodiment:
+    def space(size: int) -> ActionSpace:
+        return ActionSpace(groups=(Group(name="joints", size=size, kind="joints", unit="rad"),) if size else ())
+
+    return Embodiment(name="arms", cameras=cameras, proprio=space(proprio), action=space(action), control_hz=50)
+
+
+def jpegs(images: np.ndarray) -> list[bytes]:
+    out = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
+        out.append(buffer.getvalue())
+    return out
+
+
+def close(a: Any, b: Any) -> bool:
+    return float(np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).mean()) < 4
+
+
+def write_aloha(path: Path, compressed: bool) -> np.ndarray:
+    """As act's record_sim_episodes.py writes, or its compressed form: rows of bytes padded to one length."""
+    images = scene(LENGTH, 32, 1)
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file.attrs["sim"] = False
+        file["observations/qpos"] = rng.normal(size=(LENGTH, 14))
+        file["observations/qvel"] = rng.normal(size=(LENGTH, 14))
+        file["action"] = rng.normal(size=(LENGTH, 14))
+        if compressed:
+            encoded = jpegs(images)
+            longest = max(map(len, encoded))
+            padded = np.stack([np.frombuffer(e.ljust(longest, b"\0"), np.uint8) for e in encoded])
+            file["observations/images/cam_high"] = padded
+            file["compress_len"] = np.array([[len(e) for e in encoded]])
+            file.attrs["compress"] = True
+        else:
+            file["observations/images/cam_high"] = images
+    return images
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_aloha(tmp_path: Path, compressed: bool) -> None:
+    images = write_aloha(tmp_path / "episode_0.hdf5", compressed)
+    write_aloha(tmp_path / "episode_10.hdf5", compressed)
+    write_aloha(tmp_path / "episode_9.hdf5", compressed)
+    assert recognise(tmp_path) == recognise(tmp_path / "episode_0.hdf5") == "hdf5"
+    dataset = open_dataset(tmp_path, embodiment=robot("cam_high"))
+    assert [dataset.task(i) for i in range(3)] == ["episode_0", "episode_9", "episode_10"]
+    episode = dataset[0]
+    with h5py.File(tmp_path / "episode_0.hdf5") as file:
+        assert np.array_equal(episode.actions, file["action"][()].astype(np.float32))
+        assert np.array_equal(episode.proprio, file["observations/qpos"][()].astype(np.float32))
+    assert close(episode.images["cam_high"], images)
+    assert close(episode.images["cam_high"][[4, 1]], images[[4, 1]])
+
+
+def test_robotwin(tmp_path: Path) -> None:
+    """Byte strings of one length; RGB that OpenCV encoded as BGR; joints of the moment, no actions."""
+    images = scene(LENGTH, 32, 2)
+    joints = np.random.default_rng(0).normal(size=(LENGTH, 14))
+    with h5py.File(tmp_path / "episode0.hdf5", "w") as file:
+        encoded = jpegs(images[..., ::-1])
+        file["observation/head_camera/rgb"] = np.array(encoded, dtype=f"S{max(map(len, encoded))}")
+        file["observation/head_camera/intrinsic_cv"] = np.zeros((LENGTH, 3, 3))
+        file["observation/head_camera/depth"] = np.zeros((LENGTH, 32, 32), np.uint16)
+        file["joint_action/vector"] = joints
+        file["joint_action/left_arm"] = joints[:, :6]
+        file["pointcloud"] = np.zeros((LENGTH, 0))
+    dataset = open_dataset(tmp_path, embodiment=robot("head_camera"))
+    episode = dataset[0]
+    assert len(episode) == LENGTH - 1
+    assert np.array_equal(episode.proprio, joints[:-1].astype(np.float32))
+    assert np.array_equal(episode.actions, joints[1:].astype(np.float32))
+    assert close(episode.images["head_camera"], images[:-1])
+
+
+def test_a_declared_layout(tmp_path: Path) -> None:
+    """Like robomimic's with other names, channels first, split actions, and a sentence for each episode."""
+    images = scene(LENGTH, 32, 3)
+    rng = np.random.default_rng(0)
+    pose, gripper, state = rng.normal(size=(LENGTH, 6)), rng.normal(size=LENGTH), rng.normal(size=(LENGTH, 7))
+    with h5py.File(tmp_path / "all.hdf5", "w") as file:
+        for i in (0, 2, 10):
+            group = file.create_group(f"trajectories/traj_{i}")
+            group["act/pose"], group["act/gripper"], group["state"] = pose + i, gripper, state
+            group["views/front"] = images.transpose(0, 3, 1, 2)
+            group.attrs["task"] = f"open drawer {i}"
+    config = Hdf5Config(
+        episodes="trajectories",
+        actions=("act/pose", "act/gripper"),
+        proprio=("state",),
+        cameras={"front": "views/front"},
+        channels="first",
+        instruction_key="task",
+    )
+    dataset = Hdf5Dataset(config, tmp_path / "all.hdf5", robot("front", action=7, proprio=7))
+    assert [dataset.task(i) for i in range(3)] == ["open drawer 0", "open drawer 2", "open drawer 10"]
+    episode = dataset[1]
+    assert np.array_equal(episode.actions, np.c_[pose + 2, gripper].astype(np.float32))
+    assert np.array_equal(episode.proprio, state.astype(np.float32))
+    assert np.array_equal(np.asarray(episode.images["front"]), images)
+    assert episode.instruction == "open drawer 2"
+    last = build(Hdf5Config, {**vars(config), "channels": "last"})
+    with pytest.raises(ValueError, match="declare channels: first"):
+        _ = Hdf5Dataset(last, tmp_path, robot("front", action=7, proprio=7))[0]
+
+
+def test_an_unknown_layout_is_one_line_that_says_what_to_declare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, key in (("mine.hdf5", "trajectories/a/act"), ("episode_0.hdf5", "act"), ("other.h5", "data/demo_0/act")):
+        with h5py.File(tmp_path / name, "w") as file:
+            file[key] = np.zeros((LENGTH, 7))
+        with pytest.raises(ValueError, match=r"declare where its numbers are, as in format: \{name: hdf5, ") as refused:
+            open_dataset(tmp_path / name)
+        assert f"{key} [{LENGTH}, 7]" in str(refused.value)
+        assert "\n" not in str(refused.value)
+    assert main(["data", "info", str(tmp_path / "mine.hdf5")])
+    assert "trajectories/a/act" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_what_is_not_declared_is_shown_without_a_meaning(tmp_path: Path) -> None:
+    write_aloha(tmp_path / "episode_0.hdf5", True)
+    with pytest.raises(UndeclaredError) as undeclared:
+        open_dataset(tmp_path)
+    plain, options = undeclared.value.plain, dict(undeclared.value.options)
+    assert (plain.cameras, plain.action.size, plain.proprio.size) == (("cam_high",), 14, 14)
+    assert options.pop("name") == "hdf5"
+    assert len(Hdf5Dataset(build(Hdf5Config, options), tmp_path, plain)[0]) == LENGTH
+
+
+def test_wrong_declarations_name_the_key(tmp_path: Path) -> None:
+    write_aloha(tmp_path / "episode_0.hdf5", False)
+    for options, wrong in (
+        ({"actions": ["actoin"]}, r"has no 'actoin': did you mean .*action"),
+        ({"proprio": ["observations/qpos", "compress"]}, "has no 'compress'"),
+        ({"episodes": "data"}, "has no 'data'"),
+        ({"cameras": {"cam_high": "observations/qpos"}}, r"is float64 \(6, 14\), expected uint8"),
+        ({"actions": ["observations/images/cam_high"]}, "declares 14 dims of action"),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            _ = Hdf5Dataset(build(Hdf5Config, options), tmp_path, robot("cam_high"))[0]
+    with pytest.raises(ValueError, match="has no camera 'top'; it has cam_high"):
+        open_dataset(tmp_path, embodiment=robot("top"))
+
+
+DEPTH = np.full((LENGTH, 8, 8, 1), 900, np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (DEPTH, "not uint8.*leave a camera of depth out"),
+        (np.repeat(DEPTH, 3, -1), "uint16"),
+        (np.zeros((LENGTH, 8, 8, 3), np.float32), "float32"),
+        (np.zeros((LENGTH, 8, 8, 2), np.uint8), "shape"),
+        (np.zeros((LENGTH, 3, 8, 8), np.uint8), "channels: first"),
+        (np.zeros((LENGTH, 8, 8, 4), np.uint8), "transparent"),
+        (np.array([b"no image"] * LENGTH), "damaged"),
+    ],
+)
+def test_images_that_are_no_colour_are_refused(tmp_path: Path, images: np.ndarray, reason: str) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = images
+    with pytest.raises(ValueError, match=f"here.*images.*{reason}"):
+        _ = Hdf5Frames(tmp_path / "a.h5", "images", "here")[0]
+
+
+def test_images_that_are_stored_in_other_ways(tmp_path: Path) -> None:
+    images = scene(LENGTH, 32, 0)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        ragged = file.create_dataset("ragged", (LENGTH,), h5py.vlen_dtype(np.uint8))
+        for i, data in enumerate(jpegs(images)):
+            ragged[i] = np.frombuffer(data, np.uint8)
+        file["grey"], file["bgr"] = images[..., :1], images[..., ::-1]
+    path = tmp_path / "a.h5"
+    assert close(Hdf5Frames(path, "ragged", ""), images)
+    assert np.array_equal(Hdf5Frames(path, "grey", "")[:], np.repeat(images[..., :1], 3, -1))
+    assert np.array_equal(Hdf5Frames(path, "bgr", "", Storage(colors="bgr"))[:], images)
+    assert np.array_equal(Hdf5Frames(path, "bgr", "", Storage(upright="turn"))[:], images[:, ::-1, ::-1, ::-1])
+
+
+def hostile(folder: Path) -> Path:
+    """A file that names other files in every way that HDF5 has."""
+    (folder / "secret.txt").write_bytes(b"A" * 800)
+    with h5py.File(folder / "other.h5", "w") as file:
+        file["numbers"] = np.ones((10, 10))
+    path = folder / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["here"] = np.arange(6)
+        file["soft"] = h5py.SoftLink("/here")
+        file["group/soft"] = h5py.SoftLink("../here")
+        file["link"] = h5py.ExternalLink("other.h5", "/numbers")
+        file["absolute"] = h5py.ExternalLink(str(folder / "other.h5"), "/")
+        file["soft_out"] = h5py.SoftLink("/link")
+        file["circle"] = h5py.SoftLink("/circle")
+        file["gone"] = h5py.SoftLink("/nowhere")
+        raw = [(str(folder / "secret.txt"), 0, 800)]
+        file.create_dataset("raw", (100,), np.float64, external=raw)
+        layout = h5py.VirtualLayout((10, 10), np.float64)
+        layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "numbers", (10, 10))
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("huge", (1 << 30, 7), np.float32, chunks=(1 << 10, 7))
+        file.create_dataset("chunk", (1 << 20, 1 << 10), np.float32, chunks=(1 << 20, 1 << 9))
+        references = file.create_dataset("references", (2,), h5py.ref_dtype)
+        references[0] = file["here"].ref
+        file["complex"], file["text"] = np.ones(3, complex), np.array([b"a", b"b"])
+        file.create_dataset("nothing", data=h5py.Empty("f"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("link", "'link' .* is a link to the file 'other.h5'"),
+        ("absolute/numbers", "is a link to the file '.*other.h5'"),
+        ("soft_out", "is a link to the file 'other.h5'"),
+        ("circle", "circle of links"),
+        ("gone", "has no 'gone'"),
+        ("raw", "in another file"),
+        ("virtual", "in another file"),
+        ("huge", "promises 30064771072 bytes .*, 0 are stored"),
+        ("chunk", "promises"),
+        ("references", "references"),
+        ("complex", "expected real numbers, found complex"),
+        ("text", "expected real numbers"),
+        ("nothing", "no array"),
+        ("group", "no array"),
+        ("none", "has no 'none'; / holds: absolute"),
+        ("here/below", "has no 'here/below'"),
+    ],
+)
+def test_hdf5_reads_nothing_of_other_files(tmp_path: Path, key: str, reason: str) -> None:
+    path = hostile(tmp_path)
+    with pytest.raises(ValueError, match=rf"a\.h5.*{reason}"):
+        hdf5.numbers(path, key)
+
+
+def test_links_within_a_file_are_followed(tmp_path: Path) -> None:
+    path = hostile(tmp_path)
+    assert hdf5.numbers(path, "soft").tolist() == hdf5.numbers(path, "/here").tolist() == list(range(6))
+    assert not hdf5.has(path, "gone")
+
+
+def test_what_is_found_by_listing_follows_no_link(tmp_path: Path) -> None:
+    assert not {"link", "absolute/numbers", "soft_out"} & set(hdf5.arrays_below(hostile(tmp_path), ""))
+
+
+def test_damage_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    write_aloha(path, True)
+    whole = path.read_bytes()
+    for cut in (0, 100, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=r"episode_0\.hdf5"):
+            _ = np.asarray(open_dataset(path, embodiment=robot("cam_high"))[0].images["cam_high"])
