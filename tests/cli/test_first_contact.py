@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hub_like import SO101, so101
@@ -119,3 +120,33 @@ def test_the_keys_of_a_source_win_over_those_of_the_file(data: Path, tmp_path: P
     assert (source.hz, source.per_task) == (15, 2)
     assert source.embodiment is not None
     assert source.embodiment.action.groups[0].names[4] == "wrist_roll.pos"
+
+
+def test_a_damaged_episode_hides_nothing_else(data: Path, tmp_path: Path, capsys: Any) -> None:
+    root = so101(tmp_path / "so101", "v2.1")
+    path = root / "data/chunk-000/episode_000000.parquet"
+    path.write_bytes(path.read_bytes()[:300])
+    assert main(["data", "info", str(root), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["wrong"]["counts"] == {"error: damaged": 1}
+    assert told["cameras"]["front"] == "32x32"
+    assert "kind: gripper" in told["proposal"]["text"]
+
+
+def test_a_folder_of_ones_own_files_without_a_description(tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        np.savez(
+            folder / f"episode_{number}.npz",
+            actions=rng.normal(size=(20, 3)),
+            proprio=rng.normal(size=(20, 2)),
+            instruction="lift it",
+            **{"images/front": rng.integers(0, 255, (20, 16, 16, 3), np.uint8)},
+        )
+    assert main(["data", "info", str(folder)]) == 1
+    assert "Files of your own: format: folder" in capsys.readouterr().err
+    assert main(["data", "info", str(folder), "--format", "folder", "--write", "mine.yaml"]) == 0
+    assert "CHECK control_hz" in capsys.readouterr().out
+    assert main(["data", "check", str(folder), "--source", "mine.yaml"]) == 0

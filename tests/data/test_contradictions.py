@@ -145,3 +145,30 @@ def test_absolute_targets_that_are_changes():
     finding = only(state, state, change, states)
     assert finding.mend == "declare mode: delta"
     assert found(dataclasses.replace(state, mode="delta"), state, change, states) == []
+
+
+def test_a_gripper_by_its_name_that_is_declared_as_a_joint():
+    group = Group(name="joints", size=2, kind="joints", names=("elbow.pos", "gripper.pos"))
+    finding = only(group, None, lambda i: walk(2, 1, 1, i))
+    assert finding.severity == "warning"
+    assert "dim 1 (gripper.pos), goes from" in finding.text
+    plain = dataclasses.replace(group, kind="other")
+    assert found(plain, None, lambda i: walk(2, 1, 1, i)) == []  # of no declared meaning
+
+
+def test_the_order_of_a_quaternion_by_its_names():
+    group = Group(name="r", size=4, kind="rotation", rotation="quaternion_xyzw", names=("qw", "qx", "qy", "qz"))
+
+    def rows(i: int) -> np.ndarray:
+        q = walk(4, 1, 1, i)
+        return q / np.linalg.norm(q, axis=1, keepdims=True)
+
+    finding = only(group, None, rows)
+    assert finding.mend == "declare rotation: quaternion_wxyz"
+    assert found(dataclasses.replace(group, rotation="quaternion_wxyz"), None, rows) == []
+
+
+@pytest.mark.parametrize("unit", ["radians", "rad", "Radian"])
+def test_units_in_other_words(unit):
+    group = Group(name="joints", size=2, kind="joints", unit=unit)
+    assert only(group, None, lambda i: walk(2, 60, 1, i)).severity == "error"

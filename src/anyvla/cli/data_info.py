@@ -16,8 +16,10 @@ from rich.table import Table
 from anyvla.cli import opening
 from anyvla.cli.common import Bar
 from anyvla.cli.console import Console
+from anyvla.cli.data_statistics import statistics_table
 from anyvla.config import to_dict
 from anyvla.data.episode import EpisodeDataset
+from anyvla.data.measured import readable
 from anyvla.documents import to_yaml
 from anyvla.text import clean_instruction
 
@@ -67,6 +69,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     _show(facts, options.path)
     if proposal is not None:
+        of = facts["statistics"]
+        if not isinstance(of, str):
+            Console().print(statistics_table(dataset.embodiment, of["action"], of["proprio"]))
         _show_proposal(proposal, options)
     return 0
 
@@ -114,8 +119,14 @@ def describe(dataset: EpisodeDataset) -> dict[str, Any]:
     if not len(lengths):
         raise ValueError(f"{dataset.root} holds no episode")
     tasks = Counter(clean_instruction(dataset.task(i)) for i in range(len(dataset)))
-    said = Counter(text for i in _some(len(dataset)) for text in dataset[i].instructions[:1] or ("",))
-    first = dataset[0]
+    said, first = Counter[str](), None
+    for index in _some(len(dataset)):
+        episode = readable(dataset, index)
+        if episode is not None:
+            said.update(episode.instructions[:1] or ("",))
+            first = first or episode
+    if first is None:
+        first = dataset[0]  # says why it cannot be read
     sizes = {c: "x".join(map(str, first.images[c].shape[1:3])) for c in robot.cameras}
     hz = 1 / float(np.median(np.diff(first.timestamps))) if len(first) > 1 else robot.control_hz
     return {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from anyvla.cli import opening
 from anyvla.cli.common import Bar
 from anyvla.cli.console import Console
+from anyvla.data.episode import Embodiment
 
 _COLUMNS = ("min", "q01", "mean", "std", "q99", "max")
 
@@ -22,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print a table, or JSON. Raises ValueError for numbers that cannot be trained on."""
-    from anyvla.actions.ranges import constant_dims
     from anyvla.data.robot_statistics import statistics_of
 
     dataset = opening.viewed(options)
@@ -31,14 +32,20 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({**vars(statistics), "action": statistics.action, "proprio": statistics.proprio}, indent=1))
         return 0
+    Console().print(statistics_table(dataset.embodiment, statistics.action, statistics.proprio))
+    return 0
+
+
+def statistics_table(
+    robot: Embodiment, action: Mapping[str, Sequence[float]], proprio: Mapping[str, Sequence[float]]
+) -> Table:
+    """Return the table of every dim of a robot's actions and proprio."""
+    from anyvla.actions.ranges import constant_dims
+
     table = Table(box=None, pad_edge=False)
     for heading in ("", "group", "dim", *_COLUMNS, "worth a look"):
         table.add_column(heading, justify="right" if heading in _COLUMNS else "left", no_wrap=heading == "dim")
-    robot = dataset.embodiment
-    for name, space, of in (
-        ("action", robot.action, statistics.action),
-        ("proprio", robot.proprio, statistics.proprio),
-    ):
+    for name, space, of in (("action", robot.action, action), ("proprio", robot.proprio, proprio)):
         constant = constant_dims(space, of)
         for group, place in zip(space.groups, space.slices().values(), strict=True):
             for dim in range(place.start, place.stop):
@@ -46,8 +53,7 @@ def run(options: argparse.Namespace) -> int:
                 note = "" if group.kind == "gripper" else remark(values, constant[dim])
                 own = group.names[dim - place.start] if group.names else str(dim - place.start)
                 table.add_row(name, group.name, own, *(f"{values[k]:.4g}" for k in _COLUMNS), note)
-    Console().print(table)
-    return 0
+    return table
 
 
 def remark(values: dict[str, float], constant: bool) -> str:

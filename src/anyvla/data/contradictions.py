@@ -19,6 +19,7 @@ from anyvla.data.findings import Finding, Severity
 from anyvla.data.measured import Measured, relation
 from anyvla.data.readings import NORMALIZED, TURN, UNIT, odd_lengths
 
+_UNITS = {"radian": "rad", "radians": "rad", "degree": "deg", "degrees": "deg", "\N{DEGREE SIGN}": "deg"}
 _METRES = 10.0  # farther than an arm reaches
 
 
@@ -68,7 +69,7 @@ def _declared(part: Literal["actions", "proprio"], space: ActionSpace, measured:
 def _angles(declared: _Declared) -> Iterator[Finding]:
     group = declared.group
     is_angle = group.kind == "joints" or group.rotation in ("euler", "axis_angle")
-    unit = group.unit or ("rad" if group.kind == "rotation" else "")
+    unit = _UNITS.get(group.unit.lower(), group.unit) or ("rad" if group.kind == "rotation" else "")
     dim, low, high = declared.farthest()
     largest, seen = max(-low, high), f"from {low:.4g} to {high:.4g}"
     if is_angle and unit == "rad" and largest > 2 * TURN["rad"]:
@@ -86,6 +87,23 @@ def _angles(declared: _Declared) -> Iterator[Finding]:
     if unit == NORMALIZED and largest > 105:
         text = f"goes {seen}, declared as {NORMALIZED}, which ends at -100 and 100"
         yield declared.finding(text, "declare unit: deg", dim=dim)
+
+
+def _named(declared: _Declared) -> Iterator[Finding]:
+    """Compare the names that the data gives to dims with the kind of the group, and with the order of a quaternion."""
+    group = declared.group
+    if not group.names or group.kind == "other":
+        return
+    for dim, read in enumerate(usual.read_names(group.names, None)):
+        if read.is_ == "gripper" and group.kind != "gripper":
+            low, high = declared.range_of(dim)
+            text = f"goes from {low:.4g} to {high:.4g} and is a gripper by its name, declared as {group.kind}"
+            yield declared.finding(text, "give it a group of its own: kind: gripper", "warning", dim)
+    real = [dim for dim, name in enumerate(group.names) if usual.is_real_part(name)]
+    order = {"0": "quaternion_wxyz", "3": "quaternion_xyzw"}.get(",".join(map(str, real)))
+    if group.rotation in ("quaternion_xyzw", "quaternion_wxyz") and order not in (None, group.rotation):
+        text = f"has its real part at dim {group.label(real[0])} by its names, declared as {group.rotation}"
+        yield declared.finding(text, f"declare rotation: {order}")
 
 
 def _lengths(declared: _Declared) -> Iterator[Finding]:
@@ -173,4 +191,4 @@ def _partner(declared: _Declared, proprio: list[_Declared]) -> _Declared | None:
     return named[0] if named else like[0] if len(like) == 1 else None
 
 
-_LOOKS: tuple[Callable[[_Declared], Iterator[Finding]], ...] = (_angles, _lengths, _ends, _rotations)
+_LOOKS: tuple[Callable[[_Declared], Iterator[Finding]], ...] = (_angles, _named, _lengths, _ends, _rotations)

@@ -64,16 +64,23 @@ class Measured:
         return (low, high) if low <= high else None
 
 
+def readable(dataset: EpisodeDataset, index: int) -> Episode | None:
+    """Return an episode; None if it cannot be read."""
+    try:
+        return dataset[index]
+    except (ValueError, OSError, KeyError):
+        return None
+
+
 def measure(dataset: EpisodeDataset, progress: Callable[[int, int], None] = lambda done, total: None) -> Measured:
     """Measure a data set; episodes that cannot be read count for nothing. No frame is decoded."""
     robot = dataset.embodiment
     found = Measured(len(dataset), robot.proprio.size, robot.action.size)
 
     def add(index: int) -> None:
-        try:
-            found.add(index, dataset[index])
-        except (ValueError, OSError, KeyError):
-            return
+        episode = readable(dataset, index)
+        if episode is not None:
+            found.add(index, episode)
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="measure") as pool:
         for first in range(0, len(dataset), _BLOCK):

@@ -38,6 +38,7 @@ def recognise(root: Path) -> str:
     raise ValueError(
         f"{root} is of no format that is known ({', '.join(formats)})"
         + (f"; it holds {', '.join(inside) or 'nothing'}" if root.is_dir() else "")
+        + (". Files of your own: format: folder, see docs/data_folder.md" if any(".npz" in n for n in inside) else "")
     )
 
 

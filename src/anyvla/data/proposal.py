@@ -18,7 +18,7 @@ from anyvla.actions.space import ActionSpace, Group
 from anyvla.config import to_dict
 from anyvla.data import usual
 from anyvla.data.episode import Embodiment, EpisodeDataset
-from anyvla.data.measured import Measured, measure
+from anyvla.data.measured import Measured, measure, readable
 from anyvla.data.readings import Column, Read, ranged, read_column, related
 
 Part = Literal["proprio", "actions"]
@@ -100,7 +100,8 @@ def _lines(
     if known is not None:
         yield f"  # by the type of the robot or the name of the folder this is {known}"
     yield f"  name: {json.dumps(robot.name, ensure_ascii=False)}"
-    sizes = {c: "x".join(map(str, dataset[0].images[c].shape[1:3])) for c in robot.cameras} if len(dataset) else {}
+    first = next((e for i in range(len(dataset)) if (e := readable(dataset, i)) is not None), None)
+    sizes = {c: "x".join(map(str, i.shape[1:3])) for c, i in first.images.items()} if first is not None else {}
     shown = ", ".join(f"{_one_line(c)} {size}" for c, size in sizes.items())
     yield f"  cameras: {_flow(list(robot.cameras))}" + (f"  # {shown}; leave out what is not needed" if shown else "")
     if not timed:

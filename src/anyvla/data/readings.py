@@ -151,7 +151,7 @@ def _rotation(is_: str, names: tuple[str, ...], size: int) -> tuple[Rotation | N
     if size != _SIZES[is_]:
         return None, (f"rotation: {size} dims are no whole rotation of the kind {is_}",)
     if is_ == "quaternion":
-        real = [i for i, name in enumerate(names) if name.lower().rstrip("_").endswith("w")]
+        real = [i for i, name in enumerate(names) if usual.is_real_part(name)]
         if real in ([0], [3]):
             return ("quaternion_wxyz" if real == [0] else "quaternion_xyzw"), ()
         return "quaternion_xyzw", ("rotation: is the real part last (xyzw) or first (wxyz)?",)

@@ -57,6 +57,11 @@ def read_names(names: Sequence[str], robot: str | None) -> list[Dim]:
     return [Dim(side, _is(stem, stems, robot)) for side, stem in split]
 
 
+def is_real_part(name: str) -> bool:
+    """Return whether a dim of a quaternion is its real part by its name: qw, ee_quat_w."""
+    return bool(re.search(r"(?:^|[^a-z]|[qr])w$", _split(name)[1]))
+
+
 def read_key(key: str, size: int) -> list[Dim]:
     """Return how the dims of a column are read by its key alone, where they have no names."""
     parts = re.sub(r"[^a-z0-9]+", "_", key.lower()).strip("_")

@@ -30,10 +30,12 @@ from anyvla.data.formats.lost import report_empty, report_lost
 from anyvla.data.formats.npy import Head
 from anyvla.data.formats.npz import head_of, keys_of, load_arrays, place_of, shape_of
 from anyvla.data.formats.vectors import as_floats, check_real
+from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.documents import as_mapping, read_yaml
 from anyvla.inside import inside, listed
 
 DESCRIPTION = "dataset.yaml"
+_VECTORS: tuple[str, str] = ("proprio", "actions")
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -66,11 +68,16 @@ class FolderDataset:
 
     def __init__(self, config: FolderConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
-        description = _description(self.root / DESCRIPTION)
-        self.embodiment = embodiment or description.embodiment
         files = listed(self.root, (p for p in files_in(self.root) if p.suffix in (".npz", *hdf5.SUFFIXES)))
         if not files:
             raise ValueError(f"{self.root} has no episode: expected files *.npz or *.hdf5 beside {DESCRIPTION}")
+        about = ""
+        if (self.root / DESCRIPTION).exists():
+            description = _description(self.root / DESCRIPTION)
+            embodiment, about = embodiment or description.embodiment, description.about
+        if embodiment is None:
+            raise _undeclared(self.root, files[0])
+        self.embodiment = embodiment
         lengths = {path: self._length(path) for path in files}
         self._files = [path for path in files if lengths[path] != 0]
         report_empty(self.root, [path.name for path in files if lengths[path] == 0])
@@ -80,7 +87,7 @@ class FolderDataset:
         self.lost = {i: text for i, text in enumerate(said) if isinstance(text, str)}
         report_lost(self.root, self.lost, len(self._files))
         self.lengths: Int64[np.ndarray, "E"] = np.array([1 if isinstance(n, str) else n for n in said], np.int64)
-        self.provenance: dict[str, Any] = {"format": "folder", "about": description.about}
+        self.provenance: dict[str, Any] = {"format": "folder", "about": about}
 
     def __len__(self) -> int:
         return len(self._files)
@@ -197,10 +204,27 @@ def write_description(root: Path, embodiment: Embodiment, about: str = "") -> No
 
 
 def _description(path: Path) -> Description:
-    if not path.exists():
-        raise ValueError(f"there is no {path}: it names the embodiment, see docs/data_folder.md")
     facts = as_mapping(read_yaml(inside(path.parent, path.name)), str(path))
     return build(Description, facts, where=str(path))
+
+
+def _undeclared(root: Path, path: Path) -> UndeclaredError:
+    """Return the error with an embodiment of no meaning, as the first file shows it.
+
+    Raises ValueError if that file is no episode.
+    """
+    keys = _keys(path)
+    if "actions" not in keys:
+        raise ValueError(f"{path} has no key 'actions', but {', '.join(sorted(keys)[:8])}: see docs/data_folder.md")
+    shapes = {key: _head(path, key).shape for key in keys if key in _VECTORS}
+    odd = [key for key, shape in shapes.items() if len(shape) != 2]
+    if odd:
+        raise ValueError(f"{path}: {odd[0]} has shape {shapes[odd[0]]}, expected (T, D)")
+    cameras = [key.removeprefix("images/") for key in keys if key.startswith("images/")]  # of npz
+    cameras += list(hdf5.node(path, "images")) if "images" in keys else []
+    proprio, actions = ({key: shapes[key][1]} if key in shapes else {} for key in _VECTORS)
+    plain = plain_embodiment(root.name or "robot", cameras, 10, proprio, actions)
+    return UndeclaredError(root, plain, {"name": "folder"}, timed=False)
 
 
 def _keys(path: Path) -> list[str]:
