@@ -254,3 +254,19 @@ def test_actions_that_follow_in_another_unit(tmp_path: Path) -> None:
     proposal, groups = proposed(hub(tmp_path, ["x", "y", "z"], action, state))
     assert (groups["action"]["position"]["mode"], groups["action"]["position"].get("unit")) == ("delta", None)
     assert any("unit: what is 1?" in q for q in proposal.questions)
+
+
+def test_aloha_files_of_hdf5(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    root = tmp_path / "demos"
+    root.mkdir()
+    for i in range(EPISODES):
+        arm = joined(curves(6, -1.4, 1.5, STEPS, i), curves(1, 0, 1, STEPS, i))
+        with h5py.File(root / f"episode_{i}.hdf5", "w") as file:
+            file["action"] = joined(arm, arm)
+            file["observations/qpos"] = following(joined(arm, arm))
+            file["observations/images/cam_high"] = np.full((STEPS, 16, 16, 3), 90 + i, np.uint8)
+    proposal, groups = proposed(root)
+    assert list(groups["action"]) == ["left_joints", "left_gripper", "right_joints", "right_gripper"]
+    assert groups["action"]["right_gripper"]["open"] == 1
+    assert any("control_hz" in q for q in proposal.questions)

@@ -72,7 +72,8 @@ class Hdf5Dataset:
             options = {"name": "hdf5", **{k: v for k, v in to_dict(config).items() if v != usual[k]}}
             options["actions"] = list(self._layout.actions)
             options |= {"proprio": list(self._layout.proprio), "cameras": self._layout.cameras}
-            plain = plain_embodiment("robot", list(self._layout.cameras), 20, sizes["proprio"], sizes["action"])
+            robot, cameras = self._layout.robot, list(self._layout.cameras)
+            plain = plain_embodiment(robot, cameras, 20, sizes["proprio"], sizes["action"])
             raise UndeclaredError(self.root, plain, options, timed=False)
         self.embodiment = embodiment
         self._check_embodiment(sizes)

@@ -44,12 +44,14 @@ class Layout:
     cameras: dict[str, str]
     colors: Literal["rgb", "bgr"]
     ahead: int
+    robot: str  # by the layout, for a proposal of what the numbers mean
 
 
 @dataclass(frozen=True)
 class _Known:
     """A layout of a project. It is recognised by its keys."""
 
+    robot: str
     actions: str
     proprio: str
     colors: Literal["rgb", "bgr"] = "rgb"
@@ -58,7 +60,10 @@ class _Known:
 
 # ALOHA: github.com/tonyzhaozh/act, record_sim_episodes.py. RoboTwin: github.com/RoboTwin-Platform/RoboTwin. Its files
 # hold the joints of the moment only; the action is the joints of the next step, as in its own training code.
-_KNOWN = (_Known("action", "observations/qpos"), _Known("joint_action/vector", "joint_action/vector", "bgr", 1))
+_KNOWN = (
+    _Known("aloha", "action", "observations/qpos"),
+    _Known("robotwin", "joint_action/vector", "joint_action/vector", "bgr", 1),
+)
 _PICTURE_NAMES = ("rgb", "image", "color", "images")  # last parts of a key that do not name the camera
 
 
@@ -85,6 +90,7 @@ def layout_of(config: Hdf5Config, path: Path, episode: str) -> Layout:
         cameras=cameras,
         colors=config.colors or (known.colors if known else "rgb"),
         ahead=config.ahead if config.ahead is not None else known.ahead if known else 0,
+        robot=known.robot if known else "robot",
     )
 
 
