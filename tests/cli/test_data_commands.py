@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from small import SIZE, embodiment, episode
 
@@ -135,3 +136,20 @@ def test_what_cannot_be_done_is_told(arguments: list[str], status: int, message:
         got = stopped.code
     assert got == status
     assert message in capsys.readouterr().err
+
+
+def test_an_episode_that_the_index_misplaces_is_told_and_the_others_are_shown(tmp_path: Path, capsys: Any) -> None:
+    write_dataset(tmp_path / "set", embodiment(), [episode(20, i) for i in range(3)])
+    path = next((tmp_path / "set").glob("meta/episodes/*/*.parquet"))
+    table = pq.read_table(path)
+    lengths = table["length"].to_pylist()
+    changed = table.set_column(table.column_names.index("length"), "length", [[25, *lengths[1:]]])
+    pq.write_table(changed, path)
+    assert main(["data", "info", str(tmp_path / "set"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["episodes"] == 3
+    assert "the index says 25 rows" in facts["unreadable"]["0"]
+    assert main(["data", "info", str(tmp_path / "set")]) == 0
+    assert "leave_out: [0]" in capsys.readouterr().out
+    assert main(["data", "check", str(tmp_path / "set"), "--fix", str(tmp_path / "clean")]) == 0
+    assert len(open_dataset(tmp_path / "clean")) == 2

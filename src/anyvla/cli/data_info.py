@@ -53,6 +53,9 @@ def run(options: argparse.Namespace) -> int:
     facts = describe(dataset)
     with Bar("look") as bar:
         findings = check(dataset, progress=bar)
+    unreadable = {f.episode: f.text for f in findings if f.kind == "damaged" and f.episode is not None}
+    if unreadable:
+        facts["unreadable"] = unreadable
     counts = Counter(f"{f.severity}: {f.kind}" for f in findings)
     facts["wrong"] = {"counts": dict(counts), "first": [vars(f) for f in findings[:_SHOWN]]}
     facts["statistics"] = _statistics(dataset)
@@ -81,6 +84,8 @@ def _show(facts: Mapping[str, Any], path: str) -> None:
     for key, value in facts.items():
         if key not in ("statistics", "wrong", "proposal"):
             table.add_row(key, _line(value))
+    if "unreadable" in facts:
+        table.add_row("", f"to train without: leave_out: [{', '.join(map(str, facts['unreadable']))}] in the source")
     wrong = ", ".join(f"{name} ({n})" for name, n in facts["wrong"]["counts"].items())
     table.add_row("wrong", f"{wrong}: anyvla data check {path}" if wrong else "nothing found")
     statistics = facts["statistics"]

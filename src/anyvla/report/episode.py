@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 from markupsafe import Markup
 
 from anyvla.actions.ranges import never_varies
 from anyvla.actions.space import ActionSpace
 from anyvla.data.episode import EpisodeDataset, Images
+from anyvla.data.frame_times import shown_at
 from anyvla.report.template import environment
 from anyvla.report.video import write_video
 
@@ -31,7 +33,7 @@ def write_episode(dataset: EpisodeDataset, index: int, folder: Path) -> Path:
     videos: dict[str, str] = {}
     for camera, images in episode.images.items():
         name = f"camera-{len(videos)}.mp4"
-        write_video(folder / name, _one_by_one(images), robot.control_hz)
+        write_video(folder / name, _over_time(images, episode.timestamps, robot.control_hz), robot.control_hz)
         videos[camera] = name
     plots = [
         (what, name, labels, plot(rows, episode.timestamps, f"{what}, {name}"))
@@ -63,10 +65,12 @@ def write_episode(dataset: EpisodeDataset, index: int, folder: Path) -> Path:
     return page
 
 
-def _one_by_one(images: Images) -> Iterator[np.ndarray]:
-    """Frames, of which a few are in memory at a time."""
-    for start in range(0, len(images), _BLOCK):
-        yield from images[start : start + _BLOCK]
+def _over_time(images: Images, times: Float64[np.ndarray, "T"], hz: float) -> Iterator[np.ndarray]:
+    """Yield the frame that is shown at each 1 / hz second, as the plots run; a few are in memory at a time."""
+    clock = np.arange(round(float(times[-1]) * hz) + 1) / hz
+    shown = shown_at(times, clock, 0.5 / hz).clip(0)
+    for start in range(0, len(shown), _BLOCK):
+        yield from images[shown[start : start + _BLOCK]]
 
 
 def _groups(space: ActionSpace, array: np.ndarray) -> list[tuple[str, list[str], np.ndarray]]:
