@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import av
+import numpy as np
+from small import embodiment, episode
+
+from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.open import open_dataset
+from anyvla.report.episode import write_episode
+
+
+def test_the_video_of_the_page_runs_as_the_plots_do(tmp_path: Path) -> None:
+    """A pause of ten steps is one in the video too, so that the line in the plots is at the frame that is shown."""
+    robot, one = embodiment(), episode(20, 0)
+    times = np.arange(20) / robot.control_hz
+    times[10:] += 10 / robot.control_hz
+    write_dataset(tmp_path / "set", robot, [dataclasses.replace(one, timestamps=times)])
+    write_episode(open_dataset(tmp_path / "set"), 0, tmp_path / "page")
+    with av.open(str(tmp_path / "page/camera-0.mp4")) as container:
+        frames = sum(1 for _ in container.decode(video=0))
+    assert frames == 30
