@@ -79,6 +79,8 @@ def node(path: Path, key: str) -> Any:
             return _follow(file, key, path)
     except KeyError:
         parent = key.strip("/").rpartition("/")[0]
+        while parent and not has(path, parent):
+            parent = parent.rpartition("/")[0]
         around = node(path, parent)
         inside = ", ".join(list(around)[:40]) or "nothing" if hasattr(around, "keys") else "numbers"
         raise ValueError(f"{path} has no {key!r}; {parent or '/'} holds: {inside}") from None

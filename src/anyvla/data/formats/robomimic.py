@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Embodiment, Episode, conventions, steady
-from anyvla.data.formats.hdf5 import SUFFIXES, array, has, json_attribute, node, numbers, read
+from anyvla.data.formats.hdf5 import SUFFIXES, array, has, json_attribute, node, read
 from anyvla.data.formats.hdf5_frames import Hdf5Frames, Orientation, Storage
 from anyvla.data.formats.hdf5_layout import is_episode, not_declared
 from anyvla.data.formats.listing import files_in
@@ -155,6 +155,8 @@ class RobomimicDataset:
         if not has(file, "data"):
             raise ValueError(not_declared(file))
         names = list(node(file, "data"))
+        if names and not any(has(file, f"data/{name}/{self.config.actions}") for name in names):
+            raise ValueError(not_declared(file))
         if self.config.filter is not None:
             kept = read(file, f"mask/{self.config.filter}")
             names = [n.decode() if isinstance(n, bytes) else str(n) for n in kept.tolist()]
@@ -166,8 +168,6 @@ class RobomimicDataset:
         # LIBERO keeps some as a list
         words = " ".join(map(str, words)) if isinstance(words, list) else str(words).strip('"')
         instruction = self.config.instruction or words or (_sentence(file) if libero else "")
-        if names and not any(has(file, f"data/{name}/{self.config.actions}") for name in names):
-            raise ValueError(not_declared(file))
         return [self._read_demo(file, name, instruction) for name in names]
 
     def _read_demo(self, file: Path, name: str, instruction: str) -> _Demo:
@@ -196,7 +196,10 @@ class RobomimicDataset:
 
     def _known(self, sizes: dict[str, int]) -> Embodiment:
         env = json_attribute(self._demos[0].file, "data", "env_args")
-        known = known_embodiment(env, self._libero, list(self._keys), self._proprio, sizes)
+        try:
+            known = known_embodiment(env, self._libero, list(self._keys), self._proprio, sizes)
+        except (AttributeError, TypeError, ValueError):  # an attribute of another shape than robosuite's
+            known = None
         if known is None or self.config.actions != "actions":
             keys = self._proprio or tuple(k for k in sizes if k.endswith(_POSES))
             proprio = {k: sizes[k] for k in keys}
@@ -221,7 +224,7 @@ class RobomimicDataset:
                 raise ValueError(f"{robot.name!r} declares {declared} dims of {what}; {self.root} has {found}{more}")
 
     def _numbers(self, demo: _Demo, key: str) -> Float32[np.ndarray, "T D"]:
-        values = numbers(demo.file, f"data/{demo.name}/{key}")
+        values = read(demo.file, f"data/{demo.name}/{key}")
         values = values if demo.rows is None else values[demo.rows]
         if len(values) != demo.length:
             raise ValueError(f"{demo.file}, {demo.name}: {key} has {len(values)} steps, its actions {demo.length}")
