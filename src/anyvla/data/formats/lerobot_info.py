@@ -22,6 +22,7 @@ TIME = "anyvla.timestamp"  # a feature, where steps are not at a constant rate: 
 CAMERA_PREFIX = "observation.images."
 READ_VERSIONS = ("v2.0", "v2.1", "v3.0")
 _CODECS = {"libsvtav1": "av1", "libx264": "h264", "libx265": "hevc", "h265": "hevc", "avc1": "h264", "hvc1": "hevc"}
+Features = str | tuple[str, ...]  # a feature, or several that are joined in this order
 # Where data sets that other programs converted keep proprio and actions.
 _STATES = ("observation.state", "state", "observation.qpos", "qpos", "observation.joint_position", "joint_position")
 _ACTIONS = ("action", "actions")
@@ -51,38 +52,54 @@ class Info:
             )
             raise ValueError(f"{self.root} is a LeRobot dataset of version {self.version}, not {read[-1]}: {way_out}")
 
-    def embodiment(self, format: str, state: str, action: str) -> Embodiment:
+    def embodiment(self, format: str, state: Features, action: Features) -> Embodiment:
         """Return what the dataset itself says. Raises UndeclaredError if it says nothing."""
         if "embodiment" not in self.own:
             raise self._undeclared(format, state, action)
         return build(Embodiment, self.own["embodiment"], where=f"{self.root}/meta/info.json, embodiment")
 
-    def _undeclared(self, format: str, state: str, action: str) -> UndeclaredError:
+    def _undeclared(self, format: str, state: Features, action: Features) -> UndeclaredError:
         """Return the error with an embodiment of no meaning. Raises ValueError if no feature looks like an action."""
-        keys = {"state": self._vector(state, *_STATES), "action": self._vector(action, *_ACTIONS)}
-        if keys["action"] is None:
+        keys = {"state": self._vectors(state, _STATES), "action": self._vectors(action, _ACTIONS)}
+        if not keys["action"]:
             self._check_size(action, ActionSpace(groups=()), "action")
-        dims = {part: self._dims(key) for part, key in keys.items()}
-        options = {part: key for part, key in keys.items() if key not in (None, state, action)}
+        dims = {part: self._dims(found) for part, found in keys.items()}
+        options = {
+            part: found[0] if len(found) == 1 else list(found)
+            for part, found in keys.items()
+            if found and found not in (joined(state), joined(action))
+        }
         name = str(self.facts.get("robot_type") or "robot")
         plain = plain_embodiment(name, list(self.cameras()), self.fps, dims["state"], dims["action"])
         return UndeclaredError(self.root, plain, {"name": format, **options} if options else {})
 
-    def _dims(self, key: str | None) -> dict[str, int | Sequence[str]]:
-        if key is None:
-            return {}
-        feature = self.features[key]
-        return {key: dim_names(feature) or int(feature["shape"][0])}
+    def _dims(self, keys: Sequence[str]) -> dict[str, int | Sequence[str]]:
+        return {key: dim_names(self.features[key]) or int(self.features[key]["shape"][0]) for key in keys}
 
-    def _vector(self, *keys: str) -> str | None:
-        """Return the first of these features that is a vector of numbers."""
-        for key in keys:
-            feature = self.features.get(key) or {}
-            if len(feature.get("shape") or []) == 1 and str(feature.get("dtype")).startswith(("float", "int")):
-                return key
-        return None
+    def _vectors(self, asked: Features, usual: Sequence[str]) -> tuple[str, ...]:
+        """Return the features asked for if all are vectors of numbers, else the first usual one, else its parts.
 
-    def check(self, embodiment: Embodiment, state: str, action: str) -> None:
+        DROID keeps `action.joint_position`, `action.gripper_position` and more in place of `action`.
+        """
+        for keys in (joined(asked), *((key,) for key in usual)):
+            if all(self._is_vector(key) for key in keys):
+                return keys
+        for whole in usual:
+            parts = tuple(key for key in self.features if key.startswith(f"{whole}.") and self._is_vector(key))
+            joints = tuple(key for key in parts if key.endswith((".joint_position", ".gripper_position")))
+            if parts:
+                return joints if len(joints) == 2 else parts
+        return ()
+
+    def _is_vector(self, key: str) -> bool:
+        feature = self.features.get(key) or {}
+        return len(feature.get("shape") or []) == 1 and str(feature.get("dtype")).startswith(("float", "int"))
+
+    def size(self, key: str) -> int:
+        """Return how many numbers a feature has in each step, which `check` found to be a vector."""
+        return int(self.features[key]["shape"][0])
+
+    def check(self, embodiment: Embodiment, state: Features, action: Features) -> None:
         """Raises ValueError that says what of the embodiment does not fit the features."""
         if abs(embodiment.control_hz / self.fps - 1) > 0.01:
             raise ValueError(
@@ -93,13 +110,16 @@ class Info:
         if embodiment.proprio.size:  # none: the data may have no state, or it is not wanted
             self._check_size(state, embodiment.proprio, "state")
 
-    def named(self, embodiment: Embodiment, state: str, action: str) -> Embodiment:
+    def named(self, embodiment: Embodiment, state: Features, action: Features) -> Embodiment:
         """Return the embodiment with the names that the features give to dims, where it has none."""
         return replace(
             embodiment,
-            proprio=embodiment.proprio.named(dim_names(self.features.get(state) or {})),
-            action=embodiment.action.named(dim_names(self.features.get(action) or {})),
+            proprio=embodiment.proprio.named(self._names(state)),
+            action=embodiment.action.named(self._names(action)),
         )
+
+    def _names(self, keys: Features) -> list[str]:
+        return [name for key in joined(keys) for name in dim_names(self.features.get(key) or {})]
 
     def camera_key(self, name: str) -> str:
         """The feature of a camera: its name as it is, or without LeRobot's prefix."""
@@ -144,18 +164,30 @@ class Info:
             raise ValueError(f"{self.root}/meta/info.json: {key!r} has shape {shape}, an image has three dims")
         return shape[0], shape[1]
 
-    def _check_size(self, key: str, space: ActionSpace, option: str) -> None:
-        feature = self.features.get(key)
-        if feature is None:
-            vectors = [k for k, f in self.features.items() if f["dtype"].startswith("float")]
+    def _check_size(self, keys: Features, space: ActionSpace, option: str) -> None:
+        sizes = []
+        for key in joined(keys):
+            feature = self.features.get(key)
+            if feature is None:
+                vectors = [k for k in self.features if self._is_vector(k)]
+                known = nearest(key, vectors) if vectors else "it holds no vectors"
+                raise ValueError(
+                    f"{self.root} has no feature {key!r}: {known}; say which it is, as in format: {{name: lerobot, "
+                    f"{option}: NAME}}, or {option}: [NAME, NAME] for several that are joined"
+                )
+            if len(feature["shape"]) != 1:
+                raise ValueError(f"{self.root}: {key!r} has shape {list(feature['shape'])}, a vector has one dim")
+            sizes.append(self.size(key))
+        if sum(sizes) != space.size:
             raise ValueError(
-                f"{self.root} has no feature {key!r}: {nearest(key, vectors) if vectors else 'it holds no vectors'}; "
-                f"say which it is, as in format: {{name: lerobot, {option}: NAME}}"
+                f"{self.root}: {', '.join(map(repr, joined(keys)))} has shape {sizes}, the embodiment declares "
+                f"{space.size} dims"
             )
-        if list(feature["shape"]) != [space.size]:
-            raise ValueError(
-                f"{self.root}: {key!r} has shape {list(feature['shape'])}, the embodiment declares {space.size} dims"
-            )
+
+
+def joined(keys: Features) -> tuple[str, ...]:
+    """Return the features that make a vector, one after another."""
+    return (keys,) if isinstance(keys, str) else tuple(keys)
 
 
 def dim_names(feature: Mapping[str, Any]) -> tuple[str, ...]:

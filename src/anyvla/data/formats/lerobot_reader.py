@@ -24,7 +24,7 @@ from anyvla.data import fingerprints
 from anyvla.data.clock import Times, relative
 from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats.lerobot_frames import Declared, Span, StillFrames, VideoFrames
-from anyvla.data.formats.lerobot_info import OWN_KEY, TIME, Info
+from anyvla.data.formats.lerobot_info import OWN_KEY, TIME, Features, Info, joined
 from anyvla.data.formats.lerobot_kept import kept
 from anyvla.data.formats.lerobot_places import runs_of
 from anyvla.data.formats.lerobot_rows import read_rows
@@ -42,8 +42,8 @@ _MANY = 100  # episodes of several tasks from which on their runs are kept in th
 class LeRobotConfig:
     """How a LeRobot dataset is read."""
 
-    state: str = STATE  # the feature that is the proprio
-    action: str = ACTION  # the feature that is the action
+    state: Features = STATE  # the feature that is the proprio, or several that are joined in this order
+    action: Features = ACTION  # the same of the action
     times: Times = "recorded"  # steady: step t is at t / fps, for data whose timestamps are wrong
 
 
@@ -133,7 +133,8 @@ class LeRobotReader(ABC):
         """Episode `index`; frames are decoded when asked for. Raises IndexError outside, ValueError if damaged."""
         self._check(index)
         where = self._where(index)
-        names = [self.config.action, *([self.config.state] if self.embodiment.proprio.size else [])]
+        proprio = joined(self.config.state) if self.embodiment.proprio.size else ()
+        names = list(dict.fromkeys((*joined(self.config.action), *proprio)))
         names += ["timestamp"] if "timestamp" in self._info.features else []
         table = self._read(index, names + ([TIME] if TIME in self._info.features else []))
         extra, instructions = self._own(index)
@@ -144,15 +145,16 @@ class LeRobotReader(ABC):
         times = self._times(table, where)
         row = self._rows_at(index)[1] + int(self._columns.begin[index])
 
-        def vectors(key: str, size: int) -> Float32[np.ndarray, "T D"]:
-            return as_floats(matrix(table[key], size, f"{where}, column {key!r}", row), f"{where}, column {key!r}")
+        def vectors(keys: tuple[str, ...]) -> Float32[np.ndarray, "T D"]:
+            columns = [(table[key], self._info.size(key), f"{where}, column {key!r}") for key in keys]
+            parts = [as_floats(matrix(column, size, place, row), place) for column, size, place in columns]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
-        proprio = self.embodiment.proprio.size
         return Episode(
             embodiment=self.embodiment,
             images={name: self._frames(index, key, times) for name, key in self._keys.items()},
-            proprio=vectors(self.config.state, proprio) if proprio else np.zeros((length, 0), np.float32),
-            actions=vectors(self.config.action, self.embodiment.action.size),
+            proprio=vectors(proprio) if proprio else np.zeros((length, 0), np.float32),
+            actions=vectors(joined(self.config.action)),
             instructions=instructions,
             timestamps=times,
             provenance=where,
