@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -12,8 +13,10 @@ import pytest
 
 from anyvla.actions.space import ActionSpace, Group
 from anyvla.data.episode import Embodiment
-from anyvla.data.formats import tf_example, tfrecord
+from anyvla.data.formats import rlds_index, tf_example, tfrecord
 from anyvla.data.formats.rlds import RLDSConfig, RLDSDataset
+from anyvla.data.formats.rlds_features import Leaf
+from anyvla.data.formats.rlds_frames import numbers_of
 from anyvla.data.mixture import DataConfig, open_mixture
 from anyvla.data.open import open_dataset, recognise
 
@@ -178,6 +181,10 @@ def test_damaged_headers_checksums_and_lost_records(tmp_path):
     last(folder).write_bytes(content)
     with pytest.raises(ValueError, match="record 0, at byte 0, has a damaged header"):
         open_dataset(folder)
+    data, whole = RLDSDataset(RLDSConfig(damaged="skip"), folder), open_dataset(BRIDGE)
+    assert len(data) == 3  # the next record of the file is found
+    assert np.array_equal(data[2].actions, whole[3].actions)
+    assert list(data.provenance["damaged"]) == [str(last(folder))]
     last(folder).unlink()
     with pytest.raises(ValueError, match=r"lacks 1 of 2 files of split 'train', the first .*-00001-of-00002"):
         open_dataset(folder)
@@ -234,3 +241,26 @@ def test_what_is_asked_for_and_is_not_there(tmp_path):
     (folder / "features.json").write_text("{")
     with pytest.raises(ValueError, match=r"features\.json, line 1: not valid JSON"):
         open_dataset(folder)
+
+
+def tensors(*steps: np.ndarray) -> tf_example.Feature:
+    """A key whose steps are tensors written as bytes."""
+    texts = [step.tobytes() for step in steps]
+    return tf_example.Feature(1, memoryview(b"".join(b"\x0a" + bytes([len(text)]) + text for text in texts)))
+
+
+def test_steps_whose_lengths_or_types_differ_are_refused():
+    leaf = Leaf("tensor", (3,), "float32", "bytes", ragged=False)
+    numbers = [np.arange(n, dtype=np.float32) for n in (3, 2, 4)]
+    with pytest.raises(ValueError, match="steps/action, step 1: expected 3 numbers, found 2"):
+        numbers_of({"steps/action": tensors(*numbers)}, "steps/action", leaf, 3)  # 9 numbers in all
+    for wrong in (dataclasses.replace(leaf, dtype="complex64"), dataclasses.replace(leaf, kind="text")):
+        with pytest.raises(ValueError, match="steps/action: expected real numbers, found"):
+            numbers_of({"steps/action": tensors(numbers[0])}, "steps/action", wrong, 1)
+
+
+def test_records_without_steps_are_left_out(monkeypatch, caplog):
+    count, counted = rlds_index._count_steps, [1, 1, 0, 1]
+    monkeypatch.setattr(rlds_index, "_count_steps", lambda record, steps: count(record, steps) * counted.pop())
+    assert len(open_dataset(BRIDGE)) == 3
+    assert "episodes without steps are left out: bridge_orig-train.tfrecord-00000-of-00002, record 1" in caplog.text

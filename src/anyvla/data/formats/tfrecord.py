@@ -19,6 +19,8 @@ from anyvla.data.formats.open_files import OpenFiles
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = 4  # bytes
+_MASK = 0xA282EAD8
+_SEARCHED = 1 << 18  # bytes at once
 
 
 class _Mapped:
@@ -37,9 +39,9 @@ _files: OpenFiles[_Mapped] = OpenFiles(_Mapped, most=16)
 
 
 def records(path: Path) -> tuple[Int64[np.ndarray, "R"], Int64[np.ndarray, "R"], str]:
-    """Offsets and lengths of the data of all whole records, and what is wrong after the last of them ("": nothing).
+    """Offsets and lengths of the data of all whole records, and what is wrong with the others ("": nothing).
 
-    Reads the headers only.
+    Reads the headers only. Behind a damaged header the next sound one is searched for.
     """
     size = path.stat().st_size
     if not size:
@@ -49,15 +51,17 @@ def records(path: Path) -> tuple[Int64[np.ndarray, "R"], Int64[np.ndarray, "R"],
     fault = ""
     while at < size:
         if at + _HEADER.size > size:
-            fault = f"it ends within the header of record {len(offsets)}, at byte {at}"
+            fault = fault or f"it ends within the header of record {len(offsets)}, at byte {at}"
             break
         length, crc = _HEADER.unpack_from(data, at)
         if _masked(_crc32c(data[at : at + 8])) != crc:
-            fault = f"record {len(offsets)}, at byte {at}, has a damaged header"
-            break
+            behind = _next_header(data, at + 1, size)
+            fault = fault or f"record {len(offsets)}, at byte {at}, has a damaged header"
+            at = behind
+            continue
         end = at + _HEADER.size + length + _FOOTER
         if end > size:
-            fault = f"it ends within record {len(offsets)}, {end - size} bytes too early"
+            fault = fault or f"it ends within record {len(offsets)}, {end - size} bytes too early"
             break
         offsets.append(at + _HEADER.size)
         lengths.append(length)
@@ -105,5 +109,24 @@ def _crc32c(data: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
+def _next_header(data: mmap.mmap, begin: int, size: int) -> int:
+    """Return where the next header with a right checksum and a record that fits begins; `size` if there is none."""
+    table = np.array(_table(), np.uint32)
+    for at in range(begin, size - _HEADER.size, _SEARCHED):
+        part = np.frombuffer(data, np.uint8, min(_SEARCHED + _HEADER.size - 1, size - at), at)
+        windows = np.lib.stride_tricks.sliding_window_view(part, _HEADER.size)
+        found = np.flatnonzero(~windows[:, 4:8].any(1))  # a record has less than 4 GiB
+        crc = np.full(len(found), 0xFFFFFFFF, np.uint32)
+        for byte in windows[found, :8].T:
+            crc = table[(crc ^ byte) & 0xFF] ^ (crc >> np.uint32(8))
+        crc = ~crc
+        masked = ((crc >> np.uint32(15)) | (crc << np.uint32(17))) + np.uint32(_MASK)
+        for place in found[masked == windows[found, 8:].copy().view("<u4")[:, 0]].tolist():
+            (length,) = struct.unpack_from("<Q", data, at + place)
+            if at + place + _HEADER.size + length + _FOOTER <= size:
+                return at + int(place)
+    return size
+
+
 def _masked(crc: int) -> int:
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
