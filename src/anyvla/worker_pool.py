@@ -86,6 +86,7 @@ class _Worker(SpawnProcess):
 
     def terminate(self) -> None:
         """Kill: a worker ignores SIGTERM, and a pool that lost one worker terminates and then joins the others."""
+        self.join(0.05)  # one that has just died may not be over yet
         self.ended = self.is_alive()
         self.kill()
 

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import psutil
+import pytest
+from running import gone, until
+
+from anyvla.worker_pool import WorkerDied, WorkerPool
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+PARENT = """
+import os, sys, time
+from anyvla.worker_pool import WorkerPool
+if __name__ == "__main__":
+    with WorkerPool(2, remedy="") as pool:
+        running = [pool.submit(time.sleep, s) for s in (0, 0, 600)]
+        for done in running[:2]:
+            done.result()
+        print(*(p.pid for p in pool._context.started), flush=True)
+        time.sleep(600)
+"""
+
+
+def test_workers_end_with_their_parent_whether_they_work_or_wait(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None
+    workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    parent.kill()
+    parent.communicate()
+    until(lambda: gone(workers), seconds=10)
+
+
+def test_workers_ignore_the_signals_of_their_parent_from_the_start() -> None:
+    with WorkerPool(1, remedy="") as pool:
+        answer = pool.submit(os.getpid)
+        for _ in range(20):  # while it starts, imports and works
+            for process in pool._context.started:
+                os.kill(process.pid, signal.SIGTERM)
+                os.kill(process.pid, signal.SIGINT)
+            time.sleep(0.02)
+        assert answer.result(60) == pool._context.started[0].pid
+        os.kill(answer.result(), signal.SIGTERM)
+        assert pool.submit(os.getpid).result(60) == answer.result()
+
+
+def _kill_me(other: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_ends_the_work_with_one_line_and_no_worker_is_left() -> None:
+    died = pytest.raises(WorkerDied, match=r"a worker process died \(exit status -9\).*lack of memory: try fewer")
+    with died, WorkerPool(2, remedy="try fewer") as pool:
+        sleeping = pool.submit(time.sleep, 600)
+        dying: Future[None] = pool.submit(_kill_me, 0)
+        dying.result(60)
+        sleeping.result()
+    assert all(not process.is_alive() for process in pool._context.started)
+
+
+def test_an_interrupt_does_not_wait_for_a_worker_that_hangs() -> None:
+    interrupted = pytest.raises(KeyboardInterrupt)
+    begin = time.monotonic()
+    with interrupted, WorkerPool(1, remedy="") as pool:
+        pool.submit(os.getpid).result(60)
+        until(pool.submit(time.sleep, 600).running)
+        raise KeyboardInterrupt
+    assert time.monotonic() - begin < 60
+    assert not pool._context.started[0].is_alive()
+
+
+def test_an_interrupt_while_it_waits_for_the_last_work_does_not_wait_either() -> None:
+    interrupted = pytest.raises(KeyboardInterrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with interrupted, WorkerPool(1, remedy="") as pool:
+        pool.submit(os.getpid).result(60)
+        until(pool.submit(time.sleep, 600).running)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    signal.signal(signal.SIGINT, before)
+    until(lambda: not pool._context.started[0].is_alive(), seconds=10)
