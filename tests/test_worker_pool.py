@@ -89,3 +89,13 @@ def test_an_interrupt_while_it_waits_for_the_last_work_does_not_wait_either() ->
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     signal.signal(signal.SIGINT, before)
     until(lambda: not pool._context.started[0].is_alive(), seconds=10)
+
+
+def test_a_worker_that_finishes_nothing_for_long_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("anyvla.worker_pool.SILENCE_S", 0.2)
+    with WorkerPool(1, remedy="") as pool:
+        sleeping = pool.submit(time.sleep, 600)
+        until(lambda: pool.finished([sleeping], 0.1) or "no worker has finished anything for 0.2 s" in caplog.text)
+        pool.kill()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -14,6 +16,10 @@ from types import TracebackType
 from typing import Any
 
 from anyvla_sim import signals
+
+logger = logging.getLogger(__name__)
+
+SILENCE_S = 300.0  # after which the person is told that no worker finishes anything
 
 
 class WorkerDied(RuntimeError):
@@ -35,7 +41,7 @@ class WorkerPool(ProcessPoolExecutor):
         *,
         remedy: str,
     ) -> None:
-        self._context, self._remedy = _Context(), remedy
+        self._context, self._remedy, self._last = _Context(), remedy, time.monotonic()
         try:
             super().__init__(processes, self._context, initializer, initargs)
         except OSError as error:
@@ -44,6 +50,21 @@ class WorkerPool(ProcessPoolExecutor):
                 f"worker processes need a few kilobytes of shared memory, and /dev/shm gives none ({error.strerror}): "
                 "give the container some, as in docker run --shm-size 64m",
             ) from error
+
+    def finished(self, futures: Collection[Future[Any]], timeout_s: float = 1.0) -> set[Future[Any]]:
+        """Return those that are done, waiting for the first at most `timeout_s`. Warn when none ends for long."""
+        done = wait(futures, timeout_s, FIRST_COMPLETED).done
+        now = time.monotonic()
+        if done:
+            self._last = now
+        elif now - self._last > SILENCE_S:
+            self._last = now
+            logger.warning(
+                "no worker has finished anything for %g s: a disk or a simulator may hang. Ctrl-C twice ends the "
+                "command, what is finished is kept",
+                SILENCE_S,
+            )
+        return done
 
     def kill(self) -> None:
         """Kill the workers. Whoever waits for a result gets BrokenProcessPool."""

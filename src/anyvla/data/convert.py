@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -118,7 +118,7 @@ def _write(
                 running[pool.submit(_stage, index)] = index
             if not running:
                 raise Interrupted(f"stopped after {done} of {len(chosen)} episodes; the same command goes on there")
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            for future in pool.finished(running):
                 index = running.pop(future)
                 fault = future.result()
                 if fault is not None and not skip_damaged:

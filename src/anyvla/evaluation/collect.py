@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -144,7 +144,7 @@ def _collect(
             while todo and len(running) <= processes:  # one in reserve; a stop waits for those that run
                 started = todo.pop()
                 running[workers.submit(_demonstrate, started)] = started
-            for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
+            for future in workers.finished(running):
                 made = running.pop(future)
                 if future.result():
                     done += 1

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,8 +87,8 @@ def label(
                     raise Interrupted(f"stopped after {done} of {config.frames} frames; the same command goes on there")
                 while todo and len(running) <= 2 * processes:
                     running.add(workers.submit(_make, todo.pop()))
-                finished, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in finished:
+                for future in workers.finished(running):
+                    running.remove(future)
                     future.result()
                     done += 1
                 progress(done, config.frames)

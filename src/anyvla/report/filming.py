@@ -85,6 +85,8 @@ def film(
             with WorkerPool(workers, prepare_worker, remedy="free some; the same command goes on there") as pool:
                 futures = [pool.submit(_film_one, opened.spec, r, folder, videos / f"{r.key}.mp4") for r in missing]
                 for number, future in enumerate(futures, 1):
+                    while not pool.finished([future]):
+                        pass
                     if not future.result():
                         logger.warning(
                             "%s did not end as recorded when it was played again", f"{missing[number - 1].key}.mp4"
