@@ -283,3 +283,46 @@ def test_damage_names_the_file(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         with pytest.raises(ValueError, match=r"episode_0\.hdf5"):
             _ = np.asarray(open_dataset(path, embodiment=robot("cam_high"))[0].images["cam_high"])
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def without_action(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["action"]
+
+
+def complex_action(path: Path) -> None:
+    without_action(path)
+    with h5py.File(path, "a") as file:
+        file["action"] = np.zeros((LENGTH, 14), complex)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(cut, "cannot be read as HDF5|damaged"), (without_action, "has no 'action'"), (complex_action, "found complex")],
+)
+def test_one_damaged_file_is_named_and_the_others_are_read(
+    tmp_path: Path, damage: Any, message: str, number: int
+) -> None:
+    for i in range(3):
+        write_aloha(tmp_path / f"episode_{i}.hdf5", compressed=False)
+    damage(tmp_path / f"episode_{number}.hdf5")
+    dataset = open_dataset(tmp_path, "hdf5", robot("cam_high"))
+    with pytest.raises(ValueError, match=message) as caught:
+        dataset[number]
+    assert f"episode_{number}.hdf5" in str(caught.value)
+    for i in {0, 1, 2} - {number}:
+        assert dataset[i].actions.shape == (LENGTH, 14)
+
+
+def test_an_episode_without_steps_is_left_out(tmp_path: Path) -> None:
+    for i in range(2):
+        write_aloha(tmp_path / f"episode_{i}.hdf5", compressed=False)
+    with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
+        del file["action"]
+        file["action"] = np.zeros((0, 14))
+    assert open_dataset(tmp_path, "hdf5", robot("cam_high")).lengths.tolist() == [LENGTH]

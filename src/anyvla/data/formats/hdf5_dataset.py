@@ -21,8 +21,9 @@ from anyvla.data import fingerprints
 from anyvla.data.episode import Embodiment, Episode, conventions, steady
 from anyvla.data.formats.hdf5 import SUFFIXES, array, attribute, has, node, numbers, read
 from anyvla.data.formats.hdf5_frames import Hdf5Frames, Storage
-from anyvla.data.formats.hdf5_layout import Hdf5Config, is_episode, layout_of
+from anyvla.data.formats.hdf5_layout import Hdf5Config, Layout, is_episode, layout_of
 from anyvla.data.formats.listing import files_in
+from anyvla.data.formats.lost import report_empty, report_lost
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.inside import listed
 
@@ -34,6 +35,7 @@ class _Place:
     file: Path
     group: str  # "": the file itself
     length: int
+    fault: str = ""  # why it cannot be read
 
     def key(self, name: str) -> str:
         """Return a key of the episode as one of the file."""
@@ -58,13 +60,16 @@ class Hdf5Dataset:
     def __init__(self, config: Hdf5Config, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
         files = _files(self.root)
-        first = next((group for file in files for group in _groups(file, config.episodes)), "")
-        self._layout = layout_of(config, files[0], first)
-        self._places = [self._place(file, group) for file in files for group in _groups(file, config.episodes)]
+        found = [place for file in files for place in self._read_file(file)]
+        report_empty(self.root, [f"{p.file.name} {p.group}".strip() for p in found if not p.length])
+        self._places = [place for place in found if place.length]
         if not self._places:
             raise ValueError(f"{self.root}: the group {config.episodes!r} holds no episode")
+        self.lost = {i: place.fault for i, place in enumerate(self._places) if place.fault}
+        report_lost(self.root, self.lost, len(self._places))
+        sound = next(place for place in self._places if not place.fault)
         sizes = {
-            name: {key: self._size(self._places[0], key) for key in keys}
+            name: {key: self._size(sound, key) for key in keys}
             for name, keys in (("proprio", self._layout.proprio), ("action", self._layout.actions))
         }
         if embodiment is None:
@@ -86,13 +91,16 @@ class Hdf5Dataset:
     def task(self, index: int) -> str:
         """Its instruction; the name of its file if it has none."""
         self._check(index)
-        return self._instruction(self._places[index]) or self._places[index].file.stem
+        place = self._places[index]
+        return (not place.fault and self._instruction(place)) or place.file.stem
 
     def __getitem__(self, index: int) -> Episode:
         """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
         self._check(index)
         place = self._places[index]
         where = f"{place.file}, {place.group}" if place.group else str(place.file)
+        if place.fault:
+            raise ValueError(place.fault)
         instruction = self._instruction(place)
         ahead = self._layout.ahead
         return Episode(
@@ -112,13 +120,32 @@ class Hdf5Dataset:
         meaning = json.dumps([conventions(self.embodiment), to_dict(self.config)], sort_keys=True)
         return fingerprints.of_files(folder, {p.file for p in self._places}, meaning)
 
+    @cached_property
+    def _layout(self) -> Layout:
+        """The keys of the first episode that has them. Raises ValueError if none has."""
+        first: ValueError | None = None
+        for file in _files(self.root):
+            try:
+                return layout_of(self.config, file, next(iter(_groups(file, self.config.episodes)), ""))
+            except ValueError as error:
+                first = first or error
+        raise first or ValueError(f"{self.root} holds no episode")
+
+    def _read_file(self, file: Path) -> list[_Place]:
+        try:
+            return [self._place(file, group) for group in _groups(file, self.config.episodes)]
+        except ValueError as error:
+            return [_Place(file, "", 1, str(error))]
+
     def _place(self, file: Path, group: str) -> _Place:
         key = _Place(file, group, 0).key(self._layout.actions[0])
-        found = array(file, key)
-        length = (found.shape[0] if found.ndim else 0) - self._layout.ahead
-        if length < 1:
-            raise ValueError(f"{file}: {key!r} has shape {found.shape}, expected a row for each step")
-        return _Place(file, group, length)
+        try:
+            found = array(file, key)
+            if not found.ndim:
+                raise ValueError(f"{file}: {key!r} has shape {found.shape}, expected a row for each step")
+        except ValueError as error:
+            return _Place(file, group, 1, str(error))
+        return _Place(file, group, max(0, found.shape[0] - self._layout.ahead))
 
     def _size(self, place: _Place, key: str) -> int:
         return int(np.prod(array(place.file, place.key(key)).shape[1:], dtype=np.int64))
