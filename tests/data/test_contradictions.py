@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from demonstrations import ROBOT, InMemory, demonstration
 
-from anyvla.actions.space import ActionSpace, Group
+from anyvla.actions.rotations import convert, relative, written
+from anyvla.actions.space import ROTATION_DIMS, ActionSpace, Group
 from anyvla.data.findings import Finding
 from anyvla.data.quality import check
 
@@ -172,3 +173,28 @@ def test_the_order_of_a_quaternion_by_its_names():
 def test_units_in_other_words(unit):
     group = Group(name="joints", size=2, kind="joints", unit=unit)
     assert only(group, None, lambda i: walk(2, 60, 1, i)).severity == "error"
+
+
+def turning(i: int) -> np.ndarray:
+    """(LENGTH, 4): orientations along a smooth path, as quaternions."""
+    return convert(walk(3, 1.2, 3, i), "axis_angle", "quaternion_xyzw")
+
+
+@pytest.mark.parametrize("rotation", ["euler", "axis_angle", "rot6d", "quaternion_wxyz"])
+def test_rotations_in_another_convention_are_compared_too(rotation):
+    size = ROTATION_DIMS[rotation]
+    state = Group(name="rotation", size=4, kind="rotation", rotation="quaternion_xyzw")
+    action = Group(name="turn", size=size, kind="rotation", rotation=rotation, mode="delta")
+
+    def after(i: int) -> np.ndarray:
+        return convert(np.roll(turning(i), -1, 0), "quaternion_xyzw", rotation)
+
+    def turns(i: int) -> np.ndarray:
+        q = turning(i)
+        return written(relative(q, np.roll(q, -1, 0), "tool"), rotation)
+
+    assert only(action, state, after, turning).mend == "declare mode: absolute"
+    assert found(action, state, turns, turning) == []
+    absolute = dataclasses.replace(action, mode="absolute")
+    assert only(absolute, state, turns, turning).mend == "declare mode: delta"
+    assert found(absolute, state, after, turning) == []

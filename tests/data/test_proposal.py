@@ -20,6 +20,7 @@ from hub_like import (
     write_hub_like,
 )
 
+from anyvla.actions.rotations import convert
 from anyvla.config import build
 from anyvla.data.mixture import Source, open_source
 from anyvla.data.proposal import Proposal, propose
@@ -270,3 +271,11 @@ def test_aloha_files_of_hdf5(tmp_path: Path) -> None:
     assert list(groups["action"]) == ["left_joints", "left_gripper", "right_joints", "right_gripper"]
     assert groups["action"]["right_gripper"]["open"] == 1
     assert any("control_hz" in q for q in proposal.questions)
+
+
+def test_actions_in_another_convention_than_the_state(tmp_path: Path) -> None:
+    turns = rows(lambda i: convert(curves(3, -0.9, 0.9, STEPS, i), "axis_angle", "quaternion_xyzw"))
+    action = [convert(np.concatenate([q[1:], q[-1:]]), "quaternion_xyzw", "rot6d") for q in turns]
+    names = [f"ee_rot6d_{i}" for i in range(6)]
+    _, groups = proposed(hub(tmp_path, names, action, turns, ["ee_qx", "ee_qy", "ee_qz", "ee_qw"]))
+    assert groups["action"]["rotation"]["mode"] == "absolute"

@@ -17,6 +17,7 @@ from anyvla.data import usual
 from anyvla.data.episode import Embodiment
 from anyvla.data.findings import Finding, Severity
 from anyvla.data.measured import Measured, relation
+from anyvla.data.orientations import orientation_mode
 from anyvla.data.readings import NORMALIZED, TURN, UNIT, odd_lengths
 
 _UNITS = {"radian": "rad", "radians": "rad", "degree": "deg", "degrees": "deg", "\N{DEGREE SIGN}": "deg"}
@@ -155,26 +156,22 @@ def _mode(declared: _Declared, proprio: list[_Declared]) -> Iterator[Finding]:
     """Compare the declared mode with how the actions follow the proprio."""
     group = declared.group
     partner = _partner(declared, proprio)
-    if partner is None or group.kind not in ("joints", "position", "rotation") or group.rotation == "axis_angle":
+    if partner is None:
         return
-    turn = TURN.get(group.unit or "rad") if group.rotation == "euler" else None
-    found = relation(declared.measured.rows, partner.place, declared.place, turn)
-    if found is None:
-        return
-    dim = int(np.argmax(found.spread))
+    rows, beside = declared.measured.rows, f"of proprio {partner.group.name!r}"
+    if group.kind == "rotation":
+        shown: str | None = orientation_mode(rows, (partner.group, partner.place), (group, declared.place))
+        dim = declared.farthest()[0]
+    else:
+        found = relation(rows, partner.place, declared.place)
+        shown = found.mode if found is not None else None
+        dim = int(np.argmax(found.spread)) if found is not None else 0
     low, high = declared.range_of(dim)
-    seen = f"goes from {low:.4g} to {high:.4g}"
-    if group.mode == "delta" and found.mode == "absolute":
-        text = (
-            f"{seen} and is the next state of proprio {partner.group.name!r} within {found.to_next[dim]:.2g}, "
-            "declared as delta"
-        )
+    if group.mode == "delta" and shown == "absolute":
+        text = f"goes from {low:.4g} to {high:.4g} and is the next state {beside}, declared as delta"
         yield declared.finding(text, "declare mode: absolute", dim=dim)
-    if group.mode == "absolute" and found.mode == "delta" and group.rotation in (None, "euler"):
-        text = (
-            f"{seen} and is the change of proprio {partner.group.name!r} within {found.to_change[dim]:.2g}, "
-            "declared as absolute"
-        )
+    if group.mode == "absolute" and shown == "delta":
+        text = f"goes from {low:.4g} to {high:.4g} and is the change of the state {beside}, declared as absolute"
         yield declared.finding(text, "declare mode: delta", dim=dim)
 
 
@@ -183,8 +180,11 @@ def _partner(declared: _Declared, proprio: list[_Declared]) -> _Declared | None:
     group = declared.group
 
     def alike(other: Group) -> bool:
-        same = (other.kind, other.size, other.rotation) == (group.kind, group.size, group.rotation)
-        return same and (other.unit == group.unit or not (other.unit and group.unit))
+        if group.kind == "rotation":
+            return other.kind == "rotation" and None not in (group.rotation, other.rotation)
+        same = (other.kind, other.size) == (group.kind, group.size)
+        same_unit = other.unit == group.unit or not (other.unit and group.unit)
+        return group.kind in ("joints", "position") and same and same_unit
 
     like = [p for p in proprio if alike(p.group)]
     named = [p for p in like if p.group.name == group.name]

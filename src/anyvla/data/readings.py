@@ -13,6 +13,7 @@ import numpy as np
 from anyvla.actions.space import Group, Rotation
 from anyvla.data import usual
 from anyvla.data.measured import Measured, relation
+from anyvla.data.orientations import orientation_mode
 from anyvla.data.usual import Dim
 
 TURN = {"rad": 2 * math.pi, "deg": 360.0}  # a whole turn
@@ -258,27 +259,28 @@ def related(actions: Sequence[Read], proprio: Sequence[Read], measured: Measured
 
 def _partner(read: Read, proprio: Sequence[Read]) -> Read | None:
     """Return the group of the proprio that measures what this one commands."""
-    wanted = read.group.name, read.group.size, read.is_
-    return next((p for p in proprio if (p.group.name, p.group.size, p.is_) == wanted), None)
+    same = [p for p in proprio if (p.group.name, p.group.kind) == (read.group.name, read.group.kind)]
+    return next((p for p in same if read.group.kind == "rotation" or p.group.size == read.group.size), None)
 
 
 def _moded(read: Read, partner: Read | None, measured: Measured) -> Read:
     if read.group.kind not in ("joints", "position", "rotation"):
         return read
     hinted = "delta" in read.key.lower() or any("delta" in n.lower() for n in read.group.names)
-    found = None
-    if partner is not None:
-        turn = TURN.get(read.group.unit) if read.is_ == "euler" else None
+    mode: str | None = None
+    unit = read.group.unit
+    if partner is not None and read.group.kind == "rotation":
+        mode = orientation_mode(measured.rows, (partner.group, partner.place), (read.group, read.place))
+    if partner is not None and mode is None and read.group.size == partner.group.size:
+        turn = TURN.get(partner.group.unit) if read.is_ == "euler" else None
         found = relation(measured.rows, partner.place, read.place, turn)
-    mode = found.mode if found is not None else None
-    if partner is not None and mode == "absolute":
-        why = ["absolute: actions are close to the states after them"]
-        if partner.group.unit in ("", "rad", read.group.unit):
-            return read.said(why=why)
-        return replace(read, by_size="").said(why=why, unit=partner.group.unit)
-    if partner is not None and mode == "delta":
-        why = ["delta: actions are close to the changes of the state"]
-        return replace(read, by_size="").said(why=why, mode="delta", unit=partner.group.unit)
+        mode = found.mode if found is not None else None
+        unit = partner.group.unit
+    kept = read if unit == read.group.unit else replace(read, by_size="")
+    if mode == "absolute":
+        return kept.said(why=["absolute: actions are close to the states after them"], unit=unit)
+    if mode == "delta":
+        return kept.said(why=["delta: actions are close to the changes of the state"], mode="delta", unit=unit)
     if mode == "scaled delta":
         check = "unit: what is 1? The actions follow the changes of the state, in another unit"
         why = ["delta: actions follow the changes of the state"]
