@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -45,9 +44,9 @@ def hashed(monkeypatch: Any) -> list[str]:
     """The names of the files that are read."""
     names, whole = [], fingerprints._hash
 
-    def watched(path: Path) -> Any:
+    def watched(root: Path, path: Path, report: Any) -> Any:
         names.append(path.name)
-        return whole(path)
+        return whole(root, path, report)
 
     monkeypatch.setattr(fingerprints, "_hash", watched)
     return names
@@ -90,9 +89,8 @@ def test_an_edit_in_the_middle_is_another_fingerprint(
 
 def test_an_edit_within_a_tick_of_the_clock_is_noticed(root: Path, monkeypatch: Any) -> None:
     """Even if nothing that `stat` says has changed."""
-    seen = {p: fingerprints.stat_of(p) for p in files(root)}
-    monkeypatch.setattr(fingerprints, "stat_of", lambda of: seen.get(of, (LONG, 0, 0, 0)))
-    monkeypatch.setattr(fingerprints, "_recent", lambda _: True)
+    now = time.time_ns()
+    monkeypatch.setattr(fingerprints, "_seen", lambda of: (LONG, 1, now, now))
     first = [make(root, sorted(files(root)), "") for make in WAYS.values()]
     edit(root / "b.parquet")
     assert all(make(root, sorted(files(root)), "") != one for make, one in zip(WAYS.values(), first, strict=True))
@@ -147,16 +145,23 @@ def test_damaged_hashes_are_made_again(root: Path, cache: Path, settled: None, h
 
 
 def test_a_file_that_grows_while_it_is_hashed_is_refused(root: Path, monkeypatch: Any) -> None:
-    whole = fingerprints.hashlib.file_digest
-
-    def written_to(file: Any, kind: str) -> Any:
-        with Path(file.name).open("ab") as other:
+    def written_to(self: Any, more: float) -> bool:
+        with (root / "a.parquet").open("ab") as other:
             other.write(b"more")
-        return whole(file, kind)
+        return False
 
-    monkeypatch.setattr(fingerprints.hashlib, "file_digest", written_to)
+    monkeypatch.setattr(fingerprints._Report, "count", written_to)
+    monkeypatch.setattr(fingerprints, "_AT_ONCE", LONG)
     with pytest.raises(ValueError, match=r"parquet changed while it was read: wait until it is complete"):
         of_files(root, [root / "a.parquet"], "")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_no_file_is_refused(way: str, root: Path) -> None:
+    os.mkfifo(root / "pipe.parquet")
+    for name, message in (("pipe.parquet", "not a regular file"), ("none.parquet", r"there is no .*none\.parquet")):
+        with pytest.raises(ValueError, match=message):
+            WAYS[way](root, [root / name], "")
 
 
 def test_writers_at_the_same_time_agree(root: Path, settled: None) -> None:
@@ -173,22 +178,20 @@ def test_writers_at_the_same_time_agree(root: Path, settled: None) -> None:
 def test_long_hashing_reports_and_keeps_what_it_has(root: Path, settled: None, monkeypatch: Any, caplog: Any) -> None:
     monkeypatch.setattr(fingerprints, "_REPORT_S", -1.0)
     monkeypatch.setattr(fingerprints, "_THREADS", 1)
-    whole, count = fingerprints._hash, iter(range(3))
+    whole, count, names = fingerprints._hash, iter(range(5)), list[str]()
 
-    def killed(path: Path) -> Any:
+    def killed(root: Path, path: Path, report: Any) -> Any:
+        names.append(path.name)
         if next(count) == 2:
             raise KeyboardInterrupt
-        return whole(path)
+        return whole(root, path, report)
 
-    with caplog.at_level(logging.WARNING):
-        monkeypatch.setattr(fingerprints, "_hash", killed)
-        with pytest.raises(KeyboardInterrupt):
-            of_files(root, files(root), "")
-        assert f"fingerprint of {root}, made once: 0.0 of 0.0 GB" in caplog.text
-    rest = list[str]()
-    monkeypatch.setattr(fingerprints, "_hash", lambda path: (rest.append(path.name), whole(path))[1])
+    monkeypatch.setattr(fingerprints, "_hash", killed)
+    with pytest.raises(KeyboardInterrupt):
+        of_files(root, files(root), "")
+    assert f"fingerprint of {root}, made once: 0.0012 of 0.0018 GB" in caplog.text
     of_files(root, files(root), "")
-    assert len(rest) == 1
+    assert names[3:] == names[2:3]  # the two that were hashed before are known
 
 
 def test_fingerprints_of_another_version_cannot_be_compared() -> None:

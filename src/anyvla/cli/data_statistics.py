@@ -61,7 +61,7 @@ def remark(values: dict[str, float], constant: bool) -> str:
     if constant:
         return "never varies"
     if (values["low"], values["high"]) != (values["q01"], values["q99"]):
-        return f"rests most of the time; quantile scales it by {values['low']:.4g} to {values['high']:.4g}"
+        return f"rests; scaled by {values['low']:.4g} to {values['high']:.4g}"
     inner, outer = values["q99"] - values["q01"], values["max"] - values["min"]
     if outer > 10 * inner:
         return (

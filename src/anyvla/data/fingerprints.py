@@ -16,12 +16,15 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from anyvla.data import stored
+from anyvla.inside import regular
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ log = logging.getLogger(__name__)
 VERSION = "2-"
 _THREADS = 4
 _BLOCK = 512  # files
+_AT_ONCE = 1 << 20  # bytes
 _REPORT_S = 10.0  # between two reports of progress
 _RECENT_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
 _HASHES = "hashes"
@@ -39,26 +43,23 @@ Seen = tuple[int, int, int, int]  # size, inode, times of modification and of ch
 def of_files(root: Path, files: Iterable[Path], meaning: str) -> str:
     """Return the fingerprint of the contents and names of files below `root`, and of what they mean.
 
-    Raises ValueError for a file that changes while it is hashed.
+    Raises ValueError for a file that is missing, is no regular file or changes while it is hashed.
     """
     return derived(meaning, *_listed(_hashes(root, sorted(files))))
 
 
 def of_many(root: Path, files: Sequence[Path], meaning: str) -> str:
-    """Return the fingerprint of so many small files that their hashes are kept in blocks."""
-    parts, reported = list[str](), time.monotonic()
+    """Return the fingerprint of so many small files that their hashes are kept in blocks. Raises as `of_files`."""
+    parts, report = list[str](), _Report(root, len(files), "files")
     for begin in range(0, len(files), _BLOCK):
         block = files[begin : begin + _BLOCK]
         name = state(root, block, "contents")
         known = stored.read("blocks", name)
         if known is None:
-            found = _hashed(root, {_name(root, path): path for path in block})
-            known = derived(*_listed({name: digest for name, _, digest, _ in found})).encode()
+            known = derived(*_listed({of.name: of.digest for of in _hashed(root, block)})).encode()
             stored.keep("blocks", name, known)
         parts.append(known.decode())
-        if time.monotonic() - reported > _REPORT_S:
-            reported = time.monotonic()
-            log.warning("fingerprint of %s, made once: %d of %d files", root, begin + len(block), len(files))
+        report.count(len(block))
     return derived(meaning, *parts)
 
 
@@ -78,73 +79,103 @@ def state(root: Path, files: Iterable[Path], meaning: str) -> str:
     It follows from sizes, inodes and times, so that it changes with every edit, but also with a copy. Only files that
     changed in the last seconds are hashed.
     """
+    now = time.time_ns()
     found = {_name(root, path): _needed(path) for path in sorted(files)}
-    recent = [root / name for name, of in found.items() if _recent(of)]
+    recent = [root / name for name, seen in found.items() if not _settled(seen, now)]
     return derived(meaning, str(root.resolve()), json.dumps(found), json.dumps(_hashes(root, recent)))
 
 
-def _listed(hashes: Mapping[str, str]) -> list[str]:
-    return [f"{name}:{digest}" for name, digest in hashes.items()]
+def stat_of(path: Path) -> Seen:
+    """Return what changes with every edit of a file."""
+    return _seen(path.stat())
+
+
+@dataclass(frozen=True)
+class _Hash:
+    name: str
+    seen: Seen
+    digest: str
+    settled: bool  # the file had not changed for so long that `seen` tells every later edit
+
+
+class _Report:
+    """Says from time to time how far something long is."""
+
+    def __init__(self, root: Path, total: float, unit: str) -> None:
+        self._root, self._total, self._unit, self._done = root, total, unit, 0.0
+        self._told, self._lock = time.monotonic(), threading.Lock()
+
+    def count(self, more: float) -> bool:
+        """Add to what is done. Return whether something was said."""
+        with self._lock:
+            self._done += more
+            say = time.monotonic() - self._told > _REPORT_S
+            if say:
+                self._told = time.monotonic()
+                progress = f"{self._done:.4g} of {self._total:.4g} {self._unit}"
+                log.warning("fingerprint of %s, made once: %s", self._root, progress)
+            return say
 
 
 def _hashes(root: Path, files: Iterable[Path]) -> dict[str, str]:
     """Return the hash of each file by its name below `root`, from the cache where the file is as it was."""
     kept_as = hashlib.sha256(str(root.resolve()).encode()).hexdigest() + ".json"
     kept: dict[str, tuple[Sequence[int], str]] = json.loads(stored.read(_HASHES, kept_as) or b"{}")
-    out, missing = dict[str, str](), dict[str, Path]()
+    out, missing = dict[str, str](), list[Path]()
     for path in files:
-        name = _name(root, path)
-        before, out[name] = kept.get(name, ((), ""))
+        before, out[_name(root, path)] = kept.get(_name(root, path), ((), ""))
         if tuple(before) != _needed(path):
-            missing[name] = path
-    certain = False
-    for name, seen, digest, report in _hashed(root, missing):
-        out[name] = digest
-        if not _recent(seen):
-            kept[name], certain = (seen, digest), True
-        if report and certain:  # an interruption loses little
+            missing.append(path)
+    saved, new = time.monotonic(), False
+    for number, of in enumerate(_hashed(root, missing), 1):
+        out[of.name] = of.digest
+        if of.settled:
+            kept[of.name], new = (of.seen, of.digest), True
+        if new and (number == len(missing) or time.monotonic() - saved > _REPORT_S):  # an interruption loses little
             stored.keep(_HASHES, kept_as, json.dumps(kept).encode())
+            saved, new = time.monotonic(), False
     return out
 
 
-def _hashed(root: Path, files: Mapping[str, Path]) -> Iterator[tuple[str, Seen, str, bool]]:
-    """Hash files in full, several at once. The last value says to save now: from time to time, and at the end."""
-    total, done, reported = sum(p.stat().st_size for p in files.values()), 0, time.monotonic()
+def _hashed(root: Path, files: Sequence[Path]) -> Iterator[_Hash]:
+    """Hash files in full, several at once, in order."""
+    report = _Report(root, sum(path.stat().st_size for path in files) / 1e9, "GB")
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="hashes") as pool:
-        hashes = zip(files, pool.map(_hash, files.values()), strict=True)
-        for number, (name, (seen, digest)) in enumerate(hashes, 1):
-            done += seen[0]
-            report = time.monotonic() - reported > _REPORT_S
-            if report:
-                reported = time.monotonic()
-                log.warning("fingerprint of %s, made once: %.1f of %.1f GB", root, done / 1e9, total / 1e9)
-            yield name, seen, digest, report or number == len(files)
+        yield from pool.map(lambda path: _hash(root, path, report), files)
 
 
-def _hash(path: Path) -> tuple[Seen, str]:
-    with path.open("rb") as file:
-        before = stat_of(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if before != stat_of(file.fileno()):
+def _hash(root: Path, path: Path, report: _Report) -> _Hash:
+    now, digest = time.time_ns(), hashlib.sha256()
+    with regular(path).open("rb") as file:
+        before = _seen(os.fstat(file.fileno()))
+        left = before[0] + 1  # no more is read of a file that grows
+        while left > 0 and (part := file.read(min(left, _AT_ONCE))):
+            digest.update(part)
+            left -= len(part)
+            report.count(len(part) / 1e9)
+        if before != _seen(os.fstat(file.fileno())):
             raise ValueError(f"{path} changed while it was read: wait until it is complete, then start again")
-    return before, digest
+    return _Hash(_name(root, path), before, digest.hexdigest(), _settled(before, now))
 
 
-def stat_of(file: Path | int) -> Seen:
-    """Return what changes with every edit of a file."""
-    of = os.fstat(file) if isinstance(file, int) else file.stat()
-    return of.st_size, of.st_ino, of.st_mtime_ns, of.st_ctime_ns
+def _listed(hashes: Mapping[str, str]) -> list[str]:
+    return [f"{name}:{digest}" for name, digest in hashes.items()]
 
 
 def _needed(path: Path) -> Seen:
+    """Return `stat_of(path)`. Raises ValueError if there is no such file, or no regular one."""
     try:
-        return stat_of(path)
+        return stat_of(regular(path))
     except FileNotFoundError:
         raise ValueError(f"there is no {path}; copy the data set again") from None
 
 
-def _recent(seen: Seen) -> bool:
-    return max(seen[2:]) > time.time_ns() - _RECENT_NS
+def _seen(of: os.stat_result) -> Seen:
+    return of.st_size, of.st_ino, of.st_mtime_ns, of.st_ctime_ns
+
+
+def _settled(seen: Seen, now: int) -> bool:
+    return max(seen[2:]) <= now - _RECENT_NS
 
 
 def _name(root: Path, path: Path) -> str:
