@@ -23,7 +23,7 @@ from anyvla.registry import REGISTRIES, nearest
 
 T = TypeVar("T")
 
-MOST_FAULTS = 8  # that one message lists
+MOST_FAULTS = 20  # that one message lists
 LONGEST = 200  # characters of a value in a message
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 

@@ -221,3 +221,35 @@ def test_quantised_weights_are_small_and_lora_trains_beside_them(
     weights.load(again, tmp_path / "model.safetensors")
     with torch.no_grad():
         assert torch.equal(read(again), rounded)
+
+
+class Scales(torch.Tensor):
+    """Numbers that note that they were moved."""
+
+    moved = 0
+
+    def to(self, *args: Any, **keys: Any) -> torch.Tensor:
+        kept = torch.Tensor.to(self, *args, **keys).as_subclass(Scales)
+        kept.moved = self.moved + 1
+        return kept
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
+def test_all_of_an_8_bit_layer_moves_with_its_parent(build_one: Build, used: bool) -> None:
+    pytest.importorskip("bitsandbytes")
+    backbone = build_one("llava", quantize="int8")
+    if used:
+        with torch.no_grad():
+            read(backbone)
+    layer = next(m for m in backbone.modules() if type(m).__name__ == "Int8Linear")
+    holder = layer.state if used else layer.weight
+    holder.SCB = holder.SCB.as_subclass(Scales)
+    before = holder.SCB.clone()
+    backbone.to(torch.device("cpu"))
+    holder = layer.state if used else layer.weight
+    assert holder.SCB.moved
+    assert holder.CB.data_ptr() == layer.weight.data_ptr()
+    backbone.to(torch.bfloat16)
+    assert holder.SCB.dtype == torch.float32
+    assert torch.equal(holder.SCB.as_subclass(torch.Tensor), before.as_subclass(torch.Tensor))
+    assert layer.weight.dtype == torch.int8

@@ -91,3 +91,28 @@ def test_at_full_depth_contexts_tell_inputs_apart_from_the_first_step_on(make):
     spread = context.std(0).mean(1)  # (W,)
     assert (spread > 0.05).all(), spread
     assert (spread < 2).all(), spread
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_an_lstm_runs_in_its_own_precision_on_every_device(device, monkeypatch):
+    """Under autocast cuDNN runs one in float16, and most gradients become 0."""
+    fuse, entered = fuser(LSTMFuser), []
+
+    class Elsewhere:
+        """Features that say they are on another device."""
+
+        def __init__(self):
+            self.device = torch.device(device)
+
+        def to(self, dtype):
+            assert dtype == torch.float32
+            return torch.ones(1, 4, 8)
+
+    class Noted(torch.autocast):
+        def __init__(self, device_type, **keys):
+            entered.append((device_type, keys))
+            super().__init__("cpu", **keys)
+
+    monkeypatch.setattr(torch, "autocast", Noted)
+    assert fuse(Elsewhere()).dtype == torch.float32
+    assert entered == [(device, {"enabled": False})]

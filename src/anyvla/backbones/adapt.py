@@ -109,7 +109,9 @@ def _quantised(layer: nn.Linear, to: Quantize, bnb: Any) -> nn.Module:
     weight, bias = layer.weight.data, layer.bias
     width = (layer.in_features, layer.out_features, bias is not None)
     if to == "int8":
-        small = bnb.Linear8bitLt(*width, has_fp16_weights=False, threshold=OUTLIERS, device="meta")
+        from anyvla.backbones.int8_linear import Int8Linear
+
+        small: Any = Int8Linear(*width, has_fp16_weights=False, threshold=OUTLIERS, device="meta")
         small.weight = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     else:
         small = bnb.Linear4bit(*width, compute_dtype=weight.dtype, quant_type="nf4", device="meta")

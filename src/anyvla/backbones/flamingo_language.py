@@ -7,7 +7,6 @@ of weights and a norm on queries and keys it is an MPT, so it becomes one here. 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, MptConfig, MptForCausalLM
 from transformers.models.mpt.modeling_mpt import MptAttention
 from transformers.utils import cached_file
+
+from anyvla.documents import read_object
 
 # Weights of mosaic_gpt -> of MPT.
 _MOSAIC = {
@@ -127,7 +128,7 @@ def counts_positions(model: Any, names: frozenset[str]) -> bool:
 
 def _read_config(source: str) -> Any:
     path = cached_file(source, "config.json")
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content = read_object(Path(path))
     if content.get("model_type") != "mosaic_gpt":
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     expected = {"alibi": True, "alibi_bias_max": 8, "prefix_lm": False, "mlp_ratio": 4, "logit_scale": None}

@@ -6,10 +6,10 @@ stands between a folder of safetensors and a model of `transformers` is here.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from transformers.utils.hub import cached_files
 from anyvla.backbones.base import PARTS, Backbone, Part
 from anyvla.backbones.options import Pretrained
 from anyvla.backbones.parts import parameters_of
+from anyvla.documents import as_mapping, read_object
+from anyvla.inside import check_name
 from anyvla.weights import some
 
 KEPT: dict[Pretrained, tuple[Part, ...]] = {
@@ -77,8 +79,9 @@ def _stored(source: str, revision: str | None) -> Iterator[tuple[str, Any]]:
                 f"there is neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME} (weights in pickled files, "
                 ".bin or .pt, are not read: they can run code; load and save the model with transformers once)"
             )
-        with open(index, encoding="utf-8") as text:  # noqa: PTH123
-            names = sorted(set(json.load(text)["weight_map"].values()))
+        names = sorted({str(name) for name in as_mapping(read_object(Path(index)).get("weight_map"), index).values()})
+        for name in names:
+            check_name(name, Path(index).parent)
         files = cached_files(source, names, revision=revision)
     for path in files:
         file = safe_open(path, "pt", backend="pread")

@@ -7,7 +7,6 @@ holds such code is loaded only if the caller says so again (`VLA.load(..., trust
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -27,6 +26,7 @@ from anyvla.backbones.base import Part
 from anyvla.backbones.composed import ComposedBackbone, Pair
 from anyvla.backbones.options import Options
 from anyvla.config import STRICT
+from anyvla.documents import as_mapping, read_object
 from anyvla.weights import some
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -161,7 +161,8 @@ def class_of(folder: Path) -> str:
     """`module.Class` of the model in the folder. Raises ValueError if it has no code, or code elsewhere."""
     for name in ("config.json", "tokenizer_config.json"):
         file = folder / name
-        listed = json.loads(file.read_text(encoding="utf-8")).get("auto_map", {}) if file.is_file() else {}
+        told = read_object(file) if file.exists() else {}
+        listed = as_mapping(told.get("auto_map", {}), f"{file}, auto_map")
         named = [n for names in listed.values() for n in (names if isinstance(names, list) else [names]) if n]
         elsewhere = sorted({n.partition("--")[0] for n in named if "--" in n})
         if elsewhere:

@@ -6,7 +6,6 @@ be reached or `HF_HUB_OFFLINE=1` forbids it.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from transformers import (
 from transformers.utils import cached_file
 
 from anyvla.backbones.unsupported import UNSUPPORTED
+from anyvla.documents import as_mapping, read_object
+from anyvla.inside import regular
 
 PREPROCESSOR = "preprocessor_config.json"
 REMOTE = "moondream, uform, qwen_vl"  # the backbones that run code which comes with a model
@@ -73,6 +74,7 @@ def read_config(source: str, revision: str | None) -> Any:
         raise ValueError(f"{source} holds no config.json: give a folder that `save_pretrained` or `hf download` wrote")
     if folder.is_file():
         raise ValueError(f"{source} is a file: give the folder in which it lies, with its config.json")
+    regular(file)
     if not folder.is_dir() and not HUB_ID.fullmatch(source):
         raise ValueError(f"there is no folder {source}, and an id of the hub looks like OWNER/NAME: check the spelling")
     try:
@@ -87,6 +89,10 @@ def read_config(source: str, revision: str | None) -> Any:
         ) from error
     except ImportError as error:
         raise ValueError(lacking_package(source, error)) from error
+    except ValueError:
+        raise
+    except Exception as error:  # transformers raises anything for values that are wrong
+        raise ValueError(f"{source}: its config.json describes no model ({type(error).__name__}: {error})") from error
     if config.model_type in UNSUPPORTED:
         raise ValueError(f"{source} is a {config.model_type!r} model, which {UNSUPPORTED[config.model_type]}")
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -116,8 +122,8 @@ def read_preprocessor(source: str, revision: str | None) -> dict[str, Any]:
             _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
         )  # fmt: skip
         if path is not None:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            content = content.get("image_processor", content)
+            content = read_object(Path(path))
+            content = as_mapping(content.get("image_processor", content), f"{path}, image_processor")
             if content.keys() & {"image_mean", "size", "image_processor_type"}:
                 return content
     raise ValueError(

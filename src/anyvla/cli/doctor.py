@@ -82,11 +82,13 @@ def main(argv: list[str]) -> int:
 def _machine() -> list[Finding]:
     import torch
 
+    from anyvla.training.loop import pick_device, pick_precision
+
     memory, disk = psutil.virtual_memory().total / 2**30, shutil.disk_usage(Path.cwd()).free / 2**30
     version = sys.version_info[:2]
     right = (3, 11) <= version <= (3, 13)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    bf16 = bool(gpus) or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    bf16 = pick_precision("auto", pick_device("auto")) == torch.bfloat16
     return [
         Finding(
             "python",

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from anyvla.checkpoint_files import check_checkpoint, read_document
 from anyvla.cli.common import Bar, console
 from anyvla.cli.console import Console
 from anyvla.cli.stopping import graceful
@@ -50,7 +49,8 @@ def main(argv: list[str]) -> int:
     checkpoint = options.run / "checkpoint" if (options.run / "checkpoint").is_dir() else options.run
     if not (checkpoint / "config.yaml").is_file():
         raise ConfigError(f"{options.run} holds no trained policy: no checkpoint/config.yaml, no config.yaml")
-    recipe = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
+    check_checkpoint(checkpoint)
+    recipe = read_document(checkpoint)
     own = recipe.get("benchmark")
     benchmark = options.benchmark or own
     if not benchmark:

@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
 from anyvla.data.stored import write
+from anyvla.documents import as_mapping, read_object
 from anyvla.evaluation.questions import ask
 from anyvla.evaluation.workers import prepare_worker
 from anyvla.folder_lock import only_here
@@ -99,7 +100,7 @@ def label(
 def _check_same(path: Path, settings: Mapping[str, Any], root: Path) -> None:
     if not path.exists():
         return
-    then = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    then = as_mapping(read_object(path).get("settings"), f"{path}, settings")
     differing = [f"{k}: {then.get(k)!r} then, {v!r} now" for k, v in settings.items() if then.get(k) != v]
     if differing:
         raise ValueError(
@@ -148,7 +149,7 @@ def _make(number: int) -> None:
 
 def _assemble(config: LabelConfig, settings: Mapping[str, Any], root: Path, partial: Path) -> None:
     """Balance the answers, write both splits, then the card, which says that all is there."""
-    records = [json.loads((partial / f"{i:06d}.json").read_text(encoding="utf-8")) for i in range(config.frames)]
+    records = [read_object(partial / f"{i:06d}.json") for i in range(config.frames)]
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
     counts: dict[str, dict[str, Counter[str]]] = {name: defaultdict(Counter) for name in splits}
     kept = {name: balanced(records, held_out=name == "held_out") for name in splits}

@@ -68,7 +68,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:  # bad JSON and bad UTF-8
+        except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8
             if not line.endswith(b"\n"):
                 logger.warning("%s: line %d is torn (the writer was interrupted); it is left out", path, number)
                 return
@@ -168,7 +168,7 @@ def _whole_lines(file: IO[bytes]) -> tuple[int, bytes]:
 def _is_json(data: bytes) -> bool:
     try:
         json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

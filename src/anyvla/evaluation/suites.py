@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from anyvla.config import ConfigError, build
 from anyvla.data.episode import Embodiment
+from anyvla.documents import DocumentError, read_yaml
 from anyvla.registry import benchmarks, nearest
 from anyvla_sim.base import Benchmark, Suite
 from anyvla_sim.remote import connect
@@ -64,6 +63,6 @@ def _mapping(path: Path) -> Any:
     if not path.is_file():
         raise ConfigError(f"there is no mapping {path}: a YAML file, docs/benchmark_gym.md shows one")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        return read_yaml(path)
+    except DocumentError as error:
+        raise ConfigError(str(error)) from None

@@ -109,9 +109,9 @@ class LSTMFuser(Fuser):
                     parts[1].fill_(1)
 
     def forward(self, features: Float[Tensor, "B W F"]) -> Float[Tensor, "B W C"]:
-        if features.device.type != "cpu":
-            return self.lstm(features)[0]
-        with torch.autocast("cpu", enabled=False):  # without AVX-512 oneDNN has no LSTM in bfloat16, and raises
+        # Under autocast cuDNN runs an LSTM in float16, whatever type was asked for: without a scaler of gradients most
+        # of them become 0. oneDNN has none in bfloat16 without AVX-512. In float32 it is small and right everywhere.
+        with torch.autocast(features.device.type, enabled=False):
             return self.lstm(features.to(next(self.lstm.parameters()).dtype))[0]
 
 

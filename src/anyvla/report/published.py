@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, ConfigError, build
+from anyvla.documents import read_yaml
 
 FILE = Path(__file__).with_name("published.yaml")
 # Of a result line's protocol, what a source must state before its number counts as played in the same way.
@@ -64,7 +64,7 @@ class Fit:
 @cache
 def read_published(path: Path = FILE) -> tuple[Published, ...]:
     """All that is known. Raises ConfigError that names the entry for one that is not well made."""
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    entries = read_yaml(path)
     if not isinstance(entries, list):
         raise ConfigError(f"{path}: expected a list of published numbers, found {type(entries).__name__}")
     return tuple(build(Published, entry, where=f"{path.name}, entry {i}") for i, entry in enumerate(entries, 1))

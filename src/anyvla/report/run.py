@@ -6,14 +6,12 @@ an error that names the file: a page must not quietly leave out half of the evid
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from anyvla.documents import as_mapping, parse_yaml, read_json
 from anyvla.evaluation.results import EpisodeResult, json_lines, read_results
 from anyvla.evaluation.statistics import Summary, summarise
 
@@ -108,13 +106,7 @@ def _text(path: Path) -> str | None:
 
 
 def _recipe(path: Path, text: str | None) -> Mapping[str, Any]:
-    try:
-        data = yaml.safe_load(text or "") or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected keys and values at the top, found {type(data).__name__}")
-    return data
+    return as_mapping(parse_yaml(text or "", str(path)) or {}, str(path))
 
 
 def _dataset(root: Path, recipe: Mapping[str, Any]) -> Path:
@@ -124,7 +116,7 @@ def _dataset(root: Path, recipe: Mapping[str, Any]) -> Path:
 
 
 def _robot(path: Path) -> Mapping[str, Any]:
-    robots = _json(path) if path.is_file() else [{}]
+    robots = read_json(path) if path.is_file() else [{}]
     if not isinstance(robots, list) or not robots or not isinstance(robots[0], dict):
         raise ValueError(f"{path}: expected a list of embodiments")
     return robots[0]
@@ -159,19 +151,12 @@ def _required(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     return lines
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-
-
 def read_clips(folder: Path) -> list[Clip]:
     """The filmed episodes of a folder of videos. Raises ValueError that names its index if that is broken."""
     index = folder / "index.json"
     if not index.is_file():
         return []
-    entries = _json(index)
+    entries = read_json(index)
     if not isinstance(entries, list):
         raise ValueError(f"{index}: expected a list of videos, found {type(entries).__name__}")
     clips = []
@@ -190,7 +175,7 @@ def read_clips(folder: Path) -> list[Clip]:
 def _demonstrations(path: Path) -> Demonstrations | None:
     if not path.is_file():
         return None
-    info = _json(path)
+    info = read_json(path)
     try:
         failures = ((info.get("anyvla") or {}).get("notes") or {}).get("failures")
         if failures is not None:

@@ -29,23 +29,22 @@ _STEP = re.compile(r"step-\d{8}")
 
 
 def latest(run: Path) -> Path | None:
-    """Return the newest checkpoint of a run folder: the finished one, or the last on the way; None if there is none.
+    """Return the newest checkpoint of a run folder: the finished one, or the last on the way; None if there is none."""
+    final = run / "checkpoint"
+    if final.is_dir():
+        return final
+    steps = _steps(run)
+    return steps[-1] if steps else None
 
-    Raises ValueError that names what is missing if that checkpoint is not whole.
-    """
-    folder = run / "checkpoint"
-    if not folder.is_dir():
-        steps = _steps(run)
-        if not steps:
-            return None
-        folder = steps[-1]
+
+def check_whole(run: Path, folder: Path) -> None:
+    """Raise ValueError that names what a checkpoint of a run folder lacks, and says what to do."""
     try:
         check_checkpoint(folder)
     except ValueError as error:
         others = [p.name for p in _steps(run) if p != folder]
         way_out = f"move it away to go on from {others[-1]}" if others else "move it away to train anew"
         raise ValueError(f"{error} (or {way_out})") from None
-    return folder
 
 
 def tidy(run: Path, newest: Path | None) -> None:

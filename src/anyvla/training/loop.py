@@ -37,6 +37,7 @@ from anyvla.training import checkpoint
 from anyvla.training.batches import batches_from
 from anyvla.training.card import model_card
 from anyvla.training.dims import check_actions_vary, dim_notes
+from anyvla.training.half import check_trained_weights
 from anyvla.training.launchers import check_one_process
 from anyvla.training.optim import OptimConfig, learning_rate, optimizer
 from anyvla.training.randomness import seeded
@@ -97,7 +98,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 
@@ -150,6 +151,7 @@ def train(
     )
     windows = WindowDataset(mixture, window)  # bad data is told before a model is loaded
     vla = VLA(model, robots, codec=run / "codec").to(device)
+    check_trained_weights(vla)
     vla.train()
     if advice := cache_advice(vla, windows, cache_gb, workers):
         logger.warning("%s", advice)

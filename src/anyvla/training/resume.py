@@ -49,6 +49,7 @@ def find_begun(
     """
     begun = checkpoint.latest(run)
     if begun is not None:
+        checkpoint.check_whole(run, begun)
         check_same(begun, recipe, robots, sections)
         begun = _for_steps(run, begun, steps)
     checkpoint.tidy(run, begun)

@@ -6,7 +6,6 @@ annotations it does not: the annotator writes (start, start + length), and CALVI
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from anyvla.data.formats.json_records import read_json_text
 from anyvla.data.formats.npy import load_array
 from anyvla.data.formats.safe_pickle import load_objects
+from anyvla.documents import parse_json
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,11 @@ def listed(path: Path) -> set[tuple[int, int]]:
     try:
         text = read_json_text(path)
         if path.suffix == ".json":
-            found: Any = json.loads(text)
+            found: Any = parse_json(text, str(path))
             pairs = [p for group in found.values() for p in group] if isinstance(found, dict) else found
         else:
             pairs = [line.split()[-2:] for line in text.splitlines() if line.strip()]
         return {(int(start), int(end)) for start, end in pairs}
-    except OSError as error:
-        raise ValueError(f"cannot read the list {path}: {error.strerror}") from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no list of segments: expected [[start, end], ...] as JSON ({error})") from None
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jaxtyping import Float32, Float64, Int64, UInt8
 from pydantic.dataclasses import dataclass as config_dataclass
 
@@ -31,7 +30,7 @@ from anyvla.data.formats.npy import Head
 from anyvla.data.formats.npz import head_of, keys_of, load_arrays, place_of, shape_of
 from anyvla.data.formats.vectors import as_floats, check_real
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
-from anyvla.documents import as_mapping, read_yaml
+from anyvla.documents import as_mapping, read_yaml, to_yaml
 from anyvla.inside import inside, listed
 
 DESCRIPTION = "dataset.yaml"
@@ -199,7 +198,7 @@ class NpzFrames(Frames):
 def write_description(root: Path, embodiment: Embodiment, about: str = "") -> None:
     """Write `dataset.yaml`; the folder is made if it is not there."""
     root.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(to_dict(Description(embodiment=embodiment, about=about)), sort_keys=False, allow_unicode=True)
+    text = to_yaml(to_dict(Description(embodiment=embodiment, about=about)))
     stored.write(root / DESCRIPTION, text.encode())
 
 

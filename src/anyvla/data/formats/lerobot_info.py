@@ -230,7 +230,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file. Raises ValueError that names it if it is damaged."""
     try:
         return json.loads(read_json_text(path))
-    except ValueError as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
         raise ValueError(f"{path} is damaged ({error}); copy the dataset again") from None
 
 
