@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hub_like import SO101, so101
+from hub_like import SO101, so101, write_hub_like
 
 from anyvla.cli.main import main
 from anyvla.config import build
@@ -150,3 +150,14 @@ def test_a_folder_of_ones_own_files_without_a_description(tmp_path: Path, capsys
     assert main(["data", "info", str(folder), "--format", "folder", "--write", "mine.yaml"]) == 0
     assert "CHECK control_hz" in capsys.readouterr().out
     assert main(["data", "check", str(folder), "--source", "mine.yaml"]) == 0
+
+
+def test_columns_that_are_not_read_are_shown_with_their_ranges(tmp_path: Path, capsys: Any) -> None:
+    rows = [np.linspace(0, 1, 20)[:, None] for _ in range(2)]
+    features = {"action": (["joint1"], rows), "observation.state": (["joint1"], rows)}
+    root = write_hub_like(tmp_path / "arm", {**features, "next.reward": (None, [7 * r for r in rows])})
+    assert main(["data", "info", str(root), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["columns"]["next.reward"] == "float32 1; from 0 to 7"
+    assert told["columns"]["action"] == "float32 1: joint1"
+    assert told["action"] == {"action": "1 dims"}  # nothing is said of a meaning

@@ -279,3 +279,29 @@ def test_actions_in_another_convention_than_the_state(tmp_path: Path) -> None:
     names = [f"ee_rot6d_{i}" for i in range(6)]
     _, groups = proposed(hub(tmp_path, names, action, turns, ["ee_qx", "ee_qy", "ee_qz", "ee_qw"]))
     assert groups["action"]["rotation"]["mode"] == "absolute"
+
+
+@pytest.mark.parametrize(
+    ("state", "action"),
+    [
+        (("joint_position", "gripper_position"), ("actions",)),
+        (
+            ("observation.state.joint_position", "observation.state.gripper_position"),
+            ("action.joint_position", "action.gripper_position"),
+        ),
+    ],
+)
+def test_droid_in_several_columns(tmp_path: Path, state: tuple[str, ...], action: tuple[str, ...]) -> None:
+    arm = rows(lambda i: curves(7, -2, 2, STEPS, i))
+    fingers = rows(lambda i: opening(1, 0, STEPS, i))
+    whole = [joined(a, f) for a, f in zip(arm, fingers, strict=True)]
+    features: dict[str, Any] = dict(zip(state, [(None, arm), (None, fingers)], strict=True))
+    if len(action) == 1:
+        features[action[0]] = (None, whole)
+    else:
+        features |= dict(zip(action, [(None, arm), (None, fingers)], strict=True))
+    proposal, groups = proposed(write_hub_like(tmp_path / "droid", features, robot_type="panda", fps=15))
+    for part in ("proprio", "action"):
+        assert {name: g["size"] for name, g in groups[part].items()} == {"joints": 7, "gripper": 1}
+        assert groups[part]["gripper"]["open"] == 0
+    assert proposal.options["state"] == list(state)

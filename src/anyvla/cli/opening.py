@@ -85,7 +85,8 @@ def declared(robot: Embodiment) -> dict[str, dict[str, str]]:
 
 
 def _meaning(group: dict[str, object]) -> list[str]:
-    out = [f"{group['size']} dims", str(group["mode"])]
+    out = [f"{group['size']} dims"]
+    out += [str(group["mode"])] if group["kind"] != "other" or group["mode"] == "delta" else []
     out += [str(group[key]) for key in ("rotation", "unit") if group[key]]
     out += [f"seen from the {group['frame']}"] if group["frame"] else []
     out += [f"{group['low']:g} to {group['high']:g}"] if group["low"] is not None else []

@@ -80,8 +80,9 @@ def _groups(space: ActionSpace, array: np.ndarray) -> list[tuple[str, list[str],
         short = {"position": "xyz", "rotation": "rpy" if group.rotation == "euler" else ""}.get(group.kind, "")
         plain = list(short) if len(short) == group.size else [str(i) for i in range(group.size)]
         labels = list(group.names) or plain
-        unit = f", {group.unit}" if group.unit else ""
-        out.append((f"{group.name} ({group.mode}{unit})", labels, array[:, place]))
+        says: list[str] = [group.mode] if group.kind != "other" or group.mode == "delta" else []
+        says += [group.unit] if group.unit else []
+        out.append((f"{group.name} ({', '.join(says)})" if says else group.name, labels, array[:, place]))
     return out
 
 

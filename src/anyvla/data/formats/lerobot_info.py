@@ -24,8 +24,17 @@ READ_VERSIONS = ("v2.0", "v2.1", "v3.0")
 _CODECS = {"libsvtav1": "av1", "libx264": "h264", "libx265": "hevc", "h265": "hevc", "avc1": "h264", "hvc1": "hevc"}
 Features = str | tuple[str, ...]  # a feature, or several that are joined in this order
 # Where data sets that other programs converted keep proprio and actions.
-_STATES = ("observation.state", "state", "observation.qpos", "qpos", "observation.joint_position", "joint_position")
-_ACTIONS = ("action", "actions")
+_STATES: tuple[Features, ...] = (
+    "observation.state",
+    "state",
+    "observation.qpos",
+    "qpos",
+    ("observation.joint_position", "observation.gripper_position"),
+    ("joint_position", "gripper_position"),
+    "observation.joint_position",
+    "joint_position",
+)
+_ACTIONS: tuple[Features, ...] = ("action", "actions")
 
 
 class Info:
@@ -76,22 +85,23 @@ class Info:
     def _dims(self, keys: Sequence[str]) -> dict[str, int | Sequence[str]]:
         return {key: dim_names(self.features[key]) or int(self.features[key]["shape"][0]) for key in keys}
 
-    def _vectors(self, asked: Features, usual: Sequence[str]) -> tuple[str, ...]:
+    def _vectors(self, asked: Features, usual: Sequence[Features]) -> tuple[str, ...]:
         """Return the features asked for if all are vectors of numbers, else the first usual one, else its parts.
 
         DROID keeps `action.joint_position`, `action.gripper_position` and more in place of `action`.
         """
-        for keys in (joined(asked), *((key,) for key in usual)):
-            if all(self._is_vector(key) for key in keys):
+        for keys in (joined(asked), *map(joined, usual)):
+            if all(self.is_vector(key) for key in keys):
                 return keys
-        for whole in usual:
-            parts = tuple(key for key in self.features if key.startswith(f"{whole}.") and self._is_vector(key))
+        for whole in (key for key in usual if isinstance(key, str)):
+            parts = tuple(key for key in self.features if key.startswith(f"{whole}.") and self.is_vector(key))
             joints = tuple(key for key in parts if key.endswith((".joint_position", ".gripper_position")))
             if parts:
                 return joints if len(joints) == 2 else parts
         return ()
 
-    def _is_vector(self, key: str) -> bool:
+    def is_vector(self, key: str) -> bool:
+        """Return whether a feature is a vector of numbers."""
         feature = self.features.get(key) or {}
         return len(feature.get("shape") or []) == 1 and str(feature.get("dtype")).startswith(("float", "int"))
 
@@ -169,7 +179,7 @@ class Info:
         for key in joined(keys):
             feature = self.features.get(key)
             if feature is None:
-                vectors = [k for k in self.features if self._is_vector(k)]
+                vectors = [k for k in self.features if self.is_vector(k)]
                 known = nearest(key, vectors) if vectors else "it holds no vectors"
                 raise ValueError(
                     f"{self.root} has no feature {key!r}: {known}; say which it is, as in format: {{name: lerobot, "

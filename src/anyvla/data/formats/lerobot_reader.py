@@ -35,6 +35,8 @@ from anyvla.inside import listed
 
 STATE = "observation.state"
 ACTION = "action"
+_LOOKED_AT = 20  # episodes of which the range of a column is told
+_BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _MANY = 100  # episodes of several tasks from which on their runs are kept in the cache
 
 
@@ -113,8 +115,24 @@ class LeRobotReader(ABC):
 
     @property
     def columns(self) -> dict[str, str]:
-        """What each feature is, in a line for people; those that are not read too."""
-        return self._info.columns()
+        """What each feature is, in a line for people; of numbers that are not read otherwise their range, too."""
+        read = {*joined(self.config.action), *joined(self.config.state), *_BOOKKEEPING}
+        return {key: line if key in read else f"{line}{self._range(key)}" for key, line in self._info.columns().items()}
+
+    def _range(self, key: str) -> str:
+        """Return the range of a feature in some episodes, for people; "" if it holds no numbers."""
+        if not self._info.is_vector(key):
+            return ""
+        ends: list[float] = []
+        for index in np.unique(np.linspace(0, len(self) - 1, min(len(self), _LOOKED_AT)).astype(int)).tolist():
+            try:
+                column = self._read(index, [key])[key]
+                values = matrix(column, self._info.size(key), self._where(index), 0)
+            except ValueError:  # damaged, which the check says
+                continue
+            finite = values[np.isfinite(values)]
+            ends += [float(finite.min()), float(finite.max())] if finite.size else []
+        return f"; from {min(ends):.4g} to {max(ends):.4g}" if ends else ""
 
     @property
     def lengths(self) -> Int64[np.ndarray, "E"]:

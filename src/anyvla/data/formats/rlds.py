@@ -99,6 +99,14 @@ class RLDSDataset:
             return self._index.steps
         return np.array([_count(self._entry.kept(int(n))) for n in self._index.steps], np.int64)
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """What each key of a step is, in a line for people."""
+        return {
+            key: " ".join([leaf.kind, leaf.dtype, "x".join("?" if n is None else str(n) for n in leaf.shape)]).strip()
+            for key, leaf in self._about.steps.items()
+        }
+
     def task(self, index: int) -> str:
         """Its instruction; "" if it has none."""
         return self._index.tasks[int(self._index.task[self._within(index)])]
