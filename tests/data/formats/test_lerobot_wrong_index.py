@@ -70,6 +70,7 @@ def only_lost(root, right, number):
     [
         ("length", lambda n: n + 3, "rows"),
         ("length", lambda n: n - 2, "rows"),
+        ("length", -3, "rows"),
         (f"{WRIST}/file_index", 99, "file-099.mp4 is missing"),
         (f"{WRIST}/from_timestamp", lambda t: t + 0.11, "it lasts"),
         (f"{WRIST}/from_timestamp", float("nan"), "begins at nan s"),

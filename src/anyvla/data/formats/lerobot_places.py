@@ -114,30 +114,31 @@ def wrong_spans(
     `begin`, `end`: what the index says; `seconds`: how long the rows of each last.
     """
     lost: dict[int, str] = {}
-    missing = {at for at, path in enumerate(files) if not path.is_file()}
+    missing = np.array([not path.is_file() for path in files], bool)[file]
     ends = begin + seconds if end is None else end
     longer = ends - begin - seconds
     most = 0.5 * step + _SLACK * seconds
     if (np.abs(longer) > most).mean() > 0.5:  # some tools take the last frame's time for the end
         longer = longer - np.median(longer)
     longer[_between_neighbours(file, begin, ends, most)] = 0  # of uneven times: rows do not tell how long they last
-    for e in range(len(begin)):
+    for e in np.flatnonzero(missing | ~(begin >= 0) | ~(np.abs(longer) <= most)).tolist():
         path = files[file[e]]
-        if int(file[e]) in missing:
+        if missing[e]:
             lost[e] = f"the dataset is incomplete: {path} is missing; copy it again"
         elif not begin[e] >= 0:
             lost[e] = f"the index says that it begins at {begin[e]:g} s in {path}; correct meta/episodes"
-        elif not abs(longer[e]) <= most[e]:
+        else:
             lost[e] = (
                 f"the index says that it lasts {ends[e] - begin[e]:.3f} s in {path}, its rows last {seconds[e]:.3f} s; "
                 "correct meta/episodes"
             )
-    for at in range(len(files)):
-        own = [e for e in np.flatnonzero(file == at).tolist() if e not in lost]
-        for e, other in _overlapping(own, begin, ends - most):
+    sound = np.flatnonzero(~np.isin(np.arange(len(file)), list(lost), kind="table")) if lost else np.arange(len(file))
+    order = sound[np.lexsort((begin[sound], file[sound]))]
+    for own in np.split(order, np.flatnonzero(np.diff(file[order])) + 1):
+        for e, other in _overlapping(own.tolist(), begin, ends - most):
             lost[e] = (
-                f"the index says that it begins at {begin[e]:.3f} s in {files[at]}, within episode {other}; correct "
-                "meta/episodes"
+                f"the index says that it begins at {begin[e]:.3f} s in {files[file[e]]}, within episode {other}; "
+                "correct meta/episodes"
             )
     return lost
 
@@ -158,10 +159,12 @@ def _between_neighbours(
 def _overlapping(
     own: list[int], begin: Float64[np.ndarray, "E"], end: Float64[np.ndarray, "E"]
 ) -> list[tuple[int, int]]:
-    """Return as few episodes of a file as make the others disjoint, each with one that it overlaps."""
+    """Return as few episodes of a file as make the others disjoint, each with one that it overlaps.
+
+    `own` is in the order in which they begin.
+    """
     out: list[tuple[int, int]] = []
-    own = sorted(own, key=lambda e: begin[e])
-    while True:
+    while not (begin[own][1:] >= np.maximum.accumulate(end[own])[:-1]).all():
         pairs = []
         furthest = None
         for e in own:
@@ -169,10 +172,9 @@ def _overlapping(
                 pairs.append((furthest, e))
             if furthest is None or end[e] > end[furthest]:
                 furthest = e
-        if not pairs:
-            return out
         counts = {e: sum(e in pair for pair in pairs) for pair in pairs for e in pair}
         middle = float(np.median(own))  # the numbers of the episodes of a file are near each other
         worst = max(counts, key=lambda e: (counts[e], abs(e - middle)))
         out.append((worst, next(a if b == worst else b for a, b in pairs if worst in (a, b))))
-        own.remove(worst)
+        own = [e for e in own if e != worst]
+    return out

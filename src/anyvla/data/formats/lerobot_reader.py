@@ -93,8 +93,8 @@ class LeRobotReader(ABC):
         self.notes: dict[str, Any] = self._info.own.get("notes", {})
         self._lost_at: dict[int, str] = {}  # by their place in the version's own table
         self._columns = self._split(_with_steps(self._read_columns(), self.root, self._lost_at))
-        places = self._columns.at.tolist()
-        self.lost = {i: self._lost_at[at] for i, at in enumerate(places) if at in self._lost_at}
+        places = np.flatnonzero(np.isin(self._columns.at, list(self._lost_at))).tolist()
+        self.lost = {i: self._lost_at[int(self._columns.at[i])] for i in places}
         report_lost(self.root, self.lost, len(self))
 
     @abstractmethod
@@ -337,6 +337,9 @@ def _with_steps(columns: Columns, root: Path, lost: dict[int, str]) -> Columns:
     for at in np.flatnonzero(columns.number[1:] == columns.number[:-1]).tolist():
         for place in (at, at + 1):
             lost.setdefault(int(columns.at[place]), f"the index lists episode {columns.number[at]} twice; correct it")
+    for at in np.flatnonzero(columns.length < 0).tolist():
+        lost.setdefault(int(columns.at[at]), f"the index says that it has {columns.length[at]} rows; correct it")
+    columns = replace(columns, length=np.where(columns.length < 0, 1, columns.length))
     some = columns.length > 0
     report_empty(root, [str(n) for n in columns.number[~some].tolist()])
     if some.all():
