@@ -73,11 +73,9 @@ class Proprio:
 
     def _named(self, vector: np.ndarray, dims: Bool[np.ndarray, "P"]) -> str:
         found = []
-        for group, place in self.space.slices().items():
-            for dim in np.flatnonzero(dims[place]):
-                at = place.start + int(dim)
-                known = f" (recorded {self.low[at]:.4g} to {self.high[at]:.4g})" if np.isfinite(self.low[at]) else ""
-                found.append(f"group {group!r}, dim {dim} is {vector[at]:.6g}{known}")
+        for at in np.flatnonzero(dims).tolist():
+            known = f" (recorded {self.low[at]:.4g} to {self.high[at]:.4g})" if np.isfinite(self.low[at]) else ""
+            found.append(f"{self.space.place(at)} is {vector[at]:.6g}{known}")
         more = f", and {len(found) - _AND_MORE} more dims" if len(found) > _AND_MORE else ""
         return ", ".join(found[:_AND_MORE]) + more
 

@@ -111,8 +111,9 @@ def _lengths(declared: _Declared) -> Iterator[Finding]:
     if declared.group.kind == "position" and declared.group.unit == "m":
         dim, low, high = declared.farthest()
         if max(-low, high) > _METRES:
+            severity: Severity = "error" if max(-low, high) > 5 * _METRES else "warning"  # a base may drive
             text = f"goes from {low:.4g} to {high:.4g}, declared in m: no arm reaches that far"
-            yield declared.finding(text, "declare the unit of the data, as in unit: mm", dim=dim)
+            yield declared.finding(text, "declare the unit of the data, as in unit: mm", severity, dim)
 
 
 def _ends(declared: _Declared) -> Iterator[Finding]:

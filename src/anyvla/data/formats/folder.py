@@ -142,9 +142,13 @@ class FolderDataset:
         if values.shape != (length, size):
             raise ValueError(f"{path}: {key} has shape {values.shape}, expected ({length}, {size})")
         values = as_floats(values, f"{path}: {key}")
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        bad = np.argwhere(~np.isfinite(values))
         if len(bad):
-            raise ValueError(f"{path}: {key} has NaN or infinity at step {bad[0]}; drop or mend the episode")
+            space = self.embodiment.proprio if key == "proprio" else self.embodiment.action
+            place = space.place(int(bad[0][1]))
+            raise ValueError(
+                f"{path}: {key} has NaN or infinity at step {bad[0][0]}, {place}; drop or mend the episode"
+            )
         return values
 
     def _times(self, path: Path, length: int) -> Float64[np.ndarray, "T"]:
