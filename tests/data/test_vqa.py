@@ -134,3 +134,16 @@ def test_pickled_and_fingerprinted(tmp_path: Path):
     again = pickle.loads(pickle.dumps(data))
     assert (again[0], again.fingerprint) == (data[0], data.fingerprint)
     assert open_vqa(llava(tmp_path, {"conversations": says("a", "c")})).fingerprint != data.fingerprint
+
+
+def test_the_fingerprint_follows_the_pictures(tmp_path: Path):
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        picture(tmp_path / "a.png", colour)
+        root = llava(
+            tmp_path, {"image": ["a.png", "missing.png"], "conversations": says("<image><image> Same?", "No.")}
+        )
+        data = open_vqa(root)
+        assert data.fingerprint == open_vqa(root).fingerprint
+        if colour[0]:
+            first = data.fingerprint
+    assert data.fingerprint != first

@@ -256,3 +256,13 @@ def test_data_whose_actions_never_vary_teaches_nothing(dataset, tmp_path):
     still = Robot(arm, dataclasses.replace(robot.statistics, action=flat))
     with pytest.raises(ConfigError, match="no action of robot 'small' ever varies in this data"):
         train(MODEL, config(), dataset, [still], tmp_path / "run", document(config()))
+
+
+def test_data_that_changes_while_training_runs_is_told(tmp_path, caplog):
+    root = tmp_path / "dataset"
+    write_dataset(root, embodiment(), [episode(12 + i, seed=i) for i in range(4)])
+    run(mixture(root), tmp_path / "untouched")
+    assert "changed while training ran" not in caplog.text
+    [path] = root.glob("data/**/*.parquet")
+    run(mixture(root), tmp_path / "run", progress=lambda _: path.touch())
+    assert f"1 files of the data changed while training ran, {path} first" in caplog.text

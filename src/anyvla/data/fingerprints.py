@@ -18,7 +18,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ _RECENT_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
 _HASHES = "hashes"
 
 Seen = tuple[int, int, int, int]  # size, inode, times of modification and of change in nanoseconds
+_taken: dict[Path, Seen] = {}  # the files that this process knows the hashes of, as they were then
 
 
 def of_files(root: Path, files: Iterable[Path], meaning: str) -> str:
@@ -85,6 +86,15 @@ def state(root: Path, files: Iterable[Path], meaning: str) -> str:
     return derived(meaning, str(root.resolve()), json.dumps(found), json.dumps(_hashes(root, recent)))
 
 
+def edited(roots: Collection[Path]) -> list[Path]:
+    """Return the files below `roots` that were edited or removed since this process took their hashes."""
+    return [
+        path
+        for path, seen in _taken.items()
+        if any(path.is_relative_to(root) for root in roots) and not (path.is_file() and stat_of(path) == seen)
+    ]
+
+
 def stat_of(path: Path) -> Seen:
     """Return what changes with every edit of a file."""
     return _seen(path.stat())
@@ -124,11 +134,12 @@ def _hashes(root: Path, files: Iterable[Path]) -> dict[str, str]:
     out, missing = dict[str, str](), list[Path]()
     for path in files:
         before, out[_name(root, path)] = kept.get(_name(root, path), ((), ""))
-        if tuple(before) != _needed(path):
+        _taken[path] = _needed(path)
+        if tuple(before) != _taken[path]:
             missing.append(path)
     saved, new = time.monotonic(), False
     for number, of in enumerate(_hashed(root, missing), 1):
-        out[of.name] = of.digest
+        out[of.name], _taken[root / of.name] = of.digest, of.seen
         if of.settled:
             kept[of.name], new = (of.seen, of.digest), True
         if new and (number == len(missing) or time.monotonic() - saved > _REPORT_S):  # an interruption loses little

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,14 @@ class VQADataset:
     def __init__(self, layout: str, root: Path, pictures: Path, files: Sequence[Path], entries: list[_Entry]) -> None:
         self.layout, self.root, self.pictures = layout, root, pictures
         self._entries = entries
-        self.fingerprint: str = fingerprints.of_files(root, files, f"vqa {layout}")  # of the texts, not of the pictures
+        self._texts = fingerprints.of_files(root, files, f"vqa {layout}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the texts and of the pictures that are there."""
+        names = sorted({name for entry in self._entries for name in entry.images})
+        there = [path for name in names if (path := inside(self.pictures, name)).is_file()]
+        return fingerprints.derived(self._texts, fingerprints.of_many(self.pictures, there, "pictures"))
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -26,6 +26,7 @@ from anyvla.actions.codec_report import check_codec
 from anyvla.config import STRICT
 from anyvla.data.augment import AugmentConfig
 from anyvla.data.canonical import Robot
+from anyvla.data.fingerprints import edited
 from anyvla.data.mixture import DataConfig, Mixture
 from anyvla.data.window import WindowConfig, WindowDataset
 from anyvla.documents import DocumentError, parse_json
@@ -190,6 +191,13 @@ def train(
                 last = keep(run / "train" / f"step-{done:08d}", done)
                 if stopping:
                     raise Interrupted(f"stopped after {done} of {config.steps} steps; the same command goes on there")
+        if changed := edited([Path(d.root) for d in mixture.datasets]):
+            logger.warning(
+                "%d files of the data changed while training ran, %s first: the policy may have learned from both, and "
+                "its fingerprint is that of the data before",
+                len(changed),
+                changed[0],
+            )
         keep(final, config.steps)
     return final
 
