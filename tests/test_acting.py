@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from small import HISTORIES, NANO, batch, embodiment, fit_codec, observation, policy, statistics
+from small import HISTORIES, NANO, batch, embodiment, fit_codec, model, observation, policy, statistics
 
 from anyvla.actions.space import ActionSpace, Group
 from anyvla.data.canonical import Robot
@@ -244,6 +244,16 @@ def test_the_same_session_twice_and_sessions_of_others_are_refused(history, fuse
     vla.act([shown(), shown(1)], [one, two])
 
 
+def test_a_robot_without_proprio_acts():
+    robot = dataclasses.replace(embodiment(), proprio=ActionSpace(groups=()))
+    of = dataclasses.replace(statistics(), proprio={key: [] for key in statistics().proprio})
+    vla = VLA(model(), [Robot(robot, of)]).eval()
+    [chunk] = vla.act([shown(proprio=np.zeros(0, np.float32))], [vla.start("open")])
+    assert np.isfinite(chunk.actions).all()
+    with pytest.raises(ValueError, match=r"proprio has shape \(3,\), this policy was trained with \(0,\)"):
+        vla.act([shown()], [vla.start("open")])
+
+
 @pytest.mark.parametrize(
     ("instruction", "message"),
     [
@@ -256,6 +266,8 @@ def test_the_same_session_twice_and_sessions_of_others_are_refused(history, fuse
         ("open\x00", "a control character"),
         ("\x1b[31mopen", "a control character"),
         ("open\x7f", "a control character"),
+        ("open\ue000", "a character of private use"),  # [CLS] to CANINE
+        ("open " * 100_000, "has 500000 characters, at most 10000 are read"),
     ],
 )
 def test_start_refuses_what_is_no_instruction(instruction, message):

@@ -104,7 +104,7 @@ class Observer:
         for row, (observation, session) in enumerate(zip(observations, sessions, strict=True)):
             robot = self.robots[session.robot]
             far = robot.implausible(observation.proprio)
-            if setting == "error" and far.any():
+            if setting != "warn" and far.any():
                 raise ValueError(
                     f"observation {row}: {robot.complaint(observation.proprio, far)} If they are, let it act with "
                     "implausible: warn (a key of model:, an attribute of the VLA, --implausible of anyvla eval, serve)"

@@ -12,6 +12,9 @@ import unicodedata
 # joiner, invisible operators, byte order mark, annotation marks.
 _INVISIBLE = [0xAD, 0x34F, 0x61C, 0x180E, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070)]
 _INVISIBLE += [0xFEFF, 0xFFF9, 0xFFFA, 0xFFFB, 0xE0001, *range(0xE0020, 0xE0080)]
+LONGEST = 10_000  # characters of an instruction
+# Some tokenizers use characters of private use as control tokens.
+_NO_TEXT = {"Cc": "a control character", "Cs": "half of a surrogate pair", "Co": "a character of private use"}
 _DROPPED = dict.fromkeys(_INVISIBLE)
 _JOINERS = "\u200c\u200d"  # they shape letters of Persian and Indic scripts, and emoji; beside ASCII they do nothing
 
@@ -28,14 +31,15 @@ def check_instruction(text: object, *, may_be_empty: bool = False) -> str:
     """Return the clean instruction. Raises ValueError for what no policy can be told."""
     if not isinstance(text, str):
         raise ValueError(f"an instruction must be a str, got {type(text).__name__}: {text!r:.60}")
+    if len(text) > LONGEST:
+        raise ValueError(f"the instruction {text[:40]!r} has {len(text)} characters, at most {LONGEST} are read")
     clean = clean_instruction(text)
     for character in clean:
-        kind = unicodedata.category(character)
-        if kind in ("Cc", "Cs"):
+        kind = _NO_TEXT.get(unicodedata.category(character))
+        if kind is not None:
             raise ValueError(
-                f"the instruction {clean[:60]!r} holds {character!r}, which is "
-                f"{'half of a surrogate pair' if kind == 'Cs' else 'a control character'} and no text: decode it as "
-                "UTF-8, and remove what is no text"
+                f"the instruction {clean[:60]!r} holds {character!r}, which is {kind} and no text: decode it as UTF-8, "
+                "and remove what is no text"
             )
     if not clean and not may_be_empty:
         raise ValueError("the instruction is empty; say what to do, as in start('open the drawer')")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +60,12 @@ def test_one_instruction_in_any_spelling_gives_the_same_tokens(llava: AutoBackbo
         assert tokens(llava, spelling) == expected
     assert tokens(llava, text.upper()) != expected
     assert tokens(llava, text + ".") != expected
+
+
+@pytest.mark.parametrize("text", ["open\udce9", "open\x00", b"open", None])
+def test_what_is_no_text_is_refused(llava: AutoBackbone, text: Any) -> None:
+    with pytest.raises(ValueError, match="instruction"):
+        tokens(llava, text)
 
 
 def test_the_check_finds_a_control_token_that_acts(llava: AutoBackbone, monkeypatch: pytest.MonkeyPatch) -> None:

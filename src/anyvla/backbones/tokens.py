@@ -25,7 +25,7 @@ from anyvla.backbones.hooks import only_at, read_before_head, written
 from anyvla.backbones.options import Options
 from anyvla.backbones.template import Template
 from anyvla.layout import lay_out
-from anyvla.text import clean_instruction
+from anyvla.text import check_instruction
 from anyvla.types import Block, TokenSequence
 
 CACHED_BLOCKS = 10_000  # instructions whose tokens are kept
@@ -140,7 +140,7 @@ class TokenBackbone(Backbone):
         """Run the model over the sequence, images included."""
 
     def prepare(self, images: UInt8[Tensor, "M V H W 3"], instructions: Sequence[str]) -> Block:
-        """Tokenise M steps. Raises ValueError for images that are not uint8 (M, V, H, W, 3)."""
+        """Tokenise M steps. Raises ValueError for images that are not uint8 (M, V, H, W, 3), and text that is none."""
         if images.dtype != torch.uint8 or images.ndim != 5 or images.shape[-1] != 3:
             raise ValueError(
                 f"images must be uint8 (M, V, H, W, 3) with values 0..255, got {images.dtype} {tuple(images.shape)}; "
@@ -354,7 +354,7 @@ class TokenBackbone(Backbone):
     def _block(self, instruction: str, views: int) -> list[int]:
         key = (instruction, views)
         if key not in self._blocks:
-            tokens, text = self._plain(clean_instruction(instruction), views)
+            tokens, text = self._plain(check_instruction(instruction, may_be_empty=True), views)
             if self.context is not None and len(self._opening) + len(tokens) >= self.context:
                 raise ValueError(
                     f"one step of {views} cameras and the instruction {instruction[:40]!r} takes "

@@ -30,7 +30,7 @@ from anyvla.evaluation.workers import EnvironmentFailed
 from anyvla.folder_lock import only_here
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
-from anyvla.text import clean_instruction
+from anyvla.text import check_instruction
 from anyvla.types import Chunk, ChunkError
 from anyvla_sim.pool import EnvironmentPool, Limits, Lost, Reply
 
@@ -242,7 +242,7 @@ class _Play:
         """A session begins with each instruction."""
         stage, condition = rollout.now, rollout.plan.condition
         given = reply.instruction if stage.instruction is None else stage.instruction
-        words = None if given is None else clean_instruction(given)
+        words = None if given is None else check_instruction(given, may_be_empty=True)
         if rollout.session is not None and words == rollout.words:
             return
         if words is None:
