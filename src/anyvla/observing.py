@@ -1,6 +1,6 @@
-"""The checks of observations: what a policy is given must be finite, of the right form, and like its training data.
+"""The checks of observations: images and proprio must have the right form, be finite, and be like the training data.
 
-Whatever is wrong is a ValueError that says which observation, which robot, which group and dim, and the value.
+Each fault is a ValueError that names the observation, the robot, the group, the dim and the value.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from anyvla.types import Observation
 
 log = logging.getLogger(__name__)
 
-# What to do with proprio that is finite, but far from all that the policy was trained on (other units, another robot).
+# How to treat proprio that is finite but far from the training data: it comes in other units, or of another robot.
 Implausible = Literal["error", "warn"]
-FAR = 5.0  # scales of a dim beyond its recorded range, see `Proprio`
+FAR = 3.0  # scales of a dim beyond its recorded range, see `Proprio`
+_OF_GROUP = 0.3  # share of the largest scale of a group that each of its dims has at least
 _AND_MORE = 3  # dims that a message names
 
 
@@ -31,8 +32,8 @@ class Proprio:
     """Checks the proprio vectors of one robot.
 
     A value is implausible if it is more than `FAR` scales outside of the recorded and declared range. The scale of a
-    dim is the largest of: its range; its largest magnitude; a tenth of the same of its group. So noise on a dim that is
-    constant in the data is no finding, but degrees for radians, millimetres for metres or 0..255 for a gripper are.
+    dim is the largest of its range, its largest magnitude, and `_OF_GROUP` of the same of its group. So noise on a dim
+    that is constant in the data passes, and degrees for radians, millimetres for metres or 0..255 for a gripper do not.
     """
 
     def __init__(self, robot: Robot) -> None:
@@ -60,7 +61,7 @@ class Proprio:
         return vector
 
     def implausible(self, vector: Float32[np.ndarray, "P"]) -> Bool[np.ndarray, "P"]:
-        """Return which dims are far outside of what the policy was trained on."""
+        """Return which dims are far outside of the training data."""
         x = vector.astype(np.float64)
         return (x < self.low - self._margin) | (x > self.high + self._margin)
 
@@ -68,7 +69,7 @@ class Proprio:
         """Return the sentence about these implausible dims."""
         return (
             f"proprio of robot {self.robot!r} is far outside of the training data: {self._named(vector, dims)}. "
-            "Are the units those of the training data (rad or degrees, m or mm, the range of the gripper)?"
+            "Are its units the same (radians or degrees, metres or millimetres, the range of the gripper)?"
         )
 
     def _named(self, vector: np.ndarray, dims: Bool[np.ndarray, "P"]) -> str:
@@ -115,7 +116,7 @@ class Observer:
                 session.warned |= set(np.flatnonzero(far).tolist())
 
     def images(self, observations: Sequence[Observation], robots: Sequence[int]) -> UInt8[np.ndarray, "B V H W 3"]:
-        """Return the images of each observation. Raises ValueError for what is no RGB image, or another size."""
+        """Return the images of each observation. Raises ValueError for images of another form or size."""
         count = len(self._whole.cameras)
         images = []
         for row, (observation, robot) in enumerate(zip(observations, robots, strict=True)):
@@ -153,6 +154,6 @@ def _scales(space: ActionSpace, low: np.ndarray, high: np.ndarray) -> Float64[np
     spread = np.where(known, np.maximum(high - low, np.maximum(np.abs(low), np.abs(high))), 0.0)
     scales = spread.copy()
     for place in space.slices().values():
-        scales[place] = np.maximum(scales[place], 0.1 * spread[place].max(initial=0))
+        scales[place] = np.maximum(scales[place], _OF_GROUP * spread[place].max(initial=0))
     most = spread.max(initial=0)
-    return np.where(scales > 0, scales, 0.1 * most if most > 0 else 1.0)
+    return np.where(scales > 0, scales, _OF_GROUP * most if most > 0 else 1.0)

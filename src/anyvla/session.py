@@ -1,4 +1,4 @@
-"""The state of one running rollout inside a policy, and the checks of what a caller does with it."""
+"""The state of one running rollout inside a policy, and the checks of a call that uses it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def check_call(observations: Sequence[Observation], sessions: Sequence[Session],
 
 
 def check_seed(seed: Any) -> int:
-    """Return the seed as an int. Raises ValueError for what is no integer of 63 bits."""
+    """Return the seed as an int. Raises ValueError unless it is an integer of 63 bits."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= int(seed) < 2**63:
         raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r:.40}")
     return int(seed)

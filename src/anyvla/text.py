@@ -1,4 +1,4 @@
-"""The one spelling of an instruction: what looks the same is the same text, in training and in acting.
+"""The one spelling of an instruction: texts that look the same are the same, in training and in acting.
 
 Every path from a person or a file to a tokenizer calls `clean_instruction`. Letter case and punctuation stay as they
 are.
@@ -28,7 +28,7 @@ def clean_instruction(text: str) -> str:
 
 
 def check_instruction(text: object, *, may_be_empty: bool = False) -> str:
-    """Return the clean instruction. Raises ValueError for what no policy can be told."""
+    """Return the clean instruction. Raises ValueError for a text that cannot be an instruction."""
     if not isinstance(text, str):
         raise ValueError(f"an instruction must be a str, got {type(text).__name__}: {text!r:.60}")
     if len(text) > LONGEST:
@@ -38,8 +38,8 @@ def check_instruction(text: object, *, may_be_empty: bool = False) -> str:
         kind = _NO_TEXT.get(unicodedata.category(character))
         if kind is not None:
             raise ValueError(
-                f"the instruction {clean[:60]!r} holds {character!r}, which is {kind} and no text: decode it as UTF-8, "
-                "and remove what is no text"
+                f"the instruction {clean[:60]!r} holds {character!r}, which is {kind}: decode the text as UTF-8, and "
+                "remove such characters"
             )
     if not clean and not may_be_empty:
         raise ValueError("the instruction is empty; say what to do, as in start('open the drawer')")

@@ -1,4 +1,4 @@
-"""Control tokens and the text of users: what a person writes is plain text, whatever the tokenizer makes of it.
+"""Control tokens in the text of users: an instruction is plain text, whatever the tokenizer would make of it.
 
 A tokenizer takes `<eos>` or `<image>` anywhere in a text for a control token. transformers can switch that off for a
 whole text and for special tokens only, but a prompt needs its own control tokens, and added tokens that are not special
@@ -30,9 +30,9 @@ class ControlTokens:
             if getattr(token, "special", True) or (text.strip() and text in written):
                 found[text] = i
         found |= {text: tokenizer.convert_tokens_to_ids(text) for text in tokenizer.all_special_tokens}
-        # A single character (some models pad with "!") cannot be told from the character.
+        # A single character (some models pad with "!") looks like any character.
         self.names = frozenset(text for text in found if len(text) > 1)
-        # Any text may hold what the tokenizer does not know, or knows as bytes only.
+        # Any text may hold characters that the tokenizer does not know, or knows as bytes only.
         self.ids = frozenset(found[text] for text in self.names if not re.fullmatch("<0x[0-9A-F]{2}>", text)) - {
             None,
             tokenizer.unk_token_id,
@@ -50,10 +50,10 @@ class ControlTokens:
         return _cut(text, cuts)
 
     def spellings(self, text: str) -> Iterator[tuple[list[str], bool]]:
-        """Return ways to cut the text, the best first, and whether it must be cut from what is around it, too.
+        """Return ways to cut the text, the best first, and whether to cut it from the texts around it, too.
 
         The later ones are for tokenizers that change a text before they look for control tokens, and for names that
-        only the text and what is around it make together.
+        the text makes together with its surroundings.
         """
         yield self.pieces(text), False
         yield self.pieces(text), True

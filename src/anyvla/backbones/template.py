@@ -31,7 +31,7 @@ class Template:
     def written(self, pieces: list[str], apart: bool) -> list[str]:
         """Return the texts of a step that are tokenised one after another, for an instruction in pieces.
 
-        `apart`: what is around the instruction does not touch it.
+        `apart`: no piece is joined to the text around the instruction.
         """
         first, *rest = self.text.split("{instruction}")
         if apart:
