@@ -111,3 +111,8 @@ def test_options_of_a_command_line_are_plain_data_too() -> None:
     assert override({}, ["--a.b", "[1, 2]"]) == {"a": {"b": [1, 2]}}
     with pytest.raises(ConfigError, match=r"--a.*the tag .*binary is not allowed"):
         override({}, ["--a", "!!binary aGk="])
+
+
+def test_the_length_of_a_tokenizer_without_a_limit_is_read() -> None:
+    """As transformers writes it for most models."""
+    assert parse_json('{"model_max_length": 1000000000000000019884624838656}', "x") == {"model_max_length": int(1e30)}

@@ -20,6 +20,7 @@ MOST_YAML = 1 << 18  # bytes; PyYAML takes seconds for a mebibyte
 MOST_JSON = 1 << 26  # bytes
 DEEPEST = 64  # mappings and lists inside each other
 SMALLEST, LARGEST = -(2**63), 2**64 - 1  # whole numbers
+_NO_LIMIT = str(int(1e30))  # model_max_length, as transformers writes it into tokenizer_config.json without a limit
 PLAIN = {"null", "bool", "int", "float"}  # kinds of YAML values without quotes; all others are text
 
 
@@ -220,6 +221,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(digits: str) -> int:
+    if digits == _NO_LIMIT:
+        return int(digits)
     return _checked(int(digits) if len(digits) <= 20 else LARGEST + 1)
 
 
