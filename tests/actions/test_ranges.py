@@ -125,6 +125,13 @@ def test_a_spike_among_rare_motion_is_left_out():
     assert quantile_range(column) == whole
 
 
+def test_a_dim_rests_also_if_its_last_digit_does_not():
+    column = np.where(np.arange(20_000) % 2, np.float32(0.5), np.nextafter(np.float32(0.5), np.float32(1)))
+    assert normalizer(column[:, None].astype(np.float32), "quantile").learnt.tolist() == [[False]]
+    column[[70, 71]] = 5.0
+    assert quantile_range(column.astype(np.float64)) == (0.5, 5.0)
+
+
 def test_dims_of_a_rotation_share_their_magnitude():
     """Zeros that come out of a conversion as 1e-17 are no motion."""
     rng = np.random.default_rng(0)

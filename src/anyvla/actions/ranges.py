@@ -4,7 +4,7 @@ A quantile range ignores outliers, but a dim that rests most of the time has its
 Three quantities separate the two, all relative to the data's own scale:
 
 - The core of a dim reaches from its 10th to its 90th percentile. A value is far if it is more than `FAR` core ranges
-  outside of the core. If the core has no extent, the dim rests, and every other value is far.
+  outside of the core. If the core never varies (see below), the dim rests, and every other value is far.
 - Far values are spikes if they are fewer than `FEW` frames, or fewer than `RARE` of all frames. Otherwise they are
   motion. In a dim that rests there is no scale to call a value a spike by, so all far values are motion.
 - Quantiles that cut off motion are replaced by the whole range, without the spikes among the moving frames.
@@ -45,14 +45,14 @@ def quantile_range(column: Float64[np.ndarray, "T"]) -> tuple[float, float]:
     """Return the 1st and 99th percentile, or a range that contains the motion which these would cut off."""
     low, *core, high = (float(q) for q in np.quantile(column, (0.01, 0.1, 0.9, 0.99)))
     far = _far(column, *core)
-    if core[0] < core[1] and far.sum() < max(FEW, RARE * len(column)):
+    if not _rests(*core) and far.sum() < max(FEW, RARE * len(column)):
         return low, high
     moving = column[far]
     if not len(moving) or (low <= moving.min() and moving.max() <= high):
         return low, high
     core = np.quantile(moving, (0.1, 0.9)).tolist()
     spike = _far(moving, *core)
-    if core[0] < core[1] and spike.sum() < max(FEW, RARE * len(moving)):
+    if not _rests(*core) and spike.sum() < max(FEW, RARE * len(moving)):
         far[np.flatnonzero(far)[~spike]] = False  # what is left of `far` are the spikes
         column = column[~far]
     return float(column.min()), float(column.max())
@@ -122,8 +122,12 @@ def _quantiles(dim: Mapping[str, float]) -> tuple[float, float]:
 
 
 def rests(dim: Mapping[str, float]) -> bool:
-    """Return whether the core of a dim has no extent. Without percentiles 10 and 90, those of 1 and 99 bound it."""
-    return dim.get("q10", dim["q01"]) == dim.get("q90", dim["q99"])
+    """Return whether the core of a dim never varies. Without percentiles 10 and 90, those of 1 and 99 bound it."""
+    return _rests(dim.get("q10", dim["q01"]), dim.get("q90", dim["q99"]))
+
+
+def _rests(low: float, high: float) -> bool:
+    return never_varies(low, high, max(abs(low), abs(high)))
 
 
 def notes(space: ActionSpace, statistics: Mapping[str, Sequence[float]], method: Method, what: str) -> list[str]:
