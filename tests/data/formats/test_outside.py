@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from test_lerobot_package import FIXTURES, SO101
 
 from anyvla.cli.main import main
-from anyvla.data.formats import parquet, rlds_frames, tf_example
+from anyvla.data.formats import parquet, rlds_frames, tf_example, video
+from anyvla.data.formats.calvin import CalvinConfig, CalvinDataset
 from anyvla.data.formats.lerobot_paths import PathTemplate
 from anyvla.data.formats.rlds_features import Leaf
 from anyvla.data.open import open_dataset
@@ -206,3 +210,75 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(name: str, tmp_path: Path, caps
     assert str(root) in capsys.readouterr().err.replace("\n", "")
     with pytest.raises(ValueError, match="set"):
         open_dataset(root)
+
+
+def test_a_video_that_lists_other_files_is_refused(tmp_path: Path) -> None:
+    """FFmpeg takes the kind of a file from its contents, and reads what lists of files name."""
+    secret = next((FIXTURES / "v3_video").rglob("*.mp4"))
+    shutil.copy(secret, tmp_path / "secret.mp4")
+    (tmp_path / "a.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    (tmp_path / "b.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{secret}\n#EXT-X-ENDLIST\n")
+    assert len(video.decode(tmp_path / "secret.mp4", 10, [0])) == 1
+    for name in ("a.mp4", "b.mp4"):
+        with pytest.raises(ValueError, match=rf"{name} is damaged"):
+            video.decode(tmp_path / name, 10, [0])
+
+
+def test_a_video_of_depth_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "depth.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width = stream.height = 16
+        stream.pix_fmt = "gray16le"
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16), 900, np.uint16), format="gray16le")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(ValueError, match=r"depth\.mkv holds gray16le, which is depth"):
+        video.decode(path, 10, [0])
+
+
+def encoded_depth() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((24, 24), 900, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_depth_in_the_rows_of_lerobot_is_refused(tmp_path: Path) -> None:
+    root = copied("v3_image", tmp_path)
+    file = next(iter(sorted(root.glob("data/*/*.parquet"))))
+    table = pq.read_table(file)
+    place = table.column_names.index("observation.images.top")
+    rows = pa.array([{"bytes": encoded_depth(), "path": None}] * len(table))
+    pq.write_table(table.set_column(place, "observation.images.top", rows), file)
+    with pytest.raises(ValueError, match=r"the image of step 0: the image .*16 bits.*leave a camera of depth"):
+        np.asarray(opened(root)[0].images["top"])
+
+
+def test_depth_in_a_record_is_refused() -> None:
+    png = encoded_depth()
+    feature = tf_example.Feature(1, memoryview(b"\x0a" + tf_varint(len(png)) + png))
+    frames = rlds_frames.EncodedFrames.__new__(rlds_frames.EncodedFrames)
+    frames._where, frames._swapped = "record 3, depth", False
+    with pytest.raises(ValueError, match=r"record 3, depth, the image of step 0: .*16 bits"):
+        frames._decode(feature.texts()[0], 0)
+
+
+def test_steps_and_the_index_of_calvin_lie_inside(tmp_path: Path) -> None:
+    split = tmp_path / "training"
+    split.mkdir()
+    np.save(tmp_path / "ids.npy", np.array([[0, 0]]))
+    np.savez(tmp_path / "step.npz", rgb_static=np.zeros((8, 8, 3), np.uint8))
+    (split / "ep_start_end_ids.npy").symlink_to("../ids.npy")
+    with pytest.raises(ValueError, match=r"ep_start_end_ids\.npy', a symbolic link to"):
+        CalvinDataset(CalvinConfig(segments="play"), tmp_path)
+    (split / "ep_start_end_ids.npy").unlink()
+    shutil.copy(tmp_path / "ids.npy", split / "ep_start_end_ids.npy")
+    (split / "episode_0000000.npz").symlink_to("../step.npz")
+    with pytest.raises(ValueError, match=r"episode_0000000\.npz', a symbolic link to"):
+        CalvinDataset(CalvinConfig(segments="play"), tmp_path)
+    (tmp_path / "linked").symlink_to(split)  # the user chose this one
+    (split / "episode_0000000.npz").unlink()
+    shutil.copy(tmp_path / "step.npz", split / "episode_0000000.npz")
+    with pytest.raises(ValueError, match=r"has no key 'rel_actions'"):
+        _ = CalvinDataset(CalvinConfig(segments="play"), tmp_path / "linked")[0]

@@ -27,6 +27,7 @@ from anyvla.data.formats.calvin_index import Segment, annotated, in_scenes, list
 from anyvla.data.formats.lost import report_empty, report_lost
 from anyvla.data.formats.npz import keys_of, load_arrays, shape_of
 from anyvla.data.formats.vectors import check_real
+from anyvla.inside import inside
 
 HZ = 30.0
 Actions = Literal["relative", "motion", "world"]
@@ -275,7 +276,7 @@ _THREADS = 8
 
 
 def _step_file(split: Path, step: int) -> Path:
-    return split / f"episode_{step:07d}.npz"
+    return inside(split, f"episode_{step:07d}.npz")
 
 
 def _cameras(path: Path) -> list[str]:

@@ -194,7 +194,11 @@ class RLDSDataset:
             return dict(self._entry.cameras)
         if self.config.cameras is not None:
             return dict(self.config.cameras)
-        keys = [key for key, leaf in self._about.steps.items() if leaf.kind == "image" and not leaf.ragged]
+        keys = [
+            key
+            for key, leaf in self._about.steps.items()
+            if leaf.kind == "image" and leaf.dtype == "uint8" and not leaf.ragged
+        ]
         short = [key.rsplit("/", 1)[-1] for key in keys]
         return dict(zip(short if len(set(short)) == len(short) else keys, keys, strict=True))
 

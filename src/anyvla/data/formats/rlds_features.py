@@ -64,7 +64,7 @@ def version_of(root: Path) -> Path:
     """The folder of the version: `root` itself, or its only version. Raises ValueError if there are several."""
     if is_version(root):
         return root
-    versions = sorted(p for p in root.iterdir() if p.is_dir() and is_version(p))
+    versions = sorted(inside(root, p.name) for p in root.iterdir() if p.is_dir() and is_version(p))
     if len(versions) != 1:
         raise ValueError(f"{root} holds {len(versions)} versions ({', '.join(p.name for p in versions)}): name one")
     return versions[0]
@@ -90,7 +90,7 @@ def _described(folder: Path, features: dict[str, Any], info: dict[str, Any]) -> 
     steps = dict(_leaves(top["steps"]["sequence"]["feature"], "", ragged=False))
     rest = {name: value for name, value in top.items() if name != "steps"}
     episode = dict(_leaves({"featuresDict": {"features": rest}}, "", ragged=False))
-    return Description(folder, info["name"], info.get("version", folder.name), splits, steps, episode)
+    return Description(folder, str(info["name"]), info.get("version", folder.name), splits, steps, episode)
 
 
 def _leaves(feature: dict[str, Any], path: str, *, ragged: bool) -> list[tuple[str, Leaf]]:
@@ -100,7 +100,8 @@ def _leaves(feature: dict[str, Any], path: str, *, ragged: bool) -> list[tuple[s
     if "sequence" in feature:
         return _leaves(feature["sequence"]["feature"], path, ragged=True)
     if "image" in feature:
-        return [(path, Leaf("image", _shape(feature["image"]), "uint8", "none", ragged))]
+        kind = str(feature["image"].get("dtype") or "uint8")  # uint16 and float32: depth
+        return [(path, Leaf("image", _shape(feature["image"]), kind, "none", ragged))]
     if "text" in feature:
         return [(path, Leaf("text", (), "string", "none", ragged))]
     tensor = feature.get("tensor") or {}

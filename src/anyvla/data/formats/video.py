@@ -22,6 +22,7 @@ from jaxtyping import Float64, Int64, UInt8
 
 from anyvla.data.formats.open_files import OpenFiles
 from anyvla.data.frame_times import video_frames
+from anyvla.data.pictures import check_size
 
 KEY_FRAME_EVERY = 8
 # crf: lower is better and larger. fastdecode (no CABAC, no loop filter) halves the time to read a window of 8 frames of
@@ -29,6 +30,9 @@ KEY_FRAME_EVERY = 8
 _OPTIONS = {"crf": "13", "preset": "veryfast", "tune": "fastdecode"}
 PIXELS = "yuv444p"  # colour at full resolution
 _BT601, _LIMITED = 6, 1  # how RGB becomes YUV, told to players, which guess otherwise
+# Other containers are lists of further files (HLS, concat), which FFmpeg would read from anywhere.
+_CONTAINERS = "mov,mp4,matroska,webm,avi"
+_DEPTH = ("gray9", "gray1", "grayf", "ya16")  # grey of more than 8 bits
 _OPEN = 16  # videos kept open per thread
 _BACK = (0.0, 1.0, 10.0, 1e9)  # seconds to seek further back if a file's key frames are not where its index says
 
@@ -128,10 +132,14 @@ class _Video:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._container = av.open(str(path))
+        self._container = av.open(str(path), options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"})
         if not self._container.streams.video:
             raise ValueError(f"{path} holds no video")
         self._stream = self._container.streams.video[0]
+        context = self._stream.codec_context
+        check_size(context.width, context.height, str(path))
+        if (context.pix_fmt or "").startswith(_DEPTH):
+            raise ValueError(f"{path} holds {context.pix_fmt}, which is depth and no colour; leave this camera out")
         self._stream.codec_context.thread_count = 1  # readers are parallel; threads would wait for more packets
         if self._stream.time_base is None:
             raise ValueError(f"{path}: the video has no time base")
