@@ -22,6 +22,7 @@ from anyvla.data.formats.vectors import check_real
 SUFFIXES = (".hdf5", ".h5")
 # An array may have so many bytes without asking, or so many times its stored bytes: black frames of an hour.
 _FREE_BYTES, _RATIO = 256 << 20, 100
+_DAMAGE = (OSError, RuntimeError, KeyError, MemoryError, TypeError, OverflowError, UnicodeError)  # what h5py raises
 _MOST_LINKS, _DEEPEST, _MOST_NAMES = 16, 8, 10_000
 
 
@@ -53,22 +54,21 @@ def array(path: Path, key: str) -> Any:
     """Return a data set whose size the file can hold. Raise ValueError that names file and key."""
     import h5py
 
-    found = node(path, key)
-    if not isinstance(found, h5py.Dataset) or found.shape is None:
-        raise ValueError(f"{path}: {key!r} is no array")
-    if found.external or found.is_virtual:
-        raise ValueError(
-            f"{path}: {key!r} keeps its numbers in another file, which is not read; copy them into this one"
-        )
-    if h5py.check_ref_dtype(found.dtype) is not None:
-        raise ValueError(f"{path}: {key!r} holds references, expected numbers, text or images")
-    chunk = math.prod(found.chunks or (0,)) * found.dtype.itemsize
-    size = math.prod(found.shape) * found.dtype.itemsize
-    if size > max(_FREE_BYTES, _RATIO * found.id.get_storage_size()) or chunk > 4 * _FREE_BYTES:
-        raise ValueError(
-            f"{path}: {key!r} promises {size} bytes {found.shape}, {found.id.get_storage_size()} are stored"
-        )
-    return found
+    with reading(path, key):
+        found = node(path, key)
+        if not isinstance(found, h5py.Dataset) or found.shape is None:
+            raise ValueError(f"{path}: {key!r} is no array")
+        if found.external or found.is_virtual:
+            raise ValueError(
+                f"{path}: {key!r} keeps its numbers in another file, which is not read; copy them into this one"
+            )
+        if h5py.check_ref_dtype(found.dtype) is not None:
+            raise ValueError(f"{path}: {key!r} holds references, expected numbers, text or images")
+        chunk = math.prod(found.chunks or (0,)) * found.dtype.itemsize
+        size, stored = math.prod(found.shape) * found.dtype.itemsize, found.id.get_storage_size()
+        if size > max(_FREE_BYTES, _RATIO * stored) or chunk > 4 * _FREE_BYTES:
+            raise ValueError(f"{path}: {key!r} promises {size} bytes {found.shape}, {stored} are stored")
+        return found
 
 
 def node(path: Path, key: str) -> Any:
@@ -77,7 +77,7 @@ def node(path: Path, key: str) -> Any:
     try:
         with reading(path, key):
             return _follow(file, key, path)
-    except KeyError:
+    except _AbsentError:
         parent = key.strip("/").rpartition("/")[0]
         while parent and not has(path, parent):
             parent = parent.rpartition("/")[0]
@@ -91,7 +91,7 @@ def has(path: Path, key: str) -> bool:
     with reading(path, key):
         try:
             _follow(open_file(path), key, path)
-        except KeyError:
+        except _AbsentError:
             return False
     return True
 
@@ -136,7 +136,8 @@ def arrays_below(path: Path, key: str) -> dict[str, Any]:
                     raise ValueError(f"{path}: {key or '/'} holds more than {_MOST_NAMES} names")
                 hard = at.id.links.get_info(child.encode()).type == h5py.h5l.TYPE_HARD
                 if hard and name.count("/") < _DEEPEST:
-                    waiting.append((f"{name}/{child}".lstrip("/"), at[child]))
+                    inner = f"{name}/{child}".lstrip("/")
+                    waiting.append((inner, _follow(at, child, path)))
     return dict(sorted(found.items()))
 
 
@@ -145,12 +146,16 @@ def reading(path: Path, key: str) -> Iterator[None]:
     """Turn what h5py raises for damaged files into ValueError that names the file and the key."""
     try:
         yield
-    except (OSError, RuntimeError, MemoryError, TypeError, OverflowError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path}, key {key!r} cannot be read ({error}); copy the file again") from None
 
 
+class _AbsentError(Exception):
+    """A name leads to nothing."""
+
+
 def _follow(file: Any, key: str, path: Path) -> Any:
-    """Return what a name leads to. Raise KeyError if there is nothing, ValueError if it is in another file."""
+    """Return what a name leads to. Raise _AbsentError if there is nothing, ValueError if it is in another file."""
     import h5py
 
     at, parts, links = file, key.split("/"), 0
@@ -159,7 +164,7 @@ def _follow(file: Any, key: str, path: Path) -> Any:
         if name in ("", "."):
             continue
         if not isinstance(at, h5py.Group) or not at.id.links.exists(name.encode()):
-            raise KeyError(name)
+            raise _AbsentError(name)
         kind = at.id.links.get_info(name.encode()).type
         if kind == h5py.h5l.TYPE_HARD:
             at = at[name]

@@ -24,6 +24,7 @@ from anyvla.data.formats.hdf5_frames import Hdf5Frames, Storage
 from anyvla.data.formats.hdf5_layout import Hdf5Config, Layout, is_episode, layout_of
 from anyvla.data.formats.listing import files_in
 from anyvla.data.formats.lost import report_empty, report_lost
+from anyvla.data.formats.vectors import as_floats
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.inside import listed
 
@@ -173,8 +174,9 @@ class Hdf5Dataset:
                     f"{place.file}: {place.key(key)} has shape {values.shape}, {self._layout.actions[0]} has "
                     f"{place.length + self._layout.ahead} steps"
                 )
-            parts.append(values[ahead : ahead + place.length].reshape(place.length, -1).astype(np.float32))
-        return np.ascontiguousarray(np.concatenate(parts, axis=1))
+            rows = values[ahead : ahead + place.length].reshape(place.length, -1)
+            parts.append(as_floats(rows, f"{place.file}: {place.key(key)}"))
+        return np.concatenate(parts, axis=1)
 
     def _frames(self, place: _Place, camera: str, where: str) -> Hdf5Frames:
         key = place.key(self._layout.cameras[camera])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import tokenize
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -39,7 +40,7 @@ def read_head(file: IO[bytes]) -> Head:
             v1 = version == (1, 0)
             read = np.lib.format.read_array_header_1_0 if v1 else np.lib.format.read_array_header_2_0
             head = Head(*read(file))
-    except (MemoryError, RecursionError, TypeError, AttributeError, IndexError, KeyError, OverflowError) as error:
+    except (*FAULTS, AttributeError, SyntaxError, tokenize.TokenError) as error:  # the head is a Python literal
         raise ValueError(f"its head is damaged ({error})") from None
     if any(n < 0 for n in head.shape) or (head.dtype.itemsize == 0 and math.prod(head.shape) > 1):
         raise ValueError(f"its head promises an array of shape {head.shape} and type {head.dtype}")

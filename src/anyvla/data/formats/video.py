@@ -137,10 +137,12 @@ class _Video:
             raise ValueError(f"{path} holds no video")
         self._stream = self._container.streams.video[0]
         context = self._stream.codec_context
+        if context is None:
+            raise ValueError(f"{path} is of no known codec; copy the dataset again")
         check_size(context.width, context.height, str(path))
         if (context.pix_fmt or "").startswith(_DEPTH):
             raise ValueError(f"{path} holds {context.pix_fmt}, which is depth and no colour; leave this camera out")
-        self._stream.codec_context.thread_count = 1  # readers are parallel; threads would wait for more packets
+        context.thread_count = 1  # readers are parallel; threads would wait for more packets
         if self._stream.time_base is None:
             raise ValueError(f"{path}: the video has no time base")
         self._base = float(self._stream.time_base)  # seconds
