@@ -289,3 +289,17 @@ def test_damaged_episodes_are_told():
     broken.episodes[0] = dataclasses.replace(broken[0], actions=actions)
     with pytest.raises(ValueError, match=r"memory, episode 0, action group 'rotation', row 4: .* is no rotation"):
         Resampled(broken, 5)[0]
+
+
+def test_an_episode_that_cannot_be_read_does_not_hide_the_others():
+    class OneDamaged(InMemory):
+        def __getitem__(self, index):
+            if index == 1:
+                raise ValueError("episode 1 is damaged")
+            return super().__getitem__(index)
+
+    slower = Resampled(OneDamaged([demonstration(20, seed=i) for i in range(3)], fingerprint="d" * 64), 20)
+    assert slower.lengths[[0, 2]].tolist() == [10, 10]
+    assert len(slower[2]) == 10
+    with pytest.raises(ValueError, match="episode 1 is damaged"):
+        slower[1]

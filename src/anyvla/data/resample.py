@@ -235,6 +235,14 @@ def _ends(dataset: EpisodeDataset) -> Float64[np.ndarray, "E"]:
         return np.frombuffer(known, "<f8")
     log.info("reading how long the %d episodes of %s last", len(dataset), dataset.root)
     with ThreadPoolExecutor(_THREADS) as threads:
-        ends = np.array(list(threads.map(lambda i: dataset[i].timestamps[-1:].sum(), range(len(dataset)))), "<f8")
+        ends = np.array(list(threads.map(lambda i: _end(dataset, i), range(len(dataset)))), "<f8")
     stored.keep("durations", dataset.fingerprint, ends.tobytes())
     return ends
+
+
+def _end(dataset: EpisodeDataset, index: int) -> float:
+    """The time of the last step of an episode; 0 if it cannot be read, which is told on reading it."""
+    try:
+        return float(dataset[index].timestamps[-1:].sum())
+    except ValueError:
+        return 0.0

@@ -84,7 +84,13 @@ def describe(rows: Num[np.ndarray, "T D"]) -> dict[str, list[float]]:
 
 def _numbers(place: tuple[EpisodeDataset, int]) -> tuple[np.ndarray, np.ndarray]:
     dataset, index = place
-    episode = dataset[index]
+    try:
+        episode = dataset[index]
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; to go on without this episode, name it in the source by the number that anyvla data check "
+            "gives it, as in leave_out: [3]"
+        ) from None
     check_vectors(episode, dataset.embodiment, f"{dataset.root}, episode {index}")
     return episode.actions, episode.proprio
 

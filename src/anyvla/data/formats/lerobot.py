@@ -175,9 +175,12 @@ def _join(paths: list[Path], needed: list[str], wanted: list[str]) -> pa.Table:
 def _next_begins(file: Int64[np.ndarray, "E"], begin: Float64[np.ndarray, "E"]) -> Float64[np.ndarray, "E"]:
     """Return where the next episode begins in the file of each episode; inf of the last one."""
     order = np.lexsort((begin, file))
-    same = file[order][1:] == file[order][:-1]
+    files, begins = file[order], begin[order]
+    first = np.flatnonzero(np.append(True, (np.diff(files) != 0) | (np.diff(begins) > 0)))  # several may share a place
+    of = np.searchsorted(first, np.arange(len(begin)), side="right")
+    after = np.append(first, len(begin) - 1)[of]
     out = np.full(len(begin), np.inf)
-    out[order[:-1]] = np.where(same, begin[order][1:], np.inf)
+    out[order] = np.where((files[after] == files) & (begins[after] > begins), begins[after], np.inf)
     return out
 
 
