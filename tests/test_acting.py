@@ -197,6 +197,21 @@ def test_a_refused_call_changes_no_session(history, fuser, monkeypatch):
             np.testing.assert_array_equal(a.actions, b.actions)
 
 
+@structures
+def test_images_that_change_their_size_within_a_session(history, fuser):
+    """Scaled by the backbone, or refused where a session keeps the images themselves."""
+    vla = policy(history, fuser)
+    session = vla.start("open")
+    vla.act([shown()], [session])
+    large = shown(images={c: np.zeros((48, 64, 3), np.uint8) for c in ("corner", "wrist")})
+    if isinstance(history, dict) and history.get("cache") is False:
+        with pytest.raises(ValueError, match="the images of a session must keep their size, 32x32 became 48x64"):
+            vla.act([large], [session])
+    else:
+        vla.act([large], [session])
+    vla.act([shown()], [session])
+
+
 def test_a_chunk_that_overflows_in_robot_units_is_not_sent():
     vla = policy()
     vla.action.scale.fill_(3e38)

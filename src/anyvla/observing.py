@@ -135,12 +135,10 @@ class Observer:
 
 def _recorded(space: ActionSpace, statistics: Statistics) -> tuple[Float64[np.ndarray, "P"], Float64[np.ndarray, "P"]]:
     """Return the range of each dim, recorded or declared; infinite where nothing is known."""
-    found = {key: np.asarray(of, np.float64) for key, of in statistics.proprio.items() if len(of) == space.size}
-    low = np.full(space.size, np.inf)
-    high = np.full(space.size, -np.inf)
+    low, high = np.full(space.size, np.inf), np.full(space.size, -np.inf)
     for below, above in (("min", "max"), ("q01", "q99")):
-        low = np.minimum(low, found.get(below, low))
-        high = np.maximum(high, found.get(above, high))
+        low = np.minimum(low, np.asarray(statistics.proprio.get(below, low), np.float64))
+        high = np.maximum(high, np.asarray(statistics.proprio.get(above, high), np.float64))
     for group, place in zip(space.groups, space.slices().values(), strict=True):
         if group.low is not None and group.high is not None:
             low[place], high[place] = np.minimum(low[place], group.low), np.maximum(high[place], group.high)

@@ -176,6 +176,12 @@ class Interleaved(History):
     def _read_again(self, backbone: Backbone, steps: Steps, memories: Sequence[Memory], remember: bool) -> Reading:
         told, seen = [], []
         for memory, image, written, text in zip(memories, steps.images, steps.written, steps.instructions, strict=True):
+            if memory and memory[-1].image.shape != image.shape:
+                before, now = ("x".join(map(str, i.shape[1:3])) for i in (memory[-1].image, image))
+                raise ValueError(
+                    f"the images of a session must keep their size, {before} became {now}: start() another session, or "
+                    "train with model.view.size"
+                )
             memory.append(Seen(image, written))
             del memory[: -self.window]
             told += [text] * len(memory)
