@@ -195,7 +195,7 @@ def test_an_empty_folder_is_an_error(tmp_path):
 
 
 BROKEN = {
-    "checkpoint/config.yaml": ("a: [", r"config\.yaml is not valid YAML"),
+    "checkpoint/config.yaml": ("a: [", r"config\.yaml.*not valid YAML"),
     "train/log.jsonl": ('{"step": 1}\n', r"log\.jsonl, line 1: lacks loss"),
     "eval/results.jsonl": ("{}\n", r"results\.jsonl, line 1: an episode's result lacks benchmark"),
     "eval/videos/index.json": ('[{"file": "a.mp4"}]', r"index\.json: not an entry of a video \('task' is missing\)"),
@@ -378,3 +378,14 @@ def test_a_run_without_a_simulator_and_with_little_else(run, data):
     (run / "checkpoint/embodiments.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a list of embodiments"):
         write_report(run)
+
+
+def test_a_run_without_a_simulator_that_is_not_finished(run):
+    alone(run)
+    step = run / "train/step-00000400"
+    (run / "checkpoint").rename(step)
+    page = Page(write_report(run))
+    assert "not trained to the end" in page.text("head")
+    assert f"Go on with anyvla train {step}/config.yaml --out {run}" in page.text("alone")
+    assert f"anyvla serve {step}" in page.text("alone")
+    assert f'VLA.load("{step}")' in page.text("alone")

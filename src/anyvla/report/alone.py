@@ -18,6 +18,8 @@ class Alone:
     """What the section needs, and the sources that the policy was trained on."""
 
     python: str  # a loop on the robot
+    policy: str  # the folder to serve and to evaluate, quoted for a shell
+    finished: bool
     sources: Sequence[str]  # paths, quoted for a shell
 
 
@@ -32,7 +34,9 @@ def without_simulator(run: Run) -> Alone | None:
     """Return what to say of a trained run that nothing has evaluated and no simulator can; None for other runs."""
     if run.results or not run.recipe_text or run.recipe.get("benchmark"):
         return None
-    return Alone(_loop(run.root / "checkpoint", run.robot), sources_of(run.recipe))
+    finished = run.checkpoint == run.root / "checkpoint"
+    policy = shlex.quote(str(run.root if finished else run.checkpoint))
+    return Alone(_loop(run.checkpoint, run.robot), policy, finished, sources_of(run.recipe))
 
 
 def _loop(checkpoint: Path, robot: Mapping[str, Any]) -> str:

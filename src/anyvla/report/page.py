@@ -70,11 +70,11 @@ def _context(run: Run, videos: Mapping[Path, str]) -> dict[str, Any]:
         "run": run,
         "folder": shlex.quote(str(run.root)),
         "again": shlex.quote(f"{run.root}-again"),
-        "recipe_file": shlex.quote(str(run.root / "checkpoint" / "config.yaml")) if run.recipe_text else "RECIPE",
+        "recipe_file": shlex.quote(str(run.checkpoint / "config.yaml")) if run.recipe_text else "RECIPE",
         "name": str(run.recipe.get("name") or run.root.resolve().name),
         "css": style(),
         "script": Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
-        "verdict": verdict(run.summary) if alone is None else NO_SIMULATOR,
+        "verdict": verdict(run.summary) if alone is None else alone_verdict(run),
         "alone": alone,
         "sources": sources_of(run.recipe),
         "collects": not sources_of(run.recipe) and alone is None,
@@ -105,7 +105,10 @@ class Verdict:
     text: str
 
 
-NO_SIMULATOR = Verdict("open", "This policy is trained and has not been evaluated: its recipe names no simulator.")
+def alone_verdict(run: Run) -> Verdict:
+    """Return the sentence for a run that no simulator can evaluate."""
+    trained = "trained" if run.checkpoint == run.root / "checkpoint" else "not trained to the end"
+    return Verdict("open", f"This policy is {trained} and has not been evaluated: its recipe names no simulator.")
 
 
 def verdict(summary: Summary | None) -> Verdict:

@@ -70,6 +70,7 @@ class Run:
     clips: Sequence[Clip]
     stages: Sequence[Stage]
     demonstrations: Demonstrations | None
+    checkpoint: Path  # the finished one, or the last one on the way
     robot: Mapping[str, Any]  # the policy's first embodiment; {} without a checkpoint
 
 
@@ -77,8 +78,9 @@ def read_run(root: Path) -> Run:
     """Read the folder of a run. Raises ValueError if it holds nothing of a run, or if a part of it is broken."""
     if not root.is_dir():
         raise ValueError(f"there is no run folder {root}; make one with: anyvla quickstart (or anyvla train RECIPE)")
-    recipe_text = _text(root / "checkpoint" / "config.yaml")
-    recipe = _recipe(root / "checkpoint" / "config.yaml", recipe_text)
+    checkpoint = _checkpoint(root)
+    recipe_text = _text(checkpoint / "config.yaml")
+    recipe = _recipe(checkpoint / "config.yaml", recipe_text)
     results_file = root / "eval" / "results.jsonl"
     results = read_results(results_file) if results_file.exists() else []
     run = Run(
@@ -91,7 +93,8 @@ def read_run(root: Path) -> Run:
         clips=read_clips(root / "eval" / "videos"),
         stages=_stages(root / "stages.jsonl"),
         demonstrations=_demonstrations(_dataset(root, recipe) / "meta" / "info.json"),
-        robot=_robot(root / "checkpoint" / "embodiments.json"),
+        checkpoint=checkpoint,
+        robot=_robot(checkpoint / "embodiments.json"),
     )
     if not (run.recipe_text or run.log or run.results or run.clips or run.stages or run.demonstrations):
         raise ValueError(
@@ -99,6 +102,13 @@ def read_run(root: Path) -> Run:
             "that `anyvla quickstart` or `anyvla train` has written, as in: anyvla report outputs/quickstart"
         )
     return run
+
+
+def _checkpoint(root: Path) -> Path:
+    """Return the folder of the finished checkpoint, or of the last one on the way where training is not finished."""
+    final = root / "checkpoint"
+    steps = sorted(p.parent for p in (root / "train").glob("step-*/config.yaml"))
+    return steps[-1] if steps and not final.is_dir() else final
 
 
 def _text(path: Path) -> str | None:
