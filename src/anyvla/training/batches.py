@@ -7,6 +7,7 @@ Batches of workers come as arrays through pipes: tensors would need a /dev/shm t
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_STOP_WAITS_S = 5.0  # for a batch; schedulers kill half a minute after they asked
 _SLOW = "the data's disk may hang, or an episode may be very long"
 
 
 class StalledData(RuntimeError):
-    """The workers gave no batch within the time allowed."""
+    """The workers gave no batch within the time allowed, which is short once somebody asked to stop."""
 
 
 class _Steps:
@@ -50,16 +52,22 @@ class _Steps:
 
 
 def batches_from(
-    start: int, windows: WindowDataset, config: TrainingConfig, view: ViewConfig, workers: int, timeout_s: float
+    start: int,
+    windows: WindowDataset,
+    config: TrainingConfig,
+    view: ViewConfig,
+    workers: int,
+    timeout_s: float,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Batch, None, None]:
     """Yield the batches of step `start` and after, each being made while earlier ones are used.
 
-    Raises StalledData if worker processes give no batch for `timeout_s` seconds, WorkerDied if one of them dies. A
-    thread cannot be ended: after `timeout_s` it is only reported.
+    Raises StalledData if worker processes give no batch for `timeout_s` seconds, or for a few after `stop()` said so,
+    and WorkerDied if one of them dies. A thread cannot be ended: after `timeout_s` it is only reported.
     """
     steps = _Steps(windows, config, view)
     if workers:
-        yield from _by_processes(steps, range(start, config.steps), workers, timeout_s)
+        yield from _by_processes(steps, range(start, config.steps), workers, timeout_s, stop)
     else:
         yield from _by_thread(steps, range(start, config.steps), timeout_s)
 
@@ -75,12 +83,17 @@ def _by_thread(made: _Steps, steps: range, timeout_s: float) -> Generator[Batch,
             pool.shutdown(cancel_futures=True)
 
 
-def _by_processes(made: _Steps, steps: range, workers: int, timeout_s: float) -> Generator[Batch, None, None]:
+def _by_processes(
+    made: _Steps, steps: range, workers: int, timeout_s: float, stop: Callable[[], bool]
+) -> Generator[Batch, None, None]:
     remedy = "try fewer --data.workers (0: a thread) or a smaller --data.cache_gb"
     with WorkerPool(workers, _begin, (made,), remedy=remedy) as pool:
         try:
             for step, coming in _ahead(pool, _make, steps, 2 * workers):
-                if not wait([coming], timeout_s).done:
+                begin = time.monotonic()
+                while not wait([coming], 0.5).done:
+                    if time.monotonic() - begin <= (_STOP_WAITS_S if stop() else timeout_s):
+                        continue
                     raise StalledData(
                         f"the data workers gave no batch for {timeout_s:g} s at step {step + 1}: {_SLOW}. Try "
                         "--data.workers 0, or more patience with --data.worker_timeout_s"

@@ -35,7 +35,7 @@ from anyvla.interrupted import Interrupted
 from anyvla.limits import BATCH, COUNT, SEED
 from anyvla.policy import VLA, VLAConfig
 from anyvla.training import checkpoint
-from anyvla.training.batches import batches_from
+from anyvla.training.batches import StalledData, batches_from
 from anyvla.training.card import model_card
 from anyvla.training.dims import check_actions_vary, dim_notes
 from anyvla.training.half import check_trained_weights
@@ -45,6 +45,7 @@ from anyvla.training.randomness import seeded
 from anyvla.training.resume import find_begun
 from anyvla.training.start import cache_advice, run_facts, telling_of_decoding
 from anyvla.types import Batch
+from anyvla.worker_pool import WorkerDied
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,9 @@ def train(
     (run / "train").mkdir(parents=True, exist_ok=True)
     with (
         only_here(run),
-        contextlib.closing(batches_from(start, windows, config, model.view, workers, worker_timeout_s)) as batches,
+        contextlib.closing(
+            batches_from(start, windows, config, model.view, workers, worker_timeout_s, stop)
+        ) as batches,
         _open_log(run / "train" / "log.jsonl", start) as log,
     ):
         trainer, meter, last = _Trainer(vla, optim, config, device), _Meter(), begun
@@ -175,8 +178,16 @@ def train(
 
         for step in range(start, config.steps):
             first = telling_of_decoding(windows, say) if step == start else contextlib.nullcontext()
-            with meter.waiting(), first:
-                batch = next(batches)
+            try:
+                with meter.waiting(), first:
+                    batch = next(batches)
+            except (StalledData, WorkerDied) as error:
+                here = run / "train" / f"step-{step:08d}"
+                if step and (last is None or last.name != here.name):
+                    last = keep(here, step)
+                if stop():
+                    raise Interrupted(_stopped(step, config)) from error
+                raise
             loss, parts, norm = trainer.step(batch, step, last)
             done = step + 1
             meter.count(int(batch.step_mask.sum()))
@@ -190,7 +201,7 @@ def train(
             if done < config.steps and (done % config.checkpoint_every == 0 or stopping):
                 last = keep(run / "train" / f"step-{done:08d}", done)
                 if stopping:
-                    raise Interrupted(f"stopped after {done} of {config.steps} steps; the same command goes on there")
+                    raise Interrupted(_stopped(done, config))
         if changed := edited([Path(d.root) for d in mixture.datasets]):
             logger.warning(
                 "%d files of the data changed while training ran, %s first: the policy may have learned from both, and "
@@ -200,6 +211,10 @@ def train(
             )
         keep(final, config.steps)
     return final
+
+
+def _stopped(step: int, config: TrainingConfig) -> str:
+    return f"stopped after {step} of {config.steps} steps; the same command goes on there"
 
 
 class _Trainer:
