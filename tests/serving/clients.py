@@ -187,16 +187,27 @@ class Raw:
     def closing(self, within_s: float = 20) -> tuple[int, str]:
         """The code and the reason of the close frame; (0, "") if the connection ends without one."""
         self.socket.settimeout(within_s)
-        while True:
-            head = self._exactly(2)
-            if head is None:
-                return 0, ""
-            size = head[1] & 127
-            if size == 126:
-                size = struct.unpack(">H", self._exactly(2) or b"\0\0")[0]
-            body = self._exactly(size) or b""
-            if head[0] & 15 == 8:
+        while (got := self._frame()) is not None:
+            opcode, body = got
+            if opcode == 8:
                 return struct.unpack(">H", body[:2])[0], body[2:].decode()
+        return 0, ""
+
+    def message(self) -> Any:
+        """The next message, None if the connection is closed."""
+        while (got := self._frame()) is not None and got[0] != 8:
+            if got[0] == 2:
+                return msgpack.unpackb(got[1])
+        return None
+
+    def _frame(self) -> tuple[int, bytes] | None:
+        head = self._exactly(2)
+        if head is None:
+            return None
+        size = head[1] & 127
+        if size == 126:
+            size = struct.unpack(">H", self._exactly(2) or b"\0\0")[0]
+        return head[0] & 15, self._exactly(size) or b""
 
     def ends(self, within_s: float = 20) -> bool:
         """Whether the server ends the connection."""

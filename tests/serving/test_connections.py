@@ -7,13 +7,16 @@ import contextlib
 import http.client
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 from clients import Raw, Running, answer, ask, dial, error, frame, pack, payload, seen
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from anyvla.policy import VLA
 from anyvla.serving.limits import Limits
+from anyvla.serving.pacing import PacedConnection
 from anyvla.serving.vlaeval import Conversation
 
 QUICK = Limits(
@@ -175,8 +178,9 @@ def test_requests_that_are_no_websocket(quick: Running, request_: bytes) -> None
 
 
 def test_pages_of_other_sites_are_refused(server: Running) -> None:
-    with pytest.raises(InvalidStatus, match="403"):
-        dial(server, origin="https://example.com")
+    for origin in ("https://example.com", "null", "http://[", ""):
+        with pytest.raises(InvalidStatus, match="403"):
+            dial(server, origin=origin)
     dial(server, origin=f"http://127.0.0.1:{server.port}").close()
 
 
@@ -240,6 +244,50 @@ def test_a_stop_ends_in_time(vla: VLA, running: Callable[..., Running], monkeypa
         server.thread.join(10)
         assert time.monotonic() - begin < 2
         assert server.unanswered == 1
+
+
+def test_a_second_stop_does_not_wait(
+    vla: VLA, running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vla, "act", lambda observations, sessions: time.sleep(2))
+    server = running(vla)
+    with dial(server) as client:
+        client.send(pack("observation", payload(seen(1))))
+        time.sleep(0.2)
+        server.stop()
+        time.sleep(0.2)
+        assert server.thread.is_alive()
+        server.stop()
+        server.thread.join(1.5)
+        assert server.unanswered == 1
+
+
+def test_a_connection_that_cannot_be_parsed_stops_no_other(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with dial(server) as good:
+        real = PacedConnection.process_event
+
+        def process(self: PacedConnection, event: Any) -> None:
+            if getattr(event, "data", b"") == b"poison":
+                raise RuntimeError("a fault of ours")
+            real(self, event)
+
+        monkeypatch.setattr(PacedConnection, "process_event", process)
+        bad = Raw(server)
+        bad.send(frame(b"poison"))
+        assert bad.ends()
+        assert ask(good, "observation", payload(seen(1)))["type"] == "action"
+    assert "a fault of ours" in caplog.text
+    caplog.clear()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (2000, 1)])
+def test_images_of_any_shape(server: Running, size: tuple[int, int]) -> None:
+    sent = payload(seen(1))
+    sent["images"] = {name: np.zeros((*size, 3), np.uint8) for name in sent["images"]}
+    with dial(server) as client:
+        assert ask(client, "observation", sent)["type"] in ("action", "error")
 
 
 def test_bytes_as_keys(server: Running) -> None:

@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     unanswered = asyncio.run(_serve(service, sockets, options.host, f"{options.protocol}: {name} at {address}"))
     if unanswered:
         console.print(f"stopped; {unanswered} requests were not answered within {limits.drain_seconds:g} s")
-    if not protocol.close(0.1 if unanswered else 5.0):
+    if not protocol.close(0.1 if unanswered else 1.0):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # the policy still computes, and nothing can interrupt its thread

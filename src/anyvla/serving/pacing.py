@@ -8,6 +8,7 @@ cut messages into too many frames, or never finish a message.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from websockets.protocol import State
 
 from anyvla.serving.limits import Limits
 
+log = logging.getLogger(__name__)
 _TURN_S = 0.002  # of parsing, then the event loop has its turn
 _SLICE = 4096  # bytes parsed without looking at the clock
 _QUEUE = 1  # messages that wait in a connection; then it stops reading
@@ -44,8 +46,12 @@ class Turns:
         end = time.perf_counter() + _TURN_S
         while self._waiting:
             connection = self._waiting.popleft()
-            if connection.parse():
-                self._waiting.append(connection)
+            try:
+                if connection.parse():
+                    self._waiting.append(connection)
+            except Exception:  # the others must go on
+                log.exception("a connection cannot be parsed")
+                connection.transport.abort()
             if time.perf_counter() >= end:
                 break
         self._scheduled = bool(self._waiting)

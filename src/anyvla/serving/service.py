@@ -12,7 +12,6 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from websockets.asyncio.server import Server, serve
 from websockets.exceptions import ConnectionClosed
@@ -42,11 +41,15 @@ class Service:
         self._converse, self._limits, self._key = conversation, limits, key
         self._opening: dict[PacedConnection, bool] = {}  # in their order; whether the request has arrived
         self._open: dict[PacedConnection, bool] = {}  # whether a request is in progress
-        self._stop = asyncio.Event()
+        self._stop, self._hurry = asyncio.Event(), False
         self._turns = Turns()
 
     def stop(self) -> None:
-        """Take no new connections, answer the requests in progress, end `run`. Call it within the event loop."""
+        """Take no new connections, answer the requests in progress, end `run`; the second time, end at once.
+
+        Call it within the event loop.
+        """
+        self._hurry = self._stop.is_set()
         self._stop.set()
 
     async def run(self, sockets: Sequence[socket.socket], ready: Callable[[], None] = lambda: None) -> int:
@@ -112,7 +115,7 @@ class Service:
         if request.path.partition("?")[0] in ("/health", "/healthz"):
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         hosts = request.headers.get_all("Host")
-        if any(urlsplit(origin).netloc not in hosts for origin in request.headers.get_all("Origin")):
+        if any(origin.partition("://")[2] not in hosts for origin in request.headers.get_all("Origin")):
             return connection.respond(http.HTTPStatus.FORBIDDEN, "Pages of other sites are no clients.\n")
         if self._key is not None:
             given = request.headers.get_all("Authorization")
@@ -174,7 +177,7 @@ class Service:
         clock = asyncio.get_running_loop().time
         closing: dict[PacedConnection, asyncio.Task[None]] = {}
         end = clock() + self._limits.drain_seconds
-        while clock() < end:
+        while clock() < end and not self._hurry:
             waiting = [c for c in self._open if c not in closing]
             for connection in waiting:
                 if not self._open[connection] and not connection.receiving:

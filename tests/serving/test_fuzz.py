@@ -1,0 +1,211 @@
+"""Malformed, half-sent and wrong-typed messages: an error reply or a clean close, never anything else.
+
+Meanwhile a client that behaves well gets exactly the actions of its own episode.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import numpy as np
+import psutil
+import pytest
+from clients import Raw, Running, answer, dial, frame, image, pack, payload, seen
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from anyvla.policy import VLA
+from anyvla.serving.limits import Limits
+
+LIMITS = Limits(close_seconds=1, pings_per_second=1000, requests_per_second=10000)
+LAST = 2**40  # the number of the message after which all answers must have come
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(),
+    st.sampled_from([math.nan, math.inf, -1, 0, 2**31, 1e300, "", "states", b"", b"\x93NUMPY", msgpack.Timestamp(1)]),
+    st.text(max_size=20),
+    st.binary(max_size=40),
+    st.builds(lambda size: "x" * size, st.sampled_from([999, 1001, 70000])),
+)
+shapes = st.lists(st.integers(-2, 9) | st.sampled_from([2**31, 2**62, None, "3", 1.5]), max_size=5) | scalars
+dtypes = (
+    st.sampled_from(["|u1", "<f4", ">f8", "|O", "O", "|V8", "U4", "u1,u1", "c8", "nonsense", "datetime64[s]"]) | scalars
+)
+arrays = st.fixed_dictionaries(
+    {"__ndarray__": st.just(True) | scalars},
+    optional={"dtype": dtypes, "shape": shapes, "data": st.binary(max_size=200) | scalars},
+)
+PNG = image(np.zeros((32, 32, 3), np.uint8))["data"]
+JPEG = image(np.zeros((32, 32, 3), np.uint8), "jpeg")["data"]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+    """The bytes with some replaced, cut off or repeated."""
+    data = bytearray(whole)
+    for _ in range(draw(st.integers(0, 4))):
+        if data:
+            at = draw(st.integers(0, len(data) - 1))
+            data[at : at + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
+    return bytes(data[: draw(st.just(len(data)) | st.integers(0, len(data)))])
+
+
+images = st.fixed_dictionaries(
+    {"__image__": st.just(True) | scalars},
+    optional={
+        "format": st.sampled_from(["png", "jpeg", "raw", "gif"]) | scalars,
+        "data": damaged(PNG) | damaged(JPEG) | scalars,
+        "shape": st.just([32, 32, 3]) | shapes,
+        "dtype": dtypes,
+    },
+)
+values = st.recursive(
+    scalars | arrays | images,
+    lambda v: st.lists(v, max_size=5) | st.dictionaries(st.text(max_size=9) | st.binary(max_size=9), v, max_size=5),
+    max_leaves=20,
+)
+GOOD = payload(seen(1))
+observations = st.fixed_dictionaries(
+    {},
+    optional={
+        "images": st.fixed_dictionaries({}, optional=dict.fromkeys(GOOD["images"], values))
+        | values
+        | st.just(GOOD["images"]),
+        "states": st.just(GOOD["states"]) | values,
+        "task_description": st.just("go") | values,
+        "more": values,
+    },
+)
+kinds = st.sampled_from(["hello", "observation", "observation", "episode_start", "episode_end", "action", "error"])
+whole_messages = st.fixed_dictionaries({"type": kinds, "payload": observations, "seq": st.integers(0, 2**30)})
+odd_messages = st.fixed_dictionaries(
+    {}, optional={"type": kinds | values, "payload": observations | values, "seq": values}
+)
+
+
+def packed(message: Any) -> bytes:
+    def encode(value: np.ndarray) -> Any:
+        return image(value) if value.ndim == 3 else {
+            "__ndarray__": True, "data": value.tobytes(), "dtype": value.dtype.str, "shape": list(value.shape)
+        }  # fmt: skip
+
+    return msgpack.packb(message, default=encode)  # type: ignore[no-any-return]
+
+
+bodies = st.one_of(
+    whole_messages.map(packed),
+    odd_messages.map(packed),
+    values.map(packed),
+    st.binary(max_size=300),
+    whole_messages.map(packed).flatmap(damaged),
+    st.integers(1, 5000).map(lambda n: b"\x91" * n),
+    st.integers(1, 5000).map(lambda n: b"\x81\xa1a" * n),
+    st.tuples(st.sampled_from(b"\xc6\xdb\xdd\xdf\xc9"), st.integers(0, 2**32 - 1)).map(
+        lambda t: struct.pack(">BI", *t)
+    ),
+)
+messages = st.tuples(st.just("message"), st.builds(frame, bodies, st.sampled_from([2, 2, 2, 2, 1])))
+frames = st.tuples(
+    st.just("frame"),
+    st.builds(
+        frame,
+        st.binary(max_size=200),
+        st.integers(0, 15),
+        st.booleans(),
+        st.none() | st.sampled_from([0, 5, 2**20, 2**40]),
+    )
+    | st.binary(max_size=60),
+)
+
+
+class Arena:
+    """A server, a client that behaves well, and the attacks on it so far."""
+
+    def __init__(self, server: Running, vla: VLA) -> None:
+        self.server, self.good = server, dial(server)
+        session, self.expected, self.step = vla.start("mine alone", 0), [], 0
+        for step in range(2 * vla.config.execute):
+            if step % vla.config.execute == 0:
+                (chunk,) = vla.act([seen(step)], [session])
+            self.expected.append(chunk.actions[step % vla.config.execute])
+        self.outcomes = {"answered": 0, "closed": 0}
+
+    def attack(self, parts: list[tuple[str, bytes]]) -> None:
+        client = Raw(self.server)
+        try:
+            self._talk(client, parts)
+        finally:
+            client.close()
+        if sum(self.outcomes.values()) % 5 == 0:
+            self.check_the_good_one()
+
+    def _talk(self, client: Raw, parts: list[tuple[str, bytes]]) -> None:
+        """Send all, then a hello. Its answer must come, unless the connection is closed or waits for a whole frame."""
+        try:
+            for _, data in parts:
+                client.send(data)
+            client.send(frame(packed({"type": "hello", "payload": {"protocol_version": 1}, "seq": LAST})))
+        except OSError:
+            self.outcomes["closed"] += 1
+            return
+        if any(kind == "frame" for kind, _ in parts):
+            client.socket.settimeout(0.05)  # it may be half a frame, of which the rest is waited for
+        try:
+            while (reply := client.message()) is not None:
+                assert set(reply) == {"type", "payload", "seq", "timestamp"}
+                assert reply["type"] in ("hello", "error", "action")
+                if reply["seq"] == LAST:
+                    self.outcomes["answered"] += 1
+                    return
+            self.outcomes["closed"] += 1
+        except TimeoutError:
+            assert any(kind == "frame" for kind, _ in parts)
+            self.outcomes["closed"] += 1
+
+    def check_the_good_one(self) -> None:
+        if self.step == len(self.expected):
+            self.good.send(pack("episode_end", {}))
+            self.step = 0
+        self.good.send(pack("observation", payload(seen(self.step), "mine alone"), self.step))
+        got = answer(self.good, self.step)
+        assert got["type"] == "action", got
+        assert np.allclose(got["payload"], self.expected[self.step], atol=1e-5)
+        self.step += 1
+
+    def fuzz(self, count: int) -> None:
+        @settings(
+            max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        )
+        @given(st.lists(messages, min_size=1, max_size=3) | st.lists(messages | frames, min_size=1, max_size=3))
+        def run(parts: list[tuple[str, bytes]]) -> None:
+            self.attack(parts)
+
+        run()
+        self.check_the_good_one()
+        self.good.close()
+
+
+def fuzz(server: Running, vla: VLA, count: int) -> None:
+    arena = Arena(server, vla)
+    files = psutil.Process().num_fds()
+    arena.fuzz(count)
+    assert server.settles()
+    assert psutil.Process().num_fds() <= files + 2
+    assert min(arena.outcomes.values()) > count / 50, arena.outcomes
+    print(arena.outcomes)
+
+
+def test_hundreds_of_messages(vla: VLA, running: Callable[..., Running]) -> None:
+    fuzz(running(vla, LIMITS), vla, 300)
+
+
+@pytest.mark.slow
+def test_ten_thousand_messages(vla: VLA, running: Callable[..., Running]) -> None:
+    fuzz(running(vla, LIMITS), vla, 10000)
