@@ -44,17 +44,15 @@ class Running:
         self._sockets = bind("127.0.0.1", 0)
         self.port: int = self._sockets[0].getsockname()[1]
         self.url = f"ws://127.0.0.1:{self.port}"
-        self._loop = asyncio.new_event_loop()
         self.unanswered: int | None = None
-        self.thread = threading.Thread(target=self._run)
-        listening = threading.Event()
-        self._ready = listening.set
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self._listening = threading.Event()
         self.thread.start()
-        assert listening.wait(20)
+        assert self._listening.wait(20)
 
-    def _run(self) -> None:
-        self.unanswered = self._loop.run_until_complete(self.service.run(self._sockets, self._ready))
-        self._loop.close()
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.unanswered = await self.service.run(self._sockets, self._listening.set)
 
     def stop(self) -> None:
         with contextlib.suppress(RuntimeError):
@@ -168,12 +166,14 @@ class Raw:
         self.socket.sendall(data)
 
     def flood(self, data: bytes, stop: threading.Event) -> None:
-        """Send the same again and again until told to stop or refused."""
+        """Send the same again and again until stopped or refused."""
+        self.socket.settimeout(0.2)
+        sent = 0
         with contextlib.suppress(OSError):
-            self.socket.settimeout(0.2)
             while not stop.is_set():
                 with contextlib.suppress(TimeoutError):
-                    self.socket.send(data)
+                    sent += self.socket.send(memoryview(data)[sent:])
+                sent %= len(data)
 
     def read_until(self, end: bytes) -> bytes:
         data = b""

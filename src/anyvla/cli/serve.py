@@ -48,13 +48,14 @@ def main(argv: list[str]) -> int:
         raise ImportError('a server needs websockets: pip install "anyvla[serve]"') from None
     from anyvla.policy import VLA
     from anyvla.serving.access import check_exposure, read_key
-    from anyvla.serving.listening import addresses, bind
+    from anyvla.serving.listening import addresses, bind, check_open_files
     from anyvla.serving.mapping import Translator
     from anyvla.serving.service import Service
     from anyvla.serving.vlaeval import Protocol
     from anyvla.training.loop import pick_device
 
     limits = _limits(options.limits, others)
+    check_open_files(limits)
     key = read_key(options.api_key_file, os.environ)
     sockets = bind(options.host, options.port)
     check_exposure(addresses(sockets), key, options.no_auth)

@@ -28,7 +28,8 @@ def read_key(file: Path | None, environment: Mapping[str, str]) -> str | None:
     else:
         where = str(file)
         try:
-            key = file.read_text(encoding="utf-8")
+            with file.open("rb") as opened:
+                key = opened.read(4096).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the API key {file}: {error}") from None
     if key is None:

@@ -7,6 +7,9 @@ import errno
 import socket
 
 from anyvla.config import ConfigError
+from anyvla.serving.limits import Limits
+
+_OTHER_FILES = 64  # of a process that serves
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -17,7 +20,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
         raise ConfigError("--host is empty: give an address of this machine; 127.0.0.1 is for this machine only")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (socket.gaierror, UnicodeError) as error:
+    except (socket.gaierror, ValueError) as error:  # ValueError: a name that cannot be one
         raise ConfigError(f"--host {host}: there is no such host ({error}); --host 127.0.0.1 is this machine") from None
     with contextlib.ExitStack() as opened:
         sockets = []
@@ -34,6 +37,21 @@ def bind(host: str, port: int) -> list[socket.socket]:
             sockets.append(new)
         opened.pop_all()
     return sockets
+
+
+def check_open_files(limits: Limits) -> None:
+    """Raise ConfigError for more connections than the process may have open files."""
+    import resource  # not on Windows
+
+    needed, allowed = (
+        limits.connections + limits.handshakes + _OTHER_FILES,
+        resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    )
+    if needed > allowed != resource.RLIM_INFINITY:
+        raise ConfigError(
+            f"{limits.connections} connections and {limits.handshakes} handshakes need {needed} open files, and this "
+            f"process may have {allowed}: lower --limits.connections, or raise `ulimit -n`"
+        )
 
 
 def addresses(sockets: list[socket.socket]) -> list[str]:
