@@ -209,7 +209,7 @@ def open_source(source: Source) -> EpisodeDataset:
 
 
 def _without(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
-    """The data set without the episodes to leave out. Raises ValueError if others cannot be read."""
+    """Return the data set without the episodes to leave out. Raises ValueError if others cannot be read."""
     out = set(source.leave_out)
     outside = sorted(i for i in out if not 0 <= i < len(dataset))
     if outside:

@@ -194,7 +194,7 @@ def _frames(episode: Episode, index: int, look: Look, moving: np.ndarray) -> Ite
 
 
 def _file(images: Images, camera: str, index: int) -> Iterator[Finding]:
-    """What the header of the frames' file says against the index."""
+    """Yield what the header of the frames' file contradicts."""
     if not isinstance(images, Frames):
         return
     try:

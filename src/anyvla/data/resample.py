@@ -241,7 +241,7 @@ def _ends(dataset: EpisodeDataset) -> Float64[np.ndarray, "E"]:
 
 
 def _end(dataset: EpisodeDataset, index: int) -> float:
-    """The time of the last step of an episode; 0 if it cannot be read, which is told on reading it."""
+    """Return the time of the last step of an episode; 0 if it cannot be read, which raises when it is asked for."""
     try:
         return float(dataset[index].timestamps[-1:].sum())
     except ValueError:

@@ -194,7 +194,7 @@ class CalvinDataset:
         return np.concatenate([found[key] for key in _KEYS]).astype(np.float32)
 
     def _with_files(self, segment: Segment) -> Segment:
-        """The segment, with a fault if its first or last step has no file."""
+        """Return the segment, with a fault if its first or last step has no file."""
         missing = [p for s in (segment.start, segment.end - 1) if not (p := self._path(s)).is_file()]
         if segment.fault or not missing:
             return segment

@@ -121,7 +121,7 @@ class FolderDataset:
         return fingerprints.of_files(self.root, self._files, json.dumps(conventions(self.embodiment), sort_keys=True))
 
     def _length(self, path: Path) -> int | str:
-        """How many steps a file has; a reason if it cannot be read."""
+        """Return how many steps a file has, or the reason why it cannot be read."""
         try:
             head, size = _head(path, "actions"), self.embodiment.action.size
             if head.shape[:1] == (0,):

@@ -123,7 +123,7 @@ class Hdf5Dataset:
 
     @cached_property
     def _layout(self) -> Layout:
-        """The keys of the first episode that has them. Raises ValueError if none has."""
+        """Return the keys of the first episode that has them. Raises ValueError if none has."""
         first: ValueError | None = None
         for file in _files(self.root):
             try:

@@ -22,7 +22,6 @@ from anyvla.data.formats.lerobot_places import Claims, find_rows, wrong_spans
 from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader
 from anyvla.data.formats.listing import files_in
 from anyvla.data.formats.parquet import naming, open_parquet
-from anyvla.data.formats.vectors import matrix
 from anyvla.inside import inside, listed
 
 VERSION = "v3.0"
@@ -84,14 +83,13 @@ class LeRobotDataset(LeRobotReader):
         )
 
     def _read_spans(self, table: pa.Table, key: str, seconds: Float64[np.ndarray, "E"]) -> _Spans:
-        """Where each episode is in the videos of a camera; episodes that cannot be there are lost."""
+        """Return where each episode is in the videos of a camera. Episodes that cannot be there are lost."""
         place = f"videos/{key}"
         template = PathTemplate(self.root, self._info.facts, "video_path", ("video_key", *_NUMBERS))
         files, file = self._files_of(table, place, template, video_key=key)
-        begin = matrix(table[f"{place}/from_timestamp"], 1, f"meta/episodes, {place}/from_timestamp")[:, 0]
-        begin = begin.astype(np.float64)
+        begin = _seconds(table, f"{place}/from_timestamp")
         end = f"{place}/to_timestamp"
-        ends = table[end].to_numpy().astype(np.float64) if end in table.column_names else None
+        ends = _seconds(table, end) if end in table.column_names else None
         lost = wrong_spans(files, file, begin, ends, seconds, 1 / self._info.fps)
         self._lost_at |= {at: text for at, text in lost.items() if at not in self._lost_at}
         right = np.array([at not in lost for at in range(len(file))], bool)
@@ -128,7 +126,7 @@ class LeRobotDataset(LeRobotReader):
         return self._data[self._rows.file[at]], int(self._rows.row[at])
 
     def _check_rows(self, index: int) -> None:
-        """Files hold many episodes; their rows were counted when the index was read."""
+        """Accept the file: the rows of all its episodes were counted when the index was read."""
 
     def _video_at(self, index: int, key: str) -> Span:
         at = self._columns.at[index]
@@ -158,7 +156,7 @@ class LeRobotDataset(LeRobotReader):
 
 
 def _join(paths: list[Path], needed: list[str], wanted: list[str]) -> pa.Table:
-    """The columns that are needed, and those that are wanted where they are, of all files."""
+    """Return the columns that are needed, and those that are wanted where they are, of all files."""
     tables = []
     for path in paths:
         with naming(path):
@@ -186,8 +184,13 @@ def _next_begins(file: Int64[np.ndarray, "E"], begin: Float64[np.ndarray, "E"]) 
 
 def _numbers(table: pa.Table, name: str) -> Int64[np.ndarray, "E"]:
     """Return a column of whole numbers; -1 where it has none. Raises ValueError for a column of another type."""
+    values = _seconds(table, name)
+    return np.where(np.isfinite(values), values, -1).astype(np.int64)
+
+
+def _seconds(table: pa.Table, name: str) -> Float64[np.ndarray, "E"]:
+    """Return a column of numbers; NaN where it has none. Raises ValueError for a column of another type."""
     column = table[name]
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise ValueError(f"meta/episodes, column {name!r}: expected whole numbers, found {column.type}; correct it")
-    values = column.to_numpy()
-    return np.where(np.isfinite(values), values, -1).astype(np.int64)
+        raise ValueError(f"meta/episodes, column {name!r}: expected numbers, found {column.type}; correct it")
+    return column.to_numpy().astype(np.float64)

@@ -20,7 +20,7 @@ _RATE = 5e-4  # rates that differ by less are the same: 29.97 is also written 30
 
 @dataclass(frozen=True)
 class Span:
-    """Where an episode is in a video file."""
+    """The place of an episode in a video file."""
 
     path: Path
     begin: float = 0.0  # seconds
@@ -29,7 +29,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Declared:
-    """What info.json says of the videos of a camera."""
+    """The rate and the codec that info.json declares for the videos of a camera."""
 
     fps: float
     codec: str | None
@@ -59,11 +59,10 @@ class VideoFrames(Frames):
 
     def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
         """See `Frames`."""
-        span, times = self._span, self._times
+        span = self._span
         try:
-            if self._recorded is not times and not _same_rate(video.describe(span.path).rate, self._declared.fps):
-                times = self._recorded
-            frames = video.decode_at(span.path, span.begin + times[steps], 1 / self._declared.fps, span.until)
+            times = span.begin + self._seconds()[steps]
+            frames = video.decode_at(span.path, times, 1 / self._declared.fps, span.until)
         except ValueError as error:
             raise ValueError(f"{self._where}: {error}") from None
         _check_size(frames, self.shape, f"{self._where}: {span.path}")
@@ -73,7 +72,7 @@ class VideoFrames(Frames):
         """See `Frames`. What holds for a whole file is said of its last episode."""
         path, step = self._span.path, 1 / self._declared.fps
         facts = video.describe(path)
-        needed = self._span.begin + self._times[-1]
+        needed = self._span.begin + self._seconds()[-1]
         if needed > facts.seconds - step / 20:
             yield (
                 True,
@@ -91,6 +90,12 @@ class VideoFrames(Frames):
             yield True, f"{path} has frames of {facts.height}x{facts.width}, info.json says {size}"
         if self._declared.codec not in (None, facts.codec):
             yield False, f"{path} is of codec {facts.codec}, info.json says {self._declared.codec}"
+
+    def _seconds(self) -> Float64[np.ndarray, "T"]:
+        """Return the time of each step in the video, from the begin of LeRobot's episode on."""
+        if self._recorded is self._times or _same_rate(video.describe(self._span.path).rate, self._declared.fps):
+            return self._times
+        return self._recorded
 
 
 def _same_rate(rate: float | None, fps: float) -> bool:

@@ -22,7 +22,7 @@ _SLACK = 5e-3  # of its length, by which a video may last longer or shorter than
 
 @dataclass(frozen=True)
 class Claims:
-    """What the index says of each episode's rows."""
+    """The index's claims about the rows of each episode."""
 
     files: list[Path]
     file: Int64[np.ndarray, "E"]  # its place in `files`
@@ -33,7 +33,7 @@ class Claims:
 
 @dataclass
 class Rows:
-    """Where the rows of each episode really are."""
+    """The true place of the rows of each episode."""
 
     file: Int64[np.ndarray, "E"]
     row: Int64[np.ndarray, "E"]  # in its file

@@ -107,7 +107,7 @@ class LeRobotReader(ABC):
 
     @abstractmethod
     def _video_at(self, index: int, key: str) -> Span:
-        """Where LeRobot's episode is in the videos of a camera."""
+        """Return where LeRobot's episode is in the videos of a camera."""
 
     def _own(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
         """What anyvla alone knows of an episode: its extra, and its instructions if they are not its task alone."""
@@ -311,7 +311,7 @@ class LeRobotReader(ABC):
         """The table of tasks."""
 
     def _code_tasks(self, lists: pa.ChunkedArray) -> tuple[Int64[np.ndarray, "E"], list[str]]:
-        """The task of each episode out of its list of tasks, as a number, and what the numbers stand for.
+        """Return the task of each episode as a number, out of its list of tasks, and the tasks by number.
 
         -1 for a list of several, or for no list, where the rows tell; "" for a list of none.
         """
@@ -333,7 +333,7 @@ class LeRobotReader(ABC):
 
 
 def _with_steps(columns: Columns, root: Path, lost: dict[int, str]) -> Columns:
-    """The index without episodes that have no step; one that is listed twice is lost."""
+    """Return the index without the episodes that have no step. An episode that is listed twice is lost."""
     for at in np.flatnonzero(columns.number[1:] == columns.number[:-1]).tolist():
         for place in (at, at + 1):
             lost.setdefault(int(columns.at[place]), f"the index lists episode {columns.number[at]} twice; correct it")

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from anyvla.data.formats.json_records import read_records, whole
+from anyvla.data.formats.json_records import read_records, whole_number
 from anyvla.data.formats.lerobot_frames import Span
 from anyvla.data.formats.lerobot_paths import PathTemplate
 from anyvla.data.formats.lerobot_reader import Columns, LeRobotReader
@@ -37,8 +37,8 @@ class LeRobotV2Dataset(LeRobotReader):
     def _read_columns(self) -> Columns:
         numbers, lengths, tasks = list[int](), list[int](), list[list[str] | None]()
         for row in self._lines("meta/episodes.jsonl", "episode_index", "length"):
-            numbers.append(whole(row["episode_index"], "meta/episodes.jsonl, episode_index"))
-            lengths.append(whole(row["length"], f"meta/episodes.jsonl, length of episode {numbers[-1]}"))
+            numbers.append(whole_number(row["episode_index"], "meta/episodes.jsonl, episode_index"))
+            lengths.append(whole_number(row["length"], f"meta/episodes.jsonl, length of episode {numbers[-1]}"))
             tasks.append(_texts(row.get("tasks", row.get("task"))))
         facts = self._info.facts
         if len(numbers) != facts["total_episodes"]:
@@ -68,7 +68,7 @@ class LeRobotV2Dataset(LeRobotReader):
         )
 
     def _missing(self, numbers: Int64[np.ndarray, "E"]) -> dict[int, str]:
-        """The episodes that lack a file; folders are listed, not each file asked for."""
+        """Return the episodes that lack a file. Folders are listed once, which is faster than asking for each file."""
         videos = [k for k in self._keys.values() if self._info.features[k]["dtype"] == "video"]
         listed: dict[str, set[str]] = {}
         lost: dict[int, str] = {}
@@ -76,8 +76,8 @@ class LeRobotV2Dataset(LeRobotReader):
             for path in [self._data_path(number), *(self._video_path(number, key) for key in videos)]:
                 folder, name = os.path.split(path)
                 if folder not in listed:
-                    whole = inside(self.root, folder) if folder else self.root
-                    listed[folder] = {p.name for p in whole.iterdir()} if whole.is_dir() else set()
+                    below = inside(self.root, folder) if folder else self.root
+                    listed[folder] = {p.name for p in below.iterdir()} if below.is_dir() else set()
                 if name not in listed[folder]:
                     lost.setdefault(at, f"the dataset is incomplete: {self.root / path} is missing; copy it again")
         return lost
@@ -105,7 +105,7 @@ class LeRobotV2Dataset(LeRobotReader):
         return {r["task_index"]: r["task"] for r in self._lines("meta/tasks.jsonl", "task_index", "task")}
 
     def _lines(self, name: str, *keys: str) -> Iterator[dict[str, Any]]:
-        """The objects of a file of JSON lines. Raises ValueError that names the line if it is damaged."""
+        """Return the objects of a file of JSON lines. Raises ValueError that names the line if it is damaged."""
         path = inside(self.root, name)
         if not path.is_file():
             raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")

@@ -171,7 +171,7 @@ class RobomimicDataset:
         return [self._read_demo(file, name, instruction) for name in names]
 
     def _read_demo(self, file: Path, name: str, instruction: str) -> _Demo:
-        """One demonstration; its own arrays say how long it is, not the attribute `num_samples`."""
+        """Return one demonstration. Its own arrays say how long it is, not the attribute `num_samples`."""
         try:
             actions = array(file, f"data/{name}/{self.config.actions}")
             if actions.ndim != 2:
