@@ -282,3 +282,36 @@ def test_steps_and_the_index_of_calvin_lie_inside(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "step.npz", split / "episode_0000000.npz")
     with pytest.raises(ValueError, match=r"has no key 'rel_actions'"):
         _ = CalvinDataset(CalvinConfig(segments="play"), tmp_path / "linked")[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("fps",), [[]]),
+        (("fps",), 0),
+        (("fps",), 1e400),
+        (("total_episodes",), "3"),
+        (("features",), None),
+        (("features", "action"), ["a"]),
+        (("features", "action", "shape"), None),
+        (("features", "action", "shape"), [10**30]),
+        (("features", "action", "names"), 7),
+        (("features", "observation.image", "dtype"), {}),
+        (("features", "observation.image", "shape"), 1.5),
+        (("features", "observation.image", "info"), "x"),
+        (("anyvla",), []),
+        (("chunks_size",), 0),
+        (("data_path",), None),
+    ],
+)
+def test_facts_of_other_types_name_the_key(keys: tuple[str, ...], value: Any, tmp_path: Path) -> None:
+    root = copied("v2_image", tmp_path)
+    path = root / "meta/info.json"
+    facts = json.loads(path.read_text())
+    at = facts
+    for key in keys[:-1]:
+        at = at[key]
+    at[keys[-1]] = value
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=rf"info\.json.*{keys[-1]}"):
+        opened(root)

@@ -49,7 +49,7 @@ def read_records(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
             return
         try:
             value, at = decoder.raw_decode(text, begin)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {lines}, is damaged ({error}); copy the dataset again") from None
         for row in value if isinstance(value, list) else [value]:
             if not isinstance(row, dict):
@@ -63,7 +63,7 @@ def read_records(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
 
 def whole_number(value: Any, where: str) -> int:
     """Return a whole number. Raises ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1 << 53 or value != value // 1:
         raise ValueError(f"{where}: expected a whole number, found {value!r}; correct it, or copy the dataset again")
     return int(value)
 

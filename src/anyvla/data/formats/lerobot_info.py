@@ -13,6 +13,7 @@ from anyvla.actions.space import ActionSpace
 from anyvla.config import build
 from anyvla.data.episode import Embodiment
 from anyvla.data.formats.json_records import read_json_text
+from anyvla.data.formats.lerobot_facts import check_facts
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.inside import inside
 from anyvla.registry import nearest
@@ -43,10 +44,8 @@ class Info:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.facts = _read(root)
+        check_facts(self.facts, f"{root}/meta/info.json")
         self.version = _version(self.facts.get("codebase_version", "unknown"))
-        for key in ("fps", "features", "total_episodes", "data_path"):
-            if key not in self.facts:
-                raise ValueError(f"{root}/meta/info.json lacks {key!r}; copy the dataset again")
         self.fps = float(self.facts["fps"])
         self.features: Mapping[str, Any] = self.facts["features"]
         self.own: Mapping[str, Any] = self.facts.get(OWN_KEY, {})

@@ -102,7 +102,9 @@ class LeRobotV2Dataset(LeRobotReader):
         return Span(inside(self.root, self._video_path(int(self._columns.number[index]), key)))
 
     def _tasks_by_number(self) -> dict[int, str]:
-        return {r["task_index"]: r["task"] for r in self._lines("meta/tasks.jsonl", "task_index", "task")}
+        where = "meta/tasks.jsonl, task_index"
+        rows = self._lines("meta/tasks.jsonl", "task_index", "task")
+        return {whole(row["task_index"], where): str(row["task"]) for row in rows}
 
     def _lines(self, name: str, *keys: str) -> Iterator[dict[str, Any]]:
         """Return the objects of a file of JSON lines. Raises ValueError that names the line if it is damaged."""

@@ -86,7 +86,7 @@ def _described(folder: Path, features: dict[str, Any], info: dict[str, Any]) -> 
     top = features.get("featuresDict", {}).get("features", {})
     if "sequence" not in top.get("steps", {}):
         raise ValueError(f"{folder} is a tensorflow-datasets folder, but no RLDS data set: its records have no steps")
-    splits = {s["name"]: [int(n) for n in s.get("shardLengths", [])] for s in info.get("splits", [])}
+    splits = {str(s["name"]): [int(n) for n in s.get("shardLengths", [])] for s in info.get("splits", [])}
     steps = dict(_leaves(top["steps"]["sequence"]["feature"], "", ragged=False))
     rest = {name: value for name, value in top.items() if name != "steps"}
     episode = dict(_leaves({"featuresDict": {"features": rest}}, "", ragged=False))
@@ -109,7 +109,7 @@ def _leaves(feature: dict[str, Any], path: str, *, ragged: bool) -> list[tuple[s
         return [(path, Leaf("tensor", (), "int64", "none", ragged))]
     kind = "text" if tensor.get("dtype") == "string" else "tensor"
     encoding = str(tensor.get("encoding") or "none").lower()
-    return [(path, Leaf(kind, _shape(tensor), tensor.get("dtype", "float32"), encoding, ragged))]
+    return [(path, Leaf(kind, _shape(tensor), str(tensor.get("dtype", "float32")), encoding, ragged))]
 
 
 def _shape(feature: dict[str, Any]) -> tuple[int | None, ...]:
