@@ -119,7 +119,7 @@ def _show_proposal(proposal: Proposal, options: argparse.Namespace) -> None:
 
 
 def describe(dataset: EpisodeDataset) -> dict[str, Any]:
-    """What a data set holds, as JSON; reads no frame."""
+    """Return the facts of a data set as JSON; reads no frame."""
     robot, lengths = dataset.embodiment, dataset.lengths
     if not len(lengths):
         raise ValueError(f"{dataset.root} holds no episode")

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Looked:
-    """A data set to look at. `undeclared`: it does not say what its numbers mean, and is opened without."""
+    """A data set to look at. `undeclared`: it declares no embodiment, and is opened with one of no meaning."""
 
     dataset: EpisodeDataset
     undeclared: UndeclaredError | None
@@ -43,7 +43,7 @@ def opened(options: argparse.Namespace) -> EpisodeDataset:
 
 
 def looked_at(options: argparse.Namespace) -> Looked:
-    """Open the data set, without meaning if it does not say what its numbers mean. Raises as `opened`."""
+    """Open the data set, with an embodiment of no meaning if it declares none. Raises as `opened`."""
     try:
         return Looked(opened(options), None)
     except UndeclaredError as error:

@@ -1,7 +1,7 @@
-"""Finds where a declared meaning contradicts the numbers: radians of 60, deltas that are next states.
+"""Find where a declared meaning contradicts the numbers: radians of 60, deltas that are next states.
 
-Each finding names the group, the dim and its range. What is found here makes a policy learn, or a robot do, something
-else than the declaration says, so that clear contradictions are errors.
+Each finding names the group, the dim and its range. With such a declaration a policy learns, or a robot does, something
+else than was meant, so that clear contradictions are errors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from anyvla.actions.space import ActionSpace, Group
 from anyvla.data import usual
 from anyvla.data.episode import Embodiment
 from anyvla.data.findings import Finding, Severity
-from anyvla.data.measured import Measured, relation
+from anyvla.data.measured import MeasuredNumbers, relation
 from anyvla.data.orientations import orientation_mode
 from anyvla.data.readings import NORMALIZED, TURN, UNIT, odd_lengths
 
@@ -31,7 +31,7 @@ class _Declared:
     part: Literal["actions", "proprio"]
     group: Group
     place: slice
-    measured: Measured
+    measured: MeasuredNumbers
 
     def finding(self, text: str, mend: str, severity: Severity = "error", dim: int | None = None) -> Finding:
         """Return a finding about the group, or about one of its dims."""
@@ -39,17 +39,17 @@ class _Declared:
         return Finding("meaning", severity, None, f"{self.part}, group {self.group.name!r}{at} {text}", mend)
 
     def range_of(self, dim: int) -> tuple[float, float]:
-        """The least and the largest number of a dim."""
+        """Return the least and the largest number of a dim."""
         at = self.place.start + dim
         return float(self.measured.low[self.part][at]), float(self.measured.high[self.part][at])
 
     def farthest(self) -> tuple[int, float, float]:
-        """The dim whose numbers are farthest from 0, and its range."""
+        """Return the dim whose numbers are farthest from 0, and its range."""
         ranges = [(dim, *self.range_of(dim)) for dim in range(self.group.size)]
         return max(ranges, key=lambda found: max(-found[1], found[2]))
 
 
-def contradictions(robot: Embodiment, measured: Measured) -> list[Finding]:
+def contradictions(robot: Embodiment, measured: MeasuredNumbers) -> list[Finding]:
     """Return where the embodiment contradicts the numbers."""
     found: list[Finding] = []
     proprio = _declared("proprio", robot.proprio, measured)
@@ -62,7 +62,7 @@ def contradictions(robot: Embodiment, measured: Measured) -> list[Finding]:
     return found
 
 
-def _declared(part: Literal["actions", "proprio"], space: ActionSpace, measured: Measured) -> list[_Declared]:
+def _declared(part: Literal["actions", "proprio"], space: ActionSpace, measured: MeasuredNumbers) -> list[_Declared]:
     places = space.slices().values()
     return [_Declared(part, group, place, measured) for group, place in zip(space.groups, places, strict=True)]
 
@@ -177,7 +177,7 @@ def _mode(declared: _Declared, proprio: list[_Declared]) -> Iterator[Finding]:
 
 
 def _partner(declared: _Declared, proprio: list[_Declared]) -> _Declared | None:
-    """Return the group of the proprio that measures what this one commands: of its name, else the only one like it."""
+    """Return the group of the proprio that measures the same: that of the same name, else the only one like it."""
     group = declared.group
 
     def alike(other: Group) -> bool:

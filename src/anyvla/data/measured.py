@@ -1,4 +1,4 @@
-"""What the numbers of a data set are like, whatever they mean: ranges, and how actions follow the proprio."""
+"""Measure the numbers of a data set, whatever they mean: their ranges, and how actions follow the proprio."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _THREADS = 4
 _BLOCK = 256  # episodes between two reports of progress
 
 
-class Measured:
+class MeasuredNumbers:
     """The extremes of each dim over all episodes that were added, and the rows of some of them.
 
     Numbers that are not finite, and episodes whose vectors differ in size, count for nothing. Threads may add.
@@ -50,16 +50,16 @@ class Measured:
 
     @property
     def rows(self) -> list[tuple[Float32[np.ndarray, "T P"], Float32[np.ndarray, "T A"]]]:
-        """Proprio and actions of the episodes kept, in order."""
+        """Return proprio and actions of the episodes kept, in order."""
         return [self._rows[i] for i in sorted(self._rows)]
 
     def values(self, part: Literal["proprio", "actions"], place: slice) -> Float32[np.ndarray, "N D"]:
-        """All rows kept of some dims."""
+        """Return all rows kept of some dims."""
         found = [pair[0 if part == "proprio" else 1][:, place] for pair in self.rows]
         return np.concatenate(found) if found else np.zeros((0, place.stop - place.start), np.float32)
 
     def range_of(self, part: Literal["proprio", "actions"], place: slice) -> tuple[float, float] | None:
-        """The least and the largest number of some dims; None if there is none."""
+        """Return the least and the largest number of some dims; None if there is none."""
         low, high = float(self.low[part][place].min()), float(self.high[part][place].max())
         return (low, high) if low <= high else None
 
@@ -72,10 +72,12 @@ def readable(dataset: EpisodeDataset, index: int) -> Episode | None:
         return None
 
 
-def measure(dataset: EpisodeDataset, progress: Callable[[int, int], None] = lambda done, total: None) -> Measured:
+def measure(
+    dataset: EpisodeDataset, progress: Callable[[int, int], None] = lambda done, total: None
+) -> MeasuredNumbers:
     """Measure a data set; episodes that cannot be read count for nothing. No frame is decoded."""
     robot = dataset.embodiment
-    found = Measured(len(dataset), robot.proprio.size, robot.action.size)
+    found = MeasuredNumbers(len(dataset), robot.proprio.size, robot.action.size)
 
     def add(index: int) -> None:
         episode = readable(dataset, index)
@@ -103,7 +105,7 @@ class Relation:
 
     @property
     def mode(self) -> Literal["absolute", "delta", "scaled delta"] | None:
-        """What the numbers show: actions are next states, changes of the state, or proportional to these."""
+        """Return whether actions are the next states, the changes of the state, or proportional to these changes."""
         moving = self.spread > 1e-6 + 1e-4 * self.spread.max(initial=0)
         if not moving.any():
             return None

@@ -27,7 +27,7 @@ class Scale:
             try:
                 episode = dataset[index]
             except (ValueError, OSError, KeyError):
-                continue  # told by the pass over all episodes
+                continue  # the pass over all episodes reports it
             space = dataset.embodiment
             if np.isfinite(episode.actions).all() and episode.actions.shape[1:] == (space.action.size,):
                 actions.append(episode.actions)

@@ -1,4 +1,4 @@
-"""How rotations among the actions follow the orientation in the proprio, whatever convention each is written in."""
+"""Compare rotations among the actions with the orientation in the proprio, whatever convention each has."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ def _read(group: Group, values: np.ndarray) -> Quaternions:
 
 
 def _angle(one: Quaternions, other: Quaternions) -> float:
-    """The mean angle between orientations."""
+    """Return the mean angle between orientations."""
     return float(np.mean(2 * np.arccos(np.clip(np.abs((one * other).sum(-1)), 0, 1))))

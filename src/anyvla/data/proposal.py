@@ -1,7 +1,8 @@
-"""Proposes an embodiment for data that does not say what its numbers mean, from names and numbers, with reasons.
+"""Propose an embodiment for data that declares none, from its names and its numbers, with reasons.
 
-A proposal is a YAML file for `--source`. Each group says why it was read so; what names and numbers cannot tell is
-marked CHECK, for a person to answer. `anyvla.data.contradictions` finds where an answer contradicts the numbers.
+A proposal is a YAML file for `--source`. Each group says why it was read so. Questions that names and numbers leave
+open are marked CHECK, for a person to answer. Contradictions of an answer and the numbers are found by
+`anyvla.data.contradictions`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from anyvla.actions.space import ActionSpace, Group
 from anyvla.config import to_dict
 from anyvla.data import usual
 from anyvla.data.episode import Embodiment, EpisodeDataset
-from anyvla.data.measured import Measured, measure, readable
-from anyvla.data.readings import Column, Read, ranged, read_column, related
+from anyvla.data.measured import MeasuredNumbers, measure, readable
+from anyvla.data.readings import Column, GroupReading, ranged, read_column, related
 
 Part = Literal["proprio", "actions"]
 
@@ -34,7 +35,7 @@ class Proposal:
 
     @property
     def questions(self) -> list[str]:
-        """The lines that a person must answer."""
+        """Return the lines that a person must answer."""
         return [line.strip().removeprefix("# ") for line in self.text.splitlines() if "# CHECK" in line]
 
 
@@ -64,7 +65,7 @@ def propose(
     return Proposal(embodiment, dict(options), text)
 
 
-def _read(space: ActionSpace, part: Part, measured: Measured, robot: str | None) -> list[Read]:
+def _read(space: ActionSpace, part: Part, measured: MeasuredNumbers, robot: str | None) -> list[GroupReading]:
     columns = [
         Column(group.name, group.names, part, place, measured, robot, alone=len(space.groups) == 1)
         for group, place in zip(space.groups, space.slices().values(), strict=True)
@@ -72,9 +73,9 @@ def _read(space: ActionSpace, part: Part, measured: Measured, robot: str | None)
     return _named_apart([ranged(read, measured, robot) for column in columns for read in read_column(column)])
 
 
-def _named_apart(reads: Sequence[Read]) -> list[Read]:
+def _named_apart(reads: Sequence[GroupReading]) -> list[GroupReading]:
     """Number groups that share a name."""
-    out: list[Read] = []
+    out: list[GroupReading] = []
     for read in reads:
         taken = {r.group.name for r in out}
         names = itertools.chain([read.group.name], (f"{read.group.name}_{n}" for n in itertools.count(2)))
@@ -88,8 +89,8 @@ def _lines(
     options: Mapping[str, Any],
     known: str | None,
     timed: bool,
-    proprio: Sequence[Read],
-    actions: Sequence[Read],
+    proprio: Sequence[GroupReading],
+    actions: Sequence[GroupReading],
 ) -> Iterator[str]:
     yield f"# Proposed by anyvla from the names and the numbers of {_one_line(str(dataset.root))}. Nobody confirmed it."
     yield "# Each group says why it is read so. Answer the lines marked CHECK, then take the mark off."

@@ -17,7 +17,7 @@ from anyvla.actions.space import ActionSpace
 from anyvla.data.contradictions import contradictions
 from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images
 from anyvla.data.findings import Finding, Look, Severity
-from anyvla.data.measured import Measured
+from anyvla.data.measured import MeasuredNumbers
 from anyvla.data.motion import IDLE, Scale, idle_ends, jumps, unmoved
 from anyvla.text import check_instruction
 
@@ -37,7 +37,7 @@ def check(
     seen: dict[bytes, int] = {}
     scale = Scale(dataset)
     count = len(dataset)
-    measured = Measured(count, dataset.embodiment.proprio.size, dataset.embodiment.action.size)
+    measured = MeasuredNumbers(count, dataset.embodiment.proprio.size, dataset.embodiment.action.size)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for start in range(0, count, 64):
             block = range(start, min(start + 64, count))
@@ -52,7 +52,7 @@ def check(
 
 
 def _look(
-    dataset: EpisodeDataset, index: int, scale: Scale, look: Look, measured: Measured
+    dataset: EpisodeDataset, index: int, scale: Scale, look: Look, measured: MeasuredNumbers
 ) -> tuple[list[Finding], bytes | None]:
     try:
         episode = dataset[index]

@@ -1,4 +1,4 @@
-"""Reads the columns of undeclared data as groups: by the names of their dims, by their keys, by their numbers."""
+"""Read the columns of undeclared data as groups: by the names of their dims, by their keys, by their numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from anyvla.actions.space import Group, Rotation
 from anyvla.data import usual
-from anyvla.data.measured import Measured, relation
+from anyvla.data.measured import MeasuredNumbers, relation
 from anyvla.data.orientations import orientation_mode
 from anyvla.data.usual import Dim
 
@@ -33,19 +33,19 @@ class Column:
     names: tuple[str, ...]
     part: Literal["proprio", "actions"]
     place: slice
-    measured: Measured
+    measured: MeasuredNumbers
     robot: str | None  # of the table `usual.yaml`
     alone: bool  # it is all of proprio or actions
 
     @property
     def size(self) -> int:
-        """Dims."""
+        """Return the number of dims."""
         return self.place.stop - self.place.start
 
 
 @dataclass(frozen=True)
-class Read:
-    """A group as it was read, with the reasons and with what is left to a person."""
+class GroupReading:
+    """A group as it was read, with the reasons and the questions left to a person."""
 
     group: Group
     part: Literal["proprio", "actions"]
@@ -56,22 +56,22 @@ class Read:
     check: tuple[str, ...] = ()
     by_size: str = ""  # the reason for a unit that the size of the numbers shows
 
-    def said(self, *, why: Sequence[str] = (), check: Sequence[str] = (), **changes: Any) -> Read:
+    def said(self, *, why: Sequence[str] = (), check: Sequence[str] = (), **changes: Any) -> GroupReading:
         """Return it with changes to the group, and their reasons."""
         return replace(self, group=replace(self.group, **changes), why=(*self.why, *why), check=(*self.check, *check))
 
 
-def read_column(column: Column) -> list[Read]:
+def read_column(column: Column) -> list[GroupReading]:
     """Return the groups of a column, without units, ranges and modes."""
     dims, names, why, check = _dims(column)
-    out: list[Read] = []
+    out: list[GroupReading] = []
     for (dim, _), run in itertools.groupby(enumerate(dims), key=lambda pair: _same_group(pair, dims)):
         numbers = [i for i, _ in run]
         for begin, end in _pieces(dim, len(numbers)):
             own = numbers[begin:end]
             place = slice(column.place.start + own[0], column.place.start + own[-1] + 1)
             group, doubts = _group(dim, tuple(names[i] for i in own) if names else (), len(own))
-            out.append(Read(group, column.part, place, dim.is_, column.key, (why,), (*check, *doubts)))
+            out.append(GroupReading(group, column.part, place, dim.is_, column.key, (why,), (*check, *doubts)))
             check = ()  # said once a column
     return out
 
@@ -163,7 +163,7 @@ def _rotation(is_: str, names: tuple[str, ...], size: int) -> tuple[Rotation | N
     return "axis_angle", ()
 
 
-def ranged(read: Read, measured: Measured, robot: str | None) -> Read:
+def ranged(read: GroupReading, measured: MeasuredNumbers, robot: str | None) -> GroupReading:
     """Return a group with the unit and the range that its numbers show."""
     found = measured.range_of(read.part, read.place)
     if found is None:
@@ -185,7 +185,7 @@ def ranged(read: Read, measured: Measured, robot: str | None) -> Read:
 
 
 def odd_lengths(
-    rotation: Rotation, measured: Measured, part: Literal["proprio", "actions"], place: slice
+    rotation: Rotation, measured: MeasuredNumbers, part: Literal["proprio", "actions"], place: slice
 ) -> tuple[float, float] | None:
     """Return the least and the largest length of quaternions, or of columns of matrices, that are not of length 1."""
     values = measured.values(part, place).astype(np.float64)
@@ -196,7 +196,7 @@ def odd_lengths(
     return None if np.abs(lengths - 1).max() <= UNIT else (float(lengths.min()), float(lengths.max()))
 
 
-def _gripper(read: Read, low: float, high: float, seen: str, robot: str | None) -> Read:
+def _gripper(read: GroupReading, low: float, high: float, seen: str, robot: str | None) -> GroupReading:
     known = usual.gripper_range(low, high, robot)
     check: list[str] = []
     if known is None:
@@ -229,7 +229,7 @@ def _outward(low: float, high: float) -> tuple[float, float]:
     return float(f"{begin:.6g}"), float(f"{end:.6g}")
 
 
-def _angles(read: Read, largest: float, seen: str, robot: str | None) -> Read:
+def _angles(read: GroupReading, largest: float, seen: str, robot: str | None) -> GroupReading:
     if not largest:
         return read.said(check=["unit: nothing moves, so that the numbers do not show it"])
     if largest <= TURN["rad"] * 1.02 and robot in _LEROBOT:
@@ -246,24 +246,26 @@ def _angles(read: Read, largest: float, seen: str, robot: str | None) -> Read:
     return read.said(check=[f"unit: {seen} is neither rad nor deg; steps of a motor?"])
 
 
-def _lengths(read: Read, largest: float, seen: str) -> Read:
+def _lengths(read: GroupReading, largest: float, seen: str) -> GroupReading:
     if largest <= 5:
         return replace(read, by_size="m: by its size").said(unit="m")
     return read.said(check=[f"unit: {seen} is too large for metres; mm?"], unit="mm" if largest <= 5000 else "")
 
 
-def related(actions: Sequence[Read], proprio: Sequence[Read], measured: Measured) -> list[Read]:
+def related(
+    actions: Sequence[GroupReading], proprio: Sequence[GroupReading], measured: MeasuredNumbers
+) -> list[GroupReading]:
     """Return the groups of the actions with their mode, absolute or delta, as the states after them show it."""
     return [_moded(read, _partner(read, proprio), measured) for read in actions]
 
 
-def _partner(read: Read, proprio: Sequence[Read]) -> Read | None:
-    """Return the group of the proprio that measures what this one commands."""
+def _partner(read: GroupReading, proprio: Sequence[GroupReading]) -> GroupReading | None:
+    """Return the group of the proprio that measures the same part of the robot."""
     same = [p for p in proprio if (p.group.name, p.group.kind) == (read.group.name, read.group.kind)]
     return next((p for p in same if read.group.kind == "rotation" or p.group.size == read.group.size), None)
 
 
-def _moded(read: Read, partner: Read | None, measured: Measured) -> Read:
+def _moded(read: GroupReading, partner: GroupReading | None, measured: MeasuredNumbers) -> GroupReading:
     if read.group.kind not in ("joints", "position", "rotation"):
         return read
     hinted = "delta" in read.key.lower() or any("delta" in n.lower() for n in read.group.names)
@@ -296,6 +298,6 @@ def _moded(read: Read, partner: Read | None, measured: Measured) -> Read:
     return read.said(check=[f"mode: {guess} is a guess ({reason}{beside})"], mode=guess)
 
 
-def _centred(read: Read, measured: Measured) -> bool:
+def _centred(read: GroupReading, measured: MeasuredNumbers) -> bool:
     values = measured.values(read.part, read.place)
     return bool(len(values)) and bool(np.all(np.abs(np.median(values, 0)) <= 0.25 * np.abs(values).max(0) + 1e-9))

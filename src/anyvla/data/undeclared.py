@@ -1,4 +1,4 @@
-"""Data whose numbers nobody has explained: what is known of it all the same, and the error that says so.
+"""Open data that does not declare an embodiment: the error that says so, and an embodiment without meaning.
 
 A reader that needs an embodiment raises `UndeclaredError`. The error carries an embodiment without any meaning, with
 which the data can be opened, looked at and described; `anyvla.data.proposal` makes a proposal from it.
@@ -16,7 +16,7 @@ from anyvla.data.episode import Embodiment
 
 
 class UndeclaredError(ValueError):
-    """The data set does not say what its numbers mean.
+    """The data set declares no embodiment.
 
     `plain` opens it without a meaning; `options` are the keys of `format` that belong to it. `timed`: the data says its
     rate, else that of `plain` is a guess.

@@ -1,4 +1,4 @@
-"""Reads the names of dims by the table `usual.yaml`: which are joints, which a gripper, which robot this looks like."""
+"""Read the names of dims by the table `usual.yaml`: which are joints, which a gripper, which robot this looks like."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Is = Literal[
 
 @dataclass(frozen=True)
 class Dim:
-    """How a dim is read by its name."""
+    """A dim as it is read by its name."""
 
     side: str  # "left" | "right" | ""
     is_: Is
@@ -115,7 +115,7 @@ def _near(ends: tuple[float, float], usual: Sequence[float]) -> bool:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Return the side, and the rest of a name without what says nothing: ("left", "wrist_roll")."""
+    """Return the side, and the rest of a name without words that say nothing: ("left", "wrist_roll")."""
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     words = [w for w in re.split(r"[^a-z0-9]+", plain.lower()) if w]
     sides, side = table()["sides"], ""

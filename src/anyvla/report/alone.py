@@ -1,4 +1,4 @@
-"""What the page says of a policy whose recipe names no simulator: how a robot, or another program, can try it."""
+"""Describe, for its page, how to try a policy whose recipe names no simulator: on a robot, or by another program."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from anyvla.report.run import Run
 
 @dataclass(frozen=True)
 class Alone:
-    """What the section needs, and the sources that the policy was trained on."""
+    """The contents of the section."""
 
     python: str  # a loop on the robot
     policy: str  # the folder to serve and to evaluate, quoted for a shell
     finished: bool
-    sources: Sequence[str]  # paths, quoted for a shell
+    sources: Sequence[str]  # paths of the data that it was trained on, quoted for a shell
 
 
 def sources_of(recipe: Mapping[str, Any]) -> list[str]:
@@ -31,7 +31,7 @@ def sources_of(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def without_simulator(run: Run) -> Alone | None:
-    """Return what to say of a trained run that nothing has evaluated and no simulator can; None for other runs."""
+    """Return the section for a run that nothing has evaluated and no simulator can; None for other runs."""
     if run.results or not run.recipe_text or run.recipe.get("benchmark"):
         return None
     finished = run.checkpoint == run.root / "checkpoint"
@@ -53,7 +53,7 @@ def _loop(checkpoint: Path, robot: Mapping[str, Any]) -> str:
             "# images: uint8 (H, W, 3), RGB",
             *vectors,
             f"policy = VLA.load({json.dumps(str(checkpoint), ensure_ascii=False)})",
-            'session = policy.start("what the robot shall do")',
+            'session = policy.start("pick up the cube")',
             "while not done:",
             f"    seen = Observation(images={{{images}}}, proprio=...)",
             "    [chunk] = policy.act([seen], [session])",

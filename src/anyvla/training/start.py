@@ -1,4 +1,4 @@
-"""What training says before its first step: where it runs, what it trains, and how much memory the frames take."""
+"""Describe a training run before its first step: its device, its weights, the memory that its frames take."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_facts(vla: VLA, device: torch.device, precision: torch.dtype, windows: W
 
 
 def cache_advice(vla: VLA, windows: WindowDataset, cache_gb: float, workers: int) -> str | None:
-    """Return what to do if the decoded frames do not fit into the cache, the cheapest first; None if they fit.
+    """Return the remedies if the decoded frames do not fit into the cache, the cheapest first; None if they fit.
 
     A smaller view costs nothing where the backbone scales the images down anyway.
     """
