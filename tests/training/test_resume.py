@@ -110,9 +110,9 @@ def test_what_changes_results_is_refused_with_both_values(root: Path, copy: Path
     with pytest.raises(ConfigError) as caught:
         run(copy, root, recipe)
     told = str(caught.value)
-    assert "training.seed (0 there, 3 now)" in told
-    assert "training.optim.lr (0.0001 there, 0.5 now)" in told
-    assert "data.sources.0.instruction (None there, 'go go" in told
+    assert "training.seed: 0 there, 3 now" in told
+    assert "training.optim.lr: 0.0001 there, 0.5 now" in told
+    assert "data.sources.0.instruction: None there, 'go go" in told
     assert "choose another output folder" in told
     assert len(told) < 600 + 2 * len(str(copy))
 

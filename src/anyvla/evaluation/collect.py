@@ -22,6 +22,7 @@ from anyvla.config import STRICT, to_dict
 from anyvla.data.episode import Embodiment, Episode, steady
 from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
 from anyvla.data.open import open_dataset
+from anyvla.differences import differences, listed
 from anyvla.evaluation.conditions import ORIGINAL, check_factors, scene_factors
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker
@@ -173,11 +174,10 @@ def _check_complete(root: Path, wanted: Mapping[str, Any]) -> None:
         facts = {"benchmark": provenance.get("benchmark"), **provenance.get("settings", {})}
         return facts | _settings(CollectConfig()) | dict(provenance.get("collect", {}))  # older data lacks newer keys
 
-    then, now = settings(open_dataset(root).provenance), settings(wanted)
-    differing = [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in {**then, **now} if then.get(k) != now.get(k)]
+    differing = differences(settings(open_dataset(root).provenance), settings(wanted))
     if differing:
         raise ValueError(
-            f"{root} holds demonstrations made with other settings ({'; '.join(differing)}): remove it or choose "
+            f"{root} holds demonstrations made with other settings ({listed(differing)}): remove it or choose "
             "another output folder"
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from anyvla.config import ConfigError
+from anyvla.differences import shown
 from anyvla.evaluation.intervals import Interval, resampled_means, wilson
 from anyvla.evaluation.results import EpisodeResult
 
@@ -48,7 +49,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, f"{name}.")
         elif a != b and name not in COUNTS:
-            found.append(f"{name}: {a!r}, {b!r}")
+            found.append(f"{name}: {shown(a)}, {shown(b)}")
     return found
 
 

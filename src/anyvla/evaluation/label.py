@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
 from anyvla.data.stored import write
+from anyvla.differences import differences, listed
 from anyvla.documents import as_mapping, read_object
 from anyvla.evaluation.questions import ask
 from anyvla.evaluation.workers import prepare_worker
@@ -101,10 +102,10 @@ def _check_same(path: Path, settings: Mapping[str, Any], root: Path) -> None:
     if not path.exists():
         return
     then = as_mapping(read_object(path).get("settings"), f"{path}, settings")
-    differing = [f"{k}: {then.get(k)!r} then, {v!r} now" for k, v in settings.items() if then.get(k) != v]
+    differing = [found for found in differences(then, settings) if found.key.partition(".")[0] in settings]
     if differing:
         raise ValueError(
-            f"{root} holds frames made with other settings ({'; '.join(differing)}): remove it or choose another folder"
+            f"{root} holds frames made with other settings ({listed(differing)}): remove it or choose another folder"
         )
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from anyvla.config import ConfigError
-from anyvla.data.episode import Embodiment
-from anyvla.evaluation.comparison import differences
+from anyvla.data.episode import Embodiment, conventions
+from anyvla.differences import differences, listed
+from anyvla.evaluation.comparison import differences as protocol_differences
 from anyvla.evaluation.execution import Execution
 from anyvla.evaluation.hardware import machine
 from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, settings
@@ -128,7 +129,8 @@ def _check_same(lines: Path, finished: Collection[EpisodeResult], setting: Setti
             )
             if a != b
         ]
-        faults += differences(there.protocol, setting.protocol) + differences(there.policy, setting.policy)
+        faults += protocol_differences(there.protocol, setting.protocol)
+        faults += protocol_differences(there.policy, setting.policy)
         if faults:
             raise ConfigError(
                 f"{lines} holds results of something else ({'; '.join(faults)}: there, here); choose another output "
@@ -140,14 +142,10 @@ def check_embodiment(trained: Sequence[Embodiment], given: Embodiment) -> None:
     """Refuse a robot that the policy was not trained for. Raises ConfigError that names what differs."""
     nearest = next((robot for robot in trained if robot.name == given.name), trained[0])
     fields = ("name", "cameras", "proprio", "action", "control_hz")
-    differing = [f for f in fields if getattr(nearest, f) != getattr(given, f)]
-    if differing:
+    if any(getattr(nearest, f) != getattr(given, f) for f in fields):
+        differing = differences(conventions(nearest), conventions(given))
         others = f" (trained for: {', '.join(r.name for r in trained)})" if len(trained) > 1 else ""
-        raise ConfigError(
-            "the policy was trained for another robot: "
-            + "; ".join(f"{f} {getattr(nearest, f)!r}, here {getattr(given, f)!r}" for f in differing)
-            + others
-        )
+        raise ConfigError(f"the policy was trained for another robot ({listed(differing, 'there', 'here')}){others}")
 
 
 def _check_sizes(vla: VLA, opened: Opened) -> None:

@@ -17,13 +17,11 @@ from anyvla.checkpoint_files import STATISTICS, read_document
 from anyvla.config import ConfigError, build, to_dict
 from anyvla.data.canonical import Robot
 from anyvla.data.robot_statistics import same_data
+from anyvla.differences import differences, listed
 from anyvla.training import checkpoint
 
 logger = logging.getLogger(__name__)
 
-MOST = 8  # differences that one message lists
-LONGEST = 80  # characters of a value in a message
-ABSENT = "(absent)"
 # Settings that change no result, the number of steps, and places: the data there are compared by their contents.
 _MAY_CHANGE = (
     "data.workers",
@@ -97,27 +95,16 @@ def check_same(
     differing = [
         found
         for key, of in sections.items()
-        for found in _differences(_whole(of, stored.get(key)), _whole(of, recipe.get(key)), key)
-        if not any(fnmatchcase(found[0], pattern) for pattern in _MAY_CHANGE)
+        for found in differences(_whole(of, stored.get(key)), _whole(of, recipe.get(key)), key)
+        if not any(fnmatchcase(found.key, pattern) for pattern in _MAY_CHANGE) and not _same_place(found.old, found.new)
     ]
     if differing:
-        more = f" and {len(differing) - MOST} more" if len(differing) > MOST else ""
-        raise ConfigError(
-            f"{folder} was made by another recipe; it differs in "
-            + "; ".join(f"{key} ({shown(old)} there, {shown(new)} now)" for key, old, new in differing[:MOST])
-            + f"{more}. {way_out}"
-        )
+        raise ConfigError(f"{folder} was made by another recipe ({listed(differing, 'there')}). {way_out}")
     then = read_statistics(folder / STATISTICS)
     now = {r.embodiment.name: r.statistics for r in robots}
     if then.keys() != now.keys() or not all(same_data(then[name], now[name]) for name in now):
         told = [", ".join(f"{name} {of.fingerprint[:12]}" for name, of in all_.items()) for all_ in (then, now)]
         raise ConfigError(f"{folder} was trained on other data ({told[0]}, now {told[1]}). {way_out}")
-
-
-def shown(value: Any) -> str:
-    """Return a value as a message shows it: on one line, not too long."""
-    text = " ".join((value if value == ABSENT else repr(value)).split())
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def _whole(cls: type[Any], section: Any) -> Any:
@@ -126,16 +113,6 @@ def _whole(cls: type[Any], section: Any) -> Any:
         return to_dict(build(cls, section or {}))
     except ConfigError:  # of an older version, or of a test
         return section
-
-
-def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
-        old, new = ({str(i): v for i, v in enumerate(of)} for of in (old, new))
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [*old, *(k for k in new if k not in old)]
-        pairs = [(k, old.get(k, ABSENT), new.get(k, ABSENT)) for k in keys]
-        return [found for k, one, other in pairs for found in _differences(one, other, f"{path}.{k}")]
-    return [] if old == new or _same_place(old, new) else [(path, old, new)]
 
 
 def _same_place(old: Any, new: Any) -> bool:

@@ -138,11 +138,18 @@ def test_staging_again_replaces(tmp_path):
 
 def test_other_settings_do_not_mix(tmp_path):
     begin(tmp_path / "set", seed=1)
-    with pytest.raises(ValueError, match=r"other settings \(provenance seed: 1 then, 2 now\).*finish it, or remove"):
+    with pytest.raises(ValueError, match=r"other settings \(provenance.seed: 1 then, 2 now\).*finish it, or remove"):
         begin(tmp_path / "set", seed=2)
     faster = Embodiment(name="arm", cameras=ROBOT.cameras, proprio=ROBOT.proprio, action=ROBOT.action, control_hz=80)
-    with pytest.raises(ValueError, match=r"embodiment control_hz: 40\.0 then, 80\.0 now"):
+    with pytest.raises(ValueError, match=r"embodiment.control_hz: 40\.0 then, 80\.0 now"):
         LeRobotWriter(tmp_path / "set", faster, provenance={"suite": "drawers", "seed": 1})
+
+
+def test_a_source_that_moved_is_the_same_by_its_fingerprint(tmp_path):
+    begin(tmp_path / "set", source={"path": "/here", "fingerprint": "f"})
+    begin(tmp_path / "set", source={"path": "/there", "fingerprint": "f"})
+    with pytest.raises(ValueError, match=r"provenance.source.fingerprint: 'f' then, 'g' now"):
+        begin(tmp_path / "set", source={"path": "/here", "fingerprint": "g"})
 
 
 @pytest.mark.parametrize(

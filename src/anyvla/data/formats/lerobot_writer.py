@@ -29,6 +29,8 @@ from anyvla.data.formats.lerobot_info import TIME
 from anyvla.data.formats.lerobot_merge import merge
 from anyvla.data.formats.lerobot_reader import ACTION, STATE
 from anyvla.data.statistics import image_histogram
+from anyvla.differences import differences, listed
+from anyvla.documents import read_object
 from anyvla.registry import nearest
 
 _BLOCK = 64  # frames in memory at once
@@ -130,22 +132,18 @@ class LeRobotWriter:
         path = self.partial_root / "provenance.json"
         with _explain_full_disk(self.root):
             if path.exists():
-                self._check_begun(json.loads(path.read_text(encoding="utf-8")), json.loads(text))
+                self._check_begun(read_object(path), json.loads(text))
             else:
                 self.partial_root.mkdir(parents=True, exist_ok=True)
                 durable.write(path, text)
         self._own = json.loads(text)
 
     def _check_begun(self, begun: dict[str, Any], mine: dict[str, Any]) -> None:
-        differing = []
-        for part in ("embodiment", "provenance"):
-            for key in sorted({*begun[part], *mine[part]}):
-                old, new = begun[part].get(key), mine[part].get(key)
-                if old != new:
-                    differing.append(f"{part} {key}: {old!r} then, {new!r} now")
+        moved = "provenance.source.path"  # the fingerprint beside it tells whether it is the same data
+        differing = [found for found in differences(begun, mine) if found.key != moved]
         if differing:
             raise ValueError(
-                f"{self.partial_root} was begun with other settings ({'; '.join(differing)}): "
+                f"{self.partial_root} was begun with other settings ({listed(differing)}): "
                 "run with the old settings to finish it, or remove that folder to begin anew"
             )
 
@@ -158,7 +156,7 @@ class LeRobotWriter:
     def notes(self) -> dict[str, Any]:
         """What `note` has kept."""
         path = self.partial_root / "notes.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return read_object(path) if path.exists() else {}
 
     def note(self, key: str, value: Any) -> None:
         """Keep a small JSON fact (failures counted, ...) across interruptions; it ends in `info.json`."""

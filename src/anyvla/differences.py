@@ -1,0 +1,41 @@
+"""Says what differs between two documents, each difference by its key with both values, short enough to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+MOST = 8  # differences that one message lists
+LONGEST = 80  # characters of a value in a message
+ABSENT = "(absent)"
+
+
+class Difference(NamedTuple):
+    """One key whose values differ."""
+
+    key: str  # "training.optim.lr", "sources.0.path"
+    old: Any
+    new: Any
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[Difference]:
+    """Return what differs between two plain documents; lists of one length are compared item by item."""
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        old, new = ({str(i): value for i, value in enumerate(of)} for of in (old, new))
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(k for k in new if k not in old)]
+        pairs = [(f"{key}.{k}".strip("."), old.get(k, ABSENT), new.get(k, ABSENT)) for k in keys]
+        return [found for inner, one, other in pairs for found in differences(one, other, inner)]
+    return [] if old == new else [Difference(key, old, new)]
+
+
+def listed(found: Sequence[Difference], then: str = "then", now: str = "now") -> str:
+    """Return differences for a message, as "lr: 0.1 then, 0.2 now; seed: 0 then, 1 now"."""
+    more = f"; and {len(found) - MOST} more" if len(found) > MOST else ""
+    return "; ".join(f"{key}: {shown(old)} {then}, {shown(new)} {now}" for key, old, new in found[:MOST]) + more
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: on one line, not too long."""
+    text = " ".join((value if value == ABSENT else repr(value)).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
