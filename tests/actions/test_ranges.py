@@ -57,7 +57,7 @@ DIMS = {
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", DIMS)
 @given(seed=st.integers(0, 99), exponent=st.integers(-30, 30), offset=st.sampled_from([0.0, 1.0, -1000.0]))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_rare_motion_can_be_commanded(kind: str, method: str, seed: int, exponent: int, offset: float):
     rng, scale = np.random.default_rng(seed), 10.0**exponent
     rows = (DIMS[kind](rng, scale) + offset * scale).astype(np.float32)[:, None]
@@ -100,6 +100,8 @@ def test_what_float32_cannot_tell_apart_is_constant():
     of = normalizer(recorded, "minmax")
     assert not of.learnt.any()
     assert np.abs(there_and_back(of, recorded) - recorded).max() <= PRECISION * 1e6
+    [note] = notes(joints(1), describe(recorded), "minmax", "action")
+    assert "never varies in this data (1e+06; float32 tells no differences below 0.48, so subtract an offset)" in note
     coarse = (1e6 + np.random.default_rng(0).uniform(-10, 10, (500, 1))).astype(np.float32)
     of = normalizer(coarse, "minmax")
     assert of.learnt.all()

@@ -31,6 +31,7 @@ FAR = 10.0  # core ranges
 FEW = 3  # frames
 RARE = 1e-3  # of the frames
 PRECISION = 4 * float(np.finfo(np.float32).eps)  # of the largest magnitude: four float32 values apart, at most
+_FAR_FROM_ZERO = 1e3  # from where on people should know of float32's resolution; changes no number
 _SMALLEST = 8 * float(np.finfo(np.float32).tiny)  # below, float32 has no full precision
 
 NEEDS: dict[Method, tuple[str, ...]] = {
@@ -146,7 +147,10 @@ def notes(space: ActionSpace, statistics: Mapping[str, Sequence[float]], method:
             role = (
                 f"it is not learned, and acting writes {value:.6g}" if what == "action" else "the policy reads it as 0"
             )
-            out.append(f"{name} never varies in this data ({value:.6g}): {role}")
+            told = f"{value:.6g}"
+            if abs(value) > _FAR_FROM_ZERO:
+                told += f"; float32 tells no differences below {PRECISION * abs(value):.2g}, so subtract an offset"
+            out.append(f"{name} never varies in this data ({told}): {role}")
         elif method == "quantile" and group.kind != "gripper" and not constant[dim]:
             low, high = _quantiles(values)
             if (low, high) != (values["q01"], values["q99"]):
