@@ -104,7 +104,7 @@ class LeRobotV2Dataset(LeRobotReader):
     def _tasks_by_number(self) -> dict[int, str]:
         where = "meta/tasks.jsonl, task_index"
         rows = self._lines("meta/tasks.jsonl", "task_index", "task")
-        return {whole(row["task_index"], where): str(row["task"]) for row in rows}
+        return {whole_number(row["task_index"], where): str(row["task"]) for row in rows}
 
     def _lines(self, name: str, *keys: str) -> Iterator[dict[str, Any]]:
         """Return the objects of a file of JSON lines. Raises ValueError that names the line if it is damaged."""
