@@ -64,8 +64,8 @@ def test_every_form_of_an_image_is_read() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (5, "image 'top' is a int"),
-        ([1, 2], "image 'top' is a list"),
+        (5, "image 'top' is of type int"),
+        ([1, 2], "image 'top' is of type list"),
         ({"a": 1}, "it must have __image__ or __ndarray__"),
         (array(PIXELS.astype(np.float32)), "float32 .8, 6, 3.; uint8"),
         (array(PIXELS.astype(np.uint16)), "uint16"),
@@ -166,14 +166,14 @@ def test_vectors_are_arrays_or_lists_of_numbers() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"x": 1.0}, "'states' is a dict"),
-        ({}, "'states' is a dict"),
-        ("abc", "'states' is a str"),
-        (memoryview(b"abc"), "'states' is a memoryview"),
-        (None, "'states' is a NoneType"),
-        ([1, "a"], "'states' is a list of other values"),
-        ([[1], [2]], "'states' is a list of other values"),
-        ([True, False], "'states' is a list of other values"),
+        ({"x": 1.0}, "'states' is of type dict"),
+        ({}, "'states' is of type dict"),
+        ("abc", "'states' is of type str"),
+        (memoryview(b"abc"), "'states' is of type memoryview"),
+        (None, "'states' is of type NoneType"),
+        ([1, "a"], "'states' is of type list, of other values"),
+        ([[1], [2]], "'states' is of type list, of other values"),
+        ([True, False], "'states' is of type list, of other values"),
         (array(np.array([True])), "'states' has booleans"),
         (array(np.zeros(200)), "has 1600 bytes; at most 1000"),
         (array(np.zeros(2), shape=[3]), r"declares float64 \[3\], but has 16 bytes"),

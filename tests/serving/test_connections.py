@@ -293,5 +293,5 @@ def test_images_of_any_shape(server: Running, size: tuple[int, int]) -> None:
 def test_bytes_as_keys(server: Running) -> None:
     with dial(server) as client:
         sent = {**payload(seen(1)), b"states": 1}
-        assert "'payload' has the key b'states', a binary; keys are text" in error(client, "observation", sent)
+        assert "'payload' has the key b'states' of type binary; keys are text" in error(client, "observation", sent)
         assert ask(client, "observation", payload(seen(1)))["type"] == "action"

@@ -108,6 +108,26 @@ def test_after_a_rejected_chunk_none_of_it_is_sent(server: Running, vla: VLA, mo
     assert np.allclose(got["payload"], alone(vla, [seen(1)])[0], atol=1e-5)
 
 
+def test_a_chunk_that_the_client_cannot_take_changes_nothing(
+    stateful: VLA, running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observations = [seen(i) for i in range(6)]
+    expected, got = alone(stateful, observations), []
+    server = running(stateful)
+    with dial(server) as client:
+        for step, observation in enumerate(observations):
+            if step % stateful.config.execute == 0:
+                with monkeypatch.context() as patch:
+                    patch.setattr(server.protocol.translator, "action", refuse)
+                    assert "not finite" in error(client, "observation", payload(observation))
+            got.append(ask(client, "observation", payload(observation))["payload"])
+    assert np.allclose(got, expected, atol=1e-5)
+
+
+def refuse(action: np.ndarray) -> np.ndarray:
+    raise ValueError("not finite")
+
+
 def test_a_new_instruction_in_the_middle_of_a_chunk_begins_anew(server: Running, vla: VLA) -> None:
     with dial(server) as client:
         ask(client, "observation", payload(seen(1)))
@@ -240,10 +260,10 @@ def test_only_the_cameras_that_the_policy_reads_are_decoded(server: Running) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"states": {"x": 1.0}}, "'states' is a dict"),
+        ({"states": {"x": 1.0}}, "'states' is of type dict"),
         ({"states": np.array([1, 2, np.inf])}, "'states' has 3 numbers, 3 finite ones are needed"),
-        ({"states": "abc"}, "'states' is a str"),
-        ({"states": [[1.0, 2.0, 3.0]]}, "'states' is a list of other values"),
+        ({"states": "abc"}, "'states' is of type str"),
+        ({"states": [[1.0, 2.0, 3.0]]}, "'states' is of type list, of other values"),
         ({"images": [1, 2]}, "no 'images' in a map"),
         ({"images": None}, "no 'images' in a map"),
         ({"task_description": ["open"]}, "no task_description: it must say what to do, in text; got ['open']"),
@@ -268,7 +288,10 @@ def test_errors_name_the_key_in_the_middle_of_a_chunk_too(
         ({"task_description": "x" * 70000}, "'payload.task_description' is a text of 70000 bytes; at most 65536"),
         ({str(i): i for i in range(300)}, "'payload' has 303 keys; at most 256"),
         ({"states": [0.5] * 5000}, "'payload.states' has 5000 values; at most 4096"),
-        ({"images": {b"their_corner": 1}}, "'payload.images' has the key b'their_corner', a binary; keys are text"),
+        (
+            {"images": {b"their_corner": 1}},
+            "'payload.images' has the key b'their_corner' of type binary; keys are text",
+        ),
     ],
 )
 def test_what_is_beyond_the_limits_is_named_too(server: Running, change: dict[str, Any], message: str) -> None:

@@ -61,10 +61,10 @@ def test_a_message_that_is_cut_says_so(value: Any, data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (msgpack.packb({"a": {b"states": 1}}), "'a' has the key b'states', a binary; keys are text"),
-        (b"\x81\x01\x02", "the message has the key 1, a int"),
+        (msgpack.packb({"a": {b"states": 1}}), "'a' has the key b'states' of type binary; keys are text"),
+        (b"\x81\x01\x02", "the message has the key 1 of type int"),
         (b"\x81\xc0\x02", "the message has the key None"),
-        (b"\x81\x91\x01\x02", r"the message has the key \[1\], a list"),
+        (b"\x81\x91\x01\x02", r"the message has the key \[1\] of type list"),
         (b"\x82\xa1a\x01\xa1a\x02", "the message has the key 'a' twice"),
         (msgpack.packb({"a": {str(i): i for i in range(6)}}), "'a' has 6 keys; at most 5"),
         (b"\xdf\xff\xff\xff\xff", "has 4294967295 keys"),

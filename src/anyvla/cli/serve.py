@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -89,7 +90,8 @@ async def _serve(service: Service, sockets: Sequence[socket.socket], host: str, 
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, service.stop)
+        with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C interrupts
+            loop.add_signal_handler(number, service.stop)
 
     def ready() -> None:
         console.print(f"{title}, Ctrl-C ends it", soft_wrap=True)

@@ -55,7 +55,7 @@ def read_image(value: Any, name: str, limits: Limits) -> EncodedImage:
     """Return an image of a message, not decoded. Raises ValueError that names it."""
     image = f"image {quote(name)}"
     if not isinstance(value, Mapping):
-        raise ValueError(f"{image} is a {type(value).__name__}; a map with __image__ or __ndarray__ is needed")
+        raise ValueError(f"{image} is of type {type(value).__name__}; a map with __image__ or __ndarray__ is needed")
     if value.get("__ndarray__") or value.get("format") == "raw":
         array = _view(value, image, limits.image_bytes)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
@@ -87,8 +87,8 @@ def read_vector(value: Any, name: str, limits: Limits) -> np.ndarray:
     elif isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
         array = np.array(value, np.float64)
     else:
-        kind = "list of other values" if isinstance(value, list) else type(value).__name__
-        raise ValueError(f"{quote(name)} is a {kind}; an array or a list of numbers is needed")
+        kind = "list, of other values" if isinstance(value, list) else type(value).__name__
+        raise ValueError(f"{quote(name)} is of type {kind}; an array or a list of numbers is needed")
     if array.dtype.kind == "b":
         raise ValueError(f"{quote(name)} has booleans; numbers are needed")
     return array.ravel()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from anyvla.policy import VLA
-from anyvla.session import Session
+from anyvla.session import Session, copies
 from anyvla.types import Chunk, Observation
 
 T = TypeVar("T")
@@ -63,6 +63,10 @@ class Batcher:
     async def start(self, instruction: str, seed: int, robot: str) -> Session:
         """Open a session. Raises ValueError as `VLA.start`, which tokenizes the instruction: not in the event loop."""
         return await self._thread.call(lambda: self._vla.start(instruction, seed, robot))
+
+    def copy(self, session: Session) -> Session:
+        """Return a session in the same state, which stays so when the other acts."""
+        return copies([session], self._vla.history)[0]
 
     async def _run(self) -> None:
         while self._waiting:

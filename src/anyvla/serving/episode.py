@@ -33,7 +33,7 @@ class Episodes:
         self._number += 1
 
     def end(self) -> None:
-        """Forget the session and what is left of its chunk."""
+        """Forget the session and the rest of its chunk."""
         self._session = None
         self._left = deque()
 
@@ -48,7 +48,12 @@ class Episodes:
         session = self._session if goes_on else None
         if session is None:
             session = await self._batcher.start(request.instruction, self._number, self._translator.robot.name)
-        chunk = await self._batcher.act(await self._decode(request), session)
-        actions = [self._translator.action(action) for action in chunk.actions[: self._execute]]
+        observation, before = await self._decode(request), self._batcher.copy(session)
+        chunk = await self._batcher.act(observation, session)
+        try:
+            actions = [self._translator.action(action) for action in chunk.actions[: self._execute]]
+        except ValueError:
+            session.take(before)
+            raise
         self._session, self._said, self._left = session, request.instruction, deque(actions)
         return self._left.popleft()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import sys
 
 from anyvla.config import ConfigError
 from anyvla.serving.limits import Limits
@@ -41,7 +42,9 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
 def check_open_files(limits: Limits) -> None:
     """Raise ConfigError for more connections than the process may have open files."""
-    import resource  # not on Windows
+    if sys.platform == "win32":
+        return
+    import resource
 
     needed, allowed = (
         limits.connections + limits.handshakes + _OTHER_FILES,

@@ -28,7 +28,7 @@ Value = Annotated[float, Field(ge=-VALUE, le=VALUE)]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClientMapping:
-    """What a client calls the parts of an observation; the file of `--mapping`."""
+    """The names that a client gives to the parts of an observation; the file of `--mapping`."""
 
     cameras: dict[str, str] = Field(default_factory=dict)  # ours: theirs; none: the same names
     proprio: str = "states"  # where the proprio is, in the order of the robot's groups
@@ -72,7 +72,7 @@ class Translator:
         self._gripper = self._own_gripper() if mapping.gripper is not None else None
 
     def _own_gripper(self) -> tuple[slice, float, float]:
-        """Where the gripper is in an action, and what is open and closed to the robot."""
+        """Return the place of the gripper in an action, and its values for open and closed."""
         grippers = [g for g in self.robot.action.groups if g.kind == "gripper"]
         if len(grippers) != 1 or grippers[0].open is None:
             raise ConfigError(
@@ -133,12 +133,11 @@ class Translator:
 
     def action(self, action: Float32[np.ndarray, "A"]) -> Float32[np.ndarray, "A"]:
         """Return an action as the client takes it. Raises ValueError for one that is not finite."""
-        if not np.isfinite(action).all():
-            raise ValueError("the policy gave an action that is not finite; it is not sent")
-        if self._gripper is None or self._mapping.gripper is None:
-            return action
-        where, opened, closed = self._gripper
-        share = (action[where] - closed) / (opened - closed)  # 1 open, 0 closed
         theirs = np.array(action, np.float32)
-        theirs[where] = self._mapping.gripper[1] + share * (self._mapping.gripper[0] - self._mapping.gripper[1])
+        if self._gripper is not None and self._mapping.gripper is not None:
+            where, opened, closed = self._gripper
+            share = (action[where] - closed) / (opened - closed)  # 1 open, 0 closed
+            theirs[where] = self._mapping.gripper[1] + share * (self._mapping.gripper[0] - self._mapping.gripper[1])
+        if not np.isfinite(theirs).all():
+            raise ValueError("the policy gave an action that is not finite; it is not sent")
         return theirs

@@ -86,7 +86,7 @@ class _Reader:
         for _ in range(size):
             key = self.value([*path, "a key"])
             if not isinstance(key, str):
-                raise MessageError(f"{_at(path)} has the key {quote(key)}, a {_kind(key)}; keys are text")
+                raise MessageError(f"{_at(path)} has the key {quote(key)} of type {_kind(key)}; keys are text")
             if key in found:
                 raise MessageError(f"{_at(path)} has the key {quote(key)} twice")
             found[key] = self.value([*path, key])

@@ -191,7 +191,7 @@ class Service:
 
 
 class _Pace:
-    """Lets a number of requests a second pass, and as many at once after a pause."""
+    """A number of requests a second pass, and as many at once after a pause."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second
@@ -205,7 +205,7 @@ class _Pace:
 
 
 async def _unless(gone: asyncio.Task[None], work: Any) -> Any:
-    """Return the result of `work`; cancel it when the client is gone. Raises CancelledError then."""
+    """Return the result of `work`. Cancel it and return None when the client is gone."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -50,7 +50,7 @@ class MessageFault(ValueError):
 
 
 class Protocol:
-    """What all connections of one server share. `conversation` opens one."""
+    """The parts that all connections of a server share. `conversation` opens one."""
 
     def __init__(
         self, vla: VLA, translator: Translator, execute: int | None = None, limits: Limits | None = None
