@@ -14,6 +14,7 @@ from anyvla.data.quality import check
 
 LENGTH = 60
 JOINTS = ("pan", "lift")
+NOTHING = ActionSpace(groups=())
 
 
 def walk(dims: int, scale: float, seed: int, episode: int) -> np.ndarray:
@@ -198,3 +199,14 @@ def test_rotations_in_another_convention_are_compared_too(rotation):
     absolute = dataclasses.replace(action, mode="absolute")
     assert only(absolute, state, turns, turning).mend == "declare mode: delta"
     assert found(absolute, state, after, turning) == []
+
+
+def test_an_open_end_against_that_of_the_known_robot():
+    group = Group(name="gripper", size=1, kind="gripper", low=0, high=100, open=0, names=("gripper.pos",))
+    robot = dataclasses.replace(ROBOT, name="so101_follower", action=ActionSpace(groups=(group,)), proprio=NOTHING)
+    rows = [(50 + walk(1, 50, 1, i)).astype(np.float32) for i in range(2)]
+    nothing = np.zeros((LENGTH, 0), np.float32)
+    episodes = [demonstration(LENGTH, i, embodiment=robot, actions=r, proprio=nothing) for i, r in enumerate(rows)]
+    [finding] = [f for f in check(InMemory(episodes, robot), frames="none") if f.kind == "meaning"]
+    assert finding.severity == "warning"
+    assert "declared open at 0; but LeRobot calibrates this arm to 0 closed, 100 open" in finding.text

@@ -201,10 +201,11 @@ def test_vectors_under_other_keys(tmp_path: Path) -> None:
 
 def test_names_cannot_break_the_file(tmp_path: Path) -> None:
     action = rows(lambda i: curves(3, -1, 1, STEPS, i))
-    names = ["gripper: [x", "joint\n- {name: evil}", "#y"]
+    names = ["gripper: [x", "joint\n- {name: evil}", "# CHECK y"]
     proposal, groups = proposed(hub(tmp_path, names, action, robot_type='a "robot"\nname: b'))
     assert proposal.embodiment.name == 'a "robot"\nname: b'
     assert [n for g in groups["action"].values() for n in g["names"]] == names
+    assert all(question.startswith("CHECK ") for question in proposal.questions)
 
 
 def test_names_of_hands_umi_and_trossen(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def contradictions(robot: Embodiment, measured: MeasuredNumbers) -> list[Finding
                 found += look(declared)
             if declared.part == "actions":
                 found += _mode(declared, proprio)
+            found += _open_end(declared, usual.robot_of(robot.name, ""))
     return found
 
 
@@ -134,6 +135,21 @@ def _ends(declared: _Declared) -> Iterator[Finding]:
             whole = usually is not None and high - low > 0.9 * (usually[1] - usually[0])
             text = f"{seen}, {(high - low) / span:.1%} of its declared range {ends}"
             yield declared.finding(text, mend, "error" if whole else "warning", dim)
+
+
+def _open_end(declared: _Declared, robot: str | None) -> Iterator[Finding]:
+    """Compare the end at which a gripper is declared open with that of the known robot."""
+    group = declared.group
+    if group.open is None or group.low is None or group.high is None:
+        return
+    name = group.names[0] if group.names else group.name
+    end, why = usual.opens(name, robot, (group.low, group.high), group.unit)
+    if end is not None and group.open != (group.low if end == "low" else group.high):
+        dim, low, high = declared.farthest()
+        text = f"goes from {low:.4g} to {high:.4g}, declared open at {group.open:g}; but {why}"
+        yield declared.finding(
+            text, f"look at it: open at {group.low if end == 'low' else group.high:g}?", "warning", dim
+        )
 
 
 def _rotations(declared: _Declared) -> Iterator[Finding]:

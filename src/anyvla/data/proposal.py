@@ -36,7 +36,8 @@ class Proposal:
     @property
     def questions(self) -> list[str]:
         """Return the lines that a person must answer."""
-        return [line.strip().removeprefix("# ") for line in self.text.splitlines() if "# CHECK" in line]
+        lines = (line.strip() for line in self.text.splitlines())
+        return [line.removeprefix("# ") for line in lines if line.startswith("# CHECK")]
 
 
 def propose(
