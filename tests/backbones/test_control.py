@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -130,3 +130,22 @@ def test_a_second_tokenizer_reads_plain_text() -> None:
     rows = [[*row[mask.bool()]] for row, mask in zip(read["input_ids"], read["attention_mask"], strict=True)]
     assert [tokenizer.decode(row) for row in rows] == texts
     assert rows[0] == [*torch.tensor(tokenizer("open it")["input_ids"])]
+
+
+def test_a_tokenizer_of_bytes_with_control_tokens_beside_its_vocabulary() -> None:
+    """As Qwen-VL's, which is code of its own."""
+
+    class Bytes:
+        special_tokens: ClassVar = {"<|endoftext|>": 300, "<|im_start|>": 301}
+        all_special_tokens: ClassVar = ["<|endoftext|>"]
+        unk_token_id = None
+
+        def get_vocab(self) -> dict[bytes, int]:
+            return {bytes([i]): i for i in range(256)}
+
+        def convert_tokens_to_ids(self, text: str) -> int:
+            return self.special_tokens[text]
+
+    control = ControlTokens(Bytes(), written="<img></img>")
+    assert control.names == {"<|endoftext|>", "<|im_start|>", "<img>", "</img>"}
+    assert control.ids == {300, 301}

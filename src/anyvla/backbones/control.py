@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,7 +24,10 @@ class ControlTokens:
 
     def __init__(self, tokenizer: Any, written: str = "") -> None:
         found: dict[str, int | None] = dict.fromkeys(_MARKED.findall(written))
-        found |= {text: i for text, i in tokenizer.get_vocab().items() if _MARKED.fullmatch(text)}
+        # Qwen's own tokenizer has a vocabulary of bytes, and its control tokens beside it.
+        beside = getattr(tokenizer, "special_tokens", None)
+        known = {**tokenizer.get_vocab(), **(beside if isinstance(beside, Mapping) else {})}
+        found |= {text: i for text, i in known.items() if isinstance(text, str) and _MARKED.fullmatch(text)}
         for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
             text = str(token)
             if getattr(token, "special", True) or (text.strip() and text in written):
