@@ -236,6 +236,14 @@ def test_a_wrong_value_is_named(copy: Path, file: str, told: str) -> None:
     refused(copy, str(copy), told)
 
 
+def test_a_codec_is_read_from_the_checkpoint_only(copy: Path) -> None:
+    """The recipe may name a tokenizer anywhere; whoever loads the checkpoint did not choose that place."""
+    fast = {"name": "fast", "path": "/etc"}
+    edit(copy / "config.yaml", put("model", "representation", value=fast))
+    shutil.rmtree(copy / "codec")
+    refused(copy, "checkpoint/codec is missing")
+
+
 def test_flipped_bits_of_weights_load_or_are_refused(copy: Path) -> None:
     path = copy / "model.safetensors"
     data = path.read_bytes()

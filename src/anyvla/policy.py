@@ -340,6 +340,8 @@ class VLA(nn.Module):
         with weights.opened(folder / WEIGHTS) as file:
             tensors = ALLOCATED * len(file.keys()) + TENSORS_ANYWAY
         size = ALLOCATED * (folder / WEIGHTS).stat().st_size + BYTES_ANYWAY
+        if getattr(model.representation.config, "path", None) is not None and not (folder / "codec").is_dir():
+            raise CodecError(f"{folder / 'codec'} is missing: copy the checkpoint again, whole")
         try:
             with at_most(size, tensors, "it describes a model"):
                 return cls(model, robots, assets=folder / "backbone", codec=folder / "codec")
