@@ -13,6 +13,7 @@ from anyvla.actions.space import ActionSpace, Group
 from anyvla.data.episode import Embodiment
 from anyvla.data.formats import lerobot, lerobot_rows
 from anyvla.data.formats.lerobot import LeRobotDataset
+from anyvla.data.formats.lerobot_info import dim_names
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.data.undeclared import UndeclaredError
 
@@ -235,3 +236,27 @@ def test_frames_of_another_size_than_declared_are_refused(copy):
     edit_info(copy, features=info["features"])
     with pytest.raises(ValueError, match=r"episode 0: .*the frames are 32x32, info\.json says 64x32"):
         opened(copy)[0].images["wrist"][[0]]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["a", "b"], ("a", "b")),
+        ([["a", "b"]], ("a", "b")),
+        ({"motors": ["a", "b"]}, ("a", "b")),
+        ({"left": ["a"], "right": ["b"]}, ("a", "b")),
+        ({"b": 1, "a": 0}, ("a", "b")),
+        (None, ()),
+        (["a"], ()),
+        (["a", "b", "c"], ()),
+        (["a", None], ()),
+        (["a", " "], ()),
+        (["a", 3], ()),
+        ("ab", ()),
+        (5, ()),
+        ({"motors": None}, ()),
+        ({}, ()),
+    ],
+)
+def test_names_of_dims_in_every_way_that_data_writes_them(names, found):
+    assert dim_names({"shape": [2], "names": names}) == found

@@ -222,11 +222,11 @@ def _told(feature: Mapping[str, Any]) -> str:
 
 
 def _flat(names: Any) -> Iterator[Any]:
-    for value in names.values() if isinstance(names, Mapping) else names or ():
-        if isinstance(value, list | tuple | Mapping):
-            yield from _flat(value)
-        else:
-            yield value
+    if not isinstance(names, list | tuple | Mapping):
+        yield names
+        return
+    for value in names.values() if isinstance(names, Mapping) else names:
+        yield from _flat(value)
 
 
 def _version(said: Any) -> str:
