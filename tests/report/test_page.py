@@ -373,6 +373,7 @@ def test_a_run_on_data_of_ones_own_with_a_simulator_is_evaluated_there(run):
 def test_a_run_without_a_simulator_and_with_little_else(run, data):
     page = alone(run, data=data)
     assert "alone" in page.sections
+    assert not {"anyvla data view", "anyvla data info", "anyvla data collect"} & set(commands(page))
     (run / "checkpoint/embodiments.json").unlink()
     assert "camera" in Page(write_report(run)).text("alone")
     (run / "checkpoint/embodiments.json").write_text("{}")

@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
     facts["statistics"] = _statistics(dataset)
     proposal = None
     if looked.undeclared is not None:
-        proposal = propose(dataset, looked.undeclared.options, timed=looked.undeclared.timed)
+        with Bar("propose") as bar:
+            proposal = propose(dataset, looked.undeclared.options, timed=looked.undeclared.timed, progress=bar)
         facts["proposal"] = {"text": proposal.text, "check": proposal.questions}
     if options.write is not None:
         known = {"embodiment": to_dict(dataset.embodiment)}

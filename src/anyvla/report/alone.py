@@ -25,9 +25,8 @@ class Alone:
 
 def sources_of(recipe: Mapping[str, Any]) -> list[str]:
     """Return the paths of the data sets that a recipe names itself, quoted for a shell."""
-    data = recipe.get("data") or {}
-    named = [str(source["path"]) for source in data.get("sources") or [] if "path" in source]
-    return [shlex.quote(path) for path in (named or [str(data["root"])] if data.get("root") else named)]
+    sources = (recipe.get("data") or {}).get("sources") or []
+    return [shlex.quote(str(source["path"])) for source in sources if "path" in source]
 
 
 def without_simulator(run: Run) -> Alone | None:

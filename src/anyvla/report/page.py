@@ -77,7 +77,7 @@ def _context(run: Run, videos: Mapping[Path, str]) -> dict[str, Any]:
         "verdict": verdict(run.summary) if alone is None else alone_verdict(run),
         "alone": alone,
         "sources": sources_of(run.recipe),
-        "collects": not sources_of(run.recipe) and alone is None,
+        "collects": alone is None and not any((run.recipe.get("data") or {}).get(k) for k in ("sources", "preset")),
         "took": _minutes(run.log),
         "summary": run.summary,
         "words": _words(run),
