@@ -35,11 +35,14 @@ def video_frames(
     a time before it gets none of them.
     """
     usual = (end - starts[0]) / len(starts)
-    low, high = np.searchsorted(starts, [times.min(), times.max()])
-    near = slice(max(0, int(low) - 2), int(high) + 2)  # a file may have a million frames
-    gaps = np.diff(starts[near], prepend=starts[near.start - 1] if near.start else starts[0] - usual)
-    found = near.start + shown_at(starts[near], times, _HALF * np.minimum(gaps, step))
-    own = int(np.searchsorted(starts, until - _BORDER * min(usual, step))) - 1
-    found = np.where(times < until, np.minimum(found, max(own, 0)), found)
+    first = max(0, int(np.searchsorted(starts, times.min())) - 2)
+    near = starts[first : int(np.searchsorted(starts, times.max())) + 2]  # a file may have a million frames
+    tolerance = np.empty(len(near))
+    tolerance[0] = near[0] - starts[first - 1] if first else usual
+    np.subtract(near[1:], near[:-1], out=tolerance[1:])
+    found = first + shown_at(near, times, _HALF * np.minimum(tolerance, step, out=tolerance))
+    if until < end:
+        own = int(np.searchsorted(starts, until - _BORDER * min(usual, step))) - 1
+        found = np.where(times < until, np.minimum(found, max(own, 0)), found)
     found[times > end - _OVER * min(end - starts[-1], step)] = -1
     return found

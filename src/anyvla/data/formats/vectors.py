@@ -29,35 +29,33 @@ def as_floats(values: Num[np.ndarray, "..."], where: str) -> Float[np.ndarray, "
     return np.ascontiguousarray(values, np.float32)
 
 
-def matrix(column: pa.ChunkedArray, size: int | None, where: str, row: int = 0) -> Num[np.ndarray, "T D"]:
+def matrix(column: pa.ChunkedArray, size: int, where: str, row: int = 0) -> Num[np.ndarray, "T D"]:
     """Return a column of lists of `size` numbers, or of single numbers where that is 1, as a matrix of its own type.
 
-    `size` None: that of the first row. `where` names file and column, `row` is the number of the first row in the file.
-    Raises ValueError that names the row for one that is missing, of another length or no real numbers.
+    `where` names file and column, `row` is the number of the first row in the file. Raises ValueError that names the
+    row for one that is missing, of another length or no real numbers.
     """
     values = column.combine_chunks()
-    nested = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
-    nested = nested or pa.types.is_fixed_size_list(values.type)
+    fixed = pa.types.is_fixed_size_list(values.type)
+    nested = fixed or pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
     kind = values.type.value_type if nested else values.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise ValueError(f"{where}: expected real numbers, found {values.type}; write them as float32")
     if values.null_count:
         at = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
         raise ValueError(f"{where}, row {row + at}: expected numbers, found no value; drop or mend the episode")
-    flat = values
-    if nested:
+    if not nested and size != 1:
+        raise ValueError(f"{where}, row {row}: expected {size} numbers, found one; declare the size that the data has")
+    if nested and not (fixed and values.type.list_size == size):
         lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
-        size = int(lengths[0]) if size is None and len(lengths) else size
         wrong = np.flatnonzero(lengths != size)
         if len(wrong):
             at = int(wrong[0])
             raise ValueError(
                 f"{where}, row {row + at}: expected {size} numbers, found {lengths[at]}; drop or mend the episode"
             )
-        flat = values.flatten()
-    elif size not in (None, 1):
-        raise ValueError(f"{where}, row {row}: expected {size} numbers, found one; declare the size that the data has")
+    flat = values.flatten() if nested else values
     if flat.null_count:
-        at = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // max(1, size or 1)
+        at = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // size
         raise ValueError(f"{where}, row {row + at}: a number has no value; drop or mend the episode")
-    return flat.to_numpy(zero_copy_only=False).reshape(len(values), size if nested and size is not None else 1)
+    return flat.to_numpy(zero_copy_only=False).reshape(len(values), size)

@@ -204,7 +204,7 @@ class _Video:
             for frame in self._container.decode(self._stream):
                 if frame.pts is None:
                     raise ValueError(f"{self._path}: a frame has no timestamp")
-                number = int(np.searchsorted(self._borders, frame.pts, side="right")) - 1
+                number = int(self._borders.searchsorted(frame.pts, side="right")) - 1
                 if number > left[0]:
                     break
                 if number == left[0]:
