@@ -147,10 +147,10 @@ class LeRobotDataset(LeRobotReader):
             table = open_parquet(path).read()
         text = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
         named = [n for n in ("task", "__index_level_0__", *text) if n in text]  # the index of a pandas frame
-        if not named or "task_index" not in table.column_names:
+        if not named or not any(f.name == "task_index" and pa.types.is_integer(f.type) for f in table.schema):
             raise ValueError(
-                f"{path} has the columns {', '.join(table.column_names)}; expected task_index and task, the text: "
-                "write it again with both"
+                f"{path} has the columns {', '.join(table.column_names)}; expected whole numbers task_index and "
+                "the text task: write it again with both"
             )
         return dict(zip(table["task_index"].to_pylist(), table[named[0]].to_pylist(), strict=True))
 

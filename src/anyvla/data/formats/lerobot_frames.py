@@ -123,15 +123,18 @@ class StillFrames(Frames):
         first = min(steps)
         rows = self._rows(first, max(steps) - first + 1)
         decoded = {i: self._decode(rows[i - first], i) for i in set(steps)}
-        frames = np.stack([decoded[i] for i in steps])
-        _check_size(frames, self.shape, self._where)
-        return frames
+        for i, image in decoded.items():
+            _check_size(image[None], self.shape, f"{self._where}, step {i}")
+        return np.stack([decoded[i] for i in steps])
 
     def _decode(self, value: dict[str, Any] | None, step: int) -> UInt8[np.ndarray, "H W 3"]:
-        value = value or {}
         where = f"{self._where}, the image of step {step}"
-        source = value["bytes"] if value.get("bytes") else inside(self._root, value.get("path") or "")
-        return decode(source, where)
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
+        if isinstance(data, bytes) and data:
+            return decode(data, where)
+        if not isinstance(path, str):
+            raise ValueError(f"{where}: expected bytes or a path, found neither; copy the dataset again")
+        return decode(inside(self._root, path), where)
 
 
 def _check_size(frames: np.ndarray, shape: tuple[int, ...], where: str) -> None:

@@ -298,7 +298,10 @@ class LeRobotReader(ABC):
         rows: list[dict[str, int]] = []
         for e in episodes.tolist():
             try:
-                numbers = self._read(e, ["task_index"])["task_index"].to_numpy()
+                column = self._read(e, ["task_index"])["task_index"]
+                if not pa.types.is_integer(column.type) or column.null_count:
+                    raise ValueError(f"{self._where(e)}: task_index holds {column.type}, expected whole numbers")
+                numbers = column.to_numpy()
             except ValueError as error:  # only this episode is lost
                 self._lost_at[int(self._columns.at[e])] = str(error)
                 numbers = np.array([min(self._tasks_by_number())])
