@@ -76,6 +76,23 @@ def test_one_that_was_not_verified_is_not_finished(tmp_path):
     assert not seen  # nothing is left to do
 
 
+def test_a_kill_just_after_the_data_set_is_there_leaves_nothing_beside_it(tmp_path):
+    source = InMemory(EPISODES)
+    first = convert(source, tmp_path / "out", processes=1)
+    for name in ("out.partial", ".out.building"):
+        (tmp_path / name / "episode-000000").mkdir(parents=True)
+    assert convert(source, tmp_path / "out", processes=1) == first
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["out"]
+
+
+@pytest.mark.parametrize("text", ['{"x": 1}', "[]", "{", '{"episodes": NaN}'])
+def test_a_damaged_report_is_named(tmp_path, text):
+    convert(InMemory(EPISODES), tmp_path / "out", processes=1)
+    (tmp_path / "out" / REPORT).write_text(text)
+    with pytest.raises(ValueError, match=Path(REPORT).name):
+        convert(InMemory(EPISODES), tmp_path / "out", processes=1)
+
+
 def test_what_is_there_already_is_not_overwritten(tmp_path):
     convert(InMemory(EPISODES), tmp_path / "out", processes=1)
     with pytest.raises(ValueError, match="holds a data set already, made of something else"):

@@ -22,8 +22,9 @@ from anyvla.config import to_dict
 from anyvla.data import fingerprints, stored
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.formats.lerobot import LeRobotDataset
-from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
+from anyvla.data.formats.lerobot_writer import LeRobotWriter, discard_leftovers, is_complete, stage_episode
 from anyvla.data.open import open_dataset
+from anyvla.documents import read_object
 from anyvla.folder_lock import only_making
 from anyvla.interrupted import Interrupted
 from anyvla.worker_pool import WorkerPool
@@ -70,11 +71,12 @@ def convert(
     with only_making(root):
         if is_complete(root):
             _check_same(root, wanted)
+            discard_leftovers(root)
         else:
             _write(source, root, chosen, wanted, skip_damaged, processes, progress, stop)
         written = LeRobotDataset(LeRobotDataset.Config(), root)
         if (root / REPORT).is_file():
-            done = Conversion(**json.loads((root / REPORT).read_text(encoding="utf-8")))
+            done = _read_report(root / REPORT)
             if done.fingerprint != written.fingerprint:
                 raise ValueError(
                     f"{root} was changed after it was converted: use it as it is, or choose another output folder"
@@ -185,6 +187,13 @@ def _psnr(one: np.ndarray, other: np.ndarray) -> list[float]:
     """Of each frame, in dB; 99 for equal ones."""
     error = ((one.astype(np.float32) - other) ** 2).mean((1, 2, 3))
     return np.minimum(99.0, 10 * np.log10(255**2 / np.maximum(error, 1e-9))).tolist()
+
+
+def _read_report(path: Path) -> Conversion:
+    try:
+        return Conversion(**read_object(path))
+    except TypeError as error:  # a key too many, or one too few
+        raise ValueError(f"{path} is no report of a conversion ({error}): remove it, and it is made again") from None
 
 
 def _check_same(root: Path, wanted: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
 from anyvla.data.episode import Embodiment, Episode, steady
-from anyvla.data.formats.lerobot_writer import LeRobotWriter, is_complete, stage_episode
+from anyvla.data.formats.lerobot_writer import LeRobotWriter, discard_leftovers, is_complete, stage_episode
 from anyvla.data.open import open_dataset
 from anyvla.differences import differences, listed
 from anyvla.evaluation.conditions import ORIGINAL, check_factors, scene_factors
@@ -108,6 +108,7 @@ def collect(
     with only_making(root):
         if is_complete(root):
             _check_complete(root, provenance)
+            discard_leftovers(root)
         else:
             _collect(opened, config, root, provenance, progress, stop)
     return root

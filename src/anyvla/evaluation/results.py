@@ -13,6 +13,8 @@ from typing import IO, Any, Literal, get_args
 
 import numpy as np
 
+from anyvla import durable
+
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
@@ -135,6 +137,7 @@ def append_result(path: Path, result: EpisodeResult) -> None:
     line = json.dumps(dataclasses.asdict(result), ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
     with path.open("a+b", buffering=0) as file:
         data = line.encode()
         end, tail = _whole_lines(file)
@@ -149,6 +152,8 @@ def append_result(path: Path, result: EpisodeResult) -> None:
         except OSError:
             file.truncate(end)
             raise
+    if new:
+        durable.sync(path.parent)
 
 
 def _whole_lines(file: IO[bytes]) -> tuple[int, bytes]:

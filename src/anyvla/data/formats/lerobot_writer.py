@@ -197,6 +197,13 @@ def write_dataset(
     writer.finalise()
 
 
+def discard_leftovers(root: Path) -> None:
+    """Remove what a writer that was killed just after it had put a whole dataset at `root` left beside it."""
+    for folder in (root.with_name(root.name + ".partial"), root.with_name(f".{root.name}.building")):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+
 def is_complete(root: Path) -> bool:
     """Whether a whole dataset lies at `root`."""
     return (root / "meta/info.json").is_file()  # datasets appear by one rename
