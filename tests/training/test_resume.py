@@ -134,6 +134,13 @@ def test_a_run_can_be_made_longer(root: Path, copy: Path, finished: bool, caplog
     assert run(copy, root, longer) == final
 
 
+def test_more_steps_can_be_taken_back_before_one_is_made(root: Path, copy: Path, straight: Path) -> None:
+    final = run(copy, root)
+    checkpoint.reopen(final)  # and then the data cannot be read, say
+    assert run(copy, root) == final
+    assert same(final, straight)
+
+
 def test_a_run_can_not_be_made_shorter(root: Path, copy: Path) -> None:
     run(copy, root)
     with pytest.raises(ConfigError, match=r"checkpoint has 4 steps already, and training\.steps is 3: give more"):

@@ -68,6 +68,12 @@ def reopen(final: Path) -> Path:
     return folder
 
 
+def close(run: Path, folder: Path) -> Path:
+    """Undo `reopen`; returns the finished checkpoint."""
+    durable.put(folder, run / "checkpoint")
+    return run / "checkpoint"
+
+
 def read_step(folder: Path) -> int:
     """Return the number of steps that a checkpoint was trained for. Raises DocumentError."""
     path = folder / STATE

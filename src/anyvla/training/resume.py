@@ -66,6 +66,8 @@ def _for_steps(run: Path, begun: Path, steps: int) -> Path:
         raise ValueError(
             f"{begun / checkpoint.STATE}, step: {step} is not the step of {begun.name}: the file is damaged"
         )
+    if step == steps == then:  # opened again for more steps, which are no longer wanted
+        return checkpoint.close(run, begun)
     if step >= steps:
         raise ConfigError(
             f"{begun} has {step} steps already, and training.steps is {steps}: give more steps, or choose another "
