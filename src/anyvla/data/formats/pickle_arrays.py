@@ -72,7 +72,7 @@ class NumpyArray(Built):
         elif type(contents) is list and len(contents) == math.prod(self._shape):
             self.value = contents
         else:
-            raise ValueError(f"an array of objects does not hold the {self._shape} objects that it promises")
+            raise ValueError(f"an array promises objects of shape {self._shape} and holds others")
 
     def of_objects(self, objects: list[Any]) -> np.ndarray:
         """Return the real array of these objects."""
@@ -166,7 +166,9 @@ def _checked(shape: Any) -> tuple[int, ...]:
 def _numbers(data: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
     """Return a read-only array over the bytes, which are not copied."""
     promised = math.prod(shape) * dtype.itemsize
-    if len(data) != promised or not dtype.itemsize:
+    if not dtype.itemsize:
+        raise ValueError("an array holds texts of no length")
+    if len(data) != promised:
         raise ValueError(f"an array promises {promised} bytes ({dtype} {shape}) and holds {len(data)}")
     if not promised:
         return np.zeros(shape, dtype)
