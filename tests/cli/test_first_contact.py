@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from hub_like import SO101, so101, write_hub_like
+from small import policy
 
 from anyvla.cli.main import main
 from anyvla.config import build
@@ -161,3 +162,11 @@ def test_columns_that_are_not_read_are_shown_with_their_ranges(tmp_path: Path, c
     assert told["columns"]["next.reward"] == "float32 1; from 0 to 7"
     assert told["columns"]["action"] == "float32 1: joint1"
     assert told["action"] == {"action": "1 dims"}  # nothing is said of a meaning
+
+
+def test_a_policy_of_no_benchmark_is_not_sent_to_one(tmp_path: Path, capsys: Any) -> None:
+    policy().save(tmp_path / "run/checkpoint")
+    assert main(["eval", "run"]) == 1
+    told = capsys.readouterr().err
+    assert "the recipe names no benchmark" in told
+    assert "anyvla serve run" in told
