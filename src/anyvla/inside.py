@@ -25,7 +25,8 @@ def inside(root: Path, name: str) -> Path:
         real, base = path.resolve(), root.resolve()
         folder = real.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name that is too long
-        raise ValueError(f"{root} names the file {name!r}, which cannot be looked up ({error})") from None
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ValueError(f"{root} names the file {name[:200]!r}, which cannot be looked up ({reason})") from None
     if not real.is_relative_to(base) and real.parent != _blobs(base):
         raise ValueError(f"{root} names the file {name!r}, a symbolic link to {real}: {_OUT}; copy the file into it")
     return path if folder else regular(path)
@@ -33,22 +34,9 @@ def inside(root: Path, name: str) -> Path:
 
 def check_name(name: str, by: Path | str) -> None:
     """Raise ValueError for a name that leads out of any folder; no file is looked at. `by`: who gives the name."""
-    windows = PureWindowsPath(name)
-    fault = (
-        "is empty"
-        if not name
-        else "holds a NUL or a line break"
-        if any(c in name for c in "\0\r\n")
-        else "holds a backslash"
-        if "\\" in name
-        else "is absolute"
-        if windows.drive or windows.root or PurePosixPath(name).is_absolute()
-        else "holds '..'"
-        if ".." in PurePosixPath(name).parts
-        else ""
-    )
+    fault = _fault(name)
     if fault:
-        raise ValueError(f"{by} names the file {name[:200]!r}, which {fault}: {_OUT}")
+        raise ValueError(f"{by} names the file {str(name)[:200]!r}, which {fault}: {_OUT}")
 
 
 def listed(root: Path, paths: Iterable[Path]) -> list[Path]:
@@ -75,6 +63,20 @@ def regular(path: Path) -> Path:
     if not stat.S_ISREG(mode):
         raise ValueError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file")
     return path
+
+
+def _fault(name: object) -> str:
+    """Return what is wrong with a name, "" if nothing is."""
+    if not isinstance(name, str) or not name:
+        return "is no text" if not isinstance(name, str) else "is empty"
+    if any(c in name for c in "\0\r\n"):
+        return "holds a NUL or a line break"
+    if "\\" in name:
+        return "holds a backslash"
+    windows = PureWindowsPath(name)
+    if windows.drive or windows.root or PurePosixPath(name).is_absolute():
+        return "is absolute"
+    return "holds '..'" if ".." in PurePosixPath(name).parts else ""
 
 
 _KINDS = {
