@@ -13,6 +13,7 @@ import pytest
 from test_lerobot_package import FIXTURES, SO101
 
 from anyvla.config import Part, build
+from anyvla.data.formats import lerobot_reader
 from anyvla.data.open import open_dataset
 from anyvla.registry import formats
 
@@ -233,3 +234,19 @@ def test_vectors_that_do_not_fit_are_refused(copy, actions, message):
     with pytest.raises(ValueError, match=message) as caught:
         open_dataset(copy, embodiment=SO101)[0]
     assert ".parquet" in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [77, None])
+def test_a_task_that_the_table_does_not_know_loses_one_episode(v2, number, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(lerobot_reader, "_MANY", 0)  # the runs of tasks are kept
+    path = v2 / "data/chunk-000/episode_000001.parquet"  # the one of two tasks
+    table = pq.read_table(path)
+    numbers = pa.array([number, *table["task_index"].to_pylist()[1:]], pa.int64())
+    pq.write_table(table.set_column(table.column_names.index("task_index"), "task_index", numbers), path)
+    for message in (r"no number 77|found no value", "do not tell its tasks"):
+        dataset, before = open_dataset(v2, embodiment=SO101), opened(V2)
+        assert list(dataset.lost) == [1]
+        with pytest.raises(ValueError, match=message):
+            dataset[1]
+        assert np.array_equal(dataset[2].actions, before[3].actions)

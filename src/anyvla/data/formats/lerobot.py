@@ -152,7 +152,8 @@ class LeRobotDataset(LeRobotReader):
                 f"{path} has the columns {', '.join(table.column_names)}; expected whole numbers task_index and "
                 "the text task: write it again with both"
             )
-        return dict(zip(table["task_index"].to_pylist(), table[named[0]].to_pylist(), strict=True))
+        texts = [text or "" for text in table[named[0]].to_pylist()]
+        return dict(zip(_numbers(table, "task_index").tolist(), texts, strict=True))
 
 
 def _join(paths: list[Path], needed: list[str], wanted: list[str]) -> pa.Table:
@@ -192,5 +193,5 @@ def _seconds(table: pa.Table, name: str) -> Float64[np.ndarray, "E"]:
     """Return a column of numbers; NaN where it has none. Raises ValueError for a column of another type."""
     column = table[name]
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise ValueError(f"meta/episodes, column {name!r}: expected numbers, found {column.type}; correct it")
+        raise ValueError(f"meta, column {name!r}: expected numbers, found {column.type}; correct it")
     return column.to_numpy().astype(np.float64)

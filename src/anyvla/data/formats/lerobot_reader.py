@@ -37,6 +37,7 @@ STATE = "observation.state"
 ACTION = "action"
 _LOOKED_AT = 20  # episodes of which the range of a column is told
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+_UNKNOWN = -1  # the task of an episode whose rows do not tell it
 _MANY = 100  # episodes of several tasks from which on their runs are kept in the cache
 
 
@@ -279,9 +280,9 @@ class LeRobotReader(ABC):
             runs = self._runs(several)
         texts, known = self._tasks_by_number(), {text: i for i, text in enumerate(columns.tasks)}
         of, first, number = (runs[name].to_numpy() for name in ("episode", "first", "task_index"))
-        unknown = sorted(set(number.tolist()) - texts.keys())
-        if unknown:
-            raise ValueError(f"{self.root}: the table of tasks has no number {unknown[0]}; copy the dataset again")
+        for e in of[number == _UNKNOWN].tolist():
+            self._lost_at.setdefault(int(columns.at[e]), "its rows do not tell its tasks; copy the dataset again")
+        number = np.where(number == _UNKNOWN, min(texts), number)
         pieces = np.ones(len(columns.length), np.int64)
         pieces[several] = np.bincount(of, minlength=len(pieces))[several]
         self._cut = {int(columns.number[e]): int(pieces[e]) for e in several}
@@ -294,17 +295,21 @@ class LeRobotReader(ABC):
         return replace(columns, number=columns.number[at], begin=begin, length=length, task=task, at=columns.at[at])
 
     def _runs(self, episodes: np.ndarray) -> pa.Table:
-        """The runs of one task of these episodes: the episode's place, the first step, the task."""
+        """Return the runs of one task of these episodes: the episode's place, the first step, the task."""
         rows: list[dict[str, int]] = []
+        known = sorted(self._tasks_by_number())
+        if not known:
+            raise ValueError(f"{self.root}: the table of tasks is empty; copy the dataset again")
         for e in episodes.tolist():
             try:
                 column = self._read(e, ["task_index"])["task_index"]
-                if not pa.types.is_integer(column.type) or column.null_count:
-                    raise ValueError(f"{self._where(e)}: task_index holds {column.type}, expected whole numbers")
-                numbers = column.to_numpy()
+                numbers = matrix(column, 1, f"{self._rows_at(e)[0]}, column 'task_index'")[:, 0].astype(np.int64)
+                unknown = np.setdiff1d(numbers, known)
+                if len(unknown):
+                    raise ValueError(f"the table of tasks has no number {unknown[0]}; copy the dataset again")
             except ValueError as error:  # only this episode is lost
-                self._lost_at[int(self._columns.at[e])] = str(error)
-                numbers = np.array([min(self._tasks_by_number())])
+                self._lost_at.setdefault(int(self._columns.at[e]), str(error))
+                numbers = np.array([_UNKNOWN])
             for first in [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]:
                 rows.append({"episode": e, "first": first, "task_index": int(numbers[first])})
         return pa.Table.from_pylist(rows)
