@@ -75,6 +75,28 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_changed(
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
+def test_a_mask_may_be_infinite_but_no_weight(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    masked = Tied()
+    masked.register_buffer("mask", torch.full((3,), -torch.inf))
+    weights.save(masked, path)
+    weights.load(masked, path)
+    with torch.no_grad():
+        masked.norm.weight[1] = torch.inf
+    weights.save(masked, path)
+    with pytest.raises(ValueError, match=r"w\.safetensors holds NaN or infinity in norm\.weight: it is damaged"):
+        weights.load(masked, path)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.int8, torch.float8_e4m3fn])
+def test_weights_of_another_kind_of_number_are_refused(tmp_path: Path, kind: torch.dtype) -> None:
+    path = tmp_path / "w.safetensors"
+    weights.save(Tied(), path)
+    save_file(load_file(path) | {"norm.bias": torch.ones(4).to(kind)}, path)
+    with pytest.raises(ValueError, match=r"of another kind of number: norm\.bias is \w+, not F32"):
+        weights.load(Tied(), path)
+
+
 @pytest.mark.parametrize("fault", ["cut", "gone"])
 def test_a_damaged_file_says_so(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "w.safetensors"

@@ -128,7 +128,7 @@ def restore(folder: Path, vla: VLA, optimizer: torch.optim.Optimizer) -> int:
 
 
 def _read_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
-    """Return AdamW's state by number of parameter; those that never had a gradient have none."""
+    """Return AdamW's state by the number of the parameter; one that never had a gradient has none."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     with weights.opened(path) as file:
