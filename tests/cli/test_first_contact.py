@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,16 @@ def test_a_policy_of_no_benchmark_is_not_sent_to_one(tmp_path: Path, capsys: Any
     told = capsys.readouterr().err
     assert "the recipe names no benchmark" in told
     assert "anyvla serve run" in told
+
+
+def test_options_of_the_format_stay_in_the_file_and_paths_are_quoted(tmp_path: Path, capsys: Any) -> None:
+    rows = [np.linspace(0, 1, 20)[:, None] for _ in range(2)]
+    features = {key: (["joint1"], rows) for key in ("action", "observation.state", "observation.goal")}
+    root = write_hub_like(tmp_path / "my, data" / "arm", features)
+    given = "{name: lerobot_v2, state: observation.goal}"
+    assert main(["data", "info", str(root), "--format", given, "--write", "my robot.yaml"]) == 0
+    file = yaml.safe_load(Path("my robot.yaml").read_text())
+    assert file["format"] == {"name": "lerobot_v2", "state": "observation.goal"}
+    line = next(line for line in capsys.readouterr().out.splitlines() if "anyvla train" in line)
+    sources = shlex.split(line)[-1]
+    assert yaml.safe_load(sources) == [{"path": str(root), "embodiment": "my robot.yaml"}]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from rich.table import Table
 
 from anyvla.cli import opening
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     proposal = None
     if looked.undeclared is not None:
         with Bar("propose") as bar:
-            proposal = propose(dataset, looked.undeclared.options, timed=looked.undeclared.timed, progress=bar)
+            proposal = propose(dataset, looked.format, timed=looked.undeclared.timed, progress=bar)
         facts["proposal"] = {"text": proposal.text, "check": proposal.questions}
     if options.write is not None:
         known = {"embodiment": to_dict(dataset.embodiment)}
@@ -110,10 +111,12 @@ def _show_proposal(proposal: Proposal, options: argparse.Namespace) -> None:
         console.print(f"Answer its {len(questions)} lines marked CHECK:", soft_wrap=True)
         for question in questions:
             console.print(f"  {question}", soft_wrap=True)
+    keys = [{"path": options.path, "embodiment": str(file)}]
+    source = yaml.safe_dump(keys, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
     console.print(
         "Then use it:\n"
         f"  anyvla data check {path} --source {name}      # does it contradict the numbers?\n"
-        f"  anyvla train RECIPE --data.sources '[{{path: {path}, embodiment: {name}}}]'\n"
+        f"  anyvla train RECIPE --data.sources {shlex.quote(source.strip())}\n"
         f"In a recipe it is data.sources: the same two keys, path and embodiment.",
         soft_wrap=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Looked:
 
     dataset: EpisodeDataset
     undeclared: UndeclaredError | None
+    format: Mapping[str, Any]  # the keys of `format` that it was opened with where it is undeclared
 
 
 def opened(options: argparse.Namespace) -> EpisodeDataset:
@@ -45,14 +47,14 @@ def opened(options: argparse.Namespace) -> EpisodeDataset:
 def looked_at(options: argparse.Namespace) -> Looked:
     """Open the data set, with an embodiment of no meaning if it declares none. Raises as `opened`."""
     try:
-        return Looked(opened(options), None)
+        return Looked(opened(options), None, {})
     except UndeclaredError as error:
         keys = _keys(options)
         given = keys.pop("format", None)
         format = {**error.options, **({"name": given} if isinstance(given, str) else given or {})}
         keys |= {"format": format} if format else {}
         source = build(Source, keys, where=str(options.source or "options"))
-        return Looked(open_source(replace(source, embodiment=error.plain)), error)
+        return Looked(open_source(replace(source, embodiment=error.plain)), error, format)
 
 
 def viewed(options: argparse.Namespace) -> EpisodeDataset:

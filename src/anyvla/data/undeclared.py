@@ -6,6 +6,7 @@ which the data can be opened, looked at and described; `anyvla.data.proposal` ma
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +26,12 @@ class UndeclaredError(ValueError):
     def __init__(self, root: Path, plain: Embodiment, options: Mapping[str, Any], *, timed: bool = True) -> None:
         self.plain, self.options, self.timed = plain, dict(options), timed
         path = shlex.quote(str(root))
+        source = json.dumps(str(root), ensure_ascii=False) if path != str(root) else path
         super().__init__(
             f"{root} does not say what its numbers mean, so that nothing can be trained on it. "
             f"Let anyvla propose it:\n  anyvla data info {path} --write robot.yaml\n"
             "Answer the lines marked CHECK in that file. Then name it in a recipe, as in\n"
-            f"  data: {{sources: [{{path: {path}, embodiment: robot.yaml}}]}}\n"
+            f"  data: {{sources: [{{path: {source}, embodiment: robot.yaml}}]}}\n"
             "or on the commands of anyvla data, as --source robot.yaml"
         )
 
