@@ -136,8 +136,15 @@ class LeRobotDataset(LeRobotReader):
     def _own(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
         at = int(self._columns.at[index])
         found = {name: column[at].as_py() for name, column in self._notes.items()}
-        instructions = found.get(INSTRUCTIONS)
-        return json.loads(found.get(EXTRA) or "{}"), None if instructions is None else tuple(instructions)
+        instructions, where = found.get(INSTRUCTIONS), f"{self.root}/meta/episodes, row {at}"
+        try:
+            extra = json.loads(found.get(EXTRA) or "{}")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{where}: {EXTRA} is no JSON ({error}); copy the dataset again") from None
+        texts = [] if instructions is None else instructions
+        if not isinstance(extra, dict) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{where}: {EXTRA} or {INSTRUCTIONS} is of another type; copy the dataset again")
+        return extra, None if instructions is None else tuple(texts)
 
     def _tasks_by_number(self) -> dict[int, str]:
         path = inside(self.root, TASKS_PATH)
