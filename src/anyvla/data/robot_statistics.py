@@ -1,6 +1,6 @@
 """Statistics of the numbers of whole data sets, as normalisation reads them: one pass, kept by fingerprint.
 
-Nothing stale can come back: what was kept is found by the fingerprint of the data it describes.
+Statistics are kept under the fingerprint of their data, which changes with every edit that `fingerprints` can see.
 """
 
 from __future__ import annotations
