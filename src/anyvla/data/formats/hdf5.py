@@ -27,7 +27,7 @@ _MOST_LINKS, _DEEPEST, _MOST_NAMES = 16, 8, 10_000
 
 
 def open_file(path: Path) -> Any:
-    """An open `h5py.File`, kept open for this thread. Raises ValueError that names a file that cannot be read."""
+    """Return an `h5py.File` that is kept open for this thread. Raise ValueError that names the file."""
     try:
         return _files(path)
     except FileNotFoundError:
@@ -37,7 +37,7 @@ def open_file(path: Path) -> Any:
 
 
 def read(path: Path, key: str) -> np.ndarray:
-    """A whole data set of the file."""
+    """Return a whole data set of the file."""
     found = array(path, key)
     with reading(path, key):
         return np.asarray(found[()])
@@ -72,7 +72,7 @@ def array(path: Path, key: str) -> Any:
 
 
 def node(path: Path, key: str) -> Any:
-    """The data set or group of this name. Raises ValueError that names the file, the key and what is there."""
+    """Return the data set or group of this name. Raise ValueError that names the file, the key and what is there."""
     file = open_file(path)
     try:
         with reading(path, key):

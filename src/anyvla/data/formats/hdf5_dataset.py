@@ -31,7 +31,7 @@ from anyvla.inside import listed
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one episode is."""
+    """The place of one episode."""
 
     file: Path
     group: str  # "": the file itself
@@ -53,7 +53,7 @@ class Hdf5Dataset:
 
     @staticmethod
     def recognises(root: Path) -> bool:
-        """A file that is named after an episode, or a folder of them that does not describe itself."""
+        """Return whether it is a file named after an episode, or a folder of them that does not describe itself."""
         if root.is_dir():
             return not (root / "dataset.yaml").exists() and any(is_episode(p) for p in files_in(root))
         return is_episode(root)
@@ -90,13 +90,13 @@ class Hdf5Dataset:
         return len(self._places)
 
     def task(self, index: int) -> str:
-        """Its instruction; the name of its file if it has none."""
+        """Return the instruction, or the name of the file if there is none."""
         self._check(index)
         place = self._places[index]
         return (not place.fault and self._instruction(place)) or place.file.stem
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
+        """Return an episode; its frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
         self._check(index)
         place = self._places[index]
         where = f"{place.file}, {place.group}" if place.group else str(place.file)

@@ -1,4 +1,4 @@
-"""Where the actions, the proprio and the cameras of an episode are in an HDF5 file: declared, or known layouts."""
+"""Finds the actions, the proprio and the cameras of an episode in an HDF5 file: by declaration or by known layouts."""
 
 from __future__ import annotations
 

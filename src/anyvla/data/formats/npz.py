@@ -20,7 +20,7 @@ _FAULTS = (*FAULTS, zipfile.BadZipFile, zlib.error, RuntimeError)  # zipfile rai
 
 
 def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Some or all arrays of a file; only those are decompressed. Raises ValueError that names the file and the key."""
+    """Return some or all arrays of a file; only those are unpacked. Raise ValueError that names file and key."""
     with _open(path) as archive:
         there = _names(archive)
         names = there if keys is None else list(keys)
@@ -31,7 +31,7 @@ def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.n
 
 
 def keys_of(path: Path) -> list[str]:
-    """The names of its arrays, without reading them. Raises ValueError that names the file."""
+    """Return the names of the arrays, without reading them. Raise ValueError that names the file."""
     with _open(path) as archive:
         return _names(archive)
 
@@ -54,14 +54,14 @@ def shape_of(path: Path, key: str) -> tuple[int, ...]:
 
 
 class Place(NamedTuple):
-    """Where the numbers of an array are in the file."""
+    """The place of the numbers of an array in the file."""
 
     offset: int
     dtype: np.dtype
 
 
 def place_of(path: Path, key: str) -> Place | None:
-    """Where the numbers of an array begin in the file, and their type; None if they cannot be read in place."""
+    """Return where the numbers of an array begin, and their type; None if they cannot be read in place."""
     with _open(path) as archive:
         try:
             with _member(archive, key) as (file, info):
