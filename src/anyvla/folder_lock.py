@@ -48,9 +48,9 @@ _guard = threading.Lock()
 
 @contextlib.contextmanager
 def only_here(folder: Path) -> Iterator[None]:
-    """Keep other processes and threads out of `folder`, which is made. Raises FolderInUse that says who is there.
+    """Make `folder`, and keep other processes and threads out of it. Raises FolderInUse that says who is there.
 
-    May be entered again by the same thread, as by a command that is made of others.
+    The same thread may enter again, as a command does that is made of others.
     """
     folder = Path(folder)
     with _holding(folder / ".lock", folder):
@@ -59,7 +59,7 @@ def only_here(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_making(folder: Path) -> Iterator[None]:
-    """As `only_here`, for a folder that appears when it is complete: the lock is a file beside it."""
+    """Do as `only_here` does for a folder that appears when it is complete: the lock is a file beside it."""
     folder = Path(folder)
     with _holding(folder.with_name(f".{folder.name}.lock"), folder):
         yield
@@ -86,8 +86,8 @@ def _holding(path: Path, folder: Path) -> Iterator[None]:
             if key in _held:
                 _held[key].depth -= 1
                 if not _held[key].depth:
-                    with contextlib.suppress(OSError):  # it may have moved with its folder
-                        path.unlink()
+                    with contextlib.suppress(OSError):  # the folder may have moved
+                        key.unlink()
                     os.close(_held.pop(key).file)
                     for empty in made:
                         with contextlib.suppress(OSError):

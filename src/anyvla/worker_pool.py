@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from anyvla_sim import signals
 
 logger = logging.getLogger(__name__)
 
-SILENCE_S = 300.0  # after which the person is told that no worker finishes anything
+SILENCE_S = 300.0  # after which a warning says that no worker finishes anything
 
 
 class WorkerDied(RuntimeError):
@@ -93,7 +93,7 @@ class WorkerPool(ProcessPoolExecutor):
 
 
 class _Worker(SpawnProcess):
-    ended = False  # by the pool
+    ended = False  # by `terminate`
 
     def start(self) -> None:
         resource_tracker.ensure_running()  # a first process would start it, which unblocks the signals again
@@ -107,8 +107,7 @@ class _Worker(SpawnProcess):
 
     def terminate(self) -> None:
         """Kill: a worker ignores SIGTERM, and a pool that lost one worker terminates and then joins the others."""
-        self.join(0.05)  # one that has just died may not be over yet
-        self.ended = self.is_alive()
+        self.ended = not connection.wait([self.sentinel], 0)  # `is_alive` lags behind
         self.kill()
 
 

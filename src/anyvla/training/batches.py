@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_STOP_WAITS_S = 5.0  # for a batch; schedulers kill half a minute after they asked
+_STOP_WAITS_S = 5.0  # for a batch, where schedulers kill half a minute after they asked
 _SLOW = "the data's disk may hang, or an episode may be very long"
 
 
