@@ -101,7 +101,7 @@ def test_training_from_the_command_line(recipe, tmp_path, capsys):
     checkpoint = Path(capsys.readouterr().out.strip())
     assert checkpoint == tmp_path / "run" / "checkpoint"
     assert yaml.safe_load((checkpoint / "config.yaml").read_text())["name"] == "small"
-    assert main(["train", str(recipe), "--out", str(tmp_path / "run"), "--training.steps", "9"]) == 1
+    assert main(["train", str(recipe), "--out", str(tmp_path / "run"), "--training.seed", "9"]) == 1
     assert "made by another recipe" in capsys.readouterr().err
 
 
