@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +317,18 @@ def test_facts_of_other_types_name_the_key(keys: tuple[str, ...], value: Any, tm
     path.write_text(json.dumps(facts))
     with pytest.raises(ValueError, match=rf"info\.json.*{keys[-1]}"):
         opened(root)
+
+
+@pytest.mark.parametrize("at", [254, 4, 300, 1000, 2190])
+def test_damaged_parquet_does_not_end_the_process(at: int, tmp_path: Path) -> None:
+    """With byte 254 changed, pyarrow aborts the process if it is asked about the column before it is read."""
+    data = bytearray((FIXTURES / "v3_video/meta/tasks.parquet").read_bytes())
+    data[at] = 108
+    path = tmp_path / "tasks.parquet"
+    path.write_bytes(data)
+    code = (
+        "import sys; from pathlib import Path; from anyvla.data.formats.parquet import naming, open_parquet\n"
+        "path = Path(sys.argv[1])\n"
+        "try:\n    with naming(path): open_parquet(path).read()\nexcept ValueError: pass"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 0
