@@ -83,6 +83,18 @@ def test_late_first_timestamps(root, name, late, container):
     assert shown(root) == list(range(sum(LENGTHS)))
 
 
+def test_an_index_on_the_clock_of_a_late_video(root):
+    late = 0.5
+    write_video(root / FILE, STEPS + late)
+    path = next(root.glob("meta/episodes/*/*.parquet"))
+    table = pq.read_table(path)
+    for name in [n for n in table.column_names if n.endswith(("corner/from_timestamp", "corner/to_timestamp"))]:
+        table = table.set_column(table.column_names.index(name), name, [table[name].to_numpy() + late])
+    pq.write_table(table, path)
+    assert shown(root) == list(range(sum(LENGTHS)))
+    assert findings(root) == []
+
+
 @pytest.mark.parametrize("codec", ["libx265", "libsvtav1"])
 def test_other_codecs_at_another_rate(root, codec):
     if codec not in av.codecs_available:

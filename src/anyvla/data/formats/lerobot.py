@@ -34,7 +34,9 @@ EXTRA = f"{OWN_KEY}/extra"  # columns of the table of episodes that LeRobot does
 INSTRUCTIONS = f"{OWN_KEY}/instructions"
 _LARGE = 32 << 20  # bytes of the table of episodes from which on its columns are kept in the cache
 
-_Spans = tuple[list[Path], Int64[np.ndarray, "E"], Float64[np.ndarray, "E"], Float64[np.ndarray, "E"]]
+_Seconds = Float64[np.ndarray, "E"]
+# Files; the file of each episode; where it begins, and where the next one does; where each file's first one begins.
+_Spans = tuple[list[Path], Int64[np.ndarray, "E"], _Seconds, _Seconds, Float64[np.ndarray, "F"]]
 
 
 class LeRobotDataset(LeRobotReader):
@@ -93,7 +95,9 @@ class LeRobotDataset(LeRobotReader):
         lost = wrong_spans(files, file, begin, ends, seconds, 1 / self._info.fps)
         self._lost_at |= {at: text for at, text in lost.items() if at not in self._lost_at}
         right = np.array([at not in lost for at in range(len(file))], bool)
-        return files, file, begin, _next_begins(np.where(right, file, -1), begin)
+        first = np.full(len(files), np.inf)
+        np.minimum.at(first, file, begin)
+        return files, file, begin, _next_begins(np.where(right, file, -1), begin), first
 
     def _read_table(self) -> pa.Table:
         """The columns of the table of episodes that are used, in the order of the episodes."""
@@ -130,8 +134,8 @@ class LeRobotDataset(LeRobotReader):
 
     def _video_at(self, index: int, key: str) -> Span:
         at = self._columns.at[index]
-        files, file, begin, until = self._videos[key]
-        return Span(files[file[at]], float(begin[at]), float(until[at]))
+        files, file, begin, until, first = self._videos[key]
+        return Span(files[file[at]], float(begin[at]), float(until[at]), float(first[file[at]]))
 
     def _own(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
         at = int(self._columns.at[index])

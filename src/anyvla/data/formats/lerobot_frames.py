@@ -25,6 +25,20 @@ class Span:
     path: Path
     begin: float = 0.0  # seconds
     until: float = np.inf  # where the next episode of the file begins; inf: this is the last one
+    first: float = 0.0  # where the first episode of the file begins
+
+    def after_first_frame(self, step: float) -> Span:
+        """Return the span in seconds after the first frame of the file, however late that has its timestamp.
+
+        Times of an index are so already, unless its first episode begins when the file's own clock shows that frame.
+        `step`: seconds between two steps of the data.
+        """
+        if self.first < step / 2:
+            return self
+        late = video.describe(self.path).late
+        if abs(self.first - late) >= step / 2:
+            return self
+        return Span(self.path, self.begin - late, self.until - late)
 
 
 @dataclass(frozen=True)
@@ -59,10 +73,10 @@ class VideoFrames(Frames):
 
     def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
         """See `Frames`."""
-        span = self._span
+        step = 1 / self._declared.fps
         try:
-            times = span.begin + self._seconds()[steps]
-            frames = video.decode_at(span.path, times, 1 / self._declared.fps, span.until)
+            span = self._span.after_first_frame(step)
+            frames = video.decode_at(span.path, span.begin + self._seconds()[steps], step, span.until)
         except ValueError as error:
             raise ValueError(f"{self._where}: {error}") from None
         _check_size(frames, self.shape, f"{self._where}: {span.path}")
@@ -72,7 +86,7 @@ class VideoFrames(Frames):
         """See `Frames`. What holds for a whole file is said of its last episode."""
         path, step = self._span.path, 1 / self._declared.fps
         facts = video.describe(path)
-        needed = self._span.begin + self._seconds()[-1]
+        needed = self._span.after_first_frame(step).begin + self._seconds()[-1]
         if needed > facts.seconds - step / 20:
             yield (
                 True,

@@ -110,7 +110,8 @@ class Facts:
     """What the header of a video says."""
 
     frames: int
-    seconds: float
+    late: float  # seconds from time 0 of the file's clock to the first frame
+    seconds: float  # from the first frame to the end
     rate: float | None  # frames per second; None: they are not evenly spaced
     height: int
     width: int
@@ -160,7 +161,13 @@ class _Video:
         context = self._stream.codec_context
         rate = len(self._ticks) / self.end if even else None
         self.facts = Facts(
-            len(self._ticks), self.end, rate, context.height, context.width, context.codec.canonical_name
+            len(self._ticks),
+            float(self._ticks[0]) * self._base,
+            self.end,
+            rate,
+            context.height,
+            context.width,
+            context.codec.canonical_name,
         )
 
     def close(self) -> None:
