@@ -64,8 +64,9 @@ def test_a_worker_that_dies_ends_the_work_with_one_line_and_no_worker_is_left() 
     with died, WorkerPool(2, remedy="try fewer") as pool:
         sleeping = pool.submit(time.sleep, 600)
         dying: Future[None] = pool.submit(_kill_me, 0)
-        dying.result(60)
-        sleeping.result()
+        while True:
+            for future in pool.finished([sleeping, dying]):
+                future.result()
     assert all(not process.is_alive() for process in pool._context.started)
 
 

@@ -54,6 +54,9 @@ class WorkerPool(ProcessPoolExecutor):
     def finished(self, futures: Collection[Future[Any]], timeout_s: float = 1.0) -> set[Future[Any]]:
         """Return those that are done, waiting for the first at most `timeout_s`. Warn when none ends for long."""
         done = wait(futures, timeout_s, FIRST_COMPLETED).done
+        if not done and any(process.exitcode is not None for process in self._context.started):
+            self.kill()
+            raise BrokenProcessPool  # the executor misses the end of a process that it started beside others
         now = time.monotonic()
         if done:
             self._last = now
@@ -69,8 +72,8 @@ class WorkerPool(ProcessPoolExecutor):
     def kill(self) -> None:
         """Kill the workers. Whoever waits for a result gets BrokenProcessPool."""
         for process in self._context.started:
-            if process.is_alive():
-                process.kill()
+            if process.pid is not None:
+                process.terminate()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -91,7 +91,7 @@ def _by_processes(
         try:
             for step, coming in _ahead(pool, _make, steps, 2 * workers):
                 begin = time.monotonic()
-                while not wait([coming], 0.5).done:
+                while not pool.finished([coming], 0.5):
                     if time.monotonic() - begin <= (_STOP_WAITS_S if stop() else timeout_s):
                         continue
                     raise StalledData(
