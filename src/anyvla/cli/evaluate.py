@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="where the policy runs: cpu, cuda, auto (default)")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run the code that the checkpoint brings along: read it first"
+        "--trust-remote-code",
+        action="store_true",
+        help="run the code that the checkpoint brings along or names: read it first",
     )
     options, overrides = parser.parse_known_args(argv)
     checkpoint = options.run / "checkpoint" if (options.run / "checkpoint").is_dir() else options.run
@@ -63,6 +65,11 @@ def main(argv: list[str]) -> int:
     sections = {**recipe.get("evaluation", {}), "environment": recipe.get("environment", {})} if mine else {}
     given = override(sections, overrides)
     settings = given.pop("environment", {})
+    if not options.trust_remote_code and (code := _code_named(benchmark, settings, options.benchmark, overrides)):
+        raise ConfigError(
+            f"{checkpoint / 'config.yaml'} lets an evaluation run {code}. Read it first; then give "
+            "--trust-remote-code, or your own --benchmark and --environment settings"
+        )
     config = build(EvaluationConfig, given, where="evaluation")
     name = "eval" if mine else "eval-" + benchmark.replace("/", "-").replace(":", "-")
     folder = options.out or checkpoint.parent / name
@@ -89,6 +96,20 @@ def main(argv: list[str]) -> int:
     Console().print(table(summary))
     print(page)
     return 0
+
+
+def _code_named(benchmark: str, settings: Mapping[str, Any], asked: str | None, overrides: Sequence[str]) -> str:
+    """Return which code of this machine a checkpoint would have run, and the command line does not name; "" if none."""
+    given = [word.partition("=")[0] for word in overrides]
+    mapping = settings.get("mapping")
+    module = mapping.get("import") if isinstance(mapping, Mapping) else mapping
+    if module and "--environment.mapping" not in given:
+        return f"the module {module!r} (environment.mapping)"
+    if settings.get("root") and "--environment.root" not in given:
+        return f"the code at {settings['root']!r} (environment.root)"
+    if asked is None and benchmark.startswith("gym:") and ":" in benchmark[4:]:
+        return f"the module {benchmark[4:].partition(':')[0]!r} (benchmark)"
+    return ""
 
 
 def evaluate(recipe: Recipe, run: Path) -> None:

@@ -96,7 +96,7 @@ class LeRobotDataset(LeRobotReader):
         self._lost_at |= {at: text for at, text in lost.items() if at not in self._lost_at}
         right = np.array([at not in lost for at in range(len(file))], bool)
         first = np.full(len(files), np.inf)
-        np.minimum.at(first, file, begin)
+        np.fmin.at(first, file, begin)  # a missing begin is NaN
         return files, file, begin, _next_begins(np.where(right, file, -1), begin), first
 
     def _read_table(self) -> pa.Table:
