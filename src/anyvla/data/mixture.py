@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -50,7 +50,7 @@ class Source:
     # of the number of episodes: 0.1 a tenth of each task; 5: five per_task
     scale: float = Field(default=1.0, gt=0, le=WEIGHT)
     subset_seed: int = Field(default=0, ge=0, le=SEED)  # of which episodes these are
-    leave_out: tuple[int, ...] = ()  # episodes of the data set, as anyvla data check numbers them
+    leave_out: tuple[Annotated[int, Field(ge=0, le=COUNT)], ...] = ()  # episodes, as anyvla data check numbers them
     instruction: str | None = None  # for episodes that have none
     # What to do with them where there is none for them either; keep is for looking at data, training refuses them.
     unlabelled: Literal["refuse", "drop", "keep"] = "refuse"
