@@ -83,6 +83,16 @@ def test_late_first_timestamps(root, name, late, container):
     assert shown(root) == list(range(sum(LENGTHS)))
 
 
+def test_a_video_whose_clock_runs_a_little_fast_lasts_to_the_end(tmp_path):
+    """A frame for each step, but 0.15 % faster, as 30 Hz for 29.97: the last step is after the end of the video."""
+    rate, count = HZ * 1.0015, 700
+    images = dict.fromkeys(ROBOT.cameras, np.zeros((count, SIZE, SIZE, 3), np.uint8))
+    write_dataset(tmp_path / "set", ROBOT, [demonstration(count, images=images)])
+    write_video(tmp_path / "set" / FILE, np.arange(count) / rate)
+    assert numbers_in(open_dataset(tmp_path / "set")[0].images["corner"][[0, 400, 650, 699]]) == [0, 401, 651, 699]
+    assert [severity for severity, _, _ in findings(tmp_path / "set")] == ["warning"]
+
+
 def test_an_index_on_the_clock_of_a_late_video(root):
     late = 0.5
     write_video(root / FILE, STEPS + late)

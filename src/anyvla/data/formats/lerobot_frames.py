@@ -15,6 +15,7 @@ from anyvla.data.formats import video
 from anyvla.data.pictures import decode
 from anyvla.inside import inside
 
+_DRIFT = 2e-3  # rates that differ by less, but are not the same, are those of two clocks
 _RATE = 5e-4  # rates that differ by less are the same: 29.97 is also written 30000/1001, but is not 30
 
 
@@ -76,7 +77,8 @@ class VideoFrames(Frames):
         step = 1 / self._declared.fps
         try:
             span = self._span.after_first_frame(step)
-            frames = video.decode_at(span.path, span.begin + self._seconds()[steps], step, span.until)
+            times = np.minimum(span.begin + self._seconds()[steps], self._end())
+            frames = video.decode_at(span.path, times, step, span.until)
         except ValueError as error:
             raise ValueError(f"{self._where}: {error}") from None
         _check_size(frames, self.shape, f"{self._where}: {span.path}")
@@ -86,7 +88,7 @@ class VideoFrames(Frames):
         """See `Frames`. What holds for a whole file is said of its last episode."""
         path, step = self._span.path, 1 / self._declared.fps
         facts = video.describe(path)
-        needed = self._span.after_first_frame(step).begin + self._seconds()[-1]
+        needed = min(self._span.after_first_frame(step).begin + self._seconds()[-1], self._end())
         if needed > facts.seconds - step / 20:
             yield (
                 True,
@@ -104,6 +106,15 @@ class VideoFrames(Frames):
             yield True, f"{path} has frames of {facts.height}x{facts.width}, info.json says {size}"
         if self._declared.codec not in (None, facts.codec):
             yield False, f"{path} is of codec {facts.codec}, info.json says {self._declared.codec}"
+
+    def _end(self) -> float:
+        """Return a time within the last frame of a video whose clock runs a little fast; infinity for any other.
+
+        Data at 29.97 steps per second with a frame of a 30 Hz video for each ends up to 0.1 % after the video.
+        """
+        facts = video.describe(self._span.path)
+        fast = 0 if facts.rate is None else facts.rate / self._declared.fps - 1
+        return facts.seconds - 0.5 / self._declared.fps if _RATE <= fast < _DRIFT else np.inf
 
     def _seconds(self) -> Float64[np.ndarray, "T"]:
         """Return the time of each step in the video, from the begin of LeRobot's episode on."""
