@@ -118,6 +118,25 @@ def test_spikes_do_not_widen_the_range_of_an_ordinary_dim():
         assert quantile_range(spiked) == pytest.approx(ordinary, rel=0.1)
 
 
+@pytest.mark.parametrize("reach", [5.0, 7.0, 10.0, 20.0])
+@pytest.mark.parametrize("shape", [np.ones(20), np.sin(np.pi * np.linspace(0, 1, 20))])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_rare_motion_that_stays_near_its_noise_can_be_commanded(reach: float, shape: np.ndarray, side: int):
+    noise = np.random.default_rng(0).normal(size=40_000)
+    column = noise / np.diff(np.quantile(noise, (0.1, 0.9)))
+    for begin in range(0, len(column), 4000):
+        column[begin : begin + 20] += side * reach * shape
+    assert quantile_range(column) == (column.min(), column.max())
+
+
+@pytest.mark.parametrize("shape", ["normal", "laplace", "exponential", "logistic", "lognormal"])
+@pytest.mark.parametrize("size", [300, 3000, 30_000])
+def test_tails_are_no_motion(shape: str, size: int):
+    for seed in range(10):
+        column = getattr(np.random.default_rng(seed), shape)(size=size)
+        assert quantile_range(column) == tuple(np.quantile(column, (0.01, 0.99)))
+
+
 def test_a_spike_among_rare_motion_is_left_out():
     column = np.zeros(20_000)
     column[1000:1500] = np.sin(np.linspace(0, 30, 500))

@@ -1,10 +1,14 @@
 """The range that each dim of a vector is scaled by, and which dims never vary.
 
 A quantile range ignores outliers, but a dim that rests most of the time has its rare motion outside of the quantiles.
-Three quantities separate the two, all relative to the data's own scale:
+Four rules separate the two, all relative to the data's own scale:
 
 - The core of a dim reaches from its 10th to its 90th percentile. A value is far if it is more than `FAR` core ranges
   outside of the core. If the core never varies (see below), the dim rests, and every other value is far.
+- Motion that is nearer than that is told from a heavy tail by its shape. The values of a tail become fewer with the
+  distance; motion reaches its amplitude and stays or turns there. So values more than `NEAR` core ranges outside of the
+  core are far, too, if they are at least half of those that are more than `BESIDE` core ranges outside. (In normal,
+  Laplace and log-normal data, and in Student's t down to one degree of freedom, they are fewer than that.)
 - Far values are spikes if they are fewer than `FEW` frames, or fewer than `RARE` of all frames. Otherwise they are
   motion. In a dim that rests there is no scale to call a value a spike by, so all far values are motion.
 - Quantiles that cut off motion are replaced by the whole range, without the spikes among the moving frames.
@@ -27,7 +31,7 @@ from anyvla.actions.space import ActionSpace, Group
 # calvin: cut to +-0.65 whatever the statistics, as RoboVLMs (arXiv 2412.14058) does with CALVIN's relative actions
 Method = Literal["quantile", "minmax", "meanstd", "calvin"]
 CALVIN_LIMIT = 0.65
-FAR = 10.0  # core ranges
+FAR, NEAR, BESIDE = 10.0, 3.0, 1.0  # core ranges
 FEW = 3  # frames
 RARE = 1e-3  # of the frames
 PRECISION = 4 * float(np.finfo(np.float32).eps)  # of the largest magnitude: four float32 values apart, at most
@@ -45,7 +49,9 @@ NEEDS: dict[Method, tuple[str, ...]] = {
 def quantile_range(column: Float64[np.ndarray, "T"]) -> tuple[float, float]:
     """Return the 1st and 99th percentile, or a range that contains the motion which these would cut off."""
     low, *core, high = (float(q) for q in np.quantile(column, (0.01, 0.1, 0.9, 0.99)))
-    far = _far(column, *core)
+    far = _far(column, *core, NEAR)
+    if _rests(*core) or far.sum() < _far(column, *core, BESIDE).sum() / 2:
+        far = _far(column, *core)
     if not _rests(*core) and far.sum() < max(FEW, RARE * len(column)):
         return low, high
     moving = column[far]
@@ -59,9 +65,9 @@ def quantile_range(column: Float64[np.ndarray, "T"]) -> tuple[float, float]:
     return float(column.min()), float(column.max())
 
 
-def _far(values: Float64[np.ndarray, "T"], low: float, high: float) -> Bool[np.ndarray, "T"]:
-    """Return which values are far from the core, which reaches from low to high."""
-    margin = FAR * (high - low)
+def _far(values: Float64[np.ndarray, "T"], low: float, high: float, ranges: float = FAR) -> Bool[np.ndarray, "T"]:
+    """Return which values are more than so many core ranges outside of the core, which reaches from low to high."""
+    margin = ranges * (high - low)
     return (values < low - margin) | (values > high + margin)
 
 
