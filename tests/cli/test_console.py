@@ -72,18 +72,16 @@ def test_only_one_console_is_made() -> None:
         assert not imported & {"rich.console.Console", "rich.print", "rich.markup.escape"}, path
 
 
-@pytest.mark.parametrize("locale", ["C", "POSIX"])
-def test_results_are_utf_8_under_an_ascii_locale(locale: str, folder: Path) -> None:
-    ascii_only = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "300"}
+def test_results_are_utf_8_under_an_ascii_locale(folder: Path) -> None:
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "300"}
     code = "import sys; from anyvla.cli.main import main; sys.exit(main(sys.argv[1:]))"
     words = "öffne die Schublade"
     root = folder.parent / "data"
     write_dataset(root, embodiment(), [replace(episode(12), instructions=(words,))])
-    for options in ([], ["--json"]):
-        command = [sys.executable, "-c", code, "data", "info", root, *options]
-        done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr.decode(errors="replace")
-        assert words in done.stdout.decode("utf-8")
+    command = [sys.executable, "-c", code, "data", "info", root]
+    done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert words in done.stdout.decode("utf-8")
     root.rename(folder.parent / "größe")
     command = [sys.executable, "-c", code, "data", "info", folder.parent / "größe"]
     done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, check=False)
