@@ -48,18 +48,19 @@ NEEDS: dict[Method, tuple[str, ...]] = {
 
 def quantile_range(column: Float64[np.ndarray, "T"]) -> tuple[float, float]:
     """Return the 1st and 99th percentile, or a range that contains the motion which these would cut off."""
-    low, *core, high = (float(q) for q in np.quantile(column, (0.01, 0.1, 0.9, 0.99)))
-    far = _far(column, *core, NEAR)
-    if _rests(*core) or far.sum() < _far(column, *core, BESIDE).sum() / 2:
-        far = _far(column, *core)
-    if not _rests(*core) and far.sum() < max(FEW, RARE * len(column)):
+    low, bottom, top, high = (float(q) for q in np.quantile(column, (0.01, 0.1, 0.9, 0.99)))
+    at_rest = _rests(bottom, top)
+    far = _far(column, bottom, top, NEAR)
+    if at_rest or far.sum() < _far(column, bottom, top, BESIDE).sum() / 2:
+        far = _far(column, bottom, top)
+    if not at_rest and far.sum() < max(FEW, RARE * len(column)):
         return low, high
     moving = column[far]
     if not len(moving) or (low <= moving.min() and moving.max() <= high):
         return low, high
-    core = np.quantile(moving, (0.1, 0.9)).tolist()
-    spike = _far(moving, *core)
-    if not _rests(*core) and spike.sum() < max(FEW, RARE * len(moving)):
+    bottom, top = (float(q) for q in np.quantile(moving, (0.1, 0.9)))
+    spike = _far(moving, bottom, top)
+    if not _rests(bottom, top) and spike.sum() < max(FEW, RARE * len(moving)):
         far[np.flatnonzero(far)[~spike]] = False  # what is left of `far` are the spikes
         column = column[~far]
     return float(column.min()), float(column.max())

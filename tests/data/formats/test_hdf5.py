@@ -21,6 +21,7 @@ from anyvla.data.formats.hdf5_dataset import Hdf5Dataset
 from anyvla.data.formats.hdf5_frames import Hdf5Frames, Storage
 from anyvla.data.formats.hdf5_layout import Hdf5Config
 from anyvla.data.open import open_dataset, recognise
+from anyvla.data.quality import check
 from anyvla.data.undeclared import UndeclaredError
 
 LENGTH = 6
@@ -160,17 +161,32 @@ def test_what_is_not_declared_is_shown_without_a_meaning(tmp_path: Path) -> None
 
 def test_wrong_declarations_name_the_key(tmp_path: Path) -> None:
     write_aloha(tmp_path / "episode_0.hdf5", False)
+    with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
+        file["scalar"] = np.uint8(3)
     for options, wrong in (
         ({"actions": ["actoin"]}, r"has no 'actoin': did you mean .*action"),
         ({"proprio": ["observations/qpos", "compress"]}, "has no 'compress'"),
         ({"episodes": "data"}, "has no 'data'"),
         ({"cameras": {"cam_high": "observations/qpos"}}, r"is float64 \(6, 14\), expected uint8"),
         ({"actions": ["observations/images/cam_high"]}, "declares 14 dims of action"),
+        ({"cameras": {"cam_high": "observations"}}, "'observations' is no array"),
+        ({"cameras": {"cam_high": "scalar"}}, "scalar has 0 frames, the actions 6 steps"),
+        ({"episodes": "action"}, "group 'action': there is no episode with a step"),
     ):
         with pytest.raises(ValueError, match=wrong):
             _ = Hdf5Dataset(build(Hdf5Config, options), tmp_path, robot("cam_high"))[0]
-    with pytest.raises(ValueError, match="has no camera 'top'; it has cam_high"):
+    with pytest.raises(ValueError, match=r"has no camera 'top'; it has cam_high.*channels: first.*{top: KEY}"):
         open_dataset(tmp_path, embodiment=robot("top"))
+
+
+def test_names_that_are_no_text_and_numbers_that_are_too_large_do_not_end_the_reader(tmp_path: Path) -> None:
+    write_aloha(tmp_path / "episode_0.hdf5", False)
+    with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
+        file.create_group("notes")[b"\xff\xfe"] = np.zeros(3)
+        file["action"][2, 3] = 1e300
+    dataset = open_dataset(tmp_path, embodiment=robot("cam_high"))
+    assert dataset[0].actions[2, 3] == np.inf
+    assert any("is inf" in finding.text for finding in check(dataset))
 
 
 DEPTH = np.full((LENGTH, 8, 8, 1), 900, np.uint16)
@@ -326,3 +342,5 @@ def test_an_episode_without_steps_is_left_out(tmp_path: Path) -> None:
         del file["action"]
         file["action"] = np.zeros((0, 14))
     assert open_dataset(tmp_path, "hdf5", robot("cam_high")).lengths.tolist() == [LENGTH]
+    with pytest.raises(ValueError, match=r"episode_0\.hdf5: there is no episode with a step"):
+        open_dataset(tmp_path / "episode_0.hdf5", "hdf5", robot("cam_high"))

@@ -224,14 +224,14 @@ def _undeclared(root: Path, path: Path) -> UndeclaredError:
     if odd:
         raise ValueError(f"{path}: {odd[0]} has shape {shapes[odd[0]]}, expected (T, D)")
     cameras = [key.removeprefix("images/") for key in keys if key.startswith("images/")]  # of npz
-    cameras += list(hdf5.node(path, "images")) if "images" in keys else []
+    cameras += hdf5.names_in(hdf5.node(path, "images")) if "images" in keys else []
     proprio, actions = ({key: shapes[key][1]} if key in shapes else {} for key in _VECTORS)
     plain = plain_embodiment(root.name or "robot", cameras, 10, proprio, actions)
     return UndeclaredError(root, plain, {"name": "folder"}, timed=False)
 
 
 def _keys(path: Path) -> list[str]:
-    return keys_of(path) if path.suffix == ".npz" else list(hdf5.open_file(path))
+    return keys_of(path) if path.suffix == ".npz" else hdf5.names_in(hdf5.open_file(path))
 
 
 def _head(path: Path, key: str) -> Head:

@@ -82,7 +82,7 @@ def node(path: Path, key: str) -> Any:
         while parent and not has(path, parent):
             parent = parent.rpartition("/")[0]
         around = node(path, parent)
-        inside = ", ".join(list(around)[:40]) or "nothing" if hasattr(around, "keys") else "numbers"
+        inside = ", ".join(names_in(around)[:40]) or "nothing" if hasattr(around, "keys") else "numbers"
         raise ValueError(f"{path} has no {key!r}; {parent or '/'} holds: {inside}") from None
 
 
@@ -117,6 +117,11 @@ def json_attribute(path: Path, key: str, name: str) -> dict[str, Any]:
     return value
 
 
+def names_in(group: Any) -> list[str]:
+    """Return the names in a group. Names that are no UTF-8 are left out; h5py gives them as bytes."""
+    return [name for name in group if isinstance(name, str)]
+
+
 def arrays_below(path: Path, key: str) -> dict[str, Any]:
     """Return the data sets below a group by name, found without following links."""
     import h5py
@@ -130,7 +135,7 @@ def arrays_below(path: Path, key: str) -> dict[str, Any]:
             if isinstance(at, h5py.Dataset):
                 found[name] = at
                 continue
-            for child in at:
+            for child in names_in(at):
                 seen += 1
                 if seen > _MOST_NAMES:
                     raise ValueError(f"{path}: {key or '/'} holds more than {_MOST_NAMES} names")

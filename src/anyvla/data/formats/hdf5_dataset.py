@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int64
 from anyvla.config import to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Embodiment, Episode, conventions, steady
-from anyvla.data.formats.hdf5 import SUFFIXES, array, attribute, has, node, numbers, read
+from anyvla.data.formats.hdf5 import SUFFIXES, array, attribute, has, names_in, node, numbers, read
 from anyvla.data.formats.hdf5_frames import Hdf5Frames, Storage
 from anyvla.data.formats.hdf5_layout import Hdf5Config, Layout, is_episode, layout_of
 from anyvla.data.formats.listing import files_in
@@ -65,7 +65,8 @@ class Hdf5Dataset:
         report_empty(self.root, [f"{p.file.name} {p.group}".strip() for p in found if not p.length])
         self._places = [place for place in found if place.length]
         if not self._places:
-            raise ValueError(f"{self.root}: the group {config.episodes!r} holds no episode")
+            where = f"{self.root}, group {config.episodes!r}" if config.episodes else self.root
+            raise ValueError(f"{where}: there is no episode with a step")
         self.lost = {i: place.fault for i, place in enumerate(self._places) if place.fault}
         report_lost(self.root, self.lost, len(self._places))
         sound = next(place for place in self._places if not place.fault)
@@ -156,7 +157,11 @@ class Hdf5Dataset:
         for camera in robot.cameras:
             if camera not in self._layout.cameras:
                 known = ", ".join(self._layout.cameras) or "none"
-                raise ValueError(f"{self.root} has no camera {camera!r}; it has {known}: see cameras of the format")
+                raise ValueError(
+                    f"{self.root} has no camera {camera!r}; it has {known}. Images are uint8 (T, H, W, 3), or "
+                    "(T, 3, H, W) with channels: first; keys that are not found are declared, as in format: {name: "
+                    f"hdf5, cameras: {{{camera}: KEY}}}}"
+                )
         for name, space in (("action", robot.action), ("proprio", robot.proprio)):
             found = sum(sizes[name].values())
             if space.size != found and (name == "action" or space.size):
@@ -181,7 +186,8 @@ class Hdf5Dataset:
     def _frames(self, place: _Place, camera: str, where: str) -> Hdf5Frames:
         key = place.key(self._layout.cameras[camera])
         storage = Storage(channels=self.config.channels, colors=self._layout.colors, upright=self.config.images)
-        length = len(array(place.file, key))
+        shape = array(place.file, key).shape
+        length = shape[0] if shape else 0
         if length != place.length + self._layout.ahead:
             raise ValueError(
                 f"{where}: {key} has {length} frames, the actions {place.length + self._layout.ahead} steps"
@@ -227,7 +233,7 @@ def _files(root: Path) -> list[Path]:
 def _groups(file: Path, episodes: str) -> list[str]:
     if not episodes:
         return [""]
-    return [f"{episodes.strip('/')}/{name}" for name in sorted(node(file, episodes), key=_natural)]
+    return [f"{episodes.strip('/')}/{name}" for name in sorted(names_in(node(file, episodes)), key=_natural)]
 
 
 def _natural(name: str) -> list[int | str]:

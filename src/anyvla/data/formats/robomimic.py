@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Embodiment, Episode, conventions, steady
-from anyvla.data.formats.hdf5 import SUFFIXES, array, has, json_attribute, node, read
+from anyvla.data.formats.hdf5 import SUFFIXES, array, has, json_attribute, names_in, node, read
 from anyvla.data.formats.hdf5_frames import Hdf5Frames, Orientation, Storage
 from anyvla.data.formats.hdf5_layout import is_episode, not_declared
 from anyvla.data.formats.listing import files_in
@@ -154,7 +154,7 @@ class RobomimicDataset:
     def _read_file(self, file: Path) -> list[_Demo]:
         if not has(file, "data"):
             raise ValueError(not_declared(file))
-        names = list(node(file, "data"))
+        names = names_in(node(file, "data"))
         if names and not any(has(file, f"data/{name}/{self.config.actions}") for name in names):
             raise ValueError(not_declared(file))
         if self.config.filter is not None:
@@ -191,7 +191,7 @@ class RobomimicDataset:
                 f"{demo.file}, {demo.name} has no obs: raw states only. Make observations first, with robomimic's "
                 "dataset_states_to_obs.py"
             )
-        found = {name: node(demo.file, f"{key}/{name}") for name in node(demo.file, key)}
+        found = {name: node(demo.file, f"{key}/{name}") for name in names_in(node(demo.file, key))}
         return {name: value for name, value in found.items() if getattr(value, "shape", None)}
 
     def _known(self, sizes: dict[str, int]) -> Embodiment:

@@ -24,9 +24,13 @@ def check_real(dtype: Any, where: str) -> None:
 
 
 def as_floats(values: Num[np.ndarray, "..."], where: str) -> Float[np.ndarray, "..."]:
-    """Return an array as float32. Raises ValueError for what is no array of real numbers."""
+    """Return an array as float32; numbers that are too large for it become infinite, which the check of data says.
+
+    Raises ValueError for what is no array of real numbers.
+    """
     check_real(values.dtype, where)
-    return np.ascontiguousarray(values, np.float32)
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, np.float32)
 
 
 def matrix(column: pa.ChunkedArray, size: int, where: str, row: int = 0) -> Num[np.ndarray, "T D"]:
