@@ -12,6 +12,7 @@ import pytest
 from demonstrations import ROBOT, demonstration
 
 from anyvla.data.formats import lerobot_merge
+from anyvla.data.formats.lerobot_places import wrong_spans
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.data.mended import Mended
 from anyvla.data.mixture import DataConfig, Source, open_mixture
@@ -182,3 +183,37 @@ def test_episodes_that_share_their_frames_are_no_fault(root, right):
     for i in (0, 1):
         assert np.array_equal(dataset[i].images["wrist"][:], before[0].images["wrist"][:])
     assert np.array_equal(dataset[2].images["wrist"][:], before[2].images["wrist"][:])
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 4, 5, 7])
+def test_a_wrong_file_of_an_episode_that_fits_another_one_exactly(tmp_path, wrong):
+    """Episodes of one length, as simulators record them: without a look at the order, two would show one video."""
+    files = [tmp_path / f"file-{i:03d}.mp4" for i in range(3)]
+    for path in files:
+        path.write_bytes(b"")
+    file, begin, seconds = np.repeat([0, 1, 2], 3)[:8], np.tile([0.0, 5.0, 10.0], 3)[:8], np.full(8, 5.0)
+    assert wrong_spans(files, file, begin, begin + seconds, seconds, 0.1) == {}
+    file[wrong] = 0 if wrong > 2 else 1
+    lost = wrong_spans(files, file, begin, begin + seconds, seconds, 0.1)
+    assert list(lost) == [wrong]
+    assert "shows the frames of episode" in lost[wrong]
+    again = np.append(np.repeat([0, 1, 2], 3), np.repeat([0, 1, 2], 3))  # all of them again, with other words
+    begin, seconds = np.tile([0.0, 5.0, 10.0], 6), np.full(18, 5.0)
+    assert wrong_spans(files, again, begin, begin + seconds, seconds, 0.1) == {}
+
+
+def test_an_index_that_is_wrong_everywhere_loses_as_few_episodes_as_it_must(tmp_path):
+    """A choice of one episode after another took hours here."""
+    count, path = 20_000, tmp_path / "file-000.mp4"
+    path.write_bytes(b"")
+    seconds = 5 + np.arange(count) / 5000
+    file, numbers = np.zeros(count, int), np.arange(count)
+    assert len(wrong_spans([path], file, np.zeros(count), seconds, seconds, 0.1)) == count - 1
+    begin = numbers * 10.0
+    begin[19_000] = begin[300] + 0.05  # it overlaps 300 alone, which is nearer to the others of the file
+    begin[7::1000] -= 4.0  # each overlaps the one before it
+    lost = wrong_spans([path], file, begin, begin + seconds, seconds, 0.1)
+    kept = np.setdiff1d(numbers, list(lost))
+    kept = kept[np.argsort(begin[kept])]
+    assert (begin[kept][1:] >= (begin + seconds)[kept][:-1] - 0.1).all()
+    assert len(lost) <= 21

@@ -47,9 +47,9 @@ def find_rows(claims: Claims) -> Rows:
     """
     found = Rows(claims.file.copy(), np.zeros_like(claims.first))
     doubtful = []
-    for at, path in enumerate(claims.files):
-        own = np.flatnonzero(claims.file == at)
-        order = own[np.argsort(claims.first[own], kind="stable")]
+    by_file = np.lexsort((claims.first, claims.file))
+    ends = np.searchsorted(claims.file[by_file], np.arange(1, len(claims.files)))
+    for at, (path, order) in enumerate(zip(claims.files, np.split(by_file, ends), strict=True)):
         begins = np.concatenate([[0], np.cumsum(claims.length[order])])
         gapless = np.array_equal(claims.first[order] - claims.first[order[0]], begins[:-1])
         count = _rows_of(path)
@@ -133,8 +133,15 @@ def wrong_spans(
                 "correct meta/episodes"
             )
     sound = np.flatnonzero(~np.isin(np.arange(len(file)), list(lost), kind="table")) if lost else np.arange(len(file))
-    order = sound[np.lexsort((begin[sound], file[sound]))]
+    order = sound[np.lexsort((ends[sound], begin[sound], file[sound]))]
     shared = (np.diff(file[order]) == 0) & (np.diff(begin[order]) == 0) & (np.diff(ends[order]) == 0)
+    place = np.zeros(len(file), np.int64)
+    place[order] = np.cumsum(np.append(True, ~shared)[: len(order)])
+    for e, other in _out_of_order(sound, place[sound]):
+        lost[e] = (
+            f"the index says that it shows the frames of episode {other} in {files[file[e]]}, but the episodes before "
+            "and after it are elsewhere; correct meta/episodes"
+        )
     order = order[np.append(True, ~shared)[: len(order)]]  # the same frames with other rows or words are no fault
     for own in np.split(order, np.flatnonzero(np.diff(file[order])) + 1):
         for e, other in _overlapping(own.tolist(), begin, ends - most):
@@ -158,25 +165,49 @@ def _between_neighbours(
     return after & np.append(np.where(same, meet, True), True)
 
 
+def _out_of_order(episodes: Int64[np.ndarray, "S"], place: Int64[np.ndarray, "S"]) -> list[tuple[int, int]]:
+    """Return the episodes that share their place with another one, and alone break the order of the places.
+
+    Episodes that were added with the frames of others are in order among themselves. One that is not has a wrong file.
+    """
+    if not len(place):
+        return []
+    before = np.append(0, place[:-1])
+    after = np.append(place[1:], np.iinfo(np.int64).max)
+    between = (before <= place) & (place <= after)
+    shared = np.bincount(place)[place] > 1
+    wrong = np.flatnonzero(shared & (before <= after) & ~between)
+    return [
+        (int(episodes[i]), int(episodes[next(j for j in np.flatnonzero(place == place[i]) if j != i)])) for i in wrong
+    ]
+
+
 def _overlapping(
     own: list[int], begin: Float64[np.ndarray, "E"], end: Float64[np.ndarray, "E"]
 ) -> list[tuple[int, int]]:
     """Return as few episodes of a file as make the others disjoint, each with one that it overlaps.
 
-    `own` is in the order in which they begin.
+    `own` is in the order in which they begin. Of several choices, the episodes that stay have numbers near the middle:
+    the numbers of the episodes of a file are near each other.
     """
-    out: list[tuple[int, int]] = []
-    while not (begin[own][1:] >= np.maximum.accumulate(end[own])[:-1]).all():
-        pairs = []
-        furthest = None
-        for e in own:
-            if furthest is not None and begin[e] < end[furthest]:
-                pairs.append((furthest, e))
-            if furthest is None or end[e] > end[furthest]:
-                furthest = e
-        counts = {e: sum(e in pair for pair in pairs) for pair in pairs for e in pair}
-        middle = float(np.median(own))  # the numbers of the episodes of a file are near each other
-        worst = max(counts, key=lambda e: (counts[e], abs(e - middle)))
-        out.append((worst, next(a if b == worst else b for a, b in pairs if worst in (a, b))))
-        own = [e for e in own if e != worst]
-    return out
+    if (begin[own][1:] >= np.maximum.accumulate(end[own])[:-1]).all():
+        return []
+    order = np.array(own)[np.argsort(end[own], kind="stable")]
+    begins, ends = begin[order], end[order]
+    distance = np.abs(order - np.median(order))
+    worth = (1 - distance / (1 + distance.sum())).tolist()  # positive, and more episodes outweigh fewer
+    before = np.minimum(np.searchsorted(ends, begins, side="right"), np.arange(len(order))).tolist()
+    best = [0.0]  # worth of the best choice among the first so many: weighted interval scheduling
+    for i, value in enumerate(worth):
+        best.append(max(best[i], best[before[i]] + value))
+    kept, i = [], len(order)
+    while i:
+        if best[i] > best[i - 1]:
+            kept.append(i - 1)
+            i = before[i - 1]
+        else:
+            i -= 1
+    kept.reverse()
+    lost = np.setdiff1d(np.arange(len(order)), kept)
+    others = np.array(kept)[np.searchsorted(ends[kept], begins[lost], side="right")]
+    return list(zip(order[lost].tolist(), order[others].tolist(), strict=True))
