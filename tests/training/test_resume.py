@@ -141,6 +141,21 @@ def test_more_steps_can_be_taken_back_before_one_is_made(root: Path, copy: Path,
     assert same(final, straight)
 
 
+@pytest.mark.parametrize("lost", [checkpoint.STATE, checkpoint.OPTIMIZER])
+def test_a_run_that_cannot_be_made_longer_keeps_its_checkpoint(root: Path, copy: Path, lost: str) -> None:
+    final = run(copy, root)
+    with pytest.raises(ConfigError, match=r"the device 'cuda:99' cannot be used here .*: use auto or cpu"):
+        run(copy, root, document(root, steps=8, device="cuda:99"))
+    (final / lost).rename(copy / "kept")
+    with pytest.raises(ValueError, match=rf"checkpoint lacks {lost}, .*copy the folder again"):
+        run(copy, root, document(root, steps=8))
+    (final / lost).write_bytes(b"{")
+    with pytest.raises(ValueError, match=lost):
+        run(copy, root, document(root, steps=8))
+    assert final.is_dir()
+    assert not list((copy / "train").glob("step-*"))
+
+
 def test_a_run_can_not_be_made_shorter(root: Path, copy: Path) -> None:
     run(copy, root)
     with pytest.raises(ConfigError, match=r"checkpoint has 4 steps already, and training\.steps is 3: give more"):
@@ -168,8 +183,8 @@ def fifo(folder: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], Any]] = {
-    "training/state.json is missing": lambda f: (f / checkpoint.STATE).unlink(),
-    "training/state.safetensors is missing": lambda f: (f / checkpoint.OPTIMIZER).unlink(),
+    "lacks training/state.json": lambda f: (f / checkpoint.STATE).unlink(),
+    "lacks training/state.safetensors": lambda f: (f / checkpoint.OPTIMIZER).unlink(),
     "model.safetensors": lambda f: (f / "model.safetensors").unlink(),
     "it lacks statistics.json": lambda f: (f / "statistics.json").unlink(),
     "it has no config.yaml": lambda f: (f / "config.yaml").unlink(),

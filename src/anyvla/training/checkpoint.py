@@ -47,6 +47,16 @@ def check_whole(run: Path, folder: Path) -> None:
         raise ValueError(f"{error} (or {way_out})") from None
 
 
+def check_resumable(folder: Path) -> None:
+    """Raise ValueError that names what a checkpoint lacks for training to go on from it."""
+    lacking = [name for name in (STATE, OPTIMIZER) if not (folder / name).exists()]
+    if lacking:
+        raise ValueError(
+            f"{folder} lacks {' and '.join(lacking)}, and training cannot go on without: copy the folder again, whole, "
+            "or choose another output folder"
+        )
+
+
 def tidy(run: Path, newest: Path | None) -> None:
     """Remove what a kill left beside the newest checkpoint: half-written ones, and older ones. Mend the codec."""
     durable.finish_swap(run / "codec")

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 
 from anyvla import durable
 from anyvla.actions.codec_report import check_codec
-from anyvla.config import STRICT
+from anyvla.config import STRICT, ConfigError
 from anyvla.data.augment import AugmentConfig
 from anyvla.data.canonical import Robot
 from anyvla.data.fingerprints import edited
@@ -91,8 +91,19 @@ class Progress:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that "auto" stands for, or the one named."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """Return the device of that name; "auto" is a GPU if there is one. Raises ConfigError if it cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch without CUDA raises AssertionError
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"the device {name!r} cannot be used here ({reason}): use auto or cpu; anyvla doctor says what this "
+            "machine has"
+        ) from None
+    return device
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -131,10 +142,11 @@ def train(
     gradients are not finite, StalledData or WorkerDied when the workers fail, Interrupted after `stop()` said so.
     """
     check_one_process()
+    device = pick_device(config.device)
     final = run / "checkpoint"
     sections = {"model": VLAConfig, "data": DataConfig, "training": TrainingConfig}
-    begun = find_begun(run, recipe, robots, sections, config.steps)
-    if begun == final:
+    begun, complete = find_begun(run, recipe, robots, sections, config.steps)
+    if complete:
         return final
     space, actions = mixture.canonical.embodiment.action, model.normalization.action
     data = None if begun is not None else mixture.fingerprint
@@ -142,7 +154,6 @@ def train(
     check_actions_vary(robots, model.normalization)
     for note in dim_notes(robots, model.normalization):
         logger.warning("%s", note)
-    device = pick_device(config.device)
     torch.manual_seed(config.seed)
     window = WindowConfig(
         window=model.history.build().window,
@@ -168,6 +179,8 @@ def train(
         ) as batches,
         _open_log(run / "train" / "log.jsonl", start) as log,
     ):
+        if begun == final:  # for more steps than it has; a failure before this leaves it in its place
+            begun = checkpoint.reopen(final)
         trainer, meter, last = _Trainer(vla, optim, config, device), _Meter(), begun
 
         def keep(folder: Path, step: int) -> Path:

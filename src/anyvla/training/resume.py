@@ -39,35 +39,36 @@ _MAY_CHANGE = (
 
 def find_begun(
     run: Path, recipe: Mapping[str, Any], robots: Sequence[Robot], sections: Mapping[str, type[Any]], steps: int
-) -> Path | None:
-    """Return the checkpoint of a run folder to go on from; `run/checkpoint` itself if all steps are done.
+) -> tuple[Path | None, bool]:
+    """Return the checkpoint of a run folder to go on from, and whether all steps are done.
 
     Removes what a kill left beside it. Raises ValueError for a checkpoint that is not whole, ConfigError for one of
     another recipe (see `check_same`) or of more than `steps` steps.
     """
-    begun = checkpoint.latest(run)
+    begun, done = checkpoint.latest(run), False
     if begun is not None:
         checkpoint.check_whole(run, begun)
         check_same(begun, recipe, robots, sections)
-        begun = _for_steps(run, begun, steps)
+        begun, done = _for_steps(run, begun, steps)
     checkpoint.tidy(run, begun)
-    return begun
+    return begun, done
 
 
-def _for_steps(run: Path, begun: Path, steps: int) -> Path:
-    """Return the checkpoint to go on from for `steps` steps in all; a finished one is opened again for more."""
+def _for_steps(run: Path, begun: Path, steps: int) -> tuple[Path, bool]:
+    """Return the checkpoint to go on from for `steps` steps in all, and whether it has them."""
     training = read_document(begun).get("training")
     then = training.get("steps", steps) if isinstance(training, Mapping) else steps
     finished = begun == run / "checkpoint"
     if finished and then == steps:
-        return begun
+        return begun, True
+    checkpoint.check_resumable(begun)
     step = checkpoint.read_step(begun)
     if not finished and begun.name != f"step-{step:08d}":
         raise ValueError(
             f"{begun / checkpoint.STATE}, step: {step} is not the step of {begun.name}: the file is damaged"
         )
     if step == steps == then:  # opened again for more steps, which are no longer wanted
-        return checkpoint.close(run, begun)
+        return checkpoint.close(run, begun), True
     if step >= steps:
         raise ConfigError(
             f"{begun} has {step} steps already, and training.steps is {steps}: give more steps, or choose another "
@@ -79,7 +80,7 @@ def _for_steps(run: Path, begun: Path, steps: int) -> Path:
             "the result differs from that of a run that had them from the start",
             *(then, steps, step + 1, steps),
         )
-    return checkpoint.reopen(begun) if finished else begun
+    return begun, False
 
 
 def check_same(
