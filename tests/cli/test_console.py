@@ -87,3 +87,7 @@ def test_results_are_utf_8_under_an_ascii_locale(folder: Path) -> None:
     done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, check=False)
     assert done.returncode == 1
     assert "set PYTHONUTF8=1" in done.stderr.decode()
+    command = [sys.executable, "-m", "anyvla.cli.main", *command[3:]]  # it restarts itself; a call of `main` cannot
+    done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert words in done.stdout.decode("utf-8")

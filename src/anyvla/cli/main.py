@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import io
+import os
 import sys
 
 from anyvla import __version__
@@ -45,8 +46,19 @@ def write_utf_8() -> None:
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
+def restart_in_utf_8() -> None:
+    """Run this command again in UTF-8 mode if the locale gives files names in ASCII or the like.
+
+    Libraries, and workers, would otherwise read the same path in other ways. The process keeps its number.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONUTF8": "1"})
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is 0 only when it did what was asked."""
+    if argv is None:
+        restart_in_utf_8()
     write_utf_8()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
