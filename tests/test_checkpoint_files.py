@@ -187,7 +187,11 @@ BACKBONE: dict[str, Damage] = {
     "backbone": value("text_config", "hidden_size", to="x"),
     "cannot be built": value("model_type", to=["llava"]),
 }
-TOKENIZER: dict[str, Damage] = {"etc/passwd": value("tokenizer_file", to="/etc/passwd")}
+TOKENIZER: dict[str, Damage] = {
+    "etc/passwd": value("tokenizer_file", to="/etc/passwd"),
+    "the model embeds": value("query_token", to="<another>"),
+    "use the tokenizer that belongs to these weights": value("bos_token", to="<another>"),
+}
 DAMAGED = {
     "config.yaml": CONFIG,
     "embodiments.json": ROBOTS,
@@ -196,8 +200,17 @@ DAMAGED = {
     "codec/bins.json": BINS,
     "backbone/config.json": BACKBONE,
     "backbone/tokenizer_config.json": TOKENIZER,
-    "backbone/tokenizer.json": {"backbone": value("model", "vocab", to=7)},
-    "backbone/preprocessor_config.json": {"backbone": value("image_mean", to="x")},
+    "backbone/tokenizer.json": {
+        "backbone": value("model", "vocab", to=7),
+        "PanicException": value("model", "continuing_subword_prefix", to="longer than any token"),
+    },
+    "backbone/preprocessor_config.json": {
+        "backbone": value("image_mean", to="x"),
+        "put the pixels where no model expects them": value("image_std", to=[0.5, 0.0, 0.5]),
+        "correct preprocessor_config.json": value("image_std", to=[1e19] * 3),
+        "image_mean [999": value("image_mean", to=[1e15, 0.5, 0.5]),
+        "rescale_factor 0,": value("rescale_factor", to=0),
+    },
 }
 
 

@@ -344,13 +344,18 @@ class VLA(nn.Module):
             raise CodecError(f"{folder / 'codec'} is missing: copy the checkpoint again, whole")
         try:
             with at_most(size, tensors, "it describes a model"):
-                return cls(model, robots, assets=folder / "backbone", codec=folder / "codec")
+                vla = cls(model, robots, assets=folder / "backbone", codec=folder / "codec")
+            vla.start("open the drawer", robot=vla.canonical.names[0])  # a damaged tokenizer may fail only here
+            return vla
         except (ImportError, ConfigError, CodecError, StatisticsError) as error:
-            raise type(error)(f"{folder}: {error}") from error
-        except Exception as error:  # transformers and tokenizers raise anything for files that are wrong
+            raise type(error)(f"{folder}: {str(error)[:1000]}") from error
+        except BaseException as error:  # transformers and tokenizers raise anything for files that are wrong
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # tokenizers, in Rust
+                raise
+            reason = " ".join(str(error).split())[:500]
             raise ValueError(
                 f"{folder} cannot be built from its {CONFIG} and its folder backbone: "
-                f"{'' if isinstance(error, ValueError) else f'{type(error).__name__}: '}{str(error)[:500]}"
+                f"{'' if isinstance(error, ValueError) else f'{type(error).__name__}: '}{reason}"
             ) from error
 
 

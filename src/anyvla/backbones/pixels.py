@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from anyvla.backbones.resize import BILINEAR, FILTERS, resize
 
 _NOT_ZERO = 1e-6  # of a normalised pixel
+_SPAN = (1e-3, 1e5)  # between black and white, for any model; some want numbers up to 255 and more
 
 
 class Pixels(nn.Module):
@@ -54,6 +55,12 @@ class Pixels(nn.Module):
             given = (torch.tensor(preprocessor[name]) for name in ("image_mean", "image_std"))
             mean, std = (value.expand(3) for value in given)  # Fuyu's are one number for all channels
         scale, shift = (factor / std).view(3, 1, 1), (-mean / std).view(3, 1, 1)
+        span = 255 * scale.abs()  # from black to white
+        if not ((span > _SPAN[0]) & (span < _SPAN[1]) & (shift.abs() < _SPAN[1])).all():
+            raise ValueError(
+                f"the preprocessor's rescale_factor {factor:g}, image_mean {mean.tolist()} and image_std "
+                f"{std.tolist()} put the pixels where no model expects them: correct preprocessor_config.json"
+            )
         zero = torch.addcmul(shift, torch.arange(256.0), scale).abs() < _NOT_ZERO / 10  # (3, 1, 256)
         if zero.any(-1).all():  # some families take an image of zeros alone (a dark camera) for padding and drop it
             shift[0] += _NOT_ZERO

@@ -71,6 +71,7 @@ class TokenBackbone(Backbone):
         pad, rows = tokenizer.pad_token_id, self.embedding.weight.shape[0]
         self.pad_id = eos if pad is None or pad >= rows else pad  # any token may stand for padding, if it is embedded
         self.query_id = _first_known(getattr(tokenizer, "query_token_id", None), eos)
+        self._check_embedded([self.query_id])
         rows, columns = rows_of_tokens
         row, end = [image_id] * columns, self._encode(template.row_end)
         self._rows = [*([*row, *end] * (rows - 1)), *(row if rows else ())]
@@ -317,7 +318,19 @@ class TokenBackbone(Backbone):
         return self.training and any(getattr(m, "gradient_checkpointing", False) for m in self.modules())
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        self._check_embedded(ids)
+        return ids
+
+    def _check_embedded(self, ids: Sequence[int]) -> None:
+        """Raise ValueError for an id that the model does not embed."""
+        rows = self.embedding.weight.shape[0]
+        wrong = [i for i in ids if not 0 <= i < rows and i != self.image_id]
+        if wrong:
+            raise ValueError(
+                f"the tokenizer has the token {self.tokenizer.convert_ids_to_tokens(wrong[0])!r:.60} (id {wrong[0]}), "
+                f"and the model embeds {rows} only: use the tokenizer that belongs to these weights"
+            )
 
     def _in_one(self, texts: list[str], views: int) -> list[int]:
         """A step tokenised as a whole: the tokens at the seams depend on what stands before and after them.
