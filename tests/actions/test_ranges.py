@@ -146,6 +146,18 @@ def test_a_spike_among_rare_motion_is_left_out():
     assert quantile_range(column) == whole
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_a_spike_is_left_out_also_where_motion_is_one_level(noise: float):
+    rng = np.random.default_rng(0)
+    column = np.where(rng.random(20_000) < 0.005, 1.0, noise * rng.normal(size=20_000))
+    whole = quantile_range(column)
+    assert whole == (column.min(), 1.0)
+    column[9] = -1e4
+    assert quantile_range(column) == pytest.approx(whole)
+    column[9:12] = -1e4  # as many as count for motion
+    assert quantile_range(column) == (-1e4, 1.0)
+
+
 def test_a_dim_rests_also_if_its_last_digit_does_not():
     column = np.where(np.arange(20_000) % 2, np.float32(0.5), np.nextafter(np.float32(0.5), np.float32(1)))
     assert normalizer(column[:, None].astype(np.float32), "quantile").learnt.tolist() == [[False]]

@@ -10,8 +10,9 @@ Four rules separate the two, all relative to the data's own scale:
   core are far, too, if they are at least half of those that are more than `BESIDE` core ranges outside. (In normal,
   Laplace and log-normal data, and in Student's t down to one degree of freedom, they are fewer than that.)
 - Far values are spikes if they are fewer than `FEW` frames, or fewer than `RARE` of all frames. Otherwise they are
-  motion. In a dim that rests there is no scale to call a value a spike by, so all far values are motion.
-- Quantiles that cut off motion are replaced by the whole range, without the spikes among the moving frames.
+  motion. In a dim that rests, all far values are motion, but for spikes among them.
+- Quantiles that cut off motion are replaced by the whole range, without the spikes among the moving frames: those that
+  are far from the range between the core of the dim and that of its motion.
 
 A dim never varies if its range is within `PRECISION` of its largest magnitude: float32 cannot tell such values apart.
 The dims of a rotation are computed from each other, so that they share the magnitude of the largest one.
@@ -58,9 +59,9 @@ def quantile_range(column: Float64[np.ndarray, "T"]) -> tuple[float, float]:
     moving = column[far]
     if not len(moving) or (low <= moving.min() and moving.max() <= high):
         return low, high
-    bottom, top = (float(q) for q in np.quantile(moving, (0.1, 0.9)))
-    spike = _far(moving, bottom, top)
-    if not _rests(bottom, top) and spike.sum() < max(FEW, RARE * len(moving)):
+    least, most = (float(q) for q in np.quantile(moving, (0.1, 0.9)))
+    spike = _far(moving, min(bottom, least), max(top, most))
+    if spike.sum() < max(FEW, RARE * len(moving)):
         far[np.flatnonzero(far)[~spike]] = False  # what is left of `far` are the spikes
         column = column[~far]
     return float(column.min()), float(column.max())

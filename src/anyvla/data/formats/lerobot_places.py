@@ -177,9 +177,10 @@ def _out_of_order(episodes: Int64[np.ndarray, "S"], place: Int64[np.ndarray, "S"
     between = (before <= place) & (place <= after)
     shared = np.bincount(place)[place] > 1
     wrong = np.flatnonzero(shared & (before <= after) & ~between)
-    return [
-        (int(episodes[i]), int(episodes[next(j for j in np.flatnonzero(place == place[i]) if j != i)])) for i in wrong
-    ]
+    order = np.argsort(place, kind="stable")
+    first = np.searchsorted(place[order], place[wrong])
+    other = np.where(order[first] == wrong, order[np.minimum(first + 1, len(order) - 1)], order[first])
+    return list(zip(episodes[wrong].tolist(), episodes[other].tolist(), strict=True))
 
 
 def _overlapping(
