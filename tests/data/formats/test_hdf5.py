@@ -319,7 +319,11 @@ def complex_action(path: Path) -> None:
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(cut, "cannot be read as HDF5|damaged"), (without_action, "has no 'action'"), (complex_action, "found complex")],
+    [
+        (cut, "cannot be read as HDF5|damaged"),
+        (without_action, "has no 'action'"),
+        (complex_action, "found complex"),
+    ],
 )
 def test_one_damaged_file_is_named_and_the_others_are_read(
     tmp_path: Path, damage: Any, message: str, number: int
@@ -344,3 +348,17 @@ def test_an_episode_without_steps_is_left_out(tmp_path: Path) -> None:
     assert open_dataset(tmp_path, "hdf5", robot("cam_high")).lengths.tolist() == [LENGTH]
     with pytest.raises(ValueError, match=r"episode_0\.hdf5: there is no episode with a step"):
         open_dataset(tmp_path / "episode_0.hdf5", "hdf5", robot("cam_high"))
+
+
+def test_a_file_of_another_width_is_named(tmp_path: Path) -> None:
+    for i in range(2):
+        write_aloha(tmp_path / f"episode_{i}.hdf5", compressed=False)
+    with h5py.File(tmp_path / "episode_1.hdf5", "a") as file:
+        del file["observations/qpos"]
+        file["observations/qpos"] = np.zeros((LENGTH, 15))
+    dataset = open_dataset(tmp_path, "hdf5", robot("cam_high"))
+    with pytest.raises(
+        ValueError, match=r"_1\.hdf5: .*qpos has shape \(6, 15\); expected the 6 steps of action, of 14"
+    ):
+        dataset[1]
+    assert len(dataset[0]) == LENGTH

@@ -164,6 +164,33 @@ def test_no_ops_are_left_out_of_everything(tmp_path: Path) -> None:
     assert len(less.timestamps) == 6
 
 
+def test_actions_that_are_no_numbers_are_no_no_ops(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", 1)
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/actions"][2] = np.nan
+    assert len(opened(path, drop_noops=True)[0]) == 5  # the check of data names the step
+
+
+@pytest.mark.parametrize("mask", [np.array([b"demo_1", b"\xff"]), 1.0, np.array([1.0])])
+def test_a_mask_that_names_nothing_is_one_line(tmp_path: Path, mask: Any) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", 2)
+    with h5py.File(path, "a") as file:
+        replace(file, "mask/train", mask)
+    with pytest.raises(ValueError, match=r"a\.hdf5 has no 'data/.+/actions'; data holds: demo_0, demo_1"):
+        opened(path, filter="train")[-1]
+
+
+def test_images_of_other_layouts_name_the_format_that_reads_them(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", 1)
+    with h5py.File(path, "a") as file:
+        replace(file, "data/demo_0/obs/agentview_image", np.moveaxis(scene(5, 16), -1, 1))
+    robot = opened(write_robomimic(tmp_path / "b.hdf5", 1)).embodiment
+    with pytest.raises(
+        ValueError, match=r"no camera 'agentview'; it has robot0_eye_in_hand.*name: hdf5.*channels: first"
+    ):
+        open_dataset(path, embodiment=robot)
+
+
 def test_pickled_and_read_again(tmp_path: Path) -> None:
     data = opened(write_robomimic(tmp_path / "a.hdf5", 2))
     frames = np.asarray(data[1].images["agentview"])
@@ -220,6 +247,7 @@ def without_actions(file: h5py.File) -> None:
     del file["data/demo_2/actions"]
 
 
+@pytest.mark.parametrize("drop_noops", [False, True])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -228,14 +256,20 @@ def without_actions(file: h5py.File) -> None:
         (lambda f: replace(f, "data/demo_2/actions", np.zeros((7, 7), complex)), "demo_2: actions: expected real"),
         (lambda f: replace(f, "data/demo_2/actions", np.zeros((7, 7), bool)), "found truth values"),
         (lambda f: replace(f, "data/demo_2/obs/robot0_eef_pos", np.full((7, 3), b"1")), "found text"),
-        (lambda f: replace(f, "data/demo_2/obs/robot0_eef_pos", np.zeros((6, 3))), "has 6 steps, its actions 7"),
+        (lambda f: replace(f, "data/demo_2/obs/robot0_eef_pos", np.zeros((6, 3))), r"\(6, 3\); expected 7 steps of 3"),
+        (lambda f: replace(f, "data/demo_2/obs/robot0_eef_pos", 3.0), r"has shape \(\); expected 7 steps of 3"),
+        (lambda f: replace(f, "data/demo_2/actions", np.zeros((7, 8))), r"\(7, 8\); expected 7 steps of 7"),
+        (lambda f: replace(f, "data/demo_2/obs/agentview_image", scene(6, 16)), "has 6 frames, its actions 7"),
+        (lambda f: replace(f, "data/demo_2/obs/agentview_image", np.uint8(6)), "has 0 frames, its actions 7"),
     ],
 )
-def test_one_damaged_demonstration_is_named_and_the_others_are_read(tmp_path: Path, damage: Any, message: str) -> None:
+def test_one_damaged_demonstration_is_named_and_the_others_are_read(
+    tmp_path: Path, damage: Any, message: str, drop_noops: bool
+) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", demos=4)
     with h5py.File(path, "a") as file:
         damage(file)
-    data = open_dataset(path)
+    data = opened(path, drop_noops=drop_noops)
     with pytest.raises(ValueError, match=message):
         data[2]
     assert [len(data[i]) for i in (0, 1, 3)] == [5, 6, 8]

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -70,7 +70,7 @@ class Hdf5Dataset:
         self.lost = {i: place.fault for i, place in enumerate(self._places) if place.fault}
         report_lost(self.root, self.lost, len(self._places))
         sound = next(place for place in self._places if not place.fault)
-        sizes = {
+        self._sizes = {
             name: {key: self._size(sound, key) for key in keys}
             for name, keys in (("proprio", self._layout.proprio), ("action", self._layout.actions))
         }
@@ -80,10 +80,10 @@ class Hdf5Dataset:
             options["actions"] = list(self._layout.actions)
             options |= {"proprio": list(self._layout.proprio), "cameras": self._layout.cameras}
             robot, cameras = self._layout.robot, list(self._layout.cameras)
-            plain = plain_embodiment(robot, cameras, 20, sizes["proprio"], sizes["action"])
+            plain = plain_embodiment(robot, cameras, 20, self._sizes["proprio"], self._sizes["action"])
             raise UndeclaredError(self.root, plain, options, timed=False)
         self.embodiment = embodiment
-        self._check_embodiment(sizes)
+        self._check_embodiment()
         self.lengths: Int64[np.ndarray, "E"] = np.array([p.length for p in self._places], np.int64)
         self.provenance: dict[str, Any] = {"format": "hdf5", "files": len(files), "ahead": self._layout.ahead}
 
@@ -108,8 +108,8 @@ class Hdf5Dataset:
         return Episode(
             embodiment=self.embodiment,
             images={camera: self._frames(place, camera, where) for camera in self.embodiment.cameras},
-            proprio=self._joined(place, self._layout.proprio, 0) if self.embodiment.proprio.size else _none(place),
-            actions=self._joined(place, self._layout.actions, ahead),
+            proprio=self._joined(place, "proprio", 0) if self.embodiment.proprio.size else _none(place),
+            actions=self._joined(place, "action", ahead),
             instructions=(instruction,) if instruction else (),
             timestamps=steady(place.length, self.embodiment.control_hz),
             provenance=where,
@@ -152,7 +152,7 @@ class Hdf5Dataset:
     def _size(self, place: _Place, key: str) -> int:
         return int(np.prod(array(place.file, place.key(key)).shape[1:], dtype=np.int64))
 
-    def _check_embodiment(self, sizes: dict[str, dict[str, int]]) -> None:
+    def _check_embodiment(self) -> None:
         robot = self.embodiment
         for camera in robot.cameras:
             if camera not in self._layout.cameras:
@@ -163,24 +163,25 @@ class Hdf5Dataset:
                     f"hdf5, cameras: {{{camera}: KEY}}}}"
                 )
         for name, space in (("action", robot.action), ("proprio", robot.proprio)):
-            found = sum(sizes[name].values())
+            found = sum(self._sizes[name].values())
             if space.size != found and (name == "action" or space.size):
-                keys = ", ".join(f"{key}: {size}" for key, size in sizes[name].items()) or "no key is declared"
+                keys = ", ".join(f"{key}: {size}" for key, size in self._sizes[name].items()) or "no key is declared"
                 raise ValueError(
                     f"{robot.name!r} declares {space.size} dims of {name}; {self.root} has {found} ({keys})"
                 )
 
-    def _joined(self, place: _Place, keys: tuple[str, ...], ahead: int) -> Float32[np.ndarray, "T D"]:
-        parts = []
-        for key in keys:
-            values = numbers(place.file, place.key(key))
-            if not values.ndim or len(values) != place.length + self._layout.ahead:
+    def _joined(self, place: _Place, vector: Literal["action", "proprio"], ahead: int) -> Float32[np.ndarray, "T D"]:
+        parts, steps = [], place.length + self._layout.ahead
+        for name, size in self._sizes[vector].items():
+            key = place.key(name)
+            values = numbers(place.file, key)
+            if not values.ndim or len(values) != steps or values[0].size != size:
                 raise ValueError(
-                    f"{place.file}: {place.key(key)} has shape {values.shape}, {self._layout.actions[0]} has "
-                    f"{place.length + self._layout.ahead} steps"
+                    f"{place.file}: {key} has shape {values.shape}; expected the {steps} steps of "
+                    f"{self._layout.actions[0]}, of {size} numbers"
                 )
             rows = values[ahead : ahead + place.length].reshape(place.length, -1)
-            parts.append(as_floats(rows, f"{place.file}: {place.key(key)}"))
+            parts.append(as_floats(rows, f"{place.file}: {key}"))
         return np.concatenate(parts, axis=1)
 
     def _frames(self, place: _Place, camera: str, where: str) -> Hdf5Frames:

@@ -27,7 +27,7 @@ from anyvla.data.formats.hdf5_layout import is_episode, not_declared
 from anyvla.data.formats.listing import files_in
 from anyvla.data.formats.lost import report_empty, report_lost
 from anyvla.data.formats.robomimic_robots import LIBERO_PROPRIO, ROBOMIMIC_PROPRIO, known_embodiment
-from anyvla.data.formats.vectors import as_floats
+from anyvla.data.formats.vectors import as_floats, check_real
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.inside import listed
 from anyvla.limits import VALUE
@@ -59,7 +59,8 @@ class _Demo:
     name: str  # "demo_3"
     instruction: str
     length: int
-    rows: np.ndarray | None  # those kept; None: all
+    recorded: int = 0  # its steps in the file
+    rows: np.ndarray | None = None  # those kept; None: all
     fault: str = ""  # why it cannot be read
 
 
@@ -106,6 +107,7 @@ class RobomimicDataset:
         if absent:
             raise ValueError(f"{first.file}, {first.name} has no obs/{absent[0]}; it has {', '.join(sizes)}")
         self.embodiment = embodiment or self._known(sizes)
+        self._sizes = sizes
         self._check_embodiment(sizes)
         self.lengths: Int64[np.ndarray, "E"] = np.array([d.length for d in self._demos], np.int64)
         self.provenance: dict[str, Any] = {
@@ -132,12 +134,12 @@ class RobomimicDataset:
         where = f"{demo.file}, {demo.name}"
         if demo.fault:
             raise ValueError(demo.fault)
-        proprio = [self._numbers(demo, f"obs/{k}") for k in self._proprio]
+        proprio = [self._numbers(demo, f"obs/{k}", self._sizes[k]) for k in self._proprio]
         return Episode(
             embodiment=self.embodiment,
             images={c: self._frames(demo, c, where) for c in self.embodiment.cameras},
             proprio=np.concatenate(proprio, axis=1) if proprio else np.zeros((demo.length, 0), np.float32),
-            actions=self._numbers(demo, self.config.actions),
+            actions=self._numbers(demo, self.config.actions, self._sizes["actions"]),
             instructions=(demo.instruction,) if demo.instruction else (),
             timestamps=steady(demo.length, self.embodiment.control_hz),
             provenance=where,
@@ -159,7 +161,9 @@ class RobomimicDataset:
             raise ValueError(not_declared(file))
         if self.config.filter is not None:
             kept = read(file, f"mask/{self.config.filter}")
-            names = [n.decode() if isinstance(n, bytes) else str(n) for n in kept.tolist()]
+            names = [
+                n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in kept.reshape(-1).tolist()
+            ]
         names.sort(key=lambda n: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", n)])
         problem = json_attribute(file, "data", "problem_info")
         libero = bool(problem) or (bool(names) and has(file, f"data/{names[0]}/obs/agentview_rgb"))
@@ -176,12 +180,13 @@ class RobomimicDataset:
             actions = array(file, f"data/{name}/{self.config.actions}")
             if actions.ndim != 2:
                 raise ValueError(f"{file}, {name}: {self.config.actions} has shape {actions.shape}, expected (T, A)")
+            check_real(actions.dtype, f"{file}, {name}: {self.config.actions}")
             if not len(actions):
-                return _Demo(file, name, instruction, 0, None)
+                return _Demo(file, name, instruction, 0)
             rows = _moves(np.asarray(actions[()]), self.config.noop) if self.config.drop_noops else None
         except ValueError as error:
-            return _Demo(file, name, instruction, 1, None, str(error))
-        return _Demo(file, name, instruction, len(actions) if rows is None else len(rows), rows)
+            return _Demo(file, name, instruction, 1, fault=str(error))
+        return _Demo(file, name, instruction, len(actions) if rows is None else len(rows), len(actions), rows)
 
     @staticmethod
     def _observations(demo: _Demo) -> dict[str, Any]:
@@ -213,7 +218,11 @@ class RobomimicDataset:
         robot = self.embodiment
         for camera in robot.cameras:
             if camera not in self._keys:
-                raise ValueError(f"{self.root} has no camera {camera!r}; it has {', '.join(self._keys) or 'none'}")
+                raise ValueError(
+                    f"{self.root} has no camera {camera!r}; it has {', '.join(self._keys) or 'none'}. Images that are "
+                    "encoded, or (T, C, H, W), are read by format: {name: hdf5, episodes: data, actions: [actions], "
+                    f"proprio: [obs/KEY], cameras: {{{camera}: obs/KEY}}, channels: first}}"
+                )
         proprio = sum(sizes[k] for k in self._proprio)
         for what, declared, found in (
             ("action", robot.action.size, sizes["actions"]),
@@ -223,19 +232,20 @@ class RobomimicDataset:
                 more = f" ({', '.join(self._proprio) or 'no keys: see proprio'})" if what == "proprio" else ""
                 raise ValueError(f"{robot.name!r} declares {declared} dims of {what}; {self.root} has {found}{more}")
 
-    def _numbers(self, demo: _Demo, key: str) -> Float32[np.ndarray, "T D"]:
-        values = read(demo.file, f"data/{demo.name}/{key}")
+    def _numbers(self, demo: _Demo, key: str, size: int) -> Float32[np.ndarray, "T D"]:
+        values, where = read(demo.file, f"data/{demo.name}/{key}"), f"{demo.file}, {demo.name}: {key}"
+        if not values.ndim or len(values) != demo.recorded or values[0].size != size:
+            raise ValueError(f"{where} has shape {values.shape}; expected {demo.recorded} steps of {size} numbers")
         values = values if demo.rows is None else values[demo.rows]
-        if len(values) != demo.length:
-            raise ValueError(f"{demo.file}, {demo.name}: {key} has {len(values)} steps, its actions {demo.length}")
-        return as_floats(values.reshape(demo.length, -1), f"{demo.file}, {demo.name}: {key}")
+        return as_floats(values.reshape(demo.length, -1), where)
 
     def _frames(self, demo: _Demo, camera: str, where: str) -> Hdf5Frames:
         key = f"data/{demo.name}/obs/{self._keys[camera]}"
-        frames = Hdf5Frames(demo.file, key, where, Storage(upright=self._upright), demo.rows)
-        if len(frames) != demo.length:
-            raise ValueError(f"{where}: {self._keys[camera]} has {len(frames)} frames, its actions {demo.length} steps")
-        return frames
+        shape = array(demo.file, key).shape
+        if shape[:1] != (demo.recorded,):
+            frames = shape[0] if shape else 0
+            raise ValueError(f"{where}: {self._keys[camera]} has {frames} frames, its actions {demo.recorded} steps")
+        return Hdf5Frames(demo.file, key, where, Storage(upright=self._upright), demo.rows)
 
     def _check(self, index: int) -> None:
         if not -len(self) <= index < len(self):
@@ -259,7 +269,7 @@ def _moves(actions: np.ndarray, still: float) -> Int64[np.ndarray, "K"]:
     """The steps that are no no-ops: still, with the gripper as at the last step kept."""
     kept: list[int] = []
     for t, action in enumerate(actions):
-        moved = float(np.linalg.norm(action[:-1])) >= still
+        moved = not float(np.linalg.norm(action[:-1])) < still  # NaN is no rest
         if moved or (kept and action[-1] != actions[kept[-1], -1]):
             kept.append(t)
     return np.array(kept or [0], np.int64)
