@@ -163,26 +163,24 @@ def test_episodes_without_steps_are_left_out(root, right, caplog):
     assert np.array_equal(dataset[6].actions, open_dataset(right)[6].actions)
 
 
-def test_episodes_that_share_their_frames_are_no_fault(root, right):
+def test_episodes_that_share_their_frames_are_no_fault(right, tmp_path):
     """Relabelled episodes may show the same part of a video."""
+    root = tmp_path / "set"
+    write_dataset(root, ROBOT, [demonstration(10 + i, seed=i) for i in (*range(COUNT), *range(COUNT))])
+    shutil.rmtree(root / "videos")
+    shutil.copytree(right / "videos", root / "videos")
+    places = pq.read_table(next(right.glob("meta/episodes/*/*.parquet"))).to_pylist()
     path = next(root.glob("meta/episodes/*/*.parquet"))
     table = pq.read_table(path)
-    rows = table.to_pylist()
-    rows[1] |= {name: rows[0][name] for name in rows[0] if name.startswith("videos/")}
-    rows[1]["length"] = rows[0]["length"]
-    rows[1]["dataset_to_index"] = rows[1]["dataset_from_index"] + rows[0]["length"]
-    for row in rows[2:]:
-        row["dataset_from_index"] -= 1
+    rows = [
+        row | {name: value for name, value in places[i % COUNT].items() if name.startswith("videos/")}
+        for i, row in enumerate(table.to_pylist())
+    ]
     pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
-    data = sorted(root.glob("data/*/*.parquet"))[0]
-    numbers = pq.read_table(data)
-    last = int(np.flatnonzero(numbers["episode_index"].to_numpy() == 1)[-1])
-    pq.write_table(numbers.take([i for i in range(len(numbers)) if i != last]), data)
     dataset, before = open_dataset(root), open_dataset(right)
     assert not dataset.lost
-    for i in (0, 1):
-        assert np.array_equal(dataset[i].images["wrist"][:], before[0].images["wrist"][:])
-    assert np.array_equal(dataset[2].images["wrist"][:], before[2].images["wrist"][:])
+    for i in range(2 * COUNT):
+        assert np.array_equal(dataset[i].images["wrist"][:], before[i % COUNT].images["wrist"][:])
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 4, 5, 7])
@@ -200,6 +198,20 @@ def test_a_wrong_file_of_an_episode_that_fits_another_one_exactly(tmp_path, wron
     again = np.append(np.repeat([0, 1, 2], 3), np.repeat([0, 1, 2], 3))  # all of them again, with other words
     begin, seconds = np.tile([0.0, 5.0, 10.0], 6), np.full(18, 5.0)
     assert wrong_spans(files, again, begin, begin + seconds, seconds, 0.1) == {}
+
+
+@pytest.mark.parametrize(
+    ("begins", "lost"), [((0.0, 0.0, 0.5), [1]), ((0.0, 0.25, 0.0), [2]), ((0.0, 0.0, 0.0), [1, 2])]
+)
+def test_episodes_of_one_length_that_begin_at_one_place(tmp_path, begins, lost):
+    """The video is long enough for all of them, so that the index is wrong."""
+    write_dataset(tmp_path / "set", ROBOT, [demonstration(10, seed=i) for i in range(3)])
+    for number, begin in enumerate(begins):
+        edit(tmp_path / "set", "videos/observation.images.wrist/from_timestamp", number, begin)
+        edit(tmp_path / "set", "videos/observation.images.wrist/to_timestamp", number, begin + 0.25)
+    dataset = open_dataset(tmp_path / "set")
+    assert sorted(dataset.lost) == lost
+    assert "long enough for frames of its own" in dataset.lost[lost[0]]
 
 
 def test_an_index_that_is_wrong_everywhere_loses_as_few_episodes_as_it_must(tmp_path):

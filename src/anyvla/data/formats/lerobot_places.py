@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from anyvla.data.fingerprints import Seen, stat_of
+from anyvla.data.formats import video
 from anyvla.data.formats.parquet import naming, open_parquet
 
 _SLACK = 5e-3  # of its length, by which a video may last longer or shorter than the rows: clocks differ
@@ -142,6 +143,15 @@ def wrong_spans(
             f"the index says that it shows the frames of episode {other} in {files[file[e]]}, but the episodes before "
             "and after it are elsewhere; correct meta/episodes"
         )
+    several = np.bincount(place[sound], minlength=1)[place[sound]] > 1
+    stray = sound[several & ~_following(file[sound], begin[sound], ends[sound], most[sound])]
+    for at in np.unique(file[stray]).tolist():
+        if _lasts(files[at], float(seconds[file == at].sum())):
+            for e in stray[file[stray] == at].tolist():
+                lost[e] = (
+                    f"the index says that it begins at {begin[e]:.3f} s in {files[at]}, as another episode does, but "
+                    "the video lasts long enough for frames of its own; correct meta/episodes"
+                )
     order = order[np.append(True, ~shared)[: len(order)]]  # the same frames with other rows or words are no fault
     for own in np.split(order, np.flatnonzero(np.diff(file[order])) + 1):
         for e, other in _overlapping(own.tolist(), begin, ends - most):
@@ -152,6 +162,25 @@ def wrong_spans(
     return lost
 
 
+def _lasts(path: Path, seconds: float) -> bool:
+    """Return whether a video lasts so long; False if it cannot be read, which is said on reading it."""
+    try:
+        return video.describe(path).seconds >= (1 - _SLACK) * seconds
+    except ValueError:
+        return False
+
+
+def _following(
+    file: Int64[np.ndarray, "E"],
+    begin: Float64[np.ndarray, "E"],
+    end: Float64[np.ndarray, "E"],
+    most: Float64[np.ndarray, "E"],
+) -> Bool[np.ndarray, "E"]:
+    """Return which episodes begin where the one before them ends, or the file begins."""
+    before = np.append(0.0, np.where(file[1:] == file[:-1], end[:-1], 0.0))[: len(file)]
+    return np.abs(begin - before) <= most
+
+
 def _between_neighbours(
     file: Int64[np.ndarray, "E"],
     begin: Float64[np.ndarray, "E"],
@@ -159,10 +188,8 @@ def _between_neighbours(
     most: Float64[np.ndarray, "E"],
 ) -> Bool[np.ndarray, "E"]:
     """Return which episodes begin where the one before ends in their file, and end where the next one begins."""
-    same = file[1:] == file[:-1]
-    meet = np.abs(begin[1:] - end[:-1]) <= most[1:]
-    after = np.append(begin[:1] <= most[:1], np.where(same, meet, begin[1:] <= most[1:]))
-    return after & np.append(np.where(same, meet, True), True)
+    after = _following(file, begin, end, most)
+    return after & np.append(after[1:] | (file[1:] != file[:-1]), True)
 
 
 def _out_of_order(episodes: Int64[np.ndarray, "S"], place: Int64[np.ndarray, "S"]) -> list[tuple[int, int]]:
