@@ -116,7 +116,7 @@ def test_an_embodiment_that_does_not_fit_is_refused(written, changes, message):
 
 def test_other_versions_are_refused(copy):
     edit_info(copy, codebase_version="v2.1")
-    with pytest.raises(ValueError, match=r"version v2\.1, not v3\.0: this version has a reader of its own"):
+    with pytest.raises(ValueError, match=r"version v2\.1, not v3\.0: declare format: {name: lerobot_v2}, or"):
         opened(copy)
     edit_info(copy, codebase_version="v4.0")
     with pytest.raises(ValueError, match=r"version v4\.0, not v3\.0: versions v2\.0, v2\.1, v3\.0 are read"):

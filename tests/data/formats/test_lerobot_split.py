@@ -66,3 +66,9 @@ def test_what_is_not_declared_names_what_is_there(split: Path) -> None:
         open_dataset(split, embodiment=SO101)
     assert "action.joint_position" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_message_about_a_missing_feature_names_the_format_of_the_version(split: Path) -> None:
+    name = "lerobot_v2" if (split / "meta/episodes.jsonl").exists() else "lerobot"
+    with pytest.raises(ValueError, match=f"has no feature 'action': .*format: {{name: {name}, action: NAME}}"):
+        open_dataset(split, embodiment=SO101)

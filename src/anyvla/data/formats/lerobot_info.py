@@ -21,7 +21,7 @@ from anyvla.registry import nearest
 OWN_KEY = "anyvla"  # what anyvla alone knows, in info.json and as a prefix of columns; LeRobot ignores it
 TIME = "anyvla.timestamp"  # a feature, where steps are not at a constant rate: LeRobot's own timestamps always are
 CAMERA_PREFIX = "observation.images."
-READ_VERSIONS = ("v2.0", "v2.1", "v3.0")
+_READERS = {"v2.0": "lerobot_v2", "v2.1": "lerobot_v2", "v3.0": "lerobot"}  # version -> name of the format
 _CODECS = {"libsvtav1": "av1", "libx264": "h264", "libx265": "hevc", "h265": "hevc", "avc1": "h264", "hvc1": "hevc"}
 Features = str | tuple[str, ...]  # a feature, or several that are joined in this order
 # Where data sets that other programs converted keep proprio and actions.
@@ -54,9 +54,9 @@ class Info:
         """Raises ValueError if this is none of the versions that the reader knows."""
         if self.version not in read:
             way_out = (
-                "this version has a reader of its own: leave the format out, and it is found"
-                if self.version in READ_VERSIONS
-                else f"versions {', '.join(READ_VERSIONS)} are read; convert it with the scripts that come with lerobot"
+                f"declare format: {{name: {_READERS[self.version]}}}, or leave it out"
+                if self.version in _READERS
+                else f"versions {', '.join(_READERS)} are read; convert it with the scripts that come with lerobot"
             )
             raise ValueError(f"{self.root} is a LeRobot dataset of version {self.version}, not {read[-1]}: {way_out}")
 
@@ -181,17 +181,16 @@ class Info:
                 vectors = [k for k in self.features if self.is_vector(k)]
                 known = nearest(key, vectors) if vectors else "it holds no vectors"
                 raise ValueError(
-                    f"{self.root} has no feature {key!r}: {known}; say which it is, as in format: {{name: lerobot, "
-                    f"{option}: NAME}}, or {option}: [NAME, NAME] for several that are joined"
+                    f"{self.root} has no feature {key!r}: {known}; say which it is, as in format: {{name: "
+                    f"{_READERS.get(self.version, 'lerobot')}, {option}: NAME}}, or {option}: [NAME, NAME] for several "
+                    "that are joined"
                 )
             if len(feature["shape"]) != 1:
                 raise ValueError(f"{self.root}: {key!r} has shape {list(feature['shape'])}, a vector has one dim")
             sizes.append(self.size(key))
         if sum(sizes) != space.size:
-            raise ValueError(
-                f"{self.root}: {', '.join(map(repr, joined(keys)))} has shape {sizes}, the embodiment declares "
-                f"{space.size} dims"
-            )
+            names = ", ".join(map(repr, joined(keys))) or f"{option}: []"
+            raise ValueError(f"{self.root}: {names} has shape {sizes}, the embodiment declares {space.size} dims")
 
 
 def joined(keys: Features) -> tuple[str, ...]:
