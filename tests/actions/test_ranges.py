@@ -101,7 +101,7 @@ def test_what_float32_cannot_tell_apart_is_constant():
     assert not of.learnt.any()
     assert np.abs(there_and_back(of, recorded) - recorded).max() <= PRECISION * 1e6
     [note] = notes(joints(1), describe(recorded), "minmax", "action")
-    assert "never varies in this data (1e+06; float32 tells no differences below 0.48, so subtract an offset)" in note
+    assert "never varies in this data (1e+06; float32 shows no differences below 0.48, so subtract an offset)" in note
     coarse = (1e6 + np.random.default_rng(0).uniform(-10, 10, (500, 1))).astype(np.float32)
     of = normalizer(coarse, "minmax")
     assert of.learnt.all()

@@ -5,7 +5,7 @@ Four rules separate the two, all relative to the data's own scale:
 
 - The core of a dim reaches from its 10th to its 90th percentile. A value is far if it is more than `FAR` core ranges
   outside of the core. If the core never varies (see below), the dim rests, and every other value is far.
-- Motion that is nearer than that is told from a heavy tail by its shape. The values of a tail become fewer with the
+- Motion that is nearer than that differs from a heavy tail by its shape. The values of a tail become fewer with the
   distance; motion reaches its amplitude and stays or turns there. So values more than `NEAR` core ranges outside of the
   core are far, too, if they are at least half of those that are more than `BESIDE` core ranges outside. (In normal,
   Laplace and log-normal data, and in Student's t down to one degree of freedom, they are fewer than that.)
@@ -123,7 +123,7 @@ def _scaling(group: Group, dim: Mapping[str, float], method: Method, constant: b
 
 
 def _quantiles(dim: Mapping[str, float]) -> tuple[float, float]:
-    """Return the range of `quantile_range`. Statistics made without it tell whether a dim rests, and no more."""
+    """Return the range of `quantile_range`. Statistics made without it only say whether a dim rests."""
     if "low" in dim:
         return dim["low"], dim["high"]
     low, high = dim["q01"], dim["q99"]
@@ -155,10 +155,10 @@ def notes(space: ActionSpace, statistics: Mapping[str, Sequence[float]], method:
             role = (
                 f"it is not learned, and acting writes {value:.6g}" if what == "action" else "the policy reads it as 0"
             )
-            told = f"{value:.6g}"
+            shown = f"{value:.6g}"
             if abs(value) > _FAR_FROM_ZERO:
-                told += f"; float32 tells no differences below {PRECISION * abs(value):.2g}, so subtract an offset"
-            out.append(f"{name} never varies in this data ({told}): {role}")
+                shown += f"; float32 shows no differences below {PRECISION * abs(value):.2g}, so subtract an offset"
+            out.append(f"{name} never varies in this data ({shown}): {role}")
         elif method == "quantile" and group.kind != "gripper" and not constant[dim]:
             low, high = _quantiles(values)
             if (low, high) != (values["q01"], values["q99"]):

@@ -20,7 +20,7 @@ from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
 from anyvla.data.fingerprints import comparable
 from anyvla.data.statistics import compute_statistics
 
-_VERSION = 2  # of what is kept; others are made again
+_VERSION = 3  # of what is kept, and of how ranges are made; others are made again
 _BLOCK = 1000  # episodes between two reports of progress
 _THREADS = 4
 

@@ -79,7 +79,7 @@ def find_rows(claims: Claims) -> Rows:
 
 
 def _rows_of(path: Path) -> int | None:
-    """Return how many rows a file has; None if it is missing or cannot be read, which is told on reading it."""
+    """Return how many rows a file has; None if it is missing or cannot be read, which is said on reading it."""
     try:
         return int(open_parquet(path).metadata.num_rows)
     except ValueError:
@@ -121,7 +121,7 @@ def wrong_spans(
     most = 0.5 * step + _SLACK * seconds
     if (np.abs(longer) > most).mean() > 0.5:  # some tools take the last frame's time for the end
         longer = longer - np.median(longer)
-    longer[_between_neighbours(file, begin, ends, most)] = 0  # of uneven times: rows do not tell how long they last
+    longer[_between_neighbours(file, begin, ends, most)] = 0  # of uneven times: rows do not say how long they last
     for e in np.flatnonzero(missing | ~(begin >= 0) | ~(np.abs(longer) <= most)).tolist():
         path = files[file[e]]
         if missing[e]:

@@ -35,9 +35,9 @@ from anyvla.inside import listed
 
 STATE = "observation.state"
 ACTION = "action"
-_LOOKED_AT = 20  # episodes of which the range of a column is told
+_LOOKED_AT = 20  # episodes of which the range of a column is shown
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-_UNKNOWN = -1  # the task of an episode whose rows do not tell it
+_UNKNOWN = -1  # the task of an episode whose rows do not say it
 _MANY = 100  # episodes of several tasks from which on their runs are kept in the cache
 
 
@@ -281,7 +281,7 @@ class LeRobotReader(ABC):
         texts, known = self._tasks_by_number(), {text: i for i, text in enumerate(columns.tasks)}
         of, first, number = (runs[name].to_numpy() for name in ("episode", "first", "task_index"))
         for e in of[number == _UNKNOWN].tolist():
-            self._lost_at.setdefault(int(columns.at[e]), "its rows do not tell its tasks; copy the dataset again")
+            self._lost_at.setdefault(int(columns.at[e]), "its rows do not say its tasks; copy the dataset again")
         number = np.where(number == _UNKNOWN, min(texts), number)
         pieces = np.ones(len(columns.length), np.int64)
         pieces[several] = np.bincount(of, minlength=len(pieces))[several]
@@ -321,7 +321,7 @@ class LeRobotReader(ABC):
     def _code_tasks(self, lists: pa.ChunkedArray) -> tuple[Int64[np.ndarray, "E"], list[str]]:
         """Return the task of each episode as a number, out of its list of tasks, and the tasks by number.
 
-        -1 for a list of several, or for no list, where the rows tell; "" for a list of none.
+        -1 for a list of several, or for no list, where the rows say it; "" for a list of none.
         """
         array = lists.combine_chunks()
         offsets = array.offsets.to_numpy().astype(np.int64)

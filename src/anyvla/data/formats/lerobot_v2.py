@@ -115,7 +115,7 @@ class LeRobotV2Dataset(LeRobotReader):
 
 
 def _texts(tasks: Any) -> list[str] | None:
-    """Return the tasks of an episode; None if the index does not tell them."""
+    """Return the tasks of an episode; None if the index does not say them."""
     if tasks is None:
         return None
     return [str(text) for text in (tasks if isinstance(tasks, list) else [tasks])]
