@@ -175,6 +175,13 @@ def test_the_open_end_of_an_unknown_gripper_is_a_question(tmp_path: Path) -> Non
     assert "open: at which end is it open, -1 or 1?" in " ".join(proposal.questions)
 
 
+def test_a_range_that_the_numbers_do_not_show_is_a_question(tmp_path: Path) -> None:
+    """The degrees of a Koch arm's gripper fit into 0..255, but do not go from one end to the other."""
+    action = rows(lambda i: joined(curves(5, -80, 170, STEPS, i), opening(-5, 60, STEPS, i)))
+    proposal, _ = proposed(hub(tmp_path, KOCH, action, robot_type="koch"))
+    assert "low, high: the data goes from -5 to 60 only" in " ".join(proposal.questions)
+
+
 def test_dims_that_only_count_are_not_guessed(tmp_path: Path) -> None:
     action = rows(lambda i: joined(curves(3, -1, 1, STEPS, i), opening(0, 1, STEPS, i)))
     names = {"motors": ["motor_0", "motor_1", "motor_2", "motor_3"]}

@@ -44,7 +44,8 @@ def statistics_table(
 
     table = Table(box=None, pad_edge=False)
     for heading in ("", "group", "dim", *_COLUMNS, "worth a look"):
-        table.add_column(heading, justify="right" if heading in _COLUMNS else "left", no_wrap=heading == "dim")
+        number = heading in _COLUMNS
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number or heading == "dim")
     for name, space, of in (("action", robot.action, action), ("proprio", robot.proprio, proprio)):
         constant = constant_dims(space, of)
         for group, place in zip(space.groups, space.slices().values(), strict=True):

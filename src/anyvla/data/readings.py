@@ -204,10 +204,10 @@ def _gripper(read: GroupReading, low: float, high: float, seen: str, robot: str 
         check.append(f"low, high: {seen} is none of the usual ranges of a gripper; give both ends of its way")
     else:
         begin, end, unit = known
-        if high - low < 0.2 * (end - begin):
-            check.append(f"low, high: the data goes {seen} only; give both ends of the gripper's way")
     name = read.group.names[0] if read.group.names else read.key
     at, why = usual.opens(name, robot, (begin, end), unit)
+    if known is not None and high - low < (0.5 if at is None else 0.2) * (end - begin):
+        check.append(f"low, high: the data goes {seen} only; give both ends of the gripper's way")
     if at is None:
         check.append(f"open: at which end is it open, {begin:g} or {end:g}? Add open: {begin:g} or open: {end:g}")
     return read.said(
