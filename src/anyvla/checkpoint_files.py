@@ -26,6 +26,22 @@ MOST_ROBOTS = 256
 LARGEST_TEXT = 1 << 28  # bytes of a JSON file of a backbone; tokenizers have tens of megabytes
 
 
+def checkpoint_of(run: Path) -> Path:
+    """Return the checkpoint of a run folder, or `run` itself, which may be a checkpoint or a name on the hub.
+
+    Raises ConfigError if the run was not trained to its end.
+    """
+    if (run / "checkpoint").is_dir():
+        return run / "checkpoint"
+    steps = sorted(path.parent for path in run.glob(f"train/step-*/{CONFIG}") if path.parent.suffix != ".tmp")
+    if steps and not (run / CONFIG).is_file():
+        raise ConfigError(
+            f"{run} holds no checkpoint yet, its training was stopped: the same `anyvla train` goes on there. To use "
+            f"the policy as it is now, give {steps[-1]}"
+        )
+    return run
+
+
 def check_checkpoint(folder: Path) -> None:
     """Refuse a folder that lacks a file, or holds one that no checkpoint has.
 

@@ -103,3 +103,14 @@ def test_a_hostile_mapping(whole: Path, tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().err
     assert "mapping.yaml" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", ["eval", "serve"])
+def test_a_run_whose_training_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    for step in ("step-00000002", "step-00000004", "step-00000006.tmp"):
+        (tmp_path / "train" / step).mkdir(parents=True)
+        (tmp_path / "train" / step / "config.yaml").touch()
+    assert main([command, str(tmp_path), *(["--port", "0"] if command == "serve" else [])]) == 1
+    told = capsys.readouterr().err
+    assert "its training was stopped: the same `anyvla train` goes on there" in told
+    assert told.endswith("step-00000004\n")

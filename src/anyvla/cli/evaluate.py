@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anyvla.checkpoint_files import check_checkpoint, read_document
+from anyvla.checkpoint_files import check_checkpoint, checkpoint_of, read_document
 from anyvla.cli.common import Bar, console
 from anyvla.cli.console import Console
 from anyvla.cli.stopping import graceful
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         help="run the code that the checkpoint brings along or names: read it first",
     )
     options, overrides = parser.parse_known_args(argv)
-    checkpoint = options.run / "checkpoint" if (options.run / "checkpoint").is_dir() else options.run
+    checkpoint = checkpoint_of(options.run)
     if not (checkpoint / "config.yaml").is_file():
         raise ConfigError(f"{options.run} holds no trained policy: no checkpoint/config.yaml, no config.yaml")
     check_checkpoint(checkpoint)

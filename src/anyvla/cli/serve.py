@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
         import websockets  # noqa: F401
     except ImportError:
         raise ImportError('a server needs websockets: pip install "anyvla[serve]"') from None
+    from anyvla.checkpoint_files import checkpoint_of
     from anyvla.policy import VLA
     from anyvla.serving.access import check_exposure, read_key
     from anyvla.serving.listening import addresses, bind, check_open_files
@@ -60,8 +61,7 @@ def main(argv: list[str]) -> int:
     key = read_key(options.api_key_file, os.environ)
     sockets = bind(options.host, options.port)
     check_exposure(addresses(sockets), key, options.no_auth)
-    checkpoint = options.run / "checkpoint" if (options.run / "checkpoint").is_dir() else options.run
-    vla = VLA.load(checkpoint, pick_device(options.device))
+    vla = VLA.load(checkpoint_of(options.run), pick_device(options.device))
     vla.implausible = options.implausible or vla.implausible
     robots = {r.embodiment.name: r.embodiment for r in vla.robots}
     name = options.robot or next(iter(robots))
