@@ -68,6 +68,17 @@ def test_a_source_can_be_declared_in_a_file(tmp_path: Path, capsys: Any) -> None
     assert "unknown key 'embodimnt': did you mean 'embodiment'?" in capsys.readouterr().err
 
 
+def test_info_proposes_commands_for_the_same_data(folder: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    copy = tmp_path / "my set"
+    copy.symlink_to(folder)
+    (tmp_path / "source.yaml").write_text("hz: 5\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "info", "my set", "--format", "lerobot", "--source", "source.yaml"]) == 0
+    shown = capsys.readouterr().out
+    for command in ("check", "statistics"):
+        assert f"anyvla data {command} 'my set' --format lerobot --source source.yaml" in shown
+
+
 def test_check_finds_and_mends_in_a_copy(folder: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(["data", "check", str(folder)]) == 1
     out = capsys.readouterr().out

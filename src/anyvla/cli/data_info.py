@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
         return 0
-    _show(facts, options.path)
+    _show(facts, _argument_text(options))
     if proposal is not None:
         of = facts["statistics"]
         if not isinstance(of, str):
@@ -81,7 +81,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show(facts: Mapping[str, Any], path: str) -> None:
+def _argument_text(options: argparse.Namespace) -> str:
+    """Return the arguments that open the same data in another command."""
+    named = {"--format": options.format, "--source": options.source}
+    return " ".join([shlex.quote(options.path), *(f"{k} {shlex.quote(str(v))}" for k, v in named.items() if v)])
+
+
+def _show(facts: Mapping[str, Any], data: str) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in facts.items():
         if key not in ("statistics", "wrong", "proposal"):
@@ -89,9 +95,9 @@ def _show(facts: Mapping[str, Any], path: str) -> None:
     if "unreadable" in facts:
         table.add_row("", f"to train without: leave_out: [{', '.join(map(str, facts['unreadable']))}] in the source")
     wrong = ", ".join(f"{name} ({n})" for name, n in facts["wrong"]["counts"].items())
-    table.add_row("wrong", f"{wrong}: anyvla data check {path}" if wrong else "nothing found")
+    table.add_row("wrong", f"{wrong}: anyvla data check {data}" if wrong else "nothing found")
     statistics = facts["statistics"]
-    table.add_row("statistics", statistics if isinstance(statistics, str) else f"anyvla data statistics {path}")
+    table.add_row("statistics", statistics if isinstance(statistics, str) else f"anyvla data statistics {data}")
     Console().print(table)
 
 
