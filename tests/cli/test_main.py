@@ -52,6 +52,15 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert "there is no command 'quikstart'; did you mean 'quickstart'?" in capsys.readouterr().err
 
 
+def test_a_current_folder_that_was_removed_is_named(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert main(["data", "info", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "data: the current folder was removed: cd to another one\n"
+
+
 def test_a_typo_in_a_recipe_is_an_error_with_the_nearest_key(recipe, capsys):
     assert main(["train", str(recipe), "--training.stebs", "3"]) == 1
     assert "unknown key 'training.stebs': did you mean 'steps'?" in capsys.readouterr().err

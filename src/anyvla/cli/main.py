@@ -73,6 +73,11 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COMMANDS)}"
         print(f"anyvla: there is no command {name!r}; {hint}", file=sys.stderr)
         return 2
+    try:
+        os.getcwd()
+    except OSError:  # libraries would end the process in words of their own
+        print(f"{name}: the current folder was removed: cd to another one", file=sys.stderr)
+        return 1
     from anyvla.cli.stopping import STOPPED, stoppable
 
     try:
