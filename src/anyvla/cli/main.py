@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import sys
+from pathlib import Path
 
 from anyvla import __version__
 
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"anyvla: there is no command {name!r}; {hint}", file=sys.stderr)
         return 2
     try:
-        os.getcwd()
+        Path.cwd()
     except OSError:  # libraries would end the process in words of their own
         print(f"{name}: the current folder was removed: cd to another one", file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
 """Decides whether a run may go on from a checkpoint: under the same recipe, on the same data, wherever they are now.
 
-What is compared is meaning: data sets by their contents, paths by what they lead to, sections with their defaults
+The comparison is of meaning: data sets by their contents, paths by what they lead to, sections with their defaults
 filled in. A run may be moved, and settings that change no result may change.
 """
 
