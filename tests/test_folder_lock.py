@@ -28,6 +28,7 @@ with only_here(Path(sys.argv[1])):
     if sys.argv[2:] == ["fork"]:
         import os
         if os.fork() == 0:
+            print("forked", flush=True)  # the child has dropped the lock that it inherited
             time.sleep(30)
     if sys.argv[2:] == ["spawn"]:
         import subprocess
@@ -49,6 +50,8 @@ def holding():
         )  # fmt: skip
         started.append(process)
         assert process.stdout.readline() == "held\n"
+        if how:
+            assert process.stdout.readline()  # its child runs
         return process
 
     yield start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ def train(recipe: Recipe, run: Path) -> Path:
                 workers=recipe.data.workers,
                 worker_timeout_s=recipe.data.worker_timeout_s,
                 progress=show,
-                say=console.print,
+                say=partial(console.print, soft_wrap=True),
                 stop=stop,
             )
     console.print(f"trained: {checkpoint}")
