@@ -34,6 +34,7 @@ from transformers.initialization import no_init_weights
 import anyvla.backbones.nano_vision  # noqa: F401  (registers its model type, so that a saved nano loads here)
 from anyvla.backbones.base import Cache, Capability, Part, without
 from anyvla.backbones.hooks import read_after, written
+from anyvla.backbones.language_config import windows_of
 from anyvla.backbones.options import Options, Resampler
 from anyvla.backbones.parts import ends_of, find_parts
 from anyvla.backbones.pixels import Pixels
@@ -49,7 +50,7 @@ from anyvla.backbones.source import (
     read_second_tokenizer,
 )
 from anyvla.backbones.template import Template
-from anyvla.backbones.tokens import TokenBackbone, windows_of
+from anyvla.backbones.tokens import TokenBackbone
 from anyvla.backbones.vision_inputs import Images
 from anyvla.config import STRICT
 from anyvla.limits import PIXELS

@@ -20,12 +20,13 @@ from transformers.initialization import no_init_weights
 
 from anyvla.backbones.base import CAPABILITIES, Cache, Part, without
 from anyvla.backbones.hooks import written
+from anyvla.backbones.language_config import lacks_of, windows_of
 from anyvla.backbones.options import Options
 from anyvla.backbones.pixels import Pixels
 from anyvla.backbones.pretrained import renew, truncate
 from anyvla.backbones.resampler import resampler_among
 from anyvla.backbones.template import Template
-from anyvla.backbones.tokens import TokenBackbone, lacks_of, windows_of
+from anyvla.backbones.tokens import TokenBackbone
 from anyvla.types import TokenSequence
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

@@ -30,6 +30,7 @@ from anyvla.backbones.composed import cut
 from anyvla.backbones.flamingo_language import build_language, counts_positions, keys_at, load_language, renamed
 from anyvla.backbones.flamingo_layers import CrossAttending, Reading, add_cross_attention, decoder_layers, shown
 from anyvla.backbones.flamingo_weights import check, read_checkpoint, translate
+from anyvla.backbones.language_config import windows_of
 from anyvla.backbones.options import Options
 from anyvla.backbones.parts import parameters_of
 from anyvla.backbones.pixels import Pixels
@@ -37,7 +38,7 @@ from anyvla.backbones.pretrained import KEPT, renew
 from anyvla.backbones.resampler import PerceiverResampler
 from anyvla.backbones.source import PREPROCESSOR, fetch, read_preprocessor
 from anyvla.backbones.template import Template
-from anyvla.backbones.tokens import TokenBackbone, windows_of
+from anyvla.backbones.tokens import TokenBackbone
 from anyvla.config import STRICT
 from anyvla.limits import LAYERS
 from anyvla.types import TokenSequence

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from anyvla.backbones import vision_inputs, vision_odd, vision_patches, vision_tiles
 from anyvla.backbones.base import Capability
+from anyvla.backbones.language_config import lacks_of
 from anyvla.backbones.template import Template
-from anyvla.backbones.tokens import Attention, lacks_of
+from anyvla.backbones.tokens import Attention
 from anyvla.backbones.vision_inputs import Images
 
 Size = tuple[int, int]  # h, w

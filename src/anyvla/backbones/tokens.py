@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from anyvla.backbones import rereading
 from anyvla.backbones.adapt import add_lora, quantise, train_parts
-from anyvla.backbones.base import Backbone, Cache, Capability
+from anyvla.backbones.base import Backbone, Cache
 from anyvla.backbones.control import ControlTokens
 from anyvla.backbones.hooks import only_at, read_before_head, written
+from anyvla.backbones.language_config import EVERYWHERE
 from anyvla.backbones.options import Options
 from anyvla.backbones.template import Template
 from anyvla.layout import lay_out
@@ -29,7 +30,6 @@ from anyvla.text import check_instruction
 from anyvla.types import Block, TokenSequence
 
 CACHED_BLOCKS = 10_000  # instructions whose tokens are kept
-EVERYWHERE: Mapping[str, int | None] = {"full_attention": None}  # layers of one kind, which see to the beginning
 
 
 # Who sees later places. causal: no one. image: the tokens of one image see each other. prefix: all but the queries see
@@ -378,25 +378,6 @@ class TokenBackbone(Backbone):
                 self._blocks.clear()
             self._blocks[key] = tokens
         return self._blocks[key]
-
-
-def windows_of(config: Any) -> Mapping[str, int | None]:
-    """How far back the layers of each kind see, read from the configuration of a causal language model."""
-    window = getattr(config, "sliding_window", None)
-    kinds = dict.fromkeys(getattr(config, "layer_types", None) or ())
-    if window is None or (kinds and "sliding_attention" not in kinds):
-        return EVERYWHERE
-    return {kind: window if kind == "sliding_attention" else None for kind in kinds or ("sliding_attention",)}
-
-
-def lacks_of(config: Any) -> frozenset[Capability]:
-    """What a language model cannot do, read from its configuration.
-
-    Convolutions and linear attention hide nothing behind a mask, and what they remember takes up the padding after it.
-    """
-    kinds = getattr(config, "layer_types", None) or ()
-    recurrent = any(kind == "linear_attention" or not kind.endswith("attention") for kind in kinds)
-    return frozenset({"block_mask", "cache"} if recurrent else ())
 
 
 def _first_known(*ids: int | None) -> int:
