@@ -55,13 +55,13 @@ def run(options: argparse.Namespace) -> int:
     errors = any(f.severity == "error" for f in findings)
     if options.fix is None:
         return int(errors)
+    from anyvla import durable
     from anyvla.cli.data_convert import converted
-    from anyvla.data import stored
     from anyvla.data.mended import Mended
 
     mended = Mended(dataset, findings)
     converted(mended, options.fix)
     done = json.dumps({"dropped": mended.dropped, "cut": mended.cut}, indent=1, ensure_ascii=False)
-    stored.write(options.fix / "meta/fixes.json", done.encode())
+    durable.write(options.fix / "meta/fixes.json", done)
     console.print(f"{len(mended.dropped)} episodes left out, {len(mended.cut)} cut: {options.fix}")
     return 0

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from anyvla import durable
 from anyvla.config import to_dict
-from anyvla.data import fingerprints, stored
+from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.formats.lerobot import LeRobotDataset
 from anyvla.data.formats.lerobot_writer import LeRobotWriter, discard_leftovers, is_complete, stage_episode
@@ -89,7 +90,7 @@ def convert(
         except ValueError:
             shutil.move(root, root.with_name(root.name + ".wrong"))  # for a look; it must not pass for the real one
             raise
-        stored.write(root / REPORT, json.dumps(asdict(report), indent=1).encode())
+        durable.write(root / REPORT, json.dumps(asdict(report), indent=1))
         return report
 
 

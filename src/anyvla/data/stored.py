@@ -75,7 +75,7 @@ def _warn_once(root: Path, reason: str) -> None:
 
 
 def write(path: Path, contents: bytes) -> None:
-    """Write a file whole or not at all, whoever else writes it."""
+    """Write a file whole or not at all, whoever else writes it. Unlike `durable.write`, this waits for no disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         temporary.write_bytes(contents)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from anyvla import durable
 from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.suites import Opened
@@ -96,9 +97,7 @@ def film(
                         raise Interrupted("stopped while filming; the same command goes on there")
         index = videos / "index.json"
         index.parent.mkdir(parents=True, exist_ok=True)
-        temporary = index.with_suffix(".tmp")
-        temporary.write_text(json.dumps([_entry(r, name) for name, r in names.items()], indent=1), encoding="utf-8")
-        temporary.replace(index)
+        durable.write(index, json.dumps([_entry(r, name) for name, r in names.items()], indent=1))
         return index
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
+from anyvla import durable
 from anyvla.report import plots
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -35,12 +35,7 @@ def style() -> Markup:
 def write_page(path: Path, page: str) -> Path:
     """Put a page in place whole, so that an interruption leaves the one that was there before; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    durable.write(path, page)
     return path
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 from pydantic.dataclasses import dataclass as config_dataclass
 
+from anyvla import durable
 from anyvla.config import STRICT, build, to_dict
-from anyvla.data import fingerprints, stored
+from anyvla.data import fingerprints
 from anyvla.data.clock import Times, relative
 from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
 from anyvla.data.formats import hdf5
@@ -203,7 +204,7 @@ def write_description(root: Path, embodiment: Embodiment, about: str = "") -> No
     """Write `dataset.yaml`; the folder is made if it is not there."""
     root.mkdir(parents=True, exist_ok=True)
     text = to_yaml(to_dict(Description(embodiment=embodiment, about=about)))
-    stored.write(root / DESCRIPTION, text.encode())
+    durable.write(root / DESCRIPTION, text)
 
 
 def _description(path: Path) -> Description:
