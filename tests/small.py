@@ -21,6 +21,13 @@ from anyvla.types import Batch, Observation
 
 SIZE = 32
 NANO = {"name": "nano", "width": 32, "layers": 2, "heads": 2, "mlp": 64, "image_size": SIZE, "channels": [16, 16]}
+SMALLEST = {  # a recipe's section model
+    "backbone": NANO,
+    "history": "none",
+    "fuser": "identity",
+    "decoder": {"name": "regression", "hidden": 32, "layers": 1},
+    "chunk": 4,
+}
 HISTORIES = ["none", {"name": "policy_head", "window": 3}, {"name": "interleaved", "window": 3}]
 FUSERS = [
     "identity",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from running import start
-from small import NANO
+from small import SMALLEST
 
 
 @pytest.fixture(scope="session")
@@ -18,13 +18,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name": "toy",
         "benchmark": "toy/line",
         "collect": {"demonstrations": 2, "processes": 2},
-        "model": {
-            "backbone": NANO,
-            "history": "none",
-            "fuser": "identity",
-            "decoder": {"name": "regression", "hidden": 32, "layers": 1},
-            "chunk": 4,
-        },
+        "model": SMALLEST,
         "training": {"steps": 2, "batch_size": 4, "log_every": 1, "checkpoint_every": 100000},
         "evaluation": {"episodes": 2, "processes": 2, "failure_videos": 0},
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small import NANO, embodiment, episode
+from small import SMALLEST, embodiment, episode
 
 from anyvla.cli.main import main
 from anyvla.config import ConfigError
@@ -22,13 +22,7 @@ def recipe(tmp_path):
     document = {
         "name": "small",
         "data": {"sources": [{"path": str(tmp_path / "dataset")}]},
-        "model": {
-            "backbone": NANO,
-            "history": "none",
-            "fuser": "identity",
-            "decoder": {"name": "regression", "hidden": 32, "layers": 1},
-            "chunk": 4,
-        },
+        "model": SMALLEST,
         "training": {"steps": 6, "batch_size": 4, "log_every": 1, "checkpoint_every": 1000},
     }
     path = tmp_path / "small.yaml"
