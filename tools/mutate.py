@@ -1,0 +1,229 @@
+"""Put silent bugs into copies of this tree, one at a time, and print which of them the tests do not notice.
+
+    python tools/mutate.py                        # every table in tools/mutations
+    python tools/mutate.py training serving       # the tables of two layers
+    python tools/mutate.py training --only decay  # the mutations of a table whose name contains "decay"
+    python tools/mutate.py --check                # only whether the tables still fit the code
+
+CONTRIBUTING.md explains the tables. The exit status is 1 if fewer than `--least` percent of the mutations are noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLES = ROOT / "tools" / "mutations"
+PACKAGES = ("src", "packages/anyvla-sim/src")
+# Imported once, before the processes of the tests are forked. None of them is part of anyvla.
+SHARED = ["pytest", "hypothesis", "torch", "transformers.modeling_utils", "scipy.stats", "pyarrow.parquet", "av"]
+NO_TESTS = 5  # pytest's exit status
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One silent bug: `old`, which occurs once in `file`, becomes `new`; `tests` are what should fail then."""
+
+    layer: str
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def apply(self, tree: Path) -> str:
+        """Return the mutated text of the file. Raise ValueError if the entry does not fit the code in `tree`."""
+        path = tree / self.file
+        if not path.is_file():
+            raise ValueError(f"{self.label}: there is no file {self.file}")
+        text = path.read_text(encoding="utf-8")
+        if (count := text.count(self.old)) != 1:
+            raise ValueError(f"{self.label}: the old text occurs {count} times in {self.file}, not once")
+        if self.new == self.old:
+            raise ValueError(f"{self.label}: the new text is the old text")
+        for test in self.tests:
+            if not (tree / test.split("::")[0]).exists():
+                raise ValueError(f"{self.label}: there is no test {test}")
+        mutated = text.replace(self.old, self.new)
+        if path.suffix == ".py":
+            compile(mutated, self.file, "exec")
+        return mutated
+
+    @property
+    def label(self) -> str:
+        return f"{self.layer}: {self.name}"
+
+
+def read_table(path: Path) -> list[Mutation]:
+    """Return the mutations of one table. Raise ValueError if an entry lacks a key or two have one name."""
+    table: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    usual = table.get("tests", [])
+    mutations = []
+    for entry in table["mutations"]:
+        missing = {"name", "file", "old", "new"} - set(entry)
+        if missing:
+            raise ValueError(f"{path.name}: the entry {entry.get('name')!r} lacks {', '.join(sorted(missing))}")
+        tests = tuple(entry.get("tests", usual))
+        if not tests:
+            raise ValueError(f"{path.name}: the entry {entry['name']!r} names no tests")
+        mutations.append(Mutation(path.stem, entry["name"], entry["file"], entry["old"], entry["new"], tests))
+    if len({m.name for m in mutations}) < len(mutations):
+        raise ValueError(f"{path.name}: two entries have the same name")
+    return mutations
+
+
+def copy_tree(to: Path) -> Path:
+    """Copy the files that git knows or would add, and compile them: processes must not write bytecode of mutations."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "src", "packages"], cwd=to, check=True)
+    return to
+
+
+@contextmanager
+def mutated(tree: Path, mutation: Mutation) -> Iterator[None]:
+    """Write the mutation into `tree`, and take it out again."""
+    path = tree / mutation.file
+    original, times = path.read_bytes(), path.stat()
+    path.write_text(mutation.apply(tree), encoding="utf-8")
+    os.utime(path, (0, 0))  # bytecode is up to date if size and seconds are equal: make the seconds differ
+    try:
+        yield
+    finally:
+        path.write_bytes(original)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _test(tree: str, tests: tuple[str, ...], log: str) -> None:
+    """Run pytest in a forked process, on the packages in `tree`."""
+    os.setsid()  # a group of its own, so that what the tests started ends with it
+    os.chdir(tree)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    packages = [os.path.join(tree, package) for package in PACKAGES]
+    os.environ |= {"PYTHONPATH": os.pathsep.join(packages), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    sys.path[:0] = packages
+    sys.argv = ["pytest"]
+    import pytest
+
+    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-n0", *tests])))
+
+
+def run_tests(tree: Path, tests: tuple[str, ...], log: Path, limit: float) -> int | None:
+    """Return pytest's exit status, or None if the tests took more than `limit` seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SHARED)
+    process = context.Process(target=_test, args=(str(tree), tests, str(log)))
+    process.start()
+    process.join(limit)
+    status = process.exitcode
+    if process.pid is not None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    process.join()
+    return status
+
+
+def measure(mutations: list[Mutation], jobs: int, limit: float) -> list[Mutation]:
+    """Run the tests of each mutation; print the outcomes; return the mutations that survived.
+
+    Raises ValueError if tests fail, or if there are none, without any mutation.
+    """
+    with tempfile.TemporaryDirectory(prefix="mutate-") as folder, ThreadPoolExecutor(jobs) as pool:
+        trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for index in range(jobs):
+            trees.put(copy_tree(Path(folder) / f"tree{index}"))
+
+        def unmutated(tests: tuple[str, ...]) -> str | None:
+            tree = trees.get()
+            log = tree.with_suffix(".log")
+            status = run_tests(tree, tests, log, limit)
+            text = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+            trees.put(tree)
+            return None if status == 0 else f"without a mutation, {' '.join(tests)} ended with {status}:\n{text}"
+
+        def survived(mutation: Mutation) -> bool:
+            tree = trees.get()
+            start = time.monotonic()
+            with mutated(tree, mutation):
+                status = run_tests(tree, mutation.tests, tree.with_suffix(".log"), limit)
+            trees.put(tree)
+            noticed = {0: "SURVIVED", None: "hung"}.get(status, "noticed")
+            print(f"{noticed:9} {time.monotonic() - start:5.0f} s  {mutation.label}", flush=True)
+            return status == 0
+
+        if faults := [f for f in pool.map(unmutated, sorted({m.tests for m in mutations})) if f]:
+            raise ValueError("\n".join(faults))
+        return [m for m, alive in zip(mutations, pool.map(survived, mutations), strict=True) if alive]
+
+
+def print_summary(mutations: list[Mutation], survivors: list[Mutation]) -> float:
+    """Print noticed mutations by layer, and the survivors. Return the percentage that was noticed."""
+    print()
+    for layer in sorted({m.layer for m in mutations}):
+        every = [m for m in mutations if m.layer == layer]
+        print(f"{layer:14} {len(every) - sum(m in survivors for m in every):3} of {len(every):3} noticed")
+    rate = 100 * (1 - len(survivors) / len(mutations))
+    print(f"{'all':14} {len(mutations) - len(survivors):3} of {len(mutations):3} noticed, {rate:.1f} %")
+    for mutation in survivors:
+        print(f"survived: {mutation.label}   ({mutation.file})")
+    return rate
+
+
+def main() -> int:
+    """Parse the command line, run, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", help="names of tables in tools/mutations; all of them by default")
+    parser.add_argument("--only", default="", help="mutations whose name contains this text")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutations at the same time")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for the tests of one mutation")
+    parser.add_argument("--least", type=float, default=95, help="percentage that must be noticed")
+    parser.add_argument("--check", action="store_true", help="only check that every entry fits the code")
+    args = parser.parse_args()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    paths = [TABLES / f"{name}.yaml" for name in args.tables] or sorted(TABLES.glob("*.yaml"))
+    try:
+        mutations = [m for path in paths for m in read_table(path) if args.only in m.name]
+        for mutation in mutations:
+            mutation.apply(ROOT)
+        if not mutations:
+            raise ValueError("no mutation has such a name")
+        if args.check:
+            print(f"{len(mutations)} mutations fit the code")
+            return 0
+        return int(print_summary(mutations, measure(mutations, args.jobs, args.limit)) < args.least)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
