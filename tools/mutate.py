@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLES = ROOT / "tools" / "mutations"
 PACKAGES = ("src", "packages/anyvla-sim/src")
 # Imported once, before the processes of the tests are forked. None of them is part of anyvla.
 SHARED = ["pytest", "hypothesis", "torch", "transformers.modeling_utils", "scipy.stats", "pyarrow.parquet", "av"]
@@ -39,7 +38,7 @@ NO_TESTS = 5  # pytest's exit status
 
 @dataclass(frozen=True)
 class Mutation:
-    """One silent bug: `old`, which occurs once in `file`, becomes `new`; `tests` are what should fail then."""
+    """One silent bug: `old`, which occurs once in `file`, becomes `new`, and one of `tests` should fail."""
 
     layer: str
     name: str
@@ -89,18 +88,26 @@ def read_table(path: Path) -> list[Mutation]:
     return mutations
 
 
-def copy_tree(to: Path) -> Path:
+def copy_tree(root: Path, to: Path) -> Path:
     """Copy the files that git knows or would add, and compile them: processes must not write bytecode of mutations."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
+        cwd=root,
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
+    ).stdout
     for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
+        if (root / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, to / name)
-    subprocess.run([sys.executable, "-m", "compileall", "-q", "src", "packages"], cwd=to, check=True)
+            shutil.copy2(root / name, to / name)
+    subprocess.run([sys.executable, "-m", "compileall", "-q", *packages_in(to)], check=True)
     return to
+
+
+def packages_in(tree: Path) -> list[str]:
+    """Return the folders of `tree` that Python imports packages from."""
+    return [str(tree / package) for package in PACKAGES if (tree / package).is_dir()]
 
 
 @contextmanager
@@ -124,7 +131,7 @@ def _test(tree: str, tests: tuple[str, ...], log: str) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    packages = [os.path.join(tree, package) for package in PACKAGES]
+    packages = packages_in(Path(tree))
     os.environ |= {"PYTHONPATH": os.pathsep.join(packages), "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True
     sys.path[:0] = packages
@@ -143,15 +150,13 @@ def run_tests(tree: Path, tests: tuple[str, ...], log: Path, limit: float) -> in
     process.join(limit)
     status = process.exitcode
     if process.pid is not None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     process.join()
     return status
 
 
-def measure(mutations: list[Mutation], jobs: int, limit: float) -> list[Mutation]:
+def measure(root: Path, mutations: list[Mutation], jobs: int, limit: float) -> list[Mutation]:
     """Run the tests of each mutation; print the outcomes; return the mutations that survived.
 
     Raises ValueError if tests fail, or if there are none, without any mutation.
@@ -159,7 +164,7 @@ def measure(mutations: list[Mutation], jobs: int, limit: float) -> list[Mutation
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder, ThreadPoolExecutor(jobs) as pool:
         trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for index in range(jobs):
-            trees.put(copy_tree(Path(folder) / f"tree{index}"))
+            trees.put(copy_tree(root, Path(folder) / f"tree{index}"))
 
         def unmutated(tests: tuple[str, ...]) -> str | None:
             tree = trees.get()
@@ -197,7 +202,7 @@ def print_summary(mutations: list[Mutation], survivors: list[Mutation]) -> float
     return rate
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Parse the command line, run, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", help="names of tables in tools/mutations; all of them by default")
@@ -206,20 +211,21 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=600, help="seconds for the tests of one mutation")
     parser.add_argument("--least", type=float, default=95, help="percentage that must be noticed")
     parser.add_argument("--check", action="store_true", help="only check that every entry fits the code")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    paths = [TABLES / f"{name}.yaml" for name in args.tables] or sorted(TABLES.glob("*.yaml"))
+    tables = root / "tools" / "mutations"
+    paths = [tables / f"{name}.yaml" for name in args.tables] or sorted(tables.glob("*.yaml"))
     try:
         mutations = [m for path in paths for m in read_table(path) if args.only in m.name]
         for mutation in mutations:
-            mutation.apply(ROOT)
+            mutation.apply(root)
         if not mutations:
             raise ValueError("no mutation has such a name")
         if args.check:
             print(f"{len(mutations)} mutations fit the code")
             return 0
-        return int(print_summary(mutations, measure(mutations, args.jobs, args.limit)) < args.least)
+        return int(print_summary(mutations, measure(root, mutations, args.jobs, args.limit)) < args.least)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

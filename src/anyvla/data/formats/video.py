@@ -28,6 +28,9 @@ KEY_FRAME_EVERY = 8
 # crf: lower is better and larger. fastdecode (no CABAC, no loop filter) halves the time to read a window of 8 frames of
 # 128 px, for 10 % more bytes at the same error.
 _OPTIONS = {"crf": "13", "preset": "veryfast", "tune": "fastdecode"}
+# x264 encodes equal frames of 32 pixels differently in 1 to 5 % of the runs, but never without macroblock trees. At 64
+# pixels none of 200 runs differed, and macroblock trees save a fifth of the bytes.
+_TINY, _TINY_OPTIONS = 64, {"x264-params": "mbtree=0"}
 PIXELS = "yuv444p"  # colour at full resolution
 _BT601, _LIMITED = 6, 1  # how RGB becomes YUV, told to players, which guess otherwise
 # Other containers are lists of further files (HLS, concat), which FFmpeg would read from anywhere.
@@ -42,7 +45,7 @@ def encode(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float)
     rate = _rate(fps)
     shape: tuple[int, ...] | None = None
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options=_OPTIONS)
+        stream = container.add_stream("libx264", rate=rate)
         stream.pix_fmt = PIXELS
         stream.codec_context.colorspace, stream.codec_context.color_range = _BT601, _LIMITED
         stream.codec_context.gop_size = KEY_FRAME_EVERY
@@ -54,6 +57,7 @@ def encode(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float)
                 shape = array.shape
                 if len(shape) == 3:
                     stream.height, stream.width = shape[:2]
+                    stream.codec_context.options = _OPTIONS | (_TINY_OPTIONS if min(shape[:2]) < _TINY else {})
             if array.dtype != np.uint8 or array.shape != shape or len(shape) != 3 or shape[2] != 3:
                 raise ValueError(f"a video needs uint8 frames (H, W, 3) of one shape, got {array.dtype} {array.shape}")
             frame = reformatter.reformat(
