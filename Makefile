@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: env libero quickstart test slow lint types layers format clean
+.PHONY: env libero quickstart test slow mutate lint types layers format clean
 
 env: $(VENV)/.ready
 
@@ -32,6 +32,9 @@ test: env # a test that hangs shows where, and fails
 
 slow: env
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+mutate: env # silent bugs that the tests do not notice; see CONTRIBUTING.md
+	@$(BIN)/python tools/mutate.py --jobs $(JOBS) $(ARGS)
 
 lint: env
 	@$(BIN)/ruff check .
