@@ -8,25 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tf_records import example, field, varint
 
-from anyvla.data.formats.tf_example import parse
-
-
-def varint(value: int) -> bytes:
-    value &= (1 << 64) - 1
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
+from anyvla.data.formats.tf_example import Feature, parse
 
 
-def field(number: int, data: bytes, wire: int = 2) -> bytes:
-    return varint(number << 3 | wire) + (varint(len(data)) if wire == 2 else b"") + data
-
-
-def example(name: str, feature: bytes) -> memoryview:
-    return memoryview(field(1, field(1, field(1, name.encode()) + field(2, feature))))
+def parsed(name: str, feature: bytes) -> dict[str, Feature]:
+    return parse(memoryview(example({name: feature})))
 
 
 integers = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20)
@@ -37,7 +25,7 @@ floats = st.lists(st.floats(width=32, allow_nan=False), max_size=20)
 def test_integers(values: list[int], packed: bool):
     each = [varint(v) for v in values]
     data = field(1, b"".join(each)) if packed else b"".join(field(1, v, 0) for v in each)
-    got = parse(example("a/b", field(3, data)))["a/b"].numbers()
+    got = parsed("a/b", field(3, data))["a/b"].numbers()
     assert got.dtype == np.int64
     assert got.tolist() == values
 
@@ -46,26 +34,26 @@ def test_integers(values: list[int], packed: bool):
 def test_floats(values: list[float], packed: bool):
     each = [struct.pack("<f", v) for v in values]
     data = field(1, b"".join(each)) if packed else b"".join(field(1, v, 5) for v in each)
-    got = parse(example("ä", field(2, data)))["ä"].numbers()
+    got = parsed("ä", field(2, data))["ä"].numbers()
     assert got.dtype == np.float32
     assert got.tolist() == values
 
 
 @given(values=st.lists(st.binary(max_size=300), max_size=8))
 def test_bytes(values: list[bytes]):
-    feature = parse(example("x", field(1, b"".join(field(1, v) for v in values))))["x"]
+    feature = parsed("x", field(1, b"".join(field(1, v) for v in values)))["x"]
     assert [bytes(v) for v in feature.texts()] == values
     assert feature.count() == len(values)
 
 
 def test_what_is_of_another_kind_or_no_message_is_refused():
-    texts = parse(example("x", field(1, field(1, b"abc"))))["x"]
+    texts = parsed("x", field(1, field(1, b"abc")))["x"]
     with pytest.raises(ValueError, match="holds byte strings, not numbers"):
         texts.numbers()
-    numbers = parse(example("x", field(3, field(1, varint(5)))))["x"]
+    numbers = parsed("x", field(3, field(1, varint(5))))["x"]
     with pytest.raises(ValueError, match="holds numbers, not byte strings"):
         numbers.texts()
-    whole = bytes(example("x", field(1, field(1, b"abc"))))
+    whole = example({"x": field(1, field(1, b"abc"))})
     with pytest.raises(ValueError, match=r"no tf\.train\.Example: a field runs over its end"):
         parse(memoryview(whole[:-2]))
     with pytest.raises(ValueError, match=r"no tf\.train\.Example"):
