@@ -62,6 +62,14 @@ def test_uneven_times_and_several_instructions(tmp_path: Path) -> None:
     assert episode.instructions == ("open the drawer", "pull it open")
 
 
+def test_a_given_embodiment_replaces_that_of_the_folder(tmp_path: Path) -> None:
+    other = dataclasses.replace(ROBOT, name="other", cameras=("wrist",), control_hz=10)
+    data = FolderDataset(FolderConfig(), folder(tmp_path / "mine"), other)
+    assert data.embodiment == other
+    assert list(data[0].images) == ["wrist"]
+    assert data[0].timestamps == pytest.approx(np.arange(9) / 10)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -115,6 +123,7 @@ def test_fingerprint_follows_the_numbers_and_their_meaning(tmp_path: Path) -> No
     one = open_dataset(root).fingerprint
     write_description(root, ROBOT, about="said in other words")
     assert open_dataset(root).fingerprint == one
+    assert FolderDataset(FolderConfig(times="steady"), root).fingerprint != one  # steps are at other times
     write_description(root, dataclasses.replace(ROBOT, control_hz=10))
     assert open_dataset(root).fingerprint != one
     write_description(root, ROBOT)

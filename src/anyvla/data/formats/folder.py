@@ -119,7 +119,10 @@ class FolderDataset:
     @cached_property
     def fingerprint(self) -> str:
         """See `EpisodeDataset`."""
-        return fingerprints.of_files(self.root, self._files, json.dumps(conventions(self.embodiment), sort_keys=True))
+        meaning: Any = conventions(self.embodiment)
+        if self.config.times != "recorded":  # else the meaning is as it was before there was this option
+            meaning = [meaning, to_dict(self.config)]
+        return fingerprints.of_files(self.root, self._files, json.dumps(meaning, sort_keys=True))
 
     def _length(self, path: Path) -> int | str:
         """Return how many steps a file has, or the reason why it cannot be read."""
