@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from anyvla.actions.space import Group
 from anyvla.config import build
 from anyvla.data.converted import Converted
 from anyvla.data.formats import calvin
@@ -141,6 +143,48 @@ def test_world_actions_are_the_pose_to_reach(folder: Path) -> None:
     episode = opened(folder, actions="world")[0]
     assert episode.actions[2] == pytest.approx(step(folder, 104)["actions"], abs=1e-6)
     assert episode.embodiment.action.groups[0].mode == "absolute"
+
+
+def test_the_numbers_mean_what_calvin_env_says() -> None:
+    """robot.py: max_rel_pos 0.02, max_rel_orn 0.05, proprio as get_observation gives it; 30 Hz of control."""
+    pose = (
+        Group(name="position", size=3, kind="position", unit="m", frame="base"),
+        Group(name="rotation", size=3, kind="rotation", rotation="euler", unit="rad", frame="base"),
+    )
+    proprio = (
+        *pose,
+        Group(name="gripper", size=1, kind="gripper", low=0, high=0.08, open=0.08, unit="m"),
+        Group(name="joints", size=7, kind="joints", unit="rad"),
+        Group(name="gripper_command", size=1, kind="gripper", low=-1, high=1, open=1),
+    )
+    gripper = Group(name="gripper", size=1, kind="gripper", low=-1, high=1, open=1)
+    move = Group(name="position", size=3, kind="position", mode="delta", low=-1, high=1, unit="0.02 m", frame="base")
+    turn: dict[str, Any] = {"name": "rotation", "size": 3, "kind": "rotation", "mode": "delta", "unit": "0.05 rad"}
+    actions = {
+        "relative": (move, Group(**turn, low=-1, high=1), gripper),
+        "motion": (move, Group(**turn, rotation="axis_angle", frame="base"), gripper),
+        "world": (*pose, gripper),
+    }
+    for name, groups in actions.items():
+        robot = calvin_embodiment(name)  # type: ignore[arg-type]
+        assert robot.action.groups == groups
+        assert robot.proprio.groups == proprio
+        assert (robot.name, robot.control_hz, robot.cameras) == ("calvin_panda", 30, ("static", "gripper"))
+
+
+def test_a_segment_belongs_to_the_scene_in_which_it_begins(folder: Path) -> None:
+    rewrite_annotations(folder / "training", lambda _: [(119, 121), (120, 122)])
+    assert [opened(folder)[i].extra["scene"] for i in range(2)] == ["A", "D"]
+    assert [s.scene for s in opened(folder, segments="play")._segments] == ["A", "D"]
+
+
+def test_the_split_is_the_one_that_is_asked_for(folder: Path) -> None:
+    shutil.copytree(folder / "training", folder / "validation")
+    rewrite_annotations(folder / "validation", lambda places: [(102, 105), places[1]])
+    assert opened(folder).lengths.tolist() == [8, 8]
+    validation = opened(folder, split="validation")
+    assert validation.lengths.tolist() == [3, 8]
+    assert [opened(folder).provenance["split"], validation.provenance["split"]] == ["training", "validation"]
 
 
 def test_motion_is_the_rotation_that_the_robot_makes(folder: Path) -> None:

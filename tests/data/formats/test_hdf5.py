@@ -135,6 +135,40 @@ def test_a_declared_layout(tmp_path: Path) -> None:
         _ = Hdf5Dataset(last, tmp_path, robot("front", action=7, proprio=7))[0]
 
 
+def test_what_is_declared_goes_before_what_a_layout_says(tmp_path: Path) -> None:
+    images = scene(LENGTH, 16, 4)
+    joints = np.random.default_rng(0).normal(size=(LENGTH, 14))
+    with h5py.File(tmp_path / "episode0.hdf5", "w") as file:
+        file["joint_action/vector"], file["front/rgb"] = joints, images
+    arms = robot("front")
+    usual = Hdf5Dataset(Hdf5Config(), tmp_path, arms)[0]
+    assert np.array_equal(usual.images["front"], images[:-1, ..., ::-1])  # RoboTwin's are BGR, and a step behind
+    plain = Hdf5Dataset(Hdf5Config(colors="rgb", ahead=0), tmp_path, arms)[0]
+    assert np.array_equal(plain.images["front"], images)
+    assert np.array_equal(plain.actions, joints.astype(np.float32))
+    later = Hdf5Dataset(Hdf5Config(colors="bgr", ahead=2), tmp_path, arms)
+    assert later.lengths.tolist() == [LENGTH - 2]
+    assert np.array_equal(later[0].actions, joints[2:].astype(np.float32))
+    assert np.array_equal(later[0].proprio, joints[:-2].astype(np.float32))
+    assert np.array_equal(later[0].images["front"][[3, 0]], images[[3, 0]][..., ::-1])
+    for name, expected in (("flip", images[:, ::-1]), ("turn", images[:, ::-1, ::-1])):
+        turned = Hdf5Dataset(Hdf5Config(colors="rgb", ahead=0, images=name), tmp_path, arms)[0]
+        assert np.array_equal(turned.images["front"], expected)
+
+
+def test_one_sentence_for_all_goes_before_the_sentence_of_each(tmp_path: Path) -> None:
+    write_aloha(tmp_path / "episode_0.hdf5", False)
+    with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
+        file.attrs["told"], file["words"] = "open it", np.array([b" close it ", b"and more"])
+    for options, said in (
+        ({"instruction_key": "told"}, ("open it",)),
+        ({"instruction_key": "words"}, ("close it",)),
+        ({"instruction_key": "words", "instruction": "push it"}, ("push it",)),
+        ({}, ()),
+    ):
+        assert Hdf5Dataset(build(Hdf5Config, options), tmp_path, robot("cam_high"))[0].instructions == said
+
+
 def test_an_unknown_layout_is_one_line_that_says_what_to_declare(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from anyvla.actions.space import ActionSpace, Group
 from anyvla.data.episode import Embodiment
 from anyvla.data.formats import lerobot, lerobot_rows
 from anyvla.data.formats.lerobot import LeRobotDataset
-from anyvla.data.formats.lerobot_info import dim_names
+from anyvla.data.formats.lerobot_info import Info, dim_names
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.data.undeclared import UndeclaredError
 
@@ -61,6 +61,36 @@ def test_what_is_written_is_read(written, episodes):
         dataset[4]
 
 
+def test_wide_images_stay_wide_and_upright(tmp_path):
+    """Red at the left, blue below: no frame is turned, mirrored or of another colour order."""
+    frames = np.full((6, 24, 40, 3), 100, np.uint8)
+    frames[:, :, :8], frames[:, 16:, 8:] = (220, 20, 20), (20, 20, 220)
+    write_dataset(tmp_path / "set", ROBOT, [demonstration(6, images=dict.fromkeys(ROBOT.cameras, frames))])
+    info = json.loads((tmp_path / "set/meta/info.json").read_text())
+    feature = info["features"]["observation.images.corner"]
+    assert (feature["shape"], feature["names"]) == ([24, 40, 3], ["height", "width", "channels"])
+    assert (feature["info"]["video.height"], feature["info"]["video.width"]) == (24, 40)
+    images = opened(tmp_path / "set")[0].images["corner"]
+    assert images.shape == frames.shape
+    assert np.abs(images[:].astype(int) - frames).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ([24, 40, 3], ["height", "width", "channels"]),
+        ([3, 24, 40], ["channels", "height", "width"]),
+        ([40, 24, 3], ["width", "height", "channel"]),
+        ([24, 40, 3], None),
+        ([3, 24, 40], None),
+        ([1, 24, 40], None),
+    ],
+)
+def test_height_and_width_in_every_order_that_data_declares_them(copy, shape, names):
+    edit_info(copy, features={"top": {"dtype": "image", "shape": shape, "names": names}})
+    assert Info(copy).image_size("top") == (24, 40)
+
+
 def test_single_frames_equal_the_episode_s(written):
     images = opened(written)[2].images["wrist"]
     whole = np.asarray(images)
@@ -106,6 +136,7 @@ def test_a_foreign_dataset_needs_its_embodiment_declared(copy):
         ({"cameras": ("wirst",)}, "no camera 'wirst': did you mean 'wrist'"),
         ({"action": ActionSpace(groups=(Group(name="a", size=7),))}, r"'action' has shape \[4\].*declares 7 dims"),
         ({"control_hz": 10}, "recorded at 40 steps per second.*control_hz=10"),
+        ({"control_hz": 40.5}, "recorded at 40 steps per second.*control_hz=40.5"),
     ],
 )
 def test_an_embodiment_that_does_not_fit_is_refused(written, changes, message):

@@ -15,6 +15,7 @@ from test_lerobot_package import FIXTURES, SO101
 from anyvla.config import Part, build
 from anyvla.data.formats import lerobot_reader
 from anyvla.data.open import open_dataset
+from anyvla.data.undeclared import UndeclaredError
 from anyvla.registry import formats
 
 V2, V3 = FIXTURES / "v2_video", FIXTURES / "v3_video"
@@ -111,6 +112,29 @@ def test_versions_in_other_spellings(v2, version):
     info = json.loads((v2 / "meta/info.json").read_text())
     (v2 / "meta/info.json").write_text(json.dumps(info | {"codebase_version": version}))
     check_as_before(v2)
+
+
+def test_chunks_of_v2_hold_as_many_episodes_as_it_says(v2):
+    for path in [*v2.glob("data/chunk-000/*_000002.parquet"), *v2.glob("videos/chunk-000/*/*_000002.mp4")]:
+        moved = Path(str(path).replace("chunk-000", "chunk-001"))
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(moved)
+    info = json.loads((v2 / "meta/info.json").read_text())
+    (v2 / "meta/info.json").write_text(json.dumps(info | {"chunks_size": 2}))
+    check_as_before(v2)
+    assert np.array_equal(opened(v2)[3].images["top"][[4]], opened(V2)[3].images["top"][[4]])
+
+
+def test_cameras_of_depth_are_none(copy):
+    info = json.loads((copy / "meta/info.json").read_text())
+    key = next(key for key in info["features"] if key.endswith(("images.top", "top")))
+    for part in ("info", "video_info"):
+        changed = {**info["features"][key], "info": None, "video_info": None, part: {"video.is_depth_map": True}}
+        features = info["features"] | {key: changed}
+        (copy / "meta/info.json").write_text(json.dumps(info | {"features": features}))
+        with pytest.raises(UndeclaredError) as refused:
+            open_dataset(copy)
+        assert refused.value.plain.cameras == ("image",)
 
 
 def test_files_of_other_programs_do_not_count(copy):

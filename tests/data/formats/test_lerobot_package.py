@@ -113,17 +113,19 @@ def test_pickled_and_read_by_threads(given):
     assert opened(given).fingerprint == dataset.fingerprint
 
 
-def test_a_process_forked_after_reading_reads_on(given):
+def test_a_process_forked_after_reading_reads_on():
     code = (
-        "import os, sys; sys.path[:0] = [{tests!r}, {here!r}]\n"
+        "import os, sys\n"
         "from test_lerobot_package import FIXTURES, opened\n"
-        "dataset = opened(FIXTURES / {name!r}); first = dataset[0].images['top'][[5]].tobytes()\n"
-        "child = os.fork()\n"
-        "again = all(dataset[0].images['top'][[5]].tobytes() == first for _ in range(20))\n"
+        "sets = [opened(FIXTURES / n) for n in ('v3_video', 'v3_image', 'v2_video', 'v2_image')]\n"
+        "def look(): return [s[0].images['top'][[5]].tobytes() for s in sets]\n"
+        "first = look(); child = os.fork()\n"
+        "again = all(look() == first for _ in range(20))\n"
         "if not child: os._exit(not again)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or not again)"
-    ).format(tests=str(FIXTURES.parents[1].parent), here=str(FIXTURES.parents[1].parent / "formats"), name=given.name)
-    path = f"{FIXTURES.parents[1]}:{FIXTURES.parents[1].parent}:{FIXTURES.parents[2].parent}"
+    )
+    tests = FIXTURES.parents[3]
+    path = os.pathsep.join(map(str, (tests / "data/formats", tests / "data", tests, os.environ.get("PYTHONPATH", ""))))
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=False, timeout=60)
     assert done.returncode == 0
 

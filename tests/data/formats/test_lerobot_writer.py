@@ -103,6 +103,61 @@ def test_image_statistics_are_of_pixels_from_0_to_1(tmp_path):
     assert stats["count"] == [40]
 
 
+def described(values):
+    """The statistics that LeRobot keeps, of rows of numbers."""
+    quantiles = {f"q{percent:02}": np.quantile(values, percent / 100, axis=0) for percent in (1, 10, 50, 90, 99)}
+    whole = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
+    return whole | quantiles | {"count": [len(values)]}
+
+
+def test_statistics_of_the_data_set_are_of_all_episodes_and_others_of_their_own(tmp_path):
+    episodes = [demonstration(n, seed=i) for i, n in enumerate((9, 12, 15))]
+    write_dataset(tmp_path / "set", ROBOT, episodes)
+    stats = json.loads((tmp_path / "set/meta/stats.json").read_text())
+    rows = pq.read_table(tmp_path / "set/meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    firsts = [0, 9, 21]
+    of_each = [
+        {
+            "action": e.actions.astype(float),
+            "observation.state": e.proprio.astype(float),
+            "timestamp": (np.arange(len(e)) / 40).astype(np.float32).astype(float)[:, None],
+            "frame_index": np.arange(len(e))[:, None],
+            "episode_index": np.full((len(e), 1), i),
+            "index": np.arange(first, first + len(e))[:, None],
+            "task_index": np.full((len(e), 1), (0, 1, 0)[i]),
+        }
+        for i, (e, first) in enumerate(zip(episodes, firsts, strict=True))
+    ]
+    for key in of_each[0]:
+        parts = [values[key] for values in of_each]
+        for name, expected in described(np.concatenate(parts)).items():
+            np.testing.assert_allclose(stats[key][name], expected, rtol=1e-9, err_msg=f"{key} {name}")
+        for row, part in zip(rows, parts, strict=True):
+            for name, expected in described(part).items():
+                np.testing.assert_allclose(row[f"stats/{key}/{name}"], expected, rtol=1e-9, err_msg=f"{key} {name}")
+    for row, episode in zip(rows, episodes, strict=True):
+        for camera in ROBOT.cameras:
+            pixels = episode.images[camera].reshape(-1, 3) / 255
+            mean = np.ravel(row[f"stats/observation.images.{camera}/mean"])
+            np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-9)
+            assert row[f"stats/observation.images.{camera}/count"] == [len(episode)]
+
+
+def test_a_new_file_of_videos_begins_at_its_own_time_0(tmp_path, monkeypatch):
+    monkeypatch.setattr(lerobot_merge, "VIDEO_FILE_MB", 1e-2)
+    episodes = [demonstration(n, seed=i) for i, n in enumerate((10, 14, 18, 22, 26))]
+    write_dataset(tmp_path / "set", ROBOT, episodes)
+    rows = pq.read_table(tmp_path / "set/meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    place = "videos/observation.images.wrist"
+    ends: dict[int, float] = {}
+    for row in rows:
+        file = row[f"{place}/file_index"]
+        assert row[f"{place}/from_timestamp"] == pytest.approx(ends.get(file, 0.0))
+        ends[file] = row[f"{place}/from_timestamp"] + row["length"] / 40
+        assert row[f"{place}/to_timestamp"] == pytest.approx(ends[file])
+    assert len(ends) > 1
+
+
 def test_staged_out_of_order_in_processes_and_resumed(tmp_path):
     root = tmp_path / "set"
     writer = begin(root)

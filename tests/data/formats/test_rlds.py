@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tf_records import png, write_rlds
 
 from anyvla.actions.space import ActionSpace, Group
 from anyvla.data.episode import Embodiment
-from anyvla.data.formats import rlds_index, tf_example, tfrecord
+from anyvla.data.formats import oxe, rlds_index, tf_example, tfrecord
 from anyvla.data.formats.rlds import RLDSConfig, RLDSDataset
 from anyvla.data.formats.rlds_features import Leaf
 from anyvla.data.formats.rlds_frames import numbers_of
@@ -85,6 +86,81 @@ def test_any_data_set_whose_numbers_are_declared():
         frames = golden(MINE, i, "observation/front")
         assert np.array_equal(np.asarray(episode.images["front"]), frames)  # PNG
         assert np.array_equal(episode.images["front"][[3, 0, 3]], frames[[3, 0, 3]])
+
+
+def jaco(seed: int) -> dict[str, object]:
+    """An episode of jaco_play."""
+    rng = np.random.default_rng(seed)
+    vectors = {"action/world_vector": 3, "action/gripper_closedness_action": 1}
+    vectors |= {"observation/end_effector_cartesian_pos": 7, "observation/joint_pos": 8}
+    numbers = {key: rng.normal(size=(4 + seed, width)).astype(np.float32) for key, width in vectors.items()}
+    texts = {"observation/natural_language_instruction": [f"pick up {seed}".encode()] * (4 + seed)}
+    return (
+        numbers
+        | texts
+        | {key: [png((9, 8, 7))] * (4 + seed) for key in ("observation/image", "observation/image_wrist")}
+    )
+
+
+def test_a_split_and_an_entry_are_those_that_are_asked_for(tmp_path):
+    splits = {"train": [(jaco(0), {}), (jaco(1), {})], "test": [(jaco(2), {})]}
+    root = write_rlds(tmp_path / "0.1.0", "my_copy", splits)
+    train = RLDSDataset(RLDSConfig(entry="jaco_play"), root)
+    assert train.embodiment.name == "jaco_2"
+    assert [train.task(i) for i in range(2)] == ["pick up 0", "pick up 1"]
+    test = RLDSDataset(RLDSConfig(entry="jaco_play", split="test"), root)
+    assert test.lengths.tolist() == [6]
+    assert np.array_equal(test[0].actions[:, :3], jaco(2)["action/world_vector"])
+    assert np.array_equal(test[0].proprio[:, 3:], jaco(2)["observation/joint_pos"])
+    with pytest.raises(ValueError, match="does not say what its numbers mean"):
+        RLDSDataset(RLDSConfig(), root)
+
+
+def test_failures_are_left_out_where_an_entry_knows_their_flag(tmp_path, monkeypatch):
+    flags = [{"success": np.array([flag])} for flag in (0, 1, 0)]
+    root = write_rlds(tmp_path / "0.1.0", "jaco_play", {"train": [(jaco(i), flag) for i, flag in enumerate(flags)]})
+    assert open_dataset(root).lengths.tolist() == [4, 5, 6]  # jaco_play names no flag
+    entry = dataclasses.replace(oxe.table()["jaco_play"], success="success")
+    monkeypatch.setattr(oxe, "describe", lambda name: entry)
+    data = open_dataset(root)  # the index of the other entry does not count
+    assert data.lengths.tolist() == [5]
+    assert data.provenance["failures"] == 2
+    bare = write_rlds(tmp_path / "0.2.0", "jaco_play", {"train": [(jaco(0), {}), (jaco(1), {})]})
+    assert open_dataset(bare).lengths.tolist() == [4, 5]  # without a flag nothing failed
+
+
+def test_only_the_cameras_that_an_entry_names_are_swapped(monkeypatch):
+    entry = dataclasses.replace(oxe.table()["bridge_orig"], swapped=("secondary",))
+    plain = open_dataset(BRIDGE)[1]
+    monkeypatch.setattr(oxe, "describe", lambda name: entry)
+    swapped = open_dataset(BRIDGE)[1]
+    assert np.array_equal(swapped.images["primary"], plain.images["primary"])
+    assert np.array_equal(swapped.images["secondary"][[2, 0]], plain.images["secondary"][[2, 0]][..., ::-1])
+    assert not np.array_equal(swapped.images["secondary"], plain.images["secondary"])
+
+
+def test_the_instruction_is_that_of_the_steps_that_are_kept(tmp_path):
+    """Of Bridge the first step is skipped, and the last one dropped."""
+    state, image = np.zeros((5, 7), np.float32), [png((1, 2, 3))] * 5
+    steps = {"observation/state": state, "action": state, "observation/image_0": image, "observation/image_1": image}
+    steps["language_instruction"] = [b"", b"fold it", b"fold it", b"fold it", b"end"]
+    data = open_dataset(write_rlds(tmp_path / "1.0.0", "bridge_orig", {"train": [(steps, {})]}))
+    assert (data.task(0), data[0].instructions) == ("fold it", ("fold it",))
+
+
+def test_other_keys_of_the_instruction_give_other_tasks(tmp_path):
+    texts = {"first": [b"open it"] * 4, "second": [b"close it"] * 4}
+    steps = {"action": np.zeros((4, 3), np.float32), "front": [png((1, 2, 3))] * 4} | texts
+    root = write_rlds(tmp_path / "1.0.0", "my_arm", {"train": [(steps, {})]})
+    robot = dataclasses.replace(MY_ARM, proprio=ActionSpace(groups=()))
+    for keys, said in (
+        (("first",), ("open it",)),
+        (("second",), ("close it",)),
+        (("second", "first"), ("close it", "open it")),
+    ):
+        data = RLDSDataset(RLDSConfig(instruction=keys), root, robot)
+        assert (data.task(0), data[0].instructions) == (said[0], said)
+    assert data[0].timestamps == pytest.approx(np.arange(4) / 5)
 
 
 def test_only_the_frames_that_are_asked_for_are_decoded(monkeypatch):

@@ -17,6 +17,7 @@ from anyvla.config import build
 from anyvla.data.episode import Embodiment
 from anyvla.data.formats.robomimic import RobomimicConfig, RobomimicDataset
 from anyvla.data.open import open_dataset, recognise
+from anyvla.data.undeclared import UndeclaredError
 
 CONTROLLER = {
     "type": "OSC_POSE",
@@ -28,9 +29,11 @@ CONTROLLER = {
 }
 
 
-def write_robomimic(path: Path, demos: int = 12, controller: dict[str, Any] | None = None, dims: int = 7) -> Path:
+def write_robomimic(
+    path: Path, demos: int = 12, controller: dict[str, Any] | None = None, dims: int = 7, **environment: Any
+) -> Path:
     rng = np.random.default_rng(1)
-    kwargs = {"robots": ["Panda"], "control_freq": 20, "controller_configs": controller or CONTROLLER}
+    kwargs = {"robots": ["Panda"], "control_freq": 20, "controller_configs": controller or CONTROLLER, **environment}
     env = {"env_name": "Lift", "env_version": "1.4.1", "type": 1, "env_kwargs": kwargs}
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
@@ -120,6 +123,64 @@ def test_a_robomimic_file(tmp_path: Path) -> None:
     assert robot.action.groups[2].open == -1
 
 
+MOVE = Group(name="position", size=3, kind="position", mode="delta", low=-1, high=1, unit="0.05 m", frame="base")
+TURN = Group(
+    name="rotation", size=3, kind="rotation", mode="delta", rotation="axis_angle", low=-1, high=1, unit="0.5 rad",
+    frame="base",
+)  # fmt: skip
+GRIPPER = Group(name="gripper", size=1, kind="gripper", low=-1, high=1, open=-1)
+POSITION = Group(name="position", size=3, kind="position", unit="m", frame="base")
+FINGERS = Group(name="fingers", size=2, kind="joints", unit="m")
+
+
+def test_the_numbers_mean_what_robosuite_says(tmp_path: Path) -> None:
+    """OSC_POSE takes axis-angles along the base's axes; robosuite's quaternions are x, y, z, w; grippers close at 1."""
+    robot = opened(write_robomimic(tmp_path / "a.hdf5", 1)).embodiment
+    quaternion = Group(name="rotation", size=4, kind="rotation", rotation="quaternion_xyzw", frame="base")
+    assert robot.action.groups == (MOVE, TURN, GRIPPER)
+    assert robot.proprio.groups == (POSITION, quaternion, FINGERS)
+    libero = opened(write_libero(tmp_path / "libero", "open_it", "open it")).embodiment
+    angle = Group(name="rotation", size=3, kind="rotation", rotation="axis_angle", unit="rad", frame="base")
+    assert libero.action.groups == (MOVE, TURN, GRIPPER)
+    assert libero.proprio.groups == (POSITION, angle, FINGERS)
+    assert (libero.control_hz, libero.cameras) == (20, ("agentview", "eye_in_hand"))
+
+
+def test_the_limits_and_the_rate_are_those_of_the_file(tmp_path: Path) -> None:
+    limits = {"output_max": [0.1, 0.1, 0.1, 0.25, 0.25, 0.25]}
+    path = write_robomimic(tmp_path / "a.hdf5", 1, CONTROLLER | limits, control_freq=12.5)
+    robot = opened(path).embodiment
+    assert [g.unit for g in robot.action.groups] == ["0.1 m", "0.25 rad", ""]
+    assert robot.control_hz == 12.5
+    assert opened(path)[0].timestamps == pytest.approx(np.arange(5) / 12.5)
+    position = write_robomimic(tmp_path / "b.hdf5", 1, CONTROLLER | {"type": "OSC_POSITION"}, dims=4)
+    assert [g.name for g in opened(position).embodiment.action.groups] == ["position", "gripper"]
+    both = {"type": "BASIC", "body_parts": {"right": CONTROLLER | limits}}  # robosuite 1.5
+    assert opened(write_robomimic(tmp_path / "c.hdf5", 1, both)).embodiment.action == robot.action
+
+
+def test_a_file_that_does_not_say_its_rate_has_that_of_robosuite(tmp_path: Path) -> None:
+    path = write_libero(tmp_path, "open_it", "open it")
+    with h5py.File(path, "a") as file:
+        del file["data"].attrs["env_args"]
+    assert opened(path).embodiment.control_hz == 20
+
+
+@pytest.mark.parametrize(
+    "controller",
+    [
+        {"control_delta": False},
+        {"input_type": "absolute"},
+        {"input_ref_frame": "eef"},
+        {"output_max": [0.05, 0.05, 0.1, 0.5, 0.5, 0.5]},
+        {"type": "IK_POSE"},
+    ],
+)
+def test_actions_of_another_meaning_are_to_be_declared(tmp_path: Path, controller: dict[str, Any]) -> None:
+    with pytest.raises(UndeclaredError):
+        opened(write_robomimic(tmp_path / "a.hdf5", 1, CONTROLLER | controller))
+
+
 def test_filter_keys(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5")
     assert opened(path, filter="valid").lengths.tolist() == [8]
@@ -162,6 +223,22 @@ def test_no_ops_are_left_out_of_everything(tmp_path: Path) -> None:
     assert np.array_equal(less.proprio, whole.proprio[kept])
     assert np.array_equal(less.images["agentview"], whole.images["agentview"][kept])
     assert len(less.timestamps) == 6
+
+
+def test_a_no_op_is_still_and_keeps_the_gripper_of_the_last_step_kept(tmp_path: Path) -> None:
+    actions = np.zeros((8, 7))
+    actions[:, 6] = [-1, -1, 1, -1, -1, 1, 1, 1]
+    actions[[1, 7], 0] = 1, 0.009  # a move, and one smaller than 0.01
+    path = write_robomimic(tmp_path / "a.hdf5", 4)
+    with h5py.File(path, "a") as file:
+        replace(file, "data/demo_3/actions", actions)  # of 8 steps
+    whole = opened(path)[3]
+    # 0: before any step that is kept; 1: moves; 2, 3, 5: change the gripper; 4, 6: as the step before
+    for noop, kept in ((0.01, [1, 2, 3, 5]), (1e-4, [1, 2, 3, 5, 7]), (2.0, [0])):
+        less = opened(path, drop_noops=True, noop=noop)[3]
+        assert np.array_equal(less.proprio, whole.proprio[kept])
+        assert np.array_equal(less.images["agentview"], whole.images["agentview"][kept])
+    assert np.array_equal(opened(path, drop_noops=True)[3].proprio, whole.proprio[[1, 2, 3, 5, 7]])
 
 
 def test_actions_that_are_no_numbers_are_no_no_ops(tmp_path: Path) -> None:
