@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small import embodiment, statistics
 
 from anyvla.actions.bins import BinsCodec
-from anyvla.actions.codec import CodecError, Continuous
+from anyvla.actions.codec import Codec, CodecError, Continuous
 from anyvla.actions.codec_report import (
     Report,
     check_codec,
@@ -19,6 +20,7 @@ from anyvla.actions.codec_report import (
     round_trip,
 )
 from anyvla.actions.normalize import Normalizer
+from anyvla.actions.space import ActionSpace
 from anyvla.config import Part, build, to_dict
 
 SPACE = embodiment().action  # three dims of position, a gripper
@@ -70,6 +72,49 @@ def test_errors_are_those_of_each_group_in_both_units() -> None:
     assert hand.robot.max == pytest.approx(0.5)
     assert gripper.robot.max == 0
     assert (trip.chunks, trip.tokens_mean, trip.tokens_max, trip.compression, trip.invalid) == (2, 16, 16, 1, 0)
+
+
+class Wrong(Codec):
+    """Writes a token for each action whose first number is above 0, and decodes 0.01, 0.02 ... too much."""
+
+    size, length, fitted = 4, 4, True
+
+    def fit(self, chunks: torch.Tensor, seed: int = 0) -> dict[str, Any]:
+        return {}
+
+    def encode(self, chunks: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        self.chunks = chunks
+        return torch.where(chunks[..., 0] > 0, 1, -1)
+
+    def decode(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        error = torch.arange(1, self.chunks.numel() + 1).view(self.chunks.shape) * 0.01
+        return self.chunks + error * (-1) ** torch.arange(4), (tokens < 0).any(1)
+
+    def save(self, folder: Path) -> None:
+        pass
+
+
+def test_the_figures_of_a_round_trip_by_hand() -> None:
+    """Two robots: the first reaches from -2 to 2, the second has no gripper and reaches from -1 to 1."""
+    arm = ActionSpace(groups=SPACE.groups[:1])
+    narrow = {key: [value / 2 for value in values[:3]] for key, values in statistics().action.items()}
+    robots = [(SPACE, statistics().action), (arm, narrow)]
+    normalizer = Normalizer(SPACE, robots, "quantile", what="action", clip=True)
+    x = torch.zeros(2, 4, 4)
+    x[0, :3, 0] = 0.1  # three tokens
+    x[1, 0, 0] = 0.1  # one
+    mask = torch.tensor([[True, True, False, False], [True, False, False, False]])
+    trip = round_trip(Wrong(4, SPACE), x, mask, normalizer, torch.tensor([0, 1]))
+    assert (trip.chunks, trip.tokens_mean, trip.tokens_max, trip.compression, trip.invalid) == (2, 2, 3, 8, 2)
+    hand, gripper = trip.errors
+    model = np.array([1, 2, 3, 5, 6, 7, 17, 18, 19]) * 0.01  # of actions 0 and 1 of the first, 0 of the second
+    robot = np.array([2, 4, 6, 10, 12, 14, 17, 18, 19]) * 0.01
+    for got, values in ((hand.normalised, model), (hand.robot, robot)):
+        assert (got.mean, got.max) == (pytest.approx(values.mean()), pytest.approx(values.max()))
+        assert got.q99 == pytest.approx(
+            values.max() - 0.08 * (values.max() - np.sort(values)[-2])
+        )  # rank 7.92 of 0 .. 8
+    assert (gripper.normalised.mean, gripper.normalised.max) == (pytest.approx(0.06), pytest.approx(0.08))
 
 
 def test_tokens_and_errors_do_not_depend_on_how_chunks_are_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -546,6 +546,23 @@ def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -
         codec(path="somebody/fast")
 
 
+def test_what_a_published_folder_does_not_say_is_as_its_processor_takes_it(tmp_path: Path) -> None:
+    """UniversalActionProcessor: scale = 10, min_token = 0."""
+    FITTED.save(tmp_path)
+    (tmp_path / FILE).unlink()
+    (tmp_path / PROCESSOR).write_text("{}")
+    made = codec(path=str(tmp_path), scale=3.0)
+    assert (made.scale, made._bpe.lowest, made.length) == (10, 0, N * A)
+    chunks = torch.zeros(1, N, A)
+    chunks[..., 1] = 0.3  # 10 * 0.3 * sqrt(8) is 8.49
+    decoded, _ = made.decode(made.encode(chunks))
+    torch.testing.assert_close(decoded[0], torch.tensor([0, 0.8 / math.sqrt(N), 0]).expand(N, A))
+
+
+def test_an_unset_codec_has_the_papers_scale_and_vocabulary() -> None:
+    assert (codec().config.scale, codec().config.vocabulary, HEAD_ROOM) == (10, 1024, 1.25)
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [

@@ -58,6 +58,51 @@ def test_outliers_are_clipped_only_where_asked():
     assert one("minmax", "proprio", clip=False).normalise(far, ZEROS)[0, 0] == 9.0
 
 
+@pytest.mark.parametrize(
+    ("method", "low", "high"),
+    [
+        ("quantile", [-0.5, -1.0, 2.0, 0.0], [0.5, 3.0, 2.0, 0.08]),  # q01 and q99; the gripper's declared range
+        ("minmax", [-1.0, -2.0, 2.0, 0.0], [1.0, 4.0, 2.0, 0.08]),
+        ("calvin", [-0.65, -0.65, -0.65, 0.0], [0.65, 0.65, 0.65, 0.08]),
+        ("meanstd", [-1.5, -2.0, 2.0, 0.0], [1.5, 4.0, 2.0, 0.08]),  # mean -+ 6 deviations: it has no ends
+    ],
+)
+def test_what_a_policy_says_beyond_the_range_becomes_the_nearer_end(method, low, high):
+    said = torch.tensor([[-6.0] * 4, [6.0] * 4])[:, None].expand(2, 5, 4)
+    got = one(method).denormalise(said, ZEROS.expand(2))
+    torch.testing.assert_close(got, torch.tensor([low, high])[:, None].expand(2, 5, 4))
+
+
+@pytest.mark.parametrize("method", ["quantile", "minmax", "calvin"])
+def test_data_beyond_the_range_becomes_the_nearer_end(method):
+    far = torch.tensor([[-99.0] * 4, [99.0] * 4])
+    varies = torch.tensor([1.0, 1.0, method == "calvin", 1.0])  # the third dim is constant, which CALVIN does not ask
+    got = one(method).normalise(far, ZEROS.expand(2))
+    torch.testing.assert_close(got, torch.stack([-varies, varies]))
+
+
+def test_an_unclipped_vector_keeps_what_is_beyond_the_range():
+    normalizer = one("minmax", "proprio", clip=False)
+    far = torch.tensor([[-9.0, -11.0, 5.0, 0.16], [9.0, 13.0, 5.0, -0.08]])
+    got = normalizer.normalise(far, ZEROS.expand(2))
+    torch.testing.assert_close(got, torch.tensor([[-9.0, -4.0, 0.0, 3.0], [9.0, 4.0, 0.0, -3.0]]))
+    back = torch.tensor([[-9.0, -11.0, 2.0, 0.16], [9.0, 13.0, 2.0, -0.08]])  # the constant is its constant
+    torch.testing.assert_close(normalizer.denormalise(got, ZEROS.expand(2)), back)
+
+
+def test_a_cast_of_the_model_rounds_no_table():
+    statistics = {"min": [0.1234567, 700.25, 0.0, 0.0], "max": [0.7654321, 701.75, 1 / 3, 0.08]}
+    policy = torch.nn.ModuleDict({"action": one("minmax", statistics=statistics)})
+    y = torch.tensor([[-0.5, 0.75, 0.25, -1.0]])
+    # centre + y * half the range, in float64
+    expected = torch.tensor([[0.28395055, 701.5625, 5 / 24, 0.0]])
+    for cast in (policy, policy.bfloat16(), policy.half(), policy.to(torch.bfloat16)):
+        got = cast["action"].denormalise(y, ZEROS)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-7)
+        torch.testing.assert_close(cast["action"].normalise(got, ZEROS), y, atol=1e-4, rtol=0)
+
+
 def test_calvins_convention_needs_no_statistics():
     normalizer = one("calvin", statistics={})
     got = normalizer.normalise(torch.tensor([[0.325, -0.65, 0.9, 0.0]]), ZEROS)
@@ -108,7 +153,8 @@ def test_missing_or_wrong_statistics_are_errors(tmp_path):
 
 
 def test_statistics_survive_the_disk(tmp_path):
-    robots = {"arm": Statistics(STATISTICS, STATISTICS, "abc"), "other": Statistics({}, {}, "def")}
+    proprio = {key: [value + 1 for value in values[:2]] for key, values in STATISTICS.items()}
+    robots = {"arm": Statistics(STATISTICS, proprio, "abc"), "other": Statistics({}, {}, "def")}
     (tmp_path / "statistics.json").write_text(write_statistics(robots))
     assert read_statistics(tmp_path / "statistics.json") == robots
 

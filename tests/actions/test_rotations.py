@@ -88,6 +88,8 @@ def test_both_antipodes_convert_to_the_same_numbers(q):
             convert(q, "quaternion_xyzw", target), convert(-q, "quaternion_xyzw", target), atol=1e-12
         )
     assert convert(q, "quaternion_xyzw", "quaternion_xyzw")[3] >= 0
+    np.testing.assert_allclose(written(-q, "axis_angle"), written(q, "axis_angle"), atol=1e-12)
+    assert np.linalg.norm(written(-q, "axis_angle")) <= np.pi + 1e-12
 
 
 @given(q=xyzw, factor=st.floats(0.01, 100))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,53 @@ def test_fitting_leaves_the_random_state_alone_and_needs_only_the_seed() -> None
     assert not torch.equal(one._learnt["codes"], other._learnt["codes"])
 
 
+def network(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """A straight map beside three layers with GELU between them."""
+    hidden = nn.functional.gelu(x @ weights["0.weight"].T + weights["0.bias"])
+    hidden = nn.functional.gelu(hidden @ weights["1.weight"].T + weights["1.bias"])
+    return x @ weights["straight"].T + hidden @ weights["2.weight"].T + weights["2.bias"]
+
+
+def test_a_fit_is_adam_on_the_distance_and_the_commitment_with_a_falling_rate() -> None:
+    """Against a loop written by hand, with the library's codebooks."""
+    library = pytest.importorskip("vector_quantize_pytorch")
+    chunks, steps, lr = smooth(80), 4, 0.02
+    made = make(steps=steps, lr=lr, commitment=3.0, decay=0.6, batch=16, codebook=8, latent=5)
+    made.fit(chunks, seed=11)
+
+    torch.manual_seed(11)
+    x = (chunks - chunks.mean(0)).flatten(1)
+    ascending = torch.linalg.eigh(x.double().T @ x.double()).eigenvectors  # columns: the most variance is the last
+    axes = ascending.T.flip(0)
+    sides = []
+    for straight in (axes[:5].float(), axes[:5].T.float()):
+        layers = [nn.Linear(straight.shape[1], 32), nn.Linear(32, 32), nn.Linear(32, straight.shape[0])]
+        nn.init.zeros_(layers[2].weight)
+        nn.init.zeros_(layers[2].bias)
+        weights = {f"{i}.{part}": getattr(layer, part) for i, layer in enumerate(layers) for part in ("weight", "bias")}
+        sides.append(weights | {"straight": straight.clone().requires_grad_()})
+    encoder, decoder = sides
+    quantizer = library.ResidualVQ(
+        dim=5, num_quantizers=3, codebook_size=8, kmeans_init=True, decay=0.6, commitment_weight=3.0,
+        rotation_trick=False, threshold_ema_dead_code=0.1 * 16 / 8,
+    )  # fmt: skip
+    with torch.no_grad():
+        quantizer(network(encoder, x[torch.randint(80, (16 * 8,))])[:, None])
+    adam = torch.optim.Adam([*encoder.values(), *decoder.values()])
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+        batch = x[torch.randint(80, (16,))]
+        latent, _, commitment = quantizer(network(encoder, batch)[:, None])
+        loss = (network(decoder, latent[:, 0]) - batch).abs().mean() + commitment.sum()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    back = network(decoder, quantizer(network(encoder, x)[:, None])[0][:, 0]) + chunks.mean(0).flatten()
+    torch.testing.assert_close(
+        made.decode(made.encode(chunks))[0], back.view(chunks.shape).detach().clamp(-1, 1), atol=1e-4, rtol=0
+    )
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_data_that_hardly_vary_are_fitted(count: int) -> None:
     pytest.importorskip("vector_quantize_pytorch")
@@ -227,8 +275,8 @@ def test_a_checkpoint_carries_it(tmp_path: Path) -> None:
     pytest.importorskip("vector_quantize_pytorch")
     from small import fit_codec, policy
 
-    folder = fit_codec("vq", tmp_path / "codec")
-    vla = policy(decoder="tokens", representation="vq", codec=folder)
+    few = {"name": "vq", "codebook": 16, "quantizers": 2, "steps": 5}
+    vla = policy(decoder="tokens", representation=few, codec=fit_codec(few, tmp_path / "codec"))
     vla.save(tmp_path / "checkpoint")
     again = VLA.load(tmp_path / "checkpoint")
     assert vla.codec is not None
