@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,10 @@ from families import FAMILIES
 from families.common import write_family
 
 from anyvla import weights
-from anyvla.backbones.adapt import add_lora, linear_layers, merge_lora
+from anyvla.backbones.adapt import add_lora, linear_layers, merge_lora, quantise
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import PARTS
-from anyvla.backbones.options import Lora
+from anyvla.backbones.options import Lora, Options, Quantize, Resampler
 from anyvla.backbones.parts import parameters_of
 from anyvla.backbones.subject import Subject
 from anyvla.config import build
@@ -51,26 +52,6 @@ def reached(backbone: AutoBackbone) -> set[torch.nn.Parameter]:
     return {p for p in backbone.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_parameter_belongs_to_one_part(build_one: Build, family: str) -> None:
-    backbone = build_one(family)
-    parts = parameters_of(backbone)
-    assert set(parts) == set(PARTS)
-    of = [p for part in PARTS for p in parts[part]]
-    assert len(of) == len(set(of))
-    rest = set(backbone.parameters()) - set(of)
-    assert rest <= {p for module in backbone.unread for p in module.parameters()}
-    assert not any(p.requires_grad for p in rest)  # nothing reads an untied LM head, or the decoder behind an encoder
-    assert backbone.embedding.weight in parts["embeddings"]
-    names = {p: n for n, p in backbone.named_parameters()}
-    assert parts["vision"]
-    assert all(any(w in names[p] for w in ("vision", "visual", "image", "video", "vqmodel")) for p in parts["vision"])
-    blocks = ("layers.", "blocks.", "encoder.")  # a language model's or a tower's, never what lies between
-    language = [names[p] for p in parts["language"]]
-    assert any(b in n for b in blocks for n in language)
-    assert not any("vision_tower" in n or "vision_model" in n or "visual." in n for n in language)
-
-
 @pytest.mark.parametrize("family", sorted(MIXERS))
 @pytest.mark.parametrize("frozen", PARTS)
 def test_a_frozen_part_gets_no_gradient_and_the_others_do(build_one: Build, family: str, frozen: str) -> None:
@@ -92,28 +73,6 @@ def test_a_frozen_vision_tower_stays_in_eval_mode_and_its_merger_does_not(build_
     assert build_one("qwen2_5_vl").train().model.model.visual.training
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_lora_reaches_every_layer_that_is_read_and_merges_away(build_one: Build, family: str) -> None:
-    """No family computes with a weight behind the back of its layer, where LoRA would be without effect."""
-    backbone = build_one(family, lora={"rank": 2})
-    paths = {n for n, _ in build_one(family).named_modules()}
-    assert paths <= {n for n, _ in backbone.named_modules()}  # hooks and parts find their modules
-    got = reached(backbone)
-    second = {n: p for n, p in backbone.named_parameters() if "lora_B" in n}
-    dead = [n for n, p in second.items() if p not in got]
-    gated = "cross_attn" in " ".join(dead)  # their gates are closed at first
-    assert not dead or gated or backbone.attention == "full", dead  # an encoder is read before its decoder
-    with torch.no_grad():
-        before = read(backbone)
-        for number, weight in enumerate(second.values()):
-            weight.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
-        moved = read(backbone)
-        assert (moved - before).abs().max() > 1e-2
-        merge_lora(backbone)
-        torch.testing.assert_close(read(backbone), moved, atol=1e-3, rtol=1e-3)
-    assert {n for n, _ in backbone.named_modules()} == paths
-
-
 def test_lora_trains_its_matrices_and_what_train_says_beside(build_one: Build) -> None:
     backbone = build_one("llava", lora={"rank": 2}, train={"vision": False})
     parts = parameters_of(backbone)
@@ -130,6 +89,93 @@ def test_lora_can_adapt_the_vision_tower_too(build_one: Build) -> None:
     assert sum("vision_tower" in n for n in adapted) == 2
     vision = parameters_of(backbone)["vision"]
     assert sum(p.requires_grad for p in vision) == 4  # two layers of two matrices; the base is frozen
+
+
+def linear_layers_of_llama(layers: int = 2) -> set[str]:
+    """Return the names of the linear layers of the small LLaVA's language model, written out."""
+    attention = [f"self_attn.{name}_proj" for name in "qkvo"]
+    mlp = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    return {f"model.model.language_model.layers.{i}.{name}" for i in range(layers) for name in (*attention, *mlp)}
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(3, 12.0), (5, 2.5)])
+def test_lora_adds_b_times_a_scaled_by_alpha_over_rank(build_one: Build, rank: int, alpha: float) -> None:
+    """W x + alpha / rank * B A x, the equation of arXiv 2106.09685, section 4.1."""
+    backbone = build_one("llava", lora={"rank": rank, "alpha": alpha})
+    before = {name: layer.weight.clone() for name, layer in linear_layers(build_one("llava"), ("language",)).items()}
+    generator = torch.Generator().manual_seed(0)
+    weights_of = dict(backbone.named_parameters())
+    assert {n.removesuffix(".lora_A.default.weight") for n in weights_of if "lora_A" in n} == linear_layers_of_llama()
+    for name, w in before.items():
+        a, b = (weights_of[f"{name}.lora_{which}.default.weight"] for which in "AB")
+        assert (a.shape, b.shape) == ((rank, w.shape[1]), (w.shape[0], rank))
+        assert a.any()
+        assert not b.any()
+        b.data.normal_(generator=generator)
+        x = torch.randn(4, w.shape[1], generator=generator)
+        expected = x @ w.T + alpha / rank * (x @ a.T) @ b.T
+        torch.testing.assert_close(backbone.get_submodule(name)(x), expected, atol=1e-4, rtol=1e-4)
+    expected_weights = {
+        n: w + alpha / rank * weights_of[f"{n}.lora_B.default.weight"] @ weights_of[f"{n}.lora_A.default.weight"]
+        for n, w in before.items()
+    }
+    merge_lora(backbone)
+    for name, weight in expected_weights.items():
+        torch.testing.assert_close(backbone.get_submodule(name).weight, weight, atol=1e-4, rtol=1e-4)
+
+
+def test_lora_drops_out_of_its_input_in_training_only(build_one: Build) -> None:
+    """Of 32 ones, each is kept with probability 0.75 and divided by it: the sum has mean 32 and variance 32 / 3."""
+    backbone = build_one("llava", lora={"rank": 1, "alpha": 1, "dropout": 0.25})
+    layer = backbone.model.model.language_model.layers[0].self_attn.q_proj
+    layer.get_base_layer().weight.data.zero_()
+    for name, weight in layer.named_parameters():
+        if "lora_" in name:
+            weight.data.fill_(1.0)
+    ones = torch.ones(4000, 32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sums = layer.train()(ones)[:, 0]
+    assert abs(sums.mean().item() - 32) < 0.3
+    assert abs(sums.var().item() - 32 / 3) < 1.5
+    assert (layer.eval()(ones) == 32).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({}, True),
+        ({"train": {"language": False}}, False),
+        ({"lora": {"rank": 2}}, False),
+        ({"train": {"vision": False, "projector": False, "embeddings": False}}, True),
+    ],
+    ids=["all", "language frozen", "lora", "language alone"],
+)
+def test_an_lm_head_is_trained_only_with_the_language_model(
+    build_one: Build, options: dict[str, Any], trained: bool
+) -> None:
+    backbone = build_one("llava", **options)
+    assert not backbone.head.weight.requires_grad
+    backbone.use_head()
+    assert backbone.head.weight.requires_grad == trained
+
+
+def test_options_left_out_have_the_documented_values() -> None:
+    """A recipe that leaves them out must not change its meaning."""
+    options = Options()
+    assert options.prompt == "What action should the robot take to {instruction}?"  # RoboVLMs' (arXiv 2412.14058)
+    assert (options.dtype, options.pretrained, options.layers, options.seed) == ("float32", "full", None, 0)
+    assert (options.lora, options.quantize, options.resampler) == (None, None, None)
+    assert dataclasses.asdict(options.train) == {
+        "vision": True,
+        "projector": True,
+        "language": True,
+        "embeddings": True,
+    }
+    expected: dict[str, Any] = {"rank": 32, "alpha": 16, "dropout": 0, "vision": False, "targets": None}
+    assert dataclasses.asdict(Lora()) == expected
+    expected = {"tokens": 64, "depth": 6, "heads": 8, "head_width": 64, "mlp": 4}  # Flamingo's
+    assert dataclasses.asdict(Resampler()) == expected
 
 
 def test_lora_matrices_come_from_the_seed_and_stay_in_float32(build_one: Build) -> None:
@@ -221,6 +267,60 @@ def test_quantised_weights_are_small_and_lora_trains_beside_them(
     weights.load(again, tmp_path / "model.safetensors")
     with torch.no_grad():
         assert torch.equal(read(again), rounded)
+
+
+# The sixteen levels of NF4 (QLoRA, arXiv 2305.14314, appendix E).
+NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635]
+NF4 += [-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725]
+NF4 += [0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+
+
+def test_four_bits_are_nf4_in_blocks_of_64(build_one: Build) -> None:
+    pytest.importorskip("bitsandbytes")
+    whole, backbone = build_one("llava"), build_one("llava", quantize="int4")
+    levels = torch.tensor(NF4)
+    assert set(linear_layers(whole, ("language",))) == linear_layers_of_llama()
+    # Narrower layers are left out: bitsandbytes 0.50 reads their scales wrongly on CPUs.
+    for name in (n for n in linear_layers_of_llama() if n.endswith("down_proj")):
+        weight = whole.get_submodule(name).weight.detach()
+        blocks = weight.reshape(-1, 64)
+        scale = blocks.abs().amax(1, keepdim=True)
+        nearest = levels[((blocks / scale)[..., None] - levels).abs().argmin(-1)]
+        read = backbone.get_submodule(name)(torch.eye(weight.shape[1])).T
+        torch.testing.assert_close(read, (nearest * scale).view_as(weight), atol=1e-4, rtol=1e-4)
+
+
+def test_eight_bits_leave_large_activations_out(build_one: Build) -> None:
+    """LLM.int8 (arXiv 2208.07339, section 3.2): rows are scaled by their largest; columns over 6 are read apart."""
+    pytest.importorskip("bitsandbytes")
+    whole, backbone = build_one("llava"), build_one("llava", quantize="int8")
+    name = "model.model.language_model.layers.0.mlp.gate_proj"
+    weight = whole.get_submodule(name).weight.detach()
+    row = weight.abs().amax(1, keepdim=True)
+    rounded = (weight * 127 / row).round() * row / 127
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    x[:, 7] = 60.0
+    small = x.clone()
+    small[:, 7] = 0
+    largest = small.abs().amax(1, keepdim=True)
+    expected = (small * 127 / largest).round() * largest / 127 @ rounded.T + 60.0 * rounded[:, 7]
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.get_submodule(name)(x), expected, atol=0.05, rtol=0.01)
+    plain = [m for m in backbone.modules() if type(m) is torch.nn.Linear]
+    assert len(plain) == len([m for m in whole.modules() if type(m) is torch.nn.Linear]) - 14
+
+
+@pytest.mark.parametrize("to", ["int8", "int4"])
+def test_quantised_layers_keep_their_biases(build_one: Build, to: Quantize) -> None:
+    pytest.importorskip("bitsandbytes")
+    backbone = build_one("qwen2_5_vl")
+    name = "model.model.language_model.layers.0.self_attn.q_proj"
+    bias = torch.arange(32.0)
+    backbone.get_submodule(name).bias.data.copy_(bias)
+    quantise(backbone, to)
+    with torch.no_grad():
+        given = backbone.get_submodule(name)(torch.zeros(1, 32))
+    torch.testing.assert_close(given[0], bias, atol=1e-2, rtol=1e-2)
 
 
 class Scales(torch.Tensor):

@@ -172,10 +172,9 @@ QUIRKS: dict[str, Quirk] = {
     "idefics3": _IDEFICS3,
     "smolvlm": _IDEFICS3,
     # Flamingo's way: images stand beside the sequence, and each token reads those of its own step.
+    # Images that follow each other share the token between them.
     "idefics": Quirk(
-        template=Template(
-            before_image="<fake_token_around_image>", after_image="<fake_token_around_image>", text="{prompt}"
-        ),
+        template=Template(before_image="<fake_token_around_image>", text="<fake_token_around_image>{prompt}"),
         image_token="<image>",
         vision=vision_inputs.beside,
         preprocessor={"resample": 3},  # bicubic, which its file leaves unsaid
@@ -215,7 +214,11 @@ QUIRKS: dict[str, Quirk] = {
         vision=vision_patches.patches_stacked,
     ),
     "kimi_k25": Quirk(
-        template=Template(before_image="{vision_start_token_id}", after_image="{vision_end_token_id}", text="{prompt}"),
+        template=Template(
+            before_image="{vision_start_token_id}image<|media_content|>",
+            after_image="{vision_end_token_id}",
+            text="{prompt}",
+        ),
         vision=vision_patches.patches_stacked,
         multiple=lambda config: config.vision_config.patch_size * config.vision_config.merge_kernel_size[0],
     ),
