@@ -62,10 +62,48 @@ def test_what_only_one_solved_decides() -> None:
     assert better.length is None
 
 
-def test_errors_of_the_simulator_are_left_out() -> None:
-    a, b = episodes([True] * 12), episodes([True] * 12, "b")
-    b[3] = replace(b[3], outcome="error")
-    assert compare(a, b).a.episodes == 11
+def test_episodes_are_paired_by_condition_task_and_seed_wherever_they_are_in_the_file() -> None:
+    def lines(won: dict[str, str], checkpoint: str) -> list[EpisodeResult]:
+        """Seeds from 0 on in order: + success, - failure, ! error, . not played."""
+        outcomes = {"+": "success", "-": "failure", "!": "error"}
+        return [
+            replace(RESULT, condition=c, task=t, told=t, seed=i, outcome=outcomes[mark], checkpoint=checkpoint)  # type: ignore[arg-type]
+            for name, marks in won.items()
+            for c, _, t in [name.partition(" ")]
+            for i, mark in enumerate(marks)
+            if mark != "."
+        ]
+
+    a = lines({"told open": "++--+!", "told close": "+-----", "swapped open": "-----+"}, "a")
+    b = lines({"swapped open": "++--.-", "told close": "-+++--", "told open": "+-+-!+"}, "b")
+    # By hand: told open has seeds 0 to 3, told close all six, swapped open 0 to 3 and 5.
+    for other in (b, b[::-1], sorted(b, key=lambda r: (r.seed, r.task))):
+        found = compare(a, other)
+        assert found.a.episodes == found.b.episodes == found.difference.episodes == 4 + 6 + 5
+        assert (found.a.successes, found.b.successes) == (2 + 1 + 1, 2 + 3 + 2)
+        assert (found.only_a, found.only_b) == (1 + 1 + 1, 1 + 3 + 2)
+        assert found.difference.value == pytest.approx(3 / 15)
+        assert found.p == pytest.approx(130 / 256 * 0.5 * 2)  # 3 of 9 or fewer: (1 + 9 + 36 + 84) / 512, two-sided
+
+
+def test_the_difference_is_drawn_anew_within_each_task() -> None:
+    """B solves every `open` that A does not, and no `close` is solved: within a task nothing varies."""
+    a = episodes([False] * 40)
+    b = episodes([i % 2 == 0 for i in range(40)], "b")
+    found = compare(a, b)
+    assert (found.difference.low, found.difference.value, found.difference.high) == (0.5, 0.5, 0.5)
+    apart = [replace(r, task="open", condition=("told", "empty")[r.seed % 2]) for r in a]
+    found = compare(apart, [replace(r, outcome=o.outcome) for r, o in zip(apart, b, strict=True)])
+    assert (found.difference.low, found.difference.high) == (0.5, 0.5)  # so it does within a condition
+
+
+def test_the_interval_of_a_difference_holds_95_percent() -> None:
+    """60 of 400 pairs for B and 20 for A: the normal interval is 0.1 +- 1.96 sqrt((0.2 - 0.01) / 400)."""
+    order = np.random.default_rng(0).permutation(400)
+    a = [replace(RESULT, seed=int(i), outcome="success" if n < 20 else "failure") for n, i in enumerate(order)]
+    b = [replace(r, outcome="success" if 20 <= n < 80 else "failure") for n, r in enumerate(a)]
+    found = compare(a, b).difference
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1 - 0.0427, 0.1 + 0.0427), abs=0.004)
 
 
 def test_chains_are_compared_by_length() -> None:
@@ -97,12 +135,16 @@ def test_different_protocols_are_refused() -> None:
 
 def test_many_comparisons_are_corrected() -> None:
     base = episodes([True] * 50 + [False] * 50)
-    others = {f"p{k}": episodes([True] * (50 + k) + [False] * (50 - k), f"p{k}") for k in (6, 8, 10)}
+    others = {f"p{k}": episodes([True] * (50 + k) + [False] * (50 - k), f"p{k}") for k in (7, 6, 8)}
     found = compare_many({"base": base, **others})
     assert list(found) == list(others)
-    raw = [found[n].p for n in others]
-    assert found["p10"].p_adjusted == pytest.approx(3 * raw[2])  # Holm: the smallest times all
-    assert all(c.p_adjusted >= c.p for c in found.values())
+    assert [found[n].a.successes for n in others] == [50, 50, 50]  # each is compared with the first
+    assert [found[n].b.successes for n in others] == [57, 56, 58]
+    # One alone solved 7, 6 and 8: p = 2 / 2^n. Holm: 3 times the least; 2 times the next; the last is no less.
+    assert [found[n].p for n in others] == [0.015625, 0.03125, 0.0078125]
+    assert [found[n].p_adjusted for n in others] == pytest.approx([0.03125, 0.03125, 0.0234375])
+    assert found["p7"].to_dict()["p"] == 0.015625
+    assert found["p7"].to_dict()["p_adjusted"] == pytest.approx(0.03125)
     with pytest.raises(ConfigError, match="two results at least"):
         compare_many({"base": base})
 
@@ -121,9 +163,14 @@ def test_so_many_pairs_show_the_difference_as_often_as_promised(
 
 
 def test_episodes_needed() -> None:
-    assert unpaired(0.05, 0.8) == 903  # Cohen's h
-    assert paired(0.05, 0.8) < unpaired(0.05, 0.8)
-    assert paired(0.1, 0.8) < paired(0.05, 0.8)
+    """Cohen (1988): 2 (z + z)^2 / h^2 of each policy. Connor (1987): pairs. z of 0.975, 0.8; of 0.995, 0.9."""
+    assert unpaired(0.05, 0.8) == 903  # 2 * 2.80159^2 / 0.131897^2
+    assert unpaired(0.2, 0.5, power=0.9, alpha=0.01) == 176  # 2 * 3.85738^2 / 0.411517^2
+    # Uncorrelated, 0.5 * 0.3 are A's alone and 0.5 * 0.7 B's: (1.95996 sqrt(0.5) + 0.84162 sqrt(0.5 - 0.04))^2 / 0.04
+    assert paired(0.2, 0.5, correlation=0) == 96
+    assert paired(0.2, 0.5, correlation=0, power=0.9, alpha=0.01) == 181
+    # 0.35 + 0.5 * 0.229129 of both, 0.035436 A's alone, 0.235436 B's
+    assert paired(0.2, 0.5) == paired(0.2, 0.5, correlation=0.5) == 51
     for difference, rate in ((0.0, 0.8), (0.3, 0.8), (5, 80)):
         with pytest.raises(ValueError, match="rates lie between 0 and 1 and differ"):
             unpaired(difference, rate)
@@ -131,16 +178,71 @@ def test_episodes_needed() -> None:
         paired(0.05, 0.8, correlation=-1)
 
 
-def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, count in (("one", 30), ("two", 20)):
-        for line in episodes([True] * count + [False] * (40 - count), name):
-            append_result(tmp_path / name / "eval" / "results.jsonl", line)
-    assert main(["compare", str(tmp_path / "one"), str(tmp_path / "two"), "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer[str(tmp_path / "two")]["difference"]["value"] == pytest.approx(-0.25)
-    assert main(["compare", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
-    assert "-25.0%" in capsys.readouterr().out
-    assert main(["compare", str(tmp_path / "one"), str(tmp_path / "three")]) == 1
-    assert "holds no results.jsonl" in capsys.readouterr().err.replace("\n", " ")
+def rows(printed: str) -> list[str]:
+    return [" ".join(line.split()) for line in printed.splitlines()]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Three runs of 40 episodes each; under other instructions the first is the best."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    for name, told, empty in (("one", 30, 40), ("two", 23, 30), ("three", 36, 10)):
+        for condition, count in (("empty", empty), ("told", told)):
+            for line in episodes([True] * count + [False] * (40 - count), name, condition=condition):
+                append_result(tmp_path / name / "eval" / "results.jsonl", line)
+    return ["one", "two", "three"]
+
+
+def test_compare_prints_each_policy_against_the_first(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *runs]) == 0
+    printed = rows(capsys.readouterr().out)
+    assert printed[0] == "success difference 95 % interval episodes p (McNemar)"
+    assert printed[1] == "one 75.0% 40"
+    # 2 / 2^7 and 2 / 2^6, after Holm twice and once the number: both 0.03125
+    assert printed[2].startswith("two 57.5% -17.5% -30.0% to -")
+    assert printed[2].endswith("40 0.0312")
+    assert printed[3].startswith("three 90.0% +15.0% +5.0% to +")
+    assert printed[3].endswith("40 0.0312")
+    assert printed[4:] == ["p values are corrected for 2 comparisons (Holm)"]
+    assert main(["compare", "two", "one"]) == 0
+    printed = rows(capsys.readouterr().out)
+    assert printed[2].startswith("one 75.0% +17.5% +")
+    assert printed[2].endswith("40 0.0156")
+    assert len(printed) == 3
+
+
+def test_compare_takes_the_condition_that_is_asked_for(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *runs, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {n: (c["a"]["value"], c["b"]["value"]) for n, c in told.items()} == {
+        "two": (0.75, 0.575),
+        "three": (0.75, 0.9),
+    }
+    assert main(["compare", *runs, "--condition", "empty", "--json"]) == 0
+    empty = json.loads(capsys.readouterr().out)
+    assert {n: c["difference"]["value"] for n, c in empty.items()} == {"two": -0.25, "three": -0.75}
+    assert main(["compare", "one", "four"]) == 1
+    assert "four holds no results.jsonl" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_compare_prints_the_difference_of_lengths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, done in (("one", 1), ("two", 3)):
+        for line in episodes([False] * 12, name, length=5, completed=done):
+            append_result(tmp_path / name / "results.jsonl", line)
+    assert main(["compare", "one", "two"]) == 0
+    assert rows(capsys.readouterr().out)[3] == "average length +2.00 +2.00 to +2.00 12"
+
+
+def test_power_passes_on_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["power", "--difference", "5", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["unpaired"] == 903
+    assert json.loads(capsys.readouterr().out) == {"paired": 460, "unpaired": 903}
+    options = ["--difference", "20", "--rate", "50", "--correlation", "0", "--power", "0.9", "--alpha", "0.01"]
+    assert main(["power", *options]) == 0
+    assert capsys.readouterr().out == (
+        "To tell 50 % from 70 %: 181 episodes of each policy if both play the same start states (correlation 0), "
+        "176 if each plays its own\n"
+    )

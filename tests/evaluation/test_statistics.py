@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from test_results import RESULT
 
-from anyvla.evaluation.intervals import clopper_pearson, mean_of, wilson
+from anyvla.evaluation.intervals import Interval, bootstrap_mean, clopper_pearson, mean_of, resampled_means, wilson
 from anyvla.evaluation.statistics import delays, summarise
 
 
@@ -141,29 +141,126 @@ def test_the_interval_of_a_mean_covers_it():
     assert covered >= 0.92 * 400
 
 
-def test_groups_weigh_the_same():
-    protocol = {"groups": {"easy": ["a", "b", "c"], "hard": ["d"], "absent": ["e"]}}
-    won = {"a": 10, "b": 10, "c": 7, "d": 2}
-    results = [
-        replace(RESULT, task=t, told=t, seed=i, outcome="success" if i < n else "failure", protocol=protocol)
-        for t, n in won.items()
-        for i in range(10)
+def _rates(won, **given):
+    """Episodes by task: {"task": (successes, episodes)}."""
+    return [
+        replace(
+            RESULT, **given, task=t, told=t, seed=i, reached=t if i < n else None, outcome=("failure", "success")[i < n]
+        )
+        for t, (n, of) in won.items()
+        for i in range(of)
     ]
+
+
+def _between(value, low, high):
+    return pytest.approx((value, low, high), abs=5e-5)
+
+
+def _ends(interval):
+    return interval.value, interval.low, interval.high
+
+
+def test_means_over_episodes_tasks_and_groups_are_three_numbers():
+    """Wilson limits by Newcombe's formula (1998, method 3), the means by Zou and Donner's, all by hand."""
+    protocol = {"groups": {"two": ["a", "b"], "one": ["c"], "absent": ["e"]}}
+    results = _rates({"a": (1, 10), "b": (2, 2), "c": (1, 4)}, protocol=protocol)
     rates = summarise(results).told
-    assert rates.overall.value == pytest.approx(0.725)
-    assert rates.mean.value == pytest.approx(0.725)
-    assert rates.groups["easy"].value == pytest.approx(0.9)
-    assert list(rates.groups) == ["easy", "hard"]
-    assert rates.group_mean.value == pytest.approx((0.9 + 0.2) / 2)
-    assert rates.group_mean.low < 0.55 < rates.group_mean.high
+    assert {t: _ends(i) for t, i in rates.tasks.items()} == {
+        "a": _between(0.1, 0.01788, 0.40415),
+        "b": _between(1, 0.34238, 1),
+        "c": _between(0.25, 0.04559, 0.69936),
+    }
+    assert _ends(rates.overall) == _between(4 / 16, 0.10182, 0.49498)
+    # (0.1 + 1 + 0.25) / 3; below it sqrt(0.08212^2 + 0.65762^2 + 0.20441^2) / 3, above sqrt(0.30415^2 + 0.44936^2) / 3
+    assert _ends(rates.mean) == _between(0.45, 0.45 - 0.23118, 0.45 + 0.18087)
+    # (0.1 + 1) / 2; below it sqrt(0.08212^2 + 0.65762^2) / 2, above 0.30415 / 2
+    assert list(rates.groups) == ["two", "one"]
+    assert _ends(rates.groups["two"]) == _between(0.55, 0.55 - 0.33136, 0.55 + 0.15208)
+    assert _ends(rates.groups["one"]) == _between(0.25, 0.04559, 0.69936)
+    # (0.55 + 0.25) / 2; below it sqrt(0.33136^2 + 0.20441^2) / 2, above sqrt(0.15208^2 + 0.44936^2) / 2
+    assert _ends(rates.group_mean) == _between(0.4, 0.4 - 0.19467, 0.4 + 0.23720)
+    counts = [i.episodes for i in (rates.overall, rates.mean, rates.groups["two"], rates.group_mean)]
+    assert counts == [16, 16, 12, 16]
+    written = rates.to_dict()
+    assert [written[key]["value"] for key in ("overall", "mean_over_tasks", "mean_over_groups")] == [
+        pytest.approx(v) for v in (0.25, 0.45, 0.4)
+    ]
+    assert {name: i["value"] for name, i in written["groups"].items()} == {"two": pytest.approx(0.55), "one": 0.25}
+    assert {name: i["value"] for name, i in written["tasks"].items()} == {"a": 0.1, "b": 1, "c": 0.25}
+
+
+def test_the_confidence_that_is_asked_for_reaches_every_interval():
+    grasped = [replace(r, seed=r.seed + 50, extra={"grasps": 2}) for r in _rates({"a": (3, 9)})]
+    pushed = _rates({"a": (3, 7)}, condition="told+push@5", extra={"disturbed_at": 5})
+    swapped = [replace(r, condition="swapped", told="b") for r in _rates({"a": (4, 6)})]
+    protocol = {"groups": {"all": ["a"]}}
+    results = [replace(r, protocol=protocol) for r in _rates({"a": (5, 8)}) + grasped + pushed + swapped]
+    chains = [replace(r, length=2, completed=r.seed % 3) for r in _rates({"chain": (4, 40)})]
+
+    def intervals(found):
+        if isinstance(found, dict) and {"low", "high", "value"} <= found.keys():
+            yield found
+        elif isinstance(found, dict | list):
+            for part in found.values() if isinstance(found, dict) else found:
+                yield from intervals(part)
+
+    seen = 0
+    for lines in (results, chains):
+        wide, narrow = (list(intervals(summarise(lines, c).to_dict())) for c in (0.95, 0.8))
+        for of95, of80 in zip(wide, narrow, strict=True):
+            assert of80["high"] - of80["low"] < 0.9 * (of95["high"] - of95["low"])
+            seen += 1
+    assert seen > 25
+    lone = summarise(_rates({"a": (9, 10)}), 0.8).told
+    theirs = binomtest(9, 10).proportion_ci(0.8, "wilson")
+    for interval in (lone.overall, lone.tasks["a"], lone.mean):
+        assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high))
+
+
+@pytest.mark.parametrize(("confidence", "deviations"), [(0.95, 1.95996), (0.8, 1.28155)])
+def test_the_bootstrap_of_a_large_sample_is_the_normal_interval(confidence, deviations):
+    sample = np.random.default_rng(3).normal(2, 5, 900)
+    found = bootstrap_mean(sample, confidence)
+    half = deviations * sample.std() / 30  # the root of 900
+    assert _ends(found) == pytest.approx((sample.mean(), sample.mean() - half, sample.mean() + half), abs=0.02)
+    assert found == bootstrap_mean(sample, confidence)  # it is seeded
+    assert found.episodes == 900
+
+
+def test_samples_are_drawn_anew_within_each_stratum():
+    """The strata differ, but no value differs within one: the mean (3 * 1 + 1 * 5) / 4 never varies."""
+    sample, strata = np.array([1.0, 5.0, 1.0, 1.0]), np.array([0, 7, 0, 0])
+    assert set(resampled_means(sample, strata)) == {2.0}
+    means = resampled_means(np.array([0.0, 1.0, 5.0]), np.array([0, 0, 1]))
+    assert np.unique(means).tolist() == pytest.approx([5 / 3, 2, 7 / 3])
+    assert np.mean(means) == pytest.approx(2, abs=0.01)
+
+
+def test_the_successes_of_a_share_are_whole_numbers():
+    assert Interval(0.7, 0.4, 0.9, 10).successes == 7  # 0.7 * 10 is a hair below 7
+    assert wilson(29, 100).successes == 29
 
 
 def test_errors_count_neither_way_and_invalid_actions_as_failures():
-    outcomes = ["success"] * 6 + ["failure"] * 2 + ["invalid_action"] + ["error"]
-    results = [replace(RESULT, seed=i, outcome=o, clipped=int(i == 0)) for i, o in enumerate(outcomes)]
+    outcomes = ["success"] * 6 + ["failure"] * 2 + ["invalid_action"] + ["error"] * 3
+    results = [
+        replace(RESULT, seed=i, outcome=o, clipped=(0, 1, 5)[i % 3], attempts=1 + (i % 4 == 0))
+        for i, o in enumerate(outcomes)
+    ]
     played = summarise(results).conditions["told"]
     assert played.success.overall == wilson(6, 9)
-    assert (played.episodes, played.errors, played.invalid, played.clipped) == (10, 1, 1, 1)
+    assert played.to_dict() == {
+        "episodes": 12,
+        "errors": 3,
+        "invalid": 1,
+        "clipped": 8,
+        "repeated": 3,
+        "success": played.success.to_dict(),
+        "obeyed": played.obeyed.to_dict(),
+        "chains": None,
+        "disturbed": None,
+        "regrasped": None,
+    }
     nothing = summarise([replace(RESULT, outcome="error")])
     assert nothing.told is None
     assert nothing.to_dict()["success"] is None
@@ -181,6 +278,19 @@ def test_chains():
     assert chains.length.value == pytest.approx(3.2)
     assert chains.length.low < 3.2 < chains.length.high
     assert sum(i.value for i in chains.in_a_row) == pytest.approx(chains.length.value)
+    assert [i.episodes for i in (*chains.in_a_row, chains.length)] == [10] * 6
+    # The variance of the ten lengths is (4 * 1.8^2 + 4 * 0.2^2 + 2 * 3.2^2) / 10 = 3.36.
+    assert chains.length.high - chains.length.low == pytest.approx(2 * 1.96 * (3.36 / 10) ** 0.5, abs=0.15)
+    written = chains.to_dict()
+    assert [i["value"] for i in written["in_a_row"]] == [0.8, 0.8, 0.8, 0.4, 0.4]
+    assert written["average_length"] == chains.length.to_dict()
+
+
+def test_a_shorter_chain_is_one_of_all_chains():
+    lengths = [(2, 2), (4, 4), (4, 1), (2, 0)]
+    results = [replace(RESULT, task="chain", seed=i, length=n, completed=d) for i, (n, d) in enumerate(lengths)]
+    chains = summarise(results).conditions["told"].chains
+    assert [i.value for i in chains.in_a_row] == [0.75, 0.5, 0.25, 0.25]
 
 
 def test_chains_have_no_use_of_language():
@@ -200,20 +310,26 @@ def test_conditions_do_not_stand_as_they_ended():
 
 
 def test_recovery():
+    pushed = {"condition": "told+push@20"}
     lines = [
-        replace(RESULT, seed=0, condition="told+push@20", steps=60, extra={"disturbed_at": 20}),
-        replace(RESULT, seed=1, condition="told+push@20", steps=50, extra={"disturbed_at": 24}),
-        replace(RESULT, seed=2, condition="told+push@20", steps=99, extra={"disturbed_at": 20}, outcome="failure"),
-        replace(RESULT, seed=3, condition="told+push@20", steps=18, extra={}),  # over before
+        replace(RESULT, seed=0, **pushed, steps=60, extra={"disturbed_at": 20}),
+        replace(RESULT, seed=1, **pushed, steps=30, extra={"disturbed_at": 24}),
+        replace(RESULT, seed=2, **pushed, steps=99, extra={"disturbed_at": 20}, outcome="failure"),
+        replace(RESULT, seed=3, **pushed, steps=18, extra={}),  # over before
+        replace(RESULT, seed=4, **pushed, steps=320, extra={"disturbed_at": 20, "grasps": 4}),
         replace(RESULT, seed=0, extra={"grasps": 2}),
         replace(RESULT, seed=1, extra={"grasps": 3}, outcome="failure"),
         replace(RESULT, seed=2, extra={"grasps": 1}),
+        replace(RESULT, seed=3, extra={"grasps": 2}, outcome="error"),
     ]
     summary = summarise(lines)
     disturbed = summary.conditions["told+push@20"].disturbed
-    assert (disturbed.rate, disturbed.steps) == (wilson(2, 3), 33)
-    assert summary.conditions["told"].regrasped.rate == wilson(1, 2)
+    assert (disturbed.rate, disturbed.steps) == (wilson(3, 4), 40)  # the median of 40, 6 and 300
+    assert summary.conditions["told+push@20"].regrasped is None
+    regrasped = summary.conditions["told"].regrasped
+    assert (regrasped.rate, regrasped.steps) == (wilson(1, 2), None)
     assert summary.conditions["told"].disturbed is None
+    assert disturbed.to_dict() == {"rate": wilson(3, 4).to_dict(), "median_steps": 40}
 
 
 def test_language_use_needs_both_tellings_of_a_start_state():
@@ -225,6 +341,39 @@ def test_language_use_needs_both_tellings_of_a_start_state():
     assert summarise(told + keen).language_use == wilson(6, 6)
 
 
-def test_success_by_delay():
-    lines = [replace(RESULT, condition=c, seed=s) for c in ("told+delay=4", "told", "told+light=dim") for s in range(3)]
-    assert list(delays(summarise(lines))) == [0, 4]
+def test_language_use_pairs_start_states_of_one_task_and_leaves_out_errors():
+    told = _episodes("told", "drawer-open", "drawer-open", ["drawer-open"] * 3)
+    others = _episodes("told", "door-open", "door-open", [None] * 3)
+    swapped = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-close", "drawer-close", None])
+    swapped[1] = replace(swapped[1], outcome="error")
+    # Of seeds 0 and 2 of the drawer: told twice right, swapped once. Nobody swapped the door.
+    assert summarise(others + told + swapped).language_use == wilson(3, 4)
+
+
+def test_success_by_delay_leaves_out_what_differs_in_more():
+    won = {
+        "told": 9, "told+delay=4": 7, "told+delay=2": 8, "swapped+delay=4": 1, "told+light=dim": 2,
+        "told+light=dim+delay=4": 3, "told+push@20": 4, "told+push@20+delay=2": 5,
+    }  # fmt: skip
+    lines = [r for condition, n in won.items() for r in _rates({"a": (n, 10)}, condition=condition)]
+    found = delays(summarise(lines))
+    assert list(found.items()) == [(0, wilson(9, 10)), (2, wilson(8, 10)), (4, wilson(7, 10))]
+
+
+def test_the_json_of_a_summary_names_each_condition_as_it_was_played():
+    lines = [
+        *_episodes("told", "a", "a", ["a"] * 9 + [None]),
+        *_episodes("swapped", "a", "b", ["a"] * 2 + ["b"] * 5 + [None] * 3),
+        *_episodes("unrelated", "a", "c", ["a"] * 4 + [None] * 6),
+        *_episodes("empty", "a", "a", ["a"] * 3 + [None] * 7),
+    ]
+    flat = summarise(lines).to_dict()
+    keys = ("success", "success_swapped", "success_shuffled", "swapped_obeyed", "language_use")
+    assert [flat[k]["value"] for k in keys] == [0.9, 0.2, 0.4, 0.5, 0.7]
+    assert {k: i["value"] for k, i in flat["tasks"]["a"].items()} == dict(zip(keys, (0.9, 0.2, 0.4, 0.5), strict=False))
+    assert (flat["benchmark"], flat["checkpoint"]) == ("metaworld/half-open", "a1b2")
+    by_condition = {
+        name: (played["success"]["overall"]["value"], played["obeyed"]["overall"]["value"])
+        for name, played in flat["conditions"].items()
+    }
+    assert by_condition == {"told": (0.9, 0.9), "swapped": (0.2, 0.5), "unrelated": (0.4, 0), "empty": (0.3, 0.3)}
