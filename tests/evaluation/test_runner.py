@@ -1,105 +1,31 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import small
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from toy_opened import EMBODIMENT, opened
-from toy_world import DIES, DIES_ONCE, HORIZON, RAISES, SUITE, SUITES, Toy
+from playing import PLANS, Obedient, play, told
+from toy_opened import opened
+from toy_world import HORIZON, SUITE, Toy
 
 from anyvla.config import ConfigError
 from anyvla.data.canonical import Robot
-from anyvla.evaluation.collect import FIRST_SEED
-from anyvla.evaluation.conditions import Condition, expand, parse
-from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Stage, plan
-from anyvla.evaluation.results import EpisodeResult, read_results
-from anyvla.evaluation.runner import check_embodiment, checkpoint_hash, evaluate
+from anyvla.evaluation import runner
+from anyvla.evaluation.conditions import expand, parse
+from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Stage
+from anyvla.evaluation.results import read_results
+from anyvla.evaluation.runner import evaluate
 from anyvla.evaluation.suites import open_suite
 from anyvla.evaluation.tracks import read_track
-from anyvla.evaluation.workers import EnvironmentFailed
-from anyvla.interrupted import Interrupted
-from anyvla.policy import VLA, Session
-from anyvla.types import Chunk, Observation
-from anyvla_sim.base import Suite, Task
-
-HALF_OPEN_LIKE = Suite(
-    "s",
-    (
-        *(Task(f"{scene}-{way}", scene, ("a", "b", "c")) for scene in "xy" for way in ("open", "close")),
-        Task("z-press", "z", ("a", "b")),
-    ),
-    horizon=9,
-)
-LANGUAGES = [parse(c) for c in ("told", "swapped", "unrelated")]
-
-
-@given(episodes=st.integers(1, 30), unrelated=st.integers(1, 30), first=st.integers(0, 1000), more=st.integers(0, 10))
-def test_plan(episodes: int, unrelated: int, first: int, more: int) -> None:
-    config = EvaluationConfig(episodes=episodes, unrelated_episodes=unrelated, first_seed=first)
-    plans = plan(HALF_OPEN_LIKE, config, LANGUAGES)
-    assert plans == plan(HALF_OPEN_LIKE, config, LANGUAGES)
-    assert Counter(p.condition.language for p in plans) == {
-        "told": 5 * episodes,
-        "swapped": 4 * episodes,
-        "unrelated": 5 * unrelated,
-    }
-    assert len({p.key for p in plans}) == len(plans)
-    tasks = {t.name: t for t in HALF_OPEN_LIKE.tasks}
-    for p in plans:
-        (stage,) = p.stages
-        assert first <= p.seed < first + max(episodes, unrelated) < FIRST_SEED
-        assert stage.instruction in tasks[stage.told].instructions
-        same_scene = tasks[stage.told].scene == tasks[p.task].scene
-        assert {
-            "told": stage.told == p.task,
-            "swapped": same_scene and stage.told != p.task,
-            "unrelated": not same_scene,
-        }[p.condition.language]
-    # A longer evaluation, or one that begins elsewhere, has the same episodes where they overlap.
-    longer = dataclasses.replace(config, episodes=episodes + more, first_seed=max(0, first - more))
-    others = {p.key: p for p in plan(HALF_OPEN_LIKE, longer, LANGUAGES)}
-    assert all(others[p.key] == p for p in plans if p.key in others)
-
-
-def test_plan_visits_all_tasks_early() -> None:
-    plans = plan(HALF_OPEN_LIKE, EvaluationConfig(), [Condition()])
-    assert [p.task for p in plans[:5]] == [t.name for t in HALF_OPEN_LIKE.tasks]
-    assert len(plans) == 5 * HALF_OPEN_LIKE.episodes
-
-
-def test_plan_takes_the_counts_of_the_authors() -> None:
-    suite = Suite("s", [Task("a", "a", ("a",), episodes=3), Task("b", "b", ("b",), ("bee",))], 9, episodes=2, starts=5)
-    told = plan(suite, EvaluationConfig(), [Condition()])
-    assert [p.key for p in told] == ["told-a-0", "told-b-0", "told-a-1", "told-b-1", "told-a-2"]
-    assert [p.task for p in plan(suite, EvaluationConfig(tasks=("b",), episodes=1), [Condition()])] == ["b"]
-    with pytest.raises(ConfigError, match=r"evaluation.tasks: suite 's' has no task 'c'"):
-        plan(suite, EvaluationConfig(tasks=("c",)), [Condition()])
-    with pytest.raises(ConfigError, match=r"s/b has 5 start states; 6 from number 0 on are asked: --episodes 5"):
-        plan(suite, EvaluationConfig(tasks=("b",), episodes=6), [Condition()])
-    with pytest.raises(ConfigError, match="seeds from 1000000 on belong to demonstrations"):
-        plan(HALF_OPEN_LIKE, EvaluationConfig(first_seed=FIRST_SEED - 19), [Condition()])
-    with pytest.raises(ConfigError, match="suite s has no episodes under swapped"):
-        plan(suite, EvaluationConfig(), [parse("swapped")])
-
-
-def test_languages() -> None:
-    told = {c: plan(SUITE, EvaluationConfig(episodes=2), [parse(c)]) for c in ("paraphrased", "empty", "swapped")}
-    assert [p.stages[0].instruction for p in told["paraphrased"]] == ["leftwards", "rightwards"] * 2  # up has none
-    assert {p.stages[0].instruction for p in told["empty"]} == {""}
-    assert [(p.task, p.stages[0].told) for p in told["swapped"][:2]] == [("left", "right"), ("right", "left")]
-    chains = plan(SUITES["chains"], EvaluationConfig(episodes=2), [Condition()])
-    assert [[s.task for s in p.stages] for p in chains] == [["left", "up"], ["right", "left", "up"]]
-    with pytest.raises(ConfigError, match="chains has 2 chains; 3 from number 0 on are asked"):
-        plan(SUITES["chains"], EvaluationConfig(episodes=3), [Condition()])
+from anyvla.policy import VLA
+from anyvla_sim.pool import Limits
 
 
 def test_conditions_are_read_and_written() -> None:
@@ -133,61 +59,16 @@ def test_sets_of_conditions() -> None:
             expand([text], toy)
 
 
-class Obedient(VLA):
-    """Goes where it is told, by the words alone; the rest is a real policy."""
-
-    seen: int = 0
-    largest: int = 0
-
-    def act(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> list[Chunk]:
-        super().act(observations, sessions)
-        self.largest = max(self.largest, len(sessions))
-        ways = {"left": [-1, 0, 0, 0], "right": [1, 0, 0, 0], "go up": [0, 0, 1, 0], "rise": [0, 0, 1, 0]}
-        words = [next(way for word, way in ways.items() if word in s.instruction) for s in sessions]
-        return [Chunk(np.array([way] * self.config.chunk, np.float32)) for way in words]
-
-
-@pytest.fixture
-def obedient() -> VLA:
-    torch.manual_seed(0)
-    return Obedient(small.model(), [Robot(EMBODIMENT, small.statistics())]).eval()
-
-
-@pytest.fixture
-def policy() -> VLA:
-    torch.manual_seed(0)
-    config = small.model({"name": "policy_head", "window": 3}, {"name": "lstm", "hidden": 32, "layers": 1})
-    return VLA(config, [Robot(EMBODIMENT, small.statistics())]).eval()
-
-
-def play(vla: VLA, plans: Sequence[EpisodePlan], folder: Path, **keys: Any) -> list[EpisodeResult]:
-    keys = {"checkpoint": "c0ffee", "opened": opened()} | keys
-    config = EvaluationConfig(processes=keys.pop("processes", 1), slots=keys.pop("slots", 3), **keys.pop("config", {}))
-    return evaluate(vla, plans, keys.pop("opened"), config, folder, **keys)
-
-
-def told(condition: str = "told", suite: str = "line", **keys: Any) -> list[EpisodePlan]:
-    return plan(SUITES[suite], EvaluationConfig(**keys), [parse(condition)])
-
-
-PLANS = plan(SUITE, EvaluationConfig(episodes=2, unrelated_episodes=1), LANGUAGES)
-
-
-def after(count: int) -> tuple[Callable[[int, int], None], Callable[[], bool]]:
-    seen = [0]
-
-    def progress(done: int, total: int) -> None:
-        seen[0] = done
-
-    return progress, lambda: seen[0] >= count
-
-
 def test_results_and_actions(obedient: Obedient, tmp_path: Path) -> None:
     progress: list[tuple[int, int]] = []
     results = play(obedient, PLANS, tmp_path, progress=lambda *p: progress.append(p))
     assert progress == [(n, len(PLANS)) for n in range(len(PLANS) + 1)]
     assert sorted(read_results(tmp_path / "results.jsonl"), key=str) == sorted(results, key=str)
-    assert obedient.largest > 1  # slots are batched
+    assert max(obedient.batches) > 1  # slots are batched
+    # A session for each episode, with its words and its seed, for the robot of the simulator.
+    asked = [(p.stages[0].instruction, p.seed, "cart") for p in PLANS]
+    assert sorted(obedient.started) == sorted(asked)
+    assert {seed for _, seed, _ in asked} == {0, 1}
     for planned, result in zip(PLANS, results, strict=True):
         assert (result.condition, result.task, result.told, result.seed) == (
             str(planned.condition),
@@ -196,9 +77,11 @@ def test_results_and_actions(obedient: Obedient, tmp_path: Path) -> None:
             planned.seed,
         )
         assert (result.benchmark, result.checkpoint) == ("toy/line", "c0ffee")
-        assert result.protocol["settings"] == {"render": "fast"}
-        assert result.protocol["simulator"] == {"toy": "1"}
-        assert result.protocol["horizon"] == HORIZON
+        assert result.instruction == planned.stages[0].instruction
+        assert dict(result.protocol) == {
+            "harness": 1, "horizon": HORIZON, "judged": "reached", "tasks": 3, "groups": {}, "episodes": 20,
+            "first_seed": 0, "control_hz": 10, "settings": {"render": "fast"}, "simulator": {"toy": "1"},
+        }  # fmt: skip
         assert dict(result.policy) == {"execute": 2, "ensemble": "none", "chunk": 4}
         assert {"anyvla", "torch", "transformers", "python", "machine", "device"} <= set(result.versions)
         assert result.latency_ms > 0
@@ -268,8 +151,14 @@ def test_an_environment_may_say_the_instruction(obedient: Obedient, tmp_path: Pa
     assert (result.instruction, result.success) == ("go left, 0", True)
     changed = play(obedient, told(suite="spoken", episodes=1, first_seed=3), tmp_path / "on", opened=opened("spoken"))
     assert (changed[0].instruction, changed[0].success) == ("go left, 3", False)
-    signs = np.sign(read_track(tmp_path / "on", changed[0].key).actions[:, 0])
-    assert {-1, 1} <= set(signs)  # to and fro, as it is told
+    track = read_track(tmp_path / "on", changed[0].key)
+    assert {-1, 1} <= set(np.sign(track.actions[:, 0]))  # to and fro, as it is told
+    assert track.stages.tolist() == [0]
+    assert len(track.words) == len(track.told) > 2
+    for number, (words, way) in enumerate(zip(track.words, track.told.tolist(), strict=True)):
+        assert words == f"go {('left', 'right')[number % 2]}, 3"
+        assert way == len(track.actions) or np.sign(track.actions[way, 0]) == (-1, 1)[number % 2]
+    assert obedient.started[-len(track.words) :] == [(words, 3, "cart") for words in track.words]
 
 
 def test_a_goal_that_must_hold_to_the_end(obedient: Obedient, tmp_path: Path) -> None:
@@ -286,6 +175,9 @@ def test_factors_and_disturbances(obedient: Obedient, tmp_path: Path) -> None:
         assert r.steps == 4 + 6
     early = play(obedient, told("told+push@0", episodes=1), tmp_path / "early")
     assert {r.extra["disturbed_at"] for r in early} == {2}  # there was nothing to disturb before
+    # The seed of the episode is the disturbance's too: an odd one puts the cart to 0.25; an action moves it by 0.2.
+    odd = play(obedient, told("told+push@3", episodes=1, first_seed=1), tmp_path / "odd")
+    assert [r.steps for r in odd] == [4 + 7, 4 + 4, 4 + 4]
 
 
 def test_delay_and_ensemble(obedient: Obedient, tmp_path: Path) -> None:
@@ -300,60 +192,48 @@ def test_delay_and_ensemble(obedient: Obedient, tmp_path: Path) -> None:
         play(obedient, told(episodes=1), tmp_path / "d", config={"execute": 9})
 
 
-def test_a_policy_that_gives_no_numbers(obedient: Obedient, tmp_path: Path) -> None:
-    sample, calls = obedient.decoder.sample, [0]
-
-    def breaks(*arguments: Any) -> torch.Tensor:
-        """NaN from the second call on."""
-        calls[0] += 1
-        return sample(*arguments) * (1 if calls[0] == 1 else np.nan)
-
-    obedient.decoder.sample = breaks  # type: ignore[method-assign]
-    results = play(obedient, told(tasks=("left",), episodes=1), tmp_path)
-    assert {(r.outcome, r.steps, r.success) for r in results} == {("invalid_action", 2, False)}
-    assert len(read_track(tmp_path, results[0].key).actions) == 2
+def test_a_task_may_have_a_horizon_of_its_own(obedient: Obedient, tmp_path: Path) -> None:
+    results = play(obedient, told(suite="hurried", episodes=1), tmp_path, opened=opened("hurried"))
+    assert [(r.task, r.steps, r.success) for r in results] == [("left", 3, False), ("right", 5, True)]
+    assert len(read_track(tmp_path, "told-left-0").actions) == 3  # of the second chunk only one
+    longer = play(
+        obedient, told(suite="hurried", episodes=1), tmp_path / "longer", opened=opened("hurried"),
+        config={"horizon": 7, "execute": 4},
+    )  # fmt: skip
+    assert [(r.steps, r.success) for r in longer] == [(6, True), (5, True)]
 
 
-def test_a_simulator_in_other_units_is_an_error_unless_the_evaluation_says_warn(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    near = {key: [x * 1e-3 for x in of] for key, of in small.statistics().proprio.items()}  # data in another unit
-    robot = Robot(EMBODIMENT, dataclasses.replace(small.statistics(), proprio=near))
-    vla = Obedient(small.model(), [robot]).eval()
-    plans = told(tasks=("left",), episodes=2)
-    results = play(vla, plans, tmp_path / "a")
-    assert {r.outcome for r in results} == {"error"}
-    assert (
-        "refuses what the simulator shows: observation 0: proprio of robot 'cart' is far" in results[0].extra["error"]
-    )
-    assert {r.outcome for r in play(vla, plans, tmp_path / "b", config={"implausible": "warn"})} == {"success"}
+def test_actions_outside_of_what_the_simulator_takes_are_counted(obedient: Obedient, tmp_path: Path) -> None:
+    obedient.pace = 1.5
+    results = play(obedient, told(episodes=1), tmp_path)
+    assert [r.clipped for r in results] == [r.steps for r in results]
 
 
-def test_a_simulator_that_fails_once_changes_nothing(obedient: Obedient, tmp_path: Path) -> None:
-    (tmp_path / "marks").mkdir()
-    plans = [p for seed in (1, DIES_ONCE, 2) for p in told(tasks=("left",), episodes=1, first_seed=seed)]
-    results = play(obedient, plans, tmp_path, opened=opened(marks=str(tmp_path / "marks")))
-    assert [(r.seed, r.outcome) for r in results] == [(1, "success"), (DIES_ONCE, "success"), (2, "success")]
-    assert results[1].attempts == 2
-    assert len(read_results(tmp_path / "results.jsonl")) == 3
-
-
-@pytest.mark.parametrize(("seed", "message"), [(RAISES, "the cart has no wheels"), (DIES, "exit status -9")])
-def test_a_simulator_that_fails_twice_is_an_error_of_the_simulator(
-    obedient: Obedient, tmp_path: Path, seed: int, message: str
+def test_the_time_of_a_batch_is_shared_among_its_episodes(
+    obedient: Obedient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plans = [p for s in (1, seed, 2) for p in told(tasks=("left",), episodes=1, first_seed=s)]
-    results = play(obedient, plans, tmp_path, slots=1)
-    assert [(r.outcome, r.attempts) for r in results] == [("success", 1), ("error", 2), ("success", 1)]
-    assert message in results[1].extra["error"]
-    assert play(obedient, plans, tmp_path) == results  # reported, not played again
+    """On a clock that goes on by half a second whenever it is read, each batch takes half a second."""
+    clock = itertools.count()
+    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: next(clock) / 2))
+    results = play(obedient, told(episodes=2), tmp_path)
+    taken = sum(r.latency_ms * len(read_track(tmp_path, r.key).marks) for r in results)
+    assert taken == pytest.approx(500 * len(obedient.batches))
 
 
-def test_a_simulator_that_always_fails_ends_the_evaluation(obedient: Obedient, tmp_path: Path) -> None:
-    plans = [EpisodePlan(Condition(), "left", RAISES, (Stage("left", "left", "go left"),))] * 8
-    start = time.monotonic()
-    with pytest.raises(EnvironmentFailed, match=r"(?s)failed in 6 episodes in a row.*What was reported is kept"):
-        play(obedient, plans, tmp_path, slots=1)
-    assert time.monotonic() - start < 30
+def test_limits_and_counts_reach_the_simulators(obedient: Obedient, tmp_path: Path, monkeypatch: Any) -> None:
+    given: list[Any] = []
+
+    def pool(*arguments: Any) -> Any:
+        given.append(arguments)
+        raise InterruptedError
+
+    monkeypatch.setattr(runner, "EnvironmentPool", pool)
+    with pytest.raises(InterruptedError):
+        play(obedient, PLANS, tmp_path, processes=2, slots=5, config={"hang_s": 7.5, "memory_gb": 0.5})
+    assert given == [(opened().spec, "line", 2, 5, Limits(hang_s=7.5, memory_mb=500))]
+    with pytest.raises(InterruptedError):
+        play(obedient, PLANS[:3], tmp_path, processes=8)
+    assert given[1][2:] == (3, 3, Limits(hang_s=180, memory_mb=8000))  # not more processes than episodes
 
 
 def test_the_batch_makes_no_difference(policy: VLA, tmp_path: Path) -> None:
@@ -364,69 +244,6 @@ def test_the_batch_makes_no_difference(policy: VLA, tmp_path: Path) -> None:
     for planned in PLANS:
         a, b = (read_track(tmp_path / f, planned.key).actions for f in ("many", "alone"))
         assert np.abs(a - b).max() < 1e-4
-
-
-def test_an_interrupted_evaluation_goes_on(policy: VLA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    progress, stop = after(3)
-    with pytest.raises(Interrupted, match=rf"stopped after \d of {len(PLANS)} episodes; the same command goes on"):
-        play(policy, PLANS, tmp_path, progress=progress, stop=stop)
-    lines = (tmp_path / "results.jsonl").read_text()
-    kept = len(lines.splitlines())
-    assert 3 <= kept < len(PLANS)
-    seen: list[int] = []
-    results = play(policy, PLANS, tmp_path, progress=lambda done, _: seen.append(done))
-    assert seen[0] == kept
-    assert (tmp_path / "results.jsonl").read_text().startswith(lines)
-    assert len(read_results(tmp_path / "results.jsonl")) == len(PLANS)  # nothing twice
-    assert [r.key for r in results] == [p.key for p in PLANS]
-
-    def never(*args: object, **keys: object) -> None:
-        raise AssertionError("everything is played already")
-
-    monkeypatch.setattr("anyvla.evaluation.runner.EnvironmentPool", never)
-    assert play(policy, PLANS, tmp_path) == results
-    assert play(policy, PLANS[4:6], tmp_path) == results[4:6]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"checkpoint": "beef"},
-            r"something else \(checkpoint: 'c0ffee', 'beef': there, here\); choose another",
-        ),
-        ({"opened": opened(render="native")}, r"\(settings.render: 'fast', 'native': there, here\)"),
-        ({"opened": opened("kept")}, r"benchmark: 'toy/line', 'toy/kept'; judged: 'reached', 'end'"),
-        ({"config": {"execute": 3}}, r"execute: 2, 3"),
-        ({"config": {"horizon": 20}}, r"horizon: 12, 20"),
-    ],
-)
-def test_results_of_something_else_are_refused(
-    policy: VLA, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    play(policy, PLANS[:1], tmp_path)
-    with pytest.raises(ConfigError, match=message):
-        play(policy, PLANS, tmp_path, **change)
-
-
-def test_another_robot_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="trained for another robot \\(name: 'small' there, 'cart' here"):
-        play(small.policy(), PLANS, tmp_path)
-    turned = dataclasses.replace(EMBODIMENT, cameras=("wrist", "corner"), control_hz=5.0)
-    with pytest.raises(ConfigError, match=r"cameras.0: 'wrist' there, 'corner' here; .*control_hz: 5.0 there, 10"):
-        check_embodiment([turned], EMBODIMENT)
-
-
-def test_checkpoint_hash(tmp_path: Path) -> None:
-    small.policy().save(tmp_path, {})
-    first = checkpoint_hash(tmp_path)
-    assert len(first) == 16
-    for name in ("model.safetensors", "statistics.json", "config.yaml"):
-        kept = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(kept + b" ")
-        assert checkpoint_hash(tmp_path) != first
-        (tmp_path / name).write_bytes(kept)
-    assert checkpoint_hash(tmp_path) == first
 
 
 def test_meta_world(tmp_path: Path) -> None:

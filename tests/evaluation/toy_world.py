@@ -42,6 +42,7 @@ SUITES = {
     "chains": Suite("chains", TASKS, HORIZON, chains=[("left", "up"), ("right", "left", "up")]),
     "spoken": Suite("spoken", [Task("left", "cart", ())], HORIZON, starts=4),
     "kept": Suite("kept", TASKS, HORIZON, judged="end"),
+    "hurried": Suite("hurried", [Task("left", "cart", ("go left",), horizon=3), TASKS[1]], HORIZON),
 }
 # Seeds of starts that go wrong; those of ONCE do so the first time only.
 RAISES, HANGS, DIES, DIES_ONCE, HANGS_ONCE = 666, 667, 668, 669, 670
@@ -132,7 +133,7 @@ class Cart:
     def disturb(self, kind: str, seed: int) -> bool:
         moved = bool(np.abs(self.at).max() > 0.3)
         if moved:
-            self.at[:] = 0
+            self.at[:] = 0.25 * (seed % 2)
         return moved
 
     def expert(self, task: str) -> np.ndarray:
