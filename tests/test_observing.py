@@ -1,13 +1,134 @@
+"""Observations of two robots are read into the layout that they share, and judged by each robot's own data."""
+
 from __future__ import annotations
 
 import dataclasses
+import logging
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from small import robot
 
-from anyvla.actions.space import ActionSpace
-from anyvla.observing import Proprio
+from anyvla.actions.normalize import Statistics
+from anyvla.actions.space import ActionSpace, Group
+from anyvla.config import build
+from anyvla.data.canonical import Canonical, Robot
+from anyvla.data.episode import Embodiment
+from anyvla.data.views import ViewConfig
+from anyvla.observing import Observer, Proprio
+from anyvla.types import Observation
+
+HAND = Group(name="hand", size=2, kind="position", unit="m")
+GRIP = Group(name="gripper", size=1, kind="gripper", low=0, high=255)
+
+
+def made(name: str, cameras: str, groups: tuple[Group, ...], proprio: dict[str, list[float]]) -> Robot:
+    space = ActionSpace(groups=groups)
+    actions = {key: [100.0] * space.size for key in ("min", "max", "q01", "q99")}  # of another vector: of no use here
+    embodiment = Embodiment(name=name, cameras=tuple(cameras.split()), proprio=space, action=space, control_hz=10)
+    return Robot(embodiment, Statistics(actions, proprio, "f"))
+
+
+def ranges(*ends: tuple[float, float]) -> dict[str, list[float]]:
+    low, high = zip(*ends, strict=True)
+    return {"min": list(low), "max": list(high)}
+
+
+ARM = made("arm", "corner wrist", (HAND,), ranges((-1, 1), (0, 2)))
+CLAW = made("claw", "wrist top", (GRIP, HAND), ranges((0, 0), (10, 14), (10, 10)))
+
+
+def is_implausible(of: Robot, dim: int, value: float, usual: tuple[float, ...]) -> bool:
+    vector = np.array(usual, np.float32)
+    vector[dim] = value
+    found = Proprio(of).implausible(vector)
+    assert not np.delete(found, dim).any()
+    return bool(found[dim])
+
+
+@pytest.mark.parametrize(
+    ("of", "dim", "usual", "low", "high"),
+    [
+        # -1 to 1: a scale of 2, so 3 times 2 beyond either end
+        (ARM, 0, (0, 1), -7, 7),
+        # 0 to 2
+        (ARM, 1, (0, 1), -6, 8),
+        # recorded at 0 only, but declared from 0 to 255
+        (CLAW, 0, (0, 12, 10), -765, 1020),
+        # 10 to 14: the largest magnitude is 14
+        (CLAW, 1, (0, 12, 10), -32, 56),
+        # never moves: the magnitude of 10
+        (CLAW, 2, (0, 12, 10), -20, 40),
+        # two hundredths of a metre, beside 2 metres in the same group: 0.3 of the group's scale
+        (made("flat", "c", (HAND,), ranges((0, 2), (0, 0.02))), 1, (1, 0), -1.8, 1.82),
+        # all that is known is percentiles, which a gripper's declared range widens
+        (made("q", "c", (GRIP,), {"q01": [-45.0], "q99": [200.0]}), 0, (0,), -45 - 900, 255 + 900),
+    ],
+)
+def test_a_value_three_scales_beyond_the_range_is_implausible(
+    of: Robot, dim: int, usual: tuple[float, ...], low: float, high: float
+) -> None:
+    slack = 1e-3 * (high - low)
+    for within in (low + slack, high - slack):
+        assert not is_implausible(of, dim, within, usual)
+    for beyond in (low - slack, high + slack):
+        assert is_implausible(of, dim, beyond, usual)
+
+
+def test_nothing_is_implausible_where_nothing_is_known() -> None:
+    unknown = made("unknown", "c", (HAND,), {})
+    assert not is_implausible(unknown, 0, 1e9, (0, 0))
+
+
+def observer(**view: Any) -> Observer:
+    robots = [ARM, CLAW]
+    return Observer(robots, Canonical([r.embodiment for r in robots]), build(ViewConfig, view))
+
+
+def shown(cameras: dict[str, int], proprio: list[float], size: tuple[int, int] = (4, 4)) -> Observation:
+    images = {camera: np.full((*size, 3), level, np.uint8) for camera, level in cameras.items()}
+    return Observation(images, np.array(proprio, np.float32))
+
+
+def test_each_robot_is_read_into_its_own_places() -> None:
+    """The layout: cameras corner, wrist, top; proprio hand (2), gripper (1)."""
+    both = [shown({"top": 1, "wrist": 2}, [9, 7, 8]), shown({"wrist": 3, "corner": 4, "extra": 5}, [5, 6])]
+    assert observer().states(both, [1, 0]).tolist() == [[7, 8, 9], [5, 6, 0]]
+    images = observer().images(both, [1, 0])
+    assert images.shape == (2, 3, 4, 4, 3)
+    assert images[..., 0, 0, 0].tolist() == [[0, 2, 1], [4, 3, 0]]
+
+
+def test_images_are_fitted_as_the_view_says() -> None:
+    """4 x 8 in 8 x 8: two black rows above and below."""
+    [images] = observer(size=[8, 8], fit="pad").images([shown({"corner": 200, "wrist": 100}, [0, 0], (4, 8))], [0])
+    assert images[0, :, 0, 0].tolist() == [0, 0, 200, 200, 200, 200, 0, 0]
+    assert images[1, :, 0, 0].tolist() == [0, 0, 100, 100, 100, 100, 0, 0]
+    assert not images[2].any()
+
+
+def session(robot: int) -> Any:
+    return SimpleNamespace(robot=robot, warned=set())
+
+
+def test_each_session_is_judged_by_its_robots_data() -> None:
+    far = shown({}, [0, 30])  # for the arm; for the claw's hand 30 is not
+    observer().judge([shown({}, [0, 30, 30]), shown({}, [0, 1])], [session(1), session(0)], "error")
+    with pytest.raises(ValueError, match=r"observation 1: proprio of robot 'arm' is far outside .* dim 1 is 30"):
+        observer().judge([shown({}, [0, 30, 30]), far], [session(1), session(0)], "error")
+
+
+def test_a_session_is_warned_of_each_dim_once(caplog: pytest.LogCaptureFixture) -> None:
+    of, one, other = observer(), session(0), session(0)
+    far, both = shown({}, [0, 30]), shown({}, [30, 30])
+    with caplog.at_level(logging.WARNING, "anyvla.observing"):
+        for given, asked, said in ((far, one, 1), (far, one, 0), (both, one, 1), (both, one, 0), (far, other, 1)):
+            caplog.clear()
+            of.judge([given], [asked], "warn")
+            assert len(caplog.records) == said
+    assert (one.warned, other.warned) == ({0, 1}, {1})
 
 
 def test_messages_name_the_dims_as_the_data_does() -> None:

@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from ramps import box_of_ramp, corner_of_box, ramp
 
-from anyvla.config import ConfigError, build
+from anyvla.config import ConfigError, build, to_dict
 from anyvla.data.augment import AugmentConfig, augment, evaluation_view
 
 SHAPE = (3, 2, 2, 12, 16, 3)  # (B, W, V, H, W, 3)
@@ -61,25 +63,73 @@ def test_every_move_within_the_limit_comes_up_and_views_have_their_own():
     assert torch.equal(out[:, :, 1], source[:, :, 1])
 
 
-def test_a_crop_in_the_centre_is_what_acting_sees(monkeypatch: pytest.MonkeyPatch):
-    source = images()
-    monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.full(shape, 0.5))
-    trained = augment(source, NONE, (0.75, 0.5), generator())
-    assert torch.equal(trained[:, 0], evaluation_view(source[:, 0], (0.75, 0.5)))
-    assert not torch.equal(trained, source)
+def test_views_and_samples_shift_by_themselves():
+    source = torch.zeros(300, 1, 2, 12, 12, 3, dtype=torch.uint8)
+    source[:, :, :, 6, 6] = 255
+    places = augment(source, AugmentConfig(shift=3), 1.0, generator())[:, 0, :, :, :, 0].flatten(2).argmax(2)
+    moves = torch.stack([places // 12, places % 12], -1).flatten(1).T.numpy()  # rows and columns of each view
+    assert np.abs(np.corrcoef(moves) - np.eye(4)).max() < 0.15
+    assert all(np.bincount(way)[3:10].min() > 20 for way in moves)  # 300 / 7 = 43 of each
 
 
-def test_a_crop_shows_a_part_in_the_size_of_the_whole():
-    ramp = torch.arange(64, dtype=torch.uint8).expand(64, 64)  # value = column
-    source = ramp[None, None, None, :, :, None].expand(50, 2, 1, 64, 64, 3).contiguous()
-    out = augment(source, NONE, 0.5, generator()).float()
-    assert out.shape == source.shape
-    span = out[..., -1, 0] - out[..., 0, 0]
-    assert (span - 31).abs().max() <= 1  # half of the columns
-    firsts = out[:, 0, 0, 0, 0, 0]
-    assert firsts.min() <= 3
-    assert firsts.max() >= 28  # windows at both ends
-    assert torch.equal(out[:, 0], out[:, 1])  # one place for all steps
+WIDE = (32, 80)  # rows and columns differ, so that they cannot be swapped
+
+
+def test_a_crop_is_a_box_at_any_place_with_views_of_their_own():
+    """Shares of 0.75 and 0.5 of 32 x 80: boxes of 24 x 60 and 16 x 40."""
+    source = torch.from_numpy(ramp(*WIDE)).expand(500, 2, 2, *WIDE, 3).contiguous()
+    out = augment(source, NONE, (0.75, 0.5), generator()).numpy()
+    assert np.array_equal(out[:, 0], out[:, 1])  # one place for all steps of a window
+    corners = {}
+    for view, box in enumerate([(24, 60), (16, 40)]):
+        found = np.array([corner_of_box(image, box) for image in out[:, 0, view]])
+        for axis in range(2):
+            last = WIDE[axis] - box[axis]
+            counts = np.bincount(found[:, axis], minlength=last + 1)
+            assert len(counts) == last + 1  # none reaches out of the image
+            assert counts.min() > 0  # every place comes up, both ends too
+            assert counts.max() < 2.5 * 500 / (last + 1)  # equally often
+        corners[view] = found
+    ways = np.concatenate([corners[0], corners[1]], 1).T
+    assert np.abs(np.corrcoef(ways) - np.eye(4)).max() < 0.15  # rows, columns and views by themselves
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "box", "corner"),
+    [
+        ((32, 80), 0.75, (24, 60), (4, 10)),
+        ((32, 80), 0.5, (16, 40), (8, 20)),
+        ((20, 30), 0.9, (18, 27), (1, 2)),  # of 3 columns that are left out, 2 are at the left
+        ((32, 32), 1.0, (32, 32), (0, 0)),
+    ],
+)
+def test_acting_sees_the_box_in_the_centre(size: tuple[int, int], crop: float, box: tuple[int, int], corner):
+    given_images = torch.from_numpy(ramp(*size)).expand(3, 2, *size, 3)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    seen = evaluation_view(given_images, crop)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.abs(seen.numpy() - box_of_ramp(corner, box, *size)).max() <= 1
+    assert torch.equal(evaluation_view(given_images, crop), seen)
+
+
+def test_acting_crops_each_view_by_its_own_share():
+    seen = evaluation_view(torch.from_numpy(ramp()).expand(1, 2, 32, 32, 3), (0.75, 0.5))[0].numpy()
+    for image, side, corner in zip(seen, (24, 16), (4, 8), strict=True):
+        assert np.abs(image - box_of_ramp((corner, corner), (side, side))).max() <= 1
+
+
+def test_a_box_is_enlarged_with_antialiasing_also_where_it_has_fine_detail():
+    """Bilinear interpolation of stripes, as Pillow does it."""
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[::2] = 255
+    seen = evaluation_view(torch.from_numpy(stripes)[None, None], 0.75)[0, 0].numpy()
+    theirs = Image.fromarray(stripes[4:28, 4:28]).resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.abs(seen.astype(int) - np.asarray(theirs)).max() <= 1
+
+
+def test_images_shift_by_three_pixels_and_keep_their_colours_unless_a_recipe_says_otherwise():
+    assert to_dict(AugmentConfig()) == {"shift": 3, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
 
 
 def reference(pixels: np.ndarray, mean_grey: float, bright: float, contrast: float, saturation: float, hue: float):

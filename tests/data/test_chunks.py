@@ -1,117 +1,143 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 from demonstrations import ROBOT, InMemory, demonstration
-from hypothesis import given
-from hypothesis import strategies as st
 
 from anyvla.actions.normalize import Normalizer, Statistics
+from anyvla.actions.space import ActionSpace, Group
 from anyvla.data.canonical import Robot
-from anyvla.data.chunks import action_normalizer, hold_out, read_chunks
-from anyvla.data.episode import Episode
+from anyvla.data.chunks import Chunks, action_normalizer, hold_out, read_chunks
+from anyvla.data.episode import Embodiment
 from anyvla.data.mixture import Mixture
-from anyvla.data.sampler import Draw
-from anyvla.data.window import WindowConfig, WindowDataset
 
 LENGTHS = [9, 1, 14, 5]
+SCALE = 1000  # numbered actions are so many times smaller than their numbers
 
 
-EPISODES = [demonstration(n, seed=i) for i, n in enumerate(LENGTHS)]
+def numbered(length: int, first: int = 0, robot: Embodiment = ROBOT) -> InMemory:
+    """One episode; dim d of the action of step t is (first + t) / SCALE + d / 10."""
+    steps = (first + np.arange(length, dtype=np.float32))[:, None] / SCALE
+    actions = (steps + np.arange(robot.action.size) / 10).astype(np.float32)
+    return InMemory([demonstration(length, embodiment=robot, actions=actions)], robot)
 
 
-def of(*episodes: Episode) -> Mixture:
-    return Mixture([InMemory(list(episodes))], [1.0], [None])
+def joined(*parts: InMemory) -> InMemory:
+    return InMemory([episode for part in parts for episode in part.episodes], parts[0].embodiment)
 
 
-def scaling(mixture: Mixture) -> Normalizer:
-    rows = np.concatenate([e.actions for e in mixture.datasets[0].episodes])
-    bounds = {f"q{q:02}": np.quantile(rows, q / 100, axis=0).tolist() for q in (1, 99)}
-    return action_normalizer(mixture, [Robot(ROBOT, Statistics(bounds, {}, "f"))], "quantile")
+def scaling(mixture: Mixture, *reaches: float) -> Normalizer:
+    """Return a scaling that divides the actions of each robot by its reach; of 1 it changes nothing but clips."""
+    robots = []
+    for embodiment, reach in zip(robots_of(mixture), reaches or (1.0,), strict=True):
+        dims = {"q01": [-reach] * embodiment.action.size, "q99": [reach] * embodiment.action.size}
+        robots.append(Robot(embodiment, Statistics(dims, {}, "f")))
+    return action_normalizer(mixture, robots, "quantile")
 
 
-DATA = of(*EPISODES)
+def robots_of(mixture: Mixture) -> list[Embodiment]:
+    return list({d.embodiment.name: d.embodiment for d in mixture.datasets}.values())
+
+
+FIRSTS = [0, 100, 200, 300]
+DATA = Mixture([joined(*(numbered(n, f) for n, f in zip(LENGTHS, FIRSTS, strict=True)))], [1.0], [None])
 NORMALIZER = scaling(DATA)
-EVERY = [range(len(EPISODES))]
 
 
-def robots(count: int) -> torch.Tensor:
-    return torch.zeros(count, dtype=torch.int64)
+def numbers(chunks: Chunks) -> np.ndarray:
+    """Return the numbers of the actions of each chunk: (K, N)."""
+    return (chunks.actions[..., 0] * SCALE).round().int().numpy()
 
 
-@given(length=st.integers(1, 20))
-def test_they_are_the_chunks_that_training_cuts_out(length: int) -> None:
-    chunks = read_chunks(DATA, NORMALIZER, length, EVERY)
-    windows = WindowDataset(DATA, WindowConfig(chunk=min(length, 14)))
-    count = sum(LENGTHS)
-    batch = windows.batch(Draw(np.zeros(count, np.int64), np.arange(count), np.zeros(count, np.uint64)))
-    n = min(length, 14)
-    mask = torch.from_numpy(batch["action_mask"][:, 0])
-    assert len(chunks) == sum(LENGTHS)
-    assert torch.equal(chunks.mask[:, :n], mask)
-    assert not chunks.mask[:, n:].any()
-    trained = NORMALIZER.normalise(torch.from_numpy(batch["actions"][:, 0]), robots(count))
-    assert torch.equal(chunks.actions[:, :n][mask], trained[mask])
-    for actions, own in zip(chunks.actions, chunks.mask, strict=True):
-        last = actions[int(own.sum()) - 1]
-        assert torch.equal(actions[~own], last.expand(int((~own).sum()), -1))
-    assert chunks.actions.abs().max() <= 1
+def by_hand(length: int, episodes: list[int]) -> tuple[list[list[int]], list[list[bool]]]:
+    """Return the numbers and the masks of the chunks at each step; past the end the last action is repeated."""
+    found, masks = [], []
+    for episode in episodes:
+        for step in range(LENGTHS[episode]):
+            wanted = range(step, step + length)
+            found.append([FIRSTS[episode] + min(t, LENGTHS[episode] - 1) for t in wanted])
+            masks.append([t < LENGTHS[episode] for t in wanted])
+    return found, masks
 
 
-def test_some_episodes_give_their_own_chunks_only() -> None:
-    some = read_chunks(DATA, NORMALIZER, 4, [[3, 0]])
-    every = read_chunks(DATA, NORMALIZER, 4, EVERY)
-    assert torch.equal(some.actions, torch.cat([every.actions[24:29], every.actions[:9]]))
-    assert torch.equal(some.mask, torch.cat([every.mask[24:29], every.mask[:9]]))
+@pytest.mark.parametrize("length", [1, 2, 5, 20])
+@pytest.mark.parametrize("episodes", [[0, 1, 2, 3], [3, 0]])
+def test_a_chunk_begins_at_each_step_and_ends_with_its_episode(length: int, episodes: list[int]) -> None:
+    chunks = read_chunks(DATA, NORMALIZER, length, [episodes])
+    found, masks = by_hand(length, episodes)
+    assert numbers(chunks).tolist() == found
+    assert chunks.mask.tolist() == masks
+    torch.testing.assert_close(chunks.actions - chunks.actions[..., :1], torch.arange(4).expand_as(chunks.actions) / 10)
+    assert chunks.robots.tolist() == [0] * len(chunks)
 
 
-@given(most=st.integers(1, 40), seed=st.integers(0, 5))
-def test_a_cap_leaves_as_many_spread_evenly(most: int, seed: int) -> None:
-    numbered = np.arange(29, dtype=np.float32)
-    episode = replace(demonstration(29), actions=np.repeat(numbered[:, None] / 100, 4, 1))
-    data = of(episode)
-    chunks, again = (read_chunks(data, scaling(data), 1, [[0]], most=most, seed=seed) for _ in range(2))
-    normalised = read_chunks(data, scaling(data), 1, [[0]]).actions[:, 0, 0]
-    assert len(chunks) == min(most, 29)
-    assert torch.equal(chunks.actions, again.actions)
-    if most < 29:
-        places = torch.searchsorted(normalised[1:-1].contiguous(), chunks.actions[:, 0, 0].contiguous()).double()
-        even = (torch.arange(most, dtype=torch.float64) + 0.5) * 29 / most
-        assert (places - even).abs().max() <= 29 / most + 2
+@pytest.mark.parametrize(("most", "seed"), [(1, 0), (7, 0), (7, 3), (28, 1), (29, 0), (40, 0)])
+def test_a_cap_leaves_one_of_each_equal_stretch(most: int, seed: int) -> None:
+    data = Mixture([numbered(29)], [1.0], [None])
+    left = numbers(read_chunks(data, NORMALIZER, 1, [[0]], most=most, seed=seed))[:, 0].tolist()
+    if most >= 29:
+        assert left == list(range(29))
+        return
+    assert len(left) == most
+    for k, number in enumerate(left):
+        assert 29 * k // most <= number < 29 * (k + 1) // most
 
 
-def test_another_seed_leaves_others() -> None:
-    a, b = (read_chunks(DATA, NORMALIZER, 2, EVERY, most=7, seed=s) for s in (0, 1))
-    assert not torch.equal(a.actions, b.actions)
-
-
-@given(count=st.integers(0, 200), seed=st.integers(0, 9))
-def test_a_tenth_of_the_episodes_is_held_out(count: int, seed: int) -> None:
-    own, aside = hold_out(count, seed=seed)
-    assert sorted(own + aside) == list(range(count))
-    assert len(aside) == (0 if count < 2 else max(1, round(count / 10)))
-    assert (own, aside) == hold_out(count, seed=seed)
-
-
-def test_scaling_is_that_of_a_policy_trained_on_the_data() -> None:
-    rows = np.concatenate([e.actions for e in EPISODES])
-    x = torch.from_numpy(EPISODES[0].actions)
-    low, high = (torch.from_numpy(np.quantile(rows, q, axis=0)).float() for q in (0.01, 0.99))
-    expected = ((x - (low + high) / 2) / ((high - low) / 2)).clamp(-1, 1)
-    got = NORMALIZER.normalise(x, robots(len(x)))
-    torch.testing.assert_close(got[:, :3], expected[:, :3])
-    torch.testing.assert_close(got[:, 3], x[:, 3].clamp(-1, 1))  # the gripper's declared range
+def test_a_cap_draws_within_its_stretches_by_the_seed() -> None:
+    data = Mixture([numbered(28)], [1.0], [None])
+    left = [numbers(read_chunks(data, NORMALIZER, 1, [[0]], most=7, seed=s))[:, 0] for s in range(40)]
+    again = numbers(read_chunks(data, NORMALIZER, 1, [[0]], most=7, seed=3))[:, 0]
+    assert np.array_equal(left[3], again)
+    assert set(np.concatenate(left)) == set(range(28))
 
 
 def test_each_data_set_gives_its_share() -> None:
-    data = Mixture([InMemory(EPISODES), InMemory([demonstration(400, seed=9)])], [3.0, 1.0], [None, None])
-    chunks = read_chunks(data, NORMALIZER, 4, [range(4), [0]], most=20)
-    assert len(chunks) == 20
-    first = read_chunks(data, NORMALIZER, 4, [range(4), []], most=20)
-    assert torch.equal(chunks.actions[:15], first.actions)
+    data = Mixture([DATA.datasets[0], numbered(400, 500)], [3.0, 1.0], [None, None])
+    found = numbers(read_chunks(data, NORMALIZER, 4, [range(4), [0]], most=20))[:, 0]
+    assert (found < 500).tolist() == [True] * 15 + [False] * 5
+
+
+def test_robots_have_their_own_places_and_scaling() -> None:
+    """The layout: hand 3, gripper 1 of the arm; joints 2 of the pair, which has the same gripper."""
+    pair = dataclasses.replace(
+        ROBOT,
+        name="pair",
+        action=ActionSpace(groups=(Group(name="joints", size=2, kind="joints"), ROBOT.action.groups[1])),
+    )
+    data = Mixture([numbered(3), numbered(2, 400, pair)], [1.0, 1.0], [None, None])
+    chunks = read_chunks(data, scaling(data, 2.0, 4.0), 1, [[0], [0]])
+    assert chunks.robots.tolist() == [0, 0, 0, 1, 1]
+    arm = [[t / 2000, (0.1 + t / 1000) / 2, (0.2 + t / 1000) / 2, 0.3 + t / 1000, 0, 0] for t in range(3)]
+    two = [[0, 0, 0, 0.6 + t / 1000, (0.4 + t / 1000) / 4, (0.5 + t / 1000) / 4] for t in range(2)]
+    torch.testing.assert_close(chunks.actions[:, 0], torch.tensor(arm + two))
+
+
+def test_scaling_maps_percentiles_to_one_and_clips_what_is_beyond() -> None:
+    low, high = [-2.0, 0.0, 5.0, -9.0], [2.0, 1.0, 9.0, 9.0]
+    normalizer = action_normalizer(DATA, [Robot(ROBOT, Statistics({"q01": low, "q99": high}, {}, "f"))], "quantile")
+    given = torch.tensor([[-2.0, 0.0, 5.0, -1.0], [1.0, 0.25, 8.0, 0.5], [3.0, -1.0, 99.0, 2.0]])
+    expected = [[-1.0, -1.0, -1.0, -1.0], [0.5, -0.5, 0.5, 0.5], [1.0, -1.0, 1.0, 1.0]]  # a gripper's range is declared
+    assert normalizer.normalise(given, torch.zeros(3, dtype=torch.int64)).tolist() == expected
+
+
+@pytest.mark.parametrize(("count", "aside"), [(0, 0), (1, 0), (2, 1), (10, 1), (14, 1), (16, 2), (200, 20)])
+def test_a_tenth_of_the_episodes_is_held_out(count: int, aside: int) -> None:
+    own, held = hold_out(count)
+    assert len(held) == aside
+    assert sorted(own + held) == list(range(count))
+    assert (own, held) == (sorted(own), sorted(held))
+    assert len(hold_out(count, share=0.5)[1]) == (count // 2 if count > 1 else 0)
+
+
+def test_the_episodes_held_out_are_drawn_by_the_seed() -> None:
+    held = [tuple(hold_out(20, 0.2, seed)[1]) for seed in range(60)]
+    assert hold_out(20, 0.2, 7)[1] == list(held[7])
+    assert hold_out(20, 0.2)[1] == list(held[0])
+    assert len(set(held)) > 50
+    assert np.bincount(np.concatenate(held), minlength=20).min() > 3  # 12 times each, on average
 
 
 def test_no_episode() -> None:

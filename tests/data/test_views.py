@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from demonstrations import ROBOT, scene
+from PIL import Image
 
 from anyvla.config import ConfigError, build, to_dict
 from anyvla.data.canonical import Canonical
@@ -33,14 +34,35 @@ def test_a_camera_that_the_robot_does_not_have_is_black():
     assert np.array_equal(got[2], WRIST)
 
 
-def test_every_image_is_brought_to_the_size_of_the_view():
-    view = ViewConfig(size=(16, 24))
-    large = scene(1, 64)[0]
+@pytest.mark.parametrize("size", [(16, 24), (16, 64), (64, 16)])
+def test_every_image_is_brought_to_the_size_of_the_view(size: tuple[int, int]):
+    """As Pillow does it, both in acting and where data is read."""
+    view, large = ViewConfig(size=size), scene(1, 64)[0]
     got = seen(shown(corner=CORNER, wrist=large), ROBOT, PLACES, 2, view)
-    assert got.shape == (2, 16, 24, 3)
-    assert np.array_equal(got[1], fit(large[None], view)[0])  # acting resizes as reading data does
-    same = ViewConfig(size=(32, 32))
-    assert fit(CORNER, same) is CORNER
+    read = [fit(image[None], view)[0] for image in (CORNER, large)]
+    for view_of, image in ((got, CORNER), (read, CORNER), (got[1:], large), (read[1:], large)):
+        theirs = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+        assert view_of[0].shape == (*size, 3)
+        assert np.abs(view_of[0].astype(int) - theirs).max() <= 1
+
+
+def test_a_padded_view_has_black_bars():
+    """A white square of 32 x 32 in 16 x 24: 16 x 16 in the middle."""
+    white = np.full((32, 32, 3), 255, np.uint8)
+    expected = np.zeros((16, 24, 3), np.uint8)
+    expected[:, 4:20] = 255
+    got = seen(shown(corner=white, wrist=white), ROBOT, PLACES, 2, ViewConfig(size=(16, 24), fit="pad"))
+    assert np.array_equal(got, np.stack([expected, expected]))
+
+
+def test_images_that_have_the_size_of_the_view_stay():
+    assert fit(CORNER, ViewConfig(size=(32, 32))) is CORNER
+    assert fit(CORNER, ViewConfig(size=(32, 32), fit="pad")) is CORNER
+    assert fit(CORNER, ViewConfig()) is CORNER
+
+
+def test_a_view_neither_resizes_nor_crops_unless_a_recipe_says_so():
+    assert to_dict(ViewConfig()) == {"size": None, "fit": "stretch", "crop": 1.0}
 
 
 @pytest.mark.parametrize(
