@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from demonstrations import ROBOT, InMemory, demonstration
 
+from anyvla.actions.space import ActionSpace, Group
 from anyvla.config import ConfigError, build, to_dict
 from anyvla.data.episode import EpisodeDataset
 from anyvla.data.formats.lerobot_writer import write_dataset
@@ -126,6 +128,108 @@ def test_episodes_without_an_instruction(tmp_path):
         through()
     assert through(unlabelled="drop").lengths.tolist() == [6]
     assert len(through(instruction="do it")) == 2
+
+
+TURNING = dataclasses.replace(
+    ROBOT,
+    proprio=ActionSpace(groups=(Group(name="turn", size=3, kind="rotation", rotation="euler", frame="base"),)),
+    action=ActionSpace(groups=(Group(name="move", size=3, kind="position", mode="delta", frame="tool"),)),
+)
+
+
+def of_numbered_episodes(count: int, monkeypatch: pytest.MonkeyPatch, **keys) -> EpisodeDataset:
+    """Open a source of episodes of 8 steps, all of one task: in episode i all moves are (i, 1, 2).
+
+    The tool is turned a quarter about z, so that its x is the y of the base and its y the -x.
+    """
+    turned, moves = np.zeros((8, 3), np.float32), np.ones((8, 3), np.float32)
+    turned[:, 2] = np.pi / 2
+    episodes = [
+        demonstration(8, embodiment=TURNING, proprio=turned, actions=moves * np.float32([i, 1, 2]))
+        for i in range(count)
+    ]
+    monkeypatch.setattr("anyvla.data.mixture.open_dataset", lambda *args: InMemory(episodes, TURNING))
+    return open_source(build(Source, {"path": "somewhere", **keys}))
+
+
+def numbers(dataset: EpisodeDataset) -> list[int]:
+    return [round(float(dataset[i].actions[0, 0])) for i in range(len(dataset))]
+
+
+def test_a_source_leaves_out_the_episodes_that_it_names(monkeypatch):
+    assert numbers(of_numbered_episodes(5, monkeypatch, leave_out=[3, 0])) == [1, 2, 4]
+
+
+def test_a_source_takes_a_part_of_its_episodes_by_the_seed(monkeypatch):
+    parts = {seed: numbers(of_numbered_episodes(9, monkeypatch, per_task=3, subset_seed=seed)) for seed in range(8)}
+    assert {len(part) for part in parts.values()} == {3}
+    assert len({tuple(part) for part in parts.values()}) > 4
+    assert numbers(of_numbered_episodes(9, monkeypatch, per_task=3)) == parts[0]
+    wider = numbers(of_numbered_episodes(9, monkeypatch, per_task=3, scale=2, subset_seed=5))
+    assert len(wider) == 6
+    assert set(parts[5]) < set(wider)
+
+
+def test_a_source_brings_its_actions_to_another_frame_and_rate(monkeypatch):
+    plain = of_numbered_episodes(2, monkeypatch)
+    assert plain[1].actions[0].tolist() == [1, 1, 2]
+    turned = of_numbered_episodes(2, monkeypatch, frame="base")
+    np.testing.assert_allclose(turned[1].actions[0], [-1, 1, 2], atol=1e-6)
+    np.testing.assert_allclose(turned[0].actions[0], [-1, 0, 2], atol=1e-6)
+    slow = of_numbered_episodes(2, monkeypatch, frame="base", hz=10)  # 4 steps in one
+    np.testing.assert_allclose(slow[0].actions, [[-4, 0, 8]] * 2, atol=1e-6)
+    written = of_numbered_episodes(2, monkeypatch, rotation="rot6d")
+    assert written.embodiment.proprio.groups[0].rotation == "rot6d"
+    np.testing.assert_allclose(written[0].proprio[0], [0, 1, 0, -1, 0, 0], atol=1e-6)  # columns of the matrix
+
+
+@pytest.mark.parametrize(("temperature", "power"), [(None, 1.0), (2.0, 0.5)])
+def test_a_preset_multiplies_steps_by_its_weights(tmp_path, monkeypatch, temperature, power):
+    """Of OpenVLA's mixture: bridge_orig has weight 1, language_table 0.1, kuka 0.8341046294."""
+    steps = {"bridge_orig": 30, "language_table": 80, "kuka": 10}
+    for name in steps:
+        folder = tmp_path / name / "1.0.0" if name == "bridge_orig" else tmp_path / name / "0.1.0"
+        folder.mkdir(parents=True)
+        for file in ("dataset_info.json", "features.json"):
+            (folder / file).write_text("{}")
+
+    def opened_source(source: Source) -> EpisodeDataset:
+        assert source.unlabelled == "drop"
+        return InMemory([demonstration(steps[Path(source.path).parent.name])])
+
+    monkeypatch.setattr("anyvla.data.mixture.open_source", opened_source)
+    data = {"preset": "oxe_magic_soup", "root": str(tmp_path), "missing": "skip", "temperature": temperature}
+    mixture = open_mixture(build(DataConfig, data), tmp_path)
+    found = {len(d[0]): share for d, share in zip(mixture.datasets, mixture.shares, strict=True)}
+    parts = {30: 1.0 * 30**power, 80: 0.1 * 80**power, 10: 0.8341046294 * 10**power}
+    assert found == pytest.approx({n: part / sum(parts.values()) for n, part in parts.items()})
+
+
+def test_views_come_in_the_order_asked_for(root):
+    both = opened(root, views=["wrist", "corner"])
+    assert both.canonical.embodiment.cameras == ("wrist", "corner")
+    assert list(both.datasets[0][0].images) == ["wrist", "corner"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("control_hz", 5),
+        ("cameras", ("corner",)),
+        ("proprio", ActionSpace(groups=ROBOT.proprio.groups[:1])),
+        ("action", ActionSpace(groups=(dataclasses.replace(ROBOT.action.groups[0], mode="absolute"),))),
+    ],
+)
+def test_sources_of_one_robot_agree_in_all_that_numbers_mean(field, value):
+    other = dataclasses.replace(ROBOT, **{field: value})
+    with pytest.raises(ValueError, match=f"show a robot named 'arm' and disagree in its {field}"):
+        Mixture([InMemory([demonstration(5)]), InMemory([], other)], [1, 1], [None, None])
+
+
+def test_windows_of_a_data_set_belong_to_its_robot():
+    leg, tail = (dataclasses.replace(ROBOT, name=name) for name in ("leg", "tail"))
+    of = [InMemory([demonstration(5, embodiment=r)], r) for r in (leg, ROBOT, leg, tail)]
+    assert Mixture(of, [1, 1, 1, 1], [None] * 4).robot_of == [0, 1, 0, 2]
 
 
 @pytest.mark.parametrize(
