@@ -15,15 +15,40 @@ def _lay(folder: Path) -> Path:
     return folder
 
 
-def test_the_soups_have_the_data_sets_and_weights_of_openvla() -> None:
-    soup, plus = presets()["oxe_magic_soup"], presets()["oxe_magic_soup_plus"]
-    assert (len(soup), len(plus)) == (23, 27)
-    assert soup["language_table"] == 0.1
-    assert {n: w for n, w in plus.items() if n not in soup} == {
-        "bc_z": 0.2,
-        "fmb_dataset": 1.0,
-        "dobbe": 0.2,
-        "droid": 0.06,
+# As published: OXE_MAGIC_SOUP of prismatic/vla/datasets/rlds/oxe/mixtures.py in github.com/openvla/openvla.
+SOUP = {
+    "fractal20220817_data": 0.54087122203,
+    "kuka": 0.8341046294,
+    "bridge_orig": 1.0,
+    "taco_play": 2.0,
+    "jaco_play": 1.0,
+    "berkeley_cable_routing": 1.0,
+    "roboturk": 2.0,
+    "viola": 2.0,
+    "berkeley_autolab_ur5": 2.0,
+    "toto": 1.0,
+    "language_table": 0.1,
+    "stanford_hydra_dataset_converted_externally_to_rlds": 2.0,
+    "austin_buds_dataset_converted_externally_to_rlds": 1.0,
+    "nyu_franka_play_dataset_converted_externally_to_rlds": 3.0,
+    "furniture_bench_dataset_converted_externally_to_rlds": 0.1,
+    "ucsd_kitchen_dataset_converted_externally_to_rlds": 2.0,
+    "austin_sailor_dataset_converted_externally_to_rlds": 1.0,
+    "austin_sirius_dataset_converted_externally_to_rlds": 1.0,
+    "dlr_edan_shared_control_converted_externally_to_rlds": 1.0,
+    "iamlab_cmu_pickup_insert_converted_externally_to_rlds": 1.0,
+    "utaustin_mutex": 1.0,
+    "berkeley_fanuc_manipulation": 2.0,
+    "cmu_stretch": 1.0,
+}
+
+
+def test_mixtures_have_the_data_sets_and_weights_of_openvla() -> None:
+    assert presets() == {
+        "oxe_magic_soup": SOUP,
+        "oxe_magic_soup_plus": SOUP | {"bc_z": 0.2, "fmb_dataset": 1.0, "dobbe": 0.2, "droid": 0.06},
+        "bridge": {"bridge_orig": 1.0},
+        "rt1": {"fractal20220817_data": 1.0},
     }
 
 
