@@ -43,6 +43,7 @@ def test_groups_meet_by_name_wherever_they_stand():
         (changed(HAND, mode="absolute"), "mode 'delta' and 'absolute'"),
         (changed(HAND, size=2), "size 3 and 2"),
         (changed(HAND, kind="other"), "kind 'position' and 'other'"),
+        (changed(HAND, mode="absolute", size=2), "size 3 and 2, mode 'delta' and 'absolute'"),
     ],
 )
 def test_one_name_means_one_thing(other: Group, told: str):
@@ -72,3 +73,40 @@ def test_grippers_of_different_ranges_meet_where_they_say_which_end_is_open():
         union({"a": space(GRIP), "b": space(wide)}, "action")
     [whole] = union({"a": space(changed(GRIP, open=-1)), "b": space(wide)}, "action").groups
     assert (whole.low, whole.high, whole.open) == (-1, 1, 1)
+
+
+@pytest.mark.parametrize("open", [(-1, 1), (1, -1), (1, None), (None, -1)])
+def test_grippers_of_one_range_are_one_only_if_they_are_open_at_the_same_end(open: tuple[int | None, int | None]):
+    both = {name: space(changed(GRIP, open=end)) for name, end in zip("ab", open, strict=True)}
+    if None in open:
+        with pytest.raises(ValueError, match="does not say at which end its gripper is open"):
+            union(both, "action")
+    else:
+        [whole] = union(both, "action").groups
+        assert (whole.low, whole.high, whole.open) == (-1, 1, 1)
+
+
+@pytest.mark.parametrize("end", [-1, 1, None])
+def test_grippers_that_are_alike_stay_as_they_are(end: int | None):
+    alike = changed(GRIP, open=end, unit="rad")
+    assert union({"a": space(alike), "b": space(alike)}, "action").groups == (alike,)
+
+
+def test_a_range_is_kept_only_if_all_declare_it():
+    near, far = changed(HAND, low=-1, high=1), changed(HAND, low=-2, high=1)
+    for spaces, expected in (
+        ((near, near), (-1, 1)),
+        ((near, far), (None, None)),
+        ((near, HAND), (None, None)),
+        ((HAND, near), (None, None)),
+    ):
+        [whole] = union(dict(zip("ab", map(space, spaces), strict=True)), "action").groups
+        assert (whole.low, whole.high) == expected
+        assert (whole.mode, whole.kind, whole.size, whole.unit) == ("delta", "position", 3, "m")
+
+
+def test_what_three_robots_agree_in_depends_on_all_of_them():
+    base = changed(HAND, frame="base")
+    assert union({"a": space(HAND), "b": space(base), "c": space(HAND)}, "action").groups[0].frame == "base"
+    with pytest.raises(ValueError, match=r"different things in a and c: frame 'base' and 'tool'"):
+        union({"a": space(HAND), "b": space(base), "c": space(changed(HAND, frame="tool"))}, "action")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,25 @@ from anyvla.interrupted import Interrupted
 
 EPISODES = [demonstration(5 + i, seed=i) for i in range(4)]
 RLDS = Path(__file__).parent / "formats/fixtures/rlds/bridge_orig"
+
+
+def clean() -> InMemory:
+    return InMemory(EPISODES, fingerprint="2-" + "m" * 64)  # as this version makes them
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """A conversion of `EPISODES`, which tests copy."""
+    root = tmp_path_factory.mktemp("converted") / "out"
+    return root, convert(clean(), root, processes=1)
+
+
+@pytest.fixture
+def finished(made_once, tmp_path):
+    """Put a finished conversion of `EPISODES` at `tmp_path / "out"` and return its report."""
+    root, report = made_once
+    shutil.copytree(root, tmp_path / "out")
+    return report
 
 
 class Damaged(InMemory):
@@ -51,7 +71,7 @@ def test_a_copy_of_another_format_is_equal_number_by_number(tmp_path, monkeypatc
 
 
 def test_an_interrupted_conversion_goes_on(tmp_path):
-    source = InMemory(EPISODES)
+    source = clean()
     calls = []
     with pytest.raises(Interrupted, match=r"stopped after 2 of 4 episodes; the same command goes on"):
         convert(source, tmp_path / "out", processes=1, stop=lambda: len(calls) >= 2 or calls.append(1))
@@ -64,41 +84,36 @@ def test_an_interrupted_conversion_goes_on(tmp_path):
     assert open_dataset(tmp_path / "out").lengths.tolist() == [5, 6, 7, 8]
 
 
-def test_one_that_was_not_verified_is_not_finished(tmp_path):
-    source = InMemory(EPISODES)
-    first = convert(source, tmp_path / "out", processes=1)
+def test_one_that_was_not_verified_is_not_finished(tmp_path, finished):
+    source = clean()
     (tmp_path / "out" / REPORT).unlink()  # stopped in the middle of reading back
     seen = []
-    assert convert(source, tmp_path / "out", progress=lambda *p: seen.append(p)) == first
+    assert convert(source, tmp_path / "out", progress=lambda *p: seen.append(p)) == finished
     assert {stage for stage, _, _ in seen} == {"verify"}
     seen.clear()
-    assert convert(source, tmp_path / "out", progress=lambda *p: seen.append(p)) == first
+    assert convert(source, tmp_path / "out", progress=lambda *p: seen.append(p)) == finished
     assert not seen  # nothing is left to do
 
 
-def test_a_kill_just_after_the_data_set_is_there_leaves_nothing_beside_it(tmp_path):
-    source = InMemory(EPISODES)
-    first = convert(source, tmp_path / "out", processes=1)
+def test_a_kill_just_after_the_data_set_is_there_leaves_nothing_beside_it(tmp_path, finished):
     for name in ("out.partial", ".out.building"):
         (tmp_path / name / "episode-000000").mkdir(parents=True)
-    assert convert(source, tmp_path / "out", processes=1) == first
+    assert convert(clean(), tmp_path / "out", processes=1) == finished
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["out"]
 
 
 @pytest.mark.parametrize("text", ['{"x": 1}', "[]", "{", '{"episodes": NaN}'])
-def test_a_damaged_report_is_named(tmp_path, text):
-    convert(InMemory(EPISODES), tmp_path / "out", processes=1)
+def test_a_damaged_report_is_named(tmp_path, text, finished):
     (tmp_path / "out" / REPORT).write_text(text)
     with pytest.raises(ValueError, match=Path(REPORT).name):
-        convert(InMemory(EPISODES), tmp_path / "out", processes=1)
+        convert(clean(), tmp_path / "out", processes=1)
 
 
-def test_what_is_there_already_is_not_overwritten(tmp_path):
-    convert(InMemory(EPISODES), tmp_path / "out", processes=1)
+def test_what_is_there_already_is_not_overwritten(tmp_path, finished):
     with pytest.raises(ValueError, match="holds a data set already, made of something else"):
         convert(InMemory(EPISODES, fingerprint="o" * 64), tmp_path / "out", processes=1)
     with pytest.raises(ValueError, match="made of something else"):
-        convert(InMemory(EPISODES), tmp_path / "out", episodes=[0, 1], processes=1)
+        convert(clean(), tmp_path / "out", episodes=[0, 1], processes=1)
 
 
 def test_a_damaged_episode_stops_it_or_is_left_out_and_counted(tmp_path):
@@ -126,8 +141,9 @@ def test_what_was_left_out_once_is_not_left_out_again_unasked(tmp_path):
         convert(source, tmp_path / "out", processes=1)
 
 
-def test_reading_back_can_be_stopped_too(tmp_path):
-    source, seen = InMemory(EPISODES), []
+def test_reading_back_can_be_stopped_too(tmp_path, finished):
+    source, seen = clean(), []
+    (tmp_path / "out" / REPORT).unlink()
 
     def progress(stage: str, done: int, total: int) -> None:
         seen.append((stage, done))
@@ -165,7 +181,7 @@ def test_a_difference_on_reading_back_keeps_it_from_its_place(tmp_path, monkeypa
 
 
 def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
-    source = InMemory(EPISODES)
+    source = clean()
     honest = conversion.LeRobotWriter.finalise
 
     def full(self):
@@ -181,22 +197,19 @@ def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out" / REPORT).read_text())["episodes"] == 4
 
 
-def test_where_the_source_was_does_not_count_but_how_it_was_fingerprinted_does(tmp_path):
-    source = InMemory(EPISODES, fingerprint="2-" + "m" * 64)
-    first = convert(source, tmp_path / "out", processes=1)
+def test_where_the_source_was_does_not_count_but_how_it_was_fingerprinted_does(tmp_path, finished):
+    source = clean()
     source.root = tmp_path / "moved"
-    assert convert(source, tmp_path / "out", processes=1) == first
+    assert convert(source, tmp_path / "out", processes=1) == finished
     with pytest.raises(ValueError, match=r"an earlier version of anyvla converted, .* use it as it is, or choose"):
         convert(InMemory(EPISODES, fingerprint="3" * 64), tmp_path / "out", processes=1)
 
 
-def test_a_conversion_that_was_edited_is_not_reported_as_it_was(tmp_path):
-    source = InMemory(EPISODES)
-    convert(source, tmp_path / "out", processes=1)
+def test_a_conversion_that_was_edited_is_not_reported_as_it_was(tmp_path, finished):
     [path] = (tmp_path / "out").glob("data/**/*.parquet")
     table = pq.read_table(path)
     edited = [[value + 1 for value in row] for row in table["action"].to_pylist()]
     at = table.schema.get_field_index("action")
     pq.write_table(table.set_column(at, table.schema.field(at), [pa.array(edited, table.schema.field(at).type)]), path)
     with pytest.raises(ValueError, match="was changed after it was converted"):
-        convert(source, tmp_path / "out", processes=1)
+        convert(clean(), tmp_path / "out", processes=1)

@@ -33,6 +33,36 @@ def test_a_source_travels_as_plain_data():
     assert build(DataConfig, to_dict(config)) == config
 
 
+def test_data_is_used_as_it_is_unless_a_recipe_says_otherwise():
+    assert to_dict(Source(path="a")) == {
+        "path": "a",
+        "format": None,
+        "embodiment": None,
+        "weight": 1.0,
+        "cameras": None,
+        "rotation": None,
+        "frame": None,
+        "hz": None,
+        "per_task": None,
+        "scale": 1.0,
+        "subset_seed": 0,
+        "leave_out": [],
+        "instruction": None,
+        "unlabelled": "refuse",
+    }
+    assert to_dict(DataConfig()) == {
+        "sources": [],
+        "preset": None,
+        "root": None,
+        "missing": "refuse",
+        "views": [],
+        "temperature": None,
+        "cache_gb": 2.0,
+        "workers": 0,
+        "worker_timeout_s": 300.0,
+    }
+
+
 def test_the_given_sources_or_else_what_was_collected(root):
     assert opened(root).datasets[0].lengths.tolist() == [5] * 4
     given = opened(root, sources=[{"path": str(root / "large")}])

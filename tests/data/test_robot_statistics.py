@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from demonstrations import ROBOT, InMemory, demonstration
 
+from anyvla.actions.space import ActionSpace, Group
 from anyvla.data.formats.folder import write_description
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.data.open import open_dataset
@@ -105,21 +106,23 @@ def test_a_robot_without_proprio():
 @pytest.mark.parametrize("form", ["lerobot", "folder"])
 def test_an_edit_in_the_middle_of_a_large_file_gives_new_statistics(tmp_path, form):
     """Of the same size, with its time of modification restored."""
-    long = [demonstration(4500, seed=1)]
+    wide = dataclasses.replace(ROBOT, action=ActionSpace(groups=(Group(name="joints", size=100, kind="joints"),)))
+    numbers = np.random.default_rng(1).normal(size=(500, 100)).astype(np.float32)
+    long = [demonstration(500, seed=1, embodiment=wide, actions=numbers)]
     root = tmp_path / "data"
     if form == "lerobot":
-        write_dataset(root, ROBOT, long)
+        write_dataset(root, wide, long)
         [path] = root.glob("data/**/*.parquet")
         table = pq.read_table(path)
         pq.write_table(table, path, compression="none", use_dictionary=False)
     else:
-        write_description(root, ROBOT)
+        write_description(root, wide)
         path = root / "episode_0.npz"
         images = {f"images/{c}": np.asarray(v) for c, v in long[0].images.items()}
         np.savez(path, instruction="go", actions=long[0].actions, proprio=long[0].proprio, **images)
     first, before = statistics_of(open_dataset(root)), path.stat()
     contents = bytearray(path.read_bytes())
-    value = long[0].actions[4400].tobytes()
+    value = long[0].actions[240].tobytes()
     at = contents.index(value)
     assert 1 << 16 < at < len(contents) - (1 << 16)  # neither in the head nor in the tail
     contents[at : at + 4] = np.float32(1e3).tobytes()

@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from anyvla.actions.space import ActionSpace, Group
+from anyvla.config import to_dict
 from anyvla.data.episode import Embodiment, Episode, steady
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.data.mixture import Mixture
@@ -196,6 +197,40 @@ def test_robots_share_a_batch():
     assert np.array_equal(batch["images"][0, 0, 1], two.images["wrist"][4])
     assert not batch["images"][0, :, 0].any()  # this robot has no corner camera
     assert np.array_equal(batch["images"][1, 1, 0], EPISODES[0].images["corner"][8])
+
+
+def test_a_window_is_one_step_with_a_chunk_of_eight_unless_a_recipe_says_otherwise():
+    assert to_dict(WindowConfig()) == {
+        "window": 1,
+        "chunk": 8,
+        "stride": 1,
+        "view": {"size": None, "fit": "stretch", "crop": 1.0},
+        "cache_gb": 2.0,
+    }
+
+
+def test_the_memory_of_all_frames():
+    """29 steps of two cameras and 9 steps of two others, 16 x 24 pixels of 3 bytes each."""
+    data = of(InMemory(EPISODES), InMemory([arms(9)], ARMS))
+    windows = WindowDataset(data, WindowConfig(chunk=4, view=ViewConfig(size=(16, 24))))
+    assert windows.decoded_gb == pytest.approx((29 * 2 + 9 * 2) * 16 * 24 * 3 / 1e9)
+    assert windows.image_size == (16, 24)
+    assert windows.sizes == [29, 9]
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 30_000e-9, 1.0])  # 9 steps of two cameras are 55 kB, 2 are 12
+def test_frames_are_decoded_once_as_long_as_they_fit_in_memory(cache_gb):
+    corner, wrist = Counted(scene(9)), Counted(scene(9))
+    few = Counted(scene(2))
+    data = [
+        demonstration(9, images={"corner": corner, "wrist": wrist}),
+        demonstration(2, images=dict.fromkeys(ROBOT.cameras, few)),
+    ]
+    windows = windows_of(WindowConfig(cache_gb=cache_gb, chunk=2), *data)
+    for _ in range(3):
+        windows.batch(at(3, 4, 10))
+    assert corner.decoded == wrist.decoded == (9 if cache_gb == 1 else 6)
+    assert few.decoded == (4 if cache_gb else 6)
 
 
 def test_images_are_brought_to_one_size():
