@@ -111,7 +111,7 @@ def test_a_damaged_report_is_named(tmp_path, text, finished):
 
 def test_what_is_there_already_is_not_overwritten(tmp_path, finished):
     with pytest.raises(ValueError, match="holds a data set already, made of something else"):
-        convert(InMemory(EPISODES, fingerprint="o" * 64), tmp_path / "out", processes=1)
+        convert(InMemory(EPISODES, fingerprint="2-" + "o" * 64), tmp_path / "out", processes=1)
     with pytest.raises(ValueError, match="made of something else"):
         convert(clean(), tmp_path / "out", episodes=[0, 1], processes=1)
 
