@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +8,13 @@ from typing import Any
 
 import pytest
 import small
+import toy_opened  # noqa: F401 (registers the benchmark `toy`)
 from test_results import RESULT
 
-from anyvla.cli.evaluate import _Score
+from anyvla.cli.evaluate import _Score, evaluate, play
 from anyvla.cli.main import main
+from anyvla.evaluation.protocol import EvaluationConfig
+from anyvla.recipe import read
 
 
 def test_the_running_score_is_of_the_condition_asked_first() -> None:
@@ -22,6 +26,111 @@ def test_the_running_score_is_of_the_condition_asked_first() -> None:
     score.hear(replace(RESULT, outcome="failure"))
     score.hear(replace(RESULT, outcome="error"))
     assert score.text == "told 50% (9% to 91%), 1 errors"
+
+
+def test_the_running_score_is_of_the_condition_that_is_played_first() -> None:
+    score = _Score("swapped")
+    for result in (replace(RESULT, condition="swapped"), replace(RESULT, condition="told", outcome="failure")):
+        score.hear(result)
+    assert score.text == "swapped 100% (21% to 100%)"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What the command asks to be played; nothing is."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def play(*arguments: Any, **keys: Any) -> None:
+        calls.append((arguments, keys))
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr("anyvla.cli.evaluate.play", play)
+    return calls
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A policy whose recipe is evaluated on toy/line with counts and settings of its own."""
+    section = {"episodes": 3, "conditions": ["told", "empty"], "first_seed": 5, "execute": 2}
+    document = {"benchmark": "toy/line", "evaluation": section, "environment": {"render": "native"}}
+    small.policy().save(tmp_path / "run/checkpoint", document)
+    return tmp_path / "run"
+
+
+OWN = EvaluationConfig(episodes=3, conditions=("told", "empty"), first_seed=5, execute=2)
+USUAL = {"python": None, "device": "auto", "trust_remote_code": False}
+
+
+def test_an_evaluation_on_the_recipes_benchmark_has_its_counts_and_settings(run: Path, asked: list[Any]) -> None:
+    assert main(["eval", str(run)]) == 1
+    [(arguments, keys)] = asked
+    assert arguments == (run / "checkpoint", "toy/line", {"render": "native"}, OWN, run / "eval")
+    assert keys == USUAL
+
+
+def test_an_evaluation_elsewhere_takes_nothing_from_the_recipes_section(run: Path, asked: list[Any]) -> None:
+    assert main(["eval", str(run), "--benchmark", "gym:Cart-v1", "--conditions", "[told]"]) == 1
+    [(arguments, keys)] = asked
+    told = EvaluationConfig(conditions=("told",))
+    assert arguments == (run / "checkpoint", "gym:Cart-v1", {}, told, run / "eval-gym-Cart-v1")
+    assert keys == USUAL
+
+
+def test_options_win_over_the_recipe(run: Path, tmp_path: Path, asked: list[Any]) -> None:
+    options = ["--episodes", "9", "--environment.render", "fast", "--failure_videos", "1"]
+    options += ["--out", str(tmp_path / "there"), "--python", "/opt/python", "--device", "cpu", "--trust-remote-code"]
+    assert main(["eval", str(run), *options]) == 1
+    [(arguments, keys)] = asked
+    config = dataclasses.replace(OWN, episodes=9, failure_videos=1)
+    assert arguments[2:] == ({"render": "fast"}, config, tmp_path / "there")
+    assert keys == {"python": "/opt/python", "device": "cpu", "trust_remote_code": True}
+
+
+def test_a_recipe_evaluates_its_own_checkpoint(tmp_path: Path, asked: list[Any]) -> None:
+    recipe = dataclasses.replace(
+        read("quickstart"), benchmark="toy/line", environment={"render": "native"}, evaluation=OWN
+    )
+    with pytest.raises(RuntimeError, match="enough"):
+        evaluate(recipe, tmp_path)
+    where = (tmp_path / "checkpoint", "toy/line", {"render": "native"}, OWN, tmp_path / "eval")
+    assert asked == [(where, {"trust_remote_code": False})]
+
+
+def test_what_is_played_and_filmed_is_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The policy, the runner and the films are watched in place of being run."""
+    seen: dict[str, Any] = {}
+
+    def load(checkpoint: Path, device: Any, *, trust_remote_code: bool) -> str:
+        seen["load"] = (checkpoint, device.type, trust_remote_code)
+        return "the policy"
+
+    def run_evaluation(vla: Any, plans: Any, opened: Any, config: Any, folder: Path, **keys: Any) -> list[Any]:
+        seen["evaluate"] = (vla, [p.key for p in plans], opened.name, config, folder, keys["checkpoint"])
+        seen["settings"] = opened.spec.settings
+        for result in (RESULT, replace(RESULT, outcome="failure"), replace(RESULT, outcome="failure")):
+            keys["heard"](replace(result, condition="empty"))
+        keys["progress"](3, 3)
+        return [RESULT]
+
+    def film(results: Any, opened: Any, folder: Path, *, failures: int, **keys: Any) -> None:
+        seen["film"] = (results, opened.name, folder, failures)
+
+    monkeypatch.setattr("anyvla.policy.VLA.load", load)
+    monkeypatch.setattr("anyvla.evaluation.runner.evaluate", run_evaluation)
+    monkeypatch.setattr("anyvla.evaluation.runner.checkpoint_hash", lambda checkpoint: f"hash of {checkpoint.name}")
+    monkeypatch.setattr("anyvla.report.filming.film", film)
+    config = EvaluationConfig(conditions=("empty", "told"), episodes=1, first_seed=4, tasks=("left",), failure_videos=2)
+    where, out = tmp_path / "checkpoint", tmp_path / "eval"
+    play(where, "toy/line", {"render": "native"}, config, out, device="cpu", trust_remote_code=True)
+    assert seen == {
+        "load": (where, "cpu", True),
+        "evaluate": ("the policy", ["empty-left-4", "told-left-4"], "toy/line", config, out, "hash of checkpoint"),
+        "settings": {"render": "native"},
+        "film": ([RESULT], "toy/line", out, 2),
+    }
+    assert "evaluate: 3/3 empty 33% (6% to 79%)" in capsys.readouterr().err
 
 
 def mapping(**keys: Any) -> dict[str, Any]:

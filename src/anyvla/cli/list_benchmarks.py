@@ -55,9 +55,7 @@ def _about(name: str) -> dict[str, Any]:
             {
                 "name": f"{name}/{suite_name}",
                 "tasks": len(suite.tasks),
-                "episodes": sum(t.episodes or suite.episodes for t in suite.tasks)
-                if not suite.chains
-                else suite.episodes,
+                "episodes": _episodes(suite),
                 "horizon": suite.horizon,
                 "robot": benchmark.embodiment(suite_name)["name"],
                 "groups": sorted(suite.groups),
