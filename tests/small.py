@@ -96,6 +96,20 @@ def policy(*args: Any, codec: Path | None = None, **keys: Any) -> VLA:
     return VLA(config, [robot()], codec=codec).eval()
 
 
+def awake(vla: VLA) -> VLA:
+    """Return the policy with random numbers where its weights are zero.
+
+    Until a diffusion or a flow decoder is trained, its output layer is zero: it gives the same chunk for every
+    observation, history and noise, and a comparison of chunks notices nothing.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in vla.parameters():
+            if not weight.any():
+                weight.normal_(std=0.2, generator=generator)
+    return vla
+
+
 def fit_codec(representation: str, folder: Path, chunk: int = 4) -> Path | None:
     """The folder of a codec fitted to smooth random chunks; None for continuous actions."""
     decoder = "tokens" if representation != "continuous" else "regression"

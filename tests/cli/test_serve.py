@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -8,15 +10,19 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
 import small
+import torch
 
 from anyvla.cli.main import main
+from anyvla.data.canonical import Robot
+from anyvla.policy import VLA
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +54,9 @@ def test_bad_options(
 def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server in a process, and its port."""
     command = [sys.executable, "-m", "anyvla.cli.main", "serve", *options, "--port", "0"]
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has commands in the background ignore it
     server = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
     )
-    signal.signal(signal.SIGINT, before)
     try:
         assert server.stdout is not None
         first = server.stdout.readline()
@@ -63,8 +67,7 @@ def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Pope
         server.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_answers_what_is_in_progress(checkpoint: Path, number: signal.Signals) -> None:
+def test_a_signal_answers_what_is_in_progress(checkpoint: Path) -> None:
     connect = pytest.importorskip("websockets.sync.client").connect
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (1000, 1000, 3), np.uint8)  # takes a while
@@ -80,7 +83,7 @@ def test_a_signal_answers_what_is_in_progress(checkpoint: Path, number: signal.S
         with connect(url) as idle, connect(url) as busy:
             busy.send(msgpack.packb(message))
             time.sleep(0.1)  # some of it has arrived
-            server.send_signal(number)
+            server.send_signal(signal.SIGTERM)
             assert msgpack.unpackb(busy.recv(timeout=20))["seq"] == 3
             with pytest.raises(Exception, match="the server stops"):
                 idle.recv(timeout=20)
@@ -139,3 +142,145 @@ def test_a_key_and_no_auth_contradict(
     monkeypatch.setenv("ANYVLA_API_KEY", "k3y")
     assert main(["serve", str(checkpoint), "--port", "0", "--no-auth"]) == 1
     assert "--no-auth contradicts the API key" in capsys.readouterr().err
+
+
+Script = Callable[[str], Awaitable[Any]]
+OBSERVATION = {
+    "images": {
+        name: {"__ndarray__": True, "dtype": "|u1", "shape": [32, 32, 3], "data": bytes(3072)}
+        for name in ("corner", "wrist")
+    },
+    "states": [0.0, 0.0, 0.0],
+    "task_description": "go",
+}
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, script: Script, *options: str) -> Any:
+    """Run the command in this process with a client, and return what the client's script returns."""
+    found = []
+
+    async def served(service: Any, sockets: list[socket.socket], host: str, title: str) -> int:
+        listening = asyncio.Event()
+        running = asyncio.create_task(service.run(sockets, listening.set))
+        try:
+            await asyncio.wait_for(listening.wait(), 20)
+            found.append(await script(f"ws://{host}:{sockets[0].getsockname()[1]}"))
+        finally:
+            service.stop()
+        return await running  # type: ignore[no-any-return]
+
+    monkeypatch.setattr("anyvla.cli.serve._serve", served)
+    assert main(["serve", *options, "--port", "0"]) == 0
+    return found[0]
+
+
+def conversation(*messages: tuple[str, dict[str, Any]]) -> Script:
+    """A client that sends these messages; it returns the type and the payload of each answer."""
+    from websockets.asyncio.client import connect
+
+    async def script(url: str) -> list[tuple[str, dict[str, Any]]]:
+        answers = []
+        async with connect(url, compression=None) as client:
+            for kind, payload in messages:
+                await client.send(msgpack.packb({"type": kind, "payload": payload, "seq": 0, "timestamp": 0.0}))
+                answer = msgpack.unpackb(await client.recv())
+                answers.append((answer["type"], answer["payload"]))
+        return answers
+
+    return script
+
+
+HELLO = ("hello", {"protocol_version": 1})
+
+
+def test_the_options_reach_the_server(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many actions are executed; the limits of a file, and of options, which go before it; the client's keys."""
+    limits, mapping = tmp_path / "limits.yaml", tmp_path / "mapping.yaml"
+    limits.write_text("instruction_characters: 2\nentries: 4\narray_bytes: 7\nconnections: 9\n")
+    mapping.write_text("proprio: joints\ncameras: {corner: wrist, wrist: corner}\n")
+    known = OBSERVATION | {"joints": OBSERVATION["states"]}
+    script = conversation(
+        HELLO, ("observation", OBSERVATION), ("observation", known | {"more": 1}), ("observation", known)
+    )
+    options = ["--limits", str(limits), "--limits.array_bytes", "100", "--mapping", str(mapping), "--execute", "4"]
+    hello, unknown, many, acted = serve(monkeypatch, script, str(checkpoint), *options)
+    assert hello[1]["capabilities"]["execute"] == 4  # of the 4 that the policy predicts
+    assert "the observation has no 'joints'" in unknown[1]["error"]
+    assert "'payload' has 5 keys; at most 4" in many[1]["error"]
+    assert acted[0] == "action"
+    options = ["--limits.instruction_characters", "1"]
+    hello, long = serve(monkeypatch, conversation(HELLO, ("observation", OBSERVATION)), str(checkpoint), *options)
+    assert hello[1]["capabilities"]["execute"] == 2  # as trained
+    assert "'task_description' has 2 characters; at most 1" in long[1]["error"]
+
+
+def test_the_limit_of_connections_and_the_key_reach_the_server(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import InvalidStatus
+
+    key = tmp_path / "key"
+    key.write_text("k3y\n")
+
+    async def script(url: str) -> list[int]:
+        codes = []
+        with_key = {"additional_headers": {"Authorization": "Bearer k3y"}}
+        async with connect(url, **with_key):
+            for headers in ({}, with_key):
+                with pytest.raises(InvalidStatus) as refused:
+                    await connect(url, **headers)
+                codes.append(refused.value.response.status_code)
+        return codes
+
+    options = ["--api-key-file", str(key), "--limits.connections", "1"]
+    assert serve(monkeypatch, script, str(checkpoint), *options) == [401, 503]
+
+
+@pytest.mark.parametrize(("option", "kind"), [([], "error"), (["--implausible", "warn"], "action")])
+def test_implausible_proprio_is_an_error_unless_the_option_says_warn(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, option: list[str], kind: str
+) -> None:
+    script = conversation(("observation", OBSERVATION | {"states": [0.0, 1e6, 0.0]}))
+    ((answered, _),) = serve(monkeypatch, script, str(checkpoint), *option)
+    assert answered == kind
+
+
+def test_the_robot_that_is_asked_for_is_served_with_its_own_mapping(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robots = [
+        Robot(
+            dataclasses.replace(small.embodiment(), name=name, cameras=("agentview", "eye_in_hand")), small.statistics()
+        )
+        for name in ("other", "libero_panda")
+    ]
+    torch.manual_seed(0)
+    VLA(small.model(), robots).eval().save(tmp_path, {"name": "two"})
+    assert main(["serve", str(tmp_path), "--port", "0"]) == 1
+    assert "which robot? --robot one of other, libero_panda" in capsys.readouterr().err
+    pictures = dict(zip(("agentview", "wrist"), OBSERVATION["images"].values(), strict=True))
+    script = conversation(HELLO, ("observation", OBSERVATION | {"images": pictures}))
+    for name, kind in (("libero_panda", "action"), ("other", "error")):  # as vla-eval names LIBERO's cameras
+        hello, acted = serve(monkeypatch, script, str(tmp_path), "--robot", name)
+        assert hello[1]["model_server"] == f"anyvla/{name}"
+        assert acted[0] == kind
+
+
+def test_a_device_that_cannot_be_used_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(checkpoint), "--port", "0", "--device", "meta"]) == 1
+    assert "the device 'meta' cannot be used here" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_the_server(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes when the server says that it listens."""
+    said = []
+
+    def say(text: str, **options: Any) -> None:
+        said.append(text)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("anyvla.cli.serve.console.print", say)
+    assert main(["serve", str(checkpoint), "--port", "0"]) == 0
+    assert len(said) == 1
+    assert said[0].startswith("vla-eval: small at ws://127.0.0.1:")

@@ -37,9 +37,11 @@ MAPPING = ClientMapping(cameras={camera: f"their_{camera}" for camera in ROBOT.c
 class Running:
     """A server in a thread."""
 
-    def __init__(self, vla: VLA, limits: Limits | None = None, key: str | None = None) -> None:
+    def __init__(
+        self, vla: VLA, limits: Limits | None = None, key: str | None = None, execute: int | None = None
+    ) -> None:
         self.limits = limits or Limits()
-        self.protocol = Protocol(vla, Translator(MAPPING, ROBOT, self.limits), limits=self.limits)
+        self.protocol = Protocol(vla, Translator(MAPPING, ROBOT, self.limits), execute, self.limits)
         self.service = Service(self.protocol.conversation, self.limits, key)
         self._sockets = bind("127.0.0.1", 0)
         self.port: int = self._sockets[0].getsockname()[1]

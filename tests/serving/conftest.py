@@ -16,7 +16,7 @@ from anyvla.policy import VLA
 
 @pytest.fixture(scope="session")
 def vla() -> VLA:
-    return small.policy()
+    return small.awake(small.policy())
 
 
 @pytest.fixture

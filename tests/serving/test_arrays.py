@@ -61,6 +61,32 @@ def test_every_form_of_an_image_is_read() -> None:
         assert read.decode().shape == (8, 6, 3)
 
 
+@pytest.mark.parametrize("form", ["png", "jpeg", "raw"])
+def test_an_image_arrives_upright_in_rgb(form: str) -> None:
+    """Red above, blue below on the left; green on the right; a JPEG file may change each a little."""
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:16, :16, 0] = pixels[:, 16:, 1] = pixels[16:, :16, 2] = 200
+    value = array(pixels) if form == "raw" else picture(pixels, form, **({"quality": 95} if form == "jpeg" else {}))
+    read = read_image(value, "top", LIMITS)
+    assert (read.height, read.width) == (32, 48)
+    shown = read.decode().astype(int)
+    for at, color in (((4, 4), (200, 0, 0)), ((28, 4), (0, 0, 200)), ((4, 40), (0, 200, 0)), ((28, 40), (0, 200, 0))):
+        assert np.abs(shown[at] - color).max() < 12
+
+
+def test_an_image_may_have_as_many_pixels_as_its_limit() -> None:
+    """And as many bytes: an image has a limit of its own, beyond the limit of other arrays."""
+    for height, width in ((64, 64), (1, 4096), (4096, 1)):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        assert read_image(array(pixels), "top", LIMITS).decode().shape == (height, width, 3)
+    with pytest.raises(ValueError, match="1 x 4097 pixels; 1 to 4096"):
+        read_image(array(np.zeros((1, 4097, 3), np.uint8)), "top", LIMITS)
+    exact = Limits(image_bytes=144)
+    assert read_image(array(PIXELS), "top", exact)
+    with pytest.raises(ValueError, match="has 144 bytes; at most 143"):
+        read_image(array(PIXELS), "top", Limits(image_bytes=143))
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -161,6 +187,11 @@ def test_vectors_are_arrays_or_lists_of_numbers() -> None:
     for value in (array(np.array([1, 2.5])), array(np.array([[1, 2.5]], ">f4")), [1, 2.5]):
         assert read_vector(value, "states", LIMITS).tolist() == [1, 2.5]
     assert read_vector(array(np.arange(3)), "states", LIMITS).tolist() == [0, 1, 2]
+    for dtype in (">f8", "<f8", ">i2", "<i2", ">i4", "|i1", "float32", "int64"):  # two rows: one after the other
+        rows = np.array([[1, -2, 3], [4, 5, 100]], dtype)
+        assert read_vector(array(rows), "states", LIMITS).tolist() == [1, -2, 3, 4, 5, 100]
+    assert read_vector([0.1, 1e-7, 123456.789], "states", LIMITS).tolist() == [0.1, 1e-7, 123456.789]
+    assert read_vector(array(np.zeros(125)), "states", LIMITS).size == 125  # 1000 bytes
 
 
 @pytest.mark.parametrize(

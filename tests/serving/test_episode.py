@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import small
-from clients import MAPPING, ROBOT, Running, answer, ask, dial, error, pack, payload, seen
+from clients import ROBOT, Running, answer, ask, dial, error, pack, payload, seen
 
 from anyvla.policy import VLA
 from anyvla.serving.batching import Batcher, BusyError
-from anyvla.serving.limits import Limits
-from anyvla.serving.mapping import ClientMapping, Translator
 from anyvla.types import Chunk, Observation
 
 STATEFUL = [
@@ -27,7 +25,7 @@ STATEFUL = [
 
 @pytest.fixture(params=STATEFUL, ids=["policy_head", "interleaved", "diffusion"])
 def stateful(request: pytest.FixtureRequest) -> VLA:
-    return small.policy(**request.param)
+    return small.awake(small.policy(**request.param))
 
 
 def alone(vla: VLA, observations: list[Observation], said: str = "open the drawer") -> list[np.ndarray]:
@@ -128,27 +126,12 @@ def refuse(action: np.ndarray) -> np.ndarray:
     raise ValueError("not finite")
 
 
-def test_a_new_instruction_in_the_middle_of_a_chunk_begins_anew(server: Running, vla: VLA) -> None:
-    with dial(server) as client:
-        ask(client, "observation", payload(seen(1)))
-        got = ask(client, "observation", payload(seen(2), "close it"))
-        assert np.allclose(got["payload"], alone(vla, [seen(2)], "close it")[0], atol=1e-5)
-
-
 def test_one_spelling_of_an_instruction_goes_on(server: Running, vla: VLA) -> None:
     """The same text in another form of Unicode, or with blanks around it, is no new instruction."""
     with dial(server) as client:
         first = ask(client, "observation", payload(seen(1), "caf\u00e9"))["payload"]
         second = ask(client, "observation", payload(seen(2), " cafe\u0301\n"))["payload"]
     assert np.allclose([first, second], alone(vla, [seen(1), seen(2)], "caf\u00e9"), atol=1e-5)
-
-
-def test_an_episode_that_ends_leaves_nothing(server: Running, vla: VLA) -> None:
-    with dial(server) as client:
-        ask(client, "observation", payload(seen(1)))
-        client.send(pack("episode_end", {}))
-        got = ask(client, "observation", payload(seen(2)))
-    assert np.allclose(got["payload"], alone(vla, [seen(2)])[0], atol=1e-5)
 
 
 def test_an_error_is_given_to_its_client_only(server: Running, vla: VLA) -> None:
@@ -298,9 +281,3 @@ def test_what_is_beyond_the_limits_is_named_too(server: Running, change: dict[st
     with dial(server) as client:
         assert message in error(client, "observation", payload(seen(1)) | change)
         assert ask(client, "observation", payload(seen(1)), 2)["type"] == "action"
-
-
-def test_a_mapping_of_a_gripper_with_one_end() -> None:
-    with pytest.raises(ValueError, match="open and closed are both 1"):
-        ClientMapping(gripper=(1.0, 1.0))
-    assert Translator(MAPPING, ROBOT, Limits()).robot is ROBOT

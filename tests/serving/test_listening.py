@@ -5,7 +5,6 @@ import errno
 import pytest
 
 from anyvla.config import ConfigError
-from anyvla.serving.access import check_exposure, is_authorized
 from anyvla.serving.listening import addresses, bind, explain
 
 
@@ -29,23 +28,3 @@ def test_all_addresses_of_a_host_share_one_port() -> None:
 def test_errors_say_the_way_out(number: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         raise explain(OSError(number, "the network is down"), "h", 80)
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "::1"])
-def test_this_machine_needs_no_key(address: str) -> None:
-    check_exposure([address], None, no_auth=False)
-
-
-@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.1.2", "10.0.0.1", "fe80::1%eth0", "::ffff:10.0.0.1"])
-def test_other_machines_need_a_key(address: str) -> None:
-    with pytest.raises(ConfigError, match=r"--api-key-file FILE .* or allow everyone with --no-auth"):
-        check_exposure(["127.0.0.1", address], None, no_auth=False)
-    check_exposure([address], "key", no_auth=False)
-    check_exposure([address], None, no_auth=True)
-
-
-@pytest.mark.parametrize(
-    "header", ["", "Bearer", "Bearer ", "Basic !!!", "Basic /w==", "key", "Digest key", "Bearer k\u00e9y"]
-)
-def test_what_is_no_key(header: str) -> None:
-    assert not is_authorized(header, "key")

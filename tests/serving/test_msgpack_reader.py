@@ -72,6 +72,8 @@ def test_a_message_that_is_cut_says_so(value: Any, data: st.DataObject) -> None:
         (b"\x83", "the message ends inside the message"),
         (msgpack.packb([[[[[1]]]]]), "'0.0.0.0' is nested deeper than 4"),
         (msgpack.packb([[1] * 60, [1] * 60]), "more than 100 values"),
+        (msgpack.packb([1] * 100), "more than 100 values"),
+        (b"\x82\xa1a\xc0\xa1a\x02", "the message has the key 'a' twice"),
         (msgpack.packb({"task": "x" * 51}), "'task' is a text of 51 bytes; at most 50"),
         (b"\xdb\xff\xff\xff\xff", "is a text of 4294967295 bytes"),
         (b"\xc6\xff\xff\xff\xff", "the message ends inside"),
@@ -87,6 +89,13 @@ def test_a_message_that_is_cut_says_so(value: Any, data: st.DataObject) -> None:
 def test_what_it_refuses(data: bytes, message: str) -> None:
     with pytest.raises(MessageError, match=message):
         read_msgpack(data, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "value", [[1] * 99, {str(i): i for i in range(5)}, [[[[1, 2]]]], {"a": {"b": {"c": {"d": 1}}}}, "x" * 50]
+)
+def test_a_message_may_reach_each_limit(value: Any) -> None:
+    assert read_msgpack(msgpack.packb(value), LIMITS) == value
 
 
 def test_a_large_message_of_small_values_is_refused_at_once() -> None:
