@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,31 @@ def test_plain_data_comes_through(tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(prefix + '{"a": [1, 2.5, "\\ud83d\\ude00"]}', encoding="utf-8")
         assert read_json(tmp_path / "a.json") == {"a": [1, 2.5, "😀"]}
     assert parse_yaml("", "here") is None
-    assert parse_json(str(2**64 - 1), "here") == 2**64 - 1
+
+
+@pytest.mark.parametrize("parse", [parse_yaml, parse_json])
+def test_numbers_and_depth_may_reach_their_limits(parse: Callable[[str, str], Any]) -> None:
+    """64 bits with a sign or without, and 64 lists inside each other."""
+    for number in (-(2**63), 2**64 - 1, 2**63, -1, 0):
+        assert parse(str(number), "here") == number
+    for number in (-(2**63) - 1, 2**64):
+        with pytest.raises(DocumentError, match="does not fit into 64 bits"):
+            parse(str(number), "here")
+    for number in (1e308, -2.5, 1e-7):
+        assert parse(f"{number:.17e}", "here") == number
+    deep: Any = 1
+    for _ in range(64):
+        deep = [deep]
+    assert parse("[" * 64 + "1" + "]" * 64, "here") == deep
+    with pytest.raises(DocumentError, match="nested more than 64 deep"):
+        parse("[" * 65 + "1" + "]" * 65, "here")
 
 
 def test_what_is_written_is_read_again() -> None:
     shared = [1, 2]
     document = {"a": shared, "b": shared, "c": "2024-01-01", "d": "yes", "e": {"f": "&x"}}
     assert parse_yaml(to_yaml(document), "here") == document
+    assert list(parse_yaml(to_yaml({"b": 1, "a": 2, "c": 0}), "here")) == ["b", "a", "c"]
 
 
 def test_files_that_are_no_text_are_named(tmp_path: Path) -> None:

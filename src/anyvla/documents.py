@@ -160,7 +160,7 @@ class _PlainLoader(yaml.SafeLoader):
         if getattr(event, "tag", None) not in (None, "!"):
             raise _refusal(f"the tag {event.tag} is not allowed; write plain values", event)
         self._depth += 1
-        if self._depth > DEEPEST:
+        if self._depth > DEEPEST and not isinstance(event, yaml.ScalarEvent):
             raise _refusal(f"nested more than {DEEPEST} deep", event)
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -247,7 +247,7 @@ def _check_depth(value: Any) -> None:
     level, depth = [value], 0
     while level:
         depth += 1
-        if depth > DEEPEST + 1:
+        if depth > DEEPEST:
             raise RecursionError
         level = [
             child

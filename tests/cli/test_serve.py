@@ -50,48 +50,6 @@ def test_bad_options(
     assert message in capsys.readouterr().err
 
 
-@contextlib.contextmanager
-def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server in a process, and its port."""
-    command = [sys.executable, "-m", "anyvla.cli.main", "serve", *options, "--port", "0"]
-    server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
-    )
-    try:
-        assert server.stdout is not None
-        first = server.stdout.readline()
-        assert first.startswith("vla-eval: small at ws://127.0.0.1:"), first
-        yield server, int(first.split(":")[-1].split(",")[0])
-    finally:
-        server.kill()
-        server.wait()
-
-
-def test_a_signal_answers_what_is_in_progress(checkpoint: Path) -> None:
-    connect = pytest.importorskip("websockets.sync.client").connect
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (1000, 1000, 3), np.uint8)  # takes a while
-    array = {"__ndarray__": True, "dtype": "|u1", "shape": list(image.shape), "data": image.tobytes()}
-    observation = {"images": {"corner": array, "wrist": array}, "states": [0.0, 0.0, 0.0], "task_description": "go"}
-    message = {"type": "observation", "payload": observation, "seq": 3, "timestamp": 0.0}
-    with serving(str(checkpoint.parent), ANYVLA_API_KEY="k3y\n") as (server, port):
-        with pytest.raises(Exception, match="401"):
-            connect(f"ws://127.0.0.1:{port}")
-        url = f"ws://any:k3y@127.0.0.1:{port}"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20) as answer:
-            assert answer.status == 200
-        with connect(url) as idle, connect(url) as busy:
-            busy.send(msgpack.packb(message))
-            time.sleep(0.1)  # some of it has arrived
-            server.send_signal(signal.SIGTERM)
-            assert msgpack.unpackb(busy.recv(timeout=20))["seq"] == 3
-            with pytest.raises(Exception, match="the server stops"):
-                idle.recv(timeout=20)
-        assert server.wait(20) == 0
-        assert server.stdout is not None
-        assert server.stdout.read() == ""
-
-
 def test_a_port_in_use(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -284,3 +242,45 @@ def test_ctrl_c_stops_the_server(checkpoint: Path, monkeypatch: pytest.MonkeyPat
     assert main(["serve", str(checkpoint), "--port", "0"]) == 0
     assert len(said) == 1
     assert said[0].startswith("vla-eval: small at ws://127.0.0.1:")
+
+
+@contextlib.contextmanager
+def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server in a process, and its port."""
+    command = [sys.executable, "-m", "anyvla.cli.main", "serve", *options, "--port", "0"]
+    server = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
+    )
+    try:
+        assert server.stdout is not None
+        first = server.stdout.readline()
+        assert first.startswith("vla-eval: small at ws://127.0.0.1:"), first
+        yield server, int(first.split(":")[-1].split(",")[0])
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_signal_answers_what_is_in_progress(checkpoint: Path) -> None:
+    connect = pytest.importorskip("websockets.sync.client").connect
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (1000, 1000, 3), np.uint8)  # takes a while
+    array = {"__ndarray__": True, "dtype": "|u1", "shape": list(image.shape), "data": image.tobytes()}
+    observation = {"images": {"corner": array, "wrist": array}, "states": [0.0, 0.0, 0.0], "task_description": "go"}
+    message = {"type": "observation", "payload": observation, "seq": 3, "timestamp": 0.0}
+    with serving(str(checkpoint.parent), ANYVLA_API_KEY="k3y\n") as (server, port):
+        with pytest.raises(Exception, match="401"):
+            connect(f"ws://127.0.0.1:{port}")
+        url = f"ws://any:k3y@127.0.0.1:{port}"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20) as answer:
+            assert answer.status == 200
+        with connect(url) as idle, connect(url) as busy:
+            busy.send(msgpack.packb(message))
+            time.sleep(0.1)  # some of it has arrived
+            server.send_signal(signal.SIGTERM)
+            assert msgpack.unpackb(busy.recv(timeout=20))["seq"] == 3
+            with pytest.raises(Exception, match="the server stops"):
+                idle.recv(timeout=20)
+        assert server.wait(20) == 0
+        assert server.stdout is not None
+        assert server.stdout.read() == ""

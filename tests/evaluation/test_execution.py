@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from anyvla.config import ConfigError, build
 from anyvla.data.episode import Embodiment
-from anyvla.evaluation.execution import MEMORY, Execution
-from anyvla.evaluation.rollout import grasps
+from anyvla.evaluation.execution import Execution
 
 GRIPPER = {"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1, "open": -1}
 
@@ -53,15 +52,34 @@ def test_without_a_delay_a_chunk_begins_at_once() -> None:
     ]
 
 
-def test_temporal_ensembling_averages_what_was_predicted_for_one_time() -> None:
+def test_temporal_ensembling_weighs_the_chunks_of_one_time_as_act_does() -> None:
+    """ACT (arXiv 2304.13705) gives the i-th oldest prediction the weight exp(-0.01 i)."""
     execution = Execution(arm(), 1, ensemble=True)
-    told = chunks(3, 2)
-    execution(told[0])
-    second = execution(told[1])[0]
-    weights = np.exp(-MEMORY * np.arange(2))  # the oldest weighs most
-    assert np.allclose(second, (weights[0] * told[0][1] + weights[1] * told[1][0]) / weights.sum())
-    third = execution(told[2])[0]  # the first chunk has ended
-    assert np.allclose(third, (weights[0] * told[1][1] + weights[1] * told[2][0]) / weights.sum())
+    first, second, third = chunks(3, 3)
+    assert execution(first).tolist() == [[1, 0]]
+    one, two = 1 / 1.9900498337, 0.9900498337 / 1.9900498337
+    assert np.allclose(execution(second), [[1 * one + 2 * two, 1 * one + 0 * two]], atol=1e-6)
+    one, two, three = (np.array([1, 0.9900498337, 0.9801986733]) / 2.9702485070).tolist()
+    assert np.allclose(execution(third), [[1 * one + 2 * two + 3 * three, 2 * one + 1 * two]], atol=1e-6)
+    fourth = np.array([[4, 0]], np.float32)  # the first chunk has ended
+    assert np.allclose(execution(fourth), [[2 * one + 3 * two + 4 * three, 2 * one + 1 * two]], atol=1e-6)
+
+
+def test_ensembling_with_a_delay_averages_the_chunks_that_are_known() -> None:
+    """Two actions of each are executed; the chunk of time t is known from t + 1 on."""
+    execution = Execution(arm(), 2, delay=1, ensemble=True)
+    one, two = 1 / 1.9900498337, 0.9900498337 / 1.9900498337
+    done = np.concatenate([execution(chunk) for chunk in chunks(3, 4)])
+    assert np.allclose(done[:, 0], [0, 1, 1, one + 2 * two, 2, 2 * one + 3 * two], atol=1e-6)
+    assert np.allclose(done[:, 1], [-1, 1, 2, 3 * one + two, 2, 3 * one + two], atol=1e-6)
+
+
+def test_a_robot_that_waits_moves_no_more_and_keeps_its_gripper() -> None:
+    """Until the first chunk is known the gripper is open, at whichever end that is; afterwards as commanded last."""
+    for open in (-1, 1):
+        execution = Execution(arm(open=open), 3, delay=2)
+        done = np.concatenate([execution(np.array([[5, 0.25]] * 3, np.float32)) for _ in range(2)])
+        assert done.tolist() == [[0, open], [0, open], [5, 0.25], [0, 0.25], [0, 0.25], [5, 0.25]]
 
 
 def test_a_robot_that_cannot_hold_still_is_refused() -> None:
@@ -69,12 +87,3 @@ def test_a_robot_that_cannot_hold_still_is_refused() -> None:
         with pytest.raises(ConfigError, match="cannot hold still before its first chunk"):
             Execution(embodiment, 2, delay=1)(chunks(1, 4)[0])
         Execution(embodiment, 2)(chunks(1, 4)[0])
-
-
-def test_grasps_are_counted() -> None:
-    closing = np.array([[0, c] for c in (-1, -1, 1, 1, -0.5, 0.2, 0.1, -1)], np.float32)
-    assert grasps(closing, arm()) == 2
-    assert grasps(-closing, arm(open=1)) == 2
-    assert grasps(closing[2:], arm()) == 2  # closed from the start
-    assert grasps(closing, arm(open=None)) is None
-    assert grasps(closing[:0], arm()) is None

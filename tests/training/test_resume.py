@@ -278,23 +278,6 @@ def test_a_checkpoint_is_on_the_disk_before_its_rename(
     assert events[renamed + 1] == ("sync", tmp_path.name)
 
 
-def test_swapping_folders_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, new = tmp_path / "codec", tmp_path / "codec.tmp"
-    for path, text in ((folder, "old"), (new, "new")):
-        path.mkdir()
-        (path / "a").write_text(text)
-    with monkeypatch.context() as patch:
-        patch.setattr(durable, "put", lambda temporary, target: (_ for _ in ()).throw(Killed()))
-        with pytest.raises(Killed):
-            durable.swap(new, folder)
-    assert not folder.exists()
-    durable.finish_swap(folder)
-    assert (folder / "a").read_text() == "old"
-    durable.swap(new, folder)
-    assert (folder / "a").read_text() == "new"
-    assert [p.name for p in tmp_path.iterdir()] == ["codec"]
-
-
 def test_other_data_is_refused_by_its_contents(root: Path, copy: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_dataset(other, embodiment(), [dataclasses.replace(episode(12 + i, seed=i + 7)) for i in range(3)])

@@ -1,0 +1,220 @@
+"""A rollout becomes the line and the track that say what happened in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+import torch
+from toy_opened import EMBODIMENT, opened
+from toy_world import SUITES
+
+from anyvla.config import build
+from anyvla.data.canonical import Robot
+from anyvla.data.episode import Embodiment
+from anyvla.evaluation.conditions import parse
+from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Stage, plan
+from anyvla.evaluation.results import EpisodeResult
+from anyvla.evaluation.rollout import Rollout, Setting, grasps
+from anyvla.evaluation.runner import evaluate
+from anyvla.evaluation.tracks import read_track
+from anyvla.policy import VLA
+from anyvla.types import Observation
+from anyvla_sim.base import Suite
+
+
+def arm(low: float = -1, high: float = 1, open: float | None = -1, first: bool = False) -> Embodiment:
+    gripper = {"name": "gripper", "size": 1, "kind": "gripper", "low": low, "high": high, "open": open}
+    groups = [gripper, {"name": "position", "size": 1, "kind": "position", "mode": "delta"}]
+    space = {"name": "arm", "cameras": ["c"], "control_hz": 10, "proprio": {"groups": [{"name": "p", "size": 1}]}}
+    return build(Embodiment, {**space, "action": {"groups": groups if first else groups[::-1]}})
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("low", "high", "open", "commands", "count"),
+    [
+        (-1, 1, -1, (-1, -1, 1, 1, -0.5, 0.2, 0.1, -1), 2),
+        (-1, 1, 1, (1, 1, -1, -1, 0.5, -0.2, -0.1, 1), 2),
+        (-1, 1, -1, (1, 1, -1, 1), 2),  # closed from the start
+        (-1, 1, -1, (-1, -1, 1), 1),
+        (-1, 1, -1, (1, -1, -1), 1),
+        (-1, 1, -1, (-1, -1), 0),
+        (0, 1, 1, (1, 0.7, 0.3, 0, 0.8), 1),
+        (0, 1, 0, (0, 0.3, 0.7, 1, 0.2), 1),
+        (0, 1, 1, (0.6, 0.6), 0),
+        (0, 0.08, 0.08, (0.08, 0.05, 0.03, 0.0, 0.05, 0.01), 2),
+        (-1, 1, None, (-1, 1), None),
+    ],
+)
+def test_each_closing_of_the_gripper_is_a_grasp(
+    low: float, high: float, open: float | None, commands: tuple[float, ...], count: int | None, first: bool
+) -> None:
+    """It is closed beyond the middle of its range. The other dim of the actions goes to and fro meanwhile."""
+    other = [high if i % 2 else low for i in range(len(commands))]
+    columns = [commands, other] if first else [other, commands]
+    assert grasps(np.array(columns, np.float32).T, arm(low, high, open, first)) == count
+    assert grasps(np.zeros((0, 2), np.float32), arm(low, high, open, first)) is None
+
+
+def actions(*values: float) -> np.ndarray:
+    """Actions of the cart, whose gripper is open at -1, that close it where the value is positive."""
+    return np.array([[value, 0, 0, value] for value in values], np.float32)
+
+
+STAGES = (Stage("left", "right", "go right"), Stage("up", "up", "go up"), Stage("right", "left", "go left"))
+
+
+def chain() -> Rollout:
+    """Two stages are over, after 3 of 4 actions and after 1 of 2; of the third, 2 of 4 were executed."""
+    rollout = Rollout(EpisodePlan(parse("swapped+load=heavy"), "chain", 7, STAGES), attempt=2)
+    rollout.said = [(0, "go right"), (3, "go up"), (4, "go left")]
+    rollout.session = "a session"  # type: ignore[assignment]
+    rollout.actions = [actions(-0.1, -0.2), actions(0.3, 0.4)]
+    rollout.go_on(3)
+    assert rollout.session is None
+    assert rollout.actions == []
+    assert rollout.now == STAGES[1]
+    rollout.actions = [actions(-0.5, 0.6)]
+    rollout.go_on(1)
+    rollout.actions = [actions(0.7, -0.8), actions(0.9, 1.0)]
+    rollout.calls, rollout.seconds = 4, 0.5
+    return rollout
+
+
+SETTING = Setting("toy/chains", "c0ffee", {"execute": 2}, {"horizon": 12}, {"torch": "2"}, EMBODIMENT)
+
+
+def test_what_was_executed_and_how_much_of_it() -> None:
+    rollout = chain()
+    assert rollout.now == STAGES[2]
+    assert rollout.words == "go left"
+    assert rollout.steps(2) == 3 + 1 + 2
+    assert rollout.executed(2)[:, 0].tolist() == pytest.approx([-0.1, -0.2, 0.3, -0.5, 0.7, -0.8])
+    fresh = Rollout(EpisodePlan(parse("told"), "left", 0, STAGES[:1]))
+    assert fresh.words is None
+    assert fresh.executed(0).shape == (0, 0)
+    assert fresh.steps(0) == 0
+
+
+def test_the_line_of_a_chain() -> None:
+    rollout = chain()
+    rollout.disturbed_at = 0
+    line = SETTING.line(rollout, "failure", reached="left", completed=2, here=2, clipped=5, error="it broke")
+    assert line == EpisodeResult(
+        benchmark="toy/chains",
+        condition="swapped+load=heavy",
+        task="chain",
+        told="chain",
+        instruction="go right",
+        seed=7,
+        outcome="failure",
+        reached="left",
+        steps=6,
+        completed=2,
+        length=3,
+        attempts=2,
+        clipped=5,
+        latency_ms=125.0,  # of a call: 0.5 s for 4
+        checkpoint="c0ffee",
+        policy={"execute": 2},
+        protocol={"horizon": 12},
+        versions={"torch": "2"},
+        extra={"chain": ["left", "up", "right"], "disturbed_at": 0, "grasps": 2, "error": "it broke"},
+    )
+
+
+def test_the_line_of_a_single_task() -> None:
+    rollout = Rollout(EpisodePlan(parse("unrelated"), "left", 3, (Stage("left", "up", "rise"),)))
+    rollout.said = [(0, "rise"), (4, "go up")]
+    rollout.actions = [actions(-1, -1)]
+    line = SETTING.line(rollout, "success", here=2)
+    assert (line.task, line.told, line.instruction, line.condition) == ("left", "up", "rise", "unrelated")
+    assert (line.steps, line.length, line.attempts, line.clipped, line.latency_ms) == (2, 1, 1, 0, 0.0)
+    assert (line.outcome, line.reached, line.extra) == ("success", None, {"grasps": 0})
+
+
+@pytest.fixture(scope="module")
+def policy() -> VLA:
+    """A policy whose chunks depend on its history, on its noise and on the instruction."""
+    torch.manual_seed(0)
+    history, fuser = {"name": "policy_head", "window": 3}, {"name": "lstm", "hidden": 32, "layers": 1}
+    return small.awake(
+        VLA(small.model(history, fuser, decoder="diffusion"), [Robot(EMBODIMENT, small.statistics())]).eval()
+    )
+
+
+HORIZON = 7  # actions of a stage: three chunks of two and a half one
+
+
+def played_by_hand(vla: VLA, planned: EpisodePlan) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The chunks and the executed actions of an episode: a new session for each stage, a chunk for every two actions.
+
+    A stage ends when its goal is reached, and the chain when the time of a stage is over.
+    """
+    cart = opened("chains").benchmark.make("chains")
+    cart.reset(planned.stages[0].task, planned.seed, {})
+    chunks, executed = [], []
+    for number, stage in enumerate(planned.stages):
+        if number:
+            cart.begin(stage.task)  # type: ignore[attr-defined]
+        session = vla.start(stage.instruction or "", planned.seed)
+        goals: dict[str, bool] = {}
+        for step in range(HORIZON):
+            if step % 2 == 0:
+                shown = cart.observe()
+                (chunk,) = vla.act([Observation(shown.images, shown.proprio)], [session])
+                chunks.append(chunk.actions)
+            executed.append(chunk.actions[step % 2])
+            goals = dict(cart.step(executed[-1]))
+            if any(goals.values()):
+                break
+        if not goals[stage.task]:
+            break
+    return chunks, executed
+
+
+def test_an_episode_is_the_policy_acting_alone(policy: VLA, tmp_path: Path) -> None:
+    """Several episodes at a time, of the seeds 0 to 2: the chunks are those of a session started with that seed."""
+    plans = plan(SUITES["line"], EvaluationConfig(episodes=3, tasks=("left", "up")), [parse("told")])
+    config = EvaluationConfig(processes=1, slots=3, horizon=HORIZON)
+    evaluate(policy, plans, opened(), config, tmp_path, checkpoint="0")
+    first = set()
+    for planned in plans:
+        track = read_track(tmp_path, planned.key)
+        chunks, executed = played_by_hand(policy, planned)
+        assert np.allclose(track.chunks, chunks, atol=1e-4)
+        assert np.allclose(track.actions, executed, atol=1e-4)
+        first.add(track.chunks[0].tobytes())
+    assert len(first) == len(plans)
+
+
+def test_the_same_words_twice_in_a_chain_begin_a_session_each(policy: VLA, tmp_path: Path) -> None:
+    """The cart is up after the first stage, so its goal holds at once in the second: two stages of equal words."""
+
+    twice = Suite("chains", SUITES["chains"].tasks, HORIZON, chains=[("up", "up", "up")])
+    toy = dataclasses.replace(opened("chains"), suite=twice)
+    (planned,) = plan(twice, EvaluationConfig(episodes=1), [parse("told")])
+    assert len({stage.instruction for stage in planned.stages}) == 1
+    sessions: list[Any] = []
+    act = policy.act
+
+    def up(observations: Any, given: Any) -> Any:
+        sessions.extend(s for s in given if all(s is not other for other in sessions))
+        found = act(observations, given)
+        return [type(chunk)(np.where([0, 0, 1, 0], 1, chunk.actions).astype(np.float32)) for chunk in found]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "act", up)
+        config = EvaluationConfig(processes=1, slots=1, horizon=HORIZON)
+        (result,) = evaluate(policy, [planned], toy, config, tmp_path, checkpoint="0")
+        assert result.completed == 3
+        assert len(sessions) == 3
+        chunks, executed = played_by_hand(policy, planned)
+    track = read_track(tmp_path, planned.key)
+    assert np.allclose(track.chunks, chunks, atol=1e-4)
+    assert np.allclose(track.actions, executed, atol=1e-4)
