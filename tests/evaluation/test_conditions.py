@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import pytest
+from toy_world import Toy
+
+from anyvla.config import ConfigError
+from anyvla.evaluation.conditions import Condition, expand, parse, scene_factors
+
+
+class Lit(Toy):
+    """A benchmark with two factors and two disturbances."""
+
+    factors: Mapping[str, Sequence[str]] = MappingProxyType({"light": ("dim", "bright"), "texture": ("dark",)})
+    disturbances: Sequence[str] = ("push", "pull")
+
+
+@pytest.mark.parametrize(
+    ("text", "condition"),
+    [
+        ("told", Condition()),
+        ("paraphrased", Condition("paraphrased")),
+        ("empty+delay=1", Condition("empty", delay=1)),
+        ("swapped+light=dim", Condition("swapped", (("light", "dim"),))),
+        ("unrelated+push@20", Condition("unrelated", disturbance=("push", 20))),
+        (
+            "told+camera=far+light=very-dim+push@0+delay=14",
+            Condition("told", (("camera", "far"), ("light", "very-dim")), ("push", 0), 14),
+        ),
+    ],
+)
+def test_a_condition_is_read_and_written(text: str, condition: Condition) -> None:
+    assert parse(text) == condition
+    assert str(condition) == text
+
+
+def test_the_order_of_factors_makes_no_difference() -> None:
+    """Nor does the place of a delay or of a disturbance: results of one condition have one name."""
+    for text in ("told+light=dim+camera=far+push@3+delay=2", "told+delay=2+push@3+camera=far+light=dim"):
+        assert str(parse(text)) == "told+camera=far+light=dim+push@3+delay=2"
+
+
+DISTURBANCES = ("push@10", "push@30", "pull@10", "pull@30")
+
+
+@pytest.mark.parametrize(
+    ("written", "conditions"),
+    [
+        (["language"], ["told", "paraphrased", "swapped", "unrelated", "empty"]),
+        (["latency"], ["told", "told+delay=1", "told+delay=2", "told+delay=4", "told+delay=8"]),
+        (["generalisation"], ["told", "told+light=dim", "told+light=bright", "told+texture=dark"]),
+        (["correction"], ["told", *(f"told+{d}" for d in DISTURBANCES)]),
+        (
+            ["swapped", "latency", "told"],
+            ["swapped", "told", "told+delay=1", "told+delay=2", "told+delay=4", "told+delay=8"],
+        ),
+        (["told", "told", "told+texture=dark"], ["told", "told+texture=dark"]),
+    ],
+)
+def test_sets_are_written_out_and_each_condition_is_there_once(written: list[str], conditions: list[str]) -> None:
+    """A set begins with the condition that the others are compared with."""
+    assert [str(c) for c in expand(written, Lit())] == conditions
+
+
+def test_the_factors_of_a_scene() -> None:
+    assert scene_factors("original") == {}
+    assert scene_factors("texture=dark+light=dim") == {"light": "dim", "texture": "dark"}
+    for bad in ("light", "push@3", "light=dim+delay=2", "told"):
+        with pytest.raises(ConfigError):
+            scene_factors(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tolled", "did you mean 'told'"),
+        ("told+light", "'light' is none of FACTOR=LEVEL"),
+        ("told+a=b+a=c", "the factor a is there twice"),
+        ("told+push@1+pull@2", "'pull@2' is none of"),
+        ("told+wind=strong", "toy has no factor 'wind'; known: light: dim, bright; texture: dark"),
+        ("told+light=dark", "light has no level 'dark'"),
+        ("told+light=dim+kick@3", "toy has no disturbance 'kick'; known: push, pull"),
+    ],
+)
+def test_conditions_that_cannot_be(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        expand([text], Lit())
