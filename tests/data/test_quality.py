@@ -155,6 +155,73 @@ def test_equal_numbers_are_a_duplicate_only_if_they_show_and_say_the_same():
     assert only(dataclasses.replace(CLEAN[3], images=coded)).severity == "error"
 
 
+def kinds(episode: Episode, **keys: Any) -> list[tuple[str, str]]:
+    return [(f.kind, f.severity) for f in found(episode, **keys)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("actions", 1.03, []),  # 0.015 of the range, which is from -1 to 1
+        ("actions", 1.05, [("gripper", "error")]),
+        ("actions", -1.05, [("gripper", "error")]),
+        ("proprio", 1.05, [("gripper", "warning")]),  # sensors overshoot
+        ("proprio", -1.38, [("gripper", "warning")]),
+        ("proprio", -1.42, [("gripper", "error")]),
+    ],
+)
+def test_a_gripper_may_leave_its_range_by_a_fiftieth(name: str, value: float, expected: list[tuple[str, str]]):
+    group = ROBOT.action.groups[1]
+    robot = dataclasses.replace(ROBOT, proprio=ActionSpace(groups=(ROBOT.proprio.groups[0], group)))
+    clean = [dataclasses.replace(e, embodiment=robot) for e in CLEAN]
+    odd = dataclasses.replace(changed(name, 7, 3, value), embodiment=robot)
+    findings = check(InMemory([*clean, odd], robot))
+    assert [(f.kind, f.severity) for f in findings if f.kind == "gripper"] == expected
+
+
+@pytest.mark.parametrize(("stretch", "expected"), [(0.91, []), (1.09, []), (0.89, 1), (1.11, 1)])
+def test_a_rate_may_be_wrong_by_a_tenth(stretch: float, expected: Any):
+    findings = kinds(smooth(50, 9, timestamps=steady(50, ROBOT.control_hz) * stretch))
+    assert findings == (expected and [("timestamps", "warning")])
+
+
+@pytest.mark.parametrize(("gap", "expected"), [(2.9, []), (3.1, [("timestamps", "warning")])])
+def test_a_pause_of_three_steps_is_worth_a_look(gap: float, expected: list[tuple[str, str]]):
+    times = np.arange(50.0)
+    times[20:] += gap - 1
+    assert kinds(smooth(50, 9, timestamps=times / ROBOT.control_hz)) == expected
+
+
+@pytest.mark.parametrize(("look", "seen"), [("sampled", {0, 14, 31, 50}), ("all", set(range(51))), ("none", set())])
+def test_which_frames_are_looked_at(look: Any, seen: set[int]):
+    """0, 0.29, 0.62 and 1 of 50 steps, rounded: 14.5 to the even number."""
+    for step in (0, 1, 14, 15, 25, 30, 31, 49, 50):
+        dark = scene(51)
+        dark[step] = 7
+        findings = kinds(smooth(51, 9, images={"corner": scene(51), "wrist": dark}), frames=look)
+        assert findings == ([("frames", "warning")] if step in seen else [])
+
+
+@pytest.mark.parametrize(("level", "expected"), [(7, [("frames", "error")]), (8, [("frozen", "warning")])])
+def test_a_frame_is_black_if_nothing_in_it_is_brighter_than_seven(level: int, expected: list[tuple[str, str]]):
+    dark = np.full((50, 32, 32, 3), 3, np.uint8)
+    dark[:, 4, 4, 1] = level
+    assert kinds(smooth(50, 9, images={"corner": scene(50), "wrist": dark})) == expected
+
+
+@pytest.mark.parametrize(("levels", "expected"), [(1, [("duplicate", "error")]), (3, [])])
+def test_images_are_of_one_recording_if_they_differ_by_less_than_two_levels(levels: int, expected: list[Any]):
+    other = {c: np.minimum(np.asarray(f), 250) + np.uint8(levels) for c, f in CLEAN[3].images.items()}
+    assert kinds(dataclasses.replace(CLEAN[3], images=other)) == expected
+
+
+@pytest.mark.parametrize("name", ["actions", "proprio"])
+def test_an_episode_is_a_duplicate_only_if_actions_and_proprio_are_equal(name: str):
+    values = getattr(CLEAN[3], name).copy()
+    values[5] += 1e-6
+    assert kinds(dataclasses.replace(CLEAN[3], **{name: values})) == []
+
+
 def test_what_is_empty_or_missing():
     nothing = smooth(50, 9)
     empty = dataclasses.replace(
