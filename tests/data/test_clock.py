@@ -26,6 +26,39 @@ def test_whole_seconds_of_slow_data_are_times():
 
 
 @pytest.mark.parametrize(
+    ("times", "hz", "kind"),
+    [
+        (20_000 + np.arange(9) / 30, 30, np.float32),  # float32 is 1/512 s apart there, less than a tenth of a step
+        (3 + np.arange(9) / 30, 30, np.float16),  # 1/512 s
+        (9e7 + 8 * np.arange(9), 1 / 8, np.float64),  # whole seconds, which float32 could hold too
+        (np.arange(9) / 10, 30, np.float64),  # a wrong rate is no wrong unit
+        (np.arange(9) * 0.4 * 1000 / 30, 30, np.float64),
+        (np.arange(9) * 2.5 * 1000 / 30, 30, np.float64),
+    ],
+)
+def test_times_that_can_be_right_are_taken(times, hz, kind):
+    given = np.asarray(times, kind)
+    expected = given.astype(np.float64) - float(given[0])
+    assert seconds(given, hz).tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize(
+    ("times", "hz", "kind", "message"),
+    [
+        (33_000 + np.arange(9) / 30, 30, np.float32, "has steps of 0.00390625 s"),  # more than a tenth of 1/30 s
+        (5 + np.arange(9) / 30, 30, np.float16, "has steps of 0.00390625 s"),
+        (1.1e8 + 8 * np.arange(9), 1 / 8, np.float64, "kept as float32"),  # counted from 1970, and rounded
+        (np.arange(9) * 0.6 * 1000 / 30, 30, np.float64, "milliseconds"),
+        (np.arange(9) * 1.9 * 1000 / 30, 30, np.float64, "milliseconds"),
+        (np.arange(9) * 1.9e9 / 30, 30, np.float64, "nanoseconds"),
+    ],
+)
+def test_times_that_are_too_coarse_or_in_another_unit_are_refused(times, hz, kind, message):
+    with pytest.raises(ValueError, match=message):
+        seconds(np.asarray(times, kind), hz)
+
+
+@pytest.mark.parametrize(
     ("times", "message"),
     [
         (

@@ -60,3 +60,42 @@ def test_the_end_and_the_begin():
     assert video_frames(np.zeros(1), 0.1, np.array([0.0, 0.2]), 0.1).tolist() == [0, -1]
     # a frame that lasts long is shown until the next one begins, but for half a step of the data
     assert video_frames(np.array([0.0, 1.0]), 2.0, np.array([0.4, 0.6, 0.9, 0.96]), 0.1).tolist() == [0, 0, 0, 1]
+
+
+def test_a_frame_shown_at_a_time_is_the_last_that_has_begun():
+    starts = np.array([0.0, 0.1, 0.5])
+    times = np.array([-0.01, 0.0, 0.09, 0.1, 0.49, 0.5, 9.0])
+    assert shown_at(starts, times, 0.0).tolist() == [-1, 0, 0, 1, 1, 2, 2]
+    assert shown_at(starts, times, 0.02).tolist() == [0, 0, 1, 1, 2, 2, 2]
+    assert shown_at(starts, times, np.array([0.0, 0.02, 0.0])).tolist() == [-1, 0, 1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("late", "frame"), [(0.0499, 3), (0.0501, 2)])
+def test_a_frame_that_begins_less_than_half_a_frame_later_counts(late, frame):
+    """Frames of 0.1 s; the data has steps of 0.2 s, or of 0.05 s, of which half is less."""
+    starts, end = even(10, 10)
+    assert video_frames(starts, end, np.array([0.3 - late]), 0.2).tolist() == [frame]
+    assert video_frames(starts, end, np.array([0.3 - late / 2]), 0.05).tolist() == [frame]
+
+
+def test_the_frames_of_the_next_episode_are_not_shown():
+    starts, end = even(10, 10)
+    times = np.array([0.39, 0.46, 0.49])
+    assert video_frames(starts, end, times, 0.1).tolist() == [4, 5, 5]
+    assert video_frames(starts, end, times, 0.1, until=0.5).tolist() == [4, 4, 4]
+    assert video_frames(starts, end, np.array([0.46, 0.5, 0.6]), 0.1, until=0.5).tolist() == [4, 5, 6]
+
+
+@pytest.mark.parametrize(("begin", "own"), [(0.476, 4), (0.474, 5)])
+def test_the_next_episode_begins_with_a_frame_up_to_a_quarter_of_a_frame_early(begin, own):
+    """It begins at 0.5 s; a frame from 0.475 s on is its first."""
+    starts = np.array([0.0, 0.1, 0.2, 0.3, 0.4, begin, 0.6, 0.7, 0.8, 0.9])
+    assert video_frames(starts, 1.0, np.array([0.49]), 0.1, until=0.5).tolist() == [own]
+
+
+@pytest.mark.parametrize(("time", "frame"), [(0.994, 9), (0.996, -1)])
+def test_a_time_just_before_the_end_of_a_video_is_after_it(time, frame):
+    """Just before: a twentieth of the last frame, or of a step if that is shorter."""
+    starts, end = even(10, 10)
+    assert video_frames(starts, end, np.array([time]), 1.0).tolist() == [frame]
+    assert video_frames(starts, end, np.array([1 - (1 - time) / 5]), 0.02).tolist() == [frame]

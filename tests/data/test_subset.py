@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 from demonstrations import InMemory, demonstration
 from hypothesis import given
@@ -56,6 +57,33 @@ def test_the_smaller_choice_is_a_part_of_the_larger_one(seed, small, large, k):
     assert set(choose(MANY, k, small, seed)) <= set(choose(MANY, k, large, seed))
     assert set(choose(MANY, 1, seed=seed)) <= set(choose(MANY, k, seed=seed))
     assert choose(MANY, k, seed=seed) == choose(MANY, k, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("count", "scale", "chosen"),
+    [(5, 0.5, 3), (5, 0.49, 2), (7, 0.5, 4), (4, 0.125, 1), (9, 0.05, 1), (9, 1.0, 9), (4, 0.625, 3), (4, 0.6, 2)],
+)
+def test_counts_are_rounded_with_halves_up(count, scale, chosen):
+    assert len(choose(Tasks(["a"] * count), scale=scale)) == chosen
+    assert len(choose(Tasks(["a"] * 2 * count), per_task=count, scale=scale)) == chosen
+
+
+def test_tasks_draw_by_themselves():
+    """Of 10 episodes of each of 40 tasks, one: about as often each of the 10."""
+    tasks = Tasks([f"task {i % 40}" for i in range(400)])
+    ranks = np.bincount([i // 40 for i in choose(tasks, per_task=1)], minlength=10)
+    assert ranks.sum() == 40
+    assert ranks.max() < 12
+
+
+def test_spellings_of_one_instruction_are_one_task():
+    assert len(choose(Tasks(["open it", " open  it", "open it "]), per_task=2)) == 2
+
+
+def test_later_versions_choose_the_same_episodes():
+    """As the first version chose them: a recipe with a subset must be repeatable."""
+    assert choose(MANY, per_task=3) == [1, 30, 36, 46, 50, 55, 70, 71, 79]
+    assert choose(MANY, per_task=2, seed=7) == [3, 7, 46, 48, 53, 77]
 
 
 def test_seeds_differ():
