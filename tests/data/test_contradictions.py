@@ -60,6 +60,65 @@ def test_radians_of_60():
     assert only(group, None, lambda i: walk(2, 8, 1, i)).severity == "warning"  # a joint that turns on and on
 
 
+def from_to(low: float, high: float) -> Any:
+    """Return what gives the rows of each episode: one dim that goes from `low` to `high`."""
+    return lambda i: np.linspace(low, high, LENGTH)[:, None]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("unit", "kind", "largest", "severity"),
+    [
+        ("rad", "joints", 6.4, None),  # a turn is 6.283, and a fiftieth more
+        ("rad", "joints", 6.42, "warning"),
+        ("rad", "joints", 12.5, "warning"),
+        ("rad", "joints", 12.6, "error"),  # two turns
+        ("deg", "joints", 719, None),
+        ("deg", "joints", 721, "error"),
+        ("deg", "joints", 3.3, None),
+        ("deg", "joints", 3.2, "warning"),  # half a turn in radians is 3.142, and a fiftieth more
+        ("deg", "joints", 0.51, "warning"),
+        ("deg", "joints", 0.49, None),  # hardly moves
+        ("normalized", "joints", 104.9, None),
+        ("normalized", "joints", 105.1, "error"),
+        ("m", "position", 9.9, None),
+        ("m", "position", 10.1, "warning"),
+        ("m", "position", 50.1, "error"),
+        ("mm", "position", 900, None),
+    ],
+)
+def test_from_which_size_on_numbers_contradict_their_unit(
+    unit: str, kind: Any, largest: float, severity: str | None, sign: int
+) -> None:
+    group = Group(name="a", size=1, kind=kind, unit=unit)
+    findings = found(group, None, from_to(*sorted((-0.1 * sign, largest * sign))))
+    assert [f.severity for f in findings] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "severity"),
+    [
+        ("joints", -1.03, 1.0, None),  # a range of 2, and a fiftieth of it
+        ("joints", -1.05, 1.0, "error"),
+        ("joints", -1.0, 1.05, "error"),
+        ("gripper", -0.05, 0.06, None),
+        ("gripper", -0.04, 0.05, "warning"),  # less than a twentieth of the range
+        ("gripper", 0.0, 0.0, None),  # a gripper that never moves may do so
+    ],
+)
+def test_from_which_size_on_numbers_contradict_their_range(
+    kind: Any, low: float, high: float, severity: str | None
+) -> None:
+    findings = found(Group(name="a", size=1, kind=kind, low=-1, high=1), None, from_to(low, high))
+    assert [f.severity for f in findings] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(("length", "fine"), [(1.0, True), (0.985, True), (1.015, True), (0.97, False), (1.03, False)])
+def test_a_quaternion_has_length_one_within_a_fiftieth(length: float, fine: bool) -> None:
+    group = Group(name="turn", size=4, kind="rotation", rotation="quaternion_xyzw")
+    assert (found(group, None, lambda i: length * turning(i)) == []) == fine
+
+
 def test_one_rare_episode_counts():
     group = Group(name="joints", size=2, kind="joints", unit="rad")
     assert only(group, None, lambda i: walk(2, 60 if i == 2 else 1, 1, i)).severity == "error"

@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from demonstrations import ROBOT, InMemory, demonstration
 
+from anyvla.actions.normalize import Statistics
 from anyvla.actions.space import ActionSpace, Group
 from anyvla.data.formats.folder import write_description
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.data.open import open_dataset
-from anyvla.data.robot_statistics import pooled, statistics_of
+from anyvla.data.robot_statistics import pooled, same_data, statistics_of
 
 EPISODES = [demonstration(5 + i, seed=i) for i in range(6)]
 
@@ -38,6 +39,50 @@ def test_they_are_those_of_all_rows():
     ):
         np.testing.assert_allclose(of[key], value, atol=1e-12)
     assert of["count"] == [len(rows)]
+
+
+def test_ordinary_dims_are_scaled_by_percentiles_and_rare_motion_by_its_whole_range():
+    numbers = np.zeros((1001, 4), np.float32)
+    numbers[:, 0] = np.random.default_rng(0).permutation(1001)
+    numbers[500:505, 1] = 7  # rests, and moves once
+    found = statistics_of(InMemory([demonstration(1001, actions=numbers, proprio=numbers[:, ::-1].copy())]))
+    assert (found.action["low"], found.action["high"]) == ([10, 0, 0, 0], [990, 7, 0, 0])
+    assert (found.proprio["low"], found.proprio["high"]) == ([0, 0, 0, 10], [0, 0, 7, 990])
+
+
+def test_proprio_and_actions_have_statistics_of_their_own():
+    found = statistics_of(InMemory(EPISODES))
+    for of, rows in ((found.action, [e.actions for e in EPISODES]), (found.proprio, [e.proprio for e in EPISODES])):
+        np.testing.assert_allclose(of["mean"], np.concatenate(rows).mean(0, np.float64), atol=1e-12)
+
+
+def described(fingerprint: str, **changes: dict[str, list[float]]) -> Statistics:
+    """Return statistics as an earlier version made them, without the range that dims are scaled by."""
+    of = {"min": [0.0], "q01": [1.0], "q99": [8.0], "max": [9.0], "count": [50]}
+    return Statistics(**{name: of | changes.get(name, {}) for name in ("action", "proprio")}, fingerprint=fingerprint)
+
+
+def test_data_is_the_same_if_its_fingerprint_is():
+    now = described("2-a")
+    assert same_data(described("2-a"), now)
+    assert same_data(described("2-a", action={"max": [10.0]}), now)
+    assert not same_data(described("2-b"), now)
+
+
+@pytest.mark.parametrize("part", ["action", "proprio"])
+@pytest.mark.parametrize("key", ["min", "q01", "q99", "max", "count"])
+def test_fingerprints_of_an_earlier_version_leave_the_values_to_decide(part, key):
+    now = described("2-a", **{name: {"low": [1.0], "high": [8.0]} for name in ("action", "proprio")})
+    assert same_data(described("a"), now)
+    assert not same_data(described("a", **{part: {key: [2.5]}}), now)
+
+
+@pytest.mark.parametrize("part", ["action", "proprio"])
+def test_a_dim_that_is_scaled_in_another_way_is_other_data(part):
+    ends = {"low": [1.0], "high": [8.0]}
+    for changes in ({"low": [0.5]}, {"high": [9.0]}):
+        scaled = {name: ends | (changes if name == part else {}) for name in ("action", "proprio")}
+        assert not same_data(described("a"), described("2-a", **scaled))
 
 
 def test_several_data_sets_count_as_one_with_a_fingerprint_of_its_own():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def test_a_damaged_file_is_noticed(damage: Any, cache: Path, caplog: Any) -> Non
 def test_a_cache_that_cannot_be_written_is_one_warning(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: None)  # tests may run in a pool of workers
     for name in ("a", "b"):
         assert stored.read("kind", name) is None
         stored.keep("kind", name, b"contents")
