@@ -94,6 +94,13 @@ def test_a_crop_is_a_box_at_any_place_with_views_of_their_own():
     assert np.abs(np.corrcoef(ways) - np.eye(4)).max() < 0.15  # rows, columns and views by themselves
 
 
+def test_an_image_shifts_before_it_is_cropped():
+    """Repeated edges show only in boxes that reach them: after a crop they would show in 6 of 7 images."""
+    source = torch.from_numpy(ramp()).expand(200, 1, 1, 32, 32, 3).contiguous()
+    red = augment(source, AugmentConfig(shift=3), 0.5, generator())[:, 0, 0, :, 16, 0].int()
+    assert ((red[:, 0] == red[:, 2]) | (red[:, -1] == red[:, -3])).float().mean() < 0.35
+
+
 @pytest.mark.parametrize(
     ("size", "crop", "box", "corner"),
     [

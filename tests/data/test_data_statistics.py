@@ -78,6 +78,7 @@ def test_statistics_of_images_are_of_each_channel_from_red_to_blue():
     assert out["mean"] == pytest.approx([0.2, 1, 87.5 / 255])
     assert out["std"] == pytest.approx([0.02**0.5, 0, 25 * 5.25**0.5 / 255], abs=1e-7)
     assert out["q01"] == pytest.approx([0, 1, 0])
+    assert out["q50"] == pytest.approx([0.2, 1, 75 / 255])  # half of blue is at most 75
     assert out["q99"] == pytest.approx([0.4, 1, 175 / 255])
     assert out["count"] == [4]
 

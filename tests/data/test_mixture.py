@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -170,10 +171,11 @@ TURNING = dataclasses.replace(
 def of_numbered_episodes(count: int, monkeypatch: pytest.MonkeyPatch, **keys) -> EpisodeDataset:
     """Open a source of episodes of 8 steps, all of one task: in episode i all moves are (i, 1, 2).
 
-    The tool is turned a quarter about z, so that its x is the y of the base and its y the -x.
+    At first the tool is turned a quarter about z, so that its x is the y of the base and its y the -x. In the second
+    half of the episode it is turned by half a turn more.
     """
     turned, moves = np.zeros((8, 3), np.float32), np.ones((8, 3), np.float32)
-    turned[:, 2] = np.pi / 2
+    turned[:, 2] = np.repeat([np.pi / 2, -np.pi / 2], 4)
     episodes = [
         demonstration(8, embodiment=TURNING, proprio=turned, actions=moves * np.float32([i, 1, 2]))
         for i in range(count)
@@ -184,6 +186,38 @@ def of_numbered_episodes(count: int, monkeypatch: pytest.MonkeyPatch, **keys) ->
 
 def numbers(dataset: EpisodeDataset) -> list[int]:
     return [round(float(dataset[i].actions[0, 0])) for i in range(len(dataset))]
+
+
+def test_episodes_are_numbered_before_any_is_dropped(monkeypatch):
+    words = [("a",), (), ("b",), ("c",), ()]
+    episodes = [demonstration(5 + i, instructions=w, extra={}) for i, w in enumerate(words)]
+    monkeypatch.setattr("anyvla.data.mixture.open_dataset", lambda *args: InMemory(episodes))
+    keys = {"path": "somewhere", "unlabelled": "drop", "leave_out": [2]}
+    assert open_source(build(Source, keys)).lengths.tolist() == [5, 8]
+    assert open_source(build(Source, keys | {"instruction": "do it"})).lengths.tolist() == [5, 6, 8, 9]
+
+
+def test_the_instruction_of_a_source_is_for_its_silent_episodes(monkeypatch):
+    silent = InMemory([demonstration(5, instructions=(), extra={}), demonstration(5, instructions=("open it",))])
+    monkeypatch.setattr("anyvla.data.mixture.open_dataset", lambda *args: silent)
+    data = {"sources": [{"path": "somewhere", "instruction": "do it"}]}
+    mixture = open_mixture(build(DataConfig, data), Path("nowhere"))
+    assert [mixture.instruction(0, silent[i], 0) for i in (0, 1)] == ["do it", "open it"]
+
+
+def test_keys_of_a_recipe_win_over_those_of_the_file_that_it_names(tmp_path):
+    file = tmp_path / "robot.yaml"
+    file.write_text(json.dumps({"embodiment": to_dict(ROBOT), "hz": 5, "weight": 3}))
+    found = build(Source, {"path": "a", "embodiment": str(file), "hz": 20})
+    assert (found.embodiment, found.hz, found.weight) == (ROBOT, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "given"),
+    [({}, False), ({"sources": [{"path": "a"}]}, True), ({"preset": "bridge", "root": "oxe"}, True)],
+)
+def test_a_recipe_collects_data_only_if_it_names_none(data, given):
+    assert build(DataConfig, data).given == given
 
 
 def test_a_source_leaves_out_the_episodes_that_it_names(monkeypatch):
@@ -206,8 +240,11 @@ def test_a_source_brings_its_actions_to_another_frame_and_rate(monkeypatch):
     turned = of_numbered_episodes(2, monkeypatch, frame="base")
     np.testing.assert_allclose(turned[1].actions[0], [-1, 1, 2], atol=1e-6)
     np.testing.assert_allclose(turned[0].actions[0], [-1, 0, 2], atol=1e-6)
-    slow = of_numbered_episodes(2, monkeypatch, frame="base", hz=10)  # 4 steps in one
-    np.testing.assert_allclose(slow[0].actions, [[-4, 0, 8]] * 2, atol=1e-6)
+    np.testing.assert_allclose(turned[0].actions[4], [1, 0, 2], atol=1e-6)
+    slow = of_numbered_episodes(2, monkeypatch, frame="base", hz=20)  # 2 steps in one
+    np.testing.assert_allclose(slow[0].actions, [[-2, 0, 4]] * 2 + [[2, 0, 4]] * 2, atol=1e-6)
+    whole = of_numbered_episodes(2, monkeypatch, frame="base", hz=5)  # all 8 in one: each is turned before they add up
+    np.testing.assert_allclose(whole[0].actions, [[0, 0, 16]], atol=1e-6)
     written = of_numbered_episodes(2, monkeypatch, rotation="rot6d")
     assert written.embodiment.proprio.groups[0].rotation == "rot6d"
     np.testing.assert_allclose(written[0].proprio[0], [0, 1, 0, -1, 0, 0], atol=1e-6)  # columns of the matrix

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import zipfile
 import zlib
@@ -12,6 +13,7 @@ from demonstrations import ROBOT, InMemory, demonstration
 
 from anyvla.actions.normalize import Statistics
 from anyvla.actions.space import ActionSpace, Group
+from anyvla.data import stored
 from anyvla.data.formats.folder import write_description
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.data.open import open_dataset
@@ -108,6 +110,14 @@ def test_they_are_kept_by_fingerprint_and_nothing_stale_comes_back(cache):
     path.write_bytes(path.read_bytes()[:100])  # cut
     assert statistics_of(InMemory(EPISODES)) == first
     path.write_bytes((cache / "changed.json").read_bytes())  # of other data, under this name
+    assert statistics_of(InMemory(EPISODES)) == first
+
+
+def test_statistics_that_another_version_kept_are_made_again(cache):
+    first = statistics_of(InMemory(EPISODES))
+    kept = json.loads(stored.read("statistics", f"{'m' * 64}.json") or b"")
+    other = kept | {"version": kept["version"] - 1, "action": {"min": [0.0]}}
+    stored.keep("statistics", f"{'m' * 64}.json", json.dumps(other).encode())
     assert statistics_of(InMemory(EPISODES)) == first
 
 
