@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import shutil
 
 import numpy as np
@@ -8,12 +7,9 @@ import torch
 from families import FAMILIES
 from families.common import write_family
 from small import (
-    FUSERS,
-    HISTORIES,
     NANO,
     SIZE,
     batch,
-    cut,
     embodiment,
     episode,
     model,
@@ -29,104 +25,7 @@ from anyvla.data.augment import evaluation_view
 from anyvla.data.canonical import Robot
 from anyvla.data.views import fit
 from anyvla.policy import VLA
-from anyvla.structures.validity import why_not
 from anyvla.types import Observation
-
-
-def name(part):
-    return part if isinstance(part, str) else part["name"]
-
-
-COMBINATIONS = [
-    (h, f)
-    for h, f in itertools.product(HISTORIES, FUSERS)
-    if why_not(name(h), name(f), "regression", "continuous") is None
-]
-every_structure = pytest.mark.parametrize(("history", "fuser"), COMBINATIONS, ids=name)
-
-
-@every_structure
-@pytest.mark.parametrize("readouts", [1, 2])
-def test_acting_step_by_step_equals_the_windowed_forward(history, fuser, readouts):
-    vla = policy(history, fuser, readouts=readouts)
-    length = 6
-    data = batch(3, length)
-    sessions = [vla.start(text) for text in data.instructions]
-    for step in range(length):
-        chunks = vla.act([observation(data, row, step) for row in range(3)], sessions)
-        acted = torch.from_numpy(np.stack([c.actions for c in chunks]))
-        begin = step + 1 - vla.history.length(sessions[0].memory)
-        seen = cut(data, begin, step + 1)
-        torch.testing.assert_close(acted, windowed(vla, seen)[:, -1], atol=1e-4, rtol=1e-4)
-        if not begin:  # the first steps of a session are the first steps of a training window
-            whole = cut(data, 0, vla.history.window)
-            torch.testing.assert_close(acted, windowed(vla, whole)[:, step], atol=1e-4, rtol=1e-4)
-
-
-@every_structure
-def test_sessions_are_independent_of_their_neighbours_in_the_batch(history, fuser):
-    vla = policy(history, fuser)
-    data = batch(2, 3)
-    together = [vla.start(t) for t in data.instructions]
-    alone = [vla.start(t) for t in data.instructions]
-    late = vla.start(data.instructions[1])  # begins when the first has two steps behind it
-    for step in range(3):
-        both = vla.act([observation(data, row, step) for row in range(2)], together)
-        for row in range(2):
-            [single] = vla.act([observation(data, row, step)], [alone[row]])
-            np.testing.assert_allclose(both[row].actions, single.actions, atol=1e-4)
-    fresh = vla.start(data.instructions[1])
-    [expected] = vla.act([observation(data, 1, 2)], [fresh])
-    [_, mixed] = vla.act([observation(data, 0, 2), observation(data, 1, 2)], [together[0], late])
-    np.testing.assert_allclose(mixed.actions, expected.actions, atol=1e-4)
-
-
-@every_structure
-def test_masked_steps_and_actions_never_contribute(history, fuser):
-    vla = policy(history, fuser)
-    data = batch(2, vla.history.window)
-    step_mask, action_mask = data.step_mask.clone(), data.action_mask.clone()
-    step_mask[0, 1:] = False
-    action_mask[0, 1:] = False
-    action_mask[1, 0, 2:] = False
-    masked = dataclasses.replace(data, step_mask=step_mask, action_mask=action_mask)
-    noise = batch(2, vla.history.window, seed=1)
-    garbage = dataclasses.replace(
-        masked,
-        images=torch.where(step_mask[..., None, None, None, None], data.images, noise.images),
-        actions=torch.where(action_mask[..., None], data.actions, noise.actions),
-        proprio=torch.where(step_mask[..., None], data.proprio, noise.proprio),
-    )
-    one, other = vla.loss(masked), vla.loss(garbage)
-    torch.testing.assert_close(one.value, other.value)
-    assert one.count == action_mask.sum() * 4
-
-
-@every_structure
-def test_overfits_one_batch(history, fuser):
-    vla = policy(history, fuser).train()
-    data = batch(4, vla.history.window)
-    optimizer = torch.optim.AdamW(vla.parameters(), 3e-3, weight_decay=0.0)
-    first = float(vla.loss(data).value.detach())
-    for _ in range(150):
-        optimizer.zero_grad()
-        loss = vla.loss(data).value
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vla.parameters(), 1.0)
-        optimizer.step()
-    assert float(loss.detach()) < 0.15 * first
-
-
-@every_structure
-def test_a_saved_policy_acts_the_same(history, fuser, tmp_path):
-    vla = policy(history, fuser)
-    data = batch(1, 1)
-    vla.save(tmp_path / "checkpoint")
-    loaded = VLA.load(tmp_path / "checkpoint")
-    one = vla.act([observation(data, 0, 0)], [vla.start("open")])[0]
-    other = loaded.act([observation(data, 0, 0)], [loaded.start("open")])[0]
-    np.testing.assert_array_equal(one.actions, other.actions)
-    assert loaded.embodiment == vla.embodiment
 
 
 def test_splitting_a_batch_changes_no_sum():

@@ -1,8 +1,14 @@
-"""Every valid combination of history, fuser, decoder and representation, on a small backbone, under one set of laws."""
+"""Combinations of history, fuser, decoder and representation, on a small backbone, under one set of laws.
+
+Every history meets every fuser that goes with it, and every decoder with every representation. A decoder reads a fuser
+through one vector, so all triples are left to the slow tests.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +23,49 @@ from anyvla.types import Batch
 
 VALID = [c for c in combinations() if c.reason is None]
 STEPS = 5
+LENGTHS = {  # of the window that a session acts on, at each of its steps, where windows have 3 steps at most
+    "none": [1, 1, 1, 1, 1],
+    "policy_head": [1, 2, 3, 3, 3],
+    "interleaved": [1, 2, 3, 3, 2],  # a full run ends; the run that began a step later takes its place
+}
+
+
+def representatives(every_history: bool) -> Iterator[Combination]:
+    """Each decoder and representation, with each history or the next one, and with the next fuser that goes with it."""
+    pairs = list(dict.fromkeys((c.decoder, c.representation) for c in VALID))
+    fusers = {h: cycle(dict.fromkeys(c.fuser for c in VALID if c.history == h)) for h in LENGTHS}
+    turn = cycle(LENGTHS)
+    for decoder, representation in pairs:
+        for history in LENGTHS if every_history else [next(turn)]:
+            yield Combination(history, next(fusers[history]), decoder, representation, None)
+
+
+REPRESENTATIVE = list(representatives(every_history=True))
+FEW = list(representatives(every_history=False))
+
+
+def marked(chosen: list[Combination]) -> list[Any]:
+    """The chosen combinations; the others as slow ones."""
+    slow = [pytest.param(c, marks=pytest.mark.slow) for c in VALID if c not in chosen]
+    return [*chosen, *slow]
+
+
+def name(c: Combination) -> str:
+    return f"{c.history}-{c.fuser}-{c.decoder}-{c.representation}"
+
+
+every_history = pytest.mark.parametrize("structure", marked(REPRESENTATIVE), ids=name)
+every_decoder = pytest.mark.parametrize("structure", marked(FEW), ids=name)
 
 
 def of(parts: list[Any], name: str) -> Any:
     return next(p for p in parts if p == name or (isinstance(p, dict) and p["name"] == name))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def codecs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | None]:
     names = {c.representation for c in VALID}
     return {name: fit_codec(name, tmp_path_factory.mktemp(name)) for name in sorted(names)}
-
-
-@pytest.fixture(params=VALID, ids=lambda c: f"{c.history}-{c.fuser}-{c.decoder}-{c.representation}")
-def structure(request: pytest.FixtureRequest) -> Combination:
-    return request.param
 
 
 @pytest.fixture
@@ -59,35 +93,42 @@ def noise() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_there_are_sixty_at_least() -> None:
+def test_there_are_sixty_combinations_and_each_pair_has_a_representative() -> None:
     assert len(VALID) >= 60
+    assert set(REPRESENTATIVE) | set(FEW) <= set(VALID)
+    for pair in ("history fuser", "history decoder", "decoder representation"):
+        one, other = pair.split()
+        assert {(getattr(c, one), getattr(c, other)) for c in REPRESENTATIVE} == {
+            (getattr(c, one), getattr(c, other)) for c in VALID
+        }
 
 
-def test_it_acts_as_it_was_trained(vla: VLA) -> None:
+@every_history
+def test_it_acts_as_it_was_trained(structure: Combination, vla: VLA) -> None:
+    """At every step of an episode, beside another session and alone."""
     data = batch(2, STEPS)
+    whole = windowed(vla, cut(data, 0, vla.history.window))
     together = [vla.start(text) for text in data.instructions]
+    alone, late = vla.start(data.instructions[0]), vla.start(data.instructions[1])
     for step in range(STEPS):
         acted = act(vla, data, [0, 1], step, together)
-        begin = step + 1 - vla.history.length(together[0].memory)
-        assert begin == 0 or begin > step - vla.history.window
-        seen = windowed(vla, cut(data, begin, step + 1))
+        length = vla.history.length(together[0].memory)
+        assert length == LENGTHS[structure.history][step]
+        seen = windowed(vla, cut(data, step + 1 - length, step + 1))
         torch.testing.assert_close(acted, seen[:, -1], atol=1e-4, rtol=1e-4)
+        if step < vla.history.window:  # the first steps of a training window
+            torch.testing.assert_close(acted, whole[:, step], atol=1e-4, rtol=1e-4)
+        if step < 2:
+            torch.testing.assert_close(acted[:1], act(vla, data, [0], step, [alone]), atol=1e-4, rtol=1e-4)
+        if step == 2:  # in another order, beside a session that is younger
+            mixed = act(vla, data, [1, 0], step, [late, alone])
+            torch.testing.assert_close(mixed[1:], acted[:1], atol=1e-4, rtol=1e-4)
+            first = windowed(vla, cut(data, step, step + 1))
+            torch.testing.assert_close(mixed[:1], first[1:, 0], atol=1e-4, rtol=1e-4)
 
 
-def test_neighbours_in_the_batch_do_not_matter(vla: VLA) -> None:
-    data = batch(2, 3)
-    together, late = [vla.start(text) for text in data.instructions], vla.start(data.instructions[1])
-    alone = vla.start(data.instructions[0])
-    for step in range(2):
-        both = act(vla, data, [0, 1], step, together)
-        torch.testing.assert_close(both[:1], act(vla, data, [0], step, [alone]), atol=1e-4, rtol=1e-4)
-    mixed = act(vla, data, [0, 1], 2, [together[0], late])  # sessions of unlike age
-    torch.testing.assert_close(mixed[:1], act(vla, data, [0], 2, [alone]), atol=1e-4, rtol=1e-4)
-    fresh = act(vla, data, [1], 2, [vla.start(data.instructions[1])])
-    torch.testing.assert_close(mixed[1:], fresh, atol=1e-4, rtol=1e-4)
-
-
-def test_what_is_masked_does_not_matter(vla: VLA) -> None:
+@every_history
+def test_what_is_masked_does_not_matter(structure: Combination, vla: VLA) -> None:
     data, other = batch(2, vla.history.window), batch(2, vla.history.window, seed=1)
     step_mask, action_mask = data.step_mask.clone(), data.action_mask.clone()
     step_mask[0, 1:] = False
@@ -106,7 +147,8 @@ def test_what_is_masked_does_not_matter(vla: VLA) -> None:
     assert one.count == action_mask.sum() * 4
 
 
-def test_it_overfits_one_batch(vla: VLA) -> None:
+@every_decoder
+def test_it_overfits_one_batch(structure: Combination, vla: VLA) -> None:
     vla.train()
     data = batch(2, vla.history.window)
     optimizer = torch.optim.AdamW([p for p in vla.parameters() if p.requires_grad], 4e-3, weight_decay=0.0)
@@ -116,12 +158,13 @@ def test_it_overfits_one_batch(vla: VLA) -> None:
         vla.loss(data, torch.Generator().manual_seed(step % 4)).value.backward()
         torch.nn.utils.clip_grad_norm_(vla.parameters(), 1.0)
         optimizer.step()
-        if step % 10 == 9 and float(vla.loss(data, noise()).value.detach()) < 0.1 * first:
+        if step % 10 == 9 and float(vla.loss(data, noise()).value.detach()) < 0.25 * first:
             return
-    pytest.fail("the loss of one batch stays above a tenth of what it was")
+    pytest.fail("the loss of one batch stays above a quarter of what it was")
 
 
-def test_it_runs_in_bfloat16(vla: VLA) -> None:
+@every_decoder
+def test_it_runs_in_bfloat16(structure: Combination, vla: VLA) -> None:
     data = batch(2, vla.history.window)
     with torch.autocast("cpu", torch.bfloat16):
         loss = vla.train().loss(data, noise()).value
@@ -133,7 +176,8 @@ def test_it_runs_in_bfloat16(vla: VLA) -> None:
     assert all(torch.isfinite(p.grad).all() for p in vla.parameters() if p.grad is not None)
 
 
-def test_a_checkpoint_acts_the_same(vla: VLA, tmp_path: Path) -> None:
+@every_decoder
+def test_a_checkpoint_acts_the_same(structure: Combination, vla: VLA, tmp_path: Path) -> None:
     data = batch(1, 1)
     vla.save(tmp_path / "checkpoint")
     loaded = VLA.load(tmp_path / "checkpoint")
