@@ -34,6 +34,37 @@ def test_yaml_and_options_give_a_checked_config(tmp_path):
     assert config.fuser.config.hidden == 16
 
 
+def test_an_option_replaces_the_value_of_the_file_and_nothing_beside_it(tmp_path):
+    path = write(
+        tmp_path, "name: a\ninner: {size: 4, rate: 0.1}\nfuser: {name: gpt, layers: 2, heads: 4}\nmany: [{}]\n"
+    )
+    options = [
+        "--inner.size",
+        "5",
+        "--fuser.layers=3",
+        "--many",
+        "[{size: 1}, {size: 2}]",
+        "--name",
+        "b",
+        "--name",
+        "c",
+    ]
+    config = load(Outer, path, options)
+    assert (config.inner.size, config.inner.rate) == (5, 0.1)
+    assert to_dict(config.fuser.config) == {"width": 1024, "layers": 3, "heads": 4}
+    assert [inner.size for inner in config.many] == [1, 2]
+    assert config.name == "c"  # the last of two counts
+
+
+def test_options_leave_the_data_that_they_are_laid_over_as_it_was():
+    data = {"a": {"b": {"c": 1}}, "fuser": "lstm"}
+    assert override(data, ["--a.b.c", "2", "--fuser.hidden", "8"]) == {
+        "a": {"b": {"c": 2}},
+        "fuser": {"name": "lstm", "hidden": 8},
+    }
+    assert data == {"a": {"b": {"c": 1}}, "fuser": "lstm"}
+
+
 def test_round_trip_through_yaml(tmp_path):
     config = build(Outer, {"name": "a", "many": [{"size": 1}], "fuser": {"name": "gpt", "layers": 2}})
     assert build(Outer, to_dict(config)) == config

@@ -111,7 +111,8 @@ def test_it_acts_as_it_was_trained(structure: Combination, vla: VLA) -> None:
     together = [vla.start(text) for text in data.instructions]
     alone, late = vla.start(data.instructions[0]), vla.start(data.instructions[1])
     for step in range(STEPS):
-        acted = act(vla, data, [0, 1], step, together)
+        order = [1, 0] if step in (1, STEPS - 1) else [0, 1]  # sessions may come in any order
+        acted = act(vla, data, order, step, [together[row] for row in order])[order]
         length = vla.history.length(together[0].memory)
         assert length == LENGTHS[structure.history][step]
         seen = windowed(vla, cut(data, step + 1 - length, step + 1))
@@ -217,13 +218,34 @@ def test_options_act_as_they_were_trained(name: str) -> None:
     vla = policy(keys.pop("history"), **keys)
     data = batch(2, STEPS)
     sessions = [vla.start(text) for text in data.instructions]
+    kind = "policy_head" if "read again" in name else vla.config.history.name  # which keeps the last steps, too
     acted: list[torch.Tensor] = []
     for step in range(STEPS):
         acted.append(act(vla, data, [0, 1], step, sessions))
-        begin = step + 1 - vla.history.length(sessions[0].memory)
+        begin = step + 1 - LENGTHS[kind][step]
+        assert vla.history.length(sessions[0].memory) == LENGTHS[kind][step]
         own = dataclasses.replace(data, actions=torch.stack(acted, 1))  # training on what was done
         seen = windowed(vla, cut(own, begin, step + 1))
         torch.testing.assert_close(acted[-1], seen[:, -1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("past", ["hidden", "visible"])
+def test_a_session_without_a_cache_sees_the_same_window(past: str) -> None:
+    """It acts as one with a cache while the window grows, and reads the whole window at each step."""
+    chunks: dict[bool, list[torch.Tensor]] = {}
+    for cache, expected in ((True, [1, 2, 2, 2, 2]), (False, [1, 2, 3, 3, 3])):  # two runs, or a window
+        history = INTERLEAVED | {"past": past, "cache": cache}
+        vla, data = policy(history, decoder="lm_tokens", representation="bins", readouts=2), batch(1, STEPS)
+        read: list[int] = []  # steps that the backbone reads in each of its calls
+        vla.backbone.register_forward_pre_hook(lambda _, given, read=read: read.append(len(given[0].images)))
+        session = vla.start("open it")
+        chunks[cache] = []
+        for step in range(STEPS):
+            before = sum(read)
+            chunks[cache].append(act(vla, data, [0], step, [session]))
+            assert sum(read) - before == expected[step]
+    for step in range(3):
+        torch.testing.assert_close(chunks[True][step], chunks[False][step], atol=1e-4, rtol=1e-4)
 
 
 def test_a_step_sees_its_past_only_if_it_is_visible() -> None:

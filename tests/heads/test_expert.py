@@ -264,6 +264,20 @@ def test_the_base_of_positions_is_that_of_each_layer_of_the_backbone():
     assert thetas_of(gemma, 2) == [1e4, 1e6]
 
 
+def test_it_has_as_many_heads_as_the_language_model_and_the_positions_of_the_layers_that_it_reads():
+    model = backbone(layers=3, heads=4)
+    assert expert(model).transformer.layers[0].heads == 4
+    language = model.model.config.get_text_config(decoder=True)
+    language.num_key_value_heads = 2  # of which the remembered keys know nothing
+    shapes = [(2, 8, 8)] * 3
+    rope = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    language.rope_parameters = {kind: values | {"rope_type": "default"} for kind, values in rope.items()}
+    language.layer_types = ["sliding_attention", "sliding_attention", "full_attention"]
+    model.memory_shape = lambda: shapes
+    grouped = expert(model, layers=2).transformer  # of layers 0 to 2 it reads 0 and 2
+    assert grouped.kinds == [(2, 8, 1e4), (2, 8, 1e6)]
+
+
 def test_layers_of_other_shapes_and_bases_share_one_pass():
     torch.manual_seed(0)
     transformer = Transformer(16, 24, 4, [(2, 8, 8), (1, 4, 6)], [1e4, 1e6])

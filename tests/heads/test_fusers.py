@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from anyvla.actions.space import ActionSpace
 from anyvla.config import ConfigError, build
@@ -60,6 +61,60 @@ def test_windows_of_a_batch_are_apart(make):
     fuse, features = fuser(make), torch.randn(3, 4, 8)
     torch.testing.assert_close(fuse(features[1:2]), fuse(features)[1:2])
     assert fuser(make, window=1)(features[:, :1]).shape == (3, 1, fuse.width)
+
+
+def test_the_mlp_is_linear_layers_with_activations_between_them():
+    fuse, features = fuser(MLPFuser), torch.randn(2, 4, 8)
+    first, last = (m for m in fuse.mlp if isinstance(m, nn.Linear))
+    torch.testing.assert_close(fuse(features), last(F.gelu(first(features))))
+
+
+def test_the_gpt_is_pre_norm_causal_attention_over_learned_positions():
+    fuse, features = fuser(GPTFuser), torch.randn(4, 8)
+    with torch.no_grad():
+        for weight in fuse.parameters():
+            weight += torch.randn(weight.shape) * 0.2
+        x = fuse.enter(features) + fuse.position
+        for layer in fuse.layers:
+            q, k, v = layer.qkv(layer.norm_attention(x)).chunk(3, -1)
+            heads = []
+            for part in (slice(0, 8), slice(8, 16)):
+                scores = q[:, part] @ k[:, part].T / 8**0.5
+                hidden = torch.ones(4, 4, dtype=torch.bool).triu(1)
+                heads.append(scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v[:, part])
+            x = x + layer.out(torch.cat(heads, -1))
+            up, _, down = layer.mlp
+            x = x + down(F.gelu(up(layer.norm_mlp(x))))
+        torch.testing.assert_close(fuse(features[None])[0], fuse.norm(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", OVER_TIME)
+def test_the_order_of_earlier_steps_matters(make):
+    fuse, features = fuser(make), torch.randn(1, 4, 8)
+    swapped = fuse(features[:, [1, 0, 2, 3]])
+    assert (fuse(features)[:, 3] - swapped[:, 3]).abs().max() > 1e-5
+
+
+def test_an_lstm_begins_as_one_that_remembers():
+    """The biases of its forget gates are 1 (Jozefowicz et al., 2015), all others 0; its recurrence is orthogonal."""
+    fuse = fuser(LSTMFuser)
+    for layer in range(2):
+        _input, forget, _cell, _output = (fuse.lstm.get_parameter(f"bias_ih_l{layer}")).chunk(4)
+        assert forget.eq(1).all()
+        assert all(part.eq(0).all() for part in (_input, _cell, _output))
+        assert fuse.lstm.get_parameter(f"bias_hh_l{layer}").eq(0).all()
+        for gate in fuse.lstm.get_parameter(f"weight_hh_l{layer}").chunk(4):
+            torch.testing.assert_close(gate @ gate.T, torch.eye(16), atol=1e-5, rtol=0)
+
+
+def test_what_a_layer_of_the_gpt_adds_begins_small():
+    """GPT-2 divides its 0.02 by the square root of the number of residual layers, two for each block."""
+    torch.manual_seed(0)
+    fuse = GPTFuser(build(GPTFuser.Config, {"width": 64, "layers": 8, "heads": 2}), 8, 4)
+    for layer in fuse.layers:
+        for last in (layer.out, layer.mlp[2]):
+            assert last.weight.detach().std().item() == pytest.approx(0.02 / 4, rel=0.1)
+            assert last.bias.eq(0).all()
 
 
 def test_bad_options():

@@ -162,6 +162,29 @@ def test_earlier_chunks_are_shown_as_the_embeddings_of_their_tokens(model):
     assert decoder(model, ids="added").past(chunks).shape == past.shape
 
 
+def test_the_token_at_a_place_is_scored_where_that_place_is_read(model):
+    """Read at once, there is the context and then one place for each token."""
+    head = decoder(model, ids="added", decoding="parallel")
+    seen = []
+    model.register_forward_hook(lambda _, given, hidden: seen.append(hidden))
+    with torch.no_grad():
+        logits = head.logits(after(model, (1,) * 4), torch.zeros(4, head.length, dtype=torch.int64))
+    assert seen[-1].shape[1] == head.length + 1
+    torch.testing.assert_close(logits, seen[-1][:, 1:] @ head.words.head.weight.T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["autoregressive", "parallel"])
+def test_a_suffix_is_at_the_positions_that_follow_what_its_step_sees(model, way):
+    head, context = decoder(model, decoding=way), after(model)
+    first = context.continuation.visible.sum(1)  # as many places come before the suffix of each step
+    seen = []
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].positions))
+    with torch.no_grad():
+        recorded(head, context)
+    read = torch.cat([context.continuation.unfold(p, p.shape[1] // 2) for p in seen], 1)
+    assert torch.equal(read, first[:, None] + torch.arange(head.suffix))
+
+
 def test_temperature_draws_from_the_generator_of_each_step(model):
     for way in ("autoregressive", "parallel"):
         head = decoder(model, decoding=way, temperature=3.0)

@@ -51,6 +51,39 @@ def test_a_gripper_under_bce_is_open_or_closed_and_weighted():
     torch.testing.assert_close(head.loss(context, actions, mask).total, position + 0.01 * gripper)
 
 
+def test_under_bce_a_positive_logit_is_plus_one_when_acting_as_in_training():
+    head, (context, _, _) = decoder(gripper="bce", layers=0), data()
+    with torch.no_grad():
+        head.mlp[0].weight.zero_()
+        head.mlp[0].bias.view(3, 4)[:] = torch.tensor([[0.3, -0.7, 4.0, 0.1], [0.3, -0.7, 4.0, -0.1], [0, 0, 0, -3.0]])
+    sampled = head.sample(context)[0]
+    assert sampled[:, 3].tolist() == [1, -1, -1]
+    torch.testing.assert_close(sampled[0, :3], torch.tensor([0.3, -0.7, 4.0]))  # neither decided nor clipped
+    open_, closed = torch.ones(4, 3, 4), -torch.ones(4, 3, 4)
+    first = torch.tensor([[True, False, False]]).expand(4, -1)
+    gripper = [head.loss(context, actions, first).parts["gripper"] for actions in (open_, closed)]
+    # minus the logarithm of the logistic function of 0.1 and of -0.1
+    torch.testing.assert_close(torch.stack(gripper), torch.tensor([0.644397, 0.744397]), atol=1e-5, rtol=0)
+
+
+def test_the_mlp_is_linear_layers_with_activations_between_them():
+    head, (context, _, _) = decoder(hidden=[16, 12]), data()
+    one, two, last = (m for m in head.mlp if isinstance(m, nn.Linear))
+    gelu = torch.nn.functional.gelu
+    expected = last(gelu(two(gelu(one(context.vector))))).view(4, 3, 4)
+    torch.testing.assert_close(head(context.vector), expected)
+    torch.testing.assert_close(head.sample(context), expected)
+
+
+def test_each_part_of_the_loss_is_the_mean_of_its_own_dims():
+    head, (context, actions, mask) = decoder(gripper_weight=0.5), data()
+    error, loss = (head(context.vector) - actions).abs()[mask], head.loss(context, actions, mask)
+    torch.testing.assert_close(loss.parts["position"], error[:, :3].mean().detach())
+    torch.testing.assert_close(loss.parts["gripper"], error[:, 3].mean().detach())
+    torch.testing.assert_close(loss.total, error[:, :3].sum() + 0.5 * error[:, 3].sum())
+    assert loss.count == mask.sum() * 4
+
+
 def test_without_a_valid_element_the_loss_is_zero():
     head, (context, actions, mask) = decoder(), data()
     assert head.loss(context, actions, torch.zeros_like(mask)).value == 0

@@ -1,4 +1,5 @@
 import logging
+import math
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from token_parts import ALL, SPACE, C, Levels, N, actions, backbone, overfit, re
 
 from anyvla import weights
 from anyvla.config import ConfigError, build
-from anyvla.heads.base import Context
+from anyvla.heads.base import Context, token_loss
 from anyvla.heads.tokens import TokensDecoder
 
 MODEL = backbone()
@@ -123,6 +124,27 @@ def test_a_generator_decides_its_chunk_and_gives_each_step_as_many_numbers():
     alone = generators(0)
     head.sample(Context(vectors(1)), alone)
     assert torch.equal(alone[0].get_state(), mine.get_state())  # however far its neighbours wrote
+
+
+def test_each_place_is_drawn_with_its_own_random_number():
+    head = decoder(temperature=1.0)
+    even = torch.zeros(1, 1, 6)
+    chance = torch.tensor([[0.05, 0.95, 0.4, 0.6]])
+    assert [head.choose(even, chance, place).item() for place in range(4)] == [0, 5, 2, 3]
+    assert head.choose(even.expand(1, 4, 6), chance, 0).tolist() == [[0, 5, 2, 3]]
+
+
+def test_a_loss_of_tokens_is_their_mean_in_each_chunk_weighted_by_its_actions():
+    """By hand: the entropies of even scores over 4 symbols are ln 4, of a sure and right one 0."""
+    logits = torch.zeros(3, 2, 4)
+    logits[1, 0, 2] = 100.0
+    tokens = torch.tensor([[1, 3], [2, -1], [-1, -1]])
+    elements = torch.tensor([[True] * 3, [True, True, False], [False] * 3])[:, :, None]
+    loss, even = token_loss(logits, tokens, elements), math.log(4)
+    assert float(loss.total) == pytest.approx(3 * even + 2 * 0)
+    assert float(loss.count) == 5
+    assert float(loss.parts["tokens"]) == pytest.approx(2 * even / 3)  # over the three tokens
+    assert float(loss.parts["accuracy"]) == pytest.approx(1 / 3)  # of even scores the first symbol is taken
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import FUSERS, batch, cut, fit_codec, policy
+from small import FUSERS, batch, cut, fit_codec, observation, policy
 from torch import Tensor
 
 from anyvla.policy import VLA
@@ -153,17 +153,50 @@ def test_the_begin_of_a_window_is_read_as_a_shorter_window(
 ) -> None:
     """Whether the later steps are absent or masked, and whatever window is beside it in the batch."""
     vla, data = made(history, decoder, codecs), batch(2, WINDOW)
-    first = dataclasses.replace(
-        cut(data, 0, WINDOW), **{k: v[:1] for k, v in vars(data).items() if isinstance(v, Tensor)}
-    )
-    first = dataclasses.replace(first, instructions=data.instructions[:1])
     with torch.no_grad():
         whole = vla.read(data).vector.view(2, WINDOW, -1)
         for steps in range(1, WINDOW + 1):
-            alone = vla.read(cut(first, 0, steps)).vector
+            for window in range(2):
+                alone = vla.read(cut(one_of(data, window), 0, steps)).vector
+                torch.testing.assert_close(alone, whole[window, :steps], atol=1e-5, rtol=1e-5)
             mask = data.step_mask.clone()
             mask[0, steps:] = False
             masked = vla.read(dataclasses.replace(data, step_mask=mask)).vector
-            torch.testing.assert_close(alone, whole[0, :steps], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(masked[:steps], whole[0, :steps], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(masked[steps:], whole[1], atol=1e-5, rtol=1e-5)
+
+
+def one_of(data: Batch, window: int) -> Batch:
+    keys = {k: v[window : window + 1] for k, v in vars(data).items() if isinstance(v, Tensor)}
+    return dataclasses.replace(data, instructions=data.instructions[window : window + 1], **keys)
+
+
+@pytest.mark.parametrize("past", ["hidden", "visible"])
+def test_a_suffix_takes_the_position_of_the_first_readout_of_its_step(
+    past: str, codecs: dict[str, Path | None]
+) -> None:
+    """In windows and in sessions; places of earlier readouts count, whether they are visible or not."""
+    history = INTERLEAVED | {"past": past}
+    vla = policy(history, decoder="lm_tokens", representation="bins", codec=codecs["bins"], readouts=2)
+    data, readouts = batch(2, WINDOW), 2
+    shown = 16 if past == "visible" else 0  # tokens of the previous chunk: 4 actions of 4 dims
+    block = vla.backbone.prepare(data.images[:, 0], data.instructions)
+    expected = torch.tensor(
+        [
+            [len(block.prefix) + (k + 1) * (shown + len(tokens)) + k * readouts for k in range(WINDOW)]
+            for tokens in block.tokens
+        ]
+    )
+    read = vla.read(data).continuation
+    assert read is not None
+    assert read.positions.view(2, WINDOW).tolist() == expected.tolist()
+    visible = expected - (torch.arange(WINDOW) * readouts if past == "hidden" else 0)
+    assert read.visible.sum(1).view(2, WINDOW).tolist() == visible.tolist()
+    seen: list[Any] = []
+    sample = vla.decoder.sample
+    vla.decoder.sample = lambda context, generators: seen.append(context.continuation) or sample(context, generators)
+    sessions = [vla.start(text) for text in data.instructions]
+    for step in range(WINDOW):
+        vla.act([observation(data, row, step) for row in range(2)], sessions)
+        assert seen[step].positions.tolist() == expected[:, step].tolist()
+        assert seen[step].visible.sum(1).tolist() == visible[:, step].tolist()
