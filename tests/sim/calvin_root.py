@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anyvla_sim import calvin_install, calvin_sequences
 from anyvla_sim.calvin_sequences import Chain
 
 _UTILS = """
@@ -55,13 +54,15 @@ _PHRASES = """
 turn_on_led: ["press the button"]
 open_drawer: [ "pull the handle"]
 """
-FILES = {
-    calvin_sequences.UTILS: _UTILS,
-    calvin_sequences.SEQUENCES: _SEQUENCES,
-    calvin_install.ORACLE: "tasks: {}",
-    calvin_install.ANNOTATIONS: _PHRASES,
-    calvin_install.SIMULATOR: "",
-    calvin_install.SCENE: "",
+_EVALUATION, _CONF = "calvin_models/calvin_agent/evaluation", "calvin_models/conf"
+FILES = {  # as the repository has them; the official evaluation says the phrases of validation, not those of training
+    f"{_EVALUATION}/utils.py": _UTILS,
+    f"{_EVALUATION}/multistep_sequences.py": _SEQUENCES,
+    f"{_CONF}/callbacks/rollout/tasks/new_playtable_tasks.yaml": "tasks: {}",
+    f"{_CONF}/annotations/new_playtable_validation.yaml": _PHRASES,
+    f"{_CONF}/annotations/new_playtable.yaml": "turn_on_led: [ press it, push it ]\nopen_drawer: [ open it ]",
+    "calvin_env/calvin_env/envs/play_table_env.py": "",
+    "calvin_env/conf/scene/calvin_scene_D.yaml": "",
 }
 
 

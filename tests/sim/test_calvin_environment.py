@@ -15,8 +15,7 @@ from anyvla_sim import calvin, calvin_install
 from anyvla_sim.base import Observation, Unusable
 from anyvla_sim.calvin import Calvin, CalvinEnvironment
 
-pytest.importorskip("pybullet")
-pytestmark = pytest.mark.skipif("CALVIN_ROOT" not in os.environ, reason="needs a checkout of CALVIN in $CALVIN_ROOT")
+pytestmark = pytest.mark.simulator("calvin")
 
 FIRST = [chain.tasks[0] for chain in calvin_root.OFFICIAL]
 LED_OFF = 2  # the chain that starts so

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def test_the_driver_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calvin_install.egl_driver.__wrapped__() == "softpipe (y=1)"
 
 
-@pytest.mark.skipif("CALVIN_ROOT" not in os.environ, reason="needs a checkout of CALVIN in $CALVIN_ROOT")
+@pytest.mark.simulator("calvin")
 def test_the_official_phrases() -> None:
     phrases = calvin_install.phrases(calvin_install.find(None))
     assert len(phrases) == 34

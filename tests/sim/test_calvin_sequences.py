@@ -12,7 +12,7 @@ from anyvla_sim import calvin_sequences
 from anyvla_sim.calvin_sequences import SEQUENCES, UTILS, chains, draw, start_states
 from anyvla_sim.fnv import pyhash_fnv1_32
 
-installed = pytest.mark.skipif("CALVIN_ROOT" not in os.environ, reason="needs a checkout of CALVIN in $CALVIN_ROOT")
+installed = pytest.mark.simulator("calvin")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from anyvla.evaluation.protocol import EvaluationConfig, plan
 from anyvla_sim import calvin_install
 from anyvla_sim.base import NotInstalled, Unusable
 from anyvla_sim.calvin import Calvin
+from anyvla_sim.calvin_sequences import SEQUENCES
 
 CHAIN = ["turn_on_led", "open_drawer"]
 
@@ -25,7 +26,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(calvin_install, "PACKAGES", {})
     root = calvin_root.write(tmp_path / "calvin")
-    source = root / calvin_root.calvin_sequences.SEQUENCES
+    source = root / SEQUENCES
     drawn = "[str(np.random.randint(100)) for _ in range(5)]"
     source.write_text(source.read_text().replace(drawn, str(CHAIN)))
     return str(root)
@@ -37,7 +38,34 @@ def _json(path: Path, value: Any) -> str:
 
 
 def test_the_robot_is_that_of_the_data_sets() -> None:
+    """The README of CALVIN's dataset folder: robot_obs, and rel_actions scaled by 0.02 m and 0.05 rad, at 30 Hz."""
     described = Calvin.embodiment(Calvin.__new__(Calvin), "ABC-D")
+    position = {"name": "position", "size": 3, "kind": "position", "frame": "base"}
+    rotation = {"name": "rotation", "size": 3, "kind": "rotation"}
+    gripper = {"size": 1, "kind": "gripper"}
+    command = {**gripper, "low": -1, "high": 1, "open": 1}
+    step = {"mode": "delta", "low": -1, "high": 1}
+    assert described == {
+        "name": "calvin_panda",
+        "cameras": ["static", "gripper"],
+        "control_hz": 30,
+        "proprio": {
+            "groups": [
+                {**position, "unit": "m"},
+                {**rotation, "rotation": "euler", "unit": "rad", "frame": "base"},
+                {**gripper, "name": "gripper", "low": 0, "high": 0.08, "open": 0.08, "unit": "m"},
+                {"name": "joints", "size": 7, "kind": "joints", "unit": "rad"},
+                {**command, "name": "gripper_command"},
+            ]
+        },
+        "action": {
+            "groups": [
+                {**position, **step, "unit": "0.02 m"},
+                {**rotation, **step, "unit": "0.05 rad"},
+                {**command, "name": "gripper"},
+            ]
+        },
+    }
     assert build(Embodiment, described) == calvin_embodiment("relative")
 
 

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import yaml
 
-pytest.importorskip("gymnasium")
-pytest.importorskip("mujoco")
-
 from anyvla.config import ConfigError
 from anyvla.evaluation.suites import open_suite
 from anyvla_sim.gym import Gym, Success
 from anyvla_sim.rendering import find_driver
+
+pytestmark = pytest.mark.simulator("gymnasium", "mujoco")
 
 MAPPING: dict[str, Any] = yaml.safe_load("""
 cameras: {front: render}
@@ -110,3 +110,136 @@ def test_success(written: str, info: dict[str, Any], won: bool) -> None:
 def test_success_that_no_step_tells() -> None:
     with pytest.raises(ValueError, match=r"the step has no 'info\.sucess': did you mean 'success'"):
         Success("info.sucess")({"info": {"success": True}})
+
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+TOY_ID = "AnyvlaToy-v0"
+TOY: dict[str, Any] = yaml.safe_load("""
+cameras: {front: render, hand: eyes.hand}
+proprio: [{path: arm.joints, name: joints, size: 2, kind: joints}, {path: grip, name: gripper, size: 1, kind: gripper}]
+action: [{name: joints, size: 2, kind: joints}, {name: gripper, size: 1, kind: gripper, low: 0, high: 4, open: 4}]
+control_hz: 12.5
+instruction: push it
+success: terminated
+horizon: 40
+robot: toy
+""")
+
+
+def toy(**settings: Any) -> Any:
+    """Return an environment whose pictures are red above and blue below, and that reports what it was given."""
+    import gymnasium
+
+    def flag(height: int, width: int) -> np.ndarray:
+        image = np.zeros((height, width, 3), np.uint8)
+        image[: height // 2], image[height // 2 :] = RED, BLUE
+        return image
+
+    class Env(gymnasium.Env):
+        metadata: ClassVar = {"render_modes": ["rgb_array"]}
+        action_space = gymnasium.spaces.Box(np.array([-1, -2, 0], np.float32), np.array([1, 2, 4], np.float32))
+        observation_space = gymnasium.spaces.Box(0, 1, (1,))
+
+        def __init__(self, render_mode: str, scale: float = 1.0) -> None:
+            self.render_mode, self.scale = render_mode, scale
+
+        def _seen(self) -> Any:
+            joints, grip = np.array([[0.1, 0.2]]) * self.scale, 0.3
+            return {"eyes": {"hand": flag(4, 6)}, "arm": {"joints": joints}, "grip": grip, "seed": self.seed}
+
+        def reset(self, seed: int | None = None, options: Any = None) -> Any:
+            self.seed = seed
+            return self._seen(), {}
+
+        def step(self, action: np.ndarray) -> Any:
+            self.action = action
+            ended, cut_off = bool(action[0] > 0.5), bool(action[0] < -0.5)
+            return self._seen(), float(action[1]), ended, cut_off, {"distance": float(action[2])}
+
+        def render(self) -> np.ndarray:
+            return flag(8, 12)
+
+    return Env(**settings)
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    import gymnasium
+
+    gymnasium.register(TOY_ID, toy, disable_env_checker=True, order_enforce=False)
+    yield
+    del gymnasium.registry[TOY_ID]
+
+
+def test_pictures_are_rgb_and_upright(registered: None) -> None:
+    environment = Gym(TOY_ID, TOY).make(TOY_ID)
+    environment.reset(TOY_ID, 0, {})
+    images = environment.observe().images
+    assert {camera: image.shape for camera, image in images.items()} == {"front": (8, 12, 3), "hand": (4, 6, 3)}
+    for image in (*images.values(), environment.frame(16, 36), environment.frame(4, 3)):
+        assert (tuple(image[0, 0]), tuple(image[-1, -1])) == (RED, BLUE)
+        assert tuple(image[image.shape[0] // 2 - 1, 0]) == RED
+    assert environment.frame(16, 36).shape == (16, 36, 3)
+
+
+def test_proprio_has_the_groups_in_the_mappings_order(registered: None) -> None:
+    proprio = {
+        key: Gym(TOY_ID, {**TOY, "make": make}).make(TOY_ID) for key, make in (("one", {}), ("two", {"scale": 2}))
+    }
+    seen = {}
+    for key, environment in proprio.items():
+        environment.reset(TOY_ID, 0, {})
+        seen[key] = environment.observe().proprio
+    assert seen["one"].dtype == np.float32
+    assert seen["one"] == pytest.approx([0.1, 0.2, 0.3])
+    assert seen["two"] == pytest.approx([0.2, 0.4, 0.3])  # `make` reaches the environment
+    described = Gym(TOY_ID, TOY).embodiment(TOY_ID)
+    assert described == {
+        "name": "toy",
+        "cameras": ["front", "hand"],
+        "control_hz": 12.5,
+        "proprio": {
+            "groups": [
+                {"name": "joints", "size": 2, "kind": "joints"},
+                {"name": "gripper", "size": 1, "kind": "gripper"},
+            ]
+        },
+        "action": {"groups": TOY["action"]},
+    }
+
+
+def test_seeds_reach_the_environment_and_actions_are_cut_to_its_space(registered: None) -> None:
+    environment = Gym(TOY_ID, TOY).make(TOY_ID)
+    for seed in (3, 1_000_002):
+        environment.reset(TOY_ID, seed, {})
+        assert environment.env.unwrapped.seed == seed
+    assert [limit.tolist() for limit in environment.limits] == [[-1, -2, 0], [1, 2, 4]]
+    for action, executed in (([9, -9, 9], [1, -2, 4]), ([-9, 9, -9], [-1, 2, 0]), ([0.5, -0.25, 3], [0.5, -0.25, 3])):
+        environment.step(np.array(action, np.float32))
+        assert environment.env.unwrapped.action.tolist() == executed
+
+
+@pytest.mark.parametrize(
+    ("success", "action", "won"),
+    [
+        ("terminated", [1, 0, 0], True),
+        ("terminated", [-1, 0, 0], False),  # it was cut off, which is no success
+        ("reward >= 0.5", [0, 0.5, 0], True),
+        ("reward > 0.5", [0, 0.5, 0], False),
+        ("info.distance <= 0.25", [0, 0, 0.25], True),
+        ("info.distance < 0.25", [0, 0, 0.25], False),
+        ("info.distance < 2.5e-1", [0, 0, 0.125], True),
+        ("reward >= -0.5", [0, -0.75, 0], False),
+    ],
+)
+def test_what_counts_as_success(registered: None, success: str, action: list[float], won: bool) -> None:
+    environment = Gym(TOY_ID, {**TOY, "success": success}).make(TOY_ID)
+    environment.reset(TOY_ID, 0, {})
+    assert environment.step(np.array(action, np.float32)) == {TOY_ID: won}
+
+
+def test_a_suite_says_how_long_and_how_often(registered: None) -> None:
+    suite = Gym(TOY_ID, TOY).suite(TOY_ID)
+    assert (suite.horizon, suite.episodes, suite.judged, suite.starts) == (40, 50, "reached", None)
+    assert [(t.name, list(t.instructions)) for t in suite.tasks] == [(TOY_ID, ["push it"])]
+    assert Gym(TOY_ID, {**TOY, "episodes": 7}).suite(TOY_ID).episodes == 7

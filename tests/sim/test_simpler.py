@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from anyvla.config import build
 from anyvla.data.episode import Embodiment
@@ -51,7 +52,9 @@ class World:
 
     def get_obs(self) -> dict[str, Any]:
         camera = "overhead_camera" if "google" in self.settings["robot"] else "3rd_view_camera"
-        return {"image": {camera: {"Color": np.full((48, 64, 4), 0.999, np.float32)}}}
+        color = np.zeros((48, 64, 4), np.float32)  # red above, blue below
+        color[:24], color[24:] = (0.999, 0, 0, 1), (0, 0, 0.999, 1)
+        return {"image": {camera: {"Color": color}}}
 
     def step(self, command: np.ndarray) -> tuple[Any, ...]:
         self.drawn.append(self._obs_mode)
@@ -164,10 +167,54 @@ def test_actions_of_bridge(made: list[World]) -> None:
     assert environment.step(np.zeros(7)) == {"carrot-on-plate": True}
     assert made[0].commands[0] == pytest.approx([0.01, 0.02, 0.03, 0.1, 0, 0, 1.0])  # open
     assert made[0].commands[1][6] == -1  # close
+    environment.step(np.array([0, 0, 0, 0.5, -0.7, 0.9, 0.51]))
+    turn = Rotation.from_euler("xyz", [0.5, -0.7, 0.9]).as_rotvec()  # the controller takes an axis times its angle
+    assert made[0].commands[3] == pytest.approx([0, 0, 0, *turn, 1])
     assert set(made[0].drawn) == {"none"}  # a step draws nothing
     assert made[0]._obs_mode == "rgbd"
     with pytest.raises(ValueError, match=r"an action of SimplerEnv has shape \(7,\), not \(6,\)"):
         environment.step(np.zeros(6))
+
+
+def test_actions_of_the_google_robot_turn_about_an_axis_too(made: list[World]) -> None:
+    environment = reset("google-visual-matching", "move-near")
+    environment.step(np.array([0.01, -0.02, 0.03, 0.5, -0.7, 0.9, 1]))
+    turn = Rotation.from_euler("xyz", [0.5, -0.7, 0.9]).as_rotvec()
+    assert made[0].commands[0] == pytest.approx([0.01, -0.02, 0.03, *turn, 0])
+
+
+def test_robots_play_at_the_rates_of_their_data(made: list[World]) -> None:
+    """Bridge V2 was recorded at 5 Hz, RT-1 at 3 Hz; scripts/*.sh of SimplerEnv simulate 500 and 513 steps a second."""
+    for suite, task, rates in (
+        ("widowx", "carrot-on-plate", (500, 5)),
+        ("google-visual-matching", "move-near", (513, 3)),
+    ):
+        reset(suite, task)
+        settings = made[-1].settings
+        assert (settings["sim_freq"], settings["control_freq"]) == rates
+        protocol = Simpler().protocol(suite)
+        assert (protocol["simulated_hz"], protocol["control_hz"]) == rates
+        assert Simpler().embodiment(suite)["control_hz"] == rates[1]
+
+
+def test_protocols(made: list[World]) -> None:
+    assert Simpler().protocol("widowx") == {
+        "camera": "3rd_view_camera",
+        "size": [480, 640],
+        "simulated_hz": 500,
+        "control_hz": 5,
+        "image": "as drawn",
+    }
+    assert Simpler().protocol("google-variant-aggregation") == {
+        "camera": "overhead_camera",
+        "size": [512, 640],
+        "simulated_hz": 513,
+        "control_hz": 3,
+        "image": "as drawn",
+        "sticky_gripper": 15,
+        "ray_tracing": True,
+        "next_instruction_after": 100,
+    }
 
 
 def test_the_google_robots_gripper_is_sticky(made: list[World]) -> None:
@@ -180,13 +227,38 @@ def test_the_google_robots_gripper_is_sticky(made: list[World]) -> None:
     assert made[1].commands[0][6] == 0  # forgotten with the episode
 
 
-def test_what_is_seen(made: list[World]) -> None:
-    bridge = reset("widowx", "carrot-on-plate").observe()
-    assert bridge.images["primary"].shape == (48, 64, 3)
-    assert set(np.unique(bridge.images["primary"])) == {254}  # cut, not rounded
-    assert bridge.proprio == pytest.approx([0.3, 0, 0.2, *simpler.euler(DOWN.T), 0.75])
-    google = reset("google-visual-matching", "move-near").observe()
-    assert google.proprio == pytest.approx([0.3, 0, 0.2, 0, 0, 0, 1, 0.25])
+def pose(place: Any, rotation: Rotation) -> SimpleNamespace:
+    """Return a pose as the simulator gives it: its quaternion has the real part first."""
+    return SimpleNamespace(p=np.array(place), q=np.roll(rotation.as_quat(), 1))
+
+
+def test_pictures_are_rgb_and_upright_and_cut_not_rounded(made: list[World]) -> None:
+    for suite, task in (("widowx", "carrot-on-plate"), ("google-visual-matching", "move-near")):
+        image = reset(suite, task).observe().images["primary"]
+        assert (image.shape, image.dtype) == ((48, 64, 3), np.uint8)
+        assert (image[0, 0].tolist(), image[-1, -1].tolist()) == ([254, 0, 0], [0, 0, 254])
+
+
+def test_proprio_is_the_tool_seen_from_the_base(made: list[World]) -> None:
+    """The base is at (0.1, 0.2, 0.3), turned by half; the tool is 0.3 before it and 0.2 above, tilted by two angles."""
+    base = Rotation.from_euler("z", np.pi)
+    tilt = Rotation.from_euler("xyz", [0.3, -0.4, 0.5])
+    down = Rotation.from_matrix(DOWN)
+    for suite, task in (("widowx", "carrot-on-plate"), ("google-visual-matching", "move-near")):
+        environment = reset(suite, task)
+        made[-1].agent.robot.pose = pose([0.1, 0.2, 0.3], base)
+        made[-1].tcp.pose = pose([0.1 - 0.3, 0.2, 0.5], base * (tilt * down if suite == "widowx" else tilt))
+        proprio = environment.observe().proprio
+        assert proprio[:3] == pytest.approx([0.3, 0, 0.2], abs=1e-6)
+        if suite == "widowx":  # Bridge: Euler angles relative to a gripper that points down, 1 is open
+            assert proprio[3:] == pytest.approx([0.3, -0.4, 0.5, 0.75], abs=1e-6)
+        else:  # RT-1: a quaternion, the real part last, 1 is closed
+            assert proprio[3:] == pytest.approx([*tilt.as_quat(), 0.25], abs=1e-6)
+
+
+def test_down_is_bridges_default_rotation() -> None:
+    """simpler_env/policies: the WidowX controller's default rotation; the gripper's x points down there."""
+    assert DOWN.tolist() == [[0, 0, 1], [0, 1, 0], [-1, 0, 0]]
 
 
 def test_words_that_the_environment_says(made: list[World]) -> None:

@@ -12,7 +12,6 @@ from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.statistics import summarise
 from anyvla_sim.simpler_motion import (
     DOWN,
-    STICKY,
     StickyGripper,
     axis_angle,
     euler,
@@ -61,15 +60,187 @@ def test_every_start_state_is_another(name: str) -> None:
         assert len(first) == len(one.variants)  # few episodes see them all
 
 
-def test_places_are_those_of_the_scripts() -> None:
-    cans = played("google-visual-matching")["pick-coke-can-horizontal"].places
-    objects = np.array([place.object for place in cans])
-    assert (objects.min(0).tolist(), objects.max(0).tolist()) == ([-0.35, -0.02], [-0.12, 0.42])
-    assert {place.robot for place in cans} == {(0.35, 0.20)}
-    home = played("google-variant-aggregation")["open-top-drawer"].places
-    robots = np.array([place.robot for place in home])
-    assert (robots.min(0).tolist(), robots.max(0).tolist()) == ([0.65, -0.2], [0.85, 0.2])
-    assert [start.place.episode for start in map(played("widowx")["carrot-on-plate"].start, range(24))] == [*range(24)]
+def places(suite: str, task: str) -> tuple[set[object], list[object]]:
+    """Return where the robot stands, and where the object or which arrangement."""
+    found = played(suite)[task].places
+    return {(p.robot, p.yaw, p.overlay) for p in found}, [p.episode if p.object is None else p.object for p in found]
+
+
+def grid(low: tuple[float, float], high: tuple[float, float], count: tuple[int, int]) -> list[tuple[float, float]]:
+    return [(x, y) for x in np.linspace(low[0], high[0], count[0]) for y in np.linspace(low[1], high[1], count[1])]
+
+
+def test_places_of_widowx() -> None:
+    """scripts/bridge.sh: two set-ups, 24 arrangements of the objects each."""
+    table = {((0.147, 0.028), 0.0, "bridge_real_eval_1.png")}
+    for task in ("spoon-on-towel", "carrot-on-plate", "stack-cubes"):
+        assert places("widowx", task) == (table, list(range(24)))
+    assert places("widowx", "eggplant-in-basket") == ({((0.127, 0.06), 0.0, "bridge_sink.png")}, list(range(24)))
+
+
+def test_places_of_cans_and_near() -> None:
+    """scripts/rt1_pick_coke_can_visual_matching.sh and rt1_move_near_visual_matching.sh, and those of the variants."""
+    cans = grid((-0.35, -0.02), (-0.12, 0.42), (5, 5))
+    for name, overlays in (
+        ("google-visual-matching", ("google_coke_can_real_eval_1.png", "google_move_near_real_eval_1.png")),
+        ("google-variant-aggregation", (None, None)),
+        ("google-cameras", (None, None)),
+    ):
+        for task in CANS:
+            robots, objects = places(name, task)
+            assert robots == {((0.35, 0.20), 0.0, overlays[0])}
+            assert np.array(objects) == pytest.approx(np.array(cans))
+        assert places(name, "move-near") == ({((0.35, 0.21), -0.09, overlays[1])}, list(range(60)))
+
+
+# scripts/rt1_drawer_visual_matching.sh: the photograph, and x, y and yaw of the robot.
+BEFORE_DRAWERS = {
+    "open_drawer_a0.png": (0.644, -0.179, -0.03),
+    "open_drawer_a1.png": (0.765, -0.182, -0.02),
+    "open_drawer_a2.png": (0.889, -0.203, -0.06),
+    "open_drawer_b0.png": (0.652, 0.009, 0.0),
+    "open_drawer_b1.png": (0.752, 0.009, 0.0),
+    "open_drawer_b2.png": (0.851, 0.035, 0.0),
+    "open_drawer_c0.png": (0.665, 0.224, 0.0),
+    "open_drawer_c1.png": (0.765, 0.222, -0.025),
+    "open_drawer_c2.png": (0.865, 0.222, -0.025),
+}
+
+
+def test_places_before_drawers() -> None:
+    matching = {((x, y), yaw, photograph) for photograph, (x, y, yaw) in BEFORE_DRAWERS.items()}
+    simulated = {((x, y), 0.0, None) for x, y in grid((0.65, -0.2), (0.85, 0.2), (3, 3))}
+    for task in DOORS:
+        for name, expected in (("google-visual-matching", matching), ("google-variant-aggregation", simulated)):
+            robots, objects = places(name, task)
+            assert sorted(map(repr, _rounded(robots))) == sorted(map(repr, _rounded(expected)))
+            assert objects == [(0.0, 0.0)] * 9
+    apples = grid((-0.08, -0.02), (-0.02, 0.08), (3, 3))
+    for name, expected in (
+        ("google-visual-matching", {found for found in matching if str(found[2])[-5] == "0"}),
+        ("google-variant-aggregation", {((0.65, y), 0.0, None) for y in (-0.2, 0.0, 0.2)}),
+    ):
+        robots, objects = places(name, "place-apple-in-drawer")
+        assert sorted(map(repr, _rounded(robots))) == sorted(map(repr, _rounded(expected)))
+        assert np.array(objects) == pytest.approx(np.array(3 * apples))
+
+
+def _rounded(robots: set[object]) -> list[object]:
+    return [(round(float(x), 6), round(float(y), 6), yaw, overlay) for (x, y), yaw, overlay in robots]  # type: ignore
+
+
+COUNTER, CABINET = "google_pick_coke_can_1_v4", "frl_apartment_stage_simple"
+PAINTED = (
+    None,
+    "recolor_tabletop_visual_matching_1",
+    "recolor_tabletop_visual_matching_2",
+    "recolor_cabinet_visual_matching_1",
+)
+
+
+def variants(suite: str, task: str) -> list[tuple[str, str, dict[str, object]]]:
+    return [(v.environment, v.scene, dict(v.settings)) for v in played(suite)[task].variants]
+
+
+def test_scenes_of_widowx() -> None:
+    assert {task: variants("widowx", task) for task in played("widowx")} == {
+        "spoon-on-towel": [("PutSpoonOnTableClothInScene-v0", "bridge_table_1_v1", {})],
+        "carrot-on-plate": [("PutCarrotOnPlateInScene-v0", "bridge_table_1_v1", {})],
+        "stack-cubes": [("StackGreenCubeOnYellowCubeBakedTexInScene-v0", "bridge_table_1_v1", {})],
+        "eggplant-in-basket": [("PutEggplantInBasketScene-v0", "bridge_table_1_v2", {})],
+    }
+    robots = {task: one.robot for task, one in played("widowx").items()}
+    assert robots == {**dict.fromkeys(robots, "widowx"), "eggplant-in-basket": "widowx_sink_camera_setup"}
+
+
+CAN_POSES = {
+    "pick-coke-can-horizontal": {"lr_switch": True},
+    "pick-coke-can-standing": {"upright": True},
+    "pick-coke-can-vertical": {"laid_vertically": True},
+}
+
+
+def test_scenes_of_visual_matching() -> None:
+    """The scripts *_visual_matching.sh: four paints of arm and table."""
+    for task, pose in CAN_POSES.items():
+        assert variants("google-visual-matching", task) == [
+            ("GraspSingleOpenedCokeCanInScene-v0", COUNTER, {**pose, "urdf_version": paint}) for paint in PAINTED
+        ]
+    assert variants("google-visual-matching", "move-near") == [
+        ("MoveNearGoogleBakedTexInScene-v0", COUNTER, {"urdf_version": paint}) for paint in PAINTED
+    ]
+    look = {"shader_dir": "rt", "station_name": "mk_station_recolor", "light_mode": "simple"}
+    look = {**look, "disable_bad_material": True}
+    for verb in ("Open", "Close"):
+        for drawer in ("Top", "Middle", "Bottom"):
+            task = f"{verb}-{drawer}-drawer".lower()
+            assert variants("google-visual-matching", task) == [
+                (f"{verb}{drawer}DrawerCustomInScene-v0", "dummy_drawer", {**look, "urdf_version": paint})
+                for paint in PAINTED
+            ]
+    apple = {**look, "model_ids": "baked_apple_v2"}
+    assert variants("google-visual-matching", "place-apple-in-drawer") == [
+        ("PlaceIntoClosedTopDrawerCustomInScene-v0", "dummy_drawer", {**apple, "urdf_version": paint})
+        for paint in PAINTED
+    ]
+
+
+def test_scenes_of_variant_aggregation_and_cameras() -> None:
+    """The scripts *_variant_agg.sh: backgrounds, table tops, light, distractors; and *_alt_camera ones."""
+    can, near = "GraspSingleOpenedCokeCanInScene-v0", "MoveNearGoogleInScene-v0"
+    crowded = "GraspSingleOpenedCokeCanDistractorInScene-v0"
+    counters = [COUNTER, f"{COUNTER}_alt_background", f"{COUNTER}_alt_background_2"]
+    counters += ["Baked_sc1_staging_objaverse_cabinet1_h870", "Baked_sc1_staging_objaverse_cabinet2_h870"]
+    lights = [{"slightly_darker_lighting": True}, {"slightly_brighter_lighting": True}]
+    for task, pose in CAN_POSES.items():
+        assert variants("google-variant-aggregation", task) == [
+            *((can, counter, pose) for counter in counters),
+            *((can, COUNTER, {**pose, **light}) for light in lights),
+            (crowded, COUNTER, pose),
+            (crowded, COUNTER, {**pose, "distractor_config": "more"}),
+        ]
+        assert variants("google-cameras", task) == [
+            (f"GraspSingleOpenedCokeCan{camera}InScene-v0", COUNTER, pose)
+            for camera in ("AltGoogleCamera", "AltGoogleCamera2")
+        ]
+    assert variants("google-variant-aggregation", "move-near") == [
+        *((near, counter, {}) for counter in counters),
+        *((near, COUNTER, light) for light in lights),
+        (near, COUNTER, {"no_distractor": True}),
+    ]
+    traced: dict[str, object] = {"shader_dir": "rt"}
+    homes = [
+        (CABINET, traced),
+        ("modern_bedroom_no_roof", traced),
+        ("modern_office_no_roof", traced),
+        (CABINET, {**traced, "light_mode": "brighter"}),
+        (CABINET, {**traced, "light_mode": "darker"}),
+        (CABINET, {**traced, "station_name": "mk_station2"}),
+        (CABINET, {**traced, "station_name": "mk_station3"}),
+    ]
+    assert variants("google-variant-aggregation", "close-middle-drawer") == [
+        ("CloseMiddleDrawerCustomInScene-v0", home, settings) for home, settings in homes
+    ]
+    assert variants("google-variant-aggregation", "place-apple-in-drawer") == [
+        ("PlaceIntoClosedTopDrawerCustomInScene-v0", home, {**settings, "model_ids": "apple"})
+        for home, settings in homes
+    ]
+
+
+def test_words_are_those_of_the_environments() -> None:
+    """get_language_instruction of ManiSkill2_real2sim; two tasks have words that depend on the scene."""
+    said = {task.name: list(task.instructions) for name in NAMES for task in suite(name).tasks}
+    assert said == {
+        "spoon-on-towel": ["put the spoon on the towel"],
+        "carrot-on-plate": ["put carrot on plate"],
+        "stack-cubes": ["stack the green block on the yellow block"],
+        "eggplant-in-basket": ["put eggplant into yellow basket"],
+        **{can: ["pick coke can"] for can in CANS},
+        "move-near": [],
+        **{f"{verb}-{drawer}-drawer": [f"{verb} {drawer} drawer"] for verb in ("open", "close") for drawer in DRAWERS},
+        "place-apple-in-drawer": [],
+    }
+    assert DRAWERS == ("top", "middle", "bottom")
 
 
 def test_limits_and_judgement() -> None:
@@ -80,9 +251,13 @@ def test_limits_and_judgement() -> None:
         "stack-cubes": 60,
         "eggplant-in-basket": 120,
     }
-    google = suite("google-visual-matching")
-    limits = [google.limit(name) for name in ("move-near", "open-top-drawer", "place-apple-in-drawer")]
-    assert limits == [80, 113, 200]
+    for name in ("google-visual-matching", "google-variant-aggregation"):
+        google = suite(name)
+        assert {task.name: google.limit(task.name) for task in google.tasks} == {
+            **dict.fromkeys((*CANS, "move-near"), 80),
+            **dict.fromkeys(DOORS, 113),
+            "place-apple-in-drawer": 200,
+        }
     assert all(suite(name).judged == "end" for name in NAMES)
 
 
@@ -144,10 +319,10 @@ def test_the_sticky_gripper() -> None:
     gripper = StickyGripper()
     assert gripper(1.0) == 0  # nothing came before it
     assert [gripper(1.0) for _ in range(3)] == [0, 0, 0]
-    closing = [gripper(0.0) for _ in range(STICKY)]
-    assert closing == [1.0] * STICKY  # 1 closes; held though nothing changes any more
+    closing = [gripper(0.0) for _ in range(15)]  # sticky_gripper_num_repeat of simpler_env/policies/octo
+    assert closing == [1.0] * 15  # 1 closes; held though nothing changes any more
     assert gripper(0.0) == 0
     assert gripper(0.7) == pytest.approx(-0.7)
-    held = [gripper(0.0) for _ in range(STICKY - 1)]  # asked to close meanwhile: lost
-    assert held == pytest.approx([-0.7] * (STICKY - 1))
+    held = [gripper(0.0) for _ in range(14)]  # asked to close meanwhile: lost
+    assert held == pytest.approx([-0.7] * 14)
     assert gripper(0.2) == pytest.approx(-0.2)  # a small change passes as it is

@@ -109,6 +109,7 @@ _VERBS = {  # how LIBERO's sentences begin, and two other ways to begin them
     "stack ": ("pile ", "put "),
 }
 _SECOND = {" and place it ": (" and put it ", " and set it "), " and put ": (" and then place ", ", then set ")}
+_JOINT = re.compile("|".join(_SECOND))
 
 
 def paraphrases(said: str) -> tuple[str, ...]:
@@ -116,7 +117,5 @@ def paraphrases(said: str) -> tuple[str, ...]:
     for verb, others in _VERBS.items():
         if said.startswith(verb):
             found = [other + said[len(verb) :] for other in others]
-            for joint, ways in _SECOND.items():
-                found = [text.replace(joint, way) for text, way in zip(found, ways)]
-            return tuple(found)
+            return tuple(_JOINT.sub(lambda m: _SECOND[m[0]][way], text) for way, text in enumerate(found))  # noqa: B023
     return ()
