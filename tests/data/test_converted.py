@@ -165,6 +165,76 @@ def test_units_of_angles_are_heeded_and_scaled_ones_become_radians():
     assert (group.unit, group.low, group.high) == ("rad", None, None)
 
 
+def test_quaternions_of_deltas_have_a_positive_real_part_at_every_step():
+    """They do not follow one another, unlike orientations: between two deltas lies a rest."""
+    robot = arm("quaternion_wxyz", "quaternion_wxyz")
+    episode, _, deltas = moving(robot)
+    actions = episode.actions.copy()
+    actions[:, 3:7] = deltas.as_quat()[:, [3, 0, 1, 2]] * np.where(np.arange(T) % 3, -1, 1)[:, None]
+    new = Converted(InMemory([dataclasses.replace(episode, actions=actions)], robot), rotation="quaternion_xyzw")[0]
+    expected = deltas.as_quat() * np.sign(deltas.as_quat()[:, 3:])
+    np.testing.assert_allclose(part(new, "rotation"), expected, atol=1e-6)
+
+
+def test_only_what_changes_loses_its_declared_range():
+    ends = {"low": -1, "high": 1}
+    robot = dataclasses.replace(
+        arm(),
+        proprio=space(turn("euler", frame="base", **ends)),
+        action=space(
+            move(**ends),
+            turn("euler", mode="delta", frame="tool", **ends),
+            Group(name="joints", size=2, kind="joints", **ends),
+            GRIPPER,
+        ),
+    )
+    for options, kept in (
+        ({"frame": "base"}, [True, False, False, True, True]),
+        ({"rotation": "axis_angle"}, [False, True, False, True, True]),
+        ({"rotation": "axis_angle", "frame": "base"}, [False, False, False, True, True]),
+        ({"rotation": "euler", "frame": "tool"}, [True] * 5),
+    ):
+        new = Converted(InMemory([], robot), **options).embodiment
+        groups = (*new.proprio.groups, *new.action.groups)
+        assert [g.low is not None and g.high is not None for g in groups] == kept
+
+
+@pytest.mark.parametrize(("source", "target"), [("tool", "base"), ("base", "tool")])
+def test_only_deltas_change_their_frame(source, target):
+    """Joints, grippers and absolute poses stay, whatever frame they declare."""
+    robot = dataclasses.replace(
+        arm(),
+        action=space(
+            move(frame=source),
+            Group(name="goal", size=3, kind="position", frame=source),
+            turn("euler", "pose", frame=source),
+            Group(name="joints", size=2, kind="joints", mode="delta", frame=source),
+        ),
+    )
+    episode, _, _ = moving(arm())
+    actions = np.random.default_rng(1).uniform(-1, 1, (T, 11)).astype(np.float32)
+    data = Converted(InMemory([dataclasses.replace(episode, embodiment=robot, actions=actions)], robot), frame=target)
+    assert [g.frame for g in data.embodiment.action.groups] == [target, source, source, source]
+    np.testing.assert_array_equal(data[0].actions[:, 3:], actions[:, 3:])
+    assert np.abs(data[0].actions[:, :3] - actions[:, :3]).max() > 0.1
+    np.testing.assert_array_equal(data[0].proprio, episode.proprio)
+
+
+def test_angles_in_degrees_are_written_in_radians_and_read_in_degrees():
+    robot = dataclasses.replace(arm(), proprio=space(turn("euler", frame="base", unit="deg")), action=space(move()))
+    episode = demonstration(
+        1,
+        embodiment=robot,
+        images={"corner": scene(1)},
+        proprio=np.float32([[0, 0, 90]]),
+        actions=np.eye(1, 3, dtype="f4"),
+    )
+    new = Converted(InMemory([episode], robot), rotation="axis_angle", frame="base")
+    np.testing.assert_allclose(new[0].actions, [[0, 1, 0]], atol=1e-6)
+    np.testing.assert_allclose(new[0].proprio, [[0, 0, np.pi / 2]], atol=1e-6)
+    assert new.embodiment.proprio.groups[0].unit == "rad"
+
+
 def test_two_arms_turn_by_their_own_orientation():
     sides = ("left", "right")
     robot = Embodiment(
