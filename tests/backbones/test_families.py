@@ -15,6 +15,7 @@ from anyvla.backbones.adapt import add_lora, merge_lora
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import PARTS
 from anyvla.backbones.conformance import CHECKS
+from anyvla.backbones.families import matrix
 from anyvla.backbones.options import Lora
 from anyvla.backbones.parts import parameters_of
 from anyvla.backbones.subject import NotApplicable, Subject
@@ -48,6 +49,37 @@ def test_a_step_is_written_as_the_family_publishes_it(subject: Subject, request:
     image = IMAGE.get(name, backbone.tokenizer.convert_ids_to_tokens(backbone.image_id) * backbone.image_tokens)
     block = backbone.prepare(subject.frames(1), ["it"])
     assert backbone.tokenizer.decode([*block.prefix, *block.tokens[0]]) == PROMPTS[name].replace("{image}", image)
+
+
+SIDES = {"fast_vlm": 128, "deepseek_ocr2": 112, "molmo2": 35, "pixtral": 21, "florence2": 32, "emu3": 32}  # or 28
+SIDES |= dict.fromkeys(
+    ("deepseek_vl_hybrid", "got_ocr2", "pp_chart2table", "step3p7", "minicpmv4_6", "minicpmv4_7"), 56
+)
+
+
+def test_pixels_have_the_numbers_of_the_preprocessor(subject: Subject, request: pytest.FixtureRequest) -> None:
+    """White, black and one colour, as image_mean and image_std of the tests' preprocessor_config.json put them."""
+    name, pixels = request.node.callspec.params["subject"], subject.backbone.pixels
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.3])
+    if name == "fuyu":
+        mean, std = torch.full((3,), 0.5), torch.full((3,), 0.5)
+    elif name in ("kosmos-2.5", "deepseek_vl_hybrid"):  # which normalise later, in a way of their own
+        mean, std = torch.zeros(3), torch.full((3,), 1 / 255)
+    for colour in ([255, 255, 255], [0, 0, 0], [255, 51, 0]):
+        given = pixels(torch.tensor(colour, dtype=torch.uint8).expand(1, 40, 30, 3))
+        side = SIDES.get(name, 28)
+        assert given.shape == (1, 3, side, side)
+        expected = ((torch.tensor(colour) / 255 - mean) / std).view(1, 3, 1, 1).expand_as(given)
+        torch.testing.assert_close(given, expected, atol=1e-3, rtol=1e-3)
+    assert pixels.filter == (2 if name == "kosmos-2.5" else 3)  # which its file leaves out, so that it is bilinear
+
+
+def test_the_packaged_matrix_says_what_it_can_do(subject: Subject, request: pytest.FixtureRequest) -> None:
+    measured = matrix().families[request.node.callspec.params["subject"]]
+    assert set(measured.capabilities or ()) == subject.backbone.capabilities
+    assert subject.backbone.capabilities == AutoBackbone.capabilities_of(subject.config)
+    assert measured.attention == subject.backbone.attention
+    assert not measured.failed
 
 
 def test_every_parameter_belongs_to_one_part(subject: Subject) -> None:

@@ -99,11 +99,20 @@ def test_mpt_1b_is_read_without_remote_code(tmp_path: Path) -> None:
         load(options)
 
 
+# The released models of the second version, from the table in the README of github.com/mlfoundations/open_flamingo.
+RELEASED = {
+    "3B": ("anas-awadalla/mpt-1b-redpajama-200b", 1, "openflamingo/OpenFlamingo-3B-vitl-mpt1b"),
+    "4B": ("togethercomputer/RedPajama-INCITE-Base-3B-v1", 2, "openflamingo/OpenFlamingo-4B-vitl-rpj3b"),
+    "9B": ("anas-awadalla/mpt-7b", 4, "openflamingo/OpenFlamingo-9B-vitl-mpt7b"),
+}
+
+
 def test_presets_fill_in_what_is_not_given() -> None:
-    for name, preset in PRESETS.items():
+    assert set(PRESETS) == set(RELEASED)
+    for name, released in RELEASED.items():
         config = FlamingoBackbone.Config(preset=name)
-        assert (config.language, config.cross_attention_every) == (preset.language, preset.every)
-        assert config.checkpoint == preset.checkpoint
+        assert (config.language, config.cross_attention_every, config.checkpoint) == released
+        assert config.vision == "openai/clip-vit-large-patch14"
         assert build(FlamingoBackbone.Config, to_dict(config)) == config
     local = FlamingoBackbone.Config(preset="9B", language="/models/mpt", checkpoint="/models/checkpoint.pt")
     assert (local.language, local.checkpoint, local.cross_attention_every) == (
@@ -128,6 +137,20 @@ def test_what_is_pretrained_is_kept_and_nothing_else(mpt: dict[str, Any]) -> Non
         other = load(mpt, pretrained=pretrained).state_dict()
         assert {n for n in everything if torch.equal(other[n], full.state_dict()[n])} == same, pretrained
         assert not other["model.transformer.blocks.1.cross.attn_gate"].any(), "a gate is closed at first"
+
+
+def test_each_camera_but_the_first_adds_a_mark(mpt: dict[str, Any]) -> None:
+    """With one camera the model is the original; others are told apart, by marks small beside latents of spread 1."""
+    backbone = load(mpt)
+    marks = backbone.cameras.weight.detach()
+    assert marks.shape == (8, 32)
+    assert not marks[0].any()
+    assert 0.08 < marks[1:].std() < 0.12
+    one = frames(1, 1)
+    with torch.no_grad():
+        first, second = backbone.latents(one.expand(1, 2, -1, -1, -1, -1).flatten(1, 2)).unflatten(1, (2, -1))[0]
+        torch.testing.assert_close(backbone.latents(one)[0], first)
+    torch.testing.assert_close(second, first + marks[1])
 
 
 def test_layers_are_cut_after_the_checkpoint_is_read(mpt: dict[str, Any]) -> None:

@@ -65,6 +65,23 @@ def test_trained_weights_are_left_alone(tmp_path: Path) -> None:
     assert all(torch.equal(before[n], w) for n, w in backbone.named_parameters() if n != projector)
 
 
+def test_redrawn_weights_have_a_usual_size(tmp_path: Path) -> None:
+    """A matrix of n inputs gets a spread of 0.8 / sqrt(n), from the seed alone; closed gates are opened."""
+    backbone = built("mllama", write_fresh("mllama", tmp_path))
+    assert "model.model.language_model.layers.1.cross_attn_attn_gate" in fresh_weights(backbone)
+    state = torch.get_rng_state()
+    redraw(backbone, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    language = backbone.model.model.language_model
+    assert language.layers[1].cross_attn_attn_gate == 1
+    for weight, inputs in ((language.layers[0].mlp.down_proj.weight, 64), (language.layers[0].mlp.up_proj.weight, 32)):
+        assert 0.9 < weight.std() * inputs**0.5 / 0.8 < 1.1
+    before = language.layers[0].mlp.up_proj.weight.clone()
+    again = built("mllama", tmp_path)
+    redraw(again, seed=3)
+    assert torch.equal(again.model.model.language_model.layers[0].mlp.up_proj.weight, before)
+
+
 def test_the_doctor_says_that_weights_are_untrained_and_names_token_ids_that_differ(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

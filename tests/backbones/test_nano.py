@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaForConditionalGeneration
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.nano import TOKENIZER, NanoBackbone
+from anyvla.backbones.nano_vision import NanoVisionConfig, NanoVisionModel
 from anyvla.config import build, to_dict
 from anyvla.registry import backbones
 from anyvla.types import TokenSequence as Sequence
@@ -63,6 +67,37 @@ def test_a_saved_nano_is_a_transformers_model(nano: NanoBackbone, pack: Pack, tm
     rebuilt = NanoBackbone(NanoBackbone.Config(), assets=tmp_path).eval()
     rebuilt.load_state_dict(nano.state_dict())
     assert torch.equal(read(nano, pack, frames(1), ["x"], [1]), read(rebuilt, pack, frames(1), ["x"], [1]))
+
+
+def test_left_out_sizes_are_the_documented_ones() -> None:
+    config = to_dict(NanoBackbone.Config())
+    sizes = {"width": 192, "layers": 2, "heads": 6, "mlp": 512, "image_size": 96, "channels": (64, 128)}
+    assert {name: config[name] for name in sizes} == {**sizes, "channels": config["channels"]}
+    assert tuple(config["channels"]) == sizes["channels"]
+    assert (config["context"], config["prompt"], config["seed"]) == (4096, "{instruction}", 0)
+
+
+def test_pixels_are_between_minus_one_and_one_and_scaled_bilinearly(nano: NanoBackbone) -> None:
+    image = torch.randint(0, 256, (1, 40, 70, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    scaled = np.asarray(Image.fromarray(image[0].numpy()).resize((96, 96), Image.Resampling.BILINEAR))
+    expected = torch.from_numpy(scaled / 127.5 - 1).permute(2, 0, 1)[None].float()
+    torch.testing.assert_close(nano.pixels(image), expected, atol=1.01 / 127.5, rtol=0)
+    assert (nano.pixels(image) - expected).abs().mean() < 1e-3
+
+
+def test_places_are_marked_by_waves_of_row_and_column() -> None:
+    """Half a wave to eight over the image, sines before cosines, rows before columns; written as loops."""
+    side, width = 3, 16
+    expected = torch.zeros(side * side, width)
+    for row in range(side):
+        for column in range(side):
+            numbers = []
+            for at in (row, column):
+                angles = [math.pi * at / side * 2 ** (4 * wave / 4) for wave in range(4)]
+                numbers += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+            expected[row * side + column] = torch.tensor(numbers)
+    config = NanoVisionConfig(image_size=12, channels=(), hidden_size=width)
+    torch.testing.assert_close(NanoVisionModel(config).position.detach(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_steps_may_share_a_sequence(nano: NanoBackbone, pack: Pack) -> None:

@@ -94,6 +94,15 @@ def test_a_black_image_is_not_zeros_alone(normal: dict) -> None:
     assert 0 < pixels.abs().max() < 1e-5
 
 
+def test_a_file_that_says_no_more_means_bilinear_whole_levels_of_255() -> None:
+    image = picture(60, 80)
+    out = Pixels({"size": 24, **NORMAL}, None)(torch.from_numpy(image)[None])[0].permute(1, 2, 0).numpy()
+    scaled = np.asarray(Image.fromarray(image).resize((24, 24), Image.Resampling.BILINEAR))
+    expected = (scaled / 255 - NORMAL["image_mean"]) / NORMAL["image_std"]
+    assert np.abs(out - expected).max() < 1.01 / 255 / 0.2
+    assert np.abs(out - expected).mean() < 0.1 / 255 / 0.2
+
+
 def test_an_unknown_filter_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"resample is 7, which is no filter of Pillow: 0 nearest, 1 lanczos"):
         Pixels({"size": 8, "resample": 7, **NORMAL}, None)

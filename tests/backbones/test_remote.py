@@ -71,6 +71,43 @@ def test_it_reads_the_weights_of_the_folder(name, folders):
     assert backbone.embedding.weight.std() > 0
 
 
+# A step of two cameras, as the models' own code writes one image (`I` stands for its tokens), and the tower's numbers.
+CLIP = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # openai/clip-vit-large-patch14
+PUBLISHED = {
+    # moondream/hf/moondream.py of 2024-08-26: "<image>\n\nQuestion: {question}\n\nAnswer:" after the BOS token.
+    "moondream": (
+        "{bos}II\n\nQuestion: What action should the robot take to open it?\n\nAnswer:",
+        [0.5] * 3,
+        [0.5] * 3,
+    ),
+    # VLMProcessor of unum-cloud/uform-gen2-qwen-500m: f" <image> {text}" in Qwen's chat template.
+    "uform": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n II "
+        "What action should the robot take to open it?<|im_end|>\n<|im_start|>assistant\n",
+        *CLIP,
+    ),
+    # from_list_format of Qwen/Qwen-VL's tokenizer, without "Picture 1: "; its ids of <img> are no tokens of the tests'.
+    "qwen_vl": ("IIWhat action should the robot take to open it?", *CLIP),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_asks_and_normalises_as_its_makers_do(name, folders):
+    backbone = backbones[name](config(name, folders[name]))
+    text, mean, std = PUBLISHED[name]
+    block = backbone.prepare(torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8), ["open it"])
+    image = [backbone.image_id] * TOKENS[name]
+    ids = [i for i in (*block.prefix, *block.tokens[0]) if i < VOCABULARY or i == backbone.image_id]
+    first = ids.index(backbone.image_id)
+    assert ids[first : first + 2 * len(image)] == 2 * image
+    before, after = (backbone.tokenizer.decode(part) for part in (ids[:first], ids[first + 2 * len(image) :]))
+    assert f"{before}II{after}" == text.replace("{bos}", backbone.tokenizer.bos_token)
+    white = backbone.pixels(torch.full((1, 40, 40, 3), 255, dtype=torch.uint8))
+    expected = (1 - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(white.mean((0, 2, 3)), expected, atol=1e-4, rtol=1e-4)
+    assert backbone.pixels.filter == 3  # bicubic, as all three say
+
+
 def test_configurations_of_remote_code_are_as_under_transformers_4():
     class Old(PretrainedConfig):
         model_type = "old"

@@ -18,7 +18,7 @@ from anyvla.backbones.base import CAPABILITIES
 from anyvla.backbones.remote import Pair, RemoteBackbone
 from anyvla.backbones.template import Template
 
-SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n "
 
 
 class UFormBackbone(RemoteBackbone):
