@@ -13,18 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 from families.common import tiny_tokenizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tokenizers import normalizers
 from transformers import AutoModelForImageTextToText
 
 from anyvla.backbones.auto import AutoBackbone
 
-# Loads each model that argv names and reads one step with it; prints the size of the readouts, or the error.
+# Loads each model that argv names (a folder, or ID@REVISION) and reads one step with it; prints the size of the
+# readouts, or the error.
 READ = """
 import json, sys, torch
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.layout import lay_out
 def read(model):
-    backbone = AutoBackbone(AutoBackbone.Config(path=model, prompt="do {instruction}")).eval()
+    path, _, revision = model.partition("@")
+    config = AutoBackbone.Config(path=path, revision=revision or None, prompt="do {instruction}")
+    backbone = AutoBackbone(config).eval()
     block = backbone.prepare(torch.zeros(1, 2, 28, 28, 3, dtype=torch.uint8), ["open"])
     sequence = lay_out(block, [1], 1, pad_id=backbone.pad_id, query_id=backbone.query_id)
     with torch.no_grad():
@@ -59,13 +63,13 @@ def python(code: str, *arguments: str, home: Path) -> subprocess.CompletedProces
     return subprocess.run(command, env=keep | settings, cwd=home, capture_output=True, text=True, check=False)
 
 
-def in_cache(folder: Path, home: Path, name: str) -> None:
+def in_cache(folder: Path, home: Path, name: str, revision: str = "main", commit: str = "c0ffee") -> None:
     """Put a model where `hf download` puts it: blobs named by their hash, a snapshot of links, a ref to it."""
     repository = home / "hub" / f"models--{name.replace('/', '--')}"
-    snapshot = repository / "snapshots" / ("c0ffee" + "0" * 34)
+    snapshot = repository / "snapshots" / commit.ljust(40, "0")
     for place in (snapshot, repository / "blobs", repository / "refs"):
-        place.mkdir(parents=True)
-    (repository / "refs" / "main").write_text(snapshot.name)
+        place.mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / revision).write_text(snapshot.name)
     for file in folder.iterdir():
         blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
         shutil.copyfile(file, blob)
@@ -79,11 +83,24 @@ def test_folders_and_cached_models_load_without_a_network_torchvision_or_timm(
     shutil.copytree(llava_folder, headless, ignore=shutil.ignore_patterns("*.safetensors"))
     in_cache(llava_folder, tmp_path, "nobody/whole")
     in_cache(headless, tmp_path, "nobody/headless")
-    done = python(READ, str(llava_folder), "nobody/whole", "nobody/headless", "nobody/missing", home=tmp_path)
+    # Another revision, whose weights, words and pixels are all other ones.
+    older = tmp_path / "older"
+    shutil.copytree(llava_folder, older)
+    tensors = {name: 1.5 * tensor for name, tensor in load_file(older / "model.safetensors").items()}
+    save_file(tensors, older / "model.safetensors", {"format": "pt"})
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("open", "shut")
+    tokenizer.save_pretrained(older)
+    numbers = json.loads((older / "preprocessor_config.json").read_text())
+    (older / "preprocessor_config.json").write_text(json.dumps(numbers | {"image_mean": [0.1, 0.2, 0.9]}))
+    in_cache(older, tmp_path, "nobody/whole", "v1", "decade")
+    models = [str(llava_folder), str(older), "nobody/whole", "nobody/whole@v1", "nobody/headless", "nobody/missing"]
+    done = python(READ, *models, home=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found[str(llava_folder)] > 0, found
     assert found["nobody/whole"] == found[str(llava_folder)]
+    assert found["nobody/whole@v1"] == found[str(older)] != found["nobody/whole"]
     assert "the model at 'nobody/headless' is not complete" in found["nobody/headless"]
     assert "`hf download nobody/headless`" in found["nobody/headless"]
     assert "no model at 'nobody/missing': it is neither a folder here nor readable from" in found["nobody/missing"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import IdeficsConfig, MllamaConfig, PreTrainedConfig
 
-from families.common import TEXT, VOCABULARY, Family, token
+from families.common import PREPROCESSOR, TEXT, VOCABULARY, Family, token
 
 
 def idefics() -> PreTrainedConfig:
@@ -38,4 +38,5 @@ def mllama() -> PreTrainedConfig:
 
 
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
-FAMILIES: dict[str, Family] = {"idefics": Family(idefics), "mllama": Family(mllama)}
+_UNSAID = {name: value for name, value in PREPROCESSOR.items() if name != "resample"}  # as the released file
+FAMILIES: dict[str, Family] = {"idefics": Family(idefics, preprocessor=_UNSAID), "mllama": Family(mllama)}
