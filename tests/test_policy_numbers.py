@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small import HISTORIES, batch, observation, policy
+from small import HISTORIES, batch, embodiment, model, observation, policy, statistics
 
+from anyvla.actions.normalize import Statistics
+from anyvla.data.canonical import Robot
 from anyvla.heads.base import Context, Loss
 from anyvla.policy import VLA
 from anyvla.types import Observation
@@ -63,6 +66,38 @@ def test_the_fuser_reads_proprio_in_standard_deviations_that_are_not_clipped() -
     for features in seen:
         torch.testing.assert_close(features[0, 0, -3:], (torch.tensor([0.5, 2.5, -7.5]) - MEAN) / STD)
     assert len(seen) == 2
+
+
+def test_the_options_of_scaling_reach_actions_and_proprio() -> None:
+    """`meanstd` for actions, `minmax` for proprio; extremes here are -4 and 4, and quantiles -2 and 2."""
+    of = statistics()
+    action, proprio = (
+        {**group, "min": [-4.0] * len(group["min"]), "max": [4.0] * len(group["max"])}
+        for group in (of.action, of.proprio)
+    )
+    config = model(normalization={"action": "meanstd", "proprio": "minmax"})
+    vla = VLA(config, [Robot(embodiment(), Statistics(action, proprio, of.fingerprint))]).eval()
+    data = batch(1, 1)
+    data.actions[0, 0, 0], data.proprio[0, 0] = torch.tensor([1.5, 0.5, -1.5, 1.0]), torch.tensor([2.0, -4.0, 6.0])
+    seen, features = losses(vla), []
+    vla.fuser.register_forward_pre_hook(lambda _, given: features.append(given[0]))
+    vla.loss(data)
+    torch.testing.assert_close(seen[0][0][0, 0, :3], torch.tensor([0.5, 0.0, -1.0]))
+    torch.testing.assert_close(features[0][0, 0, -3:], torch.tensor([0.5, -1.0, 1.5]))
+
+
+def test_the_backbone_reads_the_instruction_letter_by_letter() -> None:
+    vla, data = policy(HISTORIES[1], {"name": "lstm", "hidden": 8, "layers": 1}), batch(2, 2)
+    data = dataclasses.replace(data, instructions=["Open the LEFT drawer!", "press It."])
+    data.step_mask[0, 1] = False
+    read: list[Sequence[str]] = []
+    prepare = vla.backbone.prepare
+    vla.backbone.prepare = lambda images, texts: read.append(list(texts)) or prepare(images, texts)
+    vla.read(data)
+    sessions = [vla.start(text) for text in data.instructions]
+    read[1:] = []
+    vla.act([observation(data, row, 0) for row in range(2)], sessions)
+    assert read == [["Open the LEFT drawer!", "press It.", "press It."], ["Open the LEFT drawer!", "press It."]]
 
 
 def test_a_chunk_is_in_robot_units_and_inside_the_range() -> None:

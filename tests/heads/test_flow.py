@@ -180,6 +180,16 @@ def test_without_a_valid_element_the_loss_is_zero():
     assert loss.count == 0
 
 
+def test_a_sample_is_the_sum_of_the_steps_from_the_noise_of_its_generator():
+    decoder, (context, _, _) = small(FlowDecoder, steps=4), data(2)
+    x = torch.stack([torch.randn(N, A, generator=g) for g in generators(2)])
+    with torch.no_grad():
+        condition = decoder.network.condition(context.vector)
+        for time in (1.0, 0.75, 0.5, 0.25):
+            x = x - 0.25 * decoder.network(x, torch.full((2,), time), condition)
+        torch.testing.assert_close(decoder.sample(context, generators(2)), x)
+
+
 def test_a_sample_depends_on_its_context_and_generator_only():
     decoder, (context, _, _) = small(FlowDecoder), data(4)
     with torch.no_grad():

@@ -148,6 +148,25 @@ def test_a_step_depends_on_itself_and_its_past_and_on_nothing_later(
 
 
 @pytest.mark.parametrize(("history", "decoder"), CASES)
+def test_the_loss_trains_all_that_a_step_sees(history: str, decoder: str, codecs: dict[str, Path | None]) -> None:
+    vla, data = made(history, decoder, codecs), batch(1, WINDOW)
+    vla.loss(data, seeded()).value.backward()
+    assert vla.queries.grad.abs().amax(1).gt(0).tolist() == [True, True]
+    vision = next(vla.backbone.model.model.vision_tower.parameters())
+    parts = [vla.fuser, vla.backbone.model.model.language_model, *([] if vla.proprio is None else [vla.proprio])]
+    assert vision.grad.any()
+    for part in parts:
+        assert all(weight.grad.any() for weight in part.parameters() if weight.requires_grad and weight.ndim > 1)
+    if decoder in INSIDE:  # through the cache alone
+        vla.zero_grad()
+        context = vla.read(data)
+        blind = dataclasses.replace(context, vector=torch.zeros_like(context.vector))
+        vla.decoder.loss(blind, data.actions[0], data.action_mask[0], seeded()).value.backward()
+        assert vision.grad is not None
+        assert vision.grad.any()
+
+
+@pytest.mark.parametrize(("history", "decoder"), CASES)
 def test_the_begin_of_a_window_is_read_as_a_shorter_window(
     history: str, decoder: str, codecs: dict[str, Path | None]
 ) -> None:
