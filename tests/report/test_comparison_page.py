@@ -6,7 +6,7 @@ from pathlib import Path
 
 import chromium
 import pytest
-from test_page import Page, plain
+from reading import Page, plain
 
 from anyvla.cli import compare as command
 from anyvla.config import ConfigError

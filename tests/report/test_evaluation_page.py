@@ -7,7 +7,7 @@ from pathlib import Path
 import chromium
 import fake_run
 import pytest
-from test_page import Page, plain
+from reading import Page, plain
 
 from anyvla.evaluation.results import EpisodeResult, append_result
 from anyvla.evaluation.statistics import summarise

@@ -5,54 +5,16 @@ import os
 import re
 import shutil
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import pytest
 import yaml
 from fake_run import OPPOSITE, WORDS, make_run, results
+from reading import Page, plain
 
 from anyvla.evaluation.statistics import summarise
 from anyvla.report.page import verdict, write_report
 from anyvla.report.plots import percent, span
-
-
-class Page(HTMLParser):
-    """The tags of a page with their attributes, and its text by section."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.sections, self.section, self.silent = [], {}, "head", 0
-        self.open: list[str] = []
-        self.html = path.read_text(encoding="utf-8")
-        self.feed(self.html)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag == "section":
-            self.section = dict(attributes)["id"]
-        if tag not in ("meta", "link", "rect", "line", "circle", "polyline", "polygon", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes another tag"
-
-    def handle_data(self, data):
-        if not {"style", "script"} & set(self.open):
-            self.sections[self.section] = f"{self.sections.get(self.section, '')} {data}"
-
-    def text(self, section):
-        return " ".join(self.sections[section].split())
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def plain(text):
-    return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pytest
 
 from anyvla.config import ConfigError
@@ -11,6 +14,18 @@ OURS = {
     "settings": {"render": "native", "cameras": {"agentview": [256, 256]}, "settling": 10},
 }
 SAME = {"horizon": 300, "episodes": 50, "settings": {"render": "native", "cameras": {"agentview": [256, 256]}}}
+SOURCES = {  # what is taken from each, by a checksum
+    "https://arxiv.org/abs/2506.01844 (Table 2)": "8f32dbbf54c3",
+    "https://github.com/Robot-VLAs/RoboVLMs (README)": "470b459b9dbd",
+    "https://github.com/Robot-VLAs/RoboVLMs (README, as it reports GR-1)": "ba97bdf52a34",
+    "https://github.com/Robot-VLAs/RoboVLMs (README, as it reports RT-1)": "425f4b9a9e99",
+    "https://github.com/moojink/openvla-oft (LIBERO.md)": "7c35a08e23fc",
+    "https://github.com/openvla/openvla (README)": "3e59f7cd9422",
+    "https://huggingface.co/Mark-ZJTang/alam_plus_pi_metaworld_mt50": "d8ee403d4fea",
+    "https://huggingface.co/docs/lerobot/pi05": "1841682038db",
+    "https://intuitive-robots.github.io/flower_vla": "cf8d73abcb93",
+    "leaderboards": "9fae6505d1ff",
+}
 
 
 def made(**changes):
@@ -26,6 +41,60 @@ def test_the_file_is_well_made_and_says_where_each_number_is_from():
     assert len({(p.benchmark, p.suites, p.system, p.measure) for p in known}) == len(known)
     for p in known:
         assert p.source.startswith("https://") or not p.checked, p
+
+
+def checksum(source: str) -> str:
+    """Return the checksum of all that is taken from a source, in the order of the file."""
+    taken = [
+        [p.benchmark, p.suites, p.system, p.measure, p.number, p.unit, p.checked, p.protocol]
+        for p in read_published()
+        if p.source == source
+    ]
+    return hashlib.sha256(json.dumps(taken).encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("source", sorted(SOURCES))
+def test_what_is_taken_from_a_source_stays_as_it_was_read_there(source):
+    """Whoever changes a number, or what it was measured on, reads the source again and then changes the checksum."""
+    assert checksum(source) == SOURCES[source]
+
+
+def test_every_source_has_its_checksum():
+    assert {p.source for p in read_published()} == set(SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("suite", "system", "measure", "number"),
+    [
+        # Tables of the RoboVLMs repository: chains of five tasks, after training on four scenes, and on three others.
+        ("calvin/ABCD-D", "RoboVLMs (KosMos, policy head)", "length", 4.49),
+        ("calvin/ABC-D", "RoboVLMs (KosMos, policy head)", "length", 4.25),
+        ("calvin/ABCD-D", "GR-1", "length", 4.21),
+        ("calvin/ABC-D", "GR-1", "length", 3.06),
+        ("calvin/ABC-D", "RT-1", "length", 0.90),
+        # OpenVLA's table of LIBERO, and that of OpenVLA-OFT.
+        ("libero/spatial", "OpenVLA (one model a suite)", "episodes", 84.7),
+        ("libero/object", "OpenVLA (one model a suite)", "episodes", 88.4),
+        ("libero/goal", "OpenVLA (one model a suite)", "episodes", 79.2),
+        ("libero/10", "OpenVLA (one model a suite)", "episodes", 53.7),
+        ("libero/10", "OpenVLA-OFT (one model a suite)", "episodes", 97.1),
+        ("libero/goal", "OpenVLA-OFT (one model for all)", "episodes", 96.8),
+        ("libero/10", "pi0.5 (openpi)", "episodes", 92.4),
+        ("metaworld/mt50", "SmolVLA (2.25B)", "groups", 68.24),
+    ],
+)
+def test_numbers_that_people_know(suite, system, measure, number):
+    [found] = [p for p in published_for(suite) if (p.system, p.measure) == (system, measure)]
+    assert found.number == number
+
+
+def test_a_protocol_is_the_same_only_if_it_states_all_four():
+    for missing in ("horizon", "episodes"):
+        stated = {key: value for key, value in SAME.items() if key != missing}
+        assert fit(made(protocol=stated), OURS).unstated == [missing]
+    for missing, kept in (("settings.render", "cameras"), ("settings.cameras", "render")):
+        stated = SAME | {"settings": {kept: SAME["settings"][kept]}}
+        assert fit(made(protocol=stated), OURS).unstated == [missing]
 
 
 def test_the_numbers_of_a_suite_come_best_first_and_with_averages_over_suites():
