@@ -347,7 +347,7 @@ def test_language_use_pairs_start_states_of_one_task_and_leaves_out_errors():
     swapped = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-close", "drawer-close", None])
     swapped[1] = replace(swapped[1], outcome="error")
     # Of seeds 0 and 2 of the drawer: told twice right, swapped once. Nobody swapped the door.
-    assert summarise(others + told + swapped).language_use == wilson(3, 4)
+    assert summarise(told + others + swapped).language_use == wilson(3, 4)
 
 
 def test_success_by_delay_leaves_out_what_differs_in_more():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-VOID = ("meta", "link", "rect", "line", "circle", "polyline", "polygon", "br")
+VOID = ("meta", "link", "rect", "line", "circle", "polyline", "polygon", "br", "input")
 
 
 def plain(text: str) -> str:
@@ -74,7 +74,7 @@ class Page(HTMLParser):
         given = {name: value or "" for name, value in attributes}
         self.tags.append((tag, given))
         if tag == "section":
-            self.section = given["id"]
+            self.section = given.get("id", "")
         if tag not in VOID:
             self.open.append(tag)
         rows = self._rows.setdefault(self.section, [])

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -15,9 +19,11 @@ from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.rollout import Rollout
 from anyvla.evaluation.tracks import write_track
 from anyvla.interrupted import Interrupted
+from anyvla.report import filming
 from anyvla.report.filming import choose, film
 
 OPPOSITE = {"left": "right", "right": "left"}
+STEPS = 7
 
 
 def episode(condition, task, seed, reached):
@@ -57,52 +63,111 @@ def test_one_pair_per_scene_is_filmed():
     assert chosen == [("told", "left", 0), ("swapped", "left", 0), ("told", "right", 0)]
 
 
+def test_of_other_conditions_one_episode_is_filmed_and_of_unrelated_words_none():
+    def other(condition, seed, outcome, reached=None):
+        return replace(episode("told", "left", seed, reached), condition=condition, outcome=outcome)
+
+    results = [
+        episode("told", "left", 0, "left"),
+        other("unrelated", 0, "failure"),
+        other("empty", 0, "error"),
+        other("empty", 1, "failure"),
+        other("empty", 2, "success", "left"),
+        other("told+light=dim", 0, "success", "left"),
+        other("told+light=dim", 1, "invalid_action"),
+        other("told+light=dim", 2, "failure"),
+    ]
+    chosen = keys(choose(results, failures=9))
+    assert chosen[:3] == [("told", "left", 0), ("empty", "left", 1), ("told+light=dim", "left", 0)]
+    assert chosen[3:] == [("told+light=dim", "left", 2)]
+
+
+class Here:
+    """A pool of workers that does what is submitted at once, in this process."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        result = function(*arguments)
+        return SimpleNamespace(result=lambda: result)
+
+    def finished(self, _: Any) -> bool:
+        return True
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(filming, "WorkerPool", Here)
+
+
+def recorded(folder, result, action, said=None, stages=1, steps=STEPS):
+    """Write the track of an episode of equal actions, in chunks of eight."""
+    plan = [Stage(task, task, None) for task in result.extra.get("chain", [result.task])]
+    rollout = Rollout(EpisodePlan(parse(result.condition), result.task, result.seed, tuple(plan)))
+    rollout.said = said or [(0, result.instruction)]
+    rollout.actions.append(np.tile(np.array(action, np.float32), (8, 1)))
+    write_track(folder, rollout, steps)
+    return rollout
+
+
 @pytest.fixture
 def played(tmp_path):
     """Two episodes of the toy with their actions on disk, as the runner leaves them."""
     results = [episode("told", "right", 0, "right"), episode("swapped", "right", 0, "left")]
     for result, sign in zip(results, (1, -1), strict=True):
-        stage = Stage(result.task, result.told, result.instruction)
-        rollout = Rollout(
-            EpisodePlan(parse(result.condition), result.task, result.seed, (stage,)), said=[(0, result.instruction)]
-        )
-        rollout.actions.append(np.tile(np.array([sign, 0, 0, 0], np.float32), (8, 1)))
-        write_track(tmp_path, rollout, 7)
+        recorded(tmp_path, result, [sign, 0, 0, 0])
     return tmp_path, results
 
 
+def frames_of(path):
+    with av.open(str(path)) as container:
+        rate = container.streams.video[0].average_rate
+        return [f.to_ndarray(format="rgb24") for f in container.decode(video=0)], rate
+
+
 def test_episodes_are_played_again_and_filmed(played, caplog):
+    """In processes of their own, as it is for people."""
     folder, results = played
     progress = []
     index = film(results, opened(), folder, progress=lambda done, total: progress.append((done, total)))
     assert progress == [(0, 2), (1, 2), (2, 2)]
     assert "did not end as recorded" not in caplog.text
     entries = json.loads(index.read_text())
-    assert [e["file"] for e in entries] == ["told-right-0.mp4", "swapped-right-0.mp4"]
-    assert entries[1] | {"told": "left", "reached": "left", "success": False} == entries[1]
-    with av.open(str(index.parent / "told-right-0.mp4")) as container:
-        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-    assert len(frames) == 7 + 1 + 14  # seven steps, then the end, held for 0.7 s of 20 frames
-    mark = frames[-1][:46, 200:]
-    assert (mark[..., 1].astype(int) - mark[..., 0] > 60).sum() > 50  # green, at the end only
-    assert (frames[0][:46, 200:, 1].astype(int) - frames[0][:46, 200:, 0] > 60).sum() == 0
-
-
-def test_what_is_filmed_already_is_left_alone(played):
-    folder, results = played
-    index = film(results, opened(), folder)
+    assert entries == [
+        {"file": f"{c}-right-0.mp4", "task": "right", "told": told, "condition": c, "instruction": f"go {told}",
+         "success": c == "told", "reached": told, "seed": 0, "steps": STEPS}
+        for c, told in (("told", "right"), ("swapped", "left"))
+    ]  # fmt: skip
+    for name in ("told-right-0.mp4", "swapped-right-0.mp4"):
+        frames, rate = frames_of(index.parent / name)
+        assert rate == 10  # the robot's
+        assert len(frames) == STEPS + 1 + 14  # seven steps, then the end, held for 0.7 s of 20 frames
+        mark = frames[-1][:46, 200:]
+        assert (mark[..., 1].astype(int) - mark[..., 0] > 60).sum() > 50  # green, at the end only: it did as told
+        assert (frames[0][:46, 200:, 1].astype(int) - frames[0][:46, 200:, 0] > 60).sum() == 0
+    # What is filmed already is left alone.
     before = {p: p.stat().st_mtime_ns for p in index.parent.glob("*.mp4")}
     film(results, opened(), folder)
     assert {p: p.stat().st_mtime_ns for p in index.parent.glob("*.mp4")} == before
 
 
+@pytest.mark.usefixtures("here")
 def test_a_film_that_ends_otherwise_is_reported(played, caplog):
     folder, results = played
     with caplog.at_level(logging.WARNING):
-        film([replace(results[0], reached="left")], opened(), folder)
+        film([replace(results[0], reached="left"), results[1]], opened(), folder)
     assert "told-right-0.mp4 did not end as recorded" in caplog.text
+    assert "swapped-right-0.mp4" not in caplog.text
 
 
+@pytest.mark.usefixtures("here")
 def test_stopping_keeps_what_is_filmed(played):
     folder, results = played
     with pytest.raises(Interrupted, match="the same command goes on there"):
@@ -113,19 +178,156 @@ def test_stopping_keeps_what_is_filmed(played):
     assert len(list((folder / "videos").glob("*.mp4"))) == 2
 
 
+@pytest.mark.usefixtures("here")
 def test_the_chunks_are_drawn_under_the_picture(tmp_path):
     result = episode("told", "right", 0, "right")
-    stage = Stage(result.task, result.told, result.instruction)
-    rollout = Rollout(EpisodePlan(parse("told"), "right", 0, (stage,)), said=[(0, result.instruction)])
+    rollout = recorded(tmp_path, result, [1, 0, 0, 0])
     for mark in (0, 4):  # a new chunk after four of six actions
-        rollout.actions.append(np.tile(np.array([1, 0, 0, 0], np.float32), (4, 1)))
         rollout.marks.append(mark)
         rollout.chunks.append(np.linspace(-1, 1, 24, dtype=np.float32).reshape(6, 4))
-    write_track(tmp_path, rollout, 7)
+    write_track(tmp_path, rollout, STEPS)
     index = film([result], opened(), tmp_path)
-    with av.open(str(index.parent / "told-right-0.mp4")) as container:
-        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    frames, _ = frames_of(index.parent / "told-right-0.mp4")
     plots = [f[-48:].astype(int) for f in frames[:7]]
     bright = [(np.abs(p - [110, 163, 255]).sum(-1) < 120).sum() for p in plots]  # the first dimension's colour
     assert bright[0] > bright[3] > 0  # what was executed fades
     assert bright[4] > bright[3]  # and the policy looked again
+
+
+@dataclass
+class Watched:
+    """A simulator that writes down what it is asked; its picture is how many actions it has executed."""
+
+    hz: float = 10
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    steps: int = 0
+
+    def reset(self, task: str, seed: int, factors: dict[str, str]) -> None:
+        self.calls.append(("reset", task, seed, factors))
+
+    def begin(self, task: str) -> None:
+        self.calls.append(("begin", task, self.steps))
+
+    def disturb(self, kind: str, seed: int) -> None:
+        self.calls.append(("disturb", kind, seed, self.steps))
+
+    def step(self, action: np.ndarray) -> dict[str, bool]:
+        self.steps += 1
+        self.calls.append(("step", action.tolist()))
+        return {"left": False, "up": self.steps >= 6}
+
+    def frame(self, height: int, width: int) -> np.ndarray:
+        return np.full((height, width, 3), self.steps, np.uint8)
+
+
+@pytest.fixture
+def watch(monkeypatch, tmp_path):
+    """Film an episode of a watched simulator: the calls, what is shown at each frame, and the rate of the video."""
+    shown: list[dict[str, Any]] = []
+    videos: list[tuple[Path, list[int], float]] = []
+
+    def overlay(frame: np.ndarray, text: str, **keys: Any) -> np.ndarray:
+        chunk = keys.pop("chunk")
+        limits = keys.pop("limits")
+        shown.append(
+            {"at": int(frame[0, 0, 0]), "size": frame.shape, "text": text, **keys}
+            | {"chunk": None if chunk is None else chunk[:, 0].tolist(), "limits": np.asarray(limits).tolist()}
+        )
+        return frame
+
+    def write_video(path: Path, frames: Any, fps: float) -> None:
+        videos.append((path, [int(f[0, 0, 0]) for f in frames], fps))
+
+    def run(result: EpisodeResult, rollout: Rollout, here: int, hz: float = 10) -> Any:
+        simulator = Watched(hz)
+        benchmark = SimpleNamespace(
+            embodiment=lambda suite: {"control_hz": hz}, make=lambda suite: simulator, close=lambda: None
+        )
+        monkeypatch.setattr(filming, "connect", lambda spec: benchmark)
+        monkeypatch.setattr(filming, "overlay", overlay)
+        monkeypatch.setattr(filming, "write_video", write_video)
+        write_track(tmp_path, rollout, here)
+        ended = filming._film_one(opened().spec, result, tmp_path, tmp_path / "film.mp4")
+        return simulator.calls, shown, videos[-1], ended
+
+    return run
+
+
+def of(result, actions, **fields):
+    """Return the rollout of a result; actions are given by their first dimension."""
+    plan = [Stage(task, task, None) for task in result.extra.get("chain", [result.task])]
+    rollout = Rollout(EpisodePlan(parse(result.condition), result.task, result.seed, tuple(plan)), **fields)
+    rollout.actions.append(np.array([[a, 0] for a in actions], np.float32))
+    rollout.said = rollout.said or [(0, result.instruction)]
+    return rollout
+
+
+def test_the_film_is_of_the_episodes_start_and_actions_at_the_robots_rate(watch):
+    result = replace(episode("told", "left", 41, "up"), condition="told+camera=far+light=dim")
+    calls, shown, (_, frames, fps), ended = watch(result, of(result, range(1, 9)), 6)
+    assert calls == [
+        ("reset", "left", 41, {"light": "dim", "camera": "far"}),
+        *(("step", [float(a), 0.0]) for a in range(1, 7)),  # the last two were sent and not executed
+    ]
+    assert frames == [*range(6), *[6] * 15]
+    assert (fps, ended) == (10, True)
+    assert [(s["step"], s["at"], s["success"]) for s in shown] == [*((n, n, None) for n in range(6)), (6, 6, False)]
+    assert {(s["size"], s["task"], s["text"]) for s in shown} == {
+        ((240, 240, 3), "left, told+camera=far+light=dim", "go left")
+    }
+
+
+def test_a_fast_robot_is_filmed_at_about_twenty_frames_a_second(watch):
+    result = episode("told", "left", 0, "up")
+    _, _, (_, frames, fps), _ = watch(result, of(result, range(8)), 7, hz=60)
+    assert frames == [0, 3, 6, *[7] * 15]
+    assert fps == 20
+    _, _, (_, frames, fps), ended = watch(replace(result, reached=None), of(result, range(8)), 5, hz=40)
+    assert (frames[:3], fps, ended) == ([0, 2, 4], 20, True)
+
+
+def test_the_disturbance_happens_again_when_it_did(watch):
+    result = replace(episode("told", "left", 9, None), condition="told+push@2", extra={"disturbed_at": 4})
+    calls, *_ = watch(result, of(result, range(8)), 7)
+    assert [call for call in calls if call[0] == "disturb"] == [("disturb", "push", 9, 4)]
+    result = replace(result, extra={})  # there was nothing to disturb
+    calls, *_ = watch(result, of(result, range(8)), 7)
+    assert not [call for call in calls if call[0] == "disturb"]
+
+
+def test_each_task_of_a_chain_begins_where_it_did_and_is_named(watch):
+    result = replace(episode("told", "chain", 3, "up"), told="chain", extra={"chain": ["left", "up", "right"]})
+    before = [np.zeros((2, 2), np.float32), np.zeros((1, 2), np.float32)]
+    said = [(0, "go left"), (2, "rise"), (3, "go right")]
+    calls, shown, *_ = watch(result, of(result, range(4), before=before, said=said), 3)
+    assert [call for call in calls if call[0] in ("reset", "begin")] == [
+        ("reset", "left", 3, {}), ("begin", "up", 2), ("begin", "right", 3)
+    ]  # fmt: skip
+    assert [(s["step"], s["task"], s["text"]) for s in shown] == [
+        (0, "left", "go left"), (1, "left", "go left"), (2, "up", "rise"), (3, "right", "go right"),
+        (4, "right", "go right"), (5, "right", "go right"), (6, "right", "go right"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("delay", "expected"), [(0, "AAABBB"), (2, "..AAAB")])
+def test_the_chunk_that_is_shown_is_the_one_that_is_executed(watch, delay, expected):
+    result = episode("told", "left", 0, None)
+    if delay:
+        result = replace(result, condition=f"told+delay={delay}")
+    chunks = [np.array([[v, -v]] * 4, np.float32) for v in (1, 3)]
+    _, shown, *_ = watch(result, of(result, range(6), chunks=chunks, marks=[0, 3]), 5)
+    names = {(1.0,) * 4: "A", (3.0,) * 4: "B"}
+    assert "".join("." if s["chunk"] is None else names[tuple(s["chunk"])] for s in shown) == expected
+    if not delay:
+        assert [s["executed"] for s in shown] == [0, 1, 2, 0, 1, 2]
+    assert shown[0]["limits"] == [[1, -3], [3, -1]]
+
+
+def test_an_episode_that_did_as_it_was_told_ends_with_a_tick(watch):
+    """Told another task than its own, that is another thing than success."""
+    for condition, reached, done in (
+        ("told", "left", True), ("told", "right", False), ("swapped", "right", True), ("swapped", "left", False),
+    ):  # fmt: skip
+        result = episode(condition, "left", 0, reached)
+        _, shown, *_ = watch(result, of(result, range(3)), 2)
+        assert shown[-1]["success"] is done

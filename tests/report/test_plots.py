@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from reading import plain
 
 from anyvla.evaluation.intervals import Interval, wilson
 from anyvla.report.plots import (
@@ -16,6 +17,7 @@ from anyvla.report.plots import (
     RIGHT,
     TOP,
     WIDTH,
+    _number,
     curve,
     difference_bar,
     interval_bar,
@@ -116,3 +118,81 @@ def test_rates_fall_where_they_are():
     assert ElementTree.fromstring(rate_curve({3: wilson(1, 2)}, "delay", "one")).find("polyline") is not None
     with pytest.raises(ValueError, match="none: there is no rate to draw"):
         rate_curve({}, "delay", "none")
+
+
+def parts_of(svg):
+    """Return the points of the line, and the numbers along both axes with their places."""
+    root = ElementTree.fromstring(svg)
+    points = [tuple(map(float, p.split(","))) for p in root.find("polyline").get("points").split()]
+    labels = [(t.text, float(t.get("x")), float(t.get("y"))) for t in root.findall("text") if t.get("class") != "axis"]
+
+    def number(text):
+        return float(text.rstrip("k")) * (1000 if text.endswith("k") else 1)
+
+    upwards = [(number(text), y - 4) for text, x, y in labels if x == LEFT - 7]  # a label is 4 below its line
+    across = [(number(text), x) for text, x, _ in labels if x != LEFT - 7]
+    return points, upwards, across
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_points_are_where_the_axes_say(log):
+    """Read a value between the two labels of an axis: it is that of the point."""
+    steps, values = [100, 700, 1000, 1900], [3.0, 0.4, 1.5, 0.11]
+    points, upwards, across = parts_of(curve(steps, values, "loss", log))
+    assert len(points) == 4
+    assert [v for v, _ in upwards] == sorted(v for v, _ in upwards)
+    scale = math.log if log else float
+    (low, y0), (high, y1) = ((scale(v), y) for v, y in (upwards[0], upwards[-1]))
+    (first, x0), (last, x1) = across[0], across[-1]
+    for step, value, (x, y) in zip(steps, values, points, strict=True):
+        assert low + (high - low) * (y - y0) / (y1 - y0) == pytest.approx(scale(value), abs=(high - low) / 200)
+        assert first + (last - first) * (x - x0) / (x1 - x0) == pytest.approx(step, abs=(last - first) / 200)
+    for (a, ya), (b, yb) in pairwise((scale(v), y) for v, y in upwards):  # and so are the labels between
+        assert (yb - ya) / (b - a) == pytest.approx((y1 - y0) / (high - low), rel=0.02)
+
+
+def test_many_points_are_averaged_in_groups():
+    """480 steps are drawn as 240 means of two neighbours."""
+    svg = curve(range(480), [float(i % 2) + i // 2 for i in range(480)], "loss")
+    assert "<title>step 0.5: 0.5</title>" in svg
+    assert "<title>step 478.5: 239.5</title>" in svg
+    assert svg.count("<title>") == 240
+
+
+def test_a_curve_says_where_it_begins_and_ends():
+    svg = ElementTree.fromstring(curve([10, 20, 30], [0.5, 9.0, 0.25], "Loss"))
+    assert svg.get("aria-label") == "Loss: 0.5 at step 10, 0.25 at step 30"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (800, "800"), (0.25, "0.25"), (12500, "12.5k"), (100000, "100k"), (0.00025, "2.5e-4"), (-2.5, "-2.5")],
+)
+def test_numbers_of_an_axis(value, text):
+    assert _number(value) == text
+
+
+def test_each_rate_of_a_curve_tells_its_delay():
+    rates = {4: wilson(5, 10), 0: wilson(9, 10)}
+    svg = rate_curve(rates, "delay", "success")
+    root = ElementTree.fromstring(svg)
+    titles = [plain(t.text).replace("\N{EN DASH}", "-") for t in root.iter("title")]
+    assert titles == ["0: 90 %, interval 59.6-98.2 %", "4: 50 %, interval 23.7-76.3 %"]
+    assert plain(root.get("aria-label")) == "success: 90 % at 0, 50 % at 4"
+    numbers = {t.text: float(t.get("x")) for t in root.findall("text") if t.get("text-anchor") == "middle"}
+    points = [float(p.split(",")[0]) for p in root.find("polyline").get("points").split()]
+    assert [numbers["0"], numbers["4"]] == points
+    ends = [(float(w.get("y1")), float(w.get("y2"))) for w in root.iter("line") if w.get("class") == "whisker"]
+    floor, height = HEIGHT - BOTTOM, HEIGHT - BOTTOM - TOP
+    for (low, high), rate in zip(ends, (rates[0], rates[4]), strict=True):
+        assert (low, high) == pytest.approx((floor - height * rate.low, floor - height * rate.high), abs=0.06)
+
+
+def test_the_ends_of_an_interval_are_on_their_sides():
+    svg = ElementTree.fromstring(difference_bar(Interval(0.1, -0.05, 0.2, 40), "b against a", 0.25))
+    whiskers = [(w.get("x1"), w.get("x2")) for w in svg.findall("line") if w.get("class") == "whisker"]
+    assert whiskers == [("40.00%", "90.00%"), ("40.00%", "40.00%"), ("90.00%", "90.00%")]
+    svg = ElementTree.fromstring(interval_bar(Interval(0.5, 0.25, 0.8, 10), "a", "first"))
+    whiskers = [(w.get("x1"), w.get("x2")) for w in svg.findall("line") if w.get("class") == "whisker"]
+    assert whiskers == [("25.00%", "80.00%"), ("25.00%", "25.00%"), ("80.00%", "80.00%")]
+    assert svg.get("class") == "bar first"
