@@ -161,3 +161,15 @@ def test_a_joint_beyond_its_end_is_wholly_open(labeller: SceneLabeller) -> None:
     for share, opened in ((1.05, 1.0), (-0.05, 0.0)):
         labeller.set_joint("drawer", share)
         assert labeller.look("drawer", labeller.view(), {})[1].opened == opened
+
+
+def test_the_gripper_is_labelled_by_its_opening(labeller: SceneLabeller) -> None:
+    """In Meta-World the last number of an action closes the gripper at 1 and opens it at -1."""
+    found = {}
+    for command in (-1.0, 1.0):
+        labeller.environment.reset("drawer-open", 3)
+        for _ in range(15):
+            labeller.environment.step(np.array([0, 0, 0, command], np.float32))
+        found[command] = labeller.look("drawer", labeller.view(), {})[1].gripper
+    assert found[-1.0] > 0.9
+    assert found[1.0] < 0.5

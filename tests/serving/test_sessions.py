@@ -202,6 +202,29 @@ def test_what_a_copy_does_not_see_is_kept(policy: VLA) -> None:
     assert same([one.actions], [other.actions])
 
 
+def test_requests_wait_two_milliseconds_for_others_and_32_are_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is what a request may wait at most when it is alone, and what a GPU's memory has to hold."""
+    waits, sleep = [], asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(0)
+
+    class Policy:
+        def act(self, observations: Sequence[Observation], sessions: Sequence[Any]) -> list[Any]:
+            return list(sessions)
+
+    async def act() -> tuple[list[Any], list[int]]:
+        batcher = Batcher(Policy())  # type: ignore[arg-type]
+        found = await asyncio.gather(*(batcher.act(Observation({}, np.zeros(3)), k) for k in range(70)))  # type: ignore[arg-type]
+        batcher.close()
+        return found, list(batcher.sizes)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    assert asyncio.run(act()) == (list(range(70)), [32, 32, 6])
+    assert waits == [0.002] * 3
+
+
 def test_the_instruction_the_seed_and_the_robot_reach_the_policy() -> None:
     class Policy:
         def start(self, *given: Any) -> Any:
