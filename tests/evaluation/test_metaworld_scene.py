@@ -108,11 +108,11 @@ def test_labels_follow_what_moves(labeller: SceneLabeller, scene: str, thing: st
 
 def test_the_colour_that_is_named_is_the_colour_that_is_seen(labeller: SceneLabeller):
     checked = set()
-    for number in range(24):
+    for number in (1, 3, 4, 5, 7, 8, 14, 17):  # frames of all colours in which nothing hides the box
         pixels, labels = labeller.frame("button", np.random.default_rng(number))
-        box = labels.things.get("box")
-        if box is None or box.clear < 1 or box.area < 0.05:
-            continue
+        box = labels.things["box"]
+        assert box.clear == 1
+        assert labels.things["button"].colour != box.colour
         shown = pixels[int(box.y * 96) - 1 : int(box.y * 96) + 2, int(box.x * 96) - 1 : int(box.x * 96) + 2]
         seen = np.median(shown.reshape(-1, 3), 0) / 255
         shades = {name: np.array(rgb) * (seen @ rgb) / (np.array(rgb) @ rgb) for name, rgb in COLOURS.items()}
@@ -123,21 +123,21 @@ def test_the_colour_that_is_named_is_the_colour_that_is_seen(labeller: SceneLabe
         else:
             assert nearest == box.colour
         checked.add(box.colour)
-    assert len(checked) > 4
+    assert checked == set(COLOURS)
 
 
 def test_what_the_robot_hides_is_not_asked_for(labeller: SceneLabeller):
-    """Equal draws, equal frames; and some frame of these has the arm before the handle."""
+    """Equal generators make equal frames; in the first and the last of these the arm is before the handle."""
     hidden = 0
-    for number in range(24):
+    for number in range(5, 10):
         pixels, labels = labeller.frame("window", np.random.default_rng((100, number)))
         handle = labels.things.get("handle")
         hidden += handle is not None and handle.clear < 0.5
         kinds = {q.kind for q in ask(labels, 99, np.random.default_rng(0))}
         if handle is None or handle.clear < 0.5:
             assert not kinds & {"point handle", "where handle", "side gripper handle"}
-    assert hidden
-    again, same = labeller.frame("window", np.random.default_rng((100, 23)))
+    assert hidden == 2
+    again, same = labeller.frame("window", np.random.default_rng((100, 9)))
     assert np.array_equal(again, pixels)
     assert same == labels
 

@@ -36,7 +36,7 @@ def picture(*corners: tuple[int, int, int]) -> dict[str, Any]:
 
 RED, GREEN, BLUE = (200, 10, 20), (30, 210, 40), (50, 60, 220)
 PICTURES = {"a": picture(RED, GREEN, BLUE), "b": picture(GREEN, BLUE, RED), "c": picture(BLUE, RED, GREEN)}
-STATES = [0.125, -2.0, 3.0000001, 4.5, -0.0625]
+STATES = [0.1, -2.0, 3.14159265, 4.5, -0.0625]
 
 
 def observe(mapping: ClientMapping, payload: dict[str, Any], limits: Limits | None = None) -> Any:
@@ -77,7 +77,7 @@ def test_the_state_arrives_in_its_order_and_as_exact_as_float32_is() -> None:
     payload = {"images": PICTURES, "task_description": "go", "states": STATES}
     proprio = observe(ClientMapping(cameras={"corner": "a", "wrist": "b", "top": "c"}), payload).proprio
     assert proprio.dtype == np.float32
-    assert proprio.tolist() == [0.125, -2.0, np.float32(3.0000001), 4.5, -0.0625]
+    assert proprio.tolist() == [np.float32(0.1), -2.0, np.float32(3.14159265), 4.5, -0.0625]
 
 
 def test_the_keys_of_the_mapping_are_read_and_no_others() -> None:
