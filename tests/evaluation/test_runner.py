@@ -18,7 +18,7 @@ from toy_world import HORIZON, SUITE, Toy
 from anyvla.config import ConfigError
 from anyvla.data.canonical import Robot
 from anyvla.evaluation import runner
-from anyvla.evaluation.conditions import expand, parse
+from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Stage
 from anyvla.evaluation.results import read_results
 from anyvla.evaluation.runner import evaluate
@@ -26,37 +26,6 @@ from anyvla.evaluation.suites import open_suite
 from anyvla.evaluation.tracks import read_track
 from anyvla.policy import VLA
 from anyvla_sim.pool import Limits
-
-
-def test_conditions_are_read_and_written() -> None:
-    for text in ("told", "swapped+light=dim", "told+camera=far+light=dim+push@20+delay=4", "empty+delay=1"):
-        assert str(parse(text)) == text
-    assert parse("told+light=dim+camera=far") == parse("told+camera=far+light=dim")
-    for text, message in (
-        ("tolled", "did you mean 'told'"),
-        ("told+light", "'light' is none of FACTOR=LEVEL"),
-        ("told+a=b+a=c", "the factor a is there twice"),
-        ("told+push@1+pull@2", "'pull@2' is none of"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            parse(text)
-    with pytest.raises(ValueError, match="did you mean 'told'"):
-        EvaluationConfig(conditions=("tolled",))
-
-
-def test_sets_of_conditions() -> None:
-    toy = opened().benchmark
-    assert [str(c) for c in expand(["generalisation", "told"], toy)] == ["told", "told+load=light", "told+load=heavy"]
-    assert [str(c) for c in expand(["correction"], toy)] == ["told", "told+push@10", "told+push@30"]
-    assert [str(c) for c in expand(["latency"], toy)][:3] == ["told", "told+delay=1", "told+delay=2"]
-    assert len(expand(["language"], toy)) == 5
-    for text, message in (
-        ("told+light=dim", "toy has no factor 'light'; known: load: light, heavy"),
-        ("told+load=huge", "load has no level 'huge'; known: light, heavy"),
-        ("told+kick@3", "toy has no disturbance 'kick'; known: push"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            expand([text], toy)
 
 
 def test_results_and_actions(obedient: Obedient, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def fuzz(server: Running, vla: VLA, count: int) -> None:
 
 
 def test_hundreds_of_messages(vla: VLA, running: Callable[..., Running]) -> None:
-    fuzz(running(vla, LIMITS), vla, 300)
+    fuzz(running(vla, LIMITS), vla, 200)
 
 
 @pytest.mark.slow
