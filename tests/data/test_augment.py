@@ -161,6 +161,16 @@ def test_jitter_is_its_steps_one_after_another(name: str):
         assert np.abs(out[b, :, v].numpy() - expected).max() <= 0.6
 
 
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_each_view_is_varied_as_much_as_its_own_number_says(name: str):
+    colours = torch.tensor([[200, 40, 90], [60, 120, 20]], dtype=torch.uint8)
+    source = colours.repeat(6, 8, 1)[None, None, None].expand(40, 1, 2, 6, 16, 3).contiguous()
+    out = augment(source, AugmentConfig(shift=0, **{name: (0.0, 0.2)}), 1.0, generator())
+    changes = (out.int() - source.int()).abs().flatten(3).amax(3)[:, 0]  # (B, V)
+    assert changes[:, 0].max() <= 1
+    assert (changes[:, 1] > 1).float().mean() > 0.8
+
+
 def test_grey_has_no_hue_and_black_stays_black():
     config = AugmentConfig(shift=0, saturation=0.5, hue=0.5)
     grey = torch.full(SHAPE, 100, dtype=torch.uint8)

@@ -19,6 +19,8 @@ def test_cameras_are_renamed_in_the_order_given_and_others_never_decoded():
     assert (corner.decoded, wrist.decoded) == (0, 2)
     both = Cameras(data, {"hand": "wrist", "primary": "corner"})
     assert both.embodiment.cameras == ("hand", "primary")
+    np.testing.assert_array_equal(both[0].images["hand"][:], scene(6, seed=7))
+    np.testing.assert_array_equal(both[0].images["primary"][:], scene(6))
     assert both.lengths.tolist() == [6]
     assert (len(both), both.task(0)) == (1, data.task(0))
 

@@ -43,6 +43,8 @@ def test_the_size_it_has_changes_nothing():
         ((40, 80), (32, 32), (slice(8, 24), slice(0, 32))),
         ((80, 40), (32, 32), (slice(0, 32), slice(8, 24))),
         ((10, 10), (21, 40), (slice(0, 21), slice(9, 30))),  # what cannot be halved goes to the right
+        ((10, 30), (32, 32), (slice(10, 21), slice(0, 32))),  # 10.67 rows are rounded to 11
+        ((31, 10), (32, 32), (slice(0, 32), slice(11, 21))),  # 10.32 columns to 10
         ((400, 2), (16, 16), (slice(0, 16), slice(7, 8))),  # never less than a pixel
     ],
 )
