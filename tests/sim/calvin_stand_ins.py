@@ -16,14 +16,21 @@ from anyvla_sim import calvin_install, calvin_world
 
 BODIES = {0: 3, 1: 2, 2: 0, 3: 0, 4: 0}  # body -> joints: the robot, the table, three blocks
 BLOCKS = (2, 3, 4)
-RED, BLUE = (255, 0, 0), (0, 0, 255)
+RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+QUARTERS = [RED, GREEN, BLUE, YELLOW]  # top left, top right, bottom left, bottom right
 
 
 def flag(height: int, width: int, channels: int = 3) -> np.ndarray:
-    """Return a picture, red above and blue below; a fourth channel is 255."""
+    """Return a picture of four quarters; a fourth channel is 255."""
     image = np.full((height, width, channels), 255, np.uint8)
-    image[: height // 2, :, :3], image[height // 2 :, :, :3] = RED, BLUE
+    image[: height // 2, : width // 2, :3], image[: height // 2, width // 2 :, :3] = RED, GREEN
+    image[height // 2 :, : width // 2, :3], image[height // 2 :, width // 2 :, :3] = BLUE, YELLOW
     return image
+
+
+def quarters(image: np.ndarray) -> list[tuple[int, ...]]:
+    """Return the colors near the corners."""
+    return [tuple(image[row, column].tolist()) for row in (1, -1) for column in (1, -1)]
 
 
 class Client:

@@ -10,7 +10,7 @@ from typing import Any
 import calvin_root
 import numpy as np
 import pytest
-from calvin_stand_ins import BLUE, RED, flag
+from calvin_stand_ins import QUARTERS, flag, quarters
 
 from anyvla_sim import calvin, calvin_install
 from anyvla_sim.calvin import Calvin, CalvinEnvironment
@@ -145,7 +145,7 @@ def test_an_observation(environment: CalvinEnvironment) -> None:
         "gripper": (84, 84, 3),
     }
     for image in (*seen.images.values(), environment.frame(30, 50)):
-        assert (tuple(image[0, 0]), tuple(image[-1, -1])) == (RED, BLUE)
+        assert quarters(image) == QUARTERS
     assert (seen.proprio.dtype, seen.proprio.tolist()) == (np.float32, (np.arange(15, dtype=np.float32) / 10).tolist())
     assert environment.frame(30, 50).shape == (30, 50, 3)
 
@@ -178,6 +178,19 @@ def test_the_defaults_are_as_published(root: str) -> None:
         "trained_in": "ABCD",
         "played_in": "D",
         "other_words": "",
+    }
+
+
+def test_versions_name_both_checkouts(benchmark: Calvin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calvin.metadata, "version", lambda name: f"{name} 1.0")
+    monkeypatch.setattr(calvin_install, "commit", lambda folder: f"commit of {folder.name}")
+    assert benchmark.versions() == {
+        "pybullet": "pybullet 1.0",
+        "numpy": "numpy 1.0",
+        "scipy": "scipy 1.0",
+        "calvin": "commit of calvin",
+        "calvin_env": "commit of calvin_env",
+        "gl": "TinyRenderer",
     }
 
 

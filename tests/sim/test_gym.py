@@ -112,7 +112,7 @@ def test_success_that_no_step_tells() -> None:
         Success("info.sucess")({"info": {"success": True}})
 
 
-RED, BLUE = (255, 0, 0), (0, 0, 255)
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 TOY_ID = "AnyvlaToy-v0"
 TOY: dict[str, Any] = yaml.safe_load("""
 cameras: {front: render, hand: eyes.hand}
@@ -127,12 +127,13 @@ robot: toy
 
 
 def toy(**settings: Any) -> Any:
-    """Return an environment whose pictures are red above and blue below, and that reports what it was given."""
+    """Return an environment that reports its input; its pictures are red and green above, blue below."""
     import gymnasium
 
     def flag(height: int, width: int) -> np.ndarray:
         image = np.zeros((height, width, 3), np.uint8)
         image[: height // 2], image[height // 2 :] = RED, BLUE
+        image[: height // 2, width // 2 :] = GREEN
         return image
 
     class Env(gymnasium.Env):
@@ -177,7 +178,7 @@ def test_pictures_are_rgb_and_upright(registered: None) -> None:
     images = environment.observe().images
     assert {camera: image.shape for camera, image in images.items()} == {"front": (8, 12, 3), "hand": (4, 6, 3)}
     for image in (*images.values(), environment.frame(16, 36), environment.frame(4, 3)):
-        assert (tuple(image[0, 0]), tuple(image[-1, -1])) == (RED, BLUE)
+        assert [tuple(image[at]) for at in ((0, 0), (0, -1), (-1, 0), (-1, -1))] == [RED, GREEN, BLUE, BLUE]
         assert tuple(image[image.shape[0] // 2 - 1, 0]) == RED
     assert environment.frame(16, 36).shape == (16, 36, 3)
 

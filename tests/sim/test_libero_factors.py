@@ -62,7 +62,7 @@ def test_a_factor_changes_what_it_says_and_nothing_else(world: LiberoEnvironment
 
 
 @simulated
-def test_light_and_camera_change_as_much_as_they_say(world: LiberoEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_light_texture_and_camera_change_as_they_say(world: LiberoEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libero, "SETTLING", 0)
     world.reset(PLATE, 0)
     model = world.running.model
@@ -72,6 +72,12 @@ def test_light_and_camera_change_as_much_as_they_say(world: LiberoEnvironment, m
         world.reset(PLATE, 0, {"light": level})
         assert model.light_diffuse == pytest.approx(np.clip(gain * light, 0, 1), abs=1e-6)
         assert np.array(model.vis.headlight.ambient) == pytest.approx(np.clip(gain * head, 0, 1), abs=1e-6)
+    textured = np.flatnonzero(model.geom_matid >= 0)
+    for level, color in (("plain", (0.6, 0.6, 0.58)), ("dark", (0.16, 0.17, 0.2))):
+        world.reset(PLATE, 0, {"texture": level})
+        bare = textured[model.geom_matid[textured] < 0]
+        assert 0 < len(bare) < len(textured)
+        assert model.geom_rgba[bare, :3] == pytest.approx(np.tile(color, (len(bare), 1)), abs=1e-6)
     moves = []
     for level, metres, seed in (("small", 0.02, 0), ("large", 0.06, 0), ("large", 0.06, 1)):
         world.reset(PLATE, seed, {"camera": level})

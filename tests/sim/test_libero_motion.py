@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from anyvla_sim.libero_fixtures import turn_about
-from anyvla_sim.libero_geometry import HeightMap
+from anyvla_sim.libero_fixtures import Move, turn_about
+from anyvla_sim.libero_geometry import HeightMap, Joint
 from anyvla_sim.libero_motion import CLOSE, METRES, OPEN, RADIANS, limited, over, rotation_vector, straight
 
 DOWN = Rotation.from_euler("xyz", [np.pi, 0, 0.3]).as_matrix()
@@ -104,3 +104,19 @@ def test_over_its_goal_it_goes_down() -> None:
     assert moved(0.2, (0.0, 0.0, -0.005))[2] == pytest.approx(-0.005 * 3.5 / 0.05)
     slowed = moved(0.2, (0.0, 0.0, -0.005), velocity=(0.0, 0.0, -0.1))  # it falls already
     assert slowed[2] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_hand_goes_ahead_along_the_joint_that_it_moves(sign: float) -> None:
+    """3 cm along a drawer's axis; 0.25 rad about a knob's, which is not where the world's origin is."""
+    move = Move.__new__(Move)
+    move._sign = sign
+    axis, anchor, goal = np.array([0.0, -1.0, 0.0]), np.array([0.5, 0.2, 0.9]), np.array([0.6, 0.2, 0.95])
+    position, turn = move._further(Joint(0.0, axis, anchor, slides=True, body="drawer"), goal, DOWN)
+    assert position == pytest.approx([0.6, 0.2 - sign * 0.03, 0.95])
+    assert np.array_equal(turn, DOWN)
+    knob = Joint(0.0, np.array([0.0, 0.0, 1.0]), anchor, slides=False, body="knob")
+    position, turn = move._further(knob, goal, DOWN)
+    by = Rotation.from_euler("z", sign * 0.25).as_matrix()
+    assert position == pytest.approx([0.5 + 0.1 * np.cos(0.25), 0.2 + sign * 0.1 * np.sin(0.25), 0.95])
+    assert turn == pytest.approx(by @ DOWN)

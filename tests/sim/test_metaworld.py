@@ -165,6 +165,8 @@ def test_observation_shows_the_robot_only(world: MetaWorldEnvironment) -> None:
 def test_frame_for_people(world: MetaWorldEnvironment) -> None:
     world.reset("door-open", 1)
     assert world.frame(240, 320).shape == (240, 320, 3)
+    part = View("corner2", (0.2, 0.9, 0.15, 0.85), 96, 96, turned=True, oversample=2)
+    assert np.array_equal(world.frame(96, 96), world.draw(part))
     assert world.frame(480, 480).shape == (480, 480, 3)
     with pytest.raises(ValueError, match="pictures are 1 to 640 pixels a side, oversampling included; got 800 x 640"):
         world.frame(800, 640)
@@ -180,6 +182,15 @@ def test_unknown_tasks(world: MetaWorldEnvironment) -> None:
         HALF_OPEN.task("door-opn")
     with pytest.raises(RuntimeError, match="reset the environment before using it"):
         MetaWorld().make("half-open").step(np.zeros(4, np.float32))
+
+
+def test_fast_pictures_are_taken_from_meta_worlds_own_camera(world: MetaWorldEnvironment) -> None:
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    world.reset("drawer-open", 1)
+    theirs = ALL_V3_ENVIRONMENTS["drawer-open-v3"]().model
+    for camera in ("corner2", "behindGripper", "gripperPOV"):
+        assert np.array_equal(world.running.sim.model.camera(camera).pos, theirs.camera(camera).pos)
 
 
 def test_scenes_do_not_mix_on_the_screen(world: MetaWorldEnvironment) -> None:

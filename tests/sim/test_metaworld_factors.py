@@ -98,6 +98,21 @@ def test_light_is_scaled_by_its_level(stock: MetaWorldEnvironment) -> None:
     assert sorted(ratio) == pytest.approx([0.45, 0.75, 1.0], abs=1e-6)
 
 
+def test_tables_have_the_colors_that_they_say(stock: MetaWorldEnvironment) -> None:
+    stock.reset("push", 3)
+    model = stock.running.sim.model
+    boards = np.flatnonzero(model.geom_matid == model.material("table_wood").id)
+    others = np.setdiff1d(np.arange(model.ngeom), boards)
+    plain = model.geom_matid.copy()
+    for level, color in (("plain", (0.45, 0.45, 0.43)), ("dark", (0.1, 0.11, 0.14))):
+        stock.reset("push", 3, {"texture": level})
+        assert set(model.geom_matid[boards]) == {-1}
+        assert model.geom_rgba[boards, :3] == pytest.approx(np.tile(color, (len(boards), 1)), abs=1e-6)
+        assert np.array_equal(model.geom_matid[others], plain[others])
+    stock.reset("push", 3, {"texture": "tiles"})
+    assert set(model.geom_matid[boards]) == {model.material("basic_floor").id}
+
+
 @pytest.mark.parametrize(("level", "metres"), [("small", 0.02), ("large", 0.06)])
 def test_fixed_cameras_move_as_far_as_they_say(stock: MetaWorldEnvironment, level: str, metres: float) -> None:
     stock.reset("push", 3)

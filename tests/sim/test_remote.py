@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,27 @@ def test_each_episode_has_its_own_instruction(spoken: RemoteEnvironment, line: R
         assert spoken.instruction() == f"go left, {seed}"
     line.reset("left", 1, {})
     assert line.instruction() is None
+
+
+def test_commands_travel_as_they_are(monkeypatch: pytest.MonkeyPatch, line: RemoteEnvironment) -> None:
+    asked: list[Any] = []
+
+    def ask(verb: str, **command: Any) -> dict[str, Any]:
+        asked.append((verb, command))
+        return {"disturbed": True, "frame": np.zeros((2, 3, 3)), "goals": {}, "action": np.zeros(4)}
+
+    monkeypatch.setattr(line._remote, "ask", ask)
+    line.disturb("push", 41)
+    line.frame(2, 3)
+    line.begin("up")
+    line.expert("left")
+    own = {"slot": 0, "suite": "line"}
+    assert asked == [
+        ("disturb", {**own, "kind": "push", "seed": 41}),
+        ("frame", {**own, "height": 2, "width": 3}),
+        ("begin", {**own, "task": "up"}),
+        ("expert", {**own, "task": "left"}),
+    ]
 
 
 def test_errors_are_of_their_kind(line: RemoteEnvironment) -> None:

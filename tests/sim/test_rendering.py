@@ -176,6 +176,15 @@ def test_only_native_pictures_have_shadows(render: str, shadow: bool) -> None:
     assert (int(shaded.max()) < int(lit.max()) - 50) == shadow
 
 
+@pytest.mark.parametrize(("render", "smooth"), [("fast", False), ("native", True)])
+def test_only_native_pictures_are_multisampled(render: str, smooth: bool) -> None:
+    geoms = '<geom type="box" size="0.5 0.5 0.1" pos="0 0 0.1" euler="0 0 20" rgba="1 0 0 1"/>'
+    picture = Picture(SHADED.format(samples=4, shadows=0, reflectance=0, geoms=geoms), render)
+    colors = np.unique(picture().reshape(-1, 3), axis=0)
+    picture.renderer.close()
+    assert (len(colors) > 2) == smooth  # the edges of the box are mixtures
+
+
 @pytest.mark.parametrize(("render", "mirrored"), [("fast", False), ("native", True)])
 def test_only_native_pictures_have_reflections(render: str, mirrored: bool) -> None:
     geoms = '<geom type="box" size="0.1 0.1 0.1" pos="0.9 0 1.2" rgba="1 0 0 1"/>'

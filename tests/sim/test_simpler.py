@@ -52,8 +52,8 @@ class World:
 
     def get_obs(self) -> dict[str, Any]:
         camera = "overhead_camera" if "google" in self.settings["robot"] else "3rd_view_camera"
-        color = np.zeros((48, 64, 4), np.float32)  # red above, blue below
-        color[:24], color[24:] = (0.999, 0, 0, 1), (0, 0, 0.999, 1)
+        color = np.zeros((48, 64, 4), np.float32)  # red and green above, blue below
+        color[:24, :32], color[:24, 32:], color[24:] = (0.999, 0, 0, 1), (0, 0.999, 0, 1), (0, 0, 0.999, 1)
         return {"image": {camera: {"Color": color}}}
 
     def step(self, command: np.ndarray) -> tuple[Any, ...]:
@@ -236,7 +236,53 @@ def test_pictures_are_rgb_and_upright_and_cut_not_rounded(made: list[World]) -> 
     for suite, task in (("widowx", "carrot-on-plate"), ("google-visual-matching", "move-near")):
         image = reset(suite, task).observe().images["primary"]
         assert (image.shape, image.dtype) == ((48, 64, 3), np.uint8)
-        assert (image[0, 0].tolist(), image[-1, -1].tolist()) == ([254, 0, 0], [0, 0, 254])
+        colors = [image[at].tolist() for at in ((0, 0), (0, -1), (-1, 0), (-1, -1))]
+        assert colors == [[254, 0, 0], [0, 254, 0], [0, 0, 254], [0, 0, 254]]
+
+
+def test_a_picture_for_people_has_its_height_and_width(made: list[World], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+        asked.append((image.shape, size, interpolation))
+        return image
+
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(resize=resize, INTER_AREA="area"))
+    reset("widowx", "carrot-on-plate").frame(30, 60)
+    assert asked == [((48, 64, 3), (60, 30), "area")]  # cv2 takes the width first
+
+
+def test_a_robot_is_turned_as_its_place_says(made: list[World]) -> None:
+    reset("google-visual-matching", "move-near", 4)
+    robot = made[0].options["robot_init_options"]
+    turn = Rotation.from_quat(np.roll(robot["init_rot_quat"], -1))
+    assert turn.as_matrix() == pytest.approx(Rotation.from_euler("z", np.pi - 0.09).as_matrix())
+    assert robot["init_xy"].tolist() == [0.35, 0.21]
+    assert made[0].options["obj_init_options"] == {"episode_id": 1}  # four paints take turns
+
+
+def test_robots(made: list[World]) -> None:
+    """Bridge: state and action as Octo and OpenVLA read them, 1 is open. RT-1: base_pose_tool_reached, 1 is closed."""
+    position = {"name": "position", "size": 3, "kind": "position", "unit": "m", "frame": "base"}
+    angles = {"name": "rotation", "size": 3, "kind": "rotation", "rotation": "euler", "unit": "rad", "frame": "base"}
+    quaternion = {"name": "quaternion", "size": 4, "kind": "rotation", "frame": "base"}
+    gripper = {"name": "gripper", "size": 1, "kind": "gripper", "low": 0, "high": 1, "open": 1}
+    action = {"groups": [{**position, "mode": "delta"}, {**angles, "mode": "delta"}, gripper]}
+    assert Simpler().embodiment("widowx") == {
+        "name": "widowx_bridge",
+        "cameras": ["primary"],
+        "control_hz": 5,
+        "proprio": {"groups": [position, angles, gripper]},
+        "action": action,
+    }
+    for suite in ("google-visual-matching", "google-variant-aggregation", "google-cameras"):
+        assert Simpler().embodiment(suite) == {
+            "name": "google_robot",
+            "cameras": ["primary"],
+            "control_hz": 3,
+            "proprio": {"groups": [position, quaternion, {**gripper, "open": 0}]},
+            "action": action,
+        }
 
 
 def test_proprio_is_the_tool_seen_from_the_base(made: list[World]) -> None:

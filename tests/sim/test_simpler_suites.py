@@ -71,7 +71,7 @@ def grid(low: tuple[float, float], high: tuple[float, float], count: tuple[int, 
 
 
 def test_places_of_widowx() -> None:
-    """scripts/bridge.sh: two set-ups, 24 arrangements of the objects each."""
+    """scripts/octo_bridge.sh and its like: two set-ups, 24 arrangements of the objects each."""
     table = {((0.147, 0.028), 0.0, "bridge_real_eval_1.png")}
     for task in ("spoon-on-towel", "carrot-on-plate", "stack-cubes"):
         assert places("widowx", task) == (table, list(range(24)))
@@ -259,6 +259,22 @@ def test_limits_and_judgement() -> None:
             "place-apple-in-drawer": 200,
         }
     assert all(suite(name).judged == "end" for name in NAMES)
+    assert {name: (suite(name).horizon, suite(name).episodes, suite(name).starts) for name in NAMES} == {
+        "widowx": (120, 24, None),
+        "google-visual-matching": (200, 240, None),
+        "google-variant-aggregation": (200, 480, None),
+        "google-cameras": (80, 120, None),
+    }
+
+
+def test_groups_are_those_of_the_published_table() -> None:
+    """tools/calc_metrics_evaluation_videos.py: opening and closing are one number."""
+    both = {"pick-coke-can": CANS, "move-near": ["move-near"], "open-close-drawer": DOORS}
+    apple = {"place-apple-in-drawer": ["place-apple-in-drawer"]}
+    assert suite("google-visual-matching").groups == {**both, **apple}
+    assert suite("google-variant-aggregation").groups == {**both, **apple}
+    assert suite("google-cameras").groups == {"pick-coke-can": CANS, "move-near": ["move-near"]}
+    assert suite("widowx").groups == {}
 
 
 def test_the_official_aggregation_follows_from_plain_means() -> None:

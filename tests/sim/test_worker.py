@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_world import Toy
+from toy_world import SUITES, Cart, Toy
 
 from anyvla_sim.worker import Played
 
@@ -127,6 +127,15 @@ def test_a_disturbance_says_whether_it_did_something() -> None:
     assert answer["observation"]["proprio"].tolist() == [0, 0, 0]
 
 
+def test_the_kind_and_the_seed_of_a_disturbance_reach_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(Cart, "disturb", lambda self, kind, seed: bool(asked.append((kind, seed))))
+    player = Player()
+    player.reset()
+    player("disturb", kind="push", seed=41)
+    assert asked == [("push", 41)]
+
+
 def test_one_command_at_a_time() -> None:
     player = Player()
     player.reset()
@@ -142,7 +151,7 @@ def test_a_benchmark_describes_itself() -> None:
     player = Player()
     about = player("about")
     assert (about["name"], about["factors"], about["disturbances"]) == ("toy", {"load": ["light", "heavy"]}, ["push"])
-    assert about["suites"] == ["line", "chains", "spoken", "kept"]
+    assert about["suites"] == list(SUITES)
     assert about["versions"]["toy"] == "1"
     described = player("describe")
     assert (described["suite"]["name"], described["protocol"]) == ("line", {"render": "fast"})
