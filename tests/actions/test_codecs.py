@@ -139,6 +139,14 @@ def test_missing_actions_have_no_token_or_hold_the_last_one(made: Made) -> None:
     assert torch.equal(codec.encode(x, torch.ones_like(mask)), codec.encode(x))
 
 
+def test_held_actions_are_the_last_ones_there_are() -> None:
+    chunks = torch.tensor([[[1.0, 5.0], [2.0, 6.0], [3.0, 7.0]]]).expand(4, 3, 2)
+    mask = torch.tensor([[False] * 3, [True, False, False], [True, True, False], [True] * 3])
+    assert held(chunks, mask)[..., 0].tolist() == [[0, 0, 0], [1, 1, 1], [1, 2, 2], [1, 2, 3]]
+    assert held(chunks, mask)[..., 1].tolist() == [[0, 0, 0], [5, 5, 5], [5, 6, 6], [5, 6, 7]]
+    assert held(chunks, None) is chunks
+
+
 @settings(max_examples=25)
 @given(data=st.data())
 def test_any_sequence_decodes_to_a_chunk(made: Made, data: st.DataObject) -> None:

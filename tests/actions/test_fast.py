@@ -164,6 +164,9 @@ def test_the_saved_folder_says_what_the_published_processor_asks_for(tmp_path: P
     assert (owner, target) == ("physical-intelligence/fast", "processing_action_tokenizer.UniversalActionProcessor")
     assert (told["scale"], told["vocab_size"], told["min_token"]) == (10, FITTED.size, FITTED._bpe.lowest)
     assert (told["time_horizon"], told["action_dim"]) == (N, A)
+    fitted(scale=25.0).save(tmp_path / "finer")
+    assert json.loads((tmp_path / "finer" / PROCESSOR).read_text())["scale"] == 25
+    assert codec(path=str(tmp_path / "finer")).scale == 25
 
 
 @pytest.mark.parametrize("subfolder", ["", "bpe_tokenizer"])  # as transformers 4 wrote it, and as 5 does

@@ -166,7 +166,7 @@ def test_a_fit_is_adam_on_the_distance_and_the_commitment_with_a_falling_rate() 
     """Against a loop written by hand, with the library's codebooks."""
     library = pytest.importorskip("vector_quantize_pytorch")
     chunks, steps, lr = smooth(80), 4, 0.02
-    made = make(steps=steps, lr=lr, commitment=3.0, decay=0.6, batch=16, codebook=8, latent=5)
+    made = make(steps=steps, lr=lr, commitment=3.0, decay=0.1, batch=16, codebook=16, latent=5)
     made.fit(chunks, seed=11)
 
     torch.manual_seed(11)
@@ -182,11 +182,11 @@ def test_a_fit_is_adam_on_the_distance_and_the_commitment_with_a_falling_rate() 
         sides.append(weights | {"straight": straight.clone().requires_grad_()})
     encoder, decoder = sides
     quantizer = library.ResidualVQ(
-        dim=5, num_quantizers=3, codebook_size=8, kmeans_init=True, decay=0.6, commitment_weight=3.0,
-        rotation_trick=False, threshold_ema_dead_code=0.1 * 16 / 8,
+        dim=5, num_quantizers=3, codebook_size=16, kmeans_init=True, decay=0.1, commitment_weight=3.0,
+        rotation_trick=False, threshold_ema_dead_code=0.1 * 16 / 16,  # a tenth of a code's share of a batch
     )  # fmt: skip
     with torch.no_grad():
-        quantizer(network(encoder, x[torch.randint(80, (16 * 8,))])[:, None])
+        quantizer(network(encoder, x[torch.randint(80, (16 * 16,))])[:, None])
     adam = torch.optim.Adam([*encoder.values(), *decoder.values()])
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
@@ -263,6 +263,11 @@ def test_a_missing_or_damaged_file_is_refused(codec: VQCodec, tmp_path: Path) ->
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-100])
     with pytest.raises(CodecError, match=r"cannot be read.*fit-codec RECIPE again"):
         make(tmp_path)
+
+
+def test_what_is_not_said_is_as_documented() -> None:
+    usual = {"quantizers": 4, "codebook": 256, "latent": 32, "hidden": 256, "steps": 1000, "batch": 256}
+    assert vars(VQCodec.Config()) == usual | {"lr": 1e-3, "commitment": 1.0, "decay": 0.99}
 
 
 def test_options_out_of_range_are_refused() -> None:

@@ -45,6 +45,26 @@ def test_llava_conversations_of_one_several_and_no_pictures(tmp_path: Path):
     assert data[2].images == ()
 
 
+def test_the_folder_of_the_pictures_can_be_another(tmp_path: Path):
+    texts, pictures = tmp_path / "texts", tmp_path / "pictures"
+    for folder, colour in ((texts, (1, 1, 1)), (texts / "images", (2, 2, 2)), (pictures, (3, 3, 3))):
+        picture(folder / "a.png", colour)
+    coco = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": "x"}]}
+    (texts / "captions.json").write_text(json.dumps(coco))
+    (texts / "questions.jsonl").write_text('{"image": "a.png", "question": "?", "answer": "x"}')
+    llava(texts, {"image": "a.png", "conversations": says("<image>?", "x")})
+    for name, usual in (("captions.json", 2), ("questions.jsonl", 1), ("data.json", 1)):
+        for given, colour in ((None, usual), (pictures, 3)):
+            assert open_vqa(texts / name, given)[0].images[0][0, 0].tolist() == [colour] * 3, name
+
+
+def test_what_the_system_says_is_no_question_and_pictures_keep_their_order(tmp_path: Path):
+    said = [{"from": "system", "value": "You are a robot."}, *says("<image>first, <image>second?", "Yes.")]
+    data = open_vqa(llava(tmp_path, {"image": ["b.png", "a.png"], "conversations": said}))
+    assert data[0].turns == (("first, second?", "Yes."),)
+    assert [path.name for path in data[0].paths] == ["b.png", "a.png"]
+
+
 def test_text_is_read_without_pictures_and_their_lack_is_told(tmp_path: Path):
     data = open_vqa(llava(tmp_path, {"image": "gone.png", "conversations": says("<image>?", "x")}))
     assert data[0].turns == (("?", "x"),)
@@ -76,14 +96,17 @@ def test_captions_beside_pictures(tmp_path: Path):
 
 def test_coco_captions(tmp_path: Path):
     picture(tmp_path / "images/1.png", (9, 9, 9))
-    rows = [{"image_id": 7, "caption": "grey"}, {"image_id": 7, "caption": "dark grey"}]
-    coco = {"images": [{"id": 7, "file_name": "1.png"}], "annotations": rows}
+    picture(tmp_path / "images/2.png", (8, 8, 200))
+    rows: list[dict[str, Any]] = [{"image_id": 7, "caption": "grey"}, {"image_id": 7, "caption": "dark grey"}]
+    rows.append({"image_id": 3, "caption": "blue"})
+    images = [{"id": 3, "file_name": "2.png"}, {"id": 7, "file_name": "1.png"}]
+    coco = {"images": images, "annotations": rows}
     path = tmp_path / "captions_val.json"
     path.write_text(json.dumps(coco), encoding="utf-8")
     data = open_vqa(tmp_path)
-    assert [e.turns[0][1] for e in data] == ["grey", "dark grey"]
-    assert data[1].images[0][0, 0].tolist() == [9, 9, 9]
-    coco["annotations"][1]["image_id"] = 8
+    assert [e.turns for e in data] == [(("Describe the image.", text),) for text in ("grey", "dark grey", "blue")]
+    assert [e.images[0][0, 0].tolist() for e in data] == [[9, 9, 9], [9, 9, 9], [8, 8, 200]]
+    rows[1]["image_id"] = 8
     path.write_text(json.dumps(coco), encoding="utf-8")
     with pytest.raises(ValueError, match="annotation 1: 'image_id' is the id of no image"):
         open_vqa(tmp_path)
