@@ -228,6 +228,14 @@ def test_what_cannot_be_read_holds_the_last_action_of_each_dim() -> None:
     assert torch.equal(decoded[3], torch.zeros(N, A))
 
 
+def test_data_beyond_the_range_counts_as_its_ends() -> None:
+    far, cut = codec(kind="quantile", bins=16), codec(kind="quantile", bins=16)
+    far.fit(demonstrations() * 3)
+    cut.fit((demonstrations() * 3).clamp(-1, 1))
+    assert torch.equal(far.values, cut.values)
+    assert far.values.abs().max() == 1
+
+
 def test_fitted_bins_rest_at_the_median() -> None:
     made, data = quantile(32), demonstrations()
     decoded, wrong = made.decode(torch.full((1, T), -1))

@@ -62,6 +62,18 @@ def test_uneven_times_and_several_instructions(tmp_path: Path) -> None:
     assert episode.instructions == ("open the drawer", "pull it open")
 
 
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_arrays_in_fortrans_order_are_the_same_arrays(tmp_path: Path, write: Callable[..., None]) -> None:
+    root, expected = folder(tmp_path / "mine"), demonstration(9)
+    values = arrays(expected)
+    write(
+        root / "episode_0", **{k: np.asfortranarray(v) if isinstance(v, np.ndarray) else v for k, v in values.items()}
+    )
+    episode = open_dataset(root)[0]
+    assert np.array_equal(episode.actions, expected.actions)
+    assert np.array_equal(episode.images["wrist"][[5, 1]], np.asarray(expected.images["wrist"])[[5, 1]])
+
+
 def test_a_given_embodiment_replaces_that_of_the_folder(tmp_path: Path) -> None:
     other = dataclasses.replace(ROBOT, name="other", cameras=("wrist",), control_hz=10)
     data = FolderDataset(FolderConfig(), folder(tmp_path / "mine"), other)

@@ -185,6 +185,8 @@ def test_an_unknown_layout_is_one_line_that_says_what_to_declare(
 
 def test_what_is_not_declared_is_shown_without_a_meaning(tmp_path: Path) -> None:
     write_aloha(tmp_path / "episode_0.hdf5", True)
+    with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
+        file["observations/images/cam_high_depth"] = np.zeros((LENGTH, 8, 8, 1), np.uint8)  # no colour
     with pytest.raises(UndeclaredError) as undeclared:
         open_dataset(tmp_path)
     plain, options = undeclared.value.plain, dict(undeclared.value.options)

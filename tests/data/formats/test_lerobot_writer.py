@@ -51,6 +51,7 @@ def test_layout_is_lerobot_v3(tmp_path):
         "shape": [4],
         "names": ["hand_0", "hand_1", "hand_2", "gripper"],
     }
+    assert info["features"]["observation.state"]["names"] == ["hand_0", "hand_1", "hand_2", "opening"]
     assert info["features"]["observation.images.wrist"]["shape"] == [32, 32, 3]
     rows = pq.read_table(root / "data/chunk-000/file-000.parquet")
     assert set(rows.column_names) == {k for k, f in info["features"].items() if f["dtype"] != "video"}
@@ -143,6 +144,20 @@ def test_statistics_of_the_data_set_are_of_all_episodes_and_others_of_their_own(
             assert row[f"stats/observation.images.{camera}/count"] == [len(episode)]
 
 
+def test_every_frame_of_a_long_episode_is_written_at_its_step(tmp_path):
+    """Frames are encoded in blocks, and statistics made of 100 of them, evenly spread."""
+    length = 150
+    shades = np.arange(length)
+    frames = np.broadcast_to(shades.astype(np.uint8)[:, None, None, None], (length, 16, 16, 3)).copy()
+    write_dataset(tmp_path / "set", ROBOT, [demonstration(length, images=dict.fromkeys(ROBOT.cameras, frames))])
+    shown = opened(tmp_path / "set")[0].images["corner"][:].mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(shown, shades, atol=1.5)
+    counted = np.linspace(0, length - 1, 100).round() / 255
+    stats = json.loads((tmp_path / "set/meta/stats.json").read_text())["observation.images.corner"]
+    np.testing.assert_allclose(np.ravel(stats["mean"]), counted.mean())
+    np.testing.assert_allclose(np.ravel(stats["max"]), counted.max())
+
+
 def test_a_new_file_of_videos_begins_at_its_own_time_0(tmp_path, monkeypatch):
     monkeypatch.setattr(lerobot_merge, "VIDEO_FILE_MB", 1e-2)
     episodes = [demonstration(n, seed=i) for i, n in enumerate((10, 14, 18, 22, 26))]
@@ -166,16 +181,18 @@ def test_staged_out_of_order_in_processes_and_resumed(tmp_path):
             pool.submit(stage_episode, writer.partial_root, ROBOT, i, demonstration(10 + i, seed=i)) for i in (12, 2)
         ]
         [job.result() for job in jobs]
+    writer.note("failures", 2)
+    writer.note("tries", 5)
     writer.note("failures", 3)
     again = begin(root)  # a new process of the same command
     assert again.done == {2, 12}
-    assert again.notes == {"failures": 3}
+    assert again.notes == {"failures": 3, "tries": 5}
     again.stage(0, demonstration(5, seed=0))
     again.finalise()
     dataset = opened(root)
     assert dataset.lengths.tolist() == [5, 12, 22]  # by index, renumbered
     assert [dataset[i].extra["seed"] for i in range(3)] == [0, 2, 12]
-    assert dataset.notes == {"failures": 3}
+    assert dataset.notes == {"failures": 3, "tries": 5}
     assert dataset.provenance == {"suite": "drawers", "format": "lerobot", "version": "v3.0"}
     assert is_complete(root)
     assert [p.name for p in tmp_path.iterdir()] == ["set"]

@@ -177,6 +177,11 @@ def test_clip_keeps_to_the_range_of_the_group() -> None:
     assert _step("clip", [-3, 0.5, 7], low=-1) == [-1, 0.5, 1]
 
 
+def test_steps_are_done_in_their_order() -> None:
+    piece = build(Piece, {"key": "k", "steps": ["difference", "clip"], "group": GROUP})
+    assert piece.read(np.array([0.0, 0.25, 3.0, -1.0]))[:, 0].tolist() == [0.25, 1, 0, 0]
+
+
 def test_what_is_skipped_at_the_start_is_not_seen() -> None:
     entry = _entry(skip_first_step=True, action=[{"key": "g", "steps": ["events"], "group": GROUP}])
     # the close at step 0 is skipped: the first event left is the opening at step 2

@@ -20,6 +20,7 @@ from anyvla.data.formats.rlds_features import Leaf
 from anyvla.data.formats.rlds_frames import numbers_of
 from anyvla.data.mixture import DataConfig, open_mixture
 from anyvla.data.open import open_dataset, recognise
+from anyvla.data.undeclared import UndeclaredError
 
 FIXTURES = Path(__file__).parent / "fixtures/rlds"
 BRIDGE, FRACTAL, MINE = (FIXTURES / n for n in ("bridge_orig", "fractal20220817_data", "my_arm"))
@@ -161,6 +162,18 @@ def test_other_keys_of_the_instruction_give_other_tasks(tmp_path):
         data = RLDSDataset(RLDSConfig(instruction=keys), root, robot)
         assert (data.task(0), data[0].instructions) == (said[0], said)
     assert data[0].timestamps == pytest.approx(np.arange(4) / 5)
+
+
+def test_images_of_depth_are_no_cameras(tmp_path):
+    steps = {"action": np.zeros((4, 3), np.float32), "front": [png((1, 2, 3))] * 4, "depth": [png((1, 2, 3))] * 4}
+    root = write_rlds(tmp_path / "1.0.0", "my_arm", {"train": [(steps, {})]})
+    features = json.loads((root / "features.json").read_text())
+    tree = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    tree["depth"]["image"]["dtype"] = "uint16"
+    (root / "features.json").write_text(json.dumps(features))
+    with pytest.raises(UndeclaredError) as undeclared:
+        open_dataset(root)
+    assert undeclared.value.plain.cameras == ("front",)
 
 
 def test_only_the_frames_that_are_asked_for_are_decoded(monkeypatch):

@@ -206,6 +206,31 @@ def test_a_folder_of_libero(tmp_path: Path) -> None:
     assert data.provenance["images"] == "turn"
 
 
+@pytest.mark.parametrize(
+    ("said", "text"), [('"open it"', "open it"), (["open", "it"], "open it"), (None, "pick up the red cup")]
+)
+def test_the_sentence_of_a_file(tmp_path: Path, said: Any, text: str) -> None:
+    path = write_libero(tmp_path, "LIVING_ROOM_SCENE2_pick_up_the_red_cup", said)
+    assert opened(path)[0].instructions == (text,)
+    assert opened(path, instruction="close it")[0].instructions == ("close it",)
+
+
+def test_other_actions_and_proprio_are_those_declared(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", 2)
+    absolute = np.random.default_rng(5).normal(size=(6, 7))
+    with h5py.File(path, "a") as file:
+        for name in ("demo_0", "demo_1"):
+            file[f"data/{name}/actions_abs"] = absolute[: len(file[f"data/{name}/actions"])]
+        position, fingers = (file[f"data/demo_1/obs/robot0_{key}"][()] for key in ("eef_pos", "gripper_qpos"))
+    arm = opened(path).embodiment
+    proprio = ActionSpace(groups=(Group(name="fingers", size=2), Group(name="position", size=3)))
+    robot = Embodiment(name="arm", cameras=(), proprio=proprio, action=arm.action, control_hz=20)
+    keys = ["robot0_gripper_qpos", "robot0_eef_pos"]
+    episode = opened(path, robot, actions="actions_abs", proprio=keys)[1]
+    assert np.array_equal(episode.actions, absolute.astype(np.float32))
+    assert np.array_equal(episode.proprio, np.concatenate([fingers, position], 1).astype(np.float32))
+
+
 def test_how_images_become_upright(tmp_path: Path) -> None:
     path = write_libero(tmp_path, "open_the_drawer", "open the drawer")
     with h5py.File(path) as file:

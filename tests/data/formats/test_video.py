@@ -65,7 +65,7 @@ def test_key_frames_are_near_and_there_are_no_b_frames(tmp_path):
     assert all(p.pts == p.dts for p in packets)
     keys = [i for i, p in enumerate(packets) if p.is_keyframe]
     assert keys[0] == 0
-    assert max(np.diff([*keys, 40])) <= video.KEY_FRAME_EVERY
+    assert max(np.diff([*keys, 40])) <= 8
 
 
 def test_any_part_can_be_decoded(tmp_path):
