@@ -248,6 +248,10 @@ def test_casting_a_model_leaves_the_bins_alone() -> None:
     x = torch.linspace(-1, 1, T * 40).view(40, N, A)
     assert model["codec"].lower.dtype == torch.float32
     assert torch.equal(model["codec"].encode(x), codec().encode(x))
+    for made in (quantile(256), codec(kind="mu_law")):
+        tokens = torch.arange(-1, 255).view(-1, 1).expand(-1, T)  # a sequence that cannot be read first
+        before = made.decode(tokens)[0]
+        assert torch.equal(torch.nn.ModuleDict({"codec": made}).bfloat16()["codec"].decode(tokens)[0], before)
 
 
 def test_fitted_bins_come_back_bit_by_bit(tmp_path) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -120,6 +121,26 @@ def test_facts_say_how_the_codebooks_are_used(codec: VQCodec) -> None:
     first, *_, last = map(float, facts["error_after_each_token"].split(", "))
     assert last < first
     assert facts["gripper_on_the_right_side"] > 0.99
+
+
+def test_the_facts_of_a_fit_by_hand(codec: VQCodec) -> None:
+    x = smooth(1024)
+    tokens = codec.encode(x)
+    used, perplexity, error = [], [], []
+    for place in range(3):
+        _, counts = np.unique(tokens[:, place], return_counts=True)
+        used.append(len(counts))
+        share = counts / counts.sum()
+        perplexity.append(f"{np.exp(-(share * np.log(share)).sum()):.0f}")
+        coarse = torch.where(torch.arange(3) <= place, tokens, -1)
+        error.append(f"{(codec.decode(coarse)[0] - x).abs().mean().item():.2g}")
+    right = ((codec.decode(tokens)[0] > 0) == (x > 0))[..., 2].double().mean().item()
+    assert codec.facts == {
+        "codes_in_use": f"{', '.join(map(str, used))} of 32",
+        "perplexity": ", ".join(perplexity),
+        "error_after_each_token": ", ".join(error),
+        "gripper_on_the_right_side": pytest.approx(right),
+    }
 
 
 def test_nothing_that_happens_to_a_policy_moves_it(codec: VQCodec, tmp_path: Path) -> None:

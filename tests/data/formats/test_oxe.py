@@ -184,8 +184,9 @@ def test_steps_are_done_in_their_order() -> None:
 
 def test_what_is_skipped_at_the_start_is_not_seen() -> None:
     entry = _entry(skip_first_step=True, action=[{"key": "g", "steps": ["events"], "group": GROUP}])
-    # the close at step 0 is skipped: the first event left is the opening at step 2
-    assert entry.numbers({"g": np.array([1.0, 0, -1])}, 3)[1][:, 0].tolist() == [0, 1]
+    # the close at step 0 is skipped: without it the gripper was open until it closes, or throughout
+    assert entry.numbers({"g": np.array([1.0, 0, 1])}, 3)[1][:, 0].tolist() == [1, 0]
+    assert entry.numbers({"g": np.array([1.0, 0, 0])}, 3)[1][:, 0].tolist() == [1, 1]
 
 
 def test_an_episode_of_no_kept_step_is_empty() -> None:
