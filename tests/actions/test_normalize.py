@@ -123,6 +123,21 @@ def test_an_open_gripper_is_plus_one_whichever_end_of_its_range_that_is():
     torch.testing.assert_close(normalizer.denormalise(normalizer.normalise(told, robots), robots), told)
 
 
+def test_a_policy_learns_the_dims_that_vary_and_that_a_robot_has():
+    assert one("quantile").learnt.tolist() == [[True, True, False, True]]  # the third dim is constant
+    assert not one("quantile").learns_all
+    assert one("calvin").learns_all
+    two = Normalizer(
+        SPACE,
+        [(SPACE, {}), (ActionSpace(groups=SPACE.groups[:1]), {})],
+        "calvin",
+        what="action",
+        clip=True,
+    )
+    assert two.learnt.tolist() == [[True] * 4, [True, True, True, False]]
+    assert not two.learns_all
+
+
 def test_each_robot_by_its_own_statistics_and_what_it_lacks_is_zero():
     arm = ActionSpace(groups=(Group(name="joints", size=2, kind="joints"),))
     other = ActionSpace(groups=(Group(name="position", size=1, kind="position"), *arm.groups))
