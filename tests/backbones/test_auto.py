@@ -84,6 +84,20 @@ def test_assets_rebuild_the_architecture_where_the_model_is_gone(
     assert torch.equal(old, new)
 
 
+def test_each_step_may_have_its_own_queries(llava_folder: Path, pack: Pack) -> None:
+    backbone, images = load(llava_folder), frames(3, 1)
+    queries = torch.randn(3, 2, backbone.width, generator=torch.Generator().manual_seed(3))
+    together = backbone(pack(backbone, backbone.prepare(images, TEXTS), [1, 1, 1], 2), queries)
+    for i, text in enumerate(TEXTS):
+        alone = backbone(pack(backbone, backbone.prepare(images[i : i + 1], [text]), [1], 2), queries[i])
+        torch.testing.assert_close(together[i : i + 1], alone, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_options_left_out_have_the_documented_values() -> None:
+    config = AutoBackbone.Config(path="x")
+    assert (config.revision, config.image_size, config.tiles) == (None, None, 1)
+
+
 def test_bfloat16_weights_answer_in_the_dtype_of_the_queries(llava_folder: Path, pack: Pack) -> None:
     config = AutoBackbone.Config(path=str(llava_folder), dtype="bfloat16")
     backbone = AutoBackbone(config).eval()

@@ -211,6 +211,13 @@ def test_pixels_reach_the_tower_normalised():
     torch.testing.assert_close(backbone.pixels_seen, expected)
 
 
+def test_left_out_numbers_are_the_documented_ones():
+    assert ComposedBackbone.image_size == 224
+    assert ComposedBackbone.mean == ComposedBackbone.std == (0.5, 0.5, 0.5)
+    assert ComposedBackbone.template == Template(opening="{bos}", text="\n{prompt}")
+    assert Plain(Options()).pixels.filter == 3  # bicubic
+
+
 def test_batch_norms_stay_as_trained_while_training():
     backbone = Plain(Options()).train()
     statistics = backbone.tower[1].running_mean.clone()

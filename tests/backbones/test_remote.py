@@ -108,6 +108,12 @@ def test_it_asks_and_normalises_as_its_makers_do(name, folders):
     assert backbone.pixels.filter == 3  # bicubic, as all three say
 
 
+def test_moondream_reads_378_pixels_unless_its_configuration_says_otherwise(folders):
+    assert backbones["moondream"].image_size == 378  # of the released model
+    made = backbones["moondream"](config("moondream", folders["moondream"]))
+    assert made.pixels.size == (32, 32)  # of the stand-in
+
+
 def test_configurations_of_remote_code_are_as_under_transformers_4():
     class Old(PretrainedConfig):
         model_type = "old"

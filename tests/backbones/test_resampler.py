@@ -142,3 +142,11 @@ def test_a_backbone_learns_through_it_alone(build_one: Build, family: str) -> No
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]  # four images, told apart
+
+
+def test_its_options_reach_it(build_one: Build) -> None:
+    made = build_one("llava", resampler={"tokens": 5, "depth": 3, "heads": 2, "head_width": 7, "mlp": 6}).resampler
+    attention, feed_forward = made.layers[0].children()
+    assert made.latents.shape == (5, 32)
+    assert (len(made.layers), attention.heads, attention.to_q.out_features) == (3, 2, 14)
+    assert feed_forward[1].out_features == 6 * 32
