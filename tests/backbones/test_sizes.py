@@ -61,3 +61,18 @@ def test_kosmos_2_5_reads_a_small_model_without_being_told_its_size(tmp_path: Pa
     assert backbone.pixels.size == (28, 28)
     assert AutoConfig.from_pretrained(folder).vision_config.max_num_patches == 16
     assert json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))["max_patches"] == 16
+
+
+def test_a_size_that_is_asked_for_is_taken_or_refused() -> None:
+    qwen, llava = FAMILIES["qwen2_vl"].build(), FAMILIES["llava"].build()
+    rows = [quirk_for(config, ()) for config in (qwen, llava)]
+    assert exact_size(rows[0], qwen, {}, 42) == 42  # patches of 7, merged two by two
+    assert exact_size(rows[0], qwen, {}, None) == 224
+    qwen.vision_config.patch_size = 12
+    assert exact_size(rows[0], qwen, {}, None) == 240  # the next multiple of 24
+    with pytest.raises(ValueError, match="image_size must be a multiple of 24 for a 'qwen2_vl' model, got 42"):
+        exact_size(rows[0], qwen, {}, 42)
+    assert exact_size(rows[1], llava, {}, None) is None
+    assert exact_size(rows[1], llava, {}, 28) is None
+    with pytest.raises(ValueError, match=r"reads images of its own size only \(28 pixels\), not 42"):
+        exact_size(rows[1], llava, {}, 42)
