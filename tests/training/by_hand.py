@@ -1,0 +1,186 @@
+"""Training written out by hand, as a reference: windows, batches, seeds, the loss and AdamW.
+
+It shares the model, the augmentation and the sampler with anyvla, and nothing of `anyvla.training`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anyvla.data.augment import AugmentConfig, augment
+from anyvla.data.canonical import Robot
+from anyvla.data.episode import EpisodeDataset
+from anyvla.data.mixture import Mixture
+from anyvla.data.sampler import Draw, MixtureSampler
+from anyvla.policy import VLA, VLAConfig
+from anyvla.types import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The numbers of a run, all of them given: nothing here has a default."""
+
+    steps: int
+    batch_size: int
+    accumulate: int
+    seed: int
+    bfloat16: bool
+    lr: float
+    final_lr: float | None  # None: the rate is constant after warm-up
+    warmup_steps: int
+    weight_decay: float
+    betas: tuple[float, float]
+    clip: float
+    shift: int
+    window: int
+    stride: int
+    crop: float
+
+    def section(self, **more: Any) -> dict[str, Any]:
+        """Return the same numbers as the section `training` of a recipe."""
+        optim: dict[str, Any] = {"schedule": "constant"} if self.final_lr is None else {"final_lr": self.final_lr}
+        optim |= {name: getattr(self, name) for name in ("lr", "warmup_steps", "weight_decay", "betas", "clip")}
+        return {
+            **{name: getattr(self, name) for name in ("steps", "batch_size", "accumulate", "seed")},
+            "precision": "bfloat16" if self.bfloat16 else "float32",
+            "optim": optim,
+            "augment": {"shift": self.shift},
+            "device": "cpu",
+        } | more
+
+
+@dataclass(frozen=True)
+class Step:
+    """The policy after a step, and what the log should say of the step."""
+
+    weights: dict[str, Tensor]
+    loss: float
+    parts: dict[str, float]
+    lr: float
+    grad_norm: float
+
+
+def seed_of(*numbers: int) -> int:
+    """Return the upper 63 bits of the first number that NumPy's SeedSequence generates."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) // 2
+
+
+def rate(s: Settings, step: int) -> float:
+    """Return the learning rate of step 1, 2, ...: a line up to `lr`, then half a cosine down to `final_lr`."""
+    if step <= s.warmup_steps:
+        return s.lr * step / s.warmup_steps
+    if s.final_lr is None:
+        return s.lr
+    passed = (step - 1 - s.warmup_steps) / (s.steps - s.warmup_steps)
+    return s.final_lr + (s.lr - s.final_lr) * (1 + math.cos(math.pi * passed)) / 2
+
+
+def windows_of(s: Settings, dataset: EpisodeDataset, chunk: int) -> list[tuple[Any, ...]]:
+    """Return the window that ends at each step of each episode: the fields of a batch, without the robot."""
+    out = []
+    for episode in (dataset[index] for index in range(len(dataset))):
+        frames = [torch.from_numpy(episode.images[camera][:].copy()) for camera in ("corner", "wrist")]
+        state, commands = torch.from_numpy(episode.proprio.copy()), torch.from_numpy(episode.actions.copy())
+        [text] = episode.instructions
+        for last in range(len(episode)):
+            seen = [t for t in range(last - (s.window - 1) * s.stride, last + 1, s.stride) if t >= 0]
+            images = torch.zeros(s.window, 2, *frames[0].shape[1:], dtype=torch.uint8)
+            proprio, actions = torch.zeros(s.window, 3), torch.zeros(s.window, chunk, 4)
+            there, valid = torch.zeros(s.window, chunk, dtype=torch.bool), torch.zeros(s.window, dtype=torch.bool)
+            for k, t in enumerate(seen):
+                valid[k] = True
+                proprio[k] = state[t]
+                images[k] = torch.stack([camera[t] for camera in frames])
+                for n in range(min(chunk, len(episode) - t)):
+                    there[k, n] = True
+                    actions[k, n] = commands[t + n]
+            out.append((images, proprio, text, actions, there, valid))
+    return out
+
+
+def batch_of(s: Settings, windows: list[list[tuple[Any, ...]]], robots: list[int], draw: Draw, step: int) -> Batch:
+    """Return the batch of step 0, 1, ..., its images augmented. `windows` and `robots`: of each source."""
+    rows = [windows[source][number] for source, number in zip(draw.sources, draw.windows, strict=True)]
+    images, proprio, told, actions, there, valid = (list(column) for column in zip(*rows, strict=True))
+    noise = torch.Generator().manual_seed(seed_of(s.seed, step))
+    return Batch(
+        images=augment(torch.stack(images), AugmentConfig(shift=s.shift), s.crop, noise),
+        proprio=torch.stack(proprio),
+        instructions=told,
+        actions=torch.stack(actions),
+        action_mask=torch.stack(there),
+        step_mask=torch.stack(valid),
+        robots=torch.tensor([robots[source] for source in draw.sources]),
+    )
+
+
+def part(batch: Batch, rows: slice) -> Batch:
+    return Batch(**{name: value[rows] for name, value in vars(batch).items()})
+
+
+def distances(vla: VLA, batch: Batch, noise: torch.Generator) -> dict[str, Tensor] | Tensor:
+    """Return the sum of the distances of each group of actions; of a flow decoder, the sum of all."""
+    context, valid = vla.read(batch), batch.step_mask
+    target, there = vla.action.normalise(batch.actions, batch.robots)[valid], batch.action_mask[valid]
+    if vla.config.decoder.name == "flow":
+        return vla.decoder.loss(context, target, there, noise).total
+    off = (vla.decoder(context.vector).float() - target).abs() * there[..., None]
+    if "still" in vla.canonical.names:  # its second dim never varies
+        off = off[..., [0, 2, 3]]
+    return {"position": off[..., :-1].sum(), "gripper": off[..., -1].sum()}
+
+
+def train_by_hand(s: Settings, model: VLAConfig, mixture: Mixture, robots: list[Robot]) -> Iterator[Step]:
+    """Yield each step of a training."""
+    sampler = MixtureSampler([int(d.lengths.sum()) for d in mixture.datasets], mixture.shares, s.batch_size, s.seed)
+    torch.manual_seed(s.seed)
+    vla = VLA(model, robots)
+    vla.train()
+    trained = {name: p for name, p in vla.named_parameters() if p.requires_grad}
+    first = {name: torch.zeros_like(p) for name, p in trained.items()}  # AdamW's moving averages of the gradient
+    second = {name: torch.zeros_like(p) for name, p in trained.items()}  # and of its square
+    dims = 3 if "still" in vla.canonical.names else 4
+    windows = [windows_of(s, dataset, model.chunk) for dataset in mixture.datasets]
+    of_source = [vla.canonical.names.index(dataset.embodiment.name) for dataset in mixture.datasets]
+    for step in range(s.steps):
+        batch = batch_of(s, windows, of_source, sampler.draw(step), step)
+        elements = {"position": int(batch.action_mask.sum()) * (dims - 1), "gripper": int(batch.action_mask.sum())}
+        vla.zero_grad()
+        loss, parts = 0.0, {}
+        size = s.batch_size // s.accumulate
+        for number in range(s.accumulate):
+            torch.manual_seed(seed_of(s.seed, step, number, 1))  # of dropout
+            noise = torch.Generator().manual_seed(seed_of(s.seed, step, number))
+            with torch.autocast("cpu", torch.bfloat16, enabled=s.bfloat16):
+                off = distances(vla, part(batch, slice(number * size, (number + 1) * size)), noise)
+            total = sum(off.values()) if isinstance(off, dict) else off
+            assert isinstance(total, Tensor)
+            (total / sum(elements.values())).backward()
+            loss += total.item() / sum(elements.values())
+            for name, of in off.items() if isinstance(off, dict) else ():
+                parts[name] = parts.get(name, 0.0) + of.item() / elements[name]
+        norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in trained.values() if p.grad is not None))
+        for name, p in trained.items():
+            if p.grad is not None:
+                gradient = p.grad * min(1.0, s.clip / norm)
+                _adamw(s, step + 1, name, p, gradient, first[name], second[name])
+        weights = {name: value.clone() for name, value in vla.state_dict().items()}
+        yield Step(weights, loss, parts, rate(s, step + 1), norm)
+
+
+@torch.no_grad()
+def _adamw(s: Settings, step: int, name: str, p: Tensor, gradient: Tensor, first: Tensor, second: Tensor) -> None:
+    """Update a parameter at step 1, 2, ... as Algorithm 2 of arXiv 1711.05101 does; only matrices decay."""
+    one, two = s.betas
+    first.mul_(one).add_((1 - one) * gradient)
+    second.mul_(two).add_((1 - two) * gradient**2)
+    decay = s.weight_decay if p.ndim > 1 and name != "queries" else 0.0
+    update = (first / (1 - one**step)) / ((second / (1 - two**step)).sqrt() + 1e-8)
+    p.sub_(rate(s, step) * (update + decay * p))

@@ -1,0 +1,217 @@
+"""Every setting of training and of its data reaches the code: changing it changes something that can be observed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from small import DECODERS, NANO, embodiment, episode, mixture, model
+
+from anyvla.cli.main import main
+from anyvla.config import ConfigError, build, to_dict
+from anyvla.data.augment import AugmentConfig
+from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.mixture import Mixture
+from anyvla.recipe import read
+from anyvla.training import loop
+from anyvla.training.loop import Progress, TrainingConfig, pick_device, pick_precision, train
+from anyvla.training.optim import OptimConfig
+
+NOISE = {**DECODERS["flow"], "width": 16, "layers": 1}
+BASE: dict[str, Any] = {
+    "steps": 3,
+    "batch_size": 2,
+    "log_every": 1,
+    "precision": "float32",
+    "optim": {"lr": 1e-2, "warmup_steps": 1, "clip": 100.0},
+    "augment": {"shift": 0},
+}
+WEIGHTS: dict[str, Any] = {  # settings that change the weights
+    "steps": 4,
+    "batch_size": 4,
+    "accumulate": 2,  # the noise
+    "seed": 1,
+    "precision": "bfloat16",
+    "optim.lr": 2e-2,
+    "optim.schedule": "constant",
+    "optim.warmup_steps": 2,
+    "optim.final_lr": 5e-3,
+    "optim.weight_decay": 0.2,
+    "optim.betas": (0.5, 0.95),
+    "optim.clip": 0.01,
+    "augment.shift": 3,
+    "augment.brightness": 0.5,
+    "augment.contrast": 0.5,
+    "augment.saturation": 0.5,
+    "augment.hue": 0.2,
+}
+OTHERS = {"device", "log_every", "checkpoint_every"}  # each has a test of its own below
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
+    root = tmp_path_factory.mktemp("data") / "dataset"
+    write_dataset(root, embodiment(), [episode(8 + i, seed=i) for i in range(3)])
+    return mixture(root)
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    section, _, name = key.rpartition(".")
+    return BASE | ({section: BASE[section] | {name: value}} if section else {name: value})
+
+
+def run(data: Mixture, folder: Path, training: dict[str, Any], structure: Any = None, **keys: Any) -> Path:
+    structure = structure or model(decoder=NOISE)
+    config = build(TrainingConfig, training)
+    recipe = {"name": "small", "model": to_dict(structure), "data": {}, "training": to_dict(config)}
+    return train(structure, config, data, data.robots(), folder, recipe, **keys)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def plain(data: Mixture, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return weights(run(data, tmp_path_factory.mktemp("run"), BASE))
+
+
+def test_no_setting_is_left_out_here() -> None:
+    names = {f.name for f in dataclasses.fields(TrainingConfig)} - {"optim", "augment"}
+    for section, of in (("optim", OptimConfig), ("augment", AugmentConfig)):
+        names |= {f"{section}.{f.name}" for f in dataclasses.fields(of)}
+    assert names == WEIGHTS.keys() | OTHERS
+
+
+@pytest.mark.parametrize("key", WEIGHTS)
+def test_a_setting_changes_the_weights(key: str, data: Mixture, plain: bytes, tmp_path: Path) -> None:
+    assert weights(run(data, tmp_path, changed(key, WEIGHTS[key]))) != plain
+
+
+def test_the_same_settings_give_the_same_weights(data: Mixture, plain: bytes, tmp_path: Path) -> None:
+    assert weights(run(data, tmp_path, BASE | {"checkpoint_every": 1, "log_every": 3})) == plain
+
+
+@pytest.mark.parametrize("view", [{"size": (16, 24)}, {"size": (16, 24), "fit": "pad"}, {"crop": 0.5}])
+def test_the_view_of_the_model_changes_the_weights(
+    view: dict[str, Any], data: Mixture, plain: bytes, tmp_path: Path
+) -> None:
+    found = weights(run(data, tmp_path / "run", BASE, model(decoder=NOISE, view=view)))
+    assert found != plain
+    if "fit" in view:
+        stretched = model(decoder=NOISE, view={"size": (16, 24)})
+        assert found != weights(run(data, tmp_path / "stretched", BASE, stretched))
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5, 9])
+def test_lines_are_logged_every_so_many_steps_and_at_the_end(every: int, data: Mixture, tmp_path: Path) -> None:
+    shown: list[Progress] = []
+    run(data, tmp_path, BASE | {"steps": 5, "log_every": every}, model(), progress=shown.append)
+    wanted = {1: [1, 2, 3, 4, 5], 2: [2, 4, 5], 3: [3, 5], 5: [5], 9: [5]}[every]
+    assert [p.step for p in shown] == wanted
+    assert all(p.steps == 5 for p in shown)
+    lines = [json.loads(line) for line in (tmp_path / "train" / "log.jsonl").read_text().splitlines()]
+    assert lines == [{name: value for name, value in vars(p).items() if name != "steps"} for p in shown]
+
+
+def test_a_checkpoint_is_written_every_so_many_steps_and_replaces_the_one_before(data: Mixture, tmp_path: Path) -> None:
+    there: dict[int, list[str]] = {}
+
+    def look(progress: Progress) -> None:
+        there[progress.step] = sorted(p.name for p in (tmp_path / "train").glob("step-*"))
+
+    final = run(data, tmp_path, BASE | {"steps": 6, "checkpoint_every": 2}, model(), progress=look)
+    second, fourth = ["step-00000002"], ["step-00000004"]
+    assert there == {1: [], 2: [], 3: second, 4: second, 5: fourth, 6: fourth}
+    assert [p.name for p in (tmp_path / "train").iterdir()] == ["log.jsonl"]
+    assert json.loads((final / "training" / "state.json").read_text()) == {"step": 6}
+    assert "6 training steps" in (final / "README.md").read_text()
+
+
+def test_the_device_is_the_one_that_was_asked_for(data: Mixture, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the device 'meta' cannot be used here"):
+        run(data, tmp_path, BASE | {"device": "meta"})
+
+
+def test_auto_is_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch, "zeros", lambda _, device: torch.ones(1))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("cuda")
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (True, True), (False, False)])
+def test_auto_is_bfloat16_on_processors_that_multiply_it(
+    avx512: bool, amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    cpu = torch.device("cpu")
+    assert pick_precision("auto", cpu) == (torch.bfloat16 if avx512 or amx else torch.float32)
+    assert pick_precision("bfloat16", cpu) == torch.bfloat16
+    assert pick_precision("float32", cpu) == torch.float32
+
+
+def recipe_file(folder: Path, data: dict[str, Any]) -> Path:
+    document = {
+        "name": "small",
+        "data": data,
+        "model": {"backbone": NANO, "history": "none", "fuser": "identity", "decoder": "regression", "chunk": 4},
+        "training": {"steps": 2, "batch_size": 2},
+    }
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_the_command_gives_training_all_that_the_recipe_says(
+    data: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {}
+
+    def training(*args: Any, **keys: Any) -> Path:
+        given.update(keys, args=args)
+        return tmp_path
+
+    monkeypatch.setattr(loop, "train", training)
+    root = str(data.datasets[0].root)
+    path = recipe_file(tmp_path, {"sources": [{"path": root, "leave_out": [1]}], "cache_gb": 0.25})
+    options = ["--data.workers", "3", "--data.worker_timeout_s", "7.5", "--training.optim.lr", "0.5", "--model.chunk=3"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(path), *options]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path)
+    recipe = read(str(path), options)
+    structure, config, opened, robots, run_folder, document = given.pop("args")
+    assert (structure, config, document) == (recipe.model, recipe.training, to_dict(recipe))
+    assert (structure.chunk, config.optim.lr, config.steps) == (3, 0.5, 2)
+    assert opened.datasets[0].lengths.tolist() == [8, 10]
+    assert [r.embodiment.name for r in robots] == ["small"]
+    assert robots[0].statistics == opened.robots()[0].statistics
+    assert run_folder == Path("outputs/small")
+    assert (given["cache_gb"], given["workers"], given["worker_timeout_s"]) == (0.25, 3, 7.5)
+    assert not given["stop"]()
+    assert main(["train", str(path), "--out", str(tmp_path / "there")]) == 0
+    assert given["args"][4] == tmp_path / "there"
+
+
+def test_a_signal_stops_training_by_the_command(data: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[bool] = []
+
+    def training(*args: Any, stop: Any, **keys: Any) -> Path:
+        os.kill(os.getpid(), signal.SIGTERM)
+        stopped.append(stop())
+        return tmp_path
+
+    monkeypatch.setattr(loop, "train", training)
+    path = recipe_file(tmp_path, {"sources": [{"path": str(data.datasets[0].root)}]})
+    main(["train", str(path), "--out", str(tmp_path / "run")])
+    assert stopped == [True]
