@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -92,11 +93,18 @@ def test_an_interrupt_while_it_waits_for_the_last_work_does_not_wait_either() ->
     until(lambda: not pool._context.started[0].is_alive(), seconds=10)
 
 
-def test_a_worker_that_finishes_nothing_for_long_is_reported(
+def test_a_warning_comes_when_no_work_was_finished_for_long(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("anyvla.worker_pool.SILENCE_S", 0.2)
+    """It counts from the last work that was finished, and comes once in that time. No process is started."""
+    clock = SimpleNamespace(seconds=0.0, monotonic=lambda: clock.seconds)
+    monkeypatch.setattr("anyvla.worker_pool.time", clock)
+    pending, done = Future[None](), Future[None]()
+    done.set_result(None)
     with WorkerPool(1, remedy="") as pool:
-        sleeping = pool.submit(time.sleep, 600)
-        until(lambda: pool.finished([sleeping], 0.1) or "no worker has finished anything for 0.2 s" in caplog.text)
-        pool.kill()
+        for seconds, future, warnings in [
+            (299, pending, 0), (300, done, 0), (599, pending, 0), (601, pending, 1), (900, pending, 1), (902, pending, 2),
+        ]:  # fmt: skip
+            clock.seconds = seconds
+            assert pool.finished([future], 0) == ({done} if future is done else set())
+            assert caplog.text.count("no worker has finished anything for 300 s") == warnings, seconds

@@ -109,7 +109,7 @@ def batch_of(s: Settings, windows: list[list[tuple[Any, ...]]], robots: list[int
     """Return the batch of step 0, 1, ..., its images augmented. `windows` and `robots`: of each source."""
     rows = [windows[source][number] for source, number in zip(draw.sources, draw.windows, strict=True)]
     images, proprio, told, actions, there, valid = (list(column) for column in zip(*rows, strict=True))
-    noise = torch.Generator().manual_seed(seed_of(s.seed, step))
+    noise = torch.Generator().manual_seed(seed_of(s.seed, step, 0, 2))
     return Batch(
         images=augment(torch.stack(images), AugmentConfig(shift=s.shift), s.crop, noise),
         proprio=torch.stack(proprio),
@@ -157,7 +157,7 @@ def train_by_hand(s: Settings, model: VLAConfig, mixture: Mixture, robots: list[
         size = s.batch_size // s.accumulate
         for number in range(s.accumulate):
             torch.manual_seed(seed_of(s.seed, step, number, 1))  # of dropout
-            noise = torch.Generator().manual_seed(seed_of(s.seed, step, number))
+            noise = torch.Generator().manual_seed(seed_of(s.seed, step, number, 0))
             with torch.autocast("cpu", torch.bfloat16, enabled=s.bfloat16):
                 off = distances(vla, part(batch, slice(number * size, (number + 1) * size)), noise)
             total = sum(off.values()) if isinstance(off, dict) else off

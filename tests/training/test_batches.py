@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +22,19 @@ import yaml
 from small import NANO, embodiment, episode, model
 
 from anyvla.config import build, to_dict
+from anyvla.data.augment import AugmentConfig, augment
 from anyvla.data.episode import Episode
 from anyvla.data.formats.lerobot_writer import write_dataset
 from anyvla.data.mixture import Mixture
 from anyvla.data.open import open_dataset
+from anyvla.data.sampler import MixtureSampler
 from anyvla.data.views import ViewConfig
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
+from anyvla.training import batches
 from anyvla.training.batches import StalledData, batches_from
 from anyvla.training.loop import Progress, TrainingConfig, train
+from anyvla.types import Batch
 from anyvla.worker_pool import WorkerDied
 
 
@@ -47,29 +55,144 @@ class Windows:
         raise ValueError("episode 3 is damaged")
 
 
-@pytest.mark.parametrize(
-    ("fault", "error", "message"),
-    [
-        ("hangs", StalledData, r"no batch for 5 s at step 1: .*--data.workers 0, .*--data.worker_timeout_s"),
-        ("is killed", WorkerDied, r"a worker process died \(exit status -9\).*try fewer --data.workers"),
-        ("is damaged", ValueError, r"^episode 3 is damaged$"),
-    ],
-)
-def test_a_worker_that_fails_is_one_line_in_time(fault: str, error: type[Exception], message: str) -> None:
-    begin = time.monotonic()
-    config = build(TrainingConfig, {"steps": 10, "batch_size": 2})
-    with pytest.raises(error, match=message) as raised:
-        next(batches_from(0, Windows(fault), config, ViewConfig(), 2, 5.0 if fault == "hangs" else 120.0))  # type: ignore[arg-type]
+class Threads(ThreadPoolExecutor):
+    """Stands in for a pool of processes, which take seconds to start."""
+
+    def __init__(self, workers: int, begin: Any, given: Any, *, remedy: str) -> None:
+        super().__init__(workers, initializer=begin, initargs=given)
+
+    def finished(self, futures: Any, timeout_s: float) -> Any:
+        return wait(futures, min(timeout_s, 0.01), FIRST_COMPLETED).done
+
+    def kill(self) -> None:
+        self.shutdown(wait=False, cancel_futures=True)
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()  # and wait for none, as for processes that were killed
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "WorkerPool", Threads)
+
+
+CONFIG = build(TrainingConfig, {"steps": 10, "batch_size": 2})
+
+
+@pytest.mark.slow  # tests/test_worker_pool.py has the same without a policy
+def test_a_worker_that_is_killed_is_one_line() -> None:
+    with pytest.raises(
+        WorkerDied, match=r"a worker process died \(exit status -9\).*try fewer --data.workers"
+    ) as raised:
+        next(batches_from(0, Windows("is killed"), CONFIG, ViewConfig(), 1, 120.0))  # type: ignore[arg-type]
     assert "\n" not in str(raised.value)
-    assert time.monotonic() - begin < 120
+
+
+def test_what_is_wrong_with_the_data_is_said_by_workers_too(threads: None) -> None:
+    with pytest.raises(ValueError, match=r"^episode 3 is damaged$"):
+        next(batches_from(0, Windows("is damaged"), CONFIG, ViewConfig(), 2, 120.0))  # type: ignore[arg-type]
+
+
+class Clock:
+    """Seconds that pass only when somebody looks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        self.seconds += 1.0
+        return self.seconds
+
+
+@pytest.mark.parametrize(("asked_to_stop", "seconds"), [(False, 50), (True, 5)])
+def test_workers_are_waited_for_so_long(
+    threads: None, monkeypatch: pytest.MonkeyPatch, asked_to_stop: bool, seconds: int
+) -> None:
+    """As long as the recipe says, and for 5 seconds once somebody asked to stop."""
+    clock, released = Clock(), threading.Event()
+    windows = Windows("hangs")
+    monkeypatch.setattr(windows, "batch", lambda draw: released.wait(60))
+    monkeypatch.setattr(batches, "time", clock)
+    with pytest.raises(
+        StalledData, match=r"no batch for 50 s at step 4: .*--data.workers 0, .*--data.worker_timeout_s"
+    ):
+        next(batches_from(3, windows, CONFIG, ViewConfig(), 2, 50.0, lambda: asked_to_stop))  # type: ignore[arg-type]
+    released.set()
+    assert clock.seconds == 1 + seconds + 1
+
+
+class Numbered:
+    """Windows whose batches say which windows they hold, and take the longer the earlier they are."""
+
+    sizes = (40, 10)
+    mixture = SimpleNamespace(shares=np.array([0.75, 0.25]))
+
+    def __init__(self, wait: bool) -> None:
+        self.wait = wait
+
+    def batch(self, draw: Any) -> dict[str, Any]:
+        if self.wait:
+            time.sleep(0.02 * random.random())
+        height, width = np.mgrid[:8, :8]
+        images = np.empty((len(draw), 1, 2, 8, 8, 3), np.uint8)
+        images[..., 0] = 8 * height + width
+        images[..., 1] = draw.windows[:, None, None, None, None]
+        images[..., 2] = draw.sources[:, None, None, None, None]
+        zeros, true = np.zeros((len(draw), 1, 1), np.float32), np.ones((len(draw), 1, 1), bool)
+        return {
+            "images": images,
+            "proprio": zeros,
+            "instructions": [str(c) for c in draw.chance],
+            "actions": zeros[..., None],
+            "action_mask": true,
+            "step_mask": true[..., 0],
+            "robots": draw.sources,
+        }
+
+
+def made(start: int, workers: int, **keys: Any) -> list[Batch]:
+    config = build(TrainingConfig, {"steps": 6, "batch_size": 4, "augment": {"shift": 2}} | keys)
+    return list(batches_from(start, Numbered(workers > 0), config, ViewConfig(), workers, 60.0))  # type: ignore[arg-type]
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return torch.equal(one.images, other.images) and one.instructions == other.instructions
+
+
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_give_the_batches_of_the_thread_in_order(threads: None, start: int, workers: int) -> None:
+    alone, together = made(0, 0), made(start, workers)
+    assert len(alone) == 6
+    assert all(same(one, other) for one, other in zip(alone[start:], together, strict=True))
+
+
+def test_batches_are_those_of_the_seed_and_the_step() -> None:
+    """The sampler's windows in its order, shifted by a generator of (seed, step) alone."""
+    sampler = MixtureSampler([40, 10], [0.75, 0.25], 4, 7)
+    for step, batch in enumerate(made(0, 0, seed=7)):
+        draw = sampler.draw(step)
+        seed = int(np.random.SeedSequence((7, step, 0, 2)).generate_state(1, np.uint64)[0]) // 2
+        plain = torch.from_numpy(Numbered(False).batch(draw)["images"])
+        shifted = augment(plain, AugmentConfig(shift=2), 1.0, torch.Generator().manual_seed(seed))
+        assert torch.equal(batch.images, shifted)
+        assert batch.instructions == [str(c) for c in draw.chance]
+        assert batch.robots.tolist() == draw.sources.tolist()
+
+
+def test_steps_seeds_windows_and_views_shift_each_in_their_own_way() -> None:
+    settings = {"steps": 4, "augment": {"shift": 3}, "batch_size": 8}
+    found = [batch.images[:, 0, :, 4, 4, 0] for seed in (0, 1) for batch in made(0, 0, seed=seed, **settings)]
+    assert not any(torch.equal(one, other) for one, other in combinations(found, 2))
+    assert all(len(of_step[:, view].unique()) > 3 for of_step in found for view in range(2))
+    assert not any(torch.equal(of_step[:, 0], of_step[:, 1]) for of_step in found)
 
 
 def test_a_thread_that_hangs_is_reported(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = build(TrainingConfig, {"steps": 10, "batch_size": 2})
-    monkeypatch.setattr(time, "sleep", lambda _, wait=time.sleep: wait(0.5))
+    monkeypatch.setattr(time, "sleep", lambda _, wait=time.sleep: wait(0.3))
     with pytest.raises(ValueError, match="episode 3 is damaged"):
-        next(batches_from(0, Windows("hangs"), config, ViewConfig(), 0, 0.2))  # type: ignore[arg-type]
-    assert "the batch of step 1 has not come for 0.2 s" in caplog.text
+        next(batches_from(0, Windows("hangs"), CONFIG, ViewConfig(), 0, 0.1))  # type: ignore[arg-type]
+    assert "the batch of step 1 has not come for 0.1 s" in caplog.text
 
 
 class Hanging(Mixture):

@@ -39,7 +39,7 @@ SETTINGS = Settings(
     warmup_steps=2,
     weight_decay=0.3,
     betas=(0.7, 0.8),
-    clip=0.9,
+    clip=0.65,
     shift=2,
     window=3,
     stride=2,
@@ -177,7 +177,7 @@ def test_the_cases_reach_what_they_are_made_for(mixtures: dict[str, Mixture], ex
 def test_a_run_that_was_stopped_twice_is_the_hand_written_one(
     mixtures: dict[str, Mixture], expected: Expected, tmp_path: Path
 ) -> None:
-    """Weights, both moments of AdamW, its step, data order, noise and dropout go on."""
+    """Weights, both moments of AdamW, its step, data order and dropout go on, and a worker process changes nothing."""
     for stopped in (2, 3):
         shown: list[Progress] = []
         with pytest.raises(Interrupted):
@@ -186,6 +186,6 @@ def test_a_run_that_was_stopped_twice_is_the_hand_written_one(
         assert left.name == f"step-{stopped:08d}"
         assert_weights(left, expected("two robots")[stopped - 1].weights)
         torch.manual_seed(99)  # the next process is in another state
-    assert_weights(run("two robots", mixtures, tmp_path), expected("two robots")[-1].weights)
+    assert_weights(run("two robots", mixtures, tmp_path, workers=1), expected("two robots")[-1].weights)
     assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert_log(log(tmp_path), expected("two robots"))

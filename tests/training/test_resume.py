@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ from small import embodiment, episode, mixture, model
 
 from anyvla import durable
 from anyvla.config import ConfigError, build, to_dict
+from anyvla.data.canonical import Robot
 from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.mixture import DataConfig
 from anyvla.documents import to_yaml
 from anyvla.interrupted import Interrupted
-from anyvla.policy import VLA
+from anyvla.policy import VLA, VLAConfig
 from anyvla.training import checkpoint
 from anyvla.training.loop import TrainingConfig, train
 from anyvla.training.optim import learning_rate
+from anyvla.training.resume import check_same
 
 MODEL = model({"name": "policy_head", "window": 2}, {"name": "lstm", "hidden": 32, "layers": 1})
 
@@ -115,6 +118,72 @@ def test_what_changes_results_is_refused_with_both_values(root: Path, copy: Path
     assert "data.sources.0.instruction: None there, 'go go" in told
     assert "choose another output folder" in told
     assert len(told) < 600 + 2 * len(str(copy))
+
+
+MAY_CHANGE = {  # speed, places, and how often something is written; all the rest changes the policy
+    "data.workers", "data.worker_timeout_s", "data.cache_gb", "data.root", "data.sources.0.path",
+    "training.steps", "training.device", "training.log_every", "training.checkpoint_every",
+}  # fmt: skip
+WORDS = ["constant", "bfloat16", "cpu", "skip", "drop", "rot6d", "tool", "pad", "warn", "minmax", "head", "token", "l2"]
+SECTIONS = {"model": VLAConfig, "data": DataConfig, "training": TrainingConfig}
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path
+
+
+def with_another(document: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return the document with another value at this key; None if none of those tried here is valid."""
+    for value in [3, 2, 1, 0.5, True, False, [0.3, 0.4], [16, 16], ["wrist"], [1], *WORDS, "wave", {"a": "corner"}]:
+        changed = json.loads(json.dumps(document))
+        node = changed
+        for key in path[:-1]:
+            node = node[int(key)] if isinstance(node, list) else node[key]
+        if node[path[-1]] == value:
+            continue
+        node[path[-1]] = value
+        try:
+            section = build(SECTIONS[path[0]], changed[path[0]])
+        except ConfigError:
+            continue
+        if to_dict(section) != document[path[0]]:
+            return changed
+    return None
+
+
+def test_a_change_of_any_setting_but_a_few_is_refused(root: Path, begun: Path) -> None:
+    """Every key of the recipe, one at a time."""
+    [folder] = (begun / "train").glob("step-*")
+    robots = mixture(root).robots()
+    whole = document(root)
+    whole["data"] = to_dict(build(DataConfig, whole["data"]))
+    paths = [path for path in leaves(whole) if path[0] != "name"]
+    paths.remove(("data", "sources"))
+    paths += [("data", "sources", "0", key) for key in whole["data"]["sources"][0]]
+    refused, allowed = set[str](), set[str]()
+    for path in paths:
+        key, changed = ".".join(path), with_another(whole, path)
+        if changed is None:
+            continue
+        message = refusal(folder, changed, robots)
+        assert message is None or f"made by another recipe ({key}" in message
+        (allowed if message is None else refused).add(key)
+    assert allowed <= MAY_CHANGE
+    assert MAY_CHANGE - allowed <= {"data.root"}  # which needs a preset
+    assert len(refused) > 50
+
+
+def refusal(folder: Path, recipe: dict[str, Any], robots: list[Robot]) -> str | None:
+    """Return why the run in a folder cannot go on with the recipe; None if it can."""
+    try:
+        check_same(folder, recipe, robots, SECTIONS)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 @pytest.mark.parametrize("finished", [False, True])

@@ -161,6 +161,25 @@ def test_auto_is_bfloat16_on_processors_that_multiply_it(
     assert pick_precision("float32", cpu) == torch.float32
 
 
+@pytest.mark.parametrize(("workers", "share"), [(0, 0.6), (1, 0.6), (3, 0.2)])
+def test_workers_their_patience_and_their_share_of_the_cache_reach_the_batches(
+    workers: int, share: float, data: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def batches(*args: Any) -> Any:
+        given.extend(args)
+        yield from loop_batches(*args[:4], 0, *args[5:])
+
+    loop_batches = loop.batches_from
+    monkeypatch.setattr(loop, "batches_from", batches)
+    run(data, tmp_path, BASE | {"steps": 1}, model(), cache_gb=0.6, workers=workers, worker_timeout_s=7.0)
+    start, windows, config, view, asked, timeout_s, stop = given
+    assert (start, asked, timeout_s, stop()) == (0, workers, 7.0, False)
+    assert windows.config.cache_gb == pytest.approx(share)
+    assert (config.batch_size, view) == (2, model().view)
+
+
 def recipe_file(folder: Path, data: dict[str, Any]) -> Path:
     document = {
         "name": "small",

@@ -10,9 +10,12 @@ import random
 import numpy as np
 import torch
 
+# The last number of a seed: two kinds of random numbers must not follow each other.
+NOISE, DROPOUT, IMAGES = 0, 1, 2
+
 
 def seed_of(*numbers: int) -> int:
-    """Return a seed that depends on all of the numbers."""
+    """Return a seed that depends on all of the numbers. Zeros at their end change nothing: give equally many always."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -22,8 +25,8 @@ def seeded(seed: int, step: int, piece: int) -> torch.Generator:
     The global generators are those of all devices, of NumPy and of Python. They get a seed of their own: with the same
     one, dropout would follow the noise.
     """
-    own = seed_of(seed, step, piece, 1)
+    own = seed_of(seed, step, piece, DROPOUT)
     torch.manual_seed(own)  # CUDA's and MPS's too
     np.random.seed(own % 2**32)
     random.seed(own)
-    return torch.Generator().manual_seed(seed_of(seed, step, piece))
+    return torch.Generator().manual_seed(seed_of(seed, step, piece, NOISE))

@@ -1,0 +1,51 @@
+"""The model card says how the policy was made, in the words of its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import small
+import yaml
+
+from anyvla.config import to_dict
+from anyvla.data.canonical import Robot
+from anyvla.policy import VLA
+from anyvla.training.card import model_card
+
+
+def rows(card: str) -> dict[str, str]:
+    lines = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ") and line != "| | |"]
+    return {key: value for key, value in lines}
+
+
+def test_every_row_is_of_this_policy() -> None:
+    history = {"name": "policy_head", "window": 3}
+    config = small.model(history, {"name": "lstm", "hidden": 8, "layers": 1}, chunk=5, execute=2)
+    other = Robot(dataclasses.replace(small.embodiment(), name="other"), small.statistics())
+    other = dataclasses.replace(other, statistics=dataclasses.replace(other.statistics, fingerprint="a" * 64))
+    vla = VLA(config, [small.robot(), other])
+    recipe = {"name": "mine", "model": to_dict(config), "training": {"seed": 3}}
+    card = model_card(vla, recipe, 40)
+    millions = sum(p.numel() for p in vla.parameters()) / 1e6
+    assert (
+        f"# mine\n\nA vision-language-action model made with anyvla: {millions:.1f} M parameters, 40 training steps."
+        in card
+    )
+    found = rows(card)
+    assert found.pop("versions").startswith("python 3.")
+    assert found == {
+        "backbone": "nano",
+        "history": "policy_head, window 3",
+        "fuser, decoder": "lstm, regression",
+        "chunk": "5 actions, 2 executed",
+        "robot": "small + other, 10 actions per second",
+        "cameras": "corner, wrist",
+        "proprio": "position (3)",
+        "action": "position (3, delta), gripper (1, absolute)",
+        "data": "small: fingerprint ffffffffffffffff; other: fingerprint aaaaaaaaaaaaaaaa",
+    }
+    assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0]) == recipe
+
+
+def test_proprio_that_nothing_reads_is_not_used() -> None:
+    assert rows(model_card(small.policy(proprio="none"), {}, 1))["proprio"] == "not used"
