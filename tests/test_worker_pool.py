@@ -102,9 +102,8 @@ def test_a_warning_comes_when_no_work_was_finished_for_long(
     pending, done = Future[None](), Future[None]()
     done.set_result(None)
     with WorkerPool(1, remedy="") as pool:
-        for seconds, future, warnings in [
-            (299, pending, 0), (300, done, 0), (599, pending, 0), (601, pending, 1), (900, pending, 1), (902, pending, 2),
-        ]:  # fmt: skip
+        looks = [(299, pending, 0), (300, done, 0), (599, pending, 0), (601, pending, 1), (900, pending, 1)]
+        for seconds, future, warnings in [*looks, (902, pending, 2)]:
             clock.seconds = seconds
             assert pool.finished([future], 0) == ({done} if future is done else set())
             assert caplog.text.count("no worker has finished anything for 300 s") == warnings, seconds

@@ -15,7 +15,7 @@ from anyvla.training.card import model_card
 
 def rows(card: str) -> dict[str, str]:
     lines = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ") and line != "| | |"]
-    return {key: value for key, value in lines}
+    return {line[0]: line[1] for line in lines}
 
 
 def test_every_row_is_of_this_policy() -> None:

@@ -21,6 +21,7 @@ def versions() -> dict[str, str]:
 def model_card(vla: VLA, recipe: Mapping[str, Any], step: int) -> str:
     """Markdown: what the policy is, how it was trained, how to use it."""
     robot, config = vla.embodiment, vla.config
+    proprio = ", ".join(f"{g.name} ({g.size})" for g in robot.proprio.groups)
     parameters = sum(p.numel() for p in vla.parameters())
     return f"""---
 library_name: anyvla
@@ -38,7 +39,7 @@ A vision-language-action model made with anyvla: {parameters / 1e6:.1f} M parame
 | chunk | {config.chunk} actions, {config.execute} executed |
 | robot | {robot.name}, {robot.control_hz:g} actions per second |
 | cameras | {", ".join(robot.cameras)} |
-| proprio | {", ".join(f"{g.name} ({g.size})" for g in robot.proprio.groups) if config.proprio else "not used"} |
+| proprio | {proprio if config.proprio != "none" else "not used"} |
 | action | {", ".join(f"{g.name} ({g.size}, {g.mode})" for g in robot.action.groups)} |
 | data | {"; ".join(f"{r.embodiment.name}: fingerprint {r.statistics.fingerprint[:16]}" for r in vla.robots)} |
 | versions | {", ".join(f"{k} {v}" for k, v in versions().items())} |
