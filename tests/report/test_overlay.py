@@ -6,7 +6,7 @@ from toy_opened import EMBODIMENT
 
 from anyvla.evaluation.execution import Execution
 from anyvla.report.overlay import COLOURS, chunk_at, chunk_limits, overlay
-from anyvla.report.video import caption
+from anyvla.report.video import FAILURE, NEUTRAL, SUCCESS, caption
 
 FRAME = np.full((240, 240, 3), 90, np.uint8)
 RAMP = np.linspace(-1, 1, 8)
@@ -72,6 +72,26 @@ def test_the_step_and_the_outcome_are_said():
     mark = (slice(0, 60), slice(200, 240))
     assert (won[mark][..., 1].astype(int) - won[mark][..., 0] > 60).sum() > 50
     assert (lost[mark][..., 0].astype(int) - lost[mark][..., 1] > 60).sum() > 50
+
+
+def test_success_is_a_green_tick_and_failure_a_red_cross():
+    for success, colour, mark in ((True, SUCCESS, "tick"), (False, FAILURE, "cross")):
+        expected = caption(FRAME, "go", colour, mark, detail="step 5")
+        np.testing.assert_array_equal(overlay(FRAME, "go", step=5, success=success), expected)
+    blank = np.zeros((240, 240, 3), np.uint8)
+    sides = {}
+    for mark in ("tick", "cross"):  # a cross is as high on its left as on its right, a tick is not
+        white = (caption(blank, "", NEUTRAL, mark)[:-240, 200:] > 200).all(-1)
+        rows, columns = np.nonzero(white)
+        middle = (columns.min() + columns.max()) / 2
+        sides[mark] = rows[columns < middle].mean() - rows[columns > middle].mean()
+    assert abs(sides["cross"]) < 0.5
+    assert sides["tick"] > 1
+
+
+def test_each_dimension_has_its_own_limits():
+    chunks = np.array([[[0, 10], [1, 30]], [[-2, 20], [0.5, 25]]], np.float32)
+    assert chunk_limits(chunks).tolist() == [[-2, 10], [1, 30]]
 
 
 def test_the_newest_chunk_of_a_step_is_found():

@@ -1,0 +1,146 @@
+"""Which of its films, start states and log lines a page of a run speaks of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_run import make_run
+from reading import Page
+from test_page import told_and_swapped
+
+from anyvla.evaluation.statistics import summarise
+from anyvla.report.page import _both_ways, _context, _pairs, verdict, write_report
+from anyvla.report.run import Clip, Run, read_run
+from anyvla.report.template import environment
+
+
+def run_of(results=(), clips=(), log=()) -> Run:
+    summary = summarise(results) if results else None
+    return Run(Path("run"), {}, "", log, results, summary, clips, (), None, Path("run/checkpoint"), {})
+
+
+def clip(condition, task, told, seed, reached, name="") -> Clip:
+    path = Path(f"{name or condition}-{task}-{seed}.mp4")
+    return Clip(path, task, told, condition, f"do {told}", reached == task, reached, seed, 9)
+
+
+@pytest.mark.parametrize(
+    ("counts", "tone", "words"),
+    [
+        # Of 20: 6 are 14.5 to 51.9 %, 12 are 38.7 to 78.1 %, 13 are 43.3 to 81.9 %; 2 are 2.8 to 30.1 %.
+        ((20, 6, 12), "open", "whether it listens stays open"),
+        ((20, 12, 6), "open", "whether it listens stays open"),
+        ((20, 2, 13), "good", "and it listens"),
+        ((20, 13, 2), "bad", "but it does not listen"),
+        ((14, 2, 13), "open", "and it listens"),  # 14 of 20 are 48.1 to 85.5 %: perhaps no more than half
+        ((15, 2, 13), "good", "and it listens"),  # 15 are 53.1 to 88.8 %
+    ],
+)
+def test_a_verdict_asks_for_intervals_that_are_apart(counts, tone, words):
+    said = verdict(summarise(told_and_swapped(*counts)))
+    assert said.tone == tone
+    assert words in said.text
+
+
+def test_a_start_state_is_told_apart_if_both_instructions_led_to_their_goals():
+    lines = told_and_swapped(told=3, first=0, obeyed=2, n=4)  # told seeds 0 to 2; swapped seeds 0 and 1
+    other = [replace(r, task="door-open", told="door-open", reached="door-open", seed=r.seed) for r in lines[:4]]
+    found = _both_ways(run_of([*lines, *other]))
+    assert (found.starts, found.told_apart) == (4, 2)
+    assert _both_ways(run_of(lines[:4])) is None
+
+
+def test_films_of_one_start_state_and_opposite_words_are_a_pair():
+    both = ("told", "a", "a", 1, "a"), ("swapped", "a", "b", 1, "b")
+    missed = ("told", "b", "b", 2, None), ("swapped", "b", "a", 2, "b")
+    films = [clip(*given) for given in (*missed, ("told", "a", "a", 7, "a"), ("swapped", "a", "b", 3, "b"), *both)]
+    films.append(clip("told", "c", "c", 1, "c"))  # of another scene
+    films.append(clip("unrelated", "a", "c", 1, "a"))
+    found = [[(c.condition, c.task, c.seed) for c in pair] for pair in _pairs(films)]
+    assert found == [
+        [("told", "a", 1), ("swapped", "a", 1)],
+        [("told", "b", 2), ("swapped", "b", 2)],
+    ]
+
+
+def test_films_are_under_the_heading_of_what_they_show(tmp_path):
+    films = [
+        clip("told", "a", "a", 0, "a"),
+        clip("told", "a", "a", 1, None),
+        clip("swapped", "a", "b", 2, "b"),
+        clip("swapped", "a", "b", 3, "a"),
+        clip("unrelated", "a", "c", 4, "a"),
+        clip("unrelated", "a", "c", 5, None),
+    ]
+    lines = told_and_swapped(told=4, first=3, obeyed=6, n=10)
+    lines += [replace(r, condition="unrelated", told="c", reached=None) for r in lines[:5]]
+    context = _context(run_of(lines, films), {film.path: film.path.name for film in films})
+    seeds = {heading: [c.seed for c in context[heading]] for heading in ("successes", "failures", "unrelated")}
+    assert seeds == {"successes": [0, 2], "failures": [1, 3], "unrelated": [4, 5]}
+    assert context["failed"] == 6 + 4  # told 4 of 10, swapped 6 of 10; unrelated ones had nothing to reach
+    assert context["opposite"] == {"drawer-open": "drawer-close"}
+
+
+def test_each_curve_has_its_own_caption_and_scale():
+    log = [{"step": s, "loss": 1.0 / s, "lr": 1e-3 * s, "grad_norm": 5.0 * s, "elapsed_s": 45 * s} for s in (1, 2, 4)]
+    context = _context(run_of(log=log), {})
+    found = {title: str(drawing) for title, drawing in context["curves"]}
+    assert list(found) == ["Loss", "Learning rate", "Gradient norm"]
+    assert "<title>step 4: 0.25</title>" in found["Loss"]
+    assert "<title>step 4: 0.004</title>" in found["Learning rate"]
+    assert "<title>step 4: 20</title>" in found["Gradient norm"]
+    assert ">0<" in found["Learning rate"]  # its axis is linear and begins at 0
+    assert [">0.2<" in found[title] for title in ("Loss", "Learning rate")] == [True, False]  # a logarithmic one
+    assert context["took"] == 3  # minutes of the last line
+
+
+def test_the_stages_of_a_run_are_added_up(tmp_path):
+    runs = [
+        ("collect", 1.1, 1.9, False), ("collect", 1.3, 2.1, True), ("train", 3.4, 2.9, True),
+        ("collect", 0.004, 0.3, True), ("train", 0.5, None, False),
+    ]  # fmt: skip
+    keys = ("stage", "minutes", "peak_memory_gb", "finished")
+    (tmp_path / "stages.jsonl").write_text("".join(json.dumps(dict(zip(keys, r, strict=True))) + "\n" for r in runs))
+    stages = [(s.name, s.minutes, s.peak_memory_gb, s.runs, s.finished) for s in read_run(tmp_path).stages]
+    assert stages == [
+        ("collect", pytest.approx(2.404), 2.1, 3, True), ("train", pytest.approx(3.9), 2.9, 2, False)
+    ]  # fmt: skip
+
+
+def test_failed_attempts_are_counted_one_by_one(tmp_path):
+    found = read_run(make_run(tmp_path / "run", filmed=False)).demonstrations
+    assert found.failures == {"door-open": 2, "drawer-open": 0}
+    assert (found.episodes, found.frames, found.fps) == (240, 9705, 40)
+
+
+def test_the_last_checkpoint_on_the_way_is_the_one_reported(tmp_path):
+    for step in (400, 1200, 800):
+        folder = tmp_path / f"train/step-{step:08}"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(f"name: at {step}\n")
+    assert read_run(tmp_path).checkpoint.name == "step-00001200"
+    assert read_run(tmp_path).recipe == {"name": "at 1200"}
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint/config.yaml").write_text("name: done\n")
+    assert read_run(tmp_path).recipe == {"name": "done"}
+
+
+@pytest.mark.parametrize(("minutes", "text"), [(0.2, "12 s"), (0.99, "59 s"), (1, "1.0 min"), (4.25, "4.2 min")])
+def test_times_are_in_seconds_below_a_minute(minutes, text):
+    assert environment().filters["minutes"](minutes) == text
+
+
+def test_the_page_gives_each_tasks_numbers_in_its_row(tmp_path):
+    page = Page(write_report(make_run(tmp_path / "run", filmed=False)))
+    rows = {str(cells[0]).split()[0]: cells[1:] for cells in page.rows("listening")[2:]}
+    assert [c for c in rows["drawer-open"] if isinstance(c, str)] == ["20 /20", "20 /20", "0 /20", "2 /10"]
+    assert [c for c in rows["door-open"] if isinstance(c, str)] == ["19 /20", "no opposite", "no opposite", "2 /10"]
+    assert [c for c in rows["All"] if isinstance(c, str)] == ["119 /120", "80 /80", "0 /80", "12 /60"]
+    kinds = [(c.kind, c.width) for c in rows["drawer-open"] if not isinstance(c, str)]
+    assert kinds == [("told", 100), ("told", 100), ("first", 0), ("other", 20)]
+    tasks = {str(cells[0]).split()[0]: cells[1:] for cells in page.rows("tasks")[1:]}
+    assert tasks["door-open"][:2] == ["19 /20", "95 %"]
+    assert tasks["All"][:2] == ["119 /120", "99.2 %"]
