@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import toy_opened  # noqa: F401 (registers the benchmark `toy`)
 import yaml
-from running import start
 from small import SMALLEST
+
+from anyvla.cli.main import main
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +26,5 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "toy.yaml").write_text(yaml.safe_dump(document))
     for arguments in (["data", "collect"], ["train"]):
-        done = start(folder, *arguments, folder / "toy.yaml", "--out", folder / "run")
-        assert done.wait(120) == 0, done.communicate()
+        assert main([*arguments, str(folder / "toy.yaml"), "--out", str(folder / "run")]) == 0
     return folder / "run"
