@@ -123,6 +123,14 @@ def test_scaling_maps_percentiles_to_one_and_clips_what_is_beyond() -> None:
     assert normalizer.normalise(given, torch.zeros(3, dtype=torch.int64)).tolist() == expected
 
 
+@pytest.mark.parametrize(("method", "expected"), [("quantile", 0.5), ("minmax", 0.25), ("meanstd", 0.125)])
+def test_scaling_is_as_the_recipe_says(method, expected: float) -> None:
+    ends = {"q01": -2, "q99": 2, "min": -4, "max": 4, "mean": 0, "std": 8}
+    robot = Robot(ROBOT, Statistics({key: [float(value)] * 4 for key, value in ends.items()}, {}, "f"))
+    scaled = action_normalizer(DATA, [robot], method).normalise(torch.ones(1, 4), torch.zeros(1, dtype=torch.int64))
+    assert scaled[0].tolist() == [expected] * 3 + [1.0]
+
+
 @pytest.mark.parametrize(("count", "aside"), [(0, 0), (1, 0), (2, 1), (10, 1), (14, 1), (16, 2), (200, 20)])
 def test_a_tenth_of_the_episodes_is_held_out(count: int, aside: int) -> None:
     own, held = hold_out(count)

@@ -34,6 +34,7 @@ def test_whole_seconds_of_slow_data_are_times():
         (np.arange(9) / 10, 30, np.float64),  # a wrong rate is no wrong unit
         (np.arange(9) * 0.4 * 1000 / 30, 30, np.float64),
         (np.arange(9) * 2.5 * 1000 / 30, 30, np.float64),
+        (np.append(np.arange(8) / 30, 8 * 1000 / 30), 30, np.float64),  # one long pause
     ],
 )
 def test_times_that_can_be_right_are_taken(times, hz, kind):

@@ -19,6 +19,7 @@ from anyvla.data.open import open_dataset
 from anyvla.interrupted import Interrupted
 
 EPISODES = [demonstration(5 + i, seed=i) for i in range(4)]
+BLACK = np.zeros((1, 32, 32, 3), np.uint8)
 RLDS = Path(__file__).parent / "formats/fixtures/rlds/bridge_orig"
 
 
@@ -162,6 +163,10 @@ def test_reading_back_can_be_stopped_too(tmp_path, finished):
         (
             {"images": {c: np.zeros((5, 32, 32, 3), np.uint8) for c in ROBOT.cameras}},
             "images of camera 'corner' differ from the source by .* dB",
+        ),
+        (
+            {"images": EPISODES[0].images | {"wrist": np.concatenate([EPISODES[0].images["wrist"][:4], BLACK])}},
+            "images of camera 'wrist' differ from the source by .* dB",
         ),
     ],
 )

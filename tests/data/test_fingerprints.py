@@ -110,6 +110,24 @@ def test_each_file_is_hashed_once(root: Path, settled: None, hashed: list[str]) 
     assert hashed == ["a.parquet"]
 
 
+def test_a_file_of_another_name_is_another_fingerprint(root: Path) -> None:
+    first = [make(root, sorted(files(root)), "m") for make in (of_files, of_many)]
+    (root / "a.parquet").rename(root / "aa.parquet")  # in the same place of the order
+    assert all(make(root, sorted(files(root)), "m") != f for make, f in zip((of_files, of_many), first, strict=True))
+
+
+def test_the_order_in_which_a_folder_lists_its_files_changes_nothing(root: Path) -> None:
+    listed = sorted(files(root))
+    assert of_files(root, listed[::-1], "m") == of_files(root, listed, "m")
+    assert state(root, listed[::-1], "m") == state(root, listed, "m")
+
+
+def test_parts_of_a_fingerprint_do_not_run_into_each_other() -> None:
+    assert (
+        len({derived(*parts) for parts in (("ab", "c"), ("a", "bc"), ("abc",), ("a\n1:b", "c"), ("ab", "c", ""))}) == 5
+    )
+
+
 def test_a_copy_has_the_same_fingerprint_and_another_state(root: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for path in files(root):

@@ -120,3 +120,11 @@ def test_arrays(tmp_path: Path) -> None:
             as_rgb(wrong, "x")
     with pytest.raises(ValueError, match="transparent"):
         as_rgb(np.dstack([COLOURS, GREY]), "x")
+
+
+def test_one_transparent_pixel_is_enough_to_refuse_an_image():
+    pixels = np.asarray(OPAQUE).copy()
+    pixels[1, 2, 3] = 254
+    for read in (lambda: as_rgb(pixels, "x"), lambda: decode(encoded(Image.fromarray(pixels)), "x")):
+        with pytest.raises(ValueError, match="x: the image has transparent pixels"):
+            read()

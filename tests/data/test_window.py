@@ -187,6 +187,10 @@ def test_robots_share_a_batch():
     assert batch["instructions"] == ["fold it", "open the drawer"]
     assert batch["actions"].shape == (2, 2, 4, 10)
     assert batch["proprio"].shape == (2, 2, 10)  # hand 3, opening 1, left_joints 6
+    assert np.array_equal(batch["proprio"][0, :, 4:], two.proprio[4:6])
+    assert not batch["proprio"][0, :, :4].any()
+    assert np.array_equal(batch["proprio"][1, :, :4], EPISODES[0].proprio[7:9])
+    assert not batch["proprio"][1, :, 4:].any()
     assert batch["images"].shape == (2, 2, 3, 32, 32, 3)
     assert np.array_equal(batch["actions"][0, 1, :, 4:], two.actions[5:9, :6])
     assert np.array_equal(batch["actions"][0, 1, :, 3], two.actions[5:9, 6])
@@ -218,8 +222,11 @@ def test_the_memory_of_all_frames():
     assert windows.sizes == [29, 9]
 
 
-@pytest.mark.parametrize("cache_gb", [0.0, 30_000e-9, 1.0])  # 9 steps of two cameras are 55 kB, 2 are 12
-def test_frames_are_decoded_once_as_long_as_they_fit_in_memory(cache_gb):
+@pytest.mark.parametrize(
+    ("cache_gb", "long_fits", "short_fits"),  # 9 steps of two cameras are 55 kB, 2 are 12
+    [(0.0, False, False), (30_000e-9, False, True), (60_000e-9, True, False), (1.0, True, True)],
+)
+def test_frames_are_decoded_once_as_long_as_they_fit_in_memory(cache_gb, long_fits, short_fits):
     corner, wrist = Counted(scene(9)), Counted(scene(9))
     few = Counted(scene(2))
     data = [
@@ -229,8 +236,31 @@ def test_frames_are_decoded_once_as_long_as_they_fit_in_memory(cache_gb):
     windows = windows_of(WindowConfig(cache_gb=cache_gb, chunk=2), *data)
     for _ in range(3):
         windows.batch(at(3, 4, 10))
-    assert corner.decoded == wrist.decoded == (9 if cache_gb == 1 else 6)
-    assert few.decoded == (4 if cache_gb else 6)
+    assert corner.decoded == wrist.decoded == (9 if long_fits else 6)
+    assert few.decoded == (4 if short_fits else 6)
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_views_are_in_the_order_of_the_robots_cameras(cache_gb):
+    images = {"wrist": scene(3, seed=1), "corner": scene(3, seed=2)}
+    [[[corner, wrist]]] = windows_of(WindowConfig(chunk=1, cache_gb=cache_gb), demonstration(3, images=images)).batch(
+        at(2)
+    )["images"]
+    assert np.array_equal(corner, scene(3, seed=2)[2])
+    assert np.array_equal(wrist, scene(3, seed=1)[2])
+
+
+def test_windows_are_numbered_within_their_source():
+    """Episodes of 9, 1, 14 and 5 steps, beside some of 2, 3 and 8."""
+    other = [demonstration(n, seed=i + 10) for i, n in enumerate([2, 3, 8])]
+    data = WindowDataset(of(InMemory(EPISODES), InMemory(other, fingerprint="o")), WindowConfig())
+    batch = data.batch(Draw(np.array([1, 1, 1, 0, 0]), np.array([1, 2, 12, 2, 9]), np.zeros(5, np.uint64)))
+    expected = [other[0].proprio[1], other[1].proprio[0], other[2].proprio[7]]
+    expected += [EPISODES[0].proprio[2], EPISODES[1].proprio[0]]
+    assert np.array_equal(batch["proprio"][:, 0], expected)
+    assert data.sizes == [29, 13]
+    with pytest.raises(IndexError, match="source 1 has 13 windows; no window 13"):
+        data.batch(at(13, source=1))
 
 
 def test_images_are_brought_to_one_size():
@@ -249,8 +279,8 @@ def test_instructions():
         windows.batch(at(0))
     told = WindowDataset(of(InMemory([silent, EPISODES[0]]), told="do it"), WindowConfig(chunk=4))
     assert told.batch(at(0, 9))["instructions"] == ["do it", "open the drawer"]
-    several = windows_of(WindowConfig(chunk=4), demonstration(9, instructions=("a", " ", "b")))
-    assert [several.batch(at(0, chance=c))["instructions"][0] for c in range(4)] == ["a", "b", "a", "b"]
+    several = windows_of(WindowConfig(chunk=4), demonstration(9, instructions=("a", " ", "b", "c")))
+    assert [several.batch(at(0, chance=c))["instructions"][0] for c in range(5)] == ["a", "b", "c", "a", "b"]
 
 
 def test_bad_input():
