@@ -71,6 +71,21 @@ def test_a_copy_of_another_format_is_equal_number_by_number(tmp_path, monkeypatc
     assert seen[-1] == ("verify", 4, 4)
 
 
+def test_the_noise_of_the_codec_is_of_four_frames_of_each_episode(finished, tmp_path):
+    """In dB: 10 log10(255^2 / mean squared difference), the worst and the mean of all compared frames."""
+    written = open_dataset(tmp_path / "out")
+    compared = {5: [0, 1, 3, 4], 6: [0, 2, 3, 5], 7: [0, 2, 4, 6], 8: [0, 2, 5, 7]}
+    for camera in ROBOT.cameras:
+        noise = []
+        for i, episode in enumerate(EPISODES):
+            for step in compared[len(episode)]:
+                one, other = (e.images[camera][step].astype(np.float64) for e in (episode, written[i]))
+                noise.append(10 * np.log10(255**2 / ((one - other) ** 2).mean()))
+        assert finished.psnr_db[camera] == pytest.approx({"worst": min(noise), "mean": np.mean(noise)}, abs=0.01)
+        assert finished.psnr_db[camera]["worst"] < finished.psnr_db[camera]["mean"]
+    assert (finished.episodes, finished.steps) == (4, 5 + 6 + 7 + 8)
+
+
 def test_an_interrupted_conversion_goes_on(tmp_path):
     source = clean()
     calls = []
@@ -159,6 +174,8 @@ def test_reading_back_can_be_stopped_too(tmp_path, finished):
     ("change", "message"),
     [
         ({"actions": np.zeros((5, 4), np.float32)}, "episode 0, made of episode 0: its actions are not those of"),
+        ({"proprio": EPISODES[0].proprio + np.float32(1e-6)}, "its proprio are not those of"),
+        ({"timestamps": EPISODES[0].timestamps * (1 + 1e-9)}, "its timestamps are not those of"),
         ({"instructions": ("something else",)}, "it is told .*, the source"),
         (
             {"images": {c: np.zeros((5, 32, 32, 3), np.uint8) for c in ROBOT.cameras}},
