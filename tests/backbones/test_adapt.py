@@ -232,6 +232,14 @@ def test_routers_and_heads_are_no_targets(build_one: Build) -> None:
     assert any(n.endswith("mlp.gate_proj") for n in names)
 
 
+def test_a_frozen_tower_that_lora_adapts_trains(build_one: Build) -> None:
+    """The dropout of its matrices is on in training."""
+    lora = {"rank": 2, "dropout": 0.5}
+    for vision in (False, True):
+        backbone = build_one("llava", lora={**lora, "vision": vision}, train={"vision": False}).train()
+        assert backbone.model.model.vision_tower.training == vision
+
+
 @pytest.mark.parametrize("missing", ["peft", "bitsandbytes"])
 def test_what_is_not_installed_is_named(build_one: Build, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)

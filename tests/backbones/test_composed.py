@@ -120,8 +120,28 @@ def test_parts_that_are_not_pretrained_are_renewed(kept, same):
 
 def test_equal_widths_need_no_projector_and_others_get_two_layers():
     assert isinstance(Library(Options()).projection, nn.Identity)
-    layers = [m for m in Plain(Options()).projection if isinstance(m, nn.Linear)]
+    projection = Plain(Options()).projection
+    layers = [m for m in projection if isinstance(m, nn.Linear)]
     assert [(m.in_features, m.out_features) for m in layers] == [(16, 32), (32, 32)]
+    first, last = layers
+    seen = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(projection(seen), last(nn.functional.gelu(first(seen))))  # arXiv 2310.03744
+
+
+def test_a_map_is_read_row_by_row():
+    class Places(Plain):
+        def features(self, pixels):  # (N, 16, 4, 4), each place its number
+            return torch.arange(16.0).view(1, 1, 4, 4).expand(len(pixels), 16, -1, -1)
+
+        def projector(self, given, wanted):
+            return nn.Linear(given, wanted)
+
+    backbone = Places(Options())
+    nn.init.constant_(backbone.projection.weight, 1 / 16)
+    nn.init.zeros_(backbone.projection.bias)
+    seen = backbone.image_features(frames(views=2))
+    assert seen.shape == (2, 16, 32)
+    torch.testing.assert_close(seen[1, :, 0], torch.arange(16.0))
 
 
 def test_new_weights_follow_the_seed_and_leave_other_randomness_alone():

@@ -77,6 +77,14 @@ def test_left_out_sizes_are_the_documented_ones() -> None:
     assert (config["context"], config["prompt"], config["seed"]) == (4096, "{instruction}", 0)
 
 
+def test_its_language_model_begins_with_a_spread_of_one_over_the_root_of_its_width(nano: NanoBackbone) -> None:
+    for name in ("q_proj", "o_proj"):
+        weight = nano.model.model.language_model.layers[0].self_attn.get_submodule(name).weight
+        assert 0.95 < weight.std() * 192**0.5 < 1.05
+    assert nano.head is not None
+    assert nano.head.weight is nano.embedding.weight  # tied
+
+
 def test_pixels_are_between_minus_one_and_one_and_scaled_bilinearly(nano: NanoBackbone) -> None:
     image = torch.randint(0, 256, (1, 40, 70, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     scaled = np.asarray(Image.fromarray(image[0].numpy()).resize((96, 96), Image.Resampling.BILINEAR))

@@ -137,6 +137,9 @@ def test_lists_of_layers_are_cut_with_them() -> None:
     assert config.eos_token_id == [1, 2, 3, 4]
     truncate(config, None)
     assert config.num_hidden_layers == 3
+    truncate(config, 1)
+    assert config.num_hidden_layers == 1
+    assert config.layer_types == ["full_attention"]
 
 
 def test_too_many_layers_and_too_few_are_refused(build_one: Build) -> None:
@@ -146,6 +149,7 @@ def test_too_many_layers_and_too_few_are_refused(build_one: Build) -> None:
         build_one("llava", layers=0)
     mllama = MllamaConfig()
     truncate(mllama, 6)
+    assert mllama.text_config.num_hidden_layers == 6
     assert mllama.text_config.cross_attention_layers == [3]
     with pytest.raises(ValueError, match=r"layers: 2, but images are read by layers \[3"):
         truncate(mllama, 2)
