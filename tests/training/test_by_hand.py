@@ -127,9 +127,9 @@ def expected(mixtures: dict[str, Mixture]) -> Expected:
     return steps
 
 
-def run(name: str, mixtures: dict[str, Mixture], folder: Path, more: dict[str, Any] | None = None, **keys: Any) -> Path:
+def run(name: str, mixtures: dict[str, Mixture], folder: Path, **keys: Any) -> Path:
     data, keys_of_model, settings = CASES[name]
-    config = build(TrainingConfig, settings.section(**({"log_every": 1} | (more or {}))))
+    config = build(TrainingConfig, settings.section(log_every=1, checkpoint_every=2))
     policy, mixture = structure(**keys_of_model), mixtures[data]
     recipe = {"name": "small", "model": to_dict(policy), "data": {}, "training": to_dict(config)}
     return train(policy, config, mixture, mixture.robots(), folder, recipe, **keys)

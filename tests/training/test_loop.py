@@ -175,6 +175,18 @@ def test_frozen_parts_stay_as_they_were_and_all_others_move(dataset, tmp_path, b
     assert {name for name in before if kind[name] == "policy" and before[name].any()} <= moved
 
 
+def test_every_module_is_in_training_mode_at_every_step(dataset, tmp_path, monkeypatch):
+    honest, modes = VLA.loss, []
+
+    def loss(self, *args):
+        modes.append({name for name, module in self.named_modules() if not module.training})
+        return honest(self, *args)
+
+    monkeypatch.setattr(VLA, "loss", loss)
+    run(dataset, tmp_path, config(steps=3, checkpoint_every=1))
+    assert modes == [set(), set(), set()]
+
+
 def test_progress_counts_valid_steps_and_shares_of_time(dataset, tmp_path, monkeypatch):
     """The clock goes on by a second whenever it is read: before and after each batch, and for each line."""
     seconds = itertools.count()

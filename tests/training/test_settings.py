@@ -180,6 +180,13 @@ def test_workers_their_patience_and_their_share_of_the_cache_reach_the_batches(
     assert (config.batch_size, view) == (2, model().view)
 
 
+def test_the_defaults_are_the_documented_ones() -> None:
+    config = TrainingConfig()
+    assert (config.steps, config.batch_size, config.accumulate, config.seed) == (10_000, 32, 1, 0)
+    assert (config.precision, config.device, config.log_every, config.checkpoint_every) == ("auto", "auto", 20, 500)
+    assert config.augment == AugmentConfig(shift=3, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+
+
 def recipe_file(folder: Path, data: dict[str, Any]) -> Path:
     document = {
         "name": "small",
