@@ -122,6 +122,7 @@ def batch_of(s: Settings, windows: list[list[tuple[Any, ...]]], robots: list[int
 
 
 def part(batch: Batch, rows: slice) -> Batch:
+    """Return some windows of a batch."""
     return Batch(**{name: value[rows] for name, value in vars(batch).items()})
 
 

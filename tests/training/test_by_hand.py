@@ -27,9 +27,8 @@ from anyvla.policy import VLA, VLAConfig
 from anyvla.registry import fusers
 from anyvla.training.loop import Progress, TrainingConfig, train
 
-STEPS = 6
 SETTINGS = Settings(
-    steps=STEPS,
+    steps=6,
     batch_size=4,
     accumulate=2,
     seed=3,
@@ -112,9 +111,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Settings]] = {  # a mixture, keys of
     # One step: rounding to bfloat16 makes tiny differences of weights large.
     "bfloat16": ("two robots", {}, dataclasses.replace(SETTINGS, bfloat16=True, warmup_steps=0, steps=1)),
 }
-
-
-Expected = Callable[[str], list[Step]]
+Expected = Callable[[str], list[Step]]  # the steps of a case
 
 
 @pytest.fixture(scope="module")
