@@ -196,6 +196,16 @@ def test_an_open_and_a_closed_gripper_are_met_whatever_the_data_had(kind: str) -
     assert torch.equal(made.decode(made.encode(x))[0][..., 2], x[..., 2])
 
 
+@pytest.mark.parametrize("kind", ["quantile", "mu_law"])
+def test_each_dim_of_a_gripper_has_even_bins(kind: str) -> None:
+    hands = Group(name="hands", size=2, kind="gripper", low=0, high=1)
+    space = ActionSpace(groups=(Group(name="arm", size=1), hands, Group(name="other", size=1)))
+    made = BinsCodec(build(BinsCodec.Config, {"kind": kind, "bins": 8}), N, space)
+    made.fit(torch.rand(50, N, 4, generator=torch.Generator().manual_seed(0)) ** 3 * 0.5)
+    even = torch.linspace(-1, 1, 8)
+    assert [torch.allclose(values, even) for values in made.values] == [False, True, True, False]
+
+
 def test_constant_data_leave_other_values_within_reach() -> None:
     made = codec(kind="quantile", bins=64)
     made.fit(torch.zeros(10, N, A))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from anyvla.actions.shared import union
 from anyvla.config import ConfigError, build
@@ -134,6 +135,19 @@ def test_furniture_bench_turns_its_quaternion_into_angles() -> None:
     got = _actions("furniture_bench_dataset_converted_externally_to_rlds", {"action": action}, 2)
     quarter = np.pi / 2
     np.testing.assert_allclose(got, [[1, 2, 3, quarter, 0, 0, 0], [1, 2, 3, 0, 0, quarter, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "furniture_bench_dataset_converted_externally_to_rlds",
+        "iamlab_cmu_pickup_insert_converted_externally_to_rlds",
+    ],
+)
+def test_a_quaternion_that_turns_about_all_axes_becomes_its_angles(name: str) -> None:
+    angles = np.array([[0.3, -0.5, 1.2], [-2.0, 1.1, 0.4]])
+    action = np.concatenate([np.zeros((2, 3)), Rotation.from_euler("xyz", angles).as_quat(), np.zeros((2, 1))], 1)
+    np.testing.assert_allclose(_actions(name, {"action": action}, 2)[:, 3:6], angles, atol=1e-6)
 
 
 def test_nyu_play_takes_its_action_out_of_fifteen_columns() -> None:
