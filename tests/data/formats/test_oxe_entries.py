@@ -1,4 +1,4 @@
-"""Every entry of the table of Open X-Embodiment against facts written out by hand, and data sets read by each entry."""
+"""Every entry of the table of Open X-Embodiment against its sources, and data sets that are read by each entry."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tf_records import png, write_rlds
 from anyvla.data.formats.oxe import OxeEntry, Piece, table
 from anyvla.data.open import open_dataset
 
-RED, BLUE = (220, 30, 10), (10, 30, 220)
 LENGTH, MOST = 6, 28  # steps of an episode, columns of a key
 
 
 def expected() -> dict[str, list[str]]:
+    """Return the lines of each entry in `fixtures/oxe_entries.txt`."""
     found: dict[str, list[str]] = {}
     for line in (Path(__file__).parent / "fixtures/oxe_entries.txt").read_text().splitlines():
         if line.startswith("  "):
@@ -45,6 +45,7 @@ def vector(piece: Piece) -> str:
 
 
 def facts(entry: OxeEntry) -> list[str]:
+    """Write an entry as the fixture does."""
     left = ["first step"] * entry.skip_first_step + ["last step"] * entry.drop_last_step
     left += [f"episodes without {entry.success}"] if entry.success else []
     coding = ", integers" if entry.instruction_coding == "integers" else ""
@@ -77,7 +78,7 @@ def written(folder: Path, name: str) -> dict[str, Any]:
         if found := re.match(r"(?:action|proprio) (\S+) (-?\d+)\+(\d+)", line):
             numbers[found[1]] = MOST
         elif found := re.match(r"camera \S+: (\S+)", line):
-            values[found[1]] = [png((*RED[:2], RED[2] + t)) for t in range(LENGTH)]
+            values[found[1]] = [png((220, 30, 10 + t)) for t in range(LENGTH)]
         elif line.startswith("instruction"):
             for number, key in enumerate(line.removesuffix(", integers").removeprefix("instruction ").split(", ")):
                 text = f"do it {number}".encode()
@@ -106,7 +107,7 @@ def test_a_data_set_is_read_as_its_entry_says(name: str, tmp_path: Path) -> None
         if line.startswith("camera"):
             camera = line.split()[1].rstrip(":")
             frames = np.asarray(episode.images[camera])
-            colours = np.array([(*RED[:2], RED[2] + t) for t in kept])
+            colours = np.array([(220, 30, 10 + t) for t in kept])
             assert np.array_equal(frames[:, 0, 0], colours[:, ::-1] if line.endswith("BGR") else colours), line
     for part, array in (("action", episode.actions), ("proprio", episode.proprio)):
         place = 0
