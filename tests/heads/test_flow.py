@@ -113,9 +113,8 @@ def test_an_integration_keeps_float32_whatever_the_velocity_is_in():
 # The decoder
 
 
-@pytest.mark.parametrize(("time", "method", "steps"), [("beta", "euler", 10), ("uniform", "heun", 5)])
-def test_one_batch_is_learnt_and_sampled_back(time, method, steps):
-    decoder = small(FlowDecoder, trained=False, layers=2, draws=4, time=time, method=method, steps=steps)
+def test_one_batch_is_learnt_and_sampled_back():
+    decoder = small(FlowDecoder, trained=False, layers=2, draws=4, time="uniform", method="heun", steps=5)
     context, actions, mask = data(4)
     assert fit(decoder, context, actions, mask, 500) < 0.05  # 1.3 at the start
     with torch.no_grad():
