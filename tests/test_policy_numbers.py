@@ -128,12 +128,12 @@ def generators_given(vla: VLA) -> list[list[float]]:
 def test_the_noise_of_a_session_is_that_of_its_seed_and_goes_on_from_step_to_step(history: Any, fuser: str) -> None:
     vla, data = policy(history, fuser, decoder="flow"), batch(1, 3)
     seen = generators_given(vla)
-    sessions = [vla.start("go", seed=seed) for seed in (7, 7 + 2**40, 7)]
+    sessions = [vla.start("go", seed=seed) for seed in (7, 7 + 2**17, 7)]
     chunks = [vla.act([observation(data, 0, step)] * 3, sessions) for step in range(3)]
     for one, other, same in chunks:
         np.testing.assert_allclose(one.actions, same.actions, atol=1e-5)
         assert np.abs(one.actions - other.actions).max() > 1e-3
-    for row, seed in enumerate((7, 7 + 2**40, 7)):
+    for row, seed in enumerate((7, 7 + 2**17, 7)):
         generator = torch.Generator().manual_seed(seed)
         for step in range(3):
             expected = float(torch.rand(1, generator=torch.Generator().set_state(generator.get_state())))

@@ -69,6 +69,21 @@ def test_the_loss_is_the_cross_entropy_of_the_tokens_of_valid_actions():
     nothing.value.backward()
 
 
+def test_tokens_of_dims_that_are_not_learned_are_written_and_not_learnt():
+    codec = Levels()
+    codec.elementwise = True
+    head, dims = decoder(codec), torch.tensor([[True, False, True, True]] * 3 + [[True] * 4])
+    context, chunks = Context(vectors(), dims=dims), actions() * dims[:, None]
+    tokens = codec.encode(chunks)
+    each = torch.nn.functional.cross_entropy(head.logits(context, tokens).transpose(1, 2), tokens, reduction="none")
+    free = dims[:, None].expand(-1, N, -1).flatten(1)  # action by action
+    loss = head.loss(context, chunks, ALL)
+    torch.testing.assert_close(loss.value, each[free].mean())
+    assert loss.count == free.sum() == N * 13
+    written = head.sample(context)
+    torch.testing.assert_close(written[:3, :, 1], torch.full((3, N), -0.2))  # of six levels the first beside zero
+
+
 def test_the_end_token_follows_the_last_token_if_there_is_room():
     head, chunks = decoder(Levels(ends=True)), torch.full((3, N, SPACE.size), -1.0)
     chunks[1] = torch.linspace(-1, 1, head.length).view(N, -1)
