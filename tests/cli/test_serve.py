@@ -21,6 +21,7 @@ import small
 import torch
 
 from anyvla.cli.main import main
+from anyvla.config import ConfigError
 from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
 
@@ -223,6 +224,18 @@ def test_the_robot_that_is_asked_for_is_served_with_its_own_mapping(
         hello, acted = serve(monkeypatch, script, str(tmp_path), "--robot", name)
         assert hello[1]["model_server"] == f"anyvla/{name}"
         assert acted[0] == kind
+
+
+def test_the_usual_address_is_port_8000_of_this_machine(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def bind(host: str, port: int) -> list[socket.socket]:
+        asked.append((host, port))
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("anyvla.serving.listening.bind", bind)
+    assert main(["serve", str(checkpoint)]) == 1
+    assert asked == [("127.0.0.1", 8000)]
 
 
 def test_a_device_that_cannot_be_used_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from clients import ROBOT, Running, ask, dial, pack, payload, seen
+from clients import ROBOT, Running, answer, ask, dial, error, pack, payload, seen
 
 from anyvla import __version__
 from anyvla.policy import VLA
@@ -86,15 +87,29 @@ def test_requests_that_come_together_are_answered_together(server: Running) -> N
     assert max(server.protocol.batcher.sizes) > 1
 
 
-def test_the_limit_of_waiting_requests_is_used(vla: VLA, running: Callable[..., Running]) -> None:
-    """One request waits; the others are answered at once that the server is busy."""
-    sockets = []
+def test_the_limit_of_waiting_requests_is_used(
+    vla: VLA, running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the policy computes for one client, one other may wait; the third is refused at once."""
+    begun, release, act = threading.Event(), threading.Event(), vla.act
+
+    def slow(observations: Any, sessions: Any) -> Any:
+        begun.set()
+        assert release.wait(20)
+        return act(observations, sessions)
+
     server = running(vla, Limits(pending_requests=1))
-    server.protocol.batcher._wait_s = 0.2
-    for number in range(3):
-        sockets.append(dial(server))
-        sockets[-1].send(pack("observation", payload(seen(number))))
-    kinds = [msgpack.unpackb(socket.recv(timeout=30))["type"] for socket in sockets]
-    for socket in sockets:
-        socket.close()
-    assert sorted(kinds) == ["action", "error", "error"]
+    with dial(server) as first, dial(server) as second, dial(server) as third:
+        for client in (first, second, third):  # a session and its first chunk: the next observation needs another
+            for _ in range(vla.config.execute):
+                assert ask(client, "observation", payload(seen(0)))["type"] == "action"
+        monkeypatch.setattr(vla, "act", slow)
+        first.send(pack("observation", payload(seen(1))))
+        assert begun.wait(20)
+        second.send(pack("observation", payload(seen(2))))
+        end = time.monotonic() + 20
+        while not server.protocol.batcher._waiting and time.monotonic() < end:
+            time.sleep(0.01)
+        assert "the server is busy: 1 requests wait" in error(third, "observation", payload(seen(3)))
+        release.set()
+        assert [answer(client)["type"] for client in (first, second)] == ["action"] * 2
