@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from reading import Page
 from test_page import told_and_swapped
 
 from anyvla.evaluation.statistics import summarise
-from anyvla.report.page import _both_ways, _context, _pairs, verdict, write_report
+from anyvla.report.page import _both_ways, _context, _pairs, _versions, verdict, write_report
 from anyvla.report.run import Clip, Run, read_run
 from anyvla.report.template import environment
 
@@ -82,6 +83,16 @@ def test_films_are_under_the_heading_of_what_they_show(tmp_path):
     assert seeds == {"successes": [0, 2], "failures": [1, 3], "unrelated": [4, 5]}
     assert context["failed"] == 6 + 4  # told 4 of 10, swapped 6 of 10; unrelated ones had nothing to reach
     assert context["opposite"] == {"drawer-open": "drawer-close"}
+
+
+def test_versions_are_those_that_the_results_say_and_then_those_that_run_here():
+    base = told_and_swapped(told=1, first=0, obeyed=0, n=1)[0]
+    protocol = {"simulator": {"mujoco": "3.3.0", "torch": "9"}}
+    lines = [replace(base, seed=n, protocol=protocol, versions={"torch": f"0.{n}"}) for n in (1, 2)]
+    found = _versions(run_of(lines))
+    assert (found["torch"], found["mujoco"]) == ("0.1, 0.2", "3.3.0")
+    assert found["python"] == platform.python_version()
+    assert {"anyvla", "transformers", "numpy", "av"} <= set(found)
 
 
 def test_each_curve_has_its_own_caption_and_scale():
