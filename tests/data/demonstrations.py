@@ -56,10 +56,16 @@ class Counted(Frames):
     """Frames in memory that count how many were asked for."""
 
     def __init__(self, frames: np.ndarray) -> None:
-        self.frames, self.shape, self.decoded = frames, frames.shape, 0
+        self.frames, self.shape = frames, frames.shape
+        self._asked: list[int] = []  # threads may append at the same time
+
+    @property
+    def decoded(self) -> int:
+        """Return how many frames were asked for."""
+        return sum(self._asked)
 
     def read(self, steps: list[int]) -> np.ndarray:
-        self.decoded += len(steps)
+        self._asked.append(len(steps))
         return self.frames[steps]
 
 

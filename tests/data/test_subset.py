@@ -133,6 +133,8 @@ def test_a_subset_is_these_episodes_in_this_order():
     assert subset.lengths.tolist() == [8, 6]
     assert subset[0] is data.episodes[3]
     assert subset.task(1) == data.task(1)
+    named = Subset(Tasks(["open", "close", "lift", "push"]), [3, 1])
+    assert [named.task(i) for i in range(2)] == ["push", "close"]
     again = pickle.loads(pickle.dumps(subset))
     assert again.lengths.tolist() == [8, 6]
     assert again.fingerprint == subset.fingerprint

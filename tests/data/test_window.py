@@ -243,9 +243,8 @@ def test_frames_are_decoded_once_as_long_as_they_fit_in_memory(cache_gb, long_fi
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
 def test_views_are_in_the_order_of_the_robots_cameras(cache_gb):
     images = {"wrist": scene(3, seed=1), "corner": scene(3, seed=2)}
-    [[[corner, wrist]]] = windows_of(WindowConfig(chunk=1, cache_gb=cache_gb), demonstration(3, images=images)).batch(
-        at(2)
-    )["images"]
+    windows = windows_of(WindowConfig(chunk=1, cache_gb=cache_gb), demonstration(3, images=images))
+    [[[corner, wrist]]] = windows.batch(at(2))["images"]
     assert np.array_equal(corner, scene(3, seed=2)[2])
     assert np.array_equal(wrist, scene(3, seed=1)[2])
 
