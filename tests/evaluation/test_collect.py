@@ -70,16 +70,16 @@ def test_collected_demonstrations_can_be_read(tmp_path: Path) -> None:
 
 def test_an_interrupted_collection_goes_on_to_the_same_data(tmp_path: Path) -> None:
     whole = open_dataset(collect(FAILING, CONFIG, tmp_path / "whole"))
-    progress, stop = after(2)
+    progress, stop = after(6)  # after both failures
+    one = dataclasses.replace(CONFIG, processes=1)  # as many processes as one likes
     with pytest.raises(Interrupted, match=r"stopped after \d of 9 demonstrations; the same command goes on there"):
-        collect(FAILING, CONFIG, tmp_path / "parts", progress=progress, stop=stop)
+        collect(FAILING, one, tmp_path / "parts", progress=progress, stop=stop)
     assert not (tmp_path / "parts").exists()
     kept = len(list((tmp_path / "parts.partial").glob("episode-*")))
-    assert 2 <= kept < 9
+    assert 6 <= kept < 9
     seen: list[int] = []
-    one = dataclasses.replace(CONFIG, processes=1)  # as many processes as one likes
-    parts = open_dataset(collect(FAILING, one, tmp_path / "parts", progress=lambda done, _: seen.append(done)))
-    assert seen[0] == kept
+    parts = open_dataset(collect(FAILING, CONFIG, tmp_path / "parts", progress=lambda done, _: seen.append(done)))
+    assert seen == list(range(kept, 10))  # nothing is played twice
     assert parts.fingerprint == whole.fingerprint
     # Failures were dropped, counted, and replaced by the next attempts.
     for data in (whole, parts):
@@ -98,6 +98,8 @@ def test_a_complete_collection_is_left_alone(tmp_path: Path) -> None:
         collect(opened(), dataclasses.replace(few, demonstrations=2), root)
     with pytest.raises(ValueError, match="render: 'fast' then, 'native' now"):
         collect(opened(render="native"), few, root)
+    with pytest.raises(ValueError, match="benchmark: 'toy/line' then, 'toy/kept' now"):
+        collect(opened("kept"), few, root)
 
 
 def test_a_begun_collection_refuses_other_settings(tmp_path: Path) -> None:
