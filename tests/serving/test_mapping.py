@@ -80,6 +80,13 @@ def test_the_state_arrives_in_its_order_and_as_exact_as_float32_is() -> None:
     assert proprio.tolist() == [np.float32(0.1), -2.0, np.float32(3.14159265), 4.5, -0.0625]
 
 
+@pytest.mark.parametrize("states", [[], [0.5], STATES[:4], [*STATES, 1.0], [*STATES[:4], float("nan")]])
+def test_a_state_of_another_size_or_without_a_number_is_refused(states: list[float]) -> None:
+    payload = {"images": PICTURES, "task_description": "go", "states": states}
+    with pytest.raises(ValueError, match=f"has {len(states)} numbers, 5 finite ones are needed: position 3, fingers 2"):
+        observe(ClientMapping(cameras={"corner": "a", "wrist": "b", "top": "c"}), payload)
+
+
 def test_the_keys_of_the_mapping_are_read_and_no_others() -> None:
     mapping = ClientMapping(cameras={"corner": "a", "wrist": "b", "top": "c"}, proprio="joints", instruction="prompt")
     payload = {"images": PICTURES, "joints": STATES, "prompt": "press it"}
