@@ -113,6 +113,11 @@ def test_a_task_is_judged_from_where_it_began(environment: CalvinEnvironment) ->
     assert move(environment, 0.1) == {"open_drawer": True}
 
 
+def test_only_the_task_that_was_begun_is_judged(environment: CalvinEnvironment) -> None:
+    environment.reset("turn_on_led", 0, {})
+    assert move(environment, 0.2) == {"turn_on_led": False}  # though the drawer is open now
+
+
 def test_the_gripper_opens_above_zero_and_closes_otherwise(environment: CalvinEnvironment) -> None:
     """calvin_agent's policies send the sign; the simulator asserts -1 or 1 (calvin_env/robot/robot.py)."""
     environment.reset("open_drawer", 0, {})
