@@ -55,7 +55,7 @@ turn_on_led: ["press the button"]
 open_drawer: [ "pull the handle"]
 """
 _EVALUATION, _CONF = "calvin_models/calvin_agent/evaluation", "calvin_models/conf"
-FILES = {  # as the repository has them; the official evaluation says the phrases of validation, not those of training
+FILES = {  # as the repository has them; the official evaluation uses the phrases of validation, not of training
     f"{_EVALUATION}/utils.py": _UTILS,
     f"{_EVALUATION}/multistep_sequences.py": _SEQUENCES,
     f"{_CONF}/callbacks/rollout/tasks/new_playtable_tasks.yaml": "tasks: {}",

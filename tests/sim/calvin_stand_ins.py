@@ -34,7 +34,7 @@ def quarters(image: np.ndarray) -> list[tuple[int, ...]]:
 
 
 class Client:
-    """What one physics client knows."""
+    """The state of one physics client."""
 
     def __init__(self, options: str) -> None:
         self.options = options
@@ -176,7 +176,7 @@ class PlayTable:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Put the stand-ins where the adapter imports from. Return pybullet, the modules and what hydra was asked."""
+    """Put the stand-ins where the adapter imports from. Return them, with a record of the calls to hydra."""
     pybullet = Pybullet()
     modules = {name: types.ModuleType(name) for name in ("env", "robot", "gripper_camera")}
     found = SimpleNamespace(pybullet=pybullet, modules=modules, composed=[], folders=[])

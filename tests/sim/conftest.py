@@ -1,6 +1,6 @@
 """Report tests as not run where their simulator is missing.
 
-Tests say what they need by `pytestmark = pytest.mark.simulator("libero")`. Each of them is reported as skipped with
+Tests name their simulator by `pytestmark = pytest.mark.simulator("libero")`. Each of them is reported as skipped with
 a reason; it fails instead if the environment variable ANYVLA_TEST_SIMULATORS names the simulator, as in CI.
 """
 

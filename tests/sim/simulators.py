@@ -1,4 +1,4 @@
-"""Which simulators are installed, and what happens to the tests of those that are not."""
+"""Find out which simulators are installed, and skip or fail the tests of the others."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from anyvla_sim.fnv import pyhash_fnv1_32
 
 
 class Table:
-    """Stands in for `World`."""
+    """A replacement for `World`."""
 
     def __init__(self, root: Path) -> None:
         self.drawer = 0.0
@@ -50,7 +50,7 @@ class Oracle:
 
 
 class Drawn:
-    """Stands in for `Screen`."""
+    """A replacement for `Screen`."""
 
     def __init__(self, root: Path, egl: bool) -> None:
         self.root, self.egl, self.shown, self.closed = root, egl, None, False

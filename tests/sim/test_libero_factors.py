@@ -1,4 +1,4 @@
-"""What is changed about LIBERO's scenes, and what happens during an episode."""
+"""Changes of LIBERO's scenes, and disturbances of its episodes."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_knocked_gripper_stays_open_for_ten_actions() -> None:
     for _ in range(10):
         assert disturber.alter(closing).tolist() == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, -1.0]
     assert np.array_equal(disturber.alter(closing), closing)
-    assert closing[6] == 1  # what the policy asked for is left alone
+    assert closing[6] == 1  # the policy's own array is left alone
 
 
 @simulated

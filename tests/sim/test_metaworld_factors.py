@@ -1,4 +1,4 @@
-"""What is changed about Meta-World's scenes, and what happens during an episode."""
+"""Changes of Meta-World's scenes, and disturbances of its episodes."""
 
 from __future__ import annotations
 

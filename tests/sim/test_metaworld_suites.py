@@ -105,8 +105,8 @@ def test_no_two_tasks_have_the_same_words_and_no_paraphrase_is_demonstrated(foun
     assert not set(phrases) & set(others)
 
 
-# Every phrase is part of the protocol: a policy is evaluated with the words that it was trained with. Whoever changes
-# them changes what results mean, and updates this.
+# Every phrase is part of the protocol: a policy is evaluated with the words that it was trained with. A change makes
+# results incomparable with earlier ones, so that it must be made here as well.
 WORDS = {
     "half-open": "32249f0d316e439b",
     "mt10": "c01ce5dc9af212d9",

@@ -1,4 +1,4 @@
-"""What a pool sends to its workers and makes of their answers, with stand-ins for the processes."""
+"""Commands of a pool to its workers, and their answers, without processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = {"images": {"eye": np.zeros((2, 2, 3), np.uint8)}, "proprio": np.zeros(1
 
 
 class Worker:
-    """Stands in for a process: keeps what it is sent, and answers when the test says so."""
+    """A replacement for a process: it records commands, and answers when the test says so."""
 
     def __init__(self, spec: Spec, events: Any) -> None:
         self.pending, self.resident_mb, self.closed = 1, 0.0, False  # it opens the benchmark

@@ -1,4 +1,4 @@
-"""MuJoCo pictures of small scenes whose colors are known: which end is up, which channel is red, what is left out."""
+"""MuJoCo pictures of small scenes whose colors are known: which end is up, which channel is red, which geoms are drawn."""
 
 from __future__ import annotations
 

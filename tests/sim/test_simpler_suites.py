@@ -61,7 +61,7 @@ def test_every_start_state_is_another(name: str) -> None:
 
 
 def places(suite: str, task: str) -> tuple[set[object], list[object]]:
-    """Return where the robot stands, and where the object or which arrangement."""
+    """Return the places of the robot, and the places of the object or the numbers of its arrangements."""
     found = played(suite)[task].places
     return {(p.robot, p.yaw, p.overlay) for p in found}, [p.episode if p.object is None else p.object for p in found]
 

@@ -1,4 +1,4 @@
-"""What a worker answers, in this process: commands of one slot after another."""
+"""Answers of a worker to its commands, without a process."""
 
 from __future__ import annotations
 
