@@ -1,4 +1,4 @@
-"""MuJoCo pictures of small scenes whose colors are known: which end is up, which channel is red, which geoms are drawn."""
+"""MuJoCo pictures of small scenes of known colors: which end is up, which channel is red, which geoms are drawn."""
 
 from __future__ import annotations
 
