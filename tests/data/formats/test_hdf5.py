@@ -150,6 +150,7 @@ def test_what_is_declared_goes_before_what_a_layout_says(tmp_path: Path) -> None
     assert later.lengths.tolist() == [LENGTH - 2]
     assert np.array_equal(later[0].actions, joints[2:].astype(np.float32))
     assert np.array_equal(later[0].proprio, joints[:-2].astype(np.float32))
+    assert later[0].timestamps == pytest.approx(np.arange(LENGTH - 2) / 50)
     assert np.array_equal(later[0].images["front"][[3, 0]], images[[3, 0]][..., ::-1])
     for name, expected in (("flip", images[:, ::-1]), ("turn", images[:, ::-1, ::-1])):
         turned = Hdf5Dataset(Hdf5Config(colors="rgb", ahead=0, images=name), tmp_path, arms)[0]

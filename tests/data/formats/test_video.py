@@ -89,8 +89,9 @@ def test_joined_files_hold_every_frame_at_its_time(tmp_path, fps):
     assert starts == [0, 11, 12, 42]
     assert np.array_equal(video.decode(tmp_path / "all.mp4", fps, range(50)), np.concatenate(parts))  # no re-encoding
     with av.open(str(tmp_path / "all.mp4")) as container:
-        times = [frame.time for frame in container.decode(video=0)]
+        times, seconds = [frame.time for frame in container.decode(video=0)], container.duration / av.time_base
     assert np.allclose(times, np.arange(50) / fps, atol=1e-4)  # LeRobot's tolerance; 29.97 is kept as 2997/100
+    assert seconds == pytest.approx(50 / fps, abs=2e-3)
 
 
 def test_missing_frames_are_named(tmp_path):
