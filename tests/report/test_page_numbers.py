@@ -173,7 +173,7 @@ def test_ours_is_given_in_the_measure_of_the_published_number(tmp_path: Path) ->
     assert all("2 of its 50 tasks were played" in str(cells[3]) for cells in page.rows("published")[1:])
 
 
-def test_each_film_stands_with_its_own_episode(tmp_path: Path) -> None:
+def test_each_film_is_shown_with_its_own_episode(tmp_path: Path) -> None:
     """The order of the index is not the order of the results."""
     told = [line("told", task, seed, True) for task in TASKS for seed in (3, 0)]
     swapped = [line("swapped", "reach", 0, False), line("swapped", "push", 0, True), line("told", "push", 7, False)]

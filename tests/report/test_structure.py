@@ -89,7 +89,7 @@ def test_rows_of_the_matrix_look_and_columns_are_seen() -> None:
     assert names == ["start", "1 corner", "1 text", "1 readout", "2 corner", "2 text", "2 readout"]
 
 
-def test_boxes_of_a_step_stand_in_order_with_their_places() -> None:
+def test_boxes_of_a_step_are_in_order_with_their_places() -> None:
     boxes = [words for _, y, words in texts(drawn(MODEL)) if 120 < y < 210]
     assert boxes[:9] == ["step 1", "", "start", "1", "corner", "16", "text", "7", "readout"]
     assert boxes[10:18] == ["step 2", "(now)", "corner", "16", "text", "7", "readout", "2"]
