@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -79,9 +80,7 @@ def make_run(root: Path, failing: bool = True, filmed: bool = True) -> Path:
             }  # fmt: skip
             file.write(json.dumps(line) + "\n")
     lines = results(failing)
-    (root / "eval").mkdir()
-    with (root / "eval" / "results.jsonl").open("w") as file:
-        file.writelines(json.dumps(asdict(line)) + "\n" for line in lines)
+    write_results(root / "eval" / "results.jsonl", lines)
     (root / "eval" / "videos").mkdir()
     if filmed:
         film(root / "eval" / "videos", lines)
@@ -99,6 +98,12 @@ def make_run(root: Path, failing: bool = True, filmed: bool = True) -> Path:
     (root / "dataset" / "meta").mkdir(parents=True)
     (root / "dataset" / "meta" / "info.json").write_text(json.dumps(info))
     return root
+
+
+def write_results(path: Path, lines: Iterable[EpisodeResult]) -> None:
+    """Write all lines at once, without waiting for the disk after each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 def film(folder: Path, lines: list[EpisodeResult]) -> None:

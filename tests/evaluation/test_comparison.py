@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from fake_run import write_results
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar as reference
 from test_results import RESULT
@@ -16,7 +17,7 @@ from anyvla.cli.main import main
 from anyvla.config import ConfigError
 from anyvla.evaluation.comparison import compare, compare_many, mcnemar
 from anyvla.evaluation.power import paired, unpaired
-from anyvla.evaluation.results import EpisodeResult, append_result
+from anyvla.evaluation.results import EpisodeResult
 
 
 def episodes(won: Sequence[bool], checkpoint: str = "a", **keys: object) -> list[EpisodeResult]:
@@ -39,6 +40,7 @@ def test_mcnemar_is_statsmodels(a: int, b: int) -> None:
     assert mcnemar(a, b) == pytest.approx(reference([[5, a], [b, 5]], exact=True).pvalue)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=10, max_size=60))
 def test_a_comparison_is_antisymmetric(outcomes: list[tuple[bool, bool]]) -> None:
     a, b = (episodes([o[k] for o in outcomes]) for k in (0, 1))
@@ -188,9 +190,12 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     for name, told, empty in (("one", 30, 40), ("two", 23, 30), ("three", 36, 10)):
-        for condition, count in (("empty", empty), ("told", told)):
-            for line in episodes([True] * count + [False] * (40 - count), name, condition=condition):
-                append_result(tmp_path / name / "eval" / "results.jsonl", line)
+        lines = [
+            line
+            for condition, count in (("empty", empty), ("told", told))
+            for line in episodes([True] * count + [False] * (40 - count), name, condition=condition)
+        ]
+        write_results(tmp_path / name / "eval" / "results.jsonl", lines)
     return ["one", "two", "three"]
 
 
@@ -231,8 +236,7 @@ def test_compare_prints_the_difference_of_lengths(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, done in (("one", 1), ("two", 3)):
-        for line in episodes([False] * 12, name, length=5, completed=done):
-            append_result(tmp_path / name / "results.jsonl", line)
+        write_results(tmp_path / name / "results.jsonl", episodes([False] * 12, name, length=5, completed=done))
     assert main(["compare", "one", "two"]) == 0
     assert rows(capsys.readouterr().out)[3] == "average length +2.00 +2.00 to +2.00 12"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import chromium
 import pytest
+from fake_run import write_results
 from reading import Page, plain
 
 from anyvla.cli import compare as command
@@ -27,10 +28,13 @@ def episode(condition, task, seed, won, **given):
 
 def evaluation(folder, rates, **given):
     """Results with `rates[condition]` successes of each 20 episodes of two tasks."""
-    for condition, won in rates.items():
-        for task in ("left", "right"):
-            for seed in range(20):
-                append_result(folder / "results.jsonl", episode(condition, task, seed, seed < won, **given))
+    lines = [
+        episode(condition, task, seed, seed < won, **given)
+        for condition, won in rates.items()
+        for task in ("left", "right")
+        for seed in range(20)
+    ]
+    write_results(folder / "results.jsonl", lines)
     return folder
 
 

@@ -9,7 +9,7 @@ import fake_run
 import pytest
 from reading import Page, plain
 
-from anyvla.evaluation.results import EpisodeResult, append_result
+from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.statistics import summarise
 from anyvla.report.evaluation import write_evaluation_page
 
@@ -46,8 +46,7 @@ def line(condition: str, task: str, seed: int, won: bool, **given: object) -> Ep
 
 
 def write(folder: Path, lines: Sequence[EpisodeResult]) -> Path:
-    for one in lines:
-        append_result(folder / "results.jsonl", one)
+    fake_run.write_results(folder / "results.jsonl", lines)
     return write_evaluation_page(folder)
 
 
@@ -67,8 +66,7 @@ def every_condition() -> list[EpisodeResult]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("eval")
     lines = every_condition()
-    for one in lines:
-        append_result(folder / "results.jsonl", one)
+    fake_run.write_results(folder / "results.jsonl", lines)
     (folder / "videos").mkdir()
     fake_run.film(folder / "videos", [r for r in lines if r.condition in ("told", "swapped") and r.seed in (0, 9)])
     return write_evaluation_page(folder)

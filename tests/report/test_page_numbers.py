@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from test_comparison_page import episode
 from test_evaluation_page import OTHER, PROTOCOL, TASKS, line, write
 
-from anyvla.evaluation.results import EpisodeResult, append_result
+from anyvla.evaluation.results import EpisodeResult
 from anyvla.report.comparison import write_comparison_page
 
 DASH = "\N{EN DASH}"
@@ -194,11 +194,13 @@ def compared(root: Path, marks: dict[str, dict[str, str]], **given: dict[str, An
     """Return the page of evaluations: {"run": {"condition task": a mark an episode}}."""
     outcomes = {"+": "success", "-": "failure", "!": "error"}
     for name, conditions in marks.items():
+        lines = []
         for key, episodes in conditions.items():
             condition, _, task = key.partition(" ")
             for seed, mark in enumerate(episodes):
                 keys = {"outcome": outcomes[mark], **given.get(name, {})}
-                append_result(root / name / "results.jsonl", episode(condition, task, seed, mark == "+", **keys))
+                lines.append(episode(condition, task, seed, mark == "+", **keys))
+        fake_run.write_results(root / name / "results.jsonl", lines)
     return Page(write_comparison_page([root / name for name in marks], root / "page.html"))
 
 
