@@ -14,7 +14,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What is brought to the disk and what is renamed, in the order in which it happens."""
+    """Return a list of what is brought to the disk and renamed, in order; it grows as it happens."""
     found: list[tuple[str, str]] = []
     sync, replace = durable.sync, Path.replace
 

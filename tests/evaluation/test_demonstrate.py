@@ -74,7 +74,7 @@ def test_each_frame_shows_the_world_before_its_action() -> None:
     assert np.abs(np.array(recorded) - 0.5).min() > 0  # noisy actions
 
 
-def test_what_is_executed_stays_within_the_range_of_actions() -> None:
+def test_executed_actions_stay_within_their_range() -> None:
     world = World(label=0.9, reached=40)
     made(world, noise=(2.0,))
     executed = np.array(world.plays[0])

@@ -130,7 +130,7 @@ def test_a_part_counts_from_a_thousandth_of_the_picture() -> None:
 
 
 @pytest.mark.parametrize("scene", ["drawer", "window", "door", "button"])
-def test_there_is_what_the_scene_has_and_nothing_else(scene: str) -> None:
+def test_a_scene_has_its_own_object_and_no_other(scene: str) -> None:
     """Yes and no come up alike."""
     main = {"drawer": "cabinet", "window": "window", "door": "cabinet", "button": "box"}[scene]
     found: Counter[tuple[str, str]] = Counter()

@@ -1,4 +1,4 @@
-"""A rollout becomes the line and the track that say what happened in it."""
+"""A rollout becomes a line of results and a track; its policy acts as it would alone."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def chain() -> Rollout:
 SETTING = Setting("toy/chains", "c0ffee", {"execute": 2}, {"horizon": 12}, {"torch": "2"}, EMBODIMENT)
 
 
-def test_what_was_executed_and_how_much_of_it() -> None:
+def test_the_executed_actions_of_all_stages_count() -> None:
     rollout = chain()
     assert rollout.now == STAGES[2]
     assert rollout.words == "go left"

@@ -138,7 +138,7 @@ def test_without_a_gripper_in_the_mapping_an_action_is_sent_as_it_is() -> None:
     assert Translator(ClientMapping(), ARM).action(action).tolist() == [0.5, -2, 3, -0.25]
 
 
-def test_what_cannot_be_converted_or_sent_is_refused() -> None:
+def test_impossible_conversions_and_infinite_actions_are_refused() -> None:
     with pytest.raises(ValueError, match="open and closed are both 1"):
         ClientMapping(gripper=(1.0, 1.0))
     with pytest.raises(ConfigError, match="the mapping names the camera 'front'; the policy has corner, wrist, top"):

@@ -186,7 +186,7 @@ def test_images_of_different_sizes_are_no_batch(policy: VLA) -> None:
     assert len({chunk.actions.tobytes() for each in found for chunk in each}) == 6
 
 
-def test_what_a_copy_does_not_see_is_kept(policy: VLA) -> None:
+def test_a_copy_of_a_session_stays_as_it_is(policy: VLA) -> None:
     """A session acts while a copy of it waits; then the copy gives the same chunk as it did."""
     session = policy.start(OPEN, 3)
     policy.act([seen(0)], [session])
