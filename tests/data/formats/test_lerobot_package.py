@@ -82,6 +82,25 @@ def test_what_lerobot_wrote_is_read(given):
                 assert np.argmin(errors, axis=1).tolist() == list(range(end - first))  # no frame is another's
 
 
+def test_tasks_may_have_any_numbers(copy):
+    """Here each is 9 minus what it was, in the table and in the rows; the index names tasks by their text."""
+    for path in copy.glob("data/**/*.parquet"):
+        table = pq.read_table(path)
+        place = table.column_names.index("task_index")
+        pq.write_table(table.set_column(place, "task_index", [9 - table["task_index"].to_numpy()]), path)
+    if copy.name[:2] == "v2":
+        rows = [json.loads(line) for line in (copy / "meta/tasks.jsonl").read_text().splitlines()]
+        lines = [json.dumps(row | {"task_index": 9 - row["task_index"]}) for row in rows]
+        (copy / "meta/tasks.jsonl").write_text("\n".join(lines))
+    else:
+        table = pq.read_table(copy / "meta/tasks.parquet")
+        place = table.column_names.index("task_index")
+        table = table.set_column(place, "task_index", [9 - table["task_index"].to_numpy()])
+        pq.write_table(table, copy / "meta/tasks.parquet")
+    dataset = opened(copy)
+    assert [dataset.task(i) for i in range(4)] == [made.task(number, begin, 12) for number, begin, _ in PIECES]
+
+
 def test_where_tasks_change_is_kept_if_it_takes_long(copy, tmp_path, monkeypatch):
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(lerobot_reader, "_MANY", 0)

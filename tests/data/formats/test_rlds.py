@@ -89,6 +89,17 @@ def test_any_data_set_whose_numbers_are_declared():
         assert np.array_equal(episode.images["front"][[3, 0, 3]], frames[[3, 0, 3]])
 
 
+def test_class_labels_are_whole_numbers(tmp_path):
+    steps = {"action": np.zeros((4, 3), np.float32), "front": [png((1, 2, 3))] * 4, "phase": np.array([0, 1, 1, 2])}
+    root = write_rlds(tmp_path / "1.0.0", "my_arm", {"train": [(steps, {})]})
+    features = json.loads((root / "features.json").read_text())
+    tree = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    tree["phase"] = {"classLabel": {"numClasses": "3"}}
+    (root / "features.json").write_text(json.dumps(features))
+    robot = dataclasses.replace(MY_ARM, proprio=ActionSpace(groups=(Group(name="phase", size=1),)))
+    assert RLDSDataset(RLDSConfig(proprio=("phase",)), root, robot)[0].proprio.tolist() == [[0], [1], [1], [2]]
+
+
 def jaco(seed: int) -> dict[str, object]:
     """An episode of jaco_play."""
     rng = np.random.default_rng(seed)
