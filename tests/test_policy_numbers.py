@@ -40,7 +40,7 @@ def test_the_decoder_learns_actions_scaled_by_their_quantiles_and_clipped() -> N
     seen, generator = losses(vla), torch.Generator()
     vla.loss(data, generator)
     actions, mask, given = seen[0]
-    # The gripper is scaled by its declared range, -1 to 1, and its +1 says nothing here.
+    # The gripper is scaled by its declared range, -1 to 1.
     torch.testing.assert_close(actions[0, 0], torch.tensor([0.5, -0.25, 1.0, 0.25]))
     assert mask.all()
     assert given is generator
