@@ -101,6 +101,12 @@ def test_each_robot_is_read_into_its_own_places() -> None:
     assert images[..., 0, 0, 0].tolist() == [[0, 2, 1], [4, 3, 0]]
 
 
+@pytest.mark.parametrize("shape", [(1,), (3,), (1, 2), (2, 1), ()])
+def test_proprio_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="observation 4: proprio has shape"):
+        Proprio(ARM).read(np.zeros(shape, np.float32)[...], 4)
+
+
 def test_images_are_fitted_as_the_view_says() -> None:
     """4 x 8 in 8 x 8: two black rows above and below."""
     [images] = observer(size=[8, 8], fit="pad").images([shown({"corner": 200, "wrist": 100}, [0, 0], (4, 8))], [0])

@@ -53,9 +53,10 @@ def test_groups_follow_one_another():
     space = ActionSpace(groups=(ARM, GRIPPER, Group(name="turn", size=4)))
     assert space.slices() == {"arm": slice(0, 2), "gripper": slice(2, 3), "turn": slice(3, 7)}
     assert space.size == 7
-    assert [space.place(dim).split(",")[0] for dim in range(7)] == (
-        ["group 'arm'"] * 2 + ["group 'gripper'"] + ["group 'turn'"] * 4
-    )
+    assert [space.place(dim) for dim in range(2, 7)] == [
+        "group 'gripper', dim 0",
+        *(f"group 'turn', dim {dim}" for dim in range(4)),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -166,14 +166,21 @@ def test_units_of_angles_are_heeded_and_scaled_ones_become_radians():
 
 
 def test_quaternions_of_deltas_have_a_positive_real_part_at_every_step():
-    """They do not follow one another, unlike orientations: between two deltas lies a rest."""
+    """They do not follow one another, unlike orientations, whose real part may change its sign along the way."""
     robot = arm("quaternion_wxyz", "quaternion_wxyz")
-    episode, _, deltas = moving(robot)
-    actions = episode.actions.copy()
-    actions[:, 3:7] = deltas.as_quat()[:, [3, 0, 1, 2]] * np.where(np.arange(T) % 3, -1, 1)[:, None]
-    new = Converted(InMemory([dataclasses.replace(episode, actions=actions)], robot), rotation="quaternion_xyzw")[0]
-    expected = deltas.as_quat() * np.sign(deltas.as_quat()[:, 3:])
-    np.testing.assert_allclose(part(new, "rotation"), expected, atol=1e-6)
+    episode, _, _ = moving(robot)
+    half = np.where(np.arange(T) % 2, 1.4, -1.4)  # turns there and back by 2.8 radians about z
+    written, wanted = np.zeros((2, T, 4))
+    written[:, 0], written[:, 3] = np.cos(half), np.sin(half)
+    written[::3] *= -1  # the antipode is the same turn
+    wanted[:, 3], wanted[:, 2] = np.cos(half), np.sin(half)
+    actions, proprio = episode.actions.copy(), episode.proprio.copy()
+    actions[:, 3:7] = proprio[:, 3:7] = written
+    episode = dataclasses.replace(episode, actions=actions, proprio=proprio)
+    new = Converted(InMemory([episode], robot), rotation="quaternion_xyzw")[0]
+    np.testing.assert_allclose(part(new, "rotation"), wanted, atol=1e-6)
+    signs = np.where(np.arange(T) % 2, -1, 1)[:, None]
+    np.testing.assert_allclose(part(new, "rotation", "proprio"), signs * wanted, atol=1e-6)
 
 
 def test_only_what_changes_loses_its_declared_range():
