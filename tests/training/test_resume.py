@@ -226,6 +226,8 @@ def test_a_run_that_cannot_be_made_longer_keeps_its_checkpoint(root: Path, copy:
 
 
 def test_a_run_can_not_be_made_shorter(root: Path, copy: Path) -> None:
+    with pytest.raises(ConfigError, match=r"step-00000002 has 2 steps already, and training\.steps is 2: give more"):
+        run(copy, root, document(root, steps=2))
     run(copy, root)
     with pytest.raises(ConfigError, match=r"checkpoint has 4 steps already, and training\.steps is 3: give more"):
         run(copy, root, document(root, steps=3))

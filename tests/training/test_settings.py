@@ -210,7 +210,8 @@ def test_the_command_gives_training_all_that_the_recipe_says(
 
     monkeypatch.setattr(loop, "train", training)
     root = str(data.datasets[0].root)
-    path = recipe_file(tmp_path, {"sources": [{"path": root, "leave_out": [1]}], "cache_gb": 0.25})
+    sources = [{"path": root, "leave_out": [1]}, {"path": root, "leave_out": [0]}]
+    path = recipe_file(tmp_path, {"sources": sources, "cache_gb": 0.25})
     options = ["--data.workers", "3", "--data.worker_timeout_s", "7.5", "--training.optim.lr", "0.5", "--model.chunk=3"]
     monkeypatch.chdir(tmp_path)
     assert main(["train", str(path), *options]) == 0
@@ -219,7 +220,7 @@ def test_the_command_gives_training_all_that_the_recipe_says(
     structure, config, opened, robots, run_folder, document = given.pop("args")
     assert (structure, config, document) == (recipe.model, recipe.training, to_dict(recipe))
     assert (structure.chunk, config.optim.lr, config.steps) == (3, 0.5, 2)
-    assert opened.datasets[0].lengths.tolist() == [8, 10]
+    assert [d.lengths.tolist() for d in opened.datasets] == [[8, 10], [9, 10]]
     assert [r.embodiment.name for r in robots] == ["small"]
     assert robots[0].statistics == opened.robots()[0].statistics
     assert run_folder == Path("outputs/small")

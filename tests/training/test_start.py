@@ -61,6 +61,8 @@ def test_the_cheapest_remedy_comes_first(parts: tuple[VLA, Any], monkeypatch: py
     assert f"{size}, the size to which the backbone scales them anyway, takes {9.2 * share:.2g} GB;" in text
     assert text.index(size) < text.index("--data.cache_gb 9.3")
     assert "take 36.8 GB in 4 workers" in (cache_advice(vla, windows, 2.0, 4) or "")
+    assert cache_advice(vla, windows, 36.7, 4) is not None  # all of them together
+    assert cache_advice(vla, windows, 36.9, 4) is None
 
 
 def test_a_memory_that_the_machine_does_not_have_is_said(
