@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from anyvla_sim.metaworld import VIEWS, MetaWorld, MetaWorldEnvironment
+from anyvla_sim.metaworld import VIEWS, MetaWorld, MetaWorldEnvironment, _as_expected_by
 from anyvla_sim.metaworld_suites import scenes, suite
 from anyvla_sim.rendering import View
 
@@ -113,6 +113,18 @@ def test_the_expert_reaches_its_goal_and_no_other(world: MetaWorldEnvironment, t
         if any(goals.values()):
             break
     assert [name for name, holds in goals.items() if holds] == [task]
+
+
+def test_experts_of_pairs_see_the_point_that_their_own_environment_reports(world: MetaWorldEnvironment) -> None:
+    """_get_pos_objects of sawyer_drawer_close_v3.py and sawyer_window_close_v3.py."""
+    for task in ("drawer-close", "window-close"):
+        world.reset(task, 2)
+        sim, seen = world.running.sim, world._seen.copy()
+        _as_expected_by(task, sim, seen)
+        drawer = sim.data.body("drawer_link").xpos + (0, -0.16, 0.05) if task == "drawer-close" else None
+        expected = sim.data.site("handleCloseStart").xpos if drawer is None else drawer
+        assert seen[4:7] == pytest.approx(expected, abs=1e-6)
+        assert np.array_equal(np.delete(seen, [4, 5, 6]), np.delete(world._seen, [4, 5, 6]))
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -286,14 +286,16 @@ def test_robots(made: list[World]) -> None:
 
 
 def test_proprio_is_the_tool_seen_from_the_base(made: list[World]) -> None:
-    """The base is at (0.1, 0.2, 0.3), turned by half; the tool is 0.3 before it and 0.2 above, tilted by two angles."""
-    base = Rotation.from_euler("z", np.pi)
+    """The base is at (0.1, 0.2, 0.3) and turned; the tool is 0.3 before it and 0.2 above, tilted by three angles."""
+    base = Rotation.from_euler("z", np.pi - 0.5)
     tilt = Rotation.from_euler("xyz", [0.3, -0.4, 0.5])
     down = Rotation.from_matrix(DOWN)
     for suite, task in (("widowx", "carrot-on-plate"), ("google-visual-matching", "move-near")):
         environment = reset(suite, task)
         made[-1].agent.robot.pose = pose([0.1, 0.2, 0.3], base)
-        made[-1].tcp.pose = pose([0.1 - 0.3, 0.2, 0.5], base * (tilt * down if suite == "widowx" else tilt))
+        made[-1].tcp.pose = pose(
+            base.apply([0.3, 0, 0.2]) + (0.1, 0.2, 0.3), base * (tilt * down if suite == "widowx" else tilt)
+        )
         proprio = environment.observe().proprio
         assert proprio[:3] == pytest.approx([0.3, 0, 0.2], abs=1e-6)
         if suite == "widowx":  # Bridge: Euler angles relative to a gripper that points down, 1 is open
