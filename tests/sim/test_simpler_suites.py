@@ -341,4 +341,5 @@ def test_the_sticky_gripper() -> None:
     assert gripper(0.7) == pytest.approx(-0.7)
     held = [gripper(0.0) for _ in range(14)]  # asked to close meanwhile: lost
     assert held == pytest.approx([-0.7] * 14)
-    assert gripper(0.2) == pytest.approx(-0.2)  # a small change passes as it is
+    assert gripper(0.5) == -0.5  # a change of no more than a half passes as it is, and is not repeated
+    assert gripper(0.5) == 0
