@@ -2,7 +2,8 @@
 
 `{image}` stands for the tokens of one image, without what is written around them. Roles of a conversation are left
 out: readouts follow the prompt, no answer does. Sources: the processors of transformers 5.23 (`processing_*.py` of a
-family), and chat templates of the models' pages where the processor leaves that to them.
+family), and chat templates of the models' pages where the processor leaves that to them. The templates of Granite
+4 Vision, LightOnOCR, VideoLLaMA 3, HyperCLOVA X and EXAONE 4.5 were not at hand.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ _VISION = "<|vision_start|>{image}<|vision_end|>"  # chat_template.json of Qwen/
 _GLM = "<|begin_of_image|>{image}<|end_of_image|>"  # chat_template.jinja of zai-org/GLM-4.1V-9B-Thinking
 _BOXED = "<|image_start|>{image}<|image_end|>"
 _INTERN = "<img>{image}</img>\n"
-_LLAVA = BOS + "{image}{image}\ndo it"  # the card of llava-hf/llava-1.5-7b-hf: "USER: <image>\n<prompt> ASSISTANT:"
+# The card of llava-hf/llava-1.5-7b-hf: "USER: <image>\n<prompt> ASSISTANT:". Of several images, the chat template of
+# LLaVA 1.5 puts a line break after each; here, as in LLaVA-OneVision's, one follows them all.
+_LLAVA = BOS + "{image}{image}\ndo it"
 _GEMMA3 = BOS + "\n\n<start_of_image>{image}<end_of_image>\n\n" * 2 + "do it"  # Gemma3Processor.full_image_sequence
 _PALIGEMMA = "{image}{image}" + BOS + "do it\n"  # build_string_from_input of processing_paligemma.py
 _IDEFICS3 = BOS + f"{_FAKE}<global-img>{{image}}{_FAKE}" * 2 + "do it"  # _prompt_single_image of both processors
@@ -70,10 +73,8 @@ PROMPTS: dict[str, str] = {
     "video_llama_3": BOS + "{image}\n" * 2 + "do it",
     "lighton_ocr": BOS + "{image}\n" * 2 + "do it",
     # PixtralProcessor.replace_image_token: each row but the last ends in [IMG_BREAK].
-    "mistral3": BOS + ("[IMG]" * 2 + "[IMG_BREAK]" + "[IMG]" * 2 + "[IMG_END]") * 2 + "do it",
-    "pixtral": BOS
-    + ("[IMG]" * 3 + "[IMG_BREAK]" + "[IMG]" * 3 + "[IMG_BREAK]" + "[IMG]" * 3 + "[IMG_END]") * 2
-    + "do it",
+    "mistral3": BOS + "[IMG][IMG][IMG_BREAK][IMG][IMG][IMG_END]" * 2 + "do it",
+    "pixtral": BOS + ("[IMG][IMG][IMG][IMG_BREAK]" * 2 + "[IMG][IMG][IMG][IMG_END]") * 2 + "do it",
     "internvl": BOS + _INTERN * 2 + "do it",
     "qianfan_ocr": BOS + _INTERN * 2 + "do it",
     "got_ocr2": BOS + _INTERN * 2 + "do it",
