@@ -12,7 +12,7 @@ from toy_world import Toy
 
 from anyvla.data.episode import Episode
 from anyvla.evaluation.collect import CollectConfig, demonstrate
-from anyvla_sim.base import Observation, Suite, Task
+from anyvla_sim.base import Observation, Stuck, Suite, Task
 
 HORIZON = 40
 TASKS = (Task("left", "cart", ("go left", "to the left", "leftwards")), Task("up", "lift", ("go up",), horizon=6))
@@ -25,6 +25,7 @@ class World:
     def __init__(self, label: float = 0.0, reached: int = 5, other: int | None = None) -> None:
         """`reached`, `other`: after how many actions the goals of all tasks, or of another one, hold."""
         self.label, self.reached, self.other = label, reached, other
+        self.stuck: int | None = None  # the number of actions after which the expert gives up
         self.resets: list[tuple[str, int, Mapping[str, str]]] = []
         self.plays: list[list[np.ndarray]] = []
 
@@ -46,6 +47,8 @@ class World:
         return {"left": count >= self.reached, "up": count >= self.reached, "other": count == self.other}
 
     def expert(self, task: str) -> np.ndarray:
+        if len(self.plays[-1]) == self.stuck:
+            raise Stuck("the way is blocked")
         return np.full(4, self.label, np.float32)
 
 
@@ -156,6 +159,16 @@ def test_when_an_attempt_ends(reached: int, other: int | None, task: str, kept: 
     episode = attempt(world, 0, task, keep_after_success=kept)
     assert (None if episode is None else len(episode)) == length
     assert len(world.resets) == (1 if length is None else 2)  # a failure is not rendered
+
+
+@pytest.mark.parametrize("stuck", [0, 3, 5, 6])
+def test_an_expert_that_gives_up_has_failed_after_the_goal_too(stuck: int) -> None:
+    """The goal is reached with action 5; two more actions belong to the demonstration."""
+    world = World(reached=5)
+    world.stuck = stuck
+    assert attempt(world) is None
+    world.stuck = 7
+    assert len(made(world)) == 7
 
 
 def test_the_usual_noise_and_the_rest_of_the_defaults() -> None:
