@@ -107,6 +107,15 @@ def test_the_seed_alone_chooses_the_words() -> None:
     assert written(three, "swapped+light=dim", tasks=("c",), episodes=2) == ["c 0: a, do a", "c 1: b, b it"]
 
 
+def test_a_task_that_only_its_environment_names_is_never_the_other_one() -> None:
+    """The environment would say the words of the task that is played."""
+    tasks = [Task("a", "x", ("do a",)), Task("b", "x", ()), Task("c", "x", ("do c",)), Task("d", "y", ())]
+    suite = Suite("s", tasks, 9)
+    assert written(suite, "swapped", tasks=("a",), episodes=2) == ["a 0: c, do c", "a 1: c, do c"]
+    assert written(suite, "unrelated", tasks=("d",), episodes=2) == ["d 0: a, do a", "d 1: c, do c"]
+    assert written(suite, "told", tasks=("b",), episodes=1) == ["b 0: b, None"]
+
+
 def test_a_chain_is_told_by_its_number() -> None:
     told = plan(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=1), [Condition()])
     assert [(s.task, s.told, s.instruction) for p in told for s in p.stages] == [
