@@ -58,7 +58,7 @@ def test_a_gripper_may_open_at_once_and_a_quaternion_may_not_change_its_sign() -
     assert list(jumps(column(0, 100, 0), gripper, ONE, "actions", 0)) == []
     turn = ActionSpace(groups=(Group(name="turn", size=4, kind="rotation", rotation="quaternion_xyzw"),))
     flips = np.array([[0, 0, 0, 1], [0, 0, 0, -1], [0, 0, 0, -1], [0, 0, 0, 1]], np.float32)
-    [finding] = jumps(flips, turn, np.ones(4), "proprio", 0)
+    [finding] = jumps(flips, turn, np.full(4, 0.1), "proprio", 0)
     assert (finding.kind, "at step 1 (2 times)" in finding.text) == ("antipode", True)
 
 
