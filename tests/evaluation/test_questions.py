@@ -143,6 +143,19 @@ def test_a_scene_has_its_own_object_and_no_other(scene: str) -> None:
     assert 15 < found[scene, "yes"] < 45
 
 
+@pytest.mark.parametrize(
+    ("scene", "main", "named"),
+    [
+        ("drawer", "cabinet", "a cabinet with a drawer"),
+        ("window", "window", "a window"),
+        ("door", "cabinet", "a cabinet with a door"),
+        ("button", "box", "a button on a box"),
+    ],
+)
+def test_each_scene_has_its_name(scene: str, main: str, named: str) -> None:
+    assert answers(Labels(scene, {main: CABINET}, 0.0, 0.9))["what"] == named
+
+
 def test_questions_vary_in_their_choice_and_phrasing_with_the_generator_alone() -> None:
     kinds, phrases = Counter(), set()
     for seed in range(60):
