@@ -188,6 +188,16 @@ def test_times_recorded_at_an_uneven_rate_find_frames_of_an_uneven_video(root):
     assert shown(root) == list(range(sum(LENGTHS)))
 
 
+def test_recorded_times_do_not_count_where_each_step_has_its_frame(root):
+    path = next(root.glob("data/*/*.parquet"))
+    table = pq.read_table(path)
+    times = np.concatenate([np.cumsum(np.r_[0, np.linspace(0.01, 0.05, n - 1)]) for n in LENGTHS])
+    place = table.column_names.index("timestamp")
+    pq.write_table(table.set_column(place, "timestamp", [times.astype(np.float32)]), path, row_group_size=30)
+    write_video(root / FILE, STEPS)
+    assert shown(root) == list(range(sum(LENGTHS)))
+
+
 def test_an_even_video_is_indexed_without_reading_it(root, monkeypatch):
     opened = video._Video(root / FILE)
     monkeypatch.setattr(opened, "_container", None)  # to read packets would fail
