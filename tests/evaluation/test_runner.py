@@ -12,13 +12,14 @@ import pytest
 import small
 import torch
 from playing import PLANS, Obedient, play, told
-from toy_opened import opened
+from toy_opened import EMBODIMENT, opened
 from toy_world import HORIZON, SUITE, Toy
 
 from anyvla.config import ConfigError
 from anyvla.data.canonical import Robot
 from anyvla.evaluation import runner
 from anyvla.evaluation.conditions import parse
+from anyvla.evaluation.execution import Execution
 from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Stage
 from anyvla.evaluation.results import read_results
 from anyvla.evaluation.runner import evaluate
@@ -98,6 +99,8 @@ def test_chains(obedient: Obedient, tmp_path: Path) -> None:
             ends.append(number + 1)
     assert ends == [*track.stages[1:].tolist(), results[1].steps]
     assert track.told.tolist() == track.stages.tolist()
+    edges = [*track.stages.tolist(), results[1].steps]  # a chunk at the begin of each stage, and after each two actions
+    assert track.marks.tolist() == [mark for a, b in itertools.pairwise(edges) for mark in range(a, b, 2)]
     assert track.words == tuple(stage.instruction or stage.task for stage in plans[1].stages)
     # A task that is not solved in time ends the chain.
     late = play(obedient, plans, tmp_path / "late", opened=opened("chains"), config={"horizon": 5})
@@ -159,6 +162,20 @@ def test_delay_and_ensemble(obedient: Obedient, tmp_path: Path) -> None:
     assert averaged[0].policy["ensemble"] == "temporal"
     with pytest.raises(ConfigError, match="--execute 9: the policy predicts 4 actions at once"):
         play(obedient, told(episodes=1), tmp_path / "d", config={"execute": 9})
+
+
+def test_chunks_are_executed_as_it_was_asked_for(obedient: Obedient, tmp_path: Path, monkeypatch: Any) -> None:
+    given: list[tuple[Any, ...]] = []
+
+    def execution(*arguments: Any) -> Execution:
+        given.append(arguments)
+        return Execution(*arguments)
+
+    monkeypatch.setattr(runner, "Execution", execution)
+    one = {"tasks": ("left",), "episodes": 1}
+    play(obedient, told(**one), tmp_path / "a")
+    play(obedient, told("told+delay=2", **one), tmp_path / "b", config={"ensemble": "temporal", "execute": 3})
+    assert given == [(EMBODIMENT, 2, 0, False), (EMBODIMENT, 3, 2, True)]
 
 
 def test_a_task_may_have_a_horizon_of_its_own(obedient: Obedient, tmp_path: Path) -> None:
