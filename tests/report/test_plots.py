@@ -141,6 +141,7 @@ def test_points_are_where_the_axes_say(log):
     points, upwards, across = parts_of(curve(steps, values, "loss", log))
     assert len(points) == 4
     assert [v for v, _ in upwards] == sorted(v for v, _ in upwards)
+    assert (across[0], across[-1]) == ((0, LEFT), (2000, WIDTH - RIGHT))  # the axis is as wide as the frame
     scale = math.log if log else float
     (low, y0), (high, y1) = ((scale(v), y) for v, y in (upwards[0], upwards[-1]))
     (first, x0), (last, x1) = across[0], across[-1]
