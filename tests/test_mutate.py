@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -96,3 +97,15 @@ def test_an_entry_that_does_not_fit_is_refused(
     table.write_text(TABLE.replace(old, new), encoding="utf-8")
     assert tool.main(["--check"], tree) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_tables_fit_the_code_and_cover_every_layer(tool: ModuleType) -> None:
+    tables = sorted((ROOT / "tools/mutations").glob("*.yaml"))
+    mutations = [m for table in tables for m in tool.read_table(table)]
+    for mutation in mutations:
+        mutation.apply(ROOT)
+    assert len(mutations) >= 150
+    folders = Counter(Path(m.file).parts[2] if m.file.startswith("src") else "simulators" for m in mutations)
+    for layer in ("actions", "backbones", "data", "evaluation", "heads", "report", "serving", "structures", "training"):
+        assert folders[layer] >= 10, layer
+    assert folders["simulators"] >= 10
