@@ -46,13 +46,14 @@ def test_a_stage_keeps_its_minutes_and_its_highest_memory(tmp_path: Path, monkey
 
 def test_the_memory_of_children_counts() -> None:
     before = measure.held_by_tree()
-    code = "x = bytearray(b'1') * 100_000_000; print(len(x), flush=True); input()"
+    code = "x = bytearray(b'1') * 200_000_000; print(len(x), flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
     grown = measure.held_by_tree() - before
     child.communicate(b"\n")
-    assert 90e6 < grown < 200e6
-    ballast = np.ones(5_000_000)  # 40 MB of this process
-    assert measure.held_by_tree() > before + 20e6
-    assert ballast.sum() == 5e6
+    assert 150e6 < grown < 300e6
+    before = measure.held_by_tree()
+    ballast = np.ones(12_500_000)  # 100 MB of this process
+    assert measure.held_by_tree() > before + 50e6
+    assert ballast.sum() == 12.5e6

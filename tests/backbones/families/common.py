@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +13,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedTokenizerFast
+
+from anyvla.backbones.conformance import CHECKS
+from anyvla.backbones.subject import Subject
 
 # The special tokens of all families; each has the id of its place here.
 SPECIAL = ["<pad>", "<unk_before>", "<s>", "</s>", "<image>", "</image>", "<patch_index_0000>"]
@@ -46,6 +51,10 @@ PREPROCESSOR: dict[str, Any] = {
 }
 
 
+# Code books and experts jump: with these weights, images have codes of their own, and bfloat16 changes none of them.
+JUMPING = 2
+
+
 def token(text: str) -> int:
     """The id of a special token."""
     return SPECIAL.index(text)
@@ -59,6 +68,7 @@ class Family:
     options: dict[str, Any] = field(default_factory=dict)  # of AutoBackbone.Config, such as image_size
     preprocessor: dict[str, Any] = field(default_factory=lambda: PREPROCESSOR)
     second_tokenizer: str | None = None  # its folder
+    seed: int = 0  # of its weights
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -77,7 +87,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def write_family(family: Family, folder: Path) -> Path:
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(family.seed)
         model = AutoModelForImageTextToText.from_config(family.build())
         with torch.no_grad():  # fresh weights are so small that little would depend on anything
             for name, weight in model.named_parameters():
@@ -91,3 +101,16 @@ def write_family(family: Family, folder: Path) -> Path:
         tiny_tokenizer().save_pretrained(folder / family.second_tokenizer)
     (folder / "preprocessor_config.json").write_text(json.dumps(family.preprocessor))
     return folder
+
+
+CHANGING = {"LoRA", "bfloat16"}  # promises whose checks leave another backbone behind
+
+
+def copied(subject: Subject) -> Subject:
+    return dataclasses.replace(subject, backbone=copy.deepcopy(subject.backbone))
+
+
+def check_promise(check: str, subject: Subject) -> None:
+    """Check one promise of a backbone that other tests share."""
+    torch.manual_seed(0)
+    CHECKS[check](copied(subject) if check in CHANGING else subject)

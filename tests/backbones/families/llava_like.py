@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from families.basic import llama
-from families.common import GROUPED, VISION, VOCABULARY, Family, token
+from families.common import GROUPED, JUMPING, VISION, VOCABULARY, Family, token
 
 _SOFTCAPPED = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 8}
 
@@ -178,6 +178,6 @@ FAMILIES = {
     "deepseek_vl": Family(deepseek_vl),
     "deepseek_vl_hybrid": Family(deepseek_vl_hybrid, {"image_size": 56}),
     "aria": Family(aria, {"image_size": 28}),
-    "chameleon": Family(chameleon),
+    "chameleon": Family(chameleon, seed=JUMPING),
     "granite4_vision": Family(granite4_vision),
 }

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from families.basic import llama
-from families.common import PREPROCESSOR, TEXT, VISION, VOCABULARY, Family, token
+from families.common import JUMPING, PREPROCESSOR, TEXT, VISION, VOCABULARY, Family, token
 
 
 def florence2() -> PreTrainedConfig:
@@ -215,6 +215,6 @@ FAMILIES: dict[str, Family] = {
     "t5gemma2": Family(t5gemma2),
     "kosmos-2.5": Family(kosmos2_5, {"image_size": 28}, _OWN_MEAN),
     "fuyu": Family(fuyu, {"image_size": 28}, {**PREPROCESSOR, "image_mean": 0.5, "image_std": 0.5}),
-    "emu3": Family(emu3, {"image_size": 32}),
+    "emu3": Family(emu3, {"image_size": 32}, seed=JUMPING),
     "molmo2": Family(molmo2, preprocessor={**PREPROCESSOR, "size": {"height": 35, "width": 35}}),
 }

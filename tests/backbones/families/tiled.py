@@ -23,7 +23,7 @@ from transformers import (
     Step3p7Config,
 )
 
-from families.common import GROUPED, PREPROCESSOR, VISION, VOCABULARY, Family, token
+from families.common import GROUPED, JUMPING, PREPROCESSOR, VISION, VOCABULARY, Family, token
 
 _LARGER = {**PREPROCESSOR, "size": {"height": 56, "width": 56}}
 
@@ -181,7 +181,7 @@ FAMILIES = {
     "got_ocr2": Family(got_ocr2, preprocessor=_LARGER),
     "pp_chart2table": Family(pp_chart2table, preprocessor=_LARGER),
     "qianfan_ocr": Family(qianfan_ocr),
-    "llama4": Family(llama4),
+    "llama4": Family(llama4, seed=JUMPING),
     "step3p7": Family(step3p7, preprocessor=_LARGER),
     "deepseek_ocr2": Family(deepseek_ocr2, preprocessor={**PREPROCESSOR, "size": {"height": 112, "width": 112}}),
 }
