@@ -5,7 +5,6 @@ What the released weights answer is not tested: they were not at hand.
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -21,16 +20,6 @@ from anyvla.policy import VLA, VLAConfig
 from anyvla.registry import backbones
 
 TOKENS = {"moondream": 16, "uform": 5, "qwen_vl": 16}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_modules(tmp_path_factory):
-    """transformers copies remote code into a folder of the user's; the tests' goes into one of theirs."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
-        patch.setattr(sys, "path", list(sys.path))
-        yield
 
 
 @pytest.fixture(scope="module")

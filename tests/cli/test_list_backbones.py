@@ -147,7 +147,7 @@ def test_a_family_that_cannot_be_built_is_a_result(tool: ModuleType, monkeypatch
     def build() -> None:
         raise RuntimeError("no such class")
 
-    monkeypatch.setitem(FAMILIES, "broken", SimpleNamespace(build=build, options={}))
+    monkeypatch.setitem(FAMILIES, "broken", SimpleNamespace(build=build, options={}, seed=0))
     row = tool.examined("families", "broken")
     assert row["checks"] == {"build": "failed: RuntimeError: no such class"}
 
