@@ -1,7 +1,7 @@
+"""FAST: bounds of its error, any tokens are a chunk, and bad input is refused."""
+
 from __future__ import annotations
 
-import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,233 +9,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fast_codecs import (
+    FITTED,
+    A,
+    N,
+    anew,
+    codec,
+    fitted,
+    padded,
+    rows,
+    seeds,
+    smooth,
+    spectrum,
+    unambiguous,
+    wild,
+)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.fft import dctn, idctn
-from tokenizers import ByteLevelBPETokenizer, Tokenizer
-from tokenizers.trainers import BpeTrainer
+from scipy.fft import idctn
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from anyvla.actions.codec import CodecError
-from anyvla.actions.fast import FILE, HEAD_ROOM, FastCodec
-from anyvla.actions.fast_bpe import PROCESSOR, TOKENIZER
-from anyvla.actions.space import ActionSpace, Group
-from anyvla.config import ConfigError, build
-
-N = 8
-SPACE = ActionSpace(
-    groups=(
-        Group(name="hand", size=2, kind="position", mode="delta"),
-        Group(name="gripper", size=1, kind="gripper", low=0, high=1),
-    )
-)
-A = SPACE.size
-seeds = st.integers(0, 2**32 - 1)
-
-
-def codec(chunk: int = N, assets: Path | None = None, **options: Any) -> FastCodec:
-    return FastCodec(build(FastCodec.Config, options), chunk, SPACE, assets)
-
-
-def smooth(k: int, seed: int = 0, reach: float = 0.9, chunk: int = N) -> Tensor:
-    """Straight lines with a little noise, and a gripper that closes once or not."""
-    g = torch.Generator().manual_seed(seed)
-    ends = (torch.rand(k, 2, A, generator=g) * 2 - 1) * reach
-    out = torch.lerp(ends[:, :1], ends[:, 1:], torch.linspace(0, 1, chunk)[:, None])
-    out += torch.randn(k, chunk, A, generator=g) * 0.02
-    closes = torch.randint(0, 3 * chunk, (k, 1), generator=g)
-    out[:, :, 2] = torch.where(torch.arange(chunk) < closes, 1.0, -1.0)
-    return out.clamp(-1, 1)
-
-
-def wild(m: int, seed: int) -> Tensor:
-    return torch.rand(m, N, A, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def fitted(**options: Any) -> FastCodec:
-    made = codec(**options)
-    made.fit(smooth(400))
-    return made
-
-
-FITTED = fitted()
-
-
-def anew(length: int | None = None) -> FastCodec:
-    """`FITTED` with counters at 0, and perhaps another T."""
-    own = copy.deepcopy(FITTED)
-    own.clipped = own.cut = 0
-    own.length = length or own.length
-    return own
-
-
-def rows(tokens: Tensor) -> list[list[int]]:
-    return [row[row >= 0].tolist() for row in tokens]
-
-
-def padded(made: FastCodec, *sequences: list[int]) -> Tensor:
-    return torch.tensor([row + [-1] * (made.length - len(row)) for row in sequences])
-
-
-def spectrum(chunks: Tensor) -> np.ndarray:
-    """(M, N*A) coefficients times the scale of 10, not rounded, by scipy."""
-    return (10 * dctn(chunks.double().numpy(), axes=[1], norm="ortho")).reshape(len(chunks), -1)
-
-
-def unambiguous(chunks: Tensor) -> bool:
-    """No coefficient lies so near the middle of two integers that arithmetic decides how it is rounded."""
-    return bool((abs(spectrum(chunks) % 1 - 0.5) > 1e-6).all())
-
-
-class Published:
-    """What the published processor does, written from its description, with scipy and a tokenizer of transformers."""
-
-    def __init__(self, tokenizer: Any, scale: float, lowest: int) -> None:
-        self.tokenizer, self.scale, self.lowest = tokenizer, scale, lowest
-
-    @classmethod
-    def open(cls, folder: Path) -> Published:
-        told = json.loads((folder / PROCESSOR).read_text())
-        return cls(AutoTokenizer.from_pretrained(folder), told["scale"], told["min_token"])
-
-    @classmethod
-    def fit(cls, chunks: Tensor, scale: float = 10, vocabulary: int = 1024) -> Published:
-        numbers = np.around(dctn(chunks.double().numpy(), axes=[1], norm="ortho") * scale).astype(int)
-        alphabet = [chr(code) for code in range(np.ptp(numbers) + 1)]
-        options = {"min_frequency": 2, "special_tokens": [], "max_token_length": 10000, "show_progress": False}
-        trainer = BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, **options)
-        bpe = ByteLevelBPETokenizer()
-        texts = ("".join(chr(n - numbers.min()) for n in row.flatten()) for row in numbers)
-        bpe._tokenizer.train_from_iterator(texts, trainer=trainer)
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, clean_up_tokenization_spaces=False)
-        return cls(tokenizer, scale, int(numbers.min()))
-
-    def save(self, folder: Path, subfolder: str = "", **told: Any) -> None:
-        self.tokenizer.save_pretrained(folder / subfolder)
-        told = {"scale": self.scale, "min_token": self.lowest, "vocab_size": 1024, **told}
-        (folder / PROCESSOR).write_text(json.dumps({"processor_class": "UniversalActionProcessor", **told}))
-
-    def ids(self, chunks: Tensor) -> list[list[int]]:
-        numbers = np.around(dctn(chunks.double().numpy(), axes=[1], norm="ortho") * self.scale).astype(int)
-        texts = ["".join(chr(max(n - self.lowest, 0)) for n in row.flatten()) for row in numbers]
-        return [self.tokenizer(text)["input_ids"] for text in texts]
-
-    def actions(self, ids: list[list[int]], chunk: int) -> np.ndarray:
-        numbers = [[ord(c) + self.lowest for c in self.tokenizer.decode(row)] for row in ids]
-        return idctn(np.array(numbers).reshape(len(ids), chunk, A) / self.scale, axes=[1], norm="ortho")
-
-
-# ---- the published algorithm
-
-
-def test_the_fit_learns_the_published_tokenizer() -> None:
-    data = smooth(400)
-    reference = Published.fit(data)
-    made, theirs = (
-        json.loads(FITTED._bpe.tokenizer.to_str()),
-        json.loads(reference.tokenizer.backend_tokenizer.to_str()),
-    )
-    assert made["model"]["vocab"] == theirs["model"]["vocab"]
-    assert made["model"]["merges"] == theirs["model"]["merges"]
-    assert FITTED.size == len(theirs["model"]["vocab"])
-    assert FITTED._bpe.lowest == reference.lowest
-    assert rows(FITTED.encode(data)) == reference.ids(data)
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 5, 8, 50])
-def test_a_saved_codec_is_a_published_tokenizer(chunk: int, tmp_path: Path) -> None:
-    made = codec(chunk)
-    made.fit(smooth(300, chunk=chunk))
-    made.save(tmp_path)
-    chunks = smooth(40, seed=1, reach=0.7, chunk=chunk)
-    ids, reference = rows(made.encode(chunks)), Published.open(tmp_path)
-    assert made.clipped == made.cut == 0
-    assert ids == reference.ids(chunks)
-    decoded = reference.actions(ids, chunk).clip(-1, 1)
-    np.testing.assert_allclose(made.decode(made.encode(chunks))[0].numpy(), decoded, atol=1e-6)
-
-
-def test_the_saved_folder_says_what_the_published_processor_asks_for(tmp_path: Path) -> None:
-    FITTED.save(tmp_path)
-    told = json.loads((tmp_path / PROCESSOR).read_text())
-    assert told["processor_class"] == "UniversalActionProcessor"
-    owner, _, target = told["auto_map"]["AutoProcessor"].partition("--")  # code that stays where it is published
-    assert (owner, target) == ("physical-intelligence/fast", "processing_action_tokenizer.UniversalActionProcessor")
-    assert (told["scale"], told["vocab_size"], told["min_token"]) == (10, FITTED.size, FITTED._bpe.lowest)
-    assert (told["time_horizon"], told["action_dim"]) == (N, A)
-    fitted(scale=25.0).save(tmp_path / "finer")
-    assert json.loads((tmp_path / "finer" / PROCESSOR).read_text())["scale"] == 25
-    assert codec(path=str(tmp_path / "finer")).scale == 25
-
-
-@pytest.mark.parametrize("subfolder", ["", "bpe_tokenizer"])  # as transformers 4 wrote it, and as 5 does
-def test_a_published_folder_is_used_as_it_is(subfolder: str, tmp_path: Path) -> None:
-    reference = Published.fit(smooth(300, seed=4), scale=20, vocabulary=300)
-    reference.save(tmp_path, subfolder, time_horizon=None, action_dim=None)
-    made = codec(path=str(tmp_path))
-    assert made.fitted
-    assert made.size == 300
-    assert made.length == N * A  # nothing is known of the data
-    chunks = smooth(50, seed=5, reach=0.6)
-    ids = reference.ids(chunks)
-    assert rows(made.encode(chunks)) == ids
-    np.testing.assert_allclose(
-        made.decode(made.encode(chunks))[0].numpy(), reference.actions(ids, N).clip(-1, 1), atol=1e-6
-    )
-
-
-def test_characters_of_two_bytes_are_read_as_published(tmp_path: Path) -> None:
-    """physical-intelligence/fast has its 0 at character 354."""
-    reference = Published.fit(smooth(300), scale=10)
-    numbers = np.random.default_rng(0).integers(-354, 354, (3000, 4))
-    texts = ["".join(chr(n + 354) for n in row) for row in numbers]
-    bpe = ByteLevelBPETokenizer()
-    alphabet = [chr(i) for i in range(708)]
-    trainer = BpeTrainer(vocab_size=2048, show_progress=False, initial_alphabet=alphabet, max_token_length=10000)
-    bpe._tokenizer.train_from_iterator(texts, trainer=trainer)
-    reference = Published(PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer), 10, -354)
-    reference.save(tmp_path)
-    made = codec(path=str(tmp_path))
-    chunks = smooth(30, seed=1)
-    ids = reference.ids(chunks)
-    made.length = max(map(len, ids))
-    assert rows(made.encode(chunks)) == ids
-    assert made.clipped == 0
-    decoded, wrong = made.decode(made.encode(chunks))
-    np.testing.assert_allclose(decoded.numpy(), reference.actions(ids, N).clip(-1, 1), atol=1e-6)
-    assert not wrong.any()
-
-
-def test_fitting_a_published_tokenizer_learns_the_length_only(tmp_path: Path) -> None:
-    Published.fit(smooth(300, seed=4)).save(tmp_path)
-    made = codec(path=str(tmp_path))
-    before = made._bpe.tokenizer.to_str()
-    facts = made.fit(smooth(200))
-    assert made._bpe.tokenizer.to_str() == before
-    assert made.length == math.ceil(HEAD_ROOM * facts["longest_chunk"]) < N * A
-
-
-def test_an_id_of_the_hub_is_fetched_as_two_json_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    FITTED.save(tmp_path)
-    asked = []
-
-    def cached(source: str, name: str) -> str:
-        asked.append((source, name))
-        return str(tmp_path / name)
-
-    monkeypatch.setattr("transformers.utils.cached_file", cached)
-    made = codec(path="physical-intelligence/fast")
-    assert asked == [("physical-intelligence/fast", PROCESSOR), ("physical-intelligence/fast", TOKENIZER)]
-    assert torch.equal(rows_of(made, smooth(5)), rows_of(FITTED, smooth(5)))
-
-
-def rows_of(made: FastCodec, chunks: Tensor) -> Tensor:
-    tokens = made.encode(chunks)
-    return torch.nn.functional.pad(tokens, (0, N * A - tokens.shape[1]), value=-1)[:, : N * A]
-
-
-# ---- properties
+from anyvla.actions.fast import FILE, HEAD_ROOM
+from anyvla.config import ConfigError
 
 
 @given(seed=seeds, reach=st.floats(0, 0.9))
@@ -346,9 +142,6 @@ def test_time_that_is_finer_costs_little() -> None:
         made.fit(smooth(600, chunk=chunk))
         counts.append(float((made.encode(smooth(200, seed=1, chunk=chunk)) >= 0).sum(1).float().mean()))
     assert counts[1] < 2 * counts[0]
-
-
-# ---- what the contract says
 
 
 def test_missing_actions_hold_the_last_one() -> None:
@@ -484,7 +277,8 @@ def test_fitting_twice_gives_the_same() -> None:
     assert made._bpe.tokenizer.to_str() == FITTED._bpe.tokenizer.to_str()
 
 
-# ---- refusals
+def test_an_unset_codec_has_the_papers_scale_and_vocabulary() -> None:
+    assert (codec().config.scale, codec().config.vocabulary, HEAD_ROOM) == (10, 1024, 1.25)
 
 
 def test_a_codec_that_was_not_fitted_refuses(tmp_path: Path) -> None:
@@ -531,76 +325,3 @@ def test_a_vocabulary_below_the_alphabet_is_refused(vocabulary: int) -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         codec(**options)
-
-
-def test_a_folder_that_is_no_fast_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CodecError, match=r"holds no FAST tokenizer: it needs processor_config.json and tokenizer.json"):
-        codec(path=str(tmp_path))
-    with pytest.raises(CodecError, match=r"there is no folder .*missing.* an id of the hub looks like"):
-        codec(path=str(tmp_path / "missing"))
-
-
-def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cached(source: str, name: str) -> str:
-        raise OSError("offline")
-
-    monkeypatch.setattr("transformers.utils.cached_file", cached)
-    with pytest.raises(CodecError, match=r"run `hf download somebody/fast` where there is a network .*offline"):
-        codec(path="somebody/fast")
-
-
-def test_what_a_published_folder_does_not_say_is_as_its_processor_takes_it(tmp_path: Path) -> None:
-    """UniversalActionProcessor: scale = 10, min_token = 0."""
-    FITTED.save(tmp_path)
-    (tmp_path / FILE).unlink()
-    (tmp_path / PROCESSOR).write_text("{}")
-    made = codec(path=str(tmp_path), scale=3.0)
-    assert (made.scale, made._bpe.lowest, made.length) == (10, 0, N * A)
-    chunks = torch.zeros(1, N, A)
-    chunks[..., 1] = 0.3  # 10 * 0.3 * sqrt(8) is 8.49
-    decoded, _ = made.decode(made.encode(chunks))
-    torch.testing.assert_close(decoded[0], torch.tensor([0, 0.8 / math.sqrt(N), 0]).expand(N, A))
-
-
-def test_an_unset_codec_has_the_papers_scale_and_vocabulary() -> None:
-    assert (codec().config.scale, codec().config.vocabulary, HEAD_ROOM) == (10, 1024, 1.25)
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
-        (PROCESSOR, "[]", "does not describe a FAST tokenizer"),
-        (PROCESSOR, "{", "does not describe a FAST tokenizer"),
-        (PROCESSOR, '{"scale": "10"}', "does not describe a FAST tokenizer: scale '10'"),
-        (PROCESSOR, '{"scale": 10, "min_token": 0.5}', "does not describe a FAST tokenizer: .*min_token 0.5"),
-        (PROCESSOR, '{"scale": 10, "min_token": 500}', "it has no character for any of -29 .. 29"),
-        (PROCESSOR, '{"scale": 10, "time_horizon": 50}', "made for 50 actions a chunk, and these are 8"),
-        (PROCESSOR, '{"scale": 10, "action_dim": 7}', "made for 7 dims, and these are 3: .*fit-codec RECIPE"),
-        (PROCESSOR, '{"scale": 20}', r"made for 20.0 steps a unit \(scale\), and these are 10.0"),
-        (TOKENIZER, "{}", "tokenizer.json cannot be read"),
-        (FILE, "{}", "fast.json cannot be read .*fit-codec RECIPE again"),
-        (FILE, '{"length": 5, "rest": [0]}', "fast.json cannot be read"),
-        (FILE, '{"length": 0, "rest": [0, 0, 0]}', "fast.json cannot be read"),
-    ],
-)
-def test_a_broken_folder_is_refused(file: str, text: str, message: str, tmp_path: Path) -> None:
-    FITTED.save(tmp_path)
-    (tmp_path / file).write_text(text)
-    with pytest.raises(CodecError, match=message):
-        codec(assets=tmp_path)
-
-
-def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
-    FITTED.save(tmp_path)
-    (tmp_path / "processing_action_tokenizer.py").write_text("raise SystemExit('code of a folder was run')")
-    assert codec(path=str(tmp_path)).fitted
-
-
-def test_a_tokenizer_that_cuts_or_pads_is_told_not_to(tmp_path: Path) -> None:
-    FITTED.save(tmp_path)
-    tokenizer = Tokenizer.from_file(str(tmp_path / TOKENIZER))
-    tokenizer.enable_truncation(2)
-    tokenizer.enable_padding(length=60)
-    tokenizer.save(str(tmp_path / TOKENIZER))
-    chunks = smooth(4)
-    assert torch.equal(codec(assets=tmp_path).encode(chunks), FITTED.encode(chunks))
