@@ -116,6 +116,19 @@ def test_a_file_without_the_rows_of_one_episode(root, right):
     assert "has none of it" in only_lost(root, right, 1)
 
 
+def test_a_file_that_holds_another_episode_after_the_data_set_was_opened(root):
+    dataset = open_dataset(root)
+    path = sorted(root.glob("data/*/*.parquet"))[0]
+    table = pq.read_table(path)
+    numbers = table["episode_index"].to_numpy()
+    place = table.column_names.index("episode_index")
+    other = pa.array(np.where(numbers == 1, 5, numbers), table.schema.field(place).type)
+    pq.write_table(table.set_column(place, "episode_index", other), path)
+    assert len(dataset[0]) == 10
+    with pytest.raises(ValueError, match=r"does not hold the rows of episode 1 where the index says; copy it again"):
+        dataset[1]
+
+
 def test_a_boundary_between_two_episodes(root, right):
     """Episode 2 has three rows more and 3 three fewer than the files say: both are named, no row is misplaced."""
     edit(root, "length", 2, lambda n: n + 3)
