@@ -1,4 +1,9 @@
-"""Settings of all tests."""
+"""Settings of all tests.
+
+A test that needs a simulator names it: `pytest.mark.simulator("libero")`. Where the simulator is missing, the test is
+reported as skipped with a reason. It fails instead if the environment variable ANYVLA_TEST_SIMULATORS names the
+simulator, as in CI.
+"""
 
 import os
 
@@ -7,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; set bef
 import tempfile
 
 import pytest
+import simulators
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -19,7 +25,13 @@ _REMOTE_CODE = tempfile.TemporaryDirectory(prefix="remote-code-")
 os.environ["HF_MODULES_CACHE"] = _REMOTE_CODE.name  # read when transformers is imported
 
 
+def pytest_configure() -> None:
+    simulators.needed()  # refuses a name that is not known
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
-    """Seed torch before the fixtures of each test: tests run in random order."""
-    torch.manual_seed(0)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("simulator"):
+        for name in mark.args:
+            simulators.require(name)
+    torch.manual_seed(0)  # before the fixtures of the test: tests run in random order

@@ -72,8 +72,8 @@ def test_every_bundled_recipe_is_valid(name):
     assert read(name).name == name
 
 
+@pytest.mark.simulator("metaworld")
 def test_a_task_suite_that_does_not_exist_names_the_nearest(tmp_path, capsys):
-    pytest.importorskip("metaworld")
     arguments = ["data", "collect", "quickstart", "--out", str(tmp_path), "--benchmark", "metaworld/half-opne"]
     assert main(arguments) == 1
     assert "has no suite 'half-opne': did you mean 'half-open'?" in capsys.readouterr().err

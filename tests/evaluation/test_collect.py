@@ -224,8 +224,8 @@ def test_bad_noise(noise: list[float]) -> None:
         CollectConfig(noise=tuple(noise))
 
 
+@pytest.mark.simulator("metaworld")
 def test_meta_world(tmp_path: Path) -> None:
-    pytest.importorskip("metaworld")
     config = CollectConfig(demonstrations=1, processes=2, tasks=("drawer-open", "drawer-close"))
     data = open_dataset(collect(open_suite("metaworld/half-open", {"render": "fast"}), config, tmp_path / "data"))
     opening, closing = data[0], data[1]

@@ -193,8 +193,8 @@ def test_interrupted_data_is_the_same_as_data_made_at_once(tmp_path: Path) -> No
         label(replace(config, seed=1), tmp_path / "whole")
 
 
+@pytest.mark.simulator("metaworld")
 def test_data_of_meta_world_can_be_read(tmp_path: Path) -> None:
-    pytest.importorskip("metaworld")
     label(LabelConfig(frames=10, size=64, processes=1, held_out=0.25), tmp_path)
     data = open_vqa(tmp_path / "train.json")
     card = json.loads((tmp_path / "card.json").read_text())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import simulators
 
 from anyvla.evaluation.metaworld_scene import COLOURS, Seen, _seen, _share
 from anyvla.evaluation.questions import ask
@@ -65,7 +66,7 @@ def test_joints_are_closed_half_open_and_open_alike() -> None:
 
 @pytest.fixture(scope="module")
 def labeller() -> Iterator[SceneLabeller]:
-    pytest.importorskip("metaworld")
+    simulators.require("metaworld")
     from anyvla.evaluation.metaworld_scene import SceneLabeller
 
     made = SceneLabeller(96, "fast")

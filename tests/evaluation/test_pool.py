@@ -275,6 +275,7 @@ def test_ctrl_c_is_the_parents_business_from_the_first_moment(tmp_path: Path) ->
     assert err == ""
 
 
+@pytest.mark.simulator("metaworld")
 def test_the_environment_side_never_imports_torch() -> None:
     code = (
         "import signal; on_interrupt = signal.getsignal(signal.SIGINT); "
@@ -283,14 +284,13 @@ def test_the_environment_side_never_imports_torch() -> None:
         "heavy = {'torch', 'transformers', 'anyvla'} & set(sys.modules); assert not heavy, heavy; "
         "assert signal.getsignal(signal.SIGINT) is on_interrupt"  # only a worker's own process ignores it
     )
-    pytest.importorskip("metaworld")
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
 
 
+@pytest.mark.simulator("metaworld")
 def test_open_suite_names_what_there_is() -> None:
     with pytest.raises(ConfigError, match="benchmarks has no 'metawurld': did you mean 'metaworld'"):
         open_suite("metawurld/mt10")
-    pytest.importorskip("metaworld")
     with pytest.raises(ConfigError, match="benchmark metaworld has no suite 'mt11': did you mean 'mt10'"):
         open_suite("metaworld/mt11")
     with pytest.raises(ConfigError, match="there is no render setting 'slow'"):

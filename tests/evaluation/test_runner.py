@@ -237,8 +237,8 @@ def test_the_batch_makes_no_difference(policy: VLA, tmp_path: Path) -> None:
         assert np.abs(a - b).max() < 1e-4
 
 
+@pytest.mark.simulator("metaworld")
 def test_meta_world(tmp_path: Path) -> None:
-    pytest.importorskip("metaworld")
     from anyvla.actions.normalize import Statistics
 
     sawyer = open_suite("metaworld/half-open", {"render": "fast"})

@@ -1,28 +1,12 @@
-"""Report tests as not run where their simulator is missing.
-
-Tests name their simulator by `pytestmark = pytest.mark.simulator("libero")`. Each of them is reported as skipped with
-a reason; it fails instead if the environment variable ANYVLA_TEST_SIMULATORS names the simulator, as in CI.
-"""
+"""Environments of LIBERO that several files share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-import simulators
 
 from anyvla_sim.libero import Libero, LiberoEnvironment
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    simulators.needed()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    for mark in item.iter_markers("simulator"):
-        for name in mark.args:
-            simulators.require(name)
 
 
 @pytest.fixture(scope="session")
