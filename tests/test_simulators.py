@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,14 @@ def test_a_misspelt_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         simulators.needed()
 
 
-def test_every_marked_test_is_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("needed", "outcome", "reason"),
+    [
+        ("", "2 skipped", "not run: it was taken away"),
+        ("libero", "2 errors", "ANYVLA_TEST_SIMULATORS asks for libero, but it was taken away"),
+    ],
+)
+def test_every_marked_test_is_reported(tmp_path: Path, needed: str, outcome: str, reason: str) -> None:
     """Run pytest on two marked tests: none of them vanishes."""
     folder = Path(__file__).parent
     (tmp_path / "conftest.py").write_text((folder / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
@@ -48,7 +56,10 @@ def test_every_marked_test_is_reported(tmp_path: Path) -> None:
     )
     run = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-p", "no:randomly", str(tmp_path)]
     done = subprocess.run(
-        [*run, "-c", "/dev/null", "-o", f"pythonpath={folder}", "-W", "ignore"], capture_output=True, text=True
+        [*run, "-c", "/dev/null", "-o", f"pythonpath={folder}", "-W", "ignore"],
+        env=os.environ | {simulators.NEEDED: needed},
+        capture_output=True,
+        encoding="utf-8",
     )
-    assert "2 skipped" in done.stdout, done.stdout
-    assert "not run: it was taken away" in done.stdout
+    assert outcome in done.stdout, done.stdout
+    assert reason in done.stdout

@@ -104,6 +104,15 @@ def test_rows_are_found_in_the_files_where_the_index_is_wrong(root, right, colum
         assert np.array_equal(dataset[i].actions, before[i].actions)
 
 
+def test_episodes_are_numbered_by_their_index_whatever_the_order_of_its_rows(root, right):
+    path = next(root.glob("meta/episodes/*/*.parquet"))
+    table = pq.read_table(path)
+    pq.write_table(table.take(pa.array([3, 0, 6, 1, 5, 2, 4])), path)
+    dataset = open_dataset(root)
+    assert dataset.lengths.tolist() == [10, 11, 12, 13, 14, 15, 16]
+    assert np.array_equal(dataset[6].actions, open_dataset(right)[6].actions)
+
+
 def test_a_video_of_another_file_is_noticed(root, right):
     edit(root, f"{WRIST}/file_index", 1, 1)
     assert "within episode" in only_lost(root, right, 1)
