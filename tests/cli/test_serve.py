@@ -33,6 +33,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def refuses(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+    """Return whether the command refuses these options. A server that would start returns at once."""
+
+    async def started(*_: Any) -> int:
+        return 0
+
+    monkeypatch.setattr("anyvla.cli.serve._serve", started)
+    return lambda *options: main(["serve", *map(str, options)]) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -42,19 +53,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_bad_options(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    checkpoint: Path,
+    tmp_path: Path,
+    refuses: Callable[..., bool],
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
 ) -> None:
     mapping = tmp_path / "mapping.yaml"
     mapping.write_text("cameras: {top: image}\n")
     given = [str(mapping) if option == "MAPPING" else option for option in options]
-    assert main(["serve", str(checkpoint), "--port", "0", *given]) == 1
+    assert refuses(checkpoint, "--port", "0", *given)
     assert message in capsys.readouterr().err
 
 
-def test_a_port_in_use(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use(checkpoint: Path, refuses: Callable[..., bool], capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert main(["serve", str(checkpoint), "--port", str(port)]) == 1
+        assert refuses(checkpoint, "--port", port)
     (line,) = capsys.readouterr().err.splitlines()
     assert f"port {port} is in use: stop the program that has it, or give another --port" in line
 
@@ -87,19 +103,26 @@ def test_a_port_in_use(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_options_that_cannot_be(
-    checkpoint: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    checkpoint: Path,
+    refuses: Callable[..., bool],
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
 ) -> None:
     port = [] if "--port" in options else ["--port", "0"]
-    assert main(["serve", str(checkpoint), *port, *options]) == 1
+    assert refuses(checkpoint, *port, *options)
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 
 
 def test_a_key_and_no_auth_contradict(
-    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path,
+    refuses: Callable[..., bool],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ANYVLA_API_KEY", "k3y")
-    assert main(["serve", str(checkpoint), "--port", "0", "--no-auth"]) == 1
+    assert refuses(checkpoint, "--port", "0", "--no-auth")
     assert "--no-auth contradicts the API key" in capsys.readouterr().err
 
 
@@ -123,7 +146,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, script: Script, *options: str) -> Any
         running = asyncio.create_task(service.run(sockets, listening.set))
         try:
             await asyncio.wait_for(listening.wait(), 20)
-            found.append(await script(f"ws://{host}:{sockets[0].getsockname()[1]}"))
+            url = f"ws://{host}:{sockets[0].getsockname()[1]}"
+            found.append(await asyncio.wait_for(script(url), 60))
         finally:
             service.stop()
         return await running  # type: ignore[no-any-return]
@@ -206,7 +230,10 @@ def test_implausible_proprio_is_an_error_unless_the_option_says_warn(
 
 
 def test_the_robot_that_is_asked_for_is_served_with_its_own_mapping(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    refuses: Callable[..., bool],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     robots = [
         Robot(
@@ -216,7 +243,7 @@ def test_the_robot_that_is_asked_for_is_served_with_its_own_mapping(
     ]
     torch.manual_seed(0)
     VLA(small.model(), robots).eval().save(tmp_path, {"name": "two"})
-    assert main(["serve", str(tmp_path), "--port", "0"]) == 1
+    assert refuses(tmp_path, "--port", "0")
     assert "which robot? --robot one of other, libero_panda" in capsys.readouterr().err
     pictures = dict(zip(("agentview", "wrist"), OBSERVATION["images"].values(), strict=True))
     script = conversation(HELLO, ("observation", OBSERVATION | {"images": pictures}))
@@ -226,7 +253,9 @@ def test_the_robot_that_is_asked_for_is_served_with_its_own_mapping(
         assert acted[0] == kind
 
 
-def test_the_usual_address_is_port_8000_of_this_machine(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_usual_address_is_port_8000_of_this_machine(
+    checkpoint: Path, refuses: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def bind(host: str, port: int) -> list[socket.socket]:
@@ -234,12 +263,14 @@ def test_the_usual_address_is_port_8000_of_this_machine(checkpoint: Path, monkey
         raise ConfigError("seen")
 
     monkeypatch.setattr("anyvla.serving.listening.bind", bind)
-    assert main(["serve", str(checkpoint)]) == 1
+    assert refuses(checkpoint)
     assert asked == [("127.0.0.1", 8000)]
 
 
-def test_a_device_that_cannot_be_used_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", str(checkpoint), "--port", "0", "--device", "meta"]) == 1
+def test_a_device_that_cannot_be_used_is_refused(
+    checkpoint: Path, refuses: Callable[..., bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refuses(checkpoint, "--port", "0", "--device", "meta")
     assert "the device 'meta' cannot be used here" in capsys.readouterr().err
 
 
