@@ -220,6 +220,15 @@ def test_fingerprint_follows_what_is_read(folder: Path) -> None:
     assert opened(folder).fingerprint != one
 
 
+def test_the_fingerprint_says_which_segments_are_read(folder: Path) -> None:
+    """With and without words, the same files are read here: both annotations are of a whole recording."""
+    rewrite_annotations(folder / "training", lambda _: [(FIRST, FIRST + 20), (FIRST + 20, FIRST + 40)])
+    annotated, play = opened(folder), opened(folder, segments="play")
+    assert [len(episode.instructions) for episode in (*annotated, *play)] == [1, 1, 0, 0]
+    assert annotated.lengths.tolist() == play.lengths.tolist()
+    assert annotated.fingerprint != play.fingerprint
+
+
 def test_an_edit_of_any_step_is_noticed_although_its_time_is_restored(folder: Path) -> None:
     one, path = opened(folder), folder / "training/episode_0000104.npz"
     before, times = (one.fingerprint, one[0].actions), path.stat()

@@ -54,6 +54,7 @@ def test_what_is_written_is_read(written, episodes):
         assert np.array_equal(given.actions, read.actions)
         assert np.array_equal(given.proprio, read.proprio)
         assert (given.instruction, given.extra) == (read.instruction, read.extra)
+        assert read.timestamps.tolist() == [step / 40 for step in range(len(given))]  # the file has float32
         assert list(read.images) == ["corner", "wrist"]
         for camera in ROBOT.cameras:
             assert psnr(given.images[camera], read.images[camera]) > 33
