@@ -194,7 +194,10 @@ def test_pages_of_other_sites_are_refused(server: Running) -> None:
     for origin in ("https://example.com", "null", "http://[", ""):
         with pytest.raises(InvalidStatus, match="403"):
             dial(server, origin=origin)
-    dial(server, origin=f"http://127.0.0.1:{server.port}").close()
+    own = f"http://127.0.0.1:{server.port}"
+    dial(server, origin=own).close()
+    with pytest.raises(InvalidStatus, match="403"):
+        dial(server, origin=own, additional_headers=[("Origin", "https://example.com")])
 
 
 def test_a_key(vla: VLA, running: Callable[..., Running]) -> None:
