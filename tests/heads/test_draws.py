@@ -76,3 +76,20 @@ def test_times_are_of_the_distribution_asked_for(name: str) -> None:
     for kind, mean in (("beta", 0.6), ("uniform", 0.5)):
         _, time = drawn(MADE[name], time=kind, draws=1000)
         assert float(time.mean()) == pytest.approx(mean, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["flow", "expert"])
+@pytest.mark.parametrize(("method", "calls"), [("euler", 4), ("heun", 7)])
+def test_the_method_of_integration_is_the_one_asked_for(name: str, method: str, calls: int) -> None:
+    """Heun's method looks at the end of each step but the last, too."""
+    decoder, context = MADE[name](method=method, steps=4)
+    count = 0
+    layer = decoder.network if name == "flow" else decoder.out  # runs once for each velocity
+
+    def counted(*_: Any) -> None:
+        nonlocal count
+        count += 1
+
+    layer.register_forward_hook(counted)
+    decoder.sample(context, [torch.Generator().manual_seed(step) for step in range(len(context.vector))])
+    assert count == calls

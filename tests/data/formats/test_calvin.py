@@ -134,6 +134,8 @@ def test_scenes_and_lists_choose(folder: Path, tmp_path: Path) -> None:
     lines.write_text("  0 121 129 \n1 5 9 \n")
     assert opened(folder, list=str(by_task)).task(0) == "open_drawer"
     assert opened(folder, list=str(lines)).task(0) == TASKS[1][2]
+    by_task.write_text(json.dumps([[102, 110], [121, 128]]))  # the second begins as a segment does, but ends before it
+    assert len(opened(folder, list=str(by_task))) == 1
     by_task.write_text("{")
     with pytest.raises(ValueError, match=r"few\.json is no list of segments"):
         opened(folder, list=str(by_task))

@@ -45,6 +45,15 @@ def edit_info(root, **changes):
     path.write_text(json.dumps({k: v for k, v in info.items() if v is not None}))
 
 
+def test_two_data_sets_have_rows_of_their_own_although_their_files_have_the_same_names(tmp_path):
+    given = {name: demonstration(10, seed=seed) for name, seed in (("one", 1), ("other", 2))}
+    for name, episode in given.items():
+        write_dataset(tmp_path / name, ROBOT, [episode])
+    read = {name: opened(tmp_path / name)[0] for name in given}
+    for name, episode in given.items():
+        assert np.array_equal(read[name].actions, episode.actions)
+
+
 def test_what_is_written_is_read(written, episodes):
     dataset = opened(written)
     assert dataset.embodiment == ROBOT
