@@ -179,13 +179,22 @@ HELLO = ("hello", {"protocol_version": 1})
 def test_the_options_reach_the_server(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many actions are executed; the limits of a file, and of options, which go before it; the client's keys."""
     limits, mapping = tmp_path / "limits.yaml", tmp_path / "mapping.yaml"
-    limits.write_text("instruction_characters: 2\nentries: 4\narray_bytes: 7\nconnections: 9\n")
+    limits.write_text("instruction_characters: 1\nentries: 4\n")  # the instruction has 2 characters
     mapping.write_text("proprio: joints\ncameras: {corner: wrist, wrist: corner}\n")
     known = OBSERVATION | {"joints": OBSERVATION["states"]}
     script = conversation(
         HELLO, ("observation", OBSERVATION), ("observation", known | {"more": 1}), ("observation", known)
     )
-    options = ["--limits", str(limits), "--limits.array_bytes", "100", "--mapping", str(mapping), "--execute", "4"]
+    options = [
+        "--limits",
+        str(limits),
+        "--limits.instruction_characters",
+        "2",
+        "--mapping",
+        str(mapping),
+        "--execute",
+        "4",
+    ]
     hello, unknown, many, acted = serve(monkeypatch, script, str(checkpoint), *options)
     assert hello[1]["capabilities"]["execute"] == 4  # of the 4 that the policy predicts
     assert "the observation has no 'joints'" in unknown[1]["error"]
