@@ -183,7 +183,8 @@ def test_a_refused_call_changes_no_session(history, fuser, monkeypatch):
         sample = vla.decoder.sample
         for spoil in (torch.nan, torch.inf):
             with monkeypatch.context() as patch:
-                bad = torch.tensor([0.0, spoil])[:, None, None]
+                bad = torch.zeros(2, 4, 4)
+                bad[1, 3, 2] = spoil  # one number of the chunk
                 patch.setattr(vla.decoder, "sample", lambda *a, b=bad, s=sample: s(*a) + b)
                 with pytest.raises(ChunkError, match=r"a chunk that is not finite \(session \[1\] of this call\)"):
                     vla.act(both, sessions)

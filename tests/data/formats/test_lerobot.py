@@ -54,6 +54,14 @@ def test_two_data_sets_have_rows_of_their_own_although_their_files_have_the_same
         assert np.array_equal(read[name].actions, episode.actions)
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_rows_are_found_in_row_groups_of_any_size(copy, episodes, size):
+    path = next(copy.glob("data/*/*.parquet"))
+    pq.write_table(pq.read_table(path), path, row_group_size=size)
+    for given, read in zip(episodes, opened(copy), strict=True):
+        assert np.array_equal(given.actions, read.actions)
+
+
 def test_what_is_written_is_read(written, episodes):
     dataset = opened(written)
     assert dataset.embodiment == ROBOT
