@@ -88,6 +88,7 @@ def test_tests_that_fail_without_a_mutation_are_an_error(
         ('"share > 2"', '"share > 1"', "the new text is the old text"),
         ("  new: ", "  knew: ", "the entry 'the rate is doubled' lacks new"),
         ("a share above one is allowed", "the rate is doubled", "two entries have the same name"),
+        ("[tests/test_rate.py]", "*gone", "found undefined alias 'gone'"),
     ],
 )
 def test_an_entry_that_does_not_fit_is_refused(

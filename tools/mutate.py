@@ -226,7 +226,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
             print(f"{len(mutations)} mutations fit the code")
             return 0
         return int(print_summary(mutations, measure(root, mutations, args.jobs, args.limit)) < args.least)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, yaml.YAMLError) as error:
         print(error, file=sys.stderr)
         return 2
 
