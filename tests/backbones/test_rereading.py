@@ -123,6 +123,23 @@ def test_steps_that_share_a_row_are_gone_on_from_each_by_itself(made):
     torch.testing.assert_close(chosen, remembered[[1, 3]], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["nano", "kosmos-2", "mllama", "idefics"])
+@torch.no_grad()
+def test_a_suffix_belongs_to_the_last_step_before_it(made, name):
+    """As in one pass, where the suffix replaces the readouts of the second step: it sees that step's images."""
+    backbone, draw = policy(backbone=made(name)).backbone, torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8, generator=draw)
+    readouts, suffix = torch.randn(2, 3, backbone.width, generator=draw)
+    block = backbone.prepare(images, ["open it", "close the drawer now"])
+    sequence = lay_out(block, (2,), 3, pad_id=backbone.pad_id, query_id=backbone.query_id)
+    expected = backbone(sequence, torch.stack([readouts, suffix]))[1]
+    backbone(sequence, torch.stack([readouts, readouts]), cache := Cache())
+    step = torch.arange(2)[:, None]
+    visible = (sequence.step_ids <= step) & ~(sequence.query_mask & (sequence.step_ids == step))
+    after = Continuation(backbone, cache, (2,), visible, visible.sum(1))
+    torch.testing.assert_close(after.read(suffix.expand(2, -1, -1), causal=True)[1], expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("name", "history"), CASES, ids=lambda x: x if isinstance(x, str) else x["name"])
 def test_models_that_remember_nothing_write_as_they_were_trained(made, codec, name, history):
     """The law of train/act equality; what is written is what training scores likeliest at each place."""
