@@ -150,6 +150,31 @@ def test_of_many_at_once_one_is_inside(tmp_path):
     assert lines == ["in", "out"] * (len(lines) // 2)
 
 
+def test_a_folder_that_is_removed_before_the_lock_is_in_it_is_made_again(tmp_path, monkeypatch):
+    """As another command that ends does it: between any two steps of making the folder and the file."""
+    folder, make = tmp_path / "run", os.mkdir
+    races = ["made and removed", "found and removed", "made and removed"]
+
+    def lost(path, *given, **keys):
+        race = races.pop(0) if races else ""
+        if race == "found and removed":  # mkdir finds it, and it is gone when pathlib looks at it
+            raise FileExistsError(path)
+        make(path, *given, **keys)
+        if race:
+            folder.rmdir()
+
+    monkeypatch.setattr(os, "mkdir", lost)
+    with only_here(folder):
+        assert (folder / ".lock").is_file()
+    assert not races
+
+
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(FileExistsError), only_here(tmp_path / "run"):
+        pass
+
+
 def test_a_lock_file_with_nonsense_in_it_is_no_lock(tmp_path, holding):
     (tmp_path / ".lock").write_bytes(b"\xff" * 10000)
     enter(tmp_path)

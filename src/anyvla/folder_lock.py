@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)  # where no file can be made, no work can be written either
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
+_RACES = 100  # lost in a row; an error that lasts is raised after them
 
 
 class FolderInUse(RuntimeError):
@@ -99,9 +100,8 @@ def _take(path: Path, folder: Path) -> int | None:
     if fcntl is None:
         return None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            file = _open(path)  # not inherited by processes that are spawned
+            file = _open_in_its_folder(path)  # not inherited by processes that are spawned
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -122,6 +122,16 @@ def _take(path: Path, folder: Path) -> int | None:
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(_me()).encode(), 0)
     return file
+
+
+def _open_in_its_folder(path: Path) -> int:
+    """Make the folder and open the file. Another command that ends may remove the folder at any moment."""
+    for _ in range(_RACES):
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return _open(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _open(path)
 
 
 def _open(path: Path) -> int:
