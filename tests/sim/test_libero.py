@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from libero_state import drawn, state
 from scipy.spatial.transform import Rotation
 
 from anyvla_sim import libero
@@ -21,15 +22,6 @@ PLATE = "put_the_bowl_on_the_plate"
 @pytest.fixture
 def world(libero_plate: LiberoEnvironment) -> LiberoEnvironment:
     return libero_plate
-
-
-def state(world: LiberoEnvironment) -> np.ndarray:
-    data = world.running.data
-    return np.concatenate([data.qpos, data.qvel])
-
-
-def drawn(world: LiberoEnvironment) -> np.ndarray:
-    return world.observe().images["agentview"].astype(int)
 
 
 def test_unknown_names(world: LiberoEnvironment) -> None:

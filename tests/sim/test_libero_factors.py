@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from libero_state import drawn, state
 
 from anyvla_sim import libero
 from anyvla_sim.libero import LiberoEnvironment
@@ -20,15 +21,6 @@ simulated = pytest.mark.simulator("libero")
 @pytest.fixture
 def world(libero_plate: LiberoEnvironment) -> LiberoEnvironment:
     return libero_plate
-
-
-def state(world: LiberoEnvironment) -> np.ndarray:
-    data = world.running.data
-    return np.concatenate([data.qpos, data.qvel])
-
-
-def drawn(world: LiberoEnvironment) -> np.ndarray:
-    return world.observe().images["agentview"].astype(int)
 
 
 def place(world: LiberoEnvironment, name: str) -> np.ndarray:

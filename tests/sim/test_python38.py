@@ -23,24 +23,23 @@ from anyvla.policy import VLA
 from anyvla_sim.base import Unusable
 
 
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with nothing in it."""
+def make_environment(folder: Path, *options: str) -> Path:
+    """Make a fresh environment with nothing in it; return its interpreter."""
     if shutil.which("python3.8") is None:
-        pytest.skip("there is no Python 3.8 here")
-    folder = tmp_path_factory.mktemp("python38")
-    chosen = os.environ | {"PYENV_VERSION": "3.8"}  # where pyenv's shims stand for it
-    subprocess.run(["python3.8", "-m", "venv", folder], check=True, env=chosen)
+        pytest.skip("not run: there is no Python 3.8 here")
+    chosen = os.environ | {"PYENV_VERSION": "3.8"}  # for pyenv, whose python3.8 asks which version is meant
+    subprocess.run(["python3.8", "-m", "venv", *options, folder], check=True, env=chosen)
     return folder / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
-def python38(bare: Path) -> Path:
-    """With what anyvla-sim needs."""
-    done = subprocess.run([bare, "-m", "pip", "install", "-q", "numpy", "msgpack"], capture_output=True, text=True)
+def python38(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the packages that anyvla-sim needs."""
+    made = make_environment(tmp_path_factory.mktemp("python38"))
+    done = subprocess.run([made, "-m", "pip", "install", "-q", "numpy", "msgpack"], capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"numpy and msgpack cannot be installed for Python 3.8 here: {done.stderr[-200:]}")
-    return bare
+        pytest.skip(f"not run: numpy and msgpack cannot be installed for Python 3.8 here: {done.stderr[-200:]}")
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +47,8 @@ def toy_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(toy_world.__file__).parent))
 
 
-def test_what_is_missing_there_is_named(bare: Path) -> None:
-    if subprocess.run([bare, "-c", "import numpy"], capture_output=True).returncode == 0:
-        pytest.skip("the environment has been filled already")
+def test_what_is_missing_there_is_named(tmp_path: Path) -> None:
+    bare = make_environment(tmp_path / "bare", "--without-pip")
     with pytest.raises(
         Unusable, match=rf"the interpreter {bare} lacks (numpy|msgpack): run .* -m pip install anyvla-sim"
     ):
