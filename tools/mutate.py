@@ -33,7 +33,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("src", "packages/anyvla-sim/src")
 # Imported once, before the processes of the tests are forked. None of them is part of anyvla.
 SHARED = ["pytest", "hypothesis", "torch", "transformers.modeling_utils", "scipy.stats", "pyarrow.parquet", "av"]
-NO_TESTS = 5  # pytest's exit status
 
 
 @dataclass(frozen=True)

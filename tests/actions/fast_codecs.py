@@ -82,20 +82,20 @@ def spectrum(chunks: Tensor) -> np.ndarray:
 
 
 def unambiguous(chunks: Tensor) -> bool:
-    """No coefficient lies so near the middle of two integers that arithmetic decides how it is rounded."""
+    """Return whether no coefficient is so close to the middle of two integers that arithmetic decides its rounding."""
     return bool((abs(spectrum(chunks) % 1 - 0.5) > 1e-6).all())
 
 
 class Published:
-    """What the published processor does, written from its description, with scipy and a tokenizer of transformers."""
+    """The published processor, written from its description with scipy and a tokenizer of transformers."""
 
     def __init__(self, tokenizer: Any, scale: float, lowest: int) -> None:
         self.tokenizer, self.scale, self.lowest = tokenizer, scale, lowest
 
     @classmethod
     def open(cls, folder: Path) -> Published:
-        told = json.loads((folder / PROCESSOR).read_text())
-        return cls(AutoTokenizer.from_pretrained(folder), told["scale"], told["min_token"])
+        settings = json.loads((folder / PROCESSOR).read_text())
+        return cls(AutoTokenizer.from_pretrained(folder), settings["scale"], settings["min_token"])
 
     @classmethod
     def fit(cls, chunks: Tensor, scale: float = 10, vocabulary: int = 1024) -> Published:
@@ -109,10 +109,10 @@ class Published:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, clean_up_tokenization_spaces=False)
         return cls(tokenizer, scale, int(numbers.min()))
 
-    def save(self, folder: Path, subfolder: str = "", **told: Any) -> None:
+    def save(self, folder: Path, subfolder: str = "", **settings: Any) -> None:
         self.tokenizer.save_pretrained(folder / subfolder)
-        told = {"scale": self.scale, "min_token": self.lowest, "vocab_size": 1024, **told}
-        (folder / PROCESSOR).write_text(json.dumps({"processor_class": "UniversalActionProcessor", **told}))
+        settings = {"scale": self.scale, "min_token": self.lowest, "vocab_size": 1024, **settings}
+        (folder / PROCESSOR).write_text(json.dumps({"processor_class": "UniversalActionProcessor", **settings}))
 
     def ids(self, chunks: Tensor) -> list[list[int]]:
         numbers = np.around(dctn(chunks.double().numpy(), axes=[1], norm="ortho") * self.scale).astype(int)
