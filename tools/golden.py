@@ -170,6 +170,7 @@ def arm() -> Any:
 
 
 def main() -> int:
+    """Record, or compare; return 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="where the checksums are, or will be")
     parser.add_argument("--compare", action="store_true", help="compare with the file instead of writing it")
