@@ -1,4 +1,4 @@
-"""What augmenting a batch costs: `anyvla.data.augment` against the loop over samples and views that came before it.
+"""Measure the augmentation of a batch against the loop over samples and views that came before it.
 
     python benchmarks/augment_speed.py [--batch 32] [--window 2] [--views 2] [--size 96] [--rounds 15] [--json]
 
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import UInt8
 
 from anyvla.config import build
-from anyvla.data.augment import AugmentConfig, augment
+from anyvla.data.training.augment import AugmentConfig, augment
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 SHIFT, JITTER = 3, 0.2

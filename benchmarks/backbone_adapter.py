@@ -47,9 +47,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.nano import TOKENIZER
-from anyvla.layout import lay_out
-from anyvla.types import TokenSequence
+from anyvla.backbones.nano.backbone import TOKENIZER
+from anyvla.sequence.layout import lay_out
+from anyvla.sequence.tokens import TokenSequence
 
 LANGUAGE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 5, "num_attention_heads": 8}
 TOWER = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 6}

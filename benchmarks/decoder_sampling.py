@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from anyvla.actions.normalize import Statistics
 from anyvla.config import build
-from anyvla.data.canonical import Robot
-from anyvla.data.episode import Embodiment
-from anyvla.heads.base import Context
+from anyvla.decoders.base import Context
 from anyvla.policy import VLA, VLAConfig
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.shared_layout import Robot
 from anyvla.types import Observation
 
 SIDE, CHUNK, DIMS, PROPRIO = 96, 10, 7, 8

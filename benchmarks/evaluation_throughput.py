@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from anyvla.evaluation.suites import Opened, open_suite
-from anyvla_sim.pool import EnvironmentPool, Reply
 from anyvla_sim.rendering import find_driver
+from anyvla_sim.workers.pool import EnvironmentPool, Reply
 
 EXECUTE = 4  # actions between two pictures, as the recipes have it
 

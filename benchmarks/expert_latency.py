@@ -42,20 +42,20 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from anyvla.actions.normalize import Statistics
+from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.auto import AutoBackbone, Parts
 from anyvla.backbones.base import without
-from anyvla.backbones.nano import TOKENIZER
-from anyvla.backbones.options import Options
-from anyvla.cache import Cache
+from anyvla.backbones.continuation import Continuation
+from anyvla.backbones.nano.backbone import TOKENIZER
 from anyvla.config import STRICT, build
-from anyvla.data.canonical import Robot
-from anyvla.data.episode import Embodiment
-from anyvla.heads.base import Context
-from anyvla.heads.expert import ExpertDecoder
+from anyvla.decoders.base import Context
+from anyvla.decoders.expert import ExpertDecoder
 from anyvla.policy import VLA, VLAConfig
 from anyvla.registry import backbones
-from anyvla.structures.continuation import Continuation
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.shared_layout import Robot
+from anyvla.sequence.cache import Cache
 from anyvla.types import Observation
 
 INSTRUCTION = "put the red cup on the plate and close the drawer"

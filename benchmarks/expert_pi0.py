@@ -43,14 +43,15 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from anyvla.actions.space import ActionSpace
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.nano import TOKENIZER
+from anyvla.backbones.nano.backbone import TOKENIZER
 from anyvla.config import build
-from anyvla.heads.base import Context, Setting
-from anyvla.heads.expert import ExpertDecoder
-from anyvla.heads.expert_weights import load_pi0
-from anyvla.structures.history import NoHistory, Steps
+from anyvla.decoders.base import Context, Setting
+from anyvla.decoders.expert import ExpertDecoder
+from anyvla.decoders.expert_weights import load_pi0
+from anyvla.histories.base import Steps
+from anyvla.histories.policy_head import NoHistory
+from anyvla.robot.space import ActionSpace
 
 SIDE, VIEWS, CHUNK, ACTIONS, PROPRIO = 112, 2, 50, 7, 8
 LANGUAGE = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 8}

@@ -27,8 +27,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from anyvla.backbones.pixels import Pixels
-from anyvla.backbones.resize import FILTERS
+from anyvla.backbones.images.pixels import Pixels
+from anyvla.backbones.images.resize import FILTERS
 
 SIDES = ((256, 256), (480, 640))  # height, width of a camera's images
 ONE_SIDE = {"longest_edge": 512}

@@ -18,11 +18,11 @@ import numpy as np
 import psutil
 import torch
 
-from anyvla.actions.normalize import Statistics
 from anyvla.config import build
-from anyvla.data.canonical import Robot
-from anyvla.data.episode import Embodiment
 from anyvla.policy import VLA, Session, VLAConfig
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.shared_layout import Robot
 from anyvla.types import Observation
 
 ROBOT = {

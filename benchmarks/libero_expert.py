@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from anyvla_sim.base import Stuck
-from anyvla_sim.libero import Libero
+from anyvla_sim.libero.benchmark import Libero
 
 MEMORY = 0.85  # of the noise, per action, as `anyvla data collect` has it
 

@@ -23,13 +23,13 @@ import torch
 import yaml
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from anyvla.actions.normalize import Statistics
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.nano import NanoBackbone
+from anyvla.backbones.nano.backbone import NanoBackbone
 from anyvla.config import build
-from anyvla.data.canonical import Robot
-from anyvla.data.episode import Embodiment
 from anyvla.policy import VLA, VLAConfig
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.shared_layout import Robot
 
 LAYERS, WIDTH = 14, 1024
 CASES = {

@@ -24,7 +24,7 @@ LENGTH = 120
 MEASURE = """
 import re, sys, time
 from pathlib import Path
-from anyvla.data.formats.lerobot import LeRobotDataset
+from anyvla.data.formats.lerobot.dataset import LeRobotDataset
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before = peak()
 begin = time.perf_counter()

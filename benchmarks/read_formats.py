@@ -28,17 +28,19 @@ import pyarrow.parquet as pq
 from google_crc32c import value as crc32c
 from PIL import Image
 
-from anyvla.actions.space import ActionSpace, Group
 from anyvla.config import to_dict
-from anyvla.data.episode import Embodiment, Episode, steady
+from anyvla.data.episode import Episode, steady
 from anyvla.data.formats.folder import write_description
-from anyvla.data.formats.lerobot_writer import write_dataset
-from anyvla.data.formats.rlds import RLDSConfig, RLDSDataset
-from anyvla.data.mixture import Mixture
+from anyvla.data.formats.lerobot.writer import write_dataset
+from anyvla.data.formats.rlds.config import RLDSConfig
+from anyvla.data.formats.rlds.dataset import RLDSDataset
 from anyvla.data.open import open_dataset
 from anyvla.data.robot_statistics import statistics_of
-from anyvla.data.sampler import MixtureSampler
-from anyvla.data.window import WindowConfig, WindowDataset
+from anyvla.data.training.mixture import Mixture
+from anyvla.data.training.sampler import MixtureSampler
+from anyvla.data.training.window import WindowConfig, WindowDataset
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.space import ActionSpace, Group
 
 CAMERAS, SIZE, STEPS = ("front", "wrist"), 128, 100
 JOINTS = ActionSpace(groups=(Group(name="joints", size=7, kind="joints"),))

@@ -88,7 +88,7 @@ def rewrite_anyvla(options: argparse.Namespace, seed: int) -> float:
     from PIL import Image
 
     from anyvla.config import to_dict
-    from anyvla.data.formats.lerobot_writer import write_dataset
+    from anyvla.data.formats.lerobot.writer import write_dataset
 
     def resized(episode):
         images = {}
@@ -128,9 +128,9 @@ def cached(options: argparse.Namespace, seed: int) -> float:
     """Windows/s of `WindowDataset` with its frames in memory, in batches of 16."""
     import numpy as np
 
-    from anyvla.data.mixture import Mixture
-    from anyvla.data.sampler import Draw
-    from anyvla.data.window import WindowConfig, WindowDataset
+    from anyvla.data.training.mixture import Mixture
+    from anyvla.data.training.sampler import Draw
+    from anyvla.data.training.window import WindowConfig, WindowDataset
 
     config = WindowConfig(window=options.window, chunk=CHUNK, cache_gb=options.cache_gb)
     windows = WindowDataset(Mixture([opened(options)], [1.0], [None]), config)
@@ -152,8 +152,8 @@ def opened(options: argparse.Namespace):
     import yaml
 
     from anyvla.config import build
-    from anyvla.data.episode import Embodiment
     from anyvla.data.open import open_dataset
+    from anyvla.robot.embodiment import Embodiment
 
     robot = None
     if options.embodiment:

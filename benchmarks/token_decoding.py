@@ -30,16 +30,16 @@ import torch
 import transformers
 from torch import Tensor
 
-from anyvla.actions.bins import BinsCodec
-from anyvla.actions.codec import Codec
-from anyvla.actions.space import ActionSpace
-from anyvla.backbones.nano import NanoBackbone
-from anyvla.cache import Cache
+from anyvla.backbones.continuation import Continuation
+from anyvla.backbones.nano.backbone import NanoBackbone
 from anyvla.config import build
-from anyvla.heads.base import Context, Setting
-from anyvla.heads.lm_tokens import LMTokensDecoder
-from anyvla.layout import lay_out
-from anyvla.structures.continuation import Continuation
+from anyvla.decoders.base import Context, Setting
+from anyvla.decoders.lm_tokens import LMTokensDecoder
+from anyvla.representations.bins import BinsCodec
+from anyvla.representations.codec import Codec
+from anyvla.robot.space import ActionSpace
+from anyvla.sequence.cache import Cache
+from anyvla.sequence.layout import lay_out
 
 SIZES: dict[str, dict[str, Any]] = {
     "nano": {},

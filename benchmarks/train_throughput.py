@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from anyvla.config import to_dict
-from anyvla.data.mixture import DataConfig, Mixture, open_mixture
+from anyvla.data.training.mixture import DataConfig, Mixture, open_mixture
 from anyvla.recipe import read
 from anyvla.training.loop import Progress, train
 

@@ -74,9 +74,10 @@ def main() -> None:
     from pathlib import Path
 
     from anyvla.config import build, to_dict
-    from anyvla.data.mixture import DataConfig, open_mixture
+    from anyvla.data.training.mixture import DataConfig, open_mixture
     from anyvla.policy import VLA, VLAConfig
-    from anyvla.training.loop import Progress, TrainingConfig, train
+    from anyvla.training.config import TrainingConfig
+    from anyvla.training.loop import Progress, train
 
     def show(line: Progress) -> None:
         print(f"step {line.step:4d} of {line.steps}: loss {line.loss:.4f}, {line.elapsed_s:.0f} s", flush=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from anyvla.actions.space import ActionSpace, Group
-from anyvla.data.episode import Embodiment
 from anyvla.data.formats.folder import write_description
 from anyvla.data.open import open_dataset
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.space import ActionSpace, Group
 
 ROBOT = Embodiment(
     name="my_arm",

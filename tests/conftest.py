@@ -12,9 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; set bef
 import tempfile
 
 import pytest
-import simulators
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests import simulators
 
 # A first import may take seconds, and so may any example on a busy machine.
 settings.register_profile("anyvla", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -14,7 +14,7 @@ import psutil
 
 _COMMAND = """
 import sys
-import toy_opened  # registers the benchmark "toy"
+from tests.evaluation import toy_opened  # registers the benchmark "toy"
 from anyvla.cli.main import main
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
@@ -25,8 +25,7 @@ def start(folder: Path, *arguments: Any, **options: Any) -> subprocess.Popen[str
     """Start `anyvla` with these arguments as the first process of a group."""
     script = folder / "command.py"
     script.write_text(_COMMAND)
-    here = Path(__file__).parent
-    paths = [str(here), str(here / "evaluation"), *(p for p in sys.path if p)]
+    paths = [str(Path(__file__).parents[1]), *(p for p in sys.path if p)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(
         [sys.executable, str(script), *map(str, arguments)],

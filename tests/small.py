@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from anyvla.actions.normalize import Statistics
-from anyvla.actions.space import ActionSpace
 from anyvla.config import build
-from anyvla.data.canonical import Robot
-from anyvla.data.episode import Embodiment, Episode, steady
-from anyvla.data.mixture import Mixture
+from anyvla.data.episode import Episode, steady
 from anyvla.data.open import open_dataset
+from anyvla.data.training.mixture import Mixture
 from anyvla.policy import VLA, VLAConfig
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.shared_layout import Robot
+from anyvla.robot.space import ActionSpace
 from anyvla.types import Batch, Observation
 
 SIZE = 32

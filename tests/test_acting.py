@@ -6,13 +6,13 @@ import logging
 import numpy as np
 import pytest
 import torch
-from small import HISTORIES, NANO, batch, embodiment, fit_codec, model, observation, policy, statistics
 
-from anyvla.actions.space import ActionSpace, Group
-from anyvla.data.canonical import Robot
 from anyvla.observing import Proprio
 from anyvla.policy import VLA
+from anyvla.robot.shared_layout import Robot
+from anyvla.robot.space import ActionSpace, Group
 from anyvla.types import ChunkError, Observation
+from tests.small import HISTORIES, NANO, batch, embodiment, fit_codec, model, observation, policy, statistics
 
 DATA = batch(2, 8)
 STRUCTURES = [

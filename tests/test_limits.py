@@ -11,16 +11,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-import small
 
 import anyvla
-from anyvla.actions.space import Group
 from anyvla.config import ConfigError, build, to_dict
-from anyvla.data.episode import Embodiment
 from anyvla.registry import REGISTRIES
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.space import Group
+from tests import small
 
 # What a program reads back of its own reports, and tables inside the package: they configure nothing.
-REPORTS = {"anyvla.actions.codec_report", "anyvla.report.published"}
+REPORTS = {"anyvla.representations.codec_report", "anyvla.report.published"}
 ABSURD = [float("nan"), float("inf"), -float("inf"), -1e308, 1e308, -(10**30), 10**30, True, False]
 NEEDED: Mapping[str, Any] = {  # values of fields that have no default
     "Group": {"name": "position", "size": 3},

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import robot
 
-from anyvla.actions.normalize import Statistics
-from anyvla.actions.space import ActionSpace, Group
 from anyvla.config import build
-from anyvla.data.canonical import Canonical, Robot
-from anyvla.data.episode import Embodiment
-from anyvla.data.views import ViewConfig
 from anyvla.observing import Observer, Proprio
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.shared_layout import Canonical, Robot
+from anyvla.robot.space import ActionSpace, Group
+from anyvla.robot.views import ViewConfig
 from anyvla.types import Observation
+from tests.small import robot
 
 HAND = Group(name="hand", size=2, kind="position", unit="m")
 GRIP = Group(name="gripper", size=1, kind="gripper", low=0, high=255)

@@ -4,9 +4,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
-from families.common import write_family
-from small import (
+
+from anyvla.backbones.nano.backbone import NanoBackbone
+from anyvla.config import ConfigError
+from anyvla.policy import VLA
+from anyvla.robot.shared_layout import Robot
+from anyvla.robot.views import evaluation_view, fit
+from anyvla.types import Observation
+from tests.backbones.families import FAMILIES
+from tests.backbones.families.common import write_family
+from tests.small import (
     NANO,
     SIZE,
     batch,
@@ -18,14 +25,6 @@ from small import (
     statistics,
     windowed,
 )
-
-from anyvla.backbones.nano import NanoBackbone
-from anyvla.config import ConfigError
-from anyvla.data.augment import evaluation_view
-from anyvla.data.canonical import Robot
-from anyvla.data.views import fit
-from anyvla.policy import VLA
-from anyvla.types import Observation
 
 
 def test_splitting_a_batch_changes_no_sum():

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
-from families.common import write_family
-from families.registered import REGISTERED
-from small import FUSERS, batch, observation, policy, windowed
 
-from anyvla.backbones.families import matrix
+from anyvla.backbones.families.measured import matrix
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
+from tests.backbones.families import FAMILIES
+from tests.backbones.families.common import write_family
+from tests.backbones.families.registered import REGISTERED
+from tests.small import FUSERS, batch, observation, policy, windowed
 
 
 @pytest.fixture(scope="module", params=[*sorted(FAMILIES), *sorted(REGISTERED)])

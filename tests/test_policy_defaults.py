@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from small import model
 
 from anyvla.config import build, to_dict
 from anyvla.policy import VLAConfig
 from anyvla.registry import REGISTRIES
+from tests.small import model
 
 SMALL_DIT = {"width": 256, "layers": 4, "heads": 4}
 PARTS: dict[tuple[str, str], dict[str, Any]] = {

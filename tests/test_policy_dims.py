@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import DECODERS, batch, embodiment, fit_codec, model, observation, windowed
 
-from anyvla.actions.normalize import Statistics
-from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.shared_layout import Robot
+from tests.small import DECODERS, batch, embodiment, fit_codec, model, observation, windowed
 
 STILL = 1  # the action dim, and the proprio dim, that never vary
 VALUE = 0.3

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small import HISTORIES, batch, embodiment, model, observation, policy, statistics
 
-from anyvla.actions.normalize import Statistics
-from anyvla.data.canonical import Robot
-from anyvla.heads.base import Context, Loss
+from anyvla.decoders.base import Context, Loss
 from anyvla.policy import VLA
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.shared_layout import Robot
 from anyvla.types import Observation
+from tests.small import HISTORIES, batch, embodiment, model, observation, policy, statistics
 
 # The statistics of the small robot: quantiles and extremes -2 and 2, mean 0.5, standard deviation 2.
 MEAN, STD, REACH = 0.5, 2.0, 2.0

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import SIZE, fit_codec_to, model
 
-from anyvla.actions.normalize import Statistics
-from anyvla.actions.space import ActionSpace, Group
-from anyvla.data.canonical import Robot
-from anyvla.data.episode import Embodiment
 from anyvla.policy import VLA
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.shared_layout import Robot
+from anyvla.robot.space import ActionSpace, Group
 from anyvla.types import Batch, Observation
+from tests.small import SIZE, fit_codec_to, model
 
 HAND = Group(name="position", size=3, kind="position", mode="delta")
 

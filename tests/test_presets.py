@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from families import FAMILIES
-from families.common import write_family
-from families.flamingo import write_flamingo
-from small import NANO, SIZE, embodiment, statistics
 
 from anyvla.config import to_dict
-from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
 from anyvla.recipe import Recipe, find, presets, read
 from anyvla.report.explanation import made_up_chunks, parts_of
+from anyvla.robot.shared_layout import Robot
 from anyvla.types import Batch, Observation
+from tests.backbones.families import FAMILIES
+from tests.backbones.families.common import write_family
+from tests.backbones.families.flamingo import write_flamingo
+from tests.small import NANO, SIZE, embodiment, statistics
 
 PRESETS = presets()
 STRUCTURES = {  # history, fuser, decoder, representation

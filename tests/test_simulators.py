@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import simulators
+
+from tests import simulators
 
 
 def test_tests_of_a_missing_simulator_are_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,10 +45,11 @@ def test_a_misspelt_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_every_marked_test_is_reported(tmp_path: Path, needed: str, outcome: str, reason: str) -> None:
     """Run pytest on two marked tests: none of them vanishes."""
-    folder = Path(__file__).parent
-    (tmp_path / "conftest.py").write_text((folder / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
+    folder = Path(__file__).parents[1]
+    (tmp_path / "conftest.py").write_text((folder / "tests/conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
     (tmp_path / "test_two.py").write_text(
-        "import pytest, simulators\n"
+        "import pytest\n"
+        "from tests import simulators\n"
         "simulators.SIMULATORS['libero'] = lambda: 'it was taken away'\n"
         "pytestmark = pytest.mark.simulator('libero')\n"
         "def test_one(): raise RuntimeError\n"

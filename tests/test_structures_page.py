@@ -8,9 +8,9 @@ from types import ModuleType
 
 import pytest
 
+from anyvla.combinations import combinations
 from anyvla.recipe import presets
 from anyvla.registry import decoders, fusers, histories, representations
-from anyvla.structures.validity import combinations
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "structures.md"

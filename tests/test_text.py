@@ -6,13 +6,13 @@ import dataclasses
 import unicodedata
 
 import pytest
-import small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyvla.data.mixture import Mixture
-from anyvla.data.subset import choose
+from anyvla.data.training.mixture import Mixture
+from anyvla.data.transforms.subset import choose
 from anyvla.text import check_instruction, clean_instruction
+from tests import small
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from running import gone, until
 
 from anyvla.worker_pool import WorkerDied, WorkerPool
+from tests.running import gone, until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 PARENT = """

@@ -23,34 +23,34 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / part) for part in ("tests", "tests/backbones", "tests/data", "tests/data/formats")]
+sys.path.insert(0, str(ROOT))  # the small models and data sets are those of the tests
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from families import FAMILIES  # noqa: E402
-from families.common import write_family  # noqa: E402
-from families.registered import REGISTERED  # noqa: E402
-from hub_like import so101  # noqa: E402
-from small import NANO, batch, fit_codec_to, model, observation, robot  # noqa: E402
-from test_calvin import folder as calvin  # noqa: E402
-from test_folder import folder as npz_folder  # noqa: E402
-from test_hdf5 import robot as two_arms  # noqa: E402
-from test_hdf5 import write_aloha  # noqa: E402
-from test_presets import SHRUNK  # noqa: E402
-from test_rlds import BRIDGE, FRACTAL  # noqa: E402
-from test_robomimic import write_libero, write_robomimic  # noqa: E402
+from tests.backbones.families import FAMILIES  # noqa: E402
+from tests.backbones.families.common import write_family  # noqa: E402
+from tests.backbones.families.registered import REGISTERED  # noqa: E402
+from tests.data.formats.calvin.test_dataset import folder as calvin  # noqa: E402
+from tests.data.formats.hdf5.test_dataset import robot as two_arms  # noqa: E402
+from tests.data.formats.hdf5.test_dataset import write_aloha  # noqa: E402
+from tests.data.formats.rlds.test_dataset import BRIDGE, FRACTAL  # noqa: E402
+from tests.data.formats.robomimic.test_dataset import write_libero, write_robomimic  # noqa: E402
+from tests.data.formats.test_folder import folder as npz_folder  # noqa: E402
+from tests.hub_like import so101  # noqa: E402
+from tests.small import NANO, batch, fit_codec_to, model, observation, robot  # noqa: E402
+from tests.test_presets import SHRUNK  # noqa: E402
 
 from anyvla.backbones.auto import AutoBackbone  # noqa: E402
 from anyvla.config import build  # noqa: E402
-from anyvla.data.mixture import Mixture  # noqa: E402
 from anyvla.data.open import open_dataset  # noqa: E402
-from anyvla.data.sampler import Draw  # noqa: E402
-from anyvla.data.views import ViewConfig  # noqa: E402
-from anyvla.data.window import WindowConfig, WindowDataset  # noqa: E402
-from anyvla.layout import lay_out  # noqa: E402
+from anyvla.data.training.mixture import Mixture  # noqa: E402
+from anyvla.data.training.sampler import Draw  # noqa: E402
+from anyvla.data.training.window import WindowConfig, WindowDataset  # noqa: E402
 from anyvla.policy import VLA, VLAConfig  # noqa: E402
 from anyvla.recipe import bundled, read  # noqa: E402
 from anyvla.registry import backbones  # noqa: E402
+from anyvla.robot.views import ViewConfig  # noqa: E402
+from anyvla.sequence.layout import lay_out  # noqa: E402
 from anyvla.training.optim import optimizer  # noqa: E402
 
 

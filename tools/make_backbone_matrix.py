@@ -1,7 +1,7 @@
 """Measure the matrix of backbones: run every check of `anyvla doctor backbone` on a tiny model of every family.
 
-Writes `src/anyvla/backbones/families.json`, which ships with the package, and `docs/backbones.md`, which is rendered
-from it. About three minutes on two cores:
+It writes `src/anyvla/backbones/families/families.json`, which ships with the package, and renders `docs/backbones.md`
+from it. It takes about three minutes on two cores:
 
     python tools/make_backbone_matrix.py                      # all families
     python tools/make_backbone_matrix.py --only llava smolvlm # these; the others keep their results
@@ -27,12 +27,12 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # families run side by side; set before torch is imported
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "backbones"))  # the tiny models are those of the tests
+sys.path.insert(0, str(ROOT))  # the tiny models are those of the tests
 
-from anyvla.backbones.families import RESULTS, Matrix, Measured, parse  # noqa: E402
-from anyvla.backbones.unsupported import UNSUPPORTED  # noqa: E402
+from anyvla.backbones.families.measured import RESULTS, Matrix, Measured, parse  # noqa: E402
+from anyvla.backbones.families.unsupported import UNSUPPORTED  # noqa: E402
 from anyvla.cli.common import Bar  # noqa: E402
-from anyvla.cli.doctor_backbone import describe  # noqa: E402
+from anyvla.cli.doctor.backbone import describe  # noqa: E402
 from anyvla.config import build  # noqa: E402
 from anyvla.registry import backbones  # noqa: E402
 
@@ -60,8 +60,8 @@ def main() -> int:
 
 def measure(only: list[str] | None, jobs: int) -> None:
     """Examine families and backbones, and write the results."""
-    from families import FAMILIES
-    from families.registered import REGISTERED
+    from tests.backbones.families import FAMILIES
+    from tests.backbones.families.registered import REGISTERED
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CLASSES
 
     known = {"backbones": REGISTERED, "families": FAMILIES}
@@ -120,12 +120,12 @@ def _declared(name: str) -> Measured:
 def examined(kind: str, name: str) -> dict[str, Any]:
     """The results of one family or backbone, in a process of its own."""
     import torch
-    from families import FAMILIES
-    from families.common import write_family
-    from families.registered import REGISTERED
+    from tests.backbones.families import FAMILIES
+    from tests.backbones.families.common import write_family
+    from tests.backbones.families.registered import REGISTERED
     from transformers.utils import logging
 
-    from anyvla.backbones.conformance import examine
+    from anyvla.backbones.checks.conformance import examine
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

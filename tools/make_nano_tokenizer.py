@@ -1,7 +1,7 @@
 """Make the tokenizer of the nano backbone: a byte-level BPE trained on generated robot instructions.
 
 Run `python tools/make_nano_tokenizer.py` from the root of the repository; it rewrites
-`src/anyvla/backbones/nano_assets/`. Checkpoints carry their own copy, so old ones keep working.
+`src/anyvla/backbones/nano/assets/`. Checkpoints carry their own copy, so old ones keep working.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-FOLDER = Path("src/anyvla/backbones/nano_assets")
+FOLDER = Path("src/anyvla/backbones/nano/assets")
 SPECIAL = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>", "image": "<image>", "query": "<query>"}
 VOCABULARY = 1536
 

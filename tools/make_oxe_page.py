@@ -9,8 +9,8 @@ import re
 import sys
 from pathlib import Path
 
-from anyvla.data.formats.oxe import OxeEntry, Piece, table
-from anyvla.data.presets import presets
+from anyvla.data.formats.rlds.oxe import OxeEntry, Piece, table
+from anyvla.data.training.presets import presets
 
 PAGE = Path(__file__).parent.parent / "docs" / "data_oxe.md"
 

@@ -19,10 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 
 from anyvla.cli.explain import explanation  # noqa: E402
-from anyvla.cli.list_structures import matrix  # noqa: E402
+from anyvla.cli.list.structures import matrix  # noqa: E402
+from anyvla.combinations import Combination, combinations  # noqa: E402
 from anyvla.recipe import presets, read  # noqa: E402
 from anyvla.report.structure import svg  # noqa: E402
-from anyvla.structures.validity import Combination, combinations  # noqa: E402
 
 PAGE = ROOT / "docs" / "structures.md"
 PICTURES = ROOT / "docs" / "images" / "structures"

@@ -17,8 +17,8 @@ from typing import Annotated, Any, TypeVar
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer
 
-from anyvla import documents
-from anyvla.documents import DocumentError, as_mapping, parse_yaml, read_yaml
+from anyvla.files import documents
+from anyvla.files.documents import DocumentError, as_mapping, parse_yaml, read_yaml
 from anyvla.registry import REGISTRIES, nearest
 
 T = TypeVar("T")

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 
-from anyvla.actions.normalize import Statistics
-from anyvla.actions.space import ActionSpace
-from anyvla.data.canonical import Canonical, Robot
-from anyvla.data.views import ViewConfig, seen
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.shared_layout import Canonical, Robot
+from anyvla.robot.space import ActionSpace
+from anyvla.robot.views import ViewConfig, seen
 from anyvla.session import Session
 from anyvla.types import Observation
 

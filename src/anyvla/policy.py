@@ -20,12 +20,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from anyvla import documents, weights
-from anyvla.actions.codec import Codec, CodecError, Continuous, held
-from anyvla.actions.normalize import Method, Normalizer, StatisticsError, write_statistics
-from anyvla.allocation import at_most
-from anyvla.backbones.families import able
-from anyvla.checkpoint_files import CONFIG, ROBOTS, STATISTICS, WEIGHTS, check_checkpoint, read_document, read_robots
+from anyvla.backbones.families.measured import able
+from anyvla.checkpoint import weights
+from anyvla.checkpoint.allocation import at_most
+from anyvla.checkpoint.files import CONFIG, ROBOTS, STATISTICS, WEIGHTS, check_checkpoint, read_document, read_robots
+from anyvla.combinations import nearest_valid, why_not
 from anyvla.config import (
     STRICT,
     BackbonePart,
@@ -38,16 +37,18 @@ from anyvla.config import (
     build,
     to_dict,
 )
-from anyvla.data.augment import evaluation_view
-from anyvla.data.canonical import Canonical, Robot
-from anyvla.data.episode import Embodiment
-from anyvla.data.views import ViewConfig
-from anyvla.heads.base import Context, Loss, Setting
+from anyvla.decoders.base import Context, Loss, Setting
+from anyvla.files import documents
+from anyvla.histories.base import History, Reading, Steps
 from anyvla.limits import STEPS
 from anyvla.observing import Implausible, Observer
+from anyvla.representations.codec import Codec, CodecError, Continuous
+from anyvla.robot.chunks import held
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.normalize import Method, Normalizer, StatisticsError, write_statistics
+from anyvla.robot.shared_layout import Canonical, Robot
+from anyvla.robot.views import ViewConfig, evaluation_view
 from anyvla.session import Session, check_call, check_length, check_seed, copies
-from anyvla.structures.history import History, Reading, Steps
-from anyvla.structures.validity import nearest_valid, why_not
 from anyvla.text import check_instruction
 from anyvla.types import Batch, Chunk, ChunkError, Observation
 

@@ -14,12 +14,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, ConfigError, load
-from anyvla.data.mixture import DataConfig
-from anyvla.evaluation.collect import CollectConfig
+from anyvla.data.training.mixture import DataConfig
+from anyvla.demonstrations.collect import CollectConfig
 from anyvla.evaluation.protocol import EvaluationConfig
 from anyvla.policy import VLAConfig
 from anyvla.registry import nearest
-from anyvla.training.loop import TrainingConfig
+from anyvla.training.config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -66,60 +66,60 @@ backbones = Registry(
     "backbones",
     {
         "auto": "anyvla.backbones.auto:AutoBackbone",
-        "flamingo": "anyvla.backbones.flamingo:FlamingoBackbone",
-        "moondream": "anyvla.backbones.moondream:MoondreamBackbone",
-        "nano": "anyvla.backbones.nano:NanoBackbone",
-        "qwen_vl": "anyvla.backbones.qwen_vl:QwenVLBackbone",
-        "uform": "anyvla.backbones.uform:UFormBackbone",
+        "flamingo": "anyvla.backbones.flamingo.backbone:FlamingoBackbone",
+        "moondream": "anyvla.backbones.remote_code.moondream:MoondreamBackbone",
+        "nano": "anyvla.backbones.nano.backbone:NanoBackbone",
+        "qwen_vl": "anyvla.backbones.remote_code.qwen_vl:QwenVLBackbone",
+        "uform": "anyvla.backbones.remote_code.uform:UFormBackbone",
     },
 )
 histories = Registry(
     "histories",
     {
-        "none": "anyvla.structures.history:NoHistory",
-        "policy_head": "anyvla.structures.history:PolicyHead",
-        "interleaved": "anyvla.structures.interleaved:Interleaved",
+        "none": "anyvla.histories.policy_head:NoHistory",
+        "policy_head": "anyvla.histories.policy_head:PolicyHead",
+        "interleaved": "anyvla.histories.interleaved:Interleaved",
     },
 )
 fusers = Registry(
     "fusers",
     {
-        "identity": "anyvla.heads.fusers:IdentityFuser",
-        "mlp": "anyvla.heads.fusers:MLPFuser",
-        "lstm": "anyvla.heads.fusers:LSTMFuser",
-        "gpt": "anyvla.heads.fusers:GPTFuser",
+        "identity": "anyvla.fusers:IdentityFuser",
+        "mlp": "anyvla.fusers:MLPFuser",
+        "lstm": "anyvla.fusers:LSTMFuser",
+        "gpt": "anyvla.fusers:GPTFuser",
     },
 )
 representations = Registry(
     "representations",
     {
-        "continuous": "anyvla.actions.codec:Continuous",
-        "bins": "anyvla.actions.bins:BinsCodec",
-        "fast": "anyvla.actions.fast:FastCodec",
-        "vq": "anyvla.actions.vq:VQCodec",
+        "continuous": "anyvla.representations.codec:Continuous",
+        "bins": "anyvla.representations.bins:BinsCodec",
+        "fast": "anyvla.representations.fast:FastCodec",
+        "vq": "anyvla.representations.vq:VQCodec",
     },
 )
 decoders = Registry(
     "decoders",
     {
-        "regression": "anyvla.heads.regression:RegressionDecoder",
-        "diffusion": "anyvla.heads.diffusion:DiffusionDecoder",
-        "flow": "anyvla.heads.flow:FlowDecoder",
-        "tokens": "anyvla.heads.tokens:TokensDecoder",
-        "lm_tokens": "anyvla.heads.lm_tokens:LMTokensDecoder",
-        "expert": "anyvla.heads.expert:ExpertDecoder",
+        "regression": "anyvla.decoders.regression:RegressionDecoder",
+        "diffusion": "anyvla.decoders.diffusion:DiffusionDecoder",
+        "flow": "anyvla.decoders.flow:FlowDecoder",
+        "tokens": "anyvla.decoders.tokens:TokensDecoder",
+        "lm_tokens": "anyvla.decoders.lm_tokens:LMTokensDecoder",
+        "expert": "anyvla.decoders.expert:ExpertDecoder",
     },
 )
 formats = Registry(
     "formats",
     {
-        "calvin": "anyvla.data.formats.calvin:CalvinDataset",
+        "calvin": "anyvla.data.formats.calvin.dataset:CalvinDataset",
         "folder": "anyvla.data.formats.folder:FolderDataset",
-        "hdf5": "anyvla.data.formats.hdf5_dataset:Hdf5Dataset",
-        "lerobot": "anyvla.data.formats.lerobot:LeRobotDataset",
-        "lerobot_v2": "anyvla.data.formats.lerobot_v2:LeRobotV2Dataset",
-        "rlds": "anyvla.data.formats.rlds:RLDSDataset",
-        "robomimic": "anyvla.data.formats.robomimic:RobomimicDataset",
+        "hdf5": "anyvla.data.formats.hdf5.dataset:Hdf5Dataset",
+        "lerobot": "anyvla.data.formats.lerobot.dataset:LeRobotDataset",
+        "lerobot_v2": "anyvla.data.formats.lerobot.v2:LeRobotV2Dataset",
+        "rlds": "anyvla.data.formats.rlds.dataset:RLDSDataset",
+        "robomimic": "anyvla.data.formats.robomimic.dataset:RobomimicDataset",
     },
 )
 benchmarks = Registry("benchmarks", BENCHMARKS)

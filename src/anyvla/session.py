@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyvla.structures.history import History, Memory
+from anyvla.histories.base import History, Memory
 from anyvla.types import Observation
 
 if TYPE_CHECKING:

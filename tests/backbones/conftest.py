@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from families.basic import FAMILIES
-from families.common import write_family
 
 from anyvla.backbones.base import Backbone
-from anyvla.layout import lay_out
-from anyvla.types import Block
-from anyvla.types import TokenSequence as Sequence
+from anyvla.sequence.layout import lay_out
+from anyvla.sequence.tokens import Block
+from anyvla.sequence.tokens import TokenSequence as Sequence
+from tests.backbones.families.basic import FAMILIES
+from tests.backbones.families.common import write_family
 
 
 @pytest.fixture(scope="session", params=sorted(FAMILIES))

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, GPT2Config
 
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.quirks import DEFAULT, QUIRKS, Quirk, quirk_of
+from anyvla.backbones.families.quirks import DEFAULT, QUIRKS, Quirk, quirk_of
 from anyvla.config import ConfigError, build
-from anyvla.types import TokenSequence as Sequence
+from anyvla.sequence.tokens import TokenSequence as Sequence
 
 Pack = Callable[..., Sequence]
 TEXTS = ["open", "close the drawer slowly", "push"]

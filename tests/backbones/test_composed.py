@@ -14,13 +14,13 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from anyvla.backbones.adapting.options import Options
+from anyvla.backbones.checks.conformance import examine
 from anyvla.backbones.composed import ComposedBackbone
-from anyvla.backbones.conformance import examine
-from anyvla.backbones.nano import TOKENIZER
-from anyvla.backbones.options import Options
+from anyvla.backbones.nano.backbone import TOKENIZER
 from anyvla.backbones.template import Template
 from anyvla.config import STRICT, build
-from anyvla.layout import lay_out
+from anyvla.sequence.layout import lay_out
 
 VOCABULARY = len(AutoTokenizer.from_pretrained(TOKENIZER))
 LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from families.common import tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import normalizers
 from transformers import AutoModelForImageTextToText
 
 from anyvla.backbones.auto import AutoBackbone
+from tests.backbones.families.common import tiny_tokenizer
 
 # Loads each model that argv names (a folder, or ID@REVISION) and reads one step with it; prints the size of the
 # readouts, or the error.
 READ = """
 import json, sys, torch
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.layout import lay_out
+from anyvla.sequence.layout import lay_out
 def read(model):
     path, _, revision = model.partition("@")
     config = AutoBackbone.Config(path=path, revision=revision or None, prompt="do {instruction}")

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
-from families.common import write_family
-from families.registered import REGISTERED
-from small import batch, fit_codec, observation, policy, windowed
 from torch import Tensor
 
 from anyvla.backbones.base import Backbone
-from anyvla.cache import Cache
+from anyvla.backbones.continuation import Continuation, Writing
 from anyvla.config import ConfigError
-from anyvla.layout import lay_out
 from anyvla.policy import VLA
-from anyvla.structures.continuation import Continuation, Writing
+from anyvla.sequence.cache import Cache
+from anyvla.sequence.layout import lay_out
 from anyvla.types import Batch
+from tests.backbones.families import FAMILIES
+from tests.backbones.families.common import write_family
+from tests.backbones.families.registered import REGISTERED
+from tests.small import batch, fit_codec, observation, policy, windowed
 
 GPT = {"name": "gpt", "width": 32, "layers": 2, "heads": 2}
 WITHOUT_CACHE = ["kosmos-2", "mllama", "idefics", "qwen3_5", "lfm2_vl", "moondream", "qwen_vl"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from anyvla.backbones.auto import AutoBackbone
+from anyvla.backbones.families.unsupported import UNSUPPORTED
 from anyvla.backbones.source import fetch
-from anyvla.backbones.unsupported import UNSUPPORTED
 
 
 def refusal(path: Path | str) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
-from families.common import SPECIAL, VOCABULARY, write_family
 from torch import Tensor
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import Cache
-from anyvla.types import TokenSequence
+from anyvla.sequence.tokens import TokenSequence
+from tests.backbones.families import FAMILIES
+from tests.backbones.families.common import SPECIAL, VOCABULARY, write_family
 
 IMAGE, QUERY, WORD = SPECIAL.index("<image>"), 3, 100
 # Two steps of two images each (of two and of one token), a word, and a query; then padding.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import toy_opened  # noqa: F401 (registers the benchmark `toy`)
 import yaml
-from small import SMALLEST
 
 from anyvla.cli.main import main
+from tests.evaluation import toy_opened  # noqa: F401 (registers the benchmark `toy`)
+from tests.small import SMALLEST
 
 
 @pytest.fixture(scope="session")

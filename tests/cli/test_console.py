@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import embodiment, episode
 
 from anyvla.cli.common import Bar, fail
 from anyvla.cli.console import Console, visible
 from anyvla.cli.main import main
-from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.formats.lerobot.writer import write_dataset
+from tests.small import embodiment, episode
 
 HOSTILE = "put [/] the [red]cup[/red] on :smile: [bold] \\[x] \x1b[2J"
 SHOWN = "put [/] the [red]cup[/red] on :smile: [bold] \\[x]"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 
 from anyvla.cli.main import main
+from tests import small
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
 MAPPING = "cameras: {corner: a, wrist: b}\n"

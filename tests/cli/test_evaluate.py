@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
-import toy_opened  # noqa: F401 (registers the benchmark `toy`)
-from test_results import RESULT
 
 from anyvla.cli.evaluate import _Score, evaluate, play
 from anyvla.cli.main import main
 from anyvla.evaluation.protocol import EvaluationConfig
 from anyvla.recipe import read
+from tests import small
+from tests.evaluation import toy_opened  # noqa: F401 (registers the benchmark `toy`)
+from tests.evaluation.test_results import RESULT
 
 
 def test_the_running_score_is_of_the_condition_asked_first() -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small import NANO, model, robot
 
 from anyvla.cli.main import main
 from anyvla.policy import VLA
 from anyvla.report.explanation import Explanation, explain, made_up_window
 from anyvla.report.structure import amount, shown_groups, svg
+from tests.small import NANO, model, robot
 
 INTERLEAVED = {"name": "interleaved", "window": 3}
 EXPERT = {"name": "expert", "width": 32, "mlp": 64}

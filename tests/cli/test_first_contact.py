@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hub_like import SO101, so101, write_hub_like
-from small import policy
 
 from anyvla.cli.main import main
 from anyvla.config import build
-from anyvla.data.mixture import Source, open_source
+from anyvla.data.training.mixture import Source, open_source
+from tests.hub_like import SO101, so101, write_hub_like
+from tests.small import policy
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from running import children, gone, start, until
+
+from tests.running import children, gone, start, until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 DATA = ["--data.sources", "[{path: '{toy}/dataset'}]", "--data.workers", "2", "--training.steps", "100000"]

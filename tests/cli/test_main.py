@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small import SMALLEST, embodiment, episode
 
 from anyvla.cli.main import main
 from anyvla.config import ConfigError
-from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.recipe import bundled, read
+from tests.small import SMALLEST, embodiment, episode
 
 
 @pytest.fixture

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from running import start, until
 
 from anyvla.cli.main import main
+from tests.running import start, until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
 TOKENS = ["--model.representation", "bins", "--model.decoder", "tokens"]
 HOLD = """
 import sys, time
 from pathlib import Path
-from anyvla import folder_lock
+from anyvla.files import folder_lock
 with getattr(folder_lock, sys.argv[1])(Path(sys.argv[2])):
     print("held", flush=True)
     time.sleep(600)
@@ -67,7 +67,7 @@ def test_the_second_command_stops(
     folder: str,
     command: list[str],
 ) -> None:
-    import toy_opened  # noqa: F401 (registers the benchmark)
+    from tests.evaluation import toy_opened  # noqa: F401 (registers the benchmark)
 
     holder = held(how, tmp_path / folder)
     places = {

@@ -17,13 +17,13 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-import small
 import torch
 
 from anyvla.cli.main import main
 from anyvla.config import ConfigError
-from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
+from anyvla.robot.shared_layout import Robot
+from tests import small
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running import children, gone, start, until
-from small import DECODERS, REPRESENTATIONS
 
 from anyvla.cli.stopping import graceful
 from anyvla.interrupted import Interrupted
+from tests.running import children, gone, start, until
+from tests.small import DECODERS, REPRESENTATIONS
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 SLOW = pytest.mark.slow

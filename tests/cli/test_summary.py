@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
-from test_results import RESULT
 
 from anyvla.cli.summary import table
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.statistics import summarise
+from tests.evaluation.test_results import RESULT
 
 
 def lines(condition: str, won: dict[str, tuple[int, int]], **given: Any) -> list[EpisodeResult]:

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import small
 
 from anyvla.cli.train import open_data
 from anyvla.config import ConfigError, build
-from anyvla.data.formats.lerobot_writer import write_dataset
-from anyvla.data.mixture import DataConfig
+from anyvla.data.formats.lerobot.writer import write_dataset
+from anyvla.data.training.mixture import DataConfig
+from tests import small
 
 
 def recipe(data: dict[str, Any]) -> Any:

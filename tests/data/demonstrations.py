@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from anyvla.actions.space import ActionSpace, Group
-from anyvla.data.episode import Embodiment, Episode, Frames, steady
+from anyvla.data.episode import Episode, Frames, steady
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.space import ActionSpace, Group
 
 ROBOT = Embodiment(
     name="arm",

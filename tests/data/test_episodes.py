@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from demonstrations import ROBOT, Counted, demonstration
 
-from anyvla.actions.space import ActionSpace
-from anyvla.data.episode import Embodiment, conventions, steady
+from anyvla.data.episode import conventions, steady
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.space import ActionSpace
+from tests.data.demonstrations import ROBOT, Counted, demonstration
 
 FRAMES = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)  # step t shows t
 

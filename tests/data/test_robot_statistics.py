@@ -9,15 +9,15 @@ import zlib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from demonstrations import ROBOT, InMemory, demonstration
 
-from anyvla.actions.normalize import Statistics
-from anyvla.actions.space import ActionSpace, Group
 from anyvla.data import stored
 from anyvla.data.formats.folder import write_description
-from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
 from anyvla.data.robot_statistics import pooled, same_data, statistics_of
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.space import ActionSpace, Group
+from tests.data.demonstrations import ROBOT, InMemory, demonstration
 
 EPISODES = [demonstration(5 + i, seed=i) for i in range(6)]
 

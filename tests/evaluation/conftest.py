@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import small
 import torch
-from playing import Obedient
-from toy_opened import EMBODIMENT
 
-from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
+from anyvla.robot.shared_layout import Robot
+from tests import small
+from tests.evaluation.playing import Obedient
+from tests.evaluation.toy_opened import EMBODIMENT
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from toy_opened import opened
-from toy_world import SUITE, SUITES
 
 from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, plan
@@ -16,6 +14,8 @@ from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.runner import evaluate
 from anyvla.policy import VLA, Session
 from anyvla.types import Chunk, Observation
+from tests.evaluation.toy_opened import opened
+from tests.evaluation.toy_world import SUITE, SUITES
 
 LANGUAGES = [parse(c) for c in ("told", "swapped", "unrelated")]
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_run import write_results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar as reference
-from test_results import RESULT
 
 from anyvla.cli.main import main
 from anyvla.config import ConfigError
 from anyvla.evaluation.comparison import compare, compare_many, mcnemar
 from anyvla.evaluation.power import paired, unpaired
 from anyvla.evaluation.results import EpisodeResult
+from tests.evaluation.test_results import RESULT
+from tests.fake_run import write_results
 
 
 def episodes(won: Sequence[bool], checkpoint: str = "a", **keys: object) -> list[EpisodeResult]:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import pytest
-from toy_world import Toy
 
 from anyvla.config import ConfigError
 from anyvla.evaluation.conditions import Condition, expand, parse, scene_factors
+from tests.evaluation.toy_world import Toy
 
 
 class Lit(Toy):

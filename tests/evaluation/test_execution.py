@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyvla.config import ConfigError, build
-from anyvla.data.episode import Embodiment
 from anyvla.evaluation.execution import Execution
+from anyvla.robot.embodiment import Embodiment
 
 GRIPPER = {"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1, "open": -1}
 

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from toy_world import SUITE, SUITES
 
 from anyvla.config import ConfigError
-from anyvla.evaluation.collect import FIRST_SEED
 from anyvla.evaluation.conditions import Condition, parse
 from anyvla.evaluation.protocol import EvaluationConfig, plan, settings
+from anyvla.evaluation.suites import FIRST_DEMONSTRATION_SEED
 from anyvla_sim.base import Suite, Task
+from tests.evaluation.toy_world import SUITE, SUITES
 
 HALF_OPEN_LIKE = Suite(
     "s",
@@ -41,7 +41,7 @@ def test_plan(episodes: int, unrelated: int, first: int, more: int) -> None:
     tasks = {t.name: t for t in HALF_OPEN_LIKE.tasks}
     for p in plans:
         (stage,) = p.stages
-        assert first <= p.seed < first + max(episodes, unrelated) < FIRST_SEED
+        assert first <= p.seed < first + max(episodes, unrelated) < FIRST_DEMONSTRATION_SEED
         assert stage.instruction in tasks[stage.told].instructions
         same_scene = tasks[stage.told].scene == tasks[p.task].scene
         assert {
@@ -71,7 +71,7 @@ def test_plan_takes_the_counts_of_the_authors() -> None:
     with pytest.raises(ConfigError, match=r"s/b has 5 start states; 6 from number 0 on are asked: --episodes 5"):
         plan(suite, EvaluationConfig(tasks=("b",), episodes=6), [Condition()])
     with pytest.raises(ConfigError, match="seeds from 1000000 on belong to demonstrations"):
-        plan(HALF_OPEN_LIKE, EvaluationConfig(first_seed=FIRST_SEED - 19), [Condition()])
+        plan(HALF_OPEN_LIKE, EvaluationConfig(first_seed=FIRST_DEMONSTRATION_SEED - 19), [Condition()])
     with pytest.raises(ConfigError, match="suite s has no episodes under swapped"):
         plan(suite, EvaluationConfig(), [parse("swapped")])
 
@@ -154,7 +154,7 @@ def test_the_last_start_state_may_be_played_and_none_behind_it() -> None:
     assert len(plan(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=1), [Condition()])) == 1
     with pytest.raises(ConfigError, match="1 from number 2 on are asked"):
         plan(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=2), [Condition()])
-    assert FIRST_SEED == 1_000_000  # evaluations that were published never saw it
+    assert FIRST_DEMONSTRATION_SEED == 1_000_000  # evaluations that were published never saw it
     assert len(written(HALF_OPEN_LIKE, "told", first_seed=999_980)) == 5 * 20
     with pytest.raises(ConfigError, match="belong to demonstrations"):
         written(HALF_OPEN_LIKE, "told", first_seed=999_981)

@@ -8,14 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
 import torch
-from toy_opened import EMBODIMENT, opened
-from toy_world import SUITES
 
 from anyvla.config import build
-from anyvla.data.canonical import Robot
-from anyvla.data.episode import Embodiment
 from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Stage, plan
 from anyvla.evaluation.results import EpisodeResult
@@ -23,8 +18,13 @@ from anyvla.evaluation.rollout import Rollout, Setting, grasps
 from anyvla.evaluation.runner import evaluate
 from anyvla.evaluation.tracks import read_track
 from anyvla.policy import VLA
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.shared_layout import Robot
 from anyvla.types import Observation
 from anyvla_sim.base import Suite
+from tests import small
+from tests.evaluation.toy_opened import EMBODIMENT, opened
+from tests.evaluation.toy_world import SUITES
 
 
 def arm(low: float = -1, high: float = 1, open: float | None = -1, first: bool = False) -> Embodiment:

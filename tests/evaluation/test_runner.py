@@ -9,14 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
 import torch
-from playing import PLANS, Obedient, play, told
-from toy_opened import EMBODIMENT, opened
-from toy_world import HORIZON, SUITE, Toy
 
 from anyvla.config import ConfigError
-from anyvla.data.canonical import Robot
 from anyvla.evaluation import runner
 from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.execution import Execution
@@ -26,7 +21,12 @@ from anyvla.evaluation.runner import evaluate
 from anyvla.evaluation.suites import open_suite
 from anyvla.evaluation.tracks import read_track
 from anyvla.policy import VLA
-from anyvla_sim.pool import Limits
+from anyvla.robot.shared_layout import Robot
+from anyvla_sim.workers.pool import Limits
+from tests import small
+from tests.evaluation.playing import PLANS, Obedient, play, told
+from tests.evaluation.toy_opened import EMBODIMENT, opened
+from tests.evaluation.toy_world import HORIZON, SUITE, Toy
 
 
 def test_results_and_actions(obedient: Obedient, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_the_batch_makes_no_difference(policy: VLA, tmp_path: Path) -> None:
 
 @pytest.mark.simulator("metaworld")
 def test_meta_world(tmp_path: Path) -> None:
-    from anyvla.actions.normalize import Statistics
+    from anyvla.robot.normalize import Statistics
 
     sawyer = open_suite("metaworld/half-open", {"render": "fast"})
     action = small.statistics().action

@@ -10,14 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
 import torch
-from playing import PLANS, Obedient, play, told
-from toy_opened import EMBODIMENT, opened
-from toy_world import DIES, DIES_ONCE, RAISES
 
 from anyvla.config import ConfigError
-from anyvla.data.canonical import Robot
 from anyvla.evaluation.conditions import Condition
 from anyvla.evaluation.protocol import EpisodePlan, Stage
 from anyvla.evaluation.results import read_results
@@ -26,6 +21,11 @@ from anyvla.evaluation.tracks import read_track
 from anyvla.evaluation.workers import EnvironmentFailed
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
+from anyvla.robot.shared_layout import Robot
+from tests import small
+from tests.evaluation.playing import PLANS, Obedient, play, told
+from tests.evaluation.toy_opened import EMBODIMENT, opened
+from tests.evaluation.toy_world import DIES, DIES_ONCE, RAISES
 
 
 def after(count: int) -> tuple[Callable[[int, int], None], Callable[[], bool]]:

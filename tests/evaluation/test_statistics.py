@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-from test_results import RESULT
 
 from anyvla.evaluation.intervals import Interval, bootstrap_mean, clopper_pearson, mean_of, resampled_means, wilson
 from anyvla.evaluation.statistics import delays, summarise
+from tests.evaluation.test_results import RESULT
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy_opened  # noqa: F401 (registers the benchmark `toy`)
-from toy_world import Toy
 
 from anyvla.config import ConfigError
 from anyvla.evaluation.suites import open_suite
 from anyvla_sim.spec import Spec
+from tests.evaluation import toy_opened  # noqa: F401 (registers the benchmark `toy`)
+from tests.evaluation.toy_world import Toy
 
 
 @pytest.fixture
@@ -36,11 +36,11 @@ def specs(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
 
 def test_settings_and_interpreter_reach_the_workers(specs: list[Spec]) -> None:
     opened = open_suite("toy/line", {"render": "native"}, "/opt/python")
-    assert specs == [Spec("toy_world:Toy", {"render": "native"}, "/opt/python")]
+    assert specs == [Spec("tests.evaluation.toy_world:Toy", {"render": "native"}, "/opt/python")]
     assert opened.spec == specs[0]
     assert (opened.name, opened.suite.name, opened.embodiment.name) == ("any/line", "line", "cart")
     open_suite("toy/line")
-    assert specs[1] == Spec("toy_world:Toy", {}, None)
+    assert specs[1] == Spec("tests.evaluation.toy_world:Toy", {}, None)
 
 
 def test_an_environment_of_gymnasium_is_named_by_its_id(specs: list[Spec]) -> None:

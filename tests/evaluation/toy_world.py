@@ -52,7 +52,7 @@ GIVES_UP = 1_000_007  # a seed at which the expert does, on its way
 
 
 def spec(**settings: Any) -> Spec:
-    return Spec("toy_world:Toy", settings)
+    return Spec("tests.evaluation.toy_world:Toy", settings)
 
 
 class Toy:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 
-import chromium
 import pytest
+
+from tests.report import chromium
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 
-import chromium
 import pytest
-from fake_run import make_run
 
 from anyvla.report.page import write_report
+from tests.fake_run import make_run
+from tests.report import chromium
 
 pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
 

@@ -4,15 +4,15 @@ import dataclasses
 import json
 from pathlib import Path
 
-import chromium
 import pytest
-from fake_run import write_results
-from reading import Page, plain
 
 from anyvla.cli import compare as command
 from anyvla.config import ConfigError
 from anyvla.evaluation.results import EpisodeResult, append_result
 from anyvla.report.comparison import labels, write_comparison_page
+from tests.fake_run import write_results
+from tests.report import chromium
+from tests.report.reading import Page, plain
 
 PROTOCOL = {"horizon": 250, "episodes": 20, "settings": {"render": "fast", "cameras": {"corner": [96, 96]}}}
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reading import Page
-from small import embodiment, episode
 
 from anyvla.data.episode import steady
 from anyvla.report import episode as module
 from anyvla.report.episode import plot, write_episode
+from tests.report.reading import Page
+from tests.small import embodiment, episode
 
 
 class Memory(list[Any]):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import av
 import numpy as np
-from small import embodiment, episode
 
-from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
 from anyvla.report.episode import write_episode
+from tests.small import embodiment, episode
 
 
 def test_the_video_of_the_page_runs_as_the_plots_do(tmp_path: Path) -> None:

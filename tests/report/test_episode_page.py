@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import chromium
 import numpy as np
 import pytest
-from small import embodiment, episode
 
-from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
 from anyvla.report.episode import plot, write_episode
+from tests.report import chromium
+from tests.small import embodiment, episode
 
 in_browser = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
 

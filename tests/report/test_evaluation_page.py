@@ -4,14 +4,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import chromium
-import fake_run
 import pytest
-from reading import Page, plain
 
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.statistics import summarise
 from anyvla.report.evaluation import write_evaluation_page
+from tests import fake_run
+from tests.report import chromium
+from tests.report.reading import Page, plain
 
 TASKS = ("reach", "push")
 OTHER = {"reach": "push", "push": "reach"}

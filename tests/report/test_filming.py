@@ -11,7 +11,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from toy_opened import opened
 
 from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.protocol import EpisodePlan, Stage
@@ -21,6 +20,7 @@ from anyvla.evaluation.tracks import write_track
 from anyvla.interrupted import Interrupted
 from anyvla.report import filming
 from anyvla.report.filming import choose, film
+from tests.evaluation.toy_opened import opened
 
 OPPOSITE = {"left": "right", "right": "left"}
 STEPS = 7

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from toy_opened import EMBODIMENT
 
 from anyvla.evaluation.execution import Execution
 from anyvla.report.overlay import COLOURS, chunk_at, chunk_limits, overlay
 from anyvla.report.video import FAILURE, NEUTRAL, SUCCESS, caption
+from tests.evaluation.toy_opened import EMBODIMENT
 
 FRAME = np.full((240, 240, 3), 90, np.uint8)
 RAMP = np.linspace(-1, 1, 8)

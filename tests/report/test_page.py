@@ -9,12 +9,12 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from fake_run import OPPOSITE, WORDS, make_run, results
-from reading import Page, plain
 
 from anyvla.evaluation.statistics import summarise
 from anyvla.report.page import verdict, write_report
 from anyvla.report.plots import percent, span
+from tests.fake_run import OPPOSITE, WORDS, make_run, results
+from tests.report.reading import Page, plain
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_run import make_run
-from reading import Page
-from test_page import told_and_swapped
 
 from anyvla.evaluation.statistics import summarise
 from anyvla.report.page import _both_ways, _context, _pairs, _versions, verdict, write_report
 from anyvla.report.run import Clip, Run, read_run
 from anyvla.report.template import environment
+from tests.fake_run import make_run
+from tests.report.reading import Page
+from tests.report.test_page import told_and_swapped
 
 
 def run_of(results=(), clips=(), log=()) -> Run:

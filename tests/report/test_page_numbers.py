@@ -6,15 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import fake_run
 import pytest
-from reading import Bar, Page
 from scipy.stats import binomtest
-from test_comparison_page import episode
-from test_evaluation_page import OTHER, PROTOCOL, TASKS, line, write
 
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.report.comparison import write_comparison_page
+from tests import fake_run
+from tests.report.reading import Bar, Page
+from tests.report.test_comparison_page import episode
+from tests.report.test_evaluation_page import OTHER, PROTOCOL, TASKS, line, write
 
 DASH = "\N{EN DASH}"
 

@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from reading import plain
 
 from anyvla.evaluation.intervals import Interval, wilson
 from anyvla.report.plots import (
@@ -26,6 +25,7 @@ from anyvla.report.plots import (
     signed,
     span,
 )
+from tests.report.reading import plain
 
 NUMBERS = st.floats(-1e6, 1e6) | st.floats(1e-9, 1e-3)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import episode
 
 from anyvla.report.rerun import write_recording
+from tests.small import episode
 
 
 class Recorded:

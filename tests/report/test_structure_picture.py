@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import chromium
 import pytest
 import torch
-from small import FUSERS, embodiment, model, statistics
 
-from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
 from anyvla.report.explanation import explain
 from anyvla.report.structure import svg
+from anyvla.robot.shared_layout import Robot
+from tests.report import chromium
+from tests.small import FUSERS, embodiment, model, statistics
 
 pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import small
 from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
@@ -29,6 +28,7 @@ from anyvla.serving.mapping import ClientMapping, Translator
 from anyvla.serving.service import Service
 from anyvla.serving.vlaeval import Protocol
 from anyvla.types import Observation
+from tests import small
 
 ROBOT = small.embodiment()
 MAPPING = ClientMapping(cameras={camera: f"their_{camera}" for camera in ROBOT.cameras})

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import small
+
+from tests import small
 
 pytest.importorskip("websockets")
 
-from clients import Running
-
 from anyvla.policy import VLA
+from tests.serving.clients import Running
 
 
 @pytest.fixture(scope="session")

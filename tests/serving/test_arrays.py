@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clients import image
 from PIL import Image
 
 from anyvla.serving.arrays import read_image, read_vector
 from anyvla.serving.limits import Limits
+from tests.serving.clients import image
 
 LIMITS = Limits(image_pixels=64 * 64, image_bytes=20000, array_bytes=1000)
 PIXELS = np.random.default_rng(0).integers(0, 255, (8, 6, 3), np.uint8)

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clients import Raw, Running, attackers, frame, image, median, pack, payload, seen
+
+from tests.serving.clients import Raw, Running, attackers, frame, image, median, pack, payload, seen
 
 
 def pings(server: Running, stop: threading.Event) -> None:

@@ -4,9 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
-import small
 
 from anyvla.serving.batching import Batcher
+from tests import small
 
 
 def test_a_request_that_was_cancelled_before_its_turn_is_not_computed() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clients import Raw, Running, answer, ask, dial, error, frame, pack, payload, seen
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from anyvla.policy import VLA
 from anyvla.serving.limits import Limits
 from anyvla.serving.pacing import PacedConnection
 from anyvla.serving.vlaeval import Conversation
+from tests.serving.clients import Raw, Running, answer, ask, dial, error, frame, pack, payload, seen
 
 QUICK = Limits(
     handshake_seconds=0.5, message_seconds=0.5, idle_seconds=1.5, close_seconds=0.3, connections=4, handshakes=8

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
-from clients import ROBOT, Running, answer, ask, dial, error, pack, payload, seen
 
 from anyvla.policy import VLA
 from anyvla.serving.batching import Batcher, BusyError
 from anyvla.types import Chunk, Observation
+from tests import small
+from tests.serving.clients import ROBOT, Running, answer, ask, dial, error, pack, payload, seen
 
 STATEFUL = [
     {"history": {"name": "policy_head", "window": 3}, "fuser": {"name": "lstm", "hidden": 32, "layers": 1}},

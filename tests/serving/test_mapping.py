@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from anyvla.config import ConfigError, build
-from anyvla.data.episode import Embodiment
+from anyvla.robot.embodiment import Embodiment
 from anyvla.serving.limits import Limits
 from anyvla.serving.mapping import DEFAULTS, ClientMapping, Translator
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
-from clients import ROBOT, Running, answer, ask, dial, pack, payload, seen
 
 from anyvla.policy import VLA
 from anyvla.serving.batching import Batcher
 from anyvla.types import Chunk, Observation
+from tests import small
+from tests.serving.clients import ROBOT, Running, answer, ask, dial, pack, payload, seen
 
 CHUNK, EXECUTE = 5, 3
 OPEN, CLOSE = "open the drawer", "close it"

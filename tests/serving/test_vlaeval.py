@@ -9,11 +9,11 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from clients import ROBOT, Running, answer, ask, dial, error, pack, payload, seen
 
 from anyvla import __version__
 from anyvla.policy import VLA
 from anyvla.serving.limits import Limits
+from tests.serving.clients import ROBOT, Running, answer, ask, dial, error, pack, payload, seen
 
 
 def test_hello_and_health(server: Running) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from anyvla_sim.libero import Libero, LiberoEnvironment
+from anyvla_sim.libero.benchmark import Libero, LiberoEnvironment
 
 
 @pytest.fixture(scope="session")

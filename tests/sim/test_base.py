@@ -25,10 +25,10 @@ def test_what_a_suite_is_unless_it_says_otherwise() -> None:
 
 
 def test_a_benchmark_is_opened_with_its_settings() -> None:
-    benchmark = Spec("toy_world:Toy", {"render": "native", "fails": [3]}).open()
+    benchmark = Spec("tests.evaluation.toy_world:Toy", {"render": "native", "fails": [3]}).open()
     assert benchmark.settings == {"render": "native", "fails": [3], "marks": "", "leak_mb": 0}
     with pytest.raises(ValueError, match=r"the benchmark Toy: .*color"):
-        Spec("toy_world:Toy", {"color": "red"}).open()
+        Spec("tests.evaluation.toy_world:Toy", {"color": "red"}).open()
 
 
 def test_the_nearest_name_is_proposed_and_else_all() -> None:

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small
-import toy_world
-from toy_opened import EMBODIMENT
 
-from anyvla.data.canonical import Robot
 from anyvla.evaluation.conditions import Condition
 from anyvla.evaluation.protocol import EvaluationConfig, plan
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.runner import evaluate
 from anyvla.evaluation.suites import open_suite
 from anyvla.policy import VLA
+from anyvla.robot.shared_layout import Robot
 from anyvla_sim.base import Unusable
+from tests import small
+from tests.evaluation import toy_world
+from tests.evaluation.toy_opened import EMBODIMENT
 
 
 def make_environment(folder: Path, *options: str) -> Path:

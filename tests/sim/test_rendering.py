@@ -14,7 +14,7 @@ import pytest
 
 from anyvla_sim import rendering
 from anyvla_sim.rendering import Ornament, Renderer, RendererMissing, View, find_driver, setting
-from anyvla_sim.trial import TrialFailed
+from anyvla_sim.workers.trial import TrialFailed
 
 pytestmark = pytest.mark.simulator("mujoco")
 
@@ -260,7 +260,7 @@ def test_the_driver_asked_for_is_broken(driver: str, tmp_path: Path) -> None:
     for name in ("libEGL.so.1", "libEGL.so", "libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so", "libGL.so.1"):
         (tmp_path / name).touch()
     code = """
-from anyvla_sim.metaworld import MetaWorld
+from anyvla_sim.metaworld.benchmark import MetaWorld
 environment = MetaWorld().make("half-open")
 environment.reset("door-open", 1)
 environment.observe()

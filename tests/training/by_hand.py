@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anyvla.data.augment import AugmentConfig, augment
-from anyvla.data.canonical import Robot
 from anyvla.data.episode import EpisodeDataset
-from anyvla.data.mixture import Mixture
-from anyvla.data.sampler import Draw, MixtureSampler
+from anyvla.data.training.augment import AugmentConfig, augment
+from anyvla.data.training.mixture import Mixture
+from anyvla.data.training.sampler import Draw, MixtureSampler
 from anyvla.policy import VLA, VLAConfig
+from anyvla.robot.shared_layout import Robot
 from anyvla.types import Batch
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from small import embodiment, episode, mixture, model
 
 from anyvla.config import build
-from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.training import loop
+from tests.small import embodiment, episode, mixture, model
 
 
 @pytest.fixture(scope="module")

@@ -19,23 +19,24 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small import NANO, embodiment, episode, model
 
 from anyvla.config import build, to_dict
-from anyvla.data.augment import AugmentConfig, augment
 from anyvla.data.episode import Episode
-from anyvla.data.formats.lerobot_writer import write_dataset
-from anyvla.data.mixture import Mixture
+from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
-from anyvla.data.sampler import MixtureSampler
-from anyvla.data.views import ViewConfig
+from anyvla.data.training.augment import AugmentConfig, augment
+from anyvla.data.training.mixture import Mixture
+from anyvla.data.training.sampler import MixtureSampler
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
+from anyvla.robot.views import ViewConfig
 from anyvla.training import batches
 from anyvla.training.batches import StalledData, batches_from
-from anyvla.training.loop import Progress, TrainingConfig, train
+from anyvla.training.config import TrainingConfig
+from anyvla.training.loop import Progress, train
 from anyvla.types import Batch
 from anyvla.worker_pool import WorkerDied
+from tests.small import NANO, embodiment, episode, model
 
 
 class Windows:

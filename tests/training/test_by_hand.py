@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from by_hand import Settings, Step, train_by_hand
 from pydantic.dataclasses import dataclass
-from small import embodiment, episode, model
 from torch import Tensor, nn
 
 from anyvla.config import STRICT, build, to_dict
-from anyvla.data.formats.lerobot_writer import write_dataset
-from anyvla.data.mixture import Mixture
+from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
-from anyvla.heads.fusers import Fuser
+from anyvla.data.training.mixture import Mixture
+from anyvla.fusers import Fuser
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA, VLAConfig
 from anyvla.registry import fusers
-from anyvla.training.loop import Progress, TrainingConfig, train
+from anyvla.training.config import TrainingConfig
+from anyvla.training.loop import Progress, train
+from tests.small import embodiment, episode, model
+from tests.training.by_hand import Settings, Step, train_by_hand
 
 SETTINGS = Settings(
     steps=6,

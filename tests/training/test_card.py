@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import small
 import yaml
 
 from anyvla.config import to_dict
-from anyvla.data.canonical import Robot
 from anyvla.policy import VLA
+from anyvla.robot.shared_layout import Robot
 from anyvla.training.card import model_card
+from tests import small
 
 
 def rows(card: str) -> dict[str, str]:

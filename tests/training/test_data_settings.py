@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import SIZE
 
 from anyvla.config import build, to_dict
-from anyvla.data.episode import Embodiment, Episode, steady
-from anyvla.data.formats.lerobot_writer import write_dataset
-from anyvla.data.mixture import DataConfig, Mixture, Source, open_mixture
+from anyvla.data.episode import Episode, steady
+from anyvla.data.formats.lerobot.writer import write_dataset
+from anyvla.data.training.mixture import DataConfig, Mixture, Source, open_mixture
+from anyvla.robot.embodiment import Embodiment
+from tests.small import SIZE
 
 ARM = build(
     Embodiment,

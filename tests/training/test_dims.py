@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from small import embodiment, statistics
-
-from anyvla.data.canonical import Robot
 from anyvla.policy import NormalizationConfig
+from anyvla.robot.shared_layout import Robot
 from anyvla.training.dims import dim_notes
+from tests.small import embodiment, statistics
 
 
 def with_spikes() -> Robot:

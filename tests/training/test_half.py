@@ -3,12 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import small
 import torch
 
 from anyvla.config import ConfigError
 from anyvla.training.half import check_trained_weights
 from anyvla.training.loop import pick_precision
+from tests import small
 
 FROZEN = {"vision": False, "projector": False, "language": False, "embeddings": False}
 

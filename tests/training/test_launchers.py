@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small import NANO, embodiment, episode
 
 from anyvla.cli.main import main
 from anyvla.config import ConfigError
-from anyvla.data.formats.lerobot_writer import write_dataset
+from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.training.launchers import check_one_process
+from tests.small import NANO, embodiment, episode
 
 SRUN = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "train"}
 

@@ -8,19 +8,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import SafetensorError
-from small import NANO, embodiment, episode, mixture, model
 
-from anyvla.actions.space import ActionSpace
-from anyvla.backbones.parts import parameters_of
+from anyvla.backbones.adapting.parts import parameters_of
 from anyvla.config import ConfigError, build, to_dict
-from anyvla.data.canonical import Robot
-from anyvla.data.formats.lerobot_writer import write_dataset
-from anyvla.data.mixture import DataConfig
+from anyvla.data.formats.lerobot.writer import write_dataset
+from anyvla.data.training.mixture import DataConfig
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA, VLAConfig
+from anyvla.robot.shared_layout import Robot
+from anyvla.robot.space import ActionSpace
 from anyvla.training import batches, checkpoint, loop
-from anyvla.training.loop import TrainingConfig, TrainingError, train
+from anyvla.training.config import TrainingConfig
+from anyvla.training.loop import TrainingError, train
 from anyvla.training.resume import check_same
+from tests.small import NANO, embodiment, episode, mixture, model
 
 MODEL = model({"name": "policy_head", "window": 2}, {"name": "lstm", "hidden": 32, "layers": 1})
 

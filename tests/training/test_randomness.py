@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from anyvla.config import ConfigError, build
-from anyvla.training.loop import TrainingConfig
+from anyvla.training.config import TrainingConfig
 from anyvla.training.randomness import DROPOUT, IMAGES, NOISE, seed_of, seeded
 
 

@@ -15,20 +15,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import embodiment, episode, mixture, model
 
-from anyvla import durable
 from anyvla.config import ConfigError, build, to_dict
-from anyvla.data.canonical import Robot
-from anyvla.data.formats.lerobot_writer import write_dataset
-from anyvla.data.mixture import DataConfig
-from anyvla.documents import to_yaml
+from anyvla.data.formats.lerobot.writer import write_dataset
+from anyvla.data.training.mixture import DataConfig
+from anyvla.files import durable
+from anyvla.files.documents import to_yaml
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA, VLAConfig
+from anyvla.robot.shared_layout import Robot
 from anyvla.training import checkpoint
-from anyvla.training.loop import TrainingConfig, train
+from anyvla.training.config import TrainingConfig
+from anyvla.training.loop import train
 from anyvla.training.optim import learning_rate
 from anyvla.training.resume import check_same
+from tests.small import embodiment, episode, mixture, model
 
 MODEL = model({"name": "policy_head", "window": 2}, {"name": "lstm", "hidden": 32, "layers": 1})
 

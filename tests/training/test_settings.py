@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small import DECODERS, NANO, embodiment, episode, mixture, model
 
 from anyvla.cli.main import main
 from anyvla.config import ConfigError, build, to_dict
-from anyvla.data.augment import AugmentConfig
-from anyvla.data.formats.lerobot_writer import write_dataset
-from anyvla.data.mixture import Mixture
+from anyvla.data.formats.lerobot.writer import write_dataset
+from anyvla.data.training.augment import AugmentConfig
+from anyvla.data.training.mixture import Mixture
 from anyvla.recipe import read
 from anyvla.training import loop
-from anyvla.training.loop import Progress, TrainingConfig, pick_device, pick_precision, train
+from anyvla.training.config import TrainingConfig
+from anyvla.training.loop import Progress, pick_device, pick_precision, train
 from anyvla.training.optim import OptimConfig
+from tests.small import DECODERS, NANO, embodiment, episode, mixture, model
 
 NOISE = {**DECODERS["flow"], "width": 16, "layers": 1}
 BASE: dict[str, Any] = {

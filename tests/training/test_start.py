@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from small import SIZE, embodiment, episode, mixture, model
 
 from anyvla.config import to_dict
-from anyvla.data.formats.lerobot_writer import write_dataset
-from anyvla.data.sampler import MixtureSampler
-from anyvla.data.window import WindowConfig, WindowDataset
+from anyvla.data.formats.lerobot.writer import write_dataset
+from anyvla.data.training.sampler import MixtureSampler
+from anyvla.data.training.window import WindowConfig, WindowDataset
 from anyvla.policy import VLA
 from anyvla.training import start
-from anyvla.training.loop import TrainingConfig, train
+from anyvla.training.config import TrainingConfig
+from anyvla.training.loop import train
 from anyvla.training.start import cache_advice, run_facts, telling_of_decoding
+from tests.small import SIZE, embodiment, episode, mixture, model
 
 MODEL = model("none", "identity")
 

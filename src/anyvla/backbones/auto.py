@@ -3,7 +3,7 @@
 The sequence goes in as token ids with image placeholders; while the model embeds them, a hook writes the queries over
 their reserved places, and another takes what the LM head would read. So whatever a family derives from the ids
 (positions, token types, image places) stays right. What single families do otherwise is a row of
-`anyvla.backbones.quirks`.
+`anyvla.backbones.families.quirks`.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-import anyvla.backbones.nano_vision  # noqa: F401  (registers its model type, so that a saved nano loads here)
+import anyvla.backbones.nano.vision  # noqa: F401  (registers its model type, so that a saved nano loads here)
+from anyvla.backbones.adapting.options import Options, Resampler
+from anyvla.backbones.adapting.parts import ends_of, find_parts
+from anyvla.backbones.adapting.pretrained import read_model, renew, truncate
+from anyvla.backbones.adapting.resampler import PerceiverResampler, resampler_among
 from anyvla.backbones.base import Cache, Capability, Part, without
+from anyvla.backbones.families.quirks import QUIRKS, Quirk, quirk_for
+from anyvla.backbones.families.vision_inputs import Images
 from anyvla.backbones.hooks import read_after, written
+from anyvla.backbones.images.pixels import Pixels
 from anyvla.backbones.language_config import windows_of
-from anyvla.backbones.options import Options, Resampler
-from anyvla.backbones.parts import ends_of, find_parts
-from anyvla.backbones.pixels import Pixels
-from anyvla.backbones.pretrained import read_model, renew, truncate
-from anyvla.backbones.quirks import QUIRKS, Quirk, quirk_for
-from anyvla.backbones.resampler import PerceiverResampler, resampler_among
 from anyvla.backbones.source import (
     PREPROCESSOR,
     fetch,
@@ -51,10 +52,9 @@ from anyvla.backbones.source import (
 )
 from anyvla.backbones.template import Template
 from anyvla.backbones.tokens import TokenBackbone
-from anyvla.backbones.vision_inputs import Images
 from anyvla.config import STRICT
 from anyvla.limits import PIXELS
-from anyvla.types import TokenSequence
+from anyvla.sequence.tokens import TokenSequence
 
 
 @plain_dataclass(frozen=True)
@@ -86,7 +86,7 @@ class AutoBackbone(TokenBackbone):
         """Load the model that `config.path` names or, with `assets`, build its architecture without its weights.
 
         Raises ValueError if there is no such model, it is not complete, it cannot see, or its family needs a row in
-        `anyvla.backbones.quirks` that is not there.
+        `anyvla.backbones.families.quirks` that is not there.
         """
         super().__init__()
         parts = self.parts(config, assets)
@@ -302,7 +302,7 @@ class AutoBackbone(TokenBackbone):
             lacking = f"no image token ({token or 'image_token_id'})" if found is None else "no get_image_features"
             raise ValueError(
                 f"cannot place images in a {config.model_type!r} model: {lacking}; this family needs a row of its own "
-                f"in anyvla.backbones.quirks (there are: {', '.join(QUIRKS)})"
+                f"in anyvla.backbones.families.quirks (there are: {', '.join(QUIRKS)})"
             )
         return found
 

@@ -3,7 +3,7 @@
 A `Backbone` turns each step's images and instruction into tokens (`prepare`: no network runs) and reads a sequence of
 one or more steps (`forward`): at reserved places of the sequence a learnable query embedding stands instead of a token,
 and the last hidden state there is the readout. Which steps share a sequence is not the backbone's business: that is
-the history (`anyvla.structures.history`).
+the history (`anyvla.histories.base`).
 
 Most models read token ids; for them `anyvla.backbones.tokens.TokenBackbone` does all but a few lines.
 """
@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Literal, get_args
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from anyvla.cache import Cache
-from anyvla.types import Block, TokenSequence
+from anyvla.sequence.cache import Cache
+from anyvla.sequence.tokens import Block, TokenSequence
 
 Capability = Literal["interleave", "block_mask", "continue", "cache", "keys_values", "lm_head"]
 CAPABILITIES: Mapping[Capability, str] = {

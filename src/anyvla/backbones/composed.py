@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from anyvla.backbones.adapting.options import Options
+from anyvla.backbones.adapting.pretrained import renew, truncate
+from anyvla.backbones.adapting.resampler import resampler_among
 from anyvla.backbones.base import CAPABILITIES, Cache, Part, without
 from anyvla.backbones.hooks import written
+from anyvla.backbones.images.pixels import Pixels
 from anyvla.backbones.language_config import lacks_of, windows_of
-from anyvla.backbones.options import Options
-from anyvla.backbones.pixels import Pixels
-from anyvla.backbones.pretrained import renew, truncate
-from anyvla.backbones.resampler import resampler_among
 from anyvla.backbones.template import Template
 from anyvla.backbones.tokens import TokenBackbone
-from anyvla.types import TokenSequence
+from anyvla.sequence.tokens import TokenSequence
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from anyvla.backbones.hooks import written
-from anyvla.cache import Cache
-from anyvla.types import TokenSequence
+from anyvla.sequence.cache import Cache
+from anyvla.sequence.tokens import TokenSequence
 
 if TYPE_CHECKING:
     from anyvla.backbones.tokens import TokenBackbone

@@ -20,9 +20,9 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from anyvla.backbones.unsupported import UNSUPPORTED
-from anyvla.documents import as_mapping, read_object
-from anyvla.inside import regular
+from anyvla.backbones.families.unsupported import UNSUPPORTED
+from anyvla.files.documents import as_mapping, read_object
+from anyvla.files.inside import regular
 
 PREPROCESSOR = "preprocessor_config.json"
 REMOTE = "moondream, uform, qwen_vl"  # the backbones that run code which comes with a model

@@ -18,16 +18,16 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from anyvla.backbones import rereading
-from anyvla.backbones.adapt import add_lora, quantise, train_parts
+from anyvla.backbones.adapting.adapt import add_lora, quantise, train_parts
+from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.base import Backbone, Cache
-from anyvla.backbones.control import ControlTokens
+from anyvla.backbones.control_tokens import ControlTokens
 from anyvla.backbones.hooks import only_at, read_before_head, written
 from anyvla.backbones.language_config import EVERYWHERE
-from anyvla.backbones.options import Options
 from anyvla.backbones.template import Template
-from anyvla.layout import lay_out
+from anyvla.sequence.layout import lay_out
+from anyvla.sequence.tokens import Block, TokenSequence
 from anyvla.text import check_instruction
-from anyvla.types import Block, TokenSequence
 
 CACHED_BLOCKS = 10_000  # instructions whose tokens are kept
 

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anyvla.checkpoint_files import check_checkpoint, checkpoint_of, read_document
+from anyvla.checkpoint.files import check_checkpoint, checkpoint_of, read_document
 from anyvla.cli.common import Bar, console
 from anyvla.cli.console import Console
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, build, override
 from anyvla.evaluation.protocol import EvaluationConfig
 from anyvla.evaluation.results import EpisodeResult
-from anyvla.folder_lock import only_here
+from anyvla.files.folder_lock import only_here
 from anyvla.recipe import Recipe
 
 _EPILOG = """\

@@ -25,8 +25,8 @@ from anyvla.recipe import Recipe, read
 from anyvla_sim.base import Unusable
 
 if TYPE_CHECKING:
-    from anyvla.data.episode import Embodiment
     from anyvla.report.explanation import Explanation
+    from anyvla.robot.embodiment import Embodiment
 
 CHUNKS = 256  # made up, for a codec that was not fitted yet
 COLOURS = {
@@ -93,9 +93,9 @@ def explanation(recipe: Recipe, name: str) -> Explanation:
     A codec that has to be fitted is fitted to made-up chunks. Raises ConfigError, with the way out, if the backbone is
     not at hand.
     """
-    from anyvla.data.canonical import Robot
     from anyvla.policy import VLA
     from anyvla.report.explanation import explain, made_up_chunks, made_up_statistics
+    from anyvla.robot.shared_layout import Robot
 
     robot, config = robot_of(recipe), recipe.model
     notes = []
@@ -119,7 +119,7 @@ def explanation(recipe: Recipe, name: str) -> Explanation:
                 f"the backbone of {recipe.name} is not at hand: {error}\n"
                 f"To see the same structure around a small one: anyvla explain {name} --model.backbone nano"
             ) from error
-        with silent("anyvla.heads"):  # an untrained policy writes what is no chunk
+        with silent("anyvla.decoders"):  # an untrained policy writes what is no chunk
             return explain(vla, recipe.name, notes)
 
 
@@ -137,9 +137,9 @@ def silent(name: str) -> Iterator[None]:
 
 def robot_of(recipe: Recipe) -> Embodiment:
     """The robot of the recipe's data or benchmark; an ordinary arm if neither is at hand."""
-    from anyvla.data.episode import Embodiment
-    from anyvla.data.mixture import open_mixture
+    from anyvla.data.training.mixture import open_mixture
     from anyvla.evaluation.suites import open_suite
+    from anyvla.robot.embodiment import Embodiment
 
     if recipe.data.given:
         try:

@@ -23,9 +23,9 @@ COMMANDS = {
     "serve": ("anyvla.cli.serve", "a policy server that existing clients can talk to"),
     "explain": ("anyvla.cli.explain", "where the tokens of a recipe's model sit, who sees whom, parameters by part"),
     "report": ("anyvla.cli.report", "write the HTML page of a run folder"),
-    "data": ("anyvla.cli.data", "robot data of any format: look at it, check, convert, collect; fit codecs"),
-    "list": ("anyvla.cli.list", "backbones, structures, heads, benchmarks, formats, recipes"),
-    "doctor": ("anyvla.cli.doctor", "what this machine can do, what is missing and how to get it"),
+    "data": ("anyvla.cli.data.command", "robot data of any format: look at it, check, convert, collect; fit codecs"),
+    "list": ("anyvla.cli.list.command", "backbones, structures, heads, benchmarks, formats, recipes"),
+    "doctor": ("anyvla.cli.doctor.command", "what this machine can do, what is missing and how to get it"),
 }
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from anyvla.cli.common import console
 from anyvla.config import build
-from anyvla.data.episode import Embodiment, EpisodeDataset
-from anyvla.data.mixture import Source, open_source, read_source
+from anyvla.data.episode import EpisodeDataset
+from anyvla.data.training.mixture import Source, open_source, read_source
 from anyvla.data.undeclared import UndeclaredError
-from anyvla.documents import parse_yaml
+from anyvla.files.documents import parse_yaml
+from anyvla.robot.embodiment import Embodiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from anyvla.cli.common import console
 from anyvla.cli.measure import Measured
-from anyvla.folder_lock import only_here
+from anyvla.files.folder_lock import only_here
 from anyvla.recipe import read
 
 
@@ -33,9 +33,9 @@ def main(argv: list[str]) -> int:
     run = options.out or Path("outputs") / recipe.name
     begin = time.perf_counter()
 
-    from anyvla.cli.data_collect import collect
+    from anyvla.cli.data.codec import fit_codec_if_needed
+    from anyvla.cli.data.collect import collect
     from anyvla.cli.evaluate import evaluate
-    from anyvla.cli.fit_codec import fit_codec_if_needed
     from anyvla.cli.train import train
     from anyvla.evaluation.results import read_results
     from anyvla.evaluation.statistics import summarise

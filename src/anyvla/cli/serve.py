@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from anyvla.cli.common import console
 from anyvla.config import ConfigError, build, override
-from anyvla.documents import as_mapping, read_yaml
+from anyvla.files.documents import as_mapping, read_yaml
 
 if TYPE_CHECKING:
     from anyvla.serving.limits import Limits
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         import websockets  # noqa: F401
     except ImportError:
         raise ImportError('a server needs websockets: pip install "anyvla[serve]"') from None
-    from anyvla.checkpoint_files import checkpoint_of
+    from anyvla.checkpoint.files import checkpoint_of
     from anyvla.policy import VLA
     from anyvla.serving.access import check_exposure, read_key
     from anyvla.serving.listening import addresses, bind, check_open_files

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from anyvla.cli.common import Bar, console
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, to_dict
-from anyvla.folder_lock import only_here
+from anyvla.files.folder_lock import only_here
 from anyvla.recipe import Recipe, read
 
 if TYPE_CHECKING:
-    from anyvla.data.mixture import Mixture
+    from anyvla.data.training.mixture import Mixture
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
 
 def open_data(recipe: Recipe, run: Path) -> Mixture:
     """The data of a recipe. Raises ConfigError, with the command that mends it, if it was not collected yet."""
-    from anyvla.data.mixture import open_mixture
+    from anyvla.data.training.mixture import open_mixture
 
     root = run / "dataset"  # of what the recipe collects
     if not recipe.data.given and not root.is_dir():

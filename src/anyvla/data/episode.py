@@ -14,28 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
-from pydantic import Field
-from pydantic.dataclasses import dataclass as config_dataclass
 
-from anyvla.actions.space import ActionSpace
-from anyvla.config import STRICT, to_dict
-from anyvla.limits import CAMERAS, HZ
+from anyvla.config import to_dict
+from anyvla.robot.embodiment import Embodiment
 from anyvla.text import clean_instruction
-
-
-@config_dataclass(frozen=True, kw_only=True, config=STRICT)
-class Embodiment:
-    """A robot: its cameras, what its proprio and its actions mean, and how often it acts."""
-
-    name: str = Field(min_length=1)
-    cameras: tuple[str, ...] = Field(max_length=CAMERAS)
-    proprio: ActionSpace
-    action: ActionSpace
-    control_hz: float = Field(gt=0, le=HZ)  # actions per second
-
-    def __post_init__(self) -> None:
-        if len(set(self.cameras)) != len(self.cameras):
-            raise ValueError(f"camera names must differ: {list(self.cameras)}")
 
 
 class Frames(ABC):

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anyvla.data import stored
-from anyvla.inside import regular
+from anyvla.files.inside import regular
 
 log = logging.getLogger(__name__)
 

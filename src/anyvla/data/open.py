@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from anyvla.config import FormatPart, Part, build
-from anyvla.data.episode import Embodiment, EpisodeDataset
+from anyvla.data.episode import EpisodeDataset
 from anyvla.registry import formats, nearest
+from anyvla.robot.embodiment import Embodiment
 
 
 class Format(Protocol):

@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Num
 
-from anyvla.actions.normalize import Statistics
-from anyvla.actions.ranges import quantile_range
 from anyvla.data import fingerprints, stored
-from anyvla.data.episode import Embodiment, Episode, EpisodeDataset
+from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.fingerprints import comparable
 from anyvla.data.statistics import compute_statistics
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.ranges import quantile_range
 
 _VERSION = 3  # of what is kept, and of how ranges are made; others are made again
 _BLOCK = 1000  # episodes between two reports of progress

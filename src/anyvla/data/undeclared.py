@@ -1,7 +1,7 @@
 """Open data that does not declare an embodiment: the error that says so, and an embodiment without meaning.
 
 A reader that needs an embodiment raises `UndeclaredError`. The error carries an embodiment without any meaning, with
-which the data can be opened, looked at and described; `anyvla.data.proposal` makes a proposal from it.
+which the data can be opened, looked at and described; `anyvla.data.tools.proposal` makes a proposal from it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anyvla.actions.space import ActionSpace, Group
-from anyvla.data.episode import Embodiment
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.space import ActionSpace, Group
 
 
 class UndeclaredError(ValueError):

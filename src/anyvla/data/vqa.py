@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from anyvla.data import fingerprints
-from anyvla.data.pictures import decode
-from anyvla.inside import check_name, inside, listed, regular
+from anyvla.data.formats.pictures import decode
+from anyvla.files.inside import check_name, inside, listed, regular
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 IMAGE = "<image>"  # where a picture stands in the text of LLaVA's conversations

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from anyvla.config import ConfigError
-from anyvla.differences import shown
 from anyvla.evaluation.intervals import Interval, resampled_means, wilson
 from anyvla.evaluation.results import EpisodeResult
+from anyvla.files.differences import shown
 
 COUNTS = ("episodes", "first_seed")  # of a protocol: results that have more episodes than others can be compared
 FEWEST = 10  # paired episodes

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from anyvla.config import ConfigError
-from anyvla.data.episode import Embodiment
+from anyvla.robot.embodiment import Embodiment
 
 MEMORY = 0.01  # ACT's m: a prediction made i predictions after the oldest one weighs exp(-m i)
 

@@ -10,8 +10,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, ConfigError
-from anyvla.evaluation.collect import FIRST_SEED as FIRST_DEMONSTRATION_SEED
 from anyvla.evaluation.conditions import SETS, Condition, parse
+from anyvla.evaluation.suites import FIRST_DEMONSTRATION_SEED
 from anyvla.limits import COUNT, EPISODES, GB, PROCESSES, STEPS, WEIGHT
 from anyvla.observing import Implausible
 from anyvla_sim.base import Suite, Task

@@ -13,7 +13,7 @@ from typing import IO, Any, Literal, get_args
 
 import numpy as np
 
-from anyvla import durable
+from anyvla.files import durable
 
 logger = logging.getLogger(__name__)
 

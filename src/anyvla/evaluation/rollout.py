@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from anyvla.data.episode import Embodiment
 from anyvla.evaluation.execution import Execution
 from anyvla.evaluation.protocol import EpisodePlan, Stage
 from anyvla.evaluation.results import EpisodeResult, Outcome
 from anyvla.policy import Session
+from anyvla.robot.embodiment import Embodiment
 
 
 @dataclass

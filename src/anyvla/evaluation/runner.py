@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from anyvla.config import ConfigError
-from anyvla.data.episode import Embodiment, conventions
-from anyvla.differences import differences, listed
+from anyvla.data.episode import conventions
 from anyvla.evaluation.comparison import differences as protocol_differences
 from anyvla.evaluation.execution import Execution
 from anyvla.evaluation.hardware import machine
@@ -28,12 +27,14 @@ from anyvla.evaluation.rollout import Rollout, Setting
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.tracks import write_track
 from anyvla.evaluation.workers import EnvironmentFailed
-from anyvla.folder_lock import only_here
+from anyvla.files.differences import differences, listed
+from anyvla.files.folder_lock import only_here
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
+from anyvla.robot.embodiment import Embodiment
 from anyvla.text import check_instruction
 from anyvla.types import Chunk, ChunkError
-from anyvla_sim.pool import EnvironmentPool, Limits, Lost, Reply
+from anyvla_sim.workers.pool import EnvironmentPool, Limits, Lost, Reply
 
 TRIES = 2  # of an episode whose simulator fails
 

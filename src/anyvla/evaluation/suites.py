@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from anyvla.config import ConfigError, build
-from anyvla.data.episode import Embodiment
-from anyvla.documents import DocumentError, read_yaml
+from anyvla.files.documents import DocumentError, read_yaml
 from anyvla.registry import benchmarks, nearest
+from anyvla.robot.embodiment import Embodiment
 from anyvla_sim.base import Benchmark, Suite
-from anyvla_sim.remote import connect
 from anyvla_sim.spec import Spec
+from anyvla_sim.workers.remote import connect
+
+FIRST_DEMONSTRATION_SEED = 1_000_000  # of start states of demonstrations; evaluations use seeds below it
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from anyvla.durable import put
 from anyvla.evaluation.rollout import Rollout
+from anyvla.files.durable import put
 
 
 @dataclass(frozen=True)

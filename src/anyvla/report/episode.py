@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Float64
 from markupsafe import Markup
 
-from anyvla.actions.ranges import never_varies
-from anyvla.actions.space import ActionSpace
 from anyvla.data.episode import EpisodeDataset, Images
 from anyvla.data.frame_times import shown_at
 from anyvla.report.template import environment
 from anyvla.report.video import write_video
+from anyvla.robot.ranges import never_varies
+from anyvla.robot.space import ActionSpace
 
 _WIDTH, _HEIGHT, _PAD = 640, 120, 6
 _BLOCK = 64  # frames in memory at once

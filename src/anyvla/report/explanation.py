@@ -17,13 +17,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from anyvla.actions.normalize import Statistics
-from anyvla.backbones.parts import parameters_of
-from anyvla.data.episode import Embodiment
-from anyvla.heads.base import Context
+from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.continuation import Continuation
+from anyvla.decoders.base import Context
 from anyvla.policy import VLA
-from anyvla.structures.continuation import Continuation
-from anyvla.types import Batch, Observation, TokenSequence
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.normalize import Statistics
+from anyvla.sequence.tokens import TokenSequence
+from anyvla.types import Batch, Observation
 
 Kind = Literal["start", "image", "text", "past", "proprio", "readout", "suffix"]
 SIDE = 64  # pixels of made-up images; backbones scale them

@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from anyvla import durable
 from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.suites import Opened
 from anyvla.evaluation.tracks import Track, read_track
 from anyvla.evaluation.workers import prepare_worker
-from anyvla.folder_lock import only_here
+from anyvla.files import durable
+from anyvla.files.folder_lock import only_here
 from anyvla.interrupted import Interrupted
 from anyvla.report.overlay import chunk_at, chunk_limits, overlay
 from anyvla.report.video import write_video
 from anyvla.worker_pool import WorkerPool
-from anyvla_sim.remote import connect
 from anyvla_sim.spec import Spec
+from anyvla_sim.workers.remote import connect
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, ConfigError, build
-from anyvla.documents import read_yaml
+from anyvla.files.documents import read_yaml
 
 FILE = Path(__file__).with_name("published.yaml")
 # Of a result line's protocol, what a source must state before its number counts as played in the same way.

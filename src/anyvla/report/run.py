@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyvla.documents import as_mapping, parse_yaml, read_json
 from anyvla.evaluation.results import EpisodeResult, json_lines, read_results
 from anyvla.evaluation.statistics import Summary, summarise
+from anyvla.files.documents import as_mapping, parse_yaml, read_json
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from anyvla import durable
+from anyvla.files import durable
 from anyvla.report import plots
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -15,8 +15,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, ConfigError
-from anyvla.data.episode import Embodiment
 from anyvla.limits import VALUE
+from anyvla.robot.embodiment import Embodiment
 from anyvla.serving.arrays import EncodedImage, read_image, read_vector
 from anyvla.serving.limits import Limits
 from anyvla.serving.naming import join_names, quote

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from anyvla.data.augment import augment
-from anyvla.data.sampler import MixtureSampler
-from anyvla.data.views import ViewConfig
-from anyvla.data.window import WindowDataset
+from anyvla.data.training.augment import augment
+from anyvla.data.training.sampler import MixtureSampler
+from anyvla.data.training.window import WindowDataset
+from anyvla.robot.views import ViewConfig
 from anyvla.training.randomness import IMAGES, seed_of
 from anyvla.types import Batch
 from anyvla.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
-    from anyvla.training.loop import TrainingConfig
+    from anyvla.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 

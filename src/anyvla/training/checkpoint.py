@@ -19,9 +19,10 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from anyvla import durable, weights
-from anyvla.checkpoint_files import WEIGHTS, check_checkpoint
-from anyvla.documents import DocumentError, read_object
+from anyvla.checkpoint import weights
+from anyvla.checkpoint.files import WEIGHTS, check_checkpoint
+from anyvla.files import durable
+from anyvla.files.documents import DocumentError, read_object
 from anyvla.policy import VLA
 
 STATE, OPTIMIZER = "training/state.json", "training/state.safetensors"

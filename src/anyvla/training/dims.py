@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from anyvla.actions.ranges import notes, scalings
 from anyvla.config import ConfigError
-from anyvla.data.canonical import Robot
 from anyvla.policy import NormalizationConfig
+from anyvla.robot.ranges import notes, scalings
+from anyvla.robot.shared_layout import Robot
 
 
 def dim_notes(robots: Sequence[Robot], scaling: NormalizationConfig) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from anyvla.backbones.parts import parameters_of
+from anyvla.backbones.adapting.parts import parameters_of
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
 

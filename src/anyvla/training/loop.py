@@ -14,33 +14,30 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from anyvla import durable
-from anyvla.actions.codec_report import check_codec
-from anyvla.config import STRICT, ConfigError
-from anyvla.data.augment import AugmentConfig
-from anyvla.data.canonical import Robot
+from anyvla.config import ConfigError
 from anyvla.data.fingerprints import edited
-from anyvla.data.mixture import DataConfig, Mixture
-from anyvla.data.window import WindowConfig, WindowDataset
-from anyvla.documents import DocumentError, parse_json
-from anyvla.folder_lock import only_here
+from anyvla.data.training.mixture import DataConfig, Mixture
+from anyvla.data.training.window import WindowConfig, WindowDataset
+from anyvla.files import durable
+from anyvla.files.documents import DocumentError, parse_json
+from anyvla.files.folder_lock import only_here
 from anyvla.interrupted import Interrupted
-from anyvla.limits import BATCH, COUNT, SEED
 from anyvla.policy import VLA, VLAConfig
+from anyvla.representations.codec_report import check_codec
+from anyvla.robot.shared_layout import Robot
 from anyvla.training import checkpoint
 from anyvla.training.batches import StalledData, batches_from
 from anyvla.training.card import model_card
+from anyvla.training.config import TrainingConfig
 from anyvla.training.dims import check_actions_vary, dim_notes
 from anyvla.training.half import check_trained_weights
 from anyvla.training.launchers import check_one_process
-from anyvla.training.optim import OptimConfig, learning_rate, optimizer
+from anyvla.training.optim import learning_rate, optimizer
 from anyvla.training.randomness import seeded
 from anyvla.training.resume import find_begun
 from anyvla.training.start import cache_advice, run_facts, telling_of_decoding
@@ -48,27 +45,6 @@ from anyvla.types import Batch
 from anyvla.worker_pool import WorkerDied
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class TrainingConfig:
-    """The section `training:` of a recipe."""
-
-    steps: int = Field(default=10_000, ge=1, le=COUNT)  # optimiser steps
-    batch_size: int = Field(default=32, ge=1, le=BATCH)  # windows per optimiser step
-    # Parts that a batch is split into, to save memory; changes no result but the noise that is drawn.
-    accumulate: int = Field(default=1, ge=1, le=COUNT)
-    seed: int = Field(default=0, ge=0, le=SEED)  # of initialisation, data order, augmentation, noise and dropout
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the hardware has it
-    device: str = "auto"  # "auto" | "cpu" | "cuda" | "cuda:1"
-    optim: OptimConfig = OptimConfig()
-    augment: AugmentConfig = AugmentConfig()
-    log_every: int = Field(default=20, ge=1, le=COUNT)  # steps
-    checkpoint_every: int = Field(default=500, ge=1, le=COUNT)  # steps
-
-    def __post_init__(self) -> None:
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
 
 
 class TrainingError(RuntimeError):

@@ -12,12 +12,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from anyvla.actions.normalize import read_statistics
-from anyvla.checkpoint_files import STATISTICS, read_document
+from anyvla.checkpoint.files import STATISTICS, read_document
 from anyvla.config import ConfigError, build, to_dict
-from anyvla.data.canonical import Robot
 from anyvla.data.robot_statistics import same_data
-from anyvla.differences import differences, listed
+from anyvla.files.differences import differences, listed
+from anyvla.robot.normalize import read_statistics
+from anyvla.robot.shared_layout import Robot
 from anyvla.training import checkpoint
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from anyvla.backbones.pixels import Pixels
-from anyvla.data.window import WindowDataset
+from anyvla.backbones.images.pixels import Pixels
+from anyvla.data.training.window import WindowDataset
 from anyvla.policy import VLA
 
 _PATIENCE = 5.0  # seconds without a first batch before something is said, and between two lines

@@ -1,7 +1,7 @@
 """The test matrix: every family that is said to work, as a tiny model."""
 
-from families import basic, crossing, llava_like, odd, patches, rope, tiled, timm_towers
-from families.common import Family
+from tests.backbones.families import basic, crossing, llava_like, odd, patches, rope, tiled, timm_towers
+from tests.backbones.families.common import Family
 
 FAMILIES: dict[str, Family] = {
     **basic.FAMILIES,

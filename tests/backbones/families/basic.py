@@ -15,7 +15,7 @@ from transformers import (
     SmolVLMConfig,
 )
 
-from families.common import TEXT, VISION, VOCABULARY, Family, token
+from tests.backbones.families.common import TEXT, VISION, VOCABULARY, Family, token
 
 
 def llama() -> LlamaConfig:

@@ -14,8 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedTokenizerFast
 
-from anyvla.backbones.conformance import CHECKS
-from anyvla.backbones.subject import Subject
+from anyvla.backbones.checks.conformance import CHECKS
+from anyvla.backbones.checks.subject import Subject
 
 # The special tokens of all families; each has the id of its place here.
 SPECIAL = ["<pad>", "<unk_before>", "<s>", "</s>", "<image>", "</image>", "<patch_index_0000>"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import IdeficsConfig, MllamaConfig, PreTrainedConfig
 
-from families.common import PREPROCESSOR, TEXT, VOCABULARY, Family, token
+from tests.backbones.families.common import PREPROCESSOR, TEXT, VOCABULARY, Family, token
 
 
 def idefics() -> PreTrainedConfig:

@@ -21,10 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from anyvla.backbones.flamingo import FlamingoBackbone
-from anyvla.backbones.flamingo_layers import CrossAttending, decoder_layers
-from anyvla.layout import lay_out
-from families.common import PREPROCESSOR
+from anyvla.backbones.flamingo.backbone import FlamingoBackbone
+from anyvla.backbones.flamingo.layers import CrossAttending, decoder_layers
+from anyvla.sequence.layout import lay_out
+from tests.backbones.families.common import PREPROCESSOR
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 288}
 LANGUAGES: dict[str, Callable[[], Any]] = {

@@ -27,8 +27,8 @@ from transformers import (
     VipLlavaConfig,
 )
 
-from families.basic import llama
-from families.common import GROUPED, JUMPING, VISION, VOCABULARY, Family, token
+from tests.backbones.families.basic import llama
+from tests.backbones.families.common import GROUPED, JUMPING, VISION, VOCABULARY, Family, token
 
 _SOFTCAPPED = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 8}
 

@@ -19,8 +19,8 @@ from transformers import (
     T5Gemma2Config,
 )
 
-from families.basic import llama
-from families.common import JUMPING, PREPROCESSOR, TEXT, VISION, VOCABULARY, Family, token
+from tests.backbones.families.basic import llama
+from tests.backbones.families.common import JUMPING, PREPROCESSOR, TEXT, VISION, VOCABULARY, Family, token
 
 
 def florence2() -> PreTrainedConfig:

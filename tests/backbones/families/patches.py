@@ -28,8 +28,8 @@ from transformers import (
     VideoLlama3Config,
 )
 
-from families.common import GROUPED, TEXT, VOCABULARY, Family, token
-from families.rope import linear_attention
+from tests.backbones.families.common import GROUPED, TEXT, VOCABULARY, Family, token
+from tests.backbones.families.rope import linear_attention
 
 _TOWER: dict[str, Any] = {**TEXT, "patch_size": 7}
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from families.flamingo import write_flamingo
-from families.remote import MODELS, write_remote
+from tests.backbones.families.flamingo import write_flamingo
+from tests.backbones.families.remote import MODELS, write_remote
 
 
 def nano(_folder: Path) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, Qwen2Config
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from anyvla.backbones.nano import TOKENIZER
-from anyvla.backbones.remote import complete
+from anyvla.backbones.nano.backbone import TOKENIZER
+from anyvla.backbones.remote_code.loading import complete
 
 STAND_INS = Path(__file__).parents[1] / "stand_ins"
 VOCABULARY = len(AutoTokenizer.from_pretrained(TOKENIZER))

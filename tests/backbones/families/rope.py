@@ -21,7 +21,7 @@ from transformers import (
     Qwen3VLMoeConfig,
 )
 
-from families.common import TEXT, VOCABULARY, Family, token
+from tests.backbones.families.common import TEXT, VOCABULARY, Family, token
 
 _TOWER: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 4, "patch_size": 7, "spatial_merge_size": 2}
 _TOWER_3 = {**_TOWER, "intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 36}

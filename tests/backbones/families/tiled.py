@@ -23,7 +23,7 @@ from transformers import (
     Step3p7Config,
 )
 
-from families.common import GROUPED, JUMPING, PREPROCESSOR, VISION, VOCABULARY, Family, token
+from tests.backbones.families.common import GROUPED, JUMPING, PREPROCESSOR, VISION, VOCABULARY, Family, token
 
 _LARGER = {**PREPROCESSOR, "size": {"height": 56, "width": 56}}
 

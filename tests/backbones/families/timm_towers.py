@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 from transformers import FastVlmConfig, PerceptionLMConfig, PreTrainedConfig, Qwen2Config
 
-from families.basic import llama
-from families.common import GROUPED, PREPROCESSOR, Family, token
+from tests.backbones.families.basic import llama
+from tests.backbones.families.common import GROUPED, PREPROCESSOR, Family, token
 
 
 def fast_vlm() -> PreTrainedConfig:

@@ -9,11 +9,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from demonstrations import ROBOT, demonstration
 
 from anyvla.data.episode import Episode
 from anyvla.data.formats.folder import FolderConfig, FolderDataset, write_description
 from anyvla.data.open import open_dataset, recognise
+from tests.data.demonstrations import ROBOT, demonstration
 
 
 def arrays(episode: Episode) -> dict[str, Any]:

@@ -17,15 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_lerobot_package import FIXTURES, SO101
 
 from anyvla.cli.main import main
-from anyvla.data.formats import parquet, rlds_frames, tf_example, video
-from anyvla.data.formats.calvin import CalvinConfig, CalvinDataset
-from anyvla.data.formats.lerobot_paths import PathTemplate
-from anyvla.data.formats.rlds_features import Leaf
+from anyvla.data.formats import parquet, video
+from anyvla.data.formats.calvin.dataset import CalvinConfig, CalvinDataset
+from anyvla.data.formats.lerobot.paths import PathTemplate
+from anyvla.data.formats.rlds import frames as rlds_frames
+from anyvla.data.formats.rlds import tf_example
+from anyvla.data.formats.rlds.features import Leaf
 from anyvla.data.open import open_dataset
 from anyvla.data.vqa import open_vqa
+from tests.data.formats.lerobot.test_package import FIXTURES, SO101
 
 NUMBERS = ("chunk_index", "file_index")
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import av
 import numpy as np
 import pytest
-from demonstrations import psnr, scene
-from numbered_videos import no_priority, priority
 
 from anyvla.data.formats import video
+from tests.data.demonstrations import psnr, scene
+from tests.data.numbered_videos import no_priority, priority
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (31, 45), (2, 2)])

@@ -2,7 +2,7 @@
 
 A `Benchmark` names suites of tasks and makes `Environment`s; an environment plays one episode at a time. Rendering is
 what costs, so `step` only simulates and `observe` renders: a policy that executes four actions of a chunk renders once.
-The same classes serve inside of the evaluating process and in a worker of another interpreter (`anyvla_sim.worker`).
+The same classes serve in the evaluating process and in a worker of another interpreter (`anyvla_sim.workers.worker`).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Benchmark(Protocol):
         """Raises ValueError for an unknown name (with the nearest)."""
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
-        """The robot of a suite: the JSON form of `anyvla.data.episode.Embodiment`."""
+        """The robot of a suite: the JSON form of `anyvla.robot.embodiment.Embodiment`."""
 
     def make(self, suite: str) -> Environment:
         """An environment for tasks of a suite, to be used in this process."""

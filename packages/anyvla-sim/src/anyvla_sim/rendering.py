@@ -17,7 +17,7 @@ import numpy as np
 
 from anyvla_sim.base import Unusable
 from anyvla_sim.names import nearest
-from anyvla_sim.trial import TrialFailed, trial
+from anyvla_sim.workers.trial import TrialFailed, trial
 
 if TYPE_CHECKING:
     import mujoco

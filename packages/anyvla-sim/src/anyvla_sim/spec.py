@@ -9,11 +9,11 @@ from typing import Any, Mapping
 from anyvla_sim.base import Benchmark
 
 BENCHMARKS = {
-    "calvin": "anyvla_sim.calvin:Calvin",
+    "calvin": "anyvla_sim.calvin.benchmark:Calvin",
     "gym": "anyvla_sim.gym:Gym",
-    "libero": "anyvla_sim.libero:Libero",
-    "metaworld": "anyvla_sim.metaworld:MetaWorld",
-    "simpler": "anyvla_sim.simpler:Simpler",
+    "libero": "anyvla_sim.libero.benchmark:Libero",
+    "metaworld": "anyvla_sim.metaworld.benchmark:MetaWorld",
+    "simpler": "anyvla_sim.simpler.benchmark:Simpler",
 }
 
 

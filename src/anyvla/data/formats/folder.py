@@ -18,21 +18,22 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 from pydantic.dataclasses import dataclass as config_dataclass
 
-from anyvla import durable
 from anyvla.config import STRICT, build, to_dict
 from anyvla.data import fingerprints
-from anyvla.data.clock import Times, relative
-from anyvla.data.episode import Embodiment, Episode, Frames, conventions, steady
-from anyvla.data.formats import hdf5
-from anyvla.data.formats.hdf5_frames import Hdf5Frames
+from anyvla.data.episode import Episode, Frames, conventions, steady
+from anyvla.data.formats.arrays.npy import Head
+from anyvla.data.formats.arrays.npz import head_of, keys_of, load_arrays, place_of, shape_of
+from anyvla.data.formats.clock import Times, relative
+from anyvla.data.formats.hdf5 import file as hdf5
+from anyvla.data.formats.hdf5.frames import Hdf5Frames
 from anyvla.data.formats.listing import files_in
 from anyvla.data.formats.lost import report_empty, report_lost
-from anyvla.data.formats.npy import Head
-from anyvla.data.formats.npz import head_of, keys_of, load_arrays, place_of, shape_of
 from anyvla.data.formats.vectors import as_floats, check_real
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
-from anyvla.documents import as_mapping, read_yaml, to_yaml
-from anyvla.inside import inside, listed
+from anyvla.files import durable
+from anyvla.files.documents import as_mapping, read_yaml, to_yaml
+from anyvla.files.inside import inside, listed
+from anyvla.robot.embodiment import Embodiment
 
 DESCRIPTION = "dataset.yaml"
 _VECTORS: tuple[str, str] = ("proprio", "actions")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from anyvla.inside import regular
+from anyvla.files.inside import regular
 
 _MARKS = {  # UTF-32's begin with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",

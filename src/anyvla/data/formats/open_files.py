@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from anyvla.data.fingerprints import stat_of
-from anyvla.inside import regular
+from anyvla.files.inside import regular
 
 
 class _Closable(Protocol):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anyvla.inside import regular
+from anyvla.files.inside import regular
 
 # Parquet packs equal values into a few bytes, so that a small file can promise any number of them. Real files of steps
 # have other values, the time at least, in each row.

@@ -21,8 +21,8 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
 from anyvla.data.formats.open_files import OpenFiles
+from anyvla.data.formats.pictures import check_size
 from anyvla.data.frame_times import video_frames
-from anyvla.data.pictures import check_size
 
 KEY_FRAME_EVERY = 8
 # crf: lower is better and larger. fastdecode (no CABAC, no loop filter) halves the time to read a window of 8 frames of

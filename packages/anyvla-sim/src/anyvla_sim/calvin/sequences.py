@@ -1,0 +1,146 @@
+"""CALVIN's 1000 chains and their start states, computed by CALVIN's own code.
+
+That code is read from the user's checkout, but not imported: its modules pull in torch, a trainer and `pyhash`, of
+which the functions used here need nothing. Only these functions are run, with stand-ins for what they call.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from anyvla_sim.calvin.fnv import pyhash_fnv1_32
+
+COUNT = 1000  # the published list; a shorter one is not its beginning, because states are drawn in equal shares
+LENGTH = 5  # tasks in a chain
+_FOLDER = "calvin_models/calvin_agent/evaluation"
+UTILS, SEQUENCES = f"{_FOLDER}/utils.py", f"{_FOLDER}/multistep_sequences.py"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Tasks in a row, and the scene they start from."""
+
+    start: Mapping[str, Any]  # "drawer" -> "open", "led" -> 1, "red_block" -> "table", ..., in CALVIN's order
+    tasks: Sequence[str]
+
+
+Poses = Callable[[Mapping[str, Any]], "tuple[np.ndarray, np.ndarray]"]
+
+
+def start_states(root: Path) -> Poses:
+    """CALVIN's function from `Chain.start` to robot_obs (15,) and scene_obs (24,); the blocks' poses are seeded by it.
+
+    Raises ValueError if the checkout has no such function.
+    """
+    wanted = ("temp_seed", "get_env_state_for_initial_condition")
+    given = {"np": np, "pi": np.pi, "contextlib": contextlib, "hasher": pyhash_fnv1_32}
+    found = _run(root / UTILS, given, lambda node: isinstance(node, ast.FunctionDef) and node.name in wanted)
+    poses: Poses = _part(found, "get_env_state_for_initial_condition", root / UTILS)
+    return poses
+
+
+def chains(root: Path) -> Sequence[Chain]:
+    """The official chains. Drawing them takes two minutes of one core; they are kept in the cache folder.
+
+    Raises ValueError if the checkout lacks the functions.
+    """
+    source = (root / SEQUENCES).read_bytes()
+    name = f"chains-{hashlib.sha256(source).hexdigest()[:16]}.json"
+    try:
+        drawn = json.loads((_cache() / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        print("anyvla: CALVIN draws its 1000 chains; this takes minutes", file=sys.stderr, flush=True)
+        drawn = [[dict(start), list(tasks)] for start, tasks in draw(root)]
+        _keep(name, json.dumps(drawn))
+    return [Chain(start, tasks) for start, tasks in drawn]
+
+
+def draw(root: Path, count: int = COUNT) -> Sequence[Any]:
+    """What CALVIN's `get_sequences(count)` returns: (start, tasks) pairs. Raises ValueError without that function."""
+    seeded = _run(root / UTILS, {"np": np, "contextlib": contextlib}, lambda n: getattr(n, "name", "") == "temp_seed")
+
+    def own(node: ast.stmt) -> bool:
+        return not (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("calvin_agent"))
+
+    given = {"temp_seed": _part(seeded, "temp_seed", root / UTILS)}
+    found = _run(root / SEQUENCES, given, own)
+    sample = _part(found, "get_sequences", root / SEQUENCES)
+    found["ProcessPoolExecutor"] = _Here
+    found["deepcopy"] = dict  # of flat states, where it is the same and a fifth faster in all
+    drawn: Sequence[Any] = sample(count)
+    return drawn
+
+
+class _Here:
+    """Stands in for the pool of processes: worker processes could not import what was never imported.
+
+    Each call leaves numpy's generator alone, as one in another process does: the list is shuffled with it afterwards.
+    """
+
+    def __init__(self, max_workers: int | None = None) -> None:
+        pass
+
+    def __enter__(self) -> _Here:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def map(self, function: Callable[[Any], Any], inputs: Iterable[Any]) -> list[Any]:
+        before = np.random.get_state()
+        try:
+            return [function(one) for one in inputs]
+        finally:
+            np.random.set_state(before)
+
+
+def _run(path: Path, given: Mapping[str, Any], wanted: Callable[[ast.stmt], bool]) -> dict[str, Any]:
+    """The names that the wanted statements of a file define, those of `given` being there before."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    tree.body = [node for node in tree.body if wanted(node)]
+    names: dict[str, Any] = {"__name__": path.stem, **given}
+    exec(compile(tree, str(path), "exec"), names)
+    return names
+
+
+def _part(names: Mapping[str, Any], name: str, path: Path) -> Any:
+    if name not in names:
+        raise ValueError(f"{path} defines no {name}(): not the CALVIN of github.com/mees/calvin, or a changed one")
+    return names[name]
+
+
+def _cache() -> Path:
+    """Return the folder that anyvla uses: $ANYVLA_CACHE, by default ~/.cache/anyvla. Raises OSError without a home."""
+    own = os.environ.get("ANYVLA_CACHE")
+    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "anyvla"
+    try:
+        return root.expanduser() / "calvin"
+    except RuntimeError:  # a user of a container may have no home
+        raise OSError("this user has no home directory") from None
+
+
+def _keep(name: str, text: str) -> None:
+    """Write the file whole or not at all, since several workers may begin at once. Warn if that is impossible."""
+    try:
+        path = _cache() / name
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        print(
+            f"anyvla: the chains cannot be kept ({error}) and are drawn again each time; set ANYVLA_CACHE to a folder "
+            "that you may write",
+            file=sys.stderr,
+            flush=True,
+        )

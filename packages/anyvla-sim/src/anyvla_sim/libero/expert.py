@@ -1,0 +1,111 @@
+"""Scripted experts of LIBERO: what a task's goal says becomes skills that use the privileged state.
+
+Demonstrations where no data set is at hand. The goal predicates of a task (BDDL) are met one by one: objects are
+carried from above, drawers pulled by their handles and pushed shut, knobs turned, plates pushed. An action is a
+function of the state of now and of the phase of the skill, so that noise on the executed actions is corrected and a
+lost object is taken again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import numpy as np
+
+from anyvla_sim.libero.fixtures import Move, Push, Shut
+from anyvla_sim.libero.geometry import OPENING, Scene
+from anyvla_sim.libero.motion import OPEN
+from anyvla_sim.libero.skills import Carry, Skill
+
+ORDER = ("open", "turnon", "turnoff", "on", "in", "close")  # predicates, in the order in which they are met
+FLAT = 0.03  # m; what is no higher, and too wide for the fingers, is pushed over the table
+PULLED = 0.005  # m or rad beyond where a joint begins to count as open or on
+
+
+class Expert:
+    """Solves the task of a LIBERO environment."""
+
+    def __init__(self, env: Any) -> None:
+        """`env`: the robosuite environment (`BDDLBaseDomain`, one Panda under OSC_POSE) after reset and settling.
+
+        Raises ValueError where no skill fits a predicate of the goal.
+        """
+        self._env = env
+        self._scene = Scene(env)
+        self._goals = sorted((list(g) for g in env.parsed_problem["goal_state"]), key=self._order)
+        for goal in self._goals:
+            self._check(goal)
+        self._skills: list[Skill] = []
+
+    def action(self) -> np.ndarray:
+        """What to do now, float32 (7,), in [-1, 1]: translation, rotation, gripper. At rest where the goal holds.
+
+        Raises Stuck where an object cannot be grasped.
+        """
+        while self._skills and self._skills[0].done():
+            self._skills.pop(0)
+        if not self._skills:
+            unmet = [goal for goal in self._goals if not self._env._eval_predicate(goal)]
+            if not unmet:
+                return np.array([0, 0, 0, 0, 0, 0, OPEN], np.float32)
+            self._skills = self._plan(unmet[0])
+        return np.clip(self._skills[0].action(), -1, 1).astype(np.float32)
+
+    def _order(self, goal: Sequence[str]) -> int:
+        if goal[0] not in ORDER:
+            raise ValueError(f"no skill for the goal {tuple(goal)}: the predicates known are {', '.join(ORDER)}")
+        return ORDER.index(goal[0])
+
+    def _check(self, goal: Sequence[str]) -> None:
+        """Raises ValueError where the goal names what no skill can move."""
+        if goal[0] in ("on", "in"):
+            if goal[1] not in self._env.objects_dict:
+                raise ValueError(f"no skill for the goal {tuple(goal)}: {goal[1]} is not a movable object")
+        elif len(self._joints(goal[1])) != 1:
+            raise ValueError(f"no skill for the goal {tuple(goal)}: {goal[1]} has {len(self._joints(goal[1]))} joints")
+        elif goal[0] in ("open", "close") and not self._scene.joint(self._joints(goal[1])[0]).slides:
+            raise ValueError(f"no skill for the goal {tuple(goal)}: {goal[1]} turns on a hinge; drawers are known")
+
+    def _joints(self, name: str) -> list[str]:
+        part = self._env.object_sites_dict.get(name)
+        return list((part if part is not None else self._env.get_object(name)).joints or [])
+
+    def _plan(self, goal: Sequence[str]) -> list[Skill]:
+        if goal[0] not in ("on", "in"):
+            return [self._moving(goal[0], goal[1])]
+        item, target = goal[1], goal[2]
+        if target in self._env.object_sites_dict:
+            site = self._env.object_sites_dict[target]
+            if site.joints and not self._env.object_states_dict[target].is_open():
+                return [self._moving("open", target), Carry(self._scene, item, target)]
+            if site.parent_name is None and self._flat(item):
+                return [Push(self._scene, item, target)]
+        return [Carry(self._scene, item, target)]
+
+    def _flat(self, item: str) -> bool:
+        """Whether an object lies flat, perhaps with an edge on something, and is too wide for the fingers."""
+        _, rotation = self._scene.pose(item)
+        extent = np.ptp(self._scene.points(self._scene.bodies(item)) @ rotation, axis=0)  # along its own axes
+        up = int(np.argmax(np.abs(rotation[2])))
+        return bool(extent[up] < FLAT and np.delete(extent, up).min() > OPENING)
+
+    def _moving(self, predicate: str, name: str) -> Skill:
+        """The skill that makes `predicate` hold of a drawer or knob, from where its joint is."""
+        site = self._env.object_sites_dict.get(name)
+        fixture = self._env.get_object(site.parent_name if site is not None else name)
+        (joint,) = self._joints(name)
+        holds = {
+            "open": lambda q: fixture.is_open(q),
+            "close": lambda q: fixture.is_close(q),
+            "turnon": lambda q: fixture.turn_on(q),
+            "turnoff": lambda q: fixture.turn_off(q),
+        }[predicate]
+        low, high = self._env.sim.model._model.joint(joint).range
+        sign = 1.0 if holds(high) and not holds(low) else -1.0
+
+        def there() -> bool:
+            value = self._scene.joint(joint).value
+            beyond = np.clip(value - sign * PULLED, low, high) if predicate != "close" else value
+            return bool(holds(beyond))
+
+        return Shut(self._scene, joint, sign, there) if predicate == "close" else Move(self._scene, joint, sign, there)

@@ -1,0 +1,191 @@
+"""Environments in worker processes: several simulate and render while the policy thinks.
+
+A pool has `processes * slots` slots, one environment each. Commands return at once; what a slot answers comes out of
+`ready`. A worker that crashes or hangs is replaced, and every episode that ran in it is reported as `Lost`; one that
+has grown beyond its memory is replaced when the last of its episodes is over.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from dataclasses import dataclass
+from typing import Any, Mapping
+
+import numpy as np
+
+from anyvla_sim.base import Observation, Unusable
+from anyvla_sim.spec import Spec
+from anyvla_sim.workers.process import Event, WorkerProcess, lacking
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a worker is given up."""
+
+    hang_s: float = 180.0  # without an answer; the first, which loads the simulator, may take five times as long
+    memory_mb: float = 8000.0  # resident; beyond it the worker is replaced between episodes
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a slot shows after a command."""
+
+    slot: int
+    observation: Observation | None  # None once a goal ended the episode
+    goals: Mapping[str, bool]  # task -> its goal holds now
+    steps: int  # actions since the reset, or since the task of the chain began
+    clipped: int = 0  # of all actions since the reset, those outside of what the environment accepts
+    instruction: str | None = None  # what the environment says the robot is told now, if it says so
+    disturbed: bool | None = None  # after a disturbance: whether there was something to disturb
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The episode of a slot is gone: its simulator raised, crashed or hung."""
+
+    slot: int
+    message: str
+
+
+class EnvironmentPool:
+    """Use as a context manager."""
+
+    def __init__(self, spec: Spec, suite: str, processes: int, slots: int, limits: Limits | None = None) -> None:
+        """Starts the workers; each opens the benchmark for itself. Raises Unusable without such an interpreter."""
+        self.size = processes * slots
+        self.restarts = 0  # workers that were replaced
+        self._spec, self._suite, self._slots, self._limits = spec, suite, slots, limits or Limits()
+        self._events: "queue.Queue[Event]" = queue.Queue()
+        self._workers = [WorkerProcess(spec, self._events) for _ in range(processes)]
+        self._since = [time.monotonic()] * processes  # when each last said something, or was asked after silence
+        self._fresh = [True] * processes  # has not answered yet
+        self._playing: set[int] = set()  # slots with an episode
+        self._held: dict[int, list[dict[str, Any]]] = {}  # resets that wait for their worker to be replaced
+
+    def reset(self, slot: int, task: str, seed: int, factors: Mapping[str, str] | None = None) -> None:
+        """Start an episode in a slot."""
+        number = slot // self._slots
+        command = {"verb": "reset", "slot": slot, "task": task, "seed": seed, "factors": dict(factors or {})}
+        self._playing.discard(slot)
+        if self._workers[number].resident_mb > self._limits.memory_mb:
+            self._held.setdefault(number, []).append(command)
+            self._relieve(number)
+        else:
+            self._start(command)
+
+    def _start(self, command: dict[str, Any]) -> None:
+        self._playing.add(command["slot"])
+        self._send(command["slot"], command)
+
+    def _relieve(self, number: int) -> None:
+        """Replace a worker that has grown too large, once no episode runs in it."""
+        if number in self._held and not self._playing & set(self._slots_of(number)):
+            self._replace(number)
+            for command in self._held.pop(number):
+                self._start(command)
+
+    def execute(self, slot: int, actions: np.ndarray, until_goal: bool = True) -> None:
+        """Act n times, actions (n, A); fewer times if `until_goal` and a goal holds before."""
+        actions = np.asarray(actions, np.float32)
+        self._send(slot, {"verb": "execute", "slot": slot, "actions": actions, "until_goal": until_goal})
+
+    def begin(self, slot: int, task: str) -> None:
+        """Go on with another task of a chain, without a reset."""
+        self._send(slot, {"verb": "begin", "slot": slot, "task": task})
+
+    def disturb(self, slot: int, kind: str, seed: int) -> None:
+        """Disturb the scene now."""
+        self._send(slot, {"verb": "disturb", "slot": slot, "kind": kind, "seed": seed})
+
+    def release(self, slot: int) -> None:
+        """The episode of a slot is over, and no other follows."""
+        self._playing.discard(slot)
+        self._relieve(slot // self._slots)
+
+    def _send(self, slot: int, command: dict[str, Any]) -> None:
+        number = slot // self._slots
+        if self._workers[number].pending == 0:
+            self._since[number] = time.monotonic()
+        self._workers[number].send({**command, "suite": self._suite})
+
+    def ready(self, timeout: float) -> list[Reply | Lost]:
+        """What slots answered, after waiting up to `timeout` seconds; a slot that is lost is so with its replies.
+
+        Raises Unusable for what no repetition would mend: a simulator that is missing, a task that there is not.
+        """
+        events: list[Event] = []
+        try:
+            events.append(self._events.get(timeout=timeout))
+            while True:
+                events.append(self._events.get_nowait())
+        except queue.Empty:
+            pass
+        answers: dict[int, Reply | Lost] = {}
+        for worker, message in events:
+            if worker not in self._workers:
+                continue  # replaced since
+            number = self._workers.index(worker)
+            self._since[number] = time.monotonic()
+            if message is None:
+                self._lose(number, worker.death(), answers)
+            else:
+                self._hear(number, message, answers)
+        for number, worker in enumerate(self._workers):
+            patience = self._limits.hang_s * (5 if self._fresh[number] else 1)
+            if worker.pending and time.monotonic() - self._since[number] > patience:
+                self._lose(number, f"the simulator hung: no answer for {patience:.0f} s", answers)
+        return list(answers.values())
+
+    def _hear(self, number: int, message: dict[str, Any], answers: dict[int, Reply | Lost]) -> None:
+        worker = self._workers[number]
+        worker.pending -= 1
+        worker.resident_mb = message["resident_mb"]
+        if message["kind"] == "unusable":
+            raise Unusable(message["message"])
+        if message["verb"] == "open":
+            return
+        slot = message["slot"]
+        if message["kind"] == "failed":
+            self._playing.discard(slot)
+            answers[slot] = Lost(slot, message["message"])
+            return
+        self._fresh[number] = False
+        shown = message["observation"]
+        answers[slot] = Reply(
+            slot,
+            None if shown is None else Observation(shown["images"], shown["proprio"]),
+            message["goals"],
+            message["steps"],
+            message["clipped"],
+            message.get("instruction"),
+            message.get("disturbed"),
+        )
+
+    def _lose(self, number: int, why: str, answers: dict[int, Reply | Lost]) -> None:
+        missing = lacking(why, self._spec.python)
+        if missing is not None:
+            raise Unusable(missing)
+        for slot in self._slots_of(number):
+            if slot in self._playing:
+                answers[slot] = Lost(slot, why)
+                self._playing.discard(slot)
+        self._replace(number)
+        for command in self._held.pop(number, []):
+            self._start(command)
+
+    def _replace(self, number: int) -> None:
+        self._workers[number].close()
+        self._workers[number] = WorkerProcess(self._spec, self._events)
+        self._since[number], self._fresh[number] = time.monotonic(), True
+        self.restarts += 1
+
+    def _slots_of(self, number: int) -> range:
+        return range(number * self._slots, (number + 1) * self._slots)
+
+    def __enter__(self) -> "EnvironmentPool":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers:
+            worker.close()

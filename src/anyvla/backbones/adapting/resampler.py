@@ -1,0 +1,76 @@
+"""The Perceiver resampler: any number of image features become a fixed, small number of tokens.
+
+Learned latents attend to the features of one image, layer by layer (Flamingo, arXiv 2204.14198, section 3.1.1). The
+parameters have the names and shapes of OpenFlamingo's, so that its checkpoints load; there are no embeddings of time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyvla.backbones.adapting.options import Resampler
+
+
+class PerceiverResampler(nn.Module):
+    """Features (N, T, D) of N images -> tokens (N, K, D), with the spread of `norm.weight` (at first 1)."""
+
+    def __init__(
+        self, width: int, *, tokens: int = 64, depth: int = 6, heads: int = 8, head_width: int = 64, mlp: int = 4
+    ) -> None:
+        """`width` D, `tokens` K, `depth` layers; `mlp`: the inner width of the feed-forward in multiples of D."""
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(tokens, width))
+        self.layers = nn.ModuleList(
+            nn.ModuleList([_Attention(width, heads, head_width), _feed_forward(width, mlp)]) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, features: Float[Tensor, "N T D"]) -> Float[Tensor, "N K D"]:
+        latents = self.latents.expand(len(features), -1, -1)
+        for layer in self.layers:
+            attention, feed_forward = layer.children()
+            latents = latents + attention(features, latents)
+            latents = latents + feed_forward(latents)
+        return self.norm(latents)
+
+
+@torch.no_grad()
+def resampler_among(embedding: Any, width: int, options: Resampler) -> PerceiverResampler:
+    """A new one, whose tokens are at first as large as those of `embedding`, among which they stand."""
+    made = PerceiverResampler(width, **dataclasses.asdict(options))
+    some_tokens = torch.arange(min(1000, embedding.num_embeddings))[None]
+    made.norm.weight.mul_(embedding(some_tokens).float().std())
+    return made
+
+
+class _Attention(nn.Module):
+    """Latents attend to the features and to each other."""
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        inner = heads * head_width
+        self.norm_media = nn.LayerNorm(width)
+        self.norm_latents = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_kv = nn.Linear(width, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, width, bias=False)
+
+    def forward(self, features: Float[Tensor, "N T D"], latents: Float[Tensor, "N K D"]) -> Float[Tensor, "N K D"]:
+        features, latents = self.norm_media(features), self.norm_latents(latents)
+        keys, values = self.to_kv(torch.cat([features, latents], dim=1)).chunk(2, dim=-1)  # (N, T + K, inner) each
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(latents), keys, values))
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _feed_forward(width: int, multiple: int) -> nn.Sequential:
+    inner = width * multiple
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, inner, bias=False), nn.GELU(), nn.Linear(inner, width, bias=False)
+    )

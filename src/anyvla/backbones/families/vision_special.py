@@ -1,0 +1,172 @@
+"""Image inputs of families that fit no other module. The functions are like those of `vision_inputs`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from anyvla.backbones.control_tokens import encode_plainly
+from anyvla.backbones.families.vision_inputs import Images, by_sequence
+from anyvla.backbones.families.vision_patches import patches_channels_last
+
+MOLMO_POOL = 2  # patches in a row and in a column that make one token
+
+
+def nothing(_images: Images) -> dict[str, Any]:
+    """No arguments."""
+    return {}
+
+
+def no_features(images: Images) -> dict[str, Any]:
+    """No pixels, but the features of no image (BLIP-2 and InstructBLIP want one of both)."""
+    none = BaseModelOutputWithPooling(pooler_output=images.pixels.new_zeros(0))
+    none.qformer_outputs = none.vision_outputs = None
+    arguments = {"pixel_values": None, "mm_encoder_outputs": {"image": none}}
+    return arguments | ({} if images.second_tokenizer is None else {"qformer_input_ids": None})
+
+
+def instructed(images: Images) -> dict[str, Tensor]:
+    """(N, 3, h, w), and what the Q-Former reads beside each image: the text of its step, in ids of its own."""
+    text = _texts_of_steps(images)
+    read = encode_plainly(images.second_tokenizer, text).to(images.pixels.device)
+    each = len(images.pixels) // len(text)
+    return {
+        "pixel_values": images.pixels,
+        "qformer_input_ids": read["input_ids"].long().repeat_interleave(each, 0),
+        "qformer_attention_mask": read["attention_mask"].long().repeat_interleave(each, 0),
+    }
+
+
+def _texts_of_steps(images: Images) -> list[str]:
+    """The text of each of the M steps, read back from its tokens."""
+    sequence = images.sequence
+    written = sequence.attention_mask & ~sequence.query_mask & ~images.places
+    rows = zip(sequence.input_ids.tolist(), sequence.step_ids.masked_fill(~written, -1).tolist(), strict=True)
+    steps: list[list[int]] = []
+    for (ids, numbers), count in zip(rows, (sequence.step_ids.amax(1) + 1).tolist(), strict=True):
+        own: list[list[int]] = [[] for _ in range(count)]
+        for token, number in zip(ids, numbers, strict=True):
+            if number >= 0:
+                own[number].append(token)
+        steps += own
+    return [images.tokenizer.decode(step, skip_special_tokens=True) for step in steps]
+
+
+def kosmos_patch(config: Any) -> int:
+    """The side of a patch in pixels, which KosMos-2.5's configuration does not name."""
+    return math.isqrt(config.vision_config.patch_embed_hidden_size // 3)
+
+
+def side(count: int, step: int) -> int:
+    """The side in pixels of the largest square that takes at most `count` tokens, each `step` pixels wide."""
+    return math.isqrt(count) * step
+
+
+def kosmos_side(config: Any, preprocessor: Mapping[str, Any]) -> int:
+    """What KosMos-2.5's image processor makes of a square image: as many patches as it and the tower allow."""
+    most = config.vision_config.max_num_patches
+    return side(min(most, preprocessor.get("max_patches", most)), kosmos_patch(config))
+
+
+def patches_standardised(images: Images) -> dict[str, Tensor]:
+    """(N, patches, 2 + p * p * 3), row by row: row and column, from 1, and the patch, channels last (KosMos-2.5).
+
+    The image is standardised by its own mean and spread, those of the camera's pixels before they are scaled.
+    """
+    raw = images.sequence.images.flatten(0, 1).to(images.pixels.device).float()  # (N, H, W, 3)
+    mean, spread = raw.mean((1, 2, 3)), raw.std((1, 2, 3), correction=0).clamp_min(raw[0].numel() ** -0.5)
+    each = len(images.pixels) // len(raw)  # tiles
+    mean, spread = (x.repeat_interleave(each)[:, None, None, None] for x in (mean, spread))
+    p = kosmos_patch(images.config)
+    patches = patches_channels_last((images.pixels.float() - mean) / spread, p)
+    n, _, h, w = images.pixels.shape
+    rows, columns = torch.arange(h // p, device=patches.device), torch.arange(w // p, device=patches.device)
+    where = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1) + 1  # (patches, 2)
+    flat = torch.cat([where.expand(n, -1, -1), patches], -1)
+    return {"flattened_patches": flat.to(images.pixels.dtype)}
+
+
+def image_places_and_ends(images: Images) -> Int64[Tensor, "S L"]:
+    """1 at image tokens, -1 at the token before and the one after an image's, which share their segment."""
+    places = images.places
+    before, after = nn.functional.pad(places, (0, 1))[:, 1:], nn.functional.pad(places, (1, 0))[:, :-1]
+    return places.long() - ((before | after) & ~places).long()
+
+
+def emu_patch(config: Any) -> int:
+    """The side in pixels of what becomes one token of Emu 3."""
+    return 2 ** (len(config.vq_config.channel_multiplier) - 1)
+
+
+def emu_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of an image's tokens: the last of each row ends it."""
+    side = emu_patch(config)
+    return size[0] // side, size[1] // side + 1
+
+
+def emu_opens(config: Any, size: tuple[int, int]) -> str:
+    """What opens an image: its size in tokens."""
+    rows, columns = emu_grid(config, size)
+    return f"<|image start|>{rows}*{columns - 1}"
+
+
+def molmo_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of an image's tokens."""
+    side = config.vision_config.patch_size * MOLMO_POOL
+    return -(-size[0] // side), -(-size[1] // side)
+
+
+def patches_pooled(images: Images) -> dict[str, Tensor]:
+    """Patches (N, patches, p * p * 3), and of each image token the patches (2 x 2, -1 beyond the edge) that it pools.
+
+    Molmo 2. The patches of all images are counted on. Of an image's grids, the second (of crops) is empty.
+    """
+    p = images.config.vision_config.patch_size
+    patches = patches_channels_last(images.pixels, p)
+    n, _, h, w = images.pixels.shape
+    rows, columns = h // p, w // p
+    number = torch.arange(n * rows * columns, device=patches.device).view(n, rows, columns)
+    number = nn.functional.pad(number, (0, columns % MOLMO_POOL, 0, rows % MOLMO_POOL), value=-1)
+    pooled = number.unflatten(2, (-1, MOLMO_POOL)).unflatten(1, (-1, MOLMO_POOL)).transpose(2, 3)  # (N, R, C, 2, 2)
+    grid = torch.tensor([[*pooled.shape[1:3], 0, 0]], device=patches.device)
+    return {
+        "pixel_values": patches,
+        "image_token_pooling": pooled.reshape(-1, MOLMO_POOL**2),
+        "image_grids": grid.repeat(n, 1),
+        "image_num_crops": grid.new_ones(n),
+    }
+
+
+def molmo_image_area(images: Images) -> Int64[Tensor, "S L"]:
+    """1 at image tokens and at those around and between them."""
+    ids = images.tokenizer.convert_tokens_to_ids(["<im_patch>", "<im_col>", "<low_res_im_start>", "<im_end>"])
+    return torch.isin(images.sequence.input_ids, torch.tensor(ids, device=images.places.device)).long()
+
+
+def beside_in_tiles(images: Images) -> dict[str, Tensor]:
+    """(S, N, tiles, 3, h, w), N images a sequence that fill the first of its tiles each (Llama 3.2 Vision).
+
+    The mask (S, L, N, tiles) lets text and queries read all images of their step, and an image token those up to it.
+    """
+    pixels, own, shown = by_sequence(images)
+    each, tiles = len(images.pixels) // len(images.sequence.images), images.config.vision_config.max_num_tiles
+    # Queries before the images read them too: a place that reads none would read those of all steps, later ones too.
+    shown = shown.masked_fill(images.sequence.query_mask, each)
+    read = shown[:, :, None] > torch.arange(each, device=shown.device)
+    read = (own[..., None] & read[:, :, None]).flatten(2)  # (S, L, N)
+    count = read.new_zeros(*pixels.shape[:2], tiles, dtype=torch.int64)
+    count[..., 0] = 1
+    empty = pixels.new_zeros(*pixels.shape[:2], tiles - 1, *pixels.shape[2:])
+    whole = 1 + images.config.vision_config.supported_aspect_ratios.index([1, 1])
+    return {
+        "pixel_values": torch.cat([pixels[:, :, None], empty], 2),
+        "aspect_ratio_ids": count.new_full(count.shape[:2], whole),
+        "aspect_ratio_mask": count,
+        "cross_attention_mask": nn.functional.pad(read[..., None], (0, tiles - 1)).long(),
+    }

@@ -1,0 +1,327 @@
+"""OpenFlamingo (arXiv 2308.01390), the backbone of RoboFlamingo (arXiv 2311.01378), over any causal language model.
+
+Images do not take places in the sequence: a step has one `<image>` token, and every token after it reads the latents
+of that step's cameras, one camera's after another's, through gated cross-attention. So several steps share a sequence
+as OpenFlamingo's interleaved documents do, `<image>...<|endofchunk|><image>...<|endofchunk|>`, and a query reads the
+images of its own step.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass as plain_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, DynamicCache
+from transformers.initialization import no_init_weights
+from transformers.utils import cached_file
+
+from anyvla.backbones.adapting.options import Options
+from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.adapting.pretrained import KEPT, renew
+from anyvla.backbones.adapting.resampler import PerceiverResampler
+from anyvla.backbones.base import Cache, Capability, Part, without
+from anyvla.backbones.composed import cut
+from anyvla.backbones.flamingo.language import build_language, counts_positions, keys_at, load_language, renamed
+from anyvla.backbones.flamingo.layers import CrossAttending, Reading, add_cross_attention, decoder_layers, shown
+from anyvla.backbones.flamingo.weights import check, read_checkpoint, translate
+from anyvla.backbones.images.pixels import Pixels
+from anyvla.backbones.language_config import windows_of
+from anyvla.backbones.source import PREPROCESSOR, fetch, read_preprocessor
+from anyvla.backbones.template import Template
+from anyvla.backbones.tokens import TokenBackbone
+from anyvla.config import STRICT
+from anyvla.limits import LAYERS
+from anyvla.sequence.tokens import TokenSequence
+
+END_OF_CHUNK, IMAGE = "<|endofchunk|>", "<image>"
+CLIP = "openai/clip-vit-large-patch14"
+CAMERAS, CAMERA_SPREAD = 8, 0.1  # at most so many; how far their marks lie apart at first
+
+
+@plain_dataclass(frozen=True)
+class Preset:
+    """A published OpenFlamingo."""
+
+    language: str
+    every: int
+    checkpoint: str
+
+
+PRESETS: Mapping[str, Preset] = {
+    "3B": Preset("anas-awadalla/mpt-1b-redpajama-200b", 1, "openflamingo/OpenFlamingo-3B-vitl-mpt1b"),
+    "4B": Preset("togethercomputer/RedPajama-INCITE-Base-3B-v1", 2, "openflamingo/OpenFlamingo-4B-vitl-rpj3b"),
+    "9B": Preset("anas-awadalla/mpt-7b", 4, "openflamingo/OpenFlamingo-9B-vitl-mpt7b"),
+}
+
+
+@plain_dataclass
+class Memory:
+    """What a cache keeps of S sequences."""
+
+    past: Any  # the language model's keys and values
+    media: Float[Tensor, "S n Dv"] | None = None  # the latents of each one's latest step
+    place: Int64[Tensor, "S"] | None = None  # of the `<image>` token of that step; -1: none yet
+
+
+class FlamingoBackbone(TokenBackbone):
+    """OpenFlamingo 3B, 4B and 9B (`preset`), or the like over any causal language model (`language`).
+
+    A CLIP vision tower, a Perceiver resampler, and gated cross-attention before layers of the language model.
+    """
+
+    reads = frozenset({"pretrained", "layers"})
+
+    @dataclass(frozen=True, kw_only=True, config=STRICT)
+    class Config(Options):
+        """Which models; a preset fills in what is not given."""
+
+        preset: Literal["3B", "4B", "9B"] | None = None  # of the published OpenFlamingo models, version 2
+        language: str | None = None  # a folder or hub id of any causal language model
+        vision: str = CLIP  # a folder or hub id of a CLIP model
+        checkpoint: str | None = None  # the original checkpoint.pt, a folder or hub repository with it; None: untrained
+        # layers of the language model; 1 unless preset
+        cross_attention_every: int | None = Field(default=None, ge=1, le=LAYERS)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            preset = PRESETS.get(self.preset or "")
+            if self.language is None and preset is None:
+                raise ValueError(f"say which model: preset ({', '.join(PRESETS)}), or language and checkpoint")
+            if preset is not None:
+                _fill(self, "language", preset.language)
+                _fill(self, "checkpoint", preset.checkpoint)
+                _fill(self, "cross_attention_every", preset.every)
+            _fill(self, "cross_attention_every", 1)
+
+    def __init__(self, config: Any, assets: Path | None = None) -> None:
+        """Load the models that `config` names or, with `assets`, build their architecture without weights.
+
+        Raises ValueError if one of them is not there or not complete, or the checkpoint does not fit.
+        """
+        super().__init__()
+        source = config.language if assets is None else str(Path(assets) / "language")
+        tower = config.vision if assets is None else str(Path(assets) / "vision")
+        dtype = getattr(torch, config.dtype)
+        with _readable(tower):
+            self.preprocessor = read_preprocessor(tower, None)
+            if assets is None:
+                self.vision: Any = CLIPVisionModel.from_pretrained(tower, dtype=dtype)
+            else:
+                with no_init_weights():  # the caller loads them
+                    self.vision = CLIPVisionModel(CLIPVisionConfig.from_pretrained(tower)).to(dtype)
+        with _readable(source):
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            if assets is None:
+                self.model: Any = load_language(source, dtype)
+            else:
+                with no_init_weights():
+                    self.model = build_language(source, dtype)
+                self.model.tie_weights()
+        _add_tokens(tokenizer)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            if self.embedding.weight.shape[0] != len(tokenizer):
+                self.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            if assets is None:
+                renew(self, config.pretrained, config.seed)
+            self._add_modules(config.cross_attention_every, dtype)
+        if assets is None and config.checkpoint is not None:
+            self._load(config.checkpoint, KEPT[config.pretrained])
+        cut(self.model, config.layers, self.vision)
+        if not any(isinstance(layer, CrossAttending) for layer in decoder_layers(self.model)):
+            raise ValueError(
+                f"cross_attention_every is {config.cross_attention_every}, but the language model has "
+                f"{len(decoder_layers(self.model))} layers: none would read images"
+            )
+        self.pixels = Pixels(self.preprocessor, self.vision.config.image_size)
+        text_config = self.model.config.get_text_config(decoder=True)
+        self.width = text_config.hidden_size
+        self.context = getattr(text_config, "max_position_embeddings", getattr(text_config, "max_seq_len", None))
+        self.windows = windows_of(text_config)
+        self._names = frozenset(inspect.signature(self.model.forward).parameters)
+        lacks = frozenset[Capability](() if counts_positions(self.model, self._names) else {"cache"})
+        self.capabilities = without(lacks)
+        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]  # as OpenFlamingo: what the tokenizer does
+        template = Template(opening="{bos}" if begins else "", text="{prompt}" + END_OF_CHUNK)
+        self.set_up(tokenizer, config.prompt, template, tokenizer.convert_tokens_to_ids(IMAGE), (1, 1))
+        self.finish(config)
+
+    @property
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """What makes latents of the vision tower's features; nothing until it is added."""
+        return tuple(m for name, m in self.named_children() if name in ("perceiver", "cameras"))
+
+    def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
+        """The modules of each part; the resampler and the cross-attention blocks are the projector."""
+        layers = decoder_layers(self.model)
+        wrapped = [layer for layer in layers if isinstance(layer, CrossAttending)]
+        apart = {self.embedding, self.head, *(m for layer in layers for m in layer.modules())}
+        ends = [m for m in self.model.modules() if m not in apart and any(True for _ in m.parameters(recurse=False))]
+        return {
+            "vision": (self.vision,),
+            "projector": (*self.projectors, *(layer.cross for layer in wrapped)),
+            "language": (*(layer.layer if isinstance(layer, CrossAttending) else layer for layer in layers), *ends),
+            "embeddings": (self.embedding,),
+        }
+
+    def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
+        if cache is not None and cache.state is None:
+            cache.state = Memory(DynamicCache())  # of all places: our masks say which of them a window hides
+        memory = None if cache is None else cache.state
+        remembered = 0 if cache is None or cache.valid is None else cache.valid.shape[1]
+        what = self._reading(sequence, memory, remembered)
+        given = self.language_inputs(sequence, cache)
+        if "position_ids" not in self._names:
+            del given["position_ids"]
+        if memory is not None:
+            given["past_key_values"] = memory.past
+        if "attention_mask" in given:
+            given["attention_mask"] = _numbers(given["attention_mask"], self.model.dtype)
+        with shown(decoder_layers(self.model), what), keys_at(self.model, None if cache is None else cache.valid):
+            self.model(**given)
+
+    def plain(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
+        """The last hidden states as the model gives them when nothing is written over and its positions are its own."""
+        with shown(decoder_layers(self.model), self._reading(sequence, None, 0)), self.reading() as hidden:
+            self.model(input_ids=sequence.input_ids, attention_mask=sequence.attention_mask.long())
+        return hidden[0]
+
+    @torch.no_grad()
+    def generate(self, sequence: TokenSequence, tokens: int) -> Int64[Tensor, "S n"]:
+        """Continue sequences without padding or queries with `tokens` tokens of text, greedily."""
+        assert self.head is not None
+        cache, written = Cache(), []
+        for _ in range(tokens):
+            with self.reading() as hidden:
+                self.run(sequence, cache)
+            logits = self.head(hidden[0][:, -1:])
+            logits[..., self.image_id] = -torch.inf  # it would be an image that is not there
+            written.append(logits.argmax(-1))
+            yes = torch.ones_like(written[-1], dtype=torch.bool)
+            sequence = TokenSequence(written[-1], yes, ~yes, written[-1] * 0, sequence.images[:0])
+        return torch.cat(written, 1)
+
+    def save_assets(self, folder: Path) -> None:
+        """Write `language/` (configuration and tokenizer) and `vision/` (configuration and preprocessing)."""
+        language, vision = Path(folder) / "language", Path(folder) / "vision"
+        self.model.config.save_pretrained(language)
+        self.tokenizer.save_pretrained(language)
+        self.vision.config.save_pretrained(vision)
+        (vision / PREPROCESSOR).write_text(json.dumps(self.preprocessor, indent=2) + "\n", encoding="utf-8")
+
+    def latents(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "M n Dv"]:
+        """What the tokens of each step read: the latents of its cameras, one camera's after another's."""
+        views = images.shape[1]
+        if views > CAMERAS:
+            raise ValueError(f"{views} cameras, but this backbone tells at most {CAMERAS} apart: choose among them")
+        pixels = self.pixels(images.flatten(0, 1).to(self.pixels.scale.device)).to(self.vision.dtype)
+        features = self.vision(pixel_values=pixels).last_hidden_state[:, 1:]  # without the class token
+        latents = self.perceiver(features).unflatten(0, images.shape[:2])  # (M, V, n, Dv)
+        return (latents + self.cameras.weight[:views, None]).flatten(1, 2)
+
+    def _reading(self, sequence: TokenSequence, memory: Memory | None, remembered: int) -> Reading:
+        """Each token reads the media of the latest `<image>` at or before it, unless the block mask hides that one."""
+        here = self.places_of_images(sequence) & sequence.attention_mask
+        number, counts = here.cumsum(1), here.sum(1)  # 0: before any of this call
+        if counts.sum() != len(sequence.images):
+            raise ValueError(
+                f"the sequence has {counts.sum()} {IMAGE} tokens for the images of {len(sequence.images)} steps: "
+                "each step has one, whatever the number of its cameras"
+            )
+        slots = torch.arange(1, int(counts.max()) + 1, device=here.device)
+        place = torch.arange(here.shape[1], device=here.device).expand_as(here) + remembered
+        place = place.masked_fill(~here, -1).cummax(1).values
+        media = self.perceiver.latents.new_zeros(len(here), 0, self.perceiver.latents.shape[-1])  # (S, n, Dv)
+        each = 1
+        if len(sequence.images):
+            latents = self.latents(sequence.images)
+            each = latents.shape[1]
+            first = counts.cumsum(0) - counts
+            grid = (first[:, None] + slots - 1).clamp_max(len(latents) - 1)
+            media = latents[grid].flatten(1, 2)
+        if memory is not None and memory.media is not None and memory.place is not None:
+            each = memory.media.shape[1]
+            slots = torch.cat([slots.new_zeros(1), slots])
+            media = torch.cat([memory.media, media], 1)
+            place = torch.where(number == 0, memory.place[:, None], place)
+        mask = (number[:, :, None] == slots) & (place >= 0)[:, :, None]  # (S, L, T)
+        if sequence.mask is not None:
+            mask = mask & sequence.mask.gather(2, place.clamp_min(0)[:, :, None])
+        if memory is not None and media.shape[1]:
+            last = (number[:, -1] - slots[0]).clamp_min(0)
+            memory.media = media.unflatten(1, (-1, each))[torch.arange(len(here), device=here.device), last]
+            memory.place = place[:, -1]
+        return Reading(media, mask.repeat_interleave(each, -1))
+
+    def _add_modules(self, every: int, dtype: torch.dtype) -> None:
+        media_width = self.vision.config.hidden_size
+        self.perceiver = PerceiverResampler(media_width).to(dtype)
+        # Cross-attention knows no order, so each camera but the first adds a mark to its latents (of spread about 1).
+        # The first has none: with one camera, the model is the original.
+        self.cameras = nn.Embedding(CAMERAS, media_width).to(dtype)
+        with torch.no_grad():
+            self.cameras.weight.mul_(CAMERA_SPREAD)[0] = 0
+        width = self.model.config.get_text_config(decoder=True).hidden_size
+        add_cross_attention(decoder_layers(self.model), every, width, media_width)
+        self.model.to(dtype)
+
+    def _load(self, checkpoint: str, kept: tuple[Part, ...]) -> None:
+        path = checkpoint
+        if not Path(checkpoint).is_file():
+            with _readable(checkpoint):
+                path = cached_file(checkpoint, "checkpoint.pt")
+        layers = decoder_layers(self.model)
+        at = next(name for name, module in self.model.named_modules() if module is layers)
+        wrapped = [i for i, layer in enumerate(layers) if isinstance(layer, CrossAttending)]
+        weights = translate(read_checkpoint(Path(path)), at, wrapped, renamed(self.model))
+        required = {n for n in self.state_dict() if n.startswith("perceiver.") or ".cross." in n}
+        required |= {n for n, weight in self.named_parameters() if weight is self.embedding.weight}
+        check(self, weights, required, str(path))
+        anew = {id(w) for part, own in parameters_of(self).items() if part not in kept for w in own}
+        if self.head is not None and "language" not in kept:
+            anew |= {id(w) for w in self.head.parameters()} - {id(self.embedding.weight)}
+        ours = self.state_dict(keep_vars=True)
+        self.load_state_dict({n: w for n, w in weights.items() if id(ours[n]) not in anew}, strict=False)
+
+    def _block(self, instruction: str, views: int) -> list[int]:
+        return super()._block(instruction, 1)  # one `<image>` stands for all cameras
+
+
+def _numbers(mask: Any, dtype: torch.dtype) -> Any:
+    """A mask of single places as numbers to add, the one form that all language models read alike."""
+    if isinstance(mask, dict):  # one for each kind of layer
+        return {kind: _numbers(m, dtype) for kind, m in mask.items()}
+    if mask.ndim < 4 or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    """Raises ValueError, with the way out, where there is nothing to read."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{source!r} cannot be read: {error}\n{fetch(source, None)}") from error
+
+
+def _fill(config: Any, name: str, value: Any) -> None:
+    if getattr(config, name) is None:
+        object.__setattr__(config, name, value)  # the dataclass is frozen once built
+
+
+def _add_tokens(tokenizer: Any) -> None:
+    """The tokens that OpenFlamingo adds, in its order: their ids are the rows of the checkpoint's embeddings."""
+    tokenizer.add_tokens([END_OF_CHUNK, IMAGE], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "<PAD>"})

@@ -1,0 +1,92 @@
+"""A small vision-language model made on the spot, for laptops, tests and first experiments.
+
+It is a real one: a LLaVA model of `transformers` (convolutional vision tower, projector, causal Llama) with a real
+tokenizer, read by the same adapter as a model of billions of parameters, and saved as any of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlavaConfig
+
+from anyvla.backbones.adapting.options import Options
+from anyvla.backbones.auto import AutoBackbone, Parts
+from anyvla.backbones.base import CAPABILITIES
+from anyvla.backbones.nano.vision import NanoVisionConfig
+from anyvla.config import STRICT
+from anyvla.limits import COUNT, LAYERS, PIXELS, SEED, WIDTH
+
+TOKENIZER = Path(__file__).parent / "assets"
+
+
+class NanoBackbone(AutoBackbone):
+    """An untrained LLaVA of a few million parameters."""
+
+    capabilities = frozenset(CAPABILITIES)
+
+    @dataclass(frozen=True, kw_only=True, config=STRICT)
+    class Config(Options):
+        """Its size; the defaults train in minutes on two CPU cores."""
+
+        width: int = Field(default=192, ge=1, le=WIDTH)  # D
+        layers: int = Field(default=2, ge=1, le=LAYERS)  # of the language model
+        heads: int = Field(default=6, ge=1, le=LAYERS)
+        mlp: int = Field(default=512, ge=1, le=WIDTH)  # inner width of the gated feed-forward
+        image_size: int = Field(default=96, ge=1, le=PIXELS)  # pixels, square; other sizes are scaled to it
+        # of the stem's convolutions before the last, which has `width`
+        channels: tuple[Annotated[int, Field(ge=1, le=WIDTH)], ...] = Field(default=(64, 128), max_length=8)
+        context: int = Field(default=4096, ge=1, le=COUNT)  # tokens
+        seed: int = Field(default=0, ge=0, le=SEED)  # of the initial weights
+        prompt: str = "{instruction}"
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.width % (2 * self.heads):
+                raise ValueError(f"width {self.width} must be a multiple of 2 x heads ({2 * self.heads})")
+            stride = NanoVisionConfig(channels=self.channels).stride
+            if self.image_size % stride:
+                raise ValueError(f"image_size {self.image_size} must be a multiple of the stem's stride, {stride}")
+
+    def parts(self, config: Any, assets: Path | None) -> Parts:
+        if assets is not None:
+            return super().parts(config, assets)
+        tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = AutoModelForImageTextToText.from_config(
+                _model_config(config, tokenizer), dtype=getattr(torch, config.dtype)
+            )
+        size = {"height": config.image_size, "width": config.image_size}
+        preprocessor = {"size": size, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        return Parts(model, tokenizer, preprocessor)
+
+
+def _model_config(config: Any, tokenizer: Any) -> LlavaConfig:
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=config.mlp,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=config.context,
+        initializer_range=config.width**-0.5,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    vision = NanoVisionConfig(image_size=config.image_size, channels=config.channels, hidden_size=config.width)
+    return LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=tokenizer.image_token_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_seq_length=(config.image_size // vision.stride) ** 2,
+        tie_word_embeddings=True,
+    )

@@ -1,0 +1,123 @@
+"""Checks and reads the files of a checkpoint folder before anything is built from them.
+
+Whoever sends a checkpoint chose its contents, and disks and downloads damage files. Every refusal is one ValueError
+that names the file and, where there is one, the key. What can be known only with the model at hand (names, shapes and
+kinds of weights) is checked by `anyvla.checkpoint.weights.load`, before the model's parameters change.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from anyvla.checkpoint import weights
+from anyvla.config import ConfigError, build
+from anyvla.files.documents import as_mapping, read_json, read_yaml
+from anyvla.files.inside import inside
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.normalize import StatisticsError, read_statistics
+from anyvla.robot.shared_layout import Robot
+from anyvla.robot.statistics_check import check_size
+
+CONFIG, ROBOTS, STATISTICS, WEIGHTS = "config.yaml", "embodiments.json", "statistics.json", "model.safetensors"
+MOST_FILES = 10_000
+MOST_ROBOTS = 256
+LARGEST_TEXT = 1 << 28  # bytes of a JSON file of a backbone; tokenizers have tens of megabytes
+
+
+def checkpoint_of(run: Path) -> Path:
+    """Return the checkpoint of a run folder, or `run` itself, which may be a checkpoint or a name on the hub.
+
+    Raises ConfigError if the run was not trained to its end.
+    """
+    if (run / "checkpoint").is_dir():
+        return run / "checkpoint"
+    steps = sorted(path.parent for path in run.glob(f"train/step-*/{CONFIG}") if path.parent.suffix != ".tmp")
+    if steps and not (run / CONFIG).is_file():
+        raise ConfigError(
+            f"{run} holds no checkpoint yet, its training was stopped: the same `anyvla train` goes on there. To use "
+            f"the policy as it is now, give {steps[-1]}"
+        )
+    return run
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a folder that lacks a file, or holds one that no checkpoint has.
+
+    Raises ValueError that names every missing file, or the first one that leads out of the folder, is no regular file,
+    or is damaged in a way that can be seen without a model.
+    """
+    lacking = [name for name in (CONFIG, ROBOTS, STATISTICS, WEIGHTS) if not os.path.lexists(folder / name)]
+    if CONFIG in lacking:
+        raise ValueError(f"{folder} is no checkpoint of anyvla: it has no {CONFIG}")
+    if lacking:
+        raise ValueError(
+            f"{folder} is no whole checkpoint, it lacks {', '.join(lacking)}: copy the folder again, or train anew"
+        )
+    for name in _names(folder):
+        path = inside(folder, name)
+        if path.suffix == ".json" and path.is_file() and path.stat().st_size > LARGEST_TEXT:
+            raise ValueError(f"{path} has more than {LARGEST_TEXT:,} bytes, too many for such a file")
+    with weights.opened(folder / WEIGHTS):
+        pass  # the header is whole, and no tensor lies outside of the file
+    _check_tokenizers(folder / "backbone")
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """Return the recipe that a checkpoint keeps as `config.yaml`. Raises ValueError."""
+    path = folder / CONFIG
+    document = as_mapping(read_yaml(path) or {}, str(path))
+    for section in ("model", "environment", "evaluation"):
+        if section in document or section == "model":
+            as_mapping(document.get(section), f"{path}, {section}")
+    benchmark = document.get("benchmark")
+    if benchmark is not None and not isinstance(benchmark, str):
+        raise ConfigError(f"{path}, benchmark: expected a name, found {benchmark!r}")
+    return document
+
+
+def read_robots(folder: Path) -> list[Robot]:
+    """Return the robots of a checkpoint, with their statistics.
+
+    Raises ConfigError or StatisticsError for a file that is missing, damaged, or does not fit the other.
+    """
+    path = folder / ROBOTS
+    listed = read_json(path)
+    if not isinstance(listed, list) or not 0 < len(listed) <= MOST_ROBOTS:
+        raise ConfigError(f"{path}: expected a list of 1 to {MOST_ROBOTS} robots")
+    embodiments = [build(Embodiment, of, where=f"{path}, robot {i}") for i, of in enumerate(listed, 1)]
+    names = [e.name for e in embodiments]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"{path}: two robots have one name: {', '.join(names)}")
+    path = folder / STATISTICS
+    statistics = read_statistics(path)
+    lacking = [name for name in names if name not in statistics]
+    if lacking:
+        raise StatisticsError(f"{path} lacks the statistics of {', '.join(lacking)}")
+    for robot in embodiments:
+        of = statistics[robot.name]
+        try:
+            check_size(of.action, robot.action.size, f"{path}, {robot.name}, action")
+            check_size(of.proprio, robot.proprio.size, f"{path}, {robot.name}, proprio")
+        except ValueError as error:
+            raise StatisticsError(str(error)) from None
+    return [Robot(e, statistics[e.name]) for e in embodiments]
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names of all files and folders below a folder, links not followed."""
+    names: list[str] = []
+    for root, folders, files in os.walk(folder):
+        names += [(Path(root) / name).relative_to(folder).as_posix() for name in (*folders, *files)]
+        if len(names) > MOST_FILES:
+            raise ValueError(f"{folder} holds more than {MOST_FILES:,} files: this is no checkpoint")
+    return sorted(names)
+
+
+def _check_tokenizers(backbone: Path) -> None:
+    """Refuse a tokenizer that names its files: transformers would read them, wherever they are."""
+    for path in sorted(backbone.rglob("tokenizer_config.json")):
+        for key, value in as_mapping(read_json(path), str(path)).items():
+            if key.endswith("_file") and isinstance(value, str):
+                inside(path.parent, value)

@@ -1,0 +1,129 @@
+"""Weights on disk: one safetensors file, written and read tensor by tensor, so that no second copy lies in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from anyvla.files.documents import regular_size
+
+AT_ONCE = 1 << 24  # numbers that are looked at together
+_KINDS = {  # names of safetensors
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def save(module: nn.Module, path: Path) -> None:
+    """Write all parameters and buffers of `module`; tied ones once."""
+    save_model(module, str(path))
+
+
+@torch.no_grad()
+def load(module: nn.Module, path: Path) -> None:
+    """Fill `module` with what `save` wrote of one built alike; nothing is changed if that is refused.
+
+    Floating-point weights may have another width (a bfloat16 file fills a float32 model). Raises ValueError if the file
+    is damaged, lacks a tensor, has one too many or one of another shape or kind, or holds a number that is not finite.
+    """
+    tensors = module.state_dict(keep_vars=True)
+    with opened(path) as file:
+        _compare(tensors, file, path)
+        masks = {n for n, buffer in module.named_buffers() if buffer.is_floating_point() and torch.isinf(buffer).any()}
+        check_finite(file, path, masks)
+        for name in file.keys():  # noqa: SIM118  (it is no mapping)
+            tensors[name].copy_(file.get_tensor(name))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
+    """Open a safetensors file. Raises ValueError that names it if it is missing, no regular file or damaged."""
+    regular_size(path)
+    try:
+        with safe_open(path, "pt", backend="pread") as file:  # a memory map would hold the file as well
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): copy the folder again, whole") from error
+
+
+def check_finite(file: safe_open, path: Path, but: Collection[str] = ()) -> None:
+    """Raise ValueError that names the tensors of an open file that hold NaN or infinity.
+
+    `but`: those that may, as masks of attention do.
+    """
+    bad = [name for name in file.keys() if name not in but and not _finite(file.get_tensor(name))]  # noqa: SIM118
+    if bad:
+        raise ValueError(f"{path} holds NaN or infinity in {some(bad)}: it is damaged, or training diverged")
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return True
+    tensor = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # float8 has no isfinite
+    parts = tensor.flatten().split(AT_ONCE)
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    # A sum is several times faster than a look at each number, and is finite only if all of its numbers are.
+    return all(bool(part.sum(dtype=wide).isfinite() or part.isfinite().all()) for part in parts)
+
+
+def _compare(tensors: dict[str, Tensor], file: safe_open, path: Path) -> None:
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    stored = {name: tuple(of.get_shape()) for name, of in slices.items()}
+    kinds = {name: of.get_dtype() for name, of in slices.items()}
+    given = {_place(tensors[name]) for name in stored.keys() & tensors.keys()}
+    missing = [n for n, tensor in tensors.items() if n not in stored and _place(tensor) not in given]
+    extra = stored.keys() - tensors.keys()
+    both = [(n, t) for n, t in tensors.items() if n in stored]
+    unlike = [f"{n} is {stored[n]}, not {tuple(t.shape)}" for n, t in both if stored[n] != t.shape]
+    other = [f"{n} is {kinds[n]}, not {_kind(t)}" for n, t in both if not _convertible(kinds[n], _kind(t))]
+    if missing or extra or unlike or other:
+        faults = {
+            "missing": missing,
+            "not of this model": extra,
+            "of another shape": unlike,
+            "of another kind of number": other,
+        }
+        raise ValueError(
+            f"{path} holds a checkpoint whose classes don't match the model that its configuration describes: "
+            + "; ".join(f"{what}: {some(names)}" for what, names in faults.items() if names)
+            + ". Load it with the configuration and the version of anyvla that wrote it"
+        )
+
+
+def _convertible(stored: str, wanted: str) -> bool:
+    """Return whether a kind of number may fill another: the same, or both floats that models are trained in.
+
+    Integers in place of floats would load without an error and mean nothing, and nobody trains in float64.
+    """
+    return stored == wanted or {stored, wanted} <= {"F32", "BF16", "F16"}
+
+
+def _kind(tensor: Tensor) -> str:
+    return _KINDS.get(tensor.dtype, str(tensor.dtype))
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size]:
+    """The same for tied tensors, which are saved once. An empty tensor has no place of its own."""
+    return (tensor.data_ptr() if tensor.numel() else id(tensor)), tensor.shape
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+    """The first names of many, for a message."""
+    listed = sorted(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

@@ -1,0 +1,67 @@
+"""`anyvla data check PATH`: what is wrong with a data set; `--fix OUT` writes a clean copy, never in place."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from anyvla.cli import opening
+from anyvla.cli.common import Bar, console
+from anyvla.cli.console import Console
+
+_SHOWN = 40  # findings in the table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    opening.add_arguments(parser)
+    parser.add_argument("--frames", choices=("none", "sampled", "all"), default="sampled", help="which are decoded")
+    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    parser.add_argument(
+        "--fix",
+        type=Path,
+        metavar="OUT",
+        help="write a copy as LeRobot v3 without broken and duplicated episodes, its idle ends cut",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the findings. The exit status is 1 if there are errors and no clean copy was asked for."""
+    from anyvla.data.tools.quality import check
+
+    # a copy must say what its numbers mean
+    dataset = opening.viewed(options) if options.fix is None else opening.opened(options)
+    with Bar("check") as bar:
+        findings = check(dataset, frames=options.frames, progress=bar)
+    if options.json:
+        print(json.dumps([asdict(f) for f in findings], indent=1, ensure_ascii=False))
+    else:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("", "kind", "episode", "what", "what to do"):
+            table.add_column(heading)
+        for finding in findings[:_SHOWN]:
+            number = "all" if finding.episode is None else str(finding.episode)
+            table.add_row(finding.severity, finding.kind, number, finding.text, finding.mend)
+        if findings:
+            Console().print(table)
+        counts = Counter(f.severity for f in findings)
+        more = f" ({len(findings) - _SHOWN} more: --json lists all)" if len(findings) > _SHOWN else ""
+        print(f"{counts['error']} errors, {counts['warning']} warnings in {len(dataset)} episodes{more}")
+    errors = any(f.severity == "error" for f in findings)
+    if options.fix is None:
+        return int(errors)
+    from anyvla.cli.data.convert import converted
+    from anyvla.data.transforms.mended import Mended
+    from anyvla.files import durable
+
+    mended = Mended(dataset, findings)
+    converted(mended, options.fix)
+    done = json.dumps({"dropped": mended.dropped, "cut": mended.cut}, indent=1, ensure_ascii=False)
+    durable.write(options.fix / "meta/fixes.json", done)
+    console.print(f"{len(mended.dropped)} episodes left out, {len(mended.cut)} cut: {options.fix}")
+    return 0

@@ -1,0 +1,195 @@
+"""`anyvla data info PATH`: what a data set holds, whatever its format, and what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from rich.table import Table
+
+from anyvla.cli import opening
+from anyvla.cli.common import Bar
+from anyvla.cli.console import Console
+from anyvla.cli.data.statistics import statistics_table
+from anyvla.config import to_dict
+from anyvla.data.episode import EpisodeDataset
+from anyvla.data.tools.measured import readable
+from anyvla.files.documents import to_yaml
+from anyvla.text import clean_instruction
+
+if TYPE_CHECKING:
+    from anyvla.data.tools.proposal import Proposal
+
+_SHOWN = 5  # instructions, tasks and findings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    opening.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE.yaml",
+        help="write the embodiment there, ready for --source; proposed where the data does not declare one",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what the data set holds. Raises ValueError if the file to write exists, ConfigError as `opening`."""
+    from anyvla.data.tools.proposal import propose
+    from anyvla.data.tools.quality import check
+
+    if options.write is not None and options.write.exists():
+        raise ValueError(f"{options.write} exists already, perhaps with your answers: remove it or give another name")
+    looked = opening.looked_at(options)
+    dataset = looked.dataset
+    facts = describe(dataset)
+    with Bar("look") as bar:
+        findings = check(dataset, progress=bar)
+    unreadable = {f.episode: f.text for f in findings if f.kind == "damaged" and f.episode is not None}
+    if unreadable:
+        facts["unreadable"] = unreadable
+    counts = Counter(f"{f.severity}: {f.kind}" for f in findings)
+    facts["wrong"] = {"counts": dict(counts), "first": [vars(f) for f in findings[:_SHOWN]]}
+    facts["statistics"] = _statistics(dataset)
+    proposal = None
+    if looked.undeclared is not None:
+        with Bar("propose") as bar:
+            proposal = propose(dataset, looked.format, timed=looked.undeclared.timed, progress=bar)
+        facts["proposal"] = {"text": proposal.text, "check": proposal.questions}
+    if options.write is not None:
+        known = {"embodiment": to_dict(dataset.embodiment)}
+        text = proposal.text if proposal is not None else to_yaml(known)
+        options.write.write_text(text, encoding="utf-8")
+    if options.json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return 0
+    _show(facts, _argument_text(options))
+    if proposal is not None:
+        of = facts["statistics"]
+        if not isinstance(of, str):
+            Console().print(statistics_table(dataset.embodiment, of["action"], of["proprio"]))
+        _show_proposal(proposal, options)
+    return 0
+
+
+def _argument_text(options: argparse.Namespace) -> str:
+    """Return the arguments that open the same data in another command."""
+    named = {"--format": options.format, "--source": options.source}
+    return " ".join([shlex.quote(options.path), *(f"{k} {shlex.quote(str(v))}" for k, v in named.items() if v)])
+
+
+def _show(facts: Mapping[str, Any], data: str) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in facts.items():
+        if key not in ("statistics", "wrong", "proposal"):
+            table.add_row(key, _line(value))
+    if "unreadable" in facts:
+        table.add_row("", f"to train without: leave_out: [{', '.join(map(str, facts['unreadable']))}] in the source")
+    wrong = ", ".join(f"{name} ({n})" for name, n in facts["wrong"]["counts"].items())
+    table.add_row("wrong", f"{wrong}: anyvla data check {data}" if wrong else "nothing found")
+    statistics = facts["statistics"]
+    table.add_row("statistics", statistics if isinstance(statistics, str) else f"anyvla data statistics {data}")
+    Console().print(table)
+
+
+def _show_proposal(proposal: Proposal, options: argparse.Namespace) -> None:
+    """Print the proposal, or where it was written, and what to do with it."""
+    console = Console()
+    path, file = shlex.quote(options.path), options.write
+    if file is None:
+        console.print("\nThe data does not say what its numbers mean. A proposal:\n")
+        console.print(proposal.text, soft_wrap=True)
+        console.print(f"To keep it in a file: anyvla data info {path} --write robot.yaml", soft_wrap=True)
+        return
+    name = shlex.quote(str(file))
+    console.print(f"\nThe data does not say what its numbers mean. {file} holds a proposal.", soft_wrap=True)
+    questions = proposal.questions
+    if questions:
+        console.print(f"Answer its {len(questions)} lines marked CHECK:", soft_wrap=True)
+        for question in questions:
+            console.print(f"  {question}", soft_wrap=True)
+    keys = [{"path": options.path, "embodiment": str(file)}]
+    source = yaml.safe_dump(keys, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
+    console.print(
+        "Then use it:\n"
+        f"  anyvla data check {path} --source {name}      # does it contradict the numbers?\n"
+        f"  anyvla train RECIPE --data.sources {shlex.quote(source.strip())}\n"
+        f"In a recipe it is data.sources: the same two keys, path and embodiment.",
+        soft_wrap=True,
+    )
+
+
+def describe(dataset: EpisodeDataset) -> dict[str, Any]:
+    """Return the facts of a data set as JSON; reads no frame."""
+    robot, lengths = dataset.embodiment, dataset.lengths
+    if not len(lengths):
+        raise ValueError(f"{dataset.root} holds no episode")
+    tasks = Counter(clean_instruction(dataset.task(i)) for i in range(len(dataset)))
+    said, first = Counter[str](), None
+    for index in _some(len(dataset)):
+        episode = readable(dataset, index)
+        if episode is not None:
+            said.update(episode.instructions[:1] or ("",))
+            first = first or episode
+    if first is None:
+        first = dataset[0]  # says why it cannot be read
+    sizes = {c: "x".join(map(str, first.images[c].shape[1:3])) for c in robot.cameras}
+    hz = 1 / float(np.median(np.diff(first.timestamps))) if len(first) > 1 else robot.control_hz
+    return {
+        "path": str(dataset.root),
+        "made": dict(dataset.provenance),
+        "robot": robot.name,
+        "cameras": sizes,
+        "rate": {"declared_hz": robot.control_hz, "of_timestamps_hz": round(hz, 3)},
+        "episodes": len(lengths),
+        "steps": int(lengths.sum()),
+        "hours": round(float(lengths.sum()) / robot.control_hz / 3600, 3),
+        "length": {
+            "min": int(lengths.min()),
+            "median": float(np.median(lengths)),
+            "max": int(lengths.max()),
+        },
+        "columns": dict(getattr(dataset, "columns", {})),
+        **opening.declared(robot),
+        "tasks": {"different": len(tasks), "most": dict(tasks.most_common(_SHOWN))},
+        "instructions": {
+            "looked_at": sum(said.values()),
+            "different": len(said) - ("" in said),
+            "without": said[""],
+            "most": dict((said - Counter({"": said[""]})).most_common(_SHOWN)),
+        },
+        "fingerprint": dataset.fingerprint,
+    }
+
+
+def _some(count: int, most: int = 1000) -> list[int]:
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+
+
+def _statistics(dataset: EpisodeDataset) -> Any:
+    from anyvla.data.robot_statistics import statistics_of
+
+    try:
+        statistics = statistics_of(dataset)
+    except ValueError as error:
+        return f"none: {error}"
+    return {"action": statistics.action, "proprio": statistics.proprio}
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{k}: {_line(v) if not isinstance(v, dict) else _short(v)}" for k, v in value.items())
+    return str(value)
+
+
+def _short(value: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items())

@@ -1,0 +1,71 @@
+"""`anyvla data statistics PATH`: ranges, means and quantiles of every dim, and what normalisation does with them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from anyvla.cli import opening
+from anyvla.cli.common import Bar
+from anyvla.cli.console import Console
+from anyvla.robot.embodiment import Embodiment
+
+_COLUMNS = ("min", "q01", "mean", "std", "q99", "max")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    opening.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a table, or JSON. Raises ValueError for numbers that cannot be trained on."""
+    from anyvla.data.robot_statistics import statistics_of
+
+    dataset = opening.viewed(options)
+    with Bar("statistics") as bar:
+        statistics = statistics_of(dataset, progress=bar)
+    if options.json:
+        print(json.dumps({**vars(statistics), "action": statistics.action, "proprio": statistics.proprio}, indent=1))
+        return 0
+    Console().print(statistics_table(dataset.embodiment, statistics.action, statistics.proprio))
+    return 0
+
+
+def statistics_table(
+    robot: Embodiment, action: Mapping[str, Sequence[float]], proprio: Mapping[str, Sequence[float]]
+) -> Table:
+    """Return the table of every dim of a robot's actions and proprio."""
+    from anyvla.robot.ranges import constant_dims
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "group", "dim", *_COLUMNS, "worth a look"):
+        number = heading in _COLUMNS
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number or heading == "dim")
+    for name, space, of in (("action", robot.action, action), ("proprio", robot.proprio, proprio)):
+        constant = constant_dims(space, of)
+        for group, place in zip(space.groups, space.slices().values(), strict=True):
+            for dim in range(place.start, place.stop):
+                values = {key: of[key][dim] for key in (*_COLUMNS, "low", "high")}
+                note = "" if group.kind == "gripper" else remark(values, constant[dim])
+                own = group.names[dim - place.start] if group.names else str(dim - place.start)
+                table.add_row(name, group.name, own, *(f"{values[k]:.4g}" for k in _COLUMNS), note)
+    return table
+
+
+def remark(values: dict[str, float], constant: bool) -> str:
+    """Return what is worth a look in the statistics of a dim; "" if nothing is."""
+    if constant:
+        return "never varies"
+    if (values["low"], values["high"]) != (values["q01"], values["q99"]):
+        return f"rests; scaled by {values['low']:.4g} to {values['high']:.4g}"
+    inner, outer = values["q99"] - values["q01"], values["max"] - values["min"]
+    if outer > 10 * inner:
+        return (
+            f"outliers: q01 to q99 is {inner / outer:.1%} of the range; quantile clips them, minmax squeezes the rest"
+        )
+    return ""

@@ -1,0 +1,147 @@
+"""`anyvla doctor`: what this machine can do, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from rich.table import Table
+from rich.text import Text
+
+from anyvla.cli.console import Console
+from anyvla_sim.workers.trial import TrialFailed, trial
+
+GL_PACKAGES = "sudo apt-get install -y libegl1 libgl1-mesa-dri libgles2 libosmesa6"
+EXTRAS = {
+    "metaworld": ("metaworld", "mujoco"),
+    "gym": ("gymnasium",),
+    "libero": ("robosuite", "bddl"),
+    "lora": ("peft",),
+    "quantize": ("bitsandbytes",),
+    "diffusion": ("diffusers",),
+    "vq": ("vector_quantize_pytorch",),
+    "dev": ("pytest", "hypothesis", "ruff", "mypy"),
+}
+_RENDER = """
+import mujoco
+
+from anyvla.cli.console import Console
+
+context = mujoco.GLContext(16, 16)
+context.make_current()
+mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    state: Literal["ok", "missing", "note"]
+    found: str
+    mend: str = ""
+
+
+def main(argv: list[str]) -> int:
+    """Print the findings; the exit status is 1 if something is missing that the quickstart needs."""
+    if argv[:1] == ["backbone"]:
+        from anyvla.cli.doctor import backbone as doctor_backbone
+
+        return doctor_backbone.main(argv[1:])
+    parser = argparse.ArgumentParser(
+        prog="anyvla doctor",
+        description=__doc__,
+        epilog="`anyvla doctor backbone FOLDER_OR_ID` examines a vision-language model instead.",
+    )
+    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    options = parser.parse_args(argv)
+    findings = [*_machine(), *_packages(), *_extras(), _rendering(), _video()]
+    if options.json:
+        print(json.dumps([asdict(f) for f in findings], indent=1))
+    else:
+        table = Table("", "what", "found", "to mend it", box=None, pad_edge=False)
+        colours = {"ok": "green", "missing": "red", "note": "yellow"}
+        for f in findings:
+            table.add_row(Text(f.state, colours[f.state]), f.what, f.found, f.mend)
+        Console().print(table)
+    return 1 if any(f.state == "missing" for f in findings) else 0
+
+
+def _machine() -> list[Finding]:
+    import torch
+
+    from anyvla.training.loop import pick_device, pick_precision
+
+    memory, disk = psutil.virtual_memory().total / 2**30, shutil.disk_usage(Path.cwd()).free / 2**30
+    version = sys.version_info[:2]
+    right = (3, 11) <= version <= (3, 13)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    bf16 = pick_precision("auto", pick_device("auto")) == torch.bfloat16
+    return [
+        Finding(
+            "python",
+            "ok" if right else "missing",
+            platform.python_version(),
+            "" if right else "use Python 3.11 to 3.13",
+        ),
+        Finding(
+            "cores", "ok", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+        ),
+        Finding(
+            "memory", "ok" if memory >= 4 else "note", f"{memory:.0f} GiB", "" if memory >= 4 else "quickstart: 4 GB"
+        ),
+        Finding("free disk here", "ok" if disk >= 2 else "note", f"{disk:.0f} GiB", "" if disk >= 2 else "free 2 GiB"),
+        Finding("GPU", "ok" if gpus else "note", ", ".join(gpus) or "none: training runs on the CPU"),
+        Finding("bfloat16 units", "ok" if bf16 else "note", "yes" if bf16 else "no: precision auto is float32"),
+    ]
+
+
+def _packages() -> list[Finding]:
+    return [Finding(name, "ok", metadata.version(name)) for name in ("anyvla", "torch", "transformers")]
+
+
+def _extras() -> list[Finding]:
+    findings = []
+    for extra, modules in EXTRAS.items():
+        lacking = [m for m in modules if importlib.util.find_spec(m) is None]
+        needed: Literal["missing", "note"] = "missing" if extra == "metaworld" else "note"
+        findings.append(
+            Finding(
+                f"extra {extra}",
+                needed if lacking else "ok",
+                f"lacks {', '.join(lacking)}" if lacking else ", ".join(f"{m} {metadata.version(m)}" for m in modules),
+                f'pip install "anyvla[{extra}]"' if lacking else "",
+            )
+        )
+    return findings
+
+
+def _rendering() -> Finding:
+    """Try each backend in a process of its own: a broken driver may take its process down."""
+    if importlib.util.find_spec("mujoco") is None:
+        return Finding("rendering", "note", "not tried: mujoco is not installed")
+    wanted = os.environ.get("MUJOCO_GL")
+    for backend in [wanted] if wanted else ["egl", "osmesa"]:
+        with contextlib.suppress(TrialFailed):
+            trial(_RENDER, os.environ | {"MUJOCO_GL": backend})
+            return Finding("rendering", "ok", f"MUJOCO_GL={backend}")
+    return Finding("rendering", "missing", "neither EGL nor OSMesa gives MuJoCo a GL context", GL_PACKAGES)
+
+
+def _video() -> Finding:
+    import av
+
+    able = "libx264" in av.codecs_available
+    return Finding("video", "ok" if able else "missing", f"PyAV {av.__version__}", "" if able else "pip install -U av")

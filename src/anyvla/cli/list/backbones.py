@@ -1,0 +1,85 @@
+"""`anyvla list backbones`: the registered backbones, and the families of models that `auto` reads.
+
+What was measured comes from the packaged results, so that listing imports neither torch nor transformers; only what
+third parties registered is imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+from rich.table import Table
+
+from anyvla.backbones.families.measured import Measured, matrix
+from anyvla.cli.console import Console
+from anyvla.registry import backbones
+
+# `anyvla.backbones.base`, which imports torch, explains them.
+CAPABILITIES = ("interleave", "block_mask", "continue", "cache", "keys_values", "lm_head")
+
+
+def show(as_json: bool) -> int:
+    """Print one row per backbone and family."""
+    rows = [*_registered(), *_families()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    table = Table("name", *(c.replace("_", " ") for c in CAPABILITIES), "tested", "notes", box=None, pad_edge=False)
+    shown = [row for row in rows if row["kind"] == "backbone" or row["tested"]]
+    for row in shown:
+        name = row["name"] if row["kind"] == "backbone" else f"  {row['name']}"
+        known = row["capabilities"] is not None
+        able = (("yes" if c in row["capabilities"] else "-") if known else "?" for c in CAPABILITIES)
+        table.add_row(name, *able, "yes" if row["tested"] else "-", row["notes"])
+    Console().print(table)
+    print(
+        f"\nIndented: families that `auto` reads, tested with transformers {matrix().versions['transformers']}. It may "
+        f"read {len(rows) - len(shown)} more model types that\nno test covers (--json names them): "
+        "`anyvla doctor backbone FOLDER_OR_ID` tells."
+    )
+    return 0
+
+
+def _row(kind: str, measured: Measured) -> dict[str, Any]:
+    failed = f"failed: {', '.join(measured.failed)}" if measured.failed else ""
+    return {
+        "kind": kind,
+        "name": measured.name,
+        "class": measured.model_class,
+        "capabilities": measured.capabilities,
+        "tested": bool(measured.checks),
+        "transformers": matrix().versions["transformers"] if measured.checks else None,
+        "notes": "; ".join(filter(None, (failed, measured.note))),
+    }
+
+
+def _registered() -> list[dict[str, Any]]:
+    known = matrix().backbones
+    rows = [_row("backbone", known[name]) if name in known else _stranger(name) for name in backbones]
+    for row in rows:
+        if row["name"] == "auto":  # what its families are
+            row |= {"tested": bool(matrix().families), "transformers": matrix().versions["transformers"]}
+    return rows
+
+
+def _stranger(name: str) -> dict[str, Any]:
+    """A backbone that came with another package."""
+    blank = {"kind": "backbone", "name": name, "class": "", "capabilities": None, "tested": False, "transformers": None}
+    try:
+        target = backbones[name]
+    except (ImportError, AttributeError) as error:
+        return blank | {"notes": f"cannot be imported: {error}"}
+    declared = getattr(target, "capabilities", None)
+    notes = (inspect.getdoc(target) or "").partition("\n")[0]
+    able = sorted(declared) if isinstance(declared, frozenset) else None
+    return blank | {"class": target.__name__, "capabilities": able, "notes": notes}
+
+
+def _families() -> list[dict[str, Any]]:
+    rows = [_row("family", measured) for measured in matrix().families.values()]
+    for model_type, model_class in matrix().untried.items():
+        blank = {"kind": "family", "name": model_type, "class": model_class, "capabilities": None, "tested": False}
+        rows.append(blank | {"transformers": None, "notes": "not tried; run anyvla doctor backbone"})
+    return rows

@@ -1,0 +1,114 @@
+"""Arrays out of `.npz` files, with errors that say which file and which key."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from anyvla.data.formats.arrays.npy import FAULTS, Head, read_array, read_head
+from anyvla.files.inside import regular
+
+# A member may unpack to so many bytes without asking, or to so many times its packed size: black frames of an hour.
+_FREE_BYTES, _RATIO = 256 << 20, 100
+_FAULTS = (*FAULTS, zipfile.BadZipFile, zlib.error, RuntimeError)  # zipfile raises RuntimeError for locked members
+
+
+def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Return some or all arrays of a file; only those are unpacked. Raise ValueError that names file and key."""
+    with _open(path) as archive:
+        there = _names(archive)
+        names = there if keys is None else list(keys)
+        missing = [k for k in names if k not in there]
+        if missing:
+            raise ValueError(f"{path} has no key {missing[0]!r}; it has {', '.join(there) or 'none'}")
+        return {k: _array(archive, path, k) for k in names}
+
+
+def keys_of(path: Path) -> list[str]:
+    """Return the names of the arrays, without reading them. Raise ValueError that names the file."""
+    with _open(path) as archive:
+        return _names(archive)
+
+
+def head_of(path: Path, key: str) -> Head:
+    """Return shape and type of one array; only its head is read. Raises ValueError that names the file and the key."""
+    with _open(path) as archive:
+        if key not in _names(archive):
+            raise ValueError(f"{path} has no key {key!r}; it has {', '.join(_names(archive)) or 'none'}")
+        try:
+            with _member(archive, key) as (file, _):
+                return read_head(file)
+        except _FAULTS as error:
+            raise ValueError(f"{path}, key {key!r}: {error}; copy the file again") from None
+
+
+def shape_of(path: Path, key: str) -> tuple[int, ...]:
+    """Return the shape of one array; see `head_of`."""
+    return head_of(path, key).shape
+
+
+class Place(NamedTuple):
+    """The place of the numbers of an array in the file."""
+
+    offset: int
+    dtype: np.dtype
+
+
+def place_of(path: Path, key: str) -> Place | None:
+    """Return where the numbers of an array begin, and their type; None if they cannot be read in place."""
+    with _open(path) as archive:
+        try:
+            with _member(archive, key) as (file, info):
+                head = read_head(file)
+                inside = file.tell()
+            if info.compress_type != zipfile.ZIP_STORED or head.fortran or head.dtype.hasobject:
+                return None
+            with path.open("rb") as raw:  # the local head is 30 bytes, a name and an extra field (PKZIP APPNOTE 4.3.7)
+                raw.seek(info.header_offset + 26)
+                name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))
+        except _FAULTS as error:
+            raise ValueError(f"{path}, key {key!r} cannot be read ({error}); copy the file again") from None
+    return Place(info.header_offset + 30 + name + extra + inside, head.dtype)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        archive = zipfile.ZipFile(regular(path))
+    except FileNotFoundError:
+        raise ValueError(f"there is no {path}; copy the data set again") from None
+    except _FAULTS as error:
+        raise ValueError(f"{path} cannot be read as .npz ({error}); copy it again") from None
+    with archive:
+        yield archive
+
+
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+@contextmanager
+def _member(archive: zipfile.ZipFile, key: str) -> Iterator[tuple[IO[bytes], zipfile.ZipInfo]]:
+    """Open one member. Raise ValueError if it would unpack to much more than the file can hold."""
+    info = archive.getinfo(f"{key}.npy")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is packed in a way that numpy does not use")
+    most = info.compress_size if info.compress_type == zipfile.ZIP_STORED else _RATIO * info.compress_size
+    if info.file_size > max(_FREE_BYTES, most):
+        raise ValueError(f"its {info.compress_size} bytes promise to become {info.file_size}")
+    with archive.open(info) as file:
+        yield file, info
+
+
+def _array(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
+    try:
+        with _member(archive, key) as (file, info):
+            return read_array(file, info.file_size)
+    except _FAULTS as error:
+        raise ValueError(f"{path}, key {key!r}: {error}; copy the file again, or write it without objects") from None

@@ -1,0 +1,181 @@
+"""Stand-ins for numpy's arrays, types and scalars in a pickle, and the real arrays that are made of them.
+
+No type of numpy is reachable from the pickle, since the state that a pickle gives to a real type or array can describe
+memory that is not there. A stand-in takes a simple type, a byte order and a shape; the real array is made here, when
+its size is known to be that of the bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from anyvla.data.formats.arrays.pickle_opcodes import Built, RefusedError, key
+
+_SIMPLE = re.compile(r"b1|i[1248]|u[1248]|f[248]|c8|c16|O[48]?|[SU]\d{1,9}")
+_COPIES = 4  # times the file: a pickle can name one part many times, and ask for a copy each time
+
+
+class NumpyKind:
+    """Stands for `numpy.ndarray` as the kind of array that `_reconstruct` is asked for."""
+
+
+class NumpyType(Built):
+    """Stands for a simple `numpy.dtype`."""
+
+    def __init__(self, code: str, *flags: Any) -> None:
+        if type(code) is not str or not _SIMPLE.fullmatch(code):
+            raise RefusedError(f"wants an array of type {code!r}, not of numbers or text")
+        self.code, self.order = code, "="
+
+    def build(self, state: Any) -> None:
+        """Take the byte order and nothing else: the rest of a state describes records and metadata."""
+        if type(state) is not tuple or len(state) < 5 or state[1] not in ("<", ">", "=", "|"):
+            raise ValueError("an array has a damaged type")
+        if any(part is not None for part in state[2:5]):
+            raise RefusedError("wants an array of records, not of numbers or text")
+        self.order = state[1]
+
+    @property
+    def objects(self) -> bool:
+        """Return whether the elements are Python objects."""
+        return self.code[0] == "O"
+
+    def real(self) -> np.dtype:
+        """Return the numpy type. Raise ValueError if the elements are objects."""
+        if self.objects:
+            raise ValueError("an array or a scalar holds objects where it promises numbers")
+        return np.dtype(self.order + self.code)
+
+
+class NumpyArray(Built):
+    """Stands for a `numpy.ndarray`, until its state says what it holds: an array of numbers, or a list of objects."""
+
+    def __init__(self, as_bytes: Callable[[Any], bytes]) -> None:
+        self._as_bytes = as_bytes
+        self.value: np.ndarray | list[Any] | None = None
+        self._shape: tuple[int, ...] = ()
+        self._fortran = False
+
+    def build(self, state: Any) -> None:
+        """Take shape, type and contents. Raise ValueError if they do not fit together."""
+        if type(state) is not tuple or len(state) != 5 or type(state[2]) is not NumpyType:
+            raise ValueError("an array has a damaged state")
+        _, shape, kind, fortran, contents = state
+        self._shape, self._fortran = _checked(shape), bool(fortran)
+        if not kind.objects:
+            self.value = _numbers(self._as_bytes(contents), kind.real(), self._shape, self._fortran)
+        elif type(contents) is list and len(contents) == math.prod(self._shape):
+            self.value = contents
+        else:
+            raise ValueError(f"an array promises objects of shape {self._shape} and holds others")
+
+    def of_objects(self, objects: list[Any]) -> np.ndarray:
+        """Return the real array of these objects."""
+        array = np.empty(len(objects), object)
+        for i, value in enumerate(objects):
+            array[i] = value
+        return array.reshape(self._shape, order="F" if self._fortran else "C")
+
+
+def table(size: int) -> dict[tuple[str, str], Callable[..., Any]]:
+    """Return the functions that a pickle of `size` bytes may name."""
+    copies = _Copies(_COPIES * size)
+    return {
+        ("numpy", "ndarray"): NumpyKind,
+        ("numpy", "dtype"): NumpyType,
+        ("_codecs", "encode"): copies.as_bytes,  # how protocol 2 writes bytes
+        **{
+            (f"numpy.{core}.{module}", name): target
+            for core in ("core", "_core")
+            for module, name, target in (
+                ("multiarray", "_reconstruct", copies.empty),
+                ("multiarray", "scalar", copies.scalar),
+                ("numeric", "_frombuffer", copies.from_buffer),
+            )
+        },
+        **{
+            (module, name): target
+            for module in ("builtins", "__builtin__")
+            for name, target in (
+                ("set", copies.members),
+                ("frozenset", lambda members=(): frozenset(copies.members(members))),
+                ("complex", lambda real, imaginary: complex(float(real), float(imaginary))),
+                ("bytes", lambda: b""),
+                ("bytearray", lambda data=b"", encoding="latin-1": bytearray(copies.as_bytes(data, encoding))),
+            )
+        },
+    }
+
+
+class _Copies:
+    """The functions that copy a part of a pickle. All of them together copy `most` elements."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def as_bytes(self, data: Any, encoding: str = "latin1") -> bytes:
+        if encoding not in ("latin1", "latin-1"):
+            raise ValueError(f"bytes are written as {encoding!r}")
+        if type(data) in (bytes, bytearray):
+            return data
+        if type(data) is not str:
+            raise ValueError(f"a {type(data).__name__} where bytes are expected")
+        self._spend(len(data))
+        return data.encode("latin1")
+
+    def members(self, members: Any = ()) -> set[Any]:
+        if type(members) not in (list, tuple):
+            raise ValueError(f"a set is made of a {type(members).__name__}")
+        self._spend(len(members))
+        return {key(member) for member in members}
+
+    def empty(self, kind: Any, shape: Any, code: Any) -> NumpyArray:
+        if getattr(kind, "target", None) is not NumpyKind:
+            raise ValueError("an array of an unknown kind")
+        return NumpyArray(self.as_bytes)
+
+    def scalar(self, kind: Any, data: Any = b"") -> Any:
+        if type(kind) is not NumpyType:
+            raise ValueError("a scalar of an unknown type")
+        if not data:  # an empty text
+            return np.zeros((), kind.real())[()] if kind.code in ("S0", "U0") else _numbers(b"", kind.real(), (), False)
+        return _numbers(self.as_bytes(data), kind.real(), (), False)[()]
+
+    def from_buffer(self, data: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
+        if type(kind) is not NumpyType or order not in ("C", "F"):
+            raise ValueError("an array of an unknown type")
+        return _numbers(self.as_bytes(data), kind.real(), _checked(shape), order == "F")
+
+    def _spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise RefusedError("copies its parts too often")
+
+
+def _checked(shape: Any) -> tuple[int, ...]:
+    if type(shape) is not tuple or len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
+        raise ValueError("an array has a damaged shape")
+    return shape
+
+
+def _numbers(data: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
+    """Return a read-only array over the bytes, which are not copied."""
+    promised = math.prod(shape) * dtype.itemsize
+    if not dtype.itemsize:
+        raise ValueError("an array holds texts of no length")
+    if len(data) != promised:
+        raise ValueError(f"an array promises {promised} bytes ({dtype} {shape}) and holds {len(data)}")
+    if not promised:
+        return np.zeros(shape, dtype)
+    flat = np.frombuffer(data, dtype)
+    flat.flags.writeable = False
+    if dtype.kind == "U":
+        codes = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.byteorder))
+        if np.any((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))):
+            raise ValueError("an array of text holds numbers that are no characters")
+    return flat.reshape(shape, order="F" if fortran else "C")

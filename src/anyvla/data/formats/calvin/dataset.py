@@ -1,0 +1,294 @@
+"""CALVIN (arXiv 2112.03227): play data of a Panda arm in four rooms, a file per step, sentences for parts of it.
+
+Read in place: `training/` and `validation/` with `episode_0000001.npz`, ... . The layout is that of mees/calvin
+(dataset/README.md), what the numbers mean that of mees/calvin_env (robot.py, utils.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+from pydantic.dataclasses import dataclass as config_dataclass
+
+from anyvla.config import STRICT, to_dict
+from anyvla.data import fingerprints, stored
+from anyvla.data.episode import Episode, Frames, conventions, steady
+from anyvla.data.formats.arrays.npz import keys_of, load_arrays, shape_of
+from anyvla.data.formats.calvin.index import Segment, annotated, in_scenes, listed, played
+from anyvla.data.formats.lost import report_empty, report_lost
+from anyvla.data.formats.vectors import check_real
+from anyvla.files.inside import inside
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.rotations import compose, inverse, quaternions, written
+from anyvla.robot.space import ActionSpace, Group
+
+HZ = 30.0
+Actions = Literal["relative", "motion", "world"]
+
+
+@config_dataclass(frozen=True, kw_only=True, config=STRICT)
+class CalvinConfig:
+    """How a CALVIN folder is read."""
+
+    split: Literal["training", "validation"] = "training"
+    segments: Literal["annotated", "play"] = "annotated"  # play: whole recordings, without words
+    scenes: tuple[Literal["A", "B", "C", "D"], ...] = ()  # only these; (): all that are there
+    # relative: rel_actions, as the benchmark wants them; world: actions, the pose to reach; motion: rel_actions with
+    # the turn as a rotation (axis-angle, axes of the base), for mixing with other robots
+    actions: Actions = "relative"
+    list: Path | None = None  # a file of segments: only these, as in the few-shot study of RoboVLMs
+    annotations: str = "lang_annotations"  # the folder in the split; lang_clip_ViTB32, ... hold the same sentences
+
+
+class CalvinDataset:
+    """CALVIN: a folder of steps, or one split of it.
+
+    Relative actions are differences of the tool's pose in the axes of the WORLD, x 50 (positions) and x 20 (Euler
+    angles, each on its own), clipped to +-1; the gripper is -1 closed, 1 open. Raises ValueError with the way out for
+    a folder that lacks an index, a scene or a camera.
+    """
+
+    Config = CalvinConfig
+
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        """A split, or a folder with one."""
+        return any((folder / "ep_start_end_ids.npy").is_file() for folder in (root, *(root / s for s in _SPLITS)))
+
+    def __init__(self, config: CalvinConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
+        self.root, self.config = Path(root), config
+        own_split = (self.root / "ep_start_end_ids.npy").is_file()
+        self._split = self.root if own_split else self.root / config.split
+        if not (self._split / "ep_start_end_ids.npy").is_file():
+            raise ValueError(f"{self._split} has no ep_start_end_ids.npy: no split of CALVIN, or not copied whole")
+        found = annotated(self._split, config.annotations) if config.segments == "annotated" else played(self._split)
+        found = in_scenes(found, self._split, config.scenes)
+        if config.list is not None:
+            wanted = listed(config.list)
+            found = [s for s in found if (s.start, s.end) in wanted]
+        if not found:
+            raise ValueError(f"{self._split} has no segment that is asked for ({json.dumps(to_dict(config))})")
+        empty = [s for s in found if s.start == s.end]
+        report_empty(self._split, [f"{s.start} ({s.task})" for s in empty])
+        self._segments = [self._with_files(s) for s in found if s.start < s.end]
+        self.lost = {i: s.fault for i, s in enumerate(self._segments) if s.fault}
+        report_lost(self._split, self.lost, len(self._segments))
+        first = self._path(next(s.start for s in self._segments if not s.fault))
+        self.embodiment = embodiment or calvin_embodiment(config.actions, _cameras(first))
+        self._names: dict[int, str] = {}  # under which blocks of numbers are kept
+        self._shapes = {c: _image_shape(first, c) for c in self.embodiment.cameras}
+        for what, space, size in (("action", self.embodiment.action, 7), ("proprio", self.embodiment.proprio, 15)):
+            if space.size != size:
+                raise ValueError(f"the {what} of CALVIN has {size} dims, that of {self.embodiment.name!r} {space.size}")
+        self.lengths: Int64[np.ndarray, "E"] = np.array([s.end - s.start for s in self._segments], np.int64)
+        self.provenance: dict[str, Any] = {
+            "format": "calvin",
+            "split": self._split.name if own_split else config.split,
+            "segments": config.segments,
+            "scenes": sorted({s.scene for s in found} - {""}),
+            "actions": config.actions,
+        }
+
+    def __len__(self) -> int:
+        return len(self._segments)
+
+    def task(self, index: int) -> str:
+        """Its task as CALVIN names it ("open_drawer"); "" for play."""
+        self._check(index)
+        return self._segments[index].task
+
+    def __getitem__(self, index: int) -> Episode:
+        """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
+        self._check(index)
+        segment = self._segments[index]
+        if segment.fault:
+            raise ValueError(f"episode {index}: {segment.fault}")
+        length = segment.end - segment.start
+        where = f"{self._split}, steps {segment.start} to {segment.end - 1}"
+        try:
+            rows = self._rows(segment.start, segment.end)
+        except ValueError as error:
+            raise ValueError(f"episode {index}: {error}") from None
+        extra = {"task": segment.task, "scene": segment.scene, "first_step": segment.start}
+        return Episode(
+            embodiment=self.embodiment,
+            images={
+                camera: StepFrames(self._split, segment.start, (length, *size, 3), f"rgb_{camera}", index)
+                for camera, size in self._shapes.items()
+            },
+            proprio=np.ascontiguousarray(rows[:, _STATE]),
+            actions=self._actions(rows),
+            instructions=(segment.instruction,) if segment.instruction else (),
+            timestamps=steady(length, HZ),
+            provenance=where,
+            extra={k: v for k, v in extra.items() if v != ""},
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `EpisodeDataset`."""
+        names = ("ep_start_end_ids.npy", "scene_info.npy", f"{self.config.annotations}/auto_lang_ann.npy")
+        files = [p for p in (self._split / name for name in names) if p.is_file()]
+        files += [p for step in self._steps.tolist() if (p := self._path(step)).is_file()]
+        segments = [[s.start, s.end, s.task, s.instruction] for s in self._segments]
+        return fingerprints.of_many(self._split, files, json.dumps([segments, self._meaning()], sort_keys=True))
+
+    def _meaning(self) -> Any:
+        return [conventions(self.embodiment), self.config.actions]
+
+    def _actions(self, rows: Float32[np.ndarray, "T K"]) -> Float32[np.ndarray, "T 7"]:
+        actions = rows[:, _WORLD if self.config.actions == "world" else _RELATIVE].copy()
+        if self.config.actions == "motion":
+            now = rows[:, _STATE][:, 3:6].astype(np.float64)
+            goal = now + actions[:, 3:6] / 20
+            turn = compose(quaternions(goal, "euler"), inverse(quaternions(now, "euler")))
+            actions[:, 3:6] = written(turn, "axis_angle") * 20
+        return actions
+
+    @cached_property
+    def _steps(self) -> Int64[np.ndarray, "S"]:
+        """Every step of an episode, once, in order."""
+        sound = [s for s in self._segments if not s.fault]
+        used = np.zeros(max(s.end for s in sound), bool)
+        for s in sound:
+            used[s.start : s.end] = True
+        return np.flatnonzero(used)
+
+    def _rows(self, start: int, end: int) -> Float32[np.ndarray, "T K"]:
+        """The numbers of steps start .. end - 1; opening a file a step is slow, so blocks of them are kept."""
+        first = int(np.searchsorted(self._steps, start))
+        last = first + end - start
+        blocks = range(first // _BLOCK, (last - 1) // _BLOCK + 1)
+        try:
+            rows = np.concatenate([self._block(b) for b in blocks])
+        except (ValueError, OSError):  # perhaps for a step of another segment
+            return np.stack([self._numbers(step) for step in range(start, end)])
+        return rows[first - blocks[0] * _BLOCK : last - blocks[0] * _BLOCK]
+
+    def _block(self, number: int) -> Float32[np.ndarray, "S K"]:
+        steps = self._steps[number * _BLOCK : (number + 1) * _BLOCK].tolist()
+        if number not in self._names:  # once, as the fingerprint: an open data set is as it was when it was read
+            self._names[number] = fingerprints.state(self._split, [self._path(step) for step in steps], "float32")
+        name = self._names[number]
+        if (known := stored.read("calvin", name)) is not None:
+            return np.frombuffer(known, np.float32).reshape(-1, _WIDTH)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            rows = np.stack(list(pool.map(self._numbers, steps)))
+        stored.keep("calvin", name, rows.tobytes())
+        return rows
+
+    def _numbers(self, step: int) -> Float32[np.ndarray, "K"]:
+        path = self._path(step)
+        found = load_arrays(path, _KEYS)
+        for key, size in _KEYS.items():
+            check_real(found[key].dtype, f"{path}, key {key!r}")
+            if found[key].shape != (size,):
+                raise ValueError(f"{path}, key {key!r}: expected {size} numbers, found shape {found[key].shape}")
+        return np.concatenate([found[key] for key in _KEYS]).astype(np.float32)
+
+    def _with_files(self, segment: Segment) -> Segment:
+        """Return the segment, with a fault if its first or last step has no file."""
+        missing = [p for s in (segment.start, segment.end - 1) if not (p := self._path(s)).is_file()]
+        if segment.fault or not missing:
+            return segment
+        steps = f"steps {segment.start} to {segment.end - 1} ({segment.task or 'play'})"
+        return replace(segment, fault=f"{steps}: there is no {missing[0]}; correct the index, or copy the file again")
+
+    def _path(self, step: int) -> Path:
+        return _step_file(self._split, step)
+
+    def _check(self, index: int) -> None:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
+
+
+class StepFrames(Frames):
+    """Frames that lie one in a file: only the files asked for are opened."""
+
+    def __init__(self, folder: Path, start: int, shape: tuple[int, int, int, int], key: str, episode: int) -> None:
+        self.shape, self._folder, self._start, self._key, self._episode = shape, folder, start, key, episode
+
+    def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
+        """See `Frames`."""
+        return np.stack([self._frame(step) for step in steps])
+
+    def _frame(self, step: int) -> UInt8[np.ndarray, "H W 3"]:
+        path = _step_file(self._folder, self._start + step)
+        try:
+            frame = load_arrays(path, [self._key])[self._key]
+        except ValueError as error:
+            raise ValueError(f"episode {self._episode}, step {step}: {error}") from None
+        if frame.shape != self.shape[1:] or frame.dtype != np.uint8:
+            raise ValueError(
+                f"episode {self._episode}, step {step}: {path}, key {self._key!r} is {frame.dtype} {frame.shape}; "
+                f"the first step has uint8 {self.shape[1:]}"
+            )
+        return frame
+
+
+def calvin_embodiment(actions: Actions, cameras: Sequence[str] = ("static", "gripper")) -> Embodiment:
+    """CALVIN's Panda arm. Proprio: `robot_obs` (15)."""
+    gripper = Group(name="gripper", size=1, kind="gripper", low=-1, high=1, open=1)
+    moves: tuple[Group, ...]
+    if actions == "world":
+        moves = _POSE
+    else:
+        position = Group(
+            name="position", size=3, kind="position", mode="delta", low=-1, high=1, unit="0.02 m", frame="base"
+        )
+        # a difference of Euler angles is no rotation: only `motion` can be written in another convention
+        turn: dict[str, Any] = {"name": "rotation", "size": 3, "kind": "rotation", "mode": "delta", "unit": "0.05 rad"}
+        turn |= {"rotation": "axis_angle", "frame": "base"} if actions == "motion" else {"low": -1, "high": 1}
+        moves = (position, Group(**turn))
+    return Embodiment(
+        name="calvin_panda",
+        cameras=tuple(cameras),
+        proprio=ActionSpace(
+            groups=(
+                *_POSE,
+                Group(name="gripper", size=1, kind="gripper", low=0, high=0.08, open=0.08, unit="m"),  # its width
+                Group(name="joints", size=7, kind="joints", unit="rad"),
+                Group(name="gripper_command", size=1, kind="gripper", low=-1, high=1, open=1),  # the last one given
+            )
+        ),
+        action=ActionSpace(groups=(*moves, gripper)),
+        control_hz=HZ,
+    )
+
+
+_POSE = (
+    Group(name="position", size=3, kind="position", unit="m", frame="base"),
+    Group(name="rotation", size=3, kind="rotation", rotation="euler", unit="rad", frame="base"),
+)
+_SPLITS = ("training", "validation")
+_KEYS = {"rel_actions": 7, "actions": 7, "robot_obs": 15}
+_RELATIVE, _WORLD, _STATE = slice(0, 7), slice(7, 14), slice(14, 29)
+_WIDTH = 29
+_BLOCK = 512  # steps whose numbers are read and kept together: 59 kB, under a second of reading
+_THREADS = 8
+
+
+def _step_file(split: Path, step: int) -> Path:
+    return inside(split, f"episode_{step:07d}.npz")
+
+
+def _cameras(path: Path) -> list[str]:
+    """The cameras of colour that a step file has; tactile images have six channels and are none."""
+    known = {"static": 0, "gripper": 1}
+    found = [k.removeprefix("rgb_") for k in keys_of(path) if k.startswith("rgb_") and shape_of(path, k)[2:] == (3,)]
+    return sorted(found, key=lambda name: (known.get(name, 2), name))
+
+
+def _image_shape(path: Path, camera: str) -> tuple[int, int]:
+    shape = shape_of(path, f"rgb_{camera}")
+    if len(shape) != 3 or shape[2] != 3:
+        raise ValueError(f"{path}: rgb_{camera} has shape {shape}, which is no RGB image")
+    return shape[0], shape[1]

@@ -1,0 +1,152 @@
+"""What the index files of a CALVIN split say: which steps make an episode, what is said of it, in which scene.
+
+Steps are numbers of files. In `ep_start_end_ids.npy` and `scene_info.npy` the last step counts in; in the language
+annotations it does not: the annotator writes (start, start + length), and CALVIN's own loader stops one before the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyvla.data.formats.arrays.npy import load_array
+from anyvla.data.formats.arrays.safe_pickle import load_objects
+from anyvla.data.formats.json_records import read_json_text
+from anyvla.files.documents import parse_json
+from anyvla.files.inside import inside
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One episode: steps start .. end - 1."""
+
+    start: int
+    end: int
+    scene: str = ""  # "A" .. "D"; "": not known
+    task: str = ""  # "open_drawer"
+    instruction: str = ""
+    fault: str = ""  # why it cannot be read
+
+
+def annotated(split: Path, annotations: str) -> list[Segment]:
+    """The segments that have words; those that cannot be read have a fault.
+
+    Raises ValueError that names the file for annotations that do not fit together.
+    """
+    path = next((p for p in (split / annotations / _ANNOTATIONS, split / _ANNOTATIONS) if p.is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"{split} has no {annotations}/{_ANNOTATIONS}; copy it again, or read the play data without words "
+            "(segments: play)"
+        )
+    found = load_objects(inside(split, path.relative_to(split).as_posix()))
+    try:
+        words, tasks, places = found["language"]["ann"], found["language"]["task"], found["info"]["indx"]
+        counts = len(words), len(tasks), len(places)
+    except (KeyError, TypeError, IndexError):
+        raise ValueError(f"{path} does not hold language.ann, language.task and info.indx, as CALVIN's do") from None
+    if len(set(counts)) > 1:
+        raise ValueError(f"{path}: {counts[0]} sentences, {counts[1]} tasks and {counts[2]} segments; expected equal")
+    out = []
+    for i, (place, task, text) in enumerate(zip(places, tasks, words, strict=True)):
+        where = f"{path}, annotation {i}"
+        try:
+            start, end = _steps(place, where)
+            if start > end:
+                raise ValueError(f"{where}: steps {start} to {end} are no segment")
+            out.append(Segment(start, end, task=_sentence(task, where), instruction=_sentence(text, where)))
+        except ValueError as error:
+            out.append(Segment(0, 1, fault=str(error)))
+    return _some_sound(out)
+
+
+def played(split: Path) -> list[Segment]:
+    """The recordings as a whole, minutes long, without words."""
+    path = split / "ep_start_end_ids.npy"
+    ranges = load_array(inside(split, path.name))
+    if ranges.ndim != 2 or ranges.shape[1] != 2 or ranges.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path}: expected rows of a first and a last step, found {ranges.dtype} of shape {ranges.shape}"
+        )
+    segments = []
+    for i, pair in enumerate(ranges):
+        try:
+            start, last = _steps(pair, f"{path}, row {i}")
+            if start > last:
+                raise ValueError(f"{path}, row {i}: steps {start} to {last} are no recording")
+            segments.append(Segment(start, last + 1))
+        except ValueError as error:
+            segments.append(Segment(0, 1, fault=str(error)))
+    return _some_sound(segments)
+
+
+def in_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...]) -> list[Segment]:
+    """The segments with their scene; only those in `wanted`, if it names any."""
+    path = split / "scene_info.npy"
+    if not path.is_file():
+        if wanted:
+            raise ValueError(f"{split} has no scene_info.npy, so scenes {', '.join(wanted)} cannot be told apart")
+        return segments
+    found = load_objects(inside(split, path.name))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected first and last step by the name of the scene")
+    ranges = {
+        str(name).removeprefix("calvin_scene_"): _steps(pair, f"{path}, {name!r}") for name, pair in found.items()
+    }
+    absent = [w for w in wanted if w not in ranges]
+    if absent:
+        raise ValueError(f"{path} has no scene {absent[0]}; it has {', '.join(ranges)}")
+    named = [replace(s, scene=_scene(s.start, ranges)) for s in segments]
+    return [s for s in named if not wanted or s.scene in wanted]
+
+
+def listed(path: Path) -> set[tuple[int, int]]:
+    """Segments by first step and end, out of a list: JSON pairs, by task or not; or lines of "number start end".
+
+    Both are how RoboVLMs (arXiv 2412.14058) writes its lists: `10_shot_task_data.json` and `data_name_list.txt`.
+    """
+    try:
+        text = read_json_text(path)
+        if path.suffix == ".json":
+            found: Any = parse_json(text, str(path))
+            pairs = [p for group in found.values() for p in group] if isinstance(found, dict) else found
+        else:
+            pairs = [line.split()[-2:] for line in text.splitlines() if line.strip()]
+        return {(int(start), int(end)) for start, end in pairs}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no list of segments: expected [[start, end], ...] as JSON ({error})") from None
+
+
+_ANNOTATIONS = "auto_lang_ann.npy"
+_STEPS = 10_000_000  # names of files have seven digits
+
+
+def _scene(step: int, ranges: dict[str, tuple[int, int]]) -> str:
+    return next((name for name, (first, last) in ranges.items() if first <= step <= last), "")
+
+
+def _some_sound(segments: list[Segment]) -> list[Segment]:
+    """Return the segments. Raises ValueError if none of them can be read."""
+    if segments and all(s.fault for s in segments):
+        raise ValueError(segments[0].fault)
+    return segments
+
+
+def _steps(pair: Any, where: str) -> tuple[int, int]:
+    try:
+        first, second = pair
+        if int(first) != first or int(second) != second or not first >= 0 or not second < _STEPS:
+            raise ValueError
+        return int(first), int(second)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{where}: expected a first and a last step, numbers of 0 to {_STEPS}") from None
+
+
+def _sentence(text: Any, where: str) -> str:
+    one = text if isinstance(text, str) or not isinstance(text, list | tuple | np.ndarray) else next(iter(text), "")
+    if not isinstance(one, str):
+        raise ValueError(f"{where}: expected a text, found a {type(one).__name__}")
+    return one.strip()

@@ -1,0 +1,88 @@
+"""Frames in HDF5 files: arrays with the channels last or first, or an encoded image of each step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from pydantic.dataclasses import dataclass
+
+from anyvla.config import STRICT
+from anyvla.data.episode import Frames
+from anyvla.data.formats.hdf5.file import array, reading
+from anyvla.data.formats.pictures import as_rgb, check_array, decode
+
+# How images become upright. flip: top and bottom change places; turn: by 180 degrees.
+Orientation = Literal["recorded", "flip", "turn"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Storage:
+    """How images are stored, as far as the file does not say it."""
+
+    channels: Literal["last", "first"] = "last"
+    colors: Literal["rgb", "bgr"] = "rgb"
+    upright: Orientation = "recorded"
+
+
+class Hdf5Frames(Frames):
+    """Frames of one data set: only the rows asked for are read.
+
+    The data set holds images, (T, H, W, C) or (T, C, H, W), or encoded images, (T,) of byte strings or (T, L) of padded
+    bytes. `rows`: the row of each step; None: all of them, in order.
+    """
+
+    def __init__(
+        self, path: Path, key: str, where: str, storage: Storage | None = None, rows: np.ndarray | None = None
+    ) -> None:
+        self._path, self._key, self._where = path, key, f"{where}: {key}"
+        self._storage, self._rows = storage or Storage(), rows
+        found = array(path, key)
+        self._encoded = encoded(found)
+        length = len(found) if rows is None else len(rows)
+        if self._encoded:
+            height, width = self._image(found[0 if rows is None else int(rows[0])], 0).shape[:2] if length else (1, 1)
+        else:
+            if found.ndim != 4:
+                raise ValueError(f"{self._where} is {found.dtype} {found.shape}, expected uint8 (T, H, W, 3)")
+            shape = found.shape[1:] if self._storage.channels == "last" else (*found.shape[2:], found.shape[1])
+            if shape[-1] not in (1, 3, 4) and found.shape[1] in (1, 3):
+                raise ValueError(f"{self._where} is {found.shape}: declare channels: first in its format")
+            check_array(found.dtype, shape, self._where)
+            height, width = shape[:2]
+        self.shape = (length, height, width, 3)
+
+    def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
+        """See `Frames`."""
+        rows = np.asarray(steps) if self._rows is None else self._rows[steps]
+        wanted, place = np.unique(rows, return_inverse=True)  # HDF5 reads rows in order, each once
+        found = array(self._path, self._key)
+        whole = len(wanted) == wanted[-1] - wanted[0] + 1
+        with reading(self._path, f"{self._where}: {self._key}"):
+            raw = found[wanted[0] : wanted[-1] + 1] if whole else [found[int(i)] for i in wanted]
+        return np.stack([self._image(image, int(row)) for image, row in zip(raw, wanted, strict=True)])[
+            place.reshape(-1)
+        ]
+
+    def _image(self, raw: Any, row: int) -> UInt8[np.ndarray, "H W 3"]:
+        where = f"{self._where}, row {row}"
+        if self._encoded:
+            image = decode(raw.tobytes() if isinstance(raw, np.ndarray) else bytes(raw), where)
+        else:
+            image = as_rgb(raw, where, channels_first=self._storage.channels == "first")
+        image = image[..., ::-1] if self._storage.colors == "bgr" else image
+        turned = {"recorded": image, "flip": image[::-1], "turn": image[::-1, ::-1]}[self._storage.upright]
+        if hasattr(self, "shape") and turned.shape != self.shape[1:]:
+            raise ValueError(f"{where} is {turned.shape[0]}x{turned.shape[1]}, others {self.shape[1]}x{self.shape[2]}")
+        return turned
+
+
+def encoded(found: Any) -> bool:
+    """Return whether a data set holds an encoded image for each step: byte strings, or rows of padded bytes."""
+    import h5py
+
+    kind = h5py.check_vlen_dtype(found.dtype)
+    strings = found.dtype.kind == "S" or h5py.check_string_dtype(found.dtype) is not None or kind in (np.uint8, np.int8)
+    return (found.ndim == 1 and strings) or (found.ndim == 2 and found.dtype == np.uint8)

@@ -1,0 +1,128 @@
+"""Finds the actions, the proprio and the cameras of an episode in an HDF5 file: by declaration or by known layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass as config_dataclass
+
+from anyvla.config import STRICT
+from anyvla.data.formats.hdf5.file import SUFFIXES, arrays_below, has
+from anyvla.data.formats.hdf5.frames import Orientation, encoded
+from anyvla.registry import nearest
+
+
+@config_dataclass(frozen=True, kw_only=True, config=STRICT)
+class Hdf5Config:
+    """How HDF5 files of any layout are read. Keys are those below an episode: observations/qpos."""
+
+    episodes: str = ""  # the group whose groups are one episode each ("data"); "": each file is one episode
+    actions: tuple[str, ...] = ()  # joined in this order; (): those of a known layout
+    proprio: tuple[str, ...] | None = None  # joined in this order; None: those of a known layout, or none
+    cameras: Mapping[str, str] | None = None  # camera -> key; None: every array of images
+    instruction: str = ""  # the sentence of all episodes
+    instruction_key: str = ""  # an array or an attribute of each episode that holds its sentence
+    channels: Literal["last", "first"] = "last"  # first: images are (T, C, H, W)
+    # None: rgb, or that of a known layout. bgr: images whose RGB was encoded by OpenCV, which takes it for BGR
+    colors: Literal["rgb", "bgr"] | None = None
+    images: Orientation = "recorded"
+    # the action of a step is recorded so many steps later (None: 0, or that of a known layout); the last steps go
+    ahead: int | None = Field(default=None, ge=0, le=100)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The keys of an episode, all of them known."""
+
+    actions: tuple[str, ...]
+    proprio: tuple[str, ...]
+    cameras: dict[str, str]
+    colors: Literal["rgb", "bgr"]
+    ahead: int
+    robot: str  # by the layout, for a proposal of what the numbers mean
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A layout of a project. It is recognised by its keys."""
+
+    robot: str
+    actions: str
+    proprio: str
+    colors: Literal["rgb", "bgr"] = "rgb"
+    ahead: int = 0
+
+
+# ALOHA: github.com/tonyzhaozh/act, record_sim_episodes.py. RoboTwin: github.com/RoboTwin-Platform/RoboTwin. Its files
+# hold the joints of the moment only; the action is the joints of the next step, as in its own training code.
+_KNOWN = (
+    _Known("aloha", "action", "observations/qpos"),
+    _Known("robotwin", "joint_action/vector", "joint_action/vector", "bgr", 1),
+)
+_PICTURE_NAMES = ("rgb", "image", "color", "images")  # last parts of a key that do not name the camera
+
+
+def is_episode(path: Path) -> bool:
+    """Return whether a file is named as the projects name files of one episode: episode_0.hdf5, episode12.hdf5."""
+    return path.suffix in SUFFIXES and path.stem.removeprefix("episode").lstrip("_-").isdigit() and path.stem[0] == "e"
+
+
+def layout_of(config: Hdf5Config, path: Path, episode: str) -> Layout:
+    """Return the keys of an episode. Raise ValueError that says what to declare if they are not known."""
+    found = arrays_below(path, episode)
+    known = next((k for k in _KNOWN if k.actions in found and k.proprio in found), None)
+    actions = config.actions or ((known.actions,) if known else ())
+    proprio = config.proprio if config.proprio is not None else ((known.proprio,) if known else ())
+    if not actions:
+        raise ValueError(not_declared(path))
+    for key in (*actions, *proprio, *(config.cameras or {}).values()):
+        if key not in found and not has(path, f"{episode}/{key}"):
+            raise ValueError(f"{path} has no {key!r}{_in(episode)}: {nearest(key, list(found) or ['nothing'])}")
+    cameras = dict(config.cameras) if config.cameras is not None else _cameras(found, config.channels)
+    return Layout(
+        actions=actions,
+        proprio=proprio,
+        cameras=cameras,
+        colors=config.colors or (known.colors if known else "rgb"),
+        ahead=config.ahead if config.ahead is not None else known.ahead if known else 0,
+        robot=known.robot if known else "robot",
+    )
+
+
+def not_declared(path: Path) -> str:
+    """Return the error for a file of a layout that is not known: one line that says what to declare, with its names."""
+    found = arrays_below(path, "")
+    names = ", ".join(f"{name} {list(value.shape or ())}" for name, value in list(found.items())[:12])
+    return (
+        f"{path} is of no layout that is known (robomimic, LIBERO, ALOHA, RoboTwin): declare where its numbers are, as "
+        "in format: {name: hdf5, episodes: GROUP, actions: [KEY], proprio: [KEY], cameras: {NAME: KEY}}, without "
+        f"episodes if a file is one episode; it holds {names or 'no arrays'}{' and more' if len(found) > 12 else ''}"
+    )
+
+
+def _in(episode: str) -> str:
+    return f" in {episode}" if episode else ""
+
+
+def _cameras(found: Mapping[str, Any], channels: str) -> dict[str, str]:
+    """Return the arrays that hold images of colour, by the name of the camera."""
+    keys = [key for key, value in found.items() if "depth" not in key.lower() and _is_image(value, channels)]
+    short = {key: _camera(key) for key in keys}
+    unique = len(set(short.values())) == len(keys)
+    return {short[key] if unique else key: key for key in keys}
+
+
+def _is_image(value: Any, channels: str) -> bool:
+    if value.ndim == 4:
+        return value.dtype == np.uint8 and value.shape[3 if channels == "last" else 1] in (1, 3, 4)
+    return encoded(value) and (value.ndim == 2 or len(value) > 1)
+
+
+def _camera(key: str) -> str:
+    *before, last = key.split("/")
+    return before[-1] if before and last.lower() in _PICTURE_NAMES else last

@@ -1,0 +1,208 @@
+"""Reads a LeRobot v3.0 dataset in place: `meta/` says where in `data/*.parquet` and `videos/*.mp4` each episode lies.
+
+Datasets written by anyvla carry their embodiment in `info.json`; for any other the caller declares it, because
+LeRobot does not say what the numbers of an action mean.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float64, Int64
+
+from anyvla.data.formats.lerobot.frames import Span
+from anyvla.data.formats.lerobot.info import OWN_KEY
+from anyvla.data.formats.lerobot.kept import kept
+from anyvla.data.formats.lerobot.locations import Claims, find_rows, wrong_spans
+from anyvla.data.formats.lerobot.paths import PathTemplate
+from anyvla.data.formats.lerobot.reader import Columns, LeRobotReader
+from anyvla.data.formats.listing import files_in
+from anyvla.data.formats.parquet import naming, open_parquet
+from anyvla.files.inside import inside, listed
+
+VERSION = "v3.0"
+_NUMBERS = ("chunk_index", "file_index")
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+TASKS_PATH = "meta/tasks.parquet"
+EXTRA = f"{OWN_KEY}/extra"  # columns of the table of episodes that LeRobot does not have
+INSTRUCTIONS = f"{OWN_KEY}/instructions"
+_LARGE = 32 << 20  # bytes of the table of episodes from which on its columns are kept in the cache
+
+_Seconds = Float64[np.ndarray, "E"]
+# Files; the file of each episode; where it begins, and where the next one does; where each file's first one begins.
+_Spans = tuple[list[Path], Int64[np.ndarray, "E"], _Seconds, _Seconds, Float64[np.ndarray, "F"]]
+
+
+class LeRobotDataset(LeRobotReader):
+    """LeRobot v3.0: files of many episodes, a table of episodes in `meta/episodes`; see `LeRobotReader`."""
+
+    FORMAT: ClassVar[str] = "lerobot"
+    VERSIONS: ClassVar[tuple[str, ...]] = (VERSION,)
+
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        """`meta/info.json` without the tables of v2; also a dataset still being written, to say so."""
+        if root.name.endswith(".partial") and (root / "provenance.json").is_file():
+            return True
+        return (root / "meta/info.json").is_file() and not (root / "meta/episodes.jsonl").is_file()
+
+    def _read_columns(self) -> Columns:
+        table = self._read_table()
+        count = len(table)
+        if count != self._info.facts["total_episodes"]:
+            raise ValueError(
+                f"{self.root} is incomplete: info.json counts {self._info.facts['total_episodes']} episodes, "
+                f"meta/episodes lists {count}; copy the dataset again"
+            )
+        length, number = _numbers(table, "length"), _numbers(table, "episode_index")
+        files, file = self._files_of(table, "data", PathTemplate(self.root, self._info.facts, "data_path", _NUMBERS))
+        self._data = files
+        self._rows = find_rows(Claims(files, file, _numbers(table, "dataset_from_index"), length, number))
+        self._lost_at |= self._rows.lost
+        self._videos = {}
+        for key in self._keys.values():
+            if self._info.features[key]["dtype"] == "video":
+                self._videos[key] = self._read_spans(table, key, length / self._info.fps)
+        self._tasks_by_number()  # whether it can be read
+        self._notes = {
+            name: table[name].combine_chunks() for name in (EXTRA, INSTRUCTIONS) if name in table.column_names
+        }
+        unknown = pa.chunked_array([pa.nulls(count, pa.list_(pa.string()))])
+        codes, tasks = self._code_tasks(table["tasks"] if "tasks" in table.column_names else unknown)
+        return Columns(
+            number=number,
+            begin=np.zeros(count, np.int64),
+            length=length,
+            task=codes,
+            tasks=tasks,
+            at=np.arange(count),
+        )
+
+    def _read_spans(self, table: pa.Table, key: str, seconds: Float64[np.ndarray, "E"]) -> _Spans:
+        """Return where each episode is in the videos of a camera. Episodes that cannot be there are lost."""
+        place = f"videos/{key}"
+        template = PathTemplate(self.root, self._info.facts, "video_path", ("video_key", *_NUMBERS))
+        files, file = self._files_of(table, place, template, video_key=key)
+        begin = _seconds(table, f"{place}/from_timestamp")
+        end = f"{place}/to_timestamp"
+        ends = _seconds(table, end) if end in table.column_names else None
+        lost = wrong_spans(files, file, begin, ends, seconds, 1 / self._info.fps)
+        self._lost_at |= {at: text for at, text in lost.items() if at not in self._lost_at}
+        right = np.array([at not in lost for at in range(len(file))], bool)
+        first = np.full(len(files), np.inf)
+        np.fmin.at(first, file, begin)  # a missing begin is NaN
+        return files, file, begin, _next_begins(np.where(right, file, -1), begin), first
+
+    def _read_table(self) -> pa.Table:
+        """The columns of the table of episodes that are used, in the order of the episodes."""
+        paths = listed(self.root, files_in(self.root / "meta/episodes", "*/*.parquet"))
+        if not paths:
+            raise ValueError(f"{self.root} is incomplete: meta/episodes holds no parquet file; copy the dataset again")
+        places = [f"videos/{k}" for k in self._keys.values() if self._info.features[k]["dtype"] == "video"]
+        needed = ["episode_index", "length", "dataset_from_index"]
+        needed += [f"{place}/{name}" for place in ("data", *places) for name in ("chunk_index", "file_index")]
+        needed += [f"{place}/from_timestamp" for place in places]
+        wanted = ["tasks", EXTRA, INSTRUCTIONS, *(f"{place}/to_timestamp" for place in places)]
+        if sum(path.stat().st_size for path in paths) > _LARGE:  # LeRobot's many row groups take seconds to read
+            table = kept(self.root, paths, json.dumps([needed, wanted]), lambda: _join(paths, needed, wanted))
+        else:
+            table = _join(paths, needed, wanted)
+        order = table["episode_index"].to_numpy()
+        return table if np.all(np.diff(order) > 0) else table.take(np.argsort(order, kind="stable"))
+
+    def _files_of(
+        self, table: pa.Table, place: str, template: PathTemplate, **names: str
+    ) -> tuple[list[Path], np.ndarray]:
+        """The files that hold the episodes, and the place in that list of each episode's."""
+        chunk, file = (_numbers(table, f"{place}/{name}_index") for name in ("chunk", "file"))
+        pairs, inverse = np.unique(np.stack([chunk, file], axis=1), axis=0, return_inverse=True)
+        paths = [inside(self.root, template.path(chunk_index=int(c), file_index=int(f), **names)) for c, f in pairs]
+        return paths, inverse.reshape(-1)
+
+    def _rows_at(self, index: int) -> tuple[Path, int]:
+        at = self._columns.at[index]
+        return self._data[self._rows.file[at]], int(self._rows.row[at])
+
+    def _check_rows(self, index: int) -> None:
+        """Accept the file: the rows of all its episodes were counted when the index was read."""
+
+    def _video_at(self, index: int, key: str) -> Span:
+        at = self._columns.at[index]
+        files, file, begin, until, first = self._videos[key]
+        return Span(files[file[at]], float(begin[at]), float(until[at]), float(first[file[at]]))
+
+    def _own(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+        at = int(self._columns.at[index])
+        found = {name: column[at].as_py() for name, column in self._notes.items()}
+        instructions, where = found.get(INSTRUCTIONS), f"{self.root}/meta/episodes, row {at}"
+        try:
+            extra = json.loads(found.get(EXTRA) or "{}")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{where}: {EXTRA} is no JSON ({error}); copy the dataset again") from None
+        texts = [] if instructions is None else instructions
+        if not isinstance(extra, dict) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{where}: {EXTRA} or {INSTRUCTIONS} is of another type; copy the dataset again")
+        return extra, None if instructions is None else tuple(texts)
+
+    def _tasks_by_number(self) -> dict[int, str]:
+        path = inside(self.root, TASKS_PATH)
+        if not path.is_file():
+            raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")
+        with naming(path):
+            table = open_parquet(path).read()
+        text = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+        named = [n for n in ("task", "__index_level_0__", *text) if n in text]  # the index of a pandas frame
+        if not named or not any(f.name == "task_index" and pa.types.is_integer(f.type) for f in table.schema):
+            raise ValueError(
+                f"{path} has the columns {', '.join(table.column_names)}; expected whole numbers task_index and "
+                "the text task: write it again with both"
+            )
+        texts = [text or "" for text in table[named[0]].to_pylist()]
+        return dict(zip(_numbers(table, "task_index").tolist(), texts, strict=True))
+
+
+def _join(paths: list[Path], needed: list[str], wanted: list[str]) -> pa.Table:
+    """Return the columns that are needed, and those that are wanted where they are, of all files."""
+    tables = []
+    for path in paths:
+        with naming(path):
+            file = open_parquet(path)
+            there = set(file.schema_arrow.names)
+            missing = [name for name in needed if name not in there]
+            if missing:
+                raise ValueError(f"{path} has no column {missing[0]!r}; copy the dataset again")
+            tables.append(file.read(columns=needed + [name for name in wanted if name in there]))
+            file.close()
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def _next_begins(file: Int64[np.ndarray, "E"], begin: Float64[np.ndarray, "E"]) -> Float64[np.ndarray, "E"]:
+    """Return where the next episode begins in the file of each episode; inf of the last one."""
+    order = np.lexsort((begin, file))
+    files, begins = file[order], begin[order]
+    first = np.flatnonzero(np.append(True, (np.diff(files) != 0) | (np.diff(begins) > 0)))  # several may share a place
+    of = np.searchsorted(first, np.arange(len(begin)), side="right")
+    after = np.append(first, len(begin) - 1)[of]
+    out = np.full(len(begin), np.inf)
+    out[order] = np.where((files[after] == files) & (begins[after] > begins), begins[after], np.inf)
+    return out
+
+
+def _numbers(table: pa.Table, name: str) -> Int64[np.ndarray, "E"]:
+    """Return a column of whole numbers; -1 where it has none. Raises ValueError for a column of another type."""
+    values = _seconds(table, name)
+    return np.where(np.isfinite(values), values, -1).astype(np.int64)
+
+
+def _seconds(table: pa.Table, name: str) -> Float64[np.ndarray, "E"]:
+    """Return a column of numbers; NaN where it has none. Raises ValueError for a column of another type."""
+    column = table[name]
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise ValueError(f"meta, column {name!r}: expected numbers, found {column.type}; correct it")
+    return column.to_numpy().astype(np.float64)

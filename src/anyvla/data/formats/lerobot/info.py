@@ -1,0 +1,255 @@
+"""`meta/info.json` of a LeRobot dataset of any version: what it holds, and whether a declared embodiment fits it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from anyvla.config import build
+from anyvla.data.formats.json_records import read_json_text
+from anyvla.data.formats.lerobot.facts import check_facts
+from anyvla.data.undeclared import UndeclaredError, plain_embodiment
+from anyvla.files.inside import inside
+from anyvla.registry import nearest
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.space import ActionSpace
+
+OWN_KEY = "anyvla"  # what anyvla alone knows, in info.json and as a prefix of columns; LeRobot ignores it
+TIME = "anyvla.timestamp"  # a feature, where steps are not at a constant rate: LeRobot's own timestamps always are
+CAMERA_PREFIX = "observation.images."
+_READERS = {"v2.0": "lerobot_v2", "v2.1": "lerobot_v2", "v3.0": "lerobot"}  # version -> name of the format
+_CODECS = {"libsvtav1": "av1", "libx264": "h264", "libx265": "hevc", "h265": "hevc", "avc1": "h264", "hvc1": "hevc"}
+Features = str | tuple[str, ...]  # a feature, or several that are joined in this order
+# Where data sets that other programs converted keep proprio and actions.
+_STATES: tuple[Features, ...] = (
+    "observation.state",
+    "state",
+    "observation.qpos",
+    "qpos",
+    ("observation.joint_position", "observation.gripper_position"),
+    ("joint_position", "gripper_position"),
+    "observation.joint_position",
+    "joint_position",
+)
+_ACTIONS: tuple[Features, ...] = ("action", "actions")
+
+
+class Info:
+    """Raises ValueError with the way out for a folder that holds no dataset, a half written or a damaged one."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.facts = _read(root)
+        check_facts(self.facts, f"{root}/meta/info.json")
+        self.version = _version(self.facts.get("codebase_version", "unknown"))
+        self.fps = float(self.facts["fps"])
+        self.features: Mapping[str, Any] = self.facts["features"]
+        self.own: Mapping[str, Any] = self.facts.get(OWN_KEY, {})
+
+    def check_version(self, *read: str) -> None:
+        """Raises ValueError if this is none of the versions that the reader knows."""
+        if self.version not in read:
+            way_out = (
+                f"declare format: {{name: {_READERS[self.version]}}}, or leave it out"
+                if self.version in _READERS
+                else f"versions {', '.join(_READERS)} are read; convert it with the scripts that come with lerobot"
+            )
+            raise ValueError(f"{self.root} is a LeRobot dataset of version {self.version}, not {read[-1]}: {way_out}")
+
+    def embodiment(self, format: str, state: Features, action: Features) -> Embodiment:
+        """Return what the dataset itself says. Raises UndeclaredError if it says nothing."""
+        if "embodiment" not in self.own:
+            raise self._undeclared(format, state, action)
+        return build(Embodiment, self.own["embodiment"], where=f"{self.root}/meta/info.json, embodiment")
+
+    def _undeclared(self, format: str, state: Features, action: Features) -> UndeclaredError:
+        """Return the error with an embodiment of no meaning. Raises ValueError if no feature looks like an action."""
+        keys = {"state": self._vectors(state, _STATES), "action": self._vectors(action, _ACTIONS)}
+        if not keys["action"]:
+            self._check_size(action, ActionSpace(groups=()), "action")
+        dims = {part: self._dims(found) for part, found in keys.items()}
+        options = {
+            part: found[0] if len(found) == 1 else list(found)
+            for part, found in keys.items()
+            if found and found not in (joined(state), joined(action))
+        }
+        name = str(self.facts.get("robot_type") or "robot")
+        plain = plain_embodiment(name, list(self.cameras()), self.fps, dims["state"], dims["action"])
+        return UndeclaredError(self.root, plain, {"name": format, **options} if options else {})
+
+    def _dims(self, keys: Sequence[str]) -> dict[str, int | Sequence[str]]:
+        return {key: dim_names(self.features[key]) or int(self.features[key]["shape"][0]) for key in keys}
+
+    def _vectors(self, asked: Features, usual: Sequence[Features]) -> tuple[str, ...]:
+        """Return the features asked for if all are vectors of numbers, else the first usual one, else its parts.
+
+        DROID keeps `action.joint_position`, `action.gripper_position` and more in place of `action`.
+        """
+        for keys in (joined(asked), *map(joined, usual)):
+            if all(self.is_vector(key) for key in keys):
+                return keys
+        for whole in (key for key in usual if isinstance(key, str)):
+            parts = tuple(key for key in self.features if key.startswith(f"{whole}.") and self.is_vector(key))
+            joints = tuple(key for key in parts if key.endswith((".joint_position", ".gripper_position")))
+            if parts:
+                return joints if len(joints) == 2 else parts
+        return ()
+
+    def is_vector(self, key: str) -> bool:
+        """Return whether a feature is a vector of numbers."""
+        feature = self.features.get(key) or {}
+        return len(feature.get("shape") or []) == 1 and str(feature.get("dtype")).startswith(("float", "int"))
+
+    def size(self, key: str) -> int:
+        """Return how many numbers a feature has in each step, which `check` found to be a vector."""
+        return int(self.features[key]["shape"][0])
+
+    def check(self, embodiment: Embodiment, state: Features, action: Features) -> None:
+        """Raises ValueError that says what of the embodiment does not fit the features."""
+        if abs(embodiment.control_hz / self.fps - 1) > 0.01:
+            raise ValueError(
+                f"{self.root} was recorded at {self.fps:g} steps per second, the embodiment declares control_hz="
+                f"{embodiment.control_hz:g}: declare the rate of the data"
+            )
+        self._check_size(action, embodiment.action, "action")
+        if embodiment.proprio.size:  # none: the data may have no state, or it is not wanted
+            self._check_size(state, embodiment.proprio, "state")
+
+    def named(self, embodiment: Embodiment, state: Features, action: Features) -> Embodiment:
+        """Return the embodiment with the names that the features give to dims, where it has none."""
+        return replace(
+            embodiment,
+            proprio=embodiment.proprio.named(self._names(state)),
+            action=embodiment.action.named(self._names(action)),
+        )
+
+    def _names(self, keys: Features) -> list[str]:
+        return [name for key in joined(keys) for name in dim_names(self.features.get(key) or {})]
+
+    def camera_key(self, name: str) -> str:
+        """The feature of a camera: its name as it is, or without LeRobot's prefix."""
+        for key in (CAMERA_PREFIX + name, f"observation.{name}", name):
+            if key in self.features and self.features[key]["dtype"] in ("video", "image"):
+                return key
+        known = list(self.cameras())
+        raise ValueError(
+            f"{self.root} has no camera {name!r}: {nearest(name, known) if known else 'it holds no videos or images'}"
+        )
+
+    def cameras(self) -> dict[str, str]:
+        """Camera name -> feature, of all that show colour."""
+        found = {}
+        for key, feature in self.features.items():
+            facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
+            if feature["dtype"] in ("video", "image") and not facts.get("video.is_depth_map"):
+                found[key.removeprefix(CAMERA_PREFIX).removeprefix("observation.")] = key
+        return found
+
+    def codec(self, key: str) -> str | None:
+        """Return the codec that the videos of a camera are said to have, by FFmpeg's name; None if it is not said."""
+        feature = self.features[key]
+        facts = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+        said = facts.get("video.codec")
+        return None if said is None else _CODECS.get(str(said), str(said))
+
+    def columns(self) -> dict[str, str]:
+        """Return what each feature is, in a line for people."""
+        return {key: _told(feature) for key, feature in self.features.items()}
+
+    def image_size(self, key: str) -> tuple[int, int]:
+        """(H, W) of a camera's frames."""
+        feature = self.features[key]
+        shape = [int(n) for n in feature["shape"]]
+        names = [str(n).rstrip("s") for n in feature.get("names") or []]
+        if len(shape) == 3 and "height" in names and "width" in names:
+            return shape[names.index("height")], shape[names.index("width")]
+        if len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3):
+            return shape[1], shape[2]
+        if len(shape) != 3:
+            raise ValueError(f"{self.root}/meta/info.json: {key!r} has shape {shape}, an image has three dims")
+        return shape[0], shape[1]
+
+    def _check_size(self, keys: Features, space: ActionSpace, option: str) -> None:
+        sizes = []
+        for key in joined(keys):
+            feature = self.features.get(key)
+            if feature is None:
+                vectors = [k for k in self.features if self.is_vector(k)]
+                known = nearest(key, vectors) if vectors else "it holds no vectors"
+                raise ValueError(
+                    f"{self.root} has no feature {key!r}: {known}; say which it is, as in format: {{name: "
+                    f"{_READERS.get(self.version, 'lerobot')}, {option}: NAME}}, or {option}: [NAME, NAME] for several "
+                    "that are joined"
+                )
+            if len(feature["shape"]) != 1:
+                raise ValueError(f"{self.root}: {key!r} has shape {list(feature['shape'])}, a vector has one dim")
+            sizes.append(self.size(key))
+        if sum(sizes) != space.size:
+            names = ", ".join(map(repr, joined(keys))) or f"{option}: []"
+            raise ValueError(f"{self.root}: {names} has shape {sizes}, the embodiment declares {space.size} dims")
+
+
+def joined(keys: Features) -> tuple[str, ...]:
+    """Return the features that make a vector, one after another."""
+    return (keys,) if isinstance(keys, str) else tuple(keys)
+
+
+def dim_names(feature: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of a vector's dims, in any of the ways that LeRobot data writes them; none if they do not fit.
+
+    A list, a list of lists, a map of a title to a list ({"motors": [...]}, {"axes": [...]}), or of a name to its place.
+    """
+    names = feature.get("names")
+    if isinstance(names, Mapping) and names and all(isinstance(v, int) for v in names.values()):
+        names = [name for name, _ in sorted(names.items(), key=lambda pair: pair[1])]
+    found = list(_flat(names))
+    shape = list(feature.get("shape") or [])
+    fits = len(shape) == 1 and len(found) == shape[0] and all(isinstance(n, str) and n.strip() for n in found)
+    return tuple(found) if fits else ()
+
+
+def _told(feature: Mapping[str, Any]) -> str:
+    shape = "x".join(map(str, feature.get("shape") or []))
+    facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
+    parts = [str(feature.get("dtype")), shape, *(str(facts[k]) for k in ("video.codec", "video.fps") if k in facts)]
+    names = dim_names(feature)
+    return " ".join(p for p in parts if p) + (f": {', '.join(names)}" if names else "")
+
+
+def _flat(names: Any) -> Iterator[Any]:
+    if not isinstance(names, list | tuple | Mapping):
+        yield names
+        return
+    for value in names.values() if isinstance(names, Mapping) else names:
+        yield from _flat(value)
+
+
+def _version(said: Any) -> str:
+    """Return "v2.1" of "v2.1", "2.1", 2.1 and "2.1.0"."""
+    found = re.fullmatch(r"[vV]?(\d+\.\d+)(\.\d+)*", str(said).strip())
+    return f"v{found[1]}" if found else str(said)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file. Raises ValueError that names it if it is damaged."""
+    try:
+        return json.loads(read_json_text(path))
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
+        raise ValueError(f"{path} is damaged ({error}); copy the dataset again") from None
+
+
+def _read(root: Path) -> dict[str, Any]:
+    if root.name.endswith(".partial"):
+        raise ValueError(f"{root} is a dataset still being written: run the same command to finish it")
+    path = root / "meta/info.json"
+    if not path.is_file():
+        if root.with_name(root.name + ".partial").is_dir():
+            raise ValueError(f"{root} is half written ({root.name}.partial exists): run the same command to finish it")
+        if not root.is_dir():
+            raise ValueError(f"there is no dataset at {root}: no such folder")
+        raise ValueError(f"{root} is not a LeRobot dataset, or half written: it has no meta/info.json")
+    return read_json(inside(root, "meta/info.json"))

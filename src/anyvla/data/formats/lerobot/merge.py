@@ -1,0 +1,227 @@
+"""Merges staged episodes into the LeRobot v3.0 layout: rows, joined videos, episode table, tasks, statistics, info.
+
+What lies where follows LeRobot's own writer, so that its readers find every file and column; what only anyvla knows
+stands under the key `anyvla` of `info.json` and in columns with that prefix.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anyvla.data.episode import steady
+from anyvla.data.formats import video
+from anyvla.data.formats.lerobot.dataset import (
+    DATA_PATH,
+    EPISODES_PATH,
+    EXTRA,
+    INSTRUCTIONS,
+    TASKS_PATH,
+    VERSION,
+    VIDEO_PATH,
+)
+from anyvla.data.formats.lerobot.info import CAMERA_PREFIX, OWN_KEY, TIME
+from anyvla.data.formats.lerobot.reader import ACTION, STATE
+from anyvla.data.statistics import compute_statistics, image_statistics
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.space import ActionSpace
+
+CHUNK_FILES = 1000  # files in a folder
+DATA_FILE_MB = 100
+VIDEO_FILE_MB = 20  # LeRobot's default is 200; opening a file, once per episode, takes time with its frames
+
+
+def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[str, Any]) -> None:
+    """Write the dataset folder `root` from the folders of staged episodes, in their order; `own` goes to info.json.
+
+    Raises ValueError if the images of a camera differ in size between episodes.
+    """
+    fps = embodiment.control_hz
+    facts = [json.loads((folder / "episode.json").read_text(encoding="utf-8")) for folder in staged]
+    sizes = {name: _only_size(name, staged, facts) for name in embodiment.cameras}
+    texts = ["".join(fact["instructions"][:1]) for fact in facts]
+    tasks = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    timed = any(TIME in pq.read_schema(folder / "rows.parquet").names for folder in staged)
+    tables: list[pa.Table] = []
+    rows: list[dict[str, Any]] = []
+    first = 0
+    for i, (folder, fact, text) in enumerate(zip(staged, facts, texts, strict=True)):
+        length = fact["length"]
+        tables.append(_rows(pq.read_table(folder / "rows.parquet"), fps, i, first, tasks[text], timed))
+        rows.append({"episode_index": i, "tasks": [text], "length": length})
+        rows[-1] |= {"dataset_from_index": first, "dataset_to_index": first + length}
+        first += length
+    _write_data(root, tables, rows)
+    for name in embodiment.cameras:
+        _write_videos(root, name, staged, fps, rows)
+    for row, table, fact in zip(rows, tables, facts, strict=True):
+        for key, statistics in _statistics(table, [fact], embodiment).items():
+            row |= {f"stats/{key}/{name}": value for name, value in statistics.items()}
+        row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+        row[EXTRA] = json.dumps(fact["extra"], ensure_ascii=False)
+        row[INSTRUCTIONS] = fact["instructions"] if len(fact["instructions"]) != 1 else None
+    path = root / EPISODES_PATH.format(chunk_index=0, file_index=0)
+    path.parent.mkdir(parents=True)
+    table = pa.Table.from_pylist(rows)
+    place = table.column_names.index(INSTRUCTIONS)  # its type is not seen where each episode has one
+    table = table.set_column(place, INSTRUCTIONS, table[INSTRUCTIONS].cast(pa.list_(pa.string())))
+    pq.write_table(table, path)
+    _write_tasks(root / TASKS_PATH, list(tasks))
+    statistics = _statistics(pa.concat_tables(tables), facts, embodiment)
+    (root / "meta/stats.json").write_text(json.dumps(statistics, indent=1), encoding="utf-8")
+    info = {
+        "codebase_version": VERSION,
+        "robot_type": embodiment.name,
+        "total_episodes": len(rows),
+        "total_frames": first,
+        "total_tasks": len(tasks),
+        "chunks_size": CHUNK_FILES,
+        "data_files_size_in_mb": DATA_FILE_MB,
+        "video_files_size_in_mb": VIDEO_FILE_MB,
+        "fps": _plain(fps),
+        "splits": {"train": f"0:{len(rows)}"},
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH,
+        "features": _features(embodiment, sizes, timed),
+        OWN_KEY: own,
+    }
+    (root / "meta/info.json").write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _rows(table: pa.Table, fps: float, episode: int, first: int, task: int, timed: bool) -> pa.Table:
+    """The staged columns and those that every LeRobot dataset has, and times of their own if others have them."""
+    steps = np.arange(len(table), dtype=np.int64)
+    if timed and TIME not in table.column_names:
+        table = table.append_column(TIME, pa.array(steady(len(table), fps)))
+    for name, values in (
+        ("timestamp", (steps / fps).astype(np.float32)),
+        ("frame_index", steps),
+        ("episode_index", np.full_like(steps, episode)),
+        ("index", steps + first),
+        ("task_index", np.full_like(steps, task)),
+    ):
+        table = table.append_column(name, pa.array(values))
+    return table
+
+
+def _write_data(root: Path, tables: list[pa.Table], rows: list[dict[str, Any]]) -> None:
+    """One row group per episode, a new file when one would grow past its limit."""
+    writer, file, size = None, -1, math.inf
+    try:
+        for table, row in zip(tables, rows, strict=True):
+            if size + table.nbytes > DATA_FILE_MB * 2**20:
+                file, size = file + 1, 0
+                path = root / DATA_PATH.format(chunk_index=file // CHUNK_FILES, file_index=file % CHUNK_FILES)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if writer is not None:
+                    writer.close()
+                writer = pq.ParquetWriter(path, table.schema)
+            assert writer is not None
+            writer.write_table(table)
+            size += table.nbytes
+            row |= {"data/chunk_index": file // CHUNK_FILES, "data/file_index": file % CHUNK_FILES}
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _write_videos(root: Path, camera: str, staged: list[Path], fps: float, rows: list[dict[str, Any]]) -> None:
+    """Join the videos of a camera, a new file at the size limit or where the encoder's header changes."""
+    key = CAMERA_PREFIX + camera
+    groups: list[list[int]] = []
+    size, previous = 0, b""
+    sources = [folder / f"{camera}.mp4" for folder in staged]
+    for i, source in enumerate(sources):
+        bytes_, header = source.stat().st_size, video.header(source)
+        if not groups or header != previous or size + bytes_ > VIDEO_FILE_MB * 2**20:
+            groups.append([])
+            size = 0
+        groups[-1].append(i)
+        size, previous = size + bytes_, header
+    for file, group in enumerate(groups):
+        where = {"chunk_index": file // CHUNK_FILES, "file_index": file % CHUNK_FILES}
+        path = root / VIDEO_PATH.format(video_key=key, **where)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        starts = video.join([sources[i] for i in group], path, fps)
+        for i, start in zip(group, starts, strict=True):
+            rows[i] |= {f"videos/{key}/{name}": value for name, value in where.items()}
+            rows[i][f"videos/{key}/from_timestamp"] = start / fps
+            rows[i][f"videos/{key}/to_timestamp"] = (start + rows[i]["length"]) / fps
+
+
+def _statistics(table: pa.Table, facts: list[dict[str, Any]], embodiment: Embodiment) -> dict[str, dict[str, Any]]:
+    out: dict[str, dict[str, Any]] = {}
+    for key in table.column_names:
+        column = table[key].combine_chunks()
+        flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+        out[key] = compute_statistics(flat.to_numpy(zero_copy_only=False).reshape(len(table), -1))
+    for name in embodiment.cameras:
+        histogram = sum(np.array(fact["histograms"][name]) for fact in facts)
+        out[CAMERA_PREFIX + name] = image_statistics(np.asarray(histogram), sum(f["length"] for f in facts))
+    return out
+
+
+def _features(embodiment: Embodiment, sizes: Mapping[str, tuple[int, int]], timed: bool) -> dict[str, Any]:
+    def vector(space: ActionSpace) -> dict[str, Any]:
+        plain = ([g.name] if g.size == 1 else [f"{g.name}_{i}" for i in range(g.size)] for g in space.groups)
+        names = [name for g, own in zip(space.groups, plain, strict=True) for name in g.names or own]
+        return {"dtype": "float32", "shape": [space.size], "names": names}
+
+    out: dict[str, Any] = {ACTION: vector(embodiment.action)}
+    if embodiment.proprio.size:
+        out[STATE] = vector(embodiment.proprio)
+    fps = embodiment.control_hz
+    for name, (height, width) in sizes.items():
+        out[CAMERA_PREFIX + name] = {
+            "dtype": "video",
+            "shape": [height, width, 3],
+            "names": ["height", "width", "channels"],
+            "info": {
+                "video.height": height,
+                "video.width": width,
+                "video.codec": "h264",
+                "video.pix_fmt": video.PIXELS,
+                "video.is_depth_map": False,
+                "video.fps": _plain(fps),
+                "video.channels": 3,
+                "has_audio": False,
+            },
+        }
+    if timed:
+        out[TIME] = {"dtype": "float64", "shape": [1], "names": None}
+    out["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
+    for key in ("frame_index", "episode_index", "index", "task_index"):
+        out[key] = {"dtype": "int64", "shape": [1], "names": None}
+    return out
+
+
+def _plain(fps: float) -> float:
+    return int(fps) if fps.is_integer() else fps  # LeRobot writes whole rates as integers
+
+
+def _only_size(camera: str, staged: list[Path], facts: list[dict[str, Any]]) -> tuple[int, int]:
+    first = facts[0]["sizes"][camera]
+    for folder, fact in zip(staged, facts, strict=True):
+        if fact["sizes"][camera] != first:
+            raise ValueError(
+                f"camera {camera!r} has {first[0]}x{first[1]} images in {staged[0].name} but "
+                f"{fact['sizes'][camera][0]}x{fact['sizes'][camera][1]} in {folder.name}: all must be of one size; "
+                f"remove the folders of the wrong size in {folder.parent} and run the same command again"
+            )
+    return first[0], first[1]
+
+
+def _write_tasks(path: Path, tasks: list[str]) -> None:
+    """LeRobot reads this file with pandas and looks tasks up in its index: the metadata says which column that is."""
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    column = {"field_name": "task", "name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
+    number = {"field_name": "task_index", "name": "task_index", "pandas_type": "int64", "numpy_type": "int64"}
+    pandas = {"index_columns": ["task"], "column_indexes": [], "columns": [number | {"metadata": None}, column]}
+    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)

@@ -1,0 +1,51 @@
+"""Paths with numbers in them, as LeRobot's info.json gives them: `data/chunk-{chunk_index:03d}/...`.
+
+The template comes with the data set. `str.format` would let it read attributes, or pad a number to any width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anyvla.files.inside import check_name
+
+_FIELD = re.compile(r"\{([a-z_]+)(?::0?([0-9]{1,2})?d)?\}")
+_WIDEST = 20  # digits
+
+
+class PathTemplate:
+    """A path of `facts`, the contents of info.json, in which only these fields may be named, as `{file_index:03d}`."""
+
+    def __init__(self, root: Path, facts: Mapping[str, Any], key: str, fields: Sequence[str]) -> None:
+        self._root, self._where = root, f"{root}/meta/info.json, {key!r}"
+        pattern = facts.get(key)
+        if not isinstance(pattern, str):
+            raise ValueError(f"{self._where} is {str(pattern)[:200]}, expected a path with {{{fields[-1]}:03d}} in it")
+        self._texts, self._fields = _parsed(pattern)
+        wrong = [name for name, width in self._fields if name not in fields or width > _WIDEST]
+        if wrong or any(c in text for text in self._texts for c in "{}"):
+            known = ", ".join(f"{{{name}}}" for name in fields)
+            raise ValueError(
+                f"{self._where} is {pattern[:200]!r}; it may hold {known}, each with a width as in "
+                f"{{{fields[-1]}:03d}}, and no other braces"
+            )
+
+    def path(self, **values: int | str) -> str:
+        """Return the path below the root. Raise ValueError if it leads out of the data set."""
+        written = [_written(values[name], width) for name, width in self._fields]
+        path = self._texts[0] + "".join(a + b for a, b in zip(written, self._texts[1:], strict=True))
+        check_name(path, self._root)
+        return path
+
+
+def _parsed(pattern: str) -> tuple[list[str], list[tuple[str, int]]]:
+    """Return the texts around the fields, and the fields with their widths."""
+    parts = _FIELD.split(pattern)
+    return parts[::3], [(name, int(width or 0)) for name, width in zip(parts[1::3], parts[2::3], strict=True)]
+
+
+def _written(value: int | str, width: int) -> str:
+    return value if isinstance(value, str) else f"{value:0{width}d}" if width else str(value)

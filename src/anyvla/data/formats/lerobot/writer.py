@@ -1,0 +1,249 @@
+"""Writes LeRobot v3.0 datasets: episodes are staged one by one, by any number of processes, then merged at once.
+
+Staged episodes lie in `<root>.partial/`, each complete or absent, so that an interrupted collection goes on where it
+stopped. `finalise` builds the dataset beside its place and renames it there: a dataset is whole or not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import av.error
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anyvla.config import to_dict
+from anyvla.data.episode import Episode, Frames, Images, steady
+from anyvla.data.formats import video
+from anyvla.data.formats.lerobot.info import TIME
+from anyvla.data.formats.lerobot.merge import merge
+from anyvla.data.formats.lerobot.reader import ACTION, STATE
+from anyvla.data.statistics import image_histogram
+from anyvla.files import durable
+from anyvla.files.differences import differences, listed
+from anyvla.files.documents import read_object
+from anyvla.registry import nearest
+from anyvla.robot.embodiment import Embodiment
+
+_BLOCK = 64  # frames in memory at once
+_COUNTED = 100  # frames of an episode that image statistics are made of
+
+
+def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episode: Episode) -> None:
+    """Write one episode into `partial_root/episode-<index>/`, whole or not at all; safe in worker processes.
+
+    Raises ValueError if the episode does not fit the embodiment, OSError if the disk is full.
+    """
+    check_episode(embodiment, episode, f"episode {index}")
+    target = partial_root / f"episode-{index:06d}"
+    building = partial_root / f".building-{index:06d}-{os.getpid()}"
+    facts: dict[str, Any] = {
+        "length": len(episode),
+        "instructions": episode.instructions,
+        "extra": dict(episode.extra),
+        "sizes": {name: episode.images[name].shape[1:3] for name in embodiment.cameras},
+    }
+    _to_json(facts, f"episode {index}: extra")
+    try:
+        with _explain_full_disk(partial_root):
+            shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+            building.mkdir(parents=True)
+            facts["histograms"] = {}
+            for name in embodiment.cameras:
+                histogram = np.zeros((3, 256), np.int64)
+                frames = _frames(episode.images[name], histogram)
+                video.encode(building / f"{name}.mp4", frames, embodiment.control_hz)
+                facts["histograms"][name] = histogram.tolist()
+            columns = {ACTION: _vectors(episode.actions)}
+            if embodiment.proprio.size:
+                columns[STATE] = _vectors(episode.proprio)
+            if not np.array_equal(episode.timestamps, steady(len(episode), embodiment.control_hz)):
+                columns[TIME] = pa.array(episode.timestamps)
+            pq.write_table(pa.table(columns), building / "rows.parquet")
+            (building / "episode.json").write_text(_to_json(facts, f"episode {index}"), encoding="utf-8")
+            if target.exists():
+                shutil.rmtree(target)
+            durable.put(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def check_episode(embodiment: Embodiment, episode: Episode, where: str = "episode") -> None:
+    """Raises ValueError that says what does not fit the embodiment."""
+    length = len(episode.actions)
+    if not length:
+        raise ValueError(f"{where} has no steps")
+    for name, array, space in (
+        ("actions", episode.actions, embodiment.action),
+        ("proprio", episode.proprio, embodiment.proprio),
+    ):
+        if array.dtype != np.float32 or array.shape != (length, space.size):
+            raise ValueError(
+                f"{where}: {name} must be float32 ({length}, {space.size}), got {array.dtype} {array.shape}"
+            )
+        if not np.isfinite(array).all():
+            step, dim = np.argwhere(~np.isfinite(array))[0]
+            raise ValueError(
+                f"{where}: {name} at step {step}, {space.place(int(dim))}, is {array[step, dim]}; drop or mend "
+                "the episode"
+            )
+    for name in embodiment.cameras:
+        if name not in episode.images:
+            given = list(episode.images)
+            raise ValueError(f"{where}: camera {name!r} is missing; {nearest(name, given) if given else 'none given'}")
+        frames = episode.images[name]
+        kind = np.dtype(np.uint8) if isinstance(frames, Frames) else frames.dtype
+        if kind != np.uint8 or len(frames.shape) != 4 or frames.shape[3] != 3 or len(frames) != length:
+            raise ValueError(f"{where}: camera {name!r} must be uint8 ({length}, H, W, 3), got {kind} {frames.shape}")
+    if not all(text.strip() for text in episode.instructions):
+        raise ValueError(f"{where}: an instruction is empty; leave it out, an episode may have none")
+    times = episode.timestamps
+    if times.shape != (length,) or not np.isfinite(times).all() or times[0] != 0 or (np.diff(times) <= 0).any():
+        raise ValueError(f"{where}: timestamps must be {length} increasing seconds from 0 on")
+
+
+class LeRobotWriter:
+    """The staging folder of a dataset and its merge.
+
+    `provenance` says how the episodes are made (benchmark, suite, seeds, ...): staged episodes are continued only by
+    a run with the same. Raises ValueError if `root` exists already, or was begun with another provenance or robot.
+    """
+
+    def __init__(self, root: Path, embodiment: Embodiment, *, provenance: Mapping[str, Any]) -> None:
+        self.root = Path(root)
+        self.embodiment = embodiment
+        self.partial_root = self.root.with_name(self.root.name + ".partial")
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            state = "holds a complete dataset" if is_complete(self.root) else "exists and is not a dataset"
+            raise ValueError(f"{self.root} {state}: remove it or choose another output folder")
+        for name in embodiment.cameras:
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+                raise ValueError(f"camera name {name!r}: it becomes a file name; use letters, digits, '_', '-', '.'")
+        mine = {"embodiment": to_dict(embodiment), "provenance": dict(provenance)}
+        text = _to_json(mine, "provenance")
+        path = self.partial_root / "provenance.json"
+        with _explain_full_disk(self.root):
+            if path.exists():
+                self._check_begun(read_object(path), json.loads(text))
+            else:
+                self.partial_root.mkdir(parents=True, exist_ok=True)
+                durable.write(path, text)
+        self._own = json.loads(text)
+
+    def _check_begun(self, begun: dict[str, Any], mine: dict[str, Any]) -> None:
+        moved = "provenance.source.path"  # the fingerprint beside it tells whether it is the same data
+        differing = [found for found in differences(begun, mine) if found.key != moved]
+        if differing:
+            raise ValueError(
+                f"{self.partial_root} was begun with other settings ({listed(differing)}): "
+                "run with the old settings to finish it, or remove that folder to begin anew"
+            )
+
+    @property
+    def done(self) -> set[int]:
+        """The indices of the staged episodes."""
+        return {int(p.name.removeprefix("episode-")) for p in self.partial_root.glob("episode-[0-9]*")}
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What `note` has kept."""
+        path = self.partial_root / "notes.json"
+        return read_object(path) if path.exists() else {}
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep a small JSON fact (failures counted, ...) across interruptions; it ends in `info.json`."""
+        with _explain_full_disk(self.root):
+            durable.write(self.partial_root / "notes.json", _to_json({**self.notes, key: value}, f"note {key!r}"))
+
+    def stage(self, index: int, episode: Episode) -> None:
+        """`stage_episode` in this process."""
+        stage_episode(self.partial_root, self.embodiment, index, episode)
+
+    def finalise(self) -> None:
+        """Merge the staged episodes, in the order of their indices, into the dataset at `root`; then drop them.
+
+        Raises ValueError if nothing is staged, OSError if the disk is full; what is staged stays then.
+        """
+        staged = [self.partial_root / f"episode-{i:06d}" for i in sorted(self.done)]
+        if not staged:
+            raise ValueError(f"{self.partial_root} holds no episode: there is nothing to write")
+        building = self.root.with_name(f".{self.root.name}.building")
+        shutil.rmtree(building, ignore_errors=True)
+        try:
+            with _explain_full_disk(self.root):
+                merge(building, staged, self.embodiment, {**self._own, "notes": self.notes})
+                durable.put(building, self.root)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(self.partial_root)
+
+
+def write_dataset(
+    root: Path, embodiment: Embodiment, episodes: Iterable[Episode], provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Write episodes as a dataset at `root`, in one process."""
+    writer = LeRobotWriter(root, embodiment, provenance=provenance or {})
+    for index, episode in enumerate(episodes):
+        if index not in writer.done:
+            writer.stage(index, episode)
+    writer.finalise()
+
+
+def discard_leftovers(root: Path) -> None:
+    """Remove what a writer that was killed just after it had put a whole dataset at `root` left beside it."""
+    for folder in (root.with_name(root.name + ".partial"), root.with_name(f".{root.name}.building")):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+
+def is_complete(root: Path) -> bool:
+    """Whether a whole dataset lies at `root`."""
+    return (root / "meta/info.json").is_file()  # datasets appear by one rename
+
+
+def _frames(images: Images, histogram: np.ndarray) -> Iterator[np.ndarray]:
+    """Frame by frame, decoding few at once; evenly spread ones are counted in the histogram."""
+    length = len(images)
+    counted = np.unique(np.linspace(0, length - 1, min(length, _COUNTED)).round().astype(int))
+    for first in range(0, length, _BLOCK):
+        block = images[first : first + _BLOCK]
+        chosen = counted[(counted >= first) & (counted < first + len(block))] - first
+        if len(chosen):
+            histogram += image_histogram(block[chosen])
+        yield from block
+
+
+def _vectors(array: np.ndarray) -> pa.Array:
+    if array.shape[1] == 1:  # LeRobot holds one-dim features as plain numbers
+        return pa.array(array.ravel())
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
+
+
+def _to_json(value: Any, where: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} must be plain JSON data (text, numbers, lists, keys and values): {error}") from None
+
+
+@contextlib.contextmanager
+def _explain_full_disk(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, av.error.FFmpegError) as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk is full while writing {root}: free some space and run the same command, "
+            "it goes on from the episodes written so far",
+        ) from None

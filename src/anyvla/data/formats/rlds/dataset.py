@@ -1,0 +1,230 @@
+"""Reads RLDS data sets (Open X-Embodiment, arXiv 2310.08864) as tensorflow-datasets writes them, without TensorFlow.
+
+Records are found by an index, made once and kept in the cache folder, and mapped into memory: a window touches the
+pages of its own frames only, at random, in bounded memory. What the numbers mean comes from the table of known data
+sets (`oxe.yaml`) by the data set's name, or is declared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from anyvla.config import to_dict
+from anyvla.data import fingerprints
+from anyvla.data.episode import Episode, conventions, steady
+from anyvla.data.formats.rlds import features as rlds_features
+from anyvla.data.formats.rlds import oxe, tf_example, tfrecord
+from anyvla.data.formats.rlds.config import RLDSConfig
+from anyvla.data.formats.rlds.frames import EncodedFrames, Place, numbers_of
+from anyvla.data.formats.rlds.index import Index, build_index, said_in
+from anyvla.data.undeclared import UndeclaredError, plain_embodiment
+from anyvla.registry import nearest
+from anyvla.robot.embodiment import Embodiment
+
+
+class RLDSDataset:
+    """RLDS, Open X-Embodiment: one version of a data set of tensorflow-datasets.
+
+    `embodiment` is needed for data sets that the table does not know; for others it chooses cameras. Raises ValueError
+    with the way out for files that are missing or cut, keys that the data does not have, and data of unknown meaning.
+    """
+
+    Config = RLDSConfig
+
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        """A folder with features.json and dataset_info.json, or one of versions of such."""
+        if not root.is_dir():
+            return False
+        return rlds_features.is_version(root) or any(
+            rlds_features.is_version(p) for p in root.iterdir() if p.is_dir() and p.name[:1].isdigit()
+        )
+
+    def __init__(self, config: RLDSConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
+        self.root, self.config = Path(root), config
+        self._about = rlds_features.describe(rlds_features.version_of(self.root))
+        if config.entry is not None and oxe.describe(config.entry) is None:
+            raise ValueError(f"the table has no entry {config.entry!r}: {nearest(config.entry, list(oxe.table()))}")
+        self._entry = oxe.describe(config.entry or self._about.name)
+        self._shards = self._about.shards(config.split)
+        cameras = self._all_cameras()
+        if embodiment is None:
+            if self._entry is None:
+                raise self._undeclared(cameras)
+            embodiment = self._entry.embodiment
+        for camera in embodiment.cameras:
+            if camera not in cameras:
+                raise ValueError(f"{self.root} has no camera {camera!r}: {nearest(camera, list(cameras) or ['none'])}")
+        self.embodiment = embodiment
+        self._cameras = {camera: cameras[camera] for camera in embodiment.cameras}
+        self._check_keys()
+        self._index: Index = build_index(self._about, self._shards, self._instructions, self._entry, config)
+        self.provenance: dict[str, Any] = {
+            "format": "rlds",
+            "name": self._about.name,
+            "version": self._about.version,
+            "split": config.split,
+            **({"damaged": self._index.damaged} if self._index.damaged else {}),
+            **({"failures": self._index.failures} if self._index.failures else {}),
+        }
+
+    def __len__(self) -> int:
+        return len(self._index.offsets)
+
+    @cached_property
+    def lengths(self) -> Int64[np.ndarray, "E"]:
+        """See `EpisodeDataset`."""
+        if self._entry is None:
+            return self._index.steps
+        return np.array([_count(self._entry.kept(int(n))) for n in self._index.steps], np.int64)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What each key of a step is, in a line for people."""
+        return {
+            key: " ".join([leaf.kind, leaf.dtype, "x".join("?" if n is None else str(n) for n in leaf.shape)]).strip()
+            for key, leaf in self._about.steps.items()
+        }
+
+    def task(self, index: int) -> str:
+        """Its instruction; "" if it has none."""
+        return self._index.tasks[int(self._index.task[self._within(index)])]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `EpisodeDataset`."""
+        meaning = [conventions(self.embodiment), to_dict(self.config), self._cameras]
+        files = [*self._shards, self._about.folder / "features.json"]
+        return fingerprints.of_files(self._about.folder, files, json.dumps(meaning, sort_keys=True))
+
+    def __getitem__(self, index: int) -> Episode:
+        """Episode `index`; frames are decoded when asked for. Raises IndexError outside, ValueError if damaged."""
+        at = self._within(index)
+        where = self._where(at)
+        record = self._parsed(at)
+        length = int(self._index.steps[at])
+        try:
+            proprio, actions, kept = self._numbers(record, length)
+            instructions = self._said(record, kept)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        tfrecord.release(self._place(at)[0])
+        return Episode(
+            embodiment=self.embodiment,
+            images={camera: self._frames(at, camera, kept) for camera in self._cameras},
+            proprio=proprio,
+            actions=actions,
+            instructions=instructions,
+            timestamps=steady(len(actions), self.embodiment.control_hz),
+            provenance=where,
+        )
+
+    def _numbers(
+        self, record: Mapping[str, tf_example.Feature], length: int
+    ) -> tuple[Float32[np.ndarray, "T P"], Float32[np.ndarray, "T A"], slice]:
+        def read(key: str) -> np.ndarray:
+            return numbers_of(record, f"steps/{key}", self._about.steps[key], length)
+
+        if self._entry is not None:
+            kept = self._entry.kept(length)
+            return *self._entry.numbers({key: read(key) for key in self._entry.number_keys}, length), kept
+        vectors = []
+        for keys, size in (
+            (self.config.proprio, self.embodiment.proprio.size),
+            (self.config.action, self.embodiment.action.size),
+        ):
+            parts = [read(key).reshape(length, -1) for key in keys]
+            vector = np.concatenate([np.zeros((length, 0), np.float32), *parts], 1).astype(np.float32)
+            if vector.shape[1] != size:
+                raise ValueError(
+                    f"{', '.join(keys) or 'no key'} make {vector.shape[1]} dims, the embodiment declares {size}"
+                )
+            vectors.append(vector)
+        return vectors[0], vectors[1], slice(0, length)
+
+    def _said(self, record: Mapping[str, tf_example.Feature], kept: slice) -> tuple[str, ...]:
+        """The different instructions of an episode."""
+        said = [t for key in self._instructions for t in said_in(record, key, self._about, self._entry, kept)]
+        return tuple(dict.fromkeys(text for text in said if text.strip()))
+
+    def _frames(self, at: int, camera: str, kept: slice) -> EncodedFrames:
+        key = self._cameras[camera]
+        swapped = self._entry is not None and camera in self._entry.swapped
+        shape = self._about.steps[key].shape
+        return EncodedFrames(self._place(at), f"steps/{key}", kept, shape, swapped, f"{self._where(at)}, {key}")
+
+    def _parsed(self, at: int) -> dict[str, tf_example.Feature]:
+        return tf_example.parse(tfrecord.read(*self._place(at)))
+
+    def _place(self, at: int) -> Place:
+        i = self._index
+        return self._shards[int(i.shards[at])], int(i.offsets[at]), int(i.sizes[at])
+
+    def _within(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
+        return int(index)
+
+    def _where(self, at: int) -> str:
+        return f"{self._shards[int(self._index.shards[at])]}, record {self._index.numbers[at]}"
+
+    def _all_cameras(self) -> dict[str, str]:
+        if self._entry is not None:
+            return dict(self._entry.cameras)
+        if self.config.cameras is not None:
+            return dict(self.config.cameras)
+        keys = [
+            key
+            for key, leaf in self._about.steps.items()
+            if leaf.kind == "image" and leaf.dtype == "uint8" and not leaf.ragged
+        ]
+        short = [key.rsplit("/", 1)[-1] for key in keys]
+        return dict(zip(short if len(set(short)) == len(short) else keys, keys, strict=True))
+
+    @cached_property
+    def _instructions(self) -> tuple[str, ...]:
+        """Keys of instructions that the data has, below `steps` or beside it."""
+        asked = self._entry.instruction if self._entry is not None else self.config.instruction
+        return tuple(key for key in asked if key in self._about.steps or key in self._about.episode)
+
+    def _check_keys(self) -> None:
+        asked: list[str] = list(self._cameras.values())
+        asked += self._entry.number_keys if self._entry is not None else [*self.config.action, *self.config.proprio]
+        for key in asked:
+            leaf = self._about.steps.get(key)
+            if leaf is None:
+                raise ValueError(f"{self.root} has no steps/{key}: {nearest(key, list(self._about.steps))}")
+            if leaf.ragged:
+                raise ValueError(f"{self.root}: steps/{key} is a list in the list of steps, which is not read")
+
+    def _undeclared(self, cameras: Mapping[str, str]) -> UndeclaredError:
+        """Return the error with an embodiment of no meaning. Raises ValueError if no key looks like an action."""
+        steps = self._about.steps
+        sizes = {key: (leaf.shape or (1,))[0] or 1 for key, leaf in steps.items() if _is_vector(leaf)}
+        action = [k for k in self.config.action if k in sizes] or [k for k in sizes if k.startswith("action/")]
+        proprio = [k for k in self.config.proprio if k in sizes] or [k for k in sizes if k.startswith("observation/")]
+        if not action:
+            raise ValueError(
+                f"{self.root}: no key of its steps looks like an action: name one, as in format: {{name: rlds, action: "
+                f"[KEY]}}. Its numbers of a step: {', '.join(f'{k} ({n})' for k, n in sizes.items()) or 'none'}"
+            )
+        plain = plain_embodiment(
+            self._about.name, list(cameras), 10, {k: sizes[k] for k in proprio}, {k: sizes[k] for k in action}
+        )
+        return UndeclaredError(self.root, plain, {"name": "rlds", "action": action, "proprio": proprio}, timed=False)
+
+
+def _is_vector(leaf: rlds_features.Leaf) -> bool:
+    numbers = leaf.kind == "tensor" and leaf.dtype.startswith(("float", "int"))
+    return numbers and not leaf.ragged and len(leaf.shape) <= 1 and None not in leaf.shape
+
+
+def _count(kept: slice) -> int:
+    return max(0, kept.stop - kept.start)

@@ -1,0 +1,211 @@
+"""Find where a declared meaning contradicts the numbers: radians of 60, deltas that are next states.
+
+Each finding names the group, the dim and its range. With such a declaration a policy learns, or a robot does, something
+else than was meant, so that clear contradictions are errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from anyvla.data.tools import usual
+from anyvla.data.tools.findings import Finding, Severity
+from anyvla.data.tools.measured import MeasuredNumbers, relation
+from anyvla.data.tools.orientations import orientation_mode
+from anyvla.data.tools.readings import NORMALIZED, TURN, UNIT, odd_lengths
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.space import ActionSpace, Group
+
+_UNITS = {"radian": "rad", "radians": "rad", "degree": "deg", "degrees": "deg", "\N{DEGREE SIGN}": "deg"}
+_METRES = 10.0  # farther than an arm reaches
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """A group, and where its numbers are."""
+
+    part: Literal["actions", "proprio"]
+    group: Group
+    place: slice
+    measured: MeasuredNumbers
+
+    def finding(self, text: str, mend: str, severity: Severity = "error", dim: int | None = None) -> Finding:
+        """Return a finding about the group, or about one of its dims."""
+        at = f", dim {self.group.label(dim)}," if dim is not None else ","
+        return Finding("meaning", severity, None, f"{self.part}, group {self.group.name!r}{at} {text}", mend)
+
+    def range_of(self, dim: int) -> tuple[float, float]:
+        """Return the least and the largest number of a dim."""
+        at = self.place.start + dim
+        return float(self.measured.low[self.part][at]), float(self.measured.high[self.part][at])
+
+    def farthest(self) -> tuple[int, float, float]:
+        """Return the dim whose numbers are farthest from 0, and its range."""
+        ranges = [(dim, *self.range_of(dim)) for dim in range(self.group.size)]
+        return max(ranges, key=lambda found: max(-found[1], found[2]))
+
+
+def contradictions(robot: Embodiment, measured: MeasuredNumbers) -> list[Finding]:
+    """Return where the embodiment contradicts the numbers."""
+    found: list[Finding] = []
+    proprio = _declared("proprio", robot.proprio, measured)
+    for declared in (*_declared("actions", robot.action, measured), *proprio):
+        if measured.range_of(declared.part, declared.place) is not None:
+            for look in _LOOKS:
+                found += look(declared)
+            if declared.part == "actions":
+                found += _mode(declared, proprio)
+            found += _open_end(declared, usual.robot_of(robot.name, ""))
+    return found
+
+
+def _declared(part: Literal["actions", "proprio"], space: ActionSpace, measured: MeasuredNumbers) -> list[_Declared]:
+    places = space.slices().values()
+    return [_Declared(part, group, place, measured) for group, place in zip(space.groups, places, strict=True)]
+
+
+def _angles(declared: _Declared) -> Iterator[Finding]:
+    group = declared.group
+    is_angle = group.kind == "joints" or group.rotation in ("euler", "axis_angle")
+    unit = _UNITS.get(group.unit.lower(), group.unit) or ("rad" if group.kind == "rotation" else "")
+    dim, low, high = declared.farthest()
+    largest, seen = max(-low, high), f"from {low:.4g} to {high:.4g}"
+    if is_angle and unit == "rad" and largest > 2 * TURN["rad"]:
+        turns = largest / TURN["rad"]
+        text = f"goes {seen}, declared in rad: {largest:.4g} rad are {turns:.3g} turns"
+        yield declared.finding(text, "declare unit: deg, or normalized for LeRobot's -100..100", dim=dim)
+    elif is_angle and unit == "rad" and largest > TURN["rad"] * 1.02:
+        yield declared.finding(f"goes {seen}, declared in rad: more than a turn", "is it unit: deg?", "warning", dim)
+    if is_angle and unit == "deg" and largest > 2 * TURN["deg"]:
+        text = f"goes {seen}, declared in deg: more than two turns"
+        yield declared.finding(text, "declare the unit of the data", dim=dim)
+    if is_angle and unit == "deg" and group.mode == "absolute" and 0.5 < largest <= TURN["rad"] / 2 * 1.02:
+        text = f"goes {seen}, declared in deg: no dim of the group moves farther than {largest:.3g} degrees"
+        yield declared.finding(text, "is it unit: rad?", "warning", dim)
+    if unit == NORMALIZED and largest > 105:
+        text = f"goes {seen}, declared as {NORMALIZED}, which ends at -100 and 100"
+        yield declared.finding(text, "declare unit: deg", dim=dim)
+
+
+def _named(declared: _Declared) -> Iterator[Finding]:
+    """Compare the names that the data gives to dims with the kind of the group, and with the order of a quaternion."""
+    group = declared.group
+    if not group.names or group.kind == "other":
+        return
+    for dim, read in enumerate(usual.read_names(group.names, None)):
+        if read.is_ == "gripper" and group.kind != "gripper":
+            low, high = declared.range_of(dim)
+            text = f"goes from {low:.4g} to {high:.4g} and is a gripper by its name, declared as {group.kind}"
+            yield declared.finding(text, "give it a group of its own: kind: gripper", "warning", dim)
+    real = [dim for dim, name in enumerate(group.names) if usual.is_real_part(name)]
+    order = {"0": "quaternion_wxyz", "3": "quaternion_xyzw"}.get(",".join(map(str, real)))
+    if group.rotation in ("quaternion_xyzw", "quaternion_wxyz") and order not in (None, group.rotation):
+        text = f"has its real part at dim {group.label(real[0])} by its names, declared as {group.rotation}"
+        yield declared.finding(text, f"declare rotation: {order}")
+
+
+def _lengths(declared: _Declared) -> Iterator[Finding]:
+    if declared.group.kind == "position" and declared.group.unit == "m":
+        dim, low, high = declared.farthest()
+        if max(-low, high) > _METRES:
+            severity: Severity = "error" if max(-low, high) > 5 * _METRES else "warning"  # a base may drive
+            text = f"goes from {low:.4g} to {high:.4g}, declared in m: no arm reaches that far"
+            yield declared.finding(text, "declare the unit of the data, as in unit: mm", severity, dim)
+
+
+def _ends(declared: _Declared) -> Iterator[Finding]:
+    """Compare a declared range with that of the numbers; grippers that leave theirs are found episode by episode."""
+    group = declared.group
+    if group.low is None or group.high is None:
+        return
+    span = group.high - group.low
+    for dim in range(group.size):
+        low, high = declared.range_of(dim)
+        seen, ends = f"goes from {low:.4g} to {high:.4g}", f"{group.low:g} to {group.high:g}"
+        mend = "declare the range that the data has"
+        if group.kind != "gripper" and max(group.low - low, high - group.high) > 0.02 * span:
+            severity: Severity = "error" if declared.part == "actions" else "warning"  # sensors overshoot
+            yield declared.finding(f"{seen}, outside of its declared range {ends}", mend, severity, dim)
+        elif group.kind == "gripper" and 0 < high - low < 0.05 * span:
+            usually = usual.gripper_range(low, high, None)
+            whole = usually is not None and high - low > 0.9 * (usually[1] - usually[0])
+            text = f"{seen}, {(high - low) / span:.1%} of its declared range {ends}"
+            yield declared.finding(text, mend, "error" if whole else "warning", dim)
+
+
+def _open_end(declared: _Declared, robot: str | None) -> Iterator[Finding]:
+    """Compare the end at which a gripper is declared open with that of the known robot."""
+    group = declared.group
+    if group.open is None or group.low is None or group.high is None:
+        return
+    name = group.names[0] if group.names else group.name
+    end, why = usual.opens(name, robot, (group.low, group.high), group.unit)
+    if end is not None and group.open != (group.low if end == "low" else group.high):
+        dim, low, high = declared.farthest()
+        text = f"goes from {low:.4g} to {high:.4g}, declared open at {group.open:g}; but {why}"
+        yield declared.finding(
+            text, f"look at it: open at {group.low if end == 'low' else group.high:g}?", "warning", dim
+        )
+
+
+def _rotations(declared: _Declared) -> Iterator[Finding]:
+    """Look whether quaternions and columns of matrices have length 1."""
+    rotation = declared.group.rotation
+    if rotation is None:
+        return
+    if odd := odd_lengths(rotation, declared.measured, declared.part, declared.place):
+        dims = f"dims {declared.group.label(0)} to {declared.group.label(declared.group.size - 1)}"
+        text = f"{dims}, has lengths from {odd[0]:.4g} to {odd[1]:.4g}, declared as {rotation}, which has lengths of 1"
+        yield declared.finding(text, "declare how the rotation is written, or mend the data")
+        return
+    if rotation == "rot6d":
+        values = declared.measured.values(declared.part, declared.place).astype(np.float64)
+        if len(values) and np.abs((values[:, :3] * values[:, 3:]).sum(1)).max() > 2 * UNIT:
+            text = "has two columns that are not at right angles, declared as rot6d"
+            yield declared.finding(text, "its rows, perhaps: write the columns instead")
+
+
+def _mode(declared: _Declared, proprio: list[_Declared]) -> Iterator[Finding]:
+    """Compare the declared mode with how the actions follow the proprio."""
+    group = declared.group
+    partner = _partner(declared, proprio)
+    if partner is None:
+        return
+    rows, beside = declared.measured.rows, f"of proprio {partner.group.name!r}"
+    if group.kind == "rotation":
+        shown: str | None = orientation_mode(rows, (partner.group, partner.place), (group, declared.place))
+        dim = declared.farthest()[0]
+    else:
+        found = relation(rows, partner.place, declared.place)
+        shown = found.mode if found is not None else None
+        dim = int(np.argmax(found.spread)) if found is not None else 0
+    low, high = declared.range_of(dim)
+    if group.mode == "delta" and shown == "absolute":
+        text = f"goes from {low:.4g} to {high:.4g} and is the next state {beside}, declared as delta"
+        yield declared.finding(text, "declare mode: absolute", dim=dim)
+    if group.mode == "absolute" and shown == "delta":
+        text = f"goes from {low:.4g} to {high:.4g} and is the change of the state {beside}, declared as absolute"
+        yield declared.finding(text, "declare mode: delta", dim=dim)
+
+
+def _partner(declared: _Declared, proprio: list[_Declared]) -> _Declared | None:
+    """Return the group of the proprio that measures the same: that of the same name, else the only one like it."""
+    group = declared.group
+
+    def alike(other: Group) -> bool:
+        if group.kind == "rotation":
+            return other.kind == "rotation" and None not in (group.rotation, other.rotation)
+        same = (other.kind, other.size) == (group.kind, group.size)
+        same_unit = other.unit == group.unit or not (other.unit and group.unit)
+        return group.kind in ("joints", "position") and same and same_unit
+
+    like = [p for p in proprio if alike(p.group)]
+    named = [p for p in like if p.group.name == group.name]
+    return named[0] if named else like[0] if len(like) == 1 else None
+
+
+_LOOKS: tuple[Callable[[_Declared], Iterator[Finding]], ...] = (_angles, _named, _lengths, _ends, _rotations)

@@ -1,0 +1,231 @@
+"""Rewrites a data set of any format as LeRobot v3: in parallel, resumable, and read back number by number.
+
+Episodes are staged one by one by worker processes, each whole or absent; then they are merged, read back and compared
+with their source. What was found is kept in `meta/conversion.json`: without it a conversion is not finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyvla.config import to_dict
+from anyvla.data import fingerprints
+from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.formats.lerobot.dataset import LeRobotDataset
+from anyvla.data.formats.lerobot.writer import LeRobotWriter, discard_leftovers, is_complete, stage_episode
+from anyvla.data.open import open_dataset
+from anyvla.files import durable
+from anyvla.files.documents import read_object
+from anyvla.files.folder_lock import only_making
+from anyvla.interrupted import Interrupted
+from anyvla.worker_pool import WorkerPool
+
+REPORT = Path("meta/conversion.json")
+FLOOR_DB = 30.0  # peak signal to noise ratio below which images count as damaged by the codec
+_COMPARED = 4  # frames of an episode and camera that are compared
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written, and that it is what was read."""
+
+    source: dict[str, Any]  # where it came from: path, fingerprint, provenance
+    episodes: int
+    steps: int
+    skipped: dict[str, str]  # number of an episode of the source -> why it could not be read
+    psnr_db: dict[str, dict[str, float]]  # camera -> worst and mean of the compared frames; numbers are equal exactly
+    fingerprint: str  # of what was written
+
+
+def convert(
+    source: EpisodeDataset,
+    root: Path,
+    *,
+    episodes: Sequence[int] | None = None,
+    skip_damaged: bool = False,
+    processes: int | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Conversion:
+    """Write `episodes` (None: all) of `source` at `root`, or go on where that was interrupted.
+
+    A data set that is there already, made of the same, is left alone. `skip_damaged`: leave out episodes that cannot
+    be read, and tell which; else the first of them ends the conversion. `progress(stage, done, total)`.
+
+    Raises ValueError for a damaged episode, for a `root` that holds something else and for a difference found on
+    reading back; OSError if the disk is full (what was written is kept); Interrupted after `stop()` said so;
+    FolderInUse if another command writes there.
+    """
+    chosen = list(range(len(source))) if episodes is None else list(episodes)
+    origin = {"path": str(source.root), "fingerprint": source.fingerprint, "provenance": dict(source.provenance)}
+    wanted = {"source": origin, "episodes": "all" if episodes is None else chosen}
+    with only_making(root):
+        if is_complete(root):
+            _check_same(root, wanted)
+            discard_leftovers(root)
+        else:
+            _write(source, root, chosen, wanted, skip_damaged, processes, progress, stop)
+        written = LeRobotDataset(LeRobotDataset.Config(), root)
+        if (root / REPORT).is_file():
+            done = _read_report(root / REPORT)
+            if done.fingerprint != written.fingerprint:
+                raise ValueError(
+                    f"{root} was changed after it was converted: use it as it is, or choose another output folder"
+                )
+            return done
+        skipped = written.notes.get("skipped", {})
+        kept = [i for i in chosen if str(i) not in skipped]
+        try:
+            report = verify(source, kept, root, origin, skipped, partial(progress, "verify"), stop)
+        except ValueError:
+            shutil.move(root, root.with_name(root.name + ".wrong"))  # for a look; it must not pass for the real one
+            raise
+        durable.write(root / REPORT, json.dumps(asdict(report), indent=1))
+        return report
+
+
+def _write(
+    source: EpisodeDataset,
+    root: Path,
+    chosen: Sequence[int],
+    wanted: dict[str, Any],
+    skip_damaged: bool,
+    processes: int | None,
+    progress: Callable[[str, int, int], None],
+    stop: Callable[[], bool],
+) -> None:
+    """Stage what is missing, and merge."""
+    writer = LeRobotWriter(root, source.embodiment, provenance={"format": "lerobot", **wanted})
+    skipped: dict[str, str] = dict(writer.notes.get("skipped", {})) if skip_damaged else {}
+    writer.note("skipped", skipped)  # what an earlier run was told to leave out, this one may not be
+    todo = [i for i in chosen if i not in writer.done and str(i) not in skipped]
+    count = min(processes or os.cpu_count() or 1, max(1, len(todo)))
+    done = len(chosen) - len(todo)
+    progress("write", done, len(chosen))
+    remedy = "try fewer --processes. Finished episodes are kept: the same command goes on there"
+    with WorkerPool(count, _start, (source, writer.partial_root), remedy=remedy) as pool:
+        running: dict[Future[str | None], int] = {}
+        while todo or running:
+            while todo and len(running) < 2 * count and not stop():
+                index = todo.pop(0)
+                running[pool.submit(_stage, index)] = index
+            if not running:
+                raise Interrupted(f"stopped after {done} of {len(chosen)} episodes; the same command goes on there")
+            for future in pool.finished(running):
+                index = running.pop(future)
+                fault = future.result()
+                if fault is not None and not skip_damaged:
+                    raise ValueError(
+                        f"episode {index} of {source.root} cannot be converted: {fault}\nmend it, or leave such "
+                        "episodes out with --skip-damaged; what was written is kept"
+                    )
+                if fault is not None:
+                    skipped[str(index)] = fault
+                    writer.note("skipped", skipped)
+                done += 1
+                progress("write", done, len(chosen))
+    writer.finalise()
+
+
+def verify(
+    source: EpisodeDataset,
+    kept: Sequence[int],
+    root: Path,
+    origin: dict[str, Any],
+    skipped: dict[str, str],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Conversion:
+    """Read back what lies at `root` and compare: every number exactly, some frames of each episode within the codec.
+
+    Raises ValueError at the first difference, Interrupted after `stop()` said so.
+    """
+    written = open_dataset(root, "lerobot")
+    if len(written) != len(kept):
+        raise ValueError(f"{root} holds {len(written)} episodes, {len(kept)} were written")
+    if to_dict(written.embodiment) != to_dict(source.embodiment):
+        raise ValueError(f"{root} describes another robot than {source.root}")
+    found: dict[str, list[float]] = {camera: [] for camera in source.embodiment.cameras}
+    steps = 0
+    for number, index in enumerate(kept):
+        if stop():
+            raise Interrupted(f"written; stopped after reading back {number} of {len(kept)} episodes; do it again")
+        old, new = source[index], written[number]
+        _compare(old, new, f"{root}, episode {number}, made of episode {index}")
+        steps += len(new)
+        some = np.unique(np.linspace(0, len(old) - 1, _COMPARED).round().astype(int))
+        for camera, values in found.items():
+            values += _psnr(old.images[camera][some], new.images[camera][some])
+            if values[-len(some) :] and min(values[-len(some) :]) < FLOOR_DB:
+                raise ValueError(
+                    f"{root}, episode {number}: images of camera {camera!r} differ from the source by "
+                    f"{min(values[-len(some) :]):.1f} dB, less than {FLOOR_DB:g} dB is no loss of a codec"
+                )
+        progress(number + 1, len(kept))
+    psnr = {c: {"worst": round(min(v), 2), "mean": round(float(np.mean(v)), 2)} for c, v in found.items() if v}
+    return Conversion(origin, len(kept), steps, skipped, psnr, written.fingerprint)
+
+
+def _compare(old: Episode, new: Episode, where: str) -> None:
+    for name in ("actions", "proprio", "timestamps"):
+        if not np.array_equal(getattr(old, name), getattr(new, name)):
+            raise ValueError(f"{where}: its {name} are not those of the source")
+    if tuple(old.instructions) != tuple(new.instructions):
+        raise ValueError(f"{where}: it is told {new.instructions}, the source {old.instructions}")
+
+
+def _psnr(one: np.ndarray, other: np.ndarray) -> list[float]:
+    """Of each frame, in dB; 99 for equal ones."""
+    error = ((one.astype(np.float32) - other) ** 2).mean((1, 2, 3))
+    return np.minimum(99.0, 10 * np.log10(255**2 / np.maximum(error, 1e-9))).tolist()
+
+
+def _read_report(path: Path) -> Conversion:
+    try:
+        return Conversion(**read_object(path))
+    except TypeError as error:  # a key too many, or one too few
+        raise ValueError(f"{path} is no report of a conversion ({error}): remove it, and it is made again") from None
+
+
+def _check_same(root: Path, wanted: dict[str, Any]) -> None:
+    """Raise ValueError if the data set at `root` was made of something else. Where the source was does not count."""
+    made, wanted = open_dataset(root, "lerobot").provenance, json.loads(json.dumps(wanted))
+    then, now = made.get("source"), wanted["source"]
+    if isinstance(then, dict) and not fingerprints.comparable(str(then.get("fingerprint")), now["fingerprint"]):
+        raise ValueError(
+            f"{root} holds a data set that an earlier version of anyvla converted, and whether it was made of this "
+            "source cannot be said: use it as it is, or choose another output folder"
+        )
+    if isinstance(then, dict):
+        made = {**made, "source": {**then, "path": now["path"]}}
+    if any(made.get(key) != value for key, value in wanted.items()):
+        raise ValueError(f"{root} holds a data set already, made of something else: choose another output folder")
+
+
+_job: tuple[EpisodeDataset, Path] | None = None  # of a worker process
+
+
+def _start(source: EpisodeDataset, partial_root: Path) -> None:
+    global _job
+    _job = source, partial_root
+
+
+def _stage(index: int) -> str | None:
+    """Write one episode; what is wrong with it if it cannot be read. Raises OSError if it cannot be written."""
+    assert _job is not None
+    source, partial_root = _job
+    try:
+        stage_episode(partial_root, source.embodiment, index, source[index])
+    except (ValueError, KeyError, EOFError, FileNotFoundError) as error:  # any other is no fault of the episode
+        return str(error)
+    return None

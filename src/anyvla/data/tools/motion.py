@@ -1,0 +1,152 @@
+"""How the numbers of episodes move: steps that are too large, and ends at which nothing moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.tools.findings import Finding
+from anyvla.robot.ranges import PRECISION, constant_dims
+from anyvla.robot.rotations import quaternions, radians
+from anyvla.robot.space import ActionSpace
+
+_JUMP = 12.0  # a step this many times the 99th percentile of the data set's steps, of those that move, is a jump
+IDLE = 15  # steps without motion at an end that are worth cutting; also, with a frozen camera, worth telling
+_STILL = 5e-3  # of the range of the data: less is no motion, but noise of a sensor
+
+
+class Scale:
+    """How the numbers of a data set move, from some of its episodes."""
+
+    def __init__(self, dataset: EpisodeDataset, most: int = 200) -> None:
+        some = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
+        actions, proprio = list[np.ndarray](), list[np.ndarray]()
+        for index in some.tolist():
+            try:
+                episode = dataset[index]
+            except (ValueError, OSError, KeyError):
+                continue  # the pass over all episodes reports it
+            space = dataset.embodiment
+            if np.isfinite(episode.actions).all() and episode.actions.shape[1:] == (space.action.size,):
+                actions.append(episode.actions)
+            if np.isfinite(episode.proprio).all() and episode.proprio.shape[1:] == (space.proprio.size,):
+                proprio.append(episode.proprio)
+        self.spread = {name: _spread(rows) for name, rows in (("actions", actions), ("proprio", proprio))}
+        robot = dataset.embodiment
+        self.constant = {"actions": _constant(actions, robot.action), "proprio": _constant(proprio, robot.proprio)}
+        self.step = {"actions": _step(actions, robot.action), "proprio": _step(proprio, robot.proprio)}
+
+
+def _spread(rows: Sequence[np.ndarray]) -> np.ndarray | None:
+    if not rows:
+        return None
+    whole = np.concatenate(rows)
+    return whole.max(0) - whole.min(0)
+
+
+def _constant(rows: Sequence[np.ndarray], space: ActionSpace) -> list[int]:
+    """Return the dims that never vary."""
+    if not rows:
+        return []
+    low, high = (np.stack([end(r, axis=0) for r in rows if len(r)]) for end in (np.min, np.max))
+    ends = {"min": low.min(0).tolist(), "max": high.max(0).tolist()}
+    return [dim for dim, constant in enumerate(constant_dims(space, ends)) if constant]
+
+
+def _step(rows: Sequence[np.ndarray], space: ActionSpace) -> np.ndarray | None:
+    """The 99th percentile of each dim's steps, of those that move it: a dim may rest most of the time."""
+    steps = [_moves(r, space) for r in rows if len(r) > 1]
+    if not steps:
+        return None
+    whole = np.concatenate(steps)
+    return np.array([np.quantile(s[s > 0], 0.99) if (s > 0).any() else 0.0 for s in whole.T])
+
+
+def _moves(array: np.ndarray, space: ActionSpace) -> np.ndarray:
+    """How far each step is from the one before: (T - 1, D). Of an orientation, in all its dims, the angle between."""
+    out = np.abs(np.diff(array.astype(np.float64), axis=0))
+    for group, place in zip(space.groups, space.slices().values(), strict=True):
+        if group.kind == "rotation" and group.mode == "absolute" and group.rotation is not None and len(out):
+            try:
+                q = quaternions(array[:, place] * radians(group.unit), group.rotation)
+            except ValueError:
+                continue  # of length 0, or in a unit that is not known: the plain differences tell
+            turned = 2 * np.arccos(np.clip(np.abs((q[1:] * q[:-1]).sum(1)), 0, 1))
+            out[:, place] = turned[:, None]
+    return out
+
+
+def jumps(array: np.ndarray, space: ActionSpace, limits: np.ndarray, name: str, index: int) -> Iterator[Finding]:
+    """Find steps that are far larger than the data's own, `limits` (D,), and quaternions that change their sign."""
+    moved = _moves(array, space)
+    for group, place in zip(space.groups, space.slices().values(), strict=True):
+        if group.kind == "gripper":
+            continue  # opens and closes at once
+        own = moved[:, place]
+        if group.rotation is not None and group.rotation.startswith("quaternion") and group.mode == "absolute":
+            flips = np.flatnonzero((array[1:, place] * array[:-1, place]).sum(1) < 0)
+            if len(flips):
+                text = f"{name}, {group.name!r} changes to its antipode at step {flips[0] + 1} ({len(flips)} times)"
+                yield Finding("antipode", "warning", index, text, "convert it: rotation: rot6d")
+        noise = PRECISION * np.abs(array[:, place]).max(0)  # of float32
+        far = own > np.maximum(_JUMP * limits[place], noise)
+        if far.any():
+            step, dim = np.argwhere(far)[0]
+            text = (
+                f"{name}, {group.name!r}, dim {group.label(int(dim))}, moves by {own[step, dim]:.3g} at step "
+                f"{step + 1}; "
+                f"99 of 100 steps of the data are below {limits[place][dim]:.3g}"
+            )
+            yield Finding("jump", "warning", index, text, "look at it: anyvla data view")
+
+
+def idle_ends(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
+    """Find ends of an episode, or a whole one, at which nothing moves."""
+    span = moving_span(episode, scale.spread["proprio"], scale.spread["actions"])
+    if span is None:
+        if len(episode) > IDLE:
+            yield Finding("idle", "warning", index, "nothing moves from its begin to its end", "look at it")
+        return
+    first, last = span
+    for steps, end in ((first, "begin"), (len(episode) - last, "end")):
+        if steps > IDLE:
+            yield Finding("idle", "warning", index, f"nothing moves for {steps} steps at its {end}", "cut them off")
+
+
+def moving_span(
+    episode: Episode, proprio_spread: np.ndarray | None, action_spread: np.ndarray | None
+) -> tuple[int, int] | None:
+    """The steps [first, last) outside of which the robot stays where it begins or ends, and is told to. None: always.
+
+    `proprio_spread`, `action_spread`: the range of each dim in the data set; None: of no use.
+    """
+    length = len(episode)
+    left, arrived = length, 0  # the first step away from the begin, the last one away from the end
+    space = episode.embodiment.action
+    watched = [(episode.proprio, proprio_spread)] if proprio_spread is not None else []
+    for group, place in zip(space.groups, space.slices().values(), strict=True):
+        if action_spread is None:
+            continue
+        if group.mode == "delta" and group.kind != "gripper":
+            told = np.flatnonzero((np.abs(episode.actions[:, place]) > _STILL * action_spread[place]).any(1))
+            if len(told):
+                left, arrived = min(left, int(told[0])), max(arrived, int(told[-1]) + 1)
+        else:
+            watched.append((episode.actions[:, place], action_spread[place]))
+    for array, spread in watched:
+        for row, end in ((array[0], False), (array[-1], True)):
+            away = np.flatnonzero((np.abs(array - row) > _STILL * spread).any(1))
+            if len(away) and end:
+                arrived = max(arrived, int(away[-1]) + 1)
+            elif len(away):
+                left = min(left, int(away[0]) - 1)
+    return (left, min(length, arrived + 1)) if left < length else None
+
+
+def unmoved(array: np.ndarray, spread: np.ndarray | None) -> np.ndarray:
+    """Whether each step is as the one before, but for noise: (T - 1,)."""
+    if spread is None or array.shape[1:] != spread.shape:
+        return np.ones(max(0, len(array) - 1), bool)
+    return np.all(np.abs(np.diff(array, axis=0)) <= _STILL * spread, axis=1)

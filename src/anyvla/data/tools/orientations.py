@@ -1,0 +1,53 @@
+"""Compare rotations among the actions with the orientation in the proprio, whatever convention each has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from anyvla.robot.rotations import Quaternions, quaternions, radians, relative
+from anyvla.robot.space import Group
+
+
+def orientation_mode(
+    rows: Sequence[tuple[np.ndarray, np.ndarray]],
+    proprio: tuple[Group, slice],
+    actions: tuple[Group, slice],
+) -> Literal["absolute", "delta"] | None:
+    """Return the mode that the numbers show: actions are the next orientations, or the turns to these.
+
+    `rows`: proprio and actions of episodes. None if neither is clear, or the numbers are no rotations.
+    """
+    parts = []
+    try:
+        for p, a in rows:
+            states = _read(proprio[0], p[:, proprio[1]])
+            parts.append((states[:-1], states[1:], _read(actions[0], a[:, actions[1]])[:-1]))
+    except ValueError:  # no rotation, or a unit that is no angle
+        return None
+    if not parts:
+        return None
+    before, after, action = (np.concatenate(part) for part in zip(*parts, strict=True))
+    if not len(before):
+        return None
+    turned = _angle(before, after)
+    spread = _angle(after, np.roll(after, len(after) // 2, axis=0))
+    to_next = _angle(action, after)
+    to_turn = min(_angle(action, relative(before, after, "base")), _angle(action, relative(before, after, "tool")))
+    if to_next < 0.3 * spread and to_next < 0.5 * to_turn:
+        return "absolute"
+    return "delta" if to_turn < 0.3 * turned and to_turn < 0.5 * to_next else None
+
+
+def _read(group: Group, values: np.ndarray) -> Quaternions:
+    if group.rotation is None:
+        raise ValueError(f"group {group.name!r} does not say how its rotation is written")
+    angles = group.rotation in ("euler", "axis_angle")
+    return quaternions(values * (radians(group.unit) if angles else 1.0), group.rotation)
+
+
+def _angle(one: Quaternions, other: Quaternions) -> float:
+    """Return the mean angle between orientations."""
+    return float(np.mean(2 * np.arccos(np.clip(np.abs((one * other).sum(-1)), 0, 1))))

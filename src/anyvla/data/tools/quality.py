@@ -1,0 +1,219 @@
+"""Finds what is wrong with a data set: numbers, times, frames, instructions, duplicates.
+
+One pass over the episodes, in parallel; what is found says where it is and what mends it. An `error` makes training
+refuse or learn nonsense, a `warning` is worth a look and may be right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images
+from anyvla.data.tools.contradictions import contradictions
+from anyvla.data.tools.findings import Finding, Look, Severity
+from anyvla.data.tools.measured import MeasuredNumbers
+from anyvla.data.tools.motion import IDLE, Scale, idle_ends, jumps, unmoved
+from anyvla.robot.space import ActionSpace
+from anyvla.text import check_instruction
+
+_DARK = 8  # a frame whose brightest value is below is black
+_ALIKE = 2.0  # grey levels by which frames of one scene differ through a codec, on average
+_SAMPLED = (0.0, 0.29, 0.62, 1.0)  # which frames of an episode: unevenly, so that what repeats does not look frozen
+
+
+def check(
+    dataset: EpisodeDataset,
+    *,
+    frames: Look = "sampled",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Finding]:
+    """All findings, by episode. `frames`: which of them are decoded. `progress(done, total)` counts episodes."""
+    found: list[Finding] = []
+    seen: dict[bytes, int] = {}
+    scale = Scale(dataset)
+    count = len(dataset)
+    measured = MeasuredNumbers(count, dataset.embodiment.proprio.size, dataset.embodiment.action.size)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for start in range(0, count, 64):
+            block = range(start, min(start + 64, count))
+            for index, (findings, digest) in zip(
+                block, pool.map(lambda i: _look(dataset, i, scale, frames, measured), block), strict=True
+            ):
+                found += findings
+                if digest is not None and seen.setdefault(digest, index) != index:
+                    found += _again(dataset, seen[digest], index, frames)
+            progress(block.stop, count)
+    return [*found, *_whole(dataset, scale), *contradictions(dataset.embodiment, measured)]
+
+
+def _look(
+    dataset: EpisodeDataset, index: int, scale: Scale, look: Look, measured: MeasuredNumbers
+) -> tuple[list[Finding], bytes | None]:
+    try:
+        episode = dataset[index]
+    except (ValueError, OSError, KeyError) as error:
+        return [Finding("damaged", "error", index, str(error), "copy it again, or leave it out")], None
+    if not len(episode):
+        return [Finding("damaged", "error", index, "it has no steps", "leave it out")], None
+    measured.add(index, episode)
+    found = list(_numbers(episode, index, scale))
+    digest = None
+    if not any(f.kind == "wrong size" for f in found):
+        moving = ~unmoved(episode.proprio, scale.spread["proprio"])
+        found += [*_times(episode, index), *_said(episode, index), *_frames(episode, index, look, moving)]
+        digest = hashlib.sha256(episode.actions.tobytes() + episode.proprio.tobytes()).digest()
+    return found, digest
+
+
+def _numbers(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
+    robot = episode.embodiment
+    for name, array, space in (
+        ("actions", episode.actions, robot.action),
+        ("proprio", episode.proprio, robot.proprio),
+    ):
+        if array.shape != (len(episode), space.size):
+            text = f"{name} have shape {array.shape}, {(len(episode), space.size)} is declared"
+            yield Finding("wrong size", "error", index, text, "declare the groups that the data has")
+            return
+        if not np.isfinite(array).all():
+            step, dim = np.argwhere(~np.isfinite(array))[0]
+            text = f"{name} at step {step}, {space.place(int(dim))}, is {array[step, dim]}"
+            yield Finding("not finite", "error", index, text, "leave the episode out, or mend its numbers")
+            continue
+        limits = scale.step[name]
+        if limits is not None:
+            yield from jumps(array, space, limits, name, index)
+        yield from _grippers(array, space, name, index)
+    yield from idle_ends(episode, index, scale)
+
+
+def _grippers(array: np.ndarray, space: ActionSpace, name: str, index: int) -> Iterator[Finding]:
+    for group, place in zip(space.groups, space.slices().values(), strict=True):
+        if group.kind != "gripper" or group.low is None or group.high is None:
+            continue
+        span = group.high - group.low
+        for dim in range(group.size):
+            low, high = float(array[:, place.start + dim].min()), float(array[:, place.start + dim].max())
+            beyond = max(group.low - low, high - group.high) / span
+            if beyond > 0.02:
+                text = (
+                    f"{name}, {space.place(place.start + dim)}, goes from {low:.3g} to {high:.3g}, outside of its "
+                    f"declared range {group.low:g} to {group.high:g}"
+                )
+                severity: Severity = "error" if name == "actions" or beyond > 0.2 else "warning"  # sensors overshoot
+                yield Finding("gripper", severity, index, text, "declare the range that the data has")
+
+
+def _again(dataset: EpisodeDataset, first: int, index: int, look: Look) -> Iterator[Finding]:
+    """An episode whose numbers are those of an earlier one: the same, if it shows and says the same."""
+    if look == "none":
+        text = f"its numbers are those of episode {first}; its frames were not compared"
+        yield Finding("duplicate", "warning", index, text, "compare them: --frames sampled")
+        return
+    one, other = dataset[first], dataset[index]
+    some = _some(len(one))
+    try:
+        pairs = [(one.images[c][some], other.images[c][some]) for c in one.images if c in other.images]
+    except (ValueError, OSError):
+        return  # told as a fault of its frames
+    if all(a.shape == b.shape and np.abs(a.astype(np.int16) - b).mean() < _ALIKE for a, b in pairs):
+        if set(one.instructions) == set(other.instructions):
+            yield Finding("duplicate", "error", index, f"the same as episode {first}", "leave it out")
+        else:
+            text = f"the same as episode {first}, but told {other.instruction!r}"
+            yield Finding("duplicate", "warning", index, text, "one of the two may be told wrongly")
+
+
+def _times(episode: Episode, index: int) -> Iterator[Finding]:
+    gaps = np.diff(episode.timestamps)
+    if len(episode.timestamps) != len(episode) or not (gaps > 0).all():  # NaN too
+        yield Finding("timestamps", "error", index, "timestamps do not increase step by step", "leave the episode out")
+        return
+    hz = episode.embodiment.control_hz
+    if len(gaps) and abs(float(np.median(gaps)) * hz - 1) > 0.1:
+        text = f"its steps are {np.median(gaps):.3g} s apart, control_hz {hz:g} means {1 / hz:.3g} s"
+        yield Finding("timestamps", "warning", index, text, "declare the rate of the data")
+    elif len(gaps) and gaps.max() > 3 / hz:
+        text = f"{gaps.max():.3g} s are missing after step {gaps.argmax()}"
+        yield Finding("timestamps", "warning", index, text, "frames were dropped: look at it")
+
+
+def _said(episode: Episode, index: int) -> Iterator[Finding]:
+    if not any(episode.instructions):
+        yield Finding("instruction", "warning", index, "it has no instruction", "unlabelled: drop, or instruction: ...")
+    elif any("\ufffd" in text for text in episode.instructions):
+        yield Finding("instruction", "error", index, "its instruction was decoded wrongly", "write it again as UTF-8")
+    for text in filter(None, episode.instructions):
+        try:
+            check_instruction(text)
+        except ValueError as error:
+            yield Finding("instruction", "error", index, str(error), "write it again as UTF-8")
+
+
+def _some(length: int) -> np.ndarray:
+    return np.unique((np.array(_SAMPLED) * (length - 1)).round().astype(int))
+
+
+def _frames(episode: Episode, index: int, look: Look, moving: np.ndarray) -> Iterator[Finding]:
+    """`moving` (T - 1,): whether the robot moves from each step to the next."""
+    for camera in episode.embodiment.cameras:
+        if camera not in episode.images:
+            yield Finding("frames", "error", index, f"camera {camera!r} is missing", "leave the episode out")
+            continue
+        images = episode.images[camera]
+        if len(images) != len(episode):
+            text = f"camera {camera!r} has {len(images)} frames, the episode {len(episode)} steps"
+            yield Finding("frames", "error", index, text, "leave the episode out")
+            continue
+        yield from _file(images, camera, index)
+        if look == "none":
+            continue
+        some = _some(len(episode)) if look == "sampled" else np.arange(len(episode))
+        try:
+            seen = images[some]
+        except (ValueError, OSError) as error:
+            yield Finding("frames", "error", index, f"camera {camera!r}: {error}", "copy it again, or leave it out")
+            continue
+        dark = seen.reshape(len(seen), -1).max(1) < _DARK
+        still = (seen[1:] == seen[:-1]).all((1, 2, 3))
+        if dark.all():
+            yield Finding("frames", "error", index, f"camera {camera!r} is black", "leave the camera or episode out")
+        elif dark.any():
+            text = f"camera {camera!r} is black at step {some[dark.argmax()]}"
+            yield Finding("frames", "warning", index, text, "look at it")
+        elif len(some) > 2 and still.all():
+            yield Finding("frozen", "warning", index, f"camera {camera!r} never changes", "look at it")
+        elif look == "all" and (begin := _long_run(still & moving)) is not None:
+            text = f"camera {camera!r} stands still from step {begin} on while the robot moves"
+            yield Finding("frozen", "warning", index, text, "look at it")
+
+
+def _file(images: Images, camera: str, index: int) -> Iterator[Finding]:
+    """Yield what the header of the frames' file contradicts."""
+    if not isinstance(images, Frames):
+        return
+    try:
+        for wrong, text in images.faults():
+            mend = "copy it again, or leave the episode out" if wrong else "look at it: anyvla data view"
+            yield Finding("video", "error" if wrong else "warning", index, f"camera {camera!r}: {text}", mend)
+    except (ValueError, OSError) as error:
+        yield Finding("video", "error", index, f"camera {camera!r}: {error}", "copy it again, or leave it out")
+
+
+def _long_run(flags: np.ndarray) -> int | None:
+    """Where the first run of more than `IDLE` True begins."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]])))
+    runs = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > IDLE]
+    return int(runs[0][0]) if runs else None
+
+
+def _whole(dataset: EpisodeDataset, scale: Scale) -> Iterable[Finding]:
+    for name, space in (("actions", dataset.embodiment.action), ("proprio", dataset.embodiment.proprio)):
+        for dim in scale.constant[name]:
+            text = f"{name}, {space.place(dim)}, is the same in all episodes looked at"
+            yield Finding("constant", "warning", None, text, "leave the group out if it means nothing")

@@ -1,0 +1,149 @@
+"""Read the names of dims by the table `usual.yaml`: which are joints, which a gripper, which robot this looks like."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+
+Is = Literal[
+    "joints", "gripper", "position", "quaternion", "euler", "axis_angle", "rot6d", "fingers", "rate", "other", "unknown"
+]
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A dim as it is read by its name."""
+
+    side: str  # "left" | "right" | ""
+    is_: Is
+
+
+@functools.cache
+def table() -> Mapping[str, Any]:
+    """Return the table `usual.yaml`."""
+    return yaml.safe_load(resources.files("anyvla.data.tools").joinpath("usual.yaml").read_text(encoding="utf-8"))
+
+
+def robot_of(robot_type: str, folder: str) -> str | None:
+    """Return the robot of the table that a robot's type or the name of a data set's folder means; None if neither."""
+    by_type, by_folder = _found(robot_type), _found(folder)
+    if by_type is None or (by_folder is not None and by_folder.get("arm") == by_type["name"]):
+        by_type = by_folder
+    return None if by_type is None else str(by_type["name"])
+
+
+def _found(text: str) -> Mapping[str, Any] | None:
+    return next((robot for robot in table()["robots"] if re.search(robot["pattern"], text.lower())), None)
+
+
+def layout(robot: str | None, size: int) -> tuple[str, ...]:
+    """Return the names that this robot's vectors of so many dims usually have; () where that is not known."""
+    for entry in table()["layouts"]:
+        if robot in entry["robots"] and len(entry["names"]) == size:
+            return tuple(entry["names"])
+    return ()
+
+
+def read_names(names: Sequence[str], robot: str | None) -> list[Dim]:
+    """Return how each dim of a robot's vector is read. Names that only count (motor_0) are unknown."""
+    split = [_split(name) for name in names]
+    stems = {stem for _, stem in split}
+    return [Dim(side, _is(stem, stems, robot)) for side, stem in split]
+
+
+def is_real_part(name: str) -> bool:
+    """Return whether a dim of a quaternion is its real part by its name: qw, ee_quat_w."""
+    return bool(re.search(r"(?:^|[^a-z]|[qr])w$", _split(name)[1]))
+
+
+def read_key(key: str, size: int) -> list[Dim]:
+    """Return how the dims of a column are read by its key alone, where they have no names."""
+    parts = re.sub(r"[^a-z0-9]+", "_", key.lower()).strip("_")
+    side = next((s for s in ("left", "right") if s in parts.split("_")), "")
+    for entry in table()["columns"]:
+        if entry.get("size", size) == size and re.fullmatch(entry["pattern"], parts):
+            kinds = [entry["is"]] * size if "is" in entry else []
+            for part in entry.get("parts", ()):
+                kinds += [part] * (4 if part == "quaternion" else 3)
+            return [Dim(side, kind) for kind in kinds]
+    return [Dim(side, "unknown")] * size
+
+
+def opens(
+    name: str, robot: str | None, ends: tuple[float, float], unit: str
+) -> tuple[Literal["low", "high"], str] | tuple[None, str]:
+    """Return the end of its range at which a gripper is open, and why that is known; None if it is not."""
+    stem = _split(name)[1]
+    for entry in table()["open"]:
+        if "name" in entry and not re.fullmatch(entry["name"], stem):
+            continue
+        if "robots" in entry and robot not in entry["robots"]:
+            continue
+        if "range" in entry and not _near(ends, entry["range"]):
+            continue
+        if entry.get("unit", unit) == unit:
+            return entry["open"], str(entry["why"])
+    return None, ""
+
+
+def gripper_range(low: float, high: float, robot: str | None) -> tuple[float, float, str] | None:
+    """Return the range (low, high, unit) that this robot's gripper has, or that is usual for such numbers, or None."""
+    own = [entry["range"] for entry in table()["open"] if "range" in entry and robot in entry.get("robots", ())]
+    for begin, end in own:
+        if _holds(begin, end, low, high) and (high == low or high - low >= 0.05 * (end - begin)):
+            return float(begin), float(end), ""
+    for begin, end, unit in table()["ranges"]:
+        if _holds(begin, end, low, high) and high - low >= 0.2 * (end - begin):
+            return float(begin), float(end), str(unit)
+    return None
+
+
+def _holds(begin: float, end: float, low: float, high: float) -> bool:
+    slack = 0.02 * (end - begin)
+    return begin - slack <= low and high <= end + slack
+
+
+def _near(ends: tuple[float, float], usual: Sequence[float]) -> bool:
+    slack = 0.15 * (usual[1] - usual[0])
+    return all(abs(a - b) <= slack for a, b in zip(ends, usual, strict=True))
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return the side, and the rest of a name without words that say nothing: ("left", "wrist_roll")."""
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    words = [w for w in re.split(r"[^a-z0-9]+", plain.lower()) if w]
+    sides, side = table()["sides"], ""
+    while len(words) > 1:
+        if words[0] in table()["ignored"]:
+            words = words[1:]
+        elif not side and words[0] in sides:
+            side, words = sides[words[0]], words[1:]
+        elif not side and words[-1] in ("left", "right"):
+            side, words = words[-1], words[:-1]
+        elif words[-1] in table()["endings"]:
+            words = words[:-1]
+        else:
+            break
+    return side, "_".join(words)
+
+
+def _is(stem: str, stems: set[str], robot: str | None) -> Is:
+    if re.fullmatch(table()["counted"], stem):
+        return "unknown"
+    for pattern, rule in _rules():
+        among = rule.get("among", "")
+        if pattern.fullmatch(stem) and robot in rule.get("robots", [robot]) and any(s.endswith(among) for s in stems):
+            return rule["is"]
+    return "unknown"
+
+
+@functools.cache
+def _rules() -> tuple[tuple[re.Pattern[str], Mapping[str, Any]], ...]:
+    tool = table()["tool"]
+    return tuple((re.compile(rule["pattern"].replace("{tool}", tool)), rule) for rule in table()["dims"])

@@ -1,0 +1,117 @@
+"""Image augmentation on batches of windows: shift, crop, colour jitter; and what acting sees instead.
+
+One draw per sample and view, the same over the steps of a window, so that motion between frames is what the robot saw.
+Everything is drawn from one generator in a fixed order: equal seed, equal batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from jaxtyping import Float, UInt8
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from anyvla.config import STRICT
+from anyvla.robot.views import Pixels, crop_views, per_view
+
+Amount = Annotated[float, Field(ge=0, lt=1)]
+Turn = Annotated[float, Field(ge=0, le=0.5)]
+
+# Luma, and two axes of colour at right angles to grey (ITU-R BT.601 luma; NTSC's I and Q).
+_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AugmentConfig:
+    """How strongly training images are varied; each field one number, or one per view."""
+
+    shift: Pixels | tuple[Pixels, ...] = 3  # px at most in each direction, edges repeated
+    brightness: Amount | tuple[Amount, ...] = 0.0  # 0.2: a factor in [0.8, 1.2]
+    contrast: Amount | tuple[Amount, ...] = 0.0  # likewise, about the mean grey of the window
+    saturation: Amount | tuple[Amount, ...] = 0.0  # likewise, about each pixel's grey
+    hue: Turn | tuple[Turn, ...] = 0.0  # 0.05: colours turn by up to a twentieth of the colour circle
+
+
+def augment(
+    images: UInt8[Tensor, "B W V H W 3"],
+    config: AugmentConfig,
+    crop: Sequence[float] | float,
+    generator: torch.Generator,
+) -> UInt8[Tensor, "B W V H W 3"]:
+    """Shift, crop, jitter. `crop`: the share of each side that is seen, one number or one per view; `generator`: CPU.
+
+    Returns `images` itself if no change is asked for. Raises ValueError for as many numbers as there are no views.
+    """
+    images = _shifted(images, per_view(config.shift, images, "shift"), generator)
+    images = crop_views(images, per_view(crop, images, "crop"), generator)
+    amounts = [per_view(getattr(config, n), images, n) for n in ("brightness", "contrast", "saturation", "hue")]
+    return _jittered(images, torch.tensor(amounts), generator)
+
+
+def _shifted(images: Tensor, pixels: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Move each image by up to `pixels` in x and y, edges repeated."""
+    batch, _, views, height, width, _ = images.shape
+    if not any(pixels):
+        return images
+    if max(pixels) >= min(height, width):
+        raise ValueError(f"shift must lie below the size of an image, {height}x{width}, got {list(pixels)}")
+    limits = torch.tensor(pixels)[:, None]  # (V, 1)
+    moves = (torch.rand(batch, views, 2, generator=generator) * (2 * limits + 1)).floor() - limits
+    out = torch.empty_like(images)
+    for b, of_sample in enumerate(moves.int().tolist()):
+        for v, (dy, dx) in enumerate(of_sample):
+            source, target = images[b, :, v], out[b, :, v]  # (W, H, W, 3)
+            rows, columns = slice(max(dy, 0), height + min(dy, 0)), slice(max(dx, 0), width + min(dx, 0))
+            target[:, rows, columns] = source[:, max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)]
+            if dx > 0:
+                target[:, rows, :dx] = target[:, rows, dx : dx + 1]
+            elif dx < 0:
+                target[:, rows, dx:] = target[:, rows, dx - 1 : dx]
+            if dy > 0:
+                target[:, :dy] = target[:, dy : dy + 1]
+            elif dy < 0:
+                target[:, dy:] = target[:, dy - 1 : dy]
+    return out
+
+
+def _jittered(images: Tensor, amounts: Float[Tensor, "4 V"], generator: torch.Generator) -> Tensor:
+    """Brightness, contrast, saturation and hue by random factors of 1 +- amount (hue: turns), in that order.
+
+    All four are linear in the pixel, so that they make one 3x3 matrix and an offset; clipping comes once, at the end.
+    """
+    if not amounts.any():
+        return images
+    batch, steps, views = images.shape[:3]
+    random = amounts.T * (torch.rand(batch, views, 4, generator=generator) * 2 - 1)  # (B, V, 4)
+    luma = _YIQ[0].to(images.device)
+    matrices, kept = (x.to(images.device) for x in _colour_matrices(random))
+    out = torch.empty_like(images)
+    for source, target, matrix, share in zip(images, out, matrices, kept, strict=True):  # one sample fits a CPU's cache
+        pixels = source.transpose(0, 1).flatten(1, 3).float()  # (V, W*H*W, 3)
+        grey = share * (pixels.mean(1) @ luma)  # (V,); the same in all channels: saturation and hue keep it
+        # not baddbmm: with an offset spread over the pixels it takes several times as long on a CPU
+        pixels = (pixels @ matrix.mT).add_(grey[:, None, None] + 0.5).clamp_(0, 255)
+        target.copy_(pixels.unflatten(1, (steps, *images.shape[3:5])).transpose(0, 1))  # cut to whole levels
+    return out
+
+
+def _colour_matrices(random: Float[Tensor, "B V 4"]) -> tuple[Float[Tensor, "B V 3 3"], Float[Tensor, "B V"]]:
+    """What pixels are multiplied by, and how much of the mean grey is added to them."""
+    bright, contrast, saturation = (1 + random[..., i] for i in range(3))
+    angle = random[..., 3] * 2 * math.pi
+    one, zero = torch.ones_like(angle), torch.zeros_like(angle)
+    colours = torch.stack(  # in Y, I, Q: chroma scaled and turned, luma left
+        [
+            torch.stack([one, zero, zero], -1),
+            torch.stack([zero, saturation * angle.cos(), -saturation * angle.sin()], -1),
+            torch.stack([zero, saturation * angle.sin(), saturation * angle.cos()], -1),
+        ],
+        -2,
+    )
+    matrix = torch.linalg.inv(_YIQ) @ colours @ _YIQ
+    return (bright * contrast)[..., None, None] * matrix, bright * (1 - contrast)

@@ -1,0 +1,86 @@
+"""All action chunks of a mixture, normalised as a policy learns them: what a codec is fitted to and measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor
+
+from anyvla.data.training.mixture import Mixture
+from anyvla.robot.chunks import held
+from anyvla.robot.normalize import Method, Normalizer
+from anyvla.robot.shared_layout import Robot
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """K chunks, in the order of the episodes."""
+
+    actions: Float32[Tensor, "K N A"]  # normalised; past the end of an episode, its last action again
+    mask: Bool[Tensor, "K N"]  # False past the end
+    robots: Int64[Tensor, "K"]  # whose they are
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+def action_normalizer(mixture: Mixture, robots: Sequence[Robot], method: Method) -> Normalizer:
+    """The scaling of actions of a policy that is trained on this mixture."""
+    own = [(r.embodiment.action, r.statistics.action) for r in robots]
+    return Normalizer(mixture.canonical.embodiment.action, own, method, what="action", clip=True)
+
+
+def hold_out(count: int, share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Which of `count` episodes to fit to, and which to hold out: drawn at random, one at least if there are two."""
+    order = np.random.default_rng(seed).permutation(count)
+    aside = max(1, round(share * count)) if count > 1 else 0
+    return sorted(order[aside:].tolist()), sorted(order[:aside].tolist())
+
+
+def read_chunks(
+    mixture: Mixture,
+    normalizer: Normalizer,
+    length: int,
+    episodes: Sequence[Sequence[int]],
+    *,
+    most: int | None = None,
+    seed: int = 0,
+) -> Chunks:
+    """The chunk of N = `length` actions that begins at each step of these episodes; `episodes`: of each data set.
+
+    Of more than `most` there are left as many, each data set by its share, one drawn from each of as many equal
+    stretches, so that they spread over all episodes and their phases. Raises ValueError if there is no episode.
+    """
+    parts = []
+    for source, (dataset, chosen) in enumerate(zip(mixture.datasets, episodes, strict=True)):
+        if not len(chosen):
+            continue
+        allowed = None if most is None else max(1, round(most * float(mixture.shares[source])))
+        raw, mask = _chunks([dataset[i].actions for i in chosen], length, allowed, seed)
+        robot = mixture.robot_of[source]
+        whole = np.zeros((*mask.shape, mixture.canonical.embodiment.action.size), np.float32)
+        whole[..., mixture.canonical.robots[dataset.embodiment.name].action] = raw
+        robots = torch.full((len(whole),), robot)
+        there = torch.from_numpy(mask)
+        parts.append(Chunks(held(normalizer.normalise(torch.from_numpy(whole), robots), there), there, robots))
+    if not parts:
+        raise ValueError("there is no episode to take chunks from")
+    return Chunks(*(torch.cat([getattr(p, name) for p in parts]) for name in ("actions", "mask", "robots")))
+
+
+def _chunks(
+    actions: Sequence[np.ndarray], length: int, most: int | None, seed: int
+) -> tuple[Float32[np.ndarray, "K N A"], Bool[np.ndarray, "K N"]]:
+    """Of episodes of one robot."""
+    ends = np.cumsum([len(a) for a in actions])
+    starts = np.arange(ends[-1])
+    if most is not None and len(starts) > most:
+        stretches = np.linspace(0, len(starts), most + 1).astype(np.int64)
+        starts = np.random.default_rng(seed).integers(stretches[:-1], stretches[1:])
+    last = ends[np.searchsorted(ends, starts, side="right")]  # (K,) where the episode of each ends
+    steps = starts[:, None] + np.arange(length)  # (K, N)
+    return np.concatenate(actions)[np.minimum(steps, ends[-1] - 1)], steps < last[:, None]

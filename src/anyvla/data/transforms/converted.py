@@ -1,0 +1,212 @@
+"""Writes the rotations of a data set in another convention, and its delta actions in another frame, exactly.
+
+Robots share an output of a policy only where its numbers mean the same: one data set writes a turn as Euler angles and
+another as a quaternion, one moves along the axes of its base and another along those of its tool.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32
+
+from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.transforms.wrapped import Wrapped
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.rotations import (
+    Quaternions,
+    canonical,
+    compose,
+    continuous,
+    inverse,
+    quaternions,
+    radians,
+    rotate,
+    written,
+)
+from anyvla.robot.space import ROTATION_DIMS, ActionSpace, Group, Rotation
+
+
+@dataclass(frozen=True)
+class _Orientation:
+    """Where the proprio says how the tool stands in the axes of the base."""
+
+    group: Group
+    place: slice
+
+    def read(self, proprio: np.ndarray) -> Quaternions:
+        """(T, 4)."""
+        return read(self.group, proprio[:, self.place])
+
+
+@dataclass(frozen=True)
+class _Rewrite:
+    """What becomes of one group."""
+
+    source: Group
+    target: Group
+    orientation: _Orientation | None = None  # of deltas that change their frame
+
+
+class Converted(Wrapped):
+    """A data set with its rotations written as `rotation`, and its delta actions seen in the axes of `frame`.
+
+    `rotation`: every group of kind rotation, of proprio and actions; a delta is the rotation between two orientations.
+    Absolute quaternions are continuous along an episode, and of a real part >= 0 at its first step; those of deltas
+    always. `frame`: every delta position and delta rotation of the actions, turned by the orientation that the proprio
+    has on seeing that step. A group that is so already stays as it is; None leaves all of them.
+
+    A group that changes loses its declared range, which no longer holds for each of its dims. Grippers stay: their
+    polarity is declared, and a policy's normaliser evens it out. Raises ValueError for a group that lacks what must be
+    known of it, and says what to declare.
+    """
+
+    def __init__(
+        self,
+        dataset: EpisodeDataset,
+        rotation: Rotation | None = None,
+        frame: Literal["base", "tool"] | None = None,
+    ) -> None:
+        if rotation is not None and rotation not in ROTATION_DIMS:
+            raise ValueError(f"rotation must be one of {', '.join(ROTATION_DIMS)}, got {rotation!r}")
+        if frame not in (None, "base", "tool"):
+            raise ValueError(f"frame must be base or tool, got {frame!r}")
+        robot = dataset.embodiment
+        where = f"{dataset.root} (robot {robot.name})"
+        self._proprio = [_plan(g, rotation, None, robot, f"{where}, proprio") for g in robot.proprio.groups]
+        self._actions = [_plan(g, rotation, frame, robot, f"{where}, action") for g in robot.action.groups]
+        change: dict[str, Any] = {"rotation": rotation, "frame": frame}
+        embodiment = dataclasses.replace(
+            robot,
+            proprio=ActionSpace(groups=tuple(r.target for r in self._proprio)),
+            action=ActionSpace(groups=tuple(r.target for r in self._actions)),
+        )
+        super().__init__(dataset, {k: v for k, v in change.items() if v is not None}, embodiment)
+
+    def __getitem__(self, index: int) -> Episode:
+        """Episode `index`, rewritten. Raises ValueError for a step whose numbers are no rotation."""
+        episode = self.dataset[index]
+        where = episode.provenance or f"{self.root}, episode {index}"
+        return dataclasses.replace(
+            episode,
+            embodiment=self.embodiment,
+            proprio=_rewritten(self._proprio, episode.proprio, episode.proprio, f"{where}, proprio"),
+            actions=_rewritten(self._actions, episode.actions, episode.proprio, f"{where}, action"),
+        )
+
+
+def side(name: str) -> str:
+    """Which arm a group belongs to, by its name: "left" or "right" of two, "" of one."""
+    prefix = name.partition("_")[0]
+    return prefix if prefix in ("left", "right") and prefix != name else ""
+
+
+def _plan(
+    group: Group, rotation: Rotation | None, frame: Literal["base", "tool"] | None, robot: Embodiment, where: str
+) -> _Rewrite:
+    where = f"{where} group {group.name!r}"
+    target, orientation = group, None
+    if rotation is not None and group.kind == "rotation" and group.rotation != rotation:
+        target = _renamed(group, rotation, where)
+    if frame is not None and group.mode == "delta" and group.kind in ("position", "rotation") and group.frame != frame:
+        if not group.frame:
+            raise ValueError(f"{where}: its frame is not known; declare it (frame: base or frame: tool)")
+        if group.kind == "position" and group.size != 3:
+            raise ValueError(f"{where}: only x, y, z can be seen from another frame, the group has {group.size} dims")
+        if group.kind == "rotation":
+            _check_convertible(group, where)
+        orientation = _orientation(group, robot, where)
+        target = dataclasses.replace(target, frame=frame, low=None, high=None)
+    return _Rewrite(group, target, orientation)
+
+
+def _renamed(group: Group, rotation: Rotation, where: str) -> Group:
+    _check_convertible(group, where)
+    unit = "rad" if rotation in ("euler", "axis_angle") else ""
+    size = ROTATION_DIMS[rotation]
+    return dataclasses.replace(group, rotation=rotation, size=size, unit=unit, low=None, high=None, names=())
+
+
+def _check_convertible(group: Group, where: str) -> None:
+    if group.rotation is None:
+        raise ValueError(
+            f"{where}: it is not known how its rotation is written; declare it (rotation: one of "
+            f"{', '.join(ROTATION_DIMS)})"
+        )
+    try:
+        radians(group.unit)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _orientation(group: Group, robot: Embodiment, where: str) -> _Orientation:
+    """The orientation of the tool that moves by `group`."""
+    found = [
+        g
+        for g in robot.proprio.groups
+        if g.kind == "rotation" and g.mode == "absolute" and side(g.name) == side(group.name)
+    ]
+    if len(found) != 1:
+        have = f"has {len(found)}: {', '.join(g.name for g in found)}" if found else "has none"
+        raise ValueError(
+            f"{where}: to see it from another frame takes the tool's orientation, one absolute rotation in the "
+            f"proprio of that arm; it {have}"
+        )
+    own = found[0]
+    if own.frame != "base":
+        raise ValueError(
+            f"{where}: to see it from another frame takes the tool's orientation in the axes of the base; the proprio "
+            f"group {own.name!r} does not say that it is that; declare it (frame: base)"
+        )
+    _check_convertible(own, f"{where}: proprio group {own.name!r}")
+    return _Orientation(own, robot.proprio.slices()[own.name])
+
+
+def _rewritten(
+    rewrites: list[_Rewrite], values: Float32[np.ndarray, "T a"], proprio: Float32[np.ndarray, "T P"], where: str
+) -> Float32[np.ndarray, "T A"]:
+    parts, start = [], 0
+    for rewrite in rewrites:
+        own = values[:, start : start + rewrite.source.size]
+        start += rewrite.source.size
+        if rewrite.source != rewrite.target:
+            try:
+                own = _apply(rewrite, own, proprio)
+            except ValueError as error:
+                raise ValueError(f"{where} group {rewrite.source.name!r}, {error}") from None
+        parts.append(own)
+    return np.concatenate(parts, 1).astype(np.float32, copy=False) if parts else values
+
+
+def _apply(rewrite: _Rewrite, values: np.ndarray, proprio: np.ndarray) -> np.ndarray:
+    source, target = rewrite.source, rewrite.target
+    turn = None
+    if rewrite.orientation is not None:
+        turn = rewrite.orientation.read(proprio)
+        turn = inverse(turn) if target.frame == "tool" else turn
+    if source.kind == "position":
+        return values if turn is None else rotate(turn, values)
+    rotation = read(source, values)
+    if turn is not None:
+        rotation = compose(compose(turn, rotation), inverse(turn))
+    rotation = canonical(rotation) if target.mode == "delta" else continuous(rotation)
+    return write(target, rotation)
+
+
+def read(group: Group, values: Float32[np.ndarray, "T k"]) -> Quaternions:
+    """The rotations of a group whose convention and unit are known."""
+    assert group.rotation is not None
+    return quaternions(values.astype(np.float64) * _unit(group), group.rotation)
+
+
+def write(group: Group, rotation: Quaternions) -> np.ndarray:
+    """Rotations as the group writes them, in its unit."""
+    assert group.rotation is not None
+    return written(rotation, group.rotation) / _unit(group)
+
+
+def _unit(group: Group) -> float:
+    return radians(group.unit) if group.rotation in ("euler", "axis_angle") else 1.0

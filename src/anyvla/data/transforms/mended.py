@@ -1,0 +1,65 @@
+"""A data set without what `quality.check` found wrong with it: broken episodes left out, idle ends cut off."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int64
+
+from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.tools.findings import Finding
+from anyvla.data.tools.motion import Scale, moving_span
+from anyvla.data.transforms.resampled import Picked
+from anyvla.data.transforms.wrapped import Wrapped
+
+
+class Mended(Wrapped):
+    """The episodes without an error, their idle ends cut. `dropped` and `cut` tell what was done.
+
+    Raises ValueError if no episode is left.
+    """
+
+    def __init__(self, dataset: EpisodeDataset, findings: Sequence[Finding]) -> None:
+        broken = {f.episode: f.text for f in findings if f.severity == "error" and f.episode is not None}
+        idle = {f.episode for f in findings if f.kind == "idle" and f.episode is not None} - set(broken)
+        self.kept = [i for i in range(len(dataset)) if i not in broken]
+        if not self.kept:
+            raise ValueError(f"every episode of {dataset.root} has an error: there is nothing to keep")
+        scale = Scale(dataset)
+        self._spans: dict[int, tuple[int, int]] = {}
+        for i in sorted(idle):
+            span = moving_span(dataset[i], scale.spread["proprio"], scale.spread["actions"])
+            if span is not None:  # one in which nothing moves at all stays, for a person to decide
+                self._spans[i] = span
+        self.dropped = {str(i): text for i, text in sorted(broken.items())}
+        self.cut = {str(i): [first, int(dataset.lengths[i]) - last] for i, (first, last) in self._spans.items()}
+        super().__init__(dataset, {"dropped": self.dropped, "cut": self.cut})
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "E"]:
+        own = self.dataset.lengths
+        spans = [self._spans.get(i, (0, int(own[i]))) for i in self.kept]
+        return np.array([last - first for first, last in spans], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def task(self, index: int) -> str:
+        return self.dataset.task(self.kept[index])
+
+    def __getitem__(self, index: int) -> Episode:
+        number = self.kept[index]
+        episode = self.dataset[number]
+        if number not in self._spans:
+            return episode
+        first, last = self._spans[number]
+        steps = np.arange(first, last)
+        return dataclasses.replace(
+            episode,
+            images={camera: Picked(images, steps) for camera, images in episode.images.items()},
+            proprio=episode.proprio[first:last],
+            actions=episode.actions[first:last],
+            timestamps=episode.timestamps[first:last] - episode.timestamps[first],
+        )

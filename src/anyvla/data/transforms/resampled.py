@@ -1,0 +1,249 @@
+"""Brings a data set to a lower control rate by time: fewer steps, each of which does what several did.
+
+Data of 30 Hz and of 5 Hz in one mixture ask for chunks of very different reach; and a policy need not decide as often
+as a teleoperator's controller ran. New step k stands at time k / hz of the episode, wherever the frames lie.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64, UInt8
+
+from anyvla.data import stored
+from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images, steady
+from anyvla.data.frame_times import shown_at
+from anyvla.data.transforms.converted import read, side, write
+from anyvla.data.transforms.wrapped import Wrapped
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.rotations import Frame, apply, canonical, compose, radians, rotate
+from anyvla.robot.space import ActionSpace, Group
+
+log = logging.getLogger(__name__)
+
+_LATE = 0.05  # of the data's control interval: a frame that is later by no more counts as in time (rounded timestamps)
+_THREADS = 4
+
+
+class Picked(Frames):
+    """Some frames of a camera, decoded when asked for."""
+
+    def __init__(self, images: Images, steps: Int64[np.ndarray, "K"]) -> None:
+        """Step k shows the frame `steps[k]`."""
+        self.images, self.steps = images, steps
+        self.shape = (len(steps), *images.shape[1:])
+
+    def faults(self) -> Iterator[tuple[bool, str]]:
+        """See `Frames`."""
+        if isinstance(self.images, Frames):
+            yield from self.images.faults()
+
+    def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
+        """The frames of these new steps."""
+        return self.images[self.steps[steps]]
+
+
+class Resampled(Wrapped):
+    """A data set at `hz` actions per second.
+
+    Step k shows the newest frame at or before k / hz, with its proprio; the last step is the last that begins by the
+    last frame. Its action does what all the actions did from that frame to the next step's (the last step: to the
+    end of the episode):
+
+    - absolute: the last of them; so the command in force at the end;
+    - delta: their sum; rotations are composed, and positions in the axes of the tool summed along the turning tool;
+    - delta grippers: their sum, clipped to the declared range;
+    - rates (a unit per second, as "m/s"): their mean over the time that each was in force.
+
+    Where the data pauses for longer than 1 / hz, a step repeats the frame: deltas are 0, the rest is what is in force.
+    So a policy that follows the new actions reaches the poses of the frames that are shown. `lengths` needs the time
+    at which each episode ends: one pass over the numbers of all episodes, remembered by the fingerprint.
+
+    Raises ValueError for a rate above that of the data, and for a group that lacks what must be known of it.
+    """
+
+    def __init__(self, dataset: EpisodeDataset, hz: float) -> None:
+        robot = dataset.embodiment
+        if hz <= 0:
+            raise ValueError(f"hz must be positive, got {hz:g}")
+        if hz > robot.control_hz * (1 + 1e-6):
+            raise ValueError(
+                f"{dataset.root} has {robot.control_hz:g} steps per second and cannot be brought to {hz:g}: frames in "
+                f"between are not there; ask for at most {robot.control_hz:g}"
+            )
+        self.hz = hz
+        self._late = _LATE / robot.control_hz
+        self._turned = _check(robot, str(dataset.root))
+        embodiment = dataclasses.replace(
+            robot, control_hz=hz, action=ActionSpace(groups=tuple(_longer(g) for g in robot.action.groups))
+        )
+        super().__init__(dataset, {"hz": hz}, embodiment)
+        self._lengths: Int64[np.ndarray, "E"] | None = None
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "E"]:
+        """Steps of each episode."""
+        if self._lengths is None:
+            self._lengths = np.array([self._count(end) for end in _ends(self.dataset)], np.int64)
+        return self._lengths
+
+    def __getitem__(self, index: int) -> Episode:
+        """Episode `index` at the new rate. Raises ValueError for timestamps that do not increase."""
+        episode = self.dataset[index]
+        where = episode.provenance or f"{self.root}, episode {index}"
+        times = episode.timestamps
+        if not len(times):
+            raise ValueError(f"{where}: the episode has no steps")
+        back = np.flatnonzero(~(np.diff(times) > 0))
+        if len(back):
+            at = int(back[0]) + 1
+            raise ValueError(
+                f"{where}: timestamps must increase, step {at} is at {times[at]:g} s after {times[at - 1]:g} s"
+            )
+        new = steady(self._count(times[-1]), self.hz)
+        shown = shown_at(times, new, self._late)  # (K,)
+        ends = np.append(shown[1:], len(times))  # the steps of k are shown[k] .. ends[k] - 1
+        return dataclasses.replace(
+            episode,
+            embodiment=self.embodiment,
+            images={camera: Picked(images, shown) for camera, images in episode.images.items()},
+            proprio=episode.proprio[shown],
+            actions=self._joined(episode.actions, times, shown, ends, where),
+            timestamps=new,
+        )
+
+    def _count(self, end: float) -> int:
+        """New steps of an episode whose last step stands at `end`."""
+        return int((end + self._late) * self.hz) + 1
+
+    def _joined(
+        self, actions: Float32[np.ndarray, "T A"], times: np.ndarray, shown: np.ndarray, ends: np.ndarray, where: str
+    ) -> Float32[np.ndarray, "K A"]:
+        space = self.dataset.embodiment.action
+        places = space.slices()
+        last = np.maximum(ends - 1, shown)  # an interval without an action of its own keeps the one in force
+        out = actions[last]
+        lasting = np.append(np.diff(times), 1 / self.dataset.embodiment.control_hz)
+        for group in space.groups:
+            own = actions[:, places[group.name]].astype(np.float64)
+            if _is_rate(group):
+                time = _sums(lasting[:, None], shown, ends)
+                mean = _sums(own * lasting[:, None], shown, ends) / np.where(time > 0, time, 1)
+                out[:, places[group.name]] = np.where(time > 0, mean, own[last])
+            elif group.mode == "delta" and group.kind == "rotation":
+                try:
+                    out[:, places[group.name]] = _turns(group, own, shown, ends)
+                except ValueError as error:
+                    raise ValueError(f"{where}, action group {group.name!r}, {error}") from None
+            elif group.mode == "delta" and group.name in self._turned:
+                by = self._turned[group.name]
+                out[:, places[group.name]] = _along(own, by, actions[:, places[by.name]], shown, ends)
+            elif group.mode == "delta":
+                total = _sums(own, shown, ends)
+                clip = group.kind == "gripper"
+                out[:, places[group.name]] = np.clip(total, group.low, group.high) if clip else total
+        return out
+
+
+def _check(robot: Embodiment, where: str) -> dict[str, Group]:
+    """Of each delta position in the axes of a turning tool, the delta rotation that turns it. Raises ValueError."""
+    turned = {}
+    for group in robot.action.groups:
+        if group.mode != "delta" or _is_rate(group) or group.kind not in ("position", "rotation"):
+            continue
+        told = f"{where} (robot {robot.name}), action group {group.name!r}"
+        if group.kind == "rotation":
+            if group.rotation is None or not group.frame:
+                missing = "rotation: euler, axis_angle, ..." if group.rotation is None else "frame: base or frame: tool"
+                raise ValueError(f"{told}: turns can be composed only if it is known what they are; declare {missing}")
+            try:
+                radians(group.unit)
+            except ValueError as error:
+                raise ValueError(f"{told}: {error}") from None
+            continue
+        turning = [g for g in robot.action.groups if g.kind == "rotation" and side(g.name) == side(group.name)]
+        if not turning or group.frame == "base":
+            continue
+        if not group.frame:
+            raise ValueError(
+                f"{told}: steps of a tool that turns add up differently along its axes than along those of the base; "
+                "declare frame: base or frame: tool"
+            )
+        if len(turning) > 1 or (turning[0].mode, turning[0].frame) != ("delta", "tool") or group.size != 3:
+            raise ValueError(
+                f"{told}: steps along the axes of the tool add up only beside one delta rotation in its axes too "
+                f"(there: {', '.join(f'{g.name} {g.mode} {g.frame}'.strip() for g in turning)}); convert to frame: "
+                "base first"
+            )
+        turned[group.name] = turning[0]
+    return turned
+
+
+def _longer(group: Group) -> Group:
+    """The group after resampling: longer deltas leave the range that was declared for short ones."""
+    sums = group.mode == "delta" and group.kind != "gripper" and not _is_rate(group)
+    return dataclasses.replace(group, low=None, high=None) if sums else group
+
+
+def _is_rate(group: Group) -> bool:
+    return group.unit.replace(" ", "").endswith("/s")
+
+
+def _walk(shown: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The first actions of all intervals, then the second ones, ...: which intervals have one, and where it is."""
+    for j in range(int((ends - shown).max())):
+        within = np.flatnonzero(shown + j < ends)
+        yield within, shown[within] + j
+
+
+def _sums(values: Float64[np.ndarray, "T a"], shown: np.ndarray, ends: np.ndarray) -> Float64[np.ndarray, "K a"]:
+    """The sum over each interval; 0 of an empty one."""
+    total = np.zeros((len(shown), values.shape[1]))
+    for within, at in _walk(shown, ends):
+        total[within] += values[at]
+    return total
+
+
+def _turns(group: Group, values: np.ndarray, shown: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The composition over each interval, as the group writes it. (K, k)."""
+    rotation = read(group, values)
+    frame: Frame = "tool" if group.frame == "tool" else "base"
+    total = np.tile([0.0, 0.0, 0.0, 1.0], (len(shown), 1))
+    for within, at in _walk(shown, ends):
+        total[within] = apply(rotation[at], total[within], frame)
+    return write(group, canonical(total))
+
+
+def _along(
+    steps: np.ndarray, by: Group, turns: np.ndarray, shown: np.ndarray, ends: np.ndarray
+) -> Float64[np.ndarray, "K 3"]:
+    """Steps along the axes of the tool, summed in its axes at the begin of each interval while it turns."""
+    rotation = read(by, turns)
+    total, turned = np.zeros((len(shown), 3)), np.tile([0.0, 0.0, 0.0, 1.0], (len(shown), 1))
+    for within, at in _walk(shown, ends):
+        total[within] += rotate(turned[within], steps[at])
+        turned[within] = compose(turned[within], rotation[at])
+    return total
+
+
+def _ends(dataset: EpisodeDataset) -> Float64[np.ndarray, "E"]:
+    """The time of the last step of each episode, from the cache or by reading the numbers of them all."""
+    if (known := stored.read("durations", dataset.fingerprint)) is not None:
+        return np.frombuffer(known, "<f8")
+    log.info("reading how long the %d episodes of %s last", len(dataset), dataset.root)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        ends = np.array(list(threads.map(lambda i: _end(dataset, i), range(len(dataset)))), "<f8")
+    stored.keep("durations", dataset.fingerprint, ends.tobytes())
+    return ends
+
+
+def _end(dataset: EpisodeDataset, index: int) -> float:
+    """Return the time of the last step of an episode; 0 if it cannot be read, which raises when it is asked for."""
+    try:
+        return float(dataset[index].timestamps[-1:].sum())
+    except ValueError:
+        return 0.0

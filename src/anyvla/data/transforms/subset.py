@@ -1,0 +1,102 @@
+"""Some of the episodes of a data set: k of each task (few-shot), or a share of each task's (data scale).
+
+Subsets of one seed lie in each other: the tenth is part of the half, five shots are part of ten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Int64
+
+from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.transforms.wrapped import Wrapped
+from anyvla.text import clean_instruction
+
+_LISTED = 20  # tasks that an error names
+
+
+class Subset(Wrapped):
+    """The episodes of these indices, in this order.
+
+    Raises ValueError for no index at all, one outside of the data set and one that comes twice.
+    """
+
+    def __init__(self, dataset: EpisodeDataset, indices: Sequence[int] | Int64[np.ndarray, "K"]) -> None:
+        self._indices = np.asarray(indices, np.int64).reshape(-1)
+        if not len(self._indices):
+            raise ValueError(f"{dataset.root}: the subset is empty")
+        outside = self._indices[(self._indices < 0) | (self._indices >= len(dataset))]
+        if len(outside):
+            raise ValueError(f"{dataset.root} has {len(dataset)} episodes; there is no episode {outside[0]}")
+        values, counts = np.unique(self._indices, return_counts=True)
+        if counts.max() > 1:
+            raise ValueError(f"{dataset.root}: episode {values[counts > 1][0]} is chosen more than once")
+        digest = hashlib.sha256(self._indices.astype("<i8").tobytes()).hexdigest()
+        super().__init__(dataset, {"subset": digest, "episodes": len(self._indices)})
+
+    @cached_property
+    def _lengths(self) -> Int64[np.ndarray, "E"]:
+        return self.dataset.lengths[self._indices]
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "E"]:
+        return self._lengths
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self.dataset[self._within(index)]
+
+    def task(self, index: int) -> str:
+        return self.dataset.task(self._within(index))
+
+    def _within(self, index: int) -> int:
+        if not 0 <= index < len(self._indices):
+            raise IndexError(f"the subset has {len(self._indices)} episodes; no episode {index}")
+        return int(self._indices[index])
+
+
+def choose(dataset: EpisodeDataset, per_task: int | None = None, scale: float = 1.0, seed: int = 0) -> list[int]:
+    """Episodes drawn at random within each task (`dataset.task`): their indices, ascending.
+
+    `per_task` episodes of each, times `scale`; without it `scale`, at most 1, is a share of each task's episodes.
+    Counts are rounded, halves up, and 1 at least. Which ones follows from the seed, the task's name and an episode's
+    rank among those of its task: other tasks, how tasks are interleaved and episodes added at the end change nothing
+    (but that an added one may be drawn instead); another order within a task does. Of one seed, the smaller choice is
+    a part of the larger one. Raises ValueError that lists the tasks with too few episodes.
+    """
+    if scale <= 0 or (per_task is not None and per_task < 1):
+        raise ValueError(f"per_task and scale must be positive, got {per_task} and {scale:g}")
+    if per_task is None and scale > 1:
+        raise ValueError(
+            f"scale {scale:g} asks for more than all episodes of {dataset.root}: give per_task too, the number of "
+            "episodes of each task that scale 1 means"
+        )
+    tasks: dict[str, list[int]] = {}
+    for index in range(len(dataset)):
+        tasks.setdefault(clean_instruction(dataset.task(index)), []).append(index)
+    chosen: list[int] = []
+    short: list[str] = []
+    for task, own in tasks.items():
+        wanted = max(1, int((len(own) if per_task is None else per_task) * scale + 0.5))
+        if wanted > len(own):
+            short.append(f"{task!r} has {len(own)} of {wanted}")
+        lots = sorted((_lot(seed, task, rank), index) for rank, index in enumerate(own))
+        chosen += [index for _, index in lots[:wanted]]
+    if short:
+        more = f" and {len(short) - _LISTED} more" if len(short) > _LISTED else ""
+        raise ValueError(
+            f"{dataset.root} has too few episodes of {len(short)} of its {len(tasks)} tasks: "
+            f"{', '.join(short[:_LISTED])}{more}; ask for fewer, or leave these tasks out"
+        )
+    return sorted(chosen)
+
+
+def _lot(seed: int, task: str, rank: int) -> bytes:
+    """What an episode draws; the lowest are chosen."""
+    return hashlib.sha256(f"{seed}\n{rank}\n{task}".encode(errors="surrogatepass")).digest()

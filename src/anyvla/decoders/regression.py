@@ -1,0 +1,108 @@
+"""Regression: a small MLP gives the whole chunk at once (RoboVLMs, arXiv 2412.14058; OpenVLA-OFT, arXiv 2502.19645)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyvla.config import STRICT, ConfigError
+from anyvla.decoders.base import Context, Decoder, Loss, Setting
+from anyvla.limits import LAYERS, WEIGHT, WIDTH
+from anyvla.robot.space import Group
+
+Width = Annotated[int, Field(ge=1, le=WIDTH)]
+
+
+class RegressionDecoder(Decoder):
+    """Context -> MLP -> chunk of N actions."""
+
+    @dataclass(frozen=True, kw_only=True, config=STRICT)
+    class Config:
+        """Options of `decoder: {name: regression}`."""
+
+        loss: Literal["l1", "l2", "huber"] = "l1"
+        # Widths of the MLP's hidden layers, those of RoboVLMs; one number is the width of all `layers`.
+        hidden: Width | tuple[Width, ...] = (1024, 512, 256)
+        layers: int = Field(default=2, ge=0, le=LAYERS)  # hidden layers, where `hidden` is one number
+        gripper_mlp: bool = False  # the gripper has an MLP of its own, as large (RoboVLMs)
+        gripper: Literal["regression", "bce"] = "regression"  # bce: open or closed, with nothing between
+        gripper_weight: float = Field(default=1.0, gt=0, le=WEIGHT)  # RoboVLMs: 0.01, with huber and bce
+
+    def __init__(self, config: Config, setting: Setting) -> None:
+        super().__init__()
+        self.config, self.chunk, self.space = config, setting.chunk, setting.space
+        sizes = {False: 0, True: 0}  # dims of each MLP, of the gripper's own last
+        for group in self.space.groups:
+            sizes[self._apart(group)] += group.size
+        if config.gripper_mlp and not all(sizes.values()):
+            raise ConfigError(
+                "gripper_mlp gives the gripper an MLP beside that of the other dims; of these "
+                f"{self.space.size} action dims {sizes[True]} are a gripper: leave gripper_mlp out"
+            )
+        widths = (config.hidden,) * config.layers if isinstance(config.hidden, int) else config.hidden
+        self.mlp = _mlp(setting.context, widths, self.chunk * sizes[False])
+        self.gripper = _mlp(setting.context, widths, self.chunk * sizes[True]) if config.gripper_mlp else None
+
+    def _apart(self, group: Group) -> bool:
+        return self.config.gripper_mlp and group.kind == "gripper"
+
+    def forward(self, context: Float[Tensor, "M C"]) -> Float[Tensor, "M N A"]:
+        """The chunk before the gripper is decided (logits under bce)."""
+        chunk = self.mlp(context).unflatten(-1, (self.chunk, -1))
+        if self.gripper is None:
+            return chunk
+        rest, grips = ([g.size for g in self.space.groups if self._apart(g) is apart] for apart in (False, True))
+        of_rest = iter(chunk.split(rest, -1))
+        of_grips = iter(self.gripper(context).unflatten(-1, (self.chunk, -1)).split(grips, -1))
+        return torch.cat([next(of_grips if self._apart(g) else of_rest) for g in self.space.groups], -1)
+
+    def loss(
+        self,
+        context: Context,
+        actions: Float[Tensor, "M N A"],
+        mask: Bool[Tensor, "M N"],
+        generator: torch.Generator | None = None,
+    ) -> Loss:
+        """Weighted mean over valid elements; one part per action group."""
+        predicted = self(context.vector).float()
+        total, parts = predicted.new_zeros(()), {}
+        elements = context.elements(mask, self.space.size)
+        for group, place in zip(self.space.groups, self.space.slices().values(), strict=True):
+            valid = elements[..., place]
+            summed = (self._distance(predicted[..., place], actions[..., place], group.kind == "gripper") * valid).sum()
+            parts[group.name] = (summed / valid.sum().clamp(min=1)).detach()
+            total = total + summed * (self.config.gripper_weight if group.kind == "gripper" else 1.0)
+        return Loss(total, elements.sum().to(total.dtype), parts)
+
+    def _distance(self, predicted: Tensor, target: Tensor, gripper: bool) -> Tensor:
+        if gripper and self.config.gripper == "bce":
+            return F.binary_cross_entropy_with_logits(predicted, (target > 0).float(), reduction="none")
+        if self.config.loss == "l1":
+            return (predicted - target).abs()
+        if self.config.loss == "l2":
+            return (predicted - target).square()
+        return F.huber_loss(predicted, target, reduction="none")
+
+    def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
+        """The regressed chunk; it has no randomness."""
+        chunk = self(context.vector).float()
+        if self.config.gripper == "bce":
+            for group, place in zip(self.space.groups, self.space.slices().values(), strict=True):
+                if group.kind == "gripper":
+                    chunk[..., place] = torch.where(chunk[..., place] > 0, 1.0, -1.0)
+        return chunk
+
+
+def _mlp(features: int, widths: Sequence[int], out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in pairwise((features, *widths)):
+        layers += [nn.Linear(before, after), nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1] if widths else features, out))

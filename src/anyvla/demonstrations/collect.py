@@ -1,0 +1,285 @@
+"""Demonstrations by a benchmark's scripted experts, as a LeRobot v3 data set.
+
+Small noise pushes the arm off the expert's path while the labels stay the expert's, so that the data shows how to come
+back (DART, arXiv 1703.09327). Attempts are a pure function of (seed, task, attempt): an interrupted collection goes on
+to the very same data set. Failed attempts are dropped, counted and replaced by the next.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass as plain_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from anyvla.config import STRICT, to_dict
+from anyvla.data.episode import Episode, steady
+from anyvla.data.formats.lerobot.writer import LeRobotWriter, discard_leftovers, is_complete, stage_episode
+from anyvla.data.open import open_dataset
+from anyvla.evaluation.conditions import ORIGINAL, check_factors, scene_factors
+from anyvla.evaluation.suites import FIRST_DEMONSTRATION_SEED, Opened
+from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker
+from anyvla.files.differences import differences, listed
+from anyvla.files.folder_lock import only_making
+from anyvla.interrupted import Interrupted
+from anyvla.limits import COUNT, EPISODES, PROCESSES
+from anyvla.robot.embodiment import Embodiment
+from anyvla.worker_pool import WorkerPool
+from anyvla_sim.base import Stuck, Suite
+from anyvla_sim.names import nearest
+from anyvla_sim.spec import Spec
+from anyvla_sim.workers.remote import connect
+
+Deviation = Annotated[float, Field(ge=0, le=10)]  # actions are in [-1, 1]
+More = Annotated[int, Field(ge=1, le=EPISODES)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CollectConfig:
+    """The section `collect:` of a recipe."""
+
+    demonstrations: int = Field(default=40, ge=1, le=EPISODES)  # successful episodes per task
+    more: dict[str, More] = Field(default_factory=dict)  # of single tasks, beyond `demonstrations`
+    noise: tuple[Deviation, ...] = (0.0, 0.2, 0.4)  # standard deviations of what is added to executed actions; cycled
+    noise_memory: float = Field(default=0.85, ge=0, lt=1)  # of the Ornstein-Uhlenbeck process, per action
+    keep_after_success: int = Field(default=4, ge=0, le=COUNT)  # actions recorded after the goal is reached
+    # As "light=dim+texture=dark", of the benchmark's factors, or "original"; cycled, each with every noise.
+    scenes: tuple[str, ...] = (ORIGINAL,)
+    tasks: tuple[str, ...] = ()  # of the suite; none: all
+    seed: int = Field(default=0, ge=0, le=4000)
+    processes: int | None = Field(default=None, ge=1, le=PROCESSES)  # None: one per core; changes no result
+
+    def __post_init__(self) -> None:
+        if not self.noise:
+            raise ValueError("noise needs at least one standard deviation, as in [0.0]")
+        if not self.scenes:
+            raise ValueError(f"scenes needs at least one: {ORIGINAL}, or as in light=dim")
+        for scene in self.scenes:
+            scene_factors(scene)
+
+    def of(self, suite: Suite) -> list[str]:
+        """The names of the tasks to demonstrate. Raises ValueError for others in `tasks` or `more`."""
+        names = [suite.task(name).name for name in self.tasks] or [task.name for task in suite.tasks]
+        if unknown := sorted(set(self.more) - set(names)):
+            raise ValueError(f"collect.more: {unknown[0]!r} is no task to demonstrate: {nearest(unknown[0], names)}")
+        return names
+
+    def wanted(self, task: str) -> int:
+        """How many successful episodes of a task."""
+        return self.demonstrations + self.more.get(task, 0)
+
+
+@plain_dataclass(frozen=True)
+class _Attempt:
+    task: str
+    number: int  # of this task, from 0
+    index: int  # of the episode in the data set, with gaps
+
+
+def collect(
+    opened: Opened,
+    config: CollectConfig,
+    root: Path,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Collect, or go on where it was interrupted; returns `root`, at once if it is complete.
+
+    Raises ValueError if `root` holds other demonstrations, EnvironmentFailed if a simulator fails or an expert fails
+    more often than it succeeds, FolderInUse if another command collects there, Interrupted after `stop()` said so.
+    """
+    suite = opened.suite
+    config.of(suite)  # refuses tasks that the suite does not have
+    for scene in config.scenes:
+        check_factors(scene_factors(scene), opened.benchmark, f"collect.scenes: {scene}")
+    provenance = {
+        "benchmark": opened.name,
+        "collect": _settings(config),
+        "settings": dict(opened.benchmark.protocol(suite.name)),
+        "versions": dict(opened.benchmark.versions()),
+    }
+    with only_making(root):
+        if is_complete(root):
+            _check_complete(root, provenance)
+            discard_leftovers(root)
+        else:
+            _collect(opened, config, root, provenance, progress, stop)
+    return root
+
+
+def _collect(
+    opened: Opened,
+    config: CollectConfig,
+    root: Path,
+    provenance: Mapping[str, Any],
+    progress: Callable[[int, int], None],
+    stop: Callable[[], bool],
+) -> None:
+    suite, tasks = opened.suite, config.of(opened.suite)
+    writer = LeRobotWriter(root, opened.embodiment, provenance=provenance)
+    failed: dict[str, list[int]] = {task: list(writer.notes.get("failures", {}).get(task, [])) for task in tasks}
+    total, done = sum(map(config.wanted, tasks)), len(writer.done)
+
+    def attempt(task: str, number: int) -> _Attempt:
+        return _Attempt(task, number, number * len(tasks) + tasks.index(task))
+
+    # Each failure adds one attempt of its task, so the attempts that end up in the data do not depend on timing. Task
+    # after task: some simulators load a scene for seconds.
+    todo = [attempt(t, n) for t in tasks for n in range(config.wanted(t) + len(failed[t]))]
+    todo = [a for a in reversed(todo) if a.index not in writer.done and a.number not in failed[a.task]]
+    progress(done, total)
+    processes = config.processes or os.cpu_count() or 1
+    begin = (opened.spec, suite.name, opened.embodiment, config, writer.partial_root)
+    remedy = "try fewer --collect.processes. Finished demonstrations are kept: the same command goes on there"
+    with WorkerPool(processes, _start_worker, begin, remedy=remedy) as workers:
+        running: dict[Future[bool], _Attempt] = {}
+        while todo or running:
+            if stop():
+                raise Interrupted(f"stopped after {done} of {total} demonstrations; the same command goes on there")
+            while todo and len(running) <= processes:  # one in reserve; a stop waits for those that run
+                started = todo.pop()
+                running[workers.submit(_demonstrate, started)] = started
+            for future in workers.finished(running):
+                made = running.pop(future)
+                if future.result():
+                    done += 1
+                    progress(done, total)
+                    continue
+                failed[made.task].append(made.number)
+                writer.note("failures", {t: sorted(n) for t, n in failed.items()})
+                todo.append(attempt(made.task, config.wanted(made.task) + len(failed[made.task]) - 1))
+                if len(failed[made.task]) > config.wanted(made.task) + 10:
+                    raise EnvironmentFailed(
+                        f"the expert of {made.task} failed {len(failed[made.task])} times: less noise may help, "
+                        f"as in --collect.noise '[0.0]' (now {list(config.noise)})"
+                    )
+    writer.finalise()
+
+
+def _settings(config: CollectConfig) -> dict[str, Any]:
+    """JSON: those that the demonstrations depend on."""
+    return {k: v for k, v in to_dict(config).items() if k != "processes"}
+
+
+def _check_complete(root: Path, wanted: Mapping[str, Any]) -> None:
+    """Refuse finished demonstrations that were made otherwise; other versions of libraries are no reason to."""
+
+    def settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
+        facts = {"benchmark": provenance.get("benchmark"), **provenance.get("settings", {})}
+        return facts | _settings(CollectConfig()) | dict(provenance.get("collect", {}))  # older data lacks newer keys
+
+    differing = differences(settings(open_dataset(root).provenance), settings(wanted))
+    if differing:
+        raise ValueError(
+            f"{root} holds demonstrations made with other settings ({listed(differing)}): remove it or choose "
+            "another output folder"
+        )
+
+
+@plain_dataclass
+class _Worker:
+    """What a worker process keeps between attempts."""
+
+    environment: Any  # of the contract, with experts
+    embodiment: Embodiment
+    suite: Suite
+    config: CollectConfig
+    partial_root: Path
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(spec: Spec, suite: str, embodiment: Embodiment, config: CollectConfig, partial_root: Path) -> None:
+    global _worker
+    prepare_worker()
+    benchmark = connect(spec)
+    _worker = _Worker(benchmark.make(suite), embodiment, benchmark.suite(suite), config, partial_root)
+
+
+def _demonstrate(attempt: _Attempt) -> bool:
+    """Play one attempt; True if it succeeded and is staged."""
+    assert _worker is not None
+    w = _worker
+    episode = demonstrate(w.environment, w.embodiment, w.suite, w.config, attempt.task, attempt.number)
+    if episode is None:
+        return False
+    stage_episode(_worker.partial_root, _worker.embodiment, attempt.index, episode)
+    return True
+
+
+def demonstrate(
+    environment: Any, embodiment: Embodiment, suite: Suite, config: CollectConfig, task: str, number: int
+) -> Episode | None:
+    """Attempt `number` of a task by its expert; None if it failed: another goal came first, time was over, it gave up.
+
+    Only attempts that succeed are rendered, which is what costs: they are played a second time.
+    """
+    told = suite.task(task)
+    seed = FIRST_DEMONSTRATION_SEED * (1 + config.seed) + number
+    sigma = config.noise[number % len(config.noise)]
+    scene = config.scenes[number // len(config.noise) % len(config.scenes)]
+    factors = scene_factors(scene)
+    rng = np.random.default_rng((config.seed, [t.name for t in suite.tasks].index(task), number))
+    environment.reset(task, seed, factors)
+    rehearsed = _rehearse(environment, suite.limit(task), config, task, sigma, rng)
+    if rehearsed is None:
+        return None
+    labels, actions = rehearsed
+    environment.reset(task, seed, factors)
+    frames: list[Mapping[str, np.ndarray]] = []
+    proprio = []
+    for action in actions:
+        shown = environment.observe()
+        frames.append(shown.images)
+        proprio.append(shown.proprio)
+        environment.step(action)
+    images = {camera: np.stack([f[camera] for f in frames]) for camera in frames[0]}
+    phrase = told.instructions[number % len(told.instructions)]
+    extra = {"task": task, "scene": told.scene, "seed": seed, "noise": sigma, "factors": scene}
+    return Episode(
+        embodiment=embodiment,
+        images=images,
+        proprio=np.stack(proprio),
+        actions=np.stack(labels),
+        instructions=(phrase,),
+        timestamps=steady(len(labels), embodiment.control_hz),
+        extra=extra,
+    )
+
+
+def _rehearse(
+    environment: Any,
+    horizon: int,
+    config: CollectConfig,
+    task: str,
+    sigma: float,
+    rng: np.random.Generator,
+) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+    """From the state of now: the expert's actions, and those to execute, noise included; None if they fail."""
+    kept = config.noise_memory
+    noise: Any = 0.0
+    labels: list[np.ndarray] = []
+    actions: list[np.ndarray] = []
+    last: int | None = None  # how many to record, once the goal is reached
+    while len(actions) < (last or horizon):
+        try:
+            label = environment.expert(task)
+        except Stuck:
+            return None
+        noise = kept * noise + sigma * np.sqrt(1 - kept**2) * rng.normal(size=label.shape)
+        labels.append(label)
+        actions.append(np.clip(label + noise, -1, 1).astype(np.float32))
+        goals = environment.step(actions[-1])
+        if last is None and any(goals.values()):
+            if not goals[task]:
+                return None
+            last = min(horizon, len(actions) + config.keep_after_success)
+    return (labels, actions) if last else None

@@ -1,0 +1,202 @@
+"""Questions and answers about simulator frames, with the truth from the simulator, as LLaVA-style data.
+
+For vision-language pre-training of small models without a network. A frame is a pure function of (seed, number): an
+interrupted run goes on to the very same data. Answers are balanced per question, and a share of frames is held out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass as plain_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from anyvla.config import STRICT, to_dict
+from anyvla.data.stored import write
+from anyvla.demonstrations.questions import ask
+from anyvla.evaluation.workers import prepare_worker
+from anyvla.files.differences import differences, listed
+from anyvla.files.documents import as_mapping, read_object
+from anyvla.files.folder_lock import only_here
+from anyvla.interrupted import Interrupted
+from anyvla.limits import COUNT, PROCESSES, SEED
+from anyvla.worker_pool import WorkerPool
+
+if TYPE_CHECKING:
+    from anyvla.demonstrations.metaworld_scene import SceneLabeller
+
+BENCHMARKS = ("metaworld/half-open",)
+COMMONEST = 1.5  # no answer comes up more often than this many times the mean of its question's answers
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LabelConfig:
+    """What is made."""
+
+    benchmark: str = BENCHMARKS[0]
+    frames: int = Field(default=2000, ge=1, le=COUNT)
+    size: int = Field(default=128, ge=32, le=320)  # px a side
+    seed: int = Field(default=0, ge=0, le=SEED)
+    held_out: float = Field(default=0.1, ge=0, lt=1)  # share of frames that held_out.json gets
+    questions: int = Field(default=4, ge=1, le=COUNT)  # turns per frame at most, before balancing
+    processes: int | None = Field(default=None, ge=1, le=PROCESSES)  # None: one per core; changes no result
+
+    def __post_init__(self) -> None:
+        if self.benchmark not in BENCHMARKS:
+            raise ValueError(f"frames of {self.benchmark!r} cannot be labelled; of these they can: {BENCHMARKS[0]}")
+
+
+def label(
+    config: LabelConfig,
+    root: Path,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Make the data, or go on where it was interrupted; returns `root`, at once if it is complete.
+
+    `root` gets `train.json`, `held_out.json`, `images/` and `card.json`. Raises ValueError if it holds other data,
+    WorkerDied if a simulator dies, Interrupted after `stop()` said so.
+    """
+    settings = {k: v for k, v in to_dict(config).items() if k != "processes"}
+    with only_here(root):
+        partial, card = root / "partial", root / "card.json"
+        _check_same(card if card.exists() else partial / "settings.json", settings, root)
+        if card.exists():
+            shutil.rmtree(partial, ignore_errors=True)  # stopped just before it went
+            return root
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        partial.mkdir(exist_ok=True)
+        write(partial / "settings.json", json.dumps({"settings": settings}).encode())
+        todo = [i for i in reversed(range(config.frames)) if not (partial / f"{i:06d}.json").exists()]
+        done = config.frames - len(todo)
+        progress(done, config.frames)
+        processes = min(config.processes or os.cpu_count() or 1, max(len(todo), 1))
+        remedy = "try fewer --processes. Finished frames are kept: the same command goes on there"
+        with WorkerPool(processes, _start_worker, (config, root), remedy=remedy) as workers:
+            running: set[Future[None]] = set()
+            while todo or running:
+                if stop():
+                    raise Interrupted(f"stopped after {done} of {config.frames} frames; the same command goes on there")
+                while todo and len(running) <= 2 * processes:
+                    running.add(workers.submit(_make, todo.pop()))
+                for future in workers.finished(running):
+                    running.remove(future)
+                    future.result()
+                    done += 1
+                progress(done, config.frames)
+        _assemble(config, settings, root, partial)
+        return root
+
+
+def _check_same(path: Path, settings: Mapping[str, Any], root: Path) -> None:
+    if not path.exists():
+        return
+    then = as_mapping(read_object(path).get("settings"), f"{path}, settings")
+    differing = [found for found in differences(then, settings) if found.key.partition(".")[0] in settings]
+    if differing:
+        raise ValueError(
+            f"{root} holds frames made with other settings ({listed(differing)}): remove it or choose another folder"
+        )
+
+
+@plain_dataclass
+class _Worker:
+    labeller: SceneLabeller
+    config: LabelConfig
+    root: Path
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(config: LabelConfig, root: Path) -> None:
+    global _worker
+    prepare_worker()
+    from anyvla.demonstrations.metaworld_scene import SceneLabeller
+
+    _worker = _Worker(SceneLabeller(config.size), config, root)
+
+
+def _make(number: int) -> None:
+    """One frame: its picture, then its questions; a frame counts once the latter lie there."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    from anyvla.demonstrations.metaworld_scene import SCENES
+
+    assert _worker is not None
+    w = _worker
+    rng = np.random.default_rng((w.config.seed, number))
+    held_out = bool(rng.random() < w.config.held_out)
+    pixels, labels = w.labeller.frame(list(SCENES)[number % len(SCENES)], rng)
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    write(w.root / "images" / f"{number:06d}.png", file.getvalue())
+    asked = ask(labels, w.config.questions, rng)
+    record = {"held_out": held_out, "turns": [[q.kind, q.question, q.answer] for q in asked]}
+    write(w.root / "partial" / f"{number:06d}.json", json.dumps(record).encode())
+
+
+def _assemble(config: LabelConfig, settings: Mapping[str, Any], root: Path, partial: Path) -> None:
+    """Balance the answers, write both splits, then the card, which says that all is there."""
+    records = [read_object(partial / f"{i:06d}.json") for i in range(config.frames)]
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
+    counts: dict[str, dict[str, Counter[str]]] = {name: defaultdict(Counter) for name in splits}
+    kept = {name: balanced(records, held_out=name == "held_out") for name in splits}
+    for i, record in enumerate(records):
+        name = "held_out" if record["held_out"] else "train"
+        turns = [turn for k, turn in enumerate(record["turns"]) if (i, k) in kept[name]]
+        if not turns:
+            (root / "images" / f"{i:06d}.png").unlink(missing_ok=True)
+            continue
+        said = []
+        for k, (kind, question, answer) in enumerate(turns):
+            counts[name][kind][answer] += 1
+            said.append({"from": "human", "value": question if k else f"<image>\n{question}"})
+            said.append({"from": "gpt", "value": answer})
+        entry = {"id": f"{i:06d}", "image": f"images/{i:06d}.png", "kinds": [t[0] for t in turns]}
+        splits[name].append(entry | {"conversations": said})
+    for name, entries in splits.items():
+        write(root / f"{name}.json", json.dumps(entries, indent=0).encode())
+    answers = {n: {k: dict(sorted(a.items())) for k, a in sorted(of.items())} for n, of in counts.items()}
+    frames = {name: len(entries) for name, entries in splits.items()}
+    card = {"settings": dict(settings), "frames": frames, "answers": answers}
+    write(root / "card.json", json.dumps(card, indent=1).encode())
+    shutil.rmtree(partial)
+
+
+def balanced(records: list[dict[str, Any]], held_out: bool) -> set[tuple[int, int]]:
+    """Which (frame, turn) of a split stay: common answers are thinned out, a question of one answer goes.
+
+    Points have an answer of their own nearly each time and stay as they are. The frames of earlier numbers stay, so
+    the choice is the same in each run.
+    """
+    by_kind: dict[str, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+    for i, record in enumerate(records):
+        if record["held_out"] == held_out:
+            for k, (kind, _, answer) in enumerate(record["turns"]):
+                by_kind[kind][answer].append((i, k))
+    kept: set[tuple[int, int]] = set()
+    for kind, answers in by_kind.items():
+        if kind.startswith("point"):
+            kept.update(place for places in answers.values() for place in places)
+        elif len(answers) > 1:
+            # Thinned until it holds: what goes lowers the mean. From the rarest answer, which bounds what may stay.
+            sizes = sorted(len(places) for places in answers.values())
+            limit = max(sizes[0], int(COMMONEST * sum(sizes) / len(sizes)))
+            while limit > sizes[0] and limit > COMMONEST * sum(min(s, limit) for s in sizes) / len(sizes):
+                limit -= 1
+            for places in answers.values():
+                kept.update(places[:limit])
+    return kept

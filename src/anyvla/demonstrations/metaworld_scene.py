@@ -1,0 +1,265 @@
+"""What can be seen in a frame of Meta-World, by ground truth: names, places, colours, how far a joint is open.
+
+Places come from an identity rendering (which geom each pixel shows), the gripper's from its projection through the
+camera. Poses, colours of objects and the part of the picture vary, so that no answer follows from the scene alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int32, Int64, UInt8
+
+from anyvla_sim.metaworld.benchmark import VIEWS, MetaWorld, MetaWorldEnvironment
+from anyvla_sim.rendering import HIDDEN, Renderer, View
+
+COLOURS = {
+    "red": (0.75, 0.08, 0.08),
+    "green": (0.15, 0.6, 0.2),
+    "blue": (0.1, 0.25, 0.8),
+    "yellow": (0.9, 0.75, 0.1),
+    "orange": (0.95, 0.45, 0.05),
+    "purple": (0.5, 0.15, 0.6),
+    "white": (0.9, 0.9, 0.9),
+    "black": (0.06, 0.06, 0.06),
+}
+JITTER = 0.12  # how far the view moves each way, as a share of the camera's picture
+MOVES = 25  # actions at most that the arm makes before a frame
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A thing that can be named: the geoms of some materials; only those of a body, or of meshes, if such are given."""
+
+    materials: tuple[str, ...]
+    body: str | None = None
+    meshes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Object:
+    """What stands in a scene."""
+
+    task: str  # any of the scene's
+    parts: Mapping[str, _Part]
+    painted: tuple[str, ...]  # parts whose colour varies
+    joint: str
+    full: float  # the joint's position when it is wholly open (the button: pressed)
+
+
+SCENES = {
+    "drawer": _Object(
+        "drawer-open",
+        {
+            "cabinet": _Part(("drawer_beige",)),
+            "drawer": _Part(("drawer_beige",), "drawer_link"),
+            "handle": _Part(("drawer_white",)),
+        },
+        ("cabinet",),
+        "goal_slidey",
+        -0.16,
+    ),
+    "window": _Object(
+        "window-open",
+        {"window": _Part(("window_red",)), "handle": _Part(("window_white",))},
+        ("window",),
+        "window_slide",
+        0.2,
+    ),
+    "door": _Object(
+        "door-open",
+        {
+            "cabinet": _Part(("dl_metal2",)),
+            "door": _Part(("dl_metal2",), "door_link"),
+            "handle": _Part(("dl_metal",), meshes=("door_handle", "handle_base")),  # the hinges are of the same metal
+        },
+        ("cabinet",),
+        "doorjoint",
+        -1.5,
+    ),
+    "button": _Object(
+        "button-press-topdown",
+        {"box": _Part(("btn_yellow", "btn_black"), "buttonbox"), "button": _Part(("btn_red",))},
+        ("box", "button"),
+        "btnbox_joint",
+        -0.06,
+    ),
+}
+_PADS = ("rightpad", "leftpad")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One thing in a picture."""
+
+    x: float  # share of the width, 0 left
+    y: float  # share of the height, 0 top
+    area: float  # share of the pixels
+    whole: bool  # the picture's edge does not cut it
+    clear: float = 1.0  # share of it, as far as it lies in the picture, that the robot does not hide
+    colour: str | None = None  # one of COLOURS; None where it is not known by name
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The truth of one frame."""
+
+    scene: str
+    things: Mapping[str, Seen]  # what shows, "gripper" included
+    opened: float  # share of the way from closed to open; of the button: how far it is pressed
+    gripper: float  # opening, 0 closed to 1 open
+
+
+class SceneLabeller:
+    """Makes frames with labels, in the process that uses it."""
+
+    def __init__(self, size: int = 128, render: str | None = None) -> None:
+        """`size`: px a side. Raises ImportError without Meta-World."""
+        self._benchmark = MetaWorld(render)
+        self.environment: MetaWorldEnvironment = self._benchmark.make("half-open")
+        self.size = size
+
+    def frame(self, scene: str, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], Labels]:
+        """A random frame of `scene`: pose, joint, colours and view drawn from `rng`; equal draws, equal pixels."""
+        self.environment.reset(SCENES[scene].task, int(rng.integers(2**31)))
+        colours = self.paint(scene, rng)
+        self.set_joint(scene, _share(rng))
+        action = np.append(rng.uniform(-1, 1, 3), rng.choice((-1.0, 1.0))).astype(np.float32)
+        for _ in range(int(rng.integers(2, MOVES + 1))):
+            self.environment.step(action)
+        if scene == "button":  # its spring has brought it back
+            self.set_joint(scene, float(rng.choice((0.0, 1.0))))
+        return self.look(scene, self.view(rng), colours)
+
+    def view(self, rng: np.random.Generator | None = None) -> View:
+        """The corner camera, moved at random."""
+        view = VIEWS["corner"]
+        dx, dy = (0.0, 0.0) if rng is None else rng.uniform(-JITTER, JITTER, 2)
+        left, right, top, bottom = view.box
+        box = (left + dx, right + dx, top + dy, bottom + dy)
+        return replace(view, box=box, height=self.size, width=self.size)
+
+    def paint(self, scene: str, rng: np.random.Generator) -> dict[str, str]:
+        """Give the painted parts different colours at random; returns the colour of each material."""
+        model = self._sim.model
+        parts = [SCENES[scene].parts[name] for name in SCENES[scene].painted]
+        names = rng.choice(list(COLOURS), len(parts), replace=False)
+        colours = {m: str(name) for part, name in zip(parts, names, strict=True) for m in part.materials}
+        for material, name in colours.items():
+            number = model.material(material).id
+            model.mat_texid[number] = -1  # a texture would tint the colour
+            model.mat_rgba[number, :3] = COLOURS[name]
+        return colours
+
+    def set_joint(self, scene: str, share: float) -> None:
+        """Open the scene's joint to a share of its way."""
+        import mujoco
+
+        joint = self._sim.data.joint(SCENES[scene].joint)
+        joint.qpos, joint.qvel = share * SCENES[scene].full, 0.0
+        mujoco.mj_forward(self._sim.model, self._sim.data)
+
+    def look(self, scene: str, view: View, colours: Mapping[str, str]) -> tuple[UInt8[np.ndarray, "H W 3"], Labels]:
+        """The picture of now and what is seen in it. `colours`: of materials, as `paint` returns them."""
+        model, data = self._sim.model, self._sim.data
+        renderer = self._benchmark.renderer("half-open", scene, model)
+        pixels = renderer.draw(model, data, view)
+        pads = [i for i in range(model.ngeom) if model.body(model.geom_bodyid[i]).name in _PADS]
+        view = replace(view, oversample=1)
+        ids = identities(renderer, model, data, view)
+        robot = model.body_rootid[model.geom_bodyid] == model.body_rootid[model.geom_bodyid[pads[0]]]
+        groups = model.geom_group.copy()
+        model.geom_group[robot] = HIDDEN
+        behind = identities(renderer, model, data, view)  # what would show without the robot
+        model.geom_group[:] = groups
+        things: dict[str, Seen] = {}
+        for name, part in SCENES[scene].parts.items():
+            geoms = self.geoms(part)
+            seen = _seen(np.isin(ids, geoms), np.isin(behind, geoms), colours.get(part.materials[0]))
+            if seen is not None:
+                things[name] = seen
+        shown = np.isin(ids, pads)
+        gripper = _seen(shown, shown, None)
+        if gripper is not None:
+            x, y = project(model, data, view, data.site("endEffector").xpos[None])[0]
+            if 0 <= x <= 1 and 0 <= y <= 1:
+                things["gripper"] = replace(gripper, x=float(x), y=float(y))
+        opened = float(data.joint(SCENES[scene].joint).qpos[0]) / SCENES[scene].full
+        # read anew: what the last step reported is older than a joint that was set since
+        gap = float(np.clip(self._sim._get_obs()[3], 0, 1))
+        return pixels, Labels(scene, things, min(max(opened, 0.0), 1.0), gap)
+
+    def geoms(self, part: _Part) -> Int64[np.ndarray, "n"]:
+        """The numbers of a part's geoms."""
+        import mujoco
+
+        model = self._sim.model
+        chosen = np.isin(model.geom_matid, [model.material(name).id for name in part.materials])
+        if part.body is not None:
+            chosen &= model.geom_bodyid == model.body(part.body).id
+        if part.meshes:
+            meshes = [model.mesh(name).id for name in part.meshes]
+            chosen &= (model.geom_type == mujoco.mjtGeom.mjGEOM_MESH) & np.isin(model.geom_dataid, meshes)
+        return np.flatnonzero(chosen)
+
+    @property
+    def _sim(self) -> Any:
+        return self.environment.running.sim
+
+    def close(self) -> None:
+        """Free the renderers."""
+        self._benchmark.close()
+
+
+def _share(rng: np.random.Generator) -> float:
+    """Closed, half open and open come up alike."""
+    low, high = ((0.0, 0.08), (0.3, 0.7), (0.9, 1.0))[rng.integers(3)]
+    return float(rng.uniform(low, high))
+
+
+def _seen(mask: Bool[np.ndarray, "H W"], unhidden: Bool[np.ndarray, "H W"], colour: str | None) -> Seen | None:
+    """`unhidden`: where it would show without the robot; `mask` lies within."""
+    if not mask.any():
+        return None
+    rows, columns = np.nonzero(mask)
+    height, width = mask.shape
+    edge = unhidden[0].any() or unhidden[-1].any() or unhidden[:, 0].any() or unhidden[:, -1].any()
+    x, y = (columns.mean() + 0.5) / width, (rows.mean() + 0.5) / height
+    return Seen(float(x), float(y), float(mask.mean()), not edge, float(mask.sum() / unhidden.sum()), colour)
+
+
+def project(model: Any, data: Any, view: View, points: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 2"]:
+    """Where points of the world (m) lie in a picture: shares of its width and height, outside of 0..1 if not in it."""
+    camera = model.camera(view.camera).id
+    x, y, z = ((points - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).T
+    slope = np.tan(np.radians(model.cam_fovy[camera]) / 2)
+    across, down = (1 + x / (-z * slope)) / 2, (1 - y / (-z * slope)) / 2  # cameras look along -z
+    if view.turned:
+        across, down = 1 - across, 1 - down
+    left, right, top, bottom = view.box
+    return np.stack([(across - left) / (right - left), (down - top) / (bottom - top)], -1)
+
+
+def identities(renderer: Renderer, model: Any, data: Any, view: View) -> Int32[np.ndarray, "H W"]:
+    """The geom that each pixel shows; -1: none. `view` must not be oversampled: identities have no average."""
+    import mujoco
+
+    scene = renderer._scene
+    flags = scene.flags.copy()
+    samples = (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR)
+    for flag in samples:
+        scene.flags[flag] = True
+    try:
+        coded = renderer.draw(model, data, view).astype(np.int32)
+    finally:
+        scene.flags[:] = flags
+    numbers = coded[..., 0] + (coded[..., 1] << 8) + (coded[..., 2] << 16)  # 0: nothing; else segid + 1
+    geoms = np.full(scene.ngeom + 1, -1, np.int32)
+    for geom in scene.geoms[: scene.ngeom]:
+        if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and 0 <= geom.segid < scene.ngeom:
+            geoms[geom.segid + 1] = geom.objid
+    numbers[numbers > scene.ngeom] = 0  # a pixel of two blended identities
+    return geoms[numbers]

@@ -1,0 +1,219 @@
+"""History in the backbone: the steps of a window stand one after another in one sequence (RoboVLMs, arXiv 2412.14058).
+
+What a step sees of earlier ones is decided by a block mask: their tokens always, their readouts and chunks only if
+`past: visible` (to study the copycat problem: a policy that copies its last action, arXiv 1905.11979).
+
+A session reads each new step once, whatever the window: it keeps what the backbone remembers. Remembered keys and
+values depend on all that stood before them, so old steps cannot be cut off the front without changing the rest. So a
+session keeps two runs, begun half a window apart; the older one acts, and when it is as long as a window the younger
+takes its place. Each run is a window exactly as in training, from W/2 + 1 to W steps long once the episode is so old;
+memory and positions stay bounded however long the episode gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from anyvla.backbones.continuation import Continuation
+from anyvla.config import STRICT
+from anyvla.histories.base import (
+    History,
+    Memory,
+    Reading,
+    Steps,
+    in_windows,
+    read,
+    readout_places,
+    stacked,
+    valid_steps,
+)
+from anyvla.limits import STEPS
+from anyvla.sequence.cache import Cache, join
+from anyvla.sequence.layout import lay_out
+from anyvla.sequence.tokens import Block
+
+if TYPE_CHECKING:
+    from anyvla.backbones.base import Backbone
+
+
+@plain_dataclass
+class Run:
+    """A window being read, step by step."""
+
+    cache: Cache | None = None  # where the backbone remembers it, with the runs that were last read beside it
+    row: int = 0  # of that cache
+    readouts: list[Tensor] = field(default_factory=list)  # (R, D) of each step
+
+
+@plain_dataclass(frozen=True)
+class Seen:
+    """A step as it was, for backbones that must read it again."""
+
+    image: Tensor  # (V, H, W, 3)
+    written: Tensor  # (Q, D)
+
+
+class Interleaved(History):
+    """The steps of a window share one sequence, so the backbone itself fuses time."""
+
+    in_backbone = True
+
+    @dataclass(frozen=True, kw_only=True, config=STRICT)
+    class Config:
+        """Options of `history: {name: interleaved}`."""
+
+        window: int = Field(default=8, ge=2, le=STEPS)  # steps, the current one included
+        past: Literal["hidden", "visible"] = "hidden"  # readouts and chunks of earlier steps
+        cache: bool = True  # False: a session reads its whole window again at each step (as backbones without a cache)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.window)
+        self.cache = config.cache
+        self.sees_past = config.past == "visible"
+        self.needs = frozenset({"interleave"} if self.sees_past else {"interleave", "block_mask"})
+        if not self.sees_past:
+            self.instead = "history: policy_head (or past: visible, if block_mask is all it lacks)"
+
+    def start(self) -> Memory:
+        return []
+
+    def length(self, memory: Memory) -> int:
+        return len(memory[0].readouts) if memory and isinstance(memory[0], Run) else len(memory)
+
+    def copied(self, memories: Sequence[Memory]) -> list[Memory]:
+        runs = [item for memory in memories for item in memory if isinstance(item, Run)]
+        # Runs that were read together stay together: they share a cache, and do so in the copy.
+        caches = {id(run.cache): run.cache.fork() for run in runs if run.cache is not None}
+
+        def copied(item: Run | Seen) -> Run | Seen:
+            if isinstance(item, Seen):
+                return item
+            return Run(caches.get(id(item.cache)), item.row, list(item.readouts))
+
+        return [[copied(item) for item in memory] for memory in memories]
+
+    def windows(self, backbone: Backbone, steps: Steps, mask: Bool[Tensor, "B W"], *, remember: bool) -> Reading:
+        counts = mask.sum(1).tolist()
+        first = torch.cumsum(torch.tensor([0, *counts[:-1]]), 0)
+        steps = replace(steps, written=_begun(steps, first.to(steps.written.device)))
+        readouts, after = read(backbone, steps, counts, remember=remember, past=self.sees_past)
+        return Reading(in_windows(readouts, mask), mask, after)
+
+    def step(self, backbone: Backbone, steps: Steps, memories: Sequence[Memory], *, remember: bool) -> Reading:
+        if not self.cache or "cache" not in backbone.capabilities:
+            return self._read_again(backbone, steps, memories, remember)
+        for memory in memories:
+            if memory and len(memory[0].readouts) == self.window:
+                del memory[0]
+            if not memory or (len(memory) == 1 and len(memory[0].readouts) >= self.window // 2):
+                memory.append(Run())
+        runs = [(session, run) for session, memory in enumerate(memories) for run in memory]
+        new = [(session, run) for session, run in runs if run.cache is None]
+        begun = [(session, run) for session, run in runs if run.cache is not None]
+        for group in (new, begun):
+            if group:
+                self._read_on(backbone, steps, group)
+        window, mask = stacked([torch.stack(memory[0].readouts) for memory in memories])
+        after = self._after(backbone, [memory[0] for memory in memories], steps.readouts) if remember else None
+        return Reading(window, mask, after)
+
+    def _read_on(self, backbone: Backbone, steps: Steps, group: Sequence[tuple[int, Run]]) -> None:
+        """One new step of runs that are all new or all begun."""
+        rows = torch.tensor([session for session, _ in group], device=steps.written.device)
+        block = backbone.prepare(steps.images[rows], [steps.instructions[session] for session, _ in group])
+        part = replace(steps, written=steps.written[rows])
+        if group[0][1].cache is None:
+            cache = Cache()
+            part = replace(part, written=_begun(part, torch.arange(len(group), device=rows.device)))
+        else:
+            cache = _together([run for _, run in group])
+            block = Block([], block.tokens, block.images)
+        sequence = lay_out(
+            block,
+            (1,) * len(group),
+            part.written.shape[1],
+            pad_id=backbone.pad_id,
+            query_id=backbone.query_id,
+            before=steps.before,
+        )
+        new = readout_places(sequence, part)
+        hidden = cache.hidden
+        if hidden is not None and not self.sees_past:
+            places = new.shape[1]
+            sequence = replace(
+                sequence,
+                mask=torch.cat([~hidden[:, None].expand(-1, places, -1), new.new_ones(len(new), places, places)], 2),
+            )
+        readouts = backbone(sequence, part.written, cache)[:, -steps.readouts :]
+        cache.hidden = new if hidden is None else torch.cat([hidden, new], 1)
+        for row, ((_, run), readout) in enumerate(zip(group, readouts, strict=True)):
+            run.cache, run.row = cache, row
+            run.readouts.append(readout)
+
+    def _after(self, backbone: Backbone, runs: Sequence[Run], readouts: int) -> Continuation:
+        """How to go on after the newest step of each run."""
+        cache = join([run.cache.alone(run.row) for run in runs if run.cache is not None])
+        assert cache.valid is not None
+        assert cache.places is not None
+        assert cache.hidden is not None
+        place = torch.arange(cache.valid.shape[1], device=cache.valid.device)
+        first = cache.valid.sum(1, keepdim=True) - readouts  # its own readouts come last
+        visible = cache.valid & (place < first)
+        if not self.sees_past:
+            visible = visible & ~cache.hidden
+        positions = cache.places.gather(1, first).squeeze(1)
+        return Continuation(backbone, cache, (1,) * len(runs), visible, positions)
+
+    def _read_again(self, backbone: Backbone, steps: Steps, memories: Sequence[Memory], remember: bool) -> Reading:
+        told, seen = [], []
+        for memory, image, written, text in zip(memories, steps.images, steps.written, steps.instructions, strict=True):
+            if memory and memory[-1].image.shape != image.shape:
+                before, now = ("x".join(map(str, i.shape[1:3])) for i in (memory[-1].image, image))
+                raise ValueError(
+                    f"the images of a session must keep their size, {before} became {now}: start() another session, or "
+                    "train with model.view.size"
+                )
+            memory.append(Seen(image, written))
+            del memory[: -self.window]
+            told += [text] * len(memory)
+            seen += memory
+        whole = replace(
+            steps,
+            images=torch.stack([s.image for s in seen]),
+            instructions=told,
+            written=torch.stack([s.written for s in seen]),
+        )
+        mask = valid_steps([len(memory) for memory in memories]).to(steps.written.device)
+        reading = self.windows(backbone, whole, mask, remember=remember)
+        if reading.continuation is None:
+            return reading
+        newest = reading.continuation.select(mask.sum(1).cumsum(0) - 1)
+        return replace(reading, continuation=newest)
+
+
+def _together(runs: Sequence[Run]) -> Cache:
+    """One cache whose rows are these runs; no copy is made of what has been read together before."""
+    caches = [run.cache for run in runs if run.cache is not None]
+    first = caches[0]
+    assert first.valid is not None
+    if all(c is first for c in caches) and [run.row for run in runs] == list(range(len(first.valid))):
+        return first
+    return join([cache.alone(run.row) for cache, run in zip(caches, runs, strict=True)])
+
+
+def _begun(steps: Steps, first: Tensor) -> Float[Tensor, "M Q D"]:
+    """What is written into steps, of which the `first` ones of windows have no previous chunk: zeros stand for it."""
+    if not steps.before:
+        return steps.written
+    begins = torch.zeros(len(steps.written), 1, 1, dtype=torch.bool, device=first.device)
+    begins[first] = True
+    return torch.cat([steps.written[:, : steps.before] * ~begins, steps.written[:, steps.before :]], 1)

@@ -1,0 +1,173 @@
+"""Robot units <-> [-1, 1], from statistics that travel inside the checkpoint.
+
+Silent un-normalisation bugs are the commonest way to lose a policy: here statistics that are missing or of the wrong
+size are an error, grippers are scaled by their declared range and never by quantiles, and undoing mirrors doing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from anyvla.files.documents import read_object
+from anyvla.robot.exact_table import Exact
+from anyvla.robot.ranges import NEEDS, Method, rests, scalings
+from anyvla.robot.shared_space import places
+from anyvla.robot.space import ActionSpace
+from anyvla.robot.statistics_check import LARGEST, check_robot
+
+
+class StatisticsError(ValueError):
+    """Statistics that are missing or do not fit the action space."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the data looked like, per dim, and which data it was."""
+
+    # "min" | "max" | "mean" | "std" | "q01" .. "q99" | "low" and "high" (of `quantile_range`) -> one value per dim
+    action: Mapping[str, Sequence[float]]
+    proprio: Mapping[str, Sequence[float]]
+    fingerprint: str  # of the data the values come from
+
+
+def write_statistics(robots: Mapping[str, Statistics]) -> str:
+    """The contents of a checkpoint's `statistics.json`, for the robots of a policy by name."""
+    return json.dumps({name: vars(of) for name, of in robots.items()}, indent=1)
+
+
+def read_statistics(path: Path) -> dict[str, Statistics]:
+    """Read `statistics.json`. Raises StatisticsError if it is missing or incomplete."""
+    if not path.is_file():
+        raise StatisticsError(
+            f"no statistics at {path}: without them actions cannot be turned into robot units. "
+            "Take the whole checkpoint folder, or train again"
+        )
+    try:
+        data = read_object(path)
+        for name, of in data.items():
+            check_robot(of, f"{path}, {name}")
+        return {
+            name: Statistics(_as_scaled(of["action"]), _as_scaled(of["proprio"]), of["fingerprint"])
+            for name, of in data.items()
+        }
+    except ValueError as error:
+        raise StatisticsError(f"{error}; take the checkpoint again, whole, or train again") from None
+
+
+def _as_scaled(vector: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Return statistics under which an older checkpoint acts as it was trained.
+
+    Before "low" and "high" were kept, a half range or a standard deviation up to 1e-6 was replaced by 1, around the
+    same centre, and `quantile` was q01 to q99 for every dim. Constant dims need no change: their centre is their value.
+    """
+    if "low" in vector or not {"min", "max"} <= vector.keys():
+        return vector
+    out = {key: list(values) for key, values in vector.items()}
+    ranges = [ends for ends in (("q01", "q99"), ("min", "max")) if set(ends) <= vector.keys()]
+    varying = np.flatnonzero(np.array(vector["min"]) < np.array(vector["max"])).tolist()
+    for dim in varying:
+        if "std" in out and out["std"][dim] <= 1e-6:
+            out["std"][dim] = 1.0
+        for low, high in ranges:
+            if out[high][dim] - out[low][dim] <= 2e-6:
+                center = (out[low][dim] + out[high][dim]) / 2
+                out[low][dim], out[high][dim] = center - 1, center + 1
+    quantiles = [key for key in ("q01", "q10", "q90", "q99") if key in vector]
+    if len(ranges) == 2 and any(rests({key: vector[key][dim] for key in quantiles}) for dim in varying):
+        out |= {"low": out["q01"], "high": out["q99"]}
+    return out
+
+
+class Normalizer(Exact):
+    """One vector of several robots, group by group, to [-1, 1] and back, each robot by its own statistics.
+
+    `whole` is the layout that the robots share (`anyvla.robot.shared_space.union`); for one robot its own space. The
+    range of a gripper is declared, and its +1 is open if the declaration says which end that is. All other ranges
+    follow from statistics (`anyvla.robot.ranges`). A dim that never varies in the data is always 0 in model units, and
+    always its value in robot units. Dims that a robot lacks are 0.
+
+    A value within the range returns from model units with an error of at most `ranges.PRECISION` times the largest
+    magnitude of its dim; with `clip`, a value outside of it returns as the nearer end.
+    """
+
+    exact = ("offset", "scale", "limit", "known")
+    offset: Tensor
+    scale: Tensor
+    limit: Tensor
+    known: Tensor  # (E, A): which dims each of the E robots has
+
+    def __init__(
+        self,
+        whole: ActionSpace,
+        robots: Sequence[tuple[ActionSpace, Mapping[str, Sequence[float]]]],
+        method: Method,
+        *,
+        what: str,
+        clip: bool,
+    ) -> None:
+        """`robots`: space and statistics of each. `what` ("action" | "proprio") names the vector in errors.
+        `clip`: outliers are cut to the range's ends. Raises StatisticsError.
+        """
+        super().__init__()
+        shape = (len(robots), whole.size)
+        offset, scale, limit = torch.zeros(shape), torch.ones(shape), torch.zeros(shape)
+        known = torch.zeros(shape, dtype=torch.bool)
+        for row, (space, statistics) in enumerate(robots):
+            _check(space, statistics, method, what)
+            at = torch.from_numpy(places(space, whole))
+            dims = torch.tensor(scalings(space, statistics, method), dtype=torch.float32).view(-1, 3)  # (A, 3)
+            offset[row, at], scale[row, at] = dims[:, 0], dims[:, 1]
+            limit[row, at] = dims[:, 2] if clip else torch.where(dims[:, 2] > 0, math.inf, 0.0)
+            known[row, at] = True
+        for name, values in (("offset", offset), ("scale", scale), ("limit", limit), ("known", known)):
+            self.register_buffer(name, values, persistent=False)
+        self.learns_all = bool(self.learnt.all())  # kept, since asking a device takes time
+
+    @property
+    def learnt(self) -> Bool[Tensor, "E A"]:
+        """Which dims of each robot a policy learns: those that it has and that vary."""
+        return self.limit > 0
+
+    def normalise(self, x: Float[Tensor, "B ... A"], robots: Int64[Tensor, "B"]) -> Float[Tensor, "B ... A"]:
+        """Robot units -> model units; `robots`: which of the robots each row is of."""
+        offset, scale, limit = self._of(robots, x.ndim)
+        y = (x.float() - offset) / scale
+        return torch.minimum(torch.maximum(y, -limit), limit)
+
+    def denormalise(self, y: Float[Tensor, "B ... A"], robots: Int64[Tensor, "B"]) -> Float[Tensor, "B ... A"]:
+        """Model units -> robot units; what leaves the range is cut to its end first."""
+        offset, scale, limit = self._of(robots, y.ndim)
+        y = torch.minimum(torch.maximum(y.float(), -limit), limit)
+        return y * scale + offset
+
+    def _of(self, robots: Int64[Tensor, "B"], dims: int) -> list[Tensor]:
+        """Offset, scale and limit of each row, with dims between row and action to broadcast over."""
+        between = (len(robots), *[1] * (dims - 2), -1)
+        return [values[robots].view(between) for values in (self.offset, self.scale, self.limit)]
+
+
+def _check(space: ActionSpace, statistics: Mapping[str, Sequence[float]], method: Method, what: str) -> None:
+    """Raise StatisticsError for statistics that lack a value or hold one that float32 cannot."""
+    needed = NEEDS[method]
+    missing = [key for key in needed if key not in statistics]
+    if missing:
+        raise StatisticsError(f"{what} statistics lack {missing}, needed by {method!r}; have {sorted(statistics)}")
+    for key in (key for key in statistics if key != "count"):
+        if len(statistics[key]) != space.size:
+            raise StatisticsError(
+                f"{what} statistics have {len(statistics[key])} dims, the {what} space has {space.size}"
+            )
+        if not all(abs(value) <= LARGEST for value in statistics[key]):  # NaN too
+            raise StatisticsError(
+                f"{what} statistics hold values that are not finite, or above {LARGEST:.1g}, too large for float32: "
+                f"{key} {list(statistics[key])}"
+            )

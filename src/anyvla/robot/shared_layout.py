@@ -1,0 +1,69 @@
+"""The one layout in which windows of several robots share a batch: views, proprio and actions.
+
+Each robot keeps its own cameras, its own vectors and its own statistics; here is only where they lie. A camera that a
+robot does not have is a black image, a dim that it does not have is 0 and masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.normalize import Statistics
+from anyvla.robot.shared_space import places, union
+
+
+@dataclass(frozen=True)
+class Robot:
+    """One of the robots of a policy: what it is, and what its data looked like."""
+
+    embodiment: Embodiment
+    statistics: Statistics
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a robot's parts lie in the canonical layout."""
+
+    views: Int64[np.ndarray, "Vr"]
+    proprio: Int64[np.ndarray, "Pr"]
+    action: Int64[np.ndarray, "Ar"]
+
+
+class Canonical:
+    """The layout that these robots share. `embodiment` describes it as if it were one robot; of one it is its own.
+
+    Raises ValueError for two robots of one name, and where the same group means different things (`union`).
+    """
+
+    def __init__(self, robots: Sequence[Embodiment]) -> None:
+        names = [r.name for r in robots]
+        if len(set(names)) != len(names) or not names:
+            raise ValueError(f"the robots of a policy need different names, and one at least: got {names}")
+        whole = robots[0]
+        if len(robots) > 1:
+            whole = Embodiment(
+                name=" + ".join(names),
+                cameras=tuple(dict.fromkeys(c for r in robots for c in r.cameras)),
+                proprio=union({r.name: r.proprio for r in robots}, "proprio"),
+                action=union({r.name: r.action for r in robots}, "action"),
+                control_hz=max(r.control_hz for r in robots),
+            )
+        self.embodiment = whole
+        self.robots = {
+            r.name: Places(
+                np.array([whole.cameras.index(c) for c in r.cameras], np.int64),
+                places(r.proprio, whole.proprio),
+                places(r.action, whole.action),
+            )
+            for r in robots
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """Of the robots, in order: a robot's index in a batch is its place here."""
+        return list(self.robots)

@@ -1,0 +1,126 @@
+"""What a policy sees of its cameras: one size, one crop, the same in training and in acting.
+
+Training cuts windows out of episodes with `fit`, and varies them by a random crop; acting takes the centre of the same
+crop. Both read the one `ViewConfig` that travels in the checkpoint, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import functional as F
+
+from anyvla.config import STRICT
+from anyvla.limits import PIXELS
+from anyvla.robot.embodiment import Embodiment
+from anyvla.robot.resize import resize
+from anyvla.robot.shared_layout import Places
+from anyvla.types import Observation
+
+Pixels = Annotated[int, Field(ge=0, le=PIXELS)]
+Side = Annotated[int, Field(ge=1, le=PIXELS)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ViewConfig:
+    """The section `model.view` of a recipe."""
+
+    # (H, W) that every image is brought to when it is read; None: as they come, then all must have one size.
+    size: tuple[Side, Side] | None = None
+    fit: Literal["stretch", "pad"] = "stretch"  # pad keeps the aspect and adds black bars
+    # Share of each side that is seen, at a random place in training, in the centre in acting; one number or one a view.
+    crop: Share | tuple[Share, ...] = 1.0
+
+
+def fit(images: UInt8[np.ndarray, "... H W 3"], view: ViewConfig) -> UInt8[np.ndarray, "... h w 3"]:
+    """Images in the size of the view; themselves if they have it."""
+    if view.size is None or images.shape[-3:-1] == view.size:
+        return images
+    return resize(images, view.size, view.fit)
+
+
+def seen(
+    observation: Observation, robot: Embodiment, places: Places, count: int, view: ViewConfig
+) -> UInt8[np.ndarray, "V H W 3"]:
+    """The `count` views of an observation, black where the robot has no camera, before the crop.
+
+    Raises ValueError that names the camera for an image that is missing or is no uint8 RGB array, and for images of
+    different sizes where the view has none.
+    """
+    missing = [c for c in robot.cameras if c not in observation.images]
+    if missing:
+        raise ValueError(
+            f"the observation lacks camera {', '.join(map(repr, missing))}; this policy was trained with "
+            f"{', '.join(robot.cameras)} and the observation has {', '.join(observation.images) or 'none'}"
+        )
+    images = [fit(_image(c, observation.images[c]), view) for c in robot.cameras]
+    if len({image.shape for image in images}) > 1:
+        shapes = {c: image.shape for c, image in zip(robot.cameras, images, strict=True)}
+        raise ValueError(f"the images of all cameras must have one size, got {shapes}: train with model.view.size")
+    out = np.zeros((count, *images[0].shape), np.uint8)
+    out[places.views] = images
+    return out
+
+
+def _image(camera: str, image: Any) -> UInt8[np.ndarray, "H W 3"]:
+    """The image of a camera. Raises ValueError that says what is wrong with it and the line that mends it."""
+    if not isinstance(image, np.ndarray):
+        got, mend = type(image).__name__, "np.asarray(image)"
+    elif not image.size:
+        got, mend = f"an empty one, {image.dtype} {image.shape}", "the frame that the camera shows"
+    elif image.ndim == 3 and image.shape[-1] != 3 and image.shape[0] in (1, 3, 4):
+        got, mend = f"{image.dtype} {image.shape}, channels first", "image.transpose(1, 2, 0)"
+    elif image.ndim == 3 and image.shape[-1] == 4:
+        got, mend = f"{image.dtype} {image.shape}, with an alpha channel", "image[..., :3]"
+    elif image.ndim != 3 or image.shape[-1] != 3:
+        got, mend = f"{image.dtype} {image.shape}", "one RGB frame; a grey one as np.stack([image] * 3, -1)"
+    elif image.dtype != np.uint8:
+        unit = image.size and np.issubdtype(image.dtype, np.floating) and image.max() <= 1
+        scaled = "(image * 255)" if unit else "image"
+        got, mend = f"{image.dtype} {image.shape}", f"{scaled}.round().astype(np.uint8)"
+    else:
+        return image
+    raise ValueError(f"camera {camera!r}: expected a uint8 array (H, W, 3), RGB, 0..255, got {got}: give {mend}")
+
+
+def evaluation_view(images: UInt8[Tensor, "B V H W 3"], crop: Sequence[float] | float) -> UInt8[Tensor, "B V H W 3"]:
+    """What acting sees: the centre of the crop that training places at random, through the same resampling."""
+    return crop_views(images[:, None], per_view(crop, images[:, None], "crop"), None)[:, 0]
+
+
+def per_view(value: Sequence[float] | float, images: Tensor, name: str) -> list[float]:
+    """Return one number for each view of `images` (V is dim 2). Raises ValueError for another count of numbers."""
+    views = images.shape[2]
+    values = [value] * views if isinstance(value, int | float) else list(value)
+    if len(values) != views:
+        raise ValueError(f"{name} must be one number or one per view ({views} views), got {values}")
+    return values
+
+
+def crop_views(images: Tensor, shares: Sequence[float], generator: torch.Generator | None) -> Tensor:
+    """Cut a box of each view and bring it back to the view's size. Without a generator: the box in the centre."""
+    if all(share == 1 for share in shares):
+        return images
+    batch, steps, views, height, width, _ = images.shape
+    chance = (
+        torch.full((batch, views, 2), 0.5) if generator is None else torch.rand(batch, views, 2, generator=generator)
+    )
+    out = images.clone()
+    for v, share in enumerate(shares):
+        h, w = max(1, round(height * share)), max(1, round(width * share))
+        if (h, w) == (height, width):
+            continue
+        corners = (chance[:, v] * torch.tensor([height - h + 1, width - w + 1])).int().tolist()  # (B, 2)
+        boxes = torch.stack([images[b, :, v, y : y + h, x : x + w] for b, (y, x) in enumerate(corners)])
+        planes = boxes.flatten(0, 1).permute(0, 3, 1, 2)  # (B*W, 3, h, w)
+        sized = F.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)
+        out[:, :, v] = sized.permute(0, 2, 3, 1).unflatten(0, (batch, steps))
+    return out

@@ -1,0 +1,34 @@
+"""The section `training:` of a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from anyvla.config import STRICT
+from anyvla.data.training.augment import AugmentConfig
+from anyvla.limits import BATCH, COUNT, SEED
+from anyvla.training.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainingConfig:
+    """The section `training:` of a recipe."""
+
+    steps: int = Field(default=10_000, ge=1, le=COUNT)  # optimiser steps
+    batch_size: int = Field(default=32, ge=1, le=BATCH)  # windows per optimiser step
+    # Parts that a batch is split into, to save memory; changes no result but the noise that is drawn.
+    accumulate: int = Field(default=1, ge=1, le=COUNT)
+    seed: int = Field(default=0, ge=0, le=SEED)  # of initialisation, data order, augmentation, noise and dropout
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the hardware has it
+    device: str = "auto"  # "auto" | "cpu" | "cuda" | "cuda:1"
+    optim: OptimConfig = OptimConfig()
+    augment: AugmentConfig = AugmentConfig()
+    log_every: int = Field(default=20, ge=1, le=COUNT)  # steps
+    checkpoint_every: int = Field(default=500, ge=1, le=COUNT)  # steps
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.adapting.resampler import PerceiverResampler
+from anyvla.backbones.auto import AutoBackbone
+from anyvla.backbones.checks.conformance import CHECKS
+from anyvla.backbones.checks.subject import NotApplicable, Subject
+from anyvla.config import build
+from tests.backbones.families import FAMILIES
+from tests.backbones.families.common import write_family
+
+SMALL = {"tokens": 5, "depth": 2, "heads": 2, "head_width": 8}
+NONE = {"kosmos-2", "kosmos-2.5", "idefics", "mllama", "git"}  # no image features of their own to resample
+SOME = [
+    f for f in ("llava", "paligemma", "qwen2_5_vl", "qwen3_vl", "gemma3", "idefics2", "llava_next") if f in FAMILIES
+]
+Build = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def build_one(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    folders: dict[str, Path] = {}
+
+    def build_one(family: str, **options: Any) -> AutoBackbone:
+        if family not in folders:
+            folders[family] = write_family(FAMILIES[family], tmp_path_factory.mktemp(family))
+        keys = {"path": str(folders[family]), "prompt": "do {instruction}", **FAMILIES[family].options, **options}
+        return AutoBackbone(build(AutoBackbone.Config, keys)).eval()
+
+    return build_one
+
+
+def as_written(model: PerceiverResampler, features: Tensor) -> Tensor:
+    """Flamingo's Perceiver, one image and one head at a time, from the equations (arXiv 2204.14198, listing 1)."""
+    images = []
+    for image in features:
+        latents = model.latents
+        for layer in model.layers:
+            attention, feed_forward = layer
+            x, z = attention.norm_media(image), attention.norm_latents(latents)
+            both = torch.cat([x, z])
+            q, (k, v) = attention.to_q(z), attention.to_kv(both).chunk(2, dim=-1)
+            width = q.shape[-1] // attention.heads
+            heads = []
+            for h in range(attention.heads):
+                part = slice(h * width, (h + 1) * width)
+                scores = q[:, part] @ k[:, part].T / width**0.5
+                heads.append(scores.softmax(-1) @ v[:, part])
+            latents = latents + attention.to_out(torch.cat(heads, -1))
+            latents = latents + feed_forward(latents)
+        images.append(model.norm(latents))
+    return torch.stack(images)
+
+
+def test_it_computes_what_flamingo_writes() -> None:
+    torch.manual_seed(0)
+    model = PerceiverResampler(12, tokens=3, depth=2, heads=2, head_width=4)
+    features = torch.randn(2, 7, 12)
+    torch.testing.assert_close(model(features), as_written(model, features), atol=1e-5, rtol=1e-5)
+    inner = model.layers[0][1][1].out_features  # type: ignore[index]
+    assert inner == 48
+
+
+def test_the_order_of_the_features_is_free_and_their_number_too() -> None:
+    torch.manual_seed(0)
+    model = PerceiverResampler(12, tokens=3, depth=1)
+    features = torch.randn(1, 9, 12)
+    torch.testing.assert_close(model(features), model(features.flip(1)), atol=1e-5, rtol=1e-5)
+    assert model(features[:, :2]).shape == (1, 3, 12)
+
+
+@pytest.mark.parametrize("family", SOME)
+@pytest.mark.parametrize(
+    "check", ["cameras", "every input", "plain model", "neighbours", "steps", "gradients", "cache"]
+)
+def test_a_family_keeps_its_promises_with_it(build_one: Build, family: str, check: str) -> None:
+    backbone = build_one(family, resampler=SMALL)
+    assert backbone.image_tokens == 5
+    try:
+        CHECKS[check](Subject(backbone, None))
+    except NotApplicable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("family", sorted(NONE & set(FAMILIES)))
+def test_a_family_without_features_says_so(build_one: Build, family: str) -> None:
+    with pytest.raises(ValueError, match=r"resampler: a '.*' model has no get_image_features.*leave resampler out"):
+        build_one(family, resampler=SMALL)
+
+
+def test_each_image_takes_its_places_and_the_positions_are_a_plain_count(build_one: Build) -> None:
+    """Qwen's image of a grid would take positions in rows and columns."""
+    backbone = build_one("qwen2_5_vl", resampler=SMALL)
+    s = Subject(backbone, None)
+    sequence = s.sequence(backbone.prepare(s.frames(2), ["open", "close it"]), [2], 1)
+    assert (sequence.input_ids == backbone.image_id).sum() == 2 * 2 * 5
+    positions = backbone._rope_positions(sequence, {})
+    assert positions.shape[0] == 3
+    assert (positions == torch.arange(sequence.input_ids.shape[1])).all()
+
+
+def test_it_is_trained_as_projector_and_comes_from_the_seed(build_one: Build) -> None:
+    state = torch.get_rng_state()
+    one, again, other = (build_one("llava", resampler=SMALL, seed=s).resampler.latents for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    frozen = build_one("llava", resampler=SMALL, train={"projector": False})
+    assert set(frozen.resampler.parameters()) <= set(parameters_of(frozen)["projector"])
+    assert not any(p.requires_grad for p in frozen.resampler.parameters())
+
+
+def test_its_tokens_are_at_first_as_large_as_the_embeddings(build_one: Build) -> None:
+    for family in ("llava", "paligemma"):
+        backbone = build_one(family, resampler=SMALL)
+        features = torch.randn(4, 16, backbone.width)
+        words = backbone.embedding(torch.arange(100)[None])
+        assert 0.5 < backbone.resampler(features).std() / words.std() < 2
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_backbone_learns_through_it_alone(build_one: Build, family: str) -> None:
+    others = {"vision": False, "language": False, "embeddings": False}
+    backbone = build_one(family, resampler=SMALL, train=others).train()
+    s = Subject(backbone, None)
+    images, query = s.frames(4), s.queries(1)
+    goal = torch.tensor([1.0, -1.0, -1.0, 1.0])[:, None]
+    optimizer = torch.optim.Adam([p for p in backbone.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = (s.read(images, ("open",) * 4, query)[:, 0, :4].mean(-1, keepdim=True) - goal).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]  # four images, told apart
+
+
+def test_its_options_reach_it(build_one: Build) -> None:
+    made = build_one("llava", resampler={"tokens": 5, "depth": 3, "heads": 2, "head_width": 7, "mlp": 6}).resampler
+    attention, feed_forward = made.layers[0].children()
+    assert made.latents.shape == (5, 32)
+    assert (len(made.layers), attention.heads, attention.to_q.out_features) == (3, 2, 14)
+    assert feed_forward[1].out_features == 6 * 32

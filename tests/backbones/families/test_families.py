@@ -1,0 +1,118 @@
+"""The matrix: every family keeps every promise of a backbone, and can be adapted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anyvla.backbones.adapting.adapt import add_lora, merge_lora
+from anyvla.backbones.adapting.options import Lora
+from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.auto import AutoBackbone
+from anyvla.backbones.base import PARTS
+from anyvla.backbones.checks.conformance import CHECKS
+from anyvla.backbones.checks.subject import NotApplicable, Subject
+from anyvla.backbones.families.measured import matrix
+from tests.backbones.families import FAMILIES
+from tests.backbones.families.common import check_promise, copied, write_family
+from tests.backbones.families.prompts import IMAGE, PROMPTS
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    family = FAMILIES[request.param]
+    folder = write_family(family, tmp_path_factory.mktemp(request.param))
+    config = AutoBackbone.Config(path=str(folder), prompt="do {instruction}", **family.options)
+    return Subject(AutoBackbone(config).eval(), config)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_it_keeps_its_promise(subject: Subject, check: str) -> None:
+    try:
+        check_promise(check, subject)
+    except NotApplicable as reason:
+        pytest.skip(str(reason))
+
+
+def test_a_step_is_written_as_the_family_publishes_it(subject: Subject, request: pytest.FixtureRequest) -> None:
+    backbone, name = subject.backbone, request.node.callspec.params["subject"]
+    image = IMAGE.get(name, backbone.tokenizer.convert_ids_to_tokens(backbone.image_id) * backbone.image_tokens)
+    block = backbone.prepare(subject.frames(1), ["it"])
+    assert backbone.tokenizer.decode([*block.prefix, *block.tokens[0]]) == PROMPTS[name].replace("{image}", image)
+
+
+SIDES = {"fast_vlm": 128, "deepseek_ocr2": 112, "molmo2": 35, "pixtral": 21, "florence2": 32, "emu3": 32}  # or 28
+SIDES |= dict.fromkeys(
+    ("deepseek_vl_hybrid", "got_ocr2", "pp_chart2table", "step3p7", "minicpmv4_6", "minicpmv4_7"), 56
+)
+
+
+def test_pixels_have_the_numbers_of_the_preprocessor(subject: Subject, request: pytest.FixtureRequest) -> None:
+    """White, black and one colour, as image_mean and image_std of the tests' preprocessor_config.json put them."""
+    name, pixels = request.node.callspec.params["subject"], subject.backbone.pixels
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.3])
+    if name == "fuyu":
+        mean, std = torch.full((3,), 0.5), torch.full((3,), 0.5)
+    elif name in ("kosmos-2.5", "deepseek_vl_hybrid"):  # which normalise later, in a way of their own
+        mean, std = torch.zeros(3), torch.full((3,), 1 / 255)
+    for colour in ([255, 255, 255], [0, 0, 0], [255, 51, 0]):
+        given = pixels(torch.tensor(colour, dtype=torch.uint8).expand(1, 40, 30, 3))
+        side = SIDES.get(name, 28)
+        assert given.shape == (1, 3, side, side)
+        expected = ((torch.tensor(colour) / 255 - mean) / std).view(1, 3, 1, 1).expand_as(given)
+        torch.testing.assert_close(given, expected, atol=1e-3, rtol=1e-3)
+    assert pixels.filter == (2 if name == "kosmos-2.5" else 3)  # which its file leaves out, so that it is bilinear
+
+
+def test_the_packaged_matrix_says_what_it_can_do(subject: Subject, request: pytest.FixtureRequest) -> None:
+    measured = matrix().families[request.node.callspec.params["subject"]]
+    assert set(measured.capabilities or ()) == subject.backbone.capabilities
+    assert subject.backbone.capabilities == AutoBackbone.capabilities_of(subject.config)
+    assert measured.attention == subject.backbone.attention
+    assert not measured.failed
+
+
+def test_every_parameter_belongs_to_one_part(subject: Subject) -> None:
+    backbone = subject.backbone
+    parts = parameters_of(backbone)
+    assert set(parts) == set(PARTS)
+    of = [p for part in PARTS for p in parts[part]]
+    assert len(of) == len(set(of))
+    rest = set(backbone.parameters()) - set(of)
+    assert rest <= {p for module in backbone.unread for p in module.parameters()}
+    assert not any(p.requires_grad for p in rest)  # nothing reads an untied LM head, or the decoder behind an encoder
+    assert backbone.embedding.weight in parts["embeddings"]
+    names = {p: n for n, p in backbone.named_parameters()}
+    assert parts["vision"]
+    assert all(any(w in names[p] for w in ("vision", "visual", "image", "video", "vqmodel")) for p in parts["vision"])
+    blocks = ("layers.", "blocks.", "encoder.")  # a language model's or a tower's, never what lies between
+    language = [names[p] for p in parts["language"]]
+    assert any(b in n for b in blocks for n in language)
+    assert not any("vision_tower" in n or "vision_model" in n or "visual." in n for n in language)
+
+
+def test_lora_reaches_every_layer_that_is_read_and_merges_away(subject: Subject) -> None:
+    """No family computes with a weight without its layer: LoRA would have no effect there."""
+    adapted = copied(subject)
+    backbone = adapted.backbone
+    paths = {n for n, _ in backbone.named_modules()}
+    add_lora(backbone, Lora(rank=2))
+    assert paths <= {n for n, _ in backbone.named_modules()}  # hooks and parts find their modules
+
+    def read() -> torch.Tensor:
+        return adapted.read(adapted.frames(2), ("open", "close it"), adapted.queries(2))
+
+    out = read()
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    second = {n: p for n, p in backbone.named_parameters() if "lora_B" in n}
+    dead = [n for n, p in second.items() if p.grad is None or not p.grad.any()]
+    gated = "cross_attn" in " ".join(dead)  # their gates are closed at first
+    assert not dead or gated or backbone.attention == "full", dead  # an encoder is read before its decoder
+    with torch.no_grad():
+        for number, weight in enumerate(second.values()):
+            weight.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
+        moved = read()
+        assert (moved - out).abs().max() > 1e-2
+        merge_lora(backbone)
+        torch.testing.assert_close(read(), moved, atol=1e-3, rtol=1e-3)
+    assert {n for n, _ in backbone.named_modules()} == paths

@@ -1,1 +1,0 @@
-"""Makes `demonstrations` importable from the tests below."""

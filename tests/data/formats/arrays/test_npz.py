@@ -1,0 +1,111 @@
+"""Arrays of .npz files: as numpy reads them, from many threads at once, and never with a guess."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+import tracemalloc
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anyvla.data.formats.arrays import npz
+
+ARRAYS = {
+    "numbers": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "fortran": np.asfortranarray(np.arange(24).reshape(2, 3, 4)),
+    "scalar": np.array(2.5),
+    "none": np.zeros((0, 7), np.uint8),
+    "words": np.array(["open", "close"]),
+    "fields": np.array([(1, 2.0)], [("a", "<i4"), ("b", "<f8")]),
+    "big": np.arange(3, dtype=">i4"),
+}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_as_numpy_reads_them(tmp_path: Path, save: Any) -> None:
+    save(tmp_path / "a.npz", **ARRAYS)
+    read = npz.load_arrays(tmp_path / "a.npz")
+    assert list(read) == list(ARRAYS) == npz.keys_of(tmp_path / "a.npz")
+    for key, array in ARRAYS.items():
+        assert np.array_equal(read[key], array), key
+        assert (read[key].dtype, read[key].flags.writeable) == (array.dtype, True)
+        assert npz.shape_of(tmp_path / "a.npz", key) == array.shape
+    assert list(npz.load_arrays(tmp_path / "a.npz", ["big"])) == ["big"]
+
+
+def test_what_cannot_be_read_names_the_file_and_the_key(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", thing=np.array([{}], object))
+    with pytest.raises(ValueError, match=r"a.npz, key 'thing': it holds objects"):
+        npz.load_arrays(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", numbers=np.arange(100))
+    with pytest.raises(ValueError, match=r"b.npz has no key 'number'; it has numbers"):
+        npz.load_arrays(tmp_path / "b.npz", ["number"])
+    whole = (tmp_path / "b.npz").read_bytes()
+    at = whole.index(np.arange(100).tobytes())
+    (tmp_path / "c.npz").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match=r"c.npz, key 'numbers': .*CRC.*copy the file again"):
+        npz.load_arrays(tmp_path / "c.npz")
+    (tmp_path / "d.npz").write_bytes(whole[: at + 50])
+    with pytest.raises(ValueError, match=r"d.npz cannot be read as .npz .*copy it again"):
+        npz.load_arrays(tmp_path / "d.npz")
+    with pytest.raises(ValueError, match=r"there is no .*e.npz"):
+        npz.load_arrays(tmp_path / "e.npz")
+
+
+def test_one_head_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 fails now and then where two threads evaluate literals."""
+    np.savez(tmp_path / "a.npz", **ARRAYS)
+    inside, most, guard = 0, 0, threading.Lock()
+    original = np.lib.format.read_array_header_1_0
+
+    def slow(file: Any) -> Any:
+        nonlocal inside, most
+        with guard:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.002)
+        with guard:
+            inside -= 1
+        return original(file)
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", slow)
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda _: npz.load_arrays(tmp_path / "a.npz"), range(8)))
+    assert most == 1
+    assert all(np.array_equal(r["numbers"], ARRAYS["numbers"]) for r in read)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 30,)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("images.npy", "w") as member:
+            member.write(header.getvalue())
+            for _ in range(300):  # 300 MiB in 1.3 MB
+                member.write(bytes(1 << 20))
+        archive.writestr("short.npy", header.getvalue() + bytes(100))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"a.npz, key 'images': its \d+ bytes promise to become 314572928"):
+            npz.load_arrays(tmp_path / "a.npz", ["images"])
+        with pytest.raises(ValueError, match=r"a.npz, key 'short': .*promises 1073741824 bytes .*, 100 are there"):
+            npz.load_arrays(tmp_path / "a.npz", ["short"])
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_no_archive_names_the_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npz.npy", np.arange(3))
+    (tmp_path / "a.npz.npy").rename(tmp_path / "a.npz")
+    os.mkfifo(tmp_path / "b.npz")
+    for name in ("a", "b"):
+        with pytest.raises(ValueError, match=rf"{name}\.npz"):
+            npz.keys_of(tmp_path / f"{name}.npz")

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+
+from anyvla.data.episode import Episode
+from anyvla.data.tools.findings import Finding
+from anyvla.data.transforms.mended import Mended
+from tests.data.demonstrations import InMemory, demonstration
+
+LENGTH = 30
+
+
+def numbered(number: int, begin: int = 0, end: int = LENGTH) -> Episode:
+    """An episode whose hand moves by its actions from step `begin` to step `end` only. Its task is its number."""
+    steps = np.arange(LENGTH, dtype=np.float32)[:, None]
+    moves = np.where((steps >= begin) & (steps < end), 1, 0).astype(np.float32) * np.float32([1, 2, 3, 0])
+    return demonstration(
+        LENGTH,
+        number,
+        actions=moves,
+        proprio=(np.cumsum(moves, 0) - moves + number).astype(np.float32),
+        extra={"task": f"task {number}"},
+    )
+
+
+DATA = InMemory([numbered(0), numbered(1), numbered(2, 5, 20), numbered(3), numbered(4, 0, 12)])
+
+
+def finding(kind: str, severity: str, episode: int | None) -> Finding:
+    return Finding(kind, severity, episode, f"{kind} of {episode}", "look at it")  # type: ignore[arg-type]
+
+
+FINDINGS = [
+    finding("damaged", "error", 1),
+    finding("jump", "warning", 3),
+    finding("idle", "warning", 2),
+    finding("meaning", "error", None),
+]
+
+
+def test_episodes_with_an_error_are_left_out_and_others_keep_their_task() -> None:
+    mended = Mended(DATA, FINDINGS)
+    assert len(mended) == 4
+    assert [mended.task(i) for i in range(4)] == ["task 0", "task 2", "task 3", "task 4"]
+    assert [mended[i].proprio[0, 3] for i in range(4)] == [0, 2, 3, 4]
+    assert mended.dropped == {"1": "damaged of 1"}
+
+
+def test_idle_ends_are_cut_off_everything_alike() -> None:
+    """Episode 2 moves at steps 5 to 19, and shows at step 20 where it arrived."""
+    mended, whole = Mended(DATA, FINDINGS), DATA[2]
+    cut = mended[1]
+    assert mended.lengths.tolist() == [30, 16, 30, 30]
+    assert mended.cut == {"2": [5, 9]}
+    np.testing.assert_array_equal(cut.actions, whole.actions[5:21])
+    np.testing.assert_array_equal(cut.proprio, whole.proprio[5:21])
+    np.testing.assert_allclose(cut.timestamps, np.arange(16) / 40)
+    for camera in ("corner", "wrist"):
+        np.testing.assert_array_equal(cut.images[camera][:], whole.images[camera][5:21])
+    assert cut.instructions == whole.instructions
+
+
+def test_only_what_was_found_idle_is_cut() -> None:
+    assert len(Mended(DATA, FINDINGS)[3]) == LENGTH  # it rests from step 12 on, but that was not found
+    assert Mended(DATA, [finding("idle", "warning", 4)]).cut == {"4": [0, 17]}
+    assert Mended(DATA, [finding("idle", "warning", 4), finding("gripper", "error", 4)]).cut == {}
+
+
+def test_what_was_mended_is_part_of_the_fingerprint() -> None:
+    prints = {Mended(DATA, some).fingerprint for some in (FINDINGS, FINDINGS[:1], FINDINGS[2:], FINDINGS[3:])}
+    assert len(prints) == 4

@@ -1,0 +1,176 @@
+"""Labels of frames follow from the scene: by masks written out here, and by Meta-World where it is installed."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from anyvla.demonstrations.metaworld_scene import COLOURS, Seen, _seen, _share
+from anyvla.demonstrations.questions import ask
+from tests import simulators
+
+if TYPE_CHECKING:
+    from anyvla.demonstrations.metaworld_scene import SceneLabeller
+
+
+HUES = {
+    "red": (-15, 15),
+    "orange": (20, 40),
+    "yellow": (45, 65),
+    "green": (90, 150),
+    "blue": (210, 260),
+    "purple": (270, 310),
+}
+
+
+def test_colours_look_as_they_are_called() -> None:
+    """By their hue in degrees, and white and black by their brightness."""
+    assert set(COLOURS) == {*HUES, "white", "black"}
+    for name, (low, high) in HUES.items():
+        hue, saturation, value = colorsys.rgb_to_hsv(*COLOURS[name])
+        degrees = 360 * hue
+        assert low <= degrees <= high or low <= degrees - 360 <= high, name
+        assert saturation > 0.7
+        assert value > 0.5
+    assert min(COLOURS["white"]) > 0.8
+    assert max(COLOURS["black"]) < 0.1
+
+
+def test_a_thing_in_a_picture() -> None:
+    """Of 4 rows and 10 columns; the robot hides its right column."""
+    mask = np.zeros((4, 10), bool)
+    mask[1:3, 1:4] = True
+    unhidden = mask.copy()
+    unhidden[1:3, 4] = True
+    assert _seen(mask, unhidden, "blue") == Seen(0.25, 0.5, 6 / 40, True, 0.75, "blue")
+    assert _seen(np.zeros((4, 10), bool), unhidden, None) is None
+    for edge in ((0, 5), (3, 5), (2, 0), (2, 9)):  # hidden there, but cut all the same
+        cut = unhidden.copy()
+        cut[edge] = True
+        seen = _seen(mask, cut, None)
+        assert seen is not None
+        assert not seen.whole
+
+
+def test_joints_are_closed_half_open_and_open_alike() -> None:
+    rng = np.random.default_rng(0)
+    shares = np.array([_share(rng) for _ in range(600)])
+    groups = [((low <= shares) & (shares <= high)).sum() for low, high in ((0, 0.08), (0.3, 0.7), (0.9, 1))]
+    assert sum(groups) == 600
+    assert min(groups) > 150
+
+
+@pytest.fixture(scope="module")
+def labeller() -> Iterator[SceneLabeller]:
+    simulators.require("metaworld")
+    from anyvla.demonstrations.metaworld_scene import SceneLabeller
+
+    made = SceneLabeller(96, "fast")
+    yield made
+    made.close()
+
+
+# where a thing goes in the corner view from closed (the button: up) to open (pressed): shares of width and height
+@pytest.mark.parametrize(
+    ("scene", "thing", "across", "down"),
+    [
+        ("drawer", "drawer", -0.12, 0.04),
+        ("drawer", "handle", -0.15, 0.06),
+        ("window", "handle", 0.15, 0.10),
+        ("door", "door", -0.30, 0.0),
+        ("button", "button", 0.0, 0.06),
+    ],
+)
+def test_labels_follow_what_moves(labeller: SceneLabeller, scene: str, thing: str, across: float, down: float):
+    from anyvla.demonstrations.metaworld_scene import SCENES, project
+
+    labeller.environment.reset(SCENES[scene].task, 3)
+    colours = labeller.paint(scene, np.random.default_rng(0))
+    found = {}
+    for share in (0.0, 1.0):
+        labeller.set_joint(scene, share)
+        pixels, found[share] = labeller.look(scene, labeller.view(), colours)
+        assert found[share].opened == pytest.approx(share)
+    before, after = (found[share].things[thing] for share in (0.0, 1.0))
+    assert [after.x - before.x, after.y - before.y] == pytest.approx([across, down], abs=0.05)
+    # two ways to the same place: the identities of pixels, and the geoms' position through the camera
+    sim = labeller.environment.running.sim
+    geoms = labeller.geoms(SCENES[scene].parts[thing])
+    projected = project(sim.model, sim.data, labeller.view(), sim.data.geom_xpos[geoms]).mean(0)
+    assert np.abs(projected - [after.x, after.y]).max() < 0.08
+    again, labels = labeller.look(scene, labeller.view(), colours)
+    assert np.array_equal(again, pixels)  # the identity renderings leave no trace
+    assert labels == found[1.0]
+
+
+def test_the_colour_that_is_named_is_the_colour_that_is_seen(labeller: SceneLabeller):
+    checked = set()
+    for number in (1, 3, 4, 5, 7, 8, 14, 17):  # frames of all colours in which nothing hides the box
+        pixels, labels = labeller.frame("button", np.random.default_rng(number))
+        box = labels.things["box"]
+        assert box.clear == 1
+        assert labels.things["button"].colour != box.colour
+        shown = pixels[int(box.y * 96) - 1 : int(box.y * 96) + 2, int(box.x * 96) - 1 : int(box.x * 96) + 2]
+        seen = np.median(shown.reshape(-1, 3), 0) / 255
+        shades = {name: np.array(rgb) * (seen @ rgb) / (np.array(rgb) @ rgb) for name, rgb in COLOURS.items()}
+        nearest = min(shades, key=lambda name: float(np.abs(shades[name] - seen).sum()))
+        if box.colour in ("white", "black"):
+            assert np.ptp(seen) < 0.1
+            assert (seen.mean() > 0.4) == (box.colour == "white")
+        else:
+            assert nearest == box.colour
+        checked.add(box.colour)
+    assert checked == set(COLOURS)
+
+
+def test_what_the_robot_hides_is_not_asked_for(labeller: SceneLabeller):
+    """Equal generators make equal frames; in the first and the last of these the arm is before the handle."""
+    hidden = 0
+    for number in range(5, 10):
+        pixels, labels = labeller.frame("window", np.random.default_rng((100, number)))
+        handle = labels.things.get("handle")
+        hidden += handle is not None and handle.clear < 0.5
+        kinds = {q.kind for q in ask(labels, 99, np.random.default_rng(0))}
+        if handle is None or handle.clear < 0.5:
+            assert not kinds & {"point handle", "where handle", "side gripper handle"}
+    assert hidden == 2
+    again, same = labeller.frame("window", np.random.default_rng((100, 9)))
+    assert np.array_equal(again, pixels)
+    assert same == labels
+
+
+def test_the_view_moves_by_a_tenth_of_the_picture_or_so(labeller: SceneLabeller) -> None:
+    """Each way, by at most 12 % of the camera's picture; without a generator it stays."""
+    still = labeller.view()
+    assert (still.height, still.width) == (96, 96)
+    boxes = np.array([labeller.view(np.random.default_rng(seed)).box for seed in range(40)]) - still.box
+    left, right, top, bottom = boxes.T
+    assert np.allclose(left, right)
+    assert np.allclose(top, bottom)
+    for shift in (left, top):
+        assert -0.12 <= shift.min() < -0.08
+        assert 0.08 < shift.max() <= 0.12
+    assert abs(np.corrcoef(left, top)[0, 1]) < 0.5
+
+
+def test_a_joint_beyond_its_end_is_wholly_open(labeller: SceneLabeller) -> None:
+    labeller.environment.reset("drawer-open", 3)
+    for share, opened in ((1.05, 1.0), (-0.05, 0.0)):
+        labeller.set_joint("drawer", share)
+        assert labeller.look("drawer", labeller.view(), {})[1].opened == opened
+
+
+def test_the_gripper_is_labelled_by_its_opening(labeller: SceneLabeller) -> None:
+    """In Meta-World the last number of an action closes the gripper at 1 and opens it at -1."""
+    found = {}
+    for command in (-1.0, 1.0):
+        labeller.environment.reset("drawer-open", 3)
+        for _ in range(15):
+            labeller.environment.step(np.array([0, 0, 0, command], np.float32))
+        found[command] = labeller.look("drawer", labeller.view(), {})[1].gripper
+    assert found[-1.0] > 0.9
+    assert found[1.0] < 0.5

@@ -1,0 +1,37 @@
+import torch
+
+from anyvla.histories.base import stacked
+from anyvla.sequence.layout import lay_out
+from anyvla.sequence.tokens import Block
+
+IDS = {"pad_id": 0, "query_id": 9}
+BLOCK = Block([1], [[5, 6], [7], [5, 6, 7]], torch.zeros(3, 1, 2, 2, 3, dtype=torch.uint8))
+
+
+def test_steps_of_their_own_sequences():
+    sequence = lay_out(BLOCK, [1, 1, 1], 2, **IDS)
+    assert sequence.input_ids.tolist() == [[1, 5, 6, 9, 9, 0], [1, 7, 9, 9, 0, 0], [1, 5, 6, 7, 9, 9]]
+    assert sequence.attention_mask.sum(1).tolist() == [5, 4, 6]
+    assert (sequence.input_ids[sequence.query_mask] == 9).all()
+    assert sequence.query_mask.sum() == 6
+
+
+def test_steps_that_share_a_sequence_open_it_once():
+    sequence = lay_out(BLOCK, [2, 1], 1, **IDS)
+    assert sequence.input_ids.tolist() == [[1, 5, 6, 9, 7, 9], [1, 5, 6, 7, 9, 0]]
+    assert sequence.query_mask.tolist() == [
+        [False, False, False, True, False, True],
+        [False, False, False, False, True, False],
+    ]
+
+
+def test_places_may_stand_before_a_step_too():
+    sequence = lay_out(BLOCK, [2, 1], 3, before=2, **IDS)
+    assert sequence.input_ids.tolist() == [[1, 9, 9, 5, 6, 9, 9, 9, 7, 9], [1, 9, 9, 5, 6, 7, 9, 0, 0, 0]]
+    assert sequence.step_ids.tolist() == [[-1, 0, 0, 0, 0, 0, 1, 1, 1, 1], [-1, 0, 0, 0, 0, 0, 0, -1, -1, -1]]
+
+
+def test_windows_of_different_lengths_stack_with_their_mask():
+    out, mask = stacked([torch.ones(1, 2), torch.tensor([[0.0, 0], [1, 1], [2, 2]])])
+    assert mask.tolist() == [[True, False, False], [True, True, True]]
+    assert out[:, :, 0].tolist() == [[1, 0, 0], [0, 1, 2]]

@@ -1,0 +1,199 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyvla.robot.normalize import Normalizer, Statistics, StatisticsError, read_statistics, write_statistics
+from anyvla.robot.shared_space import union
+from anyvla.robot.space import ActionSpace, Group
+
+SPACE = ActionSpace(
+    groups=(
+        Group(name="position", size=3, kind="position", mode="delta"),
+        Group(name="gripper", size=1, kind="gripper", low=0.0, high=0.08),
+    )
+)
+STATISTICS = {
+    "q01": [-0.5, -1.0, 2.0, 0.03],
+    "q99": [0.5, 3.0, 2.0, 0.04],
+    "min": [-1.0, -2.0, 2.0, 0.0],
+    "max": [1.0, 4.0, 2.0, 0.08],
+    "mean": [0.0, 1.0, 2.0, 0.04],
+    "std": [0.25, 0.5, 0.0, 0.01],
+}
+ZEROS = torch.zeros(1, dtype=torch.int64)
+
+
+def one(method, what="action", clip=True, statistics=STATISTICS):
+    return Normalizer(SPACE, [(SPACE, statistics)], method, what=what, clip=clip)
+
+
+values = st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4)
+
+
+@given(x=values, method=st.sampled_from(["quantile", "minmax", "meanstd", "calvin"]))
+def test_undoing_mirrors_doing_on_the_clipped_range(x, method):
+    normalizer = one(method)
+    y = normalizer.normalise(torch.tensor([x]), ZEROS)
+    again = normalizer.normalise(normalizer.denormalise(y, ZEROS), ZEROS)
+    torch.testing.assert_close(again, y, atol=1e-5, rtol=1e-5)
+    inside = (y.abs() < 0.999) & normalizer.learnt
+    back = normalizer.denormalise(y, ZEROS)
+    torch.testing.assert_close(back[inside], torch.tensor([x])[inside], atol=1e-4, rtol=1e-4)
+
+
+def test_quantiles_map_to_the_ends_and_the_gripper_keeps_its_declared_range():
+    normalizer = one("quantile")
+    low = normalizer.normalise(torch.tensor([[-0.5, -1.0, 2.0, 0.0]]), ZEROS)
+    high = normalizer.normalise(torch.tensor([[0.5, 3.0, 2.0, 0.08]]), ZEROS)
+    torch.testing.assert_close(low, torch.tensor([[-1.0, -1.0, 0.0, -1.0]]))
+    torch.testing.assert_close(high, torch.tensor([[1.0, 1.0, 0.0, 1.0]]))
+
+
+def test_outliers_are_clipped_only_where_asked():
+    far = torch.tensor([[9.0, 9.0, 2.0, 0.08]])
+    assert one("minmax").normalise(far, ZEROS)[0, 0] == 1.0
+    assert one("minmax", "proprio", clip=False).normalise(far, ZEROS)[0, 0] == 9.0
+
+
+@pytest.mark.parametrize(
+    ("method", "low", "high"),
+    [
+        ("quantile", [-0.5, -1.0, 2.0, 0.0], [0.5, 3.0, 2.0, 0.08]),  # q01 and q99; the gripper's declared range
+        ("minmax", [-1.0, -2.0, 2.0, 0.0], [1.0, 4.0, 2.0, 0.08]),
+        ("calvin", [-0.65, -0.65, -0.65, 0.0], [0.65, 0.65, 0.65, 0.08]),
+        ("meanstd", [-1.5, -2.0, 2.0, 0.0], [1.5, 4.0, 2.0, 0.08]),  # mean -+ 6 deviations: it has no ends
+    ],
+)
+def test_what_a_policy_says_beyond_the_range_becomes_the_nearer_end(method, low, high):
+    said = torch.tensor([[-6.0] * 4, [6.0] * 4])[:, None].expand(2, 5, 4)
+    got = one(method).denormalise(said, ZEROS.expand(2))
+    torch.testing.assert_close(got, torch.tensor([low, high])[:, None].expand(2, 5, 4))
+
+
+@pytest.mark.parametrize("method", ["quantile", "minmax", "calvin"])
+def test_data_beyond_the_range_becomes_the_nearer_end(method):
+    far = torch.tensor([[-99.0] * 4, [99.0] * 4])
+    varies = torch.tensor([1.0, 1.0, method == "calvin", 1.0])  # the third dim is constant, which CALVIN does not ask
+    got = one(method).normalise(far, ZEROS.expand(2))
+    torch.testing.assert_close(got, torch.stack([-varies, varies]))
+
+
+def test_an_unclipped_vector_keeps_what_is_beyond_the_range():
+    normalizer = one("minmax", "proprio", clip=False)
+    far = torch.tensor([[-9.0, -11.0, 5.0, 0.16], [9.0, 13.0, 5.0, -0.08]])
+    got = normalizer.normalise(far, ZEROS.expand(2))
+    torch.testing.assert_close(got, torch.tensor([[-9.0, -4.0, 0.0, 3.0], [9.0, 4.0, 0.0, -3.0]]))
+    back = torch.tensor([[-9.0, -11.0, 2.0, 0.16], [9.0, 13.0, 2.0, -0.08]])  # the constant is its constant
+    torch.testing.assert_close(normalizer.denormalise(got, ZEROS.expand(2)), back)
+
+
+def test_a_cast_of_the_model_rounds_no_table():
+    statistics = {"min": [0.1234567, 700.25, 0.0, 0.0], "max": [0.7654321, 701.75, 1 / 3, 0.08]}
+    policy = torch.nn.ModuleDict({"action": one("minmax", statistics=statistics)})
+    y = torch.tensor([[-0.5, 0.75, 0.25, -1.0]])
+    # centre + y * half the range, in float64
+    expected = torch.tensor([[0.28395055, 701.5625, 5 / 24, 0.0]])
+    for cast in (policy, policy.bfloat16(), policy.half(), policy.to(torch.bfloat16)):
+        got = cast["action"].denormalise(y, ZEROS)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-7)
+        torch.testing.assert_close(cast["action"].normalise(got, ZEROS), y, atol=1e-4, rtol=0)
+
+
+def test_calvins_convention_needs_no_statistics():
+    normalizer = one("calvin", statistics={})
+    got = normalizer.normalise(torch.tensor([[0.325, -0.65, 0.9, 0.0]]), ZEROS)
+    torch.testing.assert_close(got, torch.tensor([[0.5, -1.0, 1.0, -1.0]]))
+    torch.testing.assert_close(normalizer.denormalise(got, ZEROS), torch.tensor([[0.325, -0.65, 0.65, 0.0]]))
+
+
+def test_an_open_gripper_is_plus_one_whichever_end_of_its_range_that_is():
+    closes, opens = (
+        ActionSpace(groups=(Group(name="gripper", size=1, kind="gripper", low=0, high=1, open=end),)) for end in (0, 1)
+    )
+    whole = union({"closes": closes, "opens": opens}, "action")
+    normalizer = Normalizer(whole, [(closes, {}), (opens, {})], "calvin", what="action", clip=True)
+    told = torch.tensor([[0.0], [1.0]])
+    robots = torch.tensor([0, 1])
+    assert normalizer.normalise(told, robots).tolist() == [[1.0], [1.0]]
+    assert normalizer.normalise(1 - told, robots).tolist() == [[-1.0], [-1.0]]
+    torch.testing.assert_close(normalizer.denormalise(normalizer.normalise(told, robots), robots), told)
+
+
+def test_a_policy_learns_the_dims_that_vary_and_that_a_robot_has():
+    assert one("quantile").learnt.tolist() == [[True, True, False, True]]  # the third dim is constant
+    assert not one("quantile").learns_all
+    assert one("calvin").learns_all
+    two = Normalizer(
+        SPACE,
+        [(SPACE, {}), (ActionSpace(groups=SPACE.groups[:1]), {})],
+        "calvin",
+        what="action",
+        clip=True,
+    )
+    assert two.learnt.tolist() == [[True] * 4, [True, True, True, False]]
+    assert not two.learns_all
+
+
+def test_each_robot_by_its_own_statistics_and_what_it_lacks_is_zero():
+    arm = ActionSpace(groups=(Group(name="joints", size=2, kind="joints"),))
+    other = ActionSpace(groups=(Group(name="position", size=1, kind="position"), *arm.groups))
+    whole = union({"arm": arm, "other": other}, "action")  # joints, position
+    bounds = [{"min": [-1.0, -2.0], "max": [1.0, 2.0]}, {"min": [0.0, -4.0, -8.0], "max": [2.0, 4.0, 8.0]}]
+    normalizer = Normalizer(whole, list(zip((arm, other), bounds, strict=True)), "minmax", what="action", clip=True)
+    raw = torch.tensor([[1.0, 1.0, 9.0], [2.0, 4.0, 1.5]])[:, None].expand(2, 5, 3)  # (B, N, A)
+    robots = torch.tensor([0, 1])
+    got = normalizer.normalise(raw, robots)
+    assert got[:, 0].tolist() == [[1.0, 0.5, 0.0], [0.5, 0.5, 0.5]]
+    assert normalizer.known.tolist() == [[True, True, False], [True, True, True]]
+    back = normalizer.denormalise(got, robots)
+    assert back[:, 4].tolist() == [[1.0, 1.0, 0.0], [2.0, 4.0, 1.5]]
+
+
+def test_missing_or_wrong_statistics_are_errors(tmp_path):
+    with pytest.raises(StatisticsError, match=r"action statistics lack \['q01', 'q99'\]"):
+        one("quantile", statistics={"mean": [0.0] * 4, "std": [1.0] * 4})
+    with pytest.raises(StatisticsError, match="have 3 dims, the action space has 4"):
+        one("meanstd", statistics={"mean": [0.0] * 3, "std": [1.0] * 3})
+    with pytest.raises(StatisticsError, match="not finite"):
+        one("meanstd", statistics={"mean": [0.0] * 4, "std": [float("nan")] * 4})
+    with pytest.raises(StatisticsError, match=r"no statistics at .*statistics.json"):
+        read_statistics(tmp_path / "statistics.json")
+    (tmp_path / "statistics.json").write_text(json.dumps({"arm": {"action": {}}}))
+    with pytest.raises(StatisticsError, match="expected lists of numbers by name"):
+        read_statistics(tmp_path / "statistics.json")
+
+
+def test_statistics_survive_the_disk(tmp_path):
+    proprio = {key: [value + 1 for value in values[:2]] for key, values in STATISTICS.items()}
+    robots = {"arm": Statistics(STATISTICS, proprio, "abc"), "other": Statistics({}, {}, "def")}
+    (tmp_path / "statistics.json").write_text(write_statistics(robots))
+    assert read_statistics(tmp_path / "statistics.json") == robots
+
+
+def test_an_older_checkpoint_acts_as_it_was_trained(tmp_path):
+    """It replaced half ranges up to 1e-6 by 1, and cut what rests at its quantiles."""
+    space = ActionSpace(groups=(Group(name="joints", size=4, kind="joints"),))  # ordinary, at rest, tiny, constant
+    old = {
+        "min": [-1.0, 0.0, 0.0, 0.3],
+        "q01": [-0.5, 0.0, 0.0, 0.3],
+        "q10": [-0.4, 0.0, 1e-8, 0.3],
+        "q90": [0.4, 0.0, 9e-8, 0.3],
+        "q99": [0.5, 0.0, 1e-7, 0.3],
+        "max": [1.0, 100.0, 1e-7, 0.3],
+        "mean": [0.0, 1.0, 5e-8, 0.3],
+        "std": [0.2, 10.0, 3e-8, 0.0],
+    }
+    robots = {"arm": Statistics(old, old, "abc")}
+    (tmp_path / "statistics.json").write_text(write_statistics(robots))
+    kept = read_statistics(tmp_path / "statistics.json")["arm"].action
+    for method, expected in (
+        ("quantile", [0.5, 1.0, 1 + 5e-8, 0.3]),
+        ("minmax", [1.0, 100.0, 1 + 5e-8, 0.3]),
+        ("meanstd", [0.2, 11.0, 1 + 5e-8, 0.3]),
+    ):
+        of = Normalizer(space, [(space, kept)], method, what="action", clip=True)
+        torch.testing.assert_close(of.denormalise(torch.ones(1, 1, 4), ZEROS)[0, 0], torch.tensor(expected))

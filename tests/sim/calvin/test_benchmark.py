@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyvla.config import build
+from anyvla.data.formats.calvin.dataset import calvin_embodiment
+from anyvla.evaluation.conditions import Condition, parse
+from anyvla.evaluation.protocol import EvaluationConfig, plan
+from anyvla.robot.embodiment import Embodiment
+from anyvla_sim.base import NotInstalled, Unusable
+from anyvla_sim.calvin import install as calvin_install
+from anyvla_sim.calvin.benchmark import Calvin
+from anyvla_sim.calvin.sequences import SEQUENCES
+from tests.sim.calvin import calvin_root
+
+CHAIN = ["turn_on_led", "open_drawer"]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder that passes for a checkout, and nothing to install."""
+    monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(calvin_install, "PACKAGES", {})
+    root = calvin_root.write(tmp_path / "calvin")
+    source = root / SEQUENCES
+    drawn = "[str(np.random.randint(100)) for _ in range(5)]"
+    source.write_text(source.read_text().replace(drawn, str(CHAIN)))
+    return str(root)
+
+
+def _json(path: Path, value: Any) -> str:
+    path.write_text(json.dumps(value))
+    return str(path)
+
+
+def test_the_robot_is_that_of_the_data_sets() -> None:
+    """The README of CALVIN's dataset folder: robot_obs, and rel_actions scaled by 0.02 m and 0.05 rad, at 30 Hz."""
+    described = Calvin.embodiment(Calvin.__new__(Calvin), "ABC-D")
+    position = {"name": "position", "size": 3, "kind": "position", "frame": "base"}
+    rotation = {"name": "rotation", "size": 3, "kind": "rotation"}
+    gripper = {"size": 1, "kind": "gripper"}
+    command = {**gripper, "low": -1, "high": 1, "open": 1}
+    step = {"mode": "delta", "low": -1, "high": 1}
+    assert described == {
+        "name": "calvin_panda",
+        "cameras": ["static", "gripper"],
+        "control_hz": 30,
+        "proprio": {
+            "groups": [
+                {**position, "unit": "m"},
+                {**rotation, "rotation": "euler", "unit": "rad", "frame": "base"},
+                {**gripper, "name": "gripper", "low": 0, "high": 0.08, "open": 0.08, "unit": "m"},
+                {"name": "joints", "size": 7, "kind": "joints", "unit": "rad"},
+                {**command, "name": "gripper_command"},
+            ]
+        },
+        "action": {
+            "groups": [
+                {**position, **step, "unit": "0.02 m"},
+                {**rotation, **step, "unit": "0.05 rad"},
+                {**command, "name": "gripper"},
+            ]
+        },
+    }
+    assert build(Embodiment, described) == calvin_embodiment("relative")
+
+
+def test_what_is_played(root: str) -> None:
+    benchmark = Calvin(root, render="tiny")
+    suite = benchmark.suite("ABCD-D")
+    assert [(t.name, list(t.instructions)) for t in suite.tasks] == [
+        ("turn_on_led", ["press the button"]),
+        ("open_drawer", ["pull the handle"]),
+    ]
+    assert (suite.horizon, suite.judged, suite.episodes, len(suite.chains)) == (360, "reached", 1000, 1000)
+    episodes = plan(suite, EvaluationConfig(episodes=2), [Condition()])
+    assert [[stage.instruction for stage in e.stages] for e in episodes] == [
+        ["press the button", "pull the handle"]
+    ] * 2
+    assert (benchmark.protocol("ABCD-D")["trained_in"], benchmark.protocol("ABC-D")["trained_in"]) == ("ABCD", "ABC")
+
+
+def test_fewer_chains_are_the_first_of_the_official_list(root: str) -> None:
+    every, few = Calvin(root, render="tiny"), Calvin(root, render="tiny", chains=3)
+    assert [c.start for c in few.chains()] == [c.start for c in every.chains()][:3]
+    assert few.suite("ABC-D").episodes == 3
+
+
+def test_other_words_are_told_by_seed(root: str, tmp_path: Path) -> None:
+    words = {"turn_on_led": ["light it", "make it green"], "open_drawer": ["draw it out"]}
+    benchmark = Calvin(root, render="tiny", language=_json(tmp_path / "words.json", words))
+    episodes = plan(benchmark.suite("ABC-D"), EvaluationConfig(episodes=3), [parse("paraphrased")])
+    said = [[stage.instruction for stage in e.stages] for e in episodes]
+    assert said == [["light it", "draw it out"], ["make it green", "draw it out"], ["light it", "draw it out"]]
+    assert benchmark.protocol("ABC-D")["other_words"] != Calvin(root, render="tiny").protocol("ABC-D")["other_words"]
+
+
+def test_settings_make_it_again(root: str, tmp_path: Path) -> None:
+    words = {"turn_on_led": ["light it"], "open_drawer": ["draw it out"]}
+    one = Calvin(root, render="tiny", chains=7, language=_json(tmp_path / "words.json", words))
+    again = Calvin(**json.loads(json.dumps(dict(one.settings))))
+    assert again.settings == one.settings
+    assert again.suite("ABC-D") == one.suite("ABC-D")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"render": "elg"}, "no renderer 'elg': did you mean 'egl'"),
+        ({"chains": 0}, "chains: 1 to 1000 of the official list, not 0"),
+        ({"chains": 1001}, "chains: 1 to 1000"),
+        ({"language": "/nowhere.json"}, "language: /nowhere.json cannot be read"),
+    ],
+)
+def test_bad_settings_are_refused(root: str, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Calvin(root, **{"render": "tiny", **settings})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["press"], "a map of task -> a list of phrases"),
+        ({"turn_on_led": []}, "a map of task -> a list of phrases"),
+        ({"turn_on_let": ["press"]}, "no task 'turn_on_let': did you mean 'turn_on_led'"),
+        ({"turn_on_led": ["press"]}, "has no words for open_drawer; all tasks need some"),
+    ],
+)
+def test_bad_words_are_refused(root: str, tmp_path: Path, words: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Calvin(root, render="tiny", language=_json(tmp_path / "words.json", words))
+
+
+def test_unknown_suites_are_refused(root: str) -> None:
+    benchmark = Calvin(root, render="tiny")
+    for verb in (benchmark.suite, benchmark.make):
+        with pytest.raises(ValueError, match=r"no suite 'ABCD->D': did you mean 'ABCD-D'"):
+            verb("ABCD->D")
+
+
+def test_packages_come_before_anything_else(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calvin_install, "PACKAGES", {"no_such_module": "no-such-package"})
+    with pytest.raises(NotInstalled, match="no-such-package"):
+        Calvin(root)
+
+
+def test_without_egl_it_is_unusable(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calvin_install.egl_driver.cache_clear()
+    monkeypatch.setattr(calvin_install, "_PROBE", "raise SystemExit('no display')")
+    with pytest.raises(Unusable, match="no display"):
+        Calvin(root)

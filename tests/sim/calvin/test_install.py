@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from anyvla_sim.base import NotInstalled, Unusable
+from anyvla_sim.calvin import install as calvin_install
+from anyvla_sim.calvin.sequences import UTILS
+from tests.sim.calvin import calvin_root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return calvin_root.write(tmp_path / "calvin")
+
+
+def test_no_root_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CALVIN_ROOT", raising=False)
+    with pytest.raises(
+        NotInstalled, match=r"git clone https://github.com/mees/calvin.*CALVIN_ROOT.*Python 3\.8.*pybullet"
+    ):
+        calvin_install.find(None)
+
+
+def test_root_of_the_setting_or_of_the_environment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALVIN_ROOT", str(root))
+    assert calvin_install.find(None) == root
+    monkeypatch.setenv("CALVIN_ROOT", "/elsewhere")
+    assert calvin_install.find(str(root / ".." / "calvin")) == root
+
+
+def test_another_folder_is_refused(root: Path) -> None:
+    (root / UTILS).unlink()
+    with pytest.raises(
+        ValueError, match=rf"{root} is no checkout of CALVIN: it has no {UTILS}\. To get one: git clone"
+    ):
+        calvin_install.find(str(root))
+
+
+def test_an_empty_submodule_is_told(root: Path) -> None:
+    (root / calvin_install.SIMULATOR).unlink()
+    with pytest.raises(ValueError, match=r"its submodule is empty; git -C .* submodule update --init calvin_env"):
+        calvin_install.find(str(root))
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calvin_install, "PACKAGES", {"numpy": "numpy", "no_such_module": "no-such-package"})
+    with pytest.raises(
+        NotInstalled, match=rf"lacks no-such-package\. .*{sys.executable} -m pip install no-such-package$"
+    ):
+        calvin_install.check_packages()
+
+
+def test_phrases_of_the_official_evaluation(root: Path) -> None:
+    assert calvin_install.phrases(root) == {"turn_on_led": ["press the button"], "open_drawer": ["pull the handle"]}
+
+
+def test_a_folder_outside_of_git_has_an_unknown_commit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(root.parent))
+    assert calvin_install.commit(root) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("probe", "why"), [("raise SystemExit('no display')", "no display"), ("import os; os.abort()", "it ended with -6")]
+)
+def test_egl_that_fails_or_crashes_is_told(monkeypatch: pytest.MonkeyPatch, probe: str, why: str) -> None:
+    monkeypatch.setattr(calvin_install, "_PROBE", probe)
+    with pytest.raises(Unusable, match=rf"EGL renderer does not work here \({why}\).*--environment.render tiny"):
+        calvin_install.egl_driver.__wrapped__()
+
+
+def test_the_driver_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calvin_install, "_PROBE", "print('GL_VENDOR=x\\nGL_RENDERER=softpipe (y=1)')")
+    assert calvin_install.egl_driver.__wrapped__() == "softpipe (y=1)"
+
+
+@pytest.mark.simulator("calvin")
+def test_the_official_phrases() -> None:
+    phrases = calvin_install.phrases(calvin_install.find(None))
+    assert len(phrases) == 34
+    assert phrases["open_drawer"] == ["pull the handle to open the drawer"]
+    assert {len(said) for said in phrases.values()} == {1}

@@ -1,0 +1,16 @@
+"""The state and the picture of a running environment of LIBERO."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anyvla_sim.libero.benchmark import LiberoEnvironment
+
+
+def state(world: LiberoEnvironment) -> np.ndarray:
+    data = world.running.data
+    return np.concatenate([data.qpos, data.qvel])
+
+
+def drawn(world: LiberoEnvironment) -> np.ndarray:
+    return world.observe().images["agentview"].astype(int)
