@@ -52,14 +52,14 @@ def looped_jitter(images: UInt8[np.ndarray, "B W V H W 3"], rng: np.random.Gener
     amounts = np.full(3, JITTER, np.float32)
     factors = 1 + amounts * rng.uniform(-1, 1, size=(images.shape[0], images.shape[2], 3)).astype(np.float32)
     out = np.empty_like(images)
-    grey_part = np.outer(np.ones(3, np.float32), LUMA)
+    gray_part = np.outer(np.ones(3, np.float32), LUMA)
     for b, v in np.ndindex(*factors.shape[:2]):
         bright, contrasted, saturated = factors[b, v]
         pixels = images[b, :, v].astype(np.float32)
-        mean_grey = pixels.mean(axis=(0, 1, 2)) @ LUMA
-        matrix = bright * contrasted * (saturated * np.eye(3, dtype=np.float32) + (1 - saturated) * grey_part)
+        mean_gray = pixels.mean(axis=(0, 1, 2)) @ LUMA
+        matrix = bright * contrasted * (saturated * np.eye(3, dtype=np.float32) + (1 - saturated) * gray_part)
         pixels = pixels @ matrix.T
-        pixels += bright * (1 - contrasted) * mean_grey + 0.5
+        pixels += bright * (1 - contrasted) * mean_gray + 0.5
         out[b, :, v] = np.clip(pixels, 0, 255, out=pixels)
     return out
 

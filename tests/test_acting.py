@@ -95,7 +95,7 @@ HAND = Group(name="gripper", size=1, kind="gripper", low=0, high=1)
         (ARM, [(0, 0), (0, 0), (-1.5, 1.5)], [1e-3, -1e-2, 0.0], False),
         (ARM, [(0, 0)] * 3, [1e-6, 1e-3, 0.1], False),  # constant at zero, all of it
         (TOOL, [(0.2, 0.6), (-0.3, 0.3), (0.1, 0.1001)], [0.7, 0.0, 0.15], False),  # hardly moved in z
-        (TOOL, [(0.2, 0.6), (-0.3, 0.3), (0.1, 0.4)], [400.0, 50.0, 200.0], True),  # millimetres
+        (TOOL, [(0.2, 0.6), (-0.3, 0.3), (0.1, 0.4)], [400.0, 50.0, 200.0], True),  # millimeters
         (HAND, [(0.0, 0.0)], [1.0], False),  # never opened in the data, but declared
         (HAND, [(0.0, 1.0)], [255.0], True),
     ],
@@ -190,7 +190,7 @@ def test_a_refused_call_changes_no_session(history, fuser, monkeypatch):
                     vla.act(both, sessions)
             assert all(same(a, state(vla, s)) for a, s in zip(was, sessions, strict=True))
         with monkeypatch.context() as patch:  # anything else that goes wrong, late
-            patch.setattr(vla.action, "denormalise", lambda *_: 1 / 0)
+            patch.setattr(vla.action, "denormalize", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 vla.act(both, sessions)
         again, expected = vla.act(both, sessions), vla.act(both, undisturbed)

@@ -70,7 +70,7 @@ def outputs(vla: VLA, data: Batch) -> Outputs:
     with torch.no_grad():
         context = vla.read(data)
         blind = dataclasses.replace(context, vector=torch.zeros_like(context.vector))
-        actions = vla.action.normalise(data.actions, data.robots)[0]
+        actions = vla.action.normalize(data.actions, data.robots)[0]
 
         def losses(read: Any) -> Tensor:
             of_each = OWN[:, :, None].expand(-1, -1, actions.shape[1])

@@ -61,7 +61,7 @@ def is_implausible(of: Robot, dim: int, value: float, usual: tuple[float, ...]) 
         (CLAW, 1, (0, 12, 10), -32, 56),
         # never moves: the magnitude of 10
         (CLAW, 2, (0, 12, 10), -20, 40),
-        # two hundredths of a metre, beside 2 metres in the same group: 0.3 of the group's scale
+        # two hundredths of a meter, beside 2 meters in the same group: 0.3 of the group's scale
         (made("flat", "c", (HAND,), ranges((0, 2), (0, 0.02))), 1, (1, 0), -1.8, 1.82),
         # all that is known is percentiles, which a gripper's declared range widens
         (made("q", "c", (GRIP,), {"q01": [-45.0], "q99": [200.0]}), 0, (0,), -45 - 900, 255 + 900),

@@ -91,7 +91,7 @@ def test_observations_that_do_not_fit_are_refused():
         (lambda i: i[None], r"got uint8 \(1, 32, 32, 3\): give one RGB frame"),
         (torch.from_numpy, r"got Tensor: give np\.asarray\(image\)"),
     ],
-    ids=["float", "float to 1", "channels first", "alpha", "grey", "batched", "tensor"],
+    ids=["float", "float to 1", "channels first", "alpha", "gray", "batched", "tensor"],
 )
 def test_an_image_that_does_not_fit_names_its_camera_and_the_remedy(wrong, message):
     vla = policy()
@@ -163,7 +163,7 @@ def test_a_checkpoint_without_statistics_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("crop", [0.75, (1.0, 0.5)])
-def test_acting_sees_the_centre_of_what_training_crops(crop):
+def test_acting_sees_the_center_of_what_training_crops(crop):
     """Of images in any size, brought to that of the view by the one resize that reading data uses."""
     vla = policy(view={"size": [SIZE, SIZE], "crop": crop})
     data = batch(1, 1)

@@ -141,7 +141,7 @@ def test_the_noise_of_a_session_is_that_of_its_seed_and_goes_on_from_step_to_ste
             torch.randn(4, 4, generator=generator)  # the noise of one chunk
 
 
-def test_the_noise_of_a_session_does_not_depend_on_its_neighbours() -> None:
+def test_the_noise_of_a_session_does_not_depend_on_its_neighbors() -> None:
     vla, data = policy(decoder="flow"), batch(1, 2)
     together, alone = [vla.start("go", seed=s) for s in (1, 2)], vla.start("go", seed=2)
     for step in range(2):

@@ -119,7 +119,7 @@ def test_acting_is_what_training_saw_for_every_robot(name: str, tmp_path: Path):
         for i, session in enumerate(sessions):  # the noise of the third chunk of each
             generators[3 * i + 2] = replayed(vla, session.generator)
         robots = data.robots.repeat_interleave(3)
-        expected = vla.action.denormalise(vla.decoder.sample(vla.read(data), generators), robots)
+        expected = vla.action.denormalize(vla.decoder.sample(vla.read(data), generators), robots)
     for i, (own, chunk) in enumerate(zip(ROBOTS, chunks, strict=True)):
         assert chunk.actions.shape == (4, own.action.size)
         at = vla.canonical.robots[own.name].action

@@ -36,7 +36,7 @@ STRUCTURES = {  # history, fuser, decoder, representation
 }
 
 
-SHRUNK = {"groot-like": ["--model.decoder.layers", "2"]}  # what takes seconds to initialise
+SHRUNK = {"groot-like": ["--model.decoder.layers", "2"]}  # what takes seconds to initialize
 
 
 def head(name: str) -> list[str]:

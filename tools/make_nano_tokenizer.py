@@ -31,7 +31,7 @@ butter box|ketchup|alphabet soup|tomato sauce|milk|orange juice|chocolate puddin
 ramekin|tray|toy|robot|gripper|arm|table|sink|rag|napkin|tape|rope|cable|screw|gear|lock|key|phone|remote|chair|desk|
 top drawer|middle drawer|bottom drawer|cupboard|rack|stove knob|knob|cover|container|jar|glass|paper|trash can|
 chips bag|sticker|tower|stack|sliding door|soccer ball|hand|thing|object|item""".replace("\n", "")
-COLOURS = "red|green|blue|yellow|pink|purple|orange|black|white|grey|gray|brown|silver|wooden|metal|plastic|glass"
+COLORS = "red|green|blue|yellow|pink|purple|orange|black|white|gray|gray|brown|silver|wooden|metal|plastic|glass"
 ADJECTIVES = "small|big|large|left|right|top|bottom|middle|near|far|front|back|upper|lower|other|same|empty|full|round"
 PLACES = """on the table|into the drawer|in the drawer|on the plate|in the basket|into the box|on the shelf|
 into the bin|
@@ -53,7 +53,7 @@ NUMBERS = (
 
 def corpus() -> Iterator[str]:
     """Every verb with every object, the modifiers, places and phrasings taken in turn."""
-    modifiers = itertools.cycle(["the ", "a ", *(f"the {w} " for w in f"{COLOURS}|{ADJECTIVES}".split("|"))])
+    modifiers = itertools.cycle(["the ", "a ", *(f"the {w} " for w in f"{COLORS}|{ADJECTIVES}".split("|"))])
     places, sentences = itertools.cycle(PLACES.split("|")), itertools.cycle(SENTENCES.split("|"))
     numbers = itertools.cycle(NUMBERS.split())
     for i, (verb, thing) in enumerate(itertools.product(VERBS.split("|"), OBJECTS.split("|"))):

@@ -85,10 +85,10 @@ class LSTMFuser(Fuser):
         super().__init__()
         self.lstm = nn.LSTM(features, config.hidden, config.layers, batch_first=True)
         self.width = config.hidden
-        self._initialise()
+        self._initialize()
 
     @torch.no_grad()
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Keep the signal alive: with PyTorch's weights what tells two inputs apart falls to 0.002 after four layers.
 
         Remembering from the start is of Jozefowicz et al. (ICML 2015), orthogonal recurrence of Saxe et al.

@@ -33,7 +33,7 @@ class Proprio:
 
     A value is implausible if it is more than `FAR` scales outside of the recorded and declared range. The scale of a
     dim is the largest of its range, its largest magnitude, and `_OF_GROUP` of the same of its group. So noise on a dim
-    that is constant in the data passes, and degrees for radians, millimetres for metres or 0..255 for a gripper do not.
+    that is constant in the data passes, and degrees for radians, millimeters for meters or 0..255 for a gripper do not.
     """
 
     def __init__(self, robot: Robot) -> None:
@@ -69,7 +69,7 @@ class Proprio:
         """Return the sentence about these implausible dims."""
         return (
             f"proprio of robot {self.robot!r} is far outside of the training data: {self._named(vector, dims)}. "
-            "Are its units the same (radians or degrees, metres or millimetres, the range of the gripper)?"
+            "Are its units the same (radians or degrees, meters or millimeters, the range of the gripper)?"
         )
 
     def _named(self, vector: np.ndarray, dims: Bool[np.ndarray, "P"]) -> str:

@@ -21,7 +21,6 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from anyvla.backbones.families.measured import able
-from anyvla.checkpoint import weights
 from anyvla.checkpoint.allocation import at_most
 from anyvla.checkpoint.files import CONFIG, ROBOTS, STATISTICS, WEIGHTS, check_checkpoint, read_document, read_robots
 from anyvla.combinations import nearest_valid, why_not
@@ -38,7 +37,7 @@ from anyvla.config import (
     to_dict,
 )
 from anyvla.decoders.base import Context, Loss, Setting
-from anyvla.files import documents
+from anyvla.files import documents, weights
 from anyvla.histories.base import History, Reading, Steps
 from anyvla.limits import STEPS
 from anyvla.observing import Implausible, Observer
@@ -152,25 +151,25 @@ class VLA(nn.Module):
         return self.queries.device
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
-        """One number to minimise, over every valid step of every window.
+        """One number to minimize, over every valid step of every window.
 
         `generator` (CPU): of the noise and the times of decoders that draw some; None: PyTorch's own.
         """
         valid = batch.step_mask
-        actions = self.action.normalise(batch.actions, batch.robots)[valid]  # (M, N, A)
+        actions = self.action.normalize(batch.actions, batch.robots)[valid]  # (M, N, A)
         return self.decoder.loss(self.read(batch), actions, batch.action_mask[valid], generator)
 
     def elements(self, batch: Batch) -> int:
-        """How many action elements of a batch are learnt: what its loss is a mean over."""
-        dims = self.action.learnt[batch.robots.to(self.device)].sum(1)  # (B,)
+        """How many action elements of a batch are learned: what its loss is a mean over."""
+        dims = self.action.learned[batch.robots.to(self.device)].sum(1)  # (B,)
         return int((batch.action_mask.sum((1, 2)).to(self.device) * dims).sum())
 
     def read(self, batch: Batch) -> Context:
         """What the decoder reads of each of the M valid steps of whole windows, row by row."""
         valid = batch.step_mask
         told = [text for text, row in zip(batch.instructions, valid, strict=True) for _ in range(int(row.sum()))]
-        state = self.state.normalise(batch.proprio, batch.robots)  # (B, W, P)
-        chunks = held(self.action.normalise(batch.actions, batch.robots)[valid], batch.action_mask[valid])
+        state = self.state.normalize(batch.proprio, batch.robots)  # (B, W, P)
+        chunks = held(self.action.normalize(batch.actions, batch.robots)[valid], batch.action_mask[valid])
         past = self.decoder.past(chunks) if self.history.sees_past else None
         if past is not None:
             past = past.roll(1, 0)  # the chunk of the step before; the first step of a window has none
@@ -180,7 +179,7 @@ class VLA(nn.Module):
         return Context(self._fuse(reading, state)[valid], reading.continuation, self._dims(robots))
 
     def _dims(self, robots: Int64[Tensor, "M"]) -> Bool[Tensor, "M A"] | None:
-        return None if self.action.learns_all else self.action.learnt[robots]
+        return None if self.action.learns_all else self.action.learned[robots]
 
     def _steps(
         self,
@@ -248,7 +247,7 @@ class VLA(nn.Module):
         vectors = torch.from_numpy(self._observer.states(observations, chosen)).to(self.device)
         if self.config.proprio != "none":
             self._observer.judge(observations, sessions, self.implausible)
-        states = self.state.normalise(vectors, robots)
+        states = self.state.normalize(vectors, robots)
         pasts = [s.past for s in sessions if s.past is not None]
         steps = self._steps(
             evaluation_view(images, self.config.view.crop),
@@ -269,7 +268,7 @@ class VLA(nn.Module):
         if self.history.sees_past and (past := self.decoder.past(chunks)) is not None:
             for session, own in zip(sessions, past, strict=True):
                 session.past = own
-        actions = self.action.denormalise(chunks, robots)
+        actions = self.action.denormalize(chunks, robots)
         # Clipping hides an infinite chunk, and choosing tokens a context that is not finite.
         finite = torch.stack([x.isfinite().flatten(1).all(1) for x in (newest, chunks, actions)]).all(0)
         if not finite.all():

@@ -29,7 +29,7 @@ class Session:
     robot: int  # which of the policy's robots acts
     generator: torch.Generator  # of its chunks' noise, on the CPU
     memory: Memory
-    proprio: deque[Tensor]  # normalised, of the last steps, at most a window of them
+    proprio: deque[Tensor]  # normalized, of the last steps, at most a window of them
     past: Float[Tensor, "T D"] | None  # its last chunk as the backbone may see it, zeros at first; None: it may not
     warned: set[int] = field(default_factory=set)  # dims of proprio that were implausible before
 

@@ -106,7 +106,7 @@ def test_bfloat16_weights_answer_in_the_dtype_of_the_queries(llava_folder: Path,
     assert out.dtype == torch.float32
 
 
-def test_repeated_instructions_are_tokenised_once(llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_instructions_are_tokenized_once(llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, images = load(llava_folder), frames(64, 2)
     first = backbone.prepare(images, TEXTS[:2] * 32)
     one = backbone.prepare(images[:1, :1], TEXTS[:1]).tokens[0]  # of one camera: other tokens

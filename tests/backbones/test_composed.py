@@ -217,7 +217,7 @@ def test_the_template_and_the_prompt_are_the_subclasss_own():
     assert list(block.prefix) == []
 
 
-def test_pixels_reach_the_tower_normalised():
+def test_pixels_reach_the_tower_normalized():
     class Watched(Plain):
         mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from anyvla.cli.summary import table
 from anyvla.evaluation.results import EpisodeResult
-from anyvla.evaluation.statistics import summarise
+from anyvla.evaluation.statistics import summarize
 from tests.evaluation.test_results import RESULT
 
 
@@ -27,7 +27,7 @@ def lines(condition: str, won: dict[str, tuple[int, int]], **given: Any) -> list
 
 def printed(results: Sequence[EpisodeResult]) -> list[str]:
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(table(summarise(results)))
+    console.print(table(summarize(results)))
     return [" ".join(row.split()) for row in console.export_text().splitlines()]
 
 

@@ -16,7 +16,7 @@ def ramp(height: int = 32, width: int = 32) -> np.ndarray:
 
 
 def box_of_ramp(corner: tuple[int, int], box: tuple[int, int], height: int = 32, width: int = 32) -> np.ndarray:
-    """Return the box of a ramp, enlarged to the ramp's size by bilinear interpolation between centres of pixels."""
+    """Return the box of a ramp, enlarged to the ramp's size by bilinear interpolation between centers of pixels."""
     rows, columns = (
         start + np.clip((np.arange(size) + 0.5) * part / size - 0.5, 0, part - 1)
         for start, part, size in zip(corner, box, (height, width), strict=True)

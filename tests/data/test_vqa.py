@@ -12,9 +12,9 @@ from PIL import Image
 from anyvla.data.vqa import CAPTION, open_vqa
 
 
-def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (6, 4)) -> None:
+def picture(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (6, 4)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+    Image.new("RGB", size, color).save(path)
 
 
 def says(*texts: str) -> list[dict[str, str]]:
@@ -32,13 +32,13 @@ def test_llava_conversations_of_one_several_and_no_pictures(tmp_path: Path):
     data = open_vqa(
         llava(
             tmp_path,
-            {"image": "a.png", "conversations": says("<image>\nWhat colour?", "Red.", "Sure?", "Yes.")},
+            {"image": "a.png", "conversations": says("<image>\nWhat color?", "Red.", "Sure?", "Yes.")},
             {"image": ["a.png", "sub/b.png"], "conversations": says("<image><image> Same?", "No.")},
             {"conversations": says("One and one?", "Two.")},
         )
     )
     assert (data.layout, len(data)) == ("llava", 3)
-    assert data[0].turns == (("What colour?", "Red."), ("Sure?", "Yes."))
+    assert data[0].turns == (("What color?", "Red."), ("Sure?", "Yes."))
     assert data[0].images[0].shape == (4, 6, 3)
     assert [tuple(i[0, 0]) for i in data[1].images] == [(255, 0, 0), (0, 0, 255)]
     assert data[1].images[0].dtype == np.uint8
@@ -47,15 +47,15 @@ def test_llava_conversations_of_one_several_and_no_pictures(tmp_path: Path):
 
 def test_the_folder_of_the_pictures_can_be_another(tmp_path: Path):
     texts, pictures = tmp_path / "texts", tmp_path / "pictures"
-    for folder, colour in ((texts, (1, 1, 1)), (texts / "images", (2, 2, 2)), (pictures, (3, 3, 3))):
-        picture(folder / "a.png", colour)
+    for folder, color in ((texts, (1, 1, 1)), (texts / "images", (2, 2, 2)), (pictures, (3, 3, 3))):
+        picture(folder / "a.png", color)
     coco = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": "x"}]}
     (texts / "captions.json").write_text(json.dumps(coco))
     (texts / "questions.jsonl").write_text('{"image": "a.png", "question": "?", "answer": "x"}')
     llava(texts, {"image": "a.png", "conversations": says("<image>?", "x")})
     for name, usual in (("captions.json", 2), ("questions.jsonl", 1), ("data.json", 1)):
-        for given, colour in ((None, usual), (pictures, 3)):
-            assert open_vqa(texts / name, given)[0].images[0][0, 0].tolist() == [colour] * 3, name
+        for given, color in ((None, usual), (pictures, 3)):
+            assert open_vqa(texts / name, given)[0].images[0][0, 0].tolist() == [color] * 3, name
 
 
 def test_what_the_system_says_is_no_question_and_pictures_keep_their_order(tmp_path: Path):
@@ -97,14 +97,14 @@ def test_captions_beside_pictures(tmp_path: Path):
 def test_coco_captions(tmp_path: Path):
     picture(tmp_path / "images/1.png", (9, 9, 9))
     picture(tmp_path / "images/2.png", (8, 8, 200))
-    rows: list[dict[str, Any]] = [{"image_id": 7, "caption": "grey"}, {"image_id": 7, "caption": "dark grey"}]
+    rows: list[dict[str, Any]] = [{"image_id": 7, "caption": "gray"}, {"image_id": 7, "caption": "dark gray"}]
     rows.append({"image_id": 3, "caption": "blue"})
     images = [{"id": 3, "file_name": "2.png"}, {"id": 7, "file_name": "1.png"}]
     coco = {"images": images, "annotations": rows}
     path = tmp_path / "captions_val.json"
     path.write_text(json.dumps(coco), encoding="utf-8")
     data = open_vqa(tmp_path)
-    assert [e.turns for e in data] == [(("Describe the image.", text),) for text in ("grey", "dark grey", "blue")]
+    assert [e.turns for e in data] == [(("Describe the image.", text),) for text in ("gray", "dark gray", "blue")]
     assert [e.images[0][0, 0].tolist() for e in data] == [[9, 9, 9], [9, 9, 9], [8, 8, 200]]
     rows[1]["image_id"] = 8
     path.write_text(json.dumps(coco), encoding="utf-8")
@@ -160,13 +160,13 @@ def test_pickled_and_fingerprinted(tmp_path: Path):
 
 
 def test_the_fingerprint_follows_the_pictures(tmp_path: Path):
-    for colour in ((255, 0, 0), (0, 0, 255)):
-        picture(tmp_path / "a.png", colour)
+    for color in ((255, 0, 0), (0, 0, 255)):
+        picture(tmp_path / "a.png", color)
         root = llava(
             tmp_path, {"image": ["a.png", "missing.png"], "conversations": says("<image><image> Same?", "No.")}
         )
         data = open_vqa(root)
         assert data.fingerprint == open_vqa(root).fingerprint
-        if colour[0]:
+        if color[0]:
             first = data.fingerprint
     assert data.fingerprint != first

@@ -37,7 +37,7 @@ def test_it_is_the_transformer_of_its_paper(network: Denoiser) -> None:
         out = network(noisy, time, network.condition(context))
         for row in range(2):
             read = network.context[1](network.context[0](context[row]))
-            assert read.std() < 3 * network.context[1].weight.abs().max()  # normalised, however large the context is
+            assert read.std() < 3 * network.context[1].weight.abs().max()  # normalized, however large the context is
             x = network.enter(noisy[row]) + network.position + read
             c = F.silu(read + network.time[2](F.silu(network.time[0](waves(time[row : row + 1], WIDTH)[0]))))
             for layer in network.layers:

@@ -128,7 +128,7 @@ def test_what_is_foreseen_is_clipped(sampler, prediction):
     ("prediction", "sampler", "steps", "error"),
     [("sample", "dpm", 5, 0.03), ("epsilon", "ddim", 20, 0.1)],
 )
-def test_one_batch_is_learnt_and_sampled_back(prediction, sampler, steps, error):
+def test_one_batch_is_learned_and_sampled_back(prediction, sampler, steps, error):
     keys = {"prediction": prediction, "sampler": sampler, "steps": steps}
     decoder = small(DiffusionDecoder, trained=False, layers=2, draws=4, **keys)
     context, actions, mask = data(4)

@@ -195,13 +195,13 @@ def test_it_learns_one_batch_by_heart():
     model = backbone().requires_grad_(False)
     decoder = expert(model, steps=10, draws=4, width=64, time="uniform")
     context, mask = after(model, COUNTS), torch.ones(M, N, dtype=torch.bool)
-    optimiser = torch.optim.Adam(decoder.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(decoder.parameters(), 2e-3)
     g = torch.Generator().manual_seed(0)
     assert error(decoder, context) > 0.3
     for _ in range(400):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         decoder.loss(context, actions(), mask, g).value.backward()
-        optimiser.step()
+        optimizer.step()
     assert error(decoder, context) < 0.1
 
 

@@ -113,7 +113,7 @@ def test_an_integration_keeps_float32_whatever_the_velocity_is_in():
 # The decoder
 
 
-def test_one_batch_is_learnt_and_sampled_back():
+def test_one_batch_is_learned_and_sampled_back():
     decoder = small(FlowDecoder, trained=False, layers=2, draws=4, time="uniform", method="heun", steps=5)
     context, actions, mask = data(4)
     assert fit(decoder, context, actions, mask, 500) < 0.05  # 1.3 at the start

@@ -57,7 +57,7 @@ def test_reading_the_written_tokens_at_once_scores_them_as_writing_did(model, ke
 
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("keys", VARIANTS, ids=name)
-def test_one_batch_is_learnt_until_its_own_chunks_are_written(model, keys, ends):
+def test_one_batch_is_learned_until_its_own_chunks_are_written(model, keys, ends):
     codec, chunks = Levels(ends=ends), short_and_long()
     head = decoder(model, codec, **keys)
     trained = [w for w in model.parameters() if w.requires_grad]
@@ -69,7 +69,7 @@ def test_one_batch_is_learnt_until_its_own_chunks_are_written(model, keys, ends)
 
 
 @pytest.mark.parametrize("keys", VARIANTS, ids=name)
-def test_a_step_depends_on_no_neighbour_and_on_no_suffix_of_its_window(model, keys):
+def test_a_step_depends_on_no_neighbor_and_on_no_suffix_of_its_window(model, keys):
     head = decoder(model, **keys)
     together, tokens = after(model), torch.randint(0, 6, (4, head.length))
     with torch.no_grad():

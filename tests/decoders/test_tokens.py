@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
-from anyvla.checkpoint import weights
 from anyvla.config import ConfigError, build
 from anyvla.decoders.base import Context, token_loss
 from anyvla.decoders.tokens import TokensDecoder
+from anyvla.files import weights
 from tests.decoders.token_parts import (
     ALL,
     SPACE,
@@ -55,7 +55,7 @@ def test_a_place_sees_only_what_was_written_before_it():
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_one_batch_is_learnt_until_its_own_chunks_are_written(ends):
+def test_one_batch_is_learned_until_its_own_chunks_are_written(ends):
     codec, chunks = Levels(ends=ends), short_and_long()
     head = decoder(codec)
     loss = overfit(head, (), lambda: Context(vectors()), chunks)
@@ -82,7 +82,7 @@ def test_the_loss_is_the_cross_entropy_of_the_tokens_of_valid_actions():
     nothing.value.backward()
 
 
-def test_tokens_of_dims_that_are_not_learned_are_written_and_not_learnt():
+def test_tokens_of_dims_that_are_not_learned_are_written_and_not_learned():
     codec = Levels()
     codec.elementwise = True
     head, dims = decoder(codec), torch.tensor([[True, False, True, True]] * 3 + [[True] * 4])
@@ -133,7 +133,7 @@ def test_the_end_is_never_the_first_token():
     assert head.invalid == 0
 
 
-def test_a_chunk_does_not_depend_on_its_neighbours():
+def test_a_chunk_does_not_depend_on_its_neighbors():
     for keys in ({}, {"temperature": 1.0}):
         head = decoder(Levels(ends=True), **keys)
         together = head.sample(Context(vectors()), generators(0, 1, 2, 3))
@@ -151,7 +151,7 @@ def test_a_generator_decides_its_chunk_and_gives_each_step_as_many_numbers():
     assert torch.equal(mine.get_state(), same.get_state())
     alone = generators(0)
     head.sample(Context(vectors(1)), alone)
-    assert torch.equal(alone[0].get_state(), mine.get_state())  # however far its neighbours wrote
+    assert torch.equal(alone[0].get_state(), mine.get_state())  # however far its neighbors wrote
 
 
 def test_each_place_is_drawn_with_its_own_random_number():

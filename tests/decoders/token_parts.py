@@ -60,7 +60,7 @@ class Levels(Codec):
         return chunks.unflatten(1, (N, SPACE.size)), wrong
 
     def save(self, folder: Path) -> None:
-        """It learnt nothing."""
+        """It learned nothing."""
 
 
 def setting(backbone: NanoBackbone, codec: Codec | None) -> Setting:

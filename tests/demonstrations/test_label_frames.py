@@ -17,7 +17,7 @@ from anyvla.cli.data.vqa import look
 from anyvla.config import ConfigError, build
 from anyvla.data.vqa import open_vqa
 from anyvla.demonstrations.label_frames import LabelConfig, balanced, label
-from anyvla.demonstrations.metaworld_scene import COLOURS, SCENES, Labels, Seen
+from anyvla.demonstrations.metaworld_scene import COLORS, SCENES, Labels, Seen
 from anyvla.demonstrations.questions import PHRASES
 from anyvla.interrupted import Interrupted
 
@@ -36,7 +36,7 @@ def test_common_answers_are_thinned_and_a_constant_one_goes() -> None:
     made = records(
         {
             "state": {"open": 100, "closed": 10, "half open": 10},
-            "colour": {"red": 15, "blue": 10, "green": 10, "black": 10},
+            "color": {"red": 15, "blue": 10, "green": 10, "black": 10},
             "what": {"a door": 9},
             "point x": {"1 2": 5},
         }
@@ -50,10 +50,10 @@ def test_common_answers_are_thinned_and_a_constant_one_goes() -> None:
         ("state", "open"): 20,
         ("state", "closed"): 10,
         ("state", "half open"): 10,
-        ("colour", "red"): 15,
-        ("colour", "blue"): 10,
-        ("colour", "green"): 10,
-        ("colour", "black"): 10,
+        ("color", "red"): 15,
+        ("color", "blue"): 10,
+        ("color", "green"): 10,
+        ("color", "black"): 10,
         ("point x", "1 2"): 5,
     }
     assert left["state", "open"] == list(range(20))
@@ -70,7 +70,7 @@ def test_each_split_is_balanced_by_its_own_answers() -> None:
 
 
 def test_other_benchmarks_are_told():
-    with pytest.raises(ConfigError, match="frames of 'calvin/D' cannot be labelled; of these they can: metaworld"):
+    with pytest.raises(ConfigError, match="frames of 'calvin/D' cannot be labeled; of these they can: metaworld"):
         build(LabelConfig, {"benchmark": "calvin/D"})
 
 
@@ -95,30 +95,30 @@ class Pool:
         return list(running)
 
 
-class Labeller:
-    """Makes pictures that say their colour, their scene and their column, and labels that say the same."""
+class Labeler:
+    """Makes pictures that say their color, their scene and their column, and labels that say the same."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def frame(self, scene: str, rng: np.random.Generator) -> tuple[np.ndarray, Labels]:
-        colour, column = int(rng.integers(len(COLOURS))), int(rng.integers(self.size))
-        pixels = np.full((self.size, self.size, 3), (colour, list(SCENES).index(scene), column), np.uint8)
+        color, column = int(rng.integers(len(COLORS))), int(rng.integers(self.size))
+        pixels = np.full((self.size, self.size, 3), (color, list(SCENES).index(scene), column), np.uint8)
         main = {"drawer": "cabinet", "window": "window", "door": "cabinet", "button": "box"}[scene]
-        seen = Seen(column / self.size, 0.5, 0.1, True, 1.0, list(COLOURS)[colour])
+        seen = Seen(column / self.size, 0.5, 0.1, True, 1.0, list(COLORS)[color])
         return pixels, Labels(scene, {main: seen}, float(rng.choice([0.0, 1.0])), 0.9)
 
 
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LP_NUM_THREADS", "")  # labelling sets it; afterwards it is as before
+    monkeypatch.setenv("LP_NUM_THREADS", "")  # labeling sets it; afterwards it is as before
     monkeypatch.setattr("anyvla.demonstrations.label_frames.WorkerPool", Pool)
-    monkeypatch.setattr("anyvla.demonstrations.metaworld_scene.SceneLabeller", Labeller)
+    monkeypatch.setattr("anyvla.demonstrations.metaworld_scene.SceneLabeler", Labeler)
 
 
 @pytest.mark.usefixtures("simulated")
 def test_each_entry_is_about_its_own_picture(tmp_path: Path) -> None:
-    """Its questions and answers follow each other, and name the colour, the place and the scene of the picture."""
+    """Its questions and answers follow each other, and name the color, the place and the scene of the picture."""
     label(LabelConfig(frames=60, size=32, held_out=0.3, questions=3), tmp_path)
     entries = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("train", "held_out")}
     card = json.loads((tmp_path / "card.json").read_text())
@@ -130,7 +130,7 @@ def test_each_entry_is_about_its_own_picture(tmp_path: Path) -> None:
     counts: dict[str, dict[str, Counter[str]]] = {name: defaultdict(Counter) for name in entries}
     for name, of in entries.items():
         for entry in of:
-            colour, index, column = (int(x) for x in np.asarray(Image.open(tmp_path / entry["image"]))[0, 0])
+            color, index, column = (int(x) for x in np.asarray(Image.open(tmp_path / entry["image"]))[0, 0])
             scene = list(SCENES)[index]
             assert entry["image"] == f"images/{entry['id']}.png"
             assert index == int(entry["id"]) % 4  # scenes take turns
@@ -143,15 +143,15 @@ def test_each_entry_is_about_its_own_picture(tmp_path: Path) -> None:
                 assert question.count("<image>") == (k == 0)
                 assert question.removeprefix("<image>\n") in phrasings(kind)
                 counts[name][kind][answer] += 1
-                if kind.startswith("colour"):
-                    assert answer == list(COLOURS)[colour]
+                if kind.startswith("color"):
+                    assert answer == list(COLORS)[color]
                 if kind.startswith("point"):
                     assert answer == f"{round(100 * column / 32)} 50"
                 if kind.startswith("what"):
                     assert scene in answer
     assert card["answers"] == counts
     seen = Counter(kind.split()[0] for entry in entries["train"] for kind in entry["kinds"])
-    assert min(seen["colour"], seen["point"], seen["what"]) > 3
+    assert min(seen["color"], seen["point"], seen["what"]) > 3
 
 
 def phrasings(kind: str) -> list[str]:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from anyvla.demonstrations.metaworld_scene import COLOURS, Seen, _seen, _share
+from anyvla.demonstrations.metaworld_scene import COLORS, Seen, _seen, _share
 from anyvla.demonstrations.questions import ask
 from tests import simulators
 
 if TYPE_CHECKING:
-    from anyvla.demonstrations.metaworld_scene import SceneLabeller
+    from anyvla.demonstrations.metaworld_scene import SceneLabeler
 
 
 HUES = {
@@ -27,17 +27,17 @@ HUES = {
 }
 
 
-def test_colours_look_as_they_are_called() -> None:
+def test_colors_look_as_they_are_called() -> None:
     """By their hue in degrees, and white and black by their brightness."""
-    assert set(COLOURS) == {*HUES, "white", "black"}
+    assert set(COLORS) == {*HUES, "white", "black"}
     for name, (low, high) in HUES.items():
-        hue, saturation, value = colorsys.rgb_to_hsv(*COLOURS[name])
+        hue, saturation, value = colorsys.rgb_to_hsv(*COLORS[name])
         degrees = 360 * hue
         assert low <= degrees <= high or low <= degrees - 360 <= high, name
         assert saturation > 0.7
         assert value > 0.5
-    assert min(COLOURS["white"]) > 0.8
-    assert max(COLOURS["black"]) < 0.1
+    assert min(COLORS["white"]) > 0.8
+    assert max(COLORS["black"]) < 0.1
 
 
 def test_a_thing_in_a_picture() -> None:
@@ -65,11 +65,11 @@ def test_joints_are_closed_half_open_and_open_alike() -> None:
 
 
 @pytest.fixture(scope="module")
-def labeller() -> Iterator[SceneLabeller]:
+def labeler() -> Iterator[SceneLabeler]:
     simulators.require("metaworld")
-    from anyvla.demonstrations.metaworld_scene import SceneLabeller
+    from anyvla.demonstrations.metaworld_scene import SceneLabeler
 
-    made = SceneLabeller(96, "fast")
+    made = SceneLabeler(96, "fast")
     yield made
     made.close()
 
@@ -85,69 +85,69 @@ def labeller() -> Iterator[SceneLabeller]:
         ("button", "button", 0.0, 0.06),
     ],
 )
-def test_labels_follow_what_moves(labeller: SceneLabeller, scene: str, thing: str, across: float, down: float):
+def test_labels_follow_what_moves(labeler: SceneLabeler, scene: str, thing: str, across: float, down: float):
     from anyvla.demonstrations.metaworld_scene import SCENES, project
 
-    labeller.environment.reset(SCENES[scene].task, 3)
-    colours = labeller.paint(scene, np.random.default_rng(0))
+    labeler.environment.reset(SCENES[scene].task, 3)
+    colors = labeler.paint(scene, np.random.default_rng(0))
     found = {}
     for share in (0.0, 1.0):
-        labeller.set_joint(scene, share)
-        pixels, found[share] = labeller.look(scene, labeller.view(), colours)
+        labeler.set_joint(scene, share)
+        pixels, found[share] = labeler.look(scene, labeler.view(), colors)
         assert found[share].opened == pytest.approx(share)
     before, after = (found[share].things[thing] for share in (0.0, 1.0))
     assert [after.x - before.x, after.y - before.y] == pytest.approx([across, down], abs=0.05)
     # two ways to the same place: the identities of pixels, and the geoms' position through the camera
-    sim = labeller.environment.running.sim
-    geoms = labeller.geoms(SCENES[scene].parts[thing])
-    projected = project(sim.model, sim.data, labeller.view(), sim.data.geom_xpos[geoms]).mean(0)
+    sim = labeler.environment.running.sim
+    geoms = labeler.geoms(SCENES[scene].parts[thing])
+    projected = project(sim.model, sim.data, labeler.view(), sim.data.geom_xpos[geoms]).mean(0)
     assert np.abs(projected - [after.x, after.y]).max() < 0.08
-    again, labels = labeller.look(scene, labeller.view(), colours)
+    again, labels = labeler.look(scene, labeler.view(), colors)
     assert np.array_equal(again, pixels)  # the identity renderings leave no trace
     assert labels == found[1.0]
 
 
-def test_the_colour_that_is_named_is_the_colour_that_is_seen(labeller: SceneLabeller):
+def test_the_color_that_is_named_is_the_color_that_is_seen(labeler: SceneLabeler):
     checked = set()
-    for number in (1, 3, 4, 5, 7, 8, 14, 17):  # frames of all colours in which nothing hides the box
-        pixels, labels = labeller.frame("button", np.random.default_rng(number))
+    for number in (1, 3, 4, 5, 7, 8, 14, 17):  # frames of all colors in which nothing hides the box
+        pixels, labels = labeler.frame("button", np.random.default_rng(number))
         box = labels.things["box"]
         assert box.clear == 1
-        assert labels.things["button"].colour != box.colour
+        assert labels.things["button"].color != box.color
         shown = pixels[int(box.y * 96) - 1 : int(box.y * 96) + 2, int(box.x * 96) - 1 : int(box.x * 96) + 2]
         seen = np.median(shown.reshape(-1, 3), 0) / 255
-        shades = {name: np.array(rgb) * (seen @ rgb) / (np.array(rgb) @ rgb) for name, rgb in COLOURS.items()}
+        shades = {name: np.array(rgb) * (seen @ rgb) / (np.array(rgb) @ rgb) for name, rgb in COLORS.items()}
         nearest = min(shades, key=lambda name: float(np.abs(shades[name] - seen).sum()))
-        if box.colour in ("white", "black"):
+        if box.color in ("white", "black"):
             assert np.ptp(seen) < 0.1
-            assert (seen.mean() > 0.4) == (box.colour == "white")
+            assert (seen.mean() > 0.4) == (box.color == "white")
         else:
-            assert nearest == box.colour
-        checked.add(box.colour)
-    assert checked == set(COLOURS)
+            assert nearest == box.color
+        checked.add(box.color)
+    assert checked == set(COLORS)
 
 
-def test_what_the_robot_hides_is_not_asked_for(labeller: SceneLabeller):
+def test_what_the_robot_hides_is_not_asked_for(labeler: SceneLabeler):
     """Equal generators make equal frames; in the first and the last of these the arm is before the handle."""
     hidden = 0
     for number in range(5, 10):
-        pixels, labels = labeller.frame("window", np.random.default_rng((100, number)))
+        pixels, labels = labeler.frame("window", np.random.default_rng((100, number)))
         handle = labels.things.get("handle")
         hidden += handle is not None and handle.clear < 0.5
         kinds = {q.kind for q in ask(labels, 99, np.random.default_rng(0))}
         if handle is None or handle.clear < 0.5:
             assert not kinds & {"point handle", "where handle", "side gripper handle"}
     assert hidden == 2
-    again, same = labeller.frame("window", np.random.default_rng((100, 9)))
+    again, same = labeler.frame("window", np.random.default_rng((100, 9)))
     assert np.array_equal(again, pixels)
     assert same == labels
 
 
-def test_the_view_moves_by_a_tenth_of_the_picture_or_so(labeller: SceneLabeller) -> None:
+def test_the_view_moves_by_a_tenth_of_the_picture_or_so(labeler: SceneLabeler) -> None:
     """Each way, by at most 12 % of the camera's picture; without a generator it stays."""
-    still = labeller.view()
+    still = labeler.view()
     assert (still.height, still.width) == (96, 96)
-    boxes = np.array([labeller.view(np.random.default_rng(seed)).box for seed in range(40)]) - still.box
+    boxes = np.array([labeler.view(np.random.default_rng(seed)).box for seed in range(40)]) - still.box
     left, right, top, bottom = boxes.T
     assert np.allclose(left, right)
     assert np.allclose(top, bottom)
@@ -157,20 +157,20 @@ def test_the_view_moves_by_a_tenth_of_the_picture_or_so(labeller: SceneLabeller)
     assert abs(np.corrcoef(left, top)[0, 1]) < 0.5
 
 
-def test_a_joint_beyond_its_end_is_wholly_open(labeller: SceneLabeller) -> None:
-    labeller.environment.reset("drawer-open", 3)
+def test_a_joint_beyond_its_end_is_wholly_open(labeler: SceneLabeler) -> None:
+    labeler.environment.reset("drawer-open", 3)
     for share, opened in ((1.05, 1.0), (-0.05, 0.0)):
-        labeller.set_joint("drawer", share)
-        assert labeller.look("drawer", labeller.view(), {})[1].opened == opened
+        labeler.set_joint("drawer", share)
+        assert labeler.look("drawer", labeler.view(), {})[1].opened == opened
 
 
-def test_the_gripper_is_labelled_by_its_opening(labeller: SceneLabeller) -> None:
+def test_the_gripper_is_labeled_by_its_opening(labeler: SceneLabeler) -> None:
     """In Meta-World the last number of an action closes the gripper at 1 and opens it at -1."""
     found = {}
     for command in (-1.0, 1.0):
-        labeller.environment.reset("drawer-open", 3)
+        labeler.environment.reset("drawer-open", 3)
         for _ in range(15):
-            labeller.environment.step(np.array([0, 0, 0, command], np.float32))
-        found[command] = labeller.look("drawer", labeller.view(), {})[1].gripper
+            labeler.environment.step(np.array([0, 0, 0, command], np.float32))
+        found[command] = labeler.look("drawer", labeler.view(), {})[1].gripper
     assert found[-1.0] > 0.9
     assert found[1.0] < 0.5

@@ -29,12 +29,12 @@ def answers(labels: Labels) -> dict[str, str]:
 def test_every_answer_about_an_open_drawer() -> None:
     assert answers(OPEN_DRAWER) == {
         "what": "a cabinet with a drawer",
-        "colour cabinet": "red",
-        "where cabinet": "centre",
+        "color cabinet": "red",
+        "where cabinet": "center",
         "point cabinet": "50 40",
         "side gripper cabinet": "left",
         "height gripper cabinet": "below",
-        "where drawer": "centre",
+        "where drawer": "center",
         "point drawer": "52 41",
         "side gripper drawer": "left",
         "height gripper drawer": "below",
@@ -112,9 +112,9 @@ STATE = {"state drawer", "amount drawer"}
         ({"clear": 0.5}, STATE),
         ({"clear": 0.79}, STATE),
         ({"clear": 0.8}, set()),
-        ({"area": 0.0149}, PLACES | STATE | {"what", "colour cabinet"}),
+        ({"area": 0.0149}, PLACES | STATE | {"what", "color cabinet"}),
         ({"area": 0.015}, set()),
-        ({"colour": None}, {"colour cabinet"}),
+        ({"color": None}, {"color cabinet"}),
     ],
 )
 def test_nothing_is_asked_that_the_picture_does_not_show(change: dict[str, object], missing: set[str]) -> None:
@@ -170,15 +170,15 @@ def test_questions_vary_in_their_choice_and_phrasing_with_the_generator_alone() 
     assert len(ask(OPEN_DRAWER, 99, np.random.default_rng(0))) == 16
 
 
-NINTHS = [["top left", "top centre", "top right"], ["middle left", "centre", "middle right"]]
-NINTHS += [["bottom left", "bottom centre", "bottom right"]]
+NINTHS = [["top left", "top center", "top right"], ["middle left", "center", "middle right"]]
+NINTHS += [["bottom left", "bottom center", "bottom right"]]
 
 
 def test_places_in_words() -> None:
     for row, y in enumerate((0.0, 0.5, 1.0)):
         for column, x in enumerate((0.0, 0.5, 1.0)):
             assert place(x, y) == NINTHS[row][column]
-    assert [place(x, 0.4) for x in (0.33, 0.34, 0.66, 0.67)] == ["middle left", "centre", "centre", "middle right"]
+    assert [place(x, 0.4) for x in (0.33, 0.34, 0.66, 0.67)] == ["middle left", "center", "center", "middle right"]
     assert [place(0.9, y) for y in (0.33, 0.34, 0.66, 0.67)] == [
         "top right",
         "middle right",

@@ -50,7 +50,7 @@ DISTURBANCES = ("push@10", "push@30", "pull@10", "pull@30")
     [
         (["language"], ["told", "paraphrased", "swapped", "unrelated", "empty"]),
         (["latency"], ["told", "told+delay=1", "told+delay=2", "told+delay=4", "told+delay=8"]),
-        (["generalisation"], ["told", "told+light=dim", "told+light=bright", "told+texture=dark"]),
+        (["generalization"], ["told", "told+light=dim", "told+light=bright", "told+texture=dark"]),
         (["correction"], ["told", *(f"told+{d}" for d in DISTURBANCES)]),
         (
             ["swapped", "latency", "told"],

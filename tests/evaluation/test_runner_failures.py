@@ -169,7 +169,7 @@ def test_a_robot_is_compared_with_the_one_of_its_name() -> None:
         check_embodiment([first, faster], EMBODIMENT)
 
 
-def test_the_hash_of_a_checkpoint_is_of_all_that_its_behaviour_depends_on(tmp_path: Path) -> None:
+def test_the_hash_of_a_checkpoint_is_of_all_that_its_behavior_depends_on(tmp_path: Path) -> None:
     parts = {"model.safetensors": b"w", "statistics.json": b"s", "embodiments.json": b"e", "config.yaml": b"c"}
     for name, content in parts.items():
         (tmp_path / name).write_bytes(content)

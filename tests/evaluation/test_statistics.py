@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from anyvla.evaluation.intervals import Interval, bootstrap_mean, clopper_pearson, mean_of, resampled_means, wilson
-from anyvla.evaluation.statistics import delays, summarise
+from anyvla.evaluation.statistics import delays, summarize
 from tests.evaluation.test_results import RESULT
 
 
@@ -61,7 +61,7 @@ def test_the_summary_counts_each_protocol_apart():
         + _episodes("swapped", "drawer-open", "drawer-close", ["drawer-close"] * 7 + ["drawer-open"] + [None] * 2)
         + _episodes("unrelated", "door-open", "drawer-close", [None] * 4 + ["door-open"])
     )
-    summary = summarise(results)
+    summary = summarize(results)
     assert summary.told is not None
     assert summary.swapped is not None
     assert summary.swapped_obeyed is not None
@@ -79,11 +79,11 @@ def test_the_summary_counts_each_protocol_apart():
 
 def test_tasks_stand_in_one_order_whichever_ended_first():
     first, second = _episodes("told", "b", "b", ["b"]), _episodes("told", "a", "a", [None])
-    assert list(summarise(first + second).told.tasks) == list(summarise(second + first).told.tasks) == ["a", "b"]
+    assert list(summarize(first + second).told.tasks) == list(summarize(second + first).told.tasks) == ["a", "b"]
 
 
 def test_a_protocol_without_episodes_is_none():
-    flat = summarise([RESULT]).to_dict()
+    flat = summarize([RESULT]).to_dict()
     assert flat["success"]["episodes"] == 1
     assert flat["success_swapped"] is None
     assert flat["success_shuffled"] is None
@@ -92,15 +92,15 @@ def test_a_protocol_without_episodes_is_none():
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ([], "no results to summarise"),
+        ([], "no results to summarize"),
         ([RESULT, replace(RESULT, seed=8, checkpoint="ffff")], r"mix 2 checkpoints \(a1b2, ffff\)"),
         ([RESULT, replace(RESULT, seed=8, benchmark="metaworld/mt10")], "mix 2 benchmarks"),
         ([RESULT, RESULT], "told-drawer-open-7, told .* is there twice"),
     ],
 )
-def test_what_cannot_be_summarised(results, message):
+def test_what_cannot_be_summarized(results, message):
     with pytest.raises(ValueError, match=message):
-        summarise(results)
+        summarize(results)
 
 
 def test_clopper_pearson_is_wider_than_wilson_and_exact_at_the_ends():
@@ -164,7 +164,7 @@ def test_means_over_episodes_tasks_and_groups_are_three_numbers():
     """Wilson limits by Newcombe's formula (1998, method 3), the means by Zou and Donner's, all by hand."""
     protocol = {"groups": {"two": ["a", "b"], "one": ["c"], "absent": ["e"]}}
     results = _rates({"a": (1, 10), "b": (2, 2), "c": (1, 4)}, protocol=protocol)
-    rates = summarise(results).told
+    rates = summarize(results).told
     assert {t: _ends(i) for t, i in rates.tasks.items()} == {
         "a": _between(0.1, 0.01788, 0.40415),
         "b": _between(1, 0.34238, 1),
@@ -206,12 +206,12 @@ def test_the_confidence_that_is_asked_for_reaches_every_interval():
 
     seen = 0
     for lines in (results, chains):
-        wide, narrow = (list(intervals(summarise(lines, c).to_dict())) for c in (0.95, 0.8))
+        wide, narrow = (list(intervals(summarize(lines, c).to_dict())) for c in (0.95, 0.8))
         for of95, of80 in zip(wide, narrow, strict=True):
             assert of80["high"] - of80["low"] < 0.9 * (of95["high"] - of95["low"])
             seen += 1
     assert seen > 25
-    lone = summarise(_rates({"a": (9, 10)}), 0.8).told
+    lone = summarize(_rates({"a": (9, 10)}), 0.8).told
     theirs = binomtest(9, 10).proportion_ci(0.8, "wilson")
     for interval in (lone.overall, lone.tasks["a"], lone.mean):
         assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high))
@@ -247,7 +247,7 @@ def test_errors_count_neither_way_and_invalid_actions_as_failures():
         replace(RESULT, seed=i, outcome=o, clipped=(0, 1, 5)[i % 3], attempts=1 + (i % 4 == 0))
         for i, o in enumerate(outcomes)
     ]
-    played = summarise(results).conditions["told"]
+    played = summarize(results).conditions["told"]
     assert played.success.overall == wilson(6, 9)
     assert played.to_dict() == {
         "episodes": 12,
@@ -261,7 +261,7 @@ def test_errors_count_neither_way_and_invalid_actions_as_failures():
         "disturbed": None,
         "regrasped": None,
     }
-    nothing = summarise([replace(RESULT, outcome="error")])
+    nothing = summarize([replace(RESULT, outcome="error")])
     assert nothing.told is None
     assert nothing.to_dict()["success"] is None
 
@@ -273,7 +273,7 @@ def test_chains():
         for i, d in enumerate(done)
         for outcome in ["success" if d == 5 else "failure"]
     ]
-    chains = summarise(results).conditions["told"].chains
+    chains = summarize(results).conditions["told"].chains
     assert [round(i.value, 2) for i in chains.in_a_row] == [0.8, 0.8, 0.8, 0.4, 0.4]
     assert chains.length.value == pytest.approx(3.2)
     assert chains.length.low < 3.2 < chains.length.high
@@ -289,21 +289,21 @@ def test_chains():
 def test_a_shorter_chain_is_one_of_all_chains():
     lengths = [(2, 2), (4, 4), (4, 1), (2, 0)]
     results = [replace(RESULT, task="chain", seed=i, length=n, completed=d) for i, (n, d) in enumerate(lengths)]
-    chains = summarise(results).conditions["told"].chains
+    chains = summarize(results).conditions["told"].chains
     assert [i.value for i in chains.in_a_row] == [0.75, 0.5, 0.25, 0.25]
 
 
 def test_chains_have_no_use_of_language():
     """In a chain only the goal whose turn it is is judged: which one came first is not known."""
     chain = replace(RESULT, task="chain", told="chain", length=5, completed=5, reached="open_drawer")
-    summary = summarise([chain, replace(chain, condition="swapped", completed=0, outcome="failure")])
+    summary = summarize([chain, replace(chain, condition="swapped", completed=0, outcome="failure")])
     assert summary.told.overall == wilson(1, 1)
     assert summary.language_use is None
 
 
 def test_conditions_do_not_stand_as_they_ended():
     ended = ["swapped", "told+delay=2", "told", "empty", "told+delay=8", "swapped+light=dim"]
-    summary = summarise([replace(RESULT, condition=condition) for condition in ended])
+    summary = summarize([replace(RESULT, condition=condition) for condition in ended])
     assert list(summary.conditions) == [
         "told", "told+delay=2", "told+delay=8", "swapped", "swapped+light=dim", "empty"
     ]  # fmt: skip
@@ -322,7 +322,7 @@ def test_recovery():
         replace(RESULT, seed=2, extra={"grasps": 1}),
         replace(RESULT, seed=3, extra={"grasps": 2}, outcome="error"),
     ]
-    summary = summarise(lines)
+    summary = summarize(lines)
     disturbed = summary.conditions["told+push@20"].disturbed
     assert (disturbed.rate, disturbed.steps) == (wilson(3, 4), 40)  # the median of 40, 6 and 300
     assert summary.conditions["told+push@20"].regrasped is None
@@ -336,9 +336,9 @@ def test_language_use_needs_both_tellings_of_a_start_state():
     told = _episodes("told", "drawer-open", "drawer-open", ["drawer-open"] * 4)
     deaf = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-open"] * 3)
     keen = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-close"] * 3)
-    assert summarise(told).language_use is None
-    assert summarise(told + deaf).language_use == wilson(3, 6)
-    assert summarise(told + keen).language_use == wilson(6, 6)
+    assert summarize(told).language_use is None
+    assert summarize(told + deaf).language_use == wilson(3, 6)
+    assert summarize(told + keen).language_use == wilson(6, 6)
 
 
 def test_language_use_pairs_start_states_of_one_task_and_leaves_out_errors():
@@ -347,7 +347,7 @@ def test_language_use_pairs_start_states_of_one_task_and_leaves_out_errors():
     swapped = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-close", "drawer-close", None])
     swapped[1] = replace(swapped[1], outcome="error")
     # Of seeds 0 and 2 of the drawer: told twice right, swapped once. Nobody swapped the door.
-    assert summarise(told + others + swapped).language_use == wilson(3, 4)
+    assert summarize(told + others + swapped).language_use == wilson(3, 4)
 
 
 def test_success_by_delay_leaves_out_what_differs_in_more():
@@ -356,7 +356,7 @@ def test_success_by_delay_leaves_out_what_differs_in_more():
         "told+light=dim+delay=4": 3, "told+push@20": 4, "told+push@20+delay=2": 5,
     }  # fmt: skip
     lines = [r for condition, n in won.items() for r in _rates({"a": (n, 10)}, condition=condition)]
-    found = delays(summarise(lines))
+    found = delays(summarize(lines))
     assert list(found.items()) == [(0, wilson(9, 10)), (2, wilson(8, 10)), (4, wilson(7, 10))]
 
 
@@ -367,7 +367,7 @@ def test_the_json_of_a_summary_names_each_condition_as_it_was_played():
         *_episodes("unrelated", "a", "c", ["a"] * 4 + [None] * 6),
         *_episodes("empty", "a", "a", ["a"] * 3 + [None] * 7),
     ]
-    flat = summarise(lines).to_dict()
+    flat = summarize(lines).to_dict()
     keys = ("success", "success_swapped", "success_shuffled", "swapped_obeyed", "language_use")
     assert [flat[k]["value"] for k in keys] == [0.9, 0.2, 0.4, 0.5, 0.7]
     assert {k: i["value"] for k, i in flat["tasks"]["a"].items()} == dict(zip(keys, (0.9, 0.2, 0.4, 0.5), strict=False))

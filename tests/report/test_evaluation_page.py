@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anyvla.evaluation.results import EpisodeResult
-from anyvla.evaluation.statistics import summarise
+from anyvla.evaluation.statistics import summarize
 from anyvla.report.evaluation import write_evaluation_page
 from tests import fake_run
 from tests.report import chromium
@@ -94,7 +94,7 @@ def test_each_kind_of_condition_has_its_table(page: Path) -> None:
         assert words in language
     assert "light=dim" not in language
     assert "told the task's own words; simulator errors: 1; invalid actions: 1 18 /21" in language
-    scene = plain(read.text("generalisation"))
+    scene = plain(read.text("generalization"))
     assert scene.index("light Level") < scene.index("as in training") < scene.index("dim 12 /20 60 %")
     assert "push" not in scene
     assert "swapped+light=dim" in plain(read.text("combined"))
@@ -140,7 +140,7 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_evaluation_page(tmp_path)
     (tmp_path / "results.jsonl").write_text("")
-    with pytest.raises(ValueError, match="there are no results to summarise; `anyvla eval` makes them"):
+    with pytest.raises(ValueError, match="there are no results to summarize; `anyvla eval` makes them"):
         write_evaluation_page(tmp_path)
     assert not (tmp_path / "index.html").exists()
 
@@ -151,7 +151,7 @@ def test_the_terminal_has_the_same_numbers() -> None:
     from anyvla.cli.summary import table
 
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(table(summarise(every_condition())))
+    console.print(table(summarize(every_condition())))
     rows = [" ".join(row.split()) for row in console.export_text().splitlines()]
     for row in ("told reach 90.0% 59.6% to 98.2% 10", "told simulator errors 1", "told+light=dim all 60.0%"):
         assert any(found.startswith(row) for found in rows), row

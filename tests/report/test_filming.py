@@ -189,7 +189,7 @@ def test_the_chunks_are_drawn_under_the_picture(tmp_path):
     index = film([result], opened(), tmp_path)
     frames, _ = frames_of(index.parent / "told-right-0.mp4")
     plots = [f[-48:].astype(int) for f in frames[:7]]
-    bright = [(np.abs(p - [110, 163, 255]).sum(-1) < 120).sum() for p in plots]  # the first dimension's colour
+    bright = [(np.abs(p - [110, 163, 255]).sum(-1) < 120).sum() for p in plots]  # the first dimension's color
     assert bright[0] > bright[3] > 0  # what was executed fades
     assert bright[4] > bright[3]  # and the policy looked again
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from anyvla.evaluation.execution import Execution
-from anyvla.report.overlay import COLOURS, chunk_at, chunk_limits, overlay
+from anyvla.report.overlay import COLORS, chunk_at, chunk_limits, overlay
 from anyvla.report.video import FAILURE, NEUTRAL, SUCCESS, caption
 from tests.evaluation.toy_opened import EMBODIMENT
 
@@ -12,7 +12,7 @@ FRAME = np.full((240, 240, 3), 90, np.uint8)
 RAMP = np.linspace(-1, 1, 8)
 CHUNKS = np.stack([np.stack([RAMP, np.zeros(8)], -1), np.stack([np.zeros(8), RAMP], -1)]).astype(np.float32)
 LIMITS = chunk_limits(CHUNKS)
-BLUE = np.array([int(COLOURS[0][i : i + 2], 16) for i in (1, 3, 5)])
+BLUE = np.array([int(COLORS[0][i : i + 2], 16) for i in (1, 3, 5)])
 
 
 def plot(executed, chunk=CHUNKS[0]):
@@ -20,9 +20,9 @@ def plot(executed, chunk=CHUNKS[0]):
     return shown[-48:].astype(int)
 
 
-def columns(picture, colour):
-    """Which columns hold a pixel close to the colour; lines are thin, so their pixels are mixed with the ground."""
-    return np.flatnonzero((np.abs(picture - colour).sum(-1) < 120).any(0))
+def columns(picture, color):
+    """Which columns hold a pixel close to the color; lines are thin, so their pixels are mixed with the ground."""
+    return np.flatnonzero((np.abs(picture - color).sum(-1) < 120).any(0))
 
 
 def test_what_was_executed_fades_and_what_is_left_is_bright():
@@ -75,8 +75,8 @@ def test_the_step_and_the_outcome_are_said():
 
 
 def test_success_is_a_green_tick_and_failure_a_red_cross():
-    for success, colour, mark in ((True, SUCCESS, "tick"), (False, FAILURE, "cross")):
-        expected = caption(FRAME, "go", colour, mark, detail="step 5")
+    for success, color, mark in ((True, SUCCESS, "tick"), (False, FAILURE, "cross")):
+        expected = caption(FRAME, "go", color, mark, detail="step 5")
         np.testing.assert_array_equal(overlay(FRAME, "go", step=5, success=success), expected)
     blank = np.zeros((240, 240, 3), np.uint8)
     sides = {}

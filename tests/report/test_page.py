@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
-from anyvla.evaluation.statistics import summarise
+from anyvla.evaluation.statistics import summarize
 from anyvla.report.page import verdict, write_report
 from anyvla.report.plots import percent, span
 from tests.fake_run import OPPOSITE, WORDS, make_run, results
@@ -45,7 +45,7 @@ def test_the_page_needs_nothing_from_outside(run):
 
 def test_numbers_shown_are_those_of_the_summary(run):
     page = Page(write_report(run))
-    summary = summarise(results())
+    summary = summarize(results())
     head, tasks, listening = plain(page.text("head")), plain(page.text("tasks")), plain(page.text("listening"))
     assert "did it in 119 of 120 unseen episodes (99.2 %), and it listens" in head
     assert "went for the first goal in 0 of 80" in head
@@ -251,7 +251,7 @@ def told_and_swapped(told, first, obeyed, n=20):
     ],
 )
 def test_the_verdict_follows_the_counts(counts, tone, words):
-    said = verdict(summarise(told_and_swapped(*counts)))
+    said = verdict(summarize(told_and_swapped(*counts)))
     assert said.tone == tone
     assert words in said.text
     assert f"{counts[0]} of 20" in said.text

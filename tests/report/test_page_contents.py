@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from anyvla.evaluation.statistics import summarise
+from anyvla.evaluation.statistics import summarize
 from anyvla.report.page import _both_ways, _context, _pairs, _versions, verdict, write_report
 from anyvla.report.run import Clip, Run, read_run
 from anyvla.report.template import environment
@@ -19,7 +19,7 @@ from tests.report.test_page import told_and_swapped
 
 
 def run_of(results=(), clips=(), log=()) -> Run:
-    summary = summarise(results) if results else None
+    summary = summarize(results) if results else None
     return Run(Path("run"), {}, "", log, results, summary, clips, (), None, Path("run/checkpoint"), {})
 
 
@@ -41,7 +41,7 @@ def clip(condition, task, told, seed, reached, name="") -> Clip:
     ],
 )
 def test_a_verdict_asks_for_intervals_that_are_apart(counts, tone, words):
-    said = verdict(summarise(told_and_swapped(*counts)))
+    said = verdict(summarize(told_and_swapped(*counts)))
     assert said.tone == tone
     assert words in said.text
 

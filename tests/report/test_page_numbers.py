@@ -99,7 +99,7 @@ def test_each_task_and_each_mean_has_its_number_in_its_row(evaluation: Page) -> 
         assert str(cells[3]) == f"{round(bar.low, 1):g}{DASH}{round(bar.high, 1):g} %"
 
 
-def test_what_is_good_and_what_is_bad_have_their_colours(evaluation: Page) -> None:
+def test_what_is_good_and_what_is_bad_have_their_colors(evaluation: Page) -> None:
     other, first = "its own goal all the same", "words of another task of the scene; its own goal all the same"
     rows = evaluation.rows("language")
     assert rows == [
@@ -110,7 +110,7 @@ def test_what_is_good_and_what_is_bad_have_their_colours(evaluation: Page) -> No
         row(f"unrelated words of another scene; {other}", 2, 6, "other", "unrelated"),
         row(f"empty no words; {other}", 3, 5, "other", "empty"),
     ]
-    assert evaluation.rows("generalisation") == [
+    assert evaluation.rows("generalization") == [
         ["Level", *HEADING],
         row("as in training simulator errors: 1", 12, 16, "other", "as in training"),
         row("dim", 6, 10, "told", "dim"),

@@ -153,7 +153,7 @@ def test_points_are_where_the_axes_say(log):
 
 
 def test_many_points_are_averaged_in_groups():
-    """480 steps are drawn as 240 means of two neighbours."""
+    """480 steps are drawn as 240 means of two neighbors."""
     svg = curve(range(480), [float(i % 2) + i // 2 for i in range(480)], "loss")
     assert "<title>step 0.5: 0.5</title>" in svg
     assert "<title>step 478.5: 239.5</title>" in svg

@@ -84,7 +84,7 @@ def test_rows_of_the_matrix_look_and_columns_are_seen() -> None:
                 found[rows.index(y), columns.index(x)] = share
                 kinds.setdefault(columns.index(x), set()).add((element.get("class") or "").removeprefix("see "))
     np.testing.assert_array_equal(found, SEES)
-    assert kinds == {number: {group.kind} for number, group in enumerate(GROUPS)}  # the colour of what is seen
+    assert kinds == {number: {group.kind} for number, group in enumerate(GROUPS)}  # the color of what is seen
     names = [words for x, _, words in texts(root) if x == columns[0] - 7]
     assert names == ["start", "1 corner", "1 text", "1 readout", "2 corner", "2 text", "2 readout"]
 

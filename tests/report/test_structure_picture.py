@@ -55,11 +55,11 @@ def test_words_stay_inside(browser, tmp_path, name, cameras):
     vla = VLA(model(**MODELS[name]), [Robot(replace(embodiment(), cameras=cameras), statistics())]).eval()
     file = tmp_path / "structure.svg"
     file.write_text(svg(explain(vla, name)))
-    colours = set()
+    colors = set()
     for dark in (False, True):
         browser.open(file, 960, dark=dark)
         assert browser.evaluate("document.querySelectorAll('text').length") > 20
         assert browser.evaluate(INSIDE) == []
         assert browser.complaints() == []
-        colours.add(browser.evaluate("getComputedStyle(document.querySelector('.page')).fill"))
-    assert len(colours) == 2
+        colors.add(browser.evaluate("getComputedStyle(document.querySelector('.page')).fill"))
+    assert len(colors) == 2

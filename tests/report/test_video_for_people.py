@@ -107,7 +107,7 @@ def test_text_is_legible_at_240_pixels_and_stays_inside():
     assert np.flatnonzero(bright[2].any(1))[-1] - rows[0] > rows[-1] - rows[0]  # the long one takes a second line
 
 
-def test_outcomes_differ_in_colour_and_in_shape():
+def test_outcomes_differ_in_color_and_in_shape():
     frame = np.zeros((240, 240, 3), np.uint8)
     tick, cross = caption(frame, "go", SUCCESS, "tick")[:-240], caption(frame, "go", FAILURE, "cross")[:-240]
     assert tuple(tick[-1, 5]) == (0x1F, 0x9D, 0x61)
@@ -118,6 +118,6 @@ def test_outcomes_differ_in_colour_and_in_shape():
     assert not np.array_equal(white[0], white[1])
 
 
-def test_an_unknown_colour_is_refused():
+def test_an_unknown_color_is_refused():
     with pytest.raises(ValueError, match="unknown color"):
         caption(np.zeros((64, 64, 3), np.uint8), "go", "greenish")

@@ -67,7 +67,7 @@ class Published:
 
 
 def edge_cases(bins: int) -> np.ndarray:
-    """Every edge, every center and their neighbours among the float32 numbers, and what lies outside."""
+    """Every edge, every center and their neighbors among the float32 numbers, and what lies outside."""
     edges = np.linspace(-1, 1, bins).astype(np.float32)
     centers = ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
     points = np.concatenate([edges, centers, np.float32([-3, 3, 0, -0.0])])
@@ -270,7 +270,7 @@ def test_fitted_bins_come_back_bit_by_bit(tmp_path) -> None:
     again = BinsCodec(made.config, N, SPACE, tmp_path)
     for name in ("lower", "values", "rest"):
         assert torch.equal(getattr(again, name), getattr(made, name)), name
-    assert not made.state_dict()  # its folder holds what it learnt, a checkpoint's weights nothing of it
+    assert not made.state_dict()  # its folder holds what it learned, a checkpoint's weights nothing of it
 
 
 def test_fitting_twice_is_the_same_and_uniform_learns_nothing() -> None:

@@ -67,8 +67,8 @@ def test_errors_are_those_of_each_group_in_both_units() -> None:
     trip = round_trip(codec, x, mask, NORMALIZER, ROBOTS[:2])
     hand, gripper = trip.errors
     assert (hand.group, gripper.group) == ("position", "gripper")
-    assert hand.normalised.mean == pytest.approx(0.25 / 3)
-    assert hand.normalised.max == pytest.approx(0.25)
+    assert hand.normalized.mean == pytest.approx(0.25 / 3)
+    assert hand.normalized.max == pytest.approx(0.25)
     assert hand.robot.max == pytest.approx(0.5)
     assert gripper.robot.max == 0
     assert (trip.chunks, trip.tokens_mean, trip.tokens_max, trip.compression, trip.invalid) == (2, 16, 16, 1, 0)
@@ -109,12 +109,12 @@ def test_the_figures_of_a_round_trip_by_hand() -> None:
     hand, gripper = trip.errors
     model = np.array([1, 2, 3, 5, 6, 7, 17, 18, 19]) * 0.01  # of actions 0 and 1 of the first, 0 of the second
     robot = np.array([2, 4, 6, 10, 12, 14, 17, 18, 19]) * 0.01
-    for got, values in ((hand.normalised, model), (hand.robot, robot)):
+    for got, values in ((hand.normalized, model), (hand.robot, robot)):
         assert (got.mean, got.max) == (pytest.approx(values.mean()), pytest.approx(values.max()))
         assert got.q99 == pytest.approx(
             values.max() - 0.08 * (values.max() - np.sort(values)[-2])
         )  # rank 7.92 of 0 .. 8
-    assert (gripper.normalised.mean, gripper.normalised.max) == (pytest.approx(0.06), pytest.approx(0.08))
+    assert (gripper.normalized.mean, gripper.normalized.max) == (pytest.approx(0.06), pytest.approx(0.08))
 
 
 def test_tokens_and_errors_do_not_depend_on_how_chunks_are_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,11 +51,11 @@ def test_the_error_is_bounded_by_the_rounding(seed: int, reach: float) -> None:
 
 @given(seed=seeds)
 @settings(max_examples=50)
-def test_what_is_quantised_already_is_not_changed(seed: int) -> None:
+def test_what_is_quantized_already_is_not_changed(seed: int) -> None:
     chunks, before = smooth(4, seed, 0.8), FITTED.clipped
     once, _ = FITTED.decode(FITTED.encode(chunks))
     assume(FITTED.clipped == before)
-    inside = (once.abs() < 1).all(2).all(1)  # clipping is no quantised chunk
+    inside = (once.abs() < 1).all(2).all(1)  # clipping is no quantized chunk
     twice, _ = FITTED.decode(FITTED.encode(once))
     torch.testing.assert_close(twice[inside], once[inside], atol=1e-6, rtol=0)
 
@@ -114,7 +114,7 @@ def test_whatever_is_written_is_a_chunk(ids: list[list[int]]) -> None:
 
 @given(seed=seeds, m=st.integers(2, 8))
 @settings(max_examples=30)
-def test_rows_do_not_depend_on_their_neighbours(seed: int, m: int) -> None:
+def test_rows_do_not_depend_on_their_neighbors(seed: int, m: int) -> None:
     chunks = torch.cat([smooth(m, seed), wild(m, seed)])
     tokens = FITTED.encode(chunks)
     assert torch.equal(tokens, torch.cat([FITTED.encode(chunk[None]) for chunk in chunks]))

@@ -1,4 +1,4 @@
-"""Residual vector quantisation: what it learns, what it leaves out, and that nothing moves it afterwards."""
+"""Residual vector quantization: what it learns, what it leaves out, and that nothing moves it afterwards."""
 
 from __future__ import annotations
 
@@ -92,15 +92,15 @@ def test_without_a_token_the_robot_rests_at_the_median(codec: VQCodec) -> None:
 def test_it_chooses_the_codes_that_the_library_chooses(codec: VQCodec) -> None:
     library = pytest.importorskip("vector_quantize_pytorch")
     vq = library.ResidualVQ(dim=16, num_quantizers=3, codebook_size=32).eval()
-    learnt = codec._learnt
-    for layer, codes in zip(vq.layers, learnt["codes"].float(), strict=True):
+    learned = codec._learned
+    for layer, codes in zip(vq.layers, learned["codes"].float(), strict=True):
         layer.codebook = codes
     x = smooth(200, seed=7)
-    latent = (x - learnt["mean"].float()).flatten(1)
-    straight = latent @ learnt["encoder.straight"].float().T
+    latent = (x - learned["mean"].float()).flatten(1)
+    straight = latent @ learned["encoder.straight"].float().T
     for number in range(3):
         layer_in = nn.functional.gelu(latent) if number else latent
-        latent = layer_in @ learnt[f"encoder.{number}.weight"].float().T + learnt[f"encoder.{number}.bias"].float()
+        latent = layer_in @ learned[f"encoder.{number}.weight"].float().T + learned[f"encoder.{number}.bias"].float()
     with torch.no_grad():
         theirs = vq((straight + latent)[:, None])[1][:, 0]
     assert (theirs == codec.encode(x)).double().mean() > 0.99  # theirs are float32: a near tie may fall otherwise
@@ -170,10 +170,10 @@ def test_fitting_leaves_the_random_state_alone_and_needs_only_the_seed() -> None
     with torch.no_grad():
         two.fit(x, seed=3)
     other.fit(x, seed=4)
-    for name, tensor in one._learnt.items():
-        assert torch.equal(tensor, two._learnt[name]), name
+    for name, tensor in one._learned.items():
+        assert torch.equal(tensor, two._learned[name]), name
         assert not tensor.requires_grad
-    assert not torch.equal(one._learnt["codes"], other._learnt["codes"])
+    assert not torch.equal(one._learned["codes"], other._learned["codes"])
 
 
 def network(weights: dict[str, Tensor], x: Tensor) -> Tensor:

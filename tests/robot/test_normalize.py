@@ -36,26 +36,26 @@ values = st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4)
 @given(x=values, method=st.sampled_from(["quantile", "minmax", "meanstd", "calvin"]))
 def test_undoing_mirrors_doing_on_the_clipped_range(x, method):
     normalizer = one(method)
-    y = normalizer.normalise(torch.tensor([x]), ZEROS)
-    again = normalizer.normalise(normalizer.denormalise(y, ZEROS), ZEROS)
+    y = normalizer.normalize(torch.tensor([x]), ZEROS)
+    again = normalizer.normalize(normalizer.denormalize(y, ZEROS), ZEROS)
     torch.testing.assert_close(again, y, atol=1e-5, rtol=1e-5)
-    inside = (y.abs() < 0.999) & normalizer.learnt
-    back = normalizer.denormalise(y, ZEROS)
+    inside = (y.abs() < 0.999) & normalizer.learned
+    back = normalizer.denormalize(y, ZEROS)
     torch.testing.assert_close(back[inside], torch.tensor([x])[inside], atol=1e-4, rtol=1e-4)
 
 
 def test_quantiles_map_to_the_ends_and_the_gripper_keeps_its_declared_range():
     normalizer = one("quantile")
-    low = normalizer.normalise(torch.tensor([[-0.5, -1.0, 2.0, 0.0]]), ZEROS)
-    high = normalizer.normalise(torch.tensor([[0.5, 3.0, 2.0, 0.08]]), ZEROS)
+    low = normalizer.normalize(torch.tensor([[-0.5, -1.0, 2.0, 0.0]]), ZEROS)
+    high = normalizer.normalize(torch.tensor([[0.5, 3.0, 2.0, 0.08]]), ZEROS)
     torch.testing.assert_close(low, torch.tensor([[-1.0, -1.0, 0.0, -1.0]]))
     torch.testing.assert_close(high, torch.tensor([[1.0, 1.0, 0.0, 1.0]]))
 
 
 def test_outliers_are_clipped_only_where_asked():
     far = torch.tensor([[9.0, 9.0, 2.0, 0.08]])
-    assert one("minmax").normalise(far, ZEROS)[0, 0] == 1.0
-    assert one("minmax", "proprio", clip=False).normalise(far, ZEROS)[0, 0] == 9.0
+    assert one("minmax").normalize(far, ZEROS)[0, 0] == 1.0
+    assert one("minmax", "proprio", clip=False).normalize(far, ZEROS)[0, 0] == 9.0
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_outliers_are_clipped_only_where_asked():
 )
 def test_what_a_policy_says_beyond_the_range_becomes_the_nearer_end(method, low, high):
     said = torch.tensor([[-6.0] * 4, [6.0] * 4])[:, None].expand(2, 5, 4)
-    got = one(method).denormalise(said, ZEROS.expand(2))
+    got = one(method).denormalize(said, ZEROS.expand(2))
     torch.testing.assert_close(got, torch.tensor([low, high])[:, None].expand(2, 5, 4))
 
 
@@ -77,37 +77,37 @@ def test_what_a_policy_says_beyond_the_range_becomes_the_nearer_end(method, low,
 def test_data_beyond_the_range_becomes_the_nearer_end(method):
     far = torch.tensor([[-99.0] * 4, [99.0] * 4])
     varies = torch.tensor([1.0, 1.0, method == "calvin", 1.0])  # the third dim is constant, which CALVIN does not ask
-    got = one(method).normalise(far, ZEROS.expand(2))
+    got = one(method).normalize(far, ZEROS.expand(2))
     torch.testing.assert_close(got, torch.stack([-varies, varies]))
 
 
 def test_an_unclipped_vector_keeps_what_is_beyond_the_range():
     normalizer = one("minmax", "proprio", clip=False)
     far = torch.tensor([[-9.0, -11.0, 5.0, 0.16], [9.0, 13.0, 5.0, -0.08]])
-    got = normalizer.normalise(far, ZEROS.expand(2))
+    got = normalizer.normalize(far, ZEROS.expand(2))
     torch.testing.assert_close(got, torch.tensor([[-9.0, -4.0, 0.0, 3.0], [9.0, 4.0, 0.0, -3.0]]))
     back = torch.tensor([[-9.0, -11.0, 2.0, 0.16], [9.0, 13.0, 2.0, -0.08]])  # the constant is its constant
-    torch.testing.assert_close(normalizer.denormalise(got, ZEROS.expand(2)), back)
+    torch.testing.assert_close(normalizer.denormalize(got, ZEROS.expand(2)), back)
 
 
 def test_a_cast_of_the_model_rounds_no_table():
     statistics = {"min": [0.1234567, 700.25, 0.0, 0.0], "max": [0.7654321, 701.75, 1 / 3, 0.08]}
     policy = torch.nn.ModuleDict({"action": one("minmax", statistics=statistics)})
     y = torch.tensor([[-0.5, 0.75, 0.25, -1.0]])
-    # centre + y * half the range, in float64
+    # center + y * half the range, in float64
     expected = torch.tensor([[0.28395055, 701.5625, 5 / 24, 0.0]])
     for cast in (policy, policy.bfloat16(), policy.half(), policy.to(torch.bfloat16)):
-        got = cast["action"].denormalise(y, ZEROS)
+        got = cast["action"].denormalize(y, ZEROS)
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-7)
-        torch.testing.assert_close(cast["action"].normalise(got, ZEROS), y, atol=1e-4, rtol=0)
+        torch.testing.assert_close(cast["action"].normalize(got, ZEROS), y, atol=1e-4, rtol=0)
 
 
 def test_calvins_convention_needs_no_statistics():
     normalizer = one("calvin", statistics={})
-    got = normalizer.normalise(torch.tensor([[0.325, -0.65, 0.9, 0.0]]), ZEROS)
+    got = normalizer.normalize(torch.tensor([[0.325, -0.65, 0.9, 0.0]]), ZEROS)
     torch.testing.assert_close(got, torch.tensor([[0.5, -1.0, 1.0, -1.0]]))
-    torch.testing.assert_close(normalizer.denormalise(got, ZEROS), torch.tensor([[0.325, -0.65, 0.65, 0.0]]))
+    torch.testing.assert_close(normalizer.denormalize(got, ZEROS), torch.tensor([[0.325, -0.65, 0.65, 0.0]]))
 
 
 def test_an_open_gripper_is_plus_one_whichever_end_of_its_range_that_is():
@@ -118,13 +118,13 @@ def test_an_open_gripper_is_plus_one_whichever_end_of_its_range_that_is():
     normalizer = Normalizer(whole, [(closes, {}), (opens, {})], "calvin", what="action", clip=True)
     told = torch.tensor([[0.0], [1.0]])
     robots = torch.tensor([0, 1])
-    assert normalizer.normalise(told, robots).tolist() == [[1.0], [1.0]]
-    assert normalizer.normalise(1 - told, robots).tolist() == [[-1.0], [-1.0]]
-    torch.testing.assert_close(normalizer.denormalise(normalizer.normalise(told, robots), robots), told)
+    assert normalizer.normalize(told, robots).tolist() == [[1.0], [1.0]]
+    assert normalizer.normalize(1 - told, robots).tolist() == [[-1.0], [-1.0]]
+    torch.testing.assert_close(normalizer.denormalize(normalizer.normalize(told, robots), robots), told)
 
 
 def test_a_policy_learns_the_dims_that_vary_and_that_a_robot_has():
-    assert one("quantile").learnt.tolist() == [[True, True, False, True]]  # the third dim is constant
+    assert one("quantile").learned.tolist() == [[True, True, False, True]]  # the third dim is constant
     assert not one("quantile").learns_all
     assert one("calvin").learns_all
     two = Normalizer(
@@ -134,7 +134,7 @@ def test_a_policy_learns_the_dims_that_vary_and_that_a_robot_has():
         what="action",
         clip=True,
     )
-    assert two.learnt.tolist() == [[True] * 4, [True, True, True, False]]
+    assert two.learned.tolist() == [[True] * 4, [True, True, True, False]]
     assert not two.learns_all
 
 
@@ -146,10 +146,10 @@ def test_each_robot_by_its_own_statistics_and_what_it_lacks_is_zero():
     normalizer = Normalizer(whole, list(zip((arm, other), bounds, strict=True)), "minmax", what="action", clip=True)
     raw = torch.tensor([[1.0, 1.0, 9.0], [2.0, 4.0, 1.5]])[:, None].expand(2, 5, 3)  # (B, N, A)
     robots = torch.tensor([0, 1])
-    got = normalizer.normalise(raw, robots)
+    got = normalizer.normalize(raw, robots)
     assert got[:, 0].tolist() == [[1.0, 0.5, 0.0], [0.5, 0.5, 0.5]]
     assert normalizer.known.tolist() == [[True, True, False], [True, True, True]]
-    back = normalizer.denormalise(got, robots)
+    back = normalizer.denormalize(got, robots)
     assert back[:, 4].tolist() == [[1.0, 1.0, 0.0], [2.0, 4.0, 1.5]]
 
 
@@ -196,4 +196,4 @@ def test_an_older_checkpoint_acts_as_it_was_trained(tmp_path):
         ("meanstd", [0.2, 11.0, 1 + 5e-8, 0.3]),
     ):
         of = Normalizer(space, [(space, kept)], method, what="action", clip=True)
-        torch.testing.assert_close(of.denormalise(torch.ones(1, 1, 4), ZEROS)[0, 0], torch.tensor(expected))
+        torch.testing.assert_close(of.denormalize(torch.ones(1, 1, 4), ZEROS)[0, 0], torch.tensor(expected))

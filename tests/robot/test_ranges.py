@@ -30,9 +30,9 @@ def normalizer(rows: np.ndarray, method: str, clip: bool = True, space: ActionSp
 
 
 def there_and_back(of: Normalizer, rows: np.ndarray) -> np.ndarray:
-    y = of.normalise(torch.from_numpy(rows)[None], ROBOT)
+    y = of.normalize(torch.from_numpy(rows)[None], ROBOT)
     assert torch.isfinite(y).all()
-    return of.denormalise(y, ROBOT)[0].double().numpy()
+    return of.denormalize(y, ROBOT)[0].double().numpy()
 
 
 def rare(rng: np.random.Generator, share: float, far: float, noise: float) -> np.ndarray:
@@ -77,11 +77,11 @@ def test_rare_motion_can_be_commanded(kind: str, method: str, seed: int, exponen
 def test_a_constant_dim_is_its_constant_whatever_a_model_says(method: str, value: float, wrong: float):
     rows = np.stack([np.full(50, value), np.linspace(-1, 1, 50)], 1).astype(np.float32)
     of = normalizer(rows, method)
-    assert of.learnt.tolist() == [[False, True]]
-    assert of.denormalise(torch.full((1, 3, 2), wrong), ROBOT)[0, :, 0].tolist() == [rows[0, 0]] * 3
+    assert of.learned.tolist() == [[False, True]]
+    assert of.denormalize(torch.full((1, 3, 2), wrong), ROBOT)[0, :, 0].tolist() == [rows[0, 0]] * 3
     state = normalizer(rows, method, clip=False)
     near = torch.tensor([[value * 1.001 + 1e-3, 0.0]])
-    assert state.normalise(near, ROBOT)[0, 0] == 0  # noise of a sensor that never moved says nothing
+    assert state.normalize(near, ROBOT)[0, 0] == 0  # noise of a sensor that never moved says nothing
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -89,8 +89,8 @@ def test_a_constant_dim_is_its_constant_whatever_a_model_says(method: str, value
 def test_ranges_are_judged_by_their_own_scale(method: str, size: float):
     rows = (np.linspace(-1, 1, 501)[:, None] * size).astype(np.float32)
     of = normalizer(rows, method)
-    assert of.learnt.all()
-    assert of.normalise(torch.from_numpy(rows)[None], ROBOT).abs().max() >= 1
+    assert of.learned.all()
+    assert of.normalize(torch.from_numpy(rows)[None], ROBOT).abs().max() >= 1
     inside = np.quantile(rows, (0.01, 0.99)) if method == "quantile" else (-np.inf, np.inf)
     assert np.abs(there_and_back(of, rows) - np.clip(rows, *inside)).max() <= PRECISION * size
 
@@ -98,13 +98,13 @@ def test_ranges_are_judged_by_their_own_scale(method: str, size: float):
 def test_what_float32_cannot_tell_apart_is_constant():
     recorded = (1e6 + np.random.default_rng(0).uniform(-0.01, 0.01, (500, 1))).astype(np.float32)
     of = normalizer(recorded, "minmax")
-    assert not of.learnt.any()
+    assert not of.learned.any()
     assert np.abs(there_and_back(of, recorded) - recorded).max() <= PRECISION * 1e6
     [note] = notes(joints(1), describe(recorded), "minmax", "action")
     assert "never varies in this data (1e+06; float32 shows no differences below 0.48, so subtract an offset)" in note
     coarse = (1e6 + np.random.default_rng(0).uniform(-10, 10, (500, 1))).astype(np.float32)
     of = normalizer(coarse, "minmax")
-    assert of.learnt.all()
+    assert of.learned.all()
     assert np.abs(there_and_back(of, coarse) - coarse).max() <= 0.0625  # one float32 value
 
 
@@ -160,7 +160,7 @@ def test_a_spike_is_left_out_also_where_motion_is_one_level(noise: float):
 
 def test_a_dim_rests_also_if_its_last_digit_does_not():
     column = np.where(np.arange(20_000) % 2, np.float32(0.5), np.nextafter(np.float32(0.5), np.float32(1)))
-    assert normalizer(column[:, None].astype(np.float32), "quantile").learnt.tolist() == [[False]]
+    assert normalizer(column[:, None].astype(np.float32), "quantile").learned.tolist() == [[False]]
     column[[70, 71]] = 5.0
     assert quantile_range(column.astype(np.float64)) == (0.5, 5.0)
 
@@ -170,15 +170,15 @@ def test_dims_of_a_rotation_share_their_magnitude():
     rng = np.random.default_rng(0)
     rows = np.stack([rng.uniform(-1, 1, 300), rng.normal(0, 1e-17, 300), rng.uniform(-1, 1, 300)], 1).astype("f4")
     turn = ActionSpace(groups=(Group(name="turn", size=3, kind="rotation", rotation="axis_angle"),))
-    assert normalizer(rows, "minmax", space=turn).learnt.tolist() == [[True, False, True]]
-    assert normalizer(rows, "minmax").learnt.all()
+    assert normalizer(rows, "minmax", space=turn).learned.tolist() == [[True, False, True]]
+    assert normalizer(rows, "minmax").learned.all()
 
 
 def test_grippers_keep_their_declared_range_also_if_they_never_move():
     space = ActionSpace(groups=(Group(name="gripper", size=1, kind="gripper", low=0, high=100),))
     rows = np.full((50, 1), 100, np.float32)
     of = normalizer(rows, "quantile", space=space)
-    assert of.normalise(torch.tensor([[0.0], [100.0]])[None], ROBOT)[0, :, 0].tolist() == [-1, 1]
+    assert of.normalize(torch.tensor([[0.0], [100.0]])[None], ROBOT)[0, :, 0].tolist() == [-1, 1]
     assert notes(space, describe(rows), "quantile", "action") == [
         "action group 'gripper', dim 0: the gripper never moves in this data; it keeps its declared range"
     ]
@@ -208,7 +208,7 @@ def test_bins_return_every_dim_within_the_width_of_a_bin(kind: str):
     rng, size = np.random.default_rng(0), 64
     rows = np.stack([make(rng, 1.0) for make in DIMS.values()] + [np.full(STEPS, 0.1)], 1).astype(np.float32)
     of = normalizer(rows, "quantile")
-    chunks = of.normalise(torch.from_numpy(rows)[None], ROBOT)[0].unflatten(0, (-1, 4))  # (K, 4, A)
+    chunks = of.normalize(torch.from_numpy(rows)[None], ROBOT)[0].unflatten(0, (-1, 4))  # (K, 4, A)
     codec = BinsCodec(BinsCodec.Config(kind=kind, bins=size), 4, joints(rows.shape[1]))
     codec.fit(chunks)
     got, wrong = codec.decode(codec.encode(chunks))
@@ -216,7 +216,7 @@ def test_bins_return_every_dim_within_the_width_of_a_bin(kind: str):
     edges = torch.cat([codec.lower, torch.ones(len(codec.lower), 1)], 1)
     width = edges.diff(dim=1).max(1).values + 2 / size  # the last bin of `uniform` decodes as the one before it
     assert ((got - chunks).abs() <= width).all()
-    robot = of.denormalise(got.flatten(0, 1)[None], ROBOT)[0].numpy()
+    robot = of.denormalize(got.flatten(0, 1)[None], ROBOT)[0].numpy()
     assert (robot[:, -1] == np.float32(0.1)).all()
 
 
@@ -225,8 +225,8 @@ def test_a_dim_may_be_constant_for_one_robot_and_not_for_the_other():
     still = np.stack([rng.uniform(-1, 1, 100), np.full(100, 7.0)], 1)
     moving = rng.uniform(-2, 2, (100, 2))
     of = Normalizer(space, [(space, describe(r)) for r in (still, moving)], "minmax", what="action", clip=True)
-    assert of.learnt.tolist() == [[True, False], [True, True]]
-    back = of.denormalise(torch.ones(2, 3, 2), torch.tensor([0, 1]))
+    assert of.learned.tolist() == [[True, False], [True, True]]
+    back = of.denormalize(torch.ones(2, 3, 2), torch.tensor([0, 1]))
     assert back[0, 0, 1] == 7
     assert back[1, 0].tolist() == pytest.approx(moving.max(0).tolist())
 
@@ -234,11 +234,11 @@ def test_a_dim_may_be_constant_for_one_robot_and_not_for_the_other():
 def test_statistics_made_without_ranges_still_contain_what_rests():
     rows = np.where(np.arange(1000) % 100, 0, 100)[:, None]
     of = Normalizer(joints(1), [(joints(1), compute_statistics(rows))], "quantile", what="action", clip=True)
-    assert of.denormalise(torch.ones(1, 1, 1), ROBOT).item() == 100
+    assert of.denormalize(torch.ones(1, 1, 1), ROBOT).item() == 100
 
 
 def test_a_cast_of_the_model_does_not_round_the_range():
     rows = np.random.default_rng(0).uniform(0.123456, 0.654321, (300, 1))
     of = normalizer(rows, "minmax")
-    before = of.denormalise(torch.ones(1, 1, 1), ROBOT)
-    assert torch.equal(of.to(torch.bfloat16).denormalise(torch.ones(1, 1, 1), ROBOT), before)
+    before = of.denormalize(torch.ones(1, 1, 1), ROBOT)
+    assert torch.equal(of.to(torch.bfloat16).denormalize(torch.ones(1, 1, 1), ROBOT), before)

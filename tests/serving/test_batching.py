@@ -9,7 +9,7 @@ from anyvla.serving.batching import Batcher
 from tests import small
 
 
-def test_a_request_that_was_cancelled_before_its_turn_is_not_computed() -> None:
+def test_a_request_that_was_canceled_before_its_turn_is_not_computed() -> None:
     vla, data = small.policy(), small.batch(3, 1)
     seen: list[int] = []
     act = vla.act

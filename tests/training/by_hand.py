@@ -129,7 +129,7 @@ def part(batch: Batch, rows: slice) -> Batch:
 def distances(vla: VLA, batch: Batch, noise: torch.Generator) -> dict[str, Tensor] | Tensor:
     """Return the sum of the distances of each group of actions; of a flow decoder, the sum of all."""
     context, valid = vla.read(batch), batch.step_mask
-    target, there = vla.action.normalise(batch.actions, batch.robots)[valid], batch.action_mask[valid]
+    target, there = vla.action.normalize(batch.actions, batch.robots)[valid], batch.action_mask[valid]
     if vla.config.decoder.name == "flow":
         return vla.decoder.loss(context, target, there, noise).total
     off = (vla.decoder(context.vector).float() - target).abs() * there[..., None]

@@ -50,7 +50,7 @@ CHANGED: dict[str, Any] = {  # settings of a source
     "subset_seed": 1,
     "leave_out": [2],
 }
-OTHERS = {"format", "instruction", "unlabelled"}  # each has a test of its own below
+OTHERS = {"format", "instruction", "unlabeled"}  # each has a test of its own below
 
 
 def demonstration(length: int, seed: int, told: str) -> Episode:
@@ -110,7 +110,7 @@ def test_a_setting_of_a_source_changes_what_is_seen(key: str, root: Path) -> Non
 def test_a_source_says_what_to_do_with_episodes_that_have_no_instruction(root: Path) -> None:
     with pytest.raises(ValueError, match=r"1 of 2 episodes of .*silent have no instruction"):
         opened(root, path="silent")
-    assert opened(root, path="silent", unlabelled="drop")["lengths"] == [5]
+    assert opened(root, path="silent", unlabeled="drop")["lengths"] == [5]
     waved = opened(root, path="silent", instruction="wave")
     assert (waved["lengths"], waved["instruction"]) == ([5, 6], "wave")
     assert opened(root, instruction="wave")["instruction"] == "open it"

@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate, by numbers worked out on paper."""
+"""The optimizer and the learning rate, by numbers worked out on paper."""
 
 from __future__ import annotations
 

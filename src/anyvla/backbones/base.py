@@ -47,7 +47,7 @@ class Backbone(nn.Module, ABC):
     """A vision-language model as anyvla sees it.
 
     A subclass has a nested `Config` (a `STRICT` pydantic dataclass) and the constructor `Class(config, assets=None)`.
-    Without `assets` it loads or initialises its weights; with `assets`, a folder that `save_assets` wrote, it is built
+    Without `assets` it loads or initializes its weights; with `assets`, a folder that `save_assets` wrote, it is built
     without weights, which the caller then loads (a checkpoint's `model.safetensors`).
     """
 
@@ -68,7 +68,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, images: UInt8[Tensor, "M V H W 3"], instructions: Sequence[str]) -> Block:
-        """Tokenise M steps. Raises ValueError for images that are not uint8 (M, V, H, W, 3)."""
+        """Tokenize M steps. Raises ValueError for images that are not uint8 (M, V, H, W, 3)."""
 
     @abstractmethod
     def forward(

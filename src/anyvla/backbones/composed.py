@@ -1,6 +1,6 @@
 """Any vision tower before any causal language model of `transformers`: what a new backbone is written with.
 
-A subclass names the two models and how pixels are normalised; prompt, projector, positions, masks, cache, saving and
+A subclass names the two models and how pixels are normalized; prompt, projector, positions, masks, cache, saving and
 loading are here. `examples/add_a_backbone.py` is one, in 30 lines.
 """
 
@@ -68,7 +68,7 @@ class ComposedBackbone(TokenBackbone):
         raise NotImplementedError(f"{type(self).__name__} must say what its language model is: define language()")
 
     def features(self, pixels: Float[Tensor, "N 3 h w"]) -> Tensor:
-        """What the tower sees in normalised pixels: tokens (N, T, Dv), or a map (N, Dv, h, w)."""
+        """What the tower sees in normalized pixels: tokens (N, T, Dv), or a map (N, Dv, h, w)."""
         seen = self.tower(pixels)
         return getattr(seen, "last_hidden_state", seen)
 
@@ -141,7 +141,7 @@ class ComposedBackbone(TokenBackbone):
             describe(self.tower, Path(folder) / "vision")
 
     def train(self, mode: bool = True) -> Self:
-        """As any module, but batch norms keep their statistics: else a sample would depend on its neighbours."""
+        """As any module, but batch norms keep their statistics: else a sample would depend on its neighbors."""
         super().train(mode)
         for module in self.tower.modules():
             if isinstance(module, BATCH_NORMS):
@@ -246,7 +246,7 @@ def describe(model: Any, folder: Path) -> None:
 
 
 def rebuilt(folder: Path) -> Any:
-    """The model whose configuration `describe` wrote; its weights are not initialised."""
+    """The model whose configuration `describe` wrote; its weights are not initialized."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = (config.architectures or ("",))[0]
     made = getattr(transformers, name, None)

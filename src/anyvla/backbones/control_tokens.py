@@ -3,8 +3,8 @@
 A tokenizer takes `<eos>` or `<image>` anywhere in a text for a control token. transformers can switch that off for a
 whole text and for special tokens only, but a prompt needs its own control tokens, and added tokens that are not special
 (`<loc0001>`, `<tool_call>`) act all the same. So a text that holds such a string is cut inside of it, and its pieces
-are tokenised one after another (a tokenizer that marks the beginning of a text marks that of each piece). A text
-without any is one piece: it is tokenised as it always was.
+are tokenized one after another (a tokenizer that marks the beginning of a text marks that of each piece). A text
+without any is one piece: it is tokenized as it always was.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-_MARKED = re.compile(r"<[^<>\s][^<>\n]*>|\[[A-Z_]{2,}\d*\]|\|[A-Z_]+\|")  # how control tokens are spelt
+_MARKED = re.compile(r"<[^<>\s][^<>\n]*>|\[[A-Z_]{2,}\d*\]|\|[A-Z_]+\|")  # how control tokens are spelled
 _KNOWN: WeakKeyDictionary[Any, ControlTokens] = WeakKeyDictionary()  # reading a vocabulary takes a while
 
 

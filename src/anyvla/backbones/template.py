@@ -29,7 +29,7 @@ class Template:
         return " ".join((self.opening, self.before_image, self.row_end, self.after_image, self.text))
 
     def written(self, pieces: list[str], apart: bool) -> list[str]:
-        """Return the texts of a step that are tokenised one after another, for an instruction in pieces.
+        """Return the texts of a step that are tokenized one after another, for an instruction in pieces.
 
         `apart`: no piece is joined to the text around the instruction.
         """

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from anyvla.backbones import rereading
-from anyvla.backbones.adapting.adapt import add_lora, quantise, train_parts
+from anyvla.backbones.adapting.adapt import add_lora, quantize, train_parts
 from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.base import Backbone, Cache
 from anyvla.backbones.control_tokens import ControlTokens
@@ -94,7 +94,7 @@ class TokenBackbone(Backbone):
                 raise ValueError(f"{type(self).__name__} has no option {name}: leave it out")
         train_parts(self, options.train)
         if options.quantize is not None:
-            quantise(self, options.quantize)
+            quantize(self, options.quantize)
         if options.lora is not None:
             add_lora(self, options.lora, options.seed)
         self._trains_language = options.train.language and options.quantize is None and options.lora is None
@@ -141,11 +141,11 @@ class TokenBackbone(Backbone):
         """Run the model over the sequence, images included."""
 
     def prepare(self, images: UInt8[Tensor, "M V H W 3"], instructions: Sequence[str]) -> Block:
-        """Tokenise M steps. Raises ValueError for images that are not uint8 (M, V, H, W, 3), and text that is none."""
+        """Tokenize M steps. Raises ValueError for images that are not uint8 (M, V, H, W, 3), and text that is none."""
         if images.dtype != torch.uint8 or images.ndim != 5 or images.shape[-1] != 3:
             raise ValueError(
                 f"images must be uint8 (M, V, H, W, 3) with values 0..255, got {images.dtype} {tuple(images.shape)}; "
-                "give RGB frames as the camera does, channels last: the model scales and normalises them itself"
+                "give RGB frames as the camera does, channels last: the model scales and normalizes them itself"
             )
         if not images.shape[1]:
             raise ValueError(f"images of no camera, {tuple(images.shape)}: give those of one camera at least")
@@ -333,7 +333,7 @@ class TokenBackbone(Backbone):
             )
 
     def _in_one(self, texts: list[str], views: int) -> list[int]:
-        """A step tokenised as a whole: the tokens at the seams depend on what stands before and after them.
+        """A step tokenized as a whole: the tokens at the seams depend on what stands before and after them.
 
         Empty if the tokenizer does not read the image token where it is written.
         """

@@ -2,7 +2,7 @@
 
 Whoever sends a checkpoint chose its contents, and disks and downloads damage files. Every refusal is one ValueError
 that names the file and, where there is one, the key. What can be known only with the model at hand (names, shapes and
-kinds of weights) is checked by `anyvla.checkpoint.weights.load`, before the model's parameters change.
+kinds of weights) is checked by `anyvla.files.weights.load`, before the model's parameters change.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from anyvla.checkpoint import weights
 from anyvla.config import ConfigError, build
+from anyvla.files import weights
 from anyvla.files.documents import as_mapping, read_json, read_yaml
 from anyvla.files.inside import inside
 from anyvla.robot.embodiment import Embodiment

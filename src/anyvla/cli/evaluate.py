@@ -24,7 +24,7 @@ Any key of the section evaluation can be set, and any setting of the benchmark:
   --episodes 50 --conditions '[told, swapped, told+light=dim]' --execute 4 --environment.render native
 Without --conditions: the recipe's on its own benchmark, else told, swapped, unrelated, as a score says little of a
 policy that may not use its words; --conditions '[told]' for the score alone.
-Sets of conditions: language, generalisation, correction, latency (docs/conditions.md).
+Sets of conditions: language, generalization, correction, latency (docs/conditions.md).
 """
 
 
@@ -85,11 +85,11 @@ def main(argv: list[str]) -> int:
     )
     from anyvla.cli.summary import table
     from anyvla.evaluation.results import read_results
-    from anyvla.evaluation.statistics import summarise
+    from anyvla.evaluation.statistics import summarize
     from anyvla.report.evaluation import write_evaluation_page
 
     page = write_evaluation_page(folder)
-    summary = summarise(read_results(folder / "results.jsonl"))
+    summary = summarize(read_results(folder / "results.jsonl"))
     if options.json:
         print(json.dumps(summary.to_dict()))
         return 0

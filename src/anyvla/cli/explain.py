@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from anyvla.robot.embodiment import Embodiment
 
 CHUNKS = 256  # made up, for a codec that was not fitted yet
-COLOURS = {
+COLORS = {
     "start": "white",
     "image": "blue",
     "text": "magenta",
@@ -201,7 +201,7 @@ def layout(e: Explanation) -> list[Text]:
         for group in e.groups:
             if group.step == held or (group.step < 0 and (step == 0 or e.sequences > 1)):
                 words = f"{group.label} {group.places}"
-                line.append(f"({words})" if group.kind == "suffix" else f"[{words}]", COLOURS[group.kind])
+                line.append(f"({words})" if group.kind == "suffix" else f"[{words}]", COLORS[group.kind])
         lines.append(line)
     return lines
 
@@ -219,6 +219,6 @@ def picture(e: Explanation) -> list[Text]:
         for column in shown:
             share = e.sees[row, column]
             mark = "·" if share == 0 else "█" if share >= 1 else "▒"
-            line.append(mark * 2, COLOURS[e.groups[column].kind] if share else "dim")
+            line.append(mark * 2, COLORS[e.groups[column].kind] if share else "dim")
         lines.append(line)
     return lines

@@ -21,7 +21,7 @@ from anyvla.robot.embodiment import Embodiment
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say which data set."""
     parser.add_argument("path", help="a folder or file of any format, or the id of a LeRobot data set on the hub")
-    parser.add_argument("--format", help="its format, where it is not recognised; or options: '{name: calvin, ...}'")
+    parser.add_argument("--format", help="its format, where it is not recognized; or options: '{name: calvin, ...}'")
     parser.add_argument(
         "--source",
         type=Path,
@@ -71,7 +71,7 @@ def viewed(options: argparse.Namespace) -> EpisodeDataset:
 
 
 def _keys(options: argparse.Namespace) -> dict[str, Any]:
-    keys: dict[str, Any] = {"unlabelled": "keep"}
+    keys: dict[str, Any] = {"unlabeled": "keep"}
     if options.source is not None:
         keys |= read_source(options.source)
     if options.format is not None:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     from anyvla.cli.evaluate import evaluate
     from anyvla.cli.train import train
     from anyvla.evaluation.results import read_results
-    from anyvla.evaluation.statistics import summarise
+    from anyvla.evaluation.statistics import summarize
     from anyvla.report.page import write_report
     from anyvla.training.launchers import check_one_process
 
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
                 stage()
             peak = max(peak, measured.peak_memory_gb)
         page = write_report(run)  # once more: the stages and their times are complete only now
-    summary: dict[str, Any] = summarise(read_results(run / "eval" / "results.jsonl")).to_dict()
+    summary: dict[str, Any] = summarize(read_results(run / "eval" / "results.jsonl")).to_dict()
     minutes = (time.perf_counter() - begin) / 60
     if options.json:
         print(json.dumps(summary | {"minutes": minutes, "peak_memory_gb": peak, "report": str(page)}))

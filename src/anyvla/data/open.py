@@ -1,4 +1,4 @@
-"""Opens a data set of any format: recognised by what lies in its folder, or named."""
+"""Opens a data set of any format: recognized by what lies in its folder, or named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Format(Protocol):
     Config: type  # a config dataclass: the options of reading (split, keys, ...); all of them have defaults
 
     @staticmethod
-    def recognises(root: Path) -> bool:
+    def recognizes(root: Path) -> bool:
         """Whether a path looks like a data set of this format, by names of files only; no other format may say so."""
 
     def __call__(self, config: Any, root: Path, embodiment: Embodiment | None = None) -> EpisodeDataset:
@@ -26,11 +26,11 @@ class Format(Protocol):
         """
 
 
-def recognise(root: Path) -> str:
+def recognize(root: Path) -> str:
     """The name of the format of what lies at `root`. Raises ValueError if none knows it."""
     if not root.exists():
         raise ValueError(f"there is no data set at {root}: no such file or folder")
-    found = [name for name in formats if formats[name].recognises(root)]
+    found = [name for name in formats if formats[name].recognizes(root)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -48,7 +48,7 @@ def open_dataset(
 ) -> EpisodeDataset:
     """Open a data set at a path, or a LeRobot data set of the hub by its id (`"lerobot/pusht"`).
 
-    `format`: None recognises it. Raises ValueError that says what is wrong with the data set and the way out.
+    `format`: None recognizes it. Raises ValueError that says what is wrong with the data set and the way out.
     """
     root = Path(path)
     if not root.exists() and _is_hub_id(str(path)):
@@ -56,7 +56,7 @@ def open_dataset(
 
         root = download(str(path))
     if format is None:
-        format = recognise(root)
+        format = recognize(root)
     if isinstance(format, str):
         if format not in formats:
             raise ValueError(f"there is no format {format!r}: {nearest(format, formats)}")

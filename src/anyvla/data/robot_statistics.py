@@ -1,4 +1,4 @@
-"""Statistics of the numbers of whole data sets, as normalisation reads them: one pass, kept by fingerprint.
+"""Statistics of the numbers of whole data sets, as normalization reads them: one pass, kept by fingerprint.
 
 Statistics are kept under the fingerprint of their data, which changes with every edit that `fingerprints` can see.
 """

@@ -1,4 +1,4 @@
-"""Statistics of the numbers of a dataset, exact: what normalisation reads and what `meta/stats.json` holds.
+"""Statistics of the numbers of a dataset, exact: what normalization reads and what `meta/stats.json` holds.
 
 Vectors are described per dim from all their rows; images per channel from 256-bin histograms, which add up over
 episodes and so give exact minima, means and quantiles without keeping a frame.

@@ -2,7 +2,7 @@
 
 Three layouts are read in place: LLaVA's JSON (arXiv 2304.08485), captions (one text file beside each picture, or
 COCO's `captions_*.json`, arXiv 1504.00325), and a plain `questions.jsonl`. All give the same lazy `VQAExample`;
-`open_vqa` recognises which.
+`open_vqa` recognizes which.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class VQADataset:
 
 
 def open_vqa(path: Path | str, pictures: Path | str | None = None) -> VQADataset:
-    """Open a folder or a file of vision-language data; its layout is recognised by names and first keys.
+    """Open a folder or a file of vision-language data; its layout is recognized by names and first keys.
 
     - `*.json` that holds a list of `{"image": ..., "conversations": [...]}`: LLaVA
     - `questions.jsonl`: one `{"image", "question", "answer"}` a line

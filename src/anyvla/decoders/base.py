@@ -28,7 +28,7 @@ Kind = Literal["continuous", "tokens"]
 
 @dataclass(frozen=True)
 class Loss:
-    """`value` is what to minimise. Over several parts of a batch, add totals and counts before dividing: padding then
+    """`value` is what to minimize. Over several parts of a batch, add totals and counts before dividing: padding then
     never contributes, and how a batch is split changes nothing.
     """
 
@@ -95,13 +95,13 @@ class Decoder(nn.Module, ABC):
         mask: Bool[Tensor, "M N"],
         generator: torch.Generator | None = None,
     ) -> Loss:
-        """Compare with normalised actions at `context.elements(mask)`; elsewhere they are 0. `generator` (CPU): of
+        """Compare with normalized actions at `context.elements(mask)`; elsewhere they are 0. `generator` (CPU): of
         noise and times, if any.
         """
 
     @abstractmethod
     def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
-        """A normalised chunk a step. `generators`: one a step, on the CPU, so that a step's noise depends neither on
+        """A normalized chunk a step. `generators`: one a step, on the CPU, so that a step's noise depends neither on
         its batch nor on the device; None: PyTorch's own.
         """
 
@@ -122,10 +122,10 @@ def token_loss(logits: Float[Tensor, "M T V"], tokens: Int64[Tensor, "M T"], ele
 
     For codecs with one token per action element (bins) that is the mean over all tokens.
     """
-    learnt = tokens >= 0
+    learned = tokens >= 0
     each = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), ignore_index=-1, reduction="none")
-    chunk = each.view_as(tokens).sum(1) / learnt.sum(1).clamp(min=1)  # (M,)
+    chunk = each.view_as(tokens).sum(1) / learned.sum(1).clamp(min=1)  # (M,)
     weight = elements.sum((1, 2)).to(chunk.dtype)
-    right = ((logits.argmax(-1) == tokens) & learnt).sum() / learnt.sum().clamp(min=1)
-    mean = (each.sum() / learnt.sum().clamp(min=1)).detach()
+    right = ((logits.argmax(-1) == tokens) & learned).sum() / learned.sum().clamp(min=1)
+    mean = (each.sum() / learned.sum().clamp(min=1)).detach()
     return Loss((chunk * weight).sum(), weight.sum(), {"tokens": mean, "accuracy": right.to(mean.dtype)})

@@ -44,7 +44,7 @@ class Denoiser(nn.Module):
     def __init__(self, sizes: Sizes, context: int, chunk: int, dims: int) -> None:
         super().__init__()
         width = sizes.width
-        # Hidden states of a VLM may be large: normalised, they leave the time audible.
+        # Hidden states of a VLM may be large: normalized, they leave the time audible.
         self.context = nn.Sequential(nn.Linear(context, width), nn.LayerNorm(width))
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.enter = nn.Linear(dims, width)

@@ -1,4 +1,4 @@
-"""Flow matching on the context: chunks are reached from noise along a learnt velocity (arXiv 2210.02747; pi0's head,
+"""Flow matching on the context: chunks are reached from noise along a learned velocity (arXiv 2210.02747; pi0's head,
 arXiv 2410.24164, without the expert). The observation is read once a chunk; only a small network runs at each step.
 """
 

@@ -19,7 +19,7 @@ Times = Literal["beta", "uniform"]
 Method = Literal["euler", "heun"]
 
 ALPHA = 1.5  # of pi0's Beta(1.5, 1) (arXiv 2410.24164, appendix B): more times near the noise, where acting starts
-FIRST = 1e-3  # times lie in [FIRST, 1]: at t = 0 nothing is left to be learnt
+FIRST = 1e-3  # times lie in [FIRST, 1]: at t = 0 nothing is left to be learned
 
 
 def times(kind: Times, count: int, generator: torch.Generator | None = None) -> Float[Tensor, "M"]:
@@ -55,7 +55,7 @@ def integrate(
     """Follow `velocity(x, t)` from the noise at t = 1 to the actions at t = 0, in equal steps.
 
     euler: one call a step, error O(1 / steps). heun: two calls a step (the trapezoid rule), error O(1 / steps^2); but
-    one in the last step, as in EDM (arXiv 2206.00364, algorithm 1): at t = 0 no velocity was learnt, nor can be.
+    one in the last step, as in EDM (arXiv 2206.00364, algorithm 1): at t = 0 no velocity was learned, nor can be.
     """
     x, dt = noise.float(), -1 / steps
 

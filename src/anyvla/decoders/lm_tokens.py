@@ -1,7 +1,7 @@
 """Tokens written by the backbone itself: actions are words (RT-2, arXiv 2307.15818; OpenVLA, arXiv 2406.09246).
 
 After the tokens of a step stands a suffix: the context first (it holds the readouts, and what the head knows besides),
-then either the tokens written so far, each of which predicts the next, or T learnt places that see each other and are
+then either the tokens written so far, each of which predicts the next, or T learned places that see each other and are
 read at once (OpenVLA-OFT, arXiv 2502.19645).
 """
 
@@ -69,7 +69,7 @@ class LMTokensDecoder(TokenDecoder):
     def logits(self, context: Context, tokens: Int64[Tensor, "M T"]) -> Float[Tensor, "M T E"]:
         if self.places is not None:
             return self._at_once(context)
-        earlier = self.words.embed(tokens[:, :-1].clamp(min=0))  # nothing is learnt after a -1
+        earlier = self.words.embed(tokens[:, :-1].clamp(min=0))  # nothing is learned after a -1
         suffix = torch.cat([self.enter(context.vector)[:, None], earlier], 1)  # (M, T, D)
         return self.words.score(_continuation(context).read(suffix, causal=True))
 

@@ -52,7 +52,7 @@ class TokenDecoder(Decoder):
         """Symbols, chosen by `choose`; `chance` holds the random number of each place, None: the likeliest."""
 
     def targets(self, actions: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"]) -> Int64[Tensor, "M T"]:
-        """The tokens to write; after them the end token, if the codec's chunks end; -1 where nothing is learnt."""
+        """The tokens to write; after them the end token, if the codec's chunks end; -1 where nothing is learned."""
         tokens = self.codec.encode(actions, mask)
         if not self.codec.ends:
             return tokens
@@ -88,7 +88,7 @@ class TokenDecoder(Decoder):
     def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
         """The chunk that was written, or the codec's nearest defined one. At temperature 0 it has no randomness."""
         chance = None
-        if self.temperature:  # all at once: how far a neighbour writes must not change what a generator gives next
+        if self.temperature:  # all at once: how far a neighbor writes must not change what a generator gives next
             chance = uniform(self.length, generators, context.vector)
         chunk, wrong = self.codec.decode(self.write(context, chance))
         self._count(int(wrong.sum()))

@@ -1,7 +1,7 @@
 """Tokens from the context: a small causal transformer of its own writes the chunk, one token after another.
 
 It makes discrete actions possible wherever the context comes from, a policy head's too, with any backbone. Places are
-those of a GPT (Radford et al., 2019; pre-norm, learnt positions): the context first, then the tokens written so far.
+those of a GPT (Radford et al., 2019; pre-norm, learned positions): the context first, then the tokens written so far.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TokensDecoder(TokenDecoder):
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def logits(self, context: Context, tokens: Int64[Tensor, "M T"]) -> Float[Tensor, "M T E"]:
-        earlier = self.embedding(tokens[:, :-1].clamp(min=0))  # nothing is learnt after a -1
+        earlier = self.embedding(tokens[:, :-1].clamp(min=0))  # nothing is learned after a -1
         x = torch.cat([self.enter(context.vector)[:, None], earlier], 1) + self.position
         return self._score(x, [None] * len(self.layers))
 

@@ -160,7 +160,7 @@ def _collect(
                         f"the expert of {made.task} failed {len(failed[made.task])} times: less noise may help, "
                         f"as in --collect.noise '[0.0]' (now {list(config.noise)})"
                     )
-    writer.finalise()
+    writer.finalize()
 
 
 def _settings(config: CollectConfig) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from anyvla.limits import COUNT, PROCESSES, SEED
 from anyvla.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
-    from anyvla.demonstrations.metaworld_scene import SceneLabeller
+    from anyvla.demonstrations.metaworld_scene import SceneLabeler
 
 BENCHMARKS = ("metaworld/half-open",)
 COMMONEST = 1.5  # no answer comes up more often than this many times the mean of its question's answers
@@ -52,7 +52,7 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         if self.benchmark not in BENCHMARKS:
-            raise ValueError(f"frames of {self.benchmark!r} cannot be labelled; of these they can: {BENCHMARKS[0]}")
+            raise ValueError(f"frames of {self.benchmark!r} cannot be labeled; of these they can: {BENCHMARKS[0]}")
 
 
 def label(
@@ -111,7 +111,7 @@ def _check_same(path: Path, settings: Mapping[str, Any], root: Path) -> None:
 
 @plain_dataclass
 class _Worker:
-    labeller: SceneLabeller
+    labeler: SceneLabeler
     config: LabelConfig
     root: Path
 
@@ -122,9 +122,9 @@ _worker: _Worker | None = None
 def _start_worker(config: LabelConfig, root: Path) -> None:
     global _worker
     prepare_worker()
-    from anyvla.demonstrations.metaworld_scene import SceneLabeller
+    from anyvla.demonstrations.metaworld_scene import SceneLabeler
 
-    _worker = _Worker(SceneLabeller(config.size), config, root)
+    _worker = _Worker(SceneLabeler(config.size), config, root)
 
 
 def _make(number: int) -> None:
@@ -139,7 +139,7 @@ def _make(number: int) -> None:
     w = _worker
     rng = np.random.default_rng((w.config.seed, number))
     held_out = bool(rng.random() < w.config.held_out)
-    pixels, labels = w.labeller.frame(list(SCENES)[number % len(SCENES)], rng)
+    pixels, labels = w.labeler.frame(list(SCENES)[number % len(SCENES)], rng)
     file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     write(w.root / "images" / f"{number:06d}.png", file.getvalue())

@@ -1,7 +1,7 @@
-"""What can be seen in a frame of Meta-World, by ground truth: names, places, colours, how far a joint is open.
+"""What can be seen in a frame of Meta-World, by ground truth: names, places, colors, how far a joint is open.
 
 Places come from an identity rendering (which geom each pixel shows), the gripper's from its projection through the
-camera. Poses, colours of objects and the part of the picture vary, so that no answer follows from the scene alone.
+camera. Poses, colors of objects and the part of the picture vary, so that no answer follows from the scene alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float64, Int32, Int64, UInt8
 from anyvla_sim.metaworld.benchmark import VIEWS, MetaWorld, MetaWorldEnvironment
 from anyvla_sim.rendering import HIDDEN, Renderer, View
 
-COLOURS = {
+COLORS = {
     "red": (0.75, 0.08, 0.08),
     "green": (0.15, 0.6, 0.2),
     "blue": (0.1, 0.25, 0.8),
@@ -45,7 +45,7 @@ class _Object:
 
     task: str  # any of the scene's
     parts: Mapping[str, _Part]
-    painted: tuple[str, ...]  # parts whose colour varies
+    painted: tuple[str, ...]  # parts whose color varies
     joint: str
     full: float  # the joint's position when it is wholly open (the button: pressed)
 
@@ -100,7 +100,7 @@ class Seen:
     area: float  # share of the pixels
     whole: bool  # the picture's edge does not cut it
     clear: float = 1.0  # share of it, as far as it lies in the picture, that the robot does not hide
-    colour: str | None = None  # one of COLOURS; None where it is not known by name
+    color: str | None = None  # one of COLORS; None where it is not known by name
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Labels:
     gripper: float  # opening, 0 closed to 1 open
 
 
-class SceneLabeller:
+class SceneLabeler:
     """Makes frames with labels, in the process that uses it."""
 
     def __init__(self, size: int = 128, render: str | None = None) -> None:
@@ -123,16 +123,16 @@ class SceneLabeller:
         self.size = size
 
     def frame(self, scene: str, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], Labels]:
-        """A random frame of `scene`: pose, joint, colours and view drawn from `rng`; equal draws, equal pixels."""
+        """A random frame of `scene`: pose, joint, colors and view drawn from `rng`; equal draws, equal pixels."""
         self.environment.reset(SCENES[scene].task, int(rng.integers(2**31)))
-        colours = self.paint(scene, rng)
+        colors = self.paint(scene, rng)
         self.set_joint(scene, _share(rng))
         action = np.append(rng.uniform(-1, 1, 3), rng.choice((-1.0, 1.0))).astype(np.float32)
         for _ in range(int(rng.integers(2, MOVES + 1))):
             self.environment.step(action)
         if scene == "button":  # its spring has brought it back
             self.set_joint(scene, float(rng.choice((0.0, 1.0))))
-        return self.look(scene, self.view(rng), colours)
+        return self.look(scene, self.view(rng), colors)
 
     def view(self, rng: np.random.Generator | None = None) -> View:
         """The corner camera, moved at random."""
@@ -143,16 +143,16 @@ class SceneLabeller:
         return replace(view, box=box, height=self.size, width=self.size)
 
     def paint(self, scene: str, rng: np.random.Generator) -> dict[str, str]:
-        """Give the painted parts different colours at random; returns the colour of each material."""
+        """Give the painted parts different colors at random; returns the color of each material."""
         model = self._sim.model
         parts = [SCENES[scene].parts[name] for name in SCENES[scene].painted]
-        names = rng.choice(list(COLOURS), len(parts), replace=False)
-        colours = {m: str(name) for part, name in zip(parts, names, strict=True) for m in part.materials}
-        for material, name in colours.items():
+        names = rng.choice(list(COLORS), len(parts), replace=False)
+        colors = {m: str(name) for part, name in zip(parts, names, strict=True) for m in part.materials}
+        for material, name in colors.items():
             number = model.material(material).id
-            model.mat_texid[number] = -1  # a texture would tint the colour
-            model.mat_rgba[number, :3] = COLOURS[name]
-        return colours
+            model.mat_texid[number] = -1  # a texture would tint the color
+            model.mat_rgba[number, :3] = COLORS[name]
+        return colors
 
     def set_joint(self, scene: str, share: float) -> None:
         """Open the scene's joint to a share of its way."""
@@ -162,8 +162,8 @@ class SceneLabeller:
         joint.qpos, joint.qvel = share * SCENES[scene].full, 0.0
         mujoco.mj_forward(self._sim.model, self._sim.data)
 
-    def look(self, scene: str, view: View, colours: Mapping[str, str]) -> tuple[UInt8[np.ndarray, "H W 3"], Labels]:
-        """The picture of now and what is seen in it. `colours`: of materials, as `paint` returns them."""
+    def look(self, scene: str, view: View, colors: Mapping[str, str]) -> tuple[UInt8[np.ndarray, "H W 3"], Labels]:
+        """The picture of now and what is seen in it. `colors`: of materials, as `paint` returns them."""
         model, data = self._sim.model, self._sim.data
         renderer = self._benchmark.renderer("half-open", scene, model)
         pixels = renderer.draw(model, data, view)
@@ -178,7 +178,7 @@ class SceneLabeller:
         things: dict[str, Seen] = {}
         for name, part in SCENES[scene].parts.items():
             geoms = self.geoms(part)
-            seen = _seen(np.isin(ids, geoms), np.isin(behind, geoms), colours.get(part.materials[0]))
+            seen = _seen(np.isin(ids, geoms), np.isin(behind, geoms), colors.get(part.materials[0]))
             if seen is not None:
                 things[name] = seen
         shown = np.isin(ids, pads)
@@ -220,7 +220,7 @@ def _share(rng: np.random.Generator) -> float:
     return float(rng.uniform(low, high))
 
 
-def _seen(mask: Bool[np.ndarray, "H W"], unhidden: Bool[np.ndarray, "H W"], colour: str | None) -> Seen | None:
+def _seen(mask: Bool[np.ndarray, "H W"], unhidden: Bool[np.ndarray, "H W"], color: str | None) -> Seen | None:
     """`unhidden`: where it would show without the robot; `mask` lies within."""
     if not mask.any():
         return None
@@ -228,7 +228,7 @@ def _seen(mask: Bool[np.ndarray, "H W"], unhidden: Bool[np.ndarray, "H W"], colo
     height, width = mask.shape
     edge = unhidden[0].any() or unhidden[-1].any() or unhidden[:, 0].any() or unhidden[:, -1].any()
     x, y = (columns.mean() + 0.5) / width, (rows.mean() + 0.5) / height
-    return Seen(float(x), float(y), float(mask.mean()), not edge, float(mask.sum() / unhidden.sum()), colour)
+    return Seen(float(x), float(y), float(mask.mean()), not edge, float(mask.sum() / unhidden.sum()), color)
 
 
 def project(model: Any, data: Any, view: View, points: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 2"]:

@@ -1,4 +1,4 @@
-"""What can be asked about a labelled frame, in several phrasings; only where the picture alone tells the answer."""
+"""What can be asked about a labeled frame, in several phrasings; only where the picture alone tells the answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PHRASES = {
     "what": ("What stands on the table?", "Which object is on the table?", "Name the object on the table."),
     "where": ("Where in the picture is the {0}?", "In which part of the picture is the {0}?"),
     "point": ("Point to the {0}.", "Give the position of the {0} in percent of width and height."),
-    "colour": ("What colour is the {0}?", "Which colour does the {0} have?", "Name the colour of the {0}."),
+    "color": ("What color is the {0}?", "Which color does the {0} have?", "Name the color of the {0}."),
     "side": ("Is the {0} left or right of the {1}?", "On which side of the {1} is the {0}, left or right?"),
     "height": ("Is the {0} above or below the {1} in the picture?", "Does the {0} appear above or below the {1}?"),
     "state": ("Is the {0} open, half open or closed?", "In which state is the {0}: open, half open or closed?"),
@@ -41,7 +41,7 @@ PHRASES = {
 class Question:
     """One turn."""
 
-    kind: str  # "colour of the drawer": answers are balanced within a kind
+    kind: str  # "color of the drawer": answers are balanced within a kind
     question: str
     answer: str
 
@@ -67,8 +67,8 @@ def _possible(labels: Labels, rng: np.random.Generator) -> Iterator[tuple[str, t
         others = [scene for scene in _MAIN if scene != labels.scene]
         yield "exists", (labels.scene if here else str(rng.choice(others)),), "yes" if here else "no"
     for name, seen in shown.items():
-        if seen.colour is not None:
-            yield "colour", (name,), seen.colour
+        if seen.color is not None:
+            yield "color", (name,), seen.color
         told = seen.whole and seen.clear >= CLEAR
         if told or name == "gripper":
             yield "where", (name,), place(seen.x, seen.y)
@@ -96,5 +96,5 @@ def _possible(labels: Labels, rng: np.random.Generator) -> Iterator[tuple[str, t
 def place(x: float, y: float) -> str:
     """The ninth of the picture in words."""
     row = ("top", "middle", "bottom")[min(int(3 * y), 2)]
-    column = ("left", "centre", "right")[min(int(3 * x), 2)]
-    return "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"
+    column = ("left", "center", "right")[min(int(3 * x), 2)]
+    return "center" if (row, column) == ("middle", "center") else f"{row} {column}"

@@ -19,7 +19,7 @@ from anyvla_sim.base import Benchmark
 LANGUAGES = ("told", "paraphrased", "swapped", "unrelated", "empty")
 DELAYS = (0, 1, 2, 4, 8)  # of the set `latency`, in actions
 MOMENTS = (10, 30)  # of the set `correction`, in actions
-SETS = ("language", "generalisation", "correction", "latency")
+SETS = ("language", "generalization", "correction", "latency")
 ORIGINAL = "original"  # the scene as the benchmark has it
 
 
@@ -105,7 +105,7 @@ def _set(name: str, benchmark: Benchmark) -> list[Condition]:
         return [Condition(language) for language in LANGUAGES]
     if name == "latency":
         return [Condition(delay=delay) for delay in DELAYS]
-    if name == "generalisation":
+    if name == "generalization":
         levels = [(factor, level) for factor, levels in benchmark.factors.items() for level in levels]
         return [Condition(), *(Condition(factors=(level,)) for level in levels)]
     disturbances = [(kind, moment) for kind in benchmark.disturbances for moment in MOMENTS]

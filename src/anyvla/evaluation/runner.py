@@ -40,7 +40,7 @@ TRIES = 2  # of an episode whose simulator fails
 
 
 def checkpoint_hash(checkpoint: Path) -> str:
-    """A short hash of all that a checkpoint's behaviour depends on: weights, statistics, configuration."""
+    """A short hash of all that a checkpoint's behavior depends on: weights, statistics, configuration."""
     digest = hashlib.sha256()
     for name in ("model.safetensors", "statistics.json", "embodiments.json", "config.yaml"):
         with (checkpoint / name).open("rb") as file:

@@ -15,7 +15,7 @@ from anyvla.evaluation.conditions import LANGUAGES, Condition, parse
 from anyvla.evaluation.intervals import Interval, bootstrap_mean, mean_of, wilson
 from anyvla.evaluation.results import EpisodeResult
 
-__all__ = ["Interval", "Summary", "summarise", "wilson"]
+__all__ = ["Interval", "Summary", "summarize", "wilson"]
 
 
 @dataclass(frozen=True)
@@ -146,18 +146,18 @@ class Summary:
         }
 
 
-def summarise(results: Sequence[EpisodeResult], confidence: float = 0.95) -> Summary:
+def summarize(results: Sequence[EpisodeResult], confidence: float = 0.95) -> Summary:
     """Count the episodes of one checkpoint on one benchmark.
 
     Raises ValueError when there are none, when checkpoints or benchmarks are mixed, and when an episode is there twice
     (its weight would narrow the interval falsely).
     """
     if not results:
-        raise ValueError("there are no results to summarise; `anyvla eval` makes them")
+        raise ValueError("there are no results to summarize; `anyvla eval` makes them")
     for what in ("checkpoint", "benchmark"):
         given = sorted({getattr(r, what) for r in results})
         if len(given) > 1:
-            raise ValueError(f"the results mix {len(given)} {what}s ({', '.join(given)}): summarise one at a time")
+            raise ValueError(f"the results mix {len(given)} {what}s ({', '.join(given)}): summarize one at a time")
     seen: set[str] = set()
     for r in results:
         if r.key in seen:

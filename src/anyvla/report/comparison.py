@@ -14,7 +14,7 @@ from anyvla.config import ConfigError
 from anyvla.evaluation.comparison import FEWEST, Comparison, compare_many
 from anyvla.evaluation.intervals import Interval
 from anyvla.evaluation.results import EpisodeResult, read_results
-from anyvla.evaluation.statistics import summarise
+from anyvla.evaluation.statistics import summarize
 from anyvla.report import plots
 from anyvla.report.published import statements
 from anyvla.report.template import environment, style, write_page
@@ -117,7 +117,7 @@ def _block(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> Bl
         return None
     rates = {}
     for name, own in shared.items():
-        found = summarise(own).conditions[condition].success
+        found = summarize(own).conditions[condition].success
         assert found is not None  # errors are left out
         rates[name] = found.overall
     compared = compare_many(shared) if count >= FEWEST else {}
@@ -143,7 +143,7 @@ def _tasks(shared: Mapping[str, Sequence[EpisodeResult]]) -> dict[str, dict[str,
     """By task, then by evaluation; empty for chains, which have no tasks of their own."""
     found: dict[str, dict[str, Interval]] = {}
     for name, own in shared.items():
-        for played in summarise(own).conditions.values():
+        for played in summarize(own).conditions.values():
             rates = played.success if played.chains is None else None
             for task, interval in (rates.tasks if rates else {}).items():
                 found.setdefault(task, {})[name] = interval

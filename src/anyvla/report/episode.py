@@ -22,7 +22,7 @@ from anyvla.robot.space import ActionSpace
 
 _WIDTH, _HEIGHT, _PAD = 640, 120, 6
 _BLOCK = 64  # frames in memory at once
-_COLOURS = 7  # c0 .. c6 of the style sheet
+_COLORS = 7  # c0 .. c6 of the style sheet
 
 
 def write_episode(dataset: EpisodeDataset, index: int, folder: Path) -> Path:
@@ -104,7 +104,7 @@ def plot(rows: np.ndarray, times: np.ndarray, label: str) -> Markup:
                 continue
             path.append(f"{pen}{px:.1f} {py:.1f}")
             pen = "L"
-        lines.append(f'<path class="c{dim % _COLOURS}" d="{"".join(path)}"/>')
+        lines.append(f'<path class="c{dim % _COLORS}" d="{"".join(path)}"/>')
     zero = _HEIGHT - _PAD - (0 - low) / (high - low) * (_HEIGHT - 2 * _PAD)
     axis = f'<line class="zero" x1="0" x2="{_WIDTH}" y1="{zero:.1f}" y2="{zero:.1f}"/>' if low < 0 < high else ""
     return Markup(

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.intervals import Interval
 from anyvla.evaluation.results import EpisodeResult, read_results
-from anyvla.evaluation.statistics import Played, Rates, Summary, delays, summarise
+from anyvla.evaluation.statistics import Played, Rates, Summary, delays, summarize
 from anyvla.report import plots
 from anyvla.report.published import Fit, Published, fit, published_for, statements
 from anyvla.report.run import read_clips
@@ -62,7 +62,7 @@ def write_evaluation_page(folder: Path, page: Path | None = None) -> Path:
     """
     page = page or folder / "index.html"
     results = read_results(folder / "results.jsonl")
-    context = _context(folder, results, summarise(results))
+    context = _context(folder, results, summarize(results))
     return write_page(page, environment().get_template("evaluation.html.j2").render(context))
 
 

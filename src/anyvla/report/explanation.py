@@ -242,7 +242,7 @@ def visible(vla: VLA, sequence: TokenSequence) -> Bool[np.ndarray, "S L L"]:
 
 
 def _grouped(places: Sequence[Group], seen: Bool[np.ndarray, "L L"]) -> tuple[list[Group], Float[np.ndarray, "G G"]]:
-    """Neighbours that hold the same as one group, and the share of pairs that see each other."""
+    """Neighbors that hold the same as one group, and the share of pairs that see each other."""
     groups = [replace(group, places=len(list(members))) for group, members in groupby(places)]
     shares = _shares([g.places for g in groups])
     return groups, (shares.T @ seen[: len(places), : len(places)] @ shares).round(6)
@@ -255,7 +255,7 @@ def suffix_of(vla: VLA, context: Context, batch: Batch) -> Bool[np.ndarray, "T T
     watched = Context(context.vector, Watched(**given))
     assert isinstance(watched.continuation, Watched)
     if "keys_values" not in vla.decoder.needs:  # it reads with the backbone
-        actions = vla.action.normalise(batch.actions, batch.robots)[batch.step_mask]
+        actions = vla.action.normalize(batch.actions, batch.robots)[batch.step_mask]
         mask = batch.action_mask[batch.step_mask]
         vla.decoder.loss(watched, actions, mask, torch.Generator().manual_seed(0))
         return watched.continuation.seen_apart[0].cpu().numpy()

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from anyvla.report.video import FAILURE, NEUTRAL, SUCCESS, Mark, caption
 
 # Of the dimensions, in turn; told apart on dark ground, as the pages' plots are.
-COLOURS = ("#6ea3ff", "#ff9a62", "#6ad79c", "#c79bff", "#f0c366", "#67d4e8", "#ff8ac0")
+COLORS = ("#6ea3ff", "#ff9a62", "#6ad79c", "#c79bff", "#f0c366", "#67d4e8", "#ff8ac0")
 GROUND, FADED, EDGE = "#14181f", "#39414f", "#f4f6f9"
 SCALE = 2  # drawn larger and made smaller: Pillow's lines have no smooth edges
 
@@ -51,9 +51,9 @@ def overlay(
     where = [] if step is None else [f"step {step}"]  # first: long names of tasks are cut
     if task and task != text:
         where.append(task)
-    colour = NEUTRAL if success is None else SUCCESS if success else FAILURE
+    color = NEUTRAL if success is None else SUCCESS if success else FAILURE
     mark: Mark | None = None if success is None else "tick" if success else "cross"
-    shown = caption(frame, text, colour, mark, detail=", ".join(where))
+    shown = caption(frame, text, color, mark, detail=", ".join(where))
     if limits is None:
         return shown
     key = None if chunk is None else (np.ascontiguousarray(chunk, np.float32).tobytes(), len(chunk))
@@ -108,9 +108,9 @@ def _draw(draw: ImageDraw.ImageDraw, chunk: np.ndarray, executed: int, low: np.n
         # An action lasts for one step: its value is a level, as it is sent to the robot.
         for i in range(count):
             x = edge + i * step
-            colour = FADED if i < executed else COLOURS[dim % len(COLOURS)]
-            draw.line([(x, y[i, dim]), (x + step, y[i, dim])], fill=colour, width=stroke)
+            color = FADED if i < executed else COLORS[dim % len(COLORS)]
+            draw.line([(x, y[i, dim]), (x + step, y[i, dim])], fill=color, width=stroke)
             if i + 1 < count:
-                draw.line([(x + step, y[i, dim]), (x + step, y[i + 1, dim])], fill=colour, width=max(1, stroke // 2))
+                draw.line([(x + step, y[i, dim]), (x + step, y[i + 1, dim])], fill=color, width=max(1, stroke // 2))
     now = edge + executed * step
     draw.line([(now, edge // 2), (now, bottom - edge // 2)], fill=EDGE, width=max(SCALE, stroke // 2))

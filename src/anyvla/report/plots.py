@@ -1,6 +1,6 @@
 """The few plots of the page, drawn as inline SVG: interval bars for table cells and curves over training steps.
 
-Each takes its colours from the page's style sheet, so light and dark need no second drawing, and a whole page of them
+Each takes its colors from the page's style sheet, so light and dark need no second drawing, and a whole page of them
 is smaller than a thousandth of a plotting library that would have to travel with it.
 """
 
@@ -39,7 +39,7 @@ def span(interval: Interval) -> str:
 def interval_bar(interval: Interval, label: str, kind: str = "told", counted: bool = True) -> Markup:
     """A bar from 0 to 100 % with the interval as a whisker, as wide as the cell it stands in.
 
-    `kind` is a class of the style sheet and gives the colour; `label` is read aloud in place of the drawing. `counted`:
+    `kind` is a class of the style sheet and gives the color; `label` is read aloud in place of the drawing. `counted`:
     whether the value is a share of episodes, not a mean of shares.
     """
     value, low, high = (f"{100 * v:.2f}%" for v in (interval.value, interval.low, interval.high))
@@ -166,7 +166,7 @@ def curve(steps: Sequence[float], values: Sequence[float], label: str, log: bool
 
 
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Neighbours averaged so that at most POINTS remain."""
+    """Neighbors averaged so that at most POINTS remain."""
     size = math.ceil(len(points) / POINTS) or 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(s for s, _ in g) / len(g), sum(v for _, v in g) / len(g)) for g in groups]

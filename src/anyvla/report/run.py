@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anyvla.evaluation.results import EpisodeResult, json_lines, read_results
-from anyvla.evaluation.statistics import Summary, summarise
+from anyvla.evaluation.statistics import Summary, summarize
 from anyvla.files.documents import as_mapping, parse_yaml, read_json
 
 
@@ -89,7 +89,7 @@ def read_run(root: Path) -> Run:
         recipe_text=recipe_text,
         log=_log(root / "train" / "log.jsonl"),
         results=results,
-        summary=summarise(results) if results else None,
+        summary=summarize(results) if results else None,
         clips=read_clips(root / "eval" / "videos"),
         stages=_stages(root / "stages.jsonl"),
         demonstrations=_demonstrations(_dataset(root, recipe) / "meta" / "info.json"),

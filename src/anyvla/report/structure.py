@@ -1,6 +1,6 @@
 """The picture of a model's structure, as one SVG: its steps as rows of boxes, what joins them, and who sees whom.
 
-It brings its own colours for light and dark and asks for nothing from elsewhere, so it can stand in a page, a README
+It brings its own colors for light and dark and asks for nothing from elsewhere, so it can stand in a page, a README
 or a file of its own. Long windows show their first two steps and the last.
 """
 

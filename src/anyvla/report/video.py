@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 QUALITY = 23  # crf of x264: lower is better and larger
-SUCCESS, FAILURE, NEUTRAL = "#1f9d61", "#d1452b", "#7a8494"  # outcome colours; a mark says the same without colour
+SUCCESS, FAILURE, NEUTRAL = "#1f9d61", "#d1452b", "#7a8494"  # outcome colors; a mark says the same without color
 
 Mark = Literal["tick", "cross"]
 
@@ -70,26 +70,26 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 
 
 def caption(
-    frame: UInt8[np.ndarray, "H W 3"], text: str, colour: str = NEUTRAL, mark: Mark | None = None, detail: str = ""
+    frame: UInt8[np.ndarray, "H W 3"], text: str, color: str = NEUTRAL, mark: Mark | None = None, detail: str = ""
 ) -> UInt8[np.ndarray, "H2 W 3"]:
-    """The frame with a strip above it: `text` on at most two lines, a bar and an outcome mark in `colour`.
+    """The frame with a strip above it: `text` on at most two lines, a bar and an outcome mark in `color`.
 
     Above, since the controls of a player lie over the lower edge. `detail` is one more line, smaller. The strip's
     height depends on the frame's width and on whether there is a detail, so that all frames of a video stay of one
-    size. `colour` is anything Pillow knows ("#1f9d61", "red"); ValueError if it knows it not.
+    size. `color` is anything Pillow knows ("#1f9d61", "red"); ValueError if it knows it not.
     """
-    return np.concatenate([_strip(frame.shape[1], text, colour, mark, detail), frame])
+    return np.concatenate([_strip(frame.shape[1], text, color, mark, detail), frame])
 
 
 @lru_cache(maxsize=64)
-def _strip(width: int, text: str, colour: str, mark: Mark | None, detail: str) -> np.ndarray:
+def _strip(width: int, text: str, color: str, mark: Mark | None, detail: str) -> np.ndarray:
     size = max(14, width // 22)  # pixels; 14 is read without effort where the frame is shown at its own size
     line, edge, bar = round(size * 1.3), size // 2, max(2, size // 5)
     small = max(11, round(size * 0.8)) if detail else 0
     height = bar + 2 * line + edge + round(small * 1.3)
     strip = Image.new("RGB", (width, height + height % 2), "#14181f")
     draw = ImageDraw.Draw(strip)
-    rgb = ImageColor.getrgb(colour)
+    rgb = ImageColor.getrgb(color)
     draw.rectangle((0, strip.height - bar, width, strip.height - 1), fill=rgb)
     right = width - edge
     middle = (strip.height - bar - small * 1.3) / 2

@@ -64,7 +64,7 @@ class BinsCodec(Exact, Codec):
         self._fitted = config.kind != "quantile"
         table = (space.size, config.bins)
         for name, shape in (("lower", table), ("values", table), ("rest", table[:1])):
-            self.register_buffer(name, torch.zeros(shape), persistent=False)  # its folder holds what it learnt
+            self.register_buffer(name, torch.zeros(shape), persistent=False)  # its folder holds what it learned
         if config.kind == "uniform":
             self._lay(*(np.tile(table, (space.size, 1)) for table in _uniform(config.bins)))
         elif config.kind == "mu_law":
@@ -117,12 +117,12 @@ class BinsCodec(Exact, Codec):
         return torch.where(known > 0, chunks, self.rest), ~valid.all(1)
 
     def save(self, folder: Path) -> None:
-        """Write the values of quantile bins; other bins have learnt nothing."""
+        """Write the values of quantile bins; other bins have learned nothing."""
         self.check_fitted()
         folder.mkdir(parents=True, exist_ok=True)
         if self.config.kind == "quantile":
-            learnt = {"rest": self.rest.tolist(), "values": self.values.tolist()}
-            (folder / FILE).write_text(json.dumps(learnt), encoding="utf-8")
+            learned = {"rest": self.rest.tolist(), "values": self.values.tolist()}
+            (folder / FILE).write_text(json.dumps(learned), encoding="utf-8")
 
     def _learn(self, values: Float64[np.ndarray, "A V"], rest: Float64[np.ndarray, "A"]) -> None:
         """Take values over that encode what is nearest to them, and where to rest."""
@@ -194,8 +194,8 @@ def _load(path: Path, space: ActionSpace, bins: int) -> tuple[np.ndarray, np.nda
     if not path.is_file():
         raise CodecError(f"{path.parent} holds no fitted quantile bins ({path.name} is missing): {again}")
     try:
-        learnt = read_object(path)
-        values, rest = np.array(learnt["values"], np.float64), np.array(learnt["rest"], np.float64)
+        learned = read_object(path)
+        values, rest = np.array(learned["values"], np.float64), np.array(learned["rest"], np.float64)
     except (ValueError, KeyError, TypeError) as error:
         raise CodecError(f"{path} cannot be read ({error!r}): {again}") from None
     if values.shape != (space.size, bins) or rest.shape != (space.size,):

@@ -1,4 +1,4 @@
-"""The contract of a codec: normalised chunks <-> token sequences.
+"""The contract of a codec: normalized chunks <-> token sequences.
 
 A codec is fitted once, on the training data (`anyvla data fit-codec`), lies as a folder beside the recipe's run and
 travels inside the checkpoint. Using one that was not fitted is an error. What a policy writes need not be a chunk at
@@ -37,7 +37,7 @@ class Continuous:
 class Codec(nn.Module, ABC):
     """Chunks (N, A) in [-1, 1] as at most T tokens 0 .. V-1. Made by `Class(config, chunk, space, assets=None)`.
 
-    `assets`: a folder that `save` wrote. Without it the codec is unfitted, unless it `needs_no_fit`. What it learnt
+    `assets`: a folder that `save` wrote. Without it the codec is unfitted, unless it `needs_no_fit`. What it learned
     lies in buffers (part of a checkpoint's weights) or in files of its folder, never in both.
     """
 
@@ -59,11 +59,11 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def fit(self, chunks: Float[Tensor, "K N A"], seed: int = 0) -> Mapping[str, Any]:
-        """Learn from normalised chunks. Returns facts to report, the round-trip error not among them."""
+        """Learn from normalized chunks. Returns facts to report, the round-trip error not among them."""
 
     @abstractmethod
     def encode(self, chunks: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"] | None = None) -> Int64[Tensor, "M T"]:
-        """Tokens of each chunk; -1 where there is none: past the end, or nothing to be learnt.
+        """Tokens of each chunk; -1 where there is none: past the end, or nothing to be learned.
 
         Where `mask` is False, always at the end of a chunk, there is no action: codecs that treat each element by
         itself give -1, others hold the last action. A chunk without any action is all -1.

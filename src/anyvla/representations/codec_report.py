@@ -51,7 +51,7 @@ class GroupError:
 
     group: str
     unit: str  # of `robot`
-    normalised: Error  # the whole range is 2
+    normalized: Error  # the whole range is 2
     robot: Error
 
 
@@ -101,8 +101,8 @@ def round_trip(
             lengths.append((tokens >= 0).sum(1))
             invalid += int(wrong.sum())
     got = torch.cat(decoded)
-    normalised = (got - chunks).abs().double().numpy()
-    robot = (normalizer.denormalise(got, robots) - normalizer.denormalise(chunks, robots)).abs().double().numpy()
+    normalized = (got - chunks).abs().double().numpy()
+    robot = (normalizer.denormalize(got, robots) - normalizer.denormalize(chunks, robots)).abs().double().numpy()
     valid = (mask[..., None] & normalizer.known[robots][:, None]).numpy()  # (K, N, A)
 
     def of(error: np.ndarray, place: slice) -> Error:
@@ -116,7 +116,7 @@ def round_trip(
         compression=chunks[0].numel() / float(length.mean()),
         invalid=invalid,
         errors=tuple(
-            GroupError(group=g.name, unit=g.unit, normalised=of(normalised, p), robot=of(robot, p))
+            GroupError(group=g.name, unit=g.unit, normalized=of(normalized, p), robot=of(robot, p))
             for g, p in zip(space.groups, space.slices().values(), strict=True)
         ),
     )

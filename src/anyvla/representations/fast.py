@@ -200,8 +200,8 @@ def _check(chunks: Tensor, chunk: int, dims: int) -> None:
 def _load(file: Path, dims: int) -> tuple[int, Float64[np.ndarray, "A"]]:
     """T and where to rest, as `save` wrote them. Raises CodecError."""
     try:
-        learnt = read_object(file)
-        length, rest = learnt["length"], np.array(learnt["rest"], np.float64)
+        learned = read_object(file)
+        length, rest = learned["length"], np.array(learned["rest"], np.float64)
         known = isinstance(length, int) and 1 <= length <= LONGEST
         if not known or rest.shape != (dims,) or np.abs(rest).max(initial=0) > 1:
             raise ValueError(f"length {length}, rest of {rest.shape}")

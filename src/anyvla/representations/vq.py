@@ -1,7 +1,7 @@
 """VQ: a chunk is a few tokens, each a finer correction of what those before it say.
 
 An autoencoder whose latent is the sum of one code out of each of Q codebooks, every one fitted to what the earlier ones
-left over: residual vector quantisation (Lee et al., arXiv 2203.01941, eq. 3; over action chunks: VQ-BeT, arXiv
+left over: residual vector quantization (Lee et al., arXiv 2203.01941, eq. 3; over action chunks: VQ-BeT, arXiv
 2403.03181, section 3.2). `vector-quantize-pytorch` fits the codebooks; a fitted codec does without it.
 """
 
@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyvla.checkpoint import weights
 from anyvla.config import STRICT
+from anyvla.files import weights
 from anyvla.limits import COUNT, WEIGHT, WIDTH
 from anyvla.representations.codec import Codec, CodecError
 from anyvla.robot.chunks import held
@@ -38,8 +38,8 @@ AT_ONCE = 1024  # chunks whose facts are taken at a time
 class VQCodec(Codec):
     """Chunks (N, A) as T = `quantizers` tokens, coarse ones first; token t is a code of codebook t, V = `codebook`.
 
-    Every sequence of T ids is valid. What it learnt lies in its folder and, as plain float64 tensors on the CPU, in
-    this object: an optimiser, an average of weights, a cast or another device cannot change a token.
+    Every sequence of T ids is valid. What it learned lies in its folder and, as plain float64 tensors on the CPU, in
+    this object: an optimizer, an average of weights, a cast or another device cannot change a token.
     """
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -62,13 +62,13 @@ class VQCodec(Codec):
         super().__init__(chunk, space)
         self.config = config
         self.size, self.length = config.codebook, config.quantizers
-        self._learnt: dict[str, Float64[Tensor, "..."]] = {}
+        self._learned: dict[str, Float64[Tensor, "..."]] = {}
         if assets is not None:
             self._learn(_load(assets / FILE, self._shapes()))
 
     @property
     def fitted(self) -> bool:
-        return bool(self._learnt)
+        return bool(self._learned)
 
     def fit(self, chunks: Float[Tensor, "K N A"], seed: int = 0) -> Mapping[str, Any]:
         """Train on the CPU: L1 distance of chunks plus commitment. Raises ImportError without the extra `vq`, and
@@ -84,10 +84,10 @@ class VQCodec(Codec):
     def encode(self, chunks: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"] | None = None) -> Int64[Tensor, "M T"]:
         """The nearest code of each codebook to what is left; missing actions hold the last one."""
         self.check_fitted()
-        x = held(chunks.detach(), mask).cpu().double().clamp(-1, 1) - self._learnt["mean"]
-        left = _run(self._learnt, "encoder", x.flatten(1))  # (M, latent)
+        x = held(chunks.detach(), mask).cpu().double().clamp(-1, 1) - self._learned["mean"]
+        left = _run(self._learned, "encoder", x.flatten(1))  # (M, latent)
         tokens = torch.zeros(len(x), self.length, dtype=torch.int64)
-        for place, codes in enumerate(self._learnt["codes"]):
+        for place, codes in enumerate(self._learned["codes"]):
             distance = codes.square().sum(1) - 2 * left @ codes.T  # (M, V), but for what all of a row share
             tokens[:, place] = distance.float().argmin(1)  # rounded: of equal codes the first, whatever the batch
             left = left - codes[tokens[:, place]]
@@ -103,23 +103,23 @@ class VQCodec(Codec):
         self.check_fitted()
         ids = tokens.cpu()
         known = ((ids >= 0) & (ids < self.size)).long().cumprod(1)  # (M, T)
-        codes = self._learnt["codes"][torch.arange(self.length), ids.clamp(0, self.size - 1)]  # (M, T, latent)
-        chunks = _run(self._learnt, "decoder", (codes * known[..., None]).sum(1)).view(-1, self.chunk, self.space.size)
-        chunks = (chunks + self._learnt["mean"]).clamp(-1, 1)
-        chunks = torch.where(known[:, :1, None] > 0, chunks, self._learnt["rest"])
+        codes = self._learned["codes"][torch.arange(self.length), ids.clamp(0, self.size - 1)]  # (M, T, latent)
+        chunks = _run(self._learned, "decoder", (codes * known[..., None]).sum(1)).view(-1, self.chunk, self.space.size)
+        chunks = (chunks + self._learned["mean"]).clamp(-1, 1)
+        chunks = torch.where(known[:, :1, None] > 0, chunks, self._learned["rest"])
         return chunks.float().to(tokens.device), ~known[:, -1].bool().to(tokens.device)
 
     def save(self, folder: Path) -> None:
-        """Write all that was learnt, float32."""
+        """Write all that was learned, float32."""
         self.check_fitted()
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.float().contiguous() for name, t in self._learnt.items()}, folder / FILE)
+        save_file({name: t.float().contiguous() for name, t in self._learned.items()}, folder / FILE)
 
     def _learn(self, tensors: Mapping[str, Float[Tensor, "..."]]) -> None:
-        self._learnt = {name: tensor.detach().double() for name, tensor in tensors.items()}
+        self._learned = {name: tensor.detach().double() for name, tensor in tensors.items()}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all that is learnt."""
+        """Of all that is learned."""
         of, flat = self.config, self.chunk * self.space.size
         shapes: dict[str, tuple[int, ...]] = {
             "codes": (of.quantizers, of.codebook, of.latent),
@@ -202,7 +202,7 @@ def _train(config: VQCodec.Config, chunks: Float[Tensor, "K N A"]) -> dict[str, 
 
 
 def _begin(axes: Float[Tensor, "L X"], hidden: int) -> dict[str, Tensor]:
-    """Linear maps to `axes` and back, plus networks that give zero: fitting starts from linear residual quantisation,
+    """Linear maps to `axes` and back, plus networks that give zero: fitting starts from linear residual quantization,
     which a network that starts at random is long in reaching.
     """
     weights = {}
@@ -226,7 +226,7 @@ def _run(weights: Mapping[str, Tensor], side: str, x: Float[Tensor, "M X"]) -> F
 
 
 def _principal_axes(x: Float[Tensor, "K X"], count: int) -> Float[Tensor, "L X"]:
-    """The `count` directions in which centred data vary most, of length 1; zeros beyond the X there are."""
+    """The `count` directions in which centered data vary most, of length 1; zeros beyond the X there are."""
     wide = x.double()
     vectors = torch.linalg.eigh(wide.T @ wide).eigenvectors.flip(1).T[:count]
     return F.pad(vectors, (0, 0, 0, count - len(vectors))).float()
@@ -251,14 +251,14 @@ def _load(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor
     try:
         with weights.opened(path) as file:
             weights.check_finite(file, path)
-            learnt = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+            learned = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
     except ValueError as error:
         raise CodecError(f"{error}: {again}") from None
-    there = {name: tuple(tensor.shape) for name, tensor in learnt.items()}
+    there = {name: tuple(tensor.shape) for name, tensor in learned.items()}
     if there != shapes:
         unlike = [f"{n} {there.get(n, 'missing')}, not {s}" for n, s in shapes.items() if there.get(n) != s]
         raise CodecError(
             f"{path} was fitted for another chunk, action space or options ({'; '.join(unlike) or 'more than one'}): "
             + again
         )
-    return learnt
+    return learned

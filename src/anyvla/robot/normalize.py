@@ -1,6 +1,6 @@
 """Robot units <-> [-1, 1], from statistics that travel inside the checkpoint.
 
-Silent un-normalisation bugs are the commonest way to lose a policy: here statistics that are missing or of the wrong
+Silent un-normalization bugs are the commonest way to lose a policy: here statistics that are missing or of the wrong
 size are an error, grippers are scaled by their declared range and never by quantiles, and undoing mirrors doing.
 """
 
@@ -67,7 +67,7 @@ def _as_scaled(vector: dict[str, list[float]]) -> dict[str, list[float]]:
     """Return statistics under which an older checkpoint acts as it was trained.
 
     Before "low" and "high" were kept, a half range or a standard deviation up to 1e-6 was replaced by 1, around the
-    same centre, and `quantile` was q01 to q99 for every dim. Constant dims need no change: their centre is their value.
+    same center, and `quantile` was q01 to q99 for every dim. Constant dims need no change: their center is their value.
     """
     if "low" in vector or not {"min", "max"} <= vector.keys():
         return vector
@@ -130,20 +130,20 @@ class Normalizer(Exact):
             known[row, at] = True
         for name, values in (("offset", offset), ("scale", scale), ("limit", limit), ("known", known)):
             self.register_buffer(name, values, persistent=False)
-        self.learns_all = bool(self.learnt.all())  # kept, since asking a device takes time
+        self.learns_all = bool(self.learned.all())  # kept, since asking a device takes time
 
     @property
-    def learnt(self) -> Bool[Tensor, "E A"]:
+    def learned(self) -> Bool[Tensor, "E A"]:
         """Which dims of each robot a policy learns: those that it has and that vary."""
         return self.limit > 0
 
-    def normalise(self, x: Float[Tensor, "B ... A"], robots: Int64[Tensor, "B"]) -> Float[Tensor, "B ... A"]:
+    def normalize(self, x: Float[Tensor, "B ... A"], robots: Int64[Tensor, "B"]) -> Float[Tensor, "B ... A"]:
         """Robot units -> model units; `robots`: which of the robots each row is of."""
         offset, scale, limit = self._of(robots, x.ndim)
         y = (x.float() - offset) / scale
         return torch.minimum(torch.maximum(y, -limit), limit)
 
-    def denormalise(self, y: Float[Tensor, "B ... A"], robots: Int64[Tensor, "B"]) -> Float[Tensor, "B ... A"]:
+    def denormalize(self, y: Float[Tensor, "B ... A"], robots: Int64[Tensor, "B"]) -> Float[Tensor, "B ... A"]:
         """Model units -> robot units; what leaves the range is cut to its end first."""
         offset, scale, limit = self._of(robots, y.ndim)
         y = torch.minimum(torch.maximum(y.float(), -limit), limit)

@@ -93,10 +93,10 @@ def constant_dims(space: ActionSpace, statistics: Mapping[str, Sequence[float]])
 def scalings(
     space: ActionSpace, statistics: Mapping[str, Sequence[float]], method: Method
 ) -> list[tuple[float, float, float]]:
-    """Return (centre, half range, limit in model units) of each dim, from statistics that hold what `method` needs.
+    """Return (center, half range, limit in model units) of each dim, from statistics that hold what `method` needs.
 
     The half range of a gripper that closes upward is negative. The limit of a dim that never varies is 0, and its
-    centre is its value.
+    center is its value.
     """
     parts = zip(_groups(space), _table(statistics, space.size), constant_dims(space, statistics), strict=True)
     return [_scaling(group, dim, method, constant) for group, dim, constant in parts]

@@ -1,6 +1,6 @@
 """The one way in which images change their size: the same when data is read and when a policy acts.
 
-Resize filters differ between libraries by several grey levels; a policy trained through one and run through another
+Resize filters differ between libraries by several gray levels; a policy trained through one and run through another
 loses success for no visible reason.
 """
 
@@ -21,7 +21,7 @@ def resize(
 ) -> UInt8[np.ndarray, "... h w 3"]:
     """Bilinear, with antialiasing where images shrink. `size`: (h, w).
 
-    stretch ignores the aspect, as Octo and OpenVLA do; pad keeps it and centres the image between black bars, as
+    stretch ignores the aspect, as Octo and OpenVLA do; pad keeps it and centers the image between black bars, as
     openpi does. Each image comes out the same whatever is resized with it.
     """
     height, width = images.shape[-3:-1]

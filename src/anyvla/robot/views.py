@@ -1,6 +1,6 @@
 """What a policy sees of its cameras: one size, one crop, the same in training and in acting.
 
-Training cuts windows out of episodes with `fit`, and varies them by a random crop; acting takes the centre of the same
+Training cuts windows out of episodes with `fit`, and varies them by a random crop; acting takes the center of the same
 crop. Both read the one `ViewConfig` that travels in the checkpoint, so they cannot disagree.
 """
 
@@ -36,7 +36,7 @@ class ViewConfig:
     # (H, W) that every image is brought to when it is read; None: as they come, then all must have one size.
     size: tuple[Side, Side] | None = None
     fit: Literal["stretch", "pad"] = "stretch"  # pad keeps the aspect and adds black bars
-    # Share of each side that is seen, at a random place in training, in the centre in acting; one number or one a view.
+    # Share of each side that is seen, at a random place in training, in the center in acting; one number or one a view.
     crop: Share | tuple[Share, ...] = 1.0
 
 
@@ -81,7 +81,7 @@ def _image(camera: str, image: Any) -> UInt8[np.ndarray, "H W 3"]:
     elif image.ndim == 3 and image.shape[-1] == 4:
         got, mend = f"{image.dtype} {image.shape}, with an alpha channel", "image[..., :3]"
     elif image.ndim != 3 or image.shape[-1] != 3:
-        got, mend = f"{image.dtype} {image.shape}", "one RGB frame; a grey one as np.stack([image] * 3, -1)"
+        got, mend = f"{image.dtype} {image.shape}", "one RGB frame; a gray one as np.stack([image] * 3, -1)"
     elif image.dtype != np.uint8:
         unit = image.size and np.issubdtype(image.dtype, np.floating) and image.max() <= 1
         scaled = "(image * 255)" if unit else "image"
@@ -92,7 +92,7 @@ def _image(camera: str, image: Any) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def evaluation_view(images: UInt8[Tensor, "B V H W 3"], crop: Sequence[float] | float) -> UInt8[Tensor, "B V H W 3"]:
-    """What acting sees: the centre of the crop that training places at random, through the same resampling."""
+    """What acting sees: the center of the crop that training places at random, through the same resampling."""
     return crop_views(images[:, None], per_view(crop, images[:, None], "crop"), None)[:, 0]
 
 
@@ -106,7 +106,7 @@ def per_view(value: Sequence[float] | float, images: Tensor, name: str) -> list[
 
 
 def crop_views(images: Tensor, shares: Sequence[float], generator: torch.Generator | None) -> Tensor:
-    """Cut a box of each view and bring it back to the view's size. Without a generator: the box in the centre."""
+    """Cut a box of each view and bring it back to the view's size. Without a generator: the box in the center."""
     if all(share == 1 for share in shares):
         return images
     batch, steps, views, height, width, _ = images.shape

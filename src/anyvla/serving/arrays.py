@@ -25,7 +25,7 @@ _DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])|bool|u?int(8|16|32|64)|float
 _DIMS = 8  # of an array
 _CHUNKS = 4096  # of a PNG file
 _MARKERS, _SCANS = 256, 32  # of a JPEG file; each scan passes over the whole image
-_PNG_COLORS = {0: "grey", 2: "RGB", 3: "a palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_PNG_COLORS = {0: "gray", 2: "RGB", 3: "a palette", 4: "gray with alpha", 6: "RGB with alpha"}
 
 
 @dataclass(frozen=True)

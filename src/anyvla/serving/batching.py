@@ -50,7 +50,7 @@ class Batcher:
     async def act(self, observation: Observation, session: Session) -> Chunk:
         """Return the next chunk of one session. Raises ValueError as `VLA.act`, and BusyError.
 
-        A request whose caller is cancelled before its turn is dropped.
+        A request whose caller is canceled before its turn is dropped.
         """
         if len(self._waiting) >= self._pending:
             raise BusyError(f"the server is busy: {self._pending} requests wait for the policy; try again later")
@@ -110,7 +110,7 @@ class _Thread:
         self._thread.start()
 
     async def call(self, run: Callable[[], T]) -> T:
-        """Return what `run` returns or raise what it raises. It doesn't run if the caller is cancelled before."""
+        """Return what `run` returns or raise what it raises. It doesn't run if the caller is canceled before."""
         result: Future[T] = Future()
 
         def work() -> None:

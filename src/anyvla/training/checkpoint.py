@@ -1,4 +1,4 @@
-"""Checkpoints that training can go on from, exactly: weights, optimiser and the step, in safetensors and JSON.
+"""Checkpoints that training can go on from, exactly: weights, optimizer and the step, in safetensors and JSON.
 
 Data order, augmentation and schedule are pure functions of (seed, step), so the step is all the state they have. A
 checkpoint is written beside the old one, flushed to the disk and renamed, so that neither an interruption nor a power
@@ -19,9 +19,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from anyvla.checkpoint import weights
 from anyvla.checkpoint.files import WEIGHTS, check_checkpoint
-from anyvla.files import durable
+from anyvla.files import durable, weights
 from anyvla.files.documents import DocumentError, read_object
 from anyvla.policy import VLA
 
@@ -127,7 +126,7 @@ def _write(
 
 
 def restore(folder: Path, vla: VLA, optimizer: torch.optim.Optimizer) -> int:
-    """Load weights and optimiser into what was just built; returns the step to go on from.
+    """Load weights and optimizer into what was just built; returns the step to go on from.
 
     Raises ValueError that names the file, and changes nothing, if one of them is missing, damaged or of another model.
     """
@@ -151,7 +150,7 @@ def _read_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[int, dict[
             tensor = file.get_tensor(name)
             known = number.isdecimal() and int(number) < len(parameters) and key in ("step", "exp_avg", "exp_avg_sq")
             if not known or not tensor.is_floating_point():
-                raise ValueError(f"{path} holds {name} ({tensor.dtype}), which is no state of this model's optimiser")
+                raise ValueError(f"{path} holds {name} ({tensor.dtype}), which is no state of this model's optimizer")
             wanted = torch.Size() if key == "step" else parameters[int(number)].shape
             if tensor.shape != wanted:
                 raise ValueError(
@@ -162,7 +161,7 @@ def _read_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[int, dict[
             state.setdefault(int(number), {})[key] = tensor
     partial = [number for number, of in state.items() if len(of) != 3]
     if partial or not state:
-        raise ValueError(f"{path} lacks part of the optimiser's state: copy the checkpoint again, whole")
+        raise ValueError(f"{path} lacks part of the optimizer's state: copy the checkpoint again, whole")
     return state
 
 

@@ -17,11 +17,11 @@ from anyvla.training.optim import OptimConfig
 class TrainingConfig:
     """The section `training:` of a recipe."""
 
-    steps: int = Field(default=10_000, ge=1, le=COUNT)  # optimiser steps
-    batch_size: int = Field(default=32, ge=1, le=BATCH)  # windows per optimiser step
+    steps: int = Field(default=10_000, ge=1, le=COUNT)  # optimizer steps
+    batch_size: int = Field(default=32, ge=1, le=BATCH)  # windows per optimizer step
     # Parts that a batch is split into, to save memory; changes no result but the noise that is drawn.
     accumulate: int = Field(default=1, ge=1, le=COUNT)
-    seed: int = Field(default=0, ge=0, le=SEED)  # of initialisation, data order, augmentation, noise and dropout
+    seed: int = Field(default=0, ge=0, le=SEED)  # of initialization, data order, augmentation, noise and dropout
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the hardware has it
     device: str = "auto"  # "auto" | "cpu" | "cuda" | "cuda:1"
     optim: OptimConfig = OptimConfig()

@@ -1,4 +1,4 @@
-"""Refuses to train weights that are kept in 16 bits: most steps of an optimiser are too small to change them."""
+"""Refuses to train weights that are kept in 16 bits: most steps of an optimizer are too small to change them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_trained_weights(vla: VLA) -> None:
     freeze = " ".join(f"--model.backbone.train.{part} false" for part in parts)
     raise ConfigError(
         f"{len(trained)} weights that would be trained ({', '.join(parts) or 'of the policy'}) are kept in {kind}, "
-        "which is too coarse for the steps of an optimiser: most of them would never move. Keep them in float32 with "
+        "which is too coarse for the steps of an optimizer: most of them would never move. Keep them in float32 with "
         "--model.backbone.dtype float32 (training.precision still computes in bfloat16 where that is fast)"
         + (f", or freeze them with {freeze}; adapters of model.backbone.lora are always float32" if freeze else "")
     )

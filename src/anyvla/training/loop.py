@@ -1,4 +1,4 @@
-"""The training loop: batches in order, one optimiser step each, a log line now and then, exact resume.
+"""The training loop: batches in order, one optimizer step each, a log line now and then, exact resume.
 
 It knows nothing of evaluation or of the screen: progress goes to a callback, and a `stop` callback ends it early with
 a checkpoint. All randomness is a pure function of (seed, step).
@@ -207,7 +207,7 @@ def _stopped(step: int, config: TrainingConfig) -> str:
 
 
 class _Trainer:
-    """One optimiser step at a time."""
+    """One optimizer step at a time."""
 
     def __init__(self, vla: VLA, optim: torch.optim.Optimizer, config: TrainingConfig, device: torch.device) -> None:
         self.vla, self.optim, self.config, self.device = vla, optim, config, device

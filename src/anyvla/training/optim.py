@@ -1,4 +1,4 @@
-"""The optimiser and the learning-rate schedule, as pure functions of configuration and step."""
+"""The optimizer and the learning-rate schedule, as pure functions of configuration and step."""
 
 from __future__ import annotations
 

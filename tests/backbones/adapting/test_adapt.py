@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from anyvla.backbones.adapting.adapt import add_lora, linear_layers, merge_lora, quantise
+from anyvla.backbones.adapting.adapt import add_lora, linear_layers, merge_lora, quantize
 from anyvla.backbones.adapting.options import Lora, Options, Quantize, Resampler
 from anyvla.backbones.adapting.parts import parameters_of
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import PARTS
 from anyvla.backbones.checks.subject import Subject
-from anyvla.checkpoint import weights
 from anyvla.config import build
+from anyvla.files import weights
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import write_family
 
@@ -252,7 +252,7 @@ def test_what_is_not_installed_is_named(build_one: Build, missing: str, monkeypa
 
 
 @pytest.mark.parametrize(("to", "far"), [("int8", 0.1), ("int4", 1.0)])
-def test_quantised_weights_are_small_and_lora_trains_beside_them(
+def test_quantized_weights_are_small_and_lora_trains_beside_them(
     build_one: Build, to: str, far: float, tmp_path: Path
 ) -> None:
     pytest.importorskip("bitsandbytes")
@@ -265,7 +265,7 @@ def test_quantised_weights_are_small_and_lora_trains_beside_them(
         assert small.numel() * (2 if to == "int4" else 1) == layer.weight.numel()
     got = reached(backbone)
     assert all(p in got for n, p in backbone.named_parameters() if "lora_B" in n)
-    assert got & set(parameters_of(backbone)["vision"])  # through the quantised layers
+    assert got & set(parameters_of(backbone)["vision"])  # through the quantized layers
     with torch.no_grad():
         exact, rounded = read(whole), read(backbone)
     assert 0 < (exact - rounded).norm() / exact.norm() < far
@@ -319,13 +319,13 @@ def test_eight_bits_leave_large_activations_out(build_one: Build) -> None:
 
 
 @pytest.mark.parametrize("to", ["int8", "int4"])
-def test_quantised_layers_keep_their_biases(build_one: Build, to: Quantize) -> None:
+def test_quantized_layers_keep_their_biases(build_one: Build, to: Quantize) -> None:
     pytest.importorskip("bitsandbytes")
     backbone = build_one("qwen2_5_vl")
     name = "model.model.language_model.layers.0.self_attn.q_proj"
     bias = torch.arange(32.0)
     backbone.get_submodule(name).bias.data.copy_(bias)
-    quantise(backbone, to)
+    quantize(backbone, to)
     with torch.no_grad():
         given = backbone.get_submodule(name)(torch.zeros(1, 32))
     torch.testing.assert_close(given[0], bias, atol=1e-2, rtol=1e-2)

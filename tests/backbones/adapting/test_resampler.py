@@ -78,9 +78,7 @@ def test_the_order_of_the_features_is_free_and_their_number_too() -> None:
 
 
 @pytest.mark.parametrize("family", SOME)
-@pytest.mark.parametrize(
-    "check", ["cameras", "every input", "plain model", "neighbours", "steps", "gradients", "cache"]
-)
+@pytest.mark.parametrize("check", ["cameras", "every input", "plain model", "neighbors", "steps", "gradients", "cache"])
 def test_a_family_keeps_its_promises_with_it(build_one: Build, family: str, check: str) -> None:
     backbone = build_one(family, resampler=SMALL)
     assert backbone.image_tokens == 5

@@ -73,7 +73,7 @@ def of_padding(subject: Subject) -> None:
     add(subject, lambda out, sequence, cache: torch.full_like(out, (~sequence.attention_mask).sum() / 5))
 
 
-def of_neighbours(subject: Subject) -> None:
+def of_neighbors(subject: Subject) -> None:
     add(subject, lambda out, sequence, cache: torch.full_like(out, len(out)))
 
 
@@ -131,8 +131,8 @@ FAULTS: dict[str, list[Callable[[Subject], None]]] = {
     "cameras": [not_finite, one_readout],
     "every input": [blind_to_order, deaf],
     "plain model": [of_the_plain_model],
-    "neighbours": [of_padding, of_neighbours],
-    "steps": [of_later_steps, of_neighbours],
+    "neighbors": [of_padding, of_neighbors],
+    "steps": [of_later_steps, of_neighbors],
     "gradients": [sees_no_gradient],
     "checkpointing": [forgets_when_recomputing],
     "cache": [of_a_cache],

@@ -1,4 +1,4 @@
-"""A model that was initialised and never trained is examined on weights that let everything depend on everything."""
+"""A model that was initialized and never trained is examined on weights that let everything depend on everything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEARN_NOTHING = {name: CHECKS[name] for name in ("every input", "steps", "gradie
 
 
 def write_fresh(name: str, folder: Path) -> Path:
-    """As transformers initialises it."""
+    """As transformers initializes it."""
     family = FAMILIES[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -92,7 +92,7 @@ def test_the_doctor_says_that_weights_are_untrained_and_names_token_ids_that_dif
     status = main(["doctor", "backbone", str(folder), "--json", "--option", "prompt=do {instruction}"])
     document = json.loads(capsys.readouterr().out)
     assert status == 0, document["failed"]
-    assert "freshly initialised, so the checks run on redrawn ones" in document["card"]["untrained"]
+    assert "freshly initialized, so the checks run on redrawn ones" in document["card"]["untrained"]
     wrong = "the tokenizer's pad token is <pad> (id 0), the model's configuration says id 7"
     assert wrong in document["card"]["warnings"]
 

@@ -126,12 +126,12 @@ def aria() -> PreTrainedConfig:
 
 
 def chameleon() -> PreTrainedConfig:
-    """Images are quantised: their tokens are ids of the vocabulary, after those of the bytes' first."""
-    quantised = {"embed_dim": 4, "num_embeddings": 16, "latent_channels": 32, "base_channels": 32, "resolution": 28}
+    """Images are quantized: their tokens are ids of the vocabulary, after those of the bytes' first."""
+    quantized = {"embed_dim": 4, "num_embeddings": 16, "latent_channels": 32, "base_channels": 32, "resolution": 28}
     codes = {f"IMGIMG{code}Z": VOCABULARY - 16 + place for place, code in enumerate(_LETTERS)}
     return ChameleonConfig(
         **GROUPED,
-        vq_config={**quantised, "channel_multiplier": [1, 1, 1]},
+        vq_config={**quantized, "channel_multiplier": [1, 1, 1]},
         vocabulary_map={"<image>": token("<image>"), **codes},
     )
 
@@ -155,11 +155,11 @@ def granite4_vision() -> PreTrainedConfig:
 
 def janus() -> PreTrainedConfig:
     vision = {**VISION, "mlp_ratio": 2.0, "projection_dim": 32, "num_image_tokens": 16}
-    quantised = {"embed_dim": 4, "num_embeddings": 16, "latent_channels": 32, "base_channels": 32}
+    quantized = {"embed_dim": 4, "num_embeddings": 16, "latent_channels": 32, "base_channels": 32}
     return JanusConfig(
         text_config=llama(),
         vision_config=vision,
-        vq_config={**quantised, "channel_multiplier": [1, 1], "projection_dim": 32, "image_token_embed_dim": 32},
+        vq_config={**quantized, "channel_multiplier": [1, 1], "projection_dim": 32, "image_token_embed_dim": 32},
         image_token_id=token("<image_placeholder>"),
     )
 

@@ -48,18 +48,18 @@ SIDES |= dict.fromkeys(
 
 
 def test_pixels_have_the_numbers_of_the_preprocessor(subject: Subject, request: pytest.FixtureRequest) -> None:
-    """White, black and one colour, as image_mean and image_std of the tests' preprocessor_config.json put them."""
+    """White, black and one color, as image_mean and image_std of the tests' preprocessor_config.json put them."""
     name, pixels = request.node.callspec.params["subject"], subject.backbone.pixels
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.3])
     if name == "fuyu":
         mean, std = torch.full((3,), 0.5), torch.full((3,), 0.5)
-    elif name in ("kosmos-2.5", "deepseek_vl_hybrid"):  # which normalise later, in a way of their own
+    elif name in ("kosmos-2.5", "deepseek_vl_hybrid"):  # which normalize later, in a way of their own
         mean, std = torch.zeros(3), torch.full((3,), 1 / 255)
-    for colour in ([255, 255, 255], [0, 0, 0], [255, 51, 0]):
-        given = pixels(torch.tensor(colour, dtype=torch.uint8).expand(1, 40, 30, 3))
+    for color in ([255, 255, 255], [0, 0, 0], [255, 51, 0]):
+        given = pixels(torch.tensor(color, dtype=torch.uint8).expand(1, 40, 30, 3))
         side = SIDES.get(name, 28)
         assert given.shape == (1, 3, side, side)
-        expected = ((torch.tensor(colour) / 255 - mean) / std).view(1, 3, 1, 1).expand_as(given)
+        expected = ((torch.tensor(color) / 255 - mean) / std).view(1, 3, 1, 1).expand_as(given)
         torch.testing.assert_close(given, expected, atol=1e-3, rtol=1e-3)
     assert pixels.filter == (2 if name == "kosmos-2.5" else 3)  # which its file leaves out, so that it is bilinear
 

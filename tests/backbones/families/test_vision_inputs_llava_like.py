@@ -211,7 +211,7 @@ def test_llava_onevision_reads_images_as_in_a_prompt_of_several(frames: torch.Te
             torch.testing.assert_close(alone.pooler_output[0], features)
 
 
-def test_seams_are_tokenised_in_one_go(frames: torch.Tensor, tmp_path: Path) -> None:
+def test_seams_are_tokenized_in_one_go(frames: torch.Tensor, tmp_path: Path) -> None:
     """Where images meet, what ends one and what begins the next may be one token, as line breaks are in Gemma's."""
     backbone = load("llava", tmp_path)
     whole = backbone.tokenizer.backend_tokenizer
@@ -269,10 +269,10 @@ def test_two_towers_see_an_image_at_two_sizes(dtype: str) -> None:
 @pytest.mark.parametrize("name", ["smolvlm", "idefics2"])
 @pytest.mark.parametrize("value", [0, 127, 128, 255])
 def test_a_uniform_image_is_no_padding(name: str, value: int, tmp_path: Path) -> None:
-    """Those families take images that are zero everywhere for padding and drop them; normalised bytes never are."""
+    """Those families take images that are zero everywhere for padding and drop them; normalized bytes never are."""
     backbone = load(name, tmp_path)
-    grey = torch.full((1, 1, SIDE, SIDE, 3), value, dtype=torch.uint8)
-    pixels = backbone.pixels(grey[0])
+    gray = torch.full((1, 1, SIDE, SIDE, 3), value, dtype=torch.uint8)
+    pixels = backbone.pixels(gray[0])
     assert (pixels.to(torch.bfloat16) != 0).any()
     features = backbone.model.get_image_features(pixels[None]).pooler_output
     assert sum(len(f) for f in features) > 0

@@ -55,15 +55,15 @@ def test_kosmos_reads_the_patches_of_its_image_processor() -> None:
     expected = theirs([image.numpy() for image in images[:, 0]], return_tensors="pt")["flattened_patches"]
     pixels = Pixels({"do_rescale": False, "do_normalize": False}, None, 64)(images.flatten(0, 1))
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_embed_hidden_size=768))
-    ours = vision_odd.patches_standardised(Images(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
+    ours = vision_odd.patches_standardized(Images(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
     assert torch.allclose(ours["flattened_patches"], expected, atol=1e-4)
 
 
-def test_a_camera_that_shows_one_colour_is_no_division_by_zero() -> None:
+def test_a_camera_that_shows_one_color_is_no_division_by_zero() -> None:
     images = torch.full((1, 1, 32, 32, 3), 7, dtype=torch.uint8)
     pixels = Pixels({"do_rescale": False, "do_normalize": False}, None, 32)(images.flatten(0, 1))
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_embed_hidden_size=768))
-    patches = vision_odd.patches_standardised(Images(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
+    patches = vision_odd.patches_standardized(Images(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
     assert patches["flattened_patches"].abs().max() <= 2  # rows and columns
 
 

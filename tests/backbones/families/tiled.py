@@ -152,7 +152,7 @@ def step3p7() -> PreTrainedConfig:
 
 
 def deepseek_ocr2() -> PreTrainedConfig:
-    """A tower of two: the tokens of a SAM are read by a language model with learnt queries."""
+    """A tower of two: the tokens of a SAM are read by a language model with learned queries."""
     sam = {**VISION, "image_size": 112, "window_size": 4, "global_attn_indexes": [1], "output_channels": 32}
     return DeepseekOcr2Config(
         text_config={

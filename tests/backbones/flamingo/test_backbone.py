@@ -127,7 +127,7 @@ def test_every_form_of_the_original_file_loads(golden: Golden) -> None:
         "other names": aliases,
         "both names": golden.state | aliases | buffers,
         "of several processes": {f"module.{k}": v for k, v in golden.state.items()},
-        "with the optimiser": {"epoch": 1, "model_state_dict": golden.state, "optimizer_state_dict": {"state": {}}},
+        "with the optimizer": {"epoch": 1, "model_state_dict": golden.state, "optimizer_state_dict": {"state": {}}},
     }
     for form, state in forms.items():
         loaded = golden.load(state).state_dict()
@@ -152,7 +152,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Subject]:
     return made
 
 
-EVERYWHERE = ("cameras", "plain model", "neighbours", "steps", "cache", "block mask", "generate")
+EVERYWHERE = ("cameras", "plain model", "neighbors", "steps", "cache", "block mask", "generate")
 CASES = [("mpt", c) for c in CHECKS] + [(name, c) for name in LANGUAGES if name != "mpt" for c in EVERYWHERE]
 
 

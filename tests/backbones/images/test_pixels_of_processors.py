@@ -33,7 +33,7 @@ QWEN: dict[str, Any] = {"size": {"shortest_edge": 56 * 56, "longest_edge": 56 * 
 CASES: dict[str, tuple[Any, dict[str, Any], tuple[int, int]]] = {
     "siglip": (SiglipImageProcessorPil, {"size": SQUARE}, (90, 120)),
     "siglip, smaller": (SiglipImageProcessorPil, {"size": SQUARE}, (30, 44)),
-    "siglip, not normalised": (SiglipImageProcessorPil, {"size": SQUARE, "do_normalize": False}, (90, 120)),
+    "siglip, not normalized": (SiglipImageProcessorPil, {"size": SQUARE, "do_normalize": False}, (90, 120)),
     "siglip, other rescaling": (SiglipImageProcessorPil, {"size": SQUARE, "rescale_factor": 1 / 127.5}, (90, 120)),
     "siglip, not rescaled": (SiglipImageProcessorPil, {"size": SQUARE, "do_rescale": False}, (90, 120)),
     "siglip, as it is": (SiglipImageProcessorPil, {"size": SQUARE}, (56, 56)),
@@ -83,7 +83,7 @@ def test_pixels_are_those_of_the_processor(case: str) -> None:
     theirs = processor(image, return_tensors="pt")["pixel_values"].reshape(-1, 3, 56, 56)[0]  # LLaVA-NeXT: two tiles
     pixels = Pixels(saved(processor), 56)
     ours = pixels(torch.from_numpy(image)[None])[0]
-    level = pixels.scale.abs().max()  # one of 255, normalised
+    level = pixels.scale.abs().max()  # one of 255, normalized
     apart = (ours - theirs).abs()
     assert apart.max() <= 1.01 * level
     assert (apart > 0.01 * level).float().mean() < 0.02

@@ -137,7 +137,7 @@ def test_it_learns_which_of_two_cameras_the_words_ask_for(pack: Pack) -> None:
     generator = torch.Generator().manual_seed(0)
     query = torch.nn.Parameter(torch.zeros(1, nano.width))
     head = torch.nn.Linear(nano.width, 1)
-    optimiser = torch.optim.AdamW([*nano.parameters(), query, *head.parameters()], lr=3e-3)
+    optimizer = torch.optim.AdamW([*nano.parameters(), query, *head.parameters()], lr=3e-3)
     losses = []
     for _ in range(300):
         level = torch.randint(0, 256, (32, 2), generator=generator)
@@ -147,9 +147,9 @@ def test_it_learns_which_of_two_cameras_the_words_ask_for(pack: Pack) -> None:
         answer = head(nano(pack(nano, block, [1] * 32), query))[:, 0, 0]
         wanted = level.gather(1, asked[:, None])[:, 0] / 128 - 1
         loss = (answer - wanted).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-10:]) / 10 < 0.1  # ignoring the words gives 0.17, ignoring the images 0.33
 

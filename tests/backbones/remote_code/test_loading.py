@@ -46,7 +46,7 @@ def test_it_keeps_the_promises_of_a_backbone(name, folders):
     results = list(examine(backbone, chosen))
     assert [(r.check, r.detail) for r in results if r.state == "failed"] == []
     passed = {r.check for r in results if r.state == "passed"}
-    assert {"cameras", "every input", "neighbours", "steps", "gradients", "save and load", "LoRA"} <= passed
+    assert {"cameras", "every input", "neighbors", "steps", "gradients", "save and load", "LoRA"} <= passed
     assert ("cache" in passed) == ("cache" in backbone.capabilities) == (name == "uform")
     assert ("block mask" in passed) == (name != "qwen_vl")
 
@@ -81,7 +81,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_asks_and_normalises_as_its_makers_do(name, folders):
+def test_it_asks_and_normalizes_as_its_makers_do(name, folders):
     backbone = backbones[name](config(name, folders[name]))
     text, mean, std = PUBLISHED[name]
     block = backbone.prepare(torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8), ["open it"])

@@ -78,7 +78,7 @@ def test_it_fits_to_nine_tenths_and_reports_both(folder: Path, tmp_path: Path, c
     codec = representation.build(4, embodiment().action, tmp_path / "codec")
     error = (codec.decode(codec.encode(chunks.actions))[0] - chunks.actions)[chunks.mask].abs()[:, :3]
     trips = [told["fitted"]["errors"][0], told["held_out"]["errors"][0]]
-    assert error.max() == pytest.approx(max(t["normalised"]["max"] for t in trips), rel=1e-5)
+    assert error.max() == pytest.approx(max(t["normalized"]["max"] for t in trips), rel=1e-5)
     robot = error * normalizer.scale[0, :3]
     assert robot.max() == pytest.approx(max(t["robot"]["max"] for t in trips), rel=1e-4)
 
@@ -103,7 +103,7 @@ def test_people_get_a_table_and_where_it_lies(folder: Path, tmp_path: Path, caps
 def test_a_codec_that_learns_nothing_is_measured_too(folder: Path, tmp_path: Path, capsys: Any) -> None:
     assert run_it(folder, tmp_path, "--json", "--model.representation.kind", "uniform") == 0
     told = json.loads(capsys.readouterr().out)
-    assert 0 < told["held_out"]["errors"][0]["normalised"]["max"] <= 1 / 15 + 1e-6
+    assert 0 < told["held_out"]["errors"][0]["normalized"]["max"] <= 1 / 15 + 1e-6
     assert told["facts"] == {}
 
 
@@ -226,7 +226,7 @@ def test_quickstart_fits_between_collecting_and_training(
     monkeypatch.setattr("anyvla.cli.evaluate.evaluate", lambda *_: seen.append("evaluate"))
     monkeypatch.setattr("anyvla.report.page.write_report", lambda run: run / "index.html")
     monkeypatch.setattr("anyvla.evaluation.results.read_results", lambda _: [])
-    monkeypatch.setattr("anyvla.evaluation.statistics.summarise", lambda _: summary)
+    monkeypatch.setattr("anyvla.evaluation.statistics.summarize", lambda _: summary)
     options = [] if tokens else ["--model.representation", "continuous", "--model.decoder", "regression"]
     assert main(["quickstart", "--recipe", str(folder / "small.yaml"), "--out", str(tmp_path), *options]) == 0
     assert seen == ["collect", "train with a codec" if tokens else "train", "evaluate"]

@@ -44,7 +44,7 @@ def test_info_tells_what_it_holds_and_what_is_wrong(folder: Path, capsys: Any) -
     assert "error: duplicate (1)" in capsys.readouterr().out
 
 
-def test_info_recognises_other_formats_and_says_what_to_declare(capsys: Any) -> None:
+def test_info_recognizes_other_formats_and_says_what_to_declare(capsys: Any) -> None:
     assert main(["data", "info", str(RLDS / "bridge_orig"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["made"]["format"], told["robot"], told["instructions"]["without"]) == ("rlds", "widowx_bridge", 1)

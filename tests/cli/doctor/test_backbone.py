@@ -79,8 +79,8 @@ def test_a_promise_that_is_broken_is_shown_with_its_reason(doctor: Arguments, mo
     status, out, _ = doctor("nano", "--json", options=tuple(OPTIONS))
     assert status == 1
     document = json.loads(out)
-    assert "neighbours" in document["failed"]
-    [found] = [c for c in document["checks"] if c["check"] == "neighbours"]
+    assert "neighbors" in document["failed"]
+    [found] = [c for c in document["checks"] if c["check"] == "neighbors"]
     assert "sample 0 of 3, alone: differs by" in found["detail"]
 
 

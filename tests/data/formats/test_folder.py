@@ -12,7 +12,7 @@ import pytest
 
 from anyvla.data.episode import Episode
 from anyvla.data.formats.folder import FolderConfig, FolderDataset, write_description
-from anyvla.data.open import open_dataset, recognise
+from anyvla.data.open import open_dataset, recognize
 from tests.data.demonstrations import ROBOT, demonstration
 
 
@@ -40,7 +40,7 @@ def folder(root: Path, write: Callable[..., None] = np.savez, **changes: Any) ->
 @pytest.mark.parametrize("writer", WRITERS)
 def test_what_is_written_is_read(tmp_path: Path, writer: str) -> None:
     data = open_dataset(folder(tmp_path / "mine", WRITERS[writer]))
-    assert recognise(data.root) == "folder"
+    assert recognize(data.root) == "folder"
     assert (data.embodiment, data.lengths.tolist()) == (ROBOT, [9, 10])
     again, expected = pickle.loads(pickle.dumps(data))[1], demonstration(10, seed=1)
     assert np.array_equal(again.actions, expected.actions)

@@ -15,8 +15,8 @@ from PIL import Image
 
 from anyvla.data.formats.pictures import as_rgb, decode
 
-COLOURS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
-GREY = COLOURS[..., 0]
+COLORS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+GRAY = COLORS[..., 0]
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
@@ -25,43 +25,43 @@ def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
+def png(width: int, height: int, bits: int, color: int, rows: bytes) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-RGB = Image.fromarray(COLOURS)
-OPAQUE = Image.fromarray(np.concatenate([COLOURS, np.full((6, 8, 1), 255, np.uint8)], -1))
-PALETTE = Image.fromarray(GREY // 32).convert("P")
+RGB = Image.fromarray(COLORS)
+OPAQUE = Image.fromarray(np.concatenate([COLORS, np.full((6, 8, 1), 255, np.uint8)], -1))
+PALETTE = Image.fromarray(GRAY // 32).convert("P")
 EXACT = {
-    "png": (encoded(RGB), COLOURS),
-    "bmp": (encoded(RGB, "BMP"), COLOURS),
-    "webp": (encoded(RGB, "WEBP", lossless=True), COLOURS),
-    "tiff": (encoded(RGB, "TIFF"), COLOURS),
-    "grey": (encoded(Image.fromarray(GREY)), np.stack([GREY] * 3, -1)),
-    "black and white": (encoded(Image.fromarray(GREY > 99)), np.stack([(GREY > 99) * np.uint8(255)] * 3, -1)),
-    "opaque": (encoded(OPAQUE), COLOURS),
-    "palette": (encoded(PALETTE), np.stack([GREY // 32] * 3, -1)),
-    "palette, no colour of which is transparent": (
+    "png": (encoded(RGB), COLORS),
+    "bmp": (encoded(RGB, "BMP"), COLORS),
+    "webp": (encoded(RGB, "WEBP", lossless=True), COLORS),
+    "tiff": (encoded(RGB, "TIFF"), COLORS),
+    "gray": (encoded(Image.fromarray(GRAY)), np.stack([GRAY] * 3, -1)),
+    "black and white": (encoded(Image.fromarray(GRAY > 99)), np.stack([(GRAY > 99) * np.uint8(255)] * 3, -1)),
+    "opaque": (encoded(OPAQUE), COLORS),
+    "palette": (encoded(PALETTE), np.stack([GRAY // 32] * 3, -1)),
+    "palette, no color of which is transparent": (
         encoded(PALETTE, transparency=200),
-        np.stack([GREY // 32] * 3, -1),
+        np.stack([GRAY // 32] * 3, -1),
     ),
 }
 DEPTH = np.full((6, 8), 900, np.uint16)
 REFUSED = {
     "depth of 16 bits": (encoded(Image.fromarray(DEPTH)), "16 bits.*leave a camera of depth out"),
     "depth of 16 bits in TIFF": (encoded(Image.fromarray(DEPTH), "TIFF"), "mode I;16"),
-    "colour of 16 bits": (png(8, 8, 16, 2, bytes(8 * 49)), "16 bits"),
-    "grey and alpha of 16 bits": (png(8, 8, 16, 4, bytes(8 * 33)), "16 bits"),
+    "color of 16 bits": (png(8, 8, 16, 2, bytes(8 * 49)), "16 bits"),
+    "gray and alpha of 16 bits": (png(8, 8, 16, 4, bytes(8 * 33)), "16 bits"),
     "depth of 32 bits": (encoded(Image.fromarray(DEPTH.astype(np.int32)), "TIFF"), "mode I"),
     "depth in floats": (encoded(Image.fromarray(DEPTH.astype(np.float32)), "TIFF"), "mode F"),
     "ink": (encoded(RGB.convert("CMYK"), "JPEG"), "mode CMYK"),
-    "transparent": (encoded(Image.fromarray(np.dstack([COLOURS, GREY]))), "transparent"),
-    "transparent grey": (encoded(Image.fromarray(np.dstack([GREY, GREY]))), "transparent"),
-    "transparent palette": (encoded(PALETTE, transparency=int(GREY[0, 0] // 32)), "transparent"),
+    "transparent": (encoded(Image.fromarray(np.dstack([COLORS, GRAY]))), "transparent"),
+    "transparent gray": (encoded(Image.fromarray(np.dstack([GRAY, GRAY]))), "transparent"),
+    "transparent palette": (encoded(PALETTE, transparency=int(GRAY[0, 0] // 32)), "transparent"),
     "bomb": (png(60_000, 60_000, 8, 2, b""), "60000x60000 pixels|decompression bomb"),
     "large": (png(12_000, 12_000, 1, 0, b""), "12000x12000 pixels"),
     "cut": (encoded(RGB)[:80], "damaged"),
@@ -74,7 +74,7 @@ REFUSED = {
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", EXACT)
-def test_images_whose_colours_are_known_are_read_exactly(kind: str) -> None:
+def test_images_whose_colors_are_known_are_read_exactly(kind: str) -> None:
     data, expected = EXACT[kind]
     image = decode(data, "here")
     assert image.dtype == np.uint8
@@ -92,7 +92,7 @@ def test_other_images_are_refused_with_the_reason(kind: str) -> None:
 def test_files_are_regular_and_there(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(RGB))
     os.mkfifo(tmp_path / "b.png")
-    assert np.array_equal(decode(tmp_path / "a.png", "here"), COLOURS)
+    assert np.array_equal(decode(tmp_path / "a.png", "here"), COLORS)
     with pytest.raises(ValueError, match=r"here.*b\.png is a pipe"):
         decode(tmp_path / "b.png", "here")
     with pytest.raises(ValueError, match=r"here: there is no image at .*c\.png"):
@@ -108,18 +108,18 @@ def test_the_turn_of_a_phone_is_applied_where_it_is_wanted(tmp_path: Path) -> No
 
 
 def test_arrays(tmp_path: Path) -> None:
-    assert np.array_equal(as_rgb(COLOURS, "x"), COLOURS)
-    assert np.array_equal(as_rgb(COLOURS.transpose(2, 0, 1), "x", channels_first=True), COLOURS)
-    assert np.array_equal(as_rgb(GREY[..., None], "x"), np.stack([GREY] * 3, -1))
-    assert np.array_equal(as_rgb(np.asarray(OPAQUE), "x"), COLOURS)
-    for wrong in (DEPTH[..., None], COLOURS / np.float32(255), COLOURS.astype(np.int32), COLOURS > 9):
+    assert np.array_equal(as_rgb(COLORS, "x"), COLORS)
+    assert np.array_equal(as_rgb(COLORS.transpose(2, 0, 1), "x", channels_first=True), COLORS)
+    assert np.array_equal(as_rgb(GRAY[..., None], "x"), np.stack([GRAY] * 3, -1))
+    assert np.array_equal(as_rgb(np.asarray(OPAQUE), "x"), COLORS)
+    for wrong in (DEPTH[..., None], COLORS / np.float32(255), COLORS.astype(np.int32), COLORS > 9):
         with pytest.raises(ValueError, match=r"x: the images are .* not uint8; .*leave a camera of depth out"):
             as_rgb(wrong, "x")
-    for wrong in (GREY, COLOURS[..., :2], COLOURS[:0]):
+    for wrong in (GRAY, COLORS[..., :2], COLORS[:0]):
         with pytest.raises(ValueError, match=r"x: the image"):
             as_rgb(wrong, "x")
     with pytest.raises(ValueError, match="transparent"):
-        as_rgb(np.dstack([COLOURS, GREY]), "x")
+        as_rgb(np.dstack([COLORS, GRAY]), "x")
 
 
 def test_one_transparent_pixel_is_enough_to_refuse_an_image():

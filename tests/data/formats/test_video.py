@@ -27,14 +27,14 @@ def test_loss_on_a_larger_scene_is_small_and_unbiased(tmp_path):
     assert np.abs((decoded.astype(float) - frames).mean(axis=(0, 1, 2))).max() < 0.5
 
 
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255), (250, 128, 4)]
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255), (250, 128, 4)]
 
 
-def test_pure_colours_come_back(tmp_path):
+def test_pure_colors_come_back(tmp_path):
     """Red is not blue, and players that know BT.601 and others, told by the stream, show the same."""
-    frames = np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in COLOURS])
+    frames = np.stack([np.full((32, 32, 3), color, np.uint8) for color in COLORS])
     video.encode(tmp_path / "a.mp4", frames, 20)
-    decoded = video.decode(tmp_path / "a.mp4", 20, range(len(COLOURS)))
+    decoded = video.decode(tmp_path / "a.mp4", 20, range(len(COLORS)))
     assert np.abs(decoded.astype(int) - frames).max() <= 4
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert (container.streams.video[0].codec_context.colorspace, container.streams.video[0].pix_fmt) == (
@@ -42,13 +42,13 @@ def test_pure_colours_come_back(tmp_path):
             "yuv444p",
         )
         # BT.601, limited range: Y = 16 + 219 (0.299 R + 0.587 G + 0.114 B)
-        for frame, (red, green, blue) in zip(container.decode(video=0), COLOURS, strict=True):
+        for frame, (red, green, blue) in zip(container.decode(video=0), COLORS, strict=True):
             luma = 16 + 219 / 255 * (0.299 * red + 0.587 * green + 0.114 * blue)
             assert abs(frame.to_ndarray()[0].mean() - luma) < 3
 
 
-def test_a_border_between_two_colours_stays_sharp(tmp_path):
-    """Colour is kept at full resolution: a column of red beside one of blue."""
+def test_a_border_between_two_colors_stays_sharp(tmp_path):
+    """Color is kept at full resolution: a column of red beside one of blue."""
     frames = np.zeros((4, 32, 32, 3), np.uint8)
     frames[:, :, ::2, 0], frames[:, :, 1::2, 2] = 200, 200
     video.encode(tmp_path / "a.mp4", frames, 20)

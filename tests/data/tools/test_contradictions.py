@@ -135,7 +135,7 @@ def test_normalized_ends_at_100():
     assert "ends at -100 and 100" in only(group, None, lambda i: walk(2, 170, 1, i)).text
 
 
-def test_metres_of_400():
+def test_meters_of_400():
     group = Group(name="position", size=3, kind="position", unit="m")
     assert "unit: mm" in only(group, None, lambda i: walk(3, 400, 1, i)).mend
 

@@ -204,15 +204,15 @@ def test_a_difference_on_reading_back_keeps_it_from_its_place(tmp_path, monkeypa
 
 def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
     source = clean()
-    honest = conversion.LeRobotWriter.finalise
+    honest = conversion.LeRobotWriter.finalize
 
     def full(self):
         raise OSError(errno.ENOSPC, "the disk is full while writing")
 
-    monkeypatch.setattr(conversion.LeRobotWriter, "finalise", full)
+    monkeypatch.setattr(conversion.LeRobotWriter, "finalize", full)
     with pytest.raises(OSError, match="the disk is full"):
         convert(source, tmp_path / "out", processes=1)
-    monkeypatch.setattr(conversion.LeRobotWriter, "finalise", honest)
+    monkeypatch.setattr(conversion.LeRobotWriter, "finalize", honest)
     seen = []
     convert(source, tmp_path / "out", processes=1, progress=lambda *p: seen.append(p))
     assert seen[0] == ("write", 4, 4)

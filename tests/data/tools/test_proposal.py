@@ -36,7 +36,7 @@ def proposed(root: Path) -> tuple[Proposal, dict[str, Any]]:
     with pytest.raises(UndeclaredError) as caught:
         open_source(Source(path=str(root)))
     error = caught.value
-    keys: dict[str, Any] = {"path": str(root), "unlabelled": "keep"}
+    keys: dict[str, Any] = {"path": str(root), "unlabeled": "keep"}
     keys |= {"format": error.options} if error.options else {}
     dataset = open_source(build(Source, {**keys, "embodiment": error.plain}))
     proposal = propose(dataset, error.options, timed=error.timed)
@@ -140,7 +140,7 @@ def test_droid_closes_at_1(tmp_path: Path) -> None:
     assert groups["action"]["gripper"]["open"] == 0
 
 
-def test_franka_with_a_quaternion_and_a_width_in_metres(tmp_path: Path) -> None:
+def test_franka_with_a_quaternion_and_a_width_in_meters(tmp_path: Path) -> None:
     def pose(i: int) -> np.ndarray:
         quaternion = curves(4, -1, 1, STEPS, i)
         quaternion /= np.linalg.norm(quaternion, axis=1, keepdims=True)

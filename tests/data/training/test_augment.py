@@ -105,7 +105,7 @@ def test_an_image_shifts_before_it_is_cropped():
         ((32, 32), 1.0, (32, 32), (0, 0)),
     ],
 )
-def test_acting_sees_the_box_in_the_centre(size: tuple[int, int], crop: float, box: tuple[int, int], corner):
+def test_acting_sees_the_box_in_the_center(size: tuple[int, int], crop: float, box: tuple[int, int], corner):
     given_images = torch.from_numpy(ramp(*size)).expand(3, 2, *size, 3)
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -130,17 +130,17 @@ def test_a_box_is_enlarged_with_antialiasing_also_where_it_has_fine_detail():
     assert np.abs(seen.astype(int) - np.asarray(theirs)).max() <= 1
 
 
-def test_images_shift_by_three_pixels_and_keep_their_colours_unless_a_recipe_says_otherwise():
+def test_images_shift_by_three_pixels_and_keep_their_colors_unless_a_recipe_says_otherwise():
     assert to_dict(AugmentConfig()) == {"shift": 3, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
 
 
-def reference(pixels: np.ndarray, mean_grey: float, bright: float, contrast: float, saturation: float, hue: float):
+def reference(pixels: np.ndarray, mean_gray: float, bright: float, contrast: float, saturation: float, hue: float):
     """One step after another, without clipping between them."""
     luma = np.array([0.299, 0.587, 0.114])
     x = pixels.astype(np.float64) * bright
-    x = contrast * x + (1 - contrast) * bright * mean_grey
-    grey = (x @ luma)[..., None]
-    x = saturation * x + (1 - saturation) * grey
+    x = contrast * x + (1 - contrast) * bright * mean_gray
+    gray = (x @ luma)[..., None]
+    x = saturation * x + (1 - saturation) * gray
     yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     c, s = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
     turn = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
@@ -157,26 +157,26 @@ def test_jitter_is_its_steps_one_after_another(name: str):
     for b, v in np.ndindex(3, 2):
         drawn = {k: float(chance[b, v, i]) * asked.get(k, 0.0) for i, k in enumerate(amounts)}
         window = source[b, :, v].numpy()
-        grey = float(window.reshape(-1, 3).mean(0) @ [0.299, 0.587, 0.114])
+        gray = float(window.reshape(-1, 3).mean(0) @ [0.299, 0.587, 0.114])
         bright, contrast, saturation = (1 + drawn[k] for k in ("brightness", "contrast", "saturation"))
-        expected = reference(window, grey, bright, contrast, saturation, drawn["hue"])
+        expected = reference(window, gray, bright, contrast, saturation, drawn["hue"])
         assert np.abs(out[b, :, v].numpy() - expected).max() <= 0.6
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
 def test_each_view_is_varied_as_much_as_its_own_number_says(name: str):
-    colours = torch.tensor([[200, 40, 90], [60, 120, 20]], dtype=torch.uint8)
-    source = colours.repeat(6, 8, 1)[None, None, None].expand(40, 1, 2, 6, 16, 3).contiguous()
+    colors = torch.tensor([[200, 40, 90], [60, 120, 20]], dtype=torch.uint8)
+    source = colors.repeat(6, 8, 1)[None, None, None].expand(40, 1, 2, 6, 16, 3).contiguous()
     out = augment(source, AugmentConfig(shift=0, **{name: (0.0, 0.2)}), 1.0, generator())
     changes = (out.int() - source.int()).abs().flatten(3).amax(3)[:, 0]  # (B, V)
     assert changes[:, 0].max() <= 1
     assert (changes[:, 1] > 1).float().mean() > 0.8
 
 
-def test_grey_has_no_hue_and_black_stays_black():
+def test_gray_has_no_hue_and_black_stays_black():
     config = AugmentConfig(shift=0, saturation=0.5, hue=0.5)
-    grey = torch.full(SHAPE, 100, dtype=torch.uint8)
-    assert (augment(grey, config, 1.0, generator()).int() - 100).abs().max() <= 1
+    gray = torch.full(SHAPE, 100, dtype=torch.uint8)
+    assert (augment(gray, config, 1.0, generator()).int() - 100).abs().max() <= 1
     every = AugmentConfig(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.5)
     black = torch.zeros(SHAPE, dtype=torch.uint8)  # the view of a camera that a robot does not have
     assert not augment(black, every, 0.9, generator()).any()

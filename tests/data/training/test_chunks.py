@@ -120,14 +120,14 @@ def test_scaling_maps_percentiles_to_one_and_clips_what_is_beyond() -> None:
     normalizer = action_normalizer(DATA, [Robot(ROBOT, Statistics({"q01": low, "q99": high}, {}, "f"))], "quantile")
     given = torch.tensor([[-2.0, 0.0, 5.0, -1.0], [1.0, 0.25, 8.0, 0.5], [3.0, -1.0, 99.0, 2.0]])
     expected = [[-1.0, -1.0, -1.0, -1.0], [0.5, -0.5, 0.5, 0.5], [1.0, -1.0, 1.0, 1.0]]  # a gripper's range is declared
-    assert normalizer.normalise(given, torch.zeros(3, dtype=torch.int64)).tolist() == expected
+    assert normalizer.normalize(given, torch.zeros(3, dtype=torch.int64)).tolist() == expected
 
 
 @pytest.mark.parametrize(("method", "expected"), [("quantile", 0.5), ("minmax", 0.25), ("meanstd", 0.125)])
 def test_scaling_is_as_the_recipe_says(method, expected: float) -> None:
     ends = {"q01": -2, "q99": 2, "min": -4, "max": 4, "mean": 0, "std": 8}
     robot = Robot(ROBOT, Statistics({key: [float(value)] * 4 for key, value in ends.items()}, {}, "f"))
-    scaled = action_normalizer(DATA, [robot], method).normalise(torch.ones(1, 4), torch.zeros(1, dtype=torch.int64))
+    scaled = action_normalizer(DATA, [robot], method).normalize(torch.ones(1, 4), torch.zeros(1, dtype=torch.int64))
     assert scaled[0].tolist() == [expected] * 3 + [1.0]
 
 

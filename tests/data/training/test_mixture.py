@@ -49,7 +49,7 @@ def test_data_is_used_as_it_is_unless_a_recipe_says_otherwise():
         "subset_seed": 0,
         "leave_out": [],
         "instruction": None,
-        "unlabelled": "refuse",
+        "unlabeled": "refuse",
     }
     assert to_dict(DataConfig()) == {
         "sources": [],
@@ -155,9 +155,9 @@ def test_episodes_without_an_instruction(tmp_path):
         with patch("anyvla.data.training.mixture.open_dataset", return_value=silent):
             return open_source(build(Source, {"path": "somewhere", **keys}))
 
-    with pytest.raises(ValueError, match=r"1 of 2 episodes of somewhere have no instruction: .*unlabelled: drop"):
+    with pytest.raises(ValueError, match=r"1 of 2 episodes of somewhere have no instruction: .*unlabeled: drop"):
         through()
-    assert through(unlabelled="drop").lengths.tolist() == [6]
+    assert through(unlabeled="drop").lengths.tolist() == [6]
     assert len(through(instruction="do it")) == 2
 
 
@@ -192,7 +192,7 @@ def test_episodes_are_numbered_before_any_is_dropped(monkeypatch):
     words = [("a",), (), ("b",), ("c",), ()]
     episodes = [demonstration(5 + i, instructions=w, extra={}) for i, w in enumerate(words)]
     monkeypatch.setattr("anyvla.data.training.mixture.open_dataset", lambda *args: InMemory(episodes))
-    keys = {"path": "somewhere", "unlabelled": "drop", "leave_out": [2]}
+    keys = {"path": "somewhere", "unlabeled": "drop", "leave_out": [2]}
     assert open_source(build(Source, keys)).lengths.tolist() == [5, 8]
     assert open_source(build(Source, keys | {"instruction": "do it"})).lengths.tolist() == [5, 6, 8, 9]
 
@@ -261,7 +261,7 @@ def test_a_preset_multiplies_steps_by_its_weights(tmp_path, monkeypatch, tempera
             (folder / file).write_text("{}")
 
     def opened_source(source: Source) -> EpisodeDataset:
-        assert source.unlabelled == "drop"
+        assert source.unlabeled == "drop"
         return InMemory([demonstration(steps[Path(source.path).parent.name])])
 
     monkeypatch.setattr("anyvla.data.training.mixture.open_source", opened_source)

@@ -29,7 +29,7 @@ def test_a_shuffle_mixes_and_depends_on_its_key():
     assert (one == other).mean() < 0.01
     for got in (one, other):
         assert abs(np.corrcoef(np.arange(10_000), got)[0, 1]) < 0.05
-        assert (np.diff(got) == 1).mean() < 0.01  # neighbours are torn apart
+        assert (np.diff(got) == 1).mean() < 0.01  # neighbors are torn apart
 
 
 def test_every_window_comes_up_once_before_any_comes_up_again():

@@ -1,4 +1,4 @@
-"""Training varies the images of each view and step at random; acting sees the centre of the same crop, always."""
+"""Training varies the images of each view and step at random; acting sees the center of the same crop, always."""
 
 from __future__ import annotations
 
@@ -110,10 +110,10 @@ def test_steps_of_a_window_are_varied_alike():
 
 
 def test_the_settings_of_augmentation_reach_the_images():
-    grey = np.full((32, 32, 3), 80, np.uint8)
-    [plain] = batches(source(4, image=grey), steps=1, size=4)
+    gray = np.full((32, 32, 3), 80, np.uint8)
+    [plain] = batches(source(4, image=gray), steps=1, size=4)
     assert (plain.images == 80).all()
-    [varied] = batches(source(1, image=grey), steps=1, size=200, brightness=0.5)
+    [varied] = batches(source(1, image=gray), steps=1, size=200, brightness=0.5)
     levels = varied.images[:, 0, :, 0, 0, 0].float()
     assert levels.min() == pytest.approx(40, abs=2)  # 80 times 0.5 to 1.5
     assert levels.max() == pytest.approx(120, abs=2)
@@ -146,7 +146,7 @@ def acting_on(image: np.ndarray, view: dict[str, Any], calls: int = 2) -> list[t
     return got
 
 
-def test_acting_sees_the_centre_of_each_crop_every_time():
+def test_acting_sees_the_center_of_each_crop_every_time():
     for images in acting_on(ramp(), {"crop": (0.75, 0.5)}, calls=3):
         for image, side, corner in zip(images[0].numpy(), (24, 16), (4, 8), strict=True):
             assert np.abs(image - box_of_ramp((corner, corner), (side, side))).max() <= 1

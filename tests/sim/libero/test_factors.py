@@ -30,7 +30,7 @@ def place(world: LiberoEnvironment, name: str) -> np.ndarray:
 
 def test_the_factors_are_those_of_the_docs() -> None:
     assert {factor: list(levels) for factor, levels in FACTORS.items()} == {
-        "light": ["dim", "bright", "coloured"],
+        "light": ["dim", "bright", "colored"],
         "texture": ["plain", "dark"],
         "camera": ["small", "large"],
         "distractor": ["one", "three"],
@@ -71,11 +71,11 @@ def test_light_texture_and_camera_change_as_they_say(world: LiberoEnvironment, m
         assert 0 < len(bare) < len(textured)
         assert model.geom_rgba[bare, :3] == pytest.approx(np.tile(color, (len(bare), 1)), abs=1e-6)
     moves = []
-    for level, metres, seed in (("small", 0.02, 0), ("large", 0.06, 0), ("large", 0.06, 1)):
+    for level, meters, seed in (("small", 0.02, 0), ("large", 0.06, 0), ("large", 0.06, 1)):
         world.reset(PLATE, seed, {"camera": level})
         moved = dict(zip((model.camera(i).name for i in range(model.ncam)), model.cam_pos - camera, strict=True))
         moves.append(moved.pop("agentview"))
-        assert np.linalg.norm(moves[-1]) == pytest.approx(metres)
+        assert np.linalg.norm(moves[-1]) == pytest.approx(meters)
         assert not np.any(list(moved.values()))
     assert moves[1] == pytest.approx(3 * moves[0])
     assert np.linalg.norm(moves[2] - moves[1]) > 0.005

@@ -32,7 +32,7 @@ def test_a_sheet_on_the_table_cannot_be_held() -> None:
     assert find(box(0.04, 0.04, 0.001), TABLE, from_above(), floor=0.012, base=BASE) is None
 
 
-def test_neighbours_are_not_hit() -> None:
+def test_neighbors_are_not_hit() -> None:
     """A wall along one side leaves no room for a finger there: the hand turns."""
     item = box(0.05, 0.05, 0.06)
     wall = box(0.3, 0.01, 0.12) + (0, 0.034, 0)

@@ -41,7 +41,7 @@ def test_limited_keeps_the_direction() -> None:
 
 
 def test_straight_commands_what_is_left_in_the_controllers_units() -> None:
-    """A centimetre to go: 2 x 0.01 m / 0.05 m along x and y, 3.5 x along z."""
+    """A centimeter to go: 2 x 0.01 m / 0.05 m along x and y, 3.5 x along z."""
     scene = hand((0.1, 0.2, 0.3))
     action = straight(scene, np.array([0.11, 0.19, 0.305]), None, CLOSE)
     assert action.tolist() == pytest.approx([0.4, -0.4, 0.35, 0, 0, 0, 1])

@@ -37,7 +37,7 @@ def placed(world: MetaWorldEnvironment) -> np.ndarray:
 
 def test_the_factors_are_those_of_the_docs() -> None:
     assert {factor: list(levels) for factor, levels in FACTORS.items()} == {
-        "light": ["dim", "bright", "coloured"],
+        "light": ["dim", "bright", "colored"],
         "texture": ["plain", "dark", "tiles"],
         "camera": ["small", "large"],
         "distractor": ["one", "three"],
@@ -77,7 +77,7 @@ def test_chance_of_a_factor_follows_from_the_seed(stock: MetaWorldEnvironment, f
     seeds = [drawn(seed) for seed in (1, 2, 3, 4, 5, 6)]
     assert len(set(seeds)) >= 4
     assert drawn(1) == seeds[0]
-    assert drawn(1, light="coloured", texture="dark") == seeds[0]  # whatever else is changed
+    assert drawn(1, light="colored", texture="dark") == seeds[0]  # whatever else is changed
 
 
 def test_light_is_scaled_by_its_level(stock: MetaWorldEnvironment) -> None:
@@ -92,7 +92,7 @@ def test_light_is_scaled_by_its_level(stock: MetaWorldEnvironment) -> None:
             assert np.allclose(getattr(model, field), np.clip(gain * plain[field], 0, 1))
         for field, value in head.items():
             assert np.allclose(getattr(model.vis.headlight, field), np.clip(gain * value, 0, 1))
-    stock.reset("push", 3, {"light": "coloured"})
+    stock.reset("push", 3, {"light": "colored"})
     lit = plain["light_diffuse"].min(1) > 0
     ratio = model.light_diffuse[lit][0] / plain["light_diffuse"][lit][0]
     assert sorted(ratio) == pytest.approx([0.45, 0.75, 1.0], abs=1e-6)
@@ -113,8 +113,8 @@ def test_tables_have_the_colors_that_they_say(stock: MetaWorldEnvironment) -> No
     assert set(model.geom_matid[boards]) == {model.material("basic_floor").id}
 
 
-@pytest.mark.parametrize(("level", "metres"), [("small", 0.02), ("large", 0.06)])
-def test_fixed_cameras_move_as_far_as_they_say(stock: MetaWorldEnvironment, level: str, metres: float) -> None:
+@pytest.mark.parametrize(("level", "meters"), [("small", 0.02), ("large", 0.06)])
+def test_fixed_cameras_move_as_far_as_they_say(stock: MetaWorldEnvironment, level: str, meters: float) -> None:
     stock.reset("push", 3)
     model = stock.running.sim.model
     before = model.cam_pos.copy()
@@ -122,7 +122,7 @@ def test_fixed_cameras_move_as_far_as_they_say(stock: MetaWorldEnvironment, leve
     moved = dict(zip((model.camera(i).name for i in range(model.ncam)), model.cam_pos - before, strict=True))
     for name in ("gripperPOV", "behindGripper"):  # they travel with the hand
         assert not moved.pop(name).any()
-    assert np.linalg.norm(list(moved.values()), axis=1) == pytest.approx(metres)
+    assert np.linalg.norm(list(moved.values()), axis=1) == pytest.approx(meters)
     assert np.linalg.norm(np.diff(list(moved.values()), axis=0), axis=1).min() > 0.001  # each in its own direction
 
 

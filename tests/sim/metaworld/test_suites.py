@@ -59,7 +59,7 @@ def test_limits_count_actions() -> None:
     }
 
 
-def test_episodes_and_judgement() -> None:
+def test_episodes_and_judgment() -> None:
     """SmolVLA (arXiv 2506.01844) and others play ten episodes of each task of MT50; success counts when reached."""
     found = {name: suite(name, 1) for name in NAMES}
     assert {name: s.episodes for name, s in found.items()} == dict.fromkeys(NAMES, 20) | {"mt50": 10}

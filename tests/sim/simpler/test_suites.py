@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from anyvla.evaluation.results import EpisodeResult
-from anyvla.evaluation.statistics import summarise
+from anyvla.evaluation.statistics import summarize
 from anyvla_sim.simpler.motion import (
     DOWN,
     StickyGripper,
@@ -243,7 +243,7 @@ def test_words_are_those_of_the_environments() -> None:
     assert DRAWERS == ("top", "middle", "bottom")
 
 
-def test_limits_and_judgement() -> None:
+def test_limits_and_judgment() -> None:
     widowx = suite("widowx")
     assert {task.name: widowx.limit(task.name) for task in widowx.tasks} == {
         "spoon-on-towel": 60,
@@ -295,7 +295,7 @@ def test_the_official_aggregation_follows_from_plain_means() -> None:
                     checkpoint="c", protocol={"groups": groups},
                 )
             )  # fmt: skip
-    told = summarise(lines).told
+    told = summarize(lines).told
     assert told is not None
     for group, tasks in groups.items():
         official = np.mean([np.mean([np.mean(episodes) for episodes in by_variant[task].values()]) for task in tasks])

@@ -295,8 +295,8 @@ def test_open_suite_names_what_there_is() -> None:
         open_suite("metaworld/mt11")
     with pytest.raises(ConfigError, match="there is no render setting 'slow'"):
         open_suite("metaworld/mt10", {"render": "slow"})
-    with pytest.raises(ConfigError, match="unexpected keyword argument 'colour'"):
-        open_suite("metaworld/mt10", {"colour": "red"})
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'color'"):
+        open_suite("metaworld/mt10", {"color": "red"})
     opened = open_suite("metaworld/half-open", {"render": "fast"})
     assert opened.name == "metaworld/half-open"
     assert opened.embodiment.name == "sawyer-metaworld"

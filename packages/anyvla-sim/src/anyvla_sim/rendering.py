@@ -58,7 +58,7 @@ class Ornament:
     shape: str  # "sphere" | "box" | "cylinder"
     size: tuple[float, float, float]  # half extents, m
     position: tuple[float, float, float]  # m, in the world
-    colour: tuple[float, float, float]
+    color: tuple[float, float, float]
 
 
 @lru_cache(maxsize=None)
@@ -218,8 +218,8 @@ class Renderer:
 
         kind = getattr(mujoco.mjtGeom, f"mjGEOM_{ornament.shape.upper()}")
         geom = self._scene.geoms[self._scene.ngeom]
-        colour = np.array([*ornament.colour, 1.0], np.float32)
-        mujoco.mjv_initGeom(geom, kind, np.array(ornament.size), np.array(ornament.position), np.eye(3).ravel(), colour)
+        color = np.array([*ornament.color, 1.0], np.float32)
+        mujoco.mjv_initGeom(geom, kind, np.array(ornament.size), np.array(ornament.position), np.eye(3).ravel(), color)
         self._scene.ngeom += 1
 
     def close(self) -> None:

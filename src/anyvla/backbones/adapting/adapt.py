@@ -15,7 +15,7 @@ from torch import nn
 from anyvla.backbones.adapting.options import Lora, Quantize, Train
 from anyvla.backbones.adapting.parts import parameters_of
 from anyvla.backbones.base import PARTS, Backbone, Part
-from anyvla.checkpoint.weights import some
+from anyvla.files.weights import some
 
 OUTLIERS = 6.0  # activations that are larger are not multiplied in 8 bits (LLM.int8, section 3.2)
 ROUTERS = {"gate", "router", "shared_expert_gate"}  # which expert reads a token: too small and too touchy to adapt
@@ -88,7 +88,7 @@ def linear_layers(backbone: Backbone, parts: tuple[Part, ...] = PARTS) -> dict[s
     }
 
 
-def quantise(backbone: Backbone, to: Quantize) -> None:
+def quantize(backbone: Backbone, to: Quantize) -> None:
     """Keep the linear layers of the language model in 8 bits (LLM.int8, arXiv 2208.07339) or 4 (NF4, arXiv 2305.14314).
 
     They are frozen; gradients pass through them. Raises ImportError without `bitsandbytes`.
@@ -100,12 +100,12 @@ def quantise(backbone: Backbone, to: Quantize) -> None:
     # It warns at every call of every layer that its kernels compute in half precision.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     for name, layer in linear_layers(backbone, ("language",)).items():
-        backbone.set_submodule(name, _quantised(layer, to, bitsandbytes.nn))
+        backbone.set_submodule(name, _quantized(layer, to, bitsandbytes.nn))
     # peft reads here which layers it finds
     backbone.is_loaded_in_8bit, backbone.is_loaded_in_4bit = to == "int8", to == "int4"  # type: ignore[assignment]
 
 
-def _quantised(layer: nn.Linear, to: Quantize, bnb: Any) -> nn.Module:
+def _quantized(layer: nn.Linear, to: Quantize, bnb: Any) -> nn.Module:
     weight, bias = layer.weight.data, layer.bias
     width = (layer.in_features, layer.out_features, bias is not None)
     if to == "int8":
@@ -123,4 +123,4 @@ def _quantised(layer: nn.Linear, to: Quantize, bnb: Any) -> nn.Module:
         # saved afterwards is another model, and only where widths are multiples of its blocks.
         small.support_avx512bf16_for_cpu = False
     small.bias = None if bias is None else nn.Parameter(bias.data, requires_grad=False)
-    return small.to(weight.device)  # which quantises
+    return small.to(weight.device)  # which quantizes

@@ -22,9 +22,9 @@ from transformers.utils.hub import cached_files
 from anyvla.backbones.adapting.options import Pretrained
 from anyvla.backbones.adapting.parts import parameters_of
 from anyvla.backbones.base import PARTS, Backbone, Part
-from anyvla.checkpoint.weights import some
 from anyvla.files.documents import as_mapping, read_object
 from anyvla.files.inside import check_name
+from anyvla.files.weights import some
 
 KEPT: dict[Pretrained, tuple[Part, ...]] = {
     "full": PARTS,
@@ -40,7 +40,7 @@ SIDE_BY_SIDE = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.
 def read_model(source: str, revision: str | None, config: Any, dtype: torch.dtype) -> Any:
     """The model of `config` with the weights of a folder or hub id, in `dtype`.
 
-    Raises OSError if there are none, and ValueError if they don't fit: no weight is left as it was initialised.
+    Raises OSError if there are none, and ValueError if they don't fit: no weight is left as it was initialized.
     """
     try:
         stored = dict(_stored(source, revision))
@@ -139,9 +139,9 @@ def truncate(config: Any, layers: int | None) -> None:
 
 
 def renew(backbone: Backbone, pretrained: Pretrained, seed: int) -> None:
-    """Initialise anew, as the model's family does, all parts but those that `pretrained` keeps; from `seed`.
+    """Initialize anew, as the model's family does, all parts but those that `pretrained` keeps; from `seed`.
 
-    LM head and decoder are kept with the language. Raises ValueError for a module that nothing tells how to initialise.
+    LM head and decoder are kept with the language. Raises ValueError for a module that nothing tells how to initialize.
     """
     if pretrained == "full":
         return
@@ -150,10 +150,10 @@ def renew(backbone: Backbone, pretrained: Pretrained, seed: int) -> None:
         kept |= {w for module in getattr(backbone, "unread", ()) for w in module.parameters()}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        _initialise(backbone, kept)
+        _initialize(backbone, kept)
 
 
-def _initialise(module: nn.Module, kept: set[nn.Parameter]) -> None:
+def _initialize(module: nn.Module, kept: set[nn.Parameter]) -> None:
     if isinstance(module, PreTrainedModel):
         for inner in module.modules():
             inner._is_hf_initialized = False
@@ -171,4 +171,4 @@ def _initialise(module: nn.Module, kept: set[nn.Parameter]) -> None:
     if own and reset is not None:
         reset()
     for child in module.children():
-        _initialise(child, kept)
+        _initialize(child, kept)

@@ -102,8 +102,8 @@ def plain_model(s: Subject) -> str:
 
 
 @torch.no_grad()
-def neighbours(s: Subject) -> str:
-    """A sample's readouts depend neither on its neighbours in the batch nor on padding."""
+def neighbors(s: Subject) -> str:
+    """A sample's readouts depend neither on its neighbors in the batch nor on padding."""
     images, query, far = s.frames(3), s.queries(2), 0.0
     together = s.read(images, TEXTS[:3], query, padding=5)
     for i in range(3):
@@ -335,7 +335,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "every input": every_input,
     "plain text": plain_text,
     "plain model": plain_model,
-    "neighbours": neighbours,
+    "neighbors": neighbors,
     "steps": steps,
     "gradients": gradients,
     "checkpointing": checkpointing,

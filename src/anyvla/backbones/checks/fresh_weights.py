@@ -1,4 +1,4 @@
-"""Weights as they were initialised: found, and drawn anew where a check of the model would learn nothing from them.
+"""Weights as they were initialized: found, and drawn anew where a check of the model would learn nothing from them.
 
 Some families begin with parts at zero (Gemma 3's projector, the gates of Llama 3.2 Vision), others so small that little
 depends on an image. A model of such weights is not faulty, but untrained.

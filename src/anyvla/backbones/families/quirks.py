@@ -304,12 +304,12 @@ QUIRKS: dict[str, Quirk] = {
     "kosmos-2.5": Quirk(
         template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
         image_token="<bbox>",  # any id that no instruction contains: the features overwrite its embedding
-        vision=vision_odd.patches_standardised,
+        vision=vision_odd.patches_standardized,
         grid=lambda config, _size: (1, config.latent_query_num),
         multiple=vision_odd.kosmos_patch,
         size=vision_odd.kosmos_side,
         first_position=2,  # after the padding index, 1
-        preprocessor={"do_rescale": False, "do_normalize": False},  # each image is standardised by itself
+        preprocessor={"do_rescale": False, "do_normalize": False},  # each image is standardized by itself
         extras={"image_embeds_position_mask": vision_odd.image_places_and_ends},
         note="every image takes latent_query_num tokens, whatever its size (2048 in the released model: its context of "
         "4096 holds one camera)",

@@ -1,4 +1,4 @@
-"""From normalised pixels to the arguments under which a family of models takes its images.
+"""From normalized pixels to the arguments under which a family of models takes its images.
 
 Each function takes `Images` and gives arguments of the model's forward (and of its `get_image_features`). A row of
 `anyvla.backbones.families.quirks` names one.

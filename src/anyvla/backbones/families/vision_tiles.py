@@ -26,7 +26,7 @@ def llama4_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def granite4_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Windows of patches that queries summarise, and the embedding that ends an image; in one row."""
+    """Windows of patches that queries summarize, and the embedding that ends an image; in one row."""
     rate = Fraction(config.downsample_rate)
     rows, columns = (int(side // config.vision_config.patch_size * rate) for side in size)
     return 1, rows * columns + 1
@@ -40,18 +40,18 @@ def aria_side(config: Any) -> int:
 def two_sizes(images: Images) -> dict[str, Tensor]:
     """Each image at the size of both towers (DeepSeek-VL 7B), from levels 0..255; the small one is made of the large.
 
-    Shapes (N, 3, h, w). The towers' normalisations are those of preprocessor_config.json.
+    Shapes (N, 3, h, w). The towers' normalizations are those of preprocessor_config.json.
     """
     side, told = images.config.vision_config.image_size, images.preprocessor
     large = images.pixels.permute(0, 2, 3, 1).to(torch.uint8)
     small = resize(large, (side, side), told.get("resample", 3))
     return {
-        "pixel_values": _normalised(small.to(images.pixels.dtype), told, "image"),
-        "high_res_pixel_values": _normalised(images.pixels, told, "high_res_image"),
+        "pixel_values": _normalized(small.to(images.pixels.dtype), told, "image"),
+        "high_res_pixel_values": _normalized(images.pixels, told, "high_res_image"),
     }
 
 
-def _normalised(pixels: Tensor, told: Mapping[str, Any], name: str) -> Tensor:
+def _normalized(pixels: Tensor, told: Mapping[str, Any], name: str) -> Tensor:
     numbers = told.get(f"{name}_mean", OPENAI_CLIP_MEAN), told.get(f"{name}_std", OPENAI_CLIP_STD)
     mean, std = torch.tensor(numbers, device=pixels.device).view(2, 3, 1, 1)
     return ((pixels.float() * told.get("rescale_factor", 1 / 255) - mean) / std).to(pixels.dtype)

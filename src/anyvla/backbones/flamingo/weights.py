@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from anyvla.checkpoint.weights import some
+from anyvla.files.weights import some
 
 # What wrappers of the original's training put into names.
 _WRAPPERS = re.compile(r"^module\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from anyvla.backbones.images.resize import BILINEAR, FILTERS, resize
 
-_NOT_ZERO = 1e-6  # of a normalised pixel
+_NOT_ZERO = 1e-6  # of a normalized pixel
 _SPAN = (1e-3, 1e5)  # between black and white, for any model; some want numbers up to 255 and more
 
 
 class Pixels(nn.Module):
-    """uint8 (N, H, W, 3) -> normalised float (N * per_image, 3, h, w)."""
+    """uint8 (N, H, W, 3) -> normalized float (N * per_image, 3, h, w)."""
 
     scale: Tensor
     shift: Tensor
@@ -34,7 +34,7 @@ class Pixels(nn.Module):
         With `tiles` of n > 1, an image becomes n * n + 1: it is scaled to n times the size and cut into n x n tiles, in
         raster order; the whole image follows.
 
-        Raises ValueError if neither gives a size, there is no mean to normalise with, or the filter is unknown.
+        Raises ValueError if neither gives a size, there is no mean to normalize with, or the filter is unknown.
         """
         super().__init__()
         self.size = _size(preprocessor, image_size) if exact is None else (exact, exact)  # (h, w)
@@ -49,7 +49,7 @@ class Pixels(nn.Module):
         if preprocessor.get("do_normalize", True):
             if "image_mean" not in preprocessor or "image_std" not in preprocessor:
                 raise ValueError(
-                    "the preprocessor normalises but does not say with which image_mean and image_std: "
+                    "the preprocessor normalizes but does not say with which image_mean and image_std: "
                     "add both to preprocessor_config.json, three numbers each"
                 )
             given = (torch.tensor(preprocessor[name]) for name in ("image_mean", "image_std"))

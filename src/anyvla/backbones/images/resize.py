@@ -76,11 +76,11 @@ def line_weights(inputs: int, outputs: int, filter: int) -> tuple[Tensor, Tensor
     shape, reach = _SHAPES[filter]
     scale = inputs / outputs
     wide = max(scale, 1.0)  # a filter never gets narrower than a pixel
-    centre = (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
-    first = (centre - reach * wide + 0.5).long().clamp(min=0)
-    last = (centre + reach * wide + 0.5).long().clamp(max=inputs)
+    center = (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
+    first = (center - reach * wide + 0.5).long().clamp(min=0)
+    last = (center + reach * wide + 0.5).long().clamp(max=inputs)
     place = torch.arange(inputs, dtype=torch.float64)
-    weights = shape((place - centre[:, None] + 0.5) / wide)
+    weights = shape((place - center[:, None] + 0.5) / wide)
     weights = weights * ((place >= first[:, None]) & (place < last[:, None]))
     return weights / weights.sum(1, keepdim=True), first, last
 

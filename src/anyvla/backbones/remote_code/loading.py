@@ -25,9 +25,9 @@ from transformers.initialization import no_init_weights
 from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.base import Part
 from anyvla.backbones.composed import ComposedBackbone, Pair
-from anyvla.checkpoint.weights import some
 from anyvla.config import STRICT
 from anyvla.files.documents import as_mapping, read_object
+from anyvla.files.weights import some
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MODEL_CLASSES = ("AutoModelForCausalLM", "AutoModel")

@@ -2,9 +2,9 @@
 
 Written against its public code (`modeling_qwen.py`, `visual.py`, `tokenization_qwen.py`): the tower is
 `transformer.visual`, and the places of an image stand between `<img>` and `</img>`. That code reads images from paths
-spelt in token ids; here it gets token ids without images, and all embeddings by a hook. Tested with a stand-in of that
-interface, and once with that code itself, cut to a small size, under transformers 5.23; the released weights and
-tokenizer were not at hand. The code needs torchvision, einops and tiktoken.
+spelled in token ids. Here it gets token ids without images, and a hook writes all embeddings. It was tested with a
+stand-in of this interface, and once with that code itself, cut to a small size, under transformers 5.23. The released
+weights and tokenizer were not tested. The code needs torchvision, einops and tiktoken.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def _print(report: Report, to: Console) -> None:
     ):
         errors.add_column(heading)
     for groups in zip(*(t.errors for t in trips.values()), strict=True):
-        errors.add_row(groups[0].group, "normalised", *(v for g in groups for v in _numbers(g.normalised)))
+        errors.add_row(groups[0].group, "normalized", *(v for g in groups for v in _numbers(g.normalized)))
         errors.add_row("", groups[0].unit or "robot", *(v for g in groups for v in _numbers(g.robot)))
     to.print(sizes, "", errors, "")
 

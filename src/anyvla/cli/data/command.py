@@ -11,7 +11,7 @@ VERBS = {
     "info": "what a data set holds: format, robot, episodes, cameras, instructions, statistics, and what is wrong",
     "view": "an episode as a page: video beside action and proprio plots; or as a rerun recording",
     "check": "find NaN, jumps, idle ends, broken frames, duplicates ...; --fix writes a clean copy",
-    "statistics": "ranges, means and quantiles of every dim, and what normalisation does with them",
+    "statistics": "ranges, means and quantiles of every dim, and what normalization does with them",
     "convert": "rewrite a data set of any format as LeRobot v3: parallel, resumable, verified",
     "collect": "demonstrations by the benchmark's scripted experts, as a LeRobot v3 data set",
     "fit-codec": "fit the codec of a recipe's representation to its data; how far decoded tokens are from the actions",

@@ -1,4 +1,4 @@
-"""`anyvla data statistics PATH`: ranges, means and quantiles of every dim, and what normalisation does with them."""
+"""`anyvla data statistics PATH`: ranges, means and quantiles of every dim, and what normalization does with them."""
 
 from __future__ import annotations
 

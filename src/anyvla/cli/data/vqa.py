@@ -1,4 +1,4 @@
-"""`anyvla data vqa`: questions and answers about labelled simulator frames, and a page to look at such data."""
+"""`anyvla data vqa`: questions and answers about labeled simulator frames, and a page to look at such data."""
 
 from __future__ import annotations
 

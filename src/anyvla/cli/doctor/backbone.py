@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from anyvla.backbones.base import Backbone
     from anyvla.backbones.checks.conformance import Result
 
-COLOURS = {"passed": "green", "failed": "red", "not applicable": "yellow"}
+COLORS = {"passed": "green", "failed": "red", "not applicable": "yellow"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Card:
     dtype: str
     capabilities: tuple[str, ...]
     note: str = ""
-    untrained: str = ""  # weights that are as they were initialised
+    untrained: str = ""  # weights that are as they were initialized
     warnings: tuple[str, ...] = ()
 
 
@@ -158,7 +158,7 @@ def _untrained(backbone: Backbone) -> str:
     if not found:
         return ""
     name = next(iter(found))
-    return f"{len(found)} of {count} tensors, as {name}: freshly initialised, so the checks run on redrawn ones"
+    return f"{len(found)} of {count} tensors, as {name}: freshly initialized, so the checks run on redrawn ones"
 
 
 def _other_ids(backbone: Backbone) -> Iterator[str]:
@@ -233,7 +233,7 @@ def _print_card(card: Card) -> None:
 def _print_results(results: Sequence[Result]) -> None:
     table = Table("check", "state", "detail", box=None, pad_edge=False)
     for r in results:
-        table.add_row(r.check, Text(r.state, COLOURS[r.state]), r.detail)
+        table.add_row(r.check, Text(r.state, COLORS[r.state]), r.detail)
     Console().print()
     Console().print(table)
 

@@ -72,9 +72,9 @@ def main(argv: list[str]) -> int:
         print(json.dumps([asdict(f) for f in findings], indent=1))
     else:
         table = Table("", "what", "found", "to mend it", box=None, pad_edge=False)
-        colours = {"ok": "green", "missing": "red", "note": "yellow"}
+        colors = {"ok": "green", "missing": "red", "note": "yellow"}
         for f in findings:
-            table.add_row(Text(f.state, colours[f.state]), f.what, f.found, f.mend)
+            table.add_row(Text(f.state, colors[f.state]), f.what, f.found, f.mend)
         Console().print(table)
     return 1 if any(f.state == "missing" for f in findings) else 0
 

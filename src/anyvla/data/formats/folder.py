@@ -63,7 +63,7 @@ class FolderDataset:
     Config = FolderConfig
 
     @staticmethod
-    def recognises(root: Path) -> bool:
+    def recognizes(root: Path) -> bool:
         """A folder that describes itself."""
         return (root / DESCRIPTION).is_file()
 

@@ -1,7 +1,7 @@
 """Turns an image of any origin, encoded or an array, into uint8 RGB, or refuses it with the reason.
 
 Libraries convert what they cannot show: depth of 16 bits turns white, floats turn black, transparent pixels take any
-colour. Only images whose colours are known are read here: 8 bits of grey or colour, black and white, palettes, and
+color. Only images whose colors are known are read here: 8 bits of gray or color, black and white, palettes, and
 opaque alpha.
 """
 
@@ -21,7 +21,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others run pr
 _EXACT = ("RGB", "L", "1", "P")  # modes that Pillow turns into RGB without a loss or a guess
 _ALPHA = ("RGBA", "LA", "PA")
 _HINT = (
-    "a camera shows colour or grey of 8 bits: leave a camera of depth out of the embodiment's cameras, or store colour "
+    "a camera shows color or gray of 8 bits: leave a camera of depth out of the embodiment's cameras, or store color "
     "as uint8"
 )
 
@@ -31,8 +31,8 @@ def decode(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Return an encoded image as RGB. `upright`: apply the turn that a phone noted in EXIF.
 
-    Raise ValueError that begins with `where` if the image is missing, damaged, too large, or is not uint8 grey or
-    colour.
+    Raise ValueError that begins with `where` if the image is missing, damaged, too large, or is not uint8 gray or
+    color.
     """
     try:
         file = regular(source).open("rb") if isinstance(source, Path) else io.BytesIO(source)
@@ -60,7 +60,7 @@ def as_rgb(images: np.ndarray, where: str, *, channels_first: bool = False) -> U
     images = np.moveaxis(images, -3, -1) if channels_first and images.ndim >= 3 else images
     check_array(images.dtype, images.shape, where)
     if images.shape[-1] == 4 and np.any(images[..., 3] != 255):
-        raise ValueError(f"{where}: the image has transparent pixels, whose colour is unknown; store it without alpha")
+        raise ValueError(f"{where}: the image has transparent pixels, whose color is unknown; store it without alpha")
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images[..., :3]
 
 
@@ -69,7 +69,7 @@ def check_array(dtype: np.dtype, shape: tuple[int, ...], where: str) -> None:
     if dtype != np.uint8:
         raise ValueError(f"{where}: the images are {dtype} {shape}, not uint8; {_HINT}")
     if len(shape) < 3 or shape[-1] not in (1, 3, 4):
-        raise ValueError(f"{where}: the images have shape {shape}, expected (H, W, 3) each, or one channel of grey")
+        raise ValueError(f"{where}: the images have shape {shape}, expected (H, W, 3) each, or one channel of gray")
     check_size(shape[-2], shape[-3], where)
 
 
@@ -94,5 +94,5 @@ def _transparency(image: Image.Image) -> str:
     if image.mode in _ALPHA or "transparency" in image.info:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
         if np.any(alpha != 255):
-            return "has transparent pixels, whose colour is unknown; store it without alpha"
+            return "has transparent pixels, whose color is unknown; store it without alpha"
     return ""

@@ -2,8 +2,8 @@
 
 What is written has a constant rate, no B-frames and a key frame every few frames: packet k is frame k, so that a frame
 is found by a short seek and files can be joined by copying packets. A policy is trained on decoded frames and acts on
-raw ones, so the loss is kept small: full-resolution colour (on a rendered 96 px scene 42 dB, against 35 dB with halved
-colour, for the same bytes). What is read may have any codec and any key frames: frames are found by their time.
+raw ones, so the loss is kept small: full-resolution color (on a rendered 96 px scene 42 dB, against 35 dB with halved
+color, for the same bytes). What is read may have any codec and any key frames: frames are found by their time.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _OPTIONS = {"crf": "13", "preset": "veryfast", "tune": "fastdecode"}
 # x264 encodes equal frames of 32 pixels differently in 1 to 5 % of the runs, but never without macroblock trees. At 64
 # pixels none of 200 runs differed, and macroblock trees save a fifth of the bytes.
 _TINY, _TINY_OPTIONS = 64, {"x264-params": "mbtree=0"}
-PIXELS = "yuv444p"  # colour at full resolution
+PIXELS = "yuv444p"  # color at full resolution
 _BT601, _LIMITED = 6, 1  # how RGB becomes YUV, told to players, which guess otherwise
 # Other containers are lists of further files (HLS, concat), which FFmpeg would read from anywhere.
 _CONTAINERS = "mov,mp4,matroska,webm,avi"
-_DEPTH = ("gray9", "gray1", "grayf", "ya16")  # grey of more than 8 bits
+_DEPTH = ("gray9", "gray1", "grayf", "ya16")  # gray of more than 8 bits
 _OPEN = 16  # videos kept open per thread
 _BACK = (0.0, 1.0, 10.0, 1e9)  # seconds to seek further back if a file's key frames are not where its index says
 
@@ -146,7 +146,7 @@ class _Video:
             raise ValueError(f"{path} is of no known codec; copy the dataset again")
         check_size(context.width, context.height, str(path))
         if (context.pix_fmt or "").startswith(_DEPTH):
-            raise ValueError(f"{path} holds {context.pix_fmt}, which is depth and no colour; leave this camera out")
+            raise ValueError(f"{path} holds {context.pix_fmt}, which is depth and no color; leave this camera out")
         context.thread_count = 1  # readers are parallel; threads would wait for more packets
         if self._stream.time_base is None:
             raise ValueError(f"{path}: the video has no time base")

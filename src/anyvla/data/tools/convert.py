@@ -134,7 +134,7 @@ def _write(
                     writer.note("skipped", skipped)
                 done += 1
                 progress("write", done, len(chosen))
-    writer.finalise()
+    writer.finalize()
 
 
 def verify(

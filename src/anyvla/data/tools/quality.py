@@ -22,7 +22,7 @@ from anyvla.robot.space import ActionSpace
 from anyvla.text import check_instruction
 
 _DARK = 8  # a frame whose brightest value is below is black
-_ALIKE = 2.0  # grey levels by which frames of one scene differ through a codec, on average
+_ALIKE = 2.0  # gray levels by which frames of one scene differ through a codec, on average
 _SAMPLED = (0.0, 0.29, 0.62, 1.0)  # which frames of an episode: unevenly, so that what repeats does not look frozen
 
 
@@ -145,7 +145,7 @@ def _times(episode: Episode, index: int) -> Iterator[Finding]:
 
 def _said(episode: Episode, index: int) -> Iterator[Finding]:
     if not any(episode.instructions):
-        yield Finding("instruction", "warning", index, "it has no instruction", "unlabelled: drop, or instruction: ...")
+        yield Finding("instruction", "warning", index, "it has no instruction", "unlabeled: drop, or instruction: ...")
     elif any("\ufffd" in text for text in episode.instructions):
         yield Finding("instruction", "error", index, "its instruction was decoded wrongly", "write it again as UTF-8")
     for text in filter(None, episode.instructions):

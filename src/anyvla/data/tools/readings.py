@@ -249,7 +249,7 @@ def _angles(read: GroupReading, largest: float, seen: str, robot: str | None) ->
 def _lengths(read: GroupReading, largest: float, seen: str) -> GroupReading:
     if largest <= 5:
         return replace(read, by_size="m: by its size").said(unit="m")
-    return read.said(check=[f"unit: {seen} is too large for metres; mm?"], unit="mm" if largest <= 5000 else "")
+    return read.said(check=[f"unit: {seen} is too large for meters; mm?"], unit="mm" if largest <= 5000 else "")
 
 
 def related(
@@ -291,13 +291,13 @@ def _moded(read: GroupReading, partner: GroupReading | None, measured: MeasuredN
         return replace(read, by_size="").said(
             why=["delta: by its name"], check=["unit: what is 1?"], mode="delta", unit=""
         )
-    small = read.group.kind != "joints" and _centred(read, measured)
+    small = read.group.kind != "joints" and _centered(read, measured)
     guess: Literal["absolute", "delta"] = "delta" if small else "absolute"
     reason = "the numbers are around 0" if small else "nothing in the data says otherwise"
     beside = "" if partner is not None else ", and no group of the proprio measures the same"
     return read.said(check=[f"mode: {guess} is a guess ({reason}{beside})"], mode=guess)
 
 
-def _centred(read: GroupReading, measured: MeasuredNumbers) -> bool:
+def _centered(read: GroupReading, measured: MeasuredNumbers) -> bool:
     values = measured.values(read.part, read.place)
     return bool(len(values)) and bool(np.all(np.abs(np.median(values, 0)) <= 0.25 * np.abs(values).max(0) + 1e-9))

@@ -1,4 +1,4 @@
-"""Image augmentation on batches of windows: shift, crop, colour jitter; and what acting sees instead.
+"""Image augmentation on batches of windows: shift, crop, color jitter; and what acting sees instead.
 
 One draw per sample and view, the same over the steps of a window, so that motion between frames is what the robot saw.
 Everything is drawn from one generator in a fixed order: equal seed, equal batch.
@@ -22,7 +22,7 @@ from anyvla.robot.views import Pixels, crop_views, per_view
 Amount = Annotated[float, Field(ge=0, lt=1)]
 Turn = Annotated[float, Field(ge=0, le=0.5)]
 
-# Luma, and two axes of colour at right angles to grey (ITU-R BT.601 luma; NTSC's I and Q).
+# Luma, and two axes of color at right angles to gray (ITU-R BT.601 luma; NTSC's I and Q).
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
@@ -32,9 +32,9 @@ class AugmentConfig:
 
     shift: Pixels | tuple[Pixels, ...] = 3  # px at most in each direction, edges repeated
     brightness: Amount | tuple[Amount, ...] = 0.0  # 0.2: a factor in [0.8, 1.2]
-    contrast: Amount | tuple[Amount, ...] = 0.0  # likewise, about the mean grey of the window
-    saturation: Amount | tuple[Amount, ...] = 0.0  # likewise, about each pixel's grey
-    hue: Turn | tuple[Turn, ...] = 0.0  # 0.05: colours turn by up to a twentieth of the colour circle
+    contrast: Amount | tuple[Amount, ...] = 0.0  # likewise, about the mean gray of the window
+    saturation: Amount | tuple[Amount, ...] = 0.0  # likewise, about each pixel's gray
+    hue: Turn | tuple[Turn, ...] = 0.0  # 0.05: colors turn by up to a twentieth of the color circle
 
 
 def augment(
@@ -89,23 +89,23 @@ def _jittered(images: Tensor, amounts: Float[Tensor, "4 V"], generator: torch.Ge
     batch, steps, views = images.shape[:3]
     random = amounts.T * (torch.rand(batch, views, 4, generator=generator) * 2 - 1)  # (B, V, 4)
     luma = _YIQ[0].to(images.device)
-    matrices, kept = (x.to(images.device) for x in _colour_matrices(random))
+    matrices, kept = (x.to(images.device) for x in _color_matrices(random))
     out = torch.empty_like(images)
     for source, target, matrix, share in zip(images, out, matrices, kept, strict=True):  # one sample fits a CPU's cache
         pixels = source.transpose(0, 1).flatten(1, 3).float()  # (V, W*H*W, 3)
-        grey = share * (pixels.mean(1) @ luma)  # (V,); the same in all channels: saturation and hue keep it
+        gray = share * (pixels.mean(1) @ luma)  # (V,); the same in all channels: saturation and hue keep it
         # not baddbmm: with an offset spread over the pixels it takes several times as long on a CPU
-        pixels = (pixels @ matrix.mT).add_(grey[:, None, None] + 0.5).clamp_(0, 255)
+        pixels = (pixels @ matrix.mT).add_(gray[:, None, None] + 0.5).clamp_(0, 255)
         target.copy_(pixels.unflatten(1, (steps, *images.shape[3:5])).transpose(0, 1))  # cut to whole levels
     return out
 
 
-def _colour_matrices(random: Float[Tensor, "B V 4"]) -> tuple[Float[Tensor, "B V 3 3"], Float[Tensor, "B V"]]:
-    """What pixels are multiplied by, and how much of the mean grey is added to them."""
+def _color_matrices(random: Float[Tensor, "B V 4"]) -> tuple[Float[Tensor, "B V 3 3"], Float[Tensor, "B V"]]:
+    """What pixels are multiplied by, and how much of the mean gray is added to them."""
     bright, contrast, saturation = (1 + random[..., i] for i in range(3))
     angle = random[..., 3] * 2 * math.pi
     one, zero = torch.ones_like(angle), torch.zeros_like(angle)
-    colours = torch.stack(  # in Y, I, Q: chroma scaled and turned, luma left
+    colors = torch.stack(  # in Y, I, Q: chroma scaled and turned, luma left
         [
             torch.stack([one, zero, zero], -1),
             torch.stack([zero, saturation * angle.cos(), -saturation * angle.sin()], -1),
@@ -113,5 +113,5 @@ def _colour_matrices(random: Float[Tensor, "B V 4"]) -> tuple[Float[Tensor, "B V
         ],
         -2,
     )
-    matrix = torch.linalg.inv(_YIQ) @ colours @ _YIQ
+    matrix = torch.linalg.inv(_YIQ) @ colors @ _YIQ
     return (bright * contrast)[..., None, None] * matrix, bright * (1 - contrast)

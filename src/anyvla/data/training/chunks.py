@@ -1,4 +1,4 @@
-"""All action chunks of a mixture, normalised as a policy learns them: what a codec is fitted to and measured on."""
+"""All action chunks of a mixture, normalized as a policy learns them: what a codec is fitted to and measured on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from anyvla.robot.shared_layout import Robot
 class Chunks:
     """K chunks, in the order of the episodes."""
 
-    actions: Float32[Tensor, "K N A"]  # normalised; past the end of an episode, its last action again
+    actions: Float32[Tensor, "K N A"]  # normalized; past the end of an episode, its last action again
     mask: Bool[Tensor, "K N"]  # False past the end
     robots: Int64[Tensor, "K"]  # whose they are
 
@@ -66,7 +66,7 @@ def read_chunks(
         whole[..., mixture.canonical.robots[dataset.embodiment.name].action] = raw
         robots = torch.full((len(whole),), robot)
         there = torch.from_numpy(mask)
-        parts.append(Chunks(held(normalizer.normalise(torch.from_numpy(whole), robots), there), there, robots))
+        parts.append(Chunks(held(normalizer.normalize(torch.from_numpy(whole), robots), there), there, robots))
     if not parts:
         raise ValueError("there is no episode to take chunks from")
     return Chunks(*(torch.cat([getattr(p, name) for p in parts]) for name in ("actions", "mask", "robots")))

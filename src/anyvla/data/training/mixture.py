@@ -39,7 +39,7 @@ class Source:
     """One data set of a mixture."""
 
     path: str  # a folder or file, or the id of a LeRobot data set on the hub
-    format: FormatPart | None = None  # None: recognised by what lies there
+    format: FormatPart | None = None  # None: recognized by what lies there
     # For data that does not say what its numbers mean; or a YAML file with it, and with other keys of the source.
     embodiment: Embodiment | None = None
     weight: float = Field(default=1.0, gt=0, le=VALUE)  # of its samples beside those of other sources
@@ -54,7 +54,7 @@ class Source:
     leave_out: tuple[Annotated[int, Field(ge=0, le=COUNT)], ...] = ()  # episodes, as anyvla data check numbers them
     instruction: str | None = None  # for episodes that have none
     # What to do with them where there is none for them either; keep is for looking at data, training refuses them.
-    unlabelled: Literal["refuse", "drop", "keep"] = "refuse"
+    unlabeled: Literal["refuse", "drop", "keep"] = "refuse"
 
     @model_validator(mode="before")
     @classmethod
@@ -153,7 +153,7 @@ class Mixture:
         if told is None:
             raise ValueError(
                 f"{where}: the episode has no instruction; give the source one (instruction: ...) or leave such "
-                "episodes out (unlabelled: drop)"
+                "episodes out (unlabeled: drop)"
             )
         return told
 
@@ -166,7 +166,7 @@ def open_mixture(config: DataConfig, collected: Path) -> Mixture:
     sources, temperature = config.sources, config.temperature
     if config.preset is not None and config.root is not None:
         members = expand(config.preset, config.root, config.missing)
-        sources = tuple(Source(path=str(m.path), weight=m.weight, unlabelled="drop") for m in members)
+        sources = tuple(Source(path=str(m.path), weight=m.weight, unlabeled="drop") for m in members)
         temperature = temperature or 1.0
     sources = sources or (Source(path=str(collected)),)
     datasets = [_only(open_source(source), config.views) for source in sources]
@@ -198,8 +198,8 @@ def open_source(source: Source) -> EpisodeDataset:
     dataset = _without(open_dataset(source.path, source.format, source.embodiment), source)
     if source.cameras is not None:
         dataset = Cameras(dataset, source.cameras)
-    if source.instruction is None and source.unlabelled != "keep":
-        dataset = _labelled(dataset, source)
+    if source.instruction is None and source.unlabeled != "keep":
+        dataset = _labeled(dataset, source)
     if source.per_task is not None or source.scale != 1:
         dataset = Subset(dataset, choose(dataset, source.per_task, source.scale, source.subset_seed))
     if source.rotation is not None or source.frame is not None:
@@ -216,7 +216,7 @@ def _without(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
     if outside:
         raise ValueError(f"leave_out: {source.path} has {len(dataset)} episodes; there is no episode {outside[0]}")
     lost = {i: text for i, text in getattr(dataset, "lost", {}).items() if i not in out}
-    if lost and source.unlabelled != "keep":
+    if lost and source.unlabeled != "keep":
         raise ValueError(
             f"{len(lost)} of {len(dataset)} episodes of {source.path} cannot be read. {listed(lost)}. Train without "
             f"them by leave_out: [{', '.join(map(str, sorted(out | set(lost))))}] in the source, or write a clean copy "
@@ -225,17 +225,17 @@ def _without(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
     return Subset(dataset, [i for i in range(len(dataset)) if i not in out]) if out else dataset
 
 
-def _labelled(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
+def _labeled(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
     """The episodes that have an instruction. Raises ValueError if some have none and they are not to be dropped."""
-    labelled = [i for i in range(len(dataset)) if clean_instruction(dataset.task(i))]
-    if len(labelled) == len(dataset):
+    labeled = [i for i in range(len(dataset)) if clean_instruction(dataset.task(i))]
+    if len(labeled) == len(dataset):
         return dataset
-    if source.unlabelled == "refuse" or not labelled:
+    if source.unlabeled == "refuse" or not labeled:
         raise ValueError(
-            f"{len(dataset) - len(labelled)} of {len(dataset)} episodes of {source.path} have no instruction: give the "
-            "source one for them (instruction: ...), or leave them out (unlabelled: drop)"
+            f"{len(dataset) - len(labeled)} of {len(dataset)} episodes of {source.path} have no instruction: give the "
+            "source one for them (instruction: ...), or leave them out (unlabeled: drop)"
         )
-    return Subset(dataset, labelled)
+    return Subset(dataset, labeled)
 
 
 def _check_same(known: Embodiment, dataset: EpisodeDataset) -> None:

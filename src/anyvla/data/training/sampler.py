@@ -123,7 +123,7 @@ def round_keys(entropy: tuple[int, ...]) -> UInt64[np.ndarray, "rounds"]:
 
 
 def _mixed(x: np.ndarray, key: np.ndarray | np.uint64) -> np.ndarray:
-    """A hash of each number (the finaliser of SplitMix64; Steele et al., OOPSLA 2014)."""
+    """A hash of each number (the finalizer of SplitMix64; Steele et al., OOPSLA 2014)."""
     with np.errstate(over="ignore"):
         x = x + key
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -60,7 +60,7 @@ class Converted(Wrapped):
     has on seeing that step. A group that is so already stays as it is; None leaves all of them.
 
     A group that changes loses its declared range, which no longer holds for each of its dims. Grippers stay: their
-    polarity is declared, and a policy's normaliser evens it out. Raises ValueError for a group that lacks what must be
+    polarity is declared, and a policy's normalizer evens it out. Raises ValueError for a group that lacks what must be
     known of it, and says what to declare.
     """
 

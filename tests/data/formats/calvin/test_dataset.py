@@ -17,7 +17,7 @@ from anyvla.config import build
 from anyvla.data.formats.calvin import dataset as calvin
 from anyvla.data.formats.calvin.dataset import CalvinConfig, CalvinDataset, calvin_embodiment
 from anyvla.data.formats.calvin.index import annotated
-from anyvla.data.open import open_dataset, recognise
+from anyvla.data.open import open_dataset, recognize
 from anyvla.data.transforms.converted import Converted
 from anyvla.robot.space import Group
 
@@ -82,7 +82,7 @@ def opened(folder: Path, **options: Any) -> CalvinDataset:
 
 
 def test_annotated_segments_are_episodes_that_end_before_their_end(folder: Path) -> None:
-    assert recognise(folder) == "calvin" == recognise(folder / "training")
+    assert recognize(folder) == "calvin" == recognize(folder / "training")
     data = open_dataset(folder)
     assert data.lengths.tolist() == [8, 8]
     assert [data.task(i) for i in range(2)] == [t[2] for t in TASKS]

@@ -17,7 +17,7 @@ from anyvla.data.formats.hdf5 import file as hdf5
 from anyvla.data.formats.hdf5.dataset import Hdf5Dataset
 from anyvla.data.formats.hdf5.frames import Hdf5Frames, Storage
 from anyvla.data.formats.hdf5.layout import Hdf5Config
-from anyvla.data.open import open_dataset, recognise
+from anyvla.data.open import open_dataset, recognize
 from anyvla.data.tools.quality import check
 from anyvla.data.undeclared import UndeclaredError
 from anyvla.robot.embodiment import Embodiment
@@ -73,7 +73,7 @@ def test_aloha(tmp_path: Path, compressed: bool) -> None:
     images = write_aloha(tmp_path / "episode_0.hdf5", compressed)
     write_aloha(tmp_path / "episode_10.hdf5", compressed)
     write_aloha(tmp_path / "episode_9.hdf5", compressed)
-    assert recognise(tmp_path) == recognise(tmp_path / "episode_0.hdf5") == "hdf5"
+    assert recognize(tmp_path) == recognize(tmp_path / "episode_0.hdf5") == "hdf5"
     dataset = open_dataset(tmp_path, embodiment=robot("cam_high"))
     assert [dataset.task(i) for i in range(3)] == ["episode_0", "episode_9", "episode_10"]
     episode = dataset[0]
@@ -187,7 +187,7 @@ def test_an_unknown_layout_is_one_line_that_says_what_to_declare(
 def test_what_is_not_declared_is_shown_without_a_meaning(tmp_path: Path) -> None:
     write_aloha(tmp_path / "episode_0.hdf5", True)
     with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
-        file["observations/images/cam_high_depth"] = np.zeros((LENGTH, 8, 8, 1), np.uint8)  # no colour
+        file["observations/images/cam_high_depth"] = np.zeros((LENGTH, 8, 8, 1), np.uint8)  # no color
     with pytest.raises(UndeclaredError) as undeclared:
         open_dataset(tmp_path)
     plain, options = undeclared.value.plain, dict(undeclared.value.options)
@@ -241,7 +241,7 @@ DEPTH = np.full((LENGTH, 8, 8, 1), 900, np.uint16)
         (np.array([b"no image"] * LENGTH), "damaged"),
     ],
 )
-def test_images_that_are_no_colour_are_refused(tmp_path: Path, images: np.ndarray, reason: str) -> None:
+def test_images_that_are_no_color_are_refused(tmp_path: Path, images: np.ndarray, reason: str) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["images"] = images
     with pytest.raises(ValueError, match=f"here.*images.*{reason}"):
@@ -254,10 +254,10 @@ def test_images_that_are_stored_in_other_ways(tmp_path: Path) -> None:
         ragged = file.create_dataset("ragged", (LENGTH,), h5py.vlen_dtype(np.uint8))
         for i, data in enumerate(jpegs(images)):
             ragged[i] = np.frombuffer(data, np.uint8)
-        file["grey"], file["bgr"] = images[..., :1], images[..., ::-1]
+        file["gray"], file["bgr"] = images[..., :1], images[..., ::-1]
     path = tmp_path / "a.h5"
     assert close(Hdf5Frames(path, "ragged", ""), images)
-    assert np.array_equal(Hdf5Frames(path, "grey", "")[:], np.repeat(images[..., :1], 3, -1))
+    assert np.array_equal(Hdf5Frames(path, "gray", "")[:], np.repeat(images[..., :1], 3, -1))
     assert np.array_equal(Hdf5Frames(path, "bgr", "", Storage(colors="bgr"))[:], images)
     assert np.array_equal(Hdf5Frames(path, "bgr", "", Storage(upright="turn"))[:], images[:, ::-1, ::-1, ::-1])
 

@@ -81,7 +81,7 @@ def test_what_is_written_is_read(written, episodes):
 
 
 def test_wide_images_stay_wide_and_upright(tmp_path):
-    """Red at the left, blue below: no frame is turned, mirrored or of another colour order."""
+    """Red at the left, blue below: no frame is turned, mirrored or of another color order."""
     frames = np.full((6, 24, 40, 3), 100, np.uint8)
     frames[:, :, :8], frames[:, 16:, 8:] = (220, 20, 20), (20, 20, 220)
     write_dataset(tmp_path / "set", ROBOT, [demonstration(6, images=dict.fromkeys(ROBOT.cameras, frames))])

@@ -77,7 +77,7 @@ def test_what_lerobot_wrote_is_read(given):
             if given.name.endswith("image"):
                 assert np.array_equal(decoded, pictures)
             else:
-                assert psnr(pictures, decoded) > 20  # crf 30 with halved colour, hard edges
+                assert psnr(pictures, decoded) > 20  # crf 30 with halved color, hard edges
                 errors = [[np.abs(a.astype(float) - b).mean() for b in decoded] for a in pictures]
                 assert np.argmin(errors, axis=1).tolist() == list(range(end - first))  # no frame is another's
 
@@ -118,8 +118,8 @@ def test_some_frames_are_those_of_the_whole(given):
 
 
 @pytest.mark.parametrize("reader", READERS.values())
-def test_recognised_by_one_reader_each(given, reader):
-    assert reader.recognises(given) == (reader is READERS[given.name[:2]])
+def test_recognized_by_one_reader_each(given, reader):
+    assert reader.recognizes(given) == (reader is READERS[given.name[:2]])
 
 
 def test_pickled_and_read_by_threads(given):

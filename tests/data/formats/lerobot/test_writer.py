@@ -189,7 +189,7 @@ def test_staged_out_of_order_in_processes_and_resumed(tmp_path):
     assert again.done == {2, 12}
     assert again.notes == {"failures": 3, "tries": 5}
     again.stage(0, demonstration(5, seed=0))
-    again.finalise()
+    again.finalize()
     dataset = opened(root)
     assert dataset.lengths.tolist() == [5, 12, 22]  # by index, renumbered
     assert [dataset[i].extra["seed"] for i in range(3)] == [0, 2, 12]
@@ -205,7 +205,7 @@ def test_staging_again_replaces(tmp_path):
     writer = begin(tmp_path / "set")
     writer.stage(0, demonstration(5))
     writer.stage(0, demonstration(8))
-    writer.finalise()
+    writer.finalize()
     assert opened(tmp_path / "set").lengths.tolist() == [8]
 
 
@@ -291,9 +291,9 @@ def test_a_full_disk_while_merging_keeps_what_is_staged(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(lerobot_merge.video, "join", full)
         with pytest.raises(OSError, match="disk is full"):
-            writer.finalise()
+            writer.finalize()
     assert [p.name for p in tmp_path.iterdir()] == ["set.partial"]
-    begin(tmp_path / "set").finalise()
+    begin(tmp_path / "set").finalize()
     assert opened(tmp_path / "set").lengths.tolist() == [5]
 
 
@@ -307,14 +307,14 @@ def test_an_interrupted_merge_is_not_a_dataset(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(lerobot_merge, "_write_tasks", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            writer.finalise()
+            writer.finalize()
     assert not is_complete(tmp_path / "set")
     assert begin(tmp_path / "set").done == {0}
 
 
 def test_nothing_staged_is_nothing_to_write(tmp_path):
     with pytest.raises(ValueError, match="holds no episode"):
-        begin(tmp_path / "set").finalise()
+        begin(tmp_path / "set").finalize()
 
 
 def test_a_folder_in_the_way_is_left_alone(tmp_path):
@@ -343,7 +343,7 @@ def test_images_of_two_sizes_are_refused(tmp_path):
     writer.stage(0, demonstration(5))
     writer.stage(3, demonstration(5, images={"corner": scene(5), "wrist": scene(5, 48)}))
     with pytest.raises(ValueError, match=r"'wrist' has 32x32 images in episode-000000 but 48x48 in episode-000003"):
-        writer.finalise()
+        writer.finalize()
     assert writer.done == {0, 3}
 
 

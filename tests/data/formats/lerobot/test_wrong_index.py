@@ -186,7 +186,7 @@ def test_episodes_without_steps_are_left_out(root, right, caplog):
 
 
 def test_episodes_that_share_their_frames_are_no_fault(right, tmp_path):
-    """Relabelled episodes may show the same part of a video."""
+    """Relabeled episodes may show the same part of a video."""
     root = tmp_path / "set"
     write_dataset(root, ROBOT, [demonstration(10 + i, seed=i) for i in (*range(COUNT), *range(COUNT))])
     shutil.rmtree(root / "videos")

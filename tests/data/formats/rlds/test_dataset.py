@@ -17,7 +17,7 @@ from anyvla.data.formats.rlds.config import RLDSConfig
 from anyvla.data.formats.rlds.dataset import RLDSDataset
 from anyvla.data.formats.rlds.features import Leaf
 from anyvla.data.formats.rlds.frames import numbers_of
-from anyvla.data.open import open_dataset, recognise
+from anyvla.data.open import open_dataset, recognize
 from anyvla.data.training.mixture import DataConfig, open_mixture
 from anyvla.data.undeclared import UndeclaredError
 from anyvla.robot.embodiment import Embodiment
@@ -227,8 +227,8 @@ def test_it_goes_to_other_processes():
     assert data.fingerprint == open_dataset(BRIDGE).fingerprint
 
 
-def test_recognised_with_and_without_its_version():
-    assert recognise(BRIDGE) == recognise(BRIDGE / "1.0.0") == "rlds"
+def test_recognized_with_and_without_its_version():
+    assert recognize(BRIDGE) == recognize(BRIDGE / "1.0.0") == "rlds"
     assert len(open_dataset(BRIDGE / "1.0.0")) == 4
 
 

@@ -107,8 +107,8 @@ def test_a_data_set_is_read_as_its_entry_says(name: str, tmp_path: Path) -> None
         if line.startswith("camera"):
             camera = line.split()[1].rstrip(":")
             frames = np.asarray(episode.images[camera])
-            colours = np.array([(220, 30, 10 + t) for t in kept])
-            assert np.array_equal(frames[:, 0, 0], colours[:, ::-1] if line.endswith("BGR") else colours), line
+            colors = np.array([(220, 30, 10 + t) for t in kept])
+            assert np.array_equal(frames[:, 0, 0], colors[:, ::-1] if line.endswith("BGR") else colors), line
     for part, array in (("action", episode.actions), ("proprio", episode.proprio)):
         place = 0
         for line in (line for line in lines if line.startswith(part)):

@@ -41,10 +41,10 @@ def example(features: Mapping[str, bytes]) -> bytes:
     return field(1, b"".join(field(1, field(1, name.encode()) + field(2, value)) for name, value in features.items()))
 
 
-def png(colour: Sequence[int], size: tuple[int, int] = (4, 6)) -> bytes:
-    """An image of one colour."""
+def png(color: Sequence[int], size: tuple[int, int] = (4, 6)) -> bytes:
+    """An image of one color."""
     buffer = io.BytesIO()
-    Image.fromarray(np.full((*size, 3), colour, np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.full((*size, 3), color, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from anyvla.config import build
 from anyvla.data.formats.robomimic.dataset import RobomimicConfig, RobomimicDataset
-from anyvla.data.open import open_dataset, recognise
+from anyvla.data.open import open_dataset, recognize
 from anyvla.data.undeclared import UndeclaredError
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace, Group
@@ -102,7 +102,7 @@ def opened(path: Path, embodiment: Embodiment | None = None, **options: Any) -> 
 
 def test_a_robomimic_file(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "low_dim.hdf5")
-    assert recognise(path) == "robomimic" == recognise(tmp_path)
+    assert recognize(path) == "robomimic" == recognize(tmp_path)
     data = opened(path, instruction="lift the cube")
     assert data.lengths.tolist() == [5 + i for i in range(12)]  # demo_10 comes after demo_9
     episode = data[11]

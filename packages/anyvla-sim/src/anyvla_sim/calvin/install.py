@@ -85,7 +85,7 @@ def environment_config(root: Path, cameras: str) -> Any:
     from hydra import compose, initialize_config_dir
 
     choices = (f"cameras={cameras}", "scene=calvin_scene_D", "robot=panda_longer_finger", "use_vr=false")
-    quiet = ("hydra/job_logging=none", "hydra/hydra_logging=none")  # theirs ask for another package, to colour a log
+    quiet = ("hydra/job_logging=none", "hydra/hydra_logging=none")  # theirs ask for another package, to color a log
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # files of hydra 1.1 under a later one
         with initialize_config_dir(str(root / "calvin_env" / "conf")):

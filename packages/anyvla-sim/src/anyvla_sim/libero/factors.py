@@ -13,7 +13,7 @@ from anyvla_sim.names import nearest
 from anyvla_sim.rendering import Ornament
 
 FACTORS: Mapping[str, Sequence[str]] = {
-    "light": ("dim", "bright", "coloured"),
+    "light": ("dim", "bright", "colored"),
     "texture": ("plain", "dark"),  # of table, floor and walls
     "camera": ("small", "large"),  # the fixed camera moves by 2 cm, or by 6 cm
     "distractor": ("one", "three"),
@@ -59,9 +59,7 @@ class Stage:
                 getattr(self, f"_{factor}")(factors[factor], np.random.default_rng((seed, number)))
 
     def _light(self, level: str, rng: np.random.Generator) -> None:
-        gain = {"dim": np.full(3, 0.4), "bright": np.full(3, 1.8), "coloured": rng.permutation([1.0, 0.75, 0.45])}[
-            level
-        ]
+        gain = {"dim": np.full(3, 0.4), "bright": np.full(3, 1.8), "colored": rng.permutation([1.0, 0.75, 0.45])}[level]
         model = self._model
         for lights in (model.light_diffuse, model.light_ambient, model.light_specular):
             lights[:] = np.clip(lights * gain, 0, 1)

@@ -210,7 +210,7 @@ class MetaWorldEnvironment:
         return renderer.draw(sim.model, sim.data, view, self.running.stage.ornaments)
 
     def observe(self) -> Observation:
-        """The cameras, the end effector's position in metres and the gripper's opening."""
+        """The cameras, the end effector's position in meters and the gripper's opening."""
         images = {name: self.draw(view) for name, view in self._views.items()}
         return Observation(images, self._seen[:4].astype(np.float32))
 

@@ -13,7 +13,7 @@ from anyvla_sim.names import nearest
 from anyvla_sim.rendering import Ornament
 
 FACTORS: Mapping[str, Sequence[str]] = {
-    "light": ("dim", "bright", "coloured"),
+    "light": ("dim", "bright", "colored"),
     "texture": ("plain", "dark", "tiles"),  # of the table
     "camera": ("small", "large"),  # every fixed camera moves by 2 cm, or by 6 cm, in a direction of its own
     "distractor": ("one", "three"),
@@ -62,8 +62,8 @@ class Stage:
                 getattr(self, f"_{factor}")(factors[factor], np.random.default_rng((seed, number)))
 
     def _light(self, level: str, rng: np.random.Generator) -> None:
-        colour = rng.permutation([1.0, 0.75, 0.45])
-        gain = {"dim": np.full(3, 0.4), "bright": np.full(3, 1.8), "coloured": colour}[level]
+        color = rng.permutation([1.0, 0.75, 0.45])
+        gain = {"dim": np.full(3, 0.4), "bright": np.full(3, 1.8), "colored": color}[level]
         model = self._sim.model
         for lights in (model.light_diffuse, model.light_ambient, model.light_specular):
             lights[:] = np.clip(lights * gain, 0, 1)
@@ -71,7 +71,7 @@ class Stage:
             getattr(model.vis.headlight, field)[:] = np.clip(value * gain, 0, 1)
 
     def _texture(self, level: str, rng: np.random.Generator) -> None:
-        """The table's boards in a colour, or with the floor's tiles.
+        """The table's boards in a color, or with the floor's tiles.
 
         A material's texture is fixed in the GL context, so the geoms get another material, or none.
         """

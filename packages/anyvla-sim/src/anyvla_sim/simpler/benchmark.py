@@ -202,7 +202,7 @@ class SimplerEnvironment:
         return Observation({"primary": self._picture()}, np.asarray(proprio, np.float32))
 
     def step(self, action: np.ndarray) -> dict[str, bool]:
-        """Act once: metres, roll-pitch-yaw in rad, how far the gripper is to be open (1 open, 0 closed).
+        """Act once: meters, roll-pitch-yaw in rad, how far the gripper is to be open (1 open, 0 closed).
 
         Returns whether the goal holds now; the authors count it after the last action. Raises ValueError for an action
         that is not (7,).

@@ -59,7 +59,7 @@ class CalvinDataset:
     Config = CalvinConfig
 
     @staticmethod
-    def recognises(root: Path) -> bool:
+    def recognizes(root: Path) -> bool:
         """A split, or a folder with one."""
         return any((folder / "ep_start_end_ids.npy").is_file() for folder in (root, *(root / s for s in _SPLITS)))
 
@@ -281,7 +281,7 @@ def _step_file(split: Path, step: int) -> Path:
 
 
 def _cameras(path: Path) -> list[str]:
-    """The cameras of colour that a step file has; tactile images have six channels and are none."""
+    """The cameras of color that a step file has; tactile images have six channels and are none."""
     known = {"static": 0, "gripper": 1}
     found = [k.removeprefix("rgb_") for k in keys_of(path) if k.startswith("rgb_") and shape_of(path, k)[2:] == (3,)]
     return sorted(found, key=lambda name: (known.get(name, 2), name))

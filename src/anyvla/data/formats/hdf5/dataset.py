@@ -53,7 +53,7 @@ class Hdf5Dataset:
     Config = Hdf5Config
 
     @staticmethod
-    def recognises(root: Path) -> bool:
+    def recognizes(root: Path) -> bool:
         """Return whether it is a file named after an episode, or a folder of them that does not describe itself."""
         if root.is_dir():
             return not (root / "dataset.yaml").exists() and any(is_episode(p) for p in files_in(root))

@@ -49,7 +49,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Known:
-    """A layout of a project. It is recognised by its keys."""
+    """A layout of a project. It is recognized by its keys."""
 
     robot: str
     actions: str
@@ -110,7 +110,7 @@ def _in(episode: str) -> str:
 
 
 def _cameras(found: Mapping[str, Any], channels: str) -> dict[str, str]:
-    """Return the arrays that hold images of colour, by the name of the camera."""
+    """Return the arrays that hold images of color, by the name of the camera."""
     keys = [key for key, value in found.items() if "depth" not in key.lower() and _is_image(value, channels)]
     short = {key: _camera(key) for key in keys}
     unique = len(set(short.values())) == len(keys)

@@ -46,7 +46,7 @@ class LeRobotDataset(LeRobotReader):
     VERSIONS: ClassVar[tuple[str, ...]] = (VERSION,)
 
     @staticmethod
-    def recognises(root: Path) -> bool:
+    def recognizes(root: Path) -> bool:
         """`meta/info.json` without the tables of v2; also a dataset still being written, to say so."""
         if root.name.endswith(".partial") and (root / "provenance.json").is_file():
             return True

@@ -141,7 +141,7 @@ class Info:
         )
 
     def cameras(self) -> dict[str, str]:
-        """Camera name -> feature, of all that show colour."""
+        """Camera name -> feature, of all that show color."""
         found = {}
         for key, feature in self.features.items():
             facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}

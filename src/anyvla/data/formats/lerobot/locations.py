@@ -121,7 +121,7 @@ def wrong_spans(
     most = 0.5 * step + _SLACK * seconds
     if (np.abs(longer) > most).mean() > 0.5:  # some tools take the last frame's time for the end
         longer = longer - np.median(longer)
-    longer[_between_neighbours(file, begin, ends, most)] = 0  # of uneven times: rows do not say how long they last
+    longer[_between_neighbors(file, begin, ends, most)] = 0  # of uneven times: rows do not say how long they last
     for e in np.flatnonzero(missing | ~(begin >= 0) | ~(np.abs(longer) <= most)).tolist():
         path = files[file[e]]
         if missing[e]:
@@ -181,7 +181,7 @@ def _following(
     return np.abs(begin - before) <= most
 
 
-def _between_neighbours(
+def _between_neighbors(
     file: Int64[np.ndarray, "E"],
     begin: Float64[np.ndarray, "E"],
     end: Float64[np.ndarray, "E"],

@@ -30,7 +30,7 @@ class LeRobotV2Dataset(LeRobotReader):
     VERSIONS: ClassVar[tuple[str, ...]] = ("v2.0", "v2.1")
 
     @staticmethod
-    def recognises(root: Path) -> bool:
+    def recognizes(root: Path) -> bool:
         """`meta/info.json` and `meta/episodes.jsonl`."""
         return (root / "meta/info.json").is_file() and (root / "meta/episodes.jsonl").is_file()
 

@@ -1,7 +1,7 @@
 """Writes LeRobot v3.0 datasets: episodes are staged one by one, by any number of processes, then merged at once.
 
 Staged episodes lie in `<root>.partial/`, each complete or absent, so that an interrupted collection goes on where it
-stopped. `finalise` builds the dataset beside its place and renames it there: a dataset is whole or not there.
+stopped. `finalize` builds the dataset beside its place and renames it there: a dataset is whole or not there.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class LeRobotWriter:
         """`stage_episode` in this process."""
         stage_episode(self.partial_root, self.embodiment, index, episode)
 
-    def finalise(self) -> None:
+    def finalize(self) -> None:
         """Merge the staged episodes, in the order of their indices, into the dataset at `root`; then drop them.
 
         Raises ValueError if nothing is staged, OSError if the disk is full; what is staged stays then.
@@ -195,7 +195,7 @@ def write_dataset(
     for index, episode in enumerate(episodes):
         if index not in writer.done:
             writer.stage(index, episode)
-    writer.finalise()
+    writer.finalize()
 
 
 def discard_leftovers(root: Path) -> None:

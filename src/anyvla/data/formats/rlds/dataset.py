@@ -39,7 +39,7 @@ class RLDSDataset:
     Config = RLDSConfig
 
     @staticmethod
-    def recognises(root: Path) -> bool:
+    def recognizes(root: Path) -> bool:
         """A folder with features.json and dataset_info.json, or one of versions of such."""
         if not root.is_dir():
             return False

@@ -75,7 +75,7 @@ class RobomimicDataset:
     Config = RobomimicConfig
 
     @staticmethod
-    def recognises(root: Path) -> bool:
+    def recognizes(root: Path) -> bool:
         """A file of HDF5, or a folder of them that does not describe itself; none of them named after an episode."""
         if root.is_dir():
             files = [p for p in files_in(root) if p.suffix in SUFFIXES]

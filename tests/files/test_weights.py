@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from anyvla.checkpoint import weights
+from anyvla.files import weights
 from anyvla.policy import VLA
 from tests import small
 
