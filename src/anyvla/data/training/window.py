@@ -251,8 +251,8 @@ def _check_lengths(dataset: EpisodeDataset, config: WindowConfig) -> None:
         )
     if config.chunk > longest:
         raise ValueError(
-            f"a chunk of {config.chunk} actions, but {at}, so that its last actions would never be learned: use a chunk "
-            f"of at most {longest}, or longer episodes"
+            f"a chunk of {config.chunk} actions, but {at}, so that its last actions would never be learned: use a "
+            f"chunk of at most {longest}, or longer episodes"
         )
     for what, needed in ((f"window of {config.window}", span), (f"chunk of {config.chunk}", config.chunk)):
         short = float((lengths < needed).mean())
