@@ -107,6 +107,17 @@ def test_the_tables_fit_the_code_and_cover_every_layer(tool: ModuleType) -> None
         mutation.apply(ROOT)
     assert len(mutations) >= 150
     folders = Counter(Path(m.file).parts[2] if m.file.startswith("src") else "simulators" for m in mutations)
-    for layer in ("actions", "backbones", "data", "evaluation", "heads", "report", "serving", "structures", "training"):
+    for layer in (
+        "backbones",
+        "data",
+        "decoders",
+        "demonstrations",
+        "evaluation",
+        "report",
+        "representations",
+        "robot",
+        "serving",
+        "training",
+    ):
         assert folders[layer] >= 10, layer
     assert folders["simulators"] >= 10

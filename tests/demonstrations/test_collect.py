@@ -133,7 +133,7 @@ def test_attempts_that_fail() -> None:
 def test_an_expert_that_gives_up_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process and in a worker, which plays on."""
     assert FIRST_DEMONSTRATION_SEED + 7 == GIVES_UP
-    monkeypatch.setenv("PYTHONPATH", str(Path(toy_world.__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(toy_world.__file__).parents[2]))
     benchmark = connect(Spec("tests.evaluation.toy_world:Toy", {}, sys.executable))
     for cart in (Toy().make("line"), benchmark.make("line")):
         assert demonstrate(cart, EMBODIMENT, SUITE, CONFIG, "right", 7) is None
@@ -170,7 +170,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_full_disk_in_a_worker_is_told(tmp_path: Path) -> None:
-    full = dataclasses.replace(opened(), spec=Spec("test_collect:FullDisk"))
+    full = dataclasses.replace(opened(), spec=Spec(f"{__name__}:FullDisk"))
     with pytest.raises(OSError, match="the disk is full while writing") as raised:
         collect(full, dataclasses.replace(CONFIG, demonstrations=1), tmp_path / "data")
     assert raised.value.errno == errno.ENOSPC
@@ -189,7 +189,7 @@ class FullDisk(Toy):
 
 def test_some_tasks_of_another_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same data through a worker as in this process."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(toy_world.__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(toy_world.__file__).parents[2]))
     config = dataclasses.replace(CONFIG, demonstrations=1, tasks=("up", "left"))
     here = open_dataset(collect(opened(), config, tmp_path / "here"))
     elsewhere = dataclasses.replace(opened(), spec=Spec("tests.evaluation.toy_world:Toy", {}, sys.executable))

@@ -21,7 +21,7 @@ from anyvla.registry import backbones
 from tests.backbones.families import FAMILIES, timm_towers
 from tests.backbones.families.registered import REGISTERED
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

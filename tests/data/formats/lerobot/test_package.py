@@ -135,7 +135,7 @@ def test_pickled_and_read_by_threads(given):
 def test_a_process_forked_after_reading_reads_on():
     code = (
         "import os, sys\n"
-        "from test_lerobot_package import FIXTURES, opened\n"
+        f"from {__name__} import FIXTURES, opened\n"
         "sets = [opened(FIXTURES / n) for n in ('v3_video', 'v3_image', 'v2_video', 'v2_image')]\n"
         "def look(): return [s[0].images['top'][[5]].tobytes() for s in sets]\n"
         "first = look(); child = os.fork()\n"
@@ -143,8 +143,7 @@ def test_a_process_forked_after_reading_reads_on():
         "if not child: os._exit(not again)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or not again)"
     )
-    tests = FIXTURES.parents[3]
-    path = os.pathsep.join(map(str, (tests / "data/formats", tests / "data", tests, os.environ.get("PYTHONPATH", ""))))
+    path = os.pathsep.join((str(Path(__file__).parents[4]), os.environ.get("PYTHONPATH", "")))
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=False, timeout=60)
     assert done.returncode == 0
 

@@ -81,7 +81,7 @@ def test_names_aliases_and_unknown_names() -> None:
 
 
 def test_the_page_shows_the_table_as_it_is() -> None:
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     command = [sys.executable, str(root / "tools" / "make_oxe_page.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
