@@ -5,7 +5,7 @@
     python tools/prose.py --show src      # the lines that contain such a word
     python tools/prose.py --sample 60 src # random docstrings, to read aloud
 
-The counts show which files to read again. They are not a goal: a sentence without these words can still be hard to read.
+The counts show which files to read again. They are not a goal: a sentence without these words can be hard to read too.
 """
 
 from __future__ import annotations
