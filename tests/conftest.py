@@ -3,11 +3,20 @@
 A test that needs a simulator names it: `pytest.mark.simulator("libero")`. Where the simulator is missing, the test is
 reported as skipped with a reason. It fails instead if the environment variable ANYVLA_TEST_SIMULATORS names the
 simulator, as in CI.
+
+With the environment variable ANYVLA_CHECK_SHAPES set, every call of the core is checked against the types and shapes
+that it declares. Tests that pass wrong types on purpose are marked `wrong_types` and skipped then.
 """
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; set before torch is imported
+
+SHAPES = bool(os.environ.get("ANYVLA_CHECK_SHAPES"))
+if SHAPES:
+    from tests import shapes
+
+    shapes.install()
 
 import tempfile
 
@@ -35,4 +44,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("simulator"):
         for name in mark.args:
             simulators.require(name)
+    if SHAPES and item.get_closest_marker("wrong_types"):
+        pytest.skip("passes arguments of wrong types, which the check of shapes refuses first")
     torch.manual_seed(0)  # before the fixtures of the test: tests run in random order

@@ -9,18 +9,15 @@ after another; their mask and their positions make them as if each stood alone a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from anyvla.backbones.base import Backbone
 from anyvla.sequence.cache import Cache
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import Block
-
-if TYPE_CHECKING:
-    from anyvla.backbones.base import Backbone
 
 
 @dataclass(frozen=True)

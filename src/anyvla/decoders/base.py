@@ -9,19 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyvla.backbones.base import Backbone, Capability
+from anyvla.backbones.continuation import Continuation
 from anyvla.representations.codec import Codec
 from anyvla.robot.space import ActionSpace
-
-if TYPE_CHECKING:
-    from anyvla.backbones.base import Backbone, Capability
-    from anyvla.backbones.continuation import Continuation
 
 Kind = Literal["continuous", "tokens"]
 

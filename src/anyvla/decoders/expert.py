@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,6 +25,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyvla.backbones.base import Capability
+from anyvla.backbones.continuation import Continuation
 from anyvla.config import STRICT, ConfigError
 from anyvla.decoders.base import Context, Decoder, Kind, Loss, Setting, draw
 from anyvla.decoders.denoiser import squared_error, waves
@@ -33,10 +35,6 @@ from anyvla.decoders.flow_matching import Method, Times, drawn, integrate, inter
 from anyvla.decoders.lm_tokens import LMTokensDecoder
 from anyvla.limits import CALLS, LAYERS, STEPS, WEIGHT, WIDTH
 from anyvla.robot.chunks import held
-
-if TYPE_CHECKING:
-    from anyvla.backbones.base import Capability
-    from anyvla.backbones.continuation import Continuation
 
 
 @plain_dataclass(frozen=True)

@@ -7,7 +7,7 @@ read at once (OpenVLA-OFT, arXiv 2502.19645).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,14 +16,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyvla.backbones.base import Backbone
+from anyvla.backbones.continuation import Continuation
 from anyvla.config import STRICT, ConfigError
 from anyvla.decoders.base import Context, Setting
 from anyvla.decoders.token_decoder import TokenDecoder
 from anyvla.limits import WEIGHT
-
-if TYPE_CHECKING:
-    from anyvla.backbones.base import Backbone
-    from anyvla.backbones.continuation import Continuation
 
 SAMPLE = 64  # regular ids whose embeddings tell how large the model's are
 

@@ -16,19 +16,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from anyvla.backbones.base import Backbone
 from anyvla.backbones.continuation import Continuation
 from anyvla.sequence.cache import Cache
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import TokenSequence
-
-if TYPE_CHECKING:
-    from anyvla.backbones.base import Backbone
 
 Memory = Any  # what one session keeps, of its history's own kind
 

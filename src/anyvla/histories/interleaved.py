@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +23,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from anyvla.backbones.base import Backbone
 from anyvla.backbones.continuation import Continuation
 from anyvla.config import STRICT
 from anyvla.histories.base import (
@@ -40,9 +41,6 @@ from anyvla.limits import STEPS
 from anyvla.sequence.cache import Cache, join
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import Block
-
-if TYPE_CHECKING:
-    from anyvla.backbones.base import Backbone
 
 
 @plain_dataclass

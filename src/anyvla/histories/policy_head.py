@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool
@@ -15,12 +14,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from anyvla.backbones.base import Backbone
 from anyvla.config import STRICT
 from anyvla.histories.base import History, Memory, Reading, Steps, in_windows, read, stacked
 from anyvla.limits import STEPS
-
-if TYPE_CHECKING:
-    from anyvla.backbones.base import Backbone
 
 
 class PolicyHead(History):
