@@ -12,8 +12,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; set before torch is imported
 
-SHAPES = bool(os.environ.get("ANYVLA_CHECK_SHAPES"))
-if SHAPES:
+if os.environ.get("ANYVLA_CHECK_SHAPES"):
     from tests import shapes
 
     shapes.install()
@@ -44,6 +43,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("simulator"):
         for name in mark.args:
             simulators.require(name)
-    if SHAPES and item.get_closest_marker("wrong_types"):
+    if os.environ.get("ANYVLA_CHECK_SHAPES") and item.get_closest_marker("wrong_types"):
         pytest.skip("passes arguments of wrong types, which the check of shapes refuses first")
     torch.manual_seed(0)  # before the fixtures of the test: tests run in random order
