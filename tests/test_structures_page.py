@@ -30,12 +30,12 @@ def tool() -> ModuleType:
 def test_the_table_is_what_the_rules_say(tool: ModuleType) -> None:
     page = PAGE.read_text()
     remedy = "run `python tools/make_structures_page.py --table`"
-    assert page == tool.with_table(page, list(combinations())), remedy
+    assert page == tool.replace_table(page, list(combinations())), remedy
 
 
 def test_a_page_without_the_marks_is_refused(tool: ModuleType) -> None:
     with pytest.raises(ValueError, match="lacks the marks"):
-        tool.with_table("# Structures", [])
+        tool.replace_table("# Structures", [])
 
 
 def test_every_part_is_explained() -> None:
@@ -57,4 +57,4 @@ def test_every_preset_has_its_picture_and_there_are_no_others() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_picture_is_what_explain_draws(tool: ModuleType, name: str) -> None:
     drawn = (tool.PICTURES / f"{name}.svg").read_text()
-    assert drawn == tool.picture(name), f"run `python tools/make_structures_page.py --only {name}`"
+    assert drawn == tool.draw(name), f"run `python tools/make_structures_page.py --only {name}`"

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))  # the tiny models are those of the tests
 
 from anyvla.backbones.families.measured import RESULTS, Matrix, Measured, parse  # noqa: E402
 from anyvla.backbones.families.unsupported import UNSUPPORTED  # noqa: E402
-from anyvla.cli.common import Bar  # noqa: E402
+from anyvla.cli.common import ProgressBar  # noqa: E402
 from anyvla.cli.doctor.backbone import describe  # noqa: E402
 from anyvla.config import build  # noqa: E402
 from anyvla.registry import backbones  # noqa: E402
@@ -73,7 +73,7 @@ def measure(only: list[str] | None, jobs: int) -> None:
         old = json.loads(RESULTS.read_text(encoding="utf-8"))
         rows = {kind: {n: row for n, row in old[kind].items() if n in names} for kind, names in known.items()}
     chosen = [(kind, n) for kind, names in known.items() for n in names if not only or n in only]
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, Bar("families") as bar:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, ProgressBar("families") as bar:
         waiting = {pool.submit(examined, *key): key for key in chosen}
         bar(0, len(waiting))
         for done, future in enumerate(as_completed(waiting), 1):

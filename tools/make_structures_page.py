@@ -4,7 +4,7 @@
     python tools/make_structures_page.py --table    # the table only
     python tools/make_structures_page.py --only pi0 openvla
 
-The prose and what was measured stay as they are: only what stands between the table's marks is replaced.
+Only the lines between the table's marks are replaced; the rest of the page is written by hand.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 
-from anyvla.cli.explain import explanation  # noqa: E402
-from anyvla.cli.list.structures import matrix  # noqa: E402
+from anyvla.cli.explain import explain_recipe  # noqa: E402
+from anyvla.cli.list.combinations import arrange  # noqa: E402
 from anyvla.combinations import Combination, combinations  # noqa: E402
 from anyvla.recipe import presets, read  # noqa: E402
 from anyvla.report.structure import svg  # noqa: E402
@@ -31,36 +31,36 @@ PRESETS = presets()
 
 
 def main() -> int:
-    """Draw and write; the exit status."""
+    """Draw the pictures and write the table. Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="PRESET", choices=PRESETS, help="draw these only")
-    parser.add_argument("--table", action="store_true", help="draw nothing")
+    parser.add_argument("--only", nargs="+", metavar="PRESET", choices=PRESETS, help="draw only these")
+    parser.add_argument("--table", action="store_true", help="write only the table")
     options = parser.parse_args()
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name in [] if options.table else options.only or PRESETS:
-        (PICTURES / f"{name}.svg").write_text(picture(name), encoding="utf-8")
+        (PICTURES / f"{name}.svg").write_text(draw(name), encoding="utf-8")
         print(PICTURES.relative_to(ROOT) / f"{name}.svg")
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), list(combinations())), encoding="utf-8")
+    PAGE.write_text(replace_table(PAGE.read_text(encoding="utf-8"), list(combinations())), encoding="utf-8")
     return 0
 
 
-def picture(name: str) -> str:
-    """What `anyvla explain NAME --model.backbone nano --svg FILE` draws."""
-    return svg(explanation(read(name, ["--model.backbone", "nano"]), name))
+def draw(name: str) -> str:
+    """Return the SVG that `anyvla explain NAME --model.backbone nano --svg FILE` writes."""
+    return svg(explain_recipe(read(name, ["--model.backbone", "nano"]), name))
 
 
-def with_table(page: str, found: Sequence[Combination]) -> str:
-    """The page with the table of these combinations. Raises ValueError if its marks are gone."""
+def replace_table(page: str, found: Sequence[Combination]) -> str:
+    """Return the page with its table replaced. Raises ValueError if the page lacks the marks."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{PAGE} lacks the marks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table(found)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{format_table(found)}\n{END}{after}"
 
 
-def table(found: Sequence[Combination]) -> str:
-    """Rows: decoder and representation; columns: histories; in the cells the fusers that go with them."""
-    m = matrix(found)
+def format_table(found: Sequence[Combination]) -> str:
+    """Return a Markdown table with a row per decoder and representation and the fusers for each history."""
+    m = arrange(found)
     lines = [["decoder", "representation", *m.histories], ["---"] * (2 + len(m.histories))]
     lines += [[f"`{decoder}`", f"`{kind}`", *cells] for decoder, kind, cells in m.rows]
     notes = [f"({number}) {reason}." for number, reason in enumerate(m.notes, 1)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from anyvla.cli.common import Bar, fail
+from anyvla.cli.common import ProgressBar, fail
 from anyvla.cli.console import Console, visible
 from anyvla.cli.main import main
 from anyvla.data.formats.lerobot.writer import write_dataset
@@ -60,7 +60,7 @@ def test_escape_sequences_are_shown_and_not_obeyed(capsys: Any) -> None:
 def test_bars_show_notes_as_they_are(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr("anyvla.cli.common.console", Console(stderr=True))
     monkeypatch.setattr(type(Console()), "is_terminal", property(lambda self: True))
-    with Bar("[red]x[/] [/]") as bar:
+    with ProgressBar("[red]x[/] [/]") as bar:
         bar(1, 2, "[/] [bold]")
 
 

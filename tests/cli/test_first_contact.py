@@ -66,7 +66,7 @@ def test_looking_needs_no_meaning(data: Path, capsys: Any) -> None:
     assert main(["data", "check", str(data)]) == 0
     shown = capsys.readouterr()
     assert "0 errors, 0 warnings in 3 episodes" in shown.out
-    assert "does not say what its numbers mean; they are shown as they are" in shown.err
+    assert "does not declare the meaning of its numbers; they are shown unchanged" in shown.err
     assert main(["data", "statistics", str(data)]) == 0
     assert "wrist_roll.pos" in capsys.readouterr().out
     assert main(["data", "view", str(data), "--out", "page"]) == 0

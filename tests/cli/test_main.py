@@ -79,7 +79,7 @@ def test_a_task_suite_that_does_not_exist_names_the_nearest(tmp_path, capsys):
     assert "has no suite 'half-opne': did you mean 'half-open'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["backbones", "heads", "benchmarks", "formats", "recipes"])
+@pytest.mark.parametrize("what", ["backbones", "decoders", "benchmarks", "formats", "recipes"])
 def test_lists_are_tables_and_json(what, capsys):
     assert main(["list", what, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -15,7 +15,7 @@ from anyvla.cli.os_errors import explain
 @pytest.mark.parametrize(
     ("number", "line"),
     [
-        (errno.EACCES, "run/x: permission denied. Choose a place that you may read and write"),
+        (errno.EACCES, "run/x: permission denied. Choose a path that you may read and write"),
         (errno.EROFS, "run/x: read-only file system. Choose a folder on a disk that can be written"),
         (errno.ENOSPC, "run/x: no space left on device. Everything reported so far is kept"),
         (errno.EMFILE, "run/x: too many open files. Allow more open files (ulimit -n 8192)"),
@@ -27,7 +27,7 @@ def test_an_error_names_the_path_and_the_way_out(number: int, line: str, capsys:
     def fails() -> int:
         raise OSError(number, os.strerror(number), "run/x")
 
-    assert common.guarded(fails, "train") == 1
+    assert common.run_guarded(fails, "train") == 1
     said = capsys.readouterr().err
     assert said.startswith(f"train: {line}")
     assert said.count("\n") == 1
@@ -47,8 +47,8 @@ def test_missing_memory_is_one_line(capsys: Any) -> None:
     def fails() -> int:
         raise MemoryError
 
-    assert common.guarded(fails, "train") == 1
-    assert capsys.readouterr().err.startswith("train: there is no memory left: use fewer workers")
+    assert common.run_guarded(fails, "train") == 1
+    assert capsys.readouterr().err.startswith("train: out of memory: use fewer workers")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from anyvla.cli.explain import layout, picture
+from anyvla.cli.explain import format_layout, format_mask
 from anyvla.report.explanation import Explanation, Group, Part
 from anyvla.report.structure import svg
 
@@ -110,9 +110,9 @@ def test_more_places_get_more_room() -> None:
 
 
 def test_the_terminal_shows_the_same_layout_and_mask() -> None:
-    assert [str(line).split(None, 2)[2] for line in layout(MODEL)] == [
+    assert [str(line).split(None, 2)[2] for line in format_layout(MODEL)] == [
         "[start 1][corner 16][text 7][readout 2]",
         "[corner 16][text 7][readout 2]",
     ]
     marks = {0: "··", 0.5: "▒▒", 1: "██"}
-    assert [str(line).split()[-1] for line in picture(MODEL)] == ["".join(marks[v] for v in row) for row in SEES]
+    assert [str(line).split()[-1] for line in format_mask(MODEL)] == ["".join(marks[v] for v in row) for row in SEES]

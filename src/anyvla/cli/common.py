@@ -1,4 +1,4 @@
-"""What commands share: errors a person can read, progress with time left."""
+"""Shared by all commands: readable errors and a progress bar."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from anyvla.interrupted import Interrupted
 console = Console(stderr=True)  # people read stderr; stdout is for results
 
 
-def guarded(run: Callable[[], int], command: str) -> int:
-    """Turn expected failures into one clear line; unexpected ones keep their traceback."""
+def run_guarded(run: Callable[[], int], command: str) -> int:
+    """Run a command. Turn expected failures into one clear line; unexpected ones keep their traceback."""
     logging.basicConfig(level=os.environ.get("ANYVLA_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("huggingface_hub").propagate = False  # it prints its own lines
     try:
         return run()
     except (Interrupted, KeyboardInterrupt) as stopped:
-        with contextlib.suppress(OSError):  # whoever read standard error may be gone, of the same signal
+        with contextlib.suppress(OSError):  # the same signal may have ended the reader of standard error
             console.print(f"{command}:", style="yellow", end=" ")
             console.print(str(stopped) or "stopped", soft_wrap=True)
         return STOPPED
@@ -38,11 +38,11 @@ def guarded(run: Callable[[], int], command: str) -> int:
             raise
         return fail(command, explain(error))
     except MemoryError:
-        return fail(command, "there is no memory left: use fewer workers or a smaller batch, or close other programs")
-    except UnicodeEncodeError as error:  # a path that is not text in this locale, for the libraries that read it
+        return fail(command, "out of memory: use fewer workers or a smaller batch, or close other programs")
+    except UnicodeEncodeError as error:  # a library could not encode a path in this locale
         if os.environ.get("ANYVLA_DEBUG"):
             raise
-        return fail(command, f"{error.object!r} is no text in this locale: set PYTHONUTF8=1 and run it again")
+        return fail(command, f"{error.object!r} cannot be encoded in this locale: set PYTHONUTF8=1 and run it again")
     except (ValueError, RuntimeError, ImportError) as error:
         if os.environ.get("ANYVLA_DEBUG"):
             raise
@@ -50,14 +50,14 @@ def guarded(run: Callable[[], int], command: str) -> int:
 
 
 def fail(command: str, message: str) -> int:
-    """Say what was wrong; the exit status."""
+    """Print an error. Return the exit status."""
     console.print(f"{command}:", style="bold red", end=" ")
     console.print(message, soft_wrap=True)
     return 1
 
 
-class Bar:
-    """A progress bar with time left; a plain line every ten seconds where there is no terminal."""
+class ProgressBar:
+    """A progress bar with the time left. Without a terminal, a plain line every ten seconds."""
 
     def __init__(self, title: str) -> None:
         self.title, self.shown = title, 0.0
@@ -79,7 +79,7 @@ class Bar:
         self.begin = time.perf_counter()
         self.first: int | None = None
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         if self.rich:
             self.rich.start()
         return self
@@ -101,7 +101,7 @@ class Bar:
         if done < total and now - self.shown < 10:
             return
         self.shown = now
-        made = done - self.first
-        left = f", {(now - self.begin) / made * (total - done):.0f} s left" if made and done < total else ""
-        with contextlib.suppress(OSError):  # a reader that is gone must not end the work
+        new = done - self.first  # items that an interrupted command had finished do not count for the speed
+        left = f", {(now - self.begin) / new * (total - done):.0f} s left" if new and done < total else ""
+        with contextlib.suppress(OSError):  # a closed pipe must not end the work
             print(f"{self.title}: {done}/{total}{left} {note}".rstrip(), file=sys.stderr, flush=True)

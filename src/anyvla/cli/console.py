@@ -1,7 +1,7 @@
-"""The console of every command: text is printed as it is, never read as markup.
+"""The console of every command: it prints text verbatim, without markup.
 
-Names of tasks, paths and error messages come from users and from data sets. Rich would take `[red]` in them for a
-style, `[/]` for an error and `:smile:` for a picture, and a terminal would obey an escape sequence.
+Task names, paths and error messages come from users and data sets. Rich would read `[red]` as a style, fail on `[/]`
+and replace `:smile:`; a terminal would execute an escape sequence.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ def visible(text: str) -> str:
 
 
 class Console(rich.console.Console):
-    """A rich console without markup, emoji codes and highlighting. Styles are given by `style=` or `rich.text.Text`."""
+    """A rich console without markup, emoji codes and highlighting. For styles, use `style=` or `rich.text.Text`."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
     def on_broken_pipe(self) -> None:
-        """Be quiet when nobody reads the messages any more. Rich would end the command, whatever it is doing."""
+        """Stop printing when the reader of standard error is gone. Rich would end the command."""
         if not self.stderr:
             super().on_broken_pipe()
         self.quiet = True
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return `text` as rich prints it, in table cells too."""
+        """Return `text` with visible control characters; rich calls this for table cells too."""
         return super().render_str(visible(text), **options)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anyvla.checkpoint.files import check_checkpoint, checkpoint_of, read_document
-from anyvla.cli.common import Bar, console
+from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.console import Console
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, build, override
@@ -149,7 +149,7 @@ def play(
         score = _Score(str(plans[0].condition))
         with graceful() as stop:
             try:
-                with Bar("evaluate") as bar:
+                with ProgressBar("evaluate") as bar:
                     results = run_evaluation(
                         vla,
                         plans,
@@ -161,7 +161,7 @@ def play(
                         heard=score.hear,
                         stop=stop,
                     )
-                with Bar("film") as bar:
+                with ProgressBar("film") as bar:
                     film(results, opened, folder, failures=config.failure_videos, progress=bar, stop=stop)
             finally:
                 opened.benchmark.close()

@@ -74,20 +74,20 @@ def main(argv: list[str]) -> int:
 
     from anyvla.report.structure import svg
 
-    explained = explanation(recipe, options.recipe)
+    explained = explain_recipe(recipe, options.recipe)
     if options.svg is not None:
         options.svg.parent.mkdir(parents=True, exist_ok=True)
         options.svg.write_text(svg(explained), encoding="utf-8")
     if options.json:
         print(json.dumps(explained.to_dict(), indent=1))
         return 0
-    show(explained, Console())
+    print_explanation(explained, Console())
     if options.svg is not None:
         console.print(f"the picture: {options.svg}", soft_wrap=True)
     return 0
 
 
-def explanation(recipe: Recipe, name: str) -> Explanation:
+def explain_recipe(recipe: Recipe, name: str) -> Explanation:
     """What is told of the recipe called `name`: of its model, untrained but for its backbone, with made-up statistics.
 
     A codec that has to be fitted is fitted to made-up chunks. Raises ConfigError, with the way out, if the backbone is
@@ -97,7 +97,7 @@ def explanation(recipe: Recipe, name: str) -> Explanation:
     from anyvla.report.explanation import explain, made_up_chunks, made_up_statistics
     from anyvla.robot.shared_layout import Robot
 
-    robot, config = robot_of(recipe), recipe.model
+    robot, config = choose_robot(recipe), recipe.model
     notes = []
     with tempfile.TemporaryDirectory() as folder:
         codec = Path(folder) / "codec"
@@ -119,12 +119,12 @@ def explanation(recipe: Recipe, name: str) -> Explanation:
                 f"the backbone of {recipe.name} is not at hand: {error}\n"
                 f"To see the same structure around a small one: anyvla explain {name} --model.backbone nano"
             ) from error
-        with silent("anyvla.decoders"):  # an untrained policy writes what is no chunk
+        with silenced("anyvla.decoders"):  # an untrained policy writes what is no chunk
             return explain(vla, recipe.name, notes)
 
 
 @contextlib.contextmanager
-def silent(name: str) -> Iterator[None]:
+def silenced(name: str) -> Iterator[None]:
     """No warnings of the loggers below `name`, while this is open."""
     logger = logging.getLogger(name)
     level = logger.level
@@ -135,7 +135,7 @@ def silent(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def robot_of(recipe: Recipe) -> Embodiment:
+def choose_robot(recipe: Recipe) -> Embodiment:
     """The robot of the recipe's data or benchmark; an ordinary arm if neither is at hand."""
     from anyvla.data.training.mixture import open_mixture
     from anyvla.evaluation.suites import open_suite
@@ -154,7 +154,7 @@ def robot_of(recipe: Recipe) -> Embodiment:
     return build(Embodiment, ROBOT)
 
 
-def show(e: Explanation, out: Console) -> None:
+def print_explanation(e: Explanation, out: Console) -> None:
     """For people."""
     from anyvla.report.structure import amount
 
@@ -170,11 +170,11 @@ def show(e: Explanation, out: Console) -> None:
     out.print("layout", style="bold", end="")
     out.print(f": {steps} of {e.length} places{limit}; window {e.window}, chunk {e.chunk} x {e.action}, "
               f"{e.execute} executed", soft_wrap=True)  # fmt: skip
-    for line in layout(e):
+    for line in format_layout(e):
         out.print(line, soft_wrap=True)
     out.print("\nmask", style="bold", end="")
     out.print(": a row looks, columns are seen; █ all, ▒ some (earlier ones), · none")
-    for line in picture(e):
+    for line in format_mask(e):
         out.print(line, soft_wrap=True)
     table = Table("\nweights", "\nall", "\ntrainable", box=None, pad_edge=False)
     for part in e.parts:
@@ -187,7 +187,7 @@ def show(e: Explanation, out: Console) -> None:
         out.print(f"- {note}", soft_wrap=True)
 
 
-def layout(e: Explanation) -> list[Text]:
+def format_layout(e: Explanation) -> list[Text]:
     """Each step in a line: what stands where, with how many places."""
     from anyvla.report.structure import shown_steps
 
@@ -206,7 +206,7 @@ def layout(e: Explanation) -> list[Text]:
     return lines
 
 
-def picture(e: Explanation) -> list[Text]:
+def format_mask(e: Explanation) -> list[Text]:
     """The mask by groups: a line each, its name first."""
     from anyvla.report.structure import name_of, shown_groups
 

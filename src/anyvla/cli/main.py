@@ -83,10 +83,10 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         with stoppable(name):
-            from anyvla.cli.common import guarded  # rich and logging are not needed for help
+            from anyvla.cli.common import run_guarded  # rich and logging are not needed for help
 
-            return guarded(lambda: importlib.import_module(COMMANDS[name][0]).main(rest), name)
-    except KeyboardInterrupt:  # outside of what is guarded
+            return run_guarded(lambda: importlib.import_module(COMMANDS[name][0]).main(rest), name)
+    except KeyboardInterrupt:  # outside of what is run_guarded
         return STOPPED
 
 

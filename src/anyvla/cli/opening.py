@@ -1,4 +1,4 @@
-"""How the commands that look at data open it: by path, with format and embodiment given where they are not known."""
+"""Open the data set that a `data` command names: a path, and a format and an embodiment if the data declares none."""
 
 from __future__ import annotations
 
@@ -19,55 +19,55 @@ from anyvla.robot.embodiment import Embodiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which data set."""
+    """Add the options that name a data set."""
     parser.add_argument("path", help="a folder or file of any format, or the id of a LeRobot data set on the hub")
-    parser.add_argument("--format", help="its format, where it is not recognized; or options: '{name: calvin, ...}'")
+    parser.add_argument("--format", help="the format, if it is not recognized; or its options: '{name: calvin, ...}'")
     parser.add_argument(
         "--source",
         type=Path,
         metavar="FILE.yaml",
-        help="a source as in a recipe's data.sources (embodiment, cameras, hz, ...), without its path",
+        help="keys of a source as in a recipe's data.sources (embodiment, cameras, hz, ...), except path",
     )
 
 
 @dataclass(frozen=True)
-class Looked:
-    """A data set to look at. `undeclared`: it declares no embodiment, and is opened with one of no meaning."""
+class InspectedDataset:
+    """A data set opened for inspection."""
 
     dataset: EpisodeDataset
-    undeclared: UndeclaredError | None
-    format: Mapping[str, Any]  # the keys of `format` that it was opened with where it is undeclared
+    undeclared: UndeclaredError | None  # set if the data declares no embodiment; it then has a plain one
+    format: Mapping[str, Any]  # options of the format that an undeclared data set was opened with
 
 
-def opened(options: argparse.Namespace) -> EpisodeDataset:
-    """Open the data set. Raises ConfigError for options that cannot be, ValueError for data that cannot be opened."""
+def open_declared(options: argparse.Namespace) -> EpisodeDataset:
+    """Open the data set. Raises ConfigError for invalid options and ValueError for data that cannot be opened."""
     keys = _keys(options)
     return open_source(build(Source, keys, where=str(options.source or "options")))
 
 
-def looked_at(options: argparse.Namespace) -> Looked:
-    """Open the data set, with an embodiment of no meaning if it declares none. Raises as `opened`."""
+def open_for_inspection(options: argparse.Namespace) -> InspectedDataset:
+    """Open the data set, with a plain embodiment if it declares none. Raises as `open_declared`."""
     try:
-        return Looked(opened(options), None, {})
+        return InspectedDataset(open_declared(options), None, {})
     except UndeclaredError as error:
         keys = _keys(options)
         given = keys.pop("format", None)
         format = {**error.options, **({"name": given} if isinstance(given, str) else given or {})}
         keys |= {"format": format} if format else {}
         source = build(Source, keys, where=str(options.source or "options"))
-        return Looked(open_source(replace(source, embodiment=error.plain)), error, format)
+        return InspectedDataset(open_source(replace(source, embodiment=error.plain)), error, format)
 
 
-def viewed(options: argparse.Namespace) -> EpisodeDataset:
-    """Open the data set as `looked_at`, and say on standard error if its numbers have no meaning yet."""
-    looked = looked_at(options)
-    if looked.undeclared is not None:
+def open_and_warn(options: argparse.Namespace) -> EpisodeDataset:
+    """Open the data set as `open_for_inspection`, and print a notice if its conventions are not declared."""
+    inspected = open_for_inspection(options)
+    if inspected.undeclared is not None:
         console.print(
-            f"{options.path} does not say what its numbers mean; they are shown as they are. For a proposal: "
+            f"{options.path} does not declare the meaning of its numbers; they are shown unchanged. For a proposal: "
             f"anyvla data info {shlex.quote(options.path)} --write robot.yaml",
             soft_wrap=True,
         )
-    return looked.dataset
+    return inspected.dataset
 
 
 def _keys(options: argparse.Namespace) -> dict[str, Any]:
@@ -79,19 +79,19 @@ def _keys(options: argparse.Namespace) -> dict[str, Any]:
     return {**keys, "path": options.path}
 
 
-def declared(robot: Embodiment) -> dict[str, dict[str, str]]:
-    """What the groups of its vectors mean, in a line each."""
+def describe_vectors(robot: Embodiment) -> dict[str, dict[str, str]]:
+    """Return a one-line description of each group of the robot's action and proprio vectors."""
     return {
-        name: {g.name: ", ".join(_meaning(vars(g))) for g in space.groups}
+        name: {g.name: ", ".join(_facts(vars(g))) for g in space.groups}
         for name, space in (("action", robot.action), ("proprio", robot.proprio))
     }
 
 
-def _meaning(group: dict[str, object]) -> list[str]:
+def _facts(group: dict[str, object]) -> list[str]:
     out = [f"{group['size']} dims"]
     out += [str(group["mode"])] if group["kind"] != "other" or group["mode"] == "delta" else []
     out += [str(group[key]) for key in ("rotation", "unit") if group[key]]
-    out += [f"seen from the {group['frame']}"] if group["frame"] else []
+    out += [f"in the {group['frame']} frame"] if group["frame"] else []
     out += [f"{group['low']:g} to {group['high']:g}"] if group["low"] is not None else []
     out += [f"open at {group['open']:g}"] if group["open"] is not None else []
     return out

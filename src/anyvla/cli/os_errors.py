@@ -1,15 +1,15 @@
-"""One line for an error of the operating system: the path, the reason and the way out."""
+"""Explain an error of the operating system in one line: the path, the reason and what to do."""
 
 from __future__ import annotations
 
 import errno
 
 _RUN_AGAIN = "Everything reported so far is kept: free some space and run the same command again"
-_WAYS_OUT = {
+_REMEDIES = {
     errno.ENOSPC: _RUN_AGAIN,
     errno.EDQUOT: _RUN_AGAIN,
-    errno.EACCES: "Choose a place that you may read and write, or change its permissions",
-    errno.EPERM: "Choose a place that you may read and write, or change its permissions",
+    errno.EACCES: "Choose a path that you may read and write, or change its permissions",
+    errno.EPERM: "Choose a path that you may read and write, or change its permissions",
     errno.EROFS: "Choose a folder on a disk that can be written",
     errno.ENOENT: "Check the path",
     errno.ENOTDIR: "A part of the path is a file: choose another path",
@@ -29,10 +29,10 @@ _WAYS_OUT = {
 
 
 def explain(error: OSError) -> str:
-    """Return the line for people. A message of our own, which says the way out itself, is returned as it is."""
+    """Return the explanation. Errors raised by anyvla already say what to do and are returned unchanged."""
     if error.errno is None or not error.strerror or ": " in error.strerror:
         return error.strerror or str(error)
     paths = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     reason = error.strerror[0].lower() + error.strerror[1:]
-    way_out = _WAYS_OUT.get(error.errno)
-    return (f"{paths}: {reason}" if paths else reason) + (f". {way_out}" if way_out else "")
+    remedy = _REMEDIES.get(error.errno)
+    return (f"{paths}: {reason}" if paths else reason) + (f". {remedy}" if remedy else "")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anyvla.cli.common import console
-from anyvla.cli.measure import Measured
+from anyvla.cli.stage_meter import StageMeter
 from anyvla.files.folder_lock import only_here
 from anyvla.recipe import read
 
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         peak = 0.0
         for number, (name, stage) in enumerate(stages.items(), 1):
             console.rule(f"{number}/{len(stages)} {name}", align="left")
-            with Measured(run, name) as measured:
+            with StageMeter(run, name) as measured:
                 stage()
             peak = max(peak, measured.peak_memory_gb)
         page = write_report(run)  # once more: the stages and their times are complete only now

@@ -1,6 +1,6 @@
-"""How Ctrl-C and SIGTERM end a command: one line, nothing lost, and an exit status of its own.
+"""End a command on Ctrl-C or SIGTERM: one line, exit status 130, and no finished work lost.
 
-`stoppable` is for a whole command. Inside it, `graceful` is for work that ends at a safe place of its own.
+`stoppable` wraps a whole command. Inside it, `graceful` wraps work that can stop at a safe point.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from types import FrameType
 from anyvla.interrupted import Interrupted
 from anyvla_sim.signals import STOPPING
 
-STOPPED = 130  # the exit status of a command that was asked to stop; shells use it for Ctrl-C
-_AT_ONCE_AFTER_S = 1.0  # `timeout` and others send each signal twice; a person does not press Ctrl-C twice so fast
+STOPPED = 130  # the exit status of a stopped command; shells use it for Ctrl-C
+_AT_ONCE_AFTER_S = 1.0  # `timeout` and others send a signal twice; a person does not press Ctrl-C twice that fast
 
 
 @contextlib.contextmanager
 def stoppable(command: str) -> Iterator[None]:
-    """Raise KeyboardInterrupt at a signal.
+    """Raise KeyboardInterrupt on a signal.
 
-    While a module is imported, a signal ends the command at once: libraries would take the error for one of their own.
+    During an import, a signal ends the process at once, because libraries mistake the exception for a failed import.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -37,15 +37,14 @@ def stoppable(command: str) -> Iterator[None]:
         yield
 
 
-_asked: threading.Event | None = None  # of the `graceful` that is entered, if one is
+_asked: threading.Event | None = None  # set by a signal; None outside of `graceful`
 
 
 @contextlib.contextmanager
 def graceful() -> Iterator[Callable[[], bool]]:
-    """Give `stop()`. The first Ctrl-C or SIGTERM makes it True; another Ctrl-C interrupts at once.
+    """Yield `stop`, a function that returns True after the first Ctrl-C or SIGTERM. Another Ctrl-C interrupts at once.
 
-    Raises Interrupted at the end if there was a signal and the work was over before it asked `stop()`. In a `graceful`
-    inside another one, both are asked.
+    Raises Interrupted at the end if a signal came after the last call of `stop()`. Nested calls share one state.
     """
     global _asked
     if _asked is not None:
@@ -59,7 +58,7 @@ def graceful() -> Iterator[Callable[[], bool]]:
         if not asked.is_set():
             asked.set()
             first = time.monotonic()
-            _say("stopping at the next safe place; Ctrl-C once more to stop at once")
+            _say("stopping at the next safe point; press Ctrl-C again to stop at once")
         elif number == signal.SIGINT and time.monotonic() - first > _AT_ONCE_AFTER_S:
             raise KeyboardInterrupt
 
@@ -67,14 +66,14 @@ def graceful() -> Iterator[Callable[[], bool]]:
         with _handling(handle):
             yield asked.is_set
             if asked.is_set():
-                raise Interrupted("stopped; this part was just finished, the same command goes on there")
+                raise Interrupted("stopped; this part had just finished: run the same command to resume")
     finally:
         _asked = None
 
 
 @contextlib.contextmanager
 def _handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only that one may have handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     before = {number: signal.signal(number, handle) for number in STOPPING}
@@ -86,7 +85,7 @@ def _handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 def _say(line: str) -> None:
-    """Print to standard error. Whoever read it may be gone, of the same signal."""
+    """Print to standard error. The same signal may have ended its reader."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
 

@@ -1,4 +1,4 @@
-"""The table of an evaluation, for people."""
+"""Format the summary of an evaluation as a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anyvla.evaluation.statistics import Played, Summary
 
 
 def table(summary: Summary) -> Table:
-    """Success rates with intervals: every task of the first condition, and the sums of every condition."""
+    """Return success rates with intervals: every task of the first condition, and the totals of every condition."""
     found = Table("condition", "task", "success", "95 % interval", "episodes", box=None, pad_edge=False)
     for number, (condition, played) in enumerate(summary.conditions.items()):
         for name, interval in _rows(played, every_task=number == 0):
@@ -19,9 +19,9 @@ def table(summary: Summary) -> Table:
             found.add_row(condition, name, *share)
         for name, interval in _lengths(played):
             found.add_row(condition, name, f"{interval.value:.2f}", f"{interval.low:.2f} to {interval.high:.2f}")
-        for count, what in ((played.errors, "simulator errors"), (played.invalid, "invalid actions")):
+        for count, label in ((played.errors, "simulator errors"), (played.invalid, "invalid actions")):
             if count:
-                found.add_row(condition, what, str(count))
+                found.add_row(condition, label, str(count))
     if summary.language_use is not None:
         use = summary.language_use
         found.add_row("use of language", "", f"{use.value:.1%}", f"{use.low:.1%} to {use.high:.1%}", str(use.episodes))

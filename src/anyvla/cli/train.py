@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyvla.cli.common import Bar, console
+from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, to_dict
 from anyvla.files.folder_lock import only_here
@@ -53,9 +53,9 @@ def train(recipe: Recipe, run: Path) -> Path:
     check_one_process()
     with only_here(run):
         mixture = open_data(recipe, run)
-        with Bar("statistics") as bar:
+        with ProgressBar("statistics") as bar:
             robots = mixture.robots(bar)
-        with graceful() as stop, Bar("train") as bar:
+        with graceful() as stop, ProgressBar("train") as bar:
 
             def show(p: Progress) -> None:
                 bar(p.step, p.steps, f"loss {p.loss:.4f}, {p.samples_per_s:.0f} samples/s")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from anyvla.cli.doctor import command as doctor
-from anyvla.cli.doctor.command import Finding
+from anyvla.cli.doctor.command import MachineCheck
 from anyvla_sim.workers.trial import TrialFailed
 
 GIB = 2**30
@@ -43,8 +43,8 @@ def test_only_what_is_missing_makes_it_fail(
 ) -> None:
     for part in ("_machine", "_packages", "_extras"):
         monkeypatch.setattr(doctor, part, list)
-    monkeypatch.setattr(doctor, "_rendering", lambda: Finding("rendering", "ok", "egl"))
-    monkeypatch.setattr(doctor, "_video", lambda: Finding("video", state, "PyAV", "mend it"))
+    monkeypatch.setattr(doctor, "_rendering", lambda: MachineCheck("rendering", "ok", "egl"))
+    monkeypatch.setattr(doctor, "_video", lambda: MachineCheck("video", state, "PyAV", "mend it"))
     assert doctor.main(["--json"]) == status
     assert json.loads(capsys.readouterr().out)[1] == {
         "what": "video", "state": state, "found": "PyAV", "mend": "mend it"
@@ -70,7 +70,7 @@ def test_rendering_tries_the_graphics_card_first_and_what_is_asked_for_alone(mon
     monkeypatch.setattr(doctor, "trial", trial)
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    assert doctor._rendering() == Finding("rendering", "ok", "MUJOCO_GL=osmesa")
+    assert doctor._rendering() == MachineCheck("rendering", "ok", "MUJOCO_GL=osmesa")
     assert tried == ["egl", "osmesa"]
     monkeypatch.setenv("MUJOCO_GL", "egl")
     assert doctor._rendering().state == "missing"

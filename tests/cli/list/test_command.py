@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from anyvla.cli.main import main
+from anyvla.registry import REGISTRIES
 
 
 def listed(what: str, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
@@ -20,7 +21,18 @@ def test_a_recipe_is_listed_with_its_first_line_and_its_benchmark(capsys: pytest
     assert {row["kind"] for row in rows.values()} == {"recipe"}
 
 
-def test_each_part_is_listed_under_its_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    kinds = {name: row["kind"] for name, row in listed("heads", capsys).items()}
-    assert (kinds["flow"], kinds["regression"], kinds["bins"]) == ("decoders", "decoders", "representations")
-    assert {row["kind"] for row in listed("formats", capsys).values()} == {"formats"}
+@pytest.mark.parametrize("kind", ["histories", "fusers", "decoders", "representations", "formats"])
+def test_each_registry_is_listed_under_the_word_of_a_recipe(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = listed(kind, capsys)
+    assert set(rows) == set(REGISTRIES[kind])
+    assert {row["kind"] for row in rows.values()} == {kind}
+    assert all(row["what"] for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("heads", "decoders or representations"), ("structures", "histories, fusers, or combinations")]
+)
+def test_a_word_of_before_is_refused_with_the_new_ones(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["list", old])
+    assert new in capsys.readouterr().err

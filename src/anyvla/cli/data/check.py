@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from anyvla.cli import opening
-from anyvla.cli.common import Bar, console
+from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.console import Console
 
 _SHOWN = 40  # findings in the table
@@ -35,8 +35,8 @@ def run(options: argparse.Namespace) -> int:
     from anyvla.data.tools.quality import check
 
     # a copy must say what its numbers mean
-    dataset = opening.viewed(options) if options.fix is None else opening.opened(options)
-    with Bar("check") as bar:
+    dataset = opening.open_and_warn(options) if options.fix is None else opening.open_declared(options)
+    with ProgressBar("check") as bar:
         findings = check(dataset, frames=options.frames, progress=bar)
     if options.json:
         print(json.dumps([asdict(f) for f in findings], indent=1, ensure_ascii=False))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anyvla.cli.common import Bar, console
+from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, build, override
 from anyvla.demonstrations.collect import CollectConfig
@@ -60,7 +60,7 @@ def demonstrations(
 
     with only_making(run / "dataset"):
         opened = open_suite(benchmark, settings, python)
-        with graceful() as stop, Bar("collect") as bar:
+        with graceful() as stop, ProgressBar("collect") as bar:
             try:
                 root = run_collection(opened, config, run / "dataset", progress=bar, stop=stop)
             finally:

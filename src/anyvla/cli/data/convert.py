@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from anyvla.cli import opening
-from anyvla.cli.common import Bar, console
+from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError
 from anyvla.data.episode import EpisodeDataset
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert, and print where."""
-    dataset = opening.opened(options)
+    dataset = opening.open_declared(options)
     episodes = None if options.episodes is None else _range(options.episodes, len(dataset))
     converted(dataset, options.out, episodes=episodes, processes=options.processes, skip_damaged=options.skip_damaged)
     print(options.out)
@@ -40,7 +40,7 @@ def converted(
     skip_damaged: bool = False,
 ) -> Conversion:
     """Convert with a progress bar. Raises Interrupted if the person asked to stop."""
-    with graceful() as stop, Bar("write") as writing, Bar("verify") as verifying:
+    with graceful() as stop, ProgressBar("write") as writing, ProgressBar("verify") as verifying:
 
         def show(stage: str, done: int, total: int) -> None:
             (writing if stage == "write" else verifying)(done, total)

@@ -15,7 +15,7 @@ import yaml
 from rich.table import Table
 
 from anyvla.cli import opening
-from anyvla.cli.common import Bar
+from anyvla.cli.common import ProgressBar
 from anyvla.cli.console import Console
 from anyvla.cli.data.statistics import statistics_table
 from anyvla.config import to_dict
@@ -49,10 +49,10 @@ def run(options: argparse.Namespace) -> int:
 
     if options.write is not None and options.write.exists():
         raise ValueError(f"{options.write} exists already, perhaps with your answers: remove it or give another name")
-    looked = opening.looked_at(options)
+    looked = opening.open_for_inspection(options)
     dataset = looked.dataset
     facts = describe(dataset)
-    with Bar("look") as bar:
+    with ProgressBar("look") as bar:
         findings = check(dataset, progress=bar)
     unreadable = {f.episode: f.text for f in findings if f.kind == "damaged" and f.episode is not None}
     if unreadable:
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     facts["statistics"] = _statistics(dataset)
     proposal = None
     if looked.undeclared is not None:
-        with Bar("propose") as bar:
+        with ProgressBar("propose") as bar:
             proposal = propose(dataset, looked.format, timed=looked.undeclared.timed, progress=bar)
         facts["proposal"] = {"text": proposal.text, "check": proposal.questions}
     if options.write is not None:
@@ -159,10 +159,10 @@ def describe(dataset: EpisodeDataset) -> dict[str, Any]:
             "max": int(lengths.max()),
         },
         "columns": dict(getattr(dataset, "columns", {})),
-        **opening.declared(robot),
+        **opening.describe_vectors(robot),
         "tasks": {"different": len(tasks), "most": dict(tasks.most_common(_SHOWN))},
         "instructions": {
-            "looked_at": sum(said.values()),
+            "open_for_inspection": sum(said.values()),
             "different": len(said) - ("" in said),
             "without": said[""],
             "most": dict((said - Counter({"": said[""]})).most_common(_SHOWN)),

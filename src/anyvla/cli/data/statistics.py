@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from anyvla.cli import opening
-from anyvla.cli.common import Bar
+from anyvla.cli.common import ProgressBar
 from anyvla.cli.console import Console
 from anyvla.robot.embodiment import Embodiment
 
@@ -26,8 +26,8 @@ def run(options: argparse.Namespace) -> int:
     """Print a table, or JSON. Raises ValueError for numbers that cannot be trained on."""
     from anyvla.data.robot_statistics import statistics_of
 
-    dataset = opening.viewed(options)
-    with Bar("statistics") as bar:
+    dataset = opening.open_and_warn(options)
+    with ProgressBar("statistics") as bar:
         statistics = statistics_of(dataset, progress=bar)
     if options.json:
         print(json.dumps({**vars(statistics), "action": statistics.action, "proprio": statistics.proprio}, indent=1))

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write, and print where. Raises ValueError for an episode that is not there or damaged."""
-    dataset = opening.viewed(options)
+    dataset = opening.open_and_warn(options)
     if not 0 <= options.episode < len(dataset):
         raise ValueError(f"{dataset.root} has {len(dataset)} episodes; no episode {options.episode}")
     if options.rerun is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anyvla.cli.common import Bar, console
+from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.stopping import graceful
 from anyvla.config import build
 from anyvla.data.stored import write
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
     keys = ("benchmark", "frames", "size", "seed", "processes")
     config = build(LabelConfig, {key: getattr(options, key) for key in keys})
-    with graceful() as stop, Bar("label") as bar:
+    with graceful() as stop, ProgressBar("label") as bar:
         root = label(config, options.out, progress=bar, stop=stop)
     console.print(f"questions and answers: {root}; look at them: anyvla data vqa --look {root}")
     print(root)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from anyvla.cli.common import Bar, console
+from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.console import Console
 from anyvla.config import Part, build, override
 from anyvla.registry import backbones, nearest
@@ -32,7 +32,7 @@ COLORS = {"passed": "green", "failed": "red", "not applicable": "yellow"}
 
 
 @dataclass(frozen=True)
-class Card:
+class BackboneReport:
     """What one backbone is."""
 
     name: str  # in a recipe
@@ -65,18 +65,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
     options = parser.parse_args(argv)
-    part = choose(options.model, options.name, options.option)
+    part = choose_backbone(options.model, options.name, options.option)
 
     from anyvla.backbones.checks.conformance import CHECKS, examine
 
-    _quiet()
-    backbone = _built(part, options.device)
+    _silence_transformers()
+    backbone = _build(part, options.device)
     card = describe(backbone, part.name)
     if not options.json:
-        _print_card(card)
-    _warn_of_memory(card, options.device)
+        _print_report(card)
+    _warn_about_memory(card, options.device)
     results: list[Result] = []
-    with Bar("checks") as bar:
+    with ProgressBar("checks") as bar:
         names = [*CHECKS, ""]
         bar(0, len(CHECKS), names[0])
         for result in examine(backbone, part.config):
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
     return 1 if failed else 0
 
 
-def choose(model: str, name: str | None, options: Sequence[str]) -> Part:
+def choose_backbone(model: str, name: str | None, options: Sequence[str]) -> Part:
     """The backbone that is meant, with its checked options. Raises ConfigError or ValueError."""
     wrong = [o for o in options if "=" not in o]
     if wrong:
@@ -113,7 +113,7 @@ def choose(model: str, name: str | None, options: Sequence[str]) -> Part:
     return Part("backbones", chosen, build(target.Config, data, where=f"backbone {chosen!r}"))
 
 
-def _built(part: Part, device: str) -> Backbone:
+def _build(part: Part, device: str) -> Backbone:
     try:
         return part.build().to(device)
     except (ValueError, ImportError):
@@ -126,16 +126,16 @@ def _built(part: Part, device: str) -> Backbone:
         ) from error
 
 
-def describe(backbone: Backbone, name: str) -> Card:
+def describe(backbone: Backbone, name: str) -> BackboneReport:
     """The card of a backbone that stands."""
     model: Any = getattr(backbone, "model", backbone)
     pixels, quirk = getattr(backbone, "pixels", None), getattr(backbone, "quirk", None)
     tokens, places = getattr(backbone, "image_tokens", None), getattr(backbone, "tokens_per_image", None)
-    return Card(
+    return BackboneReport(
         name=name,
         model_class=type(model).__name__,
         model_type=getattr(getattr(model, "config", None), "model_type", ""),
-        parameters=_counted(backbone),
+        parameters=_count_parameters(backbone),
         trainable=sum(p.numel() for p in backbone.parameters() if p.requires_grad),
         width=backbone.width,
         image_size=getattr(pixels, "size", None),
@@ -145,12 +145,12 @@ def describe(backbone: Backbone, name: str) -> Card:
         dtype=str(next(backbone.parameters()).dtype).removeprefix("torch."),
         capabilities=tuple(sorted(backbone.capabilities)),
         note=getattr(quirk, "note", ""),
-        untrained=_untrained(backbone),
-        warnings=tuple(_other_ids(backbone)),
+        untrained=_describe_fresh_weights(backbone),
+        warnings=tuple(_conflicting_token_ids(backbone)),
     )
 
 
-def _untrained(backbone: Backbone) -> str:
+def _describe_fresh_weights(backbone: Backbone) -> str:
     """How many weights were never trained, so that the checks run on redrawn ones; "" if all were."""
     from anyvla.backbones.checks.fresh_weights import fresh_weights
 
@@ -161,7 +161,7 @@ def _untrained(backbone: Backbone) -> str:
     return f"{len(found)} of {count} tensors, as {name}: freshly initialized, so the checks run on redrawn ones"
 
 
-def _other_ids(backbone: Backbone) -> Iterator[str]:
+def _conflicting_token_ids(backbone: Backbone) -> Iterator[str]:
     """Token ids that the tokenizer and the model's configuration disagree in."""
     config = getattr(getattr(backbone, "model", None), "config", None)
     tokenizer = getattr(backbone, "tokenizer", None)
@@ -177,7 +177,7 @@ def _other_ids(backbone: Backbone) -> Iterator[str]:
         yield f"the tokenizer's {kind} token is {token} (id {own}), the model's configuration says id {told}"
 
 
-def _counted(backbone: Backbone) -> dict[str, int]:
+def _count_parameters(backbone: Backbone) -> dict[str, int]:
     """Parameters of each part, and of an LM head that is none's."""
     from anyvla.backbones.adapting.parts import parameters_of
 
@@ -186,13 +186,13 @@ def _counted(backbone: Backbone) -> dict[str, int]:
     return counts | ({"head": rest} if rest else {})
 
 
-def _quiet() -> None:
+def _silence_transformers() -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
 
 
-def _warn_of_memory(card: Card, device: str) -> None:
+def _warn_about_memory(card: BackboneReport, device: str) -> None:
     """Weights, as many gradients, and a second copy for the check of saving and loading."""
     import psutil
 
@@ -208,7 +208,7 @@ def _warn_of_memory(card: Card, device: str) -> None:
         )
 
 
-def _print_card(card: Card) -> None:
+def _print_report(card: BackboneReport) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     total = sum(card.parameters.values())
     size = "as it comes" if card.image_size is None else "{} x {} pixels".format(*card.image_size)

@@ -45,7 +45,7 @@ mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontSca
 
 
 @dataclass(frozen=True)
-class Finding:
+class MachineCheck:
     """One thing looked at."""
 
     what: str
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     return 1 if any(f.state == "missing" for f in findings) else 0
 
 
-def _machine() -> list[Finding]:
+def _machine() -> list[MachineCheck]:
     import torch
 
     from anyvla.training.loop import pick_device, pick_precision
@@ -90,35 +90,37 @@ def _machine() -> list[Finding]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     bf16 = pick_precision("auto", pick_device("auto")) == torch.bfloat16
     return [
-        Finding(
+        MachineCheck(
             "python",
             "ok" if right else "missing",
             platform.python_version(),
             "" if right else "use Python 3.11 to 3.13",
         ),
-        Finding(
+        MachineCheck(
             "cores", "ok", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
         ),
-        Finding(
+        MachineCheck(
             "memory", "ok" if memory >= 4 else "note", f"{memory:.0f} GiB", "" if memory >= 4 else "quickstart: 4 GB"
         ),
-        Finding("free disk here", "ok" if disk >= 2 else "note", f"{disk:.0f} GiB", "" if disk >= 2 else "free 2 GiB"),
-        Finding("GPU", "ok" if gpus else "note", ", ".join(gpus) or "none: training runs on the CPU"),
-        Finding("bfloat16 units", "ok" if bf16 else "note", "yes" if bf16 else "no: precision auto is float32"),
+        MachineCheck(
+            "free disk here", "ok" if disk >= 2 else "note", f"{disk:.0f} GiB", "" if disk >= 2 else "free 2 GiB"
+        ),
+        MachineCheck("GPU", "ok" if gpus else "note", ", ".join(gpus) or "none: training runs on the CPU"),
+        MachineCheck("bfloat16 units", "ok" if bf16 else "note", "yes" if bf16 else "no: precision auto is float32"),
     ]
 
 
-def _packages() -> list[Finding]:
-    return [Finding(name, "ok", metadata.version(name)) for name in ("anyvla", "torch", "transformers")]
+def _packages() -> list[MachineCheck]:
+    return [MachineCheck(name, "ok", metadata.version(name)) for name in ("anyvla", "torch", "transformers")]
 
 
-def _extras() -> list[Finding]:
+def _extras() -> list[MachineCheck]:
     findings = []
     for extra, modules in EXTRAS.items():
         lacking = [m for m in modules if importlib.util.find_spec(m) is None]
         needed: Literal["missing", "note"] = "missing" if extra == "metaworld" else "note"
         findings.append(
-            Finding(
+            MachineCheck(
                 f"extra {extra}",
                 needed if lacking else "ok",
                 f"lacks {', '.join(lacking)}" if lacking else ", ".join(f"{m} {metadata.version(m)}" for m in modules),
@@ -128,20 +130,22 @@ def _extras() -> list[Finding]:
     return findings
 
 
-def _rendering() -> Finding:
+def _rendering() -> MachineCheck:
     """Try each backend in a process of its own: a broken driver may take its process down."""
     if importlib.util.find_spec("mujoco") is None:
-        return Finding("rendering", "note", "not tried: mujoco is not installed")
+        return MachineCheck("rendering", "note", "not tried: mujoco is not installed")
     wanted = os.environ.get("MUJOCO_GL")
     for backend in [wanted] if wanted else ["egl", "osmesa"]:
         with contextlib.suppress(TrialFailed):
             trial(_RENDER, os.environ | {"MUJOCO_GL": backend})
-            return Finding("rendering", "ok", f"MUJOCO_GL={backend}")
-    return Finding("rendering", "missing", "neither EGL nor OSMesa gives MuJoCo a GL context", GL_PACKAGES)
+            return MachineCheck("rendering", "ok", f"MUJOCO_GL={backend}")
+    return MachineCheck("rendering", "missing", "neither EGL nor OSMesa gives MuJoCo a GL context", GL_PACKAGES)
 
 
-def _video() -> Finding:
+def _video() -> MachineCheck:
     import av
 
     able = "libx264" in av.codecs_available
-    return Finding("video", "ok" if able else "missing", f"PyAV {av.__version__}", "" if able else "pip install -U av")
+    return MachineCheck(
+        "video", "ok" if able else "missing", f"PyAV {av.__version__}", "" if able else "pip install -U av"
+    )

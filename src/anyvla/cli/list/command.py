@@ -1,8 +1,9 @@
-"""`anyvla list WHAT`: what exists, with what each thing is in one line."""
+"""`anyvla list KIND`: list what is registered, with a one-line description each."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import json
 from typing import Any
@@ -11,37 +12,31 @@ import yaml
 from rich.table import Table
 
 from anyvla.cli.console import Console
-from anyvla.registry import REGISTRIES, Registry
+from anyvla.registry import REGISTRIES
 
-KINDS = {
-    "backbones": ("backbones",),
-    "structures": ("histories", "fusers"),
-    "heads": ("decoders", "representations"),
-    "benchmarks": ("benchmarks",),
-    "formats": ("formats",),
-    "recipes": (),
+OWN_MODULE = ("backbones", "benchmarks", "combinations")  # `anyvla.cli.list.<kind>` prints these
+PARTS = ("histories", "fusers", "decoders", "representations", "formats")
+KINDS = (*OWN_MODULE, *PARTS, "recipes")
+RENAMED = {
+    "structures": "histories, fusers, or combinations for the table of those that go together",
+    "heads": "decoders or representations",
 }
 
 
 def main(argv: list[str]) -> int:
     """Print a table, or JSON."""
     parser = argparse.ArgumentParser(prog="anyvla list", description=__doc__)
-    parser.add_argument("what", choices=KINDS)
-    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    parser.add_argument("kind", metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
-    if options.what == "backbones":
-        from anyvla.cli.list import backbones as list_backbones
-
-        return list_backbones.show(options.json)
-    if options.what == "benchmarks":
-        from anyvla.cli.list import benchmarks as list_benchmarks
-
-        return list_benchmarks.show(options.json)
-    if options.what == "structures":
-        from anyvla.cli.list import structures as list_structures
-
-        return list_structures.show(options.json, [row for kind in KINDS["structures"] for row in _parts(kind)])
-    rows = _recipes() if options.what == "recipes" else [row for kind in KINDS[options.what] for row in _parts(kind)]
+    kind = options.kind
+    if kind in RENAMED:
+        parser.error(f"{kind!r} was replaced by the words of a recipe: list {RENAMED[kind]}")
+    if kind not in KINDS:
+        parser.error(f"there is no kind {kind!r}; choose from {', '.join(KINDS)}")
+    if kind in OWN_MODULE:
+        return importlib.import_module(f"anyvla.cli.list.{kind}").show(options.json)
+    rows = _recipes() if kind == "recipes" else _parts(kind)
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -53,11 +48,10 @@ def main(argv: list[str]) -> int:
 
 
 def _parts(kind: str) -> list[dict[str, Any]]:
-    registry: Registry = REGISTRIES[kind]
     rows = []
-    for name in registry:
+    for name in REGISTRIES[kind]:
         try:
-            what = (inspect.getdoc(registry[name]) or "").splitlines()[0]
+            what = (inspect.getdoc(REGISTRIES[kind][name]) or "").partition("\n")[0]
         except ImportError as error:  # an extra that is not installed
             what = f"not installed: {error}"
         rows.append({"kind": kind, "name": name, "what": what})
@@ -70,6 +64,6 @@ def _recipes() -> list[dict[str, Any]]:
     rows = []
     for name in bundled():
         text = find(name).read_text(encoding="utf-8")
-        first = text.splitlines()[0].lstrip("# ")
-        rows.append({"kind": "recipe", "name": name, "what": first, "benchmark": yaml.safe_load(text).get("benchmark")})
+        title = text.partition("\n")[0].lstrip("# ")
+        rows.append({"kind": "recipe", "name": name, "what": title, "benchmark": yaml.safe_load(text).get("benchmark")})
     return rows

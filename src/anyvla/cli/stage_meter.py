@@ -1,4 +1,4 @@
-"""How long a stage takes and the most memory that it and its child processes hold."""
+"""Measure the duration and peak memory of a stage, child processes included."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from types import TracebackType
 import psutil
 
 
-class Measured:
-    """`with Measured(run, "train") as m:` appends a line to `run/stages.jsonl`, finished or not."""
+class StageMeter:
+    """`with StageMeter(run, "train") as m:` appends a line to `run/stages.jsonl`, also if the stage fails."""
 
     def __init__(self, run: Path, stage: str, interval_s: float = 0.5) -> None:
         self.run, self.stage, self.interval_s = run, stage, interval_s
         self.minutes, self.peak_memory_gb = 0.0, 0.0
 
-    def __enter__(self) -> Measured:
+    def __enter__(self) -> StageMeter:
         self._begin, self._over = time.perf_counter(), threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -43,13 +43,13 @@ class Measured:
 
     def _sample(self) -> None:
         while True:
-            self.peak_memory_gb = max(self.peak_memory_gb, held_by_tree() / 1e9)
+            self.peak_memory_gb = max(self.peak_memory_gb, measure_process_tree() / 1e9)
             if self._over.wait(self.interval_s):
                 return
 
 
-def held_by_tree() -> int:
-    """Bytes of memory of this process and its children; what they share is counted once where the system tells."""
+def measure_process_tree() -> int:
+    """Return the memory of this process and its children in bytes; shared memory counts once on Linux (PSS)."""
     parent = psutil.Process(os.getpid())
     total = 0
     for process in [parent, *parent.children(recursive=True)]:

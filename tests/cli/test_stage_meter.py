@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from anyvla.cli import measure
+from anyvla.cli import stage_meter
 
 
 def test_a_stage_keeps_its_minutes_and_its_highest_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,13 +24,13 @@ def test_a_stage_keeps_its_minutes_and_its_highest_memory(tmp_path: Path, monkey
         seen.set()
         return 1e9
 
-    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    monkeypatch.setattr(measure, "held_by_tree", memory)
+    monkeypatch.setattr(stage_meter, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(stage_meter, "measure_process_tree", memory)
     for name, fails in (("collect", False), ("train", True)):
         held[:] = [1e9, 5e9, 2e9]
         seen.clear()
         try:
-            with measure.Measured(tmp_path / "run", name, interval_s=0.001) as measured:
+            with stage_meter.StageMeter(tmp_path / "run", name, interval_s=0.001) as measured:
                 assert seen.wait(30)
                 if fails:
                     raise KeyboardInterrupt
@@ -45,15 +45,15 @@ def test_a_stage_keeps_its_minutes_and_its_highest_memory(tmp_path: Path, monkey
 
 
 def test_the_memory_of_children_counts() -> None:
-    before = measure.held_by_tree()
+    before = stage_meter.measure_process_tree()
     code = "x = bytearray(b'1') * 200_000_000; print(len(x), flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
-    grown = measure.held_by_tree() - before
+    grown = stage_meter.measure_process_tree() - before
     child.communicate(b"\n")
     assert 150e6 < grown < 300e6
-    before = measure.held_by_tree()
+    before = stage_meter.measure_process_tree()
     ballast = np.ones(12_500_000)  # 100 MB of this process
-    assert measure.held_by_tree() > before + 50e6
+    assert stage_meter.measure_process_tree() > before + 50e6
     assert ballast.sum() == 12.5e6

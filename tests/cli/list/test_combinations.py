@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from anyvla.cli.list.structures import matrix, shown
+from anyvla.cli.list.combinations import arrange, render
 from anyvla.cli.main import main
 from anyvla.recipe import bundled, read
 from anyvla.registry import decoders, fusers, histories, representations
@@ -54,13 +54,13 @@ def combinations() -> list[Fake]:
 
 def printed(found: list[Fake]) -> str:
     console = Console(file=io.StringIO(), width=100)
-    for line in shown(matrix(found)):
+    for line in render(arrange(found)):
         console.print(line)
     return console.file.getvalue()
 
 
-def test_valid_ones_are_named_and_reasons_stand_once_below() -> None:
-    m = matrix(combinations())
+def test_valid_ones_are_named_and_each_reason_is_given_once() -> None:
+    m = arrange(combinations())
     assert m.histories == ["none", "interleaved"]
     assert m.rows == [
         ("regression", "continuous", ["identity", "identity, lstm"]),  # none + lstm is in no cell
@@ -73,21 +73,21 @@ def test_valid_ones_are_named_and_reasons_stand_once_below() -> None:
     assert "4 of 16 combinations make a policy" in text
 
 
-def test_what_goes_with_nothing_is_told_once_and_with_its_own_reason() -> None:
-    assert set(matrix(combinations()).never) == {KIND, HEAD, LATE}
+def test_an_unused_part_is_named_once_with_its_own_reason() -> None:
+    assert set(arrange(combinations()).unused) == {KIND, HEAD, LATE}
     text = printed(combinations())
     assert all(text.count(f"- {reason}") == 1 for reason in (KIND, HEAD, LATE))
 
 
 def test_where_nothing_is_valid_the_reasons_are_left() -> None:
     found = [c for c in combinations() if c.reason is not None]
-    m = matrix(found)
+    m = arrange(found)
     assert not m.rows
-    assert set(m.never) == {KIND, HEAD, LATE, ODD}
+    assert set(m.unused) == {KIND, HEAD, LATE, ODD}
 
 
-def test_every_combination_of_the_registries_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "structures", "--json"]) == 0
+def test_every_combination_of_the_registries_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "combinations", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == len(histories) * len(fusers) * len(decoders) * len(representations)
     assert sum(row["valid"] for row in rows) >= 60
@@ -101,7 +101,7 @@ def test_every_combination_of_the_registries_is_told(capsys: pytest.CaptureFixtu
 
 def test_json_has_one_object_a_combination(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "anyvla.combinations", SimpleNamespace(combinations=combinations))
-    assert main(["list", "structures", "--json"]) == 0
+    assert main(["list", "combinations", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == 16
     assert rows[0] == {
@@ -113,13 +113,3 @@ def test_json_has_one_object_a_combination(capsys: pytest.CaptureFixture[str], m
         "reason": None,
     }
     assert all(row["valid"] == (row["reason"] is None) for row in rows)
-
-
-def test_the_table_says_what_the_parts_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setitem(sys.modules, "anyvla.combinations", SimpleNamespace(combinations=combinations))
-    assert main(["list", "structures"]) == 0
-    text = capsys.readouterr().out
-    for name in ("interleaved", "policy_head", "gpt", "histories", "fusers"):
-        assert name in text
-    assert "4 of 16" in text
