@@ -2,4 +2,4 @@
 
 
 class Interrupted(Exception):
-    """Asked to stop. What was finished is kept, and the same command goes on there; its text says how far it came."""
+    """Asked to stop. What was finished is kept, and run the same command to resume; its text says how far it came."""

@@ -112,5 +112,5 @@ def test_a_run_whose_training_was_stopped(tmp_path: Path, capsys: pytest.Capture
         (tmp_path / "train" / step / "config.yaml").touch()
     assert main([command, str(tmp_path), *(["--port", "0"] if command == "serve" else [])]) == 1
     told = capsys.readouterr().err
-    assert "its training was stopped: the same `anyvla train` goes on there" in told
+    assert "its training was stopped: run the same `anyvla train` to resume" in told
     assert told.endswith("step-00000004\n")

@@ -133,7 +133,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(recipe, tmp_pat
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "the same command goes on there" in err
+    assert "run the same command to resume" in err
     [left] = (run / "train").glob("step-*")
     behind = int(left.name.removeprefix("step-"))
     assert len(log.read_text().splitlines()) == behind

@@ -44,7 +44,7 @@ def test_training_with_workers_writes_its_checkpoint(toy_run: Path, tmp_path: Pa
     log = out / "train" / "log.jsonl"
     until(lambda: log.is_file() and log.read_text(), process)
     err = stopped(process, sent, times)
-    assert "the same command goes on there" in err
+    assert "run the same command to resume" in err
     assert len(list((out / "train").glob("step-*/model.safetensors"))) == 1
 
 
@@ -70,7 +70,7 @@ def test_a_collection_keeps_what_it_has_and_goes_on(toy_run: Path, tmp_path: Pat
     process = start(tmp_path, "data", "collect", *recipe)
     partial = tmp_path / "run" / "dataset.partial"
     until(lambda: list(partial.glob("episode-*")), process)
-    assert "the same command goes on there" in stopped(process, sent)
+    assert "run the same command to resume" in stopped(process, sent)
     assert list(partial.glob("episode-*"))
 
 
@@ -80,7 +80,7 @@ def test_a_conversion_keeps_what_it_has_and_goes_on(toy_run: Path, tmp_path: Pat
     process = start(tmp_path, "data", "convert", toy_run / "dataset", tmp_path / "out", "--processes", "1")
     partial = tmp_path / "out.partial"
     until(lambda: list(partial.glob("episode-*")), process)
-    assert "the same command goes on there" in stopped(process, sent)
+    assert "run the same command to resume" in stopped(process, sent)
 
 
 @SIGNALS
@@ -89,7 +89,7 @@ def test_an_evaluation_keeps_its_results_and_goes_on(toy_run: Path, tmp_path: Pa
     process = start(tmp_path, "eval", toy_run, "--out", tmp_path / "eval", "--episodes", "2000")
     results = tmp_path / "eval" / "results.jsonl"
     until(lambda: results.is_file() and results.read_text(), process)
-    assert "the same command goes on there" in stopped(process, sent)
+    assert "run the same command to resume" in stopped(process, sent)
     assert all(line.endswith("}") for line in results.read_text().splitlines())
 
 

@@ -72,7 +72,7 @@ def test_an_interrupted_collection_goes_on_to_the_same_data(tmp_path: Path) -> N
     whole = open_dataset(collect(FAILING, CONFIG, tmp_path / "whole"))
     progress, stop = after(6)  # after both failures
     one = dataclasses.replace(CONFIG, processes=1)  # as many processes as one likes
-    with pytest.raises(Interrupted, match=r"stopped after \d of 9 demonstrations; the same command goes on there"):
+    with pytest.raises(Interrupted, match=r"stopped after \d of 9 demonstrations; run the same command to resume"):
         collect(FAILING, one, tmp_path / "parts", progress=progress, stop=stop)
     assert not (tmp_path / "parts").exists()
     kept = len(list((tmp_path / "parts.partial").glob("episode-*")))

@@ -181,7 +181,7 @@ def test_interrupted_data_is_the_same_as_data_made_at_once(tmp_path: Path) -> No
     config = LabelConfig(frames=16, size=32, processes=1, held_out=0.25)
     label(config, tmp_path / "whole")
     calls = iter(range(100))
-    with pytest.raises(Interrupted, match="of 16 frames; the same command goes on there"):
+    with pytest.raises(Interrupted, match="of 16 frames; run the same command to resume"):
         label(config, tmp_path / "cut", stop=lambda: next(calls) > 3)
     assert not (tmp_path / "cut" / "card.json").exists()
     label(replace(config, processes=2), tmp_path / "cut")

@@ -170,7 +170,7 @@ def test_a_film_that_ends_otherwise_is_reported(played, caplog):
 @pytest.mark.usefixtures("here")
 def test_stopping_keeps_what_is_filmed(played):
     folder, results = played
-    with pytest.raises(Interrupted, match="the same command goes on there"):
+    with pytest.raises(Interrupted, match="run the same command to resume"):
         film(results, opened(), folder, stop=lambda: True)
     assert not (folder / "videos/index.json").exists()
     assert not list((folder / "videos").glob("*.partial"))

@@ -36,7 +36,7 @@ def checkpoint_of(run: Path) -> Path:
     steps = sorted(path.parent for path in run.glob(f"train/step-*/{CONFIG}") if path.parent.suffix != ".tmp")
     if steps and not (run / CONFIG).is_file():
         raise ConfigError(
-            f"{run} holds no checkpoint yet, its training was stopped: the same `anyvla train` goes on there. To use "
+            f"{run} holds no checkpoint yet, its training was stopped: run the same `anyvla train` to resume. To use "
             f"the policy as it is now, give {steps[-1]}"
         )
     return run

@@ -137,12 +137,12 @@ def _collect(
     progress(done, total)
     processes = config.processes or os.cpu_count() or 1
     begin = (opened.spec, suite.name, opened.embodiment, config, writer.partial_root)
-    remedy = "try fewer --collect.processes. Finished demonstrations are kept: the same command goes on there"
+    remedy = "try fewer --collect.processes. Finished demonstrations are kept: run the same command to resume"
     with WorkerPool(processes, _start_worker, begin, remedy=remedy) as workers:
         running: dict[Future[bool], _Attempt] = {}
         while todo or running:
             if stop():
-                raise Interrupted(f"stopped after {done} of {total} demonstrations; the same command goes on there")
+                raise Interrupted(f"stopped after {done} of {total} demonstrations; run the same command to resume")
             while todo and len(running) <= processes:  # one in reserve; a stop waits for those that run
                 started = todo.pop()
                 running[workers.submit(_demonstrate, started)] = started

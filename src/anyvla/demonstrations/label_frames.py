@@ -81,12 +81,12 @@ def label(
         done = config.frames - len(todo)
         progress(done, config.frames)
         processes = min(config.processes or os.cpu_count() or 1, max(len(todo), 1))
-        remedy = "try fewer --processes. Finished frames are kept: the same command goes on there"
+        remedy = "try fewer --processes. Finished frames are kept: run the same command to resume"
         with WorkerPool(processes, _start_worker, (config, root), remedy=remedy) as workers:
             running: set[Future[None]] = set()
             while todo or running:
                 if stop():
-                    raise Interrupted(f"stopped after {done} of {config.frames} frames; the same command goes on there")
+                    raise Interrupted(f"stopped after {done} of {config.frames} frames; run the same command to resume")
                 while todo and len(running) <= 2 * processes:
                     running.add(workers.submit(_make, todo.pop()))
                 for future in workers.finished(running):

@@ -183,7 +183,7 @@ class _Play:
                 self._next(slot)
             while self._running:
                 if stop():
-                    raise Interrupted(f"stopped after {done} of {len(plans)} episodes; the same command goes on there")
+                    raise Interrupted(f"stopped after {done} of {len(plans)} episodes; run the same command to resume")
                 going = []
                 for reply in self._pool.ready(timeout=1.0):
                     rollout = self._running[reply.slot]

@@ -83,7 +83,7 @@ def film(
         progress(len(chosen) - len(missing), len(chosen))
         if missing:
             workers = min(os.cpu_count() or 1, len(missing))
-            with WorkerPool(workers, prepare_worker, remedy="free some; the same command goes on there") as pool:
+            with WorkerPool(workers, prepare_worker, remedy="free some; run the same command to resume") as pool:
                 futures = [pool.submit(_film_one, opened.spec, r, folder, videos / f"{r.key}.mp4") for r in missing]
                 for number, future in enumerate(futures, 1):
                     while not pool.finished([future]):
@@ -94,7 +94,7 @@ def film(
                         )
                     progress(len(chosen) - len(missing) + number, len(chosen))
                     if stop():
-                        raise Interrupted("stopped while filming; the same command goes on there")
+                        raise Interrupted("stopped while filming; run the same command to resume")
         index = videos / "index.json"
         index.parent.mkdir(parents=True, exist_ok=True)
         durable.write(index, json.dumps([_entry(r, name) for name, r in names.items()], indent=1))

@@ -203,7 +203,7 @@ def train(
 
 
 def _stopped(step: int, config: TrainingConfig) -> str:
-    return f"stopped after {step} of {config.steps} steps; the same command goes on there"
+    return f"stopped after {step} of {config.steps} steps; run the same command to resume"
 
 
 class _Trainer:

@@ -112,7 +112,7 @@ def _write(
     count = min(processes or os.cpu_count() or 1, max(1, len(todo)))
     done = len(chosen) - len(todo)
     progress("write", done, len(chosen))
-    remedy = "try fewer --processes. Finished episodes are kept: the same command goes on there"
+    remedy = "try fewer --processes. Finished episodes are kept: run the same command to resume"
     with WorkerPool(count, _start, (source, writer.partial_root), remedy=remedy) as pool:
         running: dict[Future[str | None], int] = {}
         while todo or running:
@@ -120,7 +120,7 @@ def _write(
                 index = todo.pop(0)
                 running[pool.submit(_stage, index)] = index
             if not running:
-                raise Interrupted(f"stopped after {done} of {len(chosen)} episodes; the same command goes on there")
+                raise Interrupted(f"stopped after {done} of {len(chosen)} episodes; run the same command to resume")
             for future in pool.finished(running):
                 index = running.pop(future)
                 fault = future.result()
