@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic.dataclasses import dataclass
 
-from anyvla.config import STRICT, ConfigError, FuserPart, build, load, override, to_dict, to_yaml
+from anyvla.config import STRICT, ConfigError, FuserPart, build, override, read_options, to_dict, to_yaml
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -28,7 +28,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_yaml_and_options_give_a_checked_config(tmp_path):
     path = write(tmp_path, "name: a\ninner: {size: 4}\nfuser: lstm\n")
-    config = load(Outer, path, ["--inner.rate", "0.25", "--fuser.hidden=16"])
+    config = build(Outer, read_options(path, ["--inner.rate", "0.25", "--fuser.hidden=16"]))
     assert (config.inner.size, config.inner.rate) == (4, 0.25)
     assert config.fuser.name == "lstm"
     assert config.fuser.config.hidden == 16
@@ -49,7 +49,7 @@ def test_an_option_replaces_the_value_of_the_file_and_nothing_beside_it(tmp_path
         "--name",
         "c",
     ]
-    config = load(Outer, path, options)
+    config = build(Outer, read_options(path, options))
     assert (config.inner.size, config.inner.rate) == (5, 0.1)
     assert to_dict(config.fuser.config) == {"width": 1024, "layers": 3, "heads": 4}
     assert [inner.size for inner in config.many] == [1, 2]
@@ -68,7 +68,7 @@ def test_options_leave_the_data_that_they_are_laid_over_as_it_was():
 def test_round_trip_through_yaml(tmp_path):
     config = build(Outer, {"name": "a", "many": [{"size": 1}], "fuser": {"name": "gpt", "layers": 2}})
     assert build(Outer, to_dict(config)) == config
-    assert load(Outer, write(tmp_path, to_yaml(config))) == config
+    assert build(Outer, read_options(write(tmp_path, to_yaml(config)))) == config
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_all_faults_are_told_at_once():
 
 def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere.yaml is missing"):
-        load(Outer, tmp_path / "nowhere.yaml")
+        read_options(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="not valid YAML"):
-        load(Outer, write(tmp_path, "a: [1"))
+        read_options(write(tmp_path, "a: [1"))
 
 
 def test_options_must_look_like_options():

@@ -67,7 +67,7 @@ def test_the_defaults_of_the_policy_itself() -> None:
         "readouts": 1,
         "chunk": 10,
         "execute": 1,
-        "proprio": "head",
+        "proprio": "fuser",
         "normalization": {"action": "quantile", "proprio": "meanstd"},
         "view": {"size": None, "crop": None} | config["view"],  # tested beside the views
         "implausible": "error",

@@ -151,7 +151,7 @@ def test_the_noise_of_a_session_does_not_depend_on_its_neighbors() -> None:
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-@pytest.mark.parametrize("keys", [{}, {"proprio": "token"}], ids=["head", "token"])
+@pytest.mark.parametrize("keys", [{}, {"proprio": "token"}], ids=["fuser", "token"])
 def test_the_readouts_are_the_last_hidden_states_at_the_queries(history: Any, keys: dict[str, Any]) -> None:
     """A readout sees the queries before its own, so a change of query 1 leaves readout 0 as it is."""
     fuser = {"name": "gpt", "width": 8, "layers": 1, "heads": 1} if history == HISTORIES[1] else "identity"

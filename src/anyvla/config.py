@@ -158,13 +158,13 @@ def _shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def load(cls: type[T], path: Path | str, overrides: Sequence[str] = ()) -> T:
-    """Read a YAML file, lay `--a.b value` options over it, check the whole. Raises ConfigError."""
+def read_options(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML file and lay `--a.b value` options over it. Raises ConfigError."""
     try:
         data = as_mapping(read_yaml(Path(path)) or {}, str(path))
     except DocumentError as error:
         raise ConfigError(str(error)) from None
-    return build(cls, override(data, overrides), where=str(path))
+    return override(data, overrides)
 
 
 def override(data: Mapping[str, Any], options: Sequence[str]) -> dict[str, Any]:

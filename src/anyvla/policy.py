@@ -40,6 +40,7 @@ from anyvla.decoders.base import Context, Loss, Setting
 from anyvla.files import documents, weights
 from anyvla.histories.base import History, Reading, Steps
 from anyvla.limits import STEPS
+from anyvla.migrations import RECIPE
 from anyvla.observing import Implausible, Observer
 from anyvla.representations.codec import Codec, CodecError, Continuous
 from anyvla.robot.chunks import held
@@ -77,7 +78,7 @@ class VLAConfig:
     chunk: int = Field(default=10, ge=1, le=STEPS)  # N, actions predicted at once
     # actions executed before predicting again; steps of a window are so far apart
     execute: int = Field(default=1, ge=1, le=STEPS)
-    proprio: Literal["head", "token", "none"] = "head"  # who reads proprioception: the fuser, or the backbone
+    proprio: Literal["fuser", "token", "none"] = "fuser"  # who reads proprioception: the fuser, or the backbone
     normalization: NormalizationConfig = NormalizationConfig()
     view: ViewConfig = ViewConfig()
     implausible: Implausible = "error"  # acting on proprio far outside of the training data: error, or warn
@@ -132,7 +133,7 @@ class VLA(nn.Module):
         width, proprio = self.backbone.width, embodiment.proprio.size
         self.queries = nn.Parameter(torch.randn(config.readouts, width) * 0.02)
         self.proprio = nn.Linear(proprio, width) if config.proprio == "token" else None
-        features = config.readouts * width + (proprio if config.proprio == "head" else 0)
+        features = config.readouts * width + (proprio if config.proprio == "fuser" else 0)
         self.fuser = config.fuser.build(features, self.history.window)
         self.decoder = config.decoder.build(
             Setting(self.fuser.width, config.chunk, embodiment.action, self.codec, self.backbone)
@@ -198,7 +199,7 @@ class VLA(nn.Module):
 
     def _fuse(self, reading: Reading, state: Float[Tensor, "B W P"]) -> Float[Tensor, "B W C"]:
         features = reading.readouts.flatten(2)  # (B, W, R*D)
-        if self.config.proprio == "head":
+        if self.config.proprio == "fuser":
             features = torch.cat([features, state.to(features.dtype)], dim=-1)
         return self.fuser(features)
 
@@ -298,7 +299,7 @@ class VLA(nn.Module):
         `recipe` is the document to keep as `config.yaml`; its section `model` must be this model's configuration.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        document = dict(recipe or {}) | {"model": to_dict(self.config)}
+        document = {"schema": RECIPE} | dict(recipe or {}) | {"model": to_dict(self.config)}
         (folder / CONFIG).write_text(documents.to_yaml(document), encoding="utf-8")
         robots = {r.embodiment.name: r for r in self.robots}
         (folder / STATISTICS).write_text(

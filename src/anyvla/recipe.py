@@ -13,10 +13,11 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from anyvla.config import STRICT, ConfigError, load
+from anyvla.config import STRICT, ConfigError, build, read_options
 from anyvla.data.training.mixture import DataConfig
 from anyvla.demonstrations.collect import CollectConfig
 from anyvla.evaluation.protocol import EvaluationConfig
+from anyvla.migrations import migrate_recipe
 from anyvla.policy import VLAConfig
 from anyvla.registry import nearest
 from anyvla.training.config import TrainingConfig
@@ -68,5 +69,11 @@ def find(name: str) -> Path:
 
 
 def read(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by path or bundled name, with `--section.key value` options laid over it."""
-    return load(Recipe, find(name), overrides)
+    """Return a recipe by path or bundled name, with `--section.key value` options laid over it. Raises ConfigError."""
+    path = find(name)
+    document = read_options(path, overrides)
+    try:
+        document = migrate_recipe(document, str(path), by_hand=True)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return build(Recipe, document, where=str(path))

@@ -15,6 +15,7 @@ from anyvla.config import ConfigError, build
 from anyvla.files import weights
 from anyvla.files.documents import as_mapping, read_json, read_yaml
 from anyvla.files.inside import inside
+from anyvla.migrations import migrate_recipe
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import StatisticsError, read_statistics
 from anyvla.robot.shared_layout import Robot
@@ -65,9 +66,9 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def read_document(folder: Path) -> dict[str, Any]:
-    """Return the recipe that a checkpoint keeps as `config.yaml`. Raises ValueError."""
+    """Return the recipe that a checkpoint keeps as `config.yaml`, under today's names. Raises ValueError."""
     path = folder / CONFIG
-    document = as_mapping(read_yaml(path) or {}, str(path))
+    document = migrate_recipe(as_mapping(read_yaml(path) or {}, str(path)), str(path))
     for section in ("model", "environment", "evaluation"):
         if section in document or section == "model":
             as_mapping(document.get(section), f"{path}, {section}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from anyvla.files.documents import regular_size
+from anyvla.migrations import migrate_weight
 
 AT_ONCE = 1 << 24  # numbers that are looked at together
 _KINDS = {  # names of safetensors
@@ -44,11 +45,21 @@ def load(module: nn.Module, path: Path) -> None:
     """
     tensors = module.state_dict(keep_vars=True)
     with opened(path) as file:
-        _compare(tensors, file, path)
+        names = _names_today(tensors, file.keys())
+        _compare(tensors, file, path, names)
         masks = {n for n, buffer in module.named_buffers() if buffer.is_floating_point() and torch.isinf(buffer).any()}
-        check_finite(file, path, masks)
-        for name in file.keys():  # noqa: SIM118  (it is no mapping)
-            tensors[name].copy_(file.get_tensor(name))
+        check_finite(file, path, {stored for stored, name in names.items() if name in masks})
+        for stored, name in names.items():
+            tensors[name].copy_(file.get_tensor(stored))
+
+
+def _names_today(tensors: Collection[str], stored: Collection[str]) -> dict[str, str]:
+    """Return the name in the model of each stored tensor; a name that the model lacks may be of an earlier version."""
+    found = {}
+    for name in stored:
+        new = migrate_weight(name)
+        found[name] = new if name not in tensors and new not in stored else name
+    return found
 
 
 @contextmanager
@@ -82,8 +93,8 @@ def _finite(tensor: Tensor) -> bool:
     return all(bool(part.sum(dtype=wide).isfinite() or part.isfinite().all()) for part in parts)
 
 
-def _compare(tensors: dict[str, Tensor], file: safe_open, path: Path) -> None:
-    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+def _compare(tensors: dict[str, Tensor], file: safe_open, path: Path, names: Mapping[str, str]) -> None:
+    slices = {name: file.get_slice(stored) for stored, name in names.items()}
     stored = {name: tuple(of.get_shape()) for name, of in slices.items()}
     kinds = {name: of.get_dtype() for name, of in slices.items()}
     given = {_place(tensors[name]) for name in stored.keys() & tensors.keys()}

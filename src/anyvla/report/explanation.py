@@ -322,7 +322,7 @@ def _notes(vla: VLA, sequence: TokenSequence) -> Iterator[str]:
     yield f"robot: {robot.name}, cameras {', '.join(robot.cameras)}, actions of {robot.action.size} dims"
     if not any(_images(vla, sequence)) or int(torch.tensor(_images(vla, sequence)).sum()) < len(robot.cameras):
         yield "images take no places of their own: the backbone reads them by cross-attention"
-    if config.proprio == "head" and robot.proprio.size:
+    if config.proprio == "fuser" and robot.proprio.size:
         yield f"proprioception ({robot.proprio.size} dims) joins the readouts before the fuser"
     elif config.proprio == "none":
         yield "proprioception is not read"

@@ -14,6 +14,7 @@ from typing import Any
 from anyvla.evaluation.results import EpisodeResult, json_lines, read_results
 from anyvla.evaluation.statistics import Summary, summarize
 from anyvla.files.documents import as_mapping, parse_yaml, read_json
+from anyvla.migrations import migrate_recipe
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _text(path: Path) -> str | None:
 
 
 def _recipe(path: Path, text: str | None) -> Mapping[str, Any]:
-    return as_mapping(parse_yaml(text or "", str(path)) or {}, str(path))
+    return migrate_recipe(as_mapping(parse_yaml(text or "", str(path)) or {}, str(path)), str(path))
 
 
 def _dataset(root: Path, recipe: Mapping[str, Any]) -> Path:
