@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from anyvla.backbones.families.measured import matrix
+from anyvla.backbones.families.results import matrix
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
 from tests.backbones.families import FAMILIES

@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # families run side by side; set 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tiny models are those of the tests
 
-from anyvla.backbones.families.measured import RESULTS, Matrix, Measured, parse  # noqa: E402
+from anyvla.backbones.families.results import RESULTS, Matrix, Measured, parse  # noqa: E402
 from anyvla.backbones.families.unsupported import UNSUPPORTED  # noqa: E402
 from anyvla.cli.common import ProgressBar  # noqa: E402
 from anyvla.cli.doctor.backbone import describe  # noqa: E402

@@ -20,7 +20,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from anyvla.backbones.families.measured import able
+from anyvla.backbones.families.results import able
 from anyvla.checkpoint.allocation import at_most
 from anyvla.checkpoint.files import CONFIG, ROBOTS, STATISTICS, WEIGHTS, check_checkpoint, read_document, read_robots
 from anyvla.combinations import nearest_valid, why_not

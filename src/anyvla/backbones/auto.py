@@ -38,7 +38,7 @@ from anyvla.backbones.adapting.pretrained import read_model, renew, truncate
 from anyvla.backbones.adapting.resampler import PerceiverResampler, resampler_among
 from anyvla.backbones.base import Cache, Capability, Part, without
 from anyvla.backbones.families.quirks import QUIRKS, Quirk, quirk_for
-from anyvla.backbones.families.vision_inputs import Images
+from anyvla.backbones.families.vision.inputs import Images
 from anyvla.backbones.hooks import read_after, written
 from anyvla.backbones.images.pixels import Pixels
 from anyvla.backbones.language_config import windows_of

@@ -12,7 +12,7 @@ from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import PARTS
 from anyvla.backbones.checks.conformance import CHECKS
 from anyvla.backbones.checks.subject import NotApplicable, Subject
-from anyvla.backbones.families.measured import matrix
+from anyvla.backbones.families.results import matrix
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import check_promise, copied, write_family
 from tests.backbones.families.prompts import IMAGE, PROMPTS

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.families.vision_inputs import Images, beside
+from anyvla.backbones.families.vision.inputs import Images, beside
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import TokenSequence
 from tests.backbones.families.common import write_family

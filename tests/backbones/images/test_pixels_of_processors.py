@@ -22,7 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from anyvla.backbones.families.vision_inputs import Images
+from anyvla.backbones.families.vision.inputs import Images
 from anyvla.backbones.images.pixels import Pixels
 
 SQUARE = {"height": 56, "width": 56}

@@ -13,7 +13,7 @@ import pytest
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import CAPABILITIES
 from anyvla.backbones.checks.conformance import CHECKS
-from anyvla.backbones.families.measured import RESULTS, able, matrix, parse
+from anyvla.backbones.families.results import RESULTS, able, matrix, parse
 from anyvla.backbones.families.unsupported import UNSUPPORTED
 from anyvla.cli.list import backbones as list_backbones
 from anyvla.cli.main import main

@@ -14,9 +14,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from anyvla.backbones.base import Capability
-from anyvla.backbones.families import vision_inputs, vision_patches, vision_tiles
-from anyvla.backbones.families import vision_special as vision_odd
-from anyvla.backbones.families.vision_inputs import Images
+from anyvla.backbones.families.vision import inputs, patches, special, tiles
+from anyvla.backbones.families.vision.inputs import Images
 from anyvla.backbones.language_config import lacks_of
 from anyvla.backbones.template import Template
 from anyvla.backbones.tokens import Attention
@@ -40,7 +39,7 @@ class Quirk:
 
     template: Template = field(default_factory=Template)
     image_token: str | None = None  # None: the config's image_token_id
-    vision: Callable[[Images], Mapping[str, Tensor]] = vision_inputs.flat
+    vision: Callable[[Images], Mapping[str, Tensor]] = inputs.flat
     # Rows and columns of an image's tokens, where the model has no get_image_features to count them, or rows end
     # in a token of their own.
     grid: Callable[[Any, Size], Size] | None = None
@@ -56,7 +55,7 @@ class Quirk:
     preprocessor: Mapping[str, Any] = field(default_factory=dict)  # overrules the preprocessor JSON
     reads: Literal["head", "encoder"] = "head"  # what the LM head would read, or what the text encoder gives
     passes: frozenset[str] = frozenset()  # inputs that its forward hands on to its language model without naming them
-    blind: Callable[[Images], Mapping[str, Any]] = vision_odd.nothing  # what its forward wants where no image is
+    blind: Callable[[Images], Mapping[str, Any]] = special.nothing  # what its forward wants where no image is
     discrete: bool = False  # images become token ids: no gradient goes through, so that the vision tower stays frozen
     second_tokenizer: str | None = None  # folder of the tokenizer of the text that the vision side reads
     # What opens an image, before the template's before_image, where it names the image's size.
@@ -74,7 +73,7 @@ _IDEFICS3 = Quirk(
     template=Template(
         before_image="<fake_token_around_image><global-img>", after_image="<fake_token_around_image>", text="{prompt}"
     ),
-    vision=vision_inputs.nested,
+    vision=inputs.nested,
 )
 
 
@@ -84,7 +83,7 @@ def _qwen_multiple(config: Any) -> int:
 
 _QWEN_VL = Quirk(
     template=Template(opening="", before_image="<|vision_start|>", after_image="<|vision_end|>", text="{prompt}"),
-    vision=vision_patches.patches_thw,
+    vision=patches.patches_thw,
     multiple=_qwen_multiple,
 )
 
@@ -107,14 +106,14 @@ def _pixtral_grid(config: Any, size: Size) -> Size:
 
 _PIXTRAL = Quirk(
     template=Template(row_end="[IMG_BREAK]", after_image="[IMG_END]", text="{prompt}"),
-    vision=vision_patches.sized,
+    vision=patches.sized,
     grid=_pixtral_grid,
     multiple=_pixtral_multiple,
 )
 
 # An image is read once, whole, as in a conversation about several images: an embedding of its own ends it. With no
 # grid of tiles to choose from, the model cuts nothing.
-_LLAVA_NEXT = Quirk(vision=vision_patches.sized, settings={"image_grid_pinpoints": [[0, 0]]})
+_LLAVA_NEXT = Quirk(vision=patches.sized, settings={"image_grid_pinpoints": [[0, 0]]})
 _GEMMA3 = Quirk(
     template=Template(before_image="\n\n<start_of_image>", after_image="<end_of_image>\n\n", text="{prompt}"),
     attention="image",
@@ -146,13 +145,13 @@ _T5 = Template(opening="", text="{prompt}</s>")
 _BLIP2 = Quirk(
     template=Template(opening="", text="{bos}{prompt}"),
     passes=frozenset({"position_ids"}),
-    blind=vision_odd.no_features,
+    blind=special.no_features,
 )
-_INSTRUCTBLIP = replace(_BLIP2, vision=vision_odd.instructed, second_tokenizer="qformer_tokenizer")
+_INSTRUCTBLIP = replace(_BLIP2, vision=special.instructed, second_tokenizer="qformer_tokenizer")
 
 _GEMMA4 = Quirk(
     template=Template(before_image="<|image>", after_image="<image|>", text="{prompt}"),
-    vision=vision_patches.patches_placed,
+    vision=patches.patches_placed,
     multiple=_gemma4_multiple,
     size=lambda config, _: 8 * _gemma4_multiple(config),  # 64 tokens: the most within its least budget, 70
     attention=_gemma4_attention,
@@ -162,7 +161,7 @@ _GEMMA4 = Quirk(
 _RECURRENT: frozenset[Capability] = frozenset({"block_mask", "cache"})
 _MINICPM = Quirk(
     template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
-    vision=vision_patches.patches_in_a_row,
+    vision=patches.patches_in_a_row,
     multiple=lambda config: config.vision_config.patch_size * (2 if config.downsample_mode == "4x" else 4),
     size=lambda _, preprocessor: preprocessor.get("scale_resolution", 448),
     note="images are not numbered, as with use_image_id=False of its processor",
@@ -177,7 +176,7 @@ QUIRKS: dict[str, Quirk] = {
     "idefics": Quirk(
         template=Template(before_image="<fake_token_around_image>", text="<fake_token_around_image>{prompt}"),
         image_token="<image>",
-        vision=vision_inputs.beside,
+        vision=inputs.beside,
         preprocessor={"resample": 3},  # bicubic, which its file leaves unsaid
         grid=lambda _config, _size: (1, 1),
         lacks=frozenset({"cache"}),  # it wants images at each call
@@ -212,7 +211,7 @@ QUIRKS: dict[str, Quirk] = {
     "paddleocr_vl": replace(
         _QWEN_VL,
         template=Template(before_image="{vision_start_token_id}", after_image="{vision_end_token_id}", text="{prompt}"),
-        vision=vision_patches.patches_stacked,
+        vision=patches.patches_stacked,
     ),
     "kimi_k25": Quirk(
         template=Template(
@@ -220,19 +219,19 @@ QUIRKS: dict[str, Quirk] = {
             after_image="{vision_end_token_id}",
             text="{prompt}",
         ),
-        vision=vision_patches.patches_stacked,
+        vision=patches.patches_stacked,
         multiple=lambda config: config.vision_config.patch_size * config.vision_config.merge_kernel_size[0],
     ),
     "video_llama_3": Quirk(
         template=Template(after_image="\n", text="{prompt}"),
-        vision=vision_patches.patches_unmerged,
+        vision=patches.patches_unmerged,
         multiple=lambda config: config.vision_config.patch_size,
     ),
     "lfm2_vl": Quirk(
         template=Template(before_image="<|image_start|>", after_image="<|image_end|>", text="{prompt}"),
-        vision=vision_patches.patches_shaped,
+        vision=patches.patches_shaped,
         multiple=_lfm2_multiple,
-        size=lambda config, preprocessor: vision_odd.side(
+        size=lambda config, preprocessor: special.side(
             preprocessor.get("min_image_tokens", 64), _lfm2_multiple(config)
         ),
         lacks=_RECURRENT,
@@ -240,21 +239,21 @@ QUIRKS: dict[str, Quirk] = {
     "minicpmv4_6": _MINICPM,
     "minicpmv4_7": _MINICPM,
     "gemma4": _GEMMA4,
-    "gemma4_unified": replace(_GEMMA4, vision=vision_patches.patches_placed_whole),
+    "gemma4_unified": replace(_GEMMA4, vision=patches.patches_placed_whole),
     "mistral3": _PIXTRAL,
     "lighton_ocr": replace(_PIXTRAL, template=Template(after_image="\n", text="{prompt}"), grid=None),
     "llava_next": _LLAVA_NEXT,
     "llava_next_video": _LLAVA_NEXT,
-    "llava_onevision": Quirk(vision=vision_inputs.one_of_several),
+    "llava_onevision": Quirk(vision=inputs.one_of_several),
     "gemma3": _GEMMA3,
     "gemma3n": Quirk(template=_GEMMA3.template),
-    "perception_lm": Quirk(template=Template(text="{prompt}"), vision=vision_inputs.one_tile),
+    "perception_lm": Quirk(template=Template(text="{prompt}"), vision=inputs.one_tile),
     "internvl": _INTERNVL,
     "qianfan_ocr": _INTERNVL,
     # An image opens with the token that would have closed the one before it.
     "idefics2": Quirk(
         template=Template(before_image="<fake_token_around_image>", text="<fake_token_around_image> {prompt}"),
-        vision=vision_inputs.nested,
+        vision=inputs.nested,
         multiple=lambda config: config.vision_config.patch_size,
         size=lambda _, preprocessor: (preprocessor.get("size") or {}).get("shortest_edge", 378),
     ),
@@ -273,24 +272,24 @@ QUIRKS: dict[str, Quirk] = {
     "deepseek_vl": Quirk(template=Template(text="{prompt}")),
     "deepseek_vl_hybrid": Quirk(
         template=Template(text="{prompt}"),
-        vision=vision_tiles.two_sizes,
+        vision=tiles.two_sizes,
         multiple=lambda config: config.high_res_vision_config.image_size,
         size=lambda config, _: config.high_res_vision_config.image_size,
         preprocessor={"do_rescale": False, "do_normalize": False},  # for each of the two towers in its own way
     ),
     "aria": Quirk(
         template=Template(before_image="<fim_prefix>", after_image="<fim_suffix>", text="{prompt}"),
-        multiple=vision_tiles.aria_side,
-        size=lambda config, _: vision_tiles.aria_side(config),
+        multiple=tiles.aria_side,
+        size=lambda config, _: tiles.aria_side(config),
     ),
     "llama4": Quirk(
         template=Template(before_image="<|image_start|><|image|>", after_image="<|image_end|>", text="{prompt}"),
-        grid=vision_tiles.llama4_grid,
+        grid=tiles.llama4_grid,
     ),
     "chameleon": Quirk(
         template=Template(before_image="<racm3:break>", after_image="<eoss>", text="{prompt}"), discrete=True
     ),
-    "granite4_vision": replace(_LLAVA_NEXT, grid=vision_tiles.granite4_grid),
+    "granite4_vision": replace(_LLAVA_NEXT, grid=tiles.granite4_grid),
     "blip-2": _BLIP2,
     "instructblip": _INSTRUCTBLIP,
     "florence2": Quirk(
@@ -304,32 +303,32 @@ QUIRKS: dict[str, Quirk] = {
     "kosmos-2.5": Quirk(
         template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
         image_token="<bbox>",  # any id that no instruction contains: the features overwrite its embedding
-        vision=vision_odd.patches_standardized,
+        vision=special.patches_standardized,
         grid=lambda config, _size: (1, config.latent_query_num),
-        multiple=vision_odd.kosmos_patch,
-        size=vision_odd.kosmos_side,
+        multiple=special.kosmos_patch,
+        size=special.kosmos_side,
         first_position=2,  # after the padding index, 1
         preprocessor={"do_rescale": False, "do_normalize": False},  # each image is standardized by itself
-        extras={"image_embeds_position_mask": vision_odd.image_places_and_ends},
+        extras={"image_embeds_position_mask": special.image_places_and_ends},
         note="every image takes latent_query_num tokens, whatever its size (2048 in the released model: its context of "
         "4096 holds one camera)",
     ),
     "fuyu": Quirk(
         template=Template(opening="", row_end="|NEWLINE|", after_image="|NEWLINE|", text="{bos}{prompt}<0x04>"),
         image_token="|SPEAKER|",
-        vision=vision_patches.patches_of_all,
+        vision=patches.patches_of_all,
         grid=lambda config, size: (size[0] // config.patch_size, size[1] // config.patch_size),
         multiple=lambda config: config.patch_size,
     ),
     # An image becomes ids of the vocabulary, each row of which ends in one for that.
     "emu3": Quirk(
         template=Template(before_image="<|image token|>", after_image="<|extra_201|><|image end|>", text="{prompt}"),
-        opens=vision_odd.emu_opens,
+        opens=special.emu_opens,
         image_token="<image>",
-        vision=vision_patches.sized,
-        grid=vision_odd.emu_grid,
-        multiple=vision_odd.emu_patch,
-        size=lambda config, preprocessor: vision_odd.side(preprocessor.get("min_pixels", 512 * 512), 1),
+        vision=patches.sized,
+        grid=special.emu_grid,
+        multiple=special.emu_patch,
+        size=lambda config, preprocessor: special.side(preprocessor.get("min_pixels", 512 * 512), 1),
         discrete=True,
         note="4160 tokens an image at 512 pixels: choose a smaller image_size; the tokenizer of images stays frozen",
     ),
@@ -338,16 +337,16 @@ QUIRKS: dict[str, Quirk] = {
         template=Template(
             before_image="<low_res_im_start>", row_end="<im_col>", after_image="<im_col><im_end>", text="{prompt}"
         ),
-        vision=vision_odd.patches_pooled,
-        grid=vision_odd.molmo_grid,
+        vision=special.patches_pooled,
+        grid=special.molmo_grid,
         attention="images",
-        extras={"mm_token_type_ids": vision_odd.molmo_image_area},
+        extras={"mm_token_type_ids": special.molmo_image_area},
         note="reads the whole image only, not its crops, as it reads the frames of a video",
     ),
     # As idefics. An image takes four tiles of the tower, of which it fills one.
     "mllama": Quirk(
         template=Template(opening="", text="{bos}{prompt}"),
-        vision=vision_odd.beside_in_tiles,
+        vision=special.beside_in_tiles,
         grid=lambda _config, _size: (1, 1),
         lacks=frozenset({"cache"}),  # it forgets which of the remembered images are whose
         note="its tower takes an image for four tiles, whatever they hold",
@@ -366,11 +365,11 @@ BY_PART: dict[tuple[str, str], Quirk] = {
 _AROUND = (("vision_start", "vision_end"), ("image_start", "image_end"), ("boi", "eoi"))
 
 
-def quirk_for(config: Any, inputs: Container[str]) -> Quirk:
-    """The row of a model's configuration. A family without one is judged by the `inputs` that its forward takes."""
+def quirk_for(config: Any, forward_inputs: Container[str]) -> Quirk:
+    """Return the row of a model's configuration; a family without one is judged by the inputs of its forward."""
     parts = (getattr(getattr(config, name, None), "model_type", "") for name in ("vision_config", "text_config"))
     quirk = quirk_of(config.model_type, *parts)
-    if quirk is DEFAULT and "image_grid_thw" in inputs:  # as Qwen-VL, with tokens of its own around its images
+    if quirk is DEFAULT and "image_grid_thw" in forward_inputs:  # as Qwen-VL, with tokens of its own around its images
         named = [names for names in _AROUND if all(getattr(config, f"{n}_token_id", None) is not None for n in names)]
         before, after = (f"{{{name}_token_id}}" for name in named[0]) if named else ("", "")
         quirk = replace(_QWEN_VL, template=Template(before_image=before, after_image=after, text="{prompt}"))

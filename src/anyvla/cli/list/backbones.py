@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from anyvla.backbones.families.measured import Measured, matrix
+from anyvla.backbones.families.results import Measured, matrix
 from anyvla.cli.console import Console
 from anyvla.registry import backbones
 

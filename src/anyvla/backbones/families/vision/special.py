@@ -1,4 +1,4 @@
-"""Image inputs of families that fit no other module. The functions are like those of `vision_inputs`."""
+"""Image inputs of families that fit no other module. The functions are like those of `inputs`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from anyvla.backbones.control_tokens import encode_plainly
-from anyvla.backbones.families.vision_inputs import Images, by_sequence
-from anyvla.backbones.families.vision_patches import patches_channels_last
+from anyvla.backbones.families.vision.inputs import Images, by_sequence
+from anyvla.backbones.families.vision.patches import patches_channels_last
 
 MOLMO_POOL = 2  # patches in a row and in a column that make one token
 

@@ -1,7 +1,7 @@
 """Images for towers that read patches: rows of a matrix instead of a picture, in an order of each family's own.
 
 A wrong order is silent (the model sees a shuffled picture), so the tests compare each function with the image
-processor that `transformers` ships for the family. Functions as in `anyvla.backbones.families.vision_inputs`.
+processor that `transformers` ships for the family. Functions as in `anyvla.backbones.families.vision.inputs`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anyvla.backbones.families.vision_inputs import Images
+from anyvla.backbones.families.vision.inputs import Images
 
 
 def patches_thw(images: Images) -> dict[str, Tensor]:

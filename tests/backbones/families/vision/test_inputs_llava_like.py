@@ -42,8 +42,8 @@ from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2I
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.families.vision_inputs import Images
-from anyvla.backbones.families.vision_tiles import two_sizes
+from anyvla.backbones.families.vision.inputs import Images
+from anyvla.backbones.families.vision.tiles import two_sizes
 from anyvla.backbones.images.pixels import Pixels
 from tests.backbones.families import FAMILIES, common
 from tests.backbones.families.common import PREPROCESSOR, tiny_tokenizer, write_family

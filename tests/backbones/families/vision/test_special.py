@@ -19,9 +19,9 @@ from transformers.models.mllama.processing_mllama import (
 
 from anyvla.backbones.adapting.parts import parameters_of
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.families import vision_patches
-from anyvla.backbones.families import vision_special as vision_odd
-from anyvla.backbones.families.vision_inputs import Images
+from anyvla.backbones.families.vision import patches as vision_patches
+from anyvla.backbones.families.vision import special
+from anyvla.backbones.families.vision.inputs import Images
 from anyvla.backbones.images.pixels import Pixels
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import TokenSequence
@@ -55,7 +55,7 @@ def test_kosmos_reads_the_patches_of_its_image_processor() -> None:
     expected = theirs([image.numpy() for image in images[:, 0]], return_tensors="pt")["flattened_patches"]
     pixels = Pixels({"do_rescale": False, "do_normalize": False}, None, 64)(images.flatten(0, 1))
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_embed_hidden_size=768))
-    ours = vision_odd.patches_standardized(Images(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
+    ours = special.patches_standardized(Images(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
     assert torch.allclose(ours["flattened_patches"], expected, atol=1e-4)
 
 
@@ -63,7 +63,7 @@ def test_a_camera_that_shows_one_color_is_no_division_by_zero() -> None:
     images = torch.full((1, 1, 32, 32, 3), 7, dtype=torch.uint8)
     pixels = Pixels({"do_rescale": False, "do_normalize": False}, None, 32)(images.flatten(0, 1))
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_embed_hidden_size=768))
-    patches = vision_odd.patches_standardized(Images(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
+    patches = special.patches_standardized(Images(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
     assert patches["flattened_patches"].abs().max() <= 2  # rows and columns
 
 
@@ -80,7 +80,7 @@ def test_fuyu_reads_the_patches_of_its_image_processor() -> None:
 def test_molmo_pools_patches_as_its_image_processor_does() -> None:
     """Each token pools two by two patches; what lies beyond the edge is -1 (compared with a naive count)."""
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_size=7))
-    given = vision_odd.patches_pooled(Images(frames(2, 3, 35, 35).float(), None, None, config))  # type: ignore[arg-type]
+    given = special.patches_pooled(Images(frames(2, 3, 35, 35).float(), None, None, config))  # type: ignore[arg-type]
     expected = []
     for image in range(2):
         for row in range(0, 5, 2):
@@ -89,7 +89,7 @@ def test_molmo_pools_patches_as_its_image_processor_does() -> None:
                 expected.append([image * 25 + r * 5 + c if r < 5 and c < 5 else -1 for r, c in near])
     assert given["image_token_pooling"].tolist() == expected
     assert given["image_grids"].tolist() == [[3, 3, 0, 0]] * 2
-    assert vision_odd.molmo_grid(config, (35, 35)) == (3, 3)
+    assert special.molmo_grid(config, (35, 35)) == (3, 3)
 
 
 def test_llama_reads_images_as_its_processor_says(tmp_path: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from anyvla.backbones.families.vision_inputs import Images
+from anyvla.backbones.families.vision.inputs import Images
 from anyvla.backbones.images.resize import resize
 
 
