@@ -9,13 +9,13 @@ import re
 import sys
 from pathlib import Path
 
-from anyvla.data.formats.rlds.oxe import OxeEntry, Piece, table
+from anyvla.data.formats.rlds.oxe import ColumnGroup, OxeEntry, load_entries
 from anyvla.data.training.presets import presets
 
 PAGE = Path(__file__).parent.parent / "docs" / "data_oxe.md"
 
 
-def vector(pieces: tuple[Piece, ...]) -> str:
+def vector(pieces: tuple[ColumnGroup, ...]) -> str:
     """Groups of a vector, in order: name (dims, what else is known)."""
     parts = []
     for group in (p.group for p in pieces):
@@ -43,7 +43,7 @@ def remarks(entry: OxeEntry) -> str:
 def entries() -> str:
     """One row a data set."""
     lines = ["| data set | robot | cameras | action | proprio | Hz | done with it |", "|---|---|---|---|---|---|---|"]
-    for name, e in table().items():
+    for name, e in load_entries().items():
         names = ", ".join([f"`{name}`", *(f"`{a}`" for a in e.aliases)])
         row = [
             names,
@@ -61,7 +61,7 @@ def entries() -> str:
 def doubts() -> str:
     """Notes, and what is not verified, by data set."""
     lines = []
-    for name, e in table().items():
+    for name, e in load_entries().items():
         unverified = f" *Not verified:* {'; '.join(e.unverified)}." if e.unverified else ""
         if e.notes or unverified:
             lines.append(f"- `{name}`: {e.notes}{unverified}".replace(":  *", ": *"))

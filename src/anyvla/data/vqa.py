@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from anyvla.data import fingerprints
-from anyvla.data.formats.pictures import decode
+from anyvla.data.formats.images import decode_image
 from anyvla.files.inside import check_name, inside, listed, regular
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -41,7 +41,7 @@ class VQAExample:
 
         Raises ValueError for a file that is missing or cannot be decoded.
         """
-        return tuple(decode(path, f"{self.where}, {path}", upright=True) for path in self.paths)
+        return tuple(decode_image(path, f"{self.where}, {path}", upright=True) for path in self.paths)
 
 
 @dataclass(frozen=True)

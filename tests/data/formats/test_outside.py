@@ -24,7 +24,7 @@ from anyvla.data.formats.calvin.dataset import CalvinConfig, CalvinDataset
 from anyvla.data.formats.lerobot.paths import PathTemplate
 from anyvla.data.formats.rlds import frames as rlds_frames
 from anyvla.data.formats.rlds import tf_example
-from anyvla.data.formats.rlds.features import Leaf
+from anyvla.data.formats.rlds.features import FeatureSpec
 from anyvla.data.open import open_dataset
 from anyvla.data.vqa import open_vqa
 from tests.data.formats.lerobot.test_package import FIXTURES, SO101
@@ -59,7 +59,7 @@ def template(pattern: Any, fields: tuple[str, ...] = NUMBERS) -> PathTemplate:
     ],
 )
 def test_templates_of_lerobot(pattern: str, path: str) -> None:
-    assert template(pattern).path(chunk_index=2, file_index=1234) == path
+    assert template(pattern).fill(chunk_index=2, file_index=1234) == path
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_templates_that_do_more_than_name_numbers_are_refused(pattern: Any) -> N
 @pytest.mark.parametrize("pattern", ["/etc/passwd", "../{file_index}", "data/../../x", "C:/x", "data\\x", "data/\0"])
 def test_paths_that_lead_out_are_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="set names the file"):
-        template(pattern).path(chunk_index=0, file_index=0)
+        template(pattern).fill(chunk_index=0, file_index=0)
 
 
 @pytest.mark.parametrize("name", ["v2_image", "v2_video", "v3_image", "v3_video"])
@@ -180,12 +180,12 @@ def test_a_parquet_file_that_promises_more_than_it_holds_is_refused(tmp_path: Pa
 
 
 def test_numbers_of_records_have_an_end() -> None:
-    feature = tf_example.Feature(3, memoryview(b"\x0a\x0b" + b"\xff" * 11))
-    for data in (feature, tf_example.Feature(3, memoryview(b"\x0a\x01\x80"))):
+    feature = tf_example.ExampleFeature(3, memoryview(b"\x0a\x0b" + b"\xff" * 11))
+    for data in (feature, tf_example.ExampleFeature(3, memoryview(b"\x0a\x01\x80"))):
         with pytest.raises(ValueError, match="a number has no end"):
             data.numbers()
     with pytest.raises(ValueError, match="a number has no end"):
-        tf_example.parse(memoryview(b"\x80" * 1_000_000))
+        tf_example.parse_example(memoryview(b"\x80" * 1_000_000))
 
 
 def test_a_tensor_that_unpacks_without_end_is_refused() -> None:
@@ -193,9 +193,9 @@ def test_a_tensor_that_unpacks_without_end_is_refused() -> None:
 
     bomb = zlib.compress(bytes(80 << 20))
     data = b"\x0a" + tf_varint(len(bomb)) + bomb
-    record = {"steps/depth": tf_example.Feature(1, memoryview(data))}
+    record = {"steps/depth": tf_example.ExampleFeature(1, memoryview(data))}
     with pytest.raises(ValueError, match="unpacks to more than"):
-        rlds_frames.numbers_of(record, "steps/depth", Leaf("tensor", (1,), "uint8", "zlib", False), 1)
+        rlds_frames.read_numbers(record, "steps/depth", FeatureSpec("tensor", (1,), "uint8", "zlib", False), 1)
 
 
 def tf_varint(value: int) -> bytes:
@@ -261,11 +261,11 @@ def test_depth_in_the_rows_of_lerobot_is_refused(tmp_path: Path) -> None:
 
 def test_depth_in_a_record_is_refused() -> None:
     png = encoded_depth()
-    feature = tf_example.Feature(1, memoryview(b"\x0a" + tf_varint(len(png)) + png))
+    feature = tf_example.ExampleFeature(1, memoryview(b"\x0a" + tf_varint(len(png)) + png))
     frames = rlds_frames.EncodedFrames.__new__(rlds_frames.EncodedFrames)
     frames._where, frames._swapped = "record 3, depth", False
     with pytest.raises(ValueError, match=r"record 3, depth, the image of step 0: .*16 bits"):
-        frames._decode(feature.texts()[0], 0)
+        frames._decode(feature.byte_strings()[0], 0)
 
 
 def test_steps_and_the_index_of_calvin_lie_inside(tmp_path: Path) -> None:
@@ -329,8 +329,8 @@ def test_damaged_parquet_does_not_end_the_process(at: int, tmp_path: Path) -> No
     path = tmp_path / "tasks.parquet"
     path.write_bytes(data)
     code = (
-        "import sys; from pathlib import Path; from anyvla.data.formats.parquet import naming, open_parquet\n"
+        "import sys; from pathlib import Path; from anyvla.data.formats.parquet import errors_naming, open_parquet\n"
         "path = Path(sys.argv[1])\n"
-        "try:\n    with naming(path): open_parquet(path).read()\nexcept ValueError: pass"
+        "try:\n    with errors_naming(path): open_parquet(path).read()\nexcept ValueError: pass"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from anyvla.data.formats.vectors import as_floats, matrix
+from anyvla.data.formats.vectors import as_float32, as_matrix
 
 
 def rows(*values, type=None):
@@ -16,9 +16,9 @@ def rows(*values, type=None):
 @pytest.mark.parametrize("type", [pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.float32(), 2)])
 def test_lists_of_numbers(type):
     column = rows([1, 2], [3, 4], [5, 6], type=type)
-    assert matrix(column, 2, "x").tolist() == [[1, 2], [3, 4], [5, 6]]
-    assert matrix(column.slice(1), 2, "x").tolist() == [[3, 4], [5, 6]]
-    assert matrix(rows(1, 2, 3), 1, "x").tolist() == [[1], [2], [3]]
+    assert as_matrix(column, 2, "x").tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert as_matrix(column.slice(1), 2, "x").tolist() == [[3, 4], [5, 6]]
+    assert as_matrix(rows(1, 2, 3), 1, "x").tolist() == [[1], [2], [3]]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_lists_of_numbers(type):
 )
 def test_a_row_that_does_not_fit_is_named(column, message):
     with pytest.raises(ValueError, match=rf"a\.parquet.*{message}|{message}"):
-        matrix(column, 2, "a.parquet", row=7)
+        as_matrix(column, 2, "a.parquet", row=7)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_a_row_that_does_not_fit_is_named(column, message):
 )
 def test_arrays_of_other_kinds_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        as_floats(values, "a.npz: actions")
+        as_float32(values, "a.npz: actions")
 
 
 @pytest.mark.parametrize("type", [np.float16, np.float64, np.int64, np.uint8])
 def test_real_numbers_become_float32(type):
-    assert as_floats(np.ones((3, 2), type), "x").dtype == np.float32
+    assert as_float32(np.ones((3, 2), type), "x").dtype == np.float32

@@ -150,7 +150,7 @@ def test_frames_of_any_codec_are_found_by_their_time(tmp_path, codec, options):
 def test_only_the_span_that_is_needed_is_decoded(tmp_path, monkeypatch):
     video.encode(tmp_path / "a.mp4", scene(200), 25)
     video.decode(tmp_path / "a.mp4", 25, [0])
-    opened = video._opened(tmp_path / "a.mp4")
+    opened = video._open_videos(tmp_path / "a.mp4")
     decoded = []
     container = opened._container
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anyvla.data.formats.rlds.oxe import describe
+from anyvla.data.formats.rlds.oxe import find_entry
 from anyvla.data.training.presets import expand, presets
 
 
@@ -70,7 +70,7 @@ def test_the_highest_version_is_taken_unless_the_table_asks_for_one(tmp_path: Pa
         _lay(tmp_path / "bridge_orig" / version)
     (tmp_path / "bridge_orig" / "2.0.0.incomplete").mkdir()
     assert expand("bridge", tmp_path)[0].path.name == "0.10.0"
-    entry = describe("bc_z")
+    entry = find_entry("bc_z")
     assert entry is not None
     assert entry.version == "0.1.0"
     for version in ("0.1.0", "1.0.0"):

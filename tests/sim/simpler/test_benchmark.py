@@ -323,9 +323,9 @@ def test_words_that_the_environment_says(made: list[World]) -> None:
 )
 def test_robots_are_those_of_their_data(made: list[World], suite: str, entry: str) -> None:
     """As the table of Open X-Embodiment has them, so that a policy trained on the one camera fits."""
-    from anyvla.data.formats.rlds.oxe import describe
+    from anyvla.data.formats.rlds.oxe import find_entry
 
-    robot, data = build(Embodiment, dict(Simpler().embodiment(suite))), describe(entry)
+    robot, data = build(Embodiment, dict(Simpler().embodiment(suite))), find_entry(entry)
     assert data is not None
     theirs = data.embodiment
     assert (robot.name, robot.control_hz) == (theirs.name, theirs.control_hz)

@@ -21,14 +21,14 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT, build, to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, Frames, conventions, steady
-from anyvla.data.formats.arrays.npy import Head
-from anyvla.data.formats.arrays.npz import head_of, keys_of, load_arrays, place_of, shape_of
-from anyvla.data.formats.clock import Times, relative
+from anyvla.data.formats.arrays.npy import ArrayHeader
+from anyvla.data.formats.arrays.npz import array_header, array_keys, array_shape, load_arrays, locate_array
+from anyvla.data.formats.data_files import list_files
 from anyvla.data.formats.hdf5 import file as hdf5
 from anyvla.data.formats.hdf5.frames import Hdf5Frames
-from anyvla.data.formats.listing import files_in
-from anyvla.data.formats.lost import report_empty, report_lost
-from anyvla.data.formats.vectors import as_floats, check_real
+from anyvla.data.formats.timestamps import Times, as_relative_seconds
+from anyvla.data.formats.unreadable import report_empty, report_unreadable
+from anyvla.data.formats.vectors import as_float32, check_real
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.files import durable
 from anyvla.files.documents import as_mapping, read_yaml, to_yaml
@@ -47,7 +47,7 @@ class FolderConfig:
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
-class Description:
+class FolderDescription:
     """What `dataset.yaml` holds."""
 
     embodiment: Embodiment
@@ -69,7 +69,7 @@ class FolderDataset:
 
     def __init__(self, config: FolderConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
-        files = listed(self.root, (p for p in files_in(self.root) if p.suffix in (".npz", *hdf5.SUFFIXES)))
+        files = listed(self.root, (p for p in list_files(self.root) if p.suffix in (".npz", *hdf5.SUFFIXES)))
         if not files:
             raise ValueError(f"{self.root} has no episode: expected files *.npz or *.hdf5 beside {DESCRIPTION}")
         about = ""
@@ -85,8 +85,8 @@ class FolderDataset:
         if not self._files:
             raise ValueError(f"none of the {len(files)} episodes of {self.root} has a step")
         said = [lengths[path] for path in self._files]
-        self.lost = {i: text for i, text in enumerate(said) if isinstance(text, str)}
-        report_lost(self.root, self.lost, len(self._files))
+        self.unreadable = {i: text for i, text in enumerate(said) if isinstance(text, str)}
+        report_unreadable(self.root, self.unreadable, len(self._files))
         self.lengths: Int64[np.ndarray, "E"] = np.array([1 if isinstance(n, str) else n for n in said], np.int64)
         self.provenance: dict[str, Any] = {"format": "folder", "about": about}
 
@@ -97,7 +97,7 @@ class FolderDataset:
         """Its first instruction; the name of its file if it has none."""
         self._check(index)
         path = self._files[index]
-        if index % len(self) in self.lost:
+        if index % len(self) in self.unreadable:
             return path.stem
         return next(iter(_instructions(path)), "") or path.stem
 
@@ -105,13 +105,13 @@ class FolderDataset:
         """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
         self._check(index)
         path, length = self._files[index], int(self.lengths[index])
-        if index % len(self) in self.lost:
-            raise ValueError(self.lost[index % len(self)])
+        if index % len(self) in self.unreadable:
+            raise ValueError(self.unreadable[index % len(self)])
         return Episode(
             embodiment=self.embodiment,
             images={c: self._frames(path, c, length) for c in self.embodiment.cameras},
-            proprio=self._numbers(path, "proprio", self.embodiment.proprio.size, length),
-            actions=self._numbers(path, "actions", self.embodiment.action.size, length),
+            proprio=self._read_vector(path, "proprio", self.embodiment.proprio.size, length),
+            actions=self._read_vector(path, "actions", self.embodiment.action.size, length),
             instructions=_instructions(path),
             timestamps=self._times(path, length),
             provenance=str(path),
@@ -128,25 +128,25 @@ class FolderDataset:
     def _length(self, path: Path) -> int | str:
         """Return how many steps a file has, or the reason why it cannot be read."""
         try:
-            head, size = _head(path, "actions"), self.embodiment.action.size
-            if head.shape[:1] == (0,):
+            header, size = _header(path, "actions"), self.embodiment.action.size
+            if header.shape[:1] == (0,):
                 return 0
-            if len(head.shape) != 2 or head.shape[1] != size:
+            if len(header.shape) != 2 or header.shape[1] != size:
                 raise ValueError(
-                    f"{path}: actions has shape {head.shape}; {self.embodiment.name!r} expects (T, {size})"
+                    f"{path}: actions has shape {header.shape}; {self.embodiment.name!r} expects (T, {size})"
                 )
-            check_real(head.dtype, f"{path}: actions")
+            check_real(header.dtype, f"{path}: actions")
         except ValueError as error:
             return str(error)
-        return head.shape[0]
+        return header.shape[0]
 
-    def _numbers(self, path: Path, key: str, size: int, length: int) -> Float32[np.ndarray, "T D"]:
+    def _read_vector(self, path: Path, key: str, size: int, length: int) -> Float32[np.ndarray, "T D"]:
         if key == "proprio" and not size:
             return np.zeros((length, 0), np.float32)
         values = _load(path, key)
         if values.shape != (length, size):
             raise ValueError(f"{path}: {key} has shape {values.shape}, expected ({length}, {size})")
-        values = as_floats(values, f"{path}: {key}")
+        values = as_float32(values, f"{path}: {key}")
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             space = self.embodiment.proprio if key == "proprio" else self.embodiment.action
@@ -163,7 +163,7 @@ class FolderDataset:
         times = _load(path, "timestamps")
         if times.shape != (length,):
             raise ValueError(f"{path}: timestamps has shape {times.shape}, expected ({length},)")
-        return relative(times, hz, str(path), "format: {name: folder, times: steady}")
+        return as_relative_seconds(times, hz, str(path), "format: {name: folder, times: steady}")
 
     def _frames(self, path: Path, camera: str, length: int) -> Frames:
         key = f"images/{camera}"
@@ -181,7 +181,7 @@ class NpzFrames(Frames):
     """Frames in one array of a .npz file: read by rows where it is not compressed (`np.savez`), else as a whole."""
 
     def __init__(self, path: Path, key: str) -> None:
-        shape = shape_of(path, key)
+        shape = array_shape(path, key)
         if len(shape) != 4 or shape[3] != 3:
             raise ValueError(f"{path}: {key} has shape {shape}, expected (T, H, W, 3)")
         self.shape = (shape[0], shape[1], shape[2], 3)
@@ -189,7 +189,7 @@ class NpzFrames(Frames):
 
     def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
         """See `Frames`."""
-        place = place_of(self._path, self._key)
+        place = locate_array(self._path, self._key)
         whole: np.ndarray
         if place is None:
             whole = load_arrays(self._path, [self._key])[self._key]
@@ -207,13 +207,13 @@ class NpzFrames(Frames):
 def write_description(root: Path, embodiment: Embodiment, about: str = "") -> None:
     """Write `dataset.yaml`; the folder is made if it is not there."""
     root.mkdir(parents=True, exist_ok=True)
-    text = to_yaml(to_dict(Description(embodiment=embodiment, about=about)))
+    text = to_yaml(to_dict(FolderDescription(embodiment=embodiment, about=about)))
     durable.write(root / DESCRIPTION, text)
 
 
-def _description(path: Path) -> Description:
+def _description(path: Path) -> FolderDescription:
     facts = as_mapping(read_yaml(inside(path.parent, path.name)), str(path))
-    return build(Description, facts, where=str(path))
+    return build(FolderDescription, facts, where=str(path))
 
 
 def _undeclared(root: Path, path: Path) -> UndeclaredError:
@@ -224,30 +224,30 @@ def _undeclared(root: Path, path: Path) -> UndeclaredError:
     keys = _keys(path)
     if "actions" not in keys:
         raise ValueError(f"{path} has no key 'actions', but {', '.join(sorted(keys)[:8])}: see docs/data_folder.md")
-    shapes = {key: _head(path, key).shape for key in keys if key in _VECTORS}
+    shapes = {key: _header(path, key).shape for key in keys if key in _VECTORS}
     odd = [key for key, shape in shapes.items() if len(shape) != 2]
     if odd:
         raise ValueError(f"{path}: {odd[0]} has shape {shapes[odd[0]]}, expected (T, D)")
     cameras = [key.removeprefix("images/") for key in keys if key.startswith("images/")]  # of npz
-    cameras += hdf5.names_in(hdf5.node(path, "images")) if "images" in keys else []
+    cameras += hdf5.child_names(hdf5.open_node(path, "images")) if "images" in keys else []
     proprio, actions = ({key: shapes[key][1]} if key in shapes else {} for key in _VECTORS)
     plain = plain_embodiment(root.name or "robot", cameras, 10, proprio, actions)
     return UndeclaredError(root, plain, {"name": "folder"}, timed=False)
 
 
 def _keys(path: Path) -> list[str]:
-    return keys_of(path) if path.suffix == ".npz" else hdf5.names_in(hdf5.open_file(path))
+    return array_keys(path) if path.suffix == ".npz" else hdf5.child_names(hdf5.open_file(path))
 
 
-def _head(path: Path, key: str) -> Head:
+def _header(path: Path, key: str) -> ArrayHeader:
     if path.suffix == ".npz":
-        return head_of(path, key)
-    found = hdf5.array(path, key)
-    return Head(tuple(found.shape), False, found.dtype)
+        return array_header(path, key)
+    found = hdf5.open_array(path, key)
+    return ArrayHeader(tuple(found.shape), False, found.dtype)
 
 
 def _load(path: Path, key: str) -> np.ndarray:
-    return load_arrays(path, [key])[key] if path.suffix == ".npz" else hdf5.read(path, key)
+    return load_arrays(path, [key])[key] if path.suffix == ".npz" else hdf5.read_array(path, key)
 
 
 def _instructions(path: Path) -> tuple[str, ...]:

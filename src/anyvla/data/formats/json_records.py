@@ -61,7 +61,7 @@ def read_records(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
         lines += text.count("\n", begin, at)
 
 
-def whole_number(value: Any, where: str) -> int:
+def as_whole_number(value: Any, where: str) -> int:
     """Return a whole number. Raises ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1 << 53 or value != value // 1:
         raise ValueError(f"{where}: expected a whole number, found {value!r}; correct it, or copy the dataset again")

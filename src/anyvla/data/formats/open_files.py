@@ -36,21 +36,21 @@ class OpenFiles(Generic[T]):
     def __call__(self, path: Path) -> T:
         # A fork must not share its parent's position; a file that was edited must be opened anew; a pipe would hang.
         key = (os.getpid(), str(path), *stat_of(regular(path)))
-        kept = self._kept()
-        if key not in kept:
-            kept[key] = self._opener(path)
-            if len(kept) > self._most:
-                kept.popitem(last=False)[1].close()
-        kept.move_to_end(key)
-        return kept[key]
+        files = self._open_files()
+        if key not in files:
+            files[key] = self._opener(path)
+            if len(files) > self._most:
+                files.popitem(last=False)[1].close()
+        files.move_to_end(key)
+        return files[key]
 
-    def drop(self) -> None:
+    def close_all(self) -> None:
         """Close what this thread has open: after an error, its state is not known."""
-        kept = self._kept()
-        while kept:
-            kept.popitem()[1].close()
+        files = self._open_files()
+        while files:
+            files.popitem()[1].close()
 
-    def _kept(self) -> OrderedDict[tuple[int | str, ...], T]:
-        if not hasattr(self._local, "kept"):
-            self._local.kept = OrderedDict()
-        return self._local.kept
+    def _open_files(self) -> OrderedDict[tuple[int | str, ...], T]:
+        if not hasattr(self._local, "files"):
+            self._local.files = OrderedDict()
+        return self._local.files

@@ -18,7 +18,7 @@ _FREE_ROWS, _ROWS_PER_BYTE = 1 << 20, 64
 
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Return an open parquet file. Raise ValueError that names it."""
-    with naming(path):
+    with errors_naming(path):
         file = pq.ParquetFile(regular(path))
         most = max(_FREE_ROWS, _ROWS_PER_BYTE * path.stat().st_size)
         # Only the rows are counted: asking pyarrow about a column of a damaged file may abort the process.
@@ -30,7 +30,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def errors_naming(path: Path) -> Iterator[None]:
     """Turn what reading a parquet file raises into ValueError that names the file."""
     try:
         yield

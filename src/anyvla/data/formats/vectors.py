@@ -23,7 +23,7 @@ def check_real(dtype: Any, where: str) -> None:
         raise ValueError(f"{where}: expected real numbers, found {names.get(kind, str(dtype))} ({np.dtype(dtype)})")
 
 
-def as_floats(values: Num[np.ndarray, "..."], where: str) -> Float[np.ndarray, "..."]:
+def as_float32(values: Num[np.ndarray, "..."], where: str) -> Float[np.ndarray, "..."]:
     """Return an array as float32; numbers that are too large for it become infinite, which the check of data says.
 
     Raises ValueError for what is no array of real numbers.
@@ -33,7 +33,7 @@ def as_floats(values: Num[np.ndarray, "..."], where: str) -> Float[np.ndarray, "
         return np.ascontiguousarray(values, np.float32)
 
 
-def matrix(column: pa.ChunkedArray, size: int, where: str, row: int = 0) -> Num[np.ndarray, "T D"]:
+def as_matrix(column: pa.ChunkedArray, size: int, where: str, row: int = 0) -> Num[np.ndarray, "T D"]:
     """Return a column of lists of `size` numbers, or of single numbers where that is 1, as a matrix of its own type.
 
     `where` names file and column, `row` is the number of the first row in the file. Raises ValueError that names the

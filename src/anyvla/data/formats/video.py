@@ -20,24 +20,24 @@ import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
+from anyvla.data.formats.images import check_image_size
 from anyvla.data.formats.open_files import OpenFiles
-from anyvla.data.formats.pictures import check_size
 from anyvla.data.frame_times import video_frames
 
-KEY_FRAME_EVERY = 8
+KEY_FRAME_INTERVAL = 8
 # crf: lower is better and larger. fastdecode (no CABAC, no loop filter) halves the time to read a window of 8 frames of
 # 128 px, for 10 % more bytes at the same error.
 _OPTIONS = {"crf": "13", "preset": "veryfast", "tune": "fastdecode"}
 # x264 encodes equal frames of 32 pixels differently in 1 to 5 % of the runs, but never without macroblock trees. At 64
 # pixels none of 200 runs differed, and macroblock trees save a fifth of the bytes.
-_TINY, _TINY_OPTIONS = 64, {"x264-params": "mbtree=0"}
-PIXELS = "yuv444p"  # color at full resolution
+_SMALL, _SMALL_OPTIONS = 64, {"x264-params": "mbtree=0"}
+PIXEL_FORMAT = "yuv444p"  # color at full resolution
 _BT601, _LIMITED = 6, 1  # how RGB becomes YUV, told to players, which guess otherwise
 # Other containers are lists of further files (HLS, concat), which FFmpeg would read from anywhere.
 _CONTAINERS = "mov,mp4,matroska,webm,avi"
 _DEPTH = ("gray9", "gray1", "grayf", "ya16")  # gray of more than 8 bits
-_OPEN = 16  # videos kept open per thread
-_BACK = (0.0, 1.0, 10.0, 1e9)  # seconds to seek further back if a file's key frames are not where its index says
+_MAX_OPEN = 16  # videos kept open per thread
+_SEEK_BACK_S = (0.0, 1.0, 10.0, 1e9)  # seconds to seek further back if a file's key frames are not where its index says
 
 
 def encode(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float) -> None:
@@ -46,9 +46,9 @@ def encode(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float)
     shape: tuple[int, ...] | None = None
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
-        stream.pix_fmt = PIXELS
+        stream.pix_fmt = PIXEL_FORMAT
         stream.codec_context.colorspace, stream.codec_context.color_range = _BT601, _LIMITED
-        stream.codec_context.gop_size = KEY_FRAME_EVERY
+        stream.codec_context.gop_size = KEY_FRAME_INTERVAL
         stream.codec_context.max_b_frames = 0
         stream.codec_context.thread_count = 1  # the same bytes on every machine; episodes are encoded in parallel
         reformatter = VideoReformatter()
@@ -57,12 +57,12 @@ def encode(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float)
                 shape = array.shape
                 if len(shape) == 3:
                     stream.height, stream.width = shape[:2]
-                    stream.codec_context.options = _OPTIONS | (_TINY_OPTIONS if min(shape[:2]) < _TINY else {})
+                    stream.codec_context.options = _OPTIONS | (_SMALL_OPTIONS if min(shape[:2]) < _SMALL else {})
             if array.dtype != np.uint8 or array.shape != shape or len(shape) != 3 or shape[2] != 3:
                 raise ValueError(f"a video needs uint8 frames (H, W, 3) of one shape, got {array.dtype} {array.shape}")
             frame = reformatter.reformat(
                 av.VideoFrame.from_ndarray(np.ascontiguousarray(array)),
-                format=PIXELS,
+                format=PIXEL_FORMAT,
                 dst_colorspace=Colorspace.ITU601,
                 threads=1,
             )
@@ -89,7 +89,7 @@ def decode_at(
     """
     images: dict[int, np.ndarray] = {}
     try:
-        opened = _opened(path)
+        opened = _open_videos(path)
         numbers = video_frames(opened.starts, opened.end, times, step, until)
         wanted = sorted({int(n) for n in numbers if n >= 0})
         for number, image in opened.frames(wanted):
@@ -97,7 +97,7 @@ def decode_at(
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; copy the dataset again") from None
     except av.error.FFmpegError as error:
-        _opened.drop()
+        _open_videos.close_all()
         raise ValueError(f"{path} is damaged ({error.strerror}); copy the dataset again") from None
     missing = [i for i, number in enumerate(numbers) if int(number) not in images]
     if missing:
@@ -110,7 +110,7 @@ def decode_at(
 
 
 @dataclass(frozen=True)
-class Facts:
+class VideoInfo:
     """What the header of a video says."""
 
     frames: int
@@ -122,10 +122,10 @@ class Facts:
     codec: str  # "h264", "av1"
 
 
-def describe(path: Path) -> Facts:
+def read_info(path: Path) -> VideoInfo:
     """Return what the header of a video says. Raises ValueError that names the file if it is missing or damaged."""
     try:
-        return _opened(path).facts
+        return _open_videos(path).info
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; copy the dataset again") from None
     except av.error.FFmpegError as error:
@@ -144,29 +144,29 @@ class _Video:
         context = self._stream.codec_context
         if context is None:
             raise ValueError(f"{path} is of no known codec; copy the dataset again")
-        check_size(context.width, context.height, str(path))
+        check_image_size(context.width, context.height, str(path))
         if (context.pix_fmt or "").startswith(_DEPTH):
             raise ValueError(f"{path} holds {context.pix_fmt}, which is depth and no color; leave this camera out")
         context.thread_count = 1  # readers are parallel; threads would wait for more packets
         if self._stream.time_base is None:
             raise ValueError(f"{path}: the video has no time base")
-        self._base = float(self._stream.time_base)  # seconds
+        self._tick = float(self._stream.time_base)  # seconds
         entries = [(e.timestamp, e.is_keyframe, e.is_discard) for e in self._stream.index_entries]
         self._ticks, even = self._timestamps(np.array(entries, np.int64).reshape(-1, 3))
-        self.starts = (self._ticks - self._ticks[0]) * self._base
+        self.starts = (self._ticks - self._ticks[0]) * self._tick
         gaps = np.diff(self._ticks)
-        gap = float(np.median(gaps)) if len(gaps) else 1 / (float(self._stream.average_rate or 1) * self._base)
+        gap = float(np.median(gaps)) if len(gaps) else 1 / (float(self._stream.average_rate or 1) * self._tick)
         shown = 0 if even else float(self._stream.duration or 0)  # an uneven video may show its last frame for longer
-        self.end = max(float(self._ticks[-1] - self._ticks[0]) + gap, shown) * self._base
+        self.end = max(float(self._ticks[-1] - self._ticks[0]) + gap, shown) * self._tick
         self._borders = np.append(self._ticks[0] - gap / 2, self._ticks[:-1] + gaps / 2)  # of what a frame's pts may be
         keys = np.array([e[0] for e in entries if e[1]], np.float64)
-        self._keys = np.searchsorted(self._ticks, keys - gap / 4)  # the first frame that each of them serves
+        self._key_frames = np.searchsorted(self._ticks, keys - gap / 4)  # the first frame that each of them serves
         self._reformatter = VideoReformatter()
         context = self._stream.codec_context
         rate = len(self._ticks) / self.end if even else None
-        self.facts = Facts(
+        self.info = VideoInfo(
             len(self._ticks),
-            float(self._ticks[0]) * self._base,
+            float(self._ticks[0]) * self._tick,
             self.end,
             rate,
             context.height,
@@ -201,16 +201,21 @@ class _Video:
         begin = 0
         while begin < len(wanted):
             end = begin + 1  # until here it is cheaper to go on than to seek: no key frame is skipped
-            while end < len(wanted) and not np.any((self._keys > wanted[end - 1] + 1) & (self._keys <= wanted[end])):
+            while end < len(wanted) and not np.any(
+                (self._key_frames > wanted[end - 1] + 1) & (self._key_frames <= wanted[end])
+            ):
                 end += 1
-            yield from self._run(wanted[begin:end])
+            yield from self._decode_run(wanted[begin:end])
             begin = end
 
-    def _run(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def _key_frame_within(self, after: int, until: int) -> bool:
+        return bool(np.any((self._key_frames > after) & (self._key_frames <= until)))
+
+    def _decode_run(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         left = list(wanted)
         first = self._ticks[0]
-        for back in _BACK:
-            target = max(first, self._ticks[wanted[0]] - back / self._base)
+        for back in _SEEK_BACK_S:
+            target = max(first, self._ticks[wanted[0]] - back / self._tick)
             self._container.seek(math.ceil(target), stream=self._stream)
             for frame in self._container.decode(self._stream):
                 if frame.pts is None:
@@ -228,7 +233,7 @@ class _Video:
                 return
 
 
-_opened = OpenFiles(_Video, _OPEN)
+_open_videos = OpenFiles(_Video, _MAX_OPEN)
 
 
 def join(sources: Sequence[Path], target: Path, fps: float) -> list[int]:
@@ -255,7 +260,7 @@ def join(sources: Sequence[Path], target: Path, fps: float) -> list[int]:
     return starts
 
 
-def header(path: Path) -> bytes:
+def read_header(path: Path) -> bytes:
     """What a decoder must know before the first packet: only files with equal headers can be joined."""
     with av.open(str(path)) as container:
         context = container.streams.video[0].codec_context

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from anyvla.config import STRICT, FormatPart
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, EpisodeDataset
-from anyvla.data.formats.lost import listed
+from anyvla.data.formats.unreadable import list_reasons
 from anyvla.data.open import open_dataset
 from anyvla.data.robot_statistics import pooled
 from anyvla.data.training.presets import expand
@@ -215,12 +215,12 @@ def _without(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
     outside = sorted(i for i in out if not 0 <= i < len(dataset))
     if outside:
         raise ValueError(f"leave_out: {source.path} has {len(dataset)} episodes; there is no episode {outside[0]}")
-    lost = {i: text for i, text in getattr(dataset, "lost", {}).items() if i not in out}
+    lost = {i: text for i, text in getattr(dataset, "unreadable", {}).items() if i not in out}
     if lost and source.unlabeled != "keep":
         raise ValueError(
-            f"{len(lost)} of {len(dataset)} episodes of {source.path} cannot be read. {listed(lost)}. Train without "
-            f"them by leave_out: [{', '.join(map(str, sorted(out | set(lost))))}] in the source, or write a clean copy "
-            "with anyvla data check --fix"
+            f"{len(lost)} of {len(dataset)} episodes of {source.path} cannot be read. {list_reasons(lost)}. Train "
+            f"without them by leave_out: [{', '.join(map(str, sorted(out | set(lost))))}] in the source, or write a "
+            "clean copy with anyvla data check --fix"
         )
     return Subset(dataset, [i for i in range(len(dataset)) if i not in out]) if out else dataset
 

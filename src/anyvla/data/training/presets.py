@@ -57,12 +57,12 @@ def expand(name: str, root: Path, missing: Literal["refuse", "skip"] = "refuse")
 
 
 def _names(dataset: str) -> list[str]:
-    entry = oxe.describe(dataset)
+    entry = oxe.find_entry(dataset)
     return [dataset, *(entry.aliases if entry else ())]
 
 
 def _version(dataset: str) -> str:
-    entry = oxe.describe(dataset)
+    entry = oxe.find_entry(dataset)
     return (entry.version if entry else None) or "<version>"
 
 

@@ -32,11 +32,11 @@ ARRAYS = {
 def test_as_numpy_reads_them(tmp_path: Path, save: Any) -> None:
     save(tmp_path / "a.npz", **ARRAYS)
     read = npz.load_arrays(tmp_path / "a.npz")
-    assert list(read) == list(ARRAYS) == npz.keys_of(tmp_path / "a.npz")
+    assert list(read) == list(ARRAYS) == npz.array_keys(tmp_path / "a.npz")
     for key, array in ARRAYS.items():
         assert np.array_equal(read[key], array), key
         assert (read[key].dtype, read[key].flags.writeable) == (array.dtype, True)
-        assert npz.shape_of(tmp_path / "a.npz", key) == array.shape
+        assert npz.array_shape(tmp_path / "a.npz", key) == array.shape
     assert list(npz.load_arrays(tmp_path / "a.npz", ["big"])) == ["big"]
 
 
@@ -108,4 +108,4 @@ def test_what_is_no_archive_names_the_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "b.npz")
     for name in ("a", "b"):
         with pytest.raises(ValueError, match=rf"{name}\.npz"):
-            npz.keys_of(tmp_path / f"{name}.npz")
+            npz.array_keys(tmp_path / f"{name}.npz")

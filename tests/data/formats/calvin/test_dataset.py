@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from anyvla.config import build
 from anyvla.data.formats.calvin import dataset as calvin
 from anyvla.data.formats.calvin.dataset import CalvinConfig, CalvinDataset, calvin_embodiment
-from anyvla.data.formats.calvin.index import annotated
+from anyvla.data.formats.calvin.index import annotated_segments
 from anyvla.data.open import open_dataset, recognize
 from anyvla.data.transforms.converted import Converted
 from anyvla.robot.space import Group
@@ -280,7 +280,7 @@ def test_steps_that_no_file_can_have_are_refused(tmp_path: Path, pair: object) -
     found = {"language": {"ann": ["open"], "task": ["open"]}, "info": {"indx": [pair]}}
     np.save(split / "lang_annotations/auto_lang_ann.npy", found)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"auto_lang_ann.npy, annotation 0: expected a first and a last step"):
-        annotated(split, "lang_annotations")
+        annotated_segments(split, "lang_annotations")
 
 
 def rewrite_annotations(split: Path, change: Any) -> None:
@@ -303,7 +303,7 @@ def rewrite_annotations(split: Path, change: Any) -> None:
 def test_a_wrong_annotation_loses_one_segment(folder: Path, place: Any, message: str) -> None:
     rewrite_annotations(folder / "training", lambda places: [place, places[1]])
     data = open_dataset(folder)
-    assert list(data.lost) == [0]  # type: ignore[attr-defined]
+    assert list(data.unreadable) == [0]  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=message):
         data[0]
     assert data[1].extra["task"] == TASKS[1][2]
@@ -329,7 +329,7 @@ def test_a_missing_step_loses_only_the_segments_that_hold_it(folder: Path) -> No
 def test_a_wrong_recording_loses_one(folder: Path) -> None:
     np.save(folder / "training/ep_start_end_ids.npy", [(119, 100), (120, 139), (140, 150)])
     data = CalvinDataset(CalvinConfig(segments="play"), folder)
-    assert list(data.lost) == [0, 2]
+    assert list(data.unreadable) == [0, 2]
     assert len(data[1]) == 20
 
 

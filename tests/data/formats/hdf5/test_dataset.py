@@ -15,7 +15,7 @@ from anyvla.cli.main import main
 from anyvla.config import build
 from anyvla.data.formats.hdf5 import file as hdf5
 from anyvla.data.formats.hdf5.dataset import Hdf5Dataset
-from anyvla.data.formats.hdf5.frames import Hdf5Frames, Storage
+from anyvla.data.formats.hdf5.frames import Hdf5Frames, ImageStorage
 from anyvla.data.formats.hdf5.layout import Hdf5Config
 from anyvla.data.open import open_dataset, recognize
 from anyvla.data.tools.quality import check
@@ -258,8 +258,8 @@ def test_images_that_are_stored_in_other_ways(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     assert close(Hdf5Frames(path, "ragged", ""), images)
     assert np.array_equal(Hdf5Frames(path, "gray", "")[:], np.repeat(images[..., :1], 3, -1))
-    assert np.array_equal(Hdf5Frames(path, "bgr", "", Storage(colors="bgr"))[:], images)
-    assert np.array_equal(Hdf5Frames(path, "bgr", "", Storage(upright="turn"))[:], images[:, ::-1, ::-1, ::-1])
+    assert np.array_equal(Hdf5Frames(path, "bgr", "", ImageStorage(colors="bgr"))[:], images)
+    assert np.array_equal(Hdf5Frames(path, "bgr", "", ImageStorage(upright="turn"))[:], images[:, ::-1, ::-1, ::-1])
 
 
 def hostile(folder: Path) -> Path:
@@ -315,17 +315,17 @@ def hostile(folder: Path) -> Path:
 def test_hdf5_reads_nothing_of_other_files(tmp_path: Path, key: str, reason: str) -> None:
     path = hostile(tmp_path)
     with pytest.raises(ValueError, match=rf"a\.h5.*{reason}"):
-        hdf5.numbers(path, key)
+        hdf5.read_numbers(path, key)
 
 
 def test_links_within_a_file_are_followed(tmp_path: Path) -> None:
     path = hostile(tmp_path)
-    assert hdf5.numbers(path, "soft").tolist() == hdf5.numbers(path, "/here").tolist() == list(range(6))
-    assert not hdf5.has(path, "gone")
+    assert hdf5.read_numbers(path, "soft").tolist() == hdf5.read_numbers(path, "/here").tolist() == list(range(6))
+    assert not hdf5.has_key(path, "gone")
 
 
 def test_what_is_found_by_listing_follows_no_link(tmp_path: Path) -> None:
-    assert not {"link", "absolute/numbers", "soft_out"} & set(hdf5.arrays_below(hostile(tmp_path), ""))
+    assert not {"link", "absolute/numbers", "soft_out"} & set(hdf5.find_arrays(hostile(tmp_path), ""))
 
 
 def test_damage_names_the_file(tmp_path: Path) -> None:

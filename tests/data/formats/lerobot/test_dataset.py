@@ -11,7 +11,7 @@ import pytest
 from anyvla.data.formats.lerobot import dataset as lerobot
 from anyvla.data.formats.lerobot import rows as lerobot_rows
 from anyvla.data.formats.lerobot.dataset import LeRobotDataset
-from anyvla.data.formats.lerobot.info import Info, dim_names
+from anyvla.data.formats.lerobot.info import DatasetInfo, dim_names
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.undeclared import UndeclaredError
 from anyvla.robot.embodiment import Embodiment
@@ -107,7 +107,7 @@ def test_wide_images_stay_wide_and_upright(tmp_path):
 )
 def test_height_and_width_in_every_order_that_data_declares_them(copy, shape, names):
     edit_info(copy, features={"top": {"dtype": "image", "shape": shape, "names": names}})
-    assert Info(copy).image_size("top") == (24, 40)
+    assert DatasetInfo(copy).image_size("top") == (24, 40)
 
 
 def test_single_frames_equal_the_episode_s(written):
@@ -254,8 +254,8 @@ def test_a_data_set_read_can_be_written_again(written, tmp_path):
 def test_rows_in_memory_are_bounded(written, monkeypatch):
     whole = opened(written)
     sizes = [whole[i].actions.nbytes + whole[i].proprio.nbytes for i in range(4)]
-    kept = lerobot_rows._Kept(limit=4 * sizes[1])
-    monkeypatch.setattr(lerobot_rows, "_kept", kept)
+    kept = lerobot_rows._TableCache(limit=4 * sizes[1])
+    monkeypatch.setattr(lerobot_rows, "_cache", kept)
     for i in (0, 1, 2, 3, 3, 1):
         assert np.array_equal(whole[i].actions, demonstration(10 + 7 * i, seed=i).actions)
         assert kept.bytes == sum(table.nbytes for table in kept.tables.values())
@@ -265,10 +265,10 @@ def test_rows_in_memory_are_bounded(written, monkeypatch):
 
 def test_a_large_index_is_kept_until_it_changes(copy, tmp_path, monkeypatch):
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(lerobot, "_LARGE", 0)
+    monkeypatch.setattr(lerobot, "_CACHED_FROM_BYTES", 0)
     assert opened(copy).lengths.tolist() == [10, 17, 24, 31]
     with monkeypatch.context() as patch:
-        patch.setattr(lerobot, "_join", None)
+        patch.setattr(lerobot, "_read_tables", None)
         kept = opened(copy)
         assert (kept.lengths.tolist(), kept[3].extra["seed"]) == ([10, 17, 24, 31], 3)
     path = copy / "meta/episodes/chunk-000/file-000.parquet"

@@ -263,14 +263,14 @@ def test_vectors_that_do_not_fit_are_refused(copy, actions, message):
 @pytest.mark.parametrize("number", [77, None])
 def test_a_task_that_the_table_does_not_know_loses_one_episode(v2, number, tmp_path, monkeypatch):
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(lerobot_reader, "_MANY", 0)  # the runs of tasks are kept
+    monkeypatch.setattr(lerobot_reader, "_CACHED_FROM", 0)  # the runs of tasks are kept
     path = v2 / "data/chunk-000/episode_000001.parquet"  # the one of two tasks
     table = pq.read_table(path)
     numbers = pa.array([number, *table["task_index"].to_pylist()[1:]], pa.int64())
     pq.write_table(table.set_column(table.column_names.index("task_index"), "task_index", numbers), path)
     for message in (r"no number 77|found no value", "do not say its tasks"):
         dataset, before = open_dataset(v2, embodiment=SO101), opened(V2)
-        assert list(dataset.lost) == [1]
+        assert list(dataset.unreadable) == [1]
         with pytest.raises(ValueError, match=message):
             dataset[1]
         assert np.array_equal(dataset[2].actions, before[3].actions)

@@ -103,9 +103,9 @@ def test_tasks_may_have_any_numbers(copy):
 
 def test_where_tasks_change_is_kept_if_it_takes_long(copy, tmp_path, monkeypatch):
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(lerobot_reader, "_MANY", 0)
+    monkeypatch.setattr(lerobot_reader, "_CACHED_FROM", 0)
     first = opened(copy)
-    monkeypatch.setattr(lerobot_reader.LeRobotReader, "_runs", None)
+    monkeypatch.setattr(lerobot_reader.LeRobotReader, "_find_task_runs", None)
     again = opened(copy)
     assert again.lengths.tolist() == first.lengths.tolist() == [end - begin for _, begin, end in PIECES]
     assert [again.task(i) for i in range(4)] == [made.task(number, begin, 12) for number, begin, _ in PIECES]
@@ -242,7 +242,7 @@ def test_damaged_lines_and_missing_files_of_v2_are_named(tmp_path):
     video = root / "videos/chunk-000/observation.images.top/episode_000001.mp4"
     video.unlink()
     dataset = opened(root)
-    assert list(dataset.lost) == [1]
+    assert list(dataset.unreadable) == [1]
     with pytest.raises(ValueError, match=r"episode 1: .*incomplete: .*top/episode_000001\.mp4 is missing"):
         dataset[1]
     assert len(opened(root, Embodiment(**{**vars_of(SO101), "cameras": ("image",)}))) == 4

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from anyvla.data.formats.lerobot import merge as lerobot_merge
-from anyvla.data.formats.lerobot.locations import wrong_spans
+from anyvla.data.formats.lerobot.locations import find_wrong_spans
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
 from anyvla.data.tools.quality import check
@@ -98,7 +98,7 @@ def test_one_wrong_cell_loses_one_episode(root, right, column, value, said, numb
 def test_rows_are_found_in_the_files_where_the_index_is_wrong(root, right, column, value, number):
     edit(root, column, number, value)
     dataset, before = open_dataset(root), open_dataset(right)
-    lost = set(dataset.lost)
+    lost = set(dataset.unreadable)
     assert lost <= {number}
     for i in set(range(COUNT)) - lost:
         assert np.array_equal(dataset[i].actions, before[i].actions)
@@ -180,7 +180,7 @@ def test_episodes_without_steps_are_left_out(root, right, caplog):
     (root / "meta/info.json").write_text(json.dumps(info | {"total_episodes": COUNT + 1}))
     dataset = open_dataset(root)
     assert len(dataset) == COUNT
-    assert not dataset.lost
+    assert not dataset.unreadable
     assert "without steps are left out: 7" in caplog.text
     assert np.array_equal(dataset[6].actions, open_dataset(right)[6].actions)
 
@@ -200,7 +200,7 @@ def test_episodes_that_share_their_frames_are_no_fault(right, tmp_path):
     ]
     pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
     dataset, before = open_dataset(root), open_dataset(right)
-    assert not dataset.lost
+    assert not dataset.unreadable
     for i in range(2 * COUNT):
         assert np.array_equal(dataset[i].images["wrist"][:], before[i % COUNT].images["wrist"][:])
 
@@ -212,14 +212,14 @@ def test_a_wrong_file_of_an_episode_that_fits_another_one_exactly(tmp_path, wron
     for path in files:
         path.write_bytes(b"")
     file, begin, seconds = np.repeat([0, 1, 2], 3)[:8], np.tile([0.0, 5.0, 10.0], 3)[:8], np.full(8, 5.0)
-    assert wrong_spans(files, file, begin, begin + seconds, seconds, 0.1) == {}
+    assert find_wrong_spans(files, file, begin, begin + seconds, seconds, 0.1) == {}
     file[wrong] = 0 if wrong > 2 else 1
-    lost = wrong_spans(files, file, begin, begin + seconds, seconds, 0.1)
+    lost = find_wrong_spans(files, file, begin, begin + seconds, seconds, 0.1)
     assert list(lost) == [wrong]
     assert "shows the frames of episode" in lost[wrong]
     again = np.append(np.repeat([0, 1, 2], 3), np.repeat([0, 1, 2], 3))  # all of them again, with other words
     begin, seconds = np.tile([0.0, 5.0, 10.0], 6), np.full(18, 5.0)
-    assert wrong_spans(files, again, begin, begin + seconds, seconds, 0.1) == {}
+    assert find_wrong_spans(files, again, begin, begin + seconds, seconds, 0.1) == {}
 
 
 @pytest.mark.parametrize(
@@ -232,8 +232,8 @@ def test_episodes_of_one_length_that_begin_at_one_place(tmp_path, begins, lost):
         edit(tmp_path / "set", "videos/observation.images.wrist/from_timestamp", number, begin)
         edit(tmp_path / "set", "videos/observation.images.wrist/to_timestamp", number, begin + 0.25)
     dataset = open_dataset(tmp_path / "set")
-    assert sorted(dataset.lost) == lost
-    assert "long enough for frames of its own" in dataset.lost[lost[0]]
+    assert sorted(dataset.unreadable) == lost
+    assert "long enough for frames of its own" in dataset.unreadable[lost[0]]
 
 
 def test_an_index_that_is_wrong_everywhere_loses_as_few_episodes_as_it_must(tmp_path):
@@ -242,11 +242,11 @@ def test_an_index_that_is_wrong_everywhere_loses_as_few_episodes_as_it_must(tmp_
     path.write_bytes(b"")
     seconds = 5 + np.arange(count) / 5000
     file, numbers = np.zeros(count, int), np.arange(count)
-    assert len(wrong_spans([path], file, np.zeros(count), seconds, seconds, 0.1)) == count - 1
+    assert len(find_wrong_spans([path], file, np.zeros(count), seconds, seconds, 0.1)) == count - 1
     begin = numbers * 10.0
     begin[19_000] = begin[300] + 0.05  # it overlaps 300 alone, which is nearer to the others of the file
     begin[7::1000] -= 4.0  # each overlaps the one before it
-    lost = wrong_spans([path], file, begin, begin + seconds, seconds, 0.1)
+    lost = find_wrong_spans([path], file, begin, begin + seconds, seconds, 0.1)
     kept = np.setdiff1d(numbers, list(lost))
     kept = kept[np.argsort(begin[kept])]
     assert (begin[kept][1:] >= (begin + seconds)[kept][:-1] - 0.1).all()

@@ -15,8 +15,8 @@ from anyvla.data.formats.rlds import index as rlds_index
 from anyvla.data.formats.rlds import oxe, tf_example, tfrecord
 from anyvla.data.formats.rlds.config import RLDSConfig
 from anyvla.data.formats.rlds.dataset import RLDSDataset
-from anyvla.data.formats.rlds.features import Leaf
-from anyvla.data.formats.rlds.frames import numbers_of
+from anyvla.data.formats.rlds.features import FeatureSpec
+from anyvla.data.formats.rlds.frames import read_numbers
 from anyvla.data.open import open_dataset, recognize
 from anyvla.data.training.mixture import DataConfig, open_mixture
 from anyvla.data.undeclared import UndeclaredError
@@ -134,8 +134,8 @@ def test_failures_are_left_out_where_an_entry_knows_their_flag(tmp_path, monkeyp
     flags = [{"success": np.array([flag])} for flag in (0, 1, 0)]
     root = write_rlds(tmp_path / "0.1.0", "jaco_play", {"train": [(jaco(i), flag) for i, flag in enumerate(flags)]})
     assert open_dataset(root).lengths.tolist() == [4, 5, 6]  # jaco_play names no flag
-    entry = dataclasses.replace(oxe.table()["jaco_play"], success="success")
-    monkeypatch.setattr(oxe, "describe", lambda name: entry)
+    entry = dataclasses.replace(oxe.load_entries()["jaco_play"], success="success")
+    monkeypatch.setattr(oxe, "find_entry", lambda name: entry)
     data = open_dataset(root)  # the index of the other entry does not count
     assert data.lengths.tolist() == [5]
     assert data.provenance["failures"] == 2
@@ -144,9 +144,9 @@ def test_failures_are_left_out_where_an_entry_knows_their_flag(tmp_path, monkeyp
 
 
 def test_only_the_cameras_that_an_entry_names_are_swapped(monkeypatch):
-    entry = dataclasses.replace(oxe.table()["bridge_orig"], swapped=("secondary",))
+    entry = dataclasses.replace(oxe.load_entries()["bridge_orig"], swapped=("secondary",))
     plain = open_dataset(BRIDGE)[1]
-    monkeypatch.setattr(oxe, "describe", lambda name: entry)
+    monkeypatch.setattr(oxe, "find_entry", lambda name: entry)
     swapped = open_dataset(BRIDGE)[1]
     assert np.array_equal(swapped.images["primary"], plain.images["primary"])
     assert np.array_equal(swapped.images["secondary"][[2, 0]], plain.images["secondary"][[2, 0]][..., ::-1])
@@ -308,9 +308,9 @@ def test_a_damaged_image_names_its_record_and_step(tmp_path):
     folder = copied(tmp_path)
     path = sorted(folder.glob("*.tfrecord*"))[0]
     content = path.read_bytes()
-    offsets, sizes, _ = tfrecord.records(path)
-    record = tf_example.parse(tfrecord.read(path, int(offsets[0]), int(sizes[0])))
-    at = content.index(record["steps/observation/image_0"].texts()[2])  # the first step is skipped
+    offsets, sizes, _ = tfrecord.find_records(path)
+    record = tf_example.parse_example(tfrecord.read_record(path, int(offsets[0]), int(sizes[0])))
+    at = content.index(record["steps/observation/image_0"].byte_strings()[2])  # the first step is skipped
     path.write_bytes(content[: at + 3] + b"\x00" * 400 + content[at + 403 :])
     data = open_dataset(folder)
     frames = data[0].images["primary"]
@@ -345,20 +345,20 @@ def test_what_is_asked_for_and_is_not_there(tmp_path):
         open_dataset(folder)
 
 
-def tensors(*steps: np.ndarray) -> tf_example.Feature:
+def tensors(*steps: np.ndarray) -> tf_example.ExampleFeature:
     """A key whose steps are tensors written as bytes."""
     texts = [step.tobytes() for step in steps]
-    return tf_example.Feature(1, memoryview(b"".join(b"\x0a" + bytes([len(text)]) + text for text in texts)))
+    return tf_example.ExampleFeature(1, memoryview(b"".join(b"\x0a" + bytes([len(text)]) + text for text in texts)))
 
 
 def test_steps_whose_lengths_or_types_differ_are_refused():
-    leaf = Leaf("tensor", (3,), "float32", "bytes", ragged=False)
+    leaf = FeatureSpec("tensor", (3,), "float32", "bytes", ragged=False)
     numbers = [np.arange(n, dtype=np.float32) for n in (3, 2, 4)]
     with pytest.raises(ValueError, match="steps/action, step 1: expected 3 numbers, found 2"):
-        numbers_of({"steps/action": tensors(*numbers)}, "steps/action", leaf, 3)  # 9 numbers in all
+        read_numbers({"steps/action": tensors(*numbers)}, "steps/action", leaf, 3)  # 9 numbers in all
     for wrong in (dataclasses.replace(leaf, dtype="complex64"), dataclasses.replace(leaf, kind="text")):
         with pytest.raises(ValueError, match="steps/action: expected real numbers, found"):
-            numbers_of({"steps/action": tensors(numbers[0])}, "steps/action", wrong, 1)
+            read_numbers({"steps/action": tensors(numbers[0])}, "steps/action", wrong, 1)
 
 
 def test_records_without_steps_are_left_out(monkeypatch, caplog):

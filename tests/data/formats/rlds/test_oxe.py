@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from anyvla.config import ConfigError, build
-from anyvla.data.formats.rlds.oxe import OxeEntry, Piece, decode_integers, describe, table
+from anyvla.data.formats.rlds.oxe import ColumnGroup, OxeEntry, decode_integers, find_entry, load_entries
 from anyvla.data.training.presets import presets
 from anyvla.robot.shared_space import union
 
@@ -28,28 +28,28 @@ def _entry(**changes: Any) -> OxeEntry:
 
 def _actions(name: str, values: dict[str, np.ndarray], length: int) -> np.ndarray:
     """The actions alone: keys that only the proprio needs are filled with zeros."""
-    entry = table()[name]
+    entry = load_entries()[name]
     widths = {p.key: 0 for p in entry.proprio}
     for p in entry.proprio:
         widths[p.key] = max(widths[p.key], (p.first if p.first >= 0 else 8) + p.columns)
     filled = {key: np.zeros((length, width), np.float32) for key, width in widths.items()}
-    return entry.numbers(filled | values, length)[1]
+    return entry.proprio_and_actions(filled | values, length)[1]
 
 
 GROUP = {"name": "gripper", "size": 1, "kind": "gripper", "low": 0, "high": 1, "open": 1}
 
 
 def _step(step: str, values: list[float], **group: Any) -> list[float]:
-    piece = build(Piece, {"key": "k", "steps": [step], "group": GROUP | group})
+    piece = build(ColumnGroup, {"key": "k", "steps": [step], "group": GROUP | group})
     return piece.read(np.array(values))[:, 0].tolist()
 
 
 # --- the table ---
 
 
-@pytest.mark.parametrize("name", list(table()))
+@pytest.mark.parametrize("name", list(load_entries()))
 def test_columns_are_used_once_and_grippers_say_where_they_are_open(name: str) -> None:
-    entry = table()[name]
+    entry = load_entries()[name]
     for pieces in (entry.action, entry.proprio):
         used = [(p.key, p.first + i) for p in pieces for i in range(p.columns)]
         assert len(set(used)) == len(used)
@@ -61,23 +61,23 @@ def test_columns_are_used_once_and_grippers_say_where_they_are_open(name: str) -
 
 def test_every_data_set_of_a_mixture_has_an_entry_and_they_fit_into_one_layout() -> None:
     for members in presets().values():
-        entries = {name: table()[name] for name in members}
+        entries = {name: load_entries()[name] for name in members}
         action = union({n: e.embodiment.action for n, e in entries.items()}, "action")
         union({n: e.embodiment.proprio for n, e in entries.items()}, "proprio")
         assert [g.name for g in action.groups][:3] == ["position", "rotation", "gripper"]
 
 
 def test_robots_have_different_names_and_aliases_are_not_ambiguous() -> None:
-    robots = [e.robot for e in table().values()]
-    names = [*table(), *(a for e in table().values() for a in e.aliases)]
+    robots = [e.robot for e in load_entries().values()]
+    names = [*load_entries(), *(a for e in load_entries().values() for a in e.aliases)]
     assert len(set(robots)) == len(robots)
     assert len(set(names)) == len(names)
 
 
 def test_names_aliases_and_unknown_names() -> None:
-    assert describe("bridge_dataset") is describe("bridge_orig") is table()["bridge_orig"]
-    assert describe("bridge") is not describe("bridge_orig")
-    assert describe("my_own_data") is None
+    assert find_entry("bridge_dataset") is find_entry("bridge_orig") is load_entries()["bridge_orig"]
+    assert find_entry("bridge") is not find_entry("bridge_orig")
+    assert find_entry("my_own_data") is None
 
 
 def test_the_page_shows_the_table_as_it_is() -> None:
@@ -108,12 +108,12 @@ def test_bridge_is_what_was_reached_without_the_first_and_the_last_step() -> Non
     state = np.random.default_rng(1).normal(size=(6, 7)).astype(np.float32)
     action = np.full((6, 7), 9, np.float32)
     action[:, 6] = [0, 1, 0.5, 0.2, 0, 1]
-    proprio, got = table()["bridge_orig"].numbers({"observation/state": state, "action": action}, 6)
+    proprio, got = load_entries()["bridge_orig"].proprio_and_actions({"observation/state": state, "action": action}, 6)
     # of steps 1 to 4: 1 is open; 0.5 and 0.2 are on the way to the closed of step 4
     want = np.concatenate([state[2:6, :6] - state[1:5, :6], [[1], [0], [0], [0]]], 1)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     np.testing.assert_array_equal(proprio, state[1:5])
-    assert table()["bridge_orig"].kept(6) == slice(1, 5)
+    assert load_entries()["bridge_orig"].kept_steps(6) == slice(1, 5)
 
 
 def test_viola_clips_closedness_and_leaves_its_polarity() -> None:
@@ -126,7 +126,7 @@ def test_viola_clips_closedness_and_leaves_its_polarity() -> None:
     got = _actions("viola", values, 3)
     octo = 1 - got[:, 6]  # Octo inverts, so that 1 is open; here the embodiment says that 0 is
     np.testing.assert_array_equal(octo, [1, 0.75, 0])
-    assert table()["viola"].embodiment.action.groups[2].open == 0
+    assert load_entries()["viola"].embodiment.action.groups[2].open == 0
 
 
 def test_furniture_bench_turns_its_quaternion_into_angles() -> None:
@@ -192,23 +192,23 @@ def test_clip_keeps_to_the_range_of_the_group() -> None:
 
 
 def test_steps_are_done_in_their_order() -> None:
-    piece = build(Piece, {"key": "k", "steps": ["difference", "clip"], "group": GROUP})
+    piece = build(ColumnGroup, {"key": "k", "steps": ["difference", "clip"], "group": GROUP})
     assert piece.read(np.array([0.0, 0.25, 3.0, -1.0]))[:, 0].tolist() == [0.25, 1, 0, 0]
 
 
 def test_what_is_skipped_at_the_start_is_not_seen() -> None:
     entry = _entry(skip_first_step=True, action=[{"key": "g", "steps": ["events"], "group": GROUP}])
     # the close at step 0 is skipped: without it the gripper was open until it closes, or throughout
-    assert entry.numbers({"g": np.array([1.0, 0, 1])}, 3)[1][:, 0].tolist() == [1, 0]
-    assert entry.numbers({"g": np.array([1.0, 0, 0])}, 3)[1][:, 0].tolist() == [1, 1]
+    assert entry.proprio_and_actions({"g": np.array([1.0, 0, 1])}, 3)[1][:, 0].tolist() == [1, 0]
+    assert entry.proprio_and_actions({"g": np.array([1.0, 0, 0])}, 3)[1][:, 0].tolist() == [1, 1]
 
 
 def test_an_episode_of_no_kept_step_is_empty() -> None:
     entry = _entry(skip_first_step=True, drop_last_step=True)
     for length in (0, 1, 2):
-        assert entry.kept(length) == slice(1, 1)
+        assert entry.kept_steps(length) == slice(1, 1)
         if length:
-            assert entry.numbers({"action": np.zeros((length, 3))}, length)[1].shape == (0, 3)
+            assert entry.proprio_and_actions({"action": np.zeros((length, 3))}, length)[1].shape == (0, 3)
 
 
 def test_integers_are_the_bytes_of_an_instruction() -> None:
@@ -225,11 +225,11 @@ def test_integers_are_the_bytes_of_an_instruction() -> None:
 def test_data_that_is_not_as_described_is_refused() -> None:
     entry = _entry()
     with pytest.raises(ValueError, match="the key 'action' is missing; the episode has actions"):
-        entry.numbers({"actions": np.zeros((4, 3))}, 4)
+        entry.proprio_and_actions({"actions": np.zeros((4, 3))}, 4)
     with pytest.raises(ValueError, match="action has 3 steps, the episode 4"):
-        entry.numbers({"action": np.zeros((3, 3))}, 4)
+        entry.proprio_and_actions({"action": np.zeros((3, 3))}, 4)
     with pytest.raises(ValueError, match="action has 2 columns, the group 'position' is 3 from 0 on: this is another"):
-        entry.numbers({"action": np.zeros((4, 2))}, 4)
+        entry.proprio_and_actions({"action": np.zeros((4, 2))}, 4)
 
 
 def test_entries_that_cannot_be_meant_are_refused() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla.data.formats.rlds.oxe import OxeEntry, Piece, table
+from anyvla.data.formats.rlds.oxe import ColumnGroup, OxeEntry, load_entries
 from anyvla.data.open import open_dataset
 from tests.data.formats.rlds.tf_records import png, write_rlds
 
@@ -35,7 +35,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
 
 
-def vector(piece: Piece) -> str:
+def vector(piece: ColumnGroup) -> str:
     group = piece.group
     ends = "" if group.low is None else f"{group.low:g}..{group.high:g}"
     open_end = "" if group.open is None else f"open {group.open:g}"
@@ -63,11 +63,11 @@ def facts(entry: OxeEntry) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_an_entry_says_what_its_sources_say(name: str) -> None:
-    assert facts(table()[name]) == EXPECTED[name]
+    assert facts(load_entries()[name]) == EXPECTED[name]
 
 
 def test_every_entry_has_its_facts_written_out() -> None:
-    assert set(table()) == set(EXPECTED)
+    assert set(load_entries()) == set(EXPECTED)
 
 
 def written(folder: Path, name: str) -> dict[str, Any]:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyvla.data.formats.rlds.tf_example import Feature, parse
+from anyvla.data.formats.rlds.tf_example import ExampleFeature, parse_example
 from tests.data.formats.rlds.tf_records import example, field, varint
 
 
-def parsed(name: str, feature: bytes) -> dict[str, Feature]:
-    return parse(memoryview(example({name: feature})))
+def parsed(name: str, feature: bytes) -> dict[str, ExampleFeature]:
+    return parse_example(memoryview(example({name: feature})))
 
 
 integers = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20)
@@ -42,7 +42,7 @@ def test_floats(values: list[float], packed: bool):
 @given(values=st.lists(st.binary(max_size=300), max_size=8))
 def test_bytes(values: list[bytes]):
     feature = parsed("x", field(1, b"".join(field(1, v) for v in values)))["x"]
-    assert [bytes(v) for v in feature.texts()] == values
+    assert [bytes(v) for v in feature.byte_strings()] == values
     assert feature.count() == len(values)
 
 
@@ -52,9 +52,9 @@ def test_what_is_of_another_kind_or_no_message_is_refused():
         texts.numbers()
     numbers = parsed("x", field(3, field(1, varint(5))))["x"]
     with pytest.raises(ValueError, match="holds numbers, not byte strings"):
-        numbers.texts()
+        numbers.byte_strings()
     whole = example({"x": field(1, field(1, b"abc"))})
     with pytest.raises(ValueError, match=r"no tf\.train\.Example: a field runs over its end"):
-        parse(memoryview(whole[:-2]))
+        parse_example(memoryview(whole[:-2]))
     with pytest.raises(ValueError, match=r"no tf\.train\.Example"):
-        parse(memoryview(b"\xff" * 12))
+        parse_example(memoryview(b"\xff" * 12))

@@ -383,7 +383,7 @@ def test_a_mask_of_absent_demonstrations_and_a_wrong_count(tmp_path: Path) -> No
         replace(file, "mask/train", np.array(["demo_0", "demo_99"], dtype="S"))
         file["data/demo_0"].attrs["num_samples"] = 50  # its arrays say 5
     data = RobomimicDataset(RobomimicConfig(filter="train"), path)
-    assert list(data.lost) == [1]
+    assert list(data.unreadable) == [1]
     assert len(data[0]) == 5
     with pytest.raises(ValueError, match="has no 'data/demo_99/actions'"):
         data[1]

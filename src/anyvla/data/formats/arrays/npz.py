@@ -11,12 +11,17 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from anyvla.data.formats.arrays.npy import FAULTS, Head, read_array, read_head
+from anyvla.data.formats.arrays.npy import DAMAGE_ERRORS, ArrayHeader, read_array, read_header
 from anyvla.files.inside import regular
 
 # A member may unpack to so many bytes without asking, or to so many times its packed size: black frames of an hour.
 _FREE_BYTES, _RATIO = 256 << 20, 100
-_FAULTS = (*FAULTS, zipfile.BadZipFile, zlib.error, RuntimeError)  # zipfile raises RuntimeError for locked members
+_DAMAGE_ERRORS = (
+    *DAMAGE_ERRORS,
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,
+)  # zipfile raises RuntimeError for locked members
 
 
 def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -30,51 +35,51 @@ def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.n
         return {k: _array(archive, path, k) for k in names}
 
 
-def keys_of(path: Path) -> list[str]:
+def array_keys(path: Path) -> list[str]:
     """Return the names of the arrays, without reading them. Raise ValueError that names the file."""
     with _open(path) as archive:
         return _names(archive)
 
 
-def head_of(path: Path, key: str) -> Head:
-    """Return shape and type of one array; only its head is read. Raises ValueError that names the file and the key."""
+def array_header(path: Path, key: str) -> ArrayHeader:
+    """Read shape and type of one array from its header. Raise ValueError that names the file and the key."""
     with _open(path) as archive:
         if key not in _names(archive):
             raise ValueError(f"{path} has no key {key!r}; it has {', '.join(_names(archive)) or 'none'}")
         try:
             with _member(archive, key) as (file, _):
-                return read_head(file)
-        except _FAULTS as error:
+                return read_header(file)
+        except _DAMAGE_ERRORS as error:
             raise ValueError(f"{path}, key {key!r}: {error}; copy the file again") from None
 
 
-def shape_of(path: Path, key: str) -> tuple[int, ...]:
-    """Return the shape of one array; see `head_of`."""
-    return head_of(path, key).shape
+def array_shape(path: Path, key: str) -> tuple[int, ...]:
+    """Return the shape of one array; see `array_header`."""
+    return array_header(path, key).shape
 
 
-class Place(NamedTuple):
+class ArrayLocation(NamedTuple):
     """The place of the numbers of an array in the file."""
 
     offset: int
     dtype: np.dtype
 
 
-def place_of(path: Path, key: str) -> Place | None:
+def locate_array(path: Path, key: str) -> ArrayLocation | None:
     """Return where the numbers of an array begin, and their type; None if they cannot be read in place."""
     with _open(path) as archive:
         try:
             with _member(archive, key) as (file, info):
-                head = read_head(file)
+                header = read_header(file)
                 inside = file.tell()
-            if info.compress_type != zipfile.ZIP_STORED or head.fortran or head.dtype.hasobject:
+            if info.compress_type != zipfile.ZIP_STORED or header.fortran or header.dtype.hasobject:
                 return None
-            with path.open("rb") as raw:  # the local head is 30 bytes, a name and an extra field (PKZIP APPNOTE 4.3.7)
+            with path.open("rb") as raw:  # local header: 30 bytes, a name, an extra field (PKZIP APPNOTE 4.3.7)
                 raw.seek(info.header_offset + 26)
                 name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))
-        except _FAULTS as error:
+        except _DAMAGE_ERRORS as error:
             raise ValueError(f"{path}, key {key!r} cannot be read ({error}); copy the file again") from None
-    return Place(info.header_offset + 30 + name + extra + inside, head.dtype)
+    return ArrayLocation(info.header_offset + 30 + name + extra + inside, header.dtype)
 
 
 @contextmanager
@@ -83,7 +88,7 @@ def _open(path: Path) -> Iterator[zipfile.ZipFile]:
         archive = zipfile.ZipFile(regular(path))
     except FileNotFoundError:
         raise ValueError(f"there is no {path}; copy the data set again") from None
-    except _FAULTS as error:
+    except _DAMAGE_ERRORS as error:
         raise ValueError(f"{path} cannot be read as .npz ({error}); copy it again") from None
     with archive:
         yield archive
@@ -110,5 +115,5 @@ def _array(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
     try:
         with _member(archive, key) as (file, info):
             return read_array(file, info.file_size)
-    except _FAULTS as error:
+    except _DAMAGE_ERRORS as error:
         raise ValueError(f"{path}, key {key!r}: {error}; copy the file again, or write it without objects") from None

@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from anyvla.data.formats.arrays.pickle_opcodes import Built, RefusedError, key
+from anyvla.data.formats.arrays.pickle_opcodes import RefusedPickleError, StatefulStandIn, check_key
 
 _SIMPLE = re.compile(r"b1|i[1248]|u[1248]|f[248]|c8|c16|O[48]?|[SU]\d{1,9}")
-_COPIES = 4  # times the file: a pickle can name one part many times, and ask for a copy each time
+_COPIED_SIZES = 4  # times the file: a pickle can name one part many times, and ask for a copy each time
 
 
 class NumpyKind:
     """Stands for `numpy.ndarray` as the kind of array that `_reconstruct` is asked for."""
 
 
-class NumpyType(Built):
+class NumpyType(StatefulStandIn):
     """Stands for a simple `numpy.dtype`."""
 
     def __init__(self, code: str, *flags: Any) -> None:
         if type(code) is not str or not _SIMPLE.fullmatch(code):
-            raise RefusedError(f"wants an array of type {code!r}, not of numbers or text")
+            raise RefusedPickleError(f"wants an array of type {code!r}, not of numbers or text")
         self.code, self.order = code, "="
 
     def build(self, state: Any) -> None:
@@ -37,7 +37,7 @@ class NumpyType(Built):
         if type(state) is not tuple or len(state) < 5 or state[1] not in ("<", ">", "=", "|"):
             raise ValueError("an array has a damaged type")
         if any(part is not None for part in state[2:5]):
-            raise RefusedError("wants an array of records, not of numbers or text")
+            raise RefusedPickleError("wants an array of records, not of numbers or text")
         self.order = state[1]
 
     @property
@@ -45,14 +45,14 @@ class NumpyType(Built):
         """Return whether the elements are Python objects."""
         return self.code[0] == "O"
 
-    def real(self) -> np.dtype:
+    def as_dtype(self) -> np.dtype:
         """Return the numpy type. Raise ValueError if the elements are objects."""
         if self.objects:
             raise ValueError("an array or a scalar holds objects where it promises numbers")
         return np.dtype(self.order + self.code)
 
 
-class NumpyArray(Built):
+class NumpyArray(StatefulStandIn):
     """Stands for a `numpy.ndarray`, until its state says what it holds: an array of numbers, or a list of objects."""
 
     def __init__(self, as_bytes: Callable[[Any], bytes]) -> None:
@@ -66,15 +66,15 @@ class NumpyArray(Built):
         if type(state) is not tuple or len(state) != 5 or type(state[2]) is not NumpyType:
             raise ValueError("an array has a damaged state")
         _, shape, kind, fortran, contents = state
-        self._shape, self._fortran = _checked(shape), bool(fortran)
+        self._shape, self._fortran = _check_shape(shape), bool(fortran)
         if not kind.objects:
-            self.value = _numbers(self._as_bytes(contents), kind.real(), self._shape, self._fortran)
+            self.value = _array_over(self._as_bytes(contents), kind.as_dtype(), self._shape, self._fortran)
         elif type(contents) is list and len(contents) == math.prod(self._shape):
             self.value = contents
         else:
             raise ValueError(f"an array promises objects of shape {self._shape} and holds others")
 
-    def of_objects(self, objects: list[Any]) -> np.ndarray:
+    def as_object_array(self, objects: list[Any]) -> np.ndarray:
         """Return the real array of these objects."""
         array = np.empty(len(objects), object)
         for i, value in enumerate(objects):
@@ -82,37 +82,37 @@ class NumpyArray(Built):
         return array.reshape(self._shape, order="F" if self._fortran else "C")
 
 
-def table(size: int) -> dict[tuple[str, str], Callable[..., Any]]:
+def allowed_functions(size: int) -> dict[tuple[str, str], Callable[..., Any]]:
     """Return the functions that a pickle of `size` bytes may name."""
-    copies = _Copies(_COPIES * size)
+    budget = _CopyBudget(_COPIED_SIZES * size)
     return {
         ("numpy", "ndarray"): NumpyKind,
         ("numpy", "dtype"): NumpyType,
-        ("_codecs", "encode"): copies.as_bytes,  # how protocol 2 writes bytes
+        ("_codecs", "encode"): budget.as_bytes,  # how protocol 2 writes bytes
         **{
             (f"numpy.{core}.{module}", name): target
             for core in ("core", "_core")
             for module, name, target in (
-                ("multiarray", "_reconstruct", copies.empty),
-                ("multiarray", "scalar", copies.scalar),
-                ("numeric", "_frombuffer", copies.from_buffer),
+                ("multiarray", "_reconstruct", budget.empty),
+                ("multiarray", "scalar", budget.scalar),
+                ("numeric", "_frombuffer", budget.from_buffer),
             )
         },
         **{
             (module, name): target
             for module in ("builtins", "__builtin__")
             for name, target in (
-                ("set", copies.members),
-                ("frozenset", lambda members=(): frozenset(copies.members(members))),
+                ("set", budget.members),
+                ("frozenset", lambda members=(): frozenset(budget.members(members))),
                 ("complex", lambda real, imaginary: complex(float(real), float(imaginary))),
                 ("bytes", lambda: b""),
-                ("bytearray", lambda data=b"", encoding="latin-1": bytearray(copies.as_bytes(data, encoding))),
+                ("bytearray", lambda data=b"", encoding="latin-1": bytearray(budget.as_bytes(data, encoding))),
             )
         },
     }
 
 
-class _Copies:
+class _CopyBudget:
     """The functions that copy a part of a pickle. All of them together copy `most` elements."""
 
     def __init__(self, most: int) -> None:
@@ -132,7 +132,7 @@ class _Copies:
         if type(members) not in (list, tuple):
             raise ValueError(f"a set is made of a {type(members).__name__}")
         self._spend(len(members))
-        return {key(member) for member in members}
+        return {check_key(member) for member in members}
 
     def empty(self, kind: Any, shape: Any, code: Any) -> NumpyArray:
         if getattr(kind, "target", None) is not NumpyKind:
@@ -143,27 +143,31 @@ class _Copies:
         if type(kind) is not NumpyType:
             raise ValueError("a scalar of an unknown type")
         if not data:  # an empty text
-            return np.zeros((), kind.real())[()] if kind.code in ("S0", "U0") else _numbers(b"", kind.real(), (), False)
-        return _numbers(self.as_bytes(data), kind.real(), (), False)[()]
+            return (
+                np.zeros((), kind.as_dtype())[()]
+                if kind.code in ("S0", "U0")
+                else _array_over(b"", kind.as_dtype(), (), False)
+            )
+        return _array_over(self.as_bytes(data), kind.as_dtype(), (), False)[()]
 
     def from_buffer(self, data: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
         if type(kind) is not NumpyType or order not in ("C", "F"):
             raise ValueError("an array of an unknown type")
-        return _numbers(self.as_bytes(data), kind.real(), _checked(shape), order == "F")
+        return _array_over(self.as_bytes(data), kind.as_dtype(), _check_shape(shape), order == "F")
 
     def _spend(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            raise RefusedError("copies its parts too often")
+            raise RefusedPickleError("copies its parts too often")
 
 
-def _checked(shape: Any) -> tuple[int, ...]:
+def _check_shape(shape: Any) -> tuple[int, ...]:
     if type(shape) is not tuple or len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
         raise ValueError("an array has a damaged shape")
     return shape
 
 
-def _numbers(data: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
+def _array_over(data: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
     """Return a read-only array over the bytes, which are not copied."""
     promised = math.prod(shape) * dtype.itemsize
     if not dtype.itemsize:

@@ -22,11 +22,11 @@ _DIGITS = 400  # of a number that is written as text; Python takes quadratic tim
 _KEY_BITS = 60  # longer integers can be chosen such that they all hash alike
 
 
-class RefusedError(ValueError):
+class RefusedPickleError(ValueError):
     """A pickle asks for more than plain data needs. The text follows "a pickle that"."""
 
 
-class Built(ABC):
+class StatefulStandIn(ABC):
     """Something that a function of the table returned and that may take a state (opcode BUILD) afterwards."""
 
     @abstractmethod
@@ -43,37 +43,37 @@ class Function:
     target: Callable[..., Any]
 
 
-Table = Mapping[tuple[str, str], Callable[..., Any]]
+FunctionTable = Mapping[tuple[str, str], Callable[..., Any]]
 
 
-def run(data: bytes, table: Table) -> Any:
+def run_opcodes(data: bytes, table: FunctionTable) -> Any:
     """Return the object that the opcodes describe.
 
-    `table`: the functions that the pickle may name. Raise RefusedError for other names and opcodes, ValueError,
+    `table`: the functions that the pickle may name. Raise RefusedPickleError for other names and opcodes, ValueError,
     TypeError, KeyError, IndexError or struct.error for damage.
     """
-    machine = _Machine(data, table)
+    machine = _PickleMachine(data, table)
     while (code := machine.take(1)) != pickle.STOP:
-        operation = _Machine.OPERATIONS.get(code)
+        operation = _PickleMachine.OPERATIONS.get(code)
         if operation is None:
-            raise RefusedError(f"uses the opcode {code!r}, which plain data does not need")
+            raise RefusedPickleError(f"uses the opcode {code!r}, which plain data does not need")
         operation(machine)
     return machine.pop()
 
 
-def key(value: Any) -> Any:
+def check_key(value: Any) -> Any:
     """Return a key of a dict or a member of a set; only scalars may be one, because they are hashed in little time."""
     if not (value is None or isinstance(value, str | bytes | int | float | np.generic)):
-        raise RefusedError(f"has a {type(value).__name__} as a key of a dict or a member of a set")
+        raise RefusedPickleError(f"has a {type(value).__name__} as a key of a dict or a member of a set")
     if isinstance(value, int) and value.bit_length() > _KEY_BITS:
-        raise RefusedError(f"has a number of {value.bit_length()} bits as a key of a dict or a member of a set")
+        raise RefusedPickleError(f"has a number of {value.bit_length()} bits as a key of a dict or a member of a set")
     return value
 
 
-class _Machine:
-    OPERATIONS: ClassVar[dict[bytes, Callable[[_Machine], Any]]]
+class _PickleMachine:
+    OPERATIONS: ClassVar[dict[bytes, Callable[[_PickleMachine], Any]]]
 
-    def __init__(self, data: bytes, table: Table) -> None:
+    def __init__(self, data: bytes, table: FunctionTable) -> None:
         self.data, self.at, self.table = data, 0, table
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -99,7 +99,7 @@ class _Machine:
     def digits(self) -> bytes:
         line = self.line()
         if len(line) > _DIGITS:
-            raise RefusedError(f"holds a number of {len(line)} digits")
+            raise RefusedPickleError(f"holds a number of {len(line)} digits")
         return line
 
     def push(self, value: Any) -> None:
@@ -127,10 +127,10 @@ class _Machine:
 
     def name(self, module: str, name: str) -> None:
         if (module, name) not in self.table:
-            raise RefusedError(f"wants {module}.{name}")
+            raise RefusedPickleError(f"wants {module}.{name}")
         self.push(Function(module, name, self.table[module, name]))
 
-    def remember(self, index: int) -> None:
+    def memoize(self, index: int) -> None:
         value = self.pop()
         self.stack.append(value)
         self.memo[index] = value
@@ -143,7 +143,7 @@ class _Machine:
         if len(values) % 2:
             raise ValueError("a key of a dict has no value")
         for i in range(0, len(values), 2):
-            target[key(values[i])] = values[i + 1]
+            target[check_key(values[i])] = values[i + 1]
 
     def integer(self) -> None:
         line = self.digits()
@@ -151,7 +151,7 @@ class _Machine:
 
     def long(self, size: int) -> None:
         if not 0 <= size < 256:
-            raise RefusedError(f"holds a number of {size} bytes")
+            raise RefusedPickleError(f"holds a number of {size} bytes")
         self.push(int.from_bytes(self.take(size), "little", signed=True))
 
     def text(self, data: bytes, encoding: str = "utf-8") -> None:
@@ -188,8 +188,8 @@ class _Machine:
 
     def build(self) -> None:
         state, target = self.pop(), self.pop()
-        if not isinstance(target, Built):
-            raise RefusedError(f"sets the state of a {type(target).__name__}")
+        if not isinstance(target, StatefulStandIn):
+            raise RefusedPickleError(f"sets the state of a {type(target).__name__}")
         target.build(state)
         self.push(target)
 
@@ -202,7 +202,7 @@ class _Machine:
         self.set_items(values)
 
 
-_Machine.OPERATIONS = {
+_PickleMachine.OPERATIONS = {
     pickle.PROTO: lambda m: None if m.take(1)[0] <= 5 else m.long(-1),
     pickle.FRAME: lambda m: m.number("<Q"),  # a hint for reading from a stream
     pickle.MARK: lambda m: m.marks.append(len(m.stack)),
@@ -211,7 +211,7 @@ _Machine.OPERATIONS = {
     pickle.NONE: lambda m: m.push(None),
     pickle.NEWTRUE: lambda m: m.push(True),
     pickle.NEWFALSE: lambda m: m.push(False),
-    pickle.INT: _Machine.integer,
+    pickle.INT: _PickleMachine.integer,
     pickle.BININT: lambda m: m.push(m.number("<i")),
     pickle.BININT1: lambda m: m.push(m.number("<B")),
     pickle.BININT2: lambda m: m.push(m.number("<H")),
@@ -220,7 +220,7 @@ _Machine.OPERATIONS = {
     pickle.LONG4: lambda m: m.long(m.number("<i")),
     pickle.FLOAT: lambda m: m.push(float(m.digits())),
     pickle.BINFLOAT: lambda m: m.push(m.number(">d")),
-    pickle.STRING: _Machine.quoted,
+    pickle.STRING: _PickleMachine.quoted,
     pickle.BINSTRING: lambda m: m.old_text(m.number("<i")),
     pickle.SHORT_BINSTRING: lambda m: m.old_text(m.number("<B")),
     pickle.BINBYTES: lambda m: m.push(m.take(m.number("<I"))),
@@ -240,23 +240,23 @@ _Machine.OPERATIONS = {
     pickle.TUPLE1: lambda m: m.tuple_of(1),
     pickle.TUPLE2: lambda m: m.tuple_of(2),
     pickle.TUPLE3: lambda m: m.tuple_of(3),
-    pickle.DICT: _Machine.dict_of,
-    pickle.FROZENSET: lambda m: m.push(frozenset(map(key, m.marked()))),
+    pickle.DICT: _PickleMachine.dict_of,
+    pickle.FROZENSET: lambda m: m.push(frozenset(map(check_key, m.marked()))),
     pickle.APPEND: lambda m: m.append([m.pop()]),
     pickle.APPENDS: lambda m: m.append(m.marked()),
     pickle.SETITEM: lambda m: m.set_items([m.pop(), m.pop()][::-1]),
     pickle.SETITEMS: lambda m: m.set_items(m.marked()),
-    pickle.ADDITEMS: lambda m: (lambda values: m.top(set).update(map(key, values)))(m.marked()),
+    pickle.ADDITEMS: lambda m: (lambda values: m.top(set).update(map(check_key, values)))(m.marked()),
     pickle.GET: lambda m: m.push(m.memo[int(m.digits())]),
     pickle.BINGET: lambda m: m.push(m.memo[m.number("<B")]),
     pickle.LONG_BINGET: lambda m: m.push(m.memo[m.number("<I")]),
-    pickle.PUT: lambda m: m.remember(int(m.digits())),
-    pickle.BINPUT: lambda m: m.remember(m.number("<B")),
-    pickle.LONG_BINPUT: lambda m: m.remember(m.number("<I")),
-    pickle.MEMOIZE: lambda m: m.remember(len(m.memo)),
-    pickle.GLOBAL: _Machine.named,
-    pickle.INST: _Machine.named,
-    pickle.STACK_GLOBAL: _Machine.named_on_stack,
-    pickle.REDUCE: _Machine.call,
-    pickle.BUILD: _Machine.build,
+    pickle.PUT: lambda m: m.memoize(int(m.digits())),
+    pickle.BINPUT: lambda m: m.memoize(m.number("<B")),
+    pickle.LONG_BINPUT: lambda m: m.memoize(m.number("<I")),
+    pickle.MEMOIZE: lambda m: m.memoize(len(m.memo)),
+    pickle.GLOBAL: _PickleMachine.named,
+    pickle.INST: _PickleMachine.named,
+    pickle.STACK_GLOBAL: _PickleMachine.named_on_stack,
+    pickle.REDUCE: _PickleMachine.call,
+    pickle.BUILD: _PickleMachine.build,
 }

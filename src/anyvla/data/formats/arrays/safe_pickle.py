@@ -2,7 +2,7 @@
 
 `np.load(allow_pickle=True)` lets a file call any function. Here a pickle may hold numpy arrays and scalars of simple
 types, and what Python writes without an import: dict, list, tuple, set, str, bytes and numbers. Anything else is
-refused by name. Reading takes at most `MOST_MEMORY` times the file, and 1 MiB.
+refused by name. Reading takes at most `MAX_MEMORY_RATIO` times the file, and 1 MiB.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anyvla.data.formats.arrays.npy import FAULTS, read_array, read_head
-from anyvla.data.formats.arrays.pickle_arrays import NumpyArray, table
-from anyvla.data.formats.arrays.pickle_opcodes import RefusedError, run
+from anyvla.data.formats.arrays.npy import DAMAGE_ERRORS, read_array, read_header
+from anyvla.data.formats.arrays.pickle_arrays import NumpyArray, allowed_functions
+from anyvla.data.formats.arrays.pickle_opcodes import RefusedPickleError, run_opcodes
 from anyvla.files.inside import regular
 
-MOST_MEMORY = 400  # an empty set is one byte in a pickle and 216 in memory
-MOST_EXPANDED = 256  # times the file: what comes out if shared parts are written anew at each mention
+MAX_MEMORY_RATIO = 400  # an empty set is one byte in a pickle and 216 in memory
+MAX_EXPANSION = 256  # times the file: what comes out if shared parts are written anew at each mention
 _DEPTH = 64  # of lists within lists
-_DAMAGE = (*FAULTS, AttributeError, SystemError, struct.error)
+_DAMAGE_ERRORS = (*DAMAGE_ERRORS, AttributeError, SystemError, struct.error)
 
 
 def load_objects(path: Path) -> Any:
@@ -32,33 +32,33 @@ def load_objects(path: Path) -> Any:
     """
     try:
         with regular(path).open("rb") as file:
-            head = read_head(file)
-            if head.dtype == object:
-                array = _unpickled(file.read()).reshape(head.shape, order="F" if head.fortran else "C")
+            header = read_header(file)
+            if header.dtype == object:
+                array = _unpickled(file.read()).reshape(header.shape, order="F" if header.fortran else "C")
             else:
                 file.seek(0)
                 array = read_array(file, path.stat().st_size)
             return array.item() if array.shape == () else array
     except FileNotFoundError:
         raise ValueError(f"there is no {path}") from None
-    except RefusedError as error:
+    except RefusedPickleError as error:
         raise ValueError(
             f"{path} holds a pickle that {error}; only numpy arrays and plain Python data are read. Do not "
             "open it with other tools unless you trust where it comes from"
         ) from None
-    except _DAMAGE as error:
+    except _DAMAGE_ERRORS as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from None
 
 
 def _unpickled(data: bytes) -> np.ndarray:
-    most = max(1 << 20, MOST_EXPANDED * len(data))
-    array = _Finished(most).of(run(data, table(len(data))), 0).value
+    most = max(1 << 20, MAX_EXPANSION * len(data))
+    array = _Resolver(most).resolve(run_opcodes(data, allowed_functions(len(data))), 0).value
     if not isinstance(array, np.ndarray):
-        raise ValueError("its head promises an array, its pickle holds something else")
+        raise ValueError("its header promises an array, its pickle holds something else")
     return array
 
 
-class _Part(NamedTuple):
+class _Resolved(NamedTuple):
     """A value without stand-ins."""
 
     value: Any
@@ -66,53 +66,53 @@ class _Part(NamedTuple):
     height: int = 0
 
 
-class _Finished:
+class _Resolver:
     """Puts real arrays in place of stand-ins. Refuses values that are endless, deep or large when they are walked."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._done: dict[int, tuple[_Part, Any]] = {}  # with the value itself, so that no other takes its id
+        self._done: dict[int, tuple[_Resolved, Any]] = {}  # with the value itself, so that no other takes its id
         self._open: set[int] = set()
 
-    def of(self, value: Any, depth: int) -> _Part:
+    def resolve(self, value: Any, depth: int) -> _Resolved:
         if value is None or isinstance(value, bool | int | float | complex | np.generic):
-            return _Part(value, 1)
+            return _Resolved(value, 1)
         if isinstance(value, str | bytes | bytearray | set | frozenset):
-            return _Part(value, 1 + len(value))
+            return _Resolved(value, 1 + len(value))
         if id(value) in self._done:
             return self._done[id(value)][0]
         if id(value) in self._open:
-            raise RefusedError("has a list that holds itself")
+            raise RefusedPickleError("has a list that holds itself")
         if depth > _DEPTH:
-            raise RefusedError(f"nests lists more than {_DEPTH} deep")
+            raise RefusedPickleError(f"nests lists more than {_DEPTH} deep")
         self._open.add(id(value))
         part = self._container(value, depth + 1)
         self._done[id(value)] = part, value
         self._open.remove(id(value))
         if part.size > self._most:
-            raise RefusedError("repeats its parts so often that they would fill the memory")
+            raise RefusedPickleError("repeats its parts so often that they would fill the memory")
         if part.height > _DEPTH:
-            raise RefusedError(f"nests lists more than {_DEPTH} deep")
+            raise RefusedPickleError(f"nests lists more than {_DEPTH} deep")
         return part
 
-    def _container(self, value: Any, depth: int) -> _Part:
+    def _container(self, value: Any, depth: int) -> _Resolved:
         if isinstance(value, NumpyArray) and isinstance(value.value, np.ndarray):
             value = value.value
         if isinstance(value, np.ndarray):
-            return _Part(value, 1 + value.nbytes)
+            return _Resolved(value, 1 + value.nbytes)
         objects: Any = value.value if isinstance(value, NumpyArray) else value
         if type(objects) not in (dict, list, tuple):
             raise ValueError(f"a {getattr(value, 'name', type(value).__name__)} is no data")
-        parts = [self.of(part, depth) for part in (objects.values() if type(objects) is dict else objects)]
+        parts = [self.resolve(part, depth) for part in (objects.values() if type(objects) is dict else objects)]
         real = [part.value for part in parts]
         size = 1 + sum(part.size for part in parts)
         height = 1 + max((part.height for part in parts), default=0)
         if isinstance(value, NumpyArray):
-            return _Part(value.of_objects(real), size, height)
+            return _Resolved(value.as_object_array(real), size, height)
         if type(value) is dict:
             value.update(zip(value, real, strict=True))
-            return _Part(value, size + sum(self.of(name, depth).size for name in value), height)
+            return _Resolved(value, size + sum(self.resolve(name, depth).size for name in value), height)
         if type(value) is list:
             value[:] = real
-            return _Part(value, size, height)
-        return _Part(tuple(real), size, height)
+            return _Resolved(value, size, height)
+        return _Resolved(tuple(real), size, height)

@@ -21,9 +21,15 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints, stored
 from anyvla.data.episode import Episode, Frames, conventions, steady
-from anyvla.data.formats.arrays.npz import keys_of, load_arrays, shape_of
-from anyvla.data.formats.calvin.index import Segment, annotated, in_scenes, listed, played
-from anyvla.data.formats.lost import report_empty, report_lost
+from anyvla.data.formats.arrays.npz import array_keys, array_shape, load_arrays
+from anyvla.data.formats.calvin.index import (
+    Segment,
+    annotated_segments,
+    play_segments,
+    read_segment_list,
+    select_scenes,
+)
+from anyvla.data.formats.unreadable import report_empty, report_unreadable
 from anyvla.data.formats.vectors import check_real
 from anyvla.files.inside import inside
 from anyvla.robot.embodiment import Embodiment
@@ -69,21 +75,25 @@ class CalvinDataset:
         self._split = self.root if own_split else self.root / config.split
         if not (self._split / "ep_start_end_ids.npy").is_file():
             raise ValueError(f"{self._split} has no ep_start_end_ids.npy: no split of CALVIN, or not copied whole")
-        found = annotated(self._split, config.annotations) if config.segments == "annotated" else played(self._split)
-        found = in_scenes(found, self._split, config.scenes)
+        found = (
+            annotated_segments(self._split, config.annotations)
+            if config.segments == "annotated"
+            else play_segments(self._split)
+        )
+        found = select_scenes(found, self._split, config.scenes)
         if config.list is not None:
-            wanted = listed(config.list)
+            wanted = read_segment_list(config.list)
             found = [s for s in found if (s.start, s.end) in wanted]
         if not found:
             raise ValueError(f"{self._split} has no segment that is asked for ({json.dumps(to_dict(config))})")
         empty = [s for s in found if s.start == s.end]
         report_empty(self._split, [f"{s.start} ({s.task})" for s in empty])
         self._segments = [self._with_files(s) for s in found if s.start < s.end]
-        self.lost = {i: s.fault for i, s in enumerate(self._segments) if s.fault}
-        report_lost(self._split, self.lost, len(self._segments))
+        self.unreadable = {i: s.fault for i, s in enumerate(self._segments) if s.fault}
+        report_unreadable(self._split, self.unreadable, len(self._segments))
         first = self._path(next(s.start for s in self._segments if not s.fault))
-        self.embodiment = embodiment or calvin_embodiment(config.actions, _cameras(first))
-        self._names: dict[int, str] = {}  # under which blocks of numbers are kept
+        self.embodiment = embodiment or calvin_embodiment(config.actions, _color_cameras(first))
+        self._block_names: dict[int, str] = {}  # under which blocks of numbers are kept
         self._shapes = {c: _image_shape(first, c) for c in self.embodiment.cameras}
         for what, space, size in (("action", self.embodiment.action, 7), ("proprio", self.embodiment.proprio, 15)):
             if space.size != size:
@@ -114,7 +124,7 @@ class CalvinDataset:
         length = segment.end - segment.start
         where = f"{self._split}, steps {segment.start} to {segment.end - 1}"
         try:
-            rows = self._rows(segment.start, segment.end)
+            rows = self._read_rows(segment.start, segment.end)
         except ValueError as error:
             raise ValueError(f"episode {index}: {error}") from None
         extra = {"task": segment.task, "scene": segment.scene, "first_step": segment.start}
@@ -124,8 +134,8 @@ class CalvinDataset:
                 camera: StepFrames(self._split, segment.start, (length, *size, 3), f"rgb_{camera}", index)
                 for camera, size in self._shapes.items()
             },
-            proprio=np.ascontiguousarray(rows[:, _STATE]),
-            actions=self._actions(rows),
+            proprio=np.ascontiguousarray(rows[:, _PROPRIO]),
+            actions=self._convert_actions(rows),
             instructions=(segment.instruction,) if segment.instruction else (),
             timestamps=steady(length, HZ),
             provenance=where,
@@ -144,10 +154,10 @@ class CalvinDataset:
     def _meaning(self) -> Any:
         return [conventions(self.embodiment), self.config.actions]
 
-    def _actions(self, rows: Float32[np.ndarray, "T K"]) -> Float32[np.ndarray, "T 7"]:
+    def _convert_actions(self, rows: Float32[np.ndarray, "T K"]) -> Float32[np.ndarray, "T 7"]:
         actions = rows[:, _WORLD if self.config.actions == "world" else _RELATIVE].copy()
         if self.config.actions == "motion":
-            now = rows[:, _STATE][:, 3:6].astype(np.float64)
+            now = rows[:, _PROPRIO][:, 3:6].astype(np.float64)
             goal = now + actions[:, 3:6] / 20
             turn = compose(quaternions(goal, "euler"), inverse(quaternions(now, "euler")))
             actions[:, 3:6] = written(turn, "axis_angle") * 20
@@ -162,30 +172,30 @@ class CalvinDataset:
             used[s.start : s.end] = True
         return np.flatnonzero(used)
 
-    def _rows(self, start: int, end: int) -> Float32[np.ndarray, "T K"]:
+    def _read_rows(self, start: int, end: int) -> Float32[np.ndarray, "T K"]:
         """The numbers of steps start .. end - 1; opening a file a step is slow, so blocks of them are kept."""
         first = int(np.searchsorted(self._steps, start))
         last = first + end - start
         blocks = range(first // _BLOCK, (last - 1) // _BLOCK + 1)
         try:
-            rows = np.concatenate([self._block(b) for b in blocks])
+            rows = np.concatenate([self._read_block(b) for b in blocks])
         except (ValueError, OSError):  # perhaps for a step of another segment
-            return np.stack([self._numbers(step) for step in range(start, end)])
+            return np.stack([self._read_step(step) for step in range(start, end)])
         return rows[first - blocks[0] * _BLOCK : last - blocks[0] * _BLOCK]
 
-    def _block(self, number: int) -> Float32[np.ndarray, "S K"]:
+    def _read_block(self, number: int) -> Float32[np.ndarray, "S K"]:
         steps = self._steps[number * _BLOCK : (number + 1) * _BLOCK].tolist()
-        if number not in self._names:  # once, as the fingerprint: an open data set is as it was when it was read
-            self._names[number] = fingerprints.state(self._split, [self._path(step) for step in steps], "float32")
-        name = self._names[number]
+        if number not in self._block_names:  # once, as the fingerprint: an open data set is as it was when it was read
+            self._block_names[number] = fingerprints.state(self._split, [self._path(step) for step in steps], "float32")
+        name = self._block_names[number]
         if (known := stored.read("calvin", name)) is not None:
             return np.frombuffer(known, np.float32).reshape(-1, _WIDTH)
         with ThreadPoolExecutor(_THREADS) as pool:
-            rows = np.stack(list(pool.map(self._numbers, steps)))
+            rows = np.stack(list(pool.map(self._read_step, steps)))
         stored.keep("calvin", name, rows.tobytes())
         return rows
 
-    def _numbers(self, step: int) -> Float32[np.ndarray, "K"]:
+    def _read_step(self, step: int) -> Float32[np.ndarray, "K"]:
         path = self._path(step)
         found = load_arrays(path, _KEYS)
         for key, size in _KEYS.items():
@@ -270,7 +280,7 @@ _POSE = (
 )
 _SPLITS = ("training", "validation")
 _KEYS = {"rel_actions": 7, "actions": 7, "robot_obs": 15}
-_RELATIVE, _WORLD, _STATE = slice(0, 7), slice(7, 14), slice(14, 29)
+_RELATIVE, _WORLD, _PROPRIO = slice(0, 7), slice(7, 14), slice(14, 29)
 _WIDTH = 29
 _BLOCK = 512  # steps whose numbers are read and kept together: 59 kB, under a second of reading
 _THREADS = 8
@@ -280,15 +290,17 @@ def _step_file(split: Path, step: int) -> Path:
     return inside(split, f"episode_{step:07d}.npz")
 
 
-def _cameras(path: Path) -> list[str]:
+def _color_cameras(path: Path) -> list[str]:
     """The cameras of color that a step file has; tactile images have six channels and are none."""
     known = {"static": 0, "gripper": 1}
-    found = [k.removeprefix("rgb_") for k in keys_of(path) if k.startswith("rgb_") and shape_of(path, k)[2:] == (3,)]
+    found = [
+        k.removeprefix("rgb_") for k in array_keys(path) if k.startswith("rgb_") and array_shape(path, k)[2:] == (3,)
+    ]
     return sorted(found, key=lambda name: (known.get(name, 2), name))
 
 
 def _image_shape(path: Path, camera: str) -> tuple[int, int]:
-    shape = shape_of(path, f"rgb_{camera}")
+    shape = array_shape(path, f"rgb_{camera}")
     if len(shape) != 3 or shape[2] != 3:
         raise ValueError(f"{path}: rgb_{camera} has shape {shape}, which is no RGB image")
     return shape[0], shape[1]

@@ -31,7 +31,7 @@ class Segment:
     fault: str = ""  # why it cannot be read
 
 
-def annotated(split: Path, annotations: str) -> list[Segment]:
+def annotated_segments(split: Path, annotations: str) -> list[Segment]:
     """The segments that have words; those that cannot be read have a fault.
 
     Raises ValueError that names the file for annotations that do not fit together.
@@ -54,16 +54,16 @@ def annotated(split: Path, annotations: str) -> list[Segment]:
     for i, (place, task, text) in enumerate(zip(places, tasks, words, strict=True)):
         where = f"{path}, annotation {i}"
         try:
-            start, end = _steps(place, where)
+            start, end = _check_steps(place, where)
             if start > end:
                 raise ValueError(f"{where}: steps {start} to {end} are no segment")
-            out.append(Segment(start, end, task=_sentence(task, where), instruction=_sentence(text, where)))
+            out.append(Segment(start, end, task=_as_sentence(task, where), instruction=_as_sentence(text, where)))
         except ValueError as error:
             out.append(Segment(0, 1, fault=str(error)))
-    return _some_sound(out)
+    return _require_readable(out)
 
 
-def played(split: Path) -> list[Segment]:
+def play_segments(split: Path) -> list[Segment]:
     """The recordings as a whole, minutes long, without words."""
     path = split / "ep_start_end_ids.npy"
     ranges = load_array(inside(split, path.name))
@@ -74,16 +74,16 @@ def played(split: Path) -> list[Segment]:
     segments = []
     for i, pair in enumerate(ranges):
         try:
-            start, last = _steps(pair, f"{path}, row {i}")
+            start, last = _check_steps(pair, f"{path}, row {i}")
             if start > last:
                 raise ValueError(f"{path}, row {i}: steps {start} to {last} are no recording")
             segments.append(Segment(start, last + 1))
         except ValueError as error:
             segments.append(Segment(0, 1, fault=str(error)))
-    return _some_sound(segments)
+    return _require_readable(segments)
 
 
-def in_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...]) -> list[Segment]:
+def select_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...]) -> list[Segment]:
     """The segments with their scene; only those in `wanted`, if it names any."""
     path = split / "scene_info.npy"
     if not path.is_file():
@@ -94,16 +94,16 @@ def in_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...]) -> 
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected first and last step by the name of the scene")
     ranges = {
-        str(name).removeprefix("calvin_scene_"): _steps(pair, f"{path}, {name!r}") for name, pair in found.items()
+        str(name).removeprefix("calvin_scene_"): _check_steps(pair, f"{path}, {name!r}") for name, pair in found.items()
     }
     absent = [w for w in wanted if w not in ranges]
     if absent:
         raise ValueError(f"{path} has no scene {absent[0]}; it has {', '.join(ranges)}")
-    named = [replace(s, scene=_scene(s.start, ranges)) for s in segments]
+    named = [replace(s, scene=_scene_of(s.start, ranges)) for s in segments]
     return [s for s in named if not wanted or s.scene in wanted]
 
 
-def listed(path: Path) -> set[tuple[int, int]]:
+def read_segment_list(path: Path) -> set[tuple[int, int]]:
     """Segments by first step and end, out of a list: JSON pairs, by task or not; or lines of "number start end".
 
     Both are how RoboVLMs (arXiv 2412.14058) writes its lists: `10_shot_task_data.json` and `data_name_list.txt`.
@@ -121,31 +121,31 @@ def listed(path: Path) -> set[tuple[int, int]]:
 
 
 _ANNOTATIONS = "auto_lang_ann.npy"
-_STEPS = 10_000_000  # names of files have seven digits
+_MAX_STEPS = 10_000_000  # names of files have seven digits
 
 
-def _scene(step: int, ranges: dict[str, tuple[int, int]]) -> str:
+def _scene_of(step: int, ranges: dict[str, tuple[int, int]]) -> str:
     return next((name for name, (first, last) in ranges.items() if first <= step <= last), "")
 
 
-def _some_sound(segments: list[Segment]) -> list[Segment]:
+def _require_readable(segments: list[Segment]) -> list[Segment]:
     """Return the segments. Raises ValueError if none of them can be read."""
     if segments and all(s.fault for s in segments):
         raise ValueError(segments[0].fault)
     return segments
 
 
-def _steps(pair: Any, where: str) -> tuple[int, int]:
+def _check_steps(pair: Any, where: str) -> tuple[int, int]:
     try:
         first, second = pair
-        if int(first) != first or int(second) != second or not first >= 0 or not second < _STEPS:
+        if int(first) != first or int(second) != second or not first >= 0 or not second < _MAX_STEPS:
             raise ValueError
         return int(first), int(second)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{where}: expected a first and a last step, numbers of 0 to {_STEPS}") from None
+        raise ValueError(f"{where}: expected a first and a last step, numbers of 0 to {_MAX_STEPS}") from None
 
 
-def _sentence(text: Any, where: str) -> str:
+def _as_sentence(text: Any, where: str) -> str:
     one = text if isinstance(text, str) or not isinstance(text, list | tuple | np.ndarray) else next(iter(text), "")
     if not isinstance(one, str):
         raise ValueError(f"{where}: expected a text, found a {type(one).__name__}")

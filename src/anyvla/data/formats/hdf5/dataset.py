@@ -19,20 +19,29 @@ from jaxtyping import Float32, Int64
 from anyvla.config import to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, conventions, steady
-from anyvla.data.formats.hdf5.file import SUFFIXES, array, attribute, has, names_in, node, numbers, read
-from anyvla.data.formats.hdf5.frames import Hdf5Frames, Storage
-from anyvla.data.formats.hdf5.layout import Hdf5Config, Layout, is_episode, layout_of
-from anyvla.data.formats.listing import files_in
-from anyvla.data.formats.lost import report_empty, report_lost
-from anyvla.data.formats.vectors import as_floats
+from anyvla.data.formats.data_files import list_files
+from anyvla.data.formats.hdf5.file import (
+    SUFFIXES,
+    child_names,
+    has_key,
+    open_array,
+    open_node,
+    read_array,
+    read_attribute,
+    read_numbers,
+)
+from anyvla.data.formats.hdf5.frames import Hdf5Frames, ImageStorage
+from anyvla.data.formats.hdf5.layout import Hdf5Config, Hdf5Layout, find_layout, is_episode_file
+from anyvla.data.formats.unreadable import report_empty, report_unreadable
+from anyvla.data.formats.vectors import as_float32
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.files.inside import listed
 from anyvla.robot.embodiment import Embodiment
 
 
 @dataclass(frozen=True)
-class _Place:
-    """The place of one episode."""
+class _EpisodeLocation:
+    """The location of one episode."""
 
     file: Path
     group: str  # "": the file itself
@@ -56,21 +65,21 @@ class Hdf5Dataset:
     def recognizes(root: Path) -> bool:
         """Return whether it is a file named after an episode, or a folder of them that does not describe itself."""
         if root.is_dir():
-            return not (root / "dataset.yaml").exists() and any(is_episode(p) for p in files_in(root))
-        return is_episode(root)
+            return not (root / "dataset.yaml").exists() and any(is_episode_file(p) for p in list_files(root))
+        return is_episode_file(root)
 
     def __init__(self, config: Hdf5Config, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
         files = _files(self.root)
-        found = [place for file in files for place in self._read_file(file)]
+        found = [episode for file in files for episode in self._read_file(file)]
         report_empty(self.root, [f"{p.file.name} {p.group}".strip() for p in found if not p.length])
-        self._places = [place for place in found if place.length]
-        if not self._places:
+        self._episodes = [episode for episode in found if episode.length]
+        if not self._episodes:
             where = f"{self.root}, group {config.episodes!r}" if config.episodes else self.root
             raise ValueError(f"{where}: there is no episode with a step")
-        self.lost = {i: place.fault for i, place in enumerate(self._places) if place.fault}
-        report_lost(self.root, self.lost, len(self._places))
-        sound = next(place for place in self._places if not place.fault)
+        self.unreadable = {i: episode.fault for i, episode in enumerate(self._episodes) if episode.fault}
+        report_unreadable(self.root, self.unreadable, len(self._episodes))
+        sound = next(episode for episode in self._episodes if not episode.fault)
         self._sizes = {
             name: {key: self._size(sound, key) for key in keys}
             for name, keys in (("proprio", self._layout.proprio), ("action", self._layout.actions))
@@ -85,34 +94,34 @@ class Hdf5Dataset:
             raise UndeclaredError(self.root, plain, options, timed=False)
         self.embodiment = embodiment
         self._check_embodiment()
-        self.lengths: Int64[np.ndarray, "E"] = np.array([p.length for p in self._places], np.int64)
+        self.lengths: Int64[np.ndarray, "E"] = np.array([p.length for p in self._episodes], np.int64)
         self.provenance: dict[str, Any] = {"format": "hdf5", "files": len(files), "ahead": self._layout.ahead}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._episodes)
 
     def task(self, index: int) -> str:
         """Return the instruction, or the name of the file if there is none."""
         self._check(index)
-        place = self._places[index]
-        return (not place.fault and self._instruction(place)) or place.file.stem
+        episode = self._episodes[index]
+        return (not episode.fault and self._instruction(episode)) or episode.file.stem
 
     def __getitem__(self, index: int) -> Episode:
         """Return an episode; its frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
         self._check(index)
-        place = self._places[index]
-        where = f"{place.file}, {place.group}" if place.group else str(place.file)
-        if place.fault:
-            raise ValueError(place.fault)
-        instruction = self._instruction(place)
+        episode = self._episodes[index]
+        where = f"{episode.file}, {episode.group}" if episode.group else str(episode.file)
+        if episode.fault:
+            raise ValueError(episode.fault)
+        instruction = self._instruction(episode)
         ahead = self._layout.ahead
         return Episode(
             embodiment=self.embodiment,
-            images={camera: self._frames(place, camera, where) for camera in self.embodiment.cameras},
-            proprio=self._joined(place, "proprio", 0) if self.embodiment.proprio.size else _none(place),
-            actions=self._joined(place, "action", ahead),
+            images={camera: self._frames(episode, camera, where) for camera in self.embodiment.cameras},
+            proprio=self._read_vector(episode, "proprio", 0) if self.embodiment.proprio.size else _none(episode),
+            actions=self._read_vector(episode, "action", ahead),
             instructions=(instruction,) if instruction else (),
-            timestamps=steady(place.length, self.embodiment.control_hz),
+            timestamps=steady(episode.length, self.embodiment.control_hz),
             provenance=where,
         )
 
@@ -121,37 +130,37 @@ class Hdf5Dataset:
         """See `EpisodeDataset`."""
         folder = self.root if self.root.is_dir() else self.root.parent
         meaning = json.dumps([conventions(self.embodiment), to_dict(self.config)], sort_keys=True)
-        return fingerprints.of_files(folder, {p.file for p in self._places}, meaning)
+        return fingerprints.of_files(folder, {p.file for p in self._episodes}, meaning)
 
     @cached_property
-    def _layout(self) -> Layout:
+    def _layout(self) -> Hdf5Layout:
         """Return the keys of the first episode that has them. Raises ValueError if none has."""
         first: ValueError | None = None
         for file in _files(self.root):
             try:
-                return layout_of(self.config, file, next(iter(_groups(file, self.config.episodes)), ""))
+                return find_layout(self.config, file, next(iter(_groups(file, self.config.episodes)), ""))
             except ValueError as error:
                 first = first or error
         raise first or ValueError(f"{self.root} holds no episode")
 
-    def _read_file(self, file: Path) -> list[_Place]:
+    def _read_file(self, file: Path) -> list[_EpisodeLocation]:
         try:
-            return [self._place(file, group) for group in _groups(file, self.config.episodes)]
+            return [self._locate(file, group) for group in _groups(file, self.config.episodes)]
         except ValueError as error:
-            return [_Place(file, "", 1, str(error))]
+            return [_EpisodeLocation(file, "", 1, str(error))]
 
-    def _place(self, file: Path, group: str) -> _Place:
-        key = _Place(file, group, 0).key(self._layout.actions[0])
+    def _locate(self, file: Path, group: str) -> _EpisodeLocation:
+        key = _EpisodeLocation(file, group, 0).key(self._layout.actions[0])
         try:
-            found = array(file, key)
+            found = open_array(file, key)
             if not found.ndim:
                 raise ValueError(f"{file}: {key!r} has shape {found.shape}, expected a row for each step")
         except ValueError as error:
-            return _Place(file, group, 1, str(error))
-        return _Place(file, group, max(0, found.shape[0] - self._layout.ahead))
+            return _EpisodeLocation(file, group, 1, str(error))
+        return _EpisodeLocation(file, group, max(0, found.shape[0] - self._layout.ahead))
 
-    def _size(self, place: _Place, key: str) -> int:
-        return int(np.prod(array(place.file, place.key(key)).shape[1:], dtype=np.int64))
+    def _size(self, episode: _EpisodeLocation, key: str) -> int:
+        return int(np.prod(open_array(episode.file, episode.key(key)).shape[1:], dtype=np.int64))
 
     def _check_embodiment(self) -> None:
         robot = self.embodiment
@@ -171,46 +180,48 @@ class Hdf5Dataset:
                     f"{robot.name!r} declares {space.size} dims of {name}; {self.root} has {found} ({keys})"
                 )
 
-    def _joined(self, place: _Place, vector: Literal["action", "proprio"], ahead: int) -> Float32[np.ndarray, "T D"]:
-        parts, steps = [], place.length + self._layout.ahead
+    def _read_vector(
+        self, episode: _EpisodeLocation, vector: Literal["action", "proprio"], ahead: int
+    ) -> Float32[np.ndarray, "T D"]:
+        parts, steps = [], episode.length + self._layout.ahead
         for name, size in self._sizes[vector].items():
-            key = place.key(name)
-            values = numbers(place.file, key)
+            key = episode.key(name)
+            values = read_numbers(episode.file, key)
             if not values.ndim or len(values) != steps or values[0].size != size:
                 raise ValueError(
-                    f"{place.file}: {key} has shape {values.shape}; expected the {steps} steps of "
+                    f"{episode.file}: {key} has shape {values.shape}; expected the {steps} steps of "
                     f"{self._layout.actions[0]}, of {size} numbers"
                 )
-            rows = values[ahead : ahead + place.length].reshape(place.length, -1)
-            parts.append(as_floats(rows, f"{place.file}: {key}"))
+            rows = values[ahead : ahead + episode.length].reshape(episode.length, -1)
+            parts.append(as_float32(rows, f"{episode.file}: {key}"))
         return np.concatenate(parts, axis=1)
 
-    def _frames(self, place: _Place, camera: str, where: str) -> Hdf5Frames:
-        key = place.key(self._layout.cameras[camera])
-        storage = Storage(channels=self.config.channels, colors=self._layout.colors, upright=self.config.images)
-        shape = array(place.file, key).shape
+    def _frames(self, episode: _EpisodeLocation, camera: str, where: str) -> Hdf5Frames:
+        key = episode.key(self._layout.cameras[camera])
+        storage = ImageStorage(channels=self.config.channels, colors=self._layout.colors, upright=self.config.images)
+        shape = open_array(episode.file, key).shape
         length = shape[0] if shape else 0
-        if length != place.length + self._layout.ahead:
+        if length != episode.length + self._layout.ahead:
             raise ValueError(
-                f"{where}: {key} has {length} frames, the actions {place.length + self._layout.ahead} steps"
+                f"{where}: {key} has {length} frames, the actions {episode.length + self._layout.ahead} steps"
             )
-        rows = np.arange(place.length) if self._layout.ahead else None
-        return Hdf5Frames(place.file, key, where, storage, rows)
+        rows = np.arange(episode.length) if self._layout.ahead else None
+        return Hdf5Frames(episode.file, key, where, storage, rows)
 
-    def _instruction(self, place: _Place) -> str:
+    def _instruction(self, episode: _EpisodeLocation) -> str:
         name = self.config.instruction_key
         if self.config.instruction or not name:
             return self.config.instruction
-        key = place.key(name)
-        if has(place.file, key):
-            found = read(place.file, key).reshape(-1)[:1].tolist()
+        key = episode.key(name)
+        if has_key(episode.file, key):
+            found = read_array(episode.file, key).reshape(-1)[:1].tolist()
             value: Any = found[0] if found else ""
         else:
-            value = attribute(place.file, place.group, name)
+            value = read_attribute(episode.file, episode.group, name)
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         if not isinstance(text, str):
             raise ValueError(
-                f"{place.file} has no text {name!r} for the instruction: neither an array nor an attribute"
+                f"{episode.file} has no text {name!r} for the instruction: neither an array nor an attribute"
             )
         return text.strip()
 
@@ -219,14 +230,14 @@ class Hdf5Dataset:
             raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
 
 
-def _none(place: _Place) -> Float32[np.ndarray, "T 0"]:
-    return np.zeros((place.length, 0), np.float32)
+def _none(episode: _EpisodeLocation) -> Float32[np.ndarray, "T 0"]:
+    return np.zeros((episode.length, 0), np.float32)
 
 
 def _files(root: Path) -> list[Path]:
     files = [root]
     if root.is_dir():
-        files = listed(root, (p for p in files_in(root) if p.suffix in SUFFIXES))
+        files = listed(root, (p for p in list_files(root) if p.suffix in SUFFIXES))
     if not files:
         raise ValueError(f"{root} holds no file *.hdf5 or *.h5")
     return sorted(files, key=lambda p: _natural(p.name))
@@ -235,7 +246,7 @@ def _files(root: Path) -> list[Path]:
 def _groups(file: Path, episodes: str) -> list[str]:
     if not episodes:
         return [""]
-    return [f"{episodes.strip('/')}/{name}" for name in sorted(names_in(node(file, episodes)), key=_natural)]
+    return [f"{episodes.strip('/')}/{name}" for name in sorted(child_names(open_node(file, episodes)), key=_natural)]
 
 
 def _natural(name: str) -> list[int | str]:

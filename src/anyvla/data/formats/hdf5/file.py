@@ -22,7 +22,15 @@ from anyvla.data.formats.vectors import check_real
 SUFFIXES = (".hdf5", ".h5")
 # An array may have so many bytes without asking, or so many times its stored bytes: black frames of an hour.
 _FREE_BYTES, _RATIO = 256 << 20, 100
-_DAMAGE = (OSError, RuntimeError, KeyError, MemoryError, TypeError, OverflowError, UnicodeError)  # what h5py raises
+_DAMAGE_ERRORS = (
+    OSError,
+    RuntimeError,
+    KeyError,
+    MemoryError,
+    TypeError,
+    OverflowError,
+    UnicodeError,
+)  # what h5py raises
 _MOST_LINKS, _DEEPEST, _MOST_NAMES = 16, 8, 10_000
 
 
@@ -36,26 +44,26 @@ def open_file(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as HDF5 ({error}); copy it again") from None
 
 
-def read(path: Path, key: str) -> np.ndarray:
+def read_array(path: Path, key: str) -> np.ndarray:
     """Return a whole data set of the file."""
-    found = array(path, key)
-    with reading(path, key):
+    found = open_array(path, key)
+    with errors_naming(path, key):
         return np.asarray(found[()])
 
 
-def numbers(path: Path, key: str) -> np.ndarray:
+def read_numbers(path: Path, key: str) -> np.ndarray:
     """Return a whole data set of real numbers. Raise ValueError for text, complex numbers and records."""
-    found = array(path, key)
+    found = open_array(path, key)
     check_real(found.dtype, f"{path}: {key}")
-    return read(path, key)
+    return read_array(path, key)
 
 
-def array(path: Path, key: str) -> Any:
+def open_array(path: Path, key: str) -> Any:
     """Return a data set whose size the file can hold. Raise ValueError that names file and key."""
     import h5py
 
-    with reading(path, key):
-        found = node(path, key)
+    with errors_naming(path, key):
+        found = open_node(path, key)
         if not isinstance(found, h5py.Dataset) or found.shape is None:
             raise ValueError(f"{path}: {key!r} is no array")
         if found.external or found.is_virtual:
@@ -71,24 +79,24 @@ def array(path: Path, key: str) -> Any:
         return found
 
 
-def node(path: Path, key: str) -> Any:
+def open_node(path: Path, key: str) -> Any:
     """Return the data set or group of this name. Raise ValueError that names the file, the key and what is there."""
     file = open_file(path)
     try:
-        with reading(path, key):
+        with errors_naming(path, key):
             return _follow(file, key, path)
     except _AbsentError:
         parent = key.strip("/").rpartition("/")[0]
-        while parent and not has(path, parent):
+        while parent and not has_key(path, parent):
             parent = parent.rpartition("/")[0]
-        around = node(path, parent)
-        inside = ", ".join(names_in(around)[:40]) or "nothing" if hasattr(around, "keys") else "numbers"
+        around = open_node(path, parent)
+        inside = ", ".join(child_names(around)[:40]) or "nothing" if hasattr(around, "keys") else "numbers"
         raise ValueError(f"{path} has no {key!r}; {parent or '/'} holds: {inside}") from None
 
 
-def has(path: Path, key: str) -> bool:
+def has_key(path: Path, key: str) -> bool:
     """Return whether the file has this data set or group. Raise ValueError if it is in another file."""
-    with reading(path, key):
+    with errors_naming(path, key):
         try:
             _follow(open_file(path), key, path)
         except _AbsentError:
@@ -96,16 +104,16 @@ def has(path: Path, key: str) -> bool:
     return True
 
 
-def attribute(path: Path, key: str, name: str) -> Any:
+def read_attribute(path: Path, key: str, name: str) -> Any:
     """Return the text of an attribute of a data set or group, None if there is none."""
-    with reading(path, key):
-        value = node(path, key).attrs.get(name)
+    with errors_naming(path, key):
+        value = open_node(path, key).attrs.get(name)
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def json_attribute(path: Path, key: str, name: str) -> dict[str, Any]:
+def read_json_attribute(path: Path, key: str, name: str) -> dict[str, Any]:
     """Return the JSON object that an attribute holds, {} if there is none. Raise ValueError that names the file."""
-    text = attribute(path, key, name)
+    text = read_attribute(path, key, name)
     if text is None:
         return {}
     try:
@@ -117,25 +125,25 @@ def json_attribute(path: Path, key: str, name: str) -> dict[str, Any]:
     return value
 
 
-def names_in(group: Any) -> list[str]:
+def child_names(group: Any) -> list[str]:
     """Return the names in a group. Names that are no UTF-8 are left out; h5py gives them as bytes."""
     return [name for name in group if isinstance(name, str)]
 
 
-def arrays_below(path: Path, key: str) -> dict[str, Any]:
+def find_arrays(path: Path, key: str) -> dict[str, Any]:
     """Return the data sets below a group by name, found without following links."""
     import h5py
 
     found: dict[str, Any] = {}
-    waiting = [("", node(path, key))]
+    waiting = [("", open_node(path, key))]
     seen = 0
-    with reading(path, key):
+    with errors_naming(path, key):
         while waiting:
             name, at = waiting.pop()
             if isinstance(at, h5py.Dataset):
                 found[name] = at
                 continue
-            for child in names_in(at):
+            for child in child_names(at):
                 seen += 1
                 if seen > _MOST_NAMES:
                     raise ValueError(f"{path}: {key or '/'} holds more than {_MOST_NAMES} names")
@@ -147,11 +155,11 @@ def arrays_below(path: Path, key: str) -> dict[str, Any]:
 
 
 @contextmanager
-def reading(path: Path, key: str) -> Iterator[None]:
+def errors_naming(path: Path, key: str) -> Iterator[None]:
     """Turn what h5py raises for damaged files into ValueError that names the file and the key."""
     try:
         yield
-    except _DAMAGE as error:
+    except _DAMAGE_ERRORS as error:
         raise ValueError(f"{path}, key {key!r} cannot be read ({error}); copy the file again") from None
 
 

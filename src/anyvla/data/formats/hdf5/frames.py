@@ -11,15 +11,15 @@ from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT
 from anyvla.data.episode import Frames
-from anyvla.data.formats.hdf5.file import array, reading
-from anyvla.data.formats.pictures import as_rgb, check_array, decode
+from anyvla.data.formats.hdf5.file import errors_naming, open_array
+from anyvla.data.formats.images import as_rgb, check_image_array, decode_image
 
 # How images become upright. flip: top and bottom change places; turn: by 180 degrees.
 Orientation = Literal["recorded", "flip", "turn"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Storage:
+class ImageStorage:
     """How images are stored, as far as the file does not say it."""
 
     channels: Literal["last", "first"] = "last"
@@ -35,12 +35,12 @@ class Hdf5Frames(Frames):
     """
 
     def __init__(
-        self, path: Path, key: str, where: str, storage: Storage | None = None, rows: np.ndarray | None = None
+        self, path: Path, key: str, where: str, storage: ImageStorage | None = None, rows: np.ndarray | None = None
     ) -> None:
         self._path, self._key, self._where = path, key, f"{where}: {key}"
-        self._storage, self._rows = storage or Storage(), rows
-        found = array(path, key)
-        self._encoded = encoded(found)
+        self._storage, self._rows = storage or ImageStorage(), rows
+        found = open_array(path, key)
+        self._encoded = holds_encoded_images(found)
         length = len(found) if rows is None else len(rows)
         if self._encoded:
             height, width = self._image(found[0 if rows is None else int(rows[0])], 0).shape[:2] if length else (1, 1)
@@ -50,7 +50,7 @@ class Hdf5Frames(Frames):
             shape = found.shape[1:] if self._storage.channels == "last" else (*found.shape[2:], found.shape[1])
             if shape[-1] not in (1, 3, 4) and found.shape[1] in (1, 3):
                 raise ValueError(f"{self._where} is {found.shape}: declare channels: first in its format")
-            check_array(found.dtype, shape, self._where)
+            check_image_array(found.dtype, shape, self._where)
             height, width = shape[:2]
         self.shape = (length, height, width, 3)
 
@@ -58,9 +58,9 @@ class Hdf5Frames(Frames):
         """See `Frames`."""
         rows = np.asarray(steps) if self._rows is None else self._rows[steps]
         wanted, place = np.unique(rows, return_inverse=True)  # HDF5 reads rows in order, each once
-        found = array(self._path, self._key)
+        found = open_array(self._path, self._key)
         whole = len(wanted) == wanted[-1] - wanted[0] + 1
-        with reading(self._path, f"{self._where}: {self._key}"):
+        with errors_naming(self._path, f"{self._where}: {self._key}"):
             raw = found[wanted[0] : wanted[-1] + 1] if whole else [found[int(i)] for i in wanted]
         return np.stack([self._image(image, int(row)) for image, row in zip(raw, wanted, strict=True)])[
             place.reshape(-1)
@@ -69,7 +69,7 @@ class Hdf5Frames(Frames):
     def _image(self, raw: Any, row: int) -> UInt8[np.ndarray, "H W 3"]:
         where = f"{self._where}, row {row}"
         if self._encoded:
-            image = decode(raw.tobytes() if isinstance(raw, np.ndarray) else bytes(raw), where)
+            image = decode_image(raw.tobytes() if isinstance(raw, np.ndarray) else bytes(raw), where)
         else:
             image = as_rgb(raw, where, channels_first=self._storage.channels == "first")
         image = image[..., ::-1] if self._storage.colors == "bgr" else image
@@ -79,7 +79,7 @@ class Hdf5Frames(Frames):
         return turned
 
 
-def encoded(found: Any) -> bool:
+def holds_encoded_images(found: Any) -> bool:
     """Return whether a data set holds an encoded image for each step: byte strings, or rows of padded bytes."""
     import h5py
 

@@ -12,8 +12,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT
-from anyvla.data.formats.hdf5.file import SUFFIXES, arrays_below, has
-from anyvla.data.formats.hdf5.frames import Orientation, encoded
+from anyvla.data.formats.hdf5.file import SUFFIXES, find_arrays, has_key
+from anyvla.data.formats.hdf5.frames import Orientation, holds_encoded_images
 from anyvla.registry import nearest
 
 
@@ -36,7 +36,7 @@ class Hdf5Config:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Hdf5Layout:
     """The keys of an episode, all of them known."""
 
     actions: tuple[str, ...]
@@ -48,7 +48,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class _Known:
+class _KnownLayout:
     """A layout of a project. It is recognized by its keys."""
 
     robot: str
@@ -60,31 +60,31 @@ class _Known:
 
 # ALOHA: github.com/tonyzhaozh/act, record_sim_episodes.py. RoboTwin: github.com/RoboTwin-Platform/RoboTwin. Its files
 # hold the joints of the moment only; the action is the joints of the next step, as in its own training code.
-_KNOWN = (
-    _Known("aloha", "action", "observations/qpos"),
-    _Known("robotwin", "joint_action/vector", "joint_action/vector", "bgr", 1),
+_KNOWN_LAYOUTS = (
+    _KnownLayout("aloha", "action", "observations/qpos"),
+    _KnownLayout("robotwin", "joint_action/vector", "joint_action/vector", "bgr", 1),
 )
-_PICTURE_NAMES = ("rgb", "image", "color", "images")  # last parts of a key that do not name the camera
+_IMAGE_NAMES = ("rgb", "image", "color", "images")  # last parts of a key that do not name the camera
 
 
-def is_episode(path: Path) -> bool:
+def is_episode_file(path: Path) -> bool:
     """Return whether a file is named as the projects name files of one episode: episode_0.hdf5, episode12.hdf5."""
     return path.suffix in SUFFIXES and path.stem.removeprefix("episode").lstrip("_-").isdigit() and path.stem[0] == "e"
 
 
-def layout_of(config: Hdf5Config, path: Path, episode: str) -> Layout:
+def find_layout(config: Hdf5Config, path: Path, episode: str) -> Hdf5Layout:
     """Return the keys of an episode. Raise ValueError that says what to declare if they are not known."""
-    found = arrays_below(path, episode)
-    known = next((k for k in _KNOWN if k.actions in found and k.proprio in found), None)
+    found = find_arrays(path, episode)
+    known = next((k for k in _KNOWN_LAYOUTS if k.actions in found and k.proprio in found), None)
     actions = config.actions or ((known.actions,) if known else ())
     proprio = config.proprio if config.proprio is not None else ((known.proprio,) if known else ())
     if not actions:
-        raise ValueError(not_declared(path))
+        raise ValueError(undeclared_layout_message(path))
     for key in (*actions, *proprio, *(config.cameras or {}).values()):
-        if key not in found and not has(path, f"{episode}/{key}"):
+        if key not in found and not has_key(path, f"{episode}/{key}"):
             raise ValueError(f"{path} has no {key!r}{_in(episode)}: {nearest(key, list(found) or ['nothing'])}")
-    cameras = dict(config.cameras) if config.cameras is not None else _cameras(found, config.channels)
-    return Layout(
+    cameras = dict(config.cameras) if config.cameras is not None else _find_cameras(found, config.channels)
+    return Hdf5Layout(
         actions=actions,
         proprio=proprio,
         cameras=cameras,
@@ -94,9 +94,9 @@ def layout_of(config: Hdf5Config, path: Path, episode: str) -> Layout:
     )
 
 
-def not_declared(path: Path) -> str:
+def undeclared_layout_message(path: Path) -> str:
     """Return the error for a file of a layout that is not known: one line that says what to declare, with its names."""
-    found = arrays_below(path, "")
+    found = find_arrays(path, "")
     names = ", ".join(f"{name} {list(value.shape or ())}" for name, value in list(found.items())[:12])
     return (
         f"{path} is of no layout that is known (robomimic, LIBERO, ALOHA, RoboTwin): declare where its numbers are, as "
@@ -109,10 +109,10 @@ def _in(episode: str) -> str:
     return f" in {episode}" if episode else ""
 
 
-def _cameras(found: Mapping[str, Any], channels: str) -> dict[str, str]:
+def _find_cameras(found: Mapping[str, Any], channels: str) -> dict[str, str]:
     """Return the arrays that hold images of color, by the name of the camera."""
     keys = [key for key, value in found.items() if "depth" not in key.lower() and _is_image(value, channels)]
-    short = {key: _camera(key) for key in keys}
+    short = {key: _camera_name(key) for key in keys}
     unique = len(set(short.values())) == len(keys)
     return {short[key] if unique else key: key for key in keys}
 
@@ -120,9 +120,9 @@ def _cameras(found: Mapping[str, Any], channels: str) -> dict[str, str]:
 def _is_image(value: Any, channels: str) -> bool:
     if value.ndim == 4:
         return value.dtype == np.uint8 and value.shape[3 if channels == "last" else 1] in (1, 3, 4)
-    return encoded(value) and (value.ndim == 2 or len(value) > 1)
+    return holds_encoded_images(value) and (value.ndim == 2 or len(value) > 1)
 
 
-def _camera(key: str) -> str:
+def _camera_name(key: str) -> str:
     *before, last = key.split("/")
-    return before[-1] if before and last.lower() in _PICTURE_NAMES else last
+    return before[-1] if before and last.lower() in _IMAGE_NAMES else last

@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, Int64
 
-from anyvla.data.formats.lerobot.frames import Span
+from anyvla.data.formats.data_files import list_files
+from anyvla.data.formats.lerobot.cached_table import cached_table
+from anyvla.data.formats.lerobot.frames import VideoSpan
 from anyvla.data.formats.lerobot.info import OWN_KEY
-from anyvla.data.formats.lerobot.kept import kept
-from anyvla.data.formats.lerobot.locations import Claims, find_rows, wrong_spans
+from anyvla.data.formats.lerobot.locations import IndexedRows, find_rows, find_wrong_spans
 from anyvla.data.formats.lerobot.paths import PathTemplate
-from anyvla.data.formats.lerobot.reader import Columns, LeRobotReader
-from anyvla.data.formats.listing import files_in
-from anyvla.data.formats.parquet import naming, open_parquet
+from anyvla.data.formats.lerobot.reader import EpisodeColumns, LeRobotReader
+from anyvla.data.formats.parquet import errors_naming, open_parquet
 from anyvla.files.inside import inside, listed
 
 VERSION = "v3.0"
@@ -32,7 +32,7 @@ EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.par
 TASKS_PATH = "meta/tasks.parquet"
 EXTRA = f"{OWN_KEY}/extra"  # columns of the table of episodes that LeRobot does not have
 INSTRUCTIONS = f"{OWN_KEY}/instructions"
-_LARGE = 32 << 20  # bytes of the table of episodes from which on its columns are kept in the cache
+_CACHED_FROM_BYTES = 32 << 20  # bytes of the table of episodes from which on its columns are kept in the cache
 
 _Seconds = Float64[np.ndarray, "E"]
 # Files; the file of each episode; where it begins, and where the next one does; where each file's first one begins.
@@ -52,7 +52,7 @@ class LeRobotDataset(LeRobotReader):
             return True
         return (root / "meta/info.json").is_file() and not (root / "meta/episodes.jsonl").is_file()
 
-    def _read_columns(self) -> Columns:
+    def _read_columns(self) -> EpisodeColumns:
         table = self._read_table()
         count = len(table)
         if count != self._info.facts["total_episodes"]:
@@ -61,21 +61,23 @@ class LeRobotDataset(LeRobotReader):
                 f"meta/episodes lists {count}; copy the dataset again"
             )
         length, number = _numbers(table, "length"), _numbers(table, "episode_index")
-        files, file = self._files_of(table, "data", PathTemplate(self.root, self._info.facts, "data_path", _NUMBERS))
+        files, file = self._locate_files(
+            table, "data", PathTemplate(self.root, self._info.facts, "data_path", _NUMBERS)
+        )
         self._data = files
-        self._rows = find_rows(Claims(files, file, _numbers(table, "dataset_from_index"), length, number))
-        self._lost_at |= self._rows.lost
+        self._rows = find_rows(IndexedRows(files, file, _numbers(table, "dataset_from_index"), length, number))
+        self._unreadable_at |= self._rows.lost
         self._videos = {}
         for key in self._keys.values():
             if self._info.features[key]["dtype"] == "video":
-                self._videos[key] = self._read_spans(table, key, length / self._info.fps)
+                self._videos[key] = self._read_video_spans(table, key, length / self._info.fps)
         self._tasks_by_number()  # whether it can be read
         self._notes = {
             name: table[name].combine_chunks() for name in (EXTRA, INSTRUCTIONS) if name in table.column_names
         }
         unknown = pa.chunked_array([pa.nulls(count, pa.list_(pa.string()))])
-        codes, tasks = self._code_tasks(table["tasks"] if "tasks" in table.column_names else unknown)
-        return Columns(
+        codes, tasks = self._number_tasks(table["tasks"] if "tasks" in table.column_names else unknown)
+        return EpisodeColumns(
             number=number,
             begin=np.zeros(count, np.int64),
             length=length,
@@ -84,16 +86,16 @@ class LeRobotDataset(LeRobotReader):
             at=np.arange(count),
         )
 
-    def _read_spans(self, table: pa.Table, key: str, seconds: Float64[np.ndarray, "E"]) -> _Spans:
+    def _read_video_spans(self, table: pa.Table, key: str, seconds: Float64[np.ndarray, "E"]) -> _Spans:
         """Return where each episode is in the videos of a camera. Episodes that cannot be there are lost."""
         place = f"videos/{key}"
         template = PathTemplate(self.root, self._info.facts, "video_path", ("video_key", *_NUMBERS))
-        files, file = self._files_of(table, place, template, video_key=key)
+        files, file = self._locate_files(table, place, template, video_key=key)
         begin = _seconds(table, f"{place}/from_timestamp")
         end = f"{place}/to_timestamp"
         ends = _seconds(table, end) if end in table.column_names else None
-        lost = wrong_spans(files, file, begin, ends, seconds, 1 / self._info.fps)
-        self._lost_at |= {at: text for at, text in lost.items() if at not in self._lost_at}
+        lost = find_wrong_spans(files, file, begin, ends, seconds, 1 / self._info.fps)
+        self._unreadable_at |= {at: text for at, text in lost.items() if at not in self._unreadable_at}
         right = np.array([at not in lost for at in range(len(file))], bool)
         first = np.full(len(files), np.inf)
         np.fmin.at(first, file, begin)  # a missing begin is NaN
@@ -101,7 +103,7 @@ class LeRobotDataset(LeRobotReader):
 
     def _read_table(self) -> pa.Table:
         """The columns of the table of episodes that are used, in the order of the episodes."""
-        paths = listed(self.root, files_in(self.root / "meta/episodes", "*/*.parquet"))
+        paths = listed(self.root, list_files(self.root / "meta/episodes", "*/*.parquet"))
         if not paths:
             raise ValueError(f"{self.root} is incomplete: meta/episodes holds no parquet file; copy the dataset again")
         places = [f"videos/{k}" for k in self._keys.values() if self._info.features[k]["dtype"] == "video"]
@@ -109,20 +111,24 @@ class LeRobotDataset(LeRobotReader):
         needed += [f"{place}/{name}" for place in ("data", *places) for name in ("chunk_index", "file_index")]
         needed += [f"{place}/from_timestamp" for place in places]
         wanted = ["tasks", EXTRA, INSTRUCTIONS, *(f"{place}/to_timestamp" for place in places)]
-        if sum(path.stat().st_size for path in paths) > _LARGE:  # LeRobot's many row groups take seconds to read
-            table = kept(self.root, paths, json.dumps([needed, wanted]), lambda: _join(paths, needed, wanted))
+        if (
+            sum(path.stat().st_size for path in paths) > _CACHED_FROM_BYTES
+        ):  # LeRobot's many row groups take seconds to read
+            table = cached_table(
+                self.root, paths, json.dumps([needed, wanted]), lambda: _read_tables(paths, needed, wanted)
+            )
         else:
-            table = _join(paths, needed, wanted)
+            table = _read_tables(paths, needed, wanted)
         order = table["episode_index"].to_numpy()
         return table if np.all(np.diff(order) > 0) else table.take(np.argsort(order, kind="stable"))
 
-    def _files_of(
+    def _locate_files(
         self, table: pa.Table, place: str, template: PathTemplate, **names: str
     ) -> tuple[list[Path], np.ndarray]:
         """The files that hold the episodes, and the place in that list of each episode's."""
         chunk, file = (_numbers(table, f"{place}/{name}_index") for name in ("chunk", "file"))
         pairs, inverse = np.unique(np.stack([chunk, file], axis=1), axis=0, return_inverse=True)
-        paths = [inside(self.root, template.path(chunk_index=int(c), file_index=int(f), **names)) for c, f in pairs]
+        paths = [inside(self.root, template.fill(chunk_index=int(c), file_index=int(f), **names)) for c, f in pairs]
         return paths, inverse.reshape(-1)
 
     def _rows_at(self, index: int) -> tuple[Path, int]:
@@ -132,12 +138,12 @@ class LeRobotDataset(LeRobotReader):
     def _check_rows(self, index: int) -> None:
         """Accept the file: the rows of all its episodes were counted when the index was read."""
 
-    def _video_at(self, index: int, key: str) -> Span:
+    def _video_at(self, index: int, key: str) -> VideoSpan:
         at = self._columns.at[index]
         files, file, begin, until, first = self._videos[key]
-        return Span(files[file[at]], float(begin[at]), float(until[at]), float(first[file[at]]))
+        return VideoSpan(files[file[at]], float(begin[at]), float(until[at]), float(first[file[at]]))
 
-    def _own(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+    def _extra_and_instructions(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
         at = int(self._columns.at[index])
         found = {name: column[at].as_py() for name, column in self._notes.items()}
         instructions, where = found.get(INSTRUCTIONS), f"{self.root}/meta/episodes, row {at}"
@@ -154,7 +160,7 @@ class LeRobotDataset(LeRobotReader):
         path = inside(self.root, TASKS_PATH)
         if not path.is_file():
             raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")
-        with naming(path):
+        with errors_naming(path):
             table = open_parquet(path).read()
         text = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
         named = [n for n in ("task", "__index_level_0__", *text) if n in text]  # the index of a pandas frame
@@ -167,11 +173,11 @@ class LeRobotDataset(LeRobotReader):
         return dict(zip(_numbers(table, "task_index").tolist(), texts, strict=True))
 
 
-def _join(paths: list[Path], needed: list[str], wanted: list[str]) -> pa.Table:
+def _read_tables(paths: list[Path], needed: list[str], wanted: list[str]) -> pa.Table:
     """Return the columns that are needed, and those that are wanted where they are, of all files."""
     tables = []
     for path in paths:
-        with naming(path):
+        with errors_naming(path):
             file = open_parquet(path)
             there = set(file.schema_arrow.names)
             missing = [name for name in needed if name not in there]

@@ -12,7 +12,7 @@ from jaxtyping import Float64, UInt8
 
 from anyvla.data.episode import Frames
 from anyvla.data.formats import video
-from anyvla.data.formats.pictures import decode
+from anyvla.data.formats.images import decode_image
 from anyvla.files.inside import inside
 
 _DRIFT = 2e-3  # rates that differ by less, but are not the same, are those of two clocks
@@ -20,7 +20,7 @@ _RATE = 5e-4  # rates that differ by less are the same: 29.97 is also written 30
 
 
 @dataclass(frozen=True)
-class Span:
+class VideoSpan:
     """The place of an episode in a video file."""
 
     path: Path
@@ -28,7 +28,7 @@ class Span:
     until: float = np.inf  # where the next episode of the file begins; inf: this is the last one
     first: float = 0.0  # where the first episode of the file begins
 
-    def after_first_frame(self, step: float) -> Span:
+    def after_first_frame(self, step: float) -> VideoSpan:
         """Return the span in seconds after the first frame of the file, however late that has its timestamp.
 
         Times of an index are so already, unless its first episode begins when the file's own clock shows that frame.
@@ -36,14 +36,14 @@ class Span:
         """
         if self.first < step / 2:
             return self
-        late = video.describe(self.path).late
+        late = video.read_info(self.path).late
         if abs(self.first - late) >= step / 2:
             return self
-        return Span(self.path, self.begin - late, self.until - late)
+        return VideoSpan(self.path, self.begin - late, self.until - late)
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredVideo:
     """The rate and the codec that info.json declares for the videos of a camera."""
 
     fps: float
@@ -60,11 +60,11 @@ class VideoFrames(Frames):
 
     def __init__(
         self,
-        span: Span,
+        span: VideoSpan,
         times: Float64[np.ndarray, "T"],
         recorded: Float64[np.ndarray, "T"],
         shape: tuple[int, int, int, int],
-        declared: Declared,
+        declared: DeclaredVideo,
         whole: bool,
         where: str,
     ) -> None:
@@ -87,7 +87,7 @@ class VideoFrames(Frames):
     def faults(self) -> Iterator[tuple[bool, str]]:
         """See `Frames`. What holds for a whole file is said of its last episode."""
         path, step = self._span.path, 1 / self._declared.fps
-        facts = video.describe(path)
+        facts = video.read_info(path)
         needed = min(self._span.after_first_frame(step).begin + self._seconds()[-1], self._end())
         if needed > facts.seconds - step / 20:
             yield (
@@ -112,13 +112,13 @@ class VideoFrames(Frames):
 
         Data at 29.97 steps per second with a frame of a 30 Hz video for each ends up to 0.1 % after the video.
         """
-        facts = video.describe(self._span.path)
+        facts = video.read_info(self._span.path)
         fast = 0 if facts.rate is None else facts.rate / self._declared.fps - 1
         return facts.seconds - 0.5 / self._declared.fps if _RATE <= fast < _DRIFT else np.inf
 
     def _seconds(self) -> Float64[np.ndarray, "T"]:
         """Return the time of each step in the video, from the begin of LeRobot's episode on."""
-        if self._recorded is self._times or _same_rate(video.describe(self._span.path).rate, self._declared.fps):
+        if self._recorded is self._times or _same_rate(video.read_info(self._span.path).rate, self._declared.fps):
             return self._times
         return self._recorded
 
@@ -156,10 +156,10 @@ class StillFrames(Frames):
         where = f"{self._where}, the image of step {step}"
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
         if isinstance(data, bytes) and data:
-            return decode(data, where)
+            return decode_image(data, where)
         if not isinstance(path, str):
             raise ValueError(f"{where}: expected bytes or a path, found neither; copy the dataset again")
-        return decode(inside(self._root, path), where)
+        return decode_image(inside(self._root, path), where)
 
 
 def _check_size(frames: np.ndarray, shape: tuple[int, ...], where: str) -> None:

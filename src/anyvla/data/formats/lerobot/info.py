@@ -11,7 +11,7 @@ from typing import Any
 
 from anyvla.config import build
 from anyvla.data.formats.json_records import read_json_text
-from anyvla.data.formats.lerobot.facts import check_facts
+from anyvla.data.formats.lerobot.check_info import check_info
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.files.inside import inside
 from anyvla.registry import nearest
@@ -23,9 +23,9 @@ TIME = "anyvla.timestamp"  # a feature, where steps are not at a constant rate: 
 CAMERA_PREFIX = "observation.images."
 _READERS = {"v2.0": "lerobot_v2", "v2.1": "lerobot_v2", "v3.0": "lerobot"}  # version -> name of the format
 _CODECS = {"libsvtav1": "av1", "libx264": "h264", "libx265": "hevc", "h265": "hevc", "avc1": "h264", "hvc1": "hevc"}
-Features = str | tuple[str, ...]  # a feature, or several that are joined in this order
+Features = str | tuple[str, ...]  # a feature, or several that are as_keys in this order
 # Where data sets that other programs converted keep proprio and actions.
-_STATES: tuple[Features, ...] = (
+_USUAL_STATES: tuple[Features, ...] = (
     "observation.state",
     "state",
     "observation.qpos",
@@ -35,16 +35,16 @@ _STATES: tuple[Features, ...] = (
     "observation.joint_position",
     "joint_position",
 )
-_ACTIONS: tuple[Features, ...] = ("action", "actions")
+_USUAL_ACTIONS: tuple[Features, ...] = ("action", "actions")
 
 
-class Info:
+class DatasetInfo:
     """Raises ValueError with the way out for a folder that holds no dataset, a half written or a damaged one."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.facts = _read(root)
-        check_facts(self.facts, f"{root}/meta/info.json")
+        check_info(self.facts, f"{root}/meta/info.json")
         self.version = _version(self.facts.get("codebase_version", "unknown"))
         self.fps = float(self.facts["fps"])
         self.features: Mapping[str, Any] = self.facts["features"]
@@ -68,14 +68,14 @@ class Info:
 
     def _undeclared(self, format: str, state: Features, action: Features) -> UndeclaredError:
         """Return the error with an embodiment of no meaning. Raises ValueError if no feature looks like an action."""
-        keys = {"state": self._vectors(state, _STATES), "action": self._vectors(action, _ACTIONS)}
+        keys = {"state": self._find_vectors(state, _USUAL_STATES), "action": self._find_vectors(action, _USUAL_ACTIONS)}
         if not keys["action"]:
             self._check_size(action, ActionSpace(groups=()), "action")
         dims = {part: self._dims(found) for part, found in keys.items()}
         options = {
             part: found[0] if len(found) == 1 else list(found)
             for part, found in keys.items()
-            if found and found not in (joined(state), joined(action))
+            if found and found not in (as_keys(state), as_keys(action))
         }
         name = str(self.facts.get("robot_type") or "robot")
         plain = plain_embodiment(name, list(self.cameras()), self.fps, dims["state"], dims["action"])
@@ -84,12 +84,12 @@ class Info:
     def _dims(self, keys: Sequence[str]) -> dict[str, int | Sequence[str]]:
         return {key: dim_names(self.features[key]) or int(self.features[key]["shape"][0]) for key in keys}
 
-    def _vectors(self, asked: Features, usual: Sequence[Features]) -> tuple[str, ...]:
+    def _find_vectors(self, asked: Features, usual: Sequence[Features]) -> tuple[str, ...]:
         """Return the features asked for if all are vectors of numbers, else the first usual one, else its parts.
 
         DROID keeps `action.joint_position`, `action.gripper_position` and more in place of `action`.
         """
-        for keys in (joined(asked), *map(joined, usual)):
+        for keys in (as_keys(asked), *map(as_keys, usual)):
             if all(self.is_vector(key) for key in keys):
                 return keys
         for whole in (key for key in usual if isinstance(key, str)):
@@ -119,7 +119,7 @@ class Info:
         if embodiment.proprio.size:  # none: the data may have no state, or it is not wanted
             self._check_size(state, embodiment.proprio, "state")
 
-    def named(self, embodiment: Embodiment, state: Features, action: Features) -> Embodiment:
+    def with_dim_names(self, embodiment: Embodiment, state: Features, action: Features) -> Embodiment:
         """Return the embodiment with the names that the features give to dims, where it has none."""
         return replace(
             embodiment,
@@ -128,7 +128,7 @@ class Info:
         )
 
     def _names(self, keys: Features) -> list[str]:
-        return [name for key in joined(keys) for name in dim_names(self.features.get(key) or {})]
+        return [name for key in as_keys(keys) for name in dim_names(self.features.get(key) or {})]
 
     def camera_key(self, name: str) -> str:
         """The feature of a camera: its name as it is, or without LeRobot's prefix."""
@@ -158,7 +158,7 @@ class Info:
 
     def columns(self) -> dict[str, str]:
         """Return what each feature is, in a line for people."""
-        return {key: _told(feature) for key, feature in self.features.items()}
+        return {key: _describe_feature(feature) for key, feature in self.features.items()}
 
     def image_size(self, key: str) -> tuple[int, int]:
         """(H, W) of a camera's frames."""
@@ -175,7 +175,7 @@ class Info:
 
     def _check_size(self, keys: Features, space: ActionSpace, option: str) -> None:
         sizes = []
-        for key in joined(keys):
+        for key in as_keys(keys):
             feature = self.features.get(key)
             if feature is None:
                 vectors = [k for k in self.features if self.is_vector(k)]
@@ -183,17 +183,17 @@ class Info:
                 raise ValueError(
                     f"{self.root} has no feature {key!r}: {known}; say which it is, as in format: {{name: "
                     f"{_READERS.get(self.version, 'lerobot')}, {option}: NAME}}, or {option}: [NAME, NAME] for several "
-                    "that are joined"
+                    "that are as_keys"
                 )
             if len(feature["shape"]) != 1:
                 raise ValueError(f"{self.root}: {key!r} has shape {list(feature['shape'])}, a vector has one dim")
             sizes.append(self.size(key))
         if sum(sizes) != space.size:
-            names = ", ".join(map(repr, joined(keys))) or f"{option}: []"
+            names = ", ".join(map(repr, as_keys(keys))) or f"{option}: []"
             raise ValueError(f"{self.root}: {names} has shape {sizes}, the embodiment declares {space.size} dims")
 
 
-def joined(keys: Features) -> tuple[str, ...]:
+def as_keys(keys: Features) -> tuple[str, ...]:
     """Return the features that make a vector, one after another."""
     return (keys,) if isinstance(keys, str) else tuple(keys)
 
@@ -212,7 +212,7 @@ def dim_names(feature: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found) if fits else ()
 
 
-def _told(feature: Mapping[str, Any]) -> str:
+def _describe_feature(feature: Mapping[str, Any]) -> str:
     shape = "x".join(map(str, feature.get("shape") or []))
     facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
     parts = [str(feature.get("dtype")), shape, *(str(facts[k]) for k in ("video.codec", "video.fps") if k in facts)]

@@ -16,14 +16,14 @@ from jaxtyping import Bool, Float64, Int64
 
 from anyvla.data.fingerprints import Seen, stat_of
 from anyvla.data.formats import video
-from anyvla.data.formats.parquet import naming, open_parquet
+from anyvla.data.formats.parquet import errors_naming, open_parquet
 
 _SLACK = 5e-3  # of its length, by which a video may last longer or shorter than the rows: clocks differ
 
 
 @dataclass(frozen=True)
-class Claims:
-    """The index's claims about the rows of each episode."""
+class IndexedRows:
+    """The index's indexed about the rows of each episode."""
 
     files: list[Path]
     file: Int64[np.ndarray, "E"]  # its place in `files`
@@ -33,7 +33,7 @@ class Claims:
 
 
 @dataclass
-class Rows:
+class FoundRows:
     """The true place of the rows of each episode."""
 
     file: Int64[np.ndarray, "E"]
@@ -41,44 +41,44 @@ class Rows:
     lost: dict[int, str] = field(default_factory=dict)
 
 
-def find_rows(claims: Claims) -> Rows:
+def find_rows(indexed: IndexedRows) -> FoundRows:
     """Return where the rows are: by the index where the files agree with it, else by the files.
 
     Only footers are read, and the column of episode numbers of the files that contradict the index.
     """
-    found = Rows(claims.file.copy(), np.zeros_like(claims.first))
+    found = FoundRows(indexed.file.copy(), np.zeros_like(indexed.first))
     doubtful = []
-    by_file = np.lexsort((claims.first, claims.file))
-    ends = np.searchsorted(claims.file[by_file], np.arange(1, len(claims.files)))
-    for at, (path, order) in enumerate(zip(claims.files, np.split(by_file, ends), strict=True)):
-        begins = np.concatenate([[0], np.cumsum(claims.length[order])])
-        gapless = np.array_equal(claims.first[order] - claims.first[order[0]], begins[:-1])
-        count = _rows_of(path)
-        found.row[order] = claims.first[order] - claims.first[order[0]]
+    by_file = np.lexsort((indexed.first, indexed.file))
+    ends = np.searchsorted(indexed.file[by_file], np.arange(1, len(indexed.files)))
+    for at, (path, order) in enumerate(zip(indexed.files, np.split(by_file, ends), strict=True)):
+        begins = np.concatenate([[0], np.cumsum(indexed.length[order])])
+        gapless = np.array_equal(indexed.first[order] - indexed.first[order[0]], begins[:-1])
+        count = _count_rows(path)
+        found.row[order] = indexed.first[order] - indexed.first[order[0]]
         if not (gapless and count in (int(begins[-1]), None)) or not path.is_file():
             doubtful.append(at)
     if not doubtful:
         return found
     where: dict[int, list[tuple[int, int, int]]] = {}  # number of an episode -> file, first row, rows
     for at in doubtful:
-        for number, (first, count) in runs_of(claims.files[at]):
+        for number, (first, count) in episode_runs(indexed.files[at]):
             where.setdefault(number, []).append((at, first, count))
-    for e in np.flatnonzero(np.isin(claims.file, doubtful)).tolist():
-        path, places = claims.files[claims.file[e]], where.get(int(claims.number[e]), [])
-        says = f"the index says {claims.length[e]} rows in {path}"
-        if len(places) == 1 and places[0][2] == claims.length[e]:
+    for e in np.flatnonzero(np.isin(indexed.file, doubtful)).tolist():
+        path, places = indexed.files[indexed.file[e]], where.get(int(indexed.number[e]), [])
+        says = f"the index says {indexed.length[e]} rows in {path}"
+        if len(places) == 1 and places[0][2] == indexed.length[e]:
             found.file[e], found.row[e] = places[0][:2]
         elif not path.is_file():
             found.lost[e] = f"the dataset is incomplete: {path} is missing; copy it again"
         elif not places:
             found.lost[e] = f"{says}, which has none of it; copy the dataset again"
         else:
-            has = ", ".join(f"{count} in {claims.files[at]} from row {first} on" for at, first, count in places[:3])
+            has = ", ".join(f"{count} in {indexed.files[at]} from row {first} on" for at, first, count in places[:3])
             found.lost[e] = f"{says}, but there are {has}; copy the dataset again"
     return found
 
 
-def _rows_of(path: Path) -> int | None:
+def _count_rows(path: Path) -> int | None:
     """Return how many rows a file has; None if it is missing or cannot be read, which is said on reading it."""
     try:
         return int(open_parquet(path).metadata.num_rows)
@@ -86,15 +86,15 @@ def _rows_of(path: Path) -> int | None:
         return None
 
 
-def runs_of(path: Path) -> list[tuple[int, tuple[int, int]]]:
+def episode_runs(path: Path) -> list[tuple[int, tuple[int, int]]]:
     """Return the runs of rows of one episode in a file: its number, the first row and how many; [] if unreadable."""
-    return _runs_of(path, stat_of(path)) if path.is_file() else []
+    return _episode_runs(path, stat_of(path)) if path.is_file() else []
 
 
 @functools.lru_cache(maxsize=64)
-def _runs_of(path: Path, _: Seen) -> list[tuple[int, tuple[int, int]]]:
+def _episode_runs(path: Path, _: Seen) -> list[tuple[int, tuple[int, int]]]:
     try:
-        with naming(path):
+        with errors_naming(path):
             numbers = open_parquet(path).read(columns=["episode_index"])["episode_index"].to_numpy()
     except (ValueError, KeyError):
         return []
@@ -102,7 +102,7 @@ def _runs_of(path: Path, _: Seen) -> list[tuple[int, tuple[int, int]]]:
     return [(int(numbers[a]), (int(a), int(b - a))) for a, b in itertools.pairwise(edges) if b > a]
 
 
-def wrong_spans(
+def find_wrong_spans(
     files: list[Path],
     file: Int64[np.ndarray, "E"],
     begin: Float64[np.ndarray, "E"],
@@ -165,7 +165,7 @@ def wrong_spans(
 def _lasts(path: Path, seconds: float) -> bool:
     """Return whether a video lasts so long; False if it cannot be read, which is said on reading it."""
     try:
-        return video.describe(path).seconds >= (1 - _SLACK) * seconds
+        return video.read_info(path).seconds >= (1 - _SLACK) * seconds
     except ValueError:
         return False
 

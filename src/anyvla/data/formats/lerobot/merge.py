@@ -1,4 +1,4 @@
-"""Merges staged episodes into the LeRobot v3.0 layout: rows, joined videos, episode table, tasks, statistics, info.
+"""Merges staged episodes into the LeRobot v3.0 layout: rows, as_keys videos, episode table, tasks, statistics, info.
 
 What lies where follows LeRobot's own writer, so that its readers find every file and column; what only anyvla knows
 stands under the key `anyvla` of `info.json` and in columns with that prefix.
@@ -45,7 +45,7 @@ def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[s
     """
     fps = embodiment.control_hz
     facts = [json.loads((folder / "episode.json").read_text(encoding="utf-8")) for folder in staged]
-    sizes = {name: _only_size(name, staged, facts) for name in embodiment.cameras}
+    sizes = {name: _require_one_size(name, staged, facts) for name in embodiment.cameras}
     texts = ["".join(fact["instructions"][:1]) for fact in facts]
     tasks = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     timed = any(TIME in pq.read_schema(folder / "rows.parquet").names for folder in staged)
@@ -54,7 +54,7 @@ def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[s
     first = 0
     for i, (folder, fact, text) in enumerate(zip(staged, facts, texts, strict=True)):
         length = fact["length"]
-        tables.append(_rows(pq.read_table(folder / "rows.parquet"), fps, i, first, tasks[text], timed))
+        tables.append(_with_standard_columns(pq.read_table(folder / "rows.parquet"), fps, i, first, tasks[text], timed))
         rows.append({"episode_index": i, "tasks": [text], "length": length})
         rows[-1] |= {"dataset_from_index": first, "dataset_to_index": first + length}
         first += length
@@ -85,7 +85,7 @@ def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[s
         "chunks_size": CHUNK_FILES,
         "data_files_size_in_mb": DATA_FILE_MB,
         "video_files_size_in_mb": VIDEO_FILE_MB,
-        "fps": _plain(fps),
+        "fps": _whole_as_int(fps),
         "splits": {"train": f"0:{len(rows)}"},
         "data_path": DATA_PATH,
         "video_path": VIDEO_PATH,
@@ -95,7 +95,7 @@ def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[s
     (root / "meta/info.json").write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _rows(table: pa.Table, fps: float, episode: int, first: int, task: int, timed: bool) -> pa.Table:
+def _with_standard_columns(table: pa.Table, fps: float, episode: int, first: int, task: int, timed: bool) -> pa.Table:
     """The staged columns and those that every LeRobot dataset has, and times of their own if others have them."""
     steps = np.arange(len(table), dtype=np.int64)
     if timed and TIME not in table.column_names:
@@ -139,7 +139,7 @@ def _write_videos(root: Path, camera: str, staged: list[Path], fps: float, rows:
     size, previous = 0, b""
     sources = [folder / f"{camera}.mp4" for folder in staged]
     for i, source in enumerate(sources):
-        bytes_, header = source.stat().st_size, video.header(source)
+        bytes_, header = source.stat().st_size, video.read_header(source)
         if not groups or header != previous or size + bytes_ > VIDEO_FILE_MB * 2**20:
             groups.append([])
             size = 0
@@ -187,9 +187,9 @@ def _features(embodiment: Embodiment, sizes: Mapping[str, tuple[int, int]], time
                 "video.height": height,
                 "video.width": width,
                 "video.codec": "h264",
-                "video.pix_fmt": video.PIXELS,
+                "video.pix_fmt": video.PIXEL_FORMAT,
                 "video.is_depth_map": False,
-                "video.fps": _plain(fps),
+                "video.fps": _whole_as_int(fps),
                 "video.channels": 3,
                 "has_audio": False,
             },
@@ -202,11 +202,11 @@ def _features(embodiment: Embodiment, sizes: Mapping[str, tuple[int, int]], time
     return out
 
 
-def _plain(fps: float) -> float:
+def _whole_as_int(fps: float) -> float:
     return int(fps) if fps.is_integer() else fps  # LeRobot writes whole rates as integers
 
 
-def _only_size(camera: str, staged: list[Path], facts: list[dict[str, Any]]) -> tuple[int, int]:
+def _require_one_size(camera: str, staged: list[Path], facts: list[dict[str, Any]]) -> tuple[int, int]:
     first = facts[0]["sizes"][camera]
     for folder, fact in zip(staged, facts, strict=True):
         if fact["sizes"][camera] != first:

@@ -24,7 +24,7 @@ class PathTemplate:
         pattern = facts.get(key)
         if not isinstance(pattern, str):
             raise ValueError(f"{self._where} is {str(pattern)[:200]}, expected a path with {{{fields[-1]}:03d}} in it")
-        self._texts, self._fields = _parsed(pattern)
+        self._texts, self._fields = _split_fields(pattern)
         wrong = [name for name, width in self._fields if name not in fields or width > _WIDEST]
         if wrong or any(c in text for text in self._texts for c in "{}"):
             known = ", ".join(f"{{{name}}}" for name in fields)
@@ -33,19 +33,19 @@ class PathTemplate:
                 f"{{{fields[-1]}:03d}}, and no other braces"
             )
 
-    def path(self, **values: int | str) -> str:
+    def fill(self, **values: int | str) -> str:
         """Return the path below the root. Raise ValueError if it leads out of the data set."""
-        written = [_written(values[name], width) for name, width in self._fields]
+        written = [_format_value(values[name], width) for name, width in self._fields]
         path = self._texts[0] + "".join(a + b for a, b in zip(written, self._texts[1:], strict=True))
         check_name(path, self._root)
         return path
 
 
-def _parsed(pattern: str) -> tuple[list[str], list[tuple[str, int]]]:
+def _split_fields(pattern: str) -> tuple[list[str], list[tuple[str, int]]]:
     """Return the texts around the fields, and the fields with their widths."""
     parts = _FIELD.split(pattern)
     return parts[::3], [(name, int(width or 0)) for name, width in zip(parts[1::3], parts[2::3], strict=True)]
 
 
-def _written(value: int | str, width: int) -> str:
+def _format_value(value: int | str, width: int) -> str:
     return value if isinstance(value, str) else f"{value:0{width}d}" if width else str(value)

@@ -22,37 +22,37 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, Frames, conventions, steady
-from anyvla.data.formats.clock import Times, relative
-from anyvla.data.formats.lerobot.frames import Declared, Span, StillFrames, VideoFrames
-from anyvla.data.formats.lerobot.info import OWN_KEY, TIME, Features, Info, joined
-from anyvla.data.formats.lerobot.kept import kept
-from anyvla.data.formats.lerobot.locations import runs_of
+from anyvla.data.formats.data_files import list_files
+from anyvla.data.formats.lerobot.cached_table import cached_table
+from anyvla.data.formats.lerobot.frames import DeclaredVideo, StillFrames, VideoFrames, VideoSpan
+from anyvla.data.formats.lerobot.info import OWN_KEY, TIME, DatasetInfo, Features, as_keys
+from anyvla.data.formats.lerobot.locations import episode_runs
 from anyvla.data.formats.lerobot.rows import read_rows
-from anyvla.data.formats.listing import files_in
-from anyvla.data.formats.lost import report_empty, report_lost
-from anyvla.data.formats.vectors import as_floats, matrix
+from anyvla.data.formats.timestamps import Times, as_relative_seconds
+from anyvla.data.formats.unreadable import report_empty, report_unreadable
+from anyvla.data.formats.vectors import as_float32, as_matrix
 from anyvla.files.inside import listed
 from anyvla.robot.embodiment import Embodiment
 
 STATE = "observation.state"
 ACTION = "action"
-_LOOKED_AT = 20  # episodes of which the range of a column is shown
+_SAMPLED_EPISODES = 20  # episodes of which the range of a column is shown
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _UNKNOWN = -1  # the task of an episode whose rows do not say it
-_MANY = 100  # episodes of several tasks from which on their runs are kept in the cache
+_CACHED_FROM = 100  # episodes of several tasks from which on their runs are kept in the cache
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class LeRobotConfig:
     """How a LeRobot dataset is read."""
 
-    state: Features = STATE  # the feature that is the proprio, or several that are joined in this order
+    state: Features = STATE  # the feature that is the proprio, or several that are as_keys in this order
     action: Features = ACTION  # the same of the action
     times: Times = "recorded"  # steady: step t is at t / fps, for data whose timestamps are wrong
 
 
 @dataclass(frozen=True)
-class Columns:
+class EpisodeColumns:
     """The index: one entry per episode in each column. Steps are counted within LeRobot's own episode."""
 
     number: Int64[np.ndarray, "E"]  # LeRobot's own
@@ -78,12 +78,12 @@ class LeRobotReader(ABC):
     def __init__(self, config: LeRobotConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root = Path(root)
         self.config = config
-        self._info = Info(self.root)
+        self._info = DatasetInfo(self.root)
         self._info.check_version(*self.VERSIONS)
         if embodiment is None:
             embodiment = self._info.embodiment(self.FORMAT, config.state, config.action)
         elif OWN_KEY not in self._info.facts:
-            embodiment = self._info.named(embodiment, config.state, config.action)
+            embodiment = self._info.with_dim_names(embodiment, config.state, config.action)
         self.embodiment = embodiment
         self._info.check(self.embodiment, config.state, config.action)
         self._keys = {name: self._info.camera_key(name) for name in self.embodiment.cameras}
@@ -93,14 +93,14 @@ class LeRobotReader(ABC):
             "version": self._info.version,
         }
         self.notes: dict[str, Any] = self._info.own.get("notes", {})
-        self._lost_at: dict[int, str] = {}  # by their place in the version's own table
-        self._columns = self._split(_with_steps(self._read_columns(), self.root, self._lost_at))
-        places = np.flatnonzero(np.isin(self._columns.at, list(self._lost_at))).tolist()
-        self.lost = {i: self._lost_at[int(self._columns.at[i])] for i in places}
-        report_lost(self.root, self.lost, len(self))
+        self._unreadable_at: dict[int, str] = {}  # by their place in the version's own table
+        self._columns = self._split_by_task(_drop_empty(self._read_columns(), self.root, self._unreadable_at))
+        places = np.flatnonzero(np.isin(self._columns.at, list(self._unreadable_at))).tolist()
+        self.unreadable = {i: self._unreadable_at[int(self._columns.at[i])] for i in places}
+        report_unreadable(self.root, self.unreadable, len(self))
 
     @abstractmethod
-    def _read_columns(self) -> Columns:
+    def _read_columns(self) -> EpisodeColumns:
         """The index, an entry for each of LeRobot's episodes."""
 
     @abstractmethod
@@ -108,17 +108,17 @@ class LeRobotReader(ABC):
         """The data file of LeRobot's episode, and the first of its rows in it; `index` is that of our episode."""
 
     @abstractmethod
-    def _video_at(self, index: int, key: str) -> Span:
+    def _video_at(self, index: int, key: str) -> VideoSpan:
         """Return where LeRobot's episode is in the videos of a camera."""
 
-    def _own(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+    def _extra_and_instructions(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
         """What anyvla alone knows of an episode: its extra, and its instructions if they are not its task alone."""
         return {}, None
 
     @property
     def columns(self) -> dict[str, str]:
         """What each feature is, in a line for people; of numbers that are not read otherwise their range, too."""
-        read = {*joined(self.config.action), *joined(self.config.state), *_BOOKKEEPING}
+        read = {*as_keys(self.config.action), *as_keys(self.config.state), *_BOOKKEEPING}
         return {key: line if key in read else f"{line}{self._range(key)}" for key, line in self._info.columns().items()}
 
     def _range(self, key: str) -> str:
@@ -126,10 +126,10 @@ class LeRobotReader(ABC):
         if not self._info.is_vector(key):
             return ""
         ends: list[float] = []
-        for index in np.unique(np.linspace(0, len(self) - 1, min(len(self), _LOOKED_AT)).astype(int)).tolist():
+        for index in np.unique(np.linspace(0, len(self) - 1, min(len(self), _SAMPLED_EPISODES)).astype(int)).tolist():
             try:
                 column = self._read(index, [key])[key]
-                values = matrix(column, self._info.size(key), self._where(index), 0)
+                values = as_matrix(column, self._info.size(key), self._where(index), 0)
             except ValueError:  # damaged, which the check says
                 continue
             finite = values[np.isfinite(values)]
@@ -147,17 +147,17 @@ class LeRobotReader(ABC):
     def task(self, index: int) -> str:
         """What episode `index` demonstrates."""
         self._check(index)
-        return self._own(index)[0].get("task") or self._columns.tasks[self._columns.task[index]]
+        return self._extra_and_instructions(index)[0].get("task") or self._columns.tasks[self._columns.task[index]]
 
     def __getitem__(self, index: int) -> Episode:
         """Episode `index`; frames are decoded when asked for. Raises IndexError outside, ValueError if damaged."""
         self._check(index)
         where = self._where(index)
-        proprio = joined(self.config.state) if self.embodiment.proprio.size else ()
-        names = list(dict.fromkeys((*joined(self.config.action), *proprio)))
+        proprio = as_keys(self.config.state) if self.embodiment.proprio.size else ()
+        names = list(dict.fromkeys((*as_keys(self.config.action), *proprio)))
         names += ["timestamp"] if "timestamp" in self._info.features else []
         table = self._read(index, names + ([TIME] if TIME in self._info.features else []))
-        extra, instructions = self._own(index)
+        extra, instructions = self._extra_and_instructions(index)
         if instructions is None:
             text = self._columns.tasks[self._columns.task[index]]
             instructions = (text,) if text.strip() else ()
@@ -167,14 +167,14 @@ class LeRobotReader(ABC):
 
         def vectors(keys: tuple[str, ...]) -> Float32[np.ndarray, "T D"]:
             columns = [(table[key], self._info.size(key), f"{where}, column {key!r}") for key in keys]
-            parts = [as_floats(matrix(column, size, place, row), place) for column, size, place in columns]
+            parts = [as_float32(as_matrix(column, size, place, row), place) for column, size, place in columns]
             return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
         return Episode(
             embodiment=self.embodiment,
             images={name: self._frames(index, key, times) for name, key in self._keys.items()},
             proprio=vectors(proprio) if proprio else np.zeros((length, 0), np.float32),
-            actions=vectors(joined(self.config.action)),
+            actions=vectors(as_keys(self.config.action)),
             instructions=instructions,
             timestamps=times,
             provenance=where,
@@ -190,11 +190,11 @@ class LeRobotReader(ABC):
 
     def _files(self, keys: Collection[str]) -> list[Path]:
         """Return all files that count for what the dataset holds, with the frames of these features."""
-        files = [p for pattern in ("data/**/*.parquet", "meta/**/*.parquet") for p in files_in(self.root, pattern)]
+        files = [p for pattern in ("data/**/*.parquet", "meta/**/*.parquet") for p in list_files(self.root, pattern)]
         files += [p for name in ("episodes", "tasks") if (p := self.root / f"meta/{name}.jsonl").is_file()]
-        seen = [files_in(self.root, f"videos/{p}/**/*.mp4") for k in keys for p in (k, f"*/{k}")]
+        seen = [list_files(self.root, f"videos/{p}/**/*.mp4") for k in keys for p in (k, f"*/{k}")]
         if any(self._info.features[k]["dtype"] == "image" for k in keys):  # rows may name files instead of holding them
-            seen.append(files_in(self.root, "images/**/*"))
+            seen.append(list_files(self.root, "images/**/*"))
         return listed(self.root, {*files, *(p for found in seen for p in found)})
 
     def _check(self, index: int) -> None:
@@ -205,7 +205,7 @@ class LeRobotReader(ABC):
         columns = self._columns
         path, _ = self._rows_at(index)
         number, begin = int(columns.number[index]), int(columns.begin[index])
-        cut = self._cut.get(number, 1) > 1
+        cut = self._part_counts.get(number, 1) > 1
         part = f", steps {begin} to {begin + int(columns.length[index]) - 1}" if cut else ""
         return f"{path}, episode {number}{part}"
 
@@ -215,8 +215,8 @@ class LeRobotReader(ABC):
         path, row = self._rows_at(index)
         count = int(columns.length[index]) - first if count is None else count
         number, at = int(columns.number[index]), int(columns.at[index])
-        if at in self._lost_at:
-            raise ValueError(f"episode {number}: {self._lost_at[at]}")
+        if at in self._unreadable_at:
+            raise ValueError(f"episode {number}: {self._unreadable_at[at]}")
         keys = ["episode_index", *(["frame_index"] if "frame_index" in self._info.features else [])]
         begin = int(columns.begin[index]) + first
         try:
@@ -227,7 +227,7 @@ class LeRobotReader(ABC):
         own = bool(np.all(table["episode_index"].to_numpy() == number))
         counted = len(keys) == 1 or np.array_equal(table["frame_index"].to_numpy(), begin + np.arange(count))
         # a numbering of frames of its own is no fault if the rows of the episode begin where the index says
-        if not own or not (counted or (number, row) in ((n, r) for n, (r, _) in runs_of(path))):
+        if not own or not (counted or (number, row) in ((n, r) for n, (r, _) in episode_runs(path))):
             raise ValueError(f"{path} does not hold the rows of episode {number} where the index says; copy it again")
         return table
 
@@ -245,7 +245,7 @@ class LeRobotReader(ABC):
         times = steady(begin + length, hz)[begin:]
         even = np.array_equal(recorded, steady(length, hz))
         ends = index + 1 == len(self) or self._columns.at[index + 1] != self._columns.at[index]
-        declared = Declared(hz, self._info.codec(key))
+        declared = DeclaredVideo(hz, self._info.codec(key))
         recorded = times if even else times[0] + recorded
         return VideoFrames(span, times, recorded, shape, declared, bool(ends) and span.until == np.inf, where)
 
@@ -260,33 +260,33 @@ class LeRobotReader(ABC):
             return constant
         way_out = f"format: {{name: {self.FORMAT}, times: steady}}"
         try:
-            times = matrix(table[name], 1, f"{where}, column {name!r}")[:, 0]
+            times = as_matrix(table[name], 1, f"{where}, column {name!r}")[:, 0]
         except ValueError as error:
             raise ValueError(f"{error}; or read the steps at {self._info.fps:g} per second: {way_out}") from None
         late = times.astype(np.float64) - float(times[0])
         if name == "timestamp" and np.all(np.abs(late - constant) < max(1e-3, 1e-6 * constant[-1])):
             return constant
-        return relative(times, self._info.fps, where, way_out)
+        return as_relative_seconds(times, self._info.fps, where, way_out)
 
-    def _split(self, columns: Columns) -> Columns:
+    def _split_by_task(self, columns: EpisodeColumns) -> EpisodeColumns:
         """Cut episodes of several tasks at each change of task."""
-        self._cut: dict[int, int] = {}  # LeRobot's episode -> how many it became
+        self._part_counts: dict[int, int] = {}  # LeRobot's episode -> how many it became
         several = np.flatnonzero(columns.task < 0)
         if not len(several):
             return columns
         self._columns = columns  # for reading the rows
-        if len(several) > _MANY:
-            runs = kept(self.root, self._files(()), "runs of tasks", lambda: self._runs(several))
+        if len(several) > _CACHED_FROM:
+            runs = cached_table(self.root, self._files(()), "runs of tasks", lambda: self._find_task_runs(several))
         else:
-            runs = self._runs(several)
+            runs = self._find_task_runs(several)
         texts, known = self._tasks_by_number(), {text: i for i, text in enumerate(columns.tasks)}
         of, first, number = (runs[name].to_numpy() for name in ("episode", "first", "task_index"))
         for e in of[number == _UNKNOWN].tolist():
-            self._lost_at.setdefault(int(columns.at[e]), "its rows do not say its tasks; copy the dataset again")
+            self._unreadable_at.setdefault(int(columns.at[e]), "its rows do not say its tasks; copy the dataset again")
         number = np.where(number == _UNKNOWN, min(texts), number)
         pieces = np.ones(len(columns.length), np.int64)
         pieces[several] = np.bincount(of, minlength=len(pieces))[several]
-        self._cut = {int(columns.number[e]): int(pieces[e]) for e in several}
+        self._part_counts = {int(columns.number[e]): int(pieces[e]) for e in several}
         at = np.repeat(np.arange(len(pieces)), pieces)
         begin, task = np.zeros(len(at), np.int64), columns.task[at]
         cut = np.isin(at, several)  # in the order of the runs
@@ -295,7 +295,7 @@ class LeRobotReader(ABC):
         length = np.where(last, columns.length[at], np.append(begin[1:], 0)) - begin
         return replace(columns, number=columns.number[at], begin=begin, length=length, task=task, at=columns.at[at])
 
-    def _runs(self, episodes: np.ndarray) -> pa.Table:
+    def _find_task_runs(self, episodes: np.ndarray) -> pa.Table:
         """Return the runs of one task of these episodes: the episode's place, the first step, the task."""
         rows: list[dict[str, int]] = []
         known = sorted(self._tasks_by_number())
@@ -304,12 +304,12 @@ class LeRobotReader(ABC):
         for e in episodes.tolist():
             try:
                 column = self._read(e, ["task_index"])["task_index"]
-                numbers = matrix(column, 1, f"{self._rows_at(e)[0]}, column 'task_index'")[:, 0].astype(np.int64)
+                numbers = as_matrix(column, 1, f"{self._rows_at(e)[0]}, column 'task_index'")[:, 0].astype(np.int64)
                 unknown = np.setdiff1d(numbers, known)
                 if len(unknown):
                     raise ValueError(f"the table of tasks has no number {unknown[0]}; copy the dataset again")
             except ValueError as error:  # only this episode is lost
-                self._lost_at.setdefault(int(self._columns.at[e]), str(error))
+                self._unreadable_at.setdefault(int(self._columns.at[e]), str(error))
                 numbers = np.array([_UNKNOWN])
             for first in [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]:
                 rows.append({"episode": e, "first": first, "task_index": int(numbers[first])})
@@ -319,7 +319,7 @@ class LeRobotReader(ABC):
     def _tasks_by_number(self) -> dict[int, str]:
         """The table of tasks."""
 
-    def _code_tasks(self, lists: pa.ChunkedArray) -> tuple[Int64[np.ndarray, "E"], list[str]]:
+    def _number_tasks(self, lists: pa.ChunkedArray) -> tuple[Int64[np.ndarray, "E"], list[str]]:
         """Return the task of each episode as a number, out of its list of tasks, and the tasks by number.
 
         -1 for a list of several, or for no list, where the rows say it; "" for a list of none.
@@ -341,7 +341,7 @@ class LeRobotReader(ABC):
         return out, tasks
 
 
-def _with_steps(columns: Columns, root: Path, lost: dict[int, str]) -> Columns:
+def _drop_empty(columns: EpisodeColumns, root: Path, lost: dict[int, str]) -> EpisodeColumns:
     """Return the index without the episodes that have no step. An episode that is listed twice is lost."""
     for at in np.flatnonzero(columns.number[1:] == columns.number[:-1]).tolist():
         for place in (at, at + 1):

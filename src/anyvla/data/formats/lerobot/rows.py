@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from anyvla.data.fingerprints import stat_of
 from anyvla.data.formats.open_files import OpenFiles
-from anyvla.data.formats.parquet import naming, open_parquet
+from anyvla.data.formats.parquet import errors_naming, open_parquet
 
-_KEPT_BYTES = 64 << 20  # of row groups, per process
-_OPEN = 16  # files per thread
+_CACHED_BYTES = 64 << 20  # of row groups, per process
+_MAX_OPEN = 16  # files per thread
 
 
-class _File:
+class _ParquetRows:
     def __init__(self, path: Path) -> None:
         self.parquet = open_parquet(path)
         counts = [self.parquet.metadata.row_group(i).num_rows for i in range(self.parquet.metadata.num_row_groups)]
@@ -32,7 +32,7 @@ class _File:
         self.parquet.close()
 
 
-class _Kept:
+class _TableCache:
     """Tables by key, the last used ones within so many bytes; one larger than that is kept alone."""
 
     def __init__(self, limit: int) -> None:
@@ -55,8 +55,8 @@ class _Kept:
                 self.bytes -= self.tables.popitem(last=False)[1].nbytes
 
 
-_opened = OpenFiles(_File, _OPEN)
-_kept = _Kept(_KEPT_BYTES)
+_open_parquet_files = OpenFiles(_ParquetRows, _MAX_OPEN)
+_cache = _TableCache(_CACHED_BYTES)
 
 
 def read_rows(path: Path, first: int, count: int | None, columns: list[str]) -> pa.Table:
@@ -64,8 +64,8 @@ def read_rows(path: Path, first: int, count: int | None, columns: list[str]) -> 
 
     Raises ValueError that names the file if it is missing, damaged, or lacks these rows or columns.
     """
-    with naming(path):
-        file = _opened(path)
+    with errors_naming(path):
+        file = _open_parquet_files(path)
         count = int(file.starts[-1]) - first if count is None else count
         if first + count > file.starts[-1]:
             raise ValueError(
@@ -77,21 +77,21 @@ def read_rows(path: Path, first: int, count: int | None, columns: list[str]) -> 
             raise ValueError(f"{path} has no column {missing[0]!r}, which info.json declares; copy the dataset again")
         low = int(np.searchsorted(file.starts, first, side="right")) - 1
         high = int(np.searchsorted(file.starts, first + count, side="left"))
-        groups = [_group(path, file, group, columns) for group in range(low, high)]
+        groups = [_read_group(path, file, group, columns) for group in range(low, high)]
     return pa.concat_tables(groups).slice(first - int(file.starts[low]), count)
 
 
 def count_rows(path: Path) -> int:
     """Return how many rows a file has. Raises ValueError that names the file if it is missing or damaged."""
-    with naming(path):
-        return int(_opened(path).starts[-1])
+    with errors_naming(path):
+        return int(_open_parquet_files(path).starts[-1])
 
 
-def _group(path: Path, file: _File, group: int, columns: list[str]) -> pa.Table:
+def _read_group(path: Path, file: _ParquetRows, group: int, columns: list[str]) -> pa.Table:
     """A row group; the next window or the next episode may lie in it too."""
     key = (str(path), stat_of(path), group, tuple(columns))
-    table = _kept.get(key)
+    table = _cache.get(key)
     if table is None:
         table = file.parquet.read_row_group(group, columns=columns, use_threads=False)
-        _kept.put(key, table)
+        _cache.put(key, table)
     return table

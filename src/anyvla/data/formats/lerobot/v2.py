@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from anyvla.data.formats.json_records import read_records, whole_number
-from anyvla.data.formats.lerobot.frames import Span
+from anyvla.data.formats.json_records import as_whole_number, read_records
+from anyvla.data.formats.lerobot.frames import VideoSpan
 from anyvla.data.formats.lerobot.paths import PathTemplate
-from anyvla.data.formats.lerobot.reader import Columns, LeRobotReader
+from anyvla.data.formats.lerobot.reader import EpisodeColumns, LeRobotReader
 from anyvla.data.formats.lerobot.rows import count_rows
 from anyvla.files.inside import inside
 
@@ -34,11 +34,11 @@ class LeRobotV2Dataset(LeRobotReader):
         """`meta/info.json` and `meta/episodes.jsonl`."""
         return (root / "meta/info.json").is_file() and (root / "meta/episodes.jsonl").is_file()
 
-    def _read_columns(self) -> Columns:
+    def _read_columns(self) -> EpisodeColumns:
         numbers, lengths, tasks = list[int](), list[int](), list[list[str] | None]()
         for row in self._lines("meta/episodes.jsonl", "episode_index", "length"):
-            numbers.append(whole_number(row["episode_index"], "meta/episodes.jsonl, episode_index"))
-            lengths.append(whole_number(row["length"], f"meta/episodes.jsonl, length of episode {numbers[-1]}"))
+            numbers.append(as_whole_number(row["episode_index"], "meta/episodes.jsonl, episode_index"))
+            lengths.append(as_whole_number(row["length"], f"meta/episodes.jsonl, length of episode {numbers[-1]}"))
             tasks.append(_texts(row.get("tasks", row.get("task"))))
         facts = self._info.facts
         if len(numbers) != facts["total_episodes"]:
@@ -53,12 +53,12 @@ class LeRobotV2Dataset(LeRobotReader):
         self._data_template = PathTemplate(self.root, facts, "data_path", numbers_of)
         if any(self._info.features[key]["dtype"] == "video" for key in self._keys.values()):
             self._video_template = PathTemplate(self.root, facts, "video_path", ("video_key", *numbers_of))
-        codes, texts = self._code_tasks(pa.chunked_array([pa.array(tasks, pa.list_(pa.string()))]))
+        codes, texts = self._number_tasks(pa.chunked_array([pa.array(tasks, pa.list_(pa.string()))]))
         number = np.array(numbers, np.int64)
         order = np.argsort(number, kind="stable")
         self._steps = np.array(lengths, np.int64)[order]
-        self._lost_at |= self._missing(number[order])
-        return Columns(
+        self._unreadable_at |= self._missing(number[order])
+        return EpisodeColumns(
             number=number[order],
             begin=np.zeros(len(number), np.int64),
             length=self._steps,
@@ -89,22 +89,22 @@ class LeRobotV2Dataset(LeRobotReader):
             raise ValueError(f"{path} has {rows} rows, meta/episodes.jsonl says {said} steps; copy the dataset again")
 
     def _data_path(self, number: int) -> str:
-        return self._data_template.path(episode_chunk=number // self._chunk, episode_index=number)
+        return self._data_template.fill(episode_chunk=number // self._chunk, episode_index=number)
 
     def _video_path(self, number: int, key: str) -> str:
         chunk = number // self._chunk
-        return self._video_template.path(episode_chunk=chunk, episode_index=number, video_key=key)
+        return self._video_template.fill(episode_chunk=chunk, episode_index=number, video_key=key)
 
     def _rows_at(self, index: int) -> tuple[Path, int]:
         return inside(self.root, self._data_path(int(self._columns.number[index]))), 0
 
-    def _video_at(self, index: int, key: str) -> Span:
-        return Span(inside(self.root, self._video_path(int(self._columns.number[index]), key)))
+    def _video_at(self, index: int, key: str) -> VideoSpan:
+        return VideoSpan(inside(self.root, self._video_path(int(self._columns.number[index]), key)))
 
     def _tasks_by_number(self) -> dict[int, str]:
         where = "meta/tasks.jsonl, task_index"
         rows = self._lines("meta/tasks.jsonl", "task_index", "task")
-        return {whole_number(row["task_index"], where): str(row["task"]) for row in rows}
+        return {as_whole_number(row["task_index"], where): str(row["task"]) for row in rows}
 
     def _lines(self, name: str, *keys: str) -> Iterator[dict[str, Any]]:
         """Return the objects of a file of JSON lines. Raises ValueError that names the line if it is damaged."""

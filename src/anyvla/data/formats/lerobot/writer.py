@@ -34,8 +34,8 @@ from anyvla.files.documents import read_object
 from anyvla.registry import nearest
 from anyvla.robot.embodiment import Embodiment
 
-_BLOCK = 64  # frames in memory at once
-_COUNTED = 100  # frames of an episode that image statistics are made of
+_FRAMES_AT_ONCE = 64  # frames in memory at once
+_STATISTICS_FRAMES = 100  # frames of an episode that image statistics are made of
 
 
 def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episode: Episode) -> None:
@@ -54,18 +54,18 @@ def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episod
     }
     _to_json(facts, f"episode {index}: extra")
     try:
-        with _explain_full_disk(partial_root):
+        with _explaining_full_disk(partial_root):
             shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
             building.mkdir(parents=True)
             facts["histograms"] = {}
             for name in embodiment.cameras:
                 histogram = np.zeros((3, 256), np.int64)
-                frames = _frames(episode.images[name], histogram)
+                frames = _iterate_frames(episode.images[name], histogram)
                 video.encode(building / f"{name}.mp4", frames, embodiment.control_hz)
                 facts["histograms"][name] = histogram.tolist()
-            columns = {ACTION: _vectors(episode.actions)}
+            columns = {ACTION: _as_column(episode.actions)}
             if embodiment.proprio.size:
-                columns[STATE] = _vectors(episode.proprio)
+                columns[STATE] = _as_column(episode.proprio)
             if not np.array_equal(episode.timestamps, steady(len(episode), embodiment.control_hz)):
                 columns[TIME] = pa.array(episode.timestamps)
             pq.write_table(pa.table(columns), building / "rows.parquet")
@@ -131,15 +131,15 @@ class LeRobotWriter:
         mine = {"embodiment": to_dict(embodiment), "provenance": dict(provenance)}
         text = _to_json(mine, "provenance")
         path = self.partial_root / "provenance.json"
-        with _explain_full_disk(self.root):
+        with _explaining_full_disk(self.root):
             if path.exists():
-                self._check_begun(read_object(path), json.loads(text))
+                self._check_same_settings(read_object(path), json.loads(text))
             else:
                 self.partial_root.mkdir(parents=True, exist_ok=True)
                 durable.write(path, text)
         self._own = json.loads(text)
 
-    def _check_begun(self, begun: dict[str, Any], mine: dict[str, Any]) -> None:
+    def _check_same_settings(self, begun: dict[str, Any], mine: dict[str, Any]) -> None:
         moved = "provenance.source.path"  # the fingerprint beside it tells whether it is the same data
         differing = [found for found in differences(begun, mine) if found.key != moved]
         if differing:
@@ -161,7 +161,7 @@ class LeRobotWriter:
 
     def note(self, key: str, value: Any) -> None:
         """Keep a small JSON fact (failures counted, ...) across interruptions; it ends in `info.json`."""
-        with _explain_full_disk(self.root):
+        with _explaining_full_disk(self.root):
             durable.write(self.partial_root / "notes.json", _to_json({**self.notes, key: value}, f"note {key!r}"))
 
     def stage(self, index: int, episode: Episode) -> None:
@@ -179,7 +179,7 @@ class LeRobotWriter:
         building = self.root.with_name(f".{self.root.name}.building")
         shutil.rmtree(building, ignore_errors=True)
         try:
-            with _explain_full_disk(self.root):
+            with _explaining_full_disk(self.root):
                 merge(building, staged, self.embodiment, {**self._own, "notes": self.notes})
                 durable.put(building, self.root)
         finally:
@@ -210,19 +210,19 @@ def is_complete(root: Path) -> bool:
     return (root / "meta/info.json").is_file()  # datasets appear by one rename
 
 
-def _frames(images: Images, histogram: np.ndarray) -> Iterator[np.ndarray]:
+def _iterate_frames(images: Images, histogram: np.ndarray) -> Iterator[np.ndarray]:
     """Frame by frame, decoding few at once; evenly spread ones are counted in the histogram."""
     length = len(images)
-    counted = np.unique(np.linspace(0, length - 1, min(length, _COUNTED)).round().astype(int))
-    for first in range(0, length, _BLOCK):
-        block = images[first : first + _BLOCK]
+    counted = np.unique(np.linspace(0, length - 1, min(length, _STATISTICS_FRAMES)).round().astype(int))
+    for first in range(0, length, _FRAMES_AT_ONCE):
+        block = images[first : first + _FRAMES_AT_ONCE]
         chosen = counted[(counted >= first) & (counted < first + len(block))] - first
         if len(chosen):
             histogram += image_histogram(block[chosen])
         yield from block
 
 
-def _vectors(array: np.ndarray) -> pa.Array:
+def _as_column(array: np.ndarray) -> pa.Array:
     if array.shape[1] == 1:  # LeRobot holds one-dim features as plain numbers
         return pa.array(array.ravel())
     return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
@@ -236,7 +236,7 @@ def _to_json(value: Any, where: str) -> str:
 
 
 @contextlib.contextmanager
-def _explain_full_disk(root: Path) -> Iterator[None]:
+def _explaining_full_disk(root: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, av.error.FFmpegError) as error:

@@ -22,8 +22,8 @@ from anyvla.data.episode import Episode, conventions, steady
 from anyvla.data.formats.rlds import features as rlds_features
 from anyvla.data.formats.rlds import oxe, tf_example, tfrecord
 from anyvla.data.formats.rlds.config import RLDSConfig
-from anyvla.data.formats.rlds.frames import EncodedFrames, Place, numbers_of
-from anyvla.data.formats.rlds.index import Index, build_index, said_in
+from anyvla.data.formats.rlds.frames import EncodedFrames, RecordLocation, read_numbers
+from anyvla.data.formats.rlds.index import RecordIndex, build_index, read_instructions
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.registry import nearest
 from anyvla.robot.embodiment import Embodiment
@@ -43,17 +43,19 @@ class RLDSDataset:
         """A folder with features.json and dataset_info.json, or one of versions of such."""
         if not root.is_dir():
             return False
-        return rlds_features.is_version(root) or any(
-            rlds_features.is_version(p) for p in root.iterdir() if p.is_dir() and p.name[:1].isdigit()
+        return rlds_features.is_version_folder(root) or any(
+            rlds_features.is_version_folder(p) for p in root.iterdir() if p.is_dir() and p.name[:1].isdigit()
         )
 
     def __init__(self, config: RLDSConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
-        self._about = rlds_features.describe(rlds_features.version_of(self.root))
-        if config.entry is not None and oxe.describe(config.entry) is None:
-            raise ValueError(f"the table has no entry {config.entry!r}: {nearest(config.entry, list(oxe.table()))}")
-        self._entry = oxe.describe(config.entry or self._about.name)
-        self._shards = self._about.shards(config.split)
+        self._version = rlds_features.read_version(rlds_features.find_version(self.root))
+        if config.entry is not None and oxe.find_entry(config.entry) is None:
+            raise ValueError(
+                f"the table has no entry {config.entry!r}: {nearest(config.entry, list(oxe.load_entries()))}"
+            )
+        self._entry = oxe.find_entry(config.entry or self._version.name)
+        self._shards = self._version.shard_paths(config.split)
         cameras = self._all_cameras()
         if embodiment is None:
             if self._entry is None:
@@ -65,11 +67,11 @@ class RLDSDataset:
         self.embodiment = embodiment
         self._cameras = {camera: cameras[camera] for camera in embodiment.cameras}
         self._check_keys()
-        self._index: Index = build_index(self._about, self._shards, self._instructions, self._entry, config)
+        self._index: RecordIndex = build_index(self._version, self._shards, self._instructions, self._entry, config)
         self.provenance: dict[str, Any] = {
             "format": "rlds",
-            "name": self._about.name,
-            "version": self._about.version,
+            "name": self._version.name,
+            "version": self._version.version,
             "split": config.split,
             **({"damaged": self._index.damaged} if self._index.damaged else {}),
             **({"failures": self._index.failures} if self._index.failures else {}),
@@ -83,39 +85,39 @@ class RLDSDataset:
         """See `EpisodeDataset`."""
         if self._entry is None:
             return self._index.steps
-        return np.array([_count(self._entry.kept(int(n))) for n in self._index.steps], np.int64)
+        return np.array([_count(self._entry.kept_steps(int(n))) for n in self._index.steps], np.int64)
 
     @property
     def columns(self) -> dict[str, str]:
         """What each key of a step is, in a line for people."""
         return {
-            key: " ".join([leaf.kind, leaf.dtype, "x".join("?" if n is None else str(n) for n in leaf.shape)]).strip()
-            for key, leaf in self._about.steps.items()
+            key: " ".join([spec.kind, spec.dtype, "x".join("?" if n is None else str(n) for n in spec.shape)]).strip()
+            for key, spec in self._version.steps.items()
         }
 
     def task(self, index: int) -> str:
         """Its instruction; "" if it has none."""
-        return self._index.tasks[int(self._index.task[self._within(index)])]
+        return self._index.tasks[int(self._index.task[self._check(index)])]
 
     @cached_property
     def fingerprint(self) -> str:
         """See `EpisodeDataset`."""
         meaning = [conventions(self.embodiment), to_dict(self.config), self._cameras]
-        files = [*self._shards, self._about.folder / "features.json"]
-        return fingerprints.of_files(self._about.folder, files, json.dumps(meaning, sort_keys=True))
+        files = [*self._shards, self._version.folder / "features.json"]
+        return fingerprints.of_files(self._version.folder, files, json.dumps(meaning, sort_keys=True))
 
     def __getitem__(self, index: int) -> Episode:
         """Episode `index`; frames are decoded when asked for. Raises IndexError outside, ValueError if damaged."""
-        at = self._within(index)
+        at = self._check(index)
         where = self._where(at)
-        record = self._parsed(at)
+        record = self._read_record(at)
         length = int(self._index.steps[at])
         try:
-            proprio, actions, kept = self._numbers(record, length)
-            instructions = self._said(record, kept)
+            proprio, actions, kept = self._read_vectors(record, length)
+            instructions = self._read_instructions(record, kept)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        tfrecord.release(self._place(at)[0])
+        tfrecord.release_pages(self._location(at)[0])
         return Episode(
             embodiment=self.embodiment,
             images={camera: self._frames(at, camera, kept) for camera in self._cameras},
@@ -126,15 +128,15 @@ class RLDSDataset:
             provenance=where,
         )
 
-    def _numbers(
-        self, record: Mapping[str, tf_example.Feature], length: int
+    def _read_vectors(
+        self, record: Mapping[str, tf_example.ExampleFeature], length: int
     ) -> tuple[Float32[np.ndarray, "T P"], Float32[np.ndarray, "T A"], slice]:
         def read(key: str) -> np.ndarray:
-            return numbers_of(record, f"steps/{key}", self._about.steps[key], length)
+            return read_numbers(record, f"steps/{key}", self._version.steps[key], length)
 
         if self._entry is not None:
-            kept = self._entry.kept(length)
-            return *self._entry.numbers({key: read(key) for key in self._entry.number_keys}, length), kept
+            kept = self._entry.kept_steps(length)
+            return *self._entry.proprio_and_actions({key: read(key) for key in self._entry.number_keys}, length), kept
         vectors = []
         for keys, size in (
             (self.config.proprio, self.embodiment.proprio.size),
@@ -149,25 +151,27 @@ class RLDSDataset:
             vectors.append(vector)
         return vectors[0], vectors[1], slice(0, length)
 
-    def _said(self, record: Mapping[str, tf_example.Feature], kept: slice) -> tuple[str, ...]:
+    def _read_instructions(self, record: Mapping[str, tf_example.ExampleFeature], kept: slice) -> tuple[str, ...]:
         """The different instructions of an episode."""
-        said = [t for key in self._instructions for t in said_in(record, key, self._about, self._entry, kept)]
+        said = [
+            t for key in self._instructions for t in read_instructions(record, key, self._version, self._entry, kept)
+        ]
         return tuple(dict.fromkeys(text for text in said if text.strip()))
 
     def _frames(self, at: int, camera: str, kept: slice) -> EncodedFrames:
         key = self._cameras[camera]
         swapped = self._entry is not None and camera in self._entry.swapped
-        shape = self._about.steps[key].shape
-        return EncodedFrames(self._place(at), f"steps/{key}", kept, shape, swapped, f"{self._where(at)}, {key}")
+        shape = self._version.steps[key].shape
+        return EncodedFrames(self._location(at), f"steps/{key}", kept, shape, swapped, f"{self._where(at)}, {key}")
 
-    def _parsed(self, at: int) -> dict[str, tf_example.Feature]:
-        return tf_example.parse(tfrecord.read(*self._place(at)))
+    def _read_record(self, at: int) -> dict[str, tf_example.ExampleFeature]:
+        return tf_example.parse_example(tfrecord.read_record(*self._location(at)))
 
-    def _place(self, at: int) -> Place:
+    def _location(self, at: int) -> RecordLocation:
         i = self._index
         return self._shards[int(i.shards[at])], int(i.offsets[at]), int(i.sizes[at])
 
-    def _within(self, index: int) -> int:
+    def _check(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
         return int(index)
@@ -182,8 +186,8 @@ class RLDSDataset:
             return dict(self.config.cameras)
         keys = [
             key
-            for key, leaf in self._about.steps.items()
-            if leaf.kind == "image" and leaf.dtype == "uint8" and not leaf.ragged
+            for key, spec in self._version.steps.items()
+            if spec.kind == "image" and spec.dtype == "uint8" and not spec.ragged
         ]
         short = [key.rsplit("/", 1)[-1] for key in keys]
         return dict(zip(short if len(set(short)) == len(short) else keys, keys, strict=True))
@@ -192,22 +196,22 @@ class RLDSDataset:
     def _instructions(self) -> tuple[str, ...]:
         """Keys of instructions that the data has, below `steps` or beside it."""
         asked = self._entry.instruction if self._entry is not None else self.config.instruction
-        return tuple(key for key in asked if key in self._about.steps or key in self._about.episode)
+        return tuple(key for key in asked if key in self._version.steps or key in self._version.episode)
 
     def _check_keys(self) -> None:
         asked: list[str] = list(self._cameras.values())
         asked += self._entry.number_keys if self._entry is not None else [*self.config.action, *self.config.proprio]
         for key in asked:
-            leaf = self._about.steps.get(key)
-            if leaf is None:
-                raise ValueError(f"{self.root} has no steps/{key}: {nearest(key, list(self._about.steps))}")
-            if leaf.ragged:
+            spec = self._version.steps.get(key)
+            if spec is None:
+                raise ValueError(f"{self.root} has no steps/{key}: {nearest(key, list(self._version.steps))}")
+            if spec.ragged:
                 raise ValueError(f"{self.root}: steps/{key} is a list in the list of steps, which is not read")
 
     def _undeclared(self, cameras: Mapping[str, str]) -> UndeclaredError:
         """Return the error with an embodiment of no meaning. Raises ValueError if no key looks like an action."""
-        steps = self._about.steps
-        sizes = {key: (leaf.shape or (1,))[0] or 1 for key, leaf in steps.items() if _is_vector(leaf)}
+        steps = self._version.steps
+        sizes = {key: (spec.shape or (1,))[0] or 1 for key, spec in steps.items() if _is_vector(spec)}
         action = [k for k in self.config.action if k in sizes] or [k for k in sizes if k.startswith("action/")]
         proprio = [k for k in self.config.proprio if k in sizes] or [k for k in sizes if k.startswith("observation/")]
         if not action:
@@ -216,14 +220,14 @@ class RLDSDataset:
                 f"[KEY]}}. Its numbers of a step: {', '.join(f'{k} ({n})' for k, n in sizes.items()) or 'none'}"
             )
         plain = plain_embodiment(
-            self._about.name, list(cameras), 10, {k: sizes[k] for k in proprio}, {k: sizes[k] for k in action}
+            self._version.name, list(cameras), 10, {k: sizes[k] for k in proprio}, {k: sizes[k] for k in action}
         )
         return UndeclaredError(self.root, plain, {"name": "rlds", "action": action, "proprio": proprio}, timed=False)
 
 
-def _is_vector(leaf: rlds_features.Leaf) -> bool:
-    numbers = leaf.kind == "tensor" and leaf.dtype.startswith(("float", "int"))
-    return numbers and not leaf.ragged and len(leaf.shape) <= 1 and None not in leaf.shape
+def _is_vector(spec: rlds_features.FeatureSpec) -> bool:
+    numbers = spec.kind == "tensor" and spec.dtype.startswith(("float", "int"))
+    return numbers and not spec.ragged and len(spec.shape) <= 1 and None not in spec.shape
 
 
 def _count(kept: slice) -> int:

@@ -12,7 +12,7 @@ from anyvla.files.inside import inside
 
 
 @dataclass(frozen=True)
-class Leaf:
+class FeatureSpec:
     """One feature of a step (or of an episode), as it stands in a record."""
 
     kind: str  # "image" | "text" | "tensor"
@@ -23,17 +23,17 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Description:
+class DatasetVersion:
     """A version of a data set on disk."""
 
     folder: Path
     name: str  # "bridge_orig"
     version: str
     splits: dict[str, list[int]]  # split -> records of each shard
-    steps: dict[str, Leaf]  # key below `steps` -> what it is
-    episode: dict[str, Leaf]  # key beside `steps`
+    steps: dict[str, FeatureSpec]  # key below `steps` -> what it is
+    episode: dict[str, FeatureSpec]  # key beside `steps`
 
-    def shards(self, split: str) -> list[Path]:
+    def shard_paths(self, split: str) -> list[Path]:
         """The files of a split, in order. Raises ValueError for an unknown split and for files that are missing."""
         if split not in self.splits:
             raise ValueError(f"{self.folder} has no split {split!r}: it has {', '.join(self.splits)}")
@@ -55,26 +55,26 @@ class Description:
         return [found[i] for i in range(count)]
 
 
-def is_version(folder: Path) -> bool:
+def is_version_folder(folder: Path) -> bool:
     """Whether a version of a data set lies right in this folder."""
     return (folder / "features.json").is_file() and (folder / "dataset_info.json").is_file()
 
 
-def version_of(root: Path) -> Path:
+def find_version(root: Path) -> Path:
     """The folder of the version: `root` itself, or its only version. Raises ValueError if there are several."""
-    if is_version(root):
+    if is_version_folder(root):
         return root
-    versions = sorted(inside(root, p.name) for p in root.iterdir() if p.is_dir() and is_version(p))
+    versions = sorted(inside(root, p.name) for p in root.iterdir() if p.is_dir() and is_version_folder(p))
     if len(versions) != 1:
         raise ValueError(f"{root} holds {len(versions)} versions ({', '.join(p.name for p in versions)}): name one")
     return versions[0]
 
 
-def describe(folder: Path) -> Description:
+def read_version(folder: Path) -> DatasetVersion:
     """Read both files. Raises ValueError for a damaged one, and for a data set that is not made of steps."""
     features, info = (read_object(inside(folder, name)) for name in ("features.json", "dataset_info.json"))
     try:
-        return _described(folder, features, info)
+        return _as_version(folder, features, info)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{folder}/features.json or dataset_info.json is damaged ({type(error).__name__}: {error}); copy the data "
@@ -82,34 +82,36 @@ def describe(folder: Path) -> Description:
         ) from None
 
 
-def _described(folder: Path, features: dict[str, Any], info: dict[str, Any]) -> Description:
+def _as_version(folder: Path, features: dict[str, Any], info: dict[str, Any]) -> DatasetVersion:
     top = features.get("featuresDict", {}).get("features", {})
     if "sequence" not in top.get("steps", {}):
         raise ValueError(f"{folder} is a tensorflow-datasets folder, but no RLDS data set: its records have no steps")
     splits = {str(s["name"]): [int(n) for n in s.get("shardLengths", [])] for s in info.get("splits", [])}
-    steps = dict(_leaves(top["steps"]["sequence"]["feature"], "", ragged=False))
+    steps = dict(_feature_specs(top["steps"]["sequence"]["feature"], "", ragged=False))
     rest = {name: value for name, value in top.items() if name != "steps"}
-    episode = dict(_leaves({"featuresDict": {"features": rest}}, "", ragged=False))
-    return Description(folder, str(info["name"]), info.get("version", folder.name), splits, steps, episode)
+    episode = dict(_feature_specs({"featuresDict": {"features": rest}}, "", ragged=False))
+    return DatasetVersion(folder, str(info["name"]), info.get("version", folder.name), splits, steps, episode)
 
 
-def _leaves(feature: dict[str, Any], path: str, *, ragged: bool) -> list[tuple[str, Leaf]]:
+def _feature_specs(feature: dict[str, Any], path: str, *, ragged: bool) -> list[tuple[str, FeatureSpec]]:
     if "featuresDict" in feature:
         parts = feature["featuresDict"].get("features", {}).items()
-        return [leaf for name, part in parts for leaf in _leaves(part, f"{path}/{name}".strip("/"), ragged=ragged)]
+        return [
+            spec for name, part in parts for spec in _feature_specs(part, f"{path}/{name}".strip("/"), ragged=ragged)
+        ]
     if "sequence" in feature:
-        return _leaves(feature["sequence"]["feature"], path, ragged=True)
+        return _feature_specs(feature["sequence"]["feature"], path, ragged=True)
     if "image" in feature:
         kind = str(feature["image"].get("dtype") or "uint8")  # uint16 and float32: depth
-        return [(path, Leaf("image", _shape(feature["image"]), kind, "none", ragged))]
+        return [(path, FeatureSpec("image", _shape(feature["image"]), kind, "none", ragged))]
     if "text" in feature:
-        return [(path, Leaf("text", (), "string", "none", ragged))]
+        return [(path, FeatureSpec("text", (), "string", "none", ragged))]
     tensor = feature.get("tensor") or {}
     if not tensor:  # a class label and the like: one integer
-        return [(path, Leaf("tensor", (), "int64", "none", ragged))]
+        return [(path, FeatureSpec("tensor", (), "int64", "none", ragged))]
     kind = "text" if tensor.get("dtype") == "string" else "tensor"
     encoding = str(tensor.get("encoding") or "none").lower()
-    return [(path, Leaf(kind, _shape(tensor), str(tensor.get("dtype", "float32")), encoding, ragged))]
+    return [(path, FeatureSpec(kind, _shape(tensor), str(tensor.get("dtype", "float32")), encoding, ragged))]
 
 
 def _shape(feature: dict[str, Any]) -> tuple[int | None, ...]:

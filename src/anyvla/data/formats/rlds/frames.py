@@ -10,23 +10,23 @@ import numpy as np
 from jaxtyping import UInt8
 
 from anyvla.data.episode import Frames
-from anyvla.data.formats.pictures import decode
+from anyvla.data.formats.images import decode_image
 from anyvla.data.formats.rlds import tf_example, tfrecord
-from anyvla.data.formats.rlds.features import Leaf
+from anyvla.data.formats.rlds.features import FeatureSpec
 
-_MOST_UNPACKED = 64 << 20  # bytes of a tensor of one step
+_MAX_DECOMPRESSED = 64 << 20  # bytes of a tensor of one step
 
-Place = tuple[Path, int, int]  # shard, offset and length of a record
+RecordLocation = tuple[Path, int, int]  # shard, offset and length of a record
 
 
 class EncodedFrames(Frames):
     """JPEG or PNG frames of a record, as RGB."""
 
     def __init__(
-        self, place: Place, key: str, kept: slice, shape: tuple[int | None, ...], swapped: bool, where: str
+        self, location: RecordLocation, key: str, kept: slice, shape: tuple[int | None, ...], swapped: bool, where: str
     ) -> None:
         """`kept`: the steps of the record that are steps of the episode. `swapped`: the images are stored as BGR."""
-        self._place, self._key, self._kept, self._swapped, self._where = place, key, kept, swapped, where
+        self._location, self._key, self._kept, self._swapped, self._where = location, key, kept, swapped, where
         height, width = shape[:2] if len(shape) == 3 else (None, None)
         if height is None or width is None:  # of any size, so that of the first frame
             height, width = self._decode(self._encoded()[kept][0], 0).shape[:2]
@@ -37,7 +37,7 @@ class EncodedFrames(Frames):
         if len(encoded) != len(self):
             raise ValueError(f"{self._where} has {len(encoded)} images, the episode {len(self)} steps")
         decoded = {step: self._decode(encoded[step], step) for step in set(steps)}
-        tfrecord.release(self._place[0])
+        tfrecord.release_pages(self._location[0])
         for step, image in decoded.items():
             if image.shape != self.shape[1:]:
                 raise ValueError(
@@ -46,51 +46,53 @@ class EncodedFrames(Frames):
         return np.stack([decoded[step] for step in steps])
 
     def _encoded(self) -> list[memoryview]:
-        feature = tf_example.parse(tfrecord.read(*self._place)).get(self._key)
+        feature = tf_example.parse_example(tfrecord.read_record(*self._location)).get(self._key)
         if feature is None:
             raise ValueError(f"{self._where}: the record has no such images")
-        return feature.texts()
+        return feature.byte_strings()
 
     def _decode(self, data: memoryview, step: int) -> UInt8[np.ndarray, "H W 3"]:
-        pixels = decode(data, f"{self._where}, the image of step {step}")
+        pixels = decode_image(data, f"{self._where}, the image of step {step}")
         return pixels[..., ::-1] if self._swapped else pixels
 
 
-def numbers_of(record: Mapping[str, tf_example.Feature], name: str, leaf: Leaf, length: int) -> np.ndarray:
+def read_numbers(
+    record: Mapping[str, tf_example.ExampleFeature], name: str, spec: FeatureSpec, length: int
+) -> np.ndarray:
     """The numbers of a key over all steps: (T, *shape of one step). Raises ValueError for what does not fit."""
     feature = record.get(name)
     if feature is None:
         raise ValueError(f"the record has no {name}")
-    if leaf.kind != "tensor" or leaf.dtype.startswith("complex"):  # truth values are numbers: some grippers are kept so
-        raise ValueError(f"{name}: expected real numbers, found {leaf.dtype if leaf.kind == 'tensor' else leaf.kind}")
-    each = int(np.prod([n or 0 for n in leaf.shape]))
-    if leaf.encoding != "none":
-        parts = [_inflated(text, leaf, name) for text in feature.texts()]
-        wrong = [(i, len(part)) for i, part in enumerate(parts) if None not in leaf.shape and len(part) != each]
+    if spec.kind != "tensor" or spec.dtype.startswith("complex"):  # truth values are numbers: some grippers are kept so
+        raise ValueError(f"{name}: expected real numbers, found {spec.dtype if spec.kind == 'tensor' else spec.kind}")
+    each = int(np.prod([n or 0 for n in spec.shape]))
+    if spec.encoding != "none":
+        parts = [_decode_tensor(text, spec, name) for text in feature.byte_strings()]
+        wrong = [(i, len(part)) for i, part in enumerate(parts) if None not in spec.shape and len(part) != each]
         if wrong:
             raise ValueError(f"{name}, step {wrong[0][0]}: expected {each} numbers, found {wrong[0][1]}")
         flat = np.concatenate(parts or [np.empty(0)])
     else:
         flat = feature.numbers()
-    shape = tuple(-1 if n is None else n for n in leaf.shape)
+    shape = tuple(-1 if n is None else n for n in spec.shape)
     if len(flat) % max(1, length) or (length and -1 not in shape and len(flat) != length * int(np.prod(shape))):
-        raise ValueError(f"{name} holds {len(flat)} numbers, which are not {list(leaf.shape)} for {length} steps")
+        raise ValueError(f"{name} holds {len(flat)} numbers, which are not {list(spec.shape)} for {length} steps")
     return flat.reshape(length, *shape)
 
 
-def _inflated(text: memoryview, leaf: Leaf, name: str) -> np.ndarray:
+def _decode_tensor(text: memoryview, spec: FeatureSpec, name: str) -> np.ndarray:
     """A tensor that was written as bytes (`Tensor(encoding=...)` of tensorflow-datasets)."""
     try:
-        data = _unpacked(text) if leaf.encoding == "zlib" else bytes(text)
-        return np.frombuffer(data, np.dtype(leaf.dtype).newbyteorder("<"))
+        data = _decompress(text) if spec.encoding == "zlib" else bytes(text)
+        return np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<"))
     except (zlib.error, ValueError, TypeError) as error:
         raise ValueError(f"{name} holds a tensor that cannot be read ({error})") from None
 
 
-def _unpacked(text: memoryview) -> bytes:
+def _decompress(text: memoryview) -> bytes:
     """Unpack the numbers of one step. Raise ValueError if there are absurdly many."""
     packed = zlib.decompressobj()
-    data = packed.decompress(text, _MOST_UNPACKED)
+    data = packed.decompress(text, _MAX_DECOMPRESSED)
     if packed.unconsumed_tail or not packed.eof:
-        raise ValueError(f"it is cut, or unpacks to more than {_MOST_UNPACKED} bytes")
+        raise ValueError(f"it is cut, or unpacks to more than {_MAX_DECOMPRESSED} bytes")
     return data

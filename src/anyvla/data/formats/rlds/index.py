@@ -1,4 +1,4 @@
-"""Where the episodes of an RLDS data set lie, how long they are and what they are told: found once, then kept."""
+"""Where the episodes of an RLDS data set lie, how long they are and what they are reported: found once, then kept."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jaxtyping import Int64
 
 from anyvla.config import to_dict
 from anyvla.data import fingerprints, stored
-from anyvla.data.formats.lost import report_empty
 from anyvla.data.formats.rlds import oxe, tf_example, tfrecord
-from anyvla.data.formats.rlds.features import Description, Leaf
+from anyvla.data.formats.rlds.features import DatasetVersion, FeatureSpec
+from anyvla.data.formats.unreadable import report_empty
 
 if TYPE_CHECKING:
     from anyvla.data.formats.rlds.config import RLDSConfig
@@ -30,7 +30,7 @@ _COLUMNS = ("shards", "numbers", "offsets", "sizes", "steps", "task")
 
 
 @dataclass(frozen=True)
-class Index:
+class RecordIndex:
     """Columns with one row an episode."""
 
     shards: Int64[np.ndarray, "E"]
@@ -45,20 +45,20 @@ class Index:
 
 
 def build_index(
-    about: Description,
+    version: DatasetVersion,
     shards: Sequence[Path],
     instructions: Sequence[str],
     entry: oxe.OxeEntry | None,
     config: RLDSConfig,
-) -> Index:
+) -> RecordIndex:
     """The index of a split, from the cache folder if it is there. Raises ValueError for damaged files."""
     meaning = json.dumps([_VERSION, list(instructions), to_dict(config), None if entry is None else to_dict(entry)])
-    name = f"{fingerprints.state(about.folder, [*shards, about.folder / 'features.json'], meaning)}.npz"
+    name = f"{fingerprints.state(version.folder, [*shards, version.folder / 'features.json'], meaning)}.npz"
     if (known := stored.read("rlds", name)) is not None:
         with np.load(io.BytesIO(known), allow_pickle=False) as kept:
             notes = json.loads(bytes(kept["notes"]).decode())
-            return Index(**{column: kept[column] for column in _COLUMNS}, **notes)
-    index = _scan(about, shards, instructions, entry, config)
+            return RecordIndex(**{column: kept[column] for column in _COLUMNS}, **notes)
+    index = _scan(version, shards, instructions, entry, config)
     notes = {"tasks": index.tasks, "damaged": index.damaged, "failures": index.failures}
     buffer = io.BytesIO()
     columns: dict[str, Any] = {column: getattr(index, column) for column in _COLUMNS}
@@ -68,17 +68,17 @@ def build_index(
 
 
 def _scan(
-    about: Description,
+    version: DatasetVersion,
     shards: Sequence[Path],
     instructions: Sequence[str],
     entry: oxe.OxeEntry | None,
     config: RLDSConfig,
-) -> Index:
+) -> RecordIndex:
     rows: list[tuple[int, ...]] = []
     tasks: dict[str, int] = {}
     damaged: dict[str, str] = {}
     empty: list[str] = []
-    failures, told = 0, time.monotonic()
+    failures, reported = 0, time.monotonic()
 
     def fault(where: str, what: str) -> None:
         if config.damaged == "refuse":
@@ -88,48 +88,48 @@ def _scan(
         damaged[where] = what
 
     for number, shard in enumerate(shards):
-        offsets, sizes, wrong = tfrecord.records(shard)
-        expected = about.splits[config.split][number]
+        offsets, sizes, wrong = tfrecord.find_records(shard)
+        expected = version.splits[config.split][number]
         if wrong or len(offsets) != expected:
             fault(str(shard), wrong or f"it holds {len(offsets)} records, dataset_info.json counts {expected}")
         for at, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
             where = f"{shard}, record {at}"
             try:
-                if config.checksums and not tfrecord.check(shard, offset, size):
+                if config.checksums and not tfrecord.has_right_checksum(shard, offset, size):
                     raise ValueError("its checksum is wrong: the data is damaged")
-                record = tf_example.parse(tfrecord.read(shard, offset, size))
-                steps = _count_steps(record, about.steps)
-                kept = entry.kept(steps) if entry is not None else slice(0, steps)
+                record = tf_example.parse_example(tfrecord.read_record(shard, offset, size))
+                steps = _count_steps(record, version.steps)
+                kept = entry.kept_steps(steps) if entry is not None else slice(0, steps)
                 if kept.stop <= kept.start:
                     empty.append(f"{shard.name}, record {at}")
                     continue
-                told_in_all = [t for key in instructions for t in said_in(record, key, about, entry, kept)]
+                wordings = [t for key in instructions for t in read_instructions(record, key, version, entry, kept)]
             except ValueError as error:
                 fault(where, str(error))
                 continue
             if entry is not None and entry.success is not None and not _succeeded(record, entry.success):
                 failures += 1
                 continue
-            task = tasks.setdefault(next(iter(told_in_all), ""), len(tasks))
+            task = tasks.setdefault(next(iter(wordings), ""), len(tasks))
             rows.append((number, at, offset, size, steps, task))
-        tfrecord.release(shard)
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
-            log.warning("index of %s: %d of %d files", about.folder, number + 1, len(shards))
+        tfrecord.release_pages(shard)
+        if time.monotonic() - reported > 10:
+            reported = time.monotonic()
+            log.warning("index of %s: %d of %d files", version.folder, number + 1, len(shards))
     if not rows:
-        raise ValueError(f"{about.folder} holds no episode of split {config.split!r} that can be read")
-    report_empty(about.folder, empty)
+        raise ValueError(f"{version.folder} holds no episode of split {config.split!r} that can be read")
+    report_empty(version.folder, empty)
     if damaged:
-        log.warning("%s: %d damaged records or files are left out", about.folder, len(damaged))
+        log.warning("%s: %d damaged records or files are left out", version.folder, len(damaged))
     table = np.array(rows, np.int64).reshape(-1, len(_COLUMNS))
     columns = {name: np.ascontiguousarray(column) for name, column in zip(_COLUMNS, table.T, strict=True)}
-    return Index(**columns, tasks=list(tasks), damaged=damaged, failures=failures)
+    return RecordIndex(**columns, tasks=list(tasks), damaged=damaged, failures=failures)
 
 
-def said_in(
-    record: Mapping[str, tf_example.Feature],
+def read_instructions(
+    record: Mapping[str, tf_example.ExampleFeature],
     key: str,
-    about: Description,
+    version: DatasetVersion,
     entry: oxe.OxeEntry | None,
     kept: slice,
 ) -> list[str]:
@@ -137,22 +137,22 @@ def said_in(
 
     Raises ValueError for what is no UTF-8, and if the text changes over time.
     """
-    leaf = about.steps.get(key)
-    feature = record.get(key if leaf is None else f"steps/{key}")
+    spec = version.steps.get(key)
+    feature = record.get(key if spec is None else f"steps/{key}")
     if feature is None:
         return []
-    if entry is not None and entry.instruction_coding == "integers" and leaf is not None:
-        rows = feature.numbers().reshape(-1, *(n or 1 for n in leaf.shape))
-        return _one([oxe.decode_integers(row) for row in np.unique(rows[kept], axis=0)], key)
-    texts = feature.texts()
+    if entry is not None and entry.instruction_coding == "integers" and spec is not None:
+        rows = feature.numbers().reshape(-1, *(n or 1 for n in spec.shape))
+        return _require_one([oxe.decode_integers(row) for row in np.unique(rows[kept], axis=0)], key)
+    texts = feature.byte_strings()
     try:
-        different = dict.fromkeys(map(bytes, texts if leaf is None else texts[kept]))
-        return _one([text.decode("utf-8") for text in different], key)
+        different = dict.fromkeys(map(bytes, texts if spec is None else texts[kept]))
+        return _require_one([text.decode("utf-8") for text in different], key)
     except UnicodeDecodeError as error:
         raise ValueError(f"its instruction ({key}) is no UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def _one(texts: list[str], key: str) -> list[str]:
+def _require_one(texts: list[str], key: str) -> list[str]:
     if len(texts) > 1:
         raise ValueError(
             f"its instruction ({key}) changes over time ({texts[0]!r}, then {texts[1]!r}), which is not read: make an "
@@ -161,18 +161,18 @@ def _one(texts: list[str], key: str) -> list[str]:
     return texts
 
 
-def _count_steps(record: Mapping[str, tf_example.Feature], steps: Mapping[str, Leaf]) -> int:
+def _count_steps(record: Mapping[str, tf_example.ExampleFeature], steps: Mapping[str, FeatureSpec]) -> int:
     """Of an episode, by the key that is cheapest to count. Raises ValueError if there is none."""
-    for key, leaf in sorted(steps.items(), key=lambda item: (item[1].kind == "image", len(item[1].shape))):
+    for key, spec in sorted(steps.items(), key=lambda item: (item[1].kind == "image", len(item[1].shape))):
         feature = record.get(f"steps/{key}")
-        if feature is None or leaf.ragged:
+        if feature is None or spec.ragged:
             continue
-        each = 1 if leaf.kind != "tensor" or leaf.encoding != "none" else int(np.prod([n or 0 for n in leaf.shape]))
+        each = 1 if spec.kind != "tensor" or spec.encoding != "none" else int(np.prod([n or 0 for n in spec.shape]))
         if each:
             return feature.count() // each
     raise ValueError("it has no steps")
 
 
-def _succeeded(record: Mapping[str, tf_example.Feature], key: str) -> bool:
+def _succeeded(record: Mapping[str, tf_example.ExampleFeature], key: str) -> bool:
     feature = record.get(key)
     return feature is None or bool(feature.numbers().any())

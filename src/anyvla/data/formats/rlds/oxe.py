@@ -29,7 +29,7 @@ Step = Literal["clip", "binary", "events", "difference", "euler"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Piece:
+class ColumnGroup:
     """One group of a vector: consecutive columns of one key, and what is done with them first."""
 
     key: str  # below `steps`: "action", "action/world_vector", "observation/state"
@@ -74,8 +74,8 @@ class OxeEntry:
 
     robot: str  # embodiment name: equal for data sets whose actions mean exactly the same
     cameras: Mapping[str, str]  # primary, secondary, wrist -> key of an RGB image below `steps`
-    action: tuple[Piece, ...]
-    proprio: tuple[Piece, ...] = ()
+    action: tuple[ColumnGroup, ...]
+    proprio: tuple[ColumnGroup, ...] = ()
     instruction: tuple[str, ...]  # keys, each another wording; none: the data has no instruction
     instruction_coding: Literal["text", "integers"] = "text"  # integers: one a byte of UTF-8, padded with zeros
     control_hz: float = Field(gt=0, le=HZ)
@@ -93,8 +93,8 @@ class OxeEntry:
             raise ValueError("a difference has no value at the last step: set drop_last_step")
         if unknown := set(self.swapped) - set(self.cameras):
             raise ValueError(f"swapped: there is no camera {', '.join(sorted(unknown))}")
-        for pieces in (self.action, self.proprio):
-            ActionSpace(groups=tuple(p.group for p in pieces))  # names differ
+        for parts in (self.action, self.proprio):
+            ActionSpace(groups=tuple(p.group for p in parts))  # names differ
 
     @property
     def embodiment(self) -> Embodiment:
@@ -112,12 +112,12 @@ class OxeEntry:
         """The keys that `numbers` needs, each once."""
         return tuple(dict.fromkeys(p.key for p in self.action + self.proprio))
 
-    def kept(self, length: int) -> slice:
+    def kept_steps(self, length: int) -> slice:
         """The steps of an episode of the file that are steps of the `Episode`: of its images and its numbers."""
         start = int(self.skip_first_step)
         return slice(start, max(start, length - int(self.drop_last_step)))
 
-    def numbers(
+    def proprio_and_actions(
         self, values: Mapping[str, np.ndarray], length: int
     ) -> tuple[Float32[np.ndarray, "K P"], Float32[np.ndarray, "K A"]]:
         """Proprio and actions of the kept steps, out of the values of `number_keys` over all `length` steps.
@@ -127,28 +127,28 @@ class OxeEntry:
         return self._joined(self.proprio, values, length), self._joined(self.action, values, length)
 
     def _joined(
-        self, pieces: tuple[Piece, ...], values: Mapping[str, np.ndarray], length: int
+        self, parts: tuple[ColumnGroup, ...], values: Mapping[str, np.ndarray], length: int
     ) -> Float32[np.ndarray, "K D"]:
-        kept = self.kept(length)
-        parts = [np.zeros((kept.stop - kept.start, 0), np.float32)]
-        for piece in pieces:
-            if piece.key not in values:
-                raise ValueError(f"the key {piece.key!r} is missing; the episode has {', '.join(values)}")
-            if len(values[piece.key]) != length:
-                raise ValueError(f"{piece.key} has {len(values[piece.key])} steps, the episode {length}")
+        kept = self.kept_steps(length)
+        vectors = [np.zeros((kept.stop - kept.start, 0), np.float32)]
+        for part in parts:
+            if part.key not in values:
+                raise ValueError(f"the key {part.key!r} is missing; the episode has {', '.join(values)}")
+            if len(values[part.key]) != length:
+                raise ValueError(f"{part.key} has {len(values[part.key])} steps, the episode {length}")
             # what is skipped at the start must not be seen by steps that look along the episode
-            parts.append(piece.read(values[piece.key][kept.start :])[: kept.stop - kept.start])
-        return np.concatenate(parts, axis=1)
+            vectors.append(part.read(values[part.key][kept.start :])[: kept.stop - kept.start])
+        return np.concatenate(vectors, axis=1)
 
 
-def describe(name: str) -> OxeEntry | None:
+def find_entry(name: str) -> OxeEntry | None:
     """The entry of a data set by its tensorflow-datasets name ("bridge_orig"); None if the table does not know it."""
-    entries = table()
+    entries = load_entries()
     return entries.get(name) or next((e for e in entries.values() if name in e.aliases), None)
 
 
 @functools.cache
-def table() -> Mapping[str, OxeEntry]:
+def load_entries() -> Mapping[str, OxeEntry]:
     """All entries by name."""
     text = resources.files("anyvla.data.formats.rlds").joinpath("oxe.yaml").read_text(encoding="utf-8")
     entries: Mapping[str, Any] = yaml.safe_load(text)["datasets"]

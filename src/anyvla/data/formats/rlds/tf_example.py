@@ -12,19 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
-_BYTES, _FLOATS, _INTEGERS = 1, 2, 3  # fields of Feature
+_BYTES, _FLOATS, _INTEGERS = 1, 2, 3  # fields of ExampleFeature
 _VARINT_BYTES = 10  # of 64 bits, at most
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
 @dataclass(frozen=True)
-class Feature:
+class ExampleFeature:
     """One list, not yet read."""
 
     kind: int
     data: memoryview
 
-    def texts(self) -> list[memoryview]:
+    def byte_strings(self) -> list[memoryview]:
         """Its byte strings. Raises ValueError if it holds numbers."""
         return [value for _, value in _fields(self._of(_BYTES))]
 
@@ -39,7 +39,7 @@ class Feature:
 
     def count(self) -> int:
         """How many values it holds."""
-        return len(self.texts()) if self.kind == _BYTES else len(self.numbers())
+        return len(self.byte_strings()) if self.kind == _BYTES else len(self.numbers())
 
     def _of(self, kind: int) -> memoryview:
         if self.kind != kind:
@@ -47,9 +47,9 @@ class Feature:
         return self.data
 
 
-def parse(record: memoryview) -> dict[str, Feature]:
+def parse_example(record: memoryview) -> dict[str, ExampleFeature]:
     """The features of a record by name. Raises ValueError for what is no Example."""
-    out: dict[str, Feature] = {}
+    out: dict[str, ExampleFeature] = {}
     for field, features in _fields(record):
         if field != 1:
             continue
@@ -63,7 +63,7 @@ def parse(record: memoryview) -> dict[str, Feature]:
             kind, data = next(_fields(value), (_BYTES, memoryview(b"")))
             if kind not in (_BYTES, _FLOATS, _INTEGERS):
                 raise ValueError(f"it is no tf.train.Example: a feature of kind {kind}")
-            out[name] = Feature(kind, data)
+            out[name] = ExampleFeature(kind, data)
     return out
 
 

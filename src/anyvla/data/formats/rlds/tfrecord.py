@@ -23,7 +23,7 @@ _MASK = 0xA282EAD8
 _SEARCHED = 1 << 18  # bytes at once
 
 
-class _Mapped:
+class _MappedFile:
     """A file of which only the pages that are touched are read."""
 
     def __init__(self, path: Path) -> None:
@@ -35,10 +35,10 @@ class _Mapped:
             self.map.close()
 
 
-_files: OpenFiles[_Mapped] = OpenFiles(_Mapped, most=16)
+_files: OpenFiles[_MappedFile] = OpenFiles(_MappedFile, most=16)
 
 
-def records(path: Path) -> tuple[Int64[np.ndarray, "R"], Int64[np.ndarray, "R"], str]:
+def find_records(path: Path) -> tuple[Int64[np.ndarray, "R"], Int64[np.ndarray, "R"], str]:
     """Offsets and lengths of the data of all whole records, and what is wrong with the others ("": nothing).
 
     Reads the headers only. Behind a damaged header the next sound one is searched for.
@@ -69,18 +69,18 @@ def records(path: Path) -> tuple[Int64[np.ndarray, "R"], Int64[np.ndarray, "R"],
     return np.array(offsets, np.int64), np.array(lengths, np.int64), fault
 
 
-def read(path: Path, offset: int, length: int) -> memoryview:
+def read_record(path: Path, offset: int, length: int) -> memoryview:
     """The data of a record, of which nothing is read before it is looked at."""
     return memoryview(_files(path).map)[offset : offset + length]
 
 
-def release(path: Path) -> None:
+def release_pages(path: Path) -> None:
     """Give the memory back that looking at records of a file took; they can be looked at again."""
     if hasattr(mmap, "MADV_DONTNEED"):  # not everywhere
         _files(path).map.madvise(mmap.MADV_DONTNEED)
 
 
-def check(path: Path, offset: int, length: int) -> bool:
+def has_right_checksum(path: Path, offset: int, length: int) -> bool:
     """Whether the data of a record has the checksum that was written. Raises ImportError without the extra."""
     try:
         import google_crc32c

@@ -21,13 +21,21 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, conventions, steady
-from anyvla.data.formats.hdf5.file import SUFFIXES, array, has, json_attribute, names_in, node, read
-from anyvla.data.formats.hdf5.frames import Hdf5Frames, Orientation, Storage
-from anyvla.data.formats.hdf5.layout import is_episode, not_declared
-from anyvla.data.formats.listing import files_in
-from anyvla.data.formats.lost import report_empty, report_lost
+from anyvla.data.formats.data_files import list_files
+from anyvla.data.formats.hdf5.file import (
+    SUFFIXES,
+    child_names,
+    has_key,
+    open_array,
+    open_node,
+    read_array,
+    read_json_attribute,
+)
+from anyvla.data.formats.hdf5.frames import Hdf5Frames, ImageStorage, Orientation
+from anyvla.data.formats.hdf5.layout import is_episode_file, undeclared_layout_message
 from anyvla.data.formats.robomimic.robots import LIBERO_PROPRIO, ROBOMIMIC_PROPRIO, known_embodiment
-from anyvla.data.formats.vectors import as_floats, check_real
+from anyvla.data.formats.unreadable import report_empty, report_unreadable
+from anyvla.data.formats.vectors import as_float32, check_real
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.files.inside import listed
 from anyvla.limits import VALUE
@@ -53,7 +61,7 @@ class RobomimicConfig:
 
 
 @dataclass(frozen=True)
-class _Demo:
+class _Demonstration:
     """One demonstration."""
 
     file: Path
@@ -78,9 +86,9 @@ class RobomimicDataset:
     def recognizes(root: Path) -> bool:
         """A file of HDF5, or a folder of them that does not describe itself; none of them named after an episode."""
         if root.is_dir():
-            files = [p for p in files_in(root) if p.suffix in SUFFIXES]
-            return not (root / "dataset.yaml").exists() and bool(files) and not any(map(is_episode, files))
-        return root.suffix in SUFFIXES and not is_episode(root)
+            files = [p for p in list_files(root) if p.suffix in SUFFIXES]
+            return not (root / "dataset.yaml").exists() and bool(files) and not any(map(is_episode_file, files))
+        return root.suffix in SUFFIXES and not is_episode_file(root)
 
     def __init__(self, config: RobomimicConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
@@ -90,27 +98,27 @@ class RobomimicDataset:
         self._libero = False
         found = [demo for file in files for demo in self._read_file(file)]
         report_empty(self.root, [f"{d.file.name} {d.name}" for d in found if not d.length])
-        self._demos = [demo for demo in found if demo.length]
-        if not self._demos:
+        self._demonstrations = [demo for demo in found if demo.length]
+        if not self._demonstrations:
             raise ValueError(f"{self.root} holds no demonstration")
-        self.lost = {i: demo.fault for i, demo in enumerate(self._demos) if demo.fault}
-        report_lost(self.root, self.lost, len(self._demos))
+        self.unreadable = {i: demo.fault for i, demo in enumerate(self._demonstrations) if demo.fault}
+        report_unreadable(self.root, self.unreadable, len(self._demonstrations))
         self._folder = self.root if self.root.is_dir() else self.root.parent
         self._upright: Orientation = config.images or ("turn" if self._libero else "recorded")
-        first = next(demo for demo in self._demos if not demo.fault)
+        first = next(demo for demo in self._demonstrations if not demo.fault)
         obs = self._observations(first)
-        self._keys = {_camera(k): k for k in obs if obs[k].ndim == 4 and obs[k].shape[3] == 3}
+        self._keys = {_camera_name(k): k for k in obs if obs[k].ndim == 4 and obs[k].shape[3] == 3}
         sizes = {k: int(np.prod(obs[k].shape[1:])) for k in obs if k not in self._keys.values()}
-        sizes["actions"] = int(node(first.file, f"data/{first.name}/{config.actions}").shape[1])
+        sizes["actions"] = int(open_node(first.file, f"data/{first.name}/{config.actions}").shape[1])
         usual = LIBERO_PROPRIO if self._libero else ROBOMIMIC_PROPRIO
         self._proprio = config.proprio or tuple(k for k in usual if k in obs)
         absent = [k for k in self._proprio if k not in sizes]
         if absent:
             raise ValueError(f"{first.file}, {first.name} has no obs/{absent[0]}; it has {', '.join(sizes)}")
-        self.embodiment = embodiment or self._known(sizes)
+        self.embodiment = embodiment or self._known_embodiment(sizes)
         self._sizes = sizes
         self._check_embodiment(sizes)
-        self.lengths: Int64[np.ndarray, "E"] = np.array([d.length for d in self._demos], np.int64)
+        self.lengths: Int64[np.ndarray, "E"] = np.array([d.length for d in self._demonstrations], np.int64)
         self.provenance: dict[str, Any] = {
             "format": "robomimic",
             "layout": "libero" if self._libero else "robomimic",
@@ -120,27 +128,27 @@ class RobomimicDataset:
         }
 
     def __len__(self) -> int:
-        return len(self._demos)
+        return len(self._demonstrations)
 
     def task(self, index: int) -> str:
         """Its sentence; the name of its file if it has none."""
         self._check(index)
-        demo = self._demos[index]
+        demo = self._demonstrations[index]
         return demo.instruction or demo.file.stem.removesuffix("_demo")
 
     def __getitem__(self, index: int) -> Episode:
         """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
         self._check(index)
-        demo = self._demos[index]
+        demo = self._demonstrations[index]
         where = f"{demo.file}, {demo.name}"
         if demo.fault:
             raise ValueError(demo.fault)
-        proprio = [self._numbers(demo, f"obs/{k}", self._sizes[k]) for k in self._proprio]
+        proprio = [self._read_vector(demo, f"obs/{k}", self._sizes[k]) for k in self._proprio]
         return Episode(
             embodiment=self.embodiment,
             images={c: self._frames(demo, c, where) for c in self.embodiment.cameras},
             proprio=np.concatenate(proprio, axis=1) if proprio else np.zeros((demo.length, 0), np.float32),
-            actions=self._numbers(demo, self.config.actions, self._sizes["actions"]),
+            actions=self._read_vector(demo, self.config.actions, self._sizes["actions"]),
             instructions=(demo.instruction,) if demo.instruction else (),
             timestamps=steady(demo.length, self.embodiment.control_hz),
             provenance=where,
@@ -150,58 +158,60 @@ class RobomimicDataset:
     @cached_property
     def fingerprint(self) -> str:
         """See `EpisodeDataset`."""
-        demos = [[d.file.name, d.name, d.instruction, d.length] for d in self._demos]
+        demos = [[d.file.name, d.name, d.instruction, d.length] for d in self._demonstrations]
         meaning = [demos, self._upright, conventions(self.embodiment), to_dict(self.config)]
-        return fingerprints.of_files(self._folder, {d.file for d in self._demos}, json.dumps(meaning, sort_keys=True))
+        return fingerprints.of_files(
+            self._folder, {d.file for d in self._demonstrations}, json.dumps(meaning, sort_keys=True)
+        )
 
-    def _read_file(self, file: Path) -> list[_Demo]:
-        if not has(file, "data"):
-            raise ValueError(not_declared(file))
-        names = names_in(node(file, "data"))
-        if names and not any(has(file, f"data/{name}/{self.config.actions}") for name in names):
-            raise ValueError(not_declared(file))
+    def _read_file(self, file: Path) -> list[_Demonstration]:
+        if not has_key(file, "data"):
+            raise ValueError(undeclared_layout_message(file))
+        names = child_names(open_node(file, "data"))
+        if names and not any(has_key(file, f"data/{name}/{self.config.actions}") for name in names):
+            raise ValueError(undeclared_layout_message(file))
         if self.config.filter is not None:
-            kept = read(file, f"mask/{self.config.filter}")
+            kept = read_array(file, f"mask/{self.config.filter}")
             names = [
                 n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in kept.reshape(-1).tolist()
             ]
         names.sort(key=lambda n: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", n)])
-        problem = json_attribute(file, "data", "problem_info")
-        libero = bool(problem) or (bool(names) and has(file, f"data/{names[0]}/obs/agentview_rgb"))
+        problem = read_json_attribute(file, "data", "problem_info")
+        libero = bool(problem) or (bool(names) and has_key(file, f"data/{names[0]}/obs/agentview_rgb"))
         self._libero |= libero
-        words = problem.get("language_instruction", "")
+        sentence = problem.get("language_instruction", "")
         # LIBERO keeps some as a list
-        words = " ".join(map(str, words)) if isinstance(words, list) else str(words).strip('"')
-        instruction = self.config.instruction or words or (_sentence(file) if libero else "")
+        sentence = " ".join(map(str, sentence)) if isinstance(sentence, list) else str(sentence).strip('"')
+        instruction = self.config.instruction or sentence or (_instruction_in_name(file) if libero else "")
         return [self._read_demo(file, name, instruction) for name in names]
 
-    def _read_demo(self, file: Path, name: str, instruction: str) -> _Demo:
+    def _read_demo(self, file: Path, name: str, instruction: str) -> _Demonstration:
         """Return one demonstration. Its own arrays say how long it is, not the attribute `num_samples`."""
         try:
-            actions = array(file, f"data/{name}/{self.config.actions}")
+            actions = open_array(file, f"data/{name}/{self.config.actions}")
             if actions.ndim != 2:
                 raise ValueError(f"{file}, {name}: {self.config.actions} has shape {actions.shape}, expected (T, A)")
             check_real(actions.dtype, f"{file}, {name}: {self.config.actions}")
             if not len(actions):
-                return _Demo(file, name, instruction, 0)
-            rows = _moves(np.asarray(actions[()]), self.config.noop) if self.config.drop_noops else None
+                return _Demonstration(file, name, instruction, 0)
+            rows = _moving_steps(np.asarray(actions[()]), self.config.noop) if self.config.drop_noops else None
         except ValueError as error:
-            return _Demo(file, name, instruction, 1, fault=str(error))
-        return _Demo(file, name, instruction, len(actions) if rows is None else len(rows), len(actions), rows)
+            return _Demonstration(file, name, instruction, 1, fault=str(error))
+        return _Demonstration(file, name, instruction, len(actions) if rows is None else len(rows), len(actions), rows)
 
     @staticmethod
-    def _observations(demo: _Demo) -> dict[str, Any]:
+    def _observations(demo: _Demonstration) -> dict[str, Any]:
         key = f"data/{demo.name}/obs"
-        if not has(demo.file, key):
+        if not has_key(demo.file, key):
             raise ValueError(
                 f"{demo.file}, {demo.name} has no obs: raw states only. Make observations first, with robomimic's "
                 "dataset_states_to_obs.py"
             )
-        found = {name: node(demo.file, f"{key}/{name}") for name in names_in(node(demo.file, key))}
+        found = {name: open_node(demo.file, f"{key}/{name}") for name in child_names(open_node(demo.file, key))}
         return {name: value for name, value in found.items() if getattr(value, "shape", None)}
 
-    def _known(self, sizes: dict[str, int]) -> Embodiment:
-        env = json_attribute(self._demos[0].file, "data", "env_args")
+    def _known_embodiment(self, sizes: dict[str, int]) -> Embodiment:
+        env = read_json_attribute(self._demonstrations[0].file, "data", "env_args")
         try:
             known = known_embodiment(env, self._libero, list(self._keys), self._proprio, sizes)
         except (AttributeError, TypeError, ValueError):  # an attribute of another shape than robosuite's
@@ -233,20 +243,20 @@ class RobomimicDataset:
                 more = f" ({', '.join(self._proprio) or 'no keys: see proprio'})" if what == "proprio" else ""
                 raise ValueError(f"{robot.name!r} declares {declared} dims of {what}; {self.root} has {found}{more}")
 
-    def _numbers(self, demo: _Demo, key: str, size: int) -> Float32[np.ndarray, "T D"]:
-        values, where = read(demo.file, f"data/{demo.name}/{key}"), f"{demo.file}, {demo.name}: {key}"
+    def _read_vector(self, demo: _Demonstration, key: str, size: int) -> Float32[np.ndarray, "T D"]:
+        values, where = read_array(demo.file, f"data/{demo.name}/{key}"), f"{demo.file}, {demo.name}: {key}"
         if not values.ndim or len(values) != demo.recorded or values[0].size != size:
             raise ValueError(f"{where} has shape {values.shape}; expected {demo.recorded} steps of {size} numbers")
         values = values if demo.rows is None else values[demo.rows]
-        return as_floats(values.reshape(demo.length, -1), where)
+        return as_float32(values.reshape(demo.length, -1), where)
 
-    def _frames(self, demo: _Demo, camera: str, where: str) -> Hdf5Frames:
+    def _frames(self, demo: _Demonstration, camera: str, where: str) -> Hdf5Frames:
         key = f"data/{demo.name}/obs/{self._keys[camera]}"
-        shape = array(demo.file, key).shape
+        shape = open_array(demo.file, key).shape
         if shape[:1] != (demo.recorded,):
             frames = shape[0] if shape else 0
             raise ValueError(f"{where}: {self._keys[camera]} has {frames} frames, its actions {demo.recorded} steps")
-        return Hdf5Frames(demo.file, key, where, Storage(upright=self._upright), demo.rows)
+        return Hdf5Frames(demo.file, key, where, ImageStorage(upright=self._upright), demo.rows)
 
     def _check(self, index: int) -> None:
         if not -len(self) <= index < len(self):
@@ -254,19 +264,19 @@ class RobomimicDataset:
 
 
 def _files(folder: Path) -> list[Path]:
-    return listed(folder, (p for p in files_in(folder) if p.suffix in SUFFIXES))
+    return listed(folder, (p for p in list_files(folder) if p.suffix in SUFFIXES))
 
 
-def _camera(key: str) -> str:
+def _camera_name(key: str) -> str:
     return key.removesuffix("_image").removesuffix("_rgb")
 
 
-def _sentence(file: Path) -> str:
+def _instruction_in_name(file: Path) -> str:
     """LIBERO names files after the sentence, in libero_10 and libero_90 with the scene before it."""
     return re.sub(r"^[A-Z_]+SCENE\d+_", "", file.stem.removesuffix("_demo")).replace("_", " ")
 
 
-def _moves(actions: np.ndarray, still: float) -> Int64[np.ndarray, "K"]:
+def _moving_steps(actions: np.ndarray, still: float) -> Int64[np.ndarray, "K"]:
     """The steps that are no no-ops: still, with the gripper as at the last step kept."""
     kept: list[int] = []
     for t, action in enumerate(actions):

@@ -20,7 +20,7 @@ _FINGERS = Group(name="fingers", size=2, kind="joints", unit="m")
 _POSITION = Group(name="position", size=3, kind="position", unit="m", frame="base")
 _AXIS_ANGLE = Group(name="rotation", size=3, kind="rotation", rotation="axis_angle", unit="rad", frame="base")
 _QUATERNION = Group(name="rotation", size=4, kind="rotation", rotation="quaternion_xyzw", frame="base")
-_KNOWN = {  # the groups of the keys of observations
+_KNOWN_GROUPS = {  # the groups of the keys of observations
     "ee_states": (_POSITION, _AXIS_ANGLE),
     "ee_pos": (_POSITION,),
     "ee_ori": (_AXIS_ANGLE,),
@@ -44,8 +44,10 @@ def known_embodiment(
     robots = kwargs.get("robots", ["Panda"] if libero else [])
     robots = [robots] if isinstance(robots, str) else list(robots)
     action = _action(kwargs, libero)
-    groups = [g for key in proprio for g in _KNOWN.get(key, ())]
-    matching = all(key in _KNOWN and sum(g.size for g in _KNOWN[key]) == sizes.get(key) for key in proprio)
+    groups = [g for key in proprio for g in _KNOWN_GROUPS.get(key, ())]
+    matching = all(
+        key in _KNOWN_GROUPS and sum(g.size for g in _KNOWN_GROUPS[key]) == sizes.get(key) for key in proprio
+    )
     if len(robots) != 1 or action is None or action.size != sizes["actions"] or not matching:
         return None
     arm = robots[0].removeprefix("Mounted").removeprefix("OnTheGround").lower()

@@ -10,7 +10,7 @@ import pyarrow as pa
 from anyvla.data import fingerprints, stored
 
 
-def kept(root: Path, files: list[Path], meaning: str, make: Callable[[], pa.Table]) -> pa.Table:
+def cached_table(root: Path, files: list[Path], meaning: str, make: Callable[[], pa.Table]) -> pa.Table:
     """`make()`, or what it gave for the same files before; `meaning` says what it makes of them."""
     name = f"{fingerprints.state(root, files, meaning)}.arrow"
     if (known := stored.read("lerobot", name)) is not None:

@@ -11,14 +11,18 @@ log = logging.getLogger(__name__)
 _NAMED = 3  # of those that a message names
 
 
-def report_lost(root: Path, lost: Mapping[int, str], count: int) -> None:
+def report_unreadable(root: Path, lost: Mapping[int, str], count: int) -> None:
     """Warn of episodes that cannot be read. Raises ValueError if there are no others."""
     if not lost:
         return
     if len(lost) >= count:
-        raise ValueError(f"none of the {count} episodes of {root} can be read. {listed(lost)}")
+        raise ValueError(f"none of the {count} episodes of {root} can be read. {list_reasons(lost)}")
     log.warning(
-        "%s: %d of %d episodes cannot be read; anyvla data check lists them. %s", root, len(lost), count, listed(lost)
+        "%s: %d of %d episodes cannot be read; anyvla data check lists them. %s",
+        root,
+        len(lost),
+        count,
+        list_reasons(lost),
     )
 
 
@@ -29,7 +33,7 @@ def report_empty(root: Path, names: list[str]) -> None:
         log.warning("%s: episodes without steps are left out: %s%s", root, ", ".join(names[:_NAMED]), more)
 
 
-def listed(lost: Mapping[int, str]) -> str:
+def list_reasons(lost: Mapping[int, str]) -> str:
     """Return the first of them with their reasons."""
     more = f"; and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
     return "; ".join(f"episode {i}: {text}" for i, text in list(lost.items())[:_NAMED]) + more

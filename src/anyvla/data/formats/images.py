@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from anyvla.files.inside import regular
 
-MOST_PIXELS = 100_000_000  # 300 MB as RGB; a camera of 4K has 8 million
+MAX_PIXELS = 100_000_000  # 300 MB as RGB; a camera of 4K has 8 million
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others run programs (EPS) or are never needed
 _EXACT = ("RGB", "L", "1", "P")  # modes that Pillow turns into RGB without a loss or a guess
 _ALPHA = ("RGBA", "LA", "PA")
@@ -26,7 +26,7 @@ _HINT = (
 )
 
 
-def decode(
+def decode_image(
     source: bytes | bytearray | memoryview | Path, where: str, *, upright: bool = False
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Return an encoded image as RGB. `upright`: apply the turn that a phone noted in EXIF.
@@ -58,32 +58,32 @@ def as_rgb(images: np.ndarray, where: str, *, channels_first: bool = False) -> U
     Raise ValueError that begins with `where` if they are not uint8, or have neither 1, 3 nor 4 channels.
     """
     images = np.moveaxis(images, -3, -1) if channels_first and images.ndim >= 3 else images
-    check_array(images.dtype, images.shape, where)
+    check_image_array(images.dtype, images.shape, where)
     if images.shape[-1] == 4 and np.any(images[..., 3] != 255):
         raise ValueError(f"{where}: the image has transparent pixels, whose color is unknown; store it without alpha")
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images[..., :3]
 
 
-def check_array(dtype: np.dtype, shape: tuple[int, ...], where: str) -> None:
+def check_image_array(dtype: np.dtype, shape: tuple[int, ...], where: str) -> None:
     """Raise ValueError if arrays of this type and shape (..., H, W, C) are no images."""
     if dtype != np.uint8:
         raise ValueError(f"{where}: the images are {dtype} {shape}, not uint8; {_HINT}")
     if len(shape) < 3 or shape[-1] not in (1, 3, 4):
         raise ValueError(f"{where}: the images have shape {shape}, expected (H, W, 3) each, or one channel of gray")
-    check_size(shape[-2], shape[-3], where)
+    check_image_size(shape[-2], shape[-3], where)
 
 
-def check_size(width: int, height: int, where: str) -> None:
+def check_image_size(width: int, height: int, where: str) -> None:
     """Raise ValueError for an image that is empty or would fill the memory."""
-    if not 0 < width * height <= MOST_PIXELS:
-        raise ValueError(f"{where}: the image promises {width}x{height} pixels; expected 1 to {MOST_PIXELS:,}")
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"{where}: the image promises {width}x{height} pixels; expected 1 to {MAX_PIXELS:,}")
 
 
 def _fault(image: Image.Image) -> str:
     """Return the reason why an image is refused before it is decoded; "": none."""
     width, height = image.size
-    if not 0 < width * height <= MOST_PIXELS:
-        return f"promises {width}x{height} pixels; expected 1 to {MOST_PIXELS:,}"
+    if not 0 < width * height <= MAX_PIXELS:
+        return f"promises {width}x{height} pixels; expected 1 to {MAX_PIXELS:,}"
     coded = " ".join(str(tile[3]) for tile in getattr(image, "tile", []))
     if ";16" in coded or image.mode not in (*_EXACT, *_ALPHA):
         return f"is {image.format} of mode {image.mode}{' with 16 bits' if ';16' in coded else ''}; {_HINT}"

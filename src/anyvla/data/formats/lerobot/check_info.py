@@ -9,7 +9,7 @@ from typing import Any
 _MOST = 1 << 40  # of any count, size or number of an episode
 
 
-def check_facts(facts: Any, where: str) -> None:
+def check_info(facts: Any, where: str) -> None:
     """Raise ValueError that names the key if a fact that is needed is missing or of another type than LeRobot's."""
     if not isinstance(facts, Mapping):
         raise ValueError(f"{where} holds no keys and values; copy the dataset again")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def files_in(folder: Path, pattern: str = "*") -> Iterator[Path]:
+def list_files(folder: Path, pattern: str = "*") -> Iterator[Path]:
     """Yield the files below a folder that match, in order.
 
     Hidden ones do not count: macOS writes `._NAME` beside each file on foreign disks, notebooks keep checkpoints.

@@ -14,7 +14,7 @@ _FINE = 0.1  # of a step: times that are rounded more cannot tell which step is 
 _EPOCH = 1e8  # seconds; larger ones are counted from 1970
 
 
-def relative(times: Num[np.ndarray, "T"], hz: float, where: str, option: str) -> Float64[np.ndarray, "T"]:
+def as_relative_seconds(times: Num[np.ndarray, "T"], hz: float, where: str, option: str) -> Float64[np.ndarray, "T"]:
     """Return recorded times as seconds after the first one.
 
     `hz` is the declared rate; `option` is how to read the data by it, as in "format: {name: folder, times: steady}".

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anyvla.data.formats.pictures import as_rgb, decode
+from anyvla.data.formats.images import as_rgb, decode_image
 
 COLORS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 GRAY = COLORS[..., 0]
@@ -76,7 +76,7 @@ REFUSED = {
 @pytest.mark.parametrize("kind", EXACT)
 def test_images_whose_colors_are_known_are_read_exactly(kind: str) -> None:
     data, expected = EXACT[kind]
-    image = decode(data, "here")
+    image = decode_image(data, "here")
     assert image.dtype == np.uint8
     assert np.array_equal(image, expected)
 
@@ -86,25 +86,25 @@ def test_images_whose_colors_are_known_are_read_exactly(kind: str) -> None:
 def test_other_images_are_refused_with_the_reason(kind: str) -> None:
     data, reason = REFUSED[kind]
     with pytest.raises(ValueError, match=f"episode 3, step 4: .*({reason})"):
-        decode(data, "episode 3, step 4")
+        decode_image(data, "episode 3, step 4")
 
 
 def test_files_are_regular_and_there(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(RGB))
     os.mkfifo(tmp_path / "b.png")
-    assert np.array_equal(decode(tmp_path / "a.png", "here"), COLORS)
+    assert np.array_equal(decode_image(tmp_path / "a.png", "here"), COLORS)
     with pytest.raises(ValueError, match=r"here.*b\.png is a pipe"):
-        decode(tmp_path / "b.png", "here")
+        decode_image(tmp_path / "b.png", "here")
     with pytest.raises(ValueError, match=r"here: there is no image at .*c\.png"):
-        decode(tmp_path / "c.png", "here")
+        decode_image(tmp_path / "c.png", "here")
 
 
 def test_the_turn_of_a_phone_is_applied_where_it_is_wanted(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(RGB, exif=exif)
-    assert decode(data, "here").shape == (6, 8, 3)
-    assert decode(data, "here", upright=True).shape == (8, 6, 3)
+    assert decode_image(data, "here").shape == (6, 8, 3)
+    assert decode_image(data, "here", upright=True).shape == (8, 6, 3)
 
 
 def test_arrays(tmp_path: Path) -> None:
@@ -125,6 +125,6 @@ def test_arrays(tmp_path: Path) -> None:
 def test_one_transparent_pixel_is_enough_to_refuse_an_image():
     pixels = np.asarray(OPAQUE).copy()
     pixels[1, 2, 3] = 254
-    for read in (lambda: as_rgb(pixels, "x"), lambda: decode(encoded(Image.fromarray(pixels)), "x")):
+    for read in (lambda: as_rgb(pixels, "x"), lambda: decode_image(encoded(Image.fromarray(pixels)), "x")):
         with pytest.raises(ValueError, match="x: the image has transparent pixels"):
             read()

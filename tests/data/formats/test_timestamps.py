@@ -3,14 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anyvla.data.formats.clock import relative
+from anyvla.data.formats.timestamps import as_relative_seconds
 
 OPTION = "format: {name: folder, times: steady}"
 EPOCH = 1.7e9  # seconds
 
 
 def seconds(times, hz=30.0):
-    return relative(np.asarray(times), hz, "a.npz", OPTION)
+    return as_relative_seconds(np.asarray(times), hz, "a.npz", OPTION)
 
 
 @pytest.mark.parametrize("first", [0.0, 12.5, -3.0, EPOCH])
