@@ -20,18 +20,18 @@ from tests.evaluation.test_results import RESULT
 def test_the_running_score_is_of_the_condition_asked_first() -> None:
     score = _Score("told")
     assert score.text == ""
-    score.hear(replace(RESULT, condition="swapped", outcome="failure"))  # it may well end before
+    score.count(replace(RESULT, condition="swapped", outcome="failure"))  # it may well end before
     assert score.text == ""
-    score.hear(replace(RESULT, outcome="success"))
-    score.hear(replace(RESULT, outcome="failure"))
-    score.hear(replace(RESULT, outcome="error"))
+    score.count(replace(RESULT, outcome="success"))
+    score.count(replace(RESULT, outcome="failure"))
+    score.count(replace(RESULT, outcome="error"))
     assert score.text == "told 50% (9% to 91%), 1 errors"
 
 
 def test_the_running_score_is_of_the_condition_that_is_played_first() -> None:
     score = _Score("swapped")
     for result in (replace(RESULT, condition="swapped"), replace(RESULT, condition="told", outcome="failure")):
-        score.hear(result)
+        score.count(result)
     assert score.text == "swapped 100% (21% to 100%)"
 
 

@@ -203,7 +203,7 @@ def test_a_backbone_that_is_not_here_names_the_way_out(recipe, capsys, tmp_path)
     away = str(tmp_path / "no-such-model")
     assert main(["explain", recipe, "--model.backbone", f"{{name: auto, path: {away}}}"]) == 1
     message = capsys.readouterr().err
-    assert "the backbone of small is not at hand" in message
+    assert "the backbone of small cannot be loaded" in message
     assert f"anyvla explain {recipe} --model.backbone nano" in message
 
 
@@ -211,14 +211,14 @@ def test_a_combination_that_makes_no_policy_is_refused_with_its_reason(recipe, c
     assert main(["explain", recipe, "--model.history", "none", "--model.fuser", "lstm"]) == 1
     message = capsys.readouterr().err
     assert "history none has one step" in message
-    assert "not at hand" not in message
+    assert "cannot be loaded" not in message
 
 
 def test_a_codec_that_was_not_fitted_is_fitted_to_made_up_chunks(recipe, capsys, caplog) -> None:
     fast = ["--model.representation", "fast", "--model.decoder", "{name: tokens, width: 32, heads: 2}"]
     assert main(["explain", recipe, *fast]) == 0
     shown = capsys.readouterr().out
-    assert "the codec is fitted to made-up chunks here" in shown
+    assert "the codec is fitted to made-up chunks" in shown
     assert re.search(r"a chunk is at most \d+ tokens of \d+, and an end", shown)
     assert not caplog.records  # that an untrained policy writes nonsense is no news
     assert logging.getLogger("anyvla.heads").getEffectiveLevel() <= logging.WARNING

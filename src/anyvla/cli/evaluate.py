@@ -1,4 +1,4 @@
-"""`anyvla eval RUN`: play a benchmark with a trained policy; success rates with intervals, and videos."""
+"""`anyvla eval RUN`: evaluate a trained policy on a benchmark: success rates with intervals, and videos."""
 
 from __future__ import annotations
 
@@ -7,47 +7,55 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from anyvla.checkpoint.files import check_checkpoint, checkpoint_of, read_document
 from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.console import Console
+from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, build, override
-from anyvla.evaluation.protocol import EvaluationConfig
-from anyvla.evaluation.results import EpisodeResult
 from anyvla.files.folder_lock import only_here
-from anyvla.recipe import Recipe
+
+if TYPE_CHECKING:
+    from anyvla.evaluation.protocol import EvaluationConfig
+    from anyvla.evaluation.results import EpisodeResult
+    from anyvla.recipe import Recipe
 
 _EPILOG = """\
-Any key of the section evaluation can be set, and any setting of the benchmark:
+Any key of the section `evaluation` can be set, and any setting of the benchmark:
   --episodes 50 --conditions '[told, swapped, told+light=dim]' --execute 4 --environment.render native
-Without --conditions: the recipe's on its own benchmark, else told, swapped, unrelated, as a score says little of a
-policy that may not use its words; --conditions '[told]' for the score alone.
+The default conditions on the recipe's own benchmark are those of the recipe; elsewhere they are told, swapped and
+unrelated, which also show whether the policy uses its instruction. For the score alone: --conditions '[told]'.
 Sets of conditions: language, generalization, correction, latency (docs/conditions.md).
 """
 
 
 def main(argv: list[str]) -> int:
-    """Parse, play, print the table (or, with --json, the summary)."""
-    parser = argparse.ArgumentParser(
+    """Evaluate, and print the table (or, with --json, the summary)."""
+    parser = KeyParser(
         prog="anyvla eval",
         description=__doc__,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, help="a run folder, as outputs/quickstart, or a checkpoint folder")
-    parser.add_argument("--benchmark", help="as metaworld/mt10, gym:CartPole-v1 (default: the recipe's)")
-    parser.add_argument("--python", help="the interpreter that the simulator is installed in (default: this one)")
-    parser.add_argument("--out", type=Path, help="where results go (default: RUN/eval, or eval-<benchmark>)")
-    parser.add_argument("--device", default="auto", help="where the policy runs: cpu, cuda, auto (default)")
+    parser.add_argument("run", type=Path, help="a run folder such as outputs/quickstart, or a checkpoint folder")
+    parser.add_argument("--benchmark", help="such as metaworld/mt10 or gym:CartPole-v1 (default: the recipe's)")
+    parser.add_argument("--python", help="the Python interpreter that has the simulator (default: this one)")
+    parser.add_argument(
+        "--out", type=Path, help="the folder of the results (default: RUN/eval, or RUN/eval-<benchmark>)"
+    )
+    parser.add_argument("--device", default="auto", help="device of the policy: cpu, cuda or auto (default)")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="run the code that the checkpoint brings along or names: read it first",
+        help="run code that the checkpoint contains or names; read it first",
     )
+    parser.add_keys("anyvla.evaluation.protocol:EvaluationConfig", heading="Keys of the section evaluation")
     options, overrides = parser.parse_known_args(argv)
+    from anyvla.checkpoint.files import check_checkpoint, checkpoint_of, read_document
+    from anyvla.evaluation.protocol import EvaluationConfig
+
     checkpoint = checkpoint_of(options.run)
     if not (checkpoint / "config.yaml").is_file():
         raise ConfigError(f"{options.run} holds no trained policy: no checkpoint/config.yaml, no config.yaml")
@@ -57,21 +65,21 @@ def main(argv: list[str]) -> int:
     benchmark = options.benchmark or own
     if not benchmark:
         raise ConfigError(
-            "the recipe names no benchmark. Give one that has the policy's robot: --benchmark NAME (anyvla list "
-            f"benchmarks). A real robot plays it by: anyvla serve {shlex.quote(str(options.run))}; anyvla report "
+            "the recipe names no benchmark. Give one with the policy's robot: --benchmark NAME (anyvla list "
+            f"benchmarks). For a real robot: anyvla serve {shlex.quote(str(options.run))}; anyvla report "
             f"{shlex.quote(str(options.run))} writes a page that says how"
         )
-    mine = benchmark == own  # a recipe's counts and settings are those of its own benchmark
-    sections = {**recipe.get("evaluation", {}), "environment": recipe.get("environment", {})} if mine else {}
+    is_own = benchmark == own  # the recipe's counts and settings fit only its own benchmark
+    sections = {**recipe.get("evaluation", {}), "environment": recipe.get("environment", {})} if is_own else {}
     given = override(sections, overrides)
     settings = given.pop("environment", {})
-    if not options.trust_remote_code and (code := _code_named(benchmark, settings, options.benchmark, overrides)):
+    if not options.trust_remote_code and (code := _find_code(benchmark, settings, options.benchmark, overrides)):
         raise ConfigError(
-            f"{checkpoint / 'config.yaml'} lets an evaluation run {code}. Read it first; then give "
+            f"{checkpoint / 'config.yaml'} would make the evaluation run {code}. Read it first; then give "
             "--trust-remote-code, or your own --benchmark and --environment settings"
         )
     config = build(EvaluationConfig, given, where="evaluation")
-    name = "eval" if mine else "eval-" + benchmark.replace("/", "-").replace(":", "-")
+    name = "eval" if is_own else "eval-" + benchmark.replace("/", "-").replace(":", "-")
     folder = options.out or checkpoint.parent / name
     play(
         checkpoint,
@@ -98,8 +106,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _code_named(benchmark: str, settings: Mapping[str, Any], asked: str | None, overrides: Sequence[str]) -> str:
-    """Return which code of this machine a checkpoint would have run, and the command line does not name; "" if none."""
+def _find_code(benchmark: str, settings: Mapping[str, Any], asked: str | None, overrides: Sequence[str]) -> str:
+    """Return the local code that the checkpoint names and the command line does not; "" if none."""
     given = [word.partition("=")[0] for word in overrides]
     mapping = settings.get("mapping")
     module = mapping.get("import") if isinstance(mapping, Mapping) else mapping
@@ -113,7 +121,7 @@ def _code_named(benchmark: str, settings: Mapping[str, Any], asked: str | None, 
 
 
 def evaluate(recipe: Recipe, run: Path) -> None:
-    """Evaluate a recipe's checkpoint in its run folder."""
+    """Evaluate the checkpoint in the run folder of a recipe."""
     if recipe.benchmark is None:
         raise ConfigError(f"the recipe {recipe.name} names no benchmark to evaluate on")
     trusted = getattr(recipe.model.backbone.config, "trust_remote_code", False)  # the recipe is the user's own
@@ -132,7 +140,7 @@ def play(
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> None:
-    """Play every episode that is not there yet, then film."""
+    """Play every episode that has no result yet, then film some."""
     from anyvla.evaluation.conditions import expand
     from anyvla.evaluation.protocol import plan
     from anyvla.evaluation.runner import checkpoint_hash
@@ -158,7 +166,7 @@ def play(
                         folder,
                         checkpoint=checkpoint_hash(checkpoint),
                         progress=lambda done, total: bar(done, total, score.text),
-                        heard=score.hear,
+                        heard=score.count,
                         stop=stop,
                     )
                 with ProgressBar("film") as bar:
@@ -169,13 +177,13 @@ def play(
 
 
 class _Score:
-    """The running score of a condition, with its interval."""
+    """The running success rate of a condition, with its interval."""
 
     def __init__(self, condition: str) -> None:
         self.condition = condition
         self.won = self.played = self.errors = 0
 
-    def hear(self, result: EpisodeResult) -> None:
+    def count(self, result: EpisodeResult) -> None:
         """Count a result."""
         if result.outcome == "error":
             self.errors += 1
@@ -185,7 +193,7 @@ class _Score:
 
     @property
     def text(self) -> str:
-        """As "told 87 % (75 to 94)"."""
+        """Return a text such as "told 87 % (75 to 94)"."""
         if not self.played:
             return ""
         from anyvla.evaluation.intervals import wilson

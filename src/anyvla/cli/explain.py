@@ -1,12 +1,11 @@
-"""`anyvla explain RECIPE`: where the tokens of its model stand, who sees whom, and what its parts weigh.
+"""`anyvla explain RECIPE`: show the token layout, the attention mask and the parameter counts of a recipe's model.
 
-The model is built and reads one made-up window: what is shown is what ran. It needs the recipe's backbone;
-`--model.backbone nano` puts a small one in its place, with the same structure around it.
+The model is built and reads one made-up window, so the output shows the code that runs. It needs the backbone of the
+recipe; `--model.backbone nano` replaces it by a small one and keeps the structure.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
@@ -20,15 +19,16 @@ from rich.text import Text
 
 from anyvla.cli.common import console
 from anyvla.cli.console import Console
+from anyvla.cli.recipe_help import KeyParser
 from anyvla.config import ConfigError, build
-from anyvla.recipe import Recipe, read
 from anyvla_sim.base import Unusable
 
 if TYPE_CHECKING:
+    from anyvla.recipe import Recipe
     from anyvla.report.explanation import Explanation
     from anyvla.robot.embodiment import Embodiment
 
-CHUNKS = 256  # made up, for a codec that was not fitted yet
+CHUNKS = 256  # made-up chunks to fit a codec to
 COLORS = {
     "start": "white",
     "image": "blue",
@@ -38,7 +38,7 @@ COLORS = {
     "readout": "yellow",
     "suffix": "red",
 }
-ROBOT: dict[str, Any] = {  # where a recipe names no robot: an arm as in CALVIN or LIBERO
+ROBOT: dict[str, Any] = {  # the robot if the recipe names none: an arm as in CALVIN or LIBERO
     "name": "an arm with two cameras",
     "cameras": ["static", "wrist"],
     "control_hz": 10,
@@ -60,20 +60,20 @@ ROBOT: dict[str, Any] = {  # where a recipe names no robot: an arm as in CALVIN 
 
 
 def main(argv: list[str]) -> int:
-    """Print the explanation, and write the picture if asked for."""
-    parser = argparse.ArgumentParser(
+    """Print the explanation, and write the picture if `--svg` is given."""
+    parser = KeyParser(
         prog="anyvla explain",
         description=__doc__,
         epilog="Any key of the recipe can be set: --model.backbone nano --model.history.window 4",
     )
-    parser.add_argument("recipe", help="a YAML file, or the name of a bundled recipe (anyvla list recipes)")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture there")
-    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    parser.add_recipe()
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="also draw the layout and the mask")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options, overrides = parser.parse_known_args(argv)
-    recipe = read(options.recipe, overrides)
-
+    from anyvla.recipe import read
     from anyvla.report.structure import svg
 
+    recipe = read(options.recipe, overrides)
     explained = explain_recipe(recipe, options.recipe)
     if options.svg is not None:
         options.svg.parent.mkdir(parents=True, exist_ok=True)
@@ -88,10 +88,10 @@ def main(argv: list[str]) -> int:
 
 
 def explain_recipe(recipe: Recipe, name: str) -> Explanation:
-    """What is told of the recipe called `name`: of its model, untrained but for its backbone, with made-up statistics.
+    """Build the model of the recipe called `name` with made-up statistics, and explain it.
 
-    A codec that has to be fitted is fitted to made-up chunks. Raises ConfigError, with the way out, if the backbone is
-    not at hand.
+    A codec that needs fitting is fitted to made-up chunks. Raises ConfigError, with a command to use instead, if the
+    backbone cannot be loaded.
     """
     from anyvla.policy import VLA
     from anyvla.report.explanation import explain, made_up_chunks, made_up_statistics
@@ -105,7 +105,9 @@ def explain_recipe(recipe: Recipe, name: str) -> Explanation:
             made = config.representation.build(config.chunk, robot.action)
             if not made.fitted:
                 made.fit(made_up_chunks(CHUNKS, config.chunk, robot.action.size))
-                notes.append("the codec is fitted to made-up chunks here; what real ones take, fit-codec tells")
+                notes.append(
+                    "the codec is fitted to made-up chunks; for the token counts of real ones: anyvla data fit-codec"
+                )
             made.save(codec)
         try:
             config.backbone.target.capabilities_of(config.backbone.config)
@@ -116,16 +118,16 @@ def explain_recipe(recipe: Recipe, name: str) -> Explanation:
             if config.backbone.name == "nano":
                 raise
             raise ConfigError(
-                f"the backbone of {recipe.name} is not at hand: {error}\n"
+                f"the backbone of {recipe.name} cannot be loaded: {error}\n"
                 f"To see the same structure around a small one: anyvla explain {name} --model.backbone nano"
             ) from error
-        with silenced("anyvla.decoders"):  # an untrained policy writes what is no chunk
+        with silenced("anyvla.decoders"):  # an untrained policy writes invalid chunks
             return explain(vla, recipe.name, notes)
 
 
 @contextlib.contextmanager
 def silenced(name: str) -> Iterator[None]:
-    """No warnings of the loggers below `name`, while this is open."""
+    """Suppress the warnings of the loggers below `name`."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -136,7 +138,7 @@ def silenced(name: str) -> Iterator[None]:
 
 
 def choose_robot(recipe: Recipe) -> Embodiment:
-    """The robot of the recipe's data or benchmark; an ordinary arm if neither is at hand."""
+    """Return the robot of the recipe's data or benchmark, or `ROBOT` if neither can be opened."""
     from anyvla.data.training.mixture import open_mixture
     from anyvla.evaluation.suites import open_suite
     from anyvla.robot.embodiment import Embodiment
@@ -145,17 +147,17 @@ def choose_robot(recipe: Recipe) -> Embodiment:
         try:
             return open_mixture(recipe.data, Path()).canonical.embodiment
         except ValueError as error:
-            console.print(f"the recipe's data is not at hand ({error}): an ordinary arm stands for its robot")
+            console.print(f"the recipe's data cannot be opened ({error}); using an ordinary arm")
     if recipe.benchmark is not None:
         try:
             return open_suite(recipe.benchmark, recipe.environment).embodiment
         except Unusable as error:  # its extra is not installed
-            console.print(f"the recipe's benchmark is not at hand ({error}): an ordinary arm stands for its robot")
+            console.print(f"the recipe's benchmark cannot be opened ({error}); using an ordinary arm")
     return build(Embodiment, ROBOT)
 
 
 def print_explanation(e: Explanation, out: Console) -> None:
-    """For people."""
+    """Print the explanation as text."""
     from anyvla.report.structure import amount
 
     made = e.structure
@@ -164,16 +166,16 @@ def print_explanation(e: Explanation, out: Console) -> None:
         f"history {made['history']}, fuser {made['fuser']}, decoder {made['decoder']}, "
         f"representation {made['representation']}; backbone {made['backbone']}\n",
     )
-    together = "in one sequence" if e.sequences == 1 else "a sequence each"
+    together = "in one sequence" if e.sequences == 1 else "one sequence each"
     steps = f"{e.window} steps, {together}" if e.window > 1 else "one step"
     limit = f" (it takes {e.limit} at most)" if e.limit else ""
     out.print("layout", style="bold", end="")
-    out.print(f": {steps} of {e.length} places{limit}; window {e.window}, chunk {e.chunk} x {e.action}, "
+    out.print(f": {steps} of {e.length} tokens{limit}; window {e.window}, chunk {e.chunk} x {e.action}, "
               f"{e.execute} executed", soft_wrap=True)  # fmt: skip
     for line in format_layout(e):
         out.print(line, soft_wrap=True)
     out.print("\nmask", style="bold", end="")
-    out.print(": a row looks, columns are seen; █ all, ▒ some (earlier ones), · none")
+    out.print(": rows attend to columns; █ to all, ▒ to some (earlier ones), · to none")
     for line in format_mask(e):
         out.print(line, soft_wrap=True)
     table = Table("\nweights", "\nall", "\ntrainable", box=None, pad_edge=False)
@@ -188,7 +190,7 @@ def print_explanation(e: Explanation, out: Console) -> None:
 
 
 def format_layout(e: Explanation) -> list[Text]:
-    """Each step in a line: what stands where, with how many places."""
+    """Return a line per step with its groups of tokens and their sizes."""
     from anyvla.report.structure import shown_steps
 
     lines, before = [], -1
@@ -196,18 +198,18 @@ def format_layout(e: Explanation) -> list[Text]:
         if step != before + 1:
             lines.append(Text(f"  ... {step - before - 1} more", style="dim"))
         before = step
-        held = step if e.sequences == 1 else 0  # sequences of one step are alike
+        own = step if e.sequences == 1 else 0  # sequences of one step each are alike
         line = Text(f"  step {step + 1:<3}" if e.window > 1 else "  ")
         for group in e.groups:
-            if group.step == held or (group.step < 0 and (step == 0 or e.sequences > 1)):
-                words = f"{group.label} {group.places}"
-                line.append(f"({words})" if group.kind == "suffix" else f"[{words}]", COLORS[group.kind])
+            if group.step == own or (group.step < 0 and (step == 0 or e.sequences > 1)):
+                text = f"{group.label} {group.places}"
+                line.append(f"({text})" if group.kind == "suffix" else f"[{text}]", COLORS[group.kind])
         lines.append(line)
     return lines
 
 
 def format_mask(e: Explanation) -> list[Text]:
-    """The mask by groups: a line each, its name first."""
+    """Return a line per group of tokens: its name, and the groups that it attends to."""
     from anyvla.report.structure import name_of, shown_groups
 
     shown = shown_groups(e)

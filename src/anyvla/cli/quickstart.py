@@ -1,11 +1,10 @@
-"""`anyvla quickstart`: demonstrations -> training -> evaluation -> a page with videos.
+"""`anyvla quickstart`: collect demonstrations, train, evaluate, and write a report with videos.
 
-Each stage is skipped when its output is complete, and goes on where it was interrupted.
+A stage whose output is complete is skipped; an interrupted stage is resumed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -13,28 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from anyvla.cli.common import console
+from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stage_meter import StageMeter
 from anyvla.files.folder_lock import only_here
-from anyvla.recipe import read
 
 
 def main(argv: list[str]) -> int:
-    """Run all stages; the last line printed is where the page is (or, with --json, one object)."""
-    parser = argparse.ArgumentParser(
+    """Run all stages. The last line printed is the path of the report (or, with --json, one object)."""
+    parser = KeyParser(
         prog="anyvla quickstart",
         description=__doc__,
         epilog="Any key of the recipe can be set: --training.seed 1 --collect.demonstrations 20",
     )
-    parser.add_argument("--recipe", default="quickstart", help="a YAML file or a bundled recipe (default: quickstart)")
+    parser.add_argument(
+        "--recipe", default="quickstart", help="a YAML file, or the name of a bundled recipe (default: quickstart)"
+    )
     parser.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_keys()
     options, overrides = parser.parse_known_args(argv)
+    from anyvla.recipe import read
+
     recipe = read(options.recipe, overrides)
     run = options.out or Path("outputs") / recipe.name
     begin = time.perf_counter()
 
-    from anyvla.cli.data.codec import fit_codec_if_needed
     from anyvla.cli.data.collect import collect
+    from anyvla.cli.data.fit_codec import fit_codec_if_needed
     from anyvla.cli.evaluate import evaluate
     from anyvla.cli.train import train
     from anyvla.evaluation.results import read_results
@@ -58,12 +62,12 @@ def main(argv: list[str]) -> int:
             with StageMeter(run, name) as measured:
                 stage()
             peak = max(peak, measured.peak_memory_gb)
-        page = write_report(run)  # once more: the stages and their times are complete only now
+        page = write_report(run)  # again, now that the times of all stages are known
     summary: dict[str, Any] = summarize(read_results(run / "eval" / "results.jsonl")).to_dict()
     minutes = (time.perf_counter() - begin) / 60
     if options.json:
         print(json.dumps(summary | {"minutes": minutes, "peak_memory_gb": peak, "report": str(page)}))
     else:
-        console.print(f"{minutes:.1f} minutes, at most {peak:.1f} GB of memory. Open the page:")
+        console.print(f"{minutes:.1f} minutes, at most {peak:.1f} GB of memory. Open the report:")
         print(page)
     return 0

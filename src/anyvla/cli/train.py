@@ -1,42 +1,44 @@
-"""`anyvla train RECIPE`: train, or go on where it was interrupted."""
+"""`anyvla train RECIPE`: train a policy, or resume an interrupted training."""
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyvla.cli.common import ProgressBar, console
+from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, to_dict
 from anyvla.files.folder_lock import only_here
-from anyvla.recipe import Recipe, read
 
 if TYPE_CHECKING:
     from anyvla.data.training.mixture import Mixture
+    from anyvla.recipe import Recipe
 
 
 def main(argv: list[str]) -> int:
-    """Parse, train, print the checkpoint's folder."""
-    parser = argparse.ArgumentParser(
+    """Train, and print the folder of the checkpoint."""
+    parser = KeyParser(
         prog="anyvla train",
         description=__doc__,
         epilog="Any key of the recipe can be set: --training.steps 2000 --model.fuser.name gpt",
     )
-    parser.add_argument("recipe", help="a YAML file, or the name of a bundled recipe (anyvla list recipes)")
+    parser.add_recipe()
     parser.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
     options, overrides = parser.parse_known_args(argv)
+    from anyvla.recipe import read
+
     recipe = read(options.recipe, overrides)
     print(train(recipe, options.out or Path("outputs") / recipe.name))
     return 0
 
 
 def open_data(recipe: Recipe, run: Path) -> Mixture:
-    """The data of a recipe. Raises ConfigError, with the command that mends it, if it was not collected yet."""
+    """Open the data of a recipe. Raises ConfigError, with the command to run, if it has not been collected yet."""
     from anyvla.data.training.mixture import open_mixture
 
-    root = run / "dataset"  # of what the recipe collects
+    root = run / "dataset"  # the demonstrations that the recipe collects
     if not recipe.data.given and not root.is_dir():
         raise ConfigError(
             f"there are no demonstrations at {root} yet; make them with: anyvla data collect {recipe.name}"
@@ -45,7 +47,7 @@ def open_data(recipe: Recipe, run: Path) -> Mixture:
 
 
 def train(recipe: Recipe, run: Path) -> Path:
-    """Train the recipe in its run folder; returns the checkpoint."""
+    """Train the recipe in its run folder. Return the checkpoint."""
     from anyvla.training.launchers import check_one_process
     from anyvla.training.loop import Progress
     from anyvla.training.loop import train as run_training

@@ -1,41 +1,47 @@
-"""`anyvla data collect RECIPE|BENCHMARK`: demonstrations by scripted experts, as a LeRobot v3 data set."""
+"""`anyvla data collect RECIPE|BENCHMARK`: collect demonstrations by scripted experts as a LeRobot v3 data set."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anyvla.cli.common import ProgressBar, console
+from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, build, override
-from anyvla.demonstrations.collect import CollectConfig
 from anyvla.files.folder_lock import only_making
-from anyvla.recipe import Recipe, read
 from anyvla.registry import benchmarks
 
+if TYPE_CHECKING:
+    from anyvla.demonstrations.collect import CollectConfig
+    from anyvla.recipe import Recipe
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+
+def add_arguments(parser: KeyParser) -> None:
+    """Add the options of the command."""
     parser.epilog = (
-        "Any key of the recipe can be set: --collect.demonstrations 100; of a benchmark, those of its section collect: "
-        "--demonstrations 20 --tasks '[door-open]' --environment.render native"
+        "Any key of the recipe can be set: --collect.demonstrations 100. With a benchmark, use the keys of the section "
+        "collect without the prefix: --demonstrations 20 --tasks '[door-open]' --environment.render native"
     )
-    parser.add_argument("recipe", help="a YAML file, a bundled recipe (anyvla list recipes), or as libero/spatial")
+    parser.add_recipe()
     parser.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
-    parser.add_argument("--python", help="the interpreter that the simulator is installed in (default: this one)")
+    parser.add_argument("--python", help="the Python interpreter that has the simulator (default: this one)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Collect, and print where."""
+    """Collect, and print the path of the data set."""
+    from anyvla.demonstrations.collect import CollectConfig
+    from anyvla.recipe import read
+
     name = options.recipe
     if name.partition("/")[0] in benchmarks and not Path(name).is_file():
         given = override({}, options.overrides)
         settings = given.pop("environment", {})
         config = build(CollectConfig, given, where="collect")
         out = options.out or Path("outputs") / name.replace("/", "-")
-        print(demonstrations(name, settings, config, out, options.python))
+        print(collect_suite(name, settings, config, out, options.python))
         return 0
     recipe = read(name, options.overrides)
     print(collect(recipe, options.out or Path("outputs") / recipe.name, options.python))
@@ -43,18 +49,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def collect(recipe: Recipe, run: Path, python: str | None = None) -> Path:
-    """Collect the recipe's demonstrations into its run folder; returns the data set."""
+    """Collect the demonstrations of a recipe into its run folder. Return the data set."""
     if recipe.collect is None or recipe.benchmark is None:
-        raise ConfigError(
-            f"the recipe {recipe.name} has no section collect: its section data says what it is trained on"
-        )
-    return demonstrations(recipe.benchmark, recipe.environment, recipe.collect, run, python)
+        raise ConfigError(f"the recipe {recipe.name} has no section collect; its section data names its training data")
+    return collect_suite(recipe.benchmark, recipe.environment, recipe.collect, run, python)
 
 
-def demonstrations(
+def collect_suite(
     benchmark: str, settings: Mapping[str, Any], config: CollectConfig, run: Path, python: str | None
 ) -> Path:
-    """Collect a suite's demonstrations into a run folder; returns the data set."""
+    """Collect the demonstrations of a suite into a run folder. Return the data set."""
     from anyvla.demonstrations.collect import collect as run_collection
     from anyvla.evaluation.suites import open_suite
 

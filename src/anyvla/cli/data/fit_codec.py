@@ -1,25 +1,184 @@
-"""`anyvla data fit-codec RECIPE`: the command; what it does stands in `fit_codec`."""
+"""`anyvla data fit-codec RECIPE`: fit the codec of the recipe's representation to the recipe's data, and measure it.
+
+The codec is written to the run folder, where training finds it, with a report: the number of tokens per chunk and the
+round-trip error, on the chunks that it was fitted to and on held-out episodes.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from anyvla.recipe import read
+from rich.table import Table
+
+from anyvla.cli.common import console
+from anyvla.cli.console import Console
+from anyvla.cli.recipe_help import KeyParser
+from anyvla.cli.train import open_data
+from anyvla.config import ConfigError, to_dict
+from anyvla.files import durable
+from anyvla.files.folder_lock import only_here
+
+if TYPE_CHECKING:
+    from anyvla.recipe import Recipe
+    from anyvla.representations.codec import Codec
+    from anyvla.representations.codec_report import Error, Report
+
+MOST_CHUNKS = 50_000  # to fit a codec to; held out: a tenth as many
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+def add_arguments(parser: KeyParser) -> None:
+    """Add the options of the command."""
     parser.epilog = "Any key of the recipe can be set: --model.representation.bins 100"
-    parser.add_argument("recipe", help="a YAML file, or the name of a bundled recipe (anyvla list recipes)")
+    parser.add_recipe()
     parser.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
-    parser.add_argument("--json", action="store_true", help="the report, machine-readable, on standard output")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fit, and print how well."""
-    from anyvla.cli.data.codec import fit_codec, show
+    """Fit the codec, and print its report."""
+    from anyvla.recipe import read
 
     recipe = read(options.recipe, options.overrides)
     show(fit_codec(recipe, options.out or Path("outputs") / recipe.name), options.json)
     return 0
+
+
+def fit_codec(recipe: Recipe, run: Path) -> Path:
+    """Fit the codec of a recipe. Return its folder in the run folder, which is replaced in one step.
+
+    Raises ConfigError for a representation without a codec, and if a training has begun with the codec in the folder;
+    CodecError for actions without a bounded range; FolderInUse if another command works in the run folder.
+    """
+    with only_here(run):
+        return _fit(recipe, run)
+
+
+def _fit(recipe: Recipe, run: Path) -> Path:
+    from anyvla.data.training.chunks import action_normalizer, hold_out, read_chunks
+    from anyvla.representations.codec_report import REPORT, Report, purpose_of, round_trip
+    from anyvla.training.checkpoint import latest
+
+    part, chunk, method = recipe.model.representation, recipe.model.chunk, recipe.model.normalization.action
+    if part.target.kind == "continuous":
+        raise ConfigError(
+            "the recipe's actions are continuous, so there is no codec to fit. Choose one, with a decoder that writes "
+            "its tokens: --model.representation fast --model.decoder tokens"
+        )
+    folder, begun = run / "codec", latest(run)
+    durable.finish_swap(folder)
+    if folder.is_dir() and begun not in (None, run / "checkpoint"):
+        raise ConfigError(
+            f"a training in {run} has begun with the codec at {folder} and cannot be resumed with another one: choose "
+            f"another folder with --out, or remove {run / 'train'} to train anew"
+        )
+    mixture = open_data(recipe, run)
+    purpose = purpose_of(part, chunk, method, mixture.fingerprint)
+    normalizer = action_normalizer(mixture, mixture.robots(), method)
+    seed, space = recipe.training.seed, mixture.canonical.embodiment.action
+    own, aside = zip(*(hold_out(len(d), seed=seed) for d in mixture.datasets), strict=True)
+    fitted, held_out = (sum(map(len, episodes)) for episodes in (own, aside))
+    chunks = read_chunks(mixture, normalizer, chunk, own, most=MOST_CHUNKS, seed=seed)
+    console.print(f"fitting {part.name} to {len(chunks)} chunks of {fitted} episodes")
+    codec: Codec = part.build(chunk, space)
+    begin = time.perf_counter()
+    facts = codec.fit(chunks.actions, seed)
+    seconds = time.perf_counter() - begin
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        codec.save(temporary)
+        codec = part.build(chunk, space, temporary)  # measure the files that training will read
+        others = None
+        if held_out:
+            left = read_chunks(mixture, normalizer, chunk, aside, most=MOST_CHUNKS // 10, seed=seed)
+            others = round_trip(codec, left.actions, left.mask, normalizer, left.robots)
+        report = Report(
+            purpose=purpose,
+            vocabulary=codec.size,
+            length=codec.length,
+            episodes=fitted,
+            held_out_episodes=held_out,
+            fitted=round_trip(codec, chunks.actions, chunks.mask, normalizer, chunks.robots),
+            held_out=others,
+            facts=facts,
+            seconds=round(seconds, 3),
+        )
+        (temporary / REPORT).write_text(json.dumps(to_dict(report), indent=1), encoding="utf-8")
+        durable.swap(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def fit_codec_if_needed(recipe: Recipe, run: Path) -> None:
+    """Fit the codec of a recipe, unless it needs no fitting or the run folder already has it."""
+    from anyvla.representations.codec import CodecError
+    from anyvla.representations.codec_report import check_codec, load_report, needs_fit
+
+    part, chunk = recipe.model.representation, recipe.model.chunk
+    mixture = open_data(recipe, run)
+    space = mixture.canonical.embodiment.action
+    if not needs_fit(part, chunk, space):
+        console.print(f"{part.name} needs no fitting")
+        return
+    try:
+        check_codec(run / "codec", part, chunk, space, recipe.model.normalization.action, mixture.fingerprint)
+    except CodecError:
+        _print(load_report(fit_codec(recipe, run)), console)
+    else:
+        console.print(f"fitted already: {run / 'codec'}")
+
+
+def show(folder: Path, as_json: bool) -> None:
+    """Print the report of a fitted codec, and its folder."""
+    from anyvla.representations.codec_report import load_report
+
+    report = load_report(folder)
+    if as_json:
+        print(json.dumps(to_dict(report) | {"folder": str(folder)}, indent=1))
+        return
+    _print(report, Console())
+    print(folder)
+
+
+def _print(report: Report, to: Console) -> None:
+    """Print the sizes and errors of a report, on fitted and on held-out chunks."""
+    trips = {f"fitted, {report.episodes} episodes": report.fitted}
+    if report.held_out is not None:
+        trips[f"held out, {report.held_out_episodes} episodes"] = report.held_out
+    purpose = report.purpose
+    to.print(
+        f"{purpose.representation['name']} for chunks of {purpose.chunk}: {report.vocabulary} tokens, at most "
+        f"{report.length} a chunk; fitted in {report.seconds:.1f} s\n",
+    )
+    sizes = Table(box=None, pad_edge=False)
+    for heading in ("", *trips):
+        sizes.add_column(heading)
+    sizes.add_row("chunks", *(str(t.chunks) for t in trips.values()))
+    sizes.add_row("tokens of a chunk", *(f"{t.tokens_mean:.1f}, at most {t.tokens_max}" for t in trips.values()))
+    sizes.add_row("numbers per token", *(f"{t.compression:.2f}" for t in trips.values()))
+    if any(t.invalid for t in trips.values()):
+        sizes.add_row("invalid chunks", *(str(t.invalid) for t in trips.values()))
+    for name, fact in report.facts.items():
+        sizes.add_row(name.replace("_", " "), f"{fact:.4g}" if isinstance(fact, float) else str(fact))
+    errors = Table(box=None, pad_edge=False)
+    for heading in (
+        "absolute error",
+        "unit",
+        *(f"{k.partition(',')[0]}\n{e}" for k in trips for e in ("mean", "q99", "max")),
+    ):
+        errors.add_column(heading)
+    for groups in zip(*(t.errors for t in trips.values()), strict=True):
+        errors.add_row(groups[0].group, "normalized", *(v for g in groups for v in _numbers(g.normalized)))
+        errors.add_row("", groups[0].unit or "robot", *(v for g in groups for v in _numbers(g.robot)))
+    to.print(sizes, "", errors, "")
+
+
+def _numbers(error: Error) -> tuple[str, str, str]:
+    return f"{error.mean:.2g}", f"{error.q99:.2g}", f"{error.max:.2g}"

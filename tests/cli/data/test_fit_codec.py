@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from anyvla.cli.data.codec import fit_codec, fit_codec_if_needed
+from anyvla.cli.data.fit_codec import fit_codec, fit_codec_if_needed
 from anyvla.cli.main import main
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.training.chunks import action_normalizer, read_chunks
@@ -150,7 +150,7 @@ def test_one_that_fails_leaves_the_old_one(folder: Path, tmp_path: Path, monkeyp
     def fails(*_: Any) -> None:
         raise OSError(5, "the disk is gone")
 
-    monkeypatch.setattr("anyvla.cli.data.codec.round_trip", fails)
+    monkeypatch.setattr("anyvla.representations.codec_report.round_trip", fails)
     with pytest.raises(OSError, match="the disk is gone"):
         fit_codec(read(str(folder / "small.yaml"), ["--model.representation.bins", "8"]), tmp_path)
     assert (tmp_path / "codec" / "bins.json").read_bytes() == before
@@ -166,7 +166,7 @@ def test_one_episode_is_enough_but_none_is_held_out(tmp_path: Path, capsys: Any)
 
 
 def test_many_chunks_are_thinned_out(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("anyvla.cli.data.codec.MOST_CHUNKS", 40)
+    monkeypatch.setattr("anyvla.cli.data.fit_codec.MOST_CHUNKS", 40)
     assert run_it(folder, tmp_path) == 0
     report = load_report(tmp_path / "codec")
     assert (report.fitted.chunks, report.held_out and report.held_out.chunks) == (40, 4)
@@ -193,7 +193,7 @@ def test_a_training_on_its_way_keeps_its_codec(folder: Path, tmp_path: Path, cap
     assert run_it(folder, tmp_path) == 0
     (tmp_path / "train" / "step-00000002").mkdir(parents=True)
     assert run_it(folder, tmp_path) == 1
-    assert "is on its way with the codec at" in capsys.readouterr().err
+    assert "has begun with the codec at" in capsys.readouterr().err
     (tmp_path / "checkpoint").mkdir()  # it is over: the checkpoint has its own copy
     assert run_it(folder, tmp_path) == 0
 

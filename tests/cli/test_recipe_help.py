@@ -1,0 +1,122 @@
+"""The keys that `--help` lists, read from source, against the config classes themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import typing
+from typing import Any
+
+import pytest
+import yaml
+
+from anyvla.cli.main import main
+from anyvla.cli.recipe_help import RECIPE, Key, format_keys, list_keys
+from anyvla.config import Part, to_dict
+from anyvla.demonstrations.collect import CollectConfig
+from anyvla.evaluation.protocol import EvaluationConfig
+from anyvla.recipe import Recipe
+from anyvla.registry import REGISTRIES
+from anyvla.training.config import TrainingConfig
+
+
+@pytest.fixture(scope="module")
+def keys() -> dict[str, Key]:
+    return {key.name: key for key in list_keys(RECIPE) if not key.choices}
+
+
+def names_of(cls: Any, prefix: str = "") -> set[str]:
+    """Return the dotted names of all keys of a config class."""
+    found = set()
+    for name, hint in typing.get_type_hints(cls).items():
+        found.add(prefix + name)
+        many = "[]" if typing.get_origin(hint) is tuple else ""
+        for kind in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(kind) and kind is not Part:
+                found |= names_of(kind, f"{prefix}{name}{many}.")
+    return found
+
+
+def test_every_key_of_a_recipe_is_listed_and_no_other(keys: dict[str, Key]) -> None:
+    assert set(keys) == names_of(Recipe)
+
+
+@pytest.mark.parametrize("registry", ["backbones", "histories", "fusers", "decoders", "representations", "formats"])
+def test_every_option_of_every_member_of_a_registry_is_listed(registry: str) -> None:
+    word = {"backbones": "model.backbone", "histories": "model.history", "formats": "data.sources[].format"}
+    name = word.get(registry, f"model.{registry.removesuffix('s')}")
+    for member in REGISTRIES[registry]:
+        try:
+            config = REGISTRIES[registry][member].Config
+        except ImportError:  # an extra that is not installed
+            continue
+        listed = {
+            key.name
+            for key in list_keys(RECIPE)
+            if key.name.startswith(f"{name}.") and member in " ".join(key.choices).split()
+        }
+        assert listed == names_of(config, f"{name}."), member
+
+
+@pytest.mark.parametrize(
+    ("section", "config"), [("training", TrainingConfig), ("evaluation", EvaluationConfig), ("collect", CollectConfig)]
+)
+def test_defaults_are_those_of_the_class(keys: dict[str, Key], section: str, config: Any) -> None:
+    def compare(values: dict[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            key = keys[f"{prefix}.{name}"]
+            if key.type == "keys":
+                compare(value, key.name)
+            else:
+                assert yaml.safe_load(str(key.default)) == value, key.name
+
+    compare(to_dict(config()), section)
+
+
+def test_type_range_and_comment(keys: dict[str, Key]) -> None:
+    steps = keys["training.steps"]
+    assert (steps.type, steps.default, steps.bounds) == ("int", "10000", "1 to 1e9")
+    assert "optimizer steps" in steps.comment
+    assert keys["model.chunk"].bounds == "1 to 1024"
+    assert keys["training.optim.lr"].bounds == "> 0 to 100"
+    assert keys["training.optim.betas"].bounds == "0 to < 1"  # of the alias Decay
+    assert keys["training.precision"].type == "auto | float32 | bfloat16"
+    assert keys["training.augment.shift"].type == "int | [int, ...]"
+    assert keys["evaluation.horizon"].type == "int | null"
+    assert keys["model.fuser"].type == "gpt | identity | lstm | mlp"
+    assert keys["model.fuser"].default is None
+    assert keys["model.representation"].default == "continuous"
+
+
+def test_options_that_members_share_are_listed_once() -> None:
+    text = "\n".join(format_keys(RECIPE))
+    assert text.count("--model.decoder.method ") == 1
+    assert "with --model.decoder expert | flow:\n    --model.decoder.time " in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["train"], "--training.optim.lr"),
+        (["quickstart"], "--model.fuser.layers"),
+        (["data", "collect"], "--collect.demonstrations"),
+        (["eval"], "--first_seed"),
+        (["explain"], "--model.history.window"),
+    ],
+)
+def test_the_help_of_a_command_lists_the_keys(arguments: list[str], key: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main([*arguments, "--help"])
+    assert f"{key} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["train"], ["quickstart"], ["eval"], ["data", "collect"], ["data", "fit-codec"]])
+def test_help_imports_no_torch(command: list[str]) -> None:
+    code = (
+        "import sys\nfrom anyvla.cli.main import main\n"
+        f"try: main({[*command, '--help']!r})\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'pyarrow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
