@@ -1,8 +1,8 @@
-"""What every backbone must keep, as checks that run on any model: those of the test matrix, and a user's own.
+"""Checks that every backbone must pass, on any model: run by the test matrix and by users on their own backbones.
 
-`anyvla doctor backbone` prints the results; the tests demand them of every family. A check returns what it measured,
-raises `Failed` with what it expected, or `NotApplicable` with the reason. Checks run in the order of `CHECKS`; the last
-ones change the backbone (LoRA, bfloat16), so that it should be thrown away afterwards.
+`anyvla doctor backbone` prints the results; the tests require them of every family. A check returns its measurement as
+text, or raises `Failed` (an expectation was not met) or `NotApplicable` (with the reason).
+Checks run in the order of `CHECKS`; the last ones change the backbone (LoRA, bfloat16), so discard it afterwards.
 """
 
 from __future__ import annotations
