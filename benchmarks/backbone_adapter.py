@@ -160,7 +160,7 @@ def measure(family: str, folder: Path, pairs: int, device: torch.device) -> Iter
     queries = torch.nn.Parameter(torch.randn(1, backbone.width, device=device) * 0.02)
 
     def sequence() -> TokenSequence:
-        block = backbone.prepare(images.to(device), TEXTS)
+        block = backbone.tokenize(images.to(device), TEXTS)
         return lay_out(block, [1] * len(TEXTS), 1, pad_id=backbone.pad_id, query_id=backbone.query_id)
 
     laid = sequence()

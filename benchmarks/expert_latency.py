@@ -44,7 +44,7 @@ from transformers import (
 
 from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.auto import AutoBackbone, Parts
-from anyvla.backbones.base import without
+from anyvla.backbones.base import capabilities_without
 from anyvla.backbones.continuation import Continuation
 from anyvla.backbones.nano.backbone import TOKENIZER
 from anyvla.config import STRICT, build
@@ -98,7 +98,7 @@ SMALL = Size(
 class RandomPaliGemma(AutoBackbone):
     """A PaliGemma with random weights."""
 
-    capabilities = without(frozenset({"interleave"}))
+    capabilities = capabilities_without(frozenset({"interleave"}))
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config(Options):
@@ -157,7 +157,7 @@ class Remembered:
 
     layers: Sequence[tuple[Tensor, Tensor]]
 
-    def keys_values(self, _cache: Cache) -> Sequence[tuple[Tensor, Tensor]]:
+    def get_keys_values(self, _cache: Cache) -> Sequence[tuple[Tensor, Tensor]]:
         return self.layers
 
 
@@ -173,7 +173,7 @@ class Core:
         for layer in self.model.language_model.layers:
             layer.self_attn.is_causal = False
         images = torch.randint(0, 256, (1, 2, size.side, size.side, 3), dtype=torch.uint8)
-        tokens = vla.backbone.prepare(images, [INSTRUCTION]).tokens[0]
+        tokens = vla.backbone.tokenize(images, [INSTRUCTION]).tokens[0]
         image_id = vla.backbone.image_id
         self.ids = torch.tensor([[i for i in tokens if i != image_id]], device=device)
         self.pixels = torch.rand(2, 3, size.side, size.side, device=device).to(torch.bfloat16) * 2 - 1

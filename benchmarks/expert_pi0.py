@@ -161,7 +161,7 @@ def sides(folder: Path, batch: int, device: torch.device) -> Sides:
         model.to(device)
     texts = [TEXTS[i % len(TEXTS)] for i in range(batch)]
     images = torch.randint(0, 256, (batch, VIEWS, SIDE, SIDE, 3), dtype=torch.uint8)
-    rows = [torch.tensor(tokens) for tokens in backbone.prepare(images, texts).tokens]
+    rows = [torch.tensor(tokens) for tokens in backbone.tokenize(images, texts).tokens]
     given = {
         "input_ids": nn.utils.rnn.pad_sequence(rows, batch_first=True),
         "attention_mask": nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),

@@ -83,7 +83,7 @@ class Case:
         self.at_once = self._decoder(setting, "parallel").to(device)
         self.vector = torch.randn(batch, CONTEXT, device=device)
         images = torch.randint(0, 256, (batch, 2, 96, 96, 3), dtype=torch.uint8, device=device)
-        self.block = self.backbone.prepare(images, ["put the red cup on the plate"] * batch)
+        self.block = self.backbone.tokenize(images, ["put the red cup on the plate"] * batch)
 
     @staticmethod
     def _decoder(setting: Setting, decoding: str) -> LMTokensDecoder:
@@ -96,8 +96,8 @@ class Case:
         cache = Cache()
         backbone(sequence, self.vector.new_zeros(1, backbone.width), cache)
         assert cache.valid is not None
-        assert cache.position is not None
-        return Context(self.vector, Continuation(backbone, cache, steps, cache.valid, cache.position))
+        assert cache.next_position is not None
+        return Context(self.vector, Continuation(backbone, cache, steps, cache.valid, cache.next_position))
 
     def again(self) -> Tensor:
         """Write as the autoregressive decoder does, without any memory."""

@@ -144,7 +144,12 @@ def test_calls_of_a_wrong_form_are_refused():
 def state(vla, session):
     """All that a later chunk depends on, as numbers."""
     memory = [
-        [r.row, *r.readouts, r.cache.valid, *[x for layer in r.cache.state.layers for x in (layer.keys, layer.values)]]
+        [
+            r.row,
+            *r.readouts,
+            r.cache.valid,
+            *[x for layer in r.cache.model_cache.layers for x in (layer.keys, layer.values)],
+        ]
         if hasattr(r, "cache")
         else [r.image, r.written]
         if hasattr(r, "image")

@@ -198,7 +198,7 @@ def test_a_suffix_takes_the_position_of_the_first_readout_of_its_step(
     vla = policy(history, decoder="lm_tokens", representation="bins", codec=codecs["bins"], readouts=2)
     data, readouts = batch(2, WINDOW), 2
     shown = 16 if past == "visible" else 0  # tokens of the previous chunk: 4 actions of 4 dims
-    block = vla.backbone.prepare(data.images[:, 0], data.instructions)
+    block = vla.backbone.tokenize(data.images[:, 0], data.instructions)
     expected = torch.tensor(
         [
             [len(block.prefix) + (k + 1) * (shown + len(tokens)) + k * readouts for k in range(WINDOW)]

@@ -115,7 +115,7 @@ def test_a_robot_without_cameras_is_refused():
         VLA(model(), [Robot(dataclasses.replace(embodiment(), cameras=()), statistics())])
     vla = policy()
     with pytest.raises(ValueError, match=r"images of no camera, \(1, 0, 32, 32, 3\)"):
-        vla.backbone.prepare(torch.zeros(1, 0, 32, 32, 3, dtype=torch.uint8), ["open"])
+        vla.backbone.tokenize(torch.zeros(1, 0, 32, 32, 3, dtype=torch.uint8), ["open"])
 
 
 def test_what_a_backbone_lacks_is_refused_before_its_weights_are_loaded(tmp_path):
@@ -138,7 +138,7 @@ def test_what_a_backbone_lacks_is_refused_before_its_weights_are_loaded(tmp_path
 def test_a_backbone_that_only_knows_its_capabilities_once_built_is_refused_then(monkeypatch):
     class Unsure(NanoBackbone):
         @classmethod
-        def capabilities_of(cls, config, assets=None):
+        def find_capabilities(cls, config, assets=None):
             return None
 
         def __init__(self, config, assets=None):

@@ -92,8 +92,8 @@ def test_the_backbone_reads_the_instruction_letter_by_letter() -> None:
     data = dataclasses.replace(data, instructions=["Open the LEFT drawer!", "press It."])
     data.step_mask[0, 1] = False
     read: list[Sequence[str]] = []
-    prepare = vla.backbone.prepare
-    vla.backbone.prepare = lambda images, texts: read.append(list(texts)) or prepare(images, texts)
+    tokenize = vla.backbone.tokenize
+    vla.backbone.tokenize = lambda images, texts: read.append(list(texts)) or tokenize(images, texts)
     vla.read(data)
     sessions = [vla.start(text) for text in data.instructions]
     read[1:] = []

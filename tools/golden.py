@@ -124,7 +124,7 @@ def of_families(folder: Path) -> Iterator[tuple[str, str]]:
         backbone = made[name]().eval()
         g = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (2, 2, 40, 30, 3), dtype=torch.uint8, generator=g)
-        block = backbone.prepare(images, ["open it", "close the drawer"])
+        block = backbone.tokenize(images, ["open it", "close the drawer"])
         yield f"family {name}: tokens", checksum(block.prefix, *block.tokens)
         sequence = lay_out(block, (1, 1), 2, pad_id=backbone.pad_id, query_id=backbone.query_id)
         fields = [getattr(sequence, f.name) for f in dataclasses.fields(sequence)]

@@ -124,7 +124,7 @@ class VLA(nn.Module):
         self.history: History = config.history.build()
         self.codec = _codec(config, embodiment, codec)
         needs = config.decoder.target.needs_with(config.representation.target.kind)
-        known = config.backbone.target.capabilities_of(config.backbone.config, assets)
+        known = config.backbone.target.find_capabilities(config.backbone.config, assets)
         if known is not None:  # refused before weights are loaded
             _refuse_what_it_lacks(config, self.history, needs, known)
         self.backbone = config.backbone.build(assets)

@@ -94,7 +94,7 @@ def check_length(
 
     `written`: embeddings that each step brings besides its tokens; `suffix`: those that a decoder reads after a step.
     """
-    block = backbone.prepare(torch.zeros(1, cameras, 1, 1, 3, dtype=torch.uint8), [instruction])
+    block = backbone.tokenize(torch.zeros(1, cameras, 1, 1, 3, dtype=torch.uint8), [instruction])
     context = getattr(backbone, "context", None)
     steps = history.window if history.in_backbone else 1
     tokens = len(block.prefix) + steps * (len(block.tokens[0]) + written) + suffix

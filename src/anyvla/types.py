@@ -1,7 +1,7 @@
 """The data that crosses a boundary between layers: what a robot shows, what a model is trained on, what it answers.
 
 Environments and data readers speak `Observation` (numpy, one step of one robot); the model's loss takes a `Batch`
-(torch, windows of many episodes); the model answers a `Chunk`. Between history and backbone go `Block`s (tokens of
+(torch, windows of many episodes); the model answers a `Chunk`. Between history and backbone go `StepTokens`s (tokens of
 single steps) and `TokenSequence`s (steps laid out). Letters used in shapes everywhere in anyvla:
 B batch, W window, V views (cameras), H/W height/width of an image (only beside C or 3), L tokens, R readouts,
 D width, N chunk, A action dims, P proprio dims.

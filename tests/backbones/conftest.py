@@ -7,7 +7,7 @@ import pytest
 
 from anyvla.backbones.base import Backbone
 from anyvla.sequence.layout import lay_out
-from anyvla.sequence.tokens import Block
+from anyvla.sequence.tokens import StepTokens
 from anyvla.sequence.tokens import TokenSequence as Sequence
 from tests.backbones.families.basic import FAMILIES
 from tests.backbones.families.common import write_family
@@ -28,7 +28,7 @@ def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pack() -> Callable[..., Sequence]:
     """Lay steps out: `groups` of consecutive steps share a sequence; R queries end each step."""
 
-    def pack(backbone: Backbone, block: Block, groups: list[int], r: int = 1, padding: int = 0) -> Sequence:
+    def pack(backbone: Backbone, block: StepTokens, groups: list[int], r: int = 1, padding: int = 0) -> Sequence:
         ids = {"pad_id": backbone.pad_id, "query_id": backbone.query_id}
         longest = lay_out(block, groups, r, **ids).input_ids.shape[1]
         return lay_out(block, groups, r, **ids, length=longest + padding)

@@ -38,7 +38,7 @@ def questions(backbone: AutoBackbone, r: int = 1) -> torch.Tensor:
 
 def test_readouts_are_what_the_whole_model_computes(model_folder: Path, backbone: AutoBackbone, pack: Pack) -> None:
     """Against the unaltered model: an embedding table whose query row holds the query gives the same hidden state."""
-    block = backbone.prepare(frames(1, 2), TEXTS[:1])
+    block = backbone.tokenize(frames(1, 2), TEXTS[:1])
     sequence = pack(backbone, block, [1])
     query = questions(backbone)
     whole = AutoModelForImageTextToText.from_pretrained(model_folder).eval()
@@ -62,7 +62,7 @@ def test_readouts_are_what_the_whole_model_computes(model_folder: Path, backbone
 
 def test_a_prefix_never_sees_the_queries(backbone: AutoBackbone, pack: Pack) -> None:
     """Another second query leaves the first readout as it was."""
-    block = backbone.prepare(frames(1, 1), TEXTS[:1])
+    block = backbone.tokenize(frames(1, 1), TEXTS[:1])
     query = questions(backbone, 2)
     other = torch.stack([query[0], query[1].flip(0)])
     one, two = (backbone(pack(backbone, block, [1], 2), q) for q in (query, other))
@@ -80,16 +80,16 @@ def test_assets_rebuild_the_architecture_where_the_model_is_gone(
     again = AutoBackbone(config, assets=tmp_path).eval()
     again.load_state_dict(backbone.state_dict())
     images, query = frames(2, 1, size=40), questions(backbone)
-    old, new = (b(pack(b, b.prepare(images, TEXTS[:2]), [1, 1]), query) for b in (backbone, again))
+    old, new = (b(pack(b, b.tokenize(images, TEXTS[:2]), [1, 1]), query) for b in (backbone, again))
     assert torch.equal(old, new)
 
 
 def test_each_step_may_have_its_own_queries(llava_folder: Path, pack: Pack) -> None:
     backbone, images = load(llava_folder), frames(3, 1)
     queries = torch.randn(3, 2, backbone.width, generator=torch.Generator().manual_seed(3))
-    together = backbone(pack(backbone, backbone.prepare(images, TEXTS), [1, 1, 1], 2), queries)
+    together = backbone(pack(backbone, backbone.tokenize(images, TEXTS), [1, 1, 1], 2), queries)
     for i, text in enumerate(TEXTS):
-        alone = backbone(pack(backbone, backbone.prepare(images[i : i + 1], [text]), [1], 2), queries[i])
+        alone = backbone(pack(backbone, backbone.tokenize(images[i : i + 1], [text]), [1], 2), queries[i])
         torch.testing.assert_close(together[i : i + 1], alone, atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -102,24 +102,24 @@ def test_bfloat16_weights_answer_in_the_dtype_of_the_queries(llava_folder: Path,
     config = AutoBackbone.Config(path=str(llava_folder), dtype="bfloat16")
     backbone = AutoBackbone(config).eval()
     assert backbone.model.dtype == torch.bfloat16
-    out = backbone(pack(backbone, backbone.prepare(frames(1, 1), ["open"]), [1]), questions(backbone))
+    out = backbone(pack(backbone, backbone.tokenize(frames(1, 1), ["open"]), [1]), questions(backbone))
     assert out.dtype == torch.float32
 
 
 def test_repeated_instructions_are_tokenized_once(llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, images = load(llava_folder), frames(64, 2)
-    first = backbone.prepare(images, TEXTS[:2] * 32)
-    one = backbone.prepare(images[:1, :1], TEXTS[:1]).tokens[0]  # of one camera: other tokens
+    first = backbone.tokenize(images, TEXTS[:2] * 32)
+    one = backbone.tokenize(images[:1, :1], TEXTS[:1]).tokens[0]  # of one camera: other tokens
     assert first.tokens[0].count(backbone.image_id) == 2 * one.count(backbone.image_id) == 32
 
     def never(text: str) -> list[int]:
         raise AssertionError(text)
 
     monkeypatch.setattr(backbone, "_encode", never)
-    assert backbone.prepare(images, TEXTS[:2] * 32).tokens == first.tokens
-    assert backbone.prepare(images[:1, :1], TEXTS[:1]).tokens == [one]
+    assert backbone.tokenize(images, TEXTS[:2] * 32).tokens == first.tokens
+    assert backbone.tokenize(images[:1, :1], TEXTS[:1]).tokens == [one]
     with pytest.raises(AssertionError, match="lift"):
-        backbone.prepare(images[:1], ["lift"])
+        backbone.tokenize(images[:1], ["lift"])
 
 
 @pytest.mark.parametrize(
@@ -129,16 +129,16 @@ def test_repeated_instructions_are_tokenized_once(llava_folder: Path, monkeypatc
 )
 def test_wrong_images_are_refused(llava_folder: Path, images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"uint8 \(M, V, H, W, 3\) .* got .*channels last"):
-        load(llava_folder).prepare(images, ["open"])
+        load(llava_folder).tokenize(images, ["open"])
 
 
 def test_too_much_text_is_refused(llava_folder: Path, pack: Pack) -> None:
     backbone = load(llava_folder)
     with pytest.raises(ValueError, match=r"context of 256: use fewer cameras or a shorter instruction"):
-        backbone.prepare(frames(1, 1), ["open " * 60])
+        backbone.tokenize(frames(1, 1), ["open " * 60])
     with pytest.raises(ValueError, match="one per step"):
-        backbone.prepare(frames(2, 1), ["open"])
-    block = backbone.prepare(frames(12, 1), ["open"] * 12)
+        backbone.tokenize(frames(2, 1), ["open"])
+    block = backbone.tokenize(frames(12, 1), ["open"] * 12)
     with pytest.raises(ValueError, match="exceeds the model's context of 256: use a shorter window"):
         backbone(pack(backbone, block, [12]), questions(backbone))
     with pytest.raises(ValueError, match="12 query places, but 12 steps of 2 queries need 24"):

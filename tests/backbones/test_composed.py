@@ -75,7 +75,7 @@ def frames(steps=1, views=1, seed=0):
 
 
 def read(backbone, images, text="open it"):
-    block = backbone.prepare(images, [text] * len(images))
+    block = backbone.tokenize(images, [text] * len(images))
     sequence = lay_out(block, [1] * len(images), 1, pad_id=backbone.pad_id, query_id=backbone.query_id)
     return backbone(sequence, torch.ones(1, backbone.width) * 0.1)
 
@@ -185,7 +185,7 @@ def test_no_instruction_can_give_the_place_of_an_image():
     for text in (everything, special, f"<{backbone.image_id}>"):
         assert backbone.image_id not in backbone._encode(text)
     assert backbone.image_id > backbone.embedding.num_embeddings
-    tokens = list(backbone.prepare(frames(), [special]).tokens[0])
+    tokens = list(backbone.tokenize(frames(), [special]).tokens[0])
     assert tokens.count(backbone.image_id) == 16
     assert read(backbone, frames(), special).isfinite().all()
 
@@ -211,7 +211,7 @@ def test_the_template_and_the_prompt_are_the_subclasss_own():
             prompt: str = "do {instruction}"
 
     backbone = Chatty(Chatty.Config())
-    block = backbone.prepare(frames(views=2), ["it"])
+    block = backbone.tokenize(frames(views=2), ["it"])
     texts = [backbone.tokenizer.decode(t) for t in ([t for t in block.tokens[0] if t != backbone.image_id],)]
     assert texts[0].replace(" ", "") == "[][]doit!"
     assert list(block.prefix) == []

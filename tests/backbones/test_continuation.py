@@ -20,12 +20,12 @@ def test_a_suffix_is_read_as_the_same_tokens_in_one_pass(parts: tuple[int, ...],
     vla = policy(decoder="lm_tokens", representation="bins", codec=fit_codec("bins", tmp_path / "codec"), readouts=2)
     data, backbone = batch(3, 1), vla.backbone
     suffix = torch.randn(PLACES, backbone.width, generator=torch.Generator().manual_seed(0))
-    block = backbone.prepare(data.images[:, 0], data.instructions)
+    block = backbone.tokenize(data.images[:, 0], data.instructions)
     assert len({len(tokens) for tokens in block.tokens}) > 1  # rows are padded
     sequence = lay_out(block, [1] * 3, PLACES, pad_id=backbone.pad_id, query_id=backbone.query_id)
     expected = backbone(sequence, suffix)
     continuation = vla.read(data).continuation
     assert continuation is not None
-    writing = continuation.write()
+    writing = continuation.start_suffix()
     written = [writing.extend(part.expand(3, -1, -1)) for part in suffix.split(parts)]
     torch.testing.assert_close(torch.cat(written, 1), expected, atol=1e-5, rtol=1e-5)

@@ -13,7 +13,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.checks.conformance import plain_text
-from anyvla.backbones.checks.subject import Failed, Subject
+from anyvla.backbones.checks.subject import CheckFailed, Subject
 from anyvla.backbones.control_tokens import ControlTokens, encode_plainly
 from anyvla.config import build
 from anyvla.registry import backbones
@@ -25,7 +25,7 @@ FRAMES = torch.zeros(1, 1, 28, 28, 3, dtype=torch.uint8)
 
 
 def tokens(backbone: AutoBackbone, text: str) -> list[int]:
-    return [*backbone.prepare(FRAMES, [text]).tokens[0]]
+    return [*backbone.tokenize(FRAMES, [text]).tokens[0]]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_check_finds_a_control_token_that_acts(llava: AutoBackbone, monkeypa
 
     monkeypatch.setattr(llava, "_blocks", {})
     monkeypatch.setattr(llava, "_plain", careless)
-    with pytest.raises(Failed, match="'</image>' in an instruction acts as a control token: </image>"):
+    with pytest.raises(CheckFailed, match="'</image>' in an instruction acts as a control token: </image>"):
         plain_text(Subject(llava, None))
 
 

@@ -29,7 +29,7 @@ def read(model):
     path, _, revision = model.partition("@")
     config = AutoBackbone.Config(path=path, revision=revision or None, prompt="do {instruction}")
     backbone = AutoBackbone(config).eval()
-    block = backbone.prepare(torch.zeros(1, 2, 28, 28, 3, dtype=torch.uint8), ["open"])
+    block = backbone.tokenize(torch.zeros(1, 2, 28, 28, 3, dtype=torch.uint8), ["open"])
     sequence = lay_out(block, [1], 1, pad_id=backbone.pad_id, query_id=backbone.query_id)
     with torch.no_grad():
         return float(backbone(sequence, torch.ones(1, backbone.width)).abs().sum())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anyvla.backbones.base import Backbone
-from anyvla.backbones.continuation import Continuation, Writing
+from anyvla.backbones.continuation import Continuation, Suffix
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
 from anyvla.sequence.cache import Cache
@@ -96,7 +96,7 @@ def test_reading_again_equals_remembering(made, codec, name, proprio, history):
 def continuation(backbone: Backbone, counts: tuple[int, ...]) -> Continuation:
     """What a backbone remembers of steps, those of a row in order; each sees itself and those before it."""
     images = torch.randint(0, 256, (sum(counts), 2, 32, 32, 3), generator=torch.Generator().manual_seed(0))
-    block = backbone.prepare(
+    block = backbone.tokenize(
         images.to(torch.uint8), ["open it", "close the drawer now", "go", "press the button"][: len(images)]
     )
     sequence = lay_out(block, counts, 0, pad_id=backbone.pad_id, query_id=backbone.query_id)
@@ -112,14 +112,14 @@ def continuation(backbone: Backbone, counts: tuple[int, ...]) -> Continuation:
 def test_steps_that_share_a_row_are_gone_on_from_each_by_itself(made):
     backbone, counts = policy(backbone=made("llava")).backbone, (2, 1, 1)
     suffix = torch.randn(4, 3, backbone.width)
-    remembered = continuation(backbone, counts).read(suffix, causal=True)
+    remembered = continuation(backbone, counts).run_suffix(suffix, causal=True)
     forget(backbone)
     after = continuation(backbone, counts)
-    torch.testing.assert_close(after.read(suffix, causal=True), remembered, atol=1e-5, rtol=1e-4)
-    writing = Writing(after)
+    torch.testing.assert_close(after.run_suffix(suffix, causal=True), remembered, atol=1e-5, rtol=1e-4)
+    writing = Suffix(after)
     parts = [writing.extend(suffix[:, k : k + n]) for k, n in ((0, 1), (1, 2))]
     torch.testing.assert_close(torch.cat(parts, 1), remembered, atol=1e-5, rtol=1e-4)
-    chosen = after.select(torch.tensor([1, 3])).read(suffix[[1, 3]], causal=True)
+    chosen = after.select(torch.tensor([1, 3])).run_suffix(suffix[[1, 3]], causal=True)
     torch.testing.assert_close(chosen, remembered[[1, 3]], atol=1e-5, rtol=1e-4)
 
 
@@ -130,14 +130,16 @@ def test_a_suffix_belongs_to_the_last_step_before_it(made, name):
     backbone, draw = policy(backbone=made(name)).backbone, torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8, generator=draw)
     readouts, suffix = torch.randn(2, 3, backbone.width, generator=draw)
-    block = backbone.prepare(images, ["open it", "close the drawer now"])
+    block = backbone.tokenize(images, ["open it", "close the drawer now"])
     sequence = lay_out(block, (2,), 3, pad_id=backbone.pad_id, query_id=backbone.query_id)
     expected = backbone(sequence, torch.stack([readouts, suffix]))[1]
     backbone(sequence, torch.stack([readouts, readouts]), cache := Cache())
     step = torch.arange(2)[:, None]
     visible = (sequence.step_ids <= step) & ~(sequence.query_mask & (sequence.step_ids == step))
     after = Continuation(backbone, cache, (2,), visible, visible.sum(1))
-    torch.testing.assert_close(after.read(suffix.expand(2, -1, -1), causal=True)[1], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        after.run_suffix(suffix.expand(2, -1, -1), causal=True)[1], expected, atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("name", "history"), CASES, ids=lambda x: x if isinstance(x, str) else x["name"])
@@ -187,7 +189,7 @@ def test_what_reading_again_cannot_do_is_refused(made, codec):
     forget(backbone)
     after = continuation(backbone, (1, 1))
     with pytest.raises(ValueError, match="places that see later ones need a backbone with a cache and a block mask"):
-        after.read(torch.zeros(2, 3, backbone.width), causal=False)
+        after.run_suffix(torch.zeros(2, 3, backbone.width), causal=False)
     backbone.context = after.cache.valid.shape[1] + 2
     with pytest.raises(ValueError, match=f"tokens exceeds the model's context of {backbone.context}: use a shorter"):
-        after.read(torch.zeros(2, 3, backbone.width), causal=True)
+        after.run_suffix(torch.zeros(2, 3, backbone.width), causal=True)

@@ -17,7 +17,7 @@ def refusal(path: Path | str) -> str:
     with pytest.raises(ValueError) as first:
         AutoBackbone(config)
     with pytest.raises(ValueError) as second:  # asking what it can do reads the same file
-        AutoBackbone.capabilities_of(config)
+        AutoBackbone.find_capabilities(config)
     assert str(first.value) == str(second.value)
     return str(first.value)
 

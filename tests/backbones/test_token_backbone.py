@@ -103,7 +103,7 @@ def test_who_sees_whom(
     if block_mask == "none":
         hidden = None
     mask = None if hidden is None else hidden[None]
-    laid_out = dataclasses.replace(sequence, mask=mask, mask_decides=block_mask == "decides")
+    laid_out = dataclasses.replace(sequence, block_mask=mask, block_mask_only=block_mask == "decides")
     given = backbone._mask(laid_out, torch.tensor([valid]), window)
     assert torch.equal(given[0, 0], expected_mask(attention, valid, window, hidden, block_mask == "decides"))
 
@@ -142,8 +142,8 @@ def test_positions_go_on_after_the_last_token_of_each_row(
     given = backbone.language_inputs(rows, cache)
     assert given["position_ids"].tolist() == [[6, 7, 8, 9], [4, 5, 6, 7]]
     assert given["attention_mask"].tolist() == [[1] * 8, [1, 1, 0, 0] * 2]
-    assert cache.position is not None
-    assert cache.position.tolist() == [10, 6]
+    assert cache.next_position is not None
+    assert cache.next_position.tolist() == [10, 6]
     jump = dataclasses.replace(rows, positions=torch.tensor([[20, 21, 22, 23], [30, 31, 32, 33]]))
     assert backbone.language_inputs(jump, cache)["position_ids"].tolist() == jump.positions.tolist()  # type: ignore[union-attr]
 
@@ -154,7 +154,7 @@ def test_tokens_are_scored_by_the_whole_lm_head(backbone: AutoBackbone, monkeypa
     monkeypatch.setattr(backbone.model, "get_output_embeddings", lambda: head)
     hidden = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([70, 4, 201])
-    torch.testing.assert_close(backbone.score(hidden, ids), head(hidden)[..., ids])
+    torch.testing.assert_close(backbone.compute_logits(hidden, ids), head(hidden)[..., ids])
 
 
 @torch.no_grad()
@@ -171,9 +171,9 @@ def test_the_last_ids_are_the_last_regular_ones_of_the_vocabulary(
     backbone: AutoBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The special tokens of this tokenizer come first, with one that it does not know as such, then 256 bytes."""
-    assert backbone.last_ids(3).tolist() == [VOCABULARY - 3, VOCABULARY - 2, VOCABULARY - 1]
-    assert backbone.last_ids(256)[0] == len(SPECIAL)
+    assert backbone.last_token_ids(3).tolist() == [VOCABULARY - 3, VOCABULARY - 2, VOCABULARY - 1]
+    assert backbone.last_token_ids(256)[0] == len(SPECIAL)
     with pytest.raises(ValueError, match="257 ids are more than the vocabulary of 257 regular tokens"):
-        backbone.last_ids(257)
+        backbone.last_token_ids(257)
     monkeypatch.setattr(backbone, "image_id", VOCABULARY - 2)
-    assert backbone.last_ids(3).tolist() == [VOCABULARY - 4, VOCABULARY - 3, VOCABULARY - 1]
+    assert backbone.last_token_ids(3).tolist() == [VOCABULARY - 4, VOCABULARY - 3, VOCABULARY - 1]

@@ -80,7 +80,7 @@ def test_what_is_hidden_from_a_step_changes_nothing_and_what_it_sees_does():
     fewer = steps.visible.scatter(1, last[:, None], False)
     hidden = dataclasses.replace(context, continuation=dataclasses.replace(steps, visible=fewer))
     other = steps.cache.fork()
-    for layer in other.state.layers:
+    for layer in other.model_cache.layers:
         place = last[:, None, None, None].expand(-1, layer.keys.shape[1], 1, layer.keys.shape[3])
         layer.keys, layer.values = (
             x.scatter_add(2, place, torch.ones(place.shape)) for x in (layer.keys, layer.values)
@@ -233,7 +233,7 @@ def test_fewer_layers_attend_to_some_of_the_backbone_the_last_included():
     assert spread(1, 5) == [4]
     model = backbone(layers=4)
     decoder, context = expert(model, layers=2), after(model, COUNTS)
-    remembered = context.continuation.keys_values()
+    remembered = context.continuation.get_keys_values()
     memory = decoder.remember(context).memory
     places = context.continuation.visible.any(0).sum()
     for number, (keys, values) in zip([1, 3], memory, strict=True):
@@ -273,7 +273,7 @@ def test_it_has_as_many_heads_as_the_language_model_and_the_positions_of_the_lay
     rope = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     language.rope_parameters = {kind: values | {"rope_type": "default"} for kind, values in rope.items()}
     language.layer_types = ["sliding_attention", "sliding_attention", "full_attention"]
-    model.memory_shape = lambda: shapes
+    model.get_kv_shapes = lambda: shapes
     grouped = expert(model, layers=2).transformer  # of layers 0 to 2 it reads 0 and 2
     assert grouped.kinds == [(2, 8, 1e4), (2, 8, 1e6)]
 

@@ -60,7 +60,7 @@ def inputs(backbone, views=2):
     g = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (M, views, 28, 28, 3), dtype=torch.uint8, generator=g)
     state, actions = torch.randn(M, P, generator=g), torch.rand(M, N, A, generator=g) * 2 - 1
-    rows = [torch.tensor(tokens) for tokens in backbone.prepare(images, PROMPTS).tokens]
+    rows = [torch.tensor(tokens) for tokens in backbone.tokenize(images, PROMPTS).tokens]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     attended = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     pixels = backbone._pixel_values(images).unflatten(0, (M, views))

@@ -106,12 +106,12 @@ def test_each_token_reads_one_place_and_what_is_remembered_stays(model):
 
 
 def test_ids_at_the_end_of_the_vocabulary_are_its_last_regular_ones(model):
-    last = model.last_ids(6)
+    last = model.last_token_ids(6)
     assert last.tolist() == sorted(last.tolist())
     assert decoder(model).words.ids.tolist() == last.tolist()
     with_end = decoder(model, Levels(ends=True)).words.ids
     assert with_end[:6].tolist() == last.tolist()  # token k is the same id, whether chunks end or not
-    assert with_end[6] == model.last_ids(7)[0]
+    assert with_end[6] == model.last_token_ids(7)[0]
 
 
 def test_bins_are_written_in_the_ids_of_openvla(model):
@@ -139,7 +139,7 @@ def test_the_rows_of_written_tokens_receive_gradients(model, ids):
     assert (rows[read].abs().amax(1) > 0).all()
     assert (scores[head.words.ids if ids == "end" else slice(None)].abs().amax(1) > 0).all()
     if ids == "end":
-        assert scores[: model.last_ids(6)[0]].eq(0).all()  # no other id is scored
+        assert scores[: model.last_token_ids(6)[0]].eq(0).all()  # no other id is scored
 
 
 def test_a_head_is_trained_if_the_language_model_is_and_its_ids_are_used():

@@ -83,7 +83,7 @@ def after(model: NanoBackbone, counts: tuple[int, ...] = (2, 1, 1)) -> Context:
     """What `model` remembers of as many steps; the steps of a row see those before them."""
     count = sum(counts)
     images = torch.randint(0, 256, (count, 1, SIZE, SIZE, 3), generator=torch.Generator().manual_seed(3))
-    block = model.prepare(images.to(torch.uint8), WORDS[:count])
+    block = model.tokenize(images.to(torch.uint8), WORDS[:count])
     sequence = lay_out(block, counts, 0, pad_id=model.pad_id, query_id=model.query_id)
     cache = Cache()
     model(sequence, torch.zeros(1, model.width), cache)

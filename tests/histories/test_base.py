@@ -2,10 +2,10 @@ import torch
 
 from anyvla.histories.base import stacked
 from anyvla.sequence.layout import lay_out
-from anyvla.sequence.tokens import Block
+from anyvla.sequence.tokens import StepTokens
 
 IDS = {"pad_id": 0, "query_id": 9}
-BLOCK = Block([1], [[5, 6], [7], [5, 6, 7]], torch.zeros(3, 1, 2, 2, 3, dtype=torch.uint8))
+BLOCK = StepTokens([1], [[5, 6], [7], [5, 6, 7]], torch.zeros(3, 1, 2, 2, 3, dtype=torch.uint8))
 
 
 def test_steps_of_their_own_sequences():

@@ -80,7 +80,7 @@ def test_uniform_ids_and_values_are_the_published_ones(bins: int) -> None:
     values = np.concatenate([edge_cases(bins), np.random.default_rng(0).uniform(-1.1, 1.1, 5000).astype(np.float32)])
     values = np.resize(values, (-(-len(values) // T), N, A))
     tokens = own.encode(torch.from_numpy(values))
-    last_ids = np.arange(VOCABULARY - bins, VOCABULARY)  # as Backbone.last_ids(V) of a vocabulary without others
+    last_ids = np.arange(VOCABULARY - bins, VOCABULARY)  # as Backbone.last_token_ids(V) of a vocabulary without others
     ids = reference.ids(values)
     np.testing.assert_array_equal(last_ids[tokens.numpy()], ids.reshape(len(ids), T))
     decoded, wrong = own.decode(tokens)

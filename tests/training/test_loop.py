@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.config import ConfigError, build, to_dict
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.training.mixture import DataConfig
@@ -168,7 +168,7 @@ def test_frozen_parts_stay_as_they_were_and_all_others_move(dataset, tmp_path, b
     torch.manual_seed(training.seed)
     built = VLA(structure, dataset.robots())
     before = {name: p.detach().clone() for name, p in built.named_parameters()}
-    parts = {p: part for part, of in parameters_of(built.backbone).items() for p in of}
+    parts = {p: part for part, of in parameters_by_part(built.backbone).items() for p in of}
     kind = {name: "lora" if "lora_" in name else parts.get(p, "policy") for name, p in built.named_parameters()}
     after = VLA.load(train(structure, training, dataset, dataset.robots(), tmp_path, recipe))
     moved = {name for name, p in after.named_parameters() if not torch.equal(p, before[name])}

@@ -36,7 +36,7 @@ from anyvla.backbones.adapting.options import Options, Resampler
 from anyvla.backbones.adapting.parts import ends_of, find_parts
 from anyvla.backbones.adapting.pretrained import read_model, renew, truncate
 from anyvla.backbones.adapting.resampler import PerceiverResampler, resampler_among
-from anyvla.backbones.base import Cache, Capability, Part, without
+from anyvla.backbones.base import Cache, Capability, ModelPart, capabilities_without
 from anyvla.backbones.families.quirks import QUIRKS, Quirk, quirk_for
 from anyvla.backbones.families.vision.inputs import Images
 from anyvla.backbones.hooks import read_after, written
@@ -70,7 +70,7 @@ class Parts:
 class AutoBackbone(TokenBackbone):
     """A model folder or hub id that `AutoModelForImageTextToText` knows."""
 
-    reads = frozenset({"pretrained", "layers", "resampler"})
+    supported_options = frozenset({"pretrained", "layers", "resampler"})
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config(Options):
@@ -107,7 +107,7 @@ class AutoBackbone(TokenBackbone):
         self.one_mask, self.additive = self.quirk.one_mask, text_config._attn_implementation == "eager"
         self.windows = windows_of(self.model.config.get_text_config(decoder=True))
         self.first_position = self.quirk.first_position
-        self.capabilities = without(self.quirk.lacks)
+        self.capabilities = capabilities_without(self.quirk.lacks)
         self._names = self.quirk.passes.union(inspect.signature(self.model.forward).parameters)
         self._rope_index = _method(self.model, "get_rope_index")
         self._get_features = _method(self.model, "get_image_features")
@@ -129,14 +129,14 @@ class AutoBackbone(TokenBackbone):
             self.readout_only = ends_of(self.part_modules()["language"])
 
     @classmethod
-    def capabilities_of(cls, config: Any, assets: Path | None = None) -> frozenset[Capability] | None:
+    def find_capabilities(cls, config: Any, assets: Path | None = None) -> frozenset[Capability] | None:
         """What the family can do; of the model, only its config.json is read."""
-        declared = super().capabilities_of(config, assets)
+        declared = super().find_capabilities(config, assets)
         if declared is not None:
             return declared
         source, revision = (config.path, config.revision) if assets is None else (str(assets), None)
         model_config = read_config(source, revision)
-        return without(_quirk(model_config).lacks)
+        return capabilities_without(_quirk(model_config).lacks)
 
     def parts(self, config: Any, assets: Path | None) -> Parts:
         """Read configuration, tokenizer, preprocessing and, without `assets`, weights."""
@@ -162,24 +162,26 @@ class AutoBackbone(TokenBackbone):
             raise ValueError(lacking_package(source, error)) from error
         return Parts(model, tokenizer, read_preprocessor(source, revision), second)
 
-    def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
-        parts = find_parts(self.model, self.embedding, self.unread)
+    def part_modules(self) -> dict[ModelPart, tuple[nn.Module, ...]]:
+        parts = find_parts(self.model, self.embedding, self.unused_modules)
         return parts if self.resampler is None else parts | {"projector": (*parts["projector"], self.resampler)}
 
     @property
-    def unread(self) -> tuple[nn.Module, ...]:
+    def unused_modules(self) -> tuple[nn.Module, ...]:
         if self.quirk.reads == "head":
-            return super().unread
+            return super().unused_modules
         encoder = self.model.get_encoder()
         around = next(m for m in self.model.modules() if getattr(m, "encoder", None) is encoder)
-        return *super().unread, around.decoder
+        return *super().unused_modules, around.decoder
 
-    def reading(self) -> AbstractContextManager[list[Tensor]]:
-        return read_after(self.model.get_encoder()) if self.quirk.reads == "encoder" else super().reading()
+    def capture_hidden_states(self) -> AbstractContextManager[list[Tensor]]:
+        return (
+            read_after(self.model.get_encoder()) if self.quirk.reads == "encoder" else super().capture_hidden_states()
+        )
 
-    def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
-        if cache is not None and cache.state is None:
-            cache.state = DynamicCache()  # of all places: our masks say which of them a window hides
+    def run_model(self, sequence: TokenSequence, cache: Cache | None) -> None:
+        if cache is not None and cache.model_cache is None:
+            cache.model_cache = DynamicCache()  # of all places: our masks say which of them a window hides
         with self._looking(sequence) as given:
             positions = None if self._rope_index is None else self._rope_positions(sequence, given)
             ids = given.pop("input_ids", sequence.input_ids)
@@ -188,10 +190,10 @@ class AutoBackbone(TokenBackbone):
                 del given["position_ids"]
             self.model(**given)
 
-    def plain(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
+    def plain_forward(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
         """The last hidden states as the model gives them when nothing is written over and its positions are its own."""
         ids = {"input_ids": sequence.input_ids, "attention_mask": sequence.attention_mask.long()}
-        with self._looking(sequence) as given, self.reading() as hidden:
+        with self._looking(sequence) as given, self.capture_hidden_states() as hidden:
             self.model(**ids | given)
         return hidden[0]
 
@@ -249,7 +251,7 @@ class AutoBackbone(TokenBackbone):
             return resampler_among(self.embedding, self.width, options).to(self.model.dtype)
 
     def _images(self, sequence: TokenSequence) -> Images:
-        return self._seen(self._pixel_values(sequence.images), sequence, self.places_of_images(sequence))
+        return self._seen(self._pixel_values(sequence.images), sequence, self.get_image_mask(sequence))
 
     def _seen(self, pixels: Float[Tensor, "N 3 h w"], sequence: TokenSequence, places: Bool[Tensor, "S L"]) -> Images:
         return Images(

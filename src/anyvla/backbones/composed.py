@@ -21,7 +21,7 @@ from transformers.initialization import no_init_weights
 from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.adapting.pretrained import renew, truncate
 from anyvla.backbones.adapting.resampler import resampler_among
-from anyvla.backbones.base import CAPABILITIES, Cache, Part, without
+from anyvla.backbones.base import CAPABILITIES, Cache, ModelPart, capabilities_without
 from anyvla.backbones.hooks import written
 from anyvla.backbones.images.pixels import Pixels
 from anyvla.backbones.language_config import lacks_of, windows_of
@@ -50,7 +50,7 @@ class ComposedBackbone(TokenBackbone):
 
     Config: ClassVar[type] = Options
     capabilities = frozenset(CAPABILITIES)
-    reads = frozenset({"pretrained", "layers", "resampler"})
+    supported_options = frozenset({"pretrained", "layers", "resampler"})
     template = Template()  # how the tokens of a step are written
     image_size: int = 224  # pixels, square; images are scaled to it, whole
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in 0..1: the tower reads (pixel - mean) / std
@@ -94,7 +94,7 @@ class ComposedBackbone(TokenBackbone):
             self.width = settings.hidden_size
             self.context = getattr(settings, "max_position_embeddings", None)
             self.windows = windows_of(settings)
-            self.capabilities = self.capabilities & without(lacks_of(settings))
+            self.capabilities = self.capabilities & capabilities_without(lacks_of(settings))
             numbers = {"size": self.image_size, "resample": 3, "image_mean": self.mean, "image_std": self.std}
             self.pixels = Pixels(numbers, None)
             for part in (pair.vision, pair.projector) if assets is not None else ():
@@ -111,7 +111,7 @@ class ComposedBackbone(TokenBackbone):
         self.to(getattr(torch, config.dtype))
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
         if "position_ids" not in self._names:  # such a model counts keys, padding included
-            self.capabilities = self.capabilities & without(frozenset({"cache"}))
+            self.capabilities = self.capabilities & capabilities_without(frozenset({"cache"}))
         # No text has this id, whatever an instruction says: it lies past all that the tokenizer knows.
         image_id = max(self.embedding.weight.shape[0], *pair.tokenizer.get_vocab().values()) + 1
         if image_id - 1 > self.embedding.weight.shape[0]:
@@ -148,7 +148,7 @@ class ComposedBackbone(TokenBackbone):
                 module.eval()
         return self
 
-    def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
+    def part_modules(self) -> dict[ModelPart, tuple[nn.Module, ...]]:
         return {
             "vision": (self.tower,),
             "projector": (self.projection,),
@@ -160,9 +160,9 @@ class ComposedBackbone(TokenBackbone):
         """What stands at the places of the images, N = M * V."""
         return self.projection(self._seen(images))
 
-    def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
-        if cache is not None and cache.state is None:
-            cache.state = DynamicCache()  # of all places: our masks say which of them a window hides
+    def run_model(self, sequence: TokenSequence, cache: Cache | None) -> None:
+        if cache is not None and cache.model_cache is None:
+            cache.model_cache = DynamicCache()  # of all places: our masks say which of them a window hides
         given = self.language_inputs(sequence, cache)
         given["inputs_embeds"] = self._embedded(sequence)
         del given["input_ids"]
@@ -178,10 +178,10 @@ class ComposedBackbone(TokenBackbone):
         """Run the language model over `inputs_embeds` and what else `given` holds."""
         self.model(**given)
 
-    def plain(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
+    def plain_forward(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
         """The last hidden states as the model gives them when nothing is written over and its positions are its own."""
         valid = sequence.attention_mask.long()
-        with self.reading() as hidden:
+        with self.capture_hidden_states() as hidden:
             self.read({"inputs_embeds": self._embedded(sequence), "attention_mask": valid, "use_cache": False})
         return hidden[0]
 
@@ -197,7 +197,7 @@ class ComposedBackbone(TokenBackbone):
 
     def _embedded(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
         """Embeddings of tokens and images. The id of image places has no embedding: another stands for it."""
-        here = self.places_of_images(sequence)
+        here = self.get_image_mask(sequence)
         ids = sequence.input_ids.masked_fill(here, self.pad_id)
         if not len(sequence.images):
             return self.embedding(ids)

@@ -17,7 +17,7 @@ from torch import Tensor
 from anyvla.backbones.base import Backbone
 from anyvla.sequence.cache import Cache
 from anyvla.sequence.layout import lay_out
-from anyvla.sequence.tokens import Block
+from anyvla.sequence.tokens import StepTokens
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Continuation:
             return x
         return torch.cat([row[: n * places].unflatten(0, (n, places)) for row, n in zip(x, self.counts, strict=True)])
 
-    def keys_values(self) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K d"]]]:
+    def get_keys_values(self) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K d"]]]:
         """What each layer of the backbone remembers, first layer first; keys as attention uses them (rotated)."""
-        return self.backbone.keys_values(self.cache)
+        return self.backbone.get_keys_values(self.cache)
 
-    def seen(self, places: int) -> Bool[Tensor, "S W*T K"]:
+    def build_cache_mask(self, places: int) -> Bool[Tensor, "S W*T K"]:
         """Which remembered places the T = `places` places of each suffix see, as rows of `fold`."""
         return self.fold(self.visible[:, None].expand(-1, places, -1))
 
-    def apart(self, places: int, *, causal: bool) -> Bool[Tensor, "S W*T W*T"]:
+    def build_suffix_mask(self, places: int, *, causal: bool) -> Bool[Tensor, "S W*T W*T"]:
         """Which places of all suffixes each place sees: those of its own suffix, only earlier ones if `causal`."""
         steps = max(self.counts)
         number = torch.arange(steps * places, device=self.visible.device)
@@ -61,13 +61,13 @@ class Continuation:
             own = own & (place[:, None] >= place)
         return own.expand(len(self.counts), -1, -1)
 
-    def read(self, embeddings: Float[Tensor, "M T D"], *, causal: bool) -> Float[Tensor, "M T D"]:
+    def run_suffix(self, embeddings: Float[Tensor, "M T D"], *, causal: bool) -> Float[Tensor, "M T D"]:
         """The last hidden states of suffixes of these embeddings. What is remembered stays as it is."""
-        return self.write().extend(embeddings, causal=causal)
+        return self.start_suffix().extend(embeddings, causal=causal)
 
-    def write(self) -> Writing:
+    def start_suffix(self) -> Suffix:
         """Begin a suffix that is written some places at a time."""
-        return Writing(self)
+        return Suffix(self)
 
     def detach(self) -> Continuation:
         """The same, through which no gradient flows."""
@@ -77,18 +77,18 @@ class Continuation:
         """Only these steps, each in a row of its own."""
         row = torch.repeat_interleave(torch.tensor(self.counts)).to(steps.device)[steps]
         return Continuation(
-            self.backbone, self.cache.rows(row), (1,) * len(steps), self.visible[steps], self.positions[steps]
+            self.backbone, self.cache.select(row), (1,) * len(steps), self.visible[steps], self.positions[steps]
         )
 
 
-class Writing:
+class Suffix:
     """A suffix per step, written some places at a time: `extend` reads on where the last call ended."""
 
     def __init__(self, continuation: Continuation) -> None:
         self.steps = continuation
         self.cache = continuation.cache.fork()
         self.written = 0  # places of each suffix
-        self.mask = continuation.seen(1)  # (S, W, K'): what any place of a suffix sees so far
+        self.mask = continuation.build_cache_mask(1)  # (S, W, K'): what any place of a suffix sees so far
 
     def extend(self, embeddings: Float[Tensor, "M T D"], *, causal: bool = True) -> Float[Tensor, "M T D"]:
         """The last hidden states of T more places of each suffix. They see each other, only backwards if `causal`."""
@@ -97,18 +97,18 @@ class Writing:
         images = torch.zeros(0, 1, 1, 1, 3, dtype=torch.uint8, device=embeddings.device)
         backbone = steps.backbone
         sequence = lay_out(
-            Block([], [[]] * len(embeddings), images),
+            StepTokens([], [[]] * len(embeddings), images),
             steps.counts,
             places,
             pad_id=backbone.pad_id,
             query_id=backbone.query_id,
         )
-        own = steps.apart(places, causal=causal)  # (S, W*T, W*T)
+        own = steps.build_suffix_mask(places, causal=causal)  # (S, W*T, W*T)
         number = torch.arange(self.written, self.written + places, device=embeddings.device)
         sequence = replace(
             sequence,
-            mask=torch.cat([self.mask.repeat_interleave(places, 1), own], 2),
-            mask_decides=True,
+            block_mask=torch.cat([self.mask.repeat_interleave(places, 1), own], 2),
+            block_mask_only=True,
             positions=steps.fold(steps.positions[:, None] + number),
         )
         hidden = backbone(sequence, embeddings, self.cache)

@@ -45,14 +45,14 @@ def read(
     each, rows = queries.shape[-2], sequence.query_mask.sum(1).tolist()
     values = queries.expand(sum(rows) // each, -1, -1).flatten(0, 1).split(rows)  # of each row
     if cache.valid is None:
-        cache.state, cache.valid = _begun(sequence, values), sequence.attention_mask
+        cache.model_cache, cache.valid = _begun(sequence, values), sequence.attention_mask
         # Without queries there is nothing to give: the steps are read when they are gone on from.
         hidden = backbone(sequence, queries) if any(rows) else queries.new_zeros(0, each, backbone.width)
     else:
-        cache.state = _extended(cache.state, sequence, values)
+        cache.model_cache = _extended(cache.model_cache, sequence, values)
         cache.valid = torch.cat([cache.valid, sequence.attention_mask], 1)
-        hidden = _read_again(backbone, sequence, cache.state, cache.valid, each).to(queries.dtype)
-    cache.places = torch.arange(cache.valid.shape[1], device=cache.valid.device).expand(cache.valid.shape)
+        hidden = _read_again(backbone, sequence, cache.model_cache, cache.valid, each).to(queries.dtype)
+    cache.positions = torch.arange(cache.valid.shape[1], device=cache.valid.device).expand(cache.valid.shape)
     return hidden
 
 
@@ -117,8 +117,8 @@ def _read_again(
     at, place = query.nonzero(as_tuple=True)
     values = now.written[row[at], taken(now.queries.cumsum(1) - 1, 0)[at, place]]
     shape = again.input_ids.shape
-    with written(backbone.embedding, shape, at * longest + place, values), backbone.reading() as hidden:
-        backbone.run(again, None)
+    with written(backbone.embedding, shape, at * longest + place, values), backbone.capture_hidden_states() as hidden:
+        backbone.run_model(again, None)
     last = lengths[:, None] - each + torch.arange(each, device=row.device)  # (M, R): a suffix ends its row
     return hidden[0].take_along_dim(last[..., None], 1)
 
@@ -133,9 +133,9 @@ def _seen(
     """The places that the last place of each suffix sees."""
     number = torch.arange(valid.shape[1], device=row.device)
     earlier = (number <= own[..., None]) & valid[row][:, None]  # (M, R, K)
-    if suffixes.mask is None:
+    if suffixes.block_mask is None:
         return earlier[:, -1]
-    each = suffixes.mask[row[:, None], place] & valid[row][:, None]  # (M, R, K)
+    each = suffixes.block_mask[row[:, None], place] & valid[row][:, None]  # (M, R, K)
     if not torch.equal(each, each[:, -1:] & earlier):
         raise ValueError(
             "places that see later ones need a backbone with a cache and a block mask: with this one, let tokens "

@@ -26,7 +26,7 @@ from anyvla.backbones.hooks import only_at, read_before_head, written
 from anyvla.backbones.language_config import EVERYWHERE
 from anyvla.backbones.template import Template
 from anyvla.sequence.layout import lay_out
-from anyvla.sequence.tokens import Block, TokenSequence
+from anyvla.sequence.tokens import StepTokens, TokenSequence
 from anyvla.text import check_instruction
 
 CACHED_BLOCKS = 10_000  # instructions whose tokens are kept
@@ -49,7 +49,7 @@ class TokenBackbone(Backbone):
     additive: bool = False  # masks are added to the scores of attention, as plain ("eager") attention wants them
     first_position: int = 0
     context: int | None = None  # tokens
-    reads: ClassVar[frozenset[str]] = frozenset()  # which of the options pretrained, layers and resampler
+    supported_options: ClassVar[frozenset[str]] = frozenset()  # which of the options pretrained, layers and resampler
     still: bool = False  # whether the vision tower never trains
     # Modules of the last layer that treat each token by itself: they need to run at the queries only.
     readout_only: tuple[nn.Module, ...] = ()
@@ -63,7 +63,7 @@ class TokenBackbone(Backbone):
         rows_of_tokens: tuple[int, int],
         per_camera: int = 1,
     ) -> None:
-        """What `prepare` needs: an image takes so many rows of so many tokens, a camera gives so many images."""
+        """What `tokenize` needs: an image takes so many rows of so many tokens, a camera gives so many images."""
         self.tokenizer, self.image_id = tokenizer, image_id
         self.template = template = template.filled(prompt, tokenizer.bos_token or "")
         self.control = ControlTokens(tokenizer, template.around)
@@ -90,7 +90,7 @@ class TokenBackbone(Backbone):
         Raises ValueError for one that this class does not read.
         """
         for name in ("pretrained", "layers", "resampler"):
-            if name not in self.reads and getattr(options, name) not in (None, "full"):
+            if name not in self.supported_options and getattr(options, name) not in (None, "full"):
                 raise ValueError(f"{type(self).__name__} has no option {name}: leave it out")
         train_parts(self, options.train)
         if options.quantize is not None:
@@ -111,36 +111,36 @@ class TokenBackbone(Backbone):
         return self
 
     @property
-    def tokens_per_image(self) -> int:
+    def tokens_per_camera(self) -> int:
         """The places that one camera takes in a step: its tiles, and the tokens around and between them, included."""
         return len(self._image)
 
     @property
-    def head(self) -> nn.Module | None:
+    def lm_head(self) -> nn.Module | None:
         """The LM head, if the model has one."""
         return self.model.get_output_embeddings()
 
     @property
-    def unread(self) -> tuple[nn.Module, ...]:
+    def unused_modules(self) -> tuple[nn.Module, ...]:
         """Modules on which no readout depends. They belong to no part, but for what they share with one."""
-        return () if self.head is None else (self.head,)
+        return () if self.lm_head is None else (self.lm_head,)
 
     @property
     def embedding(self) -> Any:
         """The module that embeds token ids, (S, L) -> (S, L, D)."""
         return self.model.get_input_embeddings()
 
-    def reading(self) -> AbstractContextManager[list[Tensor]]:
+    def capture_hidden_states(self) -> AbstractContextManager[list[Tensor]]:
         """Where the last hidden states are read, one of `anyvla.backbones.hooks`. Raises ValueError without a head."""
-        if self.head is None:
+        if self.lm_head is None:
             raise ValueError(f"{type(self).__name__} has no LM head to read before")
-        return read_before_head(self.head)
+        return read_before_head(self.lm_head)
 
     @abstractmethod
-    def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
+    def run_model(self, sequence: TokenSequence, cache: Cache | None) -> None:
         """Run the model over the sequence, images included."""
 
-    def prepare(self, images: UInt8[Tensor, "M V H W 3"], instructions: Sequence[str]) -> Block:
+    def tokenize(self, images: UInt8[Tensor, "M V H W 3"], instructions: Sequence[str]) -> StepTokens:
         """Tokenize M steps. Raises ValueError for images that are not uint8 (M, V, H, W, 3), and text that is none."""
         if images.dtype != torch.uint8 or images.ndim != 5 or images.shape[-1] != 3:
             raise ValueError(
@@ -152,7 +152,7 @@ class TokenBackbone(Backbone):
         if len(images) != len(instructions):
             raise ValueError(f"{len(images)} steps of images but {len(instructions)} instructions: give one per step")
         views = images.shape[1]
-        return Block(self._opening, [self._block(text, views) for text in instructions], images)
+        return StepTokens(self._opening, [self._block(text, views) for text in instructions], images)
 
     def forward(
         self, sequence: TokenSequence, queries: Float[Tensor, "*M R D"], cache: Cache | None = None
@@ -181,34 +181,34 @@ class TokenBackbone(Backbone):
             hooks.enter_context(written(self.embedding, shape, places, queries.expand(steps, -1, -1).flatten(0, 1)))
             if self.readout_only and not self._recomputes():
                 hooks.enter_context(only_at(self.readout_only, places, shape))
-            hidden = hooks.enter_context(self.reading())
-            self.run(sequence, cache)
+            hidden = hooks.enter_context(self.capture_hidden_states())
+            self.run_model(sequence, cache)
         read = hidden[0].flatten(0, 1).index_select(0, places)
         return read.view(steps, each, self.width).to(queries.dtype)
 
-    def keys_values(self, cache: Cache) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K d"]]]:
-        layers = getattr(cache.state, "past", cache.state).layers
+    def get_keys_values(self, cache: Cache) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K d"]]]:
+        layers = getattr(cache.model_cache, "past", cache.model_cache).layers
         return [(layer.keys, layer.values) for layer in layers]
 
     @torch.no_grad()
-    def memory_shape(self) -> list[tuple[int, int, int]]:
+    def get_kv_shapes(self) -> list[tuple[int, int, int]]:
         device = next(self.embedding.parameters()).device
-        nothing = Block([self.query_id], [[]], torch.zeros(0, 1, 1, 1, 3, dtype=torch.uint8, device=device))
+        nothing = StepTokens([self.query_id], [[]], torch.zeros(0, 1, 1, 1, 3, dtype=torch.uint8, device=device))
         cache, training = Cache(), self.training
         sequence = lay_out(nothing, [1], 1, pad_id=self.pad_id, query_id=self.query_id)
         self.eval()(sequence, torch.zeros(1, self.width, device=device), cache)
         self.train(training)
-        return [(keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in self.keys_values(cache)]
+        return [(keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in self.get_keys_values(cache)]
 
     def embed(self, ids: Int64[Tensor, "..."]) -> Float[Tensor, "... D"]:
         return self.embedding(ids)
 
-    def score(self, hidden: Float[Tensor, "... D"], ids: Int64[Tensor, "n"]) -> Float[Tensor, "... n"]:
-        head: Any = self.head
+    def compute_logits(self, hidden: Float[Tensor, "... D"], ids: Int64[Tensor, "n"]) -> Float[Tensor, "... n"]:
+        head: Any = self.lm_head
         bias = getattr(head, "bias", None)
         return nn.functional.linear(hidden.to(head.weight.dtype), head.weight[ids], None if bias is None else bias[ids])
 
-    def last_ids(self, count: int) -> Int64[Tensor, "n"]:
+    def last_token_ids(self, count: int) -> Int64[Tensor, "n"]:
         known = min(self.tokenizer.vocab_size, self.embedding.weight.shape[0])
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder, self.image_id}
         regular = [i for i in range(known) if i not in special]
@@ -219,13 +219,13 @@ class TokenBackbone(Backbone):
             )
         return torch.tensor(regular[-count:])
 
-    def use_head(self) -> None:
+    def unfreeze_lm_head(self) -> None:
         tied = {id(weight) for weight in self.embedding.parameters()}
-        if self.head is not None and self._trains_language:
-            for weight in self.head.parameters():
+        if self.lm_head is not None and self._trains_language:
+            for weight in self.lm_head.parameters():
                 weight.requires_grad_(weight.requires_grad or id(weight) not in tied)
 
-    def places_of_images(self, sequence: TokenSequence) -> Bool[Tensor, "S L"]:
+    def get_image_mask(self, sequence: TokenSequence) -> Bool[Tensor, "S L"]:
         """Where the features of images stand."""
         return sequence.input_ids == self.image_id
 
@@ -245,20 +245,22 @@ class TokenBackbone(Backbone):
         if cache is None:
             given["position_ids"] = positions + self.first_position
         else:
-            first = ids.new_full((len(ids),), self.first_position) if cache.position is None else cache.position
+            first = (
+                ids.new_full((len(ids),), self.first_position) if cache.next_position is None else cache.next_position
+            )
             if sequence.positions is not None:
                 given["position_ids"] = sequence.positions.expand(*positions.shape[:-2], -1, -1)
             else:
                 given["position_ids"] = positions + first[:, None]
             places = given["position_ids"]
             places = places.amax(tuple(range(places.ndim - 2))) if places.ndim > 2 else places  # (S, L)
-            cache.places = places if cache.places is None else torch.cat([cache.places, places], 1)
-            cache.position = places.masked_fill(~valid, -1).amax(-1) + 1
+            cache.positions = places if cache.positions is None else torch.cat([cache.positions, places], 1)
+            cache.next_position = places.masked_fill(~valid, -1).amax(-1) + 1
             valid = valid if cache.valid is None else torch.cat([cache.valid, valid], 1)
             cache.valid = valid
-            given["past_key_values"] = cache.state
+            given["past_key_values"] = cache.model_cache
         cut_off = cache is not None and any(self.windows.values())
-        if sequence.mask is not None or cut_off or self.attention == "images":
+        if sequence.block_mask is not None or cut_off or self.attention == "images":
             given["attention_mask"] = self._masks(sequence, valid)
         elif cache is not None or self.attention in ("prefix", "full"):
             given["attention_mask"] = valid.long()
@@ -295,7 +297,7 @@ class TokenBackbone(Backbone):
             prefix = nn.functional.pad(~sequence.query_mask, (keys - length, 0), value=True)
             seen = seen | (~sequence.query_mask[:, :, None] & prefix[:, None])
         elif self.attention == "image" or (self.attention == "image_in_windows" and window is not None):
-            here = self.places_of_images(sequence)
+            here = self.get_image_mask(sequence)
             image = (here & ~nn.functional.pad(here, (1, 0))[:, :-1]).cumsum(1) * here  # its number, from 1
             same = (image[:, :, None] == image[:, None]) & here[:, None]
             seen = seen | nn.functional.pad(same, (keys - length, 0))
@@ -306,10 +308,10 @@ class TokenBackbone(Backbone):
             seen = seen | nn.functional.pad(same, (keys - length, 0))
         elif self.attention == "full":
             seen = torch.ones_like(seen) if window is None else near
-        if sequence.mask is not None and sequence.mask_decides:
-            seen = sequence.mask if window is None else sequence.mask & near
-        elif sequence.mask is not None:
-            seen = seen & sequence.mask
+        if sequence.block_mask is not None and sequence.block_mask_only:
+            seen = sequence.block_mask if window is None else sequence.block_mask & near
+        elif sequence.block_mask is not None:
+            seen = seen & sequence.block_mask
         itself = (key[None] == place[:, None])[None]  # a row that sees nothing would be NaN
         seen = ((seen & valid[:, None]) | itself)[:, None]
         return torch.where(seen, 0.0, torch.finfo(torch.float32).min) if self.additive else seen

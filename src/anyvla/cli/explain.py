@@ -110,7 +110,7 @@ def explain_recipe(recipe: Recipe, name: str) -> Explanation:
                 )
             made.save(codec)
         try:
-            config.backbone.target.capabilities_of(config.backbone.config)
+            config.backbone.target.find_capabilities(config.backbone.config)
             vla = VLA(config, [Robot(robot, made_up_statistics(robot))], codec=codec).eval()
         except ConfigError:
             raise

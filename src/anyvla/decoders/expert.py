@@ -93,7 +93,7 @@ class ExpertDecoder(Decoder):
         super().__init__()
         self.config, self.space = config, setting.space
         self.shape = setting.chunk, setting.space.size
-        shapes = setting.backbone.memory_shape()
+        shapes = setting.backbone.get_kv_shapes()
         self.used = spread(config.layers, len(shapes))
         language = _language_config(setting.backbone)
         thetas, shapes = thetas_of(language, len(shapes)), [shapes[i] for i in self.used]
@@ -180,7 +180,7 @@ class ExpertDecoder(Decoder):
         assert steps is not None
         if self.tokens is not None:
             steps, vector = steps.detach(), vector.detach()
-        shown, layers, dtype = _shown(steps), steps.keys_values(), self._dtype()
+        shown, layers, dtype = _shown(steps), steps.get_keys_values(), self._dtype()
         memory = [(k[:, :, : shown.length].to(dtype), v[:, :, : shown.length].to(dtype)) for k, v in layers]
         token = self.context(vector.to(self.context.weight.dtype))[:, None]
         return Prefix(steps, shown, [memory[i] for i in self.used], token, context.own)
@@ -204,7 +204,7 @@ class ExpertDecoder(Decoder):
             sees = torch.cat([torch.block_diag(*[part] * count) for part in parts], 1)
         seen = None
         if not (shown.to_all and sees.all()):
-            of_backbone = steps.seen(len(sees) // count)[..., : shown.length]
+            of_backbone = steps.build_cache_mask(len(sees) // count)[..., : shown.length]
             seen = torch.cat([of_backbone, sees.to(device).expand(len(of_backbone), -1, -1)], 2)
         return self.transformer.view(positions, seen, self._dtype())
 

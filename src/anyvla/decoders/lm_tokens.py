@@ -69,13 +69,13 @@ class LMTokensDecoder(TokenDecoder):
             return self._at_once(context)
         earlier = self.words.embed(tokens[:, :-1].clamp(min=0))  # nothing is learned after a -1
         suffix = torch.cat([self.enter(context.vector)[:, None], earlier], 1)  # (M, T, D)
-        return self.words.score(_continuation(context).read(suffix, causal=True))
+        return self.words.score(_continuation(context).run_suffix(suffix, causal=True))
 
     def write(self, context: Context, chance: Float[Tensor, "M T"] | None) -> Int64[Tensor, "M T"]:
         if self.places is not None:
             tokens, given = self.choose(self._at_once(context), chance, 0), self.given(context)
             return tokens if given is None else torch.where(given >= 0, given, tokens)
-        writing = _continuation(context).write()
+        writing = _continuation(context).start_suffix()
 
         def read(token: Int64[Tensor, "M"] | None) -> Float[Tensor, "M E"]:
             x = self.enter(context.vector) if token is None else self.words.embed(token)
@@ -92,7 +92,7 @@ class LMTokensDecoder(TokenDecoder):
         assert self.places is not None
         first = self.enter(context.vector)[:, None]
         suffix = torch.cat([first, self.places.expand(len(first), -1, -1)], 1)  # (M, 1 + T, D)
-        return self.words.score(_continuation(context).read(suffix, causal=False)[:, 1:])
+        return self.words.score(_continuation(context).run_suffix(suffix, causal=False)[:, 1:])
 
 
 class _LastIds(nn.Module):
@@ -104,9 +104,9 @@ class _LastIds(nn.Module):
 
     def __init__(self, backbone: Backbone, size: int, symbols: int) -> None:
         super().__init__()
-        self.register_buffer("ids", backbone.last_ids(symbols).roll(size - symbols), persistent=False)
-        self._embed, self._score = backbone.embed, backbone.score
-        backbone.use_head()
+        self.register_buffer("ids", backbone.last_token_ids(symbols).roll(size - symbols), persistent=False)
+        self._embed, self._score = backbone.embed, backbone.compute_logits
+        backbone.unfreeze_lm_head()
 
     def embed(self, tokens: Int64[Tensor, "..."]) -> Float[Tensor, "... D"]:
         return self._embed(self.ids[tokens])
@@ -141,5 +141,5 @@ def _continuation(context: Context) -> Continuation:
 @torch.no_grad()
 def _embedding_scale(backbone: Backbone) -> Float[Tensor, ""]:
     """The root mean square of the model's embeddings. A tensor, for weights may be read only after building."""
-    ids = backbone.last_ids(SAMPLE).to(next(backbone.parameters()).device)
+    ids = backbone.last_token_ids(SAMPLE).to(next(backbone.parameters()).device)
     return backbone.embed(ids).float().square().mean().sqrt().cpu()

@@ -97,13 +97,13 @@ def read(
 
     `past`: steps see the readouts of earlier ones, where they share a sequence.
     """
-    block = backbone.prepare(steps.images, steps.instructions)
+    block = backbone.tokenize(steps.images, steps.instructions)
     each = steps.written.shape[1]
     sequence = lay_out(block, counts, each, pad_id=backbone.pad_id, query_id=backbone.query_id, before=steps.before)
     if not past and max(counts) > 1:
         step = sequence.step_ids
-        others = readout_places(sequence, steps)[:, None] & (step[:, :, None] != step[:, None])  # (S, L, L)
-        sequence = replace(sequence, mask=~others)
+        others = get_readout_mask(sequence, steps)[:, None] & (step[:, :, None] != step[:, None])  # (S, L, L)
+        sequence = replace(sequence, block_mask=~others)
     cache = Cache() if remember else None
     hidden = backbone(sequence, steps.written, cache)  # (M, Q, D)
     after = None if cache is None else _after_each(backbone, cache, sequence, steps, counts, past)
@@ -117,7 +117,7 @@ def in_windows(readouts: Float[Tensor, "M R D"], mask: Bool[Tensor, "B W"]) -> F
     return out
 
 
-def readout_places(sequence: TokenSequence, steps: Steps) -> Bool[Tensor, "S L"]:
+def get_readout_mask(sequence: TokenSequence, steps: Steps) -> Bool[Tensor, "S L"]:
     """Where the readouts stand: the last R query places of each step."""
     places = sequence.query_mask.flatten().nonzero().view(-1, steps.written.shape[1])
     out = torch.zeros_like(sequence.query_mask).flatten()
@@ -129,15 +129,15 @@ def _after_each(
     backbone: Backbone, cache: Cache, sequence: TokenSequence, steps: Steps, counts: Sequence[int], past: bool
 ) -> Continuation:
     assert cache.valid is not None
-    assert cache.places is not None
-    readout = readout_places(sequence, steps)
+    assert cache.positions is not None
+    readout = get_readout_mask(sequence, steps)
     row = torch.repeat_interleave(torch.tensor(counts)).to(readout.device)  # (M,)
     number = torch.cat([torch.arange(n) for n in counts]).to(readout.device)[:, None]  # (M, 1)
     step = sequence.step_ids[row]  # (M, L)
     hidden = readout[row] & ((step == number) | (not past))
     visible = cache.valid[row] & (step <= number) & ~hidden
     first = (readout[row] & (step == number)).int().argmax(1)  # the suffix stands where the readouts do
-    positions = cache.places[row, first]
+    positions = cache.positions[row, first]
     return Continuation(backbone, cache, tuple(counts), visible, positions)
 
 

@@ -31,16 +31,16 @@ from anyvla.histories.base import (
     Memory,
     Reading,
     Steps,
+    get_readout_mask,
     in_windows,
     read,
-    readout_places,
     stacked,
     valid_steps,
 )
 from anyvla.limits import STEPS
-from anyvla.sequence.cache import Cache, join
+from anyvla.sequence.cache import Cache, concat_caches
 from anyvla.sequence.layout import lay_out
-from anyvla.sequence.tokens import Block
+from anyvla.sequence.tokens import StepTokens
 
 
 @plain_dataclass
@@ -127,14 +127,14 @@ class Interleaved(History):
     def _read_on(self, backbone: Backbone, steps: Steps, group: Sequence[tuple[int, Run]]) -> None:
         """One new step of runs that are all new or all begun."""
         rows = torch.tensor([session for session, _ in group], device=steps.written.device)
-        block = backbone.prepare(steps.images[rows], [steps.instructions[session] for session, _ in group])
+        block = backbone.tokenize(steps.images[rows], [steps.instructions[session] for session, _ in group])
         part = replace(steps, written=steps.written[rows])
         if group[0][1].cache is None:
             cache = Cache()
             part = replace(part, written=_begun(part, torch.arange(len(group), device=rows.device)))
         else:
             cache = _together([run for _, run in group])
-            block = Block([], block.tokens, block.images)
+            block = StepTokens([], block.tokens, block.images)
         sequence = lay_out(
             block,
             (1,) * len(group),
@@ -143,13 +143,15 @@ class Interleaved(History):
             query_id=backbone.query_id,
             before=steps.before,
         )
-        new = readout_places(sequence, part)
+        new = get_readout_mask(sequence, part)
         hidden = cache.hidden
         if hidden is not None and not self.sees_past:
             places = new.shape[1]
             sequence = replace(
                 sequence,
-                mask=torch.cat([~hidden[:, None].expand(-1, places, -1), new.new_ones(len(new), places, places)], 2),
+                block_mask=torch.cat(
+                    [~hidden[:, None].expand(-1, places, -1), new.new_ones(len(new), places, places)], 2
+                ),
             )
         readouts = backbone(sequence, part.written, cache)[:, -steps.readouts :]
         cache.hidden = new if hidden is None else torch.cat([hidden, new], 1)
@@ -159,16 +161,16 @@ class Interleaved(History):
 
     def _after(self, backbone: Backbone, runs: Sequence[Run], readouts: int) -> Continuation:
         """How to go on after the newest step of each run."""
-        cache = join([run.cache.alone(run.row) for run in runs if run.cache is not None])
+        cache = concat_caches([run.cache.extract_row(run.row) for run in runs if run.cache is not None])
         assert cache.valid is not None
-        assert cache.places is not None
+        assert cache.positions is not None
         assert cache.hidden is not None
         place = torch.arange(cache.valid.shape[1], device=cache.valid.device)
         first = cache.valid.sum(1, keepdim=True) - readouts  # its own readouts come last
         visible = cache.valid & (place < first)
         if not self.sees_past:
             visible = visible & ~cache.hidden
-        positions = cache.places.gather(1, first).squeeze(1)
+        positions = cache.positions.gather(1, first).squeeze(1)
         return Continuation(backbone, cache, (1,) * len(runs), visible, positions)
 
     def _read_again(self, backbone: Backbone, steps: Steps, memories: Sequence[Memory], remember: bool) -> Reading:
@@ -205,7 +207,7 @@ def _together(runs: Sequence[Run]) -> Cache:
     assert first.valid is not None
     if all(c is first for c in caches) and [run.row for run in runs] == list(range(len(first.valid))):
         return first
-    return join([cache.alone(run.row) for cache, run in zip(caches, runs, strict=True)])
+    return concat_caches([cache.extract_row(run.row) for cache, run in zip(caches, runs, strict=True)])
 
 
 def _begun(steps: Steps, first: Tensor) -> Float[Tensor, "M Q D"]:

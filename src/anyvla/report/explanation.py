@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.continuation import Continuation
 from anyvla.decoders.base import Context
 from anyvla.policy import VLA
@@ -82,8 +82,8 @@ class Watched(Continuation):
     seen_apart: list[Bool[Tensor, "T T"]] = field(default_factory=list)  # what places of a suffix see of each other
     passes: list[int] = field(default_factory=list)  # places of a suffix that layers of the decoder's own read at once
 
-    def apart(self, places: int, *, causal: bool) -> Bool[Tensor, "S W*T W*T"]:
-        seen = super().apart(places, causal=causal)
+    def build_suffix_mask(self, places: int, *, causal: bool) -> Bool[Tensor, "S W*T W*T"]:
+        seen = super().build_suffix_mask(places, causal=causal)
         self.seen_apart.append(seen[0, :places, :places])
         return seen
 
@@ -207,7 +207,7 @@ def groups_of_places(vla: VLA, sequence: TokenSequence) -> list[Group]:
 
 
 def _images(vla: VLA, sequence: TokenSequence) -> list[bool]:
-    find = getattr(vla.backbone, "places_of_images", None)
+    find = getattr(vla.backbone, "get_image_mask", None)
     return (torch.zeros_like(sequence.query_mask) if find is None else find(sequence))[0].tolist()
 
 
@@ -216,7 +216,7 @@ def _cameras(vla: VLA, tokens: Sequence[int], images: Sequence[int]) -> dict[int
     if not images:
         return {}
     views = len(vla.embodiment.cameras)
-    each = getattr(vla.backbone, "tokens_per_image", 0)
+    each = getattr(vla.backbone, "tokens_per_camera", 0)
     if each and tokens[views * each - 1 : views * each] and images[-1] < tokens[0] + views * each:
         return {place: number // each for number, place in enumerate(tokens[: views * each])}
     out: dict[int, int] = {}
@@ -234,7 +234,9 @@ def visible(vla: VLA, sequence: TokenSequence) -> Bool[np.ndarray, "S L L"]:
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         return causal.expand(count, -1, -1).numpy()
     everything = torch.ones(count, length, length, dtype=torch.bool, device=sequence.input_ids.device)
-    given = ask(sequence if sequence.mask is not None else replace(sequence, mask=everything), None)["attention_mask"]
+    given = ask(sequence if sequence.block_mask is not None else replace(sequence, block_mask=everything), None)[
+        "attention_mask"
+    ]
     if isinstance(given, dict):  # layers that see less far have one of their own
         given = given.get("full_attention", next(iter(given.values())))
     seen = given[:, 0]
@@ -310,7 +312,7 @@ def parts_of(vla: VLA) -> list[Part]:
         new = [w for w in weights if id(w) not in seen and not seen.add(id(w))]  # type: ignore[func-returns-value]
         return Part(name, sum(w.numel() for w in new), sum(w.numel() for w in new if w.requires_grad))
 
-    out = [part(name, weights) for name, weights in parameters_of(vla.backbone).items()]
+    out = [part(name, weights) for name, weights in parameters_by_part(vla.backbone).items()]
     out.append(part("LM head", list(vla.backbone.parameters())))  # what no other part holds
     out += [part("readout queries" if n == "queries" else n, [w]) for n, w in vla.named_parameters(recurse=False)]
     out += [part(name, list(child.parameters())) for name, child in vla.named_children() if name != "backbone"]

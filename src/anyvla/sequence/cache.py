@@ -24,10 +24,10 @@ class Cache:
     Calling a backbone with a cache changes it, but no tensor of it. `state` is the backbone's business.
     """
 
-    state: Any = None  # keys and values, of the model's own kind
+    model_cache: Any = None  # keys and values, of the model's own kind
     valid: Bool[Tensor, "S K"] | None = None  # which remembered places are no padding
-    places: Int64[Tensor, "S K"] | None = None  # the position of each
-    position: Int64[Tensor, "S"] | None = None  # of the next place
+    positions: Int64[Tensor, "S K"] | None = None  # the position of each
+    next_position: Int64[Tensor, "S"] | None = None  # of the next place
     hidden: Bool[Tensor, "S K"] | None = None  # which remembered places its owner hides; a backbone leaves it alone
 
     def fork(self) -> Cache:
@@ -38,11 +38,11 @@ class Cache:
         """The same, through which no gradient flows."""
         return _mapped(self, lambda x, _: x.detach())
 
-    def rows(self, rows: Int64[Tensor, "s"]) -> Cache:
+    def select(self, rows: Int64[Tensor, "s"]) -> Cache:
         """Only these sequences."""
         return _mapped(self, lambda x, _: x[rows])
 
-    def alone(self, row: int) -> Cache:
+    def extract_row(self, row: int) -> Cache:
         """Only this sequence, without its padding."""
         if self.valid is None:
             raise ValueError("an empty cache has no sequences")
@@ -54,7 +54,7 @@ class Cache:
         return _mapped(self, one)
 
 
-def join(caches: Sequence[Cache]) -> Cache:
+def concat_caches(caches: Sequence[Cache]) -> Cache:
     """The sequences of several caches, none of them empty, as one; shorter ones padded at their end."""
     if len(caches) == 1:
         return caches[0].fork()
@@ -103,4 +103,4 @@ def _mapped(value: Any, change: Callable[[Tensor, int | None], Tensor], along: i
 
 
 def _along(field: str) -> int | None:
-    return 1 if field in ("valid", "places", "hidden") else None
+    return 1 if field in ("valid", "positions", "hidden") else None

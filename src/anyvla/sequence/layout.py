@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from anyvla.sequence.tokens import Block, TokenSequence
+from anyvla.sequence.tokens import StepTokens, TokenSequence
 
 
 def lay_out(
-    block: Block,
+    block: StepTokens,
     steps_per_sequence: Sequence[int],
     queries: int,
     *,

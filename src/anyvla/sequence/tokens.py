@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Block:
+class StepTokens:
     """The tokens of M steps, one list a step, image places included, without padding."""
 
     prefix: Sequence[int]  # what opens a sequence, once (BOS)
@@ -30,6 +30,8 @@ class TokenSequence:
     query_mask: Bool[Tensor, "S L"]  # True at the M*R places of queries
     step_ids: Int64[Tensor, "S L"]  # which step of its sequence a place belongs to, from 0; -1 at prefix and padding
     images: UInt8[Tensor, "M V H W 3"]
-    mask: Bool[Tensor, "S L K"] | None = None  # False hides place k from place l; K: remembered places, then these L
-    mask_decides: bool = False  # the mask alone says who sees whom, later places included; else it only takes away
+    block_mask: Bool[Tensor, "S L K"] | None = (
+        None  # False hides place k from place l; K: remembered places, then these L
+    )
+    block_mask_only: bool = False  # the mask alone says who sees whom, later places included; else it only takes away
     positions: Int64[Tensor, "S L"] | None = None  # where places do not simply go on after what is remembered

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
 
@@ -20,7 +20,7 @@ def check_trained_weights(vla: VLA) -> None:
     if not trained:
         return
     kind = str(next(iter(trained)).dtype).removeprefix("torch.")
-    parts = [part for part, of in parameters_of(vla.backbone).items() if not trained.isdisjoint(of)]
+    parts = [part for part, of in parameters_by_part(vla.backbone).items() if not trained.isdisjoint(of)]
     freeze = " ".join(f"--model.backbone.train.{part} false" for part in parts)
     raise ConfigError(
         f"{len(trained)} weights that would be trained ({', '.join(parts) or 'of the policy'}) are kept in {kind}, "

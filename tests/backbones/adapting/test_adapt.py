@@ -11,9 +11,9 @@ import torch
 
 from anyvla.backbones.adapting.adapt import add_lora, linear_layers, merge_lora, quantize
 from anyvla.backbones.adapting.options import Lora, Options, Quantize, Resampler
-from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.base import PARTS
+from anyvla.backbones.base import MODEL_PARTS
 from anyvla.backbones.checks.subject import Subject
 from anyvla.config import build
 from anyvla.files import weights
@@ -53,11 +53,11 @@ def reached(backbone: AutoBackbone) -> set[torch.nn.Parameter]:
 
 
 @pytest.mark.parametrize("family", sorted(MIXERS))
-@pytest.mark.parametrize("frozen", PARTS)
+@pytest.mark.parametrize("frozen", MODEL_PARTS)
 def test_a_frozen_part_gets_no_gradient_and_the_others_do(build_one: Build, family: str, frozen: str) -> None:
     backbone = build_one(family, train={frozen: False})
-    got, parts = reached(backbone), parameters_of(backbone)
-    for part in PARTS:
+    got, parts = reached(backbone), parameters_by_part(backbone)
+    for part in MODEL_PARTS:
         assert bool(got & set(parts[part])) == (part != frozen), part
 
 
@@ -75,7 +75,7 @@ def test_a_frozen_vision_tower_stays_in_eval_mode_and_its_merger_does_not(build_
 
 def test_lora_trains_its_matrices_and_what_train_says_beside(build_one: Build) -> None:
     backbone = build_one("llava", lora={"rank": 2}, train={"vision": False})
-    parts = parameters_of(backbone)
+    parts = parameters_by_part(backbone)
     lora = {p for n, p in backbone.named_parameters() if "lora_" in n}
     assert lora <= set(parts["language"])
     assert {p for p in backbone.parameters() if p.requires_grad} == lora | set(parts["projector"])
@@ -87,7 +87,7 @@ def test_lora_can_adapt_the_vision_tower_too(build_one: Build) -> None:
     assert len(adapted) == 4
     assert all(".q_proj.lora_A" in n for n in adapted)
     assert sum("vision_tower" in n for n in adapted) == 2
-    vision = parameters_of(backbone)["vision"]
+    vision = parameters_by_part(backbone)["vision"]
     assert sum(p.requires_grad for p in vision) == 4  # two layers of two matrices; the base is frozen
 
 
@@ -155,9 +155,9 @@ def test_an_lm_head_is_trained_only_with_the_language_model(
     build_one: Build, options: dict[str, Any], trained: bool
 ) -> None:
     backbone = build_one("llava", **options)
-    assert not backbone.head.weight.requires_grad
-    backbone.use_head()
-    assert backbone.head.weight.requires_grad == trained
+    assert not backbone.lm_head.weight.requires_grad
+    backbone.unfreeze_lm_head()
+    assert backbone.lm_head.weight.requires_grad == trained
 
 
 def test_options_left_out_have_the_documented_values() -> None:
@@ -265,7 +265,7 @@ def test_quantized_weights_are_small_and_lora_trains_beside_them(
         assert small.numel() * (2 if to == "int4" else 1) == layer.weight.numel()
     got = reached(backbone)
     assert all(p in got for n, p in backbone.named_parameters() if "lora_B" in n)
-    assert got & set(parameters_of(backbone)["vision"])  # through the quantized layers
+    assert got & set(parameters_by_part(backbone)["vision"])  # through the quantized layers
     with torch.no_grad():
         exact, rounded = read(whole), read(backbone)
     assert 0 < (exact - rounded).norm() / exact.norm() < far

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, MllamaConfig
 
-from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.adapting.pretrained import truncate
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.checks.subject import Subject
@@ -59,10 +59,10 @@ def test_exactly_the_named_parts_are_fresh(build_one: Build, family: str) -> Non
     fresh = dict(AutoModelForImageTextToText.from_config(full.model.config).named_parameters())
     for mode in ("language_only", "vision_only", *(("none",) if family in ("llava", "qwen2_5_vl") else ())):
         backbone = build_one(family, pretrained=mode)
-        parts = parameters_of(backbone)
+        parts = parameters_by_part(backbone)
         kept = {p for part in KEPT[mode] for p in parts[part]}
         if "language" in KEPT[mode]:
-            kept |= {w for module in backbone.unread for w in module.parameters()}
+            kept |= {w for module in backbone.unused_modules for w in module.parameters()}
         for name, weight in backbone.named_parameters():
             if weight in kept:
                 assert torch.equal(weight, checkpoint[name]), f"{mode}: {name} was not kept"
@@ -118,7 +118,7 @@ def test_the_first_layers_compute_what_they_did(build_one: Build, family: str) -
     states = []
     hook = stack[0].register_forward_hook(lambda _m, _i, out: states.append(out if torch.is_tensor(out) else out[0]))
     s = Subject(full, None)
-    sequence, query = s.sequence(full.prepare(s.frames(2), TEXTS), [1, 1], 2), s.queries(2)
+    sequence, query = s.sequence(full.tokenize(s.frames(2), TEXTS), [1, 1], 2), s.queries(2)
     with torch.no_grad():
         full(sequence, query)
         hook.remove()
@@ -209,7 +209,7 @@ def test_a_config_of_another_model_is_refused(folder: Callable[[str], Path], bui
 
 def test_options_that_a_backbone_does_not_read_are_refused() -> None:
     class Deaf(NanoBackbone):
-        reads = frozenset({"layers"})
+        supported_options = frozenset({"layers"})
 
     with pytest.raises(ValueError, match="Deaf has no option pretrained: leave it out"):
         Deaf(build(NanoBackbone.Config, {"pretrained": "vision_only", "width": 48}))

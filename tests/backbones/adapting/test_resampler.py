@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.adapting.resampler import PerceiverResampler
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.checks.conformance import CHECKS
@@ -98,7 +98,7 @@ def test_each_image_takes_its_places_and_the_positions_are_a_plain_count(build_o
     """Qwen's image of a grid would take positions in rows and columns."""
     backbone = build_one("qwen2_5_vl", resampler=SMALL)
     s = Subject(backbone, None)
-    sequence = s.sequence(backbone.prepare(s.frames(2), ["open", "close it"]), [2], 1)
+    sequence = s.sequence(backbone.tokenize(s.frames(2), ["open", "close it"]), [2], 1)
     assert (sequence.input_ids == backbone.image_id).sum() == 2 * 2 * 5
     positions = backbone._rope_positions(sequence, {})
     assert positions.shape[0] == 3
@@ -112,7 +112,7 @@ def test_it_is_trained_as_projector_and_comes_from_the_seed(build_one: Build) ->
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
     frozen = build_one("llava", resampler=SMALL, train={"projector": False})
-    assert set(frozen.resampler.parameters()) <= set(parameters_of(frozen)["projector"])
+    assert set(frozen.resampler.parameters()) <= set(parameters_by_part(frozen)["projector"])
     assert not any(p.requires_grad for p in frozen.resampler.parameters())
 
 

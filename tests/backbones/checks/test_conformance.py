@@ -14,7 +14,7 @@ from torch import Tensor
 from anyvla.backbones.adapting import adapt
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.checks.conformance import CHECKS, examine
-from anyvla.backbones.checks.subject import Failed, Subject, difference, equal, moved
+from anyvla.backbones.checks.subject import CheckFailed, Subject, difference, equal, moved
 from anyvla.sequence.tokens import TokenSequence
 
 SMALL = 1e-3  # of the readouts' spread; five times what rounding may do
@@ -57,8 +57,8 @@ def blind_to_order(subject: Subject) -> None:
 
 
 def deaf(subject: Subject) -> None:
-    prepare = subject.backbone.prepare
-    subject.backbone.prepare = lambda images, texts: prepare(images, ["open"] * len(texts))
+    tokenize = subject.backbone.tokenize
+    subject.backbone.tokenize = lambda images, texts: tokenize(images, ["open"] * len(texts))
 
 
 def not_finite(subject: Subject) -> None:
@@ -90,7 +90,7 @@ def of_a_cache(subject: Subject) -> None:
 
 
 def hides_nothing(subject: Subject) -> None:
-    altered(subject, lambda f, sequence, *given: f(dataclasses.replace(sequence, mask=None), *given))
+    altered(subject, lambda f, sequence, *given: f(dataclasses.replace(sequence, block_mask=None), *given))
 
 
 def sees_no_gradient(subject: Subject) -> None:
@@ -148,7 +148,7 @@ FAULTS: dict[str, list[Callable[[Subject], None]]] = {
 def test_a_fault_is_found(subject: Subject, check: str, fault: Callable[[Subject], None]) -> None:
     CHECKS[check](subject)
     fault(subject)
-    with pytest.raises(Failed):
+    with pytest.raises(CheckFailed):
         CHECKS[check](subject)
 
 
@@ -166,7 +166,7 @@ def test_a_fault_of_lora_is_found(subject: Subject, fault: str, monkeypatch: pyt
                 weight.data.fill_(0.01)
 
     monkeypatch.setattr(adapt, "add_lora", faulty)
-    with pytest.raises(Failed):
+    with pytest.raises(CheckFailed):
         CHECKS["LoRA"](subject)
 
 
@@ -180,12 +180,12 @@ def test_differences_are_in_units_of_the_spread() -> None:
     assert difference(one, one + torch.tensor([0.0, 0.5, -1.0])) == pytest.approx(0.5)
     assert difference(torch.tensor([4.0]), torch.tensor([5.0])) == pytest.approx(0.25)
     assert equal(one, one + 0.1, "", 0.06) == pytest.approx(0.05)
-    with pytest.raises(Failed, match=r"there: differs by 0\.05 of the spread, allowed is 0\.04"):
+    with pytest.raises(CheckFailed, match=r"there: differs by 0\.05 of the spread, allowed is 0\.04"):
         equal(one, one + 0.1, "there", 0.04)
-    with pytest.raises(Failed):
+    with pytest.raises(CheckFailed):
         equal(one, one * float("nan"), "", 1.0)
     assert moved(one, one + 0.004, "") == pytest.approx(0.002, rel=1e-2)
-    with pytest.raises(Failed, match="move by only"):
+    with pytest.raises(CheckFailed, match="move by only"):
         moved(one, one + 0.001, "")
 
 
@@ -194,7 +194,7 @@ def test_an_examination_reports_failures_and_errors(subject: Subject) -> None:
         raise KeyError("away")
 
     def fails(_subject: Subject) -> str:
-        raise Failed("broken")
+        raise CheckFailed("broken")
 
     checks = {"cameras": CHECKS["cameras"], "breaks": breaks, "fails": fails}
     results = {r.check: (r.state, r.detail) for r in examine(subject.backbone, subject.config, checks)}

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.checks.conformance import CHECKS, examine
 from anyvla.backbones.checks.fresh_weights import fresh_weights, redraw
-from anyvla.backbones.checks.subject import Failed, Subject
+from anyvla.backbones.checks.subject import CheckFailed, Subject
 from anyvla.cli.main import main
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import tiny_tokenizer, write_family
@@ -43,7 +43,7 @@ def built(name: str, folder: Path) -> AutoBackbone:
 def test_an_untrained_model_is_not_called_faulty(name: str, tmp_path: Path) -> None:
     backbone = built(name, write_fresh(name, tmp_path))
     before = {n: w.clone() for n, w in backbone.named_parameters()}
-    with pytest.raises(Failed, match="move by only"):
+    with pytest.raises(CheckFailed, match="move by only"):
         CHECKS["every input"](Subject(backbone.eval(), None))
     failed = [r for r in examine(backbone, None, LEARN_NOTHING) if r.state == "failed"]
     assert not failed

@@ -94,7 +94,7 @@ def write_flamingo(folder: Path, language: str = "mpt", every: int = 2) -> dict[
 
 def sequence_of(backbone: FlamingoBackbone, images: torch.Tensor, rows: list[list[str]], r: int = 1) -> Any:
     """Steps with these instructions, a sequence a row."""
-    block = backbone.prepare(images, [text for row in rows for text in row])
+    block = backbone.tokenize(images, [text for row in rows for text in row])
     return lay_out(block, [len(row) for row in rows], r, pad_id=backbone.pad_id, query_id=backbone.query_id)
 
 

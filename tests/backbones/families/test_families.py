@@ -7,9 +7,9 @@ import torch
 
 from anyvla.backbones.adapting.adapt import add_lora, merge_lora
 from anyvla.backbones.adapting.options import Lora
-from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.base import PARTS
+from anyvla.backbones.base import MODEL_PARTS
 from anyvla.backbones.checks.conformance import CHECKS
 from anyvla.backbones.checks.subject import NotApplicable, Subject
 from anyvla.backbones.families.results import matrix
@@ -37,7 +37,7 @@ def test_it_keeps_its_promise(subject: Subject, check: str) -> None:
 def test_a_step_is_written_as_the_family_publishes_it(subject: Subject, request: pytest.FixtureRequest) -> None:
     backbone, name = subject.backbone, request.node.callspec.params["subject"]
     image = IMAGE.get(name, backbone.tokenizer.convert_ids_to_tokens(backbone.image_id) * backbone.image_tokens)
-    block = backbone.prepare(subject.frames(1), ["it"])
+    block = backbone.tokenize(subject.frames(1), ["it"])
     assert backbone.tokenizer.decode([*block.prefix, *block.tokens[0]]) == PROMPTS[name].replace("{image}", image)
 
 
@@ -67,19 +67,19 @@ def test_pixels_have_the_numbers_of_the_preprocessor(subject: Subject, request: 
 def test_the_packaged_matrix_says_what_it_can_do(subject: Subject, request: pytest.FixtureRequest) -> None:
     measured = matrix().families[request.node.callspec.params["subject"]]
     assert set(measured.capabilities or ()) == subject.backbone.capabilities
-    assert subject.backbone.capabilities == AutoBackbone.capabilities_of(subject.config)
+    assert subject.backbone.capabilities == AutoBackbone.find_capabilities(subject.config)
     assert measured.attention == subject.backbone.attention
     assert not measured.failed
 
 
 def test_every_parameter_belongs_to_one_part(subject: Subject) -> None:
     backbone = subject.backbone
-    parts = parameters_of(backbone)
-    assert set(parts) == set(PARTS)
-    of = [p for part in PARTS for p in parts[part]]
+    parts = parameters_by_part(backbone)
+    assert set(parts) == set(MODEL_PARTS)
+    of = [p for part in MODEL_PARTS for p in parts[part]]
     assert len(of) == len(set(of))
     rest = set(backbone.parameters()) - set(of)
-    assert rest <= {p for module in backbone.unread for p in module.parameters()}
+    assert rest <= {p for module in backbone.unused_modules for p in module.parameters()}
     assert not any(p.requires_grad for p in rest)  # nothing reads an untied LM head, or the decoder behind an encoder
     assert backbone.embedding.weight in parts["embeddings"]
     names = {p: n for n, p in backbone.named_parameters()}

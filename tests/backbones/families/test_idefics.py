@@ -35,7 +35,7 @@ def frames(steps: int, views: int, seed: int = 0) -> torch.Tensor:
 
 
 def sequence_of(backbone: AutoBackbone, images: torch.Tensor, groups: list[int], r: int = 1) -> TokenSequence:
-    block = backbone.prepare(images, TEXTS[: len(images)])
+    block = backbone.tokenize(images, TEXTS[: len(images)])
     return lay_out(block, groups, r, pad_id=backbone.pad_id, query_id=backbone.query_id)
 
 
@@ -45,7 +45,7 @@ def queries(backbone: AutoBackbone) -> torch.Tensor:
 
 def test_each_place_reads_the_images_of_its_step(backbone: AutoBackbone) -> None:
     sequence = sequence_of(backbone, frames(3, 2), [2, 1])
-    places = backbone.places_of_images(sequence)
+    places = backbone.get_image_mask(sequence)
     pixels = torch.arange(6.0).view(6, 1, 1, 1).expand(-1, 3, 4, 4)
     given = beside(Images(pixels, sequence, places, backbone.model.config))
     order, mask = given["pixel_values"][:, :, 0, 0, 0].tolist(), given["image_attention_mask"]
@@ -70,15 +70,15 @@ def test_with_one_camera_it_is_the_model_as_its_makers_ask_it(folder: Path, back
     """Their processor lets each token read the latest image, from its placeholder on."""
     sequence = sequence_of(backbone, frames(2, 1), [2], r=0)
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    latest = backbone.places_of_images(sequence).cumsum(1)
+    latest = backbone.get_image_mask(sequence).cumsum(1)
     mask = (latest[:, :, None] == torch.arange(1, 3)).long()
     # The token that opens the second image is of the second step, and reads no image yet; theirs reads the first.
     opens = (sequence.step_ids == 1).nonzero()[0, 1]
     mask[0, opens] = 0
     pixels = backbone.pixels(sequence.images.flatten(0, 1))[None]
     expected = model.model(input_ids=sequence.input_ids, pixel_values=pixels, image_attention_mask=mask)
-    with backbone.reading() as hidden:
-        backbone.run(sequence, None)
+    with backbone.capture_hidden_states() as hidden:
+        backbone.run_model(sequence, None)
     torch.testing.assert_close(hidden[0], expected.last_hidden_state, atol=1e-5, rtol=1e-5)
 
 
@@ -93,7 +93,7 @@ def test_steps_are_causal_and_a_hidden_one_changes_nothing(backbone: AutoBackbon
     number = sequence.step_ids
 
     def read(images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return backbone(dataclasses.replace(sequence, images=images, mask=mask), query)
+        return backbone(dataclasses.replace(sequence, images=images, block_mask=mask), query)
 
     moved = (read(other) - read(images)).abs().amax((1, 2))
     assert (moved[:2] > 1e-3).all(), "steps read those before them"

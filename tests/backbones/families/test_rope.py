@@ -11,7 +11,7 @@ import torch
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import Cache
 from anyvla.sequence.layout import lay_out
-from anyvla.sequence.tokens import Block, TokenSequence
+from anyvla.sequence.tokens import StepTokens, TokenSequence
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import write_family
 
@@ -33,7 +33,7 @@ def frames(steps: int, views: int = 2) -> torch.Tensor:
     return torch.randint(0, 256, (steps, views, 28, 28, 3), dtype=torch.uint8, generator=generator)
 
 
-def sequence(backbone: Any, block: Block, groups: list[int], readouts: int, length: int = 0) -> TokenSequence:
+def sequence(backbone: Any, block: StepTokens, groups: list[int], readouts: int, length: int = 0) -> TokenSequence:
     return lay_out(block, groups, readouts, pad_id=backbone.pad_id, query_id=backbone.query_id, length=length)
 
 
@@ -69,7 +69,7 @@ def counted(backbone: Any, ids: list[int]) -> torch.Tensor:
 
 
 def test_positions_are_those_of_the_paper_whatever_the_padding(backbone: AutoBackbone) -> None:
-    block = backbone.prepare(frames(3), TEXTS)
+    block = backbone.tokenize(frames(3), TEXTS)
     laid_out = sequence(backbone, block, [1, 2], 2, length=80)
     given = positions(backbone, laid_out)
     for row, valid, got in zip(laid_out.input_ids, laid_out.attention_mask, given.unbind(1), strict=True):
@@ -80,13 +80,13 @@ def test_positions_after_a_cache_are_those_of_one_go(backbone: AutoBackbone) -> 
     if "cache" not in backbone.capabilities:
         pytest.skip("has no cache")
     images = frames(4)
-    block = backbone.prepare(images, [TEXTS[0], TEXTS[1], TEXTS[1], TEXTS[2]])
+    block = backbone.tokenize(images, [TEXTS[0], TEXTS[1], TEXTS[1], TEXTS[2]])
     whole = sequence(backbone, block, [2, 2], 1)
     expected = positions(backbone, whole)
     cache, parts, valid = Cache(), [], []
     for step in range(2):
         prefix = block.prefix if step == 0 else ()
-        now = Block(prefix, [block.tokens[step], block.tokens[2 + step]], images[[step, 2 + step]])
+        now = StepTokens(prefix, [block.tokens[step], block.tokens[2 + step]], images[[step, 2 + step]])
         laid_out = sequence(backbone, now, [1, 1], 1)
         parts.append(positions(backbone, laid_out, cache))
         valid.append(laid_out.attention_mask)
@@ -97,17 +97,17 @@ def test_positions_after_a_cache_are_those_of_one_go(backbone: AutoBackbone) -> 
 
 def test_nothing_stays_of_a_sequence_of_another_shape(backbone: AutoBackbone) -> None:
     query = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
-    block = backbone.prepare(frames(2), TEXTS[:2])
+    block = backbone.tokenize(frames(2), TEXTS[:2])
     laid_out = sequence(backbone, block, [1, 1], 1)
     with torch.no_grad():
         before = backbone(laid_out, query)
-        backbone(sequence(backbone, backbone.prepare(frames(3, 1), TEXTS), [3], 1), query)
-        backbone.generate(sequence(backbone, backbone.prepare(frames(1, 1), TEXTS[:1]), [1], 0), 3)
+        backbone(sequence(backbone, backbone.tokenize(frames(3, 1), TEXTS), [3], 1), query)
+        backbone.generate(sequence(backbone, backbone.tokenize(frames(1, 1), TEXTS[:1]), [1], 0), 3)
         assert torch.equal(backbone(laid_out, query), before)
 
 
 def test_the_images_of_two_cameras_never_touch(backbone: AutoBackbone) -> None:
     """Two images without a token between them would be taken for one, of a size that no grid has."""
-    ids = backbone.prepare(frames(1, 3), TEXTS[:1]).tokens[0]
+    ids = backbone.tokenize(frames(1, 3), TEXTS[:1]).tokens[0]
     runs = [len(run) for run in "".join("i" if i == backbone.image_id else " " for i in ids).split()]
     assert runs == [ROWS * COLUMNS] * 3

@@ -43,7 +43,7 @@ def query(backbone: AutoBackbone) -> torch.Tensor:
 def test_each_tile_is_an_image_of_its_own(folder: Path, pack: Pack) -> None:
     """The tiled model reads what the plain one reads of five images, cut beforehand."""
     plain, tiled = load(folder), load(folder, tiles=2)
-    assert tiled.tokens_per_image == 5 * plain.tokens_per_image
+    assert tiled.tokens_per_camera == 5 * plain.tokens_per_camera
     assert tiled.image_tokens == 5 * plain.image_tokens
     h, w = plain.pixels.size
     whole = frames(1, 1)[:, :, :, :40]
@@ -51,8 +51,8 @@ def test_each_tile_is_an_image_of_its_own(folder: Path, pack: Pack) -> None:
     cut = [images[:, r : r + h, c : c + w] for r in (0, h) for c in (0, w)]
     shrunk = torch.nn.functional.interpolate(images.permute(0, 3, 1, 2), (h, w), mode="bicubic", antialias=True)
     five = torch.cat([*cut, shrunk.permute(0, 2, 3, 1)])[None]
-    ours = tiled(pack(tiled, tiled.prepare(images[None], ["go"]), [1]), query(tiled))
-    theirs = plain(pack(plain, plain.prepare(five, ["go"]), [1]), query(plain))
+    ours = tiled(pack(tiled, tiled.tokenize(images[None], ["go"]), [1]), query(tiled))
+    theirs = plain(pack(plain, plain.tokenize(five, ["go"]), [1]), query(plain))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -60,15 +60,15 @@ def test_each_tile_is_an_image_of_its_own(folder: Path, pack: Pack) -> None:
 def test_every_tile_of_every_camera_is_read(folder: Path, pack: Pack, corner: int) -> None:
     backbone = load(folder, tiles=2)
     images = frames(2, 2)
-    before = backbone(pack(backbone, backbone.prepare(images, ["go", "stop"]), [1, 1]), query(backbone))
+    before = backbone(pack(backbone, backbone.tokenize(images, ["go", "stop"]), [1, 1]), query(backbone))
     changed = images.clone()
     rows = slice(0, 12) if corner < 2 else slice(-12, None)
     columns = slice(0, 12) if corner % 2 == 0 else slice(-12, None)
     changed[1, 1, rows, columns] = 255 - changed[1, 1, rows, columns]
-    sequence = pack(backbone, backbone.prepare(changed, ["go", "stop"]), [1, 1])
+    sequence = pack(backbone, backbone.tokenize(changed, ["go", "stop"]), [1, 1])
     pixels = backbone._images(sequence).pixels
     assert len(pixels) == 2 * 2 * 5
-    moved = (pixels - backbone._images(pack(backbone, backbone.prepare(images, ["go", "stop"]), [1, 1])).pixels) != 0
+    moved = (pixels - backbone._images(pack(backbone, backbone.tokenize(images, ["go", "stop"]), [1, 1])).pixels) != 0
     assert moved.flatten(1).any(1).nonzero().flatten().tolist() == [15 + corner, 19]
     after = backbone(sequence, query(backbone))
     torch.testing.assert_close(after[0], before[0], atol=1e-5, rtol=1e-5)
@@ -78,7 +78,7 @@ def test_every_tile_of_every_camera_is_read(folder: Path, pack: Pack, corner: in
 def test_tiles_that_leave_no_room_are_refused(llava_folder: Path) -> None:
     backbone = load(llava_folder, tiles=4)  # 17 images of 16 tokens
     with pytest.raises(ValueError, match=r"1 cameras .* takes 27\d tokens .* context of 256: use fewer cameras"):
-        backbone.prepare(frames(1, 1), ["go"])
+        backbone.tokenize(frames(1, 1), ["go"])
 
 
 def test_tiles_below_one_are_refused(llava_folder: Path) -> None:
@@ -91,7 +91,7 @@ def test_tiles_are_remembered_with_the_recipe(llava_folder: Path, pack: Pack, tm
     backbone.save_assets(tmp_path)
     again = AutoBackbone(AutoBackbone.Config(path="gone", tiles=2, prompt="{instruction}"), assets=tmp_path).eval()
     again.load_state_dict(backbone.state_dict())
-    sequences = [pack(b, b.prepare(frames(1, 2), ["go"]), [1]) for b in (backbone, again)]
+    sequences = [pack(b, b.tokenize(frames(1, 2), ["go"]), [1]) for b in (backbone, again)]
     assert torch.equal(backbone(sequences[0], query(backbone)), again(sequences[1], query(again)))
 
 
@@ -99,9 +99,9 @@ def test_the_tiles_of_a_camera_are_resampled_together(llava_folder: Path, pack: 
     options = Resampler(tokens=3, depth=1, heads=2, head_width=8)
     config = AutoBackbone.Config(path=str(llava_folder), tiles=2, resampler=options, prompt="{instruction}")
     backbone = AutoBackbone(config).eval()
-    assert backbone.tokens_per_image == 3
+    assert backbone.tokens_per_camera == 3
     images = frames(2, 2)
-    sequence = pack(backbone, backbone.prepare(images, ["go", "stop"]), [1, 1])
+    sequence = pack(backbone, backbone.tokenize(images, ["go", "stop"]), [1, 1])
     features = backbone._features(backbone._images(sequence))
     assert features.shape == (4, 5 * 16, backbone.width)
     before = backbone(sequence, query(backbone))

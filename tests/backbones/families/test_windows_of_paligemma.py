@@ -36,22 +36,22 @@ def test_it_reads_what_is_longer_than_its_window(subject: Subject) -> None:
 @pytest.mark.parametrize("way", ["mask", "cache"])
 def test_masks_of_its_own_for_layers_with_a_window_are_refused(subject: Subject, way: str) -> None:
     query = subject.queries(1)
-    sequence = subject.sequence(subject.backbone.prepare(subject.frames(1), ["a long instruction"]), [1], 1)
+    sequence = subject.sequence(subject.backbone.tokenize(subject.frames(1), ["a long instruction"]), [1], 1)
     length = sequence.input_ids.shape[1]
     assert length > WINDOW
     everything = torch.ones(1, length, length, dtype=torch.bool)
     if way == "mask":
-        sequence = dataclasses.replace(sequence, mask=everything)
+        sequence = dataclasses.replace(sequence, block_mask=everything)
     with pytest.raises(ValueError, match=rf"{length} tokens are more than the window of {WINDOW}.*fewer cameras"):
         subject.backbone(sequence, query, Cache() if way == "cache" else None)
 
 
 def test_within_the_window_a_mask_that_hides_nothing_changes_nothing(subject: Subject) -> None:
     query = subject.queries(1)
-    sequence = subject.sequence(subject.backbone.prepare(subject.frames(1), ["go"]), [1], 1)
+    sequence = subject.sequence(subject.backbone.tokenize(subject.frames(1), ["go"]), [1], 1)
     length = sequence.input_ids.shape[1]
     assert length <= WINDOW
     everything = torch.ones(1, length, length, dtype=torch.bool)
     with torch.no_grad():
         plain = subject.backbone(sequence, query)
-        torch.testing.assert_close(subject.backbone(dataclasses.replace(sequence, mask=everything), query), plain)
+        torch.testing.assert_close(subject.backbone(dataclasses.replace(sequence, block_mask=everything), query), plain)

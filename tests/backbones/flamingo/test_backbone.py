@@ -80,12 +80,12 @@ def test_the_original_checkpoint_gives_the_original_outputs(golden: Golden) -> N
     sequence = sequence_of(backbone, golden.images[:, None], ABOUT["steps"])
     assert torch.equal(sequence.input_ids, recorded["ids"])
     assert torch.equal(sequence.attention_mask, recorded["mask"].bool())
-    with backbone.reading() as hidden:
-        backbone.run(sequence, None)
+    with backbone.capture_hidden_states() as hidden:
+        backbone.run_model(sequence, None)
     valid = sequence.attention_mask
     torch.testing.assert_close(hidden[0][valid], recorded["hidden"][valid], atol=1e-5, rtol=1e-5)
-    assert backbone.head is not None
-    logits = backbone.head(hidden[0][:1, -1])  # the other row ends in padding
+    assert backbone.lm_head is not None
+    logits = backbone.lm_head(hidden[0][:1, -1])  # the other row ends in padding
     torch.testing.assert_close(logits, recorded["logits"][:1], atol=1e-5, rtol=1e-5)
     # And so through the public way in: a query that equals the embedding of its place.
     query = backbone.embedding(torch.tensor([[backbone.query_id]]))[0]
@@ -100,8 +100,8 @@ def test_two_cameras_read_as_roboflamingo_does(golden: Golden) -> None:
     rows = [row[:1] for row in ABOUT["steps"]]
     sequence = sequence_of(backbone, golden.images[:4].unflatten(0, (2, 2)), rows)
     assert torch.equal(sequence.input_ids, recorded["two_ids"])
-    with backbone.reading() as hidden:
-        backbone.run(sequence, None)
+    with backbone.capture_hidden_states() as hidden:
+        backbone.run_model(sequence, None)
     valid = sequence.attention_mask
     torch.testing.assert_close(hidden[0][valid], recorded["two_hidden"][valid], atol=1e-5, rtol=1e-5)
 
@@ -170,14 +170,14 @@ def test_a_mask_that_hides_the_image_token_hides_the_images(mpt: dict[str, Any])
     ids = {"pad_id": backbone.pad_id, "query_id": backbone.query_id}
 
     def read(images: torch.Tensor, hidden: bool, cached: bool) -> torch.Tensor:
-        block = backbone.prepare(images, ["open"])
+        block = backbone.tokenize(images, ["open"])
         whole = lay_out(block, [1], 1, **ids)
         mask = torch.ones(1, 1, 1, dtype=torch.bool).expand(1, *whole.input_ids.shape[1:] * 2).clone()
         mask[:, 1:, 0] = not hidden  # place 0 is the image token, as nothing opens the sequence
         if not cached:
-            return backbone(dataclasses.replace(whole, mask=mask), query)
+            return backbone(dataclasses.replace(whole, block_mask=mask), query)
         text, cache = lay_out(block, [1], 0, **ids), Cache()
-        backbone(dataclasses.replace(text, mask=mask[:, :-1, :-1]), query, cache)
+        backbone(dataclasses.replace(text, block_mask=mask[:, :-1, :-1]), query, cache)
         yes, end = torch.ones(1, 1, dtype=torch.bool), whole.input_ids[:, -1:]
         last = TokenSequence(end, yes, yes, end * 0, images[:0], mask[:, -1:])
         return backbone(last, query, cache)
@@ -226,9 +226,9 @@ def test_it_is_rebuilt_without_the_files_it_was_made_of(mpt: dict[str, Any], tmp
 
 
 def test_a_sequence_opens_as_the_tokenizer_does(mpt: dict[str, Any], tmp_path: Path) -> None:
-    assert list(load(mpt).prepare(frames(1, 1), ["open"]).prefix) == []
+    assert list(load(mpt).tokenize(frames(1, 1), ["open"]).prefix) == []
     backbone = load(write_flamingo(tmp_path, "llama"))
-    block = backbone.prepare(frames(1, 2), ["open"])
+    block = backbone.tokenize(frames(1, 2), ["open"])
     assert list(block.prefix) == [backbone.tokenizer.bos_token_id]
     text = backbone.tokenizer("<image>do open<|endofchunk|>", add_special_tokens=False)["input_ids"]
     assert block.tokens == [text]  # one image token, whatever the number of cameras
@@ -240,7 +240,7 @@ def test_steps_and_images_must_agree(mpt: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="9 cameras, but this backbone tells at most 8 apart"):
         backbone(nine, query)
     sequence = sequence_of(backbone, frames(1, 1), [["open"]])
-    ids = sequence.input_ids.masked_fill(backbone.places_of_images(sequence), 5)
+    ids = sequence.input_ids.masked_fill(backbone.get_image_mask(sequence), 5)
     without = dataclasses.replace(sequence, input_ids=ids)
     with pytest.raises(ValueError, match=r"0 <image> tokens for the images of 1 steps: each step has one"):
         backbone(without, query)

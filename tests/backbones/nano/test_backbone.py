@@ -36,11 +36,11 @@ def frames(steps: int, views: int = 2, size: int = 96) -> torch.Tensor:
 
 def read(backbone: AutoBackbone, pack: Pack, images: torch.Tensor, texts: list[str], groups: list[int]) -> torch.Tensor:
     query = torch.randn(2, backbone.width, generator=torch.Generator().manual_seed(1))
-    return backbone(pack(backbone, backbone.prepare(images, texts), groups, 2), query)
+    return backbone(pack(backbone, backbone.tokenize(images, texts), groups, 2), query)
 
 
 def test_a_sequence_is_opened_then_images_then_words(nano: NanoBackbone) -> None:
-    block = nano.prepare(frames(1), ["open the drawer"])
+    block = nano.tokenize(frames(1), ["open the drawer"])
     assert list(block.prefix) == [tokenizer.bos_token_id]
     assert nano.image_tokens == 36
     assert list(block.tokens[0][:72]) == [tokenizer.image_token_id] * 72
@@ -81,8 +81,8 @@ def test_its_language_model_begins_with_a_spread_of_one_over_the_root_of_its_wid
     for name in ("q_proj", "o_proj"):
         weight = nano.model.model.language_model.layers[0].self_attn.get_submodule(name).weight
         assert 0.95 < weight.std() * 192**0.5 < 1.05
-    assert nano.head is not None
-    assert nano.head.weight is nano.embedding.weight  # tied
+    assert nano.lm_head is not None
+    assert nano.lm_head.weight is nano.embedding.weight  # tied
 
 
 def test_pixels_are_between_minus_one_and_one_and_scaled_bilinearly(nano: NanoBackbone) -> None:
@@ -143,7 +143,7 @@ def test_it_learns_which_of_two_cameras_the_words_ask_for(pack: Pack) -> None:
         level = torch.randint(0, 256, (32, 2), generator=generator)
         asked = torch.randint(0, 2, (32,), generator=generator)
         images = level.to(torch.uint8)[:, :, None, None, None].expand(-1, -1, 32, 32, 3)
-        block = nano.prepare(images, ["push the left button" if a == 0 else "push the right button" for a in asked])
+        block = nano.tokenize(images, ["push the left button" if a == 0 else "push the right button" for a in asked])
         answer = head(nano(pack(nano, block, [1] * 32), query))[:, 0, 0]
         wanted = level.gather(1, asked[:, None])[:, 0] / 128 - 1
         loss = (answer - wanted).square().mean()

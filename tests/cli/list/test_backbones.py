@@ -52,7 +52,7 @@ def test_no_check_of_the_matrix_failed() -> None:
 def test_the_capabilities_are_what_config_json_tells(tmp_path: Path) -> None:
     for name, family in FAMILIES.items():
         family.build().save_pretrained(tmp_path / name)
-        told = AutoBackbone.capabilities_of(AutoBackbone.Config(path=str(tmp_path / name)))
+        told = AutoBackbone.find_capabilities(AutoBackbone.Config(path=str(tmp_path / name)))
         assert told == set(matrix().families[name].capabilities or ()), f"{name}: {REMEDY}"
 
 

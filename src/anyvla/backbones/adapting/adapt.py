@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from anyvla.backbones.adapting.options import Lora, Quantize, Train
-from anyvla.backbones.adapting.parts import parameters_of
-from anyvla.backbones.base import PARTS, Backbone, Part
+from anyvla.backbones.adapting.parts import parameters_by_part
+from anyvla.backbones.base import MODEL_PARTS, Backbone, ModelPart
 from anyvla.files.weights import some
 
 OUTLIERS = 6.0  # activations that are larger are not multiplied in 8 bits (LLM.int8, section 3.2)
@@ -24,7 +24,7 @@ ROUTERS = {"gate", "router", "shared_expert_gate"}  # which expert reads a token
 def train_parts(backbone: Backbone, train: Train) -> None:
     """Give gradients to the parts that `train` names, and to no other. An LM head gets none, unless it is tied."""
     backbone.requires_grad_(False)
-    for part, weights in parameters_of(backbone).items():
+    for part, weights in parameters_by_part(backbone).items():
         for weight in weights:
             weight.requires_grad_(getattr(train, part) and (weight.is_floating_point() or weight.is_complex()))
 
@@ -39,7 +39,7 @@ def add_lora(backbone: Backbone, lora: Lora, seed: int = 0) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError("LoRA needs peft: pip install 'anyvla[lora]'") from error
-    parts: tuple[Part, ...] = ("language", "vision") if lora.vision else ("language",)
+    parts: tuple[ModelPart, ...] = ("language", "vision") if lora.vision else ("language",)
     layers = linear_layers(backbone, parts)
     targets = [n for n in layers if lora.targets is None or n.rpartition(".")[2] in lora.targets]
     lacking = set(lora.targets or ()) - {n.rpartition(".")[2] for n in targets}
@@ -48,7 +48,7 @@ def add_lora(backbone: Backbone, lora: Lora, seed: int = 0) -> None:
             f"lora.targets: no linear layer of {' or '.join(parts)} is called {some(lacking)}; "
             f"there are: {some({n.rpartition('.')[2] for n in layers}, 20)}"
         )
-    frozen = {w for part in (*parts, "embeddings") for w in parameters_of(backbone)[part]}
+    frozen = {w for part in (*parts, "embeddings") for w in parameters_by_part(backbone)[part]}
     trained = {w for w in backbone.parameters() if w.requires_grad} - frozen
     peft = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
@@ -74,9 +74,9 @@ def merge_lora(backbone: Backbone) -> None:
             backbone.set_submodule(name, layer.get_base_layer())
 
 
-def linear_layers(backbone: Backbone, parts: tuple[Part, ...] = PARTS) -> dict[str, nn.Linear]:
+def linear_layers(backbone: Backbone, parts: tuple[ModelPart, ...] = MODEL_PARTS) -> dict[str, nn.Linear]:
     """The linear layers of some parts by name, but routers, and those whose weight a parent reads by itself."""
-    weights = {w for part in parts for w in parameters_of(backbone)[part]}
+    weights = {w for part in parts for w in parameters_by_part(backbone)[part]}
     owned = {id(c) for m in backbone.modules() if isinstance(m, nn.MultiheadAttention) for c in m.children()}
     return {
         name: layer

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from anyvla.backbones.base import PARTS, Backbone, Part
+from anyvla.backbones.base import MODEL_PARTS, Backbone, ModelPart
 
-ROLES: dict[str, Part] = {
+ROLES: dict[str, ModelPart] = {
     **dict.fromkeys(("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder"), "vision"),
     **dict.fromkeys(("image_tower", "video_tower", "high_res_vision_model", "vision_embed_tokens"), "vision"),
     **dict.fromkeys(("vqmodel", "audio_tower"), "vision"),
@@ -27,12 +27,12 @@ MORE_EMBEDDINGS = {"embed_tokens_per_layer"}
 
 
 def find_parts(
-    model: nn.Module, embedding: nn.Module, unread: Sequence[nn.Module]
-) -> dict[Part, tuple[nn.Module, ...]]:
+    model: nn.Module, embedding: nn.Module, unused_modules: Sequence[nn.Module]
+) -> dict[ModelPart, tuple[nn.Module, ...]]:
     """The modules of each part of a model of `transformers`, in the sense of `Backbone.part_modules`."""
-    found: dict[Part, list[nn.Module]] = {part: [] for part in PARTS}
+    found: dict[ModelPart, list[nn.Module]] = {part: [] for part in MODEL_PARTS}
 
-    def part_of(name: str, module: nn.Module, inside: Part | None, beside: bool) -> Part | None:
+    def part_of(name: str, module: nn.Module, inside: ModelPart | None, beside: bool) -> ModelPart | None:
         if module is embedding or name in MORE_EMBEDDINGS:
             return "embeddings"
         if inside is None:
@@ -41,11 +41,11 @@ def find_parts(
             return "vision"
         return "projector" if inside in ("vision", "language") and name in PROJECTORS_INSIDE else None
 
-    def walk(module: nn.Module, inside: Part | None) -> bool:
+    def walk(module: nn.Module, inside: ModelPart | None) -> bool:
         """Whether anything below was found."""
         any_found, beside = False, any(m is embedding for m in module.modules())
         for name, child in module.named_children():
-            if child in unread:
+            if child in unused_modules:
                 continue
             part = part_of(name, child, inside, beside)
             if part is not None:
@@ -74,14 +74,14 @@ def ends_of(language: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
     return (out, mlp) if weights == {"gate_proj", "up_proj", "down_proj"} else ()
 
 
-def parameters_of(backbone: Backbone) -> dict[Part, list[nn.Parameter]]:
+def parameters_by_part(backbone: Backbone) -> dict[ModelPart, list[nn.Parameter]]:
     """The parameters of each part: each belongs to one part, but to none what no readout depends on (an LM head)."""
     modules = [(m, part) for part, members in backbone.part_modules().items() for m in members]
     modules.sort(key=lambda pair: -sum(1 for _ in pair[0].modules()))  # what contains comes before what it contains
-    owner: dict[nn.Parameter, Part] = dict.fromkeys(backbone.parameters(), "projector")
+    owner: dict[nn.Parameter, ModelPart] = dict.fromkeys(backbone.parameters(), "projector")
     for module, part in modules:
         owner |= dict.fromkeys(module.parameters(), part)
-    for weight in (w for module in getattr(backbone, "unread", ()) for w in module.parameters()):
+    for weight in (w for module in getattr(backbone, "unused_modules", ()) for w in module.parameters()):
         if owner.get(weight) != "embeddings":
             owner.pop(weight, None)
-    return {part: [w for w, its in owner.items() if its == part] for part in PARTS}
+    return {part: [w for w, its in owner.items() if its == part] for part in MODEL_PARTS}

@@ -20,14 +20,14 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.hub import cached_files
 
 from anyvla.backbones.adapting.options import Pretrained
-from anyvla.backbones.adapting.parts import parameters_of
-from anyvla.backbones.base import PARTS, Backbone, Part
+from anyvla.backbones.adapting.parts import parameters_by_part
+from anyvla.backbones.base import MODEL_PARTS, Backbone, ModelPart
 from anyvla.files.documents import as_mapping, read_object
 from anyvla.files.inside import check_name
 from anyvla.files.weights import some
 
-KEPT: dict[Pretrained, tuple[Part, ...]] = {
-    "full": PARTS,
+KEPT: dict[Pretrained, tuple[ModelPart, ...]] = {
+    "full": MODEL_PARTS,
     "language_only": ("language", "embeddings"),
     "vision_only": ("vision",),
     "none": (),
@@ -145,9 +145,9 @@ def renew(backbone: Backbone, pretrained: Pretrained, seed: int) -> None:
     """
     if pretrained == "full":
         return
-    kept: set[nn.Parameter] = {w for part in KEPT[pretrained] for w in parameters_of(backbone)[part]}
+    kept: set[nn.Parameter] = {w for part in KEPT[pretrained] for w in parameters_by_part(backbone)[part]}
     if "language" in KEPT[pretrained]:
-        kept |= {w for module in getattr(backbone, "unread", ()) for w in module.parameters()}
+        kept |= {w for module in getattr(backbone, "unused_modules", ()) for w in module.parameters()}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         _initialize(backbone, kept)

@@ -1,7 +1,7 @@
 """Checks that every backbone must pass, on any model: run by the test matrix and by users on their own backbones.
 
 `anyvla doctor backbone` prints the results; the tests require them of every family. A check returns its measurement as
-text, or raises `Failed` (an expectation was not met) or `NotApplicable` (with the reason).
+text, or raises `CheckFailed` (an expectation was not met) or `NotApplicable` (with the reason).
 Checks run in the order of `CHECKS`; the last ones change the backbone (LoRA, bfloat16), so discard it afterwards.
 """
 
@@ -18,11 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.base import Backbone, Cache
 from anyvla.backbones.checks.fresh_weights import redraw
-from anyvla.backbones.checks.subject import TEXTS, Failed, NotApplicable, Subject, difference, equal, moved, pull
-from anyvla.sequence.tokens import Block, TokenSequence
+from anyvla.backbones.checks.subject import TEXTS, CheckFailed, NotApplicable, Subject, difference, equal, moved, pull
+from anyvla.sequence.tokens import StepTokens, TokenSequence
 
 NAMES = 50  # control tokens that are tried, of a tokenizer that may have thousands
 SAMPLED = 100_000  # elements of a gradient that are compared
@@ -44,7 +44,9 @@ def cameras(s: Subject) -> str:
         for count in (1, 3):
             out = s.read(s.frames(2, views), TEXTS[:2], s.queries(count))
             if out.shape != (2, count, s.backbone.width) or not out.isfinite().all():
-                raise Failed(f"{views} cameras, {count} readouts: {tuple(out.shape)}, finite {out.isfinite().all()}")
+                raise CheckFailed(
+                    f"{views} cameras, {count} readouts: {tuple(out.shape)}, finite {out.isfinite().all()}"
+                )
     return "1 and 2 cameras, 1 and 3 readouts"
 
 
@@ -70,7 +72,7 @@ def plain_text(s: Subject) -> str:
         raise NotApplicable("does not read token ids")
 
     def tokens(text: str) -> list[int]:
-        return [*s.backbone.prepare(s.frames(1, 1), [text]).tokens[0]]
+        return [*s.backbone.tokenize(s.frames(1, 1), [text]).tokens[0]]
 
     without, own = tokens("open now"), control.count(tokens("open now"))
     names = sorted(control.names)
@@ -78,23 +80,23 @@ def plain_text(s: Subject) -> str:
         found = tokens(f"open {name} now")
         acting = s.backbone.tokenizer.convert_ids_to_tokens([*(control.count(found) - own)])
         if acting:
-            raise Failed(f"{name!r} in an instruction acts as a control token: {', '.join(acting)}")
+            raise CheckFailed(f"{name!r} in an instruction acts as a control token: {', '.join(acting)}")
         if found == without:
-            raise Failed(f"{name!r} in an instruction is not read")
+            raise CheckFailed(f"{name!r} in an instruction is not read")
     if tokens("o\u0308ffne es") != tokens(" \u00f6ffne\u00a0es\n"):
-        raise Failed("one instruction in two Unicode forms gives different tokens")
+        raise CheckFailed("one instruction in two Unicode forms gives different tokens")
     return f"{len(names)} control tokens"
 
 
 @torch.no_grad()
 def plain_model(s: Subject) -> str:
     """The readout of a query that equals its token is what the plain model computes, with its own positions."""
-    plain = getattr(s.backbone, "plain", None)
+    plain = getattr(s.backbone, "plain_forward", None)
     if plain is None:
         raise NotApplicable("no plain model to compare with")
     ids = torch.tensor([[s.backbone.query_id]], device=s.device)
     query = s.backbone.embedding(ids)[0].float()
-    block = s.backbone.prepare(s.frames(2), list(TEXTS[:2]))
+    block = s.backbone.tokenize(s.frames(2), list(TEXTS[:2]))
     sequence = s.sequence(block, [1, 1], 1)
     s.read(s.frames(3, 1), TEXTS[2:], query)  # a sequence of other length before: nothing of it may stay
     hidden = plain(sequence)
@@ -139,12 +141,12 @@ def gradients(s: Subject) -> str:
             out = s.read(s.frames(2), TEXTS[:2], query)
         pull(out)
         reached = {p for p in s.backbone.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-        for part, own in parameters_of(s.backbone).items():
+        for part, own in parameters_by_part(s.backbone).items():
             weights = [w for w in own if w.requires_grad]
             if weights and not any(w in reached for w in weights):
-                raise Failed(f"no gradient reaches {part}{', under autocast' if autocast else ''}")
+                raise CheckFailed(f"no gradient reaches {part}{', under autocast' if autocast else ''}")
         if query.grad is None or not query.grad.abs().sum() > 0:
-            raise Failed("no gradient reaches the queries")
+            raise CheckFailed("no gradient reaches the queries")
     s.backbone.zero_grad()
     return "vision, projector, language, embeddings, queries"
 
@@ -182,7 +184,7 @@ def checkpointing(s: Subject) -> str:
         s.backbone.eval()
         s.backbone.zero_grad()
     if without.keys() != recomputed.keys():
-        raise Failed(f"gradients of {sorted(without.keys() ^ recomputed.keys())[:3]} come or go")
+        raise CheckFailed(f"gradients of {sorted(without.keys() ^ recomputed.keys())[:3]} come or go")
     # A bias of keys has no gradient but for rounding: attention does not know it.
     least = 1e-5 * max(float(g.abs().max()) for g in without.values())
     told = [n for n in without if max(float(g.abs().max()) for g in (without[n], recomputed[n])) > least]
@@ -195,7 +197,7 @@ def cache(s: Subject) -> str:
     s.needs("cache")
     query = s.queries(2)
     images = s.frames(2)
-    block = s.backbone.prepare(images, list(TEXTS[:2]))
+    block = s.backbone.tokenize(images, list(TEXTS[:2]))
     whole = s.backbone(s.sequence(block, [1, 1], 2), query)
     kept = Cache()
     s.backbone(s.sequence(block, [1, 1], 0), query, kept)
@@ -207,11 +209,11 @@ def cache(s: Subject) -> str:
     if "interleave" not in s.backbone.capabilities:
         return f"{far:.1g}"
     images = s.frames(6)
-    block = s.backbone.prepare(images, [TEXTS[i % 5] for i in range(6)])
+    block = s.backbone.tokenize(images, [TEXTS[i % 5] for i in range(6)])
     whole = s.backbone(s.sequence(block, [3, 3], 2), query).unflatten(0, (2, 3))
     kept = Cache()
     for k in range(3):
-        now = Block(block.prefix if k == 0 else (), [block.tokens[i] for i in (k, 3 + k)], images[[k, 3 + k]])
+        now = StepTokens(block.prefix if k == 0 else (), [block.tokens[i] for i in (k, 3 + k)], images[[k, 3 + k]])
         readouts = s.backbone(s.sequence(now, [1, 1], 2), query, kept)
         far = max(far, s.equal(whole[:, k], readouts, f"step {k}, of two sequences of unlike lengths"))
     return f"{far:.1g}"
@@ -222,9 +224,9 @@ def reading_again(s: Subject) -> str:
     """Going on place by place without a cache, by reading again, equals reading in one go."""
     s.needs("continue")
     able, query = s.backbone.capabilities, s.queries(2)
-    block = s.backbone.prepare(s.frames(2), list(TEXTS[:2]))
+    block = s.backbone.tokenize(s.frames(2), list(TEXTS[:2]))
     whole = s.backbone(s.sequence(block, [1, 1], 2), query)
-    kept, nothing = Cache(), Block([], [[]] * 2, block.images[:0])
+    kept, nothing = Cache(), StepTokens([], [[]] * 2, block.images[:0])
     s.backbone.capabilities = able - {"cache"}
     try:
         s.backbone(s.sequence(block, [1, 1], 0), query, kept)
@@ -241,18 +243,18 @@ def block_mask(s: Subject) -> str:
     query = s.queries(2)
     groups = [3, 2] if "interleave" in s.backbone.capabilities else [1] * 5
     images = s.frames(5)
-    sequence = s.sequence(s.backbone.prepare(images, list(TEXTS)), groups, 2)
+    sequence = s.sequence(s.backbone.tokenize(images, list(TEXTS)), groups, 2)
     number, length = sequence.step_ids, sequence.input_ids.shape[1]
     everything = torch.ones(len(groups), length, length, dtype=torch.bool, device=s.device)
     far = s.equal(
         s.backbone(sequence, query),
-        s.backbone(dataclasses.replace(sequence, mask=everything), query),
+        s.backbone(dataclasses.replace(sequence, block_mask=everything), query),
         "a mask that hides nothing",
     )
     if "interleave" not in s.backbone.capabilities:
         return f"{far:.1g}"
     hidden = ~((number[:, :, None] >= 1) & (number[:, None] == 0))  # steps 1 and 2 do not see step 0
-    masked = dataclasses.replace(sequence, mask=hidden)
+    masked = dataclasses.replace(sequence, block_mask=hidden)
     other = images.clone()
     other[0] = s.frames(1, seed=9)[0]
     before, after = s.backbone(masked, query), s.backbone(dataclasses.replace(masked, images=other), query)
@@ -270,7 +272,7 @@ def save_load(s: Subject) -> str:
     images, query = s.frames(2), s.queries(1)
     one, other = (dataclasses.replace(s, backbone=b).read(images, TEXTS[:2], query) for b in (s.backbone, again))
     if not torch.equal(one, other):
-        raise Failed(f"another answer after saving and loading: {difference(one, other):.2g} of the spread")
+        raise CheckFailed(f"another answer after saving and loading: {difference(one, other):.2g} of the spread")
     return "bit-equal"
 
 
@@ -280,13 +282,13 @@ def generate(s: Subject) -> str:
     written = getattr(s.backbone, "generate", None)
     if written is None:
         raise NotApplicable("no generate")
-    block = s.backbone.prepare(s.frames(1, 1), list(TEXTS[:1]))
+    block = s.backbone.tokenize(s.frames(1, 1), list(TEXTS[:1]))
     sequence = s.sequence(block, [1], 0)
     before = written(sequence, 4)
     s.read(s.frames(2), TEXTS[:2], s.queries(2))
     after = written(sequence, 4)
     if not torch.equal(before, after):
-        raise Failed(f"it wrote {before.tolist()} before and {after.tolist()} after")
+        raise CheckFailed(f"it wrote {before.tolist()} before and {after.tolist()} after")
     return f"{before.shape[1]} tokens"
 
 
@@ -309,11 +311,11 @@ def lora(s: Subject) -> str:
     trained = {n for n, p in s.backbone.named_parameters() if p.requires_grad and "lora_" in n}
     reached = {n for n, p in s.backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     if not trained & reached:
-        raise Failed("no gradient reaches LoRA")
+        raise CheckFailed("no gradient reaches LoRA")
     names = {p: n for n, p in s.backbone.named_parameters()}
-    language = [p for p in parameters_of(s.backbone)["language"] if "lora_" not in names[p]]
+    language = [p for p in parameters_by_part(s.backbone)["language"] if "lora_" not in names[p]]
     if any(p.requires_grad for p in language):
-        raise Failed("the language model beneath LoRA is not frozen")
+        raise CheckFailed("the language model beneath LoRA is not frozen")
     s.backbone.zero_grad()
     return f"{len(trained)} matrices, {far:.1g}"
 
@@ -326,7 +328,7 @@ def bfloat16(s: Subject) -> str:
     s.backbone.to(torch.bfloat16)
     out = s.read(images, TEXTS[:2], query)
     if out.dtype != query.dtype:
-        raise Failed(f"readouts are {out.dtype}, queries {query.dtype}")
+        raise CheckFailed(f"readouts are {out.dtype}, queries {query.dtype}")
     return f"{equal(before, out, 'bfloat16', 0.5):.1g}"
 
 
@@ -373,7 +375,7 @@ def examine(backbone: Backbone, config: Any, checks: dict[str, Callable[[Subject
                 detail = check(subject)
         except NotApplicable as reason:
             yield Result(name, "not applicable", str(reason))
-        except Failed as broken:
+        except CheckFailed as broken:
             yield Result(name, "failed", str(broken))
         except Exception as error:  # whatever a stranger's model raises is this check's result
             yield Result(name, "failed", f"{type(error).__name__}: {error}")

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from anyvla.backbones.adapting.parts import parameters_of
-from anyvla.backbones.base import PARTS, Backbone
+from anyvla.backbones.adapting.parts import parameters_by_part
+from anyvla.backbones.base import MODEL_PARTS, Backbone
 
 _SMALL = 0.5  # a constant scale of a branch below this hides the branch (layer scale begins at 1e-5 to 0.1)
 _SCALES = ("gate", "layer_scale", "lambda", "gamma", "ls1", "ls2")  # how scales of branches are called
@@ -25,12 +25,12 @@ def fresh_weights(backbone: Backbone) -> Mapping[str, nn.Parameter]:
     and a gate at zero were not either, except for LoRA's.
     """
     names = {id(weight): name for name, weight in backbone.named_parameters()}
-    own = parameters_of(backbone)
+    own = parameters_by_part(backbone)
     found: dict[str, nn.Parameter] = {}
-    untrained = {part for part in PARTS if _constant(own[part])}
+    untrained = {part for part in MODEL_PARTS if _constant(own[part])}
     if "language" in untrained:
         untrained.add("embeddings")
-    for part in PARTS:
+    for part in MODEL_PARTS:
         for weight in own[part]:
             name = names[id(weight)]
             if weight.is_floating_point() and "lora_" not in name and (part in untrained or _closed(name, weight)):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anyvla.backbones.base import CAPABILITIES, Capability
 from anyvla.sequence.layout import lay_out
-from anyvla.sequence.tokens import Block, TokenSequence
+from anyvla.sequence.tokens import StepTokens, TokenSequence
 
 TEXTS = ("open", "close the drawer slowly", "push it", "pick up the red cup", "put it down")
 SIDE = 48  # pixels of the random images; the backbone scales them
@@ -21,7 +21,7 @@ EXACT, NOTABLE = 2e-4, 1e-3  # of the readouts' spread: what must be equal (in f
 ROUNDED = 0.1  # what is equal but for the rounding of half precision, layer after layer
 
 
-class Failed(Exception):
+class CheckFailed(Exception):
     """A backbone breaks a promise."""
 
 
@@ -48,7 +48,7 @@ class Subject:
         return EXACT if next(self.backbone.parameters()).dtype == torch.float32 else ROUNDED
 
     def equal(self, one: Tensor, other: Tensor, what: str) -> float:
-        """Raises Failed unless both are equal, as far as the weights' dtype can tell."""
+        """Raises CheckFailed unless both are equal, as far as the weights' dtype can tell."""
         return equal(one, other, what, self.exact)
 
     def frames(self, steps: int, views: int | None = None, seed: int = 0) -> Tensor:
@@ -64,7 +64,7 @@ class Subject:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(count, self.backbone.width, generator=generator).to(self.device) * spread
 
-    def sequence(self, block: Block, groups: list[int], readouts: int, padding: int = 0) -> TokenSequence:
+    def sequence(self, block: StepTokens, groups: list[int], readouts: int, padding: int = 0) -> TokenSequence:
         """Lay out steps; `groups` of consecutive ones share a sequence."""
         ids = {"pad_id": self.backbone.pad_id, "query_id": self.backbone.query_id}
         length = lay_out(block, groups, readouts, **ids).input_ids.shape[1] + padding
@@ -78,7 +78,7 @@ class Subject:
         self, images: Tensor, texts: tuple[str, ...], queries: Tensor, groups: list[int] | None = None, padding: int = 0
     ) -> Tensor:
         """Readouts (M, R, D)."""
-        block = self.backbone.prepare(images, list(texts))
+        block = self.backbone.tokenize(images, list(texts))
         return self.backbone(self.sequence(block, groups or [1] * len(texts), len(queries), padding), queries)
 
     def needs(self, capability: Capability) -> None:
@@ -94,18 +94,18 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 
 def equal(one: Tensor, other: Tensor, what: str, tolerance: float) -> float:
-    """Raises Failed unless both are equal within `tolerance` of the spread."""
+    """Raises CheckFailed unless both are equal within `tolerance` of the spread."""
     far = difference(one, other)
     if not far <= tolerance:
-        raise Failed(f"{what}: differs by {far:.2g} of the spread, allowed is {tolerance:g}")
+        raise CheckFailed(f"{what}: differs by {far:.2g} of the spread, allowed is {tolerance:g}")
     return far
 
 
 def moved(one: Tensor, other: Tensor, what: str) -> float:
-    """Raises Failed if both are the same."""
+    """Raises CheckFailed if both are the same."""
     far = difference(one, other)
     if not far >= NOTABLE:
-        raise Failed(f"{what}: the readouts move by only {far:.2g} of their spread")
+        raise CheckFailed(f"{what}: the readouts move by only {far:.2g} of their spread")
     return far
 
 

@@ -26,10 +26,10 @@ from transformers.initialization import no_init_weights
 from transformers.utils import cached_file
 
 from anyvla.backbones.adapting.options import Options
-from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.adapting.pretrained import KEPT, renew
 from anyvla.backbones.adapting.resampler import PerceiverResampler
-from anyvla.backbones.base import Cache, Capability, Part, without
+from anyvla.backbones.base import Cache, Capability, ModelPart, capabilities_without
 from anyvla.backbones.composed import cut
 from anyvla.backbones.flamingo.language import build_language, counts_positions, keys_at, load_language, renamed
 from anyvla.backbones.flamingo.layers import CrossAttending, Reading, add_cross_attention, decoder_layers, shown
@@ -79,7 +79,7 @@ class FlamingoBackbone(TokenBackbone):
     A CLIP vision tower, a Perceiver resampler, and gated cross-attention before layers of the language model.
     """
 
-    reads = frozenset({"pretrained", "layers"})
+    supported_options = frozenset({"pretrained", "layers"})
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config(Options):
@@ -150,7 +150,7 @@ class FlamingoBackbone(TokenBackbone):
         self.windows = windows_of(text_config)
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
         lacks = frozenset[Capability](() if counts_positions(self.model, self._names) else {"cache"})
-        self.capabilities = without(lacks)
+        self.capabilities = capabilities_without(lacks)
         begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]  # as OpenFlamingo: what the tokenizer does
         template = Template(opening="{bos}" if begins else "", text="{prompt}" + END_OF_CHUNK)
         self.set_up(tokenizer, config.prompt, template, tokenizer.convert_tokens_to_ids(IMAGE), (1, 1))
@@ -161,11 +161,11 @@ class FlamingoBackbone(TokenBackbone):
         """What makes latents of the vision tower's features; nothing until it is added."""
         return tuple(m for name, m in self.named_children() if name in ("perceiver", "cameras"))
 
-    def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
+    def part_modules(self) -> dict[ModelPart, tuple[nn.Module, ...]]:
         """The modules of each part; the resampler and the cross-attention blocks are the projector."""
         layers = decoder_layers(self.model)
         wrapped = [layer for layer in layers if isinstance(layer, CrossAttending)]
-        apart = {self.embedding, self.head, *(m for layer in layers for m in layer.modules())}
+        apart = {self.embedding, self.lm_head, *(m for layer in layers for m in layer.modules())}
         ends = [m for m in self.model.modules() if m not in apart and any(True for _ in m.parameters(recurse=False))]
         return {
             "vision": (self.vision,),
@@ -174,10 +174,10 @@ class FlamingoBackbone(TokenBackbone):
             "embeddings": (self.embedding,),
         }
 
-    def run(self, sequence: TokenSequence, cache: Cache | None) -> None:
-        if cache is not None and cache.state is None:
-            cache.state = Memory(DynamicCache())  # of all places: our masks say which of them a window hides
-        memory = None if cache is None else cache.state
+    def run_model(self, sequence: TokenSequence, cache: Cache | None) -> None:
+        if cache is not None and cache.model_cache is None:
+            cache.model_cache = Memory(DynamicCache())  # of all places: our masks say which of them a window hides
+        memory = None if cache is None else cache.model_cache
         remembered = 0 if cache is None or cache.valid is None else cache.valid.shape[1]
         what = self._reading(sequence, memory, remembered)
         given = self.language_inputs(sequence, cache)
@@ -190,21 +190,24 @@ class FlamingoBackbone(TokenBackbone):
         with shown(decoder_layers(self.model), what), keys_at(self.model, None if cache is None else cache.valid):
             self.model(**given)
 
-    def plain(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
+    def plain_forward(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
         """The last hidden states as the model gives them when nothing is written over and its positions are its own."""
-        with shown(decoder_layers(self.model), self._reading(sequence, None, 0)), self.reading() as hidden:
+        with (
+            shown(decoder_layers(self.model), self._reading(sequence, None, 0)),
+            self.capture_hidden_states() as hidden,
+        ):
             self.model(input_ids=sequence.input_ids, attention_mask=sequence.attention_mask.long())
         return hidden[0]
 
     @torch.no_grad()
     def generate(self, sequence: TokenSequence, tokens: int) -> Int64[Tensor, "S n"]:
         """Continue sequences without padding or queries with `tokens` tokens of text, greedily."""
-        assert self.head is not None
+        assert self.lm_head is not None
         cache, written = Cache(), []
         for _ in range(tokens):
-            with self.reading() as hidden:
-                self.run(sequence, cache)
-            logits = self.head(hidden[0][:, -1:])
+            with self.capture_hidden_states() as hidden:
+                self.run_model(sequence, cache)
+            logits = self.lm_head(hidden[0][:, -1:])
             logits[..., self.image_id] = -torch.inf  # it would be an image that is not there
             written.append(logits.argmax(-1))
             yes = torch.ones_like(written[-1], dtype=torch.bool)
@@ -231,7 +234,7 @@ class FlamingoBackbone(TokenBackbone):
 
     def _reading(self, sequence: TokenSequence, memory: Memory | None, remembered: int) -> Reading:
         """Each token reads the media of the latest `<image>` at or before it, unless the block mask hides that one."""
-        here = self.places_of_images(sequence) & sequence.attention_mask
+        here = self.get_image_mask(sequence) & sequence.attention_mask
         number, counts = here.cumsum(1), here.sum(1)  # 0: before any of this call
         if counts.sum() != len(sequence.images):
             raise ValueError(
@@ -255,8 +258,8 @@ class FlamingoBackbone(TokenBackbone):
             media = torch.cat([memory.media, media], 1)
             place = torch.where(number == 0, memory.place[:, None], place)
         mask = (number[:, :, None] == slots) & (place >= 0)[:, :, None]  # (S, L, T)
-        if sequence.mask is not None:
-            mask = mask & sequence.mask.gather(2, place.clamp_min(0)[:, :, None])
+        if sequence.block_mask is not None:
+            mask = mask & sequence.block_mask.gather(2, place.clamp_min(0)[:, :, None])
         if memory is not None and media.shape[1]:
             last = (number[:, -1] - slots[0]).clamp_min(0)
             memory.media = media.unflatten(1, (-1, each))[torch.arange(len(here), device=here.device), last]
@@ -275,7 +278,7 @@ class FlamingoBackbone(TokenBackbone):
         add_cross_attention(decoder_layers(self.model), every, width, media_width)
         self.model.to(dtype)
 
-    def _load(self, checkpoint: str, kept: tuple[Part, ...]) -> None:
+    def _load(self, checkpoint: str, kept: tuple[ModelPart, ...]) -> None:
         path = checkpoint
         if not Path(checkpoint).is_file():
             with _readable(checkpoint):
@@ -287,9 +290,9 @@ class FlamingoBackbone(TokenBackbone):
         required = {n for n in self.state_dict() if n.startswith("perceiver.") or ".cross." in n}
         required |= {n for n, weight in self.named_parameters() if weight is self.embedding.weight}
         check(self, weights, required, str(path))
-        anew = {id(w) for part, own in parameters_of(self).items() if part not in kept for w in own}
-        if self.head is not None and "language" not in kept:
-            anew |= {id(w) for w in self.head.parameters()} - {id(self.embedding.weight)}
+        anew = {id(w) for part, own in parameters_by_part(self).items() if part not in kept for w in own}
+        if self.lm_head is not None and "language" not in kept:
+            anew |= {id(w) for w in self.lm_head.parameters()} - {id(self.embedding.weight)}
         ours = self.state_dict(keep_vars=True)
         self.load_state_dict({n: w for n, w in weights.items() if id(ours[n]) not in anew}, strict=False)
 

@@ -23,7 +23,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.initialization import no_init_weights
 
 from anyvla.backbones.adapting.options import Options
-from anyvla.backbones.base import Part
+from anyvla.backbones.base import ModelPart
 from anyvla.backbones.composed import ComposedBackbone, Pair
 from anyvla.config import STRICT
 from anyvla.files.documents import as_mapping, read_object
@@ -63,7 +63,7 @@ class RemoteBackbone(ComposedBackbone):
     """A vision tower and a language model out of one model that brings its own code."""
 
     Config: ClassVar[type] = RemoteConfig
-    reads = frozenset({"layers", "resampler"})
+    supported_options = frozenset({"layers", "resampler"})
     about: ClassVar[str]  # whose interface this is, for messages
     needs: ClassVar[tuple[str, ...]]  # the modules of the model that are read here
     elsewhere: ClassVar[str | None] = None  # the setting that names another model, whose configuration the code reads
@@ -118,7 +118,7 @@ class RemoteBackbone(ComposedBackbone):
             self.tokenizer.save_pretrained(folder)
             AutoConfig.from_pretrained(self.other, trust_remote_code=False).save_pretrained(Path(folder) / OTHER)
 
-    def part_modules(self) -> dict[Part, tuple[nn.Module, ...]]:
+    def part_modules(self) -> dict[ModelPart, tuple[nn.Module, ...]]:
         """The modules of each part; a projector may lie inside the tower."""
         parts = super().part_modules()
         inside = _module(self.tower, "projection")

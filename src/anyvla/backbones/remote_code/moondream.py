@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anyvla.backbones.base import without
+from anyvla.backbones.base import capabilities_without
 from anyvla.backbones.remote_code.loading import Pair, RemoteBackbone
 from anyvla.backbones.template import Template
 
@@ -18,7 +18,7 @@ from anyvla.backbones.template import Template
 class MoondreamBackbone(RemoteBackbone):
     """Images of 378 pixels become 729 tokens; larger ones are scaled down, where the original would also tile them."""
 
-    capabilities = without(frozenset({"cache"}))  # its cache needs methods that transformers has dropped
+    capabilities = capabilities_without(frozenset({"cache"}))  # its cache needs methods that transformers has dropped
     about = "MoonDream 2 of 2024-08-26"
     needs = ("vision_encoder", "text_model")
     image_size = 378

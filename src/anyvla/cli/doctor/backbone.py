@@ -130,7 +130,7 @@ def describe(backbone: Backbone, name: str) -> BackboneReport:
     """The card of a backbone that stands."""
     model: Any = getattr(backbone, "model", backbone)
     pixels, quirk = getattr(backbone, "pixels", None), getattr(backbone, "quirk", None)
-    tokens, places = getattr(backbone, "image_tokens", None), getattr(backbone, "tokens_per_image", None)
+    tokens, places = getattr(backbone, "image_tokens", None), getattr(backbone, "tokens_per_camera", None)
     return BackboneReport(
         name=name,
         model_class=type(model).__name__,
@@ -179,9 +179,9 @@ def _conflicting_token_ids(backbone: Backbone) -> Iterator[str]:
 
 def _count_parameters(backbone: Backbone) -> dict[str, int]:
     """Parameters of each part, and of an LM head that is none's."""
-    from anyvla.backbones.adapting.parts import parameters_of
+    from anyvla.backbones.adapting.parts import parameters_by_part
 
-    counts: dict[str, int] = {part: sum(w.numel() for w in own) for part, own in parameters_of(backbone).items()}
+    counts: dict[str, int] = {part: sum(w.numel() for w in own) for part, own in parameters_by_part(backbone).items()}
     rest = sum(w.numel() for w in backbone.parameters()) - sum(counts.values())
     return counts | ({"head": rest} if rest else {})
 

@@ -121,7 +121,7 @@ def test_a_step_is_what_the_processor_writes(name: str, frames: torch.Tensor, tm
     backbone = load(name, tmp_path)
     pictures = [Image.fromarray(np.asarray(frame)) for frame in frames[0]]
     theirs = make()(images=pictures, text=[image * 2 + "do it"], return_tensors="pt", **options)
-    block = backbone.prepare(frames, ["it"])
+    block = backbone.tokenize(frames, ["it"])
     assert list(block.prefix) == [backbone.tokenizer.bos_token_id]
     assert list(block.tokens[0]) == theirs["input_ids"][0].tolist()
     pixels = theirs["pixel_values"].reshape(2, 3, SIDE, SIDE)
@@ -178,13 +178,13 @@ def test_an_image_is_what_the_processor_writes(name: str, frames: torch.Tensor, 
     write, names, inputs, image = WRITERS[name]
     image = image.format(write(SimpleNamespace(**names), inputs, 0))
     backbone = load(name, tmp_path)
-    assert backbone.tokenizer.decode(backbone.prepare(frames, ["it"]).tokens[0]) == image * 2 + "do it"
+    assert backbone.tokenizer.decode(backbone.tokenize(frames, ["it"]).tokens[0]) == image * 2 + "do it"
 
 
 def test_llava_next_reads_the_base_image_and_ends_it(frames: torch.Tensor, tmp_path: Path) -> None:
     """What the model makes of an image it cuts into tiles begins with what we read."""
     backbone = load("llava_next", tmp_path)
-    assert backbone.tokens_per_image == 17
+    assert backbone.tokens_per_camera == 17
     whole: Any = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     pixels = backbone.pixels(frames[0, :1])
     with torch.no_grad():
@@ -203,8 +203,8 @@ def test_llava_onevision_reads_images_as_in_a_prompt_of_several(frames: torch.Te
     with torch.no_grad():
         both = backbone.model.model.get_image_features(pixels, sizes, batch_num_images=torch.tensor([2])).pooler_output
         for picture, features in zip(frames[0], both, strict=True):
-            block = backbone.prepare(picture[None, None], ["it"])
-            assert backbone.tokens_per_image == len(features) == list(block.tokens[0]).count(backbone.image_id)
+            block = backbone.tokenize(picture[None, None], ["it"])
+            assert backbone.tokens_per_camera == len(features) == list(block.tokens[0]).count(backbone.image_id)
             alone = backbone.model.model.get_image_features(
                 backbone.pixels(picture[None]), sizes[:1], batch_num_images=torch.tensor([2])
             )
@@ -220,7 +220,7 @@ def test_seams_are_tokenized_in_one_go(frames: torch.Tensor, tmp_path: Path) -> 
     backbone.template = replace(backbone.template, before_image="\n", after_image="\n", text="do {instruction}")
     text = "\n<image>\n\n<image>\ndo it"
     expected = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
-    made = list(backbone.prepare(frames, ["it"]).tokens[0])
+    made = list(backbone.tokenize(frames, ["it"]).tokens[0])
     assert [i for i in made if i != backbone.image_id] == [i for i in expected if i != backbone.image_id]
     assert made.count(backbone.image_id) == 32
 

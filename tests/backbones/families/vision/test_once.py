@@ -16,7 +16,7 @@ from anyvla.histories.base import History, Steps
 from anyvla.histories.interleaved import Interleaved
 from anyvla.histories.policy_head import NoHistory, PolicyHead
 from anyvla.sequence.layout import lay_out
-from anyvla.sequence.tokens import Block
+from anyvla.sequence.tokens import StepTokens
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import write_family
 
@@ -106,19 +106,19 @@ def test_an_interleaved_session_runs_it_for_the_new_image_only_in_each_of_its_tw
 def test_reading_on_runs_the_tower_for_new_images_only(backbone: AutoBackbone) -> None:
     ids = {"pad_id": backbone.pad_id, "query_id": backbone.query_id}
     images, cache, query = frames(3, 2), Cache(), queries(backbone, 2)
-    block = backbone.prepare(images, TEXTS)
+    block = backbone.tokenize(images, TEXTS)
     with counting(backbone) as counts:
         for step in range(3):
-            now = Block(block.prefix if step == 0 else (), [block.tokens[step]], images[step : step + 1])
+            now = StepTokens(block.prefix if step == 0 else (), [block.tokens[step]], images[step : step + 1])
             backbone(lay_out(now, [1], 0, **ids), query, cache)
-            asked = lay_out(Block((), [()], images[:1]), [1], 2, **ids)
+            asked = lay_out(StepTokens((), [()], images[:1]), [1], 2, **ids)
             backbone(replace(asked, images=images[:0]), query, cache)  # the queries of the step, after its images
     assert counts == [2, 2, 2]
 
 
 def test_a_frozen_tower_runs_once_in_training_too(backbone: AutoBackbone) -> None:
     ids = {"pad_id": backbone.pad_id, "query_id": backbone.query_id}
-    block = backbone.prepare(frames(2, 2), TEXTS[:2])
+    block = backbone.tokenize(frames(2, 2), TEXTS[:2])
     with counting(backbone) as counts:
         backbone.train()(lay_out(block, [2], 2, **ids), queries(backbone, 2)).sum().backward()
     backbone.eval().zero_grad()

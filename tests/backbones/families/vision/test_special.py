@@ -17,7 +17,7 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
-from anyvla.backbones.adapting.parts import parameters_of
+from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.families.vision import patches as vision_patches
 from anyvla.backbones.families.vision import special
@@ -40,7 +40,7 @@ def load(name: str, folder: Any) -> AutoBackbone:
 
 
 def sequence_of(backbone: AutoBackbone, images: Tensor, texts: list[str], groups: list[int]) -> TokenSequence:
-    block = backbone.prepare(images, texts)
+    block = backbone.tokenize(images, texts)
     return lay_out(block, groups, 1, pad_id=backbone.pad_id, query_id=backbone.query_id)
 
 
@@ -127,7 +127,7 @@ def test_llama_reads_images_as_its_processor_says(tmp_path: Any) -> None:
 )
 def test_a_prompt_is_written_as_the_processor_of_the_family_writes_it(name: str, expected: str, tmp_path: Any) -> None:
     backbone = load(name, tmp_path)
-    block = backbone.prepare(frames(1, 1, 40, 40, 3), ["it"])
+    block = backbone.tokenize(frames(1, 1, 40, 40, 3), ["it"])
     assert backbone.tokenizer.decode([*block.prefix, *block.tokens[0]]) == expected
 
 
@@ -172,7 +172,7 @@ def test_images_as_tokens_freeze_their_tower(tmp_path: Any) -> None:
 
 def test_a_tower_inside_an_encoder_is_vision(tmp_path: Any) -> None:
     backbone = load("t5gemma2", tmp_path)
-    parts = parameters_of(backbone)
+    parts = parameters_by_part(backbone)
     encoder = backbone.model.get_encoder()
     assert set(parts["vision"]) == set(encoder.vision_tower.parameters())
     assert set(parts["projector"]) == set(encoder.multi_modal_projector.parameters())
