@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from anyvla.evaluation.suites import Opened, open_suite
+from anyvla.evaluation.suites import OpenedSuite, open_suite
 from anyvla_sim.rendering import find_driver
 from anyvla_sim.workers.pool import EnvironmentPool, Reply
 
@@ -54,7 +54,7 @@ def plain(seconds: float) -> float:
     return rate
 
 
-def harness(opened: Opened, processes: int, slots: int, seconds: float) -> float:
+def harness(opened: OpenedSuite, processes: int, slots: int, seconds: float) -> float:
     """Control steps per second of a pool of environments."""
     tasks = [task.name for task in opened.suite.tasks]
     repeat = opened.benchmark.protocol(opened.suite.name)["control_steps_per_action"]

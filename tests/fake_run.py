@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from anyvla.evaluation.results import EpisodeResult
-from anyvla.report.video import FAILURE, SUCCESS, caption, write_video
+from anyvla.report.video import FAILURE, SUCCESS, add_caption, write_video
 
 WORDS = {
     "drawer-open": "open the drawer",
@@ -58,7 +58,7 @@ def frames(number: int, success: bool, text: str, length: int = 16, size: int = 
         picture = background.copy()
         x = (15 * number + (size - 70) * t // length) % (size - 60)
         picture[90:150, x : x + 50] = (230, 190, 90)
-        pictures.append(caption(picture, text, SUCCESS if success else FAILURE, "tick" if success else "cross"))
+        pictures.append(add_caption(picture, text, SUCCESS if success else FAILURE, "tick" if success else "cross"))
     return pictures
 
 

@@ -12,7 +12,7 @@ import yaml
 from anyvla.config import to_dict
 from anyvla.policy import VLA
 from anyvla.recipe import Recipe, find, presets, read
-from anyvla.report.explanation import made_up_chunks, parts_of
+from anyvla.report.explanation import count_parameters, dummy_chunks
 from anyvla.robot.shared_layout import Robot
 from anyvla.types import Batch, Observation
 from tests.backbones.families import FAMILIES
@@ -61,7 +61,7 @@ def policy(recipe: Recipe, tmp_path) -> VLA:
     if config.representation.target.kind == "tokens":
         made = config.representation.build(config.chunk, robot.action)
         if not made.fitted:
-            made.fit(made_up_chunks(64, config.chunk, robot.action.size))
+            made.fit(dummy_chunks(64, config.chunk, robot.action.size))
         made.save(codec)
     torch.manual_seed(0)
     return VLA(config, [Robot(robot, statistics())], codec=codec)
@@ -169,7 +169,7 @@ def test_the_family_of_its_backbone_can_what_it_needs(name: str, tmp_path) -> No
         small += ["--model.backbone.layers", "1"]
     vla = policy(read(name, [*small, *tiny(name)]), tmp_path)
     works(vla)
-    frozen = {p.name for p in parts_of(vla) if not p.trainable} - {"LM head"}
+    frozen = {p.name for p in count_parameters(vla) if not p.trainable} - {"LM head"}
     assert frozen == {
         part
         for part, trained in vars(asked.train).items()
@@ -183,7 +183,7 @@ def test_roboflamingo_trains_the_cross_attention_alone(tmp_path) -> None:
     document = {"name": "flamingo", **options, "cross_attention_every": 2}
     vla = policy(read("roboflamingo", ["--model.backbone", yaml.safe_dump(document), *tiny("roboflamingo")]), tmp_path)
     works(vla)
-    trained = {p.name for p in parts_of(vla) if p.trainable}
+    trained = {p.name for p in count_parameters(vla) if p.trainable}
     assert trained == {"projector", "readout queries", "fuser", "decoder"}
 
 

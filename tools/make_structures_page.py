@@ -22,7 +22,7 @@ from anyvla.cli.explain import explain_recipe  # noqa: E402
 from anyvla.cli.list.combinations import arrange  # noqa: E402
 from anyvla.combinations import Combination, combinations  # noqa: E402
 from anyvla.recipe import presets, read  # noqa: E402
-from anyvla.report.structure import svg  # noqa: E402
+from anyvla.report.structure import draw_structure  # noqa: E402
 
 PAGE = ROOT / "docs" / "structures.md"
 PICTURES = ROOT / "docs" / "images" / "structures"
@@ -46,7 +46,7 @@ def main() -> int:
 
 def draw(name: str) -> str:
     """Return the SVG that `anyvla explain NAME --model.backbone nano --svg FILE` writes."""
-    return svg(explain_recipe(read(name, ["--model.backbone", "nano"]), name))
+    return draw_structure(explain_recipe(read(name, ["--model.backbone", "nano"]), name))
 
 
 def replace_table(page: str, found: Sequence[Combination]) -> str:

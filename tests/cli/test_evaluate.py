@@ -119,7 +119,7 @@ def test_what_is_played_and_filmed_is_what_was_asked_for(
 
     monkeypatch.setattr("anyvla.policy.VLA.load", load)
     monkeypatch.setattr("anyvla.evaluation.runner.evaluate", run_evaluation)
-    monkeypatch.setattr("anyvla.evaluation.runner.checkpoint_hash", lambda checkpoint: f"hash of {checkpoint.name}")
+    monkeypatch.setattr("anyvla.evaluation.runner.hash_checkpoint", lambda checkpoint: f"hash of {checkpoint.name}")
     monkeypatch.setattr("anyvla.report.filming.film", film)
     config = EvaluationConfig(conditions=("empty", "told"), episodes=1, first_seed=4, tasks=("left",), failure_videos=2)
     where, out = tmp_path / "checkpoint", tmp_path / "eval"

@@ -13,8 +13,8 @@ import yaml
 
 from anyvla.cli.main import main
 from anyvla.policy import VLA
-from anyvla.report.explanation import Explanation, explain, made_up_window
-from anyvla.report.structure import amount, shown_groups, svg
+from anyvla.report.explanation import Explanation, dummy_window, explain
+from anyvla.report.structure import draw_structure, format_count, shown_groups
 from tests.small import NANO, model, robot
 
 INTERLEAVED = {"name": "interleaved", "window": 3}
@@ -63,7 +63,7 @@ def test_the_mask_of_a_window_is_what_its_readouts_obey(past: str) -> None:
     assert told == (past == "visible")
     assert sees(e, ("readout", 1), ("wrist", 0)) == 1
     assert sees(e, ("readout", 0), ("wrist", 1)) == 0
-    batch = made_up_window(vla)
+    batch = dummy_window(vla)
 
     def second(change: float) -> torch.Tensor:
         """The readout of step 2 when the query of step 1 is another one."""
@@ -144,7 +144,7 @@ def test_long_windows_are_shortened_in_pictures_only() -> None:
 
 
 def test_the_picture_is_whole_and_asks_for_nothing_from_elsewhere() -> None:
-    drawn = svg(explained(history=INTERLEAVED, decoder=EXPERT))
+    drawn = draw_structure(explained(history=INTERLEAVED, decoder=EXPERT))
     root = ElementTree.fromstring(drawn)
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"corner", "wrist", "readout", "context", "expert", "2 readout", "step 3, read on:"} <= set(words)
@@ -154,14 +154,14 @@ def test_the_picture_is_whole_and_asks_for_nothing_from_elsewhere() -> None:
 
 def test_names_in_the_picture_are_escaped() -> None:
     vla = made()
-    drawn = svg(explain(vla, "<&>"))
+    drawn = draw_structure(explain(vla, "<&>"))
     assert "&lt;&amp;&gt;" in drawn
     ElementTree.fromstring(drawn)
 
 
 @pytest.mark.parametrize(("count", "words"), [(7, "7"), (9_600, "9.6 k"), (41_300_000, "41.3 M"), (3e9, "3.0 G")])
 def test_amounts_are_short(count: int, words: str) -> None:
-    assert amount(count) == words
+    assert format_count(count) == words
 
 
 @pytest.fixture

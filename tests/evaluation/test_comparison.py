@@ -14,7 +14,7 @@ from statsmodels.stats.contingency_tables import mcnemar as reference
 from anyvla.cli.main import main
 from anyvla.config import ConfigError
 from anyvla.evaluation.comparison import compare, compare_many, mcnemar
-from anyvla.evaluation.power import paired, unpaired
+from anyvla.evaluation.power import paired_sample_size, unpaired_sample_size
 from anyvla.evaluation.results import EpisodeResult
 from tests.evaluation.test_results import RESULT
 from tests.fake_run import write_results
@@ -155,7 +155,7 @@ def test_many_comparisons_are_corrected() -> None:
 def test_so_many_pairs_show_the_difference_as_often_as_promised(
     rate: float, difference: float, correlation: float
 ) -> None:
-    n, other = paired(difference, rate, correlation), rate + difference
+    n, other = paired_sample_size(difference, rate, correlation), rate + difference
     both = rate * other + correlation * np.sqrt(rate * (1 - rate) * other * (1 - other))
     rng, seen = np.random.default_rng(0), 0
     for _ in range(1000):
@@ -166,18 +166,18 @@ def test_so_many_pairs_show_the_difference_as_often_as_promised(
 
 def test_episodes_needed() -> None:
     """Cohen (1988): 2 (z + z)^2 / h^2 of each policy. Connor (1987): pairs. z of 0.975, 0.8; of 0.995, 0.9."""
-    assert unpaired(0.05, 0.8) == 903  # 2 * 2.80159^2 / 0.131897^2
-    assert unpaired(0.2, 0.5, power=0.9, alpha=0.01) == 176  # 2 * 3.85738^2 / 0.411517^2
+    assert unpaired_sample_size(0.05, 0.8) == 903  # 2 * 2.80159^2 / 0.131897^2
+    assert unpaired_sample_size(0.2, 0.5, power=0.9, alpha=0.01) == 176  # 2 * 3.85738^2 / 0.411517^2
     # Uncorrelated, 0.5 * 0.3 are A's alone and 0.5 * 0.7 B's: (1.95996 sqrt(0.5) + 0.84162 sqrt(0.5 - 0.04))^2 / 0.04
-    assert paired(0.2, 0.5, correlation=0) == 96
-    assert paired(0.2, 0.5, correlation=0, power=0.9, alpha=0.01) == 181
+    assert paired_sample_size(0.2, 0.5, correlation=0) == 96
+    assert paired_sample_size(0.2, 0.5, correlation=0, power=0.9, alpha=0.01) == 181
     # 0.35 + 0.5 * 0.229129 of both, 0.035436 A's alone, 0.235436 B's
-    assert paired(0.2, 0.5) == paired(0.2, 0.5, correlation=0.5) == 51
+    assert paired_sample_size(0.2, 0.5) == paired_sample_size(0.2, 0.5, correlation=0.5) == 51
     for difference, rate in ((0.0, 0.8), (0.3, 0.8), (5, 80)):
         with pytest.raises(ValueError, match="rates lie between 0 and 1 and differ"):
-            unpaired(difference, rate)
+            unpaired_sample_size(difference, rate)
     with pytest.raises(ValueError, match="cannot have a correlation of -1"):
-        paired(0.05, 0.8, correlation=-1)
+        paired_sample_size(0.05, 0.8, correlation=-1)
 
 
 def rows(printed: str) -> list[str]:

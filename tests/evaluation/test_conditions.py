@@ -6,7 +6,7 @@ from types import MappingProxyType
 import pytest
 
 from anyvla.config import ConfigError
-from anyvla.evaluation.conditions import Condition, expand, parse, scene_factors
+from anyvla.evaluation.conditions import Condition, expand_conditions, parse, parse_scene
 from tests.evaluation.toy_world import Toy
 
 
@@ -61,15 +61,15 @@ DISTURBANCES = ("push@10", "push@30", "pull@10", "pull@30")
 )
 def test_sets_are_written_out_and_each_condition_is_there_once(written: list[str], conditions: list[str]) -> None:
     """A set begins with the condition that the others are compared with."""
-    assert [str(c) for c in expand(written, Lit())] == conditions
+    assert [str(c) for c in expand_conditions(written, Lit())] == conditions
 
 
 def test_the_factors_of_a_scene() -> None:
-    assert scene_factors("original") == {}
-    assert scene_factors("texture=dark+light=dim") == {"light": "dim", "texture": "dark"}
+    assert parse_scene("original") == {}
+    assert parse_scene("texture=dark+light=dim") == {"light": "dim", "texture": "dark"}
     for bad in ("light", "push@3", "light=dim+delay=2", "told"):
         with pytest.raises(ConfigError):
-            scene_factors(bad)
+            parse_scene(bad)
 
 
 @pytest.mark.parametrize(
@@ -86,4 +86,4 @@ def test_the_factors_of_a_scene() -> None:
 )
 def test_conditions_that_cannot_be(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        expand([text], Lit())
+        expand_conditions([text], Lit())

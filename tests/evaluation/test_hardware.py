@@ -15,4 +15,4 @@ def test_the_machine_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Some GPU")
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert hardware.machine() == "Some CPU @ 2 GHz, 7 CPU cores, 12 GiB, Some GPU, Linux x86_64"
+    assert hardware.describe_machine() == "Some CPU @ 2 GHz, 7 CPU cores, 12 GiB, Some GPU, Linux x86_64"

@@ -12,9 +12,9 @@ import torch
 
 from anyvla.config import build
 from anyvla.evaluation.conditions import parse
-from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Stage, plan
+from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Subtask, plan
 from anyvla.evaluation.results import EpisodeResult
-from anyvla.evaluation.rollout import Rollout, Setting, grasps
+from anyvla.evaluation.rollout import ResultBuilder, Rollout, count_grasps
 from anyvla.evaluation.runner import evaluate
 from anyvla.evaluation.tracks import read_track
 from anyvla.policy import VLA
@@ -57,8 +57,8 @@ def test_each_closing_of_the_gripper_is_a_grasp(
     """It is closed beyond the middle of its range. The other dim of the actions goes to and fro meanwhile."""
     other = [high if i % 2 else low for i in range(len(commands))]
     columns = [commands, other] if first else [other, commands]
-    assert grasps(np.array(columns, np.float32).T, arm(low, high, open, first)) == count
-    assert grasps(np.zeros((0, 2), np.float32), arm(low, high, open, first)) is None
+    assert count_grasps(np.array(columns, np.float32).T, arm(low, high, open, first)) == count
+    assert count_grasps(np.zeros((0, 2), np.float32), arm(low, high, open, first)) is None
 
 
 def actions(*values: float) -> np.ndarray:
@@ -66,7 +66,7 @@ def actions(*values: float) -> np.ndarray:
     return np.array([[value, 0, 0, value] for value in values], np.float32)
 
 
-STAGES = (Stage("left", "right", "go right"), Stage("up", "up", "go up"), Stage("right", "left", "go left"))
+STAGES = (Subtask("left", "right", "go right"), Subtask("up", "up", "go up"), Subtask("right", "left", "go left"))
 
 
 def chain() -> Rollout:
@@ -86,7 +86,7 @@ def chain() -> Rollout:
     return rollout
 
 
-SETTING = Setting("toy/chains", "c0ffee", {"execute": 2}, {"horizon": 12}, {"torch": "2"}, EMBODIMENT)
+SETTING = ResultBuilder("toy/chains", "c0ffee", {"execute": 2}, {"horizon": 12}, {"torch": "2"}, EMBODIMENT)
 
 
 def test_the_executed_actions_of_all_stages_count() -> None:
@@ -129,7 +129,7 @@ def test_the_line_of_a_chain() -> None:
 
 
 def test_the_line_of_a_single_task() -> None:
-    rollout = Rollout(EpisodePlan(parse("unrelated"), "left", 3, (Stage("left", "up", "rise"),)))
+    rollout = Rollout(EpisodePlan(parse("unrelated"), "left", 3, (Subtask("left", "up", "rise"),)))
     rollout.said = [(0, "rise"), (4, "go up")]
     rollout.actions = [actions(-1, -1)]
     line = SETTING.line(rollout, "success", here=2)

@@ -15,7 +15,7 @@ from anyvla.config import ConfigError
 from anyvla.evaluation import runner
 from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.execution import Execution
-from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Stage
+from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Subtask
 from anyvla.evaluation.results import read_results
 from anyvla.evaluation.runner import evaluate
 from anyvla.evaluation.suites import open_suite
@@ -246,9 +246,9 @@ def test_meta_world(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vla = VLA(small.model(), [Robot(sawyer.embodiment, Statistics(action, action, "f" * 64))]).eval()
     plans = [
-        EpisodePlan(parse("told"), "drawer-open", 0, (Stage("drawer-open", "drawer-open", "open the drawer"),)),
-        EpisodePlan(parse("swapped"), "drawer-open", 0, (Stage("drawer-open", "drawer-close", "close the drawer"),)),
-        EpisodePlan(parse("told+light=dim"), "door-open", 3, (Stage("door-open", "door-open", "open the door"),)),
+        EpisodePlan(parse("told"), "drawer-open", 0, (Subtask("drawer-open", "drawer-open", "open the drawer"),)),
+        EpisodePlan(parse("swapped"), "drawer-open", 0, (Subtask("drawer-open", "drawer-close", "close the drawer"),)),
+        EpisodePlan(parse("told+light=dim"), "door-open", 3, (Subtask("door-open", "door-open", "open the door"),)),
     ]
     config = EvaluationConfig(processes=1, slots=2, horizon=7)
     results = evaluate(vla, plans, sawyer, config, tmp_path, checkpoint="0")

@@ -14,9 +14,9 @@ import torch
 
 from anyvla.config import ConfigError
 from anyvla.evaluation.conditions import Condition
-from anyvla.evaluation.protocol import EpisodePlan, Stage
+from anyvla.evaluation.protocol import EpisodePlan, Subtask
 from anyvla.evaluation.results import read_results
-from anyvla.evaluation.runner import check_embodiment, checkpoint_hash
+from anyvla.evaluation.runner import check_embodiment, hash_checkpoint
 from anyvla.evaluation.tracks import read_track
 from anyvla.evaluation.workers import EnvironmentFailed
 from anyvla.interrupted import Interrupted
@@ -89,7 +89,7 @@ def test_a_simulator_that_fails_twice_is_an_error_of_the_simulator(
 
 
 def test_a_simulator_that_always_fails_ends_the_evaluation(obedient: Obedient, tmp_path: Path) -> None:
-    plans = [EpisodePlan(Condition(), "left", RAISES, (Stage("left", "left", "go left"),))] * 8
+    plans = [EpisodePlan(Condition(), "left", RAISES, (Subtask("left", "left", "go left"),))] * 8
     start = time.monotonic()
     with pytest.raises(EnvironmentFailed, match=r"(?s)failed in 6 episodes in a row.*What was reported is kept"):
         play(obedient, plans, tmp_path, slots=1)
@@ -174,8 +174,8 @@ def test_the_hash_of_a_checkpoint_is_of_all_that_its_behavior_depends_on(tmp_pat
     for name, content in parts.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "optimizer.pt").write_bytes(b"o")
-    assert checkpoint_hash(tmp_path) == "1e337f877c48d4ed"  # printf wsec | sha256sum
+    assert hash_checkpoint(tmp_path) == "1e337f877c48d4ed"  # printf wsec | sha256sum
     for name in parts:
         (tmp_path / name).write_bytes(b"x")
-        assert checkpoint_hash(tmp_path) != "1e337f877c48d4ed"
+        assert hash_checkpoint(tmp_path) != "1e337f877c48d4ed"
         (tmp_path / name).write_bytes(parts[name])

@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from anyvla.evaluation.intervals import Interval, bootstrap_mean, clopper_pearson, mean_of, resampled_means, wilson
-from anyvla.evaluation.statistics import delays, summarize
+from anyvla.evaluation.intervals import (
+    Interval,
+    bootstrap_mean,
+    clopper_pearson,
+    mean_of_shares,
+    resampled_means,
+    wilson,
+)
+from anyvla.evaluation.statistics import success_by_delay, summarize
 from tests.evaluation.test_results import RESULT
 
 
@@ -114,11 +121,11 @@ def test_clopper_pearson_is_wider_than_wilson_and_exact_at_the_ends():
 @given(st.lists(st.tuples(st.integers(0, 10), st.just(10)), min_size=1, max_size=8))
 def test_a_mean_over_tasks(counts):
     shares = [wilson(*c) for c in counts]
-    mean = mean_of(shares)
+    mean = mean_of_shares(shares)
     assert mean.value == pytest.approx(sum(s.value for s in shares) / len(shares))
     assert mean.low <= mean.value <= mean.high
     assert mean.high > mean.low  # even if all are 0 or 1
-    mirrored = mean_of([wilson(n - s, n) for s, n in counts])
+    mirrored = mean_of_shares([wilson(n - s, n) for s, n in counts])
     assert (mirrored.low, mirrored.high) == pytest.approx((1 - mean.high, 1 - mean.low))
     if len(counts) == 1:
         assert (mean.low, mean.high) == pytest.approx((shares[0].low, shares[0].high))
@@ -127,8 +134,8 @@ def test_a_mean_over_tasks(counts):
 @pytest.mark.parametrize("weights", [None, [1 / 3, 1 / 3, 1 / 3, 1, 0.1, 0.7]])
 def test_a_mean_of_all_or_nothing_is_exact(weights):
     """A hair below 1 would be printed as "> 99.9 %"."""
-    assert mean_of([wilson(10, 10)] * 6, weights).value == 1
-    assert mean_of([wilson(0, 10)] * 6, weights).value == 0
+    assert mean_of_shares([wilson(10, 10)] * 6, weights).value == 1
+    assert mean_of_shares([wilson(0, 10)] * 6, weights).value == 0
 
 
 def test_the_interval_of_a_mean_covers_it():
@@ -136,7 +143,7 @@ def test_the_interval_of_a_mean_covers_it():
     truth = np.array([0.95, 0.5, 0.1, 0.99, 0.8])
     covered = 0
     for _ in range(400):
-        mean = mean_of([wilson(int(rng.binomial(10, p)), 10) for p in truth])
+        mean = mean_of_shares([wilson(int(rng.binomial(10, p)), 10) for p in truth])
         covered += mean.low <= truth.mean() <= mean.high
     assert covered >= 0.92 * 400
 
@@ -356,7 +363,7 @@ def test_success_by_delay_leaves_out_what_differs_in_more():
         "told+light=dim+delay=4": 3, "told+push@20": 4, "told+push@20+delay=2": 5,
     }  # fmt: skip
     lines = [r for condition, n in won.items() for r in _rates({"a": (n, 10)}, condition=condition)]
-    found = delays(summarize(lines))
+    found = success_by_delay(summarize(lines))
     assert list(found.items()) == [(0, wilson(9, 10)), (2, wilson(8, 10)), (4, wilson(7, 10))]
 
 

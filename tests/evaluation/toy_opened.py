@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from anyvla.config import build
-from anyvla.evaluation.suites import Opened, open_suite
+from anyvla.evaluation.suites import OpenedSuite, open_suite
 from anyvla.registry import benchmarks
 from anyvla.robot.embodiment import Embodiment
 from tests.evaluation.toy_world import EMBODIMENT_JSON
@@ -15,5 +15,5 @@ if "toy" not in benchmarks:
     benchmarks.register("toy", "tests.evaluation.toy_world:Toy")
 
 
-def opened(suite: str = "line", **settings: Any) -> Opened:
+def opened(suite: str = "line", **settings: Any) -> OpenedSuite:
     return open_suite(f"toy/{suite}", settings)

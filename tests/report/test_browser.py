@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from anyvla.report.page import write_report
+from anyvla.report.run_report import write_report
 from tests.fake_run import make_run
 from tests.report import chromium
 

@@ -9,7 +9,7 @@ import pytest
 from anyvla.cli import compare as command
 from anyvla.config import ConfigError
 from anyvla.evaluation.results import EpisodeResult, append_result
-from anyvla.report.comparison import labels, write_comparison_page
+from anyvla.report.comparison import labels, write_comparison_report
 from tests.fake_run import write_results
 from tests.report import chromium
 from tests.report.reading import Page, plain
@@ -54,7 +54,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(folders, tmp_path_factory):
-    return write_comparison_page(folders, tmp_path_factory.mktemp("page") / "deep" / "compare.html")
+    return write_comparison_report(folders, tmp_path_factory.mktemp("page") / "deep" / "compare.html")
 
 
 def test_the_sentences_say_who_is_better_and_who_cannot_be_told_apart(page):
@@ -94,7 +94,7 @@ def test_chains_are_compared_by_their_length(tmp_path):
         for seed in range(12):
             one = episode("told", "chain", seed, False, completed=done, **chain)
             append_result(tmp_path / name / "results.jsonl", one)
-    read = Page(write_comparison_page([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html"))
+    read = Page(write_comparison_report([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html"))
     assert "average length +2.00 (+2.00 to +2.00)" in plain(read.text("overall"))
     assert "tasks" not in read.sections
 
@@ -102,14 +102,14 @@ def test_chains_are_compared_by_their_length(tmp_path):
 def test_what_cannot_be_compared_is_refused_and_no_page_is_left(folders, tmp_path):
     page = tmp_path / "page.html"
     with pytest.raises(ConfigError, match="two evaluations at least"):
-        write_comparison_page(folders[:1], page)
+        write_comparison_report(folders[:1], page)
     with pytest.raises(ConfigError, match="one is there twice"):
-        write_comparison_page([folders[0], folders[0]], page)
+        write_comparison_report([folders[0], folders[0]], page)
     with pytest.raises(ConfigError, match="too few episodes of empty in common"):
-        write_comparison_page(folders, page, "empty")
+        write_comparison_report(folders, page, "empty")
     other = evaluation(tmp_path / "native", {"told": 8}, protocol={**PROTOCOL, "horizon": 300})
     with pytest.raises(ConfigError, match="different protocols and cannot be compared: horizon: 250, 300"):
-        write_comparison_page([folders[0], other], page)
+        write_comparison_report([folders[0], other], page)
     assert not page.exists()
 
 
@@ -134,7 +134,7 @@ def test_an_episode_told_other_words_is_refused(folders, tmp_path):
         told = dataclasses.replace(line, seed=seed, instruction="walk")
         append_result(tmp_path / "b" / "results.jsonl", told)
     with pytest.raises(ConfigError, match="told different words, first in told-left-0"):
-        write_comparison_page([folders[0], tmp_path / "b"], tmp_path / "page.html")
+        write_comparison_report([folders[0], tmp_path / "b"], tmp_path / "page.html")
 
 
 @pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")

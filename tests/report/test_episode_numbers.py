@@ -12,7 +12,7 @@ import pytest
 
 from anyvla.data.episode import steady
 from anyvla.report import episode as module
-from anyvla.report.episode import plot, write_episode
+from anyvla.report.episode import plot, write_episode_report
 from tests.report.reading import Page
 from tests.small import embodiment, episode
 
@@ -37,7 +37,7 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(module, "write_video", write_video)
 
     def run(*episodes: Any, index: int = 0) -> tuple[Page, dict[str, tuple[np.ndarray, float]]]:
-        return Page(write_episode(Memory(episodes), index, tmp_path / "page")), videos  # type: ignore[arg-type]
+        return Page(write_episode_report(Memory(episodes), index, tmp_path / "page")), videos  # type: ignore[arg-type]
 
     return run
 

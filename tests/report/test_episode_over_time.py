@@ -8,7 +8,7 @@ import numpy as np
 
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
-from anyvla.report.episode import write_episode
+from anyvla.report.episode import write_episode_report
 from tests.small import embodiment, episode
 
 
@@ -18,7 +18,7 @@ def test_the_video_of_the_page_runs_as_the_plots_do(tmp_path: Path) -> None:
     times = np.arange(20) / robot.control_hz
     times[10:] += 10 / robot.control_hz
     write_dataset(tmp_path / "set", robot, [dataclasses.replace(one, timestamps=times)])
-    write_episode(open_dataset(tmp_path / "set"), 0, tmp_path / "page")
+    write_episode_report(open_dataset(tmp_path / "set"), 0, tmp_path / "page")
     with av.open(str(tmp_path / "page/camera-0.mp4")) as container:
         frames = sum(1 for _ in container.decode(video=0))
     assert frames == 30

@@ -7,7 +7,7 @@ import pytest
 
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
-from anyvla.report.episode import plot, write_episode
+from anyvla.report.episode import plot, write_episode_report
 from tests.report import chromium
 from tests.small import embodiment, episode
 
@@ -18,7 +18,7 @@ in_browser = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not
 def index(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "set"
     write_dataset(root, embodiment(), [episode(15, seed=i) for i in range(2)])
-    return write_episode(open_dataset(root), 1, root.parent / "page")
+    return write_episode_report(open_dataset(root), 1, root.parent / "page")
 
 
 @in_browser

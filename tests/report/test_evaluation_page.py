@@ -8,7 +8,7 @@ import pytest
 
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.statistics import summarize
-from anyvla.report.evaluation import write_evaluation_page
+from anyvla.report.evaluation import write_evaluation_report
 from tests import fake_run
 from tests.report import chromium
 from tests.report.reading import Page, plain
@@ -47,7 +47,7 @@ def line(condition: str, task: str, seed: int, won: bool, **given: object) -> Ep
 
 def write(folder: Path, lines: Sequence[EpisodeResult]) -> Path:
     fake_run.write_results(folder / "results.jsonl", lines)
-    return write_evaluation_page(folder)
+    return write_evaluation_report(folder)
 
 
 def every_condition() -> list[EpisodeResult]:
@@ -69,7 +69,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_run.write_results(folder / "results.jsonl", lines)
     (folder / "videos").mkdir()
     fake_run.film(folder / "videos", [r for r in lines if r.condition in ("told", "swapped") and r.seed in (0, 9)])
-    return write_evaluation_page(folder)
+    return write_evaluation_report(folder)
 
 
 def test_the_numbers_are_those_of_the_summary(page: Path) -> None:
@@ -138,10 +138,10 @@ def test_only_what_was_played_has_a_section(tmp_path: Path) -> None:
 
 def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        write_evaluation_page(tmp_path)
+        write_evaluation_report(tmp_path)
     (tmp_path / "results.jsonl").write_text("")
     with pytest.raises(ValueError, match="there are no results to summarize; `anyvla eval` makes them"):
-        write_evaluation_page(tmp_path)
+        write_evaluation_report(tmp_path)
     assert not (tmp_path / "index.html").exists()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from anyvla.evaluation.conditions import parse
-from anyvla.evaluation.protocol import EpisodePlan, Stage
+from anyvla.evaluation.protocol import EpisodePlan, Subtask
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.rollout import Rollout
 from anyvla.evaluation.tracks import write_track
@@ -109,7 +109,7 @@ def here(monkeypatch):
 
 def recorded(folder, result, action, said=None, stages=1, steps=STEPS):
     """Write the track of an episode of equal actions, in chunks of eight."""
-    plan = [Stage(task, task, None) for task in result.extra.get("chain", [result.task])]
+    plan = [Subtask(task, task, None) for task in result.extra.get("chain", [result.task])]
     rollout = Rollout(EpisodePlan(parse(result.condition), result.task, result.seed, tuple(plan)))
     rollout.said = said or [(0, result.instruction)]
     rollout.actions.append(np.tile(np.array(action, np.float32), (8, 1)))
@@ -244,7 +244,7 @@ def watch(monkeypatch, tmp_path):
             embodiment=lambda suite: {"control_hz": hz}, make=lambda suite: simulator, close=lambda: None
         )
         monkeypatch.setattr(filming, "connect", lambda spec: benchmark)
-        monkeypatch.setattr(filming, "overlay", overlay)
+        monkeypatch.setattr(filming, "draw_overlay", overlay)
         monkeypatch.setattr(filming, "write_video", write_video)
         write_track(tmp_path, rollout, here)
         ended = filming._film_one(opened().spec, result, tmp_path, tmp_path / "film.mp4")
@@ -255,7 +255,7 @@ def watch(monkeypatch, tmp_path):
 
 def of(result, actions, **fields):
     """Return the rollout of a result; actions are given by their first dimension."""
-    plan = [Stage(task, task, None) for task in result.extra.get("chain", [result.task])]
+    plan = [Subtask(task, task, None) for task in result.extra.get("chain", [result.task])]
     rollout = Rollout(EpisodePlan(parse(result.condition), result.task, result.seed, tuple(plan)), **fields)
     rollout.actions.append(np.array([[a, 0] for a in actions], np.float32))
     rollout.said = rollout.said or [(0, result.instruction)]

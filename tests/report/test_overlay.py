@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from anyvla.evaluation.execution import Execution
-from anyvla.report.overlay import COLORS, chunk_at, chunk_limits, overlay
-from anyvla.report.video import FAILURE, NEUTRAL, SUCCESS, caption
+from anyvla.report.overlay import COLORS, chunk_limits, draw_overlay, find_chunk
+from anyvla.report.video import FAILURE, NEUTRAL, SUCCESS, add_caption
 from tests.evaluation.toy_opened import EMBODIMENT
 
 FRAME = np.full((240, 240, 3), 90, np.uint8)
@@ -16,7 +16,7 @@ BLUE = np.array([int(COLORS[0][i : i + 2], 16) for i in (1, 3, 5)])
 
 
 def plot(executed, chunk=CHUNKS[0]):
-    shown = overlay(FRAME, "open the drawer", step=3, chunk=chunk, executed=executed, limits=LIMITS)
+    shown = draw_overlay(FRAME, "open the drawer", step=3, chunk=chunk, executed=executed, limits=LIMITS)
     return shown[-48:].astype(int)
 
 
@@ -47,7 +47,7 @@ def test_higher_values_are_drawn_higher():
 
 def test_all_frames_of_a_video_have_one_size():
     sizes = {
-        overlay(FRAME, text, task="drawer-open", step=step, success=success, chunk=chunk, limits=LIMITS).shape
+        draw_overlay(FRAME, text, task="drawer-open", step=step, success=success, chunk=chunk, limits=LIMITS).shape
         for text, step, success, chunk in [
             ("open the drawer", 0, None, None),
             ("open the drawer " * 9, 480, True, CHUNKS[0]),
@@ -59,16 +59,18 @@ def test_all_frames_of_a_video_have_one_size():
 
 
 def test_without_limits_there_is_the_caption_alone():
-    shown = overlay(FRAME, "go", task="left", step=12)
-    np.testing.assert_array_equal(shown, caption(FRAME, "go", detail="step 12, left"))
+    shown = draw_overlay(FRAME, "go", task="left", step=12)
+    np.testing.assert_array_equal(shown, add_caption(FRAME, "go", detail="step 12, left"))
     np.testing.assert_array_equal(shown[-240:], FRAME)
 
 
 def test_the_step_and_the_outcome_are_said():
     long = "put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket"
-    assert not np.array_equal(overlay(FRAME, "go", task=long, step=6), overlay(FRAME, "go", task=long, step=5))
-    running, won, lost = (overlay(FRAME, "go", step=5, success=s) for s in (None, True, False))
-    assert not np.array_equal(overlay(FRAME, "go", step=6), running)
+    assert not np.array_equal(
+        draw_overlay(FRAME, "go", task=long, step=6), draw_overlay(FRAME, "go", task=long, step=5)
+    )
+    running, won, lost = (draw_overlay(FRAME, "go", step=5, success=s) for s in (None, True, False))
+    assert not np.array_equal(draw_overlay(FRAME, "go", step=6), running)
     mark = (slice(0, 60), slice(200, 240))
     assert (won[mark][..., 1].astype(int) - won[mark][..., 0] > 60).sum() > 50
     assert (lost[mark][..., 0].astype(int) - lost[mark][..., 1] > 60).sum() > 50
@@ -76,12 +78,12 @@ def test_the_step_and_the_outcome_are_said():
 
 def test_success_is_a_green_tick_and_failure_a_red_cross():
     for success, color, mark in ((True, SUCCESS, "tick"), (False, FAILURE, "cross")):
-        expected = caption(FRAME, "go", color, mark, detail="step 5")
-        np.testing.assert_array_equal(overlay(FRAME, "go", step=5, success=success), expected)
+        expected = add_caption(FRAME, "go", color, mark, detail="step 5")
+        np.testing.assert_array_equal(draw_overlay(FRAME, "go", step=5, success=success), expected)
     blank = np.zeros((240, 240, 3), np.uint8)
     sides = {}
     for mark in ("tick", "cross"):  # a cross is as high on its left as on its right, a tick is not
-        white = (caption(blank, "", NEUTRAL, mark)[:-240, 200:] > 200).all(-1)
+        white = (add_caption(blank, "", NEUTRAL, mark)[:-240, 200:] > 200).all(-1)
         rows, columns = np.nonzero(white)
         middle = (columns.min() + columns.max()) / 2
         sides[mark] = rows[columns < middle].mean() - rows[columns > middle].mean()
@@ -96,18 +98,18 @@ def test_each_dimension_has_its_own_limits():
 
 def test_the_newest_chunk_of_a_step_is_found():
     marks = np.array([0, 4])
-    assert chunk_at(CHUNKS, marks, 3) == (pytest.approx(CHUNKS[0]), 3)
-    assert chunk_at(CHUNKS, marks, 4) == (pytest.approx(CHUNKS[1]), 0)
-    assert chunk_at(CHUNKS, marks, 9)[1] == 5
-    assert chunk_at(CHUNKS[:0], marks[:0], 0) == (None, 0)
+    assert find_chunk(CHUNKS, marks, 3) == (pytest.approx(CHUNKS[0]), 3)
+    assert find_chunk(CHUNKS, marks, 4) == (pytest.approx(CHUNKS[1]), 0)
+    assert find_chunk(CHUNKS, marks, 9)[1] == 5
+    assert find_chunk(CHUNKS[:0], marks[:0], 0) == (None, 0)
     assert chunk_limits(CHUNKS[:0]) is None
 
 
 def test_a_session_knows_no_chunk_of_the_one_before():
     marks = np.array([0, 4])
-    assert chunk_at(CHUNKS, marks, 5, delay=2)[0] == pytest.approx(CHUNKS[0])
-    assert chunk_at(CHUNKS, marks, 5, delay=2, since=4) == (None, 0)
-    assert chunk_at(CHUNKS, marks, 6, delay=2, since=4)[1] == 2
+    assert find_chunk(CHUNKS, marks, 5, delay=2)[0] == pytest.approx(CHUNKS[0])
+    assert find_chunk(CHUNKS, marks, 5, delay=2, since=4) == (None, 0)
+    assert find_chunk(CHUNKS, marks, 6, delay=2, since=4)[1] == 2
 
 
 @pytest.mark.parametrize("delay", [0, 2])
@@ -116,7 +118,7 @@ def test_it_is_the_chunk_that_the_robot_executes(delay):
     execution = Execution(EMBODIMENT, 4, delay)
     marks = np.arange(5) * 4
     for step, action in enumerate(np.concatenate([execution(chunk) for chunk in chunks])):
-        chunk, passed = chunk_at(chunks, marks, step, delay)
+        chunk, passed = find_chunk(chunks, marks, step, delay)
         assert (chunk is None) == (step < delay)  # nothing is known yet, the robot holds still
         assert chunk is None or chunk[passed] == pytest.approx(action)
 
@@ -132,4 +134,4 @@ def test_it_is_the_chunk_that_the_robot_executes(delay):
 )
 def test_what_does_not_fit_is_refused(given, match):
     with pytest.raises(ValueError, match=match):
-        overlay(FRAME, "go", **given)
+        draw_overlay(FRAME, "go", **given)

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from anyvla.evaluation.statistics import summarize
-from anyvla.report.page import verdict, write_report
 from anyvla.report.plots import percent, span
+from anyvla.report.run_report import verdict, write_report
 from tests.fake_run import OPPOSITE, WORDS, make_run, results
 from tests.report.reading import Page, plain
 

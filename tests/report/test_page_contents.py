@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from anyvla.evaluation.statistics import summarize
-from anyvla.report.page import _both_ways, _context, _pairs, _versions, verdict, write_report
-from anyvla.report.run import Clip, Run, read_run
+from anyvla.report.run_folder import Clip, RunFolder, read_run_folder
+from anyvla.report.run_report import _both_ways, _context, _pairs, _versions, verdict, write_report
 from anyvla.report.template import environment
 from tests.fake_run import make_run
 from tests.report.reading import Page
 from tests.report.test_page import told_and_swapped
 
 
-def run_of(results=(), clips=(), log=()) -> Run:
+def run_of(results=(), clips=(), log=()) -> RunFolder:
     summary = summarize(results) if results else None
-    return Run(Path("run"), {}, "", log, results, summary, clips, (), None, Path("run/checkpoint"), {})
+    return RunFolder(Path("run"), {}, "", log, results, summary, clips, (), None, Path("run/checkpoint"), {})
 
 
 def clip(condition, task, told, seed, reached, name="") -> Clip:
@@ -115,14 +115,14 @@ def test_the_stages_of_a_run_are_added_up(tmp_path):
     ]  # fmt: skip
     keys = ("stage", "minutes", "peak_memory_gb", "finished")
     (tmp_path / "stages.jsonl").write_text("".join(json.dumps(dict(zip(keys, r, strict=True))) + "\n" for r in runs))
-    stages = [(s.name, s.minutes, s.peak_memory_gb, s.runs, s.finished) for s in read_run(tmp_path).stages]
+    stages = [(s.name, s.minutes, s.peak_memory_gb, s.runs, s.finished) for s in read_run_folder(tmp_path).stages]
     assert stages == [
         ("collect", pytest.approx(2.404), 2.1, 3, True), ("train", pytest.approx(3.9), 2.9, 2, False)
     ]  # fmt: skip
 
 
 def test_failed_attempts_are_counted_one_by_one(tmp_path):
-    found = read_run(make_run(tmp_path / "run", filmed=False)).demonstrations
+    found = read_run_folder(make_run(tmp_path / "run", filmed=False)).demonstrations
     assert found.failures == {"door-open": 2, "drawer-open": 0}
     assert (found.episodes, found.frames, found.fps) == (240, 9705, 40)
 
@@ -132,11 +132,11 @@ def test_the_last_checkpoint_on_the_way_is_the_one_reported(tmp_path):
         folder = tmp_path / f"train/step-{step:08}"
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(f"name: at {step}\n")
-    assert read_run(tmp_path).checkpoint.name == "step-00001200"
-    assert read_run(tmp_path).recipe == {"name": "at 1200"}
+    assert read_run_folder(tmp_path).checkpoint.name == "step-00001200"
+    assert read_run_folder(tmp_path).recipe == {"name": "at 1200"}
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint/config.yaml").write_text("name: done\n")
-    assert read_run(tmp_path).recipe == {"name": "done"}
+    assert read_run_folder(tmp_path).recipe == {"name": "done"}
 
 
 @pytest.mark.parametrize(("minutes", "text"), [(0.2, "12 s"), (0.99, "59 s"), (1, "1.0 min"), (4.25, "4.2 min")])

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 from anyvla.evaluation.results import EpisodeResult
-from anyvla.report.comparison import write_comparison_page
+from anyvla.report.comparison import write_comparison_report
 from tests import fake_run
 from tests.report.reading import Bar, Page
 from tests.report.test_comparison_page import episode
@@ -201,7 +201,7 @@ def compared(root: Path, marks: dict[str, dict[str, str]], **given: dict[str, An
                 keys = {"outcome": outcomes[mark], **given.get(name, {})}
                 lines.append(episode(condition, task, seed, mark == "+", **keys))
         fake_run.write_results(root / name / "results.jsonl", lines)
-    return Page(write_comparison_page([root / name for name in marks], root / "page.html"))
+    return Page(write_comparison_report([root / name for name in marks], root / "page.html"))
 
 
 @pytest.fixture(scope="module")

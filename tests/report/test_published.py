@@ -6,7 +6,7 @@ import json
 import pytest
 
 from anyvla.config import ConfigError
-from anyvla.report.published import FILE, Published, fit, published_for, read_published
+from anyvla.report.published import FILE, PublishedResult, find_published, fit, read_published
 
 OURS = {
     "horizon": 300,
@@ -33,7 +33,7 @@ def made(**changes):
         "benchmark": "libero", "suites": ("goal",), "system": "a policy", "measure": "episodes", "number": 79.2,
         "unit": "%", "source": "a paper", "checked": True, "protocol": SAME,
     }  # fmt: skip
-    return Published(**(entry | changes))
+    return PublishedResult(**(entry | changes))
 
 
 def test_the_file_is_well_made_and_says_where_each_number_is_from():
@@ -84,7 +84,7 @@ def test_every_source_has_its_checksum():
     ],
 )
 def test_numbers_that_people_know(suite, system, measure, number):
-    [found] = [p for p in published_for(suite) if (p.system, p.measure) == (system, measure)]
+    [found] = [p for p in find_published(suite) if (p.system, p.measure) == (system, measure)]
     assert found.number == number
 
 
@@ -98,12 +98,12 @@ def test_a_protocol_is_the_same_only_if_it_states_all_four():
 
 
 def test_the_numbers_of_a_suite_come_best_first_and_with_averages_over_suites():
-    goal = published_for("libero/goal")
+    goal = find_published("libero/goal")
     assert {"OpenVLA (one model a suite)", "OpenVLA-OFT (one model for all)"} <= {p.system for p in goal}
     assert all("goal" in p.suites for p in goal)
     assert [p.number for p in goal] == sorted((p.number for p in goal), reverse=True)
-    assert published_for("toy/line") == []
-    assert {p.unit for p in published_for("calvin/ABC-D")} == {"tasks"}
+    assert find_published("toy/line") == []
+    assert {p.unit for p in find_published("calvin/ABC-D")} == {"tasks"}
 
 
 def test_only_a_protocol_that_states_all_and_agrees_in_all_is_the_same():

@@ -9,18 +9,18 @@ from itertools import pairwise
 import numpy as np
 
 from anyvla.cli.explain import format_layout, format_mask
-from anyvla.report.explanation import Explanation, Group, Part
-from anyvla.report.structure import svg
+from anyvla.report.explanation import Explanation, ParameterCount, TokenGroup
+from anyvla.report.structure import draw_structure
 
 SVG = "{http://www.w3.org/2000/svg}"
 GROUPS = (
-    Group("start", "start", -1, 1),
-    Group("image", "corner", 0, 16),
-    Group("text", "text", 0, 7),
-    Group("readout", "readout", 0, 2),
-    Group("image", "corner", 1, 16),
-    Group("text", "text", 1, 7),
-    Group("readout", "readout", 1, 2),
+    TokenGroup("start", "start", -1, 1),
+    TokenGroup("image", "corner", 0, 16),
+    TokenGroup("text", "text", 0, 7),
+    TokenGroup("readout", "readout", 0, 2),
+    TokenGroup("image", "corner", 1, 16),
+    TokenGroup("text", "text", 1, 7),
+    TokenGroup("readout", "readout", 1, 2),
 )
 # Row sees column: all, some, none. A row of a readout sees what is before it; nobody sees a readout of another step.
 SEES = np.array(
@@ -40,12 +40,12 @@ MODEL = Explanation(
         "backbone": "nano", "history": "interleaved", "fuser": "lstm", "decoder": "flow", "representation": "continuous"
     },
     window=2, sequences=1, length=51, limit=512, readouts=2, chunk=8, execute=3, action=7, groups=GROUPS, sees=SEES,
-    parts=(Part("vision", 41_300_000, 0), Part("language", 9_600, 128)), notes=("a note",),
+    parts=(ParameterCount("vision", 41_300_000, 0), ParameterCount("language", 9_600, 128)), notes=("a note",),
 )  # fmt: skip
 
 
 def drawn(model: Explanation) -> ElementTree.Element:
-    return ElementTree.fromstring(svg(model))
+    return ElementTree.fromstring(draw_structure(model))
 
 
 def texts(root: ElementTree.Element) -> list[tuple[float, float, str]]:

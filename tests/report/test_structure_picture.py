@@ -9,7 +9,7 @@ import torch
 
 from anyvla.policy import VLA
 from anyvla.report.explanation import explain
-from anyvla.report.structure import svg
+from anyvla.report.structure import draw_structure
 from anyvla.robot.shared_layout import Robot
 from tests.report import chromium
 from tests.small import FUSERS, embodiment, model, statistics
@@ -54,7 +54,7 @@ def test_words_stay_inside(browser, tmp_path, name, cameras):
     torch.manual_seed(0)
     vla = VLA(model(**MODELS[name]), [Robot(replace(embodiment(), cameras=cameras), statistics())]).eval()
     file = tmp_path / "structure.svg"
-    file.write_text(svg(explain(vla, name)))
+    file.write_text(draw_structure(explain(vla, name)))
     colors = set()
     for dark in (False, True):
         browser.open(file, 960, dark=dark)

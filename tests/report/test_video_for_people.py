@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from anyvla.report.video import FAILURE, NEUTRAL, SUCCESS, caption, write_video
+from anyvla.report.video import FAILURE, NEUTRAL, SUCCESS, add_caption, write_video
 
 
 def moving(length=12, height=96, width=128):
@@ -87,7 +87,7 @@ TEXTS = ["", "open the drawer", "push the window to the left until it is open an
 @pytest.mark.parametrize("width", [96, 240, 640])
 def test_the_strip_keeps_the_frame_and_one_height(width):
     frame = np.full((240, width, 3), 90, np.uint8)
-    captioned = [caption(frame, t, c, m) for t in TEXTS for c, m in ((NEUTRAL, None), (SUCCESS, "tick"))]
+    captioned = [add_caption(frame, t, c, m) for t in TEXTS for c, m in ((NEUTRAL, None), (SUCCESS, "tick"))]
     assert len({c.shape for c in captioned}) == 1
     assert captioned[0].shape[0] > 240
     assert captioned[0].shape[0] % 2 == 0
@@ -96,7 +96,7 @@ def test_the_strip_keeps_the_frame_and_one_height(width):
 
 def test_text_is_legible_at_240_pixels_and_stays_inside():
     frame = np.zeros((240, 240, 3), np.uint8)
-    bright = [(caption(frame, text, NEUTRAL)[:-240] > 180).all(-1) for text in TEXTS]
+    bright = [(add_caption(frame, text, NEUTRAL)[:-240] > 180).all(-1) for text in TEXTS]
     assert not bright[0].any()
     rows = np.flatnonzero(bright[1].any(1))
     assert rows[-1] - rows[0] + 1 >= 10  # from the top of d to the foot of p
@@ -109,7 +109,7 @@ def test_text_is_legible_at_240_pixels_and_stays_inside():
 
 def test_outcomes_differ_in_color_and_in_shape():
     frame = np.zeros((240, 240, 3), np.uint8)
-    tick, cross = caption(frame, "go", SUCCESS, "tick")[:-240], caption(frame, "go", FAILURE, "cross")[:-240]
+    tick, cross = add_caption(frame, "go", SUCCESS, "tick")[:-240], add_caption(frame, "go", FAILURE, "cross")[:-240]
     assert tuple(tick[-1, 5]) == (0x1F, 0x9D, 0x61)
     assert tuple(cross[-1, 5]) == (0xD1, 0x45, 0x2B)
     white = [(s[:, 200:] > 200).all(-1) for s in (tick, cross)]
@@ -120,4 +120,4 @@ def test_outcomes_differ_in_color_and_in_shape():
 
 def test_an_unknown_color_is_refused():
     with pytest.raises(ValueError, match="unknown color"):
-        caption(np.zeros((64, 64, 3), np.uint8), "go", "greenish")
+        add_caption(np.zeros((64, 64, 3), np.uint8), "go", "greenish")

@@ -22,11 +22,11 @@ from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
 from anyvla.policy import VLA
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 from anyvla.serving.listening import bind
 from anyvla.serving.mapping import ClientMapping, Translator
 from anyvla.serving.service import Service
-from anyvla.serving.vlaeval import Protocol
+from anyvla.serving.vlaeval import VlaEvalProtocol
 from anyvla.types import Observation
 from tests import small
 
@@ -38,10 +38,10 @@ class Running:
     """A server in a thread."""
 
     def __init__(
-        self, vla: VLA, limits: Limits | None = None, key: str | None = None, execute: int | None = None
+        self, vla: VLA, limits: ServerLimits | None = None, key: str | None = None, execute: int | None = None
     ) -> None:
-        self.limits = limits or Limits()
-        self.protocol = Protocol(vla, Translator(MAPPING, ROBOT, self.limits), execute, self.limits)
+        self.limits = limits or ServerLimits()
+        self.protocol = VlaEvalProtocol(vla, Translator(MAPPING, ROBOT, self.limits), execute, self.limits)
         self.service = Service(self.protocol.conversation, self.limits, key)
         self._sockets = bind("127.0.0.1", 0)
         self.port: int = self._sockets[0].getsockname()[1]

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from anyvla.serving.arrays import read_image, read_vector
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 from tests.serving.clients import image
 
-LIMITS = Limits(image_pixels=64 * 64, image_bytes=20000, array_bytes=1000)
+LIMITS = ServerLimits(image_pixels=64 * 64, image_bytes=20000, array_bytes=1000)
 PIXELS = np.random.default_rng(0).integers(0, 255, (8, 6, 3), np.uint8)
 
 
@@ -81,10 +81,10 @@ def test_an_image_may_have_as_many_pixels_as_its_limit() -> None:
         assert read_image(array(pixels), "top", LIMITS).decode().shape == (height, width, 3)
     with pytest.raises(ValueError, match="1 x 4097 pixels; 1 to 4096"):
         read_image(array(np.zeros((1, 4097, 3), np.uint8)), "top", LIMITS)
-    exact = Limits(image_bytes=144)
+    exact = ServerLimits(image_bytes=144)
     assert read_image(array(PIXELS), "top", exact)
     with pytest.raises(ValueError, match="has 144 bytes; at most 143"):
-        read_image(array(PIXELS), "top", Limits(image_bytes=143))
+        read_image(array(PIXELS), "top", ServerLimits(image_bytes=143))
 
 
 @pytest.mark.parametrize(
@@ -166,21 +166,21 @@ def test_files_of_many_parts_are_refused_before_they_are_decoded() -> None:
     """PIL would read each part in Python, and each scan of a JPEG file passes over the whole image."""
     many = png(header(6, 8), chunk(b"tEXt", b"") * 5000)
     with pytest.raises(ValueError, match="more than 4096 chunks"):
-        read_image(many, "top", Limits())
+        read_image(many, "top", ServerLimits())
     jpeg = bytes(picture(PIXELS, "jpeg", progressive=True)["data"])
     markers = sent({"__image__": True, "format": "jpeg", "data": jpeg[:2] + b"\xff\xe5\0\x02" * 300 + jpeg[2:]})
     with pytest.raises(ValueError, match="without a size"):
-        read_image(markers, "top", Limits())
+        read_image(markers, "top", ServerLimits())
     scan = jpeg[jpeg.index(b"\xff\xda") :]
     scans = sent({"__image__": True, "format": "jpeg", "data": jpeg[:-2] + scan[:-2] * 40 + scan[-2:]})
     with pytest.raises(ValueError, match="more than 32 scans"):
-        read_image(scans, "top", Limits())
+        read_image(scans, "top", ServerLimits())
 
 
 def test_a_declared_size_costs_nothing_before_it_is_refused() -> None:
     """A file of 12,000 x 12,000 pixels in a few bytes would take 430 MB."""
     with pytest.raises(ValueError, match="12000 x 12000 pixels"):
-        read_image(png(header(12000, 12000), chunk(b"IDAT", zlib.compress(b"\0" * 9000))), "top", Limits())
+        read_image(png(header(12000, 12000), chunk(b"IDAT", zlib.compress(b"\0" * 9000))), "top", ServerLimits())
 
 
 def test_vectors_are_arrays_or_lists_of_numbers() -> None:

@@ -14,12 +14,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from anyvla.policy import VLA
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 from anyvla.serving.pacing import PacedConnection
 from anyvla.serving.vlaeval import Conversation
 from tests.serving.clients import Raw, Running, answer, ask, dial, error, frame, pack, payload, seen
 
-QUICK = Limits(
+QUICK = ServerLimits(
     handshake_seconds=0.5, message_seconds=0.5, idle_seconds=1.5, close_seconds=0.3, connections=4, handshakes=8
 )
 
@@ -115,7 +115,7 @@ def test_old_handshakes_make_room(quick: Running) -> None:
 
 
 def test_a_message_that_is_too_large(vla: VLA, running: Callable[..., Running]) -> None:
-    client = Raw(running(vla, Limits(message_bytes=1000)))
+    client = Raw(running(vla, ServerLimits(message_bytes=1000)))
     client.send(frame(b"", claims=1001))
     assert client.closing()[0] == 1009
     client.close()
@@ -163,7 +163,7 @@ def test_a_client_that_takes_no_answers(quick: Running, monkeypatch: pytest.Monk
 
 
 def test_requests_that_come_too_fast_wait(vla: VLA, running: Callable[..., Running]) -> None:
-    with dial(running(vla, Limits(requests_per_second=10))) as client:
+    with dial(running(vla, ServerLimits(requests_per_second=10))) as client:
         begin = time.monotonic()
         for number in range(15):
             client.send(pack("hello", {"protocol_version": 1}, number))
@@ -225,7 +225,7 @@ def test_a_stop_answers_what_is_in_progress(
         return real(observations, sessions)
 
     monkeypatch.setattr(vla, "act", act)
-    server = running(vla, Limits(message_seconds=1))
+    server = running(vla, ServerLimits(message_seconds=1))
     idle, busy, half, late = dial(server), dial(server), Raw(server), Raw(server)
     whole = frame(pack("hello", {"protocol_version": 1}))
     half.send(frame(b"x", claims=1000))
@@ -251,7 +251,7 @@ def test_a_stop_answers_what_is_in_progress(
 
 def test_a_stop_ends_in_time(vla: VLA, running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vla, "act", lambda observations, sessions: time.sleep(3))
-    server = running(vla, Limits(drain_seconds=0.5))
+    server = running(vla, ServerLimits(drain_seconds=0.5))
     with dial(server) as client:
         client.send(pack("observation", payload(seen(1))))
         time.sleep(0.3)

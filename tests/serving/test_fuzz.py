@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anyvla.policy import VLA
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 from tests.serving.clients import Raw, Running, answer, dial, frame, image, pack, payload, seen
 
-LIMITS = Limits(close_seconds=1, pings_per_second=1000, requests_per_second=10000)
+LIMITS = ServerLimits(close_seconds=1, pings_per_second=1000, requests_per_second=10000)
 LAST = 2**40  # the number of the message after which all answers must have come
 
 scalars = st.one_of(

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 
 
 def test_the_defaults_are_as_documented() -> None:
     """In docs/serving_vla_eval.md; whoever changes one changes it there too."""
-    assert dataclasses.asdict(Limits()) == {
+    assert dataclasses.asdict(ServerLimits()) == {
         "message_bytes": 16_777_216,
         "depth": 16,
         "entries": 256,

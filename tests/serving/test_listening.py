@@ -5,12 +5,12 @@ import errno
 import pytest
 
 from anyvla.config import ConfigError
-from anyvla.serving.listening import addresses, bind, explain
+from anyvla.serving.listening import bind, explain_bind_error, list_addresses
 
 
 def test_all_addresses_of_a_host_share_one_port() -> None:
     sockets = bind("localhost", 0)
-    assert {a in ("127.0.0.1", "::1") for a in addresses(sockets)} == {True}
+    assert {a in ("127.0.0.1", "::1") for a in list_addresses(sockets)} == {True}
     assert len({s.getsockname()[1] for s in sockets}) == 1
     for s in sockets:
         s.close()
@@ -27,4 +27,4 @@ def test_all_addresses_of_a_host_share_one_port() -> None:
 )
 def test_errors_say_the_way_out(number: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        raise explain(OSError(number, "the network is down"), "h", 80)
+        raise explain_bind_error(OSError(number, "the network is down"), "h", 80)

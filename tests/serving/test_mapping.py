@@ -9,7 +9,7 @@ import pytest
 
 from anyvla.config import ConfigError, build
 from anyvla.robot.embodiment import Embodiment
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 from anyvla.serving.mapping import DEFAULTS, ClientMapping, Translator
 
 
@@ -39,7 +39,7 @@ PICTURES = {"a": picture(RED, GREEN, BLUE), "b": picture(GREEN, BLUE, RED), "c":
 STATES = [0.1, -2.0, 3.14159265, 4.5, -0.0625]
 
 
-def observe(mapping: ClientMapping, payload: dict[str, Any], limits: Limits | None = None) -> Any:
+def observe(mapping: ClientMapping, payload: dict[str, Any], limits: ServerLimits | None = None) -> Any:
     return Translator(mapping, ARM, limits).request(payload).observation()
 
 
@@ -100,7 +100,10 @@ def test_the_keys_of_the_mapping_are_read_and_no_others() -> None:
 
 
 def test_an_instruction_may_be_as_long_as_its_limit() -> None:
-    mapping, limits = ClientMapping(cameras={"corner": "a", "wrist": "b", "top": "c"}), Limits(instruction_characters=9)
+    mapping, limits = (
+        ClientMapping(cameras={"corner": "a", "wrist": "b", "top": "c"}),
+        ServerLimits(instruction_characters=9),
+    )
     payload = {"images": PICTURES, "states": STATES}
     assert Translator(mapping, ARM, limits).request({**payload, "task_description": "123456789"})
     with pytest.raises(ValueError, match="has 10 characters; at most 9"):

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 from anyvla.serving.msgpack_reader import MessageError, read_msgpack
 
-LIMITS = Limits(depth=4, entries=5, items=100, text_bytes=50)
+LIMITS = ServerLimits(depth=4, entries=5, items=100, text_bytes=50)
 scalars = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
 )
@@ -30,13 +30,13 @@ def plain(value: Any) -> Any:
 
 @given(values)
 def test_it_reads_what_msgpack_writes(value: Any) -> None:
-    large = Limits(depth=100, items=10**6, entries=10**6, text_bytes=10**6)
+    large = ServerLimits(depth=100, items=10**6, entries=10**6, text_bytes=10**6)
     assert plain(read_msgpack(msgpack.packb(value), large)) == value
 
 
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 255, 256, 65535, 65536])
 def test_every_width_of_a_length(size: int) -> None:
-    large = Limits(items=10**6, entries=10**6, text_bytes=10**6)
+    large = ServerLimits(items=10**6, entries=10**6, text_bytes=10**6)
     for value in ("x" * size, b"x" * size, [1] * size, {str(i): 1 for i in range(size)}):
         assert plain(read_msgpack(msgpack.packb(value), large)) == value
 
@@ -55,7 +55,7 @@ def test_a_message_that_is_cut_says_so(value: Any, data: st.DataObject) -> None:
     whole = msgpack.packb({"a": value})
     part = whole[: data.draw(st.integers(0, len(whole) - 1))]
     with pytest.raises(MessageError):
-        read_msgpack(part, Limits(depth=100))
+        read_msgpack(part, ServerLimits(depth=100))
 
 
 @pytest.mark.parametrize(
@@ -102,5 +102,5 @@ def test_a_large_message_of_small_values_is_refused_at_once() -> None:
     begin = time.process_time()
     for data in (b"\x91" * 15_000_000, b"\xdc\xff\xff" + (b"\xdc\xff\xff" + b"\x90" * 65535) * 200):
         with pytest.raises(MessageError):
-            read_msgpack(data, Limits())
+            read_msgpack(data, ServerLimits())
     assert time.process_time() - begin < 1

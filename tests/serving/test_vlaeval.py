@@ -12,7 +12,7 @@ import pytest
 
 from anyvla import __version__
 from anyvla.policy import VLA
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 from tests.serving.clients import ROBOT, Running, answer, ask, dial, error, pack, payload, seen
 
 
@@ -98,7 +98,7 @@ def test_the_limit_of_waiting_requests_is_used(
         assert release.wait(20)
         return act(observations, sessions)
 
-    server = running(vla, Limits(pending_requests=1))
+    server = running(vla, ServerLimits(pending_requests=1))
     with dial(server) as first, dial(server) as second, dial(server) as third:
         for client in (first, second, third):  # a session and its first chunk: the next observation needs another
             for _ in range(vla.config.execute):

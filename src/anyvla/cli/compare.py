@@ -35,9 +35,9 @@ def main(argv: list[str]) -> int:
         given[str(folder)] = [r for r in found if r.condition == options.condition]
     compared = compare_many(given)
     if options.page:
-        from anyvla.report.comparison import write_comparison_page
+        from anyvla.report.comparison import write_comparison_report
 
-        write_comparison_page(folders, options.page, options.condition)
+        write_comparison_report(folders, options.page, options.condition)
     if options.json:
         print(json.dumps({name: c.to_dict() for name, c in compared.items()}))
         return 0

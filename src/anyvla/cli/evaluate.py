@@ -94,9 +94,9 @@ def main(argv: list[str]) -> int:
     from anyvla.cli.summary import table
     from anyvla.evaluation.results import read_results
     from anyvla.evaluation.statistics import summarize
-    from anyvla.report.evaluation import write_evaluation_page
+    from anyvla.report.evaluation import write_evaluation_report
 
-    page = write_evaluation_page(folder)
+    page = write_evaluation_report(folder)
     summary = summarize(read_results(folder / "results.jsonl"))
     if options.json:
         print(json.dumps(summary.to_dict()))
@@ -141,10 +141,10 @@ def play(
     trust_remote_code: bool = False,
 ) -> None:
     """Play every episode that has no result yet, then film some."""
-    from anyvla.evaluation.conditions import expand
+    from anyvla.evaluation.conditions import expand_conditions
     from anyvla.evaluation.protocol import plan
-    from anyvla.evaluation.runner import checkpoint_hash
     from anyvla.evaluation.runner import evaluate as run_evaluation
+    from anyvla.evaluation.runner import hash_checkpoint
     from anyvla.evaluation.suites import open_suite
     from anyvla.policy import VLA
     from anyvla.report.filming import film
@@ -152,7 +152,7 @@ def play(
 
     with only_here(folder):
         opened = open_suite(name, settings, python)
-        plans = plan(opened.suite, config, expand(config.conditions, opened.benchmark))
+        plans = plan(opened.suite, config, expand_conditions(config.conditions, opened.benchmark))
         vla = VLA.load(checkpoint, pick_device(device), trust_remote_code=trust_remote_code)
         score = _Score(str(plans[0].condition))
         with graceful() as stop:
@@ -164,7 +164,7 @@ def play(
                         opened,
                         config,
                         folder,
-                        checkpoint=checkpoint_hash(checkpoint),
+                        checkpoint=hash_checkpoint(checkpoint),
                         progress=lambda done, total: bar(done, total, score.text),
                         heard=score.count,
                         stop=stop,

@@ -71,13 +71,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options, overrides = parser.parse_known_args(argv)
     from anyvla.recipe import read
-    from anyvla.report.structure import svg
+    from anyvla.report.structure import draw_structure
 
     recipe = read(options.recipe, overrides)
     explained = explain_recipe(recipe, options.recipe)
     if options.svg is not None:
         options.svg.parent.mkdir(parents=True, exist_ok=True)
-        options.svg.write_text(svg(explained), encoding="utf-8")
+        options.svg.write_text(draw_structure(explained), encoding="utf-8")
     if options.json:
         print(json.dumps(explained.to_dict(), indent=1))
         return 0
@@ -94,7 +94,7 @@ def explain_recipe(recipe: Recipe, name: str) -> Explanation:
     backbone cannot be loaded.
     """
     from anyvla.policy import VLA
-    from anyvla.report.explanation import explain, made_up_chunks, made_up_statistics
+    from anyvla.report.explanation import dummy_chunks, dummy_statistics, explain
     from anyvla.robot.shared_layout import Robot
 
     robot, config = choose_robot(recipe), recipe.model
@@ -104,14 +104,14 @@ def explain_recipe(recipe: Recipe, name: str) -> Explanation:
         if config.representation.target.kind == "tokens":
             made = config.representation.build(config.chunk, robot.action)
             if not made.fitted:
-                made.fit(made_up_chunks(CHUNKS, config.chunk, robot.action.size))
+                made.fit(dummy_chunks(CHUNKS, config.chunk, robot.action.size))
                 notes.append(
                     "the codec is fitted to made-up chunks; for the token counts of real ones: anyvla data fit-codec"
                 )
             made.save(codec)
         try:
             config.backbone.target.find_capabilities(config.backbone.config)
-            vla = VLA(config, [Robot(robot, made_up_statistics(robot))], codec=codec).eval()
+            vla = VLA(config, [Robot(robot, dummy_statistics(robot))], codec=codec).eval()
         except ConfigError:
             raise
         except (ValueError, OSError, ImportError) as error:
@@ -158,7 +158,7 @@ def choose_robot(recipe: Recipe) -> Embodiment:
 
 def print_explanation(e: Explanation, out: Console) -> None:
     """Print the explanation as text."""
-    from anyvla.report.structure import amount
+    from anyvla.report.structure import format_count
 
     made = e.structure
     out.print(e.name, style="bold")
@@ -180,8 +180,12 @@ def print_explanation(e: Explanation, out: Console) -> None:
         out.print(line, soft_wrap=True)
     table = Table("\nweights", "\nall", "\ntrainable", box=None, pad_edge=False)
     for part in e.parts:
-        table.add_row(part.name, amount(part.parameters), amount(part.trainable) if part.trainable else "frozen")
-    table.add_row("together", amount(sum(p.parameters for p in e.parts)), amount(sum(p.trainable for p in e.parts)))
+        table.add_row(
+            part.name, format_count(part.parameters), format_count(part.trainable) if part.trainable else "frozen"
+        )
+    table.add_row(
+        "together", format_count(sum(p.parameters for p in e.parts)), format_count(sum(p.trainable for p in e.parts))
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     out.print(table, "")
@@ -210,10 +214,10 @@ def format_layout(e: Explanation) -> list[Text]:
 
 def format_mask(e: Explanation) -> list[Text]:
     """Return a line per group of tokens: its name, and the groups that it attends to."""
-    from anyvla.report.structure import name_of, shown_groups
+    from anyvla.report.structure import group_name, shown_groups
 
     shown = shown_groups(e)
-    names = [name_of(e.groups[n], e) for n in shown]
+    names = [group_name(e.groups[n], e) for n in shown]
     room = max(map(len, names))
     lines = []
     for row, name in zip(shown, names, strict=True):

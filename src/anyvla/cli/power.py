@@ -18,11 +18,11 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    from anyvla.evaluation.power import paired, unpaired
+    from anyvla.evaluation.power import paired_sample_size, unpaired_sample_size
 
     difference, rate = options.difference / 100, options.rate / 100
-    alone = unpaired(difference, rate, options.power, options.alpha)
-    shared = paired(difference, rate, options.correlation, options.power, options.alpha)
+    alone = unpaired_sample_size(difference, rate, options.power, options.alpha)
+    shared = paired_sample_size(difference, rate, options.correlation, options.power, options.alpha)
     if options.json:
         print(json.dumps({"paired": shared, "unpaired": alone}))
         return 0

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     from anyvla.cli.train import train
     from anyvla.evaluation.results import read_results
     from anyvla.evaluation.statistics import summarize
-    from anyvla.report.page import write_report
+    from anyvla.report.run_report import write_report
     from anyvla.training.launchers import check_one_process
 
     stages: dict[str, Callable[[], object]] = {"collect": lambda: collect(recipe, run)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from anyvla.report.evaluation import write_evaluation_page
-from anyvla.report.page import write_report
+from anyvla.report.evaluation import write_evaluation_report
+from anyvla.report.run_report import write_report
 
 
 def main(argv: list[str]) -> int:
@@ -15,5 +15,5 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="the folder of a run, as outputs/quickstart, or of an evaluation")
     options = parser.parse_args(argv)
     evaluation = (options.run / "results.jsonl").is_file()
-    print(write_evaluation_page(options.run) if evaluation else write_report(options.run))
+    print(write_evaluation_report(options.run) if evaluation else write_report(options.run))
     return 0

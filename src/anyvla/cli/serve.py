@@ -18,7 +18,7 @@ from anyvla.config import ConfigError, build, override
 from anyvla.files.documents import as_mapping, read_yaml
 
 if TYPE_CHECKING:
-    from anyvla.serving.limits import Limits
+    from anyvla.serving.limits import ServerLimits
     from anyvla.serving.mapping import ClientMapping
     from anyvla.serving.service import Service
 
@@ -50,17 +50,17 @@ def main(argv: list[str]) -> int:
     from anyvla.checkpoint.files import checkpoint_of
     from anyvla.policy import VLA
     from anyvla.serving.access import check_exposure, read_key
-    from anyvla.serving.listening import addresses, bind, check_open_files
+    from anyvla.serving.listening import bind, check_open_files, list_addresses
     from anyvla.serving.mapping import Translator
     from anyvla.serving.service import Service
-    from anyvla.serving.vlaeval import Protocol
+    from anyvla.serving.vlaeval import VlaEvalProtocol
     from anyvla.training.loop import pick_device
 
     limits = _limits(options.limits, others)
     check_open_files(limits)
     key = read_key(options.api_key_file, os.environ)
     sockets = bind(options.host, options.port)
-    check_exposure(addresses(sockets), key, options.no_auth)
+    check_exposure(list_addresses(sockets), key, options.no_auth)
     vla = VLA.load(checkpoint_of(options.run), pick_device(options.device))
     vla.implausible = options.implausible or vla.implausible
     robots = {r.embodiment.name: r.embodiment for r in vla.robots}
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     if options.execute is not None and not 1 <= options.execute <= vla.config.chunk:
         raise ConfigError(f"--execute {options.execute}: the policy predicts {vla.config.chunk} actions at once")
     translator = Translator(_mapping(options.mapping, name), robots[name], limits)
-    protocol = Protocol(vla, translator, options.execute, limits)
+    protocol = VlaEvalProtocol(vla, translator, options.execute, limits)
     service = Service(protocol.conversation, limits, key)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"ws://{host}:{sockets[0].getsockname()[1]}"
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
 
 async def _serve(service: Service, sockets: Sequence[socket.socket], host: str, title: str) -> int:
     """Serve until SIGINT or SIGTERM. Return how many requests were not answered."""
-    from anyvla.serving.listening import explain
+    from anyvla.serving.listening import explain_bind_error
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -99,18 +99,18 @@ async def _serve(service: Service, sockets: Sequence[socket.socket], host: str, 
     try:
         return await service.run(sockets, ready)
     except OSError as error:
-        raise explain(error, host, sockets[0].getsockname()[1]) from None
+        raise explain_bind_error(error, host, sockets[0].getsockname()[1]) from None
 
 
-def _limits(file: Path | None, others: Sequence[str]) -> Limits:
+def _limits(file: Path | None, others: Sequence[str]) -> ServerLimits:
     """Return the limits of a file, with the options `--limits.NAME VALUE` laid over them. Raises ConfigError."""
-    from anyvla.serving.limits import Limits
+    from anyvla.serving.limits import ServerLimits
 
     strange = [o for o in others if o.startswith("--") and not o.startswith("--limits.")]
     if strange:
         raise ConfigError(f"there is no option {strange[0]}; anyvla serve --help shows all")
     keys = {} if file is None else as_mapping(read_yaml(file) or {}, str(file))
-    return build(Limits, override({"limits": keys}, others)["limits"], where=str(file or "--limits"))
+    return build(ServerLimits, override({"limits": keys}, others)["limits"], where=str(file or "--limits"))
 
 
 def _mapping(file: Path | None, robot: str) -> ClientMapping:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from anyvla.evaluation.intervals import Interval
-from anyvla.evaluation.statistics import Played, Summary
+from anyvla.evaluation.statistics import ConditionSummary, Summary
 
 
 def table(summary: Summary) -> Table:
@@ -28,7 +28,7 @@ def table(summary: Summary) -> Table:
     return found
 
 
-def _rows(played: Played, every_task: bool) -> Iterator[tuple[str, Interval]]:
+def _rows(played: ConditionSummary, every_task: bool) -> Iterator[tuple[str, Interval]]:
     rates = played.success
     if rates is None:
         return
@@ -50,6 +50,6 @@ def _rows(played: Played, every_task: bool) -> Iterator[tuple[str, Interval]]:
             yield name, recovery.rate
 
 
-def _lengths(played: Played) -> Iterator[tuple[str, Interval]]:
+def _lengths(played: ConditionSummary) -> Iterator[tuple[str, Interval]]:
     if played.chains is not None:
         yield "average length", played.chains.length

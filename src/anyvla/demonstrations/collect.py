@@ -22,8 +22,8 @@ from anyvla.config import STRICT, to_dict
 from anyvla.data.episode import Episode, steady
 from anyvla.data.formats.lerobot.writer import LeRobotWriter, discard_leftovers, is_complete, stage_episode
 from anyvla.data.open import open_dataset
-from anyvla.evaluation.conditions import ORIGINAL, check_factors, scene_factors
-from anyvla.evaluation.suites import FIRST_DEMONSTRATION_SEED, Opened
+from anyvla.evaluation.conditions import ORIGINAL, check_factors, parse_scene
+from anyvla.evaluation.suites import FIRST_DEMONSTRATION_SEED, OpenedSuite
 from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker
 from anyvla.files.differences import differences, listed
 from anyvla.files.folder_lock import only_making
@@ -61,7 +61,7 @@ class CollectConfig:
         if not self.scenes:
             raise ValueError(f"scenes needs at least one: {ORIGINAL}, or as in light=dim")
         for scene in self.scenes:
-            scene_factors(scene)
+            parse_scene(scene)
 
     def of(self, suite: Suite) -> list[str]:
         """The names of the tasks to demonstrate. Raises ValueError for others in `tasks` or `more`."""
@@ -83,7 +83,7 @@ class _Attempt:
 
 
 def collect(
-    opened: Opened,
+    opened: OpenedSuite,
     config: CollectConfig,
     root: Path,
     *,
@@ -98,7 +98,7 @@ def collect(
     suite = opened.suite
     config.of(suite)  # refuses tasks that the suite does not have
     for scene in config.scenes:
-        check_factors(scene_factors(scene), opened.benchmark, f"collect.scenes: {scene}")
+        check_factors(parse_scene(scene), opened.benchmark, f"collect.scenes: {scene}")
     provenance = {
         "benchmark": opened.name,
         "collect": _settings(config),
@@ -115,7 +115,7 @@ def collect(
 
 
 def _collect(
-    opened: Opened,
+    opened: OpenedSuite,
     config: CollectConfig,
     root: Path,
     provenance: Mapping[str, Any],
@@ -226,7 +226,7 @@ def demonstrate(
     seed = FIRST_DEMONSTRATION_SEED * (1 + config.seed) + number
     sigma = config.noise[number % len(config.noise)]
     scene = config.scenes[number // len(config.noise) % len(config.scenes)]
-    factors = scene_factors(scene)
+    factors = parse_scene(scene)
     rng = np.random.default_rng((config.seed, [t.name for t in suite.tasks].index(task), number))
     environment.reset(task, seed, factors)
     rehearsed = _rehearse(environment, suite.limit(task), config, task, sigma, rng)

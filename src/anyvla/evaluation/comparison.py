@@ -41,13 +41,13 @@ class Comparison:
         return {name: i.to_dict() if i else None for name, i in intervals.items()} | numbers
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
+def protocol_differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
     """What differs between two protocols, as "settings.render: 'fast', 'native'"."""
     found = []
     for key in {**one, **other}:
         a, b, name = one.get(key), other.get(key), f"{where}{key}"
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{name}.")
+            found += protocol_differences(a, b, f"{name}.")
         elif a != b and name not in COUNTS:
             found.append(f"{name}: {shown(a)}, {shown(b)}")
     return found
@@ -106,7 +106,7 @@ def _pairs(
     if not a or not b:
         raise ConfigError(f"{names[0] if not a else names[1]} has no results to compare")
     faults = [f"benchmark: {a[0].benchmark!r}, {b[0].benchmark!r}"] if a[0].benchmark != b[0].benchmark else []
-    faults += differences(a[0].protocol, b[0].protocol)
+    faults += protocol_differences(a[0].protocol, b[0].protocol)
     if faults:
         raise ConfigError(
             f"{names[0]} and {names[1]} were made under different protocols and cannot be compared: {'; '.join(faults)}"

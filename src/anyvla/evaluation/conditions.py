@@ -64,7 +64,7 @@ def parse(text: str) -> Condition:
     return Condition(language, tuple(sorted(factors.items())), disturbance, delay)
 
 
-def scene_factors(scene: str) -> dict[str, str]:
+def parse_scene(scene: str) -> dict[str, str]:
     """What differs in a scene: "light=dim+texture=dark" -> {"light": "dim", "texture": "dark"}; "original": nothing.
 
     Raises ConfigError for what is written otherwise.
@@ -86,7 +86,7 @@ def check_factors(factors: Mapping[str, str], benchmark: Benchmark, where: str) 
             raise ConfigError(f"{where}: {factor} has no level {level!r}; {nearest(level, list(levels))}")
 
 
-def expand(written: Sequence[str], benchmark: Benchmark) -> list[Condition]:
+def expand_conditions(written: Sequence[str], benchmark: Benchmark) -> list[Condition]:
     """The conditions of a configuration, sets written out, each once.
 
     Raises ConfigError for a factor, level or disturbance that the benchmark does not have.

@@ -8,7 +8,7 @@ from jaxtyping import Float32
 from anyvla.config import ConfigError
 from anyvla.robot.embodiment import Embodiment
 
-MEMORY = 0.01  # ACT's m: a prediction made i predictions after the oldest one weighs exp(-m i)
+ENSEMBLE_DECAY = 0.01  # ACT's m: a prediction made i predictions after the oldest one weighs exp(-m i)
 
 
 class Execution:
@@ -42,7 +42,7 @@ class Execution:
         if not known:
             action = self._hold()
         elif self._ensemble:
-            weights = np.exp(-MEMORY * np.arange(len(known)))
+            weights = np.exp(-ENSEMBLE_DECAY * np.arange(len(known)))
             action = (np.stack(known) * (weights / weights.sum())[:, None]).sum(0).astype(np.float32)
         else:
             action = known[-1]

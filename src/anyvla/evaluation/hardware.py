@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 
-def machine() -> str:
+def describe_machine() -> str:
     """In a line: processor, cores, memory, GPU, system."""
     import torch
 

@@ -68,7 +68,7 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interva
     return _share(successes, n, confidence, "beta")
 
 
-def mean_of(shares: Sequence[Interval], weights: Sequence[float] | None = None) -> Interval:
+def mean_of_shares(shares: Sequence[Interval], weights: Sequence[float] | None = None) -> Interval:
     """The mean of independent shares, each worth the same however many episodes it has, or as much as its weight.
 
     The interval recovers the variance from the limits of the shares' own intervals (MOVER: Zou and Donner 2008,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def unpaired(difference: float, rate: float, power: float = 0.8, alpha: float = 0.05) -> int:
+def unpaired_sample_size(difference: float, rate: float, power: float = 0.8, alpha: float = 0.05) -> int:
     """Episodes of each policy to tell `rate` from `rate + difference`, if each plays start states of its own.
 
     Two-sided test of two proportions by Cohen's h (1988). Raises ValueError for rates outside of 0 .. 1.
@@ -18,7 +18,9 @@ def unpaired(difference: float, rate: float, power: float = 0.8, alpha: float = 
     return math.ceil(float(NormalIndPower().solve_power(effect, power=power, alpha=alpha)))
 
 
-def paired(difference: float, rate: float, correlation: float = 0.5, power: float = 0.8, alpha: float = 0.05) -> int:
+def paired_sample_size(
+    difference: float, rate: float, correlation: float = 0.5, power: float = 0.8, alpha: float = 0.05
+) -> int:
     """Episodes of both policies on the same start states, judged by McNemar's test.
 
     `correlation`: of their successes; start states that are hard for both make it large. The number of pairs is that

@@ -53,7 +53,7 @@ class EvaluationConfig:
 
 
 @plain_dataclass(frozen=True)
-class Stage:
+class Subtask:
     """One thing that is told: an episode of a single task has one, a chain several."""
 
     task: str  # whose goal counts
@@ -68,7 +68,7 @@ class EpisodePlan:
     condition: Condition
     task: str
     seed: int
-    stages: tuple[Stage, ...]
+    stages: tuple[Subtask, ...]
 
     @property
     def key(self) -> str:
@@ -151,10 +151,10 @@ def _check_seeds(suite: Suite, task: Task, first: int, count: int) -> None:
         raise ConfigError(f"seeds from {FIRST_DEMONSTRATION_SEED} on belong to demonstrations; lower first_seed")
 
 
-def _stage(language: str, suite: Suite, task: Task, seed: int) -> Stage | None:
+def _stage(language: str, suite: Suite, task: Task, seed: int) -> Subtask | None:
     """What is told; None if there is no such thing to tell."""
     if language == "empty":
-        return Stage(task.name, task.name, "")
+        return Subtask(task.name, task.name, "")
     told, phrases = task, task.instructions
     if language == "paraphrased":
         phrases = task.paraphrases
@@ -168,4 +168,4 @@ def _stage(language: str, suite: Suite, task: Task, seed: int) -> Stage | None:
             return None
         told = others[seed % len(others)]
         phrases = told.instructions
-    return Stage(task.name, told.name, phrases[seed % len(phrases)] if phrases else None)
+    return Subtask(task.name, told.name, phrases[seed % len(phrases)] if phrases else None)

@@ -59,7 +59,7 @@ class EpisodeResult:
         return f"{self.condition}-{self.task}-{self.seed}"
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of a JSON-lines file that a killed process may have left with a torn last line.
 
     A last line that has no newline and is not JSON is left out with a warning; any other bad line raises ValueError
@@ -87,7 +87,7 @@ def read_results(path: Path) -> list[EpisodeResult]:
     warning) and FileNotFoundError where there is no file.
     """
     results = []
-    for number, line in json_lines(Path(path)):
+    for number, line in read_json_lines(Path(path)):
         if "benchmark" in line and line.get("format", 1) != FORMAT:
             raise ValueError(
                 f"{path}, line {number}: of format {line.get('format', 1)}, this anyvla writes and reads {FORMAT}: it "

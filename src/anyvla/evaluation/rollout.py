@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from anyvla.evaluation.execution import Execution
-from anyvla.evaluation.protocol import EpisodePlan, Stage
+from anyvla.evaluation.protocol import EpisodePlan, Subtask
 from anyvla.evaluation.results import EpisodeResult, Outcome
 from anyvla.policy import Session
 from anyvla.robot.embodiment import Embodiment
@@ -34,7 +34,7 @@ class Rollout:
     seconds: float = 0.0  # of policy calls, shared among the episodes of a batch
 
     @property
-    def now(self) -> Stage:
+    def now(self) -> Subtask:
         """What is told now."""
         return self.plan.stages[self.stage]
 
@@ -60,7 +60,7 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Setting:
+class ResultBuilder:
     """What all lines of an evaluation share."""
 
     benchmark: str
@@ -88,7 +88,7 @@ class Setting:
             extra["chain"] = [stage.task for stage in plan.stages]
         if rollout.disturbed_at is not None:
             extra["disturbed_at"] = rollout.disturbed_at
-        if (count := grasps(rollout.executed(here), self.embodiment)) is not None:
+        if (count := count_grasps(rollout.executed(here), self.embodiment)) is not None:
             extra["grasps"] = count
         if error is not None:
             extra["error"] = error
@@ -115,7 +115,7 @@ class Setting:
         )
 
 
-def grasps(actions: np.ndarray, embodiment: Embodiment) -> int | None:
+def count_grasps(actions: np.ndarray, embodiment: Embodiment) -> int | None:
     """How often the gripper was closed; None if it does not say which end of its range is open. `actions`: (T, A)."""
     where = embodiment.action.slices()
     grippers = [g for g in embodiment.action.groups if g.kind == "gripper" and g.open is not None]

@@ -18,13 +18,13 @@ from typing import Any
 
 from anyvla.config import ConfigError
 from anyvla.data.episode import conventions
-from anyvla.evaluation.comparison import differences as protocol_differences
+from anyvla.evaluation.comparison import protocol_differences
 from anyvla.evaluation.execution import Execution
-from anyvla.evaluation.hardware import machine
+from anyvla.evaluation.hardware import describe_machine
 from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, settings
 from anyvla.evaluation.results import EpisodeResult, append_result, read_results
-from anyvla.evaluation.rollout import Rollout, Setting
-from anyvla.evaluation.suites import Opened
+from anyvla.evaluation.rollout import ResultBuilder, Rollout
+from anyvla.evaluation.suites import OpenedSuite
 from anyvla.evaluation.tracks import write_track
 from anyvla.evaluation.workers import EnvironmentFailed
 from anyvla.files.differences import differences, listed
@@ -39,7 +39,7 @@ from anyvla_sim.workers.pool import EnvironmentPool, Limits, Lost, Reply
 TRIES = 2  # of an episode whose simulator fails
 
 
-def checkpoint_hash(checkpoint: Path) -> str:
+def hash_checkpoint(checkpoint: Path) -> str:
     """A short hash of all that a checkpoint's behavior depends on: weights, statistics, configuration."""
     digest = hashlib.sha256()
     for name in ("model.safetensors", "statistics.json", "embodiments.json", "config.yaml"):
@@ -54,7 +54,7 @@ def versions(vla: VLA) -> dict[str, str]:
     found = {name: metadata.version(name) for name in ("anyvla", "torch", "transformers", "numpy")}
     return found | {
         "python": platform.python_version(),
-        "machine": machine(),
+        "machine": describe_machine(),
         "device": vla.device.type,
     }
 
@@ -62,7 +62,7 @@ def versions(vla: VLA) -> dict[str, str]:
 def evaluate(
     vla: VLA,
     plans: Sequence[EpisodePlan],
-    opened: Opened,
+    opened: OpenedSuite,
     config: EvaluationConfig,
     folder: Path,
     *,
@@ -80,7 +80,7 @@ def evaluate(
     check_embodiment([r.embodiment for r in vla.robots], opened.embodiment)
     _check_sizes(vla, opened)
     vla.implausible = config.implausible or vla.implausible
-    setting = Setting(
+    setting = ResultBuilder(
         benchmark=opened.name,
         checkpoint=checkpoint,
         policy=_policy(vla, config),
@@ -112,7 +112,7 @@ def _policy(vla: VLA, config: EvaluationConfig) -> dict[str, Any]:
     return {"execute": execute, "ensemble": config.ensemble, "chunk": vla.config.chunk}
 
 
-def _protocol(opened: Opened, config: EvaluationConfig) -> dict[str, Any]:
+def _protocol(opened: OpenedSuite, config: EvaluationConfig) -> dict[str, Any]:
     return settings(opened.suite, config) | {
         "control_hz": opened.embodiment.control_hz,
         "settings": dict(opened.benchmark.protocol(opened.suite.name)),
@@ -120,7 +120,7 @@ def _protocol(opened: Opened, config: EvaluationConfig) -> dict[str, Any]:
     }
 
 
-def _check_same(lines: Path, finished: Collection[EpisodeResult], setting: Setting) -> None:
+def _check_same(lines: Path, finished: Collection[EpisodeResult], setting: ResultBuilder) -> None:
     for there in finished:
         faults = [
             f"{what}: {a!r}, {b!r}"
@@ -149,7 +149,7 @@ def check_embodiment(trained: Sequence[Embodiment], given: Embodiment) -> None:
         raise ConfigError(f"the policy was trained for another robot ({listed(differing, 'there', 'here')}){others}")
 
 
-def _check_sizes(vla: VLA, opened: Opened) -> None:
+def _check_sizes(vla: VLA, opened: OpenedSuite) -> None:
     """Refuse cameras of different sizes for a policy that brings none to its own."""
     sizes = opened.benchmark.protocol(opened.suite.name).get("cameras", {})
     if vla.config.view.size is None and len({tuple(size) for size in sizes.values()}) > 1:
@@ -163,7 +163,9 @@ def _check_sizes(vla: VLA, opened: Opened) -> None:
 class _Play:
     """The loop over what is ready."""
 
-    def __init__(self, vla: VLA, opened: Opened, config: EvaluationConfig, folder: Path, setting: Setting) -> None:
+    def __init__(
+        self, vla: VLA, opened: OpenedSuite, config: EvaluationConfig, folder: Path, setting: ResultBuilder
+    ) -> None:
         self._vla, self._opened, self._config, self._folder, self._setting = vla, opened, config, folder, setting
         self._until_goal = opened.suite.judged == "reached"
         self._waiting: list[Rollout] = []

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from anyvla.evaluation.conditions import LANGUAGES, Condition, parse
-from anyvla.evaluation.intervals import Interval, bootstrap_mean, mean_of, wilson
+from anyvla.evaluation.intervals import Interval, bootstrap_mean, mean_of_shares, wilson
 from anyvla.evaluation.results import EpisodeResult
 
 __all__ = ["Interval", "Summary", "summarize", "wilson"]
@@ -64,7 +64,7 @@ class Recovery:
 
 
 @dataclass(frozen=True)
-class Played:
+class ConditionSummary:
     """All episodes of one condition."""
 
     success: Rates | None  # None if every episode was an error of the simulator
@@ -95,7 +95,7 @@ class Summary:
 
     benchmark: str
     checkpoint: str
-    conditions: Mapping[str, Played]  # `told` first, each kind of words before what else may differ
+    conditions: Mapping[str, ConditionSummary]  # `told` first, each kind of words before what else may differ
     language_use: Interval | None  # see `_language_use`; None for chains
 
     def _rates(self, condition: str) -> Rates | None:
@@ -181,12 +181,12 @@ def _order(name: str) -> tuple[int, bool]:
     return LANGUAGES.index(condition.language), condition != Condition(condition.language)
 
 
-def _played(results: Sequence[EpisodeResult], confidence: float) -> Played:
+def _played(results: Sequence[EpisodeResult], confidence: float) -> ConditionSummary:
     counted = [r for r in results if r.outcome != "error"]
     chained = [r for r in counted if r.length > 1]
     disturbed = [r for r in counted if "disturbed_at" in r.extra]
     regrasped = [r for r in counted if "disturbed_at" not in r.extra and r.extra.get("grasps", 0) > 1]
-    return Played(
+    return ConditionSummary(
         success=_rates(counted, lambda r: r.success, confidence),
         obeyed=_rates([r for r in counted if r.length == 1], lambda r: r.reached == r.told, confidence),
         episodes=len(results),
@@ -217,9 +217,9 @@ def _rates(
     return Rates(
         overall=wilson(sum(every), len(every), confidence),
         tasks=tasks,
-        mean=mean_of(list(tasks.values())),
-        groups={name: mean_of(own) for name, own in members.items()},
-        group_mean=mean_of([i for own in members.values() for i in own], weights) if members else None,
+        mean=mean_of_shares(list(tasks.values())),
+        groups={name: mean_of_shares(own) for name, own in members.items()},
+        group_mean=mean_of_shares([i for own in members.values() for i in own], weights) if members else None,
     )
 
 
@@ -251,7 +251,7 @@ def _language_use(conditions: Mapping[str, Sequence[EpisodeResult]], confidence:
     return wilson(sum(r.reached == r.told for r in both), len(both), confidence) if both else None
 
 
-def delays(summary: Summary) -> dict[int, Interval]:
+def success_by_delay(summary: Summary) -> dict[int, Interval]:
     """Success by the actions that pass before a chunk is known, among conditions that differ in nothing else."""
     found = {}
     for name, played in summary.conditions.items():

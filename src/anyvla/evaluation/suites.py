@@ -19,7 +19,7 @@ FIRST_DEMONSTRATION_SEED = 1_000_000  # of start states of demonstrations; evalu
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedSuite:
     """A suite that can be played."""
 
     spec: Spec  # what a worker needs to open it
@@ -33,7 +33,7 @@ class Opened:
         return f"{self.benchmark.name}/{self.suite.name}"
 
 
-def open_suite(name: str, settings: Mapping[str, Any] | None = None, python: str | None = None) -> Opened:
+def open_suite(name: str, settings: Mapping[str, Any] | None = None, python: str | None = None) -> OpenedSuite:
     """The suite `BENCHMARK/SUITE`, or `gym:ID`.
 
     `settings`: of the benchmark, as {"render": "native"}. `python`: the interpreter its simulator lives in; None: this
@@ -58,7 +58,7 @@ def open_suite(name: str, settings: Mapping[str, Any] | None = None, python: str
     if wanted not in suites:
         raise ConfigError(f"benchmark {kind} has no suite {wanted!r}: {nearest(wanted, suites)}")
     embodiment = build(Embodiment, benchmark.embodiment(wanted), where=f"{kind}/{wanted}")
-    return Opened(spec, benchmark, benchmark.suite(wanted), embodiment)
+    return OpenedSuite(spec, benchmark, benchmark.suite(wanted), embodiment)
 
 
 def _mapping(path: Path) -> Any:

@@ -16,14 +16,14 @@ from anyvla.evaluation.intervals import Interval
 from anyvla.evaluation.results import EpisodeResult, read_results
 from anyvla.evaluation.statistics import summarize
 from anyvla.report import plots
-from anyvla.report.published import statements
-from anyvla.report.template import environment, style, write_page
+from anyvla.report.published import describe_protocols
+from anyvla.report.template import environment, style, write_html
 
 REACHES = (0.1, 0.25, 0.5, 1.0)  # of the bars of differences; the smallest that holds all intervals
 
 
 @dataclass(frozen=True)
-class Block:
+class ConditionComparison:
     """One condition on the episodes that all evaluations have."""
 
     condition: str
@@ -40,7 +40,7 @@ class Sentence:
     text: str
 
 
-def write_comparison_page(folders: Sequence[Path], page: Path, condition: str | None = None) -> Path:
+def write_comparison_report(folders: Sequence[Path], page: Path, condition: str | None = None) -> Path:
     """Compare the evaluations in `folders` (each with a results.jsonl) and write `page`; returns its path.
 
     The headline is about `condition`; None: `told`, or the first that all have. Raises ConfigError for fewer than two
@@ -51,7 +51,7 @@ def write_comparison_page(folders: Sequence[Path], page: Path, condition: str | 
     names = labels(folders)
     results = {name: read_results(folder / "results.jsonl") for name, folder in zip(names, folders, strict=True)}
     html = environment().get_template("comparison.html.j2").render(_context(results, condition))
-    return write_page(page, html)
+    return write_html(page, html)
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
@@ -95,7 +95,7 @@ def _context(results: Mapping[str, Sequence[EpisodeResult]], condition: str | No
         "fewest": FEWEST,
         "sentences": [sentence(first, name, c) for name, c in head.compared.items()],
         "tasks": _tasks(shared),
-        "protocol": statements(r.protocol for own in results.values() for r in own),
+        "protocol": describe_protocols(r.protocol for own in results.values() for r in own),
         "sides": _sides(results),
     }
 
@@ -110,7 +110,7 @@ def _shared(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> d
     return {name: [r for key, r in of.items() if key in keys] for name, of in own.items()}
 
 
-def _block(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> Block | None:
+def _block(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> ConditionComparison | None:
     shared = _shared(results, condition)
     count = len(next(iter(shared.values())))
     if not count:
@@ -123,7 +123,7 @@ def _block(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> Bl
     compared = compare_many(shared) if count >= FEWEST else {}
     ends = [abs(end) for c in compared.values() for end in (c.difference.low, c.difference.high)]
     reach = next(r for r in REACHES if r >= min(1.0, max(ends, default=0.0)))
-    return Block(condition, rates, compared, reach)
+    return ConditionComparison(condition, rates, compared, reach)
 
 
 def sentence(first: str, other: str, compared: Comparison) -> Sentence:
@@ -155,7 +155,7 @@ def _sides(results: Mapping[str, Sequence[EpisodeResult]]) -> dict[str, list[str
     sides: dict[str, dict[str, dict[str, None]]] = {}
     for name, own in results.items():
         for r in own:
-            told = {"checkpoint": r.checkpoint, **statements([r.policy]), **statements([r.versions])}
+            told = {"checkpoint": r.checkpoint, **describe_protocols([r.policy]), **describe_protocols([r.versions])}
             for key, value in told.items():
                 sides.setdefault(key, {}).setdefault(name, {})[value] = None
         mean = sum(r.latency_ms for r in own) / len(own)

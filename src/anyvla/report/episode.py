@@ -25,7 +25,7 @@ _BLOCK = 64  # frames in memory at once
 _COLORS = 7  # c0 .. c6 of the style sheet
 
 
-def write_episode(dataset: EpisodeDataset, index: int, folder: Path) -> Path:
+def write_episode_report(dataset: EpisodeDataset, index: int, folder: Path) -> Path:
     """Write the page of episode `index`; returns `folder/index.html`. Raises ValueError for frames that are damaged."""
     episode = dataset[index]
     folder.mkdir(parents=True, exist_ok=True)

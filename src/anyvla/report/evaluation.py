@@ -16,11 +16,11 @@ from markupsafe import Markup
 from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.intervals import Interval
 from anyvla.evaluation.results import EpisodeResult, read_results
-from anyvla.evaluation.statistics import Played, Rates, Summary, delays, summarize
+from anyvla.evaluation.statistics import ConditionSummary, Rates, Summary, success_by_delay, summarize
 from anyvla.report import plots
-from anyvla.report.published import Fit, Published, fit, published_for, statements
-from anyvla.report.run import read_clips
-from anyvla.report.template import environment, style, write_page
+from anyvla.report.published import ProtocolMatch, PublishedResult, describe_protocols, find_published, fit
+from anyvla.report.run_folder import read_clips
+from anyvla.report.template import environment, style, write_html
 
 # What each kind of words asks, and whether a high share is good ("told"), bad ("first"), or neither ("other").
 LANGUAGE = {
@@ -34,7 +34,7 @@ MEASURES = {"episodes": "over all episodes", "groups": "mean over groups", "leng
 
 
 @dataclass(frozen=True)
-class Row:
+class RateRow:
     """One bar of a table."""
 
     name: str
@@ -45,16 +45,16 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Beside:
+class PublishedRow:
     """A published number beside ours."""
 
-    published: Published
+    published: PublishedResult
     measure: str
     ours: str | None  # in its unit; None where this evaluation has no such number
-    fit: Fit
+    fit: ProtocolMatch
 
 
-def write_evaluation_page(folder: Path, page: Path | None = None) -> Path:
+def write_evaluation_report(folder: Path, page: Path | None = None) -> Path:
     """Write `page` from `folder/results.jsonl` and `folder/videos`; returns its path. None: `folder/index.html`.
 
     Videos are looked for in the folder `videos` beside the page. Raises ValueError for results that cannot be read or
@@ -63,7 +63,7 @@ def write_evaluation_page(folder: Path, page: Path | None = None) -> Path:
     page = page or folder / "index.html"
     results = read_results(folder / "results.jsonl")
     context = _context(folder, results, summarize(results))
-    return write_page(page, environment().get_template("evaluation.html.j2").render(context))
+    return write_html(page, environment().get_template("evaluation.html.j2").render(context))
 
 
 def _context(folder: Path, results: Sequence[EpisodeResult], summary: Summary) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def _context(folder: Path, results: Sequence[EpisodeResult], summary: Summary) -
         "videos": {clip.path: f"videos/{clip.path.name}" for clip in clips},
         "successes": [clip for clip in clips if clip.obeyed],
         "failures": [clip for clip in clips if not clip.obeyed],
-        "protocol": statements(r.protocol for r in results),
-        "policy": statements({**r.policy, **r.versions} for r in results),
+        "protocol": describe_protocols(r.protocol for r in results),
+        "policy": describe_protocols({**r.policy, **r.versions} for r in results),
         "latency_ms": sum(r.latency_ms for r in results) / len(results),
         "errors": [r for r in results if r.outcome == "error"],
         "invalid": sum(r.outcome == "invalid_action" for r in results),
@@ -98,46 +98,46 @@ def _context(folder: Path, results: Sequence[EpisodeResult], summary: Summary) -
     }
 
 
-def _main(summary: Summary) -> tuple[str, Played]:
+def _main(summary: Summary) -> tuple[str, ConditionSummary]:
     """The condition that the headline is about: told, or what was played first."""
     name = "told" if "told" in summary.conditions else next(iter(summary.conditions))
     return name, summary.conditions[name]
 
 
-def _tasks(rates: Rates | None) -> list[Row]:
-    return [Row(task, interval) for task, interval in rates.tasks.items()] if rates else []
+def _tasks(rates: Rates | None) -> list[RateRow]:
+    return [RateRow(task, interval) for task, interval in rates.tasks.items()] if rates else []
 
 
-def _means(rates: Rates | None) -> list[Row]:
+def _means(rates: Rates | None) -> list[RateRow]:
     if rates is None:
         return []
-    rows = [Row(name, i, "mean over the group's tasks", counted=False) for name, i in rates.groups.items()]
-    rows.append(Row("Mean over tasks", rates.mean, "each task worth the same", counted=False))
+    rows = [RateRow(name, i, "mean over the group's tasks", counted=False) for name, i in rates.groups.items()]
+    rows.append(RateRow("Mean over tasks", rates.mean, "each task worth the same", counted=False))
     if rates.group_mean:
-        rows.append(Row("Mean over groups", rates.group_mean, "each group worth the same", counted=False))
+        rows.append(RateRow("Mean over groups", rates.group_mean, "each group worth the same", counted=False))
     return rows
 
 
-def _played(name: str, played: Played, detail: str = "", kind: str = "told") -> Iterator[Row]:
+def _played(name: str, played: ConditionSummary, detail: str = "", kind: str = "told") -> Iterator[RateRow]:
     """A row of its success, with what was not a plain failure; none if every episode was an error."""
     if played.success is None:
         return
     counts = {"simulator errors": played.errors, "invalid actions": played.invalid}
     parts = [detail, *(f"{what}: {count}" for what, count in counts.items() if count)]
-    yield Row(name, played.success.overall, "; ".join(filter(None, parts)), kind)
+    yield RateRow(name, played.success.overall, "; ".join(filter(None, parts)), kind)
 
 
-def _language(summary: Summary) -> Iterator[Row]:
+def _language(summary: Summary) -> Iterator[RateRow]:
     for name, played in summary.conditions.items():
         if name in LANGUAGE:
             yield from _played(name, played, *LANGUAGE[name])
             if name == "swapped" and played.obeyed:
-                yield Row("swapped, obeyed", played.obeyed.overall, "the told goal is the first one reached")
+                yield RateRow("swapped, obeyed", played.obeyed.overall, "the told goal is the first one reached")
 
 
-def _factors(summary: Summary) -> dict[str, list[Row]]:
+def _factors(summary: Summary) -> dict[str, list[RateRow]]:
     """By factor, its levels alone, below the scene as in training."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[RateRow]] = {}
     for name, played in summary.conditions.items():
         c = parse(name)
         if c.language == "told" and len(c.factors) == 1 and c.disturbance is None and not c.delay:
@@ -148,30 +148,30 @@ def _factors(summary: Summary) -> dict[str, list[Row]]:
     return {factor: [*own, *rows] for factor, rows in found.items()}
 
 
-def _correction(summary: Summary) -> Iterator[Row]:
+def _correction(summary: Summary) -> Iterator[RateRow]:
     for name, played in summary.conditions.items():
         for what, recovery in (("disturbed", played.disturbed), ("grasped again", played.regrasped)):
             if recovery is not None:
                 steps = "" if recovery.steps is None else f"; {recovery.steps:g} actions to success, median"
-                yield Row(f"{name}: {what}", recovery.rate, f"of {recovery.rate.episodes} episodes{steps}")
+                yield RateRow(f"{name}: {what}", recovery.rate, f"of {recovery.rate.episodes} episodes{steps}")
 
 
-def _latency(summary: Summary, hz: float | None, chunk: int | None) -> Iterator[Row]:
-    found = delays(summary)
+def _latency(summary: Summary, hz: float | None, chunk: int | None) -> Iterator[RateRow]:
+    found = success_by_delay(summary)
     if set(found) - {0}:
         for delay, interval in found.items():
             parts = [f"{1000 * delay / hz:.0f} ms"] if hz else []
             if chunk is not None and delay >= chunk:
                 parts.append(f"a chunk of {chunk} actions is over before it is known: the robot holds still")
-            yield Row(f"{delay} actions", interval, "; ".join(parts))
+            yield RateRow(f"{delay} actions", interval, "; ".join(parts))
 
 
 def _delay_curve(summary: Summary) -> Markup | None:
-    found = delays(summary)
+    found = success_by_delay(summary)
     return plots.rate_curve(found, "delay, actions", "Success by delay") if len(found) > 1 else None
 
 
-def _combined(summary: Summary) -> Iterator[Row]:
+def _combined(summary: Summary) -> Iterator[RateRow]:
     """What no other table has: more than one thing differs, or other words and another scene."""
     for name, played in summary.conditions.items():
         c = parse(name)
@@ -180,13 +180,13 @@ def _combined(summary: Summary) -> Iterator[Row]:
             yield from _played(name, played, *LANGUAGE[c.language])
 
 
-def _chains(played: Played) -> list[Row]:
+def _chains(played: ConditionSummary) -> list[RateRow]:
     if played.chains is None:
         return []
-    return [Row(f"{number} in a row", interval) for number, interval in enumerate(played.chains.in_a_row, 1)]
+    return [RateRow(f"{number} in a row", interval) for number, interval in enumerate(played.chains.in_a_row, 1)]
 
 
-def _beside(summary: Summary, protocol: Mapping[str, Any]) -> list[Beside]:
+def _beside(summary: Summary, protocol: Mapping[str, Any]) -> list[PublishedRow]:
     played = summary.conditions.get("told")
     ours: dict[str, str] = {}
     if played and played.success:
@@ -195,12 +195,15 @@ def _beside(summary: Summary, protocol: Mapping[str, Any]) -> list[Beside]:
             ours["groups"] = f"{100 * played.success.group_mean.value:.1f} %"
     if played and played.chains:
         ours["length"] = f"{played.chains.length.value:.2f} tasks"
-    found = [(p, fit(p, protocol)) for p in published_for(summary.benchmark)]
+    found = [(p, fit(p, protocol)) for p in find_published(summary.benchmark)]
     part = _part(played, protocol.get("tasks"))
-    return [Beside(p, MEASURES[p.measure], ours.get(p.measure), Fit([*f.differs, *part], f.unstated)) for p, f in found]
+    return [
+        PublishedRow(p, MEASURES[p.measure], ours.get(p.measure), ProtocolMatch([*f.differs, *part], f.unstated))
+        for p, f in found
+    ]
 
 
-def _part(played: Played | None, tasks: int | None) -> list[str]:
+def _part(played: ConditionSummary | None, tasks: int | None) -> list[str]:
     """What of the suite was not played, if anything."""
     rates = played.success if played and not played.chains else None
     there = len(rates.tasks) if rates else None

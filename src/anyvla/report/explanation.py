@@ -33,7 +33,7 @@ ACTED = 3  # steps of a session that are played
 
 
 @dataclass(frozen=True)
-class Group:
+class TokenGroup:
     """Places of a sequence that hold one thing."""
 
     kind: Kind
@@ -43,7 +43,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Part:
+class ParameterCount:
     """Weights of one part."""
 
     name: str
@@ -65,9 +65,9 @@ class Explanation:
     chunk: int  # N
     execute: int
     action: int  # A
-    groups: tuple[Group, ...]  # of one sequence, in order; a step's suffix follows it
+    groups: tuple[TokenGroup, ...]  # of one sequence, in order; a step's suffix follows it
     sees: Float[np.ndarray, "G G"] = field(repr=False)  # which share of the places of a column each row sees
-    parts: tuple[Part, ...]
+    parts: tuple[ParameterCount, ...]
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class Watched(Continuation):
+class RecordingContinuation(Continuation):
     """A continuation that keeps what a decoder does with it."""
 
     seen_apart: list[Bool[Tensor, "T T"]] = field(default_factory=list)  # what places of a suffix see of each other
@@ -94,7 +94,7 @@ class Watched(Continuation):
 
 
 @contextmanager
-def recorded(backbone: torch.nn.Module) -> Iterator[list[TokenSequence]]:
+def record_calls(backbone: torch.nn.Module) -> Iterator[list[TokenSequence]]:
     """What the backbone reads while this is open, call by call."""
     calls: list[TokenSequence] = []
 
@@ -108,7 +108,7 @@ def recorded(backbone: torch.nn.Module) -> Iterator[list[TokenSequence]]:
         handle.remove()
 
 
-def made_up_statistics(embodiment: Embodiment) -> Statistics:
+def dummy_statistics(embodiment: Embodiment) -> Statistics:
     """Of a robot whose actions and proprioception lie in [-1, 1]."""
 
     def of(dims: int) -> dict[str, list[float]]:
@@ -118,7 +118,7 @@ def made_up_statistics(embodiment: Embodiment) -> Statistics:
     return Statistics(of(embodiment.action.size), of(embodiment.proprio.size), "0" * 64)
 
 
-def made_up_chunks(count: int, chunk: int, dims: int, seed: int = 0) -> Float[Tensor, "K N A"]:
+def dummy_chunks(count: int, chunk: int, dims: int, seed: int = 0) -> Float[Tensor, "K N A"]:
     """Smooth chunks in [-1, 1], as robots make them: slow waves."""
     g = torch.Generator().manual_seed(seed)
     time = torch.linspace(0, 1, chunk)[:, None]
@@ -126,11 +126,11 @@ def made_up_chunks(count: int, chunk: int, dims: int, seed: int = 0) -> Float[Te
     return (speed * time + phase).sin()
 
 
-def made_up_window(vla: VLA, seed: int = 0) -> Batch:
+def dummy_window(vla: VLA, seed: int = 0) -> Batch:
     """One window of all its steps."""
     steps, robot = vla.history.window, vla.embodiment
     g = torch.Generator().manual_seed(seed)
-    chunks = made_up_chunks(steps, vla.config.chunk, robot.action.size, seed)
+    chunks = dummy_chunks(steps, vla.config.chunk, robot.action.size, seed)
     shape = (1, steps, len(robot.cameras), SIDE, SIDE, 3)
     batch = Batch(
         images=torch.randint(0, 256, shape, dtype=torch.uint8, generator=g),
@@ -148,14 +148,14 @@ def made_up_window(vla: VLA, seed: int = 0) -> Batch:
 @torch.no_grad()
 def explain(vla: VLA, name: str, notes: Sequence[str] = ()) -> Explanation:
     """Let the model read a made-up window, and play some steps. Raises what the model raises. `notes`: to add."""
-    config, batch = vla.config, made_up_window(vla)
-    with recorded(vla.backbone) as calls:
+    config, batch = vla.config, dummy_window(vla)
+    with record_calls(vla.backbone) as calls:
         context = vla.read(batch)
     sequence = calls[0]
-    places = groups_of_places(vla, sequence)
-    groups, sees = _grouped(places, visible(vla, sequence)[0])
+    places = label_positions(vla, sequence)
+    groups, sees = _grouped(places, attention_mask_of(vla, sequence)[0])
     if context.continuation is not None:
-        own = suffix_of(vla, context, batch)
+        own = suffix_mask(vla, context, batch)
         groups, sees = _with_suffixes(vla, groups, sees, len(places), context.continuation, own)
     return Explanation(
         name=name,
@@ -171,12 +171,12 @@ def explain(vla: VLA, name: str, notes: Sequence[str] = ()) -> Explanation:
         action=vla.embodiment.action.size,
         groups=tuple(groups),
         sees=sees,
-        parts=tuple(parts_of(vla)),
+        parts=tuple(count_parameters(vla)),
         notes=(*_notes(vla, sequence), *notes),
     )
 
 
-def groups_of_places(vla: VLA, sequence: TokenSequence) -> list[Group]:
+def label_positions(vla: VLA, sequence: TokenSequence) -> list[TokenGroup]:
     """What stands at each place of the first sequence, padding left out. Each group has one place."""
     out = []
     cameras, readouts = vla.embodiment.cameras, vla.config.readouts
@@ -186,7 +186,7 @@ def groups_of_places(vla: VLA, sequence: TokenSequence) -> list[Group]:
     for step, members in groupby(range(len(steps)), lambda place: steps[place]):
         mine = list(members)
         if step < 0:
-            out += [Group("start", "start", -1, 1)] * len(mine)
+            out += [TokenGroup("start", "start", -1, 1)] * len(mine)
             continue
         tokens = [p for p in mine if not queries[p]]
         written = [p for p in mine if queries[p]]
@@ -194,15 +194,15 @@ def groups_of_places(vla: VLA, sequence: TokenSequence) -> list[Group]:
         camera = _cameras(vla, tokens, ends)
         for place in mine:
             if place in camera:
-                out.append(Group("image", cameras[camera[place]], step, 1))
+                out.append(TokenGroup("image", cameras[camera[place]], step, 1))
             elif place in tokens:
-                out.append(Group("text", "text", step, 1))
+                out.append(TokenGroup("text", "text", step, 1))
             elif place in written[len(written) - readouts :]:
-                out.append(Group("readout", "readout", step, 1))
+                out.append(TokenGroup("readout", "readout", step, 1))
             elif place < tokens[0]:
-                out.append(Group("past", "last chunk", step, 1))
+                out.append(TokenGroup("past", "last chunk", step, 1))
             else:
-                out.append(Group("proprio", "proprio", step, 1))
+                out.append(TokenGroup("proprio", "proprio", step, 1))
     return out
 
 
@@ -226,7 +226,7 @@ def _cameras(vla: VLA, tokens: Sequence[int], images: Sequence[int]) -> dict[int
     return out
 
 
-def visible(vla: VLA, sequence: TokenSequence) -> Bool[np.ndarray, "S L L"]:
+def attention_mask_of(vla: VLA, sequence: TokenSequence) -> Bool[np.ndarray, "S L L"]:
     """Who sees whom, as the backbone tells its model; padding left out of no sequence."""
     count, length = sequence.input_ids.shape
     ask = getattr(vla.backbone, "language_inputs", None)
@@ -243,19 +243,21 @@ def visible(vla: VLA, sequence: TokenSequence) -> Bool[np.ndarray, "S L L"]:
     return (seen if seen.dtype == torch.bool else seen == 0).cpu().numpy()
 
 
-def _grouped(places: Sequence[Group], seen: Bool[np.ndarray, "L L"]) -> tuple[list[Group], Float[np.ndarray, "G G"]]:
+def _grouped(
+    places: Sequence[TokenGroup], seen: Bool[np.ndarray, "L L"]
+) -> tuple[list[TokenGroup], Float[np.ndarray, "G G"]]:
     """Neighbors that hold the same as one group, and the share of pairs that see each other."""
     groups = [replace(group, places=len(list(members))) for group, members in groupby(places)]
     shares = _shares([g.places for g in groups])
     return groups, (shares.T @ seen[: len(places), : len(places)] @ shares).round(6)
 
 
-def suffix_of(vla: VLA, context: Context, batch: Batch) -> Bool[np.ndarray, "T T"]:
+def suffix_mask(vla: VLA, context: Context, batch: Batch) -> Bool[np.ndarray, "T T"]:
     """What the places of a suffix see of each other, the first of them the context."""
     assert context.continuation is not None
     given = {f: getattr(context.continuation, f) for f in Continuation.__dataclass_fields__}
-    watched = Context(context.vector, Watched(**given))
-    assert isinstance(watched.continuation, Watched)
+    watched = Context(context.vector, RecordingContinuation(**given))
+    assert isinstance(watched.continuation, RecordingContinuation)
     if "keys_values" not in vla.decoder.needs:  # it reads with the backbone
         actions = vla.action.normalize(batch.actions, batch.robots)[batch.step_mask]
         mask = batch.action_mask[batch.step_mask]
@@ -269,25 +271,25 @@ def suffix_of(vla: VLA, context: Context, batch: Batch) -> Bool[np.ndarray, "T T
 
 def _with_suffixes(
     vla: VLA,
-    groups: Sequence[Group],
+    groups: Sequence[TokenGroup],
     sees: np.ndarray,
     length: int,
     after: Continuation,
     own: Bool[np.ndarray, "T T"],
-) -> tuple[list[Group], Float[np.ndarray, "G G"]]:
+) -> tuple[list[TokenGroup], Float[np.ndarray, "G G"]]:
     """Each step followed by its suffix, which sees what it may of the steps, and itself."""
     visible_ = after.visible[: after.counts[0], :length].cpu().numpy()  # of the first sequence
     shares = (visible_ @ _shares([g.places for g in groups])).round(6)  # (steps, G)
     sizes = [1, len(own) - 1]
     inside = (_shares(sizes).T @ own @ _shares(sizes)).round(6)  # (2, 2)
-    out: list[Group] = []
+    out: list[TokenGroup] = []
     source: list[tuple[int, int]] = []  # of each group: its number and -1, or its step and its place in the suffix
     for number, group in enumerate(groups):
         out.append(group)
         source.append((number, -1))
         if group.step >= 0 and (number + 1 == len(groups) or groups[number + 1].step != group.step):
             for place, (label, size) in enumerate(zip(("context", vla.config.decoder.name), sizes, strict=True)):
-                out.append(Group("suffix", label, group.step, size))
+                out.append(TokenGroup("suffix", label, group.step, size))
                 source.append((group.step, place))
     matrix = np.zeros((len(out), len(out)))
     for i, (row, of_row) in enumerate(source):
@@ -304,13 +306,13 @@ def _shares(sizes: Sequence[int]) -> Float[np.ndarray, "L G"]:
     return np.repeat(np.diag(1 / np.array(sizes)), sizes, axis=0)
 
 
-def parts_of(vla: VLA) -> list[Part]:
+def count_parameters(vla: VLA) -> list[ParameterCount]:
     """The weights by part, those of the backbone first. A weight that two parts share counts once."""
     seen: set[int] = set()
 
-    def part(name: str, weights: Sequence[Tensor]) -> Part:
+    def part(name: str, weights: Sequence[Tensor]) -> ParameterCount:
         new = [w for w in weights if id(w) not in seen and not seen.add(id(w))]  # type: ignore[func-returns-value]
-        return Part(name, sum(w.numel() for w in new), sum(w.numel() for w in new if w.requires_grad))
+        return ParameterCount(name, sum(w.numel() for w in new), sum(w.numel() for w in new if w.requires_grad))
 
     out = [part(name, weights) for name, weights in parameters_by_part(vla.backbone).items()]
     out.append(part("LM head", list(vla.backbone.parameters())))  # what no other part holds
@@ -345,7 +347,7 @@ def _acting(vla: VLA) -> Iterator[str]:
     again = False
     for _ in range(ACTED):
         images = {c: rng.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8) for c in robot.cameras}
-        with recorded(vla.backbone) as calls:
+        with record_calls(vla.backbone) as calls:
             vla.act([Observation(images, np.zeros(robot.proprio.size, np.float32))], [session])
         looking = [c for c in calls if len(c.images)]
         again = any(int(c.step_ids.max()) > 0 for c in looking)  # more than the new step in a sequence

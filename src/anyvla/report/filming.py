@@ -17,13 +17,13 @@ import numpy as np
 
 from anyvla.evaluation.conditions import parse
 from anyvla.evaluation.results import EpisodeResult
-from anyvla.evaluation.suites import Opened
+from anyvla.evaluation.suites import OpenedSuite
 from anyvla.evaluation.tracks import Track, read_track
 from anyvla.evaluation.workers import prepare_worker
 from anyvla.files import durable
 from anyvla.files.folder_lock import only_here
 from anyvla.interrupted import Interrupted
-from anyvla.report.overlay import chunk_at, chunk_limits, overlay
+from anyvla.report.overlay import chunk_limits, draw_overlay, find_chunk
 from anyvla.report.video import write_video
 from anyvla.worker_pool import WorkerPool
 from anyvla_sim.spec import Spec
@@ -64,7 +64,7 @@ def obeyed(result: EpisodeResult) -> bool:
 
 def film(
     results: Sequence[EpisodeResult],
-    opened: Opened,
+    opened: OpenedSuite,
     folder: Path,
     *,
     failures: int = 6,
@@ -134,8 +134,8 @@ def _frames(
     def picture(number: int, success: bool | None = None) -> np.ndarray:
         task = tasks[int(np.searchsorted(track.stages, number, side="right")) - 1]
         session = int(np.searchsorted(track.told, number, side="right")) - 1
-        chunk, executed = chunk_at(track.chunks, track.marks, number, condition.delay, int(track.told[session]))
-        return overlay(
+        chunk, executed = find_chunk(track.chunks, track.marks, number, condition.delay, int(track.told[session]))
+        return draw_overlay(
             environment.frame(SIZE, SIZE),
             track.words[session],
             task=task if result.condition == "told" else f"{task}, {result.condition}",

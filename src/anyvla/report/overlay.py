@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image, ImageDraw
 
-from anyvla.report.video import FAILURE, NEUTRAL, SUCCESS, Mark, caption
+from anyvla.report.video import FAILURE, NEUTRAL, SUCCESS, Mark, add_caption
 
 # Of the dimensions, in turn; told apart on dark ground, as the pages' plots are.
 COLORS = ("#6ea3ff", "#ff9a62", "#6ad79c", "#c79bff", "#f0c366", "#67d4e8", "#ff8ac0")
@@ -20,7 +20,7 @@ GROUND, FADED, EDGE = "#14181f", "#39414f", "#f4f6f9"
 SCALE = 2  # drawn larger and made smaller: Pillow's lines have no smooth edges
 
 
-def overlay(
+def draw_overlay(
     frame: UInt8[np.ndarray, "H W 3"],
     text: str,
     *,
@@ -53,7 +53,7 @@ def overlay(
         where.append(task)
     color = NEUTRAL if success is None else SUCCESS if success else FAILURE
     mark: Mark | None = None if success is None else "tick" if success else "cross"
-    shown = caption(frame, text, color, mark, detail=", ".join(where))
+    shown = add_caption(frame, text, color, mark, detail=", ".join(where))
     if limits is None:
         return shown
     key = None if chunk is None else (np.ascontiguousarray(chunk, np.float32).tobytes(), len(chunk))
@@ -69,7 +69,7 @@ def chunk_limits(chunks: Float32[np.ndarray, "K N A"]) -> Float32[np.ndarray, "2
     return np.stack([flat.min(0), flat.max(0)]).astype(np.float32)
 
 
-def chunk_at(
+def find_chunk(
     chunks: Float32[np.ndarray, "K N A"], marks: Int64[np.ndarray, "K"], step: int, delay: int = 0, since: int = 0
 ) -> tuple[Float32[np.ndarray, "N A"] | None, int]:
     """The chunk that action number `step` is of, and how many of its actions have passed; (None, 0) before the first.

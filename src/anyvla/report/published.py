@@ -25,7 +25,7 @@ Measure = Literal["episodes", "groups", "length"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Published:
+class PublishedResult:
     """A number that somebody has published."""
 
     benchmark: str  # "libero"
@@ -49,7 +49,7 @@ class Published:
 
 
 @plain_dataclass(frozen=True)
-class Fit:
+class ProtocolMatch:
     """How a published number's protocol lies to ours."""
 
     differs: Sequence[str]  # "horizon: 300, ours 220"
@@ -62,22 +62,22 @@ class Fit:
 
 
 @cache
-def read_published(path: Path = FILE) -> tuple[Published, ...]:
+def read_published(path: Path = FILE) -> tuple[PublishedResult, ...]:
     """All that is known. Raises ConfigError that names the entry for one that is not well made."""
     entries = read_yaml(path)
     if not isinstance(entries, list):
         raise ConfigError(f"{path}: expected a list of published numbers, found {type(entries).__name__}")
-    return tuple(build(Published, entry, where=f"{path.name}, entry {i}") for i, entry in enumerate(entries, 1))
+    return tuple(build(PublishedResult, entry, where=f"{path.name}, entry {i}") for i, entry in enumerate(entries, 1))
 
 
-def published_for(benchmark: str, path: Path = FILE) -> list[Published]:
+def find_published(benchmark: str, path: Path = FILE) -> list[PublishedResult]:
     """The numbers for `benchmark` as it stands in a result line ("libero/goal"), best first."""
     name, _, suite = benchmark.partition("/")
     found = [p for p in read_published(path) if p.benchmark == name and suite in p.suites]
     return sorted(found, key=lambda p: (p.measure, -p.number))
 
 
-def fit(published: Published, protocol: Mapping[str, Any]) -> Fit:
+def fit(published: PublishedResult, protocol: Mapping[str, Any]) -> ProtocolMatch:
     """What of its protocol is not as in `protocol`, that of our result lines, and what its source does not state."""
     stated = dict(flat(published.protocol))
     differs = []
@@ -89,7 +89,7 @@ def fit(published: Published, protocol: Mapping[str, Any]) -> Fit:
             ours = ours.get(part, {}) if isinstance(ours, Mapping) else {}
         if ours != value:
             differs.append(f"{key}: {short(value)}, ours {short(ours)}")
-    return Fit(differs, [key for key in NEEDED if key not in stated])
+    return ProtocolMatch(differs, [key for key in NEEDED if key not in stated])
 
 
 def flat(protocol: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
@@ -101,7 +101,7 @@ def flat(protocol: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, An
             yield f"{where}{key}", value
 
 
-def statements(protocols: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def describe_protocols(protocols: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """What they state for people, as "settings.render": "fast"; where they do not agree, every value that occurs."""
     found: dict[str, dict[str, None]] = {}
     for protocol in protocols:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import escape
 
-from anyvla.report.explanation import Explanation, Group, Kind, Part
+from anyvla.report.explanation import Explanation, Kind, ParameterCount, TokenGroup
 
 WIDTH, MARGIN = 960, 28
 BOX, GAP = 34, 4  # height of a box, space between boxes
@@ -89,13 +89,13 @@ def shown_groups(explained: Explanation) -> list[int]:
     return [number for number, group in enumerate(explained.groups) if group.step in steps]
 
 
-def name_of(group: Group, explained: Explanation) -> str:
+def group_name(group: TokenGroup, explained: Explanation) -> str:
     """For people: what it is and, where a sequence has several steps, of which."""
     several = explained.sequences == 1 and explained.window > 1
     return f"{group.step + 1} {group.label}" if several and group.step >= 0 else group.label
 
 
-def amount(count: int) -> str:
+def format_count(count: int) -> str:
     """A number of weights for people: 1.2 G, 41.3 M, 9.6 k, 128."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size:
@@ -103,7 +103,7 @@ def amount(count: int) -> str:
     return str(count)
 
 
-def svg(explained: Explanation) -> str:
+def draw_structure(explained: Explanation) -> str:
     """The whole picture, a document of its own."""
     draw = _Drawing()
     made = explained.structure
@@ -182,7 +182,7 @@ def _short(words: str, room: float) -> str:
     return words if len(words) <= most else f"{words[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _widths(groups: Sequence[Group], room: float) -> list[float]:
+def _widths(groups: Sequence[TokenGroup], room: float) -> list[float]:
     """Wider where there are more places, wide enough for the words, and all together no wider than the room."""
     least = [7.0 * min(12, max(len(g.label), len(str(g.places)))) + 18 for g in groups]
     wanted = [max(w, 9 * g.places**0.5) for w, g in zip(least, groups, strict=True)]
@@ -193,7 +193,12 @@ def _widths(groups: Sequence[Group], room: float) -> list[float]:
 
 
 def _joints(
-    draw: _Drawing, e: Explanation, rows: Sequence[float], ends: Sequence[float], suffixes: Sequence[Group], left: float
+    draw: _Drawing,
+    e: Explanation,
+    rows: Sequence[float],
+    ends: Sequence[float],
+    suffixes: Sequence[TokenGroup],
+    left: float,
 ) -> None:
     """Fuser, decoder and chunk, right of the steps; a decoder in the backbone under the last of them."""
     x, last = max(ends) + 34, rows[-1]
@@ -243,10 +248,12 @@ def _matrix(draw: _Drawing, e: Explanation, top: float) -> None:
     shown = shown_groups(e)
     x0, y0 = MARGIN + LABELS, top + 100
     for number, column in enumerate(shown):
-        draw.text(x0 + number * CELL + 11, y0 - 6, _short(name_of(e.groups[column], e), LABELS), "small", rotate=True)
+        draw.text(
+            x0 + number * CELL + 11, y0 - 6, _short(group_name(e.groups[column], e), LABELS), "small", rotate=True
+        )
     for line, row in enumerate(shown):
         y = y0 + line * CELL
-        draw.text(x0 - 7, y + 13, _short(name_of(e.groups[row], e), LABELS), "end small")
+        draw.text(x0 - 7, y + 13, _short(group_name(e.groups[row], e), LABELS), "end small")
         for number, column in enumerate(shown):
             _cell(draw, x0 + number * CELL, y, e.groups[column].kind, float(e.sees[row, column]))
     y = y0 + len(shown) * CELL + 22
@@ -278,14 +285,14 @@ def _table(draw: _Drawing, e: Explanation, x: float, top: float) -> None:
     draw.text(right - 84, top, "all", "end soft small")
     draw.text(right, top, "trainable", "end soft small")
     y = top + 22
-    together = Part("together", sum(p.parameters for p in e.parts), sum(p.trainable for p in e.parts))
+    together = ParameterCount("together", sum(p.parameters for p in e.parts), sum(p.trainable for p in e.parts))
     for part in (*e.parts, together):
         if part is together:
             draw.path(f"M{x:g} {y - 11:g} H{right:g}", "line")
             y += 3
         draw.text(x, y, part.name)
-        draw.text(right - 84, y, amount(part.parameters), "end")
-        draw.text(right, y, amount(part.trainable) if part.trainable else "frozen", "end")
+        draw.text(right - 84, y, format_count(part.parameters), "end")
+        draw.text(right, y, format_count(part.trainable) if part.trainable else "frozen", "end")
         y += 18
     y += 14
     for note in e.notes:

@@ -29,10 +29,10 @@ def environment() -> jinja2.Environment:
 
 def style() -> Markup:
     """The style sheet, light and dark."""
-    return Markup((TEMPLATES / "page.css").read_text(encoding="utf-8"))
+    return Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
 
 
-def write_page(path: Path, page: str) -> Path:
+def write_html(path: Path, page: str) -> Path:
     """Put a page in place whole, so that an interruption leaves the one that was there before; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     durable.write(path, page)

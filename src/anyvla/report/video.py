@@ -69,7 +69,7 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
         container.mux(stream.encode(None))
 
 
-def caption(
+def add_caption(
     frame: UInt8[np.ndarray, "H W 3"], text: str, color: str = NEUTRAL, mark: Mark | None = None, detail: str = ""
 ) -> UInt8[np.ndarray, "H2 W 3"]:
     """The frame with a strip above it: `text` on at most two lines, a bar and an outcome mark in `color`.

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 from anyvla.serving.naming import join_names, quote
 
 _DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])|bool|u?int(8|16|32|64)|float(16|32|64)")
@@ -51,7 +51,7 @@ class EncodedImage:
             raise ValueError(f"image {quote(self.name)} cannot be decoded: {str(error)[:200]}") from None
 
 
-def read_image(value: Any, name: str, limits: Limits) -> EncodedImage:
+def read_image(value: Any, name: str, limits: ServerLimits) -> EncodedImage:
     """Return an image of a message, not decoded. Raises ValueError that names it."""
     image = f"image {quote(name)}"
     if not isinstance(value, Mapping):
@@ -80,7 +80,7 @@ def read_image(value: Any, name: str, limits: Limits) -> EncodedImage:
     return read
 
 
-def read_vector(value: Any, name: str, limits: Limits) -> np.ndarray:
+def read_vector(value: Any, name: str, limits: ServerLimits) -> np.ndarray:
     """Return an array or a list of numbers of a message, flat. Raises ValueError that names it."""
     if isinstance(value, Mapping) and value.get("__ndarray__"):
         array = _view(value, quote(name), limits.array_bytes)

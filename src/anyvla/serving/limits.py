@@ -15,7 +15,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Limits:
+class ServerLimits:
     """The file of `--limits`, and the options `--limits.NAME VALUE`."""
 
     # One message.

@@ -8,7 +8,7 @@ import socket
 import sys
 
 from anyvla.config import ConfigError
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 
 _OTHER_FILES = 64  # of a process that serves
 
@@ -33,14 +33,14 @@ def bind(host: str, port: int) -> list[socket.socket]:
             try:
                 new.bind((address[0], port, *address[2:]))
             except OSError as error:
-                raise explain(error, host, port) from None
+                raise explain_bind_error(error, host, port) from None
             port = new.getsockname()[1]  # all addresses get the free port of the first
             sockets.append(new)
         opened.pop_all()
     return sockets
 
 
-def check_open_files(limits: Limits) -> None:
+def check_open_files(limits: ServerLimits) -> None:
     """Raise ConfigError for more connections than the process may have open files."""
     if sys.platform == "win32":
         return
@@ -57,12 +57,12 @@ def check_open_files(limits: Limits) -> None:
         )
 
 
-def addresses(sockets: list[socket.socket]) -> list[str]:
+def list_addresses(sockets: list[socket.socket]) -> list[str]:
     """Return the IP addresses of sockets."""
     return [s.getsockname()[0] for s in sockets]
 
 
-def explain(error: OSError, host: str, port: int) -> ConfigError:
+def explain_bind_error(error: OSError, host: str, port: int) -> ConfigError:
     """Return the error of a server that can't listen, with the way out."""
     if error.errno == errno.EADDRINUSE:
         text = f"port {port} is in use: stop the program that has it, or give another --port (0: any that is free)"

@@ -18,7 +18,7 @@ from anyvla.config import STRICT, ConfigError
 from anyvla.limits import VALUE
 from anyvla.robot.embodiment import Embodiment
 from anyvla.serving.arrays import EncodedImage, read_image, read_vector
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 from anyvla.serving.naming import join_names, quote
 from anyvla.text import check_instruction
 from anyvla.types import Observation
@@ -60,14 +60,14 @@ class Request:
 class Translator:
     """Between a client's messages and a robot."""
 
-    def __init__(self, mapping: ClientMapping, robot: Embodiment, limits: Limits | None = None) -> None:
+    def __init__(self, mapping: ClientMapping, robot: Embodiment, limits: ServerLimits | None = None) -> None:
         """Raise ConfigError for a mapping that does not fit the robot."""
         unknown = set(mapping.cameras) - set(robot.cameras)
         if unknown:
             raise ConfigError(
                 f"the mapping names the camera {sorted(unknown)[0]!r}; the policy has {', '.join(robot.cameras)}"
             )
-        self._mapping, self.robot, self._limits = mapping, robot, limits or Limits()
+        self._mapping, self.robot, self._limits = mapping, robot, limits or ServerLimits()
         self._cameras = {camera: mapping.cameras.get(camera, camera) for camera in robot.cameras}
         self._gripper = self._own_gripper() if mapping.gripper is not None else None
 

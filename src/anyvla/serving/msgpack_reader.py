@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 from anyvla.serving.naming import quote
 
 # The first byte of a value, the struct of the number that follows.
@@ -33,7 +33,7 @@ class MessageError(ValueError):
     """A message that is no msgpack, or more than the limits allow."""
 
 
-def read_msgpack(data: bytes, limits: Limits) -> Any:
+def read_msgpack(data: bytes, limits: ServerLimits) -> Any:
     """Return the one value of a message. Raises MessageError that names the place."""
     reader = _Reader(data, limits)
     value = reader.value([])
@@ -43,7 +43,7 @@ def read_msgpack(data: bytes, limits: Limits) -> Any:
 
 
 class _Reader:
-    def __init__(self, data: bytes, limits: Limits) -> None:
+    def __init__(self, data: bytes, limits: ServerLimits) -> None:
         self._data, self._limits = memoryview(data), limits
         self.position, self._items = 0, 0
 

@@ -18,7 +18,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 
 log = logging.getLogger(__name__)
 _TURN_S = 0.002  # of parsing, then the event loop has its turn
@@ -66,7 +66,7 @@ class PacedConnection(ServerConnection):
         self,
         *args: Any,
         turns: Turns,
-        limits: Limits,
+        limits: ServerLimits,
         made: Callable[[PacedConnection], None],
         lost: Callable[[PacedConnection], None],
         **kwargs: Any,

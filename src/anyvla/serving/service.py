@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from anyvla.serving.access import is_authorized
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 from anyvla.serving.pacing import PacedConnection, Turns
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Conversation(Protocol):
 class Service:
     """Answer connections until `stop` is called."""
 
-    def __init__(self, conversation: Callable[[], Conversation], limits: Limits, key: str | None = None) -> None:
+    def __init__(self, conversation: Callable[[], Conversation], limits: ServerLimits, key: str | None = None) -> None:
         """`conversation` opens one for a new connection; `key`: of clients, None: they need none."""
         self._converse, self._limits, self._key = conversation, limits, key
         self._opening: dict[PacedConnection, bool] = {}  # in their order; whether the request has arrived

@@ -22,7 +22,7 @@ from anyvla import __version__
 from anyvla.policy import VLA
 from anyvla.serving.batching import Batcher
 from anyvla.serving.episode import Episodes
-from anyvla.serving.limits import Limits
+from anyvla.serving.limits import ServerLimits
 from anyvla.serving.mapping import Request, Translator
 from anyvla.serving.msgpack_reader import MessageError, read_msgpack
 from anyvla.serving.naming import join_names, quote
@@ -49,14 +49,14 @@ class MessageFault(ValueError):
         self.seq = seq
 
 
-class Protocol:
+class VlaEvalProtocol:
     """The parts that all connections of a server share. `conversation` opens one."""
 
     def __init__(
-        self, vla: VLA, translator: Translator, execute: int | None = None, limits: Limits | None = None
+        self, vla: VLA, translator: Translator, execute: int | None = None, limits: ServerLimits | None = None
     ) -> None:
         """`execute`: actions of a chunk before predicting again; None: as trained."""
-        self.vla, self.translator, self.limits = vla, translator, limits or Limits()
+        self.vla, self.translator, self.limits = vla, translator, limits or ServerLimits()
         self.execute = execute or vla.config.execute
         self.batcher = Batcher(vla, pending=self.limits.pending_requests)
         self._decoders = ThreadPoolExecutor(self.limits.decoders, "decoder")
@@ -78,7 +78,7 @@ class Protocol:
 class Conversation:
     """One connection."""
 
-    def __init__(self, protocol: Protocol) -> None:
+    def __init__(self, protocol: VlaEvalProtocol) -> None:
         self._protocol = protocol
         self._episodes = Episodes(protocol.translator, protocol.batcher, self._decode, protocol.execute)
 
@@ -137,7 +137,7 @@ class Conversation:
         }
 
 
-def read_message(data: bytes | str, limits: Limits) -> Message:
+def read_message(data: bytes | str, limits: ServerLimits) -> Message:
     """Return a message of a client. Raises MessageFault that says what is wrong with it."""
     if isinstance(data, str):
         raise MessageFault("messages are binary msgpack, this one is text", 0)

@@ -224,7 +224,7 @@ def test_quickstart_fits_between_collecting_and_training(
     monkeypatch.setattr("anyvla.cli.data.collect.collect", lambda *_: seen.append("collect"))
     monkeypatch.setattr("anyvla.cli.train.train", train)
     monkeypatch.setattr("anyvla.cli.evaluate.evaluate", lambda *_: seen.append("evaluate"))
-    monkeypatch.setattr("anyvla.report.page.write_report", lambda run: run / "index.html")
+    monkeypatch.setattr("anyvla.report.run_report.write_report", lambda run: run / "index.html")
     monkeypatch.setattr("anyvla.evaluation.results.read_results", lambda _: [])
     monkeypatch.setattr("anyvla.evaluation.statistics.summarize", lambda _: summary)
     options = [] if tokens else ["--model.representation", "continuous", "--model.decoder", "regression"]

@@ -26,8 +26,8 @@ def run(options: argparse.Namespace) -> int:
 
         print(write_recording(dataset, options.episode, options.rerun))
         return 0
-    from anyvla.report.episode import write_episode
+    from anyvla.report.episode import write_episode_report
 
     out = options.out or Path("outputs/view") / f"{dataset.root.name}-{options.episode}"
-    print(write_episode(dataset, options.episode, out))
+    print(write_episode_report(dataset, options.episode, out))
     return 0

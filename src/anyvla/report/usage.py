@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyvla.report.run import Run
+from anyvla.report.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Alone:
+class UsageGuide:
     """The contents of the section."""
 
     python: str  # a loop on the robot
@@ -23,19 +23,19 @@ class Alone:
     sources: Sequence[str]  # paths of the data that it was trained on, quoted for a shell
 
 
-def sources_of(recipe: Mapping[str, Any]) -> list[str]:
+def list_sources(recipe: Mapping[str, Any]) -> list[str]:
     """Return the paths of the data sets that a recipe names itself, quoted for a shell."""
     sources = (recipe.get("data") or {}).get("sources") or []
     return [shlex.quote(str(source["path"])) for source in sources if "path" in source]
 
 
-def without_simulator(run: Run) -> Alone | None:
+def usage_guide(run: RunFolder) -> UsageGuide | None:
     """Return the section for a run that nothing has evaluated and no simulator can; None for other runs."""
     if run.results or not run.recipe_text or run.recipe.get("benchmark"):
         return None
     finished = run.checkpoint == run.root / "checkpoint"
     policy = shlex.quote(str(run.root if finished else run.checkpoint))
-    return Alone(_loop(run.checkpoint, run.robot), policy, finished, sources_of(run.recipe))
+    return UsageGuide(_loop(run.checkpoint, run.robot), policy, finished, list_sources(run.recipe))
 
 
 def _loop(checkpoint: Path, robot: Mapping[str, Any]) -> str:

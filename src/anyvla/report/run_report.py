@@ -19,13 +19,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from anyvla.evaluation.hardware import machine
+from anyvla.evaluation.hardware import describe_machine
 from anyvla.evaluation.statistics import Summary
 from anyvla.report import plots
-from anyvla.report.alone import sources_of, without_simulator
-from anyvla.report.evaluation import write_evaluation_page
-from anyvla.report.run import Clip, Run, read_run
-from anyvla.report.template import TEMPLATES, environment, style, write_page
+from anyvla.report.evaluation import write_evaluation_report
+from anyvla.report.run_folder import Clip, RunFolder, read_run_folder
+from anyvla.report.template import TEMPLATES, environment, style, write_html
+from anyvla.report.usage import list_sources, usage_guide
 
 PACKAGES = ("anyvla", "torch", "transformers", "numpy", "av")  # named on the page with their versions
 
@@ -43,29 +43,29 @@ def write_report(run: Path) -> Path:
 
     Raises ValueError if the folder holds nothing of a run, or if one of its files is broken.
     """
-    found = read_run(Path(run))
+    found = read_run_folder(Path(run))
     folder = found.root / "report"
     folder.mkdir(exist_ok=True)
     videos = {clip.path: name for clip, name in _names(found.clips)}
     for source, name in videos.items():
         _place(source, folder / name)
     if found.results:
-        write_evaluation_page(found.root / "eval", folder / "evaluation.html")
+        write_evaluation_report(found.root / "eval", folder / "evaluation.html")
     else:
         (folder / "evaluation.html").unlink(missing_ok=True)  # of results that are gone
-    page = environment().get_template("page.html.j2").render(_context(found, videos))
-    index = write_page(folder / "index.html", page)
+    page = environment().get_template("run.html.j2").render(_context(found, videos))
+    index = write_html(folder / "index.html", page)
     for old in set((folder / "videos").glob("*.mp4")) - {folder / name for name in videos.values()}:
         old.unlink()
     return index
 
 
-def _context(run: Run, videos: Mapping[Path, str]) -> dict[str, Any]:
+def _context(run: RunFolder, videos: Mapping[Path, str]) -> dict[str, Any]:
     clips = [clip for clip in run.clips if clip.path in videos]
     pairs = _pairs(clips)
     paired = [clip for pair in pairs for clip in pair]
     rest = [clip for clip in clips if clip not in paired]
-    alone = without_simulator(run)
+    alone = usage_guide(run)
     return {
         "run": run,
         "folder": shlex.quote(str(run.root)),
@@ -73,10 +73,10 @@ def _context(run: Run, videos: Mapping[Path, str]) -> dict[str, Any]:
         "recipe_file": shlex.quote(str(run.checkpoint / "config.yaml")) if run.recipe_text else "RECIPE",
         "name": str(run.recipe.get("name") or run.root.resolve().name),
         "css": style(),
-        "script": Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
+        "script": Markup((TEMPLATES / "run.js").read_text(encoding="utf-8")),
         "verdict": verdict(run.summary) if alone is None else alone_verdict(run),
         "alone": alone,
-        "sources": sources_of(run.recipe),
+        "sources": list_sources(run.recipe),
         "collects": alone is None and not any((run.recipe.get("data") or {}).get(k) for k in ("sources", "preset")),
         "took": _minutes(run.log),
         "summary": run.summary,
@@ -93,7 +93,7 @@ def _context(run: Run, videos: Mapping[Path, str]) -> dict[str, Any]:
         "failed": sum(r.reached != r.told for r in run.results if r.condition != "unrelated"),
         "curves": _curves(run.log),
         "versions": _versions(run),
-        "machine": machine(),
+        "machine": describe_machine(),
     }
 
 
@@ -105,7 +105,7 @@ class Verdict:
     text: str
 
 
-def alone_verdict(run: Run) -> Verdict:
+def alone_verdict(run: RunFolder) -> Verdict:
     """Return the sentence for a run that no simulator can evaluate."""
     trained = "trained" if run.checkpoint == run.root / "checkpoint" else "not trained to the end"
     return Verdict("open", f"This policy is {trained} and has not been evaluated: its recipe names no simulator.")
@@ -140,7 +140,7 @@ def verdict(summary: Summary | None) -> Verdict:
     return Verdict("open", f"{does}; whether it listens stays open: {counts}.")
 
 
-def _words(run: Run) -> dict[str, str]:
+def _words(run: RunFolder) -> dict[str, str]:
     """Per task, the first of its instructions that was given."""
     words: dict[str, str] = {}
     for result in run.results:
@@ -156,7 +156,7 @@ class BothWays:
     told_apart: int  # each instruction led to its own goal
 
 
-def _both_ways(run: Run) -> BothWays | None:
+def _both_ways(run: RunFolder) -> BothWays | None:
     told = {(r.task, r.seed): r for r in run.results if r.condition == "told"}
     both = [(told[r.task, r.seed], r) for r in run.results if r.condition == "swapped" and (r.task, r.seed) in told]
     if not both:
@@ -227,7 +227,7 @@ def _minutes(log: Sequence[Mapping[str, Any]]) -> float | None:
     return seconds / 60 if isinstance(seconds, int | float) else None
 
 
-def _versions(run: Run) -> dict[str, str]:
+def _versions(run: RunFolder) -> dict[str, str]:
     """Of what the results depend on (as the result lines say), then of what runs here."""
     found: dict[str, dict[str, None]] = {}
     for result in run.results:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyvla.evaluation.results import EpisodeResult, json_lines, read_results
+from anyvla.evaluation.results import EpisodeResult, read_json_lines, read_results
 from anyvla.evaluation.statistics import Summary, summarize
 from anyvla.files.documents import as_mapping, parse_yaml, read_json
 from anyvla.migrations import migrate_recipe
@@ -38,7 +38,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageTiming:
     """What a stage took in all its runs: the first, those that went on after a stop, those with nothing to do."""
 
     name: str
@@ -59,7 +59,7 @@ class Demonstrations:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """All that the page is made from."""
 
     root: Path
@@ -69,13 +69,13 @@ class Run:
     results: Sequence[EpisodeResult]
     summary: Summary | None
     clips: Sequence[Clip]
-    stages: Sequence[Stage]
+    stages: Sequence[StageTiming]
     demonstrations: Demonstrations | None
     checkpoint: Path  # the finished one, or the last one on the way
     robot: Mapping[str, Any]  # the policy's first embodiment; {} without a checkpoint
 
 
-def read_run(root: Path) -> Run:
+def read_run_folder(root: Path) -> RunFolder:
     """Read the folder of a run. Raises ValueError if it holds nothing of a run, or if a part of it is broken."""
     if not root.is_dir():
         raise ValueError(f"there is no run folder {root}; make one with: anyvla quickstart (or anyvla train RECIPE)")
@@ -84,7 +84,7 @@ def read_run(root: Path) -> Run:
     recipe = _recipe(checkpoint / "config.yaml", recipe_text)
     results_file = root / "eval" / "results.jsonl"
     results = read_results(results_file) if results_file.exists() else []
-    run = Run(
+    run = RunFolder(
         root=root,
         recipe=recipe,
         recipe_text=recipe_text,
@@ -139,7 +139,7 @@ def _log(path: Path) -> list[Mapping[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _stages(path: Path) -> list[Stage]:
+def _stages(path: Path) -> list[StageTiming]:
     runs: dict[str, list[dict[str, Any]]] = {}
     for line in _required(path, ("stage", "minutes")) if path.is_file() else []:
         runs.setdefault(str(line["stage"]), []).append(line)
@@ -148,13 +148,13 @@ def _stages(path: Path) -> list[Stage]:
         memory = [line["peak_memory_gb"] for line in lines if line.get("peak_memory_gb") is not None]
         minutes = sum(line["minutes"] for line in lines)
         finished = bool(lines[-1].get("finished", True))
-        stages.append(Stage(name, minutes, max(memory, default=None), len(lines), finished))
+        stages.append(StageTiming(name, minutes, max(memory, default=None), len(lines), finished))
     return stages
 
 
 def _required(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     lines = []
-    for number, line in json_lines(path):
+    for number, line in read_json_lines(path):
         missing = [k for k in keys if k not in line]
         if missing:
             raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}; mend or delete this line")
