@@ -26,6 +26,7 @@ from anyvla.data.formats.arrays.npz import array_header, array_keys, array_shape
 from anyvla.data.formats.data_files import list_files
 from anyvla.data.formats.hdf5 import file as hdf5
 from anyvla.data.formats.hdf5.frames import Hdf5Frames
+from anyvla.data.formats.reader import EpisodeReader
 from anyvla.data.formats.timestamps import Times, as_relative_seconds
 from anyvla.data.formats.unreadable import report_empty, report_unreadable
 from anyvla.data.formats.vectors import as_float32, check_real
@@ -54,7 +55,7 @@ class FolderDescription:
     about: str = ""  # for people: where, when and how it was recorded
 
 
-class FolderDataset:
+class FolderDataset(EpisodeReader):
     """A plain folder of npz or HDF5, one file an episode; the order of episodes is that of the names of their files.
 
     `embodiment` replaces that of `dataset.yaml`. Raises ValueError that names the file and the key that do not fit.
@@ -90,23 +91,18 @@ class FolderDataset:
         self.lengths: Int64[np.ndarray, "E"] = np.array([1 if isinstance(n, str) else n for n in said], np.int64)
         self.provenance: dict[str, Any] = {"format": "folder", "about": about}
 
-    def __len__(self) -> int:
-        return len(self._files)
-
     def task(self, index: int) -> str:
         """Its first instruction; the name of its file if it has none."""
-        self._check(index)
+        index = self._check(index)
         path = self._files[index]
-        if index % len(self) in self.unreadable:
+        if index in self.unreadable:
             return path.stem
         return next(iter(_instructions(path)), "") or path.stem
 
-    def __getitem__(self, index: int) -> Episode:
-        """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
-        self._check(index)
+    def _read_episode(self, index: int) -> Episode:
         path, length = self._files[index], int(self.lengths[index])
-        if index % len(self) in self.unreadable:
-            raise ValueError(self.unreadable[index % len(self)])
+        if index in self.unreadable:
+            raise ValueError(self.unreadable[index])
         return Episode(
             embodiment=self.embodiment,
             images={c: self._frames(path, c, length) for c in self.embodiment.cameras},
@@ -171,10 +167,6 @@ class FolderDataset:
         if len(frames) != length:
             raise ValueError(f"{path}: {key} has {len(frames)} frames, its actions {length} steps")
         return frames
-
-    def _check(self, index: int) -> None:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
 
 
 class NpzFrames(Frames):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -87,18 +88,10 @@ def decode_at(
     it gets none of them. Raises ValueError that names the file, and the step if it is one, for what is missing or
     damaged.
     """
-    images: dict[int, np.ndarray] = {}
-    try:
+    with _errors_naming(path):
         opened = _open_videos(path)
         numbers = video_frames(opened.starts, opened.end, times, step, until)
-        wanted = sorted({int(n) for n in numbers if n >= 0})
-        for number, image in opened.frames(wanted):
-            images[number] = image
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; copy the dataset again") from None
-    except av.error.FFmpegError as error:
-        _open_videos.close_all()
-        raise ValueError(f"{path} is damaged ({error.strerror}); copy the dataset again") from None
+        images = dict(opened.frames(sorted({int(n) for n in numbers if n >= 0})))
     missing = [i for i, number in enumerate(numbers) if int(number) not in images]
     if missing:
         first, low, high = (round(float(t) / step) for t in (times[missing].min(), times.min(), times.max()))
@@ -124,12 +117,8 @@ class VideoInfo:
 
 def read_info(path: Path) -> VideoInfo:
     """Return what the header of a video says. Raises ValueError that names the file if it is missing or damaged."""
-    try:
+    with _errors_naming(path):
         return _open_videos(path).info
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; copy the dataset again") from None
-    except av.error.FFmpegError as error:
-        raise ValueError(f"{path} is damaged ({error.strerror}); copy the dataset again") from None
 
 
 class _Video:
@@ -265,6 +254,17 @@ def read_header(path: Path) -> bytes:
     with av.open(str(path)) as container:
         context = container.streams.video[0].codec_context
         return bytes(context.extradata or b"") + f"{context.width}x{context.height}".encode()
+
+
+@contextmanager
+def _errors_naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; copy the dataset again") from None
+    except av.error.FFmpegError as error:
+        _open_videos.close_all()
+        raise ValueError(f"{path} is damaged ({error.strerror}); copy the dataset again") from None
 
 
 def _rate(fps: float) -> Fraction:

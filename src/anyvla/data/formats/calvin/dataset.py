@@ -29,6 +29,7 @@ from anyvla.data.formats.calvin.index import (
     read_segment_list,
     select_scenes,
 )
+from anyvla.data.formats.reader import EpisodeReader
 from anyvla.data.formats.unreadable import report_empty, report_unreadable
 from anyvla.data.formats.vectors import check_real
 from anyvla.files.inside import inside
@@ -54,7 +55,7 @@ class CalvinConfig:
     annotations: str = "lang_annotations"  # the folder in the split; lang_clip_ViTB32, ... hold the same sentences
 
 
-class CalvinDataset:
+class CalvinDataset(EpisodeReader):
     """CALVIN: a folder of steps, or one split of it.
 
     Relative actions are differences of the tool's pose in the axes of the WORLD, x 50 (positions) and x 20 (Euler
@@ -107,17 +108,11 @@ class CalvinDataset:
             "actions": config.actions,
         }
 
-    def __len__(self) -> int:
-        return len(self._segments)
-
     def task(self, index: int) -> str:
         """Its task as CALVIN names it ("open_drawer"); "" for play."""
-        self._check(index)
-        return self._segments[index].task
+        return self._segments[self._check(index)].task
 
-    def __getitem__(self, index: int) -> Episode:
-        """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
-        self._check(index)
+    def _read_episode(self, index: int) -> Episode:
         segment = self._segments[index]
         if segment.fault:
             raise ValueError(f"episode {index}: {segment.fault}")
@@ -214,10 +209,6 @@ class CalvinDataset:
 
     def _path(self, step: int) -> Path:
         return _step_file(self._split, step)
-
-    def _check(self, index: int) -> None:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
 
 
 class StepFrames(Frames):

@@ -7,7 +7,6 @@ An episode is a file, or a group in a file. The keys of its actions, its proprio
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +18,12 @@ from jaxtyping import Float32, Int64
 from anyvla.config import to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, conventions, steady
-from anyvla.data.formats.data_files import list_files
+from anyvla.data.formats.data_files import list_files, natural_order
 from anyvla.data.formats.hdf5.file import (
-    SUFFIXES,
+    as_text,
     child_names,
     has_key,
+    list_hdf5,
     open_array,
     open_node,
     read_array,
@@ -32,10 +32,10 @@ from anyvla.data.formats.hdf5.file import (
 )
 from anyvla.data.formats.hdf5.frames import Hdf5Frames, ImageStorage
 from anyvla.data.formats.hdf5.layout import Hdf5Config, Hdf5Layout, find_layout, is_episode_file
+from anyvla.data.formats.reader import EpisodeReader
 from anyvla.data.formats.unreadable import report_empty, report_unreadable
 from anyvla.data.formats.vectors import as_float32
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
-from anyvla.files.inside import listed
 from anyvla.robot.embodiment import Embodiment
 
 
@@ -53,7 +53,7 @@ class _EpisodeLocation:
         return f"{self.group}/{name}" if self.group else name
 
 
-class Hdf5Dataset:
+class Hdf5Dataset(EpisodeReader):
     """HDF5 files of a declared layout; one file or a folder of them.
 
     `embodiment`: these files do not say what their numbers mean. Raises ValueError with the way out.
@@ -70,7 +70,7 @@ class Hdf5Dataset:
 
     def __init__(self, config: Hdf5Config, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
-        files = _files(self.root)
+        files = self._list_files()
         found = [episode for file in files for episode in self._read_file(file)]
         report_empty(self.root, [f"{p.file.name} {p.group}".strip() for p in found if not p.length])
         self._episodes = [episode for episode in found if episode.length]
@@ -97,18 +97,12 @@ class Hdf5Dataset:
         self.lengths: Int64[np.ndarray, "E"] = np.array([p.length for p in self._episodes], np.int64)
         self.provenance: dict[str, Any] = {"format": "hdf5", "files": len(files), "ahead": self._layout.ahead}
 
-    def __len__(self) -> int:
-        return len(self._episodes)
-
     def task(self, index: int) -> str:
         """Return the instruction, or the name of the file if there is none."""
-        self._check(index)
-        episode = self._episodes[index]
+        episode = self._episodes[self._check(index)]
         return (not episode.fault and self._instruction(episode)) or episode.file.stem
 
-    def __getitem__(self, index: int) -> Episode:
-        """Return an episode; its frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
-        self._check(index)
+    def _read_episode(self, index: int) -> Episode:
         episode = self._episodes[index]
         where = f"{episode.file}, {episode.group}" if episode.group else str(episode.file)
         if episode.fault:
@@ -118,7 +112,9 @@ class Hdf5Dataset:
         return Episode(
             embodiment=self.embodiment,
             images={camera: self._frames(episode, camera, where) for camera in self.embodiment.cameras},
-            proprio=self._read_vector(episode, "proprio", 0) if self.embodiment.proprio.size else _none(episode),
+            proprio=self._read_vector(episode, "proprio", 0)
+            if self.embodiment.proprio.size
+            else np.zeros((episode.length, 0), np.float32),
             actions=self._read_vector(episode, "action", ahead),
             instructions=(instruction,) if instruction else (),
             timestamps=steady(episode.length, self.embodiment.control_hz),
@@ -136,12 +132,15 @@ class Hdf5Dataset:
     def _layout(self) -> Hdf5Layout:
         """Return the keys of the first episode that has them. Raises ValueError if none has."""
         first: ValueError | None = None
-        for file in _files(self.root):
+        for file in self._list_files():
             try:
                 return find_layout(self.config, file, next(iter(_groups(file, self.config.episodes)), ""))
             except ValueError as error:
                 first = first or error
         raise first or ValueError(f"{self.root} holds no episode")
+
+    def _list_files(self) -> list[Path]:
+        return sorted(list_hdf5(self.root), key=lambda path: natural_order(path.name))
 
     def _read_file(self, file: Path) -> list[_EpisodeLocation]:
         try:
@@ -183,7 +182,10 @@ class Hdf5Dataset:
     def _read_vector(
         self, episode: _EpisodeLocation, vector: Literal["action", "proprio"], ahead: int
     ) -> Float32[np.ndarray, "T D"]:
-        parts, steps = [], episode.length + self._layout.ahead
+        steps = episode.length + self._layout.ahead
+        parts = [np.zeros((episode.length, 0), np.float32)]
+        if vector == "proprio" and not self.embodiment.proprio.size:
+            return parts[0]
         for name, size in self._sizes[vector].items():
             key = episode.key(name)
             values = read_numbers(episode.file, key)
@@ -218,36 +220,17 @@ class Hdf5Dataset:
             value: Any = found[0] if found else ""
         else:
             value = read_attribute(episode.file, episode.group, name)
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        text = as_text(value)
         if not isinstance(text, str):
             raise ValueError(
                 f"{episode.file} has no text {name!r} for the instruction: neither an array nor an attribute"
             )
         return text.strip()
 
-    def _check(self, index: int) -> None:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
-
-
-def _none(episode: _EpisodeLocation) -> Float32[np.ndarray, "T 0"]:
-    return np.zeros((episode.length, 0), np.float32)
-
-
-def _files(root: Path) -> list[Path]:
-    files = [root]
-    if root.is_dir():
-        files = listed(root, (p for p in list_files(root) if p.suffix in SUFFIXES))
-    if not files:
-        raise ValueError(f"{root} holds no file *.hdf5 or *.h5")
-    return sorted(files, key=lambda p: _natural(p.name))
-
 
 def _groups(file: Path, episodes: str) -> list[str]:
     if not episodes:
         return [""]
-    return [f"{episodes.strip('/')}/{name}" for name in sorted(child_names(open_node(file, episodes)), key=_natural)]
-
-
-def _natural(name: str) -> list[int | str]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    return [
+        f"{episodes.strip('/')}/{name}" for name in sorted(child_names(open_node(file, episodes)), key=natural_order)
+    ]

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from anyvla.data.formats.data_files import list_files
 from anyvla.data.formats.open_files import OpenFiles
 from anyvla.data.formats.vectors import check_real
+from anyvla.files.inside import listed
 
 SUFFIXES = (".hdf5", ".h5")
 # An array may have so many bytes without asking, or so many times its stored bytes: black frames of an hour.
@@ -32,6 +34,14 @@ _DAMAGE_ERRORS = (
     UnicodeError,
 )  # what h5py raises
 _MOST_LINKS, _DEEPEST, _MOST_NAMES = 16, 8, 10_000
+
+
+def list_hdf5(root: Path) -> list[Path]:
+    """Return the HDF5 files of a data set: `root`, or the files in it. Raises ValueError if there are none."""
+    files = listed(root, (p for p in list_files(root) if p.suffix in SUFFIXES)) if root.is_dir() else [root]
+    if not files:
+        raise ValueError(f"{root} holds no file *.hdf5 or *.h5")
+    return files
 
 
 def open_file(path: Path) -> Any:
@@ -107,8 +117,7 @@ def has_key(path: Path, key: str) -> bool:
 def read_attribute(path: Path, key: str, name: str) -> Any:
     """Return the text of an attribute of a data set or group, None if there is none."""
     with errors_naming(path, key):
-        value = open_node(path, key).attrs.get(name)
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        return as_text(open_node(path, key).attrs.get(name))
 
 
 def read_json_attribute(path: Path, key: str, name: str) -> dict[str, Any]:
@@ -123,6 +132,11 @@ def read_json_attribute(path: Path, key: str, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: attribute {name!r} of {key!r} holds no keys and values")
     return value
+
+
+def as_text(value: Any) -> Any:
+    """Return bytes as text, anything else as it is."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def child_names(group: Any) -> list[str]:

@@ -7,7 +7,7 @@ task, since an instruction holds for a whole episode.
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -28,6 +28,7 @@ from anyvla.data.formats.lerobot.frames import DeclaredVideo, StillFrames, Video
 from anyvla.data.formats.lerobot.info import OWN_KEY, TIME, DatasetInfo, Features, as_keys
 from anyvla.data.formats.lerobot.locations import episode_runs
 from anyvla.data.formats.lerobot.rows import read_rows
+from anyvla.data.formats.reader import EpisodeReader
 from anyvla.data.formats.timestamps import Times, as_relative_seconds
 from anyvla.data.formats.unreadable import report_empty, report_unreadable
 from anyvla.data.formats.vectors import as_float32, as_matrix
@@ -63,7 +64,7 @@ class EpisodeColumns:
     at: Int64[np.ndarray, "E"]  # where the version's own table has more about it
 
 
-class LeRobotReader(ABC):
+class LeRobotReader(EpisodeReader):
     """A dataset folder as an `EpisodeDataset`.
 
     `embodiment` is needed if `info.json` has no `anyvla` key; it also chooses the cameras and their order. Raises
@@ -95,6 +96,7 @@ class LeRobotReader(ABC):
         self.notes: dict[str, Any] = self._info.own.get("notes", {})
         self._unreadable_at: dict[int, str] = {}  # by their place in the version's own table
         self._columns = self._split_by_task(_drop_empty(self._read_columns(), self.root, self._unreadable_at))
+        self.lengths = self._columns.length
         places = np.flatnonzero(np.isin(self._columns.at, list(self._unreadable_at))).tolist()
         self.unreadable = {i: self._unreadable_at[int(self._columns.at[i])] for i in places}
         report_unreadable(self.root, self.unreadable, len(self))
@@ -136,22 +138,12 @@ class LeRobotReader(ABC):
             ends += [float(finite.min()), float(finite.max())] if finite.size else []
         return f"; from {min(ends):.4g} to {max(ends):.4g}" if ends else ""
 
-    @property
-    def lengths(self) -> Int64[np.ndarray, "E"]:
-        """Steps of each episode."""
-        return self._columns.length
-
-    def __len__(self) -> int:
-        return len(self._columns.length)
-
     def task(self, index: int) -> str:
         """What episode `index` demonstrates."""
-        self._check(index)
+        index = self._check(index)
         return self._extra_and_instructions(index)[0].get("task") or self._columns.tasks[self._columns.task[index]]
 
-    def __getitem__(self, index: int) -> Episode:
-        """Episode `index`; frames are decoded when asked for. Raises IndexError outside, ValueError if damaged."""
-        self._check(index)
+    def _read_episode(self, index: int) -> Episode:
         where = self._where(index)
         proprio = as_keys(self.config.state) if self.embodiment.proprio.size else ()
         names = list(dict.fromkeys((*as_keys(self.config.action), *proprio)))
@@ -196,10 +188,6 @@ class LeRobotReader(ABC):
         if any(self._info.features[k]["dtype"] == "image" for k in keys):  # rows may name files instead of holding them
             seen.append(list_files(self.root, "images/**/*"))
         return listed(self.root, {*files, *(p for found in seen for p in found)})
-
-    def _check(self, index: int) -> None:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
 
     def _where(self, index: int) -> str:
         columns = self._columns

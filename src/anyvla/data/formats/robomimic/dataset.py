@@ -21,11 +21,13 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, conventions, steady
-from anyvla.data.formats.data_files import list_files
+from anyvla.data.formats.data_files import list_files, natural_order
 from anyvla.data.formats.hdf5.file import (
     SUFFIXES,
+    as_text,
     child_names,
     has_key,
+    list_hdf5,
     open_array,
     open_node,
     read_array,
@@ -33,11 +35,11 @@ from anyvla.data.formats.hdf5.file import (
 )
 from anyvla.data.formats.hdf5.frames import Hdf5Frames, ImageStorage, Orientation
 from anyvla.data.formats.hdf5.layout import is_episode_file, undeclared_layout_message
+from anyvla.data.formats.reader import EpisodeReader
 from anyvla.data.formats.robomimic.robots import LIBERO_PROPRIO, ROBOMIMIC_PROPRIO, known_embodiment
 from anyvla.data.formats.unreadable import report_empty, report_unreadable
 from anyvla.data.formats.vectors import as_float32, check_real
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
-from anyvla.files.inside import listed
 from anyvla.limits import VALUE
 from anyvla.robot.embodiment import Embodiment
 
@@ -73,7 +75,7 @@ class _Demonstration:
     fault: str = ""  # why it cannot be read
 
 
-class RobomimicDataset:
+class RobomimicDataset(EpisodeReader):
     """HDF5 demonstrations of robomimic and LIBERO.
 
     `embodiment`: for robots other than a single arm under an OSC controller of robosuite, or to choose cameras
@@ -92,9 +94,7 @@ class RobomimicDataset:
 
     def __init__(self, config: RobomimicConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
-        files = _files(self.root) if self.root.is_dir() else [self.root]
-        if not files:
-            raise ValueError(f"{self.root} holds no file *.hdf5 or *.h5")
+        files = list_hdf5(self.root)
         self._libero = False
         found = [demo for file in files for demo in self._read_file(file)]
         report_empty(self.root, [f"{d.file.name} {d.name}" for d in found if not d.length])
@@ -127,18 +127,12 @@ class RobomimicDataset:
             "drop_noops": config.drop_noops,
         }
 
-    def __len__(self) -> int:
-        return len(self._demonstrations)
-
     def task(self, index: int) -> str:
         """Its sentence; the name of its file if it has none."""
-        self._check(index)
-        demo = self._demonstrations[index]
+        demo = self._demonstrations[self._check(index)]
         return demo.instruction or demo.file.stem.removesuffix("_demo")
 
-    def __getitem__(self, index: int) -> Episode:
-        """Episode `index`; frames are read when asked for. Raises IndexError outside, ValueError if damaged."""
-        self._check(index)
+    def _read_episode(self, index: int) -> Episode:
         demo = self._demonstrations[index]
         where = f"{demo.file}, {demo.name}"
         if demo.fault:
@@ -172,10 +166,8 @@ class RobomimicDataset:
             raise ValueError(undeclared_layout_message(file))
         if self.config.filter is not None:
             kept = read_array(file, f"mask/{self.config.filter}")
-            names = [
-                n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in kept.reshape(-1).tolist()
-            ]
-        names.sort(key=lambda n: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", n)])
+            names = [str(as_text(name)) for name in kept.reshape(-1).tolist()]
+        names.sort(key=natural_order)
         problem = read_json_attribute(file, "data", "problem_info")
         libero = bool(problem) or (bool(names) and has_key(file, f"data/{names[0]}/obs/agentview_rgb"))
         self._libero |= libero
@@ -257,14 +249,6 @@ class RobomimicDataset:
             frames = shape[0] if shape else 0
             raise ValueError(f"{where}: {self._keys[camera]} has {frames} frames, its actions {demo.recorded} steps")
         return Hdf5Frames(demo.file, key, where, ImageStorage(upright=self._upright), demo.rows)
-
-    def _check(self, index: int) -> None:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
-
-
-def _files(folder: Path) -> list[Path]:
-    return listed(folder, (p for p in list_files(folder) if p.suffix in SUFFIXES))
 
 
 def _camera_name(key: str) -> str:
