@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from anyvla_sim.base import Stuck
+from anyvla_sim.base import ExpertStuck
 from anyvla_sim.libero.benchmark import Libero
 
 MEMORY = 0.85  # of the noise, per action, as `anyvla data collect` has it
@@ -34,7 +34,7 @@ def play(suite: str, task: str, starts: int, sigma: float) -> tuple[str, str, fl
                 if environment.step(np.clip(environment.expert(task) + noise, -1, 1))[task]:
                     lengths.append(step)
                     break
-        except (Stuck, ValueError):  # it gives up, or has no skill for the goal
+        except (ExpertStuck, ValueError):  # it gives up, or has no skill for the goal
             continue
     environment.close()
     return suite, task, sigma, lengths

@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, ConfigDict, PlainSerializer
 
 from anyvla.files import documents
 from anyvla.files.documents import DocumentError, as_mapping, parse_yaml, read_yaml
-from anyvla.registry import REGISTRIES, nearest
+from anyvla.registry import REGISTRIES, suggest
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ def _explain(cls: type, fault: Any) -> str:
     dotted = ".".join(path)
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _fields_at(cls, path[:-1])
-        return f"unknown key '{dotted}': {nearest(path[-1], known)}" if known else f"unknown key '{dotted}'"
+        return f"unknown key '{dotted}': {suggest(path[-1], known)}" if known else f"unknown key '{dotted}'"
     if fault["type"] in ("missing", "missing_argument"):
         return f"'{dotted}' is required"
     message = fault["msg"].removeprefix("Value error, ")

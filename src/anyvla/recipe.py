@@ -19,7 +19,7 @@ from anyvla.demonstrations.collect import CollectConfig
 from anyvla.evaluation.protocol import EvaluationConfig
 from anyvla.migrations import migrate_recipe
 from anyvla.policy import VLAConfig
-from anyvla.registry import nearest
+from anyvla.registry import suggest
 from anyvla.training.config import TrainingConfig
 
 
@@ -64,7 +64,7 @@ def find(name: str) -> Path:
     if path.suffix or path.parent != Path():
         raise ConfigError(f"there is no recipe file {name}")
     if name not in bundled():
-        raise ConfigError(f"there is no recipe {name!r}, neither as a file nor bundled: {nearest(name, bundled())}")
+        raise ConfigError(f"there is no recipe {name!r}, neither as a file nor bundled: {suggest(name, bundled())}")
     return Path(str(resources.files("anyvla") / "recipes" / f"{name}.yaml"))
 
 

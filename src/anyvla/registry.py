@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
-from anyvla_sim.names import nearest
+from anyvla_sim.names import suggest
 from anyvla_sim.spec import BENCHMARKS
 
 
@@ -51,7 +51,7 @@ class Registry(Mapping[str, Any]):
         """`"module:Class"`, imported or not. Raises KeyError with the nearest names."""
         targets = self._all()
         if name not in targets:
-            raise KeyError(f"{self.kind} has no {name!r}: {nearest(name, targets)}")
+            raise KeyError(f"{self.kind} has no {name!r}: {suggest(name, targets)}")
         target = targets[name]
         return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
 

@@ -10,7 +10,7 @@ import pytest
 
 from anyvla.data.episode import Episode
 from anyvla.demonstrations.collect import CollectConfig, demonstrate
-from anyvla_sim.base import Observation, Stuck, Suite, Task
+from anyvla_sim.base import ExpertStuck, Observation, Suite, Task
 from tests.evaluation.toy_opened import EMBODIMENT
 from tests.evaluation.toy_world import Toy
 
@@ -48,7 +48,7 @@ class World:
 
     def expert(self, task: str) -> np.ndarray:
         if len(self.plays[-1]) == self.stuck:
-            raise Stuck("the way is blocked")
+            raise ExpertStuck("the way is blocked")
         return np.full(4, self.label, np.float32)
 
 

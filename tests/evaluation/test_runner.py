@@ -22,7 +22,7 @@ from anyvla.evaluation.suites import open_suite
 from anyvla.evaluation.tracks import read_track
 from anyvla.policy import VLA
 from anyvla.robot.shared_layout import Robot
-from anyvla_sim.workers.pool import Limits
+from anyvla_sim.workers.pool import WorkerLimits
 from tests import small
 from tests.evaluation.playing import PLANS, Obedient, play, told
 from tests.evaluation.toy_opened import EMBODIMENT, opened
@@ -221,10 +221,10 @@ def test_limits_and_counts_reach_the_simulators(obedient: Obedient, tmp_path: Pa
     monkeypatch.setattr(runner, "EnvironmentPool", pool)
     with pytest.raises(InterruptedError):
         play(obedient, PLANS, tmp_path, processes=2, slots=5, config={"hang_s": 7.5, "memory_gb": 0.5})
-    assert given == [(opened().spec, "line", 2, 5, Limits(hang_s=7.5, memory_mb=500))]
+    assert given == [(opened().spec, "line", 2, 5, WorkerLimits(hang_s=7.5, memory_mb=500))]
     with pytest.raises(InterruptedError):
         play(obedient, PLANS[:3], tmp_path, processes=8)
-    assert given[1][2:] == (3, 3, Limits(hang_s=180, memory_mb=8000))  # not more processes than episodes
+    assert given[1][2:] == (3, 3, WorkerLimits(hang_s=180, memory_mb=8000))  # not more processes than episodes
 
 
 def test_the_batch_makes_no_difference(policy: VLA, tmp_path: Path) -> None:

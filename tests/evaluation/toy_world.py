@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from anyvla_sim.base import Observation, Stuck, Suite, Task
+from anyvla_sim.base import ExpertStuck, Observation, Suite, Task
 from anyvla_sim.spec import Spec
 
 SIZE = 32
@@ -138,7 +138,7 @@ class Cart:
 
     def expert(self, task: str) -> np.ndarray:
         if self.seed == GIVES_UP and abs(self.at[0]) > 0.4:
-            raise Stuck("the way is blocked")
+            raise ExpertStuck("the way is blocked")
         sign = {"left": [-1, 0, 0, -1], "right": [1, 0, 0, -1], "up": [0, 0, 1, -1]}[task]
         wrong = task == "right" and self.seed in self.benchmark.fails
         return np.array(sign, np.float32) * (-1 if wrong else 1)

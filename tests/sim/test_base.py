@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from anyvla_sim.base import Suite, Task
-from anyvla_sim.names import nearest
+from anyvla_sim.names import suggest
 from anyvla_sim.spec import Spec
 
 
@@ -32,5 +32,5 @@ def test_a_benchmark_is_opened_with_its_settings() -> None:
 
 
 def test_the_nearest_name_is_proposed_and_else_all() -> None:
-    assert nearest("drawer-opn", ["drawer-open", "door-close"]) == "did you mean 'drawer-open'?"
-    assert nearest("xyz", ["drawer-open", "door-close"]) == "known: drawer-open, door-close"
+    assert suggest("drawer-opn", ["drawer-open", "door-close"]) == "did you mean 'drawer-open'?"
+    assert suggest("xyz", ["drawer-open", "door-close"]) == "known: drawer-open, door-close"

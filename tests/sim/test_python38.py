@@ -17,7 +17,7 @@ from anyvla.evaluation.runner import evaluate
 from anyvla.evaluation.suites import open_suite
 from anyvla.policy import VLA
 from anyvla.robot.shared_layout import Robot
-from anyvla_sim.base import Unusable
+from anyvla_sim.base import BenchmarkUnusable
 from tests import small
 from tests.evaluation import toy_world
 from tests.evaluation.toy_opened import EMBODIMENT
@@ -50,7 +50,7 @@ def toy_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_missing_there_is_named(tmp_path: Path) -> None:
     bare = make_environment(tmp_path / "bare", "--without-pip")
     with pytest.raises(
-        Unusable, match=rf"the interpreter {bare} lacks (numpy|msgpack): run .* -m pip install anyvla-sim"
+        BenchmarkUnusable, match=rf"the interpreter {bare} lacks (numpy|msgpack): run .* -m pip install anyvla-sim"
     ):
         open_suite("toy/line", python=str(bare))
 
@@ -85,6 +85,6 @@ def test_the_whole_contract_in_python38(python38: Path) -> None:
     assert environment.step(np.array([1, 0, 0, 0], np.float32)) == {"left": False, "right": False}
     assert environment.observe().proprio[0] == pytest.approx(before.proprio[0] + 0.1)
     assert environment.frame(4, 6).shape == (4, 6, 3)
-    with pytest.raises(Unusable, match="suite 'line' has no task 'lift'"):
+    with pytest.raises(BenchmarkUnusable, match="suite 'line' has no task 'lift'"):
         environment.reset("lift", 0, {})
     opened.benchmark.close()

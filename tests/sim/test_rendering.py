@@ -228,7 +228,7 @@ def test_the_driver_asked_for_is_taken_and_else_the_first_that_works(monkeypatch
             raise TrialFailed("no eglQueryString")
         return ""
 
-    monkeypatch.setattr(rendering, "trial", only_osmesa)
+    monkeypatch.setattr(rendering, "run_trial", only_osmesa)
     monkeypatch.setattr(rendering.sys, "platform", "linux")
     monkeypatch.setenv("MUJOCO_GL", "EGL")
     assert (find_driver.__wrapped__(), tried) == ("egl", [])
@@ -246,7 +246,7 @@ def test_no_driver_works(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(code: str, environment: object) -> str:
         raise TrialFailed("AttributeError: no eglQueryString")
 
-    monkeypatch.setattr(rendering, "trial", fail)
+    monkeypatch.setattr(rendering, "run_trial", fail)
     monkeypatch.setattr(rendering.sys, "platform", "linux")
     with pytest.raises(RendererMissing, match=ADVICE) as raised:
         find_driver.__wrapped__()

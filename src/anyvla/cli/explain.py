@@ -21,7 +21,7 @@ from anyvla.cli.common import console
 from anyvla.cli.console import Console
 from anyvla.cli.recipe_help import KeyParser
 from anyvla.config import ConfigError, build
-from anyvla_sim.base import Unusable
+from anyvla_sim.base import BenchmarkUnusable
 
 if TYPE_CHECKING:
     from anyvla.recipe import Recipe
@@ -151,7 +151,7 @@ def choose_robot(recipe: Recipe) -> Embodiment:
     if recipe.benchmark is not None:
         try:
             return open_suite(recipe.benchmark, recipe.environment).embodiment
-        except Unusable as error:  # its extra is not installed
+        except BenchmarkUnusable as error:  # its extra is not installed
             console.print(f"the recipe's benchmark cannot be opened ({error}); using an ordinary arm")
     return build(Embodiment, ROBOT)
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from anyvla.config import FormatPart, Part, build
 from anyvla.data.episode import EpisodeDataset
-from anyvla.registry import formats, nearest
+from anyvla.registry import formats, suggest
 from anyvla.robot.embodiment import Embodiment
 
 
@@ -59,7 +59,7 @@ def open_dataset(
         format = recognize(root)
     if isinstance(format, str):
         if format not in formats:
-            raise ValueError(f"there is no format {format!r}: {nearest(format, formats)}")
+            raise ValueError(f"there is no format {format!r}: {suggest(format, formats)}")
         target = formats[format]
         format = Part("formats", format, build(target.Config, {}, where=f"format {format}"))
     if not root.exists():

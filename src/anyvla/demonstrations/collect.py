@@ -31,8 +31,8 @@ from anyvla.interrupted import Interrupted
 from anyvla.limits import COUNT, EPISODES, PROCESSES
 from anyvla.robot.embodiment import Embodiment
 from anyvla.worker_pool import WorkerPool
-from anyvla_sim.base import Stuck, Suite
-from anyvla_sim.names import nearest
+from anyvla_sim.base import ExpertStuck, Suite
+from anyvla_sim.names import suggest
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers.remote import connect
 
@@ -67,7 +67,7 @@ class CollectConfig:
         """The names of the tasks to demonstrate. Raises ValueError for others in `tasks` or `more`."""
         names = [suite.task(name).name for name in self.tasks] or [task.name for task in suite.tasks]
         if unknown := sorted(set(self.more) - set(names)):
-            raise ValueError(f"collect.more: {unknown[0]!r} is no task to demonstrate: {nearest(unknown[0], names)}")
+            raise ValueError(f"collect.more: {unknown[0]!r} is no task to demonstrate: {suggest(unknown[0], names)}")
         return names
 
     def wanted(self, task: str) -> int:
@@ -272,7 +272,7 @@ def _rehearse(
     while len(actions) < (last or horizon):
         try:
             label = environment.expert(task)
-        except Stuck:
+        except ExpertStuck:
             return None
         noise = kept * noise + sigma * np.sqrt(1 - kept**2) * rng.normal(size=label.shape)
         labels.append(label)

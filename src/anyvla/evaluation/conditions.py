@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from anyvla.config import ConfigError
-from anyvla.registry import nearest
+from anyvla.registry import suggest
 from anyvla_sim.base import Benchmark
 
 # told: the task's own phrase. paraphrased: other words for it, that no demonstration used. empty: nothing. swapped
@@ -45,7 +45,7 @@ def parse(text: str) -> Condition:
     """A condition as it is written. Raises ConfigError that says what cannot be read."""
     language, *parts = text.split("+")
     if language not in LANGUAGES:
-        raise ConfigError(f"condition {text!r}: it begins with one of the languages; {nearest(language, LANGUAGES)}")
+        raise ConfigError(f"condition {text!r}: it begins with one of the languages; {suggest(language, LANGUAGES)}")
     factors: dict[str, str] = {}
     disturbance, delay = None, 0
     for part in parts:
@@ -83,7 +83,7 @@ def check_factors(factors: Mapping[str, str], benchmark: Benchmark, where: str) 
             raise ConfigError(f"{where}: {benchmark.name} has no factor {factor!r}; known: {known}")
         levels = benchmark.factors[factor]
         if level not in levels:
-            raise ConfigError(f"{where}: {factor} has no level {level!r}; {nearest(level, list(levels))}")
+            raise ConfigError(f"{where}: {factor} has no level {level!r}; {suggest(level, list(levels))}")
 
 
 def expand_conditions(written: Sequence[str], benchmark: Benchmark) -> list[Condition]:

@@ -34,7 +34,7 @@ from anyvla.policy import VLA
 from anyvla.robot.embodiment import Embodiment
 from anyvla.text import check_instruction
 from anyvla.types import Chunk, ChunkError
-from anyvla_sim.workers.pool import EnvironmentPool, Limits, Lost, Reply
+from anyvla_sim.workers.pool import EnvironmentPool, LostEpisode, Reply, WorkerLimits
 
 TRIES = 2  # of an episode whose simulator fails
 
@@ -178,7 +178,7 @@ class _Play:
         config = self._config
         self._waiting = [Rollout(p) for p in reversed(plans)]
         processes = min(config.processes or os.cpu_count() or 1, len(plans))
-        limits = Limits(config.hang_s, 1000 * config.memory_gb)
+        limits = WorkerLimits(config.hang_s, 1000 * config.memory_gb)
         done = 0
         with EnvironmentPool(self._opened.spec, self._opened.suite.name, processes, config.slots, limits) as self._pool:
             for slot in range(self._pool.size):
@@ -189,7 +189,7 @@ class _Play:
                 going = []
                 for reply in self._pool.ready(timeout=1.0):
                     rollout = self._running[reply.slot]
-                    if isinstance(reply, Lost):
+                    if isinstance(reply, LostEpisode):
                         self._lost(reply, rollout)
                     elif self._acts(reply, rollout):
                         going.append((reply, rollout))
@@ -209,7 +209,7 @@ class _Play:
         plan = rollout.plan
         self._pool.reset(slot, plan.stages[0].task, plan.seed, dict(plan.condition.factors))
 
-    def _lost(self, lost: Lost, rollout: Rollout) -> None:
+    def _lost(self, lost: LostEpisode, rollout: Rollout) -> None:
         """Play it once more, or give it up."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row > max(5, self._pool.size):
@@ -289,7 +289,7 @@ class _Play:
                 self._next(reply.slot)
                 continue
             if isinstance(answer, ValueError):  # what the simulator shows is no observation of this robot
-                self._lost(Lost(reply.slot, f"the policy refuses what the simulator shows: {answer}"), rollout)
+                self._lost(LostEpisode(reply.slot, f"the policy refuses what the simulator shows: {answer}"), rollout)
                 continue
             self._failed_in_a_row = 0
             limit = self._config.horizon or self._opened.suite.limit(rollout.now.task)

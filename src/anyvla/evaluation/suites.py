@@ -9,7 +9,7 @@ from typing import Any
 
 from anyvla.config import ConfigError, build
 from anyvla.files.documents import DocumentError, read_yaml
-from anyvla.registry import benchmarks, nearest
+from anyvla.registry import benchmarks, suggest
 from anyvla.robot.embodiment import Embodiment
 from anyvla_sim.base import Benchmark, Suite
 from anyvla_sim.spec import Spec
@@ -37,7 +37,7 @@ def open_suite(name: str, settings: Mapping[str, Any] | None = None, python: str
     """The suite `BENCHMARK/SUITE`, or `gym:ID`.
 
     `settings`: of the benchmark, as {"render": "native"}. `python`: the interpreter its simulator lives in; None: this
-    one. Raises ConfigError with the nearest names, Unusable if the simulator is not installed there.
+    one. Raises ConfigError with the nearest names, BenchmarkUnusable if the simulator is not installed there.
     """
     settings = dict(settings or {})
     if name.startswith("gym:"):
@@ -56,7 +56,7 @@ def open_suite(name: str, settings: Mapping[str, Any] | None = None, python: str
         raise ConfigError(f"benchmark {kind}: {error}") from None
     suites = list(benchmark.suites())
     if wanted not in suites:
-        raise ConfigError(f"benchmark {kind} has no suite {wanted!r}: {nearest(wanted, suites)}")
+        raise ConfigError(f"benchmark {kind} has no suite {wanted!r}: {suggest(wanted, suites)}")
     embodiment = build(Embodiment, benchmark.embodiment(wanted), where=f"{kind}/{wanted}")
     return OpenedSuite(spec, benchmark, benchmark.suite(wanted), embodiment)
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Float64
 
-from anyvla.registry import nearest
+from anyvla.registry import suggest
 from anyvla.robot.space import ROTATION_DIMS, Rotation
 
 Quaternions = Float64[np.ndarray, "*b 4"]  # (x, y, z, w), of norm 1
@@ -119,7 +119,7 @@ def radians(unit: str) -> float:
 
 def _known(convention: Rotation) -> Rotation:
     if convention not in ROTATION_DIMS:
-        raise ValueError(f"no rotation is written as {convention!r}: {nearest(convention, list(ROTATION_DIMS))}")
+        raise ValueError(f"no rotation is written as {convention!r}: {suggest(convention, list(ROTATION_DIMS))}")
     return convention
 
 

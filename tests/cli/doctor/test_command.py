@@ -62,12 +62,12 @@ def test_of_the_extras_only_the_simulator_of_the_quickstart_is_needed(monkeypatc
 def test_rendering_tries_the_graphics_card_first_and_what_is_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
-    def trial(code: str, environment: dict[str, str]) -> None:
+    def run_trial(code: str, environment: dict[str, str]) -> None:
         tried.append(environment["MUJOCO_GL"])
         if environment["MUJOCO_GL"] != "osmesa":
             raise TrialFailed("no")
 
-    monkeypatch.setattr(doctor, "trial", trial)
+    monkeypatch.setattr(doctor, "run_trial", run_trial)
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     assert doctor._rendering() == MachineCheck("rendering", "ok", "MUJOCO_GL=osmesa")

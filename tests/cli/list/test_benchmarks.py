@@ -5,7 +5,7 @@ import json
 import pytest
 
 from anyvla.cli.list import benchmarks as list_benchmarks
-from anyvla_sim.base import Suite, Task, Unusable
+from anyvla_sim.base import BenchmarkUnusable, Suite, Task
 from tests.evaluation import toy_world
 
 TASKS = (Task("a", "x", ("a",), episodes=7), Task("b", "x", ("b",)), Task("c", "x", ("c",)))
@@ -26,7 +26,7 @@ class Away:
     """A benchmark whose simulator is not installed."""
 
     def __init__(self) -> None:
-        raise Unusable("pip install away")
+        raise BenchmarkUnusable("pip install away")
 
 
 @pytest.fixture(autouse=True)

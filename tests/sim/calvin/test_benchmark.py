@@ -11,7 +11,7 @@ from anyvla.data.formats.calvin.dataset import calvin_embodiment
 from anyvla.evaluation.conditions import Condition, parse
 from anyvla.evaluation.protocol import EvaluationConfig, plan
 from anyvla.robot.embodiment import Embodiment
-from anyvla_sim.base import NotInstalled, Unusable
+from anyvla_sim.base import BenchmarkUnusable, NotInstalled
 from anyvla_sim.calvin import install as calvin_install
 from anyvla_sim.calvin.benchmark import Calvin
 from anyvla_sim.calvin.sequences import SEQUENCES
@@ -151,5 +151,5 @@ def test_packages_come_before_anything_else(root: str, monkeypatch: pytest.Monke
 def test_without_egl_it_is_unusable(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calvin_install.egl_driver.cache_clear()
     monkeypatch.setattr(calvin_install, "_PROBE", "raise SystemExit('no display')")
-    with pytest.raises(Unusable, match="no display"):
+    with pytest.raises(BenchmarkUnusable, match="no display"):
         Calvin(root)

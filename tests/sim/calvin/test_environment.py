@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla_sim.base import Observation, Unusable
+from anyvla_sim.base import BenchmarkUnusable, Observation
 from anyvla_sim.calvin import benchmark as calvin
 from anyvla_sim.calvin import install as calvin_install
 from anyvla_sim.calvin.benchmark import Calvin, CalvinEnvironment
@@ -29,7 +29,7 @@ def _renderers() -> Iterator[str]:
         if "CALVIN_ROOT" in os.environ:
             calvin_install.egl_driver()
             yield "egl"
-    except Unusable:
+    except BenchmarkUnusable:
         pass
 
 

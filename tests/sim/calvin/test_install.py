@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anyvla_sim.base import NotInstalled, Unusable
+from anyvla_sim.base import BenchmarkUnusable, NotInstalled
 from anyvla_sim.calvin import install as calvin_install
 from anyvla_sim.calvin.sequences import UTILS
 from tests.sim.calvin import calvin_root
@@ -67,7 +67,9 @@ def test_a_folder_outside_of_git_has_an_unknown_commit(root: Path, monkeypatch: 
 )
 def test_egl_that_fails_or_crashes_is_told(monkeypatch: pytest.MonkeyPatch, probe: str, why: str) -> None:
     monkeypatch.setattr(calvin_install, "_PROBE", probe)
-    with pytest.raises(Unusable, match=rf"EGL renderer does not work here \({why}\).*--environment.render tiny"):
+    with pytest.raises(
+        BenchmarkUnusable, match=rf"EGL renderer does not work here \({why}\).*--environment.render tiny"
+    ):
         calvin_install.egl_driver.__wrapped__()
 
 

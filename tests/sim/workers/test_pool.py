@@ -13,16 +13,16 @@ import pytest
 
 from anyvla.config import ConfigError
 from anyvla.evaluation.suites import open_suite
-from anyvla_sim.base import Unusable
+from anyvla_sim.base import BenchmarkUnusable
 from anyvla_sim.spec import Spec
-from anyvla_sim.workers.pool import EnvironmentPool, Limits, Lost, Reply
+from anyvla_sim.workers.pool import EnvironmentPool, LostEpisode, Reply, WorkerLimits
 from tests.evaluation.toy_world import DIES, HANGS, HANGS_ONCE, HAS_CHILD, RAISES, spec
 
 RIGHT = np.array([[1, 0, 0, 0]], np.float32)
 
 
-def answers(pool: EnvironmentPool, count: int) -> dict[int, Reply | Lost]:
-    found: dict[int, Reply | Lost] = {}
+def answers(pool: EnvironmentPool, count: int) -> dict[int, Reply | LostEpisode]:
+    found: dict[int, Reply | LostEpisode] = {}
     limit = time.monotonic() + 60
     while len(found) < count:
         assert time.monotonic() < limit
@@ -32,7 +32,7 @@ def answers(pool: EnvironmentPool, count: int) -> dict[int, Reply | Lost]:
 
 def replies(pool: EnvironmentPool, count: int) -> dict[int, Reply]:
     found = answers(pool, count)
-    assert not any(isinstance(r, Lost) for r in found.values()), found
+    assert not any(isinstance(r, LostEpisode) for r in found.values()), found
     return {slot: r for slot, r in found.items() if isinstance(r, Reply)}
 
 
@@ -116,7 +116,7 @@ def test_an_exception_loses_one_episode() -> None:
         pool.reset(1, "left", RAISES)
         found = answers(pool, 2)
         assert isinstance(found[0], Reply)
-        assert isinstance(found[1], Lost)
+        assert isinstance(found[1], LostEpisode)
         assert "Traceback" in found[1].message
         assert found[1].message.endswith("the cart has no wheels")
         pool.reset(1, "left", 2)  # with an environment of its own
@@ -128,7 +128,7 @@ def test_an_exception_loses_one_episode() -> None:
 def test_a_task_that_there_is_not_ends_it_at_once() -> None:
     with EnvironmentPool(spec(), "line", 1, 1) as pool:
         pool.reset(0, "lefft", 1)
-        with pytest.raises(Unusable, match=r"^suite 'line' has no task 'lefft': did you mean 'left'\?$"):
+        with pytest.raises(BenchmarkUnusable, match=r"^suite 'line' has no task 'lefft': did you mean 'left'\?$"):
             answers(pool, 1)
 
 
@@ -142,7 +142,7 @@ def test_a_killed_worker_is_replaced_and_all_its_episodes_are_lost() -> None:
         pool.reset(0, "left", DIES)
         lost = answers(pool, 2)
         assert set(lost) == {0, 1}
-        assert all(isinstance(r, Lost) and "exit status -9" in r.message for r in lost.values())
+        assert all(isinstance(r, LostEpisode) and "exit status -9" in r.message for r in lost.values())
         assert pool.restarts == 1
         pool.reset(0, "left", 5)
         pool.execute(2, RIGHT)
@@ -151,19 +151,19 @@ def test_a_killed_worker_is_replaced_and_all_its_episodes_are_lost() -> None:
 
 
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
-    with EnvironmentPool(spec(marks=str(tmp_path)), "line", 1, 1, Limits(hang_s=0.5)) as pool:
+    with EnvironmentPool(spec(marks=str(tmp_path)), "line", 1, 1, WorkerLimits(hang_s=0.5)) as pool:
         pool.reset(0, "left", 1)
         replies(pool, 1)
         pool.reset(0, "left", HANGS_ONCE)
         lost = answers(pool, 1)[0]
-        assert isinstance(lost, Lost)
+        assert isinstance(lost, LostEpisode)
         assert "hung: no answer for 0 s" in lost.message or "hung" in lost.message
         pool.reset(0, "left", HANGS_ONCE)
         assert replies(pool, 1)[0].steps == 0
 
 
 def test_a_worker_that_grows_is_replaced_between_episodes() -> None:
-    with EnvironmentPool(spec(leak_mb=120), "line", 1, 2, Limits(memory_mb=200)) as pool:
+    with EnvironmentPool(spec(leak_mb=120), "line", 1, 2, WorkerLimits(memory_mb=200)) as pool:
         pool.reset(0, "left", 0)
         replies(pool, 1)
         pool.reset(1, "left", 1)
@@ -207,9 +207,9 @@ def test_close_does_not_wait_for_what_a_worker_has_started() -> None:
 
 
 def test_a_benchmark_that_cannot_be_opened() -> None:
-    with EnvironmentPool(spec(color="red"), "line", 1, 1) as pool, pytest.raises(Unusable, match="color"):
+    with EnvironmentPool(spec(color="red"), "line", 1, 1) as pool, pytest.raises(BenchmarkUnusable, match="color"):
         answers(pool, 1)
-    with pytest.raises(Unusable, match="there is no interpreter /no/python"):
+    with pytest.raises(BenchmarkUnusable, match="there is no interpreter /no/python"):
         EnvironmentPool(Spec("tests.evaluation.toy_world:Toy", {}, "/no/python"), "line", 1, 1)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers import pool as pools
-from anyvla_sim.workers.pool import EnvironmentPool, Limits, Lost, Reply
+from anyvla_sim.workers.pool import EnvironmentPool, LostEpisode, Reply, WorkerLimits
 
 SHOWN = {"images": {"eye": np.zeros((2, 2, 3), np.uint8)}, "proprio": np.zeros(1, np.float32)}
 
@@ -53,7 +53,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def pool(processes: int = 2, slots: int = 3, **limits: float) -> Any:
-    return EnvironmentPool(Spec("none:None"), "line", processes, slots, Limits(**limits))
+    return EnvironmentPool(Spec("none:None"), "line", processes, slots, WorkerLimits(**limits))
 
 
 def test_commands_go_to_the_worker_of_their_slot_as_they_are(clock: Clock) -> None:
@@ -98,7 +98,7 @@ def test_only_slots_that_play_are_lost_with_their_worker(clock: Clock) -> None:
     one.release(2)
     first = one._workers[0]
     one._events.put((first, None))
-    assert one.ready(0) == [Lost(0, "it died")]
+    assert one.ready(0) == [LostEpisode(0, "it died")]
     assert (first.closed, one._workers[0] is first, one.restarts) == (True, False, 1)
     first.answer(0)
     assert one.ready(0) == []  # of a worker that was replaced

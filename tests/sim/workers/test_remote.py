@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla_sim.base import Stuck, Unusable
+from anyvla_sim.base import BenchmarkUnusable, ExpertStuck
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers.remote import Failed, RemoteBenchmark, RemoteEnvironment, connect
 from tests.evaluation import toy_world
@@ -118,9 +118,9 @@ def test_errors_are_of_their_kind(line: RemoteEnvironment) -> None:
     line.reset("left", GIVES_UP, {})
     for _ in range(4):
         line.step(LEFT)
-    with pytest.raises(Stuck, match="the way is blocked"):
+    with pytest.raises(ExpertStuck, match="the way is blocked"):
         line.expert("left")
     with pytest.raises(Failed, match="the cart has no wheels"):
         line.reset("left", RAISES, {})
-    with pytest.raises(Unusable, match="did you mean 'left'"):
+    with pytest.raises(BenchmarkUnusable, match="did you mean 'left'"):
         line.reset("lefft", 1, {})

@@ -7,12 +7,12 @@ import os
 import pytest
 
 from anyvla_sim.workers import trial as trials
-from anyvla_sim.workers.trial import TrialFailed, trial
+from anyvla_sim.workers.trial import TrialFailed, run_trial
 
 
 def test_what_it_prints() -> None:
-    assert trial("print(6 * 7)") == "42\n"
-    assert trial("import os; print(os.environ['MARK'])", {**os.environ, "MARK": "x"}) == "x\n"
+    assert run_trial("print(6 * 7)") == "42\n"
+    assert run_trial("import os; print(os.environ['MARK'])", {**os.environ, "MARK": "x"}) == "x\n"
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,10 @@ def test_what_it_prints() -> None:
 )
 def test_why_it_failed(code: str, why: str) -> None:
     with pytest.raises(TrialFailed, match=why):
-        trial(code)
+        run_trial(code)
 
 
 def test_it_may_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "PATIENCE_S", 0.5)
     with pytest.raises(TrialFailed, match=r"^it hung: no end within 0\.5 s$"):
-        trial("import time; time.sleep(600)")
+        run_trial("import time; time.sleep(600)")

@@ -12,18 +12,18 @@ from typing import Any, Mapping, Protocol, Sequence
 
 import numpy as np
 
-from anyvla_sim.names import nearest
+from anyvla_sim.names import suggest
 
 
-class Unusable(Exception):
+class BenchmarkUnusable(Exception):
     """This benchmark cannot be played here, however often it is tried; the message says what to do."""
 
 
-class NotInstalled(Unusable, ImportError):
+class NotInstalled(BenchmarkUnusable, ImportError):
     """A simulator is missing; the message says how to install it, and for which Python."""
 
 
-class Stuck(Exception):
+class ExpertStuck(Exception):
     """A scripted expert knows no way on from this state: its attempt has failed."""
 
 
@@ -64,7 +64,7 @@ class Suite:
         """The task of that name. Raises ValueError with the nearest names."""
         found = {t.name: t for t in self.tasks}
         if name not in found:
-            raise ValueError(f"suite {self.name!r} has no task {name!r}: {nearest(name, found)}")
+            raise ValueError(f"suite {self.name!r} has no task {name!r}: {suggest(name, found)}")
         return found[name]
 
     def limit(self, task: str) -> int:
@@ -113,7 +113,7 @@ class Expert(Protocol):
     def expert(self, task: str) -> np.ndarray:
         """What the scripted expert of `task` would do now, float32 (A,).
 
-        Raises ValueError where there is none, Stuck where it gives up.
+        Raises ValueError where there is none, ExpertStuck where it gives up.
         """
 
 

@@ -23,7 +23,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from anyvla_sim.base import NotInstalled, Observation, Suite, Task
-from anyvla_sim.names import nearest
+from anyvla_sim.names import suggest
 
 _REQUIRED = ("cameras", "action", "control_hz", "instruction", "success", "horizon")
 _OPTIONAL = ("import", "make", "proprio", "episodes", "robot")
@@ -48,7 +48,7 @@ class Gym:
         unknown = [key for key in mapping if key not in known]
         lacking = [key for key in _REQUIRED if key not in mapping]
         if unknown:
-            raise ValueError(f"the mapping has no key {unknown[0]!r}: {nearest(unknown[0], known)}")
+            raise ValueError(f"the mapping has no key {unknown[0]!r}: {suggest(unknown[0], known)}")
         if lacking:
             raise ValueError(f"the mapping lacks {', '.join(lacking)}")
         self.id, self.mapping = id, mapping
@@ -202,7 +202,7 @@ def _at(value: Any, path: str, what: str) -> Any:
     for key in path.split(".") if path != "." else ():
         if not isinstance(value, Mapping) or key not in value:
             keys = list(value) if isinstance(value, Mapping) else []
-            raise ValueError(f"the {what} has no {path!r}: {nearest(key, keys) if keys else 'it is no map: use .'}")
+            raise ValueError(f"the {what} has no {path!r}: {suggest(key, keys) if keys else 'it is no map: use .'}")
         value = value[key]
     return value
 

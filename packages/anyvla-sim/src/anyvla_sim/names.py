@@ -6,7 +6,7 @@ import difflib
 from typing import Iterable
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """The sentence that helps after a typo: the nearest known names, or all of them if none is near."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.6)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Sequence
 
 import numpy as np
 
-from anyvla_sim.base import Unusable
-from anyvla_sim.names import nearest
-from anyvla_sim.workers.trial import TrialFailed, trial
+from anyvla_sim.base import BenchmarkUnusable
+from anyvla_sim.names import suggest
+from anyvla_sim.workers.trial import TrialFailed, run_trial
 
 if TYPE_CHECKING:
     import mujoco
@@ -27,7 +27,7 @@ LARGEST = 640  # pixels a side: the size of the off-screen buffer
 HIDDEN = 5  # the geom group (of 0..5) that MuJoCo draws only when asked
 
 
-class RendererMissing(Unusable, RuntimeError):
+class RendererMissing(BenchmarkUnusable, RuntimeError):
     """No GL driver that can draw without a screen."""
 
 
@@ -35,7 +35,7 @@ def setting(name: str | None = None) -> str:
     """The render setting: `name`, or the environment variable ANYVLA_RENDER, or `fast`. Raises ValueError."""
     name = name or os.environ.get("ANYVLA_RENDER") or "fast"
     if name not in SETTINGS:
-        raise ValueError(f"there is no render setting {name!r}: {nearest(name, list(SETTINGS))}")
+        raise ValueError(f"there is no render setting {name!r}: {suggest(name, list(SETTINGS))}")
     return name
 
 
@@ -76,7 +76,7 @@ def find_driver() -> str:
         environment = {**{k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}, "MUJOCO_GL": driver}
         probe = f"from mujoco.{driver} import GLContext; c = GLContext(8, 8); c.make_current(); c.free()"
         try:
-            trial(probe, environment)
+            run_trial(probe, environment)
         except TrialFailed as fault:
             faults.append(f"{driver}: {fault}")
             continue

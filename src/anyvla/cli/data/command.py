@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from anyvla.cli.recipe_help import KeyParser
-from anyvla.registry import nearest
+from anyvla.registry import suggest
 
 VERBS = {
     "info": "format, robot, episodes, cameras, instructions, statistics and faults of a data set",
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     verb, *rest = argv
     parser = KeyParser(prog=f"anyvla data {verb}", description=VERBS.get(verb))
     if verb not in VERBS:
-        parser.error(f"there is no verb {verb!r}: {nearest(verb, list(VERBS))}")
+        parser.error(f"there is no verb {verb!r}: {suggest(verb, list(VERBS))}")
     module = importlib.import_module(f"anyvla.cli.data.{verb.replace('-', '_')}")
     module.add_arguments(parser)
     options, overrides = parser.parse_known_args(rest)

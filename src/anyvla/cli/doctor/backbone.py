@@ -22,7 +22,7 @@ from rich.text import Text
 from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.console import Console
 from anyvla.config import Part, build, override
-from anyvla.registry import backbones, nearest
+from anyvla.registry import backbones, suggest
 
 if TYPE_CHECKING:
     from anyvla.backbones.base import Backbone
@@ -99,7 +99,7 @@ def choose_backbone(model: str, name: str | None, options: Sequence[str]) -> Par
     alone = name in (None, model) and model in backbones and not Path(model).exists()
     chosen = model if alone else name or "auto"
     if chosen not in backbones:
-        raise ValueError(f"there is no backbone {chosen!r}: {nearest(chosen, list(backbones))}")
+        raise ValueError(f"there is no backbone {chosen!r}: {suggest(chosen, list(backbones))}")
     target = backbones[chosen]
     given: dict[str, Any] = {}
     if not alone:

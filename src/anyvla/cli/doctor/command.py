@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anyvla.cli.console import Console
-from anyvla_sim.workers.trial import TrialFailed, trial
+from anyvla_sim.workers.trial import TrialFailed, run_trial
 
 GL_PACKAGES = "sudo apt-get install -y libegl1 libgl1-mesa-dri libgles2 libosmesa6"
 EXTRAS = {
@@ -137,7 +137,7 @@ def _rendering() -> MachineCheck:
     wanted = os.environ.get("MUJOCO_GL")
     for backend in [wanted] if wanted else ["egl", "osmesa"]:
         with contextlib.suppress(TrialFailed):
-            trial(_RENDER, os.environ | {"MUJOCO_GL": backend})
+            run_trial(_RENDER, os.environ | {"MUJOCO_GL": backend})
             return MachineCheck("rendering", "ok", f"MUJOCO_GL={backend}")
     return MachineCheck("rendering", "missing", "neither EGL nor OSMesa gives MuJoCo a GL context", GL_PACKAGES)
 

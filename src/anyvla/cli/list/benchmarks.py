@@ -9,7 +9,7 @@ from rich.table import Table
 
 from anyvla.cli.console import Console
 from anyvla.registry import benchmarks
-from anyvla_sim.base import Suite, Unusable
+from anyvla_sim.base import BenchmarkUnusable, Suite
 from anyvla_sim.spec import Spec
 
 
@@ -46,7 +46,7 @@ def _about(name: str) -> dict[str, Any]:
     """A benchmark as it is here; `missing` says why it cannot be played."""
     try:
         benchmark = Spec(benchmarks.target(name)).open()
-    except (Unusable, ImportError, ValueError) as error:  # not installed; or, as gym, it needs to be told more
+    except (BenchmarkUnusable, ImportError, ValueError) as error:  # not installed; or, as gym, it needs to be told more
         return {"name": name, "suites": [], "missing": str(error)}
     suites = []
     for suite_name in benchmark.suites():

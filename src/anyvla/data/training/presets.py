@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import yaml
 
 from anyvla.data.formats.rlds import oxe
-from anyvla.registry import nearest
+from anyvla.registry import suggest
 
 
 class Member(NamedTuple):
@@ -42,7 +42,7 @@ def expand(name: str, root: Path, missing: Literal["refuse", "skip"] = "refuse")
     looked for; `missing="skip"` leaves those out, if any is there at all.
     """
     if name not in presets():
-        raise ValueError(f"there is no mixture {name!r}: {nearest(name, list(presets()))}")
+        raise ValueError(f"there is no mixture {name!r}: {suggest(name, list(presets()))}")
     if not root.is_dir():
         raise ValueError(f"the mixture {name!r} is looked for below {root}, which is no folder")
     found = [Member(path, weight, d) for d, weight in presets()[name].items() if (path := _folder(root, d)) is not None]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.transforms.wrapped import Wrapped
-from anyvla.registry import nearest
+from anyvla.registry import suggest
 
 
 class Cameras(Wrapped):
@@ -20,7 +20,7 @@ class Cameras(Wrapped):
         known = list(dataset.embodiment.cameras)
         for view, camera in cameras.items():
             if camera not in known:
-                raise ValueError(f"{dataset.root} has no camera {camera!r} to be {view!r}: {nearest(camera, known)}")
+                raise ValueError(f"{dataset.root} has no camera {camera!r} to be {view!r}: {suggest(camera, known)}")
         if not cameras:
             raise ValueError(f"choose one camera of {dataset.root} at least: {', '.join(known)}")
         embodiment = dataclasses.replace(dataset.embodiment, cameras=tuple(cameras))

@@ -20,7 +20,7 @@ from anyvla_sim.base import Observation, Suite, Task
 from anyvla_sim.calvin import install as calvin_install
 from anyvla_sim.calvin.sequences import COUNT, Chain, chains, start_states
 from anyvla_sim.calvin.world import Screen, World
-from anyvla_sim.names import nearest
+from anyvla_sim.names import suggest
 
 SUITES = ("ABC-D", "ABCD-D")  # the rooms that the policy was trained in; both are played in D
 RENDERERS = ("egl", "tiny")
@@ -43,13 +43,13 @@ class Calvin:
         CPU. `chains`: so many, from the first of the official list on. `language`: a JSON file {task: [phrases]}, other
         words for the tasks (condition `paraphrased`).
 
-        Raises NotInstalled without CALVIN or what its simulator needs, Unusable without EGL, ValueError for other
+        Raises NotInstalled without CALVIN or its packages, BenchmarkUnusable without EGL, ValueError for other
         settings.
         """
         self.root = calvin_install.find(root)
         calvin_install.check_packages()
         if render not in RENDERERS:
-            raise ValueError(f"calvin has no renderer {render!r}: {nearest(render, RENDERERS)}")
+            raise ValueError(f"calvin has no renderer {render!r}: {suggest(render, RENDERERS)}")
         if not 1 <= chains <= COUNT:
             raise ValueError(f"chains: 1 to {COUNT} of the official list, not {chains}")
         self.render, self.count = render, chains
@@ -71,7 +71,7 @@ class Calvin:
     def suite(self, name: str) -> Suite:
         """34 tasks and the chains. Raises ValueError for an unknown name."""
         if name not in SUITES:
-            raise ValueError(f"calvin has no suite {name!r}: {nearest(name, SUITES)}")
+            raise ValueError(f"calvin has no suite {name!r}: {suggest(name, SUITES)}")
         tasks = [Task(task, "D", said, self.others.get(task, ())) for task, said in self.phrases.items()]
         played = [list(chain.tasks) for chain in self.chains()]
         return Suite(name, tasks, HORIZON, episodes=self.count, starts=self.count, chains=played)
@@ -113,7 +113,7 @@ class Calvin:
     def make(self, suite: str) -> CalvinEnvironment:
         """An environment, to be used in this process."""
         if suite not in SUITES:
-            raise ValueError(f"calvin has no suite {suite!r}: {nearest(suite, SUITES)}")
+            raise ValueError(f"calvin has no suite {suite!r}: {suggest(suite, SUITES)}")
         return CalvinEnvironment(self)
 
     def screen(self) -> Screen:
@@ -179,7 +179,7 @@ class CalvinEnvironment:
 
     def _known(self, task: str) -> None:
         if task not in self._benchmark.phrases:
-            raise ValueError(f"calvin has no task {task!r}: {nearest(task, self._benchmark.phrases)}")
+            raise ValueError(f"calvin has no task {task!r}: {suggest(task, self._benchmark.phrases)}")
 
     def observe(self) -> Observation:
         """Both cameras and `robot_obs`."""
@@ -226,7 +226,7 @@ def _other_words(path: Path, tasks: Mapping[str, Any]) -> Mapping[str, Sequence[
     unknown = [task for task in read if task not in tasks]
     lacking = [task for task in tasks if task not in read]
     if unknown:
-        raise ValueError(f"language: {path}: calvin has no task {unknown[0]!r}: {nearest(unknown[0], tasks)}")
+        raise ValueError(f"language: {path}: calvin has no task {unknown[0]!r}: {suggest(unknown[0], tasks)}")
     if lacking:
         raise ValueError(f"language: {path} has no words for {', '.join(lacking[:3])}; all tasks need some")
     return {task: [str(phrase) for phrase in phrases] for task, phrases in read.items()}

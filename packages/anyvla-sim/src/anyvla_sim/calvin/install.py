@@ -13,9 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from anyvla_sim.base import NotInstalled, Unusable
+from anyvla_sim.base import BenchmarkUnusable, NotInstalled
 from anyvla_sim.calvin.sequences import SEQUENCES, UTILS
-from anyvla_sim.workers.trial import TrialFailed, trial
+from anyvla_sim.workers.trial import TrialFailed, run_trial
 
 ORACLE = "calvin_models/conf/callbacks/rollout/tasks/new_playtable_tasks.yaml"
 ANNOTATIONS = "calvin_models/conf/annotations/new_playtable_validation.yaml"
@@ -139,13 +139,13 @@ pybullet.getCameraImage(8, 8)
 
 @lru_cache(maxsize=None)
 def egl_driver() -> str:
-    """What draws behind EGL, as it names itself. Raises Unusable where EGL does not work."""
+    """What draws behind EGL, as it names itself. Raises BenchmarkUnusable where EGL does not work."""
     try:
-        named = [line.split("=", 1)[1] for line in trial(_PROBE).splitlines() if line.startswith("GL_RENDERER=")]
+        named = [line.split("=", 1)[1] for line in run_trial(_PROBE).splitlines() if line.startswith("GL_RENDERER=")]
         if not named:
             raise TrialFailed("the renderer does not name itself")
     except TrialFailed as why:
-        raise Unusable(
+        raise BenchmarkUnusable(
             f"CALVIN's EGL renderer does not work here ({why}): install a GL driver with EGL (libegl1), or choose "
             "--environment.render tiny, which draws on the CPU; its pixels differ from the published ones"
         ) from None

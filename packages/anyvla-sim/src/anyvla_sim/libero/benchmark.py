@@ -16,7 +16,7 @@ import numpy as np
 from anyvla_sim.base import NotInstalled, Observation, Suite
 from anyvla_sim.libero.factors import DISTURBANCES, FACTORS, Disturber, Stage
 from anyvla_sim.libero.suites import files, goals, names, suite
-from anyvla_sim.names import nearest
+from anyvla_sim.names import suggest
 from anyvla_sim.rendering import Renderer, View, find_driver, setting
 
 CONTROL_HZ = 20
@@ -232,7 +232,7 @@ class LiberoEnvironment:
     def expert(self, task: str) -> np.ndarray:
         """What the scripted expert does now.
 
-        Raises ValueError for a task of another scene or without an expert, Stuck where it gives up.
+        Raises ValueError for a task of another scene or without an expert, ExpertStuck where it gives up.
         """
         from anyvla_sim.libero.expert import Expert
 
@@ -245,7 +245,7 @@ class LiberoEnvironment:
     def disturb(self, kind: str, seed: int) -> bool:
         """Move an object of the task, or knock the gripper open. False if there is nothing to move."""
         if kind not in DISTURBANCES:
-            raise ValueError(f"libero has no disturbance {kind!r}: {nearest(kind, DISTURBANCES)}")
+            raise ValueError(f"libero has no disturbance {kind!r}: {suggest(kind, DISTURBANCES)}")
         done = self._disturber.disturb(kind, seed)
         self.running.wrapped._update_observables(force=True)
         self._seen = self.running.env._get_observations()

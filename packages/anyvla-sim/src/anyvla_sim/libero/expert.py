@@ -40,7 +40,7 @@ class Expert:
     def action(self) -> np.ndarray:
         """What to do now, float32 (7,), in [-1, 1]: translation, rotation, gripper. At rest where the goal holds.
 
-        Raises Stuck where an object cannot be grasped.
+        Raises ExpertStuck where an object cannot be grasped.
         """
         while self._skills and self._skills[0].done():
             self._skills.pop(0)

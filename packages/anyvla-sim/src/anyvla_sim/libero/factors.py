@@ -9,7 +9,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from anyvla_sim.names import nearest
+from anyvla_sim.names import suggest
 from anyvla_sim.rendering import Ornament
 
 FACTORS: Mapping[str, Sequence[str]] = {
@@ -51,9 +51,9 @@ class Stage:
         """Change the scene, which is at its start state. Raises ValueError for an unknown factor or level."""
         for factor, level in factors.items():
             if factor not in FACTORS:
-                raise ValueError(f"libero has no factor {factor!r}: {nearest(factor, FACTORS)}")
+                raise ValueError(f"libero has no factor {factor!r}: {suggest(factor, FACTORS)}")
             if level not in FACTORS[factor]:
-                raise ValueError(f"the factor {factor} has no level {level!r}: {nearest(level, FACTORS[factor])}")
+                raise ValueError(f"the factor {factor} has no level {level!r}: {suggest(level, FACTORS[factor])}")
         for number, factor in enumerate(FACTORS):  # each has a source of chance of its own, whatever others are set
             if factor in factors:
                 getattr(self, f"_{factor}")(factors[factor], np.random.default_rng((seed, number)))

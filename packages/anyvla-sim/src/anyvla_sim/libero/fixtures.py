@@ -6,7 +6,7 @@ from typing import Callable
 
 import numpy as np
 
-from anyvla_sim.base import Stuck
+from anyvla_sim.base import ExpertStuck
 from anyvla_sim.libero import grasps
 from anyvla_sim.libero.geometry import FINGER_HALF, FINGER_THICK, OPENING, TIP, HeightMap, Joint, Scene, hand_points
 from anyvla_sim.libero.motion import CLOSE, OPEN, SPEED, limited, over, rotation_vector, straight
@@ -74,7 +74,7 @@ class Move:
             self._scene.base,
         )
         if found is None:
-            raise Stuck(f"no grasp of {self._body}: nothing of it fits between the open fingers")
+            raise ExpertStuck(f"no grasp of {self._body}: nothing of it fits between the open fingers")
         position, rotation = self._scene.pose(self._body)
         return rotation.T @ (found.position - position), rotation.T @ found.rotation
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from anyvla_sim.base import Stuck
+from anyvla_sim.base import ExpertStuck
 from anyvla_sim.libero import grasps
 from anyvla_sim.libero.geometry import HeightMap, Scene, hand_points
 from anyvla_sim.libero.motion import CLOSE, OPEN, over, straight
@@ -75,7 +75,7 @@ class Carry:
             failed=[position + rotation @ f for f in self._failed],
         )
         if found is None:
-            raise Stuck(f"no grasp of {self._item} from above: nothing of it fits between the open fingers")
+            raise ExpertStuck(f"no grasp of {self._item} from above: nothing of it fits between the open fingers")
         return rotation.T @ (found.position - position), rotation.T @ found.rotation
 
     def _reach(self) -> np.ndarray:

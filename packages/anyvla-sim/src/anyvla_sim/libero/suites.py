@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Mapping, Sequence
 
 from anyvla_sim.base import NotInstalled, Suite, Task
-from anyvla_sim.names import nearest
+from anyvla_sim.names import suggest
 
 _EXTRA = 'pip install "anyvla-sim[libero]" (Python 3.10 or later)'
 STORED = 50  # start states of each task
@@ -54,7 +54,7 @@ def files(suite: str, task: str) -> tuple[Path, Path]:
 def suite(name: str) -> Suite:
     """A suite. Raises ValueError for an unknown name (with the nearest), NotInstalled."""
     if name not in names():
-        raise ValueError(f"libero has no suite {name!r}: {nearest(name, names())}")
+        raise ValueError(f"libero has no suite {name!r}: {suggest(name, names())}")
     tasks: list[Task] = []
     scenes: dict[tuple[str, ...], str] = {}
     for task in _installed()[0][f"libero_{name}"]:

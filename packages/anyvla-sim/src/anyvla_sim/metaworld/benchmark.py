@@ -16,7 +16,7 @@ import numpy as np
 from anyvla_sim.base import NotInstalled, Observation, Suite
 from anyvla_sim.metaworld.factors import DISTURBANCES, FACTORS, Disturber, Stage
 from anyvla_sim.metaworld.suites import NAMES, Scene, scenes, suite
-from anyvla_sim.names import nearest
+from anyvla_sim.names import suggest
 from anyvla_sim.rendering import LARGEST, Renderer, View, broken_driver, find_driver, setting
 
 _EXTRA = 'pip install "anyvla-sim[metaworld]" (Python 3.9 or later)'
@@ -67,7 +67,7 @@ class MetaWorld:
     def suite(self, name: str) -> Suite:
         """Raises ValueError for an unknown name."""
         if name not in NAMES:
-            raise ValueError(f"metaworld has no suite {name!r}: {nearest(name, NAMES)}")
+            raise ValueError(f"metaworld has no suite {name!r}: {suggest(name, NAMES)}")
         return suite(name, self.repeat)
 
     def views(self, suite: str) -> Mapping[str, View]:
@@ -186,7 +186,7 @@ class MetaWorldEnvironment:
     def reset(self, task: str, seed: int, factors: Mapping[str, str] | None = None) -> None:
         """Start an episode in the task's scene. Equal scene, seed and factors: equal start state. Raises ValueError."""
         if task not in self._tasks:
-            raise ValueError(f"metaworld/{self._suite} has no task {task!r}: {nearest(task, list(self._tasks))}")
+            raise ValueError(f"metaworld/{self._suite} has no task {task!r}: {suggest(task, list(self._tasks))}")
         self._scene = self._tasks[task].scene
         if self._scene not in self._simulations:
             self._simulations[self._scene] = _Simulation(scenes(self._suite)[self._scene], self._benchmark.render)

@@ -9,7 +9,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from anyvla_sim.names import nearest
+from anyvla_sim.names import suggest
 from anyvla_sim.rendering import Ornament
 
 FACTORS: Mapping[str, Sequence[str]] = {
@@ -30,9 +30,9 @@ _MOVED = 1e-3  # rad or m: a joint that moved less has not been moved
 def _check(factors: Mapping[str, str]) -> None:
     for factor, level in factors.items():
         if factor not in FACTORS:
-            raise ValueError(f"metaworld has no factor {factor!r}: {nearest(factor, FACTORS)}")
+            raise ValueError(f"metaworld has no factor {factor!r}: {suggest(factor, FACTORS)}")
         if level not in FACTORS[factor]:
-            raise ValueError(f"the factor {factor} has no level {level!r}: {nearest(level, FACTORS[factor])}")
+            raise ValueError(f"the factor {factor} has no level {level!r}: {suggest(level, FACTORS[factor])}")
 
 
 class Stage:
@@ -124,7 +124,7 @@ class Disturber:
     def disturb(self, kind: str, seed: int) -> bool:
         """False if there is nothing to disturb. Raises ValueError for another kind."""
         if kind not in DISTURBANCES:
-            raise ValueError(f"metaworld has no disturbance {kind!r}: {nearest(kind, DISTURBANCES)}")
+            raise ValueError(f"metaworld has no disturbance {kind!r}: {suggest(kind, DISTURBANCES)}")
         if kind == "open":
             self._open = _KNOCK
             return True

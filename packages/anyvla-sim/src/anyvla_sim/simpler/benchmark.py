@@ -16,7 +16,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from anyvla_sim.base import NotInstalled, Observation, Suite
-from anyvla_sim.names import nearest
+from anyvla_sim.names import suggest
 from anyvla_sim.simpler.motion import (
     DOWN,
     STICKY,
@@ -63,7 +63,7 @@ class Simpler:
     def suite(self, name: str) -> Suite:
         """Raises ValueError for an unknown name."""
         if name not in NAMES:
-            raise ValueError(f"simpler has no suite {name!r}: {nearest(name, NAMES)}")
+            raise ValueError(f"simpler has no suite {name!r}: {suggest(name, NAMES)}")
         return suite(name)
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
@@ -126,7 +126,7 @@ class SimplerEnvironment:
         if factors:
             raise ValueError(f"simpler has no factor {next(iter(factors))!r}: it has none")
         if task not in self._tasks:
-            raise ValueError(f"simpler/{self._suite} has no task {task!r}: {nearest(task, self._tasks)}")
+            raise ValueError(f"simpler/{self._suite} has no task {task!r}: {suggest(task, self._tasks)}")
         one = self._tasks[task]
         if not 0 <= seed < one.count:
             raise ValueError(f"simpler/{self._suite}/{task} has no start state {seed}: 0 to {one.count - 1}")

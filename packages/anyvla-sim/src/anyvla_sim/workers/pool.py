@@ -1,7 +1,7 @@
-"""Environments in worker processes: several simulate and render while the policy thinks.
+"""Environments in worker processes: several simulate while the policy thinks.
 
 A pool has `processes * slots` slots, one environment each. Commands return at once; what a slot answers comes out of
-`ready`. A worker that crashes or hangs is replaced, and every episode that ran in it is reported as `Lost`; one that
+`ready`. A worker that crashes or hangs is replaced, and its episodes are reported as `LostEpisode`; one that
 has grown beyond its memory is replaced when the last of its episodes is over.
 """
 
@@ -14,13 +14,13 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from anyvla_sim.base import Observation, Unusable
+from anyvla_sim.base import BenchmarkUnusable, Observation
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers.process import Event, WorkerProcess, lacking
 
 
 @dataclass(frozen=True)
-class Limits:
+class WorkerLimits:
     """When a worker is given up."""
 
     hang_s: float = 180.0  # without an answer; the first, which loads the simulator, may take five times as long
@@ -41,7 +41,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostEpisode:
     """The episode of a slot is gone: its simulator raised, crashed or hung."""
 
     slot: int
@@ -51,11 +51,11 @@ class Lost:
 class EnvironmentPool:
     """Use as a context manager."""
 
-    def __init__(self, spec: Spec, suite: str, processes: int, slots: int, limits: Limits | None = None) -> None:
-        """Starts the workers; each opens the benchmark for itself. Raises Unusable without such an interpreter."""
+    def __init__(self, spec: Spec, suite: str, processes: int, slots: int, limits: WorkerLimits | None = None) -> None:
+        """Starts the workers; each opens the benchmark. Raises BenchmarkUnusable without such an interpreter."""
         self.size = processes * slots
         self.restarts = 0  # workers that were replaced
-        self._spec, self._suite, self._slots, self._limits = spec, suite, slots, limits or Limits()
+        self._spec, self._suite, self._slots, self._limits = spec, suite, slots, limits or WorkerLimits()
         self._events: "queue.Queue[Event]" = queue.Queue()
         self._workers = [WorkerProcess(spec, self._events) for _ in range(processes)]
         self._since = [time.monotonic()] * processes  # when each last said something, or was asked after silence
@@ -109,10 +109,10 @@ class EnvironmentPool:
             self._since[number] = time.monotonic()
         self._workers[number].send({**command, "suite": self._suite})
 
-    def ready(self, timeout: float) -> list[Reply | Lost]:
+    def ready(self, timeout: float) -> list[Reply | LostEpisode]:
         """What slots answered, after waiting up to `timeout` seconds; a slot that is lost is so with its replies.
 
-        Raises Unusable for what no repetition would mend: a simulator that is missing, a task that there is not.
+        Raises BenchmarkUnusable where a retry cannot help: a missing simulator, an unknown task.
         """
         events: list[Event] = []
         try:
@@ -121,7 +121,7 @@ class EnvironmentPool:
                 events.append(self._events.get_nowait())
         except queue.Empty:
             pass
-        answers: dict[int, Reply | Lost] = {}
+        answers: dict[int, Reply | LostEpisode] = {}
         for worker, message in events:
             if worker not in self._workers:
                 continue  # replaced since
@@ -137,18 +137,18 @@ class EnvironmentPool:
                 self._lose(number, f"the simulator hung: no answer for {patience:.0f} s", answers)
         return list(answers.values())
 
-    def _hear(self, number: int, message: dict[str, Any], answers: dict[int, Reply | Lost]) -> None:
+    def _hear(self, number: int, message: dict[str, Any], answers: dict[int, Reply | LostEpisode]) -> None:
         worker = self._workers[number]
         worker.pending -= 1
         worker.resident_mb = message["resident_mb"]
         if message["kind"] == "unusable":
-            raise Unusable(message["message"])
+            raise BenchmarkUnusable(message["message"])
         if message["verb"] == "open":
             return
         slot = message["slot"]
         if message["kind"] == "failed":
             self._playing.discard(slot)
-            answers[slot] = Lost(slot, message["message"])
+            answers[slot] = LostEpisode(slot, message["message"])
             return
         self._fresh[number] = False
         shown = message["observation"]
@@ -162,13 +162,13 @@ class EnvironmentPool:
             message.get("disturbed"),
         )
 
-    def _lose(self, number: int, why: str, answers: dict[int, Reply | Lost]) -> None:
+    def _lose(self, number: int, why: str, answers: dict[int, Reply | LostEpisode]) -> None:
         missing = lacking(why, self._spec.python)
         if missing is not None:
-            raise Unusable(missing)
+            raise BenchmarkUnusable(missing)
         for slot in self._slots_of(number):
             if slot in self._playing:
-                answers[slot] = Lost(slot, why)
+                answers[slot] = LostEpisode(slot, why)
                 self._playing.discard(slot)
         self._replace(number)
         for command in self._held.pop(number, []):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from anyvla_sim import signals
-from anyvla_sim.base import Unusable
+from anyvla_sim.base import BenchmarkUnusable
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers.wire import receive, send
 
@@ -37,7 +37,7 @@ class WorkerProcess:
     """One process that simulates. Its answers, and its end, come out of the queue given."""
 
     def __init__(self, spec: Spec, events: "queue.Queue[Event]") -> None:
-        """Starts it and has it open the benchmark. Raises Unusable if there is no such interpreter."""
+        """Starts it and has it open the benchmark. Raises BenchmarkUnusable if there is no such interpreter."""
         python = interpreter(spec.python)
         environment = dict(os.environ)
         if spec.python is None:  # what can be imported here can be imported there
@@ -112,12 +112,14 @@ class WorkerProcess:
 
 
 def interpreter(python: str | None) -> str:
-    """The path of an interpreter. Raises Unusable if there is none."""
+    """The path of an interpreter. Raises BenchmarkUnusable if there is none."""
     if python is None:
         return sys.executable
     found = shutil.which(str(Path(python).expanduser()))
     if found is None:
-        raise Unusable(f"there is no interpreter {python}: give the path of a python, as ~/envs/calvin/bin/python")
+        raise BenchmarkUnusable(
+            f"there is no interpreter {python}: give the path of a python, as ~/envs/calvin/bin/python"
+        )
     return found
 
 

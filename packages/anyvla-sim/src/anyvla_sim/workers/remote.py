@@ -10,7 +10,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from anyvla_sim.base import Benchmark, Observation, Stuck, Suite, Task, Unusable
+from anyvla_sim.base import Benchmark, BenchmarkUnusable, ExpertStuck, Observation, Suite, Task
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers.process import Event, WorkerProcess, lacking
 
@@ -25,7 +25,7 @@ class Remote:
     """One worker, asked synchronously. Use as a context manager, or close it."""
 
     def __init__(self, spec: Spec) -> None:
-        """Raises Unusable if the benchmark cannot be opened there."""
+        """Raises BenchmarkUnusable if the benchmark cannot be opened there."""
         self._python = spec.python
         self._events: "queue.Queue[Event]" = queue.Queue()
         self._worker = WorkerProcess(spec, self._events)
@@ -34,7 +34,7 @@ class Remote:
     def ask(self, verb: str, **command: Any) -> dict[str, Any]:
         """Carry out a command.
 
-        Raises Unusable for bad input, Stuck if an expert gives up, Failed if the simulator fails or says nothing.
+        Raises BenchmarkUnusable for bad input, ExpertStuck if an expert gives up, Failed if the simulator fails.
         """
         self._worker.send({"verb": verb, **command})
         return self._answer()
@@ -47,9 +47,9 @@ class Remote:
         if answer is None:
             said = self._worker.death()
             missing = lacking(said, self._python)
-            raise Unusable(missing) if missing else Failed(said)
+            raise BenchmarkUnusable(missing) if missing else Failed(said)
         if answer["kind"] != "answer":
-            raise {"unusable": Unusable, "stuck": Stuck}.get(answer["kind"], Failed)(answer["message"])
+            raise {"unusable": BenchmarkUnusable, "stuck": ExpertStuck}.get(answer["kind"], Failed)(answer["message"])
         return answer
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class RemoteBenchmark:
     """A benchmark whose simulator lives in another interpreter."""
 
     def __init__(self, spec: Spec) -> None:
-        """Raises Unusable if it cannot be opened there."""
+        """Raises BenchmarkUnusable if it cannot be opened there."""
         self._spec = spec
         self._remote = Remote(spec)
         about = self._remote.ask("about")
@@ -88,7 +88,7 @@ class RemoteBenchmark:
         if suite not in self._described:
             try:
                 self._described[suite] = self._remote.ask("describe", suite=suite)
-            except Unusable as error:
+            except BenchmarkUnusable as error:
                 raise ValueError(str(error)) from None
         return self._described[suite]
 

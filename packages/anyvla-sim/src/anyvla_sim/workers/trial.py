@@ -13,7 +13,7 @@ class TrialFailed(Exception):
     """The code failed, crashed or hung; says which."""
 
 
-def trial(code: str, environment: Mapping[str, str] | None = None) -> str:
+def run_trial(code: str, environment: Mapping[str, str] | None = None) -> str:
     """What the code prints. Raises TrialFailed with the last line of its error, or how it ended."""
     try:
         done = subprocess.run(

@@ -19,7 +19,7 @@ from typing import IO, Any, Mapping
 import numpy as np
 
 from anyvla_sim import signals
-from anyvla_sim.base import Benchmark, Stuck, Unusable
+from anyvla_sim.base import Benchmark, BenchmarkUnusable, ExpertStuck
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers.wire import receive, send
 
@@ -157,7 +157,7 @@ def _commands(stream: IO[bytes]) -> "queue.Queue[dict[str, Any] | None]":
 
 def _message(error: BaseException) -> str:
     """What a person needs: the sentence of an error that was made for people, the traceback of any other."""
-    if isinstance(error, (ImportError, ValueError, Unusable)):
+    if isinstance(error, (ImportError, ValueError, BenchmarkUnusable)):
         return str(error)
     return "".join(traceback.format_exception(type(error), error, error.__traceback__)).strip()
 
@@ -184,11 +184,11 @@ def main() -> None:
             else:
                 answer = played.answer(command)
             answer["kind"] = "answer"
-        except Stuck as error:  # the environment is as good as before
+        except ExpertStuck as error:  # the environment is as good as before
             answer = {"kind": "stuck", "message": str(error)}
         except Exception as error:
             bad_input = isinstance(error, ValueError) and command["verb"] in ("open", "describe", "reset", "begin")
-            unusable = bad_input or isinstance(error, (ImportError, Unusable))
+            unusable = bad_input or isinstance(error, (ImportError, BenchmarkUnusable))
             answer = {"kind": "unusable" if unusable else "failed", "message": _message(error)}
             if played is not None:
                 played.drop(slot)

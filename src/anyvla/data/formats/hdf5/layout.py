@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT
 from anyvla.data.formats.hdf5.file import SUFFIXES, find_arrays, has_key
 from anyvla.data.formats.hdf5.frames import Orientation, holds_encoded_images
-from anyvla.registry import nearest
+from anyvla.registry import suggest
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -82,7 +82,7 @@ def find_layout(config: Hdf5Config, path: Path, episode: str) -> Hdf5Layout:
         raise ValueError(undeclared_layout_message(path))
     for key in (*actions, *proprio, *(config.cameras or {}).values()):
         if key not in found and not has_key(path, f"{episode}/{key}"):
-            raise ValueError(f"{path} has no {key!r}{_in(episode)}: {nearest(key, list(found) or ['nothing'])}")
+            raise ValueError(f"{path} has no {key!r}{_in(episode)}: {suggest(key, list(found) or ['nothing'])}")
     cameras = dict(config.cameras) if config.cameras is not None else _find_cameras(found, config.channels)
     return Hdf5Layout(
         actions=actions,

@@ -14,7 +14,7 @@ from anyvla.data.formats.json_records import read_json_text
 from anyvla.data.formats.lerobot.check_info import check_info
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.files.inside import inside
-from anyvla.registry import nearest
+from anyvla.registry import suggest
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace
 
@@ -137,7 +137,7 @@ class DatasetInfo:
                 return key
         known = list(self.cameras())
         raise ValueError(
-            f"{self.root} has no camera {name!r}: {nearest(name, known) if known else 'it holds no videos or images'}"
+            f"{self.root} has no camera {name!r}: {suggest(name, known) if known else 'it holds no videos or images'}"
         )
 
     def cameras(self) -> dict[str, str]:
@@ -179,7 +179,7 @@ class DatasetInfo:
             feature = self.features.get(key)
             if feature is None:
                 vectors = [k for k in self.features if self.is_vector(k)]
-                known = nearest(key, vectors) if vectors else "it holds no vectors"
+                known = suggest(key, vectors) if vectors else "it holds no vectors"
                 raise ValueError(
                     f"{self.root} has no feature {key!r}: {known}; say which it is, as in format: {{name: "
                     f"{_READERS.get(self.version, 'lerobot')}, {option}: NAME}}, or {option}: [NAME, NAME] for several "

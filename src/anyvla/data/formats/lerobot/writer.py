@@ -31,7 +31,7 @@ from anyvla.data.statistics import image_histogram
 from anyvla.files import durable
 from anyvla.files.differences import differences, listed
 from anyvla.files.documents import read_object
-from anyvla.registry import nearest
+from anyvla.registry import suggest
 from anyvla.robot.embodiment import Embodiment
 
 _FRAMES_AT_ONCE = 64  # frames in memory at once
@@ -99,7 +99,7 @@ def check_episode(embodiment: Embodiment, episode: Episode, where: str = "episod
     for name in embodiment.cameras:
         if name not in episode.images:
             given = list(episode.images)
-            raise ValueError(f"{where}: camera {name!r} is missing; {nearest(name, given) if given else 'none given'}")
+            raise ValueError(f"{where}: camera {name!r} is missing; {suggest(name, given) if given else 'none given'}")
         frames = episode.images[name]
         kind = np.dtype(np.uint8) if isinstance(frames, Frames) else frames.dtype
         if kind != np.uint8 or len(frames.shape) != 4 or frames.shape[3] != 3 or len(frames) != length:

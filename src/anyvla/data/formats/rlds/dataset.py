@@ -25,7 +25,7 @@ from anyvla.data.formats.rlds.config import RLDSConfig
 from anyvla.data.formats.rlds.frames import EncodedFrames, RecordLocation, read_numbers
 from anyvla.data.formats.rlds.index import RecordIndex, build_index, read_instructions
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
-from anyvla.registry import nearest
+from anyvla.registry import suggest
 from anyvla.robot.embodiment import Embodiment
 
 
@@ -52,7 +52,7 @@ class RLDSDataset:
         self._version = rlds_features.read_version(rlds_features.find_version(self.root))
         if config.entry is not None and oxe.find_entry(config.entry) is None:
             raise ValueError(
-                f"the table has no entry {config.entry!r}: {nearest(config.entry, list(oxe.load_entries()))}"
+                f"the table has no entry {config.entry!r}: {suggest(config.entry, list(oxe.load_entries()))}"
             )
         self._entry = oxe.find_entry(config.entry or self._version.name)
         self._shards = self._version.shard_paths(config.split)
@@ -63,7 +63,7 @@ class RLDSDataset:
             embodiment = self._entry.embodiment
         for camera in embodiment.cameras:
             if camera not in cameras:
-                raise ValueError(f"{self.root} has no camera {camera!r}: {nearest(camera, list(cameras) or ['none'])}")
+                raise ValueError(f"{self.root} has no camera {camera!r}: {suggest(camera, list(cameras) or ['none'])}")
         self.embodiment = embodiment
         self._cameras = {camera: cameras[camera] for camera in embodiment.cameras}
         self._check_keys()
@@ -204,7 +204,7 @@ class RLDSDataset:
         for key in asked:
             spec = self._version.steps.get(key)
             if spec is None:
-                raise ValueError(f"{self.root} has no steps/{key}: {nearest(key, list(self._version.steps))}")
+                raise ValueError(f"{self.root} has no steps/{key}: {suggest(key, list(self._version.steps))}")
             if spec.ragged:
                 raise ValueError(f"{self.root}: steps/{key} is a list in the list of steps, which is not read")
 
