@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,3 +108,27 @@ def test_a_warning_comes_when_no_work_was_finished_for_long(
             clock.seconds = seconds
             assert pool.finished([future], 0) == ({done} if future is done else set())
             assert caplog.text.count("no worker has finished anything for 300 s") == warnings, seconds
+
+
+def _double(number: int) -> int:
+    return 2 * number
+
+
+def test_tasks_run_until_none_is_left_also_those_that_come_later() -> None:
+    todo, found = deque(range(3)), {}
+    with WorkerPool(2, remedy="") as pool:
+        for task, result in pool.run(_double, todo, 2):
+            found[task] = result
+            if task == 0:
+                todo.append(7)
+    assert found == {0: 0, 1: 2, 2: 4, 7: 14}
+
+
+def test_tasks_that_have_not_begun_stay_after_a_stop() -> None:
+    todo, found = deque(range(50)), list[int]()
+    with WorkerPool(1, remedy="") as pool:
+        for task, _ in pool.run(_double, todo, 20, stop=lambda: bool(found)):
+            found.append(task)
+    assert 0 in found
+    assert 0 < len(found) < 20
+    assert sorted([*found, *todo]) == list(range(50))

@@ -7,16 +7,19 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from anyvla_sim import signals
 
+T = TypeVar("T")
+R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 SILENCE_S = 300.0  # after which a warning says that no worker finishes anything
@@ -68,6 +71,28 @@ class WorkerPool(ProcessPoolExecutor):
                 SILENCE_S,
             )
         return done
+
+    def run(
+        self, work: Callable[[T], R], todo: deque[T], ahead: int, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[T, R]]:
+        """Yield each task with `work(task)`, as they finish. At most `ahead` tasks are submitted and not finished.
+
+        Tasks are taken from the left of `todo`, which may grow meanwhile. After `stop()` said so, tasks that run are
+        still yielded, and all others stay in `todo`.
+        """
+        running: dict[Future[R], T] = {}
+        while running or todo:
+            if stop():
+                todo.extend(task for future, task in running.items() if future.cancel())
+                running = {future: task for future, task in running.items() if not future.cancelled()}
+                if not running:
+                    return
+            else:
+                while todo and len(running) < ahead:
+                    task = todo.popleft()
+                    running[self.submit(work, task)] = task
+            for future in self.finished(running):
+                yield running.pop(future), future.result()
 
     def kill(self) -> None:
         """Kill the workers. Whoever waits for a result gets BrokenProcessPool."""

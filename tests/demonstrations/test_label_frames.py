@@ -20,6 +20,7 @@ from anyvla.demonstrations.label_frames import LabelConfig, balanced, label
 from anyvla.demonstrations.metaworld_scene import COLORS, SCENES, Labels, Seen
 from anyvla.demonstrations.questions import PHRASES
 from anyvla.interrupted import Interrupted
+from anyvla.worker_pool import WorkerPool
 
 
 def records(answers: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
@@ -93,6 +94,8 @@ class Pool:
 
     def finished(self, running: set[Future[None]]) -> list[Future[None]]:
         return list(running)
+
+    run = WorkerPool.run
 
 
 class Labeler:

@@ -98,7 +98,9 @@ def test_a_simulator_that_always_fails_ends_the_evaluation(obedient: Obedient, t
 
 def test_an_interrupted_evaluation_goes_on(policy: VLA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     progress, stop = after(3)
-    with pytest.raises(Interrupted, match=rf"stopped after \d of {len(PLANS)} episodes; the same command goes on"):
+    with pytest.raises(
+        Interrupted, match=rf"stopped after \d of {len(PLANS)} episodes; run the same command to resume"
+    ):
         play(policy, PLANS, tmp_path, progress=progress, stop=stop)
     lines = (tmp_path / "results.jsonl").read_text()
     kept = len(lines.splitlines())

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from anyvla.files.differences import ABSENT, differences, listed
+import pytest
+
+from anyvla.config import ConfigError
+from anyvla.files.differences import ABSENT, check_same, differences, listed
 
 
 def test_each_difference_is_named_by_its_key() -> None:
@@ -33,3 +36,19 @@ def test_values_are_shown_short_and_few() -> None:
     assert len(told) < 200
     many = listed(differences(dict.fromkeys("abcdefghij", 0), dict.fromkeys("abcdefghij", 1)))
     assert many.endswith("h: 0 then, 1 now; and 2 more")
+
+
+def test_documents_that_differ_are_refused() -> None:
+    old, new = {"a": 1, "path": "x"}, {"a": 2, "path": "y"}
+    with pytest.raises(ConfigError, match=r"^run has other settings \(a: 1 there, 2 now\): remove it$"):
+        check_same(
+            old,
+            new,
+            "run has other settings ({}): remove it",
+            may_differ=lambda found: found.key == "path",
+            names=("there", "now"),
+            error=ConfigError,
+        )
+    check_same(old, old | {"path": "y"}, "({})", may_differ=lambda found: found.key == "path")
+    with pytest.raises(ValueError, match="path: 'x' then, 'y' now"):
+        check_same(old, old | {"path": "y"}, "({})")

@@ -12,8 +12,9 @@ import hashlib
 import logging
 import multiprocessing
 import os
-import threading
 from pathlib import Path
+
+from anyvla.files import durable
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def keep(kind: str, name: str, contents: bytes) -> None:
     try:
         path = _folder() / kind / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, _head(name, contents) + contents)
+        durable.write(path, _head(name, contents) + contents, to_disk=False)
     except OSError as error:
         _warn_once(_root(), error.strerror)
 
@@ -72,13 +73,3 @@ def _warn_once(root: Path, reason: str) -> None:
             root,
             reason,
         )
-
-
-def write(path: Path, contents: bytes) -> None:
-    """Write a file whole or not at all, whoever else writes it. Unlike `durable.write`, this waits for no disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        temporary.write_bytes(contents)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

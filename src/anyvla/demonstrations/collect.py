@@ -8,8 +8,8 @@ to the very same data set. Failed attempts are dropped, counted and replaced by 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ from anyvla.data.open import open_dataset
 from anyvla.evaluation.conditions import ORIGINAL, check_factors, parse_scene
 from anyvla.evaluation.suites import FIRST_DEMONSTRATION_SEED, OpenedSuite
 from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker
-from anyvla.files.differences import differences, listed
+from anyvla.files.differences import check_same
 from anyvla.files.folder_lock import only_making
 from anyvla.interrupted import Interrupted
 from anyvla.limits import COUNT, EPISODES, PROCESSES
@@ -132,34 +132,28 @@ def _collect(
 
     # Each failure adds one attempt of its task, so the attempts that end up in the data do not depend on timing. Task
     # after task: some simulators load a scene for seconds.
-    todo = [attempt(t, n) for t in tasks for n in range(config.wanted(t) + len(failed[t]))]
-    todo = [a for a in reversed(todo) if a.index not in writer.done and a.number not in failed[a.task]]
+    attempts = [attempt(t, n) for t in tasks for n in range(config.wanted(t) + len(failed[t]))]
+    todo = deque(a for a in attempts if a.index not in writer.done and a.number not in failed[a.task])
     progress(done, total)
     processes = config.processes or os.cpu_count() or 1
     begin = (opened.spec, suite.name, opened.embodiment, config, writer.partial_root)
     remedy = "try fewer --collect.processes. Finished demonstrations are kept: run the same command to resume"
     with WorkerPool(processes, _start_worker, begin, remedy=remedy) as workers:
-        running: dict[Future[bool], _Attempt] = {}
-        while todo or running:
-            if stop():
-                raise Interrupted(f"stopped after {done} of {total} demonstrations; run the same command to resume")
-            while todo and len(running) <= processes:  # one in reserve; a stop waits for those that run
-                started = todo.pop()
-                running[workers.submit(_demonstrate, started)] = started
-            for future in workers.finished(running):
-                made = running.pop(future)
-                if future.result():
-                    done += 1
-                    progress(done, total)
-                    continue
-                failed[made.task].append(made.number)
-                writer.note("failures", {t: sorted(n) for t, n in failed.items()})
-                todo.append(attempt(made.task, config.wanted(made.task) + len(failed[made.task]) - 1))
-                if len(failed[made.task]) > config.wanted(made.task) + 10:
-                    raise EnvironmentFailed(
-                        f"the expert of {made.task} failed {len(failed[made.task])} times: less noise may help, "
-                        f"as in --collect.noise '[0.0]' (now {list(config.noise)})"
-                    )
+        for made, succeeded in workers.run(_demonstrate, todo, processes + 1, stop):  # one in reserve
+            if succeeded:
+                done += 1
+                progress(done, total)
+                continue
+            failed[made.task].append(made.number)
+            writer.note("failures", {t: sorted(n) for t, n in failed.items()})
+            todo.appendleft(attempt(made.task, config.wanted(made.task) + len(failed[made.task]) - 1))
+            if len(failed[made.task]) > config.wanted(made.task) + 10:
+                raise EnvironmentFailed(
+                    f"the expert of {made.task} failed {len(failed[made.task])} times: less noise may help, "
+                    f"as in --collect.noise '[0.0]' (now {list(config.noise)})"
+                )
+        if todo:
+            raise Interrupted(f"stopped after {done} of {total} demonstrations; run the same command to resume")
     writer.finalize()
 
 
@@ -175,12 +169,11 @@ def _check_complete(root: Path, wanted: Mapping[str, Any]) -> None:
         facts = {"benchmark": provenance.get("benchmark"), **provenance.get("settings", {})}
         return facts | _settings(CollectConfig()) | dict(provenance.get("collect", {}))  # older data lacks newer keys
 
-    differing = differences(settings(open_dataset(root).provenance), settings(wanted))
-    if differing:
-        raise ValueError(
-            f"{root} holds demonstrations made with other settings ({listed(differing)}): remove it or choose "
-            "another output folder"
-        )
+    check_same(
+        settings(open_dataset(root).provenance),
+        settings(wanted),
+        f"{root} holds demonstrations made with other settings ({{}}): remove it or choose another output folder",
+    )
 
 
 @plain_dataclass

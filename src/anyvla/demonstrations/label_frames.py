@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +20,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
-from anyvla.data.stored import write
 from anyvla.demonstrations.questions import ask
 from anyvla.evaluation.workers import prepare_worker
-from anyvla.files.differences import differences, listed
+from anyvla.files import durable
+from anyvla.files.differences import check_same
 from anyvla.files.documents import as_mapping, read_object
 from anyvla.files.folder_lock import only_here
 from anyvla.interrupted import Interrupted
@@ -76,24 +75,18 @@ def label(
             return root
         (root / "images").mkdir(parents=True, exist_ok=True)
         partial.mkdir(exist_ok=True)
-        write(partial / "settings.json", json.dumps({"settings": settings}).encode())
-        todo = [i for i in reversed(range(config.frames)) if not (partial / f"{i:06d}.json").exists()]
+        durable.write(partial / "settings.json", json.dumps({"settings": settings}), to_disk=False)
+        todo = deque(i for i in range(config.frames) if not (partial / f"{i:06d}.json").exists())
         done = config.frames - len(todo)
         progress(done, config.frames)
         processes = min(config.processes or os.cpu_count() or 1, max(len(todo), 1))
         remedy = "try fewer --processes. Finished frames are kept: run the same command to resume"
         with WorkerPool(processes, _start_worker, (config, root), remedy=remedy) as workers:
-            running: set[Future[None]] = set()
-            while todo or running:
-                if stop():
-                    raise Interrupted(f"stopped after {done} of {config.frames} frames; run the same command to resume")
-                while todo and len(running) <= 2 * processes:
-                    running.add(workers.submit(_make, todo.pop()))
-                for future in workers.finished(running):
-                    running.remove(future)
-                    future.result()
-                    done += 1
+            for _ in workers.run(_make, todo, 2 * processes + 1, stop):
+                done += 1
                 progress(done, config.frames)
+            if todo:
+                raise Interrupted(f"stopped after {done} of {config.frames} frames; run the same command to resume")
         _assemble(config, settings, root, partial)
         return root
 
@@ -102,11 +95,12 @@ def _check_same(path: Path, settings: Mapping[str, Any], root: Path) -> None:
     if not path.exists():
         return
     then = as_mapping(read_object(path).get("settings"), f"{path}, settings")
-    differing = [found for found in differences(then, settings) if found.key.partition(".")[0] in settings]
-    if differing:
-        raise ValueError(
-            f"{root} holds frames made with other settings ({listed(differing)}): remove it or choose another folder"
-        )
+    check_same(
+        then,
+        settings,
+        f"{root} holds frames made with other settings ({{}}): remove it or choose another folder",
+        may_differ=lambda found: found.key.partition(".")[0] not in settings,
+    )
 
 
 @plain_dataclass
@@ -142,10 +136,10 @@ def _make(number: int) -> None:
     pixels, labels = w.labeler.frame(list(SCENES)[number % len(SCENES)], rng)
     file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    write(w.root / "images" / f"{number:06d}.png", file.getvalue())
+    durable.write(w.root / "images" / f"{number:06d}.png", file.getvalue(), to_disk=False)
     asked = ask(labels, w.config.questions, rng)
     record = {"held_out": held_out, "turns": [[q.kind, q.question, q.answer] for q in asked]}
-    write(w.root / "partial" / f"{number:06d}.json", json.dumps(record).encode())
+    durable.write(w.root / "partial" / f"{number:06d}.json", json.dumps(record), to_disk=False)
 
 
 def _assemble(config: LabelConfig, settings: Mapping[str, Any], root: Path, partial: Path) -> None:
@@ -168,11 +162,11 @@ def _assemble(config: LabelConfig, settings: Mapping[str, Any], root: Path, part
         entry = {"id": f"{i:06d}", "image": f"images/{i:06d}.png", "kinds": [t[0] for t in turns]}
         splits[name].append(entry | {"conversations": said})
     for name, entries in splits.items():
-        write(root / f"{name}.json", json.dumps(entries, indent=0).encode())
+        durable.write(root / f"{name}.json", json.dumps(entries, indent=0), to_disk=False)
     answers = {n: {k: dict(sorted(a.items())) for k, a in sorted(of.items())} for n, of in counts.items()}
     frames = {name: len(entries) for name, entries in splits.items()}
     card = {"settings": dict(settings), "frames": frames, "answers": answers}
-    write(root / "card.json", json.dumps(card, indent=1).encode())
+    durable.write(root / "card.json", json.dumps(card, indent=1), to_disk=False)
     shutil.rmtree(partial)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from anyvla.evaluation.rollout import Rollout
-from anyvla.files.durable import put
+from anyvla.files.durable import replacing
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,16 @@ def write_track(folder: Path, rollout: Rollout, here: int) -> None:
     """Keep it, atomically. `here`: actions executed in the last stage."""
     path = track_file(folder, rollout.plan.key)
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(
-        temporary,
-        actions=rollout.executed(here),
-        chunks=np.stack(rollout.chunks) if rollout.chunks else np.zeros((0, 0, 0), np.float32),
-        marks=np.array(rollout.marks, np.int64),
-        stages=np.cumsum([0, *map(len, rollout.before)]),
-        words=np.array([words for _, words in rollout.said], str),
-        told=np.array([when for when, _ in rollout.said], np.int64),
-    )
-    put(temporary, path)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            actions=rollout.executed(here),
+            chunks=np.stack(rollout.chunks) if rollout.chunks else np.zeros((0, 0, 0), np.float32),
+            marks=np.array(rollout.marks, np.int64),
+            stages=np.cumsum([0, *map(len, rollout.before)]),
+            words=np.array([words for _, words in rollout.said], str),
+            told=np.array([when for when, _ in rollout.said], np.int64),
+        )
 
 
 def read_track(folder: Path, key: str) -> Track:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 MOST = 8  # differences that one message lists
@@ -27,6 +27,24 @@ def differences(old: Any, new: Any, key: str = "") -> list[Difference]:
         pairs = [(f"{key}.{k}".strip("."), old.get(k, ABSENT), new.get(k, ABSENT)) for k in keys]
         return [found for inner, one, other in pairs for found in differences(one, other, inner)]
     return [] if old == new else [Difference(key, old, new)]
+
+
+def check_same(
+    old: Any,
+    new: Any,
+    refusal: str,
+    *,
+    may_differ: Callable[[Difference], bool] = lambda _: False,
+    names: tuple[str, str] = ("then", "now"),
+    error: type[ValueError] = ValueError,
+) -> None:
+    """Raise `error` if two documents differ in a key that may not.
+
+    `refusal` is the message; its `{}` becomes the list of differences, with `names` for the two documents.
+    """
+    found = [difference for difference in differences(old, new) if not may_differ(difference)]
+    if found:
+        raise error(refusal.replace("{}", listed(found, *names)))
 
 
 def listed(found: Sequence[Difference], then: str = "then", now: str = "now") -> str:

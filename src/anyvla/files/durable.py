@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -25,14 +27,24 @@ def put(temporary: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def write(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, whoever else writes it."""
+@contextmanager
+def replacing(path: Path, *, to_disk: bool = True) -> Iterator[Path]:
+    """Yield the path of a temporary file, and rename it to `path` if the block ends without an error.
+
+    Several processes and threads may write `path` at once. With `to_disk`, wait until the file is on the disk.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        put(temporary, path)
+        yield temporary
+        put(temporary, path) if to_disk else temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, contents: str | bytes, *, to_disk: bool = True) -> None:
+    """Write a file whole or not at all, see `replacing`."""
+    with replacing(path, to_disk=to_disk) as temporary:
+        temporary.write_bytes(contents.encode() if isinstance(contents, str) else contents)
 
 
 def swap(temporary: Path, folder: Path) -> None:

@@ -7,7 +7,6 @@ the page that was there before.
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import shutil
@@ -21,6 +20,7 @@ from markupsafe import Markup
 
 from anyvla.evaluation.hardware import describe_machine
 from anyvla.evaluation.statistics import Summary
+from anyvla.files.durable import replacing
 from anyvla.report import plots
 from anyvla.report.evaluation import write_evaluation_report
 from anyvla.report.run_folder import Clip, RunFolder, read_run_folder
@@ -199,15 +199,11 @@ def _place(source: Path, target: Path) -> None:
     if target.exists() and target.samefile(source):
         return
     target.parent.mkdir(exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with replacing(target, to_disk=False) as temporary:
         try:
-            partial.hardlink_to(source)
+            temporary.hardlink_to(source)
         except OSError:  # another file system, or one without links
-            shutil.copyfile(source, partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+            shutil.copyfile(source, temporary)
 
 
 def _curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:

@@ -6,7 +6,6 @@ here files are small, start to play before they are loaded, and appear under the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
@@ -18,6 +17,8 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from anyvla.files.durable import replacing
 
 QUALITY = 23  # crf of x264: lower is better and larger
 SUCCESS, FAILURE, NEUTRAL = "#1f9d61", "#d1452b", "#7a8494"  # outcome colors; a mark says the same without color
@@ -39,12 +40,8 @@ def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: f
     if first is None:
         raise ValueError(f"{path}: a video needs at least one frame, got none")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        _encode(partial, chain([first], rest), fps)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path, to_disk=False) as temporary:
+        _encode(temporary, chain([first], rest), fps)
 
 
 def _encode(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:

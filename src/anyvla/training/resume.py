@@ -15,7 +15,7 @@ from typing import Any
 from anyvla.checkpoint.files import STATISTICS, read_document
 from anyvla.config import ConfigError, build, to_dict
 from anyvla.data.robot_statistics import same_data
-from anyvla.files.differences import differences, listed
+from anyvla.files import differences
 from anyvla.robot.normalize import read_statistics
 from anyvla.robot.shared_layout import Robot
 from anyvla.training import checkpoint
@@ -95,14 +95,16 @@ def check_same(
         f"Go on with the settings of {folder / 'config.yaml'}, choose another output folder, or remove {folder.parent} "
         "to train anew"
     )
-    differing = [
-        found
-        for key, of in sections.items()
-        for found in differences(_whole(of, stored.get(key)), _whole(of, recipe.get(key)), key)
-        if not any(fnmatchcase(found.key, pattern) for pattern in _MAY_CHANGE) and not _same_place(found.old, found.new)
-    ]
-    if differing:
-        raise ConfigError(f"{folder} was made by another recipe ({listed(differing, 'there')}). {way_out}")
+    differences.check_same(
+        {key: _whole(of, stored.get(key)) for key, of in sections.items()},
+        {key: _whole(of, recipe.get(key)) for key, of in sections.items()},
+        f"{folder} was made by another recipe ({{}}). {way_out}",
+        may_differ=lambda found: (
+            any(fnmatchcase(found.key, pattern) for pattern in _MAY_CHANGE) or _same_place(found.old, found.new)
+        ),
+        names=("there", "now"),
+        error=ConfigError,
+    )
     then = read_statistics(folder / STATISTICS)
     now = {r.embodiment.name: r.statistics for r in robots}
     if then.keys() != now.keys() or not all(same_data(then[name], now[name]) for name in now):

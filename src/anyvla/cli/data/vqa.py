@@ -15,7 +15,7 @@ import numpy as np
 from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.stopping import graceful
 from anyvla.config import build
-from anyvla.data.stored import write
+from anyvla.files import durable
 
 HELP = "questions and answers about simulator frames, for vision-language pre-training; --look shows such data"
 SHOWN = 24  # examples on the page
@@ -86,5 +86,5 @@ def look(path: Path) -> Path:
         said = "".join(f"<p>{html.escape(q)}<br><b>{html.escape(a)}</b></p>" for q, a in example.turns)
         rows.append(f"<figure>{''.join(pictures)}<figcaption>{said}</figcaption></figure>")
     page = path / "examples.html" if path.is_dir() else path.with_name(f"{path.stem}-examples.html")
-    write(page, f"<!doctype html><meta charset=utf-8><style>{STYLE}</style>{''.join(rows)}".encode())
+    durable.write(page, f"<!doctype html><meta charset=utf-8><style>{STYLE}</style>{''.join(rows)}", to_disk=False)
     return page

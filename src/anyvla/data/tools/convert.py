@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -108,32 +108,25 @@ def _write(
     writer = LeRobotWriter(root, source.embodiment, provenance={"format": "lerobot", **wanted})
     skipped: dict[str, str] = dict(writer.notes.get("skipped", {})) if skip_damaged else {}
     writer.note("skipped", skipped)  # what an earlier run was told to leave out, this one may not be
-    todo = [i for i in chosen if i not in writer.done and str(i) not in skipped]
+    todo = deque(i for i in chosen if i not in writer.done and str(i) not in skipped)
     count = min(processes or os.cpu_count() or 1, max(1, len(todo)))
     done = len(chosen) - len(todo)
     progress("write", done, len(chosen))
     remedy = "try fewer --processes. Finished episodes are kept: run the same command to resume"
     with WorkerPool(count, _start, (source, writer.partial_root), remedy=remedy) as pool:
-        running: dict[Future[str | None], int] = {}
-        while todo or running:
-            while todo and len(running) < 2 * count and not stop():
-                index = todo.pop(0)
-                running[pool.submit(_stage, index)] = index
-            if not running:
-                raise Interrupted(f"stopped after {done} of {len(chosen)} episodes; run the same command to resume")
-            for future in pool.finished(running):
-                index = running.pop(future)
-                fault = future.result()
-                if fault is not None and not skip_damaged:
-                    raise ValueError(
-                        f"episode {index} of {source.root} cannot be converted: {fault}\nmend it, or leave such "
-                        "episodes out with --skip-damaged; what was written is kept"
-                    )
-                if fault is not None:
-                    skipped[str(index)] = fault
-                    writer.note("skipped", skipped)
-                done += 1
-                progress("write", done, len(chosen))
+        for index, fault in pool.run(_stage, todo, 2 * count, stop):
+            if fault is not None and not skip_damaged:
+                raise ValueError(
+                    f"episode {index} of {source.root} cannot be converted: {fault}\nmend it, or leave such "
+                    "episodes out with --skip-damaged; what was written is kept"
+                )
+            if fault is not None:
+                skipped[str(index)] = fault
+                writer.note("skipped", skipped)
+            done += 1
+            progress("write", done, len(chosen))
+        if todo:
+            raise Interrupted(f"stopped after {done} of {len(chosen)} episodes; run the same command to resume")
     writer.finalize()
 
 

@@ -29,7 +29,7 @@ from anyvla.data.formats.lerobot.merge import merge
 from anyvla.data.formats.lerobot.reader import ACTION, STATE
 from anyvla.data.statistics import image_histogram
 from anyvla.files import durable
-from anyvla.files.differences import differences, listed
+from anyvla.files.differences import check_same
 from anyvla.files.documents import read_object
 from anyvla.registry import suggest
 from anyvla.robot.embodiment import Embodiment
@@ -140,13 +140,13 @@ class LeRobotWriter:
         self._own = json.loads(text)
 
     def _check_same_settings(self, begun: dict[str, Any], mine: dict[str, Any]) -> None:
-        moved = "provenance.source.path"  # the fingerprint beside it tells whether it is the same data
-        differing = [found for found in differences(begun, mine) if found.key != moved]
-        if differing:
-            raise ValueError(
-                f"{self.partial_root} was begun with other settings ({listed(differing)}): "
-                "run with the old settings to finish it, or remove that folder to begin anew"
-            )
+        check_same(
+            begun,
+            mine,
+            f"{self.partial_root} was begun with other settings ({{}}): run with the old settings to finish it, or "
+            "remove that folder to begin anew",
+            may_differ=lambda found: found.key == "provenance.source.path",  # the fingerprint beside it identifies it
+        )
 
     @property
     def done(self) -> set[int]:
