@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from anyvla.config import build
-from anyvla.decoders.base import Context
+from anyvla.decoders.base import DecoderInput
 from anyvla.policy import VLA, VLAConfig
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import Statistics
@@ -138,7 +138,7 @@ def measure(rounds: int, device: torch.device) -> list[Row]:
         rereadings[name].on = again
         vla.act([observation], [vla.start("open the drawer")])
 
-    context = Context(torch.randn(1, policies["regression"].fuser.width, device=device))
+    context = DecoderInput(torch.randn(1, policies["regression"].fuser.width, device=device))
     for number in range(rounds + 2):
         for name, vla in policies.items():
             rereadings[name].on = False

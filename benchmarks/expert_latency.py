@@ -48,7 +48,7 @@ from anyvla.backbones.base import capabilities_without
 from anyvla.backbones.continuation import Continuation
 from anyvla.backbones.nano.backbone import TOKENIZER
 from anyvla.config import STRICT, build
-from anyvla.decoders.base import Context
+from anyvla.decoders.base import DecoderInput
 from anyvla.decoders.expert import ExpertDecoder
 from anyvla.policy import VLA, VLAConfig
 from anyvla.registry import backbones
@@ -203,7 +203,7 @@ class Core:
         steps = Continuation(
             Remembered(list(zip(memory[::2], memory[1::2], strict=True))), Cache(), (1,), self.visible, self.first
         )
-        return self.decoder.flow(self.decoder.settled(Context(self.vector, steps)), self.noise)
+        return self.decoder.flow(self.decoder.prefill(DecoderInput(self.vector, steps)), self.noise)
 
     def compiled(self, mode: str) -> None:
         self.read = torch.compile(self._read, mode=mode, dynamic=False)

@@ -46,7 +46,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.nano.backbone import TOKENIZER
 from anyvla.config import build
-from anyvla.decoders.base import Context, Setting
+from anyvla.decoders.base import DecoderInput, DecoderSpec
 from anyvla.decoders.expert import ExpertDecoder
 from anyvla.decoders.expert_weights import load_pi0
 from anyvla.histories.base import Steps
@@ -75,15 +75,15 @@ class Sides:
     noise: Tensor
     time: Tensor
 
-    def context(self) -> Context:
+    def context(self) -> DecoderInput:
         """Images and prompts through our backbone; one readout, which the expert's weights do not hear."""
         written = torch.zeros(len(self.texts), 1, self.backbone.width, device=self.images.device)
         steps = Steps(self.images, self.texts, written, 1)
         mask = torch.ones(len(self.texts), 1, dtype=torch.bool, device=self.images.device)
         reading = NoHistory(NoHistory.Config()).windows(self.backbone, steps, mask, remember=True)
-        return Context(torch.cat([reading.readouts[:, 0, 0], self.given["state"]], 1), reading.continuation)
+        return DecoderInput(torch.cat([reading.readouts[:, 0, 0], self.given["state"]], 1), reading.continuation)
 
-    def our_loss(self, context: Context | None = None) -> Tensor:
+    def our_loss(self, context: DecoderInput | None = None) -> Tensor:
         mask = torch.ones(len(self.texts), CHUNK, dtype=torch.bool, device=self.images.device)
         return self.expert.loss_at(context or self.context(), self.actions, mask, self.noise, self.time).value
 
@@ -92,7 +92,7 @@ class Sides:
 
     def our_actions(self) -> Tensor:
         with torch.inference_mode():
-            return self.expert.flow(self.expert.settled(self.context()), self.noise)
+            return self.expert.flow(self.expert.prefill(self.context()), self.noise)
 
     def their_actions(self) -> Tensor:
         with torch.inference_mode():
@@ -144,7 +144,7 @@ def sides(folder: Path, batch: int, device: torch.device) -> Sides:
     backbone = AutoBackbone(AutoBackbone.Config(path=str(folder)))
     space = build(ActionSpace, {"groups": [{"name": "joints", "size": ACTIONS, "kind": "joints"}]})
     options = {"width": EXPERT["hidden_size"], "mlp": EXPERT["intermediate_size"]}
-    setting = Setting(backbone.width + PROPRIO, CHUNK, space, None, backbone)
+    setting = DecoderSpec(backbone.width + PROPRIO, CHUNK, space, None, backbone)
     expert = ExpertDecoder(build(ExpertDecoder.Config, options), setting)
     pi0 = PI0ForConditionalGeneration(
         PI0Config(
@@ -255,7 +255,7 @@ def main() -> None:
 
     def our_flow() -> Tensor:
         with torch.inference_mode():
-            return one.expert.flow(one.expert.settled(one_context), one.noise)
+            return one.expert.flow(one.expert.prefill(one_context), one.noise)
 
     ours, theirs = (both.backbone, both.expert), (both.pi0,)
     rows = {

@@ -33,7 +33,7 @@ from torch import Tensor
 from anyvla.backbones.continuation import Continuation
 from anyvla.backbones.nano.backbone import NanoBackbone
 from anyvla.config import build
-from anyvla.decoders.base import Context, Setting
+from anyvla.decoders.base import DecoderInput, DecoderSpec
 from anyvla.decoders.lm_tokens import LMTokensDecoder
 from anyvla.representations.bins import BinsCodec
 from anyvla.representations.codec import Codec
@@ -77,7 +77,7 @@ class Case:
         self.backbone = NanoBackbone(build(NanoBackbone.Config, SIZES[size])).to(device).eval()
         space = build(ActionSpace, ARM)
         codec: Codec = BinsCodec(BinsCodec.Config(), CHUNK, space)
-        setting = Setting(CONTEXT, CHUNK, space, codec, self.backbone)
+        setting = DecoderSpec(CONTEXT, CHUNK, space, codec, self.backbone)
         torch.manual_seed(0)
         self.one_by_one = self._decoder(setting, "autoregressive").to(device)
         self.at_once = self._decoder(setting, "parallel").to(device)
@@ -86,10 +86,10 @@ class Case:
         self.block = self.backbone.tokenize(images, ["put the red cup on the plate"] * batch)
 
     @staticmethod
-    def _decoder(setting: Setting, decoding: str) -> LMTokensDecoder:
+    def _decoder(setting: DecoderSpec, decoding: str) -> LMTokensDecoder:
         return LMTokensDecoder(build(LMTokensDecoder.Config, {"decoding": decoding}), setting).eval()
 
-    def observe(self) -> Context:
+    def observe(self) -> DecoderInput:
         """Read images and instruction."""
         backbone, steps = self.backbone, (1,) * len(self.vector)
         sequence = lay_out(self.block, steps, 0, pad_id=backbone.pad_id, query_id=backbone.query_id)
@@ -97,7 +97,7 @@ class Case:
         backbone(sequence, self.vector.new_zeros(1, backbone.width), cache)
         assert cache.valid is not None
         assert cache.next_position is not None
-        return Context(self.vector, Continuation(backbone, cache, steps, cache.valid, cache.next_position))
+        return DecoderInput(self.vector, Continuation(backbone, cache, steps, cache.valid, cache.next_position))
 
     def again(self) -> Tensor:
         """Write as the autoregressive decoder does, without any memory."""
@@ -112,7 +112,7 @@ class Case:
             sequence = lay_out(self.block, (1,) * len(self.vector), suffix.shape[1], **ids)
             return head.words.score(backbone(sequence, suffix)[:, -1])
 
-        return head.write_in_turn(read, None, self.vector)
+        return head.generate_autoregressively(read, None, self.vector)
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:

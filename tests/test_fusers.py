@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from anyvla.config import ConfigError, build
-from anyvla.decoders.base import Setting
+from anyvla.decoders.base import DecoderSpec
 from anyvla.decoders.regression import RegressionDecoder
 from anyvla.fusers import GPTFuser, IdentityFuser, LSTMFuser, MLPFuser
 from anyvla.robot.space import ActionSpace
@@ -130,7 +130,7 @@ def test_the_defaults_are_the_heads_of_the_paper(make, millions):
     pose["groups"].append({"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1})
     with torch.device("meta"):
         fuse = make(make.Config(), 2048, 16)
-        setting = Setting(fuse.width, 10, build(ActionSpace, pose), None, nn.Identity())
+        setting = DecoderSpec(fuse.width, 10, build(ActionSpace, pose), None, nn.Identity())
         decoder = RegressionDecoder(RegressionDecoder.Config(gripper_mlp=True), setting)
     count = sum(p.numel() for part in (fuse, decoder) for p in part.parameters())
     assert count / 1e6 == pytest.approx(millions, rel=0.02)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from anyvla.backbones.families.results import matrix
+from anyvla.backbones.families.results import load_results
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
 from tests.backbones.families import FAMILIES
@@ -37,7 +37,7 @@ def test_it_acts_as_it_was_trained(
     options, folder = backbone
     data = batch(2, 3)
     structure, fuser = {"name": history, "window": 3}, "identity" if history == "interleaved" else FUSERS[2]
-    known = {**matrix().families, **matrix().backbones}.get(request.node.callspec.params["backbone"])
+    known = {**load_results().families, **load_results().backbones}.get(request.node.callspec.params["backbone"])
     unknown = known is None or known.capabilities is None
     able = {"interleave", "block_mask"} if unknown else {*known.capabilities}
     if history == "interleaved" and not able >= {"interleave", "block_mask"}:
@@ -73,7 +73,7 @@ def test_an_expert_and_tokens_live_in_it(backbone: tuple[dict[str, Any], Path], 
     """The expert reads what each layer remembers, while the backbone learns to write the chunk (insulation)."""
     options, _ = backbone
     keys = {"decoder": EXPERT, "representation": {"name": "bins", "bins": 16}, "readouts": 2}
-    known = {**matrix().families, **matrix().backbones}.get(request.node.callspec.params["backbone"])
+    known = {**load_results().families, **load_results().backbones}.get(request.node.callspec.params["backbone"])
     if known is not None and known.capabilities is not None and "keys_values" not in known.capabilities:
         with pytest.raises(ConfigError, match="decoder 'expert' needs a backbone that can"):
             policy(backbone=options, **keys)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from anyvla.decoders.base import Context, Loss
+from anyvla.decoders.base import DecoderInput, Loss
 from anyvla.policy import VLA
 from anyvla.robot.normalize import Statistics
 from anyvla.robot.shared_layout import Robot
@@ -26,7 +26,7 @@ def losses(vla: VLA) -> list[tuple[torch.Tensor, torch.Tensor, Any]]:
     """Note the actions, masks and generators that reach the loss of the decoder."""
     seen: list[tuple[torch.Tensor, torch.Tensor, Any]] = []
 
-    def loss(context: Context, actions: torch.Tensor, mask: torch.Tensor, generator: Any = None) -> Loss:
+    def loss(context: DecoderInput, actions: torch.Tensor, mask: torch.Tensor, generator: Any = None) -> Loss:
         seen.append((actions, mask, generator))
         return Loss(actions.sum(), mask.sum())
 
@@ -114,7 +114,7 @@ def generators_given(vla: VLA) -> list[list[float]]:
     seen: list[list[float]] = []
     sample = vla.decoder.sample
 
-    def noted(context: Context, generators: Any = None) -> torch.Tensor:
+    def noted(context: DecoderInput, generators: Any = None) -> torch.Tensor:
         assert generators is not None
         copies = [torch.Generator().set_state(g.get_state()) for g in generators]
         seen.append([float(torch.rand(1, generator=g)) for g in copies])

@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # families run side by side; set 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tiny models are those of the tests
 
-from anyvla.backbones.families.results import RESULTS, Matrix, Measured, parse  # noqa: E402
+from anyvla.backbones.families.results import RESULTS, FamilyResult, FamilyResults, parse_results  # noqa: E402
 from anyvla.backbones.families.unsupported import UNSUPPORTED  # noqa: E402
 from anyvla.cli.common import ProgressBar  # noqa: E402
 from anyvla.cli.doctor.backbone import describe  # noqa: E402
@@ -50,7 +50,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as modules:  # where transformers copies code that comes with models
             os.environ["HF_MODULES_CACHE"] = modules
             measure(options.only, options.jobs)
-    results = parse(json.loads(RESULTS.read_text(encoding="utf-8")))
+    results = parse_results(json.loads(RESULTS.read_text(encoding="utf-8")))
     PAGE.write_text(render(results), encoding="utf-8")
     failed = [f"{m.name}: {', '.join(m.failed)}" for m in _all(results) if m.failed]
     print(f"{RESULTS.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}: {len(results.families)} families")
@@ -99,12 +99,12 @@ def _first(names: str | tuple[str, ...]) -> str:
     return names if isinstance(names, str) else names[0]
 
 
-def _declared(name: str) -> Measured:
+def _declared(name: str) -> FamilyResult:
     """What the class of a registered backbone says of itself."""
     target = backbones[name]
     able = getattr(target, "capabilities", None)
     what = [getattr(target, "about", None), (inspect.getdoc(target) or "").partition("\n")[0]]
-    return Measured(
+    return FamilyResult(
         name=name,
         model_class=target.__name__,
         model_type="",
@@ -149,7 +149,7 @@ def examined(kind: str, name: str) -> dict[str, Any]:
     if kind == "backbones":
         return _row(dataclasses.replace(_declared(name), checks=checks, capabilities=card.capabilities))
     return _row(
-        Measured(
+        FamilyResult(
             name=name,
             model_class=card.model_class,
             model_type=card.model_type,
@@ -157,7 +157,7 @@ def examined(kind: str, name: str) -> dict[str, Any]:
             checks=checks,
             image_wrapping=card.image_wrapping or 0,
             attention=backbone.attention,
-            any_size=backbone.quirk.multiple is not None,
+            any_size=backbone.quirk.size_multiple is not None,
             note=card.note,
         )
     )
@@ -165,21 +165,21 @@ def examined(kind: str, name: str) -> dict[str, Any]:
 
 def _unbuilt(kind: str, name: str, error: Exception, folder: str = "FOLDER") -> dict[str, Any]:
     why = f"{type(error).__name__}: {error}".replace(folder, "FOLDER")
-    blank = Measured(name, "", name, (), {}, 0, "", False, "") if kind == "families" else _declared(name)
+    blank = FamilyResult(name, "", name, (), {}, 0, "", False, "") if kind == "families" else _declared(name)
     return _row(dataclasses.replace(blank, checks={"build": ("failed", why)}))
 
 
-def _row(measured: Measured) -> dict[str, Any]:
+def _row(measured: FamilyResult) -> dict[str, Any]:
     row = dataclasses.asdict(measured)
     del row["name"]
     return row | {"checks": {check: ": ".join(filter(None, result)) for check, result in measured.checks.items()}}
 
 
-def _all(results: Matrix) -> list[Measured]:
+def _all(results: FamilyResults) -> list[FamilyResult]:
     return [*results.backbones.values(), *results.families.values()]
 
 
-def render(results: Matrix) -> str:
+def render(results: FamilyResults) -> str:
     """The page: the prose of `backbones_page.md` with its tables filled in."""
     families = [results.families[name] for name in sorted(results.families)]
     tables = {
@@ -198,7 +198,7 @@ def render(results: Matrix) -> str:
     return page
 
 
-def _backbones(rows: list[Measured]) -> str:
+def _backbones(rows: list[FamilyResult]) -> str:
     lines = []
     for m in rows:
         able = "those of its family" if m.capabilities is None else ", ".join(m.capabilities) or "none of the three"
@@ -206,7 +206,7 @@ def _backbones(rows: list[Measured]) -> str:
     return _table(["name", "class", "capabilities", "what it is"], lines)
 
 
-def _families(rows: list[Measured]) -> str:
+def _families(rows: list[FamilyResult]) -> str:
     lines = []
     for m in rows:
         able = m.capabilities or ()
@@ -217,14 +217,14 @@ def _families(rows: list[Measured]) -> str:
     return _table([*heads, "image size", "tokens around an image", "note"], lines)
 
 
-def _checks(rows: list[Measured]) -> str:
+def _checks(rows: list[FamilyResult]) -> str:
     marks = {"passed": "yes", "not applicable": "-", "failed": "**no**"}
     names = list(dict.fromkeys(check for m in rows for check in m.checks))
     lines = [[f"`{m.name}`", *(marks[m.checks[c][0]] if c in m.checks else "" for c in names)] for m in rows]
     return _table(["family", *names], lines)
 
 
-def _reasons(rows: list[Measured]) -> str:
+def _reasons(rows: list[FamilyResult]) -> str:
     """What did not pass, each reason once."""
     of: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
     for m in rows:

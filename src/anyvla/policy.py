@@ -20,7 +20,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from anyvla.backbones.families.results import able
+from anyvla.backbones.families.results import backbones_with
 from anyvla.checkpoint.allocation import at_most
 from anyvla.checkpoint.files import CONFIG, ROBOTS, STATISTICS, WEIGHTS, check_checkpoint, read_document, read_robots
 from anyvla.combinations import nearest_valid, why_not
@@ -36,7 +36,7 @@ from anyvla.config import (
     build,
     to_dict,
 )
-from anyvla.decoders.base import Context, Loss, Setting
+from anyvla.decoders.base import DecoderInput, DecoderSpec, Loss
 from anyvla.files import documents, weights
 from anyvla.histories.base import History, Reading, Steps
 from anyvla.limits import STEPS
@@ -136,7 +136,7 @@ class VLA(nn.Module):
         features = config.readouts * width + (proprio if config.proprio == "fuser" else 0)
         self.fuser = config.fuser.build(features, self.history.window)
         self.decoder = config.decoder.build(
-            Setting(self.fuser.width, config.chunk, embodiment.action, self.codec, self.backbone)
+            DecoderSpec(self.fuser.width, config.chunk, embodiment.action, self.codec, self.backbone)
         )
         scaling = config.normalization
         actions = [(r.embodiment.action, r.statistics.action) for r in robots]
@@ -165,19 +165,19 @@ class VLA(nn.Module):
         dims = self.action.learned[batch.robots.to(self.device)].sum(1)  # (B,)
         return int((batch.action_mask.sum((1, 2)).to(self.device) * dims).sum())
 
-    def read(self, batch: Batch) -> Context:
+    def read(self, batch: Batch) -> DecoderInput:
         """What the decoder reads of each of the M valid steps of whole windows, row by row."""
         valid = batch.step_mask
         told = [text for text, row in zip(batch.instructions, valid, strict=True) for _ in range(int(row.sum()))]
         state = self.state.normalize(batch.proprio, batch.robots)  # (B, W, P)
         chunks = held(self.action.normalize(batch.actions, batch.robots)[valid], batch.action_mask[valid])
-        past = self.decoder.past(chunks) if self.history.sees_past else None
+        past = self.decoder.embed_chunks(chunks) if self.history.sees_past else None
         if past is not None:
             past = past.roll(1, 0)  # the chunk of the step before; the first step of a window has none
         steps = self._steps(batch.images[valid], told, state[valid], past)
         reading = self.history.windows(self.backbone, steps, valid, remember=self.remembers)
         robots = batch.robots[:, None].expand_as(valid)[valid]  # (M,)
-        return Context(self._fuse(reading, state)[valid], reading.continuation, self._dims(robots))
+        return DecoderInput(self._fuse(reading, state)[valid], reading.continuation, self._dims(robots))
 
     def _dims(self, robots: Int64[Tensor, "M"]) -> Bool[Tensor, "M A"] | None:
         return None if self.action.learns_all else self.action.learned[robots]
@@ -218,9 +218,13 @@ class VLA(nn.Module):
         generator = torch.Generator().manual_seed(check_seed(seed))
         past = None
         if self.history.sees_past:
-            past = self.decoder.past(torch.zeros(1, self.config.chunk, self.embodiment.action.size, device=self.device))
+            past = self.decoder.embed_chunks(
+                torch.zeros(1, self.config.chunk, self.embodiment.action.size, device=self.device)
+            )
         written = len(self.queries) + (self.proprio is not None) + (0 if past is None else past.shape[1])
-        check_length(text, self.backbone, self.history, len(self.embodiment.cameras), written, self.decoder.suffix)
+        check_length(
+            text, self.backbone, self.history, len(self.embodiment.cameras), written, self.decoder.suffix_length
+        )
         return Session(
             weakref.ref(self),
             text,
@@ -264,9 +268,9 @@ class VLA(nn.Module):
             proprio[row, :length] = torch.stack(tuple(session.proprio)[-length:])
         context = self._fuse(reading, proprio)  # (B, W, C)
         newest = context[torch.arange(len(sessions), device=self.device), lengths - 1]  # (B, C)
-        read = Context(newest, reading.continuation, self._dims(robots))
+        read = DecoderInput(newest, reading.continuation, self._dims(robots))
         chunks = self.decoder.sample(read, [s.generator for s in sessions])
-        if self.history.sees_past and (past := self.decoder.past(chunks)) is not None:
+        if self.history.sees_past and (past := self.decoder.embed_chunks(chunks)) is not None:
             for session, own in zip(sessions, past, strict=True):
                 session.past = own
         actions = self.action.denormalize(chunks, robots)
@@ -383,7 +387,7 @@ def _refuse_what_it_lacks(config: VLAConfig, history: History, decoder: frozense
             raise ConfigError(
                 f"{what} needs a backbone that can {', '.join(lacking)}; this one ({part.name}"
                 f"{f', {model}' if model else ''}) can {', '.join(sorted(has)) or 'read one step only'}. "
-                f"Use {instead}, or a backbone that can: {', '.join(able(needs))}"
+                f"Use {instead}, or a backbone that can: {', '.join(backbones_with(needs))}"
             )
 
 

@@ -47,7 +47,7 @@ def test_readouts_are_what_the_whole_model_computes(model_folder: Path, backbone
     with torch.no_grad():
         table.weight[backbone.query_id] = query[0] / scale
         image = sequence.input_ids == backbone.image_id
-        given = {"input_ids": sequence.input_ids, **backbone.quirk.vision(backbone._images(sequence))}
+        given = {"input_ids": sequence.input_ids, **backbone.quirk.image_inputs(backbone._images(sequence))}
         if whole.config.model_type == "kosmos-2":
             given["image_embeds_position_mask"] = image.long()
         if whole.config.model_type == "paligemma":

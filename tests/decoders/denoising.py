@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anyvla.config import build
-from anyvla.decoders.base import Context, Decoder, Setting
+from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec
 from anyvla.robot.space import ActionSpace, Group
 
 SPACE = ActionSpace(
@@ -24,7 +24,7 @@ SMALL = {"width": 32, "layers": 1, "heads": 2}
 def small(decoder: type[Decoder], *, trained: bool = True, **keys: Any) -> Decoder:
     """A small decoder; `trained`: with weights that are not those of the start, which say nothing of the context."""
     torch.manual_seed(0)
-    made = decoder(build(decoder.Config, SMALL | keys), Setting(C, N, SPACE, None, None))
+    made = decoder(build(decoder.Config, SMALL | keys), DecoderSpec(C, N, SPACE, None, None))
     if trained:
         with torch.no_grad():
             for weight in made.parameters():
@@ -32,11 +32,11 @@ def small(decoder: type[Decoder], *, trained: bool = True, **keys: Any) -> Decod
     return made
 
 
-def data(steps: int, seed: int = 1) -> tuple[Context, Tensor, Tensor]:
+def data(steps: int, seed: int = 1) -> tuple[DecoderInput, Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, N + 1, (steps, 1), generator=g)
     actions = torch.rand(steps, N, A, generator=g) * 1.8 - 0.9
-    return Context(torch.randn(steps, C, generator=g)), actions, torch.arange(N) < lengths
+    return DecoderInput(torch.randn(steps, C, generator=g)), actions, torch.arange(N) < lengths
 
 
 def generators(count: int, first: int = 0) -> list[torch.Generator]:
@@ -44,7 +44,7 @@ def generators(count: int, first: int = 0) -> list[torch.Generator]:
 
 
 def fit(
-    decoder: Decoder, context: Context, actions: Tensor, mask: Tensor, rounds: int, modes: Tensor | None = None
+    decoder: Decoder, context: DecoderInput, actions: Tensor, mask: Tensor, rounds: int, modes: Tensor | None = None
 ) -> float:
     """Train on one batch, each action plus or minus `modes`. Returns the mean loss of the last tenth."""
     g = torch.Generator().manual_seed(0)

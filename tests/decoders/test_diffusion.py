@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anyvla.config import ConfigError, build
-from anyvla.decoders.base import Context, draw
+from anyvla.decoders.base import DecoderInput, draw
 from anyvla.decoders.diffusion import DiffusionDecoder
 from anyvla.robot.chunks import held
 from tests.decoders.denoising import A, C, N, data, fit, generators, small
@@ -50,7 +50,7 @@ def test_chunks_are_noised_by_the_closed_form_of_ddpm():
     seen = []
     decoder = speak(small(DiffusionDecoder), lambda noisy, level: seen.append((noisy, level)) or noisy)
     noise, level = noise_and_level(100)[0], torch.arange(100)
-    decoder.loss_at(Context(torch.zeros(100, C)), actions, torch.ones(100, N, dtype=torch.bool), noise, level)
+    decoder.loss_at(DecoderInput(torch.zeros(100, C)), actions, torch.ones(100, N, dtype=torch.bool), noise, level)
     (noisy, at), bar = seen[0], alpha_bar()[:, None, None]
     assert (at == level).all()
     torch.testing.assert_close(noisy, bar.sqrt() * actions + (1 - bar).sqrt() * noise, atol=2e-5, rtol=2e-4)
@@ -63,7 +63,7 @@ def test_levels_are_uniform_and_noise_is_normal():
     decoder = speak(small(DiffusionDecoder, draws=1), lambda noisy, level: seen.append((noisy, level)) or noisy)
     steps = 20_000
     nothing = torch.zeros(steps, N, A), torch.ones(steps, N, dtype=torch.bool)
-    decoder.loss(Context(torch.zeros(steps, C)), *nothing, generators(1)[0])
+    decoder.loss(DecoderInput(torch.zeros(steps, C)), *nothing, generators(1)[0])
     noisy, level = seen[0]
     counts = torch.bincount(level, minlength=100)
     assert len(counts) == 100
@@ -96,7 +96,7 @@ def test_who_knows_the_actions_is_led_to_them(sampler, steps, prediction):
 
 def test_samplers_approach_the_exact_flow_of_a_gaussian():
     """For normally distributed actions the best guess is known, and the flow of probability only scales the noise."""
-    spread, bar, context = 0.25, alpha_bar(), Context(torch.zeros(9, C))
+    spread, bar, context = 0.25, alpha_bar(), DecoderInput(torch.zeros(9, C))
 
     def answer(noisy, level):
         left = bar[level][:, None, None]
@@ -140,10 +140,10 @@ def test_one_batch_is_learned_and_sampled_back(prediction, sampler, steps, error
 
 def test_of_two_ways_either_is_sampled_and_never_their_mean():
     decoder = small(DiffusionDecoder, trained=False, draws=32, steps=20)
-    context, actions, mask = Context(torch.zeros(1, C)), torch.zeros(1, N, A), torch.ones(1, N, dtype=torch.bool)
+    context, actions, mask = DecoderInput(torch.zeros(1, C)), torch.zeros(1, N, A), torch.ones(1, N, dtype=torch.bool)
     fit(decoder, context, actions, mask, 500, modes=torch.full((N, A), 0.5))
     with torch.no_grad():
-        sampled = decoder.sample(Context(torch.zeros(100, C)), generators(100))
+        sampled = decoder.sample(DecoderInput(torch.zeros(100, C)), generators(100))
     side = sampled.mean((1, 2)).sign()
     assert 25 < (side > 0).sum() < 75
     assert (sampled - 0.5 * side[:, None, None]).abs().median() < 0.15
@@ -172,7 +172,7 @@ def test_how_a_batch_is_split_changes_nothing():
     noise, level = noise_and_level(5)
     whole = decoder.loss_at(context, actions, mask, noise, level)
     parts = [
-        decoder.loss_at(Context(context.vector[s]), actions[s], mask[s], noise[s], level[s])
+        decoder.loss_at(DecoderInput(context.vector[s]), actions[s], mask[s], noise[s], level[s])
         for s in (slice(0, 2), slice(2, 5))
     ]
     torch.testing.assert_close(sum(p.total for p in parts), whole.total)
@@ -199,10 +199,10 @@ def test_a_sample_depends_on_its_context_and_generator_only(sampler, prediction)
         together = decoder.sample(context, generators(4))
         torch.testing.assert_close(decoder.sample(context, generators(4)), together)
         for row in range(4):
-            alone = decoder.sample(Context(context.vector[row : row + 1]), generators(1, first=row))
+            alone = decoder.sample(DecoderInput(context.vector[row : row + 1]), generators(1, first=row))
             torch.testing.assert_close(alone[0], together[row], atol=1e-4, rtol=1e-4)
         assert (decoder.sample(context, generators(4, first=9)) - together).abs().max() > 0.01
-        elsewhere = decoder.sample(Context(context.vector.roll(1, 0)), generators(4))
+        elsewhere = decoder.sample(DecoderInput(context.vector.roll(1, 0)), generators(4))
         assert (elsewhere - together).abs().max() > 0.01
 
 
@@ -234,7 +234,7 @@ def test_in_bfloat16_losses_and_chunks_are_float32(sampler):
     exact = decoder.sample(context, generators(4)).detach()
     with torch.autocast("cpu", torch.bfloat16):
         mixed = decoder.sample(context, generators(4)).detach()
-    lowered, half = decoder.to(torch.bfloat16), Context(context.vector.bfloat16())
+    lowered, half = decoder.to(torch.bfloat16), DecoderInput(context.vector.bfloat16())
     sampled = lowered.sample(half, generators(4)).detach()
     assert {mixed.dtype, sampled.dtype, lowered.loss(half, actions, mask).total.dtype} == {torch.float32}
     torch.testing.assert_close(mixed, exact, atol=0.1, rtol=0.1)

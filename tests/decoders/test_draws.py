@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anyvla.config import build
-from anyvla.decoders.base import Context, Decoder, Loss
+from anyvla.decoders.base import Decoder, DecoderInput, Loss
 from anyvla.decoders.diffusion import DiffusionDecoder
 from anyvla.decoders.expert import ExpertDecoder
 from anyvla.decoders.flow import FlowDecoder
@@ -20,15 +20,15 @@ from tests.decoders.token_parts import setting as setting_in
 STEPS = 4
 
 
-def flow(**keys: Any) -> tuple[Decoder, Context]:
-    return small(FlowDecoder, **keys), Context(torch.zeros(STEPS, C))
+def flow(**keys: Any) -> tuple[Decoder, DecoderInput]:
+    return small(FlowDecoder, **keys), DecoderInput(torch.zeros(STEPS, C))
 
 
-def diffusion(**keys: Any) -> tuple[Decoder, Context]:
-    return small(DiffusionDecoder, **keys), Context(torch.zeros(STEPS, C))
+def diffusion(**keys: Any) -> tuple[Decoder, DecoderInput]:
+    return small(DiffusionDecoder, **keys), DecoderInput(torch.zeros(STEPS, C))
 
 
-def expert(**keys: Any) -> tuple[Decoder, Context]:
+def expert(**keys: Any) -> tuple[Decoder, DecoderInput]:
     model = backbone()
     config = build(ExpertDecoder.Config, {"width": 32, "mlp": 48} | keys)
     return ExpertDecoder(config, setting_in(model, None)), after(model)
@@ -37,12 +37,12 @@ def expert(**keys: Any) -> tuple[Decoder, Context]:
 MADE = {"flow": flow, "diffusion": diffusion, "expert": expert}
 
 
-def drawn(made: Callable[..., tuple[Decoder, Context]], seed: int = 0, **keys: Any) -> tuple[torch.Tensor, ...]:
+def drawn(made: Callable[..., tuple[Decoder, DecoderInput]], seed: int = 0, **keys: Any) -> tuple[torch.Tensor, ...]:
     """The noises and times, or levels, of one loss."""
     decoder, context = made(**keys)
     seen: list[torch.Tensor] = []
 
-    def record(context: Context, actions: torch.Tensor, mask: torch.Tensor, *at: torch.Tensor) -> Loss:
+    def record(context: DecoderInput, actions: torch.Tensor, mask: torch.Tensor, *at: torch.Tensor) -> Loss:
         seen.extend(at)
         return Loss(actions.sum(), mask.sum())
 

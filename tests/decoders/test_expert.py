@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma3TextConfig, LlamaConfig
 
 from anyvla.config import ConfigError, build
-from anyvla.decoders.base import Context
+from anyvla.decoders.base import DecoderInput
 from anyvla.decoders.expert import ExpertDecoder
 from anyvla.decoders.expert_layers import Transformer, joined, spread, thetas_of
 from anyvla.decoders.lm_tokens import LMTokensDecoder
@@ -39,7 +39,7 @@ def generators():
 def alone(context, step):
     """One step in a row of its own, without the places that it does not see."""
     only = context.continuation.select(torch.tensor([step]))
-    return Context(context.vector[step : step + 1], only)
+    return DecoderInput(context.vector[step : step + 1], only)
 
 
 @pytest.mark.parametrize("method", ["euler", "heun"])
@@ -138,12 +138,12 @@ def test_the_loop_of_the_flow_says_no_word_between_device_and_host():
     decoder, context = expert(model), after(model, COUNTS)
     noise, _ = noises()
     with torch.no_grad():
-        prefix = decoder.settled(context)
+        prefix = decoder.prefill(context)
         with Words() as words:
             decoder.flow(prefix, noise)
         assert not words.said
         with Words() as words:
-            decoder.settled(context)
+            decoder.prefill(context)
         assert words.said  # here it may: once a chunk
 
 

@@ -11,7 +11,7 @@ from transformers import GemmaConfig, PI0Config, PI0ForConditionalGeneration
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.config import build
-from anyvla.decoders.base import Context, Setting
+from anyvla.decoders.base import DecoderInput, DecoderSpec
 from anyvla.decoders.expert import ExpertDecoder
 from anyvla.decoders.expert_weights import load_pi0
 from anyvla.histories.base import Steps
@@ -33,7 +33,7 @@ def pair(tmp_path_factory):
     backbone = AutoBackbone(build(AutoBackbone.Config, {"path": str(folder)}))
     torch.manual_seed(0)
     space = build(ActionSpace, {"groups": [{"name": "joints", "size": A, "kind": "joints", "mode": "absolute"}]})
-    setting = Setting(R * backbone.width + P, N, space, None, backbone)
+    setting = DecoderSpec(R * backbone.width + P, N, space, None, backbone)
     config = build(ExpertDecoder.Config, {"width": 24, "mlp": 48, "steps": 4})
     expert = ExpertDecoder(config, setting)
     pi0 = PI0ForConditionalGeneration(
@@ -78,7 +78,7 @@ def read(backbone, images, state):
     written = torch.randn(M, R, backbone.width, generator=torch.Generator().manual_seed(2))
     steps = Steps(images, PROMPTS, written, R)
     reading = NoHistory(NoHistory.Config()).windows(backbone, steps, torch.ones(M, 1, dtype=torch.bool), remember=True)
-    return Context(torch.cat([reading.readouts[:, 0].flatten(1), state], 1), reading.continuation)
+    return DecoderInput(torch.cat([reading.readouts[:, 0].flatten(1), state], 1), reading.continuation)
 
 
 def test_pi0_gives_the_same_loss_and_gradient_for_the_same_noise_and_time(pair):
@@ -113,9 +113,9 @@ def test_pi0_samples_the_same_actions_from_the_same_noise(pair):
     reference = pi0.sample_actions(**theirs, noise=noise)
     with torch.no_grad():
         context = read(backbone, images, state)
-        torch.testing.assert_close(expert.flow(expert.settled(context), noise), reference, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(expert.flow(expert.prefill(context), noise), reference, atol=1e-4, rtol=1e-4)
     different = dataclasses.replace(context, vector=context.vector + 1)
-    assert not torch.allclose(expert.flow(expert.settled(different), noise), reference, atol=1e-2)
+    assert not torch.allclose(expert.flow(expert.prefill(different), noise), reference, atol=1e-2)
 
 
 def test_the_defaults_are_those_of_pi0():

@@ -7,7 +7,7 @@ from transformers import PI0Config
 from transformers.models.pi0.modeling_pi0 import PI0ForConditionalGeneration
 
 from anyvla.config import ConfigError, build
-from anyvla.decoders.base import Context
+from anyvla.decoders.base import DecoderInput
 from anyvla.decoders.flow import FlowDecoder
 from anyvla.decoders.flow_matching import ALPHA, FIRST, integrate, interpolate, times
 from anyvla.robot.chunks import held
@@ -124,10 +124,10 @@ def test_one_batch_is_learned_and_sampled_back():
 
 def test_of_two_ways_either_is_sampled_and_never_their_mean():
     decoder = small(FlowDecoder, trained=False, draws=32, steps=20)
-    context, actions, mask = Context(torch.zeros(1, C)), torch.zeros(1, N, A), torch.ones(1, N, dtype=torch.bool)
+    context, actions, mask = DecoderInput(torch.zeros(1, C)), torch.zeros(1, N, A), torch.ones(1, N, dtype=torch.bool)
     fit(decoder, context, actions, mask, 500, modes=torch.full((N, A), 0.5))
     with torch.no_grad():
-        sampled = decoder.sample(Context(torch.zeros(100, C)), generators(100))
+        sampled = decoder.sample(DecoderInput(torch.zeros(100, C)), generators(100))
     side = sampled.mean((1, 2)).sign()
     assert 25 < (side > 0).sum() < 75
     assert (sampled - 0.5 * side[:, None, None]).abs().median() < 0.15
@@ -154,7 +154,7 @@ def test_how_a_batch_is_split_changes_nothing():
     noise, time = noise_and_time(5)
     whole = decoder.loss_at(context, actions, mask, noise, time)
     parts = [
-        decoder.loss_at(Context(context.vector[s]), actions[s], mask[s], noise[s], time[s])
+        decoder.loss_at(DecoderInput(context.vector[s]), actions[s], mask[s], noise[s], time[s])
         for s in (slice(0, 2), slice(2, 5))
     ]
     torch.testing.assert_close(sum(p.total for p in parts), whole.total)
@@ -195,10 +195,10 @@ def test_a_sample_depends_on_its_context_and_generator_only():
         together = decoder.sample(context, generators(4))
         torch.testing.assert_close(decoder.sample(context, generators(4)), together)
         for row in range(4):
-            alone = decoder.sample(Context(context.vector[row : row + 1]), generators(1, first=row))
+            alone = decoder.sample(DecoderInput(context.vector[row : row + 1]), generators(1, first=row))
             torch.testing.assert_close(alone[0], together[row])
         assert (decoder.sample(context, generators(4, first=9)) - together).abs().max() > 0.1
-        elsewhere = decoder.sample(Context(context.vector.roll(1, 0)), generators(4))
+        elsewhere = decoder.sample(DecoderInput(context.vector.roll(1, 0)), generators(4))
         assert (elsewhere - together).abs().max() > 0.01
 
 

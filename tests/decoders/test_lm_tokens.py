@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from anyvla.config import build
-from anyvla.decoders.base import Context
+from anyvla.decoders.base import DecoderInput
 from anyvla.decoders.lm_tokens import LMTokensDecoder
 from anyvla.representations.bins import BinsCodec
 from tests.decoders.token_parts import (
@@ -75,7 +75,7 @@ def test_a_step_depends_on_no_neighbor_and_on_no_suffix_of_its_window(model, key
     with torch.no_grad():
         whole = head.logits(together, tokens)
         for step in range(4):
-            alone = Context(together.vector[[step]], together.continuation.select(torch.tensor([step])))
+            alone = DecoderInput(together.vector[[step]], together.continuation.select(torch.tensor([step])))
             torch.testing.assert_close(head.logits(alone, tokens[[step]]), whole[[step]], atol=1e-4, rtol=0)
             torch.testing.assert_close(recorded(head, alone)[1], recorded(head, together)[1][[step]], atol=1e-4, rtol=0)
 
@@ -155,11 +155,11 @@ def test_earlier_chunks_are_shown_as_the_embeddings_of_their_tokens(model):
         codec = Levels(ends=ends)
         head = decoder(model, codec)
         tokens = codec.encode(chunks)
-        past = head.past(chunks)
+        past = head.embed_chunks(chunks)
         assert past.shape == (4, codec.length, model.width)
         expected = model.embed(head.words.ids[torch.where(tokens < 0, filler, tokens)])
         torch.testing.assert_close(past, expected)
-    assert decoder(model, ids="added").past(chunks).shape == past.shape
+    assert decoder(model, ids="added").embed_chunks(chunks).shape == past.shape
 
 
 def test_the_token_at_a_place_is_scored_where_that_place_is_read(model):
@@ -182,7 +182,7 @@ def test_a_suffix_is_at_the_positions_that_follow_what_its_step_sees(model, way)
     with torch.no_grad():
         recorded(head, context)
     read = torch.cat([context.continuation.unfold(p, p.shape[1] // 2) for p in seen], 1)
-    assert torch.equal(read, first[:, None] + torch.arange(head.suffix))
+    assert torch.equal(read, first[:, None] + torch.arange(head.suffix_length))
 
 
 def test_temperature_draws_from_the_generator_of_each_step(model):
@@ -192,7 +192,7 @@ def test_temperature_draws_from_the_generator_of_each_step(model):
         with torch.no_grad():
             seeds = [torch.Generator().manual_seed(s) for s in range(4)]
             again = [torch.Generator().manual_seed(s) for s in range(3, 4)]
-            alone = Context(context.vector[3:], context.continuation.select(torch.tensor([3])))
+            alone = DecoderInput(context.vector[3:], context.continuation.select(torch.tensor([3])))
             chunks = head.sample(context, seeds)
             torch.testing.assert_close(head.sample(alone, again), chunks[3:])
             assert not torch.equal(head.sample(context, seeds), chunks)  # their next numbers
@@ -226,4 +226,4 @@ def test_bad_input_is_refused(model):
         decoder(model, Levels(size=2000))
     assert decoder(model, Levels(size=2000), ids="added").symbols == 2000
     with pytest.raises(ValueError, match="the context has no continuation"):
-        decoder(model).sample(Context(vectors()))
+        decoder(model).sample(DecoderInput(vectors()))

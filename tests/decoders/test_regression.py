@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from anyvla.config import ConfigError, build
-from anyvla.decoders.base import Context, Setting
+from anyvla.decoders.base import DecoderInput, DecoderSpec
 from anyvla.decoders.regression import RegressionDecoder
 from anyvla.robot.space import ActionSpace
 from tests.small import embodiment
@@ -15,7 +15,7 @@ SPACE = embodiment().action
 
 def decoder(**keys):
     torch.manual_seed(0)
-    setting = Setting(context=8, chunk=3, space=SPACE, codec=None, backbone=nn.Identity())
+    setting = DecoderSpec(context=8, chunk=3, space=SPACE, codec=None, backbone=nn.Identity())
     return RegressionDecoder(build(RegressionDecoder.Config, {"hidden": 16, **keys}), setting)
 
 
@@ -23,7 +23,7 @@ def data():
     g = torch.Generator().manual_seed(1)
     context = torch.randn(4, 8, generator=g)
     actions = torch.rand(4, 3, 4, generator=g) * 2 - 1
-    return Context(context), actions, torch.rand(4, 3, generator=g) > 0.3
+    return DecoderInput(context), actions, torch.rand(4, 3, generator=g) > 0.3
 
 
 @pytest.mark.parametrize(
@@ -102,13 +102,13 @@ def test_a_gripper_with_an_mlp_of_its_own_stays_in_its_place():
     )
     torch.manual_seed(0)
     config = build(RegressionDecoder.Config, {"hidden": [16, 8], "gripper_mlp": True})
-    head = RegressionDecoder(config, Setting(context=8, chunk=3, space=middle, codec=None, backbone=nn.Identity()))
+    head = RegressionDecoder(config, DecoderSpec(context=8, chunk=3, space=middle, codec=None, backbone=nn.Identity()))
     context = torch.randn(5, 8)
     chunk = head(context)  # (5, 3, 6)
     torch.testing.assert_close(chunk[..., 2].flatten(1), head.gripper(context))
     torch.testing.assert_close(chunk[..., [0, 1, 3, 4, 5]].flatten(1), head.mlp(context))
     joints = build(ActionSpace, {"groups": [{"name": "joints", "size": 3}]})
-    setting = Setting(context=8, chunk=3, space=joints, codec=None, backbone=nn.Identity())
+    setting = DecoderSpec(context=8, chunk=3, space=joints, codec=None, backbone=nn.Identity())
     with pytest.raises(ConfigError, match="of these 3 action dims 0 are a gripper: leave gripper_mlp out"):
         RegressionDecoder(config, setting)
 

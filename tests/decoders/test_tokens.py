@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anyvla.config import ConfigError, build
-from anyvla.decoders.base import Context, token_loss
+from anyvla.decoders.base import DecoderInput, token_loss
 from anyvla.decoders.tokens import TokensDecoder
 from anyvla.files import weights
 from tests.decoders.token_parts import (
@@ -39,9 +39,9 @@ def generators(*seeds):
 @pytest.mark.parametrize("ends", [False, True])
 def test_reading_the_written_tokens_at_once_scores_them_as_writing_did(ends):
     head = decoder(Levels(ends=ends))
-    tokens, logits = recorded(head, Context(vectors()))
+    tokens, logits = recorded(head, DecoderInput(vectors()))
     with torch.no_grad():
-        torch.testing.assert_close(head.logits(Context(vectors()), tokens)[:, : logits.shape[1]], logits)
+        torch.testing.assert_close(head.logits(DecoderInput(vectors()), tokens)[:, : logits.shape[1]], logits)
 
 
 def test_a_place_sees_only_what_was_written_before_it():
@@ -49,7 +49,7 @@ def test_a_place_sees_only_what_was_written_before_it():
     tokens = torch.zeros(1, head.length, dtype=torch.int64)
     other = tokens.clone()
     other[:, 3:] = 5
-    one, two = (head.logits(Context(vectors(1)), t) for t in (tokens, other))
+    one, two = (head.logits(DecoderInput(vectors(1)), t) for t in (tokens, other))
     torch.testing.assert_close(one[:, :4], two[:, :4])
     assert (one[:, 4] - two[:, 4]).abs().max() > 1e-4
 
@@ -58,26 +58,26 @@ def test_a_place_sees_only_what_was_written_before_it():
 def test_one_batch_is_learned_until_its_own_chunks_are_written(ends):
     codec, chunks = Levels(ends=ends), short_and_long()
     head = decoder(codec)
-    loss = overfit(head, (), lambda: Context(vectors()), chunks)
+    loss = overfit(head, (), lambda: DecoderInput(vectors()), chunks)
     assert loss.parts["accuracy"] == 1
-    torch.testing.assert_close(head.sample(Context(vectors())), codec.decode(codec.encode(chunks))[0])
+    torch.testing.assert_close(head.sample(DecoderInput(vectors())), codec.decode(codec.encode(chunks))[0])
     assert head.invalid == 0
 
 
 def test_the_loss_is_the_cross_entropy_of_the_tokens_of_valid_actions():
     head, chunks, mask = decoder(), actions(), ALL.clone()
     mask[2, 1:], mask[3] = False, False
-    loss = head.loss(Context(vectors()), chunks, mask)
+    loss = head.loss(DecoderInput(vectors()), chunks, mask)
     tokens = head.codec.encode(chunks)
     each = torch.nn.functional.cross_entropy(
-        head.logits(Context(vectors()), tokens).transpose(1, 2), tokens, reduction="none"
+        head.logits(DecoderInput(vectors()), tokens).transpose(1, 2), tokens, reduction="none"
     )
     valid = mask[..., None].expand(-1, -1, SPACE.size).flatten(1)
     torch.testing.assert_close(loss.value, each[valid].mean())
     assert loss.count == valid.sum()
     chunks[~mask] = 0.7
-    torch.testing.assert_close(head.loss(Context(vectors()), chunks, mask).value, loss.value)
-    nothing = head.loss(Context(vectors()), chunks, torch.zeros_like(mask))
+    torch.testing.assert_close(head.loss(DecoderInput(vectors()), chunks, mask).value, loss.value)
+    nothing = head.loss(DecoderInput(vectors()), chunks, torch.zeros_like(mask))
     assert nothing.value == 0
     nothing.value.backward()
 
@@ -86,7 +86,7 @@ def test_tokens_of_dims_that_are_not_learned_are_written_and_not_learned():
     codec = Levels()
     codec.elementwise = True
     head, dims = decoder(codec), torch.tensor([[True, False, True, True]] * 3 + [[True] * 4])
-    context, chunks = Context(vectors(), dims=dims), actions() * dims[:, None]
+    context, chunks = DecoderInput(vectors(), dims=dims), actions() * dims[:, None]
     tokens = codec.encode(chunks)
     each = torch.nn.functional.cross_entropy(head.logits(context, tokens).transpose(1, 2), tokens, reduction="none")
     free = dims[:, None].expand(-1, N, -1).flatten(1)  # action by action
@@ -114,43 +114,43 @@ def test_writing_stops_when_all_have_ended_and_what_follows_an_end_does_not_coun
     codec, chunks = Levels(ends=True), actions()
     chunks[:] = chunks[:, :1, :1]  # one token each, and the end
     head = decoder(codec)
-    overfit(head, (), lambda: Context(vectors()), chunks)
-    tokens, logits = recorded(head, Context(vectors()))
+    overfit(head, (), lambda: DecoderInput(vectors()), chunks)
+    tokens, logits = recorded(head, DecoderInput(vectors()))
     assert logits.shape[1] == 2
     assert (tokens[:, 1] == codec.size).all()
     tokens[:, 2:] = 3
-    torch.testing.assert_close(codec.decode(tokens)[0], head.sample(Context(vectors())))
+    torch.testing.assert_close(codec.decode(tokens)[0], head.sample(DecoderInput(vectors())))
 
 
 def test_the_end_is_never_the_first_token():
     head = decoder(Levels(ends=True))
     with torch.no_grad():
         head.out.bias[6] = 100.0
-    tokens, logits = recorded(head, Context(vectors()))
+    tokens, logits = recorded(head, DecoderInput(vectors()))
     assert (logits.argmax(-1)[:, 0] == 6).all()
     assert (tokens[:, 0] < 6).all()
-    head.sample(Context(vectors()))
+    head.sample(DecoderInput(vectors()))
     assert head.invalid == 0
 
 
 def test_a_chunk_does_not_depend_on_its_neighbors():
     for keys in ({}, {"temperature": 1.0}):
         head = decoder(Levels(ends=True), **keys)
-        together = head.sample(Context(vectors()), generators(0, 1, 2, 3))
-        alone = head.sample(Context(vectors()[2:3]), generators(2))
+        together = head.sample(DecoderInput(vectors()), generators(0, 1, 2, 3))
+        alone = head.sample(DecoderInput(vectors()[2:3]), generators(2))
         torch.testing.assert_close(together[2:3], alone)
 
 
 def test_a_generator_decides_its_chunk_and_gives_each_step_as_many_numbers():
     head = decoder(Levels(ends=True), temperature=2.0)
-    context = Context(vectors(1).expand(3, -1))
+    context = DecoderInput(vectors(1).expand(3, -1))
     mine, same, other = generators(0, 0, 1)
     chunks = head.sample(context, [mine, same, other])
     torch.testing.assert_close(chunks[0], chunks[1])
     assert not torch.equal(chunks[0], chunks[2])
     assert torch.equal(mine.get_state(), same.get_state())
     alone = generators(0)
-    head.sample(Context(vectors(1)), alone)
+    head.sample(DecoderInput(vectors(1)), alone)
     assert torch.equal(alone[0].get_state(), mine.get_state())  # however far its neighbors wrote
 
 
@@ -187,7 +187,7 @@ def test_tokens_are_drawn_as_often_as_the_softmax_says(temperature):
 def test_without_temperature_the_generators_are_left_alone():
     head, (mine,) = decoder(), generators(0)
     before = mine.get_state()
-    torch.testing.assert_close(head.sample(Context(vectors(1)), [mine]), head.sample(Context(vectors(1))))
+    torch.testing.assert_close(head.sample(DecoderInput(vectors(1)), [mine]), head.sample(DecoderInput(vectors(1))))
     assert torch.equal(mine.get_state(), before)
 
 
@@ -196,7 +196,7 @@ def test_what_is_no_chunk_becomes_the_nearest_one_and_is_counted(caplog):
     head.write = lambda context, chance: torch.full((len(context.vector), head.length), 6)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert head.sample(Context(vectors())).eq(0).all()
+            assert head.sample(DecoderInput(vectors())).eq(0).all()
     assert head.invalid == 12
     message = "sequences that were invalid for the Levels, so that the nearest defined chunk stood for them: {} so far"
     assert [r.getMessage() for r in caplog.records] == [message.format(n) for n in (4, 12)]
@@ -205,9 +205,9 @@ def test_what_is_no_chunk_becomes_the_nearest_one_and_is_counted(caplog):
 def test_under_autocast_logits_are_float32():
     head = decoder()
     with torch.autocast("cpu", torch.bfloat16):
-        logits = head.logits(Context(vectors()), head.codec.encode(actions()))
-        assert head.loss(Context(vectors()), actions(), ALL).value.isfinite()
-        assert head.sample(Context(vectors())).shape == (4, N, SPACE.size)
+        logits = head.logits(DecoderInput(vectors()), head.codec.encode(actions()))
+        assert head.loss(DecoderInput(vectors()), actions(), ALL).value.isfinite()
+        assert head.sample(DecoderInput(vectors())).shape == (4, N, SPACE.size)
     assert logits.dtype == torch.float32
 
 
@@ -221,7 +221,7 @@ def test_the_codec_is_shared_with_the_policy_also_in_a_checkpoint(tmp_path):
     first["codec"].values.mul_(0.5)
     weights.save(first, tmp_path / "model.safetensors")
     weights.load(second, tmp_path / "model.safetensors")
-    context = Context(vectors())
+    context = DecoderInput(vectors())
     torch.testing.assert_close(second["decoder"].sample(context), first["decoder"].sample(context), rtol=0, atol=0)
 
 

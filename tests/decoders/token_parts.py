@@ -12,7 +12,7 @@ from torch import Tensor
 from anyvla.backbones.continuation import Continuation
 from anyvla.backbones.nano.backbone import NanoBackbone
 from anyvla.config import build
-from anyvla.decoders.base import Context, Loss, Setting
+from anyvla.decoders.base import DecoderInput, DecoderSpec, Loss
 from anyvla.decoders.token_decoder import TokenDecoder
 from anyvla.representations.codec import Codec
 from anyvla.sequence.cache import Cache
@@ -63,8 +63,8 @@ class Levels(Codec):
         """It learned nothing."""
 
 
-def setting(backbone: NanoBackbone, codec: Codec | None) -> Setting:
-    return Setting(C, N, SPACE, codec, backbone)
+def setting(backbone: NanoBackbone, codec: Codec | None) -> DecoderSpec:
+    return DecoderSpec(C, N, SPACE, codec, backbone)
 
 
 def backbone(**keys: Any) -> NanoBackbone:
@@ -79,7 +79,7 @@ def actions(count: int = 4) -> Tensor:
     return torch.rand(count, N, SPACE.size, generator=torch.Generator().manual_seed(2)) * 2 - 1
 
 
-def after(model: NanoBackbone, counts: tuple[int, ...] = (2, 1, 1)) -> Context:
+def after(model: NanoBackbone, counts: tuple[int, ...] = (2, 1, 1)) -> DecoderInput:
     """What `model` remembers of as many steps; the steps of a row see those before them."""
     count = sum(counts)
     images = torch.randint(0, 256, (count, 1, SIZE, SIZE, 3), generator=torch.Generator().manual_seed(3))
@@ -91,10 +91,10 @@ def after(model: NanoBackbone, counts: tuple[int, ...] = (2, 1, 1)) -> Context:
     step = torch.cat([torch.arange(n) for n in counts])
     assert cache.valid is not None
     visible = (cache.valid & (sequence.step_ids >= -1))[row] & (sequence.step_ids[row] <= step[:, None])
-    return Context(vectors(count), Continuation(model, cache, counts, visible, visible.sum(1)))
+    return DecoderInput(vectors(count), Continuation(model, cache, counts, visible, visible.sum(1)))
 
 
-def recorded(head: TokenDecoder, context: Context, chance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def recorded(head: TokenDecoder, context: DecoderInput, chance: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What was written, and the logits that it was chosen from."""
     seen, choose = [], head.choose
 
@@ -110,7 +110,7 @@ def recorded(head: TokenDecoder, context: Context, chance: Tensor | None = None)
 
 
 def overfit(
-    head: TokenDecoder, more: Iterable[Tensor], context: Callable[[], Context], chunks: Tensor, steps: int = 200
+    head: TokenDecoder, more: Iterable[Tensor], context: Callable[[], DecoderInput], chunks: Tensor, steps: int = 200
 ) -> Loss:
     """Train on one batch until the loss is small."""
     optimizer = torch.optim.Adam({*head.parameters(), *more}, 5e-3)

@@ -12,12 +12,12 @@ from anyvla.config import Part, build, to_dict
 from anyvla.representations.bins import BinsCodec
 from anyvla.representations.codec import Codec, CodecError, Continuous
 from anyvla.representations.codec_report import (
-    Report,
+    CodecReport,
     check_codec,
-    load_report,
+    load_codec_report,
+    measure_round_trip,
     needs_fit,
     purpose_of,
-    round_trip,
 )
 from anyvla.robot.normalize import Normalizer
 from anyvla.robot.space import ActionSpace
@@ -46,14 +46,14 @@ def fitted(folder: Path, part: Part = QUANTILE, **changes: Any) -> Path:
     codec = part.build(4, SPACE)
     facts = codec.fit(chunks())
     codec.save(folder)
-    trip = round_trip(codec, chunks(), torch.ones(200, 4, dtype=torch.bool), NORMALIZER, ROBOTS)
+    trip = measure_round_trip(codec, chunks(), torch.ones(200, 4, dtype=torch.bool), NORMALIZER, ROBOTS)
     keys: dict[str, Any] = {"representation": part, "chunk": 4, "method": "quantile", "fingerprint": DATA} | changes
-    report = Report(
+    report = CodecReport(
         purpose=purpose_of(**keys), vocabulary=codec.size, length=codec.length, episodes=9, held_out_episodes=1,
         fitted=trip, held_out=None, facts=facts, seconds=0.1,
     )  # fmt: skip
     (folder / "report.json").write_text(json.dumps(to_dict(report)))
-    assert load_report(folder) == report
+    assert load_codec_report(folder) == report
     return folder
 
 
@@ -64,7 +64,7 @@ def test_errors_are_those_of_each_group_in_both_units() -> None:
     x[0, :, 3] = 0.75
     x[1] = 0.99
     mask = torch.tensor([[True] * 4, [False] * 4])
-    trip = round_trip(codec, x, mask, NORMALIZER, ROBOTS[:2])
+    trip = measure_round_trip(codec, x, mask, NORMALIZER, ROBOTS[:2])
     hand, gripper = trip.errors
     assert (hand.group, gripper.group) == ("position", "gripper")
     assert hand.normalized.mean == pytest.approx(0.25 / 3)
@@ -104,7 +104,7 @@ def test_the_figures_of_a_round_trip_by_hand() -> None:
     x[0, :3, 0] = 0.1  # three tokens
     x[1, 0, 0] = 0.1  # one
     mask = torch.tensor([[True, True, False, False], [True, False, False, False]])
-    trip = round_trip(Wrong(4, SPACE), x, mask, normalizer, torch.tensor([0, 1]))
+    trip = measure_round_trip(Wrong(4, SPACE), x, mask, normalizer, torch.tensor([0, 1]))
     assert (trip.chunks, trip.tokens_mean, trip.tokens_max, trip.compression, trip.invalid) == (2, 2, 3, 8, 2)
     hand, gripper = trip.errors
     model = np.array([1, 2, 3, 5, 6, 7, 17, 18, 19]) * 0.01  # of actions 0 and 1 of the first, 0 of the second
@@ -119,9 +119,9 @@ def test_the_figures_of_a_round_trip_by_hand() -> None:
 
 def test_tokens_and_errors_do_not_depend_on_how_chunks_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     codec, mask = bins().build(4, SPACE), torch.ones(200, 4, dtype=torch.bool)
-    whole = round_trip(codec, chunks(), mask, NORMALIZER, ROBOTS)
+    whole = measure_round_trip(codec, chunks(), mask, NORMALIZER, ROBOTS)
     monkeypatch.setattr("anyvla.representations.codec_report.AT_ONCE", 7)
-    assert round_trip(codec, chunks(), mask, NORMALIZER, ROBOTS) == whole
+    assert measure_round_trip(codec, chunks(), mask, NORMALIZER, ROBOTS) == whole
 
 
 def test_only_what_learns_from_data_needs_a_fit() -> None:

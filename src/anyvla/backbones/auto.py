@@ -37,8 +37,8 @@ from anyvla.backbones.adapting.parts import ends_of, find_parts
 from anyvla.backbones.adapting.pretrained import read_model, renew, truncate
 from anyvla.backbones.adapting.resampler import PerceiverResampler, resampler_among
 from anyvla.backbones.base import Cache, Capability, ModelPart, capabilities_without
-from anyvla.backbones.families.quirks import QUIRKS, Quirk, quirk_for
-from anyvla.backbones.families.vision.inputs import Images
+from anyvla.backbones.families.quirks import QUIRKS, Quirk, find_quirk
+from anyvla.backbones.families.vision.inputs import SequenceImages
 from anyvla.backbones.hooks import read_after, written
 from anyvla.backbones.images.pixels import Pixels
 from anyvla.backbones.language_config import windows_of
@@ -100,7 +100,7 @@ class AutoBackbone(TokenBackbone):
         self.resampler: PerceiverResampler | None = None
         if assets is None:
             renew(self, config.pretrained, config.seed)
-        for name, value in self.quirk.settings.items():
+        for name, value in self.quirk.config_overrides.items():
             setattr(self.model.config, name, value)
         attention = self.quirk.attention
         self.attention = attention(self.model.config) if callable(attention) else attention
@@ -108,12 +108,12 @@ class AutoBackbone(TokenBackbone):
         self.windows = windows_of(self.model.config.get_text_config(decoder=True))
         self.first_position = self.quirk.first_position
         self.capabilities = capabilities_without(self.quirk.lacks)
-        self._names = self.quirk.passes.union(inspect.signature(self.model.forward).parameters)
+        self._names = self.quirk.passed_on.union(inspect.signature(self.model.forward).parameters)
         self._rope_index = _method(self.model, "get_rope_index")
         self._get_features = _method(self.model, "get_image_features")
         asked = getattr(config, "image_size", None)
         exact = exact_size(self.quirk, self.model.config, parts.preprocessor, asked)
-        preprocessor, tiles = parts.preprocessor | dict(self.quirk.preprocessor), getattr(config, "tiles", 1)
+        preprocessor, tiles = parts.preprocessor | dict(self.quirk.preprocessor_overrides), getattr(config, "tiles", 1)
         self.pixels = Pixels(preprocessor, _tower_size(self.model.config), exact, tiles)
         image_id = self._image_id(parts.tokenizer)
         if config.resampler is not None:
@@ -122,7 +122,7 @@ class AutoBackbone(TokenBackbone):
         per_camera = 1 if self.resampler is not None else self.pixels.per_image  # tiles are resampled together
         self.set_up(parts.tokenizer, config.prompt, self._template(), image_id, grid, per_camera)
         self._check_tokens()
-        if self.quirk.discrete:
+        if self.quirk.discrete_images:
             config = dataclasses.replace(config, train=dataclasses.replace(config.train, vision=False))
         self.finish(config)
         if self.quirk.reads == "head":
@@ -216,22 +216,22 @@ class AutoBackbone(TokenBackbone):
     def _looking(self, sequence: TokenSequence) -> Iterator[dict[str, Any]]:
         """The inputs by which the model sees the images of the sequence, for the length of one call."""
         images = self._images(sequence)
-        given = {name: make(images) for name, make in self.quirk.extras.items() if name in self._names}
+        given = {name: make(images) for name, make in self.quirk.extra_inputs.items() if name in self._names}
         if not len(sequence.images):
-            yield given | dict(self.quirk.blind(images))
+            yield given | dict(self.quirk.inputs_without_images(images))
         elif self.resampler is None:
-            yield dict(self.quirk.vision(images)) | given
+            yield dict(self.quirk.image_inputs(images)) | given
         else:  # the model reads text, and finds the images' tokens in its embeddings
-            places = images.places.flatten().nonzero().squeeze(1)
+            places = images.image_mask.flatten().nonzero().squeeze(1)
             tokens = self.resampler(self._features(images)).flatten(0, 1)
             with written(self.embedding, sequence.input_ids.shape, places, tokens):
-                ids = {"input_ids": sequence.input_ids.masked_fill(images.places, self.query_id)}
-                yield given | dict(self.quirk.blind(images)) | ids
+                ids = {"input_ids": sequence.input_ids.masked_fill(images.image_mask, self.query_id)}
+                yield given | dict(self.quirk.inputs_without_images(images)) | ids
 
-    def _features(self, images: Images) -> Float[Tensor, "N T D"]:
+    def _features(self, images: SequenceImages) -> Float[Tensor, "N T D"]:
         """The features of each image as the projector gives them."""
         names = inspect.signature(self._get_features).parameters
-        given = {k: v for k, v in self.quirk.vision(images).items() if k in names}
+        given = {k: v for k, v in self.quirk.image_inputs(images).items() if k in names}
         features = getattr(self._get_features(**given), "pooler_output", None)
         if features is None:
             kind = self.model.config.model_type
@@ -250,11 +250,13 @@ class AutoBackbone(TokenBackbone):
             torch.manual_seed(seed)
             return resampler_among(self.embedding, self.width, options).to(self.model.dtype)
 
-    def _images(self, sequence: TokenSequence) -> Images:
+    def _images(self, sequence: TokenSequence) -> SequenceImages:
         return self._seen(self._pixel_values(sequence.images), sequence, self.get_image_mask(sequence))
 
-    def _seen(self, pixels: Float[Tensor, "N 3 h w"], sequence: TokenSequence, places: Bool[Tensor, "S L"]) -> Images:
-        return Images(
+    def _seen(
+        self, pixels: Float[Tensor, "N 3 h w"], sequence: TokenSequence, places: Bool[Tensor, "S L"]
+    ) -> SequenceImages:
+        return SequenceImages(
             pixels, sequence, places, self.model.config, self.tokenizer, self.preprocessor, self.second_tokenizer
         )
 
@@ -289,7 +291,7 @@ class AutoBackbone(TokenBackbone):
         def named(match: re.Match[str]) -> str:  # {boi_token_id}: the token with that id of the configuration
             return str(self.tokenizer.convert_ids_to_tokens(getattr(self.model.config, match[1])))
 
-        template, opens = self.quirk.template, self.quirk.opens
+        template, opens = self.quirk.template, self.quirk.image_opening
         before = ("" if opens is None else opens(self.model.config, self.pixels.size)) + template.before_image
         around = {"before_image": before, "after_image": template.after_image}
         return dataclasses.replace(template, **{k: re.sub(r"{(\w+_token_id)}", named, v) for k, v in around.items()})
@@ -329,7 +331,7 @@ def exact_size(quirk: Quirk, config: Any, preprocessor: Mapping[str, Any], asked
 
     Raises ValueError if `asked` is a size that the tower does not take.
     """
-    if quirk.multiple is None:
+    if quirk.size_multiple is None:
         own = _tower_size(config)
         if asked not in (None, own):
             raise ValueError(
@@ -337,10 +339,10 @@ def exact_size(quirk: Quirk, config: Any, preprocessor: Mapping[str, Any], asked
                 "leave image_size out"
             )
         return None
-    step = quirk.multiple(config)
+    step = quirk.size_multiple(config)
     if asked is not None and asked % step:
         raise ValueError(f"image_size must be a multiple of {step} for a {config.model_type!r} model, got {asked}")
-    size = quirk.size(config, preprocessor) if callable(quirk.size) else quirk.size
+    size = quirk.default_size(config, preprocessor) if callable(quirk.default_size) else quirk.default_size
     return asked or -(-size // step) * step
 
 
@@ -352,7 +354,7 @@ def _method(model: Any, name: str) -> Any:
 
 def _quirk(model_config: Any) -> Quirk:
     model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(model_config)]
-    return quirk_for(model_config, inspect.signature(model.forward).parameters)
+    return find_quirk(model_config, inspect.signature(model.forward).parameters)
 
 
 def _tower_size(model_config: Any) -> int | None:

@@ -21,7 +21,7 @@ from anyvla.backbones.continuation import Continuation
 from anyvla.representations.codec import Codec
 from anyvla.robot.space import ActionSpace
 
-Kind = Literal["continuous", "tokens"]
+RepresentationKind = Literal["continuous", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Setting:
+class DecoderSpec:
     """What a decoder is built for."""
 
     context: int  # C
@@ -52,7 +52,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Context:
+class DecoderInput:
     """What a decoder reads of M steps."""
 
     vector: Float[Tensor, "M C"]  # from the fuser
@@ -76,19 +76,19 @@ class Decoder(nn.Module, ABC):
     """What turns the context of a step into a chunk. Made by `Class(config, setting)`."""
 
     Config: ClassVar[type]
-    reads: ClassVar[frozenset[Kind]] = frozenset({"continuous"})  # kinds of representation it works with
+    reads: ClassVar[frozenset[RepresentationKind]] = frozenset({"continuous"})  # kinds of representation it works with
     needs: ClassVar[frozenset[Capability]] = frozenset()  # of the backbone
-    suffix: int = 0  # places that it reads in the backbone after a step, to sample a chunk
+    suffix_length: int = 0  # places that it reads in the backbone after a step, to sample a chunk
 
     @classmethod
-    def needs_with(cls, kind: Kind) -> frozenset[Capability]:
+    def needs_with(cls, kind: RepresentationKind) -> frozenset[Capability]:
         """What it needs of the backbone with a representation of this kind."""
         return cls.needs
 
     @abstractmethod
     def loss(
         self,
-        context: Context,
+        context: DecoderInput,
         actions: Float[Tensor, "M N A"],
         mask: Bool[Tensor, "M N"],
         generator: torch.Generator | None = None,
@@ -98,12 +98,14 @@ class Decoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
+    def sample(
+        self, context: DecoderInput, generators: Sequence[torch.Generator] | None = None
+    ) -> Float[Tensor, "M N A"]:
         """A normalized chunk a step. `generators`: one a step, on the CPU, so that a step's noise depends neither on
         its batch nor on the device; None: PyTorch's own.
         """
 
-    def past(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"] | None:
+    def embed_chunks(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"] | None:
         """How the backbone may see chunks of earlier steps, as embeddings; None: it cannot."""
         return None
 

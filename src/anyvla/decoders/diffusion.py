@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from anyvla.config import STRICT
-from anyvla.decoders.base import Context, Decoder, Loss, Setting, draw
+from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec, Loss, draw
 from anyvla.decoders.denoiser import Denoiser, Sizes, squared_error
 from anyvla.limits import CALLS, STEPS
 from anyvla.robot.chunks import held
@@ -46,7 +46,7 @@ class DiffusionDecoder(Decoder):
                     f"{', '.join(map(str, fitting))}"
                 )
 
-    def __init__(self, config: Config, setting: Setting) -> None:
+    def __init__(self, config: Config, setting: DecoderSpec) -> None:
         """Raises ImportError, with the extra to install, if there is no `diffusers`."""
         super().__init__()
         self.config, self.space = config, setting.space
@@ -56,7 +56,7 @@ class DiffusionDecoder(Decoder):
 
     def loss(
         self,
-        context: Context,
+        context: DecoderInput,
         actions: Float[Tensor, "M N A"],
         mask: Bool[Tensor, "M N"],
         generator: torch.Generator | None = None,
@@ -69,7 +69,7 @@ class DiffusionDecoder(Decoder):
 
     def loss_at(
         self,
-        context: Context,
+        context: DecoderInput,
         actions: Float[Tensor, "M N A"],
         mask: Bool[Tensor, "M N"],
         noise: Float[Tensor, "k*M N A"],
@@ -85,7 +85,9 @@ class DiffusionDecoder(Decoder):
         target = clean if self.config.prediction == "sample" else noise
         return squared_error(predicted, target, context.elements(mask, self.space.size), self.space)
 
-    def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
+    def sample(
+        self, context: DecoderInput, generators: Sequence[torch.Generator] | None = None
+    ) -> Float[Tensor, "M N A"]:
         """From pure noise down; what each step foresees is clipped to [-1, 1], and so is the chunk."""
         sampler = _scheduler(self.config.sampler, self.config)  # of this call alone: it counts its steps
         sampler.set_timesteps(self.config.steps)

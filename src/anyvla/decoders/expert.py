@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from anyvla.backbones.base import Capability
 from anyvla.backbones.continuation import Continuation
 from anyvla.config import STRICT, ConfigError
-from anyvla.decoders.base import Context, Decoder, Kind, Loss, Setting, draw
+from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec, Loss, RepresentationKind, draw
 from anyvla.decoders.denoiser import squared_error, waves
 from anyvla.decoders.expert_layers import Memory, Transformer, View, joined, spread, thetas_of
 from anyvla.decoders.flow_matching import Method, Times, drawn, integrate, interpolate
@@ -86,10 +86,10 @@ class ExpertDecoder(Decoder):
                 raise ValueError(f"width {self.width} must be even: times are encoded as pairs of sine and cosine")
 
     @classmethod
-    def needs_with(cls, kind: Kind) -> frozenset[Capability]:
+    def needs_with(cls, kind: RepresentationKind) -> frozenset[Capability]:
         return cls.needs | LMTokensDecoder.needs if kind == "tokens" else cls.needs
 
-    def __init__(self, config: Config, setting: Setting) -> None:
+    def __init__(self, config: Config, setting: DecoderSpec) -> None:
         super().__init__()
         self.config, self.space = config, setting.space
         self.shape = setting.chunk, setting.space.size
@@ -109,7 +109,7 @@ class ExpertDecoder(Decoder):
 
     def loss(
         self,
-        context: Context,
+        context: DecoderInput,
         actions: Float[Tensor, "M N A"],
         mask: Bool[Tensor, "M N"],
         generator: torch.Generator | None = None,
@@ -126,7 +126,7 @@ class ExpertDecoder(Decoder):
 
     def loss_at(
         self,
-        context: Context,
+        context: DecoderInput,
         actions: Float[Tensor, "M N A"],
         mask: Bool[Tensor, "M N"],
         noise: Float[Tensor, "k*M N A"],
@@ -139,9 +139,11 @@ class ExpertDecoder(Decoder):
         predicted = self.velocity(self.remember(context, draws), noisy, time)
         return squared_error(predicted, velocity, context.elements(mask, self.space.size), self.space)
 
-    def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
+    def sample(
+        self, context: DecoderInput, generators: Sequence[torch.Generator] | None = None
+    ) -> Float[Tensor, "M N A"]:
         """Integrate from noise; nothing is clipped."""
-        return self.flow(self.settled(context), draw(self.shape, generators, context.vector))
+        return self.flow(self.prefill(context), draw(self.shape, generators, context.vector))
 
     def flow(self, prefix: Prefix, noise: Float[Tensor, "M N A"]) -> Float[Tensor, "M N A"]:
         """From noise to actions, without a word between device and host: fit for a CUDA graph."""
@@ -162,20 +164,20 @@ class ExpertDecoder(Decoder):
         hidden = prefix.steps.unfold(hidden, x.shape[1])[:, prefix.context.shape[1] :].unflatten(1, (draws, chunk))
         return prefix.own(self.out(hidden.transpose(0, 1).flatten(0, 1)).float())
 
-    def remember(self, context: Context, draws: int = 1) -> Prefix:
+    def remember(self, context: DecoderInput, draws: int = 1) -> Prefix:
         """What so many draws of noisy actions stand after, for one pass: it reads the context tokens too."""
         start = self._start(context)
         tokens = [0, *(1 + i for i in range(draws) for _ in range(self.shape[0]))]
         return replace(start, view=self._view(start, [], tokens))
 
-    def settled(self, context: Context) -> Prefix:
+    def prefill(self, context: DecoderInput) -> Prefix:
         """The same for many passes of one draw: the context tokens, which see no action, are read now."""
         start = self._start(context)
         _, added = self.transformer(start.steps.fold(start.context), start.memory, self._view(start, [], [0]))
         view = self._view(start, [0], [1] * self.shape[0])
         return replace(start, memory=joined(start.memory, added), context=start.context[:, :0], view=view)
 
-    def _start(self, context: Context) -> Prefix:
+    def _start(self, context: DecoderInput) -> Prefix:
         steps, vector = context.continuation, context.vector
         assert steps is not None
         if self.tokens is not None:
@@ -208,8 +210,8 @@ class ExpertDecoder(Decoder):
             seen = torch.cat([of_backbone, sees.to(device).expand(len(of_backbone), -1, -1)], 2)
         return self.transformer.view(positions, seen, self._dtype())
 
-    def past(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"] | None:
-        return None if self.tokens is None else self.tokens.past(actions)
+    def embed_chunks(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"] | None:
+        return None if self.tokens is None else self.tokens.embed_chunks(actions)
 
     def _dtype(self) -> torch.dtype:
         """Of attention: what matrix products give here."""

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from anyvla.config import STRICT
-from anyvla.decoders.base import Context, Decoder, Loss, Setting, draw
+from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec, Loss, draw
 from anyvla.decoders.denoiser import Denoiser, Sizes, squared_error
 from anyvla.decoders.flow_matching import Method, Times, drawn, integrate, interpolate
 from anyvla.limits import CALLS, STEPS
@@ -33,7 +33,7 @@ class FlowDecoder(Decoder):
         steps: int = Field(default=10, ge=1, le=CALLS)  # of the integration when acting
         method: Method = "euler"  # heun: 2 * steps - 1 calls, and a smaller error
 
-    def __init__(self, config: Config, setting: Setting) -> None:
+    def __init__(self, config: Config, setting: DecoderSpec) -> None:
         super().__init__()
         self.config, self.space = config, setting.space
         self.shape = setting.chunk, setting.space.size
@@ -41,7 +41,7 @@ class FlowDecoder(Decoder):
 
     def loss(
         self,
-        context: Context,
+        context: DecoderInput,
         actions: Float[Tensor, "M N A"],
         mask: Bool[Tensor, "M N"],
         generator: torch.Generator | None = None,
@@ -53,7 +53,7 @@ class FlowDecoder(Decoder):
 
     def loss_at(
         self,
-        context: Context,
+        context: DecoderInput,
         actions: Float[Tensor, "M N A"],
         mask: Bool[Tensor, "M N"],
         noise: Float[Tensor, "k*M N A"],
@@ -67,7 +67,9 @@ class FlowDecoder(Decoder):
         elements = context.elements(mask, self.space.size)
         return squared_error(self.network(noisy, time, condition), velocity, elements, self.space)
 
-    def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
+    def sample(
+        self, context: DecoderInput, generators: Sequence[torch.Generator] | None = None
+    ) -> Float[Tensor, "M N A"]:
         """Integrate from noise; nothing is clipped."""
         condition = self.network.condition(context.vector)
         noise = context.own(draw(self.shape, generators, context.vector))

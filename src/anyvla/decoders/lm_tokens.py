@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from anyvla.backbones.base import Backbone
 from anyvla.backbones.continuation import Continuation
 from anyvla.config import STRICT, ConfigError
-from anyvla.decoders.base import Context, Setting
+from anyvla.decoders.base import DecoderInput, DecoderSpec
 from anyvla.decoders.token_decoder import TokenDecoder
 from anyvla.limits import WEIGHT
 
@@ -39,7 +39,7 @@ class LMTokensDecoder(TokenDecoder):
         ids: Literal["end", "added"] = "end"  # end: the last regular ids of the vocabulary; added: ids of their own
         temperature: float = Field(default=0.0, ge=0, le=WEIGHT)  # 0: the likeliest token; 1: as the model believes
 
-    def __init__(self, config: Config, setting: Setting) -> None:
+    def __init__(self, config: Config, setting: DecoderSpec) -> None:
         """Raises ValueError if `ids: end` needs more ids than the vocabulary has, or for a backbone that cannot
         decode in parallel.
         """
@@ -59,19 +59,19 @@ class LMTokensDecoder(TokenDecoder):
         self.enter = nn.Linear(setting.context, backbone.width)
         self.enter.weight.data = torch.randn_like(self.enter.weight) * setting.context**-0.5 * scale
         nn.init.zeros_(self.enter.bias)
-        self.suffix = self.length + (config.decoding == "parallel")
+        self.suffix_length = self.length + (config.decoding == "parallel")
         self.places: nn.Parameter | None = None  # that are read at once
         if config.decoding == "parallel":
             self.places = nn.Parameter(torch.randn(self.length, backbone.width) * scale)
 
-    def logits(self, context: Context, tokens: Int64[Tensor, "M T"]) -> Float[Tensor, "M T E"]:
+    def logits(self, context: DecoderInput, tokens: Int64[Tensor, "M T"]) -> Float[Tensor, "M T E"]:
         if self.places is not None:
             return self._at_once(context)
         earlier = self.words.embed(tokens[:, :-1].clamp(min=0))  # nothing is learned after a -1
         suffix = torch.cat([self.enter(context.vector)[:, None], earlier], 1)  # (M, T, D)
         return self.words.score(_continuation(context).run_suffix(suffix, causal=True))
 
-    def write(self, context: Context, chance: Float[Tensor, "M T"] | None) -> Int64[Tensor, "M T"]:
+    def write(self, context: DecoderInput, chance: Float[Tensor, "M T"] | None) -> Int64[Tensor, "M T"]:
         if self.places is not None:
             tokens, given = self.choose(self._at_once(context), chance, 0), self.given(context)
             return tokens if given is None else torch.where(given >= 0, given, tokens)
@@ -81,14 +81,14 @@ class LMTokensDecoder(TokenDecoder):
             x = self.enter(context.vector) if token is None else self.words.embed(token)
             return self.words.score(writing.extend(x[:, None]))[:, 0]
 
-        return self.write_in_turn(read, context, chance)
+        return self.generate_autoregressively(read, context, chance)
 
-    def past(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"]:
+    def embed_chunks(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"]:
         """The tokens of earlier chunks; where there is none, the end token's (or, without one, the first token's)."""
         tokens = self.codec.encode(actions)
         return self.words.embed(tokens.masked_fill(tokens < 0, self.codec.size if self.codec.ends else 0))
 
-    def _at_once(self, context: Context) -> Float[Tensor, "M T E"]:
+    def _at_once(self, context: DecoderInput) -> Float[Tensor, "M T E"]:
         assert self.places is not None
         first = self.enter(context.vector)[:, None]
         suffix = torch.cat([first, self.places.expand(len(first), -1, -1)], 1)  # (M, 1 + T, D)
@@ -132,7 +132,7 @@ class _AddedIds(nn.Module):
             return F.linear(hidden.float(), self.head.weight.float())
 
 
-def _continuation(context: Context) -> Continuation:
+def _continuation(context: DecoderInput) -> Continuation:
     if context.continuation is None:
         raise ValueError("lm_tokens reads on after what the backbone remembers, but the context has no continuation")
     return context.continuation

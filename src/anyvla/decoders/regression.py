@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyvla.config import STRICT, ConfigError
-from anyvla.decoders.base import Context, Decoder, Loss, Setting
+from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec, Loss
 from anyvla.limits import LAYERS, WEIGHT, WIDTH
 from anyvla.robot.space import Group
 
@@ -36,7 +36,7 @@ class RegressionDecoder(Decoder):
         gripper: Literal["regression", "bce"] = "regression"  # bce: open or closed, with nothing between
         gripper_weight: float = Field(default=1.0, gt=0, le=WEIGHT)  # RoboVLMs: 0.01, with huber and bce
 
-    def __init__(self, config: Config, setting: Setting) -> None:
+    def __init__(self, config: Config, setting: DecoderSpec) -> None:
         super().__init__()
         self.config, self.chunk, self.space = config, setting.chunk, setting.space
         sizes = {False: 0, True: 0}  # dims of each MLP, of the gripper's own last
@@ -66,7 +66,7 @@ class RegressionDecoder(Decoder):
 
     def loss(
         self,
-        context: Context,
+        context: DecoderInput,
         actions: Float[Tensor, "M N A"],
         mask: Bool[Tensor, "M N"],
         generator: torch.Generator | None = None,
@@ -91,7 +91,9 @@ class RegressionDecoder(Decoder):
             return (predicted - target).square()
         return F.huber_loss(predicted, target, reduction="none")
 
-    def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
+    def sample(
+        self, context: DecoderInput, generators: Sequence[torch.Generator] | None = None
+    ) -> Float[Tensor, "M N A"]:
         """The regressed chunk; it has no randomness."""
         chunk = self(context.vector).float()
         if self.config.gripper == "bce":

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from anyvla.config import ConfigError
-from anyvla.decoders.base import Context, Decoder, Loss, Setting, token_loss
+from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec, Loss, token_loss
 from anyvla.types import ChunkError
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class TokenDecoder(Decoder):
     reads = frozenset({"tokens"})
     invalid: int = 0  # chunks written since it was built that were no chunk of the codec
 
-    def __init__(self, setting: Setting, temperature: float) -> None:
+    def __init__(self, setting: DecoderSpec, temperature: float) -> None:
         super().__init__()
         if setting.codec is None:
             raise ConfigError(
@@ -44,11 +44,11 @@ class TokenDecoder(Decoder):
         self.symbols = setting.codec.size + setting.codec.ends  # E
 
     @abstractmethod
-    def logits(self, context: Context, tokens: Int64[Tensor, "M T"]) -> Float[Tensor, "M T E"]:
+    def logits(self, context: DecoderInput, tokens: Int64[Tensor, "M T"]) -> Float[Tensor, "M T E"]:
         """Scores of the symbols at each place, float32. `tokens`: the targets, for those that read earlier ones."""
 
     @abstractmethod
-    def write(self, context: Context, chance: Float[Tensor, "M T"] | None) -> Int64[Tensor, "M T"]:
+    def write(self, context: DecoderInput, chance: Float[Tensor, "M T"] | None) -> Int64[Tensor, "M T"]:
         """Symbols, chosen by `choose`; `chance` holds the random number of each place, None: the likeliest."""
 
     def targets(self, actions: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"]) -> Int64[Tensor, "M T"]:
@@ -62,7 +62,7 @@ class TokenDecoder(Decoder):
 
     def loss(
         self,
-        context: Context,
+        context: DecoderInput,
         actions: Float[Tensor, "M N A"],
         mask: Bool[Tensor, "M N"],
         generator: torch.Generator | None = None,
@@ -77,7 +77,7 @@ class TokenDecoder(Decoder):
             tokens = tokens.masked_fill(given >= 0, -1)
         return token_loss(logits, tokens, context.elements(mask, self.dims))
 
-    def given(self, context: Context) -> Int64[Tensor, "M T"] | None:
+    def given(self, context: DecoderInput) -> Int64[Tensor, "M T"] | None:
         """Return the tokens that are not chosen but known, those of dims that are not learned; -1 elsewhere."""
         if context.dims is None or not self.codec.elementwise:
             return None
@@ -85,7 +85,9 @@ class TokenDecoder(Decoder):
         zero = self.codec.encode(context.vector.new_zeros(1, self.length // self.dims, self.dims))
         return zero.masked_fill(free, -1)
 
-    def sample(self, context: Context, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "M N A"]:
+    def sample(
+        self, context: DecoderInput, generators: Sequence[torch.Generator] | None = None
+    ) -> Float[Tensor, "M N A"]:
         """The chunk that was written, or the codec's nearest defined one. At temperature 0 it has no randomness."""
         chance = None
         if self.temperature:  # all at once: how far a neighbor writes must not change what a generator gives next
@@ -112,10 +114,10 @@ class TokenDecoder(Decoder):
         drawn = chance[:, first : first + logits.shape[1], None] * below[..., -1:]
         return (below <= drawn).sum(-1).clamp(max=self.symbols - 1)
 
-    def write_in_turn(
+    def generate_autoregressively(
         self,
         read: Callable[[Int64[Tensor, "M"] | None], Float[Tensor, "M E"]],
-        context: Context,
+        context: DecoderInput,
         chance: Float[Tensor, "M T"] | None,
     ) -> Int64[Tensor, "M T"]:
         """One token after another, until all chunks have ended. `read(token)` gives the scores after it, None: first.

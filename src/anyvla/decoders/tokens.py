@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyvla.config import STRICT
-from anyvla.decoders.base import Context, Setting
+from anyvla.decoders.base import DecoderInput, DecoderSpec
 from anyvla.decoders.token_decoder import TokenDecoder
 from anyvla.limits import LAYERS, WEIGHT, WIDTH
 
@@ -37,7 +37,7 @@ class TokensDecoder(TokenDecoder):
             if self.width % self.heads:
                 raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
 
-    def __init__(self, config: Config, setting: Setting) -> None:
+    def __init__(self, config: Config, setting: DecoderSpec) -> None:
         super().__init__(setting, config.temperature)
         self.enter = nn.Linear(setting.context, config.width)
         self.embedding = nn.Embedding(self.symbols, config.width)
@@ -47,12 +47,12 @@ class TokensDecoder(TokenDecoder):
         self.out = nn.Linear(config.width, self.symbols)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
-    def logits(self, context: Context, tokens: Int64[Tensor, "M T"]) -> Float[Tensor, "M T E"]:
+    def logits(self, context: DecoderInput, tokens: Int64[Tensor, "M T"]) -> Float[Tensor, "M T E"]:
         earlier = self.embedding(tokens[:, :-1].clamp(min=0))  # nothing is learned after a -1
         x = torch.cat([self.enter(context.vector)[:, None], earlier], 1) + self.position
         return self._score(x, [None] * len(self.layers))
 
-    def write(self, context: Context, chance: Float[Tensor, "M T"] | None) -> Int64[Tensor, "M T"]:
+    def write(self, context: DecoderInput, chance: Float[Tensor, "M T"] | None) -> Int64[Tensor, "M T"]:
         memory: list[Memory | None] = [None] * len(self.layers)
         places = iter(self.position)
 
@@ -60,7 +60,7 @@ class TokensDecoder(TokenDecoder):
             x = self.enter(context.vector) if token is None else self.embedding(token)
             return self._score((x + next(places))[:, None], memory)[:, 0]
 
-        return self.write_in_turn(read, context, chance)
+        return self.generate_autoregressively(read, context, chance)
 
     def _score(self, x: Float[Tensor, "M t D"], memory: list[Memory | None]) -> Float[Tensor, "M t E"]:
         """Scores at places that follow those in `memory`, which takes them up."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.continuation import Continuation
-from anyvla.decoders.base import Context
+from anyvla.decoders.base import DecoderInput
 from anyvla.policy import VLA
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import Statistics
@@ -252,11 +252,11 @@ def _grouped(
     return groups, (shares.T @ seen[: len(places), : len(places)] @ shares).round(6)
 
 
-def suffix_mask(vla: VLA, context: Context, batch: Batch) -> Bool[np.ndarray, "T T"]:
+def suffix_mask(vla: VLA, context: DecoderInput, batch: Batch) -> Bool[np.ndarray, "T T"]:
     """What the places of a suffix see of each other, the first of them the context."""
     assert context.continuation is not None
     given = {f: getattr(context.continuation, f) for f in Continuation.__dataclass_fields__}
-    watched = Context(context.vector, RecordingContinuation(**given))
+    watched = DecoderInput(context.vector, RecordingContinuation(**given))
     assert isinstance(watched.continuation, RecordingContinuation)
     if "keys_values" not in vla.decoder.needs:  # it reads with the backbone
         actions = vla.action.normalize(batch.actions, batch.robots)[batch.step_mask]

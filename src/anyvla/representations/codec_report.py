@@ -27,7 +27,7 @@ AT_ONCE = 1024  # chunks that are encoded at a time
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Purpose:
+class CodecPurpose:
     """What a codec is fitted for. One that was fitted for another purpose must not be used."""
 
     representation: Mapping[str, Any]  # its name and options
@@ -37,7 +37,7 @@ class Purpose:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Error:
+class ErrorSummary:
     """Absolute differences between actions and what their tokens decode to."""
 
     mean: float
@@ -51,8 +51,8 @@ class GroupError:
 
     group: str
     unit: str  # of `robot`
-    normalized: Error  # the whole range is 2
-    robot: Error
+    normalized: ErrorSummary  # the whole range is 2
+    robot: ErrorSummary
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -68,10 +68,10 @@ class RoundTrip:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Report:
+class CodecReport:
     """The contents of `report.json`."""
 
-    purpose: Purpose
+    purpose: CodecPurpose
     vocabulary: int  # V
     length: int  # T, the most tokens of a chunk
     episodes: int  # fitted to
@@ -82,7 +82,7 @@ class Report:
     seconds: float  # of fitting
 
 
-def round_trip(
+def measure_round_trip(
     codec: Codec,
     chunks: Float[Tensor, "K N A"],
     mask: Bool[Tensor, "K N"],
@@ -105,7 +105,7 @@ def round_trip(
     robot = (normalizer.denormalize(got, robots) - normalizer.denormalize(chunks, robots)).abs().double().numpy()
     valid = (mask[..., None] & normalizer.known[robots][:, None]).numpy()  # (K, N, A)
 
-    def of(error: np.ndarray, place: slice) -> Error:
+    def of(error: np.ndarray, place: slice) -> ErrorSummary:
         return _error(error[..., place][valid[..., place]])
 
     space, length = codec.space, torch.cat(lengths).double()
@@ -122,14 +122,14 @@ def round_trip(
     )
 
 
-def _error(values: np.ndarray) -> Error:
-    return Error(mean=float(values.mean()), q99=float(np.quantile(values, 0.99)), max=float(values.max()))
+def _error(values: np.ndarray) -> ErrorSummary:
+    return ErrorSummary(mean=float(values.mean()), q99=float(np.quantile(values, 0.99)), max=float(values.max()))
 
 
-def purpose_of(representation: Part, chunk: int, method: Method, fingerprint: str) -> Purpose:
+def purpose_of(representation: Part, chunk: int, method: Method, fingerprint: str) -> CodecPurpose:
     """What a codec of this representation is fitted for."""
     options = {"name": representation.name, **to_dict(representation.config)}
-    return Purpose(representation=options, chunk=chunk, normalization=method, fingerprint=fingerprint)
+    return CodecPurpose(representation=options, chunk=chunk, normalization=method, fingerprint=fingerprint)
 
 
 def needs_fit(representation: Part, chunk: int, space: ActionSpace) -> bool:
@@ -137,14 +137,14 @@ def needs_fit(representation: Part, chunk: int, space: ActionSpace) -> bool:
     return representation.target.kind == "tokens" and not representation.build(chunk, space).fitted
 
 
-def load_report(folder: Path) -> Report:
+def load_codec_report(folder: Path) -> CodecReport:
     """The report of a fitted codec. Raises CodecError if there is none."""
     again = "run anyvla data fit-codec RECIPE"
     path = folder / REPORT
     if not path.is_file():
         raise CodecError(f"there is no fitted codec at {folder}: {again}, which fits it to the recipe's data")
     try:
-        return build(Report, read_object(path))
+        return build(CodecReport, read_object(path))
     except ValueError as error:
         raise CodecError(f"{path} is no report of a codec, or a damaged one: {again} again") from error
 
@@ -162,7 +162,7 @@ def check_codec(
         return
     if not needs_fit(representation, chunk, space):
         return
-    then = load_report(folder).purpose
+    then = load_codec_report(folder).purpose
     now = purpose_of(representation, chunk, method, then.fingerprint if fingerprint is None else fingerprint)
     differing = [
         f"{what} ({old} there, {new} now)"

@@ -12,7 +12,7 @@ from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import MODEL_PARTS
 from anyvla.backbones.checks.conformance import CHECKS
 from anyvla.backbones.checks.subject import NotApplicable, Subject
-from anyvla.backbones.families.results import matrix
+from anyvla.backbones.families.results import load_results
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import check_promise, copied, write_family
 from tests.backbones.families.prompts import IMAGE, PROMPTS
@@ -65,7 +65,7 @@ def test_pixels_have_the_numbers_of_the_preprocessor(subject: Subject, request: 
 
 
 def test_the_packaged_matrix_says_what_it_can_do(subject: Subject, request: pytest.FixtureRequest) -> None:
-    measured = matrix().families[request.node.callspec.params["subject"]]
+    measured = load_results().families[request.node.callspec.params["subject"]]
     assert set(measured.capabilities or ()) == subject.backbone.capabilities
     assert subject.backbone.capabilities == AutoBackbone.find_capabilities(subject.config)
     assert measured.attention == subject.backbone.attention

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig
 
 from anyvla.backbones.auto import AutoBackbone, exact_size
-from anyvla.backbones.families.quirks import quirk_for
+from anyvla.backbones.families.quirks import find_quirk
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import write_family
 
@@ -31,7 +31,7 @@ from tests.backbones.families.common import write_family
 )
 def test_of_a_model_that_is_not_the_released_one(name: str, numbers: dict[str, Any], side: int) -> None:
     config = FAMILIES[name].build()
-    assert exact_size(quirk_for(config, ()), config, numbers, None) == side
+    assert exact_size(find_quirk(config, ()), config, numbers, None) == side
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_of_the_released_models(name: str, numbers: dict[str, Any], side: int) -
         assert config.vision_config.max_num_patches == 4096
     if name in ("idefics2", "aria"):
         config.vision_config.patch_size = 14
-    assert exact_size(quirk_for(config, ()), config, numbers, None) == side
+    assert exact_size(find_quirk(config, ()), config, numbers, None) == side
 
 
 def test_kosmos_2_5_reads_a_small_model_without_being_told_its_size(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_kosmos_2_5_reads_a_small_model_without_being_told_its_size(tmp_path: Pa
 
 def test_a_size_that_is_asked_for_is_taken_or_refused() -> None:
     qwen, llava = FAMILIES["qwen2_vl"].build(), FAMILIES["llava"].build()
-    rows = [quirk_for(config, ()) for config in (qwen, llava)]
+    rows = [find_quirk(config, ()) for config in (qwen, llava)]
     assert exact_size(rows[0], qwen, {}, 42) == 42  # patches of 7, merged two by two
     assert exact_size(rows[0], qwen, {}, None) == 224
     qwen.vision_config.patch_size = 12

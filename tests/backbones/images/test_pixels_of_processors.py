@@ -22,7 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from anyvla.backbones.families.vision.inputs import Images
+from anyvla.backbones.families.vision.inputs import SequenceImages
 from anyvla.backbones.images.pixels import Pixels
 
 SQUARE = {"height": 56, "width": 56}
@@ -99,7 +99,9 @@ def test_pixels_are_those_of_the_processor_in_patches() -> None:
     theirs = processor(image, return_tensors="pt")
     pixels = Pixels(saved(processor), None, exact=56)
     config = Qwen2_5_VLConfig(vision_config={"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2})
-    ours = quirk_of("qwen2_5_vl").vision(Images(pixels(torch.from_numpy(image)[None]), None, None, config))  # type: ignore[arg-type]
+    ours = quirk_of("qwen2_5_vl").image_inputs(
+        SequenceImages(pixels(torch.from_numpy(image)[None]), None, None, config)
+    )  # type: ignore[arg-type]
     assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
     apart = (ours["pixel_values"] - theirs["pixel_values"]).abs()
     assert apart.max() <= 1.01 * pixels.scale.abs().max()

@@ -17,7 +17,7 @@ from anyvla.policy import VLA
 from anyvla.recipe import read
 from anyvla.registry import representations
 from anyvla.representations.bins import BinsCodec
-from anyvla.representations.codec_report import check_codec, load_report
+from anyvla.representations.codec_report import check_codec, load_codec_report
 from tests.small import DECODERS, NANO, REPRESENTATIONS, embodiment, episode, mixture
 
 CODEC = {"name": "bins", "kind": "quantile", "bins": 16}
@@ -124,7 +124,7 @@ def test_every_representation_can_be_fitted_and_is_taken_by_training(name: str, 
         made = fit_codec(recipe, tmp_path)
     except ImportError as error:
         pytest.skip(str(error))
-    report, model, data = load_report(made), recipe.model, mixture(folder / "dataset")
+    report, model, data = load_codec_report(made), recipe.model, mixture(folder / "dataset")
     assert report.fitted.invalid == 0
     assert report.fitted.tokens_max <= report.length
     assert report.fitted.compression >= 1
@@ -138,7 +138,7 @@ def test_again_replaces_it_and_leaves_nothing_beside(folder: Path, tmp_path: Pat
     (tmp_path / "codec" / "old.txt").write_text("of the first fit")
     (tmp_path / "codec.tmp").mkdir()  # what a killed one left
     assert run_it(folder, tmp_path, "--model.representation.bins", "8") == 0
-    assert load_report(tmp_path / "codec").vocabulary == 8
+    assert load_codec_report(tmp_path / "codec").vocabulary == 8
     assert sorted(p.name for p in (tmp_path / "codec").iterdir()) == ["bins.json", "report.json"]
     assert [p.name for p in tmp_path.iterdir()] == ["codec"]
 
@@ -150,7 +150,7 @@ def test_one_that_fails_leaves_the_old_one(folder: Path, tmp_path: Path, monkeyp
     def fails(*_: Any) -> None:
         raise OSError(5, "the disk is gone")
 
-    monkeypatch.setattr("anyvla.representations.codec_report.round_trip", fails)
+    monkeypatch.setattr("anyvla.representations.codec_report.measure_round_trip", fails)
     with pytest.raises(OSError, match="the disk is gone"):
         fit_codec(read(str(folder / "small.yaml"), ["--model.representation.bins", "8"]), tmp_path)
     assert (tmp_path / "codec" / "bins.json").read_bytes() == before
@@ -161,14 +161,14 @@ def test_one_episode_is_enough_but_none_is_held_out(tmp_path: Path, capsys: Any)
     write_dataset(tmp_path / "dataset", embodiment(), [episode(9)])
     write(tmp_path)
     assert run_it(tmp_path, tmp_path / "run") == 0
-    assert load_report(tmp_path / "run" / "codec").held_out is None
+    assert load_codec_report(tmp_path / "run" / "codec").held_out is None
     assert "held out" not in capsys.readouterr().out
 
 
 def test_many_chunks_are_thinned_out(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("anyvla.cli.data.fit_codec.MOST_CHUNKS", 40)
     assert run_it(folder, tmp_path) == 0
-    report = load_report(tmp_path / "codec")
+    report = load_codec_report(tmp_path / "codec")
     assert (report.fitted.chunks, report.held_out and report.held_out.chunks) == (40, 4)
 
 
@@ -205,7 +205,7 @@ def test_it_is_fitted_when_needed_only(folder: Path, tmp_path: Path) -> None:
     fit_codec_if_needed(recipe, tmp_path)
     assert (tmp_path / "codec" / "report.json").stat().st_mtime_ns == made
     fit_codec_if_needed(read(str(folder / "small.yaml"), ["--model.chunk", "2"]), tmp_path)
-    assert load_report(tmp_path / "codec").purpose.chunk == 2
+    assert load_codec_report(tmp_path / "codec").purpose.chunk == 2
     uniform = read(str(folder / "small.yaml"), ["--model.representation.kind", "uniform"])
     fit_codec_if_needed(uniform, tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -13,7 +13,7 @@ import pytest
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import CAPABILITIES
 from anyvla.backbones.checks.conformance import CHECKS
-from anyvla.backbones.families.results import RESULTS, able, matrix, parse
+from anyvla.backbones.families.results import RESULTS, backbones_with, load_results, parse_results
 from anyvla.backbones.families.unsupported import UNSUPPORTED
 from anyvla.cli.list import backbones as list_backbones
 from anyvla.cli.main import main
@@ -38,14 +38,14 @@ REMEDY = "run `python tools/make_backbone_matrix.py`"
 
 
 def test_the_packaged_results_cover_the_test_matrix_and_its_checks() -> None:
-    assert set(matrix().families) == set(FAMILIES) - set(timm_towers.FAMILIES), REMEDY  # measured without timm
-    assert {n for n, m in matrix().backbones.items() if m.checks} == set(REGISTERED), REMEDY
-    for measured in matrix().families.values():
+    assert set(load_results().families) == set(FAMILIES) - set(timm_towers.FAMILIES), REMEDY  # measured without timm
+    assert {n for n, m in load_results().backbones.items() if m.checks} == set(REGISTERED), REMEDY
+    for measured in load_results().families.values():
         assert list(measured.checks) == list(CHECKS), f"{measured.name}: {REMEDY}"
 
 
 def test_no_check_of_the_matrix_failed() -> None:
-    measured = (*matrix().families.values(), *matrix().backbones.values())
+    measured = (*load_results().families.values(), *load_results().backbones.values())
     assert not {m.name: m.failed for m in measured if m.failed}
 
 
@@ -53,17 +53,17 @@ def test_the_capabilities_are_what_config_json_tells(tmp_path: Path) -> None:
     for name, family in FAMILIES.items():
         family.build().save_pretrained(tmp_path / name)
         told = AutoBackbone.find_capabilities(AutoBackbone.Config(path=str(tmp_path / name)))
-        assert told == set(matrix().families[name].capabilities or ()), f"{name}: {REMEDY}"
+        assert told == set(load_results().families[name].capabilities or ()), f"{name}: {REMEDY}"
 
 
 def test_a_model_type_is_tried_or_not_or_cannot_be_done() -> None:
-    tried = {m.model_type for m in matrix().families.values()}
-    assert not tried & {*matrix().untried, *UNSUPPORTED}
-    assert not {*matrix().untried} & {*UNSUPPORTED}
+    tried = {m.model_type for m in load_results().families.values()}
+    assert not tried & {*load_results().untried, *UNSUPPORTED}
+    assert not {*load_results().untried} & {*UNSUPPORTED}
 
 
 def test_the_page_is_what_the_results_render_to(tool: ModuleType) -> None:
-    assert (ROOT / "docs" / "backbones.md").read_text() == tool.render(matrix()), (
+    assert (ROOT / "docs" / "backbones.md").read_text() == tool.render(load_results()), (
         "run `python tools/make_backbone_matrix.py --render`"
     )
 
@@ -71,7 +71,7 @@ def test_the_page_is_what_the_results_render_to(tool: ModuleType) -> None:
 def test_the_page_says_what_failed_and_why(tool: ModuleType) -> None:
     document = json.loads(RESULTS.read_text())
     document["families"]["llava"]["checks"]["cache"] = "failed: differs by 3 | 4"
-    before, page = tool.render(matrix()), tool.render(parse(document))
+    before, page = tool.render(load_results()), tool.render(parse_results(document))
     assert "- **failed** cache: differs by 3 | 4 (`llava`)" in page
     assert page.count("**no**") == before.count("**no**") + 1
     assert "{{" not in page
@@ -91,7 +91,7 @@ def test_json_has_a_row_for_every_backbone_and_family(capsys: pytest.CaptureFixt
     assert llava["class"] == "LlavaForConditionalGeneration"
     assert sorted(llava["capabilities"]) == sorted(CAPABILITIES)
     assert llava["tested"]
-    assert llava["transformers"] == matrix().versions["transformers"]
+    assert llava["transformers"] == load_results().versions["transformers"]
     assert "interleave" not in by_name["family", "paligemma"]["capabilities"]
     untried = [row for row in rows if not row["tested"] and row["kind"] == "family"]
     assert all("anyvla doctor backbone" in row["notes"] for row in untried)
@@ -137,10 +137,10 @@ def test_backbones_of_other_packages_are_listed(
 
 
 def test_who_is_able() -> None:
-    everyone = able(frozenset())
+    everyone = backbones_with(frozenset())
     assert {*FAMILIES, *REGISTERED} <= set(everyone)
-    assert "llava" in able(frozenset({"interleave"}))
-    assert "paligemma" not in able(frozenset({"interleave"}))
+    assert "llava" in backbones_with(frozenset({"interleave"}))
+    assert "paligemma" not in backbones_with(frozenset({"interleave"}))
 
 
 def test_a_family_that_cannot_be_built_is_a_result(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

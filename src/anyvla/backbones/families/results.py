@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "families.json"
 
 
 @dataclass(frozen=True)
-class Measured:
+class FamilyResult:
     """What was measured of one family of models that `auto` reads, or of one registered backbone."""
 
     name: str
@@ -39,27 +39,27 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Matrix:
+class FamilyResults:
     """All results, and with which versions they were measured."""
 
     versions: Mapping[str, str]
-    backbones: Mapping[str, Measured]  # those that anyvla registers; without checks if none were run
-    families: Mapping[str, Measured]  # read by `auto`
+    backbones: Mapping[str, FamilyResult]  # those that anyvla registers; without checks if none were run
+    families: Mapping[str, FamilyResult]  # read by `auto`
     untried: Mapping[str, str]  # model types that `auto` may read as well -> their class
 
 
 @functools.cache
-def matrix() -> Matrix:
+def load_results() -> FamilyResults:
     """The packaged results."""
-    return parse(json.loads(RESULTS.read_text(encoding="utf-8")))
+    return parse_results(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 
-def parse(document: Mapping[str, Any]) -> Matrix:
+def parse_results(document: Mapping[str, Any]) -> FamilyResults:
     """The content of `families.json`."""
 
-    def rows(kind: str) -> dict[str, Measured]:
+    def rows(kind: str) -> dict[str, FamilyResult]:
         return {
-            name: Measured(
+            name: FamilyResult(
                 name=name,
                 capabilities=None if row["capabilities"] is None else tuple(row["capabilities"]),
                 checks={check: _split(result) for check, result in row["checks"].items()},
@@ -69,7 +69,7 @@ def parse(document: Mapping[str, Any]) -> Matrix:
         }
 
     untried = {kind: name for kind, name in document["untried"].items() if kind not in UNSUPPORTED}
-    return Matrix(document["versions"], rows("backbones"), rows("families"), untried)
+    return FamilyResults(document["versions"], rows("backbones"), rows("families"), untried)
 
 
 def _split(result: str) -> tuple[str, str]:
@@ -77,8 +77,8 @@ def _split(result: str) -> tuple[str, str]:
     return state, why
 
 
-def able(needs: frozenset[str]) -> list[str]:
+def backbones_with(needs: frozenset[str]) -> list[str]:
     """The names of the measured families and backbones that have all these capabilities."""
-    known = matrix()
+    known = load_results()
     measured = (*known.backbones.values(), *known.families.values())
     return sorted(m.name for m in measured if m.capabilities is not None and needs <= {*m.capabilities})

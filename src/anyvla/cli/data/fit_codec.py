@@ -26,7 +26,7 @@ from anyvla.files.folder_lock import only_here
 if TYPE_CHECKING:
     from anyvla.recipe import Recipe
     from anyvla.representations.codec import Codec
-    from anyvla.representations.codec_report import Error, Report
+    from anyvla.representations.codec_report import CodecReport, ErrorSummary
 
 MOST_CHUNKS = 50_000  # to fit a codec to; held out: a tenth as many
 
@@ -60,7 +60,7 @@ def fit_codec(recipe: Recipe, run: Path) -> Path:
 
 def _fit(recipe: Recipe, run: Path) -> Path:
     from anyvla.data.training.chunks import action_normalizer, hold_out, read_chunks
-    from anyvla.representations.codec_report import REPORT, Report, purpose_of, round_trip
+    from anyvla.representations.codec_report import REPORT, CodecReport, measure_round_trip, purpose_of
     from anyvla.training.checkpoint import latest
 
     part, chunk, method = recipe.model.representation, recipe.model.chunk, recipe.model.normalization.action
@@ -97,14 +97,14 @@ def _fit(recipe: Recipe, run: Path) -> Path:
         others = None
         if held_out:
             left = read_chunks(mixture, normalizer, chunk, aside, most=MOST_CHUNKS // 10, seed=seed)
-            others = round_trip(codec, left.actions, left.mask, normalizer, left.robots)
-        report = Report(
+            others = measure_round_trip(codec, left.actions, left.mask, normalizer, left.robots)
+        report = CodecReport(
             purpose=purpose,
             vocabulary=codec.size,
             length=codec.length,
             episodes=fitted,
             held_out_episodes=held_out,
-            fitted=round_trip(codec, chunks.actions, chunks.mask, normalizer, chunks.robots),
+            fitted=measure_round_trip(codec, chunks.actions, chunks.mask, normalizer, chunks.robots),
             held_out=others,
             facts=facts,
             seconds=round(seconds, 3),
@@ -119,7 +119,7 @@ def _fit(recipe: Recipe, run: Path) -> Path:
 def fit_codec_if_needed(recipe: Recipe, run: Path) -> None:
     """Fit the codec of a recipe, unless it needs no fitting or the run folder already has it."""
     from anyvla.representations.codec import CodecError
-    from anyvla.representations.codec_report import check_codec, load_report, needs_fit
+    from anyvla.representations.codec_report import check_codec, load_codec_report, needs_fit
 
     part, chunk = recipe.model.representation, recipe.model.chunk
     mixture = open_data(recipe, run)
@@ -130,16 +130,16 @@ def fit_codec_if_needed(recipe: Recipe, run: Path) -> None:
     try:
         check_codec(run / "codec", part, chunk, space, recipe.model.normalization.action, mixture.fingerprint)
     except CodecError:
-        _print(load_report(fit_codec(recipe, run)), console)
+        _print(load_codec_report(fit_codec(recipe, run)), console)
     else:
         console.print(f"fitted already: {run / 'codec'}")
 
 
 def show(folder: Path, as_json: bool) -> None:
     """Print the report of a fitted codec, and its folder."""
-    from anyvla.representations.codec_report import load_report
+    from anyvla.representations.codec_report import load_codec_report
 
-    report = load_report(folder)
+    report = load_codec_report(folder)
     if as_json:
         print(json.dumps(to_dict(report) | {"folder": str(folder)}, indent=1))
         return
@@ -147,7 +147,7 @@ def show(folder: Path, as_json: bool) -> None:
     print(folder)
 
 
-def _print(report: Report, to: Console) -> None:
+def _print(report: CodecReport, to: Console) -> None:
     """Print the sizes and errors of a report, on fitted and on held-out chunks."""
     trips = {f"fitted, {report.episodes} episodes": report.fitted}
     if report.held_out is not None:
@@ -180,5 +180,5 @@ def _print(report: Report, to: Console) -> None:
     to.print(sizes, "", errors, "")
 
 
-def _numbers(error: Error) -> tuple[str, str, str]:
+def _numbers(error: ErrorSummary) -> tuple[str, str, str]:
     return f"{error.mean:.2g}", f"{error.q99:.2g}", f"{error.max:.2g}"

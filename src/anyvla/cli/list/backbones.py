@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from anyvla.backbones.families.results import Measured, matrix
+from anyvla.backbones.families.results import FamilyResult, load_results
 from anyvla.cli.console import Console
 from anyvla.registry import backbones
 
@@ -35,14 +35,15 @@ def show(as_json: bool) -> int:
         table.add_row(name, *able, "yes" if row["tested"] else "-", row["notes"])
     Console().print(table)
     print(
-        f"\nIndented: families that `auto` reads, tested with transformers {matrix().versions['transformers']}. It may "
+        f"\nIndented: families that `auto` reads, tested with transformers "
+        f"{load_results().versions['transformers']}. It may "
         f"read {len(rows) - len(shown)} more model types that\nno test covers (--json names them): "
         "`anyvla doctor backbone FOLDER_OR_ID` tells."
     )
     return 0
 
 
-def _row(kind: str, measured: Measured) -> dict[str, Any]:
+def _row(kind: str, measured: FamilyResult) -> dict[str, Any]:
     failed = f"failed: {', '.join(measured.failed)}" if measured.failed else ""
     return {
         "kind": kind,
@@ -50,17 +51,17 @@ def _row(kind: str, measured: Measured) -> dict[str, Any]:
         "class": measured.model_class,
         "capabilities": measured.capabilities,
         "tested": bool(measured.checks),
-        "transformers": matrix().versions["transformers"] if measured.checks else None,
+        "transformers": load_results().versions["transformers"] if measured.checks else None,
         "notes": "; ".join(filter(None, (failed, measured.note))),
     }
 
 
 def _registered() -> list[dict[str, Any]]:
-    known = matrix().backbones
+    known = load_results().backbones
     rows = [_row("backbone", known[name]) if name in known else _stranger(name) for name in backbones]
     for row in rows:
         if row["name"] == "auto":  # what its families are
-            row |= {"tested": bool(matrix().families), "transformers": matrix().versions["transformers"]}
+            row |= {"tested": bool(load_results().families), "transformers": load_results().versions["transformers"]}
     return rows
 
 
@@ -78,8 +79,8 @@ def _stranger(name: str) -> dict[str, Any]:
 
 
 def _families() -> list[dict[str, Any]]:
-    rows = [_row("family", measured) for measured in matrix().families.values()]
-    for model_type, model_class in matrix().untried.items():
+    rows = [_row("family", measured) for measured in load_results().families.values()]
+    for model_type, model_class in load_results().untried.items():
         blank = {"kind": "family", "name": model_type, "class": model_class, "capabilities": None, "tested": False}
         rows.append(blank | {"transformers": None, "notes": "not tried; run anyvla doctor backbone"})
     return rows

@@ -42,7 +42,7 @@ from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2I
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.families.vision.inputs import Images
+from anyvla.backbones.families.vision.inputs import SequenceImages
 from anyvla.backbones.families.vision.tiles import two_sizes
 from anyvla.backbones.images.pixels import Pixels
 from tests.backbones.families import FAMILIES, common
@@ -258,7 +258,7 @@ def test_two_towers_see_an_image_at_two_sizes(dtype: str) -> None:
     config = SimpleNamespace(vision_config=SimpleNamespace(image_size=SIDE))
     levels = torch.tensor(frame).permute(2, 0, 1)[None].to(getattr(torch, dtype))
     nothing: Any = None
-    ours = two_sizes(Images(levels, nothing, nothing, config, preprocessor=told))
+    ours = two_sizes(SequenceImages(levels, nothing, nothing, config, preprocessor=told))
     assert ours.keys() == {"pixel_values", "high_res_pixel_values"}
     for name, pixels in ours.items():
         assert pixels.dtype == levels.dtype

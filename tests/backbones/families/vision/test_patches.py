@@ -21,7 +21,7 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import VideoLlama3ImageProcessorPil
 
 from anyvla.backbones.families.vision import patches
-from anyvla.backbones.families.vision.inputs import Images
+from anyvla.backbones.families.vision.inputs import SequenceImages
 from anyvla.sequence.tokens import TokenSequence
 
 SIDE, HIGH, WIDE = 4, 24, 16  # a patch; two images, higher than wide: rows and columns cannot be mistaken
@@ -42,7 +42,7 @@ def ours(function: Any, frames: np.ndarray[Any, Any]) -> dict[str, torch.Tensor]
     sequence = TokenSequence(nothing, nothing.bool(), nothing.bool(), nothing, torch.tensor(frames)[:, None])
     channels_last = pixels.contiguous(memory_format=torch.channels_last)  # as `Pixels` gives them
     config = SimpleNamespace(vision_config=SimpleNamespace(**VISION))
-    return dict(function(Images(channels_last, sequence, nothing.bool(), config)))
+    return dict(function(SequenceImages(channels_last, sequence, nothing.bool(), config)))
 
 
 def theirs(processor: Any, frames: np.ndarray[Any, Any]) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.families.vision import patches as vision_patches
 from anyvla.backbones.families.vision import special
-from anyvla.backbones.families.vision.inputs import Images
+from anyvla.backbones.families.vision.inputs import SequenceImages
 from anyvla.backbones.images.pixels import Pixels
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import TokenSequence
@@ -55,7 +55,7 @@ def test_kosmos_reads_the_patches_of_its_image_processor() -> None:
     expected = theirs([image.numpy() for image in images[:, 0]], return_tensors="pt")["flattened_patches"]
     pixels = Pixels({"do_rescale": False, "do_normalize": False}, None, 64)(images.flatten(0, 1))
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_embed_hidden_size=768))
-    ours = special.patches_standardized(Images(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
+    ours = special.patches_standardized(SequenceImages(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
     assert torch.allclose(ours["flattened_patches"], expected, atol=1e-4)
 
 
@@ -63,7 +63,7 @@ def test_a_camera_that_shows_one_color_is_no_division_by_zero() -> None:
     images = torch.full((1, 1, 32, 32, 3), 7, dtype=torch.uint8)
     pixels = Pixels({"do_rescale": False, "do_normalize": False}, None, 32)(images.flatten(0, 1))
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_embed_hidden_size=768))
-    patches = special.patches_standardized(Images(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
+    patches = special.patches_standardized(SequenceImages(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
     assert patches["flattened_patches"].abs().max() <= 2  # rows and columns
 
 
@@ -73,14 +73,14 @@ def test_fuyu_reads_the_patches_of_its_image_processor() -> None:
     shown = theirs([[image.numpy()] for image in images], return_tensors="pt")["images"]
     expected = torch.cat([torch.from_numpy(theirs.patchify_image(np.asarray(image[0]))) for image in shown])
     pixels = Pixels({"image_mean": 0.5, "image_std": 0.5}, None, 60)(images)
-    ours = vision_patches.patches_of_all(Images(pixels, None, None, SimpleNamespace(patch_size=30)))  # type: ignore[arg-type]
+    ours = vision_patches.patches_of_all(SequenceImages(pixels, None, None, SimpleNamespace(patch_size=30)))  # type: ignore[arg-type]
     assert torch.allclose(ours["pixel_values"], expected.reshape(1, 8, -1).float(), atol=1e-5)
 
 
 def test_molmo_pools_patches_as_its_image_processor_does() -> None:
     """Each token pools two by two patches; what lies beyond the edge is -1 (compared with a naive count)."""
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_size=7))
-    given = special.patches_pooled(Images(frames(2, 3, 35, 35).float(), None, None, config))  # type: ignore[arg-type]
+    given = special.patches_pooled(SequenceImages(frames(2, 3, 35, 35).float(), None, None, config))  # type: ignore[arg-type]
     expected = []
     for image in range(2):
         for row in range(0, 5, 2):

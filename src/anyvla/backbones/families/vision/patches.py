@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anyvla.backbones.families.vision.inputs import Images
+from anyvla.backbones.families.vision.inputs import SequenceImages
 
 
-def patches_thw(images: Images) -> dict[str, Tensor]:
+def patches_thw(images: SequenceImages) -> dict[str, Tensor]:
     """Flat patches (N * patches, 3 * t * p * p), ordered by merged groups, and each image's grid (Qwen2-VL, GLM-4V)."""
     vision = images.config.vision_config
     p, t = vision.patch_size, getattr(vision, "temporal_patch_size", 1)
@@ -27,13 +27,13 @@ def patches_thw(images: Images) -> dict[str, Tensor]:
     return {"pixel_values": patches.reshape(n * rows * columns, -1), "image_grid_thw": grid.repeat(n, 1)}
 
 
-def patches_unmerged(images: Images) -> dict[str, Tensor]:
+def patches_unmerged(images: SequenceImages) -> dict[str, Tensor]:
     """As `patches_thw`, row by row: what is merged is for the model to find, told that it is nothing (VideoLLaMA 3)."""
     given = patches_thw(images)
     return {**given, "image_merge_sizes": torch.ones_like(given["image_grid_thw"][:, 0])}
 
 
-def patches_stacked(images: Images) -> dict[str, Tensor]:
+def patches_stacked(images: SequenceImages) -> dict[str, Tensor]:
     """Patches (N * patches, 3, p, p), row by row, and each image's grid (PaddleOCR-VL, Kimi K2.5)."""
     p = images.config.vision_config.patch_size
     n, _, h, w = images.pixels.shape
@@ -42,7 +42,7 @@ def patches_stacked(images: Images) -> dict[str, Tensor]:
     return {"pixel_values": patches.reshape(-1, 3, p, p), "image_grid_thw": grid.repeat(n, 1)}
 
 
-def patches_shaped(images: Images) -> dict[str, Tensor]:
+def patches_shaped(images: SequenceImages) -> dict[str, Tensor]:
     """Patches (N, patches, p * p * 3), row by row, channels last, and each image's rows and columns (SigLIP 2)."""
     p = images.config.vision_config.patch_size
     patches = patches_channels_last(images.pixels, p)
@@ -52,18 +52,18 @@ def patches_shaped(images: Images) -> dict[str, Tensor]:
     return {"pixel_values": patches, "spatial_shapes": shape.repeat(n, 1), "pixel_attention_mask": all_of_them}
 
 
-def patches_placed(images: Images) -> dict[str, Tensor]:
+def patches_placed(images: SequenceImages) -> dict[str, Tensor]:
     """Patches (N, patches, p * p * 3), row by row, channels last, and where each lies, x before y (Gemma 4)."""
     return _placed(images, images.config.vision_config.patch_size)
 
 
-def patches_placed_whole(images: Images) -> dict[str, Tensor]:
+def patches_placed_whole(images: SequenceImages) -> dict[str, Tensor]:
     """As `patches_placed`, but what another tower pools is one patch already (Gemma 4 Unified)."""
     vision = images.config.vision_config
     return _placed(images, vision.patch_size * vision.pooling_kernel_size)
 
 
-def _placed(images: Images, p: int) -> dict[str, Tensor]:
+def _placed(images: SequenceImages, p: int) -> dict[str, Tensor]:
     patches = patches_channels_last(images.pixels, p)
     n, _, h, w = images.pixels.shape
     rows, columns = torch.arange(h // p, device=patches.device), torch.arange(w // p, device=patches.device)
@@ -72,7 +72,7 @@ def _placed(images: Images, p: int) -> dict[str, Tensor]:
     return {"pixel_values": patches, "image_position_ids": places.expand(n, -1, -1)}
 
 
-def patches_in_a_row(images: Images) -> dict[str, Tensor]:
+def patches_in_a_row(images: SequenceImages) -> dict[str, Tensor]:
     """All patches side by side, (1, 3, p, N * patches * p), and each image's rows and columns (MiniCPM-V 4.6)."""
     p = images.config.vision_config.patch_size
     n, _, h, w = images.pixels.shape
@@ -81,12 +81,12 @@ def patches_in_a_row(images: Images) -> dict[str, Tensor]:
     return {"pixel_values": strips.reshape(1, 3, p, -1), "target_sizes": shape.repeat(n, 1)}
 
 
-def patches_of_all(images: Images) -> dict[str, Tensor]:
+def patches_of_all(images: SequenceImages) -> dict[str, Tensor]:
     """The patches of all images as of one, (1, N * patches, p * p * 3), row by row, channels last (Fuyu)."""
     return {"pixel_values": patches_channels_last(images.pixels, images.config.patch_size).flatten(0, 1)[None]}
 
 
-def sized(images: Images) -> dict[str, Tensor]:
+def sized(images: SequenceImages) -> dict[str, Tensor]:
     """(N, 3, h, w), and each image's height and width in pixels (Pixtral's tower)."""
     n, _, h, w = images.pixels.shape
     size = torch.tensor([[h, w]], device=images.pixels.device)

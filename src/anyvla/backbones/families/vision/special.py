@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from anyvla.backbones.control_tokens import encode_plainly
-from anyvla.backbones.families.vision.inputs import Images, by_sequence
+from anyvla.backbones.families.vision.inputs import SequenceImages, by_sequence
 from anyvla.backbones.families.vision.patches import patches_channels_last
 
 MOLMO_POOL = 2  # patches in a row and in a column that make one token
 
 
-def nothing(_images: Images) -> dict[str, Any]:
+def nothing(_images: SequenceImages) -> dict[str, Any]:
     """No arguments."""
     return {}
 
 
-def no_features(images: Images) -> dict[str, Any]:
+def no_features(images: SequenceImages) -> dict[str, Any]:
     """No pixels, but the features of no image (BLIP-2 and InstructBLIP want one of both)."""
     none = BaseModelOutputWithPooling(pooler_output=images.pixels.new_zeros(0))
     none.qformer_outputs = none.vision_outputs = None
@@ -31,7 +31,7 @@ def no_features(images: Images) -> dict[str, Any]:
     return arguments | ({} if images.second_tokenizer is None else {"qformer_input_ids": None})
 
 
-def instructed(images: Images) -> dict[str, Tensor]:
+def instructed(images: SequenceImages) -> dict[str, Tensor]:
     """(N, 3, h, w), and what the Q-Former reads beside each image: the text of its step, in ids of its own."""
     text = _texts_of_steps(images)
     read = encode_plainly(images.second_tokenizer, text).to(images.pixels.device)
@@ -43,10 +43,10 @@ def instructed(images: Images) -> dict[str, Tensor]:
     }
 
 
-def _texts_of_steps(images: Images) -> list[str]:
+def _texts_of_steps(images: SequenceImages) -> list[str]:
     """The text of each of the M steps, read back from its tokens."""
     sequence = images.sequence
-    written = sequence.attention_mask & ~sequence.query_mask & ~images.places
+    written = sequence.attention_mask & ~sequence.query_mask & ~images.image_mask
     rows = zip(sequence.input_ids.tolist(), sequence.step_ids.masked_fill(~written, -1).tolist(), strict=True)
     steps: list[list[int]] = []
     for (ids, numbers), count in zip(rows, (sequence.step_ids.amax(1) + 1).tolist(), strict=True):
@@ -74,7 +74,7 @@ def kosmos_side(config: Any, preprocessor: Mapping[str, Any]) -> int:
     return side(min(most, preprocessor.get("max_patches", most)), kosmos_patch(config))
 
 
-def patches_standardized(images: Images) -> dict[str, Tensor]:
+def patches_standardized(images: SequenceImages) -> dict[str, Tensor]:
     """(N, patches, 2 + p * p * 3), row by row: row and column, from 1, and the patch, channels last (KosMos-2.5).
 
     The image is standardized by its own mean and spread, those of the camera's pixels before they are scaled.
@@ -92,9 +92,9 @@ def patches_standardized(images: Images) -> dict[str, Tensor]:
     return {"flattened_patches": flat.to(images.pixels.dtype)}
 
 
-def image_places_and_ends(images: Images) -> Int64[Tensor, "S L"]:
+def mark_image_tokens_and_ends(images: SequenceImages) -> Int64[Tensor, "S L"]:
     """1 at image tokens, -1 at the token before and the one after an image's, which share their segment."""
-    places = images.places
+    places = images.image_mask
     before, after = nn.functional.pad(places, (0, 1))[:, 1:], nn.functional.pad(places, (1, 0))[:, :-1]
     return places.long() - ((before | after) & ~places).long()
 
@@ -122,7 +122,7 @@ def molmo_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
     return -(-size[0] // side), -(-size[1] // side)
 
 
-def patches_pooled(images: Images) -> dict[str, Tensor]:
+def patches_pooled(images: SequenceImages) -> dict[str, Tensor]:
     """Patches (N, patches, p * p * 3), and of each image token the patches (2 x 2, -1 beyond the edge) that it pools.
 
     Molmo 2. The patches of all images are counted on. Of an image's grids, the second (of crops) is empty.
@@ -143,13 +143,13 @@ def patches_pooled(images: Images) -> dict[str, Tensor]:
     }
 
 
-def molmo_image_area(images: Images) -> Int64[Tensor, "S L"]:
+def mark_image_area(images: SequenceImages) -> Int64[Tensor, "S L"]:
     """1 at image tokens and at those around and between them."""
     ids = images.tokenizer.convert_tokens_to_ids(["<im_patch>", "<im_col>", "<low_res_im_start>", "<im_end>"])
-    return torch.isin(images.sequence.input_ids, torch.tensor(ids, device=images.places.device)).long()
+    return torch.isin(images.sequence.input_ids, torch.tensor(ids, device=images.image_mask.device)).long()
 
 
-def beside_in_tiles(images: Images) -> dict[str, Tensor]:
+def beside_in_tiles(images: SequenceImages) -> dict[str, Tensor]:
     """(S, N, tiles, 3, h, w), N images a sequence that fill the first of its tiles each (Llama 3.2 Vision).
 
     The mask (S, L, N, tiles) lets text and queries read all images of their step, and an image token those up to it.

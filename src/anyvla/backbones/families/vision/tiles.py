@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from anyvla.backbones.families.vision.inputs import Images
+from anyvla.backbones.families.vision.inputs import SequenceImages
 from anyvla.backbones.images.resize import resize
 
 
@@ -37,7 +37,7 @@ def aria_side(config: Any) -> int:
     return math.isqrt(min(config.projector_patch_to_query_dict)) * config.vision_config.patch_size
 
 
-def two_sizes(images: Images) -> dict[str, Tensor]:
+def two_sizes(images: SequenceImages) -> dict[str, Tensor]:
     """Each image at the size of both towers (DeepSeek-VL 7B), from levels 0..255; the small one is made of the large.
 
     Shapes (N, 3, h, w). The towers' normalizations are those of preprocessor_config.json.
