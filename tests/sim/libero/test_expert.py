@@ -108,7 +108,7 @@ class Still:
 
 
 def expert_of(goal_state: list[list[str]], met: set[str], monkeypatch: pytest.MonkeyPatch) -> Expert:
-    monkeypatch.setattr(libero_expert, "Scene", Still)
+    monkeypatch.setattr(libero_expert, "SceneGeometry", Still)
     model = SimpleNamespace(joint=lambda name: SimpleNamespace(range=np.array([-0.16, 0.01])))
     env = SimpleNamespace(
         parsed_problem={"goal_state": goal_state},
@@ -149,12 +149,12 @@ def test_a_drawer_is_moved_until_its_predicate_holds_for_good(
 ) -> None:
     """An opened drawer may give 5 mm: it is pulled that much further than where it counts as open."""
     made: dict[str, Any] = {}
-    for skill in ("Move", "Shut"):
+    for skill in ("MoveJoint", "CloseDrawer"):
         monkeypatch.setattr(libero_expert, skill, lambda *given, skill=skill: made.update({skill: given}))
     expert = expert_of([[predicate, "drawer"]], set(), monkeypatch)
-    expert._moving(predicate, "drawer")
+    expert._move_joint_to(predicate, "drawer")
     (skill, (scene, joint, direction, holds)) = next(iter(made.items()))
-    assert (skill, joint, direction) == ("Move" if predicate == "open" else "Shut", "drawer_joint", sign)
+    assert (skill, joint, direction) == ("MoveJoint" if predicate == "open" else "CloseDrawer", "drawer_joint", sign)
     scene.value = before
     assert not holds()
     scene.value = there

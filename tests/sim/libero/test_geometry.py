@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from anyvla_sim.libero.benchmark import LiberoEnvironment
-from anyvla_sim.libero.geometry import OPENING, PALM, TIP, HeightMap, Scene, box_surface, hand_points
+from anyvla_sim.libero.geometry import OPENING, PALM, TIP, HeightMap, SceneGeometry, box_surface, hand_points
 
 ORIGIN = np.array([0.0, 0.0])
 
@@ -33,7 +33,7 @@ def test_points_of_a_box_are_on_its_surface_and_close() -> None:
 def test_a_height_map_keeps_the_highest_point_of_each_cell() -> None:
     field = HeightMap(ORIGIN, 0.1)
     field.raise_to(np.array([[0.502, 0.302, 0.4], [0.503, 0.303, 0.2], [0.502, 0.302, 0.3]]))
-    lift = field.lift(np.array([[0.502, 0.302, 0.25]]), np.array([[0.0, 0.0], [0.02, 0.0], [0.0, -0.02]]))
+    lift = field.required_rise(np.array([[0.502, 0.302, 0.25]]), np.array([[0.0, 0.0], [0.02, 0.0], [0.0, -0.02]]))
     assert lift == pytest.approx([0.15, -0.15, -0.15])
 
 
@@ -41,14 +41,16 @@ def test_the_point_that_is_most_in_the_way_decides() -> None:
     field = HeightMap(ORIGIN, 0.0)
     field.raise_to(np.array([[0.5, 0.5, 0.3]]))
     moving = np.array([[0.4, 0.5, 0.2], [0.45, 0.5, 0.25], [0.4, 0.4, 0.5]])
-    assert field.lift(moving, np.array([[0.1, 0.0], [0.05, 0.0], [0.3, 0.0]])) == pytest.approx([0.1, 0.05, -0.2])
+    assert field.required_rise(moving, np.array([[0.1, 0.0], [0.05, 0.0], [0.3, 0.0]])) == pytest.approx(
+        [0.1, 0.05, -0.2]
+    )
 
 
 def test_what_is_below_an_overhang_cannot_rise() -> None:
     field = HeightMap(ORIGIN, 0.0)
     field.raise_to(np.array([[0.5, 0.5, 0.3], [0.5, 0.5, 0.25], [0.7, 0.7, 0.1]]))
     below = np.array([[0.5, 0.5, 0.1], [0.5, 0.5, 0.24], [0.5, 0.5, 0.4], [0.51, 0.5, 0.1], [0.6, 0.5, 0.1]])
-    assert field.under(below).tolist() == [True, False, False, True, False]
+    assert field.is_under(below).tolist() == [True, False, False, True, False]
 
 
 def test_the_hand_has_two_fingers_below_its_palm() -> None:
@@ -61,9 +63,9 @@ def test_the_hand_has_two_fingers_below_its_palm() -> None:
     assert hand_points(turn, OPENING) == pytest.approx(np.array([turn @ point for point in points]))
 
 
-def scene(**parts: Any) -> Scene:
+def scene(**parts: Any) -> SceneGeometry:
     """Return a scene that has only these parts."""
-    found = Scene.__new__(Scene)
+    found = SceneGeometry.__new__(SceneGeometry)
     vars(found).update(parts)
     return found
 
@@ -78,7 +80,7 @@ def test_points_are_turned_and_moved_with_their_geom() -> None:
     there = scene(data=data, _geom=np.array([0, 0, 1]), _body=np.array([5, 6, 7]), _local=local)
     assert there.points([5]) == pytest.approx(np.array([[1.0, 2.1, 3.0]]))
     assert there.points([6, 7]) == pytest.approx(np.array([[0.8, 2.0, 3.0], tilted @ local[2] + (0, 0, 1)]))
-    around = there.around(np.array([1.0, 2.0, 3.0]), 0.15, without=[6])
+    around = there.points_around(np.array([1.0, 2.0, 3.0]), 0.15, without=[6])
     assert around == pytest.approx(np.array([[1.0, 2.1, 3.0]]))
 
 
@@ -89,7 +91,7 @@ def test_something_is_held_when_both_fingers_touch_it() -> None:
             data=SimpleNamespace(contact=SimpleNamespace(geom1=first, geom2=second)),
             model=SimpleNamespace(geom_bodyid=np.array([0, 1, 2, 9, 8])),  # geoms 1 and 2: fingers, 3: bowl, 4: table
             _fingers=[{1}, {2}],
-        ).held({9})
+        ).is_held({9})
 
     assert held((1, 3), (3, 2))
     assert not held((1, 3))
@@ -101,19 +103,19 @@ def test_something_is_held_when_both_fingers_touch_it() -> None:
 def test_a_scene_knows_the_hand_the_table_and_a_drawer(libero_plate: LiberoEnvironment) -> None:
     libero_plate.reset("put_the_bowl_on_the_plate", 0)
     env = libero_plate.running.env
-    found = Scene(env)
-    position, rotation = found.hand()
+    found = SceneGeometry(env)
+    position, rotation = found.hand_pose()
     assert position == pytest.approx(env._get_observations()["robot0_eef_pos"], abs=0.01)
     assert rotation[:, 2] == pytest.approx([0, 0, -1], abs=0.2)  # it points down
     bowl, turn = found.pose("akita_black_bowl_1")
     assert bowl == pytest.approx(env._get_observations()["akita_black_bowl_1_pos"], abs=0.01)
     assert np.linalg.det(turn) == pytest.approx(1)
-    points = found.points(found.bodies("akita_black_bowl_1"))
+    points = found.points(found.body_ids("akita_black_bowl_1"))
     assert np.abs(points.mean(0) - bowl).max() < 0.03
-    floor = found.floor(bowl + (0, 0, 0.05))
+    floor = found.floor_height(bowl + (0, 0, 0.05))
     assert points[:, 2].min() == pytest.approx(floor, abs=0.01)
-    assert found.opening() == pytest.approx(0.08, abs=0.003)  # a Panda's open hand
-    assert found.velocity() == pytest.approx(np.zeros(3), abs=0.02)
+    assert found.finger_opening() == pytest.approx(0.08, abs=0.003)  # a Panda's open hand
+    assert found.hand_velocity() == pytest.approx(np.zeros(3), abs=0.02)
     assert found.base == pytest.approx(np.array(env.robots[0].base_pos)[:2])
     drawer = found.joint("wooden_cabinet_1_top_level")
     assert (drawer.slides, drawer.body) == (True, "wooden_cabinet_1_cabinet_top")

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from anyvla_sim.libero.fixtures import Move, turn_about
+from anyvla_sim.libero.fixtures import MoveJoint, rotation_about
 from anyvla_sim.libero.geometry import HeightMap, Joint
-from anyvla_sim.libero.motion import CLOSE, METRES, OPEN, RADIANS, limited, over, rotation_vector, straight
+from anyvla_sim.libero.motion import CLOSE, METERS, OPEN, RADIANS, limit_norm, move_over, move_straight, rotation_vector
 
 DOWN = Rotation.from_euler("xyz", [np.pi, 0, 0.3]).as_matrix()
 
 
 def hand(position: Any = (0.0, 0.0, 0.0), rotation: np.ndarray = DOWN, velocity: Any = (0.0, 0.0, 0.0)) -> Any:
     """Return a scene in which only the hand is known."""
-    return SimpleNamespace(hand=lambda: (np.array(position), rotation), velocity=lambda: np.array(velocity))
+    return SimpleNamespace(hand_pose=lambda: (np.array(position), rotation), hand_velocity=lambda: np.array(velocity))
 
 
 def test_units_are_those_of_the_controller() -> None:
     """robosuite's osc_pose.json: output_max is 0.05 m and 0.5 rad; its PandaGripper opens on -1."""
-    assert (METRES, RADIANS, OPEN, CLOSE) == (0.05, 0.5, -1.0, 1.0)
+    assert (METERS, RADIANS, OPEN, CLOSE) == (0.05, 0.5, -1.0, 1.0)
 
 
 def test_rotation_vectors_and_rotations_about_an_axis_agree_with_scipy() -> None:
@@ -31,27 +31,27 @@ def test_rotation_vectors_and_rotations_about_an_axis_agree_with_scipy() -> None
         vector = rotation.as_rotvec()
         angle = float(np.linalg.norm(vector))
         assert rotation_vector(rotation.as_matrix()) == pytest.approx(vector, abs=1e-6)
-        assert turn_about(vector / angle, angle) == pytest.approx(rotation.as_matrix())
+        assert rotation_about(vector / angle, angle) == pytest.approx(rotation.as_matrix())
     assert rotation_vector(np.eye(3)).tolist() == [0, 0, 0]
 
 
 def test_limited_keeps_the_direction() -> None:
-    assert limited(np.array([3.0, 0.0, 4.0]), 1.0) == pytest.approx([0.6, 0, 0.8])
-    assert limited(np.array([0.3, 0.0, 0.4]), 1.0) == pytest.approx([0.3, 0, 0.4])
+    assert limit_norm(np.array([3.0, 0.0, 4.0]), 1.0) == pytest.approx([0.6, 0, 0.8])
+    assert limit_norm(np.array([0.3, 0.0, 0.4]), 1.0) == pytest.approx([0.3, 0, 0.4])
 
 
 def test_straight_commands_what_is_left_in_the_controllers_units() -> None:
     """A centimeter to go: 2 x 0.01 m / 0.05 m along x and y, 3.5 x along z."""
     scene = hand((0.1, 0.2, 0.3))
-    action = straight(scene, np.array([0.11, 0.19, 0.305]), None, CLOSE)
+    action = move_straight(scene, np.array([0.11, 0.19, 0.305]), None, CLOSE)
     assert action.tolist() == pytest.approx([0.4, -0.4, 0.35, 0, 0, 0, 1])
-    assert np.linalg.norm(straight(scene, np.ones(3), None, OPEN)[:3]) == pytest.approx(0.75)
-    assert straight(scene, np.ones(3), None, OPEN, speed=0.2)[6] == -1
+    assert np.linalg.norm(move_straight(scene, np.ones(3), None, OPEN)[:3]) == pytest.approx(0.75)
+    assert move_straight(scene, np.ones(3), None, OPEN, speed=0.2)[6] == -1
 
 
 def test_straight_heads_for_where_the_hand_will_be() -> None:
     """At 0.1 m/s the hand is 5 mm further when the command takes hold."""
-    action = straight(hand(velocity=(0.1, 0.0, -0.1)), np.array([0.01, 0.0, 0.0]), None, OPEN)
+    action = move_straight(hand(velocity=(0.1, 0.0, -0.1)), np.array([0.01, 0.0, 0.0]), None, OPEN)
     assert action[:3].tolist() == pytest.approx([2 * 0.005 / 0.05, 0, 3.5 * 0.005 / 0.05])
 
 
@@ -60,12 +60,12 @@ def test_hands_are_turned_about_the_axes_of_the_world(axis: tuple[float, float, 
     """2.5 x 0.08 rad / 0.5 rad, about an axis of the world, whichever way the hand points."""
     goal = Rotation.from_rotvec(0.08 * np.array(axis)).as_matrix() @ DOWN
     expected = 0.4 * np.array(axis)
-    assert straight(hand(), np.zeros(3), goal, OPEN)[3:6] == pytest.approx(expected, abs=1e-6)
+    assert move_straight(hand(), np.zeros(3), goal, OPEN)[3:6] == pytest.approx(expected, abs=1e-6)
     field = HeightMap(np.array([-0.6, -0.7]), 0.0)
-    action = over(hand(), field, np.array([[0.0, 0.0, 0.2]]), np.zeros(3), goal, OPEN)
+    action = move_over(hand(), field, np.array([[0.0, 0.0, 0.2]]), np.zeros(3), goal, OPEN)
     assert action[3:6] == pytest.approx(expected, abs=1e-6)
     far = Rotation.from_rotvec(1.5 * np.array(axis)).as_matrix() @ DOWN
-    assert np.linalg.norm(straight(hand(), np.zeros(3), far, OPEN)[3:6]) == pytest.approx(0.5)
+    assert np.linalg.norm(move_straight(hand(), np.zeros(3), far, OPEN)[3:6]) == pytest.approx(0.5)
 
 
 def moved(height: float, shift: Any, wall: float = 0.0, velocity: Any = (0.0, 0.0, 0.0)) -> np.ndarray:
@@ -76,7 +76,7 @@ def moved(height: float, shift: Any, wall: float = 0.0, velocity: Any = (0.0, 0.
         field.raise_to(np.stack([xs.ravel(), ys.ravel(), np.full(xs.size, wall)], 1))
         field.raise_to(np.stack([xs.ravel(), ys.ravel(), np.zeros(xs.size)], 1))
     point = np.array([[0.0, 0.0, height]])
-    return over(hand(velocity=velocity), field, point, np.array(shift), DOWN, CLOSE)
+    return move_over(hand(velocity=velocity), field, point, np.array(shift), DOWN, CLOSE)
 
 
 def test_the_way_over_a_free_table_is_level_and_fast() -> None:
@@ -109,7 +109,7 @@ def test_over_its_goal_it_goes_down() -> None:
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_the_hand_goes_ahead_along_the_joint_that_it_moves(sign: float) -> None:
     """3 cm along a drawer's axis; 0.25 rad about a knob's, which is not where the world's origin is."""
-    move = Move.__new__(Move)
+    move = MoveJoint.__new__(MoveJoint)
     move._sign = sign
     axis, anchor, goal = np.array([0.0, -1.0, 0.0]), np.array([0.5, 0.2, 0.9]), np.array([0.6, 0.2, 0.95])
     position, turn = move._further(Joint(0.0, axis, anchor, slides=True, body="drawer"), goal, DOWN)

@@ -1,9 +1,9 @@
-"""Scripted experts of LIBERO: what a task's goal says becomes skills that use the privileged state.
+"""The scripted expert of LIBERO, which turns the goal of a task into skills that use the privileged state.
 
-Demonstrations where no data set is at hand. The goal predicates of a task (BDDL) are met one by one: objects are
-carried from above, drawers pulled by their handles and pushed shut, knobs turned, plates pushed. An action is a
-function of the state of now and of the phase of the skill, so that noise on the executed actions is corrected and a
-lost object is taken again.
+It makes demonstrations where no data set is available. It meets the goal predicates of a task (BDDL) one by one:
+objects are carried from above, drawers pulled by their handles and pushed shut, knobs turned, plates pushed. An action
+depends on the current state and the phase of the skill alone, so noise on executed actions is corrected and a lost
+object is grasped again.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from anyvla_sim.libero.fixtures import Move, Push, Shut
-from anyvla_sim.libero.geometry import OPENING, Scene
+from anyvla_sim.libero.fixtures import CloseDrawer, MoveJoint, PushObject
+from anyvla_sim.libero.geometry import OPENING, SceneGeometry
 from anyvla_sim.libero.motion import OPEN
-from anyvla_sim.libero.skills import Carry, Skill
+from anyvla_sim.libero.skills import CarryObject, Skill
 
 ORDER = ("open", "turnon", "turnoff", "on", "in", "close")  # predicates, in the order in which they are met
-FLAT = 0.03  # m; what is no higher, and too wide for the fingers, is pushed over the table
-PULLED = 0.005  # m or rad beyond where a joint begins to count as open or on
+FLAT = 0.03  # m; objects that are no higher, and too wide for the fingers, are pushed over the table
+PULLED = 0.005  # m or rad that a joint moves beyond the point where it counts as open or on
 
 
 class Expert:
     """Solves the task of a LIBERO environment."""
 
     def __init__(self, env: Any) -> None:
-        """`env`: the robosuite environment (`BDDLBaseDomain`, one Panda under OSC_POSE) after reset and settling.
+        """`env` is the robosuite environment (`BDDLBaseDomain`, one Panda under OSC_POSE) after reset and settling.
 
         Raises ValueError where no skill fits a predicate of the goal.
         """
         self._env = env
-        self._scene = Scene(env)
+        self._scene = SceneGeometry(env)
         self._goals = sorted((list(g) for g in env.parsed_problem["goal_state"]), key=self._order)
         for goal in self._goals:
             self._check(goal)
         self._skills: list[Skill] = []
 
     def action(self) -> np.ndarray:
-        """What to do now, float32 (7,), in [-1, 1]: translation, rotation, gripper. At rest where the goal holds.
+        """Return the next action, float32 (7,), in [-1, 1]: translation, rotation, gripper. Rest once the goal holds.
 
         Raises ExpertStuck where an object cannot be grasped.
         """
@@ -57,7 +57,7 @@ class Expert:
         return ORDER.index(goal[0])
 
     def _check(self, goal: Sequence[str]) -> None:
-        """Raises ValueError where the goal names what no skill can move."""
+        """Raise ValueError if no skill can move the object of a goal."""
         if goal[0] in ("on", "in"):
             if goal[1] not in self._env.objects_dict:
                 raise ValueError(f"no skill for the goal {tuple(goal)}: {goal[1]} is not a movable object")
@@ -72,25 +72,25 @@ class Expert:
 
     def _plan(self, goal: Sequence[str]) -> list[Skill]:
         if goal[0] not in ("on", "in"):
-            return [self._moving(goal[0], goal[1])]
+            return [self._move_joint_to(goal[0], goal[1])]
         item, target = goal[1], goal[2]
         if target in self._env.object_sites_dict:
             site = self._env.object_sites_dict[target]
             if site.joints and not self._env.object_states_dict[target].is_open():
-                return [self._moving("open", target), Carry(self._scene, item, target)]
+                return [self._move_joint_to("open", target), CarryObject(self._scene, item, target)]
             if site.parent_name is None and self._flat(item):
-                return [Push(self._scene, item, target)]
-        return [Carry(self._scene, item, target)]
+                return [PushObject(self._scene, item, target)]
+        return [CarryObject(self._scene, item, target)]
 
     def _flat(self, item: str) -> bool:
-        """Whether an object lies flat, perhaps with an edge on something, and is too wide for the fingers."""
+        """Return whether an object is flat (an edge may rest on something) and too wide for the fingers."""
         _, rotation = self._scene.pose(item)
-        extent = np.ptp(self._scene.points(self._scene.bodies(item)) @ rotation, axis=0)  # along its own axes
+        extent = np.ptp(self._scene.points(self._scene.body_ids(item)) @ rotation, axis=0)  # along its own axes
         up = int(np.argmax(np.abs(rotation[2])))
         return bool(extent[up] < FLAT and np.delete(extent, up).min() > OPENING)
 
-    def _moving(self, predicate: str, name: str) -> Skill:
-        """The skill that makes `predicate` hold of a drawer or knob, from where its joint is."""
+    def _move_joint_to(self, predicate: str, name: str) -> Skill:
+        """Return the skill that makes `predicate` hold for a drawer or knob."""
         site = self._env.object_sites_dict.get(name)
         fixture = self._env.get_object(site.parent_name if site is not None else name)
         (joint,) = self._joints(name)
@@ -108,4 +108,5 @@ class Expert:
             beyond = np.clip(value - sign * PULLED, low, high) if predicate != "close" else value
             return bool(holds(beyond))
 
-        return Shut(self._scene, joint, sign, there) if predicate == "close" else Move(self._scene, joint, sign, there)
+        skill = CloseDrawer if predicate == "close" else MoveJoint
+        return skill(self._scene, joint, sign, there)

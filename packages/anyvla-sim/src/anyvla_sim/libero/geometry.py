@@ -1,4 +1,4 @@
-"""What a scripted expert of LIBERO knows of a scene: collision geometry as points, the hand, and what touches it."""
+"""The scene as LIBERO's scripted expert reads it: collision geometry as points, the hand, and its contacts."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any, Iterable
 import numpy as np
 
 SPACING = 0.005  # m between points on a surface, and the width of a cell of a height map
-LARGE = 0.25  # m; a box with half sizes beyond it (a table, a floor) enters a height map as a level
-SPAN = (1.2, 1.4)  # m; the part of the world in front of the robot that a height map covers, x and y
+LARGE = 0.25  # m; a box with larger half sizes (a table, a floor) enters a height map as a level
+SPAN = (1.2, 1.4)  # m; size of a height map in x and y, in front of the robot
 _PLANE, _SLIDE = 0, 2  # mjGEOM_PLANE, mjJNT_SLIDE
 ROBOT = ("robot0", "gripper0", "mount0")
 
 # The Panda hand in its own frame (x: fingers close, y: across, z: out of the palm; origin between the finger tips), m.
-TIP = 0.0125  # how far fingers reach beyond the origin
-PALM = -0.031  # where the palm begins
+TIP = 0.0125  # z of the finger tips
+PALM = -0.031  # z of the palm
 PALM_HALF = (0.101, 0.022)
 FINGER_THICK = (0.018, 0.026)  # at the tip and at the palm
 FINGER_HALF = 0.0105
 OPENING = 0.077  # between open fingers
-WRIST, WRIST_RADIUS = -0.15, 0.056  # where the link that carries the hand begins, how far it is around the hand's z
+WRIST, WRIST_RADIUS = -0.15, 0.056  # z where the link that carries the hand begins, and its radius
 
 
 def box_surface(half: np.ndarray, spacing: float = SPACING) -> np.ndarray:
-    """Points on the surface of a box with half sizes `half` (3,), (N, 3), at most `spacing` apart (40 an edge)."""
+    """Return points (N, 3) on the surface of a box with half sizes `half` (3,), `spacing` apart, at most 40 an edge."""
     axes = [np.linspace(-h, h, int(np.clip(np.ceil(2 * h / spacing) + 1, 2, 40))) for h in half]
     faces = []
     for fixed in range(3):
@@ -39,20 +39,20 @@ def box_surface(half: np.ndarray, spacing: float = SPACING) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Joint:
-    """Of a drawer, a knob or a door, now."""
+    """The current state of the joint of a drawer, a knob or a door."""
 
     value: float  # m or rad
-    axis: np.ndarray  # (3,), in the world: where positive motion goes, or what it turns about
+    axis: np.ndarray  # (3,), in the world: the direction of positive motion, or the axis of rotation
     anchor: np.ndarray  # (3,), in the world
     slides: bool
-    body: str  # what it moves
+    body: str  # the name of the body that it moves
 
 
-class Scene:
+class SceneGeometry:
     """The privileged state of a LIBERO environment (robosuite 1.4, one Panda)."""
 
     def __init__(self, env: Any) -> None:
-        """`env`: a `BDDLBaseDomain` after reset."""
+        """`env` is a `BDDLBaseDomain` after reset."""
         self.env = env
         self.model = env.sim.model._model
         self.data = env.sim.data._data
@@ -63,7 +63,7 @@ class Scene:
             for side in ("left_finger", "right_finger")
         ]
         self._finger_joints = [self.model.joint(name).qposadr[0] for name in env.robots[0].gripper.joints]
-        self.base = np.asarray(env.robots[0].base_pos)[:2]  # where the robot stands, (2,)
+        self.base = np.asarray(env.robots[0].base_pos)[:2]  # position of the robot, (2,)
         self._origin = self.base - (0.0, SPAN[1] / 2)
         local, owner, self._levels = [], [], []
         for geom in range(self.model.ngeom):
@@ -86,8 +86,8 @@ class Scene:
             body = int(self._parent[body])
         return body
 
-    def bodies(self, name: str) -> set[int]:
-        """The bodies of an object or fixture, or of a moving part by the name of its body."""
+    def body_ids(self, name: str) -> set[int]:
+        """Return the ids of the bodies of an object, a fixture, or a moving part named by its body."""
         top = self.env.obj_body_id[name] if name in self.env.obj_body_id else self.model.body(name).id
         found = {int(top)}
         for body in range(self.model.nbody):  # parents come before their children
@@ -96,11 +96,11 @@ class Scene:
         return found
 
     def points(self, bodies: Iterable[int]) -> np.ndarray:
-        """Points on the surfaces of bodies now, (N, 3), in the world."""
+        """Return points (N, 3) on the surfaces of bodies, in the world."""
         return self._world(np.isin(self._body, list(bodies)))
 
-    def around(self, center: np.ndarray, radius: float, without: Iterable[int] = ()) -> np.ndarray:
-        """Points of everything (but the robot, tables, and the bodies `without`) around `center` (3,), (N, 3)."""
+    def points_around(self, center: np.ndarray, radius: float, without: Iterable[int] = ()) -> np.ndarray:
+        """Return points (N, 3) around `center` (3,) on everything but the robot, tables and the bodies `without`."""
         points = self._world(~np.isin(self._body, list(without)))
         return points[np.abs(points - center).max(1) < radius]
 
@@ -109,8 +109,8 @@ class Scene:
         turn = self.data.geom_xmat.reshape(-1, 3, 3)[geom]
         return np.einsum("nij,nj->ni", turn, self._local[which]) + self.data.geom_xpos[geom]
 
-    def floor(self, at: np.ndarray) -> float:
-        """The height of the table (or floor) below the point `at`."""
+    def floor_height(self, at: np.ndarray) -> float:
+        """Return the height of the table or floor below the point `at` (3,)."""
         heights = [-np.inf]
         for geom in self._levels:
             bounds, turn = self.model.geom_aabb[geom], np.abs(self.data.geom_xmat[geom].reshape(3, 3))
@@ -123,33 +123,36 @@ class Scene:
                 heights.append(float(top))
         return max(heights)
 
-    def heights(self, without: Iterable[int] = (), above: np.ndarray | None = None) -> HeightMap:
-        """The tops of everything but the robot and the bodies `without`; `above` (3,): a point over the table."""
-        field = HeightMap(self._origin, self.floor(self.hand()[0] if above is None else above))
+    def height_map(self, without: Iterable[int] = (), above: np.ndarray | None = None) -> HeightMap:
+        """Return the heights of everything but the robot and the bodies `without`.
+
+        `above` (3,) is a point over the table, by default the hand.
+        """
+        field = HeightMap(self._origin, self.floor_height(self.hand_pose()[0] if above is None else above))
         field.raise_to(self._world(~np.isin(self._body, list(without))))
         return field
 
     def pose(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Position (3,) and rotation (3, 3) of an object, a body or a site of a goal."""
+        """Return position (3,) and rotation (3, 3) of an object, a body or a site of a goal."""
         if name in self.env.object_sites_dict:
             return self.env.sim.data.get_site_xpos(name).copy(), self.env.sim.data.get_site_xmat(name).copy()
         body = self.env.obj_body_id[name] if name in self.env.obj_body_id else self.model.body(name).id
         return self.data.xpos[body].copy(), self.data.xmat[body].reshape(3, 3).copy()
 
-    def hand(self) -> tuple[np.ndarray, np.ndarray]:
-        """Position (3,) between the finger tips and rotation (3, 3) of the hand, its z out of the palm."""
+    def hand_pose(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the hand's position (3,) between the finger tips and its rotation (3, 3), z out of the palm."""
         return self.data.site_xpos[self._site].copy(), self.data.site_xmat[self._site].reshape(3, 3).copy()
 
-    def velocity(self) -> np.ndarray:
-        """Of the hand, (3,), m/s."""
+    def hand_velocity(self) -> np.ndarray:
+        """Return the velocity of the hand, (3,), m/s."""
         return np.array(self.env.robots[0].controller.ee_pos_vel)
 
-    def opening(self) -> float:
-        """The distance between the fingers, m."""
+    def finger_opening(self) -> float:
+        """Return the distance between the fingers, m."""
         return float(np.abs(self.data.qpos[self._finger_joints]).sum())
 
-    def held(self, bodies: set[int]) -> bool:
-        """Whether both fingers touch one of `bodies`."""
+    def is_held(self, bodies: set[int]) -> bool:
+        """Return whether both fingers touch one of `bodies`."""
         contact = self.data.contact
         owner = np.asarray(self.model.geom_bodyid)
         touched: set[int] = set()
@@ -160,7 +163,7 @@ class Scene:
         return len(touched) == 2
 
     def joint(self, name: str) -> Joint:
-        """A slide or hinge joint of a fixture."""
+        """Return the state of a slide or hinge joint of a fixture."""
         joint = self.model.joint(name)
         return Joint(
             value=float(self.data.qpos[joint.qposadr[0]]),
@@ -175,10 +178,10 @@ class HeightMap:
     """The highest point of a scene over each cell of a grid."""
 
     def __init__(self, origin: np.ndarray, level: float) -> None:
-        """`origin` (2,): the corner with the smallest x and y. `level`: the height where nothing stands."""
+        """`origin` (2,) is the corner with the smallest x and y, `level` the height of empty cells."""
         self._origin = origin
         self._top = np.full([int(s / SPACING) for s in SPAN], level)
-        self._low = np.full(self._top.shape, np.inf)  # the lowest point of what stands or hangs there
+        self._low = np.full(self._top.shape, np.inf)  # the lowest point of the objects in a cell
 
     def _cells(self, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         cell = ((xy - self._origin) / SPACING).astype(int)
@@ -190,16 +193,16 @@ class HeightMap:
         np.maximum.at(self._top, cells, points[:, 2])
         np.minimum.at(self._low, cells, points[:, 2])
 
-    def lift(self, points: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-        """How far `points` (N, 3), moved by each of `shifts` (M, 2), must rise to just clear everything, (M,).
+    def required_rise(self, points: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+        """Return how far (m) `points` (N, 3), moved by each of `shifts` (M, 2), must rise to clear everything, (M,).
 
-        Negative: how far they may sink.
+        A negative value is how far they may sink.
         """
         at = points[None, :, :2] + shifts[:, None]
         return (self._top[self._cells(at)] - points[:, 2]).max(1)
 
-    def under(self, points: np.ndarray) -> np.ndarray:
-        """Which of `points` (N, 3) are below something that they cannot pass by rising (an open drawer), (N,)."""
+    def is_under(self, points: np.ndarray) -> np.ndarray:
+        """Return a mask (N,) of the `points` (N, 3) below something that blocks their rise, such as an open drawer."""
         found = np.zeros(len(points), bool)
         for shift in ((0.0, 0.0), (2 * SPACING, 0.0), (-2 * SPACING, 0.0), (0.0, 2 * SPACING), (0.0, -2 * SPACING)):
             low = self._low[self._cells(points[:, :2] + shift)]
@@ -208,7 +211,7 @@ class HeightMap:
 
 
 def hand_points(rotation: np.ndarray, opening: float) -> np.ndarray:
-    """The outside of the hand relative to its origin, (N, 3), for a rotation (3, 3) and an opening in m."""
+    """Return points (N, 3) on the outside of a hand with a rotation (3, 3) and opening (m), relative to its origin."""
     parts = []
     for side in (-1, 1):
         for low, high, thick in ((-0.012, TIP, FINGER_THICK[0]), (PALM, -0.012, FINGER_THICK[1])):

@@ -1,4 +1,4 @@
-"""Where a parallel gripper can take hold of something, from points on its surface: no table of objects."""
+"""Grasps of a parallel gripper, searched on points of an object's surface. No table of objects is needed."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ import numpy as np
 
 from anyvla_sim.libero.geometry import FINGER_HALF, FINGER_THICK, OPENING, PALM, PALM_HALF, TIP, WRIST, WRIST_RADIUS
 
-PAD = (-0.0116, 0.0044)  # from where to where finger pads reach along the hand's z, m
+PAD = (-0.0116, 0.0044)  # m; the extent of the finger pads along the hand's z
 PAD_HALF = 0.008
 ROOM = 0.003  # m kept free on each side of an open finger
 STEP = 0.005  # m between candidates
-REACH, FAR = 0.72, 3.0  # m from the robot's base beyond which its elbow is nearly straight; what a meter more costs
-BESIDE, TIGHT = 0.012, 10.0  # m that the wrist keeps from what stands beside it; what a meter less costs
-AGAIN = 0.1  # what it costs to try a place again
-SWEEP = 0.3  # m that the hand comes along its z
+REACH, FAR = 0.72, 3.0  # m from the robot's base at which its elbow is nearly straight; cost of each meter beyond
+BESIDE, TIGHT = 0.012, 10.0  # m between the wrist and obstacles beside it; cost of each meter less
+AGAIN = 0.1  # cost of a place that has been tried before
+SWEEP = 0.3  # m of free approach along the hand's z
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # palm down, fingers close along the world's y
 
 
 @dataclass(frozen=True)
 class Grasp:
-    """A pose of the hand, fingers open, between which something lies."""
+    """A pose of the open hand with something between its fingers."""
 
     position: np.ndarray  # (3,), between the finger tips, in the world
     rotation: np.ndarray  # (3, 3): columns are the hand's x (fingers close), y and z (out of the palm)
-    width: float  # of what lies between the fingers, m
-    cost: float  # the lower the better
+    width: float  # of the part between the fingers, m
+    cost: float  # lower is better
 
 
-def turned(angle: float) -> np.ndarray:
-    """The hand pointing down and turned by `angle` (rad) about the vertical, (3, 3)."""
+def hand_rotation(angle: float) -> np.ndarray:
+    """Return the rotation (3, 3) of a hand that points down and is turned by `angle` (rad) about the vertical."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]) @ DOWN
 
 
-def from_above(step: float = np.pi / 12) -> list[tuple[np.ndarray, float]]:
-    """Hand rotations that point down, with what each costs: turning the wrist costs.
+def downward_rotations(step: float = np.pi / 12) -> list[tuple[np.ndarray, float]]:
+    """Return hand rotations that point down, each with its cost: turning the wrist costs.
 
-    They cover half a turn, as fingers are alike, and lean to the side where the last joint is far from its limit.
+    They cover half a turn, since the fingers are alike, on the side where the last joint is far from its limit.
     """
     angles = np.arange(-4, 8) * step
-    return [(turned(a), 0.03 * abs(a)) for a in angles]
+    return [(hand_rotation(a), 0.03 * abs(a)) for a in angles]
 
 
-def tilted(forward: np.ndarray, angles: Sequence[float]) -> list[tuple[np.ndarray, float]]:
-    """Hand rotations that point down and `forward` (3,), a horizontal direction, by `angles` (rad from vertical)."""
+def tilted_rotations(forward: np.ndarray, angles: Sequence[float]) -> list[tuple[np.ndarray, float]]:
+    """Return hand rotations tilted by `angles` (rad from vertical) towards the horizontal direction `forward` (3,)."""
     found = []
     for angle in angles:
         z = np.sin(angle) * forward + np.array([0.0, 0.0, -np.cos(angle)])
@@ -55,7 +55,7 @@ def tilted(forward: np.ndarray, angles: Sequence[float]) -> list[tuple[np.ndarra
     return found
 
 
-def find(
+def find_grasp(
     target: np.ndarray,
     others: np.ndarray,
     rotations: Iterable[tuple[np.ndarray, float]],
@@ -63,11 +63,11 @@ def find(
     base: np.ndarray,
     failed: Sequence[np.ndarray] = (),
 ) -> Grasp | None:
-    """The best grasp of an object, None if nothing fits.
+    """Return the best grasp of an object, or None if no part of it fits between the fingers.
 
-    `target` (N, 3): points on it. `others` (M, 3): points on everything around it. `rotations`: hand rotations
-    with a cost each. `floor`: the height below which no finger tip may go. `base` (2,): where the
-    robot stands. `failed`: positions (3,) that were tried in vain.
+    `target` (N, 3) are points on the object and `others` (M, 3) points on everything around it. `rotations` are hand
+    rotations with a cost each. Finger tips stay above the height `floor`. `base` (2,) is the position of the robot.
+    `failed` are positions (3,) of grasps that have failed before.
     """
     middle = (target.min(0) + target.max(0)) / 2
     best: Grasp | None = None
@@ -76,7 +76,7 @@ def find(
         around = np.concatenate([inside, others @ rotation])
         foreign = np.arange(len(around)) >= len(inside)
         low, high = inside.min(0), inside.max(0)
-        depths = np.arange(low[2] - 0.001, min(high[2], low[2] + TIP - PALM), STEP)  # of the origin, from the near side
+        depths = np.arange(low[2] - 0.001, min(high[2], low[2] + TIP - PALM), STEP)  # of the hand, from the near side
         for y in _around(ideal[1], low[1], high[1]):
             strip = inside[np.abs(inside[:, 1] - y) < PAD_HALF]
             wide = around[np.abs(around[:, 1] - y) < PALM_HALF[1] + ROOM]
@@ -102,13 +102,13 @@ def find(
 
 
 def _around(ideal: float, low: float, high: float) -> Sequence[float]:
-    """Candidates through the ideal, so that what is symmetric is held in its middle."""
+    """Return candidates that include the ideal, so that symmetric objects are grasped in their middle."""
     count_low, count_high = int((ideal - low) / STEP), int((high - ideal) / STEP)
     return [ideal + k * STEP for k in range(-count_low, count_high + 1)]
 
 
 def _walls(x: np.ndarray) -> list[tuple[float, float]]:
-    """Parts of a slice with room for a finger on both sides, each as its extent along the closing direction."""
+    """Return the parts of a slice with room for a finger on both sides, as extents along the closing direction."""
     if len(x) < 4:
         return []
     x = np.sort(x)
@@ -118,7 +118,7 @@ def _walls(x: np.ndarray) -> list[tuple[float, float]]:
 
 
 def _free(wide: np.ndarray, narrow: np.ndarray, between: np.ndarray, x: float, z: float) -> bool:
-    """Whether nothing is where the open fingers and the palm are, nor where they come from, nor else between them."""
+    """Return whether the open fingers, the palm and their approach are free, and only the target is between them."""
     if np.any(
         (np.abs(between[:, 0] - x) < OPENING / 2) & (between[:, 2] < z + TIP + ROOM) & (between[:, 2] > z - SWEEP)
     ):
@@ -135,7 +135,7 @@ def _free(wide: np.ndarray, narrow: np.ndarray, between: np.ndarray, x: float, z
 
 
 def _cost(pads: np.ndarray, low: float, high: float, at: np.ndarray, ideal: np.ndarray) -> float:
-    """Far from the middle of the object, a part that is not flat under the pads, and a wide one: each costs."""
+    """Return a cost that grows with the distance from the object's middle, with unevenness under the pads and width."""
     uneven = 0.0  # of two sides, across and along the pads
     for side in (np.abs(pads[:, 0] - low) < 0.003, np.abs(pads[:, 0] - high) < 0.003):
         spread = pads[side]
@@ -149,7 +149,7 @@ def _cost(pads: np.ndarray, low: float, high: float, at: np.ndarray, ideal: np.n
 
 
 def _crowded(points: np.ndarray, at: np.ndarray) -> float:
-    """How far something comes into the room of the wrist, m: it is hindered there, not stopped for sure."""
+    """Return how far (m) obstacles reach into the room of the wrist, where they may hinder it."""
     high = (points[:, 2] < at[2] + WRIST) & (points[:, 2] > at[2] - SWEEP)
     away = np.hypot(*(points[high, :2] - at[:2]).T)
     return float(np.max(WRIST_RADIUS + BESIDE - away, initial=0.0))
