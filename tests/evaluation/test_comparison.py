@@ -228,7 +228,7 @@ def test_compare_takes_the_condition_that_is_asked_for(runs: list[str], capsys: 
     empty = json.loads(capsys.readouterr().out)
     assert {n: c["difference"]["value"] for n, c in empty.items()} == {"two": -0.25, "three": -0.75}
     assert main(["compare", "one", "four"]) == 1
-    assert "four holds no results.jsonl" in capsys.readouterr().err.replace("\n", " ")
+    assert "four has no results.jsonl" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_compare_prints_the_difference_of_lengths(

@@ -1,4 +1,4 @@
-"""`anyvla compare RUN_A RUN_B ...`: the same episodes, policy beside policy, with what chance would explain."""
+"""`anyvla compare RUN_A RUN_B ...`: compare policies on the same episodes, with exact tests and intervals."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from anyvla.config import ConfigError
 
 
 def main(argv: list[str]) -> int:
-    """Parse, compare each with the first, print the table (or, with --json, one object)."""
+    """Compare each run with the first, and print the table (or, with --json, one object)."""
     parser = argparse.ArgumentParser(prog="anyvla compare", description=__doc__)
     parser.add_argument(
-        "results", type=Path, nargs="+", help="folders of evaluations (or runs); the first is compared to"
+        "results", type=Path, nargs="+", help="folders of evaluations or runs; the first is the reference"
     )
-    parser.add_argument("--condition", default="told", help="of these episodes alone (default: %(default)s)")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write them side by side as an HTML page, too")
+    parser.add_argument("--condition", default="told", help="compare only its episodes (default: %(default)s)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also write the comparison as an HTML page")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     from anyvla.evaluation.comparison import compare_many
@@ -27,11 +27,11 @@ def main(argv: list[str]) -> int:
 
     given, folders = {}, []
     for folder in options.results:
-        held = next((f for f in (folder, folder / "eval") if (f / "results.jsonl").is_file()), None)
-        if held is None:
-            raise ConfigError(f"{folder} holds no results.jsonl; `anyvla eval` makes it")
-        folders.append(held)
-        found = read_results(held / "results.jsonl")
+        evaluation = next((f for f in (folder, folder / "eval") if (f / "results.jsonl").is_file()), None)
+        if evaluation is None:
+            raise ConfigError(f"{folder} has no results.jsonl; `anyvla eval` writes it")
+        folders.append(evaluation)
+        found = read_results(evaluation / "results.jsonl")
         given[str(folder)] = [r for r in found if r.condition == options.condition]
     compared = compare_many(given)
     if options.page:

@@ -1,4 +1,4 @@
-"""The command `anyvla`: one module per command, imported only when it is called, so that help is instant."""
+"""The command `anyvla`. Each command is a module that is imported only when it is called, so that help is instant."""
 
 from __future__ import annotations
 
@@ -14,50 +14,53 @@ from anyvla import __version__
 COMMANDS = {
     "quickstart": (
         "anyvla.cli.quickstart",
-        "demonstrations -> train -> evaluate -> a page with videos, on this machine",
+        "collect demonstrations, train, evaluate, and write a report with videos",
     ),
-    "train": ("anyvla.cli.train", "train a recipe, or go on where it was interrupted"),
-    "eval": ("anyvla.cli.evaluate", "play a benchmark with a checkpoint; success rates with intervals"),
-    "compare": ("anyvla.cli.compare", "policies beside each other on the same episodes, and what chance explains"),
-    "power": ("anyvla.cli.power", "how many episodes it takes to see a difference"),
-    "serve": ("anyvla.cli.serve", "a policy server that existing clients can talk to"),
-    "explain": ("anyvla.cli.explain", "where the tokens of a recipe's model sit, who sees whom, parameters by part"),
-    "report": ("anyvla.cli.report", "write the HTML page of a run folder"),
-    "data": ("anyvla.cli.data.command", "robot data of any format: look at it, check, convert, collect; fit codecs"),
-    "list": ("anyvla.cli.list.command", "backbones, structures, heads, benchmarks, formats, recipes"),
-    "doctor": ("anyvla.cli.doctor.command", "what this machine can do, what is missing and how to get it"),
+    "train": ("anyvla.cli.train", "train a policy from a recipe, or resume an interrupted training"),
+    "eval": ("anyvla.cli.evaluate", "evaluate a policy on a benchmark: success rates with intervals, and videos"),
+    "compare": ("anyvla.cli.compare", "compare policies on the same episodes, with exact tests and intervals"),
+    "power": ("anyvla.cli.power", "the number of episodes needed to detect a difference in success"),
+    "serve": ("anyvla.cli.serve", "serve a policy to existing clients"),
+    "explain": ("anyvla.cli.explain", "token layout, attention mask and parameter counts of a recipe's model"),
+    "report": ("anyvla.cli.report", "write the HTML report of a run or an evaluation"),
+    "data": ("anyvla.cli.data.command", "collect, inspect, check and convert robot data; fit codecs"),
+    "list": ("anyvla.cli.list.command", "backbones, histories, fusers, decoders, representations, benchmarks, ..."),
+    "doctor": (
+        "anyvla.cli.doctor.command",
+        "check this machine: what it supports, what is missing, and how to install it",
+    ),
 }
 
 
 def usage() -> str:
-    """The text of `anyvla --help`."""
+    """Return the text of `anyvla --help`."""
     rows = "\n".join(f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items())
     return (
         "usage: anyvla COMMAND [options]\n\n"
         "Turn any vision-language model into a vision-language-action model.\n\n"
         f"commands:\n{rows}\n\n"
-        "anyvla COMMAND --help tells more; anyvla --version prints the version.\n"
+        "For the options of a command: anyvla COMMAND --help. For the version: anyvla --version.\n"
     )
 
 
 def write_utf_8() -> None:
-    """Have results and messages in UTF-8 whatever the locale; paths that are no text keep their bytes."""
+    """Write stdout and stderr in UTF-8 in any locale; paths that are not valid UTF-8 keep their bytes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def restart_in_utf_8() -> None:
-    """Run this command again in UTF-8 mode if the locale gives files names in ASCII or the like.
+    """Run this command again in UTF-8 mode if the encoding of file names is another one, such as ASCII.
 
-    Libraries, and workers, would otherwise read the same path in other ways. The process keeps its number.
+    Libraries and workers would otherwise decode the same path differently. The process keeps its id.
     """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONUTF8": "1"})
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status is 0 only when it did what was asked."""
+    """Run a command. Return the exit status, 0 only if it succeeded."""
     if argv is None:
         restart_in_utf_8()
     write_utf_8()
@@ -76,17 +79,17 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         Path.cwd()
-    except OSError:  # libraries would end the process in words of their own
+    except OSError:  # libraries would fail with less helpful messages
         print(f"{name}: the current folder was removed: cd to another one", file=sys.stderr)
         return 1
     from anyvla.cli.stopping import STOPPED, stoppable
 
     try:
         with stoppable(name):
-            from anyvla.cli.common import run_guarded  # rich and logging are not needed for help
+            from anyvla.cli.common import run_guarded  # imports rich, which help does not need
 
             return run_guarded(lambda: importlib.import_module(COMMANDS[name][0]).main(rest), name)
-    except KeyboardInterrupt:  # outside of what is run_guarded
+    except KeyboardInterrupt:  # outside of `run_guarded`
         return STOPPED
 
 

@@ -1,4 +1,4 @@
-"""`anyvla power --difference 5`: how many episodes it takes to see a difference of so many points."""
+"""`anyvla power --difference 5`: the number of episodes needed to detect a difference in success."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import json
 
 
 def main(argv: list[str]) -> int:
-    """Parse and answer."""
+    """Print the numbers of episodes."""
     parser = argparse.ArgumentParser(prog="anyvla power", description=__doc__)
-    parser.add_argument("--difference", type=float, required=True, help="to be seen, in points, as 5")
-    parser.add_argument("--rate", type=float, default=80, help="success of the first policy, percent (default: 80)")
-    parser.add_argument("--power", type=float, default=0.8, help="chance to see it if it is there (default: 0.8)")
-    parser.add_argument("--alpha", type=float, default=0.05, help="chance to see one that is not (default: 0.05)")
+    parser.add_argument("--difference", type=float, required=True, help="difference to detect, in percentage points")
     parser.add_argument(
-        "--correlation", type=float, default=0.5, help="of two policies' successes on equal start states (default: 0.5)"
+        "--rate", type=float, default=80, help="success rate of the first policy in percent (default: 80)"
+    )
+    parser.add_argument("--power", type=float, default=0.8, help="probability of detecting it (default: 0.8)")
+    parser.add_argument("--alpha", type=float, default=0.05, help="probability of a false detection (default: 0.05)")
+    parser.add_argument(
+        "--correlation",
+        type=float,
+        default=0.5,
+        help="correlation of two policies' successes on the same start states (default: 0.5)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""`anyvla report RUN`: write the HTML page of a run, or of an evaluation, from the files that lie there."""
+"""`anyvla report RUN`: write the HTML report of a run or an evaluation from its files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from anyvla.report.run_report import write_report
 
 
 def main(argv: list[str]) -> int:
-    """Write the page and print where it is."""
+    """Write the report and print its path."""
     parser = argparse.ArgumentParser(prog="anyvla report", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a run, as outputs/quickstart, or of an evaluation")
+    parser.add_argument("run", type=Path, help="the folder of a run, such as outputs/quickstart, or of an evaluation")
     options = parser.parse_args(argv)
     evaluation = (options.run / "results.jsonl").is_file()
     print(write_evaluation_report(options.run) if evaluation else write_report(options.run))

@@ -1,4 +1,4 @@
-"""`anyvla serve CHECKPOINT --protocol vla-eval`: a policy server that existing clients can talk to."""
+"""`anyvla serve RUN --protocol vla-eval`: serve a policy to existing clients."""
 
 from __future__ import annotations
 
@@ -24,24 +24,28 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Reserve the port, load, listen until the process is stopped."""
+    """Reserve the port, load the policy, and serve until the process is stopped."""
     parser = argparse.ArgumentParser(prog="anyvla serve", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", type=Path, help="a run folder, as outputs/quickstart, or a checkpoint folder")
+    parser.add_argument("run", type=Path, help="a run folder such as outputs/quickstart, or a checkpoint folder")
     parser.add_argument("--protocol", choices=["vla-eval"], default="vla-eval", help="default: %(default)s")
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s, this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any that is free")
-    parser.add_argument("--api-key-file", type=Path, help="clients need the key in this file (or $ANYVLA_API_KEY)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on (default: %(default)s, this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any free port")
+    parser.add_argument(
+        "--api-key-file", type=Path, help="file with the key that clients must send (or $ANYVLA_API_KEY)"
+    )
     parser.add_argument("--no-auth", action="store_true", help="let other machines use the server without a key")
-    parser.add_argument("--mapping", type=Path, help="a YAML file: which of the client's keys is which camera or state")
-    parser.add_argument("--limits", type=Path, help="a YAML file of limits; --limits.NAME VALUE sets one")
-    parser.add_argument("--robot", help="which of the policy's robots, if it has several")
-    parser.add_argument("--execute", type=int, help="actions of a chunk before predicting again (default: as trained)")
+    parser.add_argument("--mapping", type=Path, help="YAML file that maps the client's keys to cameras and proprio")
+    parser.add_argument("--limits", type=Path, help="YAML file of limits; --limits.NAME VALUE sets one")
+    parser.add_argument("--robot", help="the robot to serve, if the policy has several")
+    parser.add_argument("--execute", type=int, help="actions of a chunk to execute (default: as trained)")
     parser.add_argument(
         "--implausible",
         choices=["error", "warn"],
-        help="proprio far outside of the training data (default: as trained)",
+        help="reaction to proprio far outside of the training data (default: as trained)",
     )
-    parser.add_argument("--device", default="auto", help="where the policy runs: cpu, cuda, auto (default)")
+    parser.add_argument("--device", default="auto", help="device of the policy: cpu, cuda or auto (default)")
     options, others = parser.parse_known_args(argv)
     try:
         import websockets  # noqa: F401
@@ -80,21 +84,21 @@ def main(argv: list[str]) -> int:
     if not protocol.close(0.1 if unanswered else 1.0):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)  # the policy still computes, and nothing can interrupt its thread
+        os._exit(0)  # the policy is still computing, and its thread cannot be interrupted
     return 0
 
 
 async def _serve(service: Service, sockets: Sequence[socket.socket], host: str, title: str) -> int:
-    """Serve until SIGINT or SIGTERM. Return how many requests were not answered."""
+    """Serve until SIGINT or SIGTERM. Return the number of requests that were not answered."""
     from anyvla.serving.listening import explain_bind_error
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C interrupts
+        with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C raises KeyboardInterrupt
             loop.add_signal_handler(number, service.stop)
 
     def ready() -> None:
-        console.print(f"{title}, Ctrl-C ends it", soft_wrap=True)
+        console.print(f"{title}, Ctrl-C to stop", soft_wrap=True)
 
     try:
         return await service.run(sockets, ready)
@@ -103,12 +107,12 @@ async def _serve(service: Service, sockets: Sequence[socket.socket], host: str, 
 
 
 def _limits(file: Path | None, others: Sequence[str]) -> ServerLimits:
-    """Return the limits of a file, with the options `--limits.NAME VALUE` laid over them. Raises ConfigError."""
+    """Return the limits of a file, overridden by the options `--limits.NAME VALUE`. Raises ConfigError."""
     from anyvla.serving.limits import ServerLimits
 
-    strange = [o for o in others if o.startswith("--") and not o.startswith("--limits.")]
-    if strange:
-        raise ConfigError(f"there is no option {strange[0]}; anyvla serve --help shows all")
+    unknown = [o for o in others if o.startswith("--") and not o.startswith("--limits.")]
+    if unknown:
+        raise ConfigError(f"there is no option {unknown[0]}; anyvla serve --help lists all")
     keys = {} if file is None else as_mapping(read_yaml(file) or {}, str(file))
     return build(ServerLimits, override({"limits": keys}, others)["limits"], where=str(file or "--limits"))
 

@@ -92,7 +92,7 @@ def test_the_doctor_says_that_weights_are_untrained_and_names_token_ids_that_dif
     status = main(["doctor", "backbone", str(folder), "--json", "--option", "prompt=do {instruction}"])
     document = json.loads(capsys.readouterr().out)
     assert status == 0, document["failed"]
-    assert "freshly initialized, so the checks run on redrawn ones" in document["card"]["untrained"]
+    assert "freshly initialized, so the checks use random weights" in document["card"]["untrained"]
     wrong = "the tokenizer's pad token is <pad> (id 0), the model's configuration says id 7"
     assert wrong in document["card"]["warnings"]
 

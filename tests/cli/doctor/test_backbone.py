@@ -92,7 +92,7 @@ def test_a_promise_that_is_broken_is_shown_with_its_reason(doctor: Arguments, mo
         (("nano", "--option", "widht=3"), "unknown key 'widht': did you mean 'width'?"),
         (("nano", "--option", "width"), "--option width has no value; write --option KEY=VALUE"),
         (("EMPTY", "--name", "nanno"), "there is no backbone 'nanno': did you mean 'nano'?"),
-        (("EMPTY", "--name", "nano"), "backbone 'nano' reads no model folder; run `anyvla doctor backbone nano`"),
+        (("EMPTY", "--name", "nano"), "backbone 'nano' loads no model folder; run `anyvla doctor backbone nano`"),
         (("auto",), "'path' is required"),
         (("EMPTY", "--name", "moondream"), "comes with code of its own, which would run with all your rights"),
     ],

@@ -1,4 +1,4 @@
-"""`anyvla data check PATH`: what is wrong with a data set; `--fix OUT` writes a clean copy, never in place."""
+"""`anyvla data check PATH`: find the faults of a data set. `--fix OUT` writes a clean copy, never in place."""
 
 from __future__ import annotations
 
@@ -18,23 +18,28 @@ _SHOWN = 40  # findings in the table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     opening.add_arguments(parser)
-    parser.add_argument("--frames", choices=("none", "sampled", "all"), default="sampled", help="which are decoded")
-    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    parser.add_argument(
+        "--frames",
+        choices=("none", "sampled", "all"),
+        default="sampled",
+        help="frames to decode (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--fix",
         type=Path,
         metavar="OUT",
-        help="write a copy as LeRobot v3 without broken and duplicated episodes, its idle ends cut",
+        help="write a LeRobot v3 copy without broken and duplicate episodes and without idle ends",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings. The exit status is 1 if there are errors and no clean copy was asked for."""
+    """Print the findings. The exit status is 1 if there are errors and `--fix` is not given."""
     from anyvla.data.tools.quality import check
 
-    # a copy must say what its numbers mean
+    # A copy needs declared conventions.
     dataset = opening.open_and_warn(options) if options.fix is None else opening.open_declared(options)
     with ProgressBar("check") as bar:
         findings = check(dataset, frames=options.frames, progress=bar)

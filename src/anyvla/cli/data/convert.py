@@ -1,4 +1,4 @@
-"""`anyvla data convert PATH OUT`: a data set of any format as LeRobot v3, verified after writing."""
+"""`anyvla data convert PATH OUT`: convert a data set of any format to LeRobot v3, and verify the copy."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from anyvla.data.tools.convert import Conversion, convert
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     opening.add_arguments(parser)
-    parser.add_argument("out", type=Path, help="the folder to make; an interrupted conversion goes on there")
-    parser.add_argument("--episodes", metavar="FIRST:END", help="only these, as in 0:100")
-    parser.add_argument("--processes", type=int, help="how many write at once (default: one per core)")
-    parser.add_argument("--skip-damaged", action="store_true", help="leave out episodes that cannot be read, and count")
+    parser.add_argument("out", type=Path, help="the folder to write; an interrupted conversion resumes there")
+    parser.add_argument("--episodes", metavar="FIRST:END", help="convert only these, as in 0:100")
+    parser.add_argument("--processes", type=int, help="number of processes (default: one per core)")
+    parser.add_argument("--skip-damaged", action="store_true", help="leave out and count episodes that cannot be read")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert, and print where."""
+    """Convert, and print the folder."""
     dataset = opening.open_declared(options)
     episodes = None if options.episodes is None else _range(options.episodes, len(dataset))
     converted(dataset, options.out, episodes=episodes, processes=options.processes, skip_damaged=options.skip_damaged)
@@ -39,7 +39,7 @@ def converted(
     processes: int | None = None,
     skip_damaged: bool = False,
 ) -> Conversion:
-    """Convert with a progress bar. Raises Interrupted if the person asked to stop."""
+    """Convert with a progress bar. Raises Interrupted on Ctrl-C or SIGTERM."""
     with graceful() as stop, ProgressBar("write") as writing, ProgressBar("verify") as verifying:
 
         def show(stage: str, done: int, total: int) -> None:
@@ -54,10 +54,12 @@ def converted(
             progress=show,
             stop=stop,
         )
-    noise = ", ".join(f"{camera} {db['worst']:.1f} dB at worst" for camera, db in report.psnr_db.items())
-    left = f", {len(report.skipped)} damaged ones left out" if report.skipped else ""
+    images = (
+        ", ".join(f"{camera} {db['worst']:.1f} dB at worst" for camera, db in report.psnr_db.items()) or "no images"
+    )
+    skipped = f", {len(report.skipped)} damaged ones left out" if report.skipped else ""
     console.print(
-        f"{report.episodes} episodes of {report.steps} steps{left}; read back: numbers equal, {noise or 'no images'}",
+        f"{report.episodes} episodes of {report.steps} steps{skipped}; read back: numbers equal, {images}",
     )
     return report
 

@@ -1,4 +1,4 @@
-"""`anyvla data info PATH`: what a data set holds, whatever its format, and what is wrong with it."""
+"""`anyvla data info PATH`: print the contents and faults of a data set of any format."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from anyvla.text import clean_instruction
 if TYPE_CHECKING:
     from anyvla.data.tools.proposal import Proposal
 
-_SHOWN = 5  # instructions, tasks and findings
+_SHOWN = 5  # instructions, tasks and findings to print
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     opening.add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--write",
         type=Path,
         metavar="FILE.yaml",
-        help="write the embodiment there, ready for --source; proposed where the data does not declare one",
+        help="write the embodiment to a file for --source; it is a proposal if the data declares none",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what the data set holds. Raises ValueError if the file to write exists, ConfigError as `opening`."""
+    """Print the facts. Raises ValueError if the file to write exists, and ConfigError for invalid options."""
     from anyvla.data.tools.proposal import propose
     from anyvla.data.tools.quality import check
 
     if options.write is not None and options.write.exists():
         raise ValueError(f"{options.write} exists already, perhaps with your answers: remove it or give another name")
-    looked = opening.open_for_inspection(options)
-    dataset = looked.dataset
+    inspected = opening.open_for_inspection(options)
+    dataset = inspected.dataset
     facts = describe(dataset)
     with ProgressBar("look") as bar:
         findings = check(dataset, progress=bar)
@@ -61,9 +61,9 @@ def run(options: argparse.Namespace) -> int:
     facts["wrong"] = {"counts": dict(counts), "first": [vars(f) for f in findings[:_SHOWN]]}
     facts["statistics"] = _statistics(dataset)
     proposal = None
-    if looked.undeclared is not None:
+    if inspected.undeclared is not None:
         with ProgressBar("propose") as bar:
-            proposal = propose(dataset, looked.format, timed=looked.undeclared.timed, progress=bar)
+            proposal = propose(dataset, inspected.format, timed=inspected.undeclared.timed, progress=bar)
         facts["proposal"] = {"text": proposal.text, "check": proposal.questions}
     if options.write is not None:
         known = {"embodiment": to_dict(dataset.embodiment)}
@@ -74,9 +74,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     _show(facts, _argument_text(options))
     if proposal is not None:
-        of = facts["statistics"]
-        if not isinstance(of, str):
-            Console().print(statistics_table(dataset.embodiment, of["action"], of["proprio"]))
+        statistics = facts["statistics"]
+        if not isinstance(statistics, str):
+            Console().print(statistics_table(dataset.embodiment, statistics["action"], statistics["proprio"]))
         _show_proposal(proposal, options)
     return 0
 
@@ -102,16 +102,18 @@ def _show(facts: Mapping[str, Any], data: str) -> None:
 
 
 def _show_proposal(proposal: Proposal, options: argparse.Namespace) -> None:
-    """Print the proposal, or where it was written, and what to do with it."""
+    """Print the proposal, or its file, and the next commands."""
     console = Console()
     path, file = shlex.quote(options.path), options.write
     if file is None:
-        console.print("\nThe data does not say what its numbers mean. A proposal:\n")
+        console.print("\nThe data does not declare the meaning of its numbers. A proposal:\n")
         console.print(proposal.text, soft_wrap=True)
-        console.print(f"To keep it in a file: anyvla data info {path} --write robot.yaml", soft_wrap=True)
+        console.print(f"To write it to a file: anyvla data info {path} --write robot.yaml", soft_wrap=True)
         return
     name = shlex.quote(str(file))
-    console.print(f"\nThe data does not say what its numbers mean. {file} holds a proposal.", soft_wrap=True)
+    console.print(
+        f"\nThe data does not declare the meaning of its numbers. {file} contains a proposal.", soft_wrap=True
+    )
     questions = proposal.questions
     if questions:
         console.print(f"Answer its {len(questions)} lines marked CHECK:", soft_wrap=True)
@@ -129,19 +131,19 @@ def _show_proposal(proposal: Proposal, options: argparse.Namespace) -> None:
 
 
 def describe(dataset: EpisodeDataset) -> dict[str, Any]:
-    """Return the facts of a data set as JSON; reads no frame."""
+    """Return the facts of a data set as JSON, without reading a frame."""
     robot, lengths = dataset.embodiment, dataset.lengths
     if not len(lengths):
-        raise ValueError(f"{dataset.root} holds no episode")
+        raise ValueError(f"{dataset.root} has no episodes")
     tasks = Counter(clean_instruction(dataset.task(i)) for i in range(len(dataset)))
-    said, first = Counter[str](), None
+    instructions, first = Counter[str](), None
     for index in _some(len(dataset)):
         episode = readable(dataset, index)
         if episode is not None:
-            said.update(episode.instructions[:1] or ("",))
+            instructions.update(episode.instructions[:1] or ("",))
             first = first or episode
     if first is None:
-        first = dataset[0]  # says why it cannot be read
+        first = dataset[0]  # raises the reason
     sizes = {c: "x".join(map(str, first.images[c].shape[1:3])) for c in robot.cameras}
     hz = 1 / float(np.median(np.diff(first.timestamps))) if len(first) > 1 else robot.control_hz
     return {
@@ -162,10 +164,10 @@ def describe(dataset: EpisodeDataset) -> dict[str, Any]:
         **opening.describe_vectors(robot),
         "tasks": {"different": len(tasks), "most": dict(tasks.most_common(_SHOWN))},
         "instructions": {
-            "open_for_inspection": sum(said.values()),
-            "different": len(said) - ("" in said),
-            "without": said[""],
-            "most": dict((said - Counter({"": said[""]})).most_common(_SHOWN)),
+            "open_for_inspection": sum(instructions.values()),
+            "different": len(instructions) - ("" in instructions),
+            "without": instructions[""],
+            "most": dict((instructions - Counter({"": instructions[""]})).most_common(_SHOWN)),
         },
         "fingerprint": dataset.fingerprint,
     }

@@ -1,4 +1,4 @@
-"""`anyvla data statistics PATH`: ranges, means and quantiles of every dim, and what normalization does with them."""
+"""`anyvla data statistics PATH`: print ranges, means and quantiles of every dim, and how normalization uses them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _COLUMNS = ("min", "q01", "mean", "std", "q99", "max")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     opening.add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print a table, or JSON. Raises ValueError for numbers that cannot be trained on."""
+    """Print a table, or JSON. Raises ValueError for invalid numbers such as NaN."""
     from anyvla.data.robot_statistics import statistics_of
 
     dataset = opening.open_and_warn(options)
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 def statistics_table(
     robot: Embodiment, action: Mapping[str, Sequence[float]], proprio: Mapping[str, Sequence[float]]
 ) -> Table:
-    """Return the table of every dim of a robot's actions and proprio."""
+    """Return a table with a row per dim of the robot's actions and proprio."""
     from anyvla.robot.ranges import constant_dims
 
     table = Table(box=None, pad_edge=False)
@@ -48,17 +48,17 @@ def statistics_table(
         table.add_column(heading, justify="right" if number else "left", no_wrap=number or heading == "dim")
     for name, space, of in (("action", robot.action, action), ("proprio", robot.proprio, proprio)):
         constant = constant_dims(space, of)
-        for group, place in zip(space.groups, space.slices().values(), strict=True):
-            for dim in range(place.start, place.stop):
+        for group, dims in zip(space.groups, space.slices().values(), strict=True):
+            for dim in range(dims.start, dims.stop):
                 values = {key: of[key][dim] for key in (*_COLUMNS, "low", "high")}
-                note = "" if group.kind == "gripper" else remark(values, constant[dim])
-                own = group.names[dim - place.start] if group.names else str(dim - place.start)
-                table.add_row(name, group.name, own, *(f"{values[k]:.4g}" for k in _COLUMNS), note)
+                note = "" if group.kind == "gripper" else remark_on(values, constant[dim])
+                label = group.names[dim - dims.start] if group.names else str(dim - dims.start)
+                table.add_row(name, group.name, label, *(f"{values[k]:.4g}" for k in _COLUMNS), note)
     return table
 
 
-def remark(values: dict[str, float], constant: bool) -> str:
-    """Return what is worth a look in the statistics of a dim; "" if nothing is."""
+def remark_on(values: dict[str, float], constant: bool) -> str:
+    """Return a remark on unusual statistics of a dim, or ""."""
     if constant:
         return "never varies"
     if (values["low"], values["high"]) != (values["q01"], values["q99"]):

@@ -1,4 +1,4 @@
-"""`anyvla data view PATH`: an episode as a page, or as a recording of rerun."""
+"""`anyvla data view PATH`: show an episode as a page or as a rerun recording."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from anyvla.cli import opening
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     opening.add_arguments(parser)
-    parser.add_argument("--episode", type=int, default=0, help="its number (default: %(default)s)")
+    parser.add_argument("--episode", type=int, default=0, help="number of the episode (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="the folder of the page (default: outputs/view/<data set>-<episode>)")
-    parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="a recording of rerun instead of a page")
+    parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="write a rerun recording instead of a page")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write, and print where. Raises ValueError for an episode that is not there or damaged."""
+    """Write the page, and print its path. Raises ValueError for an episode that is missing or damaged."""
     dataset = opening.open_and_warn(options)
     if not 0 <= options.episode < len(dataset):
         raise ValueError(f"{dataset.root} has {len(dataset)} episodes; no episode {options.episode}")

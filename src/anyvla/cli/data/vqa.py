@@ -1,4 +1,4 @@
-"""`anyvla data vqa`: questions and answers about labeled simulator frames, and a page to look at such data."""
+"""`anyvla data vqa`: make questions and answers about labeled simulator frames, or write a page of examples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from anyvla.cli.stopping import graceful
 from anyvla.config import build
 from anyvla.files import durable
 
-HELP = "questions and answers about simulator frames, for vision-language pre-training; --look shows such data"
 SHOWN = 24  # examples on the page
 STYLE = (
     "body{display:flex;flex-wrap:wrap;font:14px sans-serif}figure{width:256px;margin:12px}div{position:relative}"
@@ -27,40 +26,38 @@ STYLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("--benchmark", default="metaworld/half-open", help="whose frames (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=2000, help="how many (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="pixels a side (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="equal seed, equal data (default: %(default)s)")
-    parser.add_argument("--processes", type=int, help="how many simulate at once (default: one per core)")
-    parser.add_argument("--out", type=Path, help="the folder to make; an interrupted run goes on there")
-    parser.add_argument(
-        "--look", type=Path, metavar="PATH", help="make nothing; counts and examples of what lies there"
-    )
+    """Add the options of the command."""
+    parser.add_argument("--benchmark", default="metaworld/half-open", help="the suite to render (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=2000, help="number of frames (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="height and width in pixels (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--processes", type=int, help="number of simulator processes (default: one per core)")
+    parser.add_argument("--out", type=Path, help="the folder to write; an interrupted run resumes there")
+    parser.add_argument("--look", type=Path, metavar="PATH", help="only show counts and examples of existing data")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make or look. Raises ValueError for settings that cannot be."""
+    """Make the data or show it. Raises ValueError for invalid settings."""
     if options.look is not None:
         print(look(options.look))
         return 0
     if options.out is None:
-        raise ValueError("say where the data shall lie: --out FOLDER (or look at some: --look FOLDER)")
+        raise ValueError("give the folder to write: --out FOLDER (or show existing data: --look FOLDER)")
     from anyvla.demonstrations.label_frames import LabelConfig, label
 
     keys = ("benchmark", "frames", "size", "seed", "processes")
     config = build(LabelConfig, {key: getattr(options, key) for key in keys})
     with graceful() as stop, ProgressBar("label") as bar:
         root = label(config, options.out, progress=bar, stop=stop)
-    console.print(f"questions and answers: {root}; look at them: anyvla data vqa --look {root}")
+    console.print(f"questions and answers: {root}; to look at them: anyvla data vqa --look {root}")
     print(root)
     return 0
 
 
 def look(path: Path) -> Path:
-    """Print counts of vision-language data of any known layout, write a page with examples beside it; returns the page.
+    """Print counts of vision-language data of any known layout, and write a page with examples. Return the page.
 
-    Answers that are points (two numbers, percent) are drawn into the picture.
+    Answers that are points (two numbers, in percent) are drawn into the image.
     """
     from PIL import Image
 
@@ -69,7 +66,7 @@ def look(path: Path) -> Path:
     data = open_vqa(path / "train.json" if (path / "train.json").is_file() else path)
     answers = Counter(answer for example in data for _, answer in example.turns)
     absent = data.missing()
-    console.print(f"{data.layout}: {len(data)} examples, {answers.total()} answers, {len(absent)} pictures missing")
+    console.print(f"{data.layout}: {len(data)} examples, {answers.total()} answers, {len(absent)} images missing")
     for answer, count in answers.most_common(12):
         console.print(f"{count:8d}  {answer[:80]}")
     rows = []
@@ -83,8 +80,8 @@ def look(path: Path) -> Path:
             Image.fromarray(pixels).save(file, "PNG")
             coded = base64.b64encode(file.getvalue()).decode()
             pictures.append(f'<div><img src="data:image/png;base64,{coded}">{points}</div>')
-        said = "".join(f"<p>{html.escape(q)}<br><b>{html.escape(a)}</b></p>" for q, a in example.turns)
-        rows.append(f"<figure>{''.join(pictures)}<figcaption>{said}</figcaption></figure>")
+        dialog = "".join(f"<p>{html.escape(q)}<br><b>{html.escape(a)}</b></p>" for q, a in example.turns)
+        rows.append(f"<figure>{''.join(pictures)}<figcaption>{dialog}</figcaption></figure>")
     page = path / "examples.html" if path.is_dir() else path.with_name(f"{path.stem}-examples.html")
     durable.write(page, f"<!doctype html><meta charset=utf-8><style>{STYLE}</style>{''.join(rows)}", to_disk=False)
     return page

@@ -1,8 +1,8 @@
-"""`anyvla doctor backbone MODEL`: a model's card, and whether it keeps the promises of a backbone.
+"""`anyvla doctor backbone MODEL`: report on a model, and check that it meets the contract of a backbone.
 
-MODEL is a model folder or an id of the Hugging Face hub; or the name of a backbone that needs none, such as `nano`.
-It is built as a recipe would build it (`--option KEY=VALUE` is a line of the recipe's section `backbone:`), and the
-checks are those that every family of the test matrix passes. Exit status 0: no check failed.
+MODEL is a model folder, an id of the Hugging Face hub, or the name of a backbone that needs neither, such as `nano`.
+The backbone is built as a recipe would build it (`--option KEY=VALUE` sets a key of the recipe's section `backbone:`).
+The checks are the ones that every family in the test matrix passes. The exit status is 0 if no check failed.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ COLORS = {"passed": "green", "failed": "red", "not applicable": "yellow"}
 
 @dataclass(frozen=True)
 class BackboneReport:
-    """What one backbone is."""
+    """The facts of a backbone."""
 
-    name: str  # in a recipe
+    name: str  # of the backbone in a recipe
     model_class: str
     model_type: str
-    parameters: Mapping[str, int]  # of each part; `head`: an LM head of its own, which belongs to none
-    trainable: int  # parameters
+    parameters: Mapping[str, int]  # of each part; `head`: a separate LM head, which belongs to no part
+    trainable: int  # number of parameters
     width: int  # of a readout
-    image_size: tuple[int, int] | None  # pixels (h, w) that an image is scaled to
-    image_tokens: int | None  # of one camera image
-    image_wrapping: int | None  # tokens around and between them
-    context: int | None  # tokens
+    image_size: tuple[int, int] | None  # (height, width) that an image is scaled to, in pixels
+    image_tokens: int | None  # per camera image
+    image_wrapping: int | None  # tokens around and between the image tokens
+    context: int | None  # maximum number of tokens
     dtype: str
     capabilities: tuple[str, ...]
     note: str = ""
-    untrained: str = ""  # weights that are as they were initialized
+    untrained: str = ""  # names weights that are still freshly initialized
     warnings: tuple[str, ...] = ()
 
 
 def main(argv: list[str]) -> int:
-    """Print the card and the checks; the exit status is 0 only if none failed."""
+    """Print the report and the results of the checks. Return 0 only if no check failed."""
     parser = argparse.ArgumentParser(
         prog="anyvla doctor backbone", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="a model folder, an id of the hub, or the name of a backbone that needs neither")
-    parser.add_argument("--name", help=f"the backbone that reads it: {', '.join(backbones)}; default: auto")
+    parser.add_argument("model", help="a model folder, a hub id, or the name of a backbone that needs neither")
+    parser.add_argument("--name", help=f"the backbone that loads it: {', '.join(backbones)} (default: auto)")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="of the backbone; as often as needed"
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="set an option of the backbone; repeatable"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
-    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     part = choose_backbone(options.model, options.name, options.option)
 
@@ -71,10 +71,10 @@ def main(argv: list[str]) -> int:
 
     _silence_transformers()
     backbone = _build(part, options.device)
-    card = describe(backbone, part.name)
+    report = describe(backbone, part.name)
     if not options.json:
-        _print_report(card)
-    _warn_about_memory(card, options.device)
+        _print_report(report)
+    _warn_about_memory(report, options.device)
     results: list[Result] = []
     with ProgressBar("checks") as bar:
         names = [*CHECKS, ""]
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
             bar(len(results), len(CHECKS), names[len(results)])
     failed = [r.check for r in results if r.state == "failed"]
     if options.json:
-        document = {"card": dataclasses.asdict(card), "checks": [dataclasses.asdict(r) for r in results]}
+        document = {"card": dataclasses.asdict(report), "checks": [dataclasses.asdict(r) for r in results]}
         print(json.dumps(document | {"failed": failed}, indent=1))
     else:
         _print_results(results)
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
 
 
 def choose_backbone(model: str, name: str | None, options: Sequence[str]) -> Part:
-    """The backbone that is meant, with its checked options. Raises ConfigError or ValueError."""
+    """Return the requested backbone with its validated options. Raises ConfigError or ValueError."""
     wrong = [o for o in options if "=" not in o]
     if wrong:
         raise ValueError(f"--option {wrong[0]} has no value; write --option KEY=VALUE, as in --option dtype=bfloat16")
@@ -105,7 +105,7 @@ def choose_backbone(model: str, name: str | None, options: Sequence[str]) -> Par
     if not alone:
         if "path" not in {f.name for f in dataclasses.fields(target.Config)}:
             raise ValueError(
-                f"backbone {chosen!r} reads no model folder; run `anyvla doctor backbone {chosen}`, with "
+                f"backbone {chosen!r} loads no model folder; run `anyvla doctor backbone {chosen}`, with "
                 "--option KEY=VALUE for its options"
             )
         given["path"] = model
@@ -118,7 +118,7 @@ def _build(part: Part, device: str) -> Backbone:
         return part.build().to(device)
     except (ValueError, ImportError):
         raise
-    except Exception as error:  # a stranger's model may raise anything; its traceback helps only who asks for it
+    except Exception as error:  # a third-party model may raise anything
         if os.environ.get("ANYVLA_DEBUG"):
             raise
         raise ValueError(
@@ -127,10 +127,10 @@ def _build(part: Part, device: str) -> Backbone:
 
 
 def describe(backbone: Backbone, name: str) -> BackboneReport:
-    """The card of a backbone that stands."""
+    """Return the report of a backbone that is already loaded."""
     model: Any = getattr(backbone, "model", backbone)
     pixels, quirk = getattr(backbone, "pixels", None), getattr(backbone, "quirk", None)
-    tokens, places = getattr(backbone, "image_tokens", None), getattr(backbone, "tokens_per_camera", None)
+    tokens, total = getattr(backbone, "image_tokens", None), getattr(backbone, "tokens_per_camera", None)
     return BackboneReport(
         name=name,
         model_class=type(model).__name__,
@@ -140,7 +140,7 @@ def describe(backbone: Backbone, name: str) -> BackboneReport:
         width=backbone.width,
         image_size=getattr(pixels, "size", None),
         image_tokens=tokens,
-        image_wrapping=None if tokens is None or places is None else places - tokens,
+        image_wrapping=None if tokens is None or total is None else total - tokens,
         context=getattr(backbone, "context", None),
         dtype=str(next(backbone.parameters()).dtype).removeprefix("torch."),
         capabilities=tuple(sorted(backbone.capabilities)),
@@ -151,18 +151,18 @@ def describe(backbone: Backbone, name: str) -> BackboneReport:
 
 
 def _describe_fresh_weights(backbone: Backbone) -> str:
-    """How many weights were never trained, so that the checks run on redrawn ones; "" if all were."""
+    """Return the number of tensors that no checkpoint provides, with an example; "" if there is none."""
     from anyvla.backbones.checks.fresh_weights import fresh_weights
 
     found, count = fresh_weights(backbone), sum(1 for _ in backbone.parameters())
     if not found:
         return ""
     name = next(iter(found))
-    return f"{len(found)} of {count} tensors, as {name}: freshly initialized, so the checks run on redrawn ones"
+    return f"{len(found)} of {count} tensors, such as {name}: freshly initialized, so the checks use random weights"
 
 
 def _conflicting_token_ids(backbone: Backbone) -> Iterator[str]:
-    """Token ids that the tokenizer and the model's configuration disagree in."""
+    """Yield a message for each special token on which the tokenizer and the model's configuration disagree."""
     config = getattr(getattr(backbone, "model", None), "config", None)
     tokenizer = getattr(backbone, "tokenizer", None)
     if config is None or tokenizer is None:
@@ -170,15 +170,16 @@ def _conflicting_token_ids(backbone: Backbone) -> Iterator[str]:
     parts = (config, config.get_text_config() if hasattr(config, "get_text_config") else config)
     for kind in ("pad", "bos", "eos"):
         own = getattr(tokenizer, f"{kind}_token_id", None)
-        told = next((t for c in parts if (t := getattr(c, f"{kind}_token_id", None)) is not None), None)
-        if own is None or told is None or own in (told if isinstance(told, list | tuple) else (told,)):
+        configured = next((t for c in parts if (t := getattr(c, f"{kind}_token_id", None)) is not None), None)
+        ids = configured if isinstance(configured, list | tuple) else (configured,)
+        if own is None or configured is None or own in ids:
             continue
         token = tokenizer.convert_ids_to_tokens(own)
-        yield f"the tokenizer's {kind} token is {token} (id {own}), the model's configuration says id {told}"
+        yield f"the tokenizer's {kind} token is {token} (id {own}), the model's configuration says id {configured}"
 
 
 def _count_parameters(backbone: Backbone) -> dict[str, int]:
-    """Parameters of each part, and of an LM head that is none's."""
+    """Return the number of parameters of each part, and of an LM head that belongs to no part."""
     from anyvla.backbones.adapting.parts import parameters_by_part
 
     counts: dict[str, int] = {part: sum(w.numel() for w in own) for part, own in parameters_by_part(backbone).items()}
@@ -192,41 +193,41 @@ def _silence_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def _warn_about_memory(card: BackboneReport, device: str) -> None:
-    """Weights, as many gradients, and a second copy for the check of saving and loading."""
+def _warn_about_memory(report: BackboneReport, device: str) -> None:
+    """Warn if the checks need more memory than is free: weights, gradients, and a copy for saving and loading."""
     import psutil
 
     if device != "cpu":
         return
-    size = 2 if card.dtype in ("bfloat16", "float16") else 4
-    needed, free = 3 * size * sum(card.parameters.values()), psutil.virtual_memory().available
+    size = 2 if report.dtype in ("bfloat16", "float16") else 4
+    needed, free = 3 * size * sum(report.parameters.values()), psutil.virtual_memory().available
     if needed > 0.9 * free:
         console.print(
-            f"The checks take about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free. Where the run is "
+            f"The checks need about {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} are free. If the process is "
             "killed, use a larger machine, --device cuda, or fewer layers: --option layers=2",
             style="yellow",
         )
 
 
-def _print_report(card: BackboneReport) -> None:
+def _print_report(report: BackboneReport) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
-    total = sum(card.parameters.values())
-    size = "as it comes" if card.image_size is None else "{} x {} pixels".format(*card.image_size)
+    total = sum(report.parameters.values())
+    size = "not scaled" if report.image_size is None else "{} x {} pixels".format(*report.image_size)
     rows = {
-        "class": f"{card.model_class} ({card.model_type})" if card.model_type else card.model_class,
-        "in a recipe": f"backbone: {{name: {card.name}, ...}}",
-        "parameters": f"{_short(total)}, {_short(card.trainable)} to train, {card.dtype}",
-        **{f"  {part}": _short(count) for part, count in card.parameters.items()},
-        "an image": f"{card.image_tokens} tokens and {card.image_wrapping} around them, {size}",
-        "a readout": f"{card.width} numbers",
-        "context": f"{card.context} tokens" if card.context else "not limited",
-        "capabilities": ", ".join(card.capabilities) or "reads one step only",
-        **({"note": card.note} if card.note else {}),
-        **({"untrained": card.untrained} if card.untrained else {}),
-        **({"token ids": "; ".join(card.warnings)} if card.warnings else {}),
+        "class": f"{report.model_class} ({report.model_type})" if report.model_type else report.model_class,
+        "in a recipe": f"backbone: {{name: {report.name}, ...}}",
+        "parameters": f"{_short(total)}, {_short(report.trainable)} trainable, {report.dtype}",
+        **{f"  {part}": _short(count) for part, count in report.parameters.items()},
+        "an image": f"{report.image_tokens} tokens and {report.image_wrapping} around them, {size}",
+        "a readout": f"{report.width} numbers",
+        "context": f"{report.context} tokens" if report.context else "not limited",
+        "capabilities": ", ".join(report.capabilities) or "reads one step only",
+        **({"note": report.note} if report.note else {}),
+        **({"untrained": report.untrained} if report.untrained else {}),
+        **({"token ids": "; ".join(report.warnings)} if report.warnings else {}),
     }
-    for what, text in rows.items():
-        table.add_row(what, text)
+    for name, text in rows.items():
+        table.add_row(name, text)
     Console().print(table)
 
 

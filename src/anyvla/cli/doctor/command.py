@@ -1,4 +1,4 @@
-"""`anyvla doctor`: what this machine can do, what is missing, and the command that mends it."""
+"""`anyvla doctor`: check this machine: what it supports, what is missing, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontSca
 
 @dataclass(frozen=True)
 class MachineCheck:
-    """One thing looked at."""
+    """The result of one check."""
 
     what: str
     state: Literal["ok", "missing", "note"]
@@ -55,7 +55,7 @@ class MachineCheck:
 
 
 def main(argv: list[str]) -> int:
-    """Print the findings; the exit status is 1 if something is missing that the quickstart needs."""
+    """Print the results. The exit status is 1 if something that the quickstart needs is missing."""
     if argv[:1] == ["backbone"]:
         from anyvla.cli.doctor import backbone as doctor_backbone
 
@@ -63,15 +63,15 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="anyvla doctor",
         description=__doc__,
-        epilog="`anyvla doctor backbone FOLDER_OR_ID` examines a vision-language model instead.",
+        epilog="To check a vision-language model instead: anyvla doctor backbone FOLDER_OR_ID",
     )
-    parser.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     findings = [*_machine(), *_packages(), *_extras(), _rendering(), _video()]
     if options.json:
         print(json.dumps([asdict(f) for f in findings], indent=1))
     else:
-        table = Table("", "what", "found", "to mend it", box=None, pad_edge=False)
+        table = Table("", "what", "found", "to fix it", box=None, pad_edge=False)
         colors = {"ok": "green", "missing": "red", "note": "yellow"}
         for f in findings:
             table.add_row(Text(f.state, colors[f.state]), f.what, f.found, f.mend)
@@ -131,7 +131,7 @@ def _extras() -> list[MachineCheck]:
 
 
 def _rendering() -> MachineCheck:
-    """Try each backend in a process of its own: a broken driver may take its process down."""
+    """Try each backend in a separate process, because a broken driver may crash it."""
     if importlib.util.find_spec("mujoco") is None:
         return MachineCheck("rendering", "note", "not tried: mujoco is not installed")
     wanted = os.environ.get("MUJOCO_GL")
@@ -145,7 +145,7 @@ def _rendering() -> MachineCheck:
 def _video() -> MachineCheck:
     import av
 
-    able = "libx264" in av.codecs_available
+    available = "libx264" in av.codecs_available
     return MachineCheck(
-        "video", "ok" if able else "missing", f"PyAV {av.__version__}", "" if able else "pip install -U av"
+        "video", "ok" if available else "missing", f"PyAV {av.__version__}", "" if available else "pip install -U av"
     )

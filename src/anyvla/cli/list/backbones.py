@@ -1,7 +1,7 @@
-"""`anyvla list backbones`: the registered backbones, and the families of models that `auto` reads.
+"""`anyvla list backbones`: list the registered backbones, and the families of models that `auto` reads.
 
-What was measured comes from the packaged results, so that listing imports neither torch nor transformers; only what
-third parties registered is imported.
+The rows come from packaged measurements, so that listing imports neither torch nor transformers. Only backbones of
+third parties are imported.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from anyvla.backbones.families.results import FamilyResult, load_results
 from anyvla.cli.console import Console
 from anyvla.registry import backbones
 
-# `anyvla.backbones.base`, which imports torch, explains them.
+# Explained in `anyvla.backbones.base`, which is not imported here because it imports torch.
 CAPABILITIES = ("interleave", "block_mask", "continue", "cache", "keys_values", "lm_head")
 
 
 def show(as_json: bool) -> int:
     """Print one row per backbone and family."""
-    rows = [*_registered(), *_families()]
+    rows = [*_backbone_rows(), *_family_rows()]
     if as_json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -35,10 +35,9 @@ def show(as_json: bool) -> int:
         table.add_row(name, *able, "yes" if row["tested"] else "-", row["notes"])
     Console().print(table)
     print(
-        f"\nIndented: families that `auto` reads, tested with transformers "
-        f"{load_results().versions['transformers']}. It may "
-        f"read {len(rows) - len(shown)} more model types that\nno test covers (--json names them): "
-        "`anyvla doctor backbone FOLDER_OR_ID` tells."
+        f"\nIndented: families that `auto` reads, tested with transformers {load_results().versions['transformers']}. "
+        f"{len(rows) - len(shown)} more model types are untested (--json names\nthem); to test one: "
+        "`anyvla doctor backbone FOLDER_OR_ID`."
     )
     return 0
 
@@ -56,17 +55,17 @@ def _row(kind: str, measured: FamilyResult) -> dict[str, Any]:
     }
 
 
-def _registered() -> list[dict[str, Any]]:
+def _backbone_rows() -> list[dict[str, Any]]:
     known = load_results().backbones
-    rows = [_row("backbone", known[name]) if name in known else _stranger(name) for name in backbones]
+    rows = [_row("backbone", known[name]) if name in known else _third_party_row(name) for name in backbones]
     for row in rows:
-        if row["name"] == "auto":  # what its families are
+        if row["name"] == "auto":  # tested if its families are
             row |= {"tested": bool(load_results().families), "transformers": load_results().versions["transformers"]}
     return rows
 
 
-def _stranger(name: str) -> dict[str, Any]:
-    """A backbone that came with another package."""
+def _third_party_row(name: str) -> dict[str, Any]:
+    """Return the row of a backbone from another package."""
     blank = {"kind": "backbone", "name": name, "class": "", "capabilities": None, "tested": False, "transformers": None}
     try:
         target = backbones[name]
@@ -78,7 +77,7 @@ def _stranger(name: str) -> dict[str, Any]:
     return blank | {"class": target.__name__, "capabilities": able, "notes": notes}
 
 
-def _families() -> list[dict[str, Any]]:
+def _family_rows() -> list[dict[str, Any]]:
     rows = [_row("family", measured) for measured in load_results().families.values()]
     for model_type, model_class in load_results().untried.items():
         blank = {"kind": "family", "name": model_type, "class": model_class, "capabilities": None, "tested": False}

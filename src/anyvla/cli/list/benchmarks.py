@@ -1,4 +1,4 @@
-"""`anyvla list benchmarks`: what can be played here, suite by suite, and how to get the rest."""
+"""`anyvla list benchmarks`: list the suites that this machine can run, and how to install the others."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from anyvla_sim.spec import Spec
 
 
 def show(as_json: bool) -> int:
-    """Print a table, or JSON; one row a suite."""
-    found = [_about(name) for name in benchmarks]
+    """Print a table with one row per suite, or JSON."""
+    found = [_describe(name) for name in benchmarks]
     if as_json:
         print(json.dumps(found, indent=1))
         return 0
@@ -29,12 +29,11 @@ def show(as_json: bool) -> int:
     for benchmark in found:
         if "missing" in benchmark:
             console.print(f"{benchmark['name']}: {benchmark['missing']}")
-        for what in ("factors", "disturbances"):
-            if benchmark.get(what):
-                levels = benchmark[what]
-                said = "; ".join(f"{k}: {', '.join(v)}" for k, v in levels.items()) if what == "factors" else levels
-                line = said if isinstance(said, str) else ", ".join(said)
-                console.print(f"{benchmark['name']}, {what}: {line}")
+        if benchmark.get("factors"):
+            levels = "; ".join(f"{factor}: {', '.join(names)}" for factor, names in benchmark["factors"].items())
+            console.print(f"{benchmark['name']}, factors: {levels}")
+        if benchmark.get("disturbances"):
+            console.print(f"{benchmark['name']}, disturbances: {', '.join(benchmark['disturbances'])}")
     return 0
 
 
@@ -42,11 +41,11 @@ def _episodes(suite: Suite) -> int:
     return suite.episodes if suite.chains else sum(task.episodes or suite.episodes for task in suite.tasks)
 
 
-def _about(name: str) -> dict[str, Any]:
-    """A benchmark as it is here; `missing` says why it cannot be played."""
+def _describe(name: str) -> dict[str, Any]:
+    """Return the facts of a benchmark. The key `missing`, if present, says why it cannot run here."""
     try:
         benchmark = Spec(benchmarks.target(name)).open()
-    except (BenchmarkUnusable, ImportError, ValueError) as error:  # not installed; or, as gym, it needs to be told more
+    except (BenchmarkUnusable, ImportError, ValueError) as error:  # not installed, or needs settings as gym does
         return {"name": name, "suites": [], "missing": str(error)}
     suites = []
     for suite_name in benchmark.suites():
