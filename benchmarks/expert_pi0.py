@@ -49,8 +49,8 @@ from anyvla.config import build
 from anyvla.decoders.base import DecoderInput, DecoderSpec
 from anyvla.decoders.expert import ExpertDecoder
 from anyvla.decoders.expert_weights import load_pi0
-from anyvla.histories.base import Steps
-from anyvla.histories.policy_head import NoHistory
+from anyvla.histories.base import StepInputs
+from anyvla.histories.policy_head import SingleStep
 from anyvla.robot.space import ActionSpace
 
 SIDE, VIEWS, CHUNK, ACTIONS, PROPRIO = 112, 2, 50, 7, 8
@@ -78,9 +78,9 @@ class Sides:
     def context(self) -> DecoderInput:
         """Images and prompts through our backbone; one readout, which the expert's weights do not hear."""
         written = torch.zeros(len(self.texts), 1, self.backbone.width, device=self.images.device)
-        steps = Steps(self.images, self.texts, written, 1)
+        steps = StepInputs(self.images, self.texts, written, 1)
         mask = torch.ones(len(self.texts), 1, dtype=torch.bool, device=self.images.device)
-        reading = NoHistory(NoHistory.Config()).windows(self.backbone, steps, mask, remember=True)
+        reading = SingleStep(SingleStep.Config()).windows(self.backbone, steps, mask, remember=True)
         return DecoderInput(torch.cat([reading.readouts[:, 0, 0], self.given["state"]], 1), reading.continuation)
 
     def our_loss(self, context: DecoderInput | None = None) -> Tensor:

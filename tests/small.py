@@ -158,7 +158,7 @@ def windowed(vla: VLA, data: Batch) -> torch.Tensor:
     with torch.inference_mode():
         out = torch.zeros(*data.actions.shape)
         generators = [torch.Generator().manual_seed(0) for _ in range(int(data.step_mask.sum()))]
-        out[data.step_mask] = vla.action.denormalize(
+        out[data.step_mask] = vla.action_normalizer.denormalize(
             vla.decoder.sample(vla.read(data), generators), torch.zeros(len(generators), dtype=torch.int64)
         )
         return out

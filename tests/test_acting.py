@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from anyvla.observing import Proprio
+from anyvla.observing import ProprioChecker
 from anyvla.policy import VLA
 from anyvla.robot.shared_layout import Robot
 from anyvla.robot.space import ActionSpace, Group
@@ -77,7 +77,7 @@ def judged(group, recorded, value):
     space = ActionSpace(groups=(group,))
     known = {"min": low, "max": high}
     robot = Robot(dataclasses.replace(embodiment(), proprio=space), dataclasses.replace(statistics(), proprio=known))
-    return Proprio(robot).implausible(np.array(value, np.float32)).any()
+    return ProprioChecker(robot).implausible(np.array(value, np.float32)).any()
 
 
 ARM = Group(name="joints", size=3, kind="joints", unit="rad")
@@ -154,7 +154,7 @@ def state(vla, session):
         else [r.image, r.written]
         if hasattr(r, "image")
         else [r]
-        for r in session.memory
+        for r in session.history_state
     ]
     kept = [x for item in memory for x in item] + [*session.proprio, session.generator.get_state()]
     return [torch.as_tensor(x).clone() for x in kept]
@@ -195,7 +195,7 @@ def test_a_refused_call_changes_no_session(history, fuser, monkeypatch):
                     vla.act(both, sessions)
             assert all(same(a, state(vla, s)) for a, s in zip(was, sessions, strict=True))
         with monkeypatch.context() as patch:  # anything else that goes wrong, late
-            patch.setattr(vla.action, "denormalize", lambda *_: 1 / 0)
+            patch.setattr(vla.action_normalizer, "denormalize", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 vla.act(both, sessions)
         again, expected = vla.act(both, sessions), vla.act(both, undisturbed)
@@ -220,9 +220,9 @@ def test_images_that_change_their_size_within_a_session(history, fuser):
 
 def test_a_chunk_that_overflows_in_robot_units_is_not_sent():
     vla = policy()
-    vla.action.scale.fill_(3e38)
-    vla.action.offset.fill_(3e38)
-    vla.action.limit.fill_(torch.inf)
+    vla.action_normalizer.scale.fill_(3e38)
+    vla.action_normalizer.offset.fill_(3e38)
+    vla.action_normalizer.limit.fill_(torch.inf)
     sample = vla.decoder.sample
     vla.decoder.sample = lambda *a: sample(*a).abs() + 1  # finite itself
     with pytest.raises(ChunkError, match="not finite"):

@@ -70,7 +70,7 @@ def outputs(vla: VLA, data: Batch) -> Outputs:
     with torch.no_grad():
         context = vla.read(data)
         blind = dataclasses.replace(context, vector=torch.zeros_like(context.vector))
-        actions = vla.action.normalize(data.actions, data.robots)[0]
+        actions = vla.action_normalizer.normalize(data.actions, data.robots)[0]
 
         def losses(read: Any) -> Tensor:
             of_each = OWN[:, :, None].expand(-1, -1, actions.shape[1])
@@ -152,7 +152,11 @@ def test_the_loss_trains_all_that_a_step_sees(history: str, decoder: str, codecs
     vla.loss(data, seeded()).value.backward()
     assert vla.queries.grad.abs().amax(1).gt(0).tolist() == [True, True]
     vision = next(vla.backbone.model.model.vision_tower.parameters())
-    parts = [vla.fuser, vla.backbone.model.model.language_model, *([] if vla.proprio is None else [vla.proprio])]
+    parts = [
+        vla.fuser,
+        vla.backbone.model.model.language_model,
+        *([] if vla.proprio_embedding is None else [vla.proprio_embedding]),
+    ]
     assert vision.grad.any()
     for part in parts:
         assert all(weight.grad.any() for weight in part.parameters() if weight.requires_grad and weight.ndim > 1)

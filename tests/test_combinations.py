@@ -113,7 +113,7 @@ def test_it_acts_as_it_was_trained(structure: Combination, vla: VLA) -> None:
     for step in range(STEPS):
         order = [1, 0] if step in (1, STEPS - 1) else [0, 1]  # sessions may come in any order
         acted = act(vla, data, order, step, [together[row] for row in order])[order]
-        length = vla.history.length(together[0].memory)
+        length = vla.history.window_length(together[0].history_state)
         assert length == LENGTHS[structure.history][step]
         seen = windowed(vla, cut(data, step + 1 - length, step + 1))
         torch.testing.assert_close(acted, seen[:, -1], atol=1e-4, rtol=1e-4)
@@ -223,7 +223,7 @@ def test_options_act_as_they_were_trained(name: str) -> None:
     for step in range(STEPS):
         acted.append(act(vla, data, [0, 1], step, sessions))
         begin = step + 1 - LENGTHS[kind][step]
-        assert vla.history.length(sessions[0].memory) == LENGTHS[kind][step]
+        assert vla.history.window_length(sessions[0].history_state) == LENGTHS[kind][step]
         own = dataclasses.replace(data, actions=torch.stack(acted, 1))  # training on what was done
         seen = windowed(vla, cut(own, begin, step + 1))
         torch.testing.assert_close(acted[-1], seen[:, -1], atol=1e-4, rtol=1e-4)
@@ -264,11 +264,11 @@ def test_a_session_of_any_length_keeps_no_more_than_two_windows() -> None:
     most, lengths = 0, []
     for _ in range(40):
         vla.act([observation(data, 0, 0)], [session])
-        caches = {id(run.cache): run.cache for run in session.memory}
+        caches = {id(run.cache): run.cache for run in session.history_state}
         most = max(most, sum(cache.valid.numel() for cache in caches.values()))
-        lengths.append(vla.history.length(session.memory))
+        lengths.append(vla.history.window_length(session.history_state))
     alone = vla.start("open it")
     vla.act([observation(data, 0, 0)], [alone])
-    assert most <= 2 * 6 * alone.memory[0].cache.valid.numel()
+    assert most <= 2 * 6 * alone.history_state[0].cache.valid.numel()
     assert lengths[:6] == [1, 2, 3, 4, 5, 6]
     assert set(lengths[6:]) == {4, 5, 6}

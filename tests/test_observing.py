@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from anyvla.config import build
-from anyvla.observing import Observer, Proprio
+from anyvla.observing import Observer, ProprioChecker
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import Statistics
-from anyvla.robot.shared_layout import Canonical, Robot
+from anyvla.robot.shared_layout import Robot, SharedLayout
 from anyvla.robot.space import ActionSpace, Group
 from anyvla.robot.views import ViewConfig
 from anyvla.types import Observation
@@ -43,7 +43,7 @@ CLAW = made("claw", "wrist top", (GRIP, HAND), ranges((0, 0), (10, 14), (10, 10)
 def is_implausible(of: Robot, dim: int, value: float, usual: tuple[float, ...]) -> bool:
     vector = np.array(usual, np.float32)
     vector[dim] = value
-    found = Proprio(of).implausible(vector)
+    found = ProprioChecker(of).implausible(vector)
     assert not np.delete(found, dim).any()
     return bool(found[dim])
 
@@ -84,7 +84,7 @@ def test_nothing_is_implausible_where_nothing_is_known() -> None:
 
 def observer(**view: Any) -> Observer:
     robots = [ARM, CLAW]
-    return Observer(robots, Canonical([r.embodiment for r in robots]), build(ViewConfig, view))
+    return Observer(robots, SharedLayout([r.embodiment for r in robots]), build(ViewConfig, view))
 
 
 def shown(cameras: dict[str, int], proprio: list[float], size: tuple[int, int] = (4, 4)) -> Observation:
@@ -104,7 +104,7 @@ def test_each_robot_is_read_into_its_own_places() -> None:
 @pytest.mark.parametrize("shape", [(1,), (3,), (1, 2), (2, 1), ()])
 def test_proprio_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="observation 4: proprio has shape"):
-        Proprio(ARM).read(np.zeros(shape, np.float32)[...], 4)
+        ProprioChecker(ARM).read(np.zeros(shape, np.float32)[...], 4)
 
 
 def test_images_are_fitted_as_the_view_says() -> None:
@@ -142,6 +142,6 @@ def test_messages_name_the_dims_as_the_data_does() -> None:
     [group] = known.embodiment.proprio.groups
     named = dataclasses.replace(group, names=("ee_x", "ee_y", "ee_z"))
     arm = dataclasses.replace(known.embodiment, proprio=ActionSpace(groups=(named,)))
-    proprio = Proprio(dataclasses.replace(known, embodiment=arm))
+    proprio = ProprioChecker(dataclasses.replace(known, embodiment=arm))
     with pytest.raises(ValueError, match=r"group 'position', dim 1 \(ee_y\) is nan"):
         proprio.read(np.array([0, np.nan, 0], np.float32), 0)

@@ -9,7 +9,7 @@ from anyvla.backbones.nano.backbone import NanoBackbone
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
 from anyvla.robot.shared_layout import Robot
-from anyvla.robot.views import evaluation_view, fit
+from anyvla.robot.views import center_crop_views, resize_to_view
 from anyvla.types import Observation
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import write_family
@@ -168,8 +168,8 @@ def test_acting_sees_the_center_of_what_training_crops(crop):
     vla = policy(view={"size": [SIZE, SIZE], "crop": crop})
     data = batch(1, 1)
     large = {c: np.repeat(np.repeat(f[0], 2, 0), 3, 1) for c, f in episode(1).images.items()}
-    views = np.stack([fit(image, vla.config.view) for image in large.values()])
-    seen = evaluation_view(torch.from_numpy(views)[None], vla.config.view.crop)
+    views = np.stack([resize_to_view(image, vla.config.view) for image in large.values()])
+    seen = center_crop_views(torch.from_numpy(views)[None], vla.config.view.crop)
     assert not torch.equal(seen, torch.from_numpy(views)[None])
     expected = windowed(vla, dataclasses.replace(data, images=seen[:, None]))
     [chunk] = vla.act([Observation(large, data.proprio[0, 0].numpy())], [vla.start(data.instructions[0])])

@@ -165,14 +165,14 @@ def test_the_readouts_are_the_last_hidden_states_at_the_queries(history: Any, ke
         vla.queries[1] += 1
         vla.read(data)
         vla.act([observation(data, 0, 0)], [vla.start(data.instructions[0])])
-        if vla.proprio is not None:
-            vla.proprio.bias += 1
+        if vla.proprio_embedding is not None:
+            vla.proprio_embedding.bias += 1
             vla.read(data)
     trained, acted, trained_other, acted_other = seen[:4]
     for one, other in ((trained, trained_other), (acted, acted_other)):
         torch.testing.assert_close(one[:width], other[:width], atol=1e-6, rtol=0)
         assert (one - other)[width : 2 * width].abs().max() > 1e-3
-    if vla.proprio is not None:  # the token of proprio comes before the queries
+    if vla.proprio_embedding is not None:  # the token of proprio comes before the queries
         assert (seen[4] - trained_other)[:width].abs().max() > 1e-3
 
 

@@ -82,7 +82,7 @@ def batch(vla: VLA, seed: int = 0, steps: int = 3) -> Batch:
     g = torch.Generator().manual_seed(seed)
     whole, count = vla.embodiment, len(ROBOTS)
     views, known, states = (torch.zeros(count, n) for n in (len(whole.cameras), whole.action.size, whole.proprio.size))
-    for row, places in enumerate(vla.canonical.robots.values()):
+    for row, places in enumerate(vla.layout.robots.values()):
         views[row, places.views], known[row, places.action], states[row, places.proprio] = 1, 1, 1
     images = torch.randint(0, 256, (count, steps, len(whole.cameras), SIZE, SIZE, 3), generator=g)
     return Batch(
@@ -102,7 +102,7 @@ def row(data: Batch, index: int) -> Batch:
 
 
 def observation(vla: VLA, data: Batch, index: int, step: int) -> Observation:
-    own, places = ROBOTS[index], vla.canonical.robots[ROBOTS[index].name]
+    own, places = ROBOTS[index], vla.layout.robots[ROBOTS[index].name]
     images = {c: data.images[index, step, v].numpy() for c, v in zip(own.cameras, places.views, strict=True)}
     return Observation(images, data.proprio[index, step].numpy()[places.proprio])
 
@@ -119,10 +119,10 @@ def test_acting_is_what_training_saw_for_every_robot(name: str, tmp_path: Path):
         for i, session in enumerate(sessions):  # the noise of the third chunk of each
             generators[3 * i + 2] = replayed(vla, session.generator)
         robots = data.robots.repeat_interleave(3)
-        expected = vla.action.denormalize(vla.decoder.sample(vla.read(data), generators), robots)
+        expected = vla.action_normalizer.denormalize(vla.decoder.sample(vla.read(data), generators), robots)
     for i, (own, chunk) in enumerate(zip(ROBOTS, chunks, strict=True)):
         assert chunk.actions.shape == (4, own.action.size)
-        at = vla.canonical.robots[own.name].action
+        at = vla.layout.robots[own.name].action
         np.testing.assert_allclose(chunk.actions, expected[3 * i + 2].numpy()[:, at], atol=1e-4)
 
 
@@ -156,7 +156,7 @@ def test_dims_that_a_robot_lacks_change_nothing(name: str, tmp_path: Path):
     """Whatever stands there in the data, and whatever noise would be drawn for it."""
     vla = policy(tmp_path, **DECODERS[name])
     data = batch(vla)
-    lacking = ~vla.action.known[data.robots]
+    lacking = ~vla.action_normalizer.known[data.robots]
     other = dataclasses.replace(data, actions=data.actions + 5.0 * lacking[:, None, None])
     with torch.no_grad():
         losses = [vla.loss(d, torch.Generator().manual_seed(0)).total for d in (data, other)]
@@ -173,7 +173,7 @@ def test_gradients_reach_each_robots_own_outputs_only(tmp_path: Path):
     vla.loss(row(data, 0)).value.backward()
     last = [m for m in vla.decoder.modules() if isinstance(m, torch.nn.Linear)][-1]
     touched = last.weight.grad.view(4, vla.embodiment.action.size, -1).abs().sum((0, 2)) > 0
-    assert touched.tolist() == vla.action.known[0].tolist()
+    assert touched.tolist() == vla.action_normalizer.known[0].tolist()
 
 
 def test_a_checkpoint_keeps_every_robot(tmp_path: Path):

@@ -51,7 +51,7 @@ from anyvla.recipe import bundled, read  # noqa: E402
 from anyvla.registry import backbones  # noqa: E402
 from anyvla.robot.views import ViewConfig  # noqa: E402
 from anyvla.sequence.layout import lay_out  # noqa: E402
-from anyvla.training.optim import optimizer  # noqa: E402
+from anyvla.training.optim import build_optimizer  # noqa: E402
 
 
 def checksum(*values: Any) -> str:
@@ -76,7 +76,7 @@ def of_policy(config: VLAConfig, training: Any, folder: Path) -> Iterator[tuple[
     vla = VLA(config, [robot()], codec=codec)
     yield "weights", unordered(vla.state_dict().values())
     data = batch(2, vla.history.window, chunk=config.chunk)
-    optim = optimizer(training, vla)
+    optim = build_optimizer(training, vla)
     for step in range(2):
         optim.zero_grad()
         loss = vla.loss(data, torch.Generator().manual_seed(step))

@@ -25,7 +25,7 @@ _RESULT_KEYS: dict[str, str] = {}
 _RESULT_VALUES: dict[str, dict[str, str]] = {}
 
 # Renamed modules of a policy: a pattern of the start of a weight's name, and what replaces it.
-_WEIGHTS: tuple[tuple[str, str], ...] = ()
+_WEIGHTS: tuple[tuple[str, str], ...] = ((r"proprio\.", "proprio_embedding."),)
 
 
 def migrate_recipe(document: Mapping[str, Any], where: str, *, by_hand: bool = False) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 
 from anyvla.robot.normalize import Statistics
-from anyvla.robot.shared_layout import Canonical, Robot
+from anyvla.robot.shared_layout import Robot, SharedLayout
 from anyvla.robot.space import ActionSpace
-from anyvla.robot.views import ViewConfig, seen
+from anyvla.robot.views import ViewConfig, camera_views
 from anyvla.session import Session
 from anyvla.types import Observation
 
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 # How to treat proprio that is finite but far from the training data: it comes in other units, or of another robot.
 Implausible = Literal["error", "warn"]
-FAR = 3.0  # scales of a dim beyond its recorded range, see `Proprio`
+FAR = 3.0  # scales of a dim beyond its recorded range, see `ProprioChecker`
 _OF_GROUP = 0.3  # share of the largest scale of a group that each of its dims has at least
 _AND_MORE = 3  # dims that a message names
 
 
-class Proprio:
+class ProprioChecker:
     """Checks the proprio vectors of one robot.
 
     A value is implausible if it is more than `FAR` scales outside of the recorded and declared range. The scale of a
@@ -84,14 +84,14 @@ class Proprio:
 class Observer:
     """Reads the observations of a policy's robots into the layout that they share."""
 
-    def __init__(self, robots: Sequence[Robot], canonical: Canonical, view: ViewConfig) -> None:
-        self.robots = [Proprio(robot) for robot in robots]
+    def __init__(self, robots: Sequence[Robot], layout: SharedLayout, view: ViewConfig) -> None:
+        self.robots = [ProprioChecker(robot) for robot in robots]
         self._embodiments = [robot.embodiment for robot in robots]
-        self._places = [canonical.robots[robot.embodiment.name] for robot in robots]
-        self._whole, self._view = canonical.embodiment, view
+        self._places = [layout.robots[robot.embodiment.name] for robot in robots]
+        self._whole, self._view = layout.embodiment, view
 
     def states(self, observations: Sequence[Observation], robots: Sequence[int]) -> Float32[np.ndarray, "B P"]:
-        """Return the proprio of each observation. Raises ValueError, see `Proprio.read`."""
+        """Return the proprio of each observation. Raises ValueError, see `ProprioChecker.read`."""
         states = np.zeros((len(robots), self._whole.proprio.size), np.float32)
         for row, (observation, robot) in enumerate(zip(observations, robots, strict=True)):
             states[row, self._places[robot].proprio] = self.robots[robot].read(observation.proprio, row)
@@ -121,7 +121,9 @@ class Observer:
         images = []
         for row, (observation, robot) in enumerate(zip(observations, robots, strict=True)):
             try:
-                images.append(seen(observation, self._embodiments[robot], self._places[robot], count, self._view))
+                images.append(
+                    camera_views(observation, self._embodiments[robot], self._places[robot], count, self._view)
+                )
             except ValueError as error:
                 raise ValueError(f"observation {row}: {error}") from None
         sizes = {i.shape[1:3] for i in images}

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from anyvla.backbones.families.results import backbones_with
-from anyvla.checkpoint.allocation import at_most
+from anyvla.checkpoint.allocation import limit_allocations
 from anyvla.checkpoint.files import CONFIG, ROBOTS, STATISTICS, WEIGHTS, check_checkpoint, read_document, read_robots
 from anyvla.combinations import nearest_valid, why_not
 from anyvla.config import (
@@ -38,17 +38,17 @@ from anyvla.config import (
 )
 from anyvla.decoders.base import DecoderInput, DecoderSpec, Loss
 from anyvla.files import documents, weights
-from anyvla.histories.base import History, Reading, Steps
+from anyvla.histories.base import History, StepInputs, WindowReadouts
 from anyvla.limits import STEPS
 from anyvla.migrations import RECIPE
 from anyvla.observing import Implausible, Observer
 from anyvla.representations.codec import Codec, CodecError, Continuous
-from anyvla.robot.chunks import held
+from anyvla.robot.chunks import pad_with_last_action
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import Method, Normalizer, StatisticsError, write_statistics
-from anyvla.robot.shared_layout import Canonical, Robot
-from anyvla.robot.views import ViewConfig, evaluation_view
-from anyvla.session import Session, check_call, check_length, check_seed, copies
+from anyvla.robot.shared_layout import Robot, SharedLayout
+from anyvla.robot.views import ViewConfig, center_crop_views
+from anyvla.session import Session, check_call, check_length, check_seed, copy_sessions
 from anyvla.text import check_instruction
 from anyvla.types import Batch, Chunk, ChunkError, Observation
 
@@ -114,8 +114,8 @@ class VLA(nn.Module):
         """
         super().__init__()
         self.config, self.robots = config, tuple(robots)
-        self.canonical = Canonical([r.embodiment for r in robots])
-        self.embodiment = embodiment = self.canonical.embodiment  # all robots in one
+        self.layout = SharedLayout([r.embodiment for r in robots])
+        self.embodiment = embodiment = self.layout.embodiment  # all robots in one
         if not embodiment.cameras:
             raise ConfigError(
                 f"embodiment {embodiment.name!r} has no camera; a vision-language-action model needs one at least: "
@@ -129,10 +129,10 @@ class VLA(nn.Module):
             _refuse_what_it_lacks(config, self.history, needs, known)
         self.backbone = config.backbone.build(assets)
         _refuse_what_it_lacks(config, self.history, needs, self.backbone.capabilities)
-        self.remembers = not needs.isdisjoint({"continue", "cache"})
+        self.keeps_cache = not needs.isdisjoint({"continue", "cache"})
         width, proprio = self.backbone.width, embodiment.proprio.size
         self.queries = nn.Parameter(torch.randn(config.readouts, width) * 0.02)
-        self.proprio = nn.Linear(proprio, width) if config.proprio == "token" else None
+        self.proprio_embedding = nn.Linear(proprio, width) if config.proprio == "token" else None
         features = config.readouts * width + (proprio if config.proprio == "fuser" else 0)
         self.fuser = config.fuser.build(features, self.history.window)
         self.decoder = config.decoder.build(
@@ -141,10 +141,10 @@ class VLA(nn.Module):
         scaling = config.normalization
         actions = [(r.embodiment.action, r.statistics.action) for r in robots]
         states = [(r.embodiment.proprio, r.statistics.proprio) for r in robots]
-        self.action = Normalizer(embodiment.action, actions, scaling.action, what="action", clip=True)
-        self.state = Normalizer(embodiment.proprio, states, scaling.proprio, what="proprio", clip=False)
+        self.action_normalizer = Normalizer(embodiment.action, actions, scaling.action, what="action", clip=True)
+        self.proprio_normalizer = Normalizer(embodiment.proprio, states, scaling.proprio, what="proprio", clip=False)
         self.implausible: Implausible = config.implausible
-        self._observer = Observer(self.robots, self.canonical, config.view)
+        self._observer = Observer(self.robots, self.layout, config.view)
 
     @property
     def device(self) -> torch.device:
@@ -157,30 +157,32 @@ class VLA(nn.Module):
         `generator` (CPU): of the noise and the times of decoders that draw some; None: PyTorch's own.
         """
         valid = batch.step_mask
-        actions = self.action.normalize(batch.actions, batch.robots)[valid]  # (M, N, A)
+        actions = self.action_normalizer.normalize(batch.actions, batch.robots)[valid]  # (M, N, A)
         return self.decoder.loss(self.read(batch), actions, batch.action_mask[valid], generator)
 
     def elements(self, batch: Batch) -> int:
         """How many action elements of a batch are learned: what its loss is a mean over."""
-        dims = self.action.learned[batch.robots.to(self.device)].sum(1)  # (B,)
+        dims = self.action_normalizer.learned[batch.robots.to(self.device)].sum(1)  # (B,)
         return int((batch.action_mask.sum((1, 2)).to(self.device) * dims).sum())
 
     def read(self, batch: Batch) -> DecoderInput:
         """What the decoder reads of each of the M valid steps of whole windows, row by row."""
         valid = batch.step_mask
         told = [text for text, row in zip(batch.instructions, valid, strict=True) for _ in range(int(row.sum()))]
-        state = self.state.normalize(batch.proprio, batch.robots)  # (B, W, P)
-        chunks = held(self.action.normalize(batch.actions, batch.robots)[valid], batch.action_mask[valid])
+        state = self.proprio_normalizer.normalize(batch.proprio, batch.robots)  # (B, W, P)
+        chunks = pad_with_last_action(
+            self.action_normalizer.normalize(batch.actions, batch.robots)[valid], batch.action_mask[valid]
+        )
         past = self.decoder.embed_chunks(chunks) if self.history.sees_past else None
         if past is not None:
             past = past.roll(1, 0)  # the chunk of the step before; the first step of a window has none
         steps = self._steps(batch.images[valid], told, state[valid], past)
-        reading = self.history.windows(self.backbone, steps, valid, remember=self.remembers)
+        reading = self.history.read_windows(self.backbone, steps, valid, keep_cache=self.keeps_cache)
         robots = batch.robots[:, None].expand_as(valid)[valid]  # (M,)
         return DecoderInput(self._fuse(reading, state)[valid], reading.continuation, self._dims(robots))
 
     def _dims(self, robots: Int64[Tensor, "M"]) -> Bool[Tensor, "M A"] | None:
-        return None if self.action.learns_all else self.action.learned[robots]
+        return None if self.action_normalizer.learns_all else self.action_normalizer.learned[robots]
 
     def _steps(
         self,
@@ -188,16 +190,16 @@ class VLA(nn.Module):
         instructions: Sequence[str],
         state: Float[Tensor, "M P"],
         past: Float[Tensor, "M T D"] | None,
-    ) -> Steps:
+    ) -> StepInputs:
         """Steps as the backbone reads them."""
         written = [] if past is None else [past]
-        if self.proprio is not None:
-            written.append(self.proprio(state)[:, None])
+        if self.proprio_embedding is not None:
+            written.append(self.proprio_embedding(state)[:, None])
         written.append(self.queries.expand(len(state), -1, -1))
         before = 0 if past is None else past.shape[1]
-        return Steps(images, instructions, torch.cat(written, 1), len(self.queries), before)
+        return StepInputs(images, instructions, torch.cat(written, 1), len(self.queries), before)
 
-    def _fuse(self, reading: Reading, state: Float[Tensor, "B W P"]) -> Float[Tensor, "B W C"]:
+    def _fuse(self, reading: WindowReadouts, state: Float[Tensor, "B W P"]) -> Float[Tensor, "B W C"]:
         features = reading.readouts.flatten(2)  # (B, W, R*D)
         if self.config.proprio == "fuser":
             features = torch.cat([features, state.to(features.dtype)], dim=-1)
@@ -221,7 +223,7 @@ class VLA(nn.Module):
             past = self.decoder.embed_chunks(
                 torch.zeros(1, self.config.chunk, self.embodiment.action.size, device=self.device)
             )
-        written = len(self.queries) + (self.proprio is not None) + (0 if past is None else past.shape[1])
+        written = len(self.queries) + (self.proprio_embedding is not None) + (0 if past is None else past.shape[1])
         check_length(
             text, self.backbone, self.history, len(self.embodiment.cameras), written, self.decoder.suffix_length
         )
@@ -245,22 +247,24 @@ class VLA(nn.Module):
         ChunkError for a chunk that is not finite. Sessions of a call that raises are as they were before.
         """
         check_call(observations, sessions, self)
-        given, sessions = sessions, copies(sessions, self.history)
+        given, sessions = sessions, copy_sessions(sessions, self.history)
         chosen = [s.robot for s in sessions]
         robots = torch.tensor(chosen, device=self.device)
         images = torch.from_numpy(self._observer.images(observations, chosen)).to(self.device)  # (B, V, H, W, 3)
         vectors = torch.from_numpy(self._observer.states(observations, chosen)).to(self.device)
         if self.config.proprio != "none":
             self._observer.judge(observations, sessions, self.implausible)
-        states = self.state.normalize(vectors, robots)
+        states = self.proprio_normalizer.normalize(vectors, robots)
         pasts = [s.past for s in sessions if s.past is not None]
         steps = self._steps(
-            evaluation_view(images, self.config.view.crop),
+            center_crop_views(images, self.config.view.crop),
             [s.instruction for s in sessions],
             states,
             torch.stack(pasts) if pasts else None,
         )
-        reading = self.history.step(self.backbone, steps, [s.memory for s in sessions], remember=self.remembers)
+        reading = self.history.read_step(
+            self.backbone, steps, [s.history_state for s in sessions], keep_cache=self.keeps_cache
+        )
         lengths = reading.mask.sum(1)  # (B,), the windows' steps
         proprio = states.new_zeros(*reading.mask.shape, states.shape[-1])
         for row, (session, now, length) in enumerate(zip(sessions, states, lengths.tolist(), strict=True)):
@@ -273,7 +277,7 @@ class VLA(nn.Module):
         if self.history.sees_past and (past := self.decoder.embed_chunks(chunks)) is not None:
             for session, own in zip(sessions, past, strict=True):
                 session.past = own
-        actions = self.action.denormalize(chunks, robots)
+        actions = self.action_normalizer.denormalize(chunks, robots)
         # Clipping hides an infinite chunk, and choosing tokens a context that is not finite.
         finite = torch.stack([x.isfinite().flatten(1).all(1) for x in (newest, chunks, actions)]).all(0)
         if not finite.all():
@@ -283,11 +287,11 @@ class VLA(nn.Module):
             )
         for session, changed in zip(given, sessions, strict=True):
             session.take(changed)
-        names, rows = self.canonical.names, actions.cpu().numpy()
-        return [Chunk(a[:, self.canonical.robots[names[i]].action]) for a, i in zip(rows, chosen, strict=True)]
+        names, rows = self.layout.names, actions.cpu().numpy()
+        return [Chunk(a[:, self.layout.robots[names[i]].action]) for a, i in zip(rows, chosen, strict=True)]
 
     def _robot(self, name: str | None) -> int:
-        names = self.canonical.names
+        names = self.layout.names
         if name is None and len(names) == 1:
             return 0
         if name not in names:
@@ -348,9 +352,9 @@ class VLA(nn.Module):
         if getattr(model.representation.config, "path", None) is not None and not (folder / "codec").is_dir():
             raise CodecError(f"{folder / 'codec'} is missing: copy the checkpoint again, whole")
         try:
-            with at_most(size, tensors, "it describes a model"):
+            with limit_allocations(size, tensors, "it describes a model"):
                 vla = cls(model, robots, assets=folder / "backbone", codec=folder / "codec")
-            vla.start("open the drawer", robot=vla.canonical.names[0])  # a damaged tokenizer may fail only here
+            vla.start("open the drawer", robot=vla.layout.names[0])  # a damaged tokenizer may fail only here
             return vla
         except (ImportError, ConfigError, CodecError, StatisticsError) as error:
             raise type(error)(f"{folder}: {str(error)[:1000]}") from error

@@ -76,8 +76,8 @@ backbones = Registry(
 histories = Registry(
     "histories",
     {
-        "none": "anyvla.histories.policy_head:NoHistory",
-        "policy_head": "anyvla.histories.policy_head:PolicyHead",
+        "none": "anyvla.histories.policy_head:SingleStep",
+        "policy_head": "anyvla.histories.policy_head:SeparateSteps",
         "interleaved": "anyvla.histories.interleaved:Interleaved",
     },
 )

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyvla.histories.base import History, Memory
+from anyvla.histories.base import History, HistoryState
 from anyvla.types import Observation
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Session:
     instruction: str
     robot: int  # which of the policy's robots acts
     generator: torch.Generator  # of its chunks' noise, on the CPU
-    memory: Memory
+    history_state: HistoryState
     proprio: deque[Tensor]  # normalized, of the last steps, at most a window of them
     past: Float[Tensor, "T D"] | None  # its last chunk as the backbone may see it, zeros at first; None: it may not
     warned: set[int] = field(default_factory=set)  # dims of proprio that were implausible before
@@ -38,17 +38,17 @@ class Session:
         vars(self).update(vars(other))
 
 
-def copies(sessions: Sequence[Session], history: History) -> list[Session]:
+def copy_sessions(sessions: Sequence[Session], history: History) -> list[Session]:
     """Return sessions that can act without a change to these."""
     return [
         replace(
             session,
             generator=torch.Generator().set_state(session.generator.get_state()),
-            memory=memory,
+            history_state=state,
             proprio=session.proprio.copy(),
             warned=set(session.warned),
         )
-        for session, memory in zip(sessions, history.copied([s.memory for s in sessions]), strict=True)
+        for session, state in zip(sessions, history.copy_states([s.history_state for s in sessions]), strict=True)
     ]
 
 

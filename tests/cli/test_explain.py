@@ -68,13 +68,13 @@ def test_the_mask_of_a_window_is_what_its_readouts_obey(past: str) -> None:
     def second(change: float) -> torch.Tensor:
         """The readout of step 2 when the query of step 1 is another one."""
         steps = vla._steps(batch.images[0], list(batch.instructions) * 3, batch.proprio[0], None)
-        steps.written[0] += change
+        steps.embeddings[0] += change
         with torch.inference_mode():
-            reading = vla.history.windows(vla.backbone, steps, batch.step_mask, remember=False)
+            reading = vla.history.read_windows(vla.backbone, steps, batch.step_mask, keep_cache=False)
         return reading.readouts[0, 1]
 
     steps = vla._steps(batch.images[0], list(batch.instructions) * 3, batch.proprio[0], None)
-    assert steps.written.shape[0] == 3
+    assert steps.embeddings.shape[0] == 3
     moved = (second(0.0) - second(3.0)).abs().max().item()
     assert (moved > 1e-4) == told
 

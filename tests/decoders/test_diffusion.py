@@ -10,7 +10,7 @@ import torch
 from anyvla.config import ConfigError, build
 from anyvla.decoders.base import DecoderInput, draw
 from anyvla.decoders.diffusion import DiffusionDecoder
-from anyvla.robot.chunks import held
+from anyvla.robot.chunks import pad_with_last_action
 from tests.decoders.denoising import A, C, N, data, fit, generators, small
 
 pytest.importorskip("diffusers")
@@ -154,7 +154,7 @@ def test_the_loss_is_the_mean_over_valid_elements_of_held_chunks(prediction):
     decoder, (context, actions, mask) = small(DiffusionDecoder, prediction=prediction), data(5)
     noise, level = noise_and_level(10)
     loss = decoder.loss_at(context, actions, mask, noise, level)
-    errors, clean = [], held(actions, mask)
+    errors, clean = [], pad_with_last_action(actions, mask)
     for rows in (slice(0, 5), slice(5, 10)):
         left = alpha_bar()[level[rows]][:, None, None]
         noisy = left.sqrt() * clean + (1 - left).sqrt() * noise[rows]

@@ -14,8 +14,8 @@ from anyvla.config import build
 from anyvla.decoders.base import DecoderInput, DecoderSpec
 from anyvla.decoders.expert import ExpertDecoder
 from anyvla.decoders.expert_weights import load_pi0
-from anyvla.histories.base import Steps
-from anyvla.histories.policy_head import NoHistory
+from anyvla.histories.base import StepInputs
+from anyvla.histories.policy_head import SingleStep
 from anyvla.robot.space import ActionSpace
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import write_family
@@ -76,8 +76,10 @@ def inputs(backbone, views=2):
 
 def read(backbone, images, state):
     written = torch.randn(M, R, backbone.width, generator=torch.Generator().manual_seed(2))
-    steps = Steps(images, PROMPTS, written, R)
-    reading = NoHistory(NoHistory.Config()).windows(backbone, steps, torch.ones(M, 1, dtype=torch.bool), remember=True)
+    steps = StepInputs(images, PROMPTS, written, R)
+    reading = SingleStep(SingleStep.Config()).read_windows(
+        backbone, steps, torch.ones(M, 1, dtype=torch.bool), keep_cache=True
+    )
     return DecoderInput(torch.cat([reading.readouts[:, 0].flatten(1), state], 1), reading.continuation)
 
 

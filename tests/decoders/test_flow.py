@@ -10,7 +10,7 @@ from anyvla.config import ConfigError, build
 from anyvla.decoders.base import DecoderInput
 from anyvla.decoders.flow import FlowDecoder
 from anyvla.decoders.flow_matching import ALPHA, FIRST, integrate, interpolate, times
-from anyvla.robot.chunks import held
+from anyvla.robot.chunks import pad_with_last_action
 from tests.decoders.denoising import SPACE, A, C, N, data, fit, generators, small
 
 
@@ -139,7 +139,7 @@ def test_the_loss_is_the_mean_over_valid_elements_of_held_chunks():
     loss = decoder.loss_at(context, actions, mask, noise, time)
     errors = []
     for draw in (slice(0, 5), slice(5, 10)):
-        noisy, velocity = interpolate(held(actions, mask), noise[draw], time[draw])
+        noisy, velocity = interpolate(pad_with_last_action(actions, mask), noise[draw], time[draw])
         predicted = decoder.network(noisy, time[draw], decoder.network.condition(context.vector))
         errors.append((predicted - velocity).square()[mask])
     both = torch.stack(errors)

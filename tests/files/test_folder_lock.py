@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 
 from anyvla.files import folder_lock
-from anyvla.files.folder_lock import FolderInUse, only_here, only_making
+from anyvla.files.folder_lock import FolderInUse, lock_folder, lock_while_making
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
 HOLD = """
 import sys, time
 from pathlib import Path
-from anyvla.files.folder_lock import only_here
-with only_here(Path(sys.argv[1])):
+from anyvla.files.folder_lock import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     if sys.argv[2:] == ["fork"]:
         import os
@@ -63,7 +63,7 @@ def holding():
 
 
 def enter(folder: Path) -> None:
-    with only_here(folder):
+    with lock_folder(folder):
         pass
 
 
@@ -89,12 +89,12 @@ def test_a_killed_holder_leaves_no_lock_even_if_its_children_live(tmp_path, hold
 
 
 def test_one_command_may_be_made_of_others(tmp_path):
-    with only_here(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         enter(tmp_path / "run")
         link = tmp_path / "link"
         link.symlink_to(tmp_path / "run")
         enter(link)  # the same folder by another name
-        with only_making(tmp_path / "run" / "dataset"):
+        with lock_while_making(tmp_path / "run" / "dataset"):
             assert (tmp_path / "run" / ".dataset.lock").exists()
             assert not (tmp_path / "run" / "dataset").exists()
         assert (tmp_path / "run" / ".lock").exists()
@@ -109,7 +109,7 @@ def test_another_thread_is_another_command(tmp_path):
         except FolderInUse as error:
             refused.append(str(error))
 
-    with only_here(tmp_path):
+    with lock_folder(tmp_path):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
@@ -118,7 +118,7 @@ def test_another_thread_is_another_command(tmp_path):
 
 def test_a_command_that_fails_leaves_neither_lock_nor_folder(tmp_path):
     failing = pytest.raises(ZeroDivisionError)
-    with failing, only_here(tmp_path / "a" / "b"):
+    with failing, lock_folder(tmp_path / "a" / "b"):
         _ = 1 / 0
     assert not list(tmp_path.iterdir())
 
@@ -126,7 +126,7 @@ def test_a_command_that_fails_leaves_neither_lock_nor_folder(tmp_path):
 def _race(folder: Path, log: Path, turns: int) -> None:
     for _ in range(turns):
         try:
-            with only_here(folder):
+            with lock_folder(folder):
                 with log.open("a") as file:
                     file.write("in\n")
                 time.sleep(0.0005)
@@ -164,14 +164,14 @@ def test_a_folder_that_is_removed_before_the_lock_is_in_it_is_made_again(tmp_pat
             folder.rmdir()
 
     monkeypatch.setattr(os, "mkdir", lost)
-    with only_here(folder):
+    with lock_folder(folder):
         assert (folder / ".lock").is_file()
     assert not races
 
 
 def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(FileExistsError), only_here(tmp_path / "run"):
+    with pytest.raises(FileExistsError), lock_folder(tmp_path / "run"):
         pass
 
 

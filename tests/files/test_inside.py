@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from anyvla.files.inside import inside, regular
+from anyvla.files.inside import check_regular, resolve_inside
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["images/0.png", "images", "images/./0.png", "not_there/0.png", "été/图 1.png"])
 def test_names_inside_are_resolved(root: Path, name: str) -> None:
-    assert inside(root, name) == root / name
+    assert resolve_inside(root, name) == root / name
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_names_inside_are_resolved(root: Path, name: str) -> None:
 )
 def test_names_that_lead_out_are_refused(root: Path, name: str, fault: str) -> None:
     with pytest.raises(ValueError, match=fault) as refused:
-        inside(root, name)
+        resolve_inside(root, name)
     assert repr(name[:200]) in str(refused.value)
     assert len(str(refused.value)) < 500
 
@@ -50,7 +50,7 @@ def test_names_that_lead_out_are_refused(root: Path, name: str, fault: str) -> N
 @pytest.mark.parametrize("name", [None, 7, ["a"]])
 def test_what_is_no_name_is_refused(root: Path, name: Any) -> None:
     with pytest.raises(ValueError, match="is no text"):
-        inside(root, name)
+        resolve_inside(root, name)
 
 
 def test_links_that_lead_out_are_refused(root: Path) -> None:
@@ -60,24 +60,24 @@ def test_links_that_lead_out_are_refused(root: Path) -> None:
     (root / "circle").symlink_to("circle")
     for name in ("link.txt", "up/outside.txt", "up", "twice", "circle"):
         with pytest.raises(ValueError, match=name):
-            inside(root, name)
+            resolve_inside(root, name)
 
 
 def test_links_inside_and_a_linked_root_are_read(root: Path) -> None:
     (root / "link.png").symlink_to("images/0.png")
     (root.parent / "elsewhere").symlink_to(root)
-    assert inside(root, "link.png").read_bytes() == b"0"
-    assert inside(root.parent / "elsewhere", "images/0.png").read_bytes() == b"0"
+    assert resolve_inside(root, "link.png").read_bytes() == b"0"
+    assert resolve_inside(root.parent / "elsewhere", "images/0.png").read_bytes() == b"0"
 
 
 def test_a_pipe_and_a_device_are_refused(root: Path) -> None:
     os.mkfifo(root / "pipe")
     with pytest.raises(ValueError, match="a pipe"):
-        inside(root, "pipe")
+        resolve_inside(root, "pipe")
     with pytest.raises(ValueError, match="a device"):
-        regular(Path("/dev/zero"))
+        check_regular(Path("/dev/zero"))
     with pytest.raises(ValueError, match="a folder"):
-        regular(root / "images")
+        check_regular(root / "images")
 
 
 def _hub(at: Path, name: str) -> Path:
@@ -92,10 +92,10 @@ def _hub(at: Path, name: str) -> Path:
 
 def test_the_cache_of_the_hub_is_read(tmp_path: Path) -> None:
     snapshot = _hub(tmp_path, "datasets--lerobot--pusht")
-    assert inside(snapshot, "meta/info.json").read_text() == "{}"
-    assert inside(snapshot / "meta", "info.json").read_text() == "{}"
+    assert resolve_inside(snapshot, "meta/info.json").read_text() == "{}"
+    assert resolve_inside(snapshot / "meta", "info.json").read_text() == "{}"
     (tmp_path / "mine").symlink_to(snapshot)
-    assert inside(tmp_path / "mine", "meta/info.json").read_text() == "{}"
+    assert resolve_inside(tmp_path / "mine", "meta/info.json").read_text() == "{}"
 
 
 def test_the_cache_of_the_hub_opens_no_other_place(tmp_path: Path) -> None:
@@ -111,4 +111,4 @@ def test_the_cache_of_the_hub_opens_no_other_place(tmp_path: Path) -> None:
     (plain / "out").symlink_to("../../../secret")
     for root, name in ((snapshot, "other"), (snapshot, "chained"), (snapshot, "refs"), (plain, "out")):
         with pytest.raises(ValueError, match=name):
-            inside(root, name)
+            resolve_inside(root, name)

@@ -1,6 +1,6 @@
 import torch
 
-from anyvla.histories.base import stacked
+from anyvla.histories.base import stack_windows
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import StepTokens
 
@@ -32,6 +32,6 @@ def test_places_may_stand_before_a_step_too():
 
 
 def test_windows_of_different_lengths_stack_with_their_mask():
-    out, mask = stacked([torch.ones(1, 2), torch.tensor([[0.0, 0], [1, 1], [2, 2]])])
+    out, mask = stack_windows([torch.ones(1, 2), torch.tensor([[0.0, 0], [1, 1], [2, 2]])])
     assert mask.tolist() == [[True, False, False], [True, True, True]]
     assert out[:, :, 0].tolist() == [[1, 0, 0], [0, 1, 2]]

@@ -15,7 +15,7 @@ from torch import Tensor
 from anyvla.config import Part, build
 from anyvla.registry import representations
 from anyvla.representations.codec import Codec, CodecError
-from anyvla.robot.chunks import held
+from anyvla.robot.chunks import pad_with_last_action
 from anyvla.robot.space import ActionSpace, Group
 from tests.small import REPRESENTATIONS
 
@@ -132,7 +132,7 @@ def test_missing_actions_have_no_token_or_hold_the_last_one(made: Made) -> None:
     mask = torch.arange(N) < torch.arange(N + 1)[:, None]  # none, the first, the first two ...
     tokens = codec.encode(x, mask)
     assert (tokens[0] == -1).all()
-    whole = codec.encode(held(x, mask))[1:]
+    whole = codec.encode(pad_with_last_action(x, mask))[1:]
     masked = whole.masked_fill(~mask[1:, :, None].expand(-1, -1, A).flatten(1), -1) if whole.shape[1] == N * A else None
     assert torch.equal(tokens[1:], whole) or (masked is not None and torch.equal(tokens[1:], masked))
     other = torch.where(mask[..., None], x, smooth(N + 1, 4))
@@ -143,9 +143,9 @@ def test_missing_actions_have_no_token_or_hold_the_last_one(made: Made) -> None:
 def test_held_actions_are_the_last_ones_there_are() -> None:
     chunks = torch.tensor([[[1.0, 5.0], [2.0, 6.0], [3.0, 7.0]]]).expand(4, 3, 2)
     mask = torch.tensor([[False] * 3, [True, False, False], [True, True, False], [True] * 3])
-    assert held(chunks, mask)[..., 0].tolist() == [[0, 0, 0], [1, 1, 1], [1, 2, 2], [1, 2, 3]]
-    assert held(chunks, mask)[..., 1].tolist() == [[0, 0, 0], [5, 5, 5], [5, 6, 6], [5, 6, 7]]
-    assert held(chunks, None) is chunks
+    assert pad_with_last_action(chunks, mask)[..., 0].tolist() == [[0, 0, 0], [1, 1, 1], [1, 2, 2], [1, 2, 3]]
+    assert pad_with_last_action(chunks, mask)[..., 1].tolist() == [[0, 0, 0], [5, 5, 5], [5, 6, 6], [5, 6, 7]]
+    assert pad_with_last_action(chunks, None) is chunks
 
 
 @settings(max_examples=25)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyvla.robot.normalize import Normalizer, Statistics, StatisticsError, read_statistics, write_statistics
-from anyvla.robot.shared_space import union
+from anyvla.robot.shared_space import merge_spaces
 from anyvla.robot.space import ActionSpace, Group
 
 SPACE = ActionSpace(
@@ -114,7 +114,7 @@ def test_an_open_gripper_is_plus_one_whichever_end_of_its_range_that_is():
     closes, opens = (
         ActionSpace(groups=(Group(name="gripper", size=1, kind="gripper", low=0, high=1, open=end),)) for end in (0, 1)
     )
-    whole = union({"closes": closes, "opens": opens}, "action")
+    whole = merge_spaces({"closes": closes, "opens": opens}, "action")
     normalizer = Normalizer(whole, [(closes, {}), (opens, {})], "calvin", what="action", clip=True)
     told = torch.tensor([[0.0], [1.0]])
     robots = torch.tensor([0, 1])
@@ -141,7 +141,7 @@ def test_a_policy_learns_the_dims_that_vary_and_that_a_robot_has():
 def test_each_robot_by_its_own_statistics_and_what_it_lacks_is_zero():
     arm = ActionSpace(groups=(Group(name="joints", size=2, kind="joints"),))
     other = ActionSpace(groups=(Group(name="position", size=1, kind="position"), *arm.groups))
-    whole = union({"arm": arm, "other": other}, "action")  # joints, position
+    whole = merge_spaces({"arm": arm, "other": other}, "action")  # joints, position
     bounds = [{"min": [-1.0, -2.0], "max": [1.0, 2.0]}, {"min": [0.0, -4.0, -8.0], "max": [2.0, 4.0, 8.0]}]
     normalizer = Normalizer(whole, list(zip((arm, other), bounds, strict=True)), "minmax", what="action", clip=True)
     raw = torch.tensor([[1.0, 1.0, 9.0], [2.0, 4.0, 1.5]])[:, None].expand(2, 5, 3)  # (B, N, A)

@@ -12,7 +12,7 @@ from anyvla.data.robot_statistics import describe
 from anyvla.data.statistics import compute_statistics
 from anyvla.representations.bins import BinsCodec
 from anyvla.robot.normalize import Normalizer
-from anyvla.robot.ranges import PRECISION, notes, quantile_range
+from anyvla.robot.ranges import PRECISION, describe_unusual_dims, quantile_range
 from anyvla.robot.space import ActionSpace, Group
 
 ROBOT = torch.zeros(1, dtype=torch.int64)
@@ -100,7 +100,7 @@ def test_what_float32_cannot_tell_apart_is_constant():
     of = normalizer(recorded, "minmax")
     assert not of.learned.any()
     assert np.abs(there_and_back(of, recorded) - recorded).max() <= PRECISION * 1e6
-    [note] = notes(joints(1), describe(recorded), "minmax", "action")
+    [note] = describe_unusual_dims(joints(1), describe(recorded), "minmax", "action")
     assert "never varies in this data (1e+06; float32 shows no differences below 0.48, so subtract an offset)" in note
     coarse = (1e6 + np.random.default_rng(0).uniform(-10, 10, (500, 1))).astype(np.float32)
     of = normalizer(coarse, "minmax")
@@ -179,7 +179,7 @@ def test_grippers_keep_their_declared_range_also_if_they_never_move():
     rows = np.full((50, 1), 100, np.float32)
     of = normalizer(rows, "quantile", space=space)
     assert of.normalize(torch.tensor([[0.0], [100.0]])[None], ROBOT)[0, :, 0].tolist() == [-1, 1]
-    assert notes(space, describe(rows), "quantile", "action") == [
+    assert describe_unusual_dims(space, describe(rows), "quantile", "action") == [
         "action group 'gripper', dim 0: the gripper never moves in this data; it keeps its declared range"
     ]
 
@@ -188,17 +188,17 @@ def test_notes_name_the_dims():
     rng = np.random.default_rng(0)
     rows = np.stack([rng.normal(size=1000), np.full(1000, 0.3), np.where(np.arange(1000) % 100, 0, 100)], 1)
     space = ActionSpace(groups=(Group(name="arm", size=3, kind="joints", names=("pan", "lift", "grip")),))
-    assert notes(space, describe(rows), "quantile", "action") == [
+    assert describe_unusual_dims(space, describe(rows), "quantile", "action") == [
         "action group 'arm', dim 1 (lift) never varies in this data (0.3): it is not learned, and acting writes 0.3",
         "action group 'arm', dim 2 (grip) rests most of the time: q01 to q99 (0 to 1) would cut off its motion, so it "
         "is scaled by 0 to 100",
     ]
     rows[7, 0] = 1e5
-    assert notes(space, describe(rows), "quantile", "action")[0] == (
+    assert describe_unusual_dims(space, describe(rows), "quantile", "action")[0] == (
         "action group 'arm', dim 0 (pan) has spikes from -3.899 to 1e+05, fewer than one in a thousand steps; it is "
         "scaled by -2.423 to 2.278 and cannot reach them. If they are motion, use normalization minmax"
     )
-    assert notes(space, describe(rows), "meanstd", "proprio") == [
+    assert describe_unusual_dims(space, describe(rows), "meanstd", "proprio") == [
         "proprio group 'arm', dim 1 (lift) never varies in this data (0.3): the policy reads it as 0"
     ]
 

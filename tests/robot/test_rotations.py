@@ -10,14 +10,14 @@ from scipy.spatial.transform import Rotation as Scipy
 from anyvla.robot.rotations import (
     apply,
     compose,
-    continuous,
     convert,
-    inverse,
-    quaternions,
-    radians,
+    from_quaternions,
+    invert,
+    make_continuous,
+    radians_per_unit,
     relative,
     rotate,
-    written,
+    to_quaternions,
 )
 from anyvla.robot.space import ROTATION_DIMS
 
@@ -88,13 +88,13 @@ def test_both_antipodes_convert_to_the_same_numbers(q):
             convert(q, "quaternion_xyzw", target), convert(-q, "quaternion_xyzw", target), atol=1e-12
         )
     assert convert(q, "quaternion_xyzw", "quaternion_xyzw")[3] >= 0
-    np.testing.assert_allclose(written(-q, "axis_angle"), written(q, "axis_angle"), atol=1e-12)
-    assert np.linalg.norm(written(-q, "axis_angle")) <= np.pi + 1e-12
+    np.testing.assert_allclose(from_quaternions(-q, "axis_angle"), from_quaternions(q, "axis_angle"), atol=1e-12)
+    assert np.linalg.norm(from_quaternions(-q, "axis_angle")) <= np.pi + 1e-12
 
 
 @given(q=xyzw, factor=st.floats(0.01, 100))
 def test_a_quaternion_need_not_be_of_norm_one(q, factor):
-    np.testing.assert_allclose(quaternions(factor * q, "quaternion_xyzw"), q, atol=1e-12)
+    np.testing.assert_allclose(to_quaternions(factor * q, "quaternion_xyzw"), q, atol=1e-12)
 
 
 def test_rot6d_is_the_first_column_and_then_the_second():
@@ -114,16 +114,16 @@ def test_rot6d_is_the_first_column_and_then_the_second():
     ],
 )
 def test_the_worked_numbers_of_the_docs(euler, axis_angle, xyzw, rot6d):
-    q = quaternions(np.deg2rad(euler), "euler")
-    np.testing.assert_allclose(np.rad2deg(written(q, "axis_angle")), axis_angle, atol=1e-12)
-    np.testing.assert_allclose(written(q, "quaternion_xyzw"), xyzw, atol=1e-12)
-    np.testing.assert_allclose(written(q, "quaternion_wxyz"), [xyzw[3], *xyzw[:3]], atol=1e-12)
-    np.testing.assert_allclose(written(q, "rot6d"), rot6d, atol=1e-12)
+    q = to_quaternions(np.deg2rad(euler), "euler")
+    np.testing.assert_allclose(np.rad2deg(from_quaternions(q, "axis_angle")), axis_angle, atol=1e-12)
+    np.testing.assert_allclose(from_quaternions(q, "quaternion_xyzw"), xyzw, atol=1e-12)
+    np.testing.assert_allclose(from_quaternions(q, "quaternion_wxyz"), [xyzw[3], *xyzw[:3]], atol=1e-12)
+    np.testing.assert_allclose(from_quaternions(q, "rot6d"), rot6d, atol=1e-12)
 
 
 def test_euler_turns_about_fixed_axes_roll_first():
     # Roll 90 deg takes y to z; yaw 90 deg, about the fixed z, leaves it there. Yaw first would end at -x.
-    turned = rotate(quaternions([np.pi / 2, 0, np.pi / 2], "euler"), np.array([0.0, 1.0, 0.0]))
+    turned = rotate(to_quaternions([np.pi / 2, 0, np.pi / 2], "euler"), np.array([0.0, 1.0, 0.0]))
     np.testing.assert_allclose(turned, [0, 0, 1], atol=1e-15)
 
 
@@ -140,8 +140,8 @@ def test_perturbed_columns_become_the_gram_schmidt_rotation(angles, noise, lengt
 
 @given(roll=angles, yaw=angles, pitch=st.sampled_from([np.pi / 2, -np.pi / 2]), off=st.floats(-1e-6, 1e-6))
 def test_gimbal_lock_keeps_the_rotation(roll, yaw, pitch, off):
-    q = quaternions([roll, pitch + off, yaw], "euler")
-    euler = written(q, "euler")
+    q = to_quaternions([roll, pitch + off, yaw], "euler")
+    euler = from_quaternions(q, "euler")
     np.testing.assert_allclose(matrix(euler, "euler"), Scipy.from_quat(q).as_matrix(), atol=1e-6)
     if off == 0:
         assert euler[2] == 0
@@ -165,7 +165,7 @@ def test_angles_near_pi_and_near_zero(axis, gap):
 def test_composition_inverse_and_rotation_of_vectors_are_those_of_scipy(a, b, v):
     first, second = Scipy.from_quat(a), Scipy.from_quat(b)
     np.testing.assert_allclose(Scipy.from_quat(compose(a, b)).as_matrix(), (first * second).as_matrix(), atol=1e-12)
-    np.testing.assert_allclose(Scipy.from_quat(inverse(a)).as_matrix(), first.inv().as_matrix(), atol=1e-12)
+    np.testing.assert_allclose(Scipy.from_quat(invert(a)).as_matrix(), first.inv().as_matrix(), atol=1e-12)
     np.testing.assert_allclose(rotate(a, v), first.apply(v), atol=1e-12)
 
 
@@ -182,17 +182,17 @@ def test_a_delta_leads_from_one_to_the_other(a, b, frame):
 
 @given(start=eulers, signs=arrays(np.int64, 12, elements=st.sampled_from([-1, 1])))
 def test_a_trajectory_has_no_antipode_jumps(start, signs):
-    step = quaternions([0.1, 0.4, -0.3], "euler")
-    path = [quaternions(start, "euler")]
+    step = to_quaternions([0.1, 0.4, -0.3], "euler")
+    path = [to_quaternions(start, "euler")]
     for _ in range(11):
         path.append(apply(step, path[-1], "base"))
     jumping = np.array(path) * signs[:, None]
-    smooth = continuous(jumping)
+    smooth = make_continuous(jumping)
     assert np.linalg.norm(np.diff(smooth, axis=0), axis=1).max() < 0.3
     assert smooth[0, 3] >= 0
     np.testing.assert_array_equal(np.abs(smooth), np.abs(jumping))  # only signs differ
-    np.testing.assert_array_equal(continuous(np.stack([jumping, -jumping]))[1], smooth)
-    assert continuous(jumping[:0]).shape == (0, 4)
+    np.testing.assert_array_equal(make_continuous(np.stack([jumping, -jumping]))[1], smooth)
+    assert make_continuous(jumping[:0]).shape == (0, 4)
 
 
 def test_what_is_not_finite_stays_so_and_spoils_nothing_else():
@@ -218,8 +218,8 @@ def test_what_is_no_rotation_is_refused(values, source, message):
 
 
 def test_units_of_angles():
-    assert radians("") == radians("rad") == 1
-    assert radians("0.05 rad") == 0.05
-    assert radians("deg") == pytest.approx(np.pi / 180)
+    assert radians_per_unit("") == radians_per_unit("rad") == 1
+    assert radians_per_unit("0.05 rad") == 0.05
+    assert radians_per_unit("deg") == pytest.approx(np.pi / 180)
     with pytest.raises(ValueError, match=r"the unit 'rad/s' is no angle: expected 'rad', 'deg' or a part"):
-        radians("rad/s")
+        radians_per_unit("rad/s")

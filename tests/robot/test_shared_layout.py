@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from anyvla.robot.embodiment import Embodiment
-from anyvla.robot.shared_layout import Canonical
+from anyvla.robot.shared_layout import SharedLayout
 from anyvla.robot.space import ActionSpace, Group
 
 HAND = Group(name="hand", size=3, kind="position", mode="delta")
@@ -30,7 +30,7 @@ BOTH = robot("both", 5, "corner head wrist", [TURN, HAND], [GRIP, JOINTS, HAND])
 
 
 def test_the_layout_has_every_camera_and_group_once_in_the_order_of_their_first_robot() -> None:
-    whole = Canonical([ARM, LEGS, BOTH]).embodiment
+    whole = SharedLayout([ARM, LEGS, BOTH]).embodiment
     assert whole.name == "arm + legs + both"
     assert whole.cameras == ("wrist", "corner", "head")
     assert [g.name for g in whole.proprio.groups] == ["hand", "joints", "turn"]
@@ -39,7 +39,7 @@ def test_the_layout_has_every_camera_and_group_once_in_the_order_of_their_first_
 
 
 def test_each_robot_has_its_cameras_and_dims_where_the_layout_has_them() -> None:
-    shared = Canonical([ARM, LEGS, BOTH])
+    shared = SharedLayout([ARM, LEGS, BOTH])
     assert shared.names == ["arm", "legs", "both"]
     places = {name: [p.views.tolist(), p.proprio.tolist(), p.action.tolist()] for name, p in shared.robots.items()}
     assert places == {
@@ -50,7 +50,7 @@ def test_each_robot_has_its_cameras_and_dims_where_the_layout_has_them() -> None
 
 
 def test_the_layout_of_one_robot_is_its_own() -> None:
-    shared = Canonical([BOTH])
+    shared = SharedLayout([BOTH])
     assert shared.embodiment is BOTH
     assert shared.robots["both"].views.tolist() == [0, 1, 2]
     assert shared.robots["both"].action.tolist() == list(range(6))
@@ -59,4 +59,4 @@ def test_the_layout_of_one_robot_is_its_own() -> None:
 def test_robots_need_different_names() -> None:
     for robots in ([], [ARM, ARM]):
         with pytest.raises(ValueError, match="need different names, and one at least"):
-            Canonical(robots)
+            SharedLayout(robots)

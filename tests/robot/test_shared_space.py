@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anyvla.robot.shared_space import places, union
+from anyvla.robot.shared_space import dim_indices, merge_spaces
 from anyvla.robot.space import ActionSpace, Group
 
 HAND = Group(name="position", size=3, kind="position", mode="delta", unit="m")
@@ -21,20 +21,20 @@ def changed(group: Group, **keys: object) -> Group:
 
 def test_the_union_of_one_robot_is_its_own_space():
     own = space(HAND, GRIP)
-    assert union({"a": own}, "action") == own
-    assert places(own, own).tolist() == [0, 1, 2, 3]
+    assert merge_spaces({"a": own}, "action") == own
+    assert dim_indices(own, own).tolist() == [0, 1, 2, 3]
 
 
 def test_groups_meet_by_name_wherever_they_stand():
     small, large = space(HAND, GRIP), space(GRIP, TURN, HAND)
     two = space(Group(name="left_joints", size=6, kind="joints"), Group(name="right_joints", size=6, kind="joints"))
-    whole = union({"small": small, "large": large, "two": two}, "action")
+    whole = merge_spaces({"small": small, "large": large, "two": two}, "action")
     assert [g.name for g in whole.groups] == ["position", "gripper", "rotation", "left_joints", "right_joints"]
     assert whole.size == 19
-    assert places(large, whole).tolist() == [3, 4, 5, 6, 0, 1, 2]
-    assert places(two, whole).tolist() == list(range(7, 19))
-    assert len(np.unique(places(small, whole))) == small.size
-    assert places(space(), whole).tolist() == []
+    assert dim_indices(large, whole).tolist() == [3, 4, 5, 6, 0, 1, 2]
+    assert dim_indices(two, whole).tolist() == list(range(7, 19))
+    assert len(np.unique(dim_indices(small, whole))) == small.size
+    assert dim_indices(space(), whole).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -48,30 +48,30 @@ def test_groups_meet_by_name_wherever_they_stand():
 )
 def test_one_name_means_one_thing(other: Group, told: str):
     with pytest.raises(ValueError, match=f"action group 'position' means different things in a and b: {told}"):
-        union({"a": space(HAND), "b": space(other)}, "action")
+        merge_spaces({"a": space(HAND), "b": space(other)}, "action")
 
 
 def test_rotations_and_frames():
     with pytest.raises(
         ValueError, match=r"rotation 'euler' and 'axis_angle'\. Convert one of the sources \(rotation: "
     ):
-        union({"a": space(TURN), "b": space(changed(TURN, rotation="axis_angle"))}, "action")
+        merge_spaces({"a": space(TURN), "b": space(changed(TURN, rotation="axis_angle"))}, "action")
     base, tool = (changed(HAND, frame=f) for f in ("base", "tool"))
     with pytest.raises(ValueError, match="frame 'base' and 'tool'"):
-        union({"a": space(base), "b": space(tool)}, "action")
-    assert union({"a": space(HAND), "b": space(tool)}, "action").groups[0].frame == "tool"
+        merge_spaces({"a": space(base), "b": space(tool)}, "action")
+    assert merge_spaces({"a": space(HAND), "b": space(tool)}, "action").groups[0].frame == "tool"
 
 
 def test_units_may_differ_as_each_robot_has_its_own_statistics():
-    [whole] = union({"a": space(HAND), "b": space(changed(HAND, unit="cm"))}, "action").groups
+    [whole] = merge_spaces({"a": space(HAND), "b": space(changed(HAND, unit="cm"))}, "action").groups
     assert whole == changed(HAND, unit="")
 
 
 def test_grippers_of_different_ranges_meet_where_they_say_which_end_is_open():
     wide = Group(name="gripper", size=1, kind="gripper", low=0, high=0.08, open=0.08)
     with pytest.raises(ValueError, match=r"another range in a than in b, and a does not say .* open: -1 or open: 1"):
-        union({"a": space(GRIP), "b": space(wide)}, "action")
-    [whole] = union({"a": space(changed(GRIP, open=-1)), "b": space(wide)}, "action").groups
+        merge_spaces({"a": space(GRIP), "b": space(wide)}, "action")
+    [whole] = merge_spaces({"a": space(changed(GRIP, open=-1)), "b": space(wide)}, "action").groups
     assert (whole.low, whole.high, whole.open) == (-1, 1, 1)
 
 
@@ -80,16 +80,16 @@ def test_grippers_of_one_range_are_one_only_if_they_are_open_at_the_same_end(ope
     both = {name: space(changed(GRIP, open=end)) for name, end in zip("ab", open, strict=True)}
     if None in open:
         with pytest.raises(ValueError, match="does not say at which end its gripper is open"):
-            union(both, "action")
+            merge_spaces(both, "action")
     else:
-        [whole] = union(both, "action").groups
+        [whole] = merge_spaces(both, "action").groups
         assert (whole.low, whole.high, whole.open) == (-1, 1, 1)
 
 
 @pytest.mark.parametrize("end", [-1, 1, None])
 def test_grippers_that_are_alike_stay_as_they_are(end: int | None):
     alike = changed(GRIP, open=end, unit="rad")
-    assert union({"a": space(alike), "b": space(alike)}, "action").groups == (alike,)
+    assert merge_spaces({"a": space(alike), "b": space(alike)}, "action").groups == (alike,)
 
 
 def test_a_range_is_kept_only_if_all_declare_it():
@@ -100,13 +100,13 @@ def test_a_range_is_kept_only_if_all_declare_it():
         ((near, HAND), (None, None)),
         ((HAND, near), (None, None)),
     ):
-        [whole] = union(dict(zip("ab", map(space, spaces), strict=True)), "action").groups
+        [whole] = merge_spaces(dict(zip("ab", map(space, spaces), strict=True)), "action").groups
         assert (whole.low, whole.high) == expected
         assert (whole.mode, whole.kind, whole.size, whole.unit) == ("delta", "position", 3, "m")
 
 
 def test_what_three_robots_agree_in_depends_on_all_of_them():
     base = changed(HAND, frame="base")
-    assert union({"a": space(HAND), "b": space(base), "c": space(HAND)}, "action").groups[0].frame == "base"
+    assert merge_spaces({"a": space(HAND), "b": space(base), "c": space(HAND)}, "action").groups[0].frame == "base"
     with pytest.raises(ValueError, match=r"different things in a and c: frame 'base' and 'tool'"):
-        union({"a": space(HAND), "b": space(base), "c": space(changed(HAND, frame="tool"))}, "action")
+        merge_spaces({"a": space(HAND), "b": space(base), "c": space(changed(HAND, frame="tool"))}, "action")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from anyvla.config import ConfigError, build, to_dict
-from anyvla.robot.shared_space import union
+from anyvla.robot.shared_space import merge_spaces
 from anyvla.robot.space import ActionSpace, Group
 
 ARM = Group(name="arm", size=2, kind="joints", names=("elbow_flex.pos", "wrist_roll.pos"))
@@ -25,8 +25,8 @@ def test_names_travel_and_mean_nothing():
     assert "names" not in to_dict(GRIPPER)  # as older versions wrote it
     plain = ActionSpace(groups=(dataclasses.replace(ARM, names=()), GRIPPER))
     assert plain == SPACE
-    assert union({"one": SPACE, "other": plain}, "action").groups[0].names == ()
-    assert union({"one": SPACE, "other": SPACE}, "action").groups[0].names == ARM.names
+    assert merge_spaces({"one": SPACE, "other": plain}, "action").groups[0].names == ()
+    assert merge_spaces({"one": SPACE, "other": SPACE}, "action").groups[0].names == ARM.names
 
 
 def test_each_dim_or_none_is_named():

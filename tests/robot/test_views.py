@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from anyvla.config import ConfigError, build, to_dict
-from anyvla.robot.shared_layout import Canonical
-from anyvla.robot.views import ViewConfig, fit, seen
+from anyvla.robot.shared_layout import SharedLayout
+from anyvla.robot.views import ViewConfig, camera_views, resize_to_view
 from anyvla.types import Observation
 from tests.data.demonstrations import ROBOT, scene
 
-PLACES = Canonical([ROBOT]).robots["arm"]
+PLACES = SharedLayout([ROBOT]).robots["arm"]
 CORNER, WRIST = (scene(1, seed=s)[0] for s in (0, 1))
 
 
@@ -21,14 +21,14 @@ def shown(**images: np.ndarray) -> Observation:
 
 
 def test_views_stand_in_the_order_of_the_layout():
-    got = seen(shown(wrist=WRIST, corner=CORNER, other=WRIST), ROBOT, PLACES, 2, ViewConfig())
+    got = camera_views(shown(wrist=WRIST, corner=CORNER, other=WRIST), ROBOT, PLACES, 2, ViewConfig())
     assert np.array_equal(got, np.stack([CORNER, WRIST]))
 
 
 def test_a_camera_that_the_robot_does_not_have_is_black():
     two = dataclasses.replace(ROBOT, name="other", cameras=("head", "corner"))
-    places = Canonical([ROBOT, two]).robots["other"]
-    got = seen(shown(head=WRIST, corner=CORNER), two, places, 3, ViewConfig())
+    places = SharedLayout([ROBOT, two]).robots["other"]
+    got = camera_views(shown(head=WRIST, corner=CORNER), two, places, 3, ViewConfig())
     assert np.array_equal(got[0], CORNER)
     assert not got[1].any()
     assert np.array_equal(got[2], WRIST)
@@ -38,8 +38,8 @@ def test_a_camera_that_the_robot_does_not_have_is_black():
 def test_every_image_is_brought_to_the_size_of_the_view(size: tuple[int, int]):
     """As Pillow does it, both in acting and where data is read."""
     view, large = ViewConfig(size=size), scene(1, 64)[0]
-    got = seen(shown(corner=CORNER, wrist=large), ROBOT, PLACES, 2, view)
-    read = [fit(image[None], view)[0] for image in (CORNER, large)]
+    got = camera_views(shown(corner=CORNER, wrist=large), ROBOT, PLACES, 2, view)
+    read = [resize_to_view(image[None], view)[0] for image in (CORNER, large)]
     for view_of, image in ((got, CORNER), (read, CORNER), (got[1:], large), (read[1:], large)):
         theirs = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
         assert view_of[0].shape == (*size, 3)
@@ -51,14 +51,14 @@ def test_a_padded_view_has_black_bars():
     white = np.full((32, 32, 3), 255, np.uint8)
     expected = np.zeros((16, 24, 3), np.uint8)
     expected[:, 4:20] = 255
-    got = seen(shown(corner=white, wrist=white), ROBOT, PLACES, 2, ViewConfig(size=(16, 24), fit="pad"))
+    got = camera_views(shown(corner=white, wrist=white), ROBOT, PLACES, 2, ViewConfig(size=(16, 24), fit="pad"))
     assert np.array_equal(got, np.stack([expected, expected]))
 
 
 def test_images_that_have_the_size_of_the_view_stay():
-    assert fit(CORNER, ViewConfig(size=(32, 32))) is CORNER
-    assert fit(CORNER, ViewConfig(size=(32, 32), fit="pad")) is CORNER
-    assert fit(CORNER, ViewConfig()) is CORNER
+    assert resize_to_view(CORNER, ViewConfig(size=(32, 32))) is CORNER
+    assert resize_to_view(CORNER, ViewConfig(size=(32, 32), fit="pad")) is CORNER
+    assert resize_to_view(CORNER, ViewConfig()) is CORNER
 
 
 def test_a_view_neither_resizes_nor_crops_unless_a_recipe_says_so():
@@ -78,14 +78,14 @@ def test_a_view_neither_resizes_nor_crops_unless_a_recipe_says_so():
 )
 def test_what_is_no_image_is_told_with_the_line_that_mends_it(image: object, message: str):
     with pytest.raises(ValueError, match=r"camera 'corner': expected a uint8 array .*" + message):
-        seen(shown(corner=image, wrist=WRIST), ROBOT, PLACES, 2, ViewConfig())  # type: ignore[arg-type]
+        camera_views(shown(corner=image, wrist=WRIST), ROBOT, PLACES, 2, ViewConfig())  # type: ignore[arg-type]
 
 
 def test_missing_cameras_and_sizes_that_differ():
     with pytest.raises(ValueError, match=r"lacks camera 'wrist'; .* trained with corner, wrist and .* has corner"):
-        seen(shown(corner=CORNER), ROBOT, PLACES, 2, ViewConfig())
+        camera_views(shown(corner=CORNER), ROBOT, PLACES, 2, ViewConfig())
     with pytest.raises(ValueError, match=r"must have one size, got .*'wrist': \(48, 48, 3\)"):
-        seen(shown(corner=CORNER, wrist=scene(1, 48)[0]), ROBOT, PLACES, 2, ViewConfig())
+        camera_views(shown(corner=CORNER, wrist=scene(1, 48)[0]), ROBOT, PLACES, 2, ViewConfig())
 
 
 def test_config_is_checked():

@@ -129,11 +129,11 @@ def part(batch: Batch, rows: slice) -> Batch:
 def distances(vla: VLA, batch: Batch, noise: torch.Generator) -> dict[str, Tensor] | Tensor:
     """Return the sum of the distances of each group of actions; of a flow decoder, the sum of all."""
     context, valid = vla.read(batch), batch.step_mask
-    target, there = vla.action.normalize(batch.actions, batch.robots)[valid], batch.action_mask[valid]
+    target, there = vla.action_normalizer.normalize(batch.actions, batch.robots)[valid], batch.action_mask[valid]
     if vla.config.decoder.name == "flow":
         return vla.decoder.loss(context, target, there, noise).total
     off = (vla.decoder(context.vector).float() - target).abs() * there[..., None]
-    if "still" in vla.canonical.names:  # its second dim never varies
+    if "still" in vla.layout.names:  # its second dim never varies
         off = off[..., [0, 2, 3]]
     return {"position": off[..., :-1].sum(), "gripper": off[..., -1].sum()}
 
@@ -147,9 +147,9 @@ def train_by_hand(s: Settings, model: VLAConfig, mixture: Mixture, robots: list[
     trained = {name: p for name, p in vla.named_parameters() if p.requires_grad}
     first = {name: torch.zeros_like(p) for name, p in trained.items()}  # AdamW's moving averages of the gradient
     second = {name: torch.zeros_like(p) for name, p in trained.items()}  # and of its square
-    dims = 3 if "still" in vla.canonical.names else 4
+    dims = 3 if "still" in vla.layout.names else 4
     windows = [windows_of(s, dataset, model.chunk) for dataset in mixture.datasets]
-    of_source = [vla.canonical.names.index(dataset.embodiment.name) for dataset in mixture.datasets]
+    of_source = [vla.layout.names.index(dataset.embodiment.name) for dataset in mixture.datasets]
     for step in range(s.steps):
         batch = batch_of(s, windows, of_source, sampler.draw(step), step)
         elements = {"position": int(batch.action_mask.sum()) * (dims - 1), "gripper": int(batch.action_mask.sum())}

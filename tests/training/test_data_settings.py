@@ -138,7 +138,7 @@ def test_views_and_temperature_hold_for_all_sources(root: Path) -> None:
     assert mixture().shares.tolist() == [0.5, 0.5]
     np.testing.assert_allclose(mixture(temperature=1).shares, [35 / 46, 11 / 46])  # windows: 5+6+7+8+9 and 5+6
     np.testing.assert_allclose(mixture(temperature=2).shares[0], 35**0.5 / (35**0.5 + 11**0.5))
-    assert mixture(views=["wrist"]).canonical.embodiment.cameras == ("wrist",)
+    assert mixture(views=["wrist"]).layout.embodiment.cameras == ("wrist",)
 
 
 def test_a_preset_is_read_below_its_root(root: Path) -> None:

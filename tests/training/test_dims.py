@@ -4,7 +4,7 @@ import dataclasses
 
 from anyvla.policy import NormalizationConfig
 from anyvla.robot.shared_layout import Robot
-from anyvla.training.dims import dim_notes
+from anyvla.training.dims import describe_robot_dims
 from tests.small import embodiment, statistics
 
 
@@ -23,8 +23,8 @@ def with_spikes() -> Robot:
 
 def test_notes_follow_the_scaling_of_their_own_vector() -> None:
     """Only quantiles cut spikes off."""
-    of_action = dim_notes([with_spikes()], NormalizationConfig(action="quantile", proprio="minmax"))
-    of_proprio = dim_notes([with_spikes()], NormalizationConfig(action="minmax", proprio="quantile"))
+    of_action = describe_robot_dims([with_spikes()], NormalizationConfig(action="quantile", proprio="minmax"))
+    of_proprio = describe_robot_dims([with_spikes()], NormalizationConfig(action="minmax", proprio="quantile"))
     assert [note.partition(" has spikes from -2 to 50")[0] for note in of_action] == ["action group 'position', dim 0"]
     assert [note.partition(" has spikes from -2 to 50")[0] for note in of_proprio] == [
         "proprio group 'position', dim 0"
@@ -33,7 +33,7 @@ def test_notes_follow_the_scaling_of_their_own_vector() -> None:
 
 def test_notes_name_the_robot_if_there_are_several() -> None:
     other = Robot(dataclasses.replace(embodiment(), name="other"), with_spikes().statistics)
-    found = dim_notes([with_spikes(), other], NormalizationConfig(action="quantile", proprio="minmax"))
+    found = describe_robot_dims([with_spikes(), other], NormalizationConfig(action="quantile", proprio="minmax"))
     assert [note.partition(" has")[0] for note in found] == [
         "small, action group 'position', dim 0",
         "other, action group 'position', dim 0",

@@ -276,7 +276,7 @@ def test_training_names_dims_that_rest_or_never_vary(tmp_path, caplog):
     assert "## Dims" in card
     assert all(f"- {text}\n" in card for text in told)
     vla = VLA.load(checkpoint)
-    ends = vla.action.denormalize(torch.ones(1, 1, 4), torch.zeros(1, dtype=torch.int64))[0, 0]
+    ends = vla.action_normalizer.denormalize(torch.ones(1, 1, 4), torch.zeros(1, dtype=torch.int64))[0, 0]
     assert (ends[1], ends[2]) == (0.25, 100)
 
 

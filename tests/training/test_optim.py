@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from anyvla.training.optim import OptimConfig, learning_rate, optimizer
+from anyvla.training.optim import OptimConfig, build_optimizer, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ class Model(nn.Module):
 def after_step(gradient: float, **keys: object) -> dict[str, float]:
     """Return the first number of each parameter after one step with this gradient everywhere."""
     model = Model()
-    optim = optimizer(OptimConfig(**keys), model)  # type: ignore[arg-type]
+    optim = build_optimizer(OptimConfig(**keys), model)  # type: ignore[arg-type]
     for p in model.parameters():
         p.grad = torch.full_like(p, gradient) if p.requires_grad else None
     optim.step()
@@ -85,7 +85,7 @@ def test_decay_does_not_pass_through_the_moments() -> None:
 def test_the_betas_are_those_of_the_moments() -> None:
     """Gradients 1 and 0: the moments are 1/2 and 1/4, then 1/4 and 3/16; unbiased 1/3 and 3/7 in the end."""
     model = Model()
-    optim = optimizer(OptimConfig(lr=0.1, betas=(0.5, 0.75), weight_decay=0.0), model)
+    optim = build_optimizer(OptimConfig(lr=0.1, betas=(0.5, 0.75), weight_decay=0.0), model)
     for gradient in (1.0, 0.0):
         model.norm.weight.grad = torch.full_like(model.norm.weight, gradient)
         optim.step()
@@ -98,7 +98,7 @@ def test_a_gradient_as_small_as_epsilon_makes_half_a_step() -> None:
 
 def test_every_trained_parameter_is_in_one_group_and_no_frozen_one() -> None:
     model = Model()
-    given = [p for group in optimizer(OptimConfig(), model).param_groups for p in group["params"]]
+    given = [p for group in build_optimizer(OptimConfig(), model).param_groups for p in group["params"]]
     assert len(given) == len(set(given))
     assert set(given) == {p for p in model.parameters() if p.requires_grad}
 

@@ -12,20 +12,20 @@ import torch
 
 from anyvla.config import ConfigError, build
 from anyvla.training.config import TrainingConfig
-from anyvla.training.randomness import DROPOUT, IMAGES, NOISE, seed_of, seeded
+from anyvla.training.randomness import DROPOUT, IMAGES, NOISE, derive_seed, seed_generators
 
 
 def test_no_two_seeds_steps_pieces_and_purposes_share_a_seed() -> None:
     """Else images would be shifted by the noise of their step. NumPy takes a missing number for 0."""
     assert len({NOISE, DROPOUT, IMAGES}) == 3
     keys = list(itertools.product(range(4), range(6), range(3), (NOISE, DROPOUT, IMAGES)))
-    assert len({seed_of(*key) for key in keys}) == len(keys)
-    assert all(0 <= seed_of(*key) < 2**63 for key in keys)
+    assert len({derive_seed(*key) for key in keys}) == len(keys)
+    assert all(0 <= derive_seed(*key) < 2**63 for key in keys)
 
 
 def test_a_seed_is_the_same_in_every_version() -> None:
     """Runs go on under later versions: upper 63 bits of the first number of NumPy's SeedSequence((3, 4))."""
-    assert seed_of(3, 4) == 8_142_286_996_972_879_346
+    assert derive_seed(3, 4) == 8_142_286_996_972_879_346
 
 
 def test_every_generator_is_seeded_from_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +35,7 @@ def test_every_generator_is_seeded_from_the_step(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: False)
 
     def drawn(*of: int) -> tuple[Any, ...]:
-        generator = seeded(*of)
+        generator = seed_generators(*of)
         values = torch.rand(()).item(), float(np.random.rand()), random.random(), torch.rand((), generator=generator)
         return *map(float, values), cuda[-1]
 

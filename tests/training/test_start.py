@@ -15,7 +15,7 @@ from anyvla.policy import VLA
 from anyvla.training import start
 from anyvla.training.config import TrainingConfig
 from anyvla.training.loop import train
-from anyvla.training.start import cache_advice, run_facts, telling_of_decoding
+from anyvla.training.start import cache_advice, describe_run, report_decoding
 from tests.small import SIZE, embodiment, episode, mixture, model
 
 MODEL = model("none", "identity")
@@ -38,11 +38,11 @@ def test_where_it_runs_and_what_it_trains(parts: tuple[VLA, Any]) -> None:
     vla.backbone.requires_grad_(False)
     frozen = sum(p.numel() for p in vla.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in vla.parameters() if p.requires_grad)
-    text = run_facts(vla, torch.device("cpu"), torch.float32, windows_of(data))
+    text = describe_run(vla, torch.device("cpu"), torch.float32, windows_of(data))
     assert text.startswith("device cpu (")
     assert f"precision float32; {trained:,} trained weights, {frozen:,} frozen; 48 windows of 4 episodes" in text
     assert frozen > 0
-    assert "bfloat16 (autocast)" in run_facts(vla, torch.device("cpu"), torch.bfloat16, windows_of(data))
+    assert "bfloat16 (autocast)" in describe_run(vla, torch.device("cpu"), torch.bfloat16, windows_of(data))
 
 
 def test_the_cheapest_remedy_comes_first(parts: tuple[VLA, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_slow_decoding_is_told_while_it_lasts(parts: tuple[VLA, Any], monkeypatc
     monkeypatch.setattr(start, "_PATIENCE", 0.02)
     said: list[str] = []
     windows = windows_of(parts[1])
-    with telling_of_decoding(windows, said.append):
+    with report_decoding(windows, said.append):
         windows.batch(MixtureSampler(windows.sizes, [1.0], 1, 0).draw(0))
         time.sleep(0.1)
     assert said
@@ -90,7 +90,7 @@ def test_slow_decoding_is_told_while_it_lasts(parts: tuple[VLA, Any], monkeypatc
 
 def test_fast_decoding_says_nothing(parts: tuple[VLA, Any]) -> None:
     said: list[str] = []
-    with telling_of_decoding(windows_of(parts[1]), said.append):
+    with report_decoding(windows_of(parts[1]), said.append):
         pass
     assert said == []
 

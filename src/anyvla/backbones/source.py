@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 
 from anyvla.backbones.families.unsupported import UNSUPPORTED
 from anyvla.files.documents import as_mapping, read_object
-from anyvla.files.inside import regular
+from anyvla.files.inside import check_regular
 
 PREPROCESSOR = "preprocessor_config.json"
 REMOTE = "moondream, uform, qwen_vl"  # the backbones that run code which comes with a model
@@ -74,7 +74,7 @@ def read_config(source: str, revision: str | None) -> Any:
         raise ValueError(f"{source} holds no config.json: give a folder that `save_pretrained` or `hf download` wrote")
     if folder.is_file():
         raise ValueError(f"{source} is a file: give the folder in which it lies, with its config.json")
-    regular(file)
+    check_regular(file)
     if not folder.is_dir() and not HUB_ID.fullmatch(source):
         raise ValueError(f"there is no folder {source}, and an id of the hub looks like OWNER/NAME: check the spelling")
     try:

@@ -17,7 +17,7 @@ class AllocationError(ValueError):
 
 
 @contextmanager
-def at_most(size: int, tensors: int, what: str) -> Iterator[None]:
+def limit_allocations(size: int, tensors: int, what: str) -> Iterator[None]:
     """Raise AllocationError, before it happens, when more than `tensors` tensors or `size` bytes are made here.
 
     Those that are freed meanwhile count too. `what` begins the message: "config.yaml describes a model".

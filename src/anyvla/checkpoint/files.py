@@ -14,7 +14,7 @@ from typing import Any
 from anyvla.config import ConfigError, build
 from anyvla.files import weights
 from anyvla.files.documents import as_mapping, read_json, read_yaml
-from anyvla.files.inside import inside
+from anyvla.files.inside import resolve_inside
 from anyvla.migrations import migrate_recipe
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import StatisticsError, read_statistics
@@ -57,7 +57,7 @@ def check_checkpoint(folder: Path) -> None:
             f"{folder} is no whole checkpoint, it lacks {', '.join(lacking)}: copy the folder again, or train anew"
         )
     for name in _names(folder):
-        path = inside(folder, name)
+        path = resolve_inside(folder, name)
         if path.suffix == ".json" and path.is_file() and path.stat().st_size > LARGEST_TEXT:
             raise ValueError(f"{path} has more than {LARGEST_TEXT:,} bytes, too many for such a file")
     with weights.opened(folder / WEIGHTS):
@@ -121,4 +121,4 @@ def _check_tokenizers(backbone: Path) -> None:
     for path in sorted(backbone.rglob("tokenizer_config.json")):
         for key, value in as_mapping(read_json(path), str(path)).items():
             if key.endswith("_file") and isinstance(value, str):
-                inside(path.parent, value)
+                resolve_inside(path.parent, value)

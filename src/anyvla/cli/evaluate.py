@@ -14,7 +14,7 @@ from anyvla.cli.console import Console
 from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, build, override
-from anyvla.files.folder_lock import only_here
+from anyvla.files.folder_lock import lock_folder
 
 if TYPE_CHECKING:
     from anyvla.evaluation.protocol import EvaluationConfig
@@ -150,7 +150,7 @@ def play(
     from anyvla.report.filming import film
     from anyvla.training.loop import pick_device
 
-    with only_here(folder):
+    with lock_folder(folder):
         opened = open_suite(name, settings, python)
         plans = plan(opened.suite, config, expand_conditions(config.conditions, opened.benchmark))
         vla = VLA.load(checkpoint, pick_device(device), trust_remote_code=trust_remote_code)

@@ -145,7 +145,7 @@ def choose_robot(recipe: Recipe) -> Embodiment:
 
     if recipe.data.given:
         try:
-            return open_mixture(recipe.data, Path()).canonical.embodiment
+            return open_mixture(recipe.data, Path()).layout.embodiment
         except ValueError as error:
             console.print(f"the recipe's data cannot be opened ({error}); using an ordinary arm")
     if recipe.benchmark is not None:

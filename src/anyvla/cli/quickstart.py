@@ -14,7 +14,7 @@ from typing import Any
 from anyvla.cli.common import console
 from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stage_meter import StageMeter
-from anyvla.files.folder_lock import only_here
+from anyvla.files.folder_lock import lock_folder
 
 
 def main(argv: list[str]) -> int:
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         "report": lambda: write_report(run),
     }
     check_one_process()
-    with only_here(run):
+    with lock_folder(run):
         peak = 0.0
         for number, (name, stage) in enumerate(stages.items(), 1):
             console.rule(f"{number}/{len(stages)} {name}", align="left")

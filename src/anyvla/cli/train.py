@@ -10,7 +10,7 @@ from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, to_dict
-from anyvla.files.folder_lock import only_here
+from anyvla.files.folder_lock import lock_folder
 
 if TYPE_CHECKING:
     from anyvla.data.training.mixture import Mixture
@@ -53,7 +53,7 @@ def train(recipe: Recipe, run: Path) -> Path:
     from anyvla.training.loop import train as run_training
 
     check_one_process()
-    with only_here(run):
+    with lock_folder(run):
         mixture = open_data(recipe, run)
         with ProgressBar("statistics") as bar:
             robots = mixture.robots(bar)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anyvla.data import stored
-from anyvla.files.inside import regular
+from anyvla.files.inside import check_regular
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def _hashed(root: Path, files: Sequence[Path]) -> Iterator[_Hash]:
 
 def _hash(root: Path, path: Path, report: _Report) -> _Hash:
     now, digest = time.time_ns(), hashlib.sha256()
-    with regular(path).open("rb") as file:
+    with check_regular(path).open("rb") as file:
         before = _seen(os.fstat(file.fileno()))
         left = before[0] + 1  # no more is read of a file that grows
         while left > 0 and (part := file.read(min(left, _AT_ONCE))):
@@ -176,7 +176,7 @@ def _listed(hashes: Mapping[str, str]) -> list[str]:
 def _needed(path: Path) -> Seen:
     """Return `stat_of(path)`. Raises ValueError if there is no such file, or no regular one."""
     try:
-        return stat_of(regular(path))
+        return stat_of(check_regular(path))
     except FileNotFoundError:
         raise ValueError(f"there is no {path}; copy the data set again") from None
 

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 
 from anyvla.data import fingerprints
 from anyvla.data.formats.images import decode_image
-from anyvla.files.inside import check_name, inside, listed, regular
+from anyvla.files.inside import check_name, check_regular, regular_files, resolve_inside
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 IMAGE = "<image>"  # where a picture stands in the text of LLaVA's conversations
@@ -65,7 +65,7 @@ class VQADataset:
     def fingerprint(self) -> str:
         """A hash of the texts and of the pictures that are there."""
         names = sorted({name for entry in self._entries for name in entry.images})
-        there = [path for name in names if (path := inside(self.pictures, name)).is_file()]
+        there = [path for name in names if (path := resolve_inside(self.pictures, name)).is_file()]
         return fingerprints.derived(self._texts, fingerprints.of_many(self.pictures, there, "pictures"))
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class VQADataset:
         """Example `index`. Raises IndexError."""
         entry = self._entries[index]
         try:
-            paths = tuple(inside(self.pictures, name) for name in entry.images)
+            paths = tuple(resolve_inside(self.pictures, name) for name in entry.images)
         except ValueError as error:
             raise ValueError(f"{entry.where}: {error}") from None
         return VQAExample(turns=entry.turns, paths=paths, where=entry.where)
@@ -196,8 +196,10 @@ def _coco(data: Mapping[str, Any], path: Path) -> list[_Entry]:
 
 def _captions_beside(root: Path) -> VQADataset:
     """A picture and a text file of the same name; sub-folders too."""
-    texts = listed(root, root.rglob("*.txt"))
-    by_stem = {p.with_suffix(""): p for p in listed(root, (p for p in root.rglob("*") if p.suffix.lower() in PICTURES))}
+    texts = regular_files(root, root.rglob("*.txt"))
+    by_stem = {
+        p.with_suffix(""): p for p in regular_files(root, (p for p in root.rglob("*") if p.suffix.lower() in PICTURES))
+    }
     texts = [t for t in texts if t.with_suffix("") in by_stem]
     if not texts:
         raise ValueError(
@@ -242,7 +244,7 @@ def _json(path: Path) -> Any:
 
 def _text(path: Path) -> str:
     try:
-        return regular(path).read_text(encoding="utf-8")
+        return check_regular(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
 

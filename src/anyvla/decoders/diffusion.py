@@ -18,7 +18,7 @@ from anyvla.config import STRICT
 from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec, Loss, draw
 from anyvla.decoders.denoiser import Denoiser, Sizes, squared_error
 from anyvla.limits import CALLS, STEPS
-from anyvla.robot.chunks import held
+from anyvla.robot.chunks import pad_with_last_action
 
 
 class DiffusionDecoder(Decoder):
@@ -78,7 +78,7 @@ class DiffusionDecoder(Decoder):
         """The loss at these levels and noises, k for each step: those of draw j are rows j*M to (j+1)*M."""
         draws = len(level) // len(actions)
         # The actions of a chunk see each other, and acting knows no mask: a missing action is the last one, held.
-        clean = held(actions, mask).float().repeat(draws, 1, 1)
+        clean = pad_with_last_action(actions, mask).float().repeat(draws, 1, 1)
         noisy = self.noising.add_noise(clean, context.own(noise), level)
         condition = self.network.condition(context.vector).repeat(draws, 1)
         predicted = self.network(noisy, self._time(level), condition)

@@ -34,7 +34,7 @@ from anyvla.decoders.expert_layers import Memory, Transformer, View, joined, spr
 from anyvla.decoders.flow_matching import Method, Times, drawn, integrate, interpolate
 from anyvla.decoders.lm_tokens import LMTokensDecoder
 from anyvla.limits import CALLS, LAYERS, STEPS, WEIGHT, WIDTH
-from anyvla.robot.chunks import held
+from anyvla.robot.chunks import pad_with_last_action
 
 
 @plain_dataclass(frozen=True)
@@ -135,7 +135,7 @@ class ExpertDecoder(Decoder):
         """The loss of the flow at these times and noises, k for each step: those of draw j are rows j*M to (j+1)*M."""
         draws = len(time) // len(actions)
         # Acting knows no mask, and the actions of a chunk see each other: a missing one is the last one, held.
-        noisy, velocity = interpolate(held(actions, mask).repeat(draws, 1, 1), context.own(noise), time)
+        noisy, velocity = interpolate(pad_with_last_action(actions, mask).repeat(draws, 1, 1), context.own(noise), time)
         predicted = self.velocity(self.remember(context, draws), noisy, time)
         return squared_error(predicted, velocity, context.elements(mask, self.space.size), self.space)
 

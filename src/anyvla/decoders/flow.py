@@ -17,7 +17,7 @@ from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec, Loss, draw
 from anyvla.decoders.denoiser import Denoiser, Sizes, squared_error
 from anyvla.decoders.flow_matching import Method, Times, drawn, integrate, interpolate
 from anyvla.limits import CALLS, STEPS
-from anyvla.robot.chunks import held
+from anyvla.robot.chunks import pad_with_last_action
 
 
 class FlowDecoder(Decoder):
@@ -62,7 +62,7 @@ class FlowDecoder(Decoder):
         """The loss at these times and noises, k for each step: those of draw j are rows j*M to (j+1)*M."""
         draws = len(time) // len(actions)
         # The actions of a chunk see each other, and acting knows no mask: a missing action is the last one, held.
-        noisy, velocity = interpolate(held(actions, mask).repeat(draws, 1, 1), context.own(noise), time)
+        noisy, velocity = interpolate(pad_with_last_action(actions, mask).repeat(draws, 1, 1), context.own(noise), time)
         condition = self.network.condition(context.vector).repeat(draws, 1)
         elements = context.elements(mask, self.space.size)
         return squared_error(self.network(noisy, time, condition), velocity, elements, self.space)

@@ -26,7 +26,7 @@ from anyvla.evaluation.conditions import ORIGINAL, check_factors, parse_scene
 from anyvla.evaluation.suites import FIRST_DEMONSTRATION_SEED, OpenedSuite
 from anyvla.evaluation.workers import EnvironmentFailed, prepare_worker
 from anyvla.files.differences import check_same
-from anyvla.files.folder_lock import only_making
+from anyvla.files.folder_lock import lock_while_making
 from anyvla.interrupted import Interrupted
 from anyvla.limits import COUNT, EPISODES, PROCESSES
 from anyvla.robot.embodiment import Embodiment
@@ -105,7 +105,7 @@ def collect(
         "settings": dict(opened.benchmark.protocol(suite.name)),
         "versions": dict(opened.benchmark.versions()),
     }
-    with only_making(root):
+    with lock_while_making(root):
         if is_complete(root):
             _check_complete(root, provenance)
             discard_leftovers(root)

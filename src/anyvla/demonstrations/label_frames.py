@@ -25,7 +25,7 @@ from anyvla.evaluation.workers import prepare_worker
 from anyvla.files import durable
 from anyvla.files.differences import check_same
 from anyvla.files.documents import as_mapping, read_object
-from anyvla.files.folder_lock import only_here
+from anyvla.files.folder_lock import lock_folder
 from anyvla.interrupted import Interrupted
 from anyvla.limits import COUNT, PROCESSES, SEED
 from anyvla.worker_pool import WorkerPool
@@ -67,7 +67,7 @@ def label(
     WorkerDied if a simulator dies, Interrupted after `stop()` said so.
     """
     settings = {k: v for k, v in to_dict(config).items() if k != "processes"}
-    with only_here(root):
+    with lock_folder(root):
         partial, card = root / "partial", root / "card.json"
         _check_same(card if card.exists() else partial / "settings.json", settings, root)
         if card.exists():

@@ -15,7 +15,7 @@ import numpy as np
 from anyvla.config import ConfigError
 from anyvla.evaluation.intervals import Interval, resampled_means, wilson
 from anyvla.evaluation.results import EpisodeResult
-from anyvla.files.differences import shown
+from anyvla.files.differences import format_value
 
 COUNTS = ("episodes", "first_seed")  # of a protocol: results that have more episodes than others can be compared
 FEWEST = 10  # paired episodes
@@ -49,7 +49,7 @@ def protocol_differences(one: Mapping[str, Any], other: Mapping[str, Any], where
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += protocol_differences(a, b, f"{name}.")
         elif a != b and name not in COUNTS:
-            found.append(f"{name}: {shown(a)}, {shown(b)}")
+            found.append(f"{name}: {format_value(a)}, {format_value(b)}")
     return found
 
 

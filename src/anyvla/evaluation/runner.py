@@ -27,8 +27,8 @@ from anyvla.evaluation.rollout import ResultBuilder, Rollout
 from anyvla.evaluation.suites import OpenedSuite
 from anyvla.evaluation.tracks import write_track
 from anyvla.evaluation.workers import EnvironmentFailed
-from anyvla.files.differences import differences, listed
-from anyvla.files.folder_lock import only_here
+from anyvla.files.differences import find_differences, format_differences
+from anyvla.files.folder_lock import lock_folder
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
 from anyvla.robot.embodiment import Embodiment
@@ -88,7 +88,7 @@ def evaluate(
         versions=versions(vla),
         embodiment=opened.embodiment,
     )
-    with only_here(folder):
+    with lock_folder(folder):
         lines = folder / "results.jsonl"
         finished = {r.key: r for r in read_results(lines)} if lines.is_file() else {}
         _check_same(lines, finished.values(), setting)
@@ -144,9 +144,11 @@ def check_embodiment(trained: Sequence[Embodiment], given: Embodiment) -> None:
     nearest = next((robot for robot in trained if robot.name == given.name), trained[0])
     fields = ("name", "cameras", "proprio", "action", "control_hz")
     if any(getattr(nearest, f) != getattr(given, f) for f in fields):
-        differing = differences(conventions(nearest), conventions(given))
+        differing = find_differences(conventions(nearest), conventions(given))
         others = f" (trained for: {', '.join(r.name for r in trained)})" if len(trained) > 1 else ""
-        raise ConfigError(f"the policy was trained for another robot ({listed(differing, 'there', 'here')}){others}")
+        raise ConfigError(
+            f"the policy was trained for another robot ({format_differences(differing, 'there', 'here')}){others}"
+        )
 
 
 def _check_sizes(vla: VLA, opened: OpenedSuite) -> None:

@@ -18,14 +18,14 @@ class Difference(NamedTuple):
     new: Any
 
 
-def differences(old: Any, new: Any, key: str = "") -> list[Difference]:
+def find_differences(old: Any, new: Any, key: str = "") -> list[Difference]:
     """Return what differs between two plain documents; lists of one length are compared item by item."""
     if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
         old, new = ({str(i): value for i, value in enumerate(of)} for of in (old, new))
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(k for k in new if k not in old)]
         pairs = [(f"{key}.{k}".strip("."), old.get(k, ABSENT), new.get(k, ABSENT)) for k in keys]
-        return [found for inner, one, other in pairs for found in differences(one, other, inner)]
+        return [found for inner, one, other in pairs for found in find_differences(one, other, inner)]
     return [] if old == new else [Difference(key, old, new)]
 
 
@@ -42,18 +42,21 @@ def check_same(
 
     `refusal` is the message; its `{}` becomes the list of differences, with `names` for the two documents.
     """
-    found = [difference for difference in differences(old, new) if not may_differ(difference)]
+    found = [difference for difference in find_differences(old, new) if not may_differ(difference)]
     if found:
-        raise error(refusal.replace("{}", listed(found, *names)))
+        raise error(refusal.replace("{}", format_differences(found, *names)))
 
 
-def listed(found: Sequence[Difference], then: str = "then", now: str = "now") -> str:
+def format_differences(found: Sequence[Difference], then: str = "then", now: str = "now") -> str:
     """Return differences for a message, as "lr: 0.1 then, 0.2 now; seed: 0 then, 1 now"."""
     more = f"; and {len(found) - MOST} more" if len(found) > MOST else ""
-    return "; ".join(f"{key}: {shown(old)} {then}, {shown(new)} {now}" for key, old, new in found[:MOST]) + more
+    return (
+        "; ".join(f"{key}: {format_value(old)} {then}, {format_value(new)} {now}" for key, old, new in found[:MOST])
+        + more
+    )
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as a message shows it: on one line, not too long."""
     text = " ".join((value if value == ABSENT else repr(value)).split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from anyvla.files.inside import regular
+from anyvla.files.inside import check_regular
 
 MOST_YAML = 1 << 18  # bytes; PyYAML takes seconds for a mebibyte
 MOST_JSON = 1 << 26  # bytes
@@ -77,7 +77,7 @@ def regular_size(path: Path) -> int:
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise DocumentError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
-        regular(path)
+        check_regular(path)
     except ValueError as error:
         raise DocumentError(str(error)) from None
     return found.st_size

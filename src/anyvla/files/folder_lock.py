@@ -48,7 +48,7 @@ _guard = threading.Lock()
 
 
 @contextlib.contextmanager
-def only_here(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Make `folder`, and keep other processes and threads out of it. Raises FolderInUse that says who is there.
 
     The same thread may enter again, as a command does that is made of others.
@@ -59,8 +59,8 @@ def only_here(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_making(folder: Path) -> Iterator[None]:
-    """Do as `only_here` does for a folder that appears when it is complete: the lock is a file beside it."""
+def lock_while_making(folder: Path) -> Iterator[None]:
+    """Do as `lock_folder` does for a folder that appears when it is complete: the lock is a file beside it."""
     folder = Path(folder)
     with _holding(folder.with_name(f".{folder.name}.lock"), folder):
         yield

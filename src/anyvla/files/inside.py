@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 _OUT = "a data set or a checkpoint may name files of its own folder only"
 
 
-def inside(root: Path, name: str) -> Path:
+def resolve_inside(root: Path, name: str) -> Path:
     """Return `root / name`. The file need not exist.
 
     Raise ValueError with the name if it is absolute, holds `..`, a backslash or a drive of Windows, leads out of `root`
@@ -29,7 +29,7 @@ def inside(root: Path, name: str) -> Path:
         raise ValueError(f"{root} names the file {name[:200]!r}, which cannot be looked up ({reason})") from None
     if not real.is_relative_to(base) and real.parent != _blobs(base):
         raise ValueError(f"{root} names the file {name!r}, a symbolic link to {real}: {_OUT}; copy the file into it")
-    return path if folder else regular(path)
+    return path if folder else check_regular(path)
 
 
 def check_name(name: str, by: Path | str) -> None:
@@ -39,19 +39,19 @@ def check_name(name: str, by: Path | str) -> None:
         raise ValueError(f"{by} names the file {str(name)[:200]!r}, which {fault}: {_OUT}")
 
 
-def listed(root: Path, paths: Iterable[Path]) -> list[Path]:
+def regular_files(root: Path, paths: Iterable[Path]) -> list[Path]:
     """Return, in order, files that were found by listing `root`. Raise ValueError for one that leads out of it."""
     found = sorted(paths)
     for folder in {path.parent for path in found} - {root}:
-        inside(root, folder.relative_to(root).as_posix())
+        resolve_inside(root, folder.relative_to(root).as_posix())
     for path in found:
         if path.is_symlink():
-            inside(root, path.relative_to(root).as_posix())
-        regular(path)
+            resolve_inside(root, path.relative_to(root).as_posix())
+        check_regular(path)
     return found
 
 
-def regular(path: Path) -> Path:
+def check_regular(path: Path) -> Path:
     """Return `path`, unless it is a pipe, a device, a socket or a folder, which would hang or answer without end.
 
     A missing file is left to whoever opens it. Raise ValueError with the path.

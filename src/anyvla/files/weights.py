@@ -80,7 +80,7 @@ def check_finite(file: safe_open, path: Path, but: Collection[str] = ()) -> None
     """
     bad = [name for name in file.keys() if name not in but and not _finite(file.get_tensor(name))]  # noqa: SIM118
     if bad:
-        raise ValueError(f"{path} holds NaN or infinity in {some(bad)}: it is damaged, or training diverged")
+        raise ValueError(f"{path} holds NaN or infinity in {join_first(bad)}: it is damaged, or training diverged")
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -112,7 +112,7 @@ def _compare(tensors: dict[str, Tensor], file: safe_open, path: Path, names: Map
         }
         raise ValueError(
             f"{path} holds a checkpoint whose classes don't match the model that its configuration describes: "
-            + "; ".join(f"{what}: {some(names)}" for what, names in faults.items() if names)
+            + "; ".join(f"{what}: {join_first(names)}" for what, names in faults.items() if names)
             + ". Load it with the configuration and the version of anyvla that wrote it"
         )
 
@@ -134,7 +134,7 @@ def _place(tensor: Tensor) -> tuple[int, torch.Size]:
     return (tensor.data_ptr() if tensor.numel() else id(tensor)), tensor.shape
 
 
-def some(names: Iterable[str], most: int = 4) -> str:
+def join_first(names: Iterable[str], most: int = 4) -> str:
     """The first names of many, for a message."""
     listed = sorted(names)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

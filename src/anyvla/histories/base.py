@@ -28,11 +28,11 @@ from anyvla.sequence.cache import Cache
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import TokenSequence
 
-Memory = Any  # what one session keeps, of its history's own kind
+HistoryState = Any  # what one session keeps, of its history's own kind
 
 
 @plain_dataclass(frozen=True)
-class Steps:
+class StepInputs:
     """M steps as a backbone reads them. Each brings Q embeddings of its own, (M, Q, D):
 
     - `before` of them stand before its tokens: the previous chunk (`VLAConfig.past`),
@@ -42,13 +42,13 @@ class Steps:
 
     images: UInt8[Tensor, "M V H W 3"]
     instructions: Sequence[str]  # M of them
-    written: Float[Tensor, "M Q D"]
+    embeddings: Float[Tensor, "M Q D"]
     readouts: int  # R
     before: int = 0
 
 
 @plain_dataclass(frozen=True)
-class Reading:
+class WindowReadouts:
     """What the backbone read of windows of B episodes or sessions."""
 
     readouts: Float[Tensor, "B W R D"]
@@ -70,63 +70,67 @@ class History(ABC):
         self.window = window
 
     @abstractmethod
-    def start(self) -> Memory:
-        """The memory of a new session."""
+    def start(self) -> HistoryState:
+        """The state of a new session."""
 
     @abstractmethod
-    def length(self, memory: Memory) -> int:
+    def window_length(self, state: HistoryState) -> int:
         """Of how many steps the window is that a session acted on last; 0 before its first step."""
 
     @abstractmethod
-    def copied(self, memories: Sequence[Memory]) -> list[Memory]:
+    def copy_states(self, states: Sequence[HistoryState]) -> list[HistoryState]:
         """Return copies: a step that takes them on leaves these as they are."""
 
     @abstractmethod
-    def windows(self, backbone: Backbone, steps: Steps, mask: Bool[Tensor, "B W"], *, remember: bool) -> Reading:
+    def read_windows(
+        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B W"], *, keep_cache: bool
+    ) -> WindowReadouts:
         """Read whole windows; `steps` are the valid ones, row by row. `remember`: give a continuation."""
 
     @abstractmethod
-    def step(self, backbone: Backbone, steps: Steps, memories: Sequence[Memory], *, remember: bool) -> Reading:
-        """Take one new step of B sessions into their memories, and give their windows."""
+    def read_step(
+        self, backbone: Backbone, steps: StepInputs, states: Sequence[HistoryState], *, keep_cache: bool
+    ) -> WindowReadouts:
+        """Take one new step of B sessions into their states, and give their windows."""
 
 
-def read(
-    backbone: Backbone, steps: Steps, counts: Sequence[int], *, remember: bool, past: bool = True
+def read_steps(
+    backbone: Backbone, steps: StepInputs, counts: Sequence[int], *, keep_cache: bool, past: bool = True
 ) -> tuple[Float[Tensor, "M R D"], Continuation | None]:
     """Run the backbone over steps laid out in sequences of `counts` steps, and say how to go on if it shall `remember`.
 
     `past`: steps see the readouts of earlier ones, where they share a sequence.
     """
     block = backbone.tokenize(steps.images, steps.instructions)
-    each = steps.written.shape[1]
+    each = steps.embeddings.shape[1]
     sequence = lay_out(block, counts, each, pad_id=backbone.pad_id, query_id=backbone.query_id, before=steps.before)
     if not past and max(counts) > 1:
         step = sequence.step_ids
         others = get_readout_mask(sequence, steps)[:, None] & (step[:, :, None] != step[:, None])  # (S, L, L)
         sequence = replace(sequence, block_mask=~others)
-    cache = Cache() if remember else None
-    hidden = backbone(sequence, steps.written, cache)  # (M, Q, D)
-    after = None if cache is None else _after_each(backbone, cache, sequence, steps, counts, past)
+    cache = Cache() if keep_cache else None
+    hidden = backbone(sequence, steps.embeddings, cache)  # (M, Q, D)
+    after = None if cache is None else _continuations_of_steps(backbone, cache, sequence, steps, counts, past)
     return hidden[:, each - steps.readouts :], after
 
 
-def in_windows(readouts: Float[Tensor, "M R D"], mask: Bool[Tensor, "B W"]) -> Float[Tensor, "B W R D"]:
+def scatter_to_windows(readouts: Float[Tensor, "M R D"], mask: Bool[Tensor, "B W"]) -> Float[Tensor, "B W R D"]:
     """What was read of the valid steps, row by row, at their places; zeros at the others."""
     out = readouts.new_zeros(*mask.shape, *readouts.shape[1:])
     out[mask] = readouts
     return out
 
 
-def get_readout_mask(sequence: TokenSequence, steps: Steps) -> Bool[Tensor, "S L"]:
+def get_readout_mask(sequence: TokenSequence, steps: StepInputs) -> Bool[Tensor, "S L"]:
     """Where the readouts stand: the last R query places of each step."""
-    places = sequence.query_mask.flatten().nonzero().view(-1, steps.written.shape[1])
+    places = sequence.query_mask.flatten().nonzero().view(-1, steps.embeddings.shape[1])
     out = torch.zeros_like(sequence.query_mask).flatten()
     out[places[:, -steps.readouts :].flatten()] = True
     return out.view_as(sequence.query_mask)
 
 
-def _after_each(
-    backbone: Backbone, cache: Cache, sequence: TokenSequence, steps: Steps, counts: Sequence[int], past: bool
+def _continuations_of_steps(
+    backbone: Backbone, cache: Cache, sequence: TokenSequence, steps: StepInputs, counts: Sequence[int], past: bool
 ) -> Continuation:
     assert cache.valid is not None
     assert cache.positions is not None
@@ -141,12 +145,12 @@ def _after_each(
     return Continuation(backbone, cache, tuple(counts), visible, positions)
 
 
-def stacked(windows: Sequence[Tensor]) -> tuple[Tensor, Bool[Tensor, "B W"]]:
+def stack_windows(windows: Sequence[Tensor]) -> tuple[Tensor, Bool[Tensor, "B W"]]:
     """Windows (w, ...) of different lengths as one tensor (B, W, ...), zeros past the end, and where it is valid."""
     out = torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True)
-    return out, valid_steps([len(w) for w in windows]).to(out.device)
+    return out, make_step_mask([len(w) for w in windows]).to(out.device)
 
 
-def valid_steps(lengths: Sequence[int]) -> Bool[Tensor, "B W"]:
+def make_step_mask(lengths: Sequence[int]) -> Bool[Tensor, "B W"]:
     """The mask of windows of these lengths."""
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]

@@ -7,7 +7,7 @@ A session reads each new step once, whatever the window: it keeps what the backb
 values depend on all that stood before them, so old steps cannot be cut off the front without changing the rest. So a
 session keeps two runs, begun half a window apart; the older one acts, and when it is as long as a window the younger
 takes its place. Each run is a window exactly as in training, from W/2 + 1 to W steps long once the episode is so old;
-memory and positions stay bounded however long the episode gets.
+state and positions stay bounded however long the episode gets.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from anyvla.backbones.continuation import Continuation
 from anyvla.config import STRICT
 from anyvla.histories.base import (
     History,
-    Memory,
-    Reading,
-    Steps,
+    HistoryState,
+    StepInputs,
+    WindowReadouts,
     get_readout_mask,
-    in_windows,
-    read,
-    stacked,
-    valid_steps,
+    make_step_mask,
+    read_steps,
+    scatter_to_windows,
+    stack_windows,
 )
 from anyvla.limits import STEPS
 from anyvla.sequence.cache import Cache, concat_caches
@@ -44,7 +44,7 @@ from anyvla.sequence.tokens import StepTokens
 
 
 @plain_dataclass
-class Run:
+class CachedWindow:
     """A window being read, step by step."""
 
     cache: Cache | None = None  # where the backbone remembers it, with the runs that were last read beside it
@@ -53,7 +53,7 @@ class Run:
 
 
 @plain_dataclass(frozen=True)
-class Seen:
+class PastStep:
     """A step as it was, for backbones that must read it again."""
 
     image: Tensor  # (V, H, W, 3)
@@ -81,64 +81,68 @@ class Interleaved(History):
         if not self.sees_past:
             self.instead = "history: policy_head (or past: visible, if block_mask is all it lacks)"
 
-    def start(self) -> Memory:
+    def start(self) -> HistoryState:
         return []
 
-    def length(self, memory: Memory) -> int:
-        return len(memory[0].readouts) if memory and isinstance(memory[0], Run) else len(memory)
+    def window_length(self, state: HistoryState) -> int:
+        return len(state[0].readouts) if state and isinstance(state[0], CachedWindow) else len(state)
 
-    def copied(self, memories: Sequence[Memory]) -> list[Memory]:
-        runs = [item for memory in memories for item in memory if isinstance(item, Run)]
+    def copy_states(self, states: Sequence[HistoryState]) -> list[HistoryState]:
+        runs = [item for state in states for item in state if isinstance(item, CachedWindow)]
         # Runs that were read together stay together: they share a cache, and do so in the copy.
         caches = {id(run.cache): run.cache.fork() for run in runs if run.cache is not None}
 
-        def copied(item: Run | Seen) -> Run | Seen:
-            if isinstance(item, Seen):
+        def copied(item: CachedWindow | PastStep) -> CachedWindow | PastStep:
+            if isinstance(item, PastStep):
                 return item
-            return Run(caches.get(id(item.cache)), item.row, list(item.readouts))
+            return CachedWindow(caches.get(id(item.cache)), item.row, list(item.readouts))
 
-        return [[copied(item) for item in memory] for memory in memories]
+        return [[copied(item) for item in state] for state in states]
 
-    def windows(self, backbone: Backbone, steps: Steps, mask: Bool[Tensor, "B W"], *, remember: bool) -> Reading:
+    def read_windows(
+        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B W"], *, keep_cache: bool
+    ) -> WindowReadouts:
         counts = mask.sum(1).tolist()
         first = torch.cumsum(torch.tensor([0, *counts[:-1]]), 0)
-        steps = replace(steps, written=_begun(steps, first.to(steps.written.device)))
-        readouts, after = read(backbone, steps, counts, remember=remember, past=self.sees_past)
-        return Reading(in_windows(readouts, mask), mask, after)
+        steps = replace(steps, embeddings=_zero_missing_chunks(steps, first.to(steps.embeddings.device)))
+        readouts, after = read_steps(backbone, steps, counts, keep_cache=keep_cache, past=self.sees_past)
+        return WindowReadouts(scatter_to_windows(readouts, mask), mask, after)
 
-    def step(self, backbone: Backbone, steps: Steps, memories: Sequence[Memory], *, remember: bool) -> Reading:
+    def read_step(
+        self, backbone: Backbone, steps: StepInputs, states: Sequence[HistoryState], *, keep_cache: bool
+    ) -> WindowReadouts:
         if not self.cache or "cache" not in backbone.capabilities:
-            return self._read_again(backbone, steps, memories, remember)
-        for memory in memories:
-            if memory and len(memory[0].readouts) == self.window:
-                del memory[0]
-            if not memory or (len(memory) == 1 and len(memory[0].readouts) >= self.window // 2):
-                memory.append(Run())
-        runs = [(session, run) for session, memory in enumerate(memories) for run in memory]
+            return self._reread_windows(backbone, steps, states, keep_cache)
+        for state in states:
+            if state and len(state[0].readouts) == self.window:
+                del state[0]
+            if not state or (len(state) == 1 and len(state[0].readouts) >= self.window // 2):
+                state.append(CachedWindow())
+        runs = [(session, run) for session, state in enumerate(states) for run in state]
         new = [(session, run) for session, run in runs if run.cache is None]
         begun = [(session, run) for session, run in runs if run.cache is not None]
         for group in (new, begun):
             if group:
-                self._read_on(backbone, steps, group)
-        window, mask = stacked([torch.stack(memory[0].readouts) for memory in memories])
-        after = self._after(backbone, [memory[0] for memory in memories], steps.readouts) if remember else None
-        return Reading(window, mask, after)
+                self._read_step_of(backbone, steps, group)
+        window, mask = stack_windows([torch.stack(state[0].readouts) for state in states])
+        after = self._continuation(backbone, [state[0] for state in states], steps.readouts) if keep_cache else None
+        return WindowReadouts(window, mask, after)
 
-    def _read_on(self, backbone: Backbone, steps: Steps, group: Sequence[tuple[int, Run]]) -> None:
+    def _read_step_of(self, backbone: Backbone, steps: StepInputs, group: Sequence[tuple[int, CachedWindow]]) -> None:
         """One new step of runs that are all new or all begun."""
-        rows = torch.tensor([session for session, _ in group], device=steps.written.device)
+        rows = torch.tensor([session for session, _ in group], device=steps.embeddings.device)
         block = backbone.tokenize(steps.images[rows], [steps.instructions[session] for session, _ in group])
-        part = replace(steps, written=steps.written[rows])
+        part = replace(steps, embeddings=steps.embeddings[rows])
         if group[0][1].cache is None:
             cache = Cache()
-            part = replace(part, written=_begun(part, torch.arange(len(group), device=rows.device)))
+            part = replace(part, embeddings=_zero_missing_chunks(part, torch.arange(len(group), device=rows.device)))
         else:
-            cache = _together([run for _, run in group])
+            cache = _join_caches([run for _, run in group])
             block = StepTokens([], block.tokens, block.images)
         sequence = lay_out(
             block,
             (1,) * len(group),
-            part.written.shape[1],
+            part.embeddings.shape[1],
             pad_id=backbone.pad_id,
             query_id=backbone.query_id,
             before=steps.before,
@@ -153,13 +157,13 @@ class Interleaved(History):
                     [~hidden[:, None].expand(-1, places, -1), new.new_ones(len(new), places, places)], 2
                 ),
             )
-        readouts = backbone(sequence, part.written, cache)[:, -steps.readouts :]
+        readouts = backbone(sequence, part.embeddings, cache)[:, -steps.readouts :]
         cache.hidden = new if hidden is None else torch.cat([hidden, new], 1)
         for row, ((_, run), readout) in enumerate(zip(group, readouts, strict=True)):
             run.cache, run.row = cache, row
             run.readouts.append(readout)
 
-    def _after(self, backbone: Backbone, runs: Sequence[Run], readouts: int) -> Continuation:
+    def _continuation(self, backbone: Backbone, runs: Sequence[CachedWindow], readouts: int) -> Continuation:
         """How to go on after the newest step of each run."""
         cache = concat_caches([run.cache.extract_row(run.row) for run in runs if run.cache is not None])
         assert cache.valid is not None
@@ -173,34 +177,36 @@ class Interleaved(History):
         positions = cache.positions.gather(1, first).squeeze(1)
         return Continuation(backbone, cache, (1,) * len(runs), visible, positions)
 
-    def _read_again(self, backbone: Backbone, steps: Steps, memories: Sequence[Memory], remember: bool) -> Reading:
+    def _reread_windows(
+        self, backbone: Backbone, steps: StepInputs, states: Sequence[HistoryState], keep_cache: bool
+    ) -> WindowReadouts:
         told, seen = [], []
-        for memory, image, written, text in zip(memories, steps.images, steps.written, steps.instructions, strict=True):
-            if memory and memory[-1].image.shape != image.shape:
-                before, now = ("x".join(map(str, i.shape[1:3])) for i in (memory[-1].image, image))
+        for state, image, written, text in zip(states, steps.images, steps.embeddings, steps.instructions, strict=True):
+            if state and state[-1].image.shape != image.shape:
+                before, now = ("x".join(map(str, i.shape[1:3])) for i in (state[-1].image, image))
                 raise ValueError(
                     f"the images of a session must keep their size, {before} became {now}: start() another session, or "
                     "train with model.view.size"
                 )
-            memory.append(Seen(image, written))
-            del memory[: -self.window]
-            told += [text] * len(memory)
-            seen += memory
+            state.append(PastStep(image, written))
+            del state[: -self.window]
+            told += [text] * len(state)
+            seen += state
         whole = replace(
             steps,
             images=torch.stack([s.image for s in seen]),
             instructions=told,
-            written=torch.stack([s.written for s in seen]),
+            embeddings=torch.stack([s.written for s in seen]),
         )
-        mask = valid_steps([len(memory) for memory in memories]).to(steps.written.device)
-        reading = self.windows(backbone, whole, mask, remember=remember)
+        mask = make_step_mask([len(state) for state in states]).to(steps.embeddings.device)
+        reading = self.read_windows(backbone, whole, mask, keep_cache=keep_cache)
         if reading.continuation is None:
             return reading
         newest = reading.continuation.select(mask.sum(1).cumsum(0) - 1)
         return replace(reading, continuation=newest)
 
 
-def _together(runs: Sequence[Run]) -> Cache:
+def _join_caches(runs: Sequence[CachedWindow]) -> Cache:
     """One cache whose rows are these runs; no copy is made of what has been read together before."""
     caches = [run.cache for run in runs if run.cache is not None]
     first = caches[0]
@@ -210,10 +216,10 @@ def _together(runs: Sequence[Run]) -> Cache:
     return concat_caches([cache.extract_row(run.row) for cache, run in zip(caches, runs, strict=True)])
 
 
-def _begun(steps: Steps, first: Tensor) -> Float[Tensor, "M Q D"]:
+def _zero_missing_chunks(steps: StepInputs, first: Tensor) -> Float[Tensor, "M Q D"]:
     """What is written into steps, of which the `first` ones of windows have no previous chunk: zeros stand for it."""
     if not steps.before:
-        return steps.written
-    begins = torch.zeros(len(steps.written), 1, 1, dtype=torch.bool, device=first.device)
+        return steps.embeddings
+    begins = torch.zeros(len(steps.embeddings), 1, 1, dtype=torch.bool, device=first.device)
     begins[first] = True
-    return torch.cat([steps.written[:, : steps.before] * ~begins, steps.written[:, steps.before :]], 1)
+    return torch.cat([steps.embeddings[:, : steps.before] * ~begins, steps.embeddings[:, steps.before :]], 1)

@@ -16,11 +16,19 @@ from torch import Tensor
 
 from anyvla.backbones.base import Backbone
 from anyvla.config import STRICT
-from anyvla.histories.base import History, Memory, Reading, Steps, in_windows, read, stacked
+from anyvla.histories.base import (
+    History,
+    HistoryState,
+    StepInputs,
+    WindowReadouts,
+    read_steps,
+    scatter_to_windows,
+    stack_windows,
+)
 from anyvla.limits import STEPS
 
 
-class PolicyHead(History):
+class SeparateSteps(History):
     """Each step is a sequence of its own; the head fuses readouts, and these are what a session remembers."""
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -35,24 +43,28 @@ class PolicyHead(History):
     def start(self) -> deque[Tensor]:
         return deque(maxlen=self.window)
 
-    def length(self, memory: Memory) -> int:
-        return len(memory)
+    def window_length(self, state: HistoryState) -> int:
+        return len(state)
 
-    def copied(self, memories: Sequence[Memory]) -> list[Memory]:
-        return [memory.copy() for memory in memories]
+    def copy_states(self, states: Sequence[HistoryState]) -> list[HistoryState]:
+        return [state.copy() for state in states]
 
-    def windows(self, backbone: Backbone, steps: Steps, mask: Bool[Tensor, "B W"], *, remember: bool) -> Reading:
-        readouts, continuation = read(backbone, steps, (1,) * len(steps.instructions), remember=remember)
-        return Reading(in_windows(readouts, mask), mask, continuation)
+    def read_windows(
+        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B W"], *, keep_cache: bool
+    ) -> WindowReadouts:
+        readouts, continuation = read_steps(backbone, steps, (1,) * len(steps.instructions), keep_cache=keep_cache)
+        return WindowReadouts(scatter_to_windows(readouts, mask), mask, continuation)
 
-    def step(self, backbone: Backbone, steps: Steps, memories: Sequence[Memory], *, remember: bool) -> Reading:
-        readouts, continuation = read(backbone, steps, (1,) * len(steps.instructions), remember=remember)
-        for memory, readout in zip(memories, readouts, strict=True):
-            memory.append(readout)
-        return Reading(*stacked([torch.stack(tuple(m)) for m in memories]), continuation)
+    def read_step(
+        self, backbone: Backbone, steps: StepInputs, states: Sequence[HistoryState], *, keep_cache: bool
+    ) -> WindowReadouts:
+        readouts, continuation = read_steps(backbone, steps, (1,) * len(steps.instructions), keep_cache=keep_cache)
+        for state, readout in zip(states, readouts, strict=True):
+            state.append(readout)
+        return WindowReadouts(*stack_windows([torch.stack(tuple(m)) for m in states]), continuation)
 
 
-class NoHistory(PolicyHead):
+class SingleStep(SeparateSteps):
     """A window of one step."""
 
     fuses = False

@@ -259,7 +259,7 @@ def suffix_mask(vla: VLA, context: DecoderInput, batch: Batch) -> Bool[np.ndarra
     watched = DecoderInput(context.vector, RecordingContinuation(**given))
     assert isinstance(watched.continuation, RecordingContinuation)
     if "keys_values" not in vla.decoder.needs:  # it reads with the backbone
-        actions = vla.action.normalize(batch.actions, batch.robots)[batch.step_mask]
+        actions = vla.action_normalizer.normalize(batch.actions, batch.robots)[batch.step_mask]
         mask = batch.action_mask[batch.step_mask]
         vla.decoder.loss(watched, actions, mask, torch.Generator().manual_seed(0))
         return watched.continuation.seen_apart[0].cpu().numpy()
@@ -359,8 +359,8 @@ def _acting(vla: VLA) -> Iterator[str]:
     if not again and max(read) > read[0]:
         what += ", for each of two windows where they overlap"
     yield f"acting, a step reads {what} ({counts} in the first {ACTED} steps)"
-    if vla.remembers and written[-1]:
+    if vla.keeps_cache and written[-1]:
         runs = "one more run" if len(written[-1]) == 1 else f"{len(written[-1])} more runs"
         yield f"a chunk takes {runs} of the backbone, of {sum(written[-1])} places in all"
-    elif vla.remembers:
+    elif vla.keeps_cache:
         yield "a chunk takes no more runs of the backbone: the decoder attends to what it remembers"

@@ -21,7 +21,7 @@ from anyvla.evaluation.suites import OpenedSuite
 from anyvla.evaluation.tracks import Track, read_track
 from anyvla.evaluation.workers import prepare_worker
 from anyvla.files import durable
-from anyvla.files.folder_lock import only_here
+from anyvla.files.folder_lock import lock_folder
 from anyvla.interrupted import Interrupted
 from anyvla.report.overlay import chunk_limits, draw_overlay, find_chunk
 from anyvla.report.video import write_video
@@ -78,7 +78,7 @@ def film(
     videos = folder / "videos"
     chosen = choose(results, failures)
     names = {f"{r.key}.mp4": r for r in chosen}
-    with only_here(folder):
+    with lock_folder(folder):
         missing = [r for name, r in names.items() if not (videos / name).is_file()]
         progress(len(chosen) - len(missing), len(chosen))
         if missing:

@@ -23,14 +23,14 @@ from anyvla.config import STRICT
 from anyvla.files.documents import read_object
 from anyvla.limits import WEIGHT
 from anyvla.representations.codec import Codec, CodecError
-from anyvla.robot.exact_table import Exact
+from anyvla.robot.exact_table import ExactBuffers
 from anyvla.robot.space import ActionSpace
 
 FILE = "bins.json"
 APART = 5  # digits: values that differ less are one to `quantile`
 
 
-class BinsCodec(Exact, Codec):
+class BinsCodec(ExactBuffers, Codec):
     """Chunks (N, A) as N*A tokens of V = `bins` each. Only `quantile` bins need to be fitted.
 
     Encoding a value and decoding its token gives a value of the same bin. Decoding and encoding again gives the same

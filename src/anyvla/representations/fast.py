@@ -25,7 +25,7 @@ from anyvla.config import STRICT
 from anyvla.files.documents import read_object
 from anyvla.representations.codec import Codec, CodecError
 from anyvla.representations.fast_bpe import FINEST, IntegerBPE, Processor, read, write
-from anyvla.robot.chunks import held
+from anyvla.robot.chunks import pad_with_last_action
 from anyvla.robot.space import ActionSpace
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class FastCodec(Codec):
     def encode(self, chunks: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"] | None = None) -> Int64[Tensor, "M T"]:
         """Tokens, low frequencies first; missing actions hold the last one."""
         bpe = self._fitted()
-        rows, clipped = bpe.encode(self._coefficients(held(chunks, mask)))
+        rows, clipped = bpe.encode(self._coefficients(pad_with_last_action(chunks, mask)))
         out = np.full((len(rows), self.length), -1)
         for place, row in enumerate(rows):
             out[place, : len(row)] = row[: self.length]

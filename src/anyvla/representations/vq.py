@@ -24,7 +24,7 @@ from anyvla.config import STRICT
 from anyvla.files import weights
 from anyvla.limits import COUNT, WEIGHT, WIDTH
 from anyvla.representations.codec import Codec, CodecError
-from anyvla.robot.chunks import held
+from anyvla.robot.chunks import pad_with_last_action
 from anyvla.robot.space import ActionSpace
 
 FILE = "vq.safetensors"
@@ -84,7 +84,7 @@ class VQCodec(Codec):
     def encode(self, chunks: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"] | None = None) -> Int64[Tensor, "M T"]:
         """The nearest code of each codebook to what is left; missing actions hold the last one."""
         self.check_fitted()
-        x = held(chunks.detach(), mask).cpu().double().clamp(-1, 1) - self._learned["mean"]
+        x = pad_with_last_action(chunks.detach(), mask).cpu().double().clamp(-1, 1) - self._learned["mean"]
         left = _run(self._learned, "encoder", x.flatten(1))  # (M, latent)
         tokens = torch.zeros(len(x), self.length, dtype=torch.int64)
         for place, codes in enumerate(self._learned["codes"]):

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def held(chunks: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"] | None) -> Float[Tensor, "M N A"]:
+def pad_with_last_action(chunks: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"] | None) -> Float[Tensor, "M N A"]:
     """Chunks whose missing actions, always at the end, are their last one. Without any action: zeros."""
     if mask is None:
         return chunks

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 
 
-class Exact(nn.Module):
+class ExactBuffers(nn.Module):
     """A module whose buffers `exact` move to other devices, but keep their type when a model is cast to bfloat16."""
 
     exact: ClassVar[tuple[str, ...]]

@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from anyvla.files.documents import read_object
-from anyvla.robot.exact_table import Exact
-from anyvla.robot.ranges import NEEDS, Method, rests, scalings
-from anyvla.robot.shared_space import places
+from anyvla.robot.exact_table import ExactBuffers
+from anyvla.robot.ranges import NEEDS, Method, compute_scalings, is_at_rest
+from anyvla.robot.shared_space import dim_indices
 from anyvla.robot.space import ActionSpace
 from anyvla.robot.statistics_check import LARGEST, check_robot
 
@@ -82,12 +82,12 @@ def _as_scaled(vector: dict[str, list[float]]) -> dict[str, list[float]]:
                 center = (out[low][dim] + out[high][dim]) / 2
                 out[low][dim], out[high][dim] = center - 1, center + 1
     quantiles = [key for key in ("q01", "q10", "q90", "q99") if key in vector]
-    if len(ranges) == 2 and any(rests({key: vector[key][dim] for key in quantiles}) for dim in varying):
+    if len(ranges) == 2 and any(is_at_rest({key: vector[key][dim] for key in quantiles}) for dim in varying):
         out |= {"low": out["q01"], "high": out["q99"]}
     return out
 
 
-class Normalizer(Exact):
+class Normalizer(ExactBuffers):
     """One vector of several robots, group by group, to [-1, 1] and back, each robot by its own statistics.
 
     `whole` is the layout that the robots share (`anyvla.robot.shared_space.union`); for one robot its own space. The
@@ -123,8 +123,8 @@ class Normalizer(Exact):
         known = torch.zeros(shape, dtype=torch.bool)
         for row, (space, statistics) in enumerate(robots):
             _check(space, statistics, method, what)
-            at = torch.from_numpy(places(space, whole))
-            dims = torch.tensor(scalings(space, statistics, method), dtype=torch.float32).view(-1, 3)  # (A, 3)
+            at = torch.from_numpy(dim_indices(space, whole))
+            dims = torch.tensor(compute_scalings(space, statistics, method), dtype=torch.float32).view(-1, 3)  # (A, 3)
             offset[row, at], scale[row, at] = dims[:, 0], dims[:, 1]
             limit[row, at] = dims[:, 2] if clip else torch.where(dims[:, 2] > 0, math.inf, 0.0)
             known[row, at] = True

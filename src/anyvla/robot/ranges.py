@@ -90,7 +90,7 @@ def constant_dims(space: ActionSpace, statistics: Mapping[str, Sequence[float]])
     return [never_varies(*dim) for dim in zip(low, high, magnitudes, strict=True)]
 
 
-def scalings(
+def compute_scalings(
     space: ActionSpace, statistics: Mapping[str, Sequence[float]], method: Method
 ) -> list[tuple[float, float, float]]:
     """Return (center, half range, limit in model units) of each dim, from statistics that hold what `method` needs.
@@ -127,10 +127,10 @@ def _quantiles(dim: Mapping[str, float]) -> tuple[float, float]:
     if "low" in dim:
         return dim["low"], dim["high"]
     low, high = dim["q01"], dim["q99"]
-    return (dim.get("min", low), dim.get("max", high)) if rests(dim) else (low, high)
+    return (dim.get("min", low), dim.get("max", high)) if is_at_rest(dim) else (low, high)
 
 
-def rests(dim: Mapping[str, float]) -> bool:
+def is_at_rest(dim: Mapping[str, float]) -> bool:
     """Return whether the core of a dim never varies. Without percentiles 10 and 90, those of 1 and 99 bound it."""
     return _rests(dim.get("q10", dim["q01"]), dim.get("q90", dim["q99"]))
 
@@ -139,7 +139,9 @@ def _rests(low: float, high: float) -> bool:
     return never_varies(low, high, max(abs(low), abs(high)))
 
 
-def notes(space: ActionSpace, statistics: Mapping[str, Sequence[float]], method: Method, what: str) -> list[str]:
+def describe_unusual_dims(
+    space: ActionSpace, statistics: Mapping[str, Sequence[float]], method: Method, what: str
+) -> list[str]:
     """Return a sentence for each dim that never varies, that its quantiles would cut off, or that has spikes.
 
     `what` ("action" | "proprio") names the vector.

@@ -26,13 +26,13 @@ _LOCKED = 1e-7  # sine of the distance to pitch +-90 degrees at which roll and y
 def convert(values: Float[np.ndarray, "*b k"], source: Rotation, target: Rotation) -> Float64[np.ndarray, "*b n"]:
     """Rotations written as `source`, written as `target`. Radians; angles of at most pi.
 
-    The quaternions given have a real part >= 0 (`canonical`), rolls and yaws lie in [-pi, pi], pitches in
+    The quaternions given have a real part >= 0 (`canonicalize`), rolls and yaws lie in [-pi, pi], pitches in
     [-pi/2, pi/2]; in gimbal lock the yaw is 0. Raises ValueError that says which row is no rotation.
     """
-    return written(canonical(quaternions(values, source)), target)
+    return from_quaternions(canonicalize(to_quaternions(values, source)), target)
 
 
-def quaternions(values: Float[np.ndarray, "*b k"], source: Rotation) -> Quaternions:
+def to_quaternions(values: Float[np.ndarray, "*b k"], source: Rotation) -> Quaternions:
     """Unit quaternions of rotations written as `source`; a quaternion keeps its sign, and need not be of norm 1.
 
     Six numbers need not be two columns of a matrix: Gram-Schmidt makes them so (arXiv 1812.07035).
@@ -45,24 +45,24 @@ def quaternions(values: Float[np.ndarray, "*b k"], source: Rotation) -> Quaterni
     return _READ[source](values)
 
 
-def written(rotation: Quaternions, target: Rotation) -> Float64[np.ndarray, "*b n"]:
+def from_quaternions(rotation: Quaternions, target: Rotation) -> Float64[np.ndarray, "*b n"]:
     """Unit quaternions written as `target`; as quaternions they keep their sign."""
     return _WRITE[_known(target)](rotation)
 
 
-def canonical(rotation: Quaternions) -> Quaternions:
+def canonicalize(rotation: Quaternions) -> Quaternions:
     """Of q and -q the one whose real part is positive; where it is 0, the first of x, y, z that is not 0 is."""
     x, y, z, w = np.moveaxis(rotation, -1, 0)
     first = np.where(w != 0, w, np.where(x != 0, x, np.where(y != 0, y, z)))
     return np.where((first < 0)[..., None], -rotation, rotation)
 
 
-def continuous(rotation: Float64[np.ndarray, "*b T 4"]) -> Float64[np.ndarray, "*b T 4"]:
+def make_continuous(rotation: Float64[np.ndarray, "*b T 4"]) -> Float64[np.ndarray, "*b T 4"]:
     """A trajectory without antipode jumps: the first is canonical, each other is the nearest to the one before."""
     if rotation.shape[-2] == 0:
         return rotation
     flips = np.where((rotation[..., 1:, :] * rotation[..., :-1, :]).sum(-1) < 0, -1.0, 1.0)  # (..., T-1)
-    start = canonical(rotation[..., :1, :])
+    start = canonicalize(rotation[..., :1, :])
     kept = np.where((start * rotation[..., :1, :]).sum(-1) < 0, -1.0, 1.0)  # (..., 1)
     return rotation * np.cumprod(np.concatenate([kept, flips], -1), -1)[..., None]
 
@@ -82,7 +82,7 @@ def compose(after: Quaternions, before: Quaternions) -> Quaternions:
     return product / np.linalg.norm(product, axis=-1, keepdims=True)
 
 
-def inverse(rotation: Quaternions) -> Quaternions:
+def invert(rotation: Quaternions) -> Quaternions:
     """The rotation back."""
     return rotation * np.array([-1.0, -1.0, -1.0, 1.0])
 
@@ -90,8 +90,8 @@ def inverse(rotation: Quaternions) -> Quaternions:
 def relative(start: Quaternions, end: Quaternions, frame: Frame) -> Quaternions:
     """The delta that leads from `start` to `end`, as seen in the axes of the base, or of the tool at `start`."""
     if frame == "base":
-        return compose(end, inverse(start))
-    return compose(inverse(start), end)
+        return compose(end, invert(start))
+    return compose(invert(start), end)
 
 
 def apply(delta: Quaternions, start: Quaternions, frame: Frame) -> Quaternions:
@@ -106,7 +106,7 @@ def rotate(rotation: Quaternions, vectors: Float[np.ndarray, "*b 3"]) -> Float64
     return vectors + w * across + np.cross(axis, across)
 
 
-def radians(unit: str) -> float:
+def radians_per_unit(unit: str) -> float:
     """What 1 of this unit is in radians: "rad" or "" (1), "deg", or some of them, as in "0.05 rad".
 
     Raises ValueError for a unit that is no angle.
@@ -182,7 +182,7 @@ def _of_matrix(m: Float64[np.ndarray, "*b 3 3"]) -> np.ndarray:
 
 
 def _write_axis_angle(rotation: np.ndarray) -> np.ndarray:
-    rotation = canonical(rotation)
+    rotation = canonicalize(rotation)
     axis, w = rotation[..., :3], rotation[..., 3:]
     sine = np.linalg.norm(axis, axis=-1, keepdims=True)
     small = sine < 1e-12

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import Statistics
-from anyvla.robot.shared_space import places, union
+from anyvla.robot.shared_space import dim_indices, merge_spaces
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Robot:
 
 
 @dataclass(frozen=True)
-class Places:
+class RobotIndices:
     """Where a robot's parts lie in the canonical layout."""
 
     views: Int64[np.ndarray, "Vr"]
@@ -34,10 +34,10 @@ class Places:
     action: Int64[np.ndarray, "Ar"]
 
 
-class Canonical:
+class SharedLayout:
     """The layout that these robots share. `embodiment` describes it as if it were one robot; of one it is its own.
 
-    Raises ValueError for two robots of one name, and where the same group means different things (`union`).
+    Raises ValueError for two robots of one name, and where the same group means different things (`merge_spaces`).
     """
 
     def __init__(self, robots: Sequence[Embodiment]) -> None:
@@ -49,16 +49,16 @@ class Canonical:
             whole = Embodiment(
                 name=" + ".join(names),
                 cameras=tuple(dict.fromkeys(c for r in robots for c in r.cameras)),
-                proprio=union({r.name: r.proprio for r in robots}, "proprio"),
-                action=union({r.name: r.action for r in robots}, "action"),
+                proprio=merge_spaces({r.name: r.proprio for r in robots}, "proprio"),
+                action=merge_spaces({r.name: r.action for r in robots}, "action"),
                 control_hz=max(r.control_hz for r in robots),
             )
         self.embodiment = whole
         self.robots = {
-            r.name: Places(
+            r.name: RobotIndices(
                 np.array([whole.cameras.index(c) for c in r.cameras], np.int64),
-                places(r.proprio, whole.proprio),
-                places(r.action, whole.action),
+                dim_indices(r.proprio, whole.proprio),
+                dim_indices(r.action, whole.action),
             )
             for r in robots
         }

@@ -17,7 +17,7 @@ from anyvla.robot.space import ActionSpace, Group
 _SAME = ("size", "kind", "mode", "rotation")  # what two groups of one name must agree in
 
 
-def union(spaces: Mapping[str, ActionSpace], what: str) -> ActionSpace:
+def merge_spaces(spaces: Mapping[str, ActionSpace], what: str) -> ActionSpace:
     """All groups of these robots (name -> space), in the order in which they first appear.
 
     `what` ("action" | "proprio") names the vector in errors. Raises ValueError where groups share a name and mean
@@ -35,7 +35,7 @@ def union(spaces: Mapping[str, ActionSpace], what: str) -> ActionSpace:
     return ActionSpace(groups=tuple(groups.values()))
 
 
-def places(space: ActionSpace, whole: ActionSpace) -> Int64[np.ndarray, "A"]:
+def dim_indices(space: ActionSpace, whole: ActionSpace) -> Int64[np.ndarray, "A"]:
     """Where each dim of `space` lies in the union `whole`."""
     where = whole.slices()
     parts = [np.arange(where[g.name].start, where[g.name].stop) for g in space.groups]

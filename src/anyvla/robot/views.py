@@ -1,7 +1,7 @@
-"""What a policy sees of its cameras: one size, one crop, the same in training and in acting.
+"""Camera views: one size and one crop, the same in training and in acting.
 
-Training cuts windows out of episodes with `fit`, and varies them by a random crop; acting takes the center of the same
-crop. Both read the one `ViewConfig` that travels in the checkpoint, so they cannot disagree.
+Training resizes the images of windows with `resize_to_view` and takes a random crop; acting takes the center of the
+same crop. Both read the `ViewConfig` in the checkpoint, so they cannot disagree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from anyvla.config import STRICT
 from anyvla.limits import PIXELS
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.resize import resize
-from anyvla.robot.shared_layout import Places
+from anyvla.robot.shared_layout import RobotIndices
 from anyvla.types import Observation
 
 Pixels = Annotated[int, Field(ge=0, le=PIXELS)]
@@ -40,15 +40,15 @@ class ViewConfig:
     crop: Share | tuple[Share, ...] = 1.0
 
 
-def fit(images: UInt8[np.ndarray, "... H W 3"], view: ViewConfig) -> UInt8[np.ndarray, "... h w 3"]:
+def resize_to_view(images: UInt8[np.ndarray, "... H W 3"], view: ViewConfig) -> UInt8[np.ndarray, "... h w 3"]:
     """Images in the size of the view; themselves if they have it."""
     if view.size is None or images.shape[-3:-1] == view.size:
         return images
     return resize(images, view.size, view.fit)
 
 
-def seen(
-    observation: Observation, robot: Embodiment, places: Places, count: int, view: ViewConfig
+def camera_views(
+    observation: Observation, robot: Embodiment, places: RobotIndices, count: int, view: ViewConfig
 ) -> UInt8[np.ndarray, "V H W 3"]:
     """The `count` views of an observation, black where the robot has no camera, before the crop.
 
@@ -61,7 +61,7 @@ def seen(
             f"the observation lacks camera {', '.join(map(repr, missing))}; this policy was trained with "
             f"{', '.join(robot.cameras)} and the observation has {', '.join(observation.images) or 'none'}"
         )
-    images = [fit(_image(c, observation.images[c]), view) for c in robot.cameras]
+    images = [resize_to_view(_image(c, observation.images[c]), view) for c in robot.cameras]
     if len({image.shape for image in images}) > 1:
         shapes = {c: image.shape for c, image in zip(robot.cameras, images, strict=True)}
         raise ValueError(f"the images of all cameras must have one size, got {shapes}: train with model.view.size")
@@ -91,12 +91,12 @@ def _image(camera: str, image: Any) -> UInt8[np.ndarray, "H W 3"]:
     raise ValueError(f"camera {camera!r}: expected a uint8 array (H, W, 3), RGB, 0..255, got {got}: give {mend}")
 
 
-def evaluation_view(images: UInt8[Tensor, "B V H W 3"], crop: Sequence[float] | float) -> UInt8[Tensor, "B V H W 3"]:
+def center_crop_views(images: UInt8[Tensor, "B V H W 3"], crop: Sequence[float] | float) -> UInt8[Tensor, "B V H W 3"]:
     """What acting sees: the center of the crop that training places at random, through the same resampling."""
-    return crop_views(images[:, None], per_view(crop, images[:, None], "crop"), None)[:, 0]
+    return crop_views(images[:, None], numbers_per_view(crop, images[:, None], "crop"), None)[:, 0]
 
 
-def per_view(value: Sequence[float] | float, images: Tensor, name: str) -> list[float]:
+def numbers_per_view(value: Sequence[float] | float, images: Tensor, name: str) -> list[float]:
     """Return one number for each view of `images` (V is dim 2). Raises ValueError for another count of numbers."""
     views = images.shape[2]
     values = [value] * views if isinstance(value, int | float) else list(value)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from anyvla.policy import VLA
-from anyvla.session import Session, copies
+from anyvla.session import Session, copy_sessions
 from anyvla.types import Chunk, Observation
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Batcher:
 
     def copy(self, session: Session) -> Session:
         """Return a session in the same state, which stays so when the other acts."""
-        return copies([session], self._vla.history)[0]
+        return copy_sessions([session], self._vla.history)[0]
 
     async def _run(self) -> None:
         while self._waiting:

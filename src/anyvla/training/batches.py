@@ -20,7 +20,7 @@ from anyvla.data.training.augment import augment
 from anyvla.data.training.sampler import MixtureSampler
 from anyvla.data.training.window import WindowDataset
 from anyvla.robot.views import ViewConfig
-from anyvla.training.randomness import IMAGES, seed_of
+from anyvla.training.randomness import IMAGES, derive_seed
 from anyvla.types import Batch
 from anyvla.worker_pool import WorkerPool
 
@@ -46,7 +46,7 @@ class _Steps:
 
     def make(self, step: int) -> dict[str, Any]:
         arrays = self.windows.batch(self.sampler.draw(step))
-        generator = torch.Generator().manual_seed(seed_of(self.config.seed, step, 0, IMAGES))
+        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, step, 0, IMAGES))
         images = augment(torch.from_numpy(arrays["images"]), self.config.augment, self.view.crop, generator)
         return {**arrays, "images": images.numpy()}
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from anyvla.policy import VLA
-from anyvla.training.dims import dim_notes
+from anyvla.training.dims import describe_robot_dims
 
 
 def versions() -> dict[str, str]:
@@ -61,5 +61,5 @@ session = policy.start("open the drawer")
 
 def _dims(vla: VLA) -> str:
     """Return the section about dims that are scaled in an unusual way; empty if there are none."""
-    found = dim_notes(vla.robots, vla.config.normalization)
+    found = describe_robot_dims(vla.robots, vla.config.normalization)
     return "\n## Dims\n\n" + "".join(f"- {note}\n" for note in found) if found else ""

@@ -25,7 +25,7 @@ from anyvla.data.training.mixture import DataConfig, Mixture
 from anyvla.data.training.window import WindowConfig, WindowDataset
 from anyvla.files import durable
 from anyvla.files.documents import DocumentError, parse_json
-from anyvla.files.folder_lock import only_here
+from anyvla.files.folder_lock import lock_folder
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA, VLAConfig
 from anyvla.representations.codec_report import check_codec
@@ -34,13 +34,13 @@ from anyvla.training import checkpoint
 from anyvla.training.batches import StalledData, batches_from
 from anyvla.training.card import model_card
 from anyvla.training.config import TrainingConfig
-from anyvla.training.dims import check_actions_vary, dim_notes
+from anyvla.training.dims import check_actions_vary, describe_robot_dims
 from anyvla.training.half import check_trained_weights
 from anyvla.training.launchers import check_one_process
-from anyvla.training.optim import learning_rate, optimizer
-from anyvla.training.randomness import seeded
-from anyvla.training.resume import find_begun
-from anyvla.training.start import cache_advice, run_facts, telling_of_decoding
+from anyvla.training.optim import build_optimizer, learning_rate
+from anyvla.training.randomness import seed_generators
+from anyvla.training.resume import find_checkpoint_to_resume
+from anyvla.training.start import cache_advice, describe_run, report_decoding
 from anyvla.types import Batch
 from anyvla.worker_pool import WorkerDied
 
@@ -121,14 +121,14 @@ def train(
     device = pick_device(config.device)
     final = run / "checkpoint"
     sections = {"model": VLAConfig, "data": DataConfig, "training": TrainingConfig}
-    begun, complete = find_begun(run, recipe, robots, sections, config.steps)
+    begun, complete = find_checkpoint_to_resume(run, recipe, robots, sections, config.steps)
     if complete:
         return final
-    space, actions = mixture.canonical.embodiment.action, model.normalization.action
+    space, actions = mixture.layout.embodiment.action, model.normalization.action
     data = None if begun is not None else mixture.fingerprint
     check_codec(run / "codec", model.representation, model.chunk, space, actions, data)
     check_actions_vary(robots, model.normalization)
-    for note in dim_notes(robots, model.normalization):
+    for note in describe_robot_dims(robots, model.normalization):
         logger.warning("%s", note)
     torch.manual_seed(config.seed)
     window = WindowConfig(
@@ -144,12 +144,12 @@ def train(
     vla.train()
     if advice := cache_advice(vla, windows, cache_gb, workers):
         logger.warning("%s", advice)
-    say(run_facts(vla, device, pick_precision(config.precision, device), windows))
-    optim = optimizer(config.optim, vla)
+    say(describe_run(vla, device, pick_precision(config.precision, device), windows))
+    optim = build_optimizer(config.optim, vla)
     start = checkpoint.restore(begun, vla, optim) if begun is not None else 0
     (run / "train").mkdir(parents=True, exist_ok=True)
     with (
-        only_here(run),
+        lock_folder(run),
         contextlib.closing(
             batches_from(start, windows, config, model.view, workers, worker_timeout_s, stop)
         ) as batches,
@@ -166,7 +166,7 @@ def train(
             return folder
 
         for step in range(start, config.steps):
-            first = telling_of_decoding(windows, say) if step == start else contextlib.nullcontext()
+            first = report_decoding(windows, say) if step == start else contextlib.nullcontext()
             try:
                 with meter.waiting(), first:
                     batch = next(batches)
@@ -224,7 +224,7 @@ class _Trainer:
         count = float(self.vla.elements(batch))
         total, parts = 0.0, dict[str, float]()
         for number, piece in enumerate(_split(batch, config.accumulate, self.device)):
-            generator = seeded(config.seed, step, number)
+            generator = seed_generators(config.seed, step, number)
             with self.autocast:
                 loss = self.vla.loss(piece, generator)
             (loss.total / max(1.0, count)).backward()

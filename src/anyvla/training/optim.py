@@ -40,7 +40,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.AdamW:
+def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.AdamW:
     """AdamW over what is trainable."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if p.ndim >= 2 and name != "queries"]

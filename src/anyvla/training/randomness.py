@@ -14,19 +14,19 @@ import torch
 NOISE, DROPOUT, IMAGES = 0, 1, 2
 
 
-def seed_of(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """Return a seed that depends on all of the numbers. Zeros at their end change nothing: give equally many always."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def seeded(seed: int, step: int, piece: int) -> torch.Generator:
+def seed_generators(seed: int, step: int, piece: int) -> torch.Generator:
     """Return the generator of the noise of one piece of a step, after seeding the global generators for dropout.
 
     The global generators are those of all devices, of NumPy and of Python. They get a seed of their own: with the same
     one, dropout would follow the noise.
     """
-    own = seed_of(seed, step, piece, DROPOUT)
+    own = derive_seed(seed, step, piece, DROPOUT)
     torch.manual_seed(own)  # CUDA's and MPS's too
     np.random.seed(own % 2**32)
     random.seed(own)
-    return torch.Generator().manual_seed(seed_of(seed, step, piece, NOISE))
+    return torch.Generator().manual_seed(derive_seed(seed, step, piece, NOISE))

@@ -37,7 +37,7 @@ _MAY_CHANGE = (
 )
 
 
-def find_begun(
+def find_checkpoint_to_resume(
     run: Path, recipe: Mapping[str, Any], robots: Sequence[Robot], sections: Mapping[str, type[Any]], steps: int
 ) -> tuple[Path | None, bool]:
     """Return the checkpoint of a run folder to go on from, and whether all steps are done.

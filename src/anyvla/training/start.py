@@ -17,7 +17,7 @@ from anyvla.policy import VLA
 _PATIENCE = 5.0  # seconds without a first batch before something is said, and between two lines
 
 
-def run_facts(vla: VLA, device: torch.device, precision: torch.dtype, windows: WindowDataset) -> str:
+def describe_run(vla: VLA, device: torch.device, precision: torch.dtype, windows: WindowDataset) -> str:
     """Return the device, the precision, the numbers of trained and of frozen weights, and the size of the data."""
     trained = sum(p.numel() for p in vla.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in vla.parameters() if not p.requires_grad)
@@ -63,7 +63,7 @@ def cache_advice(vla: VLA, windows: WindowDataset, cache_gb: float, workers: int
 
 
 @contextlib.contextmanager
-def telling_of_decoding(windows: WindowDataset, say: Callable[[str], None]) -> Iterator[None]:
+def report_decoding(windows: WindowDataset, say: Callable[[str], None]) -> Iterator[None]:
     """Say every few seconds how far the first batch is, as long as it is being made within the context."""
     made, begin = threading.Event(), time.perf_counter()
 

@@ -8,7 +8,7 @@ import pytest
 
 from anyvla.data.tools.findings import Finding
 from anyvla.data.tools.quality import check
-from anyvla.robot.rotations import convert, relative, written
+from anyvla.robot.rotations import convert, from_quaternions, relative
 from anyvla.robot.space import ROTATION_DIMS, ActionSpace, Group
 from tests.data.demonstrations import ROBOT, InMemory, demonstration
 
@@ -251,7 +251,7 @@ def test_rotations_in_another_convention_are_compared_too(rotation):
 
     def turns(i: int) -> np.ndarray:
         q = turning(i)
-        return written(relative(q, np.roll(q, -1, 0), "tool"), rotation)
+        return from_quaternions(relative(q, np.roll(q, -1, 0), "tool"), rotation)
 
     assert only(action, state, after, turning).mend == "declare mode: absolute"
     assert found(action, state, turns, turning) == []

@@ -10,7 +10,7 @@ from PIL import Image
 
 from anyvla.config import ConfigError, build, to_dict
 from anyvla.data.training.augment import AugmentConfig, augment
-from anyvla.robot.views import evaluation_view
+from anyvla.robot.views import center_crop_views
 from tests.data.ramps import box_of_ramp, corner_of_box, ramp
 
 SHAPE = (3, 2, 2, 12, 16, 3)  # (B, W, V, H, W, 3)
@@ -31,7 +31,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_nothing_asked_for_is_the_same_tensor():
     given_images = images()
     assert augment(given_images, NONE, 1.0, generator()) is given_images
-    assert evaluation_view(given_images[:, 0], 1.0).data_ptr() == given_images[:, 0].data_ptr()
+    assert center_crop_views(given_images[:, 0], 1.0).data_ptr() == given_images[:, 0].data_ptr()
 
 
 @pytest.mark.parametrize("shift", [1, 4, 11])
@@ -109,14 +109,14 @@ def test_acting_sees_the_box_in_the_center(size: tuple[int, int], crop: float, b
     given_images = torch.from_numpy(ramp(*size)).expand(3, 2, *size, 3)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    seen = evaluation_view(given_images, crop)
+    seen = center_crop_views(given_images, crop)
     assert torch.equal(torch.get_rng_state(), before)
     assert np.abs(seen.numpy() - box_of_ramp(corner, box, *size)).max() <= 1
-    assert torch.equal(evaluation_view(given_images, crop), seen)
+    assert torch.equal(center_crop_views(given_images, crop), seen)
 
 
 def test_acting_crops_each_view_by_its_own_share():
-    seen = evaluation_view(torch.from_numpy(ramp()).expand(1, 2, 32, 32, 3), (0.75, 0.5))[0].numpy()
+    seen = center_crop_views(torch.from_numpy(ramp()).expand(1, 2, 32, 32, 3), (0.75, 0.5))[0].numpy()
     for image, side, corner in zip(seen, (24, 16), (4, 8), strict=True):
         assert np.abs(image - box_of_ramp((corner, corner), (side, side))).max() <= 1
 
@@ -125,7 +125,7 @@ def test_a_box_is_enlarged_with_antialiasing_also_where_it_has_fine_detail():
     """Bilinear interpolation of stripes, as Pillow does it."""
     stripes = np.zeros((32, 32, 3), np.uint8)
     stripes[::2] = 255
-    seen = evaluation_view(torch.from_numpy(stripes)[None, None], 0.75)[0, 0].numpy()
+    seen = center_crop_views(torch.from_numpy(stripes)[None, None], 0.75)[0, 0].numpy()
     theirs = Image.fromarray(stripes[4:28, 4:28]).resize((32, 32), Image.Resampling.BILINEAR)
     assert np.abs(seen.astype(int) - np.asarray(theirs)).max() <= 1
 

@@ -141,7 +141,7 @@ def test_a_source_is_brought_to_what_its_options_say(root):
 
 
 def test_views_may_be_chosen_for_all_sources(root):
-    assert opened(root, views=["wrist", "head"]).canonical.embodiment.cameras == ("wrist",)
+    assert opened(root, views=["wrist", "head"]).layout.embodiment.cameras == ("wrist",)
     with pytest.raises(ValueError, match="has none of the views head, but corner, wrist: name one"):
         opened(root, views=["head"])
 
@@ -274,7 +274,7 @@ def test_a_preset_multiplies_steps_by_its_weights(tmp_path, monkeypatch, tempera
 
 def test_views_come_in_the_order_asked_for(root):
     both = opened(root, views=["wrist", "corner"])
-    assert both.canonical.embodiment.cameras == ("wrist", "corner")
+    assert both.layout.embodiment.cameras == ("wrist", "corner")
     assert list(both.datasets[0][0].images) == ["wrist", "corner"]
 
 

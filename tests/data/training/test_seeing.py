@@ -133,13 +133,13 @@ def acting_on(image: np.ndarray, view: dict[str, Any], calls: int = 2) -> list[t
     dims = {key: [value] * 4 for key, value in ends.items()}
     torch.manual_seed(0)
     vla = VLA(small.model(view=view), [Robot(ROBOT, Statistics(dims, dims, "f"))]).eval()
-    got, step = [], vla.history.step
+    got, step = [], vla.history.read_step
 
     def watched(backbone: Any, steps: Any, *args: Any, **keys: Any) -> Any:
         got.append(steps.images)
         return step(backbone, steps, *args, **keys)
 
-    vla.history.step = watched  # type: ignore[method-assign]
+    vla.history.read_step = watched  # type: ignore[method-assign]
     session = vla.start("open the drawer")
     for _ in range(calls):
         vla.act([Observation({"corner": image, "wrist": image}, np.zeros(4, np.float32))], [session])

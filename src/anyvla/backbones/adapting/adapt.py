@@ -15,7 +15,7 @@ from torch import nn
 from anyvla.backbones.adapting.options import Lora, Quantize, Train
 from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.base import MODEL_PARTS, Backbone, ModelPart
-from anyvla.files.weights import some
+from anyvla.files.weights import join_first
 
 OUTLIERS = 6.0  # activations that are larger are not multiplied in 8 bits (LLM.int8, section 3.2)
 ROUTERS = {"gate", "router", "shared_expert_gate"}  # which expert reads a token: too small and too touchy to adapt
@@ -45,8 +45,8 @@ def add_lora(backbone: Backbone, lora: Lora, seed: int = 0) -> None:
     lacking = set(lora.targets or ()) - {n.rpartition(".")[2] for n in targets}
     if lacking or not targets:
         raise ValueError(
-            f"lora.targets: no linear layer of {' or '.join(parts)} is called {some(lacking)}; "
-            f"there are: {some({n.rpartition('.')[2] for n in layers}, 20)}"
+            f"lora.targets: no linear layer of {' or '.join(parts)} is called {join_first(lacking)}; "
+            f"there are: {join_first({n.rpartition('.')[2] for n in layers}, 20)}"
         )
     frozen = {w for part in (*parts, "embeddings") for w in parameters_by_part(backbone)[part]}
     trained = {w for w in backbone.parameters() if w.requires_grad} - frozen

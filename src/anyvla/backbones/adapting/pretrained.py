@@ -24,7 +24,7 @@ from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.base import MODEL_PARTS, Backbone, ModelPart
 from anyvla.files.documents import as_mapping, read_object
 from anyvla.files.inside import check_name
-from anyvla.files.weights import some
+from anyvla.files.weights import join_first
 
 KEPT: dict[Pretrained, tuple[ModelPart, ...]] = {
     "full": MODEL_PARTS,
@@ -58,7 +58,7 @@ def read_model(source: str, revision: str | None, config: Any, dtype: torch.dtyp
         faults = {"missing": missing, "of another shape": unlike, "not of this model": info["unexpected_keys"]}
         raise ValueError(
             f"{source} holds a checkpoint whose classes don't match its config.json ({config.model_type!r}): "
-            + "; ".join(f"{what}: {some(names)}" for what, names in faults.items() if names)
+            + "; ".join(f"{what}: {join_first(names)}" for what, names in faults.items() if names)
             + ". Give the folder as its maker wrote it, or the config.json that belongs to these weights"
         )
     for tensor in (*model.parameters(), *model.buffers()):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from anyvla.files.weights import some
+from anyvla.files.weights import join_first
 
 # What wrappers of the original's training put into names.
 _WRAPPERS = re.compile(r"^module\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
@@ -107,7 +107,7 @@ def check(backbone: nn.Module, weights: Mapping[str, Tensor], required: Containe
         if name in own and weight.shape != own[name].shape
     ]
     faults = [
-        f"{len(found)} {what}: {some(found)}"
+        f"{len(found)} {what}: {join_first(found)}"
         for what, found in (
             ("of its names do not fit the model", unknown),
             ("weights are missing from it", lacking),

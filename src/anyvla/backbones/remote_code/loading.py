@@ -27,7 +27,7 @@ from anyvla.backbones.base import ModelPart
 from anyvla.backbones.composed import ComposedBackbone, Pair
 from anyvla.config import STRICT
 from anyvla.files.documents import as_mapping, read_object
-from anyvla.files.weights import some
+from anyvla.files.weights import join_first
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MODEL_CLASSES = ("AutoModelForCausalLM", "AutoModel")
@@ -199,7 +199,9 @@ def fill(model: nn.Module, folder: Path) -> None:
     computed = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
     lacking = {name for name in lacking if not any(re.search(pattern, name) for pattern in computed)}
     if lacking:
-        raise ValueError(f"the weights in {folder} lack {some(lacking)}: they belong to another version of its code")
+        raise ValueError(
+            f"the weights in {folder} lack {join_first(lacking)}: they belong to another version of its code"
+        )
 
 
 def _no_head_mask(head_mask: None, layers: int, *_: Any) -> list[None]:

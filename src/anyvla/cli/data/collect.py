@@ -11,7 +11,7 @@ from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, build, override
-from anyvla.files.folder_lock import only_making
+from anyvla.files.folder_lock import lock_while_making
 from anyvla.registry import benchmarks
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def collect_suite(
     from anyvla.demonstrations.collect import collect as run_collection
     from anyvla.evaluation.suites import open_suite
 
-    with only_making(run / "dataset"):
+    with lock_while_making(run / "dataset"):
         opened = open_suite(benchmark, settings, python)
         with graceful() as stop, ProgressBar("collect") as bar:
             try:

@@ -21,7 +21,7 @@ from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.train import open_data
 from anyvla.config import ConfigError, to_dict
 from anyvla.files import durable
-from anyvla.files.folder_lock import only_here
+from anyvla.files.folder_lock import lock_folder
 
 if TYPE_CHECKING:
     from anyvla.recipe import Recipe
@@ -54,7 +54,7 @@ def fit_codec(recipe: Recipe, run: Path) -> Path:
     Raises ConfigError for a representation without a codec, and if a training has begun with the codec in the folder;
     CodecError for actions without a bounded range; FolderInUse if another command works in the run folder.
     """
-    with only_here(run):
+    with lock_folder(run):
         return _fit(recipe, run)
 
 
@@ -79,7 +79,7 @@ def _fit(recipe: Recipe, run: Path) -> Path:
     mixture = open_data(recipe, run)
     purpose = purpose_of(part, chunk, method, mixture.fingerprint)
     normalizer = action_normalizer(mixture, mixture.robots(), method)
-    seed, space = recipe.training.seed, mixture.canonical.embodiment.action
+    seed, space = recipe.training.seed, mixture.layout.embodiment.action
     own, aside = zip(*(hold_out(len(d), seed=seed) for d in mixture.datasets), strict=True)
     fitted, held_out = (sum(map(len, episodes)) for episodes in (own, aside))
     chunks = read_chunks(mixture, normalizer, chunk, own, most=MOST_CHUNKS, seed=seed)
@@ -123,7 +123,7 @@ def fit_codec_if_needed(recipe: Recipe, run: Path) -> None:
 
     part, chunk = recipe.model.representation, recipe.model.chunk
     mixture = open_data(recipe, run)
-    space = mixture.canonical.embodiment.action
+    space = mixture.layout.embodiment.action
     if not needs_fit(part, chunk, space):
         console.print(f"{part.name} needs no fitting")
         return

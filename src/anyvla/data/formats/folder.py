@@ -33,7 +33,7 @@ from anyvla.data.formats.vectors import as_float32, check_real
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.files import durable
 from anyvla.files.documents import as_mapping, read_yaml, to_yaml
-from anyvla.files.inside import inside, listed
+from anyvla.files.inside import regular_files, resolve_inside
 from anyvla.robot.embodiment import Embodiment
 
 DESCRIPTION = "dataset.yaml"
@@ -70,7 +70,7 @@ class FolderDataset(EpisodeReader):
 
     def __init__(self, config: FolderConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
-        files = listed(self.root, (p for p in list_files(self.root) if p.suffix in (".npz", *hdf5.SUFFIXES)))
+        files = regular_files(self.root, (p for p in list_files(self.root) if p.suffix in (".npz", *hdf5.SUFFIXES)))
         if not files:
             raise ValueError(f"{self.root} has no episode: expected files *.npz or *.hdf5 beside {DESCRIPTION}")
         about = ""
@@ -204,7 +204,7 @@ def write_description(root: Path, embodiment: Embodiment, about: str = "") -> No
 
 
 def _description(path: Path) -> FolderDescription:
-    facts = as_mapping(read_yaml(inside(path.parent, path.name)), str(path))
+    facts = as_mapping(read_yaml(resolve_inside(path.parent, path.name)), str(path))
     return build(FolderDescription, facts, where=str(path))
 
 

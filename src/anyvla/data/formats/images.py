@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from anyvla.files.inside import regular
+from anyvla.files.inside import check_regular
 
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; a 4K camera has 8 million
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others run programs (EPS) or are never needed
@@ -38,7 +38,7 @@ def decode_image(
     Raises ValueError that begins with `where` if the image is missing, damaged, too large, or not 8-bit gray or color.
     """
     try:
-        file = regular(source).open("rb") if isinstance(source, Path) else io.BytesIO(source)
+        file = check_regular(source).open("rb") if isinstance(source, Path) else io.BytesIO(source)
         with file, Image.open(file, formats=_FORMATS) as image:
             check_image_size(*image.size, where)
             coded = " ".join(str(tile[3]) for tile in getattr(image, "tile", []))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from anyvla.files.inside import regular
+from anyvla.files.inside import check_regular
 
 _MARKS = {  # UTF-32's begin with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
@@ -22,7 +22,7 @@ _BETWEEN = re.compile(r"[\s,\x00]*")  # between records; zeros fill what a crash
 
 def read_json_text(path: Path) -> str:
     """Return the text of a file in UTF-8, or in the encoding that its byte order mark says. Raises ValueError."""
-    data = regular(path).read_bytes()
+    data = check_regular(path).read_bytes()
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
     try:
         return data.decode(encoding)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from anyvla.data.fingerprints import stat_of
-from anyvla.files.inside import regular
+from anyvla.files.inside import check_regular
 
 
 class _Closable(Protocol):
@@ -35,7 +35,7 @@ class OpenFiles(Generic[T]):
 
     def __call__(self, path: Path) -> T:
         # A fork must not share its parent's position; a file that was edited must be opened anew; a pipe would hang.
-        key = (os.getpid(), str(path), *stat_of(regular(path)))
+        key = (os.getpid(), str(path), *stat_of(check_regular(path)))
         files = self._open_files()
         if key not in files:
             files[key] = self._opener(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anyvla.files.inside import regular
+from anyvla.files.inside import check_regular
 
 # Parquet packs equal values into a few bytes, so that a small file can promise any number of them. Real files of steps
 # have other values, the time at least, in each row.
@@ -19,7 +19,7 @@ _FREE_ROWS, _ROWS_PER_BYTE = 1 << 20, 64
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Return an open parquet file. Raise ValueError that names it."""
     with errors_naming(path):
-        file = pq.ParquetFile(regular(path))
+        file = pq.ParquetFile(check_regular(path))
         most = max(_FREE_ROWS, _ROWS_PER_BYTE * path.stat().st_size)
         # Only the rows are counted: asking pyarrow about a column of a damaged file may abort the process.
         rows = sum(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))

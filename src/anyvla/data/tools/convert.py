@@ -26,7 +26,7 @@ from anyvla.data.formats.lerobot.writer import LeRobotWriter, discard_leftovers,
 from anyvla.data.open import open_dataset
 from anyvla.files import durable
 from anyvla.files.documents import read_object
-from anyvla.files.folder_lock import only_making
+from anyvla.files.folder_lock import lock_while_making
 from anyvla.interrupted import Interrupted
 from anyvla.worker_pool import WorkerPool
 
@@ -69,7 +69,7 @@ def convert(
     chosen = list(range(len(source))) if episodes is None else list(episodes)
     origin = {"path": str(source.root), "fingerprint": source.fingerprint, "provenance": dict(source.provenance)}
     wanted = {"source": origin, "episodes": "all" if episodes is None else chosen}
-    with only_making(root):
+    with lock_while_making(root):
         if is_complete(root):
             _check_same(root, wanted)
             discard_leftovers(root)

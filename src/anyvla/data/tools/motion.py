@@ -9,7 +9,7 @@ import numpy as np
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.tools.findings import Finding
 from anyvla.robot.ranges import PRECISION, constant_dims
-from anyvla.robot.rotations import quaternions, radians
+from anyvla.robot.rotations import radians_per_unit, to_quaternions
 from anyvla.robot.space import ActionSpace
 
 _JUMP = 12.0  # a step this many times the 99th percentile of the data set's steps, of those that move, is a jump
@@ -70,7 +70,7 @@ def _moves(array: np.ndarray, space: ActionSpace) -> np.ndarray:
     for group, place in zip(space.groups, space.slices().values(), strict=True):
         if group.kind == "rotation" and group.mode == "absolute" and group.rotation is not None and len(out):
             try:
-                q = quaternions(array[:, place] * radians(group.unit), group.rotation)
+                q = to_quaternions(array[:, place] * radians_per_unit(group.unit), group.rotation)
             except ValueError:
                 continue  # of length 0, or in a unit that is not known: the plain differences tell
             turned = 2 * np.arccos(np.clip(np.abs((q[1:] * q[:-1]).sum(1)), 0, 1))

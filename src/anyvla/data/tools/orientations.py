@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from anyvla.robot.rotations import Quaternions, quaternions, radians, relative
+from anyvla.robot.rotations import Quaternions, radians_per_unit, relative, to_quaternions
 from anyvla.robot.space import Group
 
 
@@ -45,7 +45,7 @@ def _read(group: Group, values: np.ndarray) -> Quaternions:
     if group.rotation is None:
         raise ValueError(f"group {group.name!r} does not say how its rotation is written")
     angles = group.rotation in ("euler", "axis_angle")
-    return quaternions(values * (radians(group.unit) if angles else 1.0), group.rotation)
+    return to_quaternions(values * (radians_per_unit(group.unit) if angles else 1.0), group.rotation)
 
 
 def _angle(one: Quaternions, other: Quaternions) -> float:

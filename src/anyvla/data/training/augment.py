@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from anyvla.config import STRICT
-from anyvla.robot.views import Pixels, crop_views, per_view
+from anyvla.robot.views import Pixels, crop_views, numbers_per_view
 
 Amount = Annotated[float, Field(ge=0, lt=1)]
 Turn = Annotated[float, Field(ge=0, le=0.5)]
@@ -47,9 +47,9 @@ def augment(
 
     Returns `images` itself if no change is asked for. Raises ValueError for as many numbers as there are no views.
     """
-    images = _shifted(images, per_view(config.shift, images, "shift"), generator)
-    images = crop_views(images, per_view(crop, images, "crop"), generator)
-    amounts = [per_view(getattr(config, n), images, n) for n in ("brightness", "contrast", "saturation", "hue")]
+    images = _shifted(images, numbers_per_view(config.shift, images, "shift"), generator)
+    images = crop_views(images, numbers_per_view(crop, images, "crop"), generator)
+    amounts = [numbers_per_view(getattr(config, n), images, n) for n in ("brightness", "contrast", "saturation", "hue")]
     return _jittered(images, torch.tensor(amounts), generator)
 
 

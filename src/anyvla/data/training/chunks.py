@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from anyvla.data.training.mixture import Mixture
-from anyvla.robot.chunks import held
+from anyvla.robot.chunks import pad_with_last_action
 from anyvla.robot.normalize import Method, Normalizer
 from anyvla.robot.shared_layout import Robot
 
@@ -31,7 +31,7 @@ class Chunks:
 def action_normalizer(mixture: Mixture, robots: Sequence[Robot], method: Method) -> Normalizer:
     """The scaling of actions of a policy that is trained on this mixture."""
     own = [(r.embodiment.action, r.statistics.action) for r in robots]
-    return Normalizer(mixture.canonical.embodiment.action, own, method, what="action", clip=True)
+    return Normalizer(mixture.layout.embodiment.action, own, method, what="action", clip=True)
 
 
 def hold_out(count: int, share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
@@ -62,11 +62,13 @@ def read_chunks(
         allowed = None if most is None else max(1, round(most * float(mixture.shares[source])))
         raw, mask = _chunks([dataset[i].actions for i in chosen], length, allowed, seed)
         robot = mixture.robot_of[source]
-        whole = np.zeros((*mask.shape, mixture.canonical.embodiment.action.size), np.float32)
-        whole[..., mixture.canonical.robots[dataset.embodiment.name].action] = raw
+        whole = np.zeros((*mask.shape, mixture.layout.embodiment.action.size), np.float32)
+        whole[..., mixture.layout.robots[dataset.embodiment.name].action] = raw
         robots = torch.full((len(whole),), robot)
         there = torch.from_numpy(mask)
-        parts.append(Chunks(held(normalizer.normalize(torch.from_numpy(whole), robots), there), there, robots))
+        parts.append(
+            Chunks(pad_with_last_action(normalizer.normalize(torch.from_numpy(whole), robots), there), there, robots)
+        )
     if not parts:
         raise ValueError("there is no episode to take chunks from")
     return Chunks(*(torch.cat([getattr(p, name) for p in parts]) for name in ("actions", "mask", "robots")))

@@ -29,7 +29,7 @@ from anyvla.data.transforms.subset import Subset, choose
 from anyvla.files.documents import as_mapping, read_yaml
 from anyvla.limits import COUNT, GB, HZ, PROCESSES, SEED, VALUE, WEIGHT
 from anyvla.robot.embodiment import Embodiment
-from anyvla.robot.shared_layout import Canonical, Robot
+from anyvla.robot.shared_layout import Robot, SharedLayout
 from anyvla.robot.space import Rotation
 from anyvla.text import check_instruction, clean_instruction
 
@@ -118,8 +118,8 @@ class Mixture:
         for dataset in datasets:
             known = embodiments.setdefault(dataset.embodiment.name, dataset.embodiment)
             _check_same(known, dataset)
-        self.canonical = Canonical(list(embodiments.values()))
-        self.robot_of = [self.canonical.names.index(d.embodiment.name) for d in datasets]  # of each data set
+        self.layout = SharedLayout(list(embodiments.values()))
+        self.robot_of = [self.layout.names.index(d.embodiment.name) for d in datasets]  # of each data set
 
     @cached_property
     def fingerprint(self) -> str:
@@ -135,7 +135,7 @@ class Mixture:
         Raises ValueError for numbers that cannot be trained on. `progress(done, total)` counts episodes.
         """
         out = []
-        for name in self.canonical.names:
+        for name in self.layout.names:
             own = [d for d in self.datasets if d.embodiment.name == name]
             out.append(Robot(own[0].embodiment, pooled(own, progress=progress)))
         return out

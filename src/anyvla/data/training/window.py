@@ -25,7 +25,7 @@ from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.training.mixture import Mixture
 from anyvla.data.training.sampler import Draw
 from anyvla.limits import GB, STEPS
-from anyvla.robot.views import ViewConfig, fit
+from anyvla.robot.views import ViewConfig, resize_to_view
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class WindowDataset:
 
     def batch(self, draw: Draw) -> WindowBatch:
         """These windows. Raises IndexError for one that its source does not have, ValueError for a damaged episode."""
-        config, whole = self.config, self.mixture.canonical.embodiment
+        config, whole = self.config, self.mixture.layout.embodiment
         count, w = len(draw), config.window
         out = WindowBatch(
             images=np.zeros((count, w, len(whole.cameras), *self._image), np.uint8),
@@ -147,7 +147,7 @@ class WindowDataset:
     def _write(self, out: WindowBatch, row: int, read: _Read, source: int, last: int, chance: int) -> None:
         """The window that ends at step `last` of an episode."""
         config, episode = self.config, read.episode
-        places = self.mixture.canonical.robots[episode.embodiment.name]
+        places = self.mixture.layout.robots[episode.embodiment.name]
         before = min(config.window - 1, last // config.stride)
         steps = np.arange(last - before * config.stride, last + 1, config.stride)
         k = len(steps)
@@ -164,7 +164,7 @@ class WindowDataset:
             out["images"][row, :k][:, places.views] = read.frames[steps]
         else:
             for view, camera in zip(places.views, episode.embodiment.cameras, strict=True):
-                frames = fit(episode.images[camera][steps], config.view)
+                frames = resize_to_view(episode.images[camera][steps], config.view)
                 self._check_size(frames, camera, episode)
                 out["images"][row, :k, view] = frames
 
@@ -205,7 +205,7 @@ class WindowDataset:
         cameras = episode.embodiment.cameras
         frames = np.empty((len(episode), len(cameras), *self._image), np.uint8)
         for v, camera in enumerate(cameras):
-            decoded = fit(episode.images[camera][:], self.config.view)
+            decoded = resize_to_view(episode.images[camera][:], self.config.view)
             self._check_size(decoded, camera, episode)
             frames[:, v] = decoded
         return _Read(episode, frames)

@@ -18,14 +18,14 @@ from anyvla.data.transforms.wrapped import Wrapped
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.rotations import (
     Quaternions,
-    canonical,
+    canonicalize,
     compose,
-    continuous,
-    inverse,
-    quaternions,
-    radians,
+    from_quaternions,
+    invert,
+    make_continuous,
+    radians_per_unit,
     rotate,
-    written,
+    to_quaternions,
 )
 from anyvla.robot.space import ROTATION_DIMS, ActionSpace, Group, Rotation
 
@@ -137,7 +137,7 @@ def _check_convertible(group: Group, where: str) -> None:
             f"{', '.join(ROTATION_DIMS)})"
         )
     try:
-        radians(group.unit)
+        radians_per_unit(group.unit)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -186,27 +186,27 @@ def _apply(rewrite: _Rewrite, values: np.ndarray, proprio: np.ndarray) -> np.nda
     turn = None
     if rewrite.orientation is not None:
         turn = rewrite.orientation.read(proprio)
-        turn = inverse(turn) if target.frame == "tool" else turn
+        turn = invert(turn) if target.frame == "tool" else turn
     if source.kind == "position":
         return values if turn is None else rotate(turn, values)
     rotation = read(source, values)
     if turn is not None:
-        rotation = compose(compose(turn, rotation), inverse(turn))
-    rotation = canonical(rotation) if target.mode == "delta" else continuous(rotation)
+        rotation = compose(compose(turn, rotation), invert(turn))
+    rotation = canonicalize(rotation) if target.mode == "delta" else make_continuous(rotation)
     return write(target, rotation)
 
 
 def read(group: Group, values: Float32[np.ndarray, "T k"]) -> Quaternions:
     """The rotations of a group whose convention and unit are known."""
     assert group.rotation is not None
-    return quaternions(values.astype(np.float64) * _unit(group), group.rotation)
+    return to_quaternions(values.astype(np.float64) * _unit(group), group.rotation)
 
 
 def write(group: Group, rotation: Quaternions) -> np.ndarray:
     """Rotations as the group writes them, in its unit."""
     assert group.rotation is not None
-    return written(rotation, group.rotation) / _unit(group)
+    return from_quaternions(rotation, group.rotation) / _unit(group)
 
 
 def _unit(group: Group) -> float:
-    return radians(group.unit) if group.rotation in ("euler", "axis_angle") else 1.0
+    return radians_per_unit(group.unit) if group.rotation in ("euler", "axis_angle") else 1.0

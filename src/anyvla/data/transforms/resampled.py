@@ -20,7 +20,7 @@ from anyvla.data.frame_times import shown_at
 from anyvla.data.transforms.converted import read, side, write
 from anyvla.data.transforms.wrapped import Wrapped
 from anyvla.robot.embodiment import Embodiment
-from anyvla.robot.rotations import Frame, apply, canonical, compose, radians, rotate
+from anyvla.robot.rotations import Frame, apply, canonicalize, compose, radians_per_unit, rotate
 from anyvla.robot.space import ActionSpace, Group
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def _check(robot: Embodiment, where: str) -> dict[str, Group]:
                 missing = "rotation: euler, axis_angle, ..." if group.rotation is None else "frame: base or frame: tool"
                 raise ValueError(f"{told}: turns can be composed only if it is known what they are; declare {missing}")
             try:
-                radians(group.unit)
+                radians_per_unit(group.unit)
             except ValueError as error:
                 raise ValueError(f"{told}: {error}") from None
             continue
@@ -215,7 +215,7 @@ def _turns(group: Group, values: np.ndarray, shown: np.ndarray, ends: np.ndarray
     total = np.tile([0.0, 0.0, 0.0, 1.0], (len(shown), 1))
     for within, at in _walk(shown, ends):
         total[within] = apply(rotation[at], total[within], frame)
-    return write(group, canonical(total))
+    return write(group, canonicalize(total))
 
 
 def _along(

@@ -12,9 +12,9 @@ from torch import nn
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import Cache
-from anyvla.histories.base import History, Steps
+from anyvla.histories.base import History, StepInputs
 from anyvla.histories.interleaved import Interleaved
-from anyvla.histories.policy_head import NoHistory, PolicyHead
+from anyvla.histories.policy_head import SeparateSteps, SingleStep
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import StepTokens
 from tests.backbones.families import FAMILIES
@@ -62,8 +62,8 @@ def queries(backbone: AutoBackbone, count: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     "history",
     [
-        NoHistory(NoHistory.Config()),
-        PolicyHead(PolicyHead.Config(window=3)),
+        SingleStep(SingleStep.Config()),
+        SeparateSteps(SeparateSteps.Config(window=3)),
         Interleaved(Interleaved.Config(window=3)),
     ],
     ids=["none", "policy_head", "interleaved"],
@@ -74,19 +74,19 @@ def test_a_batch_of_windows_runs_the_tower_once_per_valid_image(
     steps = [min(s, history.window) for s in STEPS]
     mask = torch.arange(history.window)[None] < torch.tensor(steps)[:, None]
     told = [text for text, count in zip(TEXTS, steps, strict=True) for _ in range(count)]
-    read = Steps(frames(sum(steps), 2), told, queries(backbone, readouts).expand(sum(steps), -1, -1), readouts)
+    read = StepInputs(frames(sum(steps), 2), told, queries(backbone, readouts).expand(sum(steps), -1, -1), readouts)
     with counting(backbone) as counts:
-        history.windows(backbone, read, mask, remember=True)
+        history.read_windows(backbone, read, mask, keep_cache=True)
     assert counts == [sum(steps) * 2]
 
 
-@pytest.mark.parametrize("history", [NoHistory(NoHistory.Config()), PolicyHead(PolicyHead.Config(window=3))])
+@pytest.mark.parametrize("history", [SingleStep(SingleStep.Config()), SeparateSteps(SeparateSteps.Config(window=3))])
 def test_a_session_runs_the_tower_once_per_new_image(backbone: AutoBackbone, history: History) -> None:
     memories = [history.start() for _ in range(2)]
-    steps = Steps(frames(2, 2), TEXTS[:2], queries(backbone, 2).expand(2, -1, -1), 2)
+    steps = StepInputs(frames(2, 2), TEXTS[:2], queries(backbone, 2).expand(2, -1, -1), 2)
     with counting(backbone) as counts:
         for _ in range(4):
-            history.step(backbone, steps, memories, remember=True)
+            history.read_step(backbone, steps, memories, keep_cache=True)
     assert counts == [4] * 4
 
 
@@ -95,10 +95,10 @@ def test_an_interleaved_session_runs_it_for_the_new_image_only_in_each_of_its_tw
 ) -> None:
     history = Interleaved(Interleaved.Config(window=4))
     memories = [history.start()]
-    steps = Steps(frames(1, 2), TEXTS[:1], queries(backbone, 2)[None], 2)
+    steps = StepInputs(frames(1, 2), TEXTS[:1], queries(backbone, 2)[None], 2)
     with torch.no_grad(), counting(backbone) as counts:
         for _ in range(8):
-            history.step(backbone, steps, memories, remember=True)
+            history.read_step(backbone, steps, memories, keep_cache=True)
     assert sum(counts) == 2 * (2 + 6 * 2)  # two cameras; the second run begins at the third step
     assert max(counts) <= 4
 

@@ -244,8 +244,8 @@ def test_a_preset_opens_what_lies_below_its_root(tmp_path):
         DataConfig(preset="oxe_magic_soup", root=FIXTURES, missing="skip", views=("primary",)), tmp_path
     )
     assert {d.root.parent.name: len(d) for d in mixture.datasets} == {"fractal20220817_data": 3, "bridge_orig": 3}
-    assert mixture.canonical.embodiment.cameras == ("primary",)
-    assert len(mixture.canonical.names) == 2
+    assert mixture.layout.embodiment.cameras == ("primary",)
+    assert len(mixture.layout.names) == 2
 
 
 def copied(tmp_path: Path) -> Path:

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from anyvla.config import ConfigError, build
 from anyvla.data.formats.rlds.oxe import ColumnGroup, OxeEntry, decode_integers, find_entry, load_entries
 from anyvla.data.training.presets import presets
-from anyvla.robot.shared_space import union
+from anyvla.robot.shared_space import merge_spaces
 
 
 def _entry(**changes: Any) -> OxeEntry:
@@ -62,8 +62,8 @@ def test_columns_are_used_once_and_grippers_say_where_they_are_open(name: str) -
 def test_every_data_set_of_a_mixture_has_an_entry_and_they_fit_into_one_layout() -> None:
     for members in presets().values():
         entries = {name: load_entries()[name] for name in members}
-        action = union({n: e.embodiment.action for n, e in entries.items()}, "action")
-        union({n: e.embodiment.proprio for n, e in entries.items()}, "proprio")
+        action = merge_spaces({n: e.embodiment.action for n, e in entries.items()}, "action")
+        merge_spaces({n: e.embodiment.proprio for n, e in entries.items()}, "proprio")
         assert [g.name for g in action.groups][:3] == ["position", "rotation", "gripper"]
 
 

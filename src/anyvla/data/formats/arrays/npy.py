@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from anyvla.files.inside import regular
+from anyvla.files.inside import check_regular
 
 # numpy reads an array's header with `ast.literal_eval`, which may fail when two threads are in it: Python 3.11
 # counts their depths together ("AST constructor recursion depth mismatch", github.com/python/cpython/issues/106905).
@@ -72,7 +72,7 @@ def read_array(file: IO[bytes], left: int) -> np.ndarray:
 def load_array(path: Path) -> np.ndarray:
     """Return the array of a `.npy` file. Raise ValueError that names the file."""
     try:
-        with regular(path).open("rb") as file:
+        with check_regular(path).open("rb") as file:
             return read_array(file, path.stat().st_size)
     except FileNotFoundError:
         raise ValueError(f"there is no {path}; copy the data set again") from None

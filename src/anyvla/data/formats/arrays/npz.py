@@ -12,7 +12,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from anyvla.data.formats.arrays.npy import DAMAGE_ERRORS, ArrayHeader, read_array, read_header
-from anyvla.files.inside import regular
+from anyvla.files.inside import check_regular
 
 # A member may unpack to so many bytes without asking, or to so many times its packed size: black frames of an hour.
 _FREE_BYTES, _RATIO = 256 << 20, 100
@@ -85,7 +85,7 @@ def locate_array(path: Path, key: str) -> ArrayLocation | None:
 @contextmanager
 def _open(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        archive = zipfile.ZipFile(regular(path))
+        archive = zipfile.ZipFile(check_regular(path))
     except FileNotFoundError:
         raise ValueError(f"there is no {path}; copy the data set again") from None
     except _DAMAGE_ERRORS as error:

@@ -16,7 +16,7 @@ import numpy as np
 from anyvla.data.formats.arrays.npy import DAMAGE_ERRORS, read_array, read_header
 from anyvla.data.formats.arrays.pickle_arrays import NumpyArray, allowed_functions
 from anyvla.data.formats.arrays.pickle_opcodes import RefusedPickleError, run_opcodes
-from anyvla.files.inside import regular
+from anyvla.files.inside import check_regular
 
 MAX_MEMORY_RATIO = 400  # an empty set is one byte in a pickle and 216 in memory
 MAX_EXPANSION = 256  # times the file: what comes out if shared parts are written anew at each mention
@@ -31,7 +31,7 @@ def load_objects(path: Path) -> Any:
     data.
     """
     try:
-        with regular(path).open("rb") as file:
+        with check_regular(path).open("rb") as file:
             header = read_header(file)
             if header.dtype == object:
                 array = _unpickled(file.read()).reshape(header.shape, order="F" if header.fortran else "C")

@@ -32,9 +32,9 @@ from anyvla.data.formats.calvin.index import (
 from anyvla.data.formats.reader import EpisodeReader
 from anyvla.data.formats.unreadable import report_empty, report_unreadable
 from anyvla.data.formats.vectors import check_real
-from anyvla.files.inside import inside
+from anyvla.files.inside import resolve_inside
 from anyvla.robot.embodiment import Embodiment
-from anyvla.robot.rotations import compose, inverse, quaternions, written
+from anyvla.robot.rotations import compose, from_quaternions, invert, to_quaternions
 from anyvla.robot.space import ActionSpace, Group
 
 HZ = 30.0
@@ -154,8 +154,8 @@ class CalvinDataset(EpisodeReader):
         if self.config.actions == "motion":
             now = rows[:, _PROPRIO][:, 3:6].astype(np.float64)
             goal = now + actions[:, 3:6] / 20
-            turn = compose(quaternions(goal, "euler"), inverse(quaternions(now, "euler")))
-            actions[:, 3:6] = written(turn, "axis_angle") * 20
+            turn = compose(to_quaternions(goal, "euler"), invert(to_quaternions(now, "euler")))
+            actions[:, 3:6] = from_quaternions(turn, "axis_angle") * 20
         return actions
 
     @cached_property
@@ -278,7 +278,7 @@ _THREADS = 8
 
 
 def _step_file(split: Path, step: int) -> Path:
-    return inside(split, f"episode_{step:07d}.npz")
+    return resolve_inside(split, f"episode_{step:07d}.npz")
 
 
 def _color_cameras(path: Path) -> list[str]:

@@ -16,7 +16,7 @@ from anyvla.data.formats.arrays.npy import load_array
 from anyvla.data.formats.arrays.safe_pickle import load_objects
 from anyvla.data.formats.json_records import read_json_text
 from anyvla.files.documents import parse_json
-from anyvla.files.inside import inside
+from anyvla.files.inside import resolve_inside
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def annotated_segments(split: Path, annotations: str) -> list[Segment]:
             f"{split} has no {annotations}/{_ANNOTATIONS}; copy it again, or read the play data without words "
             "(segments: play)"
         )
-    found = load_objects(inside(split, path.relative_to(split).as_posix()))
+    found = load_objects(resolve_inside(split, path.relative_to(split).as_posix()))
     try:
         words, tasks, places = found["language"]["ann"], found["language"]["task"], found["info"]["indx"]
         counts = len(words), len(tasks), len(places)
@@ -66,7 +66,7 @@ def annotated_segments(split: Path, annotations: str) -> list[Segment]:
 def play_segments(split: Path) -> list[Segment]:
     """The recordings as a whole, minutes long, without words."""
     path = split / "ep_start_end_ids.npy"
-    ranges = load_array(inside(split, path.name))
+    ranges = load_array(resolve_inside(split, path.name))
     if ranges.ndim != 2 or ranges.shape[1] != 2 or ranges.dtype.kind not in "iu":
         raise ValueError(
             f"{path}: expected rows of a first and a last step, found {ranges.dtype} of shape {ranges.shape}"
@@ -90,7 +90,7 @@ def select_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...])
         if wanted:
             raise ValueError(f"{split} has no scene_info.npy, so scenes {', '.join(wanted)} cannot be told apart")
         return segments
-    found = load_objects(inside(split, path.name))
+    found = load_objects(resolve_inside(split, path.name))
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected first and last step by the name of the scene")
     ranges = {

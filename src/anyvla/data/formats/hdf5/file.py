@@ -19,7 +19,7 @@ import numpy as np
 from anyvla.data.formats.data_files import list_files
 from anyvla.data.formats.open_files import OpenFiles
 from anyvla.data.formats.vectors import check_real
-from anyvla.files.inside import listed
+from anyvla.files.inside import regular_files
 
 SUFFIXES = (".hdf5", ".h5")
 # An array may have so many bytes without asking, or so many times its stored bytes: black frames of an hour.
@@ -38,7 +38,7 @@ _MOST_LINKS, _DEEPEST, _MOST_NAMES = 16, 8, 10_000
 
 def list_hdf5(root: Path) -> list[Path]:
     """Return the HDF5 files of a data set: `root`, or the files in it. Raises ValueError if there are none."""
-    files = listed(root, (p for p in list_files(root) if p.suffix in SUFFIXES)) if root.is_dir() else [root]
+    files = regular_files(root, (p for p in list_files(root) if p.suffix in SUFFIXES)) if root.is_dir() else [root]
     if not files:
         raise ValueError(f"{root} holds no file *.hdf5 or *.h5")
     return files

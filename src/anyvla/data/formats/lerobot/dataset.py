@@ -22,7 +22,7 @@ from anyvla.data.formats.lerobot.locations import IndexedRows, find_rows, find_w
 from anyvla.data.formats.lerobot.paths import PathTemplate
 from anyvla.data.formats.lerobot.reader import EpisodeColumns, LeRobotReader
 from anyvla.data.formats.parquet import errors_naming, open_parquet
-from anyvla.files.inside import inside, listed
+from anyvla.files.inside import regular_files, resolve_inside
 
 VERSION = "v3.0"
 _NUMBERS = ("chunk_index", "file_index")
@@ -103,7 +103,7 @@ class LeRobotDataset(LeRobotReader):
 
     def _read_table(self) -> pa.Table:
         """The columns of the table of episodes that are used, in the order of the episodes."""
-        paths = listed(self.root, list_files(self.root / "meta/episodes", "*/*.parquet"))
+        paths = regular_files(self.root, list_files(self.root / "meta/episodes", "*/*.parquet"))
         if not paths:
             raise ValueError(f"{self.root} is incomplete: meta/episodes holds no parquet file; copy the dataset again")
         places = [f"videos/{k}" for k in self._keys.values() if self._info.features[k]["dtype"] == "video"]
@@ -128,7 +128,9 @@ class LeRobotDataset(LeRobotReader):
         """The files that hold the episodes, and the place in that list of each episode's."""
         chunk, file = (_numbers(table, f"{place}/{name}_index") for name in ("chunk", "file"))
         pairs, inverse = np.unique(np.stack([chunk, file], axis=1), axis=0, return_inverse=True)
-        paths = [inside(self.root, template.fill(chunk_index=int(c), file_index=int(f), **names)) for c, f in pairs]
+        paths = [
+            resolve_inside(self.root, template.fill(chunk_index=int(c), file_index=int(f), **names)) for c, f in pairs
+        ]
         return paths, inverse.reshape(-1)
 
     def _rows_at(self, index: int) -> tuple[Path, int]:
@@ -157,7 +159,7 @@ class LeRobotDataset(LeRobotReader):
         return extra, None if instructions is None else tuple(texts)
 
     def _tasks_by_number(self) -> dict[int, str]:
-        path = inside(self.root, TASKS_PATH)
+        path = resolve_inside(self.root, TASKS_PATH)
         if not path.is_file():
             raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")
         with errors_naming(path):

@@ -13,7 +13,7 @@ from jaxtyping import Float64, UInt8
 from anyvla.data.episode import Frames
 from anyvla.data.formats import video
 from anyvla.data.formats.images import decode_image
-from anyvla.files.inside import inside
+from anyvla.files.inside import resolve_inside
 
 _DRIFT = 2e-3  # rates that differ by less, but are not the same, are those of two clocks
 _RATE = 5e-4  # rates that differ by less are the same: 29.97 is also written 30000/1001, but is not 30
@@ -159,7 +159,7 @@ class StillFrames(Frames):
             return decode_image(data, where)
         if not isinstance(path, str):
             raise ValueError(f"{where}: expected bytes or a path, found neither; copy the dataset again")
-        return decode_image(inside(self._root, path), where)
+        return decode_image(resolve_inside(self._root, path), where)
 
 
 def _check_size(frames: np.ndarray, shape: tuple[int, ...], where: str) -> None:

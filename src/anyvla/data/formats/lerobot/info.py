@@ -13,7 +13,7 @@ from anyvla.config import build
 from anyvla.data.formats.json_records import read_json_text
 from anyvla.data.formats.lerobot.check_info import check_info
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
-from anyvla.files.inside import inside
+from anyvla.files.inside import resolve_inside
 from anyvla.registry import suggest
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace
@@ -252,4 +252,4 @@ def _read(root: Path) -> dict[str, Any]:
         if not root.is_dir():
             raise ValueError(f"there is no dataset at {root}: no such folder")
         raise ValueError(f"{root} is not a LeRobot dataset, or half written: it has no meta/info.json")
-    return read_json(inside(root, "meta/info.json"))
+    return read_json(resolve_inside(root, "meta/info.json"))

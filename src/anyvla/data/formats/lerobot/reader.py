@@ -32,7 +32,7 @@ from anyvla.data.formats.reader import EpisodeReader
 from anyvla.data.formats.timestamps import Times, as_relative_seconds
 from anyvla.data.formats.unreadable import report_empty, report_unreadable
 from anyvla.data.formats.vectors import as_float32, as_matrix
-from anyvla.files.inside import listed
+from anyvla.files.inside import regular_files
 from anyvla.robot.embodiment import Embodiment
 
 STATE = "observation.state"
@@ -187,7 +187,7 @@ class LeRobotReader(EpisodeReader):
         seen = [list_files(self.root, f"videos/{p}/**/*.mp4") for k in keys for p in (k, f"*/{k}")]
         if any(self._info.features[k]["dtype"] == "image" for k in keys):  # rows may name files instead of holding them
             seen.append(list_files(self.root, "images/**/*"))
-        return listed(self.root, {*files, *(p for found in seen for p in found)})
+        return regular_files(self.root, {*files, *(p for found in seen for p in found)})
 
     def _where(self, index: int) -> str:
         columns = self._columns

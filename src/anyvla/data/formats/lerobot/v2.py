@@ -20,7 +20,7 @@ from anyvla.data.formats.lerobot.frames import VideoSpan
 from anyvla.data.formats.lerobot.paths import PathTemplate
 from anyvla.data.formats.lerobot.reader import EpisodeColumns, LeRobotReader
 from anyvla.data.formats.lerobot.rows import count_rows
-from anyvla.files.inside import inside
+from anyvla.files.inside import resolve_inside
 
 
 class LeRobotV2Dataset(LeRobotReader):
@@ -76,7 +76,7 @@ class LeRobotV2Dataset(LeRobotReader):
             for path in [self._data_path(number), *(self._video_path(number, key) for key in videos)]:
                 folder, name = os.path.split(path)
                 if folder not in listed:
-                    below = inside(self.root, folder) if folder else self.root
+                    below = resolve_inside(self.root, folder) if folder else self.root
                     listed[folder] = {p.name for p in below.iterdir()} if below.is_dir() else set()
                 if name not in listed[folder]:
                     lost.setdefault(at, f"the dataset is incomplete: {self.root / path} is missing; copy it again")
@@ -96,10 +96,10 @@ class LeRobotV2Dataset(LeRobotReader):
         return self._video_template.fill(episode_chunk=chunk, episode_index=number, video_key=key)
 
     def _rows_at(self, index: int) -> tuple[Path, int]:
-        return inside(self.root, self._data_path(int(self._columns.number[index]))), 0
+        return resolve_inside(self.root, self._data_path(int(self._columns.number[index]))), 0
 
     def _video_at(self, index: int, key: str) -> VideoSpan:
-        return VideoSpan(inside(self.root, self._video_path(int(self._columns.number[index]), key)))
+        return VideoSpan(resolve_inside(self.root, self._video_path(int(self._columns.number[index]), key)))
 
     def _tasks_by_number(self) -> dict[int, str]:
         where = "meta/tasks.jsonl, task_index"
@@ -108,7 +108,7 @@ class LeRobotV2Dataset(LeRobotReader):
 
     def _lines(self, name: str, *keys: str) -> Iterator[dict[str, Any]]:
         """Return the objects of a file of JSON lines. Raises ValueError that names the line if it is damaged."""
-        path = inside(self.root, name)
+        path = resolve_inside(self.root, name)
         if not path.is_file():
             raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")
         return read_records(path, *keys)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anyvla.files.documents import read_object
-from anyvla.files.inside import inside
+from anyvla.files.inside import resolve_inside
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DatasetVersion:
             if match:
                 if match[1] != "tfrecord":
                     raise ValueError(f"{path} is of file format {match[1]}; tfrecord is read")
-                found[int(match[2])] = inside(self.folder, path.name)
+                found[int(match[2])] = resolve_inside(self.folder, path.name)
         missing = [i for i in range(count) if i not in found]
         if missing:
             raise ValueError(
@@ -64,7 +64,7 @@ def find_version(root: Path) -> Path:
     """The folder of the version: `root` itself, or its only version. Raises ValueError if there are several."""
     if is_version_folder(root):
         return root
-    versions = sorted(inside(root, p.name) for p in root.iterdir() if p.is_dir() and is_version_folder(p))
+    versions = sorted(resolve_inside(root, p.name) for p in root.iterdir() if p.is_dir() and is_version_folder(p))
     if len(versions) != 1:
         raise ValueError(f"{root} holds {len(versions)} versions ({', '.join(p.name for p in versions)}): name one")
     return versions[0]
@@ -72,7 +72,7 @@ def find_version(root: Path) -> Path:
 
 def read_version(folder: Path) -> DatasetVersion:
     """Read both files. Raises ValueError for a damaged one, and for a data set that is not made of steps."""
-    features, info = (read_object(inside(folder, name)) for name in ("features.json", "dataset_info.json"))
+    features, info = (read_object(resolve_inside(folder, name)) for name in ("features.json", "dataset_info.json"))
     try:
         return _as_version(folder, features, info)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
