@@ -11,7 +11,7 @@ import yaml
 
 from anyvla.config import to_dict
 from anyvla.policy import VLA
-from anyvla.recipe import Recipe, find, presets, read
+from anyvla.recipe import Recipe, bundled, find, presets, read
 from anyvla.report.explanation import count_parameters, dummy_chunks
 from anyvla.robot.shared_layout import Robot
 from anyvla.types import Batch, Observation
@@ -21,6 +21,7 @@ from tests.backbones.families.flamingo import write_flamingo
 from tests.small import NANO, SIZE, embodiment, statistics
 
 PRESETS = presets()
+OPENING = ["command", "machine", "time", "score"]
 STRUCTURES = {  # history, fuser, decoder, representation
     "robovlms-policy-head": ("policy_head", "lstm", "regression", "continuous"),
     "robovlms-interleaved": ("interleaved", "mlp", "regression", "continuous"),
@@ -103,6 +104,13 @@ def test_a_preset_is_the_structure_of_its_paper_around_a_real_model(name: str) -
     model = read(name).model
     assert (model.history.name, model.fuser.name, model.decoder.name, model.representation.name) == STRUCTURES[name]
     assert model.backbone.name != "nano"
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_every_recipe_opens_with_command_machine_time_and_score(name: str) -> None:
+    lines = head(name)
+    assert [key for line in lines if (key := line.partition(":")[0]) in OPENING] == OPENING
+    assert lines[1].startswith("command: anyvla quickstart")
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -54,12 +54,10 @@ def converted(
             progress=show,
             stop=stop,
         )
-    images = (
-        ", ".join(f"{camera} {db['worst']:.1f} dB at worst" for camera, db in report.psnr_db.items()) or "no images"
-    )
+    images = ", ".join(f"{camera} {db['worst']:.1f} dB at worst" for camera, db in report.psnr_db.items())
     skipped = f", {len(report.skipped)} damaged ones left out" if report.skipped else ""
     console.print(
-        f"{report.episodes} episodes of {report.steps} steps{skipped}; read back: numbers equal, {images}",
+        f"{report.episodes} episodes of {report.steps} steps{skipped}; read back: numbers equal, {images or 'no images'}",
     )
     return report
 
