@@ -57,7 +57,8 @@ def converted(
     images = ", ".join(f"{camera} {db['worst']:.1f} dB at worst" for camera, db in report.psnr_db.items())
     skipped = f", {len(report.skipped)} damaged ones left out" if report.skipped else ""
     console.print(
-        f"{report.episodes} episodes of {report.steps} steps{skipped}; read back: numbers equal, {images or 'no images'}",
+        f"{report.episodes} episodes of {report.steps} steps{skipped}; read back: numbers equal, "
+        f"{images or 'no images'}",
     )
     return report
 
