@@ -1,9 +1,9 @@
-"""Measure the augmentation of a batch against the loop over samples and views that came before it.
+"""Measure the speed of batched augmentation against a loop over samples and views.
 
     python benchmarks/augment_speed.py [--batch 32] [--window 2] [--views 2] [--size 96] [--rounds 15] [--json]
 
-Both shift and jitter the same batch with the same amounts, in turns, on one thread; what counts is the process's own
-time. The loop knew neither crops nor hue: what those cost is measured on their own.
+Both shift and jitter the same batch by the same amounts, alternating on one thread, in CPU time. The loop
+has neither crops nor hue; their cost is measured separately.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHIFT, JITTER = 3, 0.2
 
 
 def looped_shift(images: UInt8[np.ndarray, "B W V H W 3"], rng: np.random.Generator) -> np.ndarray:
-    """The former way: one slice assignment per sample and view, edges repeated."""
+    """Shift with one slice assignment per sample and view, repeating edges."""
     batch, _, views, height, width, _ = images.shape
     moves = rng.integers(-SHIFT, SHIFT + 1, size=(batch, views, 2)).tolist()
     out = np.empty_like(images)
@@ -48,7 +48,7 @@ def looped_shift(images: UInt8[np.ndarray, "B W V H W 3"], rng: np.random.Genera
 
 
 def looped_jitter(images: UInt8[np.ndarray, "B W V H W 3"], rng: np.random.Generator) -> np.ndarray:
-    """The former way: a matrix product per sample and view."""
+    """Jitter colors with one matrix product per sample and view."""
     amounts = np.full(3, JITTER, np.float32)
     factors = 1 + amounts * rng.uniform(-1, 1, size=(images.shape[0], images.shape[2], 3)).astype(np.float32)
     out = np.empty_like(images)
@@ -65,7 +65,7 @@ def looped_jitter(images: UInt8[np.ndarray, "B W V H W 3"], rng: np.random.Gener
 
 
 def milliseconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Each way's time in each round; they take turns."""
+    """Return the times of each variant, in alternating rounds."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for i in range(rounds + 1):
         for name, way in ways.items():

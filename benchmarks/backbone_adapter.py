@@ -1,17 +1,17 @@
-"""What the adapter costs: `backbone(sequence, queries)` beside calling the transformers model directly.
+"""Measure the overhead of the adapter: `backbone(sequence, queries)` against a direct call of the transformers model.
 
     python benchmarks/backbone_adapter.py [--pairs 11] [--device cpu] [--json FILE]
 
 Models of the real classes with random weights, about 25 million parameters; a batch of 4 steps of 2 cameras and 1
-readout, forward and backward. The direct call is that of the base model, without its LM head, reading the same place
-of the last hidden states. Three comparisons:
+readout, forward and backward. The direct call runs the base model, without its LM head, and reads the same position of
+the last hidden states. Three comparisons:
 
-    adapter   both from prepared pixels: what the hooks, positions and masks cost
+    adapter   both from prepared pixels: the cost of hooks, positions and masks
     forward   anyvla from uint8 images of 256 x 256, the direct call from prepared pixels
     whole     both from uint8 images and texts; the direct call through the family's image processor
 
-The two sides take turns on one thread; each pair gives a ratio, so that a busy machine disturbs both alike, and the
-median of the ratios is what counts (times are the process's own on a CPU). About three minutes on one core.
+The two sides alternate on one thread. The result is the median of the ratios of pairs, so that a busy machine affects
+both sides alike (on a CPU, times are CPU times of the process). About three minutes on one core.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ FAMILIES = {"llava": llava, "qwen2_5_vl": qwen2_5_vl, "paligemma": paligemma}
 
 
 class Prepared(nn.Module):
-    """Stands for `Pixels` where pixels are prepared."""
+    """A replacement for `Pixels` that returns prepared pixels."""
 
     def __init__(self, pixels: Tensor, scale: Tensor) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Row:
 def compare(
     direct: Callable[[], Tensor], ours: Callable[[], Tensor], model: nn.Module, pairs: int, device: torch.device
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each side, taking turns at who is first."""
+    """Return the seconds of each side, which alternate in going first."""
 
     def step(read: Callable[[], Tensor]) -> float:
         model.zero_grad(set_to_none=True)
@@ -180,7 +180,7 @@ def measure(family: str, folder: Path, pairs: int, device: torch.device) -> Iter
         return read({name: made[name].to(device) for name in given}, sequence())
 
     kept = backbone.pixels
-    with torch.no_grad():  # the same numbers on both sides, but for the embedding at the query's place
+    with torch.no_grad():  # both sides get the same numbers except for the embedding at the query position
         backbone.embedding.weight[backbone.query_id] = queries[0] / float(getattr(backbone.embedding, "embed_scale", 1))
         torch.testing.assert_close(backbone(laid, queries)[:, 0], read(given, laid), atol=1e-4, rtol=1e-3)
     comparisons: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor], nn.Module]] = {

@@ -1,4 +1,4 @@
-"""What a chunk costs by each decoder on the context, beside reading the observation again at each integration step.
+"""Measure the time to sample a chunk with each decoder, and with rereading the observation at each integration step.
 
     python benchmarks/decoder_sampling.py [--rounds 21] [--device cpu] [--json FILE]
 
@@ -7,11 +7,11 @@ of 10, a batch of one session. Three times of each:
 
     decoder   `Decoder.sample` alone, on the same context
     chunk     `VLA.act`: images to actions, the observation read once
-    again     the same, but the backbone runs before every call of the network, as where an observation is an input of
+    again     the same, but the backbone runs before every call of the network, as if the observation were an input of
               the denoising network; images stay prepared and texts tokenized
 
-All take turns, on one thread of a CPU; a time is the median of the rounds, and a ratio the median of the ratios within
-a round, so that a busy machine disturbs all alike (times on a CPU are the process's own). About a minute.
+They alternate on one thread. A time is the median of the rounds, and a ratio is the median of the ratios within a
+round, so that a busy machine affects all alike (on a CPU, times are CPU times of the process). About a minute.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def policy(decoder: dict[str, Any], device: torch.device) -> VLA:
 
 
 class Rereading:
-    """Makes a policy run its backbone before each call of its denoising network, when `on`."""
+    """Run the backbone of a policy before each call of its denoising network, while `on`."""
 
     def __init__(self, vla: VLA) -> None:
         self.on, self.calls, self.fresh = False, 0, False

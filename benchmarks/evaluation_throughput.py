@@ -1,8 +1,8 @@
-"""Environment steps per second on Meta-World: the plain benchmark loop beside anyvla's harness, in the same run.
+"""Measure environment steps per second on Meta-World: a plain loop against anyvla's harness, in the same run.
 
-The plain loop is what the benchmark's users write, and what lerobot's environment does: one process, the camera
-`corner2` at 480 pixels, a picture after every control step. The harness plays the suite `mt10` with its own settings.
-Both execute the same random actions; no policy runs, so that only the environment side is measured.
+The plain loop is the usual one, as in lerobot's environment: one process, the camera `corner2` at 480 pixels, one image
+after every control step. The harness plays the suite `mt10` with its own settings. Both execute the same random actions
+without a policy, so only the environment side is measured.
 
     python benchmarks/evaluation_throughput.py [--seconds 20] [--json]
 """
@@ -26,7 +26,7 @@ EXECUTE = 4  # actions between two pictures, as the recipes have it
 
 
 def plain(seconds: float) -> float:
-    """Control steps per second of Gymnasium's own loop."""
+    """Return the control steps per second of a plain Gymnasium loop."""
     import gymnasium
     import metaworld  # noqa: F401  # registers its environments
 
@@ -55,7 +55,7 @@ def plain(seconds: float) -> float:
 
 
 def harness(opened: OpenedSuite, processes: int, slots: int, seconds: float) -> float:
-    """Control steps per second of a pool of environments."""
+    """Return the control steps per second of a pool of environments."""
     tasks = [task.name for task in opened.suite.tasks]
     repeat = opened.benchmark.protocol(opened.suite.name)["control_steps_per_action"]
     rng = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    os.environ["LP_NUM_THREADS"] = "1"  # for all alike: Mesa would spread one picture over all cores
+    os.environ["LP_NUM_THREADS"] = "1"  # for both sides: Mesa would spread one image over all cores
     busy = os.getloadavg()[0]
     fast, native = (open_suite("metaworld/mt10", {"render": render}) for render in ("fast", "native"))
     rows: dict[str, Any] = {"plain loop, corner2 480 px": plain(options.seconds)}

@@ -1,4 +1,4 @@
-"""Milliseconds a chunk of a pi0-like policy of full size, and the floor that the machine's memory and arithmetic set.
+"""Measure the milliseconds per chunk of a full-size pi0-like policy, and the lower bound set by the hardware.
 
     python benchmarks/expert_latency.py [--device cuda] [--repeats 50] [--mode MODE] [--json FILE]
     python benchmarks/expert_latency.py --small --device cpu       # a smoke run
@@ -6,12 +6,12 @@
 Random weights in bfloat16: PaliGemma 3B and an expert of 300M, one robot, 2 views of 224 pixels, a chunk of 50 actions,
 10 Euler steps. Two things are timed:
 
-    act    `VLA.act`: images on the host -> actions on the host, all that a user waits for
-    core   what must run on the device: scaled pixels and token ids -> keys and values -> 10 steps -> actions; eager,
-           compiled by torch.compile, and each of these replayed as one CUDA graph
+    act    `VLA.act`: images on the host -> actions on the host, the full latency
+    core   the device part: scaled pixels and token ids -> keys and values -> 10 steps -> actions; eager, compiled by
+           torch.compile, and each of these replayed as one CUDA graph
 
-The floor: for the prefix and for the integration, the larger of (bytes of weights read / memory bandwidth) and (FLOPs /
-peak). Bandwidth and peak are the vendor's where the GPU is known, else they are measured.
+The lower bound, for the prefix and for the integration, is the larger of (bytes of weights read / memory bandwidth) and
+(FLOPs / peak). Bandwidth and peak are the vendor's for known GPUs, else they are measured.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ PEAKS = {  # bytes/s of memory, dense bfloat16 FLOP/s
 
 @plain_dataclass(frozen=True)
 class Size:
-    """Of the models and of what they read."""
+    """The sizes of the models and of their inputs."""
 
     text: dict[str, int]
     tower: dict[str, int]
@@ -153,7 +153,7 @@ def policy(size: Size, device: torch.device) -> VLA:
 
 @plain_dataclass
 class Remembered:
-    """Stands for a backbone that has read: its keys and values are at hand."""
+    """A backbone with given keys and values."""
 
     layers: Sequence[tuple[Tensor, Tensor]]
 
@@ -162,9 +162,9 @@ class Remembered:
 
 
 class Core:
-    """Pixels, ids and proprioception to a chunk, with nothing between host and device: fit for one CUDA graph.
+    """Compute a chunk from pixels, ids and proprio without host synchronization, so that it fits one CUDA graph.
 
-    As pi0, without readouts: the language model ends in keys and values, and all tokens see all.
+    As in pi0, there are no readouts: the language model ends in keys and values, and all tokens attend to all.
     """
 
     def __init__(self, vla: VLA, size: Size, device: torch.device) -> None:
@@ -177,11 +177,11 @@ class Core:
         image_id = vla.backbone.image_id
         self.ids = torch.tensor([[i for i in tokens if i != image_id]], device=device)
         self.pixels = torch.rand(2, 3, size.side, size.side, device=device).to(torch.bfloat16) * 2 - 1
-        self.vector = torch.randn(1, vla.fuser.width, device=device)  # a readout that is not heard, and proprioception
+        self.vector = torch.randn(1, vla.fuser.width, device=device)  # an unused readout, and proprio
         self.noise = torch.randn(1, size.chunk, ACTIONS, device=device)
         self.length = len(tokens)  # K
         self.first = torch.tensor([self.length + 1], device=device)
-        # On the host: that all is visible is known without asking the device.
+        # On the host: that all is visible is known without a synchronization.
         self.visible = torch.ones(1, self.length, dtype=torch.bool)
         self.read, self.flow = self._read, self._flow
 
@@ -189,7 +189,7 @@ class Core:
         return self.flow(*self.read(self.pixels))
 
     def _read(self, pixels: Tensor) -> list[Tensor]:
-        """Keys and values of each layer, one list."""
+        """Return the keys and values of all layers in one list."""
         language = self.model.language_model
         image = self.model.get_image_features(pixels).pooler_output.flatten(0, 1)[None]
         x = torch.cat([image, language.embed_tokens(self.ids)], 1)
@@ -207,12 +207,12 @@ class Core:
 
     def compiled(self, mode: str) -> None:
         self.read = torch.compile(self._read, mode=mode, dynamic=False)
-        # One step of the integration: the loop around it would be ten times as long to compile.
+        # One step of the integration; the whole loop would take ten times as long to compile.
         self.decoder.transformer.compile(mode=mode, dynamic=False)
 
 
 def captured(core: Core) -> Callable[[], Tensor]:
-    """One CUDA graph of the core; replaying gives its output, which lies where it lay."""
+    """Capture the core as one CUDA graph. Each replay writes to the same output tensor."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -231,7 +231,7 @@ def captured(core: Core) -> Callable[[], Tensor]:
 
 
 def timed(work: Callable[[], Any], repeats: int, device: torch.device) -> list[float]:
-    """Milliseconds of each run, the device's work included."""
+    """Return the milliseconds of each run, with the work of the device."""
     taken = []
     for number in range(repeats + 3):
         _wait(device)
@@ -245,7 +245,7 @@ def timed(work: Callable[[], Any], repeats: int, device: torch.device) -> list[f
 
 @plain_dataclass(frozen=True)
 class Cost:
-    """What a phase must do at least."""
+    """The minimum work of a phase."""
 
     bytes: float  # of weights, read
     flops: float
@@ -273,7 +273,7 @@ def costs(core: Core, steps: int) -> dict[str, Cost]:
 
 
 def peaks(device: torch.device) -> tuple[float, float, str]:
-    """Bytes/s, FLOP/s, and where they are from."""
+    """Return bytes/s, FLOP/s, and their source."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, (bandwidth, peak) in PEAKS.items():

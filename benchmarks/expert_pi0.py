@@ -1,4 +1,4 @@
-"""The expert beside transformers' own pi0 on the same weights: training steps and sampled chunks, taking turns.
+"""Measure the expert against transformers' own pi0 on the same weights: training steps and sampled chunks.
 
     python benchmarks/expert_pi0.py [--pairs 9] [--batch 4] [--device cpu] [--json FILE]
 
@@ -12,7 +12,7 @@ loss and the same actions. Rows:
     sample batch   one chunk for each of `batch` robots, whose prompts differ in length
     flow           the 10 integration steps alone, for one robot
 
-The two sides take turns on one thread; the median of the ratios of pairs counts (times are the process's own on a CPU).
+The two sides alternate on one thread. The result is the median of the ratios of pairs (on a CPU, CPU times).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ TEXTS = ["open the drawer", "push the button", "put the red cup on the plate", "
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """Both models, which hold the same weights, and a batch for each."""
+    """Both models, with the same weights, and a batch for each."""
 
     backbone: AutoBackbone
     expert: ExpertDecoder
@@ -76,7 +76,7 @@ class Sides:
     time: Tensor
 
     def context(self) -> DecoderInput:
-        """Images and prompts through our backbone; one readout, which the expert's weights do not hear."""
+        """Read images and prompts with our backbone; its one readout does not enter the expert."""
         written = torch.zeros(len(self.texts), 1, self.backbone.width, device=self.images.device)
         steps = StepInputs(self.images, self.texts, written, 1)
         mask = torch.ones(len(self.texts), 1, dtype=torch.bool, device=self.images.device)
@@ -99,7 +99,7 @@ class Sides:
             return self.pi0.sample_actions(**self.given, noise=self.noise)
 
     def their_prefix(self) -> Any:
-        """What pi0's language model remembers."""
+        """Return the KV cache of pi0's language model."""
         given = {name: self.given[name] for name in ("input_ids", "pixel_values", "pixel_attention_mask")}
         embeddings = self.pi0.model.embed_prefix(**given)
         return self.pi0.model.vlm(
@@ -111,14 +111,14 @@ class Sides:
         ).past_key_values
 
     def after(self, prefix: Any) -> dict[str, Any]:
-        """What pi0 reads when its prefix is given: its cache is copied, for pi0 writes to it."""
+        """Run pi0 on a given prefix. Its cache is copied, because pi0 writes to it."""
         kept = copy.copy(prefix)
         kept.layers = [copy.copy(layer) for layer in prefix.layers]
         given = {name: self.given[name] for name in ("state", "attention_mask", "pixel_attention_mask")}
         return given | {"past_key_values": kept}
 
     def their_flow(self, prefix: Any) -> Tensor:
-        """The loop of pi0's `sample_actions` after its prefix."""
+        """Run the loop of pi0's `sample_actions` after its prefix."""
         given, x, steps = self.after(prefix), self.noise, self.expert.config.steps
         cache = given["past_key_values"]
         length = cache.get_seq_length()
@@ -194,7 +194,7 @@ def first(both: Sides) -> Sides:
 def compare(
     theirs: Callable[[], Any], ours: Callable[[], Any], pairs: int, device: torch.device
 ) -> tuple[float, float, float, tuple[float, float]]:
-    """Milliseconds of each side, and the median and quartiles of how many times as fast ours is."""
+    """Return the milliseconds of each side, and the median and quartiles of our speedup."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
 
     def timed(work: Callable[[], Any]) -> float:

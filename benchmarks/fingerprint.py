@@ -1,4 +1,4 @@
-"""Seconds to fingerprint a data set for the first and the second time, against one hash after the other.
+"""Measure the seconds to fingerprint a data set for the first and the second time, against hashing file by file.
 
     python benchmarks/fingerprint.py [--gigabytes 4] [--files 8] [--json]
 

@@ -1,4 +1,4 @@
-"""From camera images to normalized pixels: anyvla's batched tensor operations beside transformers' image processors.
+"""Measure image preprocessing: anyvla's batched tensor operations against transformers' image processors.
 
     python benchmarks/image_preprocessing.py [--images 32] [--rounds 5] [--device cpu] [--json FILE]
 

@@ -1,9 +1,9 @@
-"""Acting with an interleaved history: a session that remembers against one that reads its window again at each step.
+"""Measure acting with an interleaved history: with a KV cache against rereading the window at each step.
 
     python benchmarks/interleaved_acting.py [--windows 4 16] [--steps 48] [--device cuda] [--long 10000]
 
-Both are the same policy with the same weights; they take turns, step by step, on one thread, and on a CPU what counts
-is the process's own time. Then one session runs for `--long` steps while its memory is watched.
+Both variants are the same policy with the same weights. They alternate step by step on one thread; on a CPU, times are
+CPU times of the process. Then one session runs for `--long` steps while its memory is recorded.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def observations(count: int, size: int = 96) -> list[Observation]:
 def milliseconds(vla: VLA, observation: Observation, session: Session) -> float:
     clock = time.process_time if vla.device.type == "cpu" else time.perf_counter
     begin = clock()
-    vla.act([observation], [session])  # its result lies on the CPU: nothing is still running
+    vla.act([observation], [session])  # the result is on the CPU, so no work is pending
     return (clock() - begin) * 1000
 
 
 def compare(window: int, steps: int, device: str) -> None:
-    """Milliseconds a step once the window is full, median, both ways."""
+    """Return the median milliseconds per step of both variants once the window is full."""
     seen = observations(32)
     ways = {cache: policy(window, device, cache) for cache in (True, False)}
     sessions = {cache: vla.start("open the drawer") for cache, vla in ways.items()}
@@ -93,7 +93,7 @@ def compare(window: int, steps: int, device: str) -> None:
 
 
 def watch(steps: int, device: str) -> None:
-    """The memory of a long session: of the process, and what the session itself keeps."""
+    """Return the memory of the process and of the session over a long session."""
     vla = policy(16, device, image_size=48, channels=[32, 32], width=96, heads=3, mlp=192)
     session, seen, process = vla.start("open the drawer"), observations(32, 48), psutil.Process()
     print("| steps | process, MB | kept by the session, MB | ms a step |\n|---|---|---|---|")
@@ -107,7 +107,7 @@ def watch(steps: int, device: str) -> None:
 
 
 def kept(session: Session) -> float:
-    """MB of all tensors that a session holds."""
+    """Return the size of all tensors of a session in MB."""
     found: dict[int, int] = {}
 
     def walk(value: Any) -> None:

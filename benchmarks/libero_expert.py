@@ -1,4 +1,4 @@
-"""How often LIBERO's scripted expert succeeds, task by task: the table of docs/benchmark_libero_expert.md.
+"""Measure the success of LIBERO's scripted expert by task, for the table of docs/benchmark_libero_expert.md.
 
 Stored start states (seeds 0, 1, ...), within the suite's limit, nothing rendered; with noise, the Ornstein-Uhlenbeck
 noise that demonstrations are collected with.
@@ -21,7 +21,7 @@ MEMORY = 0.85  # of the noise, per action, as `anyvla data collect` has it
 
 
 def play(suite: str, task: str, starts: int, sigma: float) -> tuple[str, str, float, list[int]]:
-    """The lengths of the episodes that succeeded, in actions."""
+    """Return the lengths of the successful episodes, in actions."""
     benchmark = Libero("fast", size=32)
     environment, limit = benchmark.make(suite), benchmark.suite(suite).limit(task)
     lengths = []

@@ -1,10 +1,10 @@
-"""Peak memory while a model is loaded, over the size of its weights; the bound is 1.2.
+"""Measure the peak memory of loading a model relative to the size of its weights; the bound is 1.2.
 
     python benchmarks/load_memory.py
 
-A LLaVA of about 1.2 GB in float32 is made in a temporary folder; each case runs in a process of its own. Measured is
-the greatest resident memory (file pages included) over that after the imports. For comparison: `from_pretrained` of
-transformers, which maps the files into memory, and `load_model` of safetensors. Linux.
+A LLaVA of about 1.2 GB in float32 is made in a temporary folder; each case runs in a separate process. The result is
+the peak resident memory (with file pages) minus the memory after the imports. For comparison: `from_pretrained` of
+transformers, which maps the files into memory, and `load_model` of safetensors. Linux only.
 """
 
 from __future__ import annotations

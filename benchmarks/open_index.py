@@ -1,4 +1,4 @@
-"""Seconds and memory that opening the index of a LeRobot v3.0 dataset takes, by its number of episodes.
+"""Measure the time and memory to open the index of a LeRobot v3.0 data set, by its number of episodes.
 
     python benchmarks/open_index.py [--episodes 100000] [--rows-per-group 1000] [--json]
 
@@ -36,7 +36,7 @@ print(seconds, peak() - before)
 
 
 def make(root: Path, episodes: int, rows_per_group: int) -> None:
-    """A dataset of which only the index is real."""
+    """Make a data set with a real index and empty data files."""
     group = {"name": "hand", "size": 7}
     vector = {"dtype": "float32", "shape": [7], "names": None}
     image = {"dtype": "video", "shape": [128, 128, 3], "names": ["height", "width", "channels"]}

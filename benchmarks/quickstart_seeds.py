@@ -1,4 +1,4 @@
-"""The whole quickstart for several training seeds on one set of demonstrations: scores, time and memory of each stage.
+"""Run the quickstart for several training seeds on one set of demonstrations; print scores, time and memory by stage.
 
     python benchmarks/quickstart_seeds.py outputs/seeds --seeds 0 1 2
 

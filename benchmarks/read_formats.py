@@ -1,4 +1,4 @@
-"""Random windows per second of each format, statistics of a million steps, and memory over time of reading RLDS.
+"""Measure reading: windows per second of each format, statistics of a million steps, and memory of RLDS over time.
 
     python benchmarks/read_formats.py windows                 # 40 episodes of 100 steps, two 128 px cameras, W = 8
     python benchmarks/read_formats.py statistics              # 10,000 episodes of 100 steps, 7 + 7 dims
@@ -146,7 +146,7 @@ def open_rlds(root: Path, cameras: tuple[str, ...] = CAMERAS) -> RLDSDataset:
 
 
 def make(root: Path, count: int) -> dict[str, WindowDataset]:
-    """The same episodes in every format."""
+    """Write the same episodes in every format."""
     data = episodes(count)
     write_dataset(root / "lerobot", ROBOT, data)
     write_description(root / "npz", ROBOT)
@@ -227,13 +227,13 @@ def statistics(options: argparse.Namespace, root: Path) -> None:
 
 
 def resident(kind: str) -> float:
-    """Megabytes of this process, as Linux counts them: RssAnon its own, RssFile pages of mapped files."""
+    """Return the memory of this process in MB: RssAnon (private) and RssFile (pages of mapped files)."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{kind}:")[1].split()[0]) * 1024 / 1e6
 
 
 def drawn(megabytes: np.ndarray, minutes: float) -> str:
-    """Own memory and mapped files (n, 2) over time, as SVG."""
+    """Return an SVG of private memory and mapped files (n, 2) over time."""
     width, height, top = 640, 220, max(1.0, float(megabytes.max()) * 1.25)
     x = np.linspace(50, width - 10, len(megabytes))
     parts = []
@@ -252,7 +252,7 @@ def drawn(megabytes: np.ndarray, minutes: float) -> str:
 
 
 def memory(options: argparse.Namespace, root: Path) -> None:
-    records = [rlds_record(e, True) for e in episodes(20)]  # each of them comes often, that the files be large
+    records = [rlds_record(e, True) for e in episodes(20)]  # repeat each one often, so that the files are large
     write_rlds(root / "rlds", records * ((options.episodes or 1000) // 20), (SIZE, SIZE, 3))
     data = WindowDataset(Mixture([open_rlds(root / "rlds")], [1.0], [None]), WindowConfig(window=8, cache_gb=0))
     sampler = MixtureSampler(data.sizes, [1.0], 16, 0)

@@ -1,4 +1,4 @@
-"""Random windows per second and worker out of a LeRobot v3.0 dataset with videos: anyvla beside the lerobot package.
+"""Measure random windows per second and worker from a LeRobot v3.0 data set: anyvla against the lerobot package.
 
     python benchmarks/read_windows_lerobot.py outputs/quickstart/dataset --lerobot-python PATH --rewrite COPIES
     python benchmarks/read_windows_lerobot.py COPIES/anyvla --lerobot-python PATH [--json]
@@ -27,14 +27,14 @@ SIZE = 128  # of the frames of --rewrite
 
 
 def indices(count: int, size: int, seed: int) -> list[int]:
-    """Steps of the dataset at which windows end."""
+    """Return the steps of the data set at which windows end."""
     import random
 
     return random.Random(seed).sample(range(size), min(count, size))
 
 
 def lerobot(options: argparse.Namespace, seed: int) -> float:
-    """Windows/s of the lerobot package, in this interpreter."""
+    """Return the windows/s of the lerobot package, in this interpreter."""
     import torch
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -53,7 +53,7 @@ def lerobot(options: argparse.Namespace, seed: int) -> float:
 
 
 def rewrite_lerobot(options: argparse.Namespace, seed: int) -> float:
-    """The dataset by the lerobot package, in this interpreter; frames/s."""
+    """Rewrite the data set with the lerobot package, in this interpreter. Return frames/s."""
     import numpy as np
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
     from PIL import Image
@@ -80,7 +80,7 @@ def rewrite_lerobot(options: argparse.Namespace, seed: int) -> float:
 
 
 def rewrite_anyvla(options: argparse.Namespace, seed: int) -> float:
-    """The dataset by anyvla; frames/s."""
+    """Rewrite the data set with anyvla. Return frames/s."""
     from dataclasses import replace
 
     import numpy as np
@@ -106,7 +106,7 @@ def rewrite_anyvla(options: argparse.Namespace, seed: int) -> float:
 
 
 def direct(options: argparse.Namespace, seed: int) -> float:
-    """Windows/s of episodes read directly."""
+    """Return the windows/s of episodes read directly."""
     import numpy as np
 
     dataset = opened(options)
@@ -125,7 +125,7 @@ def direct(options: argparse.Namespace, seed: int) -> float:
 
 
 def cached(options: argparse.Namespace, seed: int) -> float:
-    """Windows/s of `WindowDataset` with its frames in memory, in batches of 16."""
+    """Return the windows/s of `WindowDataset` with its frames in memory, in batches of 16."""
     import numpy as np
 
     from anyvla.data.training.mixture import Mixture
@@ -148,7 +148,7 @@ def cached(options: argparse.Namespace, seed: int) -> float:
 
 
 def opened(options: argparse.Namespace):
-    """The dataset as anyvla reads it."""
+    """Open the data set with anyvla."""
     import yaml
 
     from anyvla.config import build
@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--lerobot-python", type=Path, help="the interpreter of an environment that has lerobot 0.4")
-    parser.add_argument("--embodiment", type=Path, help="YAML, for a dataset that does not say what its numbers mean")
+    parser.add_argument("--embodiment", type=Path, help="YAML file for a data set that declares no embodiment")
     parser.add_argument("--rewrite", type=Path, help="a folder to write two copies of the dataset into")
     parser.add_argument("--window", type=int, default=8)
     parser.add_argument("--windows", type=int, default=300)

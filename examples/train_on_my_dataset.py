@@ -1,8 +1,8 @@
-"""Your own recordings as a data set that anyvla trains on: one .npz per episode, one YAML that says what numbers mean.
+"""Write your own recordings as a data set: one .npz per episode, and one YAML file that declares the conventions.
 
     python examples/train_on_my_dataset.py my_data     # some seconds; then the same folder works in a recipe's data
 
-Replace `record` by what your robot recorded. `actions[t]` is what was done on seeing step t.
+Replace `record` by your robot's recordings. `actions[t]` is the action that was taken after observing step t.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROBOT = Embodiment(
 
 
 def record(number: int) -> dict[str, np.ndarray]:
-    """One made-up demonstration: the hand goes to a red block and closes."""
+    """Return a synthetic demonstration: the hand moves to a red block and closes."""
     rng = np.random.default_rng(number)
     steps, goal = 30, rng.uniform(-0.2, 0.2, 3)
     hand = np.linspace(np.zeros(3), goal, steps + 1)
@@ -49,7 +49,7 @@ def record(number: int) -> dict[str, np.ndarray]:
 
 
 def main(folder: Path) -> None:
-    """Write ten episodes and open them as any data set is opened."""
+    """Write ten episodes and open them as a data set."""
     write_description(folder, ROBOT, about="an example")
     for number in range(10):
         np.savez(folder / f"episode_{number:03d}.npz", **record(number))

@@ -5,7 +5,7 @@ from it. It takes about three minutes on two cores:
 
     python tools/make_backbone_matrix.py                      # all families
     python tools/make_backbone_matrix.py --only llava smolvlm # these; the others keep their results
-    python tools/make_backbone_matrix.py --render             # the page only, from the results that are there
+    python tools/make_backbone_matrix.py --render             # only the page, from existing results
 
 Exit status 0: no check of any family failed.
 """
@@ -27,7 +27,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # families run side by side; set before torch is imported
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the tiny models are those of the tests
+sys.path.insert(0, str(ROOT))  # for the tiny models of the tests
 
 from anyvla.backbones.families.results import RESULTS, FamilyResult, FamilyResults, parse_results  # noqa: E402
 from anyvla.backbones.families.unsupported import UNSUPPORTED  # noqa: E402
@@ -40,7 +40,7 @@ PAGE = ROOT / "docs" / "backbones.md"
 
 
 def main() -> int:
-    """Measure or only render; the exit status."""
+    """Measure, or only render the page. Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these families only")
     parser.add_argument("--render", action="store_true", help="write the page only")
@@ -100,7 +100,7 @@ def _first(names: str | tuple[str, ...]) -> str:
 
 
 def _declared(name: str) -> FamilyResult:
-    """What the class of a registered backbone says of itself."""
+    """Return the facts that the class of a registered backbone declares."""
     target = backbones[name]
     able = getattr(target, "capabilities", None)
     what = [getattr(target, "about", None), (inspect.getdoc(target) or "").partition("\n")[0]]
@@ -144,7 +144,7 @@ def examined(kind: str, name: str) -> dict[str, Any]:
             results = [(r.check, r.state, r.detail) for r in examine(backbone, config)]
         except Exception as error:  # a family that cannot be built is a result too
             return _unbuilt(kind, name, error, temporary)
-        # What a check measured differs from run to run; why it did not pass does not.
+        # Measured values differ from run to run; the reason for a failure does not.
         checks = {c: (s, "" if s == "passed" else why.replace(temporary, "FOLDER")) for c, s, why in results}
     if kind == "backbones":
         return _row(dataclasses.replace(_declared(name), checks=checks, capabilities=card.capabilities))
@@ -180,7 +180,7 @@ def _all(results: FamilyResults) -> list[FamilyResult]:
 
 
 def render(results: FamilyResults) -> str:
-    """The page: the prose of `backbones_page.md` with its tables filled in."""
+    """Return the text of `backbones_page.md` with its tables filled in."""
     families = [results.families[name] for name in sorted(results.families)]
     tables = {
         "versions": ", ".join(f"{name} {version}" for name, version in results.versions.items()),
@@ -225,7 +225,7 @@ def _checks(rows: list[FamilyResult]) -> str:
 
 
 def _reasons(rows: list[FamilyResult]) -> str:
-    """What did not pass, each reason once."""
+    """Return the reasons why checks did not pass, each reason once."""
     of: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
     for m in rows:
         for check, (state, why) in m.checks.items():

@@ -52,7 +52,7 @@ NUMBERS = (
 
 
 def corpus() -> Iterator[str]:
-    """Every verb with every object, the modifiers, places and phrasings taken in turn."""
+    """Yield every verb with every object, cycling through modifiers, places and phrasings."""
     modifiers = itertools.cycle(["the ", "a ", *(f"the {w} " for w in f"{COLORS}|{ADJECTIVES}".split("|"))])
     places, sentences = itertools.cycle(PLACES.split("|")), itertools.cycle(SENTENCES.split("|"))
     numbers = itertools.cycle(NUMBERS.split())
@@ -65,7 +65,7 @@ def corpus() -> Iterator[str]:
 
 
 def main() -> None:
-    """Train, wrap, write."""
+    """Train the tokenizer and write it."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

@@ -1,6 +1,6 @@
-"""Writes the tables of docs/data_oxe.md from oxe.yaml and mixtures.yaml: python tools/make_oxe_page.py [--check].
+"""Write the tables of docs/data_oxe.md from oxe.yaml and mixtures.yaml: python tools/make_oxe_page.py [--check].
 
-The text around the tables stays; --check only says whether the page is up to date.
+The text around the tables is kept. With --check, only report whether the page is up to date.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "data_oxe.md"
 
 
 def vector(pieces: tuple[ColumnGroup, ...]) -> str:
-    """Groups of a vector, in order: name (dims, what else is known)."""
+    """Return the groups of a vector in order, as `name (dims, properties)`."""
     parts = []
     for group in (p.group for p in pieces):
         facts = [str(group.size), group.mode if group.mode == "delta" else "", group.rotation or "", group.unit]
@@ -27,7 +27,7 @@ def vector(pieces: tuple[ColumnGroup, ...]) -> str:
 
 
 def remarks(entry: OxeEntry) -> str:
-    """What is done with the data, in words."""
+    """Return a description of the conversions of a data set."""
     steps = dict.fromkeys(f"{p.group.name}: {', '.join(p.steps)}" for p in entry.action if p.steps)
     facts = [
         *steps,
@@ -59,7 +59,7 @@ def entries() -> str:
 
 
 def doubts() -> str:
-    """Notes, and what is not verified, by data set."""
+    """Return notes and unverified facts by data set."""
     lines = []
     for name, e in load_entries().items():
         unverified = f" *Not verified:* {'; '.join(e.unverified)}." if e.unverified else ""
@@ -79,7 +79,7 @@ def mixtures() -> str:
 
 
 def filled(page: str) -> str:
-    """The page with its tables written anew. Each lies between `<!-- NAME -->` and `<!-- end -->`."""
+    """Return the page with new tables between the marks `<!-- NAME -->` and `<!-- end -->`."""
     for name, content in {"entries": entries(), "notes": doubts(), "mixtures": mixtures()}.items():
         block = f"<!-- {name} -->\n{content}\n<!-- end -->"
         page = re.sub(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, block=block: block, page, flags=re.DOTALL)

@@ -125,7 +125,7 @@ def mutated(tree: Path, mutation: Mutation) -> Iterator[None]:
 
 def _test(tree: str, tests: tuple[str, ...], log: str) -> None:
     """Run pytest in a forked process, on the packages in `tree`."""
-    os.setsid()  # a group of its own, so that what the tests started ends with it
+    os.setsid()  # a separate process group, so that processes started by the tests end with it
     os.chdir(tree)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
