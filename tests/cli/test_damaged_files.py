@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (BOMB, "the alias *a0 is not allowed"),
         ("[" * 100_000, "nested more than"),
@@ -77,14 +77,14 @@ def test_a_damaged_checkpoint(
 )
 @pytest.mark.parametrize("command", ["train", "explain"])
 def test_a_hostile_recipe(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, text: str, told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, text: str, message: str
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     assert main([command, str(path)]) == 1
     said = capsys.readouterr().err
     assert "recipe.yaml" in said
-    assert told in said
+    assert message in said
     assert "Traceback" not in said
 
 
@@ -111,6 +111,6 @@ def test_a_run_whose_training_was_stopped(tmp_path: Path, capsys: pytest.Capture
         (tmp_path / "train" / step).mkdir(parents=True)
         (tmp_path / "train" / step / "config.yaml").touch()
     assert main([command, str(tmp_path), *(["--port", "0"] if command == "serve" else [])]) == 1
-    told = capsys.readouterr().err
-    assert "its training was stopped: run the same `anyvla train` to resume" in told
-    assert told.endswith("step-00000004\n")
+    message = capsys.readouterr().err
+    assert "its training was stopped: run the same `anyvla train` to resume" in message
+    assert message.endswith("step-00000004\n")

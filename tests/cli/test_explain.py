@@ -36,7 +36,7 @@ def sees(e: Explanation, row: tuple[str, int], column: tuple[str, int]) -> float
     return float(e.sees[number[row], number[column]])
 
 
-def test_a_step_is_told_in_the_order_in_which_it_stands() -> None:
+def test_a_step_is_listed_in_the_order_of_its_tokens() -> None:
     e = explained(readouts=2, proprio="token")
     labels = [g.label for g in e.groups]
     assert labels == ["start", "corner", "wrist", "text", "proprio", "readout"]
@@ -59,8 +59,8 @@ def test_the_mask_of_a_window_is_what_its_readouts_obey(past: str) -> None:
     e = explain(vla, "small")
     assert e.sequences == 1
     assert [g.step for g in e.groups if g.label == "readout"] == [0, 1, 2]
-    told = sees(e, ("readout", 1), ("readout", 0)) > 0
-    assert told == (past == "visible")
+    visible = sees(e, ("readout", 1), ("readout", 0)) > 0
+    assert visible == (past == "visible")
     assert sees(e, ("readout", 1), ("wrist", 0)) == 1
     assert sees(e, ("readout", 0), ("wrist", 1)) == 0
     batch = dummy_window(vla)
@@ -76,7 +76,7 @@ def test_the_mask_of_a_window_is_what_its_readouts_obey(past: str) -> None:
     steps = vla._steps(batch.images[0], list(batch.instructions) * 3, batch.proprio[0], None)
     assert steps.embeddings.shape[0] == 3
     moved = (second(0.0) - second(3.0)).abs().max().item()
-    assert (moved > 1e-4) == told
+    assert (moved > 1e-4) == visible
 
 
 def test_a_suffix_sees_its_step_and_earlier_ones_but_no_readout_and_no_other_suffix(tmp_path) -> None:
@@ -192,11 +192,11 @@ def test_the_command_prints_layout_mask_and_weights(recipe, tmp_path, capsys, mo
 
 def test_the_command_gives_json(recipe, capsys) -> None:
     assert main(["explain", recipe, "--json", "--model.chunk", "6"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["structure"]["history"] == "interleaved"
-    assert told["chunk"] == 6
-    assert {"kind", "label", "step", "places"} == told["groups"][0].keys()
-    assert len(told["sees"]) == len(told["groups"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["structure"]["history"] == "interleaved"
+    assert facts["chunk"] == 6
+    assert {"kind", "label", "step", "places"} == facts["groups"][0].keys()
+    assert len(facts["sees"]) == len(facts["groups"])
 
 
 def test_a_backbone_that_is_not_here_names_the_way_out(recipe, capsys, tmp_path) -> None:

@@ -32,13 +32,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_info_shows_everything_and_proposes(data: Path, capsys: Any) -> None:
     assert main(["data", "info", str(data), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["episodes"], told["steps"], told["cameras"]) == (3, 123, {"front": "32x32", "wrist": "32x32"})
-    assert told["columns"]["action"] == "float32 6: " + ", ".join(SO101)
-    assert told["columns"]["observation.images.front"] == "video 32x32x3 h264 30.0"
-    assert told["tasks"]["most"] == {"Pick up the cube.": 3}
-    assert told["statistics"]["action"]["max"][5] == 96
-    assert yaml.safe_load(told["proposal"]["text"])["embodiment"]["control_hz"] == 30
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["episodes"], facts["steps"], facts["cameras"]) == (3, 123, {"front": "32x32", "wrist": "32x32"})
+    assert facts["columns"]["action"] == "float32 6: " + ", ".join(SO101)
+    assert facts["columns"]["observation.images.front"] == "video 32x32x3 h264 30.0"
+    assert facts["tasks"]["most"] == {"Pick up the cube.": 3}
+    assert facts["statistics"]["action"]["max"][5] == 96
+    assert yaml.safe_load(facts["proposal"]["text"])["embodiment"]["control_hz"] == 30
     assert main(["data", "info", str(data)]) == 0
     shown = capsys.readouterr().out
     assert "{name: joints, size: 5, kind: joints, mode: absolute, unit: normalized" in shown
@@ -129,10 +129,10 @@ def test_a_damaged_episode_hides_nothing_else(data: Path, tmp_path: Path, capsys
     path = root / "data/chunk-000/episode_000000.parquet"
     path.write_bytes(path.read_bytes()[:300])
     assert main(["data", "info", str(root), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["wrong"]["counts"] == {"error: damaged": 1}
-    assert told["cameras"]["front"] == "32x32"
-    assert "kind: gripper" in told["proposal"]["text"]
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["wrong"]["counts"] == {"error: damaged": 1}
+    assert facts["cameras"]["front"] == "32x32"
+    assert "kind: gripper" in facts["proposal"]["text"]
 
 
 def test_a_folder_of_ones_own_files_without_a_description(tmp_path: Path, capsys: Any) -> None:
@@ -159,18 +159,18 @@ def test_columns_that_are_not_read_are_shown_with_their_ranges(tmp_path: Path, c
     features = {"action": (["joint1"], rows), "observation.state": (["joint1"], rows)}
     root = write_hub_like(tmp_path / "arm", {**features, "next.reward": (None, [7 * r for r in rows])})
     assert main(["data", "info", str(root), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["columns"]["next.reward"] == "float32 1; from 0 to 7"
-    assert told["columns"]["action"] == "float32 1: joint1"
-    assert told["action"] == {"action": "1 dims"}  # nothing is said of a meaning
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["columns"]["next.reward"] == "float32 1; from 0 to 7"
+    assert facts["columns"]["action"] == "float32 1: joint1"
+    assert facts["action"] == {"action": "1 dims"}  # nothing is said of a meaning
 
 
 def test_a_policy_of_no_benchmark_is_not_sent_to_one(tmp_path: Path, capsys: Any) -> None:
     policy().save(tmp_path / "run/checkpoint")
     assert main(["eval", "run"]) == 1
-    told = capsys.readouterr().err
-    assert "the recipe names no benchmark" in told
-    assert "anyvla serve run" in told
+    facts = capsys.readouterr().err
+    assert "the recipe names no benchmark" in facts
+    assert "anyvla serve run" in facts
 
 
 def test_options_of_the_format_stay_in_the_file_and_paths_are_quoted(tmp_path: Path, capsys: Any) -> None:

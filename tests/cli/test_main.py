@@ -88,7 +88,7 @@ def test_lists_are_tables_and_json(what, capsys):
     assert all(row["name"] in capsys.readouterr().out for row in rows[:1])
 
 
-def test_doctor_says_what_is_here_and_how_to_mend(capsys, monkeypatch):
+def test_doctor_says_what_is_missing_and_how_to_fix_it(capsys, monkeypatch):
     main(["doctor", "--json"])
     found = {f["what"]: f for f in json.loads(capsys.readouterr().out)}
     assert found["python"]["state"] == "ok"
@@ -118,7 +118,7 @@ def test_evaluating_what_is_no_policy_is_refused(tmp_path, capsys):
     assert "holds no trained policy" in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(recipe, tmp_path):
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_resumes(recipe, tmp_path):
     """Other signals: `test_stopping`."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "anyvla.cli.main", "train", str(recipe), "--out", str(run)]

@@ -65,7 +65,7 @@ def test_training_writes_its_checkpoint_when_nobody_reads_its_messages_any_more(
 
 @SIGNALS
 @SLOW
-def test_a_collection_keeps_what_it_has_and_goes_on(toy_run: Path, tmp_path: Path, sent: int) -> None:
+def test_a_collection_keeps_what_it_has_and_resumes(toy_run: Path, tmp_path: Path, sent: int) -> None:
     recipe = [toy_run.parent / "toy.yaml", "--out", tmp_path / "run", "--collect.demonstrations", "40"]
     process = start(tmp_path, "data", "collect", *recipe)
     partial = tmp_path / "run" / "dataset.partial"
@@ -76,7 +76,7 @@ def test_a_collection_keeps_what_it_has_and_goes_on(toy_run: Path, tmp_path: Pat
 
 @SIGNALS
 @SLOW
-def test_a_conversion_keeps_what_it_has_and_goes_on(toy_run: Path, tmp_path: Path, sent: int) -> None:
+def test_a_conversion_keeps_what_it_has_and_resumes(toy_run: Path, tmp_path: Path, sent: int) -> None:
     process = start(tmp_path, "data", "convert", toy_run / "dataset", tmp_path / "out", "--processes", "1")
     partial = tmp_path / "out.partial"
     until(lambda: list(partial.glob("episode-*")), process)
@@ -85,7 +85,7 @@ def test_a_conversion_keeps_what_it_has_and_goes_on(toy_run: Path, tmp_path: Pat
 
 @SIGNALS
 @SLOW
-def test_an_evaluation_keeps_its_results_and_goes_on(toy_run: Path, tmp_path: Path, sent: int) -> None:
+def test_an_evaluation_keeps_its_results_and_resumes(toy_run: Path, tmp_path: Path, sent: int) -> None:
     process = start(tmp_path, "eval", toy_run, "--out", tmp_path / "eval", "--episodes", "2000")
     results = tmp_path / "eval" / "results.jsonl"
     until(lambda: results.is_file() and results.read_text(), process)

@@ -199,6 +199,10 @@ def _fields(scope: _Module, node: ast.ClassDef) -> list[_Field]:
     return list(fields.values())
 
 
+def _first_sentence(node: ast.ClassDef) -> str:
+    return " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split()).partition(". ")[0].rstrip(".") + "."
+
+
 def _is_config(node: Any) -> bool:
     return isinstance(node, ast.ClassDef) and any("STRICT" in ast.unparse(d) for d in node.decorator_list)
 
@@ -208,7 +212,8 @@ def _keys_of(scope: _Module, node: ast.ClassDef, prefix: str) -> Iterator[Key]:
         name = prefix + field.name
         annotation = _Annotation(field.scope, field.node.annotation)
         default, bounds = _default_of(field, annotation)
-        yield Key(name, annotation.text, default, bounds or annotation.bounds, field.comment)
+        comment = field.comment or next((_first_sentence(cls) for _, cls in annotation.sections), "")
+        yield Key(name, annotation.text, default, bounds or annotation.bounds, comment)
         if annotation.registry:
             yield from _member_keys(annotation.registry, name)
         for owner, cls in annotation.sections:

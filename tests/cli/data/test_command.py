@@ -31,23 +31,23 @@ def cache(tmp_path: Path, monkeypatch: Any) -> None:
 
 def test_info_tells_what_it_holds_and_what_is_wrong(folder: Path, capsys: Any) -> None:
     assert main(["data", "info", str(folder), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["made"]["format"] == "lerobot"
-    assert (told["robot"], told["episodes"], told["steps"]) == ("small", 5, 106)
-    assert told["cameras"] == {"corner": f"{SIZE}x{SIZE}", "wrist": f"{SIZE}x{SIZE}"}
-    assert told["length"] == {"min": 20, "median": 21.0, "max": 23}
-    assert told["action"]["gripper"] == "1 dims, absolute, -1 to 1"
-    assert told["instructions"]["most"] == {"open the drawer": 5}
-    assert told["wrong"]["counts"] == {"error: duplicate": 1}
-    assert len(told["statistics"]["action"]["q99"]) == 4
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["made"]["format"] == "lerobot"
+    assert (facts["robot"], facts["episodes"], facts["steps"]) == ("small", 5, 106)
+    assert facts["cameras"] == {"corner": f"{SIZE}x{SIZE}", "wrist": f"{SIZE}x{SIZE}"}
+    assert facts["length"] == {"min": 20, "median": 21.0, "max": 23}
+    assert facts["action"]["gripper"] == "1 dims, absolute, -1 to 1"
+    assert facts["instructions"]["most"] == {"open the drawer": 5}
+    assert facts["wrong"]["counts"] == {"error: duplicate": 1}
+    assert len(facts["statistics"]["action"]["q99"]) == 4
     assert main(["data", "info", str(folder)]) == 0
     assert "error: duplicate (1)" in capsys.readouterr().out
 
 
 def test_info_recognizes_other_formats_and_says_what_to_declare(capsys: Any) -> None:
     assert main(["data", "info", str(RLDS / "bridge_orig"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["made"]["format"], told["robot"], told["instructions"]["without"]) == ("rlds", "widowx_bridge", 1)
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["made"]["format"], facts["robot"], facts["instructions"]["without"]) == ("rlds", "widowx_bridge", 1)
     assert main(["data", "info", str(RLDS / "my_arm")]) == 0
     shown = capsys.readouterr().out
     assert "format: {name: rlds, action: [action], proprio: [observation/counts, observation/joints]}" in shown
@@ -79,7 +79,7 @@ def test_info_proposes_commands_for_the_same_data(folder: Path, tmp_path: Path, 
         assert f"anyvla data {command} 'my set' --format lerobot --source source.yaml" in shown
 
 
-def test_check_finds_and_mends_in_a_copy(folder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_check_finds_and_fixes_in_a_copy(folder: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(["data", "check", str(folder)]) == 1
     out = capsys.readouterr().out
     assert "the same as episode 0" in out
@@ -140,7 +140,7 @@ def test_a_rerun_recording(folder: Path, tmp_path: Path) -> None:
         (["data", "info", "/", "--nothing"], 2, "unrecognized arguments: --nothing"),
     ],
 )
-def test_what_cannot_be_done_is_told(arguments: list[str], status: int, message: str, capsys: Any) -> None:
+def test_an_invalid_command_is_an_error(arguments: list[str], status: int, message: str, capsys: Any) -> None:
     try:
         got = main(arguments)
     except SystemExit as stopped:
@@ -149,7 +149,7 @@ def test_what_cannot_be_done_is_told(arguments: list[str], status: int, message:
     assert message in capsys.readouterr().err
 
 
-def test_an_episode_that_the_index_misplaces_is_told_and_the_others_are_shown(tmp_path: Path, capsys: Any) -> None:
+def test_an_episode_that_the_index_misplaces_is_named_and_the_others_are_shown(tmp_path: Path, capsys: Any) -> None:
     write_dataset(tmp_path / "set", embodiment(), [episode(20, i) for i in range(3)])
     path = next((tmp_path / "set").glob("meta/episodes/*/*.parquet"))
     table = pq.read_table(path)

@@ -57,33 +57,33 @@ def run_it(folder: Path, run: Path, *options: str) -> int:
 
 def test_it_fits_to_nine_tenths_and_reports_both(folder: Path, tmp_path: Path, capsys: Any) -> None:
     assert run_it(folder, tmp_path, "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told.pop("folder") == str(tmp_path / "codec")
-    assert told == json.loads((tmp_path / "codec" / "report.json").read_text())
+    facts = json.loads(capsys.readouterr().out)
+    assert facts.pop("folder") == str(tmp_path / "codec")
+    assert facts == json.loads((tmp_path / "codec" / "report.json").read_text())
     data = mixture(folder / "dataset")
-    assert told["purpose"] == {
+    assert facts["purpose"] == {
         "representation": {**CODEC, "mu": 255.0},
         "chunk": 4,
         "normalization": "quantile",
         "fingerprint": data.fingerprint,
     }
-    assert (told["vocabulary"], told["length"]) == (16, 16)
-    assert (told["episodes"], told["held_out_episodes"]) == (9, 1)
-    assert told["fitted"]["chunks"] + told["held_out"]["chunks"] == data.datasets[0].lengths.sum()
-    assert (told["fitted"]["tokens_mean"], told["fitted"]["compression"], told["fitted"]["invalid"]) == (16, 1, 0)
+    assert (facts["vocabulary"], facts["length"]) == (16, 16)
+    assert (facts["episodes"], facts["held_out_episodes"]) == (9, 1)
+    assert facts["fitted"]["chunks"] + facts["held_out"]["chunks"] == data.datasets[0].lengths.sum()
+    assert (facts["fitted"]["tokens_mean"], facts["fitted"]["compression"], facts["fitted"]["invalid"]) == (16, 1, 0)
 
     normalizer = action_normalizer(data, data.robots(), "quantile")
     chunks = read_chunks(data, normalizer, 4, [range(10)])
     representation = read(str(folder / "small.yaml")).model.representation
     codec = representation.build(4, embodiment().action, tmp_path / "codec")
     error = (codec.decode(codec.encode(chunks.actions))[0] - chunks.actions)[chunks.mask].abs()[:, :3]
-    trips = [told["fitted"]["errors"][0], told["held_out"]["errors"][0]]
+    trips = [facts["fitted"]["errors"][0], facts["held_out"]["errors"][0]]
     assert error.max() == pytest.approx(max(t["normalized"]["max"] for t in trips), rel=1e-5)
     robot = error * normalizer.scale[0, :3]
     assert robot.max() == pytest.approx(max(t["robot"]["max"] for t in trips), rel=1e-4)
 
 
-def test_people_get_a_table_and_where_it_lies(folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_people_get_a_table_and_the_folder(folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert run_it(folder, tmp_path) == 0
     shown = capsys.readouterr().out
@@ -102,9 +102,9 @@ def test_people_get_a_table_and_where_it_lies(folder: Path, tmp_path: Path, caps
 
 def test_a_codec_that_learns_nothing_is_measured_too(folder: Path, tmp_path: Path, capsys: Any) -> None:
     assert run_it(folder, tmp_path, "--json", "--model.representation.kind", "uniform") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert 0 < told["held_out"]["errors"][0]["normalized"]["max"] <= 1 / 15 + 1e-6
-    assert told["facts"] == {}
+    facts = json.loads(capsys.readouterr().out)
+    assert 0 < facts["held_out"]["errors"][0]["normalized"]["max"] <= 1 / 15 + 1e-6
+    assert facts["facts"] == {}
 
 
 def test_what_is_written_is_what_a_policy_reads(folder: Path, tmp_path: Path, capsys: Any) -> None:

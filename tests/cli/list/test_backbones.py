@@ -52,8 +52,8 @@ def test_no_check_of_the_matrix_failed() -> None:
 def test_the_capabilities_are_what_config_json_tells(tmp_path: Path) -> None:
     for name, family in FAMILIES.items():
         family.build().save_pretrained(tmp_path / name)
-        told = AutoBackbone.find_capabilities(AutoBackbone.Config(path=str(tmp_path / name)))
-        assert told == set(load_results().families[name].capabilities or ()), f"{name}: {REMEDY}"
+        found = AutoBackbone.find_capabilities(AutoBackbone.Config(path=str(tmp_path / name)))
+        assert found == set(load_results().families[name].capabilities or ()), f"{name}: {REMEDY}"
 
 
 def test_a_model_type_is_tried_or_not_or_cannot_be_done() -> None:
