@@ -95,8 +95,8 @@ def shown(cameras: dict[str, int], proprio: list[float], size: tuple[int, int] =
 def test_each_robot_is_read_into_its_own_places() -> None:
     """The layout: cameras corner, wrist, top; proprio hand (2), gripper (1)."""
     both = [shown({"top": 1, "wrist": 2}, [9, 7, 8]), shown({"wrist": 3, "corner": 4, "extra": 5}, [5, 6])]
-    assert observer().states(both, [1, 0]).tolist() == [[7, 8, 9], [5, 6, 0]]
-    images = observer().images(both, [1, 0])
+    assert observer().read_proprio(both, [1, 0]).tolist() == [[7, 8, 9], [5, 6, 0]]
+    images = observer().read_images(both, [1, 0])
     assert images.shape == (2, 3, 4, 4, 3)
     assert images[..., 0, 0, 0].tolist() == [[0, 2, 1], [4, 3, 0]]
 
@@ -121,9 +121,9 @@ def session(robot: int) -> Any:
 
 def test_each_session_is_judged_by_its_robots_data() -> None:
     far = shown({}, [0, 30])  # for the arm; for the claw's hand 30 is not
-    observer().judge([shown({}, [0, 30, 30]), shown({}, [0, 1])], [session(1), session(0)], "error")
+    observer().check_plausible([shown({}, [0, 30, 30]), shown({}, [0, 1])], [session(1), session(0)], "error")
     with pytest.raises(ValueError, match=r"observation 1: proprio of robot 'arm' is far outside .* dim 1 is 30"):
-        observer().judge([shown({}, [0, 30, 30]), far], [session(1), session(0)], "error")
+        observer().check_plausible([shown({}, [0, 30, 30]), far], [session(1), session(0)], "error")
 
 
 def test_a_session_is_warned_of_each_dim_once(caplog: pytest.LogCaptureFixture) -> None:

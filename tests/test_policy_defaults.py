@@ -79,8 +79,8 @@ def test_the_defaults_of_the_policy_itself() -> None:
     [
         ("backbones", "auto", "AutoBackbone"),
         ("backbones", "nano", "NanoBackbone"),
-        ("histories", "none", "NoHistory"),
-        ("histories", "policy_head", "PolicyHead"),
+        ("histories", "none", "SingleStep"),
+        ("histories", "policy_head", "SeparateSteps"),
         ("histories", "interleaved", "Interleaved"),
         ("fusers", "identity", "IdentityFuser"),
         ("fusers", "mlp", "MLPFuser"),

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+from anyvla.backbones.families.results import backbones_with
+from anyvla.config import ConfigError, Part
+from anyvla.histories.base import History
 from anyvla.registry import decoders, fusers, histories, representations
 
 
@@ -58,3 +61,22 @@ def nearest_valid(history: str, fuser: str, decoder: str, representation: str) -
         return sum(differs), differs
 
     return min((c for c in combinations() if c.reason is None), key=distance)
+
+
+def check_capabilities(
+    backbone: Part, history: Part, decoder: Part, decoder_needs: frozenset[str], has: frozenset[str]
+) -> None:
+    """Raise ConfigError if a backbone that `has` these capabilities lacks one for its history or its decoder."""
+    built: History = history.build()
+    for what, needs, instead in (
+        (f"history {history.name!r}", built.needs, built.instead),
+        (f"decoder {decoder.name!r}", decoder_needs, "a decoder that reads the context alone, as regression"),
+    ):
+        lacking = sorted(needs - has)
+        if lacking:
+            model = getattr(backbone.config, "path", None)
+            raise ConfigError(
+                f"{what} needs a backbone that can {', '.join(lacking)}; this one ({backbone.name}"
+                f"{f', {model}' if model else ''}) can {', '.join(sorted(has)) or 'read one step only'}. "
+                f"Use {instead}, or a backbone that can: {', '.join(backbones_with(needs))}"
+            )

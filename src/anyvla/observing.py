@@ -65,7 +65,7 @@ class ProprioChecker:
         x = vector.astype(np.float64)
         return (x < self.low - self._margin) | (x > self.high + self._margin)
 
-    def complaint(self, vector: Float32[np.ndarray, "P"], dims: Bool[np.ndarray, "P"]) -> str:
+    def describe(self, vector: Float32[np.ndarray, "P"], dims: Bool[np.ndarray, "P"]) -> str:
         """Return the sentence about these implausible dims."""
         return (
             f"proprio of robot {self.robot!r} is far outside of the training data: {self._named(vector, dims)}. "
@@ -90,14 +90,16 @@ class Observer:
         self._places = [layout.robots[robot.embodiment.name] for robot in robots]
         self._whole, self._view = layout.embodiment, view
 
-    def states(self, observations: Sequence[Observation], robots: Sequence[int]) -> Float32[np.ndarray, "B P"]:
+    def read_proprio(self, observations: Sequence[Observation], robots: Sequence[int]) -> Float32[np.ndarray, "B P"]:
         """Return the proprio of each observation. Raises ValueError, see `ProprioChecker.read`."""
-        states = np.zeros((len(robots), self._whole.proprio.size), np.float32)
+        proprio = np.zeros((len(robots), self._whole.proprio.size), np.float32)
         for row, (observation, robot) in enumerate(zip(observations, robots, strict=True)):
-            states[row, self._places[robot].proprio] = self.robots[robot].read(observation.proprio, row)
-        return states
+            proprio[row, self._places[robot].proprio] = self.robots[robot].read(observation.proprio, row)
+        return proprio
 
-    def judge(self, observations: Sequence[Observation], sessions: Sequence[Session], setting: Implausible) -> None:
+    def check_plausible(
+        self, observations: Sequence[Observation], sessions: Sequence[Session], setting: Implausible
+    ) -> None:
         """Raise ValueError for proprio far outside of the training data or, if the setting is "warn", log a warning.
 
         A session is warned of each dim once.
@@ -107,15 +109,15 @@ class Observer:
             far = robot.implausible(observation.proprio)
             if setting != "warn" and far.any():
                 raise ValueError(
-                    f"observation {row}: {robot.complaint(observation.proprio, far)} If they are, let it act with "
+                    f"observation {row}: {robot.describe(observation.proprio, far)} If they are, let it act with "
                     "implausible: warn (a key of model:, an attribute of the VLA, --implausible of anyvla eval, serve)"
                 )
             far[list(session.warned)] = False
             if far.any():
-                log.warning("observation %d: %s", row, robot.complaint(observation.proprio, far))
+                log.warning("observation %d: %s", row, robot.describe(observation.proprio, far))
                 session.warned |= set(np.flatnonzero(far).tolist())
 
-    def images(self, observations: Sequence[Observation], robots: Sequence[int]) -> UInt8[np.ndarray, "B V H W 3"]:
+    def read_images(self, observations: Sequence[Observation], robots: Sequence[int]) -> UInt8[np.ndarray, "B V H W 3"]:
         """Return the images of each observation. Raises ValueError for images of another form or size."""
         count = len(self._whole.cameras)
         images = []

@@ -1,8 +1,8 @@
-"""The VLA: the one place that joins backbone, history, fuser and decoder.
+"""The VLA: joins backbone, history, fuser and decoder into one policy.
 
-Training calls `loss(batch)`; acting opens a session with `start(instruction)` and calls `act(observations, sessions)`.
-Both read the same window through the same parts, so that step k of a session equals step k of a training window.
-No name of a structure appears here: what differs lies in the parts.
+Training calls `loss(batch)`. Acting opens a session with `start(instruction)` and calls `act(observations, sessions)`.
+Both run the same window through the same parts, so step k of a session equals step k of a training window. This module
+names no structure: everything that differs between structures is in the parts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,18 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from anyvla.backbones.families.results import backbones_with
 from anyvla.checkpoint.allocation import limit_allocations
-from anyvla.checkpoint.files import CONFIG, ROBOTS, STATISTICS, WEIGHTS, check_checkpoint, read_document, read_robots
-from anyvla.combinations import nearest_valid, why_not
+from anyvla.checkpoint.files import (
+    CONFIG,
+    ROBOTS,
+    STATISTICS,
+    WEIGHTS,
+    check_checkpoint,
+    download_checkpoint,
+    read_document,
+    read_robots,
+)
+from anyvla.combinations import check_capabilities, nearest_valid, why_not
 from anyvla.config import (
     STRICT,
     BackbonePart,
@@ -52,14 +60,14 @@ from anyvla.session import Session, check_call, check_length, check_seed, copy_s
 from anyvla.text import check_instruction
 from anyvla.types import Batch, Chunk, ChunkError, Observation
 
-# While a checkpoint's model is built it may make so many bytes and tensors for each of the file of weights (4-bit
-# weights are built in 32 bits, and buffers and passing tensors count too), and so many more.
+# Limits for building the model of a checkpoint: allocated bytes and tensors for each byte and tensor of the file of
+# weights (4-bit weights are built in 32 bits, and temporary tensors count too), and a constant number of each.
 ALLOCATED, BYTES_ANYWAY, TENSORS_ANYWAY = 32, 1 << 29, 10_000
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class NormalizationConfig:
-    """How vectors are scaled; grippers always by their declared range."""
+    """Scaling of each vector. Grippers are always scaled by their declared range."""
 
     action: Method = "quantile"
     proprio: Method = "meanstd"
@@ -76,12 +84,12 @@ class VLAConfig:
     representation: RepresentationPart = Part("representations", "continuous", Continuous.Config())
     readouts: int = Field(default=1, ge=1, le=STEPS)  # R, queries per step
     chunk: int = Field(default=10, ge=1, le=STEPS)  # N, actions predicted at once
-    # actions executed before predicting again; steps of a window are so far apart
+    # actions executed before the next prediction; also the distance between the steps of a window
     execute: int = Field(default=1, ge=1, le=STEPS)
-    proprio: Literal["fuser", "token", "none"] = "fuser"  # who reads proprioception: the fuser, or the backbone
+    proprio: Literal["fuser", "token", "none"] = "fuser"  # where proprio enters: the fuser, or the backbone as a token
     normalization: NormalizationConfig = NormalizationConfig()
     view: ViewConfig = ViewConfig()
-    implausible: Implausible = "error"  # acting on proprio far outside of the training data: error, or warn
+    implausible: Implausible = "error"  # when proprio is far outside of the training data: error or warn
 
     def __post_init__(self) -> None:
         if self.execute > self.chunk:
@@ -92,13 +100,13 @@ class VLAConfig:
             raise ValueError(f"{reason}; the nearest that is possible: {nearest_valid(*names)}")
         if self.representation.target.kind == "tokens" and self.normalization.action == "meanstd":
             raise ValueError(
-                f"representation {self.representation.name} makes tokens of actions in [-1, 1], and "
+                f"representation {self.representation.name} encodes actions in [-1, 1], and "
                 "normalization.action meanstd puts a third of them outside: use quantile or minmax"
             )
 
 
 class VLA(nn.Module):
-    """A vision-language-action model: a policy for one robot, or for several, each with statistics of its own."""
+    """A vision-language-action model: a policy for one robot or several, each with its own statistics."""
 
     def __init__(
         self,
@@ -107,10 +115,11 @@ class VLA(nn.Module):
         assets: Path | None = None,
         codec: Path | None = None,
     ) -> None:
-        """Build all parts. `assets`: where `Backbone.save_assets` wrote, if weights will be loaded afterwards.
+        """Build all parts.
 
-        `codec`: the folder of a fitted codec. Raises CodecError if the representation needs it and it is not there,
-        ValueError for robots that cannot share one layout.
+        `assets` is the folder that `Backbone.save_assets` wrote, if weights will be loaded afterwards. `codec` is the
+        folder of a fitted codec. Raises CodecError if the representation needs a codec and there is none, ValueError
+        for robots that cannot share one layout.
         """
         super().__init__()
         self.config, self.robots = config, tuple(robots)
@@ -122,13 +131,13 @@ class VLA(nn.Module):
                 "use data with images, and name their cameras in the embodiment"
             )
         self.history: History = config.history.build()
-        self.codec = _codec(config, embodiment, codec)
+        self.codec = _build_codec(config, embodiment, codec)
         needs = config.decoder.target.needs_with(config.representation.target.kind)
         known = config.backbone.target.find_capabilities(config.backbone.config, assets)
         if known is not None:  # refused before weights are loaded
-            _refuse_what_it_lacks(config, self.history, needs, known)
+            check_capabilities(config.backbone, config.history, config.decoder, needs, known)
         self.backbone = config.backbone.build(assets)
-        _refuse_what_it_lacks(config, self.history, needs, self.backbone.capabilities)
+        check_capabilities(config.backbone, config.history, config.decoder, needs, self.backbone.capabilities)
         self.keeps_cache = not needs.isdisjoint({"continue", "cache"})
         width, proprio = self.backbone.width, embodiment.proprio.size
         self.queries = nn.Parameter(torch.randn(config.readouts, width) * 0.02)
@@ -140,46 +149,53 @@ class VLA(nn.Module):
         )
         scaling = config.normalization
         actions = [(r.embodiment.action, r.statistics.action) for r in robots]
-        states = [(r.embodiment.proprio, r.statistics.proprio) for r in robots]
+        proprios = [(r.embodiment.proprio, r.statistics.proprio) for r in robots]
         self.action_normalizer = Normalizer(embodiment.action, actions, scaling.action, what="action", clip=True)
-        self.proprio_normalizer = Normalizer(embodiment.proprio, states, scaling.proprio, what="proprio", clip=False)
+        self.proprio_normalizer = Normalizer(embodiment.proprio, proprios, scaling.proprio, what="proprio", clip=False)
         self.implausible: Implausible = config.implausible
         self._observer = Observer(self.robots, self.layout, config.view)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the weights."""
         return self.queries.device
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
-        """One number to minimize, over every valid step of every window.
+        """Return the loss over every valid step of every window.
 
-        `generator` (CPU): of the noise and the times of decoders that draw some; None: PyTorch's own.
+        `generator` (on the CPU) makes the noise and times of decoders that sample them. None: PyTorch's own generator.
         """
-        valid = batch.step_mask
-        actions = self.action_normalizer.normalize(batch.actions, batch.robots)[valid]  # (M, N, A)
-        return self.decoder.loss(self.read(batch), actions, batch.action_mask[valid], generator)
+        actions = self._normalize_actions(batch)
+        return self.decoder.loss(self._read(batch, actions), actions, batch.action_mask[batch.step_mask], generator)
 
     def elements(self, batch: Batch) -> int:
-        """How many action elements of a batch are learned: what its loss is a mean over."""
+        """Return the number of action elements that the loss of a batch averages over."""
         dims = self.action_normalizer.learned[batch.robots.to(self.device)].sum(1)  # (B,)
         return int((batch.action_mask.sum((1, 2)).to(self.device) * dims).sum())
 
     def read(self, batch: Batch) -> DecoderInput:
-        """What the decoder reads of each of the M valid steps of whole windows, row by row."""
+        """Return the decoder's context of each of the M valid steps of whole windows, row by row."""
+        return self._read(batch, self._normalize_actions(batch))
+
+    def _normalize_actions(self, batch: Batch) -> Float[Tensor, "M N A"]:
+        return self.action_normalizer.normalize(batch.actions, batch.robots)[batch.step_mask]
+
+    def _read(self, batch: Batch, actions: Float[Tensor, "M N A"]) -> DecoderInput:
         valid = batch.step_mask
-        told = [text for text, row in zip(batch.instructions, valid, strict=True) for _ in range(int(row.sum()))]
-        state = self.proprio_normalizer.normalize(batch.proprio, batch.robots)  # (B, W, P)
+        instructions = [
+            text for text, row in zip(batch.instructions, valid, strict=True) for _ in range(int(row.sum()))
+        ]
+        proprio = self.proprio_normalizer.normalize(batch.proprio, batch.robots)  # (B, T, P)
         chunks = pad_with_last_action(
             self.action_normalizer.normalize(batch.actions, batch.robots)[valid], batch.action_mask[valid]
         )
         past = self.decoder.embed_chunks(chunks) if self.history.sees_past else None
         if past is not None:
-            past = past.roll(1, 0)  # the chunk of the step before; the first step of a window has none
-        steps = self._steps(batch.images[valid], told, state[valid], past)
+            past = past.roll(1, 0)  # each step sees the chunk of the step before; the first step of a window has none
+        steps = self._steps(batch.images[valid], instructions, proprio[valid], past)
         reading = self.history.read_windows(self.backbone, steps, valid, keep_cache=self.keeps_cache)
         robots = batch.robots[:, None].expand_as(valid)[valid]  # (M,)
-        return DecoderInput(self._fuse(reading, state)[valid], reading.continuation, self._dims(robots))
+        return DecoderInput(self._fuse(reading, proprio)[valid], reading.continuation, self._dims(robots))
 
     def _dims(self, robots: Int64[Tensor, "M"]) -> Bool[Tensor, "M A"] | None:
         return None if self.action_normalizer.learns_all else self.action_normalizer.learned[robots]
@@ -188,32 +204,32 @@ class VLA(nn.Module):
         self,
         images: UInt8[Tensor, "M V H W 3"],
         instructions: Sequence[str],
-        state: Float[Tensor, "M P"],
-        past: Float[Tensor, "M T D"] | None,
+        proprio: Float[Tensor, "M P"],
+        past: Float[Tensor, "M K D"] | None,
     ) -> StepInputs:
-        """Steps as the backbone reads them."""
-        written = [] if past is None else [past]
+        """Return the inputs of the backbone for M steps: images, instructions, and the embeddings of each step."""
+        embeddings = [] if past is None else [past]
         if self.proprio_embedding is not None:
-            written.append(self.proprio_embedding(state)[:, None])
-        written.append(self.queries.expand(len(state), -1, -1))
+            embeddings.append(self.proprio_embedding(proprio)[:, None])
+        embeddings.append(self.queries.expand(len(proprio), -1, -1))
         before = 0 if past is None else past.shape[1]
-        return StepInputs(images, instructions, torch.cat(written, 1), len(self.queries), before)
+        return StepInputs(images, instructions, torch.cat(embeddings, 1), len(self.queries), before)
 
-    def _fuse(self, reading: WindowReadouts, state: Float[Tensor, "B W P"]) -> Float[Tensor, "B W C"]:
-        features = reading.readouts.flatten(2)  # (B, W, R*D)
+    def _fuse(self, reading: WindowReadouts, proprio: Float[Tensor, "B T P"]) -> Float[Tensor, "B T C"]:
+        features = reading.readouts.flatten(2)  # (B, T, R*D)
         if self.config.proprio == "fuser":
-            features = torch.cat([features, state.to(features.dtype)], dim=-1)
+            features = torch.cat([features, proprio.to(features.dtype)], dim=-1)
         return self.fuser(features)
 
     def start(
         self, instruction: str, seed: int = 0, robot: str | None = None, *, may_be_empty: bool = False
     ) -> Session:
-        """Open a session: one rollout that is told `instruction`.
+        """Open a session for one rollout with `instruction`.
 
-        `seed`: of the noise of decoders that draw some. A session's chunks do not depend on what acts beside it.
-        `robot`: the name of the embodiment that acts; not needed where there is one. Raises ValueError for an
-        instruction that `act` could not read: no text, empty (unless that is what is studied: `may_be_empty`), or too
-        long for the backbone; and for a robot that the policy was not trained for.
+        `seed` is for the noise of decoders that sample it. The chunks of a session do not depend on other sessions.
+        `robot` is the name of the embodiment; it may be left out if the policy has one. Raises ValueError for an
+        instruction that is no text, empty (unless `may_be_empty`) or too long for the backbone, and for a robot that
+        the policy was not trained for.
         """
         text = check_instruction(instruction, may_be_empty=may_be_empty)
         index = self._robot(robot)
@@ -223,10 +239,8 @@ class VLA(nn.Module):
             past = self.decoder.embed_chunks(
                 torch.zeros(1, self.config.chunk, self.embodiment.action.size, device=self.device)
             )
-        written = len(self.queries) + (self.proprio_embedding is not None) + (0 if past is None else past.shape[1])
-        check_length(
-            text, self.backbone, self.history, len(self.embodiment.cameras), written, self.decoder.suffix_length
-        )
+        added = len(self.queries) + (self.proprio_embedding is not None) + (0 if past is None else past.shape[1])
+        check_length(text, self.backbone, self.history, len(self.embodiment.cameras), added, self.decoder.suffix_length)
         return Session(
             weakref.ref(self),
             text,
@@ -239,38 +253,38 @@ class VLA(nn.Module):
 
     @torch.inference_mode()
     def act(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> list[Chunk]:
-        """The next chunk of each session, in robot units, from what each robot shows now.
+        """Return the next chunk of each session, in robot units, for the current observation of each robot.
 
         Call it once every `config.execute` actions, as in training. Raises ValueError for an observation that does
-        not fit the embodiment (a camera missing, wrong sizes or types, numbers that are not finite or, see
-        `VLAConfig.implausible`, far from those of the training data), for a session twice or of another policy, and
-        ChunkError for a chunk that is not finite. Sessions of a call that raises are as they were before.
+        not fit the embodiment (a missing camera, a wrong size or type, numbers that are not finite or, see
+        `VLAConfig.implausible`, far outside of the training data), for a session given twice or of another policy, and
+        ChunkError for a chunk that is not finite. If it raises, the sessions are unchanged.
         """
         check_call(observations, sessions, self)
         given, sessions = sessions, copy_sessions(sessions, self.history)
         chosen = [s.robot for s in sessions]
         robots = torch.tensor(chosen, device=self.device)
-        images = torch.from_numpy(self._observer.images(observations, chosen)).to(self.device)  # (B, V, H, W, 3)
-        vectors = torch.from_numpy(self._observer.states(observations, chosen)).to(self.device)
+        images = torch.from_numpy(self._observer.read_images(observations, chosen)).to(self.device)  # (B, V, H, W, 3)
+        vectors = torch.from_numpy(self._observer.read_proprio(observations, chosen)).to(self.device)
         if self.config.proprio != "none":
-            self._observer.judge(observations, sessions, self.implausible)
-        states = self.proprio_normalizer.normalize(vectors, robots)
+            self._observer.check_plausible(observations, sessions, self.implausible)
+        proprio = self.proprio_normalizer.normalize(vectors, robots)
         pasts = [s.past for s in sessions if s.past is not None]
         steps = self._steps(
             center_crop_views(images, self.config.view.crop),
             [s.instruction for s in sessions],
-            states,
+            proprio,
             torch.stack(pasts) if pasts else None,
         )
         reading = self.history.read_step(
             self.backbone, steps, [s.history_state for s in sessions], keep_cache=self.keeps_cache
         )
         lengths = reading.mask.sum(1)  # (B,), the windows' steps
-        proprio = states.new_zeros(*reading.mask.shape, states.shape[-1])
-        for row, (session, now, length) in enumerate(zip(sessions, states, lengths.tolist(), strict=True)):
+        windows = proprio.new_zeros(*reading.mask.shape, proprio.shape[-1])
+        for row, (session, now, length) in enumerate(zip(sessions, proprio, lengths.tolist(), strict=True)):
             session.proprio.append(now)
-            proprio[row, :length] = torch.stack(tuple(session.proprio)[-length:])
-        context = self._fuse(reading, proprio)  # (B, W, C)
+            windows[row, :length] = torch.stack(tuple(session.proprio)[-length:])
+        context = self._fuse(reading, windows)  # (B, T, C)
         newest = context[torch.arange(len(sessions), device=self.device), lengths - 1]  # (B, C)
         read = DecoderInput(newest, reading.continuation, self._dims(robots))
         chunks = self.decoder.sample(read, [s.generator for s in sessions])
@@ -278,7 +292,7 @@ class VLA(nn.Module):
             for session, own in zip(sessions, past, strict=True):
                 session.past = own
         actions = self.action_normalizer.denormalize(chunks, robots)
-        # Clipping hides an infinite chunk, and choosing tokens a context that is not finite.
+        # Clipping hides an infinite chunk, and choosing tokens hides a context that is not finite.
         finite = torch.stack([x.isfinite().flatten(1).all(1) for x in (newest, chunks, actions)]).all(0)
         if not finite.all():
             raise ChunkError(
@@ -302,9 +316,9 @@ class VLA(nn.Module):
         return names.index(name)
 
     def save(self, folder: Path, recipe: Mapping[str, Any] | None = None) -> None:
-        """Write a checkpoint that `VLA.load` reads with nothing else: config, weights, statistics, backbone assets.
+        """Write a complete checkpoint: config, weights, statistics, backbone assets and codec.
 
-        `recipe` is the document to keep as `config.yaml`; its section `model` must be this model's configuration.
+        `recipe` is the document for `config.yaml`. Its section `model` must be the configuration of this model.
         """
         folder.mkdir(parents=True, exist_ok=True)
         document = {"schema": RECIPE} | dict(recipe or {}) | {"model": to_dict(self.config)}
@@ -323,29 +337,29 @@ class VLA(nn.Module):
 
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu", *, trust_remote_code: bool = False) -> VLA:
-        """Read a checkpoint folder, or one of that name on the hub. Raises ValueError if it is none.
+        """Load a checkpoint from a folder, or by its name on the hub. Raises ValueError if there is none.
 
-        A checkpoint whose backbone brings its own code is refused without `trust_remote_code`: whoever trained it
-        trusted that code, which says nothing about who loads it.
+        A checkpoint whose backbone brings its own code is refused without `trust_remote_code`: the person who trained
+        it trusted that code, but the person who loads it may not.
         """
         folder = Path(path)
         if not folder.is_dir():
-            folder = _download(str(path))
+            folder = download_checkpoint(str(path))
         check_checkpoint(folder)
         model = build(VLAConfig, read_document(folder)["model"], where=f"{folder / CONFIG}, model")
         if getattr(model.backbone.config, "trust_remote_code", False) and not trust_remote_code:
             raise ValueError(
-                f"{folder} runs code of its own when loaded, with all your rights (backbone {model.backbone.name!r}): "
+                f"{folder} runs its own code when loaded, with all your rights (backbone {model.backbone.name!r}): "
                 f"read the .py files in {folder / 'backbone'}, then use VLA.load(path, trust_remote_code=True) "
                 "or anyvla eval --trust-remote-code"
             )
-        vla = cls._described(folder, model, read_robots(folder))
+        vla = cls._build(folder, model, read_robots(folder))
         weights.load(vla, folder / WEIGHTS)
         return vla.to(device).eval()
 
     @classmethod
-    def _described(cls, folder: Path, model: VLAConfig, robots: Sequence[Robot]) -> VLA:
-        """Build the policy of a checkpoint, without its weights. Raises ValueError that names the folder."""
+    def _build(cls, folder: Path, model: VLAConfig, robots: Sequence[Robot]) -> VLA:
+        """Build the policy of a checkpoint, without its weights. Raises ValueError with the name of the folder."""
         with weights.opened(folder / WEIGHTS) as file:
             tensors = ALLOCATED * len(file.keys()) + TENSORS_ANYWAY
         size = ALLOCATED * (folder / WEIGHTS).stat().st_size + BYTES_ANYWAY
@@ -368,40 +382,11 @@ class VLA(nn.Module):
             ) from error
 
 
-def _codec(config: VLAConfig, embodiment: Embodiment, folder: Path | None) -> Codec | None:
-    """The representation's codec. Raises CodecError if it should have been fitted."""
+def _build_codec(config: VLAConfig, embodiment: Embodiment, folder: Path | None) -> Codec | None:
+    """Return the codec of the representation, None for continuous actions. Raises CodecError if it is not fitted."""
     if config.representation.target.kind == "continuous":
         return None
     assets = folder if folder is not None and folder.is_dir() else None
     codec: Codec = config.representation.build(config.chunk, embodiment.action, assets)
     codec.check_fitted()
     return codec
-
-
-def _refuse_what_it_lacks(config: VLAConfig, history: History, decoder: frozenset[str], has: frozenset[str]) -> None:
-    """Raises ConfigError if the backbone cannot what the history or the decoder needs."""
-    for what, needs, instead in (
-        (f"history {config.history.name!r}", history.needs, history.instead),
-        (f"decoder {config.decoder.name!r}", decoder, "a decoder that reads the context alone, as regression"),
-    ):
-        lacking = sorted(needs - has)
-        if lacking:
-            part = config.backbone
-            model = getattr(part.config, "path", None)
-            raise ConfigError(
-                f"{what} needs a backbone that can {', '.join(lacking)}; this one ({part.name}"
-                f"{f', {model}' if model else ''}) can {', '.join(sorted(has)) or 'read one step only'}. "
-                f"Use {instead}, or a backbone that can: {', '.join(backbones_with(needs))}"
-            )
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"no checkpoint at {name!r}: it is no folder here, and the hub gave none ({type(error).__name__})"
-        ) from None

@@ -106,6 +106,19 @@ def read_robots(folder: Path) -> list[Robot]:
     return [Robot(e, statistics[e.name]) for e in embodiments]
 
 
+def download_checkpoint(name: str) -> Path:
+    """Return the folder of a checkpoint of the hub. Raises ValueError if there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"no checkpoint at {name!r}: it is no folder here, and the hub gave none ({type(error).__name__})"
+        ) from None
+
+
 def _names(folder: Path) -> list[str]:
     """Return the names of all files and folders below a folder, links not followed."""
     names: list[str] = []
