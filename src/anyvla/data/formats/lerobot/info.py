@@ -23,7 +23,7 @@ TIME = "anyvla.timestamp"  # a feature, where steps are not at a constant rate: 
 CAMERA_PREFIX = "observation.images."
 _READERS = {"v2.0": "lerobot_v2", "v2.1": "lerobot_v2", "v3.0": "lerobot"}  # version -> name of the format
 _CODECS = {"libsvtav1": "av1", "libx264": "h264", "libx265": "hevc", "h265": "hevc", "avc1": "h264", "hvc1": "hevc"}
-Features = str | tuple[str, ...]  # a feature, or several that are as_keys in this order
+Features = str | tuple[str, ...]  # a feature, or several that are joined in this order
 # Where data sets that other programs converted keep proprio and actions.
 _USUAL_STATES: tuple[Features, ...] = (
     "observation.state",
@@ -183,7 +183,7 @@ class DatasetInfo:
                 raise ValueError(
                     f"{self.root} has no feature {key!r}: {known}; say which it is, as in format: {{name: "
                     f"{_READERS.get(self.version, 'lerobot')}, {option}: NAME}}, or {option}: [NAME, NAME] for several "
-                    "that are as_keys"
+                    "that are joined"
                 )
             if len(feature["shape"]) != 1:
                 raise ValueError(f"{self.root}: {key!r} has shape {list(feature['shape'])}, a vector has one dim")

@@ -1,4 +1,4 @@
-"""Merges staged episodes into the LeRobot v3.0 layout: rows, as_keys videos, episode table, tasks, statistics, info.
+"""Merges staged episodes into the LeRobot v3.0 layout: rows, joined videos, episode table, tasks, statistics, info.
 
 What lies where follows LeRobot's own writer, so that its readers find every file and column; what only anyvla knows
 stands under the key `anyvla` of `info.json` and in columns with that prefix.

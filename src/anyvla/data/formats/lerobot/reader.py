@@ -47,7 +47,7 @@ _CACHED_FROM = 100  # episodes of several tasks from which on their runs are kep
 class LeRobotConfig:
     """How a LeRobot dataset is read."""
 
-    state: Features = STATE  # the feature that is the proprio, or several that are as_keys in this order
+    state: Features = STATE  # the feature that is the proprio, or several that are joined in this order
     action: Features = ACTION  # the same of the action
     times: Times = "recorded"  # steady: step t is at t / fps, for data whose timestamps are wrong
 
