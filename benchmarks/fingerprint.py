@@ -50,8 +50,8 @@ def main() -> None:
         found = {
             "gigabytes": round(sum(p.stat().st_size for p in files) / 1e9, 2),
             "one_by_one_s": timed(lambda: one_by_one(files)),
-            "first_s": timed(lambda: fingerprints.of_files(root, files, "")),
-            "second_s": timed(lambda: fingerprints.of_files(root, files, "")),
+            "first_s": timed(lambda: fingerprints.hash_files(root, files, "")),
+            "second_s": timed(lambda: fingerprints.hash_files(root, files, "")),
         }
     print(json.dumps(found) if options.json else "\n".join(f"{k:13} {v:.4g}" for k, v in found.items()))
 

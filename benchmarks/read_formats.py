@@ -29,7 +29,7 @@ from google_crc32c import value as crc32c
 from PIL import Image
 
 from anyvla.config import to_dict
-from anyvla.data.episode import Episode, steady
+from anyvla.data.episode import Episode, steady_timestamps
 from anyvla.data.formats.folder import write_description
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.formats.rlds.config import RLDSConfig
@@ -72,7 +72,7 @@ def episodes(count: int) -> list[Episode]:
                 proprio=numbers[0],
                 actions=numbers[1],
                 instructions=("do it",),
-                timestamps=steady(STEPS, 20),
+                timestamps=steady_timestamps(STEPS, 20),
             )
         )
     return out
@@ -173,7 +173,7 @@ def windows(options: argparse.Namespace, root: Path) -> None:
         for name, data in made.items():
             begin, count = time.perf_counter(), 0
             while time.perf_counter() - begin < 2:
-                data.batch(samplers[name].draw(turn * 1000 + count))
+                data.batch(samplers[name].sample(turn * 1000 + count))
                 count += 1
             rates[name].append(16 * count / (time.perf_counter() - begin))
     for name, found in rates.items():
@@ -259,7 +259,7 @@ def memory(options: argparse.Namespace, root: Path) -> None:
     begin = told = time.perf_counter()
     lines, step = ["seconds,windows,own_mb,mapped_mb"], 0
     while time.perf_counter() - begin < 60 * options.minutes:
-        data.batch(sampler.draw(step))
+        data.batch(sampler.sample(step))
         step += 1
         if time.perf_counter() - told > 60 * options.minutes / 200:
             told = time.perf_counter()

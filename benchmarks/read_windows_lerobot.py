@@ -129,14 +129,14 @@ def cached(options: argparse.Namespace, seed: int) -> float:
     import numpy as np
 
     from anyvla.data.training.mixture import Mixture
-    from anyvla.data.training.sampler import Draw
+    from anyvla.data.training.sampler import WindowIndices
     from anyvla.data.training.window import WindowConfig, WindowDataset
 
     config = WindowConfig(window=options.window, chunk=CHUNK, cache_gb=options.cache_gb)
     windows = WindowDataset(Mixture([opened(options)], [1.0], [None]), config)
     chosen = np.array(indices(options.windows, windows.sizes[0], seed))
     batches = [
-        Draw(np.zeros(len(part), np.int64), part, np.zeros(len(part), np.int64))
+        WindowIndices(np.zeros(len(part), np.int64), part, np.zeros(len(part), np.int64))
         for part in np.array_split(chosen, max(1, len(chosen) // 16))
     ]
     for batch in batches:

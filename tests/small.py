@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from anyvla.config import build
-from anyvla.data.episode import Episode, steady
+from anyvla.data.episode import Episode, steady_timestamps
 from anyvla.data.open import open_dataset
 from anyvla.data.training.mixture import Mixture
 from anyvla.policy import VLA, VLAConfig
@@ -180,6 +180,6 @@ def episode(length: int, seed: int = 0, instruction: str = "open the drawer") ->
         proprio=state,
         actions=actions,
         instructions=(instruction,),
-        timestamps=steady(length, embodiment().control_hz),
+        timestamps=steady_timestamps(length, embodiment().control_hz),
         extra={"task": "t"},
     )

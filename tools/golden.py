@@ -44,7 +44,7 @@ from anyvla.backbones.auto import AutoBackbone  # noqa: E402
 from anyvla.config import build  # noqa: E402
 from anyvla.data.open import open_dataset  # noqa: E402
 from anyvla.data.training.mixture import Mixture  # noqa: E402
-from anyvla.data.training.sampler import Draw  # noqa: E402
+from anyvla.data.training.sampler import WindowIndices  # noqa: E402
 from anyvla.data.training.window import WindowConfig, WindowDataset  # noqa: E402
 from anyvla.policy import VLA, VLAConfig  # noqa: E402
 from anyvla.recipe import bundled, read  # noqa: E402
@@ -157,7 +157,7 @@ def of_formats(folder: Path) -> Iterator[tuple[str, str]]:
             Mixture([dataset], [1.0], ["do it"]),
             WindowConfig(window=3, chunk=4, stride=2, view=ViewConfig(size=(24, 24))),
         )
-        draw = Draw(np.zeros(3, np.int64), np.array([0, 3, 5]), np.arange(3, dtype=np.uint64))
+        draw = WindowIndices(np.zeros(3, np.int64), np.array([0, 3, 5]), np.arange(3, dtype=np.uint64))
         for key, value in windows.batch(draw).items():
             yield f"format {name}: {key}", checksum(value)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from anyvla.data.episode import Episode, Frames, steady
+from anyvla.data.episode import Episode, Frames, steady_timestamps
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace, Group
 
@@ -47,7 +47,7 @@ def demonstration(length: int = 20, seed: int = 0, **changes: Any) -> Episode:
         "actions": rng.normal(size=(length, 4)).astype(np.float32),
         "embodiment": ROBOT,
         "instructions": (["open the drawer", "close the drawer"][seed % 2],),
-        "timestamps": steady(length, ROBOT.control_hz),
+        "timestamps": steady_timestamps(length, ROBOT.control_hz),
         "extra": {"task": "drawer", "seed": seed},
     }
     return Episode(**(parts | changes))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla.data.episode import conventions, steady
+from anyvla.data.episode import conventions, steady_timestamps
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace
 from tests.data.demonstrations import ROBOT, Counted, demonstration
@@ -19,8 +19,8 @@ def steps(frames: np.ndarray) -> list[int]:
 
 
 def test_steady_times_are_steps_over_the_rate() -> None:
-    assert steady(4, 8).tolist() == [0.0, 0.125, 0.25, 0.375]
-    assert steady(0, 8).tolist() == []
+    assert steady_timestamps(4, 8).tolist() == [0.0, 0.125, 0.25, 0.375]
+    assert steady_timestamps(0, 8).tolist() == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from anyvla.data import fingerprints
-from anyvla.data.fingerprints import comparable, derived, of_files, of_many, state
+from anyvla.data.fingerprints import are_comparable, cache_key, combine, hash_files, hash_many_files
 
 LONG = 600_000  # bytes: far more than a head and a tail
 
@@ -68,7 +68,7 @@ def edit(path: Path, restore_time: bool = True) -> None:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-WAYS = {"of_files": of_files, "of_many": of_many, "state": state}
+WAYS = {"hash_files": hash_files, "hash_many_files": hash_many_files, "cache_key": cache_key}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -97,34 +97,36 @@ def test_an_edit_within_a_tick_of_the_clock_is_noticed(root: Path, monkeypatch: 
 
 
 def test_each_file_is_hashed_once(root: Path, settled: None, hashed: list[str]) -> None:
-    first = of_files(root, files(root), "meaning")
+    first = hash_files(root, files(root), "meaning")
     assert sorted(hashed) == ["a.mp4", "a.parquet", "b.parquet"]
     hashed.clear()
-    assert of_files(root, files(root), "meaning") == first
-    assert of_files(root, files(root), "another meaning") != first
-    assert state(root, files(root), "") == state(root, files(root), "")
+    assert hash_files(root, files(root), "meaning") == first
+    assert hash_files(root, files(root), "another meaning") != first
+    assert cache_key(root, files(root), "") == cache_key(root, files(root), "")
     assert not hashed
     time.sleep(0.02)
     edit(root / "a.parquet", restore_time=False)
-    assert of_files(root, files(root), "meaning") != first
+    assert hash_files(root, files(root), "meaning") != first
     assert hashed == ["a.parquet"]
 
 
 def test_a_file_of_another_name_is_another_fingerprint(root: Path) -> None:
-    first = [make(root, sorted(files(root)), "m") for make in (of_files, of_many)]
+    first = [make(root, sorted(files(root)), "m") for make in (hash_files, hash_many_files)]
     (root / "a.parquet").rename(root / "aa.parquet")  # in the same place of the order
-    assert all(make(root, sorted(files(root)), "m") != f for make, f in zip((of_files, of_many), first, strict=True))
+    assert all(
+        make(root, sorted(files(root)), "m") != f for make, f in zip((hash_files, hash_many_files), first, strict=True)
+    )
 
 
 def test_the_order_in_which_a_folder_lists_its_files_changes_nothing(root: Path) -> None:
     listed = sorted(files(root))
-    assert of_files(root, listed[::-1], "m") == of_files(root, listed, "m")
-    assert state(root, listed[::-1], "m") == state(root, listed, "m")
+    assert hash_files(root, listed[::-1], "m") == hash_files(root, listed, "m")
+    assert cache_key(root, listed[::-1], "m") == cache_key(root, listed, "m")
 
 
 def test_parts_of_a_fingerprint_do_not_run_into_each_other() -> None:
     assert (
-        len({derived(*parts) for parts in (("ab", "c"), ("a", "bc"), ("abc",), ("a\n1:b", "c"), ("ab", "c", ""))}) == 5
+        len({combine(*parts) for parts in (("ab", "c"), ("a", "bc"), ("abc",), ("a\n1:b", "c"), ("ab", "c", ""))}) == 5
     )
 
 
@@ -133,31 +135,31 @@ def test_a_copy_has_the_same_fingerprint_and_another_state(root: Path, tmp_path:
     for path in files(root):
         (copy / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
         (copy / path.relative_to(root)).write_bytes(path.read_bytes())
-    for make in (of_files, of_many):
+    for make in (hash_files, hash_many_files):
         assert make(copy, sorted(files(copy)), "m") == make(root, sorted(files(root)), "m")
-    assert state(copy, files(copy), "m") != state(root, files(root), "m")
+    assert cache_key(copy, files(copy), "m") != cache_key(root, files(root), "m")
 
 
 def test_names_count(root: Path) -> None:
-    first = of_files(root, files(root), "")
+    first = hash_files(root, files(root), "")
     (root / "a.parquet").rename(root / "c.parquet")
-    assert of_files(root, files(root), "") != first
-    assert derived("a", "bc") != derived("ab", "c")
+    assert hash_files(root, files(root), "") != first
+    assert combine("a", "bc") != combine("ab", "c")
 
 
 def test_without_a_cache_every_file_is_hashed_each_time(
     root: Path, cache: Path, settled: None, hashed: list[str]
 ) -> None:
     cache.touch()  # no folder can be made there
-    assert of_files(root, files(root), "") == of_files(root, files(root), "")
+    assert hash_files(root, files(root), "") == hash_files(root, files(root), "")
     assert len(hashed) == 6
 
 
 def test_damaged_hashes_are_made_again(root: Path, cache: Path, settled: None, hashed: list[str], caplog: Any) -> None:
-    first = of_files(root, files(root), "")
+    first = hash_files(root, files(root), "")
     [kept] = (cache / "hashes").iterdir()
     kept.write_bytes(kept.read_bytes().replace(b'"a.parquet"', b'"b.parquet"'))
-    assert of_files(root, files(root), "") == first
+    assert hash_files(root, files(root), "") == first
     assert len(hashed) == 6
     assert "damaged" in caplog.text
 
@@ -171,7 +173,7 @@ def test_a_file_that_grows_while_it_is_hashed_is_refused(root: Path, monkeypatch
     monkeypatch.setattr(fingerprints._Report, "count", written_to)
     monkeypatch.setattr(fingerprints, "_AT_ONCE", LONG)
     with pytest.raises(ValueError, match=r"parquet changed while it was read: wait until it is complete"):
-        of_files(root, [root / "a.parquet"], "")
+        hash_files(root, [root / "a.parquet"], "")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -184,13 +186,13 @@ def test_what_is_no_file_is_refused(way: str, root: Path) -> None:
 
 def test_writers_at_the_same_time_agree(root: Path, settled: None) -> None:
     found = list[str]()
-    threads = [threading.Thread(target=lambda: found.append(of_files(root, files(root), ""))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.append(hash_files(root, files(root), ""))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(set(found)) == 1
-    assert of_files(root, files(root), "") == found[0]
+    assert hash_files(root, files(root), "") == found[0]
 
 
 def test_long_hashing_reports_and_keeps_what_it_has(root: Path, settled: None, monkeypatch: Any, caplog: Any) -> None:
@@ -206,12 +208,12 @@ def test_long_hashing_reports_and_keeps_what_it_has(root: Path, settled: None, m
 
     monkeypatch.setattr(fingerprints, "_hash", killed)
     with pytest.raises(KeyboardInterrupt):
-        of_files(root, files(root), "")
+        hash_files(root, files(root), "")
     assert f"fingerprint of {root}, made once: 0.0012 of 0.0018 GB" in caplog.text
-    of_files(root, files(root), "")
+    hash_files(root, files(root), "")
     assert names[3:] == names[2:3]  # the two that were hashed before are known
 
 
 def test_fingerprints_of_another_version_cannot_be_compared() -> None:
-    assert comparable(derived("a"), derived("b"))
-    assert not comparable("f" * 64, derived("a"))
+    assert are_comparable(combine("a"), combine("b"))
+    assert not are_comparable("f" * 64, combine("a"))

@@ -14,7 +14,7 @@ from anyvla.data import stored
 from anyvla.data.formats.folder import write_description
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
-from anyvla.data.robot_statistics import pooled, same_data, statistics_of
+from anyvla.data.robot_statistics import is_same_data, pool_statistics, statistics_of
 from anyvla.robot.normalize import Statistics
 from anyvla.robot.space import ActionSpace, Group
 from tests.data.demonstrations import ROBOT, InMemory, demonstration
@@ -66,17 +66,17 @@ def described(fingerprint: str, **changes: dict[str, list[float]]) -> Statistics
 
 def test_data_is_the_same_if_its_fingerprint_is():
     now = described("2-a")
-    assert same_data(described("2-a"), now)
-    assert same_data(described("2-a", action={"max": [10.0]}), now)
-    assert not same_data(described("2-b"), now)
+    assert is_same_data(described("2-a"), now)
+    assert is_same_data(described("2-a", action={"max": [10.0]}), now)
+    assert not is_same_data(described("2-b"), now)
 
 
 @pytest.mark.parametrize("part", ["action", "proprio"])
 @pytest.mark.parametrize("key", ["min", "q01", "q99", "max", "count"])
 def test_fingerprints_of_an_earlier_version_leave_the_values_to_decide(part, key):
     now = described("2-a", **{name: {"low": [1.0], "high": [8.0]} for name in ("action", "proprio")})
-    assert same_data(described("a"), now)
-    assert not same_data(described("a", **{part: {key: [2.5]}}), now)
+    assert is_same_data(described("a"), now)
+    assert not is_same_data(described("a", **{part: {key: [2.5]}}), now)
 
 
 @pytest.mark.parametrize("part", ["action", "proprio"])
@@ -84,16 +84,16 @@ def test_a_dim_that_is_scaled_in_another_way_is_other_data(part):
     ends = {"low": [1.0], "high": [8.0]}
     for changes in ({"low": [0.5]}, {"high": [9.0]}):
         scaled = {name: ends | (changes if name == part else {}) for name in ("action", "proprio")}
-        assert not same_data(described("a"), described("2-a", **scaled))
+        assert not is_same_data(described("a"), described("2-a", **scaled))
 
 
 def test_several_data_sets_count_as_one_with_a_fingerprint_of_its_own():
     whole = statistics_of(InMemory(EPISODES))
     parts = [InMemory(EPISODES[:2], fingerprint="a"), InMemory(EPISODES[2:], fingerprint="b")]
-    both = pooled(parts)
+    both = pool_statistics(parts)
     assert (both.action, both.proprio) == (whole.action, whole.proprio)
     assert both.fingerprint not in ("a", "b", whole.fingerprint)
-    assert pooled(parts[:1]).fingerprint == "a"
+    assert pool_statistics(parts[:1]).fingerprint == "a"
 
 
 class Unreadable(InMemory):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla.data.episode import steady
+from anyvla.data.episode import steady_timestamps
 from anyvla.report import episode as module
 from anyvla.report.episode import plot, write_episode_report
 from tests.report.reading import Page
@@ -98,4 +98,4 @@ def test_a_line_is_drawn_to_scale() -> None:
     assert lines == [("c0", "M6.0 60.0L163.0 33.0L634.0 6.0"), ("c1", "M6.0 6.0L163.0 114.0L634.0 60.0")]
     assert '<line class="zero" x1="0" x2="640" y1="60.0" y2="60.0"/>' in drawn
     assert "-10 to 10" in drawn
-    assert 'class="zero"' not in plot(np.array([[1.0], [2.0]]), steady(2, 10), "above")
+    assert 'class="zero"' not in plot(np.array([[1.0], [2.0]]), steady_timestamps(2, 10), "above")

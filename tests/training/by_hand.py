@@ -17,7 +17,7 @@ from torch import Tensor
 from anyvla.data.episode import EpisodeDataset
 from anyvla.data.training.augment import AugmentConfig, augment
 from anyvla.data.training.mixture import Mixture
-from anyvla.data.training.sampler import Draw, MixtureSampler
+from anyvla.data.training.sampler import MixtureSampler, WindowIndices
 from anyvla.policy import VLA, VLAConfig
 from anyvla.robot.shared_layout import Robot
 from anyvla.types import Batch
@@ -105,7 +105,9 @@ def windows_of(s: Settings, dataset: EpisodeDataset, chunk: int) -> list[tuple[A
     return out
 
 
-def batch_of(s: Settings, windows: list[list[tuple[Any, ...]]], robots: list[int], draw: Draw, step: int) -> Batch:
+def batch_of(
+    s: Settings, windows: list[list[tuple[Any, ...]]], robots: list[int], draw: WindowIndices, step: int
+) -> Batch:
     """Return the batch of step 0, 1, ..., its images augmented. `windows` and `robots`: of each source."""
     rows = [windows[source][number] for source, number in zip(draw.sources, draw.windows, strict=True)]
     images, proprio, told, actions, there, valid = (list(column) for column in zip(*rows, strict=True))
@@ -151,7 +153,7 @@ def train_by_hand(s: Settings, model: VLAConfig, mixture: Mixture, robots: list[
     windows = [windows_of(s, dataset, model.chunk) for dataset in mixture.datasets]
     of_source = [vla.layout.names.index(dataset.embodiment.name) for dataset in mixture.datasets]
     for step in range(s.steps):
-        batch = batch_of(s, windows, of_source, sampler.draw(step), step)
+        batch = batch_of(s, windows, of_source, sampler.sample(step), step)
         elements = {"position": int(batch.action_mask.sum()) * (dims - 1), "gripper": int(batch.action_mask.sum())}
         vla.zero_grad()
         loss, parts = 0.0, {}

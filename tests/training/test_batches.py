@@ -172,7 +172,7 @@ def test_batches_are_those_of_the_seed_and_the_step() -> None:
     """The sampler's windows in its order, shifted by a generator of (seed, step) alone."""
     sampler = MixtureSampler([40, 10], [0.75, 0.25], 4, 7)
     for step, batch in enumerate(made(0, 0, seed=7)):
-        draw = sampler.draw(step)
+        draw = sampler.sample(step)
         seed = int(np.random.SeedSequence((7, step, 0, 2)).generate_state(1, np.uint64)[0]) // 2
         plain = torch.from_numpy(Numbered(False).batch(draw)["images"])
         shifted = augment(plain, AugmentConfig(shift=2), 1.0, torch.Generator().manual_seed(seed))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from anyvla.config import build, to_dict
-from anyvla.data.episode import Episode, steady
+from anyvla.data.episode import Episode, steady_timestamps
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.training.mixture import DataConfig, Mixture, Source, open_mixture
 from anyvla.robot.embodiment import Embodiment
@@ -61,7 +61,7 @@ def demonstration(length: int, seed: int, told: str) -> Episode:
         proprio=rng.uniform(-0.5, 0.5, (length, 6)).astype(np.float32),
         actions=rng.uniform(-0.5, 0.5, (length, 6)).astype(np.float32),
         instructions=(told,) if told else (),
-        timestamps=steady(length, ARM.control_hz),
+        timestamps=steady_timestamps(length, ARM.control_hz),
         extra={"task": told} if told else {},
     )
 

@@ -79,7 +79,7 @@ def test_slow_decoding_is_told_while_it_lasts(parts: tuple[VLA, Any], monkeypatc
     said: list[str] = []
     windows = windows_of(parts[1])
     with report_decoding(windows, said.append):
-        windows.batch(MixtureSampler(windows.sizes, [1.0], 1, 0).draw(0))
+        windows.batch(MixtureSampler(windows.sizes, [1.0], 1, 0).sample(0))
         time.sleep(0.1)
     assert said
     assert said[-1].endswith("1 of 1 episodes decoded")

@@ -128,6 +128,6 @@ def conventions(embodiment: Embodiment) -> dict[str, Any]:
     return out
 
 
-def steady(length: int, hz: float) -> Float64[np.ndarray, "T"]:
+def steady_timestamps(length: int, hz: float) -> Float64[np.ndarray, "T"]:
     """The timestamps of data that has none: `length` steps at a constant rate."""
     return np.arange(length) / hz

@@ -37,44 +37,44 @@ _REPORT_S = 10.0  # between two reports of progress
 _RECENT_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
 _HASHES = "hashes"
 
-Seen = tuple[int, int, int, int]  # size, inode, times of modification and of change in nanoseconds
-_taken: dict[Path, Seen] = {}  # the files that this process knows the hashes of, as they were then
+FileState = tuple[int, int, int, int]  # size, inode, times of modification and of change in nanoseconds
+_taken: dict[Path, FileState] = {}  # the files that this process knows the hashes of, as they were then
 
 
-def of_files(root: Path, files: Iterable[Path], meaning: str) -> str:
+def hash_files(root: Path, files: Iterable[Path], meaning: str) -> str:
     """Return the fingerprint of the contents and names of files below `root`, and of what they mean.
 
     Raises ValueError for a file that is missing, is no regular file or changes while it is hashed.
     """
-    return derived(meaning, *_listed(_hashes(root, sorted(files))))
+    return combine(meaning, *_listed(_hashes(root, sorted(files))))
 
 
-def of_many(root: Path, files: Sequence[Path], meaning: str) -> str:
-    """Return the fingerprint of so many small files that their hashes are kept in blocks. Raises as `of_files`."""
+def hash_many_files(root: Path, files: Sequence[Path], meaning: str) -> str:
+    """Return the fingerprint of so many small files that their hashes are kept in blocks. Raises as `hash_files`."""
     parts, report = list[str](), _Report(root, len(files), "files")
     for begin in range(0, len(files), _BLOCK):
         block = files[begin : begin + _BLOCK]
-        name = state(root, block, "contents")
+        name = cache_key(root, block, "contents")
         known = stored.read("blocks", name)
         if known is None:
-            known = derived(*_listed({of.name: of.digest for of in _hashed(root, block)})).encode()
+            known = combine(*_listed({of.name: of.digest for of in _hashed(root, block)})).encode()
             stored.keep("blocks", name, known)
         parts.append(known.decode())
         report.count(len(block))
-    return derived(meaning, *parts)
+    return combine(meaning, *parts)
 
 
-def derived(*parts: str) -> str:
+def combine(*parts: str) -> str:
     """Return the fingerprint of what is made of other fingerprints, or of texts."""
     return VERSION + hashlib.sha256("\n".join(f"{len(p)}:{p}" for p in parts).encode()).hexdigest()
 
 
-def comparable(one: str, other: str) -> bool:
+def are_comparable(one: str, other: str) -> bool:
     """Return whether both were made in the same way, so that they differ only if the data differ."""
     return one.startswith(VERSION) == other.startswith(VERSION)
 
 
-def state(root: Path, files: Iterable[Path], meaning: str) -> str:
+def cache_key(root: Path, files: Iterable[Path], meaning: str) -> str:
     """Return a name for what is computed from these files here and kept in the cache: no file is read for it.
 
     It follows from sizes, inodes and times, so that it changes with every edit, but also with a copy. Only files that
@@ -83,10 +83,10 @@ def state(root: Path, files: Iterable[Path], meaning: str) -> str:
     now = time.time_ns()
     found = {_name(root, path): _needed(path) for path in sorted(files)}
     recent = [root / name for name, seen in found.items() if not _settled(seen, now)]
-    return derived(meaning, str(root.resolve()), json.dumps(found), json.dumps(_hashes(root, recent)))
+    return combine(meaning, str(root.resolve()), json.dumps(found), json.dumps(_hashes(root, recent)))
 
 
-def edited(roots: Collection[Path]) -> list[Path]:
+def find_edited(roots: Collection[Path]) -> list[Path]:
     """Return the files below `roots` that were edited or removed since this process took their hashes."""
     return [
         path
@@ -95,7 +95,7 @@ def edited(roots: Collection[Path]) -> list[Path]:
     ]
 
 
-def stat_of(path: Path) -> Seen:
+def stat_of(path: Path) -> FileState:
     """Return what changes with every edit of a file."""
     return _seen(path.stat())
 
@@ -103,7 +103,7 @@ def stat_of(path: Path) -> Seen:
 @dataclass(frozen=True)
 class _Hash:
     name: str
-    seen: Seen
+    seen: FileState
     digest: str
     settled: bool  # the file had not changed for so long that `seen` tells every later edit
 
@@ -173,7 +173,7 @@ def _listed(hashes: Mapping[str, str]) -> list[str]:
     return [f"{name}:{digest}" for name, digest in hashes.items()]
 
 
-def _needed(path: Path) -> Seen:
+def _needed(path: Path) -> FileState:
     """Return `stat_of(path)`. Raises ValueError if there is no such file, or no regular one."""
     try:
         return stat_of(check_regular(path))
@@ -181,11 +181,11 @@ def _needed(path: Path) -> Seen:
         raise ValueError(f"there is no {path}; copy the data set again") from None
 
 
-def _seen(of: os.stat_result) -> Seen:
+def _seen(of: os.stat_result) -> FileState:
     return of.st_size, of.st_ino, of.st_mtime_ns, of.st_ctime_ns
 
 
-def _settled(seen: Seen, now: int) -> bool:
+def _settled(seen: FileState, now: int) -> bool:
     return max(seen[2:]) <= now - _RECENT_NS
 
 

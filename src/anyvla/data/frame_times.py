@@ -10,7 +10,7 @@ _BORDER = 0.25  # a frame this share of a frame before the next episode begins i
 _OVER = 0.05  # a time this share of a frame before the end of a video is one after it, rounded down
 
 
-def shown_at(
+def find_shown_frames(
     starts: Float64[np.ndarray, "F"], times: Float64[np.ndarray, "K"], tolerance: float | Float64[np.ndarray, "F"]
 ) -> Int64[np.ndarray, "K"]:
     """Return the frame that is shown at each time: the last one that starts by then.
@@ -20,7 +20,7 @@ def shown_at(
     return np.searchsorted(starts - tolerance, times, side="right") - 1
 
 
-def video_frames(
+def find_video_frames(
     starts: Float64[np.ndarray, "F"],
     end: float,
     times: Float64[np.ndarray, "K"],
@@ -40,7 +40,7 @@ def video_frames(
     tolerance = np.empty(len(near))
     tolerance[0] = near[0] - starts[first - 1] if first else usual
     np.subtract(near[1:], near[:-1], out=tolerance[1:])
-    found = first + shown_at(near, times, _HALF * np.minimum(tolerance, step, out=tolerance))
+    found = first + find_shown_frames(near, times, _HALF * np.minimum(tolerance, step, out=tolerance))
     if until < end:
         own = int(np.searchsorted(starts, until - _BORDER * min(usual, step))) - 1
         found = np.where(times < until, np.minimum(found, max(own, 0)), found)

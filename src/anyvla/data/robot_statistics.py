@@ -15,7 +15,7 @@ from jaxtyping import Num
 
 from anyvla.data import fingerprints, stored
 from anyvla.data.episode import Episode, EpisodeDataset
-from anyvla.data.fingerprints import comparable
+from anyvla.data.fingerprints import are_comparable
 from anyvla.data.statistics import compute_statistics
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import Statistics
@@ -29,11 +29,11 @@ _THREADS = 4
 def statistics_of(
     dataset: EpisodeDataset, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Statistics:
-    """Of one data set; see `pooled`."""
-    return pooled([dataset], progress=progress)
+    """Of one data set; see `pool_statistics`."""
+    return pool_statistics([dataset], progress=progress)
 
 
-def pooled(
+def pool_statistics(
     datasets: Sequence[EpisodeDataset], *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Statistics:
     """Of the numbers of all episodes of data sets of one embodiment, as if they were one; no frame is decoded.
@@ -42,7 +42,7 @@ def pooled(
     what cannot be trained on. `progress(done, total)` counts episodes.
     """
     prints = [d.fingerprint for d in datasets]
-    fingerprint = prints[0] if len(prints) == 1 else fingerprints.derived(*prints)
+    fingerprint = prints[0] if len(prints) == 1 else fingerprints.combine(*prints)
     name = f"{fingerprint}.json"
     known = json.loads(stored.read("statistics", name) or b"{}")
     if known.pop("version", None) == _VERSION:
@@ -60,13 +60,13 @@ def pooled(
     return found
 
 
-def same_data(then: Statistics, now: Statistics) -> bool:
+def is_same_data(then: Statistics, now: Statistics) -> bool:
     """Return whether two statistics are of the same data.
 
     Fingerprints of earlier versions of anyvla cannot be compared with those of today. Then every value must be equal,
     to the last bit, and every dim scaled as before.
     """
-    if comparable(then.fingerprint, now.fingerprint):
+    if are_comparable(then.fingerprint, now.fingerprint):
         return then.fingerprint == now.fingerprint
     return _same_values(then.action, now.action) and _same_values(then.proprio, now.proprio)
 

@@ -59,14 +59,14 @@ class VQADataset:
     def __init__(self, layout: str, root: Path, pictures: Path, files: Sequence[Path], entries: list[_Entry]) -> None:
         self.layout, self.root, self.pictures = layout, root, pictures
         self._entries = entries
-        self._texts = fingerprints.of_files(root, files, f"vqa {layout}")
+        self._texts = fingerprints.hash_files(root, files, f"vqa {layout}")
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the texts and of the pictures that are there."""
         names = sorted({name for entry in self._entries for name in entry.images})
         there = [path for name in names if (path := resolve_inside(self.pictures, name)).is_file()]
-        return fingerprints.derived(self._texts, fingerprints.of_many(self.pictures, there, "pictures"))
+        return fingerprints.combine(self._texts, fingerprints.hash_many_files(self.pictures, there, "pictures"))
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -19,7 +19,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
-from anyvla.data.episode import Episode, steady
+from anyvla.data.episode import Episode, steady_timestamps
 from anyvla.data.formats.lerobot.writer import LeRobotWriter, discard_leftovers, is_complete, stage_episode
 from anyvla.data.open import open_dataset
 from anyvla.evaluation.conditions import ORIGINAL, check_factors, parse_scene
@@ -243,7 +243,7 @@ def demonstrate(
         proprio=np.stack(proprio),
         actions=np.stack(labels),
         instructions=(phrase,),
-        timestamps=steady(len(labels), embodiment.control_hz),
+        timestamps=steady_timestamps(len(labels), embodiment.control_hz),
         extra=extra,
     )
 

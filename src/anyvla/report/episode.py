@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from markupsafe import Markup
 
 from anyvla.data.episode import EpisodeDataset, Images
-from anyvla.data.frame_times import shown_at
+from anyvla.data.frame_times import find_shown_frames
 from anyvla.report.template import environment
 from anyvla.report.video import write_video
 from anyvla.robot.ranges import never_varies
@@ -68,7 +68,7 @@ def write_episode_report(dataset: EpisodeDataset, index: int, folder: Path) -> P
 def _over_time(images: Images, times: Float64[np.ndarray, "T"], hz: float) -> Iterator[np.ndarray]:
     """Yield the frame that is shown at each 1 / hz second, as the plots run; a few are in memory at a time."""
     clock = np.arange(round(float(times[-1]) * hz) + 1) / hz
-    shown = shown_at(times, clock, 0.5 / hz).clip(0)
+    shown = find_shown_frames(times, clock, 0.5 / hz).clip(0)
     for start in range(0, len(shown), _BLOCK):
         yield from images[shown[start : start + _BLOCK]]
 

@@ -45,7 +45,7 @@ class _Steps:
         self.sampler = MixtureSampler(windows.sizes, windows.mixture.shares.tolist(), config.batch_size, config.seed)
 
     def make(self, step: int) -> dict[str, Any]:
-        arrays = self.windows.batch(self.sampler.draw(step))
+        arrays = self.windows.batch(self.sampler.sample(step))
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, step, 0, IMAGES))
         images = augment(torch.from_numpy(arrays["images"]), self.config.augment, self.view.crop, generator)
         return {**arrays, "images": images.numpy()}

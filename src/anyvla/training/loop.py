@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from anyvla.config import ConfigError
-from anyvla.data.fingerprints import edited
+from anyvla.data.fingerprints import find_edited
 from anyvla.data.training.mixture import DataConfig, Mixture
 from anyvla.data.training.window import WindowConfig, WindowDataset
 from anyvla.files import durable
@@ -191,7 +191,7 @@ def train(
                 last = keep(run / "train" / f"step-{done:08d}", done)
                 if stopping:
                     raise Interrupted(_stopped(done, config))
-        if changed := edited([Path(d.root) for d in mixture.datasets]):
+        if changed := find_edited([Path(d.root) for d in mixture.datasets]):
             logger.warning(
                 "%d files of the data changed while training ran, %s first: the policy may have learned from both, and "
                 "its fingerprint is that of the data before",

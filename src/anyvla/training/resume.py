@@ -14,7 +14,7 @@ from typing import Any
 
 from anyvla.checkpoint.files import STATISTICS, read_document
 from anyvla.config import ConfigError, build, to_dict
-from anyvla.data.robot_statistics import same_data
+from anyvla.data.robot_statistics import is_same_data
 from anyvla.files import differences
 from anyvla.robot.normalize import read_statistics
 from anyvla.robot.shared_layout import Robot
@@ -107,7 +107,7 @@ def check_same(
     )
     then = read_statistics(folder / STATISTICS)
     now = {r.embodiment.name: r.statistics for r in robots}
-    if then.keys() != now.keys() or not all(same_data(then[name], now[name]) for name in now):
+    if then.keys() != now.keys() or not all(is_same_data(then[name], now[name]) for name in now):
         told = [", ".join(f"{name} {of.fingerprint[:12]}" for name, of in all_.items()) for all_ in (then, now)]
         raise ConfigError(f"{folder} was trained on other data ({told[0]}, now {told[1]}). {way_out}")
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla.data.episode import Episode, Frames, steady
+from anyvla.data.episode import Episode, Frames, steady_timestamps
 from anyvla.data.tools.quality import Finding, check
 from anyvla.data.transforms.mended import Mended
 from anyvla.robot.embodiment import Embodiment
@@ -98,9 +98,9 @@ def test_idle_ends_are_found_and_cut():
 def test_times():
     finding = only(smooth(50, 9, timestamps=np.zeros(50)))
     assert (finding.kind, finding.severity) == ("timestamps", "error")
-    finding = only(smooth(50, 9, timestamps=steady(50, 10)))
+    finding = only(smooth(50, 9, timestamps=steady_timestamps(50, 10)))
     assert "its steps are 0.1 s apart, control_hz 40 means 0.025 s" in finding.text
-    gap = steady(50, ROBOT.control_hz)
+    gap = steady_timestamps(50, ROBOT.control_hz)
     gap[20:] += 1
     assert "1.02 s are missing after step 19" in only(smooth(50, 9, timestamps=gap)).text
 
@@ -182,7 +182,7 @@ def test_a_gripper_may_leave_its_range_by_a_fiftieth(name: str, value: float, ex
 
 @pytest.mark.parametrize(("stretch", "expected"), [(0.91, []), (1.09, []), (0.89, 1), (1.11, 1)])
 def test_a_rate_may_be_wrong_by_a_tenth(stretch: float, expected: Any):
-    findings = kinds(smooth(50, 9, timestamps=steady(50, ROBOT.control_hz) * stretch))
+    findings = kinds(smooth(50, 9, timestamps=steady_timestamps(50, ROBOT.control_hz) * stretch))
     assert findings == (expected and [("timestamps", "warning")])
 
 
@@ -235,7 +235,7 @@ def test_what_is_empty_or_missing():
     for look in ("none", "sampled", "all"):
         assert only(empty, frames=look).text == "it has no steps"
     assert only(smooth(50, 9, images={"corner": scene(50)})).text == "camera 'wrist' is missing"
-    times = steady(50, ROBOT.control_hz)
+    times = steady_timestamps(50, ROBOT.control_hz)
     times[5] = np.nan
     assert only(smooth(50, 9, timestamps=times)).kind == "timestamps"
 

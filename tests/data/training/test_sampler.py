@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyvla.data.training.sampler import MixtureSampler, round_keys, shuffled
+from anyvla.data.training.sampler import MixtureSampler, permute, round_keys
 
 FIELDS = ("sources", "windows", "chance")
 
 
 def order(numbers: np.ndarray, size: int, key: int) -> np.ndarray:
     count = len(numbers)
-    return shuffled(numbers, np.full(count, size), np.tile(round_keys((key,)), (count, 1)))
+    return permute(numbers, np.full(count, size), np.tile(round_keys((key,)), (count, 1)))
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 99))
@@ -34,7 +34,7 @@ def test_a_shuffle_mixes_and_depends_on_its_key():
 
 def test_every_window_comes_up_once_before_any_comes_up_again():
     sampler = MixtureSampler([13, 7], [0.5, 0.5], batch_size=4, seed=1)
-    drawn = [sampler.draw(step) for step in range(40)]
+    drawn = [sampler.sample(step) for step in range(40)]
     sources, windows = (np.concatenate([getattr(d, name) for d in drawn]) for name in ("sources", "windows"))
     for source, size in enumerate((13, 7)):
         own = windows[sources == source]
@@ -46,7 +46,7 @@ def test_every_window_comes_up_once_before_any_comes_up_again():
 
 def test_shares_are_kept():
     sampler = MixtureSampler([1000, 2000, 500], [0.7, 0.2, 0.1], batch_size=20_000, seed=0)
-    counts = sum(np.bincount(sampler.draw(step).sources, minlength=3) for step in range(5))
+    counts = sum(np.bincount(sampler.sample(step).sources, minlength=3) for step in range(5))
     np.testing.assert_allclose(counts / 100_000, [0.7, 0.2, 0.1], atol=0.005)
 
 
@@ -57,23 +57,23 @@ def test_a_step_is_the_same_whatever_was_drawn_before():
     for step in (0, 1, 2000, 5, 2000, 683):  # 65536 / 96 = 682.7: this batch lies in two blocks
         fresh = MixtureSampler(sizes, shares, 96, seed=3)
         for name in FIELDS:
-            assert np.array_equal(getattr(used.draw(step), name), getattr(fresh.draw(step), name))
-    assert not np.array_equal(used.draw(0).windows, MixtureSampler(sizes, shares, 96, seed=4).draw(0).windows)
+            assert np.array_equal(getattr(used.sample(step), name), getattr(fresh.sample(step), name))
+    assert not np.array_equal(used.sample(0).windows, MixtureSampler(sizes, shares, 96, seed=4).sample(0).windows)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_processes_share_the_very_batch_of_one(ranks: int):
     whole = MixtureSampler([40, 9], [1, 2], 8, seed=0)
     for step in (0, 3, 17):
-        parts = [MixtureSampler([40, 9], [1, 2], 8, seed=0).draw(step, rank, ranks) for rank in range(ranks)]
+        parts = [MixtureSampler([40, 9], [1, 2], 8, seed=0).sample(step, rank, ranks) for rank in range(ranks)]
         for name in FIELDS:
             together = np.concatenate([getattr(p, name) for p in parts])
-            assert np.array_equal(together, getattr(whole.draw(step), name))
+            assert np.array_equal(together, getattr(whole.sample(step), name))
 
 
 def test_chances_are_spread():
     sampler = MixtureSampler([1000], [1], 1000, seed=0)
-    counts = np.bincount((sampler.draw(0).chance % np.uint64(5)).astype(int), minlength=5)
+    counts = np.bincount((sampler.sample(0).chance % np.uint64(5)).astype(int), minlength=5)
     assert counts.min() > 150
 
 
@@ -82,7 +82,7 @@ def test_everything_drawn_depends_on_the_seed_and_on_the_step(field: str):
     """Half of the sources are equal by chance. Windows are of one source: others would differ with the source."""
     count = 2 if field == "sources" else 1
     draws = [
-        getattr(MixtureSampler([10**6] * count, [1] * count, 1000, seed).draw(step), field)
+        getattr(MixtureSampler([10**6] * count, [1] * count, 1000, seed).sample(step), field)
         for seed, step in ((0, 0), (1, 0), (0, 1))
     ]
     for other in draws[1:]:
@@ -90,17 +90,17 @@ def test_everything_drawn_depends_on_the_seed_and_on_the_step(field: str):
 
 
 def test_chances_follow_neither_the_window_nor_the_source():
-    drawn = MixtureSampler([2000, 2000], [1, 1], 4000, seed=0).draw(0)
+    drawn = MixtureSampler([2000, 2000], [1, 1], 4000, seed=0).sample(0)
     chance = (drawn.chance >> np.uint64(40)).astype(float)
     for other in (drawn.sources, drawn.windows, np.arange(4000)):
         assert abs(np.corrcoef(chance, other)[0, 1]) < 0.06
-    again = MixtureSampler([2000, 2000], [1, 1], 4000, seed=0).draw(1)
+    again = MixtureSampler([2000, 2000], [1, 1], 4000, seed=0).sample(1)
     for window in range(2000):  # the same window gets another one each time
         assert not set(drawn.chance[drawn.windows == window]) & set(again.chance[again.windows == window])
 
 
 def test_sources_of_one_size_are_shuffled_each_in_its_own_order():
-    drawn = MixtureSampler([200, 200], [1, 1], 800, seed=0).draw(0)
+    drawn = MixtureSampler([200, 200], [1, 1], 800, seed=0).sample(0)
     one, other = (drawn.windows[drawn.sources == s][:200] for s in (0, 1))
     assert sorted(one) == sorted(other) == list(range(200))
     assert (one == other).mean() < 0.05
@@ -109,7 +109,7 @@ def test_sources_of_one_size_are_shuffled_each_in_its_own_order():
 def test_far_positions_go_on_where_the_first_ones_ended():
     """Sources are drawn for 65536 positions at once: the next ones are others, and no window comes again."""
     sampler = MixtureSampler([100_000, 100_000], [1, 1], 1 << 16, seed=0)
-    first, second = (sampler.draw(step) for step in (0, 1))
+    first, second = (sampler.sample(step) for step in (0, 1))
     assert (first.sources == second.sources).mean() < 0.55
     for source in (0, 1):
         seen = np.concatenate([d.windows[d.sources == source] for d in (first, second)])
@@ -130,4 +130,4 @@ def test_what_cannot_be_drawn_from_is_refused(sizes: list[int], shares: list[flo
     with pytest.raises(ValueError, match=message):
         MixtureSampler(sizes, shares, batch, 0)
     with pytest.raises(ValueError, match="shared equally by 3"):
-        MixtureSampler([5], [1], 4, 0).draw(0, 0, 3)
+        MixtureSampler([5], [1], 4, 0).sample(0, 0, 3)

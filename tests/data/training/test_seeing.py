@@ -11,7 +11,7 @@ import torch
 
 from anyvla.config import build
 from anyvla.data.training.mixture import Mixture
-from anyvla.data.training.sampler import Draw
+from anyvla.data.training.sampler import WindowIndices
 from anyvla.data.training.window import WindowConfig, WindowDataset
 from anyvla.policy import VLA
 from anyvla.robot.normalize import Statistics
@@ -165,7 +165,7 @@ def test_training_and_acting_bring_images_to_one_size_in_the_same_way(cache_gb: 
     view = {"size": (32, 32), "fit": "pad"}
     mixture = Mixture([source(3, image=wide)], [1.0], [None])
     config = WindowConfig(chunk=1, view=build(ViewConfig, view), cache_gb=cache_gb)
-    every = Draw(np.zeros(3, np.int64), np.arange(3), np.zeros(3, np.uint64))
+    every = WindowIndices(np.zeros(3, np.int64), np.arange(3), np.zeros(3, np.uint64))
     trained = WindowDataset(mixture, config).batch(every)["images"]
     [acted] = acting_on(wide, view, calls=1)
     assert np.array_equal(trained, np.broadcast_to(expected, (3, 1, 2, 32, 32, 3)))

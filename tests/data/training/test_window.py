@@ -10,11 +10,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from anyvla.config import to_dict
-from anyvla.data.episode import Episode, steady
+from anyvla.data.episode import Episode, steady_timestamps
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
 from anyvla.data.training.mixture import Mixture
-from anyvla.data.training.sampler import Draw
+from anyvla.data.training.sampler import WindowIndices
 from anyvla.data.training.window import WindowBatch, WindowConfig, WindowDataset
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace, Group
@@ -33,8 +33,8 @@ def windows_of(config: WindowConfig, *episodes: Episode) -> WindowDataset:
     return WindowDataset(of(InMemory(list(episodes or EPISODES))), config)
 
 
-def at(*indices: int, source: int = 0, chance: int = 0) -> Draw:
-    return Draw(np.full(len(indices), source), np.array(indices), np.full(len(indices), chance, np.uint64))
+def at(*indices: int, source: int = 0, chance: int = 0) -> WindowIndices:
+    return WindowIndices(np.full(len(indices), source), np.array(indices), np.full(len(indices), chance, np.uint64))
 
 
 def expected(config: WindowConfig, index: int) -> dict[str, np.ndarray]:
@@ -175,7 +175,7 @@ def arms(length: int, seed: int = 0, size: int = 32) -> Episode:
         proprio=rng.normal(size=(length, 6)).astype(np.float32),
         actions=rng.normal(size=(length, 7)).astype(np.float32),
         instructions=("fold the towel", "fold it"),
-        timestamps=steady(length, 20),
+        timestamps=steady_timestamps(length, 20),
     )
 
 
@@ -183,7 +183,7 @@ def test_robots_share_a_batch():
     """Dims and views by name: hand 3, gripper 1, left_joints 6; corner, wrist, head."""
     two = arms(9)
     data = WindowDataset(of(InMemory(EPISODES), InMemory([two], ARMS)), WindowConfig(window=2, chunk=4))
-    batch = data.batch(Draw(np.array([1, 0]), np.array([5, 8]), np.array([1, 0], np.uint64)))
+    batch = data.batch(WindowIndices(np.array([1, 0]), np.array([5, 8]), np.array([1, 0], np.uint64)))
     assert batch["robots"].tolist() == [1, 0]
     assert batch["instructions"] == ["fold it", "open the drawer"]
     assert batch["actions"].shape == (2, 2, 4, 10)
@@ -254,7 +254,7 @@ def test_windows_are_numbered_within_their_source():
     """Episodes of 9, 1, 14 and 5 steps, beside some of 2, 3 and 8."""
     other = [demonstration(n, seed=i + 10) for i, n in enumerate([2, 3, 8])]
     data = WindowDataset(of(InMemory(EPISODES), InMemory(other, fingerprint="o")), WindowConfig())
-    batch = data.batch(Draw(np.array([1, 1, 1, 0, 0]), np.array([1, 2, 12, 2, 9]), np.zeros(5, np.uint64)))
+    batch = data.batch(WindowIndices(np.array([1, 1, 1, 0, 0]), np.array([1, 2, 12, 2, 9]), np.zeros(5, np.uint64)))
     expected = [other[0].proprio[1], other[1].proprio[0], other[2].proprio[7]]
     expected += [EPISODES[0].proprio[2], EPISODES[1].proprio[0]]
     assert np.array_equal(batch["proprio"][:, 0], expected)

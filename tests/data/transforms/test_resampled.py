@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation as Scipy
 
-from anyvla.data.episode import steady
+from anyvla.data.episode import steady_timestamps
 from anyvla.data.transforms.resampled import Resampled
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.rotations import convert
@@ -47,7 +47,7 @@ def robot(hz, groups=HAND):
 
 def numbered(hz, length=None, times=None, groups=HAND):
     """One episode whose actions at step t are 1 + t in every dim, whose proprio is t."""
-    times = steady(length, hz) if times is None else np.asarray(times, np.float64)
+    times = steady_timestamps(length, hz) if times is None else np.asarray(times, np.float64)
     length = len(times)
     own = robot(hz, groups)
     episode = demonstration(
@@ -104,7 +104,7 @@ def test_uneven_times_count_and_pauses_repeat_the_frame():
 
 def test_the_rate_it_has_changes_nothing_even_if_times_are_rounded_to_milliseconds():
     for hz in (10, 30, 50):
-        data = numbered(hz, times=np.round(steady(200, hz), 3))
+        data = numbered(hz, times=np.round(steady_timestamps(200, hz), 3))
         new = Resampled(data, hz)[0]
         np.testing.assert_array_equal(new.proprio, data[0].proprio)
         np.testing.assert_array_equal(new.actions[:, :6], data[0].actions[:, :6])

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, build, to_dict
 from anyvla.data import fingerprints
-from anyvla.data.episode import Episode, Frames, conventions, steady
+from anyvla.data.episode import Episode, Frames, conventions, steady_timestamps
 from anyvla.data.formats.arrays.npy import ArrayHeader
 from anyvla.data.formats.arrays.npz import array_header, array_keys, array_shape, load_arrays, locate_array
 from anyvla.data.formats.data_files import list_files
@@ -119,7 +119,7 @@ class FolderDataset(EpisodeReader):
         meaning: Any = conventions(self.embodiment)
         if self.config.times != "recorded":  # else the meaning is as it was before there was this option
             meaning = [meaning, to_dict(self.config)]
-        return fingerprints.of_files(self.root, self._files, json.dumps(meaning, sort_keys=True))
+        return fingerprints.hash_files(self.root, self._files, json.dumps(meaning, sort_keys=True))
 
     def _length(self, path: Path) -> int | str:
         """Return how many steps a file has, or the reason why it cannot be read."""
@@ -155,7 +155,7 @@ class FolderDataset(EpisodeReader):
     def _times(self, path: Path, length: int) -> Float64[np.ndarray, "T"]:
         hz = self.embodiment.control_hz
         if "timestamps" not in _keys(path) or self.config.times == "steady":
-            return steady(length, hz)
+            return steady_timestamps(length, hz)
         times = _load(path, "timestamps")
         if times.shape != (length,):
             raise ValueError(f"{path}: timestamps has shape {times.shape}, expected ({length},)")

@@ -23,7 +23,7 @@ from jaxtyping import Float64, Int64, UInt8
 
 from anyvla.data.formats.images import check_image_size
 from anyvla.data.formats.open_files import OpenFiles
-from anyvla.data.frame_times import video_frames
+from anyvla.data.frame_times import find_video_frames
 
 KEY_FRAME_INTERVAL = 8
 # crf: lower is better and larger. fastdecode (no CABAC, no loop filter) halves the time to read a window of 8 frames of
@@ -90,7 +90,7 @@ def decode_at(
     """
     with _errors_naming(path):
         opened = _open_videos(path)
-        numbers = video_frames(opened.starts, opened.end, times, step, until)
+        numbers = find_video_frames(opened.starts, opened.end, times, step, until)
         images = dict(opened.frames(sorted({int(n) for n in numbers if n >= 0})))
     missing = [i for i, number in enumerate(numbers) if int(number) not in images]
     if missing:

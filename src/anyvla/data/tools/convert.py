@@ -194,7 +194,7 @@ def _check_same(root: Path, wanted: dict[str, Any]) -> None:
     """Raise ValueError if the data set at `root` was made of something else. Where the source was does not count."""
     made, wanted = open_dataset(root, "lerobot").provenance, json.loads(json.dumps(wanted))
     then, now = made.get("source"), wanted["source"]
-    if isinstance(then, dict) and not fingerprints.comparable(str(then.get("fingerprint")), now["fingerprint"]):
+    if isinstance(then, dict) and not fingerprints.are_comparable(str(then.get("fingerprint")), now["fingerprint"]):
         raise ValueError(
             f"{root} holds a data set that an earlier version of anyvla converted, and whether it was made of this "
             "source cannot be said: use it as it is, or choose another output folder"

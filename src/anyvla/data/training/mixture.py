@@ -20,7 +20,7 @@ from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.formats.unreadable import list_reasons
 from anyvla.data.open import open_dataset
-from anyvla.data.robot_statistics import pooled
+from anyvla.data.robot_statistics import pool_statistics
 from anyvla.data.training.presets import expand
 from anyvla.data.transforms.cameras import Cameras
 from anyvla.data.transforms.converted import Converted
@@ -127,7 +127,7 @@ class Mixture:
         if len(self.datasets) == 1:
             return self.datasets[0].fingerprint
         facts = [f"{d.fingerprint}:{share:.12g}" for d, share in zip(self.datasets, self.shares, strict=True)]
-        return fingerprints.derived(*facts)
+        return fingerprints.combine(*facts)
 
     def robots(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Robot]:
         """The robots with the statistics of all their data; computed where they are not known yet.
@@ -137,7 +137,7 @@ class Mixture:
         out = []
         for name in self.layout.names:
             own = [d for d in self.datasets if d.embodiment.name == name]
-            out.append(Robot(own[0].embodiment, pooled(own, progress=progress)))
+            out.append(Robot(own[0].embodiment, pool_statistics(own, progress=progress)))
         return out
 
     def instruction(self, source: int, episode: Episode, chance: int) -> str:

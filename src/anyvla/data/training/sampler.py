@@ -17,7 +17,7 @@ _ROUNDS = 6
 
 
 @dataclass(frozen=True)
-class Draw:
+class WindowIndices:
     """The windows of a batch."""
 
     sources: Int64[np.ndarray, "B"]
@@ -44,7 +44,7 @@ class MixtureSampler:
         self._before = [np.zeros(len(sizes), np.int64)]  # how often each source was drawn before each block
         self._block: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0), np.empty(0))  # the last one asked for
 
-    def draw(self, step: int, rank: int = 0, ranks: int = 1) -> Draw:
+    def sample(self, step: int, rank: int = 0, ranks: int = 1) -> WindowIndices:
         """The batch of step 0, 1, ...; of `ranks` processes, the part of number `rank`: together they are the batch.
 
         Raises ValueError for a batch that cannot be shared equally.
@@ -59,8 +59,8 @@ class MixtureSampler:
         epochs, offsets = np.divmod(turns, self.sizes[sources])
         orders = list(zip(sources.tolist(), epochs.tolist(), strict=True))
         keys = {order: round_keys((self.seed, 1, *order)) for order in set(orders)}
-        windows = shuffled(offsets, self.sizes[sources], np.stack([keys[order] for order in orders]))
-        return Draw(sources, windows, _mixed(positions.astype(np.uint64), round_keys((self.seed, 2))[0]))
+        windows = permute(offsets, self.sizes[sources], np.stack([keys[order] for order in orders]))
+        return WindowIndices(sources, windows, _mixed(positions.astype(np.uint64), round_keys((self.seed, 2))[0]))
 
     def _turns(self, positions: Int64[np.ndarray, "B"]) -> tuple[np.ndarray, np.ndarray]:
         """The source of each position, and how often that source was drawn before."""
@@ -93,7 +93,7 @@ class MixtureSampler:
         return np.searchsorted(self._edges, chance, side="right")
 
 
-def shuffled(
+def permute(
     numbers: Int64[np.ndarray, "K"], sizes: Int64[np.ndarray, "K"], keys: UInt64[np.ndarray, "K rounds"]
 ) -> Int64[np.ndarray, "K"]:
     """Where permutations of 0 .. size-1, chosen by their keys, take these numbers; none is ever held in memory.

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.training.mixture import Mixture
-from anyvla.data.training.sampler import Draw
+from anyvla.data.training.sampler import WindowIndices
 from anyvla.limits import GB, STEPS
 from anyvla.robot.views import ViewConfig, resize_to_view
 
@@ -115,7 +115,7 @@ class WindowDataset:
             asked = [*self._kept.values(), *self._passing.values()]
         return sum(reading.done() for reading in asked), len(asked)
 
-    def batch(self, draw: Draw) -> WindowBatch:
+    def batch(self, draw: WindowIndices) -> WindowBatch:
         """These windows. Raises IndexError for one that its source does not have, ValueError for a damaged episode."""
         config, whole = self.config, self.mixture.layout.embodiment
         count, w = len(draw), config.window

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
 from anyvla.data import stored
-from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images, steady
-from anyvla.data.frame_times import shown_at
+from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images, steady_timestamps
+from anyvla.data.frame_times import find_shown_frames
 from anyvla.data.transforms.converted import read, side, write
 from anyvla.data.transforms.wrapped import Wrapped
 from anyvla.robot.embodiment import Embodiment
@@ -104,8 +104,8 @@ class Resampled(Wrapped):
             raise ValueError(
                 f"{where}: timestamps must increase, step {at} is at {times[at]:g} s after {times[at - 1]:g} s"
             )
-        new = steady(self._count(times[-1]), self.hz)
-        shown = shown_at(times, new, self._late)  # (K,)
+        new = steady_timestamps(self._count(times[-1]), self.hz)
+        shown = find_shown_frames(times, new, self._late)  # (K,)
         ends = np.append(shown[1:], len(times))  # the steps of k are shown[k] .. ends[k] - 1
         return dataclasses.replace(
             episode,

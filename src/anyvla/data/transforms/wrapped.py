@@ -36,7 +36,7 @@ class Wrapped:
     @cached_property
     def fingerprint(self) -> str:
         change = json.dumps(self._change, sort_keys=True)
-        return fingerprints.derived(self.dataset.fingerprint, change)
+        return fingerprints.combine(self.dataset.fingerprint, change)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints, stored
-from anyvla.data.episode import Episode, Frames, conventions, steady
+from anyvla.data.episode import Episode, Frames, conventions, steady_timestamps
 from anyvla.data.formats.arrays.npz import array_keys, array_shape, load_arrays
 from anyvla.data.formats.calvin.index import (
     Segment,
@@ -132,7 +132,7 @@ class CalvinDataset(EpisodeReader):
             proprio=np.ascontiguousarray(rows[:, _PROPRIO]),
             actions=self._convert_actions(rows),
             instructions=(segment.instruction,) if segment.instruction else (),
-            timestamps=steady(length, HZ),
+            timestamps=steady_timestamps(length, HZ),
             provenance=where,
             extra={k: v for k, v in extra.items() if v != ""},
         )
@@ -144,7 +144,7 @@ class CalvinDataset(EpisodeReader):
         files = [p for p in (self._split / name for name in names) if p.is_file()]
         files += [p for step in self._steps.tolist() if (p := self._path(step)).is_file()]
         segments = [[s.start, s.end, s.task, s.instruction] for s in self._segments]
-        return fingerprints.of_many(self._split, files, json.dumps([segments, self._meaning()], sort_keys=True))
+        return fingerprints.hash_many_files(self._split, files, json.dumps([segments, self._meaning()], sort_keys=True))
 
     def _meaning(self) -> Any:
         return [conventions(self.embodiment), self.config.actions]
@@ -181,7 +181,9 @@ class CalvinDataset(EpisodeReader):
     def _read_block(self, number: int) -> Float32[np.ndarray, "S K"]:
         steps = self._steps[number * _BLOCK : (number + 1) * _BLOCK].tolist()
         if number not in self._block_names:  # once, as the fingerprint: an open data set is as it was when it was read
-            self._block_names[number] = fingerprints.state(self._split, [self._path(step) for step in steps], "float32")
+            self._block_names[number] = fingerprints.cache_key(
+                self._split, [self._path(step) for step in steps], "float32"
+            )
         name = self._block_names[number]
         if (known := stored.read("calvin", name)) is not None:
             return np.frombuffer(known, np.float32).reshape(-1, _WIDTH)

@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int64
 
 from anyvla.config import to_dict
 from anyvla.data import fingerprints
-from anyvla.data.episode import Episode, conventions, steady
+from anyvla.data.episode import Episode, conventions, steady_timestamps
 from anyvla.data.formats.data_files import list_files, natural_order
 from anyvla.data.formats.hdf5.file import (
     as_text,
@@ -117,7 +117,7 @@ class Hdf5Dataset(EpisodeReader):
             else np.zeros((episode.length, 0), np.float32),
             actions=self._read_vector(episode, "action", ahead),
             instructions=(instruction,) if instruction else (),
-            timestamps=steady(episode.length, self.embodiment.control_hz),
+            timestamps=steady_timestamps(episode.length, self.embodiment.control_hz),
             provenance=where,
         )
 
@@ -126,7 +126,7 @@ class Hdf5Dataset(EpisodeReader):
         """See `EpisodeDataset`."""
         folder = self.root if self.root.is_dir() else self.root.parent
         meaning = json.dumps([conventions(self.embodiment), to_dict(self.config)], sort_keys=True)
-        return fingerprints.of_files(folder, {p.file for p in self._episodes}, meaning)
+        return fingerprints.hash_files(folder, {p.file for p in self._episodes}, meaning)
 
     @cached_property
     def _layout(self) -> Hdf5Layout:

@@ -12,7 +12,7 @@ from anyvla.data import fingerprints, stored
 
 def cached_table(root: Path, files: list[Path], meaning: str, make: Callable[[], pa.Table]) -> pa.Table:
     """`make()`, or what it gave for the same files before; `meaning` says what it makes of them."""
-    name = f"{fingerprints.state(root, files, meaning)}.arrow"
+    name = f"{fingerprints.cache_key(root, files, meaning)}.arrow"
     if (known := stored.read("lerobot", name)) is not None:
         return pa.ipc.open_file(pa.py_buffer(known)).read_all()
     table = make()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from anyvla.data.fingerprints import Seen, stat_of
+from anyvla.data.fingerprints import FileState, stat_of
 from anyvla.data.formats import video
 from anyvla.data.formats.parquet import errors_naming, open_parquet
 
@@ -92,7 +92,7 @@ def episode_runs(path: Path) -> list[tuple[int, tuple[int, int]]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _episode_runs(path: Path, _: Seen) -> list[tuple[int, tuple[int, int]]]:
+def _episode_runs(path: Path, _: FileState) -> list[tuple[int, tuple[int, int]]]:
     try:
         with errors_naming(path):
             numbers = open_parquet(path).read(columns=["episode_index"])["episode_index"].to_numpy()

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anyvla.data.episode import steady
+from anyvla.data.episode import steady_timestamps
 from anyvla.data.formats import video
 from anyvla.data.formats.lerobot.dataset import (
     DATA_PATH,
@@ -99,7 +99,7 @@ def _with_standard_columns(table: pa.Table, fps: float, episode: int, first: int
     """The staged columns and those that every LeRobot dataset has, and times of their own if others have them."""
     steps = np.arange(len(table), dtype=np.int64)
     if timed and TIME not in table.column_names:
-        table = table.append_column(TIME, pa.array(steady(len(table), fps)))
+        table = table.append_column(TIME, pa.array(steady_timestamps(len(table), fps)))
     for name, values in (
         ("timestamp", (steps / fps).astype(np.float32)),
         ("frame_index", steps),

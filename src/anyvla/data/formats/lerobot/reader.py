@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints
-from anyvla.data.episode import Episode, Frames, conventions, steady
+from anyvla.data.episode import Episode, Frames, conventions, steady_timestamps
 from anyvla.data.formats.data_files import list_files
 from anyvla.data.formats.lerobot.cached_table import cached_table
 from anyvla.data.formats.lerobot.frames import DeclaredVideo, StillFrames, VideoFrames, VideoSpan
@@ -178,7 +178,7 @@ class LeRobotReader(EpisodeReader):
         """See `EpisodeDataset`; where and when the data was made does not count."""
         facts = {k: v for k, v in self._info.facts.items() if k != OWN_KEY}
         meaning = json.dumps([facts, conventions(self.embodiment), to_dict(self.config)], sort_keys=True)
-        return fingerprints.of_files(self.root, self._files(self._keys.values()), meaning)
+        return fingerprints.hash_files(self.root, self._files(self._keys.values()), meaning)
 
     def _files(self, keys: Collection[str]) -> list[Path]:
         """Return all files that count for what the dataset holds, with the frames of these features."""
@@ -230,8 +230,8 @@ class LeRobotReader(EpisodeReader):
         if feature["dtype"] != "video":
             return StillFrames(self.root, partial(self._still_rows, index, key), shape, where)
         span, hz = self._video_at(index, key), self._info.fps
-        times = steady(begin + length, hz)[begin:]
-        even = np.array_equal(recorded, steady(length, hz))
+        times = steady_timestamps(begin + length, hz)[begin:]
+        even = np.array_equal(recorded, steady_timestamps(length, hz))
         ends = index + 1 == len(self) or self._columns.at[index + 1] != self._columns.at[index]
         declared = DeclaredVideo(hz, self._info.codec(key))
         recorded = times if even else times[0] + recorded
@@ -242,7 +242,7 @@ class LeRobotReader(EpisodeReader):
 
     def _times(self, table: pa.Table, where: str) -> Float64[np.ndarray, "T"]:
         """LeRobot's timestamps are steps / fps, in float32; only others are taken as they are."""
-        constant = steady(len(table), self._info.fps)
+        constant = steady_timestamps(len(table), self._info.fps)
         name = TIME if TIME in table.column_names else "timestamp"
         if name not in table.column_names or self.config.times == "steady":
             return constant

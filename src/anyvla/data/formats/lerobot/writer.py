@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anyvla.config import to_dict
-from anyvla.data.episode import Episode, Frames, Images, steady
+from anyvla.data.episode import Episode, Frames, Images, steady_timestamps
 from anyvla.data.formats import video
 from anyvla.data.formats.lerobot.info import TIME
 from anyvla.data.formats.lerobot.merge import merge
@@ -66,7 +66,7 @@ def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episod
             columns = {ACTION: _as_column(episode.actions)}
             if embodiment.proprio.size:
                 columns[STATE] = _as_column(episode.proprio)
-            if not np.array_equal(episode.timestamps, steady(len(episode), embodiment.control_hz)):
+            if not np.array_equal(episode.timestamps, steady_timestamps(len(episode), embodiment.control_hz)):
                 columns[TIME] = pa.array(episode.timestamps)
             pq.write_table(pa.table(columns), building / "rows.parquet")
             (building / "episode.json").write_text(_to_json(facts, f"episode {index}"), encoding="utf-8")

@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64
 
 from anyvla.config import to_dict
 from anyvla.data import fingerprints
-from anyvla.data.episode import Episode, conventions, steady
+from anyvla.data.episode import Episode, conventions, steady_timestamps
 from anyvla.data.formats.rlds import features as rlds_features
 from anyvla.data.formats.rlds import oxe, tf_example, tfrecord
 from anyvla.data.formats.rlds.config import RLDSConfig
@@ -104,7 +104,7 @@ class RLDSDataset:
         """See `EpisodeDataset`."""
         meaning = [conventions(self.embodiment), to_dict(self.config), self._cameras]
         files = [*self._shards, self._version.folder / "features.json"]
-        return fingerprints.of_files(self._version.folder, files, json.dumps(meaning, sort_keys=True))
+        return fingerprints.hash_files(self._version.folder, files, json.dumps(meaning, sort_keys=True))
 
     def __getitem__(self, index: int) -> Episode:
         """Episode `index`; frames are decoded when asked for. Raises IndexError outside, ValueError if damaged."""
@@ -124,7 +124,7 @@ class RLDSDataset:
             proprio=proprio,
             actions=actions,
             instructions=instructions,
-            timestamps=steady(len(actions), self.embodiment.control_hz),
+            timestamps=steady_timestamps(len(actions), self.embodiment.control_hz),
             provenance=where,
         )
 

@@ -53,7 +53,7 @@ def build_index(
 ) -> RecordIndex:
     """The index of a split, from the cache folder if it is there. Raises ValueError for damaged files."""
     meaning = json.dumps([_VERSION, list(instructions), to_dict(config), None if entry is None else to_dict(entry)])
-    name = f"{fingerprints.state(version.folder, [*shards, version.folder / 'features.json'], meaning)}.npz"
+    name = f"{fingerprints.cache_key(version.folder, [*shards, version.folder / 'features.json'], meaning)}.npz"
     if (known := stored.read("rlds", name)) is not None:
         with np.load(io.BytesIO(known), allow_pickle=False) as kept:
             notes = json.loads(bytes(kept["notes"]).decode())

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints
-from anyvla.data.episode import Episode, conventions, steady
+from anyvla.data.episode import Episode, conventions, steady_timestamps
 from anyvla.data.formats.data_files import list_files, natural_order
 from anyvla.data.formats.hdf5.file import (
     SUFFIXES,
@@ -144,7 +144,7 @@ class RobomimicDataset(EpisodeReader):
             proprio=np.concatenate(proprio, axis=1) if proprio else np.zeros((demo.length, 0), np.float32),
             actions=self._read_vector(demo, self.config.actions, self._sizes["actions"]),
             instructions=(demo.instruction,) if demo.instruction else (),
-            timestamps=steady(demo.length, self.embodiment.control_hz),
+            timestamps=steady_timestamps(demo.length, self.embodiment.control_hz),
             provenance=where,
             extra={"task": self.task(index)},
         )
@@ -154,7 +154,7 @@ class RobomimicDataset(EpisodeReader):
         """See `EpisodeDataset`."""
         demos = [[d.file.name, d.name, d.instruction, d.length] for d in self._demonstrations]
         meaning = [demos, self._upright, conventions(self.embodiment), to_dict(self.config)]
-        return fingerprints.of_files(
+        return fingerprints.hash_files(
             self._folder, {d.file for d in self._demonstrations}, json.dumps(meaning, sort_keys=True)
         )
 
