@@ -103,6 +103,7 @@ def test_options_that_members_share_are_listed_once() -> None:
         (["data", "collect"], "--collect.demonstrations"),
         (["eval"], "--first_seed"),
         (["explain"], "--model.history.window"),
+        (["serve"], "--limits.message_bytes"),
     ],
 )
 def test_the_help_of_a_command_lists_the_keys(arguments: list[str], key: str, capsys: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyvla.cli.common import console
+from anyvla.cli.recipe_help import KeyParser
 from anyvla.config import ConfigError, build, override
 from anyvla.files.documents import as_mapping, read_yaml
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Reserve the port, load the policy, and serve until the process is stopped."""
-    parser = argparse.ArgumentParser(prog="anyvla serve", description=__doc__, allow_abbrev=False)
+    parser = KeyParser(prog="anyvla serve", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="a run folder such as outputs/quickstart, or a checkpoint folder")
     parser.add_argument("--protocol", choices=["vla-eval"], default="vla-eval", help="default: %(default)s")
     parser.add_argument(
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
         help="reaction to proprio far outside of the training data (default: as trained)",
     )
     parser.add_argument("--device", default="auto", help="device of the policy: cpu, cuda or auto (default)")
+    parser.add_keys("anyvla.serving.limits:ServerLimits", "limits", heading="Limits")
     options, others = parser.parse_known_args(argv)
     try:
         import websockets  # noqa: F401
