@@ -107,12 +107,12 @@ class Case:
         def read(token: Tensor | None) -> Tensor:
             nonlocal suffix
             if token is not None:
-                suffix = torch.cat([suffix, head.words.embed(token)[:, None]], 1)
+                suffix = torch.cat([suffix, head.vocabulary.embed(token)[:, None]], 1)
             ids = {"pad_id": backbone.pad_id, "query_id": backbone.query_id}
             sequence = lay_out(self.block, (1,) * len(self.vector), suffix.shape[1], **ids)
-            return head.words.score(backbone(sequence, suffix)[:, -1])
+            return head.vocabulary.score(backbone(sequence, suffix)[:, -1])
 
-        return head.generate_autoregressively(read, None, self.vector)
+        return head.generate_autoregressively(read, DecoderInput(self.vector), None)
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
@@ -133,8 +133,8 @@ def measure(size: str, rounds: int, batch: int, device: torch.device) -> list[Ro
     chunk: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds + 1):
         observing, context = seconds(case.observe, device)
-        parallel, _ = seconds(lambda context=context: case.at_once.write(context, None), device)
-        cached, written = seconds(lambda context=context: case.one_by_one.write(context, None), device)
+        parallel, _ = seconds(lambda context=context: case.at_once.generate(context, None), device)
+        cached, written = seconds(lambda context=context: case.one_by_one.generate(context, None), device)
         again, same = seconds(case.again, device)
         if not torch.equal(written, same):
             raise RuntimeError("with and without a cache, autoregressive decoding writes different tokens")

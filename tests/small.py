@@ -38,8 +38,8 @@ FUSERS = [
 ]
 DECODERS = {
     "regression": {"name": "regression", "hidden": 64, "layers": 1},
-    "diffusion": {"name": "diffusion", "width": 64, "layers": 2, "heads": 2, "draws": 1},
-    "flow": {"name": "flow", "width": 64, "layers": 2, "heads": 2, "draws": 1},
+    "diffusion": {"name": "diffusion", "width": 64, "layers": 2, "heads": 2, "samples": 1},
+    "flow": {"name": "flow", "width": 64, "layers": 2, "heads": 2, "samples": 1},
     "tokens": {"name": "tokens", "width": 64, "layers": 2, "heads": 2},
     "lm_tokens": {"name": "lm_tokens"},
     "expert": {"name": "expert", "width": 64, "mlp": 128, "tokens": {"ids": "added"}},

@@ -69,7 +69,7 @@ def outputs(vla: VLA, data: Batch) -> Outputs:
     assert vla.training
     with torch.no_grad():
         context = vla.read(data)
-        blind = dataclasses.replace(context, vector=torch.zeros_like(context.vector))
+        blind = dataclasses.replace(context, context=torch.zeros_like(context.context))
         actions = vla.action_normalizer.normalize(data.actions, data.robots)[0]
 
         def losses(read: Any) -> Tensor:
@@ -78,7 +78,7 @@ def outputs(vla: VLA, data: Batch) -> Outputs:
 
         generators = [seeded(step) for step in range(len(actions))]
         chunks = vla.decoder.sample(context, generators)
-        return Outputs(context.vector, losses(context), chunks, losses(blind))
+        return Outputs(context.context, losses(context), chunks, losses(blind))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -163,7 +163,7 @@ def test_the_loss_trains_all_that_a_step_sees(history: str, decoder: str, codecs
     if decoder in INSIDE:  # through the cache alone
         vla.zero_grad()
         context = vla.read(data)
-        blind = dataclasses.replace(context, vector=torch.zeros_like(context.vector))
+        blind = dataclasses.replace(context, context=torch.zeros_like(context.context))
         vla.decoder.loss(blind, data.actions[0], data.action_mask[0], seeded()).value.backward()
         assert vision.grad is not None
         assert vision.grad.any()
@@ -176,14 +176,14 @@ def test_the_begin_of_a_window_is_read_as_a_shorter_window(
     """Whether the later steps are absent or masked, and whatever window is beside it in the batch."""
     vla, data = made(history, decoder, codecs), batch(2, WINDOW)
     with torch.no_grad():
-        whole = vla.read(data).vector.view(2, WINDOW, -1)
+        whole = vla.read(data).context.view(2, WINDOW, -1)
         for steps in range(1, WINDOW + 1):
             for window in range(2):
-                alone = vla.read(cut(one_of(data, window), 0, steps)).vector
+                alone = vla.read(cut(one_of(data, window), 0, steps)).context
                 torch.testing.assert_close(alone, whole[window, :steps], atol=1e-5, rtol=1e-5)
             mask = data.step_mask.clone()
             mask[0, steps:] = False
-            masked = vla.read(dataclasses.replace(data, step_mask=mask)).vector
+            masked = vla.read(dataclasses.replace(data, step_mask=mask)).context
             torch.testing.assert_close(masked[:steps], whole[0, :steps], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(masked[steps:], whole[1], atol=1e-5, rtol=1e-5)
 

@@ -253,7 +253,7 @@ def test_a_step_sees_its_past_only_if_it_is_visible() -> None:
         vla = policy(INTERLEAVED | {"past": past}, decoder="lm_tokens", representation="bins")
         data = batch(1, 3)
         other = dataclasses.replace(data, actions=data.actions.flip(2))
-        one, two = (vla.read(d).vector for d in (data, other))
+        one, two = (vla.read(d).context for d in (data, other))
         assert torch.equal(one[:1], two[:1])  # the first step has no past
         assert torch.equal(one[1:], two[1:]) == (past == "hidden")
 

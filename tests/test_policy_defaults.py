@@ -28,9 +28,9 @@ PARTS: dict[tuple[str, str], dict[str, Any]] = {
         "gripper": "regression",
         "gripper_weight": 1.0,
     },
-    ("decoders", "flow"): SMALL_DIT | {"time": "beta", "draws": 4, "steps": 10, "method": "euler"},  # pi0's times
+    ("decoders", "flow"): SMALL_DIT | {"time": "beta", "samples": 4, "steps": 10, "method": "euler"},  # pi0's times
     ("decoders", "diffusion"): SMALL_DIT
-    | {"prediction": "sample", "train_steps": 100, "draws": 4, "sampler": "dpm", "steps": 10},
+    | {"prediction": "sample", "train_steps": 100, "samples": 4, "sampler": "dpm", "steps": 10},
     ("decoders", "tokens"): {"width": 512, "layers": 4, "heads": 8, "temperature": 0.0},
     ("decoders", "lm_tokens"): {"decoding": "autoregressive", "ids": "end", "temperature": 0.0},  # OpenVLA
     ("decoders", "expert"): {  # pi0
@@ -39,7 +39,7 @@ PARTS: dict[tuple[str, str], dict[str, Any]] = {
         "layers": None,
         "heads": None,
         "time": "beta",
-        "draws": 1,
+        "samples": 1,
         "steps": 10,
         "method": "euler",
         "tokens": {"decoding": "autoregressive", "ids": "end", "temperature": 0.0},

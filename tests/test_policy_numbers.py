@@ -215,11 +215,11 @@ def test_missing_actions_are_not_shown_to_later_steps() -> None:
     padded[0, 0, 2:] = data.actions[0, 0, 1]
     with torch.no_grad():
         one, two, three = (
-            vla.read(dataclasses.replace(data, actions=a)).vector for a in (data.actions, garbage, padded)
+            vla.read(dataclasses.replace(data, actions=a)).context for a in (data.actions, garbage, padded)
         )
         whole = vla.read(
             dataclasses.replace(data, actions=garbage, action_mask=torch.ones_like(data.action_mask))
-        ).vector
+        ).context
     assert torch.equal(one, two)
     assert torch.equal(one, three)
     assert not torch.allclose(one[1], whole[1], atol=1e-5)

@@ -191,7 +191,7 @@ def test_a_checkpoint_keeps_every_robot(tmp_path: Path):
 def test_each_robot_acts_by_its_own_statistics(tmp_path: Path):
     """A policy that says +1 in every dim: the ends of each robot's range, in its own units."""
     vla = policy(tmp_path)
-    vla.decoder.sample = lambda context, generators: torch.ones(len(context.vector), 4, vla.embodiment.action.size)
+    vla.decoder.sample = lambda inputs, generators: torch.ones(len(inputs.context), 4, vla.embodiment.action.size)
     data = batch(vla)
     sessions = [vla.start("go", robot=e.name) for e in ROBOTS]
     chunks = vla.act([observation(vla, data, i, 0) for i in range(3)], sessions)

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 RECIPE = 2  # the schema of recipes and of the `config.yaml` of checkpoints
 
 # Renamed keys and values of recipes, by their path. A `*` stands for every key of a mapping and every item of a list.
-_RECIPE_KEYS: dict[str, str] = {}
+_RECIPE_KEYS: dict[str, str] = {"model.decoder.draws": "samples"}
 _RECIPE_VALUES: dict[str, dict[str, str]] = {"model.proprio": {"head": "fuser"}}
 
 # Renamed keys and values of the lines of `results.jsonl` of format 2.
@@ -25,7 +25,10 @@ _RESULT_KEYS: dict[str, str] = {}
 _RESULT_VALUES: dict[str, dict[str, str]] = {}
 
 # Renamed modules of a policy: a pattern of the start of a weight's name, and what replaces it.
-_WEIGHTS: tuple[tuple[str, str], ...] = ((r"proprio\.", "proprio_embedding."),)
+_WEIGHTS: tuple[tuple[str, str], ...] = (
+    (r"proprio\.", "proprio_embedding."),
+    (r"decoder\.(tokens\.)?words\.", r"decoder.\1vocabulary."),
+)
 
 
 def migrate_recipe(document: Mapping[str, Any], where: str, *, by_hand: bool = False) -> dict[str, Any]:

@@ -22,7 +22,7 @@ SMALL = {"width": 32, "layers": 1, "heads": 2}
 
 
 def small(decoder: type[Decoder], *, trained: bool = True, **keys: Any) -> Decoder:
-    """A small decoder; `trained`: with weights that are not those of the start, which say nothing of the context."""
+    """A small decoder; `trained`: with weights that are not those of the start, which say nothing of the inputs."""
     torch.manual_seed(0)
     made = decoder(build(decoder.Config, SMALL | keys), DecoderSpec(C, N, SPACE, None, None))
     if trained:
@@ -44,7 +44,7 @@ def generators(count: int, first: int = 0) -> list[torch.Generator]:
 
 
 def fit(
-    decoder: Decoder, context: DecoderInput, actions: Tensor, mask: Tensor, rounds: int, modes: Tensor | None = None
+    decoder: Decoder, inputs: DecoderInput, actions: Tensor, mask: Tensor, rounds: int, modes: Tensor | None = None
 ) -> float:
     """Train on one batch, each action plus or minus `modes`. Returns the mean loss of the last tenth."""
     g = torch.Generator().manual_seed(0)
@@ -53,7 +53,7 @@ def fit(
     losses = []
     for _ in range(rounds):
         sign = torch.randint(2, (len(actions), 1, 1), generator=g) * 2 - 1
-        loss = decoder.loss(context, actions + (0 if modes is None else sign * modes), mask, g).value
+        loss = decoder.loss(inputs, actions + (0 if modes is None else sign * modes), mask, g).value
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anyvla.decoders.denoiser import Denoiser, Sizes, waves
+from anyvla.decoders.denoiser import Denoiser, DenoiserConfig, encode_time
 
 C, N, A, WIDTH, HEADS = 6, 4, 3, 8, 2
 
@@ -16,7 +16,7 @@ C, N, A, WIDTH, HEADS = 6, 4, 3, 8, 2
 @pytest.fixture
 def network() -> Denoiser:
     torch.manual_seed(0)
-    return Denoiser(Sizes(width=WIDTH, layers=2, heads=HEADS), C, N, A)
+    return Denoiser(DenoiserConfig(width=WIDTH, layers=2, heads=HEADS), C, N, A)
 
 
 def given() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -39,7 +39,7 @@ def test_it_is_the_transformer_of_its_paper(network: Denoiser) -> None:
             read = network.context[1](network.context[0](context[row]))
             assert read.std() < 3 * network.context[1].weight.abs().max()  # normalized, however large the context is
             x = network.enter(noisy[row]) + network.position + read
-            c = F.silu(read + network.time[2](F.silu(network.time[0](waves(time[row : row + 1], WIDTH)[0]))))
+            c = F.silu(read + network.time[2](F.silu(network.time[0](encode_time(time[row : row + 1], WIDTH)[0]))))
             for layer in network.layers:
                 shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = layer.modulation(c).chunk(6)
                 q, k, v = layer.qkv(normed(x) * (1 + scale) + shift).chunk(3, -1)
@@ -63,11 +63,11 @@ def test_at_the_start_it_says_zero_and_its_layers_add_nothing(network: Denoiser)
     assert network(noisy, time, condition).eq(0).all()
     x = torch.randn(2, N, WIDTH)
     for layer in network.layers:
-        assert torch.equal(layer(x, condition), x)
+        assert torch.equal(layer(x, condition=condition)[0], x)
 
 
 def test_times_are_encoded_as_sines_and_cosines_of_the_periods_of_pi0() -> None:
     """From 0.004 to 4, each period the same factor longer than the last; the sines come first."""
     periods = [0.004, 0.04, 0.4, 4.0]
     expected = [math.sin(2 * math.pi * 0.37 / p) for p in periods] + [math.cos(2 * math.pi * 0.37 / p) for p in periods]
-    assert waves(torch.tensor([0.37]), 8)[0].tolist() == pytest.approx(expected, abs=1e-4)
+    assert encode_time(torch.tensor([0.37]), 8)[0].tolist() == pytest.approx(expected, abs=1e-4)

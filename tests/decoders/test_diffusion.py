@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anyvla.config import ConfigError, build
-from anyvla.decoders.base import DecoderInput, draw
+from anyvla.decoders.base import DecoderInput, sample_noise
 from anyvla.decoders.diffusion import DiffusionDecoder
 from anyvla.robot.chunks import pad_with_last_action
 from tests.decoders.denoising import A, C, N, data, fit, generators, small
@@ -60,7 +60,7 @@ def test_chunks_are_noised_by_the_closed_form_of_ddpm():
 
 def test_levels_are_uniform_and_noise_is_normal():
     seen = []
-    decoder = speak(small(DiffusionDecoder, draws=1), lambda noisy, level: seen.append((noisy, level)) or noisy)
+    decoder = speak(small(DiffusionDecoder, samples=1), lambda noisy, level: seen.append((noisy, level)) or noisy)
     steps = 20_000
     nothing = torch.zeros(steps, N, A), torch.ones(steps, N, dtype=torch.bool)
     decoder.loss(DecoderInput(torch.zeros(steps, C)), *nothing, generators(1)[0])
@@ -77,7 +77,7 @@ def test_levels_are_uniform_and_noise_is_normal():
 @pytest.mark.parametrize("steps", [1, 5, 10, 100])
 @pytest.mark.parametrize("prediction", ["sample", "epsilon"])
 def test_who_knows_the_actions_is_led_to_them(sampler, steps, prediction):
-    context, actions, _ = data(3)
+    inputs, actions, _ = data(3)
     bar, called = alpha_bar(), []
 
     def answer(noisy, level):
@@ -90,13 +90,13 @@ def test_who_knows_the_actions_is_led_to_them(sampler, steps, prediction):
     decoder = speak(small(DiffusionDecoder, sampler=sampler, steps=steps, prediction=prediction), answer)
     # Under one step, the noise is undone where 1 / sqrt(bar) is 2000: what float32 leaves of the actions.
     tolerance = 2e-3 if prediction == "epsilon" and steps == 1 else 2e-5
-    torch.testing.assert_close(decoder.sample(context, generators(3)), actions, atol=tolerance, rtol=0)
+    torch.testing.assert_close(decoder.sample(inputs, generators(3)), actions, atol=tolerance, rtol=0)
     assert called == list(range(99, -1, -100 // steps))  # from pure noise, in equal steps
 
 
 def test_samplers_approach_the_exact_flow_of_a_gaussian():
     """For normally distributed actions the best guess is known, and the flow of probability only scales the noise."""
-    spread, bar, context = 0.25, alpha_bar(), DecoderInput(torch.zeros(9, C))
+    spread, bar, inputs = 0.25, alpha_bar(), DecoderInput(torch.zeros(9, C))
 
     def answer(noisy, level):
         left = bar[level][:, None, None]
@@ -104,8 +104,8 @@ def test_samplers_approach_the_exact_flow_of_a_gaussian():
 
     def error(sampler, steps):
         decoder = speak(small(DiffusionDecoder, sampler=sampler, steps=steps), answer)
-        exact = spread * draw((N, A), generators(9), context.vector)
-        return float((decoder.sample(context, generators(9)) - exact).norm() / exact.norm())
+        exact = spread * sample_noise((N, A), generators(9), inputs.context)
+        return float((decoder.sample(inputs, generators(9)) - exact).norm() / exact.norm())
 
     assert error("ddim", 5) > error("ddim", 10) > error("ddim", 20) > error("ddim", 100)
     assert error("ddim", 100) == pytest.approx(error("ddim", 50) / 2, rel=0.1)  # first order
@@ -130,18 +130,18 @@ def test_what_is_foreseen_is_clipped(sampler, prediction):
 )
 def test_one_batch_is_learned_and_sampled_back(prediction, sampler, steps, error):
     keys = {"prediction": prediction, "sampler": sampler, "steps": steps}
-    decoder = small(DiffusionDecoder, trained=False, layers=2, draws=4, **keys)
-    context, actions, mask = data(4)
-    assert fit(decoder, context, actions, mask, 400) < 0.05
+    decoder = small(DiffusionDecoder, trained=False, layers=2, samples=4, **keys)
+    inputs, actions, mask = data(4)
+    assert fit(decoder, inputs, actions, mask, 400) < 0.05
     with torch.no_grad():
-        sampled = decoder.sample(context, generators(4))
+        sampled = decoder.sample(inputs, generators(4))
     assert (sampled - actions)[mask].square().mean().sqrt() < error
 
 
 def test_of_two_ways_either_is_sampled_and_never_their_mean():
-    decoder = small(DiffusionDecoder, trained=False, draws=32, steps=20)
-    context, actions, mask = DecoderInput(torch.zeros(1, C)), torch.zeros(1, N, A), torch.ones(1, N, dtype=torch.bool)
-    fit(decoder, context, actions, mask, 500, modes=torch.full((N, A), 0.5))
+    decoder = small(DiffusionDecoder, trained=False, samples=32, steps=20)
+    inputs, actions, mask = DecoderInput(torch.zeros(1, C)), torch.zeros(1, N, A), torch.ones(1, N, dtype=torch.bool)
+    fit(decoder, inputs, actions, mask, 500, modes=torch.full((N, A), 0.5))
     with torch.no_grad():
         sampled = decoder.sample(DecoderInput(torch.zeros(100, C)), generators(100))
     side = sampled.mean((1, 2)).sign()
@@ -151,14 +151,14 @@ def test_of_two_ways_either_is_sampled_and_never_their_mean():
 
 @pytest.mark.parametrize("prediction", ["sample", "epsilon"])
 def test_the_loss_is_the_mean_over_valid_elements_of_held_chunks(prediction):
-    decoder, (context, actions, mask) = small(DiffusionDecoder, prediction=prediction), data(5)
+    decoder, (inputs, actions, mask) = small(DiffusionDecoder, prediction=prediction), data(5)
     noise, level = noise_and_level(10)
-    loss = decoder.loss_at(context, actions, mask, noise, level)
+    loss = decoder.loss_at(inputs, actions, mask, noise, level)
     errors, clean = [], pad_with_last_action(actions, mask)
     for rows in (slice(0, 5), slice(5, 10)):
         left = alpha_bar()[level[rows]][:, None, None]
         noisy = left.sqrt() * clean + (1 - left).sqrt() * noise[rows]
-        condition = decoder.network.condition(context.vector)
+        condition = decoder.network.condition(inputs.context)
         predicted = decoder.network(noisy, (level[rows] + 1) / 100, condition)
         errors.append((predicted - (clean if prediction == "sample" else noise[rows])).square()[mask])
     both = torch.stack(errors)
@@ -168,11 +168,11 @@ def test_the_loss_is_the_mean_over_valid_elements_of_held_chunks(prediction):
 
 
 def test_how_a_batch_is_split_changes_nothing():
-    decoder, (context, actions, mask) = small(DiffusionDecoder), data(5)
+    decoder, (inputs, actions, mask) = small(DiffusionDecoder), data(5)
     noise, level = noise_and_level(5)
-    whole = decoder.loss_at(context, actions, mask, noise, level)
+    whole = decoder.loss_at(inputs, actions, mask, noise, level)
     parts = [
-        decoder.loss_at(DecoderInput(context.vector[s]), actions[s], mask[s], noise[s], level[s])
+        decoder.loss_at(DecoderInput(inputs.context[s]), actions[s], mask[s], noise[s], level[s])
         for s in (slice(0, 2), slice(2, 5))
     ]
     torch.testing.assert_close(sum(p.total for p in parts), whole.total)
@@ -181,11 +181,11 @@ def test_how_a_batch_is_split_changes_nothing():
 
 @pytest.mark.parametrize("prediction", ["sample", "epsilon"])
 def test_what_is_padded_changes_nothing(prediction):
-    decoder, (context, actions, mask) = small(DiffusionDecoder, draws=2, prediction=prediction), data(5)
+    decoder, (inputs, actions, mask) = small(DiffusionDecoder, samples=2, prediction=prediction), data(5)
     results = []
     for padding in (0.0, 7.0):
         decoder.zero_grad()
-        loss = decoder.loss(context, actions.masked_fill(~mask[..., None], padding), mask, generators(1)[0])
+        loss = decoder.loss(inputs, actions.masked_fill(~mask[..., None], padding), mask, generators(1)[0])
         loss.value.backward()
         results.append([loss.value.detach(), *(p.grad.clone() for p in decoder.parameters())])
     torch.testing.assert_close(results[0], results[1])
@@ -194,24 +194,24 @@ def test_what_is_padded_changes_nothing(prediction):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("prediction", ["sample", "epsilon"])
 def test_a_sample_depends_on_its_context_and_generator_only(sampler, prediction):
-    decoder, (context, _, _) = small(DiffusionDecoder, sampler=sampler, prediction=prediction), data(4)
+    decoder, (inputs, _, _) = small(DiffusionDecoder, sampler=sampler, prediction=prediction), data(4)
     with torch.no_grad():
-        together = decoder.sample(context, generators(4))
-        torch.testing.assert_close(decoder.sample(context, generators(4)), together)
+        together = decoder.sample(inputs, generators(4))
+        torch.testing.assert_close(decoder.sample(inputs, generators(4)), together)
         for row in range(4):
-            alone = decoder.sample(DecoderInput(context.vector[row : row + 1]), generators(1, first=row))
+            alone = decoder.sample(DecoderInput(inputs.context[row : row + 1]), generators(1, first=row))
             torch.testing.assert_close(alone[0], together[row], atol=1e-4, rtol=1e-4)
-        assert (decoder.sample(context, generators(4, first=9)) - together).abs().max() > 0.01
-        elsewhere = decoder.sample(DecoderInput(context.vector.roll(1, 0)), generators(4))
+        assert (decoder.sample(inputs, generators(4, first=9)) - together).abs().max() > 0.01
+        elsewhere = decoder.sample(DecoderInput(inputs.context.roll(1, 0)), generators(4))
         assert (elsewhere - together).abs().max() > 0.01
 
 
 def test_threads_sample_beside_each_other():
-    decoder, (context, _, _) = small(DiffusionDecoder, sampler="dpm"), data(2)
+    decoder, (inputs, _, _) = small(DiffusionDecoder, sampler="dpm"), data(2)
 
     def sample(seed):
         with torch.no_grad():
-            return decoder.sample(context, generators(2, first=seed))
+            return decoder.sample(inputs, generators(2, first=seed))
 
     alone = [sample(seed) for seed in range(8)]
     with ThreadPoolExecutor(4) as pool:
@@ -220,21 +220,21 @@ def test_threads_sample_beside_each_other():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_context_is_read_once_a_chunk(sampler):
-    decoder, (context, _, _) = small(DiffusionDecoder, sampler=sampler, steps=5), data(2)
+    decoder, (inputs, _, _) = small(DiffusionDecoder, sampler=sampler, steps=5), data(2)
     counted = {"context": 0, "network": 0}
     decoder.network.context.register_forward_hook(lambda *_: counted.update(context=counted["context"] + 1))
     decoder.network.register_forward_hook(lambda *_: counted.update(network=counted["network"] + 1))
-    decoder.sample(context)
+    decoder.sample(inputs)
     assert counted == {"context": 1, "network": 5}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_in_bfloat16_losses_and_chunks_are_float32(sampler):
-    decoder, (context, actions, mask) = small(DiffusionDecoder, sampler=sampler), data(4)
-    exact = decoder.sample(context, generators(4)).detach()
+    decoder, (inputs, actions, mask) = small(DiffusionDecoder, sampler=sampler), data(4)
+    exact = decoder.sample(inputs, generators(4)).detach()
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = decoder.sample(context, generators(4)).detach()
-    lowered, half = decoder.to(torch.bfloat16), DecoderInput(context.vector.bfloat16())
+        mixed = decoder.sample(inputs, generators(4)).detach()
+    lowered, half = decoder.to(torch.bfloat16), DecoderInput(inputs.context.bfloat16())
     sampled = lowered.sample(half, generators(4)).detach()
     assert {mixed.dtype, sampled.dtype, lowered.loss(half, actions, mask).total.dtype} == {torch.float32}
     torch.testing.assert_close(mixed, exact, atol=0.1, rtol=0.1)

@@ -13,7 +13,7 @@ from transformers import Gemma3TextConfig, LlamaConfig
 from anyvla.config import ConfigError, build
 from anyvla.decoders.base import DecoderInput
 from anyvla.decoders.expert import ExpertDecoder
-from anyvla.decoders.expert_layers import Transformer, joined, spread, thetas_of
+from anyvla.decoders.expert_layers import Transformer, append_caches, choose_layers, rope_thetas
 from anyvla.decoders.lm_tokens import LMTokensDecoder
 from tests.decoders.token_parts import SPACE, C, Levels, N, actions, after, backbone, setting
 
@@ -27,58 +27,58 @@ def expert(model, codec=None, **keys):
     return ExpertDecoder(build(ExpertDecoder.Config, SMALL | keys), setting(model, codec)).eval()
 
 
-def noises(draws=1):
+def noises(samples=1):
     g = torch.Generator().manual_seed(5)
-    return torch.randn(draws * M, N, A, generator=g), torch.rand(draws * M, generator=g)
+    return torch.randn(samples * M, N, A, generator=g), torch.rand(samples * M, generator=g)
 
 
 def generators():
     return [torch.Generator().manual_seed(i) for i in range(M)]
 
 
-def alone(context, step):
+def alone(inputs, step):
     """One step in a row of its own, without the places that it does not see."""
-    only = context.continuation.select(torch.tensor([step]))
-    return DecoderInput(context.vector[step : step + 1], only)
+    only = inputs.continuation.select(torch.tensor([step]))
+    return DecoderInput(inputs.context[step : step + 1], only)
 
 
 @pytest.mark.parametrize("method", ["euler", "heun"])
 def test_steps_that_share_a_row_are_sampled_as_if_each_were_alone(method):
     model = backbone(layers=3)
-    decoder, context = expert(model, method=method), after(model, COUNTS)
+    decoder, inputs = expert(model, method=method), after(model, COUNTS)
     with torch.no_grad():
-        together = decoder.sample(context, generators())
+        together = decoder.sample(inputs, generators())
         for step, generator in enumerate(generators()):
-            torch.testing.assert_close(decoder.sample(alone(context, step), [generator])[0], together[step])
+            torch.testing.assert_close(decoder.sample(alone(inputs, step), [generator])[0], together[step])
 
 
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("counts", [COUNTS, (1, 1, 1, 1)])
-def test_the_loss_of_steps_that_share_a_row_is_that_of_each_alone(counts, draws):
+def test_the_loss_of_steps_that_share_a_row_is_that_of_each_alone(counts, samples):
     model = backbone()
-    decoder, context = expert(model), after(model, counts)
-    noise, time = noises(draws)
+    decoder, inputs = expert(model), after(model, counts)
+    noise, time = noises(samples)
     mask = torch.tensor([[True, True], [True, False], [True, True], [False, False]])
-    together = decoder.loss_at(context, actions(), mask, noise, time)
+    together = decoder.loss_at(inputs, actions(), mask, noise, time)
     total = 0.0
     for step in range(M):
-        for row in range(step, draws * M, M):
+        for row in range(step, samples * M, M):
             of_one = slice(step, step + 1), slice(row, row + 1)
             part = decoder.loss_at(
-                alone(context, step), *(x[of_one[0]] for x in (actions(), mask)), noise[of_one[1]], time[of_one[1]]
+                alone(inputs, step), *(x[of_one[0]] for x in (actions(), mask)), noise[of_one[1]], time[of_one[1]]
             )
-            total += part.total / draws
+            total += part.total / samples
     torch.testing.assert_close(together.total, total)
     assert together.count == 5 * A
 
 
 def test_what_is_hidden_from_a_step_changes_nothing_and_what_it_sees_does():
     model = backbone()
-    decoder, context = expert(model), after(model, (1,) * M)
-    steps = context.continuation
+    decoder, inputs = expert(model), after(model, (1,) * M)
+    steps = inputs.continuation
     last = steps.visible.sum(1) - 1  # the last token that each step sees
     fewer = steps.visible.scatter(1, last[:, None], False)
-    hidden = dataclasses.replace(context, continuation=dataclasses.replace(steps, visible=fewer))
+    hidden = dataclasses.replace(inputs, continuation=dataclasses.replace(steps, visible=fewer))
     other = steps.cache.fork()
     for layer in other.model_cache.layers:
         place = last[:, None, None, None].expand(-1, layer.keys.shape[1], 1, layer.keys.shape[3])
@@ -86,22 +86,22 @@ def test_what_is_hidden_from_a_step_changes_nothing_and_what_it_sees_does():
             x.scatter_add(2, place, torch.ones(place.shape)) for x in (layer.keys, layer.values)
         )
 
-    def sample(context, cache):
-        new = dataclasses.replace(context.continuation, cache=cache)
-        return decoder.sample(dataclasses.replace(context, continuation=new), generators())
+    def sample(inputs, cache):
+        new = dataclasses.replace(inputs.continuation, cache=cache)
+        return decoder.sample(dataclasses.replace(inputs, continuation=new), generators())
 
     with torch.no_grad():
         torch.testing.assert_close(sample(hidden, steps.cache), sample(hidden, other))
-        assert (sample(context, steps.cache) - sample(context, other)).abs().amax((1, 2)).min() > 1e-6
-        assert (sample(context, steps.cache) - sample(hidden, steps.cache)).abs().amax((1, 2)).min() > 1e-6
+        assert (sample(inputs, steps.cache) - sample(inputs, other)).abs().amax((1, 2)).min() > 1e-6
+        assert (sample(inputs, steps.cache) - sample(hidden, steps.cache)).abs().amax((1, 2)).min() > 1e-6
 
 
 def test_missing_actions_change_nothing():
     model = backbone()
-    decoder, context = expert(model), after(model, COUNTS)
+    decoder, inputs = expert(model), after(model, COUNTS)
     mask = torch.tensor([[True, False]] * M)
     other = actions() + 3 * ~mask[..., None]
-    same = [decoder.loss_at(context, a, mask, *noises()) for a in (actions(), other)]
+    same = [decoder.loss_at(inputs, a, mask, *noises()) for a in (actions(), other)]
     torch.testing.assert_close(same[0].value, same[1].value)
     assert set(same[0].parts) == {"position", "gripper"}
     weighted = 3 * same[0].parts["position"] + same[0].parts["gripper"]
@@ -110,12 +110,12 @@ def test_missing_actions_change_nothing():
 
 def test_the_observation_and_the_context_are_read_once_a_chunk():
     model = backbone()
-    decoder, context = expert(model), after(model, COUNTS)
+    decoder, inputs = expert(model), after(model, COUNTS)
     calls, tokens = [], []
     model.register_forward_hook(lambda *_: calls.append(1))
     decoder.transformer.register_forward_hook(lambda _, inputs, __: tokens.append(inputs[0].shape[1]))
     with torch.no_grad():
-        decoder.sample(context, generators())
+        decoder.sample(inputs, generators())
     assert not calls
     assert tokens == [2, 2 * N, 2 * N, 2 * N]  # of the two steps of the longest row: contexts once, then actions
 
@@ -135,24 +135,24 @@ class Words(TorchDispatchMode):
 
 def test_the_loop_of_the_flow_says_no_word_between_device_and_host():
     model = backbone()
-    decoder, context = expert(model), after(model, COUNTS)
+    decoder, inputs = expert(model), after(model, COUNTS)
     noise, _ = noises()
     with torch.no_grad():
-        prefix = decoder.prefill(context)
+        prefix = decoder.prefill(inputs)
         with Words() as words:
             decoder.flow(prefix, noise)
         assert not words.said
         with Words() as words:
-            decoder.prefill(context)
+            decoder.prefill(inputs)
         assert words.said  # here it may: once a chunk
 
 
 def test_without_a_codec_the_flow_trains_the_backbone():
     model = backbone()
     decoder = expert(model)
-    context = after(model, COUNTS)
+    inputs = after(model, COUNTS)
     decoder.loss(
-        context, actions(), torch.ones(M, N, dtype=torch.bool), torch.Generator().manual_seed(0)
+        inputs, actions(), torch.ones(M, N, dtype=torch.bool), torch.Generator().manual_seed(0)
     ).value.backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in decoder.parameters())
     assert model.model.model.language_model.layers[0].self_attn.k_proj.weight.grad.any()
@@ -168,9 +168,9 @@ def test_with_a_codec_the_backbone_learns_from_tokens_only():
     language = list(model.model.model.language_model.parameters())
 
     def gradients(loss_of):
-        context = after(model, COUNTS)
-        vector = context.vector.requires_grad_()
-        loss = loss_of(context)
+        inputs = after(model, COUNTS)
+        vector = inputs.context.requires_grad_()
+        loss = loss_of(inputs)
         return loss, torch.autograd.grad(loss.value, [vector, *language], allow_unused=True)
 
     g = torch.Generator
@@ -193,32 +193,32 @@ def joint_flow(decoder, mask):
 
 def test_it_learns_one_batch_by_heart():
     model = backbone().requires_grad_(False)
-    decoder = expert(model, steps=10, draws=4, width=64, time="uniform")
-    context, mask = after(model, COUNTS), torch.ones(M, N, dtype=torch.bool)
+    decoder = expert(model, steps=10, samples=4, width=64, time="uniform")
+    inputs, mask = after(model, COUNTS), torch.ones(M, N, dtype=torch.bool)
     optimizer = torch.optim.Adam(decoder.parameters(), 2e-3)
     g = torch.Generator().manual_seed(0)
-    assert error(decoder, context) > 0.3
+    assert error(decoder, inputs) > 0.3
     for _ in range(400):
         optimizer.zero_grad()
-        decoder.loss(context, actions(), mask, g).value.backward()
+        decoder.loss(inputs, actions(), mask, g).value.backward()
         optimizer.step()
-    assert error(decoder, context) < 0.1
+    assert error(decoder, inputs) < 0.1
 
 
-def error(decoder, context):
+def error(decoder, inputs):
     with torch.no_grad():
-        return (decoder.sample(context, generators()) - actions()).abs().mean()
+        return (decoder.sample(inputs, generators()) - actions()).abs().mean()
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bfloat16_is_near_float32(autocast):
     model = backbone()
-    decoder, context = expert(model), after(model, COUNTS)
+    decoder, inputs = expert(model), after(model, COUNTS)
     with torch.no_grad():
-        exact = decoder.sample(context, generators())
+        exact = decoder.sample(inputs, generators())
         if autocast:
             with torch.autocast("cpu", torch.bfloat16):
-                near = decoder.sample(context, generators())
+                near = decoder.sample(inputs, generators())
         else:
             decoder, model = decoder.bfloat16(), model.bfloat16()
             near = decoder.sample(after(model, COUNTS), generators())
@@ -227,15 +227,15 @@ def test_bfloat16_is_near_float32(autocast):
 
 
 def test_fewer_layers_attend_to_some_of_the_backbone_the_last_included():
-    assert spread(None, 4) == [0, 1, 2, 3]
-    assert spread(2, 4) == [1, 3]
-    assert spread(3, 4) == [0, 1, 3]
-    assert spread(1, 5) == [4]
+    assert choose_layers(None, 4) == [0, 1, 2, 3]
+    assert choose_layers(2, 4) == [1, 3]
+    assert choose_layers(3, 4) == [0, 1, 3]
+    assert choose_layers(1, 5) == [4]
     model = backbone(layers=4)
-    decoder, context = expert(model, layers=2), after(model, COUNTS)
-    remembered = context.continuation.get_keys_values()
-    memory = decoder.remember(context).memory
-    places = context.continuation.visible.any(0).sum()
+    decoder, inputs = expert(model, layers=2), after(model, COUNTS)
+    remembered = inputs.continuation.get_keys_values()
+    memory = decoder.make_prefix(inputs).caches
+    places = inputs.continuation.visible.any(0).sum()
     for number, (keys, values) in zip([1, 3], memory, strict=True):
         torch.testing.assert_close(keys[:, :, :places], remembered[number][0][:, :, :places])
         torch.testing.assert_close(values[:, :, :places], remembered[number][1][:, :, :places])
@@ -255,13 +255,13 @@ def test_options_that_do_not_fit_are_refused():
 
 
 def test_the_base_of_positions_is_that_of_each_layer_of_the_backbone():
-    assert thetas_of(None, 2) == [10_000, 10_000]
-    assert thetas_of(LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 5e5}), 2) == [5e5, 5e5]
+    assert rope_thetas(None, 2) == [10_000, 10_000]
+    assert rope_thetas(LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 5e5}), 2) == [5e5, 5e5]
     rope = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     rope = {kind: values | {"rope_type": "default"} for kind, values in rope.items()}
     kinds = ["sliding_attention", "full_attention"]
     gemma = Gemma3TextConfig(num_hidden_layers=2, layer_types=kinds, rope_parameters=rope)
-    assert thetas_of(gemma, 2) == [1e4, 1e6]
+    assert rope_thetas(gemma, 2) == [1e4, 1e6]
 
 
 def test_it_has_as_many_heads_as_the_language_model_and_the_positions_of_the_layers_that_it_reads():
@@ -281,17 +281,20 @@ def test_it_has_as_many_heads_as_the_language_model_and_the_positions_of_the_lay
 def test_layers_of_other_shapes_and_bases_share_one_pass():
     torch.manual_seed(0)
     transformer = Transformer(16, 24, 4, [(2, 8, 8), (1, 4, 6)], [1e4, 1e6])
+    prepare = transformer.prepare_attention
     memory = [(torch.randn(3, h, 5, d), torch.randn(3, h, 5, v)) for h, d, v in [(2, 8, 8), (1, 4, 6)]]
     x, positions = torch.randn(3, 6, 16), torch.arange(5, 11).expand(3, -1)
     causal = torch.ones(6, 11, dtype=torch.bool).tril(5).expand(3, -1, -1)
-    whole, _ = transformer(x, memory, transformer.view(positions, causal, torch.float32))
-    first, added = transformer(x[:, :2], memory, transformer.view(positions[:, :2], causal[:, :2, :7], torch.float32))
+    whole, _ = transformer(x, memory, prepare(positions, causal, torch.float32))
+    first, added = transformer(x[:, :2], memory, prepare(positions[:, :2], causal[:, :2, :7], torch.float32))
     rest, _ = transformer(
-        x[:, 2:], joined(memory, added), transformer.view(positions[:, 2:], causal[:, 2:], torch.float32)
+        x[:, 2:],
+        append_caches(memory, added),
+        prepare(positions[:, 2:], causal[:, 2:], torch.float32),
     )
     torch.testing.assert_close(torch.cat([first, rest], 1), whole)
-    everything, _ = transformer(x, memory, transformer.view(positions, None, torch.float32))
-    one_row, _ = transformer(x, memory, transformer.view(positions, torch.ones(3, 1, 11) > 0, torch.float32))
+    everything, _ = transformer(x, memory, prepare(positions, None, torch.float32))
+    one_row, _ = transformer(x, memory, prepare(positions, torch.ones(3, 1, 11) > 0, torch.float32))
     torch.testing.assert_close(everything, one_row)
 
 
@@ -301,7 +304,7 @@ def test_attention_knows_how_far_apart_places_are_and_not_where():
     x, nothing = torch.randn(1, 6, 16), [(torch.zeros(1, 2, 0, 8), torch.zeros(1, 2, 0, 8))]
 
     def at(positions):
-        return transformer(x, nothing, transformer.view(positions[None], None, torch.float32))[0]
+        return transformer(x, nothing, transformer.prepare_attention(positions[None], None, torch.float32))[0]
 
     place = torch.arange(6)
     torch.testing.assert_close(at(place), at(place + 7))

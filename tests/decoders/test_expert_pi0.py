@@ -55,7 +55,7 @@ def pair(tmp_path_factory):
     return backbone.eval(), expert.eval(), pi0.eval()
 
 
-def inputs(backbone, views=2):
+def make_inputs(backbone, views=2):
     """A batch as we read it, and as pi0 does: prompts of different lengths, padded."""
     g = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (M, views, 28, 28, 3), dtype=torch.uint8, generator=g)
@@ -85,7 +85,7 @@ def read(backbone, images, state):
 
 def test_pi0_gives_the_same_loss_and_gradient_for_the_same_noise_and_time(pair):
     backbone, expert, pi0 = pair
-    images, state, actions, theirs = inputs(backbone)
+    images, state, actions, theirs = make_inputs(backbone)
     g = torch.Generator().manual_seed(3)
     noise, time = torch.randn(M, N, A, generator=g), torch.rand(M, generator=g)
     mask = torch.ones(M, N, dtype=torch.bool)
@@ -110,13 +110,13 @@ def test_pi0_gives_the_same_loss_and_gradient_for_the_same_noise_and_time(pair):
 
 def test_pi0_samples_the_same_actions_from_the_same_noise(pair):
     backbone, expert, pi0 = pair
-    images, state, _, theirs = inputs(backbone)
+    images, state, _, theirs = make_inputs(backbone)
     noise = torch.randn(M, N, A, generator=torch.Generator().manual_seed(4))
     reference = pi0.sample_actions(**theirs, noise=noise)
     with torch.no_grad():
-        context = read(backbone, images, state)
-        torch.testing.assert_close(expert.flow(expert.prefill(context), noise), reference, atol=1e-4, rtol=1e-4)
-    different = dataclasses.replace(context, vector=context.vector + 1)
+        inputs = read(backbone, images, state)
+        torch.testing.assert_close(expert.flow(expert.prefill(inputs), noise), reference, atol=1e-4, rtol=1e-4)
+    different = dataclasses.replace(inputs, context=inputs.context + 1)
     assert not torch.allclose(expert.flow(expert.prefill(different), noise), reference, atol=1e-2)
 
 

@@ -9,14 +9,14 @@ from transformers.models.pi0.modeling_pi0 import PI0ForConditionalGeneration
 from anyvla.config import ConfigError, build
 from anyvla.decoders.base import DecoderInput
 from anyvla.decoders.flow import FlowDecoder
-from anyvla.decoders.flow_matching import ALPHA, FIRST, integrate, interpolate, times
+from anyvla.decoders.flow_matching import ALPHA, FIRST, integrate, interpolate, sample_times
 from anyvla.robot.chunks import pad_with_last_action
 from tests.decoders.denoising import SPACE, A, C, N, data, fit, generators, small
 
 
 def noise_and_time(count, seed=3):
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(count, N, A, generator=g), times("uniform", count, g)
+    return torch.randn(count, N, A, generator=g), sample_times("uniform", count, g)
 
 
 # The path and the integration
@@ -24,7 +24,7 @@ def noise_and_time(count, seed=3):
 
 @pytest.mark.parametrize(("kind", "power"), [("beta", 1.5), ("uniform", 1.0)])
 def test_times_have_the_distribution_they_are_named_for(kind, power):
-    t = times(kind, 100_000, torch.Generator().manual_seed(0))
+    t = sample_times(kind, 100_000, torch.Generator().manual_seed(0))
     assert t.min() >= FIRST
     assert t.max() <= 1
     u = ((t - FIRST) / (1 - FIRST)).double().sort().values
@@ -114,18 +114,18 @@ def test_an_integration_keeps_float32_whatever_the_velocity_is_in():
 
 
 def test_one_batch_is_learned_and_sampled_back():
-    decoder = small(FlowDecoder, trained=False, layers=2, draws=4, time="uniform", method="heun", steps=5)
-    context, actions, mask = data(4)
-    assert fit(decoder, context, actions, mask, 500) < 0.05  # 1.3 at the start
+    decoder = small(FlowDecoder, trained=False, layers=2, samples=4, time="uniform", method="heun", steps=5)
+    inputs, actions, mask = data(4)
+    assert fit(decoder, inputs, actions, mask, 500) < 0.05  # 1.3 at the start
     with torch.no_grad():
-        sampled = decoder.sample(context, generators(4))
+        sampled = decoder.sample(inputs, generators(4))
     assert (sampled - actions)[mask].square().mean().sqrt() < 0.05
 
 
 def test_of_two_ways_either_is_sampled_and_never_their_mean():
-    decoder = small(FlowDecoder, trained=False, draws=32, steps=20)
-    context, actions, mask = DecoderInput(torch.zeros(1, C)), torch.zeros(1, N, A), torch.ones(1, N, dtype=torch.bool)
-    fit(decoder, context, actions, mask, 500, modes=torch.full((N, A), 0.5))
+    decoder = small(FlowDecoder, trained=False, samples=32, steps=20)
+    inputs, actions, mask = DecoderInput(torch.zeros(1, C)), torch.zeros(1, N, A), torch.ones(1, N, dtype=torch.bool)
+    fit(decoder, inputs, actions, mask, 500, modes=torch.full((N, A), 0.5))
     with torch.no_grad():
         sampled = decoder.sample(DecoderInput(torch.zeros(100, C)), generators(100))
     side = sampled.mean((1, 2)).sign()
@@ -134,13 +134,13 @@ def test_of_two_ways_either_is_sampled_and_never_their_mean():
 
 
 def test_the_loss_is_the_mean_over_valid_elements_of_held_chunks():
-    decoder, (context, actions, mask) = small(FlowDecoder), data(5)
+    decoder, (inputs, actions, mask) = small(FlowDecoder), data(5)
     noise, time = noise_and_time(10)
-    loss = decoder.loss_at(context, actions, mask, noise, time)
+    loss = decoder.loss_at(inputs, actions, mask, noise, time)
     errors = []
     for draw in (slice(0, 5), slice(5, 10)):
         noisy, velocity = interpolate(pad_with_last_action(actions, mask), noise[draw], time[draw])
-        predicted = decoder.network(noisy, time[draw], decoder.network.condition(context.vector))
+        predicted = decoder.network(noisy, time[draw], decoder.network.condition(inputs.context))
         errors.append((predicted - velocity).square()[mask])
     both = torch.stack(errors)
     torch.testing.assert_close(loss.value, both.mean())
@@ -150,11 +150,11 @@ def test_the_loss_is_the_mean_over_valid_elements_of_held_chunks():
 
 
 def test_how_a_batch_is_split_changes_nothing():
-    decoder, (context, actions, mask) = small(FlowDecoder), data(5)
+    decoder, (inputs, actions, mask) = small(FlowDecoder), data(5)
     noise, time = noise_and_time(5)
-    whole = decoder.loss_at(context, actions, mask, noise, time)
+    whole = decoder.loss_at(inputs, actions, mask, noise, time)
     parts = [
-        decoder.loss_at(DecoderInput(context.vector[s]), actions[s], mask[s], noise[s], time[s])
+        decoder.loss_at(DecoderInput(inputs.context[s]), actions[s], mask[s], noise[s], time[s])
         for s in (slice(0, 2), slice(2, 5))
     ]
     torch.testing.assert_close(sum(p.total for p in parts), whole.total)
@@ -162,63 +162,63 @@ def test_how_a_batch_is_split_changes_nothing():
 
 
 def test_what_is_padded_changes_nothing():
-    decoder, (context, actions, mask) = small(FlowDecoder, draws=2), data(5)
+    decoder, (inputs, actions, mask) = small(FlowDecoder, samples=2), data(5)
     results = []
     for padding in (0.0, 7.0):
         decoder.zero_grad()
-        loss = decoder.loss(context, actions.masked_fill(~mask[..., None], padding), mask, generators(1)[0])
+        loss = decoder.loss(inputs, actions.masked_fill(~mask[..., None], padding), mask, generators(1)[0])
         loss.value.backward()
         results.append([loss.value.detach(), *(p.grad.clone() for p in decoder.parameters())])
     torch.testing.assert_close(results[0], results[1])
 
 
 def test_without_a_valid_element_the_loss_is_zero():
-    decoder, (context, actions, mask) = small(FlowDecoder), data(3)
-    loss = decoder.loss(context, actions, torch.zeros_like(mask))
+    decoder, (inputs, actions, mask) = small(FlowDecoder), data(3)
+    loss = decoder.loss(inputs, actions, torch.zeros_like(mask))
     assert loss.value == 0
     assert loss.count == 0
 
 
 def test_a_sample_is_the_sum_of_the_steps_from_the_noise_of_its_generator():
-    decoder, (context, _, _) = small(FlowDecoder, steps=4), data(2)
+    decoder, (inputs, _, _) = small(FlowDecoder, steps=4), data(2)
     x = torch.stack([torch.randn(N, A, generator=g) for g in generators(2)])
     with torch.no_grad():
-        condition = decoder.network.condition(context.vector)
+        condition = decoder.network.condition(inputs.context)
         for time in (1.0, 0.75, 0.5, 0.25):
             x = x - 0.25 * decoder.network(x, torch.full((2,), time), condition)
-        torch.testing.assert_close(decoder.sample(context, generators(2)), x)
+        torch.testing.assert_close(decoder.sample(inputs, generators(2)), x)
 
 
 def test_a_sample_depends_on_its_context_and_generator_only():
-    decoder, (context, _, _) = small(FlowDecoder), data(4)
+    decoder, (inputs, _, _) = small(FlowDecoder), data(4)
     with torch.no_grad():
-        together = decoder.sample(context, generators(4))
-        torch.testing.assert_close(decoder.sample(context, generators(4)), together)
+        together = decoder.sample(inputs, generators(4))
+        torch.testing.assert_close(decoder.sample(inputs, generators(4)), together)
         for row in range(4):
-            alone = decoder.sample(DecoderInput(context.vector[row : row + 1]), generators(1, first=row))
+            alone = decoder.sample(DecoderInput(inputs.context[row : row + 1]), generators(1, first=row))
             torch.testing.assert_close(alone[0], together[row])
-        assert (decoder.sample(context, generators(4, first=9)) - together).abs().max() > 0.1
-        elsewhere = decoder.sample(DecoderInput(context.vector.roll(1, 0)), generators(4))
+        assert (decoder.sample(inputs, generators(4, first=9)) - together).abs().max() > 0.1
+        elsewhere = decoder.sample(DecoderInput(inputs.context.roll(1, 0)), generators(4))
         assert (elsewhere - together).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(("method", "calls"), [("euler", 5), ("heun", 9)])
 def test_the_context_is_read_once_a_chunk(method, calls):
-    decoder, (context, _, _) = small(FlowDecoder, method=method, steps=5), data(2)
+    decoder, (inputs, _, _) = small(FlowDecoder, method=method, steps=5), data(2)
     counted = {"context": 0, "network": 0}
     decoder.network.context.register_forward_hook(lambda *_: counted.update(context=counted["context"] + 1))
     decoder.network.register_forward_hook(lambda *_: counted.update(network=counted["network"] + 1))
-    decoder.sample(context)
+    decoder.sample(inputs)
     assert counted == {"context": 1, "network": calls}
 
 
 def test_in_bfloat16_losses_and_chunks_are_float32():
-    decoder, (context, actions, mask) = small(FlowDecoder), data(4)
-    exact = decoder.sample(context, generators(4)).detach()
+    decoder, (inputs, actions, mask) = small(FlowDecoder), data(4)
+    exact = decoder.sample(inputs, generators(4)).detach()
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = decoder.sample(context, generators(4)).detach()
+        mixed = decoder.sample(inputs, generators(4)).detach()
     lowered = decoder.to(torch.bfloat16)
-    half = replace(context, vector=context.vector.bfloat16())
+    half = replace(inputs, context=inputs.context.bfloat16())
     sampled = lowered.sample(half, generators(4)).detach()
     assert {mixed.dtype, sampled.dtype, lowered.loss(half, actions, mask).total.dtype} == {torch.float32}
     torch.testing.assert_close(mixed, exact, atol=0.1, rtol=0.1)
@@ -243,6 +243,6 @@ def test_options_that_cannot_be_are_refused(keys, message):
 
 def test_the_default_network_has_the_size_it_says():
     decoder = small(FlowDecoder, width=256, layers=4, heads=4)
-    context = sum(p.numel() for p in decoder.network.context.parameters())
-    assert sum(p.numel() for p in decoder.parameters()) - context == pytest.approx(5.0e6, rel=0.02)
+    inputs = sum(p.numel() for p in decoder.network.context.parameters())
+    assert sum(p.numel() for p in decoder.parameters()) - inputs == pytest.approx(5.0e6, rel=0.02)
     assert SPACE.size == A

@@ -43,7 +43,7 @@ def name(keys):
 
 def untied(model):
     """The same with an LM head of its own, frozen as an untied one is when a backbone is built."""
-    model.head.weight = nn.Parameter(model.head.weight.detach().clone(), requires_grad=False)
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
     return model
 
 
@@ -75,7 +75,7 @@ def test_a_step_depends_on_no_neighbor_and_on_no_suffix_of_its_window(model, key
     with torch.no_grad():
         whole = head.logits(together, tokens)
         for step in range(4):
-            alone = DecoderInput(together.vector[[step]], together.continuation.select(torch.tensor([step])))
+            alone = DecoderInput(together.context[[step]], together.continuation.select(torch.tensor([step])))
             torch.testing.assert_close(head.logits(alone, tokens[[step]]), whole[[step]], atol=1e-4, rtol=0)
             torch.testing.assert_close(recorded(head, alone)[1], recorded(head, together)[1][[step]], atol=1e-4, rtol=0)
 
@@ -95,21 +95,21 @@ def test_places_see_each_other_only_when_they_are_read_at_once(model):
 
 
 def test_each_token_reads_one_place_and_what_is_remembered_stays(model):
-    head, context, lengths = decoder(model), after(model, (1, 1, 1)), []
+    head, inputs, lengths = decoder(model), after(model, (1, 1, 1)), []
     handle = model.embedding.register_forward_pre_hook(lambda _, given: lengths.append(tuple(given[0].shape)))
     with torch.no_grad():
-        first = head.write(context, None)
+        first = head.generate(inputs, None)
         handle.remove()
         read = [shape for shape in lengths if len(shape) == 2]
         assert read == [(3, 1)] * head.length
-        assert torch.equal(head.write(context, None), first)
+        assert torch.equal(head.generate(inputs, None), first)
 
 
 def test_ids_at_the_end_of_the_vocabulary_are_its_last_regular_ones(model):
     last = model.last_token_ids(6)
     assert last.tolist() == sorted(last.tolist())
-    assert decoder(model).words.ids.tolist() == last.tolist()
-    with_end = decoder(model, Levels(ends=True)).words.ids
+    assert decoder(model).vocabulary.ids.tolist() == last.tolist()
+    with_end = decoder(model, Levels(ends=True)).vocabulary.ids
     assert with_end[:6].tolist() == last.tolist()  # token k is the same id, whether chunks end or not
     assert with_end[6] == model.last_token_ids(7)[0]
 
@@ -118,13 +118,13 @@ def test_bins_are_written_in_the_ids_of_openvla(model):
     chunks = torch.cat([actions(), torch.tensor([[[-1.0, 1.0, 0.0, 0.3], [-1.0, 1.0, -0.0, 0.999]]])])
     codec = BinsCodec(BinsCodec.Config(), N, SPACE)
     published = model.tokenizer.vocab_size - np.digitize(chunks.flatten(1).numpy(), np.linspace(-1, 1, 256))
-    assert decoder(model, codec).words.ids[codec.encode(chunks)].tolist() == published.tolist()
+    assert decoder(model, codec).vocabulary.ids[codec.encode(chunks)].tolist() == published.tolist()
 
 
 def test_what_is_added_is_as_large_as_the_embeddings_of_the_model(model):
     head = decoder(model, Levels(size=300), ids="added")
     own = model.embed(torch.arange(300)).square().mean().sqrt()
-    for given in (head.words.embed(torch.arange(300)), head.enter(torch.randn(300, 8))):
+    for given in (head.vocabulary.embed(torch.arange(300)), head.enter(torch.randn(300, 8))):
         assert 0.7 < given.square().mean().sqrt() / own < 1.4
 
 
@@ -134,10 +134,10 @@ def test_the_rows_of_written_tokens_receive_gradients(model, ids):
     chunks = actions()
     head.loss(after(model), chunks, ALL).value.backward()
     read = head.targets(chunks, ALL)[:, :-1].unique()
-    rows = model.embedding.weight.grad[head.words.ids] if ids == "end" else head.words.embedding.grad
-    scores = model.head.weight.grad if ids == "end" else head.words.head.weight.grad
+    rows = model.embedding.weight.grad[head.vocabulary.ids] if ids == "end" else head.vocabulary.embedding.grad
+    scores = model.lm_head.weight.grad if ids == "end" else head.vocabulary.head.weight.grad
     assert (rows[read].abs().amax(1) > 0).all()
-    assert (scores[head.words.ids if ids == "end" else slice(None)].abs().amax(1) > 0).all()
+    assert (scores[head.vocabulary.ids if ids == "end" else slice(None)].abs().amax(1) > 0).all()
     if ids == "end":
         assert scores[: model.last_token_ids(6)[0]].eq(0).all()  # no other id is scored
 
@@ -146,7 +146,7 @@ def test_a_head_is_trained_if_the_language_model_is_and_its_ids_are_used():
     for train, ids, trained in ((True, "end", True), (False, "end", False), (True, "added", False)):
         model = untied(backbone(train={"language": train}))
         decoder(model, ids=ids)
-        assert model.head.weight.requires_grad == trained
+        assert model.lm_head.weight.requires_grad == trained
 
 
 def test_earlier_chunks_are_shown_as_the_embeddings_of_their_tokens(model):
@@ -157,7 +157,7 @@ def test_earlier_chunks_are_shown_as_the_embeddings_of_their_tokens(model):
         tokens = codec.encode(chunks)
         past = head.embed_chunks(chunks)
         assert past.shape == (4, codec.length, model.width)
-        expected = model.embed(head.words.ids[torch.where(tokens < 0, filler, tokens)])
+        expected = model.embed(head.vocabulary.ids[torch.where(tokens < 0, filler, tokens)])
         torch.testing.assert_close(past, expected)
     assert decoder(model, ids="added").embed_chunks(chunks).shape == past.shape
 
@@ -170,32 +170,32 @@ def test_the_token_at_a_place_is_scored_where_that_place_is_read(model):
     with torch.no_grad():
         logits = head.logits(after(model, (1,) * 4), torch.zeros(4, head.length, dtype=torch.int64))
     assert seen[-1].shape[1] == head.length + 1
-    torch.testing.assert_close(logits, seen[-1][:, 1:] @ head.words.head.weight.T, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, seen[-1][:, 1:] @ head.vocabulary.head.weight.T, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("way", ["autoregressive", "parallel"])
 def test_a_suffix_is_at_the_positions_that_follow_what_its_step_sees(model, way):
-    head, context = decoder(model, decoding=way), after(model)
-    first = context.continuation.visible.sum(1)  # as many places come before the suffix of each step
+    head, inputs = decoder(model, decoding=way), after(model)
+    first = inputs.continuation.visible.sum(1)  # as many places come before the suffix of each step
     seen = []
     model.register_forward_pre_hook(lambda _, given: seen.append(given[0].positions))
     with torch.no_grad():
-        recorded(head, context)
-    read = torch.cat([context.continuation.unfold(p, p.shape[1] // 2) for p in seen], 1)
+        recorded(head, inputs)
+    read = torch.cat([inputs.continuation.unfold(p, p.shape[1] // 2) for p in seen], 1)
     assert torch.equal(read, first[:, None] + torch.arange(head.suffix_length))
 
 
 def test_temperature_draws_from_the_generator_of_each_step(model):
     for way in ("autoregressive", "parallel"):
         head = decoder(model, decoding=way, temperature=3.0)
-        context = after(model)
+        inputs = after(model)
         with torch.no_grad():
             seeds = [torch.Generator().manual_seed(s) for s in range(4)]
             again = [torch.Generator().manual_seed(s) for s in range(3, 4)]
-            alone = DecoderInput(context.vector[3:], context.continuation.select(torch.tensor([3])))
-            chunks = head.sample(context, seeds)
+            alone = DecoderInput(inputs.context[3:], inputs.continuation.select(torch.tensor([3])))
+            chunks = head.sample(inputs, seeds)
             torch.testing.assert_close(head.sample(alone, again), chunks[3:])
-            assert not torch.equal(head.sample(context, seeds), chunks)  # their next numbers
+            assert not torch.equal(head.sample(inputs, seeds), chunks)  # their next numbers
 
 
 def test_the_backbone_is_no_part_of_the_decoder_and_a_copy_uses_its_own(model):
@@ -206,8 +206,8 @@ def test_the_backbone_is_no_part_of_the_decoder_and_a_copy_uses_its_own(model):
     with torch.no_grad():
         both["backbone"].embedding.weight.zero_()
     tokens = torch.arange(6)
-    assert both["decoder"].words.embed(tokens).eq(0).all()
-    assert head.words.embed(tokens).ne(0).any()
+    assert both["decoder"].vocabulary.embed(tokens).eq(0).all()
+    assert head.vocabulary.embed(tokens).ne(0).any()
 
 
 def test_under_autocast_logits_are_float32_and_near_those_without(model):
@@ -225,5 +225,5 @@ def test_bad_input_is_refused(model):
     with pytest.raises(ValueError, match=r"2000 ids are more than the vocabulary of \d+ regular tokens.*ids: added"):
         decoder(model, Levels(size=2000))
     assert decoder(model, Levels(size=2000), ids="added").symbols == 2000
-    with pytest.raises(ValueError, match="the context has no continuation"):
+    with pytest.raises(ValueError, match="its input has no continuation"):
         decoder(model).sample(DecoderInput(vectors()))

@@ -86,14 +86,14 @@ def test_tokens_of_dims_that_are_not_learned_are_written_and_not_learned():
     codec = Levels()
     codec.elementwise = True
     head, dims = decoder(codec), torch.tensor([[True, False, True, True]] * 3 + [[True] * 4])
-    context, chunks = DecoderInput(vectors(), dims=dims), actions() * dims[:, None]
+    inputs, chunks = DecoderInput(vectors(), learned_dims=dims), actions() * dims[:, None]
     tokens = codec.encode(chunks)
-    each = torch.nn.functional.cross_entropy(head.logits(context, tokens).transpose(1, 2), tokens, reduction="none")
+    each = torch.nn.functional.cross_entropy(head.logits(inputs, tokens).transpose(1, 2), tokens, reduction="none")
     free = dims[:, None].expand(-1, N, -1).flatten(1)  # action by action
-    loss = head.loss(context, chunks, ALL)
+    loss = head.loss(inputs, chunks, ALL)
     torch.testing.assert_close(loss.value, each[free].mean())
     assert loss.count == free.sum() == N * 13
-    written = head.sample(context)
+    written = head.sample(inputs)
     torch.testing.assert_close(written[:3, :, 1], torch.full((3, N), -0.2))  # of six levels the first beside zero
 
 
@@ -143,9 +143,9 @@ def test_a_chunk_does_not_depend_on_its_neighbors():
 
 def test_a_generator_decides_its_chunk_and_gives_each_step_as_many_numbers():
     head = decoder(Levels(ends=True), temperature=2.0)
-    context = DecoderInput(vectors(1).expand(3, -1))
+    inputs = DecoderInput(vectors(1).expand(3, -1))
     mine, same, other = generators(0, 0, 1)
-    chunks = head.sample(context, [mine, same, other])
+    chunks = head.sample(inputs, [mine, same, other])
     torch.testing.assert_close(chunks[0], chunks[1])
     assert not torch.equal(chunks[0], chunks[2])
     assert torch.equal(mine.get_state(), same.get_state())
@@ -157,9 +157,9 @@ def test_a_generator_decides_its_chunk_and_gives_each_step_as_many_numbers():
 def test_each_place_is_drawn_with_its_own_random_number():
     head = decoder(temperature=1.0)
     even = torch.zeros(1, 1, 6)
-    chance = torch.tensor([[0.05, 0.95, 0.4, 0.6]])
-    assert [head.choose(even, chance, place).item() for place in range(4)] == [0, 5, 2, 3]
-    assert head.choose(even.expand(1, 4, 6), chance, 0).tolist() == [[0, 5, 2, 3]]
+    uniforms = torch.tensor([[0.05, 0.95, 0.4, 0.6]])
+    assert [head.choose(even, uniforms, place).item() for place in range(4)] == [0, 5, 2, 3]
+    assert head.choose(even.expand(1, 4, 6), uniforms, 0).tolist() == [[0, 5, 2, 3]]
 
 
 def test_a_loss_of_tokens_is_their_mean_in_each_chunk_weighted_by_its_actions():
@@ -179,8 +179,8 @@ def test_a_loss_of_tokens_is_their_mean_in_each_chunk_weighted_by_its_actions():
 def test_tokens_are_drawn_as_often_as_the_softmax_says(temperature):
     head = decoder(temperature=temperature)
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0, -100.0, 0.5]).expand(20_000, 1, 6)
-    chance = ((torch.arange(20_000) + 0.5) / 20_000)[:, None]
-    often = head.choose(logits, chance, 0).flatten().bincount(minlength=6) / 20_000
+    uniforms = ((torch.arange(20_000) + 0.5) / 20_000)[:, None]
+    often = head.choose(logits, uniforms, 0).flatten().bincount(minlength=6) / 20_000
     torch.testing.assert_close(often, (logits[0, 0] / temperature).softmax(-1), atol=2e-4, rtol=0)
 
 
@@ -193,12 +193,12 @@ def test_without_temperature_the_generators_are_left_alone():
 
 def test_what_is_no_chunk_becomes_the_nearest_one_and_is_counted(caplog):
     head = decoder(Levels(ends=True))
-    head.write = lambda context, chance: torch.full((len(context.vector), head.length), 6)
+    head.generate = lambda inputs, uniforms: torch.full((len(inputs.context), head.length), 6)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert head.sample(DecoderInput(vectors())).eq(0).all()
     assert head.invalid == 12
-    message = "sequences that were invalid for the Levels, so that the nearest defined chunk stood for them: {} so far"
+    message = "{} sequences so far were invalid for the Levels and were replaced by the nearest defined chunk"
     assert [r.getMessage() for r in caplog.records] == [message.format(n) for n in (4, 12)]
 
 
@@ -221,8 +221,8 @@ def test_the_codec_is_shared_with_the_policy_also_in_a_checkpoint(tmp_path):
     first["codec"].values.mul_(0.5)
     weights.save(first, tmp_path / "model.safetensors")
     weights.load(second, tmp_path / "model.safetensors")
-    context = DecoderInput(vectors())
-    torch.testing.assert_close(second["decoder"].sample(context), first["decoder"].sample(context), rtol=0, atol=0)
+    inputs = DecoderInput(vectors())
+    torch.testing.assert_close(second["decoder"].sample(inputs), first["decoder"].sample(inputs), rtol=0, atol=0)
 
 
 def test_bad_input_is_refused():

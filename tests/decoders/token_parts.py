@@ -94,28 +94,28 @@ def after(model: NanoBackbone, counts: tuple[int, ...] = (2, 1, 1)) -> DecoderIn
     return DecoderInput(vectors(count), Continuation(model, cache, counts, visible, visible.sum(1)))
 
 
-def recorded(head: TokenDecoder, context: DecoderInput, chance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def recorded(head: TokenDecoder, inputs: DecoderInput, uniforms: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What was written, and the logits that it was chosen from."""
     seen, choose = [], head.choose
 
-    def record(logits: Tensor, chance: Tensor | None, first: int) -> Tensor:
+    def record(logits: Tensor, uniforms: Tensor | None, first: int) -> Tensor:
         seen.append(logits)
-        return choose(logits, chance, first)
+        return choose(logits, uniforms, first)
 
     head.choose = record
     with torch.no_grad():
-        tokens = head.write(context, chance)
+        tokens = head.generate(inputs, uniforms)
     del head.choose
     return tokens, torch.cat(seen, 1)
 
 
 def overfit(
-    head: TokenDecoder, more: Iterable[Tensor], context: Callable[[], DecoderInput], chunks: Tensor, steps: int = 200
+    head: TokenDecoder, more: Iterable[Tensor], inputs: Callable[[], DecoderInput], chunks: Tensor, steps: int = 200
 ) -> Loss:
     """Train on one batch until the loss is small."""
     optimizer = torch.optim.Adam({*head.parameters(), *more}, 5e-3)
     for _ in range(steps):
-        loss = head.loss(context(), chunks, ALL)
+        loss = head.loss(inputs(), chunks, ALL)
         optimizer.zero_grad()
         loss.value.backward()
         optimizer.step()

@@ -134,7 +134,7 @@ def distances(vla: VLA, batch: Batch, noise: torch.Generator) -> dict[str, Tenso
     target, there = vla.action_normalizer.normalize(batch.actions, batch.robots)[valid], batch.action_mask[valid]
     if vla.config.decoder.name == "flow":
         return vla.decoder.loss(context, target, there, noise).total
-    off = (vla.decoder(context.vector).float() - target).abs() * there[..., None]
+    off = (vla.decoder(context.context).float() - target).abs() * there[..., None]
     if "still" in vla.layout.names:  # its second dim never varies
         off = off[..., [0, 2, 3]]
     return {"position": off[..., :-1].sum(), "gripper": off[..., -1].sum()}

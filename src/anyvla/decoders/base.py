@@ -1,7 +1,7 @@
-"""The contract of a decoder: what it is built for, what it reads of a step, and a loss as a sum and a count.
+"""The base class of decoders: they turn the context of a step into a chunk.
 
-Decoders work on M steps at once: all valid steps of all windows in training, the newest step of each session in
-acting. Those that live in the backbone also get a `Continuation`: what the backbone remembers of each step.
+Decoders work on M steps at once: all valid steps of all windows in training, the newest step of each session when
+acting. Decoders that run in the backbone also get a `Continuation`, the backbone's KV cache after each step.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ RepresentationKind = Literal["continuous", "tokens"]
 
 @dataclass(frozen=True)
 class Loss:
-    """`value` is what to minimize. Over several parts of a batch, add totals and counts before dividing: padding then
-    never contributes, and how a batch is split changes nothing.
+    """A loss as a sum and a count. Minimize `value`.
+
+    To average over several parts of a batch, add their totals and counts before dividing: then padding never
+    contributes, and the split of a batch does not change the loss.
     """
 
     total: Float[Tensor, ""]
@@ -44,7 +46,7 @@ class Loss:
 class DecoderSpec:
     """What a decoder is built for."""
 
-    context: int  # C
+    context_width: int  # C
     chunk: int  # N
     space: ActionSpace  # A dims
     codec: Codec | None  # of the representation; None: continuous
@@ -55,72 +57,77 @@ class DecoderSpec:
 class DecoderInput:
     """What a decoder reads of M steps."""
 
-    vector: Float[Tensor, "M C"]  # from the fuser
+    context: Float[Tensor, "M C"]  # from the fuser
     continuation: Continuation | None = None  # if the decoder `needs` "continue" or "cache" of the backbone
-    # Which dims of an action are learned: those that the step's robot has and that vary in its data. None: all of them.
-    dims: Bool[Tensor, "M A"] | None = None
+    # The action dims that are learned: those that the step's robot has and that vary in its data. None: all of them.
+    learned_dims: Bool[Tensor, "M A"] | None = None
 
-    def elements(self, mask: Bool[Tensor, "M N"], size: int) -> Bool[Tensor, "M N A"]:
-        """Return the valid elements of chunks: actions that are there, in dims that are learned."""
-        dims = mask.new_ones(1, size) if self.dims is None else self.dims
+    def valid_elements(self, mask: Bool[Tensor, "M N"], size: int) -> Bool[Tensor, "M N A"]:
+        """Return the valid elements of chunks: actions that exist, in dims that are learned. `size`: A."""
+        dims = mask.new_ones(1, size) if self.learned_dims is None else self.learned_dims
         return mask[..., None] & dims[:, None]
 
-    def own(self, chunks: Float[Tensor, "k*M N A"]) -> Float[Tensor, "k*M N A"]:
+    def zero_unlearned(self, chunks: Float[Tensor, "kM N A"]) -> Float[Tensor, "kM N A"]:
         """Return chunks, k for each step, with 0 in the dims that are not learned: networks see no other value."""
-        if self.dims is None:
+        if self.learned_dims is None:
             return chunks
-        return chunks * self.dims.repeat(len(chunks) // len(self.dims), 1)[:, None]
+        return chunks * self.learned_dims.repeat(len(chunks) // len(self.learned_dims), 1)[:, None]
 
 
 class Decoder(nn.Module, ABC):
-    """What turns the context of a step into a chunk. Made by `Class(config, setting)`."""
+    """Turns the context of a step into a chunk. Made by `Class(config, spec)`."""
 
     Config: ClassVar[type]
-    reads: ClassVar[frozenset[RepresentationKind]] = frozenset({"continuous"})  # kinds of representation it works with
+    reads: ClassVar[frozenset[RepresentationKind]] = frozenset({"continuous"})  # representations it works with
     needs: ClassVar[frozenset[Capability]] = frozenset()  # of the backbone
-    suffix_length: int = 0  # places that it reads in the backbone after a step, to sample a chunk
+    suffix_length: int = 0  # positions that it reads in the backbone after a step, to sample a chunk
 
     @classmethod
     def needs_with(cls, kind: RepresentationKind) -> frozenset[Capability]:
-        """What it needs of the backbone with a representation of this kind."""
+        """Return the capabilities that the backbone needs, given the kind of representation."""
         return cls.needs
 
     @abstractmethod
     def loss(
         self,
-        context: DecoderInput,
+        inputs: DecoderInput,
         actions: Float[Tensor, "M N A"],
         mask: Bool[Tensor, "M N"],
         generator: torch.Generator | None = None,
     ) -> Loss:
-        """Compare with normalized actions at `context.elements(mask)`; elsewhere they are 0. `generator` (CPU): of
-        noise and times, if any.
+        """Compare with normalized actions at `inputs.valid_elements(mask)`; other elements count as 0.
+
+        `generator` (CPU): of noise and times, if the decoder samples any; None: PyTorch's own.
         """
 
     @abstractmethod
     def sample(
-        self, context: DecoderInput, generators: Sequence[torch.Generator] | None = None
+        self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None
     ) -> Float[Tensor, "M N A"]:
-        """A normalized chunk a step. `generators`: one a step, on the CPU, so that a step's noise depends neither on
-        its batch nor on the device; None: PyTorch's own.
+        """Return a normalized chunk for each step.
+
+        `generators`: one for each step, on the CPU, so that a step's noise depends neither on its batch nor on the
+        device. None: PyTorch's own.
         """
 
-    def embed_chunks(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"] | None:
-        """How the backbone may see chunks of earlier steps, as embeddings; None: it cannot."""
+    def embed_chunks(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M L D"] | None:
+        """Return chunks of earlier steps as embeddings for the backbone; None: this decoder has none."""
         return None
 
 
-def draw(shape: Sequence[int], generators: Sequence[torch.Generator] | None, like: Tensor) -> Float[Tensor, "M ..."]:
-    """Standard normal noise (M, *shape) for M = len(like) steps, each of its own generator, float32."""
+def sample_noise(
+    shape: Sequence[int], generators: Sequence[torch.Generator] | None, like: Tensor
+) -> Float[Tensor, "M ..."]:
+    """Return standard normal noise (M, *shape), float32, for M = len(like) steps, each from its own generator."""
     if generators is None:
         return torch.randn(len(like), *shape, device=like.device)
     return torch.stack([torch.randn(*shape, generator=g) for g in generators]).to(like.device)
 
 
-def token_loss(logits: Float[Tensor, "M T V"], tokens: Int64[Tensor, "M T"], elements: Bool[Tensor, "M N A"]) -> Loss:
-    """Cross-entropy where `tokens` is not -1: the mean over the tokens of a chunk, weighted by its valid `elements`.
+def token_loss(logits: Float[Tensor, "M L E"], tokens: Int64[Tensor, "M L"], elements: Bool[Tensor, "M N A"]) -> Loss:
+    """Return the cross-entropy where `tokens` is not -1: each chunk's mean over tokens, weighted by its `elements`.
 
-    For codecs with one token per action element (bins) that is the mean over all tokens.
+    For codecs with one token for each action element (bins) this is the mean over all tokens.
     """
     learned = tokens >= 0
     each = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), ignore_index=-1, reduction="none")

@@ -1,6 +1,7 @@
 """Diffusion on the context: trained as DDPM (arXiv 2006.11239), sampled in few steps by DDIM (arXiv 2010.02502) or
-DPM-Solver++ (arXiv 2211.01095), as Diffusion Policy (arXiv 2303.04137) does. The schedulers are those of `diffusers`.
-The observation is read once a chunk; only a small network runs at each step.
+DPM-Solver++ (arXiv 2211.01095), as in Diffusion Policy (arXiv 2303.04137).
+
+The schedulers come from `diffusers`. The observation is read once a chunk; only a small network runs at each step.
 """
 
 from __future__ import annotations
@@ -9,33 +10,33 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from anyvla.config import STRICT
-from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec, Loss, draw
-from anyvla.decoders.denoiser import Denoiser, Sizes, squared_error
+from anyvla.decoders.base import DecoderInput, DecoderSpec, sample_noise
+from anyvla.decoders.denoiser import Denoiser, DenoiserConfig
+from anyvla.decoders.denoising import DenoisingDecoder
 from anyvla.limits import CALLS, STEPS
-from anyvla.robot.chunks import pad_with_last_action
 
 
-class DiffusionDecoder(Decoder):
-    """Context and noise -> the same with less noise, a few times -> chunk."""
+class DiffusionDecoder(DenoisingDecoder):
+    """Removes noise from a chunk in several steps, given the context."""
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
-    class Config(Sizes):
+    class Config(DenoiserConfig):
         """Options of `decoder: {name: diffusion}`."""
 
-        # What the network says: the actions, more exact in few steps (DP3, arXiv 2403.03954), or the noise (DDPM).
+        # The network predicts the actions (more exact in few steps; DP3, arXiv 2403.03954) or the noise (DDPM).
         prediction: Literal["sample", "epsilon"] = "sample"
         # levels of noise, on the cosine schedule (arXiv 2102.09672)
         train_steps: int = Field(default=100, ge=1, le=CALLS)
-        # Levels and noises a step is trained at in one run of the backbone: with one, its gradient is mostly noise.
-        draws: int = Field(default=4, ge=1, le=STEPS)
-        sampler: Literal["dpm", "ddim"] = "dpm"  # second or first order; neither draws noise while it samples
-        steps: int = Field(default=10, ge=1, le=CALLS)  # of the sampler: calls of the network a chunk
+        # Levels and noises at which each step is trained in one run of the backbone; with one, its gradient is noisy.
+        samples: int = Field(default=4, ge=1, le=STEPS)
+        sampler: Literal["dpm", "ddim"] = "dpm"  # second or first order; neither adds noise while it samples
+        steps: int = Field(default=10, ge=1, le=CALLS)  # of the sampler: calls of the network for each chunk
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -46,63 +47,48 @@ class DiffusionDecoder(Decoder):
                     f"{', '.join(map(str, fitting))}"
                 )
 
-    def __init__(self, config: Config, setting: DecoderSpec) -> None:
-        """Raises ImportError, with the extra to install, if there is no `diffusers`."""
-        super().__init__()
-        self.config, self.space = config, setting.space
-        self.shape = setting.chunk, setting.space.size
-        self.network = Denoiser(config, setting.context, *self.shape)
-        self.noising = _scheduler("ddpm", config)
+    def __init__(self, config: Config, spec: DecoderSpec) -> None:
+        """Build the network. Raises ImportError, with the extra to install, without `diffusers`."""
+        super().__init__(config, spec)
+        self.network = Denoiser(config, spec.context_width, *self.shape)
+        self.noise_scheduler = _make_scheduler("ddpm", config)
 
-    def loss(
-        self,
-        context: DecoderInput,
-        actions: Float[Tensor, "M N A"],
-        mask: Bool[Tensor, "M N"],
-        generator: torch.Generator | None = None,
-    ) -> Loss:
-        """The simple loss of DDPM (eq. 14), or that of the actions themselves, at random levels and noises."""
-        count = self.config.draws * len(actions)
-        level = torch.randint(self.config.train_steps, (count,), generator=generator)
-        noise = torch.randn(count, *self.shape, generator=generator)
-        return self.loss_at(context, actions, mask, noise.to(actions.device), level.to(actions.device))
+    def sample_time(self, count: int, generator: torch.Generator | None) -> Int64[Tensor, "kM"]:
+        """Return random noise levels, on the CPU."""
+        return torch.randint(self.config.train_steps, (count,), generator=generator)
 
-    def loss_at(
+    def predict(
         self,
-        context: DecoderInput,
-        actions: Float[Tensor, "M N A"],
-        mask: Bool[Tensor, "M N"],
-        noise: Float[Tensor, "k*M N A"],
-        level: Int64[Tensor, "k*M"],
-    ) -> Loss:
-        """The loss at these levels and noises, k for each step: those of draw j are rows j*M to (j+1)*M."""
-        draws = len(level) // len(actions)
-        # The actions of a chunk see each other, and acting knows no mask: a missing action is the last one, held.
-        clean = pad_with_last_action(actions, mask).float().repeat(draws, 1, 1)
-        noisy = self.noising.add_noise(clean, context.own(noise), level)
-        condition = self.network.condition(context.vector).repeat(draws, 1)
-        predicted = self.network(noisy, self._time(level), condition)
-        target = clean if self.config.prediction == "sample" else noise
-        return squared_error(predicted, target, context.elements(mask, self.space.size), self.space)
+        inputs: DecoderInput,
+        actions: Float[Tensor, "kM N A"],
+        noise: Float[Tensor, "kM N A"],
+        time: Int64[Tensor, "kM"],
+    ) -> tuple[Float[Tensor, "kM N A"], Float[Tensor, "kM N A"]]:
+        """Return the actions or the noise as predicted (eq. 14 of DDPM), and as they are."""
+        noisy = self.noise_scheduler.add_noise(actions, noise, time)
+        condition = self.network.condition(inputs.context).repeat(len(time) // len(inputs.context), 1)
+        predicted = self.network(noisy, self._as_time(time), condition)
+        return predicted, actions if self.config.prediction == "sample" else noise
 
     def sample(
-        self, context: DecoderInput, generators: Sequence[torch.Generator] | None = None
+        self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None
     ) -> Float[Tensor, "M N A"]:
-        """From pure noise down; what each step foresees is clipped to [-1, 1], and so is the chunk."""
-        sampler = _scheduler(self.config.sampler, self.config)  # of this call alone: it counts its steps
+        """Denoise from pure noise; each step's predicted chunk is clipped to [-1, 1]."""
+        sampler = _make_scheduler(self.config.sampler, self.config)  # for this call alone: it counts its steps
         sampler.set_timesteps(self.config.steps)
-        condition = self.network.condition(context.vector)
-        x = context.own(draw(self.shape, generators, context.vector))
+        condition = self.network.condition(inputs.context)
+        x = inputs.zero_unlearned(sample_noise(self.shape, generators, inputs.context))
         for level in sampler.timesteps.tolist():
-            predicted = context.own(self.network(x, self._time(x.new_full((len(x),), level)), condition))
+            time = self._as_time(x.new_full((len(x),), level))
+            predicted = inputs.zero_unlearned(self.network(x, time, condition))
             x = sampler.step(predicted, level, x, return_dict=False)[0]
         return x
 
-    def _time(self, level: Tensor) -> Float[Tensor, "M"]:
+    def _as_time(self, level: Tensor) -> Float[Tensor, "M"]:
         return (level + 1) / self.config.train_steps
 
 
-def _scheduler(name: Literal["ddpm", "ddim", "dpm"], config: DiffusionDecoder.Config) -> Any:
+def _make_scheduler(name: Literal["ddpm", "ddim", "dpm"], config: DiffusionDecoder.Config) -> Any:
     try:
         from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
     except ImportError as error:

@@ -1,13 +1,13 @@
 """An action expert (pi0, arXiv 2410.24164): a second, smaller transformer that reads the backbone layer by layer.
 
-    backbone:  [ images | instruction ]          (each layer remembers its keys and values)
+    backbone:  [ images | instruction ]          (keys and values of each layer are cached)
                         ^          ^
     expert:    [ context ]  [ N noisy actions ]  -> the velocity of each action
 
-The context token stands where pi0 has its state token: it sees the backbone's tokens; the actions see those, it and
-each other. As it sees no action, it is read once a chunk, as the observation is: a step of the integration runs the N
-actions only. With a representation of tokens the backbone learns to write these, and no gradient of the flow reaches
-it: knowledge insulation (arXiv 2505.23705).
+The context token has the position of pi0's state token. It sees the backbone's tokens; the actions see those, the
+context and each other. The context token sees no action, so it is read once a chunk, as the observation is: each step
+of the integration runs the N actions only. With a representation of tokens the backbone learns to write these, and no
+gradient of the flow reaches it: knowledge insulation (arXiv 2505.23705).
 """
 
 from __future__ import annotations
@@ -28,18 +28,25 @@ from torch.nn import functional as F
 from anyvla.backbones.base import Capability
 from anyvla.backbones.continuation import Continuation
 from anyvla.config import STRICT, ConfigError
-from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec, Loss, RepresentationKind, draw
-from anyvla.decoders.denoiser import squared_error, waves
-from anyvla.decoders.expert_layers import Memory, Transformer, View, joined, spread, thetas_of
-from anyvla.decoders.flow_matching import Method, Times, drawn, integrate, interpolate
+from anyvla.decoders.base import DecoderInput, DecoderSpec, Loss, RepresentationKind, sample_noise
+from anyvla.decoders.denoiser import encode_time
+from anyvla.decoders.denoising import DenoisingDecoder
+from anyvla.decoders.expert_layers import (
+    AttentionInputs,
+    LayerCaches,
+    Transformer,
+    append_caches,
+    choose_layers,
+    rope_thetas,
+)
+from anyvla.decoders.flow_matching import Integration, TimeDistribution, integrate, interpolate, sample_times
 from anyvla.decoders.lm_tokens import LMTokensDecoder
 from anyvla.limits import CALLS, LAYERS, STEPS, WEIGHT, WIDTH
-from anyvla.robot.chunks import pad_with_last_action
 
 
 @plain_dataclass(frozen=True)
-class Shown:
-    """The first `length` remembered places hold all that any suffix sees; `to_all`: every suffix sees all of these."""
+class VisibleCache:
+    """The first `length` cached positions include all that any suffix sees; `to_all`: every suffix sees all of them."""
 
     length: int
     to_all: bool
@@ -47,18 +54,18 @@ class Shown:
 
 @plain_dataclass(frozen=True)
 class Prefix:
-    """What M steps have before their noisy actions, which does not depend on these."""
+    """The part of M steps before their noisy actions. It does not depend on these."""
 
     steps: Continuation
-    shown: Shown
-    memory: Memory  # of the backbone, and of context tokens that have been read
-    context: Float[Tensor, "M c width"]  # those that have not: one a step, or none
-    own: Callable[[Tensor], Tensor]  # chunks with 0 in the dims that are not learned
-    view: View = ()  # of the context tokens that have not been read, and of the actions
+    visible: VisibleCache
+    caches: LayerCaches  # of the backbone, and of context tokens that have been read
+    context: Float[Tensor, "M c width"]  # context tokens that have not been read: one for each step, or none
+    zero_unlearned: Callable[[Tensor], Tensor]  # returns chunks with 0 in the dims that are not learned
+    attention: AttentionInputs = ()  # of the context tokens that have not been read, and of the actions
 
 
-class ExpertDecoder(Decoder):
-    """Backbone, context and noise -> velocity -> chunk."""
+class ExpertDecoder(DenoisingDecoder):
+    """Moves noise to a chunk along a velocity predicted from the backbone's KV cache and the context."""
 
     reads = frozenset({"continuous", "tokens"})
     needs = frozenset({"cache", "keys_values"})
@@ -73,13 +80,13 @@ class ExpertDecoder(Decoder):
         layers: int | None = Field(default=None, ge=1, le=LAYERS)
         # of queries; None: as the backbone; a multiple of its key heads
         heads: int | None = Field(default=None, ge=1, le=LAYERS)
-        time: Times = "beta"  # where to train: beta, more near the noise (pi0), or uniform
-        # times and noises a step is trained at, for one run of the backbone
-        draws: int = Field(default=1, ge=1, le=STEPS)
+        time: TimeDistribution = "beta"  # of times to train at: beta, more near the noise (pi0), or uniform
+        # times and noises at which each step is trained in one run of the backbone
+        samples: int = Field(default=1, ge=1, le=STEPS)
         steps: int = Field(default=10, ge=1, le=CALLS)  # of the integration when acting
-        method: Method = "euler"  # heun: 2 * steps - 1 calls, and a smaller error
-        tokens: LMTokensDecoder.Config = LMTokensDecoder.Config()  # with a representation of tokens: how they are read
-        token_weight: float = Field(default=1.0, gt=0, le=WEIGHT)  # of their loss, beside that of the flow
+        method: Integration = "euler"  # heun: 2 * steps - 1 calls, and a smaller error
+        tokens: LMTokensDecoder.Config = LMTokensDecoder.Config()  # how tokens are read, with such a representation
+        token_weight: float = Field(default=1.0, gt=0, le=WEIGHT)  # of the loss of tokens, added to that of the flow
 
         def __post_init__(self) -> None:
             if self.width % 2:
@@ -89,162 +96,164 @@ class ExpertDecoder(Decoder):
     def needs_with(cls, kind: RepresentationKind) -> frozenset[Capability]:
         return cls.needs | LMTokensDecoder.needs if kind == "tokens" else cls.needs
 
-    def __init__(self, config: Config, setting: DecoderSpec) -> None:
-        super().__init__()
-        self.config, self.space = config, setting.space
-        self.shape = setting.chunk, setting.space.size
-        shapes = setting.backbone.get_kv_shapes()
-        self.used = spread(config.layers, len(shapes))
-        language = _language_config(setting.backbone)
-        thetas, shapes = thetas_of(language, len(shapes)), [shapes[i] for i in self.used]
-        heads = _heads(config.heads, _heads_of(language), [h for h, _, _ in shapes])
+    def __init__(self, config: Config, spec: DecoderSpec) -> None:
+        super().__init__(config, spec)
+        shapes = spec.backbone.get_kv_shapes()
+        self.used_layers = choose_layers(config.layers, len(shapes))
+        language = _language_config(spec.backbone)
+        thetas, shapes = rope_thetas(language, len(shapes)), [shapes[i] for i in self.used_layers]
+        heads = _choose_heads(config.heads, _heads_of(language), [h for h, _, _ in shapes])
         width = config.width
-        self.transformer = Transformer(width, config.mlp, heads, shapes, [thetas[i] for i in self.used])
-        self.context = nn.Linear(setting.context, width)
-        # pi0's MLP of [action, time]. Its first layer is split: what it makes of the time is the same for N actions.
-        self.action, self.mix_action = nn.Linear(setting.space.size, width), nn.Linear(width, width, bias=False)
+        self.transformer = Transformer(width, config.mlp, heads, shapes, [thetas[i] for i in self.used_layers])
+        self.context = nn.Linear(spec.context_width, width)
+        # pi0's MLP of [action, time]. Its first layer is split, so that the time's part is computed once for N actions.
+        self.action, self.mix_action = nn.Linear(spec.space.size, width), nn.Linear(width, width, bias=False)
         self.mix_time, self.mix = nn.Linear(width, width), nn.Linear(width, width)
-        self.out = nn.Linear(width, setting.space.size)
-        self.tokens = None if setting.codec is None else LMTokensDecoder(config.tokens, setting)
+        self.out = nn.Linear(width, spec.space.size)
+        self.tokens = None if spec.codec is None else LMTokensDecoder(config.tokens, spec)
 
     def loss(
         self,
-        context: DecoderInput,
+        inputs: DecoderInput,
         actions: Float[Tensor, "M N A"],
         mask: Bool[Tensor, "M N"],
         generator: torch.Generator | None = None,
     ) -> Loss:
-        """The conditional flow matching loss (eq. 1 of pi0) at random times and noises; with tokens, theirs beside."""
-        count = self.config.draws * len(actions)
-        noise, time = drawn(self.config.time, count, self.shape, generator, actions.device)
-        flow = self.loss_at(context, actions, mask, noise, time)
+        """Return the flow matching loss (eq. 1 of pi0) at random times and noises, plus that of tokens if there are."""
+        flow = super().loss(inputs, actions, mask, generator)
         if self.tokens is None:
             return flow
-        tokens = self.tokens.loss(context, actions, mask, generator)  # counts the same elements
+        tokens = self.tokens.loss(inputs, actions, mask, generator)  # counts the same elements
         parts = {"flow": flow.value.detach(), **flow.parts, **{f"tokens/{k}": v for k, v in tokens.parts.items()}}
         return Loss(flow.total + self.config.token_weight * tokens.total, flow.count, parts)
 
-    def loss_at(
+    def sample_time(self, count: int, generator: torch.Generator | None) -> Float[Tensor, "kM"]:
+        """Return random times, on the CPU."""
+        return sample_times(self.config.time, count, generator)
+
+    def predict(
         self,
-        context: DecoderInput,
-        actions: Float[Tensor, "M N A"],
-        mask: Bool[Tensor, "M N"],
-        noise: Float[Tensor, "k*M N A"],
-        time: Float[Tensor, "k*M"],
-    ) -> Loss:
-        """The loss of the flow at these times and noises, k for each step: those of draw j are rows j*M to (j+1)*M."""
-        draws = len(time) // len(actions)
-        # Acting knows no mask, and the actions of a chunk see each other: a missing one is the last one, held.
-        noisy, velocity = interpolate(pad_with_last_action(actions, mask).repeat(draws, 1, 1), context.own(noise), time)
-        predicted = self.velocity(self.remember(context, draws), noisy, time)
-        return squared_error(predicted, velocity, context.elements(mask, self.space.size), self.space)
+        inputs: DecoderInput,
+        actions: Float[Tensor, "kM N A"],
+        noise: Float[Tensor, "kM N A"],
+        time: Float[Tensor, "kM"],
+    ) -> tuple[Float[Tensor, "kM N A"], Float[Tensor, "kM N A"]]:
+        """Return the predicted velocity and the true one."""
+        noisy, velocity = interpolate(actions, noise, time)
+        return self.velocity(self.make_prefix(inputs, len(time) // len(inputs.context)), noisy, time), velocity
 
     def sample(
-        self, context: DecoderInput, generators: Sequence[torch.Generator] | None = None
+        self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None
     ) -> Float[Tensor, "M N A"]:
         """Integrate from noise; nothing is clipped."""
-        return self.flow(self.prefill(context), draw(self.shape, generators, context.vector))
+        return self.flow(self.prefill(inputs), sample_noise(self.shape, generators, inputs.context))
 
     def flow(self, prefix: Prefix, noise: Float[Tensor, "M N A"]) -> Float[Tensor, "M N A"]:
-        """From noise to actions, without a word between device and host: fit for a CUDA graph."""
-        noise = prefix.own(noise)
+        """Integrate from noise to actions without synchronizing with the device, so that it fits a CUDA graph."""
+        noise = prefix.zero_unlearned(noise)
         return integrate(lambda x, t: self.velocity(prefix, x, t), noise, self.config.steps, self.config.method)
 
     def velocity(
-        self, prefix: Prefix, noisy: Float[Tensor, "k*M N A"], time: Float[Tensor, "k*M"]
-    ) -> Float[Tensor, "k*M N A"]:
-        """One prediction, float32."""
+        self, prefix: Prefix, noisy: Float[Tensor, "kM N A"], time: Float[Tensor, "kM"]
+    ) -> Float[Tensor, "kM N A"]:
+        """Return one prediction, float32."""
         dtype, width, chunk = self.action.weight.dtype, self.config.width, len(noisy[0])
-        draws = len(noisy) // len(prefix.steps.positions)
-        mixed = self.mix_action(self.action(noisy.to(dtype))) + self.mix_time(waves(time, width).to(dtype))[:, None]
+        samples = len(noisy) // len(prefix.steps.positions)
+        encoded = encode_time(time, width).to(dtype)
+        mixed = self.mix_action(self.action(noisy.to(dtype))) + self.mix_time(encoded)[:, None]
         x = self.mix(F.silu(mixed))  # (k*M, N, width)
-        x = x.unflatten(0, (draws, -1)).transpose(0, 1).flatten(1, 2)  # (M, k*N, width)
+        x = x.unflatten(0, (samples, -1)).transpose(0, 1).flatten(1, 2)  # (M, k*N, width)
         x = torch.cat([prefix.context.to(x.dtype), x], 1)
-        hidden, _ = self.transformer(prefix.steps.fold(x), prefix.memory, prefix.view)
-        hidden = prefix.steps.unfold(hidden, x.shape[1])[:, prefix.context.shape[1] :].unflatten(1, (draws, chunk))
-        return prefix.own(self.out(hidden.transpose(0, 1).flatten(0, 1)).float())
+        hidden, _ = self.transformer(prefix.steps.fold(x), prefix.caches, prefix.attention)
+        hidden = prefix.steps.unfold(hidden, x.shape[1])[:, prefix.context.shape[1] :].unflatten(1, (samples, chunk))
+        return prefix.zero_unlearned(self.out(hidden.transpose(0, 1).flatten(0, 1)).float())
 
-    def remember(self, context: DecoderInput, draws: int = 1) -> Prefix:
-        """What so many draws of noisy actions stand after, for one pass: it reads the context tokens too."""
-        start = self._start(context)
-        tokens = [0, *(1 + i for i in range(draws) for _ in range(self.shape[0]))]
-        return replace(start, view=self._view(start, [], tokens))
+    def make_prefix(self, inputs: DecoderInput, samples: int = 1) -> Prefix:
+        """Return the prefix of one pass over `samples` noisy chunks of each step; the pass reads the context too."""
+        start = self._start(inputs)
+        tokens = [0, *(1 + i for i in range(samples) for _ in range(self.shape[0]))]
+        return replace(start, attention=self._prepare_attention(start, [], tokens))
 
-    def prefill(self, context: DecoderInput) -> Prefix:
-        """The same for many passes of one draw: the context tokens, which see no action, are read now."""
-        start = self._start(context)
-        _, added = self.transformer(start.steps.fold(start.context), start.memory, self._view(start, [], [0]))
-        view = self._view(start, [0], [1] * self.shape[0])
-        return replace(start, memory=joined(start.memory, added), context=start.context[:, :0], view=view)
+    def prefill(self, inputs: DecoderInput) -> Prefix:
+        """Return the prefix of many passes over one chunk of each step; the context tokens are read now."""
+        start = self._start(inputs)
+        attention = self._prepare_attention(start, [], [0])
+        _, added = self.transformer(start.steps.fold(start.context), start.caches, attention)
+        attention = self._prepare_attention(start, [0], [1] * self.shape[0])
+        caches = append_caches(start.caches, added)
+        return replace(start, caches=caches, context=start.context[:, :0], attention=attention)
 
-    def _start(self, context: DecoderInput) -> Prefix:
-        steps, vector = context.continuation, context.vector
+    def _start(self, inputs: DecoderInput) -> Prefix:
+        steps, context = inputs.continuation, inputs.context
         assert steps is not None
         if self.tokens is not None:
-            steps, vector = steps.detach(), vector.detach()
-        shown, layers, dtype = _shown(steps), steps.get_keys_values(), self._dtype()
-        memory = [(k[:, :, : shown.length].to(dtype), v[:, :, : shown.length].to(dtype)) for k, v in layers]
-        token = self.context(vector.to(self.context.weight.dtype))[:, None]
-        return Prefix(steps, shown, [memory[i] for i in self.used], token, context.own)
+            steps, context = steps.detach(), context.detach()
+        visible, layers, dtype = _find_visible(steps), steps.get_keys_values(), self._attention_dtype()
+        caches = [(k[:, :, : visible.length].to(dtype), v[:, :, : visible.length].to(dtype)) for k, v in layers]
+        token = self.context(context.to(self.context.weight.dtype))[:, None]
+        return Prefix(steps, visible, [caches[i] for i in self.used_layers], token, inputs.zero_unlearned)
 
-    def _view(self, start: Prefix, read: Sequence[int], tokens: Sequence[int]) -> View:
-        """What the tokens of a pass see, and where they stand. Of each step: `read` are in the memory already, `tokens`
-        are not; 0 is the context, k a token of draw k.
+    def _prepare_attention(self, start: Prefix, read: Sequence[int], tokens: Sequence[int]) -> AttentionInputs:
+        """Return masks and positions of the tokens of a pass.
+
+        Of each step, the tokens `read` are cached already and `tokens` are not; 0 is the context, k a token of chunk k.
         """
-        steps, shown, device = start.steps, start.shown, start.steps.positions.device
+        steps, visible, device = start.steps, start.visible, start.steps.positions.device
         rows, columns = torch.tensor(tokens)[:, None], torch.tensor([*read, *tokens])
-        sees = (columns == 0) | (rows == columns)  # (T, n + T)
-        place = torch.arange(len(tokens), device=device)  # after a context token come draws of N, at the same places
+        sees = (columns == 0) | (rows == columns)  # (L, read + L)
+        offset = torch.arange(len(tokens), device=device)  # chunks of N follow the context, all at the same positions
         first = tokens.count(0)
-        place = torch.where(place < first, 0, 1 + (place - first) % self.shape[0])
-        positions = steps.fold(steps.positions[:, None] + place)  # (S, W*T)
-        count = max(steps.counts)  # W
+        offset = torch.where(offset < first, 0, 1 + (offset - first) % self.shape[0])
+        positions = steps.fold(steps.positions[:, None] + offset)  # (S, T*L)
+        count = max(steps.counts)  # T
         if count == 1 and sees.all():
-            sees = sees[:1]  # all rows are the same: one will do
-        elif count > 1:  # each step its own
+            sees = sees[:1]  # all rows are the same: one is enough
+        elif count > 1:  # each step sees its own tokens only
             parts = sees.split([len(read), len(tokens)], 1)
             sees = torch.cat([torch.block_diag(*[part] * count) for part in parts], 1)
-        seen = None
-        if not (shown.to_all and sees.all()):
-            of_backbone = steps.build_cache_mask(len(sees) // count)[..., : shown.length]
-            seen = torch.cat([of_backbone, sees.to(device).expand(len(of_backbone), -1, -1)], 2)
-        return self.transformer.view(positions, seen, self._dtype())
+        mask = None
+        if not (visible.to_all and sees.all()):
+            of_backbone = steps.build_cache_mask(len(sees) // count)[..., : visible.length]
+            mask = torch.cat([of_backbone, sees.to(device).expand(len(of_backbone), -1, -1)], 2)
+        return self.transformer.prepare_attention(positions, mask, self._attention_dtype())
 
-    def embed_chunks(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"] | None:
+    def embed_chunks(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M L D"] | None:
         return None if self.tokens is None else self.tokens.embed_chunks(actions)
 
-    def _dtype(self) -> torch.dtype:
-        """Of attention: what matrix products give here."""
+    def _attention_dtype(self) -> torch.dtype:
+        """Return the type that matrix products have here."""
         weight = self.action.weight
         kind = weight.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def _shown(steps: Continuation) -> Shown:
-    """The last places, such as the readouts, are often hidden from all suffixes, and the others from none: then there
-    is no need for a mask. One word from the device tells both.
+def _find_visible(steps: Continuation) -> VisibleCache:
+    """Return the cached positions that suffixes see, with one synchronization of the device.
+
+    Often the last positions, such as the readouts, are hidden from all suffixes and the others from none; then
+    attention needs no mask.
     """
     some, every = torch.stack([steps.visible.any(0), steps.visible.all(0)]).tolist()
     length = len(some) - some[::-1].index(True)
-    return Shown(length, all(every[:length]))
+    return VisibleCache(length, all(every[:length]))
 
 
 def _language_config(backbone: Any) -> Any:
-    """Of the language model inside, if it is one of `transformers`."""
+    """Return the configuration of the backbone's language model, if it is one of `transformers`."""
     config = getattr(getattr(backbone, "model", None), "config", None)
     return None if config is None else config.get_text_config(decoder=True)
 
 
 def _heads_of(language: Any) -> int | None:
-    """Attention heads of a language model; None if its layers differ, or it does not say."""
+    """Return the attention heads of a language model; None if its layers differ or its configuration has no number."""
     try:
         return language.num_attention_heads
     except (AttributeError, RuntimeError):
         return None
 
 
-def _heads(asked: int | None, of_backbone: int | None, kv_heads: Sequence[int]) -> int:
-    """Query heads. Raises ConfigError if those asked for cannot share the backbone's keys evenly."""
+def _choose_heads(asked: int | None, of_backbone: int | None, kv_heads: Sequence[int]) -> int:
+    """Return the number of query heads. Raises ConfigError if `asked` cannot share the backbone's keys evenly."""
     least = math.lcm(*kv_heads)
     if asked is None:
         return of_backbone if of_backbone is not None and of_backbone % least == 0 else least

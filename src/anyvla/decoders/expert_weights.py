@@ -1,4 +1,4 @@
-"""Weights of pi0 (`PI0ForConditionalGeneration` of transformers) for the expert: a place to start from."""
+"""Initialize the expert from pi0's weights (`PI0ForConditionalGeneration` of transformers)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from anyvla.decoders.expert import ExpertDecoder
 
 @torch.no_grad()
 def load_pi0(expert: ExpertDecoder, weights: Mapping[str, Tensor], proprio: int) -> None:
-    """Copy all of pi0 but its vision-language model, whose names begin with `model.vlm.`.
+    """Copy all of pi0's weights except its vision-language model, whose names begin with `model.vlm.`.
 
-    The last `proprio` dims of the expert's context take the place of pi0's state, its readouts begin unheard. Of pi0's
-    padded state and action dims, the first are taken; with as many dims as pi0 has, both say the same.
+    The last `proprio` dims of the expert's context take the weights of pi0's state; the others, the readouts, start at
+    zero. Of pi0's padded state and action dims, the first are taken; with as many dims as pi0 has, both models agree.
     Raises ValueError if the sizes do not fit.
     """
     actions, layers = expert.space.size, expert.transformer.layers

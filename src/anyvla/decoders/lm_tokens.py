@@ -1,8 +1,8 @@
-"""Tokens written by the backbone itself: actions are words (RT-2, arXiv 2307.15818; OpenVLA, arXiv 2406.09246).
+"""Tokens written by the backbone itself: actions are text (RT-2, arXiv 2307.15818; OpenVLA, arXiv 2406.09246).
 
-After the tokens of a step stands a suffix: the context first (it holds the readouts, and what the head knows besides),
-then either the tokens written so far, each of which predicts the next, or T learned places that see each other and are
-read at once (OpenVLA-OFT, arXiv 2502.19645).
+A suffix follows the tokens of a step. It starts with the context, which holds the readouts and, with `proprio: fuser`,
+proprioception. Then come either the tokens written so far, each of which predicts the next, or L learned positions that
+see each other and are read at once (OpenVLA-OFT, arXiv 2502.19645).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from anyvla.decoders.base import DecoderInput, DecoderSpec
 from anyvla.decoders.token_decoder import TokenDecoder
 from anyvla.limits import WEIGHT
 
-SAMPLE = 64  # regular ids whose embeddings tell how large the model's are
+SAMPLE = 64  # regular ids from whose embeddings the size of the model's embeddings is measured
 
 
 class LMTokensDecoder(TokenDecoder):
-    """What the backbone remembers, and the context -> backbone -> tokens of a codec -> chunk."""
+    """Writes the tokens of a codec with the backbone's language model, after the tokens of a step."""
 
     needs = frozenset({"continue", "lm_head"})
 
@@ -36,68 +36,71 @@ class LMTokensDecoder(TokenDecoder):
         """Options of `decoder: {name: lm_tokens}`."""
 
         decoding: Literal["autoregressive", "parallel"] = "autoregressive"  # parallel: all tokens in one pass
-        ids: Literal["end", "added"] = "end"  # end: the last regular ids of the vocabulary; added: ids of their own
-        temperature: float = Field(default=0.0, ge=0, le=WEIGHT)  # 0: the likeliest token; 1: as the model believes
+        ids: Literal["end", "added"] = "end"  # end: the last regular ids of the vocabulary; added: new ids
+        temperature: float = Field(default=0.0, ge=0, le=WEIGHT)  # 0: the likeliest token; 1: the model's probabilities
 
-    def __init__(self, config: Config, setting: DecoderSpec) -> None:
-        """Raises ValueError if `ids: end` needs more ids than the vocabulary has, or for a backbone that cannot
-        decode in parallel.
+    def __init__(self, config: Config, spec: DecoderSpec) -> None:
+        """Build the vocabulary of actions.
+
+        Raises ValueError if `ids: end` needs more ids than the vocabulary has, or for a backbone that cannot decode in
+        parallel.
         """
-        super().__init__(setting, config.temperature)
-        backbone, size = setting.backbone, self.codec.size
+        super().__init__(spec, config.temperature)
+        backbone, size = spec.backbone, self.codec.size
         if config.decoding == "parallel" and "cache" not in backbone.capabilities:
             raise ConfigError(
-                "decoding: parallel lets tokens see each other after what the backbone remembers, and this backbone "
-                "reads again instead of remembering, each place seeing earlier ones only: use decoding: autoregressive"
+                "decoding: parallel lets tokens see each other after a KV cache, and this backbone has no cache: it "
+                "reads everything again, and each position sees earlier ones only: use decoding: autoregressive"
             )
-        scale = _embedding_scale(backbone)
-        self.words: _LastIds | _AddedIds
+        scale = _measure_embedding_scale(backbone)
+        self.vocabulary: _LastIds | _AddedIds
         if config.ids == "end":
-            self.words = _LastIds(backbone, size, self.symbols)
+            self.vocabulary = _LastIds(backbone, size, self.symbols)
         else:
-            self.words = _AddedIds(backbone.width, self.symbols, scale)
-        self.enter = nn.Linear(setting.context, backbone.width)
-        self.enter.weight.data = torch.randn_like(self.enter.weight) * setting.context**-0.5 * scale
+            self.vocabulary = _AddedIds(backbone.width, self.symbols, scale)
+        self.enter = nn.Linear(spec.context_width, backbone.width)
+        self.enter.weight.data = torch.randn_like(self.enter.weight) * spec.context_width**-0.5 * scale
         nn.init.zeros_(self.enter.bias)
         self.suffix_length = self.length + (config.decoding == "parallel")
-        self.places: nn.Parameter | None = None  # that are read at once
+        self.places: nn.Parameter | None = None  # embeddings of the positions that are read at once
         if config.decoding == "parallel":
             self.places = nn.Parameter(torch.randn(self.length, backbone.width) * scale)
 
-    def logits(self, context: DecoderInput, tokens: Int64[Tensor, "M T"]) -> Float[Tensor, "M T E"]:
+    def logits(self, inputs: DecoderInput, tokens: Int64[Tensor, "M L"]) -> Float[Tensor, "M L E"]:
         if self.places is not None:
-            return self._at_once(context)
-        earlier = self.words.embed(tokens[:, :-1].clamp(min=0))  # nothing is learned after a -1
-        suffix = torch.cat([self.enter(context.vector)[:, None], earlier], 1)  # (M, T, D)
-        return self.words.score(_continuation(context).run_suffix(suffix, causal=True))
+            return self._score_at_once(inputs)
+        earlier = self.vocabulary.embed(tokens[:, :-1].clamp(min=0))  # nothing is learned after a -1
+        suffix = torch.cat([self.enter(inputs.context)[:, None], earlier], 1)  # (M, L, D)
+        return self.vocabulary.score(_continuation(inputs).run_suffix(suffix, causal=True))
 
-    def write(self, context: DecoderInput, chance: Float[Tensor, "M T"] | None) -> Int64[Tensor, "M T"]:
+    def generate(self, inputs: DecoderInput, uniforms: Float[Tensor, "M L"] | None) -> Int64[Tensor, "M L"]:
         if self.places is not None:
-            tokens, given = self.choose(self._at_once(context), chance, 0), self.given(context)
-            return tokens if given is None else torch.where(given >= 0, given, tokens)
-        writing = _continuation(context).start_suffix()
+            tokens, fixed = self.choose(self._score_at_once(inputs), uniforms, 0), self.fixed_tokens(inputs)
+            return tokens if fixed is None else torch.where(fixed >= 0, fixed, tokens)
+        suffix = _continuation(inputs).start_suffix()
 
         def read(token: Int64[Tensor, "M"] | None) -> Float[Tensor, "M E"]:
-            x = self.enter(context.vector) if token is None else self.words.embed(token)
-            return self.words.score(writing.extend(x[:, None]))[:, 0]
+            x = self.enter(inputs.context) if token is None else self.vocabulary.embed(token)
+            return self.vocabulary.score(suffix.extend(x[:, None]))[:, 0]
 
-        return self.generate_autoregressively(read, context, chance)
+        return self.generate_autoregressively(read, inputs, uniforms)
 
-    def embed_chunks(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M T D"]:
-        """The tokens of earlier chunks; where there is none, the end token's (or, without one, the first token's)."""
+    def embed_chunks(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M L D"]:
+        """Return the embedded tokens of earlier chunks; missing ones are the end token or, without one, token 0."""
         tokens = self.codec.encode(actions)
-        return self.words.embed(tokens.masked_fill(tokens < 0, self.codec.size if self.codec.ends else 0))
+        return self.vocabulary.embed(tokens.masked_fill(tokens < 0, self.codec.size if self.codec.ends else 0))
 
-    def _at_once(self, context: DecoderInput) -> Float[Tensor, "M T E"]:
+    def _score_at_once(self, inputs: DecoderInput) -> Float[Tensor, "M L E"]:
         assert self.places is not None
-        first = self.enter(context.vector)[:, None]
-        suffix = torch.cat([first, self.places.expand(len(first), -1, -1)], 1)  # (M, 1 + T, D)
-        return self.words.score(_continuation(context).run_suffix(suffix, causal=False)[:, 1:])
+        first = self.enter(inputs.context)[:, None]
+        suffix = torch.cat([first, self.places.expand(len(first), -1, -1)], 1)  # (M, 1 + L, D)
+        return self.vocabulary.score(_continuation(inputs).run_suffix(suffix, causal=False)[:, 1:])
 
 
 class _LastIds(nn.Module):
-    """Token k is the k-th of the last V regular ids, so that binning agrees with OpenVLA's; the end token, if there is
-    one, is the id before them. Embedding and head are the backbone's, through methods: it is no part of this module.
+    """Token k is the k-th of the last V regular ids, so that bins agree with OpenVLA's; an end token is the id before.
+
+    Embedding and LM head are used through the backbone's methods, so they stay parts of the backbone.
     """
 
     ids: Int64[Tensor, "E"]
@@ -105,7 +108,7 @@ class _LastIds(nn.Module):
     def __init__(self, backbone: Backbone, size: int, symbols: int) -> None:
         super().__init__()
         self.register_buffer("ids", backbone.last_token_ids(symbols).roll(size - symbols), persistent=False)
-        self._embed, self._score = backbone.embed, backbone.compute_logits
+        self._embed, self._compute_logits = backbone.embed, backbone.compute_logits
         backbone.unfreeze_lm_head()
 
     def embed(self, tokens: Int64[Tensor, "..."]) -> Float[Tensor, "... D"]:
@@ -113,11 +116,11 @@ class _LastIds(nn.Module):
 
     def score(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
         with torch.autocast(hidden.device.type, enabled=False):
-            return self._score(hidden.float(), self.ids).float()
+            return self._compute_logits(hidden.float(), self.ids).float()
 
 
 class _AddedIds(nn.Module):
-    """Rows of their own for all symbols, as large as those of the model."""
+    """New rows for all symbols, as large as the model's embeddings."""
 
     def __init__(self, width: int, symbols: int, scale: Tensor) -> None:
         super().__init__()
@@ -132,14 +135,14 @@ class _AddedIds(nn.Module):
             return F.linear(hidden.float(), self.head.weight.float())
 
 
-def _continuation(context: DecoderInput) -> Continuation:
-    if context.continuation is None:
-        raise ValueError("lm_tokens reads on after what the backbone remembers, but the context has no continuation")
-    return context.continuation
+def _continuation(inputs: DecoderInput) -> Continuation:
+    if inputs.continuation is None:
+        raise ValueError("lm_tokens reads after the backbone's KV cache, but its input has no continuation")
+    return inputs.continuation
 
 
 @torch.no_grad()
-def _embedding_scale(backbone: Backbone) -> Float[Tensor, ""]:
-    """The root mean square of the model's embeddings. A tensor, for weights may be read only after building."""
+def _measure_embedding_scale(backbone: Backbone) -> Float[Tensor, ""]:
+    """Return the root mean square of the model's embeddings, as a tensor: weights may be loaded only after building."""
     ids = backbone.last_token_ids(SAMPLE).to(next(backbone.parameters()).device)
     return backbone.embed(ids).float().square().mean().sqrt().cpu()

@@ -1,4 +1,4 @@
-"""Regression: a small MLP gives the whole chunk at once (RoboVLMs, arXiv 2412.14058; OpenVLA-OFT, arXiv 2502.19645)."""
+"""Regression: an MLP predicts the whole chunk at once (RoboVLMs, arXiv 2412.14058; OpenVLA-OFT, arXiv 2502.19645)."""
 
 from __future__ import annotations
 
@@ -22,62 +22,62 @@ Width = Annotated[int, Field(ge=1, le=WIDTH)]
 
 
 class RegressionDecoder(Decoder):
-    """Context -> MLP -> chunk of N actions."""
+    """Predicts a chunk from the context with an MLP."""
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config:
         """Options of `decoder: {name: regression}`."""
 
         loss: Literal["l1", "l2", "huber"] = "l1"
-        # Widths of the MLP's hidden layers, those of RoboVLMs; one number is the width of all `layers`.
+        # Widths of the MLP's hidden layers, by default as in RoboVLMs; one number is the width of all `layers`.
         hidden: Width | tuple[Width, ...] = (1024, 512, 256)
         layers: int = Field(default=2, ge=0, le=LAYERS)  # hidden layers, where `hidden` is one number
-        gripper_mlp: bool = False  # the gripper has an MLP of its own, as large (RoboVLMs)
-        gripper: Literal["regression", "bce"] = "regression"  # bce: open or closed, with nothing between
+        gripper_mlp: bool = False  # the gripper has a separate MLP of the same widths (RoboVLMs)
+        gripper: Literal["regression", "bce"] = "regression"  # bce: open or closed, nothing in between
         gripper_weight: float = Field(default=1.0, gt=0, le=WEIGHT)  # RoboVLMs: 0.01, with huber and bce
 
-    def __init__(self, config: Config, setting: DecoderSpec) -> None:
+    def __init__(self, config: Config, spec: DecoderSpec) -> None:
         super().__init__()
-        self.config, self.chunk, self.space = config, setting.chunk, setting.space
-        sizes = {False: 0, True: 0}  # dims of each MLP, of the gripper's own last
+        self.config, self.chunk, self.space = config, spec.chunk, spec.space
+        sizes = {False: 0, True: 0}  # dims of the MLPs, the gripper's under True
         for group in self.space.groups:
-            sizes[self._apart(group)] += group.size
+            sizes[self._is_separate(group)] += group.size
         if config.gripper_mlp and not all(sizes.values()):
             raise ConfigError(
-                "gripper_mlp gives the gripper an MLP beside that of the other dims; of these "
+                "gripper_mlp gives the gripper a separate MLP beside the one of the other dims; of these "
                 f"{self.space.size} action dims {sizes[True]} are a gripper: leave gripper_mlp out"
             )
         widths = (config.hidden,) * config.layers if isinstance(config.hidden, int) else config.hidden
-        self.mlp = _mlp(setting.context, widths, self.chunk * sizes[False])
-        self.gripper = _mlp(setting.context, widths, self.chunk * sizes[True]) if config.gripper_mlp else None
+        self.mlp = _mlp(spec.context_width, widths, self.chunk * sizes[False])
+        self.gripper = _mlp(spec.context_width, widths, self.chunk * sizes[True]) if config.gripper_mlp else None
 
-    def _apart(self, group: Group) -> bool:
+    def _is_separate(self, group: Group) -> bool:
         return self.config.gripper_mlp and group.kind == "gripper"
 
     def forward(self, context: Float[Tensor, "M C"]) -> Float[Tensor, "M N A"]:
-        """The chunk before the gripper is decided (logits under bce)."""
+        """Return the chunk before the gripper is decided (logits under bce)."""
         chunk = self.mlp(context).unflatten(-1, (self.chunk, -1))
         if self.gripper is None:
             return chunk
-        rest, grips = ([g.size for g in self.space.groups if self._apart(g) is apart] for apart in (False, True))
-        of_rest = iter(chunk.split(rest, -1))
-        of_grips = iter(self.gripper(context).unflatten(-1, (self.chunk, -1)).split(grips, -1))
-        return torch.cat([next(of_grips if self._apart(g) else of_rest) for g in self.space.groups], -1)
+        groups, separate = self.space.groups, self.gripper(context).unflatten(-1, (self.chunk, -1))
+        of_rest = iter(chunk.split([g.size for g in groups if not self._is_separate(g)], -1))
+        of_grippers = iter(separate.split([g.size for g in groups if self._is_separate(g)], -1))
+        return torch.cat([next(of_grippers if self._is_separate(g) else of_rest) for g in groups], -1)
 
     def loss(
         self,
-        context: DecoderInput,
+        inputs: DecoderInput,
         actions: Float[Tensor, "M N A"],
         mask: Bool[Tensor, "M N"],
         generator: torch.Generator | None = None,
     ) -> Loss:
-        """Weighted mean over valid elements; one part per action group."""
-        predicted = self(context.vector).float()
+        """Return the weighted mean over valid elements; one part for each action group."""
+        predicted = self(inputs.context).float()
         total, parts = predicted.new_zeros(()), {}
-        elements = context.elements(mask, self.space.size)
-        for group, place in zip(self.space.groups, self.space.slices().values(), strict=True):
-            valid = elements[..., place]
-            summed = (self._distance(predicted[..., place], actions[..., place], group.kind == "gripper") * valid).sum()
+        elements = inputs.valid_elements(mask, self.space.size)
+        for group, dims in zip(self.space.groups, self.space.slices().values(), strict=True):
+            valid = elements[..., dims]
+            summed = (self._distance(predicted[..., dims], actions[..., dims], group.kind == "gripper") * valid).sum()
             parts[group.name] = (summed / valid.sum().clamp(min=1)).detach()
             total = total + summed * (self.config.gripper_weight if group.kind == "gripper" else 1.0)
         return Loss(total, elements.sum().to(total.dtype), parts)
@@ -92,14 +92,14 @@ class RegressionDecoder(Decoder):
         return F.huber_loss(predicted, target, reduction="none")
 
     def sample(
-        self, context: DecoderInput, generators: Sequence[torch.Generator] | None = None
+        self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None
     ) -> Float[Tensor, "M N A"]:
-        """The regressed chunk; it has no randomness."""
-        chunk = self(context.vector).float()
+        """Return the predicted chunk; it has no randomness."""
+        chunk = self(inputs.context).float()
         if self.config.gripper == "bce":
-            for group, place in zip(self.space.groups, self.space.slices().values(), strict=True):
+            for group, dims in zip(self.space.groups, self.space.slices().values(), strict=True):
                 if group.kind == "gripper":
-                    chunk[..., place] = torch.where(chunk[..., place] > 0, 1.0, -1.0)
+                    chunk[..., dims] = torch.where(chunk[..., dims] > 0, 1.0, -1.0)
         return chunk
 
 

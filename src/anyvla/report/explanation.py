@@ -150,13 +150,13 @@ def explain(vla: VLA, name: str, notes: Sequence[str] = ()) -> Explanation:
     """Let the model read a made-up window, and play some steps. Raises what the model raises. `notes`: to add."""
     config, batch = vla.config, dummy_window(vla)
     with record_calls(vla.backbone) as calls:
-        context = vla.read(batch)
+        inputs = vla.read(batch)
     sequence = calls[0]
     places = label_positions(vla, sequence)
     groups, sees = _grouped(places, attention_mask_of(vla, sequence)[0])
-    if context.continuation is not None:
-        own = suffix_mask(vla, context, batch)
-        groups, sees = _with_suffixes(vla, groups, sees, len(places), context.continuation, own)
+    if inputs.continuation is not None:
+        own = suffix_mask(vla, inputs, batch)
+        groups, sees = _with_suffixes(vla, groups, sees, len(places), inputs.continuation, own)
     return Explanation(
         name=name,
         structure={part: getattr(config, part).name for part in ("backbone", "history", "fuser", "decoder")}
@@ -252,11 +252,11 @@ def _grouped(
     return groups, (shares.T @ seen[: len(places), : len(places)] @ shares).round(6)
 
 
-def suffix_mask(vla: VLA, context: DecoderInput, batch: Batch) -> Bool[np.ndarray, "T T"]:
-    """What the places of a suffix see of each other, the first of them the context."""
-    assert context.continuation is not None
-    given = {f: getattr(context.continuation, f) for f in Continuation.__dataclass_fields__}
-    watched = DecoderInput(context.vector, RecordingContinuation(**given))
+def suffix_mask(vla: VLA, inputs: DecoderInput, batch: Batch) -> Bool[np.ndarray, "T T"]:
+    """What the places of a suffix see of each other, the first of them the inputs."""
+    assert inputs.continuation is not None
+    given = {f: getattr(inputs.continuation, f) for f in Continuation.__dataclass_fields__}
+    watched = DecoderInput(inputs.context, RecordingContinuation(**given))
     assert isinstance(watched.continuation, RecordingContinuation)
     if "keys_values" not in vla.decoder.needs:  # it reads with the backbone
         actions = vla.action_normalizer.normalize(batch.actions, batch.robots)[batch.step_mask]
@@ -264,7 +264,7 @@ def suffix_mask(vla: VLA, context: DecoderInput, batch: Batch) -> Bool[np.ndarra
         vla.decoder.loss(watched, actions, mask, torch.Generator().manual_seed(0))
         return watched.continuation.seen_apart[0].cpu().numpy()
     # It has layers of its own and reads in passes, each of which sees those before it and itself.
-    vla.decoder.sample(watched, [torch.Generator().manual_seed(0) for _ in context.vector])
+    vla.decoder.sample(watched, [torch.Generator().manual_seed(0) for _ in inputs.context])
     number = np.repeat(range(2), watched.continuation.passes[:2])
     return number[:, None] >= number
 

@@ -1,8 +1,8 @@
-"""The contract of a codec: normalized chunks <-> token sequences.
+"""The base class of codecs: normalized chunks to token sequences and back.
 
-A codec is fitted once, on the training data (`anyvla data fit-codec`), lies as a folder beside the recipe's run and
-travels inside the checkpoint. Using one that was not fitted is an error. What a policy writes need not be a chunk at
-all: `decode` always gives a defined one, and says where it had to.
+A codec is fitted once, on the training data (`anyvla data fit-codec`). It is saved as a folder beside the recipe's run
+and inside every checkpoint. Using a codec that was not fitted is an error. A policy may write a sequence that is no
+chunk: `decode` always returns a defined chunk, and reports which sequences were invalid.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int64
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -35,18 +36,18 @@ class Continuous:
 
 
 class Codec(nn.Module, ABC):
-    """Chunks (N, A) in [-1, 1] as at most T tokens 0 .. V-1. Made by `Class(config, chunk, space, assets=None)`.
+    """Chunks (N, A) in [-1, 1] as at most L tokens 0 .. V-1. Made by `Class(config, chunk, space, assets=None)`.
 
-    `assets`: a folder that `save` wrote. Without it the codec is unfitted, unless it `needs_no_fit`. What it learned
-    lies in buffers (part of a checkpoint's weights) or in files of its folder, never in both.
+    `assets`: a folder that `save` wrote. Without it the codec is unfitted, unless it learns nothing from data. What it
+    learned is either in buffers, as part of a checkpoint's weights, or in files of its folder, never in both.
     """
 
     Config: ClassVar[type]
     kind: ClassVar[Literal["tokens"]] = "tokens"
     size: int  # V
-    length: int  # T, the most tokens of a chunk
+    length: int  # L, the most tokens of a chunk
     elementwise: ClassVar[bool] = False  # each token is one number of the chunk, action by action
-    ends: bool = False  # a chunk may take fewer than T tokens: decoders then write an end token, of id V
+    ends: bool = False  # a chunk may take fewer than L tokens: decoders then write an end token, of id V
 
     def __init__(self, chunk: int, space: ActionSpace) -> None:
         super().__init__()
@@ -59,31 +60,53 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def fit(self, chunks: Float[Tensor, "K N A"], seed: int = 0) -> Mapping[str, Any]:
-        """Learn from normalized chunks. Returns facts to report, the round-trip error not among them."""
+        """Learn from normalized chunks. Return facts to report, without the round-trip error."""
 
     @abstractmethod
-    def encode(self, chunks: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"] | None = None) -> Int64[Tensor, "M T"]:
-        """Tokens of each chunk; -1 where there is none: past the end, or nothing to be learned.
+    def encode(self, chunks: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"] | None = None) -> Int64[Tensor, "M L"]:
+        """Return the tokens of each chunk; -1 past its end and where there is nothing to learn.
 
         Where `mask` is False, always at the end of a chunk, there is no action: codecs that treat each element by
-        itself give -1, others hold the last action. A chunk without any action is all -1.
+        itself return -1, others pad with the last action. A chunk without any action is all -1.
         """
 
     @abstractmethod
-    def decode(self, tokens: Int64[Tensor, "M T"]) -> tuple[Float[Tensor, "M N A"], Bool[Tensor, "M"]]:
-        """Chunks in [-1, 1], and which sequences were invalid; those give the nearest chunk that is defined.
+    def decode(self, tokens: Int64[Tensor, "M L"]) -> tuple[Float[Tensor, "M N A"], Bool[Tensor, "M"]]:
+        """Return chunks in [-1, 1], and which sequences were invalid; these give the nearest chunk that is defined.
 
         Tokens from the first one outside of 0 .. V-1 on count as past the end.
         """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write what `assets` reads."""
+        """Write the files that `assets` reads."""
 
     def check_fitted(self) -> None:
-        """Raises CodecError, with the command that mends it, if the codec cannot encode yet."""
+        """Raise CodecError, with the command that fixes it, if the codec cannot encode yet."""
         if not self.fitted:
             raise CodecError(
                 f"the {type(self).__name__} was not fitted: run anyvla data fit-codec RECIPE, which fits it to the "
                 "recipe's data, and train again"
             )
+
+    def check_chunks(self, chunks: Tensor) -> None:
+        """Raise CodecError if the codec cannot be fitted to these chunks."""
+        name = type(self).__name__
+        shape = (self.chunk, self.space.size)
+        if chunks.ndim != 3 or chunks.shape[1:] != shape or not len(chunks):
+            raise CodecError(
+                f"{name} is fitted to chunks (K, {shape[0]}, {shape[1]}), K at least 1; got {tuple(chunks.shape)}"
+            )
+        if not bool(torch.isfinite(chunks).all()):
+            raise CodecError(f"{name} is fitted to finite chunks; these hold NaN or infinity: fix the data")
+
+
+def gripper_dims(space: ActionSpace) -> list[int]:
+    """Return the dims of all grippers."""
+    dims = space.slices()
+    return [d for g in space.groups if g.kind == "gripper" for d in range(dims[g.name].start, dims[g.name].stop)]
+
+
+def reaches_power_of_ten(before: int, now: int) -> bool:
+    """Return whether a count reached its first 1, 10, 100, ..., to log a repeated warning seldom."""
+    return now > before and (not before or len(str(before)) < len(str(now)))

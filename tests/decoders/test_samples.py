@@ -37,32 +37,34 @@ def expert(**keys: Any) -> tuple[Decoder, DecoderInput]:
 MADE = {"flow": flow, "diffusion": diffusion, "expert": expert}
 
 
-def drawn(made: Callable[..., tuple[Decoder, DecoderInput]], seed: int = 0, **keys: Any) -> tuple[torch.Tensor, ...]:
+def noise_and_times(
+    made: Callable[..., tuple[Decoder, DecoderInput]], seed: int = 0, **keys: Any
+) -> tuple[torch.Tensor, ...]:
     """The noises and times, or levels, of one loss."""
-    decoder, context = made(**keys)
+    decoder, inputs = made(**keys)
     seen: list[torch.Tensor] = []
 
-    def record(context: DecoderInput, actions: torch.Tensor, mask: torch.Tensor, *at: torch.Tensor) -> Loss:
+    def record(inputs: DecoderInput, actions: torch.Tensor, mask: torch.Tensor, *at: torch.Tensor) -> Loss:
         seen.extend(at)
         return Loss(actions.sum(), mask.sum())
 
     decoder.loss_at = record
-    steps = len(context.vector)
+    steps = len(inputs.context)
     actions = torch.zeros(steps, *decoder.shape)
-    decoder.loss(context, actions, actions[..., 0] == 0, torch.Generator().manual_seed(seed))
+    decoder.loss(inputs, actions, actions[..., 0] == 0, torch.Generator().manual_seed(seed))
     return tuple(seen)
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_each_step_is_trained_at_as_many_draws_as_asked_for(name: str) -> None:
-    noise, time = drawn(MADE[name], draws=3)
+    noise, time = noise_and_times(MADE[name], samples=3)
     assert len(noise) == len(time) == 3 * STEPS
     assert len(noise.flatten().unique()) == noise.numel()
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_the_generator_decides_noises_and_times(name: str) -> None:
-    one, same, other = (drawn(MADE[name], seed, draws=8) for seed in (0, 0, 1))
+    one, same, other = (noise_and_times(MADE[name], seed, samples=8) for seed in (0, 0, 1))
     for a, b, c in zip(one, same, other, strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
@@ -74,7 +76,7 @@ def test_the_generator_decides_noises_and_times(name: str) -> None:
 def test_times_are_of_the_distribution_asked_for(name: str) -> None:
     """Beta(1.5, 1) has the mean 0.6; both are shifted by a thousandth."""
     for kind, mean in (("beta", 0.6), ("uniform", 0.5)):
-        _, time = drawn(MADE[name], time=kind, draws=1000)
+        _, time = noise_and_times(MADE[name], time=kind, samples=1000)
         assert float(time.mean()) == pytest.approx(mean, abs=0.02)
 
 
@@ -82,7 +84,7 @@ def test_times_are_of_the_distribution_asked_for(name: str) -> None:
 @pytest.mark.parametrize(("method", "calls"), [("euler", 4), ("heun", 7)])
 def test_the_method_of_integration_is_the_one_asked_for(name: str, method: str, calls: int) -> None:
     """Heun's method looks at the end of each step but the last, too."""
-    decoder, context = MADE[name](method=method, steps=4)
+    decoder, inputs = MADE[name](method=method, steps=4)
     count = 0
     layer = decoder.network if name == "flow" else decoder.out  # runs once for each velocity
 
@@ -91,5 +93,5 @@ def test_the_method_of_integration_is_the_one_asked_for(name: str, method: str, 
         count += 1
 
     layer.register_forward_hook(counted)
-    decoder.sample(context, [torch.Generator().manual_seed(step) for step in range(len(context.vector))])
+    decoder.sample(inputs, [torch.Generator().manual_seed(step) for step in range(len(inputs.context))])
     assert count == calls
