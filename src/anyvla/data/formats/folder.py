@@ -1,10 +1,10 @@
-"""A plain layout for people's own data: a folder with `dataset.yaml` and a file per episode.
+"""Reads a plain folder, the layout for people's own data: `dataset.yaml` and one file per episode.
 
-    dataset.yaml       embodiment: the robot, its cameras, what the numbers mean
+    dataset.yaml       embodiment: the robot, its cameras, the meaning of the numbers
     episode_000.npz    or .hdf5: actions (T, A), proprio (T, P), images/<camera> (T, H, W, 3) uint8, instruction
     episode_001.npz
 
-`instruction` is text, one or several; `timestamps` (T,), in seconds, may be left out. docs/data_folder.md has a writer.
+`instruction` is one text or several. `timestamps` (T,), in seconds, are optional. docs/data_folder.md shows a writer.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ _VECTORS: tuple[str, str] = ("proprio", "actions")
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class FolderConfig:
-    """How a plain folder is read."""
+    """Options of reading a plain folder."""
 
-    times: Times = "recorded"  # steady: step t is at t / control_hz, for data whose timestamps are wrong
+    times: Times = "recorded"  # steady: step t is at t / control_hz, for data with wrong timestamps
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class FolderDescription:
-    """What `dataset.yaml` holds."""
+    """The contents of `dataset.yaml`."""
 
     embodiment: Embodiment
-    about: str = ""  # for people: where, when and how it was recorded
+    about: str = ""  # where, when and how it was recorded, for people
 
 
 class FolderDataset(EpisodeReader):
-    """A plain folder of npz or HDF5, one file an episode; the order of episodes is that of the names of their files.
+    """A plain folder of npz or HDF5 files, one for each episode, in the order of their names.
 
-    `embodiment` replaces that of `dataset.yaml`. Raises ValueError that names the file and the key that do not fit.
+    `embodiment` replaces the one in `dataset.yaml`. Raises ValueError that names the file and the key that do not fit.
     """
 
     Config = FolderConfig
 
     @staticmethod
     def recognizes(root: Path) -> bool:
-        """A folder that describes itself."""
+        """Return whether a folder has a `dataset.yaml`."""
         return (root / DESCRIPTION).is_file()
 
     def __init__(self, config: FolderConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
@@ -85,14 +85,14 @@ class FolderDataset(EpisodeReader):
         report_empty(self.root, [path.name for path in files if lengths[path] == 0])
         if not self._files:
             raise ValueError(f"none of the {len(files)} episodes of {self.root} has a step")
-        said = [lengths[path] for path in self._files]
-        self.unreadable = {i: text for i, text in enumerate(said) if isinstance(text, str)}
+        found = [lengths[path] for path in self._files]
+        self.unreadable = {i: text for i, text in enumerate(found) if isinstance(text, str)}
         report_unreadable(self.root, self.unreadable, len(self._files))
-        self.lengths: Int64[np.ndarray, "E"] = np.array([1 if isinstance(n, str) else n for n in said], np.int64)
+        self.lengths: Int64[np.ndarray, "E"] = np.array([1 if isinstance(n, str) else n for n in found], np.int64)
         self.provenance: dict[str, Any] = {"format": "folder", "about": about}
 
     def task(self, index: int) -> str:
-        """Its first instruction; the name of its file if it has none."""
+        """Return the first instruction of an episode, or the name of its file if it has none."""
         index = self._check(index)
         path = self._files[index]
         if index in self.unreadable:
@@ -117,12 +117,12 @@ class FolderDataset(EpisodeReader):
     def fingerprint(self) -> str:
         """See `EpisodeDataset`."""
         meaning: Any = conventions(self.embodiment)
-        if self.config.times != "recorded":  # else the meaning is as it was before there was this option
+        if self.config.times != "recorded":  # the default must not change older fingerprints
             meaning = [meaning, to_dict(self.config)]
         return fingerprints.hash_files(self.root, self._files, json.dumps(meaning, sort_keys=True))
 
     def _length(self, path: Path) -> int | str:
-        """Return how many steps a file has, or the reason why it cannot be read."""
+        """Return the number of steps in a file, or the reason why it cannot be read."""
         try:
             header, size = _header(path, "actions"), self.embodiment.action.size
             if header.shape[:1] == (0,):
@@ -148,7 +148,7 @@ class FolderDataset(EpisodeReader):
             space = self.embodiment.proprio if key == "proprio" else self.embodiment.action
             place = space.place(int(bad[0][1]))
             raise ValueError(
-                f"{path}: {key} has NaN or infinity at step {bad[0][0]}, {place}; drop or mend the episode"
+                f"{path}: {key} has NaN or infinity at step {bad[0][0]}, {place}; drop or repair the episode"
             )
         return values
 
@@ -170,7 +170,7 @@ class FolderDataset(EpisodeReader):
 
 
 class NpzFrames(Frames):
-    """Frames in one array of a .npz file: read by rows where it is not compressed (`np.savez`), else as a whole."""
+    """Frames in one array of a .npz file. Rows are read singly if it is uncompressed (`np.savez`), else all at once."""
 
     def __init__(self, path: Path, key: str) -> None:
         shape = array_shape(path, key)
@@ -197,7 +197,7 @@ class NpzFrames(Frames):
 
 
 def write_description(root: Path, embodiment: Embodiment, about: str = "") -> None:
-    """Write `dataset.yaml`; the folder is made if it is not there."""
+    """Write `dataset.yaml`, creating the folder if needed."""
     root.mkdir(parents=True, exist_ok=True)
     text = to_yaml(to_dict(FolderDescription(embodiment=embodiment, about=about)))
     durable.write(root / DESCRIPTION, text)
@@ -209,9 +209,9 @@ def _description(path: Path) -> FolderDescription:
 
 
 def _undeclared(root: Path, path: Path) -> UndeclaredError:
-    """Return the error with an embodiment of no meaning, as the first file shows it.
+    """Return an error that proposes an embodiment without meaning, from the shapes in the first file.
 
-    Raises ValueError if that file is no episode.
+    Raises ValueError if that file holds no episode.
     """
     keys = _keys(path)
     if "actions" not in keys:
@@ -220,7 +220,7 @@ def _undeclared(root: Path, path: Path) -> UndeclaredError:
     odd = [key for key, shape in shapes.items() if len(shape) != 2]
     if odd:
         raise ValueError(f"{path}: {odd[0]} has shape {shapes[odd[0]]}, expected (T, D)")
-    cameras = [key.removeprefix("images/") for key in keys if key.startswith("images/")]  # of npz
+    cameras = [key.removeprefix("images/") for key in keys if key.startswith("images/")]  # .npz
     cameras += hdf5.child_names(hdf5.open_node(path, "images")) if "images" in keys else []
     proprio, actions = ({key: shapes[key][1]} if key in shapes else {} for key in _VECTORS)
     plain = plain_embodiment(root.name or "robot", cameras, 10, proprio, actions)
@@ -249,7 +249,7 @@ def _instructions(path: Path) -> tuple[str, ...]:
     try:
         texts = [t.decode("utf-8") if isinstance(t, bytes) else t for t in found]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: instruction is no UTF-8 ({error})") from None
+        raise ValueError(f"{path}: instruction is not UTF-8 ({error})") from None
     wrong = [t for t in texts if not isinstance(t, str)]
     if wrong:
         raise ValueError(f"{path}: instruction holds {wrong[0]!r}, expected text")

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, downloaded once and read in place from its cache."""
+"""Downloads data sets of the Hugging Face hub into its cache, where they are read in place."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def download(repo_id: str) -> Path:
-    """The folder of a dataset of the hub ("lerobot/pusht"); only what is new is downloaded.
+    """Return the folder of a data set of the hub ("lerobot/pusht"). Only new files are downloaded.
 
-    Raises ValueError if there is no such dataset, or neither network nor a copy in the cache.
+    Raises ValueError if the data set does not exist, or if there is neither a network nor a cached copy.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -23,7 +23,7 @@ def download(repo_id: str) -> Path:
     except RepositoryNotFoundError:
         raise ValueError(
             f"there is no folder {repo_id}, and the hub has no data set of that name that you may read: check the "
-            "name; for a private one log in with 'hf auth login'"
+            "name; for a private data set, log in with 'hf auth login'"
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ValueError(
@@ -31,4 +31,4 @@ def download(repo_id: str) -> Path:
             f"({type(error).__name__}): connect once, or copy the data set here and give its path"
         ) from None
     except HFValidationError:
-        raise ValueError(f"there is no folder {repo_id}, nor is it a name of the hub, as in 'lerobot/pusht'") from None
+        raise ValueError(f"there is no folder {repo_id}, and it is no name of the hub, as in 'lerobot/pusht'") from None

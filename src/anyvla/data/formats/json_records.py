@@ -1,4 +1,4 @@
-"""JSON of data sets as people and their editors leave it: with a byte order mark, in UTF-16, over several lines."""
+"""Reads the JSON of data sets as editors leave it: with a byte order mark, in UTF-16, over several lines."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 from anyvla.files.inside import check_regular
 
-_MARKS = {  # UTF-32's begin with UTF-16's
+_MARKS = {  # a mark of UTF-32 begins with one of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_BETWEEN = re.compile(r"[\s,\x00]*")  # between records; zeros fill what a crash left unwritten
+_BETWEEN = re.compile(r"[\s,\x00]*")  # between records; a crash leaves zeros behind
 
 
 def read_json_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, or in the encoding that its byte order mark says. Raises ValueError."""
+    """Return the text of a file, in UTF-8 or as its byte order mark says. Raises ValueError if it is damaged."""
     data = check_regular(path).read_bytes()
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
     try:
@@ -34,16 +34,16 @@ def read_json_text(path: Path) -> str:
 
 
 def read_records(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines, each of which has these keys.
+    """Yield the objects of a file of JSON lines. Every object must have these keys.
 
     Objects may span lines, be separated by commas, or be the elements of one list. Raises ValueError that names the
-    file and the line of what is damaged.
+    file and the line of the damage.
     """
     text = read_json_text(path)
     lines, decoder, at = 1, json.JSONDecoder(), 0
     end = len(text)
     while True:
-        begin = _skipped(text, at)
+        begin = _skip_separators(text, at)
         lines += text.count("\n", at, begin)
         if begin == end:
             return
@@ -62,12 +62,13 @@ def read_records(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
 
 
 def as_whole_number(value: Any, where: str) -> int:
-    """Return a whole number. Raises ValueError for anything else."""
+    """Return a JSON number as an int. Raises ValueError unless it is whole."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1 << 53 or value != value // 1:
         raise ValueError(f"{where}: expected a whole number, found {value!r}; correct it, or copy the dataset again")
     return int(value)
 
 
-def _skipped(text: str, at: int) -> int:
+def _skip_separators(text: str, at: int) -> int:
+    """Return the position of the next record at or after `at`."""
     found = _BETWEEN.match(text, at)
     return found.end() if found else at

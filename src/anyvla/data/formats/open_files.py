@@ -1,6 +1,7 @@
-"""Files kept open between reads: the last few of each thread, anew in a forked process and where a file was replaced.
+"""Keeps files open between reads.
 
-A reader that may be pickled and called by several threads keeps paths only, and asks here for what is open.
+Readers may be pickled and called by several threads, so they store paths only and get the open file here. Each thread
+keeps its last few files. A file is opened again in a forked process, and after it was replaced.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ T = TypeVar("T", bound=_Closable)
 
 
 class OpenFiles(Generic[T]):
-    """`files(path)`: what `opener(path)` gives, kept open; each thread has at most `most` of them.
+    """Opens files with `opener` and keeps them open, at most `most` in each thread.
 
-    An object belongs to the thread that asked for it, until that thread asks for another.
+    An object returned by `files(path)` belongs to the calling thread until that thread asks for another one.
     """
 
     def __init__(self, opener: Callable[[Path], T], most: int) -> None:
@@ -34,7 +35,7 @@ class OpenFiles(Generic[T]):
         self._local = threading.local()
 
     def __call__(self, path: Path) -> T:
-        # A fork must not share its parent's position; a file that was edited must be opened anew; a pipe would hang.
+        # A fork must not share the file position of its parent, an edited file must be reopened, and a pipe would hang.
         key = (os.getpid(), str(path), *stat_of(check_regular(path)))
         files = self._open_files()
         if key not in files:
@@ -45,7 +46,7 @@ class OpenFiles(Generic[T]):
         return files[key]
 
     def close_all(self) -> None:
-        """Close what this thread has open: after an error, its state is not known."""
+        """Close all files of this thread; after an error, their state is unknown."""
         files = self._open_files()
         while files:
             files.popitem()[1].close()

@@ -1,4 +1,4 @@
-"""Opens the parquet files of data sets, with errors that name the file and bounds on the memory that they ask for."""
+"""Opens parquet files, with errors that name the file and a bound on the memory that they may claim."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 
 from anyvla.files.inside import check_regular
 
-# Parquet packs equal values into a few bytes, so that a small file can promise any number of them. Real files of steps
-# have other values, the time at least, in each row.
+# Parquet packs equal values into a few bytes, so a small file can promise any number of rows. Rows of real steps
+# differ, at least in their time.
 _FREE_ROWS, _ROWS_PER_BYTE = 1 << 20, 64
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Return an open parquet file. Raise ValueError that names it."""
+    """Open a parquet file. Raises ValueError that names the file."""
     with errors_naming(path):
         file = pq.ParquetFile(check_regular(path))
         most = max(_FREE_ROWS, _ROWS_PER_BYTE * path.stat().st_size)
-        # Only the rows are counted: asking pyarrow about a column of a damaged file may abort the process.
+        # Count rows only: asking pyarrow about a column of a damaged file may abort the process.
         rows = sum(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
         if rows > most:
             file.close()
@@ -31,7 +31,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 @contextmanager
 def errors_naming(path: Path) -> Iterator[None]:
-    """Turn what reading a parquet file raises into ValueError that names the file."""
+    """Turn errors of reading a parquet file into ValueError that names the file."""
     try:
         yield
     except FileNotFoundError:

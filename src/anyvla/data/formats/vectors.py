@@ -1,7 +1,7 @@
-"""Columns of numbers as matrices: every row has the declared length and real numbers, or an error says which has not.
+"""Converts columns of numbers to matrices and checks them: every row has the declared length and real numbers.
 
-A list column that is merely flattened gives shifted rows where lengths differ; a cast drops imaginary parts and turns
-text and truth values into numbers.
+Flattening a list column shifts rows where lengths differ. A cast drops imaginary parts and turns text and booleans into
+numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float, Num
 
 
 def check_real(dtype: Any, where: str) -> None:
-    """Raises ValueError unless a numpy type is one of real numbers."""
+    """Raise ValueError unless a numpy type holds real numbers."""
     kind = np.dtype(dtype).kind
     if kind not in "fiu":
         names = {"c": "complex numbers", "b": "truth values", "U": "text", "S": "text", "T": "text", "O": "objects"}
@@ -24,9 +24,9 @@ def check_real(dtype: Any, where: str) -> None:
 
 
 def as_float32(values: Num[np.ndarray, "..."], where: str) -> Float[np.ndarray, "..."]:
-    """Return an array as float32; numbers that are too large for it become infinite, which the check of data says.
+    """Return an array as float32. Numbers that are too large become infinite; the data check reports them.
 
-    Raises ValueError for what is no array of real numbers.
+    Raises ValueError unless the array holds real numbers.
     """
     check_real(values.dtype, where)
     with np.errstate(over="ignore"):
@@ -34,10 +34,11 @@ def as_float32(values: Num[np.ndarray, "..."], where: str) -> Float[np.ndarray, 
 
 
 def as_matrix(column: pa.ChunkedArray, size: int, where: str, row: int = 0) -> Num[np.ndarray, "T D"]:
-    """Return a column of lists of `size` numbers, or of single numbers where that is 1, as a matrix of its own type.
+    """Return a column of lists of `size` numbers, or of single numbers if `size` is 1, as a matrix of the column's
+    type.
 
-    `where` names file and column, `row` is the number of the first row in the file. Raises ValueError that names the
-    row for one that is missing, of another length or no real numbers.
+    `where` names file and column in errors; `row` is the number of the first row in the file. Raises ValueError that
+    names the row if a value is missing, has another length or is no real number.
     """
     values = column.combine_chunks()
     fixed = pa.types.is_fixed_size_list(values.type)
@@ -47,19 +48,19 @@ def as_matrix(column: pa.ChunkedArray, size: int, where: str, row: int = 0) -> N
         raise ValueError(f"{where}: expected real numbers, found {values.type}; write them as float32")
     if values.null_count:
         at = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ValueError(f"{where}, row {row + at}: expected numbers, found no value; drop or mend the episode")
+        raise ValueError(f"{where}, row {row + at}: expected numbers, found no value; drop or repair the episode")
     if not nested and size != 1:
-        raise ValueError(f"{where}, row {row}: expected {size} numbers, found one; declare the size that the data has")
+        raise ValueError(f"{where}, row {row}: expected {size} numbers, found one; declare the size of the data")
     if nested and not (fixed and values.type.list_size == size):
         lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
         wrong = np.flatnonzero(lengths != size)
         if len(wrong):
             at = int(wrong[0])
             raise ValueError(
-                f"{where}, row {row + at}: expected {size} numbers, found {lengths[at]}; drop or mend the episode"
+                f"{where}, row {row + at}: expected {size} numbers, found {lengths[at]}; drop or repair the episode"
             )
     flat = values.flatten() if nested else values
     if flat.null_count:
         at = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // size
-        raise ValueError(f"{where}, row {row + at}: a number has no value; drop or mend the episode")
+        raise ValueError(f"{where}, row {row + at}: a number has no value; drop or repair the episode")
     return flat.to_numpy(zero_copy_only=False).reshape(len(values), size)

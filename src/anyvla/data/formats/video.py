@@ -1,9 +1,10 @@
-"""Episode videos: mp4 of any codec decoded, H.264 encoded and joined, with PyAV.
+"""Encodes, joins and decodes videos of episodes with PyAV.
 
-What is written has a constant rate, no B-frames and a key frame every few frames: packet k is frame k, so that a frame
-is found by a short seek and files can be joined by copying packets. A policy is trained on decoded frames and acts on
-raw ones, so the loss is kept small: full-resolution color (on a rendered 96 px scene 42 dB, against 35 dB with halved
-color, for the same bytes). What is read may have any codec and any key frames: frames are found by their time.
+Videos are written in H.264 at a constant rate, without B-frames and with a key frame every few frames: packet k is
+frame k. A frame is then found by a short seek, and files are joined by copying packets. A policy is trained on decoded
+frames and acts on raw ones, so the loss is kept small with full-resolution color (42 dB on a rendered 96 px scene,
+against 35 dB with halved color, for the same bytes). Videos of any codec and any key frames are read: frames are found
+by their time.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from anyvla.data.formats.open_files import OpenFiles
 from anyvla.data.frame_times import find_video_frames
 
 KEY_FRAME_INTERVAL = 8
-# crf: lower is better and larger. fastdecode (no CABAC, no loop filter) halves the time to read a window of 8 frames of
-# 128 px, for 10 % more bytes at the same error.
+# A lower crf gives better and larger videos. fastdecode (no CABAC, no loop filter) halves the time to read a window of
+# 8 frames of 128 px, for 10 % more bytes at the same error.
 _OPTIONS = {"crf": "13", "preset": "veryfast", "tune": "fastdecode"}
 # x264 encodes equal frames of 32 pixels differently in 1 to 5 % of the runs, but never without macroblock trees. At 64
 # pixels none of 200 runs differed, and macroblock trees save a fifth of the bytes.
 _SMALL, _SMALL_OPTIONS = 64, {"x264-params": "mbtree=0"}
 PIXEL_FORMAT = "yuv444p"  # color at full resolution
-_BT601, _LIMITED = 6, 1  # how RGB becomes YUV, told to players, which guess otherwise
-# Other containers are lists of further files (HLS, concat), which FFmpeg would read from anywhere.
+_BT601, _LIMITED = 6, 1  # the conversion to YUV; players guess it unless the file names it
+# Other containers (HLS, concat) list further files, which FFmpeg would read from anywhere.
 _CONTAINERS = "mov,mp4,matroska,webm,avi"
 _DEPTH = ("gray9", "gray1", "grayf", "ya16")  # gray of more than 8 bits
 _MAX_OPEN = 16  # videos kept open per thread
-_SEEK_BACK_S = (0.0, 1.0, 10.0, 1e9)  # seconds to seek further back if a file's key frames are not where its index says
+_SEEK_BACK_S = (0.0, 1.0, 10.0, 1e9)  # seek further back if key frames are not where the index says
 
 
 def encode(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float) -> None:
-    """Write RGB frames to an mp4 file. Raises ValueError for what is not uint8 RGB, or none at all."""
+    """Write RGB frames to an mp4 file. Raises ValueError unless there is a frame and all are uint8 RGB."""
     rate = _rate(fps)
     shape: tuple[int, ...] | None = None
     with av.open(str(path), "w", format="mp4") as container:
@@ -51,7 +52,7 @@ def encode(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float)
         stream.codec_context.colorspace, stream.codec_context.color_range = _BT601, _LIMITED
         stream.codec_context.gop_size = KEY_FRAME_INTERVAL
         stream.codec_context.max_b_frames = 0
-        stream.codec_context.thread_count = 1  # the same bytes on every machine; episodes are encoded in parallel
+        stream.codec_context.thread_count = 1  # equal bytes on every machine; episodes are encoded in parallel
         reformatter = VideoReformatter()
         for i, array in enumerate(frames):
             if shape is None:
@@ -82,11 +83,10 @@ def decode(path: Path, fps: float, indices: Sequence[int]) -> UInt8[np.ndarray, 
 def decode_at(
     path: Path, times: Float64[np.ndarray, "K"], step: float, until: float = np.inf
 ) -> UInt8[np.ndarray, "K H W 3"]:
-    """Return the frames shown at these seconds after the video's first frame, as RGB, each decoded once.
+    """Return the frames shown at these seconds after the first frame of the video, as RGB, each decoded once.
 
-    `step` is the time between two steps of the data. Frames from `until` on belong to the next episode: a time before
-    it gets none of them. Raises ValueError that names the file, and the step if it is one, for what is missing or
-    damaged.
+    `step` is the time between two steps of the data. Frames from `until` on belong to the next episode, and an earlier
+    time never gets one of them. Raises ValueError that names the file, and the frame if one is missing or damaged.
     """
     with _errors_naming(path):
         opened = _open_videos(path)
@@ -104,25 +104,25 @@ def decode_at(
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the header of a video says."""
+    """The header of a video."""
 
     frames: int
-    late: float  # seconds from time 0 of the file's clock to the first frame
+    first_time: float  # timestamp of the first frame, in seconds
     seconds: float  # from the first frame to the end
-    rate: float | None  # frames per second; None: they are not evenly spaced
+    rate: float | None  # frames per second; None: not evenly spaced
     height: int
     width: int
     codec: str  # "h264", "av1"
 
 
 def read_info(path: Path) -> VideoInfo:
-    """Return what the header of a video says. Raises ValueError that names the file if it is missing or damaged."""
+    """Return the header of a video. Raises ValueError that names the file if it is missing or damaged."""
     with _errors_naming(path):
         return _open_videos(path).info
 
 
 class _Video:
-    """A video file that is open. Times are seconds after its first frame, however late that has its timestamp."""
+    """An open video file. Times are seconds after its first frame, whatever the timestamp of that frame."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -132,11 +132,11 @@ class _Video:
         self._stream = self._container.streams.video[0]
         context = self._stream.codec_context
         if context is None:
-            raise ValueError(f"{path} is of no known codec; copy the dataset again")
+            raise ValueError(f"{path} has an unknown codec; copy the dataset again")
         check_image_size(context.width, context.height, str(path))
         if (context.pix_fmt or "").startswith(_DEPTH):
-            raise ValueError(f"{path} holds {context.pix_fmt}, which is depth and no color; leave this camera out")
-        context.thread_count = 1  # readers are parallel; threads would wait for more packets
+            raise ValueError(f"{path} holds {context.pix_fmt}, which is depth, not color; leave this camera out")
+        context.thread_count = 1  # readers run in parallel; decoder threads would wait for more packets
         if self._stream.time_base is None:
             raise ValueError(f"{path}: the video has no time base")
         self._tick = float(self._stream.time_base)  # seconds
@@ -145,11 +145,13 @@ class _Video:
         self.starts = (self._ticks - self._ticks[0]) * self._tick
         gaps = np.diff(self._ticks)
         gap = float(np.median(gaps)) if len(gaps) else 1 / (float(self._stream.average_rate or 1) * self._tick)
-        shown = 0 if even else float(self._stream.duration or 0)  # an uneven video may show its last frame for longer
+        shown = 0 if even else float(self._stream.duration or 0)  # the last frame of an uneven video may last longer
         self.end = max(float(self._ticks[-1] - self._ticks[0]) + gap, shown) * self._tick
-        self._borders = np.append(self._ticks[0] - gap / 2, self._ticks[:-1] + gaps / 2)  # of what a frame's pts may be
+        self._borders = np.append(
+            self._ticks[0] - gap / 2, self._ticks[:-1] + gaps / 2
+        )  # a frame's pts is between two of them
         keys = np.array([e[0] for e in entries if e[1]], np.float64)
-        self._key_frames = np.searchsorted(self._ticks, keys - gap / 4)  # the first frame that each of them serves
+        self._key_frames = np.searchsorted(self._ticks, keys - gap / 4)  # the first frame after each key frame
         self._reformatter = VideoReformatter()
         context = self._stream.codec_context
         rate = len(self._ticks) / self.end if even else None
@@ -167,29 +169,31 @@ class _Video:
         self._container.close()
 
     def _timestamps(self, entries: Int64[np.ndarray, "E 3"]) -> tuple[Float64[np.ndarray, "F"], bool]:
-        """Return when each frame is shown, in ticks and in order, and whether they are evenly spaced.
+        """Return the time of each frame in ticks, in order, and whether the times are evenly spaced.
 
-        An index holds decoding times. If those are evenly spaced, so are the times at which frames are shown; else the
-        packets tell, which takes reading them all.
+        An index holds decoding times. If they are evenly spaced, so are the times of the frames; else all packets are
+        read for theirs.
         """
         count, begin = len(entries), self._stream.start_time
         if count > 1 and count == self._stream.frames and begin is not None and not entries[:, 2].any():
             gap = (entries[-1, 0] - entries[0, 0]) / (count - 1)
             grid = np.arange(count) * gap
-            if gap > 0 and np.abs(entries[:, 0] - entries[0, 0] - grid).max() <= 1:  # a tick, by rounding
+            if (
+                gap > 0 and np.abs(entries[:, 0] - entries[0, 0] - grid).max() <= 1
+            ):  # off by at most a tick, from rounding
                 return begin + grid, True
         packets = (p for p in self._container.demux(self._stream) if p.pts is not None and not p.is_discard)
         ticks = np.unique(np.array([p.pts for p in packets], np.float64))
         if not len(ticks):
-            raise ValueError(f"{self._path} holds no frame that has a time")
+            raise ValueError(f"{self._path} holds no frame with a timestamp")
         grid = np.linspace(ticks[0], ticks[-1], len(ticks))
         return ticks, bool(np.abs(ticks - grid).max() <= 1)
 
     def frames(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (number, RGB image) of the wanted frames that are there; `wanted` increases."""
+        """Yield (number, RGB image) of the wanted frames that exist; `wanted` increases."""
         begin = 0
         while begin < len(wanted):
-            end = begin + 1  # until here it is cheaper to go on than to seek: no key frame is skipped
+            end = begin + 1  # decode on to here: no key frame would be skipped by a seek
             while end < len(wanted) and not np.any(
                 (self._key_frames > wanted[end - 1] + 1) & (self._key_frames <= wanted[end])
             ):
@@ -213,12 +217,12 @@ class _Video:
                 if number > left[0]:
                     break
                 if number == left[0]:
-                    # one thread: starting more costs more than a small frame
+                    # starting threads costs more than a small frame
                     yield number, self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                     left.pop(0)
                     if not left:
                         return
-            if len(left) < len(wanted) or target == first:  # the key frame was right, or there is no earlier one
+            if len(left) < len(wanted) or target == first:  # the seek worked, or there is no earlier frame
                 return
 
 
@@ -226,7 +230,7 @@ _open_videos = OpenFiles(_Video, _MAX_OPEN)
 
 
 def join(sources: Sequence[Path], target: Path, fps: float) -> list[int]:
-    """Copy the packets of files made by `encode` into one file, one after another; returns the first frame of each."""
+    """Copy the packets of files written by `encode` into one file. Return the number of each file's first frame."""
     rate = _rate(fps)
     starts, total = [], 0
     with av.open(str(target), "w", format="mp4") as output:
@@ -250,7 +254,7 @@ def join(sources: Sequence[Path], target: Path, fps: float) -> list[int]:
 
 
 def read_header(path: Path) -> bytes:
-    """What a decoder must know before the first packet: only files with equal headers can be joined."""
+    """Return the codec header of a video; only files with equal headers can be joined."""
     with av.open(str(path)) as container:
         context = container.streams.video[0].codec_context
         return bytes(context.extradata or b"") + f"{context.width}x{context.height}".encode()

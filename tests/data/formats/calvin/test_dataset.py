@@ -137,7 +137,7 @@ def test_scenes_and_lists_choose(folder: Path, tmp_path: Path) -> None:
     by_task.write_text(json.dumps([[102, 110], [121, 128]]))  # the second begins as a segment does, but ends before it
     assert len(opened(folder, list=str(by_task))) == 1
     by_task.write_text("{")
-    with pytest.raises(ValueError, match=r"few\.json is no list of segments"):
+    with pytest.raises(ValueError, match=r"few\.json is not a list of segments"):
         opened(folder, list=str(by_task))
 
 
@@ -266,7 +266,7 @@ def test_damage_says_where(folder: Path) -> None:
 def test_what_is_not_there_is_said(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"validation has no ep_start_end_ids\.npy"):
         opened(folder, split="validation")
-    with pytest.raises(ValueError, match="or read the play data without words"):
+    with pytest.raises(ValueError, match="or read the play data without instructions"):
         opened(folder, annotations="lang_clip")
     robot = calvin_embodiment("relative", cameras=("static", "front"))
     with pytest.raises(ValueError, match=r"has no key 'rgb_front'; it has .*rgb_static"):
@@ -293,7 +293,7 @@ def rewrite_annotations(split: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ((110, 102), "steps 110 to 102 are no segment"),
+        ((110, 102), "steps 110 to 102 are not a segment"),
         ((135, 145), r"steps 135 to 144 .*there is no .*episode_0000144\.npz"),
         ((5, 9), r"there is no .*episode_0000005\.npz"),
         ((-3, 9), "annotation 0"),

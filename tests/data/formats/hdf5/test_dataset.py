@@ -176,7 +176,7 @@ def test_an_unknown_layout_is_one_line_that_says_what_to_declare(
     for name, key in (("mine.hdf5", "trajectories/a/act"), ("episode_0.hdf5", "act"), ("other.h5", "data/demo_0/act")):
         with h5py.File(tmp_path / name, "w") as file:
             file[key] = np.zeros((LENGTH, 7))
-        with pytest.raises(ValueError, match=r"declare where its numbers are, as in format: \{name: hdf5, ") as refused:
+        with pytest.raises(ValueError, match=r"declare its keys, as in format: \{name: hdf5, ") as refused:
             open_dataset(tmp_path / name)
         assert f"{key} [{LENGTH}, 7]" in str(refused.value)
         assert "\n" not in str(refused.value)
@@ -206,7 +206,7 @@ def test_wrong_declarations_name_the_key(tmp_path: Path) -> None:
         ({"episodes": "data"}, "has no 'data'"),
         ({"cameras": {"cam_high": "observations/qpos"}}, r"is float64 \(6, 14\), expected uint8"),
         ({"actions": ["observations/images/cam_high"]}, "declares 14 dims of action"),
-        ({"cameras": {"cam_high": "observations"}}, "'observations' is no array"),
+        ({"cameras": {"cam_high": "observations"}}, "'observations' is not an array"),
         ({"cameras": {"cam_high": "scalar"}}, "scalar has 0 frames, the actions 6 steps"),
         ({"episodes": "action"}, "group 'action': there is no episode with a step"),
     ):
@@ -297,7 +297,7 @@ def hostile(folder: Path) -> Path:
         ("link", "'link' .* is a link to the file 'other.h5'"),
         ("absolute/numbers", "is a link to the file '.*other.h5'"),
         ("soft_out", "is a link to the file 'other.h5'"),
-        ("circle", "circle of links"),
+        ("circle", "cycle of links"),
         ("gone", "has no 'gone'"),
         ("raw", "in another file"),
         ("virtual", "in another file"),
@@ -306,8 +306,8 @@ def hostile(folder: Path) -> Path:
         ("references", "references"),
         ("complex", "expected real numbers, found complex"),
         ("text", "expected real numbers"),
-        ("nothing", "no array"),
-        ("group", "no array"),
+        ("nothing", "not an array"),
+        ("group", "not an array"),
         ("none", "has no 'none'; / holds: absolute"),
         ("here/below", "has no 'here/below'"),
     ],

@@ -20,7 +20,7 @@ def test_offline_says_what_to_do(tmp_path):
 
 
 def test_what_is_no_name_of_the_hub_is_refused():
-    with pytest.raises(ValueError, match=r"no folder some one/pus\?hes, nor is it a name of the hub"):
+    with pytest.raises(ValueError, match=r"no folder some one/pus\?hes, and it is no name of the hub"):
         hub.download("some one/pus?hes")
 
 

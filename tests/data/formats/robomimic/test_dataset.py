@@ -336,7 +336,7 @@ def test_damage_says_where(tmp_path: Path) -> None:
     bare = write_robomimic(tmp_path / "bare.hdf5", 1)
     with h5py.File(bare, "a") as file:
         del file["data/demo_0/obs"]
-    with pytest.raises(ValueError, match=r"demo_0 has no obs: raw states only.*dataset_states_to_obs\.py"):
+    with pytest.raises(ValueError, match=r"demo_0 has no obs, only raw states.*dataset_states_to_obs\.py"):
         opened(bare)
 
 

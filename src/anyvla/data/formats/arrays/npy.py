@@ -1,4 +1,4 @@
-"""Reads arrays in numpy's `.npy` format. Memory is taken only after the promised size was found to be there."""
+"""Reads numpy's `.npy` format. Memory is allocated only after the promised size was compared with the file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 
 from anyvla.files.inside import check_regular
 
-# numpy reads an array's header with `ast.literal_eval`, which may fail when two threads are in it: Python 3.11
-# counts their depths together ("AST constructor recursion depth mismatch", github.com/python/cpython/issues/106905).
+# numpy parses a header with `ast.literal_eval`, which may fail in two threads at once: Python 3.11 adds up their depths
+# ("AST constructor recursion depth mismatch", github.com/python/cpython/issues/106905).
 _HEADER_LOCK = threading.Lock()
-# numpy and zipfile raise these for damaged files; a header of many brackets exhausts the parser's stack.
+# numpy and zipfile raise these for damaged files; many brackets in a header exhaust the stack of the parser.
 DAMAGE_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, OSError, EOFError, MemoryError, RecursionError)
 
 
 class ArrayHeader(NamedTuple):
-    """What the first bytes of a `.npy` file say of its array."""
+    """The header of a `.npy` file."""
 
     shape: tuple[int, ...]
     fortran: bool  # the first dim varies fastest
@@ -28,12 +28,12 @@ class ArrayHeader(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of its numbers; no overflow, whatever the file says."""
+        """The size of the data in bytes, without overflow for any header."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_header(file: IO[bytes]) -> ArrayHeader:
-    """Return the header of the array, and leave the file where its numbers begin. Raise ValueError for no .npy file."""
+    """Return the header of an array and leave the file at its data. Raises ValueError for other files."""
     try:
         with _HEADER_LOCK:
             version = np.lib.format.read_magic(file)
@@ -53,7 +53,7 @@ def read_header(file: IO[bytes]) -> ArrayHeader:
 
 
 def read_array(file: IO[bytes], left: int) -> np.ndarray:
-    """Return the array in the last `left` bytes of a file, header included. Raise ValueError for another size."""
+    """Return the array in the last `left` bytes of a file, header included. Raises ValueError for another size."""
     begin = file.tell()
     header = read_header(file)
     if header.dtype.hasobject:
@@ -61,7 +61,7 @@ def read_array(file: IO[bytes], left: int) -> np.ndarray:
     left -= file.tell() - begin
     if header.nbytes > left:
         raise ValueError(f"its header promises {header.nbytes} bytes ({header.dtype} {header.shape}), {left} are there")
-    data = file.read(header.nbytes + 1)  # one more reaches the end of a member of an archive, where its CRC is checked
+    data = file.read(header.nbytes + 1)  # reading past the end makes zipfile check the CRC
     if len(data) != header.nbytes:
         raise ValueError(f"its header promises {header.nbytes} bytes ({header.dtype} {header.shape}), it holds others")
     if not header.nbytes:
@@ -70,7 +70,7 @@ def read_array(file: IO[bytes], left: int) -> np.ndarray:
 
 
 def load_array(path: Path) -> np.ndarray:
-    """Return the array of a `.npy` file. Raise ValueError that names the file."""
+    """Return the array of a `.npy` file. Raises ValueError that names the file."""
     try:
         with check_regular(path).open("rb") as file:
             return read_array(file, path.stat().st_size)

@@ -1,4 +1,4 @@
-"""Arrays out of `.npz` files, with errors that say which file and which key."""
+"""Reads arrays of `.npz` files, with errors that name the file and the key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from anyvla.data.formats.arrays.npy import DAMAGE_ERRORS, ArrayHeader, read_array, read_header
 from anyvla.files.inside import check_regular
 
-# A member may unpack to so many bytes without asking, or to so many times its packed size: black frames of an hour.
+# A member may unpack to this many bytes in any case, or to this many times its packed size (an hour of black frames).
 _FREE_BYTES, _RATIO = 256 << 20, 100
 _DAMAGE_ERRORS = (
     *DAMAGE_ERRORS,
@@ -25,7 +25,7 @@ _DAMAGE_ERRORS = (
 
 
 def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Return some or all arrays of a file; only those are unpacked. Raise ValueError that names file and key."""
+    """Return all arrays of a file, or those of `keys` only. Raises ValueError that names the file and the key."""
     with _open(path) as archive:
         there = _names(archive)
         names = there if keys is None else list(keys)
@@ -36,13 +36,13 @@ def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.n
 
 
 def array_keys(path: Path) -> list[str]:
-    """Return the names of the arrays, without reading them. Raise ValueError that names the file."""
+    """Return the names of the arrays. Raises ValueError that names the file."""
     with _open(path) as archive:
         return _names(archive)
 
 
 def array_header(path: Path, key: str) -> ArrayHeader:
-    """Read shape and type of one array from its header. Raise ValueError that names the file and the key."""
+    """Read shape and type of one array from its header. Raises ValueError that names the file and the key."""
     with _open(path) as archive:
         if key not in _names(archive):
             raise ValueError(f"{path} has no key {key!r}; it has {', '.join(_names(archive)) or 'none'}")
@@ -59,14 +59,14 @@ def array_shape(path: Path, key: str) -> tuple[int, ...]:
 
 
 class ArrayLocation(NamedTuple):
-    """The place of the numbers of an array in the file."""
+    """The place of an array's data in the file."""
 
     offset: int
     dtype: np.dtype
 
 
 def locate_array(path: Path, key: str) -> ArrayLocation | None:
-    """Return where the numbers of an array begin, and their type; None if they cannot be read in place."""
+    """Return the location and type of an array's data, or None if it cannot be mapped into memory."""
     with _open(path) as archive:
         try:
             with _member(archive, key) as (file, info):
@@ -100,10 +100,10 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
 
 @contextmanager
 def _member(archive: zipfile.ZipFile, key: str) -> Iterator[tuple[IO[bytes], zipfile.ZipInfo]]:
-    """Open one member. Raise ValueError if it would unpack to much more than the file can hold."""
+    """Open one member. Raises ValueError if it would unpack to far more than the file can hold."""
     info = archive.getinfo(f"{key}.npy")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError("it is packed in a way that numpy does not use")
+        raise ValueError("it uses a compression that numpy does not write")
     most = info.compress_size if info.compress_type == zipfile.ZIP_STORED else _RATIO * info.compress_size
     if info.file_size > max(_FREE_BYTES, most):
         raise ValueError(f"its {info.compress_size} bytes promise to become {info.file_size}")

@@ -1,8 +1,8 @@
-"""Stand-ins for numpy's arrays, types and scalars in a pickle, and the real arrays that are made of them.
+"""Stand-ins for numpy's arrays, types and scalars in a pickle, and their conversion to real arrays.
 
-No type of numpy is reachable from the pickle, since the state that a pickle gives to a real type or array can describe
-memory that is not there. A stand-in takes a simple type, a byte order and a shape; the real array is made here, when
-its size is known to be that of the bytes.
+A pickle never reaches a type of numpy, because the state that it gives to a real type or array can describe memory that
+does not exist. A stand-in accepts a simple type, a byte order and a shape. The real array is built here, once its size
+is known to match the bytes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from anyvla.data.formats.arrays.pickle_opcodes import RefusedPickleError, StatefulStandIn, check_key
 
 _SIMPLE = re.compile(r"b1|i[1248]|u[1248]|f[248]|c8|c16|O[48]?|[SU]\d{1,9}")
-_COPIED_SIZES = 4  # times the file: a pickle can name one part many times, and ask for a copy each time
+_COPIED_SIZES = 4  # times the file: a pickle can repeat one part and ask for a copy each time
 
 
 class NumpyKind:
-    """Stands for `numpy.ndarray` as the kind of array that `_reconstruct` is asked for."""
+    """Stands for `numpy.ndarray` as an argument of `_reconstruct`."""
 
 
 class NumpyType(StatefulStandIn):
@@ -33,7 +33,7 @@ class NumpyType(StatefulStandIn):
         self.code, self.order = code, "="
 
     def build(self, state: Any) -> None:
-        """Take the byte order and nothing else: the rest of a state describes records and metadata."""
+        """Take the byte order only; the rest of a state describes records and metadata."""
         if type(state) is not tuple or len(state) < 5 or state[1] not in ("<", ">", "=", "|"):
             raise ValueError("an array has a damaged type")
         if any(part is not None for part in state[2:5]):
@@ -42,18 +42,18 @@ class NumpyType(StatefulStandIn):
 
     @property
     def objects(self) -> bool:
-        """Return whether the elements are Python objects."""
+        """Whether the elements are Python objects."""
         return self.code[0] == "O"
 
     def as_dtype(self) -> np.dtype:
-        """Return the numpy type. Raise ValueError if the elements are objects."""
+        """Return the numpy type. Raises ValueError if the elements are objects."""
         if self.objects:
             raise ValueError("an array or a scalar holds objects where it promises numbers")
         return np.dtype(self.order + self.code)
 
 
 class NumpyArray(StatefulStandIn):
-    """Stands for a `numpy.ndarray`, until its state says what it holds: an array of numbers, or a list of objects."""
+    """Stands for a `numpy.ndarray` until its state arrives: an array of numbers, or a list of objects."""
 
     def __init__(self, as_bytes: Callable[[Any], bytes]) -> None:
         self._as_bytes = as_bytes
@@ -62,7 +62,7 @@ class NumpyArray(StatefulStandIn):
         self._fortran = False
 
     def build(self, state: Any) -> None:
-        """Take shape, type and contents. Raise ValueError if they do not fit together."""
+        """Take shape, type and contents. Raises ValueError if they contradict each other."""
         if type(state) is not tuple or len(state) != 5 or type(state[2]) is not NumpyType:
             raise ValueError("an array has a damaged state")
         _, shape, kind, fortran, contents = state
@@ -75,7 +75,7 @@ class NumpyArray(StatefulStandIn):
             raise ValueError(f"an array promises objects of shape {self._shape} and holds others")
 
     def as_object_array(self, objects: list[Any]) -> np.ndarray:
-        """Return the real array of these objects."""
+        """Return these objects as an array of the recorded shape."""
         array = np.empty(len(objects), object)
         for i, value in enumerate(objects):
             array[i] = value
@@ -83,7 +83,7 @@ class NumpyArray(StatefulStandIn):
 
 
 def allowed_functions(size: int) -> dict[tuple[str, str], Callable[..., Any]]:
-    """Return the functions that a pickle of `size` bytes may name."""
+    """Return the functions that a pickle of `size` bytes may call, by module and name."""
     budget = _CopyBudget(_COPIED_SIZES * size)
     return {
         ("numpy", "ndarray"): NumpyKind,
@@ -113,7 +113,7 @@ def allowed_functions(size: int) -> dict[tuple[str, str], Callable[..., Any]]:
 
 
 class _CopyBudget:
-    """The functions that copy a part of a pickle. All of them together copy `most` elements."""
+    """Functions that copy parts of a pickle, together at most `most` elements."""
 
     def __init__(self, most: int) -> None:
         self._left = most
@@ -168,7 +168,7 @@ def _check_shape(shape: Any) -> tuple[int, ...]:
 
 
 def _array_over(data: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
-    """Return a read-only array over the bytes, which are not copied."""
+    """Return a read-only array over the bytes, without a copy."""
     promised = math.prod(shape) * dtype.itemsize
     if not dtype.itemsize:
         raise ValueError("an array holds texts of no length")

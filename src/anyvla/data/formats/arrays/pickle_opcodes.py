@@ -1,9 +1,9 @@
-"""Runs the opcodes of a pickle that plain data needs, on plain data only.
+"""Runs the opcodes of a pickle that plain data needs.
 
-Python's own unpickler is made to build any object: it sets attributes of whatever lies on its stack, reserves memory
-that a file only promises, and follows indices of any size. This one knows the opcodes that numpy and Python write for
-numbers, text, lists, tuples, dicts, sets and arrays (protocols 0 to 5, pickletools.opcodes) and refuses the others. It
-imports nothing, and reserves nothing before the bytes are there.
+Python's own unpickler can build any object: it sets attributes of anything on its stack, reserves memory that a file
+only promises, and accepts indices of any size. This one implements the opcodes that numpy and Python write for numbers,
+text, lists, tuples, dicts, sets and arrays (protocols 0 to 5, pickletools.opcodes) and refuses the others. It imports
+nothing and allocates nothing before the bytes are there.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-_DIGITS = 400  # of a number that is written as text; Python takes quadratic time for longer ones
-_KEY_BITS = 60  # longer integers can be chosen such that they all hash alike
+_DIGITS = 400  # of a number written as text; Python parses long ones in quadratic time
+_KEY_BITS = 60  # longer integers can be chosen to have equal hashes
 
 
 class RefusedPickleError(ValueError):
-    """A pickle asks for more than plain data needs. The text follows "a pickle that"."""
+    """A pickle asks for more than plain data needs. The message continues "a pickle that"."""
 
 
 class StatefulStandIn(ABC):
-    """Something that a function of the table returned and that may take a state (opcode BUILD) afterwards."""
+    """A result of an allowed function that accepts a state (opcode BUILD)."""
 
     @abstractmethod
     def build(self, state: Any) -> None:
-        """Take the state. Raise ValueError if it does not fit."""
+        """Take the state. Raises ValueError if it does not fit."""
 
 
 @dataclass(frozen=True)
 class Function:
-    """A function of the table, on the stack. It cannot be changed, and it is no data."""
+    """An allowed function on the stack. It is immutable, and it is not data."""
 
     module: str
     name: str
@@ -47,10 +47,10 @@ FunctionTable = Mapping[tuple[str, str], Callable[..., Any]]
 
 
 def run_opcodes(data: bytes, table: FunctionTable) -> Any:
-    """Return the object that the opcodes describe.
+    """Return the object that the opcodes describe. `table` holds the functions that the pickle may call.
 
-    `table`: the functions that the pickle may name. Raise RefusedPickleError for other names and opcodes, ValueError,
-    TypeError, KeyError, IndexError or struct.error for damage.
+    Raises RefusedPickleError for other names and opcodes, and ValueError, TypeError, KeyError, IndexError or
+    struct.error for damage.
     """
     machine = _PickleMachine(data, table)
     while (code := machine.take(1)) != pickle.STOP:
@@ -62,7 +62,7 @@ def run_opcodes(data: bytes, table: FunctionTable) -> Any:
 
 
 def check_key(value: Any) -> Any:
-    """Return a key of a dict or a member of a set; only scalars may be one, because they are hashed in little time."""
+    """Return a key of a dict or a member of a set. Only scalars are allowed, because they are hashed quickly."""
     if not (value is None or isinstance(value, str | bytes | int | float | np.generic)):
         raise RefusedPickleError(f"has a {type(value).__name__} as a key of a dict or a member of a set")
     if isinstance(value, int) and value.bit_length() > _KEY_BITS:
@@ -156,7 +156,7 @@ class _PickleMachine:
 
     def text(self, data: bytes, encoding: str = "utf-8") -> None:
         text = data.decode(encoding)
-        text.encode("utf-8")  # half of a surrogate pair is no text
+        text.encode("utf-8")  # raises for half of a surrogate pair
         self.push(text)
 
     def quoted(self) -> None:
@@ -168,7 +168,7 @@ class _PickleMachine:
     def old_text(self, size: int) -> None:
         if size < 0:
             raise ValueError("a string has a negative length")
-        self.push(self.take(size).decode("latin1"))  # numpy says so for arrays that Python 2 wrote
+        self.push(self.take(size).decode("latin1"))  # the encoding that numpy prescribes for arrays of Python 2
 
     def named(self) -> None:
         module, name = self.line().decode("utf-8"), self.line().decode("utf-8")
@@ -177,13 +177,13 @@ class _PickleMachine:
     def named_on_stack(self) -> None:
         name, module = self.pop(), self.pop()
         if type(name) is not str or type(module) is not str:
-            raise ValueError("a name is no text")
+            raise ValueError("a name is not text")
         self.name(module, name)
 
     def call(self) -> None:
         args, function = self.pop(), self.pop()
         if type(function) is not Function or type(args) is not tuple:
-            raise ValueError("something is called that is no function")
+            raise ValueError("a value that is no function is called")
         self.push(function.target(*args))
 
     def build(self) -> None:

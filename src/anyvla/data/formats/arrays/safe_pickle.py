@@ -1,8 +1,8 @@
-"""Reads `.npy` files of Python objects (as CALVIN has them) without running what a pickle may ask for.
+"""Reads `.npy` files of Python objects, such as CALVIN's, without running code from the pickle.
 
 `np.load(allow_pickle=True)` lets a file call any function. Here a pickle may hold numpy arrays and scalars of simple
-types, and what Python writes without an import: dict, list, tuple, set, str, bytes and numbers. Anything else is
-refused by name. Reading takes at most `MAX_MEMORY_RATIO` times the file, and 1 MiB.
+types, and the types that Python writes without an import: dict, list, tuple, set, str, bytes and numbers. Anything else
+is refused by name. Reading takes at most `MAX_MEMORY_RATIO` times the size of the file, plus 1 MiB.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from anyvla.data.formats.arrays.pickle_opcodes import RefusedPickleError, run_op
 from anyvla.files.inside import check_regular
 
 MAX_MEMORY_RATIO = 400  # an empty set is one byte in a pickle and 216 in memory
-MAX_EXPANSION = 256  # times the file: what comes out if shared parts are written anew at each mention
-_DEPTH = 64  # of lists within lists
+MAX_EXPANSION = 256  # times the file: the size of the value when shared parts count at each mention
+_DEPTH = 64  # levels of nested lists
 _DAMAGE_ERRORS = (*DAMAGE_ERRORS, AttributeError, SystemError, struct.error)
 
 
 def load_objects(path: Path) -> Any:
-    """Return what `np.save(path, objects)` wrote: an array, or the object itself if it was saved alone, as dicts are.
+    """Return the array that `np.save` wrote, or the object itself if it was saved alone, as dicts are.
 
-    Raise ValueError that names the file if it is no .npy file, is damaged, or asks for anything but arrays and plain
+    Raises ValueError that names the file if it is no .npy file, is damaged, or asks for anything but arrays and plain
     data.
     """
     try:
@@ -44,7 +44,7 @@ def load_objects(path: Path) -> Any:
     except RefusedPickleError as error:
         raise ValueError(
             f"{path} holds a pickle that {error}; only numpy arrays and plain Python data are read. Do not "
-            "open it with other tools unless you trust where it comes from"
+            "open it with other tools unless you trust its source"
         ) from None
     except _DAMAGE_ERRORS as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from None
@@ -67,11 +67,11 @@ class _Resolved(NamedTuple):
 
 
 class _Resolver:
-    """Puts real arrays in place of stand-ins. Refuses values that are endless, deep or large when they are walked."""
+    """Replaces stand-ins by real arrays. Refuses values that are cyclic, deep or large when expanded."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._done: dict[int, tuple[_Resolved, Any]] = {}  # with the value itself, so that no other takes its id
+        self._done: dict[int, tuple[_Resolved, Any]] = {}  # keep the value alive, so that no other gets its id
         self._open: set[int] = set()
 
     def resolve(self, value: Any, depth: int) -> _Resolved:
@@ -102,7 +102,7 @@ class _Resolver:
             return _Resolved(value, 1 + value.nbytes)
         objects: Any = value.value if isinstance(value, NumpyArray) else value
         if type(objects) not in (dict, list, tuple):
-            raise ValueError(f"a {getattr(value, 'name', type(value).__name__)} is no data")
+            raise ValueError(f"a {getattr(value, 'name', type(value).__name__)} is not data")
         parts = [self.resolve(part, depth) for part in (objects.values() if type(objects) is dict else objects)]
         real = [part.value for part in parts]
         size = 1 + sum(part.size for part in parts)

@@ -1,7 +1,8 @@
-"""CALVIN (arXiv 2112.03227): play data of a Panda arm in four rooms, a file per step, sentences for parts of it.
+"""Reads CALVIN (arXiv 2112.03227): play data of a Panda arm in four rooms, one file per step, with instructions for
+parts of it.
 
-Read in place: `training/` and `validation/` with `episode_0000001.npz`, ... . The layout is that of mees/calvin
-(dataset/README.md), what the numbers mean that of mees/calvin_env (robot.py, utils.py).
+The data is read in place: `training/` and `validation/` with `episode_0000001.npz`, ... . The layout is documented in
+mees/calvin (dataset/README.md), the meaning of the numbers in mees/calvin_env (robot.py, utils.py).
 """
 
 from __future__ import annotations
@@ -43,31 +44,31 @@ Actions = Literal["relative", "motion", "world"]
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class CalvinConfig:
-    """How a CALVIN folder is read."""
+    """Options of reading a CALVIN folder."""
 
     split: Literal["training", "validation"] = "training"
-    segments: Literal["annotated", "play"] = "annotated"  # play: whole recordings, without words
-    scenes: tuple[Literal["A", "B", "C", "D"], ...] = ()  # only these; (): all that are there
-    # relative: rel_actions, as the benchmark wants them; world: actions, the pose to reach; motion: rel_actions with
-    # the turn as a rotation (axis-angle, axes of the base), for mixing with other robots
+    segments: Literal["annotated", "play"] = "annotated"  # play: whole recordings, without instructions
+    scenes: tuple[Literal["A", "B", "C", "D"], ...] = ()  # only these; (): all scenes
+    # relative: rel_actions, as the benchmark expects them; world: actions, the target pose; motion: rel_actions with
+    # the turn as a rotation (axis-angle, axes of the base), to mix CALVIN with other robots
     actions: Actions = "relative"
-    list: Path | None = None  # a file of segments: only these, as in the few-shot study of RoboVLMs
+    list: Path | None = None  # a file that lists segments: only these, as in the few-shot study of RoboVLMs
     annotations: str = "lang_annotations"  # the folder in the split; lang_clip_ViTB32, ... hold the same sentences
 
 
 class CalvinDataset(EpisodeReader):
     """CALVIN: a folder of steps, or one split of it.
 
-    Relative actions are differences of the tool's pose in the axes of the WORLD, x 50 (positions) and x 20 (Euler
-    angles, each on its own), clipped to +-1; the gripper is -1 closed, 1 open. Raises ValueError with the way out for
-    a folder that lacks an index, a scene or a camera.
+    Relative actions are differences of the tool pose in the axes of the WORLD, x 50 (positions) and x 20 (each Euler
+    angle), clipped to +-1. The gripper is -1 closed, 1 open. Raises ValueError that says what to do for a folder that
+    lacks an index, a scene or a camera.
     """
 
     Config = CalvinConfig
 
     @staticmethod
     def recognizes(root: Path) -> bool:
-        """A split, or a folder with one."""
+        """Return whether a folder is a split, or contains one."""
         return any((folder / "ep_start_end_ids.npy").is_file() for folder in (root, *(root / s for s in _SPLITS)))
 
     def __init__(self, config: CalvinConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
@@ -75,7 +76,9 @@ class CalvinDataset(EpisodeReader):
         own_split = (self.root / "ep_start_end_ids.npy").is_file()
         self._split = self.root if own_split else self.root / config.split
         if not (self._split / "ep_start_end_ids.npy").is_file():
-            raise ValueError(f"{self._split} has no ep_start_end_ids.npy: no split of CALVIN, or not copied whole")
+            raise ValueError(
+                f"{self._split} has no ep_start_end_ids.npy: it is no split of CALVIN, or its copy is incomplete"
+            )
         found = (
             annotated_segments(self._split, config.annotations)
             if config.segments == "annotated"
@@ -86,7 +89,7 @@ class CalvinDataset(EpisodeReader):
             wanted = read_segment_list(config.list)
             found = [s for s in found if (s.start, s.end) in wanted]
         if not found:
-            raise ValueError(f"{self._split} has no segment that is asked for ({json.dumps(to_dict(config))})")
+            raise ValueError(f"{self._split} has no segment that matches the options ({json.dumps(to_dict(config))})")
         empty = [s for s in found if s.start == s.end]
         report_empty(self._split, [f"{s.start} ({s.task})" for s in empty])
         self._segments = [self._with_files(s) for s in found if s.start < s.end]
@@ -94,11 +97,13 @@ class CalvinDataset(EpisodeReader):
         report_unreadable(self._split, self.unreadable, len(self._segments))
         first = self._path(next(s.start for s in self._segments if not s.fault))
         self.embodiment = embodiment or calvin_embodiment(config.actions, _color_cameras(first))
-        self._block_names: dict[int, str] = {}  # under which blocks of numbers are kept
+        self._block_names: dict[int, str] = {}  # cache names of blocks of steps
         self._shapes = {c: _image_shape(first, c) for c in self.embodiment.cameras}
         for what, space, size in (("action", self.embodiment.action, 7), ("proprio", self.embodiment.proprio, 15)):
             if space.size != size:
-                raise ValueError(f"the {what} of CALVIN has {size} dims, that of {self.embodiment.name!r} {space.size}")
+                raise ValueError(
+                    f"the {what} of CALVIN has {size} dims, {self.embodiment.name!r} declares {space.size}"
+                )
         self.lengths: Int64[np.ndarray, "E"] = np.array([s.end - s.start for s in self._segments], np.int64)
         self.provenance: dict[str, Any] = {
             "format": "calvin",
@@ -109,7 +114,7 @@ class CalvinDataset(EpisodeReader):
         }
 
     def task(self, index: int) -> str:
-        """Its task as CALVIN names it ("open_drawer"); "" for play."""
+        """Return the task of an episode by CALVIN's name ("open_drawer"); "" for play data."""
         return self._segments[self._check(index)].task
 
     def _read_episode(self, index: int) -> Episode:
@@ -160,7 +165,7 @@ class CalvinDataset(EpisodeReader):
 
     @cached_property
     def _steps(self) -> Int64[np.ndarray, "S"]:
-        """Every step of an episode, once, in order."""
+        """The steps of all episodes, each once, in order."""
         sound = [s for s in self._segments if not s.fault]
         used = np.zeros(max(s.end for s in sound), bool)
         for s in sound:
@@ -168,22 +173,22 @@ class CalvinDataset(EpisodeReader):
         return np.flatnonzero(used)
 
     def _read_rows(self, start: int, end: int) -> Float32[np.ndarray, "T K"]:
-        """The numbers of steps start .. end - 1; opening a file a step is slow, so blocks of them are kept."""
+        """Return the numbers of steps start .. end - 1. Blocks of steps are cached, since opening a file per step is
+        slow.
+        """
         first = int(np.searchsorted(self._steps, start))
         last = first + end - start
         blocks = range(first // _BLOCK, (last - 1) // _BLOCK + 1)
         try:
             rows = np.concatenate([self._read_block(b) for b in blocks])
-        except (ValueError, OSError):  # perhaps for a step of another segment
+        except (ValueError, OSError):  # perhaps because of a step of another segment
             return np.stack([self._read_step(step) for step in range(start, end)])
         return rows[first - blocks[0] * _BLOCK : last - blocks[0] * _BLOCK]
 
     def _read_block(self, number: int) -> Float32[np.ndarray, "S K"]:
         steps = self._steps[number * _BLOCK : (number + 1) * _BLOCK].tolist()
-        if number not in self._block_names:  # once, as the fingerprint: an open data set is as it was when it was read
-            self._block_names[number] = fingerprints.cache_key(
-                self._split, [self._path(step) for step in steps], "float32"
-            )
+        if number not in self._block_names:  # computed once, like the fingerprint
+            self._block_names[number] = fingerprints.cache_key(self._split, [self._path(step) for step in steps], "float32")
         name = self._block_names[number]
         if (known := stored.read("calvin", name)) is not None:
             return np.frombuffer(known, np.float32).reshape(-1, _WIDTH)
@@ -214,7 +219,7 @@ class CalvinDataset(EpisodeReader):
 
 
 class StepFrames(Frames):
-    """Frames that lie one in a file: only the files asked for are opened."""
+    """Frames in one file per step. Only the files of the requested steps are opened."""
 
     def __init__(self, folder: Path, start: int, shape: tuple[int, int, int, int], key: str, episode: int) -> None:
         self.shape, self._folder, self._start, self._key, self._episode = shape, folder, start, key, episode
@@ -238,7 +243,7 @@ class StepFrames(Frames):
 
 
 def calvin_embodiment(actions: Actions, cameras: Sequence[str] = ("static", "gripper")) -> Embodiment:
-    """CALVIN's Panda arm. Proprio: `robot_obs` (15)."""
+    """Return CALVIN's Panda arm. Its proprio is `robot_obs` (15)."""
     gripper = Group(name="gripper", size=1, kind="gripper", low=-1, high=1, open=1)
     moves: tuple[Group, ...]
     if actions == "world":
@@ -247,7 +252,7 @@ def calvin_embodiment(actions: Actions, cameras: Sequence[str] = ("static", "gri
         position = Group(
             name="position", size=3, kind="position", mode="delta", low=-1, high=1, unit="0.02 m", frame="base"
         )
-        # a difference of Euler angles is no rotation: only `motion` can be written in another convention
+        # a difference of Euler angles is no rotation: only `motion` can be converted to other conventions
         turn: dict[str, Any] = {"name": "rotation", "size": 3, "kind": "rotation", "mode": "delta", "unit": "0.05 rad"}
         turn |= {"rotation": "axis_angle", "frame": "base"} if actions == "motion" else {"low": -1, "high": 1}
         moves = (position, Group(**turn))
@@ -257,9 +262,9 @@ def calvin_embodiment(actions: Actions, cameras: Sequence[str] = ("static", "gri
         proprio=ActionSpace(
             groups=(
                 *_POSE,
-                Group(name="gripper", size=1, kind="gripper", low=0, high=0.08, open=0.08, unit="m"),  # its width
+                Group(name="gripper", size=1, kind="gripper", low=0, high=0.08, open=0.08, unit="m"),  # opening width
                 Group(name="joints", size=7, kind="joints", unit="rad"),
-                Group(name="gripper_command", size=1, kind="gripper", low=-1, high=1, open=1),  # the last one given
+                Group(name="gripper_command", size=1, kind="gripper", low=-1, high=1, open=1),  # the last command
             )
         ),
         action=ActionSpace(groups=(*moves, gripper)),
@@ -275,7 +280,7 @@ _SPLITS = ("training", "validation")
 _KEYS = {"rel_actions": 7, "actions": 7, "robot_obs": 15}
 _RELATIVE, _WORLD, _PROPRIO = slice(0, 7), slice(7, 14), slice(14, 29)
 _WIDTH = 29
-_BLOCK = 512  # steps whose numbers are read and kept together: 59 kB, under a second of reading
+_BLOCK = 512  # steps that are read and cached together: 59 kB, under a second of reading
 _THREADS = 8
 
 
@@ -284,7 +289,7 @@ def _step_file(split: Path, step: int) -> Path:
 
 
 def _color_cameras(path: Path) -> list[str]:
-    """The cameras of color that a step file has; tactile images have six channels and are none."""
+    """Return the color cameras in a step file. Tactile images have six channels and do not count."""
     known = {"static": 0, "gripper": 1}
     found = [
         k.removeprefix("rgb_") for k in array_keys(path) if k.startswith("rgb_") and array_shape(path, k)[2:] == (3,)
@@ -295,5 +300,5 @@ def _color_cameras(path: Path) -> list[str]:
 def _image_shape(path: Path, camera: str) -> tuple[int, int]:
     shape = array_shape(path, f"rgb_{camera}")
     if len(shape) != 3 or shape[2] != 3:
-        raise ValueError(f"{path}: rgb_{camera} has shape {shape}, which is no RGB image")
+        raise ValueError(f"{path}: rgb_{camera} has shape {shape}, which is not an RGB image")
     return shape[0], shape[1]

@@ -1,7 +1,8 @@
-"""What the index files of a CALVIN split say: which steps make an episode, what is said of it, in which scene.
+"""Reads the index files of a CALVIN split: the steps, the instruction and the scene of each episode.
 
-Steps are numbers of files. In `ep_start_end_ids.npy` and `scene_info.npy` the last step counts in; in the language
-annotations it does not: the annotator writes (start, start + length), and CALVIN's own loader stops one before the end.
+Steps are numbers of files. In `ep_start_end_ids.npy` and `scene_info.npy` the last step is included. In the language
+annotations it is excluded: the annotator writes (start, start + length), and CALVIN's own loader stops one before the
+end.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ class Segment:
 
     start: int
     end: int
-    scene: str = ""  # "A" .. "D"; "": not known
+    scene: str = ""  # "A" .. "D"; "": unknown
     task: str = ""  # "open_drawer"
     instruction: str = ""
     fault: str = ""  # why it cannot be read
 
 
 def annotated_segments(split: Path, annotations: str) -> list[Segment]:
-    """The segments that have words; those that cannot be read have a fault.
+    """Return the segments that have an instruction; the damaged ones carry a fault.
 
-    Raises ValueError that names the file for annotations that do not fit together.
+    Raises ValueError that names the file if the annotations contradict each other.
     """
     path = next((p for p in (split / annotations / _ANNOTATIONS, split / _ANNOTATIONS) if p.is_file()), None)
     if path is None:
         raise ValueError(
-            f"{split} has no {annotations}/{_ANNOTATIONS}; copy it again, or read the play data without words "
+            f"{split} has no {annotations}/{_ANNOTATIONS}; copy it again, or read the play data without instructions "
             "(segments: play)"
         )
     found = load_objects(resolve_inside(split, path.relative_to(split).as_posix()))
@@ -47,7 +48,9 @@ def annotated_segments(split: Path, annotations: str) -> list[Segment]:
         words, tasks, places = found["language"]["ann"], found["language"]["task"], found["info"]["indx"]
         counts = len(words), len(tasks), len(places)
     except (KeyError, TypeError, IndexError):
-        raise ValueError(f"{path} does not hold language.ann, language.task and info.indx, as CALVIN's do") from None
+        raise ValueError(
+            f"{path} does not hold language.ann, language.task and info.indx, as CALVIN writes it"
+        ) from None
     if len(set(counts)) > 1:
         raise ValueError(f"{path}: {counts[0]} sentences, {counts[1]} tasks and {counts[2]} segments; expected equal")
     out = []
@@ -56,7 +59,7 @@ def annotated_segments(split: Path, annotations: str) -> list[Segment]:
         try:
             start, end = _check_steps(place, where)
             if start > end:
-                raise ValueError(f"{where}: steps {start} to {end} are no segment")
+                raise ValueError(f"{where}: steps {start} to {end} are not a segment")
             out.append(Segment(start, end, task=_as_sentence(task, where), instruction=_as_sentence(text, where)))
         except ValueError as error:
             out.append(Segment(0, 1, fault=str(error)))
@@ -64,7 +67,7 @@ def annotated_segments(split: Path, annotations: str) -> list[Segment]:
 
 
 def play_segments(split: Path) -> list[Segment]:
-    """The recordings as a whole, minutes long, without words."""
+    """Return the whole recordings, minutes long, without instructions."""
     path = split / "ep_start_end_ids.npy"
     ranges = load_array(resolve_inside(split, path.name))
     if ranges.ndim != 2 or ranges.shape[1] != 2 or ranges.dtype.kind not in "iu":
@@ -76,7 +79,7 @@ def play_segments(split: Path) -> list[Segment]:
         try:
             start, last = _check_steps(pair, f"{path}, row {i}")
             if start > last:
-                raise ValueError(f"{path}, row {i}: steps {start} to {last} are no recording")
+                raise ValueError(f"{path}, row {i}: steps {start} to {last} are not a recording")
             segments.append(Segment(start, last + 1))
         except ValueError as error:
             segments.append(Segment(0, 1, fault=str(error)))
@@ -84,15 +87,15 @@ def play_segments(split: Path) -> list[Segment]:
 
 
 def select_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...]) -> list[Segment]:
-    """The segments with their scene; only those in `wanted`, if it names any."""
+    """Return the segments with their scene, restricted to the scenes in `wanted` if there are any."""
     path = split / "scene_info.npy"
     if not path.is_file():
         if wanted:
-            raise ValueError(f"{split} has no scene_info.npy, so scenes {', '.join(wanted)} cannot be told apart")
+            raise ValueError(f"{split} has no scene_info.npy, so scenes {', '.join(wanted)} cannot be selected")
         return segments
     found = load_objects(resolve_inside(split, path.name))
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected first and last step by the name of the scene")
+        raise ValueError(f"{path}: expected the first and the last step by scene name")
     ranges = {
         str(name).removeprefix("calvin_scene_"): _check_steps(pair, f"{path}, {name!r}") for name, pair in found.items()
     }
@@ -104,9 +107,9 @@ def select_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...])
 
 
 def read_segment_list(path: Path) -> set[tuple[int, int]]:
-    """Segments by first step and end, out of a list: JSON pairs, by task or not; or lines of "number start end".
+    """Return (first step, end) of the segments in a list: pairs in JSON, by task or not, or lines "number start end".
 
-    Both are how RoboVLMs (arXiv 2412.14058) writes its lists: `10_shot_task_data.json` and `data_name_list.txt`.
+    RoboVLMs (arXiv 2412.14058) writes both: `10_shot_task_data.json` and `data_name_list.txt`.
     """
     try:
         text = read_json_text(path)
@@ -117,11 +120,11 @@ def read_segment_list(path: Path) -> set[tuple[int, int]]:
             pairs = [line.split()[-2:] for line in text.splitlines() if line.strip()]
         return {(int(start), int(end)) for start, end in pairs}
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no list of segments: expected [[start, end], ...] as JSON ({error})") from None
+        raise ValueError(f"{path} is not a list of segments: expected [[start, end], ...] as JSON ({error})") from None
 
 
 _ANNOTATIONS = "auto_lang_ann.npy"
-_MAX_STEPS = 10_000_000  # names of files have seven digits
+_MAX_STEPS = 10_000_000  # file names have seven digits
 
 
 def _scene_of(step: int, ranges: dict[str, tuple[int, int]]) -> str:
@@ -148,5 +151,5 @@ def _check_steps(pair: Any, where: str) -> tuple[int, int]:
 def _as_sentence(text: Any, where: str) -> str:
     one = text if isinstance(text, str) or not isinstance(text, list | tuple | np.ndarray) else next(iter(text), "")
     if not isinstance(one, str):
-        raise ValueError(f"{where}: expected a text, found a {type(one).__name__}")
+        raise ValueError(f"{where}: expected text, found a {type(one).__name__}")
     return one.strip()

@@ -1,7 +1,7 @@
-"""HDF5 files of any layout that is declared: ALOHA, RoboTwin, and files like robomimic's with other names.
+"""Reads HDF5 files of any declared layout: ALOHA, RoboTwin, and variants of robomimic's with other names.
 
-An episode is a file, or a group in a file. The keys of its actions, its proprio and its cameras are declared in
-`format`, or those of a layout that is known; see `Hdf5Config`.
+An episode is a file, or a group in a file. The keys of its actions, proprio and cameras are declared in `format` or
+follow from a known layout; see `Hdf5Config`.
 """
 
 from __future__ import annotations
@@ -44,26 +44,27 @@ class _EpisodeLocation:
     """The location of one episode."""
 
     file: Path
-    group: str  # "": the file itself
+    group: str  # "": the file is the episode
     length: int
     fault: str = ""  # why it cannot be read
 
     def key(self, name: str) -> str:
-        """Return a key of the episode as one of the file."""
+        """Return a key of the episode as a key of the file."""
         return f"{self.group}/{name}" if self.group else name
 
 
 class Hdf5Dataset(EpisodeReader):
-    """HDF5 files of a declared layout; one file or a folder of them.
+    """HDF5 files of a declared layout: one file, or a folder of files.
 
-    `embodiment`: these files do not say what their numbers mean. Raises ValueError with the way out.
+    `embodiment` is required, since these files do not say what their numbers mean. Raises ValueError that says what to
+    declare.
     """
 
     Config = Hdf5Config
 
     @staticmethod
     def recognizes(root: Path) -> bool:
-        """Return whether it is a file named after an episode, or a folder of them that does not describe itself."""
+        """Return whether a path is a file named after an episode, or a folder of such files without dataset.yaml."""
         if root.is_dir():
             return not (root / "dataset.yaml").exists() and any(is_episode_file(p) for p in list_files(root))
         return is_episode_file(root)
@@ -98,7 +99,7 @@ class Hdf5Dataset(EpisodeReader):
         self.provenance: dict[str, Any] = {"format": "hdf5", "files": len(files), "ahead": self._layout.ahead}
 
     def task(self, index: int) -> str:
-        """Return the instruction, or the name of the file if there is none."""
+        """Return the instruction of an episode, or the name of its file if it has none."""
         episode = self._episodes[self._check(index)]
         return (not episode.fault and self._instruction(episode)) or episode.file.stem
 
@@ -130,7 +131,7 @@ class Hdf5Dataset(EpisodeReader):
 
     @cached_property
     def _layout(self) -> Hdf5Layout:
-        """Return the keys of the first episode that has them. Raises ValueError if none has."""
+        """The keys of the first episode that has them. Raises ValueError if none has."""
         first: ValueError | None = None
         for file in self._list_files():
             try:
@@ -223,7 +224,7 @@ class Hdf5Dataset(EpisodeReader):
         text = as_text(value)
         if not isinstance(text, str):
             raise ValueError(
-                f"{episode.file} has no text {name!r} for the instruction: neither an array nor an attribute"
+                f"{episode.file} has no text {name!r} for the instruction, neither an array nor an attribute"
             )
         return text.strip()
 

@@ -1,8 +1,8 @@
-"""Opens HDF5 files and reads what is in them, with errors that say which file and which key.
+"""Opens HDF5 files and reads their arrays, with errors that name the file and the key.
 
-An HDF5 file can name other files: by links, as raw storage of an array, as sources of a virtual array. The library
-would open them without asking, so that names are followed here one by one and those that leave the file are refused.
-A file can also promise arrays that it does not hold; their size is compared with the bytes that are stored.
+An HDF5 file can refer to other files: by links, as raw storage of an array, as sources of a virtual array. The library
+would open them silently, so names are resolved here step by step and those that leave the file are refused. A file can
+also promise arrays that it does not hold; their size is compared with the stored bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from anyvla.data.formats.vectors import check_real
 from anyvla.files.inside import regular_files
 
 SUFFIXES = (".hdf5", ".h5")
-# An array may have so many bytes without asking, or so many times its stored bytes: black frames of an hour.
+# An array may have this many bytes in any case, or this many times its stored bytes (an hour of black frames).
 _FREE_BYTES, _RATIO = 256 << 20, 100
 _DAMAGE_ERRORS = (
     OSError,
@@ -45,7 +45,7 @@ def list_hdf5(root: Path) -> list[Path]:
 
 
 def open_file(path: Path) -> Any:
-    """Return an `h5py.File` that is kept open for this thread. Raise ValueError that names the file."""
+    """Return an `h5py.File` that stays open for this thread. Raises ValueError that names the file."""
     try:
         return _files(path)
     except FileNotFoundError:
@@ -55,30 +55,32 @@ def open_file(path: Path) -> Any:
 
 
 def read_array(path: Path, key: str) -> np.ndarray:
-    """Return a whole data set of the file."""
+    """Return a whole array of the file."""
     found = open_array(path, key)
     with errors_naming(path, key):
         return np.asarray(found[()])
 
 
 def read_numbers(path: Path, key: str) -> np.ndarray:
-    """Return a whole data set of real numbers. Raise ValueError for text, complex numbers and records."""
+    """Return a whole array of real numbers. Raises ValueError for text, complex numbers and records."""
     found = open_array(path, key)
     check_real(found.dtype, f"{path}: {key}")
     return read_array(path, key)
 
 
 def open_array(path: Path, key: str) -> Any:
-    """Return a data set whose size the file can hold. Raise ValueError that names file and key."""
+    """Return an `h5py.Dataset` after comparing its size with the stored bytes. Raises ValueError that names file and
+    key.
+    """
     import h5py
 
     with errors_naming(path, key):
         found = open_node(path, key)
         if not isinstance(found, h5py.Dataset) or found.shape is None:
-            raise ValueError(f"{path}: {key!r} is no array")
+            raise ValueError(f"{path}: {key!r} is not an array")
         if found.external or found.is_virtual:
             raise ValueError(
-                f"{path}: {key!r} keeps its numbers in another file, which is not read; copy them into this one"
+                f"{path}: {key!r} keeps its numbers in another file, which is not read; copy them into this file"
             )
         if h5py.check_ref_dtype(found.dtype) is not None:
             raise ValueError(f"{path}: {key!r} holds references, expected numbers, text or images")
@@ -90,7 +92,7 @@ def open_array(path: Path, key: str) -> Any:
 
 
 def open_node(path: Path, key: str) -> Any:
-    """Return the data set or group of this name. Raise ValueError that names the file, the key and what is there."""
+    """Return the array or group of this name. Raises ValueError that lists the existing names if it is missing."""
     file = open_file(path)
     try:
         with errors_naming(path, key):
@@ -105,7 +107,7 @@ def open_node(path: Path, key: str) -> Any:
 
 
 def has_key(path: Path, key: str) -> bool:
-    """Return whether the file has this data set or group. Raise ValueError if it is in another file."""
+    """Return whether the file has this array or group. Raises ValueError if it is in another file."""
     with errors_naming(path, key):
         try:
             _follow(open_file(path), key, path)
@@ -115,20 +117,20 @@ def has_key(path: Path, key: str) -> bool:
 
 
 def read_attribute(path: Path, key: str, name: str) -> Any:
-    """Return the text of an attribute of a data set or group, None if there is none."""
+    """Return an attribute of an array or group, bytes as text; None if it is missing."""
     with errors_naming(path, key):
         return as_text(open_node(path, key).attrs.get(name))
 
 
 def read_json_attribute(path: Path, key: str, name: str) -> dict[str, Any]:
-    """Return the JSON object that an attribute holds, {} if there is none. Raise ValueError that names the file."""
+    """Return the JSON object in an attribute, {} if it is missing. Raises ValueError that names the file."""
     text = read_attribute(path, key, name)
     if text is None:
         return {}
     try:
         value = json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: attribute {name!r} of {key!r} is no JSON ({error}); copy the file again") from None
+        raise ValueError(f"{path}: attribute {name!r} of {key!r} is not JSON ({error}); copy the file again") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: attribute {name!r} of {key!r} holds no keys and values")
     return value
@@ -140,12 +142,12 @@ def as_text(value: Any) -> Any:
 
 
 def child_names(group: Any) -> list[str]:
-    """Return the names in a group. Names that are no UTF-8 are left out; h5py gives them as bytes."""
+    """Return the names in a group, except names that are not UTF-8, which h5py gives as bytes."""
     return [name for name in group if isinstance(name, str)]
 
 
 def find_arrays(path: Path, key: str) -> dict[str, Any]:
-    """Return the data sets below a group by name, found without following links."""
+    """Return the arrays below a group by name, without following links."""
     import h5py
 
     found: dict[str, Any] = {}
@@ -170,7 +172,7 @@ def find_arrays(path: Path, key: str) -> dict[str, Any]:
 
 @contextmanager
 def errors_naming(path: Path, key: str) -> Iterator[None]:
-    """Turn what h5py raises for damaged files into ValueError that names the file and the key."""
+    """Turn h5py's errors for damaged files into ValueError that names the file and the key."""
     try:
         yield
     except _DAMAGE_ERRORS as error:
@@ -178,11 +180,11 @@ def errors_naming(path: Path, key: str) -> Iterator[None]:
 
 
 class _AbsentError(Exception):
-    """A name leads to nothing."""
+    """There is no array or group of this name."""
 
 
 def _follow(file: Any, key: str, path: Path) -> Any:
-    """Return what a name leads to. Raise _AbsentError if there is nothing, ValueError if it is in another file."""
+    """Return the array or group of a name. Raises _AbsentError if it is missing, ValueError if it is in another file."""
     import h5py
 
     at, parts, links = file, key.split("/"), 0
@@ -204,7 +206,7 @@ def _follow(file: Any, key: str, path: Path) -> Any:
             )
         links += 1
         if links > _MOST_LINKS:
-            raise ValueError(f"{path}: {key!r} is a circle of links")
+            raise ValueError(f"{path}: {key!r} is a cycle of links")
         target = at.get(name, getlink=True).path
         at = file if target.startswith("/") else at
         parts = [*target.split("/"), *parts]

@@ -1,4 +1,4 @@
-"""Frames in HDF5 files: arrays with the channels last or first, or an encoded image of each step."""
+"""Reads frames from HDF5 files: arrays with the channels last or first, or one encoded image per step."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from anyvla.data.episode import Frames
 from anyvla.data.formats.hdf5.file import errors_naming, open_array
 from anyvla.data.formats.images import as_rgb, check_image_array, decode_image
 
-# How images become upright. flip: top and bottom change places; turn: by 180 degrees.
+# How images are made upright. flip: swap top and bottom; turn: rotate by 180 degrees.
 Orientation = Literal["recorded", "flip", "turn"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImageStorage:
-    """How images are stored, as far as the file does not say it."""
+    """How images are stored, where the file itself does not say."""
 
     channels: Literal["last", "first"] = "last"
     colors: Literal["rgb", "bgr"] = "rgb"
@@ -28,10 +28,10 @@ class ImageStorage:
 
 
 class Hdf5Frames(Frames):
-    """Frames of one data set: only the rows asked for are read.
+    """Frames of one array in an HDF5 file. Only the requested rows are read.
 
-    The data set holds images, (T, H, W, C) or (T, C, H, W), or encoded images, (T,) of byte strings or (T, L) of padded
-    bytes. `rows`: the row of each step; None: all of them, in order.
+    The array holds images, (T, H, W, C) or (T, C, H, W), or encoded images: (T,) byte strings, or (T, L) padded bytes.
+    `rows` is the row of each step; None means all rows in order.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Hdf5Frames(Frames):
     def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
         """See `Frames`."""
         rows = np.asarray(steps) if self._rows is None else self._rows[steps]
-        wanted, place = np.unique(rows, return_inverse=True)  # HDF5 reads rows in order, each once
+        wanted, inverse = np.unique(rows, return_inverse=True)  # HDF5 reads rows in order, each once
         found = open_array(self._path, self._key)
-        whole = len(wanted) == wanted[-1] - wanted[0] + 1
+        consecutive = len(wanted) == wanted[-1] - wanted[0] + 1
         with errors_naming(self._path, f"{self._where}: {self._key}"):
-            raw = found[wanted[0] : wanted[-1] + 1] if whole else [found[int(i)] for i in wanted]
+            raw = found[wanted[0] : wanted[-1] + 1] if consecutive else [found[int(i)] for i in wanted]
         return np.stack([self._image(image, int(row)) for image, row in zip(raw, wanted, strict=True)])[
-            place.reshape(-1)
+            inverse.reshape(-1)
         ]
 
     def _image(self, raw: Any, row: int) -> UInt8[np.ndarray, "H W 3"]:
@@ -80,7 +80,7 @@ class Hdf5Frames(Frames):
 
 
 def holds_encoded_images(found: Any) -> bool:
-    """Return whether a data set holds an encoded image for each step: byte strings, or rows of padded bytes."""
+    """Return whether an array holds one encoded image per step: byte strings, or rows of padded bytes."""
     import h5py
 
     kind = h5py.check_vlen_dtype(found.dtype)

@@ -1,4 +1,4 @@
-"""Finds the actions, the proprio and the cameras of an episode in an HDF5 file: by declaration or by known layouts."""
+"""Finds the actions, the proprio and the cameras of an episode in an HDF5 file, as declared or by known layouts."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from anyvla.registry import suggest
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class Hdf5Config:
-    """How HDF5 files of any layout are read. Keys are those below an episode: observations/qpos."""
+    """Options of reading HDF5 files of any layout. Keys are relative to an episode: observations/qpos."""
 
-    episodes: str = ""  # the group whose groups are one episode each ("data"); "": each file is one episode
-    actions: tuple[str, ...] = ()  # joined in this order; (): those of a known layout
-    proprio: tuple[str, ...] | None = None  # joined in this order; None: those of a known layout, or none
+    episodes: str = ""  # the group that holds one group per episode ("data"); "": each file is one episode
+    actions: tuple[str, ...] = ()  # joined in this order; (): as in a known layout
+    proprio: tuple[str, ...] | None = None  # joined in this order; None: as in a known layout, or none
     cameras: Mapping[str, str] | None = None  # camera -> key; None: every array of images
-    instruction: str = ""  # the sentence of all episodes
-    instruction_key: str = ""  # an array or an attribute of each episode that holds its sentence
+    instruction: str = ""  # of all episodes
+    instruction_key: str = ""  # an array or an attribute of each episode with its instruction
     channels: Literal["last", "first"] = "last"  # first: images are (T, C, H, W)
-    # None: rgb, or that of a known layout. bgr: images whose RGB was encoded by OpenCV, which takes it for BGR
+    # None: rgb, or as in a known layout. bgr: RGB images that were encoded by OpenCV, which expects BGR
     colors: Literal["rgb", "bgr"] | None = None
     images: Orientation = "recorded"
-    # the action of a step is recorded so many steps later (None: 0, or that of a known layout); the last steps go
+    # the action of a step is recorded this many steps later, and the last steps are dropped; None: 0, or as in a
+    # known layout
     ahead: int | None = Field(default=None, ge=0, le=100)
 
 
@@ -44,12 +45,12 @@ class Hdf5Layout:
     cameras: dict[str, str]
     colors: Literal["rgb", "bgr"]
     ahead: int
-    robot: str  # by the layout, for a proposal of what the numbers mean
+    robot: str  # a name for the proposed embodiment
 
 
 @dataclass(frozen=True)
 class _KnownLayout:
-    """A layout of a project. It is recognized by its keys."""
+    """A project's layout, recognized by its keys."""
 
     robot: str
     actions: str
@@ -59,21 +60,21 @@ class _KnownLayout:
 
 
 # ALOHA: github.com/tonyzhaozh/act, record_sim_episodes.py. RoboTwin: github.com/RoboTwin-Platform/RoboTwin. Its files
-# hold the joints of the moment only; the action is the joints of the next step, as in its own training code.
+# hold only the current joints; the action is the joints of the next step, as in its own training code.
 _KNOWN_LAYOUTS = (
     _KnownLayout("aloha", "action", "observations/qpos"),
     _KnownLayout("robotwin", "joint_action/vector", "joint_action/vector", "bgr", 1),
 )
-_IMAGE_NAMES = ("rgb", "image", "color", "images")  # last parts of a key that do not name the camera
+_IMAGE_NAMES = ("rgb", "image", "color", "images")  # last parts of a key that do not name a camera
 
 
 def is_episode_file(path: Path) -> bool:
-    """Return whether a file is named as the projects name files of one episode: episode_0.hdf5, episode12.hdf5."""
+    """Return whether a file is named like a file of one episode: episode_0.hdf5, episode12.hdf5."""
     return path.suffix in SUFFIXES and path.stem.removeprefix("episode").lstrip("_-").isdigit() and path.stem[0] == "e"
 
 
 def find_layout(config: Hdf5Config, path: Path, episode: str) -> Hdf5Layout:
-    """Return the keys of an episode. Raise ValueError that says what to declare if they are not known."""
+    """Return the keys of an episode. Raises ValueError that says what to declare if they are unknown."""
     found = find_arrays(path, episode)
     known = next((k for k in _KNOWN_LAYOUTS if k.actions in found and k.proprio in found), None)
     actions = config.actions or ((known.actions,) if known else ())
@@ -95,11 +96,11 @@ def find_layout(config: Hdf5Config, path: Path, episode: str) -> Hdf5Layout:
 
 
 def undeclared_layout_message(path: Path) -> str:
-    """Return the error for a file of a layout that is not known: one line that says what to declare, with its names."""
+    """Return an error message for a file of unknown layout, with its names and an example of what to declare."""
     found = find_arrays(path, "")
     names = ", ".join(f"{name} {list(value.shape or ())}" for name, value in list(found.items())[:12])
     return (
-        f"{path} is of no layout that is known (robomimic, LIBERO, ALOHA, RoboTwin): declare where its numbers are, as "
+        f"{path} has an unknown layout (known: robomimic, LIBERO, ALOHA, RoboTwin): declare its keys, as "
         "in format: {name: hdf5, episodes: GROUP, actions: [KEY], proprio: [KEY], cameras: {NAME: KEY}}, without "
         f"episodes if a file is one episode; it holds {names or 'no arrays'}{' and more' if len(found) > 12 else ''}"
     )
@@ -110,7 +111,7 @@ def _in(episode: str) -> str:
 
 
 def _find_cameras(found: Mapping[str, Any], channels: str) -> dict[str, str]:
-    """Return the arrays that hold images of color, by the name of the camera."""
+    """Return the arrays of color images by camera name."""
     keys = [key for key, value in found.items() if "depth" not in key.lower() and _is_image(value, channels)]
     short = {key: _camera_name(key) for key in keys}
     unique = len(set(short.values())) == len(keys)

@@ -36,7 +36,7 @@ class VideoSpan:
         """
         if self.first < step / 2:
             return self
-        late = video.read_info(self.path).late
+        late = video.read_info(self.path).first_time
         if abs(self.first - late) >= step / 2:
             return self
         return VideoSpan(self.path, self.begin - late, self.until - late)

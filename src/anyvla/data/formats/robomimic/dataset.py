@@ -1,7 +1,7 @@
-"""HDF5 files of robomimic (arXiv 2108.03298) and LIBERO (arXiv 2306.03310): `data/demo_0/{actions, obs/*}`.
+"""Reads HDF5 files of robomimic (arXiv 2108.03298) and LIBERO (arXiv 2306.03310): `data/demo_0/{actions, obs/*}`.
 
-One file, or a folder of them (LIBERO has one per task), is one data set. Frames are read by rows, files stay open
-while they are in use. LIBERO keeps the sentence in the file; robomimic has none, so one is declared.
+A data set is one file, or a folder of files (LIBERO has one per task). Frames are read by rows. LIBERO's files hold the
+instruction; for robomimic it is declared.
 """
 
 from __future__ import annotations
@@ -43,50 +43,50 @@ from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.limits import VALUE
 from anyvla.robot.embodiment import Embodiment
 
-# Ends of keys of observations that are about the robot, for robots that are not known.
+# Observations of unknown robots count as proprio if their keys end like this.
 _POSES = ("eef_pos", "eef_quat", "gripper_qpos", "joint_pos", "joint_states", "ee_states", "gripper_states")
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class RobomimicConfig:
-    """How HDF5 demonstrations are read."""
+    """Options of reading HDF5 demonstrations."""
 
-    filter: str | None = None  # only the demonstrations of this filter key (mask/train, mask/valid, mask/20_percent)
-    instruction: str = ""  # what the demonstrations do, for files that do not say it
+    filter: str | None = None  # a filter key: only its demonstrations (mask/train, mask/valid, mask/20_percent)
+    instruction: str = ""  # of all demonstrations, for files without one
     actions: str = "actions"  # the key of the actions; others ("actions_abs") need a declared embodiment
-    proprio: tuple[str, ...] = ()  # keys of obs, joined in this order; (): the pose of the tool and the fingers
-    # None: turned by 180 degrees for LIBERO, as OpenVLA and openpi do (upright, left and right changed); flip gives
-    # LIBERO upright as the camera saw it; robomimic's are upright already
+    proprio: tuple[str, ...] = ()  # keys of obs, joined in this order; (): tool pose and fingers
+    # None: rotated by 180 degrees for LIBERO, as in OpenVLA and openpi (upright, but mirrored); flip gives LIBERO
+    # upright and not mirrored; robomimic's images are upright already
     images: Orientation | None = None
-    drop_noops: bool = False  # leave out steps that neither move nor use the gripper, as OpenVLA does for LIBERO
-    noop: float = Field(1e-4, gt=0, le=VALUE)  # the norm of a move below which it is none
+    drop_noops: bool = False  # drop steps that neither move nor use the gripper, as OpenVLA does for LIBERO
+    noop: float = Field(1e-4, gt=0, le=VALUE)  # a smaller norm of the motion counts as none
 
 
 @dataclass(frozen=True)
 class _Demonstration:
-    """One demonstration."""
+    """The location of one demonstration."""
 
     file: Path
     name: str  # "demo_3"
     instruction: str
     length: int
-    recorded: int = 0  # its steps in the file
-    rows: np.ndarray | None = None  # those kept; None: all
+    recorded: int = 0  # steps in the file
+    rows: np.ndarray | None = None  # the kept steps; None: all
     fault: str = ""  # why it cannot be read
 
 
 class RobomimicDataset(EpisodeReader):
     """HDF5 demonstrations of robomimic and LIBERO.
 
-    `embodiment`: for robots other than a single arm under an OSC controller of robosuite, or to choose cameras
-    (`agentview_image` and `agentview_rgb` are camera `agentview`). Raises ValueError with the way out.
+    `embodiment` is required for robots other than a single arm under an OSC controller of robosuite; it may also choose
+    cameras (`agentview_image` and `agentview_rgb` are camera `agentview`). Raises ValueError that says what to do.
     """
 
     Config = RobomimicConfig
 
     @staticmethod
     def recognizes(root: Path) -> bool:
-        """A file of HDF5, or a folder of them that does not describe itself; none of them named after an episode."""
+        """Return whether a path is an HDF5 file, or a folder of them without dataset.yaml; none named after an episode."""
         if root.is_dir():
             files = [p for p in list_files(root) if p.suffix in SUFFIXES]
             return not (root / "dataset.yaml").exists() and bool(files) and not any(map(is_episode_file, files))
@@ -128,7 +128,7 @@ class RobomimicDataset(EpisodeReader):
         }
 
     def task(self, index: int) -> str:
-        """Its sentence; the name of its file if it has none."""
+        """Return the instruction of an episode, or the name of its file if it has none."""
         demo = self._demonstrations[self._check(index)]
         return demo.instruction or demo.file.stem.removesuffix("_demo")
 
@@ -172,13 +172,13 @@ class RobomimicDataset(EpisodeReader):
         libero = bool(problem) or (bool(names) and has_key(file, f"data/{names[0]}/obs/agentview_rgb"))
         self._libero |= libero
         sentence = problem.get("language_instruction", "")
-        # LIBERO keeps some as a list
+        # a list of words in some files of LIBERO
         sentence = " ".join(map(str, sentence)) if isinstance(sentence, list) else str(sentence).strip('"')
         instruction = self.config.instruction or sentence or (_instruction_in_name(file) if libero else "")
         return [self._read_demo(file, name, instruction) for name in names]
 
     def _read_demo(self, file: Path, name: str, instruction: str) -> _Demonstration:
-        """Return one demonstration. Its own arrays say how long it is, not the attribute `num_samples`."""
+        """Locate one demonstration. Its length is that of its arrays; the attribute `num_samples` may be wrong."""
         try:
             actions = open_array(file, f"data/{name}/{self.config.actions}")
             if actions.ndim != 2:
@@ -196,7 +196,7 @@ class RobomimicDataset(EpisodeReader):
         key = f"data/{demo.name}/obs"
         if not has_key(demo.file, key):
             raise ValueError(
-                f"{demo.file}, {demo.name} has no obs: raw states only. Make observations first, with robomimic's "
+                f"{demo.file}, {demo.name} has no obs, only raw states. Make observations first with robomimic's "
                 "dataset_states_to_obs.py"
             )
         found = {name: open_node(demo.file, f"{key}/{name}") for name in child_names(open_node(demo.file, key))}
@@ -206,7 +206,7 @@ class RobomimicDataset(EpisodeReader):
         env = read_json_attribute(self._demonstrations[0].file, "data", "env_args")
         try:
             known = known_embodiment(env, self._libero, list(self._keys), self._proprio, sizes)
-        except (AttributeError, TypeError, ValueError):  # an attribute of another shape than robosuite's
+        except (AttributeError, TypeError, ValueError):  # an attribute that is not as robosuite writes it
             known = None
         if known is None or self.config.actions != "actions":
             keys = self._proprio or tuple(k for k in sizes if k.endswith(_POSES))
@@ -256,15 +256,15 @@ def _camera_name(key: str) -> str:
 
 
 def _instruction_in_name(file: Path) -> str:
-    """LIBERO names files after the sentence, in libero_10 and libero_90 with the scene before it."""
+    """Return the instruction in the name of a LIBERO file, without the scene of libero_10 and libero_90."""
     return re.sub(r"^[A-Z_]+SCENE\d+_", "", file.stem.removesuffix("_demo")).replace("_", " ")
 
 
 def _moving_steps(actions: np.ndarray, still: float) -> Int64[np.ndarray, "K"]:
-    """The steps that are no no-ops: still, with the gripper as at the last step kept."""
+    """Return the steps that move or change the gripper of the last kept step; the others are no-ops."""
     kept: list[int] = []
     for t, action in enumerate(actions):
-        moved = not float(np.linalg.norm(action[:-1])) < still  # NaN is no rest
+        moved = not float(np.linalg.norm(action[:-1])) < still  # NaN counts as motion
         if moved or (kept and action[-1] != actions[kept[-1], -1]):
             kept.append(t)
     return np.array(kept or [0], np.int64)

@@ -1,8 +1,7 @@
-"""What the numbers of robomimic's and LIBERO's files mean, as far as the files say it.
+"""Derives the embodiment of robomimic's and LIBERO's files, as far as the files declare it.
 
-Both are recorded in robosuite, whose OSC controllers take actions in -1 .. 1: 1 is `output_max` of the controller
-(0.05 m, 0.5 rad by default), a turn is an axis times an angle along the axes of the base, and the gripper is -1 open,
-1 closed.
+Both are recorded in robosuite. Its OSC controllers take actions in -1 .. 1, where 1 is the controller's `output_max`
+(0.05 m, 0.5 rad by default). A rotation is axis-angle along the axes of the base, and the gripper is -1 open, 1 closed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _FINGERS = Group(name="fingers", size=2, kind="joints", unit="m")
 _POSITION = Group(name="position", size=3, kind="position", unit="m", frame="base")
 _AXIS_ANGLE = Group(name="rotation", size=3, kind="rotation", rotation="axis_angle", unit="rad", frame="base")
 _QUATERNION = Group(name="rotation", size=4, kind="rotation", rotation="quaternion_xyzw", frame="base")
-_KNOWN_GROUPS = {  # the groups of the keys of observations
+_KNOWN_GROUPS = {  # observation -> groups
     "ee_states": (_POSITION, _AXIS_ANGLE),
     "ee_pos": (_POSITION,),
     "ee_ori": (_AXIS_ANGLE,),
@@ -36,9 +35,10 @@ _KNOWN_GROUPS = {  # the groups of the keys of observations
 def known_embodiment(
     env: Mapping[str, Any], libero: bool, cameras: Sequence[str], proprio: Sequence[str], sizes: Mapping[str, int]
 ) -> Embodiment | None:
-    """The robot, if all of its numbers are known; else None.
+    """Return the robot if all of its numbers are known, else None.
 
-    `env`: the attribute `env_args`, {} if the file has none; `sizes`: of the keys of observations, and of "actions".
+    `env` is the attribute `env_args`, {} if the file has none. `sizes` has the dims of every observation and of
+    "actions".
     """
     kwargs = env.get("env_kwargs", {})
     robots = kwargs.get("robots", ["Panda"] if libero else [])
@@ -62,7 +62,9 @@ def known_embodiment(
 
 def _action(kwargs: Mapping[str, Any], libero: bool) -> ActionSpace | None:
     controller = kwargs.get("controller_configs") or ({"type": "OSC_POSE"} if libero else {})
-    controller = controller.get("body_parts", {}).get("right", controller)  # robosuite 1.5 has one for each part
+    controller = controller.get("body_parts", {}).get(
+        "right", controller
+    )  # robosuite 1.5 has one controller for each body part
     kind, limits = controller.get("type"), controller.get("output_max", [0.05, 0.05, 0.05, 0.5, 0.5, 0.5])
     delta = controller.get("control_delta", True) and controller.get("input_type", "delta") == "delta"
     frame = controller.get("input_ref_frame", "base")
@@ -80,7 +82,7 @@ def _action(kwargs: Mapping[str, Any], libero: bool) -> ActionSpace | None:
 
 def _move(name: str, limits: Sequence[float], unit: str) -> Group | None:
     if len(set(limits)) != 1:
-        return None  # a unit of its own for each axis
+        return None  # the axes differ in unit
     more: dict[str, Any] = {"rotation": "axis_angle"} if name == "rotation" else {}
     more |= {"name": name, "kind": name, "unit": f"{limits[0]:g} {unit}"}
     return Group(size=3, mode="delta", low=-1, high=1, frame="base", **more)
