@@ -111,7 +111,7 @@ def test_other_codecs_at_another_rate(root, codec):
         pytest.skip(f"this PyAV cannot write {codec}")
     write_video(root / FILE, np.arange(200) / 80, codec, options={"g": "30"})
     assert shown(root) == list(range(0, 2 * sum(LENGTHS), 2))
-    assert any("is of codec" in text and "info.json says h264" in text for _, _, text in findings(root))
+    assert any("has codec" in text and "info.json says h264" in text for _, _, text in findings(root))
 
 
 def test_frames_that_were_dropped_repeat_the_one_before(root):

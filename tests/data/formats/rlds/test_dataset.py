@@ -298,7 +298,7 @@ def test_an_instruction_that_is_no_utf8_names_its_record(tmp_path):
     text = "fold the clöth".encode()
     path.write_bytes(path.read_bytes().replace(text, text[:-3] + b"\xff" + text[-2:]))
     with pytest.raises(
-        ValueError, match=r"00001-of-00002, record 1: its instruction \(language_instruction\) is no UTF"
+        ValueError, match=r"00001-of-00002, record 1: its instruction \(language_instruction\) is not UTF"
     ):
         open_dataset(folder)
     assert len(RLDSDataset(RLDSConfig(damaged="skip"), folder)) == 3
@@ -324,9 +324,9 @@ def test_what_is_asked_for_and_is_not_there(tmp_path):
         open_dataset(MINE)
     with pytest.raises(ValueError, match=r"has no steps/observation/joint: did you mean 'observation/joints'"):
         RLDSDataset(RLDSConfig(proprio=("observation/joint",)), MINE, MY_ARM)
-    with pytest.raises(ValueError, match="observation/touch is a list in the list of steps"):
+    with pytest.raises(ValueError, match="observation/touch is a list within the list of steps"):
         RLDSDataset(RLDSConfig(proprio=("observation/touch",)), MINE, MY_ARM)
-    with pytest.raises(ValueError, match="observation/joints make 3 dims, the embodiment declares 7"):
+    with pytest.raises(ValueError, match="observation/joints have 3 dims, the embodiment declares 7"):
         RLDSDataset(RLDSConfig(proprio=("observation/joints",)), MINE, MY_ARM)[0]
     with pytest.raises(ValueError, match="has no split 'test': it has train"):
         RLDSDataset(RLDSConfig(split="test"), BRIDGE)

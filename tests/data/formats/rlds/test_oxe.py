@@ -228,17 +228,19 @@ def test_data_that_is_not_as_described_is_refused() -> None:
         entry.proprio_and_actions({"actions": np.zeros((4, 3))}, 4)
     with pytest.raises(ValueError, match="action has 3 steps, the episode 4"):
         entry.proprio_and_actions({"action": np.zeros((3, 3))}, 4)
-    with pytest.raises(ValueError, match="action has 2 columns, the group 'position' is 3 from 0 on: this is another"):
+    with pytest.raises(
+        ValueError, match="action has 2 columns, the group 'position' needs 3 from 0 on: the table describes another"
+    ):
         entry.proprio_and_actions({"action": np.zeros((4, 2))}, 4)
 
 
 def test_entries_that_cannot_be_meant_are_refused() -> None:
     group = {"name": "position", "size": 3}
-    with pytest.raises(ConfigError, match="a difference has no value at the last step: set drop_last_step"):
+    with pytest.raises(ConfigError, match="the last step has no difference: set drop_last_step"):
         _entry(action=[{"key": "s", "steps": ["difference"], "group": group}])
-    with pytest.raises(ConfigError, match="action: 3 columns from -2 on run over the end"):
+    with pytest.raises(ConfigError, match="action: 3 columns from -2 on exceed the end"):
         _entry(action=[{"key": "action", "first": -2, "group": group}])
-    with pytest.raises(ConfigError, match="to clip it, group 'position' needs low and high"):
+    with pytest.raises(ConfigError, match="the step clip needs low and high of group 'position'"):
         _entry(action=[{"key": "action", "steps": ["clip"], "group": group}])
     with pytest.raises(ConfigError, match="the step euler makes a rotation: euler, not a group 'position'"):
         _entry(action=[{"key": "action", "steps": ["euler"], "group": group}])

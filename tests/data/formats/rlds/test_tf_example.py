@@ -54,7 +54,7 @@ def test_what_is_of_another_kind_or_no_message_is_refused():
     with pytest.raises(ValueError, match="holds numbers, not byte strings"):
         numbers.byte_strings()
     whole = example({"x": field(1, field(1, b"abc"))})
-    with pytest.raises(ValueError, match=r"no tf\.train\.Example: a field runs over its end"):
+    with pytest.raises(ValueError, match=r"not a tf\.train\.Example: a field exceeds its end"):
         parse_example(memoryview(whole[:-2]))
-    with pytest.raises(ValueError, match=r"no tf\.train\.Example"):
+    with pytest.raises(ValueError, match=r"not a tf\.train\.Example"):
         parse_example(memoryview(b"\xff" * 12))

@@ -184,7 +184,7 @@ class _AbsentError(Exception):
 
 
 def _follow(file: Any, key: str, path: Path) -> Any:
-    """Return the array or group of a name. Raises _AbsentError if it is missing, ValueError if it is in another file."""
+    """Return the array or group of a name. Raises _AbsentError if it is missing, ValueError if elsewhere."""
     import h5py
 
     at, parts, links = file, key.split("/"), 0

@@ -1,4 +1,4 @@
-"""Tables about a LeRobot dataset that take long to make, kept in anyvla's cache folder until the dataset changes."""
+"""Caches tables about a LeRobot data set that take long to make, until the data set changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anyvla.data import fingerprints, stored
 
 
 def cached_table(root: Path, files: list[Path], meaning: str, make: Callable[[], pa.Table]) -> pa.Table:
-    """`make()`, or what it gave for the same files before; `meaning` says what it makes of them."""
+    """Return `make()`, or its cached result for the same files. `meaning` identifies the computation."""
     name = f"{fingerprints.cache_key(root, files, meaning)}.arrow"
     if (known := stored.read("lerobot", name)) is not None:
         return pa.ipc.open_file(pa.py_buffer(known)).read_all()

@@ -1,4 +1,4 @@
-"""Checks that `meta/info.json` has the types that the readers count on, before anything is read by it."""
+"""Checks the types in `meta/info.json` before the readers rely on them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-_MOST = 1 << 40  # of any count, size or number of an episode
+_MOST = 1 << 40  # bound of counts, sizes and numbers of episodes
 
 
 def check_info(facts: Any, where: str) -> None:
-    """Raise ValueError that names the key if a fact that is needed is missing or of another type than LeRobot's."""
+    """Raise ValueError that names the key if a needed fact is missing or has another type than in LeRobot."""
     if not isinstance(facts, Mapping):
         raise ValueError(f"{where} holds no keys and values; copy the dataset again")
     for key in ("fps", "features", "total_episodes", "data_path"):

@@ -1,7 +1,7 @@
-"""Reads a LeRobot v3.0 dataset in place: `meta/` says where in `data/*.parquet` and `videos/*.mp4` each episode lies.
+"""Reads a LeRobot v3.0 data set in place: `meta/` locates each episode in `data/*.parquet` and `videos/*.mp4`.
 
-Datasets written by anyvla carry their embodiment in `info.json`; for any other the caller declares it, because
-LeRobot does not say what the numbers of an action mean.
+Data sets written by anyvla carry their embodiment in `info.json`. For others it must be declared, because LeRobot does
+not describe the meaning of an action.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 TASKS_PATH = "meta/tasks.parquet"
-EXTRA = f"{OWN_KEY}/extra"  # columns of the table of episodes that LeRobot does not have
+EXTRA = f"{OWN_KEY}/extra"  # additional columns of the table of episodes
 INSTRUCTIONS = f"{OWN_KEY}/instructions"
-_CACHED_FROM_BYTES = 32 << 20  # bytes of the table of episodes from which on its columns are kept in the cache
+_CACHED_FROM_BYTES = 32 << 20  # the columns of larger tables of episodes are cached
 
 _Seconds = Float64[np.ndarray, "E"]
-# Files; the file of each episode; where it begins, and where the next one does; where each file's first one begins.
+# The files; per episode, its file, its begin and the begin of the next one; per file, the begin of its first episode.
 _Spans = tuple[list[Path], Int64[np.ndarray, "E"], _Seconds, _Seconds, Float64[np.ndarray, "F"]]
 
 
 class LeRobotDataset(LeRobotReader):
-    """LeRobot v3.0: files of many episodes, a table of episodes in `meta/episodes`; see `LeRobotReader`."""
+    """LeRobot v3.0: files of many episodes, and a table of episodes in `meta/episodes`; see `LeRobotReader`."""
 
     FORMAT: ClassVar[str] = "lerobot"
     VERSIONS: ClassVar[tuple[str, ...]] = (VERSION,)
 
     @staticmethod
     def recognizes(root: Path) -> bool:
-        """`meta/info.json` without the tables of v2; also a dataset still being written, to say so."""
+        """Return whether a folder has `meta/info.json` without the tables of v2, or is a data set being written."""
         if root.name.endswith(".partial") and (root / "provenance.json").is_file():
             return True
         return (root / "meta/info.json").is_file() and not (root / "meta/episodes.jsonl").is_file()
@@ -71,7 +71,7 @@ class LeRobotDataset(LeRobotReader):
         for key in self._keys.values():
             if self._info.features[key]["dtype"] == "video":
                 self._videos[key] = self._read_video_spans(table, key, length / self._info.fps)
-        self._tasks_by_number()  # whether it can be read
+        self._tasks_by_number()  # raises if it cannot be read
         self._notes = {
             name: table[name].combine_chunks() for name in (EXTRA, INSTRUCTIONS) if name in table.column_names
         }
@@ -87,7 +87,7 @@ class LeRobotDataset(LeRobotReader):
         )
 
     def _read_video_spans(self, table: pa.Table, key: str, seconds: Float64[np.ndarray, "E"]) -> _Spans:
-        """Return where each episode is in the videos of a camera. Episodes that cannot be there are lost."""
+        """Return the place of each episode in the videos of a camera. Impossible places make an episode unreadable."""
         place = f"videos/{key}"
         template = PathTemplate(self.root, self._info.facts, "video_path", ("video_key", *_NUMBERS))
         files, file = self._locate_files(table, place, template, video_key=key)
@@ -98,11 +98,11 @@ class LeRobotDataset(LeRobotReader):
         self._unreadable_at |= {at: text for at, text in lost.items() if at not in self._unreadable_at}
         right = np.array([at not in lost for at in range(len(file))], bool)
         first = np.full(len(files), np.inf)
-        np.fmin.at(first, file, begin)  # a missing begin is NaN
+        np.fmin.at(first, file, begin)  # NaN: missing
         return files, file, begin, _next_begins(np.where(right, file, -1), begin), first
 
     def _read_table(self) -> pa.Table:
-        """The columns of the table of episodes that are used, in the order of the episodes."""
+        """Return the used columns of the table of episodes, in the order of the episodes."""
         paths = regular_files(self.root, list_files(self.root / "meta/episodes", "*/*.parquet"))
         if not paths:
             raise ValueError(f"{self.root} is incomplete: meta/episodes holds no parquet file; copy the dataset again")
@@ -125,7 +125,7 @@ class LeRobotDataset(LeRobotReader):
     def _locate_files(
         self, table: pa.Table, place: str, template: PathTemplate, **names: str
     ) -> tuple[list[Path], np.ndarray]:
-        """The files that hold the episodes, and the place in that list of each episode's."""
+        """Return the files that hold the episodes, and the index into them for each episode."""
         chunk, file = (_numbers(table, f"{place}/{name}_index") for name in ("chunk", "file"))
         pairs, inverse = np.unique(np.stack([chunk, file], axis=1), axis=0, return_inverse=True)
         paths = [
@@ -152,10 +152,10 @@ class LeRobotDataset(LeRobotReader):
         try:
             extra = json.loads(found.get(EXTRA) or "{}")
         except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{where}: {EXTRA} is no JSON ({error}); copy the dataset again") from None
+            raise ValueError(f"{where}: {EXTRA} is not JSON ({error}); copy the dataset again") from None
         texts = [] if instructions is None else instructions
         if not isinstance(extra, dict) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise ValueError(f"{where}: {EXTRA} or {INSTRUCTIONS} is of another type; copy the dataset again")
+            raise ValueError(f"{where}: {EXTRA} or {INSTRUCTIONS} has another type; copy the dataset again")
         return extra, None if instructions is None else tuple(texts)
 
     def _tasks_by_number(self) -> dict[int, str]:
@@ -165,7 +165,7 @@ class LeRobotDataset(LeRobotReader):
         with errors_naming(path):
             table = open_parquet(path).read()
         text = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-        named = [n for n in ("task", "__index_level_0__", *text) if n in text]  # the index of a pandas frame
+        named = [n for n in ("task", "__index_level_0__", *text) if n in text]  # the index of a pandas data frame
         if not named or not any(f.name == "task_index" and pa.types.is_integer(f.type) for f in table.schema):
             raise ValueError(
                 f"{path} has the columns {', '.join(table.column_names)}; expected whole numbers task_index and "
@@ -176,7 +176,7 @@ class LeRobotDataset(LeRobotReader):
 
 
 def _read_tables(paths: list[Path], needed: list[str], wanted: list[str]) -> pa.Table:
-    """Return the columns that are needed, and those that are wanted where they are, of all files."""
+    """Return the needed columns, and the existing ones of the wanted columns, of all files in one table."""
     tables = []
     for path in paths:
         with errors_naming(path):
@@ -191,10 +191,12 @@ def _read_tables(paths: list[Path], needed: list[str], wanted: list[str]) -> pa.
 
 
 def _next_begins(file: Int64[np.ndarray, "E"], begin: Float64[np.ndarray, "E"]) -> Float64[np.ndarray, "E"]:
-    """Return where the next episode begins in the file of each episode; inf of the last one."""
+    """Return where the next episode begins in the file of each episode; inf for the last one."""
     order = np.lexsort((begin, file))
     files, begins = file[order], begin[order]
-    first = np.flatnonzero(np.append(True, (np.diff(files) != 0) | (np.diff(begins) > 0)))  # several may share a place
+    first = np.flatnonzero(
+        np.append(True, (np.diff(files) != 0) | (np.diff(begins) > 0))
+    )  # several episodes may share a place
     of = np.searchsorted(first, np.arange(len(begin)), side="right")
     after = np.append(first, len(begin) - 1)[of]
     out = np.full(len(begin), np.inf)
@@ -203,13 +205,13 @@ def _next_begins(file: Int64[np.ndarray, "E"], begin: Float64[np.ndarray, "E"]) 
 
 
 def _numbers(table: pa.Table, name: str) -> Int64[np.ndarray, "E"]:
-    """Return a column of whole numbers; -1 where it has none. Raises ValueError for a column of another type."""
+    """Return a column of whole numbers, with -1 for missing values. Raises ValueError for another type."""
     values = _seconds(table, name)
     return np.where(np.isfinite(values), values, -1).astype(np.int64)
 
 
 def _seconds(table: pa.Table, name: str) -> Float64[np.ndarray, "E"]:
-    """Return a column of numbers; NaN where it has none. Raises ValueError for a column of another type."""
+    """Return a column of numbers, with NaN for missing values. Raises ValueError for another type."""
     column = table[name]
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise ValueError(f"meta, column {name!r}: expected numbers, found {column.type}; correct it")

@@ -1,4 +1,4 @@
-"""The frames of an episode of LeRobot, in its two ways: in a video, or as still images in the rows themselves."""
+"""Reads the frames of a LeRobot episode, from a video or from still images in its rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from anyvla.data.formats import video
 from anyvla.data.formats.images import decode_image
 from anyvla.files.inside import resolve_inside
 
-_DRIFT = 2e-3  # rates that differ by less, but are not the same, are those of two clocks
-_RATE = 5e-4  # rates that differ by less are the same: 29.97 is also written 30000/1001, but is not 30
+_DRIFT = 2e-3  # different rates that differ by less come from two clocks
+_RATE = 5e-4  # rates that differ by less are equal: 29.97 is 30000/1001, but not 30
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class VideoSpan:
 
     path: Path
     begin: float = 0.0  # seconds
-    until: float = np.inf  # where the next episode of the file begins; inf: this is the last one
-    first: float = 0.0  # where the first episode of the file begins
+    until: float = np.inf  # begin of the next episode in the file; inf: this is the last one
+    first: float = 0.0  # begin of the first episode in the file
 
     def after_first_frame(self, step: float) -> VideoSpan:
-        """Return the span in seconds after the first frame of the file, however late that has its timestamp.
+        """Return the span in seconds after the first frame of the file, whatever the timestamp of that frame.
 
-        Times of an index are so already, unless its first episode begins when the file's own clock shows that frame.
+        Times of an index are counted so already, unless its first episode begins at the timestamp of the first frame.
         `step`: seconds between two steps of the data.
         """
         if self.first < step / 2:
@@ -51,11 +51,11 @@ class DeclaredVideo:
 
 
 class VideoFrames(Frames):
-    """The frames of an episode in a video; `where` says which episode it is, in errors.
+    """The frames of an episode in a video. `where` names the episode in errors.
 
-    `times`: seconds of each step after the begin of LeRobot's episode, by its steady rate. `recorded`: the same as they
-    were recorded; they count only where the video does not have a frame for each step. `whole`: the video should end
-    with this episode.
+    `times` are the seconds of each step after the begin of LeRobot's episode, at its constant rate. `recorded` are the
+    recorded ones, which are used only if the video lacks a frame for each step. `whole`: the video should end with this
+    episode.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class VideoFrames(Frames):
         return frames
 
     def faults(self) -> Iterator[tuple[bool, str]]:
-        """See `Frames`. What holds for a whole file is said of its last episode."""
+        """See `Frames`. Faults of the whole file are reported for its last episode."""
         path, step = self._span.path, 1 / self._declared.fps
         facts = video.read_info(path)
         needed = min(self._span.after_first_frame(step).begin + self._seconds()[-1], self._end())
@@ -105,19 +105,19 @@ class VideoFrames(Frames):
             size = f"{self.shape[1]}x{self.shape[2]}"
             yield True, f"{path} has frames of {facts.height}x{facts.width}, info.json says {size}"
         if self._declared.codec not in (None, facts.codec):
-            yield False, f"{path} is of codec {facts.codec}, info.json says {self._declared.codec}"
+            yield False, f"{path} has codec {facts.codec}, info.json says {self._declared.codec}"
 
     def _end(self) -> float:
-        """Return a time within the last frame of a video whose clock runs a little fast; infinity for any other.
+        """Return a time within the last frame of a video whose clock is slightly fast, infinity for any other video.
 
-        Data at 29.97 steps per second with a frame of a 30 Hz video for each ends up to 0.1 % after the video.
+        Data at 29.97 steps per second with one frame of a 30 Hz video for each step ends up to 0.1 % after the video.
         """
         facts = video.read_info(self._span.path)
         fast = 0 if facts.rate is None else facts.rate / self._declared.fps - 1
         return facts.seconds - 0.5 / self._declared.fps if _RATE <= fast < _DRIFT else np.inf
 
     def _seconds(self) -> Float64[np.ndarray, "T"]:
-        """Return the time of each step in the video, from the begin of LeRobot's episode on."""
+        """Return the time of each step in the video, counted from the begin of LeRobot's episode."""
         if self._recorded is self._times or _same_rate(video.read_info(self._span.path).rate, self._declared.fps):
             return self._times
         return self._recorded
@@ -130,7 +130,7 @@ def _same_rate(rate: float | None, fps: float) -> bool:
 class StillFrames(Frames):
     """Images of an `image` column: PNG or JPEG, each in its row or in a file that the row names.
 
-    `rows(first, count)` gives the column's values of these steps, as `{"bytes": ..., "path": ...}`.
+    `rows(first, count)` returns the values of the column for these steps, as `{"bytes": ..., "path": ...}`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""`meta/info.json` of a LeRobot dataset of any version: what it holds, and whether a declared embodiment fits it."""
+"""Reads `meta/info.json` of a LeRobot data set of any version and compares it with a declared embodiment."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from anyvla.registry import suggest
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace
 
-OWN_KEY = "anyvla"  # what anyvla alone knows, in info.json and as a prefix of columns; LeRobot ignores it
-TIME = "anyvla.timestamp"  # a feature, where steps are not at a constant rate: LeRobot's own timestamps always are
+OWN_KEY = "anyvla"  # facts of anyvla, in info.json and as a prefix of columns; LeRobot ignores them
+TIME = "anyvla.timestamp"  # a feature for steps at an uneven rate, which LeRobot's own timestamps cannot hold
 CAMERA_PREFIX = "observation.images."
 _READERS = {"v2.0": "lerobot_v2", "v2.1": "lerobot_v2", "v3.0": "lerobot"}  # version -> name of the format
 _CODECS = {"libsvtav1": "av1", "libx264": "h264", "libx265": "hevc", "h265": "hevc", "avc1": "h264", "hvc1": "hevc"}
-Features = str | tuple[str, ...]  # a feature, or several that are joined in this order
-# Where data sets that other programs converted keep proprio and actions.
+Features = str | tuple[str, ...]  # a feature, or several joined in this order
+# Names of proprio and actions in data sets that other programs converted.
 _USUAL_STATES: tuple[Features, ...] = (
     "observation.state",
     "state",
@@ -39,9 +39,12 @@ _USUAL_ACTIONS: tuple[Features, ...] = ("action", "actions")
 
 
 class DatasetInfo:
-    """Raises ValueError with the way out for a folder that holds no dataset, a half written or a damaged one."""
+    """The contents of `meta/info.json`."""
 
     def __init__(self, root: Path) -> None:
+        """Read it. Raises ValueError that says what to do for a folder without a data set, or with a partial or damaged
+        one.
+        """
         self.root = root
         self.facts = _read(root)
         check_info(self.facts, f"{root}/meta/info.json")
@@ -51,7 +54,7 @@ class DatasetInfo:
         self.own: Mapping[str, Any] = self.facts.get(OWN_KEY, {})
 
     def check_version(self, *read: str) -> None:
-        """Raises ValueError if this is none of the versions that the reader knows."""
+        """Raise ValueError unless the data set has one of these versions."""
         if self.version not in read:
             way_out = (
                 f"declare format: {{name: {_READERS[self.version]}}}, or leave it out"
@@ -61,13 +64,13 @@ class DatasetInfo:
             raise ValueError(f"{self.root} is a LeRobot dataset of version {self.version}, not {read[-1]}: {way_out}")
 
     def embodiment(self, format: str, state: Features, action: Features) -> Embodiment:
-        """Return what the dataset itself says. Raises UndeclaredError if it says nothing."""
+        """Return the embodiment that anyvla wrote into the data set. Raises UndeclaredError if there is none."""
         if "embodiment" not in self.own:
             raise self._undeclared(format, state, action)
         return build(Embodiment, self.own["embodiment"], where=f"{self.root}/meta/info.json, embodiment")
 
     def _undeclared(self, format: str, state: Features, action: Features) -> UndeclaredError:
-        """Return the error with an embodiment of no meaning. Raises ValueError if no feature looks like an action."""
+        """Return an error that proposes an embodiment without meaning. Raises ValueError without a likely action."""
         keys = {"state": self._find_vectors(state, _USUAL_STATES), "action": self._find_vectors(action, _USUAL_ACTIONS)}
         if not keys["action"]:
             self._check_size(action, ActionSpace(groups=()), "action")
@@ -85,9 +88,9 @@ class DatasetInfo:
         return {key: dim_names(self.features[key]) or int(self.features[key]["shape"][0]) for key in keys}
 
     def _find_vectors(self, asked: Features, usual: Sequence[Features]) -> tuple[str, ...]:
-        """Return the features asked for if all are vectors of numbers, else the first usual one, else its parts.
+        """Return the requested features if all are vectors of numbers, else the first usual one, else its parts.
 
-        DROID keeps `action.joint_position`, `action.gripper_position` and more in place of `action`.
+        DROID has `action.joint_position`, `action.gripper_position` and more instead of `action`.
         """
         for keys in (as_keys(asked), *map(as_keys, usual)):
             if all(self.is_vector(key) for key in keys):
@@ -105,22 +108,22 @@ class DatasetInfo:
         return len(feature.get("shape") or []) == 1 and str(feature.get("dtype")).startswith(("float", "int"))
 
     def size(self, key: str) -> int:
-        """Return how many numbers a feature has in each step, which `check` found to be a vector."""
+        """Return the dims of a feature that `check` found to be a vector."""
         return int(self.features[key]["shape"][0])
 
     def check(self, embodiment: Embodiment, state: Features, action: Features) -> None:
-        """Raises ValueError that says what of the embodiment does not fit the features."""
+        """Raise ValueError that says what contradicts the features if the embodiment does not fit."""
         if abs(embodiment.control_hz / self.fps - 1) > 0.01:
             raise ValueError(
                 f"{self.root} was recorded at {self.fps:g} steps per second, the embodiment declares control_hz="
                 f"{embodiment.control_hz:g}: declare the rate of the data"
             )
         self._check_size(action, embodiment.action, "action")
-        if embodiment.proprio.size:  # none: the data may have no state, or it is not wanted
+        if embodiment.proprio.size:  # size 0: the data may have no proprio, or it is not wanted
             self._check_size(state, embodiment.proprio, "state")
 
     def with_dim_names(self, embodiment: Embodiment, state: Features, action: Features) -> Embodiment:
-        """Return the embodiment with the names that the features give to dims, where it has none."""
+        """Return the embodiment with the features' names of dims where it has none."""
         return replace(
             embodiment,
             proprio=embodiment.proprio.named(self._names(state)),
@@ -131,7 +134,9 @@ class DatasetInfo:
         return [name for key in as_keys(keys) for name in dim_names(self.features.get(key) or {})]
 
     def camera_key(self, name: str) -> str:
-        """The feature of a camera: its name as it is, or without LeRobot's prefix."""
+        """Return the feature of a camera, which is named with or without LeRobot's prefix. Raises ValueError if there
+        is none.
+        """
         for key in (CAMERA_PREFIX + name, f"observation.{name}", name):
             if key in self.features and self.features[key]["dtype"] in ("video", "image"):
                 return key
@@ -141,7 +146,7 @@ class DatasetInfo:
         )
 
     def cameras(self) -> dict[str, str]:
-        """Camera name -> feature, of all that show color."""
+        """Return camera name -> feature for all color cameras."""
         found = {}
         for key, feature in self.features.items():
             facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
@@ -150,18 +155,18 @@ class DatasetInfo:
         return found
 
     def codec(self, key: str) -> str | None:
-        """Return the codec that the videos of a camera are said to have, by FFmpeg's name; None if it is not said."""
+        """Return the declared codec of a camera's videos by FFmpeg's name, or None."""
         feature = self.features[key]
         facts = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
-        said = facts.get("video.codec")
-        return None if said is None else _CODECS.get(str(said), str(said))
+        codec = facts.get("video.codec")
+        return None if codec is None else _CODECS.get(str(codec), str(codec))
 
     def columns(self) -> dict[str, str]:
-        """Return what each feature is, in a line for people."""
+        """Return a one-line description of each feature, for people."""
         return {key: _describe_feature(feature) for key, feature in self.features.items()}
 
     def image_size(self, key: str) -> tuple[int, int]:
-        """(H, W) of a camera's frames."""
+        """Return (H, W) of a camera's frames."""
         feature = self.features[key]
         shape = [int(n) for n in feature["shape"]]
         names = [str(n).rstrip("s") for n in feature.get("names") or []]
@@ -181,7 +186,7 @@ class DatasetInfo:
                 vectors = [k for k in self.features if self.is_vector(k)]
                 known = suggest(key, vectors) if vectors else "it holds no vectors"
                 raise ValueError(
-                    f"{self.root} has no feature {key!r}: {known}; say which it is, as in format: {{name: "
+                    f"{self.root} has no feature {key!r}: {known}; declare it, as in format: {{name: "
                     f"{_READERS.get(self.version, 'lerobot')}, {option}: NAME}}, or {option}: [NAME, NAME] for several "
                     "that are joined"
                 )
@@ -194,14 +199,15 @@ class DatasetInfo:
 
 
 def as_keys(keys: Features) -> tuple[str, ...]:
-    """Return the features that make a vector, one after another."""
+    """Return the features that are joined to a vector, in order."""
     return (keys,) if isinstance(keys, str) else tuple(keys)
 
 
 def dim_names(feature: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of a vector's dims, in any of the ways that LeRobot data writes them; none if they do not fit.
+    """Return the names of a vector's dims in any of LeRobot's notations, or none if they do not fit.
 
-    A list, a list of lists, a map of a title to a list ({"motors": [...]}, {"axes": [...]}), or of a name to its place.
+    The notations: a list, a list of lists, a map of a title to a list ({"motors": [...]}, {"axes": [...]}), or of a
+    name to its index.
     """
     names = feature.get("names")
     if isinstance(names, Mapping) and names and all(isinstance(v, int) for v in names.values()):
@@ -228,17 +234,17 @@ def _flat(names: Any) -> Iterator[Any]:
         yield from _flat(value)
 
 
-def _version(said: Any) -> str:
-    """Return "v2.1" of "v2.1", "2.1", 2.1 and "2.1.0"."""
-    found = re.fullmatch(r"[vV]?(\d+\.\d+)(\.\d+)*", str(said).strip())
-    return f"v{found[1]}" if found else str(said)
+def _version(text: Any) -> str:
+    """Return "v2.1" for "v2.1", "2.1", 2.1 and "2.1.0"."""
+    found = re.fullmatch(r"[vV]?(\d+\.\d+)(\.\d+)*", str(text).strip())
+    return f"v{found[1]}" if found else str(text)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file. Raises ValueError that names it if it is damaged."""
+    """Read a JSON file. Raises ValueError that names it if it is damaged."""
     try:
         return json.loads(read_json_text(path))
-    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # from JSON or UTF-8
         raise ValueError(f"{path} is damaged ({error}); copy the dataset again") from None
 
 

@@ -1,7 +1,8 @@
-"""Where the episodes of LeRobot v3.0 are in its files, and which of them the index places wrongly.
+"""Locates the episodes of LeRobot v3.0 in its files, and finds those that the index places wrongly.
 
-The index says at which row and at which second of which file an episode begins. The files know better: how many rows
-they have, and whose each row is. An episode that the files contradict is lost, the others of the file are not.
+The index names the row and the second at which an episode begins in its files. The files are more reliable: they show
+how many rows there are, and the episode of each row. An episode that its file contradicts is unreadable; the others in
+the file are not.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from anyvla.data.fingerprints import FileState, stat_of
 from anyvla.data.formats import video
 from anyvla.data.formats.parquet import errors_naming, open_parquet
 
-_SLACK = 5e-3  # of its length, by which a video may last longer or shorter than the rows: clocks differ
+_SLACK = 5e-3  # of its duration: tolerance between a video and its rows, whose clocks differ
 
 
 @dataclass(frozen=True)
 class IndexedRows:
-    """The index's indexed about the rows of each episode."""
+    """The rows of each episode according to the index."""
 
     files: list[Path]
-    file: Int64[np.ndarray, "E"]  # its place in `files`
-    first: Int64[np.ndarray, "E"]  # counted over all files
+    file: Int64[np.ndarray, "E"]  # index into `files`
+    first: Int64[np.ndarray, "E"]  # row, counted over all files
     length: Int64[np.ndarray, "E"]
-    number: Int64[np.ndarray, "E"]  # LeRobot's own
+    number: Int64[np.ndarray, "E"]  # LeRobot's number
 
 
 @dataclass
@@ -37,14 +38,14 @@ class FoundRows:
     """The true place of the rows of each episode."""
 
     file: Int64[np.ndarray, "E"]
-    row: Int64[np.ndarray, "E"]  # in its file
+    row: Int64[np.ndarray, "E"]  # within its file
     lost: dict[int, str] = field(default_factory=dict)
 
 
 def find_rows(indexed: IndexedRows) -> FoundRows:
-    """Return where the rows are: by the index where the files agree with it, else by the files.
+    """Return the rows of each episode: by the index where the files agree with it, else by the files.
 
-    Only footers are read, and the column of episode numbers of the files that contradict the index.
+    Only footers are read, and the column of episode numbers in files that contradict the index.
     """
     found = FoundRows(indexed.file.copy(), np.zeros_like(indexed.first))
     doubtful = []
@@ -59,7 +60,7 @@ def find_rows(indexed: IndexedRows) -> FoundRows:
             doubtful.append(at)
     if not doubtful:
         return found
-    where: dict[int, list[tuple[int, int, int]]] = {}  # number of an episode -> file, first row, rows
+    where: dict[int, list[tuple[int, int, int]]] = {}  # number of an episode -> file, first row, row count
     for at in doubtful:
         for number, (first, count) in episode_runs(indexed.files[at]):
             where.setdefault(number, []).append((at, first, count))
@@ -79,7 +80,7 @@ def find_rows(indexed: IndexedRows) -> FoundRows:
 
 
 def _count_rows(path: Path) -> int | None:
-    """Return how many rows a file has; None if it is missing or cannot be read, which is said on reading it."""
+    """Return the number of rows in a file, or None if it is missing or damaged, which is reported on reading it."""
     try:
         return int(open_parquet(path).metadata.num_rows)
     except ValueError:
@@ -87,7 +88,7 @@ def _count_rows(path: Path) -> int | None:
 
 
 def episode_runs(path: Path) -> list[tuple[int, tuple[int, int]]]:
-    """Return the runs of rows of one episode in a file: its number, the first row and how many; [] if unreadable."""
+    """Return the runs of rows of one episode in a file: its number, first row and row count; [] if unreadable."""
     return _episode_runs(path, stat_of(path)) if path.is_file() else []
 
 
@@ -110,18 +111,18 @@ def find_wrong_spans(
     seconds: Float64[np.ndarray, "E"],
     step: float,
 ) -> dict[int, str]:
-    """Return the episodes whose place in the videos of a camera cannot be right, and why.
+    """Return the episodes whose place in the videos of a camera is impossible, with the reason.
 
-    `begin`, `end`: what the index says; `seconds`: how long the rows of each last.
+    `begin`, `end`: seconds according to the index; `seconds`: the duration of each episode's rows.
     """
     lost: dict[int, str] = {}
     missing = np.array([not path.is_file() for path in files], bool)[file]
     ends = begin + seconds if end is None else end
     longer = ends - begin - seconds
     most = 0.5 * step + _SLACK * seconds
-    if (np.abs(longer) > most).mean() > 0.5:  # some tools take the last frame's time for the end
+    if (np.abs(longer) > most).mean() > 0.5:  # some tools write the time of the last frame as the end
         longer = longer - np.median(longer)
-    longer[_between_neighbors(file, begin, ends, most)] = 0  # of uneven times: rows do not say how long they last
+    longer[_between_neighbors(file, begin, ends, most)] = 0  # uneven times: rows do not tell their duration
     for e in np.flatnonzero(missing | ~(begin >= 0) | ~(np.abs(longer) <= most)).tolist():
         path = files[file[e]]
         if missing[e]:
@@ -152,7 +153,7 @@ def find_wrong_spans(
                     f"the index says that it begins at {begin[e]:.3f} s in {files[at]}, as another episode does, but "
                     "the video lasts long enough for frames of its own; correct meta/episodes"
                 )
-    order = order[np.append(True, ~shared)[: len(order)]]  # the same frames with other rows or words are no fault
+    order = order[np.append(True, ~shared)[: len(order)]]  # equal frames with other rows or instructions are no fault
     for own in np.split(order, np.flatnonzero(np.diff(file[order])) + 1):
         for e, other in _overlapping(own.tolist(), begin, ends - most):
             lost[e] = (
@@ -163,7 +164,7 @@ def find_wrong_spans(
 
 
 def _lasts(path: Path, seconds: float) -> bool:
-    """Return whether a video lasts so long; False if it cannot be read, which is said on reading it."""
+    """Return whether a video has this duration; False if it cannot be read, which is reported on reading it."""
     try:
         return video.read_info(path).seconds >= (1 - _SLACK) * seconds
     except ValueError:
@@ -176,7 +177,7 @@ def _following(
     end: Float64[np.ndarray, "E"],
     most: Float64[np.ndarray, "E"],
 ) -> Bool[np.ndarray, "E"]:
-    """Return which episodes begin where the one before them ends, or the file begins."""
+    """Return which episodes begin where the previous one ends, or where the file begins."""
     before = np.append(0.0, np.where(file[1:] == file[:-1], end[:-1], 0.0))[: len(file)]
     return np.abs(begin - before) <= most
 
@@ -187,13 +188,13 @@ def _between_neighbors(
     end: Float64[np.ndarray, "E"],
     most: Float64[np.ndarray, "E"],
 ) -> Bool[np.ndarray, "E"]:
-    """Return which episodes begin where the one before ends in their file, and end where the next one begins."""
+    """Return which episodes begin where the previous one in their file ends, and end where the next one begins."""
     after = _following(file, begin, end, most)
     return after & np.append(after[1:] | (file[1:] != file[:-1]), True)
 
 
 def _out_of_order(episodes: Int64[np.ndarray, "S"], place: Int64[np.ndarray, "S"]) -> list[tuple[int, int]]:
-    """Return the episodes that share their place with another one, and alone break the order of the places.
+    """Return the episodes that share their place with another one and alone break the order of places.
 
     Episodes that were added with the frames of others are in order among themselves. One that is not has a wrong file.
     """
@@ -213,19 +214,19 @@ def _out_of_order(episodes: Int64[np.ndarray, "S"], place: Int64[np.ndarray, "S"
 def _overlapping(
     own: list[int], begin: Float64[np.ndarray, "E"], end: Float64[np.ndarray, "E"]
 ) -> list[tuple[int, int]]:
-    """Return as few episodes of a file as make the others disjoint, each with one that it overlaps.
+    """Return the fewest episodes of a file whose removal makes the others disjoint, each with one that it overlaps.
 
-    `own` is in the order in which they begin. Of several choices, the episodes that stay have numbers near the middle:
-    the numbers of the episodes of a file are near each other.
+    `own` lists the episodes in the order of their begins. Of several solutions, the kept episodes have numbers near the
+    median, because the episodes of a file have neighboring numbers.
     """
     if (begin[own][1:] >= np.maximum.accumulate(end[own])[:-1]).all():
         return []
     order = np.array(own)[np.argsort(end[own], kind="stable")]
     begins, ends = begin[order], end[order]
     distance = np.abs(order - np.median(order))
-    worth = (1 - distance / (1 + distance.sum())).tolist()  # positive, and more episodes outweigh fewer
+    worth = (1 - distance / (1 + distance.sum())).tolist()  # positive; more episodes outweigh fewer
     before = np.minimum(np.searchsorted(ends, begins, side="right"), np.arange(len(order))).tolist()
-    best = [0.0]  # worth of the best choice among the first so many: weighted interval scheduling
+    best = [0.0]  # best worth among the first i episodes: weighted interval scheduling
     for i, value in enumerate(worth):
         best.append(max(best[i], best[before[i]] + value))
     kept, i = [], len(order)

@@ -1,7 +1,7 @@
 """Merges staged episodes into the LeRobot v3.0 layout: rows, joined videos, episode table, tasks, statistics, info.
 
-What lies where follows LeRobot's own writer, so that its readers find every file and column; what only anyvla knows
-stands under the key `anyvla` of `info.json` and in columns with that prefix.
+The layout follows LeRobot's own writer, so that its readers find every file and column. Additional facts are stored
+under the key `anyvla` of `info.json` and in columns with that prefix.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from anyvla.data.statistics import compute_statistics, image_statistics
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace
 
-CHUNK_FILES = 1000  # files in a folder
+CHUNK_FILES = 1000  # files per folder
 DATA_FILE_MB = 100
-VIDEO_FILE_MB = 20  # LeRobot's default is 200; opening a file, once per episode, takes time with its frames
+VIDEO_FILE_MB = 20  # LeRobot's default is 200; larger files take longer to open, once per episode
 
 
 def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[str, Any]) -> None:
-    """Write the dataset folder `root` from the folders of staged episodes, in their order; `own` goes to info.json.
+    """Write the data set folder `root` from the folders of staged episodes, in their order. `own` is stored in
+    info.json.
 
     Raises ValueError if the images of a camera differ in size between episodes.
     """
@@ -70,7 +71,7 @@ def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[s
     path = root / EPISODES_PATH.format(chunk_index=0, file_index=0)
     path.parent.mkdir(parents=True)
     table = pa.Table.from_pylist(rows)
-    place = table.column_names.index(INSTRUCTIONS)  # its type is not seen where each episode has one
+    place = table.column_names.index(INSTRUCTIONS)  # its type is unknown if every episode has one instruction
     table = table.set_column(place, INSTRUCTIONS, table[INSTRUCTIONS].cast(pa.list_(pa.string())))
     pq.write_table(table, path)
     _write_tasks(root / TASKS_PATH, list(tasks))
@@ -96,7 +97,7 @@ def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[s
 
 
 def _with_standard_columns(table: pa.Table, fps: float, episode: int, first: int, task: int, timed: bool) -> pa.Table:
-    """The staged columns and those that every LeRobot dataset has, and times of their own if others have them."""
+    """Return the staged columns, the columns of every LeRobot data set, and a time column if any episode has one."""
     steps = np.arange(len(table), dtype=np.int64)
     if timed and TIME not in table.column_names:
         table = table.append_column(TIME, pa.array(steady_timestamps(len(table), fps)))
@@ -112,7 +113,7 @@ def _with_standard_columns(table: pa.Table, fps: float, episode: int, first: int
 
 
 def _write_data(root: Path, tables: list[pa.Table], rows: list[dict[str, Any]]) -> None:
-    """One row group per episode, a new file when one would grow past its limit."""
+    """Write one row group per episode, starting a new file at the size limit."""
     writer, file, size = None, -1, math.inf
     try:
         for table, row in zip(tables, rows, strict=True):
@@ -133,7 +134,7 @@ def _write_data(root: Path, tables: list[pa.Table], rows: list[dict[str, Any]]) 
 
 
 def _write_videos(root: Path, camera: str, staged: list[Path], fps: float, rows: list[dict[str, Any]]) -> None:
-    """Join the videos of a camera, a new file at the size limit or where the encoder's header changes."""
+    """Join the videos of a camera, starting a new file at the size limit or where the codec header changes."""
     key = CAMERA_PREFIX + camera
     groups: list[list[int]] = []
     size, previous = 0, b""
@@ -212,14 +213,14 @@ def _require_one_size(camera: str, staged: list[Path], facts: list[dict[str, Any
         if fact["sizes"][camera] != first:
             raise ValueError(
                 f"camera {camera!r} has {first[0]}x{first[1]} images in {staged[0].name} but "
-                f"{fact['sizes'][camera][0]}x{fact['sizes'][camera][1]} in {folder.name}: all must be of one size; "
+                f"{fact['sizes'][camera][0]}x{fact['sizes'][camera][1]} in {folder.name}: all must have one size; "
                 f"remove the folders of the wrong size in {folder.parent} and run the same command again"
             )
     return first[0], first[1]
 
 
 def _write_tasks(path: Path, tasks: list[str]) -> None:
-    """LeRobot reads this file with pandas and looks tasks up in its index: the metadata says which column that is."""
+    """Write the tasks. LeRobot looks them up in the pandas index, so the metadata declares the index column."""
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
     column = {"field_name": "task", "name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
     number = {"field_name": "task_index", "name": "task_index", "pandas_type": "int64", "numpy_type": "int64"}

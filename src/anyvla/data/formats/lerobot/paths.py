@@ -1,6 +1,6 @@
-"""Paths with numbers in them, as LeRobot's info.json gives them: `data/chunk-{chunk_index:03d}/...`.
+"""Fills numbers into the path templates of LeRobot's info.json: `data/chunk-{chunk_index:03d}/...`.
 
-The template comes with the data set. `str.format` would let it read attributes, or pad a number to any width.
+The template comes with the data set. With `str.format` it could read attributes, or pad a number to any width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _WIDEST = 20  # digits
 
 
 class PathTemplate:
-    """A path of `facts`, the contents of info.json, in which only these fields may be named, as `{file_index:03d}`."""
+    """A path in `facts`, the contents of info.json, that may contain these fields only, as `{file_index:03d}`."""
 
     def __init__(self, root: Path, facts: Mapping[str, Any], key: str, fields: Sequence[str]) -> None:
         self._root, self._where = root, f"{root}/meta/info.json, {key!r}"
@@ -34,7 +34,7 @@ class PathTemplate:
             )
 
     def fill(self, **values: int | str) -> str:
-        """Return the path below the root. Raise ValueError if it leads out of the data set."""
+        """Return the path below the root. Raises ValueError if it leaves the data set."""
         written = [_format_value(values[name], width) for name, width in self._fields]
         path = self._texts[0] + "".join(a + b for a, b in zip(written, self._texts[1:], strict=True))
         check_name(path, self._root)

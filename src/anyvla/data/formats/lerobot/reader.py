@@ -1,7 +1,7 @@
-"""What the readers of all versions of LeRobot share: episodes made of an index, rows and frames.
+"""The base class of the readers of all LeRobot versions: builds episodes from an index, rows and frames.
 
-A version adds where things lie. An episode whose task changes on the way is read as several, one for each run of one
-task, since an instruction holds for a whole episode.
+A subclass locates the rows and videos of its version. An episode whose task changes is read as several, one for each
+run of one task, since an instruction applies to a whole episode.
 """
 
 from __future__ import annotations
@@ -37,39 +37,39 @@ from anyvla.robot.embodiment import Embodiment
 
 STATE = "observation.state"
 ACTION = "action"
-_SAMPLED_EPISODES = 20  # episodes of which the range of a column is shown
+_SAMPLED_EPISODES = 20  # episodes that are sampled for the range of a column
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-_UNKNOWN = -1  # the task of an episode whose rows do not say it
-_CACHED_FROM = 100  # episodes of several tasks from which on their runs are kept in the cache
+_UNKNOWN = -1  # the task of an episode whose rows lack it
+_CACHED_FROM = 100  # the runs of more episodes of several tasks are cached
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class LeRobotConfig:
-    """How a LeRobot dataset is read."""
+    """Options of reading a LeRobot data set."""
 
-    state: Features = STATE  # the feature that is the proprio, or several that are joined in this order
-    action: Features = ACTION  # the same of the action
-    times: Times = "recorded"  # steady: step t is at t / fps, for data whose timestamps are wrong
+    state: Features = STATE  # the feature of the proprio, or several joined in this order
+    action: Features = ACTION  # the same for the action
+    times: Times = "recorded"  # steady: step t is at t / fps, for data with wrong timestamps
 
 
 @dataclass(frozen=True)
 class EpisodeColumns:
     """The index: one entry per episode in each column. Steps are counted within LeRobot's own episode."""
 
-    number: Int64[np.ndarray, "E"]  # LeRobot's own
-    begin: Int64[np.ndarray, "E"]  # its first step; not 0 where a change of task cuts an episode in two
+    number: Int64[np.ndarray, "E"]  # LeRobot's number
+    begin: Int64[np.ndarray, "E"]  # first step; not 0 after a change of task within LeRobot's episode
     length: Int64[np.ndarray, "E"]
-    task: Int64[np.ndarray, "E"]  # its place in `tasks`; -1 while it is not known, for there are several
+    task: Int64[np.ndarray, "E"]  # index into `tasks`; -1 until several tasks are resolved
     tasks: Sequence[str]
-    at: Int64[np.ndarray, "E"]  # where the version's own table has more about it
+    at: Int64[np.ndarray, "E"]  # row in the version's own table
 
 
 class LeRobotReader(EpisodeReader):
-    """A dataset folder as an `EpisodeDataset`.
+    """A LeRobot folder as an `EpisodeDataset`.
 
-    `embodiment` is needed if `info.json` has no `anyvla` key; it also chooses the cameras and their order. Raises
-    ValueError with the way out for a folder that is no dataset, half written, of another version, or that lacks a
-    camera or a file.
+    `embodiment` is required if `info.json` has no `anyvla` key; it also chooses the cameras and their order. Raises
+    ValueError that says what to do for a folder without a data set, with a partial one or another version, or that
+    lacks a camera or a file.
     """
 
     Config = LeRobotConfig
@@ -94,7 +94,7 @@ class LeRobotReader(EpisodeReader):
             "version": self._info.version,
         }
         self.notes: dict[str, Any] = self._info.own.get("notes", {})
-        self._unreadable_at: dict[int, str] = {}  # by their place in the version's own table
+        self._unreadable_at: dict[int, str] = {}  # by row in the version's own table
         self._columns = self._split_by_task(_drop_empty(self._read_columns(), self.root, self._unreadable_at))
         self.lengths = self._columns.length
         places = np.flatnonzero(np.isin(self._columns.at, list(self._unreadable_at))).tolist()
@@ -103,28 +103,28 @@ class LeRobotReader(EpisodeReader):
 
     @abstractmethod
     def _read_columns(self) -> EpisodeColumns:
-        """The index, an entry for each of LeRobot's episodes."""
+        """Return the index, with one entry for each of LeRobot's episodes."""
 
     @abstractmethod
     def _rows_at(self, index: int) -> tuple[Path, int]:
-        """The data file of LeRobot's episode, and the first of its rows in it; `index` is that of our episode."""
+        """Return the data file of an episode, and the row at which LeRobot's episode begins in it."""
 
     @abstractmethod
     def _video_at(self, index: int, key: str) -> VideoSpan:
-        """Return where LeRobot's episode is in the videos of a camera."""
+        """Return the place of LeRobot's episode in the videos of a camera."""
 
     def _extra_and_instructions(self, index: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
-        """What anyvla alone knows of an episode: its extra, and its instructions if they are not its task alone."""
+        """Return an episode's extra, and its instructions unless they are just its task."""
         return {}, None
 
     @property
     def columns(self) -> dict[str, str]:
-        """What each feature is, in a line for people; of numbers that are not read otherwise their range, too."""
+        """A one-line description of each feature, for people, with the range of otherwise unused numbers."""
         read = {*as_keys(self.config.action), *as_keys(self.config.state), *_BOOKKEEPING}
         return {key: line if key in read else f"{line}{self._range(key)}" for key, line in self._info.columns().items()}
 
     def _range(self, key: str) -> str:
-        """Return the range of a feature in some episodes, for people; "" if it holds no numbers."""
+        """Return the range of a feature in some episodes, for people; "" unless it holds numbers."""
         if not self._info.is_vector(key):
             return ""
         ends: list[float] = []
@@ -132,14 +132,14 @@ class LeRobotReader(EpisodeReader):
             try:
                 column = self._read(index, [key])[key]
                 values = as_matrix(column, self._info.size(key), self._where(index), 0)
-            except ValueError:  # damaged, which the check says
+            except ValueError:  # damaged, which the data check reports
                 continue
             finite = values[np.isfinite(values)]
             ends += [float(finite.min()), float(finite.max())] if finite.size else []
         return f"; from {min(ends):.4g} to {max(ends):.4g}" if ends else ""
 
     def task(self, index: int) -> str:
-        """What episode `index` demonstrates."""
+        """Return the task of an episode."""
         index = self._check(index)
         return self._extra_and_instructions(index)[0].get("task") or self._columns.tasks[self._columns.task[index]]
 
@@ -175,17 +175,17 @@ class LeRobotReader(EpisodeReader):
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `EpisodeDataset`; where and when the data was made does not count."""
+        """See `EpisodeDataset`. Where and when the data was made does not count."""
         facts = {k: v for k, v in self._info.facts.items() if k != OWN_KEY}
         meaning = json.dumps([facts, conventions(self.embodiment), to_dict(self.config)], sort_keys=True)
         return fingerprints.hash_files(self.root, self._files(self._keys.values()), meaning)
 
     def _files(self, keys: Collection[str]) -> list[Path]:
-        """Return all files that count for what the dataset holds, with the frames of these features."""
+        """Return all files that determine the contents, with the frames of these features."""
         files = [p for pattern in ("data/**/*.parquet", "meta/**/*.parquet") for p in list_files(self.root, pattern)]
         files += [p for name in ("episodes", "tasks") if (p := self.root / f"meta/{name}.jsonl").is_file()]
         seen = [list_files(self.root, f"videos/{p}/**/*.mp4") for k in keys for p in (k, f"*/{k}")]
-        if any(self._info.features[k]["dtype"] == "image" for k in keys):  # rows may name files instead of holding them
+        if any(self._info.features[k]["dtype"] == "image" for k in keys):  # rows may name image files
             seen.append(list_files(self.root, "images/**/*"))
         return regular_files(self.root, {*files, *(p for found in seen for p in found)})
 
@@ -198,7 +198,7 @@ class LeRobotReader(EpisodeReader):
         return f"{path}, episode {number}{part}"
 
     def _read(self, index: int, names: list[str], first: int = 0, count: int | None = None) -> pa.Table:
-        """Rows of an episode, from its step `first` on; None: to its end."""
+        """Return rows of an episode from its step `first` on; `count` None: to its end."""
         columns = self._columns
         path, row = self._rows_at(index)
         count = int(columns.length[index]) - first if count is None else count
@@ -214,14 +214,14 @@ class LeRobotReader(EpisodeReader):
             raise ValueError(f"episode {number}: {error}") from None
         own = bool(np.all(table["episode_index"].to_numpy() == number))
         counted = len(keys) == 1 or np.array_equal(table["frame_index"].to_numpy(), begin + np.arange(count))
-        # a numbering of frames of its own is no fault if the rows of the episode begin where the index says
+        # another numbering of frames is no fault if the rows of the episode begin where the index says
         if not own or not (counted or (number, row) in ((n, r) for n, (r, _) in episode_runs(path))):
             raise ValueError(f"{path} does not hold the rows of episode {number} where the index says; copy it again")
         return table
 
     @abstractmethod
     def _check_rows(self, index: int) -> None:
-        """Raises ValueError if the file of an episode does not have as many rows as the index says."""
+        """Raise ValueError if the file of an episode has another number of rows than the index says."""
 
     def _frames(self, index: int, key: str, recorded: Float64[np.ndarray, "T"]) -> Frames:
         where, length, begin = self._where(index), int(self.lengths[index]), int(self._columns.begin[index])
@@ -241,7 +241,7 @@ class LeRobotReader(EpisodeReader):
         return self._read(index, [key], first, count)[key].to_pylist()
 
     def _times(self, table: pa.Table, where: str) -> Float64[np.ndarray, "T"]:
-        """LeRobot's timestamps are steps / fps, in float32; only others are taken as they are."""
+        """Return the times of the steps: step / fps, unless the recorded times differ by more than rounding."""
         constant = steady_timestamps(len(table), self._info.fps)
         name = TIME if TIME in table.column_names else "timestamp"
         if name not in table.column_names or self.config.times == "steady":
@@ -257,12 +257,12 @@ class LeRobotReader(EpisodeReader):
         return as_relative_seconds(times, self._info.fps, where, way_out)
 
     def _split_by_task(self, columns: EpisodeColumns) -> EpisodeColumns:
-        """Cut episodes of several tasks at each change of task."""
-        self._part_counts: dict[int, int] = {}  # LeRobot's episode -> how many it became
+        """Split episodes of several tasks at each change of task."""
+        self._part_counts: dict[int, int] = {}  # LeRobot's episode -> number of parts
         several = np.flatnonzero(columns.task < 0)
         if not len(several):
             return columns
-        self._columns = columns  # for reading the rows
+        self._columns = columns  # needed to read the rows
         if len(several) > _CACHED_FROM:
             runs = cached_table(self.root, self._files(()), "runs of tasks", lambda: self._find_task_runs(several))
         else:
@@ -270,7 +270,7 @@ class LeRobotReader(EpisodeReader):
         texts, known = self._tasks_by_number(), {text: i for i, text in enumerate(columns.tasks)}
         of, first, number = (runs[name].to_numpy() for name in ("episode", "first", "task_index"))
         for e in of[number == _UNKNOWN].tolist():
-            self._unreadable_at.setdefault(int(columns.at[e]), "its rows do not say its tasks; copy the dataset again")
+            self._unreadable_at.setdefault(int(columns.at[e]), "its rows lack its tasks; copy the dataset again")
         number = np.where(number == _UNKNOWN, min(texts), number)
         pieces = np.ones(len(columns.length), np.int64)
         pieces[several] = np.bincount(of, minlength=len(pieces))[several]
@@ -284,7 +284,7 @@ class LeRobotReader(EpisodeReader):
         return replace(columns, number=columns.number[at], begin=begin, length=length, task=task, at=columns.at[at])
 
     def _find_task_runs(self, episodes: np.ndarray) -> pa.Table:
-        """Return the runs of one task of these episodes: the episode's place, the first step, the task."""
+        """Return the runs of one task in these episodes: the episode's index, the first step, the task."""
         rows: list[dict[str, int]] = []
         known = sorted(self._tasks_by_number())
         if not known:
@@ -296,7 +296,7 @@ class LeRobotReader(EpisodeReader):
                 unknown = np.setdiff1d(numbers, known)
                 if len(unknown):
                     raise ValueError(f"the table of tasks has no number {unknown[0]}; copy the dataset again")
-            except ValueError as error:  # only this episode is lost
+            except ValueError as error:  # only this episode is unreadable
                 self._unreadable_at.setdefault(int(self._columns.at[e]), str(error))
                 numbers = np.array([_UNKNOWN])
             for first in [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]:
@@ -305,12 +305,12 @@ class LeRobotReader(EpisodeReader):
 
     @abstractmethod
     def _tasks_by_number(self) -> dict[int, str]:
-        """The table of tasks."""
+        """Return the table of tasks."""
 
     def _number_tasks(self, lists: pa.ChunkedArray) -> tuple[Int64[np.ndarray, "E"], list[str]]:
-        """Return the task of each episode as a number, out of its list of tasks, and the tasks by number.
+        """Return the task of each episode as a number, from its list of tasks, and the tasks by number.
 
-        -1 for a list of several, or for no list, where the rows say it; "" for a list of none.
+        The number is -1 for several tasks or no list, which the rows resolve. An empty list is the task "".
         """
         array = lists.combine_chunks()
         offsets = array.offsets.to_numpy().astype(np.int64)
@@ -330,7 +330,7 @@ class LeRobotReader(EpisodeReader):
 
 
 def _drop_empty(columns: EpisodeColumns, root: Path, lost: dict[int, str]) -> EpisodeColumns:
-    """Return the index without the episodes that have no step. An episode that is listed twice is lost."""
+    """Return the index without episodes that have no step. Duplicate episodes become unreadable."""
     for at in np.flatnonzero(columns.number[1:] == columns.number[:-1]).tolist():
         for place in (at, at + 1):
             lost.setdefault(int(columns.at[place]), f"the index lists episode {columns.number[at]} twice; correct it")

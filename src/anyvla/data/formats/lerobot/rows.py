@@ -1,6 +1,6 @@
-"""Rows of LeRobot's parquet files: only the row groups that hold them are read, and the last few of those are kept.
+"""Reads rows of LeRobot's parquet files, by row group, and caches the last row groups.
 
-LeRobot writes a row group per episode; data sets that were merged or converted may have a single one per file.
+LeRobot writes one row group per episode; merged or converted data sets may have a single one per file.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class _ParquetRows:
         self.parquet = open_parquet(path)
         counts = [self.parquet.metadata.row_group(i).num_rows for i in range(self.parquet.metadata.num_row_groups)]
         self.names = set(self.parquet.schema_arrow.names)
-        self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # of each row group, and the end
+        self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # of the row groups, and the end
 
     def close(self) -> None:
         self.parquet.close()
 
 
 class _TableCache:
-    """Tables by key, the last used ones within so many bytes; one larger than that is kept alone."""
+    """Tables by key, the last used ones within a limit of bytes. A larger table is kept alone."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
@@ -60,9 +60,9 @@ _cache = _TableCache(_CACHED_BYTES)
 
 
 def read_rows(path: Path, first: int, count: int | None, columns: list[str]) -> pa.Table:
-    """Columns of rows `first` .. `first + count - 1` of a file; None: to its end.
+    """Return columns of rows `first` .. `first + count - 1` of a file; `count` None: to its end.
 
-    Raises ValueError that names the file if it is missing, damaged, or lacks these rows or columns.
+    Raises ValueError that names the file if it is missing or damaged, or lacks these rows or columns.
     """
     with errors_naming(path):
         file = _open_parquet_files(path)
@@ -82,13 +82,13 @@ def read_rows(path: Path, first: int, count: int | None, columns: list[str]) -> 
 
 
 def count_rows(path: Path) -> int:
-    """Return how many rows a file has. Raises ValueError that names the file if it is missing or damaged."""
+    """Return the number of rows in a file. Raises ValueError that names it if it is missing or damaged."""
     with errors_naming(path):
         return int(_open_parquet_files(path).starts[-1])
 
 
 def _read_group(path: Path, file: _ParquetRows, group: int, columns: list[str]) -> pa.Table:
-    """A row group; the next window or the next episode may lie in it too."""
+    """Return a row group, which the next window or episode may use too."""
     key = (str(path), stat_of(path), group, tuple(columns))
     table = _cache.get(key)
     if table is None:

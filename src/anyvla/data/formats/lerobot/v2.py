@@ -1,7 +1,7 @@
-"""Reads LeRobot v2.0 and v2.1 datasets in place: a parquet file and a video of each camera per episode, and an index
-of JSON lines (`meta/episodes.jsonl`, `meta/tasks.jsonl`).
+"""Reads LeRobot v2.0 and v2.1 data sets in place: one parquet file and one video per camera for each episode.
 
-The statistics of these versions (`stats.json`, `episodes_stats.jsonl`) are not read: anyvla computes its own.
+The index consists of JSON lines (`meta/episodes.jsonl`, `meta/tasks.jsonl`). The statistics of these versions
+(`stats.json`, `episodes_stats.jsonl`) are not read; anyvla computes its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LeRobotV2Dataset(LeRobotReader):
 
     @staticmethod
     def recognizes(root: Path) -> bool:
-        """`meta/info.json` and `meta/episodes.jsonl`."""
+        """Return whether a folder has `meta/info.json` and `meta/episodes.jsonl`."""
         return (root / "meta/info.json").is_file() and (root / "meta/episodes.jsonl").is_file()
 
     def _read_columns(self) -> EpisodeColumns:
@@ -48,7 +48,9 @@ class LeRobotV2Dataset(LeRobotReader):
             )
         self._chunk = facts.get("chunks_size", 1000)
         if not isinstance(self._chunk, int) or self._chunk < 1:
-            raise ValueError(f"{self.root}/meta/info.json: chunks_size is {self._chunk!r}, expected a number from 1 on")
+            raise ValueError(
+                f"{self.root}/meta/info.json: chunks_size is {self._chunk!r}, expected a number of at least 1"
+            )
         numbers_of = ("episode_chunk", "episode_index")
         self._data_template = PathTemplate(self.root, facts, "data_path", numbers_of)
         if any(self._info.features[key]["dtype"] == "video" for key in self._keys.values()):
@@ -68,7 +70,7 @@ class LeRobotV2Dataset(LeRobotReader):
         )
 
     def _missing(self, numbers: Int64[np.ndarray, "E"]) -> dict[int, str]:
-        """Return the episodes that lack a file. Folders are listed once, which is faster than asking for each file."""
+        """Return the episodes that lack a file. Listing each folder once is faster than checking each file."""
         videos = [k for k in self._keys.values() if self._info.features[k]["dtype"] == "video"]
         listed: dict[str, set[str]] = {}
         lost: dict[int, str] = {}
@@ -84,9 +86,9 @@ class LeRobotV2Dataset(LeRobotReader):
 
     def _check_rows(self, index: int) -> None:
         path, _ = self._rows_at(index)
-        rows, said = count_rows(path), int(self._steps[self._columns.at[index]])
-        if rows != said:
-            raise ValueError(f"{path} has {rows} rows, meta/episodes.jsonl says {said} steps; copy the dataset again")
+        rows, steps = count_rows(path), int(self._steps[self._columns.at[index]])
+        if rows != steps:
+            raise ValueError(f"{path} has {rows} rows, meta/episodes.jsonl says {steps} steps; copy the dataset again")
 
     def _data_path(self, number: int) -> str:
         return self._data_template.fill(episode_chunk=number // self._chunk, episode_index=number)
@@ -107,7 +109,7 @@ class LeRobotV2Dataset(LeRobotReader):
         return {as_whole_number(row["task_index"], where): str(row["task"]) for row in rows}
 
     def _lines(self, name: str, *keys: str) -> Iterator[dict[str, Any]]:
-        """Return the objects of a file of JSON lines. Raises ValueError that names the line if it is damaged."""
+        """Return the objects of a file of JSON lines. Raises ValueError that names a damaged line."""
         path = resolve_inside(self.root, name)
         if not path.is_file():
             raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")
@@ -115,7 +117,7 @@ class LeRobotV2Dataset(LeRobotReader):
 
 
 def _texts(tasks: Any) -> list[str] | None:
-    """Return the tasks of an episode; None if the index does not say them."""
+    """Return the tasks of an episode, or None if the index does not list them."""
     if tasks is None:
         return None
     return [str(text) for text in (tasks if isinstance(tasks, list) else [tasks])]

@@ -1,7 +1,7 @@
-"""Writes LeRobot v3.0 datasets: episodes are staged one by one, by any number of processes, then merged at once.
+"""Writes LeRobot v3.0 data sets: any number of processes stage episodes one by one, then they are merged.
 
-Staged episodes lie in `<root>.partial/`, each complete or absent, so that an interrupted collection goes on where it
-stopped. `finalize` builds the dataset beside its place and renames it there: a dataset is whole or not there.
+Staged episodes are stored in `<root>.partial/`, each complete or absent, so that an interrupted collection can be
+resumed. `finalize` builds the data set beside its destination and renames it: a data set is complete or absent.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from anyvla.files.documents import read_object
 from anyvla.registry import suggest
 from anyvla.robot.embodiment import Embodiment
 
-_FRAMES_AT_ONCE = 64  # frames in memory at once
-_STATISTICS_FRAMES = 100  # frames of an episode that image statistics are made of
+_FRAMES_AT_ONCE = 64  # frames in memory
+_STATISTICS_FRAMES = 100  # frames per episode that count in image statistics
 
 
 def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episode: Episode) -> None:
-    """Write one episode into `partial_root/episode-<index>/`, whole or not at all; safe in worker processes.
+    """Write one episode into `partial_root/episode-<index>/`, completely or not at all. Safe in worker processes.
 
     Raises ValueError if the episode does not fit the embodiment, OSError if the disk is full.
     """
@@ -55,7 +55,7 @@ def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episod
     _to_json(facts, f"episode {index}: extra")
     try:
         with _explaining_full_disk(partial_root):
-            shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(building, ignore_errors=True)  # left by a killed process
             building.mkdir(parents=True)
             facts["histograms"] = {}
             for name in embodiment.cameras:
@@ -78,7 +78,7 @@ def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episod
 
 
 def check_episode(embodiment: Embodiment, episode: Episode, where: str = "episode") -> None:
-    """Raises ValueError that says what does not fit the embodiment."""
+    """Raise ValueError that names the mismatch if an episode does not fit the embodiment."""
     length = len(episode.actions)
     if not length:
         raise ValueError(f"{where} has no steps")
@@ -93,8 +93,8 @@ def check_episode(embodiment: Embodiment, episode: Episode, where: str = "episod
         if not np.isfinite(array).all():
             step, dim = np.argwhere(~np.isfinite(array))[0]
             raise ValueError(
-                f"{where}: {name} at step {step}, {space.place(int(dim))}, is {array[step, dim]}; drop or mend "
-                "the episode"
+                f"{where}: {name} at step {step}, {space.place(int(dim))}, is {array[step, dim]}; drop or "
+                "repair the episode"
             )
     for name in embodiment.cameras:
         if name not in episode.images:
@@ -112,10 +112,10 @@ def check_episode(embodiment: Embodiment, episode: Episode, where: str = "episod
 
 
 class LeRobotWriter:
-    """The staging folder of a dataset and its merge.
+    """The staging folder of a data set, and its merge.
 
-    `provenance` says how the episodes are made (benchmark, suite, seeds, ...): staged episodes are continued only by
-    a run with the same. Raises ValueError if `root` exists already, or was begun with another provenance or robot.
+    `provenance` describes how the episodes are made (benchmark, suite, seeds, ...). Only a run with equal provenance
+    can resume. Raises ValueError if `root` exists already, or was begun with another provenance or robot.
     """
 
     def __init__(self, root: Path, embodiment: Embodiment, *, provenance: Mapping[str, Any]) -> None:
@@ -144,8 +144,8 @@ class LeRobotWriter:
             begun,
             mine,
             f"{self.partial_root} was begun with other settings ({{}}): run with the old settings to finish it, or "
-            "remove that folder to begin anew",
-            may_differ=lambda found: found.key == "provenance.source.path",  # the fingerprint beside it identifies it
+            "remove that folder to start over",
+            may_differ=lambda found: found.key == "provenance.source.path",  # the fingerprint identifies it
         )
 
     @property
@@ -155,23 +155,23 @@ class LeRobotWriter:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What `note` has kept."""
+        """The facts stored by `note`."""
         path = self.partial_root / "notes.json"
         return read_object(path) if path.exists() else {}
 
     def note(self, key: str, value: Any) -> None:
-        """Keep a small JSON fact (failures counted, ...) across interruptions; it ends in `info.json`."""
+        """Store a small JSON fact (number of failures, ...) across interruptions; it ends up in `info.json`."""
         with _explaining_full_disk(self.root):
             durable.write(self.partial_root / "notes.json", _to_json({**self.notes, key: value}, f"note {key!r}"))
 
     def stage(self, index: int, episode: Episode) -> None:
-        """`stage_episode` in this process."""
+        """Stage an episode in this process; see `stage_episode`."""
         stage_episode(self.partial_root, self.embodiment, index, episode)
 
     def finalize(self) -> None:
-        """Merge the staged episodes, in the order of their indices, into the dataset at `root`; then drop them.
+        """Merge the staged episodes, in the order of their indices, into the data set at `root`, then delete them.
 
-        Raises ValueError if nothing is staged, OSError if the disk is full; what is staged stays then.
+        Raises ValueError if nothing is staged, OSError if the disk is full; the staged episodes are kept then.
         """
         staged = [self.partial_root / f"episode-{i:06d}" for i in sorted(self.done)]
         if not staged:
@@ -190,7 +190,7 @@ class LeRobotWriter:
 def write_dataset(
     root: Path, embodiment: Embodiment, episodes: Iterable[Episode], provenance: Mapping[str, Any] | None = None
 ) -> None:
-    """Write episodes as a dataset at `root`, in one process."""
+    """Write episodes as a data set at `root`, in one process."""
     writer = LeRobotWriter(root, embodiment, provenance=provenance or {})
     for index, episode in enumerate(episodes):
         if index not in writer.done:
@@ -199,19 +199,19 @@ def write_dataset(
 
 
 def discard_leftovers(root: Path) -> None:
-    """Remove what a writer that was killed just after it had put a whole dataset at `root` left beside it."""
+    """Remove what a writer left behind that was killed right after it completed the data set at `root`."""
     for folder in (root.with_name(root.name + ".partial"), root.with_name(f".{root.name}.building")):
         if folder.is_dir():
             shutil.rmtree(folder)
 
 
 def is_complete(root: Path) -> bool:
-    """Whether a whole dataset lies at `root`."""
+    """Return whether `root` holds a complete data set."""
     return (root / "meta/info.json").is_file()  # datasets appear by one rename
 
 
 def _iterate_frames(images: Images, histogram: np.ndarray) -> Iterator[np.ndarray]:
-    """Frame by frame, decoding few at once; evenly spread ones are counted in the histogram."""
+    """Yield frame by frame, decoding few at once. Evenly spaced frames are counted in the histogram."""
     length = len(images)
     counted = np.unique(np.linspace(0, length - 1, min(length, _STATISTICS_FRAMES)).round().astype(int))
     for first in range(0, length, _FRAMES_AT_ONCE):
@@ -223,7 +223,7 @@ def _iterate_frames(images: Images, histogram: np.ndarray) -> Iterator[np.ndarra
 
 
 def _as_column(array: np.ndarray) -> pa.Array:
-    if array.shape[1] == 1:  # LeRobot holds one-dim features as plain numbers
+    if array.shape[1] == 1:  # LeRobot stores one-dim features as plain numbers
         return pa.array(array.ravel())
     return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
 
@@ -245,5 +245,5 @@ def _explaining_full_disk(root: Path) -> Iterator[None]:
         raise OSError(
             errno.ENOSPC,
             f"the disk is full while writing {root}: free some space and run the same command, "
-            "it goes on from the episodes written so far",
+            "which resumes after the episodes written so far",
         ) from None

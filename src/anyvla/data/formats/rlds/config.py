@@ -12,15 +12,15 @@ from anyvla.config import STRICT
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RLDSConfig:
-    """Options of `format: {name: rlds}`. Keys are those below `steps`, as in features.json: observation/image."""
+    """Options of `format: {name: rlds}`. Keys are relative to `steps`, as in features.json."""
 
     split: str = "train"
-    entry: str | None = None  # in the table of Open X-Embodiment; None: the data set's own name, if the table has it
-    # Without an entry:
-    cameras: Mapping[str, str] | None = None  # camera -> key; None: every image, by the last part of its key
-    action: tuple[str, ...] = ("action",)  # one after another
+    entry: str | None = None  # in the Open X-Embodiment table; None: the entry of the data set's name, if any
+    # Used without an entry:
+    cameras: Mapping[str, str] | None = None  # camera -> key; None: every image, named after the last part of its key
+    action: tuple[str, ...] = ("action",)  # concatenated
     proprio: tuple[str, ...] = ()
-    instruction: tuple[str, ...] = ("language_instruction",)  # those of them that the data has
-    # refuse: the first damaged record is an error. skip: such records are left out and counted in the provenance.
+    instruction: tuple[str, ...] = ("language_instruction",)  # keys that the data lacks are skipped
+    # refuse: the first damaged record is an error. skip: damaged records are left out and listed in the provenance.
     damaged: Literal["refuse", "skip"] = "refuse"
-    checksums: bool = False  # check those of all data when the index is made, which reads all of it
+    checksums: bool = False  # verify the checksums of all data when the index is made, which reads every byte

@@ -1,8 +1,8 @@
 """Reads RLDS data sets (Open X-Embodiment, arXiv 2310.08864) as tensorflow-datasets writes them, without TensorFlow.
 
-Records are found by an index, made once and kept in the cache folder, and mapped into memory: a window touches the
-pages of its own frames only, at random, in bounded memory. What the numbers mean comes from the table of known data
-sets (`oxe.yaml`) by the data set's name, or is declared.
+Records are located by an index, which is made once and cached, and files are mapped into memory: a window touches only
+the pages of its own frames, at random and in bounded memory. The meaning of the numbers comes from the table of known
+data sets (`oxe.yaml`), by the name of the data set, or is declared.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from anyvla.robot.embodiment import Embodiment
 class RLDSDataset:
     """RLDS, Open X-Embodiment: one version of a data set of tensorflow-datasets.
 
-    `embodiment` is needed for data sets that the table does not know; for others it chooses cameras. Raises ValueError
-    with the way out for files that are missing or cut, keys that the data does not have, and data of unknown meaning.
+    `embodiment` is required for data sets that are not in the table; for others it chooses cameras. Raises ValueError
+    that says what to do for missing or truncated files, missing keys, and data of unknown meaning.
     """
 
     Config = RLDSConfig
 
     @staticmethod
     def recognizes(root: Path) -> bool:
-        """A folder with features.json and dataset_info.json, or one of versions of such."""
+        """Return whether a folder has features.json and dataset_info.json, or contains version folders that do."""
         if not root.is_dir():
             return False
         return rlds_features.is_version_folder(root) or any(
@@ -89,14 +89,14 @@ class RLDSDataset:
 
     @property
     def columns(self) -> dict[str, str]:
-        """What each key of a step is, in a line for people."""
+        """A one-line description of each key of a step, for people."""
         return {
             key: " ".join([spec.kind, spec.dtype, "x".join("?" if n is None else str(n) for n in spec.shape)]).strip()
             for key, spec in self._version.steps.items()
         }
 
     def task(self, index: int) -> str:
-        """Its instruction; "" if it has none."""
+        """Return the instruction of an episode, "" if it has none."""
         return self._index.tasks[int(self._index.task[self._check(index)])]
 
     @cached_property
@@ -107,7 +107,10 @@ class RLDSDataset:
         return fingerprints.hash_files(self._version.folder, files, json.dumps(meaning, sort_keys=True))
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode `index`; frames are decoded when asked for. Raises IndexError outside, ValueError if damaged."""
+        """Return episode `index`; its frames are decoded when they are asked for.
+
+        Raises IndexError outside of the data set, ValueError for a damaged episode.
+        """
         at = self._check(index)
         where = self._where(at)
         record = self._read_record(at)
@@ -146,13 +149,13 @@ class RLDSDataset:
             vector = np.concatenate([np.zeros((length, 0), np.float32), *parts], 1).astype(np.float32)
             if vector.shape[1] != size:
                 raise ValueError(
-                    f"{', '.join(keys) or 'no key'} make {vector.shape[1]} dims, the embodiment declares {size}"
+                    f"{', '.join(keys) or 'no key'} have {vector.shape[1]} dims, the embodiment declares {size}"
                 )
             vectors.append(vector)
         return vectors[0], vectors[1], slice(0, length)
 
     def _read_instructions(self, record: Mapping[str, tf_example.ExampleFeature], kept: slice) -> tuple[str, ...]:
-        """The different instructions of an episode."""
+        """Return the distinct instructions of an episode."""
         said = [
             t for key in self._instructions for t in read_instructions(record, key, self._version, self._entry, kept)
         ]
@@ -194,7 +197,7 @@ class RLDSDataset:
 
     @cached_property
     def _instructions(self) -> tuple[str, ...]:
-        """Keys of instructions that the data has, below `steps` or beside it."""
+        """The instruction keys that the data has, in `steps` or beside it."""
         asked = self._entry.instruction if self._entry is not None else self.config.instruction
         return tuple(key for key in asked if key in self._version.steps or key in self._version.episode)
 
@@ -206,10 +209,12 @@ class RLDSDataset:
             if spec is None:
                 raise ValueError(f"{self.root} has no steps/{key}: {suggest(key, list(self._version.steps))}")
             if spec.ragged:
-                raise ValueError(f"{self.root}: steps/{key} is a list in the list of steps, which is not read")
+                raise ValueError(f"{self.root}: steps/{key} is a list within the list of steps, which is not supported")
 
     def _undeclared(self, cameras: Mapping[str, str]) -> UndeclaredError:
-        """Return the error with an embodiment of no meaning. Raises ValueError if no key looks like an action."""
+        """Return an error that proposes an embodiment without meaning. Raises ValueError if no key looks like an
+        action.
+        """
         steps = self._version.steps
         sizes = {key: (spec.shape or (1,))[0] or 1 for key, spec in steps.items() if _is_vector(spec)}
         action = [k for k in self.config.action if k in sizes] or [k for k in sizes if k.startswith("action/")]

@@ -1,4 +1,4 @@
-"""What `features.json` and `dataset_info.json` of tensorflow-datasets say of an RLDS data set: keys, shapes, shards."""
+"""Reads keys, shapes and shards of an RLDS data set from `features.json` and `dataset_info.json`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from anyvla.files.inside import resolve_inside
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """One feature of a step (or of an episode), as it stands in a record."""
+    """One feature of a step, or of an episode, as a record holds it."""
 
     kind: str  # "image" | "text" | "tensor"
-    shape: tuple[int | None, ...]  # of one step
+    shape: tuple[int | None, ...]  # in one step
     dtype: str
     encoding: str  # of tensors: "none" | "bytes" | "zlib"
-    ragged: bool  # a list in the list of steps: not read
+    ragged: bool  # a list within the list of steps, which is not supported
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class DatasetVersion:
     name: str  # "bridge_orig"
     version: str
     splits: dict[str, list[int]]  # split -> records of each shard
-    steps: dict[str, FeatureSpec]  # key below `steps` -> what it is
-    episode: dict[str, FeatureSpec]  # key beside `steps`
+    steps: dict[str, FeatureSpec]  # by key below `steps`
+    episode: dict[str, FeatureSpec]  # by key beside `steps`
 
     def shard_paths(self, split: str) -> list[Path]:
-        """The files of a split, in order. Raises ValueError for an unknown split and for files that are missing."""
+        """Return the files of a split, in order. Raises ValueError for an unknown split and for missing files."""
         if split not in self.splits:
             raise ValueError(f"{self.folder} has no split {split!r}: it has {', '.join(self.splits)}")
         count = len(self.splits[split])
@@ -44,7 +44,7 @@ class DatasetVersion:
             match = pattern.fullmatch(path.name)
             if match:
                 if match[1] != "tfrecord":
-                    raise ValueError(f"{path} is of file format {match[1]}; tfrecord is read")
+                    raise ValueError(f"{path} has file format {match[1]}; only tfrecord is read")
                 found[int(match[2])] = resolve_inside(self.folder, path.name)
         missing = [i for i in range(count) if i not in found]
         if missing:
@@ -56,12 +56,12 @@ class DatasetVersion:
 
 
 def is_version_folder(folder: Path) -> bool:
-    """Whether a version of a data set lies right in this folder."""
+    """Return whether a folder directly holds a version of a data set."""
     return (folder / "features.json").is_file() and (folder / "dataset_info.json").is_file()
 
 
 def find_version(root: Path) -> Path:
-    """The folder of the version: `root` itself, or its only version. Raises ValueError if there are several."""
+    """Return the folder of the version: `root`, or its only version. Raises ValueError if there are several."""
     if is_version_folder(root):
         return root
     versions = sorted(resolve_inside(root, p.name) for p in root.iterdir() if p.is_dir() and is_version_folder(p))
@@ -71,7 +71,7 @@ def find_version(root: Path) -> Path:
 
 
 def read_version(folder: Path) -> DatasetVersion:
-    """Read both files. Raises ValueError for a damaged one, and for a data set that is not made of steps."""
+    """Read the description of a version. Raises ValueError for damaged files, and for a data set without steps."""
     features, info = (read_object(resolve_inside(folder, name)) for name in ("features.json", "dataset_info.json"))
     try:
         return _as_version(folder, features, info)
@@ -102,12 +102,12 @@ def _feature_specs(feature: dict[str, Any], path: str, *, ragged: bool) -> list[
     if "sequence" in feature:
         return _feature_specs(feature["sequence"]["feature"], path, ragged=True)
     if "image" in feature:
-        kind = str(feature["image"].get("dtype") or "uint8")  # uint16 and float32: depth
+        kind = str(feature["image"].get("dtype") or "uint8")  # depth is uint16 or float32
         return [(path, FeatureSpec("image", _shape(feature["image"]), kind, "none", ragged))]
     if "text" in feature:
         return [(path, FeatureSpec("text", (), "string", "none", ragged))]
     tensor = feature.get("tensor") or {}
-    if not tensor:  # a class label and the like: one integer
+    if not tensor:  # for example a class label: one integer
         return [(path, FeatureSpec("tensor", (), "int64", "none", ragged))]
     kind = "text" if tensor.get("dtype") == "string" else "tensor"
     encoding = str(tensor.get("encoding") or "none").lower()

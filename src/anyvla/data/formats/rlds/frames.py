@@ -1,4 +1,4 @@
-"""The values of one key over the steps of an RLDS record: numbers at once, images when they are asked for."""
+"""Reads the values of one key over the steps of an RLDS record: numbers at once, images on demand."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class EncodedFrames(Frames):
     def __init__(
         self, location: RecordLocation, key: str, kept: slice, shape: tuple[int | None, ...], swapped: bool, where: str
     ) -> None:
-        """`kept`: the steps of the record that are steps of the episode. `swapped`: the images are stored as BGR."""
+        """`kept`: the steps of the record that belong to the episode. `swapped`: the images are stored as BGR."""
         self._location, self._key, self._kept, self._swapped, self._where = location, key, kept, swapped, where
         height, width = shape[:2] if len(shape) == 3 else (None, None)
-        if height is None or width is None:  # of any size, so that of the first frame
+        if height is None or width is None:  # any size: take that of the first frame
             height, width = self._decode(self._encoded()[kept][0], 0).shape[:2]
         self.shape = (max(0, kept.stop - kept.start), height, width, 3)
 
@@ -41,7 +41,7 @@ class EncodedFrames(Frames):
         for step, image in decoded.items():
             if image.shape != self.shape[1:]:
                 raise ValueError(
-                    f"{self._where}: the image of step {step} has shape {image.shape}, others {self.shape[1:]}"
+                    f"{self._where}: the image of step {step} has shape {image.shape}, the others {self.shape[1:]}"
                 )
         return np.stack([decoded[step] for step in steps])
 
@@ -59,11 +59,11 @@ class EncodedFrames(Frames):
 def read_numbers(
     record: Mapping[str, tf_example.ExampleFeature], name: str, spec: FeatureSpec, length: int
 ) -> np.ndarray:
-    """The numbers of a key over all steps: (T, *shape of one step). Raises ValueError for what does not fit."""
+    """Return the numbers of a key over all steps: (T, *shape of one step). Raises ValueError if they do not fit."""
     feature = record.get(name)
     if feature is None:
         raise ValueError(f"the record has no {name}")
-    if spec.kind != "tensor" or spec.dtype.startswith("complex"):  # truth values are numbers: some grippers are kept so
+    if spec.kind != "tensor" or spec.dtype.startswith("complex"):  # booleans are numbers: some grippers are stored so
         raise ValueError(f"{name}: expected real numbers, found {spec.dtype if spec.kind == 'tensor' else spec.kind}")
     each = int(np.prod([n or 0 for n in spec.shape]))
     if spec.encoding != "none":
@@ -76,12 +76,12 @@ def read_numbers(
         flat = feature.numbers()
     shape = tuple(-1 if n is None else n for n in spec.shape)
     if len(flat) % max(1, length) or (length and -1 not in shape and len(flat) != length * int(np.prod(shape))):
-        raise ValueError(f"{name} holds {len(flat)} numbers, which are not {list(spec.shape)} for {length} steps")
+        raise ValueError(f"{name} holds {len(flat)} numbers, which is not {list(spec.shape)} for {length} steps")
     return flat.reshape(length, *shape)
 
 
 def _decode_tensor(text: memoryview, spec: FeatureSpec, name: str) -> np.ndarray:
-    """A tensor that was written as bytes (`Tensor(encoding=...)` of tensorflow-datasets)."""
+    """Return a tensor that was stored as bytes (`Tensor(encoding=...)` of tensorflow-datasets)."""
     try:
         data = _decompress(text) if spec.encoding == "zlib" else bytes(text)
         return np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<"))
@@ -90,9 +90,9 @@ def _decode_tensor(text: memoryview, spec: FeatureSpec, name: str) -> np.ndarray
 
 
 def _decompress(text: memoryview) -> bytes:
-    """Unpack the numbers of one step. Raise ValueError if there are absurdly many."""
+    """Decompress the numbers of one step. Raises ValueError if there are implausibly many."""
     packed = zlib.decompressobj()
     data = packed.decompress(text, _MAX_DECOMPRESSED)
     if packed.unconsumed_tail or not packed.eof:
-        raise ValueError(f"it is cut, or unpacks to more than {_MAX_DECOMPRESSED} bytes")
+        raise ValueError(f"it is truncated, or decompresses to more than {_MAX_DECOMPRESSED} bytes")
     return data

@@ -1,4 +1,4 @@
-"""Where the episodes of an RLDS data set lie, how long they are and what they are reported: found once, then kept."""
+"""Finds the records of an RLDS data set, their lengths and instructions, once, and caches the result."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of what is kept: an index of another one is made anew
+_VERSION = 1  # of the cached index; another version is rebuilt
 _COLUMNS = ("shards", "numbers", "offsets", "sizes", "steps", "task")
 
 
 @dataclass(frozen=True)
 class RecordIndex:
-    """Columns with one row an episode."""
+    """Columns with one row per episode."""
 
     shards: Int64[np.ndarray, "E"]
-    numbers: Int64[np.ndarray, "E"]  # of the record in its shard
+    numbers: Int64[np.ndarray, "E"]  # number of the record in its shard
     offsets: Int64[np.ndarray, "E"]
     sizes: Int64[np.ndarray, "E"]  # bytes
     steps: Int64[np.ndarray, "E"]  # in the record
-    task: Int64[np.ndarray, "E"]  # which of the tasks
+    task: Int64[np.ndarray, "E"]  # index into `tasks`
     tasks: list[str]
-    damaged: dict[str, str]  # what was left out, and why
-    failures: int  # episodes that failed at their task, left out
+    damaged: dict[str, str]  # shard or record that was left out -> reason
+    failures: int  # number of episodes left out because they fail at their task
 
 
 def build_index(
@@ -51,7 +51,7 @@ def build_index(
     entry: oxe.OxeEntry | None,
     config: RLDSConfig,
 ) -> RecordIndex:
-    """The index of a split, from the cache folder if it is there. Raises ValueError for damaged files."""
+    """Return the index of a split, from the cache if possible. Raises ValueError for damaged files."""
     meaning = json.dumps([_VERSION, list(instructions), to_dict(config), None if entry is None else to_dict(entry)])
     name = f"{fingerprints.cache_key(version.folder, [*shards, version.folder / 'features.json'], meaning)}.npz"
     if (known := stored.read("rlds", name)) is not None:
@@ -78,14 +78,14 @@ def _scan(
     tasks: dict[str, int] = {}
     damaged: dict[str, str] = {}
     empty: list[str] = []
-    failures, reported = 0, time.monotonic()
+    failures, last_report = 0, time.monotonic()
 
-    def fault(where: str, what: str) -> None:
+    def fault(where: str, reason: str) -> None:
         if config.damaged == "refuse":
             raise ValueError(
-                f"{where}: {what}; copy the data set again, or leave such records out (damaged: skip counts them)"
+                f"{where}: {reason}; copy the data set again, or leave damaged records out with damaged: skip"
             )
-        damaged[where] = what
+        damaged[where] = reason
 
     for number, shard in enumerate(shards):
         offsets, sizes, wrong = tfrecord.find_records(shard)
@@ -113,8 +113,8 @@ def _scan(
             task = tasks.setdefault(next(iter(wordings), ""), len(tasks))
             rows.append((number, at, offset, size, steps, task))
         tfrecord.release_pages(shard)
-        if time.monotonic() - reported > 10:
-            reported = time.monotonic()
+        if time.monotonic() - last_report > 10:
+            last_report = time.monotonic()
             log.warning("index of %s: %d of %d files", version.folder, number + 1, len(shards))
     if not rows:
         raise ValueError(f"{version.folder} holds no episode of split {config.split!r} that can be read")
@@ -133,9 +133,9 @@ def read_instructions(
     entry: oxe.OxeEntry | None,
     kept: slice,
 ) -> list[str]:
-    """The text of a key, which is the same at all kept steps, as a list; empty if the record has none.
+    """Return the text of a key in a list, or an empty list if the record has none.
 
-    Raises ValueError for what is no UTF-8, and if the text changes over time.
+    Raises ValueError if the text is not UTF-8, or changes among the kept steps.
     """
     spec = version.steps.get(key)
     feature = record.get(key if spec is None else f"steps/{key}")
@@ -149,20 +149,20 @@ def read_instructions(
         different = dict.fromkeys(map(bytes, texts if spec is None else texts[kept]))
         return _require_one([text.decode("utf-8") for text in different], key)
     except UnicodeDecodeError as error:
-        raise ValueError(f"its instruction ({key}) is no UTF-8 ({error.reason} at byte {error.start})") from None
+        raise ValueError(f"its instruction ({key}) is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def _require_one(texts: list[str], key: str) -> list[str]:
     if len(texts) > 1:
         raise ValueError(
-            f"its instruction ({key}) changes over time ({texts[0]!r}, then {texts[1]!r}), which is not read: make an "
-            "episode of each"
+            f"its instruction ({key}) changes over time ({texts[0]!r}, then {texts[1]!r}), which is not supported: "
+            "make each an episode of its own"
         )
     return texts
 
 
 def _count_steps(record: Mapping[str, tf_example.ExampleFeature], steps: Mapping[str, FeatureSpec]) -> int:
-    """Of an episode, by the key that is cheapest to count. Raises ValueError if there is none."""
+    """Return the number of steps of an episode, by the key that is cheapest to count. Raises ValueError without one."""
     for key, spec in sorted(steps.items(), key=lambda item: (item[1].kind == "image", len(item[1].shape))):
         feature = record.get(f"steps/{key}")
         if feature is None or spec.ragged:

@@ -1,7 +1,7 @@
-"""Reads `tf.train.Example` records without TensorFlow: only the features that are asked for, images not at all.
+"""Reads `tf.train.Example` records without TensorFlow, one feature at a time.
 
-The message is a map of names to lists of bytes, floats or integers (tensorflow/core/example/feature.proto), in the wire
-format of protocol buffers. Lists of numbers may be packed or not.
+The message maps names to lists of bytes, floats or integers (tensorflow/core/example/feature.proto), in the wire format
+of protocol buffers. Lists of numbers may be packed or not.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 _BYTES, _FLOATS, _INTEGERS = 1, 2, 3  # fields of ExampleFeature
-_VARINT_BYTES = 10  # of 64 bits, at most
+_VARINT_BYTES = 10  # at most, for 64 bits
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
 @dataclass(frozen=True)
 class ExampleFeature:
-    """One list, not yet read."""
+    """One list of values, not yet decoded."""
 
     kind: int
     data: memoryview
 
     def byte_strings(self) -> list[memoryview]:
-        """Its byte strings. Raises ValueError if it holds numbers."""
+        """Return the byte strings. Raises ValueError if the feature holds numbers."""
         return [value for _, value in _fields(self._of(_BYTES))]
 
     def numbers(self) -> Float32[np.ndarray, "K"] | Int64[np.ndarray, "K"]:
-        """Its floats or integers, one after another. Raises ValueError if it holds byte strings."""
+        """Return the floats or integers. Raises ValueError if the feature holds byte strings."""
         if self.kind == _BYTES:
             raise ValueError("it holds byte strings, not numbers")
         read = _floats if self.kind == _FLOATS else _varints
@@ -38,7 +38,7 @@ class ExampleFeature:
         return parts[0] if len(parts) == 1 else np.concatenate([empty, *parts])
 
     def count(self) -> int:
-        """How many values it holds."""
+        """Return the number of values."""
         return len(self.byte_strings()) if self.kind == _BYTES else len(self.numbers())
 
     def _of(self, kind: int) -> memoryview:
@@ -48,7 +48,7 @@ class ExampleFeature:
 
 
 def parse_example(record: memoryview) -> dict[str, ExampleFeature]:
-    """The features of a record by name. Raises ValueError for what is no Example."""
+    """Return the features of a record by name. Raises ValueError unless the record is an Example."""
     out: dict[str, ExampleFeature] = {}
     for field, features in _fields(record):
         if field != 1:
@@ -62,13 +62,13 @@ def parse_example(record: memoryview) -> dict[str, ExampleFeature]:
                     value = part
             kind, data = next(_fields(value), (_BYTES, memoryview(b"")))
             if kind not in (_BYTES, _FLOATS, _INTEGERS):
-                raise ValueError(f"it is no tf.train.Example: a feature of kind {kind}")
+                raise ValueError(f"it is not a tf.train.Example: a feature of kind {kind}")
             out[name] = ExampleFeature(kind, data)
     return out
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(field number, contents) one after another. Of numbers that are not packed the contents are those of one."""
+    """Yield (field number, contents); an unpacked number is a field of its own."""
     at, end = 0, len(data)
     while at < end:
         tag, at = _varint(data, at, end)
@@ -80,9 +80,9 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         elif wire in (_FIXED32, _FIXED64):
             size = 4 if wire == _FIXED32 else 8
         else:
-            raise ValueError(f"it is no tf.train.Example: wire type {wire}")
+            raise ValueError(f"it is not a tf.train.Example: wire type {wire}")
         if at + size > end:
-            raise ValueError("it is no tf.train.Example: a field runs over its end")
+            raise ValueError("it is not a tf.train.Example: a field exceeds its end")
         yield tag >> 3, data[at : at + size]
         at += size
 
@@ -97,7 +97,7 @@ def _varint(data: memoryview, begin: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
-    raise ValueError("it is no tf.train.Example: a number has no end")
+    raise ValueError("it is not a tf.train.Example: a number has no end")
 
 
 def _floats(data: memoryview) -> Float32[np.ndarray, "K"]:
@@ -105,14 +105,14 @@ def _floats(data: memoryview) -> Float32[np.ndarray, "K"]:
 
 
 def _varints(data: memoryview) -> Int64[np.ndarray, "K"]:
-    """Seven bits a byte, the lowest first; the last byte of each number has its highest bit unset."""
+    """Decode packed integers: seven bits a byte, lowest first; the last byte of a number has its highest bit unset."""
     bits = np.frombuffer(data, np.uint8)
     if not len(bits):
         return np.empty(0, np.int64)
     ends = np.flatnonzero(bits < 0x80) + 1
     starts = np.concatenate([[0], ends[:-1]])
     if not len(ends) or ends[-1] != len(bits) or np.max(ends - starts) > _VARINT_BYTES:
-        raise ValueError("it is no tf.train.Example: a number has no end")
+        raise ValueError("it is not a tf.train.Example: a number has no end")
     place = np.arange(len(bits)) - np.repeat(starts, ends - starts)
     parts = (bits & np.uint8(0x7F)).astype(np.uint64) << (np.uint64(7) * place.astype(np.uint64))
     return np.add.reduceat(parts, starts).view(np.int64)

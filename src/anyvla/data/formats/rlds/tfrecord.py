@@ -1,7 +1,7 @@
-"""TFRecord files: where their records lie, and their bytes, without reading more of a file than is asked for.
+"""Locates and reads the records of TFRecord files, without reading more of a file than is asked for.
 
-The format is TensorFlow's (tensorflow/core/lib/io/record_writer.h): of each record a little-endian length of 8 bytes,
-its masked CRC-32C, the data and theirs.
+The format is TensorFlow's (tensorflow/core/lib/io/record_writer.h). Each record is a little-endian length of 8 bytes,
+the masked CRC-32C of the length, the data, and the masked CRC-32C of the data.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from anyvla.data.formats.open_files import OpenFiles
 _HEADER = struct.Struct("<QI")
 _FOOTER = 4  # bytes
 _MASK = 0xA282EAD8
-_SEARCHED = 1 << 18  # bytes at once
+_SEARCHED = 1 << 18  # bytes searched at once
 
 
 class _MappedFile:
-    """A file of which only the pages that are touched are read."""
+    """A memory-mapped file: only the touched pages are read."""
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def close(self) -> None:
-        with contextlib.suppress(BufferError):  # a record is still looked at: the map goes with the last of them
+        with contextlib.suppress(BufferError):  # a record is still in use: the map is closed with the last one
             self.map.close()
 
 
@@ -39,9 +39,9 @@ _files: OpenFiles[_MappedFile] = OpenFiles(_MappedFile, most=16)
 
 
 def find_records(path: Path) -> tuple[Int64[np.ndarray, "R"], Int64[np.ndarray, "R"], str]:
-    """Offsets and lengths of the data of all whole records, and what is wrong with the others ("": nothing).
+    """Return offsets and lengths of the data of all whole records, and the first fault ("" if there is none).
 
-    Reads the headers only. Behind a damaged header the next sound one is searched for.
+    Only headers are read. After a damaged header, the next sound one is searched for.
     """
     size = path.stat().st_size
     if not size:
@@ -70,18 +70,18 @@ def find_records(path: Path) -> tuple[Int64[np.ndarray, "R"], Int64[np.ndarray, 
 
 
 def read_record(path: Path, offset: int, length: int) -> memoryview:
-    """The data of a record, of which nothing is read before it is looked at."""
+    """Return the data of a record, which is read from disk only when it is accessed."""
     return memoryview(_files(path).map)[offset : offset + length]
 
 
 def release_pages(path: Path) -> None:
-    """Give the memory back that looking at records of a file took; they can be looked at again."""
-    if hasattr(mmap, "MADV_DONTNEED"):  # not everywhere
+    """Give the memory of a file's touched pages back; its records stay readable."""
+    if hasattr(mmap, "MADV_DONTNEED"):  # not on all platforms
         _files(path).map.madvise(mmap.MADV_DONTNEED)
 
 
 def has_right_checksum(path: Path, offset: int, length: int) -> bool:
-    """Whether the data of a record has the checksum that was written. Raises ImportError without the extra."""
+    """Return whether the data of a record matches its checksum. Raises ImportError without the extra."""
     try:
         import google_crc32c
     except ImportError as error:
@@ -102,7 +102,7 @@ def _table() -> list[int]:
 
 
 def _crc32c(data: bytes) -> int:
-    """Of the few bytes of a header."""
+    """Return the CRC-32C of a few bytes, such as a header."""
     crc, table = 0xFFFFFFFF, _table()
     for byte in data:
         crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
@@ -110,12 +110,12 @@ def _crc32c(data: bytes) -> int:
 
 
 def _next_header(data: mmap.mmap, begin: int, size: int) -> int:
-    """Return where the next header with a right checksum and a record that fits begins; `size` if there is none."""
+    """Return the position of the next header with a right checksum and a record that fits, else `size`."""
     table = np.array(_table(), np.uint32)
     for at in range(begin, size - _HEADER.size, _SEARCHED):
         part = np.frombuffer(data, np.uint8, min(_SEARCHED + _HEADER.size - 1, size - at), at)
         windows = np.lib.stride_tricks.sliding_window_view(part, _HEADER.size)
-        found = np.flatnonzero(~windows[:, 4:8].any(1))  # a record has less than 4 GiB
+        found = np.flatnonzero(~windows[:, 4:8].any(1))  # records are smaller than 4 GiB
         crc = np.full(len(found), 0xFFFFFFFF, np.uint32)
         for byte in windows[found, :8].T:
             crc = table[(crc ^ byte) & 0xFF] ^ (crc >> np.uint32(8))

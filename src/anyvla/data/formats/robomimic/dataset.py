@@ -86,7 +86,7 @@ class RobomimicDataset(EpisodeReader):
 
     @staticmethod
     def recognizes(root: Path) -> bool:
-        """Return whether a path is an HDF5 file, or a folder of them without dataset.yaml; none named after an episode."""
+        """Return whether a path is an HDF5 file or a folder of them, without dataset.yaml or names of episodes."""
         if root.is_dir():
             files = [p for p in list_files(root) if p.suffix in SUFFIXES]
             return not (root / "dataset.yaml").exists() and bool(files) and not any(map(is_episode_file, files))
