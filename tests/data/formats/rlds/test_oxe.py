@@ -242,7 +242,7 @@ def test_entries_that_cannot_be_meant_are_refused() -> None:
         _entry(action=[{"key": "action", "first": -2, "group": group}])
     with pytest.raises(ConfigError, match="the step clip needs low and high of group 'position'"):
         _entry(action=[{"key": "action", "steps": ["clip"], "group": group}])
-    with pytest.raises(ConfigError, match="the step euler makes a rotation: euler, not a group 'position'"):
+    with pytest.raises(ConfigError, match="the step euler needs a group with rotation: euler, not 'position'"):
         _entry(action=[{"key": "action", "steps": ["euler"], "group": group}])
     with pytest.raises(ConfigError, match="swapped: there is no camera wrist"):
         _entry(swapped=["wrist"])
