@@ -161,9 +161,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(lerobot_writer, "merge", full)
     root = tmp_path / "data"
     few = dataclasses.replace(CONFIG, demonstrations=1)
-    with pytest.raises(
-        OSError, match=r"the disk is full while writing .*resumes after the episodes written so far"
-    ):
+    with pytest.raises(OSError, match=r"the disk is full while writing .*resumes after the episodes written so far"):
         collect(opened(), few, root)
     monkeypatch.undo()
     seen: list[int] = []
