@@ -188,7 +188,9 @@ class CalvinDataset(EpisodeReader):
     def _read_block(self, number: int) -> Float32[np.ndarray, "S K"]:
         steps = self._steps[number * _BLOCK : (number + 1) * _BLOCK].tolist()
         if number not in self._block_names:  # computed once, like the fingerprint
-            self._block_names[number] = fingerprints.cache_key(self._split, [self._path(step) for step in steps], "float32")
+            self._block_names[number] = fingerprints.cache_key(
+                self._split, [self._path(step) for step in steps], "float32"
+            )
         name = self._block_names[number]
         if (known := stored.read("calvin", name)) is not None:
             return np.frombuffer(known, np.float32).reshape(-1, _WIDTH)
