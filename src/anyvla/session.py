@@ -1,4 +1,4 @@
-"""The state of one running rollout inside a policy, and the checks of a call that uses it."""
+"""Sessions: the state of a policy in one running rollout, and the checks of the calls that use it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class Session:
-    """The state of one running rollout inside a policy. Opaque: make it with `VLA.start`."""
+    """The state of a policy in one running rollout. Opaque: make it with `VLA.start`."""
 
-    policy: weakref.ref[nn.Module] = field(repr=False)  # the one that started it
+    policy: weakref.ref[nn.Module] = field(repr=False)  # the policy that started it
     instruction: str
-    robot: int  # which of the policy's robots acts
-    generator: torch.Generator  # of its chunks' noise, on the CPU
+    robot: int  # the index of the robot that acts
+    generator: torch.Generator  # for the noise of its chunks, on the CPU
     history_state: HistoryState
-    proprio: deque[Tensor]  # normalized, of the last steps, at most a window of them
-    past: Float[Tensor, "T D"] | None  # its last chunk as the backbone may see it, zeros at first; None: it may not
-    warned: set[int] = field(default_factory=set)  # dims of proprio that were implausible before
+    proprio: deque[Tensor]  # normalized, of at most a window of steps
+    past: Float[Tensor, "K D"] | None  # embeddings of its last chunk, zeros at first; None: steps do not see it
+    warned: set[int] = field(default_factory=set)  # dims of proprio that a warning has named
 
     def take(self, other: Session) -> None:
-        """Become as `other`, which is not used afterwards."""
+        """Take over the state of `other`, which must not be used afterwards."""
         vars(self).update(vars(other))
 
 
 def copy_sessions(sessions: Sequence[Session], history: History) -> list[Session]:
-    """Return sessions that can act without a change to these."""
+    """Return copies of sessions that can act without a change to the originals."""
     return [
         replace(
             session,
@@ -53,7 +53,7 @@ def copy_sessions(sessions: Sequence[Session], history: History) -> list[Session
 
 
 def check_call(observations: Sequence[Observation], sessions: Sequence[Session], policy: nn.Module) -> None:
-    """Raises ValueError unless there is one observation for each of these different sessions of the policy."""
+    """Raise ValueError unless there is one observation for each session, and all sessions are of `policy`."""
     for name, given in (("observations", observations), ("sessions", sessions)):
         if not isinstance(given, Sequence):
             raise ValueError(f"{name} must be a list, one for each session, got {type(given).__name__}")
@@ -90,9 +90,9 @@ def check_seed(seed: Any) -> int:
 def check_length(
     instruction: str, backbone: Backbone, history: History, cameras: int, written: int, suffix: int
 ) -> None:
-    """Raises ValueError if a session with this instruction would sooner or later exceed the backbone's context.
+    """Raise ValueError if a session with this instruction would exceed the context of the backbone at some step.
 
-    `written`: embeddings that each step brings besides its tokens; `suffix`: those that a decoder reads after a step.
+    `written` is the number of embeddings that a step has besides its tokens, `suffix` the number that a decoder adds.
     """
     block = backbone.tokenize(torch.zeros(1, cameras, 1, 1, 3, dtype=torch.uint8), [instruction])
     context = getattr(backbone, "context", None)

@@ -1,10 +1,10 @@
-"""The data that crosses a boundary between layers: what a robot shows, what a model is trained on, what it answers.
+"""The types that cross boundaries between layers: observations, training batches and chunks of actions.
 
-Environments and data readers speak `Observation` (numpy, one step of one robot); the model's loss takes a `Batch`
-(torch, windows of many episodes); the model answers a `Chunk`. Between history and backbone go `StepTokens`s (tokens of
-single steps) and `TokenSequence`s (steps laid out). Letters used in shapes everywhere in anyvla:
-B batch, W window, V views (cameras), H/W height/width of an image (only beside C or 3), L tokens, R readouts,
-D width, N chunk, A action dims, P proprio dims.
+Environments and data readers give an `Observation` (numpy, one step of one robot). The loss takes a `Batch` (torch,
+windows of many episodes). The model returns a `Chunk`. Histories give backbones `StepTokens` (tokens of single steps)
+and `TokenSequence`s (steps laid out). Letters of shapes, the same everywhere in anyvla:
+B batch, T window (steps), V views (cameras), H/W height/width of an image, L tokens, R readouts, D width, N chunk,
+A action dims, P proprio dims, M steps of all windows together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from anyvla_sim.base import Observation as Observation  # what the environment side gives, numpy alone
+from anyvla_sim.base import Observation as Observation  # shared with the environment side
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Batch:
     A window starts at its first valid step; masked steps follow at its end.
     """
 
-    images: UInt8[Tensor, "B W V H W 3"]
-    proprio: Float[Tensor, "B W P"]
+    images: UInt8[Tensor, "B T V H W 3"]
+    proprio: Float[Tensor, "B T P"]
     instructions: Sequence[str]  # B of them
-    actions: Float[Tensor, "B W N A"]  # the chunk that begins at each step
-    action_mask: Bool[Tensor, "B W N"]  # False past the end of the episode and on masked steps
-    step_mask: Bool[Tensor, "B W"]  # False past the end of the episode
-    robots: Int64[Tensor, "B"]  # which of the policy's robots each window is of; dims that it lacks are 0
+    actions: Float[Tensor, "B T N A"]  # the chunk that begins at each step
+    action_mask: Bool[Tensor, "B T N"]  # False past the end of the episode and on masked steps
+    step_mask: Bool[Tensor, "B T"]  # False past the end of the episode
+    robots: Int64[Tensor, "B"]  # index of the robot of each window; dims that a robot lacks are 0
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
-"""The history: which steps of a window share one sequence of the backbone, and what a session remembers for that.
+"""The base class of histories: which steps of a window share a sequence of the backbone, and what a session keeps.
 
-- `none`: one step. What the policy sees is now.
-- `policy_head`: the steps of a window are sequences of their own; the head fuses their readouts (RoboFlamingo,
-  arXiv 2311.01378; RoboVLMs, arXiv 2412.14058). A session remembers readouts, so acting reads one new step.
-- `interleaved`: the steps of a window stand one after another in ONE sequence (RoboVLMs); `anyvla.histories.
-  interleaved`. A session remembers what the backbone does, so acting reads one new step too.
+- `none`: one step. The policy sees the current observation only.
+- `policy_head`: each step of a window is its own sequence, and the fuser joins their readouts (RoboFlamingo,
+  arXiv 2311.01378; RoboVLMs, arXiv 2412.14058). A session keeps readouts, so acting reads one new step.
+- `interleaved`: the steps of a window follow each other in ONE sequence (RoboVLMs), see `anyvla.histories.interleaved`.
+  A session keeps the KV cache of the backbone, so acting reads one new step too.
 
-Windows begin at their first step and masked steps stand at the end. All parts after that are causal, so step k of a
-training window equals the k-th step of a session: the law of train/act equality.
+Windows begin at their first step, and masked steps come last. All later parts are causal, so step k of a training
+window equals step k of a session.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from anyvla.sequence.cache import Cache
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import TokenSequence
 
-HistoryState = Any  # what one session keeps, of its history's own kind
+HistoryState = Any  # what a history keeps for one session; each history has its own type
 
 
 @plain_dataclass(frozen=True)
 class StepInputs:
-    """M steps as a backbone reads them. Each brings Q embeddings of its own, (M, Q, D):
+    """The inputs of a backbone for M steps. Each step has Q embeddings besides its tokens, in this order:
 
-    - `before` of them stand before its tokens: the previous chunk (`VLAConfig.past`),
-    - then, after its tokens, proprioception as a token, if it is one,
-    - and last its R `readouts`.
+    - `before` embeddings of the previous chunk, before the tokens of the step (`Decoder.past`),
+    - the proprio token, if there is one, after the tokens,
+    - the R queries, whose hidden states are the readouts.
     """
 
     images: UInt8[Tensor, "M V H W 3"]
@@ -49,57 +49,60 @@ class StepInputs:
 
 @plain_dataclass(frozen=True)
 class WindowReadouts:
-    """What the backbone read of windows of B episodes or sessions."""
+    """The readouts of the windows of B episodes or sessions."""
 
-    readouts: Float[Tensor, "B W R D"]
-    mask: Bool[Tensor, "B W"]  # valid steps: the first ones of each row
-    continuation: Continuation | None  # after all valid steps (whole windows), or after the newest (sessions)
+    readouts: Float[Tensor, "B T R D"]
+    mask: Bool[Tensor, "B T"]  # True at valid steps, which come first in each row
+    continuation: Continuation | None  # after each valid step (whole windows), or after the newest step (sessions)
 
 
 class History(ABC):
-    """How many steps the policy sees and where time is fused."""
+    """Decides how many steps the policy sees, and where they are fused."""
 
     Config: ClassVar[type]
-    needs: frozenset[str] = frozenset()  # capabilities of the backbone
-    fuses: ClassVar[bool] = True  # time, before the fuser does or in it; False: there is one step
-    in_backbone: ClassVar[bool] = False  # time is fused by the backbone
-    sees_past: bool = False  # steps see the readouts and the chunks of earlier ones
-    instead: str = "history: policy_head"  # what to use with a backbone that cannot what it needs
+    needs: frozenset[str] = frozenset()  # required capabilities of the backbone
+    fuses: ClassVar[bool] = True  # whether a window has several steps, fused by the backbone or the fuser
+    in_backbone: ClassVar[bool] = False  # whether the backbone fuses the steps
+    sees_past: bool = False  # whether a step sees the readouts and chunks of earlier steps
+    instead: str = "history: policy_head"  # suggested for a backbone that lacks a capability
 
     def __init__(self, window: int) -> None:
         self.window = window
 
     @abstractmethod
     def start(self) -> HistoryState:
-        """The state of a new session."""
+        """Return the state of a new session."""
 
     @abstractmethod
     def window_length(self, state: HistoryState) -> int:
-        """Of how many steps the window is that a session acted on last; 0 before its first step."""
+        """Return the number of steps in the current window of a session; 0 before its first step."""
 
     @abstractmethod
     def copy_states(self, states: Sequence[HistoryState]) -> list[HistoryState]:
-        """Return copies: a step that takes them on leaves these as they are."""
+        """Return copies that can take further steps without a change to `states`."""
 
     @abstractmethod
     def read_windows(
-        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B W"], *, keep_cache: bool
+        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool
     ) -> WindowReadouts:
-        """Read whole windows; `steps` are the valid ones, row by row. `remember`: give a continuation."""
+        """Return the readouts of whole windows. `steps` are the valid steps, row by row.
+
+        With `keep_cache`, the result has a continuation.
+        """
 
     @abstractmethod
     def read_step(
         self, backbone: Backbone, steps: StepInputs, states: Sequence[HistoryState], *, keep_cache: bool
     ) -> WindowReadouts:
-        """Take one new step of B sessions into their states, and give their windows."""
+        """Add one new step to the states of B sessions, and return the readouts of their windows."""
 
 
 def read_steps(
     backbone: Backbone, steps: StepInputs, counts: Sequence[int], *, keep_cache: bool, past: bool = True
 ) -> tuple[Float[Tensor, "M R D"], Continuation | None]:
-    """Run the backbone over steps laid out in sequences of `counts` steps, and say how to go on if it shall `remember`.
+    """Run the backbone over sequences of `counts` steps. Return the readouts and, with `keep_cache`, a continuation.
 
-    `past`: steps see the readouts of earlier ones, where they share a sequence.
+    With `past`, a step sees the readouts of earlier steps of its sequence.
     """
     block = backbone.tokenize(steps.images, steps.instructions)
     each = steps.embeddings.shape[1]
@@ -110,26 +113,26 @@ def read_steps(
         sequence = replace(sequence, block_mask=~others)
     cache = Cache() if keep_cache else None
     hidden = backbone(sequence, steps.embeddings, cache)  # (M, Q, D)
-    after = None if cache is None else _continuations_of_steps(backbone, cache, sequence, steps, counts, past)
+    after = None if cache is None else _continue_each_step(backbone, cache, sequence, steps, counts, past)
     return hidden[:, each - steps.readouts :], after
 
 
-def scatter_to_windows(readouts: Float[Tensor, "M R D"], mask: Bool[Tensor, "B W"]) -> Float[Tensor, "B W R D"]:
-    """What was read of the valid steps, row by row, at their places; zeros at the others."""
+def scatter_to_windows(readouts: Float[Tensor, "M R D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T R D"]:
+    """Return the readouts of the valid steps at their positions in the windows, and zeros at masked steps."""
     out = readouts.new_zeros(*mask.shape, *readouts.shape[1:])
     out[mask] = readouts
     return out
 
 
 def get_readout_mask(sequence: TokenSequence, steps: StepInputs) -> Bool[Tensor, "S L"]:
-    """Where the readouts stand: the last R query places of each step."""
+    """Return a mask of the positions of the readouts: the last R query positions of each step."""
     places = sequence.query_mask.flatten().nonzero().view(-1, steps.embeddings.shape[1])
     out = torch.zeros_like(sequence.query_mask).flatten()
     out[places[:, -steps.readouts :].flatten()] = True
     return out.view_as(sequence.query_mask)
 
 
-def _continuations_of_steps(
+def _continue_each_step(
     backbone: Backbone, cache: Cache, sequence: TokenSequence, steps: StepInputs, counts: Sequence[int], past: bool
 ) -> Continuation:
     assert cache.valid is not None
@@ -140,17 +143,17 @@ def _continuations_of_steps(
     step = sequence.step_ids[row]  # (M, L)
     hidden = readout[row] & ((step == number) | (not past))
     visible = cache.valid[row] & (step <= number) & ~hidden
-    first = (readout[row] & (step == number)).int().argmax(1)  # the suffix stands where the readouts do
+    first = (readout[row] & (step == number)).int().argmax(1)  # a suffix takes the positions of the readouts
     positions = cache.positions[row, first]
     return Continuation(backbone, cache, tuple(counts), visible, positions)
 
 
-def stack_windows(windows: Sequence[Tensor]) -> tuple[Tensor, Bool[Tensor, "B W"]]:
-    """Windows (w, ...) of different lengths as one tensor (B, W, ...), zeros past the end, and where it is valid."""
+def stack_windows(windows: Sequence[Tensor]) -> tuple[Tensor, Bool[Tensor, "B T"]]:
+    """Stack windows (t, ...) of different lengths to (B, T, ...), zeros past the end. Return it and the step mask."""
     out = torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True)
     return out, make_step_mask([len(w) for w in windows]).to(out.device)
 
 
-def make_step_mask(lengths: Sequence[int]) -> Bool[Tensor, "B W"]:
-    """The mask of windows of these lengths."""
+def make_step_mask(lengths: Sequence[int]) -> Bool[Tensor, "B T"]:
+    """Return the step mask of windows of these lengths."""
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]

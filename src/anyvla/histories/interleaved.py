@@ -1,13 +1,13 @@
-"""History in the backbone: the steps of a window stand one after another in one sequence (RoboVLMs, arXiv 2412.14058).
+"""History in the backbone: the steps of a window follow each other in one sequence (RoboVLMs, arXiv 2412.14058).
 
-What a step sees of earlier ones is decided by a block mask: their tokens always, their readouts and chunks only if
-`past: visible` (to study the copycat problem: a policy that copies its last action, arXiv 1905.11979).
+A block mask decides which positions of earlier steps a step sees: always their tokens; their readouts and chunks only
+with `past: visible` (to study the copycat problem: a policy that copies its last action, arXiv 1905.11979).
 
-A session reads each new step once, whatever the window: it keeps what the backbone remembers. Remembered keys and
-values depend on all that stood before them, so old steps cannot be cut off the front without changing the rest. So a
-session keeps two runs, begun half a window apart; the older one acts, and when it is as long as a window the younger
-takes its place. Each run is a window exactly as in training, from W/2 + 1 to W steps long once the episode is so old;
-state and positions stay bounded however long the episode gets.
+A session reads each new step once, however long the window is, because it keeps the KV cache. Cached keys and values
+depend on all earlier positions, so old steps cannot be dropped from the front without changing the rest. A session
+therefore keeps two cached windows that begin half a window apart. The older one acts; when it has T steps, the younger
+one replaces it. Each is a window exactly as in training, with T/2 + 1 to T steps once the episode is long enough, so
+the cache and its positions stay bounded in episodes of any length.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ from anyvla.sequence.tokens import StepTokens
 
 @plain_dataclass
 class CachedWindow:
-    """A window being read, step by step."""
+    """A window that a session reads step by step."""
 
-    cache: Cache | None = None  # where the backbone remembers it, with the runs that were last read beside it
+    cache: Cache | None = None  # shared with the windows that were read in the same call
     row: int = 0  # of that cache
     readouts: list[Tensor] = field(default_factory=list)  # (R, D) of each step
 
 
 @plain_dataclass(frozen=True)
 class PastStep:
-    """A step as it was, for backbones that must read it again."""
+    """The inputs of a past step, for backbones without a cache, which read the window again."""
 
     image: Tensor  # (V, H, W, 3)
-    written: Tensor  # (Q, D)
+    embeddings: Tensor  # (Q, D)
 
 
 class Interleaved(History):
-    """The steps of a window share one sequence, so the backbone itself fuses time."""
+    """The steps of a window share one sequence, so the backbone fuses them."""
 
     in_backbone = True
 
@@ -71,7 +71,7 @@ class Interleaved(History):
 
         window: int = Field(default=8, ge=2, le=STEPS)  # steps, the current one included
         past: Literal["hidden", "visible"] = "hidden"  # readouts and chunks of earlier steps
-        cache: bool = True  # False: a session reads its whole window again at each step (as backbones without a cache)
+        cache: bool = True  # False: read the whole window again at each step, as with backbones without a cache
 
     def __init__(self, config: Config) -> None:
         super().__init__(config.window)
@@ -89,7 +89,7 @@ class Interleaved(History):
 
     def copy_states(self, states: Sequence[HistoryState]) -> list[HistoryState]:
         runs = [item for state in states for item in state if isinstance(item, CachedWindow)]
-        # Runs that were read together stay together: they share a cache, and do so in the copy.
+        # Windows that share a cache share its copy.
         caches = {id(run.cache): run.cache.fork() for run in runs if run.cache is not None}
 
         def copied(item: CachedWindow | PastStep) -> CachedWindow | PastStep:
@@ -100,7 +100,7 @@ class Interleaved(History):
         return [[copied(item) for item in state] for state in states]
 
     def read_windows(
-        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B W"], *, keep_cache: bool
+        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool
     ) -> WindowReadouts:
         counts = mask.sum(1).tolist()
         first = torch.cumsum(torch.tensor([0, *counts[:-1]]), 0)
@@ -123,13 +123,13 @@ class Interleaved(History):
         begun = [(session, run) for session, run in runs if run.cache is not None]
         for group in (new, begun):
             if group:
-                self._read_step_of(backbone, steps, group)
+                self._extend_windows(backbone, steps, group)
         window, mask = stack_windows([torch.stack(state[0].readouts) for state in states])
-        after = self._continuation(backbone, [state[0] for state in states], steps.readouts) if keep_cache else None
+        after = self._continue_newest(backbone, [state[0] for state in states], steps.readouts) if keep_cache else None
         return WindowReadouts(window, mask, after)
 
-    def _read_step_of(self, backbone: Backbone, steps: StepInputs, group: Sequence[tuple[int, CachedWindow]]) -> None:
-        """One new step of runs that are all new or all begun."""
+    def _extend_windows(self, backbone: Backbone, steps: StepInputs, group: Sequence[tuple[int, CachedWindow]]) -> None:
+        """Read one new step of windows that are all empty or all begun."""
         rows = torch.tensor([session for session, _ in group], device=steps.embeddings.device)
         block = backbone.tokenize(steps.images[rows], [steps.instructions[session] for session, _ in group])
         part = replace(steps, embeddings=steps.embeddings[rows])
@@ -163,14 +163,14 @@ class Interleaved(History):
             run.cache, run.row = cache, row
             run.readouts.append(readout)
 
-    def _continuation(self, backbone: Backbone, runs: Sequence[CachedWindow], readouts: int) -> Continuation:
-        """How to go on after the newest step of each run."""
+    def _continue_newest(self, backbone: Backbone, runs: Sequence[CachedWindow], readouts: int) -> Continuation:
+        """Return the continuation after the newest step of each window."""
         cache = concat_caches([run.cache.extract_row(run.row) for run in runs if run.cache is not None])
         assert cache.valid is not None
         assert cache.positions is not None
         assert cache.hidden is not None
         place = torch.arange(cache.valid.shape[1], device=cache.valid.device)
-        first = cache.valid.sum(1, keepdim=True) - readouts  # its own readouts come last
+        first = cache.valid.sum(1, keepdim=True) - readouts  # the readouts of the newest step come last
         visible = cache.valid & (place < first)
         if not self.sees_past:
             visible = visible & ~cache.hidden
@@ -180,7 +180,7 @@ class Interleaved(History):
     def _reread_windows(
         self, backbone: Backbone, steps: StepInputs, states: Sequence[HistoryState], keep_cache: bool
     ) -> WindowReadouts:
-        told, seen = [], []
+        instructions, seen = [], []
         for state, image, written, text in zip(states, steps.images, steps.embeddings, steps.instructions, strict=True):
             if state and state[-1].image.shape != image.shape:
                 before, now = ("x".join(map(str, i.shape[1:3])) for i in (state[-1].image, image))
@@ -190,13 +190,13 @@ class Interleaved(History):
                 )
             state.append(PastStep(image, written))
             del state[: -self.window]
-            told += [text] * len(state)
+            instructions += [text] * len(state)
             seen += state
         whole = replace(
             steps,
             images=torch.stack([s.image for s in seen]),
-            instructions=told,
-            embeddings=torch.stack([s.written for s in seen]),
+            instructions=instructions,
+            embeddings=torch.stack([s.embeddings for s in seen]),
         )
         mask = make_step_mask([len(state) for state in states]).to(steps.embeddings.device)
         reading = self.read_windows(backbone, whole, mask, keep_cache=keep_cache)
@@ -207,7 +207,7 @@ class Interleaved(History):
 
 
 def _join_caches(runs: Sequence[CachedWindow]) -> Cache:
-    """One cache whose rows are these runs; no copy is made of what has been read together before."""
+    """Return one cache whose rows are these windows, without a copy if they already share one in this order."""
     caches = [run.cache for run in runs if run.cache is not None]
     first = caches[0]
     assert first.valid is not None
@@ -217,7 +217,7 @@ def _join_caches(runs: Sequence[CachedWindow]) -> Cache:
 
 
 def _zero_missing_chunks(steps: StepInputs, first: Tensor) -> Float[Tensor, "M Q D"]:
-    """What is written into steps, of which the `first` ones of windows have no previous chunk: zeros stand for it."""
+    """Return the embeddings of steps with zeros for the previous chunk at the `first` steps of windows."""
     if not steps.before:
         return steps.embeddings
     begins = torch.zeros(len(steps.embeddings), 1, 1, dtype=torch.bool, device=first.device)

@@ -1,4 +1,4 @@
-"""History outside the backbone: each step of a window is a sequence of its own, and the fuser joins the steps.
+"""History outside the backbone: each step of a window is its own sequence, and the fuser joins their readouts.
 
 RoboFlamingo (arXiv 2311.01378) and RoboVLMs (arXiv 2412.14058) call it a policy head.
 """
@@ -29,7 +29,7 @@ from anyvla.limits import STEPS
 
 
 class SeparateSteps(History):
-    """Each step is a sequence of its own; the head fuses readouts, and these are what a session remembers."""
+    """Each step is its own sequence. The fuser joins the readouts, and a session keeps them."""
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config:
@@ -50,7 +50,7 @@ class SeparateSteps(History):
         return [state.copy() for state in states]
 
     def read_windows(
-        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B W"], *, keep_cache: bool
+        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool
     ) -> WindowReadouts:
         readouts, continuation = read_steps(backbone, steps, (1,) * len(steps.instructions), keep_cache=keep_cache)
         return WindowReadouts(scatter_to_windows(readouts, mask), mask, continuation)

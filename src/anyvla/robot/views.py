@@ -120,7 +120,7 @@ def crop_views(images: Tensor, shares: Sequence[float], generator: torch.Generat
             continue
         corners = (chance[:, v] * torch.tensor([height - h + 1, width - w + 1])).int().tolist()  # (B, 2)
         boxes = torch.stack([images[b, :, v, y : y + h, x : x + w] for b, (y, x) in enumerate(corners)])
-        planes = boxes.flatten(0, 1).permute(0, 3, 1, 2)  # (B*W, 3, h, w)
+        planes = boxes.flatten(0, 1).permute(0, 3, 1, 2)  # (B*T, 3, h, w)
         sized = F.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)
         out[:, :, v] = sized.permute(0, 2, 3, 1).unflatten(0, (batch, steps))
     return out
