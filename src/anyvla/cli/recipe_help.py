@@ -1,6 +1,6 @@
 """List the keys of a recipe with types, ranges, defaults and comments, for `--help`.
 
-The config classes are read as source code, because importing them imports torch, and help should not take seconds. A
+The config classes are read as source code, because importing them imports torch, and help should not take seconds. The
 comment beside or above a field describes it.
 """
 
@@ -21,7 +21,7 @@ import yaml
 from anyvla.registry import REGISTRIES
 
 RECIPE = "anyvla.recipe:Recipe"
-READ = {"anyvla", "anyvla_sim"}  # packages whose names are followed
+PACKAGES = {"anyvla", "anyvla_sim"}  # imports from other packages are not followed
 WIDTH = 110
 
 
@@ -111,7 +111,7 @@ class _Module(Mapping[str, Any]):
                 self.names[node.name] = node
             elif isinstance(node, ast.Assign):
                 self._assign(node.targets[0], node.value)
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in READ | {top}:
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in PACKAGES | {top}:
                 self.imported |= {a.asname or a.name: (str(node.module), a.name) for a in node.names}
 
     def _assign(self, target: ast.expr, value: ast.expr) -> None:
@@ -135,13 +135,14 @@ class _Module(Mapping[str, Any]):
         return scope, node
 
     def comment(self, node: ast.AnnAssign) -> str:
-        """Return the comment above a field and the one beside it."""
+        """Return the comment beside a field, else the one above it."""
         first, last = node.lineno - 1, node.end_lineno or node.lineno
-        above = first
-        while self.lines[above - 1].strip().startswith("#"):
-            above -= 1
-        beside = [line.partition("  # ")[2] or line.partition("# ")[2] for line in self.lines[first:last]]
-        found = [line.strip().removeprefix("#").strip() for line in self.lines[above:first]] + beside
+        found = [line.partition("  # ")[2] for line in self.lines[first:last]]
+        if not any(found):
+            above = first
+            while self.lines[above - 1].strip().startswith("#"):
+                above -= 1
+            found = [line.strip().removeprefix("#").strip() for line in self.lines[above:first]]
         return " ".join(filter(None, found)).replace("None:", "null:")  # as YAML writes it
 
     def value(self, node: ast.expr) -> Any:
@@ -228,7 +229,7 @@ def _member_keys(registry: str, name: str) -> Iterator[Key]:
         target = REGISTRIES[registry].target(member)
         try:
             found = list_keys(f"{target}.Config", name)
-        except (LookupError, OSError):  # registered by code whose source cannot be read
+        except Exception:  # the source of a third party may be anything, and must not break the help
             continue
         for key in found:
             shared.setdefault(key, []).append(member)
