@@ -31,7 +31,7 @@ def results(failing: bool = True) -> list[EpisodeResult]:
 
     def one(condition: str, task: str, told: str, seed: int, reached: str | None) -> EpisodeResult:
         return EpisodeResult(
-            benchmark="metaworld/half-open", condition=condition, task=task, told=told, instruction=WORDS[told],
+            benchmark="metaworld/half-open", condition=condition, task=task, instructed=told, instruction=WORDS[told],
             seed=seed, outcome="success" if reached == task else "failure", reached=reached, steps=30 + seed,
             latency_ms=9.5,
             checkpoint="0123456789abcdef", protocol={"simulator": VERSIONS},
@@ -41,7 +41,7 @@ def results(failing: bool = True) -> list[EpisodeResult]:
     for task in WORDS:
         for seed in range(20):
             missed = failing and (task, seed) == ("door-open", 3)
-            lines.append(one("told", task, task, seed, None if missed else task))
+            lines.append(one("original", task, task, seed, None if missed else task))
             if task in OPPOSITE:
                 lines.append(one("swapped", task, OPPOSITE[task], seed, OPPOSITE[task]))
             if seed < 10:
@@ -108,15 +108,16 @@ def write_results(path: Path, lines: Iterable[EpisodeResult]) -> None:
 
 def film(folder: Path, lines: list[EpisodeResult]) -> None:
     def shown(r: EpisodeResult) -> bool:
-        first = r.seed == 0 and (r.condition in ("told", "swapped") or r.task == "door-open")
-        return first or (r.condition == "told" and not r.success)
+        first = r.seed == 0 and (r.condition in ("original", "swapped") or r.task == "door-open")
+        return first or (r.condition == "original" and not r.success)
 
     index = []
     for number, r in enumerate(filter(shown, lines)):
         name = f"{r.condition}-{r.task}-{r.seed}.mp4"
-        write_video(folder / name, frames(number, r.reached == r.told, r.instruction), fps=10)
+        write_video(folder / name, frames(number, r.reached == r.instructed, r.instruction), fps=10)
         index.append(
-            {"file": name, "task": r.task, "told": r.told, "condition": r.condition, "instruction": r.instruction,
+            {"file": name, "task": r.task, "instructed": r.instructed, "condition": r.condition,
+             "instruction": r.instruction,
              "success": r.success, "reached": r.reached, "seed": r.seed, "steps": r.steps}
         )  # fmt: skip
     (folder / "index.json").write_text(json.dumps(index))

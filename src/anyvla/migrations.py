@@ -16,13 +16,27 @@ logger = logging.getLogger(__name__)
 
 RECIPE = 2  # the schema of recipes and of the `config.yaml` of checkpoints
 
-# Renamed keys and values of recipes, by their path. A `*` stands for every key of a mapping and every item of a list.
+# Renamed keys and values of recipes, by their path; values are patterns. A `*` stands for every key of a mapping and
+# every item of a list.
 _RECIPE_KEYS: dict[str, str] = {"model.decoder.draws": "samples"}
-_RECIPE_VALUES: dict[str, dict[str, str]] = {"model.proprio": {"head": "fuser"}}
+_CONDITIONS = {r"^told\b": "original", r"=coloured\b": "=colored", r"^generalisation$": "generalization"}
+_RECIPE_VALUES: dict[str, dict[str, str]] = {
+    "model.proprio": {"^head$": "fuser"},
+    "evaluation.conditions.*": _CONDITIONS,
+    "collect.scenes.*": {r"=coloured\b": "=colored"},
+}
 
-# Renamed keys and values of the lines of `results.jsonl` of format 2.
-_RESULT_KEYS: dict[str, str] = {}
-_RESULT_VALUES: dict[str, dict[str, str]] = {}
+# Renamed keys and values of the lines of `results.jsonl` of format 2, and of the videos of such an evaluation.
+_RESULT_KEYS: dict[str, str] = {"told": "instructed"}
+_RESULT_VALUES: dict[str, dict[str, str]] = {"condition": _CONDITIONS}
+
+# Renamed arrays of the tracks of such an evaluation.
+TRACK_ARRAYS = {
+    "marks": "predicted_at",
+    "stages": "subtask_starts",
+    "words": "instructions",
+    "told": "instructed_at",
+}
 
 # Renamed modules of a policy: a pattern of the start of a weight's name, and what replaces it.
 _WEIGHTS: tuple[tuple[str, str], ...] = (
@@ -57,6 +71,11 @@ def migrate_result(line: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def former_key(key: str) -> str:
+    """Return the key that an episode had in an evaluation of format 2; it names the files of the episode."""
+    return re.sub(r"^original\b", "told", key).replace("=colored", "=coloured")
+
+
 def migrate_weight(name: str) -> str:
     """Return the name that a weight of an earlier version has today."""
     for pattern, new in _WEIGHTS:
@@ -73,9 +92,12 @@ def _rename(document: Any, keys: Mapping[str, str], values: Mapping[str, Mapping
     for path, names in values.items():
         for parent, key, where in _find(document, path.split(".")):
             old = parent[key]
-            if isinstance(old, str) and old in names:
-                parent[key] = names[old]
-                notes.append(f"{where}: {old} is called {names[old]} now")
+            if not isinstance(old, str):
+                continue
+            for pattern, new in names.items():
+                parent[key] = re.sub(pattern, new, parent[key])
+            if parent[key] != old:
+                notes.append(f"{where}: {old} is called {parent[key]} now")
     for path, new in keys.items():
         for parent, key, where in _find(document, path.split(".")):
             if isinstance(parent, dict) and new not in parent:

@@ -18,19 +18,19 @@ from tests.evaluation.test_results import RESULT
 
 
 def test_the_running_score_is_of_the_condition_asked_first() -> None:
-    score = _Score("told")
+    score = _Score("original")
     assert score.text == ""
     score.count(replace(RESULT, condition="swapped", outcome="failure"))  # it may well end before
     assert score.text == ""
     score.count(replace(RESULT, outcome="success"))
     score.count(replace(RESULT, outcome="failure"))
     score.count(replace(RESULT, outcome="error"))
-    assert score.text == "told 50% (9% to 91%), 1 errors"
+    assert score.text == "original 50% (9% to 91%), 1 errors"
 
 
 def test_the_running_score_is_of_the_condition_that_is_played_first() -> None:
     score = _Score("swapped")
-    for result in (replace(RESULT, condition="swapped"), replace(RESULT, condition="told", outcome="failure")):
+    for result in (replace(RESULT, condition="swapped"), replace(RESULT, condition="original", outcome="failure")):
         score.count(result)
     assert score.text == "swapped 100% (21% to 100%)"
 
@@ -51,13 +51,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[s
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A policy whose recipe is evaluated on toy/line with counts and settings of its own."""
-    section = {"episodes": 3, "conditions": ["told", "empty"], "first_seed": 5, "execute": 2}
+    section = {"episodes": 3, "conditions": ["original", "empty"], "first_seed": 5, "execute": 2}
     document = {"benchmark": "toy/line", "evaluation": section, "environment": {"render": "native"}}
     small.policy().save(tmp_path / "run/checkpoint", document)
     return tmp_path / "run"
 
 
-OWN = EvaluationConfig(episodes=3, conditions=("told", "empty"), first_seed=5, execute=2)
+OWN = EvaluationConfig(episodes=3, conditions=("original", "empty"), first_seed=5, execute=2)
 USUAL = {"python": None, "device": "auto", "trust_remote_code": False}
 
 
@@ -69,9 +69,9 @@ def test_an_evaluation_on_the_recipes_benchmark_has_its_counts_and_settings(run:
 
 
 def test_an_evaluation_elsewhere_takes_nothing_from_the_recipes_section(run: Path, asked: list[Any]) -> None:
-    assert main(["eval", str(run), "--benchmark", "gym:Cart-v1", "--conditions", "[told]"]) == 1
+    assert main(["eval", str(run), "--benchmark", "gym:Cart-v1", "--conditions", "[original]"]) == 1
     [(arguments, keys)] = asked
-    told = EvaluationConfig(conditions=("told",))
+    told = EvaluationConfig(conditions=("original",))
     assert arguments == (run / "checkpoint", "gym:Cart-v1", {}, told, run / "eval-gym-Cart-v1")
     assert keys == USUAL
 
@@ -121,12 +121,14 @@ def test_what_is_played_and_filmed_is_what_was_asked_for(
     monkeypatch.setattr("anyvla.evaluation.runner.evaluate", run_evaluation)
     monkeypatch.setattr("anyvla.evaluation.runner.hash_checkpoint", lambda checkpoint: f"hash of {checkpoint.name}")
     monkeypatch.setattr("anyvla.report.filming.film", film)
-    config = EvaluationConfig(conditions=("empty", "told"), episodes=1, first_seed=4, tasks=("left",), failure_videos=2)
+    config = EvaluationConfig(
+        conditions=("empty", "original"), episodes=1, first_seed=4, tasks=("left",), failure_videos=2
+    )
     where, out = tmp_path / "checkpoint", tmp_path / "eval"
     play(where, "toy/line", {"render": "native"}, config, out, device="cpu", trust_remote_code=True)
     assert seen == {
         "load": (where, "cpu", True),
-        "evaluate": ("the policy", ["empty-left-4", "told-left-4"], "toy/line", config, out, "hash of checkpoint"),
+        "evaluate": ("the policy", ["empty-left-4", "original-left-4"], "toy/line", config, out, "hash of checkpoint"),
         "settings": {"render": "native"},
         "film": ([RESULT], "toy/line", out, 2),
     }

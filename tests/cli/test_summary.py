@@ -17,7 +17,7 @@ def lines(condition: str, won: dict[str, tuple[int, int]], **given: Any) -> list
     """Episodes by task: {"task": (successes, episodes)}."""
     return [
         replace(
-            RESULT, **given, condition=condition, task=task, told=task, seed=seed,
+            RESULT, **given, condition=condition, task=task, instructed=task, seed=seed,
             outcome="success" if seed < n else "failure", reached=task if seed < n else None,
         )
         for task, (n, of) in won.items()
@@ -36,45 +36,47 @@ def test_every_row_of_an_evaluation() -> None:
     (0.2 + 0.4) / 2 it is sqrt(0.1433^2 + 0.2318^2) / 2 and above it sqrt(0.3098^2 + 0.2873^2) / 2.
     """
     protocol = {"groups": {"two": ["a", "b"], "one": ["c"]}}
-    told = lines("told", {"a": (1, 10), "b": (2, 2), "c": (1, 4)}, protocol=protocol)
+    told = lines("original", {"a": (1, 10), "b": (2, 2), "c": (1, 4)}, protocol=protocol)
     told += [replace(told[0], seed=90, outcome="error"), replace(told[0], seed=91, outcome="error")]
     told[1] = replace(told[1], outcome="invalid_action")
-    pushed = lines("told+push@5", {"a": (5, 8)}, extra={"disturbed_at": 5}, protocol=protocol)
+    pushed = lines("original+push@5", {"a": (5, 8)}, extra={"disturbed_at": 5}, protocol=protocol)
     empty = lines("empty", {"a": (2, 10), "b": (4, 10)}, protocol=protocol)
     assert printed([*empty, *pushed, *told]) == [
         "condition task success 95 % interval episodes",
-        "told a 10.0% 1.8% to 40.4% 10",
-        "told b 100.0% 34.2% to 100.0% 2",
-        "told c 25.0% 4.6% to 69.9% 4",
-        "told mean of two 55.0% 21.9% to 70.2% 12",
-        "told mean of one 25.0% 4.6% to 69.9% 4",
-        "told all 25.0% 10.2% to 49.5% 16",
-        "told mean over tasks 45.0% 21.9% to 63.1% 16",
-        "told mean over groups 40.0% 20.5% to 63.7% 16",
-        "told simulator errors 2",
-        "told invalid actions 1",
-        "told+push@5 all 62.5% 30.6% to 86.3% 8",
-        "told+push@5 mean over groups 62.5% 30.6% to 86.3% 8",
-        "told+push@5 after the disturbance 62.5% 30.6% to 86.3% 8",
+        "original a 10.0% 1.8% to 40.4% 10",
+        "original b 100.0% 34.2% to 100.0% 2",
+        "original c 25.0% 4.6% to 69.9% 4",
+        "original mean of two 55.0% 21.9% to 70.2% 12",
+        "original mean of one 25.0% 4.6% to 69.9% 4",
+        "original all 25.0% 10.2% to 49.5% 16",
+        "original mean over tasks 45.0% 21.9% to 63.1% 16",
+        "original mean over groups 40.0% 20.5% to 63.7% 16",
+        "original simulator errors 2",
+        "original invalid actions 1",
+        "original+push@5 all 62.5% 30.6% to 86.3% 8",
+        "original+push@5 mean over groups 62.5% 30.6% to 86.3% 8",
+        "original+push@5 after the disturbance 62.5% 30.6% to 86.3% 8",
         "empty all 30.0% 14.5% to 51.9% 20",
         "empty mean over groups 30.0% 16.4% to 51.1% 20",
     ]
 
 
 def test_tasks_of_equal_counts_need_no_other_mean_and_the_use_of_language_comes_last() -> None:
-    told = lines("told", {"a": (4, 4), "b": (2, 4)})
-    swapped = [replace(r, condition="swapped", told="b", reached="b") for r in lines("swapped", {"a": (0, 4)})]
+    told = lines("original", {"a": (4, 4), "b": (2, 4)})
+    swapped = [replace(r, condition="swapped", instructed="b", reached="b") for r in lines("swapped", {"a": (0, 4)})]
     rows = printed(swapped + told)
     assert [row.rsplit(" ", 5)[0] for row in rows[1:]] == [
-        "told a", "told b", "told all", "swapped all", "use of language"
+        "original a", "original b", "original all", "swapped all", "use of language"
     ]  # fmt: skip
     assert rows[-1] == "use of language 100.0% 67.6% to 100.0% 8"
 
 
 def test_chains_are_given_by_tasks_in_a_row() -> None:
     done = [2, 2, 1, 0]
-    chains = [replace(RESULT, task="chain", told="chain", seed=i, length=2, completed=d) for i, d in enumerate(done)]
+    chains = [
+        replace(RESULT, task="chain", instructed="chain", seed=i, length=2, completed=d) for i, d in enumerate(done)
+    ]
     rows = printed(chains)
-    assert rows[1:3] == ["told 1 in a row 75.0% 30.1% to 95.4% 4", "told 2 in a row 50.0% 15.0% to 85.0% 4"]
-    assert rows[3].startswith("told average length 1.25 ")
+    assert rows[1:3] == ["original 1 in a row 75.0% 30.1% to 95.4% 4", "original 2 in a row 50.0% 15.0% to 85.0% 4"]
+    assert rows[3].startswith("original average length 1.25 ")
     assert len(rows) == 4

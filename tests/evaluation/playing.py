@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from anyvla.evaluation.conditions import parse
-from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, plan
+from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, plan_episodes
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.runner import evaluate
 from anyvla.policy import VLA, Session
@@ -17,7 +17,7 @@ from anyvla.types import Chunk, Observation
 from tests.evaluation.toy_opened import opened
 from tests.evaluation.toy_world import SUITE, SUITES
 
-LANGUAGES = [parse(c) for c in ("told", "swapped", "unrelated")]
+LANGUAGES = [parse(c) for c in ("original", "swapped", "unrelated")]
 
 
 class Obedient(VLA):
@@ -48,8 +48,8 @@ def play(vla: VLA, plans: Sequence[EpisodePlan], folder: Path, **keys: Any) -> l
     return evaluate(vla, plans, keys.pop("opened"), config, folder, **keys)
 
 
-def told(condition: str = "told", suite: str = "line", **keys: Any) -> list[EpisodePlan]:
-    return plan(SUITES[suite], EvaluationConfig(**keys), [parse(condition)])
+def told(condition: str = "original", suite: str = "line", **keys: Any) -> list[EpisodePlan]:
+    return plan_episodes(SUITES[suite], EvaluationConfig(**keys), [parse(condition)])
 
 
-PLANS = plan(SUITE, EvaluationConfig(episodes=2, unrelated_episodes=1), LANGUAGES)
+PLANS = plan_episodes(SUITE, EvaluationConfig(episodes=2, unrelated_episodes=1), LANGUAGES)

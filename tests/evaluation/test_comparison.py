@@ -69,16 +69,16 @@ def test_episodes_are_paired_by_condition_task_and_seed_wherever_they_are_in_the
         """Seeds from 0 on in order: + success, - failure, ! error, . not played."""
         outcomes = {"+": "success", "-": "failure", "!": "error"}
         return [
-            replace(RESULT, condition=c, task=t, told=t, seed=i, outcome=outcomes[mark], checkpoint=checkpoint)  # type: ignore[arg-type]
+            replace(RESULT, condition=c, task=t, instructed=t, seed=i, outcome=outcomes[mark], checkpoint=checkpoint)  # type: ignore[arg-type]
             for name, marks in won.items()
             for c, _, t in [name.partition(" ")]
             for i, mark in enumerate(marks)
             if mark != "."
         ]
 
-    a = lines({"told open": "++--+!", "told close": "+-----", "swapped open": "-----+"}, "a")
-    b = lines({"swapped open": "++--.-", "told close": "-+++--", "told open": "+-+-!+"}, "b")
-    # By hand: told open has seeds 0 to 3, told close all six, swapped open 0 to 3 and 5.
+    a = lines({"original open": "++--+!", "original close": "+-----", "swapped open": "-----+"}, "a")
+    b = lines({"swapped open": "++--.-", "original close": "-+++--", "original open": "+-+-!+"}, "b")
+    # By hand: original open has seeds 0 to 3, original close all six, swapped open 0 to 3 and 5.
     for other in (b, b[::-1], sorted(b, key=lambda r: (r.seed, r.task))):
         found = compare(a, other)
         assert found.a.episodes == found.b.episodes == found.difference.episodes == 4 + 6 + 5
@@ -94,7 +94,7 @@ def test_the_difference_is_drawn_anew_within_each_task() -> None:
     b = episodes([i % 2 == 0 for i in range(40)], "b")
     found = compare(a, b)
     assert (found.difference.low, found.difference.value, found.difference.high) == (0.5, 0.5, 0.5)
-    apart = [replace(r, task="open", condition=("told", "empty")[r.seed % 2]) for r in a]
+    apart = [replace(r, task="open", condition=("original", "empty")[r.seed % 2]) for r in a]
     found = compare(apart, [replace(r, outcome=o.outcome) for r, o in zip(apart, b, strict=True)])
     assert (found.difference.low, found.difference.high) == (0.5, 0.5)  # so it does within a condition
 
@@ -129,7 +129,7 @@ def test_different_protocols_are_refused() -> None:
         compare(a, [replace(r, benchmark="metaworld/mt10") for r in a])
     with pytest.raises(ConfigError, match=r"share 0 episodes .*10 are needed"):
         compare(a, [replace(r, seed=r.seed + 100) for r in a])
-    with pytest.raises(ConfigError, match="were told different words, first in told-open-0"):
+    with pytest.raises(ConfigError, match="were given different instructions, first in original-open-0"):
         compare(a, [replace(r, instruction="do it") for r in a])
     with pytest.raises(ConfigError, match="B has no results to compare"):
         compare(a, [])
@@ -147,7 +147,7 @@ def test_many_comparisons_are_corrected() -> None:
     assert [found[n].p_adjusted for n in others] == pytest.approx([0.03125, 0.03125, 0.0234375])
     assert found["p7"].to_dict()["p"] == 0.015625
     assert found["p7"].to_dict()["p_adjusted"] == pytest.approx(0.03125)
-    with pytest.raises(ConfigError, match="two results at least"):
+    with pytest.raises(ConfigError, match="at least two results"):
         compare_many({"base": base})
 
 
@@ -174,7 +174,7 @@ def test_episodes_needed() -> None:
     # 0.35 + 0.5 * 0.229129 of both, 0.035436 A's alone, 0.235436 B's
     assert paired_sample_size(0.2, 0.5) == paired_sample_size(0.2, 0.5, correlation=0.5) == 51
     for difference, rate in ((0.0, 0.8), (0.3, 0.8), (5, 80)):
-        with pytest.raises(ValueError, match="rates lie between 0 and 1 and differ"):
+        with pytest.raises(ValueError, match="rates must be between 0 and 1"):
             unpaired_sample_size(difference, rate)
     with pytest.raises(ValueError, match="cannot have a correlation of -1"):
         paired_sample_size(0.05, 0.8, correlation=-1)
@@ -192,7 +192,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, told, empty in (("one", 30, 40), ("two", 23, 30), ("three", 36, 10)):
         lines = [
             line
-            for condition, count in (("empty", empty), ("told", told))
+            for condition, count in (("empty", empty), ("original", told))
             for line in episodes([True] * count + [False] * (40 - count), name, condition=condition)
         ]
         write_results(tmp_path / name / "eval" / "results.jsonl", lines)

@@ -20,14 +20,14 @@ class Lit(Toy):
 @pytest.mark.parametrize(
     ("text", "condition"),
     [
-        ("told", Condition()),
+        ("original", Condition()),
         ("paraphrased", Condition("paraphrased")),
         ("empty+delay=1", Condition("empty", delay=1)),
         ("swapped+light=dim", Condition("swapped", (("light", "dim"),))),
         ("unrelated+push@20", Condition("unrelated", disturbance=("push", 20))),
         (
-            "told+camera=far+light=very-dim+push@0+delay=14",
-            Condition("told", (("camera", "far"), ("light", "very-dim")), ("push", 0), 14),
+            "original+camera=far+light=very-dim+push@0+delay=14",
+            Condition("original", (("camera", "far"), ("light", "very-dim")), ("push", 0), 14),
         ),
     ],
 )
@@ -38,8 +38,8 @@ def test_a_condition_is_read_and_written(text: str, condition: Condition) -> Non
 
 def test_the_order_of_factors_makes_no_difference() -> None:
     """Nor does the place of a delay or of a disturbance: results of one condition have one name."""
-    for text in ("told+light=dim+camera=far+push@3+delay=2", "told+delay=2+push@3+camera=far+light=dim"):
-        assert str(parse(text)) == "told+camera=far+light=dim+push@3+delay=2"
+    for text in ("original+light=dim+camera=far+push@3+delay=2", "original+delay=2+push@3+camera=far+light=dim"):
+        assert str(parse(text)) == "original+camera=far+light=dim+push@3+delay=2"
 
 
 DISTURBANCES = ("push@10", "push@30", "pull@10", "pull@30")
@@ -48,15 +48,15 @@ DISTURBANCES = ("push@10", "push@30", "pull@10", "pull@30")
 @pytest.mark.parametrize(
     ("written", "conditions"),
     [
-        (["language"], ["told", "paraphrased", "swapped", "unrelated", "empty"]),
-        (["latency"], ["told", "told+delay=1", "told+delay=2", "told+delay=4", "told+delay=8"]),
-        (["generalization"], ["told", "told+light=dim", "told+light=bright", "told+texture=dark"]),
-        (["correction"], ["told", *(f"told+{d}" for d in DISTURBANCES)]),
+        (["language"], ["original", "paraphrased", "swapped", "unrelated", "empty"]),
+        (["latency"], ["original", "original+delay=1", "original+delay=2", "original+delay=4", "original+delay=8"]),
+        (["generalization"], ["original", "original+light=dim", "original+light=bright", "original+texture=dark"]),
+        (["correction"], ["original", *(f"original+{d}" for d in DISTURBANCES)]),
         (
-            ["swapped", "latency", "told"],
-            ["swapped", "told", "told+delay=1", "told+delay=2", "told+delay=4", "told+delay=8"],
+            ["swapped", "latency", "original"],
+            ["swapped", "original", "original+delay=1", "original+delay=2", "original+delay=4", "original+delay=8"],
         ),
-        (["told", "told", "told+texture=dark"], ["told", "told+texture=dark"]),
+        (["original", "original", "original+texture=dark"], ["original", "original+texture=dark"]),
     ],
 )
 def test_sets_are_written_out_and_each_condition_is_there_once(written: list[str], conditions: list[str]) -> None:
@@ -67,7 +67,7 @@ def test_sets_are_written_out_and_each_condition_is_there_once(written: list[str
 def test_the_factors_of_a_scene() -> None:
     assert parse_scene("original") == {}
     assert parse_scene("texture=dark+light=dim") == {"light": "dim", "texture": "dark"}
-    for bad in ("light", "push@3", "light=dim+delay=2", "told"):
+    for bad in ("light", "push@3", "light=dim+delay=2", "swapped"):
         with pytest.raises(ConfigError):
             parse_scene(bad)
 
@@ -75,13 +75,13 @@ def test_the_factors_of_a_scene() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tolled", "did you mean 'told'"),
-        ("told+light", "'light' is none of FACTOR=LEVEL"),
-        ("told+a=b+a=c", "the factor a is there twice"),
-        ("told+push@1+pull@2", "'pull@2' is none of"),
-        ("told+wind=strong", "toy has no factor 'wind'; known: light: dim, bright; texture: dark"),
-        ("told+light=dark", "light has no level 'dark'"),
-        ("told+light=dim+kick@3", "toy has no disturbance 'kick'; known: push, pull"),
+        ("originel", "did you mean 'original'"),
+        ("original+light", "'light' is none of FACTOR=LEVEL"),
+        ("original+a=b+a=c", "the factor a occurs twice"),
+        ("original+push@1+pull@2", "'pull@2' is none of"),
+        ("original+wind=strong", "toy has no factor 'wind'; known: light: dim, bright; texture: dark"),
+        ("original+light=dark", "light has no level 'dark'"),
+        ("original+light=dim+kick@3", "toy has no disturbance 'kick'; known: push, pull"),
     ],
 )
 def test_conditions_that_cannot_be(text: str, message: str) -> None:

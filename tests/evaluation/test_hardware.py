@@ -8,7 +8,7 @@ from anyvla.evaluation import hardware
 
 
 def test_the_machine_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_processor", lambda: "Some CPU @ 2 GHz")
+    monkeypatch.setattr(hardware, "_cpu_name", lambda: "Some CPU @ 2 GHz")
     memory = SimpleNamespace(total=12 * 1024**3)
     monkeypatch.setattr(hardware, "psutil", SimpleNamespace(cpu_count=lambda: 7, virtual_memory=lambda: memory))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from anyvla.config import ConfigError
 from anyvla.evaluation.conditions import Condition, parse
-from anyvla.evaluation.protocol import EvaluationConfig, plan, settings
+from anyvla.evaluation.protocol import EvaluationConfig, harness_protocol, plan_episodes
 from anyvla.evaluation.suites import FIRST_DEMONSTRATION_SEED
 from anyvla_sim.base import Suite, Task
 from tests.evaluation.toy_world import SUITE, SUITES
@@ -23,80 +23,84 @@ HALF_OPEN_LIKE = Suite(
     ),
     horizon=9,
 )
-LANGUAGES = [parse(c) for c in ("told", "swapped", "unrelated")]
+LANGUAGES = [parse(c) for c in ("original", "swapped", "unrelated")]
 
 
 @hypothesis_settings(max_examples=40)
 @given(episodes=st.integers(1, 30), unrelated=st.integers(1, 30), first=st.integers(0, 1000), more=st.integers(0, 10))
 def test_plan(episodes: int, unrelated: int, first: int, more: int) -> None:
     config = EvaluationConfig(episodes=episodes, unrelated_episodes=unrelated, first_seed=first)
-    plans = plan(HALF_OPEN_LIKE, config, LANGUAGES)
-    assert plans == plan(HALF_OPEN_LIKE, config, LANGUAGES)
+    plans = plan_episodes(HALF_OPEN_LIKE, config, LANGUAGES)
+    assert plans == plan_episodes(HALF_OPEN_LIKE, config, LANGUAGES)
     assert Counter(p.condition.language for p in plans) == {
-        "told": 5 * episodes,
+        "original": 5 * episodes,
         "swapped": 4 * episodes,
         "unrelated": 5 * unrelated,
     }
     assert len({p.key for p in plans}) == len(plans)
     tasks = {t.name: t for t in HALF_OPEN_LIKE.tasks}
     for p in plans:
-        (stage,) = p.stages
+        (stage,) = p.subtasks
         assert first <= p.seed < first + max(episodes, unrelated) < FIRST_DEMONSTRATION_SEED
-        assert stage.instruction in tasks[stage.told].instructions
-        same_scene = tasks[stage.told].scene == tasks[p.task].scene
+        assert stage.instruction in tasks[stage.instructed].instructions
+        same_scene = tasks[stage.instructed].scene == tasks[p.task].scene
         assert {
-            "told": stage.told == p.task,
-            "swapped": same_scene and stage.told != p.task,
+            "original": stage.instructed == p.task,
+            "swapped": same_scene and stage.instructed != p.task,
             "unrelated": not same_scene,
         }[p.condition.language]
     # A longer evaluation, or one that begins elsewhere, has the same episodes where they overlap.
     longer = dataclasses.replace(config, episodes=episodes + more, first_seed=max(0, first - more))
-    others = {p.key: p for p in plan(HALF_OPEN_LIKE, longer, LANGUAGES)}
+    others = {p.key: p for p in plan_episodes(HALF_OPEN_LIKE, longer, LANGUAGES)}
     assert all(others[p.key] == p for p in plans if p.key in others)
 
 
 def test_plan_visits_all_tasks_early() -> None:
-    plans = plan(HALF_OPEN_LIKE, EvaluationConfig(), [Condition()])
+    plans = plan_episodes(HALF_OPEN_LIKE, EvaluationConfig(), [Condition()])
     assert [p.task for p in plans[:5]] == [t.name for t in HALF_OPEN_LIKE.tasks]
     assert len(plans) == 5 * HALF_OPEN_LIKE.episodes
 
 
 def test_plan_takes_the_counts_of_the_authors() -> None:
     suite = Suite("s", [Task("a", "a", ("a",), episodes=3), Task("b", "b", ("b",), ("bee",))], 9, episodes=2, starts=5)
-    told = plan(suite, EvaluationConfig(), [Condition()])
-    assert [p.key for p in told] == ["told-a-0", "told-b-0", "told-a-1", "told-b-1", "told-a-2"]
-    assert [p.task for p in plan(suite, EvaluationConfig(tasks=("b",), episodes=1), [Condition()])] == ["b"]
+    told = plan_episodes(suite, EvaluationConfig(), [Condition()])
+    assert [p.key for p in told] == ["original-a-0", "original-b-0", "original-a-1", "original-b-1", "original-a-2"]
+    assert [p.task for p in plan_episodes(suite, EvaluationConfig(tasks=("b",), episodes=1), [Condition()])] == ["b"]
     with pytest.raises(ConfigError, match=r"evaluation.tasks: suite 's' has no task 'c'"):
-        plan(suite, EvaluationConfig(tasks=("c",)), [Condition()])
-    with pytest.raises(ConfigError, match=r"s/b has 5 start states; 6 from number 0 on are asked: --episodes 5"):
-        plan(suite, EvaluationConfig(tasks=("b",), episodes=6), [Condition()])
+        plan_episodes(suite, EvaluationConfig(tasks=("c",)), [Condition()])
+    with pytest.raises(
+        ConfigError, match=r"s/b has 5 start states; 6 from number 0 on are requested: use at most --episodes 5"
+    ):
+        plan_episodes(suite, EvaluationConfig(tasks=("b",), episodes=6), [Condition()])
     with pytest.raises(ConfigError, match="seeds from 1000000 on belong to demonstrations"):
-        plan(HALF_OPEN_LIKE, EvaluationConfig(first_seed=FIRST_DEMONSTRATION_SEED - 19), [Condition()])
+        plan_episodes(HALF_OPEN_LIKE, EvaluationConfig(first_seed=FIRST_DEMONSTRATION_SEED - 19), [Condition()])
     with pytest.raises(ConfigError, match="suite s has no episodes under swapped"):
-        plan(suite, EvaluationConfig(), [parse("swapped")])
+        plan_episodes(suite, EvaluationConfig(), [parse("swapped")])
 
 
 def test_languages() -> None:
-    told = {c: plan(SUITE, EvaluationConfig(episodes=2), [parse(c)]) for c in ("paraphrased", "empty", "swapped")}
-    assert [p.stages[0].instruction for p in told["paraphrased"]] == ["leftwards", "rightwards"] * 2  # up has none
-    assert {p.stages[0].instruction for p in told["empty"]} == {""}
-    assert [(p.task, p.stages[0].told) for p in told["swapped"][:2]] == [("left", "right"), ("right", "left")]
-    chains = plan(SUITES["chains"], EvaluationConfig(episodes=2), [Condition()])
-    assert [[s.task for s in p.stages] for p in chains] == [["left", "up"], ["right", "left", "up"]]
-    with pytest.raises(ConfigError, match="chains has 2 chains; 3 from number 0 on are asked"):
-        plan(SUITES["chains"], EvaluationConfig(episodes=3), [Condition()])
+    told = {
+        c: plan_episodes(SUITE, EvaluationConfig(episodes=2), [parse(c)]) for c in ("paraphrased", "empty", "swapped")
+    }
+    assert [p.subtasks[0].instruction for p in told["paraphrased"]] == ["leftwards", "rightwards"] * 2  # up has none
+    assert {p.subtasks[0].instruction for p in told["empty"]} == {""}
+    assert [(p.task, p.subtasks[0].instructed) for p in told["swapped"][:2]] == [("left", "right"), ("right", "left")]
+    chains = plan_episodes(SUITES["chains"], EvaluationConfig(episodes=2), [Condition()])
+    assert [[s.task for s in p.subtasks] for p in chains] == [["left", "up"], ["right", "left", "up"]]
+    with pytest.raises(ConfigError, match="chains has 2 chains; 3 from number 0 on are requested"):
+        plan_episodes(SUITES["chains"], EvaluationConfig(episodes=3), [Condition()])
 
 
 def written(suite: Suite, condition: str, **keys: object) -> list[str]:
-    """A line an episode: its task, its seed, the task that is told, and the words."""
-    plans = plan(suite, EvaluationConfig(**keys), [parse(condition)])  # type: ignore[arg-type]
-    return [f"{p.task} {p.seed}: {p.stages[0].told}, {p.stages[0].instruction}" for p in plans]
+    """A line an episode: its task, its seed, the instructed task, and the instruction."""
+    plans = plan_episodes(suite, EvaluationConfig(**keys), [parse(condition)])  # type: ignore[arg-type]
+    return [f"{p.task} {p.seed}: {p.subtasks[0].instructed}, {p.subtasks[0].instruction}" for p in plans]
 
 
 def test_the_seed_alone_chooses_the_words() -> None:
     """Phrases and other tasks take turns, by the remainder of the seed and the count of them."""
     pair = Suite("s", HALF_OPEN_LIKE.tasks[:2] + HALF_OPEN_LIKE.tasks[4:], 9)  # x-open, x-close, z-press
-    assert written(pair, "told", tasks=("x-open",), episodes=4, first_seed=7) == [
+    assert written(pair, "original", tasks=("x-open",), episodes=4, first_seed=7) == [
         "x-open 7: x-open, b", "x-open 8: x-open, c", "x-open 9: x-open, a", "x-open 10: x-open, b",
     ]  # fmt: skip
     assert written(pair, "unrelated", tasks=("z-press",), unrelated_episodes=4, first_seed=1) == [
@@ -113,17 +117,17 @@ def test_a_task_that_only_its_environment_names_is_never_the_other_one() -> None
     suite = Suite("s", tasks, 9)
     assert written(suite, "swapped", tasks=("a",), episodes=2) == ["a 0: c, do c", "a 1: c, do c"]
     assert written(suite, "unrelated", tasks=("d",), episodes=2) == ["d 0: a, do a", "d 1: c, do c"]
-    assert written(suite, "told", tasks=("b",), episodes=1) == ["b 0: b, None"]
+    assert written(suite, "original", tasks=("b",), episodes=1) == ["b 0: b, None"]
 
 
 def test_a_chain_is_told_by_its_number() -> None:
-    told = plan(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=1), [Condition()])
-    assert [(s.task, s.told, s.instruction) for p in told for s in p.stages] == [
+    told = plan_episodes(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=1), [Condition()])
+    assert [(s.task, s.instructed, s.instruction) for p in told for s in p.subtasks] == [
         ("right", "right", "to the right"), ("left", "left", "to the left"), ("up", "up", "rise"),
     ]  # fmt: skip
-    assert [p.key for p in told] == ["told-chain-1"]
+    assert [p.key for p in told] == ["original-chain-1"]
     with pytest.raises(ConfigError, match="no episodes under swapped"):  # nobody can say another task than `up`
-        plan(SUITES["chains"], EvaluationConfig(episodes=2), [parse("swapped")])
+        plan_episodes(SUITES["chains"], EvaluationConfig(episodes=2), [parse("swapped")])
 
 
 @pytest.mark.parametrize(
@@ -139,25 +143,25 @@ def test_counts_asked_for_win_over_those_of_a_task_and_these_over_the_suites(
     keys: dict[str, int], told: dict[str, int], unrelated: dict[str, int]
 ) -> None:
     suite = Suite("s", [Task("x-open", "x", ("a",), episodes=3), Task("z-press", "z", ("b",))], 9)
-    for condition, counts in (("told", told), ("empty", told), ("unrelated", unrelated)):
-        plans = plan(suite, EvaluationConfig(**keys), [parse(condition)])  # type: ignore[arg-type]
+    for condition, counts in (("original", told), ("empty", told), ("unrelated", unrelated)):
+        plans = plan_episodes(suite, EvaluationConfig(**keys), [parse(condition)])  # type: ignore[arg-type]
         assert Counter(p.task for p in plans) == counts
 
 
 def test_the_last_start_state_may_be_played_and_none_behind_it() -> None:
     suite = Suite("s", [Task("a", "a", ("a",)), Task("b", "b", ("b",), episodes=2)], 9, starts=5)
-    assert len(written(suite, "told", tasks=("a",), episodes=3, first_seed=2)) == 3
-    assert len(written(suite, "told", tasks=("b",), first_seed=0)) == 2
+    assert len(written(suite, "original", tasks=("a",), episodes=3, first_seed=2)) == 3
+    assert len(written(suite, "original", tasks=("b",), first_seed=0)) == 2
     for keys in ({"tasks": ("a",), "episodes": 4, "first_seed": 2}, {"tasks": ("b",), "first_seed": 1}):
-        with pytest.raises(ConfigError, match="are asked: --episodes"):
-            written(suite, "told", **keys)
-    assert len(plan(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=1), [Condition()])) == 1
-    with pytest.raises(ConfigError, match="1 from number 2 on are asked"):
-        plan(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=2), [Condition()])
+        with pytest.raises(ConfigError, match="are requested: use at most --episodes"):
+            written(suite, "original", **keys)
+    assert len(plan_episodes(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=1), [Condition()])) == 1
+    with pytest.raises(ConfigError, match="1 from number 2 on are requested"):
+        plan_episodes(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=2), [Condition()])
     assert FIRST_DEMONSTRATION_SEED == 1_000_000  # evaluations that were published never saw it
-    assert len(written(HALF_OPEN_LIKE, "told", first_seed=999_980)) == 5 * 20
+    assert len(written(HALF_OPEN_LIKE, "original", first_seed=999_980)) == 5 * 20
     with pytest.raises(ConfigError, match="belong to demonstrations"):
-        written(HALF_OPEN_LIKE, "told", first_seed=999_981)
+        written(HALF_OPEN_LIKE, "original", first_seed=999_981)
 
 
 def test_the_settings_are_what_two_scores_must_agree_in() -> None:
@@ -167,15 +171,15 @@ def test_the_settings_are_what_two_scores_must_agree_in() -> None:
         "harness": 1, "horizon": {"b": 5}, "judged": "end", "tasks": 2, "groups": {"easy": ["a", "b"]},
         "episodes": 50, "first_seed": 0,
     }  # fmt: skip
-    assert settings(suite, EvaluationConfig()) == theirs
+    assert harness_protocol(suite, EvaluationConfig()) == theirs
     asked = EvaluationConfig(horizon=7, episodes=3, first_seed=11)
-    assert settings(suite, asked) == theirs | {"horizon": 7, "episodes": 3, "first_seed": 11}
-    assert settings(HALF_OPEN_LIKE, EvaluationConfig())["horizon"] == 9
+    assert harness_protocol(suite, asked) == theirs | {"horizon": 7, "episodes": 3, "first_seed": 11}
+    assert harness_protocol(HALF_OPEN_LIKE, EvaluationConfig())["horizon"] == 9
 
 
 def test_what_an_evaluation_does_unless_it_is_asked_for_something_else() -> None:
     assert dataclasses.asdict(EvaluationConfig()) == {
-        "conditions": ("told", "swapped", "unrelated"),
+        "conditions": ("original", "swapped", "unrelated"),
         "tasks": (),
         "episodes": None,
         "unrelated_episodes": None,

@@ -12,7 +12,7 @@ import torch
 
 from anyvla.config import build
 from anyvla.evaluation.conditions import parse
-from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Subtask, plan
+from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, Subtask, plan_episodes
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.rollout import ResultBuilder, Rollout, count_grasps
 from anyvla.evaluation.runner import evaluate
@@ -72,15 +72,15 @@ STAGES = (Subtask("left", "right", "go right"), Subtask("up", "up", "go up"), Su
 def chain() -> Rollout:
     """Two stages are over, after 3 of 4 actions and after 1 of 2; of the third, 2 of 4 were executed."""
     rollout = Rollout(EpisodePlan(parse("swapped+load=heavy"), "chain", 7, STAGES), attempt=2)
-    rollout.said = [(0, "go right"), (3, "go up"), (4, "go left")]
+    rollout.instructions = [(0, "go right"), (3, "go up"), (4, "go left")]
     rollout.session = "a session"  # type: ignore[assignment]
     rollout.actions = [actions(-0.1, -0.2), actions(0.3, 0.4)]
-    rollout.go_on(3)
+    rollout.start_next_subtask(3)
     assert rollout.session is None
     assert rollout.actions == []
-    assert rollout.now == STAGES[1]
+    assert rollout.subtask == STAGES[1]
     rollout.actions = [actions(-0.5, 0.6)]
-    rollout.go_on(1)
+    rollout.start_next_subtask(1)
     rollout.actions = [actions(0.7, -0.8), actions(0.9, 1.0)]
     rollout.calls, rollout.seconds = 4, 0.5
     return rollout
@@ -91,12 +91,12 @@ SETTING = ResultBuilder("toy/chains", "c0ffee", {"execute": 2}, {"horizon": 12},
 
 def test_the_executed_actions_of_all_stages_count() -> None:
     rollout = chain()
-    assert rollout.now == STAGES[2]
-    assert rollout.words == "go left"
+    assert rollout.subtask == STAGES[2]
+    assert rollout.instruction == "go left"
     assert rollout.steps(2) == 3 + 1 + 2
     assert rollout.executed(2)[:, 0].tolist() == pytest.approx([-0.1, -0.2, 0.3, -0.5, 0.7, -0.8])
-    fresh = Rollout(EpisodePlan(parse("told"), "left", 0, STAGES[:1]))
-    assert fresh.words is None
+    fresh = Rollout(EpisodePlan(parse("original"), "left", 0, STAGES[:1]))
+    assert fresh.instruction is None
     assert fresh.executed(0).shape == (0, 0)
     assert fresh.steps(0) == 0
 
@@ -104,12 +104,12 @@ def test_the_executed_actions_of_all_stages_count() -> None:
 def test_the_line_of_a_chain() -> None:
     rollout = chain()
     rollout.disturbed_at = 0
-    line = SETTING.line(rollout, "failure", reached="left", completed=2, here=2, clipped=5, error="it broke")
+    line = SETTING.build(rollout, "failure", reached="left", completed=2, subtask_steps=2, clipped=5, error="it broke")
     assert line == EpisodeResult(
         benchmark="toy/chains",
         condition="swapped+load=heavy",
         task="chain",
-        told="chain",
+        instructed="chain",
         instruction="go right",
         seed=7,
         outcome="failure",
@@ -130,10 +130,10 @@ def test_the_line_of_a_chain() -> None:
 
 def test_the_line_of_a_single_task() -> None:
     rollout = Rollout(EpisodePlan(parse("unrelated"), "left", 3, (Subtask("left", "up", "rise"),)))
-    rollout.said = [(0, "rise"), (4, "go up")]
+    rollout.instructions = [(0, "rise"), (4, "go up")]
     rollout.actions = [actions(-1, -1)]
-    line = SETTING.line(rollout, "success", here=2)
-    assert (line.task, line.told, line.instruction, line.condition) == ("left", "up", "rise", "unrelated")
+    line = SETTING.build(rollout, "success", subtask_steps=2)
+    assert (line.task, line.instructed, line.instruction, line.condition) == ("left", "up", "rise", "unrelated")
     assert (line.steps, line.length, line.attempts, line.clipped, line.latency_ms) == (2, 1, 1, 0, 0.0)
     assert (line.outcome, line.reached, line.extra) == ("success", None, {"grasps": 0})
 
@@ -157,9 +157,9 @@ def played_by_hand(vla: VLA, planned: EpisodePlan) -> tuple[list[np.ndarray], li
     A stage ends when its goal is reached, and the chain when the time of a stage is over.
     """
     cart = opened("chains").benchmark.make("chains")
-    cart.reset(planned.stages[0].task, planned.seed, {})
+    cart.reset(planned.subtasks[0].task, planned.seed, {})
     chunks, executed = [], []
-    for number, stage in enumerate(planned.stages):
+    for number, stage in enumerate(planned.subtasks):
         if number:
             cart.begin(stage.task)  # type: ignore[attr-defined]
         session = vla.start(stage.instruction or "", planned.seed)
@@ -180,7 +180,7 @@ def played_by_hand(vla: VLA, planned: EpisodePlan) -> tuple[list[np.ndarray], li
 
 def test_an_episode_is_the_policy_acting_alone(policy: VLA, tmp_path: Path) -> None:
     """Several episodes at a time, of the seeds 0 to 2: the chunks are those of a session started with that seed."""
-    plans = plan(SUITES["line"], EvaluationConfig(episodes=3, tasks=("left", "up")), [parse("told")])
+    plans = plan_episodes(SUITES["line"], EvaluationConfig(episodes=3, tasks=("left", "up")), [parse("original")])
     config = EvaluationConfig(processes=1, slots=3, horizon=HORIZON)
     evaluate(policy, plans, opened(), config, tmp_path, checkpoint="0")
     first = set()
@@ -198,8 +198,8 @@ def test_the_same_words_twice_in_a_chain_begin_a_session_each(policy: VLA, tmp_p
 
     twice = Suite("chains", SUITES["chains"].tasks, HORIZON, chains=[("up", "up", "up")])
     toy = dataclasses.replace(opened("chains"), suite=twice)
-    (planned,) = plan(twice, EvaluationConfig(episodes=1), [parse("told")])
-    assert len({stage.instruction for stage in planned.stages}) == 1
+    (planned,) = plan_episodes(twice, EvaluationConfig(episodes=1), [parse("original")])
+    assert len({stage.instruction for stage in planned.subtasks}) == 1
     sessions: list[Any] = []
     act = policy.act
 

@@ -36,18 +36,18 @@ def test_results_and_actions(obedient: Obedient, tmp_path: Path) -> None:
     assert sorted(read_results(tmp_path / "results.jsonl"), key=str) == sorted(results, key=str)
     assert max(obedient.batches) > 1  # slots are batched
     # A session for each episode, with its words and its seed, for the robot of the simulator.
-    asked = [(p.stages[0].instruction, p.seed, "cart") for p in PLANS]
+    asked = [(p.subtasks[0].instruction, p.seed, "cart") for p in PLANS]
     assert sorted(obedient.started) == sorted(asked)
     assert {seed for _, seed, _ in asked} == {0, 1}
     for planned, result in zip(PLANS, results, strict=True):
-        assert (result.condition, result.task, result.told, result.seed) == (
+        assert (result.condition, result.task, result.instructed, result.seed) == (
             str(planned.condition),
             planned.task,
-            planned.stages[0].told,
+            planned.subtasks[0].instructed,
             planned.seed,
         )
         assert (result.benchmark, result.checkpoint) == ("toy/line", "c0ffee")
-        assert result.instruction == planned.stages[0].instruction
+        assert result.instruction == planned.subtasks[0].instruction
         assert dict(result.protocol) == {
             "harness": 1, "horizon": HORIZON, "judged": "reached", "tasks": 3, "groups": {}, "episodes": 20,
             "first_seed": 0, "control_hz": 10, "settings": {"render": "fast"}, "simulator": {"toy": "1"},
@@ -55,16 +55,16 @@ def test_results_and_actions(obedient: Obedient, tmp_path: Path) -> None:
         assert dict(result.policy) == {"execute": 2, "ensemble": "none", "chunk": 4}
         assert {"anyvla", "torch", "transformers", "python", "machine", "device"} <= set(result.versions)
         assert result.latency_ms > 0
-        possible = SUITE.task(result.told).scene == SUITE.task(result.task).scene
-        assert result.reached == (result.told if possible else None)
-        assert result.success == (result.condition == "told") == (result.completed == 1)
+        possible = SUITE.task(result.instructed).scene == SUITE.task(result.task).scene
+        assert result.reached == (result.instructed if possible else None)
+        assert result.success == (result.condition == "original") == (result.completed == 1)
         assert result.steps in ((5, 6) if possible else (HORIZON,))
         assert result.extra == {"grasps": 0}
         track = read_track(tmp_path, planned.key)
         assert track.actions.shape == (result.steps, 4)
         assert track.actions.dtype == np.float32
         assert track.chunks.shape[1:] == (4, 4)
-        assert track.marks.tolist() == list(range(0, result.steps, 2))
+        assert track.predicted_at.tolist() == list(range(0, result.steps, 2))
 
 
 def test_the_recorded_actions_play_the_same_episode(policy: VLA, tmp_path: Path) -> None:
@@ -90,18 +90,21 @@ def test_chains(obedient: Obedient, tmp_path: Path) -> None:
     assert len(track.actions) == results[1].steps
     cart = opened("chains").benchmark.make("chains")
     cart.reset("right", 1, {})
-    stages = dict(zip(track.stages.tolist(), results[1].extra["chain"], strict=True))
+    stages = dict(zip(track.subtask_starts.tolist(), results[1].extra["chain"], strict=True))
     ends = []
     for number, action in enumerate(track.actions):
         if number in stages:
             cart.begin(stages[number])  # type: ignore[attr-defined]
         if any(cart.step(action).values()):
             ends.append(number + 1)
-    assert ends == [*track.stages[1:].tolist(), results[1].steps]
-    assert track.told.tolist() == track.stages.tolist()
-    edges = [*track.stages.tolist(), results[1].steps]  # a chunk at the begin of each stage, and after each two actions
-    assert track.marks.tolist() == [mark for a, b in itertools.pairwise(edges) for mark in range(a, b, 2)]
-    assert track.words == tuple(stage.instruction or stage.task for stage in plans[1].stages)
+    assert ends == [*track.subtask_starts[1:].tolist(), results[1].steps]
+    assert track.instructed_at.tolist() == track.subtask_starts.tolist()
+    edges = [
+        *track.subtask_starts.tolist(),
+        results[1].steps,
+    ]  # a chunk at the begin of each stage, and after each two actions
+    assert track.predicted_at.tolist() == [mark for a, b in itertools.pairwise(edges) for mark in range(a, b, 2)]
+    assert track.instructions == tuple(stage.instruction or stage.task for stage in plans[1].subtasks)
     # A task that is not solved in time ends the chain.
     late = play(obedient, plans, tmp_path / "late", opened=opened("chains"), config={"horizon": 5})
     assert all(r.completed < r.length and r.outcome == "failure" for r in late)
@@ -125,12 +128,12 @@ def test_an_environment_may_say_the_instruction(obedient: Obedient, tmp_path: Pa
     assert (changed[0].instruction, changed[0].success) == ("go left, 3", False)
     track = read_track(tmp_path / "on", changed[0].key)
     assert {-1, 1} <= set(np.sign(track.actions[:, 0]))  # to and fro, as it is told
-    assert track.stages.tolist() == [0]
-    assert len(track.words) == len(track.told) > 2
-    for number, (words, way) in enumerate(zip(track.words, track.told.tolist(), strict=True)):
+    assert track.subtask_starts.tolist() == [0]
+    assert len(track.instructions) == len(track.instructed_at) > 2
+    for number, (words, way) in enumerate(zip(track.instructions, track.instructed_at.tolist(), strict=True)):
         assert words == f"go {('left', 'right')[number % 2]}, 3"
         assert way == len(track.actions) or np.sign(track.actions[way, 0]) == (-1, 1)[number % 2]
-    assert obedient.started[-len(track.words) :] == [(words, 3, "cart") for words in track.words]
+    assert obedient.started[-len(track.instructions) :] == [(words, 3, "cart") for words in track.instructions]
 
 
 def test_a_goal_that_must_hold_to_the_end(obedient: Obedient, tmp_path: Path) -> None:
@@ -139,28 +142,32 @@ def test_a_goal_that_must_hold_to_the_end(obedient: Obedient, tmp_path: Path) ->
 
 
 def test_factors_and_disturbances(obedient: Obedient, tmp_path: Path) -> None:
-    heavy = play(obedient, told("told+load=heavy", episodes=1), tmp_path / "heavy")
+    heavy = play(obedient, told("original+load=heavy", episodes=1), tmp_path / "heavy")
     assert all(r.steps in (9, 10, 11) for r in heavy)  # half the pace
-    pushed = play(obedient, told("told+push@3", episodes=1), tmp_path / "pushed")
+    pushed = play(obedient, told("original+push@3", episodes=1), tmp_path / "pushed")
     for r in pushed:  # at the first picture from action 3 on, it is put back to the start
         assert r.extra["disturbed_at"] == 4
         assert r.steps == 4 + 6
-    early = play(obedient, told("told+push@0", episodes=1), tmp_path / "early")
+    early = play(obedient, told("original+push@0", episodes=1), tmp_path / "early")
     assert {r.extra["disturbed_at"] for r in early} == {2}  # there was nothing to disturb before
     # The seed of the episode is the disturbance's too: an odd one puts the cart to 0.25; an action moves it by 0.2.
-    odd = play(obedient, told("told+push@3", episodes=1, first_seed=1), tmp_path / "odd")
+    odd = play(obedient, told("original+push@3", episodes=1, first_seed=1), tmp_path / "odd")
     assert [r.steps for r in odd] == [4 + 7, 4 + 4, 4 + 4]
 
 
 def test_delay_and_ensemble(obedient: Obedient, tmp_path: Path) -> None:
     prompt, late, averaged = (
         play(obedient, told(c, episodes=1), tmp_path / f, config=k)
-        for c, f, k in (("told", "a", {}), ("told+delay=2", "b", {}), ("told", "c", {"ensemble": "temporal"}))
+        for c, f, k in (
+            ("original", "a", {}),
+            ("original+delay=2", "b", {}),
+            ("original", "c", {"ensemble": "temporal"}),
+        )
     )
     assert [b.steps - a.steps for a, b in zip(prompt, late, strict=True)] == [2, 2, 2]  # holds still at first
     assert [a.steps for a in prompt] == [c.steps for c in averaged]  # equal chunks: an average changes nothing
     assert averaged[0].policy["ensemble"] == "temporal"
-    with pytest.raises(ConfigError, match="--execute 9: the policy predicts 4 actions at once"):
+    with pytest.raises(ConfigError, match="--execute 9: the policy predicts chunks of 4 actions"):
         play(obedient, told(episodes=1), tmp_path / "d", config={"execute": 9})
 
 
@@ -179,14 +186,14 @@ def test_chunks_are_executed_as_it_was_asked_for(obedient: Obedient, tmp_path: P
     monkeypatch.setattr(runner, "Execution", execution)
     one = {"tasks": ("left",), "episodes": 1}
     play(obedient, told(**one), tmp_path / "a")
-    play(obedient, told("told+delay=2", **one), tmp_path / "b", config={"ensemble": "temporal", "execute": 3})
+    play(obedient, told("original+delay=2", **one), tmp_path / "b", config={"ensemble": "temporal", "execute": 3})
     assert given == [(EMBODIMENT, 2, 0, False), (EMBODIMENT, 3, 2, True)]
 
 
 def test_a_task_may_have_a_horizon_of_its_own(obedient: Obedient, tmp_path: Path) -> None:
     results = play(obedient, told(suite="hurried", episodes=1), tmp_path, opened=opened("hurried"))
     assert [(r.task, r.steps, r.success) for r in results] == [("left", 3, False), ("right", 5, True)]
-    assert len(read_track(tmp_path, "told-left-0").actions) == 3  # of the second chunk only one
+    assert len(read_track(tmp_path, "original-left-0").actions) == 3  # of the second chunk only one
     longer = play(
         obedient, told(suite="hurried", episodes=1), tmp_path / "longer", opened=opened("hurried"),
         config={"horizon": 7, "execute": 4},
@@ -207,7 +214,7 @@ def test_the_time_of_a_batch_is_shared_among_its_episodes(
     clock = itertools.count()
     monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: next(clock) / 2))
     results = play(obedient, told(episodes=2), tmp_path)
-    taken = sum(r.latency_ms * len(read_track(tmp_path, r.key).marks) for r in results)
+    taken = sum(r.latency_ms * len(read_track(tmp_path, r.key).predicted_at) for r in results)
     assert taken == pytest.approx(500 * len(obedient.batches))
 
 
@@ -246,9 +253,9 @@ def test_meta_world(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vla = VLA(small.model(), [Robot(sawyer.embodiment, Statistics(action, action, "f" * 64))]).eval()
     plans = [
-        EpisodePlan(parse("told"), "drawer-open", 0, (Subtask("drawer-open", "drawer-open", "open the drawer"),)),
+        EpisodePlan(parse("original"), "drawer-open", 0, (Subtask("drawer-open", "drawer-open", "open the drawer"),)),
         EpisodePlan(parse("swapped"), "drawer-open", 0, (Subtask("drawer-open", "drawer-close", "close the drawer"),)),
-        EpisodePlan(parse("told+light=dim"), "door-open", 3, (Subtask("door-open", "door-open", "open the door"),)),
+        EpisodePlan(parse("original+light=dim"), "door-open", 3, (Subtask("door-open", "door-open", "open the door"),)),
     ]
     config = EvaluationConfig(processes=1, slots=2, horizon=7)
     results = evaluate(vla, plans, sawyer, config, tmp_path, checkpoint="0")

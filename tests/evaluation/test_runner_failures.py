@@ -63,7 +63,8 @@ def test_a_simulator_in_other_units_is_an_error_unless_the_evaluation_says_warn(
     results = play(vla, plans, tmp_path / "a")
     assert {r.outcome for r in results} == {"error"}
     assert (
-        "refuses what the simulator shows: observation 0: proprio of robot 'cart' is far" in results[0].extra["error"]
+        "refuses the simulator's observation: observation 0: proprio of robot 'cart' is far"
+        in results[0].extra["error"]
     )
     assert {r.outcome for r in play(vla, plans, tmp_path / "b", config={"implausible": "warn"})} == {"success"}
 
@@ -91,7 +92,7 @@ def test_a_simulator_that_fails_twice_is_an_error_of_the_simulator(
 def test_a_simulator_that_always_fails_ends_the_evaluation(obedient: Obedient, tmp_path: Path) -> None:
     plans = [EpisodePlan(Condition(), "left", RAISES, (Subtask("left", "left", "go left"),))] * 8
     start = time.monotonic()
-    with pytest.raises(EnvironmentFailed, match=r"(?s)failed in 6 episodes in a row.*What was reported is kept"):
+    with pytest.raises(EnvironmentFailed, match=r"(?s)failed in 6 episodes in a row.*Reported episodes are kept"):
         play(obedient, plans, tmp_path, slots=1)
     assert time.monotonic() - start < 30
 
@@ -125,7 +126,7 @@ def test_an_interrupted_evaluation_goes_on(policy: VLA, tmp_path: Path, monkeypa
     [
         (
             {"checkpoint": "beef"},
-            r"something else \(checkpoint: 'c0ffee', 'beef': there, here\); choose another",
+            r"other results \(checkpoint: 'c0ffee', 'beef': there, here\); choose another",
         ),
         ({"opened": opened(render="native")}, r"\(settings.render: 'fast', 'native': there, here\)"),
         ({"opened": opened("kept")}, r"benchmark: 'toy/line', 'toy/kept'; judged: 'reached', 'end'"),

@@ -54,7 +54,7 @@ def test_wilson_refuses(arguments, message):
 
 
 def _episodes(condition, task, told, reached):
-    shared = {"condition": condition, "task": task, "told": told}
+    shared = {"condition": condition, "task": task, "instructed": told}
     return [
         replace(RESULT, **shared, reached=r, outcome="success" if r == task else "failure", seed=seed)
         for seed, r in enumerate(reached)
@@ -63,17 +63,17 @@ def _episodes(condition, task, told, reached):
 
 def test_the_summary_counts_each_protocol_apart():
     results = (
-        _episodes("told", "drawer-open", "drawer-open", ["drawer-open"] * 9 + [None])
-        + _episodes("told", "door-open", "door-open", ["door-open"] * 5)
+        _episodes("original", "drawer-open", "drawer-open", ["drawer-open"] * 9 + [None])
+        + _episodes("original", "door-open", "door-open", ["door-open"] * 5)
         + _episodes("swapped", "drawer-open", "drawer-close", ["drawer-close"] * 7 + ["drawer-open"] + [None] * 2)
         + _episodes("unrelated", "door-open", "drawer-close", [None] * 4 + ["door-open"])
     )
     summary = summarize(results)
-    assert summary.told is not None
+    assert summary.original is not None
     assert summary.swapped is not None
     assert summary.swapped_obeyed is not None
-    assert summary.told.overall == wilson(14, 15)
-    assert dict(summary.told.tasks) == {"drawer-open": wilson(9, 10), "door-open": wilson(5, 5)}
+    assert summary.original.overall == wilson(14, 15)
+    assert dict(summary.original.tasks) == {"drawer-open": wilson(9, 10), "door-open": wilson(5, 5)}
     assert summary.swapped.overall == wilson(1, 10)
     assert summary.swapped_obeyed.overall == wilson(7, 10)
     flat = summary.to_dict()
@@ -85,8 +85,10 @@ def test_the_summary_counts_each_protocol_apart():
 
 
 def test_tasks_stand_in_one_order_whichever_ended_first():
-    first, second = _episodes("told", "b", "b", ["b"]), _episodes("told", "a", "a", [None])
-    assert list(summarize(first + second).told.tasks) == list(summarize(second + first).told.tasks) == ["a", "b"]
+    first, second = _episodes("original", "b", "b", ["b"]), _episodes("original", "a", "a", [None])
+    assert (
+        list(summarize(first + second).original.tasks) == list(summarize(second + first).original.tasks) == ["a", "b"]
+    )
 
 
 def test_a_protocol_without_episodes_is_none():
@@ -102,7 +104,7 @@ def test_a_protocol_without_episodes_is_none():
         ([], "no results to summarize"),
         ([RESULT, replace(RESULT, seed=8, checkpoint="ffff")], r"mix 2 checkpoints \(a1b2, ffff\)"),
         ([RESULT, replace(RESULT, seed=8, benchmark="metaworld/mt10")], "mix 2 benchmarks"),
-        ([RESULT, RESULT], "told-drawer-open-7, told .* is there twice"),
+        ([RESULT, RESULT], "original-drawer-open-7, instruction .* is there twice"),
     ],
 )
 def test_what_cannot_be_summarized(results, message):
@@ -152,7 +154,13 @@ def _rates(won, **given):
     """Episodes by task: {"task": (successes, episodes)}."""
     return [
         replace(
-            RESULT, **given, task=t, told=t, seed=i, reached=t if i < n else None, outcome=("failure", "success")[i < n]
+            RESULT,
+            **given,
+            task=t,
+            instructed=t,
+            seed=i,
+            reached=t if i < n else None,
+            outcome=("failure", "success")[i < n],
         )
         for t, (n, of) in won.items()
         for i in range(of)
@@ -171,7 +179,7 @@ def test_means_over_episodes_tasks_and_groups_are_three_numbers():
     """Wilson limits by Newcombe's formula (1998, method 3), the means by Zou and Donner's, all by hand."""
     protocol = {"groups": {"two": ["a", "b"], "one": ["c"], "absent": ["e"]}}
     results = _rates({"a": (1, 10), "b": (2, 2), "c": (1, 4)}, protocol=protocol)
-    rates = summarize(results).told
+    rates = summarize(results).original
     assert {t: _ends(i) for t, i in rates.tasks.items()} == {
         "a": _between(0.1, 0.01788, 0.40415),
         "b": _between(1, 0.34238, 1),
@@ -198,8 +206,8 @@ def test_means_over_episodes_tasks_and_groups_are_three_numbers():
 
 def test_the_confidence_that_is_asked_for_reaches_every_interval():
     grasped = [replace(r, seed=r.seed + 50, extra={"grasps": 2}) for r in _rates({"a": (3, 9)})]
-    pushed = _rates({"a": (3, 7)}, condition="told+push@5", extra={"disturbed_at": 5})
-    swapped = [replace(r, condition="swapped", told="b") for r in _rates({"a": (4, 6)})]
+    pushed = _rates({"a": (3, 7)}, condition="original+push@5", extra={"disturbed_at": 5})
+    swapped = [replace(r, condition="swapped", instructed="b") for r in _rates({"a": (4, 6)})]
     protocol = {"groups": {"all": ["a"]}}
     results = [replace(r, protocol=protocol) for r in _rates({"a": (5, 8)}) + grasped + pushed + swapped]
     chains = [replace(r, length=2, completed=r.seed % 3) for r in _rates({"chain": (4, 40)})]
@@ -218,7 +226,7 @@ def test_the_confidence_that_is_asked_for_reaches_every_interval():
             assert of80["high"] - of80["low"] < 0.9 * (of95["high"] - of95["low"])
             seen += 1
     assert seen > 25
-    lone = summarize(_rates({"a": (9, 10)}), 0.8).told
+    lone = summarize(_rates({"a": (9, 10)}), 0.8).original
     theirs = binomtest(9, 10).proportion_ci(0.8, "wilson")
     for interval in (lone.overall, lone.tasks["a"], lone.mean):
         assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high))
@@ -254,7 +262,7 @@ def test_errors_count_neither_way_and_invalid_actions_as_failures():
         replace(RESULT, seed=i, outcome=o, clipped=(0, 1, 5)[i % 3], attempts=1 + (i % 4 == 0))
         for i, o in enumerate(outcomes)
     ]
-    played = summarize(results).conditions["told"]
+    played = summarize(results).conditions["original"]
     assert played.success.overall == wilson(6, 9)
     assert played.to_dict() == {
         "episodes": 12,
@@ -269,18 +277,18 @@ def test_errors_count_neither_way_and_invalid_actions_as_failures():
         "regrasped": None,
     }
     nothing = summarize([replace(RESULT, outcome="error")])
-    assert nothing.told is None
+    assert nothing.original is None
     assert nothing.to_dict()["success"] is None
 
 
 def test_chains():
     done = [5] * 4 + [3] * 4 + [0] * 2
     results = [
-        replace(RESULT, task="chain", told="chain", seed=i, length=5, completed=d, outcome=outcome)
+        replace(RESULT, task="chain", instructed="chain", seed=i, length=5, completed=d, outcome=outcome)
         for i, d in enumerate(done)
         for outcome in ["success" if d == 5 else "failure"]
     ]
-    chains = summarize(results).conditions["told"].chains
+    chains = summarize(results).conditions["original"].chains
     assert [round(i.value, 2) for i in chains.in_a_row] == [0.8, 0.8, 0.8, 0.4, 0.4]
     assert chains.length.value == pytest.approx(3.2)
     assert chains.length.low < 3.2 < chains.length.high
@@ -296,28 +304,28 @@ def test_chains():
 def test_a_shorter_chain_is_one_of_all_chains():
     lengths = [(2, 2), (4, 4), (4, 1), (2, 0)]
     results = [replace(RESULT, task="chain", seed=i, length=n, completed=d) for i, (n, d) in enumerate(lengths)]
-    chains = summarize(results).conditions["told"].chains
+    chains = summarize(results).conditions["original"].chains
     assert [i.value for i in chains.in_a_row] == [0.75, 0.5, 0.25, 0.25]
 
 
 def test_chains_have_no_use_of_language():
     """In a chain only the goal whose turn it is is judged: which one came first is not known."""
-    chain = replace(RESULT, task="chain", told="chain", length=5, completed=5, reached="open_drawer")
+    chain = replace(RESULT, task="chain", instructed="chain", length=5, completed=5, reached="open_drawer")
     summary = summarize([chain, replace(chain, condition="swapped", completed=0, outcome="failure")])
-    assert summary.told.overall == wilson(1, 1)
+    assert summary.original.overall == wilson(1, 1)
     assert summary.language_use is None
 
 
 def test_conditions_do_not_stand_as_they_ended():
-    ended = ["swapped", "told+delay=2", "told", "empty", "told+delay=8", "swapped+light=dim"]
+    ended = ["swapped", "original+delay=2", "original", "empty", "original+delay=8", "swapped+light=dim"]
     summary = summarize([replace(RESULT, condition=condition) for condition in ended])
     assert list(summary.conditions) == [
-        "told", "told+delay=2", "told+delay=8", "swapped", "swapped+light=dim", "empty"
+        "original", "original+delay=2", "original+delay=8", "swapped", "swapped+light=dim", "empty"
     ]  # fmt: skip
 
 
 def test_recovery():
-    pushed = {"condition": "told+push@20"}
+    pushed = {"condition": "original+push@20"}
     lines = [
         replace(RESULT, seed=0, **pushed, steps=60, extra={"disturbed_at": 20}),
         replace(RESULT, seed=1, **pushed, steps=30, extra={"disturbed_at": 24}),
@@ -330,17 +338,17 @@ def test_recovery():
         replace(RESULT, seed=3, extra={"grasps": 2}, outcome="error"),
     ]
     summary = summarize(lines)
-    disturbed = summary.conditions["told+push@20"].disturbed
+    disturbed = summary.conditions["original+push@20"].disturbed
     assert (disturbed.rate, disturbed.steps) == (wilson(3, 4), 40)  # the median of 40, 6 and 300
-    assert summary.conditions["told+push@20"].regrasped is None
-    regrasped = summary.conditions["told"].regrasped
+    assert summary.conditions["original+push@20"].regrasped is None
+    regrasped = summary.conditions["original"].regrasped
     assert (regrasped.rate, regrasped.steps) == (wilson(1, 2), None)
-    assert summary.conditions["told"].disturbed is None
+    assert summary.conditions["original"].disturbed is None
     assert disturbed.to_dict() == {"rate": wilson(3, 4).to_dict(), "median_steps": 40}
 
 
 def test_language_use_needs_both_tellings_of_a_start_state():
-    told = _episodes("told", "drawer-open", "drawer-open", ["drawer-open"] * 4)
+    told = _episodes("original", "drawer-open", "drawer-open", ["drawer-open"] * 4)
     deaf = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-open"] * 3)
     keen = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-close"] * 3)
     assert summarize(told).language_use is None
@@ -349,8 +357,8 @@ def test_language_use_needs_both_tellings_of_a_start_state():
 
 
 def test_language_use_pairs_start_states_of_one_task_and_leaves_out_errors():
-    told = _episodes("told", "drawer-open", "drawer-open", ["drawer-open"] * 3)
-    others = _episodes("told", "door-open", "door-open", [None] * 3)
+    told = _episodes("original", "drawer-open", "drawer-open", ["drawer-open"] * 3)
+    others = _episodes("original", "door-open", "door-open", [None] * 3)
     swapped = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-close", "drawer-close", None])
     swapped[1] = replace(swapped[1], outcome="error")
     # Of seeds 0 and 2 of the drawer: told twice right, swapped once. Nobody swapped the door.
@@ -359,8 +367,8 @@ def test_language_use_pairs_start_states_of_one_task_and_leaves_out_errors():
 
 def test_success_by_delay_leaves_out_what_differs_in_more():
     won = {
-        "told": 9, "told+delay=4": 7, "told+delay=2": 8, "swapped+delay=4": 1, "told+light=dim": 2,
-        "told+light=dim+delay=4": 3, "told+push@20": 4, "told+push@20+delay=2": 5,
+        "original": 9, "original+delay=4": 7, "original+delay=2": 8, "swapped+delay=4": 1, "original+light=dim": 2,
+        "original+light=dim+delay=4": 3, "original+push@20": 4, "original+push@20+delay=2": 5,
     }  # fmt: skip
     lines = [r for condition, n in won.items() for r in _rates({"a": (n, 10)}, condition=condition)]
     found = success_by_delay(summarize(lines))
@@ -369,7 +377,7 @@ def test_success_by_delay_leaves_out_what_differs_in_more():
 
 def test_the_json_of_a_summary_names_each_condition_as_it_was_played():
     lines = [
-        *_episodes("told", "a", "a", ["a"] * 9 + [None]),
+        *_episodes("original", "a", "a", ["a"] * 9 + [None]),
         *_episodes("swapped", "a", "b", ["a"] * 2 + ["b"] * 5 + [None] * 3),
         *_episodes("unrelated", "a", "c", ["a"] * 4 + [None] * 6),
         *_episodes("empty", "a", "a", ["a"] * 3 + [None] * 7),
@@ -383,4 +391,4 @@ def test_the_json_of_a_summary_names_each_condition_as_it_was_played():
         name: (played["success"]["overall"]["value"], played["obeyed"]["overall"]["value"])
         for name, played in flat["conditions"].items()
     }
-    assert by_condition == {"told": (0.9, 0.9), "swapped": (0.2, 0.5), "unrelated": (0.4, 0), "empty": (0.3, 0.3)}
+    assert by_condition == {"original": (0.9, 0.9), "swapped": (0.2, 0.5), "unrelated": (0.4, 0), "empty": (0.3, 0.3)}

@@ -54,7 +54,7 @@ def test_a_mapping_is_read_from_its_file(specs: list[Spec], tmp_path: Path) -> N
     (tmp_path / "map.yaml").write_text("cameras: {top: render}\ncontrol_hz: 25\n")
     open_suite("gym:Cart-v1", {"mapping": str(tmp_path / "map.yaml")})
     assert specs[0].settings["mapping"] == {"cameras": {"top": "render"}, "control_hz": 25}
-    with pytest.raises(ConfigError, match=r"there is no mapping none\.yaml"):
+    with pytest.raises(ConfigError, match=r"the mapping none\.yaml"):
         open_suite("gym:Cart-v1", {"mapping": "none.yaml"})
 
 

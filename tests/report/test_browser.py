@@ -26,7 +26,7 @@ def test_the_page_of_a_run_without_a_simulator_fits(browser, tmp_path, width):
     browser.open(write_report(run), width, mobile=width < 500)
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     assert browser.complaints() == []
-    assert browser.evaluate("document.querySelector('#alone h2').textContent") == "How to evaluate it"
+    assert browser.evaluate("document.querySelector('#usage h2').textContent") == "How to evaluate it"
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])

@@ -9,7 +9,7 @@ import pytest
 from anyvla.cli import compare as command
 from anyvla.config import ConfigError
 from anyvla.evaluation.results import EpisodeResult, append_result
-from anyvla.report.comparison import labels, write_comparison_report
+from anyvla.report.comparison import make_labels, write_comparison_report
 from tests.fake_run import write_results
 from tests.report import chromium
 from tests.report.reading import Page, plain
@@ -19,7 +19,8 @@ PROTOCOL = {"horizon": 250, "episodes": 20, "settings": {"render": "fast", "came
 
 def episode(condition, task, seed, won, **given):
     values = {
-        "benchmark": "toy/line", "condition": condition, "task": task, "told": task, "instruction": f"go <{task}>",
+        "benchmark": "toy/line", "condition": condition, "task": task, "instructed": task,
+        "instruction": f"go <{task}>",
         "seed": seed, "outcome": "success" if won else "failure", "reached": task if won else None, "steps": 9,
         "latency_ms": 10.0, "checkpoint": "aaaa", "protocol": PROTOCOL, "policy": {"execute": 4},
     }  # fmt: skip
@@ -41,14 +42,14 @@ def evaluation(folder, rates, **given):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    a = evaluation(root / "small" / "eval", {"told": 8, "told+light=dim": 4}, versions={"torch": "2.13.0"})
-    b = evaluation(root / "large" / "eval", {"told": 15, "told+light=dim": 4, "empty": 1}, checkpoint="bbbb")
+    a = evaluation(root / "small" / "eval", {"original": 8, "original+light=dim": 4}, versions={"torch": "2.13.0"})
+    b = evaluation(root / "large" / "eval", {"original": 15, "original+light=dim": 4, "empty": 1}, checkpoint="bbbb")
     more = {**PROTOCOL, "episodes": 30}  # the number alone may differ
-    c = evaluation(root / "other" / "eval", {"told": 8, "told+light=dim": 6}, checkpoint="cccc", protocol=more)
+    c = evaluation(root / "other" / "eval", {"original": 8, "original+light=dim": 6}, checkpoint="cccc", protocol=more)
     # Of these, no pair exists: an error, and an episode that only one has.
-    append_result(a / "results.jsonl", episode("told", "left", 20, False, outcome="error"))
-    append_result(b / "results.jsonl", episode("told", "left", 20, True, checkpoint="bbbb"))
-    append_result(b / "results.jsonl", episode("told", "left", 21, True, checkpoint="bbbb"))
+    append_result(a / "results.jsonl", episode("original", "left", 20, False, outcome="error"))
+    append_result(b / "results.jsonl", episode("original", "left", 20, True, checkpoint="bbbb"))
+    append_result(b / "results.jsonl", episode("original", "left", 21, True, checkpoint="bbbb"))
     return a, b, c
 
 
@@ -61,7 +62,7 @@ def test_the_sentences_say_who_is_better_and_who_cannot_be_told_apart(page):
     head = plain(Page(page).text("head"))
     assert "large is better than small: 75 % against 40 %, a difference of +35 points (95 % interval +" in head
     assert "over 40 shared episodes" in head
-    assert "other and small cannot be told apart: 40 % against 40 %, a difference of 0 points" in head
+    assert "other and small do not differ significantly: 40 % against 40 %, a difference of 0 points" in head
 
 
 def test_every_number_is_of_the_episodes_that_all_have(page):
@@ -75,7 +76,7 @@ def test_every_number_is_of_the_episodes_that_all_have(page):
         "Policy Episodes Success 95 % interval 0 to 100 % ", ""
     )
     conditions = plain(read.text("conditions"))
-    assert "told+light=dim" in conditions
+    assert "original+light=dim" in conditions
     assert "other 12 /40 30 %" in conditions
     assert "empty" not in conditions  # only one has it
     assert "<left>" not in page.read_text()
@@ -89,10 +90,10 @@ def test_what_belongs_to_each_policy_stands_beside(page):
 
 
 def test_chains_are_compared_by_their_length(tmp_path):
-    chain = {"told": "chain", "length": 5, "extra": {"chain": list("abcde")}}
+    chain = {"instructed": "chain", "length": 5, "extra": {"chain": list("abcde")}}
     for name, done in (("a", 1), ("b", 3)):
         for seed in range(12):
-            one = episode("told", "chain", seed, False, completed=done, **chain)
+            one = episode("original", "chain", seed, False, completed=done, **chain)
             append_result(tmp_path / name / "results.jsonl", one)
     read = Page(write_comparison_report([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html"))
     assert "average length +2.00 (+2.00 to +2.00)" in plain(read.text("overall"))
@@ -101,39 +102,39 @@ def test_chains_are_compared_by_their_length(tmp_path):
 
 def test_what_cannot_be_compared_is_refused_and_no_page_is_left(folders, tmp_path):
     page = tmp_path / "page.html"
-    with pytest.raises(ConfigError, match="two evaluations at least"):
+    with pytest.raises(ConfigError, match="at least two evaluations"):
         write_comparison_report(folders[:1], page)
-    with pytest.raises(ConfigError, match="one is there twice"):
+    with pytest.raises(ConfigError, match="one occurs twice"):
         write_comparison_report([folders[0], folders[0]], page)
     with pytest.raises(ConfigError, match="too few episodes of empty in common"):
         write_comparison_report(folders, page, "empty")
-    other = evaluation(tmp_path / "native", {"told": 8}, protocol={**PROTOCOL, "horizon": 300})
+    other = evaluation(tmp_path / "native", {"original": 8}, protocol={**PROTOCOL, "horizon": 300})
     with pytest.raises(ConfigError, match="different protocols and cannot be compared: horizon: 250, 300"):
         write_comparison_report([folders[0], other], page)
     assert not page.exists()
 
 
 def test_names_are_the_shortest_that_tell_apart():
-    assert labels([Path("/r/small/eval"), Path("/r/large/eval")]) == ["small", "large"]
-    assert labels([Path("/a/run/eval"), Path("/b/run/eval")]) == ["a/run", "b/run"]
-    assert labels([Path("/r/run/eval"), Path("/r/run/eval-libero-goal")]) == ["run", "eval-libero-goal"]
-    assert labels([Path("/r/run/eval"), Path("/r/run")]) == ["eval", "run"]
+    assert make_labels([Path("/r/small/eval"), Path("/r/large/eval")]) == ["small", "large"]
+    assert make_labels([Path("/a/run/eval"), Path("/b/run/eval")]) == ["a/run", "b/run"]
+    assert make_labels([Path("/r/run/eval"), Path("/r/run/eval-libero-goal")]) == ["run", "eval-libero-goal"]
+    assert make_labels([Path("/r/run/eval"), Path("/r/run")]) == ["eval", "run"]
 
 
 def test_the_command_writes_it_too(folders, tmp_path, capsys):
     page = tmp_path / "page.html"
     runs = [str(f.parent) for f in folders[:2]]
-    assert command.main([*runs, "--condition", "told+light=dim", "--page", str(page), "--json"]) == 0
+    assert command.main([*runs, "--condition", "original+light=dim", "--page", str(page), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[runs[1]]["difference"]["value"] == 0
-    assert "cannot be told apart: 20 % against 20 %" in plain(Page(page).text("head"))
+    assert "do not differ significantly: 20 % against 20 %" in plain(Page(page).text("head"))
 
 
 def test_an_episode_told_other_words_is_refused(folders, tmp_path):
-    line = episode("told", "left", 0, True)
+    line = episode("original", "left", 0, True)
     for seed in range(10):
         told = dataclasses.replace(line, seed=seed, instruction="walk")
         append_result(tmp_path / "b" / "results.jsonl", told)
-    with pytest.raises(ConfigError, match="told different words, first in told-left-0"):
+    with pytest.raises(ConfigError, match="given different instructions, first in original-left-0"):
         write_comparison_report([folders[0], tmp_path / "b"], tmp_path / "page.html")
 
 

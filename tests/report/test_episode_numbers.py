@@ -12,7 +12,7 @@ import pytest
 
 from anyvla.data.episode import steady_timestamps
 from anyvla.report import episode as module
-from anyvla.report.episode import plot, write_episode_report
+from anyvla.report.episode import draw_plot, write_episode_report
 from tests.report.reading import Page
 from tests.small import embodiment, episode
 
@@ -93,9 +93,9 @@ def test_labels_are_the_names_of_dimensions_or_what_their_kind_says() -> None:
 
 def test_a_line_is_drawn_to_scale() -> None:
     """640 x 120 with 6 around: from x = 6 to 634 by time, from y = 114 at the lowest value to 6 at the highest."""
-    drawn = plot(np.array([[0.0, 10.0], [5.0, -10.0], [10.0, 0.0]]), np.array([0, 0.1, 0.4]), "two")
+    drawn = draw_plot(np.array([[0.0, 10.0], [5.0, -10.0], [10.0, 0.0]]), np.array([0, 0.1, 0.4]), "two")
     lines = re.findall(r'<path class="(c\d)" d="(.*?)"', drawn)
     assert lines == [("c0", "M6.0 60.0L163.0 33.0L634.0 6.0"), ("c1", "M6.0 6.0L163.0 114.0L634.0 60.0")]
     assert '<line class="zero" x1="0" x2="640" y1="60.0" y2="60.0"/>' in drawn
     assert "-10 to 10" in drawn
-    assert 'class="zero"' not in plot(np.array([[1.0], [2.0]]), steady_timestamps(2, 10), "above")
+    assert 'class="zero"' not in draw_plot(np.array([[1.0], [2.0]]), steady_timestamps(2, 10), "above")

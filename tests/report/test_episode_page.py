@@ -7,7 +7,7 @@ import pytest
 
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
-from anyvla.report.episode import plot, write_episode_report
+from anyvla.report.episode import draw_plot, write_episode_report
 from tests.report import chromium
 from tests.small import embodiment, episode
 
@@ -49,8 +49,8 @@ def test_the_cursor_follows_slider_and_video(browser, index):
 
 def test_a_plot_leaves_gaps_where_numbers_are_missing():
     rows = np.array([[0.0], [1.0], [np.nan], [0.5]])
-    picture = plot(rows, np.arange(4) / 10, "x")
+    picture = draw_plot(rows, np.arange(4) / 10, "x")
     assert picture.count("M") == 2
     assert "0 to 1" in picture
-    assert "always 3" in plot(np.full((4, 1), 3.0), np.arange(4) / 10, "x")
-    assert "&lt;b&gt;" in plot(rows, np.arange(4) / 10, "<b>")
+    assert "always 3" in draw_plot(np.full((4, 1), 3.0), np.arange(4) / 10, "x")
+    assert "&lt;b&gt;" in draw_plot(rows, np.arange(4) / 10, "<b>")

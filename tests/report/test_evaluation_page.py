@@ -30,7 +30,7 @@ def line(condition: str, task: str, seed: int, won: bool, **given: object) -> Ep
         "benchmark": "metaworld/mt50",
         "condition": condition,
         "task": task,
-        "told": told,
+        "instructed": told,
         "instruction": f"{told} <it> & stop",
         "seed": seed,
         "outcome": "success" if won else "failure",
@@ -51,14 +51,21 @@ def write(folder: Path, lines: Sequence[EpisodeResult]) -> Path:
 
 
 def every_condition() -> list[EpisodeResult]:
-    conditions = {"told": 9, "swapped": 1, "unrelated": 4, "empty": 5, "told+light=dim": 6, "swapped+light=dim": 2}
-    conditions |= {"told+delay=4": 7, "told+delay=8": 3}
+    conditions = {
+        "original": 9,
+        "swapped": 1,
+        "unrelated": 4,
+        "empty": 5,
+        "original+light=dim": 6,
+        "swapped+light=dim": 2,
+    }
+    conditions |= {"original+delay=4": 7, "original+delay=8": 3}
     lines = [line(c, task, seed, seed < won) for c, won in conditions.items() for task in TASKS for seed in range(10)]
     lines += [
-        line("told+push@20", task, seed, seed < 3, extra={"disturbed_at": 20}) for task in TASKS for seed in (0, 5)
+        line("original+push@20", task, seed, seed < 3, extra={"disturbed_at": 20}) for task in TASKS for seed in (0, 5)
     ]
-    lines.append(line("told", "push", 11, False, outcome="error", extra={"error": "the simulator hung"}))
-    lines.append(line("told", "push", 12, False, outcome="invalid_action"))
+    lines.append(line("original", "push", 11, False, outcome="error", extra={"error": "the simulator hung"}))
+    lines.append(line("original", "push", 12, False, outcome="invalid_action"))
     return lines
 
 
@@ -68,7 +75,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = every_condition()
     fake_run.write_results(folder / "results.jsonl", lines)
     (folder / "videos").mkdir()
-    fake_run.film(folder / "videos", [r for r in lines if r.condition in ("told", "swapped") and r.seed in (0, 9)])
+    fake_run.film(folder / "videos", [r for r in lines if r.condition in ("original", "swapped") and r.seed in (0, 9)])
     return write_evaluation_report(folder)
 
 
@@ -77,31 +84,38 @@ def test_the_numbers_are_those_of_the_summary(page: Path) -> None:
     head = plain(read.text("head"))
     assert "metaworld/mt50" in head
     assert "18 of 21 episodes" in head  # the error counts neither way, the invalid one is a failure
-    assert "simulator errors: 1 episodes, counted neither way" in head
+    assert "simulator errors: 1 episodes, excluded from the rates" in head
     assert "invalid actions (NaN or infinite): 1 episodes, counted as failures" in head
     assert "Use of language 90 %" in head
     tasks = plain(read.text("tasks"))
     assert "reach 9 /10 90 %" in tasks
     assert "push 9 /11 81.8 %" in tasks
     assert "easy mean over the group's tasks 90 %" in tasks
-    assert "Mean over groups each group worth the same 85.9 %" in tasks
+    assert "Mean over groups groups equally weighted 85.9 %" in tasks
 
 
 def test_each_kind_of_condition_has_its_table(page: Path) -> None:
     read = Page(page)
     language = plain(read.text("language"))
-    for words in ("told the task's own words", "swapped, obeyed the told goal", "unrelated", "empty no words"):
+    for words in (
+        "original the task's own instruction",
+        "swapped, obeyed the instructed goal",
+        "unrelated",
+        "empty an empty instruction",
+    ):
         assert words in language
     assert "light=dim" not in language
-    assert "told the task's own words; simulator errors: 1; invalid actions: 1 18 /21" in language
+    assert "original the task's own instruction; simulator errors: 1; invalid actions: 1 18 /21" in language
     scene = plain(read.text("generalization"))
     assert scene.index("light Level") < scene.index("as in training") < scene.index("dim 12 /20 60 %")
     assert "push" not in scene
     assert "swapped+light=dim" in plain(read.text("combined"))
-    assert "told+push@20: disturbed of 4 episodes; 20 actions to success, median 2 /4" in plain(read.text("correction"))
+    assert "original+push@20: disturbed of 4 episodes; 20 actions to success, median 2 /4" in plain(
+        read.text("correction")
+    )
     latency = plain(read.text("latency"))
     assert latency.index("0 actions 0 ms") < latency.index("4 actions 100 ms") < latency.index("8 actions 200 ms")
-    assert latency.count("a chunk of 8 actions is over before it is known: the robot holds still 6 /20") == 1
+    assert latency.count("a chunk of 8 actions ends before it arrives: the robot holds still 6 /20") == 1
     assert read.html.count('class="dot"') == 3  # and a curve of them
     assert "chains" not in read.sections
 
@@ -120,7 +134,7 @@ def test_protocol_errors_and_published_numbers(page: Path) -> None:
 
 def test_chains(tmp_path: Path) -> None:
     lines = [
-        line("told", "chain", seed, done == 3, benchmark="calvin/ABC-D", completed=done, length=3, reached=None,
+        line("original", "chain", seed, done == 3, benchmark="calvin/ABC-D", completed=done, length=3, reached=None,
              extra={"chain": ["a", "b", "c"]})
         for seed, done in enumerate([0, 1, 2, 3])
     ]  # fmt: skip
@@ -132,7 +146,7 @@ def test_chains(tmp_path: Path) -> None:
 
 
 def test_only_what_was_played_has_a_section(tmp_path: Path) -> None:
-    read = Page(write(tmp_path, [line("told", "reach", seed, True) for seed in range(3)]))
+    read = Page(write(tmp_path, [line("original", "reach", seed, True) for seed in range(3)]))
     assert set(read.sections) == {"head", "tasks", "published", "protocol"}
 
 
@@ -153,9 +167,13 @@ def test_the_terminal_has_the_same_numbers() -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(table(summarize(every_condition())))
     rows = [" ".join(row.split()) for row in console.export_text().splitlines()]
-    for row in ("told reach 90.0% 59.6% to 98.2% 10", "told simulator errors 1", "told+light=dim all 60.0%"):
+    for row in (
+        "original reach 90.0% 59.6% to 98.2% 10",
+        "original simulator errors 1",
+        "original+light=dim all 60.0%",
+    ):
         assert any(found.startswith(row) for found in rows), row
-    assert any(found.startswith("told+push@20 after the disturbance 50.0%") for found in rows)
+    assert any(found.startswith("original+push@20 after the disturbance 50.0%") for found in rows)
 
 
 @pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
@@ -174,7 +192,7 @@ def test_it_loads_quietly_and_fits(browser, page: Path, width: int, dark: bool) 
 def test_long_names_of_tasks_fit(browser, tmp_path: Path, width: int) -> None:
     """LIBERO's have no place where a line could break."""
     long = "put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket"
-    lines = [line("told", long, seed, seed == 0) for seed in range(3)]
+    lines = [line("original", long, seed, seed == 0) for seed in range(3)]
     (tmp_path / "videos").mkdir()
     fake_run.film(tmp_path / "videos", lines)
     browser.open(write(tmp_path, lines), width, mobile=width < 500)
@@ -184,7 +202,7 @@ def test_long_names_of_tasks_fit(browser, tmp_path: Path, width: int) -> None:
 
 
 def test_where_lines_do_not_agree_every_value_is_told(tmp_path: Path) -> None:
-    lines = [line("told", "reach", 0, True), line("told", "reach", 1, True, versions={"torch": "2.14.0"})]
+    lines = [line("original", "reach", 0, True), line("original", "reach", 1, True, versions={"torch": "2.14.0"})]
     assert "torch 2.13.0; 2.14.0" in Page(write(tmp_path, lines)).text("protocol")
 
 
@@ -197,6 +215,6 @@ def test_a_published_number_says_what_it_measures_and_what_was_not_checked(page:
 
 @pytest.mark.parametrize(("tasks", "told"), [(2, False), (50, True)])
 def test_beside_published_numbers_a_part_of_a_suite_is_called_one(tmp_path: Path, tasks: int, told: bool) -> None:
-    lines = [line("told", task, 0, True, protocol={**PROTOCOL, "tasks": tasks}) for task in TASKS]
+    lines = [line("original", task, 0, True, protocol={**PROTOCOL, "tasks": tasks}) for task in TASKS]
     published = plain(Page(write(tmp_path, lines)).text("published"))
     assert (f"2 of its {tasks} tasks were played" in published) == told

@@ -19,7 +19,7 @@ from anyvla.evaluation.rollout import Rollout
 from anyvla.evaluation.tracks import write_track
 from anyvla.interrupted import Interrupted
 from anyvla.report import filming
-from anyvla.report.filming import choose, film
+from anyvla.report.filming import choose_episodes, film
 from tests.evaluation.toy_opened import opened
 
 OPPOSITE = {"left": "right", "right": "left"}
@@ -27,9 +27,9 @@ STEPS = 7
 
 
 def episode(condition, task, seed, reached):
-    told = task if condition == "told" else OPPOSITE[task]
+    told = task if condition == "original" else OPPOSITE[task]
     return EpisodeResult(
-        benchmark="toy/line", condition=condition, task=task, told=told, instruction=f"go {told}", seed=seed,
+        benchmark="toy/line", condition=condition, task=task, instructed=told, instruction=f"go {told}", seed=seed,
         outcome="success" if reached == task else "failure", reached=reached, steps=7,
         latency_ms=1.0, checkpoint="c0ffee",
     )  # fmt: skip
@@ -41,45 +41,50 @@ def keys(results):
 
 def test_the_choice_prefers_successes_whose_twin_obeyed():
     results = [
-        episode("told", "left", 0, "left"),
-        episode("told", "left", 1, "left"),
-        episode("told", "right", 0, "right"),
-        episode("told", "up", 0, "up"),
+        episode("original", "left", 0, "left"),
+        episode("original", "left", 1, "left"),
+        episode("original", "right", 0, "right"),
+        episode("original", "up", 0, "up"),
         episode("swapped", "left", 0, "left"),  # did not listen
         episode("swapped", "left", 1, "right"),
         episode("swapped", "right", 0, None),
     ]
-    chosen = keys(choose(results, failures=6))
-    assert chosen[:4] == [("told", "left", 1), ("swapped", "left", 1), ("told", "right", 0), ("told", "up", 0)]
+    chosen = keys(choose_episodes(results, failures=6))
+    assert chosen[:4] == [
+        ("original", "left", 1),
+        ("swapped", "left", 1),
+        ("original", "right", 0),
+        ("original", "up", 0),
+    ]
     assert chosen[4:] == [("swapped", "left", 0), ("swapped", "right", 0)]  # what missed the told goal
-    assert keys(choose(results, failures=1)) == chosen[:5]
-    assert keys(choose(results, failures=0)) == chosen[:4]
+    assert keys(choose_episodes(results, failures=1)) == chosen[:5]
+    assert keys(choose_episodes(results, failures=0)) == chosen[:4]
 
 
 def test_one_pair_per_scene_is_filmed():
-    told = [episode("told", task, 0, task) for task in ("left", "right")]
+    told = [episode("original", task, 0, task) for task in ("left", "right")]
     swapped = [episode("swapped", task, 0, OPPOSITE[task]) for task in ("left", "right")]
-    chosen = keys(choose(told + swapped, failures=6))
-    assert chosen == [("told", "left", 0), ("swapped", "left", 0), ("told", "right", 0)]
+    chosen = keys(choose_episodes(told + swapped, failures=6))
+    assert chosen == [("original", "left", 0), ("swapped", "left", 0), ("original", "right", 0)]
 
 
 def test_of_other_conditions_one_episode_is_filmed_and_of_unrelated_words_none():
     def other(condition, seed, outcome, reached=None):
-        return replace(episode("told", "left", seed, reached), condition=condition, outcome=outcome)
+        return replace(episode("original", "left", seed, reached), condition=condition, outcome=outcome)
 
     results = [
-        episode("told", "left", 0, "left"),
+        episode("original", "left", 0, "left"),
         other("unrelated", 0, "failure"),
         other("empty", 0, "error"),
         other("empty", 1, "failure"),
         other("empty", 2, "success", "left"),
-        other("told+light=dim", 0, "success", "left"),
-        other("told+light=dim", 1, "invalid_action"),
-        other("told+light=dim", 2, "failure"),
+        other("original+light=dim", 0, "success", "left"),
+        other("original+light=dim", 1, "invalid_action"),
+        other("original+light=dim", 2, "failure"),
     ]
-    chosen = keys(choose(results, failures=9))
-    assert chosen[:3] == [("told", "left", 0), ("empty", "left", 1), ("told+light=dim", "left", 0)]
-    assert chosen[3:] == [("told+light=dim", "left", 2)]
+    chosen = keys(choose_episodes(results, failures=9))
+    assert chosen[:3] == [("original", "left", 0), ("empty", "left", 1), ("original+light=dim", "left", 0)]
+    assert chosen[3:] == [("original+light=dim", "left", 2)]
 
 
 class Here:
@@ -107,11 +112,11 @@ def here(monkeypatch):
     monkeypatch.setattr(filming, "WorkerPool", Here)
 
 
-def recorded(folder, result, action, said=None, stages=1, steps=STEPS):
+def recorded(folder, result, action, instructions=None, stages=1, steps=STEPS):
     """Write the track of an episode of equal actions, in chunks of eight."""
     plan = [Subtask(task, task, None) for task in result.extra.get("chain", [result.task])]
     rollout = Rollout(EpisodePlan(parse(result.condition), result.task, result.seed, tuple(plan)))
-    rollout.said = said or [(0, result.instruction)]
+    rollout.instructions = instructions or [(0, result.instruction)]
     rollout.actions.append(np.tile(np.array(action, np.float32), (8, 1)))
     write_track(folder, rollout, steps)
     return rollout
@@ -120,7 +125,7 @@ def recorded(folder, result, action, said=None, stages=1, steps=STEPS):
 @pytest.fixture
 def played(tmp_path):
     """Two episodes of the toy with their actions on disk, as the runner leaves them."""
-    results = [episode("told", "right", 0, "right"), episode("swapped", "right", 0, "left")]
+    results = [episode("original", "right", 0, "right"), episode("swapped", "right", 0, "left")]
     for result, sign in zip(results, (1, -1), strict=True):
         recorded(tmp_path, result, [sign, 0, 0, 0])
     return tmp_path, results
@@ -141,11 +146,11 @@ def test_episodes_are_played_again_and_filmed(played, caplog):
     assert "did not end as recorded" not in caplog.text
     entries = json.loads(index.read_text())
     assert entries == [
-        {"file": f"{c}-right-0.mp4", "task": "right", "told": told, "condition": c, "instruction": f"go {told}",
-         "success": c == "told", "reached": told, "seed": 0, "steps": STEPS}
-        for c, told in (("told", "right"), ("swapped", "left"))
+        {"file": f"{c}-right-0.mp4", "task": "right", "instructed": told, "condition": c, "instruction": f"go {told}",
+         "success": c == "original", "reached": told, "seed": 0, "steps": STEPS}
+        for c, told in (("original", "right"), ("swapped", "left"))
     ]  # fmt: skip
-    for name in ("told-right-0.mp4", "swapped-right-0.mp4"):
+    for name in ("original-right-0.mp4", "swapped-right-0.mp4"):
         frames, rate = frames_of(index.parent / name)
         assert rate == 10  # the robot's
         assert len(frames) == STEPS + 1 + 14  # seven steps, then the end, held for 0.7 s of 20 frames
@@ -163,7 +168,7 @@ def test_a_film_that_ends_otherwise_is_reported(played, caplog):
     folder, results = played
     with caplog.at_level(logging.WARNING):
         film([replace(results[0], reached="left"), results[1]], opened(), folder)
-    assert "told-right-0.mp4 did not end as recorded" in caplog.text
+    assert "original-right-0.mp4 did not end as recorded" in caplog.text
     assert "swapped-right-0.mp4" not in caplog.text
 
 
@@ -180,14 +185,14 @@ def test_stopping_keeps_what_is_filmed(played):
 
 @pytest.mark.usefixtures("here")
 def test_the_chunks_are_drawn_under_the_picture(tmp_path):
-    result = episode("told", "right", 0, "right")
+    result = episode("original", "right", 0, "right")
     rollout = recorded(tmp_path, result, [1, 0, 0, 0])
     for mark in (0, 4):  # a new chunk after four of six actions
-        rollout.marks.append(mark)
+        rollout.predicted_at.append(mark)
         rollout.chunks.append(np.linspace(-1, 1, 24, dtype=np.float32).reshape(6, 4))
     write_track(tmp_path, rollout, STEPS)
     index = film([result], opened(), tmp_path)
-    frames, _ = frames_of(index.parent / "told-right-0.mp4")
+    frames, _ = frames_of(index.parent / "original-right-0.mp4")
     plots = [f[-48:].astype(int) for f in frames[:7]]
     bright = [(np.abs(p - [110, 163, 255]).sum(-1) < 120).sum() for p in plots]  # the first dimension's color
     assert bright[0] > bright[3] > 0  # what was executed fades
@@ -258,12 +263,12 @@ def of(result, actions, **fields):
     plan = [Subtask(task, task, None) for task in result.extra.get("chain", [result.task])]
     rollout = Rollout(EpisodePlan(parse(result.condition), result.task, result.seed, tuple(plan)), **fields)
     rollout.actions.append(np.array([[a, 0] for a in actions], np.float32))
-    rollout.said = rollout.said or [(0, result.instruction)]
+    rollout.instructions = rollout.instructions or [(0, result.instruction)]
     return rollout
 
 
 def test_the_film_is_of_the_episodes_start_and_actions_at_the_robots_rate(watch):
-    result = replace(episode("told", "left", 41, "up"), condition="told+camera=far+light=dim")
+    result = replace(episode("original", "left", 41, "up"), condition="original+camera=far+light=dim")
     calls, shown, (_, frames, fps), ended = watch(result, of(result, range(1, 9)), 6)
     assert calls == [
         ("reset", "left", 41, {"light": "dim", "camera": "far"}),
@@ -273,12 +278,12 @@ def test_the_film_is_of_the_episodes_start_and_actions_at_the_robots_rate(watch)
     assert (fps, ended) == (10, True)
     assert [(s["step"], s["at"], s["success"]) for s in shown] == [*((n, n, None) for n in range(6)), (6, 6, False)]
     assert {(s["size"], s["task"], s["text"]) for s in shown} == {
-        ((240, 240, 3), "left, told+camera=far+light=dim", "go left")
+        ((240, 240, 3), "left, original+camera=far+light=dim", "go left")
     }
 
 
 def test_a_fast_robot_is_filmed_at_about_twenty_frames_a_second(watch):
-    result = episode("told", "left", 0, "up")
+    result = episode("original", "left", 0, "up")
     _, _, (_, frames, fps), _ = watch(result, of(result, range(8)), 7, hz=60)
     assert frames == [0, 3, 6, *[7] * 15]
     assert fps == 20
@@ -287,7 +292,7 @@ def test_a_fast_robot_is_filmed_at_about_twenty_frames_a_second(watch):
 
 
 def test_the_disturbance_happens_again_when_it_did(watch):
-    result = replace(episode("told", "left", 9, None), condition="told+push@2", extra={"disturbed_at": 4})
+    result = replace(episode("original", "left", 9, None), condition="original+push@2", extra={"disturbed_at": 4})
     calls, *_ = watch(result, of(result, range(8)), 7)
     assert [call for call in calls if call[0] == "disturb"] == [("disturb", "push", 9, 4)]
     result = replace(result, extra={})  # there was nothing to disturb
@@ -296,10 +301,12 @@ def test_the_disturbance_happens_again_when_it_did(watch):
 
 
 def test_each_task_of_a_chain_begins_where_it_did_and_is_named(watch):
-    result = replace(episode("told", "chain", 3, "up"), told="chain", extra={"chain": ["left", "up", "right"]})
+    result = replace(
+        episode("original", "chain", 3, "up"), instructed="chain", extra={"chain": ["left", "up", "right"]}
+    )
     before = [np.zeros((2, 2), np.float32), np.zeros((1, 2), np.float32)]
     said = [(0, "go left"), (2, "rise"), (3, "go right")]
-    calls, shown, *_ = watch(result, of(result, range(4), before=before, said=said), 3)
+    calls, shown, *_ = watch(result, of(result, range(4), finished=before, instructions=said), 3)
     assert [call for call in calls if call[0] in ("reset", "begin")] == [
         ("reset", "left", 3, {}), ("begin", "up", 2), ("begin", "right", 3)
     ]  # fmt: skip
@@ -311,11 +318,11 @@ def test_each_task_of_a_chain_begins_where_it_did_and_is_named(watch):
 
 @pytest.mark.parametrize(("delay", "expected"), [(0, "AAABBB"), (2, "..AAAB")])
 def test_the_chunk_that_is_shown_is_the_one_that_is_executed(watch, delay, expected):
-    result = episode("told", "left", 0, None)
+    result = episode("original", "left", 0, None)
     if delay:
-        result = replace(result, condition=f"told+delay={delay}")
+        result = replace(result, condition=f"original+delay={delay}")
     chunks = [np.array([[v, -v]] * 4, np.float32) for v in (1, 3)]
-    _, shown, *_ = watch(result, of(result, range(6), chunks=chunks, marks=[0, 3]), 5)
+    _, shown, *_ = watch(result, of(result, range(6), chunks=chunks, predicted_at=[0, 3]), 5)
     names = {(1.0,) * 4: "A", (3.0,) * 4: "B"}
     assert "".join("." if s["chunk"] is None else names[tuple(s["chunk"])] for s in shown) == expected
     if not delay:
@@ -326,7 +333,8 @@ def test_the_chunk_that_is_shown_is_the_one_that_is_executed(watch, delay, expec
 def test_an_episode_that_did_as_it_was_told_ends_with_a_tick(watch):
     """Told another task than its own, that is another thing than success."""
     for condition, reached, done in (
-        ("told", "left", True), ("told", "right", False), ("swapped", "right", True), ("swapped", "left", False),
+        ("original", "left", True), ("original", "right", False),
+        ("swapped", "right", True), ("swapped", "left", False),
     ):  # fmt: skip
         result = episode(condition, "left", 0, reached)
         _, shown, *_ = watch(result, of(result, range(3)), 2)

@@ -126,7 +126,7 @@ def test_it_is_the_chunk_that_the_robot_executes(delay):
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"chunk": CHUNKS[0]}, r"between limits \(2, A\), got \(8, 2\) and None"),
+        ({"chunk": CHUNKS[0]}, r"needs limits \(2, A\), got \(8, 2\) and None"),
         ({"chunk": CHUNKS[0, :, :1], "limits": LIMITS}, r"got \(8, 1\)"),
         ({"limits": CHUNKS[0]}, r"must be \(2, A\)"),
         ({"limits": LIMITS, "executed": -1}, "0 or more"),

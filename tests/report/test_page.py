@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from anyvla.evaluation.statistics import summarize
-from anyvla.report.plots import percent, span
+from anyvla.report.plots import format_interval, format_percent
 from anyvla.report.run_report import verdict, write_report
 from tests.fake_run import OPPOSITE, WORDS, make_run, results
 from tests.report.reading import Page, plain
@@ -46,22 +46,29 @@ def test_the_page_needs_nothing_from_outside(run):
 def test_numbers_shown_are_those_of_the_summary(run):
     page = Page(write_report(run))
     summary = summarize(results())
-    head, tasks, listening = plain(page.text("head")), plain(page.text("tasks")), plain(page.text("listening"))
-    assert "did it in 119 of 120 unseen episodes (99.2 %), and it listens" in head
-    assert "went for the first goal in 0 of 80" in head
-    for rates in (summary.told, summary.swapped, summary.unrelated):
-        assert plain(percent(rates.overall.value)) in head
-        assert f"95 % interval {plain(span(rates.overall))}" in head
-    for task, interval in summary.told.tasks.items():
-        assert f"{interval.successes} /20 {plain(percent(interval.value))} {plain(span(interval))}" in tasks
+    head, tasks, listening = plain(page.text("head")), plain(page.text("tasks")), plain(page.text("language"))
+    assert "followed its instruction in 119 of 120 unseen episodes (99.2 %), and it uses the instruction" in head
+    assert "reached the original goal in 0 of 80" in head
+    for rates in (summary.original, summary.swapped, summary.unrelated):
+        assert plain(format_percent(rates.overall.value)) in head
+        assert f"95 % interval {plain(format_interval(rates.overall))}" in head
+    for task, interval in summary.original.tasks.items():
+        assert (
+            f"{interval.successes} /20 {plain(format_percent(interval.value))} {plain(format_interval(interval))}"
+            in tasks
+        )
         assert f"“{WORDS[task]}”" in tasks or WORDS[task] in tasks
     for task, opposite in OPPOSITE.items():
         assert f"{task} opposite: {opposite}" in listening
     labels = [plain(a["aria-label"]) for a in page.all("svg")]
     assert "door-open: 19 of 20, 95 %, interval 76.4\N{EN DASH}99.1 %" in labels
-    assert "all, told the opposite, first goal: 0 of 80, 0 %, interval 0\N{EN DASH}4.6 %" in labels
-    assert "drawer-open, told the opposite, told goal: 20 of 20, 100 %, interval 83.9\N{EN DASH}100 %" in labels
-    assert "80 start states that were played under both instructions of a pair, 80 led to the told goal" in listening
+    assert "all, opposite instruction, original goal: 0 of 80, 0 %, interval 0\N{EN DASH}4.6 %" in labels
+    assert (
+        "drawer-open, opposite instruction, instructed goal: 20 of 20, 100 %, interval 83.9\N{EN DASH}100 %" in labels
+    )
+    assert (
+        "80 start states that were played under both instructions of a pair, 80 led to the instructed goal" in listening
+    )
 
 
 def test_how_it_was_made_is_told(run):
@@ -81,9 +88,9 @@ def test_commands_survive_a_folder_with_a_space(original, tmp_path):
 
 def test_pairs_share_a_start_and_differ_in_words(run):
     page = Page(write_report(run))
-    assert "Same start, opposite words" in page.text("pair")
+    assert "Same start, opposite instructions" in page.text("pair")
     films = [a["src"].partition("#")[0] for a in page.all("video")]
-    assert films[:2] == ["videos/told-drawer-open-0.mp4", "videos/swapped-drawer-open-0.mp4"]
+    assert films[:2] == ["videos/original-drawer-open-0.mp4", "videos/swapped-drawer-open-0.mp4"]
     moving = [a for a in page.all("video") if "autoplay" in a]
     assert len(moving) == 2
     for attributes in page.all("video"):
@@ -93,10 +100,16 @@ def test_pairs_share_a_start_and_differ_in_words(run):
 
 def test_failures_are_shown_or_their_absence_is_told(original, tmp_path):
     shown = Page(write_report(original)).text("videos")
-    assert "Of the episodes told the task or its opposite, 1 did not reach the told goal; all shown." in shown
+    assert (
+        "Of the episodes with the original or the opposite instruction, 1 did not reach the instructed goal; all shown."
+        in shown
+    )
     assert "reached no goal" in shown
     spotless = Page(write_report(make_run(tmp_path / "spotless", failing=False))).text("videos")
-    assert "There was none: every episode told the task or its opposite reached the told goal." in spotless
+    assert (
+        "There was none: every episode with the original or the opposite instruction reached the instructed goal."
+        in spotless
+    )
 
 
 def test_text_from_files_cannot_become_markup(run):
@@ -109,12 +122,12 @@ def test_text_from_files_cannot_become_markup(run):
 MISSING = {
     "checkpoint": ("made", "There is no checkpoint yet", "anyvla train RECIPE --out {run}"),
     "train": ("training", "There is no training log", "anyvla train {run}/checkpoint/config.yaml --out {run}"),
-    "eval": ("tasks", "no episodes in which the policy was told its task", "anyvla eval {run}"),
-    "eval/videos": ("videos", "No episode was filmed", "anyvla eval {run}"),
+    "eval": ("tasks", "no episodes with the original instruction", "anyvla eval {run}"),
+    "eval/videos": ("videos", "There are no videos", "anyvla eval {run}"),
     "dataset": ("made", "There are no demonstrations", "anyvla data collect {run}/checkpoint/config.yaml --out {run}"),
     "stages.jsonl": (
         "made",
-        "Nobody timed the stages",
+        "The stages have no recorded times",
         "anyvla quickstart --recipe {run}/checkpoint/config.yaml --out {run}",
     ),
 }
@@ -141,15 +154,15 @@ def test_one_part_alone_is_enough(original, tmp_path, part):
 
 
 def test_only_told_episodes(run):
-    told = [r for r in results() if r.condition == "told"]
+    told = [r for r in results() if r.condition == "original"]
     (run / "eval/results.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in told))
     page = Page(write_report(run))
-    assert "whether it listens to the words was not tried" in page.text("head")
-    assert "No episode was played with other words" in page.text("listening")
+    assert "whether it uses the instruction was not tested" in page.text("head")
+    assert "No episode was played with another instruction" in page.text("language")
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"holds nothing of a run .* anyvla report outputs/quickstart"):
+    with pytest.raises(ValueError, match=r"has no part of a run .* anyvla report outputs/quickstart"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=r"there is no run folder .*; make one with: anyvla quickstart"):
@@ -181,7 +194,7 @@ def test_a_video_outside_of_its_folder_is_refused(run):
     entries = json.loads(index.read_text())
     entries[0]["file"] = "../../../secret.mp4"
     index.write_text(json.dumps(entries))
-    with pytest.raises(ValueError, match="lies outside of"):
+    with pytest.raises(ValueError, match="is outside of"):
         write_report(run)
 
 
@@ -197,10 +210,10 @@ def test_a_training_log_that_was_resumed_counts_each_step_once(run):
 
 def test_a_page_written_again_drops_what_is_gone(run):
     index = write_report(run)
-    gone = run / "eval/videos/told-door-open-3.mp4"
+    gone = run / "eval/videos/original-door-open-3.mp4"
     (run / "report/notes.txt").write_text("mine")
     gone.unlink()
-    assert "1 of the recorded videos has been deleted since" in Page(write_report(run)).text("videos")
+    assert "1 of the recorded videos has been deleted" in Page(write_report(run)).text("videos")
     assert not (index.parent / "videos" / gone.name).exists()
     assert (run / "report/notes.txt").read_text() == "mine"
     assert not [p for p in index.parent.rglob("*") if "partial" in p.name]
@@ -220,9 +233,9 @@ def outcome(won):
     return "success" if won else "failure"
 
 
-def told_and_swapped(told, first, obeyed, n=20):
+def original_and_swapped(told, first, obeyed, n=20):
     """Results of one task: how many of n told episodes succeed, how many swapped ones reach first and told goal."""
-    base = replace(results()[0], task="drawer-open", told="drawer-open", condition="told")
+    base = replace(results()[0], task="drawer-open", instructed="drawer-open", condition="original")
     goals = ["drawer-open"] * first + ["drawer-close"] * obeyed + [None] * (n - first - obeyed)
     lines = [
         replace(base, seed=i, outcome=outcome(i < told), reached="drawer-open" if i < told else None) for i in range(n)
@@ -231,7 +244,7 @@ def told_and_swapped(told, first, obeyed, n=20):
         replace(
             base,
             condition="swapped",
-            told="drawer-close",
+            instructed="drawer-close",
             seed=i,
             outcome=outcome(g == "drawer-open"),
             reached=g,
@@ -243,19 +256,19 @@ def told_and_swapped(told, first, obeyed, n=20):
 @pytest.mark.parametrize(
     ("counts", "tone", "words"),
     [
-        ((20, 0, 20), "good", "and it listens"),
-        ((20, 20, 0), "bad", "but it does not listen"),
-        ((20, 9, 11), "open", "whether it listens stays open"),
-        ((0, 0, 0), "open", "did it in 0 of 20 unseen episodes"),
-        ((4, 0, 12), "open", "and it listens"),  # it listens, but that alone is no success
+        ((20, 0, 20), "good", "and it uses the instruction"),
+        ((20, 20, 0), "bad", "but it ignores the instruction"),
+        ((20, 9, 11), "open", "whether it uses the instruction remains open"),
+        ((0, 0, 0), "open", "followed its instruction in 0 of 20 unseen episodes"),
+        ((4, 0, 12), "open", "and it uses the instruction"),  # it listens, but that alone is no success
     ],
 )
 def test_the_verdict_follows_the_counts(counts, tone, words):
-    said = verdict(summarize(told_and_swapped(*counts)))
+    said = verdict(summarize(original_and_swapped(*counts)))
     assert said.tone == tone
     assert words in said.text
     assert f"{counts[0]} of 20" in said.text
-    assert f"first goal in {counts[1]} of 20" in said.text
+    assert f"original goal in {counts[1]} of 20" in said.text
 
 
 def test_without_results_there_is_no_verdict():
@@ -308,8 +321,8 @@ def test_a_run_without_a_simulator_has_no_dead_end(run):
     page = alone(run)
     assert page.open == []
     assert "has not been evaluated: its recipe names no simulator" in page.text("head")
-    assert not {"tasks", "listening", "videos"} & set(page.sections)
-    text = page.text("alone")
+    assert not {"tasks", "language", "videos"} & set(page.sections)
+    text = page.text("usage")
     assert f"anyvla serve {run}" in text
     assert 'images={"front": ..., "a \\"b\\"": ...}' in text
     assert "# proprio: float32 (2,), in the units of the data: pan.pos, grip.pos" in text
@@ -326,7 +339,7 @@ def test_a_run_without_a_simulator_has_no_dead_end(run):
 
 def test_a_run_on_data_of_ones_own_with_a_simulator_is_evaluated_there(run):
     page = alone(run, benchmark="libero/goal")
-    assert "alone" not in page.sections
+    assert "usage" not in page.sections
     assert f"anyvla eval {run}" in page.text("tasks")
     assert "anyvla data collect" not in page.text("made")
 
@@ -334,10 +347,10 @@ def test_a_run_on_data_of_ones_own_with_a_simulator_is_evaluated_there(run):
 @pytest.mark.parametrize("data", [{}, None, {"sources": []}, {"preset": "bridge", "root": "oxe"}])
 def test_a_run_without_a_simulator_and_with_little_else(run, data):
     page = alone(run, data=data)
-    assert "alone" in page.sections
+    assert "usage" in page.sections
     assert not {"anyvla data view", "anyvla data info", "anyvla data collect"} & set(commands(page))
     (run / "checkpoint/embodiments.json").unlink()
-    assert "camera" in Page(write_report(run)).text("alone")
+    assert "camera" in Page(write_report(run)).text("usage")
     (run / "checkpoint/embodiments.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a list of embodiments"):
         write_report(run)
@@ -349,6 +362,6 @@ def test_a_run_without_a_simulator_that_is_not_finished(run):
     (run / "checkpoint").rename(step)
     page = Page(write_report(run))
     assert "not trained to the end" in page.text("head")
-    assert f"Go on with anyvla train {step}/config.yaml --out {run}" in page.text("alone")
-    assert f"anyvla serve {step}" in page.text("alone")
-    assert f'VLA.load("{step}")' in page.text("alone")
+    assert f"Resume with anyvla train {step}/config.yaml --out {run}" in page.text("usage")
+    assert f"anyvla serve {step}" in page.text("usage")
+    assert f'VLA.load("{step}")' in page.text("usage")

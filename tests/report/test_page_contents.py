@@ -11,11 +11,11 @@ import pytest
 
 from anyvla.evaluation.statistics import summarize
 from anyvla.report.run_folder import Clip, RunFolder, read_run_folder
-from anyvla.report.run_report import _both_ways, _context, _pairs, _versions, verdict, write_report
+from anyvla.report.run_report import _context, _paired_starts, _pairs, _versions, verdict, write_report
 from anyvla.report.template import environment
 from tests.fake_run import make_run
 from tests.report.reading import Page
-from tests.report.test_page import told_and_swapped
+from tests.report.test_page import original_and_swapped
 
 
 def run_of(results=(), clips=(), log=()) -> RunFolder:
@@ -32,52 +32,52 @@ def clip(condition, task, told, seed, reached, name="") -> Clip:
     ("counts", "tone", "words"),
     [
         # Of 20: 6 are 14.5 to 51.9 %, 12 are 38.7 to 78.1 %, 13 are 43.3 to 81.9 %; 2 are 2.8 to 30.1 %.
-        ((20, 6, 12), "open", "whether it listens stays open"),
-        ((20, 12, 6), "open", "whether it listens stays open"),
-        ((20, 2, 13), "good", "and it listens"),
-        ((20, 13, 2), "bad", "but it does not listen"),
-        ((14, 2, 13), "open", "and it listens"),  # 14 of 20 are 48.1 to 85.5 %: perhaps no more than half
-        ((15, 2, 13), "good", "and it listens"),  # 15 are 53.1 to 88.8 %
+        ((20, 6, 12), "open", "whether it uses the instruction remains open"),
+        ((20, 12, 6), "open", "whether it uses the instruction remains open"),
+        ((20, 2, 13), "good", "and it uses the instruction"),
+        ((20, 13, 2), "bad", "but it ignores the instruction"),
+        ((14, 2, 13), "open", "and it uses the instruction"),  # 14 of 20 are 48.1 to 85.5 %: perhaps no more than half
+        ((15, 2, 13), "good", "and it uses the instruction"),  # 15 are 53.1 to 88.8 %
     ],
 )
 def test_a_verdict_asks_for_intervals_that_are_apart(counts, tone, words):
-    said = verdict(summarize(told_and_swapped(*counts)))
+    said = verdict(summarize(original_and_swapped(*counts)))
     assert said.tone == tone
     assert words in said.text
 
 
 def test_a_start_state_is_told_apart_if_both_instructions_led_to_their_goals():
-    lines = told_and_swapped(told=3, first=0, obeyed=2, n=4)  # told seeds 0 to 2; swapped seeds 0 and 1
-    other = [replace(r, task="door-open", told="door-open", reached="door-open", seed=r.seed) for r in lines[:4]]
-    found = _both_ways(run_of([*lines, *other]))
-    assert (found.starts, found.told_apart) == (4, 2)
-    assert _both_ways(run_of(lines[:4])) is None
+    lines = original_and_swapped(told=3, first=0, obeyed=2, n=4)  # told seeds 0 to 2; swapped seeds 0 and 1
+    other = [replace(r, task="door-open", instructed="door-open", reached="door-open", seed=r.seed) for r in lines[:4]]
+    found = _paired_starts(run_of([*lines, *other]))
+    assert (found.starts, found.both_followed) == (4, 2)
+    assert _paired_starts(run_of(lines[:4])) is None
 
 
 def test_films_of_one_start_state_and_opposite_words_are_a_pair():
-    both = ("told", "a", "a", 1, "a"), ("swapped", "a", "b", 1, "b")
-    missed = ("told", "b", "b", 2, None), ("swapped", "b", "a", 2, "b")
-    films = [clip(*given) for given in (*missed, ("told", "a", "a", 7, "a"), ("swapped", "a", "b", 3, "b"), *both)]
-    films.append(clip("told", "c", "c", 1, "c"))  # of another scene
+    both = ("original", "a", "a", 1, "a"), ("swapped", "a", "b", 1, "b")
+    missed = ("original", "b", "b", 2, None), ("swapped", "b", "a", 2, "b")
+    films = [clip(*given) for given in (*missed, ("original", "a", "a", 7, "a"), ("swapped", "a", "b", 3, "b"), *both)]
+    films.append(clip("original", "c", "c", 1, "c"))  # of another scene
     films.append(clip("unrelated", "a", "c", 1, "a"))
     found = [[(c.condition, c.task, c.seed) for c in pair] for pair in _pairs(films)]
     assert found == [
-        [("told", "a", 1), ("swapped", "a", 1)],
-        [("told", "b", 2), ("swapped", "b", 2)],
+        [("original", "a", 1), ("swapped", "a", 1)],
+        [("original", "b", 2), ("swapped", "b", 2)],
     ]
 
 
 def test_films_are_under_the_heading_of_what_they_show(tmp_path):
     films = [
-        clip("told", "a", "a", 0, "a"),
-        clip("told", "a", "a", 1, None),
+        clip("original", "a", "a", 0, "a"),
+        clip("original", "a", "a", 1, None),
         clip("swapped", "a", "b", 2, "b"),
         clip("swapped", "a", "b", 3, "a"),
         clip("unrelated", "a", "c", 4, "a"),
         clip("unrelated", "a", "c", 5, None),
     ]
-    lines = told_and_swapped(told=4, first=3, obeyed=6, n=10)
-    lines += [replace(r, condition="unrelated", told="c", reached=None) for r in lines[:5]]
+    lines = original_and_swapped(told=4, first=3, obeyed=6, n=10)
+    lines += [replace(r, condition="unrelated", instructed="c", reached=None) for r in lines[:5]]
     context = _context(run_of(lines, films), {film.path: film.path.name for film in films})
     seeds = {heading: [c.seed for c in context[heading]] for heading in ("successes", "failures", "unrelated")}
     assert seeds == {"successes": [0, 2], "failures": [1, 3], "unrelated": [4, 5]}
@@ -86,7 +86,7 @@ def test_films_are_under_the_heading_of_what_they_show(tmp_path):
 
 
 def test_versions_are_those_that_the_results_say_and_then_those_that_run_here():
-    base = told_and_swapped(told=1, first=0, obeyed=0, n=1)[0]
+    base = original_and_swapped(told=1, first=0, obeyed=0, n=1)[0]
     protocol = {"simulator": {"mujoco": "3.3.0", "torch": "9"}}
     lines = [replace(base, seed=n, protocol=protocol, versions={"torch": f"0.{n}"}) for n in (1, 2)]
     found = _versions(run_of(lines))
@@ -146,12 +146,12 @@ def test_times_are_in_seconds_below_a_minute(minutes, text):
 
 def test_the_page_gives_each_tasks_numbers_in_its_row(tmp_path):
     page = Page(write_report(make_run(tmp_path / "run", filmed=False)))
-    rows = {str(cells[0]).split()[0]: cells[1:] for cells in page.rows("listening")[2:]}
+    rows = {str(cells[0]).split()[0]: cells[1:] for cells in page.rows("language")[2:]}
     assert [c for c in rows["drawer-open"] if isinstance(c, str)] == ["20 /20", "20 /20", "0 /20", "2 /10"]
     assert [c for c in rows["door-open"] if isinstance(c, str)] == ["19 /20", "no opposite", "no opposite", "2 /10"]
     assert [c for c in rows["All"] if isinstance(c, str)] == ["119 /120", "80 /80", "0 /80", "12 /60"]
     kinds = [(c.kind, c.width) for c in rows["drawer-open"] if not isinstance(c, str)]
-    assert kinds == [("told", 100), ("told", 100), ("first", 0), ("other", 20)]
+    assert kinds == [("high", 100), ("high", 100), ("low", 0), ("neutral", 20)]
     tasks = {str(cells[0]).split()[0]: cells[1:] for cells in page.rows("tasks")[1:]}
     assert tasks["door-open"][:2] == ["19 /20", "95 %"]
     assert tasks["All"][:2] == ["119 /120", "99.2 %"]

@@ -59,14 +59,14 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Page:
         {
             "unrelated": {"reach": "++---", "push": "-"},
             "swapped": {"reach": "+oooo-oooo", "push": "oo++"},
-            "told": {"reach": "+++++++++-!", "push": "+---", "slide": "++"},
+            "original": {"reach": "+++++++++-!", "push": "+---", "slide": "++"},
             "empty": {"reach": "+++--"},
-            "told+light=dim": {"reach": "++++--", "push": "++--"},
-            "told+light=bright": {"reach": "+-----"},
-            "told+light=dim+push@9": {"reach": "++--"},
+            "original+light=dim": {"reach": "++++--", "push": "++--"},
+            "original+light=bright": {"reach": "+-----"},
+            "original+light=dim+push@9": {"reach": "++--"},
             "swapped+light=dim": {"reach": "+o--"},
-            "told+delay=3": {"reach": "++++-", "push": "-"},
-            "told+delay=8": {"push": "+--"},
+            "original+delay=3": {"reach": "++++-", "push": "-"},
+            "original+delay=8": {"push": "+--"},
         },
         protocol={**PROTOCOL, "groups": {"easy": ["reach", "slide"], "hard": ["push"]}},
     )
@@ -78,65 +78,65 @@ def test_each_task_and_each_mean_has_its_number_in_its_row(evaluation: Page) -> 
     rows = evaluation.rows("tasks")
     assert rows[:4] == [
         ["Task", *HEADING],
-        row("push", 1, 4, "told", "push"),
-        row("reach", 9, 10, "told", "reach"),
-        row("slide", 2, 2, "told", "slide"),
+        row("push", 1, 4, "high", "push"),
+        row("reach", 9, 10, "high", "reach"),
+        row("slide", 2, 2, "high", "slide"),
     ]
     # The limits of the shares are 0.30416 below and 0.08212 above reach, 0.65762 below slide, 0.20441 and 0.44936 of
     # push. Over tasks: sqrt(0.30416^2 + 0.65762^2 + 0.20441^2) / 3 below (0.9 + 1 + 0.25) / 3, and so on.
     by_hand = [
         ("easy", "mean over the group's tasks", "95 %", 95, 58.77, 99.11),
         ("hard", "mean over the group's tasks", "25 %", 25, 4.56, 69.94),
-        ("Mean over tasks", "each task worth the same", "71.7 %", 71.67, 46.57, 86.89),
-        ("Mean over groups", "each group worth the same", "60 %", 60, 39.20, 82.56),
+        ("Mean over tasks", "tasks equally weighted", "71.7 %", 71.67, 46.57, 86.89),
+        ("Mean over groups", "groups equally weighted", "60 %", 60, 39.20, 82.56),
     ]
     for cells, (name, detail, share, *ends) in zip(rows[4:], by_hand, strict=True):
         assert cells[:3] == [f"{name} {detail}", "", share]
         bar = cells[4]
         assert isinstance(bar, Bar)
-        assert (bar.kind, bar.label) == ("told", f"{name}: {share}, interval {cells[3]}")
+        assert (bar.kind, bar.label) == ("high", f"{name}: {share}, interval {cells[3]}")
         assert [bar.width, bar.low, bar.high] == pytest.approx(ends, abs=0.02)
         assert str(cells[3]) == f"{round(bar.low, 1):g}{DASH}{round(bar.high, 1):g} %"
 
 
 def test_what_is_good_and_what_is_bad_have_their_colors(evaluation: Page) -> None:
-    other, first = "its own goal all the same", "words of another task of the scene; its own goal all the same"
+    other = "the original goal was reached"
     rows = evaluation.rows("language")
     assert rows == [
-        ["Told", *HEADING],
-        row("told the task's own words; simulator errors: 1", 12, 16, "told", "told"),
-        row(f"swapped {first}", 3, 14, "first", "swapped"),
-        row("swapped, obeyed the told goal is the first one reached", 10, 14, "told", "swapped, obeyed"),
-        row(f"unrelated words of another scene; {other}", 2, 6, "other", "unrelated"),
-        row(f"empty no words; {other}", 3, 5, "other", "empty"),
+        ["Instruction", *HEADING],
+        row("original the task's own instruction; simulator errors: 1", 12, 16, "high", "original"),
+        row(f"swapped another task of the scene was instructed; {other}", 3, 14, "low", "swapped"),
+        row("swapped, obeyed the instructed goal was reached first", 10, 14, "high", "swapped, obeyed"),
+        row(f"unrelated a task of another scene was instructed; {other}", 2, 6, "neutral", "unrelated"),
+        row(f"empty an empty instruction; {other}", 3, 5, "neutral", "empty"),
     ]
     assert evaluation.rows("generalization") == [
         ["Level", *HEADING],
-        row("as in training simulator errors: 1", 12, 16, "other", "as in training"),
-        row("dim", 6, 10, "told", "dim"),
-        row("bright", 1, 6, "told", "bright"),
+        row("as in training simulator errors: 1", 12, 16, "neutral", "as in training"),
+        row("dim", 6, 10, "high", "dim"),
+        row("bright", 1, 6, "high", "bright"),
     ]
     assert evaluation.rows("combined") == [
         ["Condition", *HEADING],
-        row("told+light=dim+push@9 the task's own words", 2, 4, "told", "told+light=dim+push@9"),
-        row(f"swapped+light=dim {first}", 1, 4, "first", "swapped+light=dim"),
+        row("original+light=dim+push@9 the task's own instruction", 2, 4, "high", "original+light=dim+push@9"),
+        row(f"swapped+light=dim another task of the scene was instructed; {other}", 1, 4, "low", "swapped+light=dim"),
     ]
 
 
 def test_delays_are_in_milliseconds_of_the_robots_rate(evaluation: Page) -> None:
-    still = "a chunk of 8 actions is over before it is known: the robot holds still"
+    still = "a chunk of 8 actions ends before it arrives: the robot holds still"
     assert evaluation.rows("latency") == [
         ["Delay", *HEADING],
-        row("0 actions 0 ms", 12, 16, "told", "0 actions"),
-        row("3 actions 75 ms", 4, 6, "told", "3 actions"),
-        row(f"8 actions 200 ms; {still}", 1, 3, "told", "8 actions"),
+        row("0 actions 0 ms", 12, 16, "high", "0 actions"),
+        row("3 actions 75 ms", 4, 6, "high", "3 actions"),
+        row(f"8 actions 200 ms; {still}", 1, 3, "high", "8 actions"),
     ]
 
 
 def test_the_head_is_about_the_tasks_own_words(evaluation: Page) -> None:
     head = " ".join(evaluation.text("head").replace("\N{NO-BREAK SPACE}", " ").split())
     low, high = limits(12, 16)
-    assert f"Success, told 75 % 12 of 16 episodes 95 % interval {low:.1f}{DASH}{high:.1f} %" in head
+    assert f"Success, original 75 % 12 of 16 episodes 95 % interval {low:.1f}{DASH}{high:.1f} %" in head
     assert "Mean over groups 60 % mean over tasks 71.7 %" in head
     # Of start states played with both: reach 0 to 9 (9 told right, 8 swapped), push 0 to 3 (1 and 2).
     assert "Use of language 71.4 %" in head
@@ -147,16 +147,20 @@ def test_the_head_is_about_the_tasks_own_words(evaluation: Page) -> None:
 
 def test_recovery_says_of_how_many_and_how_long(tmp_path: Path) -> None:
     pushed = [
-        line("told+push@9", "reach", seed, won, extra={"disturbed_at": 10}, steps=steps)
+        line("original+push@9", "reach", seed, won, extra={"disturbed_at": 10}, steps=steps)
         for seed, (won, steps) in enumerate([(True, 15), (True, 100), (False, 250), (True, 17)])
     ]
-    again = [line("told", "push", seed, seed < 1, extra={"grasps": 1 + seed}) for seed in range(3)]
+    again = [line("original", "push", seed, seed < 1, extra={"grasps": 1 + seed}) for seed in range(3)]
     page = Page(write(tmp_path, [*again, *pushed]))
     assert page.rows("correction") == [
         ["What happened", *HEADING],
-        row("told: grasped again of 2 episodes", 0, 2, "told", "told: grasped again"),
+        row("original: grasped again of 2 episodes", 0, 2, "high", "original: grasped again"),
         row(
-            "told+push@9: disturbed of 4 episodes; 7 actions to success, median", 3, 4, "told", "told+push@9: disturbed"
+            "original+push@9: disturbed of 4 episodes; 7 actions to success, median",
+            3,
+            4,
+            "high",
+            "original+push@9: disturbed",
         ),
     ]
 
@@ -164,7 +168,7 @@ def test_recovery_says_of_how_many_and_how_long(tmp_path: Path) -> None:
 def test_ours_is_given_in_the_measure_of_the_published_number(tmp_path: Path) -> None:
     """Over all episodes 10 of 14; of two groups of unequal tasks (0.9 + 0.25) / 2."""
     protocol = {**PROTOCOL, "episodes": 10, "tasks": 50}
-    page = Page(write(tmp_path, played({"told": {"reach": "+++++++++-", "push": "+---"}}, protocol=protocol)))
+    page = Page(write(tmp_path, played({"original": {"reach": "+++++++++-", "push": "+---"}}, protocol=protocol)))
     ours = {str(cells[0]): cells[1:3] for cells in page.rows("published")}
     found = {name.partition(";")[0]: numbers for name, numbers in ours.items()}
     assert found["ALAM + pi0 over all episodes"] == ["86.8 %", "ours 71.4 %"]
@@ -175,18 +179,20 @@ def test_ours_is_given_in_the_measure_of_the_published_number(tmp_path: Path) ->
 
 def test_each_film_is_shown_with_its_own_episode(tmp_path: Path) -> None:
     """The order of the index is not the order of the results."""
-    told = [line("told", task, seed, True) for task in TASKS for seed in (3, 0)]
-    swapped = [line("swapped", "reach", 0, False), line("swapped", "push", 0, True), line("told", "push", 7, False)]
+    told = [line("original", task, seed, True) for task in TASKS for seed in (3, 0)]
+    swapped = [line("swapped", "reach", 0, False), line("swapped", "push", 0, True), line("original", "push", 7, False)]
     (tmp_path / "videos").mkdir()
     fake_run.film(tmp_path / "videos", [*swapped, *told])
     films = Page(write(tmp_path, told)).films
     found = {f.video.removeprefix("videos/"): (f.heading, f.words, f.mark, f.caption) for f in films}
     assert found == {
-        "told-reach-0.mp4": ("Successes", "reach <it> & stop", "did it", "reach, seed 0, 40 steps"),
-        "told-push-0.mp4": ("Successes", "push <it> & stop", "did it", "push, seed 0, 40 steps"),
-        "swapped-reach-0.mp4": ("Successes", "push <it> & stop", "did it", "reach, told push, seed 0, 40 steps"),
-        "swapped-push-0.mp4": ("Failures", "reach <it> & stop", "reached push", "push, told reach, seed 0, 40 steps"),
-        "told-push-7.mp4": ("Failures", "push <it> & stop", "reached no goal", "push, seed 7, 47 steps"),
+        "original-reach-0.mp4": ("Successes", "reach <it> & stop", "followed", "reach, seed 0, 40 steps"),
+        "original-push-0.mp4": ("Successes", "push <it> & stop", "followed", "push, seed 0, 40 steps"),
+        "swapped-reach-0.mp4": (
+            "Successes", "push <it> & stop", "followed", "reach, instructed push, seed 0, 40 steps"),
+        "swapped-push-0.mp4": (
+            "Failures", "reach <it> & stop", "reached push", "push, instructed reach, seed 0, 40 steps"),
+        "original-push-7.mp4": ("Failures", "push <it> & stop", "reached no goal", "push, seed 7, 47 steps"),
     }  # fmt: skip
 
 
@@ -210,9 +216,13 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return compared(
         tmp_path_factory.mktemp("three"),
         {
-            "zoe": {"told left": "+" * 10 + "-" * 6 + "!", "told right": "+" * 4 + "-" * 8, "empty left": "-" * 6},
-            "amy": {"empty left": "-" * 6, "told right": "-" * 12, "told left": "-" * 2 + "+" + "-" * 13 + "+"},
-            "max": {"told left": "+" * 16 + "-+", "told right": "++++--------", "empty left": "-+----"},
+            "zoe": {
+                "original left": "+" * 10 + "-" * 6 + "!",
+                "original right": "+" * 4 + "-" * 8,
+                "empty left": "-" * 6,
+            },
+            "amy": {"empty left": "-" * 6, "original right": "-" * 12, "original left": "-" * 2 + "+" + "-" * 13 + "+"},
+            "max": {"original left": "+" * 16 + "-+", "original right": "++++--------", "empty left": "-+----"},
         },
         amy={"latency_ms": 30.0, "checkpoint": "bbbb", "policy": {"execute": 8}},
         max={"latency_ms": 20.0, "checkpoint": "cccc"},
@@ -241,11 +251,11 @@ def test_the_sentences_are_about_corrected_p_values(three: Page) -> None:
 
 def test_a_p_value_that_correction_lifts_over_the_level_tells_nobody_apart(tmp_path: Path) -> None:
     """`b` and `c` solve six more each: 2 / 2^6 = 0.031, times two."""
-    few, more = {"told left": "+" * 6 + "-" * 6}, {"told left": "+" * 12}
+    few, more = {"original left": "+" * 6 + "-" * 6}, {"original left": "+" * 12}
     page = compared(tmp_path, {"a": few, "b": more, "c": more})
     assert page.paragraphs("verdict good") == []
-    assert [text[:33] for text in page.paragraphs("verdict open")] == [
-        "b and a cannot be told apart: 100", "c and a cannot be told apart: 100"
+    assert [text[:40] for text in page.paragraphs("verdict open")] == [
+        "b and a do not differ significantly: 100", "c and a do not differ significantly: 100"
     ]  # fmt: skip
     assert all(text.endswith("p = 0.062.") for text in page.paragraphs("verdict open"))
     assert "corrected for 2 comparisons (Holm)" in " ".join(page.text("overall").split())
@@ -256,16 +266,16 @@ def test_rates_differences_and_their_bars_are_in_the_rows_of_their_policies(thre
     heading = ["Policy", "", "Success", "95 % interval", "0 50 100 %"]
     assert rows[:4] == [
         heading,
-        row("zoe", 14, 28, "other", "zoe, told"),
-        row("amy", 1, 28, "told", "amy, told"),
-        row("max", 20, 28, "told", "max, told"),
+        row("zoe", 14, 28, "neutral", "zoe, original"),
+        row("amy", 1, 28, "high", "amy, original"),
+        row("max", 20, 28, "high", "max, original"),
     ]
-    assert rows[4] == ["Against zoe", "Points", "Only it / only zoe", "95 % interval", "-100 0 +100"]
+    assert rows[4] == ["Against zoe", "Points", "Only this / only zoe", "95 % interval", "-100 0 +100"]
     assert [cells[:3] for cells in rows[5:]] == [
         ["amy p = 0.00049", "-46.4", "0 / 13"],
         ["max p = 0.031", "+21.4", "6 / 0"],
     ]
-    for cells, (value, kind) in zip(rows[5:], ((-13 / 28, "first"), (6 / 28, "told")), strict=True):
+    for cells, (value, kind) in zip(rows[5:], ((-13 / 28, "low"), (6 / 28, "high")), strict=True):
         low, high = (float(end) for end in str(cells[3]).split(" to "))
         bar = cells[4]
         assert isinstance(bar, Bar)
@@ -278,15 +288,15 @@ def test_rates_differences_and_their_bars_are_in_the_rows_of_their_policies(thre
 def test_each_task_and_each_other_condition_has_a_row_for_each_policy(three: Page) -> None:
     shares = [cells for cells in three.rows("tasks") if isinstance(cells[-1], Bar)]
     assert shares == [
-        row("zoe", 10, 16, "other", "left, zoe"), row("amy", 1, 16, "told", "left, amy"),
-        row("max", 16, 16, "told", "left, max"), row("zoe", 4, 12, "other", "right, zoe"),
-        row("amy", 0, 12, "told", "right, amy"), row("max", 4, 12, "told", "right, max"),
+        row("zoe", 10, 16, "neutral", "left, zoe"), row("amy", 1, 16, "high", "left, amy"),
+        row("max", 16, 16, "high", "left, max"), row("zoe", 4, 12, "neutral", "right, zoe"),
+        row("amy", 0, 12, "high", "right, amy"), row("max", 4, 12, "high", "right, max"),
     ]  # fmt: skip
     assert [cells for cells in three.rows("conditions") if isinstance(cells[-1], Bar)] == [
-        row("zoe", 0, 6, "other", "zoe, empty"), row("amy", 0, 6, "told", "amy, empty"),
-        row("max", 1, 6, "told", "max, empty"),
+        row("zoe", 0, 6, "neutral", "zoe, empty"), row("amy", 0, 6, "high", "amy, empty"),
+        row("max", 1, 6, "high", "max, empty"),
     ]  # fmt: skip
-    assert "Fewer than 10 episodes in common: no difference is computed." in three.text("conditions")
+    assert "Fewer than 10 shared episodes: no difference is computed." in three.text("conditions")
 
 
 def test_what_belongs_to_each_policy_is_in_its_column(three: Page) -> None:
@@ -301,7 +311,9 @@ def test_what_belongs_to_each_policy_is_in_its_column(three: Page) -> None:
 
 @pytest.mark.parametrize(("gained", "reach"), [(2, "+25"), (40, "+100"), (0, "+10")])
 def test_the_bars_of_differences_reach_as_far_as_the_longest_interval(tmp_path: Path, gained: int, reach: str) -> None:
-    page = compared(tmp_path, {"a": {"told left": "-" * 40}, "b": {"told left": "+" * gained + "-" * (40 - gained)}})
+    page = compared(
+        tmp_path, {"a": {"original left": "-" * 40}, "b": {"original left": "+" * gained + "-" * (40 - gained)}}
+    )
     assert page.rows("overall")[3][4] == f"-{reach[1:]} 0 {reach}"
     bar = page.rows("overall")[4][4]
     assert isinstance(bar, Bar)

@@ -16,14 +16,14 @@ from anyvla.report.plots import (
     RIGHT,
     TOP,
     WIDTH,
-    _number,
-    curve,
-    difference_bar,
-    interval_bar,
-    percent,
-    rate_curve,
-    signed,
-    span,
+    _format_tick,
+    draw_curve,
+    draw_difference,
+    draw_rate,
+    draw_rate_curve,
+    format_interval,
+    format_percent,
+    format_points,
 )
 from tests.report.reading import plain
 
@@ -35,18 +35,18 @@ NUMBERS = st.floats(-1e6, 1e6) | st.floats(1e-9, 1e-3)
     [(1, "100 %"), (0, "0 %"), (119 / 120, "99.2 %"), (0.99999, "> 99.9 %"), (0.00001, "< 0.1 %"), (0.5, "50 %")],
 )
 def test_percent(share, text):
-    assert percent(share).replace("\N{NO-BREAK SPACE}", " ") == text
+    assert format_percent(share).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 def test_span():
-    assert span(wilson(119, 120)) == "95.4\N{EN DASH}99.9\N{NO-BREAK SPACE}%"
-    assert span(wilson(0, 80)) == "0\N{EN DASH}4.6\N{NO-BREAK SPACE}%"
+    assert format_interval(wilson(119, 120)) == "95.4\N{EN DASH}99.9\N{NO-BREAK SPACE}%"
+    assert format_interval(wilson(0, 80)) == "0\N{EN DASH}4.6\N{NO-BREAK SPACE}%"
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_a_bar_is_drawn_to_scale_and_says_what_it_shows(counts):
     interval = wilson(*counts)
-    svg = ElementTree.fromstring(interval_bar(interval, "open <it> & wait", "told"))
+    svg = ElementTree.fromstring(draw_rate(interval, "open <it> & wait", "high"))
     track, fill = svg.findall("rect")
     assert track.get("width") == "100%"
     assert float(fill.get("width").rstrip("%")) == pytest.approx(100 * interval.value, abs=0.01)
@@ -60,7 +60,7 @@ def test_a_bar_is_drawn_to_scale_and_says_what_it_shows(counts):
 @example([5e-324], False)
 @example([5e-324, 1.0], True)
 def test_a_curve_stays_in_its_frame(values, log):
-    svg = ElementTree.fromstring(curve(range(10, 10 * len(values) + 10, 10), values, "loss", log))
+    svg = ElementTree.fromstring(draw_curve(range(10, 10 * len(values) + 10, 10), values, "loss", log))
     points = [tuple(map(float, p.split(","))) for p in svg.find("polyline").get("points").split()]
     assert 1 <= len(points) <= 240
     assert all(LEFT <= x <= WIDTH - RIGHT and TOP - 0.1 <= y <= HEIGHT for x, y in points)
@@ -69,7 +69,7 @@ def test_a_curve_stays_in_its_frame(values, log):
 
 def test_tick_labels_are_where_their_numbers_are():
     values = [1e-3 * (1 - i / 100) for i in range(100)]
-    svg = ElementTree.fromstring(curve(range(100), values, "lr"))
+    svg = ElementTree.fromstring(draw_curve(range(100), values, "lr"))
     ticks = [(float(t.text), float(t.get("y"))) for t in svg.findall("text") if t.get("x") == str(LEFT - 7)]
     assert [value for value, _ in ticks] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3])
     steps = {round((b[1] - a[1]) / (b[0] - a[0])) for a, b in pairwise(ticks)}
@@ -77,47 +77,47 @@ def test_tick_labels_are_where_their_numbers_are():
 
 
 def test_each_point_tells_its_value():
-    svg = curve([10, 20], [0.5, 0.25], "loss", log=True)
+    svg = draw_curve([10, 20], [0.5, 0.25], "loss", log=True)
     assert "<title>step 10: 0.5</title>" in svg
     assert "<title>step 20: 0.25</title>" in svg
 
 
 def test_what_is_not_finite_is_left_out():
-    svg = ElementTree.fromstring(curve([1, 2, 3], [0.5, math.nan, 0.25], "loss"))
+    svg = ElementTree.fromstring(draw_curve([1, 2, 3], [0.5, math.nan, 0.25], "loss"))
     assert len(svg.find("polyline").get("points").split()) == 2
     with pytest.raises(ValueError, match="loss: there is no finite value"):
-        curve([1], [math.inf], "loss")
+        draw_curve([1], [math.inf], "loss")
     with pytest.raises(ValueError, match="loss: 2 steps but 1 values"):
-        curve([1, 2], [0.1], "loss")
+        draw_curve([1, 2], [0.1], "loss")
 
 
 def test_differences_go_to_their_side_of_the_middle():
     def parts(value, low, high, reach=0.5):
-        svg = ElementTree.fromstring(difference_bar(Interval(value, low, high, 40), "b against a", reach))
+        svg = ElementTree.fromstring(draw_difference(Interval(value, low, high, 40), "b against a", reach))
         fill = next(r for r in svg.iter("rect") if r.get("class") == "fill")
         return [float(fill.get(key).rstrip("%")) for key in ("x", "width")], svg.get("aria-label"), svg.get("class")
 
-    assert parts(0.25, 0.1, 0.4) == ([50, 25], "b against a: +25, interval +10 to +40", "bar told")
-    assert parts(-0.25, -0.4, 0.0) == ([25, 25], "b against a: -25, interval -40 to 0", "bar first")
+    assert parts(0.25, 0.1, 0.4) == ([50, 25], "b against a: +25, interval +10 to +40", "bar high")
+    assert parts(-0.25, -0.4, 0.0) == ([25, 25], "b against a: -25, interval -40 to 0", "bar low")
     assert parts(0.9, 0.8, 1.0)[0] == [50, 50]  # no further than the cell
 
 
 def test_small_differences_are_not_noise():
-    assert [signed(v) for v in (0.0, -0.0001, 0.025, -1.0)] == ["0", "0", "+2.5", "-100"]
+    assert [format_points(v) for v in (0.0, -0.0001, 0.025, -1.0)] == ["0", "0", "+2.5", "-100"]
 
 
 def test_rates_fall_where_they_are():
     rates = {8: wilson(0, 10), 0: wilson(10, 10), 4: wilson(5, 10)}
-    svg = ElementTree.fromstring(rate_curve(rates, "delay, <actions>", "success"))
+    svg = ElementTree.fromstring(draw_rate_curve(rates, "delay, <actions>", "success"))
     points = [tuple(map(float, p.split(","))) for p in svg.find("polyline").get("points").split()]
     assert [y for _, y in points] == pytest.approx([TOP, (TOP + HEIGHT - BOTTOM) / 2, HEIGHT - BOTTOM], abs=0.1)
     assert points[1][0] == pytest.approx((points[0][0] + points[2][0]) / 2, abs=0.1)
     whisker = next(line for line in svg.iter("line") if line.get("class") == "whisker")
     assert float(whisker.get("y1")) - TOP == pytest.approx((1 - rates[0].low) * (HEIGHT - BOTTOM - TOP), abs=0.1)
     assert svg.find("text[@class='axis']").text == "delay, <actions>"
-    assert ElementTree.fromstring(rate_curve({3: wilson(1, 2)}, "delay", "one")).find("polyline") is not None
+    assert ElementTree.fromstring(draw_rate_curve({3: wilson(1, 2)}, "delay", "one")).find("polyline") is not None
     with pytest.raises(ValueError, match="none: there is no rate to draw"):
-        rate_curve({}, "delay", "none")
+        draw_rate_curve({}, "delay", "none")
 
 
 def parts_of(svg):
@@ -138,7 +138,7 @@ def parts_of(svg):
 def test_points_are_where_the_axes_say(log):
     """Read a value between the two labels of an axis: it is that of the point."""
     steps, values = [100, 700, 1000, 1900], [3.0, 0.4, 1.5, 0.11]
-    points, upwards, across = parts_of(curve(steps, values, "loss", log))
+    points, upwards, across = parts_of(draw_curve(steps, values, "loss", log))
     assert len(points) == 4
     assert [v for v, _ in upwards] == sorted(v for v, _ in upwards)
     assert (across[0], across[-1]) == ((0, LEFT), (2000, WIDTH - RIGHT))  # the axis is as wide as the frame
@@ -154,14 +154,14 @@ def test_points_are_where_the_axes_say(log):
 
 def test_many_points_are_averaged_in_groups():
     """480 steps are drawn as 240 means of two neighbors."""
-    svg = curve(range(480), [float(i % 2) + i // 2 for i in range(480)], "loss")
+    svg = draw_curve(range(480), [float(i % 2) + i // 2 for i in range(480)], "loss")
     assert "<title>step 0.5: 0.5</title>" in svg
     assert "<title>step 478.5: 239.5</title>" in svg
     assert svg.count("<title>") == 240
 
 
 def test_a_curve_says_where_it_begins_and_ends():
-    svg = ElementTree.fromstring(curve([10, 20, 30], [0.5, 9.0, 0.25], "Loss"))
+    svg = ElementTree.fromstring(draw_curve([10, 20, 30], [0.5, 9.0, 0.25], "Loss"))
     assert svg.get("aria-label") == "Loss: 0.5 at step 10, 0.25 at step 30"
 
 
@@ -170,12 +170,12 @@ def test_a_curve_says_where_it_begins_and_ends():
     [(0, "0"), (800, "800"), (0.25, "0.25"), (12500, "12.5k"), (100000, "100k"), (0.00025, "2.5e-4"), (-2.5, "-2.5")],
 )
 def test_numbers_of_an_axis(value, text):
-    assert _number(value) == text
+    assert _format_tick(value) == text
 
 
 def test_each_rate_of_a_curve_tells_its_delay():
     rates = {4: wilson(5, 10), 0: wilson(9, 10)}
-    svg = rate_curve(rates, "delay", "success")
+    svg = draw_rate_curve(rates, "delay", "success")
     root = ElementTree.fromstring(svg)
     titles = [plain(t.text).replace("\N{EN DASH}", "-") for t in root.iter("title")]
     assert titles == ["0: 90 %, interval 59.6-98.2 %", "4: 50 %, interval 23.7-76.3 %"]
@@ -190,10 +190,10 @@ def test_each_rate_of_a_curve_tells_its_delay():
 
 
 def test_the_ends_of_an_interval_are_on_their_sides():
-    svg = ElementTree.fromstring(difference_bar(Interval(0.1, -0.05, 0.2, 40), "b against a", 0.25))
+    svg = ElementTree.fromstring(draw_difference(Interval(0.1, -0.05, 0.2, 40), "b against a", 0.25))
     whiskers = [(w.get("x1"), w.get("x2")) for w in svg.findall("line") if w.get("class") == "whisker"]
     assert whiskers == [("40.00%", "90.00%"), ("40.00%", "40.00%"), ("90.00%", "90.00%")]
-    svg = ElementTree.fromstring(interval_bar(Interval(0.5, 0.25, 0.8, 10), "a", "first"))
+    svg = ElementTree.fromstring(draw_rate(Interval(0.5, 0.25, 0.8, 10), "a", "low"))
     whiskers = [(w.get("x1"), w.get("x2")) for w in svg.findall("line") if w.get("class") == "whisker"]
     assert whiskers == [("25.00%", "80.00%"), ("25.00%", "25.00%"), ("80.00%", "80.00%")]
-    assert svg.get("class") == "bar first"
+    assert svg.get("class") == "bar low"

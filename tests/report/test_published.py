@@ -6,7 +6,7 @@ import json
 import pytest
 
 from anyvla.config import ConfigError
-from anyvla.report.published import FILE, PublishedResult, find_published, fit, read_published
+from anyvla.report.published import FILE, PublishedResult, find_published, match_protocol, read_published
 
 OURS = {
     "horizon": 300,
@@ -91,10 +91,10 @@ def test_numbers_that_people_know(suite, system, measure, number):
 def test_a_protocol_is_the_same_only_if_it_states_all_four():
     for missing in ("horizon", "episodes"):
         stated = {key: value for key, value in SAME.items() if key != missing}
-        assert fit(made(protocol=stated), OURS).unstated == [missing]
+        assert match_protocol(made(protocol=stated), OURS).unstated == [missing]
     for missing, kept in (("settings.render", "cameras"), ("settings.cameras", "render")):
         stated = SAME | {"settings": {kept: SAME["settings"][kept]}}
-        assert fit(made(protocol=stated), OURS).unstated == [missing]
+        assert match_protocol(made(protocol=stated), OURS).unstated == [missing]
 
 
 def test_the_numbers_of_a_suite_come_best_first_and_with_averages_over_suites():
@@ -107,11 +107,11 @@ def test_the_numbers_of_a_suite_come_best_first_and_with_averages_over_suites():
 
 
 def test_only_a_protocol_that_states_all_and_agrees_in_all_is_the_same():
-    assert fit(made(), OURS).same
-    other = fit(made(protocol=SAME | {"horizon": 220}), OURS)
+    assert match_protocol(made(), OURS).same
+    other = match_protocol(made(protocol=SAME | {"horizon": 220}), OURS)
     assert not other.same
     assert other.differs == ["horizon: 220, ours 300"]
-    silent = fit(made(protocol={"horizon": 300}), OURS)
+    silent = match_protocol(made(protocol={"horizon": 300}), OURS)
     assert not silent.same
     assert silent.differs == []
     assert silent.unstated == ["episodes", "settings.render", "settings.cameras"]
@@ -119,21 +119,23 @@ def test_only_a_protocol_that_states_all_and_agrees_in_all_is_the_same():
 
 def test_another_camera_differs_as_a_whole():
     two = OURS | {"settings": OURS["settings"] | {"cameras": {"agentview": [256, 256], "hand": [256, 256]}}}
-    assert fit(made(), two).differs == ["settings.cameras: agentview 256x256, ours agentview 256x256, hand 256x256"]
+    assert match_protocol(made(), two).differs == [
+        "settings.cameras: agentview 256x256, ours agentview 256x256, hand 256x256"
+    ]
 
 
 def test_what_ours_does_not_have_is_named():
-    assert fit(made(protocol=SAME | {"settling": 10}), OURS).differs == ["settling: 10, ours not given"]
+    assert match_protocol(made(protocol=SAME | {"settling": 10}), OURS).differs == ["settling: 10, ours not given"]
 
 
 def test_an_average_over_suites_is_never_the_same():
-    assert fit(made(suites=("goal", "object")), OURS).differs == ["the average of goal, object"]
+    assert match_protocol(made(suites=("goal", "object")), OURS).differs == ["the average of goal, object"]
 
 
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"number": 104.0}, "outside of 0..100"),
+        ({"number": 104.0}, "outside 0..100"),
         ({"unit": "tasks", "number": 4.0}, "not given in 'tasks'"),
         ({"suites": ()}, "none"),
     ],

@@ -58,7 +58,7 @@ def test_odd_sizes_grow_by_a_pixel(tmp_path):
             20,
             r"frame 1 has the shape \(32, 34, 3\)",
         ),
-        ([np.zeros((32, 32, 3), np.uint8)], 0, r"fps must lie in 0\.\.1000, got 0"),
+        ([np.zeros((32, 32, 3), np.uint8)], 0, r"fps must be in 0\.\.1000, got 0"),
     ],
 )
 def test_bad_frames_are_named(tmp_path, frames, fps, message):

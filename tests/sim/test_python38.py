@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from anyvla.evaluation.conditions import Condition
-from anyvla.evaluation.protocol import EvaluationConfig, plan
+from anyvla.evaluation.protocol import EvaluationConfig, plan_episodes
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.runner import evaluate
 from anyvla.evaluation.suites import open_suite
@@ -62,7 +62,7 @@ def test_an_evaluation_in_python38_is_the_same(python38: Path, tmp_path: Path) -
     def play(python: str | None) -> list[EpisodeResult]:
         opened = open_suite("toy/line", {"fails": []}, python)
         try:
-            plans = plan(opened.suite, config, [Condition()])
+            plans = plan_episodes(opened.suite, config, [Condition()])
             return evaluate(vla, plans, opened, config, tmp_path / str(python is None), checkpoint="0")
         finally:
             opened.benchmark.close()

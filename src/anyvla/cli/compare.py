@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "results", type=Path, nargs="+", help="folders of evaluations or runs; the first is the reference"
     )
-    parser.add_argument("--condition", default="told", help="compare only its episodes (default: %(default)s)")
+    parser.add_argument("--condition", default="original", help="compare only its episodes (default: %(default)s)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="also write the comparison as an HTML page")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Any key of the section `evaluation` can be set, and any setting of the benchmark:
-  --episodes 50 --conditions '[told, swapped, told+light=dim]' --execute 4 --environment.render native
-The default conditions on the recipe's own benchmark are those of the recipe; elsewhere they are told, swapped and
-unrelated, which also show whether the policy uses its instruction. For the score alone: --conditions '[told]'.
+  --episodes 50 --conditions '[original, swapped, original+light=dim]' --execute 4 --environment.render native
+The default conditions on the recipe's own benchmark are those of the recipe; elsewhere they are original, swapped and
+unrelated, which also show whether the policy uses its instruction. For the score alone: --conditions '[original]'.
 Sets of conditions: language, generalization, correction, latency (docs/conditions.md).
 """
 
@@ -142,7 +142,7 @@ def play(
 ) -> None:
     """Play every episode that has no result yet, then film some."""
     from anyvla.evaluation.conditions import expand_conditions
-    from anyvla.evaluation.protocol import plan
+    from anyvla.evaluation.protocol import plan_episodes
     from anyvla.evaluation.runner import evaluate as run_evaluation
     from anyvla.evaluation.runner import hash_checkpoint
     from anyvla.evaluation.suites import open_suite
@@ -152,7 +152,7 @@ def play(
 
     with lock_folder(folder):
         opened = open_suite(name, settings, python)
-        plans = plan(opened.suite, config, expand_conditions(config.conditions, opened.benchmark))
+        plans = plan_episodes(opened.suite, config, expand_conditions(config.conditions, opened.benchmark))
         vla = VLA.load(checkpoint, pick_device(device), trust_remote_code=trust_remote_code)
         score = _Score(str(plans[0].condition))
         with graceful() as stop:
@@ -166,7 +166,7 @@ def play(
                         folder,
                         checkpoint=hash_checkpoint(checkpoint),
                         progress=lambda done, total: bar(done, total, score.text),
-                        heard=score.count,
+                        on_result=score.count,
                         stop=stop,
                     )
                 with ProgressBar("film") as bar:
@@ -193,7 +193,7 @@ class _Score:
 
     @property
     def text(self) -> str:
-        """Return a text such as "told 87 % (75 to 94)"."""
+        """Return a text such as "original 87 % (75 to 94)"."""
         if not self.played:
             return ""
         from anyvla.evaluation.intervals import wilson

@@ -1,7 +1,7 @@
-"""Two policies, the same episodes: which is better, and by how much.
+"""Compare policies on the episodes that they share.
 
-Results made under different protocols are refused, with what differs. Episodes are paired by condition, task and seed,
-so that what they share (an easy start state) cancels.
+Episodes are paired by condition, task and seed, so that common effects, such as an easy start state, cancel out.
+Results of different protocols are refused with an error that lists the differences.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from anyvla.evaluation.intervals import Interval, resampled_means, wilson
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.files.differences import format_value
 
-COUNTS = ("episodes", "first_seed")  # of a protocol: results that have more episodes than others can be compared
-FEWEST = 10  # paired episodes
+COUNTS = ("episodes", "first_seed")  # keys of a protocol that may differ between comparable results
+FEWEST = 10  # paired episodes that a comparison needs
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Policy B beside policy A, on the episodes that both played."""
+    """Policies A and B on the episodes that both played."""
 
-    a: Interval  # its success rate on the shared episodes
+    a: Interval  # success rate on the shared episodes
     b: Interval
     difference: Interval  # B - A; paired bootstrap, stratified over tasks
     only_a: int  # episodes that A solved and B did not
     only_b: int
     p: float  # exact McNemar test of no difference
-    p_adjusted: float  # after Holm's correction for as many comparisons as were made at once
+    p_adjusted: float  # with Holm's correction for the number of comparisons
     length: Interval | None  # of chains: B's average length minus A's; paired bootstrap
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         intervals = {name: getattr(self, name) for name in ("a", "b", "difference", "length")}
         numbers = {name: getattr(self, name) for name in ("only_a", "only_b", "p", "p_adjusted")}
         return {name: i.to_dict() if i else None for name, i in intervals.items()} | numbers
 
 
 def protocol_differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
-    """What differs between two protocols, as "settings.render: 'fast', 'native'"."""
+    """Return the differences of two protocols, as "settings.render: 'fast', 'native'"."""
     found = []
     for key in {**one, **other}:
         a, b, name = one.get(key), other.get(key), f"{where}{key}"
@@ -54,8 +54,8 @@ def protocol_differences(one: Mapping[str, Any], other: Mapping[str, Any], where
 
 
 def compare(a: Sequence[EpisodeResult], b: Sequence[EpisodeResult], names: tuple[str, str] = ("A", "B")) -> Comparison:
-    """Raises ConfigError if they were made under different protocols, or share too few episodes."""
-    pairs = _pairs(a, b, names)
+    """Compare two results. Raises ConfigError for different protocols, and for fewer than FEWEST shared episodes."""
+    pairs = _pair(a, b, names)
     won = np.array([[x.success, y.success] for x, y in pairs], float)  # (n, 2)
     strata = np.unique([f"{x.condition} {x.task}" for x, _ in pairs], return_inverse=True)[1]
     only_a = int((won[:, 0] > won[:, 1]).sum())
@@ -66,43 +66,46 @@ def compare(a: Sequence[EpisodeResult], b: Sequence[EpisodeResult], names: tuple
     return Comparison(
         a=wilson(int(won[:, 0].sum()), len(pairs)),
         b=wilson(int(won[:, 1].sum()), len(pairs)),
-        difference=_paired(won[:, 1] - won[:, 0], strata),
+        difference=_bootstrap(won[:, 1] - won[:, 0], strata),
         only_a=only_a,
         only_b=only_b,
         p=p,
         p_adjusted=p,
-        length=_paired(lengths, strata) if chains else None,
+        length=_bootstrap(lengths, strata) if chains else None,
     )
 
 
 def compare_many(results: Mapping[str, Sequence[EpisodeResult]]) -> dict[str, Comparison]:
-    """Each against the first, p values corrected for their number (Holm 1979). Raises as `compare`."""
+    """Compare each result with the first; p values are corrected for multiple testing (Holm 1979).
+
+    Raises as `compare`, and for fewer than two results.
+    """
     from statsmodels.stats.multitest import multipletests
 
     (first, base), *others = results.items()
     if not others:
-        raise ConfigError("a comparison needs two results at least")
+        raise ConfigError("a comparison needs at least two results")
     found = {name: compare(base, other, (first, name)) for name, other in others}
     adjusted = multipletests([c.p for c in found.values()], method="holm")[1]
     return {name: replace(c, p_adjusted=float(p)) for (name, c), p in zip(found.items(), adjusted, strict=True)}
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """The p value of McNemar's exact test (1947): of the episodes that one alone solved, half should be each one's."""
+    """Return the p value of McNemar's exact test (1947) for the episodes that only one policy solved."""
     from scipy.stats import binomtest
 
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def _paired(values: np.ndarray, strata: np.ndarray) -> Interval:
+def _bootstrap(values: np.ndarray, strata: np.ndarray) -> Interval:
     low, high = np.quantile(resampled_means(values, strata), [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high), len(values))
 
 
-def _pairs(
+def _pair(
     a: Sequence[EpisodeResult], b: Sequence[EpisodeResult], names: tuple[str, str]
 ) -> list[tuple[EpisodeResult, EpisodeResult]]:
-    """Episodes of equal condition, task and seed; errors of the simulator left out."""
+    """Pair the episodes of equal condition, task and seed, without simulator errors."""
     if not a or not b:
         raise ConfigError(f"{names[0] if not a else names[1]} has no results to compare")
     faults = [f"benchmark: {a[0].benchmark!r}, {b[0].benchmark!r}"] if a[0].benchmark != b[0].benchmark else []
@@ -113,12 +116,12 @@ def _pairs(
         )
     others = {r.key: r for r in b if r.outcome != "error"}
     pairs = [(r, others[r.key]) for r in a if r.outcome != "error" and r.key in others]
-    told = [r.key for r, other in pairs if r.instruction != other.instruction]
-    if told:
-        raise ConfigError(f"{names[0]} and {names[1]} were told different words, first in {told[0]}")
+    differing = [r.key for r, other in pairs if r.instruction != other.instruction]
+    if differing:
+        raise ConfigError(f"{names[0]} and {names[1]} were given different instructions, first in {differing[0]}")
     if len(pairs) < FEWEST:
         raise ConfigError(
-            f"{names[0]} and {names[1]} share {len(pairs)} episodes (equal condition, task and seed), {FEWEST} are "
-            "needed: evaluate both with the same --conditions, --tasks and --first_seed"
+            f"{names[0]} and {names[1]} share {len(pairs)} episodes (equal condition, task and seed), but {FEWEST} "
+            "are needed: evaluate both with the same --conditions, --tasks and --first_seed"
         )
     return pairs

@@ -1,7 +1,7 @@
-"""Under which conditions an episode is played: the words given, what differs in the scene, what happens meanwhile.
+"""Parse and expand the conditions under which episodes are played.
 
-A condition is written as words and what is added to them: `told`, `swapped`, `told+light=dim`, `told+push@20`,
-`told+delay=4`. Docs: docs/conditions.md.
+A condition names the instruction that is given, and optionally changes of the scene, a disturbance and a delay:
+`original`, `swapped`, `original+light=dim`, `original+push@20`, `original+delay=4`. Docs: docs/conditions.md.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from anyvla.config import ConfigError
 from anyvla.registry import suggest
 from anyvla_sim.base import Benchmark
 
-# told: the task's own phrase. paraphrased: other words for it, that no demonstration used. empty: nothing. swapped
-# (contradicting): the words of another task of the same scene. unrelated (shuffled): those of another scene's task.
-LANGUAGES = ("told", "paraphrased", "swapped", "unrelated", "empty")
+ORIGINAL = "original"  # the task's own instruction; also the scene as the benchmark has it
+# paraphrased: a phrasing that no demonstration used. swapped (contradicting): the instruction of another task of the
+# same scene. unrelated (shuffled): the instruction of a task of another scene. empty: an empty instruction.
+LANGUAGES = (ORIGINAL, "paraphrased", "swapped", "unrelated", "empty")
 DELAYS = (0, 1, 2, 4, 8)  # of the set `latency`, in actions
 MOMENTS = (10, 30)  # of the set `correction`, in actions
 SETS = ("language", "generalization", "correction", "latency")
-ORIGINAL = "original"  # the scene as the benchmark has it
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How episodes are played."""
+    """The conditions of an episode."""
 
-    language: str = "told"
+    language: str = ORIGINAL
     factors: tuple[tuple[str, str], ...] = ()  # (factor, level), sorted
     disturbance: tuple[str, int] | None = None  # (kind, the earliest action at which it happens)
-    delay: int = 0  # actions that pass between a picture and the chunk that answers it; the robot does not wait
+    delay: int = 0  # actions between an observation and the arrival of its chunk; the robot does not wait
 
     def __str__(self) -> str:
         parts = [self.language, *(f"{factor}={level}" for factor, level in self.factors)]
@@ -42,10 +42,12 @@ class Condition:
 
 
 def parse(text: str) -> Condition:
-    """A condition as it is written. Raises ConfigError that says what cannot be read."""
+    """Return the condition that a text describes. Raises ConfigError with the part that cannot be read."""
     language, *parts = text.split("+")
     if language not in LANGUAGES:
-        raise ConfigError(f"condition {text!r}: it begins with one of the languages; {suggest(language, LANGUAGES)}")
+        raise ConfigError(
+            f"condition {text!r}: it must begin with the kind of instruction; {suggest(language, LANGUAGES)}"
+        )
     factors: dict[str, str] = {}
     disturbance, delay = None, 0
     for part in parts:
@@ -53,7 +55,7 @@ def parse(text: str) -> Condition:
             delay = int(match[1])
         elif match := re.fullmatch(r"([\w-]+)=([\w-]+)", part):
             if match[1] in factors:
-                raise ConfigError(f"condition {text!r}: the factor {match[1]} is there twice")
+                raise ConfigError(f"condition {text!r}: the factor {match[1]} occurs twice")
             factors[match[1]] = match[2]
         elif (match := re.fullmatch(r"([\w-]+)@(\d+)", part)) and disturbance is None:
             disturbance = (match[1], int(match[2]))
@@ -65,18 +67,18 @@ def parse(text: str) -> Condition:
 
 
 def parse_scene(scene: str) -> dict[str, str]:
-    """What differs in a scene: "light=dim+texture=dark" -> {"light": "dim", "texture": "dark"}; "original": nothing.
+    """Return the changed factors of a scene: "light=dim+texture=dark" -> {"light": "dim", "texture": "dark"}.
 
-    Raises ConfigError for what is written otherwise.
+    "original" has none. Raises ConfigError for a scene in another form.
     """
-    condition = parse("told" if scene == ORIGINAL else f"told+{scene}")
+    condition = parse(ORIGINAL if scene == ORIGINAL else f"{ORIGINAL}+{scene}")
     if condition.disturbance or condition.delay:
-        raise ConfigError(f"scene {scene!r}: it is made of FACTOR=LEVEL alone, or {ORIGINAL}")
+        raise ConfigError(f"scene {scene!r}: it must consist of FACTOR=LEVEL only, or be {ORIGINAL}")
     return dict(condition.factors)
 
 
 def check_factors(factors: Mapping[str, str], benchmark: Benchmark, where: str) -> None:
-    """Raises ConfigError, beginning with `where`, for a factor or level that the benchmark does not have."""
+    """Check the factors and levels of a scene. Raises ConfigError that begins with `where` for an unknown one."""
     for factor, level in factors.items():
         if factor not in benchmark.factors:
             known = "; ".join(f"{f}: {', '.join(levels)}" for f, levels in benchmark.factors.items()) or "none"
@@ -87,20 +89,20 @@ def check_factors(factors: Mapping[str, str], benchmark: Benchmark, where: str) 
 
 
 def expand_conditions(written: Sequence[str], benchmark: Benchmark) -> list[Condition]:
-    """The conditions of a configuration, sets written out, each once.
+    """Return the conditions of a configuration: sets are expanded, duplicates are removed.
 
     Raises ConfigError for a factor, level or disturbance that the benchmark does not have.
     """
     conditions: list[Condition] = []
     for text in written:
-        named = _set(text, benchmark) if text in SETS else [parse(text)]
+        named = _expand_set(text, benchmark) if text in SETS else [parse(text)]
         for condition in named:
-            _check(condition, benchmark)
+            _check_condition(condition, benchmark)
         conditions += [c for c in named if c not in conditions]
     return conditions
 
 
-def _set(name: str, benchmark: Benchmark) -> list[Condition]:
+def _expand_set(name: str, benchmark: Benchmark) -> list[Condition]:
     if name == "language":
         return [Condition(language) for language in LANGUAGES]
     if name == "latency":
@@ -112,7 +114,7 @@ def _set(name: str, benchmark: Benchmark) -> list[Condition]:
     return [Condition(), *(Condition(disturbance=d) for d in disturbances)]
 
 
-def _check(condition: Condition, benchmark: Benchmark) -> None:
+def _check_condition(condition: Condition, benchmark: Benchmark) -> None:
     check_factors(dict(condition.factors), benchmark, f"condition {condition}")
     if condition.disturbance is not None and condition.disturbance[0] not in benchmark.disturbances:
         kinds = ", ".join(benchmark.disturbances) or "none"

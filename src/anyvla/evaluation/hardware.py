@@ -1,4 +1,4 @@
-"""The machine that something was computed on, in words."""
+"""Describe the machine that computes a result."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import psutil
 
 
 def describe_machine() -> str:
-    """In a line: processor, cores, memory, GPU, system."""
+    """Return processor, cores, memory, GPU and system in one line."""
     import torch
 
-    parts = [_processor(), f"{psutil.cpu_count()} CPU cores", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"]
+    parts = [_cpu_name(), f"{psutil.cpu_count()} CPU cores", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join([*parts, f"{platform.system()} {platform.machine()}"])
 
 
-def _processor() -> str:
+def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Which episodes an evaluation plays: the same list for every policy, a pure function of suite and configuration."""
+"""List the episodes of an evaluation. The list depends on suite and configuration only, never on the policy."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from anyvla.limits import COUNT, EPISODES, GB, PROCESSES, STEPS, WEIGHT
 from anyvla.observing import Implausible
 from anyvla_sim.base import Suite, Task
 
-VERSION = 1  # of what the harness means by its settings; a change of it makes results incomparable
-CHAIN = "chain"  # the task of an episode that plays several in a row
+VERSION = 1  # of the harness; results of different versions are not comparable
+CHAIN = "chain"  # the task name of an episode that plays several tasks in a row
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluationConfig:
     """The section `evaluation:` of a recipe."""
 
-    conditions: tuple[str, ...] = ("told", "swapped", "unrelated")  # see `conditions`; or sets: language, latency, ...
-    tasks: tuple[str, ...] = ()  # of the suite; none: all
-    # per task (of chains: in all); None: as the suite's authors count
+    conditions: tuple[str, ...] = ("original", "swapped", "unrelated")  # or sets, as language and latency
+    tasks: tuple[str, ...] = ()  # of the suite; empty: all
+    # per task (for chains: in total); None: as the suite's authors count
     episodes: int | None = Field(default=None, ge=1, le=EPISODES)
     unrelated_episodes: int | None = Field(
         default=None, ge=1, le=EPISODES
-    )  # per task, under `unrelated`; None: the same
+    )  # per task, under `unrelated`; None: as `episodes`
     first_seed: int = Field(default=0, ge=0, le=COUNT)  # of the start states
     horizon: int | None = Field(default=None, ge=1, le=COUNT)  # actions; None: the suite's
-    # actions of a chunk before predicting again; None: as trained
+    # actions of a chunk before the next prediction; None: as trained
     execute: int | None = Field(default=None, ge=1, le=STEPS)
-    ensemble: Literal["none", "temporal"] = "none"  # temporal: overlapping chunks are averaged (ACT, arXiv 2304.13705)
-    implausible: Implausible | None = None  # proprio far outside of the training data: error, warn; None: as trained
-    processes: int | None = Field(default=None, ge=1, le=PROCESSES)  # that simulate; None: one per core
-    slots: int = Field(default=3, ge=1, le=PROCESSES)  # episodes at a time in each process
-    hang_s: float = Field(default=180.0, gt=0, le=WEIGHT)  # a simulator that says nothing for so long is replaced
-    memory_gb: float = Field(default=8.0, gt=0, le=GB)  # a simulator that holds more is replaced between episodes
-    # at most; one success per task and each swapped pair are always filmed
+    ensemble: Literal["none", "temporal"] = "none"  # temporal: average overlapping chunks (ACT, arXiv 2304.13705)
+    implausible: Implausible | None = None  # proprio far outside the training data: error or warn; None: as trained
+    processes: int | None = Field(default=None, ge=1, le=PROCESSES)  # simulator processes; None: one per core
+    slots: int = Field(default=3, ge=1, le=PROCESSES)  # parallel episodes in each process
+    hang_s: float = Field(default=180.0, gt=0, le=WEIGHT)  # a simulator is replaced after so long without an answer
+    memory_gb: float = Field(default=8.0, gt=0, le=GB)  # a simulator that uses more is replaced between episodes
+    # at most; one success per task and each swapped pair always get a video
     failure_videos: int = Field(default=6, ge=0, le=COUNT)
 
     def __post_init__(self) -> None:
@@ -49,16 +49,16 @@ class EvaluationConfig:
             if condition not in SETS:
                 parse(condition)
         if not self.conditions:
-            raise ValueError("conditions: name one at least, as in [told]")
+            raise ValueError("conditions: name at least one, as in [original]")
 
 
 @plain_dataclass(frozen=True)
 class Subtask:
-    """One thing that is told: an episode of a single task has one, a chain several."""
+    """One instruction and the goal it is judged by. An episode of a single task has one subtask, a chain several."""
 
-    task: str  # whose goal counts
-    told: str  # the task whose words are given
-    instruction: str | None  # None: the environment says it after the reset
+    task: str  # its goal decides about success
+    instructed: str  # the task that the instruction is for
+    instruction: str | None  # None: the environment gives it after the reset
 
 
 @plain_dataclass(frozen=True)
@@ -68,7 +68,7 @@ class EpisodePlan:
     condition: Condition
     task: str
     seed: int
-    stages: tuple[Subtask, ...]
+    subtasks: tuple[Subtask, ...]
 
     @property
     def key(self) -> str:
@@ -76,22 +76,23 @@ class EpisodePlan:
         return f"{self.condition}-{self.task}-{self.seed}"
 
 
-def plan(suite: Suite, config: EvaluationConfig, conditions: Sequence[Condition]) -> list[EpisodePlan]:
-    """All episodes, seed by seed, so that an interrupted evaluation has seen every task about equally often.
+def plan_episodes(suite: Suite, config: EvaluationConfig, conditions: Sequence[Condition]) -> list[EpisodePlan]:
+    """Return all episodes, ordered by seed, so that an interrupted evaluation covers all tasks about equally.
 
-    Raises ConfigError for a task that the suite does not have, and for more episodes than it has start states.
+    Raises ConfigError for an unknown task, and for more episodes than the suite has start states.
     """
-    episodes = [episode for condition in conditions for episode in _of(condition, suite, config)]
+    episodes = [episode for condition in conditions for episode in _plan_condition(condition, suite, config)]
     if not episodes:
         raise ConfigError(
             f"suite {suite.name} has no episodes under {', '.join(map(str, conditions))}: no two of its tasks share a "
-            "scene (swapped), or all do (unrelated), or none has other words (paraphrased)"
+            "scene "
+            "(swapped), or all do (unrelated), or none has paraphrases (paraphrased)"
         )
     return episodes
 
 
-def settings(suite: Suite, config: EvaluationConfig) -> dict[str, Any]:
-    """JSON: the harness's side of what makes two results comparable."""
+def harness_protocol(suite: Suite, config: EvaluationConfig) -> dict[str, Any]:
+    """Return the settings of the harness that comparable results must share, for JSON."""
     return {
         "harness": VERSION,
         "horizon": config.horizon or {t.name: suite.limit(t.name) for t in suite.tasks if t.horizon} or suite.horizon,
@@ -103,37 +104,38 @@ def settings(suite: Suite, config: EvaluationConfig) -> dict[str, Any]:
     }
 
 
-def _of(condition: Condition, suite: Suite, config: EvaluationConfig) -> Iterator[EpisodePlan]:
+def _plan_condition(condition: Condition, suite: Suite, config: EvaluationConfig) -> Iterator[EpisodePlan]:
     if suite.chains:
-        yield from _chains(condition, suite, config)
+        yield from _plan_chains(condition, suite, config)
         return
-    tasks = [suite.task(name) for name in _asked(suite, config)]
+    tasks = [suite.task(name) for name in _asked_tasks(suite, config)]
     asked = config.unrelated_episodes if condition.language == "unrelated" else None
     counts = {t.name: asked or config.episodes or t.episodes or suite.episodes for t in tasks}
     for task in tasks:
         _check_seeds(suite, task, config.first_seed, counts[task.name])
     for number in range(max(counts.values())):
         for task in tasks:
-            seed = config.first_seed + number  # alone decides what is told, so that `key` says it all
-            stage = _stage(condition.language, suite, task, seed) if number < counts[task.name] else None
-            if stage is not None:
-                yield EpisodePlan(condition, task.name, seed, (stage,))
+            seed = config.first_seed + number  # alone decides the instruction, so that `key` is complete
+            subtask = _make_subtask(condition.language, suite, task, seed) if number < counts[task.name] else None
+            if subtask is not None:
+                yield EpisodePlan(condition, task.name, seed, (subtask,))
 
 
-def _chains(condition: Condition, suite: Suite, config: EvaluationConfig) -> Iterator[EpisodePlan]:
+def _plan_chains(condition: Condition, suite: Suite, config: EvaluationConfig) -> Iterator[EpisodePlan]:
     count = config.episodes or suite.episodes
     if config.first_seed + count > len(suite.chains):
         raise ConfigError(
-            f"suite {suite.name} has {len(suite.chains)} chains; {count} from number {config.first_seed} on are asked"
+            f"suite {suite.name} has {len(suite.chains)} chains; {count} from number {config.first_seed} on are "
+            "requested"
         )
     for seed in range(config.first_seed, config.first_seed + count):
-        stages = [_stage(condition.language, suite, suite.task(name), seed) for name in suite.chains[seed]]
-        told = tuple(stage for stage in stages if stage is not None)
-        if len(told) == len(stages):
-            yield EpisodePlan(condition, CHAIN, seed, told)
+        made = [_make_subtask(condition.language, suite, suite.task(name), seed) for name in suite.chains[seed]]
+        subtasks = tuple(subtask for subtask in made if subtask is not None)
+        if len(subtasks) == len(made):
+            yield EpisodePlan(condition, CHAIN, seed, subtasks)
 
 
-def _asked(suite: Suite, config: EvaluationConfig) -> list[str]:
+def _asked_tasks(suite: Suite, config: EvaluationConfig) -> list[str]:
     try:
         return [suite.task(name).name for name in config.tasks] or [task.name for task in suite.tasks]
     except ValueError as error:
@@ -144,28 +146,28 @@ def _check_seeds(suite: Suite, task: Task, first: int, count: int) -> None:
     starts = task.episodes or suite.starts
     if starts is not None and first + count > starts:
         raise ConfigError(
-            f"{suite.name}/{task.name} has {starts} start states; {count} from number {first} on are asked: "
-            f"--episodes {starts - first} at most"
+            f"{suite.name}/{task.name} has {starts} start states; {count} from number {first} on are requested: "
+            f"use at most --episodes {starts - first}"
         )
     if first + count > FIRST_DEMONSTRATION_SEED:
         raise ConfigError(f"seeds from {FIRST_DEMONSTRATION_SEED} on belong to demonstrations; lower first_seed")
 
 
-def _stage(language: str, suite: Suite, task: Task, seed: int) -> Subtask | None:
-    """What is told; None if there is no such thing to tell."""
+def _make_subtask(language: str, suite: Suite, task: Task, seed: int) -> Subtask | None:
+    """Return the task with its instruction under a condition; None if the suite has no such instruction."""
     if language == "empty":
         return Subtask(task.name, task.name, "")
-    told, phrases = task, task.instructions
+    instructed, phrases = task, task.instructions
     if language == "paraphrased":
         phrases = task.paraphrases
         if not phrases:
             return None
     elif language in ("swapped", "unrelated"):
-        inside = language == "swapped"
-        others = [t for t in suite.tasks if (t.scene == task.scene) == inside and t.name != task.name]
+        same_scene = language == "swapped"
+        others = [t for t in suite.tasks if (t.scene == task.scene) == same_scene and t.name != task.name]
         others = [t for t in others if t.instructions]
         if not others:
             return None
-        told = others[seed % len(others)]
-        phrases = told.instructions
-    return Subtask(task.name, told.name, phrases[seed % len(phrases)] if phrases else None)
+        instructed = others[seed % len(others)]
+        phrases = instructed.instructions
+    return Subtask(task.name, instructed.name, phrases[seed % len(phrases)] if phrases else None)

@@ -1,4 +1,4 @@
-"""The lines of `results.jsonl`: one finished episode each, complete in itself, on the disk before it is reported."""
+"""Read and append the lines of `results.jsonl`, one finished episode each."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import IO, Any, Literal, get_args
 import numpy as np
 
 from anyvla.files import durable
+from anyvla.migrations import migrate_result
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
-# invalid_action: the policy gave NaN or inf; counts as a failure, and is counted by itself too. error: the simulator
-# failed twice; counts neither way.
+FORMAT = 3  # of the lines; lines of format 2 are brought to it when they are read
+# invalid_action: the policy returned NaN or inf; counts as a failure, and is also counted separately. error: the
+# simulator failed twice; counts as neither success nor failure.
 Outcome = Literal["success", "failure", "invalid_action", "error"]
 
 
@@ -28,23 +29,25 @@ class EpisodeResult:
     """One finished evaluation episode."""
 
     benchmark: str  # "metaworld/mt10"
-    condition: str  # "told", "swapped+light=dim", ...: see `conditions`
-    task: str  # the task the episode belongs to; its scene gives the start state. Of chains: "chain"
-    told: str  # the task whose instruction was given (== task under "told")
-    instruction: str  # the first that was given
+    condition: str  # "original", "swapped+light=dim": see `conditions`
+    task: str  # its scene gives the start state; for chains: "chain"
+    instructed: str  # the task whose instruction was given; `task` under "original"
+    instruction: str  # the first one of the episode
     seed: int
     outcome: Outcome
-    reached: str | None  # the first goal that was reached, None if none; of chains: the last
+    reached: str | None  # the first goal that was reached, None if none; for chains: the last
     steps: int  # actions executed
-    completed: int = 0  # tasks of the chain that were solved in a row; of single tasks 0 or 1
+    completed: int = 0  # tasks of the chain solved in a row; for single tasks 0 or 1
     length: int = 1  # tasks of the chain
     attempts: int = 1  # 2: played again after the simulator had crashed or hung
-    clipped: int = 0  # actions that lay outside of what the environment accepts
-    latency_ms: float  # mean time of one policy call, per call
+    clipped: int = 0  # actions outside the range that the environment accepts
+    latency_ms: float  # mean time of one policy call
     checkpoint: str  # hash of weights, statistics and configuration
-    policy: Mapping[str, Any] = field(default_factory=dict)  # how its chunks are executed: told, not compared
-    protocol: Mapping[str, Any] = field(default_factory=dict)  # what must agree for two scores to be comparable
-    versions: Mapping[str, str] = field(default_factory=dict)  # of the policy's side, and hardware: told, not compared
+    policy: Mapping[str, Any] = field(default_factory=dict)  # how its chunks are executed; reported, not compared
+    protocol: Mapping[str, Any] = field(default_factory=dict)  # must agree for two scores to be comparable
+    versions: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of the policy's libraries, and hardware; reported, not compared
     extra: Mapping[str, Any] = field(default_factory=dict)  # "chain", "error", "disturbed_at", "grasps"
     format: int = FORMAT
 
@@ -60,10 +63,10 @@ class EpisodeResult:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) of a JSON-lines file that a killed process may have left with a torn last line.
+    """Yield (line number from 1, object) for each line of a JSON-lines file.
 
-    A last line that has no newline and is not JSON is left out with a warning; any other bad line raises ValueError
-    that names its number.
+    A last line without a newline that is not JSON was torn by an interruption; it is skipped with a warning. Any other
+    bad line raises ValueError with its number.
     """
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.strip():
@@ -72,39 +75,42 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8
             if not line.endswith(b"\n"):
-                logger.warning("%s: line %d is torn (the writer was interrupted); it is left out", path, number)
+                logger.warning("%s: line %d is incomplete (the writer was interrupted); it is skipped", path, number)
                 return
-            raise ValueError(f"{path}, line {number}: not valid JSON ({error}); mend or delete this line") from None
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error}); fix or delete this line") from None
         if not isinstance(value, dict):
             raise ValueError(f"{path}, line {number}: expected one JSON object, found {type(value).__name__}")
         yield number, value
 
 
 def read_results(path: Path) -> list[EpisodeResult]:
-    """The episodes of a `results.jsonl`, in the order in which they were finished.
+    """Return the episodes of a `results.jsonl`, in the order in which they ended.
 
-    Raises ValueError with the line's number for a line that is no EpisodeResult (a torn last line is left out with a
-    warning) and FileNotFoundError where there is no file.
+    A torn last line is skipped with a warning. Raises ValueError with the line's number for any other line that is not
+    an EpisodeResult, and FileNotFoundError if there is no file.
     """
     results = []
     for number, line in read_json_lines(Path(path)):
+        if line.get("format") == 2:
+            line = migrate_result(line) | {"format": FORMAT}
         if "benchmark" in line and line.get("format", 1) != FORMAT:
             raise ValueError(
-                f"{path}, line {number}: of format {line.get('format', 1)}, this anyvla writes and reads {FORMAT}: it "
-                "was played by another version of the harness and cannot be compared; evaluate anew into another folder"
+                f"{path}, line {number}: of format {line.get('format', 1)}, this anyvla reads 2 and {FORMAT}: the "
+                "episode was played by another version of the harness and cannot be compared; evaluate again into "
+                "another folder"
             )
         try:
-            results.append(_episode(line))
+            results.append(_parse_line(line))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}; mend or delete this line") from None
+            raise ValueError(f"{path}, line {number}: {error}; fix or delete this line") from None
     return results
 
 
 _OPTIONAL = {f.name for f in dataclasses.fields(EpisodeResult) if f.default is not dataclasses.MISSING}
 _OPTIONAL |= {f.name for f in dataclasses.fields(EpisodeResult) if f.default_factory is not dataclasses.MISSING}
-# What each field of a line may be. bool is an int in Python, so it is told apart by hand in `_episode`.
+# The types of the fields of a line. bool is an int in Python, so `_parse_line` refuses it separately.
 _TYPES: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(("benchmark", "condition", "task", "told", "instruction", "outcome", "checkpoint"), (str,)),
+    **dict.fromkeys(("benchmark", "condition", "task", "instructed", "instruction", "outcome", "checkpoint"), (str,)),
     **dict.fromkeys(("seed", "steps", "completed", "length", "attempts", "clipped", "format"), (int,)),
     **dict.fromkeys(("policy", "protocol", "versions", "extra"), (dict,)),
     "reached": (str, type(None)),
@@ -112,7 +118,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _episode(line: Mapping[str, Any]) -> EpisodeResult:
+def _parse_line(line: Mapping[str, Any]) -> EpisodeResult:
     missing = [k for k in _TYPES if k not in line and k not in _OPTIONAL]
     unknown = [k for k in line if k not in _TYPES]
     if missing or unknown:
@@ -130,18 +136,18 @@ def _episode(line: Mapping[str, Any]) -> EpisodeResult:
 
 
 def append_result(path: Path, result: EpisodeResult) -> None:
-    """Add one line and return when it is on the disk. A torn last line, left by an interrupted run, is cut off first.
+    """Append one line and return when it is on disk. A torn last line of an interrupted run is removed first.
 
-    One process may write at a time. Raises OSError (a full disk) and leaves no part of the line behind.
+    One process may write at a time. If writing fails with OSError, as on a full disk, no part of the line remains.
     """
-    line = json.dumps(dataclasses.asdict(result), ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+    line = json.dumps(dataclasses.asdict(result), ensure_ascii=False, allow_nan=False, default=_to_plain) + "\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a+b", buffering=0) as file:
         data = line.encode()
         end, tail = _whole_lines(file)
-        if _is_json(tail):  # whole, only its newline is missing
+        if _is_json(tail):  # complete, only its newline is missing
             data, end = b"\n" + data, end + len(tail)
         file.truncate(end)
         try:
@@ -157,7 +163,7 @@ def append_result(path: Path, result: EpisodeResult) -> None:
 
 
 def _whole_lines(file: IO[bytes]) -> tuple[int, bytes]:
-    """The offset behind the last newline of the file, and what follows it."""
+    """Return the offset after the last newline of the file, and the bytes that follow it."""
     start = size = file.seek(0, os.SEEK_END)
     while start > 0:
         start = max(0, start - 65536)
@@ -178,8 +184,8 @@ def _is_json(data: bytes) -> bool:
     return True
 
 
-def _plain(value: Any) -> Any:
-    """numpy values as JSON knows them."""
+def _to_plain(value: Any) -> Any:
+    """Return a NumPy value as plain Python for JSON."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"a result holds a {type(value).__name__}, which JSON has no form for: {value!r}")
+    raise TypeError(f"a result has a {type(value).__name__}, which JSON cannot represent: {value!r}")

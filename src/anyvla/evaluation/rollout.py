@@ -1,4 +1,4 @@
-"""One running episode: what it plays, what it has done, and the line that it becomes."""
+"""Record a running episode, and turn it into a result."""
 
 from __future__ import annotations
 
@@ -17,51 +17,53 @@ from anyvla.robot.embodiment import Embodiment
 
 @dataclass
 class Rollout:
-    """Filled while an episode runs. An attempt of its own each time that the simulator fails."""
+    """The record of one attempt at an episode, filled while the episode runs."""
 
     plan: EpisodePlan
     attempt: int = 1
-    stage: int = 0  # which of the plan's stages is played
-    session: Session | None = None  # of this stage
+    number: int = 0  # of the current subtask in the plan
+    session: Session | None = None  # of the current subtask
     execution: Execution | None = None
-    said: list[tuple[int, str]] = field(default_factory=list)  # instructions, and after how many actions each was given
-    actions: list[np.ndarray] = field(default_factory=list)  # sent in this stage, (n, A) each, the last perhaps in part
-    before: list[np.ndarray] = field(default_factory=list)  # executed in each stage that is over, (n, A)
-    chunks: list[np.ndarray] = field(default_factory=list)  # predicted, (N, A) each
-    marks: list[int] = field(default_factory=list)  # at how many actions of the episode each chunk was predicted
+    instructions: list[tuple[int, str]] = field(default_factory=list)  # and the number of actions before each
+    actions: list[np.ndarray] = field(
+        default_factory=list
+    )  # (n, A) each, sent in this subtask; the last ones may not be executed
+    finished: list[np.ndarray] = field(default_factory=list)  # actions (n, A) executed in each finished subtask
+    chunks: list[np.ndarray] = field(default_factory=list)  # (N, A) each, predicted
+    predicted_at: list[int] = field(default_factory=list)  # number of actions of the episode before each chunk
     disturbed_at: int | None = None
-    calls: int = 0
-    seconds: float = 0.0  # of policy calls, shared among the episodes of a batch
+    calls: int = 0  # of the policy
+    seconds: float = 0.0  # of policy calls; each call is divided among the episodes of its batch
 
     @property
-    def now(self) -> Subtask:
-        """What is told now."""
-        return self.plan.stages[self.stage]
+    def subtask(self) -> Subtask:
+        """The current subtask."""
+        return self.plan.subtasks[self.number]
 
     @property
-    def words(self) -> str | None:
-        """The instruction given last."""
-        return self.said[-1][1] if self.said else None
+    def instruction(self) -> str | None:
+        """The current instruction."""
+        return self.instructions[-1][1] if self.instructions else None
 
-    def steps(self, here: int) -> int:
-        """Actions executed in the episode, `here` of them in this stage."""
-        return sum(map(len, self.before)) + here
+    def steps(self, subtask_steps: int) -> int:
+        """Return the number of actions executed in the episode, `subtask_steps` of them in the current subtask."""
+        return sum(map(len, self.finished)) + subtask_steps
 
-    def executed(self, here: int) -> np.ndarray:
-        """The actions (T, A) that were executed, float32; (0, 0) if there are none."""
-        stages = [*self.before, *([np.concatenate(self.actions)[:here]] if self.actions else [])]
-        return np.concatenate(stages) if stages else np.zeros((0, 0), np.float32)
+    def executed(self, subtask_steps: int) -> np.ndarray:
+        """Return the executed actions (T, A), float32; (0, 0) if there are none."""
+        parts = [*self.finished, *([np.concatenate(self.actions)[:subtask_steps]] if self.actions else [])]
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
-    def go_on(self, here: int) -> None:
-        """This stage is over after `here` actions; the next begins, with a session of its own."""
-        self.before.append(np.concatenate(self.actions)[:here])
+    def start_next_subtask(self, subtask_steps: int) -> None:
+        """End the current subtask after `subtask_steps` actions, and start the next one with a new session."""
+        self.finished.append(np.concatenate(self.actions)[:subtask_steps])
         self.actions, self.session = [], None
-        self.stage += 1
+        self.number += 1
 
 
 @dataclass(frozen=True)
 class ResultBuilder:
-    """What all lines of an evaluation share."""
+    """Build results from the fields that all results of an evaluation share."""
 
     benchmark: str
     checkpoint: str
@@ -70,25 +72,25 @@ class ResultBuilder:
     versions: Mapping[str, str]
     embodiment: Embodiment
 
-    def line(
+    def build(
         self,
         rollout: Rollout,
         outcome: Outcome,
         *,
         reached: str | None = None,
         completed: int = 0,
-        here: int = 0,
+        subtask_steps: int = 0,
         clipped: int = 0,
         error: str | None = None,
     ) -> EpisodeResult:
-        """The result of an episode; `here`: actions executed in its last stage."""
+        """Return the result of an episode. `subtask_steps`: actions executed in its last subtask."""
         plan = rollout.plan
         extra: dict[str, Any] = {}
-        if len(plan.stages) > 1:
-            extra["chain"] = [stage.task for stage in plan.stages]
+        if len(plan.subtasks) > 1:
+            extra["chain"] = [subtask.task for subtask in plan.subtasks]
         if rollout.disturbed_at is not None:
             extra["disturbed_at"] = rollout.disturbed_at
-        if (count := count_grasps(rollout.executed(here), self.embodiment)) is not None:
+        if (count := count_grasps(rollout.executed(subtask_steps), self.embodiment)) is not None:
             extra["grasps"] = count
         if error is not None:
             extra["error"] = error
@@ -96,14 +98,14 @@ class ResultBuilder:
             benchmark=self.benchmark,
             condition=str(plan.condition),
             task=plan.task,
-            told=plan.stages[0].told if len(plan.stages) == 1 else plan.task,
-            instruction=rollout.said[0][1] if rollout.said else "",
+            instructed=plan.subtasks[0].instructed if len(plan.subtasks) == 1 else plan.task,
+            instruction=rollout.instructions[0][1] if rollout.instructions else "",
             seed=plan.seed,
             outcome=outcome,
             reached=reached,
-            steps=rollout.steps(here),
+            steps=rollout.steps(subtask_steps),
             completed=completed,
-            length=len(plan.stages),
+            length=len(plan.subtasks),
             attempts=rollout.attempt,
             clipped=clipped,
             latency_ms=1000 * rollout.seconds / max(1, rollout.calls),
@@ -116,7 +118,7 @@ class ResultBuilder:
 
 
 def count_grasps(actions: np.ndarray, embodiment: Embodiment) -> int | None:
-    """How often the gripper was closed; None if it does not say which end of its range is open. `actions`: (T, A)."""
+    """Return how often the gripper was closed; None if its open end is not declared. `actions`: (T, A)."""
     where = embodiment.action.slices()
     grippers = [g for g in embodiment.action.groups if g.kind == "gripper" and g.open is not None]
     if len(grippers) != 1 or not len(actions):

@@ -1,8 +1,8 @@
-"""Plays the episodes of a plan: environments simulate in processes of their own, one policy acts for those ready.
+"""Play the planned episodes: environments run in worker processes, and one policy acts for all that are ready.
 
-Each finished episode is one line of `results.jsonl`, on disk before it is reported; episodes that stand there already
-are not played again. The executed actions are kept beside it, so that any episode can be filmed afterwards. An episode
-whose simulator fails is played once more from the same seed, and then reported as an error.
+Each finished episode becomes a line of `results.jsonl`, on disk before it is reported. A later run skips the episodes
+that have a line. The executed actions are stored too, so any episode can be rendered afterwards. If the simulator fails
+in an episode, the episode is played once more from the same seed, and then reported as an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from anyvla.data.episode import conventions
 from anyvla.evaluation.comparison import protocol_differences
 from anyvla.evaluation.execution import Execution
 from anyvla.evaluation.hardware import describe_machine
-from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, settings
+from anyvla.evaluation.protocol import EpisodePlan, EvaluationConfig, harness_protocol
 from anyvla.evaluation.results import EpisodeResult, append_result, read_results
 from anyvla.evaluation.rollout import ResultBuilder, Rollout
 from anyvla.evaluation.suites import OpenedSuite
@@ -36,11 +36,11 @@ from anyvla.text import check_instruction
 from anyvla.types import Chunk, ChunkError
 from anyvla_sim.workers.pool import EnvironmentPool, LostEpisode, Reply, WorkerLimits
 
-TRIES = 2  # of an episode whose simulator fails
+ATTEMPTS = 2  # at an episode whose simulator fails
 
 
 def hash_checkpoint(checkpoint: Path) -> str:
-    """A short hash of all that a checkpoint's behavior depends on: weights, statistics, configuration."""
+    """Return a short hash of the files that decide how a checkpoint acts: weights, statistics, configuration."""
     digest = hashlib.sha256()
     for name in ("model.safetensors", "statistics.json", "embodiments.json", "config.yaml"):
         with (checkpoint / name).open("rb") as file:
@@ -49,8 +49,8 @@ def hash_checkpoint(checkpoint: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def versions(vla: VLA) -> dict[str, str]:
-    """The policy's side: libraries and hardware."""
+def collect_versions(vla: VLA) -> dict[str, str]:
+    """Return the versions of the libraries, and the hardware, that the policy runs on."""
     found = {name: metadata.version(name) for name in ("anyvla", "torch", "transformers", "numpy")}
     return found | {
         "python": platform.python_version(),
@@ -68,39 +68,39 @@ def evaluate(
     *,
     checkpoint: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    heard: Callable[[EpisodeResult], None] = lambda result: None,
+    on_result: Callable[[EpisodeResult], None] = lambda result: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[EpisodeResult]:
-    """Play what `folder/results.jsonl` lacks of `plans`; returns the results of all plans.
+    """Play the episodes of `plans` that `folder/results.jsonl` lacks, and return the results of all.
 
-    `checkpoint`: its hash. `heard` gets each result, those on disk first. Raises ConfigError if the policy was trained
-    for another robot, or the folder holds results of another checkpoint or protocol; EnvironmentFailed if the
-    simulator fails in one episode after the other; Interrupted after `stop()` said so.
+    `checkpoint`: its hash. `on_result` gets each result, the ones on disk first. Raises ConfigError if the policy was
+    trained for another robot, or if the folder has results of another checkpoint or protocol; EnvironmentFailed if the
+    simulator fails in too many episodes in a row; Interrupted when `stop()` is true.
     """
     check_embodiment([r.embodiment for r in vla.robots], opened.embodiment)
     _check_sizes(vla, opened)
     vla.implausible = config.implausible or vla.implausible
-    setting = ResultBuilder(
+    builder = ResultBuilder(
         benchmark=opened.name,
         checkpoint=checkpoint,
         policy=_policy(vla, config),
         protocol=_protocol(opened, config),
-        versions=versions(vla),
+        versions=collect_versions(vla),
         embodiment=opened.embodiment,
     )
     with lock_folder(folder):
         lines = folder / "results.jsonl"
         finished = {r.key: r for r in read_results(lines)} if lines.is_file() else {}
-        _check_same(lines, finished.values(), setting)
+        _check_same(lines, finished.values(), builder)
         missing = [p for p in plans if p.key not in finished]
         for result in (finished[p.key] for p in plans if p.key in finished):
-            heard(result)
+            on_result(result)
         progress(len(plans) - len(missing), len(plans))
         if missing:
-            play = _Play(vla, opened, config, folder, setting)
-            for result in play.all(missing, stop):
+            loop = _EpisodeLoop(vla, opened, config, folder, builder)
+            for result in loop.run(missing, stop):
                 finished[result.key] = result
-                heard(result)
+                on_result(result)
                 progress(sum(p.key in finished for p in plans), len(plans))
         return [finished[p.key] for p in plans]
 
@@ -108,39 +108,39 @@ def evaluate(
 def _policy(vla: VLA, config: EvaluationConfig) -> dict[str, Any]:
     execute = config.execute or vla.config.execute
     if execute > vla.config.chunk:
-        raise ConfigError(f"--execute {execute}: the policy predicts {vla.config.chunk} actions at once")
+        raise ConfigError(f"--execute {execute}: the policy predicts chunks of {vla.config.chunk} actions")
     return {"execute": execute, "ensemble": config.ensemble, "chunk": vla.config.chunk}
 
 
 def _protocol(opened: OpenedSuite, config: EvaluationConfig) -> dict[str, Any]:
-    return settings(opened.suite, config) | {
+    return harness_protocol(opened.suite, config) | {
         "control_hz": opened.embodiment.control_hz,
         "settings": dict(opened.benchmark.protocol(opened.suite.name)),
         "simulator": dict(opened.benchmark.versions()),
     }
 
 
-def _check_same(lines: Path, finished: Collection[EpisodeResult], setting: ResultBuilder) -> None:
-    for there in finished:
+def _check_same(lines: Path, finished: Collection[EpisodeResult], builder: ResultBuilder) -> None:
+    for result in finished:
         faults = [
             f"{what}: {a!r}, {b!r}"
             for what, a, b in (
-                ("checkpoint", there.checkpoint, setting.checkpoint),
-                ("benchmark", there.benchmark, setting.benchmark),
+                ("checkpoint", result.checkpoint, builder.checkpoint),
+                ("benchmark", result.benchmark, builder.benchmark),
             )
             if a != b
         ]
-        faults += protocol_differences(there.protocol, setting.protocol)
-        faults += protocol_differences(there.policy, setting.policy)
+        faults += protocol_differences(result.protocol, builder.protocol)
+        faults += protocol_differences(result.policy, builder.policy)
         if faults:
             raise ConfigError(
-                f"{lines} holds results of something else ({'; '.join(faults)}: there, here); choose another output "
-                "folder, or remove that one to evaluate anew"
+                f"{lines} has other results ({'; '.join(faults)}: there, here); choose another output folder, or "
+                "remove that one to evaluate again"
             )
 
 
 def check_embodiment(trained: Sequence[Embodiment], given: Embodiment) -> None:
-    """Refuse a robot that the policy was not trained for. Raises ConfigError that names what differs."""
+    """Raise ConfigError, with the differences, for a robot that the policy was not trained for."""
     nearest = next((robot for robot in trained if robot.name == given.name), trained[0])
     fields = ("name", "cameras", "proprio", "action", "control_hz")
     if any(getattr(nearest, f) != getattr(given, f) for f in fields):
@@ -152,31 +152,31 @@ def check_embodiment(trained: Sequence[Embodiment], given: Embodiment) -> None:
 
 
 def _check_sizes(vla: VLA, opened: OpenedSuite) -> None:
-    """Refuse cameras of different sizes for a policy that brings none to its own."""
+    """Raise ConfigError for cameras of different sizes if the policy does not resize its images."""
     sizes = opened.benchmark.protocol(opened.suite.name).get("cameras", {})
     if vla.config.view.size is None and len({tuple(size) for size in sizes.values()}) > 1:
         given = ", ".join(f"{camera} {'x'.join(map(str, size))}" for camera, size in sizes.items())
         raise ConfigError(
             f"the cameras of {opened.name} have different sizes ({given}), and the policy was trained without "
-            "model.view.size, which brings them to one"
+            "model.view.size, which resizes them to one size"
         )
 
 
-class _Play:
-    """The loop over what is ready."""
+class _EpisodeLoop:
+    """Let the policy act for the environments that are ready, until all episodes have ended."""
 
     def __init__(
-        self, vla: VLA, opened: OpenedSuite, config: EvaluationConfig, folder: Path, setting: ResultBuilder
+        self, vla: VLA, opened: OpenedSuite, config: EvaluationConfig, folder: Path, builder: ResultBuilder
     ) -> None:
-        self._vla, self._opened, self._config, self._folder, self._setting = vla, opened, config, folder, setting
+        self._vla, self._opened, self._config, self._folder, self._builder = vla, opened, config, folder, builder
         self._until_goal = opened.suite.judged == "reached"
         self._waiting: list[Rollout] = []
         self._running: dict[int, Rollout] = {}
         self._results: list[EpisodeResult] = []  # not yet reported
         self._failed_in_a_row = 0
 
-    def all(self, plans: Sequence[EpisodePlan], stop: Callable[[], bool]) -> Iterator[EpisodeResult]:
-        """The results as they come, each on disk already."""
+    def run(self, plans: Sequence[EpisodePlan], stop: Callable[[], bool]) -> Iterator[EpisodeResult]:
+        """Yield each result once it is on disk."""
         config = self._config
         self._waiting = [Rollout(p) for p in reversed(plans)]
         processes = min(config.processes or os.cpu_count() or 1, len(plans))
@@ -188,52 +188,52 @@ class _Play:
             while self._running:
                 if stop():
                     raise Interrupted(f"stopped after {done} of {len(plans)} episodes; run the same command to resume")
-                going = []
+                ready = []
                 for reply in self._pool.ready(timeout=1.0):
                     rollout = self._running[reply.slot]
                     if isinstance(reply, LostEpisode):
                         self._lost(reply, rollout)
-                    elif self._acts(reply, rollout):
-                        going.append((reply, rollout))
-                if going:
-                    self._act(going)
+                    elif self._advance(reply, rollout):
+                        ready.append((reply, rollout))
+                if ready:
+                    self._act(ready)
                 while self._results:
                     done += 1
                     yield self._results.pop(0)
 
     def _next(self, slot: int) -> None:
-        """Begin another episode in a slot that is free, if one waits."""
+        """Start the next waiting episode in a free slot."""
         self._running.pop(slot, None)
         if not self._waiting:
             self._pool.release(slot)
             return
         rollout = self._running[slot] = self._waiting.pop()
         plan = rollout.plan
-        self._pool.reset(slot, plan.stages[0].task, plan.seed, dict(plan.condition.factors))
+        self._pool.reset(slot, plan.subtasks[0].task, plan.seed, dict(plan.condition.factors))
 
     def _lost(self, lost: LostEpisode, rollout: Rollout) -> None:
-        """Play it once more, or give it up."""
+        """Play the episode once more, or report it as an error."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row > max(5, self._pool.size):
             raise EnvironmentFailed(
                 f"the simulator failed in {self._failed_in_a_row} episodes in a row; the last time, in "
-                f"{rollout.plan.key}: {lost.message}. What was reported is kept"
+                f"{rollout.plan.key}: {lost.message}. Reported episodes are kept"
             )
-        if rollout.attempt < TRIES:
+        if rollout.attempt < ATTEMPTS:
             self._waiting.append(Rollout(rollout.plan, rollout.attempt + 1))
         else:
-            self._report(self._setting.line(rollout, "error", error=lost.message), rollout, 0)
+            self._report(self._builder.build(rollout, "error", error=lost.message), rollout, 0)
         self._next(lost.slot)
 
-    def _acts(self, reply: Reply, rollout: Rollout) -> bool:
-        """Whether the policy is to act on this reply; sees to everything else that may follow it."""
-        self._tell(reply, rollout)
+    def _advance(self, reply: Reply, rollout: Rollout) -> bool:
+        """Process a reply of the simulator. Return whether the policy must act next."""
+        self._update_instruction(reply, rollout)
         if reply.disturbed:
             rollout.disturbed_at = rollout.steps(reply.steps)
         reached = next((task for task, holds in reply.goals.items() if holds), None)
-        limit = self._config.horizon or self._opened.suite.limit(rollout.now.task)
+        limit = self._config.horizon or self._opened.suite.limit(rollout.subtask.task)
         if (reached is not None and self._until_goal) or reply.steps >= limit:
-            self._ends(reply, rollout, reached)
+            self._finish(reply, rollout, reached)
             return False
         due = rollout.plan.condition.disturbance
         if due and rollout.disturbed_at is None and reply.disturbed is None and rollout.steps(reply.steps) >= due[1]:
@@ -241,78 +241,86 @@ class _Play:
             return False
         return True
 
-    def _tell(self, reply: Reply, rollout: Rollout) -> None:
-        """A session begins with each instruction."""
-        stage, condition = rollout.now, rollout.plan.condition
-        given = reply.instruction if stage.instruction is None else stage.instruction
-        words = None if given is None else check_instruction(given, may_be_empty=True)
-        if rollout.session is not None and words == rollout.words:
+    def _update_instruction(self, reply: Reply, rollout: Rollout) -> None:
+        """Start a new session if the instruction has changed."""
+        subtask, condition = rollout.subtask, rollout.plan.condition
+        given = reply.instruction if subtask.instruction is None else subtask.instruction
+        instruction = None if given is None else check_instruction(given, may_be_empty=True)
+        if rollout.session is not None and instruction == rollout.instruction:
             return
-        if words is None:
-            raise ConfigError(f"{self._opened.name}/{stage.task} has no instruction, nor does its environment say one")
-        rollout.said.append((rollout.steps(reply.steps), words))
-        robot, policy = self._opened.embodiment, self._setting.policy
-        rollout.session = self._vla.start(words, rollout.plan.seed, robot.name, may_be_empty=True)
+        if instruction is None:
+            raise ConfigError(
+                f"{self._opened.name}/{subtask.task} has no instruction, and its environment does not give one"
+            )
+        rollout.instructions.append((rollout.steps(reply.steps), instruction))
+        robot, policy = self._opened.embodiment, self._builder.policy
+        rollout.session = self._vla.start(instruction, rollout.plan.seed, robot.name, may_be_empty=True)
         rollout.execution = Execution(robot, policy["execute"], condition.delay, policy["ensemble"] == "temporal")
 
-    def _ends(self, reply: Reply, rollout: Rollout, reached: str | None) -> None:
-        """A goal was reached, or time is over: the next task of a chain begins, or the episode is a line."""
-        task, stages = rollout.now.task, len(rollout.plan.stages)
+    def _finish(self, reply: Reply, rollout: Rollout, reached: str | None) -> None:
+        """End the current subtask: start the next one of the chain, or report the episode."""
+        task, subtasks = rollout.subtask.task, len(rollout.plan.subtasks)
         won = reply.goals.get(task, False) if not self._until_goal else reached == task
-        completed = rollout.stage + won
-        if won and completed < stages:
-            rollout.go_on(reply.steps)
-            self._pool.begin(reply.slot, rollout.now.task)
+        completed = rollout.number + won
+        if won and completed < subtasks:
+            rollout.start_next_subtask(reply.steps)
+            self._pool.begin(reply.slot, rollout.subtask.task)
             return
-        line = self._setting.line(
+        result = self._builder.build(
             rollout,
-            "success" if completed == stages else "failure",
+            "success" if completed == subtasks else "failure",
             reached=reached,
             completed=completed,
-            here=reply.steps,
+            subtask_steps=reply.steps,
             clipped=reply.clipped,
         )
-        self._report(line, rollout, reply.steps)
+        self._report(result, rollout, reply.steps)
         self._next(reply.slot)
 
-    def _act(self, going: Sequence[tuple[Reply, Rollout]]) -> None:
+    def _act(self, ready: Sequence[tuple[Reply, Rollout]]) -> None:
         start = time.perf_counter()
-        answers = self._answers(going)
-        share = (time.perf_counter() - start) / len(going)
-        for (reply, rollout), answer in zip(going, answers, strict=True):
+        answers = self._predict(ready)
+        share = (time.perf_counter() - start) / len(ready)
+        for (reply, rollout), answer in zip(ready, answers, strict=True):
             assert rollout.execution is not None
             rollout.calls += 1
             rollout.seconds += share
             if isinstance(answer, ChunkError):
-                line = self._setting.line(
-                    rollout, "invalid_action", here=reply.steps, completed=rollout.stage, clipped=reply.clipped
+                result = self._builder.build(
+                    rollout,
+                    "invalid_action",
+                    subtask_steps=reply.steps,
+                    completed=rollout.number,
+                    clipped=reply.clipped,
                 )
-                self._report(line, rollout, reply.steps)
+                self._report(result, rollout, reply.steps)
                 self._next(reply.slot)
                 continue
-            if isinstance(answer, ValueError):  # what the simulator shows is no observation of this robot
-                self._lost(LostEpisode(reply.slot, f"the policy refuses what the simulator shows: {answer}"), rollout)
+            if isinstance(answer, ValueError):  # the policy refuses the observation
+                self._lost(
+                    LostEpisode(reply.slot, f"the policy refuses the simulator's observation: {answer}"), rollout
+                )
                 continue
             self._failed_in_a_row = 0
-            limit = self._config.horizon or self._opened.suite.limit(rollout.now.task)
+            limit = self._config.horizon or self._opened.suite.limit(rollout.subtask.task)
             actions = rollout.execution(answer.actions)[: limit - reply.steps]
-            rollout.marks.append(rollout.steps(reply.steps))
+            rollout.predicted_at.append(rollout.steps(reply.steps))
             rollout.chunks.append(answer.actions)
             rollout.actions.append(actions)
             self._pool.execute(reply.slot, actions, self._until_goal)
 
-    def _answers(self, going: Sequence[tuple[Reply, Rollout]]) -> list[Chunk | ValueError]:
-        """The chunk of each rollout, or why there is none. One that is refused does not keep the others from acting."""
-        shown = [reply.observation for reply, _ in going if reply.observation is not None]  # all: none of them is over
-        sessions = [rollout.session for _, rollout in going if rollout.session is not None]
+    def _predict(self, ready: Sequence[tuple[Reply, Rollout]]) -> list[Chunk | ValueError]:
+        """Return the chunk of each rollout, or the error of a rollout whose observation is refused."""
+        observations = [reply.observation for reply, _ in ready if reply.observation is not None]
+        sessions = [rollout.session for _, rollout in ready if rollout.session is not None]
         try:
-            return [*self._vla.act(shown, sessions)]
+            return [*self._vla.act(observations, sessions)]
         except ValueError as error:
-            if len(going) == 1:
+            if len(ready) == 1:
                 return [error]
-        return [answer for one in going for answer in self._answers([one])]
+        return [answer for one in ready for answer in self._predict([one])]
 
-    def _report(self, line: EpisodeResult, rollout: Rollout, here: int) -> None:
-        write_track(self._folder, rollout, here)
-        append_result(self._folder / "results.jsonl", line)
-        self._results.append(line)
+    def _report(self, result: EpisodeResult, rollout: Rollout, subtask_steps: int) -> None:
+        write_track(self._folder, rollout, subtask_steps)
+        append_result(self._folder / "results.jsonl", result)
+        self._results.append(result)

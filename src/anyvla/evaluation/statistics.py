@@ -1,6 +1,6 @@
-"""What the lines of an evaluation say: rates by condition, task and group, chains, recovery, use of language.
+"""Summarize results: rates by condition, task and group, chains, recovery, and the use of language.
 
-Every table, page and JSON summary is computed from the lines of `results.jsonl` and nothing else. Definitions:
+Every table, report and JSON summary is computed from the lines of `results.jsonl` only. Definitions:
 docs/statistics.md.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from anyvla.evaluation.conditions import LANGUAGES, Condition, parse
+from anyvla.evaluation.conditions import LANGUAGES, ORIGINAL, Condition, parse
 from anyvla.evaluation.intervals import Interval, bootstrap_mean, mean_of_shares, wilson
 from anyvla.evaluation.results import EpisodeResult
 
@@ -20,16 +20,16 @@ __all__ = ["Interval", "Summary", "summarize", "wilson"]
 
 @dataclass(frozen=True)
 class Rates:
-    """One share: over all episodes, per task (by name: the order in which they end is chance), and as means."""
+    """A success rate over all episodes, per task (sorted by name), and as means."""
 
-    overall: Interval  # of all episodes
+    overall: Interval
     tasks: Mapping[str, Interval]
-    mean: Interval  # over tasks, each worth the same
-    groups: Mapping[str, Interval]  # over the tasks of each group that the suite names
-    group_mean: Interval | None  # over groups, each worth the same
+    mean: Interval  # over tasks, equally weighted
+    groups: Mapping[str, Interval]  # means over the tasks of each group of the suite
+    group_mean: Interval | None  # over groups, equally weighted
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return {
             "overall": self.overall.to_dict(),
             "mean_over_tasks": self.mean.to_dict(),
@@ -41,45 +41,45 @@ class Rates:
 
 @dataclass(frozen=True)
 class Chains:
-    """Tasks in a row without a reset."""
+    """Rates of chains: several tasks in a row without a reset."""
 
-    in_a_row: Sequence[Interval]  # share of chains of which the first 1, 2, ... tasks were solved
-    length: Interval  # tasks solved in a row, on average; by bootstrap
+    in_a_row: Sequence[Interval]  # rates of chains with the first 1, 2, ... tasks solved
+    length: Interval  # average number of tasks solved in a row; by bootstrap
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return {"in_a_row": [i.to_dict() for i in self.in_a_row], "average_length": self.length.to_dict()}
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What became of episodes in which something went wrong."""
+    """Success of the episodes in which something went wrong."""
 
-    rate: Interval  # share of them that succeeded all the same
-    steps: float | None  # median of the actions from the disturbance to success; None if none succeeded
+    rate: Interval  # of success
+    steps: float | None  # median number of actions from the disturbance to success; None if unknown
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return {"rate": self.rate.to_dict(), "median_steps": self.steps}
 
 
 @dataclass(frozen=True)
 class ConditionSummary:
-    """All episodes of one condition."""
+    """Rates and counts of the episodes of one condition."""
 
-    success: Rates | None  # None if every episode was an error of the simulator
-    obeyed: Rates | None  # the first goal reached is the one in the words
+    success: Rates | None  # None if every episode was a simulator error
+    obeyed: Rates | None  # the instructed goal was reached first
     episodes: int
-    errors: int  # the simulator failed twice: counted neither way
-    invalid: int  # the policy gave NaN or inf: counted as failures
-    clipped: int  # episodes with actions outside of what the environment accepts
-    repeated: int  # episodes that were played twice because the simulator failed the first time
+    errors: int  # the simulator failed twice; excluded from the rates
+    invalid: int  # the policy returned NaN or inf; counted as failures
+    clipped: int  # episodes with actions outside the range that the environment accepts
+    repeated: int  # episodes played twice because the simulator failed the first time
     chains: Chains | None
-    disturbed: Recovery | None  # of episodes that were disturbed
+    disturbed: Recovery | None  # of disturbed episodes
     regrasped: Recovery | None  # of undisturbed episodes in which the gripper closed more than once
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         counts = ("episodes", "errors", "invalid", "clipped", "repeated")
         parts = ("success", "obeyed", "chains", "disturbed", "regrasped")
         found = {name: getattr(self, name) for name in parts}
@@ -88,46 +88,43 @@ class ConditionSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the lines of one checkpoint on one benchmark say.
-
-    Tasks are those the episodes belong to, whatever words were given.
-    """
+    """The results of one checkpoint on one benchmark. Rates per task go by the task of the scene."""
 
     benchmark: str
     checkpoint: str
-    conditions: Mapping[str, ConditionSummary]  # `told` first, each kind of words before what else may differ
-    language_use: Interval | None  # see `_language_use`; None for chains
+    conditions: Mapping[str, ConditionSummary]  # `original` first, each kind of instruction before its variations
+    language_use: Interval | None  # None for chains; see `_language_use`
 
     def _rates(self, condition: str) -> Rates | None:
         return self.conditions[condition].success if condition in self.conditions else None
 
     @property
-    def told(self) -> Rates | None:
-        """Own words: the task's goal was reached."""
-        return self._rates("told")
+    def original(self) -> Rates | None:
+        """Rates of success under the task's own instruction."""
+        return self._rates(ORIGINAL)
 
     @property
     def swapped(self) -> Rates | None:
-        """The words of another task of the scene: the task's own (first) goal was reached all the same."""
+        """Rates of reaching the original goal although another task of the scene was instructed."""
         return self._rates("swapped")
 
     @property
     def swapped_obeyed(self) -> Rates | None:
-        """The words of another task of the scene: the told goal was the first one reached."""
+        """Rates of reaching the instructed goal first when another task of the scene was instructed."""
         return self.conditions["swapped"].obeyed if "swapped" in self.conditions else None
 
     @property
     def unrelated(self) -> Rates | None:
-        """Words of another scene: the task's goal was reached all the same."""
+        """Rates of reaching the task's goal although a task of another scene was instructed."""
         return self._rates("unrelated")
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: `success`, `success_swapped`, `success_shuffled`, `swapped_obeyed`, the same under `tasks`, ...
+        """Return plain data for JSON: `success`, `success_swapped`, `success_shuffled`, `swapped_obeyed`, `tasks`, ...
 
-        Each is `{"value", "low", "high", "episodes"}`, or None for a condition without episodes.
+        Each rate is `{"value", "low", "high", "episodes"}`, or None for a condition without episodes.
         """
         named = {
-            "success": self.told,
+            "success": self.original,
             "success_swapped": self.swapped,
             "success_shuffled": self.unrelated,
             "swapped_obeyed": self.swapped_obeyed,
@@ -147,10 +144,10 @@ class Summary:
 
 
 def summarize(results: Sequence[EpisodeResult], confidence: float = 0.95) -> Summary:
-    """Count the episodes of one checkpoint on one benchmark.
+    """Summarize the episodes of one checkpoint on one benchmark.
 
-    Raises ValueError when there are none, when checkpoints or benchmarks are mixed, and when an episode is there twice
-    (its weight would narrow the interval falsely).
+    Raises ValueError for no results, for several checkpoints or benchmarks, and for a duplicate episode, which would
+    narrow the interval falsely.
     """
     if not results:
         raise ValueError("there are no results to summarize; `anyvla eval` makes them")
@@ -161,34 +158,34 @@ def summarize(results: Sequence[EpisodeResult], confidence: float = 0.95) -> Sum
     seen: set[str] = set()
     for r in results:
         if r.key in seen:
-            raise ValueError(f"the episode {r.key}, told {r.instruction!r}, is there twice")
+            raise ValueError(f"the episode {r.key}, instruction {r.instruction!r}, is there twice")
         seen.add(r.key)
     conditions: dict[str, list[EpisodeResult]] = {}
     for r in results:
         conditions.setdefault(r.condition, []).append(r)
-    # Lines stand as episodes ended, which is chance where conditions are played together.
-    conditions = {name: conditions[name] for name in sorted(conditions, key=_order)}
+    # The order of the lines is random if conditions are played together.
+    conditions = {name: conditions[name] for name in sorted(conditions, key=_rank_condition)}
     return Summary(
         benchmark=results[0].benchmark,
         checkpoint=results[0].checkpoint,
-        conditions={name: _played(own, confidence) for name, own in conditions.items()},
+        conditions={name: _summarize_condition(own, confidence) for name, own in conditions.items()},
         language_use=_language_use(conditions, confidence),
     )
 
 
-def _order(name: str) -> tuple[int, bool]:
+def _rank_condition(name: str) -> tuple[int, bool]:
     condition = parse(name)
     return LANGUAGES.index(condition.language), condition != Condition(condition.language)
 
 
-def _played(results: Sequence[EpisodeResult], confidence: float) -> ConditionSummary:
+def _summarize_condition(results: Sequence[EpisodeResult], confidence: float) -> ConditionSummary:
     counted = [r for r in results if r.outcome != "error"]
     chained = [r for r in counted if r.length > 1]
     disturbed = [r for r in counted if "disturbed_at" in r.extra]
     regrasped = [r for r in counted if "disturbed_at" not in r.extra and r.extra.get("grasps", 0) > 1]
     return ConditionSummary(
         success=_rates(counted, lambda r: r.success, confidence),
-        obeyed=_rates([r for r in counted if r.length == 1], lambda r: r.reached == r.told, confidence),
+        obeyed=_rates([r for r in counted if r.length == 1], lambda r: r.reached == r.instructed, confidence),
         episodes=len(results),
         errors=len(results) - len(counted),
         invalid=sum(r.outcome == "invalid_action" for r in results),
@@ -237,25 +234,30 @@ def _recovery(results: Sequence[EpisodeResult], confidence: float) -> Recovery:
 
 
 def _language_use(conditions: Mapping[str, Sequence[EpisodeResult]], confidence: float) -> Interval | None:
-    """How often the first goal reached is the one in the words, where only the words can tell.
+    """Return how often the instructed goal is reached first where only the instruction identifies it.
 
-    Over the start states that were played both with the task's own words and with those of another task of the scene,
-    nothing else changed; each counts twice. A policy that ignores its words gets at most one of the two right. In a
-    chain only the goal of the task whose turn it is can be judged, so there is no such number.
+    The rate is over the start states that were played under both `original` and `swapped`; each counts twice. A policy
+    that ignores its instruction gets at most one of the two right. Chains have no such rate, because they judge only
+    the goal of the current task.
     """
     own, other = (
         {(r.task, r.seed): r for r in conditions.get(name, ()) if r.outcome != "error" and r.length == 1}
-        for name in ("told", "swapped")
+        for name in (ORIGINAL, "swapped")
     )
     both = [r for key in own.keys() & other.keys() for r in (own[key], other[key])]
-    return wilson(sum(r.reached == r.told for r in both), len(both), confidence) if both else None
+    return wilson(sum(r.reached == r.instructed for r in both), len(both), confidence) if both else None
 
 
 def success_by_delay(summary: Summary) -> dict[int, Interval]:
-    """Success by the actions that pass before a chunk is known, among conditions that differ in nothing else."""
+    """Return the success rate per delay in actions, over the conditions that change nothing else."""
     found = {}
-    for name, played in summary.conditions.items():
+    for name, of_condition in summary.conditions.items():
         condition = parse(name)
-        if condition.language == "told" and not condition.factors and not condition.disturbance and played.success:
-            found[condition.delay] = played.success.overall
+        if (
+            condition.language == ORIGINAL
+            and not condition.factors
+            and not condition.disturbance
+            and of_condition.success
+        ):
+            found[condition.delay] = of_condition.success.overall
     return dict(sorted(found.items()))

@@ -1,4 +1,4 @@
-"""Finds a benchmark and a suite by a name as `metaworld/half-open` or `gym:CartPole-v1`, in whatever interpreter."""
+"""Open a suite by name, as `metaworld/half-open` or `gym:CartPole-v1`, in any Python interpreter."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from anyvla_sim.base import Benchmark, Suite
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers.remote import connect
 
-FIRST_DEMONSTRATION_SEED = 1_000_000  # of start states of demonstrations; evaluations use seeds below it
+FIRST_DEMONSTRATION_SEED = 1_000_000  # demonstrations start from this seed on, evaluations use the seeds below
 
 
 @dataclass(frozen=True)
 class OpenedSuite:
-    """A suite that can be played."""
+    """A suite whose benchmark is connected."""
 
-    spec: Spec  # what a worker needs to open it
+    spec: Spec  # how a worker opens the benchmark
     benchmark: Benchmark
     suite: Suite
     embodiment: Embodiment
 
     @property
     def name(self) -> str:
-        """As `metaworld/half-open`."""
+        """The name as in `metaworld/half-open`."""
         return f"{self.benchmark.name}/{self.suite.name}"
 
 
 def open_suite(name: str, settings: Mapping[str, Any] | None = None, python: str | None = None) -> OpenedSuite:
-    """The suite `BENCHMARK/SUITE`, or `gym:ID`.
+    """Open the suite `BENCHMARK/SUITE`, or `gym:ID`.
 
-    `settings`: of the benchmark, as {"render": "native"}. `python`: the interpreter its simulator lives in; None: this
-    one. Raises ConfigError with the nearest names, BenchmarkUnusable if the simulator is not installed there.
+    `settings`: of the benchmark, as {"render": "native"}. `python`: the interpreter that has the simulator; None: this
+    one. Raises ConfigError with the nearest names, BenchmarkUnusable if that interpreter lacks the simulator.
     """
     settings = dict(settings or {})
     if name.startswith("gym:"):
         name, settings["id"] = f"gym/{name[4:]}", name[4:]
     if isinstance(settings.get("mapping"), str):
-        settings["mapping"] = _mapping(Path(settings["mapping"]))
+        settings["mapping"] = _read_mapping(Path(settings["mapping"]))
     kind, _, wanted = name.partition("/")
     try:
         target = benchmarks.target(kind)
@@ -61,9 +61,9 @@ def open_suite(name: str, settings: Mapping[str, Any] | None = None, python: str
     return OpenedSuite(spec, benchmark, benchmark.suite(wanted), embodiment)
 
 
-def _mapping(path: Path) -> Any:
+def _read_mapping(path: Path) -> Any:
     if not path.is_file():
-        raise ConfigError(f"there is no mapping {path}: a YAML file, docs/benchmark_gym.md shows one")
+        raise ConfigError(f"the mapping {path} does not exist; docs/benchmark_gym.md shows such a YAML file")
     try:
         return read_yaml(path)
     except DocumentError as error:

@@ -1,4 +1,4 @@
-"""Settings of processes that simulate for demonstrations and videos."""
+"""Set up the worker processes that simulate for demonstrations and videos."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 class EnvironmentFailed(RuntimeError):
-    """A simulator raised, or its process died, more often than can be borne."""
+    """A simulator failed too often."""
 
 
 def prepare_worker() -> None:
-    """Give a process that simulates one thread: Mesa's software renderer would take all cores in each process."""
+    """Limit rendering to one thread: Mesa's software renderer would use all cores in each process."""
     os.environ["LP_NUM_THREADS"] = "1"

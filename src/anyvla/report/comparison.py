@@ -1,6 +1,6 @@
-"""The page of several evaluations side by side: one file, computed from the episodes that all of them have.
+"""Write a report that compares evaluations on the episodes that all of them share.
 
-The first is what the others are compared to. Evaluations under different protocols are refused, as `compare` does.
+The first evaluation is the baseline. Different protocols are refused, as in `compare`.
 """
 
 from __future__ import annotations
@@ -12,53 +12,46 @@ from typing import Any
 
 from anyvla.config import ConfigError
 from anyvla.evaluation.comparison import FEWEST, Comparison, compare_many
+from anyvla.evaluation.conditions import ORIGINAL
 from anyvla.evaluation.intervals import Interval
 from anyvla.evaluation.results import EpisodeResult, read_results
 from anyvla.evaluation.statistics import summarize
 from anyvla.report import plots
 from anyvla.report.published import describe_protocols
-from anyvla.report.template import environment, style, write_html
+from anyvla.report.template import Verdict, environment, style, write_html
 
-REACHES = (0.1, 0.25, 0.5, 1.0)  # of the bars of differences; the smallest that holds all intervals
+REACHES = (0.1, 0.25, 0.5, 1.0)  # scales of the difference bars; the smallest one that fits all intervals is used
 
 
 @dataclass(frozen=True)
 class ConditionComparison:
-    """One condition on the episodes that all evaluations have."""
+    """The rates and differences of one condition, on the episodes that all evaluations share."""
 
     condition: str
     rates: Mapping[str, Interval]  # by evaluation
-    compared: Mapping[str, Comparison]  # of each but the first; none where they share too few episodes
-    reach: float  # the largest difference that the bars show
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """What the episodes say of one evaluation and the first."""
-
-    tone: str  # "good" | "open": a class of the style sheet
-    text: str
+    compared: Mapping[str, Comparison]  # all but the first; empty if they share too few episodes
+    reach: float  # the largest difference on the scale of the bars
 
 
 def write_comparison_report(folders: Sequence[Path], page: Path, condition: str | None = None) -> Path:
-    """Compare the evaluations in `folders` (each with a results.jsonl) and write `page`; returns its path.
+    """Compare the evaluations in `folders`, each with a results.jsonl, and write `page`. Return its path.
 
-    The headline is about `condition`; None: `told`, or the first that all have. Raises ConfigError for fewer than two
-    folders, for different protocols, and where no condition has episodes enough in common.
+    The headline is about `condition`; None: `original`, or the first condition that all share. Raises ConfigError for
+    fewer than two folders, for different protocols, and if no condition has enough shared episodes.
     """
     if len(folders) < 2:
-        raise ConfigError("a comparison needs two evaluations at least")
-    names = labels(folders)
+        raise ConfigError("a comparison needs at least two evaluations")
+    names = make_labels(folders)
     results = {name: read_results(folder / "results.jsonl") for name, folder in zip(names, folders, strict=True)}
     html = environment().get_template("comparison.html.j2").render(_context(results, condition))
     return write_html(page, html)
 
 
-def labels(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart; a last `eval`, which all runs have, is left out."""
+def make_labels(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest distinct ends of the paths, without a final `eval`, which all runs have."""
     parts = [f.resolve().parts for f in folders]
     if len(set(parts)) < len(parts):
-        raise ConfigError("a comparison needs different folders; one is there twice")
+        raise ConfigError("a comparison needs different folders, but one occurs twice")
     shown = [p[:-1] if p[-1] == "eval" and len(p) > 2 else p for p in parts]
     if len(set(shown)) < len(shown):
         shown = parts
@@ -73,9 +66,9 @@ def _context(results: Mapping[str, Sequence[EpisodeResult]], condition: str | No
     played = [{r.condition for r in own} for own in results.values()]
     order = dict.fromkeys(r.condition for own in results.values() for r in own)
     every = [name for name in order if all(name in own for own in played)]
-    blocks = [block for name in every if (block := _block(results, name)) is not None]
+    blocks = [block for name in every if (block := _compare_condition(results, name)) is not None]
     usable = [block for block in blocks if block.compared]
-    wanted = condition or ("told" if any(b.condition == "told" for b in usable) else None)
+    wanted = condition or (ORIGINAL if any(b.condition == ORIGINAL for b in usable) else None)
     head = next((b for b in usable if wanted in (None, b.condition)), None)
     if head is None:
         asked = f"of {condition} " if condition else ""
@@ -93,15 +86,15 @@ def _context(results: Mapping[str, Sequence[EpisodeResult]], condition: str | No
         "head": head,
         "others": [b for b in blocks if b is not head],
         "fewest": FEWEST,
-        "sentences": [sentence(first, name, c) for name, c in head.compared.items()],
+        "sentences": [judge(first, name, c) for name, c in head.compared.items()],
         "tasks": _tasks(shared),
         "protocol": describe_protocols(r.protocol for own in results.values() for r in own),
-        "sides": _sides(results),
+        "policies": _describe_policies(results),
     }
 
 
 def _shared(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> dict[str, list[EpisodeResult]]:
-    """The episodes of a condition that all evaluations have, errors of the simulator left out."""
+    """Return the episodes of a condition that all evaluations share, without simulator errors."""
     own = {
         name: {r.key: r for r in of if r.condition == condition and r.outcome != "error"}
         for name, of in results.items()
@@ -110,7 +103,7 @@ def _shared(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> d
     return {name: [r for key, r in of.items() if key in keys] for name, of in own.items()}
 
 
-def _block(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> ConditionComparison | None:
+def _compare_condition(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> ConditionComparison | None:
     shared = _shared(results, condition)
     count = len(next(iter(shared.values())))
     if not count:
@@ -118,7 +111,7 @@ def _block(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> Co
     rates = {}
     for name, own in shared.items():
         found = summarize(own).conditions[condition].success
-        assert found is not None  # errors are left out
+        assert found is not None  # errors are excluded
         rates[name] = found.overall
     compared = compare_many(shared) if count >= FEWEST else {}
     ends = [abs(end) for c in compared.values() for end in (c.difference.low, c.difference.high)]
@@ -126,21 +119,22 @@ def _block(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> Co
     return ConditionComparison(condition, rates, compared, reach)
 
 
-def sentence(first: str, other: str, compared: Comparison) -> Sentence:
-    """In words. Told apart are two if the corrected p is below 0.05."""
+def judge(first: str, other: str, compared: Comparison) -> Verdict:
+    """State the result of a comparison. A difference is significant if the corrected p is below 0.05."""
     d = compared.difference
+    points, low, high = (plots.format_points(value) for value in (d.value, d.low, d.high))
     numbers = (
-        f"{plots.percent(compared.b.value)} against {plots.percent(compared.a.value)}, a difference of "
-        f"{plots.signed(d.value)} points (95 % interval {plots.signed(d.low)} to {plots.signed(d.high)}) over "
+        f"{plots.format_percent(compared.b.value)} against {plots.format_percent(compared.a.value)}, a difference of "
+        f"{points} points (95 % interval {low} to {high}) over "
         f"{d.episodes} shared episodes, p = {compared.p_adjusted:.2g}"
     )
     if compared.p_adjusted < 0.05:
-        return Sentence("good", f"{other} is {'better' if d.value > 0 else 'worse'} than {first}: {numbers}.")
-    return Sentence("open", f"{other} and {first} cannot be told apart: {numbers}.")
+        return Verdict("good", f"{other} is {'better' if d.value > 0 else 'worse'} than {first}: {numbers}.")
+    return Verdict("open", f"{other} and {first} do not differ significantly: {numbers}.")
 
 
 def _tasks(shared: Mapping[str, Sequence[EpisodeResult]]) -> dict[str, dict[str, Interval]]:
-    """By task, then by evaluation; empty for chains, which have no tasks of their own."""
+    """Return rates by task, then by evaluation; empty for chains, which have no single task."""
     found: dict[str, dict[str, Interval]] = {}
     for name, own in shared.items():
         for played in summarize(own).conditions.values():
@@ -150,13 +144,17 @@ def _tasks(shared: Mapping[str, Sequence[EpisodeResult]]) -> dict[str, dict[str,
     return found
 
 
-def _sides(results: Mapping[str, Sequence[EpisodeResult]]) -> dict[str, list[str]]:
-    """What belongs to each policy, a value per evaluation; what its lines do not agree on, all of it."""
+def _describe_policies(results: Mapping[str, Sequence[EpisodeResult]]) -> dict[str, list[str]]:
+    """Return the properties of each policy, a value per evaluation. If its lines differ, all values are listed."""
     sides: dict[str, dict[str, dict[str, None]]] = {}
     for name, own in results.items():
         for r in own:
-            told = {"checkpoint": r.checkpoint, **describe_protocols([r.policy]), **describe_protocols([r.versions])}
-            for key, value in told.items():
+            properties = {
+                "checkpoint": r.checkpoint,
+                **describe_protocols([r.policy]),
+                **describe_protocols([r.versions]),
+            }
+            for key, value in properties.items():
                 sides.setdefault(key, {}).setdefault(name, {})[value] = None
         mean = sum(r.latency_ms for r in own) / len(own)
         sides.setdefault("ms per policy call", {}).setdefault(name, {})[f"{mean:.1f}"] = None

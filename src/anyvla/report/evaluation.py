@@ -1,7 +1,7 @@
-"""The page of an evaluation: `index.html` beside `results.jsonl`, computed from its lines and nothing else.
+"""Write the report of an evaluation: `index.html` beside `results.jsonl`, computed from its lines only.
 
-Tables with intervals by task, group and condition, chains, recovery, delay, the protocol in full, published numbers
-with what differs in how they were obtained, and the videos that were filmed.
+It has tables with intervals by task, group and condition, chains, recovery, delay, the full protocol, published numbers
+with the differences of their protocols, and the videos.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 
 from markupsafe import Markup
 
-from anyvla.evaluation.conditions import parse
+from anyvla.evaluation.conditions import ORIGINAL, parse
 from anyvla.evaluation.intervals import Interval
 from anyvla.evaluation.results import EpisodeResult, read_results
 from anyvla.evaluation.statistics import ConditionSummary, Rates, Summary, success_by_delay, summarize
 from anyvla.report import plots
-from anyvla.report.published import ProtocolMatch, PublishedResult, describe_protocols, find_published, fit
+from anyvla.report.published import ProtocolMatch, PublishedResult, describe_protocols, find_published, match_protocol
 from anyvla.report.run_folder import read_clips
 from anyvla.report.template import environment, style, write_html
 
-# What each kind of words asks, and whether a high share is good ("told"), bad ("first"), or neither ("other").
+# A description of each kind of instruction, and which success rate is good: "high", "low", or neither ("neutral").
 LANGUAGE = {
-    "told": ("the task's own words", "told"),
-    "paraphrased": ("words that no demonstration used", "told"),
-    "swapped": ("words of another task of the scene; its own goal all the same", "first"),
-    "unrelated": ("words of another scene; its own goal all the same", "other"),
-    "empty": ("no words; its own goal all the same", "other"),
+    ORIGINAL: ("the task's own instruction", "high"),
+    "paraphrased": ("a phrasing that no demonstration used", "high"),
+    "swapped": ("another task of the scene was instructed; the original goal was reached", "low"),
+    "unrelated": ("a task of another scene was instructed; the original goal was reached", "neutral"),
+    "empty": ("an empty instruction; the original goal was reached", "neutral"),
 }
 MEASURES = {"episodes": "over all episodes", "groups": "mean over groups", "length": "average length of chains"}
 
@@ -40,25 +40,25 @@ class RateRow:
     name: str
     interval: Interval
     detail: str = ""
-    kind: str = "told"  # a class of the style sheet
-    counted: bool = True  # a share of episodes, not a mean of shares
+    kind: str = "high"  # a class of the style sheet
+    counted: bool = True  # a rate over episodes, not a mean of rates
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A published number beside ours."""
+    """A published number next to ours."""
 
     published: PublishedResult
     measure: str
-    ours: str | None  # in its unit; None where this evaluation has no such number
-    fit: ProtocolMatch
+    ours: str | None  # in the same unit; None if this evaluation has no such number
+    match: ProtocolMatch
 
 
 def write_evaluation_report(folder: Path, page: Path | None = None) -> Path:
-    """Write `page` from `folder/results.jsonl` and `folder/videos`; returns its path. None: `folder/index.html`.
+    """Write `page` from `folder/results.jsonl` and `folder/videos`, and return its path. None: `folder/index.html`.
 
-    Videos are looked for in the folder `videos` beside the page. Raises ValueError for results that cannot be read or
-    are none, FileNotFoundError where there is no file of them.
+    The page links to videos in the folder `videos` beside it. Raises ValueError for unreadable or empty results, and
+    FileNotFoundError if the file of results is missing.
     """
     page = page or folder / "index.html"
     results = read_results(folder / "results.jsonl")
@@ -84,7 +84,7 @@ def _context(folder: Path, results: Sequence[EpisodeResult], summary: Summary) -
         "delays": _delay_curve(summary),
         "combined": list(_combined(summary)),
         "chains": _chains(main),
-        "beside": _beside(summary, protocol),
+        "beside": _compare_published(summary, protocol),
         "videos": {clip.path: f"videos/{clip.path.name}" for clip in clips},
         "successes": [clip for clip in clips if clip.obeyed],
         "failures": [clip for clip in clips if not clip.obeyed],
@@ -99,8 +99,8 @@ def _context(folder: Path, results: Sequence[EpisodeResult], summary: Summary) -
 
 
 def _main(summary: Summary) -> tuple[str, ConditionSummary]:
-    """The condition that the headline is about: told, or what was played first."""
-    name = "told" if "told" in summary.conditions else next(iter(summary.conditions))
+    """Return the condition of the headline: `original`, or the first one."""
+    name = ORIGINAL if ORIGINAL in summary.conditions else next(iter(summary.conditions))
     return name, summary.conditions[name]
 
 
@@ -112,14 +112,14 @@ def _means(rates: Rates | None) -> list[RateRow]:
     if rates is None:
         return []
     rows = [RateRow(name, i, "mean over the group's tasks", counted=False) for name, i in rates.groups.items()]
-    rows.append(RateRow("Mean over tasks", rates.mean, "each task worth the same", counted=False))
+    rows.append(RateRow("Mean over tasks", rates.mean, "tasks equally weighted", counted=False))
     if rates.group_mean:
-        rows.append(RateRow("Mean over groups", rates.group_mean, "each group worth the same", counted=False))
+        rows.append(RateRow("Mean over groups", rates.group_mean, "groups equally weighted", counted=False))
     return rows
 
 
-def _played(name: str, played: ConditionSummary, detail: str = "", kind: str = "told") -> Iterator[RateRow]:
-    """A row of its success, with what was not a plain failure; none if every episode was an error."""
+def _make_rows(name: str, played: ConditionSummary, detail: str = "", kind: str = "high") -> Iterator[RateRow]:
+    """Yield the row of a condition with its errors and invalid actions; none if every episode was an error."""
     if played.success is None:
         return
     counts = {"simulator errors": played.errors, "invalid actions": played.invalid}
@@ -130,22 +130,22 @@ def _played(name: str, played: ConditionSummary, detail: str = "", kind: str = "
 def _language(summary: Summary) -> Iterator[RateRow]:
     for name, played in summary.conditions.items():
         if name in LANGUAGE:
-            yield from _played(name, played, *LANGUAGE[name])
+            yield from _make_rows(name, played, *LANGUAGE[name])
             if name == "swapped" and played.obeyed:
-                yield RateRow("swapped, obeyed", played.obeyed.overall, "the told goal is the first one reached")
+                yield RateRow("swapped, obeyed", played.obeyed.overall, "the instructed goal was reached first")
 
 
 def _factors(summary: Summary) -> dict[str, list[RateRow]]:
-    """By factor, its levels alone, below the scene as in training."""
+    """Return rows by factor: the original scene, then each level on its own."""
     found: dict[str, list[RateRow]] = {}
     for name, played in summary.conditions.items():
         c = parse(name)
-        if c.language == "told" and len(c.factors) == 1 and c.disturbance is None and not c.delay:
+        if c.language == ORIGINAL and len(c.factors) == 1 and c.disturbance is None and not c.delay:
             factor, level = c.factors[0]
-            found.setdefault(factor, []).extend(_played(level, played))
-    told = summary.conditions.get("told")
-    own = list(_played("as in training", told, kind="other")) if told else []
-    return {factor: [*own, *rows] for factor, rows in found.items()}
+            found.setdefault(factor, []).extend(_make_rows(level, played))
+    original = summary.conditions.get(ORIGINAL)
+    base = list(_make_rows("as in training", original, kind="neutral")) if original else []
+    return {factor: [*base, *rows] for factor, rows in found.items()}
 
 
 def _correction(summary: Summary) -> Iterator[RateRow]:
@@ -162,22 +162,22 @@ def _latency(summary: Summary, hz: float | None, chunk: int | None) -> Iterator[
         for delay, interval in found.items():
             parts = [f"{1000 * delay / hz:.0f} ms"] if hz else []
             if chunk is not None and delay >= chunk:
-                parts.append(f"a chunk of {chunk} actions is over before it is known: the robot holds still")
+                parts.append(f"a chunk of {chunk} actions ends before it arrives: the robot holds still")
             yield RateRow(f"{delay} actions", interval, "; ".join(parts))
 
 
 def _delay_curve(summary: Summary) -> Markup | None:
     found = success_by_delay(summary)
-    return plots.rate_curve(found, "delay, actions", "Success by delay") if len(found) > 1 else None
+    return plots.draw_rate_curve(found, "delay, actions", "Success by delay") if len(found) > 1 else None
 
 
 def _combined(summary: Summary) -> Iterator[RateRow]:
-    """What no other table has: more than one thing differs, or other words and another scene."""
+    """Yield rows of the conditions that no other table has: several changes, or a change with another instruction."""
     for name, played in summary.conditions.items():
         c = parse(name)
         changes = len(c.factors) + (c.disturbance is not None) + (c.delay > 0)
-        if changes > 1 or (changes and c.language != "told"):
-            yield from _played(name, played, *LANGUAGE[c.language])
+        if changes > 1 or (changes and c.language != ORIGINAL):
+            yield from _make_rows(name, played, *LANGUAGE[c.language])
 
 
 def _chains(played: ConditionSummary) -> list[RateRow]:
@@ -186,8 +186,8 @@ def _chains(played: ConditionSummary) -> list[RateRow]:
     return [RateRow(f"{number} in a row", interval) for number, interval in enumerate(played.chains.in_a_row, 1)]
 
 
-def _beside(summary: Summary, protocol: Mapping[str, Any]) -> list[PublishedRow]:
-    played = summary.conditions.get("told")
+def _compare_published(summary: Summary, protocol: Mapping[str, Any]) -> list[PublishedRow]:
+    played = summary.conditions.get(ORIGINAL)
     ours: dict[str, str] = {}
     if played and played.success:
         ours["episodes"] = f"{100 * played.success.overall.value:.1f} %"
@@ -195,16 +195,20 @@ def _beside(summary: Summary, protocol: Mapping[str, Any]) -> list[PublishedRow]
             ours["groups"] = f"{100 * played.success.group_mean.value:.1f} %"
     if played and played.chains:
         ours["length"] = f"{played.chains.length.value:.2f} tasks"
-    found = [(p, fit(p, protocol)) for p in find_published(summary.benchmark)]
-    part = _part(played, protocol.get("tasks"))
+    found = [(p, match_protocol(p, protocol)) for p in find_published(summary.benchmark)]
+    notes = _note_missing_tasks(played, protocol.get("tasks"))
     return [
-        PublishedRow(p, MEASURES[p.measure], ours.get(p.measure), ProtocolMatch([*f.differs, *part], f.unstated))
-        for p, f in found
+        PublishedRow(
+            p, MEASURES[p.measure], ours.get(p.measure), ProtocolMatch([*match.differs, *notes], match.unstated)
+        )
+        for p, match in found
     ]
 
 
-def _part(played: ConditionSummary | None, tasks: int | None) -> list[str]:
-    """What of the suite was not played, if anything."""
+def _note_missing_tasks(played: ConditionSummary | None, tasks: int | None) -> list[str]:
+    """Return a note if only a part of the suite was played."""
     rates = played.success if played and not played.chains else None
-    there = len(rates.tasks) if rates else None
-    return [f"{there} of its {tasks} tasks were played"] if there and tasks and there < tasks else []
+    played_tasks = len(rates.tasks) if rates else None
+    if not played_tasks or not tasks or played_tasks >= tasks:
+        return []
+    return [f"{played_tasks} of its {tasks} tasks were played"]

@@ -1,7 +1,7 @@
-"""Videos of chosen episodes, filmed after the evaluation by executing the recorded actions once more.
+"""Render videos of chosen episodes after the evaluation, by executing the recorded actions again.
 
-Filming while the policy plays would slow every episode down; a simulator that is deterministic shows the same again,
-and whether it did is checked.
+Rendering while the policy acts would slow every episode down. A deterministic simulator repeats the episode; a video
+that ends differently is logged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from anyvla.evaluation.conditions import parse
+from anyvla.evaluation.conditions import ORIGINAL, parse
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.suites import OpenedSuite
 from anyvla.evaluation.tracks import Track, read_track
@@ -32,34 +32,34 @@ from anyvla_sim.workers.remote import connect
 logger = logging.getLogger(__name__)
 
 SIZE = 240  # pixels, square
-FPS = 20  # at most about so many frames a second are filmed
-HOLD_S = 0.7  # the last frame stays so long
+FPS = 20  # about the maximum number of frames per second
+HOLD_S = 0.7  # duration of the last frame
 
 
-def choose(results: Sequence[EpisodeResult], failures: int) -> list[EpisodeResult]:
-    """One success per task, one swapped twin per scene, one episode of every other condition, `failures` failures."""
-    swapped = {(r.task, r.seed): r for r in results if r.condition == "swapped" and r.reached == r.told}
-    told = [r for r in results if r.condition == "told"]
+def choose_episodes(results: Sequence[EpisodeResult], failures: int) -> list[EpisodeResult]:
+    """Choose a success per task, a swapped twin per scene, an episode per other condition, and `failures` failures."""
+    swapped = {(r.task, r.seed): r for r in results if r.condition == "swapped" and r.reached == r.instructed}
+    original = [r for r in results if r.condition == ORIGINAL]
     chosen: list[EpisodeResult] = []
     for task in dict.fromkeys(r.task for r in results):
-        won = [r for r in told if r.task == task and r.success]
+        won = [r for r in original if r.task == task and r.success]
         paired = [r for r in won if (r.task, r.seed) in swapped]
         chosen += (paired or won)[:1]
         if paired:
             twin = swapped[paired[0].task, paired[0].seed]
-            if not any(c.told == twin.told and c.condition == "told" for c in chosen):  # one pair per scene
+            if not any(c.instructed == twin.instructed and c.condition == ORIGINAL for c in chosen):  # a pair per scene
                 chosen.append(twin)
     for condition in dict.fromkeys(r.condition for r in results):
-        if condition not in ("told", "swapped", "unrelated"):
+        if condition not in (ORIGINAL, "swapped", "unrelated"):
             chosen += [r for r in results if r.condition == condition and r.outcome in ("success", "failure")][:1]
-    played = [r for r in results if r.condition != "unrelated" and r.outcome in ("failure", "success")]
-    lost = [r for r in played if not obeyed(r) and r not in chosen]
+    candidates = [r for r in results if r.condition != "unrelated" and r.outcome in ("failure", "success")]
+    lost = [r for r in candidates if not has_obeyed(r) and r not in chosen]
     return chosen + lost[:failures]
 
 
-def obeyed(result: EpisodeResult) -> bool:
-    """Whether what was told was done."""
-    return result.success if result.told == result.task else result.reached == result.told
+def has_obeyed(result: EpisodeResult) -> bool:
+    """Return whether the instruction was followed: the instructed goal was the first one reached."""
+    return result.success if result.instructed == result.task else result.reached == result.instructed
 
 
 def film(
@@ -71,12 +71,12 @@ def film(
     progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Film the chosen episodes into `folder/videos`, those that are not there yet; returns its index.
+    """Render the missing videos of the chosen episodes into `folder/videos`, and return the path of its index.
 
-    Raises Interrupted after `stop()` said so.
+    Raises Interrupted when `stop()` is true.
     """
     videos = folder / "videos"
-    chosen = choose(results, failures)
+    chosen = choose_episodes(results, failures)
     names = {f"{r.key}.mp4": r for r in chosen}
     with lock_folder(folder):
         missing = [r for name, r in names.items() if not (videos / name).is_file()]
@@ -102,12 +102,12 @@ def film(
 
 
 def _entry(result: EpisodeResult, name: str) -> dict[str, Any]:
-    fields = ("task", "told", "condition", "instruction", "success", "reached", "seed", "steps")
+    fields = ("task", "instructed", "condition", "instruction", "success", "reached", "seed", "steps")
     return {"file": name} | {f: getattr(result, f) for f in fields}
 
 
 def _film_one(spec: Spec, result: EpisodeResult, folder: Path, path: Path) -> bool:
-    """Play the recorded actions again and write the video; True if it ended as recorded."""
+    """Execute the recorded actions again and write the video. Return whether the episode ended as recorded."""
     benchmark = connect(spec)
     suite = result.benchmark.partition("/")[2]
     fps = float(benchmark.embodiment(suite)["control_hz"])
@@ -127,18 +127,20 @@ def _frames(
     condition = parse(result.condition)
     tasks = result.extra.get("chain", [result.task])
     environment.reset(tasks[0], result.seed, dict(condition.factors))
-    stages = dict(zip(track.stages.tolist(), tasks, strict=False))
+    starts = dict(zip(track.subtask_starts.tolist(), tasks, strict=False))
     reached = None
     limits = chunk_limits(track.chunks)
 
-    def picture(number: int, success: bool | None = None) -> np.ndarray:
-        task = tasks[int(np.searchsorted(track.stages, number, side="right")) - 1]
-        session = int(np.searchsorted(track.told, number, side="right")) - 1
-        chunk, executed = find_chunk(track.chunks, track.marks, number, condition.delay, int(track.told[session]))
+    def draw_frame(number: int, success: bool | None = None) -> np.ndarray:
+        task = tasks[int(np.searchsorted(track.subtask_starts, number, side="right")) - 1]
+        session = int(np.searchsorted(track.instructed_at, number, side="right")) - 1
+        chunk, executed = find_chunk(
+            track.chunks, track.predicted_at, number, condition.delay, int(track.instructed_at[session])
+        )
         return draw_overlay(
             environment.frame(SIZE, SIZE),
-            track.words[session],
-            task=task if result.condition == "told" else f"{task}, {result.condition}",
+            track.instructions[session],
+            task=task if result.condition == ORIGINAL else f"{task}, {result.condition}",
             step=number,
             success=success,
             chunk=chunk,
@@ -147,15 +149,15 @@ def _frames(
         )
 
     for number, action in enumerate(track.actions):
-        if number in stages and number:
-            environment.begin(stages[number])
+        if number in starts and number:
+            environment.begin(starts[number])
         if number == result.extra.get("disturbed_at") and condition.disturbance is not None:
             environment.disturb(condition.disturbance[0], result.seed)
         if number % every == 0:
-            yield picture(number)
+            yield draw_frame(number)
         goals = environment.step(action)
         reached = next((task for task, holds in goals.items() if holds), None)
     ended.append(reached == result.reached)
-    last = picture(len(track.actions), obeyed(result))
+    last = draw_frame(len(track.actions), has_obeyed(result))
     for _ in range(1 + int(HOLD_S * FPS)):
         yield last

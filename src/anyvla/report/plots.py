@@ -1,7 +1,6 @@
-"""The few plots of the page, drawn as inline SVG: interval bars for table cells and curves over training steps.
+"""Draw the plots of reports as inline SVG: interval bars for table cells, and curves.
 
-Each takes its colors from the page's style sheet, so light and dark need no second drawing, and a whole page of them
-is smaller than a thousandth of a plotting library that would have to travel with it.
+The style sheet of the report gives the colors, so one drawing serves light and dark. No plotting library is embedded.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from markupsafe import Markup, escape
 
 from anyvla.evaluation.intervals import Interval
 
-WIDTH, HEIGHT = 380, 230  # of a curve, in its own units: about one pixel each in a third of a wide page
+WIDTH, HEIGHT = 380, 230  # of a curve, in units of about one pixel on a wide page
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 34
 NBSP = "\N{NO-BREAK SPACE}"
-POINTS = 240  # more logged steps than this are averaged in groups
-TINY = 1e-250  # drawn as 0: below 1e-308 floats lose their digits, and ticks between them have no number
+POINTS = 240  # curves with more steps are averaged in groups
+TINY = 1e-250  # smaller values are drawn as 0: below 1e-308 floats lose precision, which breaks the ticks
 
 
-def percent(share: float) -> str:
-    """A share in [0, 1] for people: "97.5 %", "100 %". Never rounds to 0 or 100 what is neither."""
+def format_percent(share: float) -> str:
+    """Format a rate in [0, 1]: "97.5 %". Only 0 and 1 are shown as 0 % and 100 %."""
     value = round(100 * share, 1)
     if value == 100 and share < 1:
         return f">{NBSP}99.9{NBSP}%"
@@ -31,20 +30,20 @@ def percent(share: float) -> str:
     return f"{value:g}{NBSP}%"
 
 
-def span(interval: Interval) -> str:
-    """The interval's ends for people, in tenths of a percent: "83.9-100 %", with an en dash."""
+def format_interval(interval: Interval) -> str:
+    """Format the ends of an interval in tenths of a percent: "83.9-100 %", with an en dash."""
     return f"{round(100 * interval.low, 1):g}\N{EN DASH}{round(100 * interval.high, 1):g}{NBSP}%"
 
 
-def interval_bar(interval: Interval, label: str, kind: str = "told", counted: bool = True) -> Markup:
-    """A bar from 0 to 100 % with the interval as a whisker, as wide as the cell it stands in.
+def draw_rate(interval: Interval, label: str, kind: str = "high", counted: bool = True) -> Markup:
+    """Draw a bar from 0 to 100 % with the interval as a whisker, as wide as its table cell.
 
-    `kind` is a class of the style sheet and gives the color; `label` is read aloud in place of the drawing. `counted`:
-    whether the value is a share of episodes, not a mean of shares.
+    `kind` is a class of the style sheet and gives the color; `label` is for screen readers. `counted`: whether the
+    value is a rate over episodes, not a mean of rates.
     """
     value, low, high = (f"{100 * v:.2f}%" for v in (interval.value, interval.low, interval.high))
     count = f"{interval.successes} of {interval.episodes}, " if counted else ""
-    text = f"{label}: {count}{percent(interval.value)}, interval {span(interval)}"
+    text = f"{label}: {count}{format_percent(interval.value)}, interval {format_interval(interval)}"
     return Markup(
         '<svg class="bar {kind}" role="img" aria-label="{text}"><title>{text}</title>'
         '<rect class="track" width="100%" height="8" y="6" rx="2"/>'
@@ -55,8 +54,8 @@ def interval_bar(interval: Interval, label: str, kind: str = "told", counted: bo
     ).format(kind=kind, text=text, value=value, low=low, high=high)
 
 
-def difference_bar(interval: Interval, label: str, reach: float) -> Markup:
-    """A bar from the middle, to the left for a loss and to the right for a gain, with the interval as a whisker.
+def draw_difference(interval: Interval, label: str, reach: float) -> Markup:
+    """Draw a bar from the middle, to the left for a loss and to the right for a gain, with the interval as a whisker.
 
     The cell spans -reach .. reach, so that rows with one `reach` can be compared by eye.
     """
@@ -64,7 +63,8 @@ def difference_bar(interval: Interval, label: str, reach: float) -> Markup:
         f"{50 + 50 * max(-1.0, min(1.0, v / reach)):.2f}%" for v in (0.0, interval.value, interval.low, interval.high)
     )
     width = f"{50 * min(1.0, abs(interval.value) / reach):.2f}%"
-    text = f"{label}: {signed(interval.value)}, interval {signed(interval.low)} to {signed(interval.high)}"
+    points, least, most = (format_points(v) for v in (interval.value, interval.low, interval.high))
+    text = f"{label}: {points}, interval {least} to {most}"
     return Markup(
         '<svg class="bar {kind}" role="img" aria-label="{text}"><title>{text}</title>'
         '<rect class="track" width="100%" height="8" y="6" rx="2"/>'
@@ -74,36 +74,36 @@ def difference_bar(interval: Interval, label: str, reach: float) -> Markup:
         '<line class="whisker" x1="{low}" x2="{low}" y1="5" y2="15"/>'
         '<line class="whisker" x1="{high}" x2="{high}" y1="5" y2="15"/></svg>'
     ).format(
-        kind="told" if interval.value >= 0 else "first", text=text, width=width, middle=middle, low=low, high=high,
+        kind="high" if interval.value >= 0 else "low", text=text, width=width, middle=middle, low=low, high=high,
         left=middle if interval.value >= 0 else value,
     )  # fmt: skip
 
 
-def signed(share: float) -> str:
-    """A difference of shares for people, in points of a hundred: "+2.5", "0"."""
+def format_points(share: float) -> str:
+    """Format a difference of rates in percentage points: "+2.5", "0"."""
     points = round(100 * share, 1)
     return f"{points:+g}" if points else "0"
 
 
-def rate_curve(rates: Mapping[int, Interval], axis: str, label: str) -> Markup:
-    """Success rates, 0 to 100 %, with their intervals over a whole number such as a delay. ValueError for none."""
+def draw_rate_curve(rates: Mapping[int, Interval], axis: str, label: str) -> Markup:
+    """Draw success rates from 0 to 100 % with intervals over an integer such as a delay. Raises ValueError for none."""
     if not rates:
         raise ValueError(f"{label}: there is no rate to draw")
     first, last = min(rates), max(rates)
     floor = HEIGHT - BOTTOM
 
     def x(number: int) -> float:
-        inner = 14  # whiskers need room beside them
+        inner = 14  # room for the outer whiskers
         return LEFT + inner + (WIDTH - LEFT - RIGHT - 2 * inner) * (number - first) / ((last - first) or 1)
 
     def y(share: float) -> float:
         return floor - (floor - TOP) * share
 
-    summary = ", ".join(f"{percent(i.value)} at {n}" for n, i in sorted(rates.items()))
+    summary = ", ".join(f"{format_percent(i.value)} at {n}" for n, i in sorted(rates.items()))
     parts = [f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}: {summary}">']
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{percent(tick)}</text>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{format_percent(tick)}</text>')
     parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 3}">{escape(axis)}</text>')
     line = " ".join(f"{x(n):.1f},{y(i.value):.1f}" for n, i in sorted(rates.items()))
     parts.append(f'<polyline class="line" points="{line}"/>')
@@ -113,21 +113,21 @@ def rate_curve(rates: Mapping[int, Interval], axis: str, label: str) -> Markup:
         parts.append(f'<line class="whisker" x1="{at:.1f}" x2="{at:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
         parts.append(
             f'<g><circle class="dot" cx="{at:.1f}" cy="{y(interval.value):.1f}" r="4"/>'
-            f"<title>{number}: {percent(interval.value)}, interval {span(interval)}</title></g>"
+            f"<title>{number}: {format_percent(interval.value)}, interval {format_interval(interval)}</title></g>"
         )
     return Markup("".join(parts) + "</svg>")
 
 
-def curve(steps: Sequence[float], values: Sequence[float], label: str, log: bool = False) -> Markup:
-    """A line over training steps, with a value to read off at each point the mouse is over.
+def draw_curve(steps: Sequence[float], values: Sequence[float], label: str, log: bool = False) -> Markup:
+    """Draw a line over training steps that shows the value under the mouse.
 
-    `log` draws a logarithmic axis where all values are positive. Values that are not finite are left out; raises
-    ValueError when none remains or the lengths differ.
+    `log` asks for a logarithmic axis, which is used if all values are positive. Values that are not finite are omitted.
+    Raises ValueError if none remains or the lengths differ.
     """
     if len(steps) != len(values):
         raise ValueError(f"{label}: {len(steps)} steps but {len(values)} values")
     finite = [(float(s), float(v)) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
-    points = [(s, v if abs(v) > TINY else 0.0) for s, v in _thin(finite)]
+    points = [(s, v if abs(v) > TINY else 0.0) for s, v in _average_neighbors(finite)]
     if not points:
         raise ValueError(f"{label}: there is no finite value to draw")
     log = log and all(v > 0 for _, v in points)
@@ -146,10 +146,10 @@ def curve(steps: Sequence[float], values: Sequence[float], label: str, log: bool
     parts = [f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">']
     for tick in ticks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{_format_tick(tick)}</text>')
     for tick in step_ticks:
         anchor = "end" if tick == step_ticks[-1] and tick > 0 else "middle"
-        parts.append(f'<text x="{x(tick):.1f}" y="{floor + 16}" text-anchor="{anchor}">{_number(tick)}</text>')
+        parts.append(f'<text x="{x(tick):.1f}" y="{floor + 16}" text-anchor="{anchor}">{_format_tick(tick)}</text>')
     parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 3}">step</text>')
     placed = [(x(s), y(v)) for s, v in points]
     line = " ".join(f"{a:.1f},{b:.1f}" for a, b in placed)
@@ -165,15 +165,15 @@ def curve(steps: Sequence[float], values: Sequence[float], label: str, log: bool
     return Markup("".join(parts) + "</svg>")
 
 
-def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Neighbors averaged so that at most POINTS remain."""
+def _average_neighbors(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Average neighbors so that at most POINTS remain."""
     size = math.ceil(len(points) / POINTS) or 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(s for s, _ in g) / len(g), sum(v for _, v in g) / len(g)) for g in groups]
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About four round numbers that enclose the range."""
+    """Return about four round numbers that enclose the range."""
     if high <= low:
         high = low + (abs(low) or 1.0)
     rough = (high - low) / 4
@@ -184,7 +184,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(points: list[tuple[float, float]]) -> list[float]:
-    """Of 1, 2, 5 times the powers of ten, those from just below to just above the values; at most six."""
+    """Return at most six ticks that enclose the values: powers of ten times 1, 2 and 5, or fewer factors."""
     low, high = min(v for _, v in points), max(v for _, v in points)
     first, last = math.floor(math.log10(low)), math.floor(math.log10(high)) + 1
     for factors in ((1, 2, 5), (1, 3), (1,)):
@@ -197,7 +197,7 @@ def _log_ticks(points: list[tuple[float, float]]) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / 5)] + ([ticks[-1]] if (len(ticks) - 1) % math.ceil(len(ticks) / 5) else [])
 
 
-def _number(value: float) -> str:
+def _format_tick(value: float) -> str:
     if value == 0:
         return "0"
     if abs(value) >= 10_000:

@@ -1,7 +1,7 @@
-"""Published numbers beside ours: from where each is, whether it was read there, and how its protocol differs.
+"""Read published numbers and compare their protocols with ours.
 
-A number is comparable only where all that makes scores comparable is stated by its source and is the same as ours;
-everything else is shown with what differs or is not said.
+A number is comparable only if its source states everything that comparable scores must share, with our values. All
+other numbers are shown with what differs or is not stated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from anyvla.config import STRICT, ConfigError, build
 from anyvla.files.documents import read_yaml
 
 FILE = Path(__file__).with_name("published.yaml")
-# Of a result line's protocol, what a source must state before its number counts as played in the same way.
+# Keys of a result's protocol that a source must state before its number counts as comparable.
 NEEDED = ("horizon", "episodes", "settings.render", "settings.cameras")
 
 Measure = Literal["episodes", "groups", "length"]
@@ -26,22 +26,22 @@ Measure = Literal["episodes", "groups", "length"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PublishedResult:
-    """A number that somebody has published."""
+    """A published number."""
 
     benchmark: str  # "libero"
-    suites: tuple[str, ...]  # of the benchmark; more than one: the number is their average
+    suites: tuple[str, ...]  # several: the number is their average
     system: str
     measure: Measure  # episodes: over all; groups: mean over the suite's groups; length: tasks of a chain in a row
     number: float
     unit: Literal["%", "tasks"]
-    source: str  # where it stands
-    checked: bool  # whether it was read there
-    protocol: Mapping[str, Any]  # what the source states, in the keys of a result line's protocol
+    source: str  # where it was published
+    checked: bool  # whether it was read at its source
+    protocol: Mapping[str, Any]  # as the source states it, under the keys of a result's protocol
 
     def __post_init__(self) -> None:
         highest = 100 if self.unit == "%" else 5
         if not 0 <= self.number <= highest:
-            raise ValueError(f"number: {self.system} has {self.number} {self.unit}, which lies outside of 0..{highest}")
+            raise ValueError(f"number: {self.system} has {self.number} {self.unit}, which is outside 0..{highest}")
         if (self.unit == "tasks") != (self.measure == "length"):
             raise ValueError(f"unit: {self.system} measures {self.measure}, which is not given in {self.unit!r}")
         if not self.suites:
@@ -50,7 +50,7 @@ class PublishedResult:
 
 @plain_dataclass(frozen=True)
 class ProtocolMatch:
-    """How a published number's protocol lies to ours."""
+    """Differences between the protocol of a published number and ours."""
 
     differs: Sequence[str]  # "horizon: 300, ours 220"
     unstated: Sequence[str]  # "settings.render"
@@ -63,7 +63,7 @@ class ProtocolMatch:
 
 @cache
 def read_published(path: Path = FILE) -> tuple[PublishedResult, ...]:
-    """All that is known. Raises ConfigError that names the entry for one that is not well made."""
+    """Return all published numbers. Raises ConfigError with the number of an invalid entry."""
     entries = read_yaml(path)
     if not isinstance(entries, list):
         raise ConfigError(f"{path}: expected a list of published numbers, found {type(entries).__name__}")
@@ -71,15 +71,15 @@ def read_published(path: Path = FILE) -> tuple[PublishedResult, ...]:
 
 
 def find_published(benchmark: str, path: Path = FILE) -> list[PublishedResult]:
-    """The numbers for `benchmark` as it stands in a result line ("libero/goal"), best first."""
+    """Return the numbers for a benchmark as results name it ("libero/goal"), best first."""
     name, _, suite = benchmark.partition("/")
     found = [p for p in read_published(path) if p.benchmark == name and suite in p.suites]
     return sorted(found, key=lambda p: (p.measure, -p.number))
 
 
-def fit(published: PublishedResult, protocol: Mapping[str, Any]) -> ProtocolMatch:
-    """What of its protocol is not as in `protocol`, that of our result lines, and what its source does not state."""
-    stated = dict(flat(published.protocol))
+def match_protocol(published: PublishedResult, protocol: Mapping[str, Any]) -> ProtocolMatch:
+    """Compare the protocol of a published number with `protocol`, which our results have."""
+    stated = dict(flatten(published.protocol))
     differs = []
     if len(published.suites) > 1:
         differs.append(f"the average of {', '.join(published.suites)}")
@@ -88,31 +88,31 @@ def fit(published: PublishedResult, protocol: Mapping[str, Any]) -> ProtocolMatc
         for part in key.split("."):
             ours = ours.get(part, {}) if isinstance(ours, Mapping) else {}
         if ours != value:
-            differs.append(f"{key}: {short(value)}, ours {short(ours)}")
+            differs.append(f"{key}: {format_value(value)}, ours {format_value(ours)}")
     return ProtocolMatch(differs, [key for key in NEEDED if key not in stated])
 
 
-def flat(protocol: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
-    """What a protocol states, under dotted keys; cameras are one statement."""
+def flatten(protocol: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the entries of a protocol under dotted keys; `cameras` is a single entry."""
     for key, value in protocol.items():
         if isinstance(value, Mapping) and key != "cameras":
-            yield from flat(value, f"{where}{key}.")
+            yield from flatten(value, f"{where}{key}.")
         else:
             yield f"{where}{key}", value
 
 
 def describe_protocols(protocols: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """What they state for people, as "settings.render": "fast"; where they do not agree, every value that occurs."""
+    """Return the entries as text, as "settings.render": "fast". If protocols differ, all values are listed."""
     found: dict[str, dict[str, None]] = {}
     for protocol in protocols:
-        for key, value in flat(protocol):
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else short(value)
+        for key, value in flatten(protocol):
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else format_value(value)
             found.setdefault(key, {})[shown or "none"] = None
     return {key: "; ".join(values) for key, values in found.items()}
 
 
-def short(value: Any) -> str:
-    """A value of a protocol for people: "agentview 256x256"."""
+def format_value(value: Any) -> str:
+    """Format a value of a protocol: "agentview 256x256"."""
     if value == {}:
         return "not given"
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""An episode as a recording of rerun (rerun.io): cameras, actions and proprio on one timeline."""
+"""Write an episode as a rerun recording (rerun.io): cameras, actions and proprio on one timeline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from anyvla.data.episode import EpisodeDataset
 
 
 def write_recording(dataset: EpisodeDataset, index: int, path: Path) -> Path:
-    """Write episode `index` as an .rrd file. Raises ImportError, with the extra to install, if rerun is not there."""
+    """Write episode `index` as an .rrd file. Raises ImportError, with the extra to install, if rerun is missing."""
     try:
         import rerun
     except ImportError as error:
@@ -29,10 +29,10 @@ def write_recording(dataset: EpisodeDataset, index: int, path: Path) -> Path:
             ("action", robot.action, episode.actions),
             ("proprio", robot.proprio, episode.proprio),
         ):
-            for group, place in zip(space.groups, space.slices().values(), strict=True):
+            for group, dims in zip(space.groups, space.slices().values(), strict=True):
                 if not group.names:
-                    stream.log(f"{what}/{group.name}", rerun.Scalars(array[step, place]))
-                for name, value in zip(group.names, array[step, place], strict=False):
+                    stream.log(f"{what}/{group.name}", rerun.Scalars(array[step, dims]))
+                for name, value in zip(group.names, array[step, dims], strict=False):
                     stream.log(f"{what}/{group.name}/{name}", rerun.Scalars(value))
     stream.flush()
     return path

@@ -1,7 +1,7 @@
-"""What a run folder holds, read for its page: every part may be missing, none is trusted to be well made.
+"""Read the folder of a run for its report.
 
-A part that is not there is None or empty, and the page says which command makes it. A part that is there but broken is
-an error that names the file: a page must not quietly leave out half of the evidence.
+A missing part is None or empty, and the report shows the command that makes it. A broken part raises an error that
+names the file: a report must not silently omit evidence.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 from anyvla.evaluation.results import EpisodeResult, read_json_lines, read_results
 from anyvla.evaluation.statistics import Summary, summarize
 from anyvla.files.documents import as_mapping, parse_yaml, read_json
-from anyvla.migrations import migrate_recipe
+from anyvla.migrations import migrate_recipe, migrate_result
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One filmed episode: an entry of `eval/videos/index.json`."""
+    """The video of an episode: an entry of `eval/videos/index.json`."""
 
-    path: Path  # of the mp4; may have been deleted since
+    path: Path  # of the mp4, which may have been deleted
     task: str
-    told: str
+    instructed: str
     condition: str
     instruction: str
     success: bool  # the goal of `task` was reached
@@ -33,50 +33,50 @@ class Clip:
 
     @property
     def obeyed(self) -> bool:
-        """Whether what was told was done: of other words than the task's own, the first goal reached is theirs."""
-        return self.success if self.told == self.task else self.reached == self.told
+        """Whether the instruction was followed: the instructed goal was the first one reached."""
+        return self.success if self.instructed == self.task else self.reached == self.instructed
 
 
 @dataclass(frozen=True)
 class StageTiming:
-    """What a stage took in all its runs: the first, those that went on after a stop, those with nothing to do."""
+    """Time and memory of a stage over all its runs: the first one, resumed ones, and ones with nothing to do."""
 
     name: str
     minutes: float  # of all runs
-    peak_memory_gb: float | None  # the most in any of them
+    peak_memory_gb: float | None  # maximum over the runs
     runs: int
-    finished: bool  # the last run came to its end
+    finished: bool  # whether the last run completed
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """The dataset the policy learned from."""
+    """The dataset that the policy was trained on."""
 
     episodes: int
     frames: int
     fps: float
-    failures: Mapping[str, int] | None  # per task, attempts of the experts that were dropped; None if nobody counted
+    failures: Mapping[str, int] | None  # per task, dropped attempts of the experts; None if not recorded
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """All that the page is made from."""
+    """The contents of a run folder."""
 
     root: Path
     recipe: Mapping[str, Any]
     recipe_text: str | None
-    log: Sequence[Mapping[str, Any]]  # by step; a step that was trained twice (after a resume) counts once
+    log: Sequence[Mapping[str, Any]]  # by step; a step that was repeated after a resume occurs once
     results: Sequence[EpisodeResult]
     summary: Summary | None
     clips: Sequence[Clip]
     stages: Sequence[StageTiming]
     demonstrations: Demonstrations | None
-    checkpoint: Path  # the finished one, or the last one on the way
+    checkpoint: Path  # the final one, or the last intermediate one
     robot: Mapping[str, Any]  # the policy's first embodiment; {} without a checkpoint
 
 
 def read_run_folder(root: Path) -> RunFolder:
-    """Read the folder of a run. Raises ValueError if it holds nothing of a run, or if a part of it is broken."""
+    """Read the folder of a run. Raises ValueError if it has no part of a run, or if a part is broken."""
     if not root.is_dir():
         raise ValueError(f"there is no run folder {root}; make one with: anyvla quickstart (or anyvla train RECIPE)")
     checkpoint = _checkpoint(root)
@@ -99,14 +99,14 @@ def read_run_folder(root: Path) -> RunFolder:
     )
     if not (run.recipe_text or run.log or run.results or run.clips or run.stages or run.demonstrations):
         raise ValueError(
-            f"{root} holds nothing of a run (no dataset/, train/, checkpoint/, eval/, stages.jsonl); give the folder "
+            f"{root} has no part of a run (no dataset/, train/, checkpoint/, eval/, stages.jsonl); give the folder "
             "that `anyvla quickstart` or `anyvla train` has written, as in: anyvla report outputs/quickstart"
         )
     return run
 
 
 def _checkpoint(root: Path) -> Path:
-    """Return the folder of the finished checkpoint, or of the last one on the way where training is not finished."""
+    """Return the folder of the final checkpoint, or of the last intermediate one while training is not finished."""
     final = root / "checkpoint"
     steps = sorted(p.parent for p in (root / "train").glob("step-*/config.yaml"))
     return steps[-1] if steps and not final.is_dir() else final
@@ -121,7 +121,7 @@ def _recipe(path: Path, text: str | None) -> Mapping[str, Any]:
 
 
 def _dataset(root: Path, recipe: Mapping[str, Any]) -> Path:
-    """The recipe's own source, or what was collected into the run folder."""
+    """Return the dataset that the recipe names, or the one collected into the run folder."""
     sources = (recipe.get("data") or {}).get("sources") or []
     return Path(sources[0]["path"]) if sources else root / "dataset"
 
@@ -157,13 +157,13 @@ def _required(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     for number, line in read_json_lines(path):
         missing = [k for k in keys if k not in line]
         if missing:
-            raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}; mend or delete this line")
+            raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}; fix or delete this line")
         lines.append(line)
     return lines
 
 
 def read_clips(folder: Path) -> list[Clip]:
-    """The filmed episodes of a folder of videos. Raises ValueError that names its index if that is broken."""
+    """Return the videos that a folder's index lists. Raises ValueError with the path of the index if it is broken."""
     index = folder / "index.json"
     if not index.is_file():
         return []
@@ -173,12 +173,13 @@ def read_clips(folder: Path) -> list[Clip]:
     clips = []
     for entry in entries:
         try:
+            entry = migrate_result(entry)
             fields = {k: entry[k] for k in Clip.__dataclass_fields__ if k != "path"}
             path = folder / entry["file"]
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{index}: not an entry of a video ({error} is missing): {entry!r}") from None
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{index}: the video {entry['file']!r} lies outside of {folder}")
+            raise ValueError(f"{index}: the video {entry['file']!r} is outside of {folder}")
         clips.append(Clip(path=path, **fields))
     return clips
 

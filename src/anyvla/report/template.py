@@ -1,7 +1,8 @@
-"""What all pages are made with: the templates, their style sheet, and how a page gets to its place."""
+"""Render the HTML of reports: templates, style sheet and atomic writes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -13,8 +14,16 @@ from anyvla.report import plots
 TEMPLATES = Path(__file__).parent / "templates"
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """A sentence at the head of a report."""
+
+    tone: str  # "good", "open" or "bad": a class of the style sheet
+    text: str
+
+
 def environment() -> jinja2.Environment:
-    """What renders the templates of all pages."""
+    """Return the environment that renders the templates of all reports."""
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("anyvla.report"),
         autoescape=True,
@@ -22,23 +31,28 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": plots.percent, "span": plots.span, "signed": plots.signed, "minutes": _minutes}
-    made.globals |= {"bar": plots.interval_bar, "difference_bar": plots.difference_bar}
+    made.filters |= {
+        "percent": plots.format_percent,
+        "span": plots.format_interval,
+        "signed": plots.format_points,
+        "minutes": _format_minutes,
+    }
+    made.globals |= {"bar": plots.draw_rate, "difference_bar": plots.draw_difference}
     return made
 
 
 def style() -> Markup:
-    """The style sheet, light and dark."""
+    """Return the style sheet, light and dark."""
     return Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
 
 
-def write_html(path: Path, page: str) -> Path:
-    """Put a page in place whole, so that an interruption leaves the one that was there before; returns its path."""
+def write_html(path: Path, html: str) -> Path:
+    """Write a page atomically and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    durable.write(path, page)
+    durable.write(path, html)
     return path
 
 
-def _minutes(minutes: float) -> str:
-    """A time for people: "4.2 min", "12 s"."""
+def _format_minutes(minutes: float) -> str:
+    """Format a duration: "4.2 min", "12 s"."""
     return f"{minutes:.1f} min" if minutes >= 1 else f"{60 * minutes:.0f} s"

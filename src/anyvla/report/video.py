@@ -1,7 +1,7 @@
-"""Videos for people: H.264 in mp4 that every browser plays, with a caption strip that says what was told and what came.
+"""Write videos for viewing: H.264 in mp4, which every browser plays, with a caption of instruction and outcome.
 
-Training data has its own encoder (`data/formats/video.py`), which keeps the loss small and every frame addressable;
-here files are small, start to play before they are loaded, and appear under their name only when they are complete.
+Training data has its own encoder (`data/formats/video.py`), which keeps the loss small and every frame addressable.
+The files here are small, play while they load, and are written atomically.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from anyvla.files.durable import replacing
 
-QUALITY = 23  # crf of x264: lower is better and larger
-SUCCESS, FAILURE, NEUTRAL = "#1f9d61", "#d1452b", "#7a8494"  # outcome colors; a mark says the same without color
+QUALITY = 23  # crf of x264; a lower value gives better quality and larger files
+SUCCESS, FAILURE, NEUTRAL = "#1f9d61", "#d1452b", "#7a8494"  # outcome colors; a mark shows the same without color
 
 Mark = Literal["tick", "cross"]
 
 
 def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float) -> None:
-    """Encode RGB frames as they come and put the complete file under `path`; an odd height or width grows by one pixel.
+    """Encode RGB frames one by one and write `path` atomically. An odd height or width grows by one pixel.
 
-    Raises ValueError without frames, for frames that are not uint8 (H, W, 3) or change their size, and for fps <= 0.
-    Whatever fails, an older file at `path` stays and no partial one is left.
+    Raises ValueError for no frames, for frames that are not uint8 (H, W, 3) or change their size, and for fps outside
+    (0, 1000]. On failure, an older file at `path` stays and no partial file remains.
     """
     if not 0 < fps <= 1000:
-        raise ValueError(f"fps must lie in 0..1000, got {fps}")
+        raise ValueError(f"fps must be in 0..1000, got {fps}")
     path = Path(path)
     rest = iter(frames)
     first = next(rest, None)
@@ -49,7 +49,7 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(QUALITY), "preset": "veryfast"})
-        stream.pix_fmt = "yuv420p"  # the one layout that all browsers decode
+        stream.pix_fmt = "yuv420p"  # the only pixel format that all browsers decode
         stream.codec_context.thread_count = 1
         for number, frame in enumerate(frames):
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
@@ -58,7 +58,7 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
                 shape = frame.shape
                 stream.height, stream.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
             if frame.shape != shape:
-                raise ValueError(f"frame {number} has the shape {frame.shape}, those before have {shape}")
+                raise ValueError(f"frame {number} has the shape {frame.shape}, but the previous ones have {shape}")
             even = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
             picture.pts, picture.time_base = number, 1 / rate
@@ -69,18 +69,18 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 def add_caption(
     frame: UInt8[np.ndarray, "H W 3"], text: str, color: str = NEUTRAL, mark: Mark | None = None, detail: str = ""
 ) -> UInt8[np.ndarray, "H2 W 3"]:
-    """The frame with a strip above it: `text` on at most two lines, a bar and an outcome mark in `color`.
+    """Return the frame with a strip above it: `text` on at most two lines, a bar and an outcome mark in `color`.
 
-    Above, since the controls of a player lie over the lower edge. `detail` is one more line, smaller. The strip's
-    height depends on the frame's width and on whether there is a detail, so that all frames of a video stay of one
-    size. `color` is anything Pillow knows ("#1f9d61", "red"); ValueError if it knows it not.
+    The strip is above the frame because the controls of a player cover the lower edge. `detail` is one more line in a
+    smaller font. The height of the strip depends on the width of the frame and on the presence of a detail, so all
+    frames of a video have one size. `color` is any color of Pillow ("#1f9d61", "red"). Raises ValueError for others.
     """
     return np.concatenate([_strip(frame.shape[1], text, color, mark, detail), frame])
 
 
 @lru_cache(maxsize=64)
 def _strip(width: int, text: str, color: str, mark: Mark | None, detail: str) -> np.ndarray:
-    size = max(14, width // 22)  # pixels; 14 is read without effort where the frame is shown at its own size
+    size = max(14, width // 22)  # pixels; 14 is readable if the frame is shown at its own size
     line, edge, bar = round(size * 1.3), size // 2, max(2, size // 5)
     small = max(11, round(size * 0.8)) if detail else 0
     height = bar + 2 * line + edge + round(small * 1.3)
@@ -93,7 +93,7 @@ def _strip(width: int, text: str, color: str, mark: Mark | None, detail: str) ->
     if mark is not None:
         right -= round(size * 1.5)
         _draw_mark(draw, right + size * 0.85, middle, size * 0.75, rgb, mark)
-    font = ImageFont.load_default(size)  # Pillow's own: the same on every machine
+    font = ImageFont.load_default(size)  # bundled with Pillow: the same on every machine
     lines = _wrap(text, font, right - edge)
     top = middle - len(lines) * line / 2
     for number, words in enumerate(lines):
@@ -116,7 +116,7 @@ def _draw_mark(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, rgb
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
-    """At most two lines that fit; what does not fit ends in an ellipsis."""
+    """Split text into at most two lines; a line that does not fit is truncated with an ellipsis."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()

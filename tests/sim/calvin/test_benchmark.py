@@ -9,7 +9,7 @@ import pytest
 from anyvla.config import build
 from anyvla.data.formats.calvin.dataset import calvin_embodiment
 from anyvla.evaluation.conditions import Condition, parse
-from anyvla.evaluation.protocol import EvaluationConfig, plan
+from anyvla.evaluation.protocol import EvaluationConfig, plan_episodes
 from anyvla.robot.embodiment import Embodiment
 from anyvla_sim.base import BenchmarkUnusable, NotInstalled
 from anyvla_sim.calvin import install as calvin_install
@@ -77,7 +77,7 @@ def test_what_is_played(root: str) -> None:
         ("open_drawer", ["pull the handle"]),
     ]
     assert (suite.horizon, suite.judged, suite.episodes, len(suite.chains)) == (360, "reached", 1000, 1000)
-    episodes = plan(suite, EvaluationConfig(episodes=2), [Condition()])
+    episodes = plan_episodes(suite, EvaluationConfig(episodes=2), [Condition()])
     assert [[stage.instruction for stage in e.stages] for e in episodes] == [
         ["press the button", "pull the handle"]
     ] * 2
@@ -93,7 +93,7 @@ def test_fewer_chains_are_the_first_of_the_official_list(root: str) -> None:
 def test_other_words_are_told_by_seed(root: str, tmp_path: Path) -> None:
     words = {"turn_on_led": ["light it", "make it green"], "open_drawer": ["draw it out"]}
     benchmark = Calvin(root, render="tiny", language=_json(tmp_path / "words.json", words))
-    episodes = plan(benchmark.suite("ABC-D"), EvaluationConfig(episodes=3), [parse("paraphrased")])
+    episodes = plan_episodes(benchmark.suite("ABC-D"), EvaluationConfig(episodes=3), [parse("paraphrased")])
     said = [[stage.instruction for stage in e.stages] for e in episodes]
     assert said == [["light it", "draw it out"], ["make it green", "draw it out"], ["light it", "draw it out"]]
     assert benchmark.protocol("ABC-D")["other_words"] != Calvin(root, render="tiny").protocol("ABC-D")["other_words"]

@@ -290,12 +290,13 @@ def test_the_official_aggregation_follows_from_plain_means() -> None:
             by_variant.setdefault(name, {}).setdefault(repr(one.start(seed).variant), []).append(won)
             lines.append(
                 EpisodeResult(
-                    benchmark=f"simpler/{own.name}", condition="told", task=name, told=name, instruction="x", seed=seed,
+                    benchmark=f"simpler/{own.name}", condition="original", task=name, instructed=name,
+                    instruction="x", seed=seed,
                     outcome="success" if won else "failure", reached=name if won else None, steps=1, latency_ms=1.0,
                     checkpoint="c", protocol={"groups": groups},
                 )
             )  # fmt: skip
-    told = summarize(lines).told
+    told = summarize(lines).original
     assert told is not None
     for group, tasks in groups.items():
         official = np.mean([np.mean([np.mean(episodes) for episodes in by_variant[task].values()]) for task in tasks])

@@ -1,4 +1,4 @@
-// The two videos of a pair start together, each time; someone who wants no motion starts them by hand.
+// Start the two videos of a pair together, unless the user prefers reduced motion.
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 for (const group of document.querySelectorAll(".together")) {
   const videos = [...group.querySelectorAll("video")];
