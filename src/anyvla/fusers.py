@@ -79,7 +79,7 @@ class LSTMFuser(Fuser):
         """Options of `fuser: {name: lstm}`."""
 
         hidden: int = Field(default=1024, ge=1, le=WIDTH)  # C
-        layers: int = Field(default=4, ge=1, le=LAYERS)
+        layers: int = Field(default=4, ge=1, le=LAYERS)  # of the LSTM
 
     def __init__(self, config: Config, features: int, window: int) -> None:
         super().__init__()
@@ -123,8 +123,8 @@ class GPTFuser(Fuser):
         """Options of `fuser: {name: gpt}`."""
 
         width: int = Field(default=1024, ge=1, le=WIDTH)  # C
-        layers: int = Field(default=8, ge=1, le=LAYERS)
-        heads: int = Field(default=8, ge=1, le=LAYERS)
+        layers: int = Field(default=8, ge=1, le=LAYERS)  # of the transformer
+        heads: int = Field(default=8, ge=1, le=LAYERS)  # of attention
 
         def __post_init__(self) -> None:
             if self.width % self.heads:

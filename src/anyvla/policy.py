@@ -69,18 +69,19 @@ ALLOCATED, BYTES_ANYWAY, TENSORS_ANYWAY = 32, 1 << 29, 10_000
 class NormalizationConfig:
     """Scaling of each vector. Grippers are always scaled by their declared range."""
 
-    action: Method = "quantile"
-    proprio: Method = "meanstd"
+    action: Method = "quantile"  # scaling of actions
+    proprio: Method = "meanstd"  # scaling of proprio
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class VLAConfig:
     """The section `model:` of a recipe."""
 
-    backbone: BackbonePart
-    history: HistoryPart
-    fuser: FuserPart
-    decoder: DecoderPart
+    backbone: BackbonePart  # the vision-language model
+    history: HistoryPart  # how the steps of a window are read
+    fuser: FuserPart  # joins the readouts of a window
+    decoder: DecoderPart  # turns a context into actions
+    # continuous actions, or a codec for tokens
     representation: RepresentationPart = Part("representations", "continuous", Continuous.Config())
     readouts: int = Field(default=1, ge=1, le=STEPS)  # R, queries per step
     chunk: int = Field(default=10, ge=1, le=STEPS)  # N, actions predicted at once

@@ -27,7 +27,7 @@ from anyvla.training.config import TrainingConfig
 class Recipe:
     """All that an experiment is."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1)  # of the run: its folder is outputs/<name>
     benchmark: str | None = None  # "metaworld/half-open": where demonstrations are collected and policies evaluated
     environment: dict[str, Any] = Field(default_factory=dict)  # settings of the benchmark, as {render: native}
     collect: CollectConfig | None = None  # None: the data exists already

@@ -27,9 +27,9 @@ PERIODS = 4e-3, 4.0  # of the sines that encode times in [0, 1], as in pi0
 class DenoiserConfig:
     """Sizes of the network; the defaults give 5 million weights, besides those that read the context."""
 
-    width: int = Field(default=256, ge=2, le=WIDTH)
-    layers: int = Field(default=4, ge=1, le=LAYERS)
-    heads: int = Field(default=4, ge=1, le=LAYERS)
+    width: int = Field(default=256, ge=2, le=WIDTH)  # of the transformer
+    layers: int = Field(default=4, ge=1, le=LAYERS)  # of the transformer
+    heads: int = Field(default=4, ge=1, le=LAYERS)  # of attention
 
     def __post_init__(self) -> None:
         if self.width % 2 or self.width % self.heads:

@@ -28,7 +28,7 @@ class RegressionDecoder(Decoder):
     class Config:
         """Options of `decoder: {name: regression}`."""
 
-        loss: Literal["l1", "l2", "huber"] = "l1"
+        loss: Literal["l1", "l2", "huber"] = "l1"  # of the actions
         # Widths of the MLP's hidden layers, by default as in RoboVLMs; one number is the width of all `layers`.
         hidden: Width | tuple[Width, ...] = (1024, 512, 256)
         layers: int = Field(default=2, ge=0, le=LAYERS)  # hidden layers, where `hidden` is one number

@@ -27,8 +27,8 @@ class TokensDecoder(TokenDecoder):
     class Config:
         """Options of `decoder: {name: tokens}`."""
 
-        width: int = Field(default=512, ge=1, le=WIDTH)
-        layers: int = Field(default=4, ge=1, le=LAYERS)
+        width: int = Field(default=512, ge=1, le=WIDTH)  # of the transformer
+        layers: int = Field(default=4, ge=1, le=LAYERS)  # of the transformer
         heads: int = Field(default=8, ge=1, le=LAYERS)  # of attention; they divide the width
         temperature: float = Field(default=0.0, ge=0, le=WEIGHT)  # 0: the likeliest token; 1: the model's probabilities
 

@@ -52,7 +52,7 @@ class CollectConfig:
     # As "light=dim+texture=dark", of the benchmark's factors, or "original"; cycled, each with every noise.
     scenes: tuple[str, ...] = (ORIGINAL,)
     tasks: tuple[str, ...] = ()  # of the suite; none: all
-    seed: int = Field(default=0, ge=0, le=4000)
+    seed: int = Field(default=0, ge=0, le=4000)  # of the noise and the start states
     processes: int | None = Field(default=None, ge=1, le=PROCESSES)  # None: one per core; changes no result
 
     def __post_init__(self) -> None:

@@ -14,8 +14,8 @@ from anyvla.robot.space import ActionSpace
 class Embodiment:
     """A robot: its cameras, what its proprio and its actions mean, and how often it acts."""
 
-    name: str = Field(min_length=1)
-    cameras: tuple[str, ...] = Field(max_length=CAMERAS)
+    name: str = Field(min_length=1)  # of the robot, recorded with data and results
+    cameras: tuple[str, ...] = Field(max_length=CAMERAS)  # names of its cameras, in order
     proprio: ActionSpace
     action: ActionSpace
     control_hz: float = Field(gt=0, le=HZ)  # actions per second

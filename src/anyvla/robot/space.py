@@ -39,10 +39,10 @@ class Group:
 
     name: str  # "position", "rotation", "gripper", "joints", "left_joints", ...
     size: int = Field(ge=1, le=DIMS)  # dims
-    kind: Literal["position", "rotation", "gripper", "joints", "other"] = "other"
-    mode: Literal["absolute", "delta"] = "absolute"
+    kind: Literal["position", "rotation", "gripper", "joints", "other"] = "other"  # the meaning of the dims
+    mode: Literal["absolute", "delta"] = "absolute"  # delta: a change, not a value
     low: Value | None = None  # the declared range; grippers are scaled by it, never by quantiles
-    high: Value | None = None
+    high: Value | None = None  # the other end of the range
     unit: str = ""  # "m", "rad", "m/s"
     rotation: Rotation | None = None  # how a rotation is written; None: not known, cannot be converted
     frame: Literal["", "base", "tool"] = ""  # what a position or rotation is relative to; "": not known

@@ -23,10 +23,10 @@ class OptimConfig:
     lr: float = Field(default=1e-4, gt=0, le=100)  # peak
     schedule: Literal["cosine", "constant"] = "cosine"  # after warm-up; cosine ends at final_lr
     warmup_steps: int = Field(default=100, ge=0, le=COUNT)  # linear from 0
-    final_lr: float = Field(default=0.0, ge=0, le=100)
+    final_lr: float = Field(default=0.0, ge=0, le=100)  # at the last step, with cosine
     # matrices only; vectors, norms and embeddings of queries have none
     weight_decay: float = Field(default=0.05, ge=0, le=100)
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)  # decay of the first and second moment
     clip: float = Field(default=1.0, gt=0, le=1e12)  # largest norm of all gradients together
 
 

@@ -46,7 +46,7 @@ Actions = Literal["relative", "motion", "world"]
 class CalvinConfig:
     """Options of reading a CALVIN folder."""
 
-    split: Literal["training", "validation"] = "training"
+    split: Literal["training", "validation"] = "training"  # folder of the data set
     segments: Literal["annotated", "play"] = "annotated"  # play: whole recordings, without instructions
     scenes: tuple[Literal["A", "B", "C", "D"], ...] = ()  # only these; (): all scenes
     # relative: rel_actions, as the benchmark expects them; world: actions, the target pose; motion: rel_actions with

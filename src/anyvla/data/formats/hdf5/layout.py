@@ -30,7 +30,7 @@ class Hdf5Config:
     channels: Literal["last", "first"] = "last"  # first: images are (T, C, H, W)
     # None: rgb, or as in a known layout. bgr: RGB images that were encoded by OpenCV, which expects BGR
     colors: Literal["rgb", "bgr"] | None = None
-    images: Orientation = "recorded"
+    images: Orientation = "recorded"  # how to make them upright: flip top and bottom, or turn by 180 degrees
     # the action of a step is recorded this many steps later, and the last steps are dropped; None: 0, or as in a
     # known layout
     ahead: int | None = Field(default=None, ge=0, le=100)
