@@ -1,7 +1,7 @@
 """Record what anyvla computes, as checksums, to prove that a refactoring changed no number.
 
     python tools/golden.py golden.json            # before: record
-    python tools/golden.py golden.json --compare  # after: compare, and list what differs
+    python tools/golden.py golden.json --compare  # after: compare, and list the differences
 
 It records the losses, gradient norms and actions of every bundled recipe around a small backbone, the token sequences
 and readouts of every tested family, and the window batches of every data format. A checksum covers every bit, so both
@@ -23,7 +23,7 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # the small models and data sets are those of the tests
+sys.path.insert(0, str(ROOT))  # for the small models and data sets of the tests
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -64,17 +64,17 @@ def checksum(*values: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def unordered(values: Iterable[Any]) -> str:
+def checksum_unordered(values: Iterable[Any]) -> str:
     """Return a hash over a set of tensors, whatever their names and their order."""
     return checksum(*sorted(checksum(value) for value in values))
 
 
-def of_policy(config: VLAConfig, training: Any, folder: Path) -> Iterator[tuple[str, str]]:
-    """Two training steps of a fresh policy, then two calls of `act` in each of two sessions."""
+def record_policy(config: VLAConfig, training: Any, folder: Path) -> Iterator[tuple[str, str]]:
+    """Record two training steps of a fresh policy, then two calls of `act` in each of two sessions."""
     codec = fit_codec_to(config, robot().embodiment.action, folder)
     torch.manual_seed(0)
     vla = VLA(config, [robot()], codec=codec)
-    yield "weights", unordered(vla.state_dict().values())
+    yield "weights", checksum_unordered(vla.state_dict().values())
     data = batch(2, vla.history.window, chunk=config.chunk)
     optim = build_optimizer(training, vla)
     for step in range(2):
@@ -82,7 +82,7 @@ def of_policy(config: VLAConfig, training: Any, folder: Path) -> Iterator[tuple[
         loss = vla.loss(data, torch.Generator().manual_seed(step))
         loss.value.backward()
         yield f"loss {step}", checksum(loss.value)
-        yield f"gradients {step}", unordered(p.grad for p in vla.parameters() if p.grad is not None)
+        yield f"gradients {step}", checksum_unordered(p.grad for p in vla.parameters() if p.grad is not None)
         optim.step()
     vla.eval()
     sessions = [vla.start("open the drawer", seed=1), vla.start("close it now, please", seed=2)]
@@ -92,12 +92,12 @@ def of_policy(config: VLAConfig, training: Any, folder: Path) -> Iterator[tuple[
         yield f"actions {step}", checksum(*(chunk.actions for chunk in chunks))
 
 
-def of_recipes(folder: Path) -> Iterator[tuple[str, str]]:
-    """Every bundled recipe, and every decoder with every history, around a small backbone."""
+def record_recipes(folder: Path) -> Iterator[tuple[str, str]]:
+    """Record every bundled recipe, and every decoder with every history, around a small backbone."""
     training = read("quickstart").training.optim
     for name in bundled():
         recipe = read(name, [f"--model.backbone={ {**NANO, 'context': 4096} }", *SHRUNK.get(name, [])])
-        for what, value in of_policy(recipe.model, recipe.training.optim, folder / name):
+        for what, value in record_policy(recipe.model, recipe.training.optim, folder / name):
             yield f"recipe {name}: {what}", value
     structures = [("diffusion", "continuous"), ("flow", "continuous"), ("expert", "continuous")]
     structures += [("tokens", "vq"), ("tokens", "fast"), ("lm_tokens", "bins")]
@@ -105,12 +105,12 @@ def of_recipes(folder: Path) -> Iterator[tuple[str, str]]:
         for decoder, representation in structures:
             axes = {"decoder": decoder, "representation": representation, "proprio": "token"}
             config = model({"name": history, "window": 3}, fuser, **axes)
-            for what, value in of_policy(config, training, folder / f"{history}-{decoder}"):
+            for what, value in record_policy(config, training, folder / f"{history}-{decoder}"):
                 yield f"structure {history} {decoder} {representation}: {what}", value
 
 
-def of_families(folder: Path) -> Iterator[tuple[str, str]]:
-    """The tokens of two steps, and what a backbone reads from them, for every family."""
+def record_families(folder: Path) -> Iterator[tuple[str, str]]:
+    """Record the tokens of two steps and the readouts of a backbone, for every family."""
     made: dict[str, Callable[[], Any]] = {}
     for name, family in FAMILIES.items():
         path = folder / name
@@ -134,8 +134,8 @@ def of_families(folder: Path) -> Iterator[tuple[str, str]]:
             yield f"family {name}: readouts", checksum(backbone(sequence, queries))
 
 
-def of_formats(folder: Path) -> Iterator[tuple[str, str]]:
-    """Three windows of a small data set of each format."""
+def record_formats(folder: Path) -> Iterator[tuple[str, str]]:
+    """Record three windows of a small data set of each format."""
     os.environ["ANYVLA_CACHE"] = str(folder / "cache")
     aloha = folder / "aloha"
     aloha.mkdir()
@@ -143,8 +143,8 @@ def of_formats(folder: Path) -> Iterator[tuple[str, str]]:
     data = {
         "rlds bridge": open_dataset(BRIDGE),
         "rlds fractal": open_dataset(FRACTAL),
-        "lerobot v2.1": open_dataset(so101(folder / "v2", "v2.1"), embodiment=arm()),
-        "lerobot v3.0": open_dataset(so101(folder / "v3", "v3.0"), embodiment=arm()),
+        "lerobot v2.1": open_dataset(so101(folder / "v2", "v2.1"), embodiment=make_arm()),
+        "lerobot v3.0": open_dataset(so101(folder / "v3", "v3.0"), embodiment=make_arm()),
         "calvin": open_dataset(calvin._get_wrapped_function()(folder)),
         "robomimic": open_dataset(write_robomimic(folder / "low_dim.hdf5")),
         "libero": open_dataset(write_libero(folder / "libero", "open_it", "open it")),
@@ -162,8 +162,8 @@ def of_formats(folder: Path) -> Iterator[tuple[str, str]]:
             yield f"format {name}: {key}", checksum(value)
 
 
-def arm() -> Any:
-    """An SO-101 as `hub_like.so101` records it."""
+def make_arm() -> Any:
+    """Return the embodiment of an SO-101 as `hub_like.so101` records it."""
     return dataclasses.replace(
         two_arms("observation.images.front", "observation.images.wrist", action=6, proprio=6), control_hz=30
     )
@@ -172,12 +172,12 @@ def arm() -> Any:
 def main() -> int:
     """Record, or compare; return 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="where the checksums are, or will be")
+    parser.add_argument("file", type=Path, help="the file with the checksums")
     parser.add_argument("--compare", action="store_true", help="compare with the file instead of writing it")
     options = parser.parse_args()
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, record in enumerate((of_recipes, of_families, of_formats)):
+        for number, record in enumerate((record_recipes, record_families, record_formats)):
             (Path(folder) / str(number)).mkdir()
             found |= record(Path(folder) / str(number))
     if not options.compare:
