@@ -1,7 +1,7 @@
-"""Which combinations of history, fuser, decoder and representation make a policy, and why the others do not.
+"""The rules of which history, fuser, decoder and representation make a policy together.
 
-The rules ask what the parts say of themselves, so they hold for parts of third parties too. What a structure needs of
-a backbone is another question: `Backbone.capabilities`.
+The rules read attributes of the parts, so they hold for parts of third parties too. `check_capabilities` checks whether
+a backbone has the capabilities that a structure needs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from anyvla.registry import decoders, fusers, histories, representations
 
 @dataclass(frozen=True)
 class Combination:
-    """A point of the space of structures."""
+    """One combination of history, fuser, decoder and representation."""
 
     history: str
     fuser: str
     decoder: str
     representation: str
-    reason: str | None  # why it makes no policy; None: it does
+    reason: str | None  # why it makes no policy; None if it makes one
 
     def __str__(self) -> str:
         axes = ("history", "fuser", "decoder", "representation")
@@ -32,13 +32,13 @@ class Combination:
 
 
 def combinations() -> Iterator[Combination]:
-    """All points of the space, in the order of the registries."""
+    """Yield all combinations, in the order of the registries."""
     for names in product(histories, fusers, decoders, representations):
         yield Combination(*names, reason=why_not(*names))
 
 
 def why_not(history: str, fuser: str, decoder: str, representation: str) -> str | None:
-    """Why these parts make no policy together; None if they do."""
+    """Return why these parts make no policy together; None if they do."""
     past, fuse = histories[history], fusers[fuser]
     kind, reads = representations[representation].kind, decoders[decoder].reads
     if not past.fuses and fuse.fuses_time:
@@ -53,7 +53,7 @@ def why_not(history: str, fuser: str, decoder: str, representation: str) -> str 
 
 
 def nearest_valid(history: str, fuser: str, decoder: str, representation: str) -> Combination:
-    """A combination that makes a policy and differs in as few parts as possible: in the later ones, if it can."""
+    """Return a combination that makes a policy and differs in as few parts as possible, preferably later ones."""
     wanted = (history, fuser, decoder, representation)
 
     def distance(c: Combination) -> tuple[int, tuple[bool, ...]]:

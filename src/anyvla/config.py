@@ -1,8 +1,8 @@
 """Typed configuration: frozen dataclasses <-> YAML <-> command line.
 
 A config class is a pydantic dataclass made with `STRICT`: its fields are checked when it is built, and an unknown key
-is an error that names where it stands and the nearest known one. A field of type `FuserPart` (and the like)
-holds a name out of a registry; the other keys beside that name are the `Config` of the class it names.
+is an error with its position and the nearest known key. A field of type `FuserPart` (and the like) has a name from a
+registry; the other keys beside that name are the `Config` of the class of that name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=
 
 
 class ConfigError(ValueError):
-    """A recipe or an option that cannot be used, with the way out."""
+    """A recipe or an option cannot be used. The message says what to do instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Part:
 
     @property
     def target(self) -> Any:
-        """The class that the name stands for."""
+        """Return the class of that name."""
         return REGISTRIES[self.registry][self.name]
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
-        """An object of the class: `Class(config, *args, **kwargs)`."""
+        """Return an object of the class: `Class(config, *args, **kwargs)`."""
         return self.target(self.config, *args, **kwargs)
 
 
@@ -82,17 +82,17 @@ FormatPart = Annotated[Part, BeforeValidator(_read_part("formats")), PlainSerial
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain data for YAML or JSON; `build(type(config), to_dict(config)) == config`."""
+    """Return plain data for YAML or JSON; `build(type(config), to_dict(config)) == config`."""
     return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
 def to_yaml(config: Any) -> str:
-    """The config as a YAML document."""
+    """Return the config as a YAML document."""
     return documents.to_yaml(to_dict(config))
 
 
 def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
-    """Check `data` against the config class. Raises ConfigError that lists every fault and where it stands."""
+    """Build a config from `data`. Raises ConfigError that lists every fault and its key."""
     head = f"{where}: " if where else ""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{head}expected keys and values, found {_shown(data)}")
@@ -107,7 +107,7 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
 
 
 def _booleans(hint: Any, data: Any, path: str = "") -> list[str]:
-    """Return where `data` has true or false in the place of a number, which pydantic takes for 1 or 0."""
+    """Return the paths of booleans in place of numbers, which pydantic reads as 1 or 0."""
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if isinstance(data, bool):
         return [path] if {bool, Any}.isdisjoint(kinds) and not {int, float}.isdisjoint(kinds) else []
@@ -139,7 +139,7 @@ def _explain(cls: type, fault: Any) -> str:
 
 
 def _fields_at(cls: Any, path: Sequence[str]) -> list[str]:
-    """The field names of the dataclass that lies at `path` below `cls`; none if there is none."""
+    """Return the field names of the dataclass at `path` below `cls`; none if there is no dataclass."""
     for key in path:
         if key.isdigit():  # an item of a tuple or list
             cls = next(iter(typing.get_args(cls)), None)

@@ -1,5 +1,5 @@
-"""The one way in which long work ends early because a person asked for it."""
+"""The exception that ends long work early because a person asked for it."""
 
 
 class Interrupted(Exception):
-    """Asked to stop. What was finished is kept, and run the same command to resume; its text says how far it came."""
+    """Asked to stop. Finished work is kept, and the same command resumes; the message says how far it came."""

@@ -1,6 +1,6 @@
-"""A recipe: one YAML file = one runnable experiment, and the run folder where everything it makes lies.
+"""A recipe: one YAML file describes one runnable experiment.
 
-The sections belong to the layers that read them; this module only puts them side by side and finds recipes by name.
+Each section is defined in the layer that reads it. This module combines them and finds recipes by name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from anyvla.training.config import TrainingConfig
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
-    """All that an experiment is."""
+    """An experiment: its benchmark, data, model, training and evaluation."""
 
     name: str = Field(min_length=1)  # of the run: its folder is outputs/<name>
     benchmark: str | None = None  # "metaworld/half-open": where demonstrations are collected and policies evaluated
@@ -46,18 +46,18 @@ class Recipe:
 
 
 def bundled() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the recipes that come with the package."""
     folder = resources.files("anyvla") / "recipes"
     return sorted(Path(str(p)).stem for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
 def presets() -> list[str]:
-    """Of the bundled recipes, those with a paper's structure; the others train a backbone that is made on the spot."""
+    """Return the bundled recipes with the structure of a paper. The others train the untrained backbone `nano`."""
     return [name for name in bundled() if read(name).model.backbone.name != "nano"]
 
 
 def find(name: str) -> Path:
-    """The file of a recipe given by path or by the name of a bundled one. Raises ConfigError."""
+    """Return the file of a recipe, given by its path or as the name of a bundled recipe. Raises ConfigError."""
     path = Path(name)
     if path.is_file():
         return path

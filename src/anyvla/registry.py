@@ -1,9 +1,9 @@
-"""Names for the parts one can choose: `backbones`, `histories`, `fusers`, `representations`, `decoders`, `formats`,
+"""Registries of the parts of a recipe: `backbones`, `histories`, `fusers`, `representations`, `decoders`, `formats`,
 `benchmarks`.
 
-A registry maps a name to `"module:Class"` and imports it only when asked for, so that listing costs nothing and a
-missing extra hurts only who uses it. Third parties join through an entry point of the group `anyvla.<registry>`,
-without touching any file of anyvla.
+A registry maps a name to `"module:Class"` and imports the module on first use, so listing is cheap and a missing extra
+matters only to those who use it. Third parties add their own parts through an entry point of the group
+`anyvla.<registry>`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from anyvla_sim.spec import BENCHMARKS
 
 
 class Registry(Mapping[str, Any]):
-    """name -> class or function, imported when asked for."""
+    """A mapping of names to classes or functions, which are imported on first use."""
 
     def __init__(self, kind: str, builtin: Mapping[str, str]) -> None:
         self.kind = kind
@@ -48,7 +48,7 @@ class Registry(Mapping[str, Any]):
         return target
 
     def target(self, name: str) -> str:
-        """`"module:Class"`, imported or not. Raises KeyError with the nearest names."""
+        """Return `"module:Class"` without importing it. Raises KeyError with the nearest names."""
         targets = self._all()
         if name not in targets:
             raise KeyError(f"{self.kind} has no {name!r}: {suggest(name, targets)}")

@@ -1,4 +1,4 @@
-"""A pool of worker processes that leave signals to their parent and end with it, whatever ends the parent."""
+"""A pool of worker processes that leave signals to their parent and always end with it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WorkerDied(RuntimeError):
 
 
 class WorkerPool(ProcessPoolExecutor):
-    """Use as a context manager: leaving it drops what has not begun, and waits for what runs.
+    """A context manager: leaving it drops tasks that have not begun, and waits for running tasks.
 
     A KeyboardInterrupt kills the workers instead. Processes are spawned: a process with threads or a GPU must not fork.
     Raises WorkerDied, with `remedy`, if a worker dies; OSError, with the way out, if the machine has no semaphores.
@@ -55,7 +55,7 @@ class WorkerPool(ProcessPoolExecutor):
             ) from error
 
     def finished(self, futures: Collection[Future[Any]], timeout_s: float = 1.0) -> set[Future[Any]]:
-        """Return those that are done, waiting for the first at most `timeout_s`. Warn when none ends for long."""
+        """Return the futures that are done. Wait for the first at most `timeout_s`; warn if none ends for long."""
         done = wait(futures, timeout_s, FIRST_COMPLETED).done
         if not done and any(process.exitcode is not None for process in self._context.started):
             self.kill()
@@ -75,9 +75,9 @@ class WorkerPool(ProcessPoolExecutor):
     def run(
         self, work: Callable[[T], R], todo: deque[T], ahead: int, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[T, R]]:
-        """Yield each task with `work(task)`, as they finish. At most `ahead` tasks are submitted and not finished.
+        """Yield each task with `work(task)` in the order in which they finish, with at most `ahead` tasks submitted.
 
-        Tasks are taken from the left of `todo`, which may grow meanwhile. After `stop()` said so, tasks that run are
+        Tasks are taken from the left of `todo`, which may grow meanwhile. When `stop()` returns true, running tasks are
         still yielded, and all others stay in `todo`.
         """
         running: dict[Future[R], T] = {}
@@ -114,7 +114,7 @@ class WorkerPool(ProcessPoolExecutor):
             raise WorkerDied(self._death()) from error
 
     def _death(self) -> str:
-        """Say how the first of the workers died: it is the one that `terminate` did not kill."""
+        """Return how the first worker died, the one that `terminate` did not kill."""
         codes = [p.exitcode for p in self._context.started if not p.ended and p.exitcode]
         how = f" (exit status {codes[0]})" if codes else ""
         return f"a worker process died{how}. -9 is often a lack of memory: {self._remedy}"

@@ -1,4 +1,4 @@
-"""Stops code that would allocate more tensors than a file can account for: a few bytes can describe a huge model."""
+"""A limit on the memory that building a model allocates: a few bytes of configuration can describe a huge model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class AllocationError(ValueError):
-    """More memory asked for than allowed."""
+    """More memory was requested than allowed."""
 
 
 @contextmanager
 def limit_allocations(size: int, tensors: int, what: str) -> Iterator[None]:
     """Raise AllocationError, before it happens, when more than `tensors` tensors or `size` bytes are made here.
 
-    Those that are freed meanwhile count too. `what` begins the message: "config.yaml describes a model".
+    Freed tensors count too. `what` begins the message: "config.yaml describes a model".
     """
     with _Counting(size, tensors, what):
         yield

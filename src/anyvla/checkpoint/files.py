@@ -1,8 +1,8 @@
-"""Checks and reads the files of a checkpoint folder before anything is built from them.
+"""Check and read the files of a checkpoint folder before anything is built from them.
 
-Whoever sends a checkpoint chose its contents, and disks and downloads damage files. Every refusal is one ValueError
-that names the file and, where there is one, the key. What can be known only with the model at hand (names, shapes and
-kinds of weights) is checked by `anyvla.files.weights.load`, before the model's parameters change.
+A checkpoint may come from someone else, and disks and downloads damage files. Every refusal is one ValueError with the
+file and, if there is one, the key. `anyvla.files.weights.load` checks names, shapes and types of weights, which needs
+the model, before any parameter changes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def check_checkpoint(folder: Path) -> None:
         if path.suffix == ".json" and path.is_file() and path.stat().st_size > LARGEST_TEXT:
             raise ValueError(f"{path} has more than {LARGEST_TEXT:,} bytes, too many for such a file")
     with weights.opened(folder / WEIGHTS):
-        pass  # the header is whole, and no tensor lies outside of the file
+        pass  # the header is complete, and no tensor is outside of the file
     _check_tokenizers(folder / "backbone")
 
 

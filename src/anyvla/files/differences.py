@@ -1,4 +1,4 @@
-"""Says what differs between two documents, each difference by its key with both values, short enough to read."""
+"""Differences between two documents, by key with both values, short enough to read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Difference(NamedTuple):
 
 
 def find_differences(old: Any, new: Any, key: str = "") -> list[Difference]:
-    """Return what differs between two plain documents; lists of one length are compared item by item."""
+    """Return the differences between two plain documents. Lists of equal length are compared item by item."""
     if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
         old, new = ({str(i): value for i, value in enumerate(of)} for of in (old, new))
     if isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -141,7 +141,7 @@ class _PlainDumper(yaml.SafeDumper):
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader without aliases (a small file can stand for gigabytes), tags, dates and keys written twice."""
+    """SafeLoader without aliases (a small file can expand to gigabytes), tags, dates and keys written twice."""
 
     # Dates and merge keys are text here: `2024-13-45` would raise out of the standard library.
     yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own attribute)

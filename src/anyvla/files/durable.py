@@ -1,4 +1,4 @@
-"""Puts finished files and folders in their place: a kill or a power cut leaves the old or the new, never half."""
+"""Atomic replacement of files and folders: a kill or a power cut leaves the old or the new one, never half of one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write(path: Path, contents: str | bytes, *, to_disk: bool = True) -> None:
 
 
 def swap(temporary: Path, folder: Path) -> None:
-    """Put a complete folder where another one may be. After a kill in between, `finish_swap` mends what it left."""
+    """Replace a folder by a complete one. After a kill in between, `finish_swap` completes the swap."""
     old = _old(folder)
     finish_swap(folder)
     if folder.exists():

@@ -49,9 +49,9 @@ _guard = threading.Lock()
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Make `folder`, and keep other processes and threads out of it. Raises FolderInUse that says who is there.
+    """Make `folder`, and keep other processes and threads out of it. Raises FolderInUse with the process that holds it.
 
-    The same thread may enter again, as a command does that is made of others.
+    The same thread may enter again, since some commands run others.
     """
     folder = Path(folder)
     with _holding(folder / ".lock", folder):
@@ -60,7 +60,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_while_making(folder: Path) -> Iterator[None]:
-    """Do as `lock_folder` does for a folder that appears when it is complete: the lock is a file beside it."""
+    """Lock a folder that appears only when it is complete: like `lock_folder`, with the lock file beside the folder."""
     folder = Path(folder)
     with _holding(folder.with_name(f".{folder.name}.lock"), folder):
         yield

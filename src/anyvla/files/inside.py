@@ -1,4 +1,4 @@
-"""Resolves the names of files that a data set or a checkpoint gives, and refuses those that lead out of its folder.
+"""Resolve the file names in a data set or a checkpoint, and refuse names that lead out of its folder.
 
 Whoever wrote the folder chose the names, and the files behind them are read with the rights of the user. The folder
 itself may be a symbolic link, because the user chose it.
@@ -66,7 +66,7 @@ def check_regular(path: Path) -> Path:
 
 
 def _fault(name: object) -> str:
-    """Return what is wrong with a name, "" if nothing is."""
+    """Return the fault of a name, "" if there is none."""
     if not isinstance(name, str) or not name:
         return "is no text" if not isinstance(name, str) else "is empty"
     if any(c in name for c in "\0\r\n"):

@@ -1,4 +1,4 @@
-"""Weights on disk: one safetensors file, written and read tensor by tensor, so that no second copy lies in memory."""
+"""Weights on disk: one safetensors file, read tensor by tensor, so that memory never holds a second copy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def save(module: nn.Module, path: Path) -> None:
 
 @torch.no_grad()
 def load(module: nn.Module, path: Path) -> None:
-    """Fill `module` with what `save` wrote of one built alike; nothing is changed if that is refused.
+    """Load the weights that `save` wrote for a module built in the same way. If they are refused, nothing changes.
 
     Floating-point weights may have another width (a bfloat16 file fills a float32 model). Raises ValueError if the file
     is damaged, lacks a tensor, has one too many or one of another shape or kind, or holds a number that is not finite.
@@ -76,7 +76,7 @@ def opened(path: Path) -> Iterator[safe_open]:
 def check_finite(file: safe_open, path: Path, but: Collection[str] = ()) -> None:
     """Raise ValueError that names the tensors of an open file that hold NaN or infinity.
 
-    `but`: those that may, as masks of attention do.
+    `but`: tensors that may, such as masks of attention.
     """
     bad = [name for name in file.keys() if name not in but and not _finite(file.get_tensor(name))]  # noqa: SIM118
     if bad:
@@ -135,6 +135,6 @@ def _place(tensor: Tensor) -> tuple[int, torch.Size]:
 
 
 def join_first(names: Iterable[str], most: int = 4) -> str:
-    """The first names of many, for a message."""
+    """Return the first of many names, for a message."""
     listed = sorted(names)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

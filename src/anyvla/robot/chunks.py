@@ -1,4 +1,4 @@
-"""Chunks whose last actions are missing, because the episode ended."""
+"""Padding of chunks whose last actions are missing because the episode ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def pad_with_last_action(chunks: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"] | None) -> Float[Tensor, "M N A"]:
-    """Chunks whose missing actions, always at the end, are their last one. Without any action: zeros."""
+    """Return chunks whose missing actions (always at the end) repeat the last action; zeros without any action."""
     if mask is None:
         return chunks
     last = (mask.sum(1) - 1).clamp(min=0)

@@ -12,7 +12,7 @@ from anyvla.robot.space import ActionSpace
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Embodiment:
-    """A robot: its cameras, what its proprio and its actions mean, and how often it acts."""
+    """A robot: its cameras, the meaning of its proprio and actions, and its control rate."""
 
     name: str = Field(min_length=1)  # of the robot, recorded with data and results
     cameras: tuple[str, ...] = Field(max_length=CAMERAS)  # names of its cameras, in order

@@ -1,4 +1,4 @@
-"""Tables whose numbers no cast may round."""
+"""Buffers that keep their precision when a model is cast."""
 
 from __future__ import annotations
 

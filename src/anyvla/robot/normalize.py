@@ -31,7 +31,7 @@ class StatisticsError(ValueError):
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the data looked like, per dim, and which data it was."""
+    """Statistics of a data set, per dim, and its fingerprint."""
 
     # "min" | "max" | "mean" | "std" | "q01" .. "q99" | "low" and "high" (of `quantile_range`) -> one value per dim
     action: Mapping[str, Sequence[float]]
@@ -40,7 +40,7 @@ class Statistics:
 
 
 def write_statistics(robots: Mapping[str, Statistics]) -> str:
-    """The contents of a checkpoint's `statistics.json`, for the robots of a policy by name."""
+    """Return the contents of `statistics.json` for the robots of a policy, by name."""
     return json.dumps({name: vars(of) for name, of in robots.items()}, indent=1)
 
 
@@ -114,8 +114,8 @@ class Normalizer(ExactBuffers):
         what: str,
         clip: bool,
     ) -> None:
-        """`robots`: space and statistics of each. `what` ("action" | "proprio") names the vector in errors.
-        `clip`: outliers are cut to the range's ends. Raises StatisticsError.
+        """`robots`: the space and the statistics of each robot. `what`: "action" or "proprio", for errors.
+        `clip`: clip outliers to the range. Raises StatisticsError.
         """
         super().__init__()
         shape = (len(robots), whole.size)
@@ -134,23 +134,23 @@ class Normalizer(ExactBuffers):
 
     @property
     def learned(self) -> Bool[Tensor, "E A"]:
-        """Which dims of each robot a policy learns: those that it has and that vary."""
+        """Return which dims of each robot a policy learns: dims that the robot has and that vary."""
         return self.limit > 0
 
     def normalize(self, x: Float[Tensor, "B ... A"], robots: Int64[Tensor, "B"]) -> Float[Tensor, "B ... A"]:
-        """Robot units -> model units; `robots`: which of the robots each row is of."""
+        """Convert robot units to model units. `robots` is the index of the robot of each row."""
         offset, scale, limit = self._of(robots, x.ndim)
         y = (x.float() - offset) / scale
         return torch.minimum(torch.maximum(y, -limit), limit)
 
     def denormalize(self, y: Float[Tensor, "B ... A"], robots: Int64[Tensor, "B"]) -> Float[Tensor, "B ... A"]:
-        """Model units -> robot units; what leaves the range is cut to its end first."""
+        """Convert model units to robot units, after clipping to the range."""
         offset, scale, limit = self._of(robots, y.ndim)
         y = torch.minimum(torch.maximum(y.float(), -limit), limit)
         return y * scale + offset
 
     def _of(self, robots: Int64[Tensor, "B"], dims: int) -> list[Tensor]:
-        """Offset, scale and limit of each row, with dims between row and action to broadcast over."""
+        """Return offset, scale and limit of each row, shaped to broadcast."""
         between = (len(robots), *[1] * (dims - 2), -1)
         return [values[robots].view(between) for values in (self.offset, self.scale, self.limit)]
 

@@ -62,7 +62,7 @@ def quantile_range(column: Float64[np.ndarray, "T"]) -> tuple[float, float]:
     least, most = (float(q) for q in np.quantile(moving, (0.1, 0.9)))
     spike = _far(moving, min(bottom, least), max(top, most))
     if spike.sum() < max(FEW, RARE * len(moving)):
-        far[np.flatnonzero(far)[~spike]] = False  # what is left of `far` are the spikes
+        far[np.flatnonzero(far)[~spike]] = False  # `far` now marks the spikes
         column = column[~far]
     return float(column.min()), float(column.max())
 
@@ -93,7 +93,7 @@ def constant_dims(space: ActionSpace, statistics: Mapping[str, Sequence[float]])
 def compute_scalings(
     space: ActionSpace, statistics: Mapping[str, Sequence[float]], method: Method
 ) -> list[tuple[float, float, float]]:
-    """Return (center, half range, limit in model units) of each dim, from statistics that hold what `method` needs.
+    """Return (center, half range, limit in model units) of each dim, from the statistics that `method` needs.
 
     The half range of a gripper that closes upward is negative. The limit of a dim that never varies is 0, and its
     center is its value.
@@ -131,7 +131,7 @@ def _quantiles(dim: Mapping[str, float]) -> tuple[float, float]:
 
 
 def is_at_rest(dim: Mapping[str, float]) -> bool:
-    """Return whether the core of a dim never varies. Without percentiles 10 and 90, those of 1 and 99 bound it."""
+    """Return whether the core of a dim never varies. Without percentiles 10 and 90, percentiles 1 and 99 bound it."""
     return _rests(dim.get("q10", dim["q01"]), dim.get("q90", dim["q99"]))
 
 
@@ -144,7 +144,7 @@ def describe_unusual_dims(
 ) -> list[str]:
     """Return a sentence for each dim that never varies, that its quantiles would cut off, or that has spikes.
 
-    `what` ("action" | "proprio") names the vector.
+    `what` ("action" | "proprio") is the name of the vector.
     """
     out = []
     constant, columns = constant_dims(space, statistics), _table(statistics, space.size)

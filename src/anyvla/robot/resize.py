@@ -19,10 +19,10 @@ Fit = Literal["stretch", "pad"]
 def resize(
     images: UInt8[np.ndarray, "... H W 3"], size: tuple[int, int], fit: Fit = "stretch"
 ) -> UInt8[np.ndarray, "... h w 3"]:
-    """Bilinear, with antialiasing where images shrink. `size`: (h, w).
+    """Resize images bilinearly to `size` (h, w), with antialiasing where they shrink.
 
     stretch ignores the aspect, as Octo and OpenVLA do; pad keeps it and centers the image between black bars, as
-    openpi does. Each image comes out the same whatever is resized with it.
+    openpi does. The result for an image does not depend on the others.
     """
     height, width = images.shape[-3:-1]
     inner = size

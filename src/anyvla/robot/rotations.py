@@ -1,7 +1,7 @@
-"""Rotations: exact conversion between the ways to write them, and what is between, after and around them.
+"""Rotations: exact conversion between their representations, composition, inverses and differences.
 
 Everything passes through unit quaternions (x, y, z, w) in float64; q and -q are one rotation. Values may have any
-leading dims. NaN stays NaN; what is no rotation at all (a zero quaternion, parallel columns) is an error.
+leading dims. NaN stays NaN; values that are no rotation (a zero quaternion, parallel columns) are an error.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from anyvla.robot.space import ROTATION_DIMS, Rotation
 Quaternions = Float64[np.ndarray, "*b 4"]  # (x, y, z, w), of norm 1
 Frame = Literal["base", "tool"]
 
-_TINY = 1e-8  # below this length a direction is not told by its numbers, float32 as they mostly are
-_LOCKED = 1e-7  # sine of the distance to pitch +-90 degrees at which roll and yaw cannot be told apart
+_TINY = 1e-8  # below this length, float32 values do not determine a direction
+_LOCKED = 1e-7  # sine of the distance to pitch +-90 degrees at which roll and yaw are not unique
 
 
 def convert(values: Float[np.ndarray, "*b k"], source: Rotation, target: Rotation) -> Float64[np.ndarray, "*b n"]:
-    """Rotations written as `source`, written as `target`. Radians; angles of at most pi.
+    """Convert rotations from the representation `source` to `target`. Angles are in radians, at most pi.
 
-    The quaternions given have a real part >= 0 (`canonicalize`), rolls and yaws lie in [-pi, pi], pitches in
+    Returned quaternions have a real part >= 0 (`canonicalize`), rolls and yaws lie in [-pi, pi], pitches in
     [-pi/2, pi/2]; in gimbal lock the yaw is 0. Raises ValueError that says which row is no rotation.
     """
     return from_quaternions(canonicalize(to_quaternions(values, source)), target)
 
 
 def to_quaternions(values: Float[np.ndarray, "*b k"], source: Rotation) -> Quaternions:
-    """Unit quaternions of rotations written as `source`; a quaternion keeps its sign, and need not be of norm 1.
+    """Return unit quaternions of rotations in the representation `source`. Quaternions keep their sign.
 
     Six numbers need not be two columns of a matrix: Gram-Schmidt makes them so (arXiv 1812.07035).
     Raises ValueError that says which row is no rotation.
@@ -46,12 +46,12 @@ def to_quaternions(values: Float[np.ndarray, "*b k"], source: Rotation) -> Quate
 
 
 def from_quaternions(rotation: Quaternions, target: Rotation) -> Float64[np.ndarray, "*b n"]:
-    """Unit quaternions written as `target`; as quaternions they keep their sign."""
+    """Return unit quaternions in the representation `target`. Quaternions keep their sign."""
     return _WRITE[_known(target)](rotation)
 
 
 def canonicalize(rotation: Quaternions) -> Quaternions:
-    """Of q and -q the one whose real part is positive; where it is 0, the first of x, y, z that is not 0 is."""
+    """Return q or -q, so that the real part is positive, or else the first of x, y, z that is not 0."""
     x, y, z, w = np.moveaxis(rotation, -1, 0)
     first = np.where(w != 0, w, np.where(x != 0, x, np.where(y != 0, y, z)))
     return np.where((first < 0)[..., None], -rotation, rotation)
@@ -107,7 +107,7 @@ def rotate(rotation: Quaternions, vectors: Float[np.ndarray, "*b 3"]) -> Float64
 
 
 def radians_per_unit(unit: str) -> float:
-    """What 1 of this unit is in radians: "rad" or "" (1), "deg", or some of them, as in "0.05 rad".
+    """Return the radians in one unit: "rad" or "" (1), "deg", or a multiple such as "0.05 rad".
 
     Raises ValueError for a unit that is no angle.
     """
@@ -192,7 +192,7 @@ def _write_axis_angle(rotation: np.ndarray) -> np.ndarray:
 def _write_euler(rotation: np.ndarray) -> np.ndarray:
     """With half angles r, p, y: (x + z, w - y) = (cos p - sin p) (sin, cos)(r + y), and likewise their difference.
 
-    So the sum and the difference of roll and yaw are told apart well up to the lock, where only one of them exists.
+    So sum and difference of roll and yaw are exact up to gimbal lock, where only one of them exists.
     """
     x, y, z, w = np.moveaxis(rotation, -1, 0)
     up, down = np.hypot(x + z, w - y), np.hypot(x - z, w + y)  # sqrt(2) cos(p + 45 deg), sqrt(2) sin(p + 45 deg)

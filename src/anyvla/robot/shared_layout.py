@@ -1,7 +1,7 @@
-"""The one layout in which windows of several robots share a batch: views, proprio and actions.
+"""The layout of views, proprio and actions in which windows of several robots share a batch.
 
-Each robot keeps its own cameras, its own vectors and its own statistics; here is only where they lie. A camera that a
-robot does not have is a black image, a dim that it does not have is 0 and masked.
+Each robot keeps its own cameras, vectors and statistics; the layout gives their indices. A camera that a robot lacks is
+a black image, a dim that it lacks is 0 and masked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from anyvla.robot.shared_space import dim_indices, merge_spaces
 
 @dataclass(frozen=True)
 class Robot:
-    """One of the robots of a policy: what it is, and what its data looked like."""
+    """A robot of a policy, with the statistics of its data."""
 
     embodiment: Embodiment
     statistics: Statistics
@@ -27,7 +27,7 @@ class Robot:
 
 @dataclass(frozen=True)
 class RobotIndices:
-    """Where a robot's parts lie in the canonical layout."""
+    """The indices of a robot's views and dims in the shared layout."""
 
     views: Int64[np.ndarray, "Vr"]
     proprio: Int64[np.ndarray, "Pr"]
@@ -35,7 +35,7 @@ class RobotIndices:
 
 
 class SharedLayout:
-    """The layout that these robots share. `embodiment` describes it as if it were one robot; of one it is its own.
+    """The layout that several robots share. `embodiment` describes it like one robot; for one robot it is its own.
 
     Raises ValueError for two robots of one name, and where the same group means different things (`merge_spaces`).
     """

@@ -1,7 +1,7 @@
-"""One vector for several robots: the union of their groups, by name, and where each robot's dims lie in it.
+"""One vector for several robots: the union of their groups by name, and the indices of each robot's dims in it.
 
-A 4-D arm, a 7-D arm and a 14-D pair of arms then fit in one batch: what a robot lacks is masked, what two robots share
-by name must mean the same. For a single robot the union is its own space.
+So a 4-D arm, a 7-D arm and a 14-D pair of arms fit in one batch. Dims that a robot lacks are masked; groups of the same
+name must have the same meaning. For a single robot the union is its own space.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from jaxtyping import Int64
 
 from anyvla.robot.space import ActionSpace, Group
 
-_SAME = ("size", "kind", "mode", "rotation")  # what two groups of one name must agree in
+_SAME = ("size", "kind", "mode", "rotation")  # must be equal in two groups of one name
 
 
 def merge_spaces(spaces: Mapping[str, ActionSpace], what: str) -> ActionSpace:
-    """All groups of these robots (name -> space), in the order in which they first appear.
+    """Return the space of all groups of these robots (name -> space), in the order in which they first appear.
 
-    `what` ("action" | "proprio") names the vector in errors. Raises ValueError where groups share a name and mean
-    different things: another size, kind, mode, rotation or (both declared) frame, or grippers of different ranges of
-    which one does not say at which end it is open.
+    `what` ("action" | "proprio") is the name of the vector in errors. Raises ValueError if two groups of one name have
+    different sizes, kinds, modes, rotations or (if both declare one) frames, or are grippers with different ranges of
+    which one does not declare the end at which it is open.
     """
     groups: dict[str, Group] = {}
     first: dict[str, str] = {}  # group -> the robot it was first seen in
@@ -36,7 +36,7 @@ def merge_spaces(spaces: Mapping[str, ActionSpace], what: str) -> ActionSpace:
 
 
 def dim_indices(space: ActionSpace, whole: ActionSpace) -> Int64[np.ndarray, "A"]:
-    """Where each dim of `space` lies in the union `whole`."""
+    """Return the index in the union `whole` of each dim of `space`."""
     where = whole.slices()
     parts = [np.arange(where[g.name].start, where[g.name].stop) for g in space.groups]
     return np.concatenate([np.empty(0, np.int64), *parts])  # a robot may have no proprio

@@ -1,4 +1,4 @@
-"""What the numbers of an action or a proprio vector mean: named groups with a kind, a mode and a unit.
+"""The meaning of an action or proprio vector: named groups with a kind, a mode and a unit.
 
 An `ActionSpace` travels inside datasets (`meta/info.json`) and checkpoints, so that a policy can refuse a robot whose
 actions mean something else. The same class describes proprioception.
@@ -18,8 +18,8 @@ from pydantic.dataclasses import dataclass
 from anyvla.config import STRICT
 from anyvla.limits import DIMS, VALUE
 
-# euler: roll, pitch, yaw about fixed x, y, z ("xyz" of scipy). quaternions say where the real part stands. rot6d: the
-# first two columns of the matrix, one after the other (arXiv 1812.07035).
+# euler: roll, pitch, yaw about fixed x, y, z ("xyz" of scipy). rot6d: the first two columns of the matrix, one after
+# the other (arXiv 1812.07035).
 Rotation = Literal["euler", "axis_angle", "quaternion_xyzw", "quaternion_wxyz", "rot6d"]
 ROTATION_DIMS: dict[Rotation, int] = {
     "euler": 3,
@@ -35,7 +35,7 @@ Value = Annotated[float, Field(ge=-VALUE, le=VALUE)]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Group:
-    """Consecutive dims of one meaning."""
+    """Consecutive dims with one meaning."""
 
     name: str  # "position", "rotation", "gripper", "joints", "left_joints", ...
     size: int = Field(ge=1, le=DIMS)  # dims
@@ -45,7 +45,7 @@ class Group:
     high: Value | None = None  # the other end of the range
     unit: str = ""  # "m", "rad", "m/s"
     rotation: Rotation | None = None  # how a rotation is written; None: not known, cannot be converted
-    frame: Literal["", "base", "tool"] = ""  # what a position or rotation is relative to; "": not known
+    frame: Literal["", "base", "tool"] = ""  # the frame of a position or rotation; "": not known
     open: Value | None = None  # of a gripper: the end of its range at which it is open; None: not known
     # Of each dim, for people, as the data calls it: "elbow_flex.pos". They mean nothing: groups compare without them.
     names: tuple[str, ...] = field(default=(), compare=False)
@@ -96,11 +96,11 @@ class ActionSpace:
 
     @property
     def size(self) -> int:
-        """Dims in all."""
+        """Return the number of dims."""
         return sum(g.size for g in self.groups)
 
     def slices(self) -> dict[str, slice]:
-        """Where each group lies in the vector."""
+        """Return the slice of each group in the vector."""
         out, start = {}, 0
         for g in self.groups:
             out[g.name] = slice(start, start + g.size)

@@ -1,4 +1,4 @@
-"""Refuses statistics that no data set has, before anything is computed of them."""
+"""Checks of statistics: values that no data set has are refused before anything is computed from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PER_DIM = (*_ASCENDING, "mean", "std", "low", "high")
 
 
 def check_robot(of: Any, where: str) -> None:
-    """Check what `statistics.json` holds of one robot. Raises ValueError that begins with `where`."""
+    """Check the statistics of one robot in `statistics.json`. Raises ValueError that begins with `where`."""
     if not isinstance(of, Mapping):
         raise ValueError(f"{where}: expected action, proprio and fingerprint, found {type(of).__name__}")
     for vector in ("action", "proprio"):

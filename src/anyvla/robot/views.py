@@ -41,7 +41,7 @@ class ViewConfig:
 
 
 def resize_to_view(images: UInt8[np.ndarray, "... H W 3"], view: ViewConfig) -> UInt8[np.ndarray, "... h w 3"]:
-    """Images in the size of the view; themselves if they have it."""
+    """Return images in the size of the view, unchanged if they have it."""
     if view.size is None or images.shape[-3:-1] == view.size:
         return images
     return resize(images, view.size, view.fit)
@@ -50,7 +50,7 @@ def resize_to_view(images: UInt8[np.ndarray, "... H W 3"], view: ViewConfig) -> 
 def camera_views(
     observation: Observation, robot: Embodiment, places: RobotIndices, count: int, view: ViewConfig
 ) -> UInt8[np.ndarray, "V H W 3"]:
-    """The `count` views of an observation, black where the robot has no camera, before the crop.
+    """Return the `count` views of an observation before the crop, black where the robot has no camera.
 
     Raises ValueError that names the camera for an image that is missing or is no uint8 RGB array, and for images of
     different sizes where the view has none.
@@ -71,7 +71,7 @@ def camera_views(
 
 
 def _image(camera: str, image: Any) -> UInt8[np.ndarray, "H W 3"]:
-    """The image of a camera. Raises ValueError that says what is wrong with it and the line that mends it."""
+    """Return the image of a camera. Raises ValueError with the fault and the line of code that fixes it."""
     if not isinstance(image, np.ndarray):
         got, mend = type(image).__name__, "np.asarray(image)"
     elif not image.size:
@@ -92,7 +92,7 @@ def _image(camera: str, image: Any) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def center_crop_views(images: UInt8[Tensor, "B V H W 3"], crop: Sequence[float] | float) -> UInt8[Tensor, "B V H W 3"]:
-    """What acting sees: the center of the crop that training places at random, through the same resampling."""
+    """Return the views for acting: the center of the crop that training places at random, resampled in the same way."""
     return crop_views(images[:, None], numbers_per_view(crop, images[:, None], "crop"), None)[:, 0]
 
 

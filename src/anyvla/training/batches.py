@@ -1,6 +1,6 @@
 """Training batches in order, made ahead by a thread or by worker processes: the same ones in either case.
 
-A batch is a pure function of (seed, step): which windows, which of their instructions, and how images are varied.
+A batch is a pure function of (seed, step): which windows, which of their instructions, and how images are augmented.
 Batches of workers come as arrays through pipes: tensors would need a /dev/shm that holds several batches.
 """
 
@@ -34,7 +34,7 @@ _SLOW = "the data's disk may hang, or an episode may be very long"
 
 
 class StalledData(RuntimeError):
-    """The workers gave no batch within the time allowed, which is short once somebody asked to stop."""
+    """The workers gave no batch within the time allowed, which is short after a request to stop."""
 
 
 class _Steps:

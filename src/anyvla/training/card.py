@@ -14,12 +14,12 @@ from anyvla.training.dims import describe_robot_dims
 
 
 def versions() -> dict[str, str]:
-    """What a trained model depends on."""
+    """Return the versions that a trained model depends on."""
     return {"python": platform.python_version()} | {p: metadata.version(p) for p in ("anyvla", "torch", "transformers")}
 
 
 def model_card(vla: VLA, recipe: Mapping[str, Any], step: int) -> str:
-    """Markdown: what the policy is, how it was trained, how to use it."""
+    """Return the model card as Markdown: the policy, its training, its use."""
     robot, config = vla.embodiment, vla.config
     proprio = ", ".join(f"{g.name} ({g.size})" for g in robot.proprio.groups)
     parameters = sum(p.numel() for p in vla.parameters())

@@ -1,4 +1,4 @@
-"""Checkpoints that training can go on from, exactly: weights, optimizer and the step, in safetensors and JSON.
+"""Checkpoints from which training resumes exactly: weights, optimizer state and step, in safetensors and JSON.
 
 Data order, augmentation and schedule are pure functions of (seed, step), so the step is all the state they have. A
 checkpoint is written beside the old one, flushed to the disk and renamed, so that neither an interruption nor a power
@@ -38,7 +38,7 @@ def latest(run: Path) -> Path | None:
 
 
 def check_whole(run: Path, folder: Path) -> None:
-    """Raise ValueError that names what a checkpoint of a run folder lacks, and says what to do."""
+    """Raise ValueError with the missing files of a checkpoint in a run folder, and what to do."""
     try:
         check_checkpoint(folder)
     except ValueError as error:
@@ -48,7 +48,7 @@ def check_whole(run: Path, folder: Path) -> None:
 
 
 def check_resumable(folder: Path) -> None:
-    """Raise ValueError that names what a checkpoint lacks for training to go on from it."""
+    """Raise ValueError with the missing files if training cannot resume from a checkpoint."""
     lacking = [name for name in (STATE, OPTIMIZER) if not (folder / name).exists()]
     if lacking:
         raise ValueError(
@@ -58,7 +58,7 @@ def check_resumable(folder: Path) -> None:
 
 
 def tidy(run: Path, newest: Path | None) -> None:
-    """Remove what a kill left beside the newest checkpoint: half-written ones, and older ones. Mend the codec."""
+    """Remove checkpoints that are half written or older than the newest. Complete an interrupted swap of the codec."""
     durable.finish_swap(run / "codec")
     for folder in (
         *run.glob("checkpoint.tmp"),
@@ -126,7 +126,7 @@ def _write(
 
 
 def restore(folder: Path, vla: VLA, optimizer: torch.optim.Optimizer) -> int:
-    """Load weights and optimizer into what was just built; returns the step to go on from.
+    """Load weights and optimizer state into a new model and optimizer. Return the step to resume from.
 
     Raises ValueError that names the file, and changes nothing, if one of them is missing, damaged or of another model.
     """

@@ -1,4 +1,4 @@
-"""What the statistics of the training data say about single dims: for people, before the first step."""
+"""Notes about unusual dims of the training data, shown before the first step."""
 
 from __future__ import annotations
 

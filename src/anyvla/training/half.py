@@ -1,4 +1,4 @@
-"""Refuses to train weights that are kept in 16 bits: most steps of an optimizer are too small to change them."""
+"""Refuse to train weights in 16 bits: most steps of an optimizer are too small to change them."""
 
 from __future__ import annotations
 

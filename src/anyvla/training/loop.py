@@ -1,7 +1,7 @@
 """The training loop: batches in order, one optimizer step each, a log line now and then, exact resume.
 
-It knows nothing of evaluation or of the screen: progress goes to a callback, and a `stop` callback ends it early with
-a checkpoint. All randomness is a pure function of (seed, step).
+Progress goes to a callback, and a `stop` callback ends training early with a checkpoint. All randomness is a pure
+function of (seed, step).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; says why, where the last good checkpoint is and what to try."""
+    """Training cannot continue. The message says why, where the last good checkpoint is and what to try."""
 
 
 @plain_dataclass(frozen=True)
@@ -83,7 +83,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The autocast type. bfloat16 pays only where the hardware multiplies it: other CPUs run it slower than float32."""
+    """Return the autocast type. On CPUs without bfloat16 instructions, bfloat16 is slower than float32."""
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -107,15 +107,15 @@ def train(
     say: Callable[[str], None] = logger.info,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Train, or go on where `run` stands; returns `run/checkpoint`.
+    """Train, or resume the training in `run`. Return `run/checkpoint`.
 
-    `robots`: those of the mixture, with their statistics. `workers`: processes that make batches; 0: a thread. They
-    may take `worker_timeout_s` for one. `say` gets lines for people: before the first step, and while the first
-    frames are decoded.
-    `recipe` is the document kept in the checkpoint; going on under another one raises ConfigError, and so
-    does being one of several processes of a launcher. Raises CodecError
-    unless `run/codec` holds the codec of the representation, fitted to this data, TrainingError when the loss or the
-    gradients are not finite, StalledData or WorkerDied when the workers fail, Interrupted after `stop()` said so.
+    `robots` are the robots of the mixture with their statistics. `workers` is the number of processes that make batches
+    (0: a thread), with at most `worker_timeout_s` for a batch. `say` gets lines for people before the first step and
+    while the first frames are decoded. `recipe` is the document kept in the checkpoint.
+
+    Raises ConfigError if the checkpoint in `run` is of another recipe or if a launcher started several processes,
+    CodecError unless `run/codec` is the codec of the representation, fitted to this data, TrainingError if the loss or
+    the gradients are not finite, StalledData or WorkerDied if the workers fail, Interrupted if `stop()` returns true.
     """
     check_one_process()
     device = pick_device(config.device)
@@ -138,7 +138,7 @@ def train(
         view=model.view,
         cache_gb=cache_gb / max(1, workers),
     )
-    windows = WindowDataset(mixture, window)  # bad data is told before a model is loaded
+    windows = WindowDataset(mixture, window)  # bad data is reported before a model is loaded
     vla = VLA(model, robots, codec=run / "codec").to(device)
     check_trained_weights(vla)
     vla.train()
@@ -243,7 +243,7 @@ class _Trainer:
 
 
 class _Meter:
-    """Samples per second and the share of time spent waiting, since the last reading."""
+    """Measures samples per second and the share of time spent waiting, since the last reading."""
 
     def __init__(self) -> None:
         self.begin = self.last = time.perf_counter()
@@ -282,7 +282,7 @@ def _split(batch: Batch, parts: int, device: torch.device) -> Iterator[Batch]:
 
 
 def _open_log(path: Path, start: int) -> Any:
-    """The log, without lines past the step we go on from."""
+    """Open the log, without lines after the step to resume from."""
     lines = path.read_bytes().decode("utf-8", "replace").splitlines() if path.is_file() else []
     kept = [line for line in lines if 0 < _logged_step(line) <= start]
     durable.write(path, "".join(line + "\n" for line in kept))

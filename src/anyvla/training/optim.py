@@ -31,7 +31,7 @@ class OptimConfig:
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0) of `steps`."""
+    """Return the learning rate of step `step` (from 0) of `steps`."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -41,7 +41,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW over what is trainable."""
+    """Return AdamW over all trainable parameters."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if p.ndim >= 2 and name != "queries"]
     others = [p for name, p in named if p.ndim < 2 or name == "queries"]

@@ -1,7 +1,7 @@
-"""Decides whether a run may go on from a checkpoint: under the same recipe, on the same data, wherever they are now.
+"""Decide whether a run may resume from a checkpoint: with the same recipe, on the same data, wherever they are now.
 
-The comparison is of meaning: data sets by their contents, paths by what they lead to, sections with their defaults
-filled in. A run may be moved, and settings that change no result may change.
+Data sets are compared by their contents, paths by the file they lead to, and sections with their defaults filled in. A
+run may be moved, and settings that change no result may change.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _MAY_CHANGE = (
 def find_checkpoint_to_resume(
     run: Path, recipe: Mapping[str, Any], robots: Sequence[Robot], sections: Mapping[str, type[Any]], steps: int
 ) -> tuple[Path | None, bool]:
-    """Return the checkpoint of a run folder to go on from, and whether all steps are done.
+    """Return the checkpoint of a run folder to resume from, and whether all steps are done.
 
-    Removes what a kill left beside it. Raises ValueError for a checkpoint that is not whole, ConfigError for one of
+    Removes incomplete checkpoints beside it. Raises ValueError for an incomplete checkpoint, ConfigError for one of
     another recipe (see `check_same`) or of more than `steps` steps.
     """
     begun, done = checkpoint.latest(run), False
@@ -55,7 +55,7 @@ def find_checkpoint_to_resume(
 
 
 def _for_steps(run: Path, begun: Path, steps: int) -> tuple[Path, bool]:
-    """Return the checkpoint to go on from for `steps` steps in all, and whether it has them."""
+    """Return the checkpoint from which to resume for `steps` steps in all, and whether it has them."""
     training = read_document(begun).get("training")
     then = training.get("steps", steps) if isinstance(training, Mapping) else steps
     finished = begun == run / "checkpoint"
@@ -86,9 +86,9 @@ def _for_steps(run: Path, begun: Path, steps: int) -> tuple[Path, bool]:
 def check_same(
     folder: Path, recipe: Mapping[str, Any], robots: Sequence[Robot], sections: Mapping[str, type[Any]]
 ) -> None:
-    """Refuse to go on with a checkpoint of another recipe or other data.
+    """Refuse a checkpoint of another recipe or other data.
 
-    `sections`: the config class of each section that is compared. Raises ConfigError that names what differs.
+    `sections`: the config class of each section that is compared. Raises ConfigError with the differences.
     """
     stored = read_document(folder)
     way_out = (

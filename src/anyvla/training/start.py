@@ -14,7 +14,7 @@ from anyvla.backbones.images.pixels import Pixels
 from anyvla.data.training.window import WindowDataset
 from anyvla.policy import VLA
 
-_PATIENCE = 5.0  # seconds without a first batch before something is said, and between two lines
+_PATIENCE = 5.0  # seconds without a first batch before a line is printed, and between two lines
 
 
 def describe_run(vla: VLA, device: torch.device, precision: torch.dtype, windows: WindowDataset) -> str:
