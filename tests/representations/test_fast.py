@@ -71,11 +71,12 @@ def test_whatever_is_encoded_is_valid_and_becomes_the_nearest_that_can_be_writte
     written = made._bpe.written
     assert np.diff(written).max() > 1  # the published fit leaves holes where the data had none
     nearest = written[abs(true[..., None] - written).argmin(-1)]
+    assume((nearest != true).any())  # of few seeds, all can be written
     decoded, wrong = made.decode(made.encode(chunks))
     assert not wrong.any()
     expected = idctn(nearest.reshape(-1, N, A) / 10, axes=[1], norm="ortho").clip(-1, 1)
     np.testing.assert_allclose(decoded.numpy(), expected, atol=1e-6)
-    assert made.clipped == (nearest != true).sum() > 0
+    assert made.clipped == (nearest != true).sum()
 
 
 @given(seed=seeds, length=st.integers(1, 30))
@@ -245,11 +246,11 @@ def test_what_had_to_be_changed_is_counted_and_said(caplog: pytest.LogCaptureFix
     torch.testing.assert_close(chunk, torch.full((2, N, A), highest / 10 / math.sqrt(N)), atol=1e-6, rtol=0)
     assert not wrong.any()
     assert narrow.clipped == 2 * A  # the lowest frequency; the others are 0
-    assert f"{2 * A} coefficients have no character in the alphabet and became the nearest one" in caplog.text
+    assert f"{2 * A} coefficients have no character and became the nearest one that has" in caplog.text
     narrow.length = 1
     narrow.encode(smooth(20) * 0.4)
     assert narrow.cut == 20
-    assert "20 chunks were cut to the most tokens of a chunk" in caplog.text
+    assert "20 chunks were cut to 1 tokens, the most of a chunk" in caplog.text
 
 
 def test_values_outside_are_the_ends() -> None:
@@ -296,9 +297,9 @@ def test_a_codec_that_was_not_fitted_refuses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [
-        (torch.zeros(5, N + 1, A), r"FAST is fitted to chunks \(K, 8, 3\), K at least 1; got \(5, 9, 3\)"),
+        (torch.zeros(5, N + 1, A), r"FastCodec is fitted to chunks \(K, 8, 3\), K at least 1; got \(5, 9, 3\)"),
         (torch.zeros(0, N, A), r"K at least 1; got \(0, 8, 3\)"),
-        (torch.full((5, N, A), torch.nan), "hold NaN or infinity: mend the data"),
+        (torch.full((5, N, A), torch.nan), "hold NaN or infinity: fix the data"),
     ],
 )
 def test_what_it_cannot_be_fitted_to_is_refused(chunks: Tensor, message: str) -> None:

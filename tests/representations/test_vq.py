@@ -248,9 +248,9 @@ def test_long_windows_of_chunks_fit_in_one_call(codec: VQCodec) -> None:
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [
-        (torch.zeros(5, N, 4), r"VQ is fitted to chunks \(K, 6, 3\), K at least 1; got \(5, 6, 4\)"),
+        (torch.zeros(5, N, 4), r"VQCodec is fitted to chunks \(K, 6, 3\), K at least 1; got \(5, 6, 4\)"),
         (torch.zeros(0, N, 3), "K at least 1"),
-        (torch.full((5, N, 3), torch.nan), "NaN or infinity: mend the data"),
+        (torch.full((5, N, 3), torch.nan), "NaN or infinity: fix the data"),
     ],
 )
 def test_other_chunks_are_refused(chunks: Tensor, message: str) -> None:

@@ -1,6 +1,6 @@
-"""How well a codec does, and for which actions it was made: `report.json` in the folder of a fitted codec.
+"""The report of a fitted codec, `report.json` in its folder: its round-trip error, and the actions it was fitted to.
 
-A codec that was fitted to other data, chunks or scaling still decodes, only worse: nothing would tell. Training asks
+A codec that was fitted to other data, chunks or scaling still decodes, only worse, without an error. So training calls
 `check_codec` first.
 """
 
@@ -28,7 +28,7 @@ AT_ONCE = 1024  # chunks that are encoded at a time
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CodecPurpose:
-    """What a codec is fitted for. One that was fitted for another purpose must not be used."""
+    """The purpose that a codec is fitted for. A codec with another purpose must not be used."""
 
     representation: Mapping[str, Any]  # its name and options
     chunk: int  # N
@@ -38,7 +38,7 @@ class CodecPurpose:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ErrorSummary:
-    """Absolute differences between actions and what their tokens decode to."""
+    """Absolute differences between actions and the decoded ones."""
 
     mean: float
     q99: float
@@ -57,7 +57,7 @@ class GroupError:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RoundTrip:
-    """Chunks encoded and decoded again."""
+    """The results of encoding chunks and decoding them again."""
 
     chunks: int  # K
     tokens_mean: float  # per chunk
@@ -73,12 +73,12 @@ class CodecReport:
 
     purpose: CodecPurpose
     vocabulary: int  # V
-    length: int  # T, the most tokens of a chunk
+    length: int  # L, the most tokens of a chunk
     episodes: int  # fitted to
     held_out_episodes: int
     fitted: RoundTrip
     held_out: RoundTrip | None  # None: there is one episode only
-    facts: Mapping[str, Any]  # what the codec says of its fit
+    facts: Mapping[str, Any]  # reported by the codec's `fit`
     seconds: float  # of fitting
 
 
@@ -89,9 +89,7 @@ def measure_round_trip(
     normalizer: Normalizer,
     robots: Int64[Tensor, "K"],
 ) -> RoundTrip:
-    """Encode and decode whole chunks; the errors are those of actions whose `mask` is True, in dims that the chunk's
-    robot has.
-    """
+    """Encode and decode whole chunks. Return the errors where `mask` is True, in dims that the chunk's robot has."""
     decoded, lengths, invalid = [], [], 0
     with torch.inference_mode():
         for part in chunks.split(AT_ONCE):
@@ -100,13 +98,13 @@ def measure_round_trip(
             decoded.append(chunk)
             lengths.append((tokens >= 0).sum(1))
             invalid += int(wrong.sum())
-    got = torch.cat(decoded)
-    normalized = (got - chunks).abs().double().numpy()
-    robot = (normalizer.denormalize(got, robots) - normalizer.denormalize(chunks, robots)).abs().double().numpy()
+    result = torch.cat(decoded)
+    normalized = (result - chunks).abs().double().numpy()
+    robot = (normalizer.denormalize(result, robots) - normalizer.denormalize(chunks, robots)).abs().double().numpy()
     valid = (mask[..., None] & normalizer.known[robots][:, None]).numpy()  # (K, N, A)
 
-    def of(error: np.ndarray, place: slice) -> ErrorSummary:
-        return _error(error[..., place][valid[..., place]])
+    def summarize(error: np.ndarray, dims: slice) -> ErrorSummary:
+        return _summarize_errors(error[..., dims][valid[..., dims]])
 
     space, length = codec.space, torch.cat(lengths).double()
     return RoundTrip(
@@ -116,29 +114,29 @@ def measure_round_trip(
         compression=chunks[0].numel() / float(length.mean()),
         invalid=invalid,
         errors=tuple(
-            GroupError(group=g.name, unit=g.unit, normalized=of(normalized, p), robot=of(robot, p))
+            GroupError(group=g.name, unit=g.unit, normalized=summarize(normalized, p), robot=summarize(robot, p))
             for g, p in zip(space.groups, space.slices().values(), strict=True)
         ),
     )
 
 
-def _error(values: np.ndarray) -> ErrorSummary:
+def _summarize_errors(values: np.ndarray) -> ErrorSummary:
     return ErrorSummary(mean=float(values.mean()), q99=float(np.quantile(values, 0.99)), max=float(values.max()))
 
 
 def purpose_of(representation: Part, chunk: int, method: Method, fingerprint: str) -> CodecPurpose:
-    """What a codec of this representation is fitted for."""
+    """Return the purpose of a codec of this representation."""
     options = {"name": representation.name, **to_dict(representation.config)}
     return CodecPurpose(representation=options, chunk=chunk, normalization=method, fingerprint=fingerprint)
 
 
 def needs_fit(representation: Part, chunk: int, space: ActionSpace) -> bool:
-    """Whether this representation learns something from data before a policy can."""
+    """Return whether this representation must be fitted to data before a policy is trained."""
     return representation.target.kind == "tokens" and not representation.build(chunk, space).fitted
 
 
 def load_codec_report(folder: Path) -> CodecReport:
-    """The report of a fitted codec. Raises CodecError if there is none."""
+    """Read the report of a fitted codec. Raises CodecError if there is none."""
     again = "run anyvla data fit-codec RECIPE"
     path = folder / REPORT
     if not path.is_file():
@@ -152,11 +150,11 @@ def load_codec_report(folder: Path) -> CodecReport:
 def check_codec(
     folder: Path, representation: Part, chunk: int, space: ActionSpace, method: Method, fingerprint: str | None
 ) -> None:
-    """Refuse to train with the codec in `folder` if it was fitted for something else.
+    """Raise CodecError if the codec in `folder` was fitted for something else.
 
-    `fingerprint`: of the data; None for a run that resumes, whose data was compared with that of its checkpoint.
-    Representations without a codec, and codecs that learn nothing from data, need no folder. Raises CodecError that
-    says what differs, and the command that mends it.
+    The error says what differs and which command fixes it. `fingerprint`: of the data; None for a run that resumes,
+    whose data was compared with the checkpoint's. Representations without a codec, and codecs that learn nothing from
+    data, need no folder.
     """
     if representation.target.kind == "continuous":
         return
@@ -167,7 +165,7 @@ def check_codec(
     differing = [
         f"{what} ({old} there, {new} now)"
         for what, old, new in (
-            ("representation", _shown(then.representation), _shown(now.representation)),
+            ("representation", _format_options(then.representation), _format_options(now.representation)),
             ("chunk", then.chunk, now.chunk),
             ("normalization.action", then.normalization, now.normalization),
             ("data", then.fingerprint[:12], now.fingerprint[:12]),
@@ -181,5 +179,5 @@ def check_codec(
         )
 
 
-def _shown(options: Mapping[str, Any]) -> str:
+def _format_options(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}: {value}" for key, value in options.items())

@@ -1,7 +1,7 @@
 """Byte-pair encoding of integers, and the folder of a FAST tokenizer (`physical-intelligence/fast` on the hub).
 
-An integer becomes the character whose code is how far it lies above the lowest one, a row of them a text, and the text
-tokens of a byte-level BPE. Nothing of the folder is run: a tokenizer is JSON, and three numbers say what it encodes.
+An integer becomes the character whose code is its distance from the lowest integer, a row of integers becomes a text,
+and the text becomes tokens of a byte-level BPE. No code of the folder is run: the tokenizer is JSON.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class IntegerBPE:
         codes = np.arange(max(-bound, lowest), min(bound, lowest + UNREADABLE - 1) + 1) - lowest
         texts = [chr(code) for code in codes]
         alone = tokenizer.encode_batch_fast(texts)
-        # what is no part of the alphabet vanishes without a word, and all that follows would move up
+        # A character outside the alphabet vanishes silently, and all later ones would move up.
         returned = tokenizer.decode_batch([e.ids for e in alone], skip_special_tokens=False)
         self.written = codes[[a == b for a, b in zip(texts, returned, strict=True)]] + lowest  # ascending
         if not len(self.written):
-            raise CodecError(f"the tokenizer is none of FAST: it has no character for any of {-bound} .. {bound}")
+            raise CodecError(f"this is no tokenizer of FAST: it has no character for any of {-bound} .. {bound}")
         middles = (self.written[:-1] + self.written[1:]) / 2
         self._nearest = self.written[np.searchsorted(middles, np.arange(-bound, bound + 1))]
 
     @classmethod
     def learn(cls, rows: Int64[np.ndarray, "K X"], vocabulary: int, bound: int) -> IntegerBPE:
-        """As published: an alphabet of all characters from the lowest to the highest integer, pairs seen twice merged.
+        """Learn a tokenizer as published: an alphabet from the lowest to the highest integer, pairs seen twice merged.
 
         Raises CodecError if `vocabulary` is too small for the alphabet.
         """
@@ -75,8 +75,8 @@ class IntegerBPE:
                 initial_alphabet=[chr(code) for code in range(alphabet)],
                 max_token_length=10_000,
             )
-            tokenizer.train_from_iterator(iter(_texts(rows - lowest)), trainer=trainer)
-            alphabet = max(alphabet, tokenizer.get_vocab_size() - _merges(tokenizer))  # characters that stand for bytes
+            tokenizer.train_from_iterator(iter(_as_texts(rows - lowest)), trainer=trainer)
+            alphabet = max(alphabet, tokenizer.get_vocab_size() - _count_merges(tokenizer))  # bytes
         if alphabet > vocabulary:
             raise CodecError(
                 f"coefficients from {lowest} to {highest} need {alphabet} tokens before any can be merged, more than "
@@ -86,17 +86,17 @@ class IntegerBPE:
 
     @property
     def merges(self) -> int:
-        """Tokens that stand for several bytes."""
-        return _merges(self.tokenizer)
+        """The number of tokens that were merged from several bytes."""
+        return _count_merges(self.tokenizer)
 
     def encode(self, rows: Int64[np.ndarray, "M X"]) -> tuple[list[list[int]], int]:
-        """Tokens of each row, and how many integers had to move to the nearest one that can be written."""
+        """Return the tokens of each row, and how many integers were moved to the nearest one that can be encoded."""
         nearest = self._nearest[np.clip(rows, -self.bound, self.bound) + self.bound]
-        encoded = self.tokenizer.encode_batch_fast(_texts(nearest - self.lowest))
+        encoded = self.tokenizer.encode_batch_fast(_as_texts(nearest - self.lowest))
         return [e.ids for e in encoded], int((nearest != rows).sum())
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[tuple[Int64[np.ndarray, "X"], int]]:
-        """The integers of each row up to the first that cannot be read, and how many stand from there on."""
+        """Return the integers of each row up to the first unreadable one, and the number of those from there on."""
         out = []
         for text in self.tokenizer.decode_batch(rows, skip_special_tokens=False):
             codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.int64)
@@ -108,7 +108,7 @@ class IntegerBPE:
 
 @dataclass(frozen=True)
 class Processor:
-    """What `processor_config.json` says."""
+    """The content of `processor_config.json`."""
 
     scale: float
     lowest: int
@@ -116,13 +116,13 @@ class Processor:
     dims: int | None
 
 
-def write(folder: Path, bpe: IntegerBPE, processor: Processor) -> None:
-    """Write a folder that the published processor reads, and `read`."""
+def write_tokenizer(folder: Path, bpe: IntegerBPE, processor: Processor) -> None:
+    """Write a folder that the published processor and `read_tokenizer` can read."""
     folder.mkdir(parents=True, exist_ok=True)
     bpe.tokenizer.save(str(folder / TOKENIZER))
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    (folder / TOKENIZER_CONFIG).write_text(json.dumps(told, indent=2), encoding="utf-8")
-    told = {
+    content: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    (folder / TOKENIZER_CONFIG).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    content = {
         "processor_class": "UniversalActionProcessor",
         "auto_map": {"AutoProcessor": CLASS},
         "scale": processor.scale,
@@ -131,18 +131,18 @@ def write(folder: Path, bpe: IntegerBPE, processor: Processor) -> None:
         "time_horizon": processor.chunk,
         "action_dim": processor.dims,
     }
-    (folder / PROCESSOR).write_text(json.dumps(told, indent=2), encoding="utf-8")
+    (folder / PROCESSOR).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def read(source: str | Path) -> tuple[Tokenizer, Processor]:
-    """The tokenizer in a folder, or of an id of the hub. Raises CodecError."""
-    processor, tokenizer = _find(source)
+def read_tokenizer(source: str | Path) -> tuple[Tokenizer, Processor]:
+    """Return the tokenizer in a folder or of a hub id. Raises CodecError."""
+    processor, tokenizer = _find_files(source)
     try:
-        told = read_object(processor)
-        scale, lowest = told.get("scale", 10), told.get("min_token", 0)
-        known = _number(scale) and 0 < scale <= FINEST and _number(lowest, whole=True)
-        shape = [told.get(key) for key in ("time_horizon", "action_dim")]
-        if not known or not all(size is None or _number(size, whole=True) for size in shape):
+        content = read_object(processor)
+        scale, lowest = content.get("scale", 10), content.get("min_token", 0)
+        known = _is_number(scale) and 0 < scale <= FINEST and _is_number(lowest, whole=True)
+        shape = [content.get(key) for key in ("time_horizon", "action_dim")]
+        if not known or not all(size is None or _is_number(size, whole=True) for size in shape):
             raise ValueError(f"scale {scale!r}, min_token {lowest!r}, time_horizon and action_dim {shape}")
     except ValueError as error:
         raise CodecError(f"{processor} does not describe a FAST tokenizer: {error}") from None
@@ -150,16 +150,16 @@ def read(source: str | Path) -> tuple[Tokenizer, Processor]:
         if regular_size(tokenizer) > LARGEST:
             raise ValueError(f"it has more than {LARGEST:,} bytes")
         return Tokenizer.from_file(str(tokenizer)), Processor(float(scale), lowest, *shape)
-    except Exception as error:  # tokenizers raises nothing more special
+    except Exception as error:  # tokenizers raises nothing more specific
         raise CodecError(f"{tokenizer} cannot be read: {error}") from None
 
 
-def _find(source: str | Path) -> tuple[Path, Path]:
-    """`processor_config.json` and `tokenizer.json`, which newer versions of transformers put a folder deeper."""
+def _find_files(source: str | Path) -> tuple[Path, Path]:
+    """Return `processor_config.json` and `tokenizer.json`, which newer versions of transformers put a folder deeper."""
     folder = Path(source)
     if folder.is_dir():
-        places = [folder / TOKENIZER, folder / "bpe_tokenizer" / TOKENIZER]
-        tokenizer = next((place for place in places if place.is_file()), None)
+        paths = [folder / TOKENIZER, folder / "bpe_tokenizer" / TOKENIZER]
+        tokenizer = next((path for path in paths if path.is_file()), None)
         if tokenizer is None or not (folder / PROCESSOR).is_file():
             raise CodecError(f"{folder} holds no FAST tokenizer: it needs {PROCESSOR} and {TOKENIZER}")
         return folder / PROCESSOR, tokenizer
@@ -171,21 +171,21 @@ def _find(source: str | Path) -> tuple[Path, Path]:
         found = [cached_file(str(source), name) for name in (PROCESSOR, TOKENIZER)]
     except OSError as error:
         raise CodecError(
-            f"there is no FAST tokenizer {source} here, nor can it be had from the hub; run `hf download {source}` "
+            f"there is no FAST tokenizer {source} here, and the hub did not provide it; run `hf download {source}` "
             f"where there is a network and give the folder it prints ({error})"
         ) from None
     return Path(found[0]), Path(found[1])
 
 
-def _texts(codes: Int64[np.ndarray, "M X"]) -> list[str]:
+def _as_texts(codes: Int64[np.ndarray, "M X"]) -> list[str]:
     text, width = codes.astype("<u4").tobytes().decode("utf-32-le"), codes.shape[1]
     return [text[begin : begin + width] for begin in range(0, len(text), width)]
 
 
-def _merges(tokenizer: Tokenizer) -> int:
+def _count_merges(tokenizer: Tokenizer) -> int:
     return len(json.loads(tokenizer.to_str())["model"]["merges"])
 
 
-def _number(value: Any, whole: bool = False) -> bool:
+def _is_number(value: Any, whole: bool = False) -> bool:
     kinds = (int,) if whole else (int, float)
     return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
