@@ -40,12 +40,7 @@ def read_header(file: IO[bytes]) -> ArrayHeader:
             v1 = version == (1, 0)
             read = np.lib.format.read_array_header_1_0 if v1 else np.lib.format.read_array_header_2_0
             header = ArrayHeader(*read(file))
-    except (
-        *DAMAGE_ERRORS,
-        AttributeError,
-        SyntaxError,
-        tokenize.TokenError,
-    ) as error:  # of a literal
+    except (*DAMAGE_ERRORS, AttributeError, SyntaxError, tokenize.TokenError) as error:  # of a literal
         raise ValueError(f"its header is damaged ({error})") from None
     if any(n < 0 for n in header.shape) or (header.dtype.itemsize == 0 and math.prod(header.shape) > 1):
         raise ValueError(f"its header promises an array of shape {header.shape} and type {header.dtype}")

@@ -19,17 +19,7 @@ from anyvla.config import to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, conventions, steady_timestamps
 from anyvla.data.formats.data_files import list_files, natural_order
-from anyvla.data.formats.hdf5.file import (
-    as_text,
-    child_names,
-    has_key,
-    list_hdf5,
-    open_array,
-    open_node,
-    read_array,
-    read_attribute,
-    read_numbers,
-)
+from anyvla.data.formats.hdf5 import file as hdf5
 from anyvla.data.formats.hdf5.frames import Hdf5Frames, ImageStorage
 from anyvla.data.formats.hdf5.layout import Hdf5Config, Hdf5Layout, find_layout, is_episode_file
 from anyvla.data.formats.reader import EpisodeReader
@@ -141,7 +131,7 @@ class Hdf5Dataset(EpisodeReader):
         raise first or ValueError(f"{self.root} holds no episode")
 
     def _list_files(self) -> list[Path]:
-        return sorted(list_hdf5(self.root), key=lambda path: natural_order(path.name))
+        return sorted(hdf5.find_files(self.root), key=lambda path: natural_order(path.name))
 
     def _read_file(self, file: Path) -> list[_EpisodeLocation]:
         try:
@@ -152,7 +142,7 @@ class Hdf5Dataset(EpisodeReader):
     def _locate(self, file: Path, group: str) -> _EpisodeLocation:
         key = _EpisodeLocation(file, group, 0).key(self._layout.actions[0])
         try:
-            found = open_array(file, key)
+            found = hdf5.open_array(file, key)
             if not found.ndim:
                 raise ValueError(f"{file}: {key!r} has shape {found.shape}, expected a row for each step")
         except ValueError as error:
@@ -160,7 +150,7 @@ class Hdf5Dataset(EpisodeReader):
         return _EpisodeLocation(file, group, max(0, found.shape[0] - self._layout.ahead))
 
     def _size(self, episode: _EpisodeLocation, key: str) -> int:
-        return int(np.prod(open_array(episode.file, episode.key(key)).shape[1:], dtype=np.int64))
+        return int(np.prod(hdf5.open_array(episode.file, episode.key(key)).shape[1:], dtype=np.int64))
 
     def _check_embodiment(self) -> None:
         robot = self.embodiment
@@ -189,7 +179,7 @@ class Hdf5Dataset(EpisodeReader):
             return parts[0]
         for name, size in self._sizes[vector].items():
             key = episode.key(name)
-            values = read_numbers(episode.file, key)
+            values = hdf5.read_numbers(episode.file, key)
             if not values.ndim or len(values) != steps or values[0].size != size:
                 raise ValueError(
                     f"{episode.file}: {key} has shape {values.shape}; expected the {steps} steps of "
@@ -202,7 +192,7 @@ class Hdf5Dataset(EpisodeReader):
     def _frames(self, episode: _EpisodeLocation, camera: str, where: str) -> Hdf5Frames:
         key = episode.key(self._layout.cameras[camera])
         storage = ImageStorage(channels=self.config.channels, colors=self._layout.colors, upright=self.config.images)
-        shape = open_array(episode.file, key).shape
+        shape = hdf5.open_array(episode.file, key).shape
         length = shape[0] if shape else 0
         if length != episode.length + self._layout.ahead:
             raise ValueError(
@@ -216,12 +206,12 @@ class Hdf5Dataset(EpisodeReader):
         if self.config.instruction or not name:
             return self.config.instruction
         key = episode.key(name)
-        if has_key(episode.file, key):
-            found = read_array(episode.file, key).reshape(-1)[:1].tolist()
+        if hdf5.has_key(episode.file, key):
+            found = hdf5.read_array(episode.file, key).reshape(-1)[:1].tolist()
             value: Any = found[0] if found else ""
         else:
-            value = read_attribute(episode.file, episode.group, name)
-        text = as_text(value)
+            value = hdf5.read_attribute(episode.file, episode.group, name)
+        text = hdf5.as_text(value)
         if not isinstance(text, str):
             raise ValueError(
                 f"{episode.file} has no text {name!r} for the instruction, neither an array nor an attribute"
@@ -233,5 +223,6 @@ def _groups(file: Path, episodes: str) -> list[str]:
     if not episodes:
         return [""]
     return [
-        f"{episodes.strip('/')}/{name}" for name in sorted(child_names(open_node(file, episodes)), key=natural_order)
+        f"{episodes.strip('/')}/{name}"
+        for name in sorted(hdf5.child_names(hdf5.open_node(file, episodes)), key=natural_order)
     ]

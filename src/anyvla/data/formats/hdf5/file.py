@@ -36,7 +36,7 @@ _DAMAGE_ERRORS = (
 _MOST_LINKS, _DEEPEST, _MOST_NAMES = 16, 8, 10_000
 
 
-def list_hdf5(root: Path) -> list[Path]:
+def find_files(root: Path) -> list[Path]:
     """Return the HDF5 files of a data set: `root`, or the files in it. Raises ValueError if there are none."""
     files = regular_files(root, (p for p in list_files(root) if p.suffix in SUFFIXES)) if root.is_dir() else [root]
     if not files:

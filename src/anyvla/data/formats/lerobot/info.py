@@ -149,16 +149,13 @@ class DatasetInfo:
         """Return camera name -> feature for all color cameras."""
         found = {}
         for key, feature in self.features.items():
-            facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
-            if feature["dtype"] in ("video", "image") and not facts.get("video.is_depth_map"):
+            if feature["dtype"] in ("video", "image") and not _video_facts(feature).get("video.is_depth_map"):
                 found[key.removeprefix(CAMERA_PREFIX).removeprefix("observation.")] = key
         return found
 
     def codec(self, key: str) -> str | None:
         """Return the declared codec of a camera's videos by FFmpeg's name, or None."""
-        feature = self.features[key]
-        facts = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
-        codec = facts.get("video.codec")
+        codec = _video_facts(self.features[key]).get("video.codec")
         return None if codec is None else _CODECS.get(str(codec), str(codec))
 
     def columns(self) -> dict[str, str]:
@@ -218,9 +215,13 @@ def dim_names(feature: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found) if fits else ()
 
 
+def _video_facts(feature: Mapping[str, Any]) -> dict[str, Any]:
+    return {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+
+
 def _describe_feature(feature: Mapping[str, Any]) -> str:
     shape = "x".join(map(str, feature.get("shape") or []))
-    facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
+    facts = _video_facts(feature)
     parts = [str(feature.get("dtype")), shape, *(str(facts[k]) for k in ("video.codec", "video.fps") if k in facts)]
     names = dim_names(feature)
     return " ".join(p for p in parts if p) + (f": {', '.join(names)}" if names else "")

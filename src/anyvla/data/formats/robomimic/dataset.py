@@ -22,17 +22,7 @@ from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, conventions, steady_timestamps
 from anyvla.data.formats.data_files import list_files, natural_order
-from anyvla.data.formats.hdf5.file import (
-    SUFFIXES,
-    as_text,
-    child_names,
-    has_key,
-    list_hdf5,
-    open_array,
-    open_node,
-    read_array,
-    read_json_attribute,
-)
+from anyvla.data.formats.hdf5 import file as hdf5
 from anyvla.data.formats.hdf5.frames import Hdf5Frames, ImageStorage, Orientation
 from anyvla.data.formats.hdf5.layout import is_episode_file, undeclared_layout_message
 from anyvla.data.formats.reader import EpisodeReader
@@ -88,13 +78,13 @@ class RobomimicDataset(EpisodeReader):
     def recognizes(root: Path) -> bool:
         """Return whether a path is an HDF5 file or a folder of them, without dataset.yaml or names of episodes."""
         if root.is_dir():
-            files = [p for p in list_files(root) if p.suffix in SUFFIXES]
+            files = [p for p in list_files(root) if p.suffix in hdf5.SUFFIXES]
             return not (root / "dataset.yaml").exists() and bool(files) and not any(map(is_episode_file, files))
-        return root.suffix in SUFFIXES and not is_episode_file(root)
+        return root.suffix in hdf5.SUFFIXES and not is_episode_file(root)
 
     def __init__(self, config: RobomimicConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
-        files = list_hdf5(self.root)
+        files = hdf5.find_files(self.root)
         self._libero = False
         found = [demo for file in files for demo in self._read_file(file)]
         report_empty(self.root, [f"{d.file.name} {d.name}" for d in found if not d.length])
@@ -109,7 +99,7 @@ class RobomimicDataset(EpisodeReader):
         obs = self._observations(first)
         self._keys = {_camera_name(k): k for k in obs if obs[k].ndim == 4 and obs[k].shape[3] == 3}
         sizes = {k: int(np.prod(obs[k].shape[1:])) for k in obs if k not in self._keys.values()}
-        sizes["actions"] = int(open_node(first.file, f"data/{first.name}/{config.actions}").shape[1])
+        sizes["actions"] = int(hdf5.open_node(first.file, f"data/{first.name}/{config.actions}").shape[1])
         usual = LIBERO_PROPRIO if self._libero else ROBOMIMIC_PROPRIO
         self._proprio = config.proprio or tuple(k for k in usual if k in obs)
         absent = [k for k in self._proprio if k not in sizes]
@@ -159,17 +149,17 @@ class RobomimicDataset(EpisodeReader):
         )
 
     def _read_file(self, file: Path) -> list[_Demonstration]:
-        if not has_key(file, "data"):
+        if not hdf5.has_key(file, "data"):
             raise ValueError(undeclared_layout_message(file))
-        names = child_names(open_node(file, "data"))
-        if names and not any(has_key(file, f"data/{name}/{self.config.actions}") for name in names):
+        names = hdf5.child_names(hdf5.open_node(file, "data"))
+        if names and not any(hdf5.has_key(file, f"data/{name}/{self.config.actions}") for name in names):
             raise ValueError(undeclared_layout_message(file))
         if self.config.filter is not None:
-            kept = read_array(file, f"mask/{self.config.filter}")
-            names = [str(as_text(name)) for name in kept.reshape(-1).tolist()]
+            kept = hdf5.read_array(file, f"mask/{self.config.filter}")
+            names = [str(hdf5.as_text(name)) for name in kept.reshape(-1).tolist()]
         names.sort(key=natural_order)
-        problem = read_json_attribute(file, "data", "problem_info")
-        libero = bool(problem) or (bool(names) and has_key(file, f"data/{names[0]}/obs/agentview_rgb"))
+        problem = hdf5.read_json_attribute(file, "data", "problem_info")
+        libero = bool(problem) or (bool(names) and hdf5.has_key(file, f"data/{names[0]}/obs/agentview_rgb"))
         self._libero |= libero
         sentence = problem.get("language_instruction", "")
         # a list of words in some files of LIBERO
@@ -180,7 +170,7 @@ class RobomimicDataset(EpisodeReader):
     def _read_demo(self, file: Path, name: str, instruction: str) -> _Demonstration:
         """Locate one demonstration. Its length is that of its arrays; the attribute `num_samples` may be wrong."""
         try:
-            actions = open_array(file, f"data/{name}/{self.config.actions}")
+            actions = hdf5.open_array(file, f"data/{name}/{self.config.actions}")
             if actions.ndim != 2:
                 raise ValueError(f"{file}, {name}: {self.config.actions} has shape {actions.shape}, expected (T, A)")
             check_real(actions.dtype, f"{file}, {name}: {self.config.actions}")
@@ -194,16 +184,19 @@ class RobomimicDataset(EpisodeReader):
     @staticmethod
     def _observations(demo: _Demonstration) -> dict[str, Any]:
         key = f"data/{demo.name}/obs"
-        if not has_key(demo.file, key):
+        if not hdf5.has_key(demo.file, key):
             raise ValueError(
                 f"{demo.file}, {demo.name} has no obs, only raw states. Make observations first with robomimic's "
                 "dataset_states_to_obs.py"
             )
-        found = {name: open_node(demo.file, f"{key}/{name}") for name in child_names(open_node(demo.file, key))}
+        found = {
+            name: hdf5.open_node(demo.file, f"{key}/{name}")
+            for name in hdf5.child_names(hdf5.open_node(demo.file, key))
+        }
         return {name: value for name, value in found.items() if getattr(value, "shape", None)}
 
     def _known_embodiment(self, sizes: dict[str, int]) -> Embodiment:
-        env = read_json_attribute(self._demonstrations[0].file, "data", "env_args")
+        env = hdf5.read_json_attribute(self._demonstrations[0].file, "data", "env_args")
         try:
             known = known_embodiment(env, self._libero, list(self._keys), self._proprio, sizes)
         except (AttributeError, TypeError, ValueError):  # an attribute that is not as robosuite writes it
@@ -236,7 +229,7 @@ class RobomimicDataset(EpisodeReader):
                 raise ValueError(f"{robot.name!r} declares {declared} dims of {what}; {self.root} has {found}{more}")
 
     def _read_vector(self, demo: _Demonstration, key: str, size: int) -> Float32[np.ndarray, "T D"]:
-        values, where = read_array(demo.file, f"data/{demo.name}/{key}"), f"{demo.file}, {demo.name}: {key}"
+        values, where = hdf5.read_array(demo.file, f"data/{demo.name}/{key}"), f"{demo.file}, {demo.name}: {key}"
         if not values.ndim or len(values) != demo.recorded or values[0].size != size:
             raise ValueError(f"{where} has shape {values.shape}; expected {demo.recorded} steps of {size} numbers")
         values = values if demo.rows is None else values[demo.rows]
@@ -244,7 +237,7 @@ class RobomimicDataset(EpisodeReader):
 
     def _frames(self, demo: _Demonstration, camera: str, where: str) -> Hdf5Frames:
         key = f"data/{demo.name}/obs/{self._keys[camera]}"
-        shape = open_array(demo.file, key).shape
+        shape = hdf5.open_array(demo.file, key).shape
         if shape[:1] != (demo.recorded,):
             frames = shape[0] if shape else 0
             raise ValueError(f"{where}: {self._keys[camera]} has {frames} frames, its actions {demo.recorded} steps")
