@@ -98,7 +98,7 @@ def test_labels_follow_what_moves(labeler: SceneLabeler, scene: str, thing: str,
     before, after = (found[share].things[thing] for share in (0.0, 1.0))
     assert [after.x - before.x, after.y - before.y] == pytest.approx([across, down], abs=0.05)
     # two ways to the same place: the identities of pixels, and the geoms' position through the camera
-    sim = labeler.environment.running.sim
+    sim = labeler.environment.simulation.sim
     geoms = labeler.geoms(SCENES[scene].parts[thing])
     projected = project(sim.model, sim.data, labeler.view(), sim.data.geom_xpos[geoms]).mean(0)
     assert np.abs(projected - [after.x, after.y]).max() < 0.08

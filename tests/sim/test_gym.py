@@ -10,7 +10,7 @@ import yaml
 
 from anyvla.config import ConfigError
 from anyvla.evaluation.suites import open_suite
-from anyvla_sim.gym import Gym, Success
+from anyvla_sim.gym import Gym, SuccessRule
 from anyvla_sim.rendering import find_driver
 
 pytestmark = pytest.mark.simulator("gymnasium", "mujoco")
@@ -89,7 +89,7 @@ def test_what_is_not_there() -> None:
         open_suite(f"gym:{ID}")
     with pytest.raises(ValueError, match=r"gym:Recher-v5: .*Recher"):
         Gym("Recher-v5", MAPPING)
-    with pytest.raises(ImportError, match="No module named 'gym_nowhere'; install what registers it"):
+    with pytest.raises(ImportError, match="No module named 'gym_nowhere'; install the package"):
         Gym(ID, {**MAPPING, "import": "gym_nowhere"})
 
 
@@ -104,12 +104,12 @@ def test_what_is_not_there() -> None:
     ],
 )
 def test_success(written: str, info: dict[str, Any], won: bool) -> None:
-    assert Success(written)({"info": info, "terminated": False, "reward": 0.5}) is won
+    assert SuccessRule(written)({"info": info, "terminated": False, "reward": 0.5}) is won
 
 
 def test_success_that_no_step_tells() -> None:
     with pytest.raises(ValueError, match=r"the step has no 'info\.sucess': did you mean 'success'"):
-        Success("info.sucess")({"info": {"success": True}})
+        SuccessRule("info.sucess")({"info": {"success": True}})
 
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -207,7 +207,7 @@ class SceneLabeler:
 
     @property
     def _sim(self) -> Any:
-        return self.environment.running.sim
+        return self.environment.simulation.sim
 
     def close(self) -> None:
         """Free the renderers."""

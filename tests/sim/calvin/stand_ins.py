@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla_sim.calvin import install as calvin_install
+from anyvla_sim.calvin import installation
 from anyvla_sim.calvin import world as calvin_world
 
 BODIES = {0: 3, 1: 2, 2: 0, 3: 0, 4: 0}  # body -> joints: the robot, the table, three blocks
@@ -199,7 +199,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     vars(utils).update(instantiate=lambda cameras, **options: PlayTable(modules, options, cameras))
     for module in (pybullet, hydra, utils):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(calvin_install, "simulator", lambda root: modules)
+    monkeypatch.setattr(installation, "import_simulator", lambda root: modules)
     # The functions of the real pybullet are built in; these are methods.
     monkeypatch.setattr(calvin_world, "inspect", SimpleNamespace(isbuiltin=callable))
     return found

@@ -12,7 +12,7 @@ from anyvla.evaluation.conditions import Condition, parse
 from anyvla.evaluation.protocol import EvaluationConfig, plan_episodes
 from anyvla.robot.embodiment import Embodiment
 from anyvla_sim.base import BenchmarkUnusable, NotInstalled
-from anyvla_sim.calvin import install as calvin_install
+from anyvla_sim.calvin import installation
 from anyvla_sim.calvin.benchmark import Calvin
 from anyvla_sim.calvin.sequences import SEQUENCES
 from tests.sim.calvin import calvin_root
@@ -24,7 +24,7 @@ CHAIN = ["turn_on_led", "open_drawer"]
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder that passes for a checkout, and nothing to install."""
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(calvin_install, "PACKAGES", {})
+    monkeypatch.setattr(installation, "PACKAGES", {})
     root = calvin_root.write(tmp_path / "calvin")
     source = root / SEQUENCES
     drawn = "[str(np.random.randint(100)) for _ in range(5)]"
@@ -124,10 +124,10 @@ def test_bad_settings_are_refused(root: str, settings: dict[str, Any], said: str
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["press"], "a map of task -> a list of phrases"),
-        ({"turn_on_led": []}, "a map of task -> a list of phrases"),
+        (["press"], "must map each task to a list of phrases"),
+        ({"turn_on_led": []}, "must map each task to a list of phrases"),
         ({"turn_on_let": ["press"]}, "no task 'turn_on_let': did you mean 'turn_on_led'"),
-        ({"turn_on_led": ["press"]}, "has no words for open_drawer; all tasks need some"),
+        ({"turn_on_led": ["press"]}, "has no phrases for open_drawer; every task needs some"),
     ],
 )
 def test_bad_words_are_refused(root: str, tmp_path: Path, words: Any, said: str) -> None:
@@ -143,13 +143,13 @@ def test_unknown_suites_are_refused(root: str) -> None:
 
 
 def test_packages_come_before_anything_else(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calvin_install, "PACKAGES", {"no_such_module": "no-such-package"})
+    monkeypatch.setattr(installation, "PACKAGES", {"no_such_module": "no-such-package"})
     with pytest.raises(NotInstalled, match="no-such-package"):
         Calvin(root)
 
 
 def test_without_egl_it_is_unusable(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calvin_install.egl_driver.cache_clear()
-    monkeypatch.setattr(calvin_install, "_PROBE", "raise SystemExit('no display')")
+    installation.find_egl_driver.cache_clear()
+    monkeypatch.setattr(installation, "_PROBE", "raise SystemExit('no display')")
     with pytest.raises(BenchmarkUnusable, match="no display"):
         Calvin(root)

@@ -12,7 +12,7 @@ import pytest
 
 from anyvla_sim.base import BenchmarkUnusable, Observation
 from anyvla_sim.calvin import benchmark as calvin
-from anyvla_sim.calvin import install as calvin_install
+from anyvla_sim.calvin import installation
 from anyvla_sim.calvin.benchmark import Calvin, CalvinEnvironment
 from tests.sim.calvin import calvin_root
 
@@ -27,7 +27,7 @@ def _renderers() -> Iterator[str]:
     yield "tiny"
     try:
         if "CALVIN_ROOT" in os.environ:
-            calvin_install.egl_driver()
+            installation.find_egl_driver()
             yield "egl"
     except BenchmarkUnusable:
         pass
@@ -36,7 +36,7 @@ def _renderers() -> Iterator[str]:
 @pytest.fixture(scope="module", params=list(_renderers()))
 def benchmark(request: Any) -> Iterator[Calvin]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(calvin, "chains", lambda root: calvin_root.OFFICIAL)  # drawing all takes minutes
+    patch.setattr(calvin, "load_chains", lambda root: calvin_root.OFFICIAL)  # drawing all takes minutes
     calvin._chains.cache_clear()
     benchmark = Calvin(render=request.param, chains=len(calvin_root.OFFICIAL))
     yield benchmark
@@ -190,4 +190,4 @@ def test_bad_input_is_refused(environment: CalvinEnvironment) -> None:
 
 def test_a_second_checkout_is_refused(environment: CalvinEnvironment, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"calvin_env is loaded from .* already; .* needs another process"):
-        calvin_install.simulator(calvin_root.write(tmp_path / "calvin"))
+        installation.import_simulator(calvin_root.write(tmp_path / "calvin"))

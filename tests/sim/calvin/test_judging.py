@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from anyvla_sim.calvin import benchmark as calvin
-from anyvla_sim.calvin import install as calvin_install
+from anyvla_sim.calvin import installation
 from anyvla_sim.calvin.benchmark import Calvin, CalvinEnvironment
 from anyvla_sim.calvin.fnv import pyhash_fnv1_32
 from tests.sim.calvin import calvin_root
@@ -72,8 +72,8 @@ class Drawn:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(calvin_install, "PACKAGES", {})
-    monkeypatch.setattr(calvin_install, "egl_driver", lambda: "a driver")
+    monkeypatch.setattr(installation, "PACKAGES", {})
+    monkeypatch.setattr(installation, "find_egl_driver", lambda: "a driver")
     monkeypatch.setattr(calvin, "World", Table)
     monkeypatch.setattr(calvin, "Screen", Drawn)
     monkeypatch.setattr(calvin, "_SCREENS", {})
@@ -189,7 +189,7 @@ def test_the_defaults_are_as_published(root: str) -> None:
 
 def test_versions_name_both_checkouts(benchmark: Calvin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calvin.metadata, "version", lambda name: f"{name} 1.0")
-    monkeypatch.setattr(calvin_install, "commit", lambda folder: f"commit of {folder.name}")
+    monkeypatch.setattr(calvin, "git_commit", lambda folder: f"commit of {folder.name}")
     assert benchmark.versions() == {
         "pybullet": "pybullet 1.0",
         "numpy": "numpy 1.0",

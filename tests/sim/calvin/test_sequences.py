@@ -9,7 +9,7 @@ import pytest
 
 from anyvla_sim.calvin import sequences as calvin_sequences
 from anyvla_sim.calvin.fnv import pyhash_fnv1_32
-from anyvla_sim.calvin.sequences import SEQUENCES, UTILS, chains, draw, start_states
+from anyvla_sim.calvin.sequences import SEQUENCES, UTILS, load_chains, load_start_states, sample_chains
 from tests.sim.calvin import calvin_root
 
 installed = pytest.mark.simulator("calvin")
@@ -22,7 +22,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_start_states_are_seeded_by_the_hash_and_need_neither_torch_nor_pyhash(root: Path) -> None:
-    robot, scene = start_states(root)({"led": 1, "slider": "left"})
+    robot, scene = load_start_states(root)({"led": 1, "slider": "left"})
     seed = pyhash_fnv1_32("dict_values([1, 'left'])")
     assert np.array_equal(scene, np.random.RandomState(seed).uniform(size=24))
     assert robot.tolist() == [np.pi] * 15
@@ -30,7 +30,7 @@ def test_start_states_are_seeded_by_the_hash_and_need_neither_torch_nor_pyhash(r
 
 def test_drawing_here_is_drawing_in_other_processes(root: Path) -> None:
     """There each worker has its own generator, and the list is shuffled with one that no worker touched."""
-    drawn = draw(root, 7)
+    drawn = sample_chains(root, 7)
     expected: Any = []
     for number in range(7):
         worker = np.random.RandomState(number)
@@ -41,35 +41,35 @@ def test_drawing_here_is_drawing_in_other_processes(root: Path) -> None:
 
 def test_drawing_leaves_the_generator_of_the_process_alone(root: Path) -> None:
     np.random.seed(5)
-    draw(root, 3)
+    sample_chains(root, 3)
     assert np.random.randint(1 << 30) == np.random.RandomState(5).randint(1 << 30)
 
 
 def test_chains_are_drawn_once_per_source(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = chains(root)
+    first = load_chains(root)
     assert len(first) == 1000
     assert set(first[0].start) == {"led"}
     with monkeypatch.context() as patched:
-        patched.setattr(calvin_sequences, "draw", lambda root: pytest.fail("drawn again"))
-        assert chains(root) == first
+        patched.setattr(calvin_sequences, "sample_chains", lambda root: pytest.fail("drawn again"))
+        assert load_chains(root) == first
     source = root / SEQUENCES
     source.write_text(source.read_text().replace('{"led": i}', '{"led": 1000 + i}'))
-    assert {chain.start["led"] for chain in chains(root)} == set(range(1000, 2000))
+    assert {chain.start["led"] for chain in load_chains(root)} == set(range(1000, 2000))
 
 
 def test_a_damaged_cache_is_drawn_again(root: Path, tmp_path: Path) -> None:
-    first = chains(root)
+    first = load_chains(root)
     (kept,) = (tmp_path / "cache" / "calvin").glob("*.json")
     kept.write_text(kept.read_text()[:100])
-    assert chains(root) == first
+    assert load_chains(root) == first
 
 
 def test_without_a_cache_the_chains_are_drawn_each_time(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    first = chains(root)
+    first = load_chains(root)
     (tmp_path / "file").touch()
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "file"))
-    assert chains(root) == first
-    assert "the chains cannot be kept" in capsys.readouterr().err
+    assert load_chains(root) == first
+    assert "the chains cannot be cached" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_another_code_is_refused(root: Path, file: str, name: str) -> None:
     path = root / file
     path.write_text(path.read_text().replace(f"def {name}(", "def other("))
     with pytest.raises(ValueError, match=rf"{path.name} defines no {name}\(\): not the CALVIN of"):
-        _ = start_states(root) if name.startswith("get_env") else draw(root, 1)
+        _ = load_start_states(root) if name.startswith("get_env") else sample_chains(root, 1)
 
 
 @installed
 def test_poses_are_those_that_pyhash_gives() -> None:
     """Angles of the blocks (red, blue, pink) as CALVIN gives them with the pyhash 0.9.3 that was built for this."""
-    poses = start_states(Path(os.environ["CALVIN_ROOT"]))
+    poses = load_start_states(Path(os.environ["CALVIN_ROOT"]))
     angles = [
         (1.8859410064104645, 1.488143437705632, 1.4683986863194542),
         (1.8268336264859704, 1.507641694779252, 1.6461964143959458),

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from anyvla_sim.calvin import install as calvin_install
+from anyvla_sim.calvin import installation
 from anyvla_sim.calvin.world import Bullet, Screen, World
 from tests.sim.calvin import stand_ins as calvin_stand_ins
 from tests.sim.calvin.stand_ins import BLOCKS, QUARTERS, quarters
@@ -23,7 +23,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_the_scene_is_room_d_with_the_arm_of_the_data_sets(fakes: SimpleNamespace) -> None:
     """ABC->D and ABCD->D are both played in D; the data sets were recorded with the longer fingers."""
-    calvin_install.environment_config(ROOT, "static_and_gripper")
+    installation.load_environment_config(ROOT, "static_and_gripper")
     ((name, overrides),) = fakes.composed
     assert name == "config_data_collection"
     assert {"cameras=static_and_gripper", "scene=calvin_scene_D", "robot=panda_longer_finger"} < set(overrides)

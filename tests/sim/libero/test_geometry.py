@@ -102,7 +102,7 @@ def test_something_is_held_when_both_fingers_touch_it() -> None:
 @pytest.mark.simulator("libero")
 def test_a_scene_knows_the_hand_the_table_and_a_drawer(libero_plate: LiberoEnvironment) -> None:
     libero_plate.reset("put_the_bowl_on_the_plate", 0)
-    env = libero_plate.running.env
+    env = libero_plate.simulation.env
     found = SceneGeometry(env)
     position, rotation = found.hand_pose()
     assert position == pytest.approx(env._get_observations()["robot0_eef_pos"], abs=0.01)

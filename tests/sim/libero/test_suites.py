@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from anyvla_sim.libero.benchmark import Libero
-from anyvla_sim.libero.suites import LIMITS, goals, paraphrases, suite
+from anyvla_sim.libero.suites import LIMITS, goal_files, load_suite, paraphrases
 
 pytestmark = pytest.mark.simulator("libero")
 
@@ -14,7 +14,7 @@ PLATE = "put_the_bowl_on_the_plate"
 
 def test_limits_are_those_of_openvla() -> None:
     """experiments/robot/libero/run_libero_eval.py of openvla: the longest demonstrations, rounded up."""
-    found = {name: suite(name) for name in Libero().suites()}
+    found = {name: load_suite(name) for name in Libero().suites()}
     official = {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}
     assert {name: found[name].horizon for name in official} == official
     assert list(found)[:5] == list(official)
@@ -34,19 +34,19 @@ def test_limits_are_those_of_openvla() -> None:
 def test_words_are_those_of_liberos_own_list(name: str) -> None:
     from libero.libero.benchmark import grab_language_from_filename
 
-    for task in suite(name).tasks:
+    for task in load_suite(name).tasks:
         assert task.instructions == (grab_language_from_filename(f"{task.name}.bddl"),)
 
 
 def test_words_of_perturbed_suites() -> None:
-    assert suite("goal").tasks[0].instructions == ("open the middle drawer of the cabinet",)
-    assert suite("goal_swap").tasks[0].instructions == (
+    assert load_suite("goal").tasks[0].instructions == ("open the middle drawer of the cabinet",)
+    assert load_suite("goal_swap").tasks[0].instructions == (
         "open the middle drawer of the cabinet",
     )  # things change places
-    assert suite("goal_lan").tasks[1].instructions == ("place the bowl on the stove",)
+    assert load_suite("goal_lan").tasks[1].instructions == ("place the bowl on the stove",)
     for kind in ("lan", "task"):
-        changed = [task.instructions[0] for task in suite(f"goal_{kind}").tasks]
-        assert not set(changed) & {task.instructions[0] for task in suite("goal").tasks}
+        changed = [task.instructions[0] for task in load_suite(f"goal_{kind}").tasks]
+        assert not set(changed) & {task.instructions[0] for task in load_suite("goal").tasks}
 
 
 def test_paraphrases_begin_with_other_verbs() -> None:
@@ -75,15 +75,15 @@ def test_paraphrases_begin_with_other_verbs() -> None:
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_paraphrases_are_other_words(name: str) -> None:
-    instructions = {task.instructions[0] for task in suite(name).tasks}
-    for task in suite(name).tasks:
+    instructions = {task.instructions[0] for task in load_suite(name).tasks}
+    for task in load_suite(name).tasks:
         assert len(set(task.paraphrases)) == 2
         assert not instructions & set(task.paraphrases)
 
 
 def test_tasks_of_one_scene_share_their_goals() -> None:
-    assert list(goals("goal", PLATE)) == [task.name for task in suite("goal").tasks]
-    assert list(goals("spatial", suite("spatial").tasks[0].name)) == [suite("spatial").tasks[0].name]
+    assert list(goal_files("goal", PLATE)) == [task.name for task in load_suite("goal").tasks]
+    assert list(goal_files("spatial", load_suite("spatial").tasks[0].name)) == [load_suite("spatial").tasks[0].name]
 
 
 def test_scenes_differ_where_their_start_does() -> None:
@@ -91,5 +91,5 @@ def test_scenes_differ_where_their_start_does() -> None:
 
     The ten of LIBERO-Spatial differ in where the bowl is; two tasks of LIBERO-10 are in LIVING_ROOM_SCENE2.
     """
-    scenes = {name: len({task.scene for task in suite(name).tasks}) for name in LIMITS}
+    scenes = {name: len({task.scene for task in load_suite(name).tasks}) for name in LIMITS}
     assert scenes == {"spatial": 10, "object": 10, "goal": 1, "10": 9, "90": 20}

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from anyvla_sim.metaworld.benchmark import VIEWS, MetaWorld, MetaWorldEnvironment, _as_expected_by
-from anyvla_sim.metaworld.suites import scenes, suite
+from anyvla_sim.metaworld.suites import make_suite, suite_scenes
 from anyvla_sim.rendering import View
 
 pytestmark = pytest.mark.simulator("metaworld")
 
-HALF_OPEN = suite("half-open", 2)
+HALF_OPEN = make_suite("half-open", 2)
 TASKS = [task.name for task in HALF_OPEN.tasks]
 PAIRS = [("drawer-open", "drawer-close"), ("window-open", "window-close")]
 
@@ -25,7 +25,7 @@ def world() -> Iterator[MetaWorldEnvironment]:
 
 
 def state(world: MetaWorldEnvironment) -> np.ndarray:
-    data = world.running.sim.data
+    data = world.simulation.sim.data
     return np.concatenate([data.qpos, data.qvel, data.mocap_pos.ravel()])
 
 
@@ -69,7 +69,7 @@ def test_joints_start_at_40_to_60_percent_by_the_seed(world: MetaWorldEnvironmen
     shares = []
     for seed in range(20):
         world.reset(task, seed)
-        shares.append(world.running.opened())
+        shares.append(world.simulation.opened())
         assert not any(world.goals().values())
     assert 0.4 <= min(shares) < 0.45
     assert 0.55 < max(shares) <= 0.6
@@ -85,7 +85,7 @@ def test_a_joint_is_open_beyond_85_percent_and_closed_below_15(
 ) -> None:
     world.reset(f"{scene}-open", 0)
     for share in (0.0, 0.149, 0.151, 0.849, 0.851, 1.0):
-        world.running.sim.data.joint(joint).qpos = share * wide_open
+        world.simulation.sim.data.joint(joint).qpos = share * wide_open
         assert world.goals() == {f"{scene}-open": share > 0.85, f"{scene}-close": share < 0.15}
 
 
@@ -95,10 +95,10 @@ def test_no_goal_holds_at_the_start_and_nothing_marks_it(world: MetaWorldEnviron
     assert set(world.goals()) == {t.name for t in HALF_OPEN.tasks if t.scene == HALF_OPEN.task(task).scene}
     assert not any(world.step(np.zeros(4, np.float32)).values())
     before = world.observe().images
-    sites = world.running.sim.model.site_pos
+    sites = world.simulation.sim.model.site_pos
     kept = sites.copy()
     sites += [0.1, -0.2, 0.1]
-    world.running.update()
+    world.simulation.update()
     after = world.observe().images
     sites[:] = kept
     for camera in VIEWS:
@@ -119,8 +119,8 @@ def test_experts_of_pairs_see_the_point_that_their_own_environment_reports(world
     """_get_pos_objects of sawyer_drawer_close_v3.py and sawyer_window_close_v3.py."""
     for task in ("drawer-close", "window-close"):
         world.reset(task, 2)
-        data, seen = world.running.sim.data, world._seen.copy()
-        _as_expected_by(task, world.running.sim, seen)
+        data, seen = world.simulation.sim.data, world._seen.copy()
+        _as_expected_by(task, world.simulation.sim, seen)
         drawer = task == "drawer-close"
         expected = data.body("drawer_link").xpos + (0, -0.16, 0.05) if drawer else data.site("handleCloseStart").xpos
         assert seen[4:7] == pytest.approx(expected, abs=1e-6)
@@ -164,8 +164,8 @@ def test_observation_shows_the_robot_only(world: MetaWorldEnvironment) -> None:
         assert image.dtype == np.uint8
         assert image.flags.c_contiguous
         assert image.std() > 10  # something is to be seen
-    now = world.running
-    now.sim.data.joint(scenes("half-open")["drawer"].joint).qpos = 0.9 * now._full()
+    now = world.simulation
+    now.sim.data.joint(suite_scenes("half-open")["drawer"].joint).qpos = 0.9 * now._full()
     now.update()
     world._seen = now.sim._get_obs()
     after = world.observe()
@@ -201,7 +201,7 @@ def test_fast_pictures_are_taken_from_meta_worlds_own_camera(world: MetaWorldEnv
     world.reset("drawer-open", 1)
     theirs = ALL_V3_ENVIRONMENTS["drawer-open-v3"]().model
     for camera in ("corner2", "behindGripper", "gripperPOV"):
-        assert np.array_equal(world.running.sim.model.camera(camera).pos, theirs.camera(camera).pos)
+        assert np.array_equal(world.simulation.sim.model.camera(camera).pos, theirs.camera(camera).pos)
 
 
 def test_scenes_do_not_mix_on_the_screen(world: MetaWorldEnvironment) -> None:
@@ -298,7 +298,7 @@ def test_an_episode_is_that_of_meta_world(render: str, repeat: int, task: str) -
 
 def test_proprio_is_the_hand_and_its_opening_of_now(world: MetaWorldEnvironment) -> None:
     world.reset("door-open", 1)
-    data = world.running.sim.data
+    data = world.simulation.sim.data
     for action in ([1, 0, 0, -1], [0, 1, 1, 1], [-1, -1, 1, 1]):
         for _ in range(4):
             world.step(np.array(action, np.float32))
@@ -321,7 +321,7 @@ def test_the_gripper_opens_at_its_declared_ends(world: MetaWorldEnvironment) -> 
 
 def test_an_action_moves_the_hand_in_its_unit_and_is_cut_at_one(world: MetaWorldEnvironment) -> None:
     world.reset("door-open", 1)
-    data = world.running.sim.data
+    data = world.simulation.sim.data
     for action in ([0.5, 0, 0, 0], [0, -0.25, 0, 0], [0, 0, 1, 0], [0, 0, 7, 0]):
         before = data.mocap_pos[0].copy()
         world.step(np.array(action, np.float32))
@@ -367,7 +367,7 @@ def test_native_is_as_published() -> None:
     environment = benchmark.make("mt50")
     environment.reset("drawer-open", 1)
     mine = environment.observe().images["corner2"]
-    model, data = environment.running.sim.model, environment.running.sim.data
+    model, data = environment.simulation.sim.model, environment.simulation.sim.data
     assert np.allclose(model.camera("corner2").pos, (0.75, 0.075, 0.7))
     model.vis.global_.offwidth = model.vis.global_.offheight = 480
     with mujoco.Renderer(model, 480, 480) as renderer:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from anyvla_sim.factors import DISTURBANCES
 from anyvla_sim.metaworld.benchmark import MetaWorld, MetaWorldEnvironment
-from anyvla_sim.metaworld.factors import DISTURBANCES, FACTORS
+from anyvla_sim.metaworld.factors import FACTORS
 
 pytestmark = pytest.mark.simulator("metaworld")
 
@@ -31,7 +32,7 @@ def world() -> Iterator[MetaWorldEnvironment]:
 
 def placed(world: MetaWorldEnvironment) -> np.ndarray:
     """The state, and where the goal is."""
-    sim = world.running.sim
+    sim = world.simulation.sim
     return np.concatenate([sim.data.qpos, sim.data.qvel, sim.data.mocap_pos.ravel(), sim._last_rand_vec])
 
 
@@ -67,10 +68,10 @@ def test_chance_of_a_factor_follows_from_the_seed(stock: MetaWorldEnvironment, f
 
     def drawn(seed: int, **others: str) -> str:
         stock.reset("push", seed, {factor: level, **others})
-        sim = stock.running.sim
+        sim = stock.simulation.sim
         return repr({
             "camera": sim.model.cam_pos.tolist(),
-            "distractor": stock.running.stage.ornaments,
+            "distractor": stock.simulation.factors.ornaments,
             "position": (sim._random_reset_space.low.tolist(), sim._random_reset_space.high.tolist()),
         }[factor])  # fmt: skip
 
@@ -82,7 +83,7 @@ def test_chance_of_a_factor_follows_from_the_seed(stock: MetaWorldEnvironment, f
 
 def test_light_is_scaled_by_its_level(stock: MetaWorldEnvironment) -> None:
     stock.reset("push", 3)
-    model = stock.running.sim.model
+    model = stock.simulation.sim.model
     fields = ("light_diffuse", "light_ambient", "light_specular")
     plain = {field: getattr(model, field).copy() for field in fields}
     head = {field: np.array(getattr(model.vis.headlight, field)) for field in ("ambient", "diffuse")}
@@ -100,7 +101,7 @@ def test_light_is_scaled_by_its_level(stock: MetaWorldEnvironment) -> None:
 
 def test_tables_have_the_colors_that_they_say(stock: MetaWorldEnvironment) -> None:
     stock.reset("push", 3)
-    model = stock.running.sim.model
+    model = stock.simulation.sim.model
     boards = np.flatnonzero(model.geom_matid == model.material("table_wood").id)
     others = np.setdiff1d(np.arange(model.ngeom), boards)
     plain = model.geom_matid.copy()
@@ -116,7 +117,7 @@ def test_tables_have_the_colors_that_they_say(stock: MetaWorldEnvironment) -> No
 @pytest.mark.parametrize(("level", "meters"), [("small", 0.02), ("large", 0.06)])
 def test_fixed_cameras_move_as_far_as_they_say(stock: MetaWorldEnvironment, level: str, meters: float) -> None:
     stock.reset("push", 3)
-    model = stock.running.sim.model
+    model = stock.simulation.sim.model
     before = model.cam_pos.copy()
     stock.reset("push", 3, {"camera": level})
     moved = dict(zip((model.camera(i).name for i in range(model.ncam)), model.cam_pos - before, strict=True))
@@ -130,7 +131,7 @@ def test_fixed_cameras_move_as_far_as_they_say(stock: MetaWorldEnvironment, leve
 def test_distractors_are_on_the_table_beside_its_middle(stock: MetaWorldEnvironment, level: str, count: int) -> None:
     for seed in range(8):
         stock.reset("push", seed, {"distractor": level})
-        ornaments = stock.running.stage.ornaments
+        ornaments = stock.simulation.factors.ornaments
         assert len(ornaments) == count
         for ornament in ornaments:
             x, y, z = ornament.position
@@ -144,10 +145,10 @@ def test_distractors_are_on_the_table_beside_its_middle(stock: MetaWorldEnvironm
 def test_positions_are_beyond_their_range(stock: MetaWorldEnvironment, level: str, least: float, most: float) -> None:
     sides = set()
     stock.reset("push", 0)
-    space = stock.running.sim._random_reset_space
+    space = stock.simulation.sim._random_reset_space
     for seed in range(20):
         stock.reset("push", seed, {"position": level})
-        below, above = space.low - stock.running.sim._last_rand_vec, stock.running.sim._last_rand_vec - space.high
+        below, above = space.low - stock.simulation.sim._last_rand_vec, stock.simulation.sim._last_rand_vec - space.high
         beyond = np.maximum(below, above)
         assert least - 1e-6 <= beyond.max() <= most + 1e-6
         assert (beyond > 1e-6).sum() <= 1  # one coordinate, a horizontal one
@@ -172,7 +173,7 @@ def test_a_pushed_object_moves_4_to_6_cm_in_a_direction_of_the_seed_and_comes_to
     moves = []
     for seed in range(6):
         stock.reset("push", 3)
-        sim = stock.running.sim
+        sim = stock.simulation.sim
         joint = next(sim.model.joint(i) for i in range(sim.model.njnt) if len(sim.model.joint(i).qpos0) == 7)
         at, dof = int(joint.qposadr[0]), int(joint.dofadr[0])
         sim.data.qvel[dof : dof + 6] = 0.3
@@ -199,14 +200,14 @@ def test_the_expert_sees_at_once_that_its_object_was_pushed(stock: MetaWorldEnvi
 
 def test_a_pushed_drawer_goes_back_to_its_start(world: MetaWorldEnvironment) -> None:
     world.reset("drawer-open", 3)
-    opened = world.running.opened()
+    opened = world.simulation.opened()
     assert not world.disturb("push", 5)  # the drawer is where it started
     for _ in range(50):
         if any(world.step(world.expert("drawer-open")).values()):
             break
-    joint = world.running.sim.data.joint("goal_slidey")
+    joint = world.simulation.sim.data.joint("goal_slidey")
     assert world.disturb("push", 5)
-    assert world.running.opened() == pytest.approx(opened)
+    assert world.simulation.opened() == pytest.approx(opened)
     assert joint.qvel == 0
     assert not any(world.goals().values())
 
@@ -220,7 +221,7 @@ def test_a_knocked_gripper_opens_for_six_actions(stock: MetaWorldEnvironment) ->
     assert stock.disturb("open", 0)
     for _ in range(8):
         stock.step(closing)
-        ctrl.append(stock.running.sim.data.ctrl[0])
+        ctrl.append(stock.simulation.sim.data.ctrl[0])
     assert ctrl == [-1] * 6 + [1] * 2
     assert stock.observe().proprio[3] > closed + 0.2
     for _ in range(20):
@@ -229,4 +230,4 @@ def test_a_knocked_gripper_opens_for_six_actions(stock: MetaWorldEnvironment) ->
     stock.disturb("open", 0)
     stock.reset("pick-place", 3)
     stock.step(closing)
-    assert stock.running.sim.data.ctrl[0] == 1  # the next episode begins undisturbed
+    assert stock.simulation.sim.data.ctrl[0] == 1  # the next episode begins undisturbed

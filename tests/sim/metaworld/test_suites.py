@@ -8,7 +8,7 @@ import json
 import pytest
 
 from anyvla_sim.base import Suite
-from anyvla_sim.metaworld.suites import DIFFICULTY, NAMES, scenes, suite
+from anyvla_sim.metaworld.suites import DIFFICULTY, NAMES, make_suite, suite_scenes
 
 # Masked World Models (arXiv 2206.14244), appendix F: the groups that SmolVLA, pi0 and others report.
 EASY = """button-press button-press-topdown button-press-topdown-wall button-press-wall coffee-button dial-turn
@@ -25,7 +25,7 @@ VERY_HARD = "shelf-place disassemble stick-pull stick-push pick-place-wall"
 def test_tasks_are_those_of_meta_world() -> None:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS, ML45_V3, MT10_V3
 
-    names = {name: [f"{t.name}-v3" for t in suite(name, 2).tasks] for name in NAMES}
+    names = {name: [f"{t.name}-v3" for t in make_suite(name, 2).tasks] for name in NAMES}
     assert names["mt10"] == list(MT10_V3)
     assert set(names["mt50"]) == set(ALL_V3_ENVIRONMENTS)
     assert set(names["ml45-test"]) == set(ML45_V3["test"])
@@ -44,13 +44,13 @@ def test_difficulty_is_as_published() -> None:
     assert {group: sorted(tasks) for group, tasks in DIFFICULTY.items()} == {
         group: sorted(tasks.split()) for group, tasks in groups.items()
     }
-    assert suite("mt50", 1).groups == DIFFICULTY
-    assert not any(suite(name, 1).groups for name in NAMES if name != "mt50")
+    assert make_suite("mt50", 1).groups == DIFFICULTY
+    assert not any(make_suite(name, 1).groups for name in NAMES if name != "mt50")
 
 
 def test_limits_count_actions() -> None:
     """Meta-World's max_path_length is 500 control steps (sawyer_xyz_env.py); half-open has 200, two an action."""
-    assert {name: (suite(name, 1).horizon, suite(name, 2).horizon) for name in NAMES} == {
+    assert {name: (make_suite(name, 1).horizon, make_suite(name, 2).horizon) for name in NAMES} == {
         "half-open": (200, 100),
         "mt10": (500, 250),
         "mt50": (500, 250),
@@ -61,13 +61,13 @@ def test_limits_count_actions() -> None:
 
 def test_episodes_and_judgment() -> None:
     """SmolVLA (arXiv 2506.01844) and others play ten episodes of each task of MT50; success counts when reached."""
-    found = {name: suite(name, 1) for name in NAMES}
+    found = {name: make_suite(name, 1) for name in NAMES}
     assert {name: s.episodes for name, s in found.items()} == dict.fromkeys(NAMES, 20) | {"mt50": 10}
     assert {(s.judged, s.starts, s.name) for s in found.values()} == {("reached", None, name) for name in NAMES}
 
 
 def test_pairs_of_half_open_share_their_scene_and_no_marker_shows_the_goal() -> None:
-    assert {task.name: task.scene for task in suite("half-open", 2).tasks} == {
+    assert {task.name: task.scene for task in make_suite("half-open", 2).tasks} == {
         "drawer-open": "drawer",
         "drawer-close": "drawer",
         "window-open": "window",
@@ -75,15 +75,15 @@ def test_pairs_of_half_open_share_their_scene_and_no_marker_shows_the_goal() -> 
         "door-open": "door",
         "button-press-topdown": "button",
     }
-    found = {name: (s.environment, s.joint, s.goal_shown) for name, s in scenes("half-open").items()}
+    found = {name: (s.environment, s.joint, s.goal_shown) for name, s in suite_scenes("half-open").items()}
     assert found == {
         "drawer": ("drawer-open-v3", "goal_slidey", False),
         "window": ("window-open-v3", "window_slide", False),
         "door": ("door-open-v3", None, False),
         "button": ("button-press-topdown-v3", None, False),
     }
-    for task in suite("mt50", 2).tasks:
-        scene = scenes("mt50")[task.scene]
+    for task in make_suite("mt50", 2).tasks:
+        scene = suite_scenes("mt50")[task.scene]
         assert (task.scene, scene.environment, scene.joint, scene.goal_shown) == (
             task.name,
             f"{task.name}-v3",
@@ -93,7 +93,7 @@ def test_pairs_of_half_open_share_their_scene_and_no_marker_shows_the_goal() -> 
 
 
 def every() -> list[Suite]:
-    return [suite(name, 2) for name in NAMES]
+    return [make_suite(name, 2) for name in NAMES]
 
 
 @pytest.mark.parametrize("found", every(), ids=NAMES)
@@ -123,7 +123,7 @@ def test_the_words_are_those_of_earlier_results(found: Suite) -> None:
 
 
 def test_the_words_of_mt10() -> None:
-    assert {task.name: list(task.instructions) for task in suite("mt10", 2).tasks} == {
+    assert {task.name: list(task.instructions) for task in make_suite("mt10", 2).tasks} == {
         "reach": ["reach the red ball"],
         "push": ["push the object to the green ball"],
         "pick-place": ["pick up the object and move it to the blue ball"],

@@ -18,9 +18,9 @@ from anyvla_sim.base import NotInstalled
 from anyvla_sim.simpler import benchmark as simpler
 from anyvla_sim.simpler.benchmark import Simpler, SimplerEnvironment
 from anyvla_sim.simpler.motion import DOWN
-from anyvla_sim.simpler.suites import played
+from anyvla_sim.simpler.suites import tasks_with_starts
 
-WORDS = {t.name: t.instructions[0] for s in simpler.NAMES for t in simpler.suite(s).tasks if t.instructions}
+WORDS = {t.name: t.instructions[0] for s in simpler.NAMES for t in simpler.make_suite(s).tasks if t.instructions}
 
 
 class World:
@@ -66,14 +66,14 @@ class World:
 
 
 def environments_of(task: str) -> set[str]:
-    suites = [played(name) for name in simpler.NAMES]
+    suites = [tasks_with_starts(name) for name in simpler.NAMES]
     return {variant.environment for suite in suites if task in suite for variant in suite[task].variants}
 
 
 @pytest.fixture
 def assets(tmp_path: Path) -> Path:
     for suite in simpler.NAMES:
-        for one in played(suite).values():
+        for one in tasks_with_starts(suite).values():
             for seed in range(one.count):
                 start = one.start(seed)
                 stage = tmp_path / "hab2_bench_assets" / "stages" / f"{start.variant.scene}.glb"
@@ -347,11 +347,11 @@ def test_bad_input(made: list[World], assets: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError, match="reset the environment before using it"):
         environment.observe()
     monkeypatch.setattr(World, "get_language_instruction", lambda self: "put the carrot down")
-    with pytest.raises(NotInstalled, match="tells 'put the carrot down' where its authors tell 'put carrot on plate'"):
+    with pytest.raises(NotInstalled, match="instruction 'put the carrot down' instead of 'put carrot on plate'"):
         environment.reset("carrot-on-plate", 0)
     (assets / "real_inpainting" / "bridge_real_eval_1.png").unlink()
     with pytest.raises(
-        NotInstalled, match=r"needs .*bridge_real_eval_1.png, which is not there: the clone of ManiSkill2"
+        NotInstalled, match=r"needs .*bridge_real_eval_1.png, which is missing: the clone of ManiSkill2"
     ):
         environment.reset("carrot-on-plate", 0)
 

@@ -17,9 +17,9 @@ from anyvla_sim.simpler.motion import (
     euler,
     matrix,
     quaternion_xyzw,
-    turned,
+    robot_quaternion,
 )
-from anyvla_sim.simpler.suites import DRAWERS, NAMES, POSES, played, suite
+from anyvla_sim.simpler.suites import DRAWERS, NAMES, POSES, make_suite, tasks_with_starts
 
 angle = st.floats(-np.pi, np.pi)
 CANS, DOORS = (
@@ -30,7 +30,7 @@ CANS, DOORS = (
 
 def test_counts_are_those_of_the_authors_scripts() -> None:
     """Episodes by suite and task: variants times places."""
-    counts = {name: {task.name: task.episodes for task in suite(name).tasks} for name in NAMES}
+    counts = {name: {task.name: task.episodes for task in make_suite(name).tasks} for name in NAMES}
     assert set(counts["widowx"].values()) == {24}
     assert len(counts["widowx"]) == 4
     matching, variants = counts["google-visual-matching"], counts["google-variant-aggregation"]
@@ -51,7 +51,7 @@ def test_counts_are_those_of_the_authors_scripts() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_start_state_is_another(name: str) -> None:
-    for one in played(name).values():
+    for one in tasks_with_starts(name).values():
         starts = [one.start(seed) for seed in range(one.count)]
         assert len({repr(start) for start in starts}) == one.count
         share = Counter(repr(start.variant) for start in starts)
@@ -62,7 +62,7 @@ def test_every_start_state_is_another(name: str) -> None:
 
 def places(suite: str, task: str) -> tuple[set[object], list[object]]:
     """Return the places of the robot, and the places of the object or the numbers of its arrangements."""
-    found = played(suite)[task].places
+    found = tasks_with_starts(suite)[task].places
     return {(p.robot, p.yaw, p.overlay) for p in found}, [p.episode if p.object is None else p.object for p in found]
 
 
@@ -139,17 +139,17 @@ PAINTED = (
 
 
 def variants(suite: str, task: str) -> list[tuple[str, str, dict[str, object]]]:
-    return [(v.environment, v.scene, dict(v.settings)) for v in played(suite)[task].variants]
+    return [(v.environment, v.scene, dict(v.settings)) for v in tasks_with_starts(suite)[task].variants]
 
 
 def test_scenes_of_widowx() -> None:
-    assert {task: variants("widowx", task) for task in played("widowx")} == {
+    assert {task: variants("widowx", task) for task in tasks_with_starts("widowx")} == {
         "spoon-on-towel": [("PutSpoonOnTableClothInScene-v0", "bridge_table_1_v1", {})],
         "carrot-on-plate": [("PutCarrotOnPlateInScene-v0", "bridge_table_1_v1", {})],
         "stack-cubes": [("StackGreenCubeOnYellowCubeBakedTexInScene-v0", "bridge_table_1_v1", {})],
         "eggplant-in-basket": [("PutEggplantInBasketScene-v0", "bridge_table_1_v2", {})],
     }
-    robots = {task: one.robot for task, one in played("widowx").items()}
+    robots = {task: one.robot for task, one in tasks_with_starts("widowx").items()}
     assert robots == {**dict.fromkeys(robots, "widowx"), "eggplant-in-basket": "widowx_sink_camera_setup"}
 
 
@@ -229,7 +229,7 @@ def test_scenes_of_variant_aggregation_and_cameras() -> None:
 
 def test_words_are_those_of_the_environments() -> None:
     """get_language_instruction of ManiSkill2_real2sim; two tasks have words that depend on the scene."""
-    said = {task.name: list(task.instructions) for name in NAMES for task in suite(name).tasks}
+    said = {task.name: list(task.instructions) for name in NAMES for task in make_suite(name).tasks}
     assert said == {
         "spoon-on-towel": ["put the spoon on the towel"],
         "carrot-on-plate": ["put carrot on plate"],
@@ -244,7 +244,7 @@ def test_words_are_those_of_the_environments() -> None:
 
 
 def test_limits_and_judgment() -> None:
-    widowx = suite("widowx")
+    widowx = make_suite("widowx")
     assert {task.name: widowx.limit(task.name) for task in widowx.tasks} == {
         "spoon-on-towel": 60,
         "carrot-on-plate": 60,
@@ -252,14 +252,14 @@ def test_limits_and_judgment() -> None:
         "eggplant-in-basket": 120,
     }
     for name in ("google-visual-matching", "google-variant-aggregation"):
-        google = suite(name)
+        google = make_suite(name)
         assert {task.name: google.limit(task.name) for task in google.tasks} == {
             **dict.fromkeys((*CANS, "move-near"), 80),
             **dict.fromkeys(DOORS, 113),
             "place-apple-in-drawer": 200,
         }
-    assert all(suite(name).judged == "end" for name in NAMES)
-    assert {name: (suite(name).horizon, suite(name).episodes, suite(name).starts) for name in NAMES} == {
+    assert all(make_suite(name).judged == "end" for name in NAMES)
+    assert {name: (make_suite(name).horizon, make_suite(name).episodes, make_suite(name).starts) for name in NAMES} == {
         "widowx": (120, 24, None),
         "google-visual-matching": (200, 240, None),
         "google-variant-aggregation": (200, 480, None),
@@ -271,20 +271,20 @@ def test_groups_are_those_of_the_published_table() -> None:
     """tools/calc_metrics_evaluation_videos.py: opening and closing are one number."""
     both = {"pick-coke-can": CANS, "move-near": ["move-near"], "open-close-drawer": DOORS}
     apple = {"place-apple-in-drawer": ["place-apple-in-drawer"]}
-    assert suite("google-visual-matching").groups == {**both, **apple}
-    assert suite("google-variant-aggregation").groups == {**both, **apple}
-    assert suite("google-cameras").groups == {"pick-coke-can": CANS, "move-near": ["move-near"]}
-    assert suite("widowx").groups == {}
+    assert make_suite("google-visual-matching").groups == {**both, **apple}
+    assert make_suite("google-variant-aggregation").groups == {**both, **apple}
+    assert make_suite("google-cameras").groups == {"pick-coke-can": CANS, "move-near": ["move-near"]}
+    assert make_suite("widowx").groups == {}
 
 
 def test_the_official_aggregation_follows_from_plain_means() -> None:
     """Mean over variants, then over poses or drawers: with made-up successes, computed both ways."""
     rng = np.random.default_rng(0)
-    own = suite("google-variant-aggregation")
+    own = make_suite("google-variant-aggregation")
     groups = {name: list(tasks) for name, tasks in own.groups.items()}
     assert sorted(groups) == ["move-near", "open-close-drawer", "pick-coke-can", "place-apple-in-drawer"]
     lines, by_variant = [], {}
-    for name, one in played(own.name).items():
+    for name, one in tasks_with_starts(own.name).items():
         for seed in range(one.count):
             won = bool(rng.random() < 0.4)
             by_variant.setdefault(name, {}).setdefault(repr(one.start(seed).variant), []).append(won)
@@ -328,7 +328,7 @@ def test_a_gripper_that_points_up_or_down(pitch: float) -> None:
 
 def test_a_robot_stands_turned_by_half() -> None:
     for yaw in (0.0, -0.09, 0.3):
-        stands = Rotation.from_quat(np.roll(turned(yaw), -1)).as_matrix()
+        stands = Rotation.from_quat(np.roll(robot_quaternion(yaw), -1)).as_matrix()
         assert np.allclose(stands, Rotation.from_euler("z", np.pi + yaw).as_matrix(), atol=1e-9)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from anyvla_sim.base import BenchmarkUnusable, ExpertStuck
 from anyvla_sim.spec import Spec
-from anyvla_sim.workers.remote import Failed, RemoteBenchmark, RemoteEnvironment, connect
+from anyvla_sim.workers.remote import RemoteBenchmark, RemoteEnvironment, SimulatorFailed, connect
 from tests.evaluation import toy_world
 from tests.evaluation.toy_world import GIVES_UP, RAISES, Toy
 
@@ -120,7 +120,7 @@ def test_errors_are_of_their_kind(line: RemoteEnvironment) -> None:
         line.step(LEFT)
     with pytest.raises(ExpertStuck, match="the way is blocked"):
         line.expert("left")
-    with pytest.raises(Failed, match="the cart has no wheels"):
+    with pytest.raises(SimulatorFailed, match="the cart has no wheels"):
         line.reset("left", RAISES, {})
     with pytest.raises(BenchmarkUnusable, match="did you mean 'left'"):
         line.reset("lefft", 1, {})

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla_sim.workers.worker import Played
+from anyvla_sim.workers.worker import SlotEnvironments
 from tests.evaluation.toy_world import SUITES, Cart, Toy
 
 RIGHT = np.array([1, 0, 0, 0], np.float32)
@@ -17,10 +17,10 @@ class Player:
     """Sends commands to the environments of one suite."""
 
     def __init__(self, suite: str = "line") -> None:
-        self.played, self.suite = Played(Toy()), suite
+        self.environments, self.suite = SlotEnvironments(Toy()), suite
 
     def __call__(self, verb: str, slot: int = 0, **command: Any) -> dict[str, Any]:
-        return self.played.answer({"verb": verb, "slot": slot, "suite": self.suite, **command})
+        return self.environments.answer({"verb": verb, "slot": slot, "suite": self.suite, **command})
 
     def reset(self, slot: int = 0, seed: int = 1, task: str = "right", **factors: str) -> dict[str, Any]:
         return self("reset", slot, task=task, seed=seed, factors=factors)
@@ -96,10 +96,10 @@ def test_slots_have_an_environment_each() -> None:
     answer = player.execute([RIGHT], slot=1)
     assert (answer["steps"], answer["clipped"]) == (1, 0)
     assert answer["observation"]["proprio"] == pytest.approx(start(2) + (0.2, 0, 0), abs=1e-6)
-    failed = player.played._environments[1]
-    player.played.drop(1)
+    failed = player.environments._environments[1]
+    player.environments.drop(1)
     player.reset(1, seed=3)
-    assert player.played._environments[1] is not failed
+    assert player.environments._environments[1] is not failed
     assert player.execute([RIGHT], slot=0)["steps"] == 3
 
 

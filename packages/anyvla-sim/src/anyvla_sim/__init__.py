@@ -1,1 +1,1 @@
-"""The environment side of anyvla's evaluation: numpy, msgpack and a simulator; Python 3.8 and later, never torch."""
+"""Simulators for the evaluation of anyvla: numpy, msgpack and a simulator; Python 3.8 or later, never torch."""

@@ -1,8 +1,8 @@
-"""The contract of the environment side: numpy and a simulator, never torch; Python 3.8 and later.
+"""The contract of benchmarks and environments. It needs numpy and a simulator, never torch; Python 3.8 or later.
 
-A `Benchmark` names suites of tasks and makes `Environment`s; an environment plays one episode at a time. Rendering is
-what costs, so `step` only simulates and `observe` renders: a policy that executes four actions of a chunk renders once.
-The same classes serve in the evaluating process and in a worker of another interpreter (`anyvla_sim.workers.worker`).
+A `Benchmark` has suites of tasks and makes `Environment`s, each of which plays one episode at a time. Rendering is
+slow, so `step` only simulates and `observe` renders: a policy that executes four actions of a chunk renders once. The
+same classes serve in the evaluating process and in a worker of another interpreter (`anyvla_sim.workers.worker`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, Mapping, Protocol, Sequence
 
 import numpy as np
 
-from anyvla_sim.names import suggest
+from anyvla_sim.names import check_name
 
 
 class BenchmarkUnusable(Exception):
-    """This benchmark cannot be played here, however often it is tried; the message says what to do."""
+    """The benchmark cannot be played here, and a retry cannot help; the message says what to do."""
 
 
 class NotInstalled(BenchmarkUnusable, ImportError):
@@ -24,12 +24,12 @@ class NotInstalled(BenchmarkUnusable, ImportError):
 
 
 class ExpertStuck(Exception):
-    """A scripted expert knows no way on from this state: its attempt has failed."""
+    """A scripted expert cannot continue from this state, so its attempt has failed."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one robot shows at one step."""
+    """The images and the proprio of one robot at one step."""
 
     images: Mapping[str, np.ndarray]  # camera name -> uint8 (H, W, 3), RGB, upright
     proprio: np.ndarray  # float32 (P,), in the robot's own units
@@ -37,118 +37,98 @@ class Observation:
 
 @dataclass(frozen=True)
 class Task:
-    """Something a robot is told to do in a scene."""
+    """A goal for a robot in a scene, with its instructions."""
 
     name: str  # unique in its suite: "drawer-open"
     scene: str  # tasks of one scene share its start states: "drawer"
-    instructions: Sequence[str]  # phrasings, the first is canonical; none: the environment says it after each reset
-    paraphrases: Sequence[str] = ()  # other words for the same, that demonstrations never use
-    horizon: int | None = None  # the longest it may last, in actions; None: the suite's
-    episodes: int | None = None  # how many its authors play, of as many start states; None: the suite's
+    instructions: Sequence[str]  # phrasings, the first is canonical; empty if the environment has `instruction()`
+    paraphrases: Sequence[str] = ()  # other phrasings, which demonstrations never use
+    horizon: int | None = None  # the maximum length in actions; None: the suite's
+    episodes: int | None = None  # episodes in the official evaluation, each with its own start state; None: the suite's
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of tasks and what its authors say about playing them."""
+    """A named list of tasks and the official settings of its evaluation."""
 
     name: str  # "half-open"
     tasks: Sequence[Task]
-    horizon: int  # the longest an episode (of a chain: each of its tasks) may last, in actions
-    episodes: int = 20  # per task (of chains: in all), as its authors count
-    starts: int | None = None  # start states per task, seeds 0 .. starts-1; None: any seed makes one
+    horizon: int  # the maximum length in actions of an episode, or of each task of a chain
+    episodes: int = 20  # per task, or chains in all, in the official evaluation
+    starts: int | None = None  # start states per task, seeds 0 .. starts-1; None: every seed is one
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)  # tasks whose average is reported: "easy"
     chains: Sequence[Sequence[str]] = ()  # tasks in a row without a reset; seed i plays chains[i]
     judged: str = "reached"  # "reached": the episode ends at its goal; "end": the goal must hold after the horizon
 
     def task(self, name: str) -> Task:
-        """The task of that name. Raises ValueError with the nearest names."""
+        """Return the task with that name. Raises ValueError with the nearest names."""
         found = {t.name: t for t in self.tasks}
-        if name not in found:
-            raise ValueError(f"suite {self.name!r} has no task {name!r}: {suggest(name, found)}")
+        check_name(name, found, f"suite {self.name!r} has no task")
         return found[name]
 
     def limit(self, task: str) -> int:
-        """The longest that a task may last, in actions."""
+        """Return the maximum length of a task in actions."""
         return self.task(task).horizon or self.horizon
 
 
 class Environment(Protocol):
-    """One simulated robot. An action lasts for the control period of the embodiment."""
+    """One simulated robot. An action lasts for the control period of the embodiment.
+
+    Some environments have more methods:
+
+    - `instruction() -> str` returns the current instruction, which may change during an episode. An environment whose
+      tasks have no `instructions` needs it.
+    - `begin(task)` starts the next task of a chain: `step` judges it from the current state on.
+    - `expert(task)` returns the scripted expert's next action, float32 (A,). It raises ValueError for a task without
+      an expert, ExpertStuck if the expert gives up.
+    - `disturb(kind, seed)` does one of `Benchmark.disturbances`. It returns False if there is nothing to disturb.
+    - `limits` is a pair of float32 (A,), the lowest and highest actions; actions beyond them are counted as clipped.
+    - `close()` frees the simulator.
+    """
 
     def reset(self, task: str, seed: int, factors: Mapping[str, str]) -> None:
-        """Start an episode. Equal scene, seed and factors: equal start state, whatever ran before.
+        """Start an episode. Scene, seed and factors determine the start state, whatever was played before.
 
-        Equal actions from there give equal episodes, bit for bit: videos and demonstrations are played again.
-        `factors`: what differs from the suite as it is, factor -> level, both of `Benchmark.factors`.
-        Raises ValueError for an unknown task, a seed without a start state, an unknown factor or level.
+        Equal actions from there give equal episodes, bit for bit, so that videos and demonstrations can be replayed.
+        `factors` maps some of `Benchmark.factors` to a level. Raises ValueError for an unknown task, a seed without a
+        start state, an unknown factor or level.
         """
 
     def observe(self) -> Observation:
-        """Render the cameras and read the proprio of now."""
+        """Render the cameras and read the proprio."""
 
     def step(self, action: np.ndarray) -> Mapping[str, bool]:
-        """Act once, float32 (A,). Returns, for each task whose goal can be judged now, whether it holds."""
+        """Execute an action, float32 (A,). Return for each task that can be judged whether its goal holds."""
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        """A picture for people (videos), uint8 (height, width, 3), larger than what the policy sees."""
-
-
-class Speaking(Protocol):
-    """An environment that says its instruction (its tasks have no `instructions`); it may change in an episode."""
-
-    def instruction(self) -> str:
-        """What the robot is told now."""
-
-
-class Chained(Protocol):
-    """An environment that plays tasks in a row without a reset."""
-
-    def begin(self, task: str) -> None:
-        """From now on `step` judges this task, starting from the state of now."""
-
-
-class Expert(Protocol):
-    """An environment with scripted experts."""
-
-    def expert(self, task: str) -> np.ndarray:
-        """What the scripted expert of `task` would do now, float32 (A,).
-
-        Raises ValueError where there is none, ExpertStuck where it gives up.
-        """
-
-
-class Disturbed(Protocol):
-    """An environment that can be disturbed."""
-
-    def disturb(self, kind: str, seed: int) -> bool:
-        """Do one of `Benchmark.disturbances` now; False if there is nothing to disturb (no object is held)."""
+        """Return a picture for videos, uint8 (height, width, 3), larger than the images that a policy gets."""
 
 
 class Benchmark(Protocol):
-    """A simulator with its suites. `type(b)(**b.settings)` is the same benchmark again, in whatever process."""
+    """A simulator with its suites. `type(b)(**b.settings)` makes an equal benchmark in another process."""
 
     name: str
     settings: Mapping[str, Any]  # JSON
-    factors: Mapping[str, Sequence[str]]  # what can be changed about a scene: factor -> its levels
+    factors: Mapping[str, Sequence[str]]  # changes of a scene: factor -> its levels
     disturbances: Sequence[str]
 
     def suites(self) -> Sequence[str]:
-        """The names of its suites."""
+        """Return the names of the suites."""
 
     def suite(self, name: str) -> Suite:
-        """Raises ValueError for an unknown name (with the nearest)."""
+        """Return a suite. Raises ValueError for an unknown name, with the nearest."""
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
-        """The robot of a suite: the JSON form of `anyvla.robot.embodiment.Embodiment`."""
+        """Return the robot of a suite, the JSON form of `anyvla.robot.embodiment.Embodiment`."""
 
     def make(self, suite: str) -> Environment:
-        """An environment for tasks of a suite, to be used in this process."""
+        """Return an environment for the tasks of a suite, for use in this process."""
 
     def close(self) -> None:
-        """Free what its environments share, the renderers above all."""
+        """Free the resources that environments share, such as renderers."""
 
     def versions(self) -> Mapping[str, str]:
-        """What a result depends on: simulator, renderer and their versions."""
+        """Return the versions that a result depends on: of the simulator, the renderer, ..."""
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
-        """JSON: what makes its results comparable with others': render setting, image size, settling steps, ..."""
+        """Return, as JSON, the settings that results must share to be compared: rendering, image size, settling, ..."""

@@ -1,8 +1,8 @@
-"""MuJoCo pictures without a screen: finds a GL driver that works, renders just the wanted part of a camera's image.
+"""Off-screen MuJoCo pictures: finds a GL driver that works and renders just the part of an image that is needed.
 
-On a CPU, shadows, reflections and multisampling cost ten times more than the rest, so there are two named render
-settings: `fast` leaves them out, `native` is the model as its authors made it. Their pixels differ: a policy must be
-trained and evaluated under the same one, so the setting travels with every result.
+On a CPU, shadows, reflections and multisampling cost ten times more than the rest. There are therefore two render
+settings: `fast` leaves them out, `native` draws the model as its authors made it. Their pixels differ, so a policy must
+be trained and evaluated with the same setting, and every result records it.
 """
 
 from __future__ import annotations
@@ -16,44 +16,43 @@ from typing import TYPE_CHECKING, Any, Sequence
 import numpy as np
 
 from anyvla_sim.base import BenchmarkUnusable
-from anyvla_sim.names import suggest
+from anyvla_sim.names import check_name
 from anyvla_sim.workers.trial import TrialFailed, run_trial
 
 if TYPE_CHECKING:
     import mujoco
 
-SETTINGS = ("fast", "native")
-LARGEST = 640  # pixels a side: the size of the off-screen buffer
-HIDDEN = 5  # the geom group (of 0..5) that MuJoCo draws only when asked
+RENDER_SETTINGS = ("fast", "native")
+LARGEST = 640  # pixels a side of the off-screen buffer
+HIDDEN = 5  # the geom group (of 0..5) that MuJoCo draws only on request
 
 
 class RendererMissing(BenchmarkUnusable, RuntimeError):
-    """No GL driver that can draw without a screen."""
+    """No GL driver can draw without a screen here; the message says what to install."""
 
 
-def setting(name: str | None = None) -> str:
-    """The render setting: `name`, or the environment variable ANYVLA_RENDER, or `fast`. Raises ValueError."""
+def render_setting(name: str | None = None) -> str:
+    """Return the render setting: `name`, by default $ANYVLA_RENDER, else `fast`. Raises ValueError for others."""
     name = name or os.environ.get("ANYVLA_RENDER") or "fast"
-    if name not in SETTINGS:
-        raise ValueError(f"there is no render setting {name!r}: {suggest(name, list(SETTINGS))}")
+    check_name(name, RENDER_SETTINGS, "there is no render setting")
     return name
 
 
 @dataclass(frozen=True)
 class View:
-    """A part of what a camera sees, as a picture."""
+    """A part of a camera's image, at a size in pixels."""
 
     camera: str
     box: tuple[float, float, float, float]  # left, right, top, bottom: shares of the upright square image
     height: int  # pixels
     width: int
-    turned: bool = False  # the camera hangs upside down: turn its image by 180 degrees
+    turned: bool = False  # turn the image by 180 degrees, as the camera is mounted upside down
     oversample: int = 1  # render this many times larger, then average
 
 
 @dataclass(frozen=True)
 class Ornament:
-    """A body that is only drawn."""
+    """A body that is only drawn and takes no part in physics."""
 
     shape: str  # "sphere" | "box" | "cylinder"
     size: tuple[float, float, float]  # half extents, m
@@ -63,16 +62,16 @@ class Ornament:
 
 @lru_cache(maxsize=None)
 def find_driver() -> str:
-    """`egl` or `osmesa`: what MUJOCO_GL asks for, else the first that works here.
+    """Return `egl` or `osmesa`: the driver that MUJOCO_GL names, else the first that works here.
 
-    The answer is left in MUJOCO_GL, so that worker processes need not look again. Raises RendererMissing.
+    MUJOCO_GL is set to it, so that worker processes do not search again. Raises RendererMissing.
     """
     asked = os.environ.get("MUJOCO_GL", "").lower().strip()
     if asked or not sys.platform.startswith("linux"):
         return asked
     faults = []
     for driver in ("egl", "osmesa"):
-        # A try of its own process: a driver that fails leaves PyOpenGL bound to it, and some crash.
+        # In another process: PyOpenGL stays bound to a driver that failed, and some drivers crash.
         environment = {**{k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}, "MUJOCO_GL": driver}
         probe = f"from mujoco.{driver} import GLContext; c = GLContext(8, 8); c.make_current(); c.free()"
         try:
@@ -85,8 +84,8 @@ def find_driver() -> str:
     raise RendererMissing(_advice("; ".join(faults)))
 
 
-def broken_driver(error: Exception) -> RendererMissing:
-    """What to raise when the driver that MUJOCO_GL asks for fails."""
+def driver_error(error: Exception) -> RendererMissing:
+    """Return the error to raise when the driver that MUJOCO_GL names fails."""
     return RendererMissing(_advice(f"MUJOCO_GL={os.environ.get('MUJOCO_GL') or 'unset'}: {error!r}"))
 
 
@@ -97,8 +96,8 @@ def _advice(fault: str) -> str:
     )
 
 
-class _Screen:
-    """The one GL context of this process. Pictures of any model are drawn in it."""
+class _SharedContext:
+    """The one GL context of this process, in which pictures of all models are drawn."""
 
     _context: Any = None
     users = 0
@@ -116,15 +115,15 @@ class _Screen:
                     from mujoco import GLContext
                 cls._context = GLContext(LARGEST, LARGEST)
                 cls._context.make_current()
-            except Exception as error:  # PyOpenGL raises whatever is at hand: AttributeError, GLError, ImportError, ...
+            except Exception as error:  # PyOpenGL raises errors of many types, such as AttributeError
                 cls._context = None
-                raise broken_driver(error) from error
+                raise driver_error(error) from error
         cls.make_current()
         cls.users += 1
 
     @classmethod
     def make_current(cls) -> None:
-        cls._context.make_current()  # a renderer that is not ours may have come in between
+        cls._context.make_current()  # another library's renderer may have made its own current
 
     @classmethod
     def release(cls) -> None:
@@ -135,23 +134,23 @@ class _Screen:
 
 
 class Renderer:
-    """Draws models that share their meshes and textures (copies of one file), one at a time."""
+    """Draws models that share their meshes and textures (loaded from one file), one at a time."""
 
     def __init__(self, model: mujoco.MjModel, render: str = "fast", hidden: Sequence[int] = ()) -> None:
-        """`hidden`: groups of geoms that are not drawn, beside those that MuJoCo hides."""
+        """`hidden` are geom groups that are not drawn, besides those that MuJoCo hides."""
         import mujoco
 
-        self.render = setting(render)
-        _Screen.acquire()
+        self.render = render_setting(render)
+        _SharedContext.acquire()
         quality = model.vis.quality
         if self.render == "fast":
             quality.offsamples = quality.shadowsize = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = LARGEST
         try:
             self._context: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        except mujoco.FatalError as error:  # a context that is none, as of glfw without a display
-            _Screen.release()
-            raise broken_driver(error) from error
+        except mujoco.FatalError as error:  # glfw without a display returns an unusable context
+            _SharedContext.release()
+            raise driver_error(error) from error
         self._scene = mujoco.MjvScene(model, maxgeom=4000)
         if self.render == "fast":
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
@@ -166,11 +165,9 @@ class Renderer:
     def draw(
         self, model: mujoco.MjModel, data: mujoco.MjData, view: View, ornaments: Sequence[Ornament] = ()
     ) -> np.ndarray:
-        """The picture of `view`, uint8 (H, W, 3), RGB; `data` must be up to date (`mj_forward`).
+        """Return the picture of `view`, uint8 (H, W, 3), RGB, with `ornaments` drawn into the scene.
 
-        `ornaments` are drawn into the scene and touch nothing.
-
-        Raises ValueError if it is too large.
+        `data` must be up to date (`mj_forward`). Raises ValueError if the picture is too large.
         """
         import mujoco
 
@@ -200,13 +197,13 @@ class Renderer:
             eye.frustum_center, eye.frustum_width = (left + right) / 2, (right - left) / 2
             eye.frustum_bottom, eye.frustum_top = bottom, top
 
-        _Screen.make_current()
+        _SharedContext.make_current()
         window = mujoco.MjrRect(0, 0, width, height)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another renderer's may be bound
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another buffer may be bound
         mujoco.mjr_render(window, self._scene, self._context)
         pixels = np.empty((height, width, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, window, self._context)
-        pixels = pixels[:, ::-1] if view.turned else pixels[::-1]  # GL's rows go upwards: the half turn does that too
+        pixels = pixels[:, ::-1] if view.turned else pixels[::-1]  # GL's rows go upwards
         if view.oversample > 1:
             k = view.oversample
             sums = pixels.reshape(view.height, k, view.width, k, 3).sum((1, 3), dtype=np.uint32)
@@ -223,16 +220,16 @@ class Renderer:
         self._scene.ngeom += 1
 
     def close(self) -> None:
-        """Free what the driver holds."""
+        """Free the driver's resources."""
         if self._context is not None:
-            _Screen.make_current()
+            _SharedContext.make_current()
             self._context.free()
             self._context = None
-            _Screen.release()
+            _SharedContext.release()
 
 
 def _in_view(model: mujoco.MjModel, data: mujoco.MjData, camera: int, edges: np.ndarray) -> np.ndarray:
-    """Which geoms may show: those whose bounding sphere touches the picture's pyramid. Most of the arm's do not."""
+    """Return a mask of the geoms whose bounding sphere touches the view frustum. Most geoms of the arm do not."""
     radius = model.geom_rbound  # 0 for planes
     x, y, z = ((data.geom_xpos - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).T
     depth = -z  # cameras look along -z

@@ -1,7 +1,7 @@
-"""Signals that stop a command belong to its main process.
+"""Keep the signals that stop a command away from its worker processes.
 
-A terminal, a scheduler and `timeout` signal every process of a command at once. The main process finishes what it is
-doing, for which it needs its workers: they ignore these signals and end when the main process ends them.
+A terminal, a scheduler and `timeout` signal every process of a command at once. The main process needs its workers to
+finish its current work, so they ignore these signals and end when the main process ends them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-    """Block the signals. Processes started inside inherit this until they call `ignore`, while they import too."""
+    """Block the signals. Processes started inside inherit the block until they call `ignore`."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -27,7 +27,7 @@ def blocked() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """Ignore the signals in this process and in what it starts. Call it in the main thread of a worker process."""
+    """Ignore the signals in this process and its children. Call it in the main thread of a worker process."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):

@@ -1,4 +1,4 @@
-"""Which benchmark, with which settings, in which interpreter: what a process needs to make it anew."""
+"""A benchmark's class, settings and interpreter, from which any process can open it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Spec:
     python: str | None = None  # the interpreter of its workers; None: this one
 
     def open(self) -> Benchmark:
-        """The benchmark, in this process. Raises ValueError for settings that it does not have, NotInstalled."""
+        """Open the benchmark in this process. Raises ValueError for unknown settings, NotInstalled."""
         module, _, name = self.target.partition(":")
         benchmark_class = getattr(importlib.import_module(module), name)
         try:

@@ -1,8 +1,8 @@
 """CALVIN (arXiv 2112.03227): chains of five instructed tasks at a table with a drawer, a slider, lights and blocks.
 
-Played as its authors do (calvin_agent/evaluation/evaluate_policy.py): 1000 chains in environment D, five tasks each, at
-most 360 actions per task, no reset in between, judged by their oracle on the state at a task's beginning and now. All
-of CALVIN is taken from the user's checkout: docs/benchmark_calvin.md.
+The protocol is the official one (calvin_agent/evaluation/evaluate_policy.py): 1000 chains in environment D, five tasks
+each, at most 360 actions per task, no reset in between. CALVIN's oracle judges the current state against that at the
+beginning of the task. All of CALVIN is read from the user's checkout (docs/benchmark_calvin.md).
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from anyvla_sim.base import Observation, Suite, Task
-from anyvla_sim.calvin import install as calvin_install
-from anyvla_sim.calvin.sequences import COUNT, Chain, chains, start_states
+from anyvla_sim.calvin import installation
+from anyvla_sim.calvin.sequences import COUNT, Chain, load_chains, load_start_states
 from anyvla_sim.calvin.world import Screen, World
-from anyvla_sim.names import suggest
+from anyvla_sim.checkouts import git_commit
+from anyvla_sim.names import check_factors, check_name
 
-SUITES = ("ABC-D", "ABCD-D")  # the rooms that the policy was trained in; both are played in D
+SUITES = ("ABC-D", "ABCD-D")  # the rooms of the training data; both are played in D
 RENDERERS = ("egl", "tiny")
 HORIZON = 360  # actions per task
 CONTROL_HZ = 30.0
-_SCREENS: dict[str, Screen] = {}  # one per process and renderer: see `calvin_world`
+_SCREENS: dict[str, Screen] = {}  # one per process and renderer, see `calvin.world`
 
 
 class Calvin:
@@ -39,24 +40,23 @@ class Calvin:
     def __init__(
         self, root: str | None = None, render: str = "egl", chains: int = COUNT, language: str | None = None
     ) -> None:
-        """`root`: the checkout of mees/calvin; None: $CALVIN_ROOT. `render`: "egl", as published, or "tiny", on the
-        CPU. `chains`: so many, from the first of the official list on. `language`: a JSON file {task: [phrases]}, other
-        words for the tasks (condition `paraphrased`).
+        """`root` is the checkout of mees/calvin, by default $CALVIN_ROOT. `render` is "egl", as published, or "tiny",
+        on the CPU. `chains` is the number of chains, from the first of the official list on. `language` is a JSON file
+        {task: [phrases]} of paraphrases (condition `paraphrased`).
 
         Raises NotInstalled without CALVIN or its packages, BenchmarkUnusable without EGL, ValueError for other
         settings.
         """
-        self.root = calvin_install.find(root)
-        calvin_install.check_packages()
-        if render not in RENDERERS:
-            raise ValueError(f"calvin has no renderer {render!r}: {suggest(render, RENDERERS)}")
+        self.root = installation.find_checkout(root)
+        installation.check_packages()
+        check_name(render, RENDERERS, "calvin has no renderer")
         if not 1 <= chains <= COUNT:
             raise ValueError(f"chains: 1 to {COUNT} of the official list, not {chains}")
         self.render, self.count = render, chains
-        self.driver = calvin_install.egl_driver() if render == "egl" else "TinyRenderer"
-        self.phrases = calvin_install.phrases(self.root)
+        self.driver = installation.find_egl_driver() if render == "egl" else "TinyRenderer"
+        self.phrases = installation.read_phrases(self.root)
         self.language = None if language is None else str(Path(language).expanduser().resolve())
-        self.others = {} if self.language is None else _other_words(Path(self.language), self.phrases)
+        self.paraphrases = {} if self.language is None else _read_paraphrases(Path(self.language), self.phrases)
         self.settings: Mapping[str, Any] = {
             "root": str(self.root),
             "render": render,
@@ -65,23 +65,22 @@ class Calvin:
         }
 
     def suites(self) -> Sequence[str]:
-        """Their names."""
+        """Return the names of the suites."""
         return SUITES
 
     def suite(self, name: str) -> Suite:
-        """34 tasks and the chains. Raises ValueError for an unknown name."""
-        if name not in SUITES:
-            raise ValueError(f"calvin has no suite {name!r}: {suggest(name, SUITES)}")
-        tasks = [Task(task, "D", said, self.others.get(task, ())) for task, said in self.phrases.items()]
-        played = [list(chain.tasks) for chain in self.chains()]
-        return Suite(name, tasks, HORIZON, episodes=self.count, starts=self.count, chains=played)
+        """Return the 34 tasks and the chains. Raises ValueError for an unknown name."""
+        check_name(name, SUITES, "calvin has no suite")
+        tasks = [Task(task, "D", phrases, self.paraphrases.get(task, ())) for task, phrases in self.phrases.items()]
+        chains = [list(chain.tasks) for chain in self.chains()]
+        return Suite(name, tasks, HORIZON, episodes=self.count, starts=self.count, chains=chains)
 
     def chains(self) -> Sequence[Chain]:
-        """What is played: seed i plays chain i."""
+        """Return the chains; seed i plays chain i."""
         return _chains(self.root)[: self.count]
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
-        """The Panda arm of CALVIN's data sets, with relative actions."""
+        """Return the Panda arm of CALVIN's data sets, with relative actions."""
         pose = [
             {"name": "position", "size": 3, "kind": "position", "unit": "m", "frame": "base"},
             {"name": "rotation", "size": 3, "kind": "rotation", "rotation": "euler", "unit": "rad", "frame": "base"},
@@ -111,13 +110,12 @@ class Calvin:
         }
 
     def make(self, suite: str) -> CalvinEnvironment:
-        """An environment, to be used in this process."""
-        if suite not in SUITES:
-            raise ValueError(f"calvin has no suite {suite!r}: {suggest(suite, SUITES)}")
+        """Return an environment for this process."""
+        check_name(suite, SUITES, "calvin has no suite")
         return CalvinEnvironment(self)
 
     def screen(self) -> Screen:
-        """What draws, made when it is needed first."""
+        """Return the renderer, which is made when it is first needed."""
         if self.render not in _SCREENS:
             _SCREENS[self.render] = Screen(self.root, self.render == "egl")
         return _SCREENS[self.render]
@@ -128,24 +126,24 @@ class Calvin:
             _SCREENS.pop(self.render).close()
 
     def versions(self) -> Mapping[str, str]:
-        """What pixels, physics and chains depend on."""
+        """Return the versions that pixels, physics and chains depend on."""
         found = {name: metadata.version(name) for name in ("pybullet", "numpy", "scipy")}
         return {
             **found,
-            "calvin": calvin_install.commit(self.root),
-            "calvin_env": calvin_install.commit(self.root / "calvin_env"),
+            "calvin": git_commit(self.root),
+            "calvin_env": git_commit(self.root / "calvin_env"),
             "gl": self.driver,
         }
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
-        """What makes its results comparable with others'."""
-        said = "" if self.language is None else hashlib.sha256(Path(self.language).read_bytes()).hexdigest()[:16]
+        """Return the settings that results must share to be compared."""
+        other_words = "" if self.language is None else hashlib.sha256(Path(self.language).read_bytes()).hexdigest()[:16]
         return {
             "render": self.render,
             "cameras": {"static": [200, 200], "gripper": [84, 84]},
             "trained_in": suite.split("-")[0],
             "played_in": "D",
-            "other_words": said,
+            "other_words": other_words,
         }
 
 
@@ -158,51 +156,48 @@ class CalvinEnvironment:
 
         self._benchmark = benchmark
         self._world = World(benchmark.root)
-        self._oracle = instantiate(OmegaConf.load(benchmark.root / calvin_install.ORACLE))
-        self._poses = start_states(benchmark.root)
+        self._oracle = instantiate(OmegaConf.load(benchmark.root / installation.ORACLE))
+        self._poses = load_start_states(benchmark.root)
         self._task = ""
 
     def reset(self, task: str, seed: int, factors: Mapping[str, str] | None = None) -> None:
         """Start chain number `seed`, and judge `task` first. Raises ValueError for an unknown task, seed or factor."""
-        if factors:
-            raise ValueError(f"calvin has no factor {next(iter(factors))!r}: it has none")
+        check_factors("calvin", {}, factors or {})
         if not 0 <= seed < self._benchmark.count:
             raise ValueError(f"there is no chain {seed}: 0 to {self._benchmark.count - 1} are played")
-        self._known(task)
+        check_name(task, self._benchmark.phrases, "calvin has no task")
         self._world.reset(*self._poses(self._benchmark.chains()[seed].start))
         self.begin(task)
 
     def begin(self, task: str) -> None:
-        """From now on judge `task`, by what changes from now on. Raises ValueError for an unknown task."""
-        self._known(task)
+        """Judge `task` by the changes from the current state on. Raises ValueError for an unknown task."""
+        check_name(task, self._benchmark.phrases, "calvin has no task")
         self._task, self._before = task, self._world.info()
 
-    def _known(self, task: str) -> None:
-        if task not in self._benchmark.phrases:
-            raise ValueError(f"calvin has no task {task!r}: {suggest(task, self._benchmark.phrases)}")
-
     def observe(self) -> Observation:
-        """Both cameras and `robot_obs`."""
+        """Return both images and `robot_obs`."""
         return Observation(self._screen().pictures(), self._world.robot_obs().astype(np.float32))
 
     def _screen(self) -> Screen:
-        """The renderer, showing this environment."""
+        """Return the renderer, set to the state of this environment."""
         screen = self._benchmark.screen()
         screen.show(self._world)
         return screen
 
     def step(self, action: np.ndarray) -> dict[str, bool]:
-        """Act once: units of 0.02 m and 0.05 rad; the gripper opens above 0, closes otherwise. Only the task that was
-        begun is judged. Raises ValueError for an action that is not (7,)."""
+        """Execute an action (7,) in units of 0.02 m and 0.05 rad; the gripper opens above 0 and closes otherwise.
+
+        Only the current task is judged. Raises ValueError for another shape.
+        """
         command = np.array(action, np.float64)
         if command.shape != (7,):
             raise ValueError(f"an action of CALVIN has shape (7,), not {command.shape}")
-        command[6] = 1 if command[6] > 0 else -1  # as its authors': nothing between is accepted
+        command[6] = 1 if command[6] > 0 else -1  # as its authors do, since no other value is accepted
         now = self._world.step(command)
         return {self._task: bool(self._oracle.get_task_info_for_set(self._before, now, {self._task}))}
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        """The static camera, for people."""
+        """Return the image of the static camera for videos."""
         return self._screen().picture(height, width)
 
     def close(self) -> None:
@@ -212,21 +207,20 @@ class CalvinEnvironment:
 
 @lru_cache(maxsize=None)
 def _chains(root: Path) -> Sequence[Chain]:
-    return chains(root)
+    return load_chains(root)
 
 
-def _other_words(path: Path, tasks: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
-    """Task -> phrases of a JSON file. Raises ValueError if it lacks a task or has something else."""
+def _read_paraphrases(path: Path, tasks: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+    """Return the phrases of a JSON file by task. Raises ValueError if a task is missing or unknown."""
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"language: {path} cannot be read: {error}") from None
     if not isinstance(read, dict) or not all(isinstance(p, list) and p for p in read.values()):
-        raise ValueError(f"language: {path} is to be a map of task -> a list of phrases")
-    unknown = [task for task in read if task not in tasks]
-    lacking = [task for task in tasks if task not in read]
-    if unknown:
-        raise ValueError(f"language: {path}: calvin has no task {unknown[0]!r}: {suggest(unknown[0], tasks)}")
-    if lacking:
-        raise ValueError(f"language: {path} has no words for {', '.join(lacking[:3])}; all tasks need some")
+        raise ValueError(f"language: {path} must map each task to a list of phrases")
+    for task in read:
+        check_name(task, tasks, f"language: {path}: calvin has no task")
+    missing = [task for task in tasks if task not in read]
+    if missing:
+        raise ValueError(f"language: {path} has no phrases for {', '.join(missing[:3])}; every task needs some")
     return {task: [str(phrase) for phrase in phrases] for task, phrases in read.items()}

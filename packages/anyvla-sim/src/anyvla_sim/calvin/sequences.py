@@ -1,7 +1,7 @@
 """CALVIN's 1000 chains and their start states, computed by CALVIN's own code.
 
-That code is read from the user's checkout, but not imported: its modules pull in torch, a trainer and `pyhash`, of
-which the functions used here need nothing. Only these functions are run, with stand-ins for what they call.
+The code is read from the user's checkout but not imported: its modules import torch, a trainer and `pyhash`, which the
+functions used here do not need. Only these functions run, with replacements for the names that they use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from anyvla_sim.calvin.fnv import pyhash_fnv1_32
 
-COUNT = 1000  # the published list; a shorter one is not its beginning, because states are drawn in equal shares
+COUNT = 1000  # of the published list; sampling fewer gives other chains, since states are sampled in equal shares
 LENGTH = 5  # tasks in a chain
 _FOLDER = "calvin_models/calvin_agent/evaluation"
 UTILS, SEQUENCES = f"{_FOLDER}/utils.py", f"{_FOLDER}/multistep_sequences.py"
@@ -28,7 +28,7 @@ UTILS, SEQUENCES = f"{_FOLDER}/utils.py", f"{_FOLDER}/multistep_sequences.py"
 
 @dataclass(frozen=True)
 class Chain:
-    """Tasks in a row, and the scene they start from."""
+    """Tasks in a row and the start state of their scene."""
 
     start: Mapping[str, Any]  # "drawer" -> "open", "led" -> 1, "red_block" -> "table", ..., in CALVIN's order
     tasks: Sequence[str]
@@ -37,20 +37,20 @@ class Chain:
 Poses = Callable[[Mapping[str, Any]], "tuple[np.ndarray, np.ndarray]"]
 
 
-def start_states(root: Path) -> Poses:
-    """CALVIN's function from `Chain.start` to robot_obs (15,) and scene_obs (24,); the blocks' poses are seeded by it.
+def load_start_states(root: Path) -> Poses:
+    """Return CALVIN's function from `Chain.start` to robot_obs (15,) and scene_obs (24,).
 
-    Raises ValueError if the checkout has no such function.
+    `Chain.start` also seeds the poses of the blocks. Raises ValueError if the checkout has no such function.
     """
     wanted = ("temp_seed", "get_env_state_for_initial_condition")
     given = {"np": np, "pi": np.pi, "contextlib": contextlib, "hasher": pyhash_fnv1_32}
     found = _run(root / UTILS, given, lambda node: isinstance(node, ast.FunctionDef) and node.name in wanted)
-    poses: Poses = _part(found, "get_env_state_for_initial_condition", root / UTILS)
+    poses: Poses = _function_of(found, "get_env_state_for_initial_condition", root / UTILS)
     return poses
 
 
-def chains(root: Path) -> Sequence[Chain]:
-    """The official chains. Drawing them takes two minutes of one core; they are kept in the cache folder.
+def load_chains(root: Path) -> Sequence[Chain]:
+    """Return the official chains. Sampling them takes two minutes of one core, so they are cached on disk.
 
     Raises ValueError if the checkout lacks the functions.
     """
@@ -59,38 +59,38 @@ def chains(root: Path) -> Sequence[Chain]:
     try:
         drawn = json.loads((_cache() / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        print("anyvla: CALVIN draws its 1000 chains; this takes minutes", file=sys.stderr, flush=True)
-        drawn = [[dict(start), list(tasks)] for start, tasks in draw(root)]
+        print("anyvla: sampling CALVIN's 1000 chains; this takes minutes", file=sys.stderr, flush=True)
+        drawn = [[dict(start), list(tasks)] for start, tasks in sample_chains(root)]
         _keep(name, json.dumps(drawn))
     return [Chain(start, tasks) for start, tasks in drawn]
 
 
-def draw(root: Path, count: int = COUNT) -> Sequence[Any]:
-    """What CALVIN's `get_sequences(count)` returns: (start, tasks) pairs. Raises ValueError without that function."""
+def sample_chains(root: Path, count: int = COUNT) -> Sequence[Any]:
+    """Return the (start, tasks) pairs of CALVIN's `get_sequences(count)`. Raises ValueError without that function."""
     seeded = _run(root / UTILS, {"np": np, "contextlib": contextlib}, lambda n: getattr(n, "name", "") == "temp_seed")
 
     def own(node: ast.stmt) -> bool:
         return not (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("calvin_agent"))
 
-    given = {"temp_seed": _part(seeded, "temp_seed", root / UTILS)}
+    given = {"temp_seed": _function_of(seeded, "temp_seed", root / UTILS)}
     found = _run(root / SEQUENCES, given, own)
-    sample = _part(found, "get_sequences", root / SEQUENCES)
-    found["ProcessPoolExecutor"] = _Here
-    found["deepcopy"] = dict  # of flat states, where it is the same and a fifth faster in all
+    sample = _function_of(found, "get_sequences", root / SEQUENCES)
+    found["ProcessPoolExecutor"] = _SerialExecutor
+    found["deepcopy"] = dict  # equal for flat states, and a fifth faster overall
     drawn: Sequence[Any] = sample(count)
     return drawn
 
 
-class _Here:
-    """Stands in for the pool of processes: worker processes could not import what was never imported.
+class _SerialExecutor:
+    """A replacement for the process pool, since worker processes could not import these functions.
 
-    Each call leaves numpy's generator alone, as one in another process does: the list is shuffled with it afterwards.
+    As in another process, a call leaves numpy's global generator as it was; the list is shuffled with it afterwards.
     """
 
     def __init__(self, max_workers: int | None = None) -> None:
         pass
 
-    def __enter__(self) -> _Here:
+    def __enter__(self) -> _SerialExecutor:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -105,7 +105,7 @@ class _Here:
 
 
 def _run(path: Path, given: Mapping[str, Any], wanted: Callable[[ast.stmt], bool]) -> dict[str, Any]:
-    """The names that the wanted statements of a file define, those of `given` being there before."""
+    """Run the wanted statements of a file, with the names in `given` defined, and return all names."""
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     tree.body = [node for node in tree.body if wanted(node)]
     names: dict[str, Any] = {"__name__": path.stem, **given}
@@ -113,7 +113,7 @@ def _run(path: Path, given: Mapping[str, Any], wanted: Callable[[ast.stmt], bool
     return names
 
 
-def _part(names: Mapping[str, Any], name: str, path: Path) -> Any:
+def _function_of(names: Mapping[str, Any], name: str, path: Path) -> Any:
     if name not in names:
         raise ValueError(f"{path} defines no {name}(): not the CALVIN of github.com/mees/calvin, or a changed one")
     return names[name]
@@ -130,7 +130,7 @@ def _cache() -> Path:
 
 
 def _keep(name: str, text: str) -> None:
-    """Write the file whole or not at all, since several workers may begin at once. Warn if that is impossible."""
+    """Write the file atomically, since several workers may start at once. Print a warning if it cannot be written."""
     try:
         path = _cache() / name
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -139,8 +139,8 @@ def _keep(name: str, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         print(
-            f"anyvla: the chains cannot be kept ({error}) and are drawn again each time; set ANYVLA_CACHE to a folder "
-            "that you may write",
+            f"anyvla: the chains cannot be cached ({error}) and are sampled again each time; set ANYVLA_CACHE to a "
+            "writable folder",
             file=sys.stderr,
             flush=True,
         )

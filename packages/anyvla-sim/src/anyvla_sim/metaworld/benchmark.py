@@ -1,8 +1,8 @@
-"""Meta-World as a benchmark: stock tasks, held-out tasks, and scenes that only words can tell apart.
+"""The benchmark `metaworld`: stock tasks, held-out tasks, and tasks that only the instruction tells apart.
 
-Two settings. `fast`, for training and for comparing: views cut to the table, an action lasts two control steps, and
-no shadows. `native`, as published: the camera `corner2` where lerobot puts it, 480 pixels, one control step per
-action. They are different robots to a policy, and different protocols to a comparison.
+It has two settings. `fast` is for training and comparisons within anyvla: views cropped to the table, two control
+steps per action, no shadows. `native` is the published one: the camera `corner2` at lerobot's position, 480 pixels, one
+control step per action. To a policy they are different robots, and their results are not compared.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from anyvla_sim.base import NotInstalled, Observation, Suite
-from anyvla_sim.metaworld.factors import DISTURBANCES, FACTORS, Disturber, Stage
-from anyvla_sim.metaworld.suites import NAMES, Scene, scenes, suite
-from anyvla_sim.names import suggest
-from anyvla_sim.rendering import LARGEST, Renderer, View, broken_driver, find_driver, setting
+from anyvla_sim.factors import DISTURBANCES
+from anyvla_sim.metaworld.factors import FACTORS, MetaWorldDisturber, MetaWorldFactors
+from anyvla_sim.metaworld.suites import NAMES, SceneConfig, make_suite, suite_scenes
+from anyvla_sim.names import check_name
+from anyvla_sim.rendering import LARGEST, Renderer, View, driver_error, find_driver, render_setting
 
 _EXTRA = 'pip install "anyvla-sim[metaworld]" (Python 3.9 or later)'
 CONTROL_HZ = 80
 OPEN, CLOSED = 0.85, 0.15  # shares of a joint's range beyond which it counts as open or closed
-START = (0.4, 0.6)  # shares of the range at which a half-open joint starts, uniformly
-PUBLISHED_CAMERA = (0.75, 0.075, 0.7)  # where lerobot and the papers that follow it put corner2 (m)
+START = (0.4, 0.6)  # shares of its range between which a half-open joint starts, uniformly sampled
+PUBLISHED_CAMERA = (0.75, 0.075, 0.7)  # position of corner2 in lerobot and the papers that follow it (m)
 LIMITS = (-np.ones(4, np.float32), np.ones(4, np.float32))
 
 _WRIST = View("gripperPOV", (0.1, 0.9, 0.1, 0.9), 96, 96)
@@ -31,15 +32,15 @@ VIEWS = {  # of `half-open`
     "corner": View("corner2", (0.38, 0.78, 0.28, 0.68), 96, 96, turned=True, oversample=2),
     "wrist": _WRIST,
 }
-# Of the stock tasks. Goals float anywhere above the table, so it takes two views to place them; one of them travels
-# behind the hand, as the arm itself hides goals from a camera that looks down on the table.
+# For the stock tasks. Goals float above the table, so locating them takes two views. One of them follows the hand from
+# behind, since the arm hides goals from a camera that looks down on the table.
 WIDE_VIEWS = {
     "corner": View("corner2", (0.3, 0.8, 0.25, 0.75), 96, 96, turned=True, oversample=2),
     "behind": View("behindGripper", (0.1, 0.9, 0.1, 0.9), 96, 96, oversample=2),
     "wrist": _WRIST,
 }
 NATIVE_VIEWS = {"corner2": View("corner2", (0.0, 1.0, 0.0, 1.0), 480, 480, turned=True)}
-FOR_PEOPLE = (0.2, 0.9, 0.15, 0.85)  # the part of the corner camera that videos show
+VIDEO_BOX = (0.2, 0.9, 0.15, 0.85)  # the part of the corner camera's image that videos show
 
 
 class MetaWorld:
@@ -50,34 +51,33 @@ class MetaWorld:
     disturbances = DISTURBANCES
 
     def __init__(self, render: str | None = None) -> None:
-        """`render`: "fast" | "native"; None: the environment variable ANYVLA_RENDER, else fast.
+        """`render` is "fast" or "native", by default $ANYVLA_RENDER, else fast.
 
         Raises NotInstalled without Meta-World, ValueError for another setting.
         """
-        self.render = setting(render)
+        self.render = render_setting(render)
         self.settings: Mapping[str, Any] = {"render": self.render}
         self.repeat = 1 if self.render == "native" else 2  # control steps per action
         self._renderers: dict[tuple[str, str], Renderer] = {}
         _metaworld()
 
     def suites(self) -> Sequence[str]:
-        """Their names."""
+        """Return the names of the suites."""
         return NAMES
 
     def suite(self, name: str) -> Suite:
-        """Raises ValueError for an unknown name."""
-        if name not in NAMES:
-            raise ValueError(f"metaworld has no suite {name!r}: {suggest(name, NAMES)}")
-        return suite(name, self.repeat)
+        """Return a suite. Raises ValueError for an unknown name."""
+        check_name(name, NAMES, "metaworld has no suite")
+        return make_suite(name, self.repeat)
 
     def views(self, suite: str) -> Mapping[str, View]:
-        """What its cameras show."""
+        """Return the view of each camera of a suite."""
         if self.render == "native":
             return NATIVE_VIEWS
         return VIEWS if suite == "half-open" else WIDE_VIEWS
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
-        """The Sawyer arm; its name tells the three sets of cameras apart."""
+        """Return the Sawyer arm, with a name for each of the three sets of cameras."""
         views = self.views(suite)
         name = {1: "-corner2", 2: "", 3: "-3"}[len(views)]
         return {
@@ -99,12 +99,12 @@ class MetaWorld:
         }
 
     def make(self, suite: str) -> MetaWorldEnvironment:
-        """An environment, to be used in the process that made it. All of one benchmark draw with the same renderers."""
+        """Return an environment for this process. All environments of a benchmark share its renderers."""
         self.suite(suite)
         return MetaWorldEnvironment(self, suite)
 
     def renderer(self, suite: str, scene: str, model: Any) -> Renderer:
-        """The renderer of a scene: uploading meshes and textures costs time and memory, so it happens once."""
+        """Return the renderer of a scene. It is made once, since uploading meshes and textures is expensive."""
         if (suite, scene) not in self._renderers:
             self._renderers[suite, scene] = Renderer(model, self.render)
         return self._renderers[suite, scene]
@@ -116,35 +116,37 @@ class MetaWorld:
         self._renderers.clear()
 
     def versions(self) -> dict[str, str]:
-        """What pixels and physics depend on."""
+        """Return the versions that pixels and physics depend on."""
         return {**{name: metadata.version(name) for name in ("metaworld", "mujoco", "numpy")}, "gl": find_driver()}
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
-        """What makes its results comparable with others'."""
+        """Return the settings that results must share to be compared."""
         cameras = {name: [view.height, view.width] for name, view in self.views(suite).items()}
         return {"render": self.render, "cameras": cameras, "control_steps_per_action": self.repeat}
 
 
 class _Simulation:
-    """One of Meta-World's simulators, with fresh start states and with experts that see their goal."""
+    """One of Meta-World's simulators, with a start state for each seed and with experts that observe their goal."""
 
-    def __init__(self, scene: Scene, render: str) -> None:
+    def __init__(self, scene: SceneConfig, render: str) -> None:
         environments, self.policies = _metaworld()
         self.scene = scene
         self.sim: Any = environments[scene.environment]()
-        self.sim._partially_observable = False  # experts read the goal; it is zeroed otherwise, and ...
-        self.sim.__dict__.pop("sawyer_observation_space", None)  # ... clipped to zero by a cached space
+        # Experts read the goal from the observation, which zeroes it by default and clips it to a cached space.
+        self.sim._partially_observable = False
+        self.sim.__dict__.pop("sawyer_observation_space", None)
         self.sim._freeze_rand_vec, self.sim.seeded_rand_vec, self.sim._set_task_called = False, True, True
-        self.sim.max_path_length = 2**31  # the horizon is the suite's business
+        self.sim.max_path_length = 2**31  # the suite has the horizon
         if not scene.goal_shown:
             self.sim.model.site_rgba[:, 3] = 0
         if render == "native":
             self.sim.model.camera("corner2").pos[:] = PUBLISHED_CAMERA
-        self.stage = Stage(self.sim)
+        self.factors = MetaWorldFactors(self.sim)
 
     def reset(self, seed: int, factors: Mapping[str, str]) -> None:
         self.sim.seed(seed)
-        self.stage.set(factors, seed)
+        self.factors.reset()
+        self.factors.apply(factors, seed)
         self.sim.reset()
         if self.scene.joint is not None:
             share = np.random.default_rng(seed).uniform(*START)
@@ -158,12 +160,12 @@ class _Simulation:
         mujoco.mj_forward(self.sim.model, self.sim.data)
 
     def _full(self) -> float:
-        """The position of the joint when it is wholly open."""
+        """Return the position of the joint when it is fully open."""
         low, high = self.sim.model.joint(self.scene.joint).range
         return float(low if abs(low) > abs(high) else high)
 
     def opened(self) -> float | None:
-        """The share of its range to which the joint is open; None for scenes without one."""
+        """Return how far the joint is open as a share of its range; None for scenes without a joint."""
         if self.scene.joint is None:
             return None
         return float(self.sim.data.joint(self.scene.joint).qpos[0]) / self._full()
@@ -178,45 +180,44 @@ class MetaWorldEnvironment:
         self._benchmark = benchmark
         self._suite = suite
         self._views = benchmark.views(suite)
-        self._simulations: dict[str, _Simulation] = {}  # loading a model costs time: one per scene, kept
+        self._simulations: dict[str, _Simulation] = {}  # one per scene, as loading a model is slow
         self._tasks = {task.name: task for task in benchmark.suite(suite).tasks}
-        self._now: _Simulation | None = None
-        self._succeeded = False  # by Meta-World's own word, at the last step
+        self._simulation: _Simulation | None = None
+        self._succeeded = False  # Meta-World's own success flag of the last step
 
     def reset(self, task: str, seed: int, factors: Mapping[str, str] | None = None) -> None:
-        """Start an episode in the task's scene. Equal scene, seed and factors: equal start state. Raises ValueError."""
-        if task not in self._tasks:
-            raise ValueError(f"metaworld/{self._suite} has no task {task!r}: {suggest(task, list(self._tasks))}")
+        """Start an episode; scene, seed and factors determine its start state. Raises ValueError for unknown names."""
+        check_name(task, self._tasks, f"metaworld/{self._suite} has no task")
         self._scene = self._tasks[task].scene
         if self._scene not in self._simulations:
-            self._simulations[self._scene] = _Simulation(scenes(self._suite)[self._scene], self._benchmark.render)
-        self._now = self._simulations[self._scene]
-        self._now.reset(seed, factors or {})
-        self._disturber = Disturber(self._now.sim)
+            self._simulations[self._scene] = _Simulation(suite_scenes(self._suite)[self._scene], self._benchmark.render)
+        self._simulation = self._simulations[self._scene]
+        self._simulation.reset(seed, factors or {})
+        self._disturber = MetaWorldDisturber(self._simulation.sim)
         self._succeeded = False
-        self._seen: np.ndarray = self._now.sim._get_obs()
+        self._seen: np.ndarray = self._simulation.sim._get_obs()
 
     @property
-    def running(self) -> _Simulation:
-        """What is simulated now. Raises RuntimeError before the first reset."""
-        if self._now is None:
+    def simulation(self) -> _Simulation:
+        """The simulator of the current scene. Raises RuntimeError before the first reset."""
+        if self._simulation is None:
             raise RuntimeError("reset the environment before using it")
-        return self._now
+        return self._simulation
 
     def draw(self, view: View) -> np.ndarray:
-        """A picture of now, uint8 (H, W, 3)."""
-        sim = self.running.sim
+        """Return a picture of the current state, uint8 (H, W, 3)."""
+        sim = self.simulation.sim
         renderer = self._benchmark.renderer(self._suite, self._scene, sim.model)
-        return renderer.draw(sim.model, sim.data, view, self.running.stage.ornaments)
+        return renderer.draw(sim.model, sim.data, view, self.simulation.factors.ornaments)
 
     def observe(self) -> Observation:
-        """The cameras, the end effector's position in meters and the gripper's opening."""
+        """Return the images, the position of the end effector (m) and the opening of the gripper."""
         images = {name: self.draw(view) for name, view in self._views.items()}
         return Observation(images, self._seen[:4].astype(np.float32))
 
     def step(self, action: np.ndarray) -> dict[str, bool]:
-        """Act once. Returns which goals of the scene hold now."""
-        sim = self.running.sim
+        """Act once. Return for each task of the scene whether its goal holds."""
+        sim = self.simulation.sim
         clipped = self._disturber.alter(np.clip(np.asarray(action, np.float32), *LIMITS))
         for _ in range(self._benchmark.repeat):
             self._seen, _, _, _, info = sim.step(clipped)
@@ -224,61 +225,61 @@ class MetaWorldEnvironment:
         return self.goals()
 
     def goals(self) -> dict[str, bool]:
-        """For each task of the scene, whether its goal holds."""
-        opened = self.running.opened()
+        """Return for each task of the scene whether its goal holds."""
+        opened = self.simulation.opened()
         if opened is None:
             return {name: self._succeeded for name, task in self._tasks.items() if task.scene == self._scene}
         return {f"{self._scene}-open": opened > OPEN, f"{self._scene}-close": opened < CLOSED}
 
     def expert(self, task: str) -> np.ndarray:
-        """What Meta-World's scripted policy for `task` does now. Raises ValueError for a task of another scene."""
+        """Return the action of Meta-World's scripted policy. Raises ValueError for a task of another scene."""
         if task not in self._tasks or self._tasks[task].scene != self._scene:
             raise ValueError(f"the scene {self._scene} has no expert for {task!r}")
-        now = self.running
-        seen = self._seen.copy()  # some experts write into what they are given
+        now = self.simulation
+        seen = self._seen.copy()  # some experts write into their argument
         if now.scene.joint is not None or not now.scene.goal_shown:
             _as_expected_by(task, now.sim, seen)
         action = now.policies[f"{task}-v3"]().get_action(seen)
         return np.clip(action, *LIMITS).astype(np.float32)
 
     def disturb(self, kind: str, seed: int) -> bool:
-        """Move the object, or knock the gripper open. False if there is nothing to move. Raises ValueError."""
+        """Move the object, or knock the gripper open. Return False if there is nothing to move. Raises ValueError."""
         done = self._disturber.disturb(kind, seed)
-        self.running.update()
-        self._seen = self.running.sim._get_obs()
+        self.simulation.update()
+        self._seen = self.simulation.sim._get_obs()
         return done
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        """The corner view, for people."""
-        finer = 2 if 2 * max(height, width) <= LARGEST else 1
-        return self.draw(View("corner2", FOR_PEOPLE, height, width, turned=True, oversample=finer))
+        """Return the corner view for videos."""
+        oversample = 2 if 2 * max(height, width) <= LARGEST else 1
+        return self.draw(View("corner2", VIDEO_BOX, height, width, turned=True, oversample=oversample))
 
 
 def _as_expected_by(task: str, sim: Any, seen: np.ndarray) -> None:
-    """Make the observation what the expert's own environment class gives: each reports another point of the object."""
+    """Change the observation to that of the expert's own environment, which reports another point of the object."""
     if task == "drawer-close":
         seen[6] += 0.05
     elif task == "window-close":
         seen[4:7] = sim._get_site_pos("handleCloseStart")
     elif task == "door-open":
-        seen[4] += 0.01  # it aims at the handle's very edge and slips off it now and then
+        seen[4] += 0.01  # the expert aims at the edge of the handle and sometimes slips off
 
 
 def _metaworld() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Meta-World's environments and scripted policies.
+    """Return Meta-World's environments and scripted policies by name.
 
-    Raises NotInstalled that names the extra, RendererMissing if MUJOCO_GL asks for a driver that does not load.
+    Raises NotInstalled with the command to install it, RendererMissing if MUJOCO_GL names a driver that does not load.
     """
     try:
         import mujoco  # noqa: F401  # loads the driver that MUJOCO_GL asks for
     except ModuleNotFoundError as error:
         raise NotInstalled(f"MuJoCo is not installed ({error}); {_EXTRA}") from None
-    except Exception as error:  # PyOpenGL raises whatever is at hand
-        raise broken_driver(error) from error
+    except Exception as error:  # PyOpenGL raises errors of many types
+        raise driver_error(error) from error
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP
     except ImportError as error:
         raise NotInstalled(f"Meta-World is not installed ({error}); {_EXTRA}") from None
-    warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")  # of its experts; actions are clipped
+    warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")  # from its experts; actions are clipped
     return ALL_V3_ENVIRONMENTS, ENV_POLICY_MAP

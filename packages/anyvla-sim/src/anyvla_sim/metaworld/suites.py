@@ -1,11 +1,11 @@
-"""The suites of Meta-World (arXiv 1910.10897): MT10, MT50, ML45, and `half-open`, where only words tell tasks apart.
+"""The suites of Meta-World (arXiv 1910.10897): MT10, MT50, ML45, and `half-open`, which needs the instruction.
 
 On the stock tasks the start state gives the task away (a closed drawer can only be opened), so a policy that ignores
 its instruction scores 100 %. In `half-open` the drawer and the window start half open, both instructions of a pair
-share one scene and its start states, goal markers are hidden, and success counts at the goal that was told.
+share a scene and its start states, goal markers are hidden, and success is judged at the instructed goal.
 
-Meta-World has no language; the phrases are ours. The split of MT50 by difficulty is that of arXiv 2206.14244, which
-SmolVLA and others report.
+Meta-World has no language; anyvla adds the phrases. MT50 is split by difficulty as in arXiv 2206.14244, which SmolVLA
+and others report.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from dataclasses import dataclass
 
 from anyvla_sim.base import Suite, Task
 
-CONTROL_STEPS = 500  # the longest a stock episode may last, in control steps of 80 Hz, as published
+CONTROL_STEPS = 500  # horizon of a stock episode in control steps of 80 Hz, as published
 HALF_OPEN_STEPS = 200
 
 
 @dataclass(frozen=True)
-class Scene:
+class SceneConfig:
     """One of Meta-World's environments; all tasks of the scene share its start states."""
 
     environment: str  # Meta-World's name
-    joint: str | None = None  # starts half open; its range has one end at 0, closed. None: the stock start state
-    goal_shown: bool = True  # whether the goal's marker is drawn
+    joint: str | None = None  # starts half open; closed is the end of its range at 0. None: the stock start state
+    goal_shown: bool = True  # whether the marker of the goal is drawn
 
 
-# task: phrase, two paraphrases. The first ten are MT10, in its order.
+# task: instruction, two paraphrases. The first ten are MT10, in its order.
 _STOCK = {
     "reach": ("reach the red ball", "move the gripper to the red ball", "touch the red ball with the hand"),
     "push": (
@@ -203,7 +203,7 @@ DIFFICULTY = {
 }
 _HARDER = [task for tasks in DIFFICULTY.values() for task in tasks]
 DIFFICULTY = {"easy": [task for task in _STOCK if task not in _HARDER], **DIFFICULTY}
-HELD_OUT = ("bin-picking", "box-close", "hand-insert", "door-lock", "door-unlock")  # ML45's tasks for testing
+HELD_OUT = ("bin-picking", "box-close", "hand-insert", "door-lock", "door-unlock")  # the test tasks of ML45
 
 _HALF_OPEN = {
     "drawer-open": (
@@ -244,22 +244,22 @@ _HALF_OPEN = {
     ),
 }
 _HALF_OPEN_SCENES = {
-    "drawer": Scene("drawer-open-v3", "goal_slidey", goal_shown=False),
-    "window": Scene("window-open-v3", "window_slide", goal_shown=False),
-    "door": Scene("door-open-v3", goal_shown=False),
-    "button": Scene("button-press-topdown-v3", goal_shown=False),
+    "drawer": SceneConfig("drawer-open-v3", "goal_slidey", goal_shown=False),
+    "window": SceneConfig("window-open-v3", "window_slide", goal_shown=False),
+    "door": SceneConfig("door-open-v3", goal_shown=False),
+    "button": SceneConfig("button-press-topdown-v3", goal_shown=False),
 }
-_STOCK_SCENES = {task: Scene(f"{task}-v3") for task in _STOCK}
+_STOCK_SCENES = {task: SceneConfig(f"{task}-v3") for task in _STOCK}
 NAMES = ("half-open", "mt10", "mt50", "ml45-train", "ml45-test")
 
 
-def scenes(suite: str) -> dict[str, Scene]:
-    """The scenes of a suite by name."""
+def suite_scenes(suite: str) -> dict[str, SceneConfig]:
+    """Return the scenes of a suite by name."""
     return _HALF_OPEN_SCENES if suite == "half-open" else _STOCK_SCENES
 
 
-def suite(name: str, repeat: int) -> Suite:
-    """One of NAMES, for actions that last `repeat` control steps."""
+def make_suite(name: str, repeat: int) -> Suite:
+    """Return the suite `name`, one of NAMES, for actions of `repeat` control steps."""
     if name == "half-open":
         tasks = [Task(task, task.partition("-")[0], phrases, _STOCK[task][1:]) for task, phrases in _HALF_OPEN.items()]
         return Suite(name, tasks, HALF_OPEN_STEPS // repeat)

@@ -1,14 +1,13 @@
 """SimplerEnv (arXiv 2405.05941): simulated copies of the real evaluations of Bridge and RT-1 policies.
 
-Played as its authors do (simpler_env/evaluation/maniskill2_evaluator.py): every episode in a simulator of its own,
-until the time is over, and successful if the goal holds then. The user's installation is used:
-docs/benchmark_simpler.md.
+The protocol is the official one (simpler_env/evaluation/maniskill2_evaluator.py): every episode has a new simulator,
+lasts until its horizon, and succeeds if the goal holds then. It uses the user's installation
+(docs/benchmark_simpler.md).
 """
 
 from __future__ import annotations
 
 import importlib
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -16,7 +15,8 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from anyvla_sim.base import NotInstalled, Observation, Suite
-from anyvla_sim.names import suggest
+from anyvla_sim.checkouts import git_commit
+from anyvla_sim.names import check_factors, check_name
 from anyvla_sim.simpler.motion import (
     DOWN,
     STICKY,
@@ -25,9 +25,9 @@ from anyvla_sim.simpler.motion import (
     euler,
     matrix,
     quaternion_xyzw,
-    turned,
+    robot_quaternion,
 )
-from anyvla_sim.simpler.suites import NAMES, Played, Start, played, suite
+from anyvla_sim.simpler.suites import NAMES, StartState, TaskStarts, make_suite, tasks_with_starts
 
 _HOW = (
     "in an environment of Python 3.10 or 3.11: git clone --recurse-submodules "
@@ -47,8 +47,8 @@ class Simpler:
     disturbances: Sequence[str] = ()
 
     def __init__(self, ray_tracing: bool = True) -> None:
-        """`ray_tracing`: draw the drawers with ray tracing, as published; False: as everything else, where the driver
-        has none. The pixels differ (shadows, above all).
+        """With `ray_tracing`, drawers are rendered as published; False is for drivers without it. The pixels differ,
+        most of all in shadows.
 
         Raises NotInstalled without SimplerEnv.
         """
@@ -57,17 +57,16 @@ class Simpler:
         self.modules = _simpler()
 
     def suites(self) -> Sequence[str]:
-        """Their names."""
+        """Return the names of the suites."""
         return NAMES
 
     def suite(self, name: str) -> Suite:
-        """Raises ValueError for an unknown name."""
-        if name not in NAMES:
-            raise ValueError(f"simpler has no suite {name!r}: {suggest(name, NAMES)}")
-        return suite(name)
+        """Return a suite. Raises ValueError for an unknown name."""
+        check_name(name, NAMES, "simpler has no suite")
+        return make_suite(name)
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
-        """The robot of Bridge V2 (`bridge_orig`) or of RT-1 (`fractal20220817_data`), with the one camera there is."""
+        """Return the robot of Bridge V2 (`bridge_orig`) or of RT-1 (`fractal20220817_data`), with its one camera."""
         at = {"name": "position", "size": 3, "kind": "position", "unit": "m", "frame": "base"}
         opened = {"name": "gripper", "size": 1, "kind": "gripper", "low": 0, "high": 1, "open": 1}
         angles = {
@@ -89,21 +88,21 @@ class Simpler:
         }
 
     def make(self, suite: str) -> SimplerEnvironment:
-        """An environment, to be used in the process that made it."""
+        """Return an environment for this process."""
         self.suite(suite)
         return SimplerEnvironment(self, suite)
 
     def close(self) -> None:
-        """Environments share nothing."""
+        """Do nothing: environments share nothing."""
 
     def versions(self) -> dict[str, str]:
-        """What pixels and physics depend on."""
+        """Return the versions that pixels and physics depend on."""
         found = {name: metadata.version(name) for name in ("sapien", "gymnasium", "numpy")}
         folders = {name: Path(str(self.modules[name].__file__)).parent for name in ("simpler_env", "real2sim")}
-        return {**found, **{name: _commit(folder) for name, folder in folders.items()}}
+        return {**found, **{name: git_commit(folder) for name, folder in folders.items()}}
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
-        """What makes its results comparable with others'."""
+        """Return the settings that results must share to be compared."""
         google = self.suite(suite).name != "widowx"
         own = {"sticky_gripper": STICKY, "ray_tracing": self.ray_tracing, "next_instruction_after": 100}
         return {**(_OF_GOOGLE if google else _OF_WIDOWX), "image": "as drawn", **(own if google else {})}
@@ -115,35 +114,35 @@ class SimplerEnvironment:
     def __init__(self, benchmark: Simpler, suite: str) -> None:
         self._benchmark = benchmark
         self._suite = suite
-        self._tasks = played(suite)
+        self._tasks = tasks_with_starts(suite)
         self._google = suite != "widowx"
         self._camera = str((_OF_GOOGLE if self._google else _OF_WIDOWX)["camera"])
         self._env: Any = None
 
     def reset(self, task: str, seed: int, factors: Mapping[str, str] | None = None) -> None:
-        """Start an episode in a simulator of its own. Raises ValueError for an unknown task, seed or factor,
-        NotInstalled if the installation lacks what the scene is made of."""
-        if factors:
-            raise ValueError(f"simpler has no factor {next(iter(factors))!r}: it has none")
-        if task not in self._tasks:
-            raise ValueError(f"simpler/{self._suite} has no task {task!r}: {suggest(task, self._tasks)}")
+        """Start an episode in a new simulator.
+
+        Raises ValueError for an unknown task, seed or factor, NotInstalled if a file of the scene is missing.
+        """
+        check_factors("simpler", {}, factors or {})
+        check_name(task, self._tasks, f"simpler/{self._suite} has no task")
         one = self._tasks[task]
         if not 0 <= seed < one.count:
             raise ValueError(f"simpler/{self._suite}/{task} has no start state {seed}: 0 to {one.count - 1}")
-        self._end()
+        self.close()
         start = one.start(seed)
-        self._env = self._built(one, start)
+        self._env = self._build(one, start)
         self._env.reset(options=_options(start))
         self._task, self._gripper = task, StickyGripper()
-        words = self.instruction()
-        if one.task.instructions and words != one.task.instructions[0]:
-            self._end()
+        instruction = self.instruction()
+        if one.task.instructions and instruction != one.task.instructions[0]:
+            self.close()
             raise NotInstalled(
-                f"this SimplerEnv tells {words!r} where its authors tell {one.task.instructions[0]!r}: it is another "
-                f"version. {_HOW}"
+                f"this SimplerEnv has the instruction {instruction!r} instead of {one.task.instructions[0]!r}: it is "
+                f"another version. {_HOW}"
             )
 
-    def _built(self, one: Played, start: Start) -> Any:
+    def _build(self, one: TaskStarts, start: StartState) -> Any:
         modules, variant = self._benchmark.modules, start.variant
         assets = Path(modules["real2sim"].ASSET_DIR)
         stage = assets / "hab2_bench_assets" / "stages" / f"{variant.scene}.glb"
@@ -151,8 +150,8 @@ class SimplerEnvironment:
         for needed in ([] if variant.scene.startswith("dummy") else [stage]) + ([overlay] if overlay else []):
             if not needed.is_file():
                 raise NotInstalled(
-                    f"{one.task.name} needs {needed}, which is not there: the clone of ManiSkill2_real2sim is not "
-                    f"whole. {_HOW}"
+                    f"{one.task.name} needs {needed}, which is missing: the clone of ManiSkill2_real2sim is "
+                    f"incomplete. {_HOW}"
                 )
         settings = dict(variant.settings)
         if not self._benchmark.ray_tracing:
@@ -171,26 +170,26 @@ class SimplerEnvironment:
             camera_cfgs={"add_segmentation": True},
             rgb_overlay_path=None if overlay is None else str(overlay),
         )
-        return made.unwrapped  # the wrappers count steps and convert pictures, both of which is done here
+        return made.unwrapped  # without wrappers that count steps and convert pictures
 
     @property
-    def running(self) -> Any:
-        """The simulator of now. Raises RuntimeError before the first reset."""
+    def simulation(self) -> Any:
+        """The simulator of the current episode. Raises RuntimeError before the first reset."""
         if self._env is None:
             raise RuntimeError("reset the environment before using it")
         return self._env
 
     def instruction(self) -> str:
-        """What the robot is told now. It changes during `place-apple-in-drawer`, after 100 actions."""
-        return str(self.running.get_language_instruction())
+        """Return the current instruction, which changes during `place-apple-in-drawer`, after 100 actions."""
+        return str(self.simulation.get_language_instruction())
 
     def _picture(self) -> np.ndarray:
-        seen = self.running.get_obs()["image"][self._camera]["Color"][..., :3]
-        return np.clip(seen * 255, 0, 255).astype(np.uint8)  # cut, not rounded: as its RGBDObservationWrapper does
+        pixels = self.simulation.get_obs()["image"][self._camera]["Color"][..., :3]
+        return np.clip(pixels * 255, 0, 255).astype(np.uint8)  # truncated, as by its RGBDObservationWrapper
 
     def observe(self) -> Observation:
-        """The camera as drawn, before it is resized to whatever the policy sees; where the tool and the fingers are."""
-        env = self.running
+        """Return the image as rendered, before any resizing, and the pose of the tool and the gripper's opening."""
+        env = self.simulation
         base, tool = env.agent.robot.pose, env.tcp.pose
         to_base = matrix(base.q).T
         position, rotation = to_base @ (np.asarray(tool.p) - np.asarray(base.p)), to_base @ matrix(tool.q)
@@ -202,10 +201,9 @@ class SimplerEnvironment:
         return Observation({"primary": self._picture()}, np.asarray(proprio, np.float32))
 
     def step(self, action: np.ndarray) -> dict[str, bool]:
-        """Act once: meters, roll-pitch-yaw in rad, how far the gripper is to be open (1 open, 0 closed).
+        """Execute an action (7,): meters, roll-pitch-yaw in rad, opening of the gripper (1 open, 0 closed).
 
-        Returns whether the goal holds now; the authors count it after the last action. Raises ValueError for an action
-        that is not (7,).
+        Return whether the goal holds; the authors judge it after the last action. Raises ValueError for another shape.
         """
         wanted = np.asarray(action, np.float64)
         if wanted.shape != (7,):
@@ -213,8 +211,8 @@ class SimplerEnvironment:
         opened = float(wanted[6])
         gripper = self._gripper(opened) if self._google else (1.0 if opened > 0.5 else -1.0)
         command = np.concatenate([wanted[:3], axis_angle(wanted[3:6]), [gripper]])
-        env = self.running
-        drawn, env._obs_mode = env._obs_mode, "none"  # its step draws, which costs more than all else
+        env = self.simulation
+        drawn, env._obs_mode = env._obs_mode, "none"  # its step renders, which is slower than everything else
         try:
             info = env.step(command)[-1]
         finally:
@@ -222,32 +220,29 @@ class SimplerEnvironment:
         return {self._task: bool(info["success"])}
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        """The robot's camera, for people."""
-        cv2 = importlib.import_module("cv2")  # the simulator has it
+        """Return the image of the robot's camera for videos."""
+        cv2 = importlib.import_module("cv2")  # a dependency of the simulator
         return np.asarray(cv2.resize(self._picture(), (width, height), interpolation=cv2.INTER_AREA))
 
     def close(self) -> None:
         """Free the simulator."""
-        self._end()
-
-    def _end(self) -> None:
         if self._env is not None:
             self._env.close()
             self._env = None
 
 
-def _options(start: Start) -> dict[str, Any]:
-    """The start state, as the simulator's reset takes it."""
+def _options(start: StartState) -> dict[str, Any]:
+    """Return the start state as options of the simulator's reset."""
     place = start.place
     objects: dict[str, Any] = {} if place.episode is None else {"episode_id": place.episode}
     if place.object is not None:
         objects["init_xy"] = np.array(place.object)
-    robot = {"init_xy": np.array(place.robot), "init_rot_quat": turned(place.yaw)}
+    robot = {"init_xy": np.array(place.robot), "init_rot_quat": robot_quaternion(place.yaw)}
     return {"robot_init_options": robot, "obj_init_options": objects}
 
 
 def _simpler() -> Mapping[str, Any]:
-    """The modules of SimplerEnv that are used. Raises NotInstalled that says how to install it."""
+    """Return the used modules of SimplerEnv. Raises NotInstalled with the commands to install it."""
     try:
         names = {"simpler_env": "simpler_env", "builder": "simpler_env.utils.env.env_builder"}
         names["real2sim"] = "mani_skill2_real2sim"
@@ -257,12 +252,3 @@ def _simpler() -> Mapping[str, Any]:
     if int(metadata.version("numpy").split(".")[0]) > 1:
         raise NotInstalled(f"SimplerEnv needs numpy 1 (its inverse kinematics fails with 2): {_HOW}")
     return found
-
-
-def _commit(folder: Path) -> str:
-    """The git commit that a folder is of; "unknown" if it is not of a checkout."""
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -1,4 +1,4 @@
-"""Between the numbers that policies read and write and those of SimplerEnv: rotations, poses, grippers.
+"""Conversions of rotations, poses and gripper commands between policies and SimplerEnv.
 
 The conventions are those of SimplerEnv's own policies (simpler_env/policies/octo) and of its replay of Bridge
 demonstrations (simpler_env/utils/debug): Euler angles are roll, pitch, yaw about the fixed x, y, z.
@@ -10,19 +10,19 @@ import math
 
 import numpy as np
 
-# Bridge writes orientations relative to a gripper that points down; the simulator's gripper looks along its x.
+# Bridge's orientations are relative to a gripper that points down; the simulator's gripper points along its x.
 DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
-STICKY = 15  # control steps for which a Google robot goes on opening or closing, as Octo's real policy does
+STICKY = 15  # control steps for which a Google robot continues to open or close, as in Octo's policy for the real robot
 SMALL = 1e-12
 
 
 def axis_angle(euler: np.ndarray) -> np.ndarray:
-    """The axis of a rotation, as long as its angle (0 to pi), float64 (3,). `euler`: roll, pitch, yaw (rad), (3,)."""
+    """Return the axis times the angle (0 to pi), float64 (3,), of `euler`: roll, pitch, yaw (rad), (3,)."""
     r, p, y = (0.5 * float(angle) for angle in euler)
     cr, sr, cp, sp, cy, sy = math.cos(r), math.sin(r), math.cos(p), math.sin(p), math.cos(y), math.sin(y)
     real = cr * cp * cy + sr * sp * sy
     imaginary = np.array([sr * cp * cy - cr * sp * sy, cr * sp * cy + sr * cp * sy, cr * cp * sy - sr * sp * cy])
-    if real < 0:  # q and -q are one rotation; this one has the smaller angle
+    if real < 0:  # q and -q are one rotation; take the smaller angle
         real, imaginary = -real, -imaginary
     length = float(np.linalg.norm(imaginary))
     if length < SMALL:
@@ -31,7 +31,7 @@ def axis_angle(euler: np.ndarray) -> np.ndarray:
 
 
 def matrix(wxyz: np.ndarray) -> np.ndarray:
-    """The rotation matrix of a quaternion (4,) with the real part first, float64 (3, 3)."""
+    """Return the rotation matrix, float64 (3, 3), of a quaternion (4,) with the real part first."""
     w, x, y, z = np.asarray(wxyz, np.float64) / np.linalg.norm(wxyz)
     return np.array(
         [
@@ -43,7 +43,7 @@ def matrix(wxyz: np.ndarray) -> np.ndarray:
 
 
 def euler(rotation: np.ndarray) -> np.ndarray:
-    """Roll, pitch, yaw (rad) of a rotation matrix (3, 3), float64 (3,). At a pitch of +-90 degrees the yaw is 0."""
+    """Return roll, pitch, yaw (rad), float64 (3,), of a rotation matrix (3, 3). At a pitch of +-90 degrees yaw is 0."""
     across = math.hypot(rotation[0, 0], rotation[1, 0])
     pitch = math.atan2(-rotation[2, 0], across)
     if across < 1e-9:
@@ -52,8 +52,8 @@ def euler(rotation: np.ndarray) -> np.ndarray:
 
 
 def quaternion_xyzw(rotation: np.ndarray) -> np.ndarray:
-    """The quaternion of a rotation matrix (3, 3), the real part last and >= 0, float64 (4,)."""
-    # The eigenvector of the largest eigenvalue (Bar-Itzhack, 2000): no case is worse conditioned than another.
+    """Return the quaternion, float64 (4,), of a rotation matrix (3, 3), the real part last and >= 0."""
+    # The eigenvector of the largest eigenvalue (Bar-Itzhack, 2000), which is well conditioned for every rotation.
     m = rotation
     k = np.array(
         [
@@ -67,25 +67,28 @@ def quaternion_xyzw(rotation: np.ndarray) -> np.ndarray:
     return -found if found[3] < 0 else found
 
 
-def turned(yaw: float) -> np.ndarray:
-    """How the authors' scripts stand a robot: half a turn about z, then by `yaw` (rad). Real part first, (4,)."""
+def robot_quaternion(yaw: float) -> np.ndarray:
+    """Return the robot's start orientation, as in the authors' scripts: half a turn about z, then by `yaw` (rad).
+
+    The quaternion (4,) has its real part first.
+    """
     return np.array([-math.sin(yaw / 2), 0.0, 0.0, math.cos(yaw / 2)])
 
 
 class StickyGripper:
-    """How far the Google robot's gripper is told to move, from how far it is to be open.
+    """Turns the wanted opening of the Google robot's gripper into the change that its controller takes.
 
-    Its controller takes changes, 1: close, -1: open. A command that differs from the one before by more than 0.5 is
-    held for 15 control steps, so that the fingers have the time to arrive; a change asked for meanwhile is lost.
+    A change of 1 closes and -1 opens. A change of more than 0.5 is repeated for 15 control steps, so that the fingers
+    have time to arrive; other changes meanwhile are dropped.
     """
 
     def __init__(self) -> None:
         self._before: float | None = None
         self._held = 0.0
-        self._left = 0  # steps for which it is held still
+        self._left = 0  # steps for which the change is still repeated
 
     def __call__(self, opened: float) -> float:
-        """The change to ask for now. `opened`: 1 open, 0 closed."""
+        """Return the change to command. `opened` is 1 for open, 0 for closed."""
         change = 0.0 if self._before is None else self._before - opened
         self._before = opened
         if self._left == 0 and abs(change) > 0.5:

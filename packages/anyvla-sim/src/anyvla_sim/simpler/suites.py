@@ -1,9 +1,10 @@
-"""The suites of SimplerEnv (arXiv 2405.05941): which scenes its authors play, from which start states, how often.
+"""The suites of SimplerEnv (arXiv 2405.05941): scenes, start states and number of episodes.
 
-What their scripts do (scripts/*_bridge.sh, *_visual_matching.sh, *_variant_agg.sh of simpler-env/SimplerEnv). Each
-suite has one task per thing to do and pose; its start states are all variants of the scene times all places. As each
-variant has as many places, the mean over a task's episodes is the authors' mean over variants, and the mean over the
-tasks of a group their mean over poses, or over drawers, opening and closing (tools/calc_metrics_evaluation_videos.py).
+They follow the authors' scripts (scripts/*_bridge.sh, *_visual_matching.sh, *_variant_agg.sh of
+simpler-env/SimplerEnv). Poses of an object are separate tasks. The start states of a task are all variants of its scene
+times all placements. Each variant has equally many placements, so the mean over a task's episodes is the authors' mean
+over variants, and the mean over the tasks of a group is their mean over poses, or over drawers, opening and closing
+(tools/calc_metrics_evaluation_videos.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ NAMES = ("widowx", "google-visual-matching", "google-variant-aggregation", "goog
 
 @dataclass(frozen=True)
 class Variant:
-    """How a scene is built."""
+    """A way to build a scene."""
 
     environment: str  # the id of the simulator's environment
     scene: str  # its stage
@@ -28,59 +29,59 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where robot and object start."""
+class Placement:
+    """The start positions of robot and object."""
 
     robot: tuple[float, float]  # x, y (m)
-    yaw: float = 0.0  # of the robot, from where it looks at the table (rad)
-    overlay: str | None = None  # the photograph behind what is simulated; None: all is simulated
+    yaw: float = 0.0  # of the robot, relative to facing the table (rad)
+    overlay: str | None = None  # a photograph as background; None: everything is simulated
     object: tuple[float, float] | None = None  # x, y (m)
-    episode: int | None = None  # which of the environment's own arrangements of objects
+    episode: int | None = None  # the number of one of the environment's own arrangements of objects
 
 
 @dataclass(frozen=True)
-class Start:
-    """A start state."""
+class StartState:
+    """A start state of a task."""
 
     variant: Variant
-    place: Place
+    place: Placement
 
 
 @dataclass(frozen=True)
-class Played:
+class TaskStarts:
     """A task and its start states."""
 
     task: Task
-    robot: str  # the simulator's name of it
+    robot: str  # the simulator's name of the robot
     variants: Sequence[Variant]
-    places: Sequence[Place]
+    places: Sequence[Placement]
 
     @property
     def count(self) -> int:
-        """How many start states it has, of which the authors play each once."""
+        """The number of start states. The authors play each once."""
         return len(self.variants) * len(self.places)
 
-    def start(self, seed: int) -> Start:
-        """Start state number `seed`, 0 .. count - 1: the variants take turns, so that few episodes see them all."""
-        return Start(self.variants[seed % len(self.variants)], self.places[seed // len(self.variants)])
+    def start(self, seed: int) -> StartState:
+        """Return start state number `seed`, 0 .. count - 1. Variants alternate, so a few episodes cover them all."""
+        return StartState(self.variants[seed % len(self.variants)], self.places[seed // len(self.variants)])
 
 
-def _played(
+def _task_with_starts(
     name: str,
-    words: str | None,
+    instruction: str | None,
     horizon: int,
     variants: Sequence[Variant],
-    places: Sequence[Place],
+    places: Sequence[Placement],
     robot: str = "google_robot_static",
     scene: str | None = None,
-) -> Played:
-    words_of_it = () if words is None else (words,)
-    task = Task(name, scene or name, words_of_it, horizon=horizon, episodes=len(variants) * len(places))
-    return Played(task, robot, variants, places)
+) -> TaskStarts:
+    instructions = () if instruction is None else (instruction,)
+    task = Task(name, scene or name, instructions, horizon=horizon, episodes=len(variants) * len(places))
+    return TaskStarts(task, robot, variants, places)
 
 
 def _grid(low: Sequence[float], high: Sequence[float], count: Sequence[int]) -> list[tuple[float, float]]:
-    """x by y, both ends included."""
+    """Return a grid of (x, y) that includes both ends of each axis."""
     xs, ys = (np.linspace(a, b, n).tolist() for a, b, n in zip(low, high, count))
     return [(x, y) for x in xs for y in ys]
 
@@ -98,11 +99,11 @@ _WIDOWX = (
 )
 
 
-def _widowx() -> list[Played]:
+def _widowx() -> list[TaskStarts]:
     played = []
-    for name, environment, words, horizon, (robot, xy, scene, overlay) in _WIDOWX:
-        places = [Place(xy, overlay=overlay, episode=episode) for episode in range(24)]
-        played.append(_played(name, words, horizon, [Variant(environment, scene)], places, robot))
+    for name, environment, instruction, horizon, (robot, xy, scene, overlay) in _WIDOWX:
+        places = [Placement(xy, overlay=overlay, episode=episode) for episode in range(24)]
+        played.append(_task_with_starts(name, instruction, horizon, [Variant(environment, scene)], places, robot))
     return played
 
 
@@ -131,12 +132,12 @@ _BEFORE_DRAWERS = {  # photograph: x, y, yaw of the robot
 _APPLES = _grid((-0.08, -0.02), (-0.02, 0.08), (3, 3))
 
 
-def _cans(variants: Sequence[Variant], overlay: str | None = None) -> list[Played]:
-    """`variants` of the counter, for each pose of the can."""
+def _cans(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskStarts]:
+    """Return a task for each pose of the can, from `variants` of the counter."""
     cans = _grid((-0.35, -0.02), (-0.12, 0.42), (5, 5))
-    places = [Place((0.35, 0.20), overlay=overlay, object=xy) for xy in cans]
+    places = [Placement((0.35, 0.20), overlay=overlay, object=xy) for xy in cans]
     return [
-        _played(
+        _task_with_starts(
             f"pick-coke-can-{pose}",
             "pick coke can",
             80,
@@ -147,62 +148,64 @@ def _cans(variants: Sequence[Variant], overlay: str | None = None) -> list[Playe
     ]
 
 
-def _near(variants: Sequence[Variant], overlay: str | None = None) -> list[Played]:
-    places = [Place((0.35, 0.21), -0.09, overlay, episode=episode) for episode in range(60)]
-    return [_played("move-near", None, 80, variants, places)]
+def _near(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskStarts]:
+    places = [Placement((0.35, 0.21), -0.09, overlay, episode=episode) for episode in range(60)]
+    return [_task_with_starts("move-near", None, 80, variants, places)]
 
 
-def _drawers(variants: Sequence[Variant], places: Sequence[Place]) -> list[Played]:
-    """`variants` lack the name of the environment."""
+def _drawers(variants: Sequence[Variant], places: Sequence[Placement]) -> list[TaskStarts]:
+    """Return a task for each drawer, to open and to close. `variants` have no environment name yet."""
     return [
-        _played(
+        _task_with_starts(
             f"{verb}-{drawer}-drawer",
             f"{verb} {drawer} drawer",
             113,
             [Variant(f"{verb.title()}{drawer.title()}DrawerCustomInScene-v0", v.scene, v.settings) for v in variants],
             places,
-            scene="closed-drawers" if verb == "open" else None,  # all are closed, whichever is to be opened
+            scene="closed-drawers" if verb == "open" else None,  # all drawers start closed
         )
         for verb in ("open", "close")
         for drawer in DRAWERS
     ]
 
 
-def _apple(variants: Sequence[Variant], places: Sequence[Place], model: str) -> list[Played]:
-    """Two things in a row; the environment says which: "open top drawer", then "place apple into top drawer"."""
+def _apple(variants: Sequence[Variant], places: Sequence[Placement], model: str) -> list[TaskStarts]:
+    """Return the task with two instructions in a row: "open top drawer", then "place apple into top drawer"."""
     name = "PlaceIntoClosedTopDrawerCustomInScene-v0"
     variants = [Variant(name, v.scene, {**v.settings, "model_ids": model}) for v in variants]
-    return [_played("place-apple-in-drawer", None, 200, variants, places)]
+    return [_task_with_starts("place-apple-in-drawer", None, 200, variants, places)]
 
 
-def _visual_matching() -> list[Played]:
+def _visual_matching() -> list[TaskStarts]:
     counter = [Variant(_CAN.format(""), _COUNTER, {"urdf_version": urdf}) for urdf in URDFS]
     near = [Variant("MoveNearGoogleBakedTexInScene-v0", _COUNTER, {"urdf_version": urdf}) for urdf in URDFS]
     look = {"shader_dir": "rt", "station_name": "mk_station_recolor", "light_mode": "simple"}
     cabinet = [
         Variant("", "dummy_drawer", {**look, "disable_bad_material": True, "urdf_version": urdf}) for urdf in URDFS
     ]
-    before = {key: Place((x, y), yaw, f"open_drawer_{key}.png") for key, (x, y, yaw) in _BEFORE_DRAWERS.items()}
+    before = {key: Placement((x, y), yaw, f"open_drawer_{key}.png") for key, (x, y, yaw) in _BEFORE_DRAWERS.items()}
     with_apple = [
-        Place(p.robot, p.yaw, p.overlay, object=xy) for p in (before[k] for k in ("a0", "b0", "c0")) for xy in _APPLES
+        Placement(p.robot, p.yaw, p.overlay, object=xy)
+        for p in (before[k] for k in ("a0", "b0", "c0"))
+        for xy in _APPLES
     ]
     return [
         *_cans(counter, "google_coke_can_real_eval_1.png"),
         *_near(near, "google_move_near_real_eval_1.png"),
-        *_drawers(cabinet, [Place(p.robot, p.yaw, p.overlay, object=(0.0, 0.0)) for p in before.values()]),
+        *_drawers(cabinet, [Placement(p.robot, p.yaw, p.overlay, object=(0.0, 0.0)) for p in before.values()]),
         *_apple(cabinet, with_apple, "baked_apple_v2"),
     ]
 
 
 def _variants(environment: str) -> list[Variant]:
-    """Of the counter: as it is, backgrounds, light, table tops."""
+    """Return the variants of the counter: the base scene, backgrounds, table tops, lights."""
     scenes = [_COUNTER, f"{_COUNTER}_alt_background", f"{_COUNTER}_alt_background_2"]
     scenes += [f"Baked_sc1_staging_objaverse_cabinet{number}_h870" for number in (1, 2)]
     lights = [{f"slightly_{light}_lighting": True} for light in ("darker", "brighter")]
     return [Variant(environment, s) for s in scenes] + [Variant(environment, _COUNTER, light) for light in lights]
 
 
-def _variant_aggregation() -> list[Played]:
+def _variant_aggregation() -> list[TaskStarts]:
     can, near = _CAN.format(""), "MoveNearGoogleInScene-v0"
     crowd = _CAN.format("Distractor")
     crowded = [Variant(crowd, _COUNTER), Variant(crowd, _COUNTER, {"distractor_config": "more"})]
@@ -212,8 +215,8 @@ def _variant_aggregation() -> list[Played]:
         *(Variant("", home, {**light, "light_mode": mode}) for mode in ("brighter", "darker")),
         *(Variant("", home, {**light, "station_name": name}) for name in ("mk_station2", "mk_station3")),
     ]
-    standing = [Place(xy, object=(0.0, 0.0)) for xy in _grid((0.65, -0.2), (0.85, 0.2), (3, 3))]
-    with_apple = [Place(xy, object=at) for xy in _grid((0.65, -0.2), (0.65, 0.2), (1, 3)) for at in _APPLES]
+    standing = [Placement(xy, object=(0.0, 0.0)) for xy in _grid((0.65, -0.2), (0.85, 0.2), (3, 3))]
+    with_apple = [Placement(xy, object=at) for xy in _grid((0.65, -0.2), (0.65, 0.2), (1, 3)) for at in _APPLES]
     return [
         *_cans(_variants(can) + crowded),
         *_near([*_variants(near), Variant(near, _COUNTER, {"no_distractor": True})]),
@@ -222,8 +225,8 @@ def _variant_aggregation() -> list[Played]:
     ]
 
 
-def _cameras() -> list[Played]:
-    """Two other poses of the camera, each. The authors play them, and leave them out of the aggregation."""
+def _cameras() -> list[TaskStarts]:
+    """Return the tasks with two other camera poses, which the authors leave out of the aggregation."""
     turned = ("AltGoogleCamera", "AltGoogleCamera2")
     return [
         *_cans([Variant(_CAN.format(camera), _COUNTER) for camera in turned]),
@@ -234,14 +237,14 @@ def _cameras() -> list[Played]:
 _PLAYED = dict(zip(NAMES, (_widowx, _visual_matching, _variant_aggregation, _cameras)))
 
 
-def played(suite: str) -> Mapping[str, Played]:
-    """The tasks of a suite of NAMES, by name, with their start states."""
+def tasks_with_starts(suite: str) -> Mapping[str, TaskStarts]:
+    """Return the tasks of a suite of NAMES by name, with their start states."""
     return {p.task.name: p for p in _PLAYED[suite]()}
 
 
-def suite(name: str) -> Suite:
-    """A suite of NAMES. Success counts as the authors count it: the goal must hold after the last action."""
-    tasks = [p.task for p in played(name).values()]
+def make_suite(name: str) -> Suite:
+    """Return the suite `name`, one of NAMES. As for its authors, the goal must hold after the last action."""
+    tasks = [p.task for p in tasks_with_starts(name).values()]
     names = [task.name for task in tasks]
     sets = {
         "pick-coke-can": [n for n in names if n.startswith("pick-")],

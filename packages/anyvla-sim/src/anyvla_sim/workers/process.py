@@ -1,4 +1,4 @@
-"""A worker as the evaluating side sees it: started in its interpreter, sent commands, heard through a queue."""
+"""The evaluating side of a worker process: starts it in its interpreter, sends commands and queues the answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anyvla_sim.base import BenchmarkUnusable
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers.wire import receive, send
 
-# Another interpreter runs this very copy of the package: it needs numpy and msgpack, and no matching installation.
+# Another interpreter runs this copy of the package, so it needs numpy and msgpack but no installation of anyvla-sim.
 _BOOT = """
 import importlib.util, os, sys
 path = sys.argv[1]
@@ -28,19 +28,19 @@ spec.loader.exec_module(package)
 from anyvla_sim.workers.worker import main
 main()
 """
-_LINES = 40  # of standard error that are kept to explain a death
+_LINES = 40  # lines of standard error that are kept for the error message
 
 Event = Tuple["WorkerProcess", Optional[Dict[str, Any]]]  # None: it died, or was stopped
 
 
 class WorkerProcess:
-    """One process that simulates. Its answers, and its end, come out of the queue given."""
+    """One process that simulates. It puts its answers and its end into the given queue."""
 
     def __init__(self, spec: Spec, events: "queue.Queue[Event]") -> None:
-        """Starts it and has it open the benchmark. Raises BenchmarkUnusable if there is no such interpreter."""
-        python = interpreter(spec.python)
+        """Start the process and open the benchmark in it. Raises BenchmarkUnusable if there is no such interpreter."""
+        python = find_interpreter(spec.python)
         environment = dict(os.environ)
-        if spec.python is None:  # what can be imported here can be imported there
+        if spec.python is None:  # the same modules can be imported there
             environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         self.pending = 0  # commands without an answer
         self.resident_mb = 0.0
@@ -61,7 +61,7 @@ class WorkerProcess:
         self.send({"verb": "open", "target": spec.target, "settings": dict(spec.settings)})
 
     def send(self, command: Mapping[str, Any]) -> None:
-        """Send a command; if the process is gone the queue tells."""
+        """Send a command. If the process is gone, the queue has its end."""
         self.pending += 1
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
@@ -84,17 +84,17 @@ class WorkerProcess:
             self._errors.append(line.decode(errors="replace").rstrip())
 
     def death(self) -> str:
-        """Why it ended, for people: its exit status and the last of what it wrote to standard error."""
+        """Return an error message with the exit status and the last lines of standard error."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         self._readers[1].join(1)
         status = self._process.returncode
         hint = "; -9 is often a lack of memory: try fewer processes or slots" if status == -9 else ""
-        said = "\n".join(self._errors)
-        return f"the simulator's process died (exit status {status}{hint})" + (f":\n{said}" if said else "")
+        errors = "\n".join(self._errors)
+        return f"the simulator's process died (exit status {status}{hint})" + (f":\n{errors}" if errors else "")
 
     def close(self, patience_s: float = 2.0) -> None:
-        """End it: politely, then not."""
+        """Close the input of the process, and kill it if it does not end."""
         for stream in (self._process.stdin, None):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -106,13 +106,13 @@ class WorkerProcess:
             self._process.wait()
         for reader, stream in zip(self._readers, (self._process.stdout, self._process.stderr)):
             reader.join(1)
-            # A process that the worker started may hold its end open: closing a stream waits for who reads it.
+            # Closing a stream waits for its reader, and a child of the worker may still hold the other end open.
             if stream is not None and not reader.is_alive():
                 stream.close()
 
 
-def interpreter(python: str | None) -> str:
-    """The path of an interpreter. Raises BenchmarkUnusable if there is none."""
+def find_interpreter(python: str | None) -> str:
+    """Return the path of an interpreter, by default this one. Raises BenchmarkUnusable if there is none."""
     if python is None:
         return sys.executable
     found = shutil.which(str(Path(python).expanduser()))
@@ -123,9 +123,9 @@ def interpreter(python: str | None) -> str:
     return found
 
 
-def lacking(said: str, python: str | None) -> str | None:
-    """What to install if a worker died for want of the two packages it needs."""
+def missing_package(message: str, python: str | None) -> str | None:
+    """Return the install command if `message` is of a worker that lacks numpy or msgpack, else None."""
     for package in ("numpy", "msgpack"):
-        if f"No module named '{package}'" in said:
+        if f"No module named '{package}'" in message:
             return f"the interpreter {python} lacks {package}: run {python} -m pip install anyvla-sim"
     return None

@@ -1,6 +1,6 @@
-"""A benchmark of another interpreter behind the same contract: for listing, demonstrations and videos.
+"""A benchmark in another interpreter with the same interface, for listing, demonstrations and videos.
 
-An evaluation of many episodes uses `pool`, which overlaps simulation with the policy; this asks and waits.
+Every call waits for its answer. An evaluation of many episodes uses `pool`, which overlaps simulation and policy.
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ import numpy as np
 
 from anyvla_sim.base import Benchmark, BenchmarkUnusable, ExpertStuck, Observation, Suite, Task
 from anyvla_sim.spec import Spec
-from anyvla_sim.workers.process import Event, WorkerProcess, lacking
+from anyvla_sim.workers.process import Event, WorkerProcess, missing_package
 
-PATIENCE_S = 600.0  # for one answer: the first of an environment loads its models
-
-
-class Failed(RuntimeError):
-    """A simulator raised, or its process died."""
+PATIENCE_S = 600.0  # for one answer; the first of an environment loads its models
 
 
-class Remote:
-    """One worker, asked synchronously. Use as a context manager, or close it."""
+class SimulatorFailed(RuntimeError):
+    """A simulator raised an error, or its process died."""
+
+
+class RemoteWorker:
+    """A worker with synchronous calls. Use it as a context manager, or close it."""
 
     def __init__(self, spec: Spec) -> None:
-        """Raises BenchmarkUnusable if the benchmark cannot be opened there."""
+        """Start the worker. Raises BenchmarkUnusable if the benchmark cannot be opened there."""
         self._python = spec.python
         self._events: "queue.Queue[Event]" = queue.Queue()
         self._worker = WorkerProcess(spec, self._events)
         self._answer()
 
     def ask(self, verb: str, **command: Any) -> dict[str, Any]:
-        """Carry out a command.
+        """Run a command and return its answer.
 
-        Raises BenchmarkUnusable for bad input, ExpertStuck if an expert gives up, Failed if the simulator fails.
+        Raises BenchmarkUnusable for bad input, ExpertStuck if an expert gives up, SimulatorFailed if the simulator
+        fails or does not answer.
         """
         self._worker.send({"verb": verb, **command})
         return self._answer()
@@ -43,20 +44,22 @@ class Remote:
         try:
             _, answer = self._events.get(timeout=PATIENCE_S)
         except queue.Empty:
-            raise Failed(f"the simulator did not answer for {PATIENCE_S:.0f} s") from None
+            raise SimulatorFailed(f"the simulator did not answer for {PATIENCE_S:.0f} s") from None
         if answer is None:
-            said = self._worker.death()
-            missing = lacking(said, self._python)
-            raise BenchmarkUnusable(missing) if missing else Failed(said)
+            death = self._worker.death()
+            missing = missing_package(death, self._python)
+            raise BenchmarkUnusable(missing) if missing else SimulatorFailed(death)
         if answer["kind"] != "answer":
-            raise {"unusable": BenchmarkUnusable, "stuck": ExpertStuck}.get(answer["kind"], Failed)(answer["message"])
+            raise {"unusable": BenchmarkUnusable, "stuck": ExpertStuck}.get(answer["kind"], SimulatorFailed)(
+                answer["message"]
+            )
         return answer
 
     def close(self) -> None:
         """End the worker."""
         self._worker.close()
 
-    def __enter__(self) -> "Remote":
+    def __enter__(self) -> "RemoteWorker":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -64,17 +67,17 @@ class Remote:
 
 
 def connect(spec: Spec) -> Benchmark:
-    """The benchmark: itself where it runs in this interpreter, else its stand-in."""
+    """Open a benchmark, in this interpreter or, if `spec.python` is set, in another one."""
     return spec.open() if spec.python is None else RemoteBenchmark(spec)
 
 
 class RemoteBenchmark:
-    """A benchmark whose simulator lives in another interpreter."""
+    """A benchmark whose simulator runs in another interpreter."""
 
     def __init__(self, spec: Spec) -> None:
-        """Raises BenchmarkUnusable if it cannot be opened there."""
+        """Start a worker. Raises BenchmarkUnusable if the benchmark cannot be opened there."""
         self._spec = spec
-        self._remote = Remote(spec)
+        self._remote = RemoteWorker(spec)
         about = self._remote.ask("about")
         self.name: str = about["name"]
         self.settings: Mapping[str, Any] = about["settings"]
@@ -84,7 +87,7 @@ class RemoteBenchmark:
         self._described: dict[str, dict[str, Any]] = {}
         self._environments: list[RemoteEnvironment] = []
 
-    def _about(self, suite: str) -> dict[str, Any]:
+    def _describe(self, suite: str) -> dict[str, Any]:
         if suite not in self._described:
             try:
                 self._described[suite] = self._remote.ask("describe", suite=suite)
@@ -93,29 +96,29 @@ class RemoteBenchmark:
         return self._described[suite]
 
     def suites(self) -> Sequence[str]:
-        """The names of its suites."""
+        """Return the names of the suites."""
         return self._suites
 
     def suite(self, name: str) -> Suite:
-        """Raises ValueError for an unknown name."""
-        described = dict(self._about(name)["suite"])
+        """Return a suite. Raises ValueError for an unknown name."""
+        described = dict(self._describe(name)["suite"])
         tasks = [Task(**task) for task in described.pop("tasks")]
         return Suite(tasks=tasks, **described)
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
-        """The robot of a suite."""
-        return self._about(suite)["embodiment"]
+        """Return the robot of a suite."""
+        return self._describe(suite)["embodiment"]
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
-        """What makes its results comparable with others'."""
-        return self._about(suite)["protocol"]
+        """Return the settings that results must share to be compared."""
+        return self._describe(suite)["protocol"]
 
     def versions(self) -> Mapping[str, str]:
-        """Of what runs there."""
+        """Return the versions in the worker's interpreter."""
         return self._remote.ask("about")["versions"]
 
     def make(self, suite: str) -> "RemoteEnvironment":
-        """An environment with a worker of its own."""
+        """Return an environment in its own worker."""
         self._environments.append(RemoteEnvironment(self._spec, suite))
         return self._environments[-1]
 
@@ -128,10 +131,10 @@ class RemoteBenchmark:
 
 
 class RemoteEnvironment:
-    """One environment of a worker."""
+    """One environment in a worker."""
 
     def __init__(self, spec: Spec, suite: str) -> None:
-        self._remote = Remote(spec)
+        self._remote = RemoteWorker(spec)
         self._suite = suite
         self._instruction: str | None = None
 
@@ -143,34 +146,34 @@ class RemoteEnvironment:
         self._instruction = self._ask("reset", task=task, seed=seed, factors=dict(factors))["instruction"]
 
     def instruction(self) -> str | None:
-        """What the robot is told now; None if its task's phrases say it."""
+        """Return the instruction at the last reset; None if the suite has it."""
         return self._instruction
 
     def observe(self) -> Observation:
-        """Render the cameras and read the proprio of now."""
-        shown = self._ask("observe")
-        return Observation(shown["images"], shown["proprio"])
+        """Render the cameras and read the proprio."""
+        answer = self._ask("observe")
+        return Observation(answer["images"], answer["proprio"])
 
     def begin(self, task: str) -> None:
-        """The next task of a chain."""
+        """Start the next task of a chain."""
         self._ask("begin", task=task)
 
     def step(self, action: np.ndarray) -> Mapping[str, bool]:
-        """Act once."""
+        """Execute an action. Return for each task that can be judged whether its goal holds."""
         return self._ask("step", action=np.asarray(action, np.float32))["goals"]
 
     def expert(self, task: str) -> np.ndarray:
-        """What the scripted expert would do now."""
+        """Return the scripted expert's next action."""
         return self._ask("expert", task=task)["action"]
 
     def disturb(self, kind: str, seed: int) -> bool:
-        """Disturb it now."""
+        """Disturb the episode. Return False if there is nothing to disturb."""
         return self._ask("disturb", kind=kind, seed=seed)["disturbed"]
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        """A picture for people."""
+        """Return a picture for videos."""
         return self._ask("frame", height=height, width=width)["frame"]
 
     def close(self) -> None:
-        """End its worker."""
+        """End the worker."""
         self._remote.close()

@@ -1,4 +1,4 @@
-"""Trying what may crash or hang, as graphics drivers do, in a process of its own."""
+"""Run code that may crash or hang, such as graphics drivers, in another process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ PATIENCE_S = 60.0
 
 
 class TrialFailed(Exception):
-    """The code failed, crashed or hung; says which."""
+    """The code failed, crashed or hung; the message says which."""
 
 
 def run_trial(code: str, environment: Mapping[str, str] | None = None) -> str:
-    """What the code prints. Raises TrialFailed with the last line of its error, or how it ended."""
+    """Run Python code and return its output. Raises TrialFailed with the last line of its error, or its exit status."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -23,7 +23,7 @@ def run_trial(code: str, environment: Mapping[str, str] | None = None) -> str:
             text=True,
             env=environment,
             timeout=PATIENCE_S,
-            start_new_session=True,  # a signal to the whole command is no failure of the code
+            start_new_session=True,  # a signal to the whole command must not look like a failure of the code
             encoding="utf-8",
         )
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Messages between an evaluation and a worker: msgpack maps with numpy arrays, each behind its length; no pickle."""
+"""Messages between an evaluation and a worker: msgpack maps with numpy arrays, prefixed by their length; no pickle."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import msgpack
 import numpy as np
 
 _LENGTH = struct.Struct(">I")
-_KINDS = "biuf"  # of arrays: bool, int, uint, float; nothing that could run code
+_KINDS = "biuf"  # dtypes of arrays: bool, int, uint, float; no objects, which could run code
 
 
 def pack(message: Any) -> bytes:
-    """One message as bytes. Raises TypeError for what it has no form for."""
+    """Return a message as bytes. Raises TypeError for a value that cannot be encoded."""
     return msgpack.packb(message, default=_encode, use_bin_type=True)
 
 
 def unpack(data: bytes) -> Any:
-    """The message of `pack`. Arrays can be written to. Raises ValueError for anything else."""
+    """Return the message that `pack` encoded, with writable arrays. Raises ValueError for other bytes."""
     return msgpack.unpackb(data, object_hook=_decode, raw=False, strict_map_key=False)
 
 
@@ -47,7 +47,7 @@ def send(stream: IO[bytes], message: Any) -> None:
 
 
 def receive(stream: IO[bytes]) -> Any | None:
-    """The next message, waiting for it; None when the other side has closed, or died within a message."""
+    """Wait for the next message. Return None if the other side has closed, or died within a message."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None

@@ -1,7 +1,7 @@
-"""The process that simulates: answers commands on its standard input, in whatever interpreter it was started.
+"""The worker process: runs environments in its own interpreter and answers commands from its standard input.
 
-Several environments of one suite live in it, numbered by slots. The simulator runs in the main thread, where GL
-contexts belong. What a simulator prints goes to standard error; standard output carries messages (`wire`).
+It holds several environments of one suite, numbered by slots. The simulator runs in the main thread, as GL contexts
+require. Output of the simulator goes to standard error; standard output carries messages (`wire`).
 """
 
 from __future__ import annotations
@@ -23,20 +23,30 @@ from anyvla_sim.base import Benchmark, BenchmarkUnusable, ExpertStuck
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers.wire import receive, send
 
-GRACE_S = 2.0  # how long a worker whose parent is gone may take to end by itself
+GRACE_S = 2.0  # time that a worker has to end by itself after its parent is gone
 
 
-class Played:
-    """The environments of a worker and what they play."""
+class SlotEnvironments:
+    """The environments of a worker, one per slot, and the commands that they answer."""
 
     def __init__(self, benchmark: Benchmark) -> None:
         self.benchmark = benchmark
         self._environments: dict[Any, Any] = {}
         self._steps: dict[Any, int] = {}
         self._clipped: dict[Any, int] = {}
+        self._verbs = {
+            "reset": self._reset,
+            "begin": self._begin,
+            "execute": self._execute,
+            "disturb": self._disturb,
+            "observe": self._observe,
+            "step": self._step,
+            "expert": self._expert,
+            "frame": self._frame,
+        }
 
     def answer(self, command: Mapping[str, Any]) -> dict[str, Any]:
-        """Carry out one command. Raises what the benchmark raises."""
+        """Run one command and return its answer. Raises the errors of the benchmark."""
         verb = command["verb"]
         if verb == "about":
             return self._about()
@@ -46,10 +56,10 @@ class Played:
         environment = self._environments.get(slot)
         if environment is None:
             environment = self._environments[slot] = self.benchmark.make(command["suite"])
-        return getattr(self, "_" + verb)(environment, slot, command)
+        return self._verbs[verb](environment, slot, command)
 
     def drop(self, slot: Any) -> None:
-        """Forget an environment that failed: the next command makes another."""
+        """Drop an environment that failed. The next command for the slot makes another."""
         self._environments.pop(slot, None)
 
     def _about(self) -> dict[str, Any]:
@@ -74,15 +84,15 @@ class Played:
     def _reset(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
         environment.reset(command["task"], command["seed"], command["factors"])
         self._steps[slot] = self._clipped[slot] = 0
-        return self._shown(environment, slot, {})
+        return self._state(environment, slot, {})
 
     def _begin(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
         environment.begin(command["task"])
         self._steps[slot] = 0
-        return self._shown(environment, slot, {})
+        return self._state(environment, slot, {})
 
     def _execute(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        """Up to n actions; fewer if a goal holds before and `until_goal` is set."""
+        """Execute up to n actions; with `until_goal`, stop once a goal holds."""
         goals: Mapping[str, bool] = {}
         limits = getattr(environment, "limits", None)
         for action in command["actions"]:
@@ -93,28 +103,28 @@ class Played:
             self._steps[slot] += 1
             if command["until_goal"] and any(goals.values()):
                 break
-        return self._shown(environment, slot, goals, over=command["until_goal"] and any(goals.values()))
+        return self._state(environment, slot, goals, over=command["until_goal"] and any(goals.values()))
 
     def _disturb(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
         done = bool(environment.disturb(command["kind"], command["seed"]))
-        return {**self._shown(environment, slot, {}), "disturbed": done}
+        return {**self._state(environment, slot, {}), "disturbed": done}
 
-    def _shown(self, environment: Any, slot: Any, goals: Mapping[str, bool], over: bool = False) -> dict[str, Any]:
-        seen = None if over else environment.observe()  # once a goal holds the episode is over, and rendering costs
-        speak = getattr(environment, "instruction", None)
+    def _state(self, environment: Any, slot: Any, goals: Mapping[str, bool], over: bool = False) -> dict[str, Any]:
+        """Return the state after a command, without an observation if the episode is over."""
+        get_instruction = getattr(environment, "instruction", None)
         return {
-            "instruction": speak() if speak else None,
-            "observation": None if seen is None else {"images": dict(seen.images), "proprio": seen.proprio},
+            "instruction": get_instruction() if get_instruction else None,
+            "observation": None if over else self._observe(environment, slot, {}),
             "goals": {task: bool(holds) for task, holds in goals.items()},
             "steps": self._steps[slot],
             "clipped": self._clipped[slot],
         }
 
-    # One command at a time, for demonstrations and videos (`remote`).
+    # The following commands are for `remote`.
 
     def _observe(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        seen = environment.observe()
-        return {"images": dict(seen.images), "proprio": seen.proprio}
+        observation = environment.observe()
+        return {"images": dict(observation.images), "proprio": observation.proprio}
 
     def _step(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
         return {"goals": {task: bool(holds) for task, holds in environment.step(command["action"]).items()}}
@@ -127,7 +137,7 @@ class Played:
 
 
 def _resident_mb() -> float:
-    """The memory of this process, in MB; 0 where it cannot be told."""
+    """Return the resident memory of this process in MB, or 0 if it is unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -136,7 +146,7 @@ def _resident_mb() -> float:
 
 
 def _commands(stream: IO[bytes]) -> "queue.Queue[dict[str, Any] | None]":
-    """Commands as they come, None at their end; a main thread that hangs does not outlive its parent."""
+    """Return a queue of the commands, with None at their end. Then end the process, even if its main thread hangs."""
     commands: "queue.Queue[dict[str, Any] | None]" = queue.Queue()
 
     def read() -> None:
@@ -144,7 +154,7 @@ def _commands(stream: IO[bytes]) -> "queue.Queue[dict[str, Any] | None]":
         while command is not None:
             try:
                 command = receive(stream)
-            except ValueError:  # not ours: as good as gone
+            except ValueError:  # no message of anyvla: treat it as the end
                 command = None
             commands.put(command)
         end = threading.Timer(GRACE_S, os._exit, (1,))
@@ -156,42 +166,42 @@ def _commands(stream: IO[bytes]) -> "queue.Queue[dict[str, Any] | None]":
 
 
 def _message(error: BaseException) -> str:
-    """What a person needs: the sentence of an error that was made for people, the traceback of any other."""
+    """Return the message of an error that is written for users, the traceback of any other."""
     if isinstance(error, (ImportError, ValueError, BenchmarkUnusable)):
         return str(error)
     return "".join(traceback.format_exception(type(error), error, error.__traceback__)).strip()
 
 
 def main() -> None:
-    """Answer until standard input ends. The first command opens the benchmark."""
+    """Answer commands until standard input ends. The first command opens the benchmark."""
     signals.ignore()
-    os.environ["LP_NUM_THREADS"] = "1"  # Mesa's software renderer would take all cores in each process
+    os.environ["LP_NUM_THREADS"] = "1"  # else Mesa's software renderer takes all cores in each process
     commands = _commands(os.fdopen(os.dup(0), "rb"))
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a simulator that asks questions reads an end
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a simulator that asks a question reads the end of the file
     os.dup2(2, 1)
     sys.stdout = sys.stderr
-    played: Played | None = None
+    environments: SlotEnvironments | None = None
     while True:
         command = commands.get()
         if command is None:
             return
         slot = command.get("slot")
         try:
-            if played is None:
-                played = Played(Spec(command["target"], command["settings"]).open())
+            if environments is None:
+                environments = SlotEnvironments(Spec(command["target"], command["settings"]).open())
                 answer: dict[str, Any] = {"python": platform.python_version()}
             else:
-                answer = played.answer(command)
+                answer = environments.answer(command)
             answer["kind"] = "answer"
-        except ExpertStuck as error:  # the environment is as good as before
+        except ExpertStuck as error:  # the environment is still usable
             answer = {"kind": "stuck", "message": str(error)}
         except Exception as error:
             bad_input = isinstance(error, ValueError) and command["verb"] in ("open", "describe", "reset", "begin")
             unusable = bad_input or isinstance(error, (ImportError, BenchmarkUnusable))
             answer = {"kind": "unusable" if unusable else "failed", "message": _message(error)}
-            if played is not None:
-                played.drop(slot)
+            if environments is not None:
+                environments.drop(slot)
         answer.update(verb=command["verb"], slot=slot, resident_mb=_resident_mb())
         try:
             send(out, answer)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from anyvla_sim.base import BenchmarkUnusable, NotInstalled
-from anyvla_sim.calvin import install as calvin_install
+from anyvla_sim.calvin import installation
 from anyvla_sim.calvin.sequences import UTILS
+from anyvla_sim.checkouts import git_commit
 from tests.sim.calvin import calvin_root
 
 
@@ -21,14 +22,14 @@ def test_no_root_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         NotInstalled, match=r"git clone https://github.com/mees/calvin.*CALVIN_ROOT.*Python 3\.8.*pybullet"
     ):
-        calvin_install.find(None)
+        installation.find_checkout(None)
 
 
 def test_root_of_the_setting_or_of_the_environment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALVIN_ROOT", str(root))
-    assert calvin_install.find(None) == root
+    assert installation.find_checkout(None) == root
     monkeypatch.setenv("CALVIN_ROOT", "/elsewhere")
-    assert calvin_install.find(str(root / ".." / "calvin")) == root
+    assert installation.find_checkout(str(root / ".." / "calvin")) == root
 
 
 def test_another_folder_is_refused(root: Path) -> None:
@@ -36,51 +37,51 @@ def test_another_folder_is_refused(root: Path) -> None:
     with pytest.raises(
         ValueError, match=rf"{root} is no checkout of CALVIN: it has no {UTILS}\. To get one: git clone"
     ):
-        calvin_install.find(str(root))
+        installation.find_checkout(str(root))
 
 
 def test_an_empty_submodule_is_told(root: Path) -> None:
-    (root / calvin_install.SIMULATOR).unlink()
+    (root / installation.SIMULATOR).unlink()
     with pytest.raises(ValueError, match=r"its submodule is empty; git -C .* submodule update --init calvin_env"):
-        calvin_install.find(str(root))
+        installation.find_checkout(str(root))
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calvin_install, "PACKAGES", {"numpy": "numpy", "no_such_module": "no-such-package"})
+    monkeypatch.setattr(installation, "PACKAGES", {"numpy": "numpy", "no_such_module": "no-such-package"})
     with pytest.raises(
         NotInstalled, match=rf"lacks no-such-package\. .*{sys.executable} -m pip install no-such-package$"
     ):
-        calvin_install.check_packages()
+        installation.check_packages()
 
 
 def test_phrases_of_the_official_evaluation(root: Path) -> None:
-    assert calvin_install.phrases(root) == {"turn_on_led": ["press the button"], "open_drawer": ["pull the handle"]}
+    assert installation.read_phrases(root) == {"turn_on_led": ["press the button"], "open_drawer": ["pull the handle"]}
 
 
 def test_a_folder_outside_of_git_has_an_unknown_commit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(root.parent))
-    assert calvin_install.commit(root) == "unknown"
+    assert git_commit(root) == "unknown"
 
 
 @pytest.mark.parametrize(
     ("probe", "why"), [("raise SystemExit('no display')", "no display"), ("import os; os.abort()", "it ended with -6")]
 )
 def test_egl_that_fails_or_crashes_is_told(monkeypatch: pytest.MonkeyPatch, probe: str, why: str) -> None:
-    monkeypatch.setattr(calvin_install, "_PROBE", probe)
+    monkeypatch.setattr(installation, "_PROBE", probe)
     with pytest.raises(
         BenchmarkUnusable, match=rf"EGL renderer does not work here \({why}\).*--environment.render tiny"
     ):
-        calvin_install.egl_driver.__wrapped__()
+        installation.find_egl_driver.__wrapped__()
 
 
 def test_the_driver_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calvin_install, "_PROBE", "print('GL_VENDOR=x\\nGL_RENDERER=softpipe (y=1)')")
-    assert calvin_install.egl_driver.__wrapped__() == "softpipe (y=1)"
+    monkeypatch.setattr(installation, "_PROBE", "print('GL_VENDOR=x\\nGL_RENDERER=softpipe (y=1)')")
+    assert installation.find_egl_driver.__wrapped__() == "softpipe (y=1)"
 
 
 @pytest.mark.simulator("calvin")
 def test_the_official_phrases() -> None:
-    phrases = calvin_install.phrases(calvin_install.find(None))
+    phrases = installation.read_phrases(installation.find_checkout(None))
     assert len(phrases) == 34
     assert phrases["open_drawer"] == ["pull the handle to open the drawer"]
     assert {len(said) for said in phrases.values()} == {1}

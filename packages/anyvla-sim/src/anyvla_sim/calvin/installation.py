@@ -1,4 +1,4 @@
-"""The user's CALVIN: where it is, whether it is whole, what of it can be read, and how its simulator is imported."""
+"""The user's checkout of CALVIN: find and check it, read its files, import its simulator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import os
 import platform
-import subprocess
 import sys
 import warnings
 from functools import lru_cache
@@ -21,7 +20,7 @@ ORACLE = "calvin_models/conf/callbacks/rollout/tasks/new_playtable_tasks.yaml"
 ANNOTATIONS = "calvin_models/conf/annotations/new_playtable_validation.yaml"
 SIMULATOR = "calvin_env/calvin_env/envs/play_table_env.py"
 SCENE = "calvin_env/conf/scene/calvin_scene_D.yaml"
-PACKAGES = {  # module -> how pip calls it; what calvin_env imports when it plays
+PACKAGES = {  # modules that calvin_env imports -> their names for pip
     "pybullet": "pybullet",
     "hydra": "hydra-core",
     "omegaconf": "omegaconf",
@@ -37,8 +36,8 @@ _CLONE = (
 )
 
 
-def find(root: str | None) -> Path:
-    """The checkout at `root`, or at $CALVIN_ROOT. Raises NotInstalled if neither is given, ValueError if it is none."""
+def find_checkout(root: str | None) -> Path:
+    """Return the checkout at `root`, by default $CALVIN_ROOT. Raises NotInstalled or ValueError."""
     given = root or os.environ.get("CALVIN_ROOT")
     if not given:
         raise NotInstalled(f"CALVIN is played from a checkout of its repository: {_CLONE}. {_packages_hint()}")
@@ -55,7 +54,7 @@ def find(root: str | None) -> Path:
 
 
 def check_packages() -> None:
-    """Raises NotInstalled that names what this interpreter lacks."""
+    """Raise NotInstalled with the missing packages if this interpreter lacks any."""
     lacking = [pip for module, pip in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if lacking:
         raise NotInstalled(f"Python {platform.python_version()} lacks {', '.join(lacking)}. {_packages_hint(lacking)}")
@@ -69,31 +68,31 @@ def _packages_hint(lacking: Sequence[str] = ()) -> str:
     )
 
 
-def phrases(root: Path) -> Mapping[str, Sequence[str]]:
-    """Task -> the phrases of the official evaluation, one each."""
+def read_phrases(root: Path) -> Mapping[str, Sequence[str]]:
+    """Return the instructions of the official evaluation by task, one each."""
     import yaml
 
     read = yaml.safe_load((root / ANNOTATIONS).read_text(encoding="utf-8"))
-    return {str(task): [str(phrase) for phrase in said] for task, said in read.items()}
+    return {str(task): [str(phrase) for phrase in phrases] for task, phrases in read.items()}
 
 
-def environment_config(root: Path, cameras: str) -> Any:
-    """The `env` of hydra: scene D, the arm that recorded the data sets, and some of `calvin_env/conf/cameras`.
+def load_environment_config(root: Path, cameras: str) -> Any:
+    """Return hydra's `env`: scene D, the arm that recorded the data sets, and `cameras`, of `calvin_env/conf/cameras`.
 
-    CALVIN's own `get_env` reads it from a data set, which nobody needs for playing.
+    CALVIN's own `get_env` reads it from a data set, which an evaluation does not need otherwise.
     """
     from hydra import compose, initialize_config_dir
 
     choices = (f"cameras={cameras}", "scene=calvin_scene_D", "robot=panda_longer_finger", "use_vr=false")
-    quiet = ("hydra/job_logging=none", "hydra/hydra_logging=none")  # theirs ask for another package, to color a log
+    quiet = ("hydra/job_logging=none", "hydra/hydra_logging=none")  # CALVIN's settings need a package for colored logs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # files of hydra 1.1 under a later one
         with initialize_config_dir(str(root / "calvin_env" / "conf")):
             return compose("config_data_collection", overrides=[*choices, *quiet]).env
 
 
-def simulator(root: Path) -> Mapping[str, Any]:
-    """The modules of `calvin_env`: "env", "robot", "gripper_camera".
+def import_simulator(root: Path) -> Mapping[str, Any]:
+    """Return the modules of `calvin_env` as "env", "robot" and "gripper_camera".
 
     Raises NotInstalled, ValueError if this process has loaded them from another checkout.
     """
@@ -101,7 +100,7 @@ def simulator(root: Path) -> Mapping[str, Any]:
     folder = str(root / "calvin_env")
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # without the program git, its import raises
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # its import raises without the program git
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -112,18 +111,9 @@ def simulator(root: Path) -> Mapping[str, Any]:
         raise NotInstalled(f"CALVIN's simulator cannot be imported: {error}. {_packages_hint()}") from error
     if Path(str(env.__file__)).resolve() != (root / SIMULATOR).resolve():
         raise ValueError(f"calvin_env is loaded from {env.__file__} already; {root} needs another process")
-    # It logs its commit and crashes outside of a git repository; `versions` records the commit anyway.
+    # It logs its commit, which crashes outside of a git repository. `versions` records the commit anyway.
     vars(env)["get_git_commit_hash"] = lambda path: "see versions"
     return {"env": env, "robot": robot, "gripper_camera": gripper_camera}
-
-
-def commit(folder: Path) -> str:
-    """The git commit of a checkout, "unknown" if it is none."""
-    try:
-        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-        return subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 _PROBE = """
@@ -138,8 +128,8 @@ pybullet.getCameraImage(8, 8)
 
 
 @lru_cache(maxsize=None)
-def egl_driver() -> str:
-    """What draws behind EGL, as it names itself. Raises BenchmarkUnusable where EGL does not work."""
+def find_egl_driver() -> str:
+    """Return the name of the EGL driver. Raises BenchmarkUnusable if EGL does not work."""
     try:
         named = [line.split("=", 1)[1] for line in run_trial(_PROBE).splitlines() if line.startswith("GL_RENDERER=")]
         if not named:
