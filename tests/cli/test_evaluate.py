@@ -110,7 +110,7 @@ def test_what_is_played_and_filmed_is_what_was_asked_for(
         seen["evaluate"] = (vla, [p.key for p in plans], opened.name, config, folder, keys["checkpoint"])
         seen["settings"] = opened.spec.settings
         for result in (RESULT, replace(RESULT, outcome="failure"), replace(RESULT, outcome="failure")):
-            keys["heard"](replace(result, condition="empty"))
+            keys["on_result"](replace(result, condition="empty"))
         keys["progress"](3, 3)
         return [RESULT]
 

@@ -42,7 +42,7 @@ class Running:
     ) -> None:
         self.limits = limits or ServerLimits()
         self.protocol = VlaEvalProtocol(vla, Translator(MAPPING, ROBOT, self.limits), execute, self.limits)
-        self.service = Service(self.protocol.conversation, self.limits, key)
+        self.service = Service(self.protocol.open_connection, self.limits, key)
         self._sockets = bind("127.0.0.1", 0)
         self.port: int = self._sockets[0].getsockname()[1]
         self.url = f"ws://127.0.0.1:{self.port}"

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--execute {options.execute}: the policy predicts {vla.config.chunk} actions at once")
     translator = Translator(_mapping(options.mapping, name), robots[name], limits)
     protocol = VlaEvalProtocol(vla, translator, options.execute, limits)
-    service = Service(protocol.conversation, limits, key)
+    service = Service(protocol.open_connection, limits, key)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"ws://{host}:{sockets[0].getsockname()[1]}"
     unanswered = asyncio.run(_serve(service, sockets, options.host, f"{options.protocol}: {name} at {address}"))

@@ -1,7 +1,7 @@
-"""What a model does with a window, found by letting it read one: where tokens stand, who sees whom, what it weighs.
+"""Explain a model by running it on a dummy window: the layout of its sequences, its attention mask, its parameters.
 
-Nothing here knows a structure by name. A made-up window goes through the model's own parts while its backbone's calls
-are recorded, and the sequences and masks that ran are what is told.
+The explanation does not depend on the names of structures. The model reads a dummy window while the calls of its
+backbone are recorded, and the explanation describes the recorded sequences and masks.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from anyvla.sequence.tokens import TokenSequence
 from anyvla.types import Batch, Observation
 
 Kind = Literal["start", "image", "text", "past", "proprio", "readout", "suffix"]
-SIDE = 64  # pixels of made-up images; backbones scale them
+SIDE = 64  # pixels of dummy images; backbones resize them
 INSTRUCTION = "put the red cup on the plate"
-ACTED = 3  # steps of a session that are played
+ACTED = 3  # steps of the dummy session
 
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """Places of a sequence that hold one thing."""
+    """Consecutive tokens of one kind in a sequence."""
 
     kind: Kind
     label: str
@@ -44,7 +44,7 @@ class TokenGroup:
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Weights of one part."""
+    """Number of parameters of one part."""
 
     name: str
     parameters: int
@@ -53,36 +53,36 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is told of a model."""
+    """A description of a model."""
 
     name: str
     structure: dict[str, str]  # backbone, history, fuser, decoder, representation
     window: int  # W
-    sequences: int  # of the backbone for one window
-    length: int  # places of one sequence, without suffixes
-    limit: int | None  # places that the backbone can take; None: it does not say
+    sequences: int  # that the backbone reads for one window
+    length: int  # tokens of one sequence, without suffixes
+    limit: int | None  # context length of the backbone in tokens; None: not declared
     readouts: int  # R
     chunk: int  # N
     execute: int
     action: int  # A
-    groups: tuple[TokenGroup, ...]  # of one sequence, in order; a step's suffix follows it
-    sees: Float[np.ndarray, "G G"] = field(repr=False)  # which share of the places of a column each row sees
+    groups: tuple[TokenGroup, ...]  # of one sequence, in order; the suffix of a step follows the step
+    sees: Float[np.ndarray, "G G"] = field(repr=False)  # fraction of the tokens of each column that a row attends to
     parts: tuple[ParameterCount, ...]
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data for JSON."""
         return asdict(self) | {"sees": self.sees.tolist()}
 
 
 @dataclass(frozen=True)
 class RecordingContinuation(Continuation):
-    """A continuation that keeps what a decoder does with it."""
+    """A continuation that records how a decoder uses it."""
 
-    seen_apart: list[Bool[Tensor, "T T"]] = field(default_factory=list)  # what places of a suffix see of each other
-    passes: list[int] = field(default_factory=list)  # places of a suffix that layers of the decoder's own read at once
+    seen_apart: list[Bool[Tensor, "C C"]] = field(default_factory=list)  # masks among the tokens of a suffix
+    passes: list[int] = field(default_factory=list)  # tokens of a suffix per pass of the decoder's own layers
 
-    def build_suffix_mask(self, places: int, *, causal: bool) -> Bool[Tensor, "S W*T W*T"]:
+    def build_suffix_mask(self, places: int, *, causal: bool) -> Bool[Tensor, "S Q Q"]:
         seen = super().build_suffix_mask(places, causal=causal)
         self.seen_apart.append(seen[0, :places, :places])
         return seen
@@ -95,7 +95,7 @@ class RecordingContinuation(Continuation):
 
 @contextmanager
 def record_calls(backbone: torch.nn.Module) -> Iterator[list[TokenSequence]]:
-    """What the backbone reads while this is open, call by call."""
+    """Record the sequence of each call of the backbone."""
     calls: list[TokenSequence] = []
 
     def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def record_calls(backbone: torch.nn.Module) -> Iterator[list[TokenSequence]]:
 
 
 def dummy_statistics(embodiment: Embodiment) -> Statistics:
-    """Of a robot whose actions and proprioception lie in [-1, 1]."""
+    """Return statistics of a robot whose actions and proprio are in [-1, 1]."""
 
     def of(dims: int) -> dict[str, list[float]]:
         low, high = [-1.0] * dims, [1.0] * dims
@@ -119,7 +119,7 @@ def dummy_statistics(embodiment: Embodiment) -> Statistics:
 
 
 def dummy_chunks(count: int, chunk: int, dims: int, seed: int = 0) -> Float[Tensor, "K N A"]:
-    """Smooth chunks in [-1, 1], as robots make them: slow waves."""
+    """Return smooth chunks in [-1, 1]: slow sine waves, similar to the motion of a robot."""
     g = torch.Generator().manual_seed(seed)
     time = torch.linspace(0, 1, chunk)[:, None]
     speed, phase = torch.rand(2, count, 1, dims, generator=g) * 6
@@ -127,7 +127,7 @@ def dummy_chunks(count: int, chunk: int, dims: int, seed: int = 0) -> Float[Tens
 
 
 def dummy_window(vla: VLA, seed: int = 0) -> Batch:
-    """One window of all its steps."""
+    """Return a full window of random images, proprio and smooth chunks."""
     steps, robot = vla.history.window, vla.embodiment
     g = torch.Generator().manual_seed(seed)
     chunks = dummy_chunks(steps, vla.config.chunk, robot.action.size, seed)
@@ -147,13 +147,13 @@ def dummy_window(vla: VLA, seed: int = 0) -> Batch:
 
 @torch.no_grad()
 def explain(vla: VLA, name: str, notes: Sequence[str] = ()) -> Explanation:
-    """Let the model read a made-up window, and play some steps. Raises what the model raises. `notes`: to add."""
+    """Run the model on a dummy window and a dummy session, and describe both. `notes`: added to the description."""
     config, batch = vla.config, dummy_window(vla)
     with record_calls(vla.backbone) as calls:
         inputs = vla.read(batch)
     sequence = calls[0]
     places = label_positions(vla, sequence)
-    groups, sees = _grouped(places, attention_mask_of(vla, sequence)[0])
+    groups, sees = _grouped(places, find_attention_mask(vla, sequence)[0])
     if inputs.continuation is not None:
         own = suffix_mask(vla, inputs, batch)
         groups, sees = _with_suffixes(vla, groups, sees, len(places), inputs.continuation, own)
@@ -177,7 +177,7 @@ def explain(vla: VLA, name: str, notes: Sequence[str] = ()) -> Explanation:
 
 
 def label_positions(vla: VLA, sequence: TokenSequence) -> list[TokenGroup]:
-    """What stands at each place of the first sequence, padding left out. Each group has one place."""
+    """Return a group per token of the first sequence, without padding."""
     out = []
     cameras, readouts = vla.embodiment.cameras, vla.config.readouts
     queries, valid = sequence.query_mask[0].tolist(), sequence.attention_mask[0].tolist()
@@ -212,7 +212,7 @@ def _images(vla: VLA, sequence: TokenSequence) -> list[bool]:
 
 
 def _cameras(vla: VLA, tokens: Sequence[int], images: Sequence[int]) -> dict[int, int]:
-    """Which camera each place of a step shows, what stands around and between image tokens included."""
+    """Return the camera of each image token of a step, including special tokens around and between image tokens."""
     if not images:
         return {}
     views = len(vla.embodiment.cameras)
@@ -226,18 +226,18 @@ def _cameras(vla: VLA, tokens: Sequence[int], images: Sequence[int]) -> dict[int
     return out
 
 
-def attention_mask_of(vla: VLA, sequence: TokenSequence) -> Bool[np.ndarray, "S L L"]:
-    """Who sees whom, as the backbone tells its model; padding left out of no sequence."""
+def find_attention_mask(vla: VLA, sequence: TokenSequence) -> Bool[np.ndarray, "S L L"]:
+    """Return the attention mask that the backbone passes to its model, including padding."""
     count, length = sequence.input_ids.shape
     ask = getattr(vla.backbone, "language_inputs", None)
-    if ask is None or "block_mask" not in vla.backbone.capabilities:  # nothing can be hidden: later places are
+    if ask is None or "block_mask" not in vla.backbone.capabilities:  # only a causal mask is possible
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         return causal.expand(count, -1, -1).numpy()
     everything = torch.ones(count, length, length, dtype=torch.bool, device=sequence.input_ids.device)
     given = ask(sequence if sequence.block_mask is not None else replace(sequence, block_mask=everything), None)[
         "attention_mask"
     ]
-    if isinstance(given, dict):  # layers that see less far have one of their own
+    if isinstance(given, dict):  # sliding-window layers have a separate mask
         given = given.get("full_attention", next(iter(given.values())))
     seen = given[:, 0]
     return (seen if seen.dtype == torch.bool else seen == 0).cpu().numpy()
@@ -246,24 +246,24 @@ def attention_mask_of(vla: VLA, sequence: TokenSequence) -> Bool[np.ndarray, "S 
 def _grouped(
     places: Sequence[TokenGroup], seen: Bool[np.ndarray, "L L"]
 ) -> tuple[list[TokenGroup], Float[np.ndarray, "G G"]]:
-    """Neighbors that hold the same as one group, and the share of pairs that see each other."""
+    """Merge equal neighbors into groups, and average the mask over the tokens of each pair of groups."""
     groups = [replace(group, places=len(list(members))) for group, members in groupby(places)]
     shares = _shares([g.places for g in groups])
     return groups, (shares.T @ seen[: len(places), : len(places)] @ shares).round(6)
 
 
-def suffix_mask(vla: VLA, inputs: DecoderInput, batch: Batch) -> Bool[np.ndarray, "T T"]:
-    """What the places of a suffix see of each other, the first of them the inputs."""
+def suffix_mask(vla: VLA, inputs: DecoderInput, batch: Batch) -> Bool[np.ndarray, "C C"]:
+    """Return the mask among the tokens of a suffix. The first token is the decoder's input."""
     assert inputs.continuation is not None
     given = {f: getattr(inputs.continuation, f) for f in Continuation.__dataclass_fields__}
     watched = DecoderInput(inputs.context, RecordingContinuation(**given))
     assert isinstance(watched.continuation, RecordingContinuation)
-    if "keys_values" not in vla.decoder.needs:  # it reads with the backbone
+    if "keys_values" not in vla.decoder.needs:  # the backbone reads the suffix
         actions = vla.action_normalizer.normalize(batch.actions, batch.robots)[batch.step_mask]
         mask = batch.action_mask[batch.step_mask]
         vla.decoder.loss(watched, actions, mask, torch.Generator().manual_seed(0))
         return watched.continuation.seen_apart[0].cpu().numpy()
-    # It has layers of its own and reads in passes, each of which sees those before it and itself.
+    # The decoder has its own layers and reads in passes; each pass attends to itself and to earlier passes.
     vla.decoder.sample(watched, [torch.Generator().manual_seed(0) for _ in inputs.context])
     number = np.repeat(range(2), watched.continuation.passes[:2])
     return number[:, None] >= number
@@ -275,15 +275,15 @@ def _with_suffixes(
     sees: np.ndarray,
     length: int,
     after: Continuation,
-    own: Bool[np.ndarray, "T T"],
+    own: Bool[np.ndarray, "C C"],
 ) -> tuple[list[TokenGroup], Float[np.ndarray, "G G"]]:
-    """Each step followed by its suffix, which sees what it may of the steps, and itself."""
+    """Insert the suffix of each step after the step, and extend the matrix with what a suffix attends to."""
     visible_ = after.visible[: after.counts[0], :length].cpu().numpy()  # of the first sequence
     shares = (visible_ @ _shares([g.places for g in groups])).round(6)  # (steps, G)
     sizes = [1, len(own) - 1]
     inside = (_shares(sizes).T @ own @ _shares(sizes)).round(6)  # (2, 2)
     out: list[TokenGroup] = []
-    source: list[tuple[int, int]] = []  # of each group: its number and -1, or its step and its place in the suffix
+    source: list[tuple[int, int]] = []  # per group: its number and -1, or its step and its index in the suffix
     for number, group in enumerate(groups):
         out.append(group)
         source.append((number, -1))
@@ -302,12 +302,12 @@ def _with_suffixes(
 
 
 def _shares(sizes: Sequence[int]) -> Float[np.ndarray, "L G"]:
-    """The share of each place in groups of these sizes that follow each other: x @ shares are means over groups."""
+    """Return the averaging matrix of consecutive groups of these sizes: `x @ shares` are means over groups."""
     return np.repeat(np.diag(1 / np.array(sizes)), sizes, axis=0)
 
 
 def count_parameters(vla: VLA) -> list[ParameterCount]:
-    """The weights by part, those of the backbone first. A weight that two parts share counts once."""
+    """Count the parameters by part, the backbone first. Parameters that two parts share count once."""
     seen: set[int] = set()
 
     def part(name: str, weights: Sequence[Tensor]) -> ParameterCount:
@@ -315,7 +315,7 @@ def count_parameters(vla: VLA) -> list[ParameterCount]:
         return ParameterCount(name, sum(w.numel() for w in new), sum(w.numel() for w in new if w.requires_grad))
 
     out = [part(name, weights) for name, weights in parameters_by_part(vla.backbone).items()]
-    out.append(part("LM head", list(vla.backbone.parameters())))  # what no other part holds
+    out.append(part("LM head", list(vla.backbone.parameters())))  # parameters of no other part
     out += [part("readout queries" if n == "queries" else n, [w]) for n, w in vla.named_parameters(recurse=False)]
     out += [part(name, list(child.parameters())) for name, child in vla.named_children() if name != "backbone"]
     return [p for p in out if p.parameters]
@@ -325,11 +325,11 @@ def _notes(vla: VLA, sequence: TokenSequence) -> Iterator[str]:
     config, robot = vla.config, vla.embodiment
     yield f"robot: {robot.name}, cameras {', '.join(robot.cameras)}, actions of {robot.action.size} dims"
     if not any(_images(vla, sequence)) or int(torch.tensor(_images(vla, sequence)).sum()) < len(robot.cameras):
-        yield "images take no places of their own: the backbone reads them by cross-attention"
+        yield "images take no tokens of the sequence: the backbone reads them by cross-attention"
     if config.proprio == "fuser" and robot.proprio.size:
         yield f"proprioception ({robot.proprio.size} dims) joins the readouts before the fuser"
     elif config.proprio == "none":
-        yield "proprioception is not read"
+        yield "proprio is not read"
     if vla.codec is not None:
         ends = ", and an end" if vla.codec.ends else ""
         yield f"a chunk is at most {vla.codec.length} tokens of {vla.codec.size}{ends}"
@@ -337,20 +337,20 @@ def _notes(vla: VLA, sequence: TokenSequence) -> Iterator[str]:
 
 
 def _acting(vla: VLA) -> Iterator[str]:
-    """What a session reads, step after step."""
+    """Yield notes about the tokens that a session reads at each step."""
     robot, rng = vla.embodiment, np.random.default_rng(0)
     training = vla.training
     vla.eval()
     session = vla.start(INSTRUCTION)
-    read: list[int] = []  # places of observations, at each step
-    written: list[list[int]] = []  # places of each further call
+    read: list[int] = []  # tokens of observations per step
+    written: list[list[int]] = []  # tokens of each further call, per step
     again = False
     for _ in range(ACTED):
         images = {c: rng.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8) for c in robot.cameras}
         with record_calls(vla.backbone) as calls:
             vla.act([Observation(images, np.zeros(robot.proprio.size, np.float32))], [session])
         looking = [c for c in calls if len(c.images)]
-        again = any(int(c.step_ids.max()) > 0 for c in looking)  # more than the new step in a sequence
+        again = any(int(c.step_ids.max()) > 0 for c in looking)  # a sequence with more than the new step
         read.append(sum(int(c.attention_mask.sum()) for c in looking))
         written.append([int(c.attention_mask.sum()) for c in calls if not len(c.images)])
     vla.train(training)

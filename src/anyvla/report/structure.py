@@ -1,7 +1,7 @@
-"""The picture of a model's structure, as one SVG: its steps as rows of boxes, what joins them, and who sees whom.
+"""Draw the structure of a model as an SVG: its steps as rows of boxes, fuser and decoder, and the attention mask.
 
-It brings its own colors for light and dark and asks for nothing from elsewhere, so it can stand in a page, a README
-or a file of its own. Long windows show their first two steps and the last.
+The SVG has its own colors for light and dark and no external resources, so it can be embedded in a page or a README.
+Long windows show the first two steps and the last one.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from anyvla.report.explanation import Explanation, Kind, ParameterCount, TokenGr
 WIDTH, MARGIN = 960, 28
 BOX, GAP = 34, 4  # height of a box, space between boxes
 ROW = 50  # from one step to the next
-STEPS_END, WITH_SUFFIX = 640, 545  # where the boxes of steps end at most
-CELL, LABELS = 17, 118  # of the matrix; room for the names of its rows
-SHOWN = 3  # windows of more steps are shortened
-TABLE = 250  # the least width of the table of weights
-LETTER = 6.8  # the width of one, at most, in small words
+STEPS_END, WITH_SUFFIX = 640, 545  # the largest x of the boxes of steps
+CELL, LABELS = 17, 118  # of the matrix; width of its row labels
+SHOWN = 3  # steps of a window that are drawn
+TABLE = 250  # minimum width of the table of parameters
+LETTER = 6.8  # maximum width of a letter in small text
 STYLE = """
 text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--ink); }
 .title { font-size: 19px; font-weight: 600; } .head { font-size: 14px; font-weight: 600; }
@@ -47,7 +47,7 @@ svg { --page: #ffffff; --panel: #f1f3f5; --ink: #1c2128; --soft: #5c6773; --line
 
 @dataclass
 class _Drawing:
-    """SVG elements, and how far down they reach."""
+    """SVG elements, and their lower end."""
 
     elements: list[str] = field(default_factory=list)
     bottom: float = 0
@@ -67,7 +67,7 @@ class _Drawing:
         self.elements.append(f'<path d="{how}" class="{kind}"/>')
 
     def arrow(self, *points: tuple[float, float]) -> None:
-        """Straight lines through the points, with a tip at the last."""
+        """Add straight lines through the points, with a tip at the last one."""
         self.path("M" + " L".join(f"{x:g} {y:g}" for x, y in points), "flow")
         (x0, y0), (x, y) = points[-2:]
         if y == y0:
@@ -79,24 +79,24 @@ class _Drawing:
 
 
 def shown_steps(window: int) -> list[int]:
-    """The steps of a window that a picture shows."""
+    """Return the steps of a window that a drawing shows."""
     return list(range(window)) if window <= SHOWN else [0, 1, window - 1]
 
 
 def shown_groups(explained: Explanation) -> list[int]:
-    """The numbers of the groups that a picture shows."""
+    """Return the numbers of the groups that a drawing shows."""
     steps = {-1, *shown_steps(explained.window)}
     return [number for number, group in enumerate(explained.groups) if group.step in steps]
 
 
 def group_name(group: TokenGroup, explained: Explanation) -> str:
-    """For people: what it is and, where a sequence has several steps, of which."""
+    """Return the label of a group, with its step if the sequence has several steps."""
     several = explained.sequences == 1 and explained.window > 1
     return f"{group.step + 1} {group.label}" if several and group.step >= 0 else group.label
 
 
 def format_count(count: int) -> str:
-    """A number of weights for people: 1.2 G, 41.3 M, 9.6 k, 128."""
+    """Format a number of parameters: 1.2 G, 41.3 M, 9.6 k, 128."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -104,7 +104,7 @@ def format_count(count: int) -> str:
 
 
 def draw_structure(explained: Explanation) -> str:
-    """The whole picture, a document of its own."""
+    """Return the drawing as a standalone SVG document."""
     draw = _Drawing()
     made = explained.structure
     draw.text(MARGIN, 40, explained.name, "title")
@@ -134,7 +134,7 @@ def draw_structure(explained: Explanation) -> str:
 
 
 def _steps(draw: _Drawing, e: Explanation, top: float) -> None:
-    """The steps as rows of boxes, and the way from their readouts to a chunk."""
+    """Draw the steps as rows of boxes, and the path from their readouts to a chunk."""
     one = e.sequences == 1
     words = f"{e.window} steps in one sequence" if one else f"{e.window} steps, a sequence each"
     words = "one step" if e.window == 1 else words
@@ -177,13 +177,13 @@ def _steps(draw: _Drawing, e: Explanation, top: float) -> None:
 
 
 def _short(words: str, room: float) -> str:
-    """Cut to fit into so many pixels."""
+    """Truncate text to a width in pixels."""
     most = max(2, int((room - 6) / LETTER))
     return words if len(words) <= most else f"{words[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _widths(groups: Sequence[TokenGroup], room: float) -> list[float]:
-    """Wider where there are more places, wide enough for the words, and all together no wider than the room."""
+    """Return box widths that grow with the number of tokens, fit the labels, and together fit the room."""
     least = [7.0 * min(12, max(len(g.label), len(str(g.places)))) + 18 for g in groups]
     wanted = [max(w, 9 * g.places**0.5) for w, g in zip(least, groups, strict=True)]
     room -= GAP * (len(groups) - 1)
@@ -200,7 +200,7 @@ def _joints(
     suffixes: Sequence[TokenGroup],
     left: float,
 ) -> None:
-    """Fuser, decoder and chunk, right of the steps; a decoder in the backbone under the last of them."""
+    """Draw fuser, decoder and chunk right of the steps; a decoder in the backbone is below the last step."""
     x, last = max(ends) + 34, rows[-1]
     fuses = e.structure["fuser"] != "identity"
     first = rows[0] if fuses else last
@@ -279,7 +279,7 @@ def _cell(draw: _Drawing, x: float, y: float, kind: Kind, share: float) -> None:
 
 
 def _table(draw: _Drawing, e: Explanation, x: float, top: float) -> None:
-    """Weights and facts, from `x` to the page's right end."""
+    """Draw the parameters and the notes, from `x` to the right margin."""
     right = float(WIDTH - MARGIN)
     draw.text(x, top, "Weights", "head")
     draw.text(right - 84, top, "all", "end soft small")

@@ -1,4 +1,4 @@
-"""Who may ask the policy: everyone on this machine, and others with a key.
+"""Authorize clients of the policy server: everyone on this machine, and others with a key.
 
 A client sends the key as `Authorization: Bearer KEY` or `Api-Key KEY` (openpi), or in its URL, ws://any:KEY@host:port
 (websockets makes `Authorization: Basic` of it, the only way of vla-eval).
@@ -56,7 +56,7 @@ def check_exposure(addresses: Collection[str], key: str | None, no_auth: bool) -
 
 
 def is_authorized(authorization: str, key: str) -> bool:
-    """Return whether the header `Authorization` has the key. The time it takes doesn't depend on how much is right."""
+    """Return whether the header `Authorization` has the key. The time doesn't reveal how much of it is right."""
     scheme, _, given = authorization.strip().partition(" ")
     given = given.strip()
     if scheme.lower() == "basic":

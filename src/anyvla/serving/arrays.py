@@ -1,7 +1,7 @@
-"""Arrays and images as vla-eval sends them: checked from what they declare, decoded only when the policy needs them.
+"""Read arrays and images in the format of vla-eval: check their declared sizes, and decode them when needed.
 
-An array is a map with `__ndarray__`, an image one with `__image__`. Sizes are compared with the bytes that are there
-and with the limits before anything is decoded, so that a small message can't ask for much memory or time.
+An array is a map with `__ndarray__`, an image a map with `__image__`. Declared sizes are compared with the received
+bytes and with the limits before anything is decoded, so a small message can't request much memory or time.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def read_vector(value: Any, name: str, limits: ServerLimits) -> np.ndarray:
 
 
 def _view(value: Mapping[str, Any], name: str, most: int) -> np.ndarray:
-    """Return an array over the bytes of a message, after checks of what it declares."""
+    """Return an array over the bytes of a message, after checking its declared type and shape."""
     missing = [key for key in ("dtype", "shape", "data") if key not in value]
     if missing:
         raise ValueError(f"{name} came without its {missing[0]!r}")

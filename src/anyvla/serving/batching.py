@@ -1,7 +1,7 @@
-"""One policy for many sessions at once: requests that come together are answered together.
+"""Serve many sessions with one policy: requests that arrive together are answered in one batch.
 
-An error belongs to the request that caused it. `VLA.act` leaves sessions as they were when it raises, so a batch that
-fails is repeated in halves until the request at fault is alone.
+An error goes to the request that caused it. `VLA.act` leaves sessions unchanged when it raises, so a failed batch is
+repeated in halves until the faulty request is alone.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Batcher:
         return await self._thread.call(lambda: self._vla.start(instruction, seed, robot))
 
     def copy(self, session: Session) -> Session:
-        """Return a session in the same state, which stays so when the other acts."""
+        """Return an independent copy of a session."""
         return copy_sessions([session], self._vla.history)[0]
 
     async def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""One rollout of a client: its session and the actions of its last chunk. A request that fails changes nothing."""
+"""Run the episodes of a client: a session, and the remaining actions of its last chunk."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Decode = Callable[[Request], Awaitable[Observation]]
 
 
 class Episodes:
-    """The episodes of one connection, one after the other."""
+    """The episodes of one connection, one after the other. A request that fails changes nothing."""
 
     def __init__(self, translator: Translator, batcher: Batcher, decode: Decode, execute: int) -> None:
-        """`decode`: decodes the images of a request off the event loop; `execute`: actions of a chunk that are used."""
+        """`decode`: decodes the images of a request off the event loop; `execute`: actions to use of a chunk."""
         self._translator, self._batcher, self._decode, self._execute = translator, batcher, decode, execute
         self._session: Session | None = None
-        self._said = ""
-        self._left: deque[Float32[np.ndarray, "A"]] = deque()  # actions of the chunk that are not executed yet
+        self._instruction = ""
+        self._remaining: deque[Float32[np.ndarray, "A"]] = deque()  # actions of the chunk that were not sent yet
         self._number = 0  # of the episode on this connection; seeds the noise of its chunks
 
     def start(self) -> None:
@@ -33,19 +33,19 @@ class Episodes:
         self._number += 1
 
     def end(self) -> None:
-        """Forget the session and the rest of its chunk."""
+        """Discard the session and the rest of its chunk."""
         self._session = None
-        self._left = deque()
+        self._remaining = deque()
 
     async def act(self, request: Request) -> Float32[np.ndarray, "A"]:
-        """Return the next action; another instruction begins a new session.
+        """Return the next action. A new instruction begins a new session.
 
-        Raises ValueError, and then the episode is as it was before.
+        Raises ValueError, and leaves the episode unchanged then.
         """
-        goes_on = self._session is not None and request.instruction == self._said
-        if goes_on and self._left:
-            return self._left.popleft()
-        session = self._session if goes_on else None
+        continues = self._session is not None and request.instruction == self._instruction
+        if continues and self._remaining:
+            return self._remaining.popleft()
+        session = self._session if continues else None
         if session is None:
             session = await self._batcher.start(request.instruction, self._number, self._translator.robot.name)
         observation, before = await self._decode(request), self._batcher.copy(session)
@@ -55,5 +55,5 @@ class Episodes:
         except ValueError:
             session.take(before)
             raise
-        self._session, self._said, self._left = session, request.instruction, deque(actions)
-        return self._left.popleft()
+        self._session, self._instruction, self._remaining = session, request.instruction, deque(actions)
+        return self._remaining.popleft()

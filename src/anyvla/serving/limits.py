@@ -1,4 +1,4 @@
-"""How much a client may ask of a policy server. Every number bounds memory, computing time or waiting."""
+"""Define the limits of a policy server. Every limit bounds memory, computing time or waiting time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reserve the address of a server before a policy is loaded, with errors that say the way out."""
+"""Reserve the address of a server before a policy is loaded, with errors that suggest a fix."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def list_addresses(sockets: list[socket.socket]) -> list[str]:
 
 
 def explain_bind_error(error: OSError, host: str, port: int) -> ConfigError:
-    """Return the error of a server that can't listen, with the way out."""
+    """Return an error with a suggestion for a server that can't listen."""
     if error.errno == errno.EADDRINUSE:
         text = f"port {port} is in use: stop the program that has it, or give another --port (0: any that is free)"
     elif error.errno in (errno.EACCES, errno.EPERM):

@@ -1,6 +1,6 @@
-"""Which part of a client's observation is which of the robot's, and what the client takes as an action.
+"""Map the observations of a client to the robot's cameras and proprio, and actions to the client's convention.
 
-Declared, never guessed: a camera or a state that the client does not send is an error that names what it did send.
+The mapping is declared, never guessed: a missing camera or proprio is an error that names the keys that were sent.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class ClientMapping:
     """The names that a client gives to the parts of an observation; the file of `--mapping`."""
 
     cameras: dict[str, str] = Field(default_factory=dict)  # ours: theirs; none: the same names
-    proprio: str = "states"  # where the proprio is, in the order of the robot's groups
+    proprio: str = "states"  # the key of the proprio, in the order of the robot's groups
     instruction: str = "task_description"
-    gripper: tuple[Value, Value] | None = None  # what the client takes for open and for closed; None: as the robot
+    gripper: tuple[Value, Value] | None = None  # the client's values for open and closed; None: as the robot
 
     def __post_init__(self) -> None:
         if self.gripper is not None and self.gripper[0] == self.gripper[1]:
@@ -46,7 +46,7 @@ DEFAULTS = {"libero_panda": ClientMapping(cameras={"agentview": "agentview", "ey
 
 @plain_dataclass(frozen=True)
 class Request:
-    """An observation of a client whose form is right. Its images are not decoded yet."""
+    """A checked observation of a client. Its images are not decoded yet."""
 
     instruction: str
     images: Mapping[str, EncodedImage]  # of the cameras that the policy reads
@@ -58,7 +58,7 @@ class Request:
 
 
 class Translator:
-    """Between a client's messages and a robot."""
+    """Convert the observations of a client, and the actions for it."""
 
     def __init__(self, mapping: ClientMapping, robot: Embodiment, limits: ServerLimits | None = None) -> None:
         """Raise ConfigError for a mapping that does not fit the robot."""
@@ -72,11 +72,11 @@ class Translator:
         self._gripper = self._own_gripper() if mapping.gripper is not None else None
 
     def _own_gripper(self) -> tuple[slice, float, float]:
-        """Return the place of the gripper in an action, and its values for open and closed."""
+        """Return the dims of the gripper in an action, and its values for open and closed."""
         grippers = [g for g in self.robot.action.groups if g.kind == "gripper"]
         if len(grippers) != 1 or grippers[0].open is None:
             raise ConfigError(
-                "the mapping converts a gripper; the robot has none that says which end is open, or several"
+                "the mapping converts a gripper, but the robot has several grippers, or none with a declared open end"
             )
         (group,) = grippers
         assert group.low is not None
@@ -85,8 +85,8 @@ class Translator:
         return self.robot.action.slices()[group.name], group.open, group.low + group.high - group.open
 
     def request(self, payload: Mapping[str, Any]) -> Request:
-        """Return what the policy reads of an observation. Raises ValueError that names the key at fault."""
-        return Request(self._instruction(payload), self._images(payload), self._state(payload))
+        """Return the parts of an observation that the policy reads. Raises ValueError with the faulty key."""
+        return Request(self._instruction(payload), self._images(payload), self._proprio(payload))
 
     def _instruction(self, payload: Mapping[str, Any]) -> str:
         key, most = self._mapping.instruction, self._limits.instruction_characters
@@ -114,30 +114,30 @@ class Translator:
             )
         return {ours: read_image(images[theirs], theirs, self._limits) for ours, theirs in self._cameras.items()}
 
-    def _state(self, payload: Mapping[str, Any]) -> Float32[np.ndarray, "P"]:
+    def _proprio(self, payload: Mapping[str, Any]) -> Float32[np.ndarray, "P"]:
         size, key = self.robot.proprio.size, self._mapping.proprio
         if not size:
             return np.zeros(0, np.float32)
         if key not in payload:
             groups = ", ".join(g.name for g in self.robot.proprio.groups)
             raise ValueError(
-                f"the observation has no {key!r}, it has {join_names(payload)}: the policy reads its state, "
+                f"the observation has no {key!r}, it has {join_names(payload)}: the policy reads its proprio, "
                 f"{groups}; have the client send it (vla-eval: send_state)"
             )
         with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is refused
-            state = read_vector(payload[key], key, self._limits).astype(np.float32)
-        if state.shape != (size,) or not np.isfinite(state).all():
+            proprio = read_vector(payload[key], key, self._limits).astype(np.float32)
+        if proprio.shape != (size,) or not np.isfinite(proprio).all():
             groups = ", ".join(f"{g.name} {g.size}" for g in self.robot.proprio.groups)
-            raise ValueError(f"{key!r} has {state.size} numbers, {size} finite ones are needed: {groups}")
-        return state
+            raise ValueError(f"{key!r} has {proprio.size} numbers, {size} finite ones are needed: {groups}")
+        return proprio
 
     def action(self, action: Float32[np.ndarray, "A"]) -> Float32[np.ndarray, "A"]:
-        """Return an action as the client takes it. Raises ValueError for one that is not finite."""
+        """Return an action in the client's convention. Raises ValueError if it is not finite."""
         theirs = np.array(action, np.float32)
         if self._gripper is not None and self._mapping.gripper is not None:
             where, opened, closed = self._gripper
             share = (action[where] - closed) / (opened - closed)  # 1 open, 0 closed
             theirs[where] = self._mapping.gripper[1] + share * (self._mapping.gripper[0] - self._mapping.gripper[1])
         if not np.isfinite(theirs).all():
-            raise ValueError("the policy gave an action that is not finite; it is not sent")
+            raise ValueError("the policy returned an action that is not finite; it is not sent")
         return theirs

@@ -1,8 +1,8 @@
-"""Read msgpack from strangers: every length is checked before anything is built, and errors name the place.
+"""Read untrusted msgpack: every length is checked before anything is allocated, and errors name the key.
 
 `msgpack.unpackb` bounds each map and list but not how many there are: 32 MiB of empty lists become 2 GiB of objects
-while nothing else runs. This reader counts them. It takes what policy clients send (text keys, no extension types), and
-binary data stays a view of the message.
+while nothing else runs. This reader counts them. It accepts the types that policy clients send (text keys, no extension
+types), and returns binary data as views of the message.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
 class MessageError(ValueError):
-    """A message that is no msgpack, or more than the limits allow."""
+    """A message that is not msgpack, or exceeds the limits."""
 
 
 def read_msgpack(data: bytes, limits: ServerLimits) -> Any:
-    """Return the one value of a message. Raises MessageError that names the place."""
+    """Return the one value of a message. Raises MessageError that names the key."""
     reader = _Reader(data, limits)
     value = reader.value([])
     if reader.position != len(data):
@@ -48,7 +48,7 @@ class _Reader:
         self.position, self._items = 0, 0
 
     def value(self, path: list[str]) -> Any:
-        """Return the next value; `path` has the keys that lead to it."""
+        """Return the next value. `path`: the keys that lead to it."""
         self._items += 1
         if self._items > self._limits.items:
             raise MessageError(f"the message has more than {self._limits.items} values")

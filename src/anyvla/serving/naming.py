@@ -1,4 +1,4 @@
-"""Name the keys and values of strangers in error messages: short and on one line, however long they are."""
+"""Shorten the keys and values of clients for error messages, to one line."""
 
 from __future__ import annotations
 

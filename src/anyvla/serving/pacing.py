@@ -1,8 +1,8 @@
-"""A websocket connection whose bytes are parsed in turns, so that no client can stall the event loop or the others.
+"""Parse the bytes of websocket connections in turns, so that no client can stall the event loop or other clients.
 
-websockets parses all that has arrived at once: a quarter of a megabyte of pings takes it half a second. Here bytes wait
-in the connection, and all connections share turns of a few milliseconds. It also ends connections that ping too often,
-cut messages into too many frames, or never finish a message.
+websockets parses everything that has arrived at once: a quarter of a megabyte of pings takes half a second. Here bytes
+wait in the connection, and all connections share turns of a few milliseconds. A connection also ends if it pings too
+often, splits a message into too many frames, or never finishes a message.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ log = logging.getLogger(__name__)
 _TURN_S = 0.002  # of parsing, then the event loop has its turn
 _SLICE = 4096  # bytes parsed without looking at the clock
 _QUEUE = 1  # messages that wait in a connection; then it stops reading
-_HELD = 1 << 16  # bytes that wait in a connection; then it stops reading
+_MOST_BUFFERED = 1 << 16  # bytes that wait in a connection; then it stops reading
 
 
 class Turns:
-    """Give connections that have bytes to parse their turns. One for all connections of a server."""
+    """Schedule parsing for all connections of a server."""
 
     def __init__(self) -> None:
         self._waiting: deque[PacedConnection] = deque()
         self._scheduled = False
 
     def add(self, connection: PacedConnection) -> None:
-        """Parse what the connection holds, soon."""
+        """Schedule parsing of the connection's bytes."""
         if connection not in self._waiting:
             self._waiting.append(connection)
         if not self._scheduled:
@@ -49,7 +49,7 @@ class Turns:
             try:
                 if connection.parse():
                     self._waiting.append(connection)
-            except Exception:  # the others must go on
+            except Exception:  # must not stop other connections
                 log.exception("a connection cannot be parsed")
                 connection.transport.abort()
             if time.perf_counter() >= end:
@@ -71,10 +71,10 @@ class PacedConnection(ServerConnection):
         lost: Callable[[PacedConnection], None],
         **kwargs: Any,
     ) -> None:
-        """`made` and `lost` are called when the connection begins and when it is no more."""
+        """`made` and `lost` are called when the connection begins and ends."""
         super().__init__(*args, **kwargs)
         self._turns, self._limits, self._made, self._lost = turns, limits, made, lost
-        self._held = bytearray()  # bytes that are not parsed yet
+        self._buffer = bytearray()  # bytes that are not parsed yet
         self._ended = False  # the client sends no more
         self._unread = 0  # messages that are parsed, but not taken by `recv`
         self._fragments = 0  # of the message that is arriving
@@ -89,19 +89,19 @@ class PacedConnection(ServerConnection):
         self._made(self)
 
     def data_received(self, data: bytes) -> None:
-        self._held += data
+        self._buffer += data
         self._read_or_pause()
         self._turns.add(self)
 
     def eof_received(self) -> bool | None:
-        if self._held:
+        if self._buffer:
             self._ended = True
             return True  # keeps the transport until all is parsed
         super().eof_received()
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._held.clear()
+        self._buffer.clear()
         for timer in (self._timer, self._abort):
             if timer is not None:
                 timer.cancel()
@@ -115,11 +115,11 @@ class PacedConnection(ServerConnection):
         return message
 
     def parse(self) -> bool:
-        """Parse a slice of what is held. Return whether there is more to do."""
-        if not self._held or self._full:
+        """Parse a slice of the buffered bytes. Return whether there is more to do."""
+        if not self._buffer or self._full:
             return False
-        part = bytes(self._held[:_SLICE])
-        del self._held[:_SLICE]
+        part = bytes(self._buffer[:_SLICE])
+        del self._buffer[:_SLICE]
         before = self._completed
         super().data_received(part)
         if self._completed > before:
@@ -128,16 +128,16 @@ class PacedConnection(ServerConnection):
             self._timer = self.loop.call_later(self._limits.message_seconds, self._too_slow)
         if self.state is State.CLOSING:
             self._close_soon()
-        if self._ended and not self._held:
+        if self._ended and not self._buffer:
             super().eof_received()
             self.transport.close()
         self._read_or_pause()
-        return bool(self._held) and not self._full
+        return bool(self._buffer) and not self._full
 
     @property
     def receiving(self) -> bool:
         """Whether a message or a part of one has arrived that `recv` has not returned."""
-        return bool(self._held or self._unread or self._timer)
+        return bool(self._buffer or self._unread or self._timer)
 
     @property
     def _full(self) -> bool:
@@ -172,7 +172,7 @@ class PacedConnection(ServerConnection):
             return
         self.protocol.fail(CloseCode.POLICY_VIOLATION, reason)
         self.send_data()
-        self._held.clear()
+        self._buffer.clear()
         self._close_soon()
 
     def _close_soon(self) -> None:
@@ -186,7 +186,7 @@ class PacedConnection(ServerConnection):
             self._timer = None
 
     def _read_or_pause(self) -> None:
-        if len(self._held) >= _HELD or (self._held and self._full):
+        if len(self._buffer) >= _MOST_BUFFERED or (self._buffer and self._full):
             self.transport.pause_reading()
         elif not self.transport.is_closing():
             self.transport.resume_reading()

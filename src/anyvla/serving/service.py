@@ -1,6 +1,6 @@
-"""Connections of a policy server: who gets one, what ends it, and how all of them end when the server stops.
+"""Accept, limit and close the connections of a policy server.
 
-It knows no protocol: a conversation answers one message after the other. `GET /health` is answered without one.
+The protocol is separate: an `Answer` function handles the messages of one connection. `GET /health` needs none.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import contextlib
 import http
 import logging
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from websockets.asyncio.server import Server, serve
 from websockets.exceptions import ConnectionClosed
@@ -26,19 +26,16 @@ _ACCEPT = 16  # new connections in one turn of the event loop; the kernel queues
 _STOPS = "the server stops"
 
 
-class Conversation(Protocol):
-    """One connection's state."""
-
-    async def answer(self, data: bytes | str) -> bytes | None:
-        """Return the answer to a message, None if it wants none. Must answer bad input with an error, not raise."""
+# Returns the answer to a message, or None if it needs none. Answers invalid input with an error instead of raising.
+Answer = Callable[[bytes | str], Awaitable[bytes | None]]
 
 
 class Service:
     """Answer connections until `stop` is called."""
 
-    def __init__(self, conversation: Callable[[], Conversation], limits: ServerLimits, key: str | None = None) -> None:
-        """`conversation` opens one for a new connection; `key`: of clients, None: they need none."""
-        self._converse, self._limits, self._key = conversation, limits, key
+    def __init__(self, open_connection: Callable[[], Answer], limits: ServerLimits, key: str | None = None) -> None:
+        """`open_connection`: called for each new connection. `key`: of clients; None: they need none."""
+        self._open_connection, self._limits, self._key = open_connection, limits, key
         self._opening: dict[PacedConnection, bool] = {}  # in their order; whether the request has arrived
         self._open: dict[PacedConnection, bool] = {}  # whether a request is in progress
         self._stop, self._hurry = asyncio.Event(), False
@@ -87,15 +84,15 @@ class Service:
     def _connect(self, *args: Any, **kwargs: Any) -> PacedConnection:
         """Return the object of a new connection."""
         return PacedConnection(
-            *args, turns=self._turns, limits=self._limits, made=self._remember, lost=self._forget, **kwargs
+            *args, turns=self._turns, limits=self._limits, made=self._add, lost=self._remove, **kwargs
         )
 
-    def _remember(self, connection: PacedConnection) -> None:
+    def _add(self, connection: PacedConnection) -> None:
         """Note a new connection; the oldest one without a request makes room for it."""
         if len(self._opening) >= self._limits.handshakes:
             silent = (c for c, asked in self._opening.items() if not asked)
             oldest = next(silent, next(iter(self._opening)))
-            self._forget(oldest)
+            self._remove(oldest)
             oldest.transport.abort()
         self._opening[connection] = False
 
@@ -104,7 +101,7 @@ class Service:
         if connection in self._open:
             self._open[connection] = busy
 
-    def _forget(self, connection: PacedConnection) -> None:
+    def _remove(self, connection: PacedConnection) -> None:
         self._opening.pop(connection, None)
         self._open.pop(connection, None)
 
@@ -136,7 +133,7 @@ class Service:
         self._open[connection] = False
         gone = asyncio.create_task(connection.wait_closed())
         try:
-            await self._converse_with(connection, gone)
+            await self._answer_messages(connection, gone)
         except ConnectionClosed:
             return
         except Exception:
@@ -146,8 +143,8 @@ class Service:
             gone.cancel()
             self._note(connection, False)
 
-    async def _converse_with(self, connection: PacedConnection, gone: asyncio.Task[None]) -> None:
-        conversation, pace = self._converse(), _Pace(self._limits.requests_per_second)
+    async def _answer_messages(self, connection: PacedConnection, gone: asyncio.Task[None]) -> None:
+        answer_to, pace = self._open_connection(), _Pace(self._limits.requests_per_second)
         while not gone.done() and (connection.receiving or not self._stop.is_set()):
             try:
                 async with asyncio.timeout(self._limits.idle_seconds):
@@ -157,7 +154,7 @@ class Service:
                 return
             self._note(connection, True)
             await pace.wait()
-            answer = await _unless(gone, conversation.answer(data))
+            answer = await _unless(gone, answer_to(data))
             if answer is not None:
                 await self._send(connection, answer)
             self._note(connection, False)
@@ -191,7 +188,7 @@ class Service:
 
 
 class _Pace:
-    """A number of requests a second pass, and as many at once after a pause."""
+    """Limit the requests per second; after a pause, as many may pass at once."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second

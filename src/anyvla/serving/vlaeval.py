@@ -1,8 +1,8 @@
-"""The protocol of vla-eval (PyPI `vla-eval`, protocol 1): its harness plays its benchmarks with our policies.
+"""Implement the protocol of vla-eval (PyPI `vla-eval`, protocol 1), whose harness evaluates our policies.
 
-A websocket with binary frames, msgpack maps of type, payload, seq and timestamp. The client says hello first, sends an
-observation at every control step and gets one action for each; the chunk it is of stays here. An answer echoes `seq`.
-Images travel as PNG, JPEG or raw bytes, arrays with their dtype; nothing is ever unpickled.
+Messages are binary websocket frames with msgpack maps of type, payload, seq and timestamp. The client sends a hello
+first, then an observation at every control step, and gets one action for each; the rest of the chunk stays here. An
+answer echoes `seq`. Images are PNG, JPEG or raw bytes, arrays have a dtype; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from anyvla.serving.limits import ServerLimits
 from anyvla.serving.mapping import Request, Translator
 from anyvla.serving.msgpack_reader import MessageError, read_msgpack
 from anyvla.serving.naming import join_names, quote
+from anyvla.serving.service import Answer
 
 PROTOCOL = 1
 T = TypeVar("T")
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Message:
-    """A message of a client, its form checked."""
+    """A message of a client, checked for its form."""
 
     kind: str
     payload: Mapping[str, Any]
@@ -50,20 +51,20 @@ class MessageFault(ValueError):
 
 
 class VlaEvalProtocol:
-    """The parts that all connections of a server share. `conversation` opens one."""
+    """The state that all connections of a server share. `open_connection` begins one."""
 
     def __init__(
         self, vla: VLA, translator: Translator, execute: int | None = None, limits: ServerLimits | None = None
     ) -> None:
-        """`execute`: actions of a chunk before predicting again; None: as trained."""
+        """`execute`: actions of a chunk before the next prediction; None: as trained."""
         self.vla, self.translator, self.limits = vla, translator, limits or ServerLimits()
         self.execute = execute or vla.config.execute
         self.batcher = Batcher(vla, pending=self.limits.pending_requests)
         self._decoders = ThreadPoolExecutor(self.limits.decoders, "decoder")
 
-    def conversation(self) -> Conversation:
-        """Return the state of a new connection."""
-        return Conversation(self)
+    def open_connection(self) -> Answer:
+        """Return the function that answers the messages of a new connection."""
+        return Conversation(self).answer
 
     async def off_loop(self, run: Callable[..., T], *args: Any) -> T:
         """Run a function in a decoder's thread."""
@@ -76,14 +77,14 @@ class VlaEvalProtocol:
 
 
 class Conversation:
-    """One connection."""
+    """The state of one connection."""
 
     def __init__(self, protocol: VlaEvalProtocol) -> None:
         self._protocol = protocol
         self._episodes = Episodes(protocol.translator, protocol.batcher, self._decode, protocol.execute)
 
     async def answer(self, data: bytes | str) -> bytes | None:
-        """Return the answer to a message, None if it wants none. Bad input is answered with an error that names it."""
+        """Return the answer to a message, None if it needs none. Invalid input gets an error that describes it."""
         seq = 0
         try:
             message, request = await self._protocol.off_loop(self._understand, data)
@@ -108,7 +109,7 @@ class Conversation:
         return None
 
     def _understand(self, data: bytes | str) -> tuple[Message, Request | None]:
-        """Return a message and, if it is an observation, what the policy reads of it. Raises MessageFault."""
+        """Return a message and, for an observation, the checked request. Raises MessageFault."""
         message = read_message(data, self._protocol.limits)
         if message.kind != "observation":
             return message, None
@@ -138,7 +139,7 @@ class Conversation:
 
 
 def read_message(data: bytes | str, limits: ServerLimits) -> Message:
-    """Return a message of a client. Raises MessageFault that says what is wrong with it."""
+    """Parse a message of a client. Raises MessageFault with its faults."""
     if isinstance(data, str):
         raise MessageFault("messages are binary msgpack, this one is text", 0)
     try:
