@@ -256,15 +256,15 @@ def memory(options: argparse.Namespace, root: Path) -> None:
     write_rlds(root / "rlds", records * ((options.episodes or 1000) // 20), (SIZE, SIZE, 3))
     data = WindowDataset(Mixture([open_rlds(root / "rlds")], [1.0], [None]), WindowConfig(window=8, cache_gb=0))
     sampler = MixtureSampler(data.sizes, [1.0], 16, 0)
-    begin = told = time.perf_counter()
+    begin = reported = time.perf_counter()
     lines, step = ["seconds,windows,own_mb,mapped_mb"], 0
     while time.perf_counter() - begin < 60 * options.minutes:
         data.batch(sampler.sample(step))
         step += 1
-        if time.perf_counter() - told > 60 * options.minutes / 200:
-            told = time.perf_counter()
+        if time.perf_counter() - reported > 60 * options.minutes / 200:
+            reported = time.perf_counter()
             own, mapped = (resident(kind) for kind in ("RssAnon", "RssFile"))
-            lines.append(f"{told - begin:.1f},{16 * step},{own:.1f},{mapped:.1f}")
+            lines.append(f"{reported - begin:.1f},{16 * step},{own:.1f},{mapped:.1f}")
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     found = np.array([line.split(",")[2:] for line in lines[1:]], float)  # (n, 2)
     options.out.with_suffix(".svg").write_text(drawn(found, options.minutes), encoding="utf-8")

@@ -65,10 +65,10 @@ def train(name: str, options: argparse.Namespace, dataset: Path) -> str:
         "quickstart", "--out", str(run), "--json", *keys, threads=max(1, (os.cpu_count() or 1) // options.jobs)
     )
     found = json.loads(out.splitlines()[-1])
-    told, swapped = (interval(found[k]) for k in ("success", "success_swapped"))
+    original, swapped = (interval(found[k]) for k in ("success", "success_swapped"))
     stages = [json.loads(line) for line in (run / "stages.jsonl").read_text(encoding="utf-8").splitlines()]
     minutes = next(s["minutes"] for s in reversed(stages) if s["stage"] == "train")
-    return f"| {name} | {told} | {swapped} | {minutes:.1f} min |"
+    return f"| {name} | {original} | {swapped} | {minutes:.1f} min |"
 
 
 def interval(share: dict[str, float]) -> str:

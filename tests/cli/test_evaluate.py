@@ -71,8 +71,8 @@ def test_an_evaluation_on_the_recipes_benchmark_has_its_counts_and_settings(run:
 def test_an_evaluation_elsewhere_takes_nothing_from_the_recipes_section(run: Path, asked: list[Any]) -> None:
     assert main(["eval", str(run), "--benchmark", "gym:Cart-v1", "--conditions", "[original]"]) == 1
     [(arguments, keys)] = asked
-    told = EvaluationConfig(conditions=("original",))
-    assert arguments == (run / "checkpoint", "gym:Cart-v1", {}, told, run / "eval-gym-Cart-v1")
+    config = EvaluationConfig(conditions=("original",))
+    assert arguments == (run / "checkpoint", "gym:Cart-v1", {}, config, run / "eval-gym-Cart-v1")
     assert keys == USUAL
 
 
@@ -99,7 +99,7 @@ def test_a_recipe_evaluates_its_own_checkpoint(tmp_path: Path, asked: list[Any])
 def test_what_is_played_and_filmed_is_what_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The policy, the runner and the films are watched in place of being run."""
+    """The policy, the runner and the filming are replaced by recorders."""
     seen: dict[str, Any] = {}
 
     def load(checkpoint: Path, device: Any, *, trust_remote_code: bool) -> str:

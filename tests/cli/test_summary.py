@@ -36,12 +36,12 @@ def test_every_row_of_an_evaluation() -> None:
     (0.2 + 0.4) / 2 it is sqrt(0.1433^2 + 0.2318^2) / 2 and above it sqrt(0.3098^2 + 0.2873^2) / 2.
     """
     protocol = {"groups": {"two": ["a", "b"], "one": ["c"]}}
-    told = lines("original", {"a": (1, 10), "b": (2, 2), "c": (1, 4)}, protocol=protocol)
-    told += [replace(told[0], seed=90, outcome="error"), replace(told[0], seed=91, outcome="error")]
-    told[1] = replace(told[1], outcome="invalid_action")
+    original = lines("original", {"a": (1, 10), "b": (2, 2), "c": (1, 4)}, protocol=protocol)
+    original += [replace(original[0], seed=90, outcome="error"), replace(original[0], seed=91, outcome="error")]
+    original[1] = replace(original[1], outcome="invalid_action")
     pushed = lines("original+push@5", {"a": (5, 8)}, extra={"disturbed_at": 5}, protocol=protocol)
     empty = lines("empty", {"a": (2, 10), "b": (4, 10)}, protocol=protocol)
-    assert printed([*empty, *pushed, *told]) == [
+    assert printed([*empty, *pushed, *original]) == [
         "condition task success 95 % interval episodes",
         "original a 10.0% 1.8% to 40.4% 10",
         "original b 100.0% 34.2% to 100.0% 2",
@@ -62,9 +62,9 @@ def test_every_row_of_an_evaluation() -> None:
 
 
 def test_tasks_of_equal_counts_need_no_other_mean_and_the_use_of_language_comes_last() -> None:
-    told = lines("original", {"a": (4, 4), "b": (2, 4)})
+    original = lines("original", {"a": (4, 4), "b": (2, 4)})
     swapped = [replace(r, condition="swapped", instructed="b", reached="b") for r in lines("swapped", {"a": (0, 4)})]
-    rows = printed(swapped + told)
+    rows = printed(swapped + original)
     assert [row.rsplit(" ", 5)[0] for row in rows[1:]] == [
         "original a", "original b", "original all", "swapped all", "use of language"
     ]  # fmt: skip
