@@ -109,3 +109,8 @@ def test_keys_and_values_are_renamed_wherever_a_path_leads(monkeypatch: pytest.M
     }
     assert list(renamed["parts"][0]) == ["new", "b"]
     assert line["kinds"] == ["told", "empty", None]
+
+
+def test_a_source_of_schema_1_keeps_its_choice_for_episodes_without_an_instruction() -> None:
+    document = {"data": {"sources": [{"path": "a"}, {"path": "b", "unlabelled": "drop"}]}}
+    assert migrate_recipe(document, "x") == {"data": {"sources": [{"path": "a"}, {"path": "b", "unlabeled": "drop"}]}}

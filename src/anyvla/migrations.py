@@ -18,7 +18,7 @@ RECIPE = 2  # the schema of recipes and of the `config.yaml` of checkpoints
 
 # Renamed keys and values of recipes, by their path; values are patterns. A `*` stands for every key of a mapping and
 # every item of a list.
-_RECIPE_KEYS: dict[str, str] = {"model.decoder.draws": "samples"}
+_RECIPE_KEYS: dict[str, str] = {"model.decoder.draws": "samples", "data.sources.*.unlabelled": "unlabeled"}
 _CONDITIONS = {r"^told\b": "original", r"=coloured\b": "=colored", r"^generalisation$": "generalization"}
 _RECIPE_VALUES: dict[str, dict[str, str]] = {
     "model.proprio": {"^head$": "fuser"},
@@ -29,6 +29,9 @@ _RECIPE_VALUES: dict[str, dict[str, str]] = {
 # Renamed keys and values of the lines of `results.jsonl` of format 2, and of the videos of such an evaluation.
 _RESULT_KEYS: dict[str, str] = {"told": "instructed"}
 _RESULT_VALUES: dict[str, dict[str, str]] = {"condition": _CONDITIONS}
+
+# Renamed keys of the report of a fitted codec.
+_CODEC_REPORT_KEYS = {f"{chunks}.errors.*.normalised": "normalized" for chunks in ("fitted", "held_out")}
 
 # Renamed arrays of the tracks of such an evaluation.
 TRACK_ARRAYS = {
@@ -68,6 +71,13 @@ def migrate_result(line: Mapping[str, Any]) -> dict[str, Any]:
     out = _copy(line)
     for note in _rename(out, _RESULT_KEYS, _RESULT_VALUES):
         logger.debug("%s", note)
+    return out
+
+
+def migrate_codec_report(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the report of a fitted codec under today's names."""
+    out = _copy(report)
+    _rename(out, _CODEC_REPORT_KEYS, {})
     return out
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anyvla.config import STRICT, Part, build, to_dict
 from anyvla.files.documents import read_object
+from anyvla.migrations import migrate_codec_report
 from anyvla.representations.codec import Codec, CodecError
 from anyvla.robot.normalize import Method, Normalizer
 from anyvla.robot.space import ActionSpace
@@ -142,7 +143,7 @@ def load_codec_report(folder: Path) -> CodecReport:
     if not path.is_file():
         raise CodecError(f"there is no fitted codec at {folder}: {again}, which fits it to the recipe's data")
     try:
-        return build(CodecReport, read_object(path))
+        return build(CodecReport, migrate_codec_report(read_object(path)))
     except ValueError as error:
         raise CodecError(f"{path} is no report of a codec, or a damaged one: {again} again") from error
 

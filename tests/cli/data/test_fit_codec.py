@@ -83,6 +83,15 @@ def test_it_fits_to_nine_tenths_and_reports_both(folder: Path, tmp_path: Path, c
     assert robot.max() == pytest.approx(max(t["robot"]["max"] for t in trips), rel=1e-4)
 
 
+def test_a_report_of_before_the_american_spelling_is_read(folder: Path, tmp_path: Path) -> None:
+    run_it(folder, tmp_path, "--json")
+    path = tmp_path / "codec" / "report.json"
+    report = load_codec_report(path.parent)
+    path.write_text(path.read_text().replace('"normalized":', '"normalised":'))
+    assert '"normalised":' in path.read_text()
+    assert load_codec_report(path.parent) == report
+
+
 def test_people_get_a_table_and_the_folder(folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert run_it(folder, tmp_path) == 0
