@@ -90,7 +90,7 @@ def test_an_edit_in_the_middle_is_another_fingerprint(
 def test_an_edit_within_a_tick_of_the_clock_is_noticed(root: Path, monkeypatch: Any) -> None:
     """Even if nothing that `stat` says has changed."""
     now = time.time_ns()
-    monkeypatch.setattr(fingerprints, "_seen", lambda of: (LONG, 1, now, now))
+    monkeypatch.setattr(fingerprints, "_as_state", lambda of: (LONG, 1, now, now))
     first = [make(root, sorted(files(root)), "") for make in WAYS.values()]
     edit(root / "b.parquet")
     assert all(make(root, sorted(files(root)), "") != one for make, one in zip(WAYS.values(), first, strict=True))
@@ -170,7 +170,7 @@ def test_a_file_that_grows_while_it_is_hashed_is_refused(root: Path, monkeypatch
             other.write(b"more")
         return False
 
-    monkeypatch.setattr(fingerprints._Report, "count", written_to)
+    monkeypatch.setattr(fingerprints._Progress, "count", written_to)
     monkeypatch.setattr(fingerprints, "_AT_ONCE", LONG)
     with pytest.raises(ValueError, match=r"parquet changed while it was read: wait until it is complete"):
         hash_files(root, [root / "a.parquet"], "")

@@ -46,18 +46,18 @@ def hash_files(root: Path, files: Iterable[Path], meaning: str) -> str:
 
     Raises ValueError for a file that is missing, is no regular file or changes while it is hashed.
     """
-    return combine(meaning, *_listed(_hashes(root, sorted(files))))
+    return combine(meaning, *_join_hashes(_hashes(root, sorted(files))))
 
 
 def hash_many_files(root: Path, files: Sequence[Path], meaning: str) -> str:
     """Return the fingerprint of so many small files that their hashes are kept in blocks. Raises as `hash_files`."""
-    parts, report = list[str](), _Report(root, len(files), "files")
+    parts, report = list[str](), _Progress(root, len(files), "files")
     for begin in range(0, len(files), _BLOCK):
         block = files[begin : begin + _BLOCK]
         name = cache_key(root, block, "contents")
         known = stored.read("blocks", name)
         if known is None:
-            known = combine(*_listed({of.name: of.digest for of in _hashed(root, block)})).encode()
+            known = combine(*_join_hashes({of.name: of.digest for of in _hash_in_order(root, block)})).encode()
             stored.keep("blocks", name, known)
         parts.append(known.decode())
         report.count(len(block))
@@ -81,7 +81,7 @@ def cache_key(root: Path, files: Iterable[Path], meaning: str) -> str:
     changed in the last seconds are hashed.
     """
     now = time.time_ns()
-    found = {_name(root, path): _needed(path) for path in sorted(files)}
+    found = {_name(root, path): _state_of(path) for path in sorted(files)}
     recent = [root / name for name, seen in found.items() if not _settled(seen, now)]
     return combine(meaning, str(root.resolve()), json.dumps(found), json.dumps(_hashes(root, recent)))
 
@@ -97,7 +97,7 @@ def find_edited(roots: Collection[Path]) -> list[Path]:
 
 def stat_of(path: Path) -> FileState:
     """Return what changes with every edit of a file."""
-    return _seen(path.stat())
+    return _as_state(path.stat())
 
 
 @dataclass(frozen=True)
@@ -108,20 +108,20 @@ class _Hash:
     settled: bool  # the file had not changed for so long that `seen` tells every later edit
 
 
-class _Report:
+class _Progress:
     """Says from time to time how far something long is."""
 
     def __init__(self, root: Path, total: float, unit: str) -> None:
         self._root, self._total, self._unit, self._done = root, total, unit, 0.0
-        self._told, self._lock = time.monotonic(), threading.Lock()
+        self._reported, self._lock = time.monotonic(), threading.Lock()
 
     def count(self, more: float) -> bool:
         """Add to what is done. Return whether something was said."""
         with self._lock:
             self._done += more
-            say = time.monotonic() - self._told > _REPORT_S
+            say = time.monotonic() - self._reported > _REPORT_S
             if say:
-                self._told = time.monotonic()
+                self._reported = time.monotonic()
                 progress = f"{self._done:.4g} of {self._total:.4g} {self._unit}"
                 log.warning("fingerprint of %s, made once: %s", self._root, progress)
             return say
@@ -134,11 +134,11 @@ def _hashes(root: Path, files: Iterable[Path]) -> dict[str, str]:
     out, missing = dict[str, str](), list[Path]()
     for path in files:
         before, out[_name(root, path)] = kept.get(_name(root, path), ((), ""))
-        _taken[path] = _needed(path)
+        _taken[path] = _state_of(path)
         if tuple(before) != _taken[path]:
             missing.append(path)
     saved, new = time.monotonic(), False
-    for number, of in enumerate(_hashed(root, missing), 1):
+    for number, of in enumerate(_hash_in_order(root, missing), 1):
         out[of.name], _taken[root / of.name] = of.digest, of.seen
         if of.settled:
             kept[of.name], new = (of.seen, of.digest), True
@@ -148,32 +148,32 @@ def _hashes(root: Path, files: Iterable[Path]) -> dict[str, str]:
     return out
 
 
-def _hashed(root: Path, files: Sequence[Path]) -> Iterator[_Hash]:
+def _hash_in_order(root: Path, files: Sequence[Path]) -> Iterator[_Hash]:
     """Hash files in full, several at once, in order."""
-    report = _Report(root, sum(path.stat().st_size for path in files) / 1e9, "GB")
+    report = _Progress(root, sum(path.stat().st_size for path in files) / 1e9, "GB")
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="hashes") as pool:
         yield from pool.map(lambda path: _hash(root, path, report), files)
 
 
-def _hash(root: Path, path: Path, report: _Report) -> _Hash:
+def _hash(root: Path, path: Path, report: _Progress) -> _Hash:
     now, digest = time.time_ns(), hashlib.sha256()
     with check_regular(path).open("rb") as file:
-        before = _seen(os.fstat(file.fileno()))
+        before = _as_state(os.fstat(file.fileno()))
         left = before[0] + 1  # no more is read of a file that grows
         while left > 0 and (part := file.read(min(left, _AT_ONCE))):
             digest.update(part)
             left -= len(part)
             report.count(len(part) / 1e9)
-        if before != _seen(os.fstat(file.fileno())):
+        if before != _as_state(os.fstat(file.fileno())):
             raise ValueError(f"{path} changed while it was read: wait until it is complete, then start again")
     return _Hash(_name(root, path), before, digest.hexdigest(), _settled(before, now))
 
 
-def _listed(hashes: Mapping[str, str]) -> list[str]:
+def _join_hashes(hashes: Mapping[str, str]) -> list[str]:
     return [f"{name}:{digest}" for name, digest in hashes.items()]
 
 
-def _needed(path: Path) -> FileState:
+def _state_of(path: Path) -> FileState:
     """Return `stat_of(path)`. Raises ValueError if there is no such file, or no regular one."""
     try:
         return stat_of(check_regular(path))
@@ -181,7 +181,7 @@ def _needed(path: Path) -> FileState:
         raise ValueError(f"there is no {path}; copy the data set again") from None
 
 
-def _seen(of: os.stat_result) -> FileState:
+def _as_state(of: os.stat_result) -> FileState:
     return of.st_size, of.st_ino, of.st_mtime_ns, of.st_ctime_ns
 
 

@@ -51,7 +51,7 @@ def pool_statistics(
     actions, proprio = list[np.ndarray](), list[np.ndarray]()
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="statistics") as pool:
         for first in range(0, len(places), _BLOCK):  # in order: equal data, equal statistics, to the bit
-            for a, p in pool.map(_numbers, places[first : first + _BLOCK]):
+            for a, p in pool.map(_read_numbers, places[first : first + _BLOCK]):
                 actions.append(a)
                 proprio.append(p)
             progress(len(actions), len(places))
@@ -83,7 +83,7 @@ def describe(rows: Num[np.ndarray, "T D"]) -> dict[str, list[float]]:
     return compute_statistics(rows) | {"low": low, "high": high}
 
 
-def _numbers(place: tuple[EpisodeDataset, int]) -> tuple[np.ndarray, np.ndarray]:
+def _read_numbers(place: tuple[EpisodeDataset, int]) -> tuple[np.ndarray, np.ndarray]:
     dataset, index = place
     try:
         episode = dataset[index]

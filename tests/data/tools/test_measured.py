@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from anyvla.data.episode import Episode
-from anyvla.data.tools.measured import MeasuredNumbers, Relation, measure, relation
+from anyvla.data.tools.measured import MeasuredNumbers, Relation, measure, relate
 from anyvla.robot.space import ActionSpace, Group
 from tests.data.demonstrations import ROBOT, InMemory, demonstration
 
@@ -20,7 +20,7 @@ def column(*values: float) -> np.ndarray:
 
 
 def test_actions_are_compared_with_the_states_around_them() -> None:
-    found = relation([(column(0, 1, 3, 6), column(2, 3, 4, 99)), (column(5, 5), column(5, 7))], ROW, ROW)
+    found = relate([(column(0, 1, 3, 6), column(2, 3, 4, 99)), (column(5, 5), column(5, 7))], ROW, ROW)
     assert found is not None
     # after: 1, 3, 6, 5; changes: 1, 2, 3, 0; actions: 2, 3, 4, 5. The last action of an episode has no state after it.
     assert found.to_next.tolist() == [(1 + 0 + 2 + 0) / 4]
@@ -32,7 +32,7 @@ def test_actions_are_compared_with_the_states_around_them() -> None:
 
 
 def test_angles_are_compared_around_the_circle() -> None:
-    found = relation([(column(170, -170, -179), column(20, 352, 0))], ROW, ROW, turn=360.0)
+    found = relate([(column(170, -170, -179), column(20, 352, 0))], ROW, ROW, turn=360.0)
     assert found is not None
     assert found.change.tolist() == [(20 + 9) / 2]
     assert found.to_change.tolist() == [(0 + 1) / 2]
@@ -40,8 +40,8 @@ def test_angles_are_compared_around_the_circle() -> None:
 
 
 def test_two_steps_are_needed() -> None:
-    assert relation([(column(1), column(2))], ROW, ROW) is None
-    assert relation([], ROW, ROW) is None
+    assert relate([(column(1), column(2))], ROW, ROW) is None
+    assert relate([], ROW, ROW) is None
 
 
 def related(**values: list[float]) -> Relation:

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation as Scipy
 
 from anyvla.data.episode import Episode
-from anyvla.data.tools.motion import Scale, idle_ends, jumps, moving_span, unmoved
+from anyvla.data.tools.motion import Scale, find_idle_ends, find_jumps, find_moving_span, find_still_steps
 from anyvla.robot.space import ActionSpace, Group
 from tests.data.demonstrations import ROBOT, InMemory, demonstration
 
@@ -23,7 +23,7 @@ def column(*values: float) -> np.ndarray:
 
 @pytest.mark.parametrize(("step", "found"), [(11.9, False), (12.1, True), (-12.1, True)])
 def test_a_jump_is_twelve_times_the_usual_step(step: float, found: bool) -> None:
-    findings = list(jumps(column(0, 1, 1 + step, 2 + step), JOINT, ONE, "proprio", 5))
+    findings = list(find_jumps(column(0, 1, 1 + step, 2 + step), JOINT, ONE, "proprio", 5))
     assert [(f.kind, f.episode, "at step 2" in f.text) for f in findings] == ([("jump", 5, True)] if found else [])
 
 
@@ -49,16 +49,16 @@ def test_orientations_jump_by_the_angle_between_them(rotation: str, angle: float
     written = turns.as_quat() if rotation == "quaternion_xyzw" else turns.as_rotvec()
     group = Group(name="turn", size=written.shape[1], kind="rotation", rotation=rotation)  # type: ignore[arg-type]
     array, limits = written.astype(np.float32), np.full(written.shape[1], 0.1)
-    kinds = [f.kind for f in jumps(array, ActionSpace(groups=(group,)), limits, "proprio", 0)]
+    kinds = [f.kind for f in find_jumps(array, ActionSpace(groups=(group,)), limits, "proprio", 0)]
     assert kinds == (["jump"] if found else [])
 
 
 def test_a_gripper_may_open_at_once_and_a_quaternion_may_not_change_its_sign() -> None:
     gripper = ActionSpace(groups=(Group(name="gripper", size=1, kind="gripper", low=0, high=100),))
-    assert list(jumps(column(0, 100, 0), gripper, ONE, "actions", 0)) == []
+    assert list(find_jumps(column(0, 100, 0), gripper, ONE, "actions", 0)) == []
     turn = ActionSpace(groups=(Group(name="turn", size=4, kind="rotation", rotation="quaternion_xyzw"),))
     flips = np.array([[0, 0, 0, 1], [0, 0, 0, -1], [0, 0, 0, -1], [0, 0, 0, 1]], np.float32)
-    [finding] = jumps(flips, turn, np.full(4, 0.1), "proprio", 0)
+    [finding] = find_jumps(flips, turn, np.full(4, 0.1), "proprio", 0)
     assert (finding.kind, "at step 1 (2 times)" in finding.text) == ("antipode", True)
 
 
@@ -90,16 +90,16 @@ MOVES = column(0, 0, 0, 0.5, 0.7, 0.9, 0.9, 0.9, 0.9, 0.9)  # from step 2 to ste
 def test_idle_ends_are_steps_at_which_neither_proprio_nor_actions_move(
     proprio: np.ndarray, actions: np.ndarray, mode: str, kind: str, span: tuple[int, int] | None
 ) -> None:
-    assert moving_span(episode(proprio, actions, mode, kind), ONE, ONE) == span
+    assert find_moving_span(episode(proprio, actions, mode, kind), ONE, ONE) == span
 
 
 @pytest.mark.parametrize(("size", "moves"), [(0.0049, False), (0.0051, True), (-0.0051, True)])
 def test_motion_is_half_a_hundredth_of_the_range(size: float, moves: bool) -> None:
     change = np.where(np.arange(10)[:, None] == 4, np.float32(size), np.float32(0))
     for mode in ("delta", "absolute"):
-        assert (moving_span(episode(REST, change, mode), ONE, ONE) is not None) == moves
-    assert (moving_span(episode(change, REST), ONE, ONE) is not None) == moves
-    assert unmoved(change, ONE).tolist() == [not (moves and t in (3, 4)) for t in range(9)]
+        assert (find_moving_span(episode(REST, change, mode), ONE, ONE) is not None) == moves
+    assert (find_moving_span(episode(change, REST), ONE, ONE) is not None) == moves
+    assert find_still_steps(change, ONE).tolist() == [not (moves and t in (3, 4)) for t in range(9)]
 
 
 @pytest.mark.parametrize("idle", [15, 16])
@@ -109,6 +109,6 @@ def test_sixteen_idle_steps_are_worth_cutting(idle: int) -> None:
     scale = Scale(InMemory([episode(moving, moving)], episode(moving, moving).embodiment))
     for at in ("begin", "end"):
         rows = np.concatenate([still, moving] if at == "begin" else [moving, still + 29])
-        texts = [f.text for f in idle_ends(episode(rows, rows), 0, scale)]
+        texts = [f.text for f in find_idle_ends(episode(rows, rows), 0, scale)]
         # the first step of the motion, and the last one, are where the robot rests
         assert texts == ([f"nothing moves for {idle} steps at its {at}"] if idle > 15 else [])

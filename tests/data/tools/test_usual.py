@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anyvla.data.tools.usual import gripper_range, is_real_part, opens, read_key, read_names
+from anyvla.data.tools.usual import find_open_end, gripper_range, is_real_part, read_key, read_names
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_the_real_part_of_a_quaternion(name: str, real: bool) -> None:
     ],
 )
 def test_the_end_at_which_a_gripper_is_open(robot: str | None, ends: tuple[float, float], unit: str, end: str) -> None:
-    assert opens("gripper", robot, ends, unit)[0] == end
+    assert find_open_end("gripper", robot, ends, unit)[0] == end
 
 
 @pytest.mark.parametrize(
     ("name", "end"), [("gripper_closed", "low"), ("gripper_closedness", "low"), ("gripper_width", "high")]
 )
 def test_a_name_may_say_what_a_gripper_counts(name: str, end: str) -> None:
-    assert opens(name, None, (0, 1), "")[0] == end
+    assert find_open_end(name, None, (0, 1), "")[0] == end
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_equal_seeds_give_equal_batches_and_samples_differ():
     assert not torch.equal(varied[0, :, 0], varied[0, :, 1])
 
 
-def test_bad_settings_are_told():
+def test_bad_settings_are_refused():
     for data, message in (
         ({"shift": -1}, "greater than or equal to 0"),
         ({"brightness": 1.0}, "less than 1"),
@@ -204,5 +204,5 @@ def test_bad_settings_are_told():
             build(AugmentConfig, data)
     with pytest.raises(ValueError, match=r"shift must be one number or one per view \(2 views\), got \[1, 2, 3\]"):
         augment(images(), AugmentConfig(shift=(1, 2, 3)), 1.0, generator())
-    with pytest.raises(ValueError, match="shift must lie below the size of an image, 12x16, got"):
+    with pytest.raises(ValueError, match="shift must be less than the size of an image, 12x16, got"):
         augment(images(), AugmentConfig(shift=12), 1.0, generator())

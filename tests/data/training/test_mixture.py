@@ -316,7 +316,7 @@ def test_config_is_checked(data, message):
         build(DataConfig, data)
 
 
-def test_what_is_not_there_is_told(root):
+def test_missing_data_sets_are_reported(root):
     with pytest.raises(ValueError, match=r"there is no data set at .*nowhere/small: no such file or folder"):
         source(root / "nowhere")
     with pytest.raises(ValueError, match=r"has no camera 'wirst' to be 'a': did you mean 'wrist'\?"):

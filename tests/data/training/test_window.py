@@ -25,8 +25,8 @@ EPISODES = [demonstration(n, seed=i) for i, n in enumerate([9, 1, 14, 5])]
 STARTS = np.cumsum([0, 9, 1, 14, 5])
 
 
-def of(*datasets: InMemory, told: str | None = None) -> Mixture:
-    return Mixture(datasets, [1.0] * len(datasets), [told] * len(datasets))
+def of(*datasets: InMemory, instruction: str | None = None) -> Mixture:
+    return Mixture(datasets, [1.0] * len(datasets), [instruction] * len(datasets))
 
 
 def windows_of(config: WindowConfig, *episodes: Episode) -> WindowDataset:
@@ -277,8 +277,8 @@ def test_instructions():
     windows = windows_of(WindowConfig(chunk=4), silent)
     with pytest.raises(ValueError, match="has no instruction; give the source one"):
         windows.batch(at(0))
-    told = WindowDataset(of(InMemory([silent, EPISODES[0]]), told="do it"), WindowConfig(chunk=4))
-    assert told.batch(at(0, 9))["instructions"] == ["do it", "open the drawer"]
+    instructed = WindowDataset(of(InMemory([silent, EPISODES[0]]), instruction="do it"), WindowConfig(chunk=4))
+    assert instructed.batch(at(0, 9))["instructions"] == ["do it", "open the drawer"]
     several = windows_of(WindowConfig(chunk=4), demonstration(9, instructions=("a", " ", "b", "c")))
     assert [several.batch(at(0, chance=c))["instructions"][0] for c in range(5)] == ["a", "b", "c", "a", "b"]
 
@@ -316,7 +316,7 @@ def test_windows_and_chunks_that_no_episode_supplies():
         windows_of(WindowConfig(chunk=64), *data)
 
 
-def test_windows_and_chunks_that_few_episodes_supply_are_told(caplog):
+def test_windows_and_chunks_that_few_episodes_supply_are_warned_about(caplog):
     data = [demonstration(n) for n in (6, 6, 6, 12)]
     windows_of(WindowConfig(window=3, stride=5, chunk=6), *data)
     assert [r.getMessage() for r in caplog.records] == [

@@ -20,7 +20,7 @@ from anyvla.cli.console import Console
 from anyvla.cli.data.statistics import statistics_table
 from anyvla.config import to_dict
 from anyvla.data.episode import EpisodeDataset
-from anyvla.data.tools.measured import readable
+from anyvla.data.tools.measured import read_or_none
 from anyvla.files.documents import to_yaml
 from anyvla.text import clean_instruction
 
@@ -138,7 +138,7 @@ def describe(dataset: EpisodeDataset) -> dict[str, Any]:
     tasks = Counter(clean_instruction(dataset.task(i)) for i in range(len(dataset)))
     instructions, first = Counter[str](), None
     for index in _some(len(dataset)):
-        episode = readable(dataset, index)
+        episode = read_or_none(dataset, index)
         if episode is not None:
             instructions.update(episode.instructions[:1] or ("",))
             first = first or episode

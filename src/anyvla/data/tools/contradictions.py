@@ -14,9 +14,9 @@ import numpy as np
 
 from anyvla.data.tools import usual
 from anyvla.data.tools.findings import Finding, Severity
-from anyvla.data.tools.measured import MeasuredNumbers, relation
+from anyvla.data.tools.measured import MeasuredNumbers, relate
 from anyvla.data.tools.orientations import orientation_mode
-from anyvla.data.tools.readings import NORMALIZED, TURN, UNIT, odd_lengths
+from anyvla.data.tools.readings import NORMALIZED, TURN, UNIT, find_odd_lengths
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace, Group
 
@@ -49,7 +49,7 @@ class _Declared:
         return max(ranges, key=lambda found: max(-found[1], found[2]))
 
 
-def contradictions(robot: Embodiment, measured: MeasuredNumbers) -> list[Finding]:
+def find_contradictions(robot: Embodiment, measured: MeasuredNumbers) -> list[Finding]:
     """Return where the embodiment contradicts the numbers."""
     found: list[Finding] = []
     proprio = _declared("proprio", robot.proprio, measured)
@@ -59,7 +59,7 @@ def contradictions(robot: Embodiment, measured: MeasuredNumbers) -> list[Finding
                 found += look(declared)
             if declared.part == "actions":
                 found += _mode(declared, proprio)
-            found += _open_end(declared, usual.robot_of(robot.name, ""))
+            found += _open_end(declared, usual.recognize_robot(robot.name, ""))
     return found
 
 
@@ -143,7 +143,7 @@ def _open_end(declared: _Declared, robot: str | None) -> Iterator[Finding]:
     if group.open is None or group.low is None or group.high is None:
         return
     name = group.names[0] if group.names else group.name
-    end, why = usual.opens(name, robot, (group.low, group.high), group.unit)
+    end, why = usual.find_open_end(name, robot, (group.low, group.high), group.unit)
     if end is not None and group.open != (group.low if end == "low" else group.high):
         dim, low, high = declared.farthest()
         text = f"goes from {low:.4g} to {high:.4g}, declared open at {group.open:g}; but {why}"
@@ -157,7 +157,7 @@ def _rotations(declared: _Declared) -> Iterator[Finding]:
     rotation = declared.group.rotation
     if rotation is None:
         return
-    if odd := odd_lengths(rotation, declared.measured, declared.part, declared.place):
+    if odd := find_odd_lengths(rotation, declared.measured, declared.part, declared.place):
         dims = f"dims {declared.group.label(0)} to {declared.group.label(declared.group.size - 1)}"
         text = f"{dims}, has lengths from {odd[0]:.4g} to {odd[1]:.4g}, declared as {rotation}, which has lengths of 1"
         yield declared.finding(text, "declare how the rotation is written, or mend the data")
@@ -180,7 +180,7 @@ def _mode(declared: _Declared, proprio: list[_Declared]) -> Iterator[Finding]:
         shown: str | None = orientation_mode(rows, (partner.group, partner.place), (group, declared.place))
         dim = declared.farthest()[0]
     else:
-        found = relation(rows, partner.place, declared.place)
+        found = relate(rows, partner.place, declared.place)
         shown = found.mode if found is not None else None
         dim = int(np.argmax(found.spread)) if found is not None else 0
     low, high = declared.range_of(dim)

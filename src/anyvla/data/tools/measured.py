@@ -64,7 +64,7 @@ class MeasuredNumbers:
         return (low, high) if low <= high else None
 
 
-def readable(dataset: EpisodeDataset, index: int) -> Episode | None:
+def read_or_none(dataset: EpisodeDataset, index: int) -> Episode | None:
     """Return an episode; None if it cannot be read."""
     try:
         return dataset[index]
@@ -80,7 +80,7 @@ def measure(
     found = MeasuredNumbers(len(dataset), robot.proprio.size, robot.action.size)
 
     def add(index: int) -> None:
-        episode = readable(dataset, index)
+        episode = read_or_none(dataset, index)
         if episode is not None:
             found.add(index, episode)
 
@@ -118,7 +118,7 @@ class Relation:
         return "scaled delta" if follows_change > 0.7 and abs(follows_next) < 0.5 else None
 
 
-def relation(
+def relate(
     rows: Sequence[tuple[np.ndarray, np.ndarray]], proprio: slice, actions: slice, turn: float | None = None
 ) -> Relation | None:
     """Compare actions with the states before and after them. `turn`: of angles, a whole turn in their unit.

@@ -78,7 +78,7 @@ def _moves(array: np.ndarray, space: ActionSpace) -> np.ndarray:
     return out
 
 
-def jumps(array: np.ndarray, space: ActionSpace, limits: np.ndarray, name: str, index: int) -> Iterator[Finding]:
+def find_jumps(array: np.ndarray, space: ActionSpace, limits: np.ndarray, name: str, index: int) -> Iterator[Finding]:
     """Find steps that are far larger than the data's own, `limits` (D,), and quaternions that change their sign."""
     moved = _moves(array, space)
     for group, place in zip(space.groups, space.slices().values(), strict=True):
@@ -102,9 +102,9 @@ def jumps(array: np.ndarray, space: ActionSpace, limits: np.ndarray, name: str, 
             yield Finding("jump", "warning", index, text, "look at it: anyvla data view")
 
 
-def idle_ends(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
+def find_idle_ends(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
     """Find ends of an episode, or a whole one, at which nothing moves."""
-    span = moving_span(episode, scale.spread["proprio"], scale.spread["actions"])
+    span = find_moving_span(episode, scale.spread["proprio"], scale.spread["actions"])
     if span is None:
         if len(episode) > IDLE:
             yield Finding("idle", "warning", index, "nothing moves from its begin to its end", "look at it")
@@ -115,7 +115,7 @@ def idle_ends(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
             yield Finding("idle", "warning", index, f"nothing moves for {steps} steps at its {end}", "cut them off")
 
 
-def moving_span(
+def find_moving_span(
     episode: Episode, proprio_spread: np.ndarray | None, action_spread: np.ndarray | None
 ) -> tuple[int, int] | None:
     """The steps [first, last) outside of which the robot stays where it begins or ends, and is told to. None: always.
@@ -145,7 +145,7 @@ def moving_span(
     return (left, min(length, arrived + 1)) if left < length else None
 
 
-def unmoved(array: np.ndarray, spread: np.ndarray | None) -> np.ndarray:
+def find_still_steps(array: np.ndarray, spread: np.ndarray | None) -> np.ndarray:
     """Whether each step is as the one before, but for noise: (T - 1,)."""
     if spread is None or array.shape[1:] != spread.shape:
         return np.ones(max(0, len(array) - 1), bool)

@@ -18,8 +18,8 @@ import yaml
 from anyvla.config import to_dict
 from anyvla.data.episode import EpisodeDataset
 from anyvla.data.tools import usual
-from anyvla.data.tools.measured import MeasuredNumbers, measure, readable
-from anyvla.data.tools.readings import Column, GroupReading, ranged, read_column, related
+from anyvla.data.tools.measured import MeasuredNumbers, measure, read_or_none
+from anyvla.data.tools.readings import Column, GroupReading, add_modes, add_range, read_column
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace, Group
 
@@ -55,9 +55,9 @@ def propose(
     """
     plain = dataset.embodiment
     measured = measure(dataset, progress)
-    robot = usual.robot_of(plain.name, dataset.root.name)
+    robot = usual.recognize_robot(plain.name, dataset.root.name)
     proprio = _read(plain.proprio, "proprio", measured, robot)
-    actions = related(_read(plain.action, "actions", measured, robot), proprio, measured)
+    actions = add_modes(_read(plain.action, "actions", measured, robot), proprio, measured)
     embodiment = replace(
         plain,
         proprio=ActionSpace(groups=tuple(r.group for r in proprio)),
@@ -72,7 +72,7 @@ def _read(space: ActionSpace, part: Part, measured: MeasuredNumbers, robot: str 
         Column(group.name, group.names, part, place, measured, robot, alone=len(space.groups) == 1)
         for group, place in zip(space.groups, space.slices().values(), strict=True)
     ]
-    return _named_apart([ranged(read, measured, robot) for column in columns for read in read_column(column)])
+    return _named_apart([add_range(read, measured, robot) for column in columns for read in read_column(column)])
 
 
 def _named_apart(reads: Sequence[GroupReading]) -> list[GroupReading]:
@@ -103,7 +103,7 @@ def _lines(
     if known is not None:
         yield f"  # by the type of the robot or the name of the folder this is {known}"
     yield f"  name: {json.dumps(robot.name, ensure_ascii=False)}"
-    first = next((e for i in range(len(dataset)) if (e := readable(dataset, i)) is not None), None)
+    first = next((e for i in range(len(dataset)) if (e := read_or_none(dataset, i)) is not None), None)
     sizes = {c: "x".join(map(str, i.shape[1:3])) for c, i in first.images.items()} if first is not None else {}
     shown = ", ".join(f"{_one_line(c)} {size}" for c, size in sizes.items())
     yield f"  cameras: {_flow(list(robot.cameras))}" + (f"  # {shown}; leave out what is not needed" if shown else "")

@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images
-from anyvla.data.tools.contradictions import contradictions
+from anyvla.data.tools.contradictions import find_contradictions
 from anyvla.data.tools.findings import Finding, Look, Severity
 from anyvla.data.tools.measured import MeasuredNumbers
-from anyvla.data.tools.motion import IDLE, Scale, idle_ends, jumps, unmoved
+from anyvla.data.tools.motion import IDLE, Scale, find_idle_ends, find_jumps, find_still_steps
 from anyvla.robot.space import ActionSpace
 from anyvla.text import check_instruction
 
@@ -42,16 +42,16 @@ def check(
         for start in range(0, count, 64):
             block = range(start, min(start + 64, count))
             for index, (findings, digest) in zip(
-                block, pool.map(lambda i: _look(dataset, i, scale, frames, measured), block), strict=True
+                block, pool.map(lambda i: _check_episode(dataset, i, scale, frames, measured), block), strict=True
             ):
                 found += findings
                 if digest is not None and seen.setdefault(digest, index) != index:
-                    found += _again(dataset, seen[digest], index, frames)
+                    found += _compare_duplicates(dataset, seen[digest], index, frames)
             progress(block.stop, count)
-    return [*found, *_whole(dataset, scale), *contradictions(dataset.embodiment, measured)]
+    return [*found, *_check_constant(dataset, scale), *find_contradictions(dataset.embodiment, measured)]
 
 
-def _look(
+def _check_episode(
     dataset: EpisodeDataset, index: int, scale: Scale, look: Look, measured: MeasuredNumbers
 ) -> tuple[list[Finding], bytes | None]:
     try:
@@ -61,16 +61,20 @@ def _look(
     if not len(episode):
         return [Finding("damaged", "error", index, "it has no steps", "leave it out")], None
     measured.add(index, episode)
-    found = list(_numbers(episode, index, scale))
+    found = list(_check_numbers(episode, index, scale))
     digest = None
     if not any(f.kind == "wrong size" for f in found):
-        moving = ~unmoved(episode.proprio, scale.spread["proprio"])
-        found += [*_times(episode, index), *_said(episode, index), *_frames(episode, index, look, moving)]
+        moving = ~find_still_steps(episode.proprio, scale.spread["proprio"])
+        found += [
+            *_check_times(episode, index),
+            *_check_instructions(episode, index),
+            *_check_frames(episode, index, look, moving),
+        ]
         digest = hashlib.sha256(episode.actions.tobytes() + episode.proprio.tobytes()).digest()
     return found, digest
 
 
-def _numbers(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
+def _check_numbers(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
     robot = episode.embodiment
     for name, array, space in (
         ("actions", episode.actions, robot.action),
@@ -87,12 +91,12 @@ def _numbers(episode: Episode, index: int, scale: Scale) -> Iterator[Finding]:
             continue
         limits = scale.step[name]
         if limits is not None:
-            yield from jumps(array, space, limits, name, index)
-        yield from _grippers(array, space, name, index)
-    yield from idle_ends(episode, index, scale)
+            yield from find_jumps(array, space, limits, name, index)
+        yield from _check_grippers(array, space, name, index)
+    yield from find_idle_ends(episode, index, scale)
 
 
-def _grippers(array: np.ndarray, space: ActionSpace, name: str, index: int) -> Iterator[Finding]:
+def _check_grippers(array: np.ndarray, space: ActionSpace, name: str, index: int) -> Iterator[Finding]:
     for group, place in zip(space.groups, space.slices().values(), strict=True):
         if group.kind != "gripper" or group.low is None or group.high is None:
             continue
@@ -109,14 +113,14 @@ def _grippers(array: np.ndarray, space: ActionSpace, name: str, index: int) -> I
                 yield Finding("gripper", severity, index, text, "declare the range that the data has")
 
 
-def _again(dataset: EpisodeDataset, first: int, index: int, look: Look) -> Iterator[Finding]:
+def _compare_duplicates(dataset: EpisodeDataset, first: int, index: int, look: Look) -> Iterator[Finding]:
     """An episode whose numbers are those of an earlier one: the same, if it shows and says the same."""
     if look == "none":
         text = f"its numbers are those of episode {first}; its frames were not compared"
         yield Finding("duplicate", "warning", index, text, "compare them: --frames sampled")
         return
     one, other = dataset[first], dataset[index]
-    some = _some(len(one))
+    some = _sample_steps(len(one))
     try:
         pairs = [(one.images[c][some], other.images[c][some]) for c in one.images if c in other.images]
     except (ValueError, OSError):
@@ -129,7 +133,7 @@ def _again(dataset: EpisodeDataset, first: int, index: int, look: Look) -> Itera
             yield Finding("duplicate", "warning", index, text, "one of the two may be told wrongly")
 
 
-def _times(episode: Episode, index: int) -> Iterator[Finding]:
+def _check_times(episode: Episode, index: int) -> Iterator[Finding]:
     gaps = np.diff(episode.timestamps)
     if len(episode.timestamps) != len(episode) or not (gaps > 0).all():  # NaN too
         yield Finding("timestamps", "error", index, "timestamps do not increase step by step", "leave the episode out")
@@ -143,7 +147,7 @@ def _times(episode: Episode, index: int) -> Iterator[Finding]:
         yield Finding("timestamps", "warning", index, text, "frames were dropped: look at it")
 
 
-def _said(episode: Episode, index: int) -> Iterator[Finding]:
+def _check_instructions(episode: Episode, index: int) -> Iterator[Finding]:
     if not any(episode.instructions):
         yield Finding("instruction", "warning", index, "it has no instruction", "unlabeled: drop, or instruction: ...")
     elif any("\ufffd" in text for text in episode.instructions):
@@ -155,11 +159,11 @@ def _said(episode: Episode, index: int) -> Iterator[Finding]:
             yield Finding("instruction", "error", index, str(error), "write it again as UTF-8")
 
 
-def _some(length: int) -> np.ndarray:
+def _sample_steps(length: int) -> np.ndarray:
     return np.unique((np.array(_SAMPLED) * (length - 1)).round().astype(int))
 
 
-def _frames(episode: Episode, index: int, look: Look, moving: np.ndarray) -> Iterator[Finding]:
+def _check_frames(episode: Episode, index: int, look: Look, moving: np.ndarray) -> Iterator[Finding]:
     """`moving` (T - 1,): whether the robot moves from each step to the next."""
     for camera in episode.embodiment.cameras:
         if camera not in episode.images:
@@ -170,10 +174,10 @@ def _frames(episode: Episode, index: int, look: Look, moving: np.ndarray) -> Ite
             text = f"camera {camera!r} has {len(images)} frames, the episode {len(episode)} steps"
             yield Finding("frames", "error", index, text, "leave the episode out")
             continue
-        yield from _file(images, camera, index)
+        yield from _check_file(images, camera, index)
         if look == "none":
             continue
-        some = _some(len(episode)) if look == "sampled" else np.arange(len(episode))
+        some = _sample_steps(len(episode)) if look == "sampled" else np.arange(len(episode))
         try:
             seen = images[some]
         except (ValueError, OSError) as error:
@@ -188,12 +192,12 @@ def _frames(episode: Episode, index: int, look: Look, moving: np.ndarray) -> Ite
             yield Finding("frames", "warning", index, text, "look at it")
         elif len(some) > 2 and still.all():
             yield Finding("frozen", "warning", index, f"camera {camera!r} never changes", "look at it")
-        elif look == "all" and (begin := _long_run(still & moving)) is not None:
+        elif look == "all" and (begin := _find_long_run(still & moving)) is not None:
             text = f"camera {camera!r} stands still from step {begin} on while the robot moves"
             yield Finding("frozen", "warning", index, text, "look at it")
 
 
-def _file(images: Images, camera: str, index: int) -> Iterator[Finding]:
+def _check_file(images: Images, camera: str, index: int) -> Iterator[Finding]:
     """Yield what the header of the frames' file contradicts."""
     if not isinstance(images, Frames):
         return
@@ -205,14 +209,14 @@ def _file(images: Images, camera: str, index: int) -> Iterator[Finding]:
         yield Finding("video", "error", index, f"camera {camera!r}: {error}", "copy it again, or leave it out")
 
 
-def _long_run(flags: np.ndarray) -> int | None:
+def _find_long_run(flags: np.ndarray) -> int | None:
     """Where the first run of more than `IDLE` True begins."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]])))
     runs = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > IDLE]
     return int(runs[0][0]) if runs else None
 
 
-def _whole(dataset: EpisodeDataset, scale: Scale) -> Iterable[Finding]:
+def _check_constant(dataset: EpisodeDataset, scale: Scale) -> Iterable[Finding]:
     for name, space in (("actions", dataset.embodiment.action), ("proprio", dataset.embodiment.proprio)):
         for dim in scale.constant[name]:
             text = f"{name}, {space.place(dim)}, is the same in all episodes looked at"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from anyvla.data.tools import usual
-from anyvla.data.tools.measured import MeasuredNumbers, relation
+from anyvla.data.tools.measured import MeasuredNumbers, relate
 from anyvla.data.tools.orientations import orientation_mode
 from anyvla.data.tools.usual import Dim
 from anyvla.robot.space import Group, Rotation
@@ -56,7 +56,7 @@ class GroupReading:
     check: tuple[str, ...] = ()
     by_size: str = ""  # the reason for a unit that the size of the numbers shows
 
-    def said(self, *, why: Sequence[str] = (), check: Sequence[str] = (), **changes: Any) -> GroupReading:
+    def with_changes(self, *, why: Sequence[str] = (), check: Sequence[str] = (), **changes: Any) -> GroupReading:
         """Return it with changes to the group, and their reasons."""
         return replace(self, group=replace(self.group, **changes), why=(*self.why, *why), check=(*self.check, *check))
 
@@ -98,7 +98,7 @@ def _dims(column: Column) -> tuple[list[Dim], tuple[str, ...], str, tuple[str, .
             unknown = [n for n, d in zip(names, dims, strict=True) if d.is_ == "unknown"]
             check = (f"kind: nothing is known of the names {', '.join(unknown)}",) if unknown else ()
             return dims, names, f"{key}: by the names of its dims", check
-    if column.alone and (lay := usual.layout(column.robot, column.size)):
+    if column.alone and (lay := usual.usual_names(column.robot, column.size)):
         check = (f"names: the data does not name these dims; they are those that {column.robot} usually has",)
         return usual.read_names(lay, column.robot), lay, f"{key}: {column.size} dims of {column.robot}", check
     dims = usual.read_key(key, column.size)
@@ -131,7 +131,7 @@ def _by_numbers(column: Column) -> list[Dim]:
 
 
 def _group(dim: Dim, names: tuple[str, ...], size: int) -> tuple[Group, tuple[str, ...]]:
-    """Return the group of a run of dims; a gripper's range is filled in by `ranged`."""
+    """Return the group of a run of dims; a gripper's range is filled in by `add_range`."""
     side = f"{dim.side}_" if dim.side else ""
     if dim.is_ == "gripper":
         return Group(name=f"{side}gripper", size=size, kind="gripper", low=0, high=1, names=names), ()
@@ -163,28 +163,30 @@ def _rotation(is_: str, names: tuple[str, ...], size: int) -> tuple[Rotation | N
     return "axis_angle", ()
 
 
-def ranged(read: GroupReading, measured: MeasuredNumbers, robot: str | None) -> GroupReading:
+def add_range(read: GroupReading, measured: MeasuredNumbers, robot: str | None) -> GroupReading:
     """Return a group with the unit and the range that its numbers show."""
     found = measured.range_of(read.part, read.place)
     if found is None:
-        return read.said(check=["unit: there are no numbers to look at"])
+        return read.with_changes(check=["unit: there are no numbers to look at"])
     low, high = found
     seen = f"from {low:.4g} to {high:.4g}"
-    read = read.said(why=[seen])
+    read = read.with_changes(why=[seen])
     if read.is_ == "gripper":
         return _gripper(read, low, high, seen, robot)
     if read.is_ in ("joints", "euler", "axis_angle"):
         return _angles(read, max(-low, high), seen, robot)
     if read.is_ == "position":
         return _lengths(read, max(-low, high), seen)
-    if read.group.rotation is not None and (odd := odd_lengths(read.group.rotation, measured, read.part, read.place)):
+    if read.group.rotation is not None and (
+        odd := find_odd_lengths(read.group.rotation, measured, read.part, read.place)
+    ):
         least, largest = odd
         question = f"rotation: by its name {read.is_}, but with lengths from {least:.3g} to {largest:.3g} and not of 1"
-        return read.said(check=[question], rotation=None)
+        return read.with_changes(check=[question], rotation=None)
     return read
 
 
-def odd_lengths(
+def find_odd_lengths(
     rotation: Rotation, measured: MeasuredNumbers, part: Literal["proprio", "actions"], place: slice
 ) -> tuple[float, float] | None:
     """Return the least and the largest length of quaternions, or of columns of matrices, that are not of length 1."""
@@ -205,12 +207,12 @@ def _gripper(read: GroupReading, low: float, high: float, seen: str, robot: str 
     else:
         begin, end, unit = known
     name = read.group.names[0] if read.group.names else read.key
-    at, why = usual.opens(name, robot, (begin, end), unit)
+    at, why = usual.find_open_end(name, robot, (begin, end), unit)
     if known is not None and high - low < (0.5 if at is None else 0.2) * (end - begin):
         check.append(f"low, high: the data goes {seen} only; give both ends of the gripper's way")
     if at is None:
         check.append(f"open: at which end is it open, {begin:g} or {end:g}? Add open: {begin:g} or open: {end:g}")
-    return read.said(
+    return read.with_changes(
         why=[f"open at {begin if at == 'low' else end:g}: {why}"] if at else [],
         check=check,
         low=begin,
@@ -231,32 +233,32 @@ def _outward(low: float, high: float) -> tuple[float, float]:
 
 def _angles(read: GroupReading, largest: float, seen: str, robot: str | None) -> GroupReading:
     if not largest:
-        return read.said(check=["unit: nothing moves, so that the numbers do not show it"])
+        return read.with_changes(check=["unit: nothing moves, so that the numbers do not show it"])
     if largest <= TURN["rad"] * 1.02 and robot in _LEROBOT:
         question = f"unit: rad by the size of the numbers, though LeRobot writes {robot} in deg or normalized"
-        return read.said(check=[question], unit="rad")
+        return read.with_changes(check=[question], unit="rad")
     if largest <= TURN["rad"] * 1.02:
-        return replace(read, by_size="rad: within a turn").said(unit="rad")
+        return replace(read, by_size="rad: within a turn").with_changes(unit="rad")
     ends_at_100 = read.is_ == "joints" and largest <= 100.5
     if ends_at_100 and (robot in _LEROBOT or largest >= 99.5):
         question = "unit: normalized (LeRobot's -100..100 of a joint's range) or deg (use_degrees of the robot)?"
-        return read.said(check=[question], unit=NORMALIZED)
+        return read.with_changes(check=[question], unit=NORMALIZED)
     if largest <= 400:
-        return replace(read, by_size="deg: too large for rad").said(unit="deg")
-    return read.said(check=[f"unit: {seen} is neither rad nor deg; steps of a motor?"])
+        return replace(read, by_size="deg: too large for rad").with_changes(unit="deg")
+    return read.with_changes(check=[f"unit: {seen} is neither rad nor deg; steps of a motor?"])
 
 
 def _lengths(read: GroupReading, largest: float, seen: str) -> GroupReading:
     if largest <= 5:
-        return replace(read, by_size="m: by its size").said(unit="m")
-    return read.said(check=[f"unit: {seen} is too large for meters; mm?"], unit="mm" if largest <= 5000 else "")
+        return replace(read, by_size="m: by its size").with_changes(unit="m")
+    return read.with_changes(check=[f"unit: {seen} is too large for meters; mm?"], unit="mm" if largest <= 5000 else "")
 
 
-def related(
+def add_modes(
     actions: Sequence[GroupReading], proprio: Sequence[GroupReading], measured: MeasuredNumbers
 ) -> list[GroupReading]:
     """Return the groups of the actions with their mode, absolute or delta, as the states after them show it."""
-    return [_moded(read, _partner(read, proprio), measured) for read in actions]
+    return [_add_mode(read, _partner(read, proprio), measured) for read in actions]
 
 
 def _partner(read: GroupReading, proprio: Sequence[GroupReading]) -> GroupReading | None:
@@ -265,7 +267,7 @@ def _partner(read: GroupReading, proprio: Sequence[GroupReading]) -> GroupReadin
     return next((p for p in same if read.group.kind == "rotation" or p.group.size == read.group.size), None)
 
 
-def _moded(read: GroupReading, partner: GroupReading | None, measured: MeasuredNumbers) -> GroupReading:
+def _add_mode(read: GroupReading, partner: GroupReading | None, measured: MeasuredNumbers) -> GroupReading:
     if read.group.kind not in ("joints", "position", "rotation"):
         return read
     hinted = "delta" in read.key.lower() or any("delta" in n.lower() for n in read.group.names)
@@ -275,27 +277,27 @@ def _moded(read: GroupReading, partner: GroupReading | None, measured: MeasuredN
         mode = orientation_mode(measured.rows, (partner.group, partner.place), (read.group, read.place))
     if partner is not None and mode is None and read.group.size == partner.group.size:
         turn = TURN.get(partner.group.unit) if read.is_ == "euler" else None
-        found = relation(measured.rows, partner.place, read.place, turn)
+        found = relate(measured.rows, partner.place, read.place, turn)
         mode = found.mode if found is not None else None
         unit = partner.group.unit
     kept = read if unit == read.group.unit else replace(read, by_size="")
     if mode == "absolute":
-        return kept.said(why=["absolute: actions are close to the states after them"], unit=unit)
+        return kept.with_changes(why=["absolute: actions are close to the states after them"], unit=unit)
     if mode == "delta":
-        return kept.said(why=["delta: actions are close to the changes of the state"], mode="delta", unit=unit)
+        return kept.with_changes(why=["delta: actions are close to the changes of the state"], mode="delta", unit=unit)
     if mode == "scaled delta":
         check = "unit: what is 1? The actions follow the changes of the state, in another unit"
         why = ["delta: actions follow the changes of the state"]
-        return replace(read, by_size="").said(why=why, check=[check], mode="delta", unit="")
+        return replace(read, by_size="").with_changes(why=why, check=[check], mode="delta", unit="")
     if hinted:
-        return replace(read, by_size="").said(
+        return replace(read, by_size="").with_changes(
             why=["delta: by its name"], check=["unit: what is 1?"], mode="delta", unit=""
         )
     small = read.group.kind != "joints" and _centered(read, measured)
     guess: Literal["absolute", "delta"] = "delta" if small else "absolute"
     reason = "the numbers are around 0" if small else "nothing in the data says otherwise"
     beside = "" if partner is not None else ", and no group of the proprio measures the same"
-    return read.said(check=[f"mode: {guess} is a guess ({reason}{beside})"], mode=guess)
+    return read.with_changes(check=[f"mode: {guess} is a guess ({reason}{beside})"], mode=guess)
 
 
 def _centered(read: GroupReading, measured: MeasuredNumbers) -> bool:

@@ -30,19 +30,19 @@ def table() -> Mapping[str, Any]:
     return yaml.safe_load(resources.files("anyvla.data.tools").joinpath("usual.yaml").read_text(encoding="utf-8"))
 
 
-def robot_of(robot_type: str, folder: str) -> str | None:
+def recognize_robot(robot_type: str, folder: str) -> str | None:
     """Return the robot of the table that a robot's type or the name of a data set's folder means; None if neither."""
-    by_type, by_folder = _found(robot_type), _found(folder)
+    by_type, by_folder = _find_robot(robot_type), _find_robot(folder)
     if by_type is None or (by_folder is not None and by_folder.get("arm") == by_type["name"]):
         by_type = by_folder
     return None if by_type is None else str(by_type["name"])
 
 
-def _found(text: str) -> Mapping[str, Any] | None:
+def _find_robot(text: str) -> Mapping[str, Any] | None:
     return next((robot for robot in table()["robots"] if re.search(robot["pattern"], text.lower())), None)
 
 
-def layout(robot: str | None, size: int) -> tuple[str, ...]:
+def usual_names(robot: str | None, size: int) -> tuple[str, ...]:
     """Return the names that this robot's vectors of so many dims usually have; () where that is not known."""
     for entry in table()["layouts"]:
         if robot in entry["robots"] and len(entry["names"]) == size:
@@ -54,7 +54,7 @@ def read_names(names: Sequence[str], robot: str | None) -> list[Dim]:
     """Return how each dim of a robot's vector is read. Names that only count (motor_0) are unknown."""
     split = [_split(name) for name in names]
     stems = {stem for _, stem in split}
-    return [Dim(side, _is(stem, stems, robot)) for side, stem in split]
+    return [Dim(side, _read_kind(stem, stems, robot)) for side, stem in split]
 
 
 def is_real_part(name: str) -> bool:
@@ -75,7 +75,7 @@ def read_key(key: str, size: int) -> list[Dim]:
     return [Dim(side, "unknown")] * size
 
 
-def opens(
+def find_open_end(
     name: str, robot: str | None, ends: tuple[float, float], unit: str
 ) -> tuple[Literal["low", "high"], str] | tuple[None, str]:
     """Return the end of its range at which a gripper is open, and why that is known; None if it is not."""
@@ -133,7 +133,7 @@ def _split(name: str) -> tuple[str, str]:
     return side, "_".join(words)
 
 
-def _is(stem: str, stems: set[str], robot: str | None) -> Is:
+def _read_kind(stem: str, stems: set[str], robot: str | None) -> Is:
     if re.fullmatch(table()["counted"], stem):
         return "unknown"
     for pattern, rule in _rules():

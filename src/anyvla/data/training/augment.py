@@ -1,7 +1,7 @@
-"""Image augmentation on batches of windows: shift, crop, color jitter; and what acting sees instead.
+"""Augments the images of a batch of windows: shift, crop and color jitter.
 
-One draw per sample and view, the same over the steps of a window, so that motion between frames is what the robot saw.
-Everything is drawn from one generator in a fixed order: equal seed, equal batch.
+The random numbers of a sample and view are the same for all steps of its window, so that augmentation adds no motion.
+All of them come from one generator in a fixed order: an equal seed gives an equal batch.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from anyvla.robot.views import Pixels, crop_views, numbers_per_view
 Amount = Annotated[float, Field(ge=0, lt=1)]
 Turn = Annotated[float, Field(ge=0, le=0.5)]
 
-# Luma, and two axes of color at right angles to gray (ITU-R BT.601 luma; NTSC's I and Q).
+# Luma, and two color axes perpendicular to gray (ITU-R BT.601 luma; NTSC's I and Q).
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AugmentConfig:
-    """How strongly training images are varied; each field one number, or one per view."""
+    """The strength of each augmentation: one number, or one per view."""
 
     shift: Pixels | tuple[Pixels, ...] = 3  # px at most in each direction, edges repeated
     brightness: Amount | tuple[Amount, ...] = 0.0  # 0.2: a factor in [0.8, 1.2]
@@ -38,34 +38,35 @@ class AugmentConfig:
 
 
 def augment(
-    images: UInt8[Tensor, "B W V H W 3"],
+    images: UInt8[Tensor, "B T V H W 3"],
     config: AugmentConfig,
     crop: Sequence[float] | float,
     generator: torch.Generator,
-) -> UInt8[Tensor, "B W V H W 3"]:
-    """Shift, crop, jitter. `crop`: the share of each side that is seen, one number or one per view; `generator`: CPU.
+) -> UInt8[Tensor, "B T V h w 3"]:
+    """Shift, crop and jitter images. Return `images` itself if nothing is to be changed.
 
-    Returns `images` itself if no change is asked for. Raises ValueError for as many numbers as there are no views.
+    `crop` is the share of each side that is kept, one number or one per view. `generator` must be on the CPU. Raises
+    ValueError for a list of numbers whose length is not the number of views.
     """
-    images = _shifted(images, numbers_per_view(config.shift, images, "shift"), generator)
+    images = _shift(images, numbers_per_view(config.shift, images, "shift"), generator)
     images = crop_views(images, numbers_per_view(crop, images, "crop"), generator)
     amounts = [numbers_per_view(getattr(config, n), images, n) for n in ("brightness", "contrast", "saturation", "hue")]
-    return _jittered(images, torch.tensor(amounts), generator)
+    return _jitter(images, torch.tensor(amounts), generator)
 
 
-def _shifted(images: Tensor, pixels: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Move each image by up to `pixels` in x and y, edges repeated."""
+def _shift(images: Tensor, pixels: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Move each image by up to `pixels` in x and y, and repeat its edges."""
     batch, _, views, height, width, _ = images.shape
     if not any(pixels):
         return images
     if max(pixels) >= min(height, width):
-        raise ValueError(f"shift must lie below the size of an image, {height}x{width}, got {list(pixels)}")
+        raise ValueError(f"shift must be less than the size of an image, {height}x{width}, got {list(pixels)}")
     limits = torch.tensor(pixels)[:, None]  # (V, 1)
     moves = (torch.rand(batch, views, 2, generator=generator) * (2 * limits + 1)).floor() - limits
     out = torch.empty_like(images)
     for b, of_sample in enumerate(moves.int().tolist()):
         for v, (dy, dx) in enumerate(of_sample):
-            source, target = images[b, :, v], out[b, :, v]  # (W, H, W, 3)
+            source, target = images[b, :, v], out[b, :, v]  # (T, H, W, 3)
             rows, columns = slice(max(dy, 0), height + min(dy, 0)), slice(max(dx, 0), width + min(dx, 0))
             target[:, rows, columns] = source[:, max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)]
             if dx > 0:
@@ -79,10 +80,10 @@ def _shifted(images: Tensor, pixels: Sequence[float], generator: torch.Generator
     return out
 
 
-def _jittered(images: Tensor, amounts: Float[Tensor, "4 V"], generator: torch.Generator) -> Tensor:
-    """Brightness, contrast, saturation and hue by random factors of 1 +- amount (hue: turns), in that order.
+def _jitter(images: Tensor, amounts: Float[Tensor, "4 V"], generator: torch.Generator) -> Tensor:
+    """Change brightness, contrast, saturation and hue, in this order, by random factors of 1 +- amount (hue: turns).
 
-    All four are linear in the pixel, so that they make one 3x3 matrix and an offset; clipping comes once, at the end.
+    All four are linear in the pixel, so they combine into one 3x3 matrix and one offset. Values are clipped once.
     """
     if not amounts.any():
         return images
@@ -92,20 +93,20 @@ def _jittered(images: Tensor, amounts: Float[Tensor, "4 V"], generator: torch.Ge
     matrices, kept = (x.to(images.device) for x in _color_matrices(random))
     out = torch.empty_like(images)
     for source, target, matrix, share in zip(images, out, matrices, kept, strict=True):  # one sample fits a CPU's cache
-        pixels = source.transpose(0, 1).flatten(1, 3).float()  # (V, W*H*W, 3)
-        gray = share * (pixels.mean(1) @ luma)  # (V,); the same in all channels: saturation and hue keep it
-        # not baddbmm: with an offset spread over the pixels it takes several times as long on a CPU
+        pixels = source.transpose(0, 1).flatten(1, 3).float()  # (V, T*H*W, 3)
+        gray = share * (pixels.mean(1) @ luma)  # (V,); equal in all channels: saturation and hue keep gray
+        # baddbmm takes several times as long on a CPU when the offset is broadcast over the pixels
         pixels = (pixels @ matrix.mT).add_(gray[:, None, None] + 0.5).clamp_(0, 255)
         target.copy_(pixels.unflatten(1, (steps, *images.shape[3:5])).transpose(0, 1))  # cut to whole levels
     return out
 
 
 def _color_matrices(random: Float[Tensor, "B V 4"]) -> tuple[Float[Tensor, "B V 3 3"], Float[Tensor, "B V"]]:
-    """What pixels are multiplied by, and how much of the mean gray is added to them."""
+    """Return the matrices that multiply pixels, and the share of the mean gray that is added to them."""
     bright, contrast, saturation = (1 + random[..., i] for i in range(3))
     angle = random[..., 3] * 2 * math.pi
     one, zero = torch.ones_like(angle), torch.zeros_like(angle)
-    colors = torch.stack(  # in Y, I, Q: chroma scaled and turned, luma left
+    colors = torch.stack(  # in Y, I, Q: scales and turns the chroma, keeps the luma
         [
             torch.stack([one, zero, zero], -1),
             torch.stack([zero, saturation * angle.cos(), -saturation * angle.sin()], -1),

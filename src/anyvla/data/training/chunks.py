@@ -1,4 +1,4 @@
-"""All action chunks of a mixture, normalized as a policy learns them: what a codec is fitted to and measured on."""
+"""Reads all action chunks of a mixture, normalized as for a policy, to fit a codec and to measure it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from anyvla.robot.shared_layout import Robot
 class Chunks:
     """K chunks, in the order of the episodes."""
 
-    actions: Float32[Tensor, "K N A"]  # normalized; past the end of an episode, its last action again
+    actions: Float32[Tensor, "K N A"]  # normalized; padded with the last action of the episode
     mask: Bool[Tensor, "K N"]  # False past the end
-    robots: Int64[Tensor, "K"]  # whose they are
+    robots: Int64[Tensor, "K"]  # the index of the robot of each
 
     def __len__(self) -> int:
         return len(self.actions)
 
 
 def action_normalizer(mixture: Mixture, robots: Sequence[Robot], method: Method) -> Normalizer:
-    """The scaling of actions of a policy that is trained on this mixture."""
+    """Return the action normalizer of a policy that is trained on this mixture."""
     own = [(r.embodiment.action, r.statistics.action) for r in robots]
     return Normalizer(mixture.layout.embodiment.action, own, method, what="action", clip=True)
 
 
 def hold_out(count: int, share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Which of `count` episodes to fit to, and which to hold out: drawn at random, one at least if there are two."""
+    """Split `count` episodes at random into those to fit to and a held-out share (at least one episode of two)."""
     order = np.random.default_rng(seed).permutation(count)
     aside = max(1, round(share * count)) if count > 1 else 0
     return sorted(order[aside:].tolist()), sorted(order[:aside].tolist())
@@ -50,10 +50,11 @@ def read_chunks(
     most: int | None = None,
     seed: int = 0,
 ) -> Chunks:
-    """The chunk of N = `length` actions that begins at each step of these episodes; `episodes`: of each data set.
+    """Return the chunk of N = `length` actions that begins at each step of these episodes.
 
-    Of more than `most` there are left as many, each data set by its share, one drawn from each of as many equal
-    stretches, so that they spread over all episodes and their phases. Raises ValueError if there is no episode.
+    `episodes` lists the episodes of each data set. `most` limits the number of chunks, divided among the data sets by
+    their shares. The steps are then cut into equal stretches and one chunk is sampled from each, so that chunks spread
+    over all episodes and their phases. Raises ValueError if there is no episode.
     """
     parts = []
     for source, (dataset, chosen) in enumerate(zip(mixture.datasets, episodes, strict=True)):
@@ -77,12 +78,12 @@ def read_chunks(
 def _chunks(
     actions: Sequence[np.ndarray], length: int, most: int | None, seed: int
 ) -> tuple[Float32[np.ndarray, "K N A"], Bool[np.ndarray, "K N"]]:
-    """Of episodes of one robot."""
+    """Return the chunks of episodes of one robot, and their masks."""
     ends = np.cumsum([len(a) for a in actions])
     starts = np.arange(ends[-1])
     if most is not None and len(starts) > most:
         stretches = np.linspace(0, len(starts), most + 1).astype(np.int64)
         starts = np.random.default_rng(seed).integers(stretches[:-1], stretches[1:])
-    last = ends[np.searchsorted(ends, starts, side="right")]  # (K,) where the episode of each ends
+    last = ends[np.searchsorted(ends, starts, side="right")]  # (K,) the end of the episode of each chunk
     steps = starts[:, None] + np.arange(length)  # (K, N)
     return np.concatenate(actions)[np.minimum(steps, ends[-1] - 1)], steps < last[:, None]

@@ -1,7 +1,7 @@
-"""What a policy is trained on: the `data` section of a recipe, and its data sets opened as one mixture.
+"""Opens the data sets of a recipe (its `data` section) as one mixture.
 
-Each source may rename its cameras, take a part of its episodes, and be brought to another rate or another way of
-writing rotations; its robot keeps its own statistics. Shares of the samples follow from weights, or a temperature.
+A source may rename its cameras, select some of its episodes, and be converted to another rate or another convention of
+rotations. Each robot has its own statistics. The shares of the samples follow from weights, or from a temperature.
 """
 
 from __future__ import annotations
@@ -39,27 +39,29 @@ class Source:
     """One data set of a mixture."""
 
     path: str  # a folder or file, or the id of a LeRobot data set on the hub
-    format: FormatPart | None = None  # None: recognized by what lies there
-    # For data that does not say what its numbers mean; or a YAML file with it, and with other keys of the source.
+    format: FormatPart | None = None  # None: recognized by the files
+    # For data that does not declare its conventions; or the name of a YAML file with it and other keys of the source.
     embodiment: Embodiment | None = None
-    weight: float = Field(default=1.0, gt=0, le=VALUE)  # of its samples beside those of other sources
-    cameras: Mapping[str, str] | None = None  # view -> camera of the data; None: all, by their own names
-    rotation: Rotation | None = None  # rewrite rotations so; None: as the data has them
-    frame: Literal["base", "tool"] | None = None  # of delta positions and rotations; None: as the data has them
-    hz: float | None = Field(default=None, gt=0, le=HZ)  # sub-sample to this rate, by time; None: the rate of the data
+    weight: float = Field(default=1.0, gt=0, le=VALUE)  # of its samples, relative to other sources
+    cameras: Mapping[str, str] | None = None  # view -> camera of the data; None: all, under their own names
+    rotation: Rotation | None = None  # convert rotations to this; None: as in the data
+    frame: Literal["base", "tool"] | None = None  # of delta positions and rotations; None: as in the data
+    hz: float | None = Field(
+        default=None, gt=0, le=HZ
+    )  # resample to this lower rate, by time; None: the rate of the data
     per_task: int | None = Field(default=None, ge=1, le=COUNT)  # few-shot: episodes of each task; None: all
     # of the number of episodes: 0.1 a tenth of each task; 5: five per_task
     scale: float = Field(default=1.0, gt=0, le=WEIGHT)
-    subset_seed: int = Field(default=0, ge=0, le=SEED)  # of which episodes these are
-    leave_out: tuple[Annotated[int, Field(ge=0, le=COUNT)], ...] = ()  # episodes, as anyvla data check numbers them
+    subset_seed: int = Field(default=0, ge=0, le=SEED)  # selects the episodes
+    leave_out: tuple[Annotated[int, Field(ge=0, le=COUNT)], ...] = ()  # episodes, by the numbers of anyvla data check
     instruction: str | None = None  # for episodes that have none
-    # What to do with them where there is none for them either; keep is for looking at data, training refuses them.
+    # episodes without an instruction where `instruction` is not given; keep is for inspection, training refuses them
     unlabeled: Literal["refuse", "drop", "keep"] = "refuse"
 
     @model_validator(mode="before")
     @classmethod
     def _with_file(cls, keys: Any) -> Any:
-        """Put the keys of the file that `embodiment` names below the source's own."""
+        """Add the keys of the file that `embodiment` names. The keys of the source win."""
         if not isinstance(keys, Mapping) or not isinstance(keys.get("embodiment"), str):
             return keys
         found = read_source(Path(keys["embodiment"]))
@@ -79,41 +81,43 @@ class Source:
 class DataConfig:
     """The data of a run."""
 
-    sources: tuple[Source, ...] = ()  # none, and no preset: the demonstrations that the recipe itself collects
+    sources: tuple[Source, ...] = ()  # without sources and preset: the demonstrations that the recipe collects
     preset: str | None = None  # a mixture by name: oxe_magic_soup, bridge, rt1, ...
-    root: Path | None = None  # the folder in which the data sets of the preset lie
-    missing: Literal["refuse", "skip"] = "refuse"  # what to do about data sets of the preset that do not lie there
-    views: tuple[str, ...] = ()  # of those that a source has, in this order; none given: all of them
-    # None: the shares of the samples are the weights. T: weight x windows^(1/T); at 1 all windows of equal weights are
-    # equally likely. The weights of presets are made for 1, which is what None means for them.
+    root: Path | None = None  # the folder with the data sets of the preset
+    missing: Literal["refuse", "skip"] = "refuse"  # for data sets of the preset that are not in root
+    views: tuple[str, ...] = ()  # the views to use, in this order; empty: all
+    # None: the shares of the samples are the weights. T: weight x windows^(1/T); at 1, windows of sources of equal
+    # weight are equally likely. The weights of presets are made for 1, so None means 1 for a preset.
     temperature: float | None = Field(default=None, ge=0.1, le=WEIGHT)
     cache_gb: float = Field(default=2.0, ge=0, le=GB)  # decoded frames kept in memory
-    # processes that make batches; 0: a thread. They change no result
+    # processes that make batches; 0: a thread. The number does not change results
     workers: int = Field(default=0, ge=0, le=PROCESSES)
-    worker_timeout_s: float = Field(default=300.0, gt=0, le=VALUE)  # the longest that they may give no batch
+    worker_timeout_s: float = Field(default=300.0, gt=0, le=VALUE)  # after which training fails if no batch arrives
 
     def __post_init__(self) -> None:
         if (self.preset is None) != (self.root is None):
-            raise ValueError("preset and root go together: the name of a mixture, and the folder its data sets lie in")
+            raise ValueError("preset and root go together: the name of a mixture, and the folder of its data sets")
         if self.preset is not None and self.sources:
             raise ValueError("give either sources or a preset")
 
     @property
     def given(self) -> bool:
-        """Whether there is data already, not to be collected by the recipe."""
+        """Whether the recipe names existing data, so that nothing is collected."""
         return bool(self.sources) or self.preset is not None
 
 
 class Mixture:
-    """Data sets opened, how often each is drawn from, and the robots they show."""
+    """Open data sets, their shares of the samples, and their robots."""
 
-    def __init__(self, datasets: Sequence[EpisodeDataset], shares: Sequence[float], told: Sequence[str | None]) -> None:
-        """`told`: what each data set's episodes without an instruction are told; None: they all have one.
+    def __init__(
+        self, datasets: Sequence[EpisodeDataset], shares: Sequence[float], default_instructions: Sequence[str | None]
+    ) -> None:
+        """Take for each data set its share and the instruction of its episodes without one (None: all have one).
 
         Raises ValueError for two robots of one name, and for robots that cannot share one layout.
         """
         self.datasets, self.shares = tuple(datasets), np.asarray(shares, np.float64) / np.sum(shares)
-        self._told = tuple(None if text is None else check_instruction(text) for text in told)
+        self._defaults = tuple(None if text is None else check_instruction(text) for text in default_instructions)
         embodiments: dict[str, Embodiment] = {}
         for dataset in datasets:
             known = embodiments.setdefault(dataset.embodiment.name, dataset.embodiment)
@@ -123,14 +127,14 @@ class Mixture:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of one data set its own; of several a hash of theirs and of their shares."""
+        """The fingerprint of the only data set, or a hash of those of all data sets and of their shares."""
         if len(self.datasets) == 1:
             return self.datasets[0].fingerprint
         facts = [f"{d.fingerprint}:{share:.12g}" for d, share in zip(self.datasets, self.shares, strict=True)]
         return fingerprints.combine(*facts)
 
     def robots(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Robot]:
-        """The robots with the statistics of all their data; computed where they are not known yet.
+        """Return the robots with the statistics of all their data, from the cache or computed now.
 
         Raises ValueError for numbers that cannot be trained on. `progress(done, total)` counts episodes.
         """
@@ -141,25 +145,25 @@ class Mixture:
         return out
 
     def instruction(self, source: int, episode: Episode, chance: int) -> str:
-        """What a window of this episode is told: one of its instructions, by a random number."""
-        said = [text for text in episode.instructions if text]
+        """Return the instruction of a window of this episode: one of its instructions, chosen by a random number."""
+        own = [text for text in episode.instructions if text]
         where = episode.provenance or self.datasets[source].root
-        if said:
+        if own:
             try:
-                return check_instruction(said[chance % len(said)])
+                return check_instruction(own[chance % len(own)])
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-        told = self._told[source]
-        if told is None:
+        default = self._defaults[source]
+        if default is None:
             raise ValueError(
                 f"{where}: the episode has no instruction; give the source one (instruction: ...) or leave such "
                 "episodes out (unlabeled: drop)"
             )
-        return told
+        return default
 
 
 def open_mixture(config: DataConfig, collected: Path) -> Mixture:
-    """The data of a run; `collected` is the folder of the recipe's own demonstrations.
+    """Open the data of a run; `collected` is the folder of the recipe's own demonstrations.
 
     Raises ValueError for a data set that cannot be opened or cannot be joined with the others.
     """
@@ -169,7 +173,7 @@ def open_mixture(config: DataConfig, collected: Path) -> Mixture:
         sources = tuple(Source(path=str(m.path), weight=m.weight, unlabeled="drop") for m in members)
         temperature = temperature or 1.0
     sources = sources or (Source(path=str(collected)),)
-    datasets = [_only(open_source(source), config.views) for source in sources]
+    datasets = [_select_views(open_source(source), config.views) for source in sources]
     frames = np.array([float(d.lengths.sum()) for d in datasets])
     shares = np.array([s.weight for s in sources])
     if temperature is not None:
@@ -177,8 +181,8 @@ def open_mixture(config: DataConfig, collected: Path) -> Mixture:
     return Mixture(datasets, shares.tolist(), [s.instruction for s in sources])
 
 
-def _only(dataset: EpisodeDataset, views: tuple[str, ...]) -> EpisodeDataset:
-    """A data set without its other views. Raises ValueError if it has none of these."""
+def _select_views(dataset: EpisodeDataset, views: tuple[str, ...]) -> EpisodeDataset:
+    """Return the data set with these of its views only. Raises ValueError if it has none of them."""
     own = [view for view in views if view in dataset.embodiment.cameras]
     if views and not own:
         raise ValueError(
@@ -194,12 +198,12 @@ def read_source(path: Path) -> dict[str, Any]:
 
 
 def open_source(source: Source) -> EpisodeDataset:
-    """The data set of a source, as its options want it. Raises ValueError."""
-    dataset = _without(open_dataset(source.path, source.format, source.embodiment), source)
+    """Open the data set of a source and apply its options. Raises ValueError if one of them does not fit the data."""
+    dataset = _leave_out(open_dataset(source.path, source.format, source.embodiment), source)
     if source.cameras is not None:
         dataset = Cameras(dataset, source.cameras)
     if source.instruction is None and source.unlabeled != "keep":
-        dataset = _labeled(dataset, source)
+        dataset = _select_labeled(dataset, source)
     if source.per_task is not None or source.scale != 1:
         dataset = Subset(dataset, choose(dataset, source.per_task, source.scale, source.subset_seed))
     if source.rotation is not None or source.frame is not None:
@@ -209,8 +213,8 @@ def open_source(source: Source) -> EpisodeDataset:
     return dataset
 
 
-def _without(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
-    """Return the data set without the episodes to leave out. Raises ValueError if others cannot be read."""
+def _leave_out(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
+    """Drop the episodes of `leave_out`. Raises ValueError if any other episode cannot be read."""
     out = set(source.leave_out)
     outside = sorted(i for i in out if not 0 <= i < len(dataset))
     if outside:
@@ -225,8 +229,8 @@ def _without(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
     return Subset(dataset, [i for i in range(len(dataset)) if i not in out]) if out else dataset
 
 
-def _labeled(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
-    """The episodes that have an instruction. Raises ValueError if some have none and they are not to be dropped."""
+def _select_labeled(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
+    """Return the episodes that have an instruction. Raises ValueError if others exist and may not be dropped."""
     labeled = [i for i in range(len(dataset)) if clean_instruction(dataset.task(i))]
     if len(labeled) == len(dataset):
         return dataset

@@ -1,7 +1,7 @@
-"""Mixtures by name (`mixtures.yaml`): which folders below a root hold their data sets, and with what weight.
+"""Finds the data sets of a named mixture (`mixtures.yaml`) below a folder, with their weights.
 
-The weights are those of Octo and OpenVLA: they multiply the size of a data set. The share of its samples is
-weight x steps, divided by the sum over the mixture; `temperature: 1` of the data config means that.
+The weights come from Octo and OpenVLA and multiply the size of a data set. The share of its samples is weight x steps,
+divided by the sum over the mixture, as with `temperature: 1` in the data config.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from anyvla.registry import suggest
 
 
 class Member(NamedTuple):
-    """One data set of a mixture that was found."""
+    """One data set of a mixture, found on disk."""
 
     path: Path  # the folder of one version: dataset_info.json, features.json and the shards
     weight: float  # multiplies the number of its steps
-    name: str  # of its entry in the table of Open X-Embodiment
+    name: str  # in the table of Open X-Embodiment
 
 
 @functools.cache
 def presets() -> Mapping[str, Mapping[str, float]]:
-    """Name of a mixture -> name of a data set -> weight."""
+    """Return name of a mixture -> name of a data set -> weight."""
     text = resources.files("anyvla.data.training").joinpath("mixtures.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
 
 
 def expand(name: str, root: Path, missing: Literal["refuse", "skip"] = "refuse") -> list[Member]:
-    """The data sets of mixture `name` as they lie below `root`: `root/<data set>/<version>`, or without the version.
+    """Return the data sets of mixture `name`, found at `root/<data set>/<version>` or `root/<data set>`.
 
-    A data set may also lie under one of its aliases. Of several versions the one that the table asks for is taken, else
-    the highest. Raises ValueError for an unknown mixture, and for data sets that are not there, with where they are
-    looked for; `missing="skip"` leaves those out, if any is there at all.
+    A folder may also have an alias of the data set as its name. The version is the one of the table, else the highest.
+    Raises ValueError for an unknown mixture, and for missing data sets, with the folders that were searched.
+    `missing="skip"` leaves missing data sets out, as long as at least one is found.
     """
     if name not in presets():
         raise ValueError(f"there is no mixture {name!r}: {suggest(name, list(presets()))}")
@@ -67,7 +67,7 @@ def _version(dataset: str) -> str:
 
 
 def _folder(root: Path, dataset: str) -> Path | None:
-    """The folder of the version to read; None if the data set does not lie below `root`."""
+    """Return the folder of the version to read; None if the data set is not below `root`."""
     wanted = _version(dataset)
     for folder in (root / name for name in _names(dataset)):
         versions = [p for p in folder.iterdir() if _complete(p)] if folder.is_dir() else []

@@ -1,7 +1,7 @@
-"""Turns episodes into training windows: W observations, the action chunk that begins at each, and masks.
+"""Cuts episodes into training windows: T observations, the action chunk that begins at each, and masks.
 
-A window ends at each step of each episode, as a session would see it there. Frames are decoded once and kept in memory
-as long as they fit; of other episodes only the frames that a window shows are decoded.
+One window ends at each step of each episode and shows what a session would see there. Frames are decoded once and kept
+in memory while they fit; of the other episodes, only the frames of the requested windows are decoded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from anyvla.robot.views import ViewConfig, resize_to_view
 
 log = logging.getLogger(__name__)
 
-_UNDECODED = 512  # episodes whose numbers are kept, of those whose frames do not fit
+_UNDECODED = 512  # episodes kept without frames, because these do not fit
 _THREADS = 4
 
 
@@ -37,41 +37,42 @@ _THREADS = 4
 class WindowConfig:
     """How windows are cut out of episodes."""
 
-    window: int = Field(default=1, ge=1, le=STEPS)  # W: observations of a window
+    window: int = Field(default=1, ge=1, le=STEPS)  # T: observations of a window
     chunk: int = Field(default=8, ge=1, le=STEPS)  # N: actions of the chunk that begins at each observation
     # steps between the observations of a window: the actions executed between two predictions
     stride: int = Field(default=1, ge=1, le=STEPS)
     view: ViewConfig = ViewConfig()
-    # decoded frames kept in memory; what does not fit is decoded each time it is asked for
+    # decoded frames kept in memory; others are decoded at each use
     cache_gb: float = Field(default=2.0, ge=0, le=GB)
 
 
 class WindowBatch(TypedDict):
-    """What `WindowDataset.batch` gives: the fields of `anyvla.types.Batch`, as numpy arrays in robot units."""
+    """The fields of `anyvla.types.Batch` as numpy arrays in robot units."""
 
-    images: UInt8[np.ndarray, "B W V H W 3"]
-    proprio: Float32[np.ndarray, "B W P"]
+    images: UInt8[np.ndarray, "B T V H W 3"]
+    proprio: Float32[np.ndarray, "B T P"]
     instructions: list[str]  # B of them
-    actions: Float32[np.ndarray, "B W N A"]
-    action_mask: Bool[np.ndarray, "B W N"]
-    step_mask: Bool[np.ndarray, "B W"]
+    actions: Float32[np.ndarray, "B T N A"]
+    action_mask: Bool[np.ndarray, "B T N"]
+    step_mask: Bool[np.ndarray, "B T"]
     robots: Int64[np.ndarray, "B"]
 
 
 @dataclass(frozen=True)
-class _Read:
-    """An episode that is at hand."""
+class _LoadedEpisode:
+    """An episode, with its decoded frames if they are kept."""
 
     episode: Episode
-    frames: UInt8[np.ndarray, "T V H W 3"] | None  # of the robot's own cameras; None: decoded when asked for
+    frames: UInt8[np.ndarray, "L V H W 3"] | None  # of all L steps; None: decoded at each use
 
 
 class WindowDataset:
-    """Every window of a mixture, in the layout that its robots share: one ends at each step, numbered by source.
+    """All windows of a mixture, numbered within each source, in the layout that its robots share.
 
-    A window near the begin of its episode has fewer steps; they come first, and masked steps are zeros at its end. So
-    are dims and views that a robot does not have. Raises ValueError for data that cannot be trained on (episodes too
-    short for any full window or chunk, cameras that differ in size). `batch` may be called from several threads.
+    One window ends at each step. Near the beginning of an episode a window has fewer steps: these come first, followed
+    by masked steps of zeros. Dims and views that a robot does not have are zeros too. Raises ValueError for data that
+    cannot be trained on (episodes too short for a full window or chunk, cameras of different sizes). `batch` may be
+    called from several threads.
     """
 
     def __init__(self, mixture: Mixture, config: WindowConfig) -> None:
@@ -85,12 +86,12 @@ class WindowDataset:
 
     def _begin(self) -> None:
         self._room = int(self.config.cache_gb * 1e9)  # bytes
-        self._kept: dict[tuple[int, int], Future[_Read]] = {}
-        self._passing: OrderedDict[tuple[int, int], Future[_Read]] = OrderedDict()
+        self._kept: dict[tuple[int, int], Future[_LoadedEpisode]] = {}
+        self._passing: OrderedDict[tuple[int, int], Future[_LoadedEpisode]] = OrderedDict()
         self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="decode")
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:  # to a worker goes what is needed to begin there
+    def __getstate__(self) -> dict[str, Any]:  # a worker builds its own cache
         return {k: v for k, v in vars(self).items() if k in ("mixture", "config", "sizes", "_ends", "_image")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -99,14 +100,14 @@ class WindowDataset:
 
     @property
     def decoded_gb(self) -> float:
-        """What all frames take in memory once they are decoded."""
+        """The memory that all frames take when decoded, in GB."""
         image = int(np.prod(self._image))
         frames = sum(int(d.lengths.sum()) * len(d.embodiment.cameras) for d in self.mixture.datasets)
         return frames * image / 1e9
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(H, W) of all views as they are kept."""
+        """The size (H, W) of all views."""
         return self._image[0], self._image[1]
 
     def episodes_read(self) -> tuple[int, int]:
@@ -115,27 +116,27 @@ class WindowDataset:
             asked = [*self._kept.values(), *self._passing.values()]
         return sum(reading.done() for reading in asked), len(asked)
 
-    def batch(self, draw: WindowIndices) -> WindowBatch:
-        """These windows. Raises IndexError for one that its source does not have, ValueError for a damaged episode."""
+    def batch(self, indices: WindowIndices) -> WindowBatch:
+        """Return windows. Raises IndexError for one that does not exist, ValueError for a damaged episode."""
         config, whole = self.config, self.mixture.layout.embodiment
-        count, w = len(draw), config.window
+        count, window = len(indices), config.window
         out = WindowBatch(
-            images=np.zeros((count, w, len(whole.cameras), *self._image), np.uint8),
-            proprio=np.zeros((count, w, whole.proprio.size), np.float32),
+            images=np.zeros((count, window, len(whole.cameras), *self._image), np.uint8),
+            proprio=np.zeros((count, window, whole.proprio.size), np.float32),
             instructions=[""] * count,
-            actions=np.zeros((count, w, config.chunk, whole.action.size), np.float32),
-            action_mask=np.zeros((count, w, config.chunk), bool),
-            step_mask=np.zeros((count, w), bool),
-            robots=np.array([self.mixture.robot_of[s] for s in draw.sources], np.int64),
+            actions=np.zeros((count, window, config.chunk, whole.action.size), np.float32),
+            action_mask=np.zeros((count, window, config.chunk), bool),
+            step_mask=np.zeros((count, window), bool),
+            robots=np.array([self.mixture.robot_of[s] for s in indices.sources], np.int64),
         )
-        found = [self._find(int(s), int(n)) for s, n in zip(draw.sources, draw.windows, strict=True)]
-        episodes = [self._ask(source, episode) for source, episode, _ in found]
+        found = [self._find(int(s), int(n)) for s, n in zip(indices.sources, indices.windows, strict=True)]
+        episodes = [self._request(source, episode) for source, episode, _ in found]
 
         def write(row: int) -> None:
             (source, _, last), read = found[row], episodes[row].result()
-            self._write(out, row, read, source, last, int(draw.chance[row]))
+            self._write(out, row, read, source, last, int(indices.chance[row]))
 
-        # decoding is worth a thread, copying is not
+        # threads pay for decoding, but not for copying
         busy = [row for row in range(count) if not episodes[row].done() or episodes[row].result().frames is None]
         waiting = [self._pool.submit(write, row) for row in busy]
         for row in sorted(set(range(count)) - set(busy)):
@@ -144,8 +145,8 @@ class WindowDataset:
             task.result()
         return out
 
-    def _write(self, out: WindowBatch, row: int, read: _Read, source: int, last: int, chance: int) -> None:
-        """The window that ends at step `last` of an episode."""
+    def _write(self, out: WindowBatch, row: int, read: _LoadedEpisode, source: int, last: int, chance: int) -> None:
+        """Write the window that ends at step `last` of an episode into a row of the batch."""
         config, episode = self.config, read.episode
         places = self.mixture.layout.robots[episode.embodiment.name]
         before = min(config.window - 1, last // config.stride)
@@ -169,15 +170,15 @@ class WindowDataset:
                 out["images"][row, :k, view] = frames
 
     def _find(self, source: int, window: int) -> tuple[int, int, int]:
-        """The episode that a window lies in, and the step at which it ends."""
+        """Return the source, the episode of a window, and the step at which the window ends."""
         ends = self._ends[source]
         if not 0 <= window < ends[-1]:
             raise IndexError(f"source {source} has {ends[-1]} windows; no window {window}")
         episode = int(np.searchsorted(ends, window, side="right"))
         return source, episode, window - (int(ends[episode - 1]) if episode else 0)
 
-    def _ask(self, source: int, episode: int) -> Future[_Read]:
-        """An episode, being read in the background if it is not at hand."""
+    def _request(self, source: int, episode: int) -> Future[_LoadedEpisode]:
+        """Return an episode, which is read in the background if it is not in memory."""
         key = source, episode
         with self._lock:
             if key in self._kept:
@@ -198,17 +199,17 @@ class WindowDataset:
                     self._passing.popitem(last=False)
             return reading
 
-    def _read(self, dataset: EpisodeDataset, number: int, keep: bool) -> _Read:
+    def _read(self, dataset: EpisodeDataset, number: int, keep: bool) -> _LoadedEpisode:
         episode = dataset[number]
         if not keep:
-            return _Read(episode, None)
+            return _LoadedEpisode(episode, None)
         cameras = episode.embodiment.cameras
         frames = np.empty((len(episode), len(cameras), *self._image), np.uint8)
         for v, camera in enumerate(cameras):
             decoded = resize_to_view(episode.images[camera][:], self.config.view)
             self._check_size(decoded, camera, episode)
             frames[:, v] = decoded
-        return _Read(episode, frames)
+        return _LoadedEpisode(episode, frames)
 
     def _check_size(self, frames: np.ndarray, camera: str, episode: Episode) -> None:
         if frames.shape[1:] != self._image:
@@ -219,7 +220,7 @@ class WindowDataset:
 
 
 def _image_shape(datasets: Sequence[EpisodeDataset], view: ViewConfig) -> tuple[int, int, int]:
-    """Of all views. Raises ValueError if they differ."""
+    """Return (H, W, 3) of all views. Raises ValueError if they differ."""
     if view.size is not None:
         return (*view.size, 3)
     sizes = {(str(d.root), c): tuple(d[0].images[c].shape[1:3]) for d in datasets for c in d.embodiment.cameras}

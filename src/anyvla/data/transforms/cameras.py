@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 
 from anyvla.data.episode import Episode, EpisodeDataset
-from anyvla.data.transforms.wrapped import Wrapped
+from anyvla.data.transforms.wrapped import WrappedDataset
 from anyvla.registry import suggest
 
 
-class Cameras(Wrapped):
+class Cameras(WrappedDataset):
     """A data set with these cameras only, in this order: name here -> name in the data.
 
     Raises ValueError for a camera that the data does not have, and if none is left.

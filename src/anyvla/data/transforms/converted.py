@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from anyvla.data.episode import Episode, EpisodeDataset
-from anyvla.data.transforms.wrapped import Wrapped
+from anyvla.data.transforms.wrapped import WrappedDataset
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.rotations import (
     Quaternions,
@@ -31,7 +31,7 @@ from anyvla.robot.space import ROTATION_DIMS, ActionSpace, Group, Rotation
 
 
 @dataclass(frozen=True)
-class _Orientation:
+class _ToolOrientation:
     """Where the proprio says how the tool stands in the axes of the base."""
 
     group: Group
@@ -39,7 +39,7 @@ class _Orientation:
 
     def read(self, proprio: np.ndarray) -> Quaternions:
         """(T, 4)."""
-        return read(self.group, proprio[:, self.place])
+        return read_rotations(self.group, proprio[:, self.place])
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class _Rewrite:
 
     source: Group
     target: Group
-    orientation: _Orientation | None = None  # of deltas that change their frame
+    orientation: _ToolOrientation | None = None  # of deltas that change their frame
 
 
-class Converted(Wrapped):
+class Converted(WrappedDataset):
     """A data set with its rotations written as `rotation`, and its delta actions seen in the axes of `frame`.
 
     `rotation`: every group of kind rotation, of proprio and actions; a delta is the rotation between two orientations.
@@ -93,12 +93,12 @@ class Converted(Wrapped):
         return dataclasses.replace(
             episode,
             embodiment=self.embodiment,
-            proprio=_rewritten(self._proprio, episode.proprio, episode.proprio, f"{where}, proprio"),
-            actions=_rewritten(self._actions, episode.actions, episode.proprio, f"{where}, action"),
+            proprio=_rewrite_groups(self._proprio, episode.proprio, episode.proprio, f"{where}, proprio"),
+            actions=_rewrite_groups(self._actions, episode.actions, episode.proprio, f"{where}, action"),
         )
 
 
-def side(name: str) -> str:
+def arm_side(name: str) -> str:
     """Which arm a group belongs to, by its name: "left" or "right" of two, "" of one."""
     prefix = name.partition("_")[0]
     return prefix if prefix in ("left", "right") and prefix != name else ""
@@ -110,7 +110,7 @@ def _plan(
     where = f"{where} group {group.name!r}"
     target, orientation = group, None
     if rotation is not None and group.kind == "rotation" and group.rotation != rotation:
-        target = _renamed(group, rotation, where)
+        target = _declare_rotation(group, rotation, where)
     if frame is not None and group.mode == "delta" and group.kind in ("position", "rotation") and group.frame != frame:
         if not group.frame:
             raise ValueError(f"{where}: its frame is not known; declare it (frame: base or frame: tool)")
@@ -118,12 +118,12 @@ def _plan(
             raise ValueError(f"{where}: only x, y, z can be seen from another frame, the group has {group.size} dims")
         if group.kind == "rotation":
             _check_convertible(group, where)
-        orientation = _orientation(group, robot, where)
+        orientation = _find_orientation(group, robot, where)
         target = dataclasses.replace(target, frame=frame, low=None, high=None)
     return _Rewrite(group, target, orientation)
 
 
-def _renamed(group: Group, rotation: Rotation, where: str) -> Group:
+def _declare_rotation(group: Group, rotation: Rotation, where: str) -> Group:
     _check_convertible(group, where)
     unit = "rad" if rotation in ("euler", "axis_angle") else ""
     size = ROTATION_DIMS[rotation]
@@ -142,12 +142,12 @@ def _check_convertible(group: Group, where: str) -> None:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _orientation(group: Group, robot: Embodiment, where: str) -> _Orientation:
+def _find_orientation(group: Group, robot: Embodiment, where: str) -> _ToolOrientation:
     """The orientation of the tool that moves by `group`."""
     found = [
         g
         for g in robot.proprio.groups
-        if g.kind == "rotation" and g.mode == "absolute" and side(g.name) == side(group.name)
+        if g.kind == "rotation" and g.mode == "absolute" and arm_side(g.name) == arm_side(group.name)
     ]
     if len(found) != 1:
         have = f"has {len(found)}: {', '.join(g.name for g in found)}" if found else "has none"
@@ -162,10 +162,10 @@ def _orientation(group: Group, robot: Embodiment, where: str) -> _Orientation:
             f"group {own.name!r} does not say that it is that; declare it (frame: base)"
         )
     _check_convertible(own, f"{where}: proprio group {own.name!r}")
-    return _Orientation(own, robot.proprio.slices()[own.name])
+    return _ToolOrientation(own, robot.proprio.slices()[own.name])
 
 
-def _rewritten(
+def _rewrite_groups(
     rewrites: list[_Rewrite], values: Float32[np.ndarray, "T a"], proprio: Float32[np.ndarray, "T P"], where: str
 ) -> Float32[np.ndarray, "T A"]:
     parts, start = [], 0
@@ -189,20 +189,20 @@ def _apply(rewrite: _Rewrite, values: np.ndarray, proprio: np.ndarray) -> np.nda
         turn = invert(turn) if target.frame == "tool" else turn
     if source.kind == "position":
         return values if turn is None else rotate(turn, values)
-    rotation = read(source, values)
+    rotation = read_rotations(source, values)
     if turn is not None:
         rotation = compose(compose(turn, rotation), invert(turn))
     rotation = canonicalize(rotation) if target.mode == "delta" else make_continuous(rotation)
-    return write(target, rotation)
+    return write_rotations(target, rotation)
 
 
-def read(group: Group, values: Float32[np.ndarray, "T k"]) -> Quaternions:
+def read_rotations(group: Group, values: Float32[np.ndarray, "T k"]) -> Quaternions:
     """The rotations of a group whose convention and unit are known."""
     assert group.rotation is not None
     return to_quaternions(values.astype(np.float64) * _unit(group), group.rotation)
 
 
-def write(group: Group, rotation: Quaternions) -> np.ndarray:
+def write_rotations(group: Group, rotation: Quaternions) -> np.ndarray:
     """Rotations as the group writes them, in its unit."""
     assert group.rotation is not None
     return from_quaternions(rotation, group.rotation) / _unit(group)

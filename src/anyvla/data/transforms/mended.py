@@ -10,12 +10,12 @@ from jaxtyping import Int64
 
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.tools.findings import Finding
-from anyvla.data.tools.motion import Scale, moving_span
-from anyvla.data.transforms.resampled import Picked
-from anyvla.data.transforms.wrapped import Wrapped
+from anyvla.data.tools.motion import Scale, find_moving_span
+from anyvla.data.transforms.resampled import PickedFrames
+from anyvla.data.transforms.wrapped import WrappedDataset
 
 
-class Mended(Wrapped):
+class Mended(WrappedDataset):
     """The episodes without an error, their idle ends cut. `dropped` and `cut` tell what was done.
 
     Raises ValueError if no episode is left.
@@ -30,7 +30,7 @@ class Mended(Wrapped):
         scale = Scale(dataset)
         self._spans: dict[int, tuple[int, int]] = {}
         for i in sorted(idle):
-            span = moving_span(dataset[i], scale.spread["proprio"], scale.spread["actions"])
+            span = find_moving_span(dataset[i], scale.spread["proprio"], scale.spread["actions"])
             if span is not None:  # one in which nothing moves at all stays, for a person to decide
                 self._spans[i] = span
         self.dropped = {str(i): text for i, text in sorted(broken.items())}
@@ -58,7 +58,7 @@ class Mended(Wrapped):
         steps = np.arange(first, last)
         return dataclasses.replace(
             episode,
-            images={camera: Picked(images, steps) for camera, images in episode.images.items()},
+            images={camera: PickedFrames(images, steps) for camera, images in episode.images.items()},
             proprio=episode.proprio[first:last],
             actions=episode.actions[first:last],
             timestamps=episode.timestamps[first:last] - episode.timestamps[first],

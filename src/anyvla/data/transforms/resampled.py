@@ -17,8 +17,8 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from anyvla.data import stored
 from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images, steady_timestamps
 from anyvla.data.frame_times import find_shown_frames
-from anyvla.data.transforms.converted import read, side, write
-from anyvla.data.transforms.wrapped import Wrapped
+from anyvla.data.transforms.converted import arm_side, read_rotations, write_rotations
+from anyvla.data.transforms.wrapped import WrappedDataset
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.rotations import Frame, apply, canonicalize, compose, radians_per_unit, rotate
 from anyvla.robot.space import ActionSpace, Group
@@ -29,7 +29,7 @@ _LATE = 0.05  # of the data's control interval: a frame that is later by no more
 _THREADS = 4
 
 
-class Picked(Frames):
+class PickedFrames(Frames):
     """Some frames of a camera, decoded when asked for."""
 
     def __init__(self, images: Images, steps: Int64[np.ndarray, "K"]) -> None:
@@ -47,7 +47,7 @@ class Picked(Frames):
         return self.images[self.steps[steps]]
 
 
-class Resampled(Wrapped):
+class Resampled(WrappedDataset):
     """A data set at `hz` actions per second.
 
     Step k shows the newest frame at or before k / hz, with its proprio; the last step is the last that begins by the
@@ -77,9 +77,9 @@ class Resampled(Wrapped):
             )
         self.hz = hz
         self._late = _LATE / robot.control_hz
-        self._turned = _check(robot, str(dataset.root))
+        self._turned = _find_turned_groups(robot, str(dataset.root))
         embodiment = dataclasses.replace(
-            robot, control_hz=hz, action=ActionSpace(groups=tuple(_longer(g) for g in robot.action.groups))
+            robot, control_hz=hz, action=ActionSpace(groups=tuple(_without_range(g) for g in robot.action.groups))
         )
         super().__init__(dataset, {"hz": hz}, embodiment)
         self._lengths: Int64[np.ndarray, "E"] | None = None
@@ -88,7 +88,7 @@ class Resampled(Wrapped):
     def lengths(self) -> Int64[np.ndarray, "E"]:
         """Steps of each episode."""
         if self._lengths is None:
-            self._lengths = np.array([self._count(end) for end in _ends(self.dataset)], np.int64)
+            self._lengths = np.array([self._count(end) for end in _read_end_times(self.dataset)], np.int64)
         return self._lengths
 
     def __getitem__(self, index: int) -> Episode:
@@ -110,9 +110,9 @@ class Resampled(Wrapped):
         return dataclasses.replace(
             episode,
             embodiment=self.embodiment,
-            images={camera: Picked(images, shown) for camera, images in episode.images.items()},
+            images={camera: PickedFrames(images, shown) for camera, images in episode.images.items()},
             proprio=episode.proprio[shown],
-            actions=self._joined(episode.actions, times, shown, ends, where),
+            actions=self._join_actions(episode.actions, times, shown, ends, where),
             timestamps=new,
         )
 
@@ -120,7 +120,7 @@ class Resampled(Wrapped):
         """New steps of an episode whose last step stands at `end`."""
         return int((end + self._late) * self.hz) + 1
 
-    def _joined(
+    def _join_actions(
         self, actions: Float32[np.ndarray, "T A"], times: np.ndarray, shown: np.ndarray, ends: np.ndarray, where: str
     ) -> Float32[np.ndarray, "K A"]:
         space = self.dataset.embodiment.action
@@ -131,25 +131,25 @@ class Resampled(Wrapped):
         for group in space.groups:
             own = actions[:, places[group.name]].astype(np.float64)
             if _is_rate(group):
-                time = _sums(lasting[:, None], shown, ends)
-                mean = _sums(own * lasting[:, None], shown, ends) / np.where(time > 0, time, 1)
+                time = _sum_intervals(lasting[:, None], shown, ends)
+                mean = _sum_intervals(own * lasting[:, None], shown, ends) / np.where(time > 0, time, 1)
                 out[:, places[group.name]] = np.where(time > 0, mean, own[last])
             elif group.mode == "delta" and group.kind == "rotation":
                 try:
-                    out[:, places[group.name]] = _turns(group, own, shown, ends)
+                    out[:, places[group.name]] = _compose_intervals(group, own, shown, ends)
                 except ValueError as error:
                     raise ValueError(f"{where}, action group {group.name!r}, {error}") from None
             elif group.mode == "delta" and group.name in self._turned:
                 by = self._turned[group.name]
-                out[:, places[group.name]] = _along(own, by, actions[:, places[by.name]], shown, ends)
+                out[:, places[group.name]] = _sum_along_tool(own, by, actions[:, places[by.name]], shown, ends)
             elif group.mode == "delta":
-                total = _sums(own, shown, ends)
+                total = _sum_intervals(own, shown, ends)
                 clip = group.kind == "gripper"
                 out[:, places[group.name]] = np.clip(total, group.low, group.high) if clip else total
         return out
 
 
-def _check(robot: Embodiment, where: str) -> dict[str, Group]:
+def _find_turned_groups(robot: Embodiment, where: str) -> dict[str, Group]:
     """Of each delta position in the axes of a turning tool, the delta rotation that turns it. Raises ValueError."""
     turned = {}
     for group in robot.action.groups:
@@ -165,7 +165,7 @@ def _check(robot: Embodiment, where: str) -> dict[str, Group]:
             except ValueError as error:
                 raise ValueError(f"{told}: {error}") from None
             continue
-        turning = [g for g in robot.action.groups if g.kind == "rotation" and side(g.name) == side(group.name)]
+        turning = [g for g in robot.action.groups if g.kind == "rotation" and arm_side(g.name) == arm_side(group.name)]
         if not turning or group.frame == "base":
             continue
         if not group.frame:
@@ -183,7 +183,7 @@ def _check(robot: Embodiment, where: str) -> dict[str, Group]:
     return turned
 
 
-def _longer(group: Group) -> Group:
+def _without_range(group: Group) -> Group:
     """The group after resampling: longer deltas leave the range that was declared for short ones."""
     sums = group.mode == "delta" and group.kind != "gripper" and not _is_rate(group)
     return dataclasses.replace(group, low=None, high=None) if sums else group
@@ -193,55 +193,57 @@ def _is_rate(group: Group) -> bool:
     return group.unit.replace(" ", "").endswith("/s")
 
 
-def _walk(shown: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _iterate_actions(shown: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The first actions of all intervals, then the second ones, ...: which intervals have one, and where it is."""
     for j in range(int((ends - shown).max())):
         within = np.flatnonzero(shown + j < ends)
         yield within, shown[within] + j
 
 
-def _sums(values: Float64[np.ndarray, "T a"], shown: np.ndarray, ends: np.ndarray) -> Float64[np.ndarray, "K a"]:
+def _sum_intervals(
+    values: Float64[np.ndarray, "T a"], shown: np.ndarray, ends: np.ndarray
+) -> Float64[np.ndarray, "K a"]:
     """The sum over each interval; 0 of an empty one."""
     total = np.zeros((len(shown), values.shape[1]))
-    for within, at in _walk(shown, ends):
+    for within, at in _iterate_actions(shown, ends):
         total[within] += values[at]
     return total
 
 
-def _turns(group: Group, values: np.ndarray, shown: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def _compose_intervals(group: Group, values: np.ndarray, shown: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """The composition over each interval, as the group writes it. (K, k)."""
-    rotation = read(group, values)
+    rotation = read_rotations(group, values)
     frame: Frame = "tool" if group.frame == "tool" else "base"
     total = np.tile([0.0, 0.0, 0.0, 1.0], (len(shown), 1))
-    for within, at in _walk(shown, ends):
+    for within, at in _iterate_actions(shown, ends):
         total[within] = apply(rotation[at], total[within], frame)
-    return write(group, canonicalize(total))
+    return write_rotations(group, canonicalize(total))
 
 
-def _along(
+def _sum_along_tool(
     steps: np.ndarray, by: Group, turns: np.ndarray, shown: np.ndarray, ends: np.ndarray
 ) -> Float64[np.ndarray, "K 3"]:
     """Steps along the axes of the tool, summed in its axes at the begin of each interval while it turns."""
-    rotation = read(by, turns)
+    rotation = read_rotations(by, turns)
     total, turned = np.zeros((len(shown), 3)), np.tile([0.0, 0.0, 0.0, 1.0], (len(shown), 1))
-    for within, at in _walk(shown, ends):
+    for within, at in _iterate_actions(shown, ends):
         total[within] += rotate(turned[within], steps[at])
         turned[within] = compose(turned[within], rotation[at])
     return total
 
 
-def _ends(dataset: EpisodeDataset) -> Float64[np.ndarray, "E"]:
+def _read_end_times(dataset: EpisodeDataset) -> Float64[np.ndarray, "E"]:
     """The time of the last step of each episode, from the cache or by reading the numbers of them all."""
     if (known := stored.read("durations", dataset.fingerprint)) is not None:
         return np.frombuffer(known, "<f8")
     log.info("reading how long the %d episodes of %s last", len(dataset), dataset.root)
     with ThreadPoolExecutor(_THREADS) as threads:
-        ends = np.array(list(threads.map(lambda i: _end(dataset, i), range(len(dataset)))), "<f8")
+        ends = np.array(list(threads.map(lambda i: _read_end_time(dataset, i), range(len(dataset)))), "<f8")
     stored.keep("durations", dataset.fingerprint, ends.tobytes())
     return ends
 
 
-def _end(dataset: EpisodeDataset, index: int) -> float:
+def _read_end_time(dataset: EpisodeDataset, index: int) -> float:
     """Return the time of the last step of an episode; 0 if it cannot be read, which raises when it is asked for."""
     try:
         return float(dataset[index].timestamps[-1:].sum())

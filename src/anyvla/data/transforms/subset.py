@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from anyvla.data.episode import Episode, EpisodeDataset
-from anyvla.data.transforms.wrapped import Wrapped
+from anyvla.data.transforms.wrapped import WrappedDataset
 from anyvla.text import clean_instruction
 
 _LISTED = 20  # tasks that an error names
 
 
-class Subset(Wrapped):
+class Subset(WrappedDataset):
     """The episodes of these indices, in this order.
 
     Raises ValueError for no index at all, one outside of the data set and one that comes twice.

@@ -15,7 +15,7 @@ from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.robot.embodiment import Embodiment
 
 
-class Wrapped:
+class WrappedDataset:
     """The data set itself; subclasses change what they are for. Nothing is copied: episodes change as they are read.
 
     `change` says what is done, as JSON, in the provenance (`changes`, in order) and in the fingerprint.
