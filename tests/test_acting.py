@@ -151,7 +151,7 @@ def state(vla, session):
             *[x for layer in r.cache.model_cache.layers for x in (layer.keys, layer.values)],
         ]
         if hasattr(r, "cache")
-        else [r.image, r.written]
+        else [r.image, r.embeddings]
         if hasattr(r, "image")
         else [r]
         for r in session.history_state

@@ -88,9 +88,9 @@ class Interleaved(History):
         return len(state[0].readouts) if state and isinstance(state[0], CachedWindow) else len(state)
 
     def copy_states(self, states: Sequence[HistoryState]) -> list[HistoryState]:
-        runs = [item for state in states for item in state if isinstance(item, CachedWindow)]
+        windows = [item for state in states for item in state if isinstance(item, CachedWindow)]
         # Windows that share a cache share its copy.
-        caches = {id(run.cache): run.cache.fork() for run in runs if run.cache is not None}
+        caches = {id(cached.cache): cached.cache.fork() for cached in windows if cached.cache is not None}
 
         def copied(item: CachedWindow | PastStep) -> CachedWindow | PastStep:
             if isinstance(item, PastStep):
@@ -118,9 +118,9 @@ class Interleaved(History):
                 del state[0]
             if not state or (len(state) == 1 and len(state[0].readouts) >= self.window // 2):
                 state.append(CachedWindow())
-        runs = [(session, run) for session, state in enumerate(states) for run in state]
-        new = [(session, run) for session, run in runs if run.cache is None]
-        begun = [(session, run) for session, run in runs if run.cache is not None]
+        windows = [(session, cached) for session, state in enumerate(states) for cached in state]
+        new = [(session, cached) for session, cached in windows if cached.cache is None]
+        begun = [(session, cached) for session, cached in windows if cached.cache is not None]
         for group in (new, begun):
             if group:
                 self._extend_windows(backbone, steps, group)
@@ -131,13 +131,18 @@ class Interleaved(History):
     def _extend_windows(self, backbone: Backbone, steps: StepInputs, group: Sequence[tuple[int, CachedWindow]]) -> None:
         """Read one new step of windows that are all empty or all begun."""
         rows = torch.tensor([session for session, _ in group], device=steps.embeddings.device)
-        block = backbone.tokenize(steps.images[rows], [steps.instructions[session] for session, _ in group])
-        part = replace(steps, embeddings=steps.embeddings[rows])
+        part = replace(
+            steps,
+            images=steps.images[rows],
+            instructions=[steps.instructions[session] for session, _ in group],
+            embeddings=steps.embeddings[rows],
+        )
+        block = backbone.tokenize(part.images, part.instructions)
         if group[0][1].cache is None:
             cache = Cache()
             part = replace(part, embeddings=_zero_missing_chunks(part, torch.arange(len(group), device=rows.device)))
         else:
-            cache = _join_caches([run for _, run in group])
+            cache = _join_caches([cached for _, cached in group])
             block = StepTokens([], block.tokens, block.images)
         sequence = lay_out(
             block,
@@ -159,36 +164,38 @@ class Interleaved(History):
             )
         readouts = backbone(sequence, part.embeddings, cache)[:, -steps.readouts :]
         cache.hidden = new if hidden is None else torch.cat([hidden, new], 1)
-        for row, ((_, run), readout) in enumerate(zip(group, readouts, strict=True)):
-            run.cache, run.row = cache, row
-            run.readouts.append(readout)
+        for row, ((_, cached), readout) in enumerate(zip(group, readouts, strict=True)):
+            cached.cache, cached.row = cache, row
+            cached.readouts.append(readout)
 
-    def _continue_newest(self, backbone: Backbone, runs: Sequence[CachedWindow], readouts: int) -> Continuation:
+    def _continue_newest(self, backbone: Backbone, windows: Sequence[CachedWindow], readouts: int) -> Continuation:
         """Return the continuation after the newest step of each window."""
-        cache = concat_caches([run.cache.extract_row(run.row) for run in runs if run.cache is not None])
+        cache = concat_caches([cached.cache.extract_row(cached.row) for cached in windows if cached.cache is not None])
         assert cache.valid is not None
         assert cache.positions is not None
         assert cache.hidden is not None
-        place = torch.arange(cache.valid.shape[1], device=cache.valid.device)
+        position = torch.arange(cache.valid.shape[1], device=cache.valid.device)
         first = cache.valid.sum(1, keepdim=True) - readouts  # the readouts of the newest step come last
-        visible = cache.valid & (place < first)
+        visible = cache.valid & (position < first)
         if not self.sees_past:
             visible = visible & ~cache.hidden
         positions = cache.positions.gather(1, first).squeeze(1)
-        return Continuation(backbone, cache, (1,) * len(runs), visible, positions)
+        return Continuation(backbone, cache, (1,) * len(windows), visible, positions)
 
     def _reread_windows(
         self, backbone: Backbone, steps: StepInputs, states: Sequence[HistoryState], keep_cache: bool
     ) -> WindowReadouts:
         instructions, seen = [], []
-        for state, image, written, text in zip(states, steps.images, steps.embeddings, steps.instructions, strict=True):
+        for state, image, embeddings, text in zip(
+            states, steps.images, steps.embeddings, steps.instructions, strict=True
+        ):
             if state and state[-1].image.shape != image.shape:
                 before, now = ("x".join(map(str, i.shape[1:3])) for i in (state[-1].image, image))
                 raise ValueError(
                     f"the images of a session must keep their size, {before} became {now}: start() another session, or "
                     "train with model.view.size"
                 )
-            state.append(PastStep(image, written))
+            state.append(PastStep(image, embeddings))
             del state[: -self.window]
             instructions += [text] * len(state)
             seen += state
@@ -206,14 +213,14 @@ class Interleaved(History):
         return replace(reading, continuation=newest)
 
 
-def _join_caches(runs: Sequence[CachedWindow]) -> Cache:
+def _join_caches(windows: Sequence[CachedWindow]) -> Cache:
     """Return one cache whose rows are these windows, without a copy if they already share one in this order."""
-    caches = [run.cache for run in runs if run.cache is not None]
+    caches = [cached.cache for cached in windows if cached.cache is not None]
     first = caches[0]
     assert first.valid is not None
-    if all(c is first for c in caches) and [run.row for run in runs] == list(range(len(first.valid))):
+    if all(c is first for c in caches) and [cached.row for cached in windows] == list(range(len(first.valid))):
         return first
-    return concat_caches([cache.extract_row(run.row) for cache, run in zip(caches, runs, strict=True)])
+    return concat_caches([cache.extract_row(cached.row) for cache, cached in zip(caches, windows, strict=True)])
 
 
 def _zero_missing_chunks(steps: StepInputs, first: Tensor) -> Float[Tensor, "M Q D"]:

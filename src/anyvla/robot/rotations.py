@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float64
+from numpy.typing import ArrayLike
 
 from anyvla.registry import suggest
 from anyvla.robot.space import ROTATION_DIMS, Rotation
@@ -23,8 +24,8 @@ _TINY = 1e-8  # below this length, float32 values do not determine a direction
 _LOCKED = 1e-7  # sine of the distance to pitch +-90 degrees at which roll and yaw are not unique
 
 
-def convert(values: Float[np.ndarray, "*b k"], source: Rotation, target: Rotation) -> Float64[np.ndarray, "*b n"]:
-    """Convert rotations from the representation `source` to `target`. Angles are in radians, at most pi.
+def convert(values: ArrayLike, source: Rotation, target: Rotation) -> Float64[np.ndarray, "*b n"]:
+    """Convert rotations (*b, k) from the representation `source` to `target`. Angles are in radians, at most pi.
 
     Returned quaternions have a real part >= 0 (`canonicalize`), rolls and yaws lie in [-pi, pi], pitches in
     [-pi/2, pi/2]; in gimbal lock the yaw is 0. Raises ValueError that says which row is no rotation.
@@ -32,8 +33,8 @@ def convert(values: Float[np.ndarray, "*b k"], source: Rotation, target: Rotatio
     return from_quaternions(canonicalize(to_quaternions(values, source)), target)
 
 
-def to_quaternions(values: Float[np.ndarray, "*b k"], source: Rotation) -> Quaternions:
-    """Return unit quaternions of rotations in the representation `source`. Quaternions keep their sign.
+def to_quaternions(values: ArrayLike, source: Rotation) -> Quaternions:
+    """Return unit quaternions of rotations (*b, k) in the representation `source`. Quaternions keep their sign.
 
     Six numbers need not be two columns of a matrix: Gram-Schmidt makes them so (arXiv 1812.07035).
     Raises ValueError that says which row is no rotation.
@@ -123,7 +124,7 @@ def _known(convention: Rotation) -> Rotation:
     return convention
 
 
-def _refuse(bad: np.ndarray, values: np.ndarray, why: str) -> None:
+def _refuse(bad: np.ndarray | np.bool_, values: np.ndarray, why: str) -> None:
     if bad.any():
         row = tuple(int(i) for i in np.argwhere(bad)[0])
         where = f"row {row[0] if len(row) == 1 else row}: " if row else ""
@@ -163,7 +164,7 @@ def _read_rot6d(values: np.ndarray) -> np.ndarray:
 
 
 def _of_matrix(m: Float64[np.ndarray, "*b 3 3"]) -> np.ndarray:
-    """The quaternion q of a matrix, out of 4 q q^T: of its rows, all along q, the longest has the least rounding."""
+    """Return the quaternion q of a matrix from 4 q q^T: all its rows are along q, and the longest is the most exact."""
     xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
     xy, xz, yz = m[..., 1, 0] + m[..., 0, 1], m[..., 0, 2] + m[..., 2, 0], m[..., 2, 1] + m[..., 1, 2]
     xw, yw, zw = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
