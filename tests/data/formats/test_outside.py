@@ -217,7 +217,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(name: str, tmp_path: Path, caps
 
 
 def test_a_video_that_lists_other_files_is_refused(tmp_path: Path) -> None:
-    """FFmpeg takes the kind of a file from its contents, and reads what lists of files name."""
+    """FFmpeg detects the kind of a file from its contents, and would open the files that a playlist names."""
     secret = next((FIXTURES / "v3_video").rglob("*.mp4"))
     shutil.copy(secret, tmp_path / "secret.mp4")
     (tmp_path / "a.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")

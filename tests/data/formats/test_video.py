@@ -31,7 +31,7 @@ COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (
 
 
 def test_pure_colors_come_back(tmp_path):
-    """Red is not blue, and players that know BT.601 and others, told by the stream, show the same."""
+    """Red and blue are not swapped, and the stream declares BT.601, so players show equal colors."""
     frames = np.stack([np.full((32, 32, 3), color, np.uint8) for color in COLORS])
     video.encode(tmp_path / "a.mp4", frames, 20)
     decoded = video.decode(tmp_path / "a.mp4", 20, range(len(COLORS)))

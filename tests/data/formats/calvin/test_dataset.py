@@ -31,7 +31,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def to_relative(actions: np.ndarray, robot_obs: np.ndarray) -> np.ndarray:
-    """What calvin_env says relative actions are: 0.02 m and 0.05 rad become 1, angle by angle."""
+    """calvin_env's definition of relative actions: 0.02 m and 0.05 rad become 1, each angle by itself."""
     turn = (actions[3:6] - robot_obs[3:6] + np.pi) % (2 * np.pi) - np.pi
     return np.concatenate(
         [

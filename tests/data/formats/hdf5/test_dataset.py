@@ -1,4 +1,4 @@
-"""HDF5: layouts that are declared or known, and files that would read other files or promise what they do not hold."""
+"""HDF5: declared and known layouts, and files that refer to other files or promise data that they do not hold."""
 
 from __future__ import annotations
 

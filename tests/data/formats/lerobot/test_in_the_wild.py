@@ -1,4 +1,4 @@
-"""LeRobot data sets as people, editors and operating systems leave them: read, or one line that says what to do."""
+"""LeRobot data sets as people, editors and operating systems leave them are read, or refused with a way out."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_an_episode_of_v2_without_steps_is_left_out(v2, caplog):
 
 
 def change(root, column, values):
-    """Replace a column of the first data file by what `values` makes of its numbers."""
+    """Replace a column of the first data file by `values` of its numbers."""
     path = sorted(root.glob("data/*/*.parquet"))[0]
     table = pq.read_table(path)
     new = values(table[column].to_pylist())

@@ -1,4 +1,4 @@
-"""Against the real lerobot package: what it wrote (in `fixtures`), and what it reads of ours."""
+"""Tests against the real lerobot package: reads its data sets (in `fixtures`), and has it read ours."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_what_lerobot_wrote_is_read(given):
 
 
 def test_tasks_may_have_any_numbers(copy):
-    """Here each is 9 minus what it was, in the table and in the rows; the index names tasks by their text."""
+    """Here each number n becomes 9 - n, in the table and in the rows; the index names tasks by their text."""
     for path in copy.glob("data/**/*.parquet"):
         table = pq.read_table(path)
         place = table.column_names.index("task_index")

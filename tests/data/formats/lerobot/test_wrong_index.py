@@ -52,7 +52,7 @@ def edit(root, column, number, value):
 
 
 def only_lost(root, right, number):
-    """Check that all episodes but this one are as they were; return what is said of it."""
+    """Check that all other episodes are unchanged. Return the error of this one."""
     dataset, before = open_dataset(root), open_dataset(right)
     for i in set(range(COUNT)) - {number}:
         assert np.array_equal(dataset[i].actions, before[i].actions)

@@ -57,7 +57,7 @@ def write_records(path: Path, records: Sequence[bytes]) -> None:
 
 
 def leaf(values: Any) -> dict[str, Any]:
-    """What features.json says of the values of one key over the steps of an episode."""
+    """Return the entry of features.json for one key, from its values over the steps of an episode."""
     if isinstance(values, np.ndarray):
         sizes = [str(n) for n in values.shape[1:]]
         return {"tensor": {"dtype": str(values.dtype), "encoding": "none", "shape": {"dimensions": sizes}}}

@@ -103,9 +103,7 @@ class Hdf5Dataset(EpisodeReader):
         return Episode(
             embodiment=self.embodiment,
             images={camera: self._frames(episode, camera, where) for camera in self.embodiment.cameras},
-            proprio=self._read_vector(episode, "proprio", 0)
-            if self.embodiment.proprio.size
-            else np.zeros((episode.length, 0), np.float32),
+            proprio=self._read_vector(episode, "proprio", 0),
             actions=self._read_vector(episode, "action", ahead),
             instructions=(instruction,) if instruction else (),
             timestamps=steady_timestamps(episode.length, self.embodiment.control_hz),

@@ -25,7 +25,7 @@ class EncodedFrames(Frames):
     def __init__(
         self, location: RecordLocation, key: str, kept: slice, shape: tuple[int | None, ...], swapped: bool, where: str
     ) -> None:
-        """`kept`: the steps of the record that belong to the episode. `swapped`: the images are stored as BGR."""
+        """Open the images of the steps `kept` of a record. `swapped`: they are stored as BGR."""
         self._location, self._key, self._kept, self._swapped, self._where = location, key, kept, swapped, where
         height, width = shape[:2] if len(shape) == 3 else (None, None)
         if height is None or width is None:  # any size: take that of the first frame
