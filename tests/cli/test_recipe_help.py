@@ -89,6 +89,10 @@ def test_type_range_and_comment(keys: dict[str, Key]) -> None:
     assert keys["model.representation"].default == "continuous"
 
 
+def test_every_key_has_a_comment() -> None:
+    assert not [key.name for key in list_keys(RECIPE) if not key.comment]
+
+
 def test_options_that_members_share_are_listed_once() -> None:
     text = "\n".join(format_keys(RECIPE))
     assert text.count("--model.decoder.method ") == 1

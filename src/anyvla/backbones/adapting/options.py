@@ -19,18 +19,18 @@ class Train:
     """Which parts get gradients. With LoRA, what it adapts stays frozen beneath it, and so do the embeddings."""
 
     vision: bool = True  # a frozen tower stays in eval mode too
-    projector: bool = True
-    language: bool = True
-    embeddings: bool = True
+    projector: bool = True  # between vision tower and language model
+    language: bool = True  # the layers of the language model
+    embeddings: bool = True  # the token embeddings
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Lora:
     """Low-rank matrices beside the linear layers of a frozen language model (arXiv 2106.09685)."""
 
-    rank: int = Field(default=32, ge=1, le=WIDTH)
+    rank: int = Field(default=32, ge=1, le=WIDTH)  # of the matrices
     alpha: float = Field(default=16, gt=0, le=WEIGHT)  # what the matrices add is scaled by alpha / rank
-    dropout: float = Field(default=0, ge=0, lt=1)
+    dropout: float = Field(default=0, ge=0, lt=1)  # probability, in training
     vision: bool = False  # the vision tower's linear layers too
     targets: tuple[str, ...] | None = None  # names of layers, such as q_proj; None: all linear layers but routers
 
@@ -39,10 +39,10 @@ class Lora:
 class Resampler:
     """A Perceiver resampler after the projector: each image takes `tokens` places (arXiv 2204.14198)."""
 
-    tokens: int = Field(default=64, ge=1, le=STEPS)
+    tokens: int = Field(default=64, ge=1, le=STEPS)  # per image
     depth: int = Field(default=6, ge=1, le=LAYERS)  # layers
-    heads: int = Field(default=8, ge=1, le=LAYERS)
-    head_width: int = Field(default=64, ge=1, le=WIDTH)
+    heads: int = Field(default=8, ge=1, le=LAYERS)  # of attention
+    head_width: int = Field(default=64, ge=1, le=WIDTH)  # dims per head
     mlp: int = Field(default=4, ge=1, le=64)  # inner width of the feed-forward, in multiples of the outer
 
 

@@ -35,14 +35,14 @@ class NanoBackbone(AutoBackbone):
 
         width: int = Field(default=192, ge=1, le=WIDTH)  # D
         layers: int = Field(default=2, ge=1, le=LAYERS)  # of the language model
-        heads: int = Field(default=6, ge=1, le=LAYERS)
+        heads: int = Field(default=6, ge=1, le=LAYERS)  # of attention
         mlp: int = Field(default=512, ge=1, le=WIDTH)  # inner width of the gated feed-forward
         image_size: int = Field(default=96, ge=1, le=PIXELS)  # pixels, square; other sizes are scaled to it
         # of the stem's convolutions before the last, which has `width`
         channels: tuple[Annotated[int, Field(ge=1, le=WIDTH)], ...] = Field(default=(64, 128), max_length=8)
         context: int = Field(default=4096, ge=1, le=COUNT)  # tokens
         seed: int = Field(default=0, ge=0, le=SEED)  # of the initial weights
-        prompt: str = "{instruction}"
+        prompt: str = "{instruction}"  # text around the instruction
 
         def __post_init__(self) -> None:
             super().__post_init__()
