@@ -48,13 +48,13 @@ def held() -> Iterator[Callable[[str, Path], int]]:
 @pytest.mark.parametrize(
     ("how", "folder", "command"),
     [
-        ("only_here", "run", ["train", "{recipe}", "--out", "{run}"]),
-        ("only_here", "run", ["quickstart", "--recipe", "{recipe}", "--out", "{run}"]),
-        ("only_here", "run", ["data", "fit-codec", "{recipe}", "--out", "{run}", *TOKENS]),
-        ("only_making", "run/dataset", ["data", "collect", "{recipe}", "--out", "{run}"]),
-        ("only_here", "eval", ["eval", "{toy}", "--out", "{folder}"]),
-        ("only_making", "out", ["data", "convert", "{toy}/dataset", "{folder}"]),
-        ("only_here", "vqa", ["data", "vqa", "--out", "{folder}"]),
+        ("lock_folder", "run", ["train", "{recipe}", "--out", "{run}"]),
+        ("lock_folder", "run", ["quickstart", "--recipe", "{recipe}", "--out", "{run}"]),
+        ("lock_folder", "run", ["data", "fit-codec", "{recipe}", "--out", "{run}", *TOKENS]),
+        ("lock_while_making", "run/dataset", ["data", "collect", "{recipe}", "--out", "{run}"]),
+        ("lock_folder", "eval", ["eval", "{toy}", "--out", "{folder}"]),
+        ("lock_while_making", "out", ["data", "convert", "{toy}/dataset", "{folder}"]),
+        ("lock_folder", "vqa", ["data", "vqa", "--out", "{folder}"]),
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else None,
 )

@@ -35,7 +35,7 @@ HistoryState = Any  # what a history keeps for one session; each history has its
 class StepInputs:
     """The inputs of a backbone for M steps. Each step has Q embeddings besides its tokens, in this order:
 
-    - `before` embeddings of the previous chunk, before the tokens of the step (`Decoder.past`),
+    - `before` embeddings of the previous chunk, before the tokens of the step (`Decoder.embed_chunks`),
     - the proprio token, if there is one, after the tokens,
     - the R queries, whose hidden states are the readouts.
     """
