@@ -7,6 +7,7 @@ import pytest
 
 from anyvla.config import ConfigError
 from anyvla.evaluation.conditions import Condition, expand_conditions, parse, parse_scene
+from anyvla.migrations import migrate_recipe
 from tests.evaluation.toy_world import Toy
 
 
@@ -87,3 +88,14 @@ def test_the_factors_of_a_scene() -> None:
 def test_conditions_that_cannot_be(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         expand_conditions([text], Lit())
+
+
+def test_conditions_and_scenes_of_a_recipe_of_schema_1_have_todays_names() -> None:
+    before = {
+        "evaluation": {"conditions": ["told", "told+light=coloured", "swapped+push@3", "generalisation"]},
+        "collect": {"scenes": ["original", "light=coloured+texture=plain"]},
+    }
+    assert migrate_recipe(before, "config.yaml") == {
+        "evaluation": {"conditions": ["original", "original+light=colored", "swapped+push@3", "generalization"]},
+        "collect": {"scenes": ["original", "light=colored+texture=plain"]},
+    }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from anyvla.evaluation.statistics import summarize
-from anyvla.report.run_folder import Clip, RunFolder, read_run_folder
+from anyvla.report.run_folder import Clip, RunFolder, read_clips, read_run_folder
 from anyvla.report.run_report import _context, _paired_starts, _pairs, _versions, verdict, write_report
 from anyvla.report.template import environment
 from tests.fake_run import make_run
@@ -155,3 +155,11 @@ def test_the_page_gives_each_tasks_numbers_in_its_row(tmp_path):
     tasks = {str(cells[0]).split()[0]: cells[1:] for cells in page.rows("tasks")[1:]}
     assert tasks["door-open"][:2] == ["19 /20", "95 %"]
     assert tasks["All"][:2] == ["119 /120", "99.2 %"]
+
+
+def test_an_index_of_videos_of_format_2_is_read_under_todays_names(tmp_path):
+    entry = {"file": "told-a-0.mp4", "task": "a", "told": "a", "condition": "told+light=coloured"}
+    entry |= {"instruction": "go", "success": True, "reached": "a", "seed": 0, "steps": 9}
+    (tmp_path / "index.json").write_text(json.dumps([entry]))
+    (clip,) = read_clips(tmp_path)
+    assert (clip.path.name, clip.instructed, clip.condition) == ("told-a-0.mp4", "a", "original+light=colored")
