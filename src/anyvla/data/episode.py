@@ -1,7 +1,7 @@
-"""What every data reader gives, whatever the format: episodes, and what is true of all of them.
+"""Defines episodes, which every data reader returns, and the interface of data sets.
 
-An episode is lazy: frames are decoded when they are asked for, only those that are. Numbers are in the robot's own
-units; what they mean stands in the embodiment.
+An episode is lazy: a frame is decoded when it is indexed. Numbers are in the robot's own units; the embodiment declares
+their meaning.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from anyvla.text import clean_instruction
 
 
 class Frames(ABC):
-    """The frames of one camera over an episode, decoded when asked for. `np.asarray(frames)` decodes them all.
+    """The frames of one camera over an episode, decoded when indexed. `np.asarray(frames)` decodes them all.
 
-    `frames[3:9]`, `frames[[4, 0, 4]]`: uint8 (K, H, W, 3), RGB, upright, in the order asked for; `frames[4]`: one of
-    them. Raises IndexError for a step outside of the episode, ValueError that names the file for a frame that cannot be
-    decoded.
+    `frames[3:9]` and `frames[[4, 0, 4]]` return uint8 (K, H, W, 3), RGB, upright, in the order of the index;
+    `frames[4]` returns one frame. Raises IndexError for a step outside of the episode, and ValueError with the name of
+    the file for a frame that cannot be decoded.
     """
 
     shape: tuple[int, int, int, int]  # (T, H, W, 3)
 
     @abstractmethod
     def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
-        """The frames of these steps, at least one, each within 0 .. T-1, in any order, perhaps repeated."""
+        """Return the frames of these steps: at least one, each within 0 .. T-1, in any order, possibly repeated."""
 
     def faults(self) -> Iterator[tuple[bool, str]]:
-        """Yield what is wrong with the file of the frames by its header alone, and whether that is an error.
+        """Yield (is an error, message) for each fault that the header of the file of the frames shows.
 
         Raises ValueError for a file that cannot be read.
         """
@@ -57,7 +57,7 @@ class Frames(ABC):
         return self[:] if dtype is None else self[:].astype(dtype)
 
 
-Images = np.ndarray | Frames  # of one camera; both have shape, len() and [steps]
+Images = np.ndarray | Frames  # of one camera; both support shape, len() and [steps]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +67,10 @@ class Episode:
     embodiment: Embodiment
     images: Mapping[str, Images]  # camera name -> (T, H, W, 3) uint8
     proprio: Float32[np.ndarray, "T P"]
-    actions: Float32[np.ndarray, "T A"]  # actions[t] is what was done on seeing step t
-    instructions: tuple[str, ...]  # ways to say the same, as `clean_instruction` spells them; none if there are none
+    actions: Float32[np.ndarray, "T A"]  # actions[t] was taken after observing step t
+    instructions: tuple[str, ...]  # paraphrases, cleaned by `clean_instruction`; may be empty
     timestamps: Float64[np.ndarray, "T"]  # seconds, increasing; the first is 0
-    provenance: str = ""  # where it lies, for people: "data/chunk-000/file-000.parquet, episode 3"
+    provenance: str = ""  # where the episode is stored, for messages: "data/chunk-000/file-000.parquet, episode 3"
     extra: Mapping[str, Any] = field(default_factory=dict)  # one JSON value per episode: task, seed, ...
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Episode:
 
     @property
     def instruction(self) -> str:
-        """The first of its instructions; "" if there is none."""
+        """The first instruction; "" if there is none."""
         return self.instructions[0] if self.instructions else ""
 
 
@@ -93,35 +93,35 @@ class EpisodeDataset(Protocol):
 
     @property
     def root(self) -> Path:
-        """Where it lies."""
+        """The folder or file of the data set."""
 
     @property
     def embodiment(self) -> Embodiment:
-        """The robot of all its episodes."""
+        """The robot of all episodes."""
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """JSON: at least "format"; version, split, how it was made."""
+        """JSON with at least "format"; also the version, the split and the origin."""
 
     @property
     def lengths(self) -> Int64[np.ndarray, "E"]:
-        """Steps of each episode."""
+        """The number of steps of each episode."""
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the contents and of what they mean: equal data, equal fingerprint."""
+        """A hash of the contents and of their meaning. Equal data has an equal fingerprint."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode `index`. Raises IndexError outside of the data set, ValueError for an episode that is damaged."""
+        """Return episode `index`. Raises IndexError outside of the data set, ValueError for a damaged episode."""
 
     def task(self, index: int) -> str:
-        """What episode `index` demonstrates, read from the index alone: its task's name, or its instruction."""
+        """Return the task's name or the instruction of episode `index`, without reading the episode."""
 
 
 def conventions(embodiment: Embodiment) -> dict[str, Any]:
-    """Return the embodiment as JSON for a fingerprint: without the names of dims, which mean nothing."""
+    """Return the embodiment as JSON for a fingerprint, without the names of dims, which have no effect."""
     out = to_dict(embodiment)
     for group in (*out["proprio"]["groups"], *out["action"]["groups"]):
         group.pop("names", None)
@@ -129,5 +129,5 @@ def conventions(embodiment: Embodiment) -> dict[str, Any]:
 
 
 def steady_timestamps(length: int, hz: float) -> Float64[np.ndarray, "T"]:
-    """The timestamps of data that has none: `length` steps at a constant rate."""
+    """Return timestamps for data that has none: `length` steps at a constant rate."""
     return np.arange(length) / hz

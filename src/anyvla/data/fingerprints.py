@@ -1,10 +1,10 @@
-"""Fingerprints: hashes of the whole contents of a data set's files, and of what they mean.
+"""Computes fingerprints: hashes of the whole contents of a data set's files, and of their meaning.
 
-A fingerprint travels: checkpoints, codecs and conversions carry it to say which data they are made of. Equal contents
-have equal fingerprints, wherever the files are. Each file is hashed in full once. Its hash is kept in the cache by
-path, size, inode and times of modification and of change, and is taken again while these are the same. The time of
-change (ctime) is set by the kernel at every write, so that restoring the time of modification does not hide an edit.
-A file that changed in the last seconds is hashed each time, since clocks of file systems are coarse.
+Checkpoints, codecs and conversions store the fingerprint of their data. Equal contents have equal fingerprints,
+wherever the files are. Each file is hashed in full once. The cache keeps its hash by path, size, inode and the times of
+modification and of change, and the hash is reused while these are the same. The kernel sets the time of change (ctime)
+at every write, so restoring the time of modification does not hide an edit. A file that changed in the last seconds is
+hashed each time, since clocks of file systems are coarse.
 
 Two edits stay hidden: one that sets the clock of the machine back, and one on a network file system whose clock is
 more than `_RECENT_NS` behind. Removing the folder `hashes` of the cache makes every file be hashed again.
@@ -28,21 +28,21 @@ from anyvla.files.inside import check_regular
 
 log = logging.getLogger(__name__)
 
-# Of the way fingerprints are made, and their first characters. Without a version: heads and tails of files only.
+# The version of the method, which begins each fingerprint. Without one, only heads and tails of files were hashed.
 VERSION = "2-"
 _THREADS = 4
 _BLOCK = 512  # files
-_AT_ONCE = 1 << 20  # bytes
+_AT_ONCE = 1 << 20  # bytes read together
 _REPORT_S = 10.0  # between two reports of progress
 _RECENT_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
 _HASHES = "hashes"
 
 FileState = tuple[int, int, int, int]  # size, inode, times of modification and of change in nanoseconds
-_taken: dict[Path, FileState] = {}  # the files that this process knows the hashes of, as they were then
+_taken: dict[Path, FileState] = {}  # the files whose hashes this process used, and their state then
 
 
 def hash_files(root: Path, files: Iterable[Path], meaning: str) -> str:
-    """Return the fingerprint of the contents and names of files below `root`, and of what they mean.
+    """Return the fingerprint of the contents and names of files below `root`, and of their meaning.
 
     Raises ValueError for a file that is missing, is no regular file or changes while it is hashed.
     """
@@ -50,7 +50,7 @@ def hash_files(root: Path, files: Iterable[Path], meaning: str) -> str:
 
 
 def hash_many_files(root: Path, files: Sequence[Path], meaning: str) -> str:
-    """Return the fingerprint of so many small files that their hashes are kept in blocks. Raises as `hash_files`."""
+    """Return the fingerprint of many small files, with hashes cached in blocks. Raises like `hash_files`."""
     parts, report = list[str](), _Progress(root, len(files), "files")
     for begin in range(0, len(files), _BLOCK):
         block = files[begin : begin + _BLOCK]
@@ -65,19 +65,19 @@ def hash_many_files(root: Path, files: Sequence[Path], meaning: str) -> str:
 
 
 def combine(*parts: str) -> str:
-    """Return the fingerprint of what is made of other fingerprints, or of texts."""
+    """Return one fingerprint of several fingerprints or texts, in order."""
     return VERSION + hashlib.sha256("\n".join(f"{len(p)}:{p}" for p in parts).encode()).hexdigest()
 
 
 def are_comparable(one: str, other: str) -> bool:
-    """Return whether both were made in the same way, so that they differ only if the data differ."""
+    """Return whether both come from the same method, so that they differ only if the data differs."""
     return one.startswith(VERSION) == other.startswith(VERSION)
 
 
 def cache_key(root: Path, files: Iterable[Path], meaning: str) -> str:
-    """Return a name for what is computed from these files here and kept in the cache: no file is read for it.
+    """Return the name of a cache entry for results computed from these files, without reading them.
 
-    It follows from sizes, inodes and times, so that it changes with every edit, but also with a copy. Only files that
+    The name depends on sizes, inodes and times, so it changes with every edit, but also with a copy. Only files that
     changed in the last seconds are hashed.
     """
     now = time.time_ns()
@@ -96,7 +96,7 @@ def find_edited(roots: Collection[Path]) -> list[Path]:
 
 
 def stat_of(path: Path) -> FileState:
-    """Return what changes with every edit of a file."""
+    """Return size, inode and times of a file: values that change with every edit."""
     return _as_state(path.stat())
 
 
@@ -105,18 +105,18 @@ class _Hash:
     name: str
     seen: FileState
     digest: str
-    settled: bool  # the file had not changed for so long that `seen` tells every later edit
+    settled: bool  # the last change was so long ago that every later edit changes `seen`
 
 
 class _Progress:
-    """Says from time to time how far something long is."""
+    """Logs the progress of a long computation from time to time."""
 
     def __init__(self, root: Path, total: float, unit: str) -> None:
         self._root, self._total, self._unit, self._done = root, total, unit, 0.0
         self._reported, self._lock = time.monotonic(), threading.Lock()
 
     def count(self, more: float) -> bool:
-        """Add to what is done. Return whether something was said."""
+        """Add to the amount done. Return whether progress was logged."""
         with self._lock:
             self._done += more
             say = time.monotonic() - self._reported > _REPORT_S
@@ -128,7 +128,7 @@ class _Progress:
 
 
 def _hashes(root: Path, files: Iterable[Path]) -> dict[str, str]:
-    """Return the hash of each file by its name below `root`, from the cache where the file is as it was."""
+    """Return the hash of each file by its name below `root`, from the cache where the file is unchanged."""
     kept_as = hashlib.sha256(str(root.resolve()).encode()).hexdigest() + ".json"
     kept: dict[str, tuple[Sequence[int], str]] = json.loads(stored.read(_HASHES, kept_as) or b"{}")
     out, missing = dict[str, str](), list[Path]()
@@ -159,7 +159,7 @@ def _hash(root: Path, path: Path, report: _Progress) -> _Hash:
     now, digest = time.time_ns(), hashlib.sha256()
     with check_regular(path).open("rb") as file:
         before = _as_state(os.fstat(file.fileno()))
-        left = before[0] + 1  # no more is read of a file that grows
+        left = before[0] + 1  # a limit for files that grow
         while left > 0 and (part := file.read(min(left, _AT_ONCE))):
             digest.update(part)
             left -= len(part)
@@ -174,7 +174,7 @@ def _join_hashes(hashes: Mapping[str, str]) -> list[str]:
 
 
 def _state_of(path: Path) -> FileState:
-    """Return `stat_of(path)`. Raises ValueError if there is no such file, or no regular one."""
+    """Return `stat_of(path)`. Raises ValueError if there is no such regular file."""
     try:
         return stat_of(check_regular(path))
     except FileNotFoundError:

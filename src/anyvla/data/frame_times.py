@@ -1,21 +1,21 @@
-"""The one rule by which a time becomes a frame: the frame for time t is the one that is shown at t."""
+"""Finds the frame for a time t: the one that is shown at t."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-_HALF = 0.499  # a time right between two frames belongs to the one that is shown, whatever rounding did to it
-_BORDER = 0.25  # a frame this share of a frame before the next episode begins is that episode's first one
-_OVER = 0.05  # a time this share of a frame before the end of a video is one after it, rounded down
+_HALF = 0.499  # less than half, so that rounding does not move a time midway between two frames
+_BORDER = 0.25  # a frame at most this share before the next episode is that episode's first frame
+_OVER = 0.05  # a time at most this share before the end of a video was rounded down from after it
 
 
 def find_shown_frames(
     starts: Float64[np.ndarray, "F"], times: Float64[np.ndarray, "K"], tolerance: float | Float64[np.ndarray, "F"]
 ) -> Int64[np.ndarray, "K"]:
-    """Return the frame that is shown at each time: the last one that starts by then.
+    """Return the index of the frame shown at each time: the last one that has started; -1 before the first.
 
-    A frame that starts at most `tolerance` seconds later counts as started. -1 before the first frame.
+    A frame that starts at most `tolerance` seconds later counts as started.
     """
     return np.searchsorted(starts - tolerance, times, side="right") - 1
 
@@ -27,7 +27,7 @@ def find_video_frames(
     step: float,
     until: float = np.inf,
 ) -> Int64[np.ndarray, "K"]:
-    """Return the frame of a video that is shown at each time; -1 where the video shows none.
+    """Return the index of the frame of a video shown at each time; -1 where the video shows none.
 
     `starts` increases; the last frame is shown until `end`. `step` is the time between two steps of the data. The
     tolerance is half a video frame: clocks drift (30 and 29.97) and float32 rounds times. It is never more than half a

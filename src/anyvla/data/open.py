@@ -1,4 +1,4 @@
-"""Opens a data set of any format: recognized by what lies in its folder, or named."""
+"""Opens a data set of any format, recognized by the names of its files or given by name."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from anyvla.robot.embodiment import Embodiment
 
 
 class Format(Protocol):
-    """A reader. Its constructor opens the index, and raises ValueError with the way out for what cannot be read."""
+    """A reader. Its constructor opens the index, and raises ValueError with the remedy if that is impossible."""
 
-    Config: type  # a config dataclass: the options of reading (split, keys, ...); all of them have defaults
+    Config: type  # a config dataclass with the options (split, keys, ...), all of them with defaults
 
     @staticmethod
     def recognizes(root: Path) -> bool:
-        """Whether a path looks like a data set of this format, by names of files only; no other format may say so."""
+        """Return whether the names of files look like this format. At most one format may return True for a path."""
 
     def __call__(self, config: Any, root: Path, embodiment: Embodiment | None = None) -> EpisodeDataset:
-        """Open it. `embodiment`: for data that does not say what its numbers mean, or to choose cameras; None: known
-        from the data itself, else ValueError that says what to declare.
+        """Open the data set.
+
+        `embodiment` is for data that does not declare its conventions, or selects cameras. None takes it from the data;
+        if the data has none, raises ValueError with the keys to declare.
         """
 
 
 def recognize(root: Path) -> str:
-    """The name of the format of what lies at `root`. Raises ValueError if none knows it."""
+    """Return the name of the format of the data set at `root`. Raises ValueError if no format recognizes it."""
     if not root.exists():
         raise ValueError(f"there is no data set at {root}: no such file or folder")
     found = [name for name in formats if formats[name].recognizes(root)]
@@ -48,7 +50,7 @@ def open_dataset(
 ) -> EpisodeDataset:
     """Open a data set at a path, or a LeRobot data set of the hub by its id (`"lerobot/pusht"`).
 
-    `format`: None recognizes it. Raises ValueError that says what is wrong with the data set and the way out.
+    `format` None recognizes the format. Raises ValueError with the fault of the data set and the remedy.
     """
     root = Path(path)
     if not root.exists() and _is_hub_id(str(path)):

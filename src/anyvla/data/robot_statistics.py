@@ -1,6 +1,6 @@
-"""Statistics of the numbers of whole data sets, as normalization reads them: one pass, kept by fingerprint.
+"""Computes the statistics of whole data sets for normalization, in one pass, and caches them by fingerprint.
 
-Statistics are kept under the fingerprint of their data, which changes with every edit that `fingerprints` can see.
+A fingerprint changes with every edit that `anyvla.data.fingerprints` can detect.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import Statistics
 from anyvla.robot.ranges import quantile_range
 
-_VERSION = 3  # of what is kept, and of how ranges are made; others are made again
+_VERSION = 3  # of the cached file and of the rule for ranges; other versions are computed again
 _BLOCK = 1000  # episodes between two reports of progress
 _THREADS = 4
 
@@ -29,17 +29,17 @@ _THREADS = 4
 def statistics_of(
     dataset: EpisodeDataset, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Statistics:
-    """Of one data set; see `pool_statistics`."""
+    """Return the statistics of one data set, see `pool_statistics`."""
     return pool_statistics([dataset], progress=progress)
 
 
 def pool_statistics(
     datasets: Sequence[EpisodeDataset], *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Statistics:
-    """Of the numbers of all episodes of data sets of one embodiment, as if they were one; no frame is decoded.
+    """Return the statistics of all episodes of data sets of one embodiment, as if they were one data set.
 
-    Kept by fingerprint, so that a second call is instant. Raises ValueError that names the episode, step and dim of
-    what cannot be trained on. `progress(done, total)` counts episodes.
+    No frame is decoded. The result is cached by fingerprint. Raises ValueError for numbers that cannot be trained on,
+    with the episode, step and dim. `progress(done, total)` counts episodes.
     """
     prints = [d.fingerprint for d in datasets]
     fingerprint = prints[0] if len(prints) == 1 else fingerprints.combine(*prints)
@@ -50,7 +50,7 @@ def pool_statistics(
     places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
     actions, proprio = list[np.ndarray](), list[np.ndarray]()
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="statistics") as pool:
-        for first in range(0, len(places), _BLOCK):  # in order: equal data, equal statistics, to the bit
+        for first in range(0, len(places), _BLOCK):  # in order, so that equal data has bit-equal statistics
             for a, p in pool.map(_read_numbers, places[first : first + _BLOCK]):
                 actions.append(a)
                 proprio.append(p)
@@ -63,8 +63,8 @@ def pool_statistics(
 def is_same_data(then: Statistics, now: Statistics) -> bool:
     """Return whether two statistics are of the same data.
 
-    Fingerprints of earlier versions of anyvla cannot be compared with those of today. Then every value must be equal,
-    to the last bit, and every dim scaled as before.
+    Fingerprints of earlier versions of anyvla cannot be compared with new ones. Then every value must be bit-equal, and
+    every dim must be scaled as before.
     """
     if are_comparable(then.fingerprint, now.fingerprint):
         return then.fingerprint == now.fingerprint
@@ -77,7 +77,7 @@ def _same_values(then: Mapping[str, Sequence[float]], now: Mapping[str, Sequence
 
 
 def describe(rows: Num[np.ndarray, "T D"]) -> dict[str, list[float]]:
-    """Return the statistics of vectors, with the range that normalization `quantile` scales each dim by."""
+    """Return the statistics of vectors, with the range of each dim for normalization `quantile`."""
     ranges = [quantile_range(column.astype(np.float64)) for column in rows.T]
     low, high = ([r[end] for r in ranges] for end in (0, 1))
     return compute_statistics(rows) | {"low": low, "high": high}
@@ -89,7 +89,7 @@ def _read_numbers(place: tuple[EpisodeDataset, int]) -> tuple[np.ndarray, np.nda
         episode = dataset[index]
     except ValueError as error:
         raise ValueError(
-            f"{error}; to go on without this episode, name it in the source by the number that anyvla data check "
+            f"{error}; to train without this episode, name it in the source by the number that anyvla data check "
             "gives it, as in leave_out: [3]"
         ) from None
     check_vectors(episode, dataset.embodiment, f"{dataset.root}, episode {index}")
@@ -97,7 +97,7 @@ def _read_numbers(place: tuple[EpisodeDataset, int]) -> tuple[np.ndarray, np.nda
 
 
 def check_vectors(episode: Episode, embodiment: Embodiment, where: str) -> None:
-    """Raises ValueError for a vector of a wrong size and for the first number that is not finite."""
+    """Raise ValueError for vectors of a wrong size and for the first number that is not finite."""
     for name, array, space in (
         ("actions", episode.actions, embodiment.action),
         ("proprio", episode.proprio, embodiment.proprio),

@@ -1,4 +1,4 @@
-"""Statistics of the numbers of a dataset, exact: what normalization reads and what `meta/stats.json` holds.
+"""Computes exact statistics of vectors and images, for normalization and for `meta/stats.json`.
 
 Vectors are described per dim from all their rows; images per channel from 256-bin histograms, which add up over
 episodes and so give exact minima, means and quantiles without keeping a frame.
@@ -15,7 +15,9 @@ QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
 def compute_statistics(array: Num[np.ndarray, "T D"]) -> dict[str, list[float]]:
-    """`{"min", "max", "mean", "std", "q01", "q10", "q50", "q90", "q99": D values each, "count": [T]}`, in float64.
+    """Return `{"min", "max", "mean", "std", "q01", "q10", "q50", "q90", "q99": D values each, "count": [T]}`.
+
+    All values are computed in float64.
 
     Raises ValueError for an array that is empty, not of shape (T, D), or holds NaN or infinity.
     """
@@ -37,7 +39,7 @@ def compute_statistics(array: Num[np.ndarray, "T D"]) -> dict[str, list[float]]:
 
 
 def image_histogram(frames: np.ndarray, most_frames: int = 100, most_side: int = 150) -> Int[np.ndarray, "3 256"]:
-    """Counts of each value per channel in evenly spread frames of (T, H, W, 3) uint8, larger images thinned out."""
+    """Count each value per channel in evenly spread frames of (T, H, W, 3) uint8; large images are subsampled."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), most_frames)).round().astype(int))
     step = -(-max(frames.shape[1:3]) // most_side)
     sample = frames[chosen, ::step, ::step]
@@ -45,7 +47,7 @@ def image_histogram(frames: np.ndarray, most_frames: int = 100, most_side: int =
 
 
 def image_statistics(histogram: Int[np.ndarray, "3 256"], frames: int) -> dict[str, Any]:
-    """The statistics of pixels in [0, 1], each value shaped (3, 1, 1); `count` is the number of frames."""
+    """Return the statistics of pixels in [0, 1], each of shape (3, 1, 1); `count` is the number of frames."""
     levels = np.arange(256) / 255
     total = histogram.sum(axis=1)
     mean = histogram @ levels / total

@@ -1,7 +1,7 @@
-"""The cache folder: indices and statistics of data sets, which are read in place and may not be writable.
+"""Reads and writes the cache folder, which holds indices and statistics of data sets.
 
-No run needs the cache. Without a folder to write, everything is computed again, and one warning says so. Every file
-carries a checksum of its contents, so that a damaged one is noticed and made again.
+The cache is optional. Without a writable folder everything is computed again, after one warning. Every file begins with
+a checksum of its contents, so that a damaged file is detected and made again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MARK = b"anyvla cache 1\n"  # files of another version are made again
 
 
 def read(kind: str, name: str) -> bytes | None:
-    """Return the contents kept as `kind/name`; None if there are none, or if they are damaged or cannot be read."""
+    """Return the contents of `kind/name`; None if they are absent, damaged or unreadable."""
     try:
         path = _folder() / kind / name
         stored = path.read_bytes()
@@ -39,7 +39,7 @@ def read(kind: str, name: str) -> bytes | None:
 
 
 def keep(kind: str, name: str, contents: bytes) -> None:
-    """Keep contents as `kind/name` in `$ANYVLA_CACHE` (`~/.cache/anyvla`). Warn once if that is impossible."""
+    """Write contents to `kind/name` in `$ANYVLA_CACHE` (`~/.cache/anyvla`). Warn once if that is impossible."""
     try:
         path = _folder() / kind / name
         path.parent.mkdir(parents=True, exist_ok=True)

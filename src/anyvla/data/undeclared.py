@@ -1,7 +1,7 @@
-"""Open data that does not declare an embodiment: the error that says so, and an embodiment without meaning.
+"""Defines the error for data that does not declare an embodiment.
 
-A reader that needs an embodiment raises `UndeclaredError`. The error carries an embodiment without any meaning, with
-which the data can be opened, looked at and described; `anyvla.data.tools.proposal` makes a proposal from it.
+A reader that needs an embodiment raises `UndeclaredError`. The error has an embodiment without conventions that opens
+the data for inspection; `anyvla.data.tools.proposal` makes a proposal from it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from anyvla.robot.space import ActionSpace, Group
 class UndeclaredError(ValueError):
     """The data set declares no embodiment.
 
-    `plain` opens it without a meaning; `options` are the keys of `format` that belong to it. `timed`: the data says its
-    rate, else that of `plain` is a guess.
+    `plain` is an embodiment without conventions, and `options` are its keys of `format`. If `timed`, the data declares
+    its rate; else the rate of `plain` is a guess.
     """
 
     def __init__(self, root: Path, plain: Embodiment, options: Mapping[str, Any], *, timed: bool = True) -> None:
@@ -52,7 +52,7 @@ def plain_embodiment(
     proprio: Mapping[str, int | Sequence[str]],
     action: Mapping[str, int | Sequence[str]],
 ) -> Embodiment:
-    """Return an embodiment without meaning: a group of kind `other` for each column, by its number of dims or names."""
+    """Return an embodiment without conventions: one group of kind `other` per column, given its size or its names."""
 
     def space(columns: Mapping[str, int | Sequence[str]]) -> ActionSpace:
         groups = []

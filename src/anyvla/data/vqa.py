@@ -1,8 +1,8 @@
-"""Vision-language data for pre-training and co-training: pictures with questions and answers about them.
+"""Reads vision-language data for pre-training and co-training: pictures with questions and answers.
 
 Three layouts are read in place: LLaVA's JSON (arXiv 2304.08485), captions (one text file beside each picture, or
-COCO's `captions_*.json`, arXiv 1504.00325), and a plain `questions.jsonl`. All give the same lazy `VQAExample`;
-`open_vqa` recognizes which.
+COCO's `captions_*.json`, arXiv 1504.00325), and a plain `questions.jsonl`. All of them give lazy `VQAExample`s;
+`open_vqa` recognizes the layout.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from anyvla.data.formats.images import decode_image
 from anyvla.files.inside import check_name, check_regular, regular_files, resolve_inside
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-IMAGE = "<image>"  # where a picture stands in the text of LLaVA's conversations
-CAPTION = "Describe the image."  # what a caption answers
+IMAGE = "<image>"  # the position of a picture in LLaVA's conversations
+CAPTION = "Describe the image."  # the question that a caption answers
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
 
 
@@ -32,7 +32,7 @@ class VQAExample:
     """A conversation about pictures. Reading the text opens no picture."""
 
     turns: tuple[tuple[str, str], ...]  # (question, answer), in order, without `<image>` marks
-    paths: tuple[Path, ...]  # none: words only
+    paths: tuple[Path, ...]  # empty for text only
     where: str  # "data.json, entry 3": for messages
 
     @property
@@ -46,7 +46,7 @@ class VQAExample:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One record of an index: small, so that millions fit."""
+    """One record of an index, small enough for millions."""
 
     turns: tuple[tuple[str, str], ...]
     images: tuple[str, ...]  # relative to the folder of the pictures
@@ -54,7 +54,7 @@ class _Entry:
 
 
 class VQADataset:
-    """Examples by number. Holds text only, no open files: can be pickled and shared between threads."""
+    """Examples by number. Keeps text but no open files, so it can be pickled and shared between threads."""
 
     def __init__(self, layout: str, root: Path, pictures: Path, files: Sequence[Path], entries: list[_Entry]) -> None:
         self.layout, self.root, self.pictures = layout, root, pictures
@@ -63,7 +63,7 @@ class VQADataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the texts and of the pictures that are there."""
+        """A hash of the texts and of the pictures that exist."""
         names = sorted({name for entry in self._entries for name in entry.images})
         there = [path for name in names if (path := resolve_inside(self.pictures, name)).is_file()]
         return fingerprints.combine(self._texts, fingerprints.hash_many_files(self.pictures, there, "pictures"))
@@ -72,7 +72,7 @@ class VQADataset:
         return len(self._entries)
 
     def __getitem__(self, index: int) -> VQAExample:
-        """Example `index`. Raises IndexError."""
+        """Return example `index`. Raises IndexError."""
         entry = self._entries[index]
         try:
             paths = tuple(resolve_inside(self.pictures, name) for name in entry.images)
@@ -84,7 +84,7 @@ class VQADataset:
         return (self[i] for i in range(len(self)))
 
     def missing(self) -> list[str]:
-        """Every picture that is named and does not lie there, with the entry that names it."""
+        """Return every named picture that does not exist, with the entry that names it."""
         return [f"{e.where}: {n}" for e in self._entries for n in e.images if not (self.pictures / n).is_file()]
 
 
@@ -96,8 +96,8 @@ def open_vqa(path: Path | str, pictures: Path | str | None = None) -> VQADataset
     - `captions*.json` with `images` and `annotations`: COCO
     - a folder of pictures with a `.txt` of the same name beside each: captions
 
-    `pictures`: the folder that names of images are relative to; None: where the text lies (for COCO, its `images`
-    folder if there is one). Raises ValueError that names the entry that cannot be read.
+    Names of images are relative to `pictures`; None is the folder of the text (for COCO, its `images` folder if there
+    is one). Raises ValueError for an unreadable entry, with its number.
     """
     root = Path(path)
     if not root.exists():
@@ -148,19 +148,19 @@ def _entry(
 
 
 def _conversation(where: str, row: Mapping[str, Any]) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
-    """LLaVA: `image` (a name or a list of names, or none) and `conversations` of `from` and `value`, in turns."""
+    """Read LLaVA's `image` (a name, a list of names or none) and `conversations` (turns of `from` and `value`)."""
     images = _names(where, row.get("image"))
-    said = row.get("conversations")
-    if not isinstance(said, list) or not said:
+    turns = row.get("conversations")
+    if not isinstance(turns, list) or not turns:
         raise ValueError(f"{where}: the key 'conversations' must hold at least one question and its answer")
-    if isinstance(said[0], dict) and said[0].get("from") == "system":
-        said = said[1:]
-    speakers = [s.get("from") if isinstance(s, dict) else None for s in said]
-    texts = [s.get("value") if isinstance(s, dict) else None for s in said]
+    if isinstance(turns[0], dict) and turns[0].get("from") == "system":
+        turns = turns[1:]
+    speakers = [t.get("from") if isinstance(t, dict) else None for t in turns]
+    texts = [t.get("value") if isinstance(t, dict) else None for t in turns]
     for i, (speaker, text) in enumerate(zip(speakers, texts, strict=True)):
         expected = _ANSWERS if i % 2 else _ASKS
         if speaker not in expected or not isinstance(text, str):
-            raise ValueError(f"{where}: turn {i} must be from {expected[0]!r} with a text 'value', got {said[i]!r}")
+            raise ValueError(f"{where}: turn {i} must be from {expected[0]!r} with a text 'value', got {turns[i]!r}")
     if len(texts) % 2:
         raise ValueError(f"{where}: the last question has no answer")
     marks = sum(str(text).count(IMAGE) for text in texts)
@@ -178,7 +178,7 @@ def _question(where: str, row: Mapping[str, Any]) -> tuple[tuple[tuple[str, str]
 
 
 def _coco(data: Mapping[str, Any], path: Path) -> list[_Entry]:
-    """COCO captions: one entry per annotation, that is, each caption of a picture for itself."""
+    """Return one entry per annotation of COCO, so that each caption of a picture is an example."""
     try:
         names = {image["id"]: image["file_name"] for image in data["images"]}
     except (KeyError, TypeError):
@@ -195,7 +195,7 @@ def _coco(data: Mapping[str, Any], path: Path) -> list[_Entry]:
 
 
 def _captions_beside(root: Path) -> VQADataset:
-    """A picture and a text file of the same name; sub-folders too."""
+    """Open pictures with text files of the same name, in sub-folders too."""
     texts = regular_files(root, root.rglob("*.txt"))
     by_stem = {
         p.with_suffix(""): p for p in regular_files(root, (p for p in root.rglob("*") if p.suffix.lower() in PICTURES))

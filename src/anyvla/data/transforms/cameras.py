@@ -1,4 +1,4 @@
-"""Chooses and renames the cameras of a data set, so that those of several data sets meet by name."""
+"""Selects and renames the cameras of a data set, so that data sets share views by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anyvla.registry import suggest
 
 
 class Cameras(WrappedDataset):
-    """A data set with these cameras only, in this order: name here -> name in the data.
+    """A data set with these cameras only, in this order: new name -> name in the data.
 
     Raises ValueError for a camera that the data does not have, and if none is left.
     """

@@ -1,7 +1,7 @@
-"""Writes the rotations of a data set in another convention, and its delta actions in another frame, exactly.
+"""Converts the rotations of a data set to another convention, and its delta actions to another frame, exactly.
 
-Robots share an output of a policy only where its numbers mean the same: one data set writes a turn as Euler angles and
-another as a quaternion, one moves along the axes of its base and another along those of its tool.
+Robots can share an output of a policy only if its numbers have one meaning. But one data set has Euler angles where
+another has quaternions, and one moves along the axes of the base where another moves along the axes of the tool.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ from anyvla.robot.space import ROTATION_DIMS, ActionSpace, Group, Rotation
 
 @dataclass(frozen=True)
 class _ToolOrientation:
-    """Where the proprio says how the tool stands in the axes of the base."""
+    """The group of the proprio that is the orientation of the tool in the base frame."""
 
     group: Group
     place: slice
 
     def read(self, proprio: np.ndarray) -> Quaternions:
-        """(T, 4)."""
+        """Return the orientation at each step: (T, 4)."""
         return read_rotations(self.group, proprio[:, self.place])
 
 
 @dataclass(frozen=True)
 class _Rewrite:
-    """What becomes of one group."""
+    """The conversion of one group."""
 
     source: Group
     target: Group
-    orientation: _ToolOrientation | None = None  # of deltas that change their frame
+    orientation: _ToolOrientation | None = None  # for deltas whose frame changes
 
 
 class Converted(WrappedDataset):
-    """A data set with its rotations written as `rotation`, and its delta actions seen in the axes of `frame`.
+    """A data set with rotations in the convention `rotation` and delta actions in the frame `frame`.
 
-    `rotation`: every group of kind rotation, of proprio and actions; a delta is the rotation between two orientations.
-    Absolute quaternions are continuous along an episode, and of a real part >= 0 at its first step; those of deltas
-    always. `frame`: every delta position and delta rotation of the actions, turned by the orientation that the proprio
-    has on seeing that step. A group that is so already stays as it is; None leaves all of them.
+    `rotation` applies to every group of kind rotation, of proprio and actions; a delta is the rotation between two
+    orientations. Absolute quaternions are continuous along an episode and start with a real part >= 0; the real part of
+    deltas is always >= 0. `frame` applies to every delta position and delta rotation of the actions, which are rotated
+    by the orientation that the proprio has at that step. None changes nothing, as for groups that match already.
 
-    A group that changes loses its declared range, which no longer holds for each of its dims. Grippers stay: their
-    polarity is declared, and a policy's normalizer evens it out. Raises ValueError for a group that lacks what must be
-    known of it, and says what to declare.
+    A group that changes loses its declared range, which no longer holds for each of its dims. Grippers are unchanged:
+    their polarity is declared, and a policy's normalizer unifies it. Raises ValueError for a group whose declaration is
+    incomplete, with the key to declare.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Converted(WrappedDataset):
         super().__init__(dataset, {k: v for k, v in change.items() if v is not None}, embodiment)
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode `index`, rewritten. Raises ValueError for a step whose numbers are no rotation."""
+        """Return episode `index`, converted. Raises ValueError for a step whose numbers are no rotation."""
         episode = self.dataset[index]
         where = episode.provenance or f"{self.root}, episode {index}"
         return dataclasses.replace(
@@ -99,7 +99,7 @@ class Converted(WrappedDataset):
 
 
 def arm_side(name: str) -> str:
-    """Which arm a group belongs to, by its name: "left" or "right" of two, "" of one."""
+    """Return the arm of a group by its name: "left" or "right", or "" for a single arm."""
     prefix = name.partition("_")[0]
     return prefix if prefix in ("left", "right") and prefix != name else ""
 
@@ -143,7 +143,7 @@ def _check_convertible(group: Group, where: str) -> None:
 
 
 def _find_orientation(group: Group, robot: Embodiment, where: str) -> _ToolOrientation:
-    """The orientation of the tool that moves by `group`."""
+    """Find the orientation of the tool that the actions of `group` move. Raises ValueError if it is not unique."""
     found = [
         g
         for g in robot.proprio.groups
@@ -197,13 +197,13 @@ def _apply(rewrite: _Rewrite, values: np.ndarray, proprio: np.ndarray) -> np.nda
 
 
 def read_rotations(group: Group, values: Float32[np.ndarray, "T k"]) -> Quaternions:
-    """The rotations of a group whose convention and unit are known."""
+    """Return the rotations of a group with a known convention and unit."""
     assert group.rotation is not None
     return to_quaternions(values.astype(np.float64) * _unit(group), group.rotation)
 
 
 def write_rotations(group: Group, rotation: Quaternions) -> np.ndarray:
-    """Rotations as the group writes them, in its unit."""
+    """Return rotations in the convention and unit of the group."""
     assert group.rotation is not None
     return from_quaternions(rotation, group.rotation) / _unit(group)
 

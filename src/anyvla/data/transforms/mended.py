@@ -1,4 +1,4 @@
-"""A data set without what `quality.check` found wrong with it: broken episodes left out, idle ends cut off."""
+"""Repairs a data set by the findings of `quality.check`: drops broken episodes and cuts idle ends off."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anyvla.data.transforms.wrapped import WrappedDataset
 
 
 class Mended(WrappedDataset):
-    """The episodes without an error, their idle ends cut. `dropped` and `cut` tell what was done.
+    """The episodes without an error, their idle ends cut. `dropped` and `cut` list the changes.
 
     Raises ValueError if no episode is left.
     """
@@ -31,7 +31,7 @@ class Mended(WrappedDataset):
         self._spans: dict[int, tuple[int, int]] = {}
         for i in sorted(idle):
             span = find_moving_span(dataset[i], scale.spread["proprio"], scale.spread["actions"])
-            if span is not None:  # one in which nothing moves at all stays, for a person to decide
+            if span is not None:  # an episode without any motion stays, for a person to decide
                 self._spans[i] = span
         self.dropped = {str(i): text for i, text in sorted(broken.items())}
         self.cut = {str(i): [first, int(dataset.lengths[i]) - last] for i, (first, last) in self._spans.items()}

@@ -1,7 +1,7 @@
-"""Brings a data set to a lower control rate by time: fewer steps, each of which does what several did.
+"""Resamples a data set to a lower control rate by time, combining the actions of the steps that are dropped.
 
-Data of 30 Hz and of 5 Hz in one mixture ask for chunks of very different reach; and a policy need not decide as often
-as a teleoperator's controller ran. New step k stands at time k / hz of the episode, wherever the frames lie.
+In a mixture of data at 30 Hz and 5 Hz, chunks span very different times, and a policy need not act as often as a
+teleoperator's controller. New step k is at time k / hz of the episode, whatever the times of the frames.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from anyvla.robot.space import ActionSpace, Group
 
 log = logging.getLogger(__name__)
 
-_LATE = 0.05  # of the data's control interval: a frame that is later by no more counts as in time (rounded timestamps)
+_LATE = 0.05  # of the data's control interval: a frame this late is still in time, because timestamps are rounded
 _THREADS = 4
 
 
 class PickedFrames(Frames):
-    """Some frames of a camera, decoded when asked for."""
+    """A selection of the frames of a camera, decoded when indexed."""
 
     def __init__(self, images: Images, steps: Int64[np.ndarray, "K"]) -> None:
         """Step k shows the frame `steps[k]`."""
@@ -43,19 +43,18 @@ class PickedFrames(Frames):
             yield from self.images.faults()
 
     def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
-        """The frames of these new steps."""
+        """Return the frames of these new steps."""
         return self.images[self.steps[steps]]
 
 
 class Resampled(WrappedDataset):
     """A data set at `hz` actions per second.
 
-    Step k shows the newest frame at or before k / hz, with its proprio; the last step is the last that begins by the
-    last frame. Its action does what all the actions did from that frame to the next step's (the last step: to the
-    end of the episode):
+    Step k shows the newest frame at or before k / hz, with its proprio; the last step begins no later than the last
+    frame. Its action combines all actions from that frame to the frame of the next step (or to the end of the episode):
 
-    - absolute: the last of them; so the command in force at the end;
-    - delta: their sum; rotations are composed, and positions in the axes of the tool summed along the turning tool;
+    - absolute: the last of them, the command in force at the end;
+    - delta: their sum; rotations are composed, and positions in the tool frame are summed along the rotating tool;
     - delta grippers: their sum, clipped to the declared range;
     - rates (a unit per second, as "m/s"): their mean over the time that each was in force.
 
@@ -92,7 +91,7 @@ class Resampled(WrappedDataset):
         return self._lengths
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode `index` at the new rate. Raises ValueError for timestamps that do not increase."""
+        """Return episode `index` at the new rate. Raises ValueError for timestamps that do not increase."""
         episode = self.dataset[index]
         where = episode.provenance or f"{self.root}, episode {index}"
         times = episode.timestamps
@@ -117,7 +116,7 @@ class Resampled(WrappedDataset):
         )
 
     def _count(self, end: float) -> int:
-        """New steps of an episode whose last step stands at `end`."""
+        """Return the number of new steps of an episode whose last step is at `end`."""
         return int((end + self._late) * self.hz) + 1
 
     def _join_actions(
@@ -150,32 +149,32 @@ class Resampled(WrappedDataset):
 
 
 def _find_turned_groups(robot: Embodiment, where: str) -> dict[str, Group]:
-    """Of each delta position in the axes of a turning tool, the delta rotation that turns it. Raises ValueError."""
+    """Map each delta position in the frame of a rotating tool to the tool's delta rotation. Raises ValueError."""
     turned = {}
     for group in robot.action.groups:
         if group.mode != "delta" or _is_rate(group) or group.kind not in ("position", "rotation"):
             continue
-        told = f"{where} (robot {robot.name}), action group {group.name!r}"
+        label = f"{where} (robot {robot.name}), action group {group.name!r}"
         if group.kind == "rotation":
             if group.rotation is None or not group.frame:
                 missing = "rotation: euler, axis_angle, ..." if group.rotation is None else "frame: base or frame: tool"
-                raise ValueError(f"{told}: turns can be composed only if it is known what they are; declare {missing}")
+                raise ValueError(f"{label}: turns can be composed only if it is known what they are; declare {missing}")
             try:
                 radians_per_unit(group.unit)
             except ValueError as error:
-                raise ValueError(f"{told}: {error}") from None
+                raise ValueError(f"{label}: {error}") from None
             continue
         turning = [g for g in robot.action.groups if g.kind == "rotation" and arm_side(g.name) == arm_side(group.name)]
         if not turning or group.frame == "base":
             continue
         if not group.frame:
             raise ValueError(
-                f"{told}: steps of a tool that turns add up differently along its axes than along those of the base; "
+                f"{label}: steps of a tool that turns add up differently along its axes than along those of the base; "
                 "declare frame: base or frame: tool"
             )
         if len(turning) > 1 or (turning[0].mode, turning[0].frame) != ("delta", "tool") or group.size != 3:
             raise ValueError(
-                f"{told}: steps along the axes of the tool add up only beside one delta rotation in its axes too "
+                f"{label}: steps along the axes of the tool add up only beside one delta rotation in its axes too "
                 f"(there: {', '.join(f'{g.name} {g.mode} {g.frame}'.strip() for g in turning)}); convert to frame: "
                 "base first"
             )
@@ -184,7 +183,7 @@ def _find_turned_groups(robot: Embodiment, where: str) -> dict[str, Group]:
 
 
 def _without_range(group: Group) -> Group:
-    """The group after resampling: longer deltas leave the range that was declared for short ones."""
+    """Return the group after resampling. Summed deltas exceed the range declared for single steps."""
     sums = group.mode == "delta" and group.kind != "gripper" and not _is_rate(group)
     return dataclasses.replace(group, low=None, high=None) if sums else group
 
@@ -194,7 +193,7 @@ def _is_rate(group: Group) -> bool:
 
 
 def _iterate_actions(shown: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The first actions of all intervals, then the second ones, ...: which intervals have one, and where it is."""
+    """Yield (intervals, steps) of the first action of each interval, then of the second ones, and so on."""
     for j in range(int((ends - shown).max())):
         within = np.flatnonzero(shown + j < ends)
         yield within, shown[within] + j
@@ -203,7 +202,7 @@ def _iterate_actions(shown: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.n
 def _sum_intervals(
     values: Float64[np.ndarray, "T a"], shown: np.ndarray, ends: np.ndarray
 ) -> Float64[np.ndarray, "K a"]:
-    """The sum over each interval; 0 of an empty one."""
+    """Return the sum over each interval, 0 for an empty one."""
     total = np.zeros((len(shown), values.shape[1]))
     for within, at in _iterate_actions(shown, ends):
         total[within] += values[at]
@@ -211,7 +210,7 @@ def _sum_intervals(
 
 
 def _compose_intervals(group: Group, values: np.ndarray, shown: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The composition over each interval, as the group writes it. (K, k)."""
+    """Compose the rotations of each interval, in the convention of the group."""
     rotation = read_rotations(group, values)
     frame: Frame = "tool" if group.frame == "tool" else "base"
     total = np.tile([0.0, 0.0, 0.0, 1.0], (len(shown), 1))
@@ -223,7 +222,7 @@ def _compose_intervals(group: Group, values: np.ndarray, shown: np.ndarray, ends
 def _sum_along_tool(
     steps: np.ndarray, by: Group, turns: np.ndarray, shown: np.ndarray, ends: np.ndarray
 ) -> Float64[np.ndarray, "K 3"]:
-    """Steps along the axes of the tool, summed in its axes at the begin of each interval while it turns."""
+    """Sum steps of a rotating tool over each interval, in the tool frame at the start of the interval."""
     rotation = read_rotations(by, turns)
     total, turned = np.zeros((len(shown), 3)), np.tile([0.0, 0.0, 0.0, 1.0], (len(shown), 1))
     for within, at in _iterate_actions(shown, ends):
@@ -233,7 +232,7 @@ def _sum_along_tool(
 
 
 def _read_end_times(dataset: EpisodeDataset) -> Float64[np.ndarray, "E"]:
-    """The time of the last step of each episode, from the cache or by reading the numbers of them all."""
+    """Return the time of the last step of each episode, from the cache or by reading all episodes."""
     if (known := stored.read("durations", dataset.fingerprint)) is not None:
         return np.frombuffer(known, "<f8")
     log.info("reading how long the %d episodes of %s last", len(dataset), dataset.root)
@@ -244,7 +243,7 @@ def _read_end_times(dataset: EpisodeDataset) -> Float64[np.ndarray, "E"]:
 
 
 def _read_end_time(dataset: EpisodeDataset, index: int) -> float:
-    """Return the time of the last step of an episode; 0 if it cannot be read, which raises when it is asked for."""
+    """Return the time of the last step of an episode; 0 if it cannot be read (indexing it raises)."""
     try:
         return float(dataset[index].timestamps[-1:].sum())
     except ValueError:

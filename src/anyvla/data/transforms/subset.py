@@ -1,6 +1,6 @@
-"""Some of the episodes of a data set: k of each task (few-shot), or a share of each task's (data scale).
+"""Selects episodes of a data set: k of each task (few-shot), or a share of each task (data scale).
 
-Subsets of one seed lie in each other: the tenth is part of the half, five shots are part of ten.
+Subsets of one seed are nested: the tenth is part of the half, five shots are part of ten.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.transforms.wrapped import WrappedDataset
 from anyvla.text import clean_instruction
 
-_LISTED = 20  # tasks that an error names
+_LISTED = 20  # tasks listed in an error
 
 
 class Subset(WrappedDataset):
@@ -62,13 +62,13 @@ class Subset(WrappedDataset):
 
 
 def choose(dataset: EpisodeDataset, per_task: int | None = None, scale: float = 1.0, seed: int = 0) -> list[int]:
-    """Episodes drawn at random within each task (`dataset.task`): their indices, ascending.
+    """Sample episodes within each task (`dataset.task`). Return their indices, ascending.
 
-    `per_task` episodes of each, times `scale`; without it `scale`, at most 1, is a share of each task's episodes.
-    Counts are rounded, halves up, and 1 at least. Which ones follows from the seed, the task's name and an episode's
-    rank among those of its task: other tasks, how tasks are interleaved and episodes added at the end change nothing
-    (but that an added one may be drawn instead); another order within a task does. Of one seed, the smaller choice is
-    a part of the larger one. Raises ValueError that lists the tasks with too few episodes.
+    Takes `per_task` * `scale` episodes of each task; without `per_task`, `scale` (at most 1) is a share of the task's
+    episodes. Counts are rounded, halves up, to at least 1. The choice depends on the seed, the task's name and the rank
+    of an episode within its task. Other tasks, the interleaving of tasks and episodes added at the end do not change it
+    (except that an added episode may be chosen); the order within a task does. With one seed, the smaller choice is
+    part of the larger one. Raises ValueError that lists the tasks with too few episodes.
     """
     if scale <= 0 or (per_task is not None and per_task < 1):
         raise ValueError(f"per_task and scale must be positive, got {per_task} and {scale:g}")
@@ -98,5 +98,5 @@ def choose(dataset: EpisodeDataset, per_task: int | None = None, scale: float = 
 
 
 def _lot(seed: int, task: str, rank: int) -> bytes:
-    """What an episode draws; the lowest are chosen."""
+    """Return the pseudo-random rank of an episode; the lowest ones are chosen."""
     return hashlib.sha256(f"{seed}\n{rank}\n{task}".encode(errors="surrogatepass")).digest()

@@ -1,4 +1,4 @@
-"""A data set seen in another way: the base of what takes a part of its episodes, or changes them as they are read."""
+"""The base class of data sets that select or change the episodes of another one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from anyvla.robot.embodiment import Embodiment
 
 
 class WrappedDataset:
-    """The data set itself; subclasses change what they are for. Nothing is copied: episodes change as they are read.
+    """A data set unchanged; subclasses override parts of it. Episodes are changed as they are read, nothing is copied.
 
-    `change` says what is done, as JSON, in the provenance (`changes`, in order) and in the fingerprint.
+    `change` describes the change as JSON. It is part of the provenance (`changes`, in order) and of the fingerprint.
     """
 
     def __init__(
