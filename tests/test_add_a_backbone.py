@@ -83,10 +83,10 @@ class Stranger(ComposedBackbone):
 
     image_size = 32
 
-    def vision(self, config, pretrained):
+    def load_vision(self, config, pretrained):
         return nn.Conv2d(3, 32, 16, 16)
 
-    def language(self, config):
+    def load_language(self, config):
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)), tokenizer

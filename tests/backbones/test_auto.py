@@ -115,7 +115,7 @@ def test_repeated_instructions_are_tokenized_once(llava_folder: Path, monkeypatc
     def never(text: str) -> list[int]:
         raise AssertionError(text)
 
-    monkeypatch.setattr(backbone, "_encode", never)
+    monkeypatch.setattr(backbone.step_tokenizer, "encode", never)
     assert backbone.tokenize(images, TEXTS[:2] * 32).tokens == first.tokens
     assert backbone.tokenize(images[:1, :1], TEXTS[:1]).tokens == [one]
     with pytest.raises(AssertionError, match="lift"):
@@ -141,7 +141,7 @@ def test_too_much_text_is_refused(llava_folder: Path, pack: Pack) -> None:
     block = backbone.tokenize(frames(12, 1), ["open"] * 12)
     with pytest.raises(ValueError, match="exceeds the model's context of 256: use a shorter window"):
         backbone(pack(backbone, block, [12]), questions(backbone))
-    with pytest.raises(ValueError, match="12 query places, but 12 steps of 2 queries need 24"):
+    with pytest.raises(ValueError, match="12 query positions, but 12 steps of 2 queries need 24"):
         backbone(pack(backbone, block, [1] * 12), questions(backbone, 2))
 
 
@@ -149,7 +149,7 @@ def test_a_path_that_is_no_model_says_what_to_do(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # fail at once, whatever the network
     with pytest.raises(ValueError, match=r"`hf download nobody/nothing-of-the-kind --revision v1`"):
         AutoBackbone(AutoBackbone.Config(path="nobody/nothing-of-the-kind", revision="v1"))
-    with pytest.raises(ValueError, match=r"holds no config\.json"):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
         AutoBackbone(AutoBackbone.Config(path=str(tmp_path)))
     GPT2Config(n_layer=1, n_embd=8, n_head=1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'gpt2' model, which does not read images"):
@@ -164,7 +164,7 @@ def test_an_incomplete_folder_says_so(llava_folder: Path, tmp_path: Path) -> Non
         if file.suffix != ".safetensors" and file.name != "config.json":
             (tmp_path / file.name).symlink_to(file)
     (tmp_path / "config.json").write_text((llava_folder / "config.json").read_text())
-    with pytest.raises(ValueError, match=r"(?s)is not complete: .*model\.safetensors.*Copy the folder again"):
+    with pytest.raises(ValueError, match=r"(?s)is not complete: .*model\.safetensors.*Copy the whole folder again"):
         load(tmp_path)
 
 

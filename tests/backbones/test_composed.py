@@ -39,11 +39,11 @@ class Plain(ComposedBackbone):
 
     image_size = 32
 
-    def vision(self, config, pretrained):
+    def load_vision(self, config, pretrained):
         self.asked = pretrained
         return spread(nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.BatchNorm2d(16)))
 
-    def language(self, config):
+    def load_language(self, config):
         sizes = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=512, **LLAMA)
         return spread(LlamaForCausalLM(sizes)), AutoTokenizer.from_pretrained(TOKENIZER)
 
@@ -51,12 +51,12 @@ class Plain(ComposedBackbone):
 class Library(Plain):
     """A tower of transformers, as wide as the language model, which is a Phi."""
 
-    def vision(self, config, pretrained):
+    def load_vision(self, config, pretrained):
         assert pretrained, "a tower of transformers is rebuilt from its configuration"
         sizes = {**LLAMA, "image_size": 32, "patch_size": 16}
         return spread(SiglipVisionModel(SiglipVisionConfig(**sizes)))
 
-    def language(self, config):
+    def load_language(self, config):
         sizes = PhiConfig(vocab_size=VOCABULARY, **LLAMA)
         return spread(PhiForCausalLM(sizes)), AutoTokenizer.from_pretrained(TOKENIZER)
 
@@ -64,7 +64,7 @@ class Library(Plain):
 class NoPositions(Plain):
     """MPT takes no positions."""
 
-    def language(self, config):
+    def load_language(self, config):
         sizes = MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=512)
         return spread(MptForCausalLM(sizes)), AutoTokenizer.from_pretrained(TOKENIZER)
 
@@ -106,8 +106,8 @@ def test_too_many_layers_are_refused():
 @pytest.mark.parametrize(("kept", "same"), [("language_only", "model"), ("vision_only", "tower")])
 def test_parts_that_are_not_pretrained_are_renewed(kept, same):
     class Trained(Plain):
-        def pair(self, config, assets):
-            pair = super().pair(config, assets)
+        def load_components(self, config, assets):
+            pair = super().load_components(config, assets)
             for weight in (*pair.vision.parameters(), *pair.language.parameters()):
                 nn.init.constant_(weight, 0.25)
             return pair
@@ -130,16 +130,16 @@ def test_equal_widths_need_no_projector_and_others_get_two_layers():
 
 def test_a_map_is_read_row_by_row():
     class Places(Plain):
-        def features(self, pixels):  # (N, 16, 4, 4), each place its number
+        def extract_features(self, pixels):  # (N, 16, 4, 4), each place its number
             return torch.arange(16.0).view(1, 1, 4, 4).expand(len(pixels), 16, -1, -1)
 
-        def projector(self, given, wanted):
+        def build_projector(self, given, wanted):
             return nn.Linear(given, wanted)
 
     backbone = Places(Options())
     nn.init.constant_(backbone.projection.weight, 1 / 16)
     nn.init.zeros_(backbone.projection.bias)
-    seen = backbone.image_features(frames(views=2))
+    seen = backbone.embed_images(frames(views=2))
     assert seen.shape == (2, 16, 32)
     torch.testing.assert_close(seen[1, :, 0], torch.arange(16.0))
 
@@ -160,7 +160,7 @@ def test_assets_rebuild_it_without_weights_or_its_makers_files(tmp_path):
     assert not list(tmp_path.rglob("*.safetensors"))
 
     class Bare(Plain):
-        def language(self, config):
+        def load_language(self, config):
             raise AssertionError("downloads")
 
     Plain(Options()).save_assets(tmp_path / "plain")
@@ -183,7 +183,7 @@ def test_no_instruction_can_give_the_place_of_an_image():
     everything = backbone.tokenizer.decode(range(VOCABULARY))
     special = " ".join(backbone.tokenizer.all_special_tokens)
     for text in (everything, special, f"<{backbone.image_id}>"):
-        assert backbone.image_id not in backbone._encode(text)
+        assert backbone.image_id not in backbone.step_tokenizer.encode(text)
     assert backbone.image_id > backbone.embedding.num_embeddings
     tokens = list(backbone.tokenize(frames(), [special]).tokens[0])
     assert tokens.count(backbone.image_id) == 16
@@ -192,8 +192,8 @@ def test_no_instruction_can_give_the_place_of_an_image():
 
 def test_a_tokenizer_of_another_model_is_refused():
     class Mixed(Plain):
-        def language(self, config):
-            model, tokenizer = super().language(config)
+        def load_language(self, config):
+            model, tokenizer = super().load_language(config)
             tokenizer.add_tokens([f"<new{i}>" for i in range(9)])
             return model, tokenizer
 
@@ -221,9 +221,9 @@ def test_pixels_reach_the_tower_normalized():
     class Watched(Plain):
         mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
 
-        def features(self, pixels):
+        def extract_features(self, pixels):
             self.pixels_seen = pixels
-            return super().features(pixels)
+            return super().extract_features(pixels)
 
     backbone = Watched(Options())
     read(backbone, torch.full((1, 1, 8, 8, 3), 255, dtype=torch.uint8))
@@ -249,10 +249,10 @@ def test_batch_norms_stay_as_trained_while_training():
 
 def test_a_tower_that_gives_no_tokens_is_refused():
     class Pooled(Plain):
-        def features(self, pixels):
+        def extract_features(self, pixels):
             return self.tower(pixels).mean((2, 3))
 
-    with pytest.raises(ValueError, match=r"gave \(1, 16\) for 1 images: features\(\) must give tokens"):
+    with pytest.raises(ValueError, match=r"gave \(1, 16\) for 1 images: extract_features\(\) must return tokens"):
         Pooled(Options())
 
 
@@ -260,7 +260,7 @@ def test_what_a_subclass_must_say():
     class Nothing(ComposedBackbone):
         pass
 
-    with pytest.raises(NotImplementedError, match=r"Nothing must say what its vision tower is: define vision\(\)"):
+    with pytest.raises(NotImplementedError, match=r"Nothing has no vision tower: define load_vision\(\)"):
         Nothing(Options())
 
 
@@ -269,9 +269,11 @@ def test_a_language_model_from_elsewhere_cannot_be_saved_without_saying_how(tmp_
         pass
 
     class Foreign(Plain):
-        def language(self, config):
-            model, tokenizer = super().language(config)
+        def load_language(self, config):
+            model, tokenizer = super().load_language(config)
             return Own(model.config), tokenizer
 
-    with pytest.raises(ValueError, match=r"Own is no model of transformers.*define pair\(\) and save_assets\(\)"):
+    with pytest.raises(
+        ValueError, match=r"Own is no model of transformers.*define load_components\(\) and save_assets\(\)"
+    ):
         Foreign(Options()).save_assets(tmp_path)

@@ -68,10 +68,10 @@ def test_what_is_no_text_is_refused(llava: AutoBackbone, text: Any) -> None:
 
 def test_the_check_finds_a_control_token_that_acts(llava: AutoBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(text: str, views: int) -> tuple[list[int], int]:
-        return llava._step([text], views, apart=False)
+        return llava.step_tokenizer._encode_step([text], views, apart=False)
 
-    monkeypatch.setattr(llava, "_blocks", {})
-    monkeypatch.setattr(llava, "_plain", careless)
+    monkeypatch.setattr(llava.step_tokenizer, "_cached", {})
+    monkeypatch.setattr(llava.step_tokenizer, "_encode_plainly", careless)
     with pytest.raises(CheckFailed, match="'</image>' in an instruction acts as a control token: </image>"):
         plain_text(Subject(llava, None))
 
@@ -96,9 +96,9 @@ def test_added_tokens(keys: dict[str, bool]) -> None:
 def test_a_name_made_of_prompt_and_instruction_together(tmp_path: Path) -> None:
     folder = write_family(FAMILIES["llava"], tmp_path)
     backbone = AutoBackbone(AutoBackbone.Config(path=str(folder), prompt="go <{instruction}>"))
-    own = backbone.control.count(tokens(backbone, "x"))
+    own = backbone.step_tokenizer.control.count(tokens(backbone, "x"))
     for text in ("image", "s", "pad", "im_end"):
-        assert backbone.control.count(tokens(backbone, text)) == own
+        assert backbone.step_tokenizer.control.count(tokens(backbone, text)) == own
 
 
 def test_a_tokenizer_that_folds_letters(tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_a_tokenizer_that_folds_letters(tmp_path: Path) -> None:
     assert tokenizer("\uff1c/s\uff1e", add_special_tokens=False)["input_ids"] == [3]
     tokenizer.save_pretrained(folder)
     backbone = AutoBackbone(AutoBackbone.Config(path=str(folder), prompt="do {instruction}"))
-    own = backbone.control.count(tokens(backbone, "x"))
+    own = backbone.step_tokenizer.control.count(tokens(backbone, "x"))
     for text in ("\uff1c/s\uff1e", "now \uff1cs\uff1e", "</s>"):
-        assert backbone.control.count(tokens(backbone, text)) == own
+        assert backbone.step_tokenizer.control.count(tokens(backbone, text)) == own
     assert len(backbone.tokenizer) <= VOCABULARY
 
 
@@ -144,6 +144,6 @@ def test_a_tokenizer_of_bytes_with_control_tokens_beside_its_vocabulary() -> Non
         def convert_tokens_to_ids(self, text: str) -> int:
             return self.special_tokens[text]
 
-    control = ControlTokens(Bytes(), written="<img></img>")
+    control = ControlTokens(Bytes(), template="<img></img>")
     assert control.names == {"<|endoftext|>", "<|im_start|>", "<img>", "</img>"}
     assert control.ids == {300, 301}

@@ -103,8 +103,8 @@ def test_folders_and_cached_models_load_without_a_network_torchvision_or_timm(
     assert found["nobody/whole@v1"] == found[str(older)] != found["nobody/whole"]
     assert "the model at 'nobody/headless' is not complete" in found["nobody/headless"]
     assert "`hf download nobody/headless`" in found["nobody/headless"]
-    assert "no model at 'nobody/missing': it is neither a folder here nor readable from" in found["nobody/missing"]
-    assert "run `hf download nobody/missing` where there is one" in found["nobody/missing"]
+    assert "no model at 'nobody/missing': it is neither a local folder nor available from" in found["nobody/missing"]
+    assert "run `hf download nobody/missing` on one with a network" in found["nobody/missing"]
 
 
 def test_the_block_of_that_test_blocks(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_sharded_weights_load(llava_folder: Path, tmp_path: Path) -> None:
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, loaded[name]), name
     shards[1].unlink()
-    with pytest.raises(ValueError, match=rf"(?s)is not complete: .*{shards[1].name}.*Copy the folder again, whole"):
+    with pytest.raises(ValueError, match=rf"(?s)is not complete: .*{shards[1].name}.*Copy the whole folder again"):
         AutoBackbone(AutoBackbone.Config(path=str(sharded)))
 
 

@@ -72,7 +72,7 @@ def gradients(vla: VLA, data: Batch) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", ["nano", "llava", "qwen2_vl"])
-@pytest.mark.parametrize("proprio", ["head", "token"])
+@pytest.mark.parametrize("proprio", ["fuser", "token"])
 @pytest.mark.parametrize("history", ["none", POLICY_HEAD], ids=["none", "policy_head"])
 def test_reading_again_equals_remembering(made, codec, name, proprio, history):
     vla = writer(made(name), codec, history, proprio=proprio)
@@ -188,7 +188,7 @@ def test_what_reading_again_cannot_do_is_refused(made, codec):
     backbone = policy(backbone=made("nano")).backbone
     forget(backbone)
     after = continuation(backbone, (1, 1))
-    with pytest.raises(ValueError, match="places that see later ones need a backbone with a cache and a block mask"):
+    with pytest.raises(ValueError, match="attention to later positions needs a backbone with a cache and a block mask"):
         after.run_suffix(torch.zeros(2, 3, backbone.width), causal=False)
     backbone.context = after.cache.valid.shape[1] + 2
     with pytest.raises(ValueError, match=f"tokens exceeds the model's context of {backbone.context}: use a shorter"):

@@ -9,7 +9,7 @@ import pytest
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.families.unsupported import UNSUPPORTED
-from anyvla.backbones.source import fetch
+from anyvla.backbones.source import how_to_download
 
 
 def refusal(path: Path | str) -> str:
@@ -30,7 +30,7 @@ def refusal(path: Path | str) -> str:
         ({"model_type": "gr00t"}, "does not know: use a newer version of anyvla, or write a backbone for it"),
         (
             {"model_type": "moondream1", "auto_map": {"AutoConfig": "code.Config"}},
-            "comes with code of its own, which backbone auto never runs. These backbones do, if told to: moondream",
+            "ships its own code, which the backbone auto never runs. These backbones run such code on request",
         ),
         ({"model_type": "evolla"}, f"is a 'evolla' model, which {UNSUPPORTED['evolla']}"),
     ],
@@ -43,16 +43,16 @@ def test_a_folder_of_another_kind_says_of_which(tmp_path: Path, content: dict, m
 
 def test_a_path_that_is_no_folder_says_so(tmp_path: Path, llava_folder: Path) -> None:
     file = llava_folder / "model.safetensors"
-    assert refusal(file) == f"{file} is a file: give the folder in which it lies, with its config.json"
+    assert refusal(file) == f"{file} is a file: give the folder that contains it and its config.json"
     missing = tmp_path / "modles" / "llava"
-    expected = f"there is no folder {missing}, and an id of the hub looks like OWNER/NAME: check the spelling"
+    expected = f"there is no folder {missing}, and it is no hub id (OWNER/NAME) either: check the spelling"
     assert refusal(missing) == expected
     assert refusal(tmp_path) == (
-        f"{tmp_path} holds no config.json: give a folder that `save_pretrained` or `hf download` wrote"
+        f"{tmp_path} has no config.json: give a folder that `save_pretrained` or `hf download` wrote"
     )
 
 
 def test_the_command_that_fetches_a_model_names_its_revision(tmp_path: Path) -> None:
-    assert "`hf download a/b --revision v1`" in fetch("a/b", "v1")
-    assert "`hf download a/b`" in fetch("a/b", None)
-    assert fetch(str(tmp_path), None) == "Copy the folder again, whole."
+    assert "`hf download a/b --revision v1`" in how_to_download("a/b", "v1")
+    assert "`hf download a/b`" in how_to_download("a/b", None)
+    assert how_to_download(str(tmp_path), None) == "Copy the whole folder again."

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import Cache
+from anyvla.backbones.language_config import EVERYWHERE
+from anyvla.backbones.masks import build_mask
 from anyvla.sequence.tokens import TokenSequence
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import SPECIAL, VOCABULARY, write_family
@@ -47,7 +49,7 @@ def image_of(place: int) -> int:
 def expected_mask(
     attention: str, valid: list[bool], window: int | None, hidden: Tensor | None = None, decides: bool = False
 ) -> Tensor:
-    """Who sees whom, from the words in `anyvla.backbones.tokens`: place by place, remembered places first."""
+    """Who sees whom, from the words in `anyvla.backbones.masks`: position by position, cached ones first."""
     earlier = len(valid) - LENGTH
     out = torch.zeros(LENGTH, len(valid), dtype=torch.bool)
     for i in range(LENGTH):
@@ -91,20 +93,19 @@ def expected_mask(
 def test_who_sees_whom(
     backbone: AutoBackbone,
     sequence: TokenSequence,
-    monkeypatch: pytest.MonkeyPatch,
     attention: str,
     window: int | None,
     block_mask: str,
     earlier: int,
 ) -> None:
-    monkeypatch.setattr(backbone, "attention", attention)
     valid = [True, False, True, True][:earlier] + [i != 0 for i in IDS]
     hidden = torch.rand(LENGTH, len(valid), generator=torch.Generator().manual_seed(0)) < 0.7
     if block_mask == "none":
         hidden = None
     mask = None if hidden is None else hidden[None]
     laid_out = dataclasses.replace(sequence, block_mask=mask, block_mask_only=block_mask == "decides")
-    given = backbone._mask(laid_out, torch.tensor([valid]), window)
+    images = backbone.get_image_mask(sequence)
+    given = build_mask(laid_out, torch.tensor([valid]), attention=attention, window=window, images=images)  # type: ignore[arg-type]
     assert torch.equal(given[0, 0], expected_mask(attention, valid, window, hidden, block_mask == "decides"))
 
 
@@ -113,17 +114,19 @@ def test_layers_of_each_kind_get_the_mask_of_their_window(
 ) -> None:
     valid = [i != 0 for i in IDS]
     monkeypatch.setattr(backbone, "windows", {"sliding_attention": 4, "full_attention": None})
-    masks: Any = backbone._masks(sequence, torch.tensor([valid]))
+    masks: Any = backbone.build_attention_masks(sequence, torch.tensor([valid]))
     assert set(masks) == {"sliding_attention", "full_attention"}
     for kind, window in (("sliding_attention", 4), ("full_attention", None)):
         assert torch.equal(masks[kind][0, 0], expected_mask("causal", valid, window))
     # Where the window is as long as the sequence, all layers see alike: one mask.
     for window, kinds in ((LENGTH, 1), (LENGTH - 1, 2)):
         monkeypatch.setattr(backbone, "windows", {"sliding_attention": window, "full_attention": None})
-        given: Any = backbone._masks(sequence, torch.tensor([valid]))
+        given: Any = backbone.build_attention_masks(sequence, torch.tensor([valid]))
         assert len(given) == kinds
-    monkeypatch.setattr(backbone, "additive", True)
-    numbers = backbone._mask(sequence, torch.tensor([valid]), None)[0, 0]
+    monkeypatch.setattr(backbone, "additive_masks", True)
+    monkeypatch.setattr(backbone, "windows", EVERYWHERE)
+    numbers: Any = backbone.build_attention_masks(sequence, torch.tensor([valid]))
+    numbers = numbers[0, 0]
     assert torch.equal(numbers == 0, expected_mask("causal", valid, None))
     assert set(numbers.unique().tolist()) == {0.0, torch.finfo(torch.float32).min}
 

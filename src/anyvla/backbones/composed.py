@@ -1,13 +1,14 @@
-"""Any vision tower before any causal language model of `transformers`: what a new backbone is written with.
+"""Any vision tower before any causal language model of `transformers`: the base class for new backbones.
 
-A subclass names the two models and how pixels are normalized; prompt, projector, positions, masks, cache, saving and
-loading are here. `examples/add_a_backbone.py` is one, in 30 lines.
+A subclass loads the two models and declares how pixels are normalized. Prompt, projector, positions, masks, cache,
+saving and loading are implemented here. `examples/add_a_backbone.py` shows a complete subclass in 30 lines.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,12 +20,13 @@ from transformers import AutoConfig, AutoTokenizer, DynamicCache, PreTrainedMode
 from transformers.initialization import no_init_weights
 
 from anyvla.backbones.adapting.options import Options
-from anyvla.backbones.adapting.pretrained import renew, truncate
-from anyvla.backbones.adapting.resampler import resampler_among
+from anyvla.backbones.adapting.pretrained import reinitialize, truncate_config
+from anyvla.backbones.adapting.resampler import build_resampler
 from anyvla.backbones.base import CAPABILITIES, Cache, ModelPart, capabilities_without
-from anyvla.backbones.hooks import written
+from anyvla.backbones.hooks import overwrite_embeddings
 from anyvla.backbones.images.pixels import Pixels
-from anyvla.backbones.language_config import lacks_of, windows_of
+from anyvla.backbones.language_config import find_missing_capabilities, find_windows
+from anyvla.backbones.step_tokens import StepTokenizer
 from anyvla.backbones.template import Template
 from anyvla.backbones.tokens import TokenBackbone
 from anyvla.sequence.tokens import TokenSequence
@@ -33,115 +35,119 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-    """What a backbone is composed of."""
+class Components:
+    """The models that a backbone is composed of, and its tokenizer."""
 
     vision: nn.Module
     language: Any  # a causal language model of `transformers`
     tokenizer: Any
-    projector: nn.Module | None = None  # between them; None: the backbone's own
+    projector: nn.Module | None = None  # between the models; None: `build_projector` builds one
+    literal_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)  # see `StepTokenizer`
 
 
 class ComposedBackbone(TokenBackbone):
-    """Image features, projected to the width of the language model, stand between its token embeddings.
+    """Image features, projected to the width of the language model, are inserted between its token embeddings.
 
-    Subclasses give `vision` and `language`, and set what follows where it differs.
+    Subclasses define `load_vision` and `load_language`, and override the other members where they differ.
+
+    The constructor raises ValueError if the tower gives no tokens or the tokenizer belongs to another model.
     """
 
     Config: ClassVar[type] = Options
     capabilities = frozenset(CAPABILITIES)
     supported_options = frozenset({"pretrained", "layers", "resampler"})
     template = Template()  # how the tokens of a step are written
-    image_size: int = 224  # pixels, square; images are scaled to it, whole
+    image_size: int = 224  # pixels, square; whole images are scaled to it
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in 0..1: the tower reads (pixel - mean) / std
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
-    def vision(self, config: Any, pretrained: bool) -> nn.Module:
-        """The vision tower, with its weights if `pretrained` (without: they follow from a checkpoint).
+    def load_vision(self, config: Any, pretrained: bool) -> nn.Module:
+        """Return the vision tower, with its weights if `pretrained`; otherwise a checkpoint gives them afterwards.
 
-        A model of `transformers` is not asked for again: its configuration is saved.
+        Without `pretrained` this is called only for towers that are not of `transformers`: the configuration of one
+        of `transformers` is saved with the checkpoint.
         """
-        raise NotImplementedError(f"{type(self).__name__} must say what its vision tower is: define vision()")
+        raise NotImplementedError(f"{type(self).__name__} has no vision tower: define load_vision()")
 
-    def language(self, config: Any) -> tuple[Any, Any]:
-        """The causal language model of `transformers`, with its weights, and its tokenizer."""
-        raise NotImplementedError(f"{type(self).__name__} must say what its language model is: define language()")
+    def load_language(self, config: Any) -> tuple[Any, Any]:
+        """Return the causal language model of `transformers`, with its weights, and its tokenizer."""
+        raise NotImplementedError(f"{type(self).__name__} has no language model: define load_language()")
 
-    def features(self, pixels: Float[Tensor, "N 3 h w"]) -> Tensor:
-        """What the tower sees in normalized pixels: tokens (N, T, Dv), or a map (N, Dv, h, w)."""
-        seen = self.tower(pixels)
-        return getattr(seen, "last_hidden_state", seen)
+    def extract_features(self, pixels: Float[Tensor, "N 3 h w"]) -> Tensor:
+        """Return the tower's features of normalized pixels: tokens (N, F, Dv), or a map (N, Dv, h, w)."""
+        features = self.tower(pixels)
+        return getattr(features, "last_hidden_state", features)
 
-    def projector(self, given: int, wanted: int) -> nn.Module:
-        """From the width of features to that of embeddings: as it is if equal, else two layers (arXiv 2310.03744)."""
-        if given == wanted:
+    def build_projector(self, in_width: int, out_width: int) -> nn.Module:
+        """Return the projector: the identity for equal widths, otherwise two layers (arXiv 2310.03744)."""
+        if in_width == out_width:
             return nn.Identity()
-        return nn.Sequential(nn.Linear(given, wanted), nn.GELU(), nn.Linear(wanted, wanted))
+        return nn.Sequential(nn.Linear(in_width, out_width), nn.GELU(), nn.Linear(out_width, out_width))
 
-    def __init__(self, config: Any, assets: Path | None = None) -> None:
-        """Build and load both models or, with `assets`, build them without weights.
-
-        Raises ValueError if the tower gives no tokens, or the tokenizer is another model's.
-        """
-        super().__init__()
+    def build(self, config: Any, assets: Path | None) -> StepTokenizer:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(config.seed)
-            pair = self.pair(config, assets)
-            self.tower: Any = pair.vision.eval()
-            self.model: Any = pair.language
-            cut(pair.language, config.layers, pair.vision)
-            settings = pair.language.config.get_text_config(decoder=True)
-            self.width = settings.hidden_size
-            self.context = getattr(settings, "max_position_embeddings", None)
-            self.windows = windows_of(settings)
-            self.capabilities = self.capabilities & capabilities_without(lacks_of(settings))
+            parts = self.load_components(config, assets)
+            self.tower: Any = parts.vision.eval()
+            self.model: Any = parts.language
+            truncate_model(parts.language, config.layers, parts.vision)
+            self._read_configuration()
             numbers = {"size": self.image_size, "resample": 3, "image_mean": self.mean, "image_std": self.std}
             self.pixels = Pixels(numbers, None)
-            for part in (pair.vision, pair.projector) if assets is not None else ():
-                for weight in part.parameters() if part is not None else ():
-                    weight.zero_()  # what it holds may be no numbers, and code may check for that
-            blank = self._seen(torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8))
-            self.projection = pair.projector or self.projector(blank.shape[-1], self.width)
+            if assets is not None:
+                _zero_weights(parts)
+            blank = self._encode_images(torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8))
+            self.projection = parts.projector or self.build_projector(blank.shape[-1], self.width)
             if config.resampler is not None:
-                resampler = resampler_among(self.embedding, self.width, config.resampler)
+                resampler = build_resampler(self.embedding, self.width, config.resampler)
                 self.projection = nn.Sequential(self.projection, resampler)
             tokens = self.projection.eval()(blank).shape[1]
         if assets is None:
-            renew(self, config.pretrained, config.seed)
+            reinitialize(self, config.pretrained, config.seed)
         self.to(getattr(torch, config.dtype))
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
         if "position_ids" not in self._names:  # such a model counts keys, padding included
             self.capabilities = self.capabilities & capabilities_without(frozenset({"cache"}))
-        # No text has this id, whatever an instruction says: it lies past all that the tokenizer knows.
-        image_id = max(self.embedding.weight.shape[0], *pair.tokenizer.get_vocab().values()) + 1
-        if image_id - 1 > self.embedding.weight.shape[0]:
-            raise ValueError(
-                f"the tokenizer knows ids up to {image_id - 1}, but the language model embeds "
-                f"{self.embedding.weight.shape[0]}: give the tokenizer that the model was trained with"
-            )
         self.train()
-        self.set_up(pair.tokenizer, config.prompt, self.template, image_id, (1, tokens))
-        self.finish(config)
+        vocabulary = self.embedding.weight.shape[0]
+        return StepTokenizer(
+            parts.tokenizer,
+            config.prompt,
+            self.template,
+            image_id=_unused_id(parts.tokenizer, vocabulary),
+            grid=(1, tokens),
+            vocabulary=vocabulary,
+            context=self.context,
+            literal_ids=parts.literal_ids,
+        )
 
-    def pair(self, config: Any, assets: Path | None) -> Pair:
-        """Both models and the tokenizer."""
+    def _read_configuration(self) -> None:
+        settings = self.model.config.get_text_config(decoder=True)
+        self.width = settings.hidden_size
+        self.context = getattr(settings, "max_position_embeddings", None)
+        self.windows = find_windows(settings)
+        self.capabilities = self.capabilities & capabilities_without(find_missing_capabilities(settings))
+
+    def load_components(self, config: Any, assets: Path | None) -> Components:
+        """Return both models and the tokenizer: loaded or, with `assets`, built without weights."""
         if assets is None:
-            return Pair(self.vision(config, pretrained=True), *self.language(config))
+            return Components(self.load_vision(config, pretrained=True), *self.load_language(config))
         saved = (Path(assets) / "vision").is_dir()
-        with no_init_weights():  # the caller loads them
-            tower = rebuilt(Path(assets) / "vision") if saved else self.vision(config, pretrained=False)
-            language = rebuilt(Path(assets) / "language")
-        return Pair(tower, language, AutoTokenizer.from_pretrained(Path(assets) / "language", trust_remote_code=False))
+        with no_init_weights():  # the caller loads the weights
+            tower = build_saved(Path(assets) / "vision") if saved else self.load_vision(config, pretrained=False)
+            language = build_saved(Path(assets) / "language")
+        tokenizer = AutoTokenizer.from_pretrained(Path(assets) / "language", trust_remote_code=False)
+        return Components(tower, language, tokenizer)
 
     def save_assets(self, folder: Path) -> None:
         """Write `language/` (configuration and tokenizer) and, for a tower of `transformers`, `vision/`."""
-        describe(self.model, Path(folder) / "language")
+        save_config(self.model, Path(folder) / "language")
         self.tokenizer.save_pretrained(Path(folder) / "language")
-        if known(self.tower):
-            describe(self.tower, Path(folder) / "vision")
+        if is_transformers_model(self.tower):
+            save_config(self.tower, Path(folder) / "vision")
 
     def train(self, mode: bool = True) -> Self:
-        """As any module, but batch norms keep their statistics: else a sample would depend on its neighbors."""
+        """Set the mode, but keep the statistics of batch norms: otherwise a sample would depend on its batch."""
         super().train(mode)
         for module in self.tower.modules():
             if isinstance(module, BATCH_NORMS):
@@ -156,97 +162,98 @@ class ComposedBackbone(TokenBackbone):
             "embeddings": (self.embedding,),
         }
 
-    def image_features(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N T D"]:
-        """What stands at the places of the images, N = M * V."""
-        return self.projection(self._seen(images))
+    def embed_images(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N F D"]:
+        """Return the embeddings of N = M * V images, F tokens each."""
+        return self.projection(self._encode_images(images))
 
     def run_model(self, sequence: TokenSequence, cache: Cache | None) -> None:
         if cache is not None and cache.model_cache is None:
-            cache.model_cache = DynamicCache()  # of all places: our masks say which of them a window hides
+            cache.model_cache = DynamicCache()  # keeps all positions: our masks hide those outside a sliding window
         given = self.language_inputs(sequence, cache)
-        given["inputs_embeds"] = self._embedded(sequence)
+        given["inputs_embeds"] = self._embed_sequence(sequence)
         del given["input_ids"]
         if "position_ids" not in self._names:
             del given["position_ids"]
         mask = given.get("attention_mask")
-        if mask is not None and mask.ndim == 4:  # as numbers: the one form that all language models read alike
+        if mask is not None and mask.ndim == 4:  # all language models accept numbers to add, not all accept booleans
             dtype = given["inputs_embeds"].dtype
             given["attention_mask"] = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-        self.read(given)
+        self.run_language(given)
 
-    def read(self, given: dict[str, Any]) -> None:
-        """Run the language model over `inputs_embeds` and what else `given` holds."""
+    def run_language(self, given: dict[str, Any]) -> None:
+        """Run the language model over `inputs_embeds`, with the other inputs in `given`."""
         self.model(**given)
 
     def plain_forward(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
-        """The last hidden states as the model gives them when nothing is written over and its positions are its own."""
+        """Return the last hidden states of the model with its own positions and without any overwritten embedding."""
         valid = sequence.attention_mask.long()
         with self.capture_hidden_states() as hidden:
-            self.read({"inputs_embeds": self._embedded(sequence), "attention_mask": valid, "use_cache": False})
+            inputs = {"inputs_embeds": self._embed_sequence(sequence), "attention_mask": valid, "use_cache": False}
+            self.run_language(inputs)
         return hidden[0]
 
     def generate(self, sequence: TokenSequence, tokens: int) -> Int64[Tensor, "S n"]:
         """Continue the sequence with `tokens` tokens of text, greedily."""
         return self.model.generate(
-            inputs_embeds=self._embedded(sequence),
+            inputs_embeds=self._embed_sequence(sequence),
             attention_mask=sequence.attention_mask.long(),
             min_new_tokens=tokens,
             max_new_tokens=tokens,
             do_sample=False,
         )[:, -tokens:]
 
-    def _embedded(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
-        """Embeddings of tokens and images. The id of image places has no embedding: another stands for it."""
-        here = self.get_image_mask(sequence)
-        ids = sequence.input_ids.masked_fill(here, self.pad_id)
+    def _embed_sequence(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
+        """Return the embeddings of tokens and images. The image id has no embedding; the padding's replaces it."""
+        images = self.get_image_mask(sequence)
+        ids = sequence.input_ids.masked_fill(images, self.pad_id)
         if not len(sequence.images):
             return self.embedding(ids)
-        features = self.image_features(sequence.images).flatten(0, 1)
-        with written(self.embedding, ids.shape, here.flatten().nonzero().squeeze(1), features):
+        features = self.embed_images(sequence.images).flatten(0, 1)
+        with overwrite_embeddings(self.embedding, ids.shape, images.flatten().nonzero().squeeze(1), features):
             return self.embedding(ids)
 
-    def _seen(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N T E"]:
+    def _encode_images(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N F E"]:
         weight = next(self.tower.parameters())
         pixels = self.pixels(images.flatten(0, 1).to(weight.device)).to(weight.dtype)
-        seen = self.features(pixels)
-        if seen.ndim == 4:  # a map
-            seen = seen.flatten(2).transpose(1, 2)
-        if seen.ndim != 3 or len(seen) != len(pixels):
+        features = self.extract_features(pixels)
+        if features.ndim == 4:  # a map
+            features = features.flatten(2).transpose(1, 2)
+        if features.ndim != 3 or len(features) != len(pixels):
             raise ValueError(
-                f"the vision tower gave {tuple(seen.shape)} for {len(pixels)} images: features() must give tokens "
-                "(images, tokens, width) or a map (images, width, height, width of the map)"
+                f"the vision tower gave {tuple(features.shape)} for {len(pixels)} images: extract_features() must "
+                "return tokens (images, tokens, width) or a map (images, width, height, width of the map)"
             )
-        return seen
+        return features
 
 
-def cut(model: Any, layers: int | None, tower: nn.Module) -> None:
+def truncate_model(model: Any, layers: int | None, tower: nn.Module) -> None:
     """Keep the first `layers` layers of a language model. Raises ValueError if it has fewer."""
     whole = model.config.get_text_config(decoder=True).num_hidden_layers
-    truncate(model.config, layers)
+    truncate_config(model.config, layers)
     if layers is not None and layers < whole:
-        seeing = set(tower.modules())
-        stacks = (m for m in model.modules() if isinstance(m, nn.ModuleList) and m not in seeing and len(m) == whole)
+        of_tower = set(tower.modules())
+        stacks = (m for m in model.modules() if isinstance(m, nn.ModuleList) and m not in of_tower and len(m) == whole)
         del next(stacks)[layers:]
 
 
-def known(model: nn.Module) -> bool:
-    """Whether `transformers` itself has the class of this model, so that a configuration tells how to build it."""
+def is_transformers_model(model: nn.Module) -> bool:
+    """Return whether the model's class is one of `transformers`, so that its configuration suffices to build it."""
     return isinstance(model, PreTrainedModel) and getattr(transformers, type(model).__name__, None) is type(model)
 
 
-def describe(model: Any, folder: Path) -> None:
-    """Write the configuration of a model of `transformers`, for `rebuilt`. Raises ValueError for another's."""
-    if not known(model):
+def save_config(model: Any, folder: Path) -> None:
+    """Write the configuration of a model of `transformers`, for `build_saved`. Raises ValueError for other models."""
+    if not is_transformers_model(model):
         raise ValueError(
-            f"{type(model).__name__} is no model of transformers, so that a checkpoint cannot say how it is built: "
-            "define pair() and save_assets()"
+            f"{type(model).__name__} is no model of transformers, so a checkpoint cannot describe how to build it: "
+            "define load_components() and save_assets()"
         )
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
 
 
-def rebuilt(folder: Path) -> Any:
-    """The model whose configuration `describe` wrote; its weights are not initialized."""
+def build_saved(folder: Path) -> Any:
+    """Build the model whose configuration `save_config` wrote, without initializing its weights."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = (config.architectures or ("",))[0]
     made = getattr(transformers, name, None)
@@ -255,3 +262,24 @@ def rebuilt(folder: Path) -> Any:
     model = made(config)
     model.tie_weights()
     return model
+
+
+def _zero_weights(parts: Components) -> None:
+    """Fill memory that was not initialized, as it may hold NaN, which some code checks for."""
+    for part in (parts.vision, parts.projector):
+        for weight in part.parameters() if part is not None else ():
+            weight.zero_()
+
+
+def _unused_id(tokenizer: Any, vocabulary: int) -> int:
+    """Return an id beyond those of the tokenizer and the model, which no instruction can produce.
+
+    Raises ValueError if the tokenizer knows ids that the model does not embed.
+    """
+    image_id = max(vocabulary, *tokenizer.get_vocab().values()) + 1
+    if image_id - 1 > vocabulary:
+        raise ValueError(
+            f"the tokenizer knows ids up to {image_id - 1}, but the language model embeds {vocabulary}: "
+            "give the tokenizer that the model was trained with"
+        )
+    return image_id

@@ -1,10 +1,10 @@
-"""Control tokens in the text of users: an instruction is plain text, whatever the tokenizer would make of it.
+"""Control tokens in instructions: an instruction is plain text, even if it contains the name of a control token.
 
-A tokenizer takes `<eos>` or `<image>` anywhere in a text for a control token. transformers can switch that off for a
-whole text and for special tokens only, but a prompt needs its own control tokens, and added tokens that are not special
-(`<loc0001>`, `<tool_call>`) act all the same. So a text that holds such a string is cut inside of it, and its pieces
-are tokenized one after another (a tokenizer that marks the beginning of a text marks that of each piece). A text
-without any is one piece: it is tokenized as it always was.
+A tokenizer takes `<eos>` or `<image>` anywhere in a text for a control token. transformers can switch this off, but
+only for a whole text and only for special tokens; a prompt needs its own control tokens, and added tokens that are not
+special (`<loc0001>`, `<tool_call>`) act as control tokens too. So a text that contains such a name is cut inside the
+name, and the pieces are tokenized one after another (a tokenizer that marks the beginning of a text marks each piece).
+A text without such a name stays in one piece and is tokenized as usual.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ _KNOWN: WeakKeyDictionary[Any, ControlTokens] = WeakKeyDictionary()  # reading a
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer, and further strings that act as such (`written`: the model's own template)."""
+    """The control tokens of a tokenizer, and further strings that act as such, from the model's own `template`."""
 
-    def __init__(self, tokenizer: Any, written: str = "") -> None:
-        found: dict[str, int | None] = dict.fromkeys(_MARKED.findall(written))
-        # Qwen's own tokenizer has a vocabulary of bytes, and its control tokens beside it.
+    def __init__(self, tokenizer: Any, template: str = "") -> None:
+        found: dict[str, int | None] = dict.fromkeys(_MARKED.findall(template))
+        # Qwen's own tokenizer has a vocabulary of bytes and a separate table of control tokens.
         beside = getattr(tokenizer, "special_tokens", None)
         known = {**tokenizer.get_vocab(), **(beside if isinstance(beside, Mapping) else {})}
         found |= {text: i for text, i in known.items() if isinstance(text, str) and _MARKED.fullmatch(text)}
         for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
             text = str(token)
-            if getattr(token, "special", True) or (text.strip() and text in written):
+            if getattr(token, "special", True) or (text.strip() and text in template):
                 found[text] = i
         found |= {text: tokenizer.convert_tokens_to_ids(text) for text in tokenizer.all_special_tokens}
-        # A single character (some models pad with "!") looks like any character.
+        # A single character (some models pad with "!") cannot be told from ordinary text.
         self.names = frozenset(text for text in found if len(text) > 1)
-        # Any text may hold characters that the tokenizer does not know, or knows as bytes only.
+        # Any text may contain characters that the tokenizer does not know, or knows as bytes only.
         self.ids = frozenset(found[text] for text in self.names if not re.fullmatch("<0x[0-9A-F]{2}>", text)) - {
             None,
             tokenizer.unk_token_id,
@@ -46,17 +46,17 @@ class ControlTokens:
     def pieces(self, text: str) -> list[str]:
         """Return the text, cut after the first character of each control token's name."""
         cuts = [
-            place + 1
-            for place, first in enumerate(text)
-            if first in self._firsts and any(text[place : place + n] in self.names for n in self._lengths)
+            start + 1
+            for start, first in enumerate(text)
+            if first in self._firsts and any(text[start : start + n] in self.names for n in self._lengths)
         ]
         return _cut(text, cuts)
 
     def spellings(self, text: str) -> Iterator[tuple[list[str], bool]]:
-        """Return ways to cut the text, the best first, and whether to cut it from the texts around it, too.
+        """Yield ways to cut the text, the best first, and whether to separate it from the texts around it as well.
 
         The later ones are for tokenizers that change a text before they look for control tokens, and for names that
-        the text makes together with its surroundings.
+        the text forms together with its surroundings.
         """
         yield self.pieces(text), False
         yield self.pieces(text), True
@@ -68,7 +68,7 @@ class ControlTokens:
 
 
 def encode_plainly(tokenizer: Any, texts: Sequence[str]) -> Any:
-    """Return the padded batch that the tokenizer makes of texts, in which no control token is the text's."""
+    """Return the texts as a padded batch of tokens, without any control token from the texts themselves."""
     if tokenizer not in _KNOWN:
         _KNOWN[tokenizer] = ControlTokens(tokenizer)
     control = _KNOWN[tokenizer]
@@ -83,5 +83,5 @@ def encode_plainly(tokenizer: Any, texts: Sequence[str]) -> Any:
     return tokenizer.pad(rows, return_tensors="pt")
 
 
-def _cut(text: str, places: list[int]) -> list[str]:
-    return [text[begin:end] for begin, end in zip([0, *places], [*places, len(text)], strict=True)]
+def _cut(text: str, cuts: list[int]) -> list[str]:
+    return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]

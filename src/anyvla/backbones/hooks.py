@@ -1,6 +1,6 @@
-"""Hooks that stand for the length of one forward pass: write embeddings in, read hidden states out.
+"""Hooks for the duration of one forward pass: overwrite embeddings, capture hidden states.
 
-They leave the model as it was: nothing of `transformers` is changed, and the same model still generates text.
+They leave the model unchanged: nothing of `transformers` is patched, and the same model still generates text.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def written(
-    embedding: nn.Module, shape: torch.Size, places: Int64[Tensor, "n"], values: Float[Tensor, "n D"]
+def overwrite_embeddings(
+    embedding: nn.Module, shape: torch.Size, positions: Int64[Tensor, "n"], values: Float[Tensor, "n D"]
 ) -> Iterator[None]:
-    """Put `values` at `places` (counted over the flattened `shape`, (S, L)) of what `embedding` gives."""
+    """Overwrite the output of `embedding` with `values` at `positions`, counted over the flattened `shape` (S, L)."""
 
-    def write(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
-        if embedded.shape[:-1] != shape:  # some families look single ids up beside the sequence
+    def overwrite(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
+        if embedded.shape[:-1] != shape:  # some families also embed single ids
             return embedded
-        return embedded.flatten(0, 1).index_copy(0, places, values.to(embedded.dtype)).view_as(embedded)
+        return embedded.flatten(0, 1).index_copy(0, positions, values.to(embedded.dtype)).view_as(embedded)
 
-    handle = embedding.register_forward_hook(write)
+    handle = embedding.register_forward_hook(overwrite)
     try:
         yield
     finally:
@@ -33,52 +33,52 @@ def written(
 
 
 @contextmanager
-def read_before_head(head: nn.Module) -> Iterator[list[Float[Tensor, "S L D"]]]:
-    """Take what the LM head would read; the head itself gets no token, so that it costs nothing."""
+def capture_lm_head_input(head: nn.Module) -> Iterator[list[Float[Tensor, "S L D"]]]:
+    """Capture the input of the LM head. The head itself gets no tokens, so it costs nothing."""
     hidden: list[Tensor] = []
 
-    def read(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def capture(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden.append(inputs[0])
         return (inputs[0][:, :0], *inputs[1:])
 
-    handle = head.register_forward_pre_hook(read)
+    handle = head.register_forward_pre_hook(capture)
     try:
         yield hidden
     finally:
         handle.remove()
 
 
-class _Read(Exception):
-    """What was wanted has been read: nothing further needs to run."""
+class _Captured(Exception):
+    """The wanted output has been captured; the rest of the model need not run."""
 
 
 @contextmanager
-def read_after(module: nn.Module) -> Iterator[list[Float[Tensor, "S L D"]]]:
-    """Take the last hidden state that `module` (an encoder) gives, and end the model's forward pass there."""
+def capture_encoder_output(module: nn.Module) -> Iterator[list[Float[Tensor, "S L D"]]]:
+    """Capture the last hidden state of `module` (an encoder) and end the model's forward pass there."""
     hidden: list[Tensor] = []
 
-    def read(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def capture(_module: nn.Module, _inputs: Any, output: Any) -> None:
         hidden.append(output.last_hidden_state)
-        raise _Read
+        raise _Captured
 
-    handle = module.register_forward_hook(read)
+    handle = module.register_forward_hook(capture)
     try:
         yield hidden
-    except _Read:
+    except _Captured:
         pass
     finally:
         handle.remove()
 
 
 @contextmanager
-def only_at(modules: tuple[nn.Module, ...], places: Int64[Tensor, "n"], shape: torch.Size) -> Iterator[None]:
-    """Run `modules`, which treat each token by itself, at `places` only; elsewhere they give zeros."""
+def run_only_at(modules: tuple[nn.Module, ...], positions: Int64[Tensor, "n"], shape: torch.Size) -> Iterator[None]:
+    """Run `modules`, which process each token by itself, at `positions` only; elsewhere they return zeros."""
 
     def gather(_module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        return inputs[0].flatten(0, 1).index_select(0, places)
+        return inputs[0].flatten(0, 1).index_select(0, positions)
 
     def scatter(_module: nn.Module, _inputs: Any, out: Tensor) -> Tensor:
-        return out.new_zeros(shape.numel(), out.shape[-1]).index_copy_(0, places, out).view(*shape, -1)
+        return out.new_zeros(shape.numel(), out.shape[-1]).index_copy_(0, positions, out).view(*shape, -1)
 
     handles = [m.register_forward_pre_hook(gather) for m in modules]
     handles += [m.register_forward_hook(scatter) for m in modules]

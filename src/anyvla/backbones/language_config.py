@@ -1,4 +1,4 @@
-"""Facts about a causal language model that its transformers configuration tells: windows of attention, and gaps."""
+"""Facts about a causal language model from its transformers configuration: sliding windows and missing capabilities."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from anyvla.backbones.base import Capability
 
-EVERYWHERE: Mapping[str, int | None] = {"full_attention": None}  # layers of one kind, which see to the beginning
+EVERYWHERE: Mapping[str, int | None] = {"full_attention": None}  # one kind of layers, without a sliding window
 
 
-def windows_of(config: Any) -> Mapping[str, int | None]:
-    """Return how far back the layers of each kind see; None: to the beginning."""
+def find_windows(config: Any) -> Mapping[str, int | None]:
+    """Return the sliding window of each kind of layer, in tokens; None: unlimited."""
     window = getattr(config, "sliding_window", None)
     kinds = dict.fromkeys(getattr(config, "layer_types", None) or ())
     if window is None or (kinds and "sliding_attention" not in kinds):
@@ -19,10 +19,10 @@ def windows_of(config: Any) -> Mapping[str, int | None]:
     return {kind: window if kind == "sliding_attention" else None for kind in kinds or ("sliding_attention",)}
 
 
-def lacks_of(config: Any) -> frozenset[Capability]:
-    """Return which capabilities a language model lacks.
+def find_missing_capabilities(config: Any) -> frozenset[Capability]:
+    """Return the capabilities that a language model lacks.
 
-    Convolutions and linear attention hide nothing behind a mask, and their state takes up the padding after a sequence.
+    Masks do not apply to convolutions and linear attention, and their state includes the padding after a sequence.
     """
     kinds = getattr(config, "layer_types", None) or ()
     recurrent = any(kind == "linear_attention" or not kind.endswith("attention") for kind in kinds)

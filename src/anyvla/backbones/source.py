@@ -1,7 +1,7 @@
-"""Reading what a model folder or a hub id holds besides weights, and saying what to do where something is missing.
+"""Reads the files of a model folder or hub id other than weights, and tells users what to do if one is missing.
 
-Nothing here needs a network: files come from the folder, or from the hub's local cache (`HF_HOME`) where the hub cannot
-be reached or `HF_HUB_OFFLINE=1` forbids it.
+No network is required: files come from the folder, or from the hub's local cache (`HF_HOME`) if the hub cannot be
+reached or `HF_HUB_OFFLINE=1` is set.
 """
 
 from __future__ import annotations
@@ -25,58 +25,61 @@ from anyvla.files.documents import as_mapping, read_object
 from anyvla.files.inside import check_regular
 
 PREPROCESSOR = "preprocessor_config.json"
-REMOTE = "moondream, uform, qwen_vl"  # the backbones that run code which comes with a model
+REMOTE = "moondream, uform, qwen_vl"  # the backbones that run code shipped with a model
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def fetch(source: str, revision: str | None) -> str:
-    """What to do about a model that is not here, or not whole."""
+def how_to_download(source: str, revision: str | None) -> str:
+    """Return the advice for a model that is missing or incomplete."""
     if Path(source).is_dir():
-        return "Copy the folder again, whole."
+        return "Copy the whole folder again."
     at = f" --revision {revision}" if revision else ""
-    return f"Without a network here, run `hf download {source}{at}` where there is one and give the folder it prints."
+    return (
+        f"Without a network on this machine, run `hf download {source}{at}` on one with a network and give the folder "
+        "it prints."
+    )
 
 
-def lacking_package(source: str, error: ImportError) -> str:
-    """What to do where a family takes parts from other libraries, as Gemma 3n and FastVLM their tower from timm."""
+def describe_missing_package(source: str, error: ImportError) -> str:
+    """Return the advice for a family that needs another library, as Gemma 3n and FastVLM need timm for their tower."""
     text = " ".join(str(error).split())
     named = re.search(r"requires the (\w+) library", text)
     package = named[1] if named else error.name
     if package is None:
-        return f"the model at {source!r} needs a package that is not here: {text}"
+        return f"the model at {source!r} needs a package that is not installed: {text}"
     return (
-        f"the model at {source!r} needs the package {package}, which neither anyvla nor most models do: "
+        f"the model at {source!r} needs the package {package}, which anyvla does not install: "
         f"`pip install {package}`, or choose another model ({text})"
     )
 
 
-def _refuse_unknown(source: str, told: dict[str, Any]) -> None:
-    """Raises ValueError for a model type that transformers does not know by itself. `told`: its config.json."""
-    kind = told.get("model_type")
+def _refuse_unknown(source: str, config: dict[str, Any]) -> None:
+    """Raise ValueError for a model type that transformers does not know. `config`: the content of config.json."""
+    kind = config.get("model_type")
     if kind is None:
         raise ValueError(f"{source} is no model of transformers: its config.json has no model_type")
     if kind in CONFIG_MAPPING:
         return
-    what = f"{source} is a {kind!r} model, which transformers {transformers.__version__} does not know: "
-    if "auto_map" in told:
+    unknown = f"{source} is a {kind!r} model, which transformers {transformers.__version__} does not know: "
+    if "auto_map" in config:
         raise ValueError(
-            f"{what}it comes with code of its own, which backbone auto never runs. These backbones do, if told to: "
-            f"{REMOTE}"
+            f"{unknown}it ships its own code, which the backbone auto never runs. These backbones run such code on "
+            f"request: {REMOTE}"
         )
-    raise ValueError(f"{what}use a newer version of anyvla, or write a backbone for it (examples/add_a_backbone.py)")
+    raise ValueError(f"{unknown}use a newer version of anyvla, or write a backbone for it (examples/add_a_backbone.py)")
 
 
 def read_config(source: str, revision: str | None) -> Any:
-    """The model's configuration. Raises ValueError, with the way out, if there is none or the model cannot see."""
+    """Return the model's configuration. Raises ValueError if there is none or the model does not read images."""
     folder = Path(source)
     file = folder / "config.json"
     if folder.is_dir() and not file.is_file():
-        raise ValueError(f"{source} holds no config.json: give a folder that `save_pretrained` or `hf download` wrote")
+        raise ValueError(f"{source} has no config.json: give a folder that `save_pretrained` or `hf download` wrote")
     if folder.is_file():
-        raise ValueError(f"{source} is a file: give the folder in which it lies, with its config.json")
+        raise ValueError(f"{source} is a file: give the folder that contains it and its config.json")
     check_regular(file)
     if not folder.is_dir() and not HUB_ID.fullmatch(source):
-        raise ValueError(f"there is no folder {source}, and an id of the hub looks like OWNER/NAME: check the spelling")
+        raise ValueError(f"there is no folder {source}, and it is no hub id (OWNER/NAME) either: check the spelling")
     try:
         _refuse_unknown(source, PretrainedConfig.get_config_dict(source, revision=revision)[0])
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
@@ -84,14 +87,14 @@ def read_config(source: str, revision: str | None) -> Any:
         if folder.is_dir():
             raise ValueError(f"{file} cannot be read: {error}") from error
         raise ValueError(
-            f"no model at {source!r}: it is neither a folder here nor readable from the hub or its local cache. "
-            f"Check the spelling. {fetch(source, revision)}"
+            f"no model at {source!r}: it is neither a local folder nor available from the hub or its local cache. "
+            f"Check the spelling. {how_to_download(source, revision)}"
         ) from error
     except ImportError as error:
-        raise ValueError(lacking_package(source, error)) from error
+        raise ValueError(describe_missing_package(source, error)) from error
     except ValueError:
         raise
-    except Exception as error:  # transformers raises anything for values that are wrong
+    except Exception as error:  # transformers raises many kinds of errors for wrong values
         raise ValueError(f"{source}: its config.json describes no model ({type(error).__name__}: {error})") from error
     if config.model_type in UNSUPPORTED:
         raise ValueError(f"{source} is a {config.model_type!r} model, which {UNSUPPORTED[config.model_type]}")
@@ -104,18 +107,18 @@ def read_config(source: str, revision: str | None) -> Any:
 
 
 def read_second_tokenizer(source: str, revision: str | None, folder: str) -> Any:
-    """The tokenizer in a folder inside the model's (see `Quirk.second_tokenizer`). Raises ValueError without one."""
+    """Return the tokenizer in a subfolder of the model (see `Quirk.second_tokenizer`). Raises ValueError if missing."""
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision, subfolder=folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{source} has no tokenizer in its folder {folder!r}, for the instruction that its vision side reads: copy "
-            f"that folder from the model it was trained from. {fetch(source, revision)}"
+            f"{source} has no tokenizer in its folder {folder!r}, which encodes the instruction for its vision side: "
+            f"copy that folder from the base model. {how_to_download(source, revision)}"
         ) from error
 
 
 def read_preprocessor(source: str, revision: str | None) -> dict[str, Any]:
-    """The image preprocessing, from either of the files in which transformers keeps it. Raises ValueError."""
+    """Return the image preprocessing, from either of the two files of transformers. Raises ValueError if missing."""
     for name in (PREPROCESSOR, "processor_config.json"):
         path = cached_file(
             source, name, revision=revision,
@@ -127,6 +130,6 @@ def read_preprocessor(source: str, revision: str | None) -> dict[str, Any]:
             if content.keys() & {"image_mean", "size", "image_processor_type"}:
                 return content
     raise ValueError(
-        f"{source} has no {PREPROCESSOR} that says how its images are scaled: copy that file from the model it was "
-        f"trained from. {fetch(source, revision)}"
+        f"{source} has no {PREPROCESSOR} with the scaling of its images: copy that file from the base model. "
+        f"{how_to_download(source, revision)}"
     )

@@ -1,4 +1,4 @@
-"""How the tokens of a step are written, as texts around its images and its instruction."""
+"""The texts around the images and the instruction of a step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Template:
-    """How the tokens of a step are written. In texts, `{bos}` stands for the tokenizer's BOS token."""
+    """The texts of a step. `{bos}` is replaced by the tokenizer's BOS token."""
 
     opening: str = "{bos}"  # opens a sequence, once
     before_image: str = ""
@@ -15,8 +15,8 @@ class Template:
     after_image: str = ""
     text: str = "\n{prompt}"  # follows the images of a step
 
-    def filled(self, prompt: str, bos: str) -> Template:
-        """Return the template with everything in its place but the instruction."""
+    def fill(self, prompt: str, bos: str) -> Template:
+        """Return the template with everything inserted except the instruction."""
         text = self.text.replace("{prompt}", prompt)
         return Template(
             *(part.replace("{bos}", bos) for part in (self.opening, self.before_image, self.row_end)),
@@ -25,13 +25,13 @@ class Template:
 
     @property
     def around(self) -> str:
-        """All that is written around an instruction."""
+        """All texts around an instruction."""
         return " ".join((self.opening, self.before_image, self.row_end, self.after_image, self.text))
 
-    def written(self, pieces: list[str], apart: bool) -> list[str]:
-        """Return the texts of a step that are tokenized one after another, for an instruction in pieces.
+    def insert(self, pieces: list[str], apart: bool) -> list[str]:
+        """Insert an instruction in pieces and return the texts that are tokenized one after another.
 
-        `apart`: no piece is joined to the text around the instruction.
+        `apart`: keep the pieces separate from the text around the instruction.
         """
         first, *rest = self.text.split("{instruction}")
         if apart:

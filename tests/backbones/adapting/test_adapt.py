@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from anyvla.backbones.adapting.adapt import add_lora, linear_layers, merge_lora, quantize
+from anyvla.backbones.adapting.adapt import add_lora, find_linear_layers, merge_lora, quantize
 from anyvla.backbones.adapting.options import Lora, Options, Quantize, Resampler
 from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.auto import AutoBackbone
@@ -102,7 +102,9 @@ def linear_layers_of_llama(layers: int = 2) -> set[str]:
 def test_lora_adds_b_times_a_scaled_by_alpha_over_rank(build_one: Build, rank: int, alpha: float) -> None:
     """W x + alpha / rank * B A x, the equation of arXiv 2106.09685, section 4.1."""
     backbone = build_one("llava", lora={"rank": rank, "alpha": alpha})
-    before = {name: layer.weight.clone() for name, layer in linear_layers(build_one("llava"), ("language",)).items()}
+    before = {
+        name: layer.weight.clone() for name, layer in find_linear_layers(build_one("llava"), ("language",)).items()
+    }
     generator = torch.Generator().manual_seed(0)
     weights_of = dict(backbone.named_parameters())
     assert {n.removesuffix(".lora_A.default.weight") for n in weights_of if "lora_A" in n} == linear_layers_of_llama()
@@ -227,7 +229,7 @@ def test_routers_and_heads_are_no_targets(build_one: Build) -> None:
     backbone = build_one("llava")
     layer = backbone.model.model.language_model.layers[0]
     layer.mlp.gate = torch.nn.Linear(4, 4)
-    names = linear_layers(backbone, ("language",))
+    names = find_linear_layers(backbone, ("language",))
     assert not any(n.endswith(("mlp.gate", "lm_head")) for n in names)
     assert any(n.endswith("mlp.gate_proj") for n in names)
 
@@ -258,7 +260,7 @@ def test_quantized_weights_are_small_and_lora_trains_beside_them(
     pytest.importorskip("bitsandbytes")
     whole = build_one("llava")
     backbone = build_one("llava", quantize=to, lora={"rank": 2})
-    layers = linear_layers(whole, ("language",))
+    layers = find_linear_layers(whole, ("language",))
     for name, layer in layers.items():
         small = backbone.get_submodule(name).get_base_layer().weight
         assert small.element_size() == 1
@@ -287,7 +289,7 @@ def test_four_bits_are_nf4_in_blocks_of_64(build_one: Build) -> None:
     pytest.importorskip("bitsandbytes")
     whole, backbone = build_one("llava"), build_one("llava", quantize="int4")
     levels = torch.tensor(NF4)
-    assert set(linear_layers(whole, ("language",))) == linear_layers_of_llama()
+    assert set(find_linear_layers(whole, ("language",))) == linear_layers_of_llama()
     # Narrower layers are left out: bitsandbytes 0.50 reads their scales wrongly on CPUs.
     for name in (n for n in linear_layers_of_llama() if n.endswith("down_proj")):
         weight = whole.get_submodule(name).weight.detach()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, MllamaConfig
 
 from anyvla.backbones.adapting.parts import parameters_by_part
-from anyvla.backbones.adapting.pretrained import truncate
+from anyvla.backbones.adapting.pretrained import truncate_config
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.checks.subject import Subject
 from anyvla.backbones.nano.backbone import NanoBackbone
@@ -88,7 +88,7 @@ def test_nothing_pretrained_needs_no_weights(build_one: Build, folder: Callable[
     copy(folder("llava"), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     assert build_one("llava", tmp_path, pretrained="none", seed=3).state_dict().keys()
-    with pytest.raises(ValueError, match=r"(?s)neither model\.safetensors nor .*pickled.*Copy the folder again"):
+    with pytest.raises(ValueError, match=r"(?s)neither model\.safetensors nor .*pickled.*Copy the whole folder again"):
         build_one("llava", tmp_path)
 
 
@@ -131,13 +131,13 @@ def test_lists_of_layers_are_cut_with_them() -> None:
     config = LlamaConfig(num_hidden_layers=4)
     config.layer_types = ["full_attention", "sliding_attention"] * 2
     config.eos_token_id = [1, 2, 3, 4]
-    truncate(config, 3)
+    truncate_config(config, 3)
     assert config.num_hidden_layers == 3
     assert config.layer_types == ["full_attention", "sliding_attention", "full_attention"]
     assert config.eos_token_id == [1, 2, 3, 4]
-    truncate(config, None)
+    truncate_config(config, None)
     assert config.num_hidden_layers == 3
-    truncate(config, 1)
+    truncate_config(config, 1)
     assert config.num_hidden_layers == 1
     assert config.layer_types == ["full_attention"]
 
@@ -148,11 +148,11 @@ def test_too_many_layers_and_too_few_are_refused(build_one: Build) -> None:
     with pytest.raises(ConfigError, match="'layers': Input should be greater than or equal to 1"):
         build_one("llava", layers=0)
     mllama = MllamaConfig()
-    truncate(mllama, 6)
+    truncate_config(mllama, 6)
     assert mllama.text_config.num_hidden_layers == 6
     assert mllama.text_config.cross_attention_layers == [3]
     with pytest.raises(ValueError, match=r"layers: 2, but images are read by layers \[3"):
-        truncate(mllama, 2)
+        truncate_config(mllama, 2)
 
 
 def test_cut_and_fresh_models_are_saved_as_they_are(build_one: Build, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2Config
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from anyvla.backbones.nano.backbone import TOKENIZER
-from anyvla.backbones.remote_code.loading import complete
+from anyvla.backbones.remote_code.loading import add_v4_defaults
 
 STAND_INS = Path(__file__).parents[1] / "stand_ins"
 VOCABULARY = len(AutoTokenizer.from_pretrained(TOKENIZER))
@@ -47,7 +47,7 @@ def write_remote(name: str, folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
     AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(text)
     settings = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    complete(settings)
+    add_v4_defaults(settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         cls = next(reference for auto, reference in auto_map.items() if auto != "AutoConfig")

@@ -185,7 +185,7 @@ def test_a_file_that_is_no_such_checkpoint_is_refused(mpt: dict[str, Any], tmp_p
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ValueError, match=r"(?s)empty' cannot be read: .*checkpoint\.pt.*Copy the folder again"):
+    with pytest.raises(ValueError, match=r"(?s)empty' cannot be read: .*checkpoint\.pt.*Copy the whole folder again"):
         load({**bad, "checkpoint": str(empty)})
     Trainer.__qualname__, globals()["Trainer"] = "Trainer", Trainer
     refused(

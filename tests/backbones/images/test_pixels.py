@@ -104,7 +104,7 @@ def test_a_file_that_says_no_more_means_bilinear_whole_levels_of_255() -> None:
 
 
 def test_an_unknown_filter_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"resample is 7, which is no filter of Pillow: 0 nearest, 1 lanczos"):
+    with pytest.raises(ValueError, match=r"resample is 7, which is not a filter of Pillow: 0 nearest, 1 lanczos"):
         Pixels({"size": 8, "resample": 7, **NORMAL}, None)
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaForCon
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.nano.backbone import TOKENIZER, NanoBackbone
-from anyvla.backbones.nano.vision import NanoVisionConfig, NanoVisionModel
+from anyvla.backbones.nano_vision import NanoVisionConfig, NanoVisionModel
 from anyvla.config import build, to_dict
 from anyvla.registry import backbones
 from anyvla.sequence.tokens import TokenSequence as Sequence

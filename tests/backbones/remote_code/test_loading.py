@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import PhiConfig, PretrainedConfig
 
 from anyvla.backbones.checks.conformance import examine
-from anyvla.backbones.remote_code.loading import complete
+from anyvla.backbones.remote_code.loading import add_v4_defaults
 from anyvla.config import ConfigError, build
 from anyvla.policy import VLA, VLAConfig
 from anyvla.registry import backbones
@@ -112,7 +112,7 @@ def test_configurations_of_remote_code_are_as_under_transformers_4():
             super().__init__(**kwargs)
 
     config = Old()
-    complete(config)
+    add_v4_defaults(config)
     assert (config.pad_token_id, config.rope_scaling) == (None, None)
     assert config.inner.rope_parameters["rope_type"] == "default"
 
@@ -129,7 +129,7 @@ def test_qwen_places_images_between_its_tags_and_never_reads_text_as_one(folders
 @pytest.mark.parametrize("name", MODELS)
 def test_without_leave_nothing_runs(name, folders, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.get_class_in_module", _never)
-    with pytest.raises(ConfigError, match=r"code of its own.*all your rights.*trust_remote_code: true"):
+    with pytest.raises(ConfigError, match=r"ships its own code.*all your rights.*trust_remote_code: true"):
         config(name, folders[name], trust_remote_code=False)
 
 
@@ -144,7 +144,7 @@ def test_a_branch_is_no_pin(branch):
 
 
 def test_a_model_of_the_hub_needs_its_commit():
-    with pytest.raises(ValueError, match=r"vikhyatk/moondream2 is no folder here.*revision must say which commit"):
+    with pytest.raises(ValueError, match=r"vikhyatk/moondream2 is no local folder.*set revision to the commit"):
         backbones["moondream"](config("moondream", "vikhyatk/moondream2"))
 
 
@@ -169,13 +169,13 @@ def test_code_that_no_revision_pins_is_refused(folders, tmp_path, monkeypatch):
 
 
 def test_another_interface_is_refused(folders):
-    with pytest.raises(ValueError, match=r"Moondream has no image_encoder.*not the interface of UForm-Gen 2"):
+    with pytest.raises(ValueError, match=r"Moondream has no image_encoder.*is not the one of UForm-Gen 2"):
         backbones["uform"](config("uform", folders["moondream"]))
 
 
 def test_a_folder_without_code_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
-    with pytest.raises(ValueError, match=r"no model with code of its own.*backbone: auto"):
+    with pytest.raises(ValueError, match=r"no model with its own code.*backbone: auto"):
         backbones["moondream"](config("moondream", tmp_path))
 
 
@@ -216,5 +216,5 @@ def test_a_checkpoint_runs_its_code_only_if_the_loader_says_so(name, folders, tm
 def test_auto_names_the_backbones_that_run_remote_code_and_runs_none(folders, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.get_class_in_module", _never)
     monkeypatch.setattr("builtins.input", _never)
-    with pytest.raises(ValueError, match=r"code of its own.*auto never runs.*moondream, uform, qwen_vl"):
+    with pytest.raises(ValueError, match=r"ships its own code.*auto never runs.*moondream, uform, qwen_vl"):
         backbones["auto"](build(backbones["auto"].Config, {"path": str(folders["moondream"])}))

@@ -1,7 +1,7 @@
-"""Adapting a backbone for little: which parts are trained, LoRA, weights in 8 or 4 bits.
+"""Adapts a backbone cheaply: selects the trained parts, adds LoRA, quantizes weights to 8 or 4 bits.
 
 Each function changes a backbone in place and keeps the paths of its modules, so that hooks, checkpoints and
-`Backbone.part_modules` go on as before.
+`Backbone.part_modules` continue to work.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.base import MODEL_PARTS, Backbone, ModelPart
 from anyvla.files.weights import join_first
 
-OUTLIERS = 6.0  # activations that are larger are not multiplied in 8 bits (LLM.int8, section 3.2)
-ROUTERS = {"gate", "router", "shared_expert_gate"}  # which expert reads a token: too small and too touchy to adapt
+OUTLIERS = 6.0  # larger activations are not multiplied in 8 bits (LLM.int8, section 3.2)
+ROUTERS = {"gate", "router", "shared_expert_gate"}  # they choose the experts: small and sensitive
 
 
 def train_parts(backbone: Backbone, train: Train) -> None:
-    """Give gradients to the parts that `train` names, and to no other. An LM head gets none, unless it is tied."""
+    """Enable gradients for exactly the parts that `train` names. An LM head gets none, unless it is tied."""
     backbone.requires_grad_(False)
     for part, weights in parameters_by_part(backbone).items():
         for weight in weights:
@@ -30,22 +30,22 @@ def train_parts(backbone: Backbone, train: Train) -> None:
 
 
 def add_lora(backbone: Backbone, lora: Lora, seed: int = 0) -> None:
-    """Put low-rank matrices beside linear layers and freeze the parts that they adapt, and the embeddings (LoRA).
+    """Add low-rank matrices to linear layers (LoRA); freeze the parts that they adapt and the embeddings.
 
-    At first they add nothing. They are kept in float32. Raises ImportError without `peft`, and ValueError if no layer
-    has a name out of `lora.targets`.
+    The matrices are float32 and initially add nothing. Raises ImportError without `peft`, and ValueError if no layer
+    has a name in `lora.targets`.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError("LoRA needs peft: pip install 'anyvla[lora]'") from error
     parts: tuple[ModelPart, ...] = ("language", "vision") if lora.vision else ("language",)
-    layers = linear_layers(backbone, parts)
+    layers = find_linear_layers(backbone, parts)
     targets = [n for n in layers if lora.targets is None or n.rpartition(".")[2] in lora.targets]
-    lacking = set(lora.targets or ()) - {n.rpartition(".")[2] for n in targets}
-    if lacking or not targets:
+    missing = set(lora.targets or ()) - {n.rpartition(".")[2] for n in targets}
+    if missing or not targets:
         raise ValueError(
-            f"lora.targets: no linear layer of {' or '.join(parts)} is called {join_first(lacking)}; "
+            f"lora.targets: no linear layer of {' or '.join(parts)} is called {join_first(missing)}; "
             f"there are: {join_first({n.rpartition('.')[2] for n in layers}, 20)}"
         )
     frozen = {w for part in (*parts, "embeddings") for w in parameters_by_part(backbone)[part]}
@@ -62,9 +62,9 @@ def add_lora(backbone: Backbone, lora: Lora, seed: int = 0) -> None:
 
 
 def merge_lora(backbone: Backbone) -> None:
-    """Add the matrices of LoRA to the layers beside which they stand, and remove them; for export.
+    """Merge the matrices of LoRA into their layers, for export.
 
-    What the backbone computes stays the same; its structure becomes that of one without `lora`.
+    The outputs stay the same; the structure becomes the same as without `lora`.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -74,8 +74,8 @@ def merge_lora(backbone: Backbone) -> None:
             backbone.set_submodule(name, layer.get_base_layer())
 
 
-def linear_layers(backbone: Backbone, parts: tuple[ModelPart, ...] = MODEL_PARTS) -> dict[str, nn.Linear]:
-    """The linear layers of some parts by name, but routers, and those whose weight a parent reads by itself."""
+def find_linear_layers(backbone: Backbone, parts: tuple[ModelPart, ...] = MODEL_PARTS) -> dict[str, nn.Linear]:
+    """Return the linear layers of some parts by name, except routers and layers whose parent uses the weight itself."""
     weights = {w for part in parts for w in parameters_by_part(backbone)[part]}
     owned = {id(c) for m in backbone.modules() if isinstance(m, nn.MultiheadAttention) for c in m.children()}
     return {
@@ -89,7 +89,7 @@ def linear_layers(backbone: Backbone, parts: tuple[ModelPart, ...] = MODEL_PARTS
 
 
 def quantize(backbone: Backbone, to: Quantize) -> None:
-    """Keep the linear layers of the language model in 8 bits (LLM.int8, arXiv 2208.07339) or 4 (NF4, arXiv 2305.14314).
+    """Quantize the language model's linear layers to 8 bits (LLM.int8, arXiv 2208.07339) or 4 (NF4, arXiv 2305.14314).
 
     They are frozen; gradients pass through them. Raises ImportError without `bitsandbytes`.
     """
@@ -97,15 +97,15 @@ def quantize(backbone: Backbone, to: Quantize) -> None:
         import bitsandbytes
     except ImportError as error:
         raise ImportError(f"quantize: {to} needs bitsandbytes: pip install 'anyvla[quantize]'") from error
-    # It warns at every call of every layer that its kernels compute in half precision.
+    # bitsandbytes warns at every call of every layer that its kernels compute in half precision.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    for name, layer in linear_layers(backbone, ("language",)).items():
-        backbone.set_submodule(name, _quantized(layer, to, bitsandbytes.nn))
-    # peft reads here which layers it finds
+    for name, layer in find_linear_layers(backbone, ("language",)).items():
+        backbone.set_submodule(name, _quantize_layer(layer, to, bitsandbytes.nn))
+    # peft reads the kind of the layers from these attributes
     backbone.is_loaded_in_8bit, backbone.is_loaded_in_4bit = to == "int8", to == "int4"  # type: ignore[assignment]
 
 
-def _quantized(layer: nn.Linear, to: Quantize, bnb: Any) -> nn.Module:
+def _quantize_layer(layer: nn.Linear, to: Quantize, bnb: Any) -> nn.Module:
     weight, bias = layer.weight.data, layer.bias
     width = (layer.in_features, layer.out_features, bias is not None)
     if to == "int8":
@@ -115,12 +115,12 @@ def _quantized(layer: nn.Linear, to: Quantize, bnb: Any) -> nn.Module:
         small.weight = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     else:
         small = bnb.Linear4bit(*width, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
-        # Statistics of statistics would save 0.4 bits more, but keep a number outside of the tensors.
+        # Compressed statistics would save another 0.4 bits, but keep a number outside the tensors.
         small.weight = bnb.Params4bit(
             weight, requires_grad=False, quant_type="nf4", compress_statistics=False, module=small
         )
-        # On CPUs with bfloat16 units it would repack the weights at the first call: rounded for good, so that what is
-        # saved afterwards is another model, and only where widths are multiples of its blocks.
+        # On CPUs with bfloat16 units bitsandbytes would repack the weights at the first call. That rounds them for
+        # good, so a model saved afterwards would differ, and only works if widths are multiples of its blocks.
         small.support_avx512bf16_for_cpu = False
     small.bias = None if bias is None else nn.Parameter(bias.data, requires_grad=False)
-    return small.to(weight.device)  # which quantizes
+    return small.to(weight.device)  # quantizes

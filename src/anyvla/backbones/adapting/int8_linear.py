@@ -1,4 +1,4 @@
-"""The 8-bit linear layer of bitsandbytes, moving all it has. Imported only where `quantize: int8` is asked for."""
+"""The 8-bit linear layer of bitsandbytes, which moves with its parent. Imported only for `quantize: int8`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which part of a vision-language model a module or a parameter belongs to: vision, projector, language, embeddings.
+"""Assigns modules and parameters of a vision-language model to its parts: vision, projector, language, embeddings.
 
-Models of `transformers` agree on few names for these, which stand in tables here; everything that adapts a backbone
-(training by part, LoRA, fresh weights) asks this module only.
+The tables list the names that models of `transformers` use. Everything that adapts a backbone (training by part, LoRA,
+reinitialized weights) uses this module.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ ROLES: dict[str, ModelPart] = {
     **dict.fromkeys(("language_model", "text_model", "text_decoder"), "language"),
     "qformer": "projector",
 }
-# Idefics 1 has no module that is the language model: these lie beside the token embedding.
+# Idefics 1 has no module for the language model: these modules are siblings of the token embedding.
 BESIDE_EMBEDDING = {"embeddings", "encoder", "layers", "gated_cross_attn_layers", "norm"}
 PROJECTORS_INSIDE = {"merger", "deepstack_merger_list", "connector", "multi_modal_projector", "vision_adapter"}
 MORE_EMBEDDINGS = {"embed_tokens_per_layer"}
 
 
-def find_parts(
+def find_part_modules(
     model: nn.Module, embedding: nn.Module, unused_modules: Sequence[nn.Module]
 ) -> dict[ModelPart, tuple[nn.Module, ...]]:
-    """The modules of each part of a model of `transformers`, in the sense of `Backbone.part_modules`."""
+    """Return the modules of each part of a model of `transformers`, as `Backbone.part_modules` defines them."""
     found: dict[ModelPart, list[nn.Module]] = {part: [] for part in MODEL_PARTS}
 
     def part_of(name: str, module: nn.Module, inside: ModelPart | None, beside: bool) -> ModelPart | None:
@@ -37,12 +37,12 @@ def find_parts(
             return "embeddings"
         if inside is None:
             return ROLES.get(name, "language" if beside and name in BESIDE_EMBEDDING else None)
-        if inside == "language" and ROLES.get(name) == "vision":  # T5Gemma 2's tower lies inside the encoder
+        if inside == "language" and ROLES.get(name) == "vision":  # the encoder of T5Gemma 2 contains its tower
             return "vision"
         return "projector" if inside in ("vision", "language") and name in PROJECTORS_INSIDE else None
 
     def walk(module: nn.Module, inside: ModelPart | None) -> bool:
-        """Whether anything below was found."""
+        """Return whether any part was found below the module."""
         any_found, beside = False, any(m is embedding for m in module.modules())
         for name, child in module.named_children():
             if child in unused_modules:
@@ -61,9 +61,10 @@ def find_parts(
     return {part: tuple(modules) for part, modules in found.items()}
 
 
-def ends_of(language: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
-    """What the last layer of a language model does after attention, to each token by itself: its output projection and
-    its feed-forward. Empty where they are not the plain ones of Llama.
+def find_position_wise_modules(language: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
+    """Return the modules after the last layer's attention that process each token by itself.
+
+    These are its output projection and its feed-forward; none if they are not the plain modules of Llama.
     """
     stacks = [m for part in language for name, m in part.named_modules() if name.rpartition(".")[2] == "layers"]
     last = stacks[-1][-1] if stacks and isinstance(stacks[-1], nn.ModuleList) else None
@@ -75,9 +76,12 @@ def ends_of(language: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
 
 
 def parameters_by_part(backbone: Backbone) -> dict[ModelPart, list[nn.Parameter]]:
-    """The parameters of each part: each belongs to one part, but to none what no readout depends on (an LM head)."""
+    """Return the parameters of each part. Every parameter belongs to exactly one part.
+
+    Parameters that no readout depends on, such as the LM head, belong to none.
+    """
     modules = [(m, part) for part, members in backbone.part_modules().items() for m in members]
-    modules.sort(key=lambda pair: -sum(1 for _ in pair[0].modules()))  # what contains comes before what it contains
+    modules.sort(key=lambda pair: -sum(1 for _ in pair[0].modules()))  # outer modules before the modules inside them
     owner: dict[nn.Parameter, ModelPart] = dict.fromkeys(backbone.parameters(), "projector")
     for module, part in modules:
         owner |= dict.fromkeys(module.parameters(), part)

@@ -1,7 +1,7 @@
-"""Reading a model's weights from disk, whole or in part, without a second copy of them in memory.
+"""Reads a model's weights from disk, completely or in part, without a second copy in memory.
 
-Parts that are not to be pretrained, layers that are cut off, checkpoints that don't fit their configuration: all that
-stands between a folder of safetensors and a model of `transformers` is here.
+It handles parts that are initialized anew, layers that are dropped, and checkpoints that do not fit their
+configuration.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ SIDE_BY_SIDE = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.
 
 
 def read_model(source: str, revision: str | None, config: Any, dtype: torch.dtype) -> Any:
-    """The model of `config` with the weights of a folder or hub id, in `dtype`.
+    """Return the model of `config` with the weights of a folder or hub id, in `dtype`.
 
-    Raises OSError if there are none, and ValueError if they don't fit: no weight is left as it was initialized.
+    Raises OSError if there are none, and ValueError if they do not fit: every weight must come from the files.
     """
     try:
         stored = dict(_stored(source, revision))
@@ -53,31 +53,31 @@ def read_model(source: str, revision: str | None, config: Any, dtype: torch.dtyp
     except SafetensorError as error:
         raise OSError(f"a safetensors file is damaged ({error})") from error
     missing = list(info["missing_keys"])
-    unlike = [f"{name} is {tuple(there)}, not {tuple(here)}" for name, there, here in info["mismatched_keys"]]
-    if missing or unlike:
-        faults = {"missing": missing, "of another shape": unlike, "not of this model": info["unexpected_keys"]}
+    mismatched = [f"{name} is {tuple(there)}, not {tuple(here)}" for name, there, here in info["mismatched_keys"]]
+    if missing or mismatched:
+        faults = {"missing": missing, "of another shape": mismatched, "not of this model": info["unexpected_keys"]}
         raise ValueError(
             f"{source} holds a checkpoint whose classes don't match its config.json ({config.model_type!r}): "
-            + "; ".join(f"{what}: {join_first(names)}" for what, names in faults.items() if names)
-            + ". Give the folder as its maker wrote it, or the config.json that belongs to these weights"
+            + "; ".join(f"{fault}: {join_first(names)}" for fault, names in faults.items() if names)
+            + ". Use the original folder, or the config.json that belongs to these weights"
         )
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.untyped_storage().nbytes() > tensor.nbytes:  # a part of a tensor of the file, which no one can save
+        if tensor.untyped_storage().nbytes() > tensor.nbytes:  # a view into the file cannot be saved
             tensor.data = tensor.data.clone()
     return model
 
 
 def _stored(source: str, revision: str | None) -> Iterator[tuple[str, Any]]:
-    """The names of all tensors and how to read them: not by a memory map, which would hold the files in memory too."""
-    quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    single = cached_file(source, SAFE_WEIGHTS_NAME, revision=revision, **quietly)
+    """Yield names and lazy slices of all tensors, not memory-mapped: a map would also keep the files in memory."""
+    no_errors = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    single = cached_file(source, SAFE_WEIGHTS_NAME, revision=revision, **no_errors)
     files: Iterable[str] = (single,)
     if single is None:
-        index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, revision=revision, **quietly)
+        index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, revision=revision, **no_errors)
         if index is None:
             raise OSError(
                 f"there is neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME} (weights in pickled files, "
-                ".bin or .pt, are not read: they can run code; load and save the model with transformers once)"
+                ".bin or .pt, are not read, as they can run code: load and save the model with transformers once)"
             )
         names = sorted({str(name) for name in as_mapping(read_object(Path(index)).get("weight_map"), index).values()})
         for name in names:
@@ -85,12 +85,12 @@ def _stored(source: str, revision: str | None) -> Iterator[tuple[str, Any]]:
         files = cached_files(source, names, revision=revision)
     for path in files:
         file = safe_open(path, "pt", backend="pread")
-        for name in file.keys():  # noqa: SIM118  (it is no mapping)
+        for name in file.keys():  # noqa: SIM118  (not a mapping)
             yield name, file.get_slice(name)
 
 
 def _cut_rows_of_layers(stored: dict[str, Any], config: Any) -> None:
-    """Where one tensor holds all layers, side by side, keep what belongs to the first ones."""
+    """Keep the slices of the first layers where one tensor holds all layers side by side."""
     text = config.get_text_config()
     for name in [n for n in stored if n.endswith(tuple(SIDE_BY_SIDE))]:
         axis = next(a for ending, a in SIDE_BY_SIDE.items() if name.endswith(ending))
@@ -101,7 +101,7 @@ def _cut_rows_of_layers(stored: dict[str, Any], config: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the report of transformers: layers that were cut off are no news, and the rest is an error here."""
+    """Silence the report of transformers: dropped layers are expected, and everything else raises an error here."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -110,12 +110,12 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def truncate(config: Any, layers: int | None) -> None:
-    """Keep the first `layers` layers of the language model (SmolVLA, arXiv 2506.01844), in its configuration.
+def truncate_config(config: Any, layers: int | None) -> None:
+    """Keep the first `layers` layers of the language model (SmolVLA, arXiv 2506.01844) in its configuration.
 
-    Raises ValueError if it has fewer, or if the images would be lost with the others.
+    Raises ValueError if it has fewer, or if no layer that reads images would remain.
     """
-    # That of an encoder, where images are read by one (T5Gemma 2).
+    # The encoder's configuration if an encoder reads the images (T5Gemma 2).
     text = getattr(getattr(config, "encoder", None), "text_config", None) or config.get_text_config()
     whole = text.num_hidden_layers
     if layers is None or layers == whole:
@@ -138,10 +138,10 @@ def truncate(config: Any, layers: int | None) -> None:
             setattr(text, name, type(value)(value[:layers]))
 
 
-def renew(backbone: Backbone, pretrained: Pretrained, seed: int) -> None:
-    """Initialize anew, as the model's family does, all parts but those that `pretrained` keeps; from `seed`.
+def reinitialize(backbone: Backbone, pretrained: Pretrained, seed: int) -> None:
+    """Initialize all parts except those that `pretrained` keeps, as the model's family does, from `seed`.
 
-    LM head and decoder are kept with the language. Raises ValueError for a module that nothing tells how to initialize.
+    LM head and decoder are kept with the language part. Raises ValueError for a module that cannot initialize itself.
     """
     if pretrained == "full":
         return
@@ -160,14 +160,16 @@ def _initialize(module: nn.Module, kept: set[nn.Parameter]) -> None:
             for weight in inner.parameters(recurse=False):
                 weight._is_hf_initialized = weight in kept
             below = [w in kept for w in inner.parameters()]
-            for buffer in inner.buffers(recurse=False):  # statistics go with the weights beside and below them
+            for buffer in inner.buffers(recurse=False):  # statistics follow the weights beside and below them
                 buffer._is_hf_initialized = any(below) if below else bool(kept)
         module.initialize_weights()
         return
     own = set(module.parameters(recurse=False)) - kept
     reset = getattr(module, "reset_parameters", None)
     if own and reset is None:
-        raise ValueError(f"pretrained: a {type(module).__name__} has weights, but no reset_parameters to renew them")
+        raise ValueError(
+            f"pretrained: a {type(module).__name__} has weights, but no reset_parameters to initialize them"
+        )
     if own and reset is not None:
         reset()
     for child in module.children():

@@ -1,7 +1,7 @@
-"""The Perceiver resampler: any number of image features become a fixed, small number of tokens.
+"""The Perceiver resampler: maps any number of image features to a small, fixed number of tokens.
 
 Learned latents attend to the features of one image, layer by layer (Flamingo, arXiv 2204.14198, section 3.1.1). The
-parameters have the names and shapes of OpenFlamingo's, so that its checkpoints load; there are no embeddings of time.
+parameters have the names and shapes of OpenFlamingo's, so its checkpoints load; there are no time embeddings.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from anyvla.backbones.adapting.options import Resampler
 
 
 class PerceiverResampler(nn.Module):
-    """Features (N, T, D) of N images -> tokens (N, K, D), with the spread of `norm.weight` (at first 1)."""
+    """F features (N, F, D) of N images -> K tokens (N, K, D), with the spread of `norm.weight` (initially 1)."""
 
     def __init__(
         self, width: int, *, tokens: int = 64, depth: int = 6, heads: int = 8, head_width: int = 64, mlp: int = 4
     ) -> None:
-        """`width` D, `tokens` K, `depth` layers; `mlp`: the inner width of the feed-forward in multiples of D."""
+        """Build `depth` layers of width D = `width` with K = `tokens` latents.
+
+        `mlp`: the inner width of the feed-forward in multiples of D.
+        """
         super().__init__()
         self.latents = nn.Parameter(torch.randn(tokens, width))
         self.layers = nn.ModuleList(
@@ -31,7 +34,7 @@ class PerceiverResampler(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, features: Float[Tensor, "N T D"]) -> Float[Tensor, "N K D"]:
+    def forward(self, features: Float[Tensor, "N F D"]) -> Float[Tensor, "N K D"]:
         latents = self.latents.expand(len(features), -1, -1)
         for layer in self.layers:
             attention, feed_forward = layer.children()
@@ -41,8 +44,8 @@ class PerceiverResampler(nn.Module):
 
 
 @torch.no_grad()
-def resampler_among(embedding: Any, width: int, options: Resampler) -> PerceiverResampler:
-    """A new one, whose tokens are at first as large as those of `embedding`, among which they stand."""
+def build_resampler(embedding: Any, width: int, options: Resampler) -> PerceiverResampler:
+    """Build a resampler whose tokens initially have the spread of the token embeddings."""
     made = PerceiverResampler(width, **dataclasses.asdict(options))
     some_tokens = torch.arange(min(1000, embedding.num_embeddings))[None]
     made.norm.weight.mul_(embedding(some_tokens).float().std())
@@ -50,7 +53,7 @@ def resampler_among(embedding: Any, width: int, options: Resampler) -> Perceiver
 
 
 class _Attention(nn.Module):
-    """Latents attend to the features and to each other."""
+    """Attention of latents to the features and to each other."""
 
     def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -62,9 +65,9 @@ class _Attention(nn.Module):
         self.to_kv = nn.Linear(width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, width, bias=False)
 
-    def forward(self, features: Float[Tensor, "N T D"], latents: Float[Tensor, "N K D"]) -> Float[Tensor, "N K D"]:
+    def forward(self, features: Float[Tensor, "N F D"], latents: Float[Tensor, "N K D"]) -> Float[Tensor, "N K D"]:
         features, latents = self.norm_media(features), self.norm_latents(latents)
-        keys, values = self.to_kv(torch.cat([features, latents], dim=1)).chunk(2, dim=-1)  # (N, T + K, inner) each
+        keys, values = self.to_kv(torch.cat([features, latents], dim=1)).chunk(2, dim=-1)  # (N, F + K, inner) each
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(latents), keys, values))
         return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 

@@ -67,7 +67,7 @@ def every_input(s: Subject) -> str:
 
 def plain_text(s: Subject) -> str:
     """What a user writes is text: no control token of it acts, and what looks the same is the same."""
-    control = getattr(s.backbone, "control", None)
+    control = getattr(getattr(s.backbone, "step_tokenizer", None), "control", None)
     if control is None:
         raise NotApplicable("does not read token ids")
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from anyvla.backbones.base import Capability
 from anyvla.backbones.families.vision import inputs, patches, special, tiles
 from anyvla.backbones.families.vision.inputs import SequenceImages
-from anyvla.backbones.language_config import lacks_of
+from anyvla.backbones.language_config import find_missing_capabilities
+from anyvla.backbones.masks import Attention
 from anyvla.backbones.template import Template
-from anyvla.backbones.tokens import Attention
 
 Size = tuple[int, int]  # h, w
 
@@ -166,7 +166,7 @@ _GEMMA4 = Quirk(
     attention=_gemma4_attention,
 )
 
-# As `anyvla.backbones.tokens.lacks_of` finds in every model of these families.
+# As `anyvla.backbones.language_config.find_missing_capabilities` finds in every model of these families.
 _RECURRENT: frozenset[Capability] = frozenset({"block_mask", "cache"})
 _MINICPM = Quirk(
     template=Template(before_image="<image>", after_image="</image>", text="{prompt}"),
@@ -385,7 +385,7 @@ def find_quirk(config: Any, forward_inputs: Container[str]) -> Quirk:
         named = [names for names in _AROUND if all(getattr(config, f"{n}_token_id", None) is not None for n in names)]
         before, after = (f"{{{name}_token_id}}" for name in named[0]) if named else ("", "")
         quirk = replace(_QWEN_VL, template=Template(before_image=before, after_image=after, text="{prompt}"))
-    lacks = lacks_of(config.get_text_config(decoder=True))
+    lacks = find_missing_capabilities(config.get_text_config(decoder=True))
     return quirk if quirk.lacks >= lacks else replace(quirk, lacks=quirk.lacks | lacks)
 
 

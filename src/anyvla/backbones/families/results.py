@@ -28,7 +28,7 @@ class FamilyResult:
     capabilities: tuple[str, ...] | None  # None: they depend on the model
     checks: Mapping[str, tuple[str, str]]  # check -> its state; why, where it did not pass
     image_wrapping: int  # tokens around and between the tokens of an image
-    attention: str  # who sees later places, see `anyvla.backbones.tokens`
+    attention: str  # who sees later places, see `anyvla.backbones.masks`
     any_size: bool  # the tower takes images of any size, in steps
     note: str
 

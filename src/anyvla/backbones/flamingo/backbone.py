@@ -27,16 +27,17 @@ from transformers.utils import cached_file
 
 from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.adapting.parts import parameters_by_part
-from anyvla.backbones.adapting.pretrained import KEPT, renew
+from anyvla.backbones.adapting.pretrained import KEPT, reinitialize
 from anyvla.backbones.adapting.resampler import PerceiverResampler
 from anyvla.backbones.base import Cache, Capability, ModelPart, capabilities_without
-from anyvla.backbones.composed import cut
+from anyvla.backbones.composed import truncate_model
 from anyvla.backbones.flamingo.language import build_language, counts_positions, keys_at, load_language, renamed
 from anyvla.backbones.flamingo.layers import CrossAttending, Reading, add_cross_attention, decoder_layers, shown
 from anyvla.backbones.flamingo.weights import check, read_checkpoint, translate
 from anyvla.backbones.images.pixels import Pixels
-from anyvla.backbones.language_config import windows_of
-from anyvla.backbones.source import PREPROCESSOR, fetch, read_preprocessor
+from anyvla.backbones.language_config import find_windows
+from anyvla.backbones.source import PREPROCESSOR, how_to_download, read_preprocessor
+from anyvla.backbones.step_tokens import StepTokenizer
 from anyvla.backbones.template import Template
 from anyvla.backbones.tokens import TokenBackbone
 from anyvla.config import STRICT
@@ -103,12 +104,11 @@ class FlamingoBackbone(TokenBackbone):
                 _fill(self, "cross_attention_every", preset.every)
             _fill(self, "cross_attention_every", 1)
 
-    def __init__(self, config: Any, assets: Path | None = None) -> None:
+    def build(self, config: Any, assets: Path | None) -> StepTokenizer:
         """Load the models that `config` names or, with `assets`, build their architecture without weights.
 
-        Raises ValueError if one of them is not there or not complete, or the checkpoint does not fit.
+        Raises ValueError if a model does not exist or is incomplete, or if the checkpoint does not fit.
         """
-        super().__init__()
         source = config.language if assets is None else str(Path(assets) / "language")
         tower = config.vision if assets is None else str(Path(assets) / "vision")
         dtype = getattr(torch, config.dtype)
@@ -133,11 +133,11 @@ class FlamingoBackbone(TokenBackbone):
             if self.embedding.weight.shape[0] != len(tokenizer):
                 self.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             if assets is None:
-                renew(self, config.pretrained, config.seed)
+                reinitialize(self, config.pretrained, config.seed)
             self._add_modules(config.cross_attention_every, dtype)
         if assets is None and config.checkpoint is not None:
             self._load(config.checkpoint, KEPT[config.pretrained])
-        cut(self.model, config.layers, self.vision)
+        truncate_model(self.model, config.layers, self.vision)
         if not any(isinstance(layer, CrossAttending) for layer in decoder_layers(self.model)):
             raise ValueError(
                 f"cross_attention_every is {config.cross_attention_every}, but the language model has "
@@ -147,14 +147,22 @@ class FlamingoBackbone(TokenBackbone):
         text_config = self.model.config.get_text_config(decoder=True)
         self.width = text_config.hidden_size
         self.context = getattr(text_config, "max_position_embeddings", getattr(text_config, "max_seq_len", None))
-        self.windows = windows_of(text_config)
+        self.windows = find_windows(text_config)
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
         lacks = frozenset[Capability](() if counts_positions(self.model, self._names) else {"cache"})
         self.capabilities = capabilities_without(lacks)
         begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]  # as OpenFlamingo: what the tokenizer does
         template = Template(opening="{bos}" if begins else "", text="{prompt}" + END_OF_CHUNK)
-        self.set_up(tokenizer, config.prompt, template, tokenizer.convert_tokens_to_ids(IMAGE), (1, 1))
-        self.finish(config)
+        return StepTokenizer(
+            tokenizer,
+            config.prompt,
+            template,
+            image_id=tokenizer.convert_tokens_to_ids(IMAGE),
+            grid=(1, 1),
+            vocabulary=self.embedding.weight.shape[0],
+            context=self.context,
+            one_image_per_step=True,
+        )
 
     @property
     def projectors(self) -> tuple[nn.Module, ...]:
@@ -296,9 +304,6 @@ class FlamingoBackbone(TokenBackbone):
         ours = self.state_dict(keep_vars=True)
         self.load_state_dict({n: w for n, w in weights.items() if id(ours[n]) not in anew}, strict=False)
 
-    def _block(self, instruction: str, views: int) -> list[int]:
-        return super()._block(instruction, 1)  # one `<image>` stands for all cameras
-
 
 def _numbers(mask: Any, dtype: torch.dtype) -> Any:
     """A mask of single places as numbers to add, the one form that all language models read alike."""
@@ -315,7 +320,7 @@ def _readable(source: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{source!r} cannot be read: {error}\n{fetch(source, None)}") from error
+        raise ValueError(f"{source!r} cannot be read: {error}\n{how_to_download(source, None)}") from error
 
 
 def _fill(config: Any, name: str, value: Any) -> None:

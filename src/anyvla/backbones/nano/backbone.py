@@ -1,7 +1,7 @@
-"""A small vision-language model made on the spot, for laptops, tests and first experiments.
+"""A small, untrained vision-language model for laptops, tests and first experiments.
 
-It is a real one: a LLaVA model of `transformers` (convolutional vision tower, projector, causal Llama) with a real
-tokenizer, read by the same adapter as a model of billions of parameters, and saved as any of them.
+It is a complete LLaVA model of `transformers` (convolutional vision tower, projector, causal Llama) with a real
+tokenizer. The same adapter reads and saves it as models with billions of parameters.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pydantic.dataclasses import dataclass
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlavaConfig
 
 from anyvla.backbones.adapting.options import Options
-from anyvla.backbones.auto import AutoBackbone, Parts
+from anyvla.backbones.auto import AutoBackbone, LoadedModel
 from anyvla.backbones.base import CAPABILITIES
-from anyvla.backbones.nano.vision import NanoVisionConfig
+from anyvla.backbones.nano_vision import NanoVisionConfig
 from anyvla.config import STRICT
 from anyvla.limits import COUNT, LAYERS, PIXELS, SEED, WIDTH
 
@@ -31,7 +31,7 @@ class NanoBackbone(AutoBackbone):
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config(Options):
-        """Its size; the defaults train in minutes on two CPU cores."""
+        """The sizes of the model; the defaults train in minutes on two CPU cores."""
 
         width: int = Field(default=192, ge=1, le=WIDTH)  # D
         layers: int = Field(default=2, ge=1, le=LAYERS)  # of the language model
@@ -52,9 +52,9 @@ class NanoBackbone(AutoBackbone):
             if self.image_size % stride:
                 raise ValueError(f"image_size {self.image_size} must be a multiple of the stem's stride, {stride}")
 
-    def parts(self, config: Any, assets: Path | None) -> Parts:
+    def load(self, config: Any, assets: Path | None) -> LoadedModel:
         if assets is not None:
-            return super().parts(config, assets)
+            return super().load(config, assets)
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -63,7 +63,7 @@ class NanoBackbone(AutoBackbone):
             )
         size = {"height": config.image_size, "width": config.image_size}
         preprocessor = {"size": size, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-        return Parts(model, tokenizer, preprocessor)
+        return LoadedModel(model, tokenizer, preprocessor)
 
 
 def _model_config(config: Any, tokenizer: Any) -> LlavaConfig:

@@ -1,6 +1,6 @@
 """A small convolutional image encoder that a LLaVA-style model can use as its vision tower.
 
-A convolutional stem learns faster from nothing than a vision transformer, and is cheap on a CPU. Importing this module
+A convolutional stem learns faster from scratch than a vision transformer and is cheap on a CPU. Importing this module
 registers it with `AutoConfig` and `AutoModel`, so that a saved nano folder loads like any other model.
 """
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-FIRST_STRIDE = 4  # of the first convolution, which has the cost of the whole stem: kernel 8; the others halve
+FIRST_STRIDE = 4  # of the first convolution (kernel 8), which dominates the cost of the stem; the others have stride 2
 
 
 class NanoVisionConfig(PreTrainedConfig):
-    """`image_size` pixels square; `channels` of the convolutions before the last, which has `hidden_size`."""
+    """Square images of `image_size` pixels; the last convolution has `hidden_size` channels, the others `channels`."""
 
     model_type = "anyvla_nano_vision"
 
@@ -32,19 +32,19 @@ class NanoVisionConfig(PreTrainedConfig):
 
     @property
     def stride(self) -> int:
-        """Pixels per token, along one side."""
+        """Return the pixels per token along one side."""
         return FIRST_STRIDE * 2 ** len(self.channels)
 
 
 class _Norm(nn.LayerNorm):
-    """Over the channels of (N, C, H, W); free of copies while the memory is channels-last."""
+    """A layer norm over the channels of (N, C, H, W), without copies if the memory is channels-last."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class NanoVisionModel(PreTrainedModel):
-    """Pixels (N, 3, S, S) -> tokens (N, T, hidden_size), T = (S / stride)^2, row-major."""
+    """Pixels (N, 3, H, H) -> F = (H / stride)^2 tokens (N, F, hidden_size), row-major."""
 
     config_class = NanoVisionConfig
     base_model_prefix = "model"
@@ -74,12 +74,12 @@ class NanoVisionModel(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         x = pixel_values.to(self.position.dtype).contiguous(memory_format=torch.channels_last)
-        tokens = self.stem(x).flatten(2).transpose(1, 2) + self.position  # (N, T, D)
+        tokens = self.stem(x).flatten(2).transpose(1, 2) + self.position  # (N, F, D)
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
 
 
 def _sines(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, (side^2, width), of about the size of the features."""
+    """Return sines and cosines of row and column, (side^2, width), about as large as the features."""
     waves = torch.arange(-(-width // 4)) / max(1, width // 4)
     angles = torch.arange(side)[:, None] * math.pi / side * 2 ** (4 * waves)  # half a wave to eight over the image
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, ~width/2)
