@@ -157,7 +157,7 @@ def test_models_that_remember_nothing_write_as_they_were_trained(made, codec, na
     torch.testing.assert_close(torch.from_numpy(alone), data.actions[0, 0], atol=1e-4, rtol=0)
     with torch.no_grad():
         context, head = vla.read(data), vla.decoder
-        tokens = head.write(context, None)
+        tokens = head.generate(context, None)
         torch.testing.assert_close(head.logits(context, tokens).argmax(-1), tokens)
     vla.train().loss(data).value.backward()
     assert vla.queries.grad.abs().sum() > 0
