@@ -257,7 +257,7 @@ def test_a_scene_that_the_benchmark_does_not_have_is_refused(tmp_path: Path, sce
     [
         ([], "scenes needs at least one"),
         (["load"], "'load' is none of FACTOR=LEVEL"),
-        (["delay=2"], "made of FACTOR=LEVEL alone"),
+        (["delay=2"], "must consist of FACTOR=LEVEL only"),
     ],
 )
 def test_a_scene_is_factors_with_levels(scenes: list[str], match: str) -> None:

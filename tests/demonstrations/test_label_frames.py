@@ -16,8 +16,8 @@ from anyvla.cli.data.command import main
 from anyvla.cli.data.vqa import look
 from anyvla.config import ConfigError, build
 from anyvla.data.vqa import open_vqa
-from anyvla.demonstrations.label_frames import LabelConfig, balanced, label
-from anyvla.demonstrations.metaworld_scene import COLORS, SCENES, Labels, Seen
+from anyvla.demonstrations.label_frames import LabelConfig, balanced, label_frames
+from anyvla.demonstrations.metaworld_scene import COLORS, SCENES, FrameLabels, VisiblePart
 from anyvla.demonstrations.questions import PHRASES
 from anyvla.interrupted import Interrupted
 from anyvla.worker_pool import WorkerPool
@@ -71,7 +71,7 @@ def test_each_split_is_balanced_by_its_own_answers() -> None:
 
 
 def test_other_benchmarks_are_told():
-    with pytest.raises(ConfigError, match="frames of 'calvin/D' cannot be labeled; of these they can: metaworld"):
+    with pytest.raises(ConfigError, match="frames of 'calvin/D' cannot be labeled; supported: metaworld"):
         build(LabelConfig, {"benchmark": "calvin/D"})
 
 
@@ -104,12 +104,12 @@ class Labeler:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def frame(self, scene: str, rng: np.random.Generator) -> tuple[np.ndarray, Labels]:
+    def frame(self, scene: str, rng: np.random.Generator) -> tuple[np.ndarray, FrameLabels]:
         color, column = int(rng.integers(len(COLORS))), int(rng.integers(self.size))
         pixels = np.full((self.size, self.size, 3), (color, list(SCENES).index(scene), column), np.uint8)
         main = {"drawer": "cabinet", "window": "window", "door": "cabinet", "button": "box"}[scene]
-        seen = Seen(column / self.size, 0.5, 0.1, True, 1.0, list(COLORS)[color])
-        return pixels, Labels(scene, {main: seen}, float(rng.choice([0.0, 1.0])), 0.9)
+        seen = VisiblePart(column / self.size, 0.5, 0.1, True, 1.0, list(COLORS)[color])
+        return pixels, FrameLabels(scene, {main: seen}, float(rng.choice([0.0, 1.0])), 0.9)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("simulated")
 def test_each_entry_is_about_its_own_picture(tmp_path: Path) -> None:
     """Its questions and answers follow each other, and name the color, the place and the scene of the picture."""
-    label(LabelConfig(frames=60, size=32, held_out=0.3, questions=3), tmp_path)
+    label_frames(LabelConfig(frames=60, size=32, held_out=0.3, questions=3), tmp_path)
     entries = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("train", "held_out")}
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["frames"] == {name: len(of) for name, of in entries.items()}
@@ -169,7 +169,7 @@ def test_frames_depend_on_the_seed_and_their_number_alone(tmp_path: Path) -> Non
     config = LabelConfig(frames=24, size=32, held_out=0.2)
     pictures = {}
     for name, other in {"a": config, "seed": replace(config, seed=1), "more": replace(config, frames=30)}.items():
-        label(other, tmp_path / name)
+        label_frames(other, tmp_path / name)
         pictures[name] = {p.stem: p.read_bytes() for p in (tmp_path / name / "images").iterdir()}
     assert len(set(pictures["a"].values())) > 18  # of 24
     both = pictures["a"].keys() & pictures["seed"].keys()
@@ -182,23 +182,23 @@ def test_frames_depend_on_the_seed_and_their_number_alone(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("simulated")
 def test_interrupted_data_is_the_same_as_data_made_at_once(tmp_path: Path) -> None:
     config = LabelConfig(frames=16, size=32, processes=1, held_out=0.25)
-    label(config, tmp_path / "whole")
+    label_frames(config, tmp_path / "whole")
     calls = iter(range(100))
     with pytest.raises(Interrupted, match="of 16 frames; run the same command to resume"):
-        label(config, tmp_path / "cut", stop=lambda: next(calls) > 3)
+        label_frames(config, tmp_path / "cut", stop=lambda: next(calls) > 3)
     assert not (tmp_path / "cut" / "card.json").exists()
-    label(replace(config, processes=2), tmp_path / "cut")
+    label_frames(replace(config, processes=2), tmp_path / "cut")
     names = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file())
     assert names == sorted(p.relative_to(tmp_path / "cut") for p in (tmp_path / "cut").rglob("*") if p.is_file())
     for name in names:
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     with pytest.raises(ValueError, match="made with other settings \\(seed: 0 then, 1 now\\)"):
-        label(replace(config, seed=1), tmp_path / "whole")
+        label_frames(replace(config, seed=1), tmp_path / "whole")
 
 
 @pytest.mark.simulator("metaworld")
 def test_data_of_meta_world_can_be_read(tmp_path: Path) -> None:
-    label(LabelConfig(frames=10, size=64, processes=1, held_out=0.25), tmp_path)
+    label_frames(LabelConfig(frames=10, size=64, processes=1, held_out=0.25), tmp_path)
     data = open_vqa(tmp_path / "train.json")
     card = json.loads((tmp_path / "card.json").read_text())
     assert len(data) == card["frames"]["train"] > 2

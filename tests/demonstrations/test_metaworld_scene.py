@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from anyvla.demonstrations.metaworld_scene import COLORS, Seen, _seen, _share
-from anyvla.demonstrations.questions import ask
+from anyvla.demonstrations.metaworld_scene import COLORS, VisiblePart, _sample_share, _visible_part
+from anyvla.demonstrations.questions import ask_questions
 from tests import simulators
 
 if TYPE_CHECKING:
@@ -46,19 +46,19 @@ def test_a_thing_in_a_picture() -> None:
     mask[1:3, 1:4] = True
     unhidden = mask.copy()
     unhidden[1:3, 4] = True
-    assert _seen(mask, unhidden, "blue") == Seen(0.25, 0.5, 6 / 40, True, 0.75, "blue")
-    assert _seen(np.zeros((4, 10), bool), unhidden, None) is None
+    assert _visible_part(mask, unhidden, "blue") == VisiblePart(0.25, 0.5, 6 / 40, True, 0.75, "blue")
+    assert _visible_part(np.zeros((4, 10), bool), unhidden, None) is None
     for edge in ((0, 5), (3, 5), (2, 0), (2, 9)):  # hidden there, but cut all the same
         cut = unhidden.copy()
         cut[edge] = True
-        seen = _seen(mask, cut, None)
+        seen = _visible_part(mask, cut, None)
         assert seen is not None
         assert not seen.whole
 
 
 def test_joints_are_closed_half_open_and_open_alike() -> None:
     rng = np.random.default_rng(0)
-    shares = np.array([_share(rng) for _ in range(600)])
+    shares = np.array([_sample_share(rng) for _ in range(600)])
     groups = [((low <= shares) & (shares <= high)).sum() for low, high in ((0, 0.08), (0.3, 0.7), (0.9, 1))]
     assert sum(groups) == 600
     assert min(groups) > 150
@@ -86,7 +86,7 @@ def labeler() -> Iterator[SceneLabeler]:
     ],
 )
 def test_labels_follow_what_moves(labeler: SceneLabeler, scene: str, thing: str, across: float, down: float):
-    from anyvla.demonstrations.metaworld_scene import SCENES, project
+    from anyvla.demonstrations.metaworld_scene import SCENES, project_points
 
     labeler.environment.reset(SCENES[scene].task, 3)
     colors = labeler.paint(scene, np.random.default_rng(0))
@@ -100,7 +100,7 @@ def test_labels_follow_what_moves(labeler: SceneLabeler, scene: str, thing: str,
     # two ways to the same place: the identities of pixels, and the geoms' position through the camera
     sim = labeler.environment.simulation.sim
     geoms = labeler.geoms(SCENES[scene].parts[thing])
-    projected = project(sim.model, sim.data, labeler.view(), sim.data.geom_xpos[geoms]).mean(0)
+    projected = project_points(sim.model, sim.data, labeler.view(), sim.data.geom_xpos[geoms]).mean(0)
     assert np.abs(projected - [after.x, after.y]).max() < 0.08
     again, labels = labeler.look(scene, labeler.view(), colors)
     assert np.array_equal(again, pixels)  # the identity renderings leave no trace
@@ -134,7 +134,7 @@ def test_what_the_robot_hides_is_not_asked_for(labeler: SceneLabeler):
         pixels, labels = labeler.frame("window", np.random.default_rng((100, number)))
         handle = labels.things.get("handle")
         hidden += handle is not None and handle.clear < 0.5
-        kinds = {q.kind for q in ask(labels, 99, np.random.default_rng(0))}
+        kinds = {q.kind for q in ask_questions(labels, 99, np.random.default_rng(0))}
         if handle is None or handle.clear < 0.5:
             assert not kinds & {"point handle", "where handle", "side gripper handle"}
     assert hidden == 2

@@ -8,21 +8,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from anyvla.demonstrations.metaworld_scene import Labels, Seen
-from anyvla.demonstrations.questions import PHRASES, Question, ask, place
+from anyvla.demonstrations.metaworld_scene import FrameLabels, VisiblePart
+from anyvla.demonstrations.questions import PHRASES, Question, ask_questions, describe_position
 
-CABINET = Seen(0.5, 0.4, 0.2, True, 1.0, "red")
-DRAWER = Seen(0.52, 0.41, 0.05, True, 1.0, None)
-GRIPPER = Seen(0.3, 0.7, 0.01, True)
-OPEN_DRAWER = Labels("drawer", {"cabinet": CABINET, "drawer": DRAWER, "gripper": GRIPPER}, 0.93, 0.9)
+CABINET = VisiblePart(0.5, 0.4, 0.2, True, 1.0, "red")
+DRAWER = VisiblePart(0.52, 0.41, 0.05, True, 1.0, None)
+GRIPPER = VisiblePart(0.3, 0.7, 0.01, True)
+OPEN_DRAWER = FrameLabels("drawer", {"cabinet": CABINET, "drawer": DRAWER, "gripper": GRIPPER}, 0.93, 0.9)
 
 
-def asked(labels: Labels, seed: int = 0) -> dict[str, Question]:
+def asked(labels: FrameLabels, seed: int = 0) -> dict[str, Question]:
     """All questions about a frame by their kind."""
-    return {q.kind: q for q in ask(labels, 99, np.random.default_rng(seed))}
+    return {q.kind: q for q in ask_questions(labels, 99, np.random.default_rng(seed))}
 
 
-def answers(labels: Labels) -> dict[str, str]:
+def answers(labels: FrameLabels) -> dict[str, str]:
     return {kind: q.answer for kind, q in asked(labels).items() if kind != "exists"}
 
 
@@ -58,8 +58,8 @@ def test_every_answer_about_an_open_drawer() -> None:
 )
 def test_sides_are_asked_for_where_things_are_apart(x: float, y: float, side: str | None, height: str | None) -> None:
     """By more than 6 % of the picture, from a cabinet at (50 %, 40 %)."""
-    things = {"cabinet": CABINET, "gripper": Seen(x, y, 0.01, True)}
-    found = answers(Labels("drawer", things, 0.5, 0.9))
+    things = {"cabinet": CABINET, "gripper": VisiblePart(x, y, 0.01, True)}
+    found = answers(FrameLabels("drawer", things, 0.5, 0.9))
     assert (found.get("side gripper cabinet"), found.get("height gripper cabinet")) == (side, height)
 
 
@@ -78,18 +78,18 @@ def test_sides_are_asked_for_where_things_are_apart(x: float, y: float, side: st
 )
 @pytest.mark.parametrize(("scene", "main"), [("drawer", "cabinet"), ("window", "window"), ("door", "cabinet")])
 def test_how_far_a_thing_is_open(opened: float, state: str | None, amount: str, scene: str, main: str) -> None:
-    found = answers(Labels(scene, {main: CABINET}, opened, 0.9))
+    found = answers(FrameLabels(scene, {main: CABINET}, opened, 0.9))
     assert (found.get(f"state {scene}"), found[f"amount {scene}"]) == (state, amount)
     assert "pressed" not in found
 
 
 @pytest.mark.parametrize(("opened", "pressed"), [(0.0, "no"), (0.2, "no"), (0.3, None), (0.7, None), (0.8, "yes")])
 def test_a_button_is_pressed_or_not(opened: float, pressed: str | None) -> None:
-    found = answers(Labels("button", {"box": CABINET, "button": DRAWER}, opened, 0.9))
+    found = answers(FrameLabels("button", {"box": CABINET, "button": DRAWER}, opened, 0.9))
     assert found.get("pressed") == pressed
     assert found["what"] == "a button on a box"
     assert not {"state button", "amount button"} & set(found)
-    assert "pressed" not in answers(Labels("button", {"box": CABINET}, opened, 0.9))
+    assert "pressed" not in answers(FrameLabels("button", {"box": CABINET}, opened, 0.9))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_button_is_pressed_or_not(opened: float, pressed: str | None) -> None:
 )
 def test_the_gripper_is_open_or_closed(gap: float, answer: str | None) -> None:
     assert answers(replace(OPEN_DRAWER, gripper=gap)).get("gripper") == answer
-    assert "gripper" not in answers(Labels("drawer", {"cabinet": CABINET}, 0.5, gap))
+    assert "gripper" not in answers(FrameLabels("drawer", {"cabinet": CABINET}, 0.5, gap))
 
 
 PLACES = {"where cabinet", "point cabinet", "side gripper cabinet", "height gripper cabinet"}
@@ -135,7 +135,7 @@ def test_a_scene_has_its_own_object_and_no_other(scene: str) -> None:
     main = {"drawer": "cabinet", "window": "window", "door": "cabinet", "button": "box"}[scene]
     found: Counter[tuple[str, str]] = Counter()
     for seed in range(60):
-        question = asked(Labels(scene, {main: CABINET}, 0.0, 0.9), seed)["exists"]
+        question = asked(FrameLabels(scene, {main: CABINET}, 0.0, 0.9), seed)["exists"]
         (named,) = (s for s in ("drawer", "window", "door", "button") if s in question.question)
         found[named, question.answer] += 1
     assert {(named == scene, answer) for named, answer in found} == {(True, "yes"), (False, "no")}
@@ -153,21 +153,21 @@ def test_a_scene_has_its_own_object_and_no_other(scene: str) -> None:
     ],
 )
 def test_each_scene_has_its_name(scene: str, main: str, named: str) -> None:
-    assert answers(Labels(scene, {main: CABINET}, 0.0, 0.9))["what"] == named
+    assert answers(FrameLabels(scene, {main: CABINET}, 0.0, 0.9))["what"] == named
 
 
 def test_questions_vary_in_their_choice_and_phrasing_with_the_generator_alone() -> None:
     kinds, phrases = Counter(), set()
     for seed in range(60):
-        questions = ask(OPEN_DRAWER, 3, np.random.default_rng(seed))
-        assert questions == ask(OPEN_DRAWER, 3, np.random.default_rng(seed))
+        questions = ask_questions(OPEN_DRAWER, 3, np.random.default_rng(seed))
+        assert questions == ask_questions(OPEN_DRAWER, 3, np.random.default_rng(seed))
         assert len({q.kind for q in questions}) == 3
         kinds.update(q.kind for q in questions)
         phrases |= {q.question for q in questions if q.kind == "what"}
     assert len(kinds) == 16
     assert max(kinds.values()) < 30
     assert phrases == set(PHRASES["what"])
-    assert len(ask(OPEN_DRAWER, 99, np.random.default_rng(0))) == 16
+    assert len(ask_questions(OPEN_DRAWER, 99, np.random.default_rng(0))) == 16
 
 
 NINTHS = [["top left", "top center", "top right"], ["middle left", "center", "middle right"]]
@@ -177,9 +177,14 @@ NINTHS += [["bottom left", "bottom center", "bottom right"]]
 def test_places_in_words() -> None:
     for row, y in enumerate((0.0, 0.5, 1.0)):
         for column, x in enumerate((0.0, 0.5, 1.0)):
-            assert place(x, y) == NINTHS[row][column]
-    assert [place(x, 0.4) for x in (0.33, 0.34, 0.66, 0.67)] == ["middle left", "center", "center", "middle right"]
-    assert [place(0.9, y) for y in (0.33, 0.34, 0.66, 0.67)] == [
+            assert describe_position(x, y) == NINTHS[row][column]
+    assert [describe_position(x, 0.4) for x in (0.33, 0.34, 0.66, 0.67)] == [
+        "middle left",
+        "center",
+        "center",
+        "middle right",
+    ]
+    assert [describe_position(0.9, y) for y in (0.33, 0.34, 0.66, 0.67)] == [
         "top right",
         "middle right",
         "middle right",

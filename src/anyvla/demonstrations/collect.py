@@ -1,8 +1,8 @@
-"""Demonstrations by a benchmark's scripted experts, as a LeRobot v3 data set.
+"""Collect demonstrations of a benchmark's scripted experts as a LeRobot v3 data set.
 
-Small noise pushes the arm off the expert's path while the labels stay the expert's, so that the data shows how to come
-back (DART, arXiv 1703.09327). Attempts are a pure function of (seed, task, attempt): an interrupted collection goes on
-to the very same data set. Failed attempts are dropped, counted and replaced by the next.
+Small noise pushes the arm off the expert's path while the labels remain the expert's actions, so the data shows how to
+recover (DART, arXiv 1703.09327). Attempts are a pure function of (seed, task, attempt), so an interrupted collection
+resumes to the same data set. Failed attempts are dropped, counted and replaced by the next.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ class CollectConfig:
         for scene in self.scenes:
             parse_scene(scene)
 
-    def of(self, suite: Suite) -> list[str]:
-        """The names of the tasks to demonstrate. Raises ValueError for others in `tasks` or `more`."""
+    def select_tasks(self, suite: Suite) -> list[str]:
+        """Return the names of the tasks to demonstrate. Raises ValueError for unknown ones in `tasks` or `more`."""
         names = [suite.task(name).name for name in self.tasks] or [task.name for task in suite.tasks]
         if unknown := sorted(set(self.more) - set(names)):
             raise ValueError(f"collect.more: {unknown[0]!r} is no task to demonstrate: {suggest(unknown[0], names)}")
         return names
 
-    def wanted(self, task: str) -> int:
-        """How many successful episodes of a task."""
+    def episodes_of(self, task: str) -> int:
+        """Return the number of successful episodes to collect of a task."""
         return self.demonstrations + self.more.get(task, 0)
 
 
@@ -90,13 +90,13 @@ def collect(
     progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Collect, or go on where it was interrupted; returns `root`, at once if it is complete.
+    """Collect demonstrations, or resume after an interruption. Return `root`, at once if it is complete.
 
     Raises ValueError if `root` holds other demonstrations, EnvironmentFailed if a simulator fails or an expert fails
-    more often than it succeeds, FolderInUse if another command collects there, Interrupted after `stop()` said so.
+    too often, FolderInUse if another command collects there, Interrupted once `stop()` returns True.
     """
     suite = opened.suite
-    config.of(suite)  # refuses tasks that the suite does not have
+    config.select_tasks(suite)  # refuses tasks that the suite does not have
     for scene in config.scenes:
         check_factors(parse_scene(scene), opened.benchmark, f"collect.scenes: {scene}")
     provenance = {
@@ -122,32 +122,32 @@ def _collect(
     progress: Callable[[int, int], None],
     stop: Callable[[], bool],
 ) -> None:
-    suite, tasks = opened.suite, config.of(opened.suite)
+    suite, tasks = opened.suite, config.select_tasks(opened.suite)
     writer = LeRobotWriter(root, opened.embodiment, provenance=provenance)
     failed: dict[str, list[int]] = {task: list(writer.notes.get("failures", {}).get(task, [])) for task in tasks}
-    total, done = sum(map(config.wanted, tasks)), len(writer.done)
+    total, done = sum(map(config.episodes_of, tasks)), len(writer.done)
 
     def attempt(task: str, number: int) -> _Attempt:
         return _Attempt(task, number, number * len(tasks) + tasks.index(task))
 
-    # Each failure adds one attempt of its task, so the attempts that end up in the data do not depend on timing. Task
-    # after task: some simulators load a scene for seconds.
-    attempts = [attempt(t, n) for t in tasks for n in range(config.wanted(t) + len(failed[t]))]
+    # Each failure adds one attempt of its task, so the attempts in the data do not depend on timing. Tasks run one
+    # after the other, since some simulators take seconds to load a scene.
+    attempts = [attempt(t, n) for t in tasks for n in range(config.episodes_of(t) + len(failed[t]))]
     todo = deque(a for a in attempts if a.index not in writer.done and a.number not in failed[a.task])
     progress(done, total)
     processes = config.processes or os.cpu_count() or 1
     begin = (opened.spec, suite.name, opened.embodiment, config, writer.partial_root)
     remedy = "try fewer --collect.processes. Finished demonstrations are kept: run the same command to resume"
     with WorkerPool(processes, _start_worker, begin, remedy=remedy) as workers:
-        for made, succeeded in workers.run(_demonstrate, todo, processes + 1, stop):  # one in reserve
+        for made, succeeded in workers.run(_run_attempt, todo, processes + 1, stop):  # one in reserve
             if succeeded:
                 done += 1
                 progress(done, total)
                 continue
             failed[made.task].append(made.number)
             writer.note("failures", {t: sorted(n) for t, n in failed.items()})
-            todo.appendleft(attempt(made.task, config.wanted(made.task) + len(failed[made.task]) - 1))
-            if len(failed[made.task]) > config.wanted(made.task) + 10:
+            todo.appendleft(attempt(made.task, config.episodes_of(made.task) + len(failed[made.task]) - 1))
+            if len(failed[made.task]) > config.episodes_of(made.task) + 10:
                 raise EnvironmentFailed(
                     f"the expert of {made.task} failed {len(failed[made.task])} times: less noise may help, "
                     f"as in --collect.noise '[0.0]' (now {list(config.noise)})"
@@ -158,12 +158,12 @@ def _collect(
 
 
 def _settings(config: CollectConfig) -> dict[str, Any]:
-    """JSON: those that the demonstrations depend on."""
+    """Return, as JSON, the settings that the demonstrations depend on."""
     return {k: v for k, v in to_dict(config).items() if k != "processes"}
 
 
 def _check_complete(root: Path, wanted: Mapping[str, Any]) -> None:
-    """Refuse finished demonstrations that were made otherwise; other versions of libraries are no reason to."""
+    """Raise ValueError if finished demonstrations were made with other settings. Versions of libraries may differ."""
 
     def settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
         facts = {"benchmark": provenance.get("benchmark"), **provenance.get("settings", {})}
@@ -178,9 +178,9 @@ def _check_complete(root: Path, wanted: Mapping[str, Any]) -> None:
 
 @plain_dataclass
 class _Worker:
-    """What a worker process keeps between attempts."""
+    """The state that a worker process keeps between attempts."""
 
-    environment: Any  # of the contract, with experts
+    environment: Any  # an Environment with experts
     embodiment: Embodiment
     suite: Suite
     config: CollectConfig
@@ -197,8 +197,8 @@ def _start_worker(spec: Spec, suite: str, embodiment: Embodiment, config: Collec
     _worker = _Worker(benchmark.make(suite), embodiment, benchmark.suite(suite), config, partial_root)
 
 
-def _demonstrate(attempt: _Attempt) -> bool:
-    """Play one attempt; True if it succeeded and is staged."""
+def _run_attempt(attempt: _Attempt) -> bool:
+    """Play one attempt and stage its episode. Return False if it failed."""
     assert _worker is not None
     w = _worker
     episode = demonstrate(w.environment, w.embodiment, w.suite, w.config, attempt.task, attempt.number)
@@ -211,11 +211,12 @@ def _demonstrate(attempt: _Attempt) -> bool:
 def demonstrate(
     environment: Any, embodiment: Embodiment, suite: Suite, config: CollectConfig, task: str, number: int
 ) -> Episode | None:
-    """Attempt `number` of a task by its expert; None if it failed: another goal came first, time was over, it gave up.
+    """Return attempt `number` of a task by its expert.
 
-    Only attempts that succeed are rendered, which is what costs: they are played a second time.
+    Return None if it failed: it reached another goal first, exceeded the horizon, or the expert gave up. Rendering is
+    slow, so only attempts that succeed are rendered, in a second run.
     """
-    told = suite.task(task)
+    task_spec = suite.task(task)
     seed = FIRST_DEMONSTRATION_SEED * (1 + config.seed) + number
     sigma = config.noise[number % len(config.noise)]
     scene = config.scenes[number // len(config.noise) % len(config.scenes)]
@@ -230,13 +231,13 @@ def demonstrate(
     frames: list[Mapping[str, np.ndarray]] = []
     proprio = []
     for action in actions:
-        shown = environment.observe()
-        frames.append(shown.images)
-        proprio.append(shown.proprio)
+        observation = environment.observe()
+        frames.append(observation.images)
+        proprio.append(observation.proprio)
         environment.step(action)
     images = {camera: np.stack([f[camera] for f in frames]) for camera in frames[0]}
-    phrase = told.instructions[number % len(told.instructions)]
-    extra = {"task": task, "scene": told.scene, "seed": seed, "noise": sigma, "factors": scene}
+    phrase = task_spec.instructions[number % len(task_spec.instructions)]
+    extra = {"task": task, "scene": task_spec.scene, "seed": seed, "noise": sigma, "factors": scene}
     return Episode(
         embodiment=embodiment,
         images=images,
@@ -256,12 +257,12 @@ def _rehearse(
     sigma: float,
     rng: np.random.Generator,
 ) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
-    """From the state of now: the expert's actions, and those to execute, noise included; None if they fail."""
+    """Return the expert's actions and the noisy actions to execute, from the current state. Return None on failure."""
     kept = config.noise_memory
     noise: Any = 0.0
     labels: list[np.ndarray] = []
     actions: list[np.ndarray] = []
-    last: int | None = None  # how many to record, once the goal is reached
+    last: int | None = None  # the number of actions to record, once the goal is reached
     while len(actions) < (last or horizon):
         try:
             label = environment.expert(task)

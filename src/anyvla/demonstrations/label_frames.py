@@ -1,7 +1,8 @@
-"""Questions and answers about simulator frames, with the truth from the simulator, as LLaVA-style data.
+"""Make questions and answers about simulator frames, with ground truth of the simulator, as LLaVA-style data.
 
-For vision-language pre-training of small models without a network. A frame is a pure function of (seed, number): an
-interrupted run goes on to the very same data. Answers are balanced per question, and a share of frames is held out.
+They are for vision-language pre-training of small models without a network. A frame is a pure function of (seed,
+number), so an interrupted run resumes to the same data. Answers are balanced per question, and a share of the frames is
+held out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, to_dict
-from anyvla.demonstrations.questions import ask
+from anyvla.demonstrations.questions import ask_questions
 from anyvla.evaluation.workers import prepare_worker
 from anyvla.files import durable
 from anyvla.files.differences import check_same
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
     from anyvla.demonstrations.metaworld_scene import SceneLabeler
 
 BENCHMARKS = ("metaworld/half-open",)
-COMMONEST = 1.5  # no answer comes up more often than this many times the mean of its question's answers
+COMMONEST = 1.5  # the largest count of an answer, relative to the mean over its question's answers
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LabelConfig:
-    """What is made."""
+    """The settings of labeled frames."""
 
     benchmark: str = BENCHMARKS[0]
     frames: int = Field(default=2000, ge=1, le=COUNT)
@@ -51,27 +52,27 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         if self.benchmark not in BENCHMARKS:
-            raise ValueError(f"frames of {self.benchmark!r} cannot be labeled; of these they can: {BENCHMARKS[0]}")
+            raise ValueError(f"frames of {self.benchmark!r} cannot be labeled; supported: {BENCHMARKS[0]}")
 
 
-def label(
+def label_frames(
     config: LabelConfig,
     root: Path,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Make the data, or go on where it was interrupted; returns `root`, at once if it is complete.
+    """Make the data, or resume after an interruption. Return `root`, at once if it is complete.
 
-    `root` gets `train.json`, `held_out.json`, `images/` and `card.json`. Raises ValueError if it holds other data,
-    WorkerDied if a simulator dies, Interrupted after `stop()` said so.
+    The files are `train.json`, `held_out.json`, `images/` and `card.json`. Raises ValueError if `root` holds other
+    data, WorkerDied if a simulator dies, Interrupted once `stop()` returns True.
     """
     settings = {k: v for k, v in to_dict(config).items() if k != "processes"}
     with lock_folder(root):
         partial, card = root / "partial", root / "card.json"
         _check_same(card if card.exists() else partial / "settings.json", settings, root)
         if card.exists():
-            shutil.rmtree(partial, ignore_errors=True)  # stopped just before it went
+            shutil.rmtree(partial, ignore_errors=True)  # left by a run that was stopped before it removed the folder
             return root
         (root / "images").mkdir(parents=True, exist_ok=True)
         partial.mkdir(exist_ok=True)
@@ -82,7 +83,7 @@ def label(
         processes = min(config.processes or os.cpu_count() or 1, max(len(todo), 1))
         remedy = "try fewer --processes. Finished frames are kept: run the same command to resume"
         with WorkerPool(processes, _start_worker, (config, root), remedy=remedy) as workers:
-            for _ in workers.run(_make, todo, 2 * processes + 1, stop):
+            for _ in workers.run(_make_frame, todo, 2 * processes + 1, stop):
                 done += 1
                 progress(done, config.frames)
             if todo:
@@ -121,8 +122,8 @@ def _start_worker(config: LabelConfig, root: Path) -> None:
     _worker = _Worker(SceneLabeler(config.size), config, root)
 
 
-def _make(number: int) -> None:
-    """One frame: its picture, then its questions; a frame counts once the latter lie there."""
+def _make_frame(number: int) -> None:
+    """Write the picture of a frame, then its questions. A frame is complete once its questions are written."""
     from io import BytesIO
 
     from PIL import Image
@@ -137,13 +138,13 @@ def _make(number: int) -> None:
     file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     durable.write(w.root / "images" / f"{number:06d}.png", file.getvalue(), to_disk=False)
-    asked = ask(labels, w.config.questions, rng)
+    asked = ask_questions(labels, w.config.questions, rng)
     record = {"held_out": held_out, "turns": [[q.kind, q.question, q.answer] for q in asked]}
     durable.write(w.root / "partial" / f"{number:06d}.json", json.dumps(record), to_disk=False)
 
 
 def _assemble(config: LabelConfig, settings: Mapping[str, Any], root: Path, partial: Path) -> None:
-    """Balance the answers, write both splits, then the card, which says that all is there."""
+    """Balance the answers and write both splits, then `card.json`, which marks the data as complete."""
     records = [read_object(partial / f"{i:06d}.json") for i in range(config.frames)]
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
     counts: dict[str, dict[str, Counter[str]]] = {name: defaultdict(Counter) for name in splits}
@@ -154,13 +155,13 @@ def _assemble(config: LabelConfig, settings: Mapping[str, Any], root: Path, part
         if not turns:
             (root / "images" / f"{i:06d}.png").unlink(missing_ok=True)
             continue
-        said = []
+        conversation = []
         for k, (kind, question, answer) in enumerate(turns):
             counts[name][kind][answer] += 1
-            said.append({"from": "human", "value": question if k else f"<image>\n{question}"})
-            said.append({"from": "gpt", "value": answer})
+            conversation.append({"from": "human", "value": question if k else f"<image>\n{question}"})
+            conversation.append({"from": "gpt", "value": answer})
         entry = {"id": f"{i:06d}", "image": f"images/{i:06d}.png", "kinds": [t[0] for t in turns]}
-        splits[name].append(entry | {"conversations": said})
+        splits[name].append(entry | {"conversations": conversation})
     for name, entries in splits.items():
         durable.write(root / f"{name}.json", json.dumps(entries, indent=0), to_disk=False)
     answers = {n: {k: dict(sorted(a.items())) for k, a in sorted(of.items())} for n, of in counts.items()}
@@ -171,10 +172,10 @@ def _assemble(config: LabelConfig, settings: Mapping[str, Any], root: Path, part
 
 
 def balanced(records: list[dict[str, Any]], held_out: bool) -> set[tuple[int, int]]:
-    """Which (frame, turn) of a split stay: common answers are thinned out, a question of one answer goes.
+    """Return the (frame, turn) pairs of a split to keep: common answers are thinned out, single answers dropped.
 
-    Points have an answer of their own nearly each time and stay as they are. The frames of earlier numbers stay, so
-    the choice is the same in each run.
+    All points are kept, since nearly every answer is unique. Frames with lower numbers are kept first, so the choice is
+    the same in each run.
     """
     by_kind: dict[str, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
     for i, record in enumerate(records):
@@ -186,7 +187,7 @@ def balanced(records: list[dict[str, Any]], held_out: bool) -> set[tuple[int, in
         if kind.startswith("point"):
             kept.update(place for places in answers.values() for place in places)
         elif len(answers) > 1:
-            # Thinned until it holds: what goes lowers the mean. From the rarest answer, which bounds what may stay.
+            # Lower the limit until it holds, as each removal lowers the mean; the rarest answer is never thinned.
             sizes = sorted(len(places) for places in answers.values())
             limit = max(sizes[0], int(COMMONEST * sum(sizes) / len(sizes)))
             while limit > sizes[0] and limit > COMMONEST * sum(min(s, limit) for s in sizes) / len(sizes):

@@ -1,7 +1,7 @@
-"""What can be seen in a frame of Meta-World, by ground truth: names, places, colors, how far a joint is open.
+"""Label frames of Meta-World with ground truth: visible parts, positions, colors, and how far a joint is open.
 
-Places come from an identity rendering (which geom each pixel shows), the gripper's from its projection through the
-camera. Poses, colors of objects and the part of the picture vary, so that no answer follows from the scene alone.
+Positions come from a rendering of geom ids, the gripper's from its projection through the camera. Poses, colors of
+objects and the crop of the image vary, so that no answer follows from the scene alone.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ COLORS = {
     "white": (0.9, 0.9, 0.9),
     "black": (0.06, 0.06, 0.06),
 }
-JITTER = 0.12  # how far the view moves each way, as a share of the camera's picture
-MOVES = 25  # actions at most that the arm makes before a frame
+JITTER = 0.12  # maximum shift of the view in each direction, as a share of the camera's image
+MOVES = 25  # maximum number of actions before a frame
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A thing that can be named: the geoms of some materials; only those of a body, or of meshes, if such are given."""
+class _NamedPart:
+    """A part with a name: the geoms of some materials, restricted to a body or to meshes if given."""
 
     materials: tuple[str, ...]
     body: str | None = None
@@ -40,49 +40,49 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Object:
-    """What stands in a scene."""
+class _SceneObject:
+    """The object of a scene."""
 
-    task: str  # any of the scene's
-    parts: Mapping[str, _Part]
+    task: str  # any task of the scene
+    parts: Mapping[str, _NamedPart]
     painted: tuple[str, ...]  # parts whose color varies
     joint: str
-    full: float  # the joint's position when it is wholly open (the button: pressed)
+    full: float  # the joint's position when it is fully open (the button: pressed)
 
 
 SCENES = {
-    "drawer": _Object(
+    "drawer": _SceneObject(
         "drawer-open",
         {
-            "cabinet": _Part(("drawer_beige",)),
-            "drawer": _Part(("drawer_beige",), "drawer_link"),
-            "handle": _Part(("drawer_white",)),
+            "cabinet": _NamedPart(("drawer_beige",)),
+            "drawer": _NamedPart(("drawer_beige",), "drawer_link"),
+            "handle": _NamedPart(("drawer_white",)),
         },
         ("cabinet",),
         "goal_slidey",
         -0.16,
     ),
-    "window": _Object(
+    "window": _SceneObject(
         "window-open",
-        {"window": _Part(("window_red",)), "handle": _Part(("window_white",))},
+        {"window": _NamedPart(("window_red",)), "handle": _NamedPart(("window_white",))},
         ("window",),
         "window_slide",
         0.2,
     ),
-    "door": _Object(
+    "door": _SceneObject(
         "door-open",
         {
-            "cabinet": _Part(("dl_metal2",)),
-            "door": _Part(("dl_metal2",), "door_link"),
-            "handle": _Part(("dl_metal",), meshes=("door_handle", "handle_base")),  # the hinges are of the same metal
+            "cabinet": _NamedPart(("dl_metal2",)),
+            "door": _NamedPart(("dl_metal2",), "door_link"),
+            "handle": _NamedPart(("dl_metal",), meshes=("door_handle", "handle_base")),  # hinges share the metal
         },
         ("cabinet",),
         "doorjoint",
         -1.5,
     ),
-    "button": _Object(
+    "button": _SceneObject(
         "button-press-topdown",
-        {"box": _Part(("btn_yellow", "btn_black"), "buttonbox"), "button": _Part(("btn_red",))},
+        {"box": _NamedPart(("btn_yellow", "btn_black"), "buttonbox"), "button": _NamedPart(("btn_red",))},
         ("box", "button"),
         "btnbox_joint",
         -0.06,
@@ -92,50 +92,50 @@ _PADS = ("rightpad", "leftpad")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One thing in a picture."""
+class VisiblePart:
+    """A part that is visible in a picture."""
 
     x: float  # share of the width, 0 left
     y: float  # share of the height, 0 top
     area: float  # share of the pixels
     whole: bool  # the picture's edge does not cut it
-    clear: float = 1.0  # share of it, as far as it lies in the picture, that the robot does not hide
-    color: str | None = None  # one of COLORS; None where it is not known by name
+    clear: float = 1.0  # share of its area within the picture that the robot does not hide
+    color: str | None = None  # one of COLORS; None for parts with their stock color
 
 
 @dataclass(frozen=True)
-class Labels:
-    """The truth of one frame."""
+class FrameLabels:
+    """The ground truth of one frame."""
 
     scene: str
-    things: Mapping[str, Seen]  # what shows, "gripper" included
-    opened: float  # share of the way from closed to open; of the button: how far it is pressed
+    things: Mapping[str, VisiblePart]  # visible parts by name, "gripper" included
+    opened: float  # share of the way from closed to open; of the button, from released to pressed
     gripper: float  # opening, 0 closed to 1 open
 
 
 class SceneLabeler:
-    """Makes frames with labels, in the process that uses it."""
+    """Makes frames with labels."""
 
     def __init__(self, size: int = 128, render: str | None = None) -> None:
-        """`size`: px a side. Raises ImportError without Meta-World."""
+        """`size` is in pixels a side. Raises ImportError without Meta-World."""
         self._benchmark = MetaWorld(render)
         self.environment: MetaWorldEnvironment = self._benchmark.make("half-open")
         self.size = size
 
-    def frame(self, scene: str, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], Labels]:
-        """A random frame of `scene`: pose, joint, colors and view drawn from `rng`; equal draws, equal pixels."""
+    def frame(self, scene: str, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], FrameLabels]:
+        """Return a frame of `scene` with its labels; `rng` determines pose, joint, colors and view."""
         self.environment.reset(SCENES[scene].task, int(rng.integers(2**31)))
         colors = self.paint(scene, rng)
-        self.set_joint(scene, _share(rng))
+        self.set_joint(scene, _sample_share(rng))
         action = np.append(rng.uniform(-1, 1, 3), rng.choice((-1.0, 1.0))).astype(np.float32)
         for _ in range(int(rng.integers(2, MOVES + 1))):
             self.environment.step(action)
-        if scene == "button":  # its spring has brought it back
+        if scene == "button":  # as its spring has released it
             self.set_joint(scene, float(rng.choice((0.0, 1.0))))
         return self.look(scene, self.view(rng), colors)
 
     def view(self, rng: np.random.Generator | None = None) -> View:
-        """The corner camera, moved at random."""
+        """Return the view of the corner camera, shifted at random if `rng` is given."""
         view = VIEWS["corner"]
         dx, dy = (0.0, 0.0) if rng is None else rng.uniform(-JITTER, JITTER, 2)
         left, right, top, bottom = view.box
@@ -143,7 +143,7 @@ class SceneLabeler:
         return replace(view, box=box, height=self.size, width=self.size)
 
     def paint(self, scene: str, rng: np.random.Generator) -> dict[str, str]:
-        """Give the painted parts different colors at random; returns the color of each material."""
+        """Paint parts in different random colors. Return the color of each material."""
         model = self._sim.model
         parts = [SCENES[scene].parts[name] for name in SCENES[scene].painted]
         names = rng.choice(list(COLORS), len(parts), replace=False)
@@ -155,45 +155,45 @@ class SceneLabeler:
         return colors
 
     def set_joint(self, scene: str, share: float) -> None:
-        """Open the scene's joint to a share of its way."""
+        """Open the scene's joint to a share of its range."""
         import mujoco
 
         joint = self._sim.data.joint(SCENES[scene].joint)
         joint.qpos, joint.qvel = share * SCENES[scene].full, 0.0
         mujoco.mj_forward(self._sim.model, self._sim.data)
 
-    def look(self, scene: str, view: View, colors: Mapping[str, str]) -> tuple[UInt8[np.ndarray, "H W 3"], Labels]:
-        """The picture of now and what is seen in it. `colors`: of materials, as `paint` returns them."""
+    def look(self, scene: str, view: View, colors: Mapping[str, str]) -> tuple[UInt8[np.ndarray, "H W 3"], FrameLabels]:
+        """Return the current picture and its labels. `colors` are those of materials, from `paint`."""
         model, data = self._sim.model, self._sim.data
         renderer = self._benchmark.renderer("half-open", scene, model)
         pixels = renderer.draw(model, data, view)
         pads = [i for i in range(model.ngeom) if model.body(model.geom_bodyid[i]).name in _PADS]
         view = replace(view, oversample=1)
-        ids = identities(renderer, model, data, view)
+        ids = render_geom_ids(renderer, model, data, view)
         robot = model.body_rootid[model.geom_bodyid] == model.body_rootid[model.geom_bodyid[pads[0]]]
         groups = model.geom_group.copy()
         model.geom_group[robot] = HIDDEN
-        behind = identities(renderer, model, data, view)  # what would show without the robot
+        behind = render_geom_ids(renderer, model, data, view)  # the picture without the robot
         model.geom_group[:] = groups
-        things: dict[str, Seen] = {}
+        things: dict[str, VisiblePart] = {}
         for name, part in SCENES[scene].parts.items():
             geoms = self.geoms(part)
-            seen = _seen(np.isin(ids, geoms), np.isin(behind, geoms), colors.get(part.materials[0]))
+            seen = _visible_part(np.isin(ids, geoms), np.isin(behind, geoms), colors.get(part.materials[0]))
             if seen is not None:
                 things[name] = seen
         shown = np.isin(ids, pads)
-        gripper = _seen(shown, shown, None)
+        gripper = _visible_part(shown, shown, None)
         if gripper is not None:
-            x, y = project(model, data, view, data.site("endEffector").xpos[None])[0]
+            x, y = project_points(model, data, view, data.site("endEffector").xpos[None])[0]
             if 0 <= x <= 1 and 0 <= y <= 1:
                 things["gripper"] = replace(gripper, x=float(x), y=float(y))
         opened = float(data.joint(SCENES[scene].joint).qpos[0]) / SCENES[scene].full
-        # read anew: what the last step reported is older than a joint that was set since
+        # Read it again: the observation of the last step is older than a joint that was set since.
         gap = float(np.clip(self._sim._get_obs()[3], 0, 1))
-        return pixels, Labels(scene, things, min(max(opened, 0.0), 1.0), gap)
+        return pixels, FrameLabels(scene, things, min(max(opened, 0.0), 1.0), gap)
 
-    def geoms(self, part: _Part) -> Int64[np.ndarray, "n"]:
-        """The numbers of a part's geoms."""
+    def geoms(self, part: _NamedPart) -> Int64[np.ndarray, "n"]:
+        """Return the ids of a part's geoms."""
         import mujoco
 
         model = self._sim.model
@@ -214,25 +214,27 @@ class SceneLabeler:
         self._benchmark.close()
 
 
-def _share(rng: np.random.Generator) -> float:
-    """Closed, half open and open come up alike."""
+def _sample_share(rng: np.random.Generator) -> float:
+    """Sample how far a joint is open: closed, half open or open, equally often."""
     low, high = ((0.0, 0.08), (0.3, 0.7), (0.9, 1.0))[rng.integers(3)]
     return float(rng.uniform(low, high))
 
 
-def _seen(mask: Bool[np.ndarray, "H W"], unhidden: Bool[np.ndarray, "H W"], color: str | None) -> Seen | None:
-    """`unhidden`: where it would show without the robot; `mask` lies within."""
+def _visible_part(
+    mask: Bool[np.ndarray, "H W"], unhidden: Bool[np.ndarray, "H W"], color: str | None
+) -> VisiblePart | None:
+    """Return the visible part with the pixels `mask`, None if it is empty. `unhidden` is its mask without the robot."""
     if not mask.any():
         return None
     rows, columns = np.nonzero(mask)
     height, width = mask.shape
     edge = unhidden[0].any() or unhidden[-1].any() or unhidden[:, 0].any() or unhidden[:, -1].any()
     x, y = (columns.mean() + 0.5) / width, (rows.mean() + 0.5) / height
-    return Seen(float(x), float(y), float(mask.mean()), not edge, float(mask.sum() / unhidden.sum()), color)
+    return VisiblePart(float(x), float(y), float(mask.mean()), not edge, float(mask.sum() / unhidden.sum()), color)
 
 
-def project(model: Any, data: Any, view: View, points: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 2"]:
-    """Where points of the world (m) lie in a picture: shares of its width and height, outside of 0..1 if not in it."""
+def project_points(model: Any, data: Any, view: View, points: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 2"]:
+    """Project points of the world (m) to shares of a picture's width and height; they may be outside of 0..1."""
     camera = model.camera(view.camera).id
     x, y, z = ((points - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).T
     slope = np.tan(np.radians(model.cam_fovy[camera]) / 2)
@@ -243,8 +245,8 @@ def project(model: Any, data: Any, view: View, points: Float64[np.ndarray, "n 3"
     return np.stack([(across - left) / (right - left), (down - top) / (bottom - top)], -1)
 
 
-def identities(renderer: Renderer, model: Any, data: Any, view: View) -> Int32[np.ndarray, "H W"]:
-    """The geom that each pixel shows; -1: none. `view` must not be oversampled: identities have no average."""
+def render_geom_ids(renderer: Renderer, model: Any, data: Any, view: View) -> Int32[np.ndarray, "H W"]:
+    """Render the id of each pixel's geom, -1 for none. `view` must not be oversampled, as ids have no average."""
     import mujoco
 
     scene = renderer._scene
@@ -261,5 +263,5 @@ def identities(renderer: Renderer, model: Any, data: Any, view: View) -> Int32[n
     for geom in scene.geoms[: scene.ngeom]:
         if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and 0 <= geom.segid < scene.ngeom:
             geoms[geom.segid + 1] = geom.objid
-    numbers[numbers > scene.ngeom] = 0  # a pixel of two blended identities
+    numbers[numbers > scene.ngeom] = 0  # a pixel of two blended render_geom_ids
     return geoms[numbers]

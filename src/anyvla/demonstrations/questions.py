@@ -1,4 +1,4 @@
-"""What can be asked about a labeled frame, in several phrasings; only where the picture alone tells the answer."""
+"""Questions about a labeled frame, in several phrasings, that the picture alone can answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from anyvla.demonstrations.metaworld_scene import Labels
+    from anyvla.demonstrations.metaworld_scene import FrameLabels
 
-LARGE, SMALL = 0.015, 0.001  # shares of the pixels from which the main object, or a part, counts as visible
-APART = 0.06  # shares of the picture by which two things must differ to be left of, or above, one another
-CLEAR, CLEARER = 0.5, 0.8  # shares of a thing that the robot must not hide to ask where it is, or in which state
+LARGE, SMALL = 0.015, 0.001  # shares of the pixels at which the main object, or another part, counts as visible
+APART = 0.06  # share of the picture's size by which two parts must differ to be left of, or above, one another
+CLEAR, CLEARER = 0.5, 0.8  # visible shares of a part that questions about its position, or its state, need
 _MAIN = {"drawer": "cabinet", "window": "window", "door": "cabinet", "button": "box"}
 _WHAT = {
     "drawer": "a cabinet with a drawer",
@@ -39,15 +39,15 @@ PHRASES = {
 
 @dataclass(frozen=True)
 class Question:
-    """One turn."""
+    """A question with its answer."""
 
     kind: str  # "color of the drawer": answers are balanced within a kind
     question: str
     answer: str
 
 
-def ask(labels: Labels, count: int, rng: np.random.Generator) -> list[Question]:
-    """Up to `count` questions of different kinds, in random order and phrasing."""
+def ask_questions(labels: FrameLabels, count: int, rng: np.random.Generator) -> list[Question]:
+    """Return up to `count` questions of different kinds, in random order and phrasing."""
     possible = list(_possible(labels, rng))
     chosen = rng.permutation(len(possible))[:count]
     out = []
@@ -57,8 +57,8 @@ def ask(labels: Labels, count: int, rng: np.random.Generator) -> list[Question]:
     return out
 
 
-def _possible(labels: Labels, rng: np.random.Generator) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """(kind, subjects, answer) of all that can be told from the picture."""
+def _possible(labels: FrameLabels, rng: np.random.Generator) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Yield (kind, subjects, answer) for all questions that the picture can answer."""
     main = _MAIN[labels.scene]
     shown = {n: s for n, s in labels.things.items() if s.area >= (LARGE if n == main else SMALL)}
     if main in shown:
@@ -66,19 +66,19 @@ def _possible(labels: Labels, rng: np.random.Generator) -> Iterator[tuple[str, t
         here = bool(rng.random() < 0.5)
         others = [scene for scene in _MAIN if scene != labels.scene]
         yield "exists", (labels.scene if here else str(rng.choice(others)),), "yes" if here else "no"
-    for name, seen in shown.items():
-        if seen.color is not None:
-            yield "color", (name,), seen.color
-        told = seen.whole and seen.clear >= CLEAR
-        if told or name == "gripper":
-            yield "where", (name,), place(seen.x, seen.y)
-            yield "point", (name,), f"{round(100 * seen.x)} {round(100 * seen.y)}"
-        if name != "gripper" and "gripper" in shown and told:
+    for name, part in shown.items():
+        if part.color is not None:
+            yield "color", (name,), part.color
+        located = part.whole and part.clear >= CLEAR
+        if located or name == "gripper":
+            yield "where", (name,), describe_position(part.x, part.y)
+            yield "point", (name,), f"{round(100 * part.x)} {round(100 * part.y)}"
+        if name != "gripper" and "gripper" in shown and located:
             gripper = shown["gripper"]
-            if abs(gripper.x - seen.x) > APART:
-                yield "side", ("gripper", name), "left" if gripper.x < seen.x else "right"
-            if abs(gripper.y - seen.y) > APART:
-                yield "height", ("gripper", name), "above" if gripper.y < seen.y else "below"
+            if abs(gripper.x - part.x) > APART:
+                yield "side", ("gripper", name), "left" if gripper.x < part.x else "right"
+            if abs(gripper.y - part.y) > APART:
+                yield "height", ("gripper", name), "above" if gripper.y < part.y else "below"
     if main in shown and shown[main].whole and shown[main].clear >= CLEARER:
         if labels.scene == "button":
             plain = not 0.2 < labels.opened < 0.8  # neither on the way down nor up
@@ -93,8 +93,8 @@ def _possible(labels: Labels, rng: np.random.Generator) -> Iterator[tuple[str, t
         yield "gripper", (), "open" if labels.gripper >= 0.85 else "closed"
 
 
-def place(x: float, y: float) -> str:
-    """The ninth of the picture in words."""
+def describe_position(x: float, y: float) -> str:
+    """Return the ninth of the picture that contains a point, such as "top left"."""
     row = ("top", "middle", "bottom")[min(int(3 * y), 2)]
     column = ("left", "center", "right")[min(int(3 * x), 2)]
     return "center" if (row, column) == ("middle", "center") else f"{row} {column}"

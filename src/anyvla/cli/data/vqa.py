@@ -43,12 +43,12 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.out is None:
         raise ValueError("give the folder to write: --out FOLDER (or show existing data: --look FOLDER)")
-    from anyvla.demonstrations.label_frames import LabelConfig, label
+    from anyvla.demonstrations.label_frames import LabelConfig, label_frames
 
     keys = ("benchmark", "frames", "size", "seed", "processes")
     config = build(LabelConfig, {key: getattr(options, key) for key in keys})
     with graceful() as stop, ProgressBar("label") as bar:
-        root = label(config, options.out, progress=bar, stop=stop)
+        root = label_frames(config, options.out, progress=bar, stop=stop)
     console.print(f"questions and answers: {root}; to look at them: anyvla data vqa --look {root}")
     print(root)
     return 0
