@@ -149,7 +149,7 @@ def test_equal_numbers_are_a_duplicate_only_if_they_show_and_say_the_same():
     assert found(dataclasses.replace(CLEAN[3], images=elsewhere, instructions=("another",))) == []
     finding = only(dataclasses.replace(CLEAN[3], instructions=("another",)))
     assert (finding.kind, finding.severity) == ("duplicate", "warning")
-    assert finding.text == "the same as episode 3, but told 'another'"
+    assert finding.text == "the same as episode 3, but instructed 'another'"
     finding = only(CLEAN[3], frames="none")
     assert (finding.severity, finding.text[-28:]) == ("warning", "its frames were not compared")
     coded = {c: np.asarray(f) ^ 1 for c, f in CLEAN[3].images.items()}  # as through another codec
@@ -247,7 +247,7 @@ def test_cameras_that_fail_on_the_way():
     finding = only(smooth(50, 9, images={"corner": scene(50), "wrist": frozen}), frames="all")
     assert (finding.kind, finding.text) == (
         "frozen",
-        "camera 'wrist' stands still from step 25 on while the robot moves",
+        "camera 'wrist' is frozen from step 25 on while the robot moves",
     )
     assert "is black at step 30" in only(smooth(50, 9, images={"corner": scene(50), "wrist": dark}), frames="all").text
 

@@ -1,7 +1,7 @@
-"""Find where a declared meaning contradicts the numbers: radians of 60, deltas that are next states.
+"""Finds declarations that contradict the numbers, such as radians of 60 or deltas that are next states.
 
-Each finding names the group, the dim and its range. With such a declaration a policy learns, or a robot does, something
-else than was meant, so that clear contradictions are errors.
+Each finding names the group, the dim and its range. A policy trained with a wrong declaration, or a robot that executes
+it, behaves wrongly, so clear contradictions are errors.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace, Group
 
 _UNITS = {"radian": "rad", "radians": "rad", "degree": "deg", "degrees": "deg", "\N{DEGREE SIGN}": "deg"}
-_METRES = 10.0  # farther than an arm reaches
+_METRES = 10.0  # more than the reach of an arm
 
 
 @dataclass(frozen=True)
 class _Declared:
-    """A group, and where its numbers are."""
+    """A declared group and the position of its numbers."""
 
     part: Literal["actions", "proprio"]
     group: Group
@@ -50,7 +50,7 @@ class _Declared:
 
 
 def find_contradictions(robot: Embodiment, measured: MeasuredNumbers) -> list[Finding]:
-    """Return where the embodiment contradicts the numbers."""
+    """Return a finding for each declaration of the embodiment that contradicts the numbers."""
     found: list[Finding] = []
     proprio = _declared("proprio", robot.proprio, measured)
     for declared in (*_declared("actions", robot.action, measured), *proprio):
@@ -118,7 +118,7 @@ def _lengths(declared: _Declared) -> Iterator[Finding]:
 
 
 def _ends(declared: _Declared) -> Iterator[Finding]:
-    """Compare a declared range with that of the numbers; grippers that leave theirs are found episode by episode."""
+    """Compare a declared range with the numbers. `quality` finds grippers outside of their range by episode."""
     group = declared.group
     if group.low is None or group.high is None:
         return
@@ -153,7 +153,7 @@ def _open_end(declared: _Declared, robot: str | None) -> Iterator[Finding]:
 
 
 def _rotations(declared: _Declared) -> Iterator[Finding]:
-    """Look whether quaternions and columns of matrices have length 1."""
+    """Check that quaternions and columns of matrices have length 1."""
     rotation = declared.group.rotation
     if rotation is None:
         return
@@ -170,7 +170,7 @@ def _rotations(declared: _Declared) -> Iterator[Finding]:
 
 
 def _mode(declared: _Declared, proprio: list[_Declared]) -> Iterator[Finding]:
-    """Compare the declared mode with how the actions follow the proprio."""
+    """Compare the declared mode with the relation between actions and proprio."""
     group = declared.group
     partner = _partner(declared, proprio)
     if partner is None:
@@ -193,7 +193,7 @@ def _mode(declared: _Declared, proprio: list[_Declared]) -> Iterator[Finding]:
 
 
 def _partner(declared: _Declared, proprio: list[_Declared]) -> _Declared | None:
-    """Return the group of the proprio that measures the same: that of the same name, else the only one like it."""
+    """Return the group of the proprio that measures the same: by name, else the only similar one."""
     group = declared.group
 
     def alike(other: Group) -> bool:

@@ -1,7 +1,7 @@
-"""Rewrites a data set of any format as LeRobot v3: in parallel, resumable, and read back number by number.
+"""Converts a data set of any format to LeRobot v3: in parallel, resumable, and verified number by number.
 
-Episodes are staged one by one by worker processes, each whole or absent; then they are merged, read back and compared
-with their source. What was found is kept in `meta/conversion.json`: without it a conversion is not finished.
+Worker processes stage episodes one by one, each whole or absent. The episodes are then merged, read back and compared
+with their source. The report is `meta/conversion.json`; without it a conversion is not finished.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _COMPARED = 4  # frames of an episode and camera that are compared
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, and that it is what was read."""
+    """The report of a conversion that was verified."""
 
-    source: dict[str, Any]  # where it came from: path, fingerprint, provenance
+    source: dict[str, Any]  # its path, fingerprint and provenance
     episodes: int
     steps: int
-    skipped: dict[str, str]  # number of an episode of the source -> why it could not be read
+    skipped: dict[str, str]  # number of an unreadable episode of the source -> the error
     psnr_db: dict[str, dict[str, float]]  # camera -> worst and mean of the compared frames; numbers are equal exactly
-    fingerprint: str  # of what was written
+    fingerprint: str  # of the copy
 
 
 def convert(
@@ -57,10 +57,10 @@ def convert(
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Conversion:
-    """Write `episodes` (None: all) of `source` at `root`, or go on where that was interrupted.
+    """Write `episodes` (None: all) of `source` at `root`, or resume.
 
-    A data set that is there already, made of the same, is left alone. `skip_damaged`: leave out episodes that cannot
-    be read, and tell which; else the first of them ends the conversion. `progress(stage, done, total)`.
+    An existing copy of the same episodes is left alone. `skip_damaged` leaves out unreadable episodes and lists them;
+    without it the first one ends the conversion. `progress(stage, done, total)`.
 
     Raises ValueError for a damaged episode, for a `root` that holds something else and for a difference found on
     reading back; OSError if the disk is full (what was written is kept); Interrupted after `stop()` said so;
@@ -104,10 +104,10 @@ def _write(
     progress: Callable[[str, int, int], None],
     stop: Callable[[], bool],
 ) -> None:
-    """Stage what is missing, and merge."""
+    """Stage the missing episodes, and merge."""
     writer = LeRobotWriter(root, source.embodiment, provenance={"format": "lerobot", **wanted})
     skipped: dict[str, str] = dict(writer.notes.get("skipped", {})) if skip_damaged else {}
-    writer.note("skipped", skipped)  # what an earlier run was told to leave out, this one may not be
+    writer.note("skipped", skipped)  # an earlier run may have skipped episodes that this one must not
     todo = deque(i for i in chosen if i not in writer.done and str(i) not in skipped)
     count = min(processes or os.cpu_count() or 1, max(1, len(todo)))
     done = len(chosen) - len(todo)
@@ -139,7 +139,7 @@ def verify(
     progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Conversion:
-    """Read back what lies at `root` and compare: every number exactly, some frames of each episode within the codec.
+    """Compare the copy at `root` with its source: all numbers exactly, some frames within the loss of a codec.
 
     Raises ValueError at the first difference, Interrupted after `stop()` said so.
     """
@@ -174,11 +174,11 @@ def _compare(old: Episode, new: Episode, where: str) -> None:
         if not np.array_equal(getattr(old, name), getattr(new, name)):
             raise ValueError(f"{where}: its {name} are not those of the source")
     if tuple(old.instructions) != tuple(new.instructions):
-        raise ValueError(f"{where}: it is told {new.instructions}, the source {old.instructions}")
+        raise ValueError(f"{where}: its instructions are {new.instructions}, those of the source {old.instructions}")
 
 
 def _psnr(one: np.ndarray, other: np.ndarray) -> list[float]:
-    """Of each frame, in dB; 99 for equal ones."""
+    """Return the peak signal to noise ratio of each frame in dB, 99 for equal frames."""
     error = ((one.astype(np.float32) - other) ** 2).mean((1, 2, 3))
     return np.minimum(99.0, 10 * np.log10(255**2 / np.maximum(error, 1e-9))).tolist()
 
@@ -191,7 +191,7 @@ def _read_report(path: Path) -> Conversion:
 
 
 def _check_same(root: Path, wanted: dict[str, Any]) -> None:
-    """Raise ValueError if the data set at `root` was made of something else. Where the source was does not count."""
+    """Raise ValueError if the data set at `root` has another source. The path of the source may differ."""
     made, wanted = open_dataset(root, "lerobot").provenance, json.loads(json.dumps(wanted))
     then, now = made.get("source"), wanted["source"]
     if isinstance(then, dict) and not fingerprints.are_comparable(str(then.get("fingerprint")), now["fingerprint"]):
@@ -214,11 +214,11 @@ def _start(source: EpisodeDataset, partial_root: Path) -> None:
 
 
 def _stage(index: int) -> str | None:
-    """Write one episode; what is wrong with it if it cannot be read. Raises OSError if it cannot be written."""
+    """Write one episode. Return an error message if it cannot be read. Raises OSError if it cannot be written."""
     assert _job is not None
     source, partial_root = _job
     try:
         stage_episode(partial_root, source.embodiment, index, source[index])
-    except (ValueError, KeyError, EOFError, FileNotFoundError) as error:  # any other is no fault of the episode
+    except (ValueError, KeyError, EOFError, FileNotFoundError) as error:  # others are no fault of the episode
         return str(error)
     return None

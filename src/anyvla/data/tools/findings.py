@@ -1,4 +1,4 @@
-"""The form of what `quality.check` finds wrong with a data set."""
+"""Defines the findings of `quality.check` about a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure the numbers of a data set, whatever they mean: their ranges, and how actions follow the proprio."""
+"""Measures the numbers of a data set without declarations: their ranges, and how actions follow the proprio."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _BLOCK = 256  # episodes between two reports of progress
 
 
 class MeasuredNumbers:
-    """The extremes of each dim over all episodes that were added, and the rows of some of them.
+    """The extremes of each dim over all episodes that were added, and all rows of some of them.
 
-    Numbers that are not finite, and episodes whose vectors differ in size, count for nothing. Threads may add.
+    Non-finite numbers, and episodes whose vectors have another size, are ignored. Threads may add episodes.
     """
 
     def __init__(self, episodes: int, proprio: int, actions: int) -> None:
@@ -75,7 +75,7 @@ def read_or_none(dataset: EpisodeDataset, index: int) -> Episode | None:
 def measure(
     dataset: EpisodeDataset, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> MeasuredNumbers:
-    """Measure a data set; episodes that cannot be read count for nothing. No frame is decoded."""
+    """Measure a data set; unreadable episodes are ignored. No frame is decoded."""
     robot = dataset.embodiment
     found = MeasuredNumbers(len(dataset), robot.proprio.size, robot.action.size)
 
@@ -94,7 +94,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Relation:
-    """How some dims of the actions follow dims of the proprio, each value per dim, in the data's units."""
+    """How some dims of the actions follow dims of the proprio: one value per dim, in the units of the data."""
 
     to_next: Float64[np.ndarray, "D"]  # the mean distance between an action and the state after it
     to_change: Float64[np.ndarray, "D"]  # ... and the change of the state that follows it
@@ -121,7 +121,7 @@ class Relation:
 def relate(
     rows: Sequence[tuple[np.ndarray, np.ndarray]], proprio: slice, actions: slice, turn: float | None = None
 ) -> Relation | None:
-    """Compare actions with the states before and after them. `turn`: of angles, a whole turn in their unit.
+    """Compare actions with the states before and after them. `turn` is a whole turn in the unit of angles.
 
     None if no episode has two steps.
     """

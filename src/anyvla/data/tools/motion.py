@@ -1,4 +1,4 @@
-"""How the numbers of episodes move: steps that are too large, and ends at which nothing moves."""
+"""Finds steps of episodes that are too large, and ends of episodes without motion."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from anyvla.robot.rotations import radians_per_unit, to_quaternions
 from anyvla.robot.space import ActionSpace
 
 _JUMP = 12.0  # a step this many times the 99th percentile of the data set's steps, of those that move, is a jump
-IDLE = 15  # steps without motion at an end that are worth cutting; also, with a frozen camera, worth telling
-_STILL = 5e-3  # of the range of the data: less is no motion, but noise of a sensor
+IDLE = 15  # more still steps at an end are cut, and more frozen frames are reported
+_STILL = 5e-3  # of the range of the data: less is noise of a sensor, not motion
 
 
 class Scale:
-    """How the numbers of a data set move, from some of its episodes."""
+    """The range and the usual steps of each dim of a data set, from some of its episodes."""
 
     def __init__(self, dataset: EpisodeDataset, most: int = 200) -> None:
         some = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
@@ -56,7 +56,7 @@ def _constant(rows: Sequence[np.ndarray], space: ActionSpace) -> list[int]:
 
 
 def _step(rows: Sequence[np.ndarray], space: ActionSpace) -> np.ndarray | None:
-    """The 99th percentile of each dim's steps, of those that move it: a dim may rest most of the time."""
+    """Return the 99th percentile of each dim's steps. Steps without motion do not count: a dim may often rest."""
     steps = [_moves(r, space) for r in rows if len(r) > 1]
     if not steps:
         return None
@@ -65,14 +65,14 @@ def _step(rows: Sequence[np.ndarray], space: ActionSpace) -> np.ndarray | None:
 
 
 def _moves(array: np.ndarray, space: ActionSpace) -> np.ndarray:
-    """How far each step is from the one before: (T - 1, D). Of an orientation, in all its dims, the angle between."""
+    """Return the size of each step: (T - 1, D). All dims of an orientation have the angle between the steps."""
     out = np.abs(np.diff(array.astype(np.float64), axis=0))
     for group, place in zip(space.groups, space.slices().values(), strict=True):
         if group.kind == "rotation" and group.mode == "absolute" and group.rotation is not None and len(out):
             try:
                 q = to_quaternions(array[:, place] * radians_per_unit(group.unit), group.rotation)
             except ValueError:
-                continue  # of length 0, or in a unit that is not known: the plain differences tell
+                continue  # of length 0 or of an unknown unit: use the plain differences
             turned = 2 * np.arccos(np.clip(np.abs((q[1:] * q[:-1]).sum(1)), 0, 1))
             out[:, place] = turned[:, None]
     return out
@@ -118,9 +118,9 @@ def find_idle_ends(episode: Episode, index: int, scale: Scale) -> Iterator[Findi
 def find_moving_span(
     episode: Episode, proprio_spread: np.ndarray | None, action_spread: np.ndarray | None
 ) -> tuple[int, int] | None:
-    """The steps [first, last) outside of which the robot stays where it begins or ends, and is told to. None: always.
+    """Return steps [first, last) outside of which the robot neither moves nor is commanded to; None: it never does.
 
-    `proprio_spread`, `action_spread`: the range of each dim in the data set; None: of no use.
+    `proprio_spread` and `action_spread` are the range of each dim in the data set, or None if unknown.
     """
     length = len(episode)
     left, arrived = length, 0  # the first step away from the begin, the last one away from the end
@@ -130,9 +130,9 @@ def find_moving_span(
         if action_spread is None:
             continue
         if group.mode == "delta" and group.kind != "gripper":
-            told = np.flatnonzero((np.abs(episode.actions[:, place]) > _STILL * action_spread[place]).any(1))
-            if len(told):
-                left, arrived = min(left, int(told[0])), max(arrived, int(told[-1]) + 1)
+            commanded = np.flatnonzero((np.abs(episode.actions[:, place]) > _STILL * action_spread[place]).any(1))
+            if len(commanded):
+                left, arrived = min(left, int(commanded[0])), max(arrived, int(commanded[-1]) + 1)
         else:
             watched.append((episode.actions[:, place], action_spread[place]))
     for array, spread in watched:
@@ -146,7 +146,7 @@ def find_moving_span(
 
 
 def find_still_steps(array: np.ndarray, spread: np.ndarray | None) -> np.ndarray:
-    """Whether each step is as the one before, but for noise: (T - 1,)."""
+    """Return whether each step equals the one before, except for noise: (T - 1,)."""
     if spread is None or array.shape[1:] != spread.shape:
         return np.ones(max(0, len(array) - 1), bool)
     return np.all(np.abs(np.diff(array, axis=0)) <= _STILL * spread, axis=1)

@@ -1,4 +1,4 @@
-"""Compare rotations among the actions with the orientation in the proprio, whatever convention each has."""
+"""Compares rotations of the actions with the orientation in the proprio, in any conventions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def orientation_mode(
 ) -> Literal["absolute", "delta"] | None:
     """Return the mode that the numbers show: actions are the next orientations, or the turns to these.
 
-    `rows`: proprio and actions of episodes. None if neither is clear, or the numbers are no rotations.
+    `rows`: proprio and actions of episodes. Return None if neither is clear, or if the numbers are no rotations.
     """
     parts = []
     try:

@@ -1,8 +1,7 @@
-"""Propose an embodiment for data that declares none, from its names and its numbers, with reasons.
+"""Proposes an embodiment for data that declares none, from its names and its numbers, with reasons.
 
-A proposal is a YAML file for `--source`. Each group says why it was read so. Questions that names and numbers leave
-open are marked CHECK, for a person to answer. Contradictions of an answer and the numbers are found by
-`anyvla.data.tools.contradictions`.
+A proposal is a YAML file for `--source`. Each group has its reasons. Questions that names and numbers leave open are
+marked CHECK, for a person to answer. `anyvla.data.tools.contradictions` finds answers that contradict the numbers.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ def propose(
     timed: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Proposal:
-    """Propose an embodiment for a data set that was opened with one of no meaning (`anyvla.data.undeclared`).
+    """Propose an embodiment for a data set that was opened with a plain one (`anyvla.data.undeclared`).
 
-    `options`: the keys of `format` that it was opened with. `timed`: the data says its rate. Reads all numbers, and no
-    frame; `progress(done, total)` counts episodes.
+    `options` are the keys of `format` that it was opened with. `timed`: the data declares its rate. Reads all numbers
+    and no frame; `progress(done, total)` counts episodes.
     """
     plain = dataset.embodiment
     measured = measure(dataset, progress)
@@ -76,7 +75,7 @@ def _read(space: ActionSpace, part: Part, measured: MeasuredNumbers, robot: str 
 
 
 def _named_apart(reads: Sequence[GroupReading]) -> list[GroupReading]:
-    """Number groups that share a name."""
+    """Append numbers to the names of groups that share one."""
     out: list[GroupReading] = []
     for read in reads:
         taken = {r.group.name for r in out}
@@ -124,7 +123,7 @@ def _lines(
 
 
 def _short(group: Group) -> dict[str, Any]:
-    """Return the keys of a group that say something."""
+    """Return the keys of a group that differ from their defaults."""
     plain = to_dict(Group(name="", size=1))
     kept = {key: value for key, value in to_dict(group).items() if key == "size" or value != plain.get(key)}
     if group.kind != "other":

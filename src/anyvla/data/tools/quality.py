@@ -1,7 +1,7 @@
-"""Finds what is wrong with a data set: numbers, times, frames, instructions, duplicates.
+"""Finds faults of a data set: in numbers, times, frames and instructions, and duplicates.
 
-One pass over the episodes, in parallel; what is found says where it is and what mends it. An `error` makes training
-refuse or learn nonsense, a `warning` is worth a look and may be right.
+One pass over the episodes, in parallel. Each finding has its position and a remedy. An `error` makes training refuse or
+learn nonsense; a `warning` is worth a look and may be right.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from anyvla.data.tools.motion import IDLE, Scale, find_idle_ends, find_jumps, fi
 from anyvla.robot.space import ActionSpace
 from anyvla.text import check_instruction
 
-_DARK = 8  # a frame whose brightest value is below is black
+_DARK = 8  # a frame is black if its brightest value is below
 _ALIKE = 2.0  # gray levels by which frames of one scene differ through a codec, on average
-_SAMPLED = (0.0, 0.29, 0.62, 1.0)  # which frames of an episode: unevenly, so that what repeats does not look frozen
+_SAMPLED = (0.0, 0.29, 0.62, 1.0)  # positions of the frames: uneven, so that periodic motion does not look frozen
 
 
 def check(
@@ -32,7 +32,7 @@ def check(
     frames: Look = "sampled",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Finding]:
-    """All findings, by episode. `frames`: which of them are decoded. `progress(done, total)` counts episodes."""
+    """Return all findings, by episode. `frames` selects those to decode. `progress(done, total)` counts episodes."""
     found: list[Finding] = []
     seen: dict[bytes, int] = {}
     scale = Scale(dataset)
@@ -114,9 +114,9 @@ def _check_grippers(array: np.ndarray, space: ActionSpace, name: str, index: int
 
 
 def _compare_duplicates(dataset: EpisodeDataset, first: int, index: int, look: Look) -> Iterator[Finding]:
-    """An episode whose numbers are those of an earlier one: the same, if it shows and says the same."""
+    """Compare two episodes of equal numbers by their frames and instructions."""
     if look == "none":
-        text = f"its numbers are those of episode {first}; its frames were not compared"
+        text = f"its numbers equal those of episode {first}; its frames were not compared"
         yield Finding("duplicate", "warning", index, text, "compare them: --frames sampled")
         return
     one, other = dataset[first], dataset[index]
@@ -124,13 +124,13 @@ def _compare_duplicates(dataset: EpisodeDataset, first: int, index: int, look: L
     try:
         pairs = [(one.images[c][some], other.images[c][some]) for c in one.images if c in other.images]
     except (ValueError, OSError):
-        return  # told as a fault of its frames
+        return  # reported as a fault of the frames
     if all(a.shape == b.shape and np.abs(a.astype(np.int16) - b).mean() < _ALIKE for a, b in pairs):
         if set(one.instructions) == set(other.instructions):
             yield Finding("duplicate", "error", index, f"the same as episode {first}", "leave it out")
         else:
-            text = f"the same as episode {first}, but told {other.instruction!r}"
-            yield Finding("duplicate", "warning", index, text, "one of the two may be told wrongly")
+            text = f"the same as episode {first}, but instructed {other.instruction!r}"
+            yield Finding("duplicate", "warning", index, text, "one of the two instructions may be wrong")
 
 
 def _check_times(episode: Episode, index: int) -> Iterator[Finding]:
@@ -164,7 +164,7 @@ def _sample_steps(length: int) -> np.ndarray:
 
 
 def _check_frames(episode: Episode, index: int, look: Look, moving: np.ndarray) -> Iterator[Finding]:
-    """`moving` (T - 1,): whether the robot moves from each step to the next."""
+    """Check the frames of each camera. `moving` (T - 1,) is whether the robot moves from each step to the next."""
     for camera in episode.embodiment.cameras:
         if camera not in episode.images:
             yield Finding("frames", "error", index, f"camera {camera!r} is missing", "leave the episode out")
@@ -193,12 +193,12 @@ def _check_frames(episode: Episode, index: int, look: Look, moving: np.ndarray) 
         elif len(some) > 2 and still.all():
             yield Finding("frozen", "warning", index, f"camera {camera!r} never changes", "look at it")
         elif look == "all" and (begin := _find_long_run(still & moving)) is not None:
-            text = f"camera {camera!r} stands still from step {begin} on while the robot moves"
+            text = f"camera {camera!r} is frozen from step {begin} on while the robot moves"
             yield Finding("frozen", "warning", index, text, "look at it")
 
 
 def _check_file(images: Images, camera: str, index: int) -> Iterator[Finding]:
-    """Yield what the header of the frames' file contradicts."""
+    """Yield the faults that the header of the frames' file shows."""
     if not isinstance(images, Frames):
         return
     try:
@@ -210,7 +210,7 @@ def _check_file(images: Images, camera: str, index: int) -> Iterator[Finding]:
 
 
 def _find_long_run(flags: np.ndarray) -> int | None:
-    """Where the first run of more than `IDLE` True begins."""
+    """Return the start of the first run of more than `IDLE` True values, or None."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]])))
     runs = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > IDLE]
     return int(runs[0][0]) if runs else None

@@ -1,4 +1,4 @@
-"""Read the columns of undeclared data as groups: by the names of their dims, by their keys, by their numbers."""
+"""Reads the columns of undeclared data as groups, by the names of their dims, their keys and their numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from anyvla.data.tools.usual import Dim
 from anyvla.robot.space import Group, Rotation
 
 TURN = {"rad": 2 * math.pi, "deg": 360.0}  # a whole turn
-UNIT = 0.02  # by which the length of a quaternion or of a column of a matrix may differ from 1
+UNIT = 0.02  # tolerance of the length 1 of quaternions and columns of matrices
 NORMALIZED = "normalized"  # LeRobot's -100..100 of a joint's range
 _ROTATIONS = ("quaternion", "euler", "axis_angle", "rot6d")
 _SIZES = {"position": 3, "quaternion": 4, "euler": 3, "axis_angle": 3, "rot6d": 6}
@@ -27,7 +27,7 @@ _LEROBOT = ("SO-100 or SO-101", "Koch", "LeKiwi")
 
 @dataclass(frozen=True)
 class Column:
-    """A vector of the data: its key, the names of its dims (or none), and where it is in proprio or actions."""
+    """A vector of the data: its key, the names of its dims (or none), and its position in proprio or actions."""
 
     key: str
     names: tuple[str, ...]
@@ -35,7 +35,7 @@ class Column:
     place: slice
     measured: MeasuredNumbers
     robot: str | None  # of the table `usual.yaml`
-    alone: bool  # it is all of proprio or actions
+    alone: bool  # the only column of proprio or actions
 
     @property
     def size(self) -> int:
@@ -45,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True)
 class GroupReading:
-    """A group as it was read, with the reasons and the questions left to a person."""
+    """A group, with the reasons for it and the questions for a person."""
 
     group: Group
     part: Literal["proprio", "actions"]
@@ -57,7 +57,7 @@ class GroupReading:
     by_size: str = ""  # the reason for a unit that the size of the numbers shows
 
     def with_changes(self, *, why: Sequence[str] = (), check: Sequence[str] = (), **changes: Any) -> GroupReading:
-        """Return it with changes to the group, and their reasons."""
+        """Return a copy with changes to the group, and their reasons and questions."""
         return replace(self, group=replace(self.group, **changes), why=(*self.why, *why), check=(*self.check, *check))
 
 
@@ -110,7 +110,7 @@ def _dims(column: Column) -> tuple[list[Dim], tuple[str, ...], str, tuple[str, .
 
 
 def _by_numbers(column: Column) -> list[Dim]:
-    """Read dims by their numbers alone: four that are a unit quaternion, last ones that only open and close."""
+    """Recognize dims by their numbers: four that are a unit quaternion, and a last one that opens and closes."""
     values = column.measured.values(column.part, column.place).astype(np.float64)
     dims = [Dim("", "unknown")] * column.size
     if not len(values):
@@ -257,7 +257,7 @@ def _lengths(read: GroupReading, largest: float, seen: str) -> GroupReading:
 def add_modes(
     actions: Sequence[GroupReading], proprio: Sequence[GroupReading], measured: MeasuredNumbers
 ) -> list[GroupReading]:
-    """Return the groups of the actions with their mode, absolute or delta, as the states after them show it."""
+    """Return the groups of the actions with their mode, absolute or delta, by comparison with the states after them."""
     return [_add_mode(read, _partner(read, proprio), measured) for read in actions]
 
 

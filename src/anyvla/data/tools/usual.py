@@ -1,4 +1,4 @@
-"""Read the names of dims by the table `usual.yaml`: which are joints, which a gripper, which robot this looks like."""
+"""Recognizes robots, and the joints and grippers among dims, by names in the table `usual.yaml`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Is = Literal[
 
 @dataclass(frozen=True)
 class Dim:
-    """A dim as it is read by its name."""
+    """The kind and the side of a dim."""
 
     side: str  # "left" | "right" | ""
     is_: Is
@@ -31,7 +31,7 @@ def table() -> Mapping[str, Any]:
 
 
 def recognize_robot(robot_type: str, folder: str) -> str | None:
-    """Return the robot of the table that a robot's type or the name of a data set's folder means; None if neither."""
+    """Return the robot of the table named by the robot's type or by the data set's folder; None if there is none."""
     by_type, by_folder = _find_robot(robot_type), _find_robot(folder)
     if by_type is None or (by_folder is not None and by_folder.get("arm") == by_type["name"]):
         by_type = by_folder
@@ -43,7 +43,7 @@ def _find_robot(text: str) -> Mapping[str, Any] | None:
 
 
 def usual_names(robot: str | None, size: int) -> tuple[str, ...]:
-    """Return the names that this robot's vectors of so many dims usually have; () where that is not known."""
+    """Return the usual names of the dims of this robot's vectors of `size` dims; () if unknown."""
     for entry in table()["layouts"]:
         if robot in entry["robots"] and len(entry["names"]) == size:
             return tuple(entry["names"])
@@ -51,7 +51,7 @@ def usual_names(robot: str | None, size: int) -> tuple[str, ...]:
 
 
 def read_names(names: Sequence[str], robot: str | None) -> list[Dim]:
-    """Return how each dim of a robot's vector is read. Names that only count (motor_0) are unknown."""
+    """Return the kind of each dim of a robot's vector. Names that only count (motor_0) are unknown."""
     split = [_split(name) for name in names]
     stems = {stem for _, stem in split}
     return [Dim(side, _read_kind(stem, stems, robot)) for side, stem in split]
@@ -63,7 +63,7 @@ def is_real_part(name: str) -> bool:
 
 
 def read_key(key: str, size: int) -> list[Dim]:
-    """Return how the dims of a column are read by its key alone, where they have no names."""
+    """Return the kinds of the dims of a column without names, by its key."""
     parts = re.sub(r"[^a-z0-9]+", "_", key.lower()).strip("_")
     side = next((s for s in ("left", "right") if s in parts.split("_")), "")
     for entry in table()["columns"]:
@@ -78,7 +78,7 @@ def read_key(key: str, size: int) -> list[Dim]:
 def find_open_end(
     name: str, robot: str | None, ends: tuple[float, float], unit: str
 ) -> tuple[Literal["low", "high"], str] | tuple[None, str]:
-    """Return the end of its range at which a gripper is open, and why that is known; None if it is not."""
+    """Return the end of its range at which a gripper is open, and the reason; (None, "") if unknown."""
     stem = _split(name)[1]
     for entry in table()["open"]:
         if "name" in entry and not re.fullmatch(entry["name"], stem):
@@ -93,7 +93,7 @@ def find_open_end(
 
 
 def gripper_range(low: float, high: float, robot: str | None) -> tuple[float, float, str] | None:
-    """Return the range (low, high, unit) that this robot's gripper has, or that is usual for such numbers, or None."""
+    """Return (low, high, unit) of this robot's gripper, or the usual range for such numbers, or None."""
     own = [entry["range"] for entry in table()["open"] if "range" in entry and robot in entry.get("robots", ())]
     for begin, end in own:
         if _holds(begin, end, low, high) and (high == low or high - low >= 0.05 * (end - begin)):
@@ -115,7 +115,7 @@ def _near(ends: tuple[float, float], usual: Sequence[float]) -> bool:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Return the side, and the rest of a name without words that say nothing: ("left", "wrist_roll")."""
+    """Return the side, and the rest of a name without uninformative words: ("left", "wrist_roll")."""
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     words = [w for w in re.split(r"[^a-z0-9]+", plain.lower()) if w]
     sides, side = table()["sides"], ""
