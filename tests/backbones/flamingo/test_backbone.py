@@ -237,7 +237,7 @@ def test_a_sequence_opens_as_the_tokenizer_does(mpt: dict[str, Any], tmp_path: P
 def test_steps_and_images_must_agree(mpt: dict[str, Any]) -> None:
     backbone = load(mpt)
     query, nine = queries(backbone), sequence_of(backbone, frames(1, 9), [["open"]])
-    with pytest.raises(ValueError, match="9 cameras, but this backbone tells at most 8 apart"):
+    with pytest.raises(ValueError, match="9 cameras, but this backbone distinguishes at most 8"):
         backbone(nine, query)
     sequence = sequence_of(backbone, frames(1, 1), [["open"]])
     ids = sequence.input_ids.masked_fill(backbone.get_image_mask(sequence), 5)

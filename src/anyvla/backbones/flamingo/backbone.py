@@ -1,9 +1,9 @@
 """OpenFlamingo (arXiv 2308.01390), the backbone of RoboFlamingo (arXiv 2311.01378), over any causal language model.
 
-Images do not take places in the sequence: a step has one `<image>` token, and every token after it reads the latents
-of that step's cameras, one camera's after another's, through gated cross-attention. So several steps share a sequence
-as OpenFlamingo's interleaved documents do, `<image>...<|endofchunk|><image>...<|endofchunk|>`, and a query reads the
-images of its own step.
+Images have no tokens in the sequence: a step has one `<image>` token, and every token after it reads the latents of
+that step's cameras, camera by camera, through gated cross-attention. So several steps share a sequence like
+OpenFlamingo's interleaved documents, `<image>...<|endofchunk|><image>...<|endofchunk|>`, and a query reads the images
+of its own step.
 """
 
 from __future__ import annotations
@@ -31,9 +31,21 @@ from anyvla.backbones.adapting.pretrained import KEPT, reinitialize
 from anyvla.backbones.adapting.resampler import PerceiverResampler
 from anyvla.backbones.base import Cache, Capability, ModelPart, capabilities_without
 from anyvla.backbones.composed import truncate_model
-from anyvla.backbones.flamingo.language import build_language, counts_positions, keys_at, load_language, renamed
-from anyvla.backbones.flamingo.layers import CrossAttending, Reading, add_cross_attention, decoder_layers, shown
-from anyvla.backbones.flamingo.weights import check, read_checkpoint, translate
+from anyvla.backbones.flamingo.language import (
+    build_language,
+    count_valid_keys,
+    counts_positions,
+    legacy_weight_names,
+    load_language,
+)
+from anyvla.backbones.flamingo.layers import (
+    CrossAttending,
+    VisibleMedia,
+    add_cross_attention,
+    decoder_layers,
+    show_media,
+)
+from anyvla.backbones.flamingo.weights import check_weights, read_checkpoint, translate_names
 from anyvla.backbones.images.pixels import Pixels
 from anyvla.backbones.language_config import find_windows
 from anyvla.backbones.source import PREPROCESSOR, how_to_download, read_preprocessor
@@ -46,7 +58,7 @@ from anyvla.sequence.tokens import TokenSequence
 
 END_OF_CHUNK, IMAGE = "<|endofchunk|>", "<image>"
 CLIP = "openai/clip-vit-large-patch14"
-CAMERAS, CAMERA_SPREAD = 8, 0.1  # at most so many; how far their marks lie apart at first
+CAMERAS, CAMERA_SPREAD = 8, 0.1  # the most cameras; initial spread of their embeddings
 
 
 @plain_dataclass(frozen=True)
@@ -66,16 +78,16 @@ PRESETS: Mapping[str, Preset] = {
 
 
 @plain_dataclass
-class Memory:
-    """What a cache keeps of S sequences."""
+class FlamingoCache:
+    """The state of a cache of S sequences."""
 
-    past: Any  # the language model's keys and values
-    media: Float[Tensor, "S n Dv"] | None = None  # the latents of each one's latest step
-    place: Int64[Tensor, "S"] | None = None  # of the `<image>` token of that step; -1: none yet
+    language: Any  # the language model's keys and values
+    media: Float[Tensor, "S n Dv"] | None = None  # the latents of the latest step of each
+    position: Int64[Tensor, "S"] | None = None  # of the `<image>` token of that step; -1: none yet
 
 
 class FlamingoBackbone(TokenBackbone):
-    """OpenFlamingo 3B, 4B and 9B (`preset`), or the like over any causal language model (`language`).
+    """OpenFlamingo 3B, 4B and 9B (`preset`), or the same over any causal language model (`language`).
 
     A CLIP vision tower, a Perceiver resampler, and gated cross-attention before layers of the language model.
     """
@@ -84,7 +96,7 @@ class FlamingoBackbone(TokenBackbone):
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config(Options):
-        """Which models; a preset fills in what is not given."""
+        """The models to join; a preset fills in missing options."""
 
         preset: Literal["3B", "4B", "9B"] | None = None  # of the published OpenFlamingo models, version 2
         language: str | None = None  # a folder or hub id of any causal language model
@@ -97,7 +109,7 @@ class FlamingoBackbone(TokenBackbone):
             super().__post_init__()
             preset = PRESETS.get(self.preset or "")
             if self.language is None and preset is None:
-                raise ValueError(f"say which model: preset ({', '.join(PRESETS)}), or language and checkpoint")
+                raise ValueError(f"name the model: preset ({', '.join(PRESETS)}), or language and checkpoint")
             if preset is not None:
                 _fill(self, "language", preset.language)
                 _fill(self, "checkpoint", preset.checkpoint)
@@ -112,14 +124,14 @@ class FlamingoBackbone(TokenBackbone):
         source = config.language if assets is None else str(Path(assets) / "language")
         tower = config.vision if assets is None else str(Path(assets) / "vision")
         dtype = getattr(torch, config.dtype)
-        with _readable(tower):
+        with _explain_unreadable(tower):
             self.preprocessor = read_preprocessor(tower, None)
             if assets is None:
                 self.vision: Any = CLIPVisionModel.from_pretrained(tower, dtype=dtype)
             else:
                 with no_init_weights():  # the caller loads them
                     self.vision = CLIPVisionModel(CLIPVisionConfig.from_pretrained(tower)).to(dtype)
-        with _readable(source):
+        with _explain_unreadable(source):
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             if assets is None:
                 self.model: Any = load_language(source, dtype)
@@ -136,7 +148,7 @@ class FlamingoBackbone(TokenBackbone):
                 reinitialize(self, config.pretrained, config.seed)
             self._add_modules(config.cross_attention_every, dtype)
         if assets is None and config.checkpoint is not None:
-            self._load(config.checkpoint, KEPT[config.pretrained])
+            self._load_checkpoint(config.checkpoint, KEPT[config.pretrained])
         truncate_model(self.model, config.layers, self.vision)
         if not any(isinstance(layer, CrossAttending) for layer in decoder_layers(self.model)):
             raise ValueError(
@@ -151,7 +163,7 @@ class FlamingoBackbone(TokenBackbone):
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
         lacks = frozenset[Capability](() if counts_positions(self.model, self._names) else {"cache"})
         self.capabilities = capabilities_without(lacks)
-        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]  # as OpenFlamingo: what the tokenizer does
+        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]  # as the tokenizer does, like OpenFlamingo
         template = Template(opening="{bos}" if begins else "", text="{prompt}" + END_OF_CHUNK)
         return StepTokenizer(
             tokenizer,
@@ -166,11 +178,11 @@ class FlamingoBackbone(TokenBackbone):
 
     @property
     def projectors(self) -> tuple[nn.Module, ...]:
-        """What makes latents of the vision tower's features; nothing until it is added."""
+        """The modules that turn features of the vision tower into latents; none until they are added."""
         return tuple(m for name, m in self.named_children() if name in ("perceiver", "cameras"))
 
     def part_modules(self) -> dict[ModelPart, tuple[nn.Module, ...]]:
-        """The modules of each part; the resampler and the cross-attention blocks are the projector."""
+        """Return the modules of each part; the resampler and the cross-attention blocks are the projector."""
         layers = decoder_layers(self.model)
         wrapped = [layer for layer in layers if isinstance(layer, CrossAttending)]
         apart = {self.embedding, self.lm_head, *(m for layer in layers for m in layer.modules())}
@@ -184,24 +196,27 @@ class FlamingoBackbone(TokenBackbone):
 
     def run_model(self, sequence: TokenSequence, cache: Cache | None) -> None:
         if cache is not None and cache.model_cache is None:
-            cache.model_cache = Memory(DynamicCache())  # of all places: our masks say which of them a window hides
-        memory = None if cache is None else cache.model_cache
-        remembered = 0 if cache is None or cache.valid is None else cache.valid.shape[1]
-        what = self._reading(sequence, memory, remembered)
+            cache.model_cache = FlamingoCache(DynamicCache())  # of all positions: masks hide some
+        state = None if cache is None else cache.model_cache
+        cached = 0 if cache is None or cache.valid is None else cache.valid.shape[1]
+        media = self._find_media(sequence, state, cached)
         given = self.language_inputs(sequence, cache)
         if "position_ids" not in self._names:
             del given["position_ids"]
-        if memory is not None:
-            given["past_key_values"] = memory.past
+        if state is not None:
+            given["past_key_values"] = state.language
         if "attention_mask" in given:
-            given["attention_mask"] = _numbers(given["attention_mask"], self.model.dtype)
-        with shown(decoder_layers(self.model), what), keys_at(self.model, None if cache is None else cache.valid):
+            given["attention_mask"] = _as_additive_mask(given["attention_mask"], self.model.dtype)
+        with (
+            show_media(decoder_layers(self.model), media),
+            count_valid_keys(self.model, None if cache is None else cache.valid),
+        ):
             self.model(**given)
 
     def plain_forward(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
-        """The last hidden states as the model gives them when nothing is written over and its positions are its own."""
+        """Return the last hidden states of the model without query embeddings and with its own positions."""
         with (
-            shown(decoder_layers(self.model), self._reading(sequence, None, 0)),
+            show_media(decoder_layers(self.model), self._find_media(sequence, None, 0)),
             self.capture_hidden_states() as hidden,
         ):
             self.model(input_ids=sequence.input_ids, attention_mask=sequence.attention_mask.long())
@@ -216,7 +231,7 @@ class FlamingoBackbone(TokenBackbone):
             with self.capture_hidden_states() as hidden:
                 self.run_model(sequence, cache)
             logits = self.lm_head(hidden[0][:, -1:])
-            logits[..., self.image_id] = -torch.inf  # it would be an image that is not there
+            logits[..., self.image_id] = -torch.inf  # there is no image for it
             written.append(logits.argmax(-1))
             yes = torch.ones_like(written[-1], dtype=torch.bool)
             sequence = TokenSequence(written[-1], yes, ~yes, written[-1] * 0, sequence.images[:0])
@@ -231,17 +246,17 @@ class FlamingoBackbone(TokenBackbone):
         (vision / PREPROCESSOR).write_text(json.dumps(self.preprocessor, indent=2) + "\n", encoding="utf-8")
 
     def latents(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "M n Dv"]:
-        """What the tokens of each step read: the latents of its cameras, one camera's after another's."""
+        """Return the latents that the tokens of each step read, camera by camera."""
         views = images.shape[1]
         if views > CAMERAS:
-            raise ValueError(f"{views} cameras, but this backbone tells at most {CAMERAS} apart: choose among them")
+            raise ValueError(f"{views} cameras, but this backbone distinguishes at most {CAMERAS}: choose among them")
         pixels = self.pixels(images.flatten(0, 1).to(self.pixels.scale.device)).to(self.vision.dtype)
         features = self.vision(pixel_values=pixels).last_hidden_state[:, 1:]  # without the class token
         latents = self.perceiver(features).unflatten(0, images.shape[:2])  # (M, V, n, Dv)
         return (latents + self.cameras.weight[:views, None]).flatten(1, 2)
 
-    def _reading(self, sequence: TokenSequence, memory: Memory | None, remembered: int) -> Reading:
-        """Each token reads the media of the latest `<image>` at or before it, unless the block mask hides that one."""
+    def _find_media(self, sequence: TokenSequence, state: FlamingoCache | None, cached: int) -> VisibleMedia:
+        """Return the media of the latest `<image>` at or before each token, unless the block mask hides that one."""
         here = self.get_image_mask(sequence) & sequence.attention_mask
         number, counts = here.cumsum(1), here.sum(1)  # 0: before any of this call
         if counts.sum() != len(sequence.images):
@@ -250,8 +265,8 @@ class FlamingoBackbone(TokenBackbone):
                 "each step has one, whatever the number of its cameras"
             )
         slots = torch.arange(1, int(counts.max()) + 1, device=here.device)
-        place = torch.arange(here.shape[1], device=here.device).expand_as(here) + remembered
-        place = place.masked_fill(~here, -1).cummax(1).values
+        position = torch.arange(here.shape[1], device=here.device).expand_as(here) + cached
+        position = position.masked_fill(~here, -1).cummax(1).values
         media = self.perceiver.latents.new_zeros(len(here), 0, self.perceiver.latents.shape[-1])  # (S, n, Dv)
         each = 1
         if len(sequence.images):
@@ -260,25 +275,25 @@ class FlamingoBackbone(TokenBackbone):
             first = counts.cumsum(0) - counts
             grid = (first[:, None] + slots - 1).clamp_max(len(latents) - 1)
             media = latents[grid].flatten(1, 2)
-        if memory is not None and memory.media is not None and memory.place is not None:
-            each = memory.media.shape[1]
+        if state is not None and state.media is not None and state.position is not None:
+            each = state.media.shape[1]
             slots = torch.cat([slots.new_zeros(1), slots])
-            media = torch.cat([memory.media, media], 1)
-            place = torch.where(number == 0, memory.place[:, None], place)
-        mask = (number[:, :, None] == slots) & (place >= 0)[:, :, None]  # (S, L, T)
+            media = torch.cat([state.media, media], 1)
+            position = torch.where(number == 0, state.position[:, None], position)
+        mask = (number[:, :, None] == slots) & (position >= 0)[:, :, None]  # (S, L, T)
         if sequence.block_mask is not None:
-            mask = mask & sequence.block_mask.gather(2, place.clamp_min(0)[:, :, None])
-        if memory is not None and media.shape[1]:
+            mask = mask & sequence.block_mask.gather(2, position.clamp_min(0)[:, :, None])
+        if state is not None and media.shape[1]:
             last = (number[:, -1] - slots[0]).clamp_min(0)
-            memory.media = media.unflatten(1, (-1, each))[torch.arange(len(here), device=here.device), last]
-            memory.place = place[:, -1]
-        return Reading(media, mask.repeat_interleave(each, -1))
+            state.media = media.unflatten(1, (-1, each))[torch.arange(len(here), device=here.device), last]
+            state.position = position[:, -1]
+        return VisibleMedia(media, mask.repeat_interleave(each, -1))
 
     def _add_modules(self, every: int, dtype: torch.dtype) -> None:
         media_width = self.vision.config.hidden_size
         self.perceiver = PerceiverResampler(media_width).to(dtype)
-        # Cross-attention knows no order, so each camera but the first adds a mark to its latents (of spread about 1).
-        # The first has none: with one camera, the model is the original.
+        # Cross-attention knows no order, so each camera but the first adds an embedding to its latents (of spread about
+        # 1). The first has none: with one camera, the model is the original.
         self.cameras = nn.Embedding(CAMERAS, media_width).to(dtype)
         with torch.no_grad():
             self.cameras.weight.mul_(CAMERA_SPREAD)[0] = 0
@@ -286,18 +301,18 @@ class FlamingoBackbone(TokenBackbone):
         add_cross_attention(decoder_layers(self.model), every, width, media_width)
         self.model.to(dtype)
 
-    def _load(self, checkpoint: str, kept: tuple[ModelPart, ...]) -> None:
+    def _load_checkpoint(self, checkpoint: str, kept: tuple[ModelPart, ...]) -> None:
         path = checkpoint
         if not Path(checkpoint).is_file():
-            with _readable(checkpoint):
+            with _explain_unreadable(checkpoint):
                 path = cached_file(checkpoint, "checkpoint.pt")
         layers = decoder_layers(self.model)
         at = next(name for name, module in self.model.named_modules() if module is layers)
         wrapped = [i for i, layer in enumerate(layers) if isinstance(layer, CrossAttending)]
-        weights = translate(read_checkpoint(Path(path)), at, wrapped, renamed(self.model))
+        weights = translate_names(read_checkpoint(Path(path)), at, wrapped, legacy_weight_names(self.model))
         required = {n for n in self.state_dict() if n.startswith("perceiver.") or ".cross." in n}
         required |= {n for n, weight in self.named_parameters() if weight is self.embedding.weight}
-        check(self, weights, required, str(path))
+        check_weights(self, weights, required, str(path))
         anew = {id(w) for part, own in parameters_by_part(self).items() if part not in kept for w in own}
         if self.lm_head is not None and "language" not in kept:
             anew |= {id(w) for w in self.lm_head.parameters()} - {id(self.embedding.weight)}
@@ -305,18 +320,18 @@ class FlamingoBackbone(TokenBackbone):
         self.load_state_dict({n: w for n, w in weights.items() if id(ours[n]) not in anew}, strict=False)
 
 
-def _numbers(mask: Any, dtype: torch.dtype) -> Any:
-    """A mask of single places as numbers to add, the one form that all language models read alike."""
+def _as_additive_mask(mask: Any, dtype: torch.dtype) -> Any:
+    """Return a boolean mask as numbers to add, the one form that all language models read alike."""
     if isinstance(mask, dict):  # one for each kind of layer
-        return {kind: _numbers(m, dtype) for kind, m in mask.items()}
+        return {kind: _as_additive_mask(m, dtype) for kind, m in mask.items()}
     if mask.ndim < 4 or mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 @contextmanager
-def _readable(source: str) -> Iterator[None]:
-    """Raises ValueError, with the way out, where there is nothing to read."""
+def _explain_unreadable(source: str) -> Iterator[None]:
+    """Raise ValueError, which says how to fetch `source`, where reading it fails."""
     try:
         yield
     except OSError as error:
@@ -329,7 +344,7 @@ def _fill(config: Any, name: str, value: Any) -> None:
 
 
 def _add_tokens(tokenizer: Any) -> None:
-    """The tokens that OpenFlamingo adds, in its order: their ids are the rows of the checkpoint's embeddings."""
+    """Add OpenFlamingo's tokens in its order: their ids are rows of the checkpoint's embeddings."""
     tokenizer.add_tokens([END_OF_CHUNK, IMAGE], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<PAD>"})

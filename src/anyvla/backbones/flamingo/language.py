@@ -1,8 +1,9 @@
-"""The language models below Flamingo's cross-attention: any causal one of `transformers`, and two sides of MPT.
+"""The language models below Flamingo's cross-attention: any causal one of `transformers`, with two additions to MPT.
 
-MPT-1B, that of OpenFlamingo 3B, is of the older class `mosaic_gpt` that exists as remote code only; but for other names
-of weights and a norm on queries and keys it is an MPT, so it becomes one here. And MPT counts keys (ALiBi, arXiv
-2108.12409), padding included; here it can count positions, so that sequences of unlike lengths can share a cache.
+MPT-1B, the language model of OpenFlamingo 3B, has the older class `mosaic_gpt`, which exists as remote code only. It is
+an MPT with other names of weights and a norm on queries and keys, so it is loaded as an MPT. And MPT biases attention
+by the number of keys between (ALiBi, arXiv 2108.12409), padding included. Here it can count positions instead, so that
+sequences of different lengths can share a cache.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _OLDER = {r"^embed_out\.": "lm_head."}
 _ATTENTION = {"attn_qk_ln": "qk_ln", "attn_clip_qkv": "clip_qkv", "softmax_scale": "softmax_scale"}
 
 
-class Attention(MptAttention):
-    """MPT's attention with the norm that `attn_config.qk_ln` asks for, and keys at positions of their own."""
+class PositionedAttention(MptAttention):
+    """MPT's attention with the norm that `attn_config.qk_ln` asks for, and with explicit positions of keys."""
 
     key_positions: Int64[Tensor, "S K"] | None = None  # None: each key is at its place
 
@@ -74,44 +75,44 @@ class Attention(MptAttention):
         return self.out_proj((weights @ v).transpose(1, 2).flatten(2)), weights
 
 
-class Mpt(MptForCausalLM):
-    """MPT with that attention."""
+class PositionedMpt(MptForCausalLM):
+    """MPT with `PositionedAttention`."""
 
     def __init__(self, config: MptConfig) -> None:
         super().__init__(config)
         for i, block in enumerate(self.transformer.blocks):
-            block.attn = Attention(config, i)
+            block.attn = PositionedAttention(config, i)
         self.post_init()
 
 
 def load_language(source: str, dtype: torch.dtype) -> Any:
-    """The language model in a folder or at a hub id, with its weights.
+    """Load the language model in a folder or at a hub id, with its weights.
 
     Raises OSError if it is not there, ValueError if it is not a causal language model.
     """
     config = _read_config(source)
     if isinstance(config, MptConfig):
-        return Mpt.from_pretrained(source, config=config, dtype=dtype, key_mapping=_MOSAIC)
+        return PositionedMpt.from_pretrained(source, config=config, dtype=dtype, key_mapping=_MOSAIC)
     return AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, trust_remote_code=False)
 
 
 def build_language(source: str, dtype: torch.dtype) -> Any:
-    """Its architecture."""
+    """Build the architecture of that language model, without its weights."""
     config = _read_config(source)
     if isinstance(config, MptConfig):
-        return Mpt._from_config(config, dtype=dtype)
+        return PositionedMpt._from_config(config, dtype=dtype)
     return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
-def renamed(model: Any) -> Mapping[str, str]:
-    """Patterns of names that weights had when OpenFlamingo was trained, and what they are called now."""
-    return _MOSAIC if isinstance(model, Mpt) else _OLDER
+def legacy_weight_names(model: Any) -> Mapping[str, str]:
+    """Return patterns of names that weights had when OpenFlamingo was trained, and their names of today."""
+    return _MOSAIC if isinstance(model, PositionedMpt) else _OLDER
 
 
 @contextmanager
-def keys_at(model: nn.Module, valid: Bool[Tensor, "S K"] | None) -> Iterator[None]:
-    """For one forward pass, let an MPT count the `valid` keys only."""
-    layers = [m for m in model.modules() if isinstance(m, Attention)] if valid is not None else []
+def count_valid_keys(model: nn.Module, valid: Bool[Tensor, "S K"] | None) -> Iterator[None]:
+    """Let an MPT count only the `valid` keys, during one forward pass."""
+    layers = [m for m in model.modules() if isinstance(m, PositionedAttention)] if valid is not None else []
     for layer in layers:
         layer.key_positions = valid.cumsum(1) - 1  # type: ignore[union-attr]
     try:
@@ -122,8 +123,8 @@ def keys_at(model: nn.Module, valid: Bool[Tensor, "S K"] | None) -> Iterator[Non
 
 
 def counts_positions(model: Any, names: frozenset[str]) -> bool:
-    """Whether padding between remembered places does not move what follows. `names`: the inputs of its forward."""
-    return "position_ids" in names or isinstance(model, Mpt)
+    """Return whether padding inside the cache leaves later positions alone. `names`: the inputs of the forward."""
+    return "position_ids" in names or isinstance(model, PositionedMpt)
 
 
 def _read_config(source: str) -> Any:
@@ -135,7 +136,7 @@ def _read_config(source: str) -> Any:
     odd = {k: content[k] for k, v in expected.items() if content.get(k, v) != v}
     if odd:
         raise ValueError(
-            f"the language model at {source!r} is a mosaic_gpt with {odd}, which is not read: use MPT-1B, whose "
+            f"the language model at {source!r} is a mosaic_gpt with {odd}, which is not supported: use MPT-1B, whose "
             f"configuration has {expected}"
         )
     same = ("d_model", "n_heads", "n_layers", "max_seq_len", "vocab_size", "no_bias")

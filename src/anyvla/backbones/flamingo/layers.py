@@ -1,8 +1,8 @@
 """The modules that Flamingo (arXiv 2204.14198) adds to a vision tower and a language model, as OpenFlamingo has them.
 
 A Perceiver resampler (`anyvla.backbones.adapting.resampler`) turns an image's features into a few latents. Before some
-layers of the language model, a `CrossAttention` block lets each token read the latents of its own step. `Reading`
-holds the latents that the tokens of one forward pass may read. `CrossAttending` wraps a layer without changing it.
+layers of the language model, a `CrossAttention` block lets each token read the latents of its own step. `VisibleMedia`
+holds the latents of one forward pass. `CrossAttending` wraps a layer without changing it.
 
 Names of weights follow the original checkpoint (`anyvla.backbones.flamingo.weights`).
 """
@@ -24,15 +24,15 @@ HEADS, HEAD_WIDTH, MLP = 8, 64, 4  # of all blocks here, whatever the models' wi
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What the L tokens of S sequences may read."""
+class VisibleMedia:
+    """The latents that the L tokens of S sequences may read."""
 
-    media: Float[Tensor, "S n Dv"]  # the latents of all steps, one after another
+    latents: Float[Tensor, "S n Dv"]  # the latents of all steps, one after another
     mask: Bool[Tensor, "S L n"]  # which of them each token reads
 
 
 class FeedForward(nn.Sequential):
-    """Norm, widen, GELU, narrow; without biases."""
+    """Layer norm and a two-layer MLP without biases."""
 
     def __init__(self, width: int) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class FeedForward(nn.Sequential):
 
 
 class MediaAttention(nn.Module):
-    """Tokens read media."""
+    """Attention from tokens to media."""
 
     def __init__(self, width: int, media_width: int) -> None:
         super().__init__()
@@ -53,11 +53,11 @@ class MediaAttention(nn.Module):
         self.to_kv = nn.Linear(media_width, 2 * HEADS * HEAD_WIDTH, bias=False)
         self.to_out = nn.Linear(HEADS * HEAD_WIDTH, width, bias=False)
 
-    def forward(self, hidden: Float[Tensor, "S L D"], reading: Reading) -> Float[Tensor, "S L D"]:
-        reads = reading.mask.any(-1, keepdim=True)
-        # A token that reads nothing must not be a softmax over nothing (NaN): it reads all, and that counts as zero.
-        mask = (reading.mask | ~reads)[:, None]
-        keys, values = self.to_kv(reading.media).chunk(2, -1)  # (S, n, inner) each
+    def forward(self, hidden: Float[Tensor, "S L D"], media: VisibleMedia) -> Float[Tensor, "S L D"]:
+        reads = media.mask.any(-1, keepdim=True)
+        # A softmax over nothing would be NaN: a token that reads nothing reads everything, and the result is set to 0.
+        mask = (media.mask | ~reads)[:, None]
+        keys, values = self.to_kv(media.latents).chunk(2, -1)  # (S, n, inner) each
         q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (self.to_q(self.norm(hidden)), keys, values))
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)  # (S, L, inner)
         return self.to_out(read.masked_fill(~reads, 0.0))
@@ -66,7 +66,7 @@ class MediaAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention to media and a feed-forward, each behind a tanh gate that starts closed: at first, the identity.
 
-    A closed gate lets no gradient through to what lies before it; only the gates themselves learn until they open.
+    A closed gate passes no gradient to the modules before it; only the gates learn until they open.
     """
 
     def __init__(self, width: int, media_width: int) -> None:
@@ -76,52 +76,52 @@ class CrossAttention(nn.Module):
         self.ff = FeedForward(width)
         self.ff_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden: Float[Tensor, "S L D"], reading: Reading) -> Float[Tensor, "S L D"]:
-        hidden = hidden + self.attn_gate.tanh() * self.attn(hidden, reading)
+    def forward(self, hidden: Float[Tensor, "S L D"], media: VisibleMedia) -> Float[Tensor, "S L D"]:
+        hidden = hidden + self.attn_gate.tanh() * self.attn(hidden, media)
         return hidden + self.ff_gate.tanh() * self.ff(hidden)
 
 
 class CrossAttending(nn.Module):
-    """A layer of a language model behind a `CrossAttention` block. Without a reading, it is that layer alone."""
+    """A layer of a language model behind a `CrossAttention` block. Without media, it is that layer alone."""
 
     def __init__(self, layer: nn.Module, cross: CrossAttention) -> None:
         super().__init__()
         self.layer = layer
         self.cross = cross
-        self.reading: Reading | None = None
+        self.media: VisibleMedia | None = None
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # some models ask their layers what kind of attention they have
+        except AttributeError:  # some models read the kind of attention from their layers
             return getattr(super().__getattr__("layer"), name)
 
     def forward(self, hidden_states: Float[Tensor, "S L D"], *inputs: Any, **named: Any) -> Any:
-        if self.reading is not None:
-            # The reading is bound here: when a layer is recomputed in the backward pass, `self.reading` is gone.
+        if self.media is not None:
+            # The media are bound here: when a layer is recomputed in the backward pass, `self.media` is None again.
             # Like the layer itself, the block is recomputed where gradient checkpointing is on.
             if self.training and getattr(self.layer, "gradient_checkpointing", False):
-                hidden_states = checkpoint(self.cross, hidden_states, self.reading, use_reentrant=False)
+                hidden_states = checkpoint(self.cross, hidden_states, self.media, use_reentrant=False)
             else:
-                hidden_states = self.cross(hidden_states, self.reading)
+                hidden_states = self.cross(hidden_states, self.media)
         return self.layer(hidden_states, *inputs, **named)
 
 
 @contextmanager
-def shown(layers: Iterable[nn.Module], what: Reading | None) -> Iterator[None]:
-    """Give the `CrossAttending` ones of `layers` what their tokens read, for the length of one forward pass."""
+def show_media(layers: Iterable[nn.Module], media: VisibleMedia | None) -> Iterator[None]:
+    """Show `media` to those of `layers` that are `CrossAttending`, during one forward pass."""
     wrapped = [layer for layer in layers if isinstance(layer, CrossAttending)]
     for layer in wrapped:
-        layer.reading = what
+        layer.media = media
     try:
         yield
     finally:
         for layer in wrapped:
-            layer.reading = None
+            layer.media = None
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """The layers of a causal language model of `transformers`, wherever it keeps them.
+    """Return the layers of a causal language model of `transformers`.
 
     Raises ValueError if it has no list of as many modules as its configuration has layers.
     """

@@ -1,7 +1,7 @@
-"""From the names of OpenFlamingo's `checkpoint.pt` to ours.
+"""Translate the names of weights in OpenFlamingo's `checkpoint.pt` to ours.
 
-The original file holds what was trained (resampler, cross-attention, embeddings), and, depending on the version that
-wrote it, frozen layers too; some weights stand in it under two names. Only tensors are read: nothing is unpickled.
+The original file holds the trained weights (resampler, cross-attention, embeddings) and, depending on the version that
+wrote it, frozen layers too; some weights have two names. Only tensors are read: no objects are unpickled.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from anyvla.files.weights import join_first
 
-# What wrappers of the original's training put into names.
+# Parts of names that come from wrappers of the original training.
 _WRAPPERS = re.compile(r"^module\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
-# Masks and tables that older versions of transformers kept beside the weights.
+# Masks and tables that older versions of transformers saved with the weights.
 _BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|(self_)?attn\.(masked_)?bias|attention\.(masked_)?bias)$")
 # open_clip's vision tower -> transformers'.
 _VISION = {
@@ -37,9 +37,9 @@ _VISION_QKV = re.compile(r"^transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of an original checkpoint, under their original names.
+    """Read the tensors of an original checkpoint, under their original names.
 
-    Raises ValueError if the file is not there, holds anything but tensors, or holds no model.
+    Raises ValueError if the file is missing, holds anything but tensors, or holds no model.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -47,8 +47,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"no checkpoint at {path}: check the spelling") from error
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(
-            f"{path} cannot be read as plain tensors, and nothing else is read, as unpickling a file can run any code "
-            "that its writer chose: give the original checkpoint.pt, or load the file where you trust it and save its "
+            f"{path} cannot be read as plain tensors. Nothing else is read, as unpickling a file can run any code: "
+            "give the original checkpoint.pt, or load the file where you trust it and save its "
             f"state_dict alone with torch.save ({str(error).splitlines()[0][:200]})"
         ) from error
     state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
@@ -57,14 +57,14 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def translate(
+def translate_names(
     state: Mapping[str, Tensor], layers: str, wrapped: Container[int], renamed: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """Original names -> names as in `FlamingoBackbone`, with `perceiver`, `vision` and `model` at the top.
+    """Return weights under the names of `FlamingoBackbone`, with `perceiver`, `vision` and `model` at the top.
 
-    `layers`: where the language model keeps its layers, such as `transformer.blocks`; `wrapped`: which of them have
-    cross-attention. `renamed`: patterns of the language model's original names, and what to put for them. Unknown
-    names stay.
+    `layers`: the name of the language model's layers, such as `transformer.blocks`. `wrapped`: those with
+    cross-attention. `renamed`: patterns of the language model's original names, and their replacements. Unknown names
+    stay.
     """
     kept = re.escape(layers)
     gated = re.compile(rf"^lang_encoder\.(?:gated_cross_attn_layers\.(\d+)|{kept}\.(\d+)\.gated_cross_attn_layer)\.")
@@ -80,7 +80,9 @@ def translate(
         if _BUFFERS.search(name):
             continue
         if name.startswith("vision_encoder."):
-            ours |= {f"vision.{k}": v for k, v in _vision(name.removeprefix("vision_encoder."), weight).items()}
+            ours |= {
+                f"vision.{k}": v for k, v in _translate_vision(name.removeprefix("vision_encoder."), weight).items()
+            }
             continue
         name = gated.sub(lambda m: f"lang_encoder.{layers}.{m[1] or m[2]}.cross.", name)
         name = plain.sub(layer, name)
@@ -93,10 +95,10 @@ def translate(
     return ours
 
 
-def check(backbone: nn.Module, weights: Mapping[str, Tensor], required: Container[str], source: str) -> None:
-    """Raises ValueError unless `weights`, under our names, fit the backbone, with all `required` ones among them.
+def check_weights(backbone: nn.Module, weights: Mapping[str, Tensor], required: Container[str], source: str) -> None:
+    """Raise ValueError unless `weights`, under our names, fit the backbone and include all `required` ones.
 
-    It says how many names do not fit, are missing or have weights of another shape, and the first of them.
+    The error counts names that do not fit, are missing or have weights of another shape, and lists the first ones.
     """
     own = backbone.state_dict()
     unknown = [name for name in weights if name not in own]
@@ -122,7 +124,7 @@ def check(backbone: nn.Module, weights: Mapping[str, Tensor], required: Containe
         )
 
 
-def _vision(name: str, weight: Tensor) -> dict[str, Tensor]:
+def _translate_vision(name: str, weight: Tensor) -> dict[str, Tensor]:
     if name == "proj":  # to the space that CLIP shares with text; a resampler reads what comes before
         return {}
     fused = _VISION_QKV.match(name)
