@@ -1,6 +1,6 @@
-"""The table of exceptions: what one family of vision-language models does unlike LLaVA.
+"""The table of exceptions: how families of vision-language models differ from LLaVA.
 
-`AutoBackbone` has no branch on a family; it reads a `Quirk`. A family that is not in the table is taken for LLaVA-like:
+`AutoBackbone` has no branch on a family; it reads a `Quirk`. A family outside the table is treated like LLaVA:
 `[BOS] image tokens, newline, prompt`, one flat batch of images, causal attention.
 """
 
@@ -24,12 +24,12 @@ Size = tuple[int, int]  # h, w
 
 
 def mark_image_tokens(images: SequenceImages) -> Tensor:
-    """1 at image tokens, (S, L) int64."""
+    """Return 1 at image tokens, (S, L) int64."""
     return images.image_mask.long()
 
 
 def mark_query_tokens(images: SequenceImages) -> Tensor:
-    """1 at queries, (S, L) int64."""
+    """Return 1 at queries, (S, L) int64."""
     return images.sequence.query_mask.long()
 
 
@@ -59,7 +59,7 @@ class Quirk:
     )  # inputs that its forward hands on to its language model without naming them
     inputs_without_images: Callable[[SequenceImages], Mapping[str, Any]] = (
         special.nothing
-    )  # what its forward wants where no image is
+    )  # inputs of its forward without images
     discrete_images: bool = (
         False  # images become token ids: no gradient goes through, so that the vision tower stays frozen
     )
@@ -73,7 +73,7 @@ class Quirk:
             "image_embeds_position_mask": mark_image_tokens,
         }
     )
-    note: str = ""  # what a user of this family should know
+    note: str = ""  # for users of this family
 
 
 DEFAULT = Quirk()
@@ -143,7 +143,7 @@ def _gemma4_attention(config: Any) -> Attention:
     return "image_in_windows" if config.text_config.use_bidirectional_attention == "vision" else "causal"
 
 
-# Images and text stand in the sequence of an encoder, in which all see all; the decoder never runs (FLOWER, arXiv
+# Images and text are in the sequence of an encoder, in which all see all; the decoder never runs (FLOWER, arXiv
 # 2509.04996).
 _ENCODER: dict[str, Any] = {
     "reads": "encoder",
@@ -180,7 +180,7 @@ _MINICPM = Quirk(
 QUIRKS: dict[str, Quirk] = {
     "idefics3": _IDEFICS3,
     "smolvlm": _IDEFICS3,
-    # Flamingo's way: images stand beside the sequence, and each token reads those of its own step.
+    # As in Flamingo, images are outside the sequence, and each token reads the images of its own step.
     # Images that follow each other share the token between them.
     "idefics": Quirk(
         template=Template(before_image="<fake_token_around_image>", text="<fake_token_around_image>{prompt}"),

@@ -1,4 +1,4 @@
-"""Which families of models were measured to keep the promises of a backbone: the packaged results of the test matrix.
+"""The packaged results of the test matrix: the families of models that passed the checks of a backbone.
 
 `tools/make_backbone_matrix.py` writes `families.json`: it runs the checks of `anyvla.backbones.checks.conformance` on
 a tiny model of each family. Reading the file imports neither torch nor transformers.
@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "families.json"
 
 @dataclass(frozen=True)
 class FamilyResult:
-    """What was measured of one family of models that `auto` reads, or of one registered backbone."""
+    """The results of one family of models that `auto` reads, or of one registered backbone."""
 
     name: str
     model_class: str
@@ -28,7 +28,7 @@ class FamilyResult:
     capabilities: tuple[str, ...] | None  # None: they depend on the model
     checks: Mapping[str, tuple[str, str]]  # check -> its state; why, where it did not pass
     image_wrapping: int  # tokens around and between the tokens of an image
-    attention: str  # who sees later places, see `anyvla.backbones.masks`
+    attention: str  # which tokens see later ones, see `anyvla.backbones.masks`
     any_size: bool  # the tower takes images of any size, in steps
     note: str
 
@@ -40,7 +40,7 @@ class FamilyResult:
 
 @dataclass(frozen=True)
 class FamilyResults:
-    """All results, and with which versions they were measured."""
+    """All results, and the versions with which they were measured."""
 
     versions: Mapping[str, str]
     backbones: Mapping[str, FamilyResult]  # those that anyvla registers; without checks if none were run
@@ -50,12 +50,12 @@ class FamilyResults:
 
 @functools.cache
 def load_results() -> FamilyResults:
-    """The packaged results."""
+    """Return the packaged results."""
     return parse_results(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 
 def parse_results(document: Mapping[str, Any]) -> FamilyResults:
-    """The content of `families.json`."""
+    """Parse the content of `families.json`."""
 
     def rows(kind: str) -> dict[str, FamilyResult]:
         return {
@@ -78,7 +78,7 @@ def _split(result: str) -> tuple[str, str]:
 
 
 def backbones_with(needs: frozenset[str]) -> list[str]:
-    """The names of the measured families and backbones that have all these capabilities."""
+    """Return the names of the tested families and backbones that have all these capabilities."""
     known = load_results()
     measured = (*known.backbones.values(), *known.families.values())
     return sorted(m.name for m in measured if m.capabilities is not None and needs <= {*m.capabilities})

@@ -19,7 +19,7 @@ from anyvla.sequence.tokens import TokenSequence
 
 @dataclass(frozen=True)
 class SequenceImages:
-    """N images and the sequences in which they stand."""
+    """N images and the sequences that they belong to."""
 
     pixels: Float[Tensor, "N 3 h w"]  # all of one size, in the order of their places
     sequence: TokenSequence

@@ -28,7 +28,7 @@ def patches_thw(images: SequenceImages) -> dict[str, Tensor]:
 
 
 def patches_unmerged(images: SequenceImages) -> dict[str, Tensor]:
-    """As `patches_thw`, row by row: what is merged is for the model to find, told that it is nothing (VideoLLaMA 3)."""
+    """As `patches_thw`, row by row: nothing is merged (VideoLLaMA 3)."""
     given = patches_thw(images)
     return {**given, "image_merge_sizes": torch.ones_like(given["image_grid_thw"][:, 0])}
 
@@ -58,7 +58,7 @@ def patches_placed(images: SequenceImages) -> dict[str, Tensor]:
 
 
 def patches_placed_whole(images: SequenceImages) -> dict[str, Tensor]:
-    """As `patches_placed`, but what another tower pools is one patch already (Gemma 4 Unified)."""
+    """As `patches_placed`, with patches as large as the pooled ones of Gemma 4 (Gemma 4 Unified)."""
     vision = images.config.vision_config
     return _placed(images, vision.patch_size * vision.pooling_kernel_size)
 

@@ -69,7 +69,7 @@ def side(count: int, step: int) -> int:
 
 
 def kosmos_side(config: Any, preprocessor: Mapping[str, Any]) -> int:
-    """What KosMos-2.5's image processor makes of a square image: as many patches as it and the tower allow."""
+    """Return the side that KosMos-2.5's image processor gives a square image: the most patches allowed."""
     most = config.vision_config.max_num_patches
     return side(min(most, preprocessor.get("max_patches", most)), kosmos_patch(config))
 
@@ -111,7 +111,7 @@ def emu_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def emu_opens(config: Any, size: tuple[int, int]) -> str:
-    """What opens an image: its size in tokens."""
+    """Return the text that opens an image: its size in tokens."""
     rows, columns = emu_grid(config, size)
     return f"<|image start|>{rows}*{columns - 1}"
 
