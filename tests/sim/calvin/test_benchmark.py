@@ -78,7 +78,7 @@ def test_what_is_played(root: str) -> None:
     ]
     assert (suite.horizon, suite.judged, suite.episodes, len(suite.chains)) == (360, "reached", 1000, 1000)
     episodes = plan_episodes(suite, EvaluationConfig(episodes=2), [Condition()])
-    assert [[stage.instruction for stage in e.stages] for e in episodes] == [
+    assert [[subtask.instruction for subtask in e.subtasks] for e in episodes] == [
         ["press the button", "pull the handle"]
     ] * 2
     assert (benchmark.protocol("ABCD-D")["trained_in"], benchmark.protocol("ABC-D")["trained_in"]) == ("ABCD", "ABC")
@@ -94,7 +94,7 @@ def test_other_words_are_told_by_seed(root: str, tmp_path: Path) -> None:
     words = {"turn_on_led": ["light it", "make it green"], "open_drawer": ["draw it out"]}
     benchmark = Calvin(root, render="tiny", language=_json(tmp_path / "words.json", words))
     episodes = plan_episodes(benchmark.suite("ABC-D"), EvaluationConfig(episodes=3), [parse("paraphrased")])
-    said = [[stage.instruction for stage in e.stages] for e in episodes]
+    said = [[subtask.instruction for subtask in e.subtasks] for e in episodes]
     assert said == [["light it", "draw it out"], ["make it green", "draw it out"], ["light it", "draw it out"]]
     assert benchmark.protocol("ABC-D")["other_words"] != Calvin(root, render="tiny").protocol("ABC-D")["other_words"]
 

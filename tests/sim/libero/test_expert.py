@@ -128,7 +128,7 @@ def test_predicates_are_met_in_their_order(monkeypatch: pytest.MonkeyPatch) -> N
     met: set[str] = set()
     expert = expert_of(goals, met, monkeypatch)
 
-    def plan_episodes(self: Expert, goal: list[str]) -> list[Any]:
+    def plan(self: Expert, goal: list[str]) -> list[Any]:
         planned.append(goal[0])
         met.add(goal[0])
         return [SimpleNamespace(done=lambda: True, action=lambda: 3 * np.ones(7))]

@@ -48,7 +48,7 @@ class SceneFactors(ABC):
             "distractor": self._add_distractors,
             "position": self._change_position,
         }
-        for number, factor in enumerate(self._levels):  # a generator for each, so that factors do not affect another
+        for number, factor in enumerate(self._levels):  # a generator for each, so that factors do not affect each other
             if factor in factors:
                 changes[factor](factors[factor], np.random.default_rng((seed, number)))
 
