@@ -217,7 +217,8 @@ def test_seams_are_tokenized_in_one_go(frames: torch.Tensor, tmp_path: Path) -> 
     whole = backbone.tokenizer.backend_tokenizer
     whole.normalizer = normalizers.Replace("\n\n", "\t")  # two line breaks are another token than one twice
     whole.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backbone.template = replace(backbone.template, before_image="\n", after_image="\n", text="do {instruction}")
+    steps = backbone.step_tokenizer
+    steps.template = replace(steps.template, before_image="\n", after_image="\n", text="do {instruction}")
     text = "\n<image>\n\n<image>\ndo it"
     expected = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
     made = list(backbone.tokenize(frames, ["it"]).tokens[0])

@@ -45,7 +45,7 @@ def sequence_of(backbone: AutoBackbone, images: Tensor, texts: list[str], groups
 
 
 def arguments(backbone: AutoBackbone, sequence: TokenSequence) -> dict[str, Any]:
-    with backbone._looking(sequence) as given:
+    with backbone._image_inputs(sequence) as given:
         return given
 
 
