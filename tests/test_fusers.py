@@ -10,6 +10,9 @@ from anyvla.decoders.base import DecoderSpec
 from anyvla.decoders.regression import RegressionDecoder
 from anyvla.fusers import GPTFuser, IdentityFuser, LSTMFuser, MLPFuser
 from anyvla.robot.space import ActionSpace
+from tests.decoders.token_parts import backbone
+
+BACKBONE = backbone()  # of which regression reads nothing
 
 SMALL = {
     IdentityFuser: {},
@@ -130,7 +133,7 @@ def test_the_defaults_are_the_heads_of_the_paper(make, millions):
     pose["groups"].append({"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1})
     with torch.device("meta"):
         fuse = make(make.Config(), 2048, 16)
-        setting = DecoderSpec(fuse.width, 10, build(ActionSpace, pose), None, nn.Identity())
+        setting = DecoderSpec(fuse.width, 10, build(ActionSpace, pose), None, BACKBONE)
         decoder = RegressionDecoder(RegressionDecoder.Config(gripper_mlp=True), setting)
     count = sum(p.numel() for part in (fuse, decoder) for p in part.parameters())
     assert count / 1e6 == pytest.approx(millions, rel=0.02)

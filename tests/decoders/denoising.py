@@ -10,6 +10,7 @@ from torch import Tensor
 from anyvla.config import build
 from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec
 from anyvla.robot.space import ActionSpace, Group
+from tests.decoders.token_parts import backbone
 
 SPACE = ActionSpace(
     groups=(
@@ -18,13 +19,14 @@ SPACE = ActionSpace(
     )
 )
 C, N, A = 6, 4, 3
+BACKBONE = backbone()  # of which these decoders read nothing
 SMALL = {"width": 32, "layers": 1, "heads": 2}
 
 
 def small(decoder: type[Decoder], *, trained: bool = True, **keys: Any) -> Decoder:
     """A small decoder; `trained`: with weights that are not those of the start, which say nothing of the inputs."""
     torch.manual_seed(0)
-    made = decoder(build(decoder.Config, SMALL | keys), DecoderSpec(C, N, SPACE, None, None))
+    made = decoder(build(decoder.Config, SMALL | keys), DecoderSpec(C, N, SPACE, None, BACKBONE))
     if trained:
         with torch.no_grad():
             for weight in made.parameters():

@@ -8,14 +8,16 @@ from anyvla.config import ConfigError, build
 from anyvla.decoders.base import DecoderInput, DecoderSpec
 from anyvla.decoders.regression import RegressionDecoder
 from anyvla.robot.space import ActionSpace
+from tests.decoders.token_parts import backbone
 from tests.small import embodiment
 
 SPACE = embodiment().action
+BACKBONE = backbone()  # of which this decoder reads nothing
 
 
 def decoder(**keys):
     torch.manual_seed(0)
-    spec = DecoderSpec(context_width=8, chunk=3, space=SPACE, codec=None, backbone=nn.Identity())
+    spec = DecoderSpec(context_width=8, chunk=3, space=SPACE, codec=None, backbone=BACKBONE)
     return RegressionDecoder(build(RegressionDecoder.Config, {"hidden": 16, **keys}), spec)
 
 
@@ -102,15 +104,13 @@ def test_a_gripper_with_an_mlp_of_its_own_stays_in_its_place():
     )
     torch.manual_seed(0)
     config = build(RegressionDecoder.Config, {"hidden": [16, 8], "gripper_mlp": True})
-    head = RegressionDecoder(
-        config, DecoderSpec(context_width=8, chunk=3, space=middle, codec=None, backbone=nn.Identity())
-    )
+    head = RegressionDecoder(config, DecoderSpec(context_width=8, chunk=3, space=middle, codec=None, backbone=BACKBONE))
     inputs = torch.randn(5, 8)
     chunk = head(inputs)  # (5, 3, 6)
     torch.testing.assert_close(chunk[..., 2].flatten(1), head.gripper(inputs))
     torch.testing.assert_close(chunk[..., [0, 1, 3, 4, 5]].flatten(1), head.mlp(inputs))
     joints = build(ActionSpace, {"groups": [{"name": "joints", "size": 3}]})
-    spec = DecoderSpec(context_width=8, chunk=3, space=joints, codec=None, backbone=nn.Identity())
+    spec = DecoderSpec(context_width=8, chunk=3, space=joints, codec=None, backbone=BACKBONE)
     with pytest.raises(ConfigError, match="of these 3 action dims 0 are a gripper: leave gripper_mlp out"):
         RegressionDecoder(config, spec)
 

@@ -46,7 +46,7 @@ def noise_and_times(
 
     def record(inputs: DecoderInput, actions: torch.Tensor, mask: torch.Tensor, *at: torch.Tensor) -> Loss:
         seen.extend(at)
-        return Loss(actions.sum(), mask.sum())
+        return Loss(actions.sum(), mask.sum().float())
 
     decoder.loss_at = record
     steps = len(inputs.context)

@@ -233,7 +233,7 @@ def _principal_axes(x: Float[Tensor, "K X"], count: int) -> Float[Tensor, "axes 
     return F.pad(vectors, (0, 0, 0, count - len(vectors))).float()
 
 
-def _join_numbers(numbers: list[float], form: str) -> str:
+def _join_numbers(numbers: list[int] | list[float], form: str) -> str:
     return ", ".join(format(n, form) for n in numbers)
 
 
