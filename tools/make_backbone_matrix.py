@@ -213,7 +213,7 @@ def _families(rows: list[FamilyResult]) -> str:
         can = ["yes" if c in able else "-" for c in ("interleave", "block_mask", "cache")]
         size = "any" if m.any_size else "its own"
         lines.append([f"`{m.name}`", m.model_class, m.attention, *can, size, str(m.image_wrapping), m.note])
-    heads = ["family", "class", "who sees later places", "interleave", "block mask", "cache"]
+    heads = ["family", "class", "attention to later tokens", "interleave", "block mask", "cache"]
     return _table([*heads, "image size", "tokens around an image", "note"], lines)
 
 

@@ -1,7 +1,7 @@
-"""What a backbone remembers of the sequences it has read, and how rows of it are copied, picked and put together.
+"""The KV cache of the sequences that a backbone has read, and functions that copy, select and concatenate its rows.
 
-All of it is data: a model's own cache object (keys and values of each layer), or a dataclass that holds one beside
-tensors of a row each. None of these functions changes what it is given.
+A cache is plain data: a model's own cache object (keys and values of each layer), or a dataclass with such an object
+and tensors with one entry per row. No function here changes its arguments.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from torch import Tensor
 
 @dataclass
 class Cache:
-    """What a backbone remembers of S sequences, so that its next call reads new places only. Begin with `Cache()`.
+    """The cache of S sequences with K positions, so that the next call reads only new positions. Begin with `Cache()`.
 
-    Calling a backbone with a cache changes it, but no tensor of it. `state` is the backbone's business.
+    A call of a backbone with a cache changes the cache, but none of its tensors. Only the backbone uses `model_cache`.
     """
 
-    model_cache: Any = None  # keys and values, of the model's own kind
-    valid: Bool[Tensor, "S K"] | None = None  # which remembered places are no padding
-    positions: Int64[Tensor, "S K"] | None = None  # the position of each
-    next_position: Int64[Tensor, "S"] | None = None  # of the next place
-    hidden: Bool[Tensor, "S K"] | None = None  # which remembered places its owner hides; a backbone leaves it alone
+    model_cache: Any = None  # keys and values, in the model's own form
+    valid: Bool[Tensor, "S K"] | None = None  # False at padding
+    positions: Int64[Tensor, "S K"] | None = None  # position id of each
+    next_position: Int64[Tensor, "S"] | None = None  # position id after the last token
+    hidden: Bool[Tensor, "S K"] | None = None  # True where the history hides a position; backbones ignore it
 
     def fork(self) -> Cache:
-        """The same; reading on with one leaves the other as it is."""
+        """Return a copy; using one leaves the other unchanged."""
         return _mapped(self, lambda x, _: x)
 
     def detach(self) -> Cache:
-        """The same, through which no gradient flows."""
+        """Return a copy without gradients."""
         return _mapped(self, lambda x, _: x.detach())
 
     def select(self, rows: Int64[Tensor, "s"]) -> Cache:
-        """Only these sequences."""
+        """Return the cache of these sequences only."""
         return _mapped(self, lambda x, _: x[rows])
 
     def extract_row(self, row: int) -> Cache:
-        """Only this sequence, without its padding."""
+        """Return the cache of one sequence, without its padding."""
         if self.valid is None:
             raise ValueError("an empty cache has no sequences")
         kept = self.valid[row].nonzero().squeeze(1)
@@ -55,7 +55,7 @@ class Cache:
 
 
 def concat_caches(caches: Sequence[Cache]) -> Cache:
-    """The sequences of several caches, none of them empty, as one; shorter ones padded at their end."""
+    """Concatenate the sequences of several non-empty caches; shorter ones are padded at their end."""
     if len(caches) == 1:
         return caches[0].fork()
     longest = max(c.valid.shape[1] for c in caches if c.valid is not None)
@@ -87,7 +87,7 @@ def _joined(values: Sequence[Any], longest: int, along: int | None = None) -> An
 
 
 def _mapped(value: Any, change: Callable[[Tensor, int | None], Tensor], along: int | None = None) -> Any:
-    """The same with `change(tensor, the dim of remembered places)` of each tensor, all of whose first dim is S."""
+    """Return a copy with `change(tensor, dim of positions)` applied to each tensor; their first dim is S."""
     if isinstance(value, Tensor):
         return change(value, along)
     if hasattr(value, "layers"):  # a cache of transformers

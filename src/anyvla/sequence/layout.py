@@ -1,4 +1,4 @@
-"""Steps laid out into token sequences: prefix, then each step's tokens and the places of its queries."""
+"""Lays steps out in token sequences: the prefix, then each step's tokens and query positions."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def lay_out(
     length: int = 0,
     before: int = 0,
 ) -> TokenSequence:
-    """Put consecutive steps of `block` into sequences, right-padded to the longest (at least to `length` places).
+    """Lay consecutive steps of `block` out in sequences, right-padded to the longest or to `length` positions.
 
-    Of the `queries` places of each step, `before` stand before its tokens, the others after them.
+    Each step has `queries` query positions: `before` of them precede its tokens, the others follow.
     """
     rows: list[list[int]] = []
-    places: list[list[bool]] = []
+    query: list[list[bool]] = []
     numbers: list[list[int]] = []
     steps = iter(block.tokens)
     after = queries - before
     for count in steps_per_sequence:
-        row, place, number = list(block.prefix), [False] * len(block.prefix), [-1] * len(block.prefix)
+        row, is_query, number = list(block.prefix), [False] * len(block.prefix), [-1] * len(block.prefix)
         for step in range(count):
             tokens = next(steps)
             row += [*[query_id] * before, *tokens, *[query_id] * after]
-            place += [True] * before + [False] * len(tokens) + [True] * after
+            is_query += [True] * before + [False] * len(tokens) + [True] * after
             number += [step] * (len(tokens) + queries)
         rows.append(row)
-        places.append(place)
+        query.append(is_query)
         numbers.append(number)
     length = max(length, *map(len, rows))
     device = block.images.device
@@ -48,7 +48,7 @@ def lay_out(
     return TokenSequence(
         input_ids=pad(rows, pad_id, torch.int64),
         attention_mask=pad([[True] * len(r) for r in rows], False, torch.bool),
-        query_mask=pad(places, False, torch.bool),
+        query_mask=pad(query, False, torch.bool),
         step_ids=pad(numbers, -1, torch.int64),
         images=block.images,
     )

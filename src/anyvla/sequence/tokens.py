@@ -1,6 +1,6 @@
-"""Token sequences: the tokens of single steps, and steps laid out in sequences, as a backbone reads them.
+"""Token sequences: the tokens of single steps, and steps laid out in sequences for a backbone.
 
-Letters in shapes: see `anyvla.types`.
+The letters in shapes are defined in `anyvla.types`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepTokens:
-    """The tokens of M steps, one list a step, image places included, without padding."""
+    """The tokens of M steps, one list per step, with image tokens and without padding."""
 
-    prefix: Sequence[int]  # what opens a sequence, once (BOS)
+    prefix: Sequence[int]  # opens each sequence, once (BOS)
     tokens: Sequence[Sequence[int]]  # M lists
     images: UInt8[Tensor, "M V H W 3"]
 
@@ -27,11 +27,11 @@ class TokenSequence:
 
     input_ids: Int64[Tensor, "S L"]
     attention_mask: Bool[Tensor, "S L"]  # False at padding
-    query_mask: Bool[Tensor, "S L"]  # True at the M*R places of queries
-    step_ids: Int64[Tensor, "S L"]  # which step of its sequence a place belongs to, from 0; -1 at prefix and padding
+    query_mask: Bool[Tensor, "S L"]  # True at the M * R query positions
+    step_ids: Int64[Tensor, "S L"]  # the step of each position within its sequence, from 0; -1 at prefix and padding
     images: UInt8[Tensor, "M V H W 3"]
     block_mask: Bool[Tensor, "S L K"] | None = (
-        None  # False hides place k from place l; K: remembered places, then these L
+        None  # False hides key k from position l; K: cached positions, then these L
     )
-    block_mask_only: bool = False  # the mask alone says who sees whom, later places included; else it only takes away
-    positions: Int64[Tensor, "S L"] | None = None  # where places do not simply go on after what is remembered
+    block_mask_only: bool = False  # use block_mask alone; otherwise it is combined with the causal mask
+    positions: Int64[Tensor, "S L"] | None = None  # position ids; None: consecutive after the cache
