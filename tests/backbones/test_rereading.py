@@ -181,7 +181,7 @@ def test_models_that_remember_nothing_learn_to_write(made, codec):
 
 def test_what_reading_again_cannot_do_is_refused(made, codec):
     parallel = {"decoder": {"name": "lm_tokens", "ids": "added", "decoding": "parallel"}}
-    with pytest.raises(ConfigError, match="each place seeing earlier ones only: use decoding: autoregressive"):
+    with pytest.raises(ConfigError, match="each position sees earlier ones only: use decoding: autoregressive"):
         writer(made("kosmos-2"), codec, **parallel)
     with pytest.raises(ConfigError, match="decoder 'lm_tokens' needs a backbone that can continue, lm_head"):
         writer(made("florence2"), codec)

@@ -199,7 +199,7 @@ def test_a_checkpoint_runs_its_code_only_if_the_loader_says_so(name, folders, tm
     vla.save(tmp_path / "checkpoint")
     with monkeypatch.context() as watched:
         watched.setattr("transformers.dynamic_module_utils.get_class_in_module", _never)
-        with pytest.raises(ValueError, match=r"runs code.*VLA\.load\(path, trust_remote_code=True\)"):
+        with pytest.raises(ValueError, match=r"runs its own code.*VLA\.load\(path, trust_remote_code=True\)"):
             VLA.load(tmp_path / "checkpoint")
     home = folders[name].parent
     moved = home.rename(home.with_name("gone"))  # the checkpoint needs nothing else
