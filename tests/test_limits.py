@@ -28,7 +28,7 @@ NEEDED: Mapping[str, Any] = {  # values of fields that have no default
     "RemoteConfig": {"path": "here", "trust_remote_code": True},
     "FlamingoBackbone.Config": {"path": "here"},
     "Source": {"path": "here"},
-    "Piece": {"key": "action", "group": {"name": "position", "size": 3}},
+    "ColumnGroup": {"key": "action", "group": {"name": "position", "size": 3}},
     "OxeEntry": {"robot": "arm", "cameras": {}, "action": [], "instruction": []},
     "VLAConfig": to_dict(small.model()),
     "Embodiment": to_dict(small.embodiment()),

@@ -109,7 +109,7 @@ def test_proprio_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 def test_images_are_fitted_as_the_view_says() -> None:
     """4 x 8 in 8 x 8: two black rows above and below."""
-    [images] = observer(size=[8, 8], fit="pad").images([shown({"corner": 200, "wrist": 100}, [0, 0], (4, 8))], [0])
+    [images] = observer(size=[8, 8], fit="pad").read_images([shown({"corner": 200, "wrist": 100}, [0, 0], (4, 8))], [0])
     assert images[0, :, 0, 0].tolist() == [0, 0, 200, 200, 200, 200, 0, 0]
     assert images[1, :, 0, 0].tolist() == [0, 0, 100, 100, 100, 100, 0, 0]
     assert not images[2].any()
@@ -132,7 +132,7 @@ def test_a_session_is_warned_of_each_dim_once(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING, "anyvla.observing"):
         for given, asked, said in ((far, one, 1), (far, one, 0), (both, one, 1), (both, one, 0), (far, other, 1)):
             caplog.clear()
-            of.judge([given], [asked], "warn")
+            of.check_plausible([given], [asked], "warn")
             assert len(caplog.records) == said
     assert (one.warned, other.warned) == ({0, 1}, {1})
 

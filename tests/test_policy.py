@@ -114,7 +114,7 @@ def test_a_robot_without_cameras_is_refused():
     with pytest.raises(ConfigError, match=r"embodiment 'small' has no camera; .*needs one at least"):
         VLA(model(), [Robot(dataclasses.replace(embodiment(), cameras=()), statistics())])
     vla = policy()
-    with pytest.raises(ValueError, match=r"images of no camera, \(1, 0, 32, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"the images \(1, 0, 32, 32, 3\) are of no camera"):
         vla.backbone.tokenize(torch.zeros(1, 0, 32, 32, 3, dtype=torch.uint8), ["open"])
 
 

@@ -130,5 +130,5 @@ def test_tasks_that_have_not_begun_stay_after_a_stop() -> None:
         for task, _ in pool.run(_double, todo, 20, stop=lambda: bool(found)):
             found.append(task)
     assert 0 in found
-    assert 0 < len(found) < 20
+    assert 0 < len(found) <= 20  # those handed out before the stop may still come
     assert sorted([*found, *todo]) == list(range(50))

@@ -206,7 +206,7 @@ DAMAGED = {
     },
     "backbone/preprocessor_config.json": {
         "backbone": value("image_mean", to="x"),
-        "put the pixels where no model expects them": value("image_std", to=[0.5, 0.0, 0.5]),
+        "pixels in a range that no model expects": value("image_std", to=[0.5, 0.0, 0.5]),
         "correct preprocessor_config.json": value("image_std", to=[1e19] * 3),
         "image_mean [999": value("image_mean", to=[1e15, 0.5, 0.5]),
         "rescale_factor 0,": value("rescale_factor", to=0),

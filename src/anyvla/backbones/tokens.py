@@ -188,7 +188,7 @@ class TokenBackbone(Backbone):
             )
 
     def get_keys_values(self, cache: Cache) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K d"]]]:
-        layers = getattr(cache.model_cache, "past", cache.model_cache).layers
+        layers = getattr(cache.model_cache, "language", cache.model_cache).layers
         return [(layer.keys, layer.values) for layer in layers]
 
     @torch.no_grad()

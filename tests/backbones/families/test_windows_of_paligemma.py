@@ -42,7 +42,7 @@ def test_masks_of_its_own_for_layers_with_a_window_are_refused(subject: Subject,
     everything = torch.ones(1, length, length, dtype=torch.bool)
     if way == "mask":
         sequence = dataclasses.replace(sequence, block_mask=everything)
-    with pytest.raises(ValueError, match=rf"{length} tokens are more than the window of {WINDOW}.*fewer cameras"):
+    with pytest.raises(ValueError, match=rf"{length} tokens exceed the sliding window of {WINDOW}.*fewer cameras"):
         subject.backbone(sequence, query, Cache() if way == "cache" else None)
 
 

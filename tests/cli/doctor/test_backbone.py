@@ -88,13 +88,13 @@ def test_a_promise_that_is_broken_is_shown_with_its_reason(doctor: Arguments, mo
     ("arguments", "message"),
     [
         (("nobody/nothing-of-the-kind",), "`hf download nobody/nothing-of-the-kind`"),
-        (("EMPTY",), "holds no config.json"),
+        (("EMPTY",), "has no config.json"),
         (("nano", "--option", "widht=3"), "unknown key 'widht': did you mean 'width'?"),
         (("nano", "--option", "width"), "--option width has no value; write --option KEY=VALUE"),
         (("EMPTY", "--name", "nanno"), "there is no backbone 'nanno': did you mean 'nano'?"),
         (("EMPTY", "--name", "nano"), "backbone 'nano' loads no model folder; run `anyvla doctor backbone nano`"),
         (("auto",), "'path' is required"),
-        (("EMPTY", "--name", "moondream"), "comes with code of its own, which would run with all your rights"),
+        (("EMPTY", "--name", "moondream"), "ships its own code, which would run with all your rights"),
     ],
 )
 def test_a_mistake_is_one_clear_line(
