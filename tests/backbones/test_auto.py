@@ -122,6 +122,7 @@ def test_repeated_instructions_are_tokenized_once(llava_folder: Path, monkeypatc
         backbone.tokenize(images[:1], ["lift"])
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     "images",
     [torch.zeros(1, 1, 28, 28, 3), torch.zeros(1, 1, 3, 28, 28, dtype=torch.uint8), torch.zeros(1, 28, 28, 3).byte()],

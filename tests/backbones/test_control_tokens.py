@@ -60,6 +60,7 @@ def test_one_instruction_in_any_spelling_gives_the_same_tokens(llava: AutoBackbo
     assert tokens(llava, text + ".") != expected
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("text", ["open\udce9", "open\x00", b"open", None])
 def test_what_is_no_text_is_refused(llava: AutoBackbone, text: Any) -> None:
     with pytest.raises(ValueError, match="instruction"):

@@ -89,6 +89,7 @@ def test_pixels_are_those_of_the_processor(case: str) -> None:
     assert (apart > 0.01 * level).float().mean() < 0.02
 
 
+@pytest.mark.wrong_types
 def test_pixels_are_those_of_the_processor_in_patches() -> None:
     from transformers import Qwen2_5_VLConfig
 
