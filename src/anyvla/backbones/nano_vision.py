@@ -7,6 +7,7 @@ registers it with `AutoConfig` and `AutoModel`, so that a saved nano folder load
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,7 @@ class NanoVisionConfig(PreTrainedConfig):
     model_type = "anyvla_nano_vision"
 
     def __init__(
-        self, image_size: int = 96, channels: tuple[int, ...] = (64, 128), hidden_size: int = 192, **kwargs: Any
+        self, image_size: int = 96, channels: Sequence[int] = (64, 128), hidden_size: int = 192, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.image_size = image_size
