@@ -272,7 +272,7 @@ def _zero_weights(parts: Components) -> None:
 
 
 def _unused_id(tokenizer: Any, vocabulary: int) -> int:
-    """Return an id beyond those of the tokenizer and the model, which no instruction can produce.
+    """Return an id that neither the tokenizer nor the model has, so that no instruction can produce it.
 
     Raises ValueError if the tokenizer knows ids that the model does not embed.
     """

@@ -137,7 +137,7 @@ class Renderer:
     """Draws models that share their meshes and textures (loaded from one file), one at a time."""
 
     def __init__(self, model: mujoco.MjModel, render: str = "fast", hidden: Sequence[int] = ()) -> None:
-        """`hidden` are geom groups that are not drawn, besides those that MuJoCo hides."""
+        """`hidden` lists geom groups that are not drawn, in addition to the groups that MuJoCo hides."""
         import mujoco
 
         self.render = render_setting(render)

@@ -25,7 +25,7 @@ class Bullet:
     """
 
     def __init__(self, options: str = "") -> None:
-        """`options` are those of `pybullet.connect`, such as "--width=200 --height=200" for EGL."""
+        """`options` go to `pybullet.connect`, such as "--width=200 --height=200" for EGL."""
         import pybullet
 
         self._pybullet = pybullet

@@ -77,7 +77,7 @@ def kosmos_side(config: Any, preprocessor: Mapping[str, Any]) -> int:
 def patches_standardized(images: SequenceImages) -> dict[str, Tensor]:
     """(N, patches, 2 + p * p * 3), row by row: row and column, from 1, and the patch, channels last (KosMos-2.5).
 
-    The image is standardized by its own mean and spread, those of the camera's pixels before they are scaled.
+    The image is standardized by its own mean and spread, taken from the camera's pixels before they are scaled.
     """
     raw = images.sequence.images.flatten(0, 1).to(images.pixels.device).float()  # (N, H, W, 3)
     mean, spread = raw.mean((1, 2, 3)), raw.std((1, 2, 3), correction=0).clamp_min(raw[0].numel() ** -0.5)
