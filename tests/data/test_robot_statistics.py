@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from anyvla.data import stored
+from anyvla.data import cache_folder
 from anyvla.data.formats.folder import write_description
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
@@ -115,9 +115,9 @@ def test_they_are_kept_by_fingerprint_and_nothing_stale_comes_back(cache):
 
 def test_statistics_that_another_version_kept_are_made_again(cache):
     first = statistics_of(InMemory(EPISODES))
-    kept = json.loads(stored.read("statistics", f"{'m' * 64}.json") or b"")
+    kept = json.loads(cache_folder.read("statistics", f"{'m' * 64}.json") or b"")
     other = kept | {"version": kept["version"] - 1, "action": {"min": [0.0]}}
-    stored.keep("statistics", f"{'m' * 64}.json", json.dumps(other).encode())
+    cache_folder.write("statistics", f"{'m' * 64}.json", json.dumps(other).encode())
     assert statistics_of(InMemory(EPISODES)) == first
 
 

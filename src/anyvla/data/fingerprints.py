@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from anyvla.data import stored
+from anyvla.data import cache_folder
 from anyvla.files.inside import check_regular
 
 log = logging.getLogger(__name__)
@@ -55,10 +55,10 @@ def hash_many_files(root: Path, files: Sequence[Path], meaning: str) -> str:
     for begin in range(0, len(files), _BLOCK):
         block = files[begin : begin + _BLOCK]
         name = cache_key(root, block, "contents")
-        known = stored.read("blocks", name)
+        known = cache_folder.read("blocks", name)
         if known is None:
             known = combine(*_join_hashes({of.name: of.digest for of in _hash_in_order(root, block)})).encode()
-            stored.keep("blocks", name, known)
+            cache_folder.write("blocks", name, known)
         parts.append(known.decode())
         report.count(len(block))
     return combine(meaning, *parts)
@@ -130,7 +130,7 @@ class _Progress:
 def _hashes(root: Path, files: Iterable[Path]) -> dict[str, str]:
     """Return the hash of each file by its name below `root`, from the cache where the file is unchanged."""
     kept_as = hashlib.sha256(str(root.resolve()).encode()).hexdigest() + ".json"
-    kept: dict[str, tuple[Sequence[int], str]] = json.loads(stored.read(_HASHES, kept_as) or b"{}")
+    kept: dict[str, tuple[Sequence[int], str]] = json.loads(cache_folder.read(_HASHES, kept_as) or b"{}")
     out, missing = dict[str, str](), list[Path]()
     for path in files:
         before, out[_name(root, path)] = kept.get(_name(root, path), ((), ""))
@@ -143,7 +143,7 @@ def _hashes(root: Path, files: Iterable[Path]) -> dict[str, str]:
         if of.settled:
             kept[of.name], new = (of.seen, of.digest), True
         if new and (number == len(missing) or time.monotonic() - saved > _REPORT_S):  # an interruption loses little
-            stored.keep(_HASHES, kept_as, json.dumps(kept).encode())
+            cache_folder.write(_HASHES, kept_as, json.dumps(kept).encode())
             saved, new = time.monotonic(), False
     return out
 

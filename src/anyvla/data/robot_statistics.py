@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Num
 
-from anyvla.data import fingerprints, stored
+from anyvla.data import cache_folder, fingerprints
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.fingerprints import are_comparable
 from anyvla.data.statistics import compute_statistics
@@ -44,7 +44,7 @@ def pool_statistics(
     prints = [d.fingerprint for d in datasets]
     fingerprint = prints[0] if len(prints) == 1 else fingerprints.combine(*prints)
     name = f"{fingerprint}.json"
-    known = json.loads(stored.read("statistics", name) or b"{}")
+    known = json.loads(cache_folder.read("statistics", name) or b"{}")
     if known.pop("version", None) == _VERSION:
         return Statistics(**known)
     places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
@@ -56,7 +56,7 @@ def pool_statistics(
                 proprio.append(p)
             progress(len(actions), len(places))
     found = Statistics(describe(np.concatenate(actions)), describe(np.concatenate(proprio)), fingerprint)
-    stored.keep("statistics", name, json.dumps(vars(found) | {"version": _VERSION}).encode())
+    cache_folder.write("statistics", name, json.dumps(vars(found) | {"version": _VERSION}).encode())
     return found
 
 

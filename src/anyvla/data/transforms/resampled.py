@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
-from anyvla.data import stored
+from anyvla.data import cache_folder
 from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images, steady_timestamps
 from anyvla.data.frame_times import find_shown_frames
 from anyvla.data.transforms.converted import arm_side, read_rotations, write_rotations
@@ -233,12 +233,12 @@ def _sum_along_tool(
 
 def _read_end_times(dataset: EpisodeDataset) -> Float64[np.ndarray, "E"]:
     """Return the time of the last step of each episode, from the cache or by reading all episodes."""
-    if (known := stored.read("durations", dataset.fingerprint)) is not None:
+    if (known := cache_folder.read("durations", dataset.fingerprint)) is not None:
         return np.frombuffer(known, "<f8")
     log.info("reading how long the %d episodes of %s last", len(dataset), dataset.root)
     with ThreadPoolExecutor(_THREADS) as threads:
         ends = np.array(list(threads.map(lambda i: _read_end_time(dataset, i), range(len(dataset)))), "<f8")
-    stored.keep("durations", dataset.fingerprint, ends.tobytes())
+    cache_folder.write("durations", dataset.fingerprint, ends.tobytes())
     return ends
 
 

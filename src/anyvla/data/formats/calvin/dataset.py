@@ -20,7 +20,7 @@ from jaxtyping import Float32, Int64, UInt8
 from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, to_dict
-from anyvla.data import fingerprints, stored
+from anyvla.data import cache_folder, fingerprints
 from anyvla.data.episode import Episode, Frames, conventions, steady_timestamps
 from anyvla.data.formats.arrays.npz import array_keys, array_shape, load_arrays
 from anyvla.data.formats.calvin.index import (
@@ -192,11 +192,11 @@ class CalvinDataset(EpisodeReader):
                 self._split, [self._path(step) for step in steps], "float32"
             )
         name = self._block_names[number]
-        if (known := stored.read("calvin", name)) is not None:
+        if (known := cache_folder.read("calvin", name)) is not None:
             return np.frombuffer(known, np.float32).reshape(-1, _WIDTH)
         with ThreadPoolExecutor(_THREADS) as pool:
             rows = np.stack(list(pool.map(self._read_step, steps)))
-        stored.keep("calvin", name, rows.tobytes())
+        cache_folder.write("calvin", name, rows.tobytes())
         return rows
 
     def _read_step(self, step: int) -> Float32[np.ndarray, "K"]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from anyvla.config import to_dict
-from anyvla.data import fingerprints, stored
+from anyvla.data import cache_folder, fingerprints
 from anyvla.data.formats.rlds import oxe, tf_example, tfrecord
 from anyvla.data.formats.rlds.features import DatasetVersion, FeatureSpec
 from anyvla.data.formats.unreadable import report_empty
@@ -54,7 +54,7 @@ def build_index(
     """Return the index of a split, from the cache if possible. Raises ValueError for damaged files."""
     meaning = json.dumps([_VERSION, list(instructions), to_dict(config), None if entry is None else to_dict(entry)])
     name = f"{fingerprints.cache_key(version.folder, [*shards, version.folder / 'features.json'], meaning)}.npz"
-    if (known := stored.read("rlds", name)) is not None:
+    if (known := cache_folder.read("rlds", name)) is not None:
         with np.load(io.BytesIO(known), allow_pickle=False) as kept:
             notes = json.loads(bytes(kept["notes"]).decode())
             return RecordIndex(**{column: kept[column] for column in _COLUMNS}, **notes)
@@ -63,7 +63,7 @@ def build_index(
     buffer = io.BytesIO()
     columns: dict[str, Any] = {column: getattr(index, column) for column in _COLUMNS}
     np.savez(buffer, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8), **columns)
-    stored.keep("rlds", name, buffer.getvalue())
+    cache_folder.write("rlds", name, buffer.getvalue())
     return index
 
 

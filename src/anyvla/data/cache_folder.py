@@ -38,7 +38,7 @@ def read(kind: str, name: str) -> bytes | None:
     return contents
 
 
-def keep(kind: str, name: str, contents: bytes) -> None:
+def write(kind: str, name: str, contents: bytes) -> None:
     """Write contents to `kind/name` in `$ANYVLA_CACHE` (`~/.cache/anyvla`). Warn once if that is impossible."""
     try:
         path = _folder() / kind / name

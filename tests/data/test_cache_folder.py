@@ -9,27 +9,27 @@ from typing import Any
 
 import pytest
 
-from anyvla.data import stored
+from anyvla.data import cache_folder
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: Any) -> Path:
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
-    stored._warn_once.cache_clear()
+    cache_folder._warn_once.cache_clear()
     return tmp_path / "cache"
 
 
 def test_contents_come_back(cache: Path) -> None:
-    assert stored.read("kind", "name") is None
-    stored.keep("kind", "name", b"contents")
-    assert stored.read("kind", "name") == b"contents"
-    assert stored.read("kind", "other") is None
+    assert cache_folder.read("kind", "name") is None
+    cache_folder.write("kind", "name", b"contents")
+    assert cache_folder.read("kind", "name") == b"contents"
+    assert cache_folder.read("kind", "other") is None
 
 
 @pytest.mark.parametrize("damage", [slice(0, -1), slice(0, 0), slice(3, None), "bit", "renamed", "older"])
 def test_a_damaged_file_is_noticed(damage: Any, cache: Path, caplog: Any) -> None:
-    stored.keep("kind", "name", b"contents")
-    stored.keep("kind", "other", b"other contents")
+    cache_folder.write("kind", "name", b"contents")
+    cache_folder.write("kind", "other", b"other contents")
     path = cache / "kind/name"
     whole = path.read_bytes()
     if damage == "bit":
@@ -40,7 +40,7 @@ def test_a_damaged_file_is_noticed(damage: Any, cache: Path, caplog: Any) -> Non
         path.write_bytes(b'{"q01": [0.0]}')
     else:
         path.write_bytes(whole[damage])
-    assert stored.read("kind", "name") is None
+    assert cache_folder.read("kind", "name") is None
     assert f"the cache file {path} is damaged or of another version" in caplog.text
 
 
@@ -49,8 +49,8 @@ def test_a_cache_that_cannot_be_written_is_one_warning(tmp_path: Path, monkeypat
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: None)  # tests may run in a pool of workers
     for name in ("a", "b"):
-        assert stored.read("kind", name) is None
-        stored.keep("kind", name, b"contents")
+        assert cache_folder.read("kind", name) is None
+        cache_folder.write("kind", name, b"contents")
     [record] = caplog.records
     assert f"the cache folder {tmp_path / 'file'} cannot be used (Not a directory)" in record.getMessage()
     assert "Set ANYVLA_CACHE" in record.getMessage()
@@ -61,8 +61,8 @@ def test_a_cache_that_cannot_be_written_is_one_warning(tmp_path: Path, monkeypat
 def test_a_user_without_a_home_needs_no_cache(settings: dict[str, str]) -> None:
     """Containers run as users that are in no password file and may write nowhere but in the run folder."""
     code = (
-        "import os; from anyvla.data import stored; os.setuid(54321); "
-        "stored.keep('kind', 'name', b'x'); assert stored.read('kind', 'name') is None"
+        "import os; from anyvla.data import cache_folder; os.setuid(54321); "
+        "cache_folder.write('kind', 'name', b'x'); assert cache_folder.read('kind', 'name') is None"
     )
     path = os.pathsep.join(sys.path)
     done = subprocess.run(
