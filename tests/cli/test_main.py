@@ -96,7 +96,7 @@ def test_doctor_says_what_is_missing_and_how_to_fix_it(capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["doctor", "--json"]) == 1
     found = {f["what"]: f for f in json.loads(capsys.readouterr().out)}
-    assert found["extra metaworld"]["mend"] == 'pip install "anyvla[metaworld]"'
+    assert found["extra metaworld"]["fix"] == 'pip install "anyvla[metaworld]"'
 
 
 def test_training_from_the_command_line(recipe, tmp_path, capsys):

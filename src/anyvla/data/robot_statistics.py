@@ -107,11 +107,11 @@ def check_vectors(episode: Episode, embodiment: Embodiment, where: str) -> None:
             raise ValueError(
                 f"{where}: {name} have shape {array.shape}, but embodiment {embodiment.name!r} declares {space.size} "
                 f"dims ({groups}), and the episode has {len(episode)} steps: declare the groups that the data has, or "
-                "mend the data"
+                "correct the data"
             )
         if not np.isfinite(array).all():
             step, dim = np.argwhere(~np.isfinite(array))[0]
             raise ValueError(
                 f"{where}: {name} must be finite: step {step}, {space.place(int(dim))}, is {array[step, dim]}: "
-                "mend these episodes or leave them out"
+                "repair these episodes or leave them out"
             )

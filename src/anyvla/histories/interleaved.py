@@ -153,7 +153,7 @@ class Interleaved(History):
             before=steps.before,
         )
         new = get_readout_mask(sequence, part)
-        hidden = cache.hidden
+        hidden = cache.hidden_by_history
         if hidden is not None and not self.sees_past:
             places = new.shape[1]
             sequence = replace(
@@ -163,7 +163,7 @@ class Interleaved(History):
                 ),
             )
         readouts = backbone(sequence, part.embeddings, cache)[:, -steps.readouts :]
-        cache.hidden = new if hidden is None else torch.cat([hidden, new], 1)
+        cache.hidden_by_history = new if hidden is None else torch.cat([hidden, new], 1)
         for row, ((_, cached), readout) in enumerate(zip(group, readouts, strict=True)):
             cached.cache, cached.row = cache, row
             cached.readouts.append(readout)
@@ -173,12 +173,12 @@ class Interleaved(History):
         cache = concat_caches([cached.cache.extract_row(cached.row) for cached in windows if cached.cache is not None])
         assert cache.valid is not None
         assert cache.positions is not None
-        assert cache.hidden is not None
+        assert cache.hidden_by_history is not None
         position = torch.arange(cache.valid.shape[1], device=cache.valid.device)
         first = cache.valid.sum(1, keepdim=True) - readouts  # the readouts of the newest step come last
         visible = cache.valid & (position < first)
         if not self.sees_past:
-            visible = visible & ~cache.hidden
+            visible = visible & ~cache.hidden_by_history
         positions = cache.positions.gather(1, first).squeeze(1)
         return Continuation(backbone, cache, (1,) * len(windows), visible, positions)
 

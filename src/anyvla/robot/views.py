@@ -73,22 +73,22 @@ def camera_views(
 def _image(camera: str, image: Any) -> UInt8[np.ndarray, "H W 3"]:
     """Return the image of a camera. Raises ValueError with the fault and the line of code that fixes it."""
     if not isinstance(image, np.ndarray):
-        got, mend = type(image).__name__, "np.asarray(image)"
+        got, fix = type(image).__name__, "np.asarray(image)"
     elif not image.size:
-        got, mend = f"an empty one, {image.dtype} {image.shape}", "the frame that the camera shows"
+        got, fix = f"an empty one, {image.dtype} {image.shape}", "the frame that the camera shows"
     elif image.ndim == 3 and image.shape[-1] != 3 and image.shape[0] in (1, 3, 4):
-        got, mend = f"{image.dtype} {image.shape}, channels first", "image.transpose(1, 2, 0)"
+        got, fix = f"{image.dtype} {image.shape}, channels first", "image.transpose(1, 2, 0)"
     elif image.ndim == 3 and image.shape[-1] == 4:
-        got, mend = f"{image.dtype} {image.shape}, with an alpha channel", "image[..., :3]"
+        got, fix = f"{image.dtype} {image.shape}, with an alpha channel", "image[..., :3]"
     elif image.ndim != 3 or image.shape[-1] != 3:
-        got, mend = f"{image.dtype} {image.shape}", "one RGB frame; a gray one as np.stack([image] * 3, -1)"
+        got, fix = f"{image.dtype} {image.shape}", "one RGB frame; a gray one as np.stack([image] * 3, -1)"
     elif image.dtype != np.uint8:
         unit = image.size and np.issubdtype(image.dtype, np.floating) and image.max() <= 1
         scaled = "(image * 255)" if unit else "image"
-        got, mend = f"{image.dtype} {image.shape}", f"{scaled}.round().astype(np.uint8)"
+        got, fix = f"{image.dtype} {image.shape}", f"{scaled}.round().astype(np.uint8)"
     else:
         return image
-    raise ValueError(f"camera {camera!r}: expected a uint8 array (H, W, 3), RGB, 0..255, got {got}: give {mend}")
+    raise ValueError(f"camera {camera!r}: expected a uint8 array (H, W, 3), RGB, 0..255, got {got}: give {fix}")
 
 
 def center_crop_views(images: UInt8[Tensor, "B V H W 3"], crop: Sequence[float] | float) -> UInt8[Tensor, "B V H W 3"]:

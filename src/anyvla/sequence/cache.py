@@ -28,7 +28,7 @@ class Cache:
     valid: Bool[Tensor, "S K"] | None = None  # False at padding
     positions: Int64[Tensor, "S K"] | None = None  # position id of each
     next_position: Int64[Tensor, "S"] | None = None  # position id after the last token
-    hidden: Bool[Tensor, "S K"] | None = None  # True where the history hides a position; backbones ignore it
+    hidden_by_history: Bool[Tensor, "S K"] | None = None  # backbones ignore it
 
     def fork(self) -> Cache:
         """Return a copy; using one leaves the other unchanged."""
@@ -103,4 +103,4 @@ def _mapped(value: Any, change: Callable[[Tensor, int | None], Tensor], along: i
 
 
 def _along(field: str) -> int | None:
-    return 1 if field in ("valid", "positions", "hidden") else None
+    return 1 if field in ("valid", "positions", "hidden_by_history") else None

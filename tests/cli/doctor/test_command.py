@@ -44,16 +44,16 @@ def test_only_what_is_missing_makes_it_fail(
     for part in ("_machine", "_packages", "_extras"):
         monkeypatch.setattr(doctor, part, list)
     monkeypatch.setattr(doctor, "_rendering", lambda: MachineCheck("rendering", "ok", "egl"))
-    monkeypatch.setattr(doctor, "_video", lambda: MachineCheck("video", state, "PyAV", "mend it"))
+    monkeypatch.setattr(doctor, "_video", lambda: MachineCheck("video", state, "PyAV", "fix it"))
     assert doctor.main(["--json"]) == status
     assert json.loads(capsys.readouterr().out)[1] == {
-        "what": "video", "state": state, "found": "PyAV", "mend": "mend it"
+        "what": "video", "state": state, "found": "PyAV", "fix": "fix it"
     }  # fmt: skip
 
 
 def test_of_the_extras_only_the_simulator_of_the_quickstart_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
-    states = {f.what: (f.state, f.mend) for f in doctor._extras()}
+    states = {f.what: (f.state, f.fix) for f in doctor._extras()}
     assert states.pop("extra metaworld") == ("missing", 'pip install "anyvla[metaworld]"')
     assert {state for state, _ in states.values()} == {"note"}
     assert states["extra lora"] == ("note", 'pip install "anyvla[lora]"')

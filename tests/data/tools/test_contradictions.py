@@ -55,7 +55,7 @@ def test_radians_of_60():
     assert (finding.severity, finding.episode) == ("error", None)
     assert "actions, group 'joints', dim 1 (lift), goes from -60 to" in finding.text
     assert "9.5" in finding.text
-    assert "unit: deg" in finding.mend
+    assert "unit: deg" in finding.fix
     assert found(dataclasses.replace(group, unit="deg"), None, lambda i: walk(2, 1, 1, i) * [1, 60]) == []
     assert only(group, None, lambda i: walk(2, 8, 1, i)).severity == "warning"  # a joint that turns on and on
 
@@ -137,7 +137,7 @@ def test_normalized_ends_at_100():
 
 def test_meters_of_400():
     group = Group(name="position", size=3, kind="position", unit="m")
-    assert "unit: mm" in only(group, None, lambda i: walk(3, 400, 1, i)).mend
+    assert "unit: mm" in only(group, None, lambda i: walk(3, 400, 1, i)).fix
 
 
 @pytest.mark.parametrize(("low", "high", "severity"), [(0, 1, "error"), (0, 0.3, "warning")])
@@ -195,7 +195,7 @@ def test_deltas_that_are_the_next_state():
     finding = only(action, state, after, states)
     assert finding.severity == "error"
     assert "is the next state of proprio 'joints'" in finding.text
-    assert finding.mend == "declare mode: absolute"
+    assert finding.fix == "declare mode: absolute"
     assert found(dataclasses.replace(action, mode="absolute"), state, after, states) == []
 
 
@@ -204,7 +204,7 @@ def test_absolute_targets_that_are_changes():
     states = lambda i: 0.4 + walk(3, 0.2, 1, i)  # noqa: E731
     change = lambda i: np.diff(states(i), axis=0, append=states(i)[-1:])  # noqa: E731
     finding = only(state, state, change, states)
-    assert finding.mend == "declare mode: delta"
+    assert finding.fix == "declare mode: delta"
     assert found(dataclasses.replace(state, mode="delta"), state, change, states) == []
 
 
@@ -225,7 +225,7 @@ def test_the_order_of_a_quaternion_by_its_names():
         return q / np.linalg.norm(q, axis=1, keepdims=True)
 
     finding = only(group, None, rows)
-    assert finding.mend == "declare rotation: quaternion_wxyz"
+    assert finding.fix == "declare rotation: quaternion_wxyz"
     assert found(dataclasses.replace(group, rotation="quaternion_wxyz"), None, rows) == []
 
 
@@ -253,10 +253,10 @@ def test_rotations_in_another_convention_are_compared_too(rotation):
         q = turning(i)
         return from_quaternions(relative(q, np.roll(q, -1, 0), "tool"), rotation)
 
-    assert only(action, state, after, turning).mend == "declare mode: absolute"
+    assert only(action, state, after, turning).fix == "declare mode: absolute"
     assert found(action, state, turns, turning) == []
     absolute = dataclasses.replace(action, mode="absolute")
-    assert only(absolute, state, turns, turning).mend == "declare mode: delta"
+    assert only(absolute, state, turns, turning).fix == "declare mode: delta"
     assert found(absolute, state, after, turning) == []
 
 

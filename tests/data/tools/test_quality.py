@@ -8,7 +8,7 @@ import pytest
 
 from anyvla.data.episode import Episode, Frames, steady_timestamps
 from anyvla.data.tools.quality import Finding, check
-from anyvla.data.transforms.mended import Mended
+from anyvla.data.transforms.repaired import RepairedDataset
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.rotations import convert
 from anyvla.robot.space import ActionSpace, Group
@@ -86,13 +86,13 @@ def test_idle_ends_are_found_and_cut():
     finding = only(idle)
     assert (finding.kind, finding.text) == ("idle", "nothing moves for 30 steps at its begin")
     data = InMemory([*CLEAN, idle])
-    mended = Mended(data, check(data))
-    assert mended.lengths.tolist() == [*(len(e) for e in CLEAN), 40]
-    assert np.array_equal(mended[8].actions, episode.actions)
-    assert mended[8].timestamps[0] == 0
-    assert np.array_equal(mended[8].images["wrist"][:], idle.images["wrist"][30:])
-    assert mended.cut == {"8": [30, 0]}
-    assert check(mended) == []
+    repaired = RepairedDataset(data, check(data))
+    assert repaired.lengths.tolist() == [*(len(e) for e in CLEAN), 40]
+    assert np.array_equal(repaired[8].actions, episode.actions)
+    assert repaired[8].timestamps[0] == 0
+    assert np.array_equal(repaired[8].images["wrist"][:], idle.images["wrist"][30:])
+    assert repaired.cut == {"8": [30, 0]}
+    assert check(repaired) == []
 
 
 def test_times():
@@ -264,7 +264,7 @@ def test_noise_is_no_motion_and_rest_is_told():
     data = InMemory([*CLEAN, rest])
     [finding] = check(data)
     assert (finding.kind, finding.text) == ("idle", "nothing moves from its begin to its end")
-    assert Mended(data, [finding]).lengths.tolist() == data.lengths.tolist()  # for a person to decide
+    assert RepairedDataset(data, [finding]).lengths.tolist() == data.lengths.tolist()  # for a person to decide
 
 
 def turning(length: int, angles: np.ndarray, rotation: str) -> Episode:
@@ -307,10 +307,10 @@ def test_an_episode_that_cannot_be_read_does_not_end_the_check():
 
     [finding] = check(Damaged(CLEAN))
     assert (finding.kind, finding.episode, finding.text) == ("damaged", 2, "file-003.parquet is cut")
-    mended = Mended(Damaged(CLEAN), [finding])
-    assert len(mended) == 7
-    assert mended.dropped == {"2": "file-003.parquet is cut"}
-    assert mended[2].proprio is CLEAN[3].proprio
+    repaired = RepairedDataset(Damaged(CLEAN), [finding])
+    assert len(repaired) == 7
+    assert repaired.dropped == {"2": "file-003.parquet is cut"}
+    assert repaired[2].proprio is CLEAN[3].proprio
 
 
 def test_quaternions_that_jump_to_their_antipode():
@@ -329,7 +329,7 @@ def test_quaternions_that_jump_to_their_antipode():
 def test_a_copy_of_nothing_is_refused():
     data = InMemory([smooth(actions=np.full((40, 4), np.nan, np.float32))])
     with pytest.raises(ValueError, match="every episode of memory has an error"):
-        Mended(data, check(data))
+        RepairedDataset(data, check(data))
 
 
 @pytest.mark.parametrize("text", ["open it\x00", "open it\udce9", "\x1b[1mopen it"])

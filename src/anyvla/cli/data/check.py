@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
             table.add_column(heading)
         for finding in findings[:_SHOWN]:
             number = "all" if finding.episode is None else str(finding.episode)
-            table.add_row(finding.severity, finding.kind, number, finding.text, finding.mend)
+            table.add_row(finding.severity, finding.kind, number, finding.text, finding.fix)
         if findings:
             Console().print(table)
         counts = Counter(f.severity for f in findings)
@@ -61,12 +61,12 @@ def run(options: argparse.Namespace) -> int:
     if options.fix is None:
         return int(errors)
     from anyvla.cli.data.convert import converted
-    from anyvla.data.transforms.mended import Mended
+    from anyvla.data.transforms.repaired import RepairedDataset
     from anyvla.files import durable
 
-    mended = Mended(dataset, findings)
-    converted(mended, options.fix)
-    done = json.dumps({"dropped": mended.dropped, "cut": mended.cut}, indent=1, ensure_ascii=False)
+    repaired = RepairedDataset(dataset, findings)
+    converted(repaired, options.fix)
+    done = json.dumps({"dropped": repaired.dropped, "cut": repaired.cut}, indent=1, ensure_ascii=False)
     durable.write(options.fix / "meta/fixes.json", done)
-    console.print(f"{len(mended.dropped)} episodes left out, {len(mended.cut)} cut: {options.fix}")
+    console.print(f"{len(repaired.dropped)} episodes left out, {len(repaired.cut)} cut: {options.fix}")
     return 0

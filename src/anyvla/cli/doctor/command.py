@@ -51,7 +51,7 @@ class MachineCheck:
     what: str
     state: Literal["ok", "missing", "note"]
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def main(argv: list[str]) -> int:
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
         table = Table("", "what", "found", "to fix it", box=None, pad_edge=False)
         colors = {"ok": "green", "missing": "red", "note": "yellow"}
         for f in findings:
-            table.add_row(Text(f.state, colors[f.state]), f.what, f.found, f.mend)
+            table.add_row(Text(f.state, colors[f.state]), f.what, f.found, f.fix)
         Console().print(table)
     return 1 if any(f.state == "missing" for f in findings) else 0
 

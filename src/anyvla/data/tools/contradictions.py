@@ -33,10 +33,10 @@ class _Declared:
     place: slice
     measured: MeasuredNumbers
 
-    def finding(self, text: str, mend: str, severity: Severity = "error", dim: int | None = None) -> Finding:
+    def finding(self, text: str, fix: str, severity: Severity = "error", dim: int | None = None) -> Finding:
         """Return a finding about the group, or about one of its dims."""
         at = f", dim {self.group.label(dim)}," if dim is not None else ","
-        return Finding("meaning", severity, None, f"{self.part}, group {self.group.name!r}{at} {text}", mend)
+        return Finding("meaning", severity, None, f"{self.part}, group {self.group.name!r}{at} {text}", fix)
 
     def range_of(self, dim: int) -> tuple[float, float]:
         """Return the least and the largest number of a dim."""
@@ -126,15 +126,15 @@ def _ends(declared: _Declared) -> Iterator[Finding]:
     for dim in range(group.size):
         low, high = declared.range_of(dim)
         seen, ends = f"goes from {low:.4g} to {high:.4g}", f"{group.low:g} to {group.high:g}"
-        mend = "declare the range that the data has"
+        fix = "declare the range that the data has"
         if group.kind != "gripper" and max(group.low - low, high - group.high) > 0.02 * span:
             severity: Severity = "error" if declared.part == "actions" else "warning"  # sensors overshoot
-            yield declared.finding(f"{seen}, outside of its declared range {ends}", mend, severity, dim)
+            yield declared.finding(f"{seen}, outside of its declared range {ends}", fix, severity, dim)
         elif group.kind == "gripper" and 0 < high - low < 0.05 * span:
             usually = usual.gripper_range(low, high, None)
             whole = usually is not None and high - low > 0.9 * (usually[1] - usually[0])
             text = f"{seen}, {(high - low) / span:.1%} of its declared range {ends}"
-            yield declared.finding(text, mend, "error" if whole else "warning", dim)
+            yield declared.finding(text, fix, "error" if whole else "warning", dim)
 
 
 def _open_end(declared: _Declared, robot: str | None) -> Iterator[Finding]:
@@ -160,7 +160,7 @@ def _rotations(declared: _Declared) -> Iterator[Finding]:
     if odd := find_odd_lengths(rotation, declared.measured, declared.part, declared.place):
         dims = f"dims {declared.group.label(0)} to {declared.group.label(declared.group.size - 1)}"
         text = f"{dims}, has lengths from {odd[0]:.4g} to {odd[1]:.4g}, declared as {rotation}, which has lengths of 1"
-        yield declared.finding(text, "declare how the rotation is written, or mend the data")
+        yield declared.finding(text, "declare how the rotation is written, or correct the data")
         return
     if rotation == "rot6d":
         values = declared.measured.values(declared.part, declared.place).astype(np.float64)

@@ -117,7 +117,7 @@ def _write(
         for index, fault in pool.run(_stage, todo, 2 * count, stop):
             if fault is not None and not skip_damaged:
                 raise ValueError(
-                    f"episode {index} of {source.root} cannot be converted: {fault}\nmend it, or leave such "
+                    f"episode {index} of {source.root} cannot be converted: {fault}\nrepair it, or leave such "
                     "episodes out with --skip-damaged; what was written is kept"
                 )
             if fault is not None:

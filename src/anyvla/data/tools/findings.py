@@ -34,4 +34,4 @@ class Finding:
     severity: Severity
     episode: int | None  # None: of the whole data set
     text: str
-    mend: str
+    fix: str

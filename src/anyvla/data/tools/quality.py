@@ -87,7 +87,7 @@ def _check_numbers(episode: Episode, index: int, scale: Scale) -> Iterator[Findi
         if not np.isfinite(array).all():
             step, dim = np.argwhere(~np.isfinite(array))[0]
             text = f"{name} at step {step}, {space.place(int(dim))}, is {array[step, dim]}"
-            yield Finding("not finite", "error", index, text, "leave the episode out, or mend its numbers")
+            yield Finding("not finite", "error", index, text, "leave the episode out, or correct its numbers")
             continue
         limits = scale.step[name]
         if limits is not None:
@@ -203,8 +203,8 @@ def _check_file(images: Images, camera: str, index: int) -> Iterator[Finding]:
         return
     try:
         for wrong, text in images.faults():
-            mend = "copy it again, or leave the episode out" if wrong else "look at it: anyvla data view"
-            yield Finding("video", "error" if wrong else "warning", index, f"camera {camera!r}: {text}", mend)
+            fix = "copy it again, or leave the episode out" if wrong else "look at it: anyvla data view"
+            yield Finding("video", "error" if wrong else "warning", index, f"camera {camera!r}: {text}", fix)
     except (ValueError, OSError) as error:
         yield Finding("video", "error", index, f"camera {camera!r}: {error}", "copy it again, or leave it out")
 

@@ -16,7 +16,7 @@ from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
 from anyvla.data.tools.quality import check
 from anyvla.data.training.mixture import DataConfig, Source, open_mixture
-from anyvla.data.transforms.mended import Mended
+from anyvla.data.transforms.repaired import RepairedDataset
 from tests.data.demonstrations import ROBOT, demonstration
 
 WRIST = "videos/observation.images.wrist"
@@ -61,7 +61,7 @@ def only_lost(root, right, number):
         dataset[number]
     [finding] = [f for f in check(dataset) if f.severity == "error" and f.kind != "gripper"]
     assert (finding.kind, finding.episode) == ("damaged", number)
-    assert len(Mended(dataset, [finding])) == COUNT - 1
+    assert len(RepairedDataset(dataset, [finding])) == COUNT - 1
     return str(caught.value)
 
 

@@ -15,7 +15,7 @@ from anyvla.data.transforms.resampled import PickedFrames
 from anyvla.data.transforms.wrapped import WrappedDataset
 
 
-class Mended(WrappedDataset):
+class RepairedDataset(WrappedDataset):
     """The episodes without an error, their idle ends cut. `dropped` and `cut` list the changes.
 
     Raises ValueError if no episode is left.

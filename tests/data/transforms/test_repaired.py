@@ -4,7 +4,7 @@ import numpy as np
 
 from anyvla.data.episode import Episode
 from anyvla.data.tools.findings import Finding
-from anyvla.data.transforms.mended import Mended
+from anyvla.data.transforms.repaired import RepairedDataset
 from tests.data.demonstrations import InMemory, demonstration
 
 LENGTH = 30
@@ -39,19 +39,19 @@ FINDINGS = [
 
 
 def test_episodes_with_an_error_are_left_out_and_others_keep_their_task() -> None:
-    mended = Mended(DATA, FINDINGS)
-    assert len(mended) == 4
-    assert [mended.task(i) for i in range(4)] == ["task 0", "task 2", "task 3", "task 4"]
-    assert [mended[i].proprio[0, 3] for i in range(4)] == [0, 2, 3, 4]
-    assert mended.dropped == {"1": "damaged of 1"}
+    repaired = RepairedDataset(DATA, FINDINGS)
+    assert len(repaired) == 4
+    assert [repaired.task(i) for i in range(4)] == ["task 0", "task 2", "task 3", "task 4"]
+    assert [repaired[i].proprio[0, 3] for i in range(4)] == [0, 2, 3, 4]
+    assert repaired.dropped == {"1": "damaged of 1"}
 
 
 def test_idle_ends_are_cut_off_everything_alike() -> None:
     """Episode 2 moves at steps 5 to 19, and shows at step 20 where it arrived."""
-    mended, whole = Mended(DATA, FINDINGS), DATA[2]
-    cut = mended[1]
-    assert mended.lengths.tolist() == [30, 16, 30, 30]
-    assert mended.cut == {"2": [5, 9]}
+    repaired, whole = RepairedDataset(DATA, FINDINGS), DATA[2]
+    cut = repaired[1]
+    assert repaired.lengths.tolist() == [30, 16, 30, 30]
+    assert repaired.cut == {"2": [5, 9]}
     np.testing.assert_array_equal(cut.actions, whole.actions[5:21])
     np.testing.assert_array_equal(cut.proprio, whole.proprio[5:21])
     np.testing.assert_allclose(cut.timestamps, np.arange(16) / 40)
@@ -61,11 +61,11 @@ def test_idle_ends_are_cut_off_everything_alike() -> None:
 
 
 def test_only_what_was_found_idle_is_cut() -> None:
-    assert len(Mended(DATA, FINDINGS)[3]) == LENGTH  # it rests from step 12 on, but that was not found
-    assert Mended(DATA, [finding("idle", "warning", 4)]).cut == {"4": [0, 17]}
-    assert Mended(DATA, [finding("idle", "warning", 4), finding("gripper", "error", 4)]).cut == {}
+    assert len(RepairedDataset(DATA, FINDINGS)[3]) == LENGTH  # it rests from step 12 on, but that was not found
+    assert RepairedDataset(DATA, [finding("idle", "warning", 4)]).cut == {"4": [0, 17]}
+    assert RepairedDataset(DATA, [finding("idle", "warning", 4), finding("gripper", "error", 4)]).cut == {}
 
 
-def test_what_was_mended_is_part_of_the_fingerprint() -> None:
-    prints = {Mended(DATA, some).fingerprint for some in (FINDINGS, FINDINGS[:1], FINDINGS[2:], FINDINGS[3:])}
+def test_repairs_are_part_of_the_fingerprint() -> None:
+    prints = {RepairedDataset(DATA, some).fingerprint for some in (FINDINGS, FINDINGS[:1], FINDINGS[2:], FINDINGS[3:])}
     assert len(prints) == 4
