@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from anyvla.config import to_dict
 from anyvla.data.training.mixture import DataConfig, Mixture, open_mixture
 from anyvla.recipe import read
 from anyvla.training.loop import Progress, train
@@ -29,9 +28,7 @@ def measure(recipe_name: str, mixture: Mixture, precision: str, steps: int) -> t
     recipe = read(recipe_name, overrides)
     lines: list[Progress] = []
     with tempfile.TemporaryDirectory() as run:
-        train(
-            recipe.model, recipe.training, mixture, mixture.robots(), Path(run), to_dict(recipe), progress=lines.append
-        )
+        train(recipe, mixture, Path(run), progress=lines.append)
     rates, waits = [p.samples_per_s for p in lines[1:]], [p.wait_share for p in lines[1:]]
     return statistics.median(rates), statistics.mean(waits)
 

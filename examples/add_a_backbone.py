@@ -73,10 +73,10 @@ def main() -> None:
     import argparse
     from pathlib import Path
 
-    from anyvla.config import build, to_dict
-    from anyvla.data.training.mixture import DataConfig, open_mixture
-    from anyvla.policy import VLA, VLAConfig
-    from anyvla.training.config import TrainingConfig
+    from anyvla.config import build
+    from anyvla.data.training.mixture import open_mixture
+    from anyvla.policy import VLA
+    from anyvla.recipe import Recipe
     from anyvla.training.loop import Progress, train
 
     def show(line: Progress) -> None:
@@ -88,30 +88,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150, help="of the optimizer (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=6, help="of the language model (default: %(default)s)")
     options = parser.parse_args()
-    model = build(
-        VLAConfig,
-        {
-            "backbone": {"name": "lite", "layers": options.layers, "train": {"vision": False, "embeddings": False}},
-            "history": "none",
-            "fuser": "identity",
-            "decoder": {"name": "regression", "loss": "l1", "hidden": 256, "layers": 1},
-            "chunk": 8,
-            "execute": 4,
-        },
-    )
-    training = build(
-        TrainingConfig,
-        {
-            "steps": options.steps,
-            "batch_size": 4,
-            "log_every": max(1, options.steps // 6),
-            "checkpoint_every": options.steps,
-            "optim": {"lr": 3e-4, "warmup_steps": options.steps // 10},
-        },
-    )
-    document = {"name": "add_a_backbone", "model": to_dict(model), "training": to_dict(training)}
-    mixture = open_mixture(DataConfig(), options.dataset)
-    checkpoint = train(model, training, mixture, mixture.robots(), options.out, document, progress=show)
+    model = {
+        "backbone": {"name": "lite", "layers": options.layers, "train": {"vision": False, "embeddings": False}},
+        "history": "none",
+        "fuser": "identity",
+        "decoder": {"name": "regression", "loss": "l1", "hidden": 256, "layers": 1},
+        "chunk": 8,
+        "execute": 4,
+    }
+    training = {
+        "steps": options.steps,
+        "batch_size": 4,
+        "log_every": max(1, options.steps // 6),
+        "checkpoint_every": options.steps,
+        "optim": {"lr": 3e-4, "warmup_steps": options.steps // 10},
+    }
+    data = {"sources": [{"path": str(options.dataset)}]}
+    recipe = build(Recipe, {"name": "add_a_backbone", "data": data, "model": model, "training": training})
+    checkpoint = train(recipe, open_mixture(recipe.data, options.dataset), options.out, progress=show)
     policy = VLA.load(checkpoint)  # the weights come from the checkpoint, not from the packages
     tokens, weights = policy.backbone.image_tokens, sum(p.numel() for p in policy.parameters())
     print(f"trained: {checkpoint} ({weights / 1e6:.0f} M parameters, {tokens} tokens an image)\n{RECIPE_LINES}")

@@ -14,6 +14,7 @@ from anyvla.data.episode import Episode, steady_timestamps
 from anyvla.data.open import open_dataset
 from anyvla.data.training.mixture import Mixture
 from anyvla.policy import VLA, VLAConfig
+from anyvla.recipe import Recipe
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import Statistics
 from anyvla.robot.shared_layout import Robot
@@ -162,6 +163,12 @@ def windowed(vla: VLA, data: Batch) -> torch.Tensor:
             vla.decoder.sample(vla.read(data), generators), torch.zeros(len(generators), dtype=torch.int64)
         )
         return out
+
+
+def recipe(model: VLAConfig, training: Any, source: Path | str = "opened by the test", **data: Any) -> Recipe:
+    """Return a recipe with one source; `data` has the other keys of its section, `training` the keys or the config."""
+    data = {"sources": [{"path": str(source)}]} | data
+    return build(Recipe, {"name": "small", "data": data, "model": model, "training": training})
 
 
 def mixture(root: Path) -> Mixture:

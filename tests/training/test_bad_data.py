@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from anyvla.config import build
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.training import loop
-from tests.small import embodiment, episode, mixture, model
+from tests.small import embodiment, episode, mixture, model, recipe
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,6 @@ def folder(tmp_path_factory):
 )
 def test_bad_data_is_told_before_a_model_is_built(folder, tmp_path, monkeypatch, structure, message):
     monkeypatch.setattr(loop, "VLA", None)
-    training = build(loop.TrainingConfig, {"steps": 1})
     with pytest.raises(ValueError, match=message):
-        loop.train(structure, training, mixture(folder), [], tmp_path, {})
+        loop.train(recipe(structure, {"steps": 1}), mixture(folder), tmp_path)
     assert not list(tmp_path.iterdir())

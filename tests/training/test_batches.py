@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-from anyvla.config import build, to_dict
+from anyvla.config import build
 from anyvla.data.episode import Episode
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
@@ -36,7 +36,7 @@ from anyvla.training.config import TrainingConfig
 from anyvla.training.loop import Progress, train
 from anyvla.types import Batch
 from anyvla.worker_pool import WorkerDied
-from tests.small import NANO, embodiment, episode, model
+from tests.small import NANO, embodiment, episode, model, recipe
 
 
 class Windows:
@@ -219,12 +219,12 @@ def test_what_was_trained_is_kept_when_the_data_stalls(
     write_dataset(tmp_path / "dataset", embodiment(), [episode(12, seed=i) for i in range(3)])
     flag = tmp_path / "hang"
     data = Hanging(tmp_path / "dataset", flag)
-    config = build(TrainingConfig, {"steps": 12, "batch_size": 2, "log_every": 1})
-    small = model(decoder="regression")
-    recipe = {"name": "small", "model": to_dict(small), "data": {}, "training": to_dict(config)}
+    patience = 300.0 if asked else 20.0
+    training = {"steps": 12, "batch_size": 2, "log_every": 1}
+    small = recipe(model(decoder="regression"), training, workers=1, worker_timeout_s=patience)
 
     def run(folder: Path, **keys: Any) -> Path:
-        return train(small, config, data, data.robots(), folder, recipe, workers=1, **keys)
+        return train(small, data, folder, **keys)
 
     def hang(progress: Progress) -> None:
         if progress.step == 3:
@@ -234,7 +234,7 @@ def test_what_was_trained_is_kept_when_the_data_stalls(
         return asked and flag.exists() and time.time() - flag.stat().st_mtime > 3
 
     with pytest.raises(Interrupted if asked else StalledData, match=r"stopped after|no batch for 20 s"):
-        run(tmp_path / "run", progress=hang, stop=stop, worker_timeout_s=300.0 if asked else 20.0)
+        run(tmp_path / "run", progress=hang, stop=stop)
     [left] = (tmp_path / "run" / "train").glob("step-*")
     assert 3 <= int(left.name.removeprefix("step-")) < 12
     flag.unlink()

@@ -15,7 +15,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from anyvla.config import STRICT, build, to_dict
+from anyvla.config import STRICT
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
 from anyvla.data.training.mixture import Mixture
@@ -23,9 +23,8 @@ from anyvla.fusers import Fuser
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA, VLAConfig
 from anyvla.registry import fusers
-from anyvla.training.config import TrainingConfig
 from anyvla.training.loop import Progress, train
-from tests.small import embodiment, episode, model
+from tests.small import embodiment, episode, model, recipe
 from tests.training.by_hand import Settings, Step, train_by_hand
 
 SETTINGS = Settings(
@@ -125,12 +124,10 @@ def expected(mixtures: dict[str, Mixture]) -> Expected:
     return steps
 
 
-def run(name: str, mixtures: dict[str, Mixture], folder: Path, **keys: Any) -> Path:
+def run(name: str, mixtures: dict[str, Mixture], folder: Path, workers: int = 0, **keys: Any) -> Path:
     data, keys_of_model, settings = CASES[name]
-    config = build(TrainingConfig, settings.section(log_every=1, checkpoint_every=2))
-    policy, mixture = structure(**keys_of_model), mixtures[data]
-    recipe = {"name": "small", "model": to_dict(policy), "data": {}, "training": to_dict(config)}
-    return train(policy, config, mixture, mixture.robots(), folder, recipe, **keys)
+    training = settings.section(log_every=1, checkpoint_every=2)
+    return train(recipe(structure(**keys_of_model), training, workers=workers), mixtures[data], folder, **keys)
 
 
 def assert_weights(folder: Path, wanted: dict[str, Tensor]) -> None:

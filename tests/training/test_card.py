@@ -48,4 +48,4 @@ def test_every_row_is_of_this_policy() -> None:
 
 
 def test_proprio_that_nothing_reads_is_not_used() -> None:
-    assert rows(model_card(small.policy(proprio="none"), {}, 1))["proprio"] == "not used"
+    assert rows(model_card(small.policy(proprio="none"), {"name": "mine"}, 1))["proprio"] == "not used"

@@ -10,22 +10,20 @@ import torch
 from safetensors import SafetensorError
 
 from anyvla.backbones.adapting.parts import parameters_by_part
-from anyvla.config import ConfigError, build, to_dict
+from anyvla.config import ConfigError, build
 from anyvla.data.formats.lerobot.writer import write_dataset
-from anyvla.data.training.mixture import DataConfig
+from anyvla.data.training.mixture import Mixture
 from anyvla.interrupted import Interrupted
-from anyvla.policy import VLA, VLAConfig
+from anyvla.policy import VLA
 from anyvla.robot.shared_layout import Robot
 from anyvla.robot.space import ActionSpace
 from anyvla.training import batches, checkpoint, loop
 from anyvla.training.config import TrainingConfig
 from anyvla.training.loop import TrainingError, train
 from anyvla.training.resume import check_same
-from tests.small import NANO, embodiment, episode, mixture, model
+from tests.small import NANO, embodiment, episode, mixture, model, recipe
 
 MODEL = model({"name": "policy_head", "window": 2}, {"name": "lstm", "hidden": 32, "layers": 1})
-
-SECTIONS = {"model": VLAConfig, "data": DataConfig, "training": TrainingConfig}
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +38,8 @@ def config(**keys):
     return build(TrainingConfig, {**defaults, "optim": {"lr": 1e-3, "warmup_steps": 2}, **keys})
 
 
-def document(training):
-    return {"name": "small", "model": to_dict(MODEL), "data": {}, "training": to_dict(training)}
-
-
 def run(dataset, folder, training=None, **keys):
-    training = training or config()
-    recipe = keys.pop("recipe", None) or document(training)
-    return train(MODEL, training, dataset, dataset.robots(), folder, recipe, **keys)
+    return train(recipe(MODEL, training or config()), dataset, folder, **keys)
 
 
 def weights(checkpoint):
@@ -164,13 +156,12 @@ def test_frozen_parts_stay_as_they_were_and_all_others_move(dataset, tmp_path, b
         pytest.importorskip("peft")
     structure = model(backbone={**NANO, **backbone})
     training = config(steps=3, optim={"lr": 0.01, "warmup_steps": 0, "weight_decay": 0.5})
-    recipe = document(training) | {"model": to_dict(structure)}
     torch.manual_seed(training.seed)
     built = VLA(structure, dataset.robots())
     before = {name: p.detach().clone() for name, p in built.named_parameters()}
     parts = {p: part for part, of in parameters_by_part(built.backbone).items() for p in of}
     kind = {name: "lora" if "lora_" in name else parts.get(p, "policy") for name, p in built.named_parameters()}
-    after = VLA.load(train(structure, training, dataset, dataset.robots(), tmp_path, recipe))
+    after = VLA.load(train(recipe(structure, training), dataset, tmp_path))
     moved = {name for name, p in after.named_parameters() if not torch.equal(p, before[name])}
     assert {kind[name] for name in moved} == {"policy", *trained}
     assert {name for name in before if kind[name] == "policy" and before[name].any()} <= moved
@@ -230,7 +221,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_one(dataset, t
 def test_a_cache_that_cannot_hold_the_frames_is_told_with_the_setting_that_can(
     dataset, tmp_path, caplog, cache_gb, told
 ):
-    run(dataset, tmp_path, config(steps=1), cache_gb=cache_gb)
+    train(recipe(MODEL, config(steps=1), cache_gb=cache_gb), dataset, tmp_path)
     assert ("--data.cache_gb 0.1 keeps all" in caplog.text) == told
 
 
@@ -246,10 +237,10 @@ def test_a_run_of_an_earlier_version_goes_on_if_its_numbers_are_those_of_the_dat
     kept["small"]["fingerprint"] = "f" * 64
     path.write_text(json.dumps(kept), encoding="utf-8")
     robots = dataset.robots()
-    check_same(step, document(config()), robots, SECTIONS)
+    check_same(step, recipe(MODEL, config()), robots)
     other = dataclasses.replace(robots[0].statistics, action=robots[0].statistics.action | {"mean": [0.0] * 4})
     with pytest.raises(ConfigError, match=r"was trained on other data \(small ffffffffffff, now small 2-"):
-        check_same(step, document(config()), [dataclasses.replace(robots[0], statistics=other)], SECTIONS)
+        check_same(step, recipe(MODEL, config()), [dataclasses.replace(robots[0], statistics=other)])
 
 
 def test_training_names_dims_that_rest_or_never_vary(tmp_path, caplog):
@@ -280,7 +271,7 @@ def test_training_names_dims_that_rest_or_never_vary(tmp_path, caplog):
     assert (ends[1], ends[2]) == (0.25, 100)
 
 
-def test_data_whose_actions_never_vary_teaches_nothing(dataset, tmp_path):
+def test_data_whose_actions_never_vary_teaches_nothing(dataset, tmp_path, monkeypatch):
     [robot] = dataset.robots()
     flat = {key: [0.5] * 4 for key in robot.statistics.action}
     arm = dataclasses.replace(
@@ -288,8 +279,9 @@ def test_data_whose_actions_never_vary_teaches_nothing(dataset, tmp_path):
         action=build(ActionSpace, {"groups": [{"name": "joints", "size": 4, "kind": "joints"}]}),
     )
     still = Robot(arm, dataclasses.replace(robot.statistics, action=flat))
+    monkeypatch.setattr(Mixture, "robots", lambda self: [still])
     with pytest.raises(ConfigError, match="no action of robot 'small' ever varies in this data"):
-        train(MODEL, config(), dataset, [still], tmp_path / "run", document(config()))
+        run(dataset, tmp_path / "run")
 
 
 def test_data_that_changes_while_training_runs_is_told(tmp_path, caplog):

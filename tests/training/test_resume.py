@@ -18,18 +18,17 @@ from safetensors.torch import load_file, save_file
 
 from anyvla.config import ConfigError, build, to_dict
 from anyvla.data.formats.lerobot.writer import write_dataset
-from anyvla.data.training.mixture import DataConfig
 from anyvla.files import durable
 from anyvla.files.documents import to_yaml
 from anyvla.interrupted import Interrupted
-from anyvla.policy import VLA, VLAConfig
+from anyvla.policy import VLA
+from anyvla.recipe import Recipe
 from anyvla.robot.shared_layout import Robot
 from anyvla.training import checkpoint
-from anyvla.training.config import TrainingConfig
 from anyvla.training.loop import train
 from anyvla.training.optim import learning_rate
 from anyvla.training.resume import check_same
-from tests.small import embodiment, episode, mixture, model
+from tests.small import embodiment, episode, mixture, model, recipe
 
 MODEL = model({"name": "policy_head", "window": 2}, {"name": "lstm", "hidden": 32, "layers": 1})
 
@@ -41,20 +40,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def document(root: Path, **training: Any) -> dict[str, Any]:
+def made(root: Path, **training: Any) -> Recipe:
     given = {"steps": 4, "batch_size": 2, "log_every": 2, "checkpoint_every": 2, "optim": {"warmup_steps": 1}}
-    return {
-        "name": "small",
-        "model": to_dict(MODEL),
-        "data": {"sources": [{"path": str(root)}]},
-        "training": to_dict(build(TrainingConfig, given | training)),
-    }
+    return recipe(MODEL, given | training, root)
 
 
-def run(folder: Path, root: Path, recipe: dict[str, Any] | None = None, **keys: Any) -> Path:
-    recipe = recipe or document(root)
-    data = mixture(root)
-    return train(MODEL, build(TrainingConfig, recipe["training"]), data, data.robots(), folder, recipe, **keys)
+def run(folder: Path, root: Path, recipe: Recipe | None = None, **keys: Any) -> Path:
+    return train(recipe or made(root), mixture(root), folder, **keys)
 
 
 @pytest.fixture(scope="module")
@@ -90,29 +82,29 @@ def test_a_run_and_its_data_may_move(
     moved = shutil.copytree(root, tmp_path / "elsewhere" / "data")
     (tmp_path / "link").symlink_to(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
-    assert same(run(Path("link"), Path("elsewhere/data"), document(moved)), straight)
+    assert same(run(Path("link"), Path("elsewhere/data"), made(moved)), straight)
     assert (tmp_path / "moved" / "checkpoint").is_dir()
 
 
 @pytest.mark.parametrize("key", ["device", "log_every", "checkpoint_every"])
 def test_settings_that_change_no_result_may_change(root: Path, copy: Path, straight: Path, key: str) -> None:
     value = "cpu" if key == "device" else 1
-    assert same(run(copy, root, document(root, **{key: value})), straight)
+    assert same(run(copy, root, made(root, **{key: value})), straight)
 
 
 def test_a_run_of_an_older_version_lacks_newer_keys(root: Path, copy: Path, straight: Path) -> None:
-    recipe = document(root)
-    del recipe["training"]["augment"], recipe["model"]["view"]
+    document = to_dict(made(root))
+    del document["training"]["augment"], document["model"]["view"]
     config = copy / "train" / "step-00000002" / "config.yaml"
-    config.write_text(to_yaml(recipe))
+    config.write_text(to_yaml(document))
     assert same(run(copy, root), straight)
 
 
 def test_what_changes_results_is_refused_with_both_values(root: Path, copy: Path) -> None:
-    recipe = document(root, seed=3, optim={"lr": 0.5, "warmup_steps": 1})
-    recipe["data"]["sources"][0]["instruction"] = "go " * 500
+    document = to_dict(made(root, seed=3, optim={"lr": 0.5, "warmup_steps": 1}))
+    document["data"]["sources"][0]["instruction"] = "go " * 500
     with pytest.raises(ConfigError) as caught:
-        run(copy, root, recipe)
+        run(copy, root, build(Recipe, document))
     told = str(caught.value)
     assert "training.seed: 0 there, 3 now" in told
     assert "training.optim.lr: 0.0001 there, 0.5 now" in told
@@ -126,7 +118,6 @@ MAY_CHANGE = {  # speed, places, and how often something is written; all the res
     "training.steps", "training.device", "training.log_every", "training.checkpoint_every",
 }  # fmt: skip
 WORDS = ["constant", "bfloat16", "cpu", "skip", "drop", "rot6d", "tool", "pad", "warn", "minmax", "head", "token", "l2"]
-SECTIONS = {"model": VLAConfig, "data": DataConfig, "training": TrainingConfig}
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -137,8 +128,8 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
         yield path
 
 
-def with_another(document: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:
-    """Return the document with another value at this key; None if none of those tried here is valid."""
+def with_another(document: dict[str, Any], path: tuple[str, ...]) -> Recipe | None:
+    """Return the recipe with another value at this key; None if none of those tried here is valid."""
     for value in [3, 2, 1, 0.5, True, False, [0.3, 0.4], [16, 16], ["wrist"], [1], *WORDS, "wave", {"a": "corner"}]:
         changed = json.loads(json.dumps(document))
         node = changed
@@ -148,11 +139,11 @@ def with_another(document: dict[str, Any], path: tuple[str, ...]) -> dict[str, A
             continue
         node[path[-1]] = value
         try:
-            section = build(SECTIONS[path[0]], changed[path[0]])
+            found = build(Recipe, changed)
         except ConfigError:
             continue
-        if to_dict(section) != document[path[0]]:
-            return changed
+        if to_dict(found) != document:
+            return found
     return None
 
 
@@ -160,9 +151,8 @@ def test_a_change_of_any_setting_but_a_few_is_refused(root: Path, begun: Path) -
     """Every key of the recipe, one at a time."""
     [folder] = (begun / "train").glob("step-*")
     robots = mixture(root).robots()
-    whole = document(root)
-    whole["data"] = to_dict(build(DataConfig, whole["data"]))
-    paths = [path for path in leaves(whole) if path[0] != "name"]
+    whole = to_dict(made(root))
+    paths = [path for path in leaves(whole) if path[0] in ("model", "data", "training")]
     paths.remove(("data", "sources"))
     paths += [("data", "sources", "0", key) for key in whole["data"]["sources"][0]]
     refused, allowed = set[str](), set[str]()
@@ -178,10 +168,10 @@ def test_a_change_of_any_setting_but_a_few_is_refused(root: Path, begun: Path) -
     assert len(refused) > 50
 
 
-def refusal(folder: Path, recipe: dict[str, Any], robots: list[Robot]) -> str | None:
+def refusal(folder: Path, recipe: Recipe, robots: list[Robot]) -> str | None:
     """Return why the run in a folder cannot go on with the recipe; None if it can."""
     try:
-        check_same(folder, recipe, robots, SECTIONS)
+        check_same(folder, recipe, robots)
     except ConfigError as error:
         return str(error)
     return None
@@ -192,13 +182,12 @@ def test_a_run_can_be_made_longer(root: Path, copy: Path, finished: bool, caplog
     if finished:
         run(copy, root)
     seen: list[float] = []
-    longer = document(root, steps=8)
+    longer = made(root, steps=8)
     with caplog.at_level(logging.WARNING):
         final = run(copy, root, longer, progress=lambda p: seen.append(p.lr))
     begin = 4 if finished else 2
     assert f"training.steps was 4 and is 8: from step {begin + 1} on the learning rate" in caplog.text
-    optim = build(TrainingConfig, longer["training"]).optim
-    assert seen == [learning_rate(optim, step - 1, 8) for step in range(begin + 2, 9, 2)]
+    assert seen == [learning_rate(longer.training.optim, step - 1, 8) for step in range(begin + 2, 9, 2)]
     assert checkpoint.read_step(final) == 8
     assert not list((copy / "train").glob("step-*"))
     assert run(copy, root, longer) == final
@@ -215,23 +204,23 @@ def test_more_steps_can_be_taken_back_before_one_is_made(root: Path, copy: Path,
 def test_a_run_that_cannot_be_made_longer_keeps_its_checkpoint(root: Path, copy: Path, lost: str) -> None:
     final = run(copy, root)
     with pytest.raises(ConfigError, match=r"the device 'cuda:99' cannot be used here .*: use auto or cpu"):
-        run(copy, root, document(root, steps=8, device="cuda:99"))
+        run(copy, root, made(root, steps=8, device="cuda:99"))
     (final / lost).rename(copy / "kept")
     with pytest.raises(ValueError, match=rf"checkpoint lacks {lost}, .*copy the folder again"):
-        run(copy, root, document(root, steps=8))
+        run(copy, root, made(root, steps=8))
     (final / lost).write_bytes(b"{")
     with pytest.raises(ValueError, match=lost):
-        run(copy, root, document(root, steps=8))
+        run(copy, root, made(root, steps=8))
     assert final.is_dir()
     assert not list((copy / "train").glob("step-*"))
 
 
 def test_a_run_can_not_be_made_shorter(root: Path, copy: Path) -> None:
     with pytest.raises(ConfigError, match=r"step-00000002 has 2 steps already, and training\.steps is 2: give more"):
-        run(copy, root, document(root, steps=2))
+        run(copy, root, made(root, steps=2))
     run(copy, root)
     with pytest.raises(ConfigError, match=r"checkpoint has 4 steps already, and training\.steps is 3: give more"):
-        run(copy, root, document(root, steps=3))
+        run(copy, root, made(root, steps=3))
     assert run(copy, root) == copy / "checkpoint"
 
 
@@ -302,7 +291,7 @@ class Killed(BaseException):
 def test_a_kill_at_any_point_of_saving_leaves_nothing_stale(
     root: Path, copy: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, point: str, at: str
 ) -> None:
-    recipe = document(root, checkpoint_every=1 if at == "step" else 9)
+    recipe = made(root, checkpoint_every=1 if at == "step" else 9)
     put, rmtree = durable.put, shutil.rmtree
 
     def killed_put(temporary: Path, target: Path) -> None:
@@ -342,7 +331,7 @@ def test_a_checkpoint_is_on_the_disk_before_its_rename(
 
     monkeypatch.setattr(durable, "sync", lambda path: (events.append(("sync", path.name)), sync(path)))
     monkeypatch.setattr(Path, "replace", noted_replace)
-    final = run(tmp_path, root, document(root, steps=1))
+    final = run(tmp_path, root, made(root, steps=1))
     renamed = events.index(("rename", "checkpoint.tmp"))
     written = {p.name for p in final.rglob("*")}
     assert {("sync", name) for name in written} <= set(events[:renamed])

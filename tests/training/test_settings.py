@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from anyvla.cli.main import main
-from anyvla.config import ConfigError, build, to_dict
+from anyvla.config import ConfigError
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.training.augment import AugmentConfig
 from anyvla.data.training.mixture import Mixture
@@ -24,6 +24,7 @@ from anyvla.training.config import TrainingConfig
 from anyvla.training.loop import Progress, pick_device, pick_precision, train
 from anyvla.training.optim import OptimConfig
 from tests.small import DECODERS, NANO, embodiment, episode, mixture, model
+from tests.small import recipe as small_recipe
 
 NOISE = {**DECODERS["flow"], "width": 16, "layers": 1}
 BASE: dict[str, Any] = {
@@ -69,10 +70,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 
 
 def run(data: Mixture, folder: Path, training: dict[str, Any], structure: Any = None, **keys: Any) -> Path:
-    structure = structure or model(decoder=NOISE)
-    config = build(TrainingConfig, training)
-    recipe = {"name": "small", "model": to_dict(structure), "data": {}, "training": to_dict(config)}
-    return train(structure, config, data, data.robots(), folder, recipe, **keys)
+    return train(small_recipe(structure or model(decoder=NOISE), training), data, folder, **keys)
 
 
 def weights(folder: Path) -> bytes:
@@ -174,7 +172,8 @@ def test_workers_their_patience_and_their_share_of_the_cache_reach_the_batches(
 
     loop_batches = loop.batches_from
     monkeypatch.setattr(loop, "batches_from", batches)
-    run(data, tmp_path, BASE | {"steps": 1}, model(), cache_gb=0.6, workers=workers, worker_timeout_s=7.0)
+    recipe = small_recipe(model(), BASE | {"steps": 1}, cache_gb=0.6, workers=workers, worker_timeout_s=7.0)
+    train(recipe, data, tmp_path)
     start, windows, config, view, asked, timeout_s, stop = given
     assert (start, asked, timeout_s, stop()) == (0, workers, 7.0, False)
     assert windows.config.cache_gb == pytest.approx(share)
@@ -218,17 +217,15 @@ def test_the_command_gives_training_all_that_the_recipe_says(
     assert main(["train", str(path), *options]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path)
     recipe = read(str(path), options)
-    structure, config, opened, robots, run_folder, document = given.pop("args")
-    assert (structure, config, document) == (recipe.model, recipe.training, to_dict(recipe))
-    assert (structure.chunk, config.optim.lr, config.steps) == (3, 0.5, 2)
+    found, opened, run_folder = given.pop("args")
+    assert found == recipe
+    assert (found.model.chunk, found.training.optim.lr, found.training.steps) == (3, 0.5, 2)
+    assert (found.data.cache_gb, found.data.workers, found.data.worker_timeout_s) == (0.25, 3, 7.5)
     assert [d.lengths.tolist() for d in opened.datasets] == [[8, 10], [9, 10]]
-    assert [r.embodiment.name for r in robots] == ["small"]
-    assert robots[0].statistics == opened.robots()[0].statistics
     assert run_folder == Path("outputs/small")
-    assert (given["cache_gb"], given["workers"], given["worker_timeout_s"]) == (0.25, 3, 7.5)
     assert not given["stop"]()
     assert main(["train", str(path), "--out", str(tmp_path / "there")]) == 0
-    assert given["args"][4] == tmp_path / "there"
+    assert given["args"][2] == tmp_path / "there"
 
 
 def test_a_signal_stops_training_by_the_command(data: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

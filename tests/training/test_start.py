@@ -7,16 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from anyvla.config import to_dict
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.training.sampler import MixtureSampler
 from anyvla.data.training.window import WindowConfig, WindowDataset
 from anyvla.policy import VLA
 from anyvla.training import start
-from anyvla.training.config import TrainingConfig
 from anyvla.training.loop import train
 from anyvla.training.start import cache_advice, describe_run, report_decoding
-from tests.small import SIZE, embodiment, episode, mixture, model
+from tests.small import SIZE, embodiment, episode, mixture, model, recipe
 
 MODEL = model("none", "identity")
 
@@ -99,17 +97,7 @@ def test_training_says_it_before_its_first_step(parts: tuple[VLA, Any], tmp_path
     data = parts[1]
     said: list[str] = []
     steps: list[int] = []
-    training = TrainingConfig(steps=1, batch_size=2)
-    recipe = {"name": "small", "model": to_dict(MODEL), "data": {}, "training": to_dict(training)}
-    train(
-        MODEL,
-        training,
-        data,
-        data.robots(),
-        tmp_path / "run",
-        recipe,
-        progress=lambda p: steps.append(len(said)),
-        say=said.append,
-    )
+    small = recipe(MODEL, {"steps": 1, "batch_size": 2})
+    train(small, data, tmp_path / "run", progress=lambda p: steps.append(len(said)), say=said.append)
     assert [line.split(" ")[0] for line in said] == ["device"]
     assert steps == [1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stopping import graceful
-from anyvla.config import ConfigError, to_dict
+from anyvla.config import ConfigError
 from anyvla.files.folder_lock import lock_folder
 
 if TYPE_CHECKING:
@@ -56,25 +56,14 @@ def train(recipe: Recipe, run: Path) -> Path:
     with lock_folder(run):
         mixture = open_data(recipe, run)
         with ProgressBar("statistics") as bar:
-            robots = mixture.robots(bar)
+            mixture.robots(bar)  # the mixture keeps them; here, Ctrl-C stops at once
         with graceful() as stop, ProgressBar("train") as bar:
 
             def show(p: Progress) -> None:
                 bar(p.step, p.steps, f"loss {p.loss:.4f}, {p.samples_per_s:.0f} samples/s")
 
             checkpoint = run_training(
-                recipe.model,
-                recipe.training,
-                mixture,
-                robots,
-                run,
-                to_dict(recipe),
-                cache_gb=recipe.data.cache_gb,
-                workers=recipe.data.workers,
-                worker_timeout_s=recipe.data.worker_timeout_s,
-                progress=show,
-                say=partial(console.print, soft_wrap=True),
-                stop=stop,
+                recipe, mixture, run, progress=show, say=partial(console.print, soft_wrap=True), stop=stop
             )
     console.print(f"trained: {checkpoint}")
     return checkpoint

@@ -27,7 +27,7 @@ def model_card(vla: VLA, recipe: Mapping[str, Any], step: int) -> str:
 library_name: anyvla
 pipeline_tag: robotics
 ---
-# {recipe.get("name", "A policy")}
+# {recipe["name"]}
 
 A vision-language-action model made with anyvla: {parameters / 1e6:.1f} M parameters, {step} training steps.
 

@@ -1,15 +1,17 @@
-"""The section `training:` of a recipe."""
+"""The section `training:` of a recipe, and the sections that training reads."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT
 from anyvla.data.training.augment import AugmentConfig
+from anyvla.data.training.mixture import DataConfig
 from anyvla.limits import BATCH, COUNT, SEED
+from anyvla.policy import VLAConfig
 from anyvla.training.optim import OptimConfig
 
 
@@ -32,3 +34,19 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
+
+
+class TrainingRecipe(Protocol):
+    """The sections of a recipe that training reads. `anyvla.recipe.Recipe` is one; it adds evaluation, for example."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def data(self) -> DataConfig: ...
+
+    @property
+    def model(self) -> VLAConfig: ...
+
+    @property
+    def training(self) -> TrainingConfig: ...

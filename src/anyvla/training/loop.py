@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from anyvla.config import ConfigError
+from anyvla.config import ConfigError, to_dict
 from anyvla.data.fingerprints import find_edited
-from anyvla.data.training.mixture import DataConfig, Mixture
+from anyvla.data.training.mixture import Mixture
 from anyvla.data.training.window import WindowConfig, WindowDataset
 from anyvla.files import durable
 from anyvla.files.documents import DocumentError, parse_json
 from anyvla.files.folder_lock import lock_folder
 from anyvla.interrupted import Interrupted
-from anyvla.policy import VLA, VLAConfig
+from anyvla.policy import VLA
 from anyvla.representations.codec_report import check_codec
-from anyvla.robot.shared_layout import Robot
 from anyvla.training import checkpoint
 from anyvla.training.batches import StalledData, batches_from
 from anyvla.training.card import model_card
-from anyvla.training.config import TrainingConfig
+from anyvla.training.config import TrainingConfig, TrainingRecipe
 from anyvla.training.dims import check_actions_vary, describe_robot_dims
 from anyvla.training.half import check_trained_weights
 from anyvla.training.launchers import check_one_process
@@ -93,40 +92,33 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def train(
-    model: VLAConfig,
-    config: TrainingConfig,
+    recipe: TrainingRecipe,
     mixture: Mixture,
-    robots: Sequence[Robot],
     run: Path,
-    recipe: Mapping[str, Any],
     *,
-    cache_gb: float = 2.0,
-    workers: int = 0,
-    worker_timeout_s: float = 300.0,
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = logger.info,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Train, or resume the training in `run`. Return `run/checkpoint`.
+    """Train, or resume the training in `run`. Return `run/checkpoint`, which keeps the recipe.
 
-    `robots` are the robots of the mixture with their statistics. `workers` is the number of processes that make batches
-    (0: a thread), with at most `worker_timeout_s` for a batch. `say` gets lines for people before the first step and
-    while the first frames are decoded. `recipe` is the document kept in the checkpoint.
+    `mixture` is the opened data of the recipe. `say` gets lines for people before the first step and while the first
+    frames are decoded.
 
     Raises ConfigError if the checkpoint in `run` is of another recipe or if a launcher started several processes,
     CodecError unless `run/codec` is the codec of the representation, fitted to this data, TrainingError if the loss or
     the gradients are not finite, StalledData or WorkerDied if the workers fail, Interrupted if `stop()` returns true.
     """
     check_one_process()
-    device = pick_device(config.device)
+    model, config, data = recipe.model, recipe.training, recipe.data
+    device, robots = pick_device(config.device), mixture.robots()
     final = run / "checkpoint"
-    sections = {"model": VLAConfig, "data": DataConfig, "training": TrainingConfig}
-    begun, complete = find_checkpoint_to_resume(run, recipe, robots, sections, config.steps)
+    begun, complete = find_checkpoint_to_resume(run, recipe, robots)
     if complete:
         return final
     space, actions = mixture.layout.embodiment.action, model.normalization.action
-    data = None if begun is not None else mixture.fingerprint
-    check_codec(run / "codec", model.representation, model.chunk, space, actions, data)
+    fingerprint = None if begun is not None else mixture.fingerprint
+    check_codec(run / "codec", model.representation, model.chunk, space, actions, fingerprint)
     check_actions_vary(robots, model.normalization)
     for note in describe_robot_dims(robots, model.normalization):
         logger.warning("%s", note)
@@ -136,13 +128,13 @@ def train(
         chunk=model.chunk,
         stride=model.execute,
         view=model.view,
-        cache_gb=cache_gb / max(1, workers),
+        cache_gb=data.cache_gb / max(1, data.workers),
     )
     windows = WindowDataset(mixture, window)  # bad data is reported before a model is loaded
     vla = VLA(model, robots, codec=run / "codec").to(device)
     check_trained_weights(vla)
     vla.train()
-    if advice := cache_advice(vla, windows, cache_gb, workers):
+    if advice := cache_advice(vla, windows, data.cache_gb, data.workers):
         logger.warning("%s", advice)
     say(describe_run(vla, device, pick_precision(config.precision, device), windows))
     optim = build_optimizer(config.optim, vla)
@@ -151,16 +143,17 @@ def train(
     with (
         lock_folder(run),
         contextlib.closing(
-            batches_from(start, windows, config, model.view, workers, worker_timeout_s, stop)
+            batches_from(start, windows, config, model.view, data.workers, data.worker_timeout_s, stop)
         ) as batches,
         _open_log(run / "train" / "log.jsonl", start) as log,
     ):
         if begun == final:  # for more steps than it has; a failure before this leaves it in its place
             begun = checkpoint.reopen(final)
         trainer, meter, last = _Trainer(vla, optim, config, device), _Meter(), begun
+        document = to_dict(recipe)
 
         def keep(folder: Path, step: int) -> Path:
-            checkpoint.save(folder, vla, optim, step, recipe, model_card(vla, recipe, step))
+            checkpoint.save(folder, vla, optim, step, document, model_card(vla, document, step))
             if last is not None:
                 shutil.rmtree(last)
             return folder

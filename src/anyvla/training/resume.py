@@ -19,6 +19,7 @@ from anyvla.files import differences
 from anyvla.robot.normalize import read_statistics
 from anyvla.robot.shared_layout import Robot
 from anyvla.training import checkpoint
+from anyvla.training.config import TrainingRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +38,17 @@ _MAY_CHANGE = (
 )
 
 
-def find_checkpoint_to_resume(
-    run: Path, recipe: Mapping[str, Any], robots: Sequence[Robot], sections: Mapping[str, type[Any]], steps: int
-) -> tuple[Path | None, bool]:
+def find_checkpoint_to_resume(run: Path, recipe: TrainingRecipe, robots: Sequence[Robot]) -> tuple[Path | None, bool]:
     """Return the checkpoint of a run folder to resume from, and whether all steps are done.
 
     Removes incomplete checkpoints beside it. Raises ValueError for an incomplete checkpoint, ConfigError for one of
-    another recipe (see `check_same`) or of more than `steps` steps.
+    another recipe (see `check_same`) or of more steps than the recipe has.
     """
     begun, done = checkpoint.latest(run), False
     if begun is not None:
         checkpoint.check_whole(run, begun)
-        check_same(begun, recipe, robots, sections)
-        begun, done = _for_steps(run, begun, steps)
+        check_same(begun, recipe, robots)
+        begun, done = _for_steps(run, begun, recipe.training.steps)
     checkpoint.tidy(run, begun)
     return begun, done
 
@@ -83,21 +82,17 @@ def _for_steps(run: Path, begun: Path, steps: int) -> tuple[Path, bool]:
     return begun, False
 
 
-def check_same(
-    folder: Path, recipe: Mapping[str, Any], robots: Sequence[Robot], sections: Mapping[str, type[Any]]
-) -> None:
-    """Refuse a checkpoint of another recipe or other data.
-
-    `sections`: the config class of each section that is compared. Raises ConfigError with the differences.
-    """
+def check_same(folder: Path, recipe: TrainingRecipe, robots: Sequence[Robot]) -> None:
+    """Refuse a checkpoint of another recipe or other data. Raises ConfigError with the differences."""
     stored = read_document(folder)
+    sections: dict[str, Any] = {"model": recipe.model, "data": recipe.data, "training": recipe.training}
     way_out = (
         f"Go on with the settings of {folder / 'config.yaml'}, choose another output folder, or remove {folder.parent} "
         "to train anew"
     )
     differences.check_same(
-        {key: _whole(of, stored.get(key)) for key, of in sections.items()},
-        {key: _whole(of, recipe.get(key)) for key, of in sections.items()},
+        {key: _with_defaults(type(of), stored.get(key)) for key, of in sections.items()},
+        {key: to_dict(of) for key, of in sections.items()},
         f"{folder} was made by another recipe ({{}}). {way_out}",
         may_differ=lambda found: (
             any(fnmatchcase(found.key, pattern) for pattern in _MAY_CHANGE) or _same_place(found.old, found.new)
@@ -108,11 +103,11 @@ def check_same(
     then = read_statistics(folder / STATISTICS)
     now = {r.embodiment.name: r.statistics for r in robots}
     if then.keys() != now.keys() or not all(is_same_data(then[name], now[name]) for name in now):
-        told = [", ".join(f"{name} {of.fingerprint[:12]}" for name, of in all_.items()) for all_ in (then, now)]
-        raise ConfigError(f"{folder} was trained on other data ({told[0]}, now {told[1]}). {way_out}")
+        old, new = (", ".join(f"{name} {of.fingerprint[:12]}" for name, of in all_.items()) for all_ in (then, now))
+        raise ConfigError(f"{folder} was trained on other data ({old}, now {new}). {way_out}")
 
 
-def _whole(cls: type[Any], section: Any) -> Any:
+def _with_defaults(cls: type[Any], section: Any) -> Any:
     """Return a section with its defaults, so that a key that is newer than the checkpoint makes no difference."""
     try:
         return to_dict(build(cls, section or {}))

@@ -123,6 +123,7 @@ class Mixture:
             known = embodiments.setdefault(dataset.embodiment.name, dataset.embodiment)
             _check_same(known, dataset)
         self.layout = SharedLayout(list(embodiments.values()))
+        self._robots: list[Robot] = []  # with statistics, once they were asked for
         self.robot_of = [self.layout.names.index(d.embodiment.name) for d in datasets]  # of each data set
 
     @cached_property
@@ -134,15 +135,14 @@ class Mixture:
         return fingerprints.combine(*facts)
 
     def robots(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Robot]:
-        """Return the robots with the statistics of all their data, from the cache or computed now.
+        """Return the robots with the statistics of all their data, from the cache or computed at the first call.
 
         Raises ValueError for numbers that cannot be trained on. `progress(done, total)` counts episodes.
         """
-        out = []
-        for name in self.layout.names:
-            own = [d for d in self.datasets if d.embodiment.name == name]
-            out.append(Robot(own[0].embodiment, pool_statistics(own, progress=progress)))
-        return out
+        if not self._robots:
+            of_robots = [[d for d in self.datasets if d.embodiment.name == name] for name in self.layout.names]
+            self._robots = [Robot(of[0].embodiment, pool_statistics(of, progress=progress)) for of in of_robots]
+        return self._robots
 
     def instruction(self, source: int, episode: Episode, chance: int) -> str:
         """Return the instruction of a window of this episode: one of its instructions, chosen by a random number."""
