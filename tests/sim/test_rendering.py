@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from anyvla_sim import rendering
-from anyvla_sim.rendering import Ornament, Renderer, RendererMissing, View, find_driver, render_setting
+from anyvla_sim.rendering import Ornament, Renderer, RendererMissing, View, choose_render_setting, find_driver
 from anyvla_sim.workers.trial import TrialFailed
 
 pytestmark = pytest.mark.simulator("mujoco")
@@ -210,13 +210,13 @@ def test_pictures_have_bounds(flag: Picture) -> None:
 
 def test_the_render_setting_is_the_argument_then_the_environment_then_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANYVLA_RENDER", raising=False)
-    assert render_setting() == "fast"
-    assert render_setting("native") == "native"
+    assert choose_render_setting(None) == "fast"
+    assert choose_render_setting("native") == "native"
     monkeypatch.setenv("ANYVLA_RENDER", "native")
-    assert render_setting() == "native"
-    assert render_setting("fast") == "fast"
+    assert choose_render_setting(None) == "native"
+    assert choose_render_setting("fast") == "fast"
     with pytest.raises(ValueError, match="there is no render setting 'fsat': did you mean 'fast'"):
-        render_setting("fsat")
+        choose_render_setting("fsat")
 
 
 def test_the_driver_asked_for_is_taken_and_else_the_first_that_works(monkeypatch: pytest.MonkeyPatch) -> None:

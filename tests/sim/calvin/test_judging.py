@@ -13,7 +13,7 @@ import pytest
 from anyvla_sim.calvin import benchmark as calvin
 from anyvla_sim.calvin import installation
 from anyvla_sim.calvin.benchmark import Calvin, CalvinEnvironment
-from anyvla_sim.calvin.fnv import pyhash_fnv1_32
+from anyvla_sim.calvin.sequences import hash_as_pyhash
 from tests.sim.calvin import calvin_root
 from tests.sim.calvin.stand_ins import QUARTERS, flag, quarters
 
@@ -137,7 +137,7 @@ def test_seed_i_starts_where_chain_i_of_the_official_list_does(environment: Calv
     np.random.RandomState(0).shuffle(order)
     for seed in (0, 1, 19):
         environment.reset("open_drawer", seed, {})
-        scene = np.random.RandomState(pyhash_fnv1_32(f"dict_values([{order[seed]}])")).uniform(size=24)
+        scene = np.random.RandomState(hash_as_pyhash(f"dict_values([{order[seed]}])")).uniform(size=24)
         robot_obs, scene_obs = environment._world.start  # type: ignore[attr-defined]
         assert robot_obs.tolist() == [np.pi] * 15
         assert np.array_equal(scene_obs, scene)

@@ -75,11 +75,10 @@ def assets(tmp_path: Path) -> Path:
     for suite in simpler.NAMES:
         for one in tasks_with_starts(suite).values():
             for seed in range(one.count):
-                start = one.start(seed)
-                stage = tmp_path / "hab2_bench_assets" / "stages" / f"{start.variant.scene}.glb"
-                files = [stage]
-                if start.place.overlay:
-                    files.append(tmp_path / "real_inpainting" / start.place.overlay)
+                variant, place = one.start(seed)
+                files = [tmp_path / "hab2_bench_assets" / "stages" / f"{variant.scene}.glb"]
+                if place.overlay:
+                    files.append(tmp_path / "real_inpainting" / place.overlay)
                 for file in files:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.touch()

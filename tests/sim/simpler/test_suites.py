@@ -54,9 +54,9 @@ def test_every_start_state_is_another(name: str) -> None:
     for one in tasks_with_starts(name).values():
         starts = [one.start(seed) for seed in range(one.count)]
         assert len({repr(start) for start in starts}) == one.count
-        share = Counter(repr(start.variant) for start in starts)
+        share = Counter(repr(variant) for variant, _ in starts)
         assert set(share.values()) == {len(one.places)}  # as many of each variant
-        first = {repr(start.variant) for start in starts[: len(one.variants)]}
+        first = {repr(variant) for variant, _ in starts[: len(one.variants)]}
         assert len(first) == len(one.variants)  # few episodes see them all
 
 
@@ -287,7 +287,7 @@ def test_the_official_aggregation_follows_from_plain_means() -> None:
     for name, one in tasks_with_starts(own.name).items():
         for seed in range(one.count):
             won = bool(rng.random() < 0.4)
-            by_variant.setdefault(name, {}).setdefault(repr(one.start(seed).variant), []).append(won)
+            by_variant.setdefault(name, {}).setdefault(repr(one.start(seed)[0]), []).append(won)
             lines.append(
                 EpisodeResult(
                     benchmark=f"simpler/{own.name}", condition="original", task=name, instructed=name,

@@ -96,10 +96,10 @@ def test_slots_have_an_environment_each() -> None:
     answer = player.execute([RIGHT], slot=1)
     assert (answer["steps"], answer["clipped"]) == (1, 0)
     assert answer["observation"]["proprio"] == pytest.approx(start(2) + (0.2, 0, 0), abs=1e-6)
-    failed = player.environments._environments[1]
+    failed = player.environments._slots[1]
     player.environments.drop(1)
     player.reset(1, seed=3)
-    assert player.environments._environments[1] is not failed
+    assert player.environments._slots[1] is not failed
     assert player.execute([RIGHT], slot=0)["steps"] == 3
 
 

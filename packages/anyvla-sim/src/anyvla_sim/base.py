@@ -109,8 +109,8 @@ class Benchmark(Protocol):
 
     name: str
     settings: Mapping[str, Any]  # JSON
-    factors: Mapping[str, Sequence[str]]  # changes of a scene: factor -> its levels
-    disturbances: Sequence[str]
+    factors: Mapping[str, Sequence[str]] = {}  # changes of a scene: factor -> its levels
+    disturbances: Sequence[str] = ()
 
     def suites(self) -> Sequence[str]:
         """Return the names of the suites."""

@@ -22,7 +22,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from anyvla_sim.base import NotInstalled, Observation, Suite, Task
+from anyvla_sim.base import Benchmark, Environment, NotInstalled, Observation, Suite, Task
 from anyvla_sim.names import check_factors, check_name, suggest
 
 _REQUIRED = ("cameras", "action", "control_hz", "instruction", "success", "horizon")
@@ -30,12 +30,10 @@ _OPTIONAL = ("import", "make", "proprio", "episodes", "robot")
 _COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
 
-class Gym:
+class Gym(Benchmark):
     """The benchmark `gym`. Its one suite has the environment's id as its name."""
 
     name = "gym"
-    factors: Mapping[str, Sequence[str]] = {}
-    disturbances: Sequence[str] = ()
 
     def __init__(self, id: str = "ID", mapping: Mapping[str, Any] | None = None) -> None:
         """Raises ValueError for a mapping that is incomplete or does not fit the environment, NotInstalled."""
@@ -74,11 +72,9 @@ class Gym:
             environment.close()
 
     def suites(self) -> Sequence[str]:
-        """Return the id alone."""
         return (self.id,)
 
     def suite(self, name: str) -> Suite:
-        """Return the suite with its one task and the mapping's instructions."""
         if name != self.id:
             raise ValueError(f"this is gym:{self.id}, it has no suite {name!r}")
         given = self.mapping["instruction"]
@@ -86,7 +82,6 @@ class Gym:
         return Suite(name, [task], int(self.mapping["horizon"]), episodes=int(self.mapping.get("episodes", 50)))
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
-        """Return the robot that the mapping declares."""
         proprio = [{k: v for k, v in group.items() if k != "path"} for group in self.mapping.get("proprio", ())]
         return {
             "name": self.mapping.get("robot", self.id),
@@ -97,14 +92,9 @@ class Gym:
         }
 
     def make(self, suite: str) -> GymEnvironment:
-        """Return an environment for this process."""
         return GymEnvironment(self)
 
-    def close(self) -> None:
-        """Do nothing: environments share nothing."""
-
     def versions(self) -> Mapping[str, str]:
-        """Return the versions of Gymnasium, numpy and the module that registers the environment."""
         found = {"gymnasium": str(_gymnasium().__version__), "numpy": np.__version__}
         module = self.mapping.get("import")
         if module:
@@ -112,11 +102,10 @@ class Gym:
         return found
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
-        """Return the mapping."""
         return dict(self.mapping)
 
 
-class GymEnvironment:
+class GymEnvironment(Environment):
     """One Gymnasium environment."""
 
     def __init__(self, benchmark: Gym) -> None:
@@ -174,7 +163,6 @@ class GymEnvironment:
         return np.ascontiguousarray(image[rows][:, columns])
 
     def close(self) -> None:
-        """Close the environment."""
         self.env.close()
 
 

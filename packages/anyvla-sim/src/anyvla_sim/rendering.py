@@ -31,9 +31,9 @@ class RendererMissing(BenchmarkUnusable, RuntimeError):
     """No GL driver can draw without a screen here; the message says what to install."""
 
 
-def render_setting(name: str | None = None) -> str:
-    """Return the render setting: `name`, by default $ANYVLA_RENDER, else `fast`. Raises ValueError for others."""
-    name = name or os.environ.get("ANYVLA_RENDER") or "fast"
+def choose_render_setting(name: str | None, default: str = "fast") -> str:
+    """Return the render setting: `name`, else $ANYVLA_RENDER, else `default`. Raises ValueError for others."""
+    name = name or os.environ.get("ANYVLA_RENDER") or default
     check_name(name, RENDER_SETTINGS, "there is no render setting")
     return name
 
@@ -140,7 +140,7 @@ class Renderer:
         """`hidden` lists geom groups that are not drawn, in addition to the groups that MuJoCo hides."""
         import mujoco
 
-        self.render = render_setting(render)
+        self.render = choose_render_setting(render)
         _SharedContext.acquire()
         quality = model.vis.quality
         if self.render == "fast":

@@ -30,7 +30,6 @@ class Spec:
         module, _, name = self.target.partition(":")
         benchmark_class = getattr(importlib.import_module(module), name)
         try:
-            benchmark: Benchmark = benchmark_class(**self.settings)
+            return benchmark_class(**self.settings)
         except TypeError as error:
             raise ValueError(f"the benchmark {name}: {error}") from None
-        return benchmark

@@ -16,7 +16,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from anyvla_sim.base import Observation, Suite, Task
+from anyvla_sim.base import Benchmark, Environment, Observation, Suite, Task
 from anyvla_sim.calvin import installation
 from anyvla_sim.calvin.sequences import COUNT, Chain, load_chains, load_start_states
 from anyvla_sim.calvin.world import Screen, World
@@ -30,12 +30,10 @@ CONTROL_HZ = 30.0
 _SCREENS: dict[str, Screen] = {}  # one per process and renderer, see `calvin.world`
 
 
-class Calvin:
+class Calvin(Benchmark):
     """The benchmark `calvin`."""
 
     name = "calvin"
-    factors: Mapping[str, Sequence[str]] = {}
-    disturbances: Sequence[str] = ()
 
     def __init__(
         self, root: str | None = None, render: str = "egl", chains: int = COUNT, language: str | None = None
@@ -65,11 +63,9 @@ class Calvin:
         }
 
     def suites(self) -> Sequence[str]:
-        """Return the names of the suites."""
         return SUITES
 
     def suite(self, name: str) -> Suite:
-        """Return the 34 tasks and the chains. Raises ValueError for an unknown name."""
         check_name(name, SUITES, "calvin has no suite")
         tasks = [Task(task, "D", phrases, self.paraphrases.get(task, ())) for task, phrases in self.phrases.items()]
         chains = [list(chain.tasks) for chain in self.chains()]
@@ -88,29 +84,26 @@ class Calvin:
         step = {"size": 3, "mode": "delta", "low": -1, "high": 1}
         gripper = {"size": 1, "kind": "gripper"}
         command = {**gripper, "low": -1, "high": 1, "open": 1}
+        proprio = [
+            *pose,
+            {"name": "gripper", **gripper, "low": 0, "high": 0.08, "open": 0.08, "unit": "m"},
+            {"name": "joints", "size": 7, "kind": "joints", "unit": "rad"},
+            {"name": "gripper_command", **command},
+        ]
+        action = [
+            {"name": "position", "kind": "position", "unit": "0.02 m", "frame": "base", **step},
+            {"name": "rotation", "kind": "rotation", "unit": "0.05 rad", **step},
+            {"name": "gripper", **command},
+        ]
         return {
             "name": "calvin_panda",
             "cameras": ["static", "gripper"],
             "control_hz": CONTROL_HZ,
-            "proprio": {
-                "groups": [
-                    *pose,
-                    {"name": "gripper", **gripper, "low": 0, "high": 0.08, "open": 0.08, "unit": "m"},
-                    {"name": "joints", "size": 7, "kind": "joints", "unit": "rad"},
-                    {"name": "gripper_command", **command},
-                ]
-            },
-            "action": {
-                "groups": [
-                    {"name": "position", "kind": "position", "unit": "0.02 m", "frame": "base", **step},
-                    {"name": "rotation", "kind": "rotation", "unit": "0.05 rad", **step},
-                    {"name": "gripper", **command},
-                ]
-            },
+            "proprio": {"groups": proprio},
+            "action": {"groups": action},
         }
 
     def make(self, suite: str) -> CalvinEnvironment:
-        """Return an environment for this process."""
         check_name(suite, SUITES, "calvin has no suite")
         return CalvinEnvironment(self)
 
@@ -121,12 +114,10 @@ class Calvin:
         return _SCREENS[self.render]
 
     def close(self) -> None:
-        """Free the renderer."""
         if self.render in _SCREENS:
             _SCREENS.pop(self.render).close()
 
     def versions(self) -> Mapping[str, str]:
-        """Return the versions that pixels, physics and chains depend on."""
         found = {name: metadata.version(name) for name in ("pybullet", "numpy", "scipy")}
         return {
             **found,
@@ -136,7 +127,6 @@ class Calvin:
         }
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
-        """Return the settings that results must share to be compared."""
         other_words = "" if self.language is None else hashlib.sha256(Path(self.language).read_bytes()).hexdigest()[:16]
         return {
             "render": self.render,
@@ -147,7 +137,7 @@ class Calvin:
         }
 
 
-class CalvinEnvironment:
+class CalvinEnvironment(Environment):
     """A simulated Panda arm at CALVIN's table D."""
 
     def __init__(self, benchmark: Calvin) -> None:
@@ -197,11 +187,9 @@ class CalvinEnvironment:
         return {self._task: bool(self._oracle.get_task_info_for_set(self._before, now, {self._task}))}
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        """Return the image of the static camera for videos."""
         return self._screen().picture(height, width)
 
     def close(self) -> None:
-        """Free the simulator."""
         self._world.close()
 
 

@@ -96,7 +96,6 @@ def import_simulator(root: Path) -> Mapping[str, Any]:
 
     Raises NotInstalled, ValueError if this process has loaded them from another checkout.
     """
-    check_packages()
     folder = str(root / "calvin_env")
     if folder not in sys.path:
         sys.path.insert(0, folder)

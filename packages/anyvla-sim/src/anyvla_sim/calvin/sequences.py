@@ -18,8 +18,6 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from anyvla_sim.calvin.fnv import pyhash_fnv1_32
-
 COUNT = 1000  # of the published list; sampling fewer gives other chains, since states are sampled in equal shares
 LENGTH = 5  # tasks in a chain
 _FOLDER = "calvin_models/calvin_agent/evaluation"
@@ -43,10 +41,9 @@ def load_start_states(root: Path) -> Poses:
     `Chain.start` also seeds the poses of the blocks. Raises ValueError if the checkout has no such function.
     """
     wanted = ("temp_seed", "get_env_state_for_initial_condition")
-    given = {"np": np, "pi": np.pi, "contextlib": contextlib, "hasher": pyhash_fnv1_32}
+    given = {"np": np, "pi": np.pi, "contextlib": contextlib, "hasher": hash_as_pyhash}
     found = _run(root / UTILS, given, lambda node: isinstance(node, ast.FunctionDef) and node.name in wanted)
-    poses: Poses = _function_of(found, "get_env_state_for_initial_condition", root / UTILS)
-    return poses
+    return _function_of(found, "get_env_state_for_initial_condition", root / UTILS)
 
 
 def load_chains(root: Path) -> Sequence[Chain]:
@@ -68,17 +65,24 @@ def load_chains(root: Path) -> Sequence[Chain]:
 def sample_chains(root: Path, count: int = COUNT) -> Sequence[Any]:
     """Return the (start, tasks) pairs of CALVIN's `get_sequences(count)`. Raises ValueError without that function."""
     seeded = _run(root / UTILS, {"np": np, "contextlib": contextlib}, lambda n: getattr(n, "name", "") == "temp_seed")
-
-    def own(node: ast.stmt) -> bool:
-        return not (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("calvin_agent"))
-
     given = {"temp_seed": _function_of(seeded, "temp_seed", root / UTILS)}
-    found = _run(root / SEQUENCES, given, own)
+    found = _run(root / SEQUENCES, given, lambda n: not (getattr(n, "module", None) or "").startswith("calvin_agent"))
     sample = _function_of(found, "get_sequences", root / SEQUENCES)
     found["ProcessPoolExecutor"] = _SerialExecutor
     found["deepcopy"] = dict  # equal for flat states, and a fifth faster overall
-    drawn: Sequence[Any] = sample(count)
-    return drawn
+    return sample(count)
+
+
+def hash_as_pyhash(text: str) -> int:
+    """Return `pyhash.fnv1_32()(text)`, 0 <= hash < 2**32, which seeds the poses of the blocks.
+
+    The package `pyhash` no longer builds. Unlike FNV-1 (http://www.isthe.com/chongo/tech/comp/fnv/), its hash starts at
+    0 instead of the offset basis, and reads the UTF-16 code units of a string.
+    """
+    value = 0
+    for byte in text.encode("utf-16-le"):
+        value = (value * 0x01000193 & 0xFFFFFFFF) ^ byte
+    return value
 
 
 class _SerialExecutor:

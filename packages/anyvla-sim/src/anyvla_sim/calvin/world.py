@@ -89,23 +89,19 @@ class World:
 
     def step(self, action: np.ndarray) -> Mapping[str, Any]:
         """Execute an action (7,) with a gripper of -1 or 1. Return `info`."""
-        info: Mapping[str, Any] = self.env.step(action)[3]
-        return info
+        return self.env.step(action)[3]
 
     def info(self) -> Mapping[str, Any]:
         """Return the state that CALVIN's task oracle compares."""
-        info: Mapping[str, Any] = self.env.get_info()
-        return info
+        return self.env.get_info()
 
     def robot_obs(self) -> np.ndarray:
         """Return tool position (3), Euler angles (3), gripper width, joints (7), gripper command: (15,) float64."""
-        state: np.ndarray = self.env.get_state_obs()["robot_obs"]
-        return state
+        return self.env.get_state_obs()["robot_obs"]
 
     def scene_obs(self) -> np.ndarray:
         """Return doors (2), button, switch, lights (2), poses of the blocks (3 x 6): (24,) float64."""
-        state: np.ndarray = self.env.get_state_obs()["scene_obs"]
-        return state
+        return self.env.get_state_obs()["scene_obs"]
 
     def close(self) -> None:
         """Free the client."""

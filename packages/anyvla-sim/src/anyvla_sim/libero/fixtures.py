@@ -6,20 +6,10 @@ from typing import Callable
 
 import numpy as np
 
-from anyvla_sim.base import ExpertStuck
 from anyvla_sim.libero import grasps
-from anyvla_sim.libero.geometry import (
-    FINGER_HALF,
-    FINGER_THICK,
-    OPENING,
-    TIP,
-    HeightMap,
-    Joint,
-    SceneGeometry,
-    hand_points,
-)
-from anyvla_sim.libero.motion import CLOSE, OPEN, SPEED, limit_norm, move_over, move_straight, rotation_vector
-from anyvla_sim.libero.skills import Skill
+from anyvla_sim.libero.geometry import FINGER_HALF, FINGER_THICK, OPENING, TIP, Joint, SceneGeometry, hand_points
+from anyvla_sim.libero.motion import CLOSE, OPEN, SPEED, limit_norm, move_straight, rotation_vector
+from anyvla_sim.libero.skills import Pose, Skill
 
 HANDLE = 0.018  # m; a drawer's handle is searched within this distance of its front
 STANDOFF = 0.07  # m before a handle, from where the hand approaches in a straight line
@@ -44,30 +34,30 @@ def rotation_about(axis: np.ndarray, angle: float) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
-class MoveJoint(Skill):
-    """Grasp a knob, or a drawer by its handle, and move it along its joint."""
+class JointSkill(Skill):
+    """A skill that moves a drawer or a knob along its joint."""
 
     def __init__(self, scene: SceneGeometry, joint: str, sign: float, there: Callable[[], bool]) -> None:
         """`sign` is the direction along the joint, 1 or -1. `there` returns whether it has moved far enough."""
-        self._scene, self._joint, self._sign, self._there = scene, joint, sign, there
-        self._steps = 0
-        self._field: HeightMap | None = None
-        body = self._scene.joint(joint).body
-        self._body, self._bodies = body, scene.body_ids(body)
+        super().__init__(scene)
+        self._joint, self._sign, self._there = joint, sign, there
+        self._body = scene.joint(joint).body
+        self._bodies = scene.body_ids(self._body)
+
+    def _retreat(self, way: np.ndarray, grip: float) -> np.ndarray:
+        """Return the action that moves the hand back along `way` (3,). End the skill once it is away."""
+        self._finished = bool(np.linalg.norm(self._scene.hand_pose()[0] - self._from) > AWAY)
+        return move_straight(self._scene, self._from - (AWAY + 0.03) * way, None, grip)
+
+
+class MoveJoint(JointSkill):
+    """Grasp a knob, or a drawer by its handle, and move it along its joint."""
+
+    def __init__(self, scene: SceneGeometry, joint: str, sign: float, there: Callable[[], bool]) -> None:
+        super().__init__(scene, joint, sign, there)
         self._grasp = self._plan()
 
-    def action(self) -> np.ndarray:
-        return {
-            "reach": self._reach,
-            "insert": self._insert,
-            "close": self._close,
-            "move": self._move,
-            "release": self._release,
-            "leave": self._leave,
-        }[self._phase]()
-
-    def _plan(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return a grasp in the frame of the moving body."""
+    def _plan(self) -> Pose:
         joint = self._scene.joint(self._joint)
         points = self._scene.points(self._bodies)
         if joint.slides:
@@ -80,66 +70,48 @@ class MoveJoint(Skill):
         else:
             rotations, rest = grasps.downward_rotations(), points[:0]
         around = self._scene.points_around(points.mean(0), 0.2, self._bodies)
-        found = grasps.find_grasp(
-            points,
-            np.concatenate([around, rest]),
-            rotations,
-            self._scene.floor_height(points.max(0)) + 0.003,
-            self._scene.base,
-        )
-        if found is None:
-            raise ExpertStuck(f"no grasp of {self._body}: nothing of it fits between the open fingers")
-        position, rotation = self._scene.pose(self._body)
-        return rotation.T @ (found.position - position), rotation.T @ found.rotation
-
-    def _goal(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the hand's pose at the grasp, given where the body is now."""
-        position, rotation = self._scene.pose(self._body)
-        return position + rotation @ self._grasp[0], rotation @ self._grasp[1]
+        floor = self._scene.floor_height(points.max(0)) + 0.003
+        others = np.concatenate([around, rest])
+        return self._find_grasp(self._body, points, others, rotations, floor)
 
     def _reach(self) -> np.ndarray:
-        goal, turn = self._goal()
+        goal, turn = self._grasp_pose(self._body, self._grasp)
         here, now = self._scene.hand_pose()
         start = goal - STANDOFF * turn[:, 2]
-        if self._field is None:
-            self._field = self._scene.height_map()
         if np.linalg.norm(start - here) < 0.025 and np.linalg.norm(rotation_vector(turn @ now.T)) < 0.15:
-            self._phase = "insert"
-            return self._insert()
-        hand = hand_points(now, self._scene.finger_opening()) + here
-        return move_over(self._scene, self._field, hand, start - here, turn, OPEN, align=0.03)
+            return self._enter(self._insert)
+        return self._move_hand_over(start - here, turn, OPEN, align=0.03)
 
     def _insert(self) -> np.ndarray:
-        goal, turn = self._goal()
+        goal, turn = self._grasp_pose(self._body, self._grasp)
         here, _ = self._scene.hand_pose()
         offset = goal - here
         depth = float(offset @ turn[:, 2])
         aside = float(np.linalg.norm(offset - depth * turn[:, 2]))
         if aside < 0.008 and depth < 0.006:
-            self._phase, self._steps, self._hold = "close", 0, (goal, turn)
-            return self._close()
+            self._hold = (goal, turn)
+            return self._enter(self._close)
         back = STANDOFF * float(np.clip((aside - 0.006) / 0.01, 0.0, 1.0))
         return move_straight(self._scene, goal - back * turn[:, 2], turn, OPEN)
 
     def _close(self) -> np.ndarray:
         self._steps += 1
         if (self._steps > 5 and self._scene.is_held(self._bodies)) or self._steps > CLOSING:
-            self._phase = "move"
+            self._phase = self._move
         return move_straight(self._scene, *self._hold, CLOSE)
 
     def _move(self) -> np.ndarray:
         if self._there():
-            self._phase, self._steps = "release", 0
-            return self._release()
+            return self._enter(self._release)
         joint = self._scene.joint(self._joint)
-        goal, turn = self._goal()
+        goal, turn = self._grasp_pose(self._body, self._grasp)
         here, _ = self._scene.hand_pose()
         if np.linalg.norm(goal - here) > 0.03:  # slipped off
-            self._phase, self._field = "reach", None
-            return self._reach()
+            return self._enter(self._reach)
         return move_straight(self._scene, *self._further(joint, goal, turn), CLOSE)
 
-    def _further(self, joint: Joint, goal: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _further(self, joint: Joint, goal: np.ndarray, turn: np.ndarray) -> Pose:
+        """Return the pose of the hand that moves the joint further."""
         if joint.slides:
             return goal + joint.axis * (self._sign * AHEAD[0]), turn
         by = rotation_about(joint.axis, self._sign * AHEAD[1])
@@ -148,48 +120,41 @@ class MoveJoint(Skill):
     def _release(self) -> np.ndarray:
         self._steps += 1
         if self._steps > LET_GO:
-            self._phase = "leave"
-            self._from = self._scene.hand_pose()[0]
+            self._phase, self._from = self._leave, self._scene.hand_pose()[0]
         return np.array([0, 0, 0, 0, 0, 0, OPEN], np.float32)
 
     def _leave(self) -> np.ndarray:
-        here, now = self._scene.hand_pose()
-        if np.linalg.norm(here - self._from) > AWAY:
-            self._phase = "done"
-        return move_straight(self._scene, self._from - (AWAY + 0.03) * now[:, 2], None, OPEN)
+        return self._retreat(self._scene.hand_pose()[1][:, 2], OPEN)
 
 
-class CloseDrawer(Skill):
+class CloseDrawer(JointSkill):
     """Push a drawer shut with closed fingers."""
 
-    def __init__(self, scene: SceneGeometry, joint: str, sign: float, there: Callable[[], bool]) -> None:
-        """`sign` is the direction along the joint, 1 or -1. `there` returns whether the drawer is shut."""
-        self._scene, self._joint, self._sign, self._there = scene, joint, sign, there
-        self._field: HeightMap | None = None
-        self._from = np.zeros(3)  # where the hand started to retreat
-        self._bodies = scene.body_ids(scene.joint(joint).body)
-
-    def action(self) -> np.ndarray:
-        here, now = self._scene.hand_pose()
+    def _front(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the direction of the push (3,), and the hand's position (3,) and rotation (3, 3) at the front."""
         into = self._scene.joint(self._joint).axis * self._sign
         turn = grasps.tilted_rotations(into, [PUSH])[0][0]
-        if self._phase == "leave":
-            if np.linalg.norm(here - self._from) > AWAY:
-                self._phase = "done"
-            return move_straight(self._scene, self._from - (AWAY + 0.03) * into, None, CLOSE)
-        if self._there():
-            self._phase, self._from = "leave", here
         points = self._scene.points(self._bodies)
         front = points[points @ into < (points @ into).min() + HANDLE].mean(0) - turn[:, 2] * TIP
-        if self._phase == "reach":
-            start = front - 0.05 * into
-            if np.linalg.norm(start - here) < 0.015:
-                self._phase = "push"
-            if self._field is None:
-                self._field = self._scene.height_map()
-            hand = hand_points(now, self._scene.finger_opening()) + here
-            return move_over(self._scene, self._field, hand, start - here, turn, CLOSE, align=0.02)
+        return into, front, turn
+
+    def _reach(self) -> np.ndarray:
+        if self._there():
+            return self._push()
+        into, front, turn = self._front()
+        shift = front - 0.05 * into - self._scene.hand_pose()[0]
+        if np.linalg.norm(shift) < 0.015:
+            self._phase = self._push
+        return self._move_hand_over(shift, turn, CLOSE, align=0.02)
+
+    def _push(self) -> np.ndarray:
+        into, front, turn = self._front()
+        if self._there():
+            self._phase, self._from = self._leave, self._scene.hand_pose()[0]
         return move_straight(self._scene, front + into * AHEAD[0], turn, CLOSE)
+
+    def _leave(self) -> np.ndarray:
+        return self._retreat(self._front()[0], CLOSE)
 
 
 class PushObject(Skill):
@@ -197,54 +162,61 @@ class PushObject(Skill):
 
     def __init__(self, scene: SceneGeometry, item: str, target: str) -> None:
         """`item` is the name of a wide and flat object, `target` of a site on the table."""
-        self._scene, self._item, self._target = scene, item, target
+        super().__init__(scene)
+        self._item, self._target = item, target
         self._bodies = scene.body_ids(item)
-        self._field: HeightMap | None = None
-        self._from = np.zeros(3)  # where the hand started to retreat
-        way = np.append((scene.pose(target)[0] - scene.pose(item)[0])[:2], 0.0)
+        way = self._way()
         along = int(np.argmax(np.abs(way)))
         self._face = np.eye(3)[along] * np.sign(way[along])  # the direction of the push
+        self._turn = leaning_rotation(self._face)
         aside = way - (way @ self._face) * self._face
         self._left_over = aside if np.linalg.norm(aside) > CORNER else np.zeros(3)  # for a second push
 
-    def action(self) -> np.ndarray:
-        here, now = self._scene.hand_pose()
+    def _way(self) -> np.ndarray:
+        """Return the horizontal way (3,) from the object to its target."""
+        return np.append((self._scene.pose(self._target)[0] - self._scene.pose(self._item)[0])[:2], 0.0)
+
+    def _offset(self) -> np.ndarray:
+        """Return the way (3,) from the hand to where its fingers touch the object from behind."""
         middle = self._scene.pose(self._item)[0]
-        way = np.append(self._scene.pose(self._target)[0][:2] - middle[:2], 0.0)
-        left = float(way @ self._face)
-        if self._phase == "leave":
-            if here[2] > self._from[2] + AWAY:
-                self._phase = "done"
-            return move_straight(self._scene, self._from - STANDOFF * self._face + (0, 0, AWAY + 0.03), None, OPEN)
-        if left < ARRIVED:
-            self._phase, self._from = "leave", here
-        turn = leaning_rotation(self._face)
-        side = turn[:, 0]
         points = self._scene.points(self._bodies) - middle
-        aside = np.abs(points @ side)
-        back = float((-points @ self._face)[(aside > OPENING / 2) & (aside < OPENING / 2 + FINGER_THICK[0])].max())
-        low = self._scene.floor_height(middle + (0, 0, 0.05)) + ABOVE - float(hand_points(turn, OPENING)[:, 2].min())
+        aside = np.abs(points @ self._turn[:, 0])
+        fingers = (aside > OPENING / 2) & (aside < OPENING / 2 + FINGER_THICK[0])
+        back = float((-points @ self._face)[fingers].max())
+        tips = float(hand_points(self._turn, OPENING)[:, 2].min())
+        low = self._scene.floor_height(middle + (0, 0, 0.05)) + ABOVE - tips
         goal = np.append(middle[:2], low) - (back + FINGER_HALF) * self._face
-        offset = goal - here
-        if self._phase == "reach":
-            start = offset - BEHIND * self._face
-            askew = float(np.linalg.norm(rotation_vector(turn @ now.T)))
-            if np.linalg.norm(start[:2]) < 0.015 and abs(start[2]) < DOWN and askew < ASKEW:
-                if abs(start[2]) < 0.005:
-                    self._phase = "push"
-                return move_straight(self._scene, here + start, turn, OPEN)  # move_over would avoid its rim
-            if self._field is None:
-                self._field = self._scene.height_map()
-            hand = hand_points(now, self._scene.finger_opening()) + here
-            return move_over(self._scene, self._field, hand, start, turn, OPEN)
-        ahead = float(offset @ self._face)
+        return goal - self._scene.hand_pose()[0]
+
+    def _reach(self) -> np.ndarray:
+        if self._way() @ self._face < ARRIVED:
+            return self._push()
+        here, now = self._scene.hand_pose()
+        start = self._offset() - BEHIND * self._face
+        askew = float(np.linalg.norm(rotation_vector(self._turn @ now.T)))
+        if np.linalg.norm(start[:2]) < 0.015 and abs(start[2]) < DOWN and askew < ASKEW:
+            if abs(start[2]) < 0.005:
+                self._phase = self._push
+            return move_straight(self._scene, here + start, self._turn, OPEN)  # move_over would avoid its rim
+        return self._move_hand_over(start, self._turn, OPEN)
+
+    def _push(self) -> np.ndarray:
+        here, _ = self._scene.hand_pose()
+        way, offset = self._way(), self._offset()
+        left, ahead = float(way @ self._face), float(offset @ self._face)
+        if left < ARRIVED:
+            self._phase, self._from = self._leave, here
         beside = offset - ahead * self._face
         if np.linalg.norm(beside) > 0.05 or ahead < -0.03:  # the fingers have lost the object
-            self._phase, self._field = "reach", None
+            self._phase, self._field = self._reach, None
         beside += limit_norm(way - left * self._face - self._left_over, STEER)
-        action = move_straight(self._scene, here + beside, turn, OPEN)
+        action = move_straight(self._scene, here + beside, self._turn, OPEN)
         action[:3] = limit_norm(action[:3] + self._face * (PUSHING * min(1.0, left / 0.03)), SPEED)
         return action
+
+    def _leave(self) -> np.ndarray:
+        self._finished = bool(self._scene.hand_pose()[0][2] > self._from[2] + AWAY)
+        return move_straight(self._scene, self._from - STANDOFF * self._face + (0, 0, AWAY + 0.03), None, OPEN)
 
 
 def leaning_rotation(way: np.ndarray) -> np.ndarray:

@@ -86,10 +86,12 @@ class SceneGeometry:
             body = int(self._parent[body])
         return body
 
+    def _body_id(self, name: str) -> int:
+        return self.env.obj_body_id[name] if name in self.env.obj_body_id else self.model.body(name).id
+
     def body_ids(self, name: str) -> set[int]:
         """Return the ids of the bodies of an object, a fixture, or a moving part named by its body."""
-        top = self.env.obj_body_id[name] if name in self.env.obj_body_id else self.model.body(name).id
-        found = {int(top)}
+        found = {int(self._body_id(name))}
         for body in range(self.model.nbody):  # parents come before their children
             if self._parent[body] in found:
                 found.add(body)
@@ -136,7 +138,7 @@ class SceneGeometry:
         """Return position (3,) and rotation (3, 3) of an object, a body or a site of a goal."""
         if name in self.env.object_sites_dict:
             return self.env.sim.data.get_site_xpos(name).copy(), self.env.sim.data.get_site_xmat(name).copy()
-        body = self.env.obj_body_id[name] if name in self.env.obj_body_id else self.model.body(name).id
+        body = self._body_id(name)
         return self.data.xpos[body].copy(), self.data.xmat[body].reshape(3, 3).copy()
 
     def hand_pose(self) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Callable, Iterable, Sequence, Tuple
 
 import numpy as np
 
@@ -21,18 +22,69 @@ SLIPPED = 0.04  # m that a held object may move in the hand
 GAP = 0.004  # m above its support where an object is released
 
 
-class Skill(ABC):
-    """One closed-loop skill. It runs in phases, from "reach" to "done"."""
+Pose = Tuple[np.ndarray, np.ndarray]  # position (3,), rotation (3, 3)
 
-    _phase = "reach"
+
+class Skill(ABC):
+    """One closed-loop skill. It runs in phases; each is a method that returns the next action, float32 (7,)."""
+
+    def __init__(self, scene: SceneGeometry) -> None:
+        self._scene = scene
+        self._phase: Callable[[], np.ndarray] = self._reach
+        self._finished = False
+        self._steps = 0  # since the phase began
+        self._field: HeightMap | None = None  # of the scene when the phase began
+        self._from = np.zeros(3)  # where the hand started to retreat
+
+    def action(self) -> np.ndarray:
+        """Return the next action, float32 (7,)."""
+        return self._phase()
 
     def done(self) -> bool:
         """Return whether the skill has finished."""
-        return self._phase == "done"
+        return self._finished
 
     @abstractmethod
-    def action(self) -> np.ndarray:
-        """Return the next action, float32 (7,)."""
+    def _reach(self) -> np.ndarray:
+        """Bring the hand to where the skill begins."""
+
+    def _enter(self, phase: Callable[[], np.ndarray]) -> np.ndarray:
+        """Begin a phase. Return its first action."""
+        self._phase, self._steps, self._field = phase, 0, None
+        return phase()
+
+    def _move_hand_over(self, shift: np.ndarray, turn: np.ndarray, grip: float, align: float = 0.006) -> np.ndarray:
+        """Return the action that moves the empty hand by `shift` over all obstacles, as `motion.move_over`."""
+        if self._field is None:
+            self._field = self._scene.height_map()
+        here, now = self._scene.hand_pose()
+        hand = hand_points(now, self._scene.finger_opening()) + here
+        return move_over(self._scene, self._field, hand, shift, turn, grip, align)
+
+    def _find_grasp(
+        self,
+        name: str,
+        points: np.ndarray,
+        others: np.ndarray,
+        rotations: Iterable[tuple[np.ndarray, float]],
+        floor: float,
+        failed: Sequence[np.ndarray] = (),
+    ) -> Pose:
+        """Return a grasp, as `grasps.find_grasp`, in the frame of the named object or body, as `failed`.
+
+        Raises ExpertStuck if there is none.
+        """
+        position, rotation = self._scene.pose(name)
+        tried = [position + rotation @ f for f in failed]
+        found = grasps.find_grasp(points, others, rotations, floor, self._scene.base, tried)
+        if found is None:
+            raise ExpertStuck(f"no grasp of {name}: nothing of it fits between the open fingers")
+        return rotation.T @ (found.position - position), rotation.T @ found.rotation
+
+    def _grasp_pose(self, name: str, grasp: Pose) -> Pose:
+        """Return the hand's pose in the world at a grasp in the frame of the named object or body."""
+        position, rotation = self._scene.pose(name)
+        return position + rotation @ grasp[0], rotation @ grasp[1]
 
 
 class CarryObject(Skill):
@@ -40,76 +92,45 @@ class CarryObject(Skill):
 
     def __init__(self, scene: SceneGeometry, item: str, target: str) -> None:
         """`item` is the name of an object, `target` of an object or a site."""
-        self._scene, self._item, self._target = scene, item, target
+        super().__init__(scene)
+        self._item, self._target = item, target
         self._bodies = scene.body_ids(item)
-        self._steps = 0  # since the phase began
-        self._grasp: tuple[np.ndarray, np.ndarray] | None = None  # position, rotation in the object's frame
-        self._field: HeightMap | None = None
+        self._grasp: Pose | None = None  # in the object's frame
         self._in_hand: np.ndarray | None = None  # position of the object in the hand's frame when it was grasped
         self._lost = 0  # steps without contact
         self._opening = 0.0
         self._failed: list[np.ndarray] = []  # positions of grasps in the object's frame
 
-    def action(self) -> np.ndarray:
-        return {
-            "reach": self._reach,
-            "close": self._close,
-            "carry": self._carry,
-            "release": self._release,
-            "leave": self._leave,
-            "retry": self._retry,
-        }[self._phase]()
-
-    def _enter(self, phase: str) -> None:
-        self._phase, self._steps, self._field = phase, 0, None
-
-    def _plan(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return a grasp in the object's frame."""
-        position, rotation = self._scene.pose(self._item)
+    def _plan(self) -> Pose:
         points = self._scene.points(self._bodies)
-        found = grasps.find_grasp(
-            points,
-            self._scene.points_around(points.mean(0), AROUND, self._bodies),
-            grasps.downward_rotations(),
-            self._scene.floor_height(points.max(0)) + 0.002,
-            self._scene.base,
-            failed=[position + rotation @ f for f in self._failed],
-        )
-        if found is None:
-            raise ExpertStuck(f"no grasp of {self._item} from above: nothing of it fits between the open fingers")
-        return rotation.T @ (found.position - position), rotation.T @ found.rotation
+        others = self._scene.points_around(points.mean(0), AROUND, self._bodies)
+        floor = self._scene.floor_height(points.max(0)) + 0.002
+        return self._find_grasp(self._item, points, others, grasps.downward_rotations(), floor, self._failed)
 
     def _reach(self) -> np.ndarray:
         if self._grasp is None:
             self._grasp = self._plan()
-        if self._field is None:
-            self._field = self._scene.height_map()
-        position, rotation = self._scene.pose(self._item)
-        goal, turn = position + rotation @ self._grasp[0], rotation @ self._grasp[1]
+        goal, turn = self._grasp_pose(self._item, self._grasp)
         if turn[2, 2] > -np.cos(TIPPED):  # the object has tipped over since
             self._grasp = None
             return self._reach()
         here, now = self._scene.hand_pose()
         level = np.linalg.norm(goal[:2] - here[:2]) < REACHED and abs(goal[2] - here[2]) < LOW
         if level and np.trace(turn @ now.T) > 1 + 2 * np.cos(TURNED):
-            self._enter("close")
             self._hold = (goal, turn)
-            return self._close()
+            return self._enter(self._close)
         self._steps = self._steps + 1 if np.linalg.norm(self._scene.hand_velocity()) < STILL else 0
         if self._steps > PATIENCE:
             return self._give_up()
-        hand = hand_points(now, self._scene.finger_opening()) + here
-        return move_over(self._scene, self._field, hand, goal - here, turn, OPEN)
+        return self._move_hand_over(goal - here, turn, OPEN)
 
     def _close(self) -> np.ndarray:
         self._steps += 1
         before, self._opening = self._opening, self._scene.finger_opening()
         if self._steps > 3 and before - self._opening < SHUT and self._scene.is_held(self._bodies):
-            self._enter("carry")
-            here, now = self._scene.hand_pose()
-            self._in_hand = now.T @ (self._scene.pose(self._item)[0] - here)
-            self._turn = now
-            return self._carry()
+            here, self._turn = self._scene.hand_pose()
+            self._in_hand = self._turn.T @ (self._scene.pose(self._item)[0] - here)
+            return self._enter(self._carry)
         if self._steps > CLOSING:
             return self._give_up()
         return move_straight(self._scene, *self._hold, CLOSE)
@@ -120,13 +141,12 @@ class CarryObject(Skill):
             self._failed.append(self._grasp[0])
         self._grasp = None
         self._from = self._scene.hand_pose()[0]
-        self._enter("retry")
-        return self._retry()
+        return self._enter(self._retry)
 
     def _retry(self) -> np.ndarray:
         self._steps += 1
         if self._scene.hand_pose()[0][2] > self._from[2] + 0.05 or self._steps > 15:
-            self._enter("reach")
+            self._phase, self._steps = self._reach, 0
         return move_straight(self._scene, self._from + (0, 0, 0.07), None, OPEN)
 
     def _carry(self) -> np.ndarray:
@@ -136,30 +156,23 @@ class CarryObject(Skill):
         self._lost = 0 if held else self._lost + 1
         if self._lost > 4 or np.linalg.norm(now.T @ (position - here) - self._in_hand) > SLIPPED:
             self._lost, self._grasp = 0, None
-            self._enter("reach")
-            return self._reach()
+            return self._enter(self._reach)
         if self._field is None:
             self._field = self._scene.height_map(self._bodies)
-        moving = np.concatenate(
-            [self._scene.points(self._bodies), hand_points(now, self._scene.finger_opening()) + here]
-        )
-        goal = self._scene.pose(self._target)[0][:2]
-        shift = np.append(goal - position[:2], 0.0)
+        hand = hand_points(now, self._scene.finger_opening()) + here
+        moving = np.concatenate([self._scene.points(self._bodies), hand])
+        shift = np.append(self._scene.pose(self._target)[0][:2] - position[:2], 0.0)
         shift[2] = self._field.required_rise(moving, shift[None, :2])[0] + GAP
         if np.linalg.norm(shift[:2]) < 0.01 and shift[2] > -0.006:
-            self._enter("release")
-            return self._release()
+            return self._enter(self._release)
         return move_over(self._scene, self._field, moving, shift, self._turn, CLOSE, align=0.008)
 
     def _release(self) -> np.ndarray:
         self._steps += 1
         if self._steps > 4:
-            self._enter("leave")
-            self._from = self._scene.hand_pose()[0]
+            self._phase, self._from = self._leave, self._scene.hand_pose()[0]
         return np.array([0, 0, 0, 0, 0, 0, OPEN], np.float32)
 
     def _leave(self) -> np.ndarray:
-        here, _ = self._scene.hand_pose()
-        if here[2] > self._from[2] + 0.08:
-            self._enter("done")
+        self._finished = bool(self._scene.hand_pose()[0][2] > self._from[2] + 0.08)
         return move_straight(self._scene, self._from + (0, 0, 0.1), None, OPEN)

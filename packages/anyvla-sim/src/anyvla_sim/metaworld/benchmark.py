@@ -13,12 +13,12 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from anyvla_sim.base import NotInstalled, Observation, Suite
+from anyvla_sim.base import Benchmark, Environment, NotInstalled, Observation, Suite
 from anyvla_sim.factors import DISTURBANCES
 from anyvla_sim.metaworld.factors import FACTORS, MetaWorldDisturber, MetaWorldFactors
 from anyvla_sim.metaworld.suites import NAMES, SceneConfig, make_suite, suite_scenes
 from anyvla_sim.names import check_name
-from anyvla_sim.rendering import LARGEST, Renderer, View, driver_error, find_driver, render_setting
+from anyvla_sim.rendering import LARGEST, Renderer, View, choose_render_setting, driver_error, find_driver
 
 _EXTRA = 'pip install "anyvla-sim[metaworld]" (Python 3.9 or later)'
 CONTROL_HZ = 80
@@ -43,8 +43,8 @@ NATIVE_VIEWS = {"corner2": View("corner2", (0.0, 1.0, 0.0, 1.0), 480, 480, turne
 VIDEO_BOX = (0.2, 0.9, 0.15, 0.85)  # the part of the corner camera's image that videos show
 
 
-class MetaWorld:
-    """The benchmark `metaworld`."""
+class MetaWorld(Benchmark):
+    """The benchmark `metaworld`. Its environments share renderers, as uploading meshes and textures is expensive."""
 
     name = "metaworld"
     factors = FACTORS
@@ -55,18 +55,16 @@ class MetaWorld:
 
         Raises NotInstalled without Meta-World, ValueError for another setting.
         """
-        self.render = render_setting(render)
+        self.render = choose_render_setting(render)
         self.settings: Mapping[str, Any] = {"render": self.render}
         self.repeat = 1 if self.render == "native" else 2  # control steps per action
         self._renderers: dict[tuple[str, str], Renderer] = {}
         _metaworld()
 
     def suites(self) -> Sequence[str]:
-        """Return the names of the suites."""
         return NAMES
 
     def suite(self, name: str) -> Suite:
-        """Return a suite. Raises ValueError for an unknown name."""
         check_name(name, NAMES, "metaworld has no suite")
         return make_suite(name, self.repeat)
 
@@ -80,47 +78,36 @@ class MetaWorld:
         """Return the Sawyer arm, with a name for each of the three sets of cameras."""
         views = self.views(suite)
         name = {1: "-corner2", 2: "", 3: "-3"}[len(views)]
+        position = {"name": "position", "size": 3, "kind": "position"}
+        motion = {**position, "mode": "delta", "unit": "cm per control step"}
+        gripper = {"name": "gripper", "size": 1, "kind": "gripper", "high": 1}
         return {
             "name": f"sawyer-metaworld{name}",
             "cameras": list(views),
             "control_hz": CONTROL_HZ / self.repeat,
-            "proprio": {
-                "groups": [
-                    {"name": "position", "size": 3, "kind": "position", "unit": "m"},
-                    {"name": "gripper", "size": 1, "kind": "gripper", "low": 0, "high": 1, "open": 1},
-                ]
-            },
-            "action": {
-                "groups": [
-                    {"name": "position", "size": 3, "kind": "position", "mode": "delta", "unit": "cm per control step"},
-                    {"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1, "open": -1},
-                ]
-            },
+            "proprio": {"groups": [{**position, "unit": "m"}, {**gripper, "low": 0, "open": 1}]},
+            "action": {"groups": [motion, {**gripper, "low": -1, "open": -1}]},
         }
 
     def make(self, suite: str) -> MetaWorldEnvironment:
-        """Return an environment for this process. All environments of a benchmark share its renderers."""
         self.suite(suite)
         return MetaWorldEnvironment(self, suite)
 
     def renderer(self, suite: str, scene: str, model: Any) -> Renderer:
-        """Return the renderer of a scene. It is made once, since uploading meshes and textures is expensive."""
+        """Return the renderer of a scene, which is made at the first call."""
         if (suite, scene) not in self._renderers:
             self._renderers[suite, scene] = Renderer(model, self.render)
         return self._renderers[suite, scene]
 
     def close(self) -> None:
-        """Free the renderers."""
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers.clear()
 
     def versions(self) -> dict[str, str]:
-        """Return the versions that pixels and physics depend on."""
         return {**{name: metadata.version(name) for name in ("metaworld", "mujoco", "numpy")}, "gl": find_driver()}
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
-        """Return the settings that results must share to be compared."""
         cameras = {name: [view.height, view.width] for name, view in self.views(suite).items()}
         return {"render": self.render, "cameras": cameras, "control_steps_per_action": self.repeat}
 
@@ -171,22 +158,19 @@ class _Simulation:
         return float(self.sim.data.joint(self.scene.joint).qpos[0]) / self._full()
 
 
-class MetaWorldEnvironment:
+class MetaWorldEnvironment(Environment):
     """A simulated Sawyer arm in the scenes of a suite."""
 
     limits = LIMITS
 
     def __init__(self, benchmark: MetaWorld, suite: str) -> None:
-        self._benchmark = benchmark
-        self._suite = suite
+        self._benchmark, self._suite = benchmark, suite
         self._views = benchmark.views(suite)
         self._simulations: dict[str, _Simulation] = {}  # one per scene, as loading a model is slow
         self._tasks = {task.name: task for task in benchmark.suite(suite).tasks}
         self._simulation: _Simulation | None = None
-        self._succeeded = False  # Meta-World's own success flag of the last step
 
     def reset(self, task: str, seed: int, factors: Mapping[str, str] | None = None) -> None:
-        """Start an episode; scene, seed and factors determine its start state. Raises ValueError for unknown names."""
         check_name(task, self._tasks, f"metaworld/{self._suite} has no task")
         self._scene = self._tasks[task].scene
         if self._scene not in self._simulations:
@@ -194,7 +178,7 @@ class MetaWorldEnvironment:
         self._simulation = self._simulations[self._scene]
         self._simulation.reset(seed, factors or {})
         self._disturber = MetaWorldDisturber(self._simulation.sim)
-        self._succeeded = False
+        self._succeeded = False  # Meta-World's own success flag of the last step
         self._seen: np.ndarray = self._simulation.sim._get_obs()
 
     @property
@@ -216,7 +200,6 @@ class MetaWorldEnvironment:
         return Observation(images, self._seen[:4].astype(np.float32))
 
     def step(self, action: np.ndarray) -> dict[str, bool]:
-        """Act once. Return for each task of the scene whether its goal holds."""
         sim = self.simulation.sim
         clipped = self._disturber.alter(np.clip(np.asarray(action, np.float32), *LIMITS))
         for _ in range(self._benchmark.repeat):
@@ -243,14 +226,12 @@ class MetaWorldEnvironment:
         return np.clip(action, *LIMITS).astype(np.float32)
 
     def disturb(self, kind: str, seed: int) -> bool:
-        """Move the object, or knock the gripper open. Return False if there is nothing to move. Raises ValueError."""
         done = self._disturber.disturb(kind, seed)
         self.simulation.update()
         self._seen = self.simulation.sim._get_obs()
         return done
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        """Return the corner view for videos."""
         oversample = 2 if 2 * max(height, width) <= LARGEST else 1
         return self.draw(View("corner2", VIDEO_BOX, height, width, turned=True, oversample=oversample))
 

@@ -14,7 +14,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from anyvla_sim.base import NotInstalled, Observation, Suite
+from anyvla_sim.base import Benchmark, Environment, NotInstalled, Observation, Suite
 from anyvla_sim.checkouts import git_commit
 from anyvla_sim.names import check_factors, check_name
 from anyvla_sim.simpler.motion import (
@@ -27,7 +27,7 @@ from anyvla_sim.simpler.motion import (
     quaternion_xyzw,
     robot_quaternion,
 )
-from anyvla_sim.simpler.suites import NAMES, StartState, TaskStarts, make_suite, tasks_with_starts
+from anyvla_sim.simpler.suites import NAMES, Placement, TaskStarts, Variant, make_suite, tasks_with_starts
 
 _HOW = (
     "in an environment of Python 3.10 or 3.11: git clone --recurse-submodules "
@@ -35,16 +35,14 @@ _HOW = (
     'pip install "numpy<2" -e SimplerEnv/ManiSkill2_real2sim -e SimplerEnv anyvla-sim; then name its interpreter: '
     "--python PATH"
 )
-_OF_WIDOWX = {"camera": "3rd_view_camera", "size": [480, 640], "simulated_hz": 500, "control_hz": 5}
-_OF_GOOGLE = {"camera": "overhead_camera", "size": [512, 640], "simulated_hz": 513, "control_hz": 3}
+_WIDOWX = {"camera": "3rd_view_camera", "size": [480, 640], "simulated_hz": 500, "control_hz": 5}
+_GOOGLE = {"camera": "overhead_camera", "size": [512, 640], "simulated_hz": 513, "control_hz": 3}
 
 
-class Simpler:
+class Simpler(Benchmark):
     """The benchmark `simpler`."""
 
     name = "simpler"
-    factors: Mapping[str, Sequence[str]] = {}
-    disturbances: Sequence[str] = ()
 
     def __init__(self, ray_tracing: bool = True) -> None:
         """With `ray_tracing`, drawers are rendered as published; False is for drivers without it. The pixels differ,
@@ -57,11 +55,9 @@ class Simpler:
         self.modules = _simpler()
 
     def suites(self) -> Sequence[str]:
-        """Return the names of the suites."""
         return NAMES
 
     def suite(self, name: str) -> Suite:
-        """Return a suite. Raises ValueError for an unknown name."""
         check_name(name, NAMES, "simpler has no suite")
         return make_suite(name)
 
@@ -73,50 +69,43 @@ class Simpler:
             "name": "rotation",
             "size": 3,
             "kind": "rotation",
+            "frame": "base",
             "rotation": "euler",
             "unit": "rad",
-            "frame": "base",
         }
         quaternion = {"name": "quaternion", "size": 4, "kind": "rotation", "frame": "base"}
         google = self.suite(suite).name != "widowx"
         return {
             "name": "google_robot" if google else "widowx_bridge",
             "cameras": ["primary"],
-            "control_hz": 3 if google else 5,
+            "control_hz": (_GOOGLE if google else _WIDOWX)["control_hz"],
             "proprio": {"groups": [at, quaternion, {**opened, "open": 0}] if google else [at, angles, opened]},
             "action": {"groups": [{**at, "mode": "delta"}, {**angles, "mode": "delta"}, opened]},
         }
 
     def make(self, suite: str) -> SimplerEnvironment:
-        """Return an environment for this process."""
         self.suite(suite)
         return SimplerEnvironment(self, suite)
 
-    def close(self) -> None:
-        """Do nothing: environments share nothing."""
-
     def versions(self) -> dict[str, str]:
-        """Return the versions that pixels and physics depend on."""
         found = {name: metadata.version(name) for name in ("sapien", "gymnasium", "numpy")}
         folders = {name: Path(str(self.modules[name].__file__)).parent for name in ("simpler_env", "real2sim")}
         return {**found, **{name: git_commit(folder) for name, folder in folders.items()}}
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
-        """Return the settings that results must share to be compared."""
         google = self.suite(suite).name != "widowx"
         own = {"sticky_gripper": STICKY, "ray_tracing": self.ray_tracing, "next_instruction_after": 100}
-        return {**(_OF_GOOGLE if google else _OF_WIDOWX), "image": "as drawn", **(own if google else {})}
+        return {**(_GOOGLE if google else _WIDOWX), "image": "as drawn", **(own if google else {})}
 
 
-class SimplerEnvironment:
+class SimplerEnvironment(Environment):
     """A simulated WidowX or Google robot in the scenes of a suite."""
 
     def __init__(self, benchmark: Simpler, suite: str) -> None:
-        self._benchmark = benchmark
-        self._suite = suite
+        self._benchmark, self._suite = benchmark, suite
         self._tasks = tasks_with_starts(suite)
         self._google = suite != "widowx"
-        self._camera = str((_OF_GOOGLE if self._google else _OF_WIDOWX)["camera"])
+        self._robot: Mapping[str, Any] = _GOOGLE if self._google else _WIDOWX
         self._env: Any = None
 
     def reset(self, task: str, seed: int, factors: Mapping[str, str] | None = None) -> None:
@@ -130,42 +119,41 @@ class SimplerEnvironment:
         if not 0 <= seed < one.count:
             raise ValueError(f"simpler/{self._suite}/{task} has no start state {seed}: 0 to {one.count - 1}")
         self.close()
-        start = one.start(seed)
-        self._env = self._build(one, start)
-        self._env.reset(options=_options(start))
+        variant, place = one.start(seed)
+        self._env = self._build(one, variant, place)
+        self._env.reset(options=_options(place))
         self._task, self._gripper = task, StickyGripper()
         instruction = self.instruction()
-        if one.task.instructions and instruction != one.task.instructions[0]:
+        if one.instruction not in (None, instruction):
             self.close()
             raise NotInstalled(
-                f"this SimplerEnv has the instruction {instruction!r} instead of {one.task.instructions[0]!r}: it is "
-                f"another version. {_HOW}"
+                f"this SimplerEnv has the instruction {instruction!r} instead of {one.instruction!r}: it is another "
+                f"version. {_HOW}"
             )
 
-    def _build(self, one: TaskStarts, start: StartState) -> Any:
-        modules, variant = self._benchmark.modules, start.variant
+    def _build(self, one: TaskStarts, variant: Variant, place: Placement) -> Any:
+        modules = self._benchmark.modules
         assets = Path(modules["real2sim"].ASSET_DIR)
         stage = assets / "hab2_bench_assets" / "stages" / f"{variant.scene}.glb"
-        overlay = None if start.place.overlay is None else assets / "real_inpainting" / start.place.overlay
+        overlay = None if place.overlay is None else assets / "real_inpainting" / place.overlay
         for needed in ([] if variant.scene.startswith("dummy") else [stage]) + ([overlay] if overlay else []):
             if not needed.is_file():
                 raise NotInstalled(
-                    f"{one.task.name} needs {needed}, which is missing: the clone of ManiSkill2_real2sim is "
-                    f"incomplete. {_HOW}"
+                    f"{one.name} needs {needed}, which is missing: the clone of ManiSkill2_real2sim is incomplete. "
+                    f"{_HOW}"
                 )
         settings = dict(variant.settings)
         if not self._benchmark.ray_tracing:
             settings.pop("shader_dir", None)
-        robot = _OF_GOOGLE if self._google else _OF_WIDOWX
         made = modules["builder"].build_maniskill2_env(
             variant.environment,
             **settings,
             obs_mode="rgbd",
             robot=one.robot,
-            sim_freq=robot["simulated_hz"],
+            sim_freq=self._robot["simulated_hz"],
             control_mode=modules["builder"].get_robot_control_mode(one.robot, "anyvla"),
-            control_freq=robot["control_hz"],
-            max_episode_steps=one.task.horizon,
+            control_freq=self._robot["control_hz"],
+            max_episode_steps=one.horizon,
             scene_name=variant.scene,
             camera_cfgs={"add_segmentation": True},
             rgb_overlay_path=None if overlay is None else str(overlay),
@@ -184,7 +172,7 @@ class SimplerEnvironment:
         return str(self.simulation.get_language_instruction())
 
     def _picture(self) -> np.ndarray:
-        pixels = self.simulation.get_obs()["image"][self._camera]["Color"][..., :3]
+        pixels = self.simulation.get_obs()["image"][self._robot["camera"]]["Color"][..., :3]
         return np.clip(pixels * 255, 0, 255).astype(np.uint8)  # truncated, as by its RGBDObservationWrapper
 
     def observe(self) -> Observation:
@@ -220,20 +208,17 @@ class SimplerEnvironment:
         return {self._task: bool(info["success"])}
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        """Return the image of the robot's camera for videos."""
         cv2 = importlib.import_module("cv2")  # a dependency of the simulator
         return np.asarray(cv2.resize(self._picture(), (width, height), interpolation=cv2.INTER_AREA))
 
     def close(self) -> None:
-        """Free the simulator."""
         if self._env is not None:
             self._env.close()
             self._env = None
 
 
-def _options(start: StartState) -> dict[str, Any]:
-    """Return the start state as options of the simulator's reset."""
-    place = start.place
+def _options(place: Placement) -> dict[str, Any]:
+    """Return the start positions as options of the simulator's reset."""
     objects: dict[str, Any] = {} if place.episode is None else {"episode_id": place.episode}
     if place.object is not None:
         objects["init_xy"] = np.array(place.object)

@@ -40,44 +40,31 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class StartState:
-    """A start state of a task."""
-
-    variant: Variant
-    place: Placement
-
-
-@dataclass(frozen=True)
 class TaskStarts:
     """A task and its start states."""
 
-    task: Task
-    robot: str  # the simulator's name of the robot
+    name: str
+    instruction: str | None  # None: the environment has it
+    horizon: int
     variants: Sequence[Variant]
     places: Sequence[Placement]
+    robot: str = "google_robot_static"  # the simulator's name
+    scene: str | None = None  # None: the task's name
+
+    @property
+    def task(self) -> Task:
+        """The task, as the suite lists it. The authors play each start state once."""
+        instructions = () if self.instruction is None else (self.instruction,)
+        return Task(self.name, self.scene or self.name, instructions, horizon=self.horizon, episodes=self.count)
 
     @property
     def count(self) -> int:
-        """The number of start states. The authors play each once."""
+        """The number of start states."""
         return len(self.variants) * len(self.places)
 
-    def start(self, seed: int) -> StartState:
+    def start(self, seed: int) -> tuple[Variant, Placement]:
         """Return start state number `seed`, 0 .. count - 1. Variants alternate, so a few episodes cover them all."""
-        return StartState(self.variants[seed % len(self.variants)], self.places[seed // len(self.variants)])
-
-
-def _task_with_starts(
-    name: str,
-    instruction: str | None,
-    horizon: int,
-    variants: Sequence[Variant],
-    places: Sequence[Placement],
-    robot: str = "google_robot_static",
-    scene: str | None = None,
-) -> TaskStarts:
-    instructions = () if instruction is None else (instruction,)
-    task = Task(name, scene or name, instructions, horizon=horizon, episodes=len(variants) * len(places))
-    return TaskStarts(task, robot, variants, places)
+        return self.variants[seed % len(self.variants)], self.places[seed // len(self.variants)]
 
 
 def _grid(low: Sequence[float], high: Sequence[float], count: Sequence[int]) -> list[tuple[float, float]]:
@@ -90,11 +77,11 @@ def _grid(low: Sequence[float], high: Sequence[float], count: Sequence[int]) -> 
 
 _TABLE = ("widowx", (0.147, 0.028), "bridge_table_1_v1", "bridge_real_eval_1.png")
 _SINK = ("widowx_sink_camera_setup", (0.127, 0.06), "bridge_table_1_v2", "bridge_sink.png")
+_STACK = "StackGreenCubeOnYellowCubeBakedTex"
 _WIDOWX = (
     ("spoon-on-towel", "PutSpoonOnTableClothInScene-v0", "put the spoon on the towel", 60, _TABLE),
     ("carrot-on-plate", "PutCarrotOnPlateInScene-v0", "put carrot on plate", 60, _TABLE),
-    ("stack-cubes", "StackGreenCubeOnYellowCubeBakedTexInScene-v0", "stack the green block on the yellow block", 60)
-    + (_TABLE,),
+    ("stack-cubes", f"{_STACK}InScene-v0", "stack the green block on the yellow block", 60, _TABLE),
     ("eggplant-in-basket", "PutEggplantInBasketScene-v0", "put eggplant into yellow basket", 120, _SINK),
 )
 
@@ -103,7 +90,7 @@ def _widowx() -> list[TaskStarts]:
     played = []
     for name, environment, instruction, horizon, (robot, xy, scene, overlay) in _WIDOWX:
         places = [Placement(xy, overlay=overlay, episode=episode) for episode in range(24)]
-        played.append(_task_with_starts(name, instruction, horizon, [Variant(environment, scene)], places, robot))
+        played.append(TaskStarts(name, instruction, horizon, [Variant(environment, scene)], places, robot))
     return played
 
 
@@ -136,44 +123,35 @@ def _cans(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskS
     """Return a task for each pose of the can, from `variants` of the counter."""
     cans = _grid((-0.35, -0.02), (-0.12, 0.42), (5, 5))
     places = [Placement((0.35, 0.20), overlay=overlay, object=xy) for xy in cans]
-    return [
-        _task_with_starts(
-            f"pick-coke-can-{pose}",
-            "pick coke can",
-            80,
-            [Variant(v.environment, v.scene, {option: True, **v.settings}) for v in variants],
-            places,
-        )
-        for pose, option in POSES.items()
-    ]
+    tasks = []
+    for pose, option in POSES.items():
+        posed = [Variant(v.environment, v.scene, {option: True, **v.settings}) for v in variants]
+        tasks.append(TaskStarts(f"pick-coke-can-{pose}", "pick coke can", 80, posed, places))
+    return tasks
 
 
 def _near(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskStarts]:
     places = [Placement((0.35, 0.21), -0.09, overlay, episode=episode) for episode in range(60)]
-    return [_task_with_starts("move-near", None, 80, variants, places)]
+    return [TaskStarts("move-near", None, 80, variants, places)]
 
 
 def _drawers(variants: Sequence[Variant], places: Sequence[Placement]) -> list[TaskStarts]:
     """Return a task for each drawer, to open and to close. `variants` have no environment name yet."""
-    return [
-        _task_with_starts(
-            f"{verb}-{drawer}-drawer",
-            f"{verb} {drawer} drawer",
-            113,
-            [Variant(f"{verb.title()}{drawer.title()}DrawerCustomInScene-v0", v.scene, v.settings) for v in variants],
-            places,
-            scene="closed-drawers" if verb == "open" else None,  # all drawers start closed
-        )
-        for verb in ("open", "close")
-        for drawer in DRAWERS
-    ]
+    tasks = []
+    for verb, scene in (("open", "closed-drawers"), ("close", None)):  # to open, all drawers start closed
+        for drawer in DRAWERS:
+            name = f"{verb.title()}{drawer.title()}DrawerCustomInScene-v0"
+            named = [Variant(name, v.scene, v.settings) for v in variants]
+            instruction = f"{verb} {drawer} drawer"
+            tasks.append(TaskStarts(f"{verb}-{drawer}-drawer", instruction, 113, named, places, scene=scene))
+    return tasks
 
 
 def _apple(variants: Sequence[Variant], places: Sequence[Placement], model: str) -> list[TaskStarts]:
     """Return the task with two instructions in a row: "open top drawer", then "place apple into top drawer"."""
     name = "PlaceIntoClosedTopDrawerCustomInScene-v0"
     variants = [Variant(name, v.scene, {**v.settings, "model_ids": model}) for v in variants]
-    return [_task_with_starts("place-apple-in-drawer", None, 200, variants, places)]
+    return [TaskStarts("place-apple-in-drawer", None, 200, variants, places)]
 
 
 def _visual_matching() -> list[TaskStarts]:
@@ -234,25 +212,28 @@ def _cameras() -> list[TaskStarts]:
     ]
 
 
+_GROUPS = {  # first word of a task of the Google robot -> the group whose mean is reported
+    "pick": "pick-coke-can",
+    "move": "move-near",
+    "open": "open-close-drawer",
+    "close": "open-close-drawer",
+    "place": "place-apple-in-drawer",
+}
 _PLAYED = dict(zip(NAMES, (_widowx, _visual_matching, _variant_aggregation, _cameras)))
 
 
 def tasks_with_starts(suite: str) -> Mapping[str, TaskStarts]:
     """Return the tasks of a suite of NAMES by name, with their start states."""
-    return {p.task.name: p for p in _PLAYED[suite]()}
+    return {starts.name: starts for starts in _PLAYED[suite]()}
 
 
 def make_suite(name: str) -> Suite:
     """Return the suite `name`, one of NAMES. As for its authors, the goal must hold after the last action."""
-    tasks = [p.task for p in tasks_with_starts(name).values()]
-    names = [task.name for task in tasks]
-    sets = {
-        "pick-coke-can": [n for n in names if n.startswith("pick-")],
-        "move-near": [n for n in names if n == "move-near"],
-        "open-close-drawer": [n for n in names if n.startswith(("open-", "close-"))],
-        "place-apple-in-drawer": [n for n in names if n.startswith("place-")],
-    }
-    groups = {group: members for group, members in sets.items() if members}
-    longest = max(task.horizon or 0 for task in tasks)
-    most = max(task.episodes or 0 for task in tasks)
-    return Suite(name, tasks, longest, episodes=most, groups=groups, judged="end")
+    found = tasks_with_starts(name)
+    groups: dict[str, list[str]] = {}
+    for task in found:
+        group = _GROUPS.get(task.partition("-")[0])
+        if group is not None:
+            groups.setdefault(group, []).append(task)
+    longest, most = (max(getattr(s, key) for s in found.values()) for key in ("horizon", "count"))
+    return Suite(name, [s.task for s in found.values()], longest, episodes=most, groups=groups, judged="end")

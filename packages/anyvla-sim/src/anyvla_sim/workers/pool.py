@@ -72,11 +72,7 @@ class EnvironmentPool:
             self._waiting.setdefault(number, []).append(command)
             self._replace_if_idle(number)
         else:
-            self._start(command)
-
-    def _start(self, command: dict[str, Any]) -> None:
-        self._playing.add(command["slot"])
-        self._send(command["slot"], command)
+            self._send(command)
 
     def _replace_if_idle(self, number: int) -> None:
         """Replace a worker that exceeds its memory limit, once no episode runs in it."""
@@ -86,23 +82,25 @@ class EnvironmentPool:
     def execute(self, slot: int, actions: np.ndarray, until_goal: bool = True) -> None:
         """Execute actions (n, A); with `until_goal`, stop once a goal holds."""
         actions = np.asarray(actions, np.float32)
-        self._send(slot, {"verb": "execute", "slot": slot, "actions": actions, "until_goal": until_goal})
+        self._send({"verb": "execute", "slot": slot, "actions": actions, "until_goal": until_goal})
 
     def begin(self, slot: int, task: str) -> None:
         """Start another task of a chain without a reset."""
-        self._send(slot, {"verb": "begin", "slot": slot, "task": task})
+        self._send({"verb": "begin", "slot": slot, "task": task})
 
     def disturb(self, slot: int, kind: str, seed: int) -> None:
         """Disturb the scene."""
-        self._send(slot, {"verb": "disturb", "slot": slot, "kind": kind, "seed": seed})
+        self._send({"verb": "disturb", "slot": slot, "kind": kind, "seed": seed})
 
     def release(self, slot: int) -> None:
         """End the episode of a slot; no other follows."""
         self._playing.discard(slot)
         self._replace_if_idle(slot // self._slots)
 
-    def _send(self, slot: int, command: dict[str, Any]) -> None:
-        number = slot // self._slots
+    def _send(self, command: dict[str, Any]) -> None:
+        if command["verb"] == "reset":
+            self._playing.add(command["slot"])
+        number = command["slot"] // self._slots
         if self._workers[number].pending == 0:
             self._since[number] = time.monotonic()
         self._workers[number].send({**command, "suite": self._suite})
@@ -149,16 +147,9 @@ class EnvironmentPool:
             answers[slot] = LostEpisode(slot, message["message"])
             return
         self._fresh[number] = False
-        observation = message["observation"]
-        answers[slot] = Reply(
-            slot,
-            None if observation is None else Observation(observation["images"], observation["proprio"]),
-            message["goals"],
-            message["steps"],
-            message["clipped"],
-            message.get("instruction"),
-            message.get("disturbed"),
-        )
+        shown = message["observation"]
+        state: dict[str, Any] = {k: message.get(k) for k in ("goals", "steps", "clipped", "instruction", "disturbed")}
+        answers[slot] = Reply(slot, None if shown is None else Observation(**shown), **state)
 
     def _lose_episodes(self, number: int, why: str, answers: dict[int, Reply | LostEpisode]) -> None:
         """Report the episodes of a worker as lost and replace it. Raises BenchmarkUnusable if it lacks a package."""
@@ -178,7 +169,7 @@ class EnvironmentPool:
         self._since[number], self._fresh[number] = time.monotonic(), True
         self.restarts += 1
         for command in self._waiting.pop(number, []):
-            self._start(command)
+            self._send(command)
 
     def _slots_of(self, number: int) -> range:
         return range(number * self._slots, (number + 1) * self._slots)

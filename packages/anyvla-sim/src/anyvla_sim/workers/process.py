@@ -95,10 +95,9 @@ class WorkerProcess:
 
     def close(self, patience_s: float = 2.0) -> None:
         """Close the input of the process, and kill it if it does not end."""
-        for stream in (self._process.stdin, None):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
         try:
             self._process.wait(patience_s)
         except subprocess.TimeoutExpired:  # hangs in its simulator

@@ -10,7 +10,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from anyvla_sim.base import Benchmark, BenchmarkUnusable, ExpertStuck, Observation, Suite, Task
+from anyvla_sim.base import Benchmark, BenchmarkUnusable, Environment, ExpertStuck, Observation, Suite, Task
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers.process import Event, WorkerProcess, missing_package
 
@@ -22,7 +22,7 @@ class SimulatorFailed(RuntimeError):
 
 
 class RemoteWorker:
-    """A worker with synchronous calls. Use it as a context manager, or close it."""
+    """A worker with synchronous calls."""
 
     def __init__(self, spec: Spec) -> None:
         """Start the worker. Raises BenchmarkUnusable if the benchmark cannot be opened there."""
@@ -59,19 +59,13 @@ class RemoteWorker:
         """End the worker."""
         self._worker.close()
 
-    def __enter__(self) -> "RemoteWorker":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
 
 def connect(spec: Spec) -> Benchmark:
     """Open a benchmark, in this interpreter or, if `spec.python` is set, in another one."""
     return spec.open() if spec.python is None else RemoteBenchmark(spec)
 
 
-class RemoteBenchmark:
+class RemoteBenchmark(Benchmark):
     """A benchmark whose simulator runs in another interpreter."""
 
     def __init__(self, spec: Spec) -> None:
@@ -96,42 +90,35 @@ class RemoteBenchmark:
         return self._described[suite]
 
     def suites(self) -> Sequence[str]:
-        """Return the names of the suites."""
         return self._suites
 
     def suite(self, name: str) -> Suite:
-        """Return a suite. Raises ValueError for an unknown name."""
         described = dict(self._describe(name)["suite"])
         tasks = [Task(**task) for task in described.pop("tasks")]
         return Suite(tasks=tasks, **described)
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
-        """Return the robot of a suite."""
         return self._describe(suite)["embodiment"]
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
-        """Return the settings that results must share to be compared."""
         return self._describe(suite)["protocol"]
 
     def versions(self) -> Mapping[str, str]:
-        """Return the versions in the worker's interpreter."""
         return self._remote.ask("about")["versions"]
 
     def make(self, suite: str) -> "RemoteEnvironment":
-        """Return an environment in its own worker."""
         self._environments.append(RemoteEnvironment(self._spec, suite))
         return self._environments[-1]
 
     def close(self) -> None:
-        """End the workers."""
         for environment in self._environments:
             environment.close()
         self._environments.clear()
         self._remote.close()
 
 
-class RemoteEnvironment:
-    """One environment in a worker."""
+class RemoteEnvironment(Environment):
+    """One environment in its own worker."""
 
     def __init__(self, spec: Spec, suite: str) -> None:
         self._remote = RemoteWorker(spec)
@@ -142,7 +129,6 @@ class RemoteEnvironment:
         return self._remote.ask(verb, slot=0, suite=self._suite, **command)
 
     def reset(self, task: str, seed: int, factors: Mapping[str, str]) -> None:
-        """Start an episode."""
         self._instruction = self._ask("reset", task=task, seed=seed, factors=dict(factors))["instruction"]
 
     def instruction(self) -> str | None:
@@ -150,30 +136,23 @@ class RemoteEnvironment:
         return self._instruction
 
     def observe(self) -> Observation:
-        """Render the cameras and read the proprio."""
         answer = self._ask("observe")
         return Observation(answer["images"], answer["proprio"])
 
     def begin(self, task: str) -> None:
-        """Start the next task of a chain."""
         self._ask("begin", task=task)
 
     def step(self, action: np.ndarray) -> Mapping[str, bool]:
-        """Execute an action. Return for each task that can be judged whether its goal holds."""
         return self._ask("step", action=np.asarray(action, np.float32))["goals"]
 
     def expert(self, task: str) -> np.ndarray:
-        """Return the scripted expert's next action."""
         return self._ask("expert", task=task)["action"]
 
     def disturb(self, kind: str, seed: int) -> bool:
-        """Disturb the episode. Return False if there is nothing to disturb."""
         return self._ask("disturb", kind=kind, seed=seed)["disturbed"]
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        """Return a picture for videos."""
         return self._ask("frame", height=height, width=width)["frame"]
 
     def close(self) -> None:
-        """End the worker."""
         self._remote.close()

@@ -31,36 +31,21 @@ class SlotEnvironments:
 
     def __init__(self, benchmark: Benchmark) -> None:
         self.benchmark = benchmark
-        self._environments: dict[Any, Any] = {}
-        self._steps: dict[Any, int] = {}
-        self._clipped: dict[Any, int] = {}
-        self._verbs = {
-            "reset": self._reset,
-            "begin": self._begin,
-            "execute": self._execute,
-            "disturb": self._disturb,
-            "observe": self._observe,
-            "step": self._step,
-            "expert": self._expert,
-            "frame": self._frame,
-        }
+        self._slots: dict[Any, _Slot] = {}
 
     def answer(self, command: Mapping[str, Any]) -> dict[str, Any]:
         """Run one command and return its answer. Raises the errors of the benchmark."""
-        verb = command["verb"]
-        if verb == "about":
+        if command["verb"] == "about":
             return self._about()
-        if verb == "describe":
+        if command["verb"] == "describe":
             return self._describe(command["suite"])
-        slot = command["slot"]
-        environment = self._environments.get(slot)
-        if environment is None:
-            environment = self._environments[slot] = self.benchmark.make(command["suite"])
-        return self._verbs[verb](environment, slot, command)
+        if command["slot"] not in self._slots:
+            self._slots[command["slot"]] = _Slot(self.benchmark.make(command["suite"]))
+        return self._slots[command["slot"]].answer(command)
 
     def drop(self, slot: Any) -> None:
         """Drop an environment that failed. The next command for the slot makes another."""
-        self._environments.pop(slot, None)
+        self._slots.pop(slot, None)
 
     def _about(self) -> dict[str, Any]:
         benchmark = self.benchmark
@@ -81,59 +66,71 @@ class SlotEnvironments:
             "protocol": dict(benchmark.protocol(suite)),
         }
 
-    def _reset(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        environment.reset(command["task"], command["seed"], command["factors"])
-        self._steps[slot] = self._clipped[slot] = 0
-        return self._state(environment, slot, {})
 
-    def _begin(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        environment.begin(command["task"])
-        self._steps[slot] = 0
-        return self._state(environment, slot, {})
+class _Slot:
+    """An environment, and the counts of its actions."""
 
-    def _execute(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        """Execute up to n actions; with `until_goal`, stop once a goal holds."""
+    def __init__(self, environment: Any) -> None:
+        self._environment = environment
+        self._steps = 0  # since the reset, or since the task of the chain began
+        self._clipped = 0  # since the reset
+
+    def answer(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        environment, verb = self._environment, command["verb"]
+        if verb == "execute":
+            return self._execute(command["actions"], command["until_goal"])
+        if verb == "disturb":
+            done = bool(environment.disturb(command["kind"], command["seed"]))
+            return {**self._state({}), "disturbed": done}
+        # `remote` uses these four.
+        if verb == "observe":
+            return self._observe()
+        if verb == "step":
+            return {"goals": _as_flags(environment.step(command["action"]))}
+        if verb == "expert":
+            return {"action": environment.expert(command["task"])}
+        if verb == "frame":
+            return {"frame": environment.frame(command["height"], command["width"])}
+        if verb == "reset":
+            environment.reset(command["task"], command["seed"], command["factors"])
+            self._clipped = 0
+        else:
+            environment.begin(command["task"])
+        self._steps = 0
+        return self._state({})
+
+    def _execute(self, actions: np.ndarray, until_goal: bool) -> dict[str, Any]:
+        """Execute actions (n, A); with `until_goal`, stop once a goal holds."""
         goals: Mapping[str, bool] = {}
-        limits = getattr(environment, "limits", None)
-        for action in command["actions"]:
+        limits = getattr(self._environment, "limits", None)
+        for action in actions:
             if limits is not None:
                 tolerance = 1e-3 * (limits[1] - limits[0])
-                self._clipped[slot] += bool(np.any((action < limits[0] - tolerance) | (action > limits[1] + tolerance)))
-            goals = environment.step(action)
-            self._steps[slot] += 1
-            if command["until_goal"] and any(goals.values()):
+                self._clipped += bool(np.any((action < limits[0] - tolerance) | (action > limits[1] + tolerance)))
+            goals = self._environment.step(action)
+            self._steps += 1
+            if until_goal and any(goals.values()):
                 break
-        return self._state(environment, slot, goals, over=command["until_goal"] and any(goals.values()))
+        return self._state(goals, over=until_goal and any(goals.values()))
 
-    def _disturb(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        done = bool(environment.disturb(command["kind"], command["seed"]))
-        return {**self._state(environment, slot, {}), "disturbed": done}
-
-    def _state(self, environment: Any, slot: Any, goals: Mapping[str, bool], over: bool = False) -> dict[str, Any]:
+    def _state(self, goals: Mapping[str, bool], over: bool = False) -> dict[str, Any]:
         """Return the state after a command, without an observation if the episode is over."""
-        get_instruction = getattr(environment, "instruction", None)
+        get_instruction = getattr(self._environment, "instruction", None)
         return {
             "instruction": get_instruction() if get_instruction else None,
-            "observation": None if over else self._observe(environment, slot, {}),
-            "goals": {task: bool(holds) for task, holds in goals.items()},
-            "steps": self._steps[slot],
-            "clipped": self._clipped[slot],
+            "observation": None if over else self._observe(),
+            "goals": _as_flags(goals),
+            "steps": self._steps,
+            "clipped": self._clipped,
         }
 
-    # The following commands are for `remote`.
-
-    def _observe(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        observation = environment.observe()
+    def _observe(self) -> dict[str, Any]:
+        observation = self._environment.observe()
         return {"images": dict(observation.images), "proprio": observation.proprio}
 
-    def _step(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        return {"goals": {task: bool(holds) for task, holds in environment.step(command["action"]).items()}}
 
-    def _expert(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        return {"action": environment.expert(command["task"])}
-
-    def _frame(self, environment: Any, slot: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        return {"frame": environment.frame(command["height"], command["width"])}
+def _as_flags(goals: Mapping[str, Any]) -> dict[str, bool]:
+    return {task: bool(holds) for task, holds in goals.items()}
 
 
 def _resident_mb() -> float:
