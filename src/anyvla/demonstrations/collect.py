@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass as plain_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -176,36 +177,24 @@ def _check_complete(root: Path, wanted: Mapping[str, Any]) -> None:
     )
 
 
-@plain_dataclass
-class _Worker:
-    """The state that a worker process keeps between attempts."""
-
-    environment: Any  # an Environment with experts
-    embodiment: Embodiment
-    suite: Suite
-    config: CollectConfig
-    partial_root: Path
-
-
-_worker: _Worker | None = None
+_play: Callable[[str, int], Episode | None]  # the variables of a worker process
+_partial_root: Path
 
 
 def _start_worker(spec: Spec, suite: str, embodiment: Embodiment, config: CollectConfig, partial_root: Path) -> None:
-    global _worker
+    global _play, _partial_root
     prepare_worker()
     benchmark = connect(spec)
-    _worker = _Worker(benchmark.make(suite), embodiment, benchmark.suite(suite), config, partial_root)
+    _play = partial(demonstrate, benchmark.make(suite), embodiment, benchmark.suite(suite), config)
+    _partial_root = partial_root
 
 
 def _run_attempt(attempt: _Attempt) -> bool:
     """Play one attempt and stage its episode. Return False if it failed."""
-    assert _worker is not None
-    w = _worker
-    episode = demonstrate(w.environment, w.embodiment, w.suite, w.config, attempt.task, attempt.number)
-    if episode is None:
-        return False
-    stage_episode(_worker.partial_root, _worker.embodiment, attempt.index, episode)
-    return True
+    episode = _play(attempt.task, attempt.number)
+    if episode is not None:
+        stage_episode(_partial_root, episode.embodiment, attempt.index, episode)
+    return episode is not None
 
 
 def demonstrate(
@@ -235,27 +224,19 @@ def demonstrate(
         frames.append(observation.images)
         proprio.append(observation.proprio)
         environment.step(action)
-    images = {camera: np.stack([f[camera] for f in frames]) for camera in frames[0]}
-    phrase = task_spec.instructions[number % len(task_spec.instructions)]
-    extra = {"task": task, "scene": task_spec.scene, "seed": seed, "noise": sigma, "factors": scene}
     return Episode(
         embodiment=embodiment,
-        images=images,
+        images={camera: np.stack([f[camera] for f in frames]) for camera in frames[0]},
         proprio=np.stack(proprio),
         actions=np.stack(labels),
-        instructions=(phrase,),
+        instructions=(task_spec.instructions[number % len(task_spec.instructions)],),
         timestamps=steady_timestamps(len(labels), embodiment.control_hz),
-        extra=extra,
+        extra={"task": task, "scene": task_spec.scene, "seed": seed, "noise": sigma, "factors": scene},
     )
 
 
 def _rehearse(
-    environment: Any,
-    horizon: int,
-    config: CollectConfig,
-    task: str,
-    sigma: float,
-    rng: np.random.Generator,
+    environment: Any, horizon: int, config: CollectConfig, task: str, sigma: float, rng: np.random.Generator
 ) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
     """Return the expert's actions and the noisy actions to execute, from the current state. Return None on failure."""
     kept = config.noise_memory

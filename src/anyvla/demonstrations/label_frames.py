@@ -12,7 +12,6 @@ import os
 import shutil
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,22 +103,17 @@ def _check_same(path: Path, settings: Mapping[str, Any], root: Path) -> None:
     )
 
 
-@plain_dataclass
-class _Worker:
-    labeler: SceneLabeler
-    config: LabelConfig
-    root: Path
-
-
-_worker: _Worker | None = None
+_labeler: SceneLabeler  # the variables of a worker process
+_config: LabelConfig
+_root: Path
 
 
 def _start_worker(config: LabelConfig, root: Path) -> None:
-    global _worker
+    global _labeler, _config, _root
     prepare_worker()
     from anyvla.demonstrations.metaworld_scene import SceneLabeler
 
-    _worker = _Worker(SceneLabeler(config.size), config, root)
+    _labeler, _config, _root = SceneLabeler(config.size), config, root
 
 
 def _make_frame(number: int) -> None:
@@ -130,17 +124,15 @@ def _make_frame(number: int) -> None:
 
     from anyvla.demonstrations.metaworld_scene import SCENES
 
-    assert _worker is not None
-    w = _worker
-    rng = np.random.default_rng((w.config.seed, number))
-    held_out = bool(rng.random() < w.config.held_out)
-    pixels, labels = w.labeler.frame(list(SCENES)[number % len(SCENES)], rng)
+    rng = np.random.default_rng((_config.seed, number))
+    held_out = bool(rng.random() < _config.held_out)
+    pixels, labels = _labeler.frame(list(SCENES)[number % len(SCENES)], rng)
     file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    durable.write(w.root / "images" / f"{number:06d}.png", file.getvalue(), to_disk=False)
-    asked = ask_questions(labels, w.config.questions, rng)
+    durable.write(_root / "images" / f"{number:06d}.png", file.getvalue(), to_disk=False)
+    asked = ask_questions(labels, _config.questions, rng)
     record = {"held_out": held_out, "turns": [[q.kind, q.question, q.answer] for q in asked]}
-    durable.write(w.root / "partial" / f"{number:06d}.json", json.dumps(record), to_disk=False)
+    durable.write(_root / "partial" / f"{number:06d}.json", json.dumps(record), to_disk=False)
 
 
 def _assemble(config: LabelConfig, settings: Mapping[str, Any], root: Path, partial: Path) -> None:
