@@ -35,7 +35,7 @@ from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.formats.rlds.config import RLDSConfig
 from anyvla.data.formats.rlds.dataset import RLDSDataset
 from anyvla.data.open import open_dataset
-from anyvla.data.robot_statistics import statistics_of
+from anyvla.data.robot_statistics import pool_statistics
 from anyvla.data.training.mixture import Mixture
 from anyvla.data.training.sampler import MixtureSampler
 from anyvla.data.training.window import WindowConfig, WindowDataset
@@ -222,7 +222,7 @@ def statistics(options: argparse.Namespace, root: Path) -> None:
     for turn in ("computed", "kept"):
         begin = time.perf_counter()
         dataset = open_dataset(folder)
-        statistics_of(dataset)
+        pool_statistics([dataset])
         print(f"{turn}: {time.perf_counter() - begin:.2f} s for {count * STEPS:,} steps of 7 + 7 dims")
 
 

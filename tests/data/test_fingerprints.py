@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla.data import fingerprints
+from anyvla.data import fingerprints, threads
 from anyvla.data.fingerprints import are_comparable, cache_key, combine, hash_files, hash_many_files
 
 LONG = 600_000  # bytes: far more than a head and a tail
@@ -186,18 +186,18 @@ def test_what_is_no_file_is_refused(way: str, root: Path) -> None:
 
 def test_writers_at_the_same_time_agree(root: Path, settled: None) -> None:
     found = list[str]()
-    threads = [threading.Thread(target=lambda: found.append(hash_files(root, files(root), ""))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    writers = [threading.Thread(target=lambda: found.append(hash_files(root, files(root), ""))) for _ in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
     assert len(set(found)) == 1
     assert hash_files(root, files(root), "") == found[0]
 
 
 def test_long_hashing_reports_and_keeps_what_it_has(root: Path, settled: None, monkeypatch: Any, caplog: Any) -> None:
     monkeypatch.setattr(fingerprints, "_REPORT_S", -1.0)
-    monkeypatch.setattr(fingerprints, "_THREADS", 1)
+    monkeypatch.setattr(threads, "_THREADS", 1)
     whole, count, names = fingerprints._hash, iter(range(5)), list[str]()
 
     def killed(root: Path, path: Path, report: Any) -> Any:

@@ -11,15 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from anyvla.data import cache_folder
+from anyvla.data.episode import EpisodeDataset
 from anyvla.data.formats.folder import write_description
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
-from anyvla.data.robot_statistics import is_same_data, pool_statistics, statistics_of
+from anyvla.data.robot_statistics import is_same_data, pool_statistics
 from anyvla.robot.normalize import Statistics
 from anyvla.robot.space import ActionSpace, Group
 from tests.data.demonstrations import ROBOT, InMemory, demonstration
 
 EPISODES = [demonstration(5 + i, seed=i) for i in range(6)]
+
+
+def statistics_of(dataset: EpisodeDataset) -> Statistics:
+    return pool_statistics([dataset])
 
 
 @pytest.fixture(autouse=True)

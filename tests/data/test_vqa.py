@@ -117,17 +117,17 @@ def test_questions_by_line(tmp_path: Path):
     file.write_text('{"image": "a.png", "question": "how many?", "answer": "2"}\n\n', encoding="utf-8")
     assert open_vqa(tmp_path)[0].turns == (("how many?", "2"),)
     file.write_text('{"question": "how many?", "answer": 2}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"questions.jsonl, line 1: the key 'answer' must be a text, got 2"):
+    with pytest.raises(ValueError, match=r"questions.jsonl, entry 0: the key 'answer' must be a text, got 2"):
         open_vqa(file)
     file.write_text('{"question"\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="line 1: not valid JSON"):
+    with pytest.raises(ValueError, match="line 1, is damaged"):
         open_vqa(file)
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (3, "entry 0: expected an object with keys, found int"),
+        (3, "data.json, line 1: expected an object in braces, found '3'"),
         ({"image": "a.png"}, "'conversations' must hold at least one question"),
         ({"conversations": says("a")}, "entry 0: the last question has no answer"),
         ({"conversations": says("a", "b")[::-1]}, "turn 0 must be from 'human'"),

@@ -25,14 +25,14 @@ def read(kind: str, name: str) -> bytes | None:
     """Return the contents of `kind/name`; None if they are absent, damaged or unreadable."""
     try:
         path = _folder() / kind / name
-        stored = path.read_bytes()
+        whole = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         _warn_once(_root(), error.strerror)
         return None
-    contents = stored[len(_head(name, b"")) :]
-    if stored != _head(name, contents) + contents:
+    contents = whole[len(_head(name, b"")) :]
+    if whole != _head(name, contents) + contents:
         log.warning("the cache file %s is damaged or of another version; it is made again", path)
         return None
     return contents

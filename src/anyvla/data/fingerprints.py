@@ -1,10 +1,9 @@
 """Computes fingerprints: hashes of the whole contents of a data set's files, and of their meaning.
 
-Checkpoints, codecs and conversions store the fingerprint of their data. Equal contents have equal fingerprints,
-wherever the files are. Each file is hashed in full once. The cache keeps its hash by path, size, inode and the times of
-modification and of change, and the hash is reused while these are the same. The kernel sets the time of change (ctime)
-at every write, so restoring the time of modification does not hide an edit. A file that changed in the last seconds is
-hashed each time, since clocks of file systems are coarse.
+Equal contents have equal fingerprints, wherever the files are. Each file is hashed in full once. The cache keeps its
+hash by path, size, inode and times, and the hash is reused while these are the same. The kernel sets the time of change
+(ctime) at every write, so restoring the time of modification does not hide an edit. A file that changed in the last
+seconds is hashed each time, since clocks of file systems are coarse.
 
 Two edits stay hidden: one that sets the clock of the machine back, and one on a network file system whose clock is
 more than `_RECENT_NS` behind. Removing the folder `hashes` of the cache makes every file be hashed again.
@@ -19,18 +18,17 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from anyvla.data import cache_folder
+from anyvla.data.threads import map_in_threads
 from anyvla.files.inside import check_regular
 
 log = logging.getLogger(__name__)
 
 # The version of the method, which begins each fingerprint. Without one, only heads and tails of files were hashed.
 VERSION = "2-"
-_THREADS = 4
 _BLOCK = 512  # files
 _AT_ONCE = 1 << 20  # bytes read together
 _REPORT_S = 10.0  # between two reports of progress
@@ -100,8 +98,7 @@ def stat_of(path: Path) -> FileState:
     return _as_state(path.stat())
 
 
-@dataclass(frozen=True)
-class _Hash:
+class _Hash(NamedTuple):
     name: str
     seen: FileState
     digest: str
@@ -151,8 +148,7 @@ def _hashes(root: Path, files: Iterable[Path]) -> dict[str, str]:
 def _hash_in_order(root: Path, files: Sequence[Path]) -> Iterator[_Hash]:
     """Hash files in full, several at once, in order."""
     report = _Progress(root, sum(path.stat().st_size for path in files) / 1e9, "GB")
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="hashes") as pool:
-        yield from pool.map(lambda path: _hash(root, path, report), files)
+    return map_in_threads(lambda path: _hash(root, path, report), files)
 
 
 def _hash(root: Path, path: Path, report: _Progress) -> _Hash:

@@ -6,9 +6,7 @@ A fingerprint changes with every edit that `anyvla.data.fingerprints` can detect
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Num
@@ -17,20 +15,12 @@ from anyvla.data import cache_folder, fingerprints
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.fingerprints import are_comparable
 from anyvla.data.statistics import compute_statistics
+from anyvla.data.threads import map_in_threads
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import Statistics
 from anyvla.robot.ranges import quantile_range
 
 _VERSION = 3  # of the cached file and of the rule for ranges; other versions are computed again
-_BLOCK = 1000  # episodes between two reports of progress
-_THREADS = 4
-
-
-def statistics_of(
-    dataset: EpisodeDataset, *, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Statistics:
-    """Return the statistics of one data set, see `pool_statistics`."""
-    return pool_statistics([dataset], progress=progress)
 
 
 def pool_statistics(
@@ -48,13 +38,8 @@ def pool_statistics(
     if known.pop("version", None) == _VERSION:
         return Statistics(**known)
     places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
-    actions, proprio = list[np.ndarray](), list[np.ndarray]()
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="statistics") as pool:
-        for first in range(0, len(places), _BLOCK):  # in order, so that equal data has bit-equal statistics
-            for a, p in pool.map(_read_numbers, places[first : first + _BLOCK]):
-                actions.append(a)
-                proprio.append(p)
-            progress(len(actions), len(places))
+    # in order, so that equal data has bit-equal statistics
+    actions, proprio = zip(*map_in_threads(_read_numbers, places, progress), strict=True)
     found = Statistics(describe(np.concatenate(actions)), describe(np.concatenate(proprio)), fingerprint)
     cache_folder.write("statistics", name, json.dumps(vars(found) | {"version": _VERSION}).encode())
     return found
@@ -92,11 +77,11 @@ def _read_numbers(place: tuple[EpisodeDataset, int]) -> tuple[np.ndarray, np.nda
             f"{error}; to train without this episode, name it in the source by the number that anyvla data check "
             "gives it, as in leave_out: [3]"
         ) from None
-    check_vectors(episode, dataset.embodiment, f"{dataset.root}, episode {index}")
+    _check_vectors(episode, dataset.embodiment, f"{dataset.root}, episode {index}")
     return episode.actions, episode.proprio
 
 
-def check_vectors(episode: Episode, embodiment: Embodiment, where: str) -> None:
+def _check_vectors(episode: Episode, embodiment: Embodiment, where: str) -> None:
     """Raise ValueError for vectors of a wrong size and for the first number that is not finite."""
     for name, array, space in (
         ("actions", episode.actions, embodiment.action),

@@ -23,26 +23,20 @@ class UndeclaredError(ValueError):
     its rate; else the rate of `plain` is a guess.
     """
 
-    def __init__(self, root: Path, plain: Embodiment, options: Mapping[str, Any], *, timed: bool = True) -> None:
-        self.plain, self.options, self.timed = plain, dict(options), timed
-        path = shlex.quote(str(root))
-        source = json.dumps(str(root), ensure_ascii=False) if path != str(root) else path
-        super().__init__(
-            f"{root} does not say what its numbers mean, so that nothing can be trained on it. "
+    def __init__(self, root: Path, plain: Embodiment, options: Mapping[str, Any], timed: bool = True) -> None:
+        super().__init__(root, plain, options, timed)  # they must be its `args`, so that it can be pickled
+        self.root, self.plain, self.options, self.timed = root, plain, options, timed
+
+    def __str__(self) -> str:
+        path = shlex.quote(str(self.root))
+        source = json.dumps(str(self.root), ensure_ascii=False) if path != str(self.root) else path
+        return (
+            f"{self.root} does not say what its numbers mean, so that nothing can be trained on it. "
             f"Let anyvla propose it:\n  anyvla data info {path} --write robot.yaml\n"
             "Answer the lines marked CHECK in that file. Then name it in a recipe, as in\n"
             f"  data: {{sources: [{{path: {source}, embodiment: robot.yaml}}]}}\n"
             "or on the commands of anyvla data, as --source robot.yaml"
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_again, (str(self), self.plain, self.options, self.timed))
-
-
-def _again(text: str, plain: Embodiment, options: Mapping[str, Any], timed: bool) -> UndeclaredError:
-    error = UndeclaredError(Path(), plain, options, timed=timed)
-    error.args = (text,)
-    return error
 
 
 def plain_embodiment(

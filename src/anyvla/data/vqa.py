@@ -7,8 +7,7 @@ COCO's `captions_*.json`, arXiv 1504.00325), and a plain `questions.jsonl`. All 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,19 +18,21 @@ from jaxtyping import UInt8
 
 from anyvla.data import fingerprints
 from anyvla.data.formats.images import decode_image
-from anyvla.files.inside import check_name, check_regular, regular_files, resolve_inside
+from anyvla.data.formats.json_records import read_json_text, read_records
+from anyvla.files.inside import check_name, regular_files, resolve_inside
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 IMAGE = "<image>"  # the position of a picture in LLaVA's conversations
 CAPTION = "Describe the image."  # the question that a caption answers
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
+Turns = tuple[tuple[str, str], ...]  # (question, answer), in order
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQAExample:
     """A conversation about pictures. Reading the text opens no picture."""
 
-    turns: tuple[tuple[str, str], ...]  # (question, answer), in order, without `<image>` marks
+    turns: Turns  # without `<image>` marks
     paths: tuple[Path, ...]  # empty for text only
     where: str  # "data.json, entry 3": for messages
 
@@ -48,7 +49,7 @@ class VQAExample:
 class _Entry:
     """One record of an index, small enough for millions."""
 
-    turns: tuple[tuple[str, str], ...]
+    turns: Turns
     images: tuple[str, ...]  # relative to the folder of the pictures
     where: str
 
@@ -117,37 +118,18 @@ def open_vqa(path: Path | str, pictures: Path | str | None = None) -> VQADataset
 
 
 def _open_file(path: Path, pictures: Path | str | None) -> VQADataset:
-    if path.suffix == ".jsonl":
-        layout, rows = "questions", _lines(path)
+    rows = list(read_records(path))
+    layout, folder = "questions" if path.suffix == ".jsonl" else "llava", path.parent
+    if layout == "llava" and len(rows) == 1 and {"images", "annotations"} <= rows[0].keys():
+        layout, entries = "coco", _coco(rows[0], path.name)
+        folder = path.parent / "images" if (path.parent / "images").is_dir() else path.parent
     else:
-        data = _json(path)
-        if isinstance(data, dict) and {"images", "annotations"} <= data.keys():
-            folder = path.parent / "images"
-            at = Path(pictures) if pictures else folder if folder.is_dir() else path.parent
-            return VQADataset("coco", path.parent, at, [path], _coco(data, path))
-        if not isinstance(data, list):
-            raise ValueError(
-                f"{path} is no vision-language data: expected a list of entries (LLaVA) or images and annotations "
-                f"(COCO), found {type(data).__name__}"
-            )
-        layout, rows = "llava", [(f"{path.name}, entry {i}", row) for i, row in enumerate(data)]
-    read = _question if layout == "questions" else _conversation
-    at = Path(pictures) if pictures else path.parent
-    return VQADataset(layout, path.parent, at, [path], [_entry(read, where, row) for where, row in rows])
+        read = _question if layout == "questions" else _conversation
+        entries = [read(f"{path.name}, entry {i}", row) for i, row in enumerate(rows)]
+    return VQADataset(layout, path.parent, Path(pictures) if pictures else folder, [path], entries)
 
 
-def _entry(
-    read: Callable[[str, Mapping[str, Any]], tuple[tuple[tuple[str, str], ...], tuple[str, ...]]], where: str, row: Any
-) -> _Entry:
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected an object with keys, found {type(row).__name__}")
-    turns, images = read(where, row)
-    for name in images:
-        check_name(name, where)
-    return _Entry(turns, images, where)
-
-
-def _conversation(where: str, row: Mapping[str, Any]) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+def _conversation(where: str, row: Mapping[str, Any]) -> _Entry:
     """Read LLaVA's `image` (a name, a list of names or none) and `conversations` (turns of `from` and `value`)."""
     images = _names(where, row.get("image"))
     turns = row.get("conversations")
@@ -155,98 +137,71 @@ def _conversation(where: str, row: Mapping[str, Any]) -> tuple[tuple[tuple[str, 
         raise ValueError(f"{where}: the key 'conversations' must hold at least one question and its answer")
     if isinstance(turns[0], dict) and turns[0].get("from") == "system":
         turns = turns[1:]
-    speakers = [t.get("from") if isinstance(t, dict) else None for t in turns]
-    texts = [t.get("value") if isinstance(t, dict) else None for t in turns]
-    for i, (speaker, text) in enumerate(zip(speakers, texts, strict=True)):
+    texts = []
+    for i, turn in enumerate(turns):
         expected = _ANSWERS if i % 2 else _ASKS
-        if speaker not in expected or not isinstance(text, str):
-            raise ValueError(f"{where}: turn {i} must be from {expected[0]!r} with a text 'value', got {turns[i]!r}")
+        if not isinstance(turn, dict) or turn.get("from") not in expected or not isinstance(turn.get("value"), str):
+            raise ValueError(f"{where}: turn {i} must be from {expected[0]!r} with a text 'value', got {turn!r}")
+        texts.append(turn["value"])
     if len(texts) % 2:
         raise ValueError(f"{where}: the last question has no answer")
-    marks = sum(str(text).count(IMAGE) for text in texts)
+    marks = sum(text.count(IMAGE) for text in texts)
     if marks not in (0, len(images)):
         raise ValueError(f"{where}: {marks} times {IMAGE} in the text, but {len(images)} images")
-    plain = [str(text).replace(IMAGE, "").strip() for text in texts]
-    return tuple(zip(plain[::2], plain[1::2], strict=True)), images
+    plain = [text.replace(IMAGE, "").strip() for text in texts]
+    return _Entry(tuple(zip(plain[::2], plain[1::2], strict=True)), images, where)
 
 
-def _question(where: str, row: Mapping[str, Any]) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
-    for key in ("question", "answer"):
-        if not isinstance(row.get(key), str):
-            raise ValueError(f"{where}: the key {key!r} must be a text, got {row.get(key)!r}")
-    return ((row["question"].strip(), row["answer"].strip()),), _names(where, row.get("image"))
+def _question(where: str, row: Mapping[str, Any]) -> _Entry:
+    turn = _text(where, row, "question"), _text(where, row, "answer")
+    return _Entry((turn,), _names(where, row.get("image")), where)
 
 
-def _coco(data: Mapping[str, Any], path: Path) -> list[_Entry]:
+def _coco(data: Mapping[str, Any], file: str) -> list[_Entry]:
     """Return one entry per annotation of COCO, so that each caption of a picture is an example."""
     try:
         names = {image["id"]: image["file_name"] for image in data["images"]}
     except (KeyError, TypeError):
-        raise ValueError(f"{path.name}: expected 'images' to be a list of {{id, file_name}}") from None
+        raise ValueError(f"{file}: expected 'images' to be a list of {{id, file_name}}") from None
     entries = []
     for i, row in enumerate(data["annotations"]):
-        where = f"{path.name}, annotation {i}"
+        where = f"{file}, annotation {i}"
         if not isinstance(row, dict) or not isinstance(names.get(row.get("image_id")), str):
             raise ValueError(f"{where}: 'image_id' is the id of no image that has a 'file_name'")
-        if not isinstance(row.get("caption"), str):
-            raise ValueError(f"{where}: the key 'caption' must be a text, got {row.get('caption')!r}")
-        entries.append(_entry(lambda _, r: (((CAPTION, r["caption"].strip()),), (names[r["image_id"]],)), where, row))
+        entries.append(_Entry(((CAPTION, _text(where, row, "caption")),), _names(where, names[row["image_id"]]), where))
     return entries
 
 
 def _captions_beside(root: Path) -> VQADataset:
     """Open pictures with text files of the same name, in sub-folders too."""
-    texts = regular_files(root, root.rglob("*.txt"))
-    by_stem = {
-        p.with_suffix(""): p for p in regular_files(root, (p for p in root.rglob("*") if p.suffix.lower() in PICTURES))
-    }
-    texts = [t for t in texts if t.with_suffix("") in by_stem]
+    found = regular_files(root, (p for p in root.rglob("*") if p.suffix.lower() in PICTURES))
+    by_stem = {p.with_suffix(""): p.relative_to(root).as_posix() for p in found}
+    texts = [t for t in regular_files(root, root.rglob("*.txt")) if t.with_suffix("") in by_stem]
     if not texts:
         raise ValueError(
             f"{root} is no vision-language data that is known: expected a JSON list (LLaVA), questions.jsonl, "
             "captions*.json (COCO), or pictures with a .txt of the same name beside each"
         )
     entries = [
-        _Entry(
-            ((CAPTION, _text(t).strip()),),
-            (by_stem[t.with_suffix("")].relative_to(root).as_posix(),),
-            t.relative_to(root).as_posix(),
-        )
+        _Entry(((CAPTION, read_json_text(t).strip()),), (by_stem[t.with_suffix("")],), t.relative_to(root).as_posix())
         for t in texts
     ]
     return VQADataset("captions", root, root, texts, entries)
+
+
+def _text(where: str, row: Mapping[str, Any], key: str) -> str:
+    if not isinstance(row.get(key), str):
+        raise ValueError(f"{where}: the key {key!r} must be a text, got {row.get(key)!r}")
+    return row[key].strip()
 
 
 def _names(where: str, value: Any) -> tuple[str, ...]:
     names = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{where}: the key 'image' must be a name or a list of names, got {value!r}")
+    for name in names:
+        check_name(name, where)
     return tuple(names)
-
-
-def _lines(path: Path) -> list[tuple[str, Any]]:
-    rows = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append((f"{path.name}, line {number}", json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
-    return rows
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return check_regular(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
 
 
 def _first_character(path: Path) -> str:

@@ -121,7 +121,7 @@ def test_each_robot_has_its_own(root):
     assert [r.embodiment.name for r in mixture.robots()] == ["arm", "other"]
     np.testing.assert_allclose(mixture.robots()[1].statistics.action["mean"], two[1][0].actions.mean(0), atol=1e-6)
     wrong = dataclasses.replace(ROBOT, control_hz=5)
-    with pytest.raises(ValueError, match="show a robot named 'arm' and disagree in its control_hz"):
+    with pytest.raises(ValueError, match="show a robot named 'arm' and disagree in control_hz: 40"):
         Mixture([two[0], InMemory([], wrong)], [1, 1], [None, None])
 
 
@@ -289,7 +289,7 @@ def test_views_come_in_the_order_asked_for(root):
 )
 def test_sources_of_one_robot_agree_in_all_that_numbers_mean(field, value):
     other = dataclasses.replace(ROBOT, **{field: value})
-    with pytest.raises(ValueError, match=f"show a robot named 'arm' and disagree in its {field}"):
+    with pytest.raises(ValueError, match=f"show a robot named 'arm' and disagree in {field}"):
         Mixture([InMemory([demonstration(5)]), InMemory([], other)], [1, 1], [None, None])
 
 

@@ -61,16 +61,6 @@ def test_a_step_is_the_same_whatever_was_drawn_before():
     assert not np.array_equal(used.sample(0).windows, MixtureSampler(sizes, shares, 96, seed=4).sample(0).windows)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_processes_share_the_very_batch_of_one(ranks: int):
-    whole = MixtureSampler([40, 9], [1, 2], 8, seed=0)
-    for step in (0, 3, 17):
-        parts = [MixtureSampler([40, 9], [1, 2], 8, seed=0).sample(step, rank, ranks) for rank in range(ranks)]
-        for name in FIELDS:
-            together = np.concatenate([getattr(p, name) for p in parts])
-            assert np.array_equal(together, getattr(whole.sample(step), name))
-
-
 def test_chances_are_spread():
     sampler = MixtureSampler([1000], [1], 1000, seed=0)
     counts = np.bincount((sampler.sample(0).chance % np.uint64(5)).astype(int), minlength=5)
@@ -114,20 +104,3 @@ def test_far_positions_go_on_where_the_first_ones_ended():
     for source in (0, 1):
         seen = np.concatenate([d.windows[d.sources == source] for d in (first, second)])
         assert len(seen) == len(set(seen.tolist()))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "shares", "batch", "message"),
-    [
-        ([], [], 4, "one window at least"),
-        ([5, 0], [1, 1], 4, "one window at least"),
-        ([5], [1], 0, "one window at least"),
-        ([5, 5], [1, 0], 4, "a share above 0"),
-        ([5, 5], [1], 4, "a share above 0"),
-    ],
-)
-def test_what_cannot_be_drawn_from_is_refused(sizes: list[int], shares: list[float], batch: int, message: str):
-    with pytest.raises(ValueError, match=message):
-        MixtureSampler(sizes, shares, batch, 0)
-    with pytest.raises(ValueError, match="shared equally by 3"):
-        MixtureSampler([5], [1], 4, 0).sample(0, 0, 3)

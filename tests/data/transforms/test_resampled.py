@@ -252,13 +252,12 @@ def turning(**changes):
     ("hz", "groups", "message"),
     [
         (12, HAND, "memory has 10 steps per second and cannot be brought to 12: .*; ask for at most 10"),
-        (0, HAND, "hz must be positive, got 0"),
         (
             5,
             [turning(rotation=None)],
-            r"memory \(robot arm\), action group 'rotation': turns can be composed only if .*; declare rotation: euler",
+            r"memory \(robot arm\), action group 'rotation': it is not known how its rotation",
         ),
-        (5, [turning(frame="")], "turns can be composed only if .*; declare frame: base or frame: tool"),
+        (5, [turning(frame="")], r"to compose rotations, their frame must be declared \(frame: base or tool\)"),
         (5, [turning(unit="m")], "action group 'rotation': the unit 'm' is no angle"),
         (
             5,

@@ -117,10 +117,6 @@ def test_tasks_with_too_few_episodes_are_listed():
         ValueError, match=r"too few episodes of 2 of its 3 tasks: 'close' has 4 of 5, 'lift' has 2 of 5;"
     ):
         choose(data, per_task=1, scale=5)
-    with pytest.raises(ValueError, match="scale 2 asks for more than all episodes of memory: give per_task too"):
-        choose(data, scale=2)
-    with pytest.raises(ValueError, match="per_task and scale must be positive, got 0 and 1"):
-        choose(data, per_task=0)
     crowd = Tasks([str(i) for i in range(30)])
     with pytest.raises(ValueError, match=r"too few episodes of 30 of its 30 tasks: .*'19' has 1 of 2 and 10 more; ask"):
         choose(crowd, per_task=2)

@@ -178,10 +178,10 @@ def _some(count: int, most: int = 1000) -> list[int]:
 
 
 def _statistics(dataset: EpisodeDataset) -> Any:
-    from anyvla.data.robot_statistics import statistics_of
+    from anyvla.data.robot_statistics import pool_statistics
 
     try:
-        statistics = statistics_of(dataset)
+        statistics = pool_statistics([dataset])
     except ValueError as error:
         return f"none: {error}"
     return {"action": statistics.action, "proprio": statistics.proprio}

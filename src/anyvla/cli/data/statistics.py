@@ -24,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print a table, or JSON. Raises ValueError for invalid numbers such as NaN."""
-    from anyvla.data.robot_statistics import statistics_of
+    from anyvla.data.robot_statistics import pool_statistics
 
     dataset = opening.open_and_warn(options)
     with ProgressBar("statistics") as bar:
-        statistics = statistics_of(dataset, progress=bar)
+        statistics = pool_statistics([dataset], progress=bar)
     if options.json:
         print(json.dumps({**vars(statistics), "action": statistics.action, "proprio": statistics.proprio}, indent=1))
         return 0

@@ -25,6 +25,7 @@ from anyvla.data.formats.lerobot.dataset import LeRobotDataset
 from anyvla.data.formats.lerobot.writer import LeRobotWriter, discard_leftovers, is_complete, stage_episode
 from anyvla.data.open import open_dataset
 from anyvla.files import durable
+from anyvla.files.differences import check_same
 from anyvla.files.documents import read_object
 from anyvla.files.folder_lock import lock_while_making
 from anyvla.interrupted import Interrupted
@@ -71,7 +72,7 @@ def convert(
     wanted = {"source": origin, "episodes": "all" if episodes is None else chosen}
     with lock_while_making(root):
         if is_complete(root):
-            _check_same(root, wanted)
+            _check_source(root, wanted)
             discard_leftovers(root)
         else:
             _write(source, root, chosen, wanted, skip_damaged, processes, progress, stop)
@@ -190,19 +191,21 @@ def _read_report(path: Path) -> Conversion:
         raise ValueError(f"{path} is no report of a conversion ({error}): remove it, and it is made again") from None
 
 
-def _check_same(root: Path, wanted: dict[str, Any]) -> None:
+def _check_source(root: Path, wanted: dict[str, Any]) -> None:
     """Raise ValueError if the data set at `root` has another source. The path of the source may differ."""
     made, wanted = open_dataset(root, "lerobot").provenance, json.loads(json.dumps(wanted))
     then, now = made.get("source"), wanted["source"]
     if isinstance(then, dict) and not fingerprints.are_comparable(str(then.get("fingerprint")), now["fingerprint"]):
         raise ValueError(
-            f"{root} holds a data set that an earlier version of anyvla converted, and whether it was made of this "
-            "source cannot be said: use it as it is, or choose another output folder"
+            f"{root} holds a data set that an earlier version of anyvla converted, and its source cannot be compared "
+            "with this one: use it as it is, or choose another output folder"
         )
-    if isinstance(then, dict):
-        made = {**made, "source": {**then, "path": now["path"]}}
-    if any(made.get(key) != value for key, value in wanted.items()):
-        raise ValueError(f"{root} holds a data set already, made of something else: choose another output folder")
+    check_same(
+        {key: made.get(key) for key in wanted},
+        wanted,
+        f"{root} holds a data set already, made of something else ({{}}): choose another output folder",
+        may_differ=lambda found: found.key == "source.path",
+    )
 
 
 _job: tuple[EpisodeDataset, Path] | None = None  # of a worker process

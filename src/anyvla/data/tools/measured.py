@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,10 +11,9 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.threads import map_in_threads
 
 _KEPT = 200  # episodes of which all rows are kept, evenly spread
-_THREADS = 4
-_BLOCK = 256  # episodes between two reports of progress
 
 
 class MeasuredNumbers:
@@ -84,11 +82,8 @@ def measure(
         if episode is not None:
             found.add(index, episode)
 
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="measure") as pool:
-        for first in range(0, len(dataset), _BLOCK):
-            block = range(first, min(first + _BLOCK, len(dataset)))
-            list(pool.map(add, block))
-            progress(block.stop, len(dataset))
+    for _ in map_in_threads(add, range(len(dataset)), progress):
+        pass
     return found
 
 

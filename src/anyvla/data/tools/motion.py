@@ -8,8 +8,9 @@ import numpy as np
 
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.tools.findings import Finding
+from anyvla.data.tools.measured import read_or_none
+from anyvla.data.transforms.converted import read_rotations
 from anyvla.robot.ranges import PRECISION, constant_dims
-from anyvla.robot.rotations import radians_per_unit, to_quaternions
 from anyvla.robot.space import ActionSpace
 
 _JUMP = 12.0  # a step this many times the 99th percentile of the data set's steps, of those that move, is a jump
@@ -22,21 +23,15 @@ class Scale:
 
     def __init__(self, dataset: EpisodeDataset, most: int = 200) -> None:
         some = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
-        actions, proprio = list[np.ndarray](), list[np.ndarray]()
-        for index in some.tolist():
-            try:
-                episode = dataset[index]
-            except (ValueError, OSError, KeyError):
-                continue  # the pass over all episodes reports it
-            space = dataset.embodiment
-            if np.isfinite(episode.actions).all() and episode.actions.shape[1:] == (space.action.size,):
-                actions.append(episode.actions)
-            if np.isfinite(episode.proprio).all() and episode.proprio.shape[1:] == (space.proprio.size,):
-                proprio.append(episode.proprio)
-        self.spread = {name: _spread(rows) for name, rows in (("actions", actions), ("proprio", proprio))}
-        robot = dataset.embodiment
-        self.constant = {"actions": _constant(actions, robot.action), "proprio": _constant(proprio, robot.proprio)}
-        self.step = {"actions": _step(actions, robot.action), "proprio": _step(proprio, robot.proprio)}
+        episodes = [e for i in some.tolist() if (e := read_or_none(dataset, i)) is not None]
+        self.spread: dict[str, np.ndarray | None] = {}
+        self.constant: dict[str, list[int]] = {}
+        self.step: dict[str, np.ndarray | None] = {}
+        for name, space in (("actions", dataset.embodiment.action), ("proprio", dataset.embodiment.proprio)):
+            rows = [getattr(episode, name) for episode in episodes]
+            rows = [r for r in rows if np.isfinite(r).all() and r.shape[1:] == (space.size,)]
+            self.spread[name], self.constant[name] = _spread(rows), _constant(rows, space)
+            self.step[name] = _step(rows, space)
 
 
 def _spread(rows: Sequence[np.ndarray]) -> np.ndarray | None:
@@ -70,7 +65,7 @@ def _moves(array: np.ndarray, space: ActionSpace) -> np.ndarray:
     for group, place in zip(space.groups, space.slices().values(), strict=True):
         if group.kind == "rotation" and group.mode == "absolute" and group.rotation is not None and len(out):
             try:
-                q = to_quaternions(array[:, place] * radians_per_unit(group.unit), group.rotation)
+                q = read_rotations(group, array[:, place])
             except ValueError:
                 continue  # of length 0 or of an unknown unit: use the plain differences
             turned = 2 * np.arccos(np.clip(np.abs((q[1:] * q[:-1]).sum(1)), 0, 1))

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from anyvla.robot.rotations import Quaternions, radians_per_unit, relative, to_quaternions
+from anyvla.data.transforms.converted import read_rotations
+from anyvla.robot.rotations import Quaternions, relative
 from anyvla.robot.space import Group
 
 
@@ -23,15 +24,13 @@ def orientation_mode(
     parts = []
     try:
         for p, a in rows:
-            states = _read(proprio[0], p[:, proprio[1]])
-            parts.append((states[:-1], states[1:], _read(actions[0], a[:, actions[1]])[:-1]))
+            states = read_rotations(proprio[0], p[:, proprio[1]])
+            parts.append((states[:-1], states[1:], read_rotations(actions[0], a[:, actions[1]])[:-1]))
     except ValueError:  # no rotation, or a unit that is no angle
         return None
-    if not parts:
+    if not any(len(before) for before, _, _ in parts):
         return None
     before, after, action = (np.concatenate(part) for part in zip(*parts, strict=True))
-    if not len(before):
-        return None
     turned = _angle(before, after)
     spread = _angle(after, np.roll(after, len(after) // 2, axis=0))
     to_next = _angle(action, after)
@@ -39,13 +38,6 @@ def orientation_mode(
     if to_next < 0.3 * spread and to_next < 0.5 * to_turn:
         return "absolute"
     return "delta" if to_turn < 0.3 * turned and to_turn < 0.5 * to_next else None
-
-
-def _read(group: Group, values: np.ndarray) -> Quaternions:
-    if group.rotation is None:
-        raise ValueError(f"group {group.name!r} does not say how its rotation is written")
-    angles = group.rotation in ("euler", "axis_angle")
-    return to_quaternions(values * (radians_per_unit(group.unit) if angles else 1.0), group.rotation)
 
 
 def _angle(one: Quaternions, other: Quaternions) -> float:

@@ -7,13 +7,12 @@ learn nonsense; a `warning` is worth a look and may be right.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images
+from anyvla.data.threads import map_in_threads
 from anyvla.data.tools.contradictions import find_contradictions
 from anyvla.data.tools.findings import Finding, Look, Severity
 from anyvla.data.tools.measured import MeasuredNumbers
@@ -36,18 +35,14 @@ def check(
     found: list[Finding] = []
     seen: dict[bytes, int] = {}
     scale = Scale(dataset)
-    count = len(dataset)
-    measured = MeasuredNumbers(count, dataset.embodiment.proprio.size, dataset.embodiment.action.size)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for start in range(0, count, 64):
-            block = range(start, min(start + 64, count))
-            for index, (findings, digest) in zip(
-                block, pool.map(lambda i: _check_episode(dataset, i, scale, frames, measured), block), strict=True
-            ):
-                found += findings
-                if digest is not None and seen.setdefault(digest, index) != index:
-                    found += _compare_duplicates(dataset, seen[digest], index, frames)
-            progress(block.stop, count)
+    measured = MeasuredNumbers(len(dataset), dataset.embodiment.proprio.size, dataset.embodiment.action.size)
+    checked = map_in_threads(
+        lambda i: _check_episode(dataset, i, scale, frames, measured), range(len(dataset)), progress
+    )
+    for index, (findings, digest) in enumerate(checked):
+        found += findings
+        if digest is not None and seen.setdefault(digest, index) != index:
+            found += _compare_duplicates(dataset, seen[digest], index, frames)
     return [*found, *_check_constant(dataset, scale), *find_contradictions(dataset.embodiment, measured)]
 
 

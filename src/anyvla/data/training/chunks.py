@@ -62,10 +62,9 @@ def read_chunks(
             continue
         allowed = None if most is None else max(1, round(most * float(mixture.shares[source])))
         raw, mask = _chunks([dataset[i].actions for i in chosen], length, allowed, seed)
-        robot = mixture.robot_of[source]
         whole = np.zeros((*mask.shape, mixture.layout.embodiment.action.size), np.float32)
         whole[..., mixture.layout.robots[dataset.embodiment.name].action] = raw
-        robots = torch.full((len(whole),), robot)
+        robots = torch.full((len(whole),), mixture.robot_of[source])
         there = torch.from_numpy(mask)
         parts.append(
             Chunks(pad_with_last_action(normalizer.normalize(torch.from_numpy(whole), robots), there), there, robots)

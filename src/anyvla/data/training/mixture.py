@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, FormatPart
 from anyvla.data import fingerprints
-from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.episode import Episode, EpisodeDataset, conventions
 from anyvla.data.formats.unreadable import list_reasons
 from anyvla.data.open import open_dataset
 from anyvla.data.robot_statistics import pool_statistics
@@ -26,6 +26,7 @@ from anyvla.data.transforms.cameras import Cameras
 from anyvla.data.transforms.converted import Converted
 from anyvla.data.transforms.resampled import Resampled
 from anyvla.data.transforms.subset import Subset, choose
+from anyvla.files.differences import check_same
 from anyvla.files.documents import as_mapping, read_yaml
 from anyvla.limits import COUNT, GB, HZ, PROCESSES, SEED, VALUE, WEIGHT
 from anyvla.robot.embodiment import Embodiment
@@ -46,9 +47,7 @@ class Source:
     cameras: Mapping[str, str] | None = None  # view -> camera of the data; None: all, under their own names
     rotation: Rotation | None = None  # convert rotations to this; None: as in the data
     frame: Literal["base", "tool"] | None = None  # of delta positions and rotations; None: as in the data
-    hz: float | None = Field(
-        default=None, gt=0, le=HZ
-    )  # resample to this lower rate, by time; None: the rate of the data
+    hz: float | None = Field(default=None, gt=0, le=HZ)  # resample to this lower rate, by time; None: as in the data
     per_task: int | None = Field(default=None, ge=1, le=COUNT)  # few-shot: episodes of each task; None: all
     # of the number of episodes: 0.1 a tenth of each task; 5: five per_task
     scale: float = Field(default=1.0, gt=0, le=WEIGHT)
@@ -121,7 +120,13 @@ class Mixture:
         embodiments: dict[str, Embodiment] = {}
         for dataset in datasets:
             known = embodiments.setdefault(dataset.embodiment.name, dataset.embodiment)
-            _check_same(known, dataset)
+            check_same(
+                conventions(known),
+                conventions(dataset.embodiment),
+                f"two sources show a robot named {known.name!r} and disagree in {{}} (the second is {dataset.root}): "
+                "robots that differ need different names in their embodiments",
+                names=("in the first", "in the second"),
+            )
         self.layout = SharedLayout(list(embodiments.values()))
         self._robots: list[Robot] = []  # with statistics, once they were asked for
         self.robot_of = [self.layout.names.index(d.embodiment.name) for d in datasets]  # of each data set
@@ -240,13 +245,3 @@ def _select_labeled(dataset: EpisodeDataset, source: Source) -> EpisodeDataset:
             "source one for them (instruction: ...), or leave them out (unlabeled: drop)"
         )
     return Subset(dataset, labeled)
-
-
-def _check_same(known: Embodiment, dataset: EpisodeDataset) -> None:
-    fields = ("cameras", "proprio", "action", "control_hz")
-    differing = [f for f in fields if getattr(known, f) != getattr(dataset.embodiment, f)]
-    if differing:
-        raise ValueError(
-            f"two sources show a robot named {known.name!r} and disagree in its {', '.join(differing)} (the second is "
-            f"{dataset.root}): robots that differ need different names in their embodiments"
-        )

@@ -1,7 +1,7 @@
 """Samples the windows of the batch of each step, as a pure function of the seed and the step.
 
-So the order of training does not depend on the number of workers or processes, and a resumed run needs the step number
-only. Each window of a source is used exactly once before any is used again.
+So the order of training does not depend on the number of workers, and a resumed run needs the step number only. Each
+window of a source is used exactly once before any is used again.
 """
 
 from __future__ import annotations
@@ -29,32 +29,17 @@ class WindowIndices:
 
 
 class MixtureSampler:
-    """Samples windows from sources of `sizes` windows, each with its share of the samples.
-
-    Raises ValueError for a source without windows, and for shares that are not positive.
-    """
+    """Samples windows from sources of `sizes` windows (at least one each), each with its share above 0."""
 
     def __init__(self, sizes: Sequence[int], shares: Sequence[float], batch_size: int, seed: int) -> None:
-        if batch_size < 1 or not len(sizes) or min(sizes) < 1:
-            raise ValueError(f"a batch and each source need one window at least: got {batch_size} and {list(sizes)}")
-        if len(shares) != len(sizes) or min(shares) <= 0:
-            raise ValueError(f"each of {len(sizes)} sources needs a share above 0, got {list(shares)}")
         self.sizes, self.batch_size, self.seed = np.asarray(sizes, np.int64), batch_size, seed
         self._edges = np.cumsum(np.asarray(shares, np.float64) / np.sum(shares))[:-1]
         self._before = [np.zeros(len(sizes), np.int64)]  # counts of each source before each block
         self._block: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0), np.empty(0))  # the last one asked for
 
-    def sample(self, step: int, rank: int = 0, ranks: int = 1) -> WindowIndices:
-        """Return the batch of a step (0, 1, ...), or the part of process `rank` of `ranks`.
-
-        Raises ValueError if the batch cannot be divided equally among the processes.
-        """
-        if step < 0:
-            raise ValueError(f"step must not be negative, got {step}")
-        if self.batch_size % ranks:
-            raise ValueError(f"a batch of {self.batch_size} cannot be shared equally by {ranks} processes")
-        own = self.batch_size // ranks
-        positions = step * self.batch_size + rank * own + np.arange(own)
+    def sample(self, step: int) -> WindowIndices:
+        """Return the batch of a step (0, 1, ...)."""
+        positions = step * self.batch_size + np.arange(self.batch_size)
         sources, turns = self._count_turns(positions)
         epochs, offsets = np.divmod(turns, self.sizes[sources])
         orders = list(zip(sources.tolist(), epochs.tolist(), strict=True))

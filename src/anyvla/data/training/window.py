@@ -6,19 +6,19 @@ in memory while they fit; of the other episodes, only the frames of the requeste
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 from pydantic import Field
-from pydantic.dataclasses import dataclass as config_dataclass
+from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT
 from anyvla.data.episode import Episode, EpisodeDataset
@@ -33,7 +33,7 @@ _UNDECODED = 512  # episodes kept without frames, because these do not fit
 _THREADS = 4
 
 
-@config_dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class WindowConfig:
     """How windows are cut out of episodes."""
 
@@ -58,14 +58,6 @@ class WindowBatch(TypedDict):
     robots: Int64[np.ndarray, "B"]
 
 
-@dataclass(frozen=True)
-class _LoadedEpisode:
-    """An episode, with its decoded frames if they are kept."""
-
-    episode: Episode
-    frames: UInt8[np.ndarray, "L V H W 3"] | None  # of all L steps; None: decoded at each use
-
-
 class WindowDataset:
     """All windows of a mixture, numbered within each source, in the layout that its robots share.
 
@@ -86,8 +78,8 @@ class WindowDataset:
 
     def _begin(self) -> None:
         self._room = int(self.config.cache_gb * 1e9)  # bytes
-        self._kept: dict[tuple[int, int], Future[_LoadedEpisode]] = {}
-        self._passing: OrderedDict[tuple[int, int], Future[_LoadedEpisode]] = OrderedDict()
+        self._kept: dict[tuple[int, int], Future[Episode]] = {}  # with decoded frames
+        self._passing: OrderedDict[tuple[int, int], Future[Episode]] = OrderedDict()
         self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="decode")
         self._lock = threading.Lock()
 
@@ -133,11 +125,11 @@ class WindowDataset:
         episodes = [self._request(source, episode) for source, episode, _ in found]
 
         def write(row: int) -> None:
-            (source, _, last), read = found[row], episodes[row].result()
-            self._write(out, row, read, source, last, int(indices.chance[row]))
+            source, _, last = found[row]
+            self._write(out, row, episodes[row].result(), source, last, int(indices.chance[row]))
 
         # threads pay for decoding, but not for copying
-        busy = [row for row in range(count) if not episodes[row].done() or episodes[row].result().frames is None]
+        busy = [row for row in range(count) if not episodes[row].done() or not _is_decoded(episodes[row].result())]
         waiting = [self._pool.submit(write, row) for row in busy]
         for row in sorted(set(range(count)) - set(busy)):
             write(row)
@@ -145,9 +137,9 @@ class WindowDataset:
             task.result()
         return out
 
-    def _write(self, out: WindowBatch, row: int, read: _LoadedEpisode, source: int, last: int, chance: int) -> None:
+    def _write(self, out: WindowBatch, row: int, episode: Episode, source: int, last: int, chance: int) -> None:
         """Write the window that ends at step `last` of an episode into a row of the batch."""
-        config, episode = self.config, read.episode
+        config = self.config
         places = self.mixture.layout.robots[episode.embodiment.name]
         before = min(config.window - 1, last // config.stride)
         steps = np.arange(last - before * config.stride, last + 1, config.stride)
@@ -161,13 +153,8 @@ class WindowDataset:
         out["step_mask"][row, :k] = True
         out["proprio"][row, :k][:, places.proprio] = episode.proprio[steps]
         out["instructions"][row] = self.mixture.instruction(source, episode, chance)
-        if read.frames is not None:
-            out["images"][row, :k][:, places.views] = read.frames[steps]
-        else:
-            for view, camera in zip(places.views, episode.embodiment.cameras, strict=True):
-                frames = resize_to_view(episode.images[camera][steps], config.view)
-                self._check_size(frames, camera, episode)
-                out["images"][row, :k, view] = frames
+        for view, camera in zip(places.views, episode.embodiment.cameras, strict=True):
+            out["images"][row, :k, view] = self._decode(episode, camera, steps)
 
     def _find(self, source: int, window: int) -> tuple[int, int, int]:
         """Return the source, the episode of a window, and the step at which the window ends."""
@@ -177,7 +164,7 @@ class WindowDataset:
         episode = int(np.searchsorted(ends, window, side="right"))
         return source, episode, window - (int(ends[episode - 1]) if episode else 0)
 
-    def _request(self, source: int, episode: int) -> Future[_LoadedEpisode]:
+    def _request(self, source: int, episode: int) -> Future[Episode]:
         """Return an episode, which is read in the background if it is not in memory."""
         key = source, episode
         with self._lock:
@@ -199,24 +186,28 @@ class WindowDataset:
                     self._passing.popitem(last=False)
             return reading
 
-    def _read(self, dataset: EpisodeDataset, number: int, keep: bool) -> _LoadedEpisode:
+    def _read(self, dataset: EpisodeDataset, number: int, decode: bool) -> Episode:
         episode = dataset[number]
-        if not keep:
-            return _LoadedEpisode(episode, None)
-        cameras = episode.embodiment.cameras
-        frames = np.empty((len(episode), len(cameras), *self._image), np.uint8)
-        for v, camera in enumerate(cameras):
-            decoded = resize_to_view(episode.images[camera][:], self.config.view)
-            self._check_size(decoded, camera, episode)
-            frames[:, v] = decoded
-        return _LoadedEpisode(episode, frames)
+        if not decode:
+            return episode
+        images = {c: self._decode(episode, c, slice(None)) for c in episode.embodiment.cameras}
+        return dataclasses.replace(episode, images=images)
 
-    def _check_size(self, frames: np.ndarray, camera: str, episode: Episode) -> None:
+    def _decode(
+        self, episode: Episode, camera: str, steps: slice | Int64[np.ndarray, "k"]
+    ) -> UInt8[np.ndarray, "k H W 3"]:
+        """Return frames in the size of the view. Raises ValueError if others have another size."""
+        frames = resize_to_view(episode.images[camera][steps], self.config.view)
         if frames.shape[1:] != self._image:
             raise ValueError(
                 f"{episode.provenance}: camera {camera!r} has frames of {frames.shape[1]}x{frames.shape[2]}, expected "
                 f"{self._image[0]}x{self._image[1]} as in the first episode: set model.view.size, and all are resized"
             )
+        return frames
+
+
+def _is_decoded(episode: Episode) -> bool:
+    return all(isinstance(images, np.ndarray) for images in episode.images.values())
 
 
 def _image_shape(datasets: Sequence[EpisodeDataset], view: ViewConfig) -> tuple[int, int, int]:
@@ -235,7 +226,7 @@ def _image_shape(datasets: Sequence[EpisodeDataset], view: ViewConfig) -> tuple[
 
 
 def _check_lengths(dataset: EpisodeDataset, config: WindowConfig) -> None:
-    """Raises ValueError if no episode has a full window or chunk; warns if most have none."""
+    """Raise ValueError if no episode has a full window or chunk; warn if most have none."""
     lengths = dataset.lengths
     if not len(lengths):
         raise ValueError(f"{dataset.root} holds no episode: there is nothing to train on")
@@ -255,7 +246,7 @@ def _check_lengths(dataset: EpisodeDataset, config: WindowConfig) -> None:
             f"a chunk of {config.chunk} actions, but {at}, so that its last actions would never be learned: use a "
             f"chunk of at most {longest}, or longer episodes"
         )
-    for what, needed in ((f"window of {config.window}", span), (f"chunk of {config.chunk}", config.chunk)):
+    for name, needed in ((f"window of {config.window}", span), (f"chunk of {config.chunk}", config.chunk)):
         short = float((lengths < needed).mean())
         if short > 0.5:
             log.warning(
@@ -264,7 +255,7 @@ def _check_lengths(dataset: EpisodeDataset, config: WindowConfig) -> None:
                 100 * short,
                 len(lengths),
                 dataset.root,
-                what,
+                name,
                 needed,
                 np.median(lengths),
             )

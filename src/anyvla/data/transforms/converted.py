@@ -31,24 +31,13 @@ from anyvla.robot.space import ROTATION_DIMS, ActionSpace, Group, Rotation
 
 
 @dataclass(frozen=True)
-class _ToolOrientation:
-    """The group of the proprio that is the orientation of the tool in the base frame."""
-
-    group: Group
-    place: slice
-
-    def read(self, proprio: np.ndarray) -> Quaternions:
-        """Return the orientation at each step: (T, 4)."""
-        return read_rotations(self.group, proprio[:, self.place])
-
-
-@dataclass(frozen=True)
 class _Rewrite:
     """The conversion of one group."""
 
     source: Group
     target: Group
-    orientation: _ToolOrientation | None = None  # for deltas whose frame changes
+    # for deltas whose frame changes: the group of the proprio that is the tool's orientation, and its position
+    orientation: tuple[Group, slice] | None = None
 
 
 class Converted(WrappedDataset):
@@ -70,10 +59,6 @@ class Converted(WrappedDataset):
         rotation: Rotation | None = None,
         frame: Literal["base", "tool"] | None = None,
     ) -> None:
-        if rotation is not None and rotation not in ROTATION_DIMS:
-            raise ValueError(f"rotation must be one of {', '.join(ROTATION_DIMS)}, got {rotation!r}")
-        if frame not in (None, "base", "tool"):
-            raise ValueError(f"frame must be base or tool, got {frame!r}")
         robot = dataset.embodiment
         where = f"{dataset.root} (robot {robot.name})"
         self._proprio = [_plan(g, rotation, None, robot, f"{where}, proprio") for g in robot.proprio.groups]
@@ -110,27 +95,24 @@ def _plan(
     where = f"{where} group {group.name!r}"
     target, orientation = group, None
     if rotation is not None and group.kind == "rotation" and group.rotation != rotation:
-        target = _declare_rotation(group, rotation, where)
+        check_convertible(group, where)
+        unit = "rad" if rotation in ("euler", "axis_angle") else ""
+        size = ROTATION_DIMS[rotation]
+        target = dataclasses.replace(group, rotation=rotation, size=size, unit=unit, low=None, high=None, names=())
     if frame is not None and group.mode == "delta" and group.kind in ("position", "rotation") and group.frame != frame:
         if not group.frame:
             raise ValueError(f"{where}: its frame is not known; declare it (frame: base or frame: tool)")
         if group.kind == "position" and group.size != 3:
-            raise ValueError(f"{where}: only x, y, z can be seen from another frame, the group has {group.size} dims")
+            raise ValueError(f"{where}: only x, y, z can change their frame, the group has {group.size} dims")
         if group.kind == "rotation":
-            _check_convertible(group, where)
+            check_convertible(group, where)
         orientation = _find_orientation(group, robot, where)
         target = dataclasses.replace(target, frame=frame, low=None, high=None)
     return _Rewrite(group, target, orientation)
 
 
-def _declare_rotation(group: Group, rotation: Rotation, where: str) -> Group:
-    _check_convertible(group, where)
-    unit = "rad" if rotation in ("euler", "axis_angle") else ""
-    size = ROTATION_DIMS[rotation]
-    return dataclasses.replace(group, rotation=rotation, size=size, unit=unit, low=None, high=None, names=())
-
-
-def _check_convertible(group: Group, where: str) -> None:
+def check_convertible(group: Group, where: str) -> None:
+    """Raise ValueError if the rotations of a group cannot be read, because its convention or its unit is unknown."""
     if group.rotation is None:
         raise ValueError(
             f"{where}: it is not known how its rotation is written; declare it (rotation: one of "
@@ -142,7 +124,7 @@ def _check_convertible(group: Group, where: str) -> None:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _find_orientation(group: Group, robot: Embodiment, where: str) -> _ToolOrientation:
+def _find_orientation(group: Group, robot: Embodiment, where: str) -> tuple[Group, slice]:
     """Find the orientation of the tool that the actions of `group` move. Raises ValueError if it is not unique."""
     found = [
         g
@@ -152,17 +134,17 @@ def _find_orientation(group: Group, robot: Embodiment, where: str) -> _ToolOrien
     if len(found) != 1:
         have = f"has {len(found)}: {', '.join(g.name for g in found)}" if found else "has none"
         raise ValueError(
-            f"{where}: to see it from another frame takes the tool's orientation, one absolute rotation in the "
-            f"proprio of that arm; it {have}"
+            f"{where}: changing its frame needs the tool's orientation, one absolute rotation in the proprio of that "
+            f"arm; it {have}"
         )
     own = found[0]
     if own.frame != "base":
         raise ValueError(
-            f"{where}: to see it from another frame takes the tool's orientation in the axes of the base; the proprio "
-            f"group {own.name!r} does not say that it is that; declare it (frame: base)"
+            f"{where}: changing its frame needs the tool's orientation in the base frame, but the proprio group "
+            f"{own.name!r} does not declare its frame; declare it (frame: base)"
         )
-    _check_convertible(own, f"{where}: proprio group {own.name!r}")
-    return _ToolOrientation(own, robot.proprio.slices()[own.name])
+    check_convertible(own, f"{where}: proprio group {own.name!r}")
+    return own, robot.proprio.slices()[own.name]
 
 
 def _rewrite_groups(
@@ -185,7 +167,8 @@ def _apply(rewrite: _Rewrite, values: np.ndarray, proprio: np.ndarray) -> np.nda
     source, target = rewrite.source, rewrite.target
     turn = None
     if rewrite.orientation is not None:
-        turn = rewrite.orientation.read(proprio)
+        group, place = rewrite.orientation
+        turn = read_rotations(group, proprio[:, place])
         turn = invert(turn) if target.frame == "tool" else turn
     if source.kind == "position":
         return values if turn is None else rotate(turn, values)
@@ -197,8 +180,9 @@ def _apply(rewrite: _Rewrite, values: np.ndarray, proprio: np.ndarray) -> np.nda
 
 
 def read_rotations(group: Group, values: Float32[np.ndarray, "T k"]) -> Quaternions:
-    """Return the rotations of a group with a known convention and unit."""
-    assert group.rotation is not None
+    """Return the rotations of a group. Raises ValueError for an unknown convention or unit, and for no rotation."""
+    if group.rotation is None:
+        raise ValueError(f"group {group.name!r} does not declare how its rotation is written")
     return to_quaternions(values.astype(np.float64) * _unit(group), group.rotation)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Int64
@@ -12,10 +13,10 @@ from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.tools.findings import Finding
 from anyvla.data.tools.motion import Scale, find_moving_span
 from anyvla.data.transforms.resampled import PickedFrames
-from anyvla.data.transforms.wrapped import WrappedDataset
+from anyvla.data.transforms.subset import Subset
 
 
-class RepairedDataset(WrappedDataset):
+class RepairedDataset(Subset):
     """The episodes without an error, their idle ends cut. `dropped` and `cut` list the changes.
 
     Raises ValueError if no episode is left.
@@ -24,8 +25,8 @@ class RepairedDataset(WrappedDataset):
     def __init__(self, dataset: EpisodeDataset, findings: Sequence[Finding]) -> None:
         broken = {f.episode: f.text for f in findings if f.severity == "error" and f.episode is not None}
         idle = {f.episode for f in findings if f.kind == "idle" and f.episode is not None} - set(broken)
-        self.kept = [i for i in range(len(dataset)) if i not in broken]
-        if not self.kept:
+        kept = [i for i in range(len(dataset)) if i not in broken]
+        if not kept:
             raise ValueError(f"every episode of {dataset.root} has an error: there is nothing to keep")
         scale = Scale(dataset)
         self._spans: dict[int, tuple[int, int]] = {}
@@ -35,26 +36,20 @@ class RepairedDataset(WrappedDataset):
                 self._spans[i] = span
         self.dropped = {str(i): text for i, text in sorted(broken.items())}
         self.cut = {str(i): [first, int(dataset.lengths[i]) - last] for i, (first, last) in self._spans.items()}
-        super().__init__(dataset, {"dropped": self.dropped, "cut": self.cut})
+        super().__init__(dataset, kept, {"dropped": self.dropped, "cut": self.cut})
+        self._numbers = kept
 
-    @property
+    @cached_property
     def lengths(self) -> Int64[np.ndarray, "E"]:
         own = self.dataset.lengths
-        spans = [self._spans.get(i, (0, int(own[i]))) for i in self.kept]
+        spans = [self._spans.get(i, (0, int(own[i]))) for i in self._numbers]
         return np.array([last - first for first, last in spans], np.int64)
 
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def task(self, index: int) -> str:
-        return self.dataset.task(self.kept[index])
-
     def __getitem__(self, index: int) -> Episode:
-        number = self.kept[index]
-        episode = self.dataset[number]
-        if number not in self._spans:
+        episode = super().__getitem__(index)
+        if self._numbers[index] not in self._spans:
             return episode
-        first, last = self._spans[number]
+        first, last = self._spans[self._numbers[index]]
         steps = np.arange(first, last)
         return dataclasses.replace(
             episode,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
@@ -17,16 +17,16 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from anyvla.data import cache_folder
 from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images, steady_timestamps
 from anyvla.data.frame_times import find_shown_frames
-from anyvla.data.transforms.converted import arm_side, read_rotations, write_rotations
+from anyvla.data.threads import map_in_threads
+from anyvla.data.transforms.converted import arm_side, check_convertible, read_rotations, write_rotations
 from anyvla.data.transforms.wrapped import WrappedDataset
 from anyvla.robot.embodiment import Embodiment
-from anyvla.robot.rotations import Frame, apply, canonicalize, compose, radians_per_unit, rotate
+from anyvla.robot.rotations import Frame, apply, canonicalize, compose, rotate
 from anyvla.robot.space import ActionSpace, Group
 
 log = logging.getLogger(__name__)
 
 _LATE = 0.05  # of the data's control interval: a frame this late is still in time, because timestamps are rounded
-_THREADS = 4
 
 
 class PickedFrames(Frames):
@@ -60,15 +60,13 @@ class Resampled(WrappedDataset):
 
     Where the data pauses for longer than 1 / hz, a step repeats the frame: deltas are 0, the rest is what is in force.
     So a policy that follows the new actions reaches the poses of the frames that are shown. `lengths` needs the time
-    at which each episode ends: one pass over the numbers of all episodes, remembered by the fingerprint.
+    at which each episode ends: one pass over the numbers of all episodes, cached by fingerprint.
 
-    Raises ValueError for a rate above that of the data, and for a group that lacks what must be known of it.
+    Raises ValueError for a rate above that of the data, and for a group that lacks a declaration.
     """
 
     def __init__(self, dataset: EpisodeDataset, hz: float) -> None:
         robot = dataset.embodiment
-        if hz <= 0:
-            raise ValueError(f"hz must be positive, got {hz:g}")
         if hz > robot.control_hz * (1 + 1e-6):
             raise ValueError(
                 f"{dataset.root} has {robot.control_hz:g} steps per second and cannot be brought to {hz:g}: frames in "
@@ -81,14 +79,11 @@ class Resampled(WrappedDataset):
             robot, control_hz=hz, action=ActionSpace(groups=tuple(_without_range(g) for g in robot.action.groups))
         )
         super().__init__(dataset, {"hz": hz}, embodiment)
-        self._lengths: Int64[np.ndarray, "E"] | None = None
 
-    @property
+    @cached_property
     def lengths(self) -> Int64[np.ndarray, "E"]:
         """Steps of each episode."""
-        if self._lengths is None:
-            self._lengths = np.array([self._count(end) for end in _read_end_times(self.dataset)], np.int64)
-        return self._lengths
+        return np.array([self._count(end) for end in _read_end_times(self.dataset)], np.int64)
 
     def __getitem__(self, index: int) -> Episode:
         """Return episode `index` at the new rate. Raises ValueError for timestamps that do not increase."""
@@ -156,13 +151,9 @@ def _find_turned_groups(robot: Embodiment, where: str) -> dict[str, Group]:
             continue
         label = f"{where} (robot {robot.name}), action group {group.name!r}"
         if group.kind == "rotation":
-            if group.rotation is None or not group.frame:
-                missing = "rotation: euler, axis_angle, ..." if group.rotation is None else "frame: base or frame: tool"
-                raise ValueError(f"{label}: turns can be composed only if it is known what they are; declare {missing}")
-            try:
-                radians_per_unit(group.unit)
-            except ValueError as error:
-                raise ValueError(f"{label}: {error}") from None
+            check_convertible(group, label)
+            if not group.frame:
+                raise ValueError(f"{label}: to compose rotations, their frame must be declared (frame: base or tool)")
             continue
         turning = [g for g in robot.action.groups if g.kind == "rotation" and arm_side(g.name) == arm_side(group.name)]
         if not turning or group.frame == "base":
@@ -236,8 +227,7 @@ def _read_end_times(dataset: EpisodeDataset) -> Float64[np.ndarray, "E"]:
     if (known := cache_folder.read("durations", dataset.fingerprint)) is not None:
         return np.frombuffer(known, "<f8")
     log.info("reading how long the %d episodes of %s last", len(dataset), dataset.root)
-    with ThreadPoolExecutor(_THREADS) as threads:
-        ends = np.array(list(threads.map(lambda i: _read_end_time(dataset, i), range(len(dataset)))), "<f8")
+    ends = np.array(list(map_in_threads(partial(_read_end_time, dataset), range(len(dataset)))), "<f8")
     cache_folder.write("durations", dataset.fingerprint, ends.tobytes())
     return ends
 

@@ -6,8 +6,9 @@ Subsets of one seed are nested: the tenth is part of the half, five shots are pa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -22,10 +23,13 @@ _LISTED = 20  # tasks listed in an error
 class Subset(WrappedDataset):
     """The episodes of these indices, in this order.
 
-    Raises ValueError for no index at all, one outside of the data set and one that comes twice.
+    Raises ValueError for no index at all, one outside of the data set and one that comes twice. `change` describes the
+    choice; None: a hash of the indices.
     """
 
-    def __init__(self, dataset: EpisodeDataset, indices: Sequence[int] | Int64[np.ndarray, "K"]) -> None:
+    def __init__(
+        self, dataset: EpisodeDataset, indices: Sequence[int], change: Mapping[str, Any] | None = None
+    ) -> None:
         self._indices = np.asarray(indices, np.int64).reshape(-1)
         if not len(self._indices):
             raise ValueError(f"{dataset.root}: the subset is empty")
@@ -36,15 +40,11 @@ class Subset(WrappedDataset):
         if counts.max() > 1:
             raise ValueError(f"{dataset.root}: episode {values[counts > 1][0]} is chosen more than once")
         digest = hashlib.sha256(self._indices.astype("<i8").tobytes()).hexdigest()
-        super().__init__(dataset, {"subset": digest, "episodes": len(self._indices)})
+        super().__init__(dataset, change or {"subset": digest, "episodes": len(self._indices)})
 
     @cached_property
-    def _lengths(self) -> Int64[np.ndarray, "E"]:
-        return self.dataset.lengths[self._indices]
-
-    @property
     def lengths(self) -> Int64[np.ndarray, "E"]:
-        return self._lengths
+        return self.dataset.lengths[self._indices]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -70,13 +70,6 @@ def choose(dataset: EpisodeDataset, per_task: int | None = None, scale: float = 
     (except that an added episode may be chosen); the order within a task does. With one seed, the smaller choice is
     part of the larger one. Raises ValueError that lists the tasks with too few episodes.
     """
-    if scale <= 0 or (per_task is not None and per_task < 1):
-        raise ValueError(f"per_task and scale must be positive, got {per_task} and {scale:g}")
-    if per_task is None and scale > 1:
-        raise ValueError(
-            f"scale {scale:g} asks for more than all episodes of {dataset.root}: give per_task too, the number of "
-            "episodes of each task that scale 1 means"
-        )
     tasks: dict[str, list[int]] = {}
     for index in range(len(dataset)):
         tasks.setdefault(clean_instruction(dataset.task(index)), []).append(index)
