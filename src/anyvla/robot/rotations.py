@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64
 from numpy.typing import ArrayLike
 
 from anyvla.registry import suggest
-from anyvla.robot.space import ROTATION_DIMS, Rotation
+from anyvla.robot.space import ROTATION_DIMS, Group, Rotation
 
 Quaternions = Float64[np.ndarray, "*b 4"]  # (x, y, z, w), of norm 1
 Frame = Literal["base", "tool"]
@@ -105,6 +105,36 @@ def rotate(rotation: Quaternions, vectors: Float[np.ndarray, "*b 3"]) -> Float64
     axis, w = rotation[..., :3], rotation[..., 3:]
     across = 2 * np.cross(axis, np.asarray(vectors, np.float64))
     return vectors + w * across + np.cross(axis, across)
+
+
+def check_convertible(group: Group, where: str) -> None:
+    """Raise ValueError if the rotations of a group cannot be read, because its convention or its unit is unknown."""
+    if group.rotation is None:
+        raise ValueError(
+            f"{where}: it is not known how its rotation is written; declare it (rotation: one of "
+            f"{', '.join(ROTATION_DIMS)})"
+        )
+    try:
+        radians_per_unit(group.unit)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def read_rotations(group: Group, values: Float[np.ndarray, "*b k"]) -> Quaternions:
+    """Return the rotations of a group. Raises ValueError for an unknown convention or unit, and for no rotation."""
+    if group.rotation is None:
+        raise ValueError(f"group {group.name!r} does not declare how its rotation is written")
+    return to_quaternions(values.astype(np.float64) * _unit(group), group.rotation)
+
+
+def write_rotations(group: Group, rotation: Quaternions) -> Float64[np.ndarray, "*b k"]:
+    """Return rotations in the convention and the unit of the group."""
+    assert group.rotation is not None
+    return from_quaternions(rotation, group.rotation) / _unit(group)
+
+
+def _unit(group: Group) -> float:
+    return radians_per_unit(group.unit) if group.rotation in ("euler", "axis_angle") else 1.0
 
 
 def radians_per_unit(unit: str) -> float:

@@ -9,8 +9,8 @@ import numpy as np
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.tools.findings import Finding
 from anyvla.data.tools.measured import read_or_none
-from anyvla.data.transforms.converted import read_rotations
 from anyvla.robot.ranges import PRECISION, constant_dims
+from anyvla.robot.rotations import read_rotations
 from anyvla.robot.space import ActionSpace
 
 _JUMP = 12.0  # a step this many times the 99th percentile of the data set's steps, of those that move, is a jump

@@ -7,8 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from anyvla.data.transforms.converted import read_rotations
-from anyvla.robot.rotations import Quaternions, relative
+from anyvla.robot.rotations import Quaternions, read_rotations, relative
 from anyvla.robot.space import Group
 
 

@@ -17,15 +17,14 @@ from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.transforms.wrapped import WrappedDataset
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.rotations import (
-    Quaternions,
     canonicalize,
+    check_convertible,
     compose,
-    from_quaternions,
     invert,
     make_continuous,
-    radians_per_unit,
+    read_rotations,
     rotate,
-    to_quaternions,
+    write_rotations,
 )
 from anyvla.robot.space import ROTATION_DIMS, ActionSpace, Group, Rotation
 
@@ -111,19 +110,6 @@ def _plan(
     return _Rewrite(group, target, orientation)
 
 
-def check_convertible(group: Group, where: str) -> None:
-    """Raise ValueError if the rotations of a group cannot be read, because its convention or its unit is unknown."""
-    if group.rotation is None:
-        raise ValueError(
-            f"{where}: it is not known how its rotation is written; declare it (rotation: one of "
-            f"{', '.join(ROTATION_DIMS)})"
-        )
-    try:
-        radians_per_unit(group.unit)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
 def _find_orientation(group: Group, robot: Embodiment, where: str) -> tuple[Group, slice]:
     """Find the orientation of the tool that the actions of `group` move. Raises ValueError if it is not unique."""
     found = [
@@ -177,20 +163,3 @@ def _apply(rewrite: _Rewrite, values: np.ndarray, proprio: np.ndarray) -> np.nda
         rotation = compose(compose(turn, rotation), invert(turn))
     rotation = canonicalize(rotation) if target.mode == "delta" else make_continuous(rotation)
     return write_rotations(target, rotation)
-
-
-def read_rotations(group: Group, values: Float32[np.ndarray, "T k"]) -> Quaternions:
-    """Return the rotations of a group. Raises ValueError for an unknown convention or unit, and for no rotation."""
-    if group.rotation is None:
-        raise ValueError(f"group {group.name!r} does not declare how its rotation is written")
-    return to_quaternions(values.astype(np.float64) * _unit(group), group.rotation)
-
-
-def write_rotations(group: Group, rotation: Quaternions) -> np.ndarray:
-    """Return rotations in the convention and unit of the group."""
-    assert group.rotation is not None
-    return from_quaternions(rotation, group.rotation) / _unit(group)
-
-
-def _unit(group: Group) -> float:
-    return radians_per_unit(group.unit) if group.rotation in ("euler", "axis_angle") else 1.0

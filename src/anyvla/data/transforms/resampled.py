@@ -18,10 +18,19 @@ from anyvla.data import cache_folder
 from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images, steady_timestamps
 from anyvla.data.frame_times import find_shown_frames
 from anyvla.data.threads import map_in_threads
-from anyvla.data.transforms.converted import arm_side, check_convertible, read_rotations, write_rotations
+from anyvla.data.transforms.converted import arm_side
 from anyvla.data.transforms.wrapped import WrappedDataset
 from anyvla.robot.embodiment import Embodiment
-from anyvla.robot.rotations import Frame, apply, canonicalize, compose, rotate
+from anyvla.robot.rotations import (
+    Frame,
+    apply,
+    canonicalize,
+    check_convertible,
+    compose,
+    read_rotations,
+    rotate,
+    write_rotations,
+)
 from anyvla.robot.space import ActionSpace, Group
 
 log = logging.getLogger(__name__)
