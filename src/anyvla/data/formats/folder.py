@@ -10,25 +10,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Float32, Float64, UInt8
 from pydantic.dataclasses import dataclass as config_dataclass
 
 from anyvla.config import STRICT, build, to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, Frames, conventions, steady_timestamps
 from anyvla.data.formats.arrays.npy import ArrayHeader
-from anyvla.data.formats.arrays.npz import array_header, array_keys, array_shape, load_arrays, locate_array
+from anyvla.data.formats.arrays.npz import array_header, array_keys, load_arrays, locate_array
 from anyvla.data.formats.data_files import list_files
 from anyvla.data.formats.hdf5 import file as hdf5
 from anyvla.data.formats.hdf5.frames import Hdf5Frames
 from anyvla.data.formats.reader import EpisodeReader
 from anyvla.data.formats.timestamps import Times, as_relative_seconds
-from anyvla.data.formats.unreadable import report_empty, report_unreadable
 from anyvla.data.formats.vectors import as_float32, check_real
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.files import durable
@@ -53,6 +53,17 @@ class FolderDescription:
 
     embodiment: Embodiment
     about: str = ""  # where, when and how it was recorded, for people
+
+
+@dataclass(frozen=True)
+class _EpisodeFile:
+    path: Path
+    length: int
+    fault: str = ""  # why it cannot be read
+
+    @property
+    def name(self) -> str:
+        return self.path.name
 
 
 class FolderDataset(EpisodeReader):
@@ -80,15 +91,10 @@ class FolderDataset(EpisodeReader):
         if embodiment is None:
             raise _undeclared(self.root, files[0])
         self.embodiment = embodiment
-        lengths = {path: self._length(path) for path in files}
-        self._files = [path for path in files if lengths[path] != 0]
-        report_empty(self.root, [path.name for path in files if lengths[path] == 0])
-        if not self._files:
-            raise ValueError(f"none of the {len(files)} episodes of {self.root} has a step")
-        found = [lengths[path] for path in self._files]
-        self.unreadable = {i: text for i, text in enumerate(found) if isinstance(text, str)}
-        report_unreadable(self.root, self.unreadable, len(self._files))
-        self.lengths: Int64[np.ndarray, "E"] = np.array([1 if isinstance(n, str) else n for n in found], np.int64)
+        found = self._without_empty(
+            [self._locate(path) for path in files], f"none of the {len(files)} episodes of {self.root} has a step"
+        )
+        self._files = [episode.path for episode in found]
         self.provenance: dict[str, Any] = {"format": "folder", "about": about}
 
     def task(self, index: int) -> str:
@@ -121,20 +127,19 @@ class FolderDataset(EpisodeReader):
             meaning = [meaning, to_dict(self.config)]
         return fingerprints.hash_files(self.root, self._files, json.dumps(meaning, sort_keys=True))
 
-    def _length(self, path: Path) -> int | str:
-        """Return the number of steps in a file, or the reason why it cannot be read."""
+    def _locate(self, path: Path) -> _EpisodeFile:
         try:
             header, size = _header(path, "actions"), self.embodiment.action.size
             if header.shape[:1] == (0,):
-                return 0
+                return _EpisodeFile(path, 0)
             if len(header.shape) != 2 or header.shape[1] != size:
                 raise ValueError(
                     f"{path}: actions has shape {header.shape}; {self.embodiment.name!r} expects (T, {size})"
                 )
             check_real(header.dtype, f"{path}: actions")
         except ValueError as error:
-            return str(error)
-        return header.shape[0]
+            return _EpisodeFile(path, 1, str(error))
+        return _EpisodeFile(path, header.shape[0])
 
     def _read_vector(self, path: Path, key: str, size: int, length: int) -> Float32[np.ndarray, "T D"]:
         if key == "proprio" and not size:
@@ -173,7 +178,7 @@ class NpzFrames(Frames):
     """Frames in one array of a .npz file. Rows are read singly if it is uncompressed (`np.savez`), else all at once."""
 
     def __init__(self, path: Path, key: str) -> None:
-        shape = array_shape(path, key)
+        shape = array_header(path, key).shape
         if len(shape) != 4 or shape[3] != 3:
             raise ValueError(f"{path}: {key} has shape {shape}, expected (T, H, W, 3)")
         self.shape = (shape[0], shape[1], shape[2], 3)

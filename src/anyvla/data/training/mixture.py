@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from anyvla.config import STRICT, FormatPart
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, EpisodeDataset, conventions
-from anyvla.data.formats.unreadable import list_reasons
+from anyvla.data.formats.reader import list_reasons
 from anyvla.data.open import open_dataset
 from anyvla.data.robot_statistics import pool_statistics
 from anyvla.data.training.presets import expand

@@ -207,7 +207,7 @@ def test_wrong_declarations_name_the_key(tmp_path: Path) -> None:
         ({"cameras": {"cam_high": "observations/qpos"}}, r"is float64 \(6, 14\), expected uint8"),
         ({"actions": ["observations/images/cam_high"]}, "declares 14 dims of action"),
         ({"cameras": {"cam_high": "observations"}}, "'observations' is not an array"),
-        ({"cameras": {"cam_high": "scalar"}}, "scalar has 0 frames, the actions 6 steps"),
+        ({"cameras": {"cam_high": "scalar"}}, "scalar has 0 frames, its actions 6 steps"),
         ({"episodes": "action"}, "group 'action': there is no episode with a step"),
     ):
         with pytest.raises(ValueError, match=wrong):
@@ -394,6 +394,6 @@ def test_a_file_of_another_width_is_named(tmp_path: Path) -> None:
         del file["observations/qpos"]
         file["observations/qpos"] = np.zeros((LENGTH, 15))
     dataset = open_dataset(tmp_path, "hdf5", robot("cam_high"))
-    with pytest.raises(ValueError, match=r"_1\.hdf5: .*qpos has shape \(6, 15\); expected the 6 steps of action"):
+    with pytest.raises(ValueError, match=r"_1\.hdf5: .*qpos has shape \(6, 15\); expected 6 steps of 14 numbers"):
         dataset[1]
     assert len(dataset[0]) == LENGTH

@@ -313,7 +313,7 @@ def test_what_is_not_known_is_to_be_declared(tmp_path: Path) -> None:
         control_hz=20,
     )
     assert opened(path, robot, proprio=["robot0_eef_pos"])[0].proprio.shape == (5, 3)
-    with pytest.raises(ValueError, match=r"'arm' declares 3 dims of proprio; .* has 9 \(robot0_eef_pos"):
+    with pytest.raises(ValueError, match=r"'arm' declares 3 dims of proprio; .* has 9 \(obs/robot0_eef_pos: 3, "):
         opened(path, robot)
     with pytest.raises(ValueError, match=r"has no obs/joint; it has object, robot0_eef_pos"):
         opened(path, robot, proprio=["joint"])
@@ -331,7 +331,7 @@ def test_damage_says_where(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["data/demo_1/obs/agentview_image"]
         file["data/demo_1/obs/agentview_image"] = scene(4, 16)
-    with pytest.raises(ValueError, match=r"demo_1: agentview_image has 4 frames, its actions 6 steps"):
+    with pytest.raises(ValueError, match=r"demo_1: obs/agentview_image has 4 frames, its actions 6 steps"):
         opened(path)[1]
     bare = write_robomimic(tmp_path / "bare.hdf5", 1)
     with h5py.File(bare, "a") as file:

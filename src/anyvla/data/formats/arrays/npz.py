@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 
@@ -16,12 +16,8 @@ from anyvla.files.inside import check_regular
 
 # A member may unpack to this many bytes in any case, or to this many times its packed size (an hour of black frames).
 _FREE_BYTES, _RATIO = 256 << 20, 100
-_DAMAGE_ERRORS = (
-    *DAMAGE_ERRORS,
-    zipfile.BadZipFile,
-    zlib.error,
-    RuntimeError,
-)  # zipfile raises RuntimeError for locked members
+# zipfile raises RuntimeError for locked members.
+_DAMAGE_ERRORS = (*DAMAGE_ERRORS, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
 def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -53,20 +49,8 @@ def array_header(path: Path, key: str) -> ArrayHeader:
             raise ValueError(f"{path}, key {key!r}: {error}; copy the file again") from None
 
 
-def array_shape(path: Path, key: str) -> tuple[int, ...]:
-    """Return the shape of one array; see `array_header`."""
-    return array_header(path, key).shape
-
-
-class ArrayLocation(NamedTuple):
-    """The place of an array's data in the file."""
-
-    offset: int
-    dtype: np.dtype
-
-
-def locate_array(path: Path, key: str) -> ArrayLocation | None:
-    """Return the location and type of an array's data, or None if it cannot be mapped into memory."""
+def locate_array(path: Path, key: str) -> tuple[int, np.dtype] | None:
+    """Return offset and type of an array's data in the file, or None if it cannot be mapped into memory."""
     with _open(path) as archive:
         try:
             with _member(archive, key) as (file, info):
@@ -79,7 +63,7 @@ def locate_array(path: Path, key: str) -> ArrayLocation | None:
                 name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))
         except _DAMAGE_ERRORS as error:
             raise ValueError(f"{path}, key {key!r} cannot be read ({error}); copy the file again") from None
-    return ArrayLocation(info.header_offset + 30 + name + extra + inside, header.dtype)
+    return info.header_offset + 30 + name + extra + inside, header.dtype
 
 
 @contextmanager

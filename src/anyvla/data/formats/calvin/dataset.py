@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT, to_dict
 from anyvla.data import cache_folder, fingerprints
 from anyvla.data.episode import Episode, Frames, conventions, steady_timestamps
-from anyvla.data.formats.arrays.npz import array_keys, array_shape, load_arrays
+from anyvla.data.formats.arrays.npz import array_header, array_keys, load_arrays
 from anyvla.data.formats.calvin.index import (
     Segment,
     annotated_segments,
@@ -31,7 +31,6 @@ from anyvla.data.formats.calvin.index import (
     select_scenes,
 )
 from anyvla.data.formats.reader import EpisodeReader
-from anyvla.data.formats.unreadable import report_empty, report_unreadable
 from anyvla.data.formats.vectors import check_real
 from anyvla.files.inside import resolve_inside
 from anyvla.robot.embodiment import Embodiment
@@ -69,16 +68,14 @@ class CalvinDataset(EpisodeReader):
     @staticmethod
     def recognizes(root: Path) -> bool:
         """Return whether a folder is a split, or contains one."""
-        return any((folder / "ep_start_end_ids.npy").is_file() for folder in (root, *(root / s for s in _SPLITS)))
+        return any((folder / _RANGES).is_file() for folder in (root, *(root / s for s in _SPLITS)))
 
     def __init__(self, config: CalvinConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
-        own_split = (self.root / "ep_start_end_ids.npy").is_file()
+        own_split = (self.root / _RANGES).is_file()
         self._split = self.root if own_split else self.root / config.split
-        if not (self._split / "ep_start_end_ids.npy").is_file():
-            raise ValueError(
-                f"{self._split} has no ep_start_end_ids.npy: it is no split of CALVIN, or its copy is incomplete"
-            )
+        if not (self._split / _RANGES).is_file():
+            raise ValueError(f"{self._split} has no {_RANGES}: it is no split of CALVIN, or its copy is incomplete")
         found = (
             annotated_segments(self._split, config.annotations)
             if config.segments == "annotated"
@@ -90,12 +87,8 @@ class CalvinDataset(EpisodeReader):
             found = [s for s in found if (s.start, s.end) in wanted]
         if not found:
             raise ValueError(f"{self._split} has no segment that matches the options ({json.dumps(to_dict(config))})")
-        empty = [s for s in found if s.start == s.end]
-        report_empty(self._split, [f"{s.start} ({s.task})" for s in empty])
-        self._segments = [self._with_files(s) for s in found if s.start < s.end]
-        self.unreadable = {i: s.fault for i, s in enumerate(self._segments) if s.fault}
-        report_unreadable(self._split, self.unreadable, len(self._segments))
-        first = self._path(next(s.start for s in self._segments if not s.fault))
+        self._segments = self._without_empty([self._with_files(s) for s in found], f"{self._split} has no step")
+        first = _step_file(self._split, next(s.start for s in self._segments if not s.fault))
         self.embodiment = embodiment or calvin_embodiment(config.actions, _color_cameras(first))
         self._block_names: dict[int, str] = {}  # cache names of blocks of steps
         self._shapes = {c: _image_shape(first, c) for c in self.embodiment.cameras}
@@ -104,7 +97,6 @@ class CalvinDataset(EpisodeReader):
                 raise ValueError(
                     f"the {what} of CALVIN has {size} dims, {self.embodiment.name!r} declares {space.size}"
                 )
-        self.lengths: Int64[np.ndarray, "E"] = np.array([s.end - s.start for s in self._segments], np.int64)
         self.provenance: dict[str, Any] = {
             "format": "calvin",
             "split": self._split.name if own_split else config.split,
@@ -121,8 +113,7 @@ class CalvinDataset(EpisodeReader):
         segment = self._segments[index]
         if segment.fault:
             raise ValueError(f"episode {index}: {segment.fault}")
-        length = segment.end - segment.start
-        where = f"{self._split}, steps {segment.start} to {segment.end - 1}"
+        length = segment.length
         try:
             rows = self._read_rows(segment.start, segment.end)
         except ValueError as error:
@@ -138,21 +129,19 @@ class CalvinDataset(EpisodeReader):
             actions=self._convert_actions(rows),
             instructions=(segment.instruction,) if segment.instruction else (),
             timestamps=steady_timestamps(length, HZ),
-            provenance=where,
+            provenance=f"{self._split}, steps {segment.start} to {segment.end - 1}",
             extra={k: v for k, v in extra.items() if v != ""},
         )
 
     @cached_property
     def fingerprint(self) -> str:
         """See `EpisodeDataset`."""
-        names = ("ep_start_end_ids.npy", "scene_info.npy", f"{self.config.annotations}/auto_lang_ann.npy")
+        names = (_RANGES, "scene_info.npy", f"{self.config.annotations}/auto_lang_ann.npy")
         files = [p for p in (self._split / name for name in names) if p.is_file()]
-        files += [p for step in self._steps.tolist() if (p := self._path(step)).is_file()]
+        files += [p for step in self._steps.tolist() if (p := _step_file(self._split, step)).is_file()]
         segments = [[s.start, s.end, s.task, s.instruction] for s in self._segments]
-        return fingerprints.hash_many_files(self._split, files, json.dumps([segments, self._meaning()], sort_keys=True))
-
-    def _meaning(self) -> Any:
-        return [conventions(self.embodiment), self.config.actions]
+        meaning = [segments, [conventions(self.embodiment), self.config.actions]]
+        return fingerprints.hash_many_files(self._split, files, json.dumps(meaning, sort_keys=True))
 
     def _convert_actions(self, rows: Float32[np.ndarray, "T K"]) -> Float32[np.ndarray, "T 7"]:
         actions = rows[:, _WORLD if self.config.actions == "world" else _RELATIVE].copy()
@@ -173,9 +162,7 @@ class CalvinDataset(EpisodeReader):
         return np.flatnonzero(used)
 
     def _read_rows(self, start: int, end: int) -> Float32[np.ndarray, "T K"]:
-        """Return the numbers of steps start .. end - 1. Blocks of steps are cached, since opening a file per step is
-        slow.
-        """
+        """Return the numbers of steps start .. end - 1, from cached blocks: opening a file for each step is slow."""
         first = int(np.searchsorted(self._steps, start))
         last = first + end - start
         blocks = range(first // _BLOCK, (last - 1) // _BLOCK + 1)
@@ -188,9 +175,8 @@ class CalvinDataset(EpisodeReader):
     def _read_block(self, number: int) -> Float32[np.ndarray, "S K"]:
         steps = self._steps[number * _BLOCK : (number + 1) * _BLOCK].tolist()
         if number not in self._block_names:  # computed once, like the fingerprint
-            self._block_names[number] = fingerprints.cache_key(
-                self._split, [self._path(step) for step in steps], "float32"
-            )
+            files = [_step_file(self._split, step) for step in steps]
+            self._block_names[number] = fingerprints.cache_key(self._split, files, "float32")
         name = self._block_names[number]
         if (known := cache_folder.read("calvin", name)) is not None:
             return np.frombuffer(known, np.float32).reshape(-1, _WIDTH)
@@ -200,7 +186,7 @@ class CalvinDataset(EpisodeReader):
         return rows
 
     def _read_step(self, step: int) -> Float32[np.ndarray, "K"]:
-        path = self._path(step)
+        path = _step_file(self._split, step)
         found = load_arrays(path, _KEYS)
         for key, size in _KEYS.items():
             check_real(found[key].dtype, f"{path}, key {key!r}")
@@ -210,14 +196,11 @@ class CalvinDataset(EpisodeReader):
 
     def _with_files(self, segment: Segment) -> Segment:
         """Return the segment, with a fault if its first or last step has no file."""
-        missing = [p for s in (segment.start, segment.end - 1) if not (p := self._path(s)).is_file()]
+        missing = [p for s in (segment.start, segment.end - 1) if not (p := _step_file(self._split, s)).is_file()]
         if segment.fault or not missing:
             return segment
         steps = f"steps {segment.start} to {segment.end - 1} ({segment.task or 'play'})"
         return replace(segment, fault=f"{steps}: there is no {missing[0]}; correct the index, or copy the file again")
-
-    def _path(self, step: int) -> Path:
-        return _step_file(self._split, step)
 
 
 class StepFrames(Frames):
@@ -278,6 +261,7 @@ _POSE = (
     Group(name="position", size=3, kind="position", unit="m", frame="base"),
     Group(name="rotation", size=3, kind="rotation", rotation="euler", unit="rad", frame="base"),
 )
+_RANGES = "ep_start_end_ids.npy"
 _SPLITS = ("training", "validation")
 _KEYS = {"rel_actions": 7, "actions": 7, "robot_obs": 15}
 _RELATIVE, _WORLD, _PROPRIO = slice(0, 7), slice(7, 14), slice(14, 29)
@@ -293,14 +277,12 @@ def _step_file(split: Path, step: int) -> Path:
 def _color_cameras(path: Path) -> list[str]:
     """Return the color cameras in a step file. Tactile images have six channels and do not count."""
     known = {"static": 0, "gripper": 1}
-    found = [
-        k.removeprefix("rgb_") for k in array_keys(path) if k.startswith("rgb_") and array_shape(path, k)[2:] == (3,)
-    ]
-    return sorted(found, key=lambda name: (known.get(name, 2), name))
+    keys = [k for k in array_keys(path) if k.startswith("rgb_") and array_header(path, k).shape[2:] == (3,)]
+    return sorted((k.removeprefix("rgb_") for k in keys), key=lambda name: (known.get(name, 2), name))
 
 
 def _image_shape(path: Path, camera: str) -> tuple[int, int]:
-    shape = array_shape(path, f"rgb_{camera}")
+    shape = array_header(path, f"rgb_{camera}").shape
     if len(shape) != 3 or shape[2] != 3:
         raise ValueError(f"{path}: rgb_{camera} has shape {shape}, which is not an RGB image")
     return shape[0], shape[1]

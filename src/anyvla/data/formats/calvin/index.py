@@ -7,6 +7,8 @@ end.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,16 @@ class Segment:
     instruction: str = ""
     fault: str = ""  # why it cannot be read
 
+    @property
+    def length(self) -> int:
+        """The number of steps."""
+        return self.end - self.start
+
+    @property
+    def name(self) -> str:
+        """The segment in messages."""
+        return f"{self.start} ({self.task})"
+
 
 def annotated_segments(split: Path, annotations: str) -> list[Segment]:
     """Return the segments that have an instruction; the damaged ones carry a fault.
@@ -53,17 +65,7 @@ def annotated_segments(split: Path, annotations: str) -> list[Segment]:
         ) from None
     if len(set(counts)) > 1:
         raise ValueError(f"{path}: {counts[0]} sentences, {counts[1]} tasks and {counts[2]} segments; expected equal")
-    out = []
-    for i, (place, task, text) in enumerate(zip(places, tasks, words, strict=True)):
-        where = f"{path}, annotation {i}"
-        try:
-            start, end = _check_steps(place, where)
-            if start > end:
-                raise ValueError(f"{where}: steps {start} to {end} are not a segment")
-            out.append(Segment(start, end, task=_as_sentence(task, where), instruction=_as_sentence(text, where)))
-        except ValueError as error:
-            out.append(Segment(0, 1, fault=str(error)))
-    return _require_readable(out)
+    return _build_segments(f"{path}, annotation", places, zip(tasks, words, strict=True))
 
 
 def play_segments(split: Path) -> list[Segment]:
@@ -74,16 +76,7 @@ def play_segments(split: Path) -> list[Segment]:
         raise ValueError(
             f"{path}: expected rows of a first and a last step, found {ranges.dtype} of shape {ranges.shape}"
         )
-    segments = []
-    for i, pair in enumerate(ranges):
-        try:
-            start, last = _check_steps(pair, f"{path}, row {i}")
-            if start > last:
-                raise ValueError(f"{path}, row {i}: steps {start} to {last} are not a recording")
-            segments.append(Segment(start, last + 1))
-        except ValueError as error:
-            segments.append(Segment(0, 1, fault=str(error)))
-    return _require_readable(segments)
+    return _build_segments(f"{path}, row", ranges, itertools.repeat(("", "")), last_included=True)
 
 
 def select_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...]) -> list[Segment]:
@@ -131,11 +124,24 @@ def _scene_of(step: int, ranges: dict[str, tuple[int, int]]) -> str:
     return next((name for name, (first, last) in ranges.items() if first <= step <= last), "")
 
 
-def _require_readable(segments: list[Segment]) -> list[Segment]:
-    """Return the segments. Raises ValueError if none of them can be read."""
-    if segments and all(s.fault for s in segments):
-        raise ValueError(segments[0].fault)
-    return segments
+def _build_segments(
+    where: str, places: Iterable[Any], texts: Iterable[tuple[Any, Any]], last_included: bool = False
+) -> list[Segment]:
+    """Return the segments at these places, with their task and instruction. Raises ValueError if all are damaged."""
+    out = []
+    for i, (place, (task, text)) in enumerate(zip(places, texts, strict=False)):
+        try:
+            start, last = _check_steps(place, f"{where} {i}")
+            if start > last:
+                raise ValueError(f"{where} {i}: steps {start} to {last} are not a segment")
+            task, text = (_as_sentence(value, f"{where} {i}") for value in (task, text))
+            end = last + 1 if last_included else last
+            out.append(Segment(start, end, task=task, instruction=text))
+        except ValueError as error:
+            out.append(Segment(0, 1, fault=str(error)))
+    if out and all(segment.fault for segment in out):
+        raise ValueError(out[0].fault)
+    return out
 
 
 def _check_steps(pair: Any, where: str) -> tuple[int, int]:

@@ -24,15 +24,8 @@ from anyvla.files.inside import regular_files
 SUFFIXES = (".hdf5", ".h5")
 # An array may have this many bytes in any case, or this many times its stored bytes (an hour of black frames).
 _FREE_BYTES, _RATIO = 256 << 20, 100
-_DAMAGE_ERRORS = (
-    OSError,
-    RuntimeError,
-    KeyError,
-    MemoryError,
-    TypeError,
-    OverflowError,
-    UnicodeError,
-)  # what h5py raises
+# h5py raises these for damaged files.
+_DAMAGE_ERRORS = (OSError, RuntimeError, KeyError, MemoryError, TypeError, OverflowError, UnicodeError)
 _MOST_LINKS, _DEEPEST, _MOST_NAMES = 16, 8, 10_000
 
 
@@ -69,9 +62,7 @@ def read_numbers(path: Path, key: str) -> np.ndarray:
 
 
 def open_array(path: Path, key: str) -> Any:
-    """Return an `h5py.Dataset` after comparing its size with the stored bytes. Raises ValueError that names file and
-    key.
-    """
+    """Return an `h5py.Dataset`. Raises ValueError that names file and key if it promises more than is stored."""
     import h5py
 
     with errors_naming(path, key):

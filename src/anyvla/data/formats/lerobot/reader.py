@@ -28,9 +28,8 @@ from anyvla.data.formats.lerobot.frames import DeclaredVideo, StillFrames, Video
 from anyvla.data.formats.lerobot.info import OWN_KEY, TIME, DatasetInfo, Features, as_keys
 from anyvla.data.formats.lerobot.locations import episode_runs
 from anyvla.data.formats.lerobot.rows import read_rows
-from anyvla.data.formats.reader import EpisodeReader
+from anyvla.data.formats.reader import EpisodeReader, report_empty, report_unreadable
 from anyvla.data.formats.timestamps import Times, as_relative_seconds
-from anyvla.data.formats.unreadable import report_empty, report_unreadable
 from anyvla.data.formats.vectors import as_float32, as_matrix
 from anyvla.files.inside import regular_files
 from anyvla.robot.embodiment import Embodiment

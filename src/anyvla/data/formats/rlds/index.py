@@ -16,9 +16,9 @@ from jaxtyping import Int64
 
 from anyvla.config import to_dict
 from anyvla.data import cache_folder, fingerprints
+from anyvla.data.formats.reader import report_empty
 from anyvla.data.formats.rlds import oxe, tf_example, tfrecord
 from anyvla.data.formats.rlds.features import DatasetVersion, FeatureSpec
-from anyvla.data.formats.unreadable import report_empty
 
 if TYPE_CHECKING:
     from anyvla.data.formats.rlds.config import RLDSConfig
