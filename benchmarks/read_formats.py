@@ -32,8 +32,8 @@ from anyvla.config import to_dict
 from anyvla.data.episode import Episode, steady_timestamps
 from anyvla.data.formats.folder import write_description
 from anyvla.data.formats.lerobot.writer import write_dataset
-from anyvla.data.formats.rlds.config import RLDSConfig
 from anyvla.data.formats.rlds.dataset import RLDSDataset
+from anyvla.data.formats.rlds.index import RLDSConfig
 from anyvla.data.open import open_dataset
 from anyvla.data.robot_statistics import pool_statistics
 from anyvla.data.training.mixture import Mixture

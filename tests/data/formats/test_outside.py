@@ -19,8 +19,9 @@ import pytest
 from PIL import Image
 
 from anyvla.cli.main import main
-from anyvla.data.formats import parquet, video
+from anyvla.data.formats import video
 from anyvla.data.formats.calvin.dataset import CalvinConfig, CalvinDataset
+from anyvla.data.formats.lerobot import parquet
 from anyvla.data.formats.lerobot.paths import PathTemplate
 from anyvla.data.formats.rlds import frames as rlds_frames
 from anyvla.data.formats.rlds import tf_example
@@ -30,6 +31,7 @@ from anyvla.data.vqa import open_vqa
 from tests.data.formats.lerobot.test_package import FIXTURES, SO101
 
 NUMBERS = ("chunk_index", "file_index")
+START = np.zeros(1)  # the time of the first frame
 
 
 def copied(name: str, tmp_path: Path) -> Path:
@@ -222,10 +224,10 @@ def test_a_video_that_lists_other_files_is_refused(tmp_path: Path) -> None:
     shutil.copy(secret, tmp_path / "secret.mp4")
     (tmp_path / "a.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
     (tmp_path / "b.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{secret}\n#EXT-X-ENDLIST\n")
-    assert len(video.decode(tmp_path / "secret.mp4", 10, [0])) == 1
+    assert len(video.decode_at(tmp_path / "secret.mp4", START, 0.1)) == 1
     for name in ("a.mp4", "b.mp4"):
         with pytest.raises(ValueError, match=rf"{name} is damaged"):
-            video.decode(tmp_path / name, 10, [0])
+            video.decode_at(tmp_path / name, START, 0.1)
 
 
 def test_a_video_of_depth_is_refused(tmp_path: Path) -> None:
@@ -239,7 +241,7 @@ def test_a_video_of_depth_is_refused(tmp_path: Path) -> None:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     with pytest.raises(ValueError, match=r"depth\.mkv holds gray16le, which is depth"):
-        video.decode(path, 10, [0])
+        video.decode_at(path, START, 0.1)
 
 
 def encoded_depth() -> bytes:
@@ -329,7 +331,8 @@ def test_damaged_parquet_does_not_end_the_process(at: int, tmp_path: Path) -> No
     path = tmp_path / "tasks.parquet"
     path.write_bytes(data)
     code = (
-        "import sys; from pathlib import Path; from anyvla.data.formats.parquet import errors_naming, open_parquet\n"
+        "import sys; from pathlib import Path\n"
+        "from anyvla.data.formats.lerobot.parquet import errors_naming, open_parquet\n"
         "path = Path(sys.argv[1])\n"
         "try:\n    with errors_naming(path): open_parquet(path).read()\nexcept ValueError: pass"
     )

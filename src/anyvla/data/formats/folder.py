@@ -22,8 +22,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT, build, to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, Frames, conventions, steady_timestamps
-from anyvla.data.formats.arrays.npy import ArrayHeader
-from anyvla.data.formats.arrays.npz import array_header, array_keys, load_arrays, locate_array
+from anyvla.data.formats.arrays.npy import ArrayHeader, array_header, array_keys, load_arrays, locate_array
 from anyvla.data.formats.data_files import list_files
 from anyvla.data.formats.hdf5 import file as hdf5
 from anyvla.data.formats.hdf5.frames import Hdf5Frames
@@ -86,7 +85,8 @@ class FolderDataset(EpisodeReader):
             raise ValueError(f"{self.root} has no episode: expected files *.npz or *.hdf5 beside {DESCRIPTION}")
         about = ""
         if (self.root / DESCRIPTION).exists():
-            description = _description(self.root / DESCRIPTION)
+            facts = as_mapping(read_yaml(resolve_inside(self.root, DESCRIPTION)), str(self.root / DESCRIPTION))
+            description = build(FolderDescription, facts, where=str(self.root / DESCRIPTION))
             embodiment, about = embodiment or description.embodiment, description.about
         if embodiment is None:
             raise _undeclared(self.root, files[0])
@@ -206,11 +206,6 @@ def write_description(root: Path, embodiment: Embodiment, about: str = "") -> No
     root.mkdir(parents=True, exist_ok=True)
     text = to_yaml(to_dict(FolderDescription(embodiment=embodiment, about=about)))
     durable.write(root / DESCRIPTION, text)
-
-
-def _description(path: Path) -> FolderDescription:
-    facts = as_mapping(read_yaml(resolve_inside(path.parent, path.name)), str(path))
-    return build(FolderDescription, facts, where=str(path))
 
 
 def _undeclared(root: Path, path: Path) -> UndeclaredError:

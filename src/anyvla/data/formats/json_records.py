@@ -40,10 +40,10 @@ def read_records(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
     file and the line of the damage.
     """
     text = read_json_text(path)
-    lines, decoder, at = 1, json.JSONDecoder(), 0
-    end = len(text)
+    lines, decoder, at, end = 1, json.JSONDecoder(), 0, len(text)
     while True:
-        begin = _skip_separators(text, at)
+        found = _BETWEEN.match(text, at)
+        begin = found.end() if found else at
         lines += text.count("\n", at, begin)
         if begin == end:
             return
@@ -66,9 +66,3 @@ def as_whole_number(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1 << 53 or value != value // 1:
         raise ValueError(f"{where}: expected a whole number, found {value!r}; correct it, or copy the dataset again")
     return int(value)
-
-
-def _skip_separators(text: str, at: int) -> int:
-    """Return the position of the next record at or after `at`."""
-    found = _BETWEEN.match(text, at)
-    return found.end() if found else at

@@ -75,11 +75,6 @@ def encode(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float)
         container.mux(stream.encode(None))
 
 
-def decode(path: Path, fps: float, indices: Sequence[int]) -> UInt8[np.ndarray, "K H W 3"]:
-    """Return the frames shown at `indices / fps` seconds; see `decode_at`."""
-    return decode_at(path, np.asarray(indices, np.float64) / fps, 1 / fps)
-
-
 def decode_at(
     path: Path, times: Float64[np.ndarray, "K"], step: float, until: float = np.inf
 ) -> UInt8[np.ndarray, "K H W 3"]:
@@ -147,23 +142,13 @@ class _Video:
         gap = float(np.median(gaps)) if len(gaps) else 1 / (float(self._stream.average_rate or 1) * self._tick)
         shown = 0 if even else float(self._stream.duration or 0)  # the last frame of an uneven video may last longer
         self.end = max(float(self._ticks[-1] - self._ticks[0]) + gap, shown) * self._tick
-        self._borders = np.append(
-            self._ticks[0] - gap / 2, self._ticks[:-1] + gaps / 2
-        )  # a frame's pts is between two of them
+        self._borders = np.append(self._ticks[0] - gap / 2, self._ticks[:-1] + gaps / 2)  # between frames
         keys = np.array([e[0] for e in entries if e[1]], np.float64)
         self._key_frames = np.searchsorted(self._ticks, keys - gap / 4)  # the first frame after each key frame
         self._reformatter = VideoReformatter()
-        context = self._stream.codec_context
-        rate = len(self._ticks) / self.end if even else None
-        self.info = VideoInfo(
-            len(self._ticks),
-            float(self._ticks[0]) * self._tick,
-            self.end,
-            rate,
-            context.height,
-            context.width,
-            context.codec.canonical_name,
-        )
+        rate, begin = len(self._ticks) / self.end if even else None, float(self._ticks[0]) * self._tick
+        codec = context.codec.canonical_name
+        self.info = VideoInfo(len(self._ticks), begin, self.end, rate, context.height, context.width, codec)
 
     def close(self) -> None:
         self._container.close()
@@ -178,9 +163,7 @@ class _Video:
         if count > 1 and count == self._stream.frames and begin is not None and not entries[:, 2].any():
             gap = (entries[-1, 0] - entries[0, 0]) / (count - 1)
             grid = np.arange(count) * gap
-            if (
-                gap > 0 and np.abs(entries[:, 0] - entries[0, 0] - grid).max() <= 1
-            ):  # off by at most a tick, from rounding
+            if gap > 0 and np.abs(entries[:, 0] - entries[0, 0] - grid).max() <= 1:  # a tick, from rounding
                 return begin + grid, True
         packets = (p for p in self._container.demux(self._stream) if p.pts is not None and not p.is_discard)
         ticks = np.unique(np.array([p.pts for p in packets], np.float64))
@@ -200,9 +183,6 @@ class _Video:
                 end += 1
             yield from self._decode_run(wanted[begin:end])
             begin = end
-
-    def _key_frame_within(self, after: int, until: int) -> bool:
-        return bool(np.any((self._key_frames > after) & (self._key_frames <= until)))
 
     def _decode_run(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         left = list(wanted)

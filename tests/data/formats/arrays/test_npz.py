@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla.data.formats.arrays import npz
+from anyvla.data.formats.arrays import npy
 
 ARRAYS = {
     "numbers": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -31,32 +31,32 @@ ARRAYS = {
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_as_numpy_reads_them(tmp_path: Path, save: Any) -> None:
     save(tmp_path / "a.npz", **ARRAYS)
-    read = npz.load_arrays(tmp_path / "a.npz")
-    assert list(read) == list(ARRAYS) == npz.array_keys(tmp_path / "a.npz")
+    read = npy.load_arrays(tmp_path / "a.npz")
+    assert list(read) == list(ARRAYS) == npy.array_keys(tmp_path / "a.npz")
     for key, array in ARRAYS.items():
         assert np.array_equal(read[key], array), key
         assert (read[key].dtype, read[key].flags.writeable) == (array.dtype, True)
-        assert npz.array_header(tmp_path / "a.npz", key).shape == array.shape
-    assert list(npz.load_arrays(tmp_path / "a.npz", ["big"])) == ["big"]
+        assert npy.array_header(tmp_path / "a.npz", key).shape == array.shape
+    assert list(npy.load_arrays(tmp_path / "a.npz", ["big"])) == ["big"]
 
 
 def test_what_cannot_be_read_names_the_file_and_the_key(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", thing=np.array([{}], object))
     with pytest.raises(ValueError, match=r"a.npz, key 'thing': it holds objects"):
-        npz.load_arrays(tmp_path / "a.npz")
+        npy.load_arrays(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", numbers=np.arange(100))
     with pytest.raises(ValueError, match=r"b.npz has no key 'number'; it has numbers"):
-        npz.load_arrays(tmp_path / "b.npz", ["number"])
+        npy.load_arrays(tmp_path / "b.npz", ["number"])
     whole = (tmp_path / "b.npz").read_bytes()
     at = whole.index(np.arange(100).tobytes())
     (tmp_path / "c.npz").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     with pytest.raises(ValueError, match=r"c.npz, key 'numbers': .*CRC.*copy the file again"):
-        npz.load_arrays(tmp_path / "c.npz")
+        npy.load_arrays(tmp_path / "c.npz")
     (tmp_path / "d.npz").write_bytes(whole[: at + 50])
     with pytest.raises(ValueError, match=r"d.npz cannot be read as .npz .*copy it again"):
-        npz.load_arrays(tmp_path / "d.npz")
+        npy.load_arrays(tmp_path / "d.npz")
     with pytest.raises(ValueError, match=r"there is no .*e.npz"):
-        npz.load_arrays(tmp_path / "e.npz")
+        npy.load_arrays(tmp_path / "e.npz")
 
 
 def test_one_head_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_one_head_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(np.lib.format, "read_array_header_1_0", slow)
     with ThreadPoolExecutor(4) as pool:
-        read = list(pool.map(lambda _: npz.load_arrays(tmp_path / "a.npz"), range(8)))
+        read = list(pool.map(lambda _: npy.load_arrays(tmp_path / "a.npz"), range(8)))
     assert most == 1
     assert all(np.array_equal(r["numbers"], ARRAYS["numbers"]) for r in read)
 
@@ -94,9 +94,9 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=r"a.npz, key 'images': its \d+ bytes promise to become 314572928"):
-            npz.load_arrays(tmp_path / "a.npz", ["images"])
+            npy.load_arrays(tmp_path / "a.npz", ["images"])
         with pytest.raises(ValueError, match=r"a.npz, key 'short': .*promises 1073741824 bytes .*, 100 are there"):
-            npz.load_arrays(tmp_path / "a.npz", ["short"])
+            npy.load_arrays(tmp_path / "a.npz", ["short"])
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
@@ -108,4 +108,4 @@ def test_what_is_no_archive_names_the_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "b.npz")
     for name in ("a", "b"):
         with pytest.raises(ValueError, match=rf"{name}\.npz"):
-            npz.array_keys(tmp_path / f"{name}.npz")
+            npy.array_keys(tmp_path / f"{name}.npz")

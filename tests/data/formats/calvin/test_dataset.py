@@ -263,6 +263,16 @@ def test_damage_says_where(folder: Path) -> None:
         data[2]
 
 
+def test_a_negative_index_counts_from_the_end(folder: Path) -> None:
+    (folder / "training/episode_0000123.npz").unlink()
+    data = opened(folder)
+    assert (data[-2].extra, data.task(-1)) == (data[0].extra, TASKS[1][2])
+    with pytest.raises(ValueError, match=r"^episode 1: .*0000123\.npz"):
+        data[-1]
+    with pytest.raises(IndexError, match="no episode -3"):
+        data[-3]
+
+
 def test_what_is_not_there_is_said(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"validation has no ep_start_end_ids\.npy"):
         opened(folder, split="validation")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from anyvla.data.formats.lerobot import dataset as lerobot
-from anyvla.data.formats.lerobot import rows as lerobot_rows
+from anyvla.data.formats.lerobot import parquet
 from anyvla.data.formats.lerobot.dataset import LeRobotDataset
 from anyvla.data.formats.lerobot.info import DatasetInfo, dim_names
 from anyvla.data.formats.lerobot.writer import write_dataset
@@ -108,6 +108,16 @@ def test_wide_images_stay_wide_and_upright(tmp_path):
 def test_height_and_width_in_every_order_that_data_declares_them(copy, shape, names):
     edit_info(copy, features={"top": {"dtype": "image", "shape": shape, "names": names}})
     assert DatasetInfo(copy).image_size("top") == (24, 40)
+
+
+def test_facts_of_a_video_in_info_win_over_those_in_video_info(copy):
+    facts = {"video.is_depth_map": False, "video.codec": "h264"}
+    old = {"video.is_depth_map": True, "video.codec": "av1"}
+    edit_info(copy, features={"top": {"dtype": "video", "shape": [24, 40, 3], "info": facts, "video_info": old}})
+    info = DatasetInfo(copy)
+    assert info.cameras() == {"top": "top"}
+    assert info.codec("top") == "h264"
+    assert info.columns() == {"top": "video 24x40x3 h264"}
 
 
 def test_single_frames_equal_the_episode_s(written):
@@ -254,8 +264,8 @@ def test_a_data_set_read_can_be_written_again(written, tmp_path):
 def test_rows_in_memory_are_bounded(written, monkeypatch):
     whole = opened(written)
     sizes = [whole[i].actions.nbytes + whole[i].proprio.nbytes for i in range(4)]
-    kept = lerobot_rows._TableCache(limit=4 * sizes[1])
-    monkeypatch.setattr(lerobot_rows, "_cache", kept)
+    kept = parquet._TableCache(limit=4 * sizes[1])
+    monkeypatch.setattr(parquet, "_cache", kept)
     for i in (0, 1, 2, 3, 3, 1):
         assert np.array_equal(whole[i].actions, demonstration(10 + 7 * i, seed=i).actions)
         assert kept.bytes == sum(table.nbytes for table in kept.tables.values())

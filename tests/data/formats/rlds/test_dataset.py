@@ -13,10 +13,10 @@ import pytest
 
 from anyvla.data.formats.rlds import index as rlds_index
 from anyvla.data.formats.rlds import oxe, tf_example, tfrecord
-from anyvla.data.formats.rlds.config import RLDSConfig
 from anyvla.data.formats.rlds.dataset import RLDSDataset
 from anyvla.data.formats.rlds.features import FeatureSpec
 from anyvla.data.formats.rlds.frames import read_numbers
+from anyvla.data.formats.rlds.index import RLDSConfig
 from anyvla.data.open import open_dataset, recognize
 from anyvla.data.training.mixture import DataConfig, open_mixture
 from anyvla.data.undeclared import UndeclaredError
@@ -332,8 +332,10 @@ def test_what_is_asked_for_and_is_not_there(tmp_path):
         RLDSDataset(RLDSConfig(split="test"), BRIDGE)
     with pytest.raises(ValueError, match="the table has no entry 'bridge_ori': did you mean 'bridge_orig'"):
         RLDSDataset(RLDSConfig(entry="bridge_ori"), BRIDGE)
-    with pytest.raises(IndexError, match="has 4 episodes; no episode 4"):
-        open_dataset(BRIDGE)[4]
+    for index in (4, -5):
+        with pytest.raises(IndexError, match=f"has 4 episodes; no episode {index}"):
+            open_dataset(BRIDGE)[index]
+    assert open_dataset(BRIDGE)[-1].provenance == open_dataset(BRIDGE)[3].provenance
     folder = tmp_path / "flat"
     folder.mkdir()
     (folder / "dataset_info.json").write_text("{}")

@@ -142,12 +142,8 @@ class _CopyBudget:
     def scalar(self, kind: Any, data: Any = b"") -> Any:
         if type(kind) is not NumpyType:
             raise ValueError("a scalar of an unknown type")
-        if not data:  # an empty text
-            return (
-                np.zeros((), kind.as_dtype())[()]
-                if kind.code in ("S0", "U0")
-                else _array_over(b"", kind.as_dtype(), (), False)
-            )
+        if not data and kind.code in ("S0", "U0"):  # an empty text
+            return np.zeros((), kind.as_dtype())[()]
         return _array_over(self.as_bytes(data), kind.as_dtype(), (), False)[()]
 
     def from_buffer(self, data: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:

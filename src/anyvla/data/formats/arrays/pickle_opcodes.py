@@ -38,7 +38,6 @@ class StatefulStandIn(ABC):
 class Function:
     """An allowed function on the stack. It is immutable, and it is not data."""
 
-    module: str
     name: str
     target: Callable[..., Any]
 
@@ -92,9 +91,7 @@ class _PickleMachine:
         end = self.data.find(b"\n", self.at)
         if end < 0:
             raise ValueError("a line has no end")
-        line = self.data[self.at : end]
-        self.at = end + 1
-        return line
+        return self.take(end + 1 - self.at)[:-1]
 
     def digits(self) -> bytes:
         line = self.line()
@@ -110,9 +107,12 @@ class _PickleMachine:
             raise ValueError("an opcode needs a value that is not there")
         return self.stack.pop()
 
+    def peek(self) -> Any:
+        self.stack.append(self.pop())
+        return self.stack[-1]
+
     def top(self, kind: type) -> Any:
-        value = self.pop()
-        self.stack.append(value)
+        value = self.peek()
         if type(value) is not kind:
             raise ValueError(f"an opcode needs a {kind.__name__}, found a {type(value).__name__}")
         return value
@@ -128,12 +128,10 @@ class _PickleMachine:
     def name(self, module: str, name: str) -> None:
         if (module, name) not in self.table:
             raise RefusedPickleError(f"wants {module}.{name}")
-        self.push(Function(module, name, self.table[module, name]))
+        self.push(Function(name, self.table[module, name]))
 
     def memoize(self, index: int) -> None:
-        value = self.pop()
-        self.stack.append(value)
-        self.memo[index] = value
+        self.memo[index] = self.peek()
 
     def append(self, values: list[Any]) -> None:
         self.top(list).extend(values)

@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from anyvla.config import STRICT, to_dict
 from anyvla.data import cache_folder, fingerprints
 from anyvla.data.episode import Episode, Frames, conventions, steady_timestamps
-from anyvla.data.formats.arrays.npz import array_header, array_keys, load_arrays
+from anyvla.data.formats.arrays.npy import array_header, array_keys, load_arrays
 from anyvla.data.formats.calvin.index import (
     Segment,
     annotated_segments,

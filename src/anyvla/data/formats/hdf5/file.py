@@ -141,9 +141,7 @@ def find_arrays(path: Path, key: str) -> dict[str, Any]:
     """Return the arrays below a group by name, without following links."""
     import h5py
 
-    found: dict[str, Any] = {}
-    waiting = [("", open_node(path, key))]
-    seen = 0
+    found, waiting, seen = dict[str, Any](), [("", open_node(path, key))], 0
     with errors_naming(path, key):
         while waiting:
             name, at = waiting.pop()
@@ -156,8 +154,7 @@ def find_arrays(path: Path, key: str) -> dict[str, Any]:
                     raise ValueError(f"{path}: {key or '/'} holds more than {_MOST_NAMES} names")
                 hard = at.id.links.get_info(child.encode()).type == h5py.h5l.TYPE_HARD
                 if hard and name.count("/") < _DEEPEST:
-                    inner = f"{name}/{child}".lstrip("/")
-                    waiting.append((inner, _follow(at, child, path)))
+                    waiting.append((f"{name}/{child}".lstrip("/"), _follow(at, child, path)))
     return dict(sorted(found.items()))
 
 

@@ -83,7 +83,8 @@ def find_layout(config: Hdf5Config, path: Path, episode: str) -> Hdf5Layout:
         raise ValueError(undeclared_layout_message(path))
     for key in (*actions, *proprio, *(config.cameras or {}).values()):
         if key not in found and not has_key(path, f"{episode}/{key}"):
-            raise ValueError(f"{path} has no {key!r}{_in(episode)}: {suggest(key, list(found) or ['nothing'])}")
+            where = f" in {episode}" if episode else ""
+            raise ValueError(f"{path} has no {key!r}{where}: {suggest(key, list(found) or ['nothing'])}")
     cameras = dict(config.cameras) if config.cameras is not None else _find_cameras(found, config.channels)
     return Hdf5Layout(
         actions=actions,
@@ -104,10 +105,6 @@ def undeclared_layout_message(path: Path) -> str:
         "in format: {name: hdf5, episodes: GROUP, actions: [KEY], proprio: [KEY], cameras: {NAME: KEY}}, without "
         f"episodes if a file is one episode; it holds {names or 'no arrays'}{' and more' if len(found) > 12 else ''}"
     )
-
-
-def _in(episode: str) -> str:
-    return f" in {episode}" if episode else ""
 
 
 def _find_cameras(found: Mapping[str, Any], channels: str) -> dict[str, str]:

@@ -15,13 +15,12 @@ import pyarrow as pa
 from jaxtyping import Float64, Int64
 
 from anyvla.data.formats.data_files import list_files
-from anyvla.data.formats.lerobot.cached_table import cached_table
 from anyvla.data.formats.lerobot.frames import VideoSpan
 from anyvla.data.formats.lerobot.info import OWN_KEY
 from anyvla.data.formats.lerobot.locations import IndexedRows, find_rows, find_wrong_spans
+from anyvla.data.formats.lerobot.parquet import cached_table, errors_naming, open_parquet
 from anyvla.data.formats.lerobot.paths import PathTemplate
 from anyvla.data.formats.lerobot.reader import EpisodeColumns, LeRobotReader
-from anyvla.data.formats.parquet import errors_naming, open_parquet
 from anyvla.files.inside import regular_files, resolve_inside
 
 VERSION = "v3.0"
@@ -32,7 +31,7 @@ EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.par
 TASKS_PATH = "meta/tasks.parquet"
 EXTRA = f"{OWN_KEY}/extra"  # additional columns of the table of episodes
 INSTRUCTIONS = f"{OWN_KEY}/instructions"
-_CACHED_FROM_BYTES = 32 << 20  # the columns of larger tables of episodes are cached
+_CACHED_FROM_BYTES = 32 << 20  # LeRobot's many row groups make larger tables of episodes slow to read
 
 _Seconds = Float64[np.ndarray, "E"]
 # The files; per episode, its file, its begin and the begin of the next one; per file, the begin of its first episode.
@@ -61,30 +60,19 @@ class LeRobotDataset(LeRobotReader):
                 f"meta/episodes lists {count}; copy the dataset again"
             )
         length, number = _numbers(table, "length"), _numbers(table, "episode_index")
-        files, file = self._locate_files(
-            table, "data", PathTemplate(self.root, self._info.facts, "data_path", _NUMBERS)
-        )
+        template = PathTemplate(self.root, self._info.facts, "data_path", _NUMBERS)
+        files, file = self._locate_files(table, "data", template)
         self._data = files
         self._rows = find_rows(IndexedRows(files, file, _numbers(table, "dataset_from_index"), length, number))
         self._unreadable_at |= self._rows.lost
-        self._videos = {}
-        for key in self._keys.values():
-            if self._info.features[key]["dtype"] == "video":
-                self._videos[key] = self._read_video_spans(table, key, length / self._info.fps)
+        seconds = length / self._info.fps
+        self._videos = {key: self._read_video_spans(table, key, seconds) for key in self._video_keys}
         self._tasks_by_number()  # raises if it cannot be read
-        self._notes = {
-            name: table[name].combine_chunks() for name in (EXTRA, INSTRUCTIONS) if name in table.column_names
-        }
+        own = [name for name in (EXTRA, INSTRUCTIONS) if name in table.column_names]
+        self._notes = {name: table[name].combine_chunks() for name in own}
         unknown = pa.chunked_array([pa.nulls(count, pa.list_(pa.string()))])
         codes, tasks = self._number_tasks(table["tasks"] if "tasks" in table.column_names else unknown)
-        return EpisodeColumns(
-            number=number,
-            begin=np.zeros(count, np.int64),
-            length=length,
-            task=codes,
-            tasks=tasks,
-            at=np.arange(count),
-        )
+        return EpisodeColumns(number, np.zeros(count, np.int64), length, codes, tasks, np.arange(count))
 
     def _read_video_spans(self, table: pa.Table, key: str, seconds: Float64[np.ndarray, "E"]) -> _Spans:
         """Return the place of each episode in the videos of a camera. Impossible places make an episode unreadable."""
@@ -106,17 +94,14 @@ class LeRobotDataset(LeRobotReader):
         paths = regular_files(self.root, list_files(self.root / "meta/episodes", "*/*.parquet"))
         if not paths:
             raise ValueError(f"{self.root} is incomplete: meta/episodes holds no parquet file; copy the dataset again")
-        places = [f"videos/{k}" for k in self._keys.values() if self._info.features[k]["dtype"] == "video"]
+        places = [f"videos/{key}" for key in self._video_keys]
         needed = ["episode_index", "length", "dataset_from_index"]
-        needed += [f"{place}/{name}" for place in ("data", *places) for name in ("chunk_index", "file_index")]
+        needed += [f"{place}/{name}" for place in ("data", *places) for name in _NUMBERS]
         needed += [f"{place}/from_timestamp" for place in places]
         wanted = ["tasks", EXTRA, INSTRUCTIONS, *(f"{place}/to_timestamp" for place in places)]
-        if (
-            sum(path.stat().st_size for path in paths) > _CACHED_FROM_BYTES
-        ):  # LeRobot's many row groups take seconds to read
-            table = cached_table(
-                self.root, paths, json.dumps([needed, wanted]), lambda: _read_tables(paths, needed, wanted)
-            )
+        if sum(path.stat().st_size for path in paths) > _CACHED_FROM_BYTES:
+            meaning = json.dumps([needed, wanted])
+            table = cached_table(self.root, paths, meaning, lambda: _read_tables(paths, needed, wanted))
         else:
             table = _read_tables(paths, needed, wanted)
         order = table["episode_index"].to_numpy()
@@ -128,17 +113,12 @@ class LeRobotDataset(LeRobotReader):
         """Return the files that hold the episodes, and the index into them for each episode."""
         chunk, file = (_numbers(table, f"{place}/{name}_index") for name in ("chunk", "file"))
         pairs, inverse = np.unique(np.stack([chunk, file], axis=1), axis=0, return_inverse=True)
-        paths = [
-            resolve_inside(self.root, template.fill(chunk_index=int(c), file_index=int(f), **names)) for c, f in pairs
-        ]
-        return paths, inverse.reshape(-1)
+        names_of_files = [template.fill(chunk_index=int(c), file_index=int(f), **names) for c, f in pairs]
+        return [resolve_inside(self.root, name) for name in names_of_files], inverse.reshape(-1)
 
     def _rows_at(self, index: int) -> tuple[Path, int]:
         at = self._columns.at[index]
         return self._data[self._rows.file[at]], int(self._rows.row[at])
-
-    def _check_rows(self, index: int) -> None:
-        """Accept the file: the rows of all its episodes were counted when the index was read."""
 
     def _video_at(self, index: int, key: str) -> VideoSpan:
         at = self._columns.at[index]
@@ -194,9 +174,8 @@ def _next_begins(file: Int64[np.ndarray, "E"], begin: Float64[np.ndarray, "E"]) 
     """Return where the next episode begins in the file of each episode; inf for the last one."""
     order = np.lexsort((begin, file))
     files, begins = file[order], begin[order]
-    first = np.flatnonzero(
-        np.append(True, (np.diff(files) != 0) | (np.diff(begins) > 0))
-    )  # several episodes may share a place
+    # several episodes may share a place
+    first = np.flatnonzero(np.append(True, (np.diff(files) != 0) | (np.diff(begins) > 0)))
     of = np.searchsorted(first, np.arange(len(begin)), side="right")
     after = np.append(first, len(begin) - 1)[of]
     out = np.full(len(begin), np.inf)

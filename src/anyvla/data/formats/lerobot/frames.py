@@ -42,20 +42,12 @@ class VideoSpan:
         return VideoSpan(self.path, self.begin - late, self.until - late)
 
 
-@dataclass(frozen=True)
-class DeclaredVideo:
-    """The rate and the codec that info.json declares for the videos of a camera."""
-
-    fps: float
-    codec: str | None
-
-
 class VideoFrames(Frames):
     """The frames of an episode in a video. `where` names the episode in errors.
 
     `times` are the seconds of each step after the begin of LeRobot's episode, at its constant rate. `recorded` are the
-    recorded ones, which are used only if the video lacks a frame for each step. `whole`: the video should end with this
-    episode.
+    recorded ones, which are used only if the video lacks a frame for each step. `declared`: the rate and the codec in
+    info.json. `whole`: the video should end with this episode.
     """
 
     def __init__(
@@ -64,17 +56,17 @@ class VideoFrames(Frames):
         times: Float64[np.ndarray, "T"],
         recorded: Float64[np.ndarray, "T"],
         shape: tuple[int, int, int, int],
-        declared: DeclaredVideo,
+        declared: tuple[float, str | None],
         whole: bool,
         where: str,
     ) -> None:
         self.shape = shape
         self._span, self._times, self._recorded = span, times, recorded
-        self._declared, self._whole, self._where = declared, whole, where
+        (self._fps, self._codec), self._whole, self._where = declared, whole, where
 
     def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
         """See `Frames`."""
-        step = 1 / self._declared.fps
+        step = 1 / self._fps
         try:
             span = self._span.after_first_frame(step)
             times = np.minimum(span.begin + self._seconds()[steps], self._end())
@@ -86,26 +78,24 @@ class VideoFrames(Frames):
 
     def faults(self) -> Iterator[tuple[bool, str]]:
         """See `Frames`. Faults of the whole file are reported for its last episode."""
-        path, step = self._span.path, 1 / self._declared.fps
+        path, step = self._span.path, 1 / self._fps
         facts = video.read_info(path)
         needed = min(self._span.after_first_frame(step).begin + self._seconds()[-1], self._end())
         if needed > facts.seconds - step / 20:
-            yield (
-                True,
-                f"{path} ends at {facts.seconds:.3f} s ({facts.frames} frames), the last step is at {needed:.3f} s",
-            )
+            end = f"{facts.seconds:.3f} s ({facts.frames} frames)"
+            yield True, f"{path} ends at {end}, the last step is at {needed:.3f} s"
         if not self._whole:
             return
         if facts.seconds - needed > 1.5 * max(step, facts.seconds / facts.frames):
             yield False, f"{path} lasts {facts.seconds:.3f} s, the index says {needed + step:.3f} s"
-        if not _same_rate(facts.rate, self._declared.fps):
+        if not _same_rate(facts.rate, self._fps):
             rate = "an uneven rate" if facts.rate is None else f"{facts.rate:.5g} frames per second"
-            yield False, f"{path} has {rate}, info.json says {self._declared.fps:.5g}: frames are found by their time"
+            yield False, f"{path} has {rate}, info.json says {self._fps:.5g}: frames are found by their time"
         if (facts.height, facts.width) != self.shape[1:3]:
             size = f"{self.shape[1]}x{self.shape[2]}"
             yield True, f"{path} has frames of {facts.height}x{facts.width}, info.json says {size}"
-        if self._declared.codec not in (None, facts.codec):
-            yield False, f"{path} has codec {facts.codec}, info.json says {self._declared.codec}"
+        if self._codec not in (None, facts.codec):
+            yield False, f"{path} has codec {facts.codec}, info.json says {self._codec}"
 
     def _end(self) -> float:
         """Return a time within the last frame of a video whose clock is slightly fast, infinity for any other video.
@@ -113,12 +103,12 @@ class VideoFrames(Frames):
         Data at 29.97 steps per second with one frame of a 30 Hz video for each step ends up to 0.1 % after the video.
         """
         facts = video.read_info(self._span.path)
-        fast = 0 if facts.rate is None else facts.rate / self._declared.fps - 1
-        return facts.seconds - 0.5 / self._declared.fps if _RATE <= fast < _DRIFT else np.inf
+        fast = 0 if facts.rate is None else facts.rate / self._fps - 1
+        return facts.seconds - 0.5 / self._fps if _RATE <= fast < _DRIFT else np.inf
 
     def _seconds(self) -> Float64[np.ndarray, "T"]:
         """Return the time of each step in the video, counted from the begin of LeRobot's episode."""
-        if self._recorded is self._times or _same_rate(video.read_info(self._span.path).rate, self._declared.fps):
+        if self._recorded is self._times or _same_rate(video.read_info(self._span.path).rate, self._fps):
             return self._times
         return self._recorded
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,6 @@ from typing import Any
 
 from anyvla.config import build
 from anyvla.data.formats.json_records import read_json_text
-from anyvla.data.formats.lerobot.check_info import check_info
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.files.inside import resolve_inside
 from anyvla.registry import suggest
@@ -22,6 +22,7 @@ OWN_KEY = "anyvla"  # facts of anyvla, in info.json and as a prefix of columns; 
 TIME = "anyvla.timestamp"  # a feature for steps at an uneven rate, which LeRobot's own timestamps cannot hold
 CAMERA_PREFIX = "observation.images."
 _READERS = {"v2.0": "lerobot_v2", "v2.1": "lerobot_v2", "v3.0": "lerobot"}  # version -> name of the format
+_MOST = 1 << 40  # bound of counts, sizes and numbers of episodes
 _CODECS = {"libsvtav1": "av1", "libx264": "h264", "libx265": "hevc", "h265": "hevc", "avc1": "h264", "hvc1": "hevc"}
 Features = str | tuple[str, ...]  # a feature, or several joined in this order
 # Names of proprio and actions in data sets that other programs converted.
@@ -42,12 +43,10 @@ class DatasetInfo:
     """The contents of `meta/info.json`."""
 
     def __init__(self, root: Path) -> None:
-        """Read it. Raises ValueError that says what to do for a folder without a data set, or with a partial or damaged
-        one.
-        """
+        """Read it. Raises ValueError for a folder without a data set, and for a partial or damaged data set."""
         self.root = root
         self.facts = _read(root)
-        check_info(self.facts, f"{root}/meta/info.json")
+        _check_facts(self.facts, f"{root}/meta/info.json")
         self.version = _version(self.facts.get("codebase_version", "unknown"))
         self.fps = float(self.facts["fps"])
         self.features: Mapping[str, Any] = self.facts["features"]
@@ -74,7 +73,10 @@ class DatasetInfo:
         keys = {"state": self._find_vectors(state, _USUAL_STATES), "action": self._find_vectors(action, _USUAL_ACTIONS)}
         if not keys["action"]:
             self._check_size(action, ActionSpace(groups=()), "action")
-        dims = {part: self._dims(found) for part, found in keys.items()}
+        dims: dict[str, dict[str, int | Sequence[str]]] = {
+            part: {key: dim_names(self.features[key]) or self.size(key) for key in found}
+            for part, found in keys.items()
+        }
         options = {
             part: found[0] if len(found) == 1 else list(found)
             for part, found in keys.items()
@@ -83,9 +85,6 @@ class DatasetInfo:
         name = str(self.facts.get("robot_type") or "robot")
         plain = plain_embodiment(name, list(self.cameras()), self.fps, dims["state"], dims["action"])
         return UndeclaredError(self.root, plain, {"name": format, **options} if options else {})
-
-    def _dims(self, keys: Sequence[str]) -> dict[str, int | Sequence[str]]:
-        return {key: dim_names(self.features[key]) or int(self.features[key]["shape"][0]) for key in keys}
 
     def _find_vectors(self, asked: Features, usual: Sequence[Features]) -> tuple[str, ...]:
         """Return the requested features if all are vectors of numbers, else the first usual one, else its parts.
@@ -124,19 +123,15 @@ class DatasetInfo:
 
     def with_dim_names(self, embodiment: Embodiment, state: Features, action: Features) -> Embodiment:
         """Return the embodiment with the features' names of dims where it has none."""
-        return replace(
-            embodiment,
-            proprio=embodiment.proprio.named(self._names(state)),
-            action=embodiment.action.named(self._names(action)),
-        )
 
-    def _names(self, keys: Features) -> list[str]:
-        return [name for key in as_keys(keys) for name in dim_names(self.features.get(key) or {})]
+        def names(keys: Features) -> list[str]:
+            return [name for key in as_keys(keys) for name in dim_names(self.features.get(key) or {})]
+
+        proprio, actions = embodiment.proprio.named(names(state)), embodiment.action.named(names(action))
+        return replace(embodiment, proprio=proprio, action=actions)
 
     def camera_key(self, name: str) -> str:
-        """Return the feature of a camera, which is named with or without LeRobot's prefix. Raises ValueError if there
-        is none.
-        """
+        """Return the feature of a camera, named with or without LeRobot's prefix. Raises ValueError without one."""
         for key in (CAMERA_PREFIX + name, f"observation.{name}", name):
             if key in self.features and self.features[key]["dtype"] in ("video", "image"):
                 return key
@@ -241,14 +236,6 @@ def _version(text: Any) -> str:
     return f"v{found[1]}" if found else str(text)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file. Raises ValueError that names it if it is damaged."""
-    try:
-        return json.loads(read_json_text(path))
-    except (ValueError, RecursionError) as error:  # from JSON or UTF-8
-        raise ValueError(f"{path} is damaged ({error}); copy the dataset again") from None
-
-
 def _read(root: Path) -> dict[str, Any]:
     if root.name.endswith(".partial"):
         raise ValueError(f"{root} is a dataset still being written: run the same command to finish it")
@@ -259,4 +246,56 @@ def _read(root: Path) -> dict[str, Any]:
         if not root.is_dir():
             raise ValueError(f"there is no dataset at {root}: no such folder")
         raise ValueError(f"{root} is not a LeRobot dataset, or half written: it has no meta/info.json")
-    return read_json(resolve_inside(root, "meta/info.json"))
+    try:
+        return json.loads(read_json_text(resolve_inside(root, "meta/info.json")))
+    except (ValueError, RecursionError) as error:  # from JSON or UTF-8
+        raise ValueError(f"{path} is damaged ({error}); copy the dataset again") from None
+
+
+def _check_facts(facts: Any, where: str) -> None:
+    """Raise ValueError that names the key if a fact is missing or has another type than in LeRobot."""
+    if not isinstance(facts, Mapping):
+        raise ValueError(f"{where} holds no keys and values; copy the dataset again")
+    for key in ("fps", "features", "total_episodes", "data_path"):
+        if key not in facts:
+            raise ValueError(f"{where} lacks {key!r}; copy the dataset again")
+    if not _number(facts["fps"]) or not 0 < facts["fps"] < _MOST:
+        raise _wrong(where, "fps", "a rate above 0", facts["fps"])
+    if not _count(facts["total_episodes"]):
+        raise _wrong(where, "total_episodes", "a whole number", facts["total_episodes"])
+    if not isinstance(facts["features"], Mapping):
+        raise _wrong(where, "features", "keys and values", facts["features"])
+    for name, feature in facts["features"].items():
+        _check_feature(feature, where, f"features, {name}")
+    own = facts.get("anyvla", {})
+    if not isinstance(own, Mapping) or not all(isinstance(own.get(k, {}), Mapping) for k in ("provenance", "notes")):
+        raise _wrong(where, "anyvla", "keys and values", own)
+
+
+def _check_feature(feature: Any, where: str, key: str) -> None:
+    if not isinstance(feature, Mapping):
+        raise _wrong(where, key, "keys and values", feature)
+    if not isinstance(feature.get("dtype"), str):
+        raise _wrong(where, f"{key}, dtype", "the name of a type", feature.get("dtype"))
+    shape = feature.get("shape")
+    if not isinstance(shape, list) or not all(_count(n) for n in shape):
+        raise _wrong(where, f"{key}, shape", "a list of whole numbers", shape)
+    if not isinstance(feature.get("names"), list | Mapping | None):
+        raise _wrong(where, f"{key}, names", "a list, or keys and values", feature["names"])
+    for part in ("info", "video_info"):
+        if not isinstance(feature.get(part), Mapping | None):
+            raise _wrong(where, f"{key}, {part}", "keys and values", feature[part])
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _count(value: Any) -> bool:
+    return _number(value) and value == int(value) and 0 <= value < _MOST
+
+
+def _wrong(where: str, key: str, expected: str, value: Any) -> ValueError:
+    return ValueError(
+        f"{where}: {key} is {str(value)[:60]!r}, expected {expected}; correct it, or copy the dataset again"
+    )

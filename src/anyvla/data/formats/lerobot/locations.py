@@ -17,8 +17,10 @@ from jaxtyping import Bool, Float64, Int64
 
 from anyvla.data.fingerprints import FileState, stat_of
 from anyvla.data.formats import video
-from anyvla.data.formats.parquet import errors_naming, open_parquet
+from anyvla.data.formats.lerobot.parquet import errors_naming, open_parquet
 
+_Integers = Int64[np.ndarray, "E"]
+_Seconds = Float64[np.ndarray, "E"]
 _SLACK = 5e-3  # of its duration: tolerance between a video and its rows, whose clocks differ
 
 
@@ -27,18 +29,18 @@ class IndexedRows:
     """The rows of each episode according to the index."""
 
     files: list[Path]
-    file: Int64[np.ndarray, "E"]  # index into `files`
-    first: Int64[np.ndarray, "E"]  # row, counted over all files
-    length: Int64[np.ndarray, "E"]
-    number: Int64[np.ndarray, "E"]  # LeRobot's number
+    file: _Integers  # index into `files`
+    first: _Integers  # row, counted over all files
+    length: _Integers
+    number: _Integers  # LeRobot's number
 
 
 @dataclass
 class FoundRows:
     """The true place of the rows of each episode."""
 
-    file: Int64[np.ndarray, "E"]
-    row: Int64[np.ndarray, "E"]  # within its file
+    file: _Integers
+    row: _Integers  # within its file
     lost: dict[int, str] = field(default_factory=dict)
 
 
@@ -104,12 +106,7 @@ def _episode_runs(path: Path, _: FileState) -> list[tuple[int, tuple[int, int]]]
 
 
 def find_wrong_spans(
-    files: list[Path],
-    file: Int64[np.ndarray, "E"],
-    begin: Float64[np.ndarray, "E"],
-    end: Float64[np.ndarray, "E"] | None,
-    seconds: Float64[np.ndarray, "E"],
-    step: float,
+    files: list[Path], file: _Integers, begin: _Seconds, end: _Seconds | None, seconds: _Seconds, step: float
 ) -> dict[int, str]:
     """Return the episodes whose place in the videos of a camera is impossible, with the reason.
 
@@ -171,23 +168,13 @@ def _lasts(path: Path, seconds: float) -> bool:
         return False
 
 
-def _following(
-    file: Int64[np.ndarray, "E"],
-    begin: Float64[np.ndarray, "E"],
-    end: Float64[np.ndarray, "E"],
-    most: Float64[np.ndarray, "E"],
-) -> Bool[np.ndarray, "E"]:
+def _following(file: _Integers, begin: _Seconds, end: _Seconds, most: _Seconds) -> Bool[np.ndarray, "E"]:
     """Return which episodes begin where the previous one ends, or where the file begins."""
     before = np.append(0.0, np.where(file[1:] == file[:-1], end[:-1], 0.0))[: len(file)]
     return np.abs(begin - before) <= most
 
 
-def _between_neighbors(
-    file: Int64[np.ndarray, "E"],
-    begin: Float64[np.ndarray, "E"],
-    end: Float64[np.ndarray, "E"],
-    most: Float64[np.ndarray, "E"],
-) -> Bool[np.ndarray, "E"]:
+def _between_neighbors(file: _Integers, begin: _Seconds, end: _Seconds, most: _Seconds) -> Bool[np.ndarray, "E"]:
     """Return which episodes begin where the previous one in their file ends, and end where the next one begins."""
     after = _following(file, begin, end, most)
     return after & np.append(after[1:] | (file[1:] != file[:-1]), True)
@@ -211,9 +198,7 @@ def _out_of_order(episodes: Int64[np.ndarray, "S"], place: Int64[np.ndarray, "S"
     return list(zip(episodes[wrong].tolist(), episodes[other].tolist(), strict=True))
 
 
-def _overlapping(
-    own: list[int], begin: Float64[np.ndarray, "E"], end: Float64[np.ndarray, "E"]
-) -> list[tuple[int, int]]:
+def _overlapping(own: list[int], begin: _Seconds, end: _Seconds) -> list[tuple[int, int]]:
     """Return the fewest episodes of a file whose removal makes the others disjoint, each with one that it overlaps.
 
     `own` lists the episodes in the order of their begins. Of several solutions, the kept episodes have numbers near the

@@ -23,11 +23,10 @@ from anyvla.config import STRICT, to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, Frames, conventions, steady_timestamps
 from anyvla.data.formats.data_files import list_files
-from anyvla.data.formats.lerobot.cached_table import cached_table
-from anyvla.data.formats.lerobot.frames import DeclaredVideo, StillFrames, VideoFrames, VideoSpan
+from anyvla.data.formats.lerobot.frames import StillFrames, VideoFrames, VideoSpan
 from anyvla.data.formats.lerobot.info import OWN_KEY, TIME, DatasetInfo, Features, as_keys
 from anyvla.data.formats.lerobot.locations import episode_runs
-from anyvla.data.formats.lerobot.rows import read_rows
+from anyvla.data.formats.lerobot.parquet import cached_table, read_rows
 from anyvla.data.formats.reader import EpisodeReader, report_empty, report_unreadable
 from anyvla.data.formats.timestamps import Times, as_relative_seconds
 from anyvla.data.formats.vectors import as_float32, as_matrix
@@ -76,8 +75,7 @@ class LeRobotReader(EpisodeReader):
     VERSIONS: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: LeRobotConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
-        self.root = Path(root)
-        self.config = config
+        self.root, self.config = Path(root), config
         self._info = DatasetInfo(self.root)
         self._info.check_version(*self.VERSIONS)
         if embodiment is None:
@@ -87,11 +85,8 @@ class LeRobotReader(EpisodeReader):
         self.embodiment = embodiment
         self._info.check(self.embodiment, config.state, config.action)
         self._keys = {name: self._info.camera_key(name) for name in self.embodiment.cameras}
-        self.provenance: dict[str, Any] = {
-            **self._info.own.get("provenance", {}),
-            "format": self.FORMAT,
-            "version": self._info.version,
-        }
+        own = self._info.own.get("provenance", {})
+        self.provenance: dict[str, Any] = {**own, "format": self.FORMAT, "version": self._info.version}
         self.notes: dict[str, Any] = self._info.own.get("notes", {})
         self._unreadable_at: dict[int, str] = {}  # by row in the version's own table
         self._columns = self._split_by_task(_drop_empty(self._read_columns(), self.root, self._unreadable_at))
@@ -99,6 +94,10 @@ class LeRobotReader(EpisodeReader):
         places = np.flatnonzero(np.isin(self._columns.at, list(self._unreadable_at))).tolist()
         self.unreadable = {i: self._unreadable_at[int(self._columns.at[i])] for i in places}
         report_unreadable(self.root, self.unreadable, len(self))
+
+    @property
+    def _video_keys(self) -> list[str]:
+        return [key for key in self._keys.values() if self._info.features[key]["dtype"] == "video"]
 
     @abstractmethod
     def _read_columns(self) -> EpisodeColumns:
@@ -218,9 +217,8 @@ class LeRobotReader(EpisodeReader):
             raise ValueError(f"{path} does not hold the rows of episode {number} where the index says; copy it again")
         return table
 
-    @abstractmethod
     def _check_rows(self, index: int) -> None:
-        """Raise ValueError if the file of an episode has another number of rows than the index says."""
+        """Raise ValueError if the file has other rows than the index says, unless that was checked on opening."""
 
     def _frames(self, index: int, key: str, recorded: Float64[np.ndarray, "T"]) -> Frames:
         where, length, begin = self._where(index), int(self.lengths[index]), int(self._columns.begin[index])
@@ -232,9 +230,8 @@ class LeRobotReader(EpisodeReader):
         times = steady_timestamps(begin + length, hz)[begin:]
         even = np.array_equal(recorded, steady_timestamps(length, hz))
         ends = index + 1 == len(self) or self._columns.at[index + 1] != self._columns.at[index]
-        declared = DeclaredVideo(hz, self._info.codec(key))
-        recorded = times if even else times[0] + recorded
-        return VideoFrames(span, times, recorded, shape, declared, bool(ends) and span.until == np.inf, where)
+        whole, recorded = bool(ends) and span.until == np.inf, times if even else times[0] + recorded
+        return VideoFrames(span, times, recorded, shape, (hz, self._info.codec(key)), whole, where)
 
     def _still_rows(self, index: int, key: str, first: int, count: int) -> list[dict[str, Any] | None]:
         return self._read(index, [key], first, count)[key].to_pylist()

@@ -17,9 +17,9 @@ from jaxtyping import Int64
 
 from anyvla.data.formats.json_records import as_whole_number, read_records
 from anyvla.data.formats.lerobot.frames import VideoSpan
+from anyvla.data.formats.lerobot.parquet import count_rows
 from anyvla.data.formats.lerobot.paths import PathTemplate
 from anyvla.data.formats.lerobot.reader import EpisodeColumns, LeRobotReader
-from anyvla.data.formats.lerobot.rows import count_rows
 from anyvla.files.inside import resolve_inside
 
 
@@ -53,29 +53,22 @@ class LeRobotV2Dataset(LeRobotReader):
             )
         numbers_of = ("episode_chunk", "episode_index")
         self._data_template = PathTemplate(self.root, facts, "data_path", numbers_of)
-        if any(self._info.features[key]["dtype"] == "video" for key in self._keys.values()):
+        if self._video_keys:
             self._video_template = PathTemplate(self.root, facts, "video_path", ("video_key", *numbers_of))
         codes, texts = self._number_tasks(pa.chunked_array([pa.array(tasks, pa.list_(pa.string()))]))
         number = np.array(numbers, np.int64)
         order = np.argsort(number, kind="stable")
         self._steps = np.array(lengths, np.int64)[order]
         self._unreadable_at |= self._missing(number[order])
-        return EpisodeColumns(
-            number=number[order],
-            begin=np.zeros(len(number), np.int64),
-            length=self._steps,
-            task=codes[order],
-            tasks=texts,
-            at=np.arange(len(number)),
-        )
+        begin, at = np.zeros(len(number), np.int64), np.arange(len(number))
+        return EpisodeColumns(number[order], begin, self._steps, codes[order], texts, at)
 
     def _missing(self, numbers: Int64[np.ndarray, "E"]) -> dict[int, str]:
         """Return the episodes that lack a file. Listing each folder once is faster than checking each file."""
-        videos = [k for k in self._keys.values() if self._info.features[k]["dtype"] == "video"]
         listed: dict[str, set[str]] = {}
         lost: dict[int, str] = {}
         for at, number in enumerate(numbers.tolist()):
-            for path in [self._data_path(number), *(self._video_path(number, key) for key in videos)]:
+            for path in [self._data_path(number), *(self._video_path(number, key) for key in self._video_keys)]:
                 folder, name = os.path.split(path)
                 if folder not in listed:
                     below = resolve_inside(self.root, folder) if folder else self.root

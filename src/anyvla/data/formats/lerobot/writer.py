@@ -119,8 +119,7 @@ class LeRobotWriter:
     """
 
     def __init__(self, root: Path, embodiment: Embodiment, *, provenance: Mapping[str, Any]) -> None:
-        self.root = Path(root)
-        self.embodiment = embodiment
+        self.root, self.embodiment = Path(root), embodiment
         self.partial_root = self.root.with_name(self.root.name + ".partial")
         if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
             state = "holds a complete dataset" if is_complete(self.root) else "exists and is not a dataset"
@@ -128,25 +127,21 @@ class LeRobotWriter:
         for name in embodiment.cameras:
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
                 raise ValueError(f"camera name {name!r}: it becomes a file name; use letters, digits, '_', '-', '.'")
-        mine = {"embodiment": to_dict(embodiment), "provenance": dict(provenance)}
-        text = _to_json(mine, "provenance")
+        text = _to_json({"embodiment": to_dict(embodiment), "provenance": dict(provenance)}, "provenance")
         path = self.partial_root / "provenance.json"
         with _explaining_full_disk(self.root):
             if path.exists():
-                self._check_same_settings(read_object(path), json.loads(text))
+                check_same(
+                    read_object(path),
+                    json.loads(text),
+                    f"{self.partial_root} was begun with other settings ({{}}): run with the old settings to finish "
+                    "it, or remove that folder to start over",
+                    may_differ=lambda found: found.key == "provenance.source.path",  # the fingerprint identifies it
+                )
             else:
                 self.partial_root.mkdir(parents=True, exist_ok=True)
                 durable.write(path, text)
         self._own = json.loads(text)
-
-    def _check_same_settings(self, begun: dict[str, Any], mine: dict[str, Any]) -> None:
-        check_same(
-            begun,
-            mine,
-            f"{self.partial_root} was begun with other settings ({{}}): run with the old settings to finish it, or "
-            "remove that folder to start over",
-            may_differ=lambda found: found.key == "provenance.source.path",  # the fingerprint identifies it
-        )
 
     @property
     def done(self) -> set[int]:

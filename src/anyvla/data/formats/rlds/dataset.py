@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 
 from anyvla.config import to_dict
 from anyvla.data import fingerprints
 from anyvla.data.episode import Episode, conventions, steady_timestamps
+from anyvla.data.formats.reader import EpisodeReader
 from anyvla.data.formats.rlds import features as rlds_features
 from anyvla.data.formats.rlds import oxe, tf_example, tfrecord
-from anyvla.data.formats.rlds.config import RLDSConfig
 from anyvla.data.formats.rlds.frames import EncodedFrames, RecordLocation, read_numbers
-from anyvla.data.formats.rlds.index import RecordIndex, build_index, read_instructions
+from anyvla.data.formats.rlds.index import RLDSConfig, build_index, read_instructions
 from anyvla.data.undeclared import UndeclaredError, plain_embodiment
 from anyvla.registry import suggest
 from anyvla.robot.embodiment import Embodiment
 
 
-class RLDSDataset:
+class RLDSDataset(EpisodeReader):
     """RLDS, Open X-Embodiment: one version of a data set of tensorflow-datasets.
 
     `embodiment` is required for data sets that are not in the table; for others it chooses cameras. Raises ValueError
@@ -41,19 +41,15 @@ class RLDSDataset:
     @staticmethod
     def recognizes(root: Path) -> bool:
         """Return whether a folder has features.json and dataset_info.json, or contains version folders that do."""
-        if not root.is_dir():
-            return False
-        return rlds_features.is_version_folder(root) or any(
-            rlds_features.is_version_folder(p) for p in root.iterdir() if p.is_dir() and p.name[:1].isdigit()
-        )
+        inside = [p for p in root.iterdir() if p.name[:1].isdigit()] if root.is_dir() else []
+        return any(map(rlds_features.is_version_folder, [root, *inside]))
 
     def __init__(self, config: RLDSConfig, root: Path | str, embodiment: Embodiment | None = None) -> None:
         self.root, self.config = Path(root), config
         self._version = rlds_features.read_version(rlds_features.find_version(self.root))
         if config.entry is not None and oxe.find_entry(config.entry) is None:
-            raise ValueError(
-                f"the table has no entry {config.entry!r}: {suggest(config.entry, list(oxe.load_entries()))}"
-            )
+            known = suggest(config.entry, list(oxe.load_entries()))
+            raise ValueError(f"the table has no entry {config.entry!r}: {known}")
         self._entry = oxe.find_entry(config.entry or self._version.name)
         self._shards = self._version.shard_paths(config.split)
         cameras = self._all_cameras()
@@ -67,7 +63,8 @@ class RLDSDataset:
         self.embodiment = embodiment
         self._cameras = {camera: cameras[camera] for camera in embodiment.cameras}
         self._check_keys()
-        self._index: RecordIndex = build_index(self._version, self._shards, self._instructions, self._entry, config)
+        self._index = build_index(self._version, self._shards, self._instructions, self._entry, config)
+        self.lengths = self._index.steps if self._entry is None else self._entry.count_kept(self._index.steps)
         self.provenance: dict[str, Any] = {
             "format": "rlds",
             "name": self._version.name,
@@ -76,16 +73,6 @@ class RLDSDataset:
             **({"damaged": self._index.damaged} if self._index.damaged else {}),
             **({"failures": self._index.failures} if self._index.failures else {}),
         }
-
-    def __len__(self) -> int:
-        return len(self._index.offsets)
-
-    @cached_property
-    def lengths(self) -> Int64[np.ndarray, "E"]:
-        """See `EpisodeDataset`."""
-        if self._entry is None:
-            return self._index.steps
-        return np.array([_count(self._entry.kept_steps(int(n))) for n in self._index.steps], np.int64)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -106,24 +93,19 @@ class RLDSDataset:
         files = [*self._shards, self._version.folder / "features.json"]
         return fingerprints.hash_files(self._version.folder, files, json.dumps(meaning, sort_keys=True))
 
-    def __getitem__(self, index: int) -> Episode:
-        """Return episode `index`; its frames are decoded when they are asked for.
-
-        Raises IndexError outside of the data set, ValueError for a damaged episode.
-        """
-        at = self._check(index)
-        where = self._where(at)
-        record = self._read_record(at)
-        length = int(self._index.steps[at])
+    def _read_episode(self, index: int) -> Episode:
+        where, location = self._where(index), self._location(index)
+        record = tf_example.parse_example(tfrecord.read_record(*location))
+        length = int(self._index.steps[index])
         try:
             proprio, actions, kept = self._read_vectors(record, length)
             instructions = self._read_instructions(record, kept)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        tfrecord.release_pages(self._location(at)[0])
+        tfrecord.release_pages(location[0])
         return Episode(
             embodiment=self.embodiment,
-            images={camera: self._frames(at, camera, kept) for camera in self._cameras},
+            images={camera: self._frames(index, camera, kept) for camera in self._cameras},
             proprio=proprio,
             actions=actions,
             instructions=instructions,
@@ -156,42 +138,29 @@ class RLDSDataset:
 
     def _read_instructions(self, record: Mapping[str, tf_example.ExampleFeature], kept: slice) -> tuple[str, ...]:
         """Return the distinct instructions of an episode."""
-        said = [
-            t for key in self._instructions for t in read_instructions(record, key, self._version, self._entry, kept)
-        ]
-        return tuple(dict.fromkeys(text for text in said if text.strip()))
+        found = (read_instructions(record, key, self._version, self._entry, kept) for key in self._instructions)
+        return tuple(dict.fromkeys(text for texts in found for text in texts if text.strip()))
 
-    def _frames(self, at: int, camera: str, kept: slice) -> EncodedFrames:
+    def _frames(self, index: int, camera: str, kept: slice) -> EncodedFrames:
         key = self._cameras[camera]
         swapped = self._entry is not None and camera in self._entry.swapped
-        shape = self._version.steps[key].shape
-        return EncodedFrames(self._location(at), f"steps/{key}", kept, shape, swapped, f"{self._where(at)}, {key}")
+        shape, where = self._version.steps[key].shape, f"{self._where(index)}, {key}"
+        return EncodedFrames(self._location(index), f"steps/{key}", kept, shape, swapped, where)
 
-    def _read_record(self, at: int) -> dict[str, tf_example.ExampleFeature]:
-        return tf_example.parse_example(tfrecord.read_record(*self._location(at)))
+    def _location(self, index: int) -> RecordLocation:
+        records = self._index
+        return self._shards[int(records.shards[index])], int(records.offsets[index]), int(records.sizes[index])
 
-    def _location(self, at: int) -> RecordLocation:
-        i = self._index
-        return self._shards[int(i.shards[at])], int(i.offsets[at]), int(i.sizes[at])
-
-    def _check(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.root} has {len(self)} episodes; no episode {index}")
-        return int(index)
-
-    def _where(self, at: int) -> str:
-        return f"{self._shards[int(self._index.shards[at])]}, record {self._index.numbers[at]}"
+    def _where(self, index: int) -> str:
+        return f"{self._location(index)[0]}, record {self._index.numbers[index]}"
 
     def _all_cameras(self) -> dict[str, str]:
         if self._entry is not None:
             return dict(self._entry.cameras)
         if self.config.cameras is not None:
             return dict(self.config.cameras)
-        keys = [
-            key
-            for key, spec in self._version.steps.items()
-            if spec.kind == "image" and spec.dtype == "uint8" and not spec.ragged
-        ]
+        steps = self._version.steps.items()
+        keys = [k for k, spec in steps if (spec.kind, spec.dtype, spec.ragged) == ("image", "uint8", False)]
         short = [key.rsplit("/", 1)[-1] for key in keys]
         return dict(zip(short if len(set(short)) == len(short) else keys, keys, strict=True))
 
@@ -212,9 +181,7 @@ class RLDSDataset:
                 raise ValueError(f"{self.root}: steps/{key} is a list within the list of steps, which is not supported")
 
     def _undeclared(self, cameras: Mapping[str, str]) -> UndeclaredError:
-        """Return an error that proposes an embodiment without meaning. Raises ValueError if no key looks like an
-        action.
-        """
+        """Return an error that proposes an embodiment without meaning. Raises ValueError without a likely action."""
         steps = self._version.steps
         sizes = {key: (spec.shape or (1,))[0] or 1 for key, spec in steps.items() if _is_vector(spec)}
         action = [k for k in self.config.action if k in sizes] or [k for k in sizes if k.startswith("action/")]
@@ -224,16 +191,11 @@ class RLDSDataset:
                 f"{self.root}: no key of its steps looks like an action: name one, as in format: {{name: rlds, action: "
                 f"[KEY]}}. Its numbers of a step: {', '.join(f'{k} ({n})' for k, n in sizes.items()) or 'none'}"
             )
-        plain = plain_embodiment(
-            self._version.name, list(cameras), 10, {k: sizes[k] for k in proprio}, {k: sizes[k] for k in action}
-        )
+        vectors = ({k: sizes[k] for k in keys} for keys in (proprio, action))
+        plain = plain_embodiment(self._version.name, list(cameras), 10, *vectors)
         return UndeclaredError(self.root, plain, {"name": "rlds", "action": action, "proprio": proprio}, timed=False)
 
 
 def _is_vector(spec: rlds_features.FeatureSpec) -> bool:
     numbers = spec.kind == "tensor" and spec.dtype.startswith(("float", "int"))
     return numbers and not spec.ragged and len(spec.shape) <= 1 and None not in spec.shape
-
-
-def _count(kept: slice) -> int:
-    return max(0, kept.stop - kept.start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,7 @@ class DatasetVersion:
         pattern = re.compile(rf"{re.escape(self.name)}-{re.escape(split)}\.(\w+)-(\d+)-of-(\d+)")
         found: dict[int, Path] = {}
         for path in self.folder.iterdir():
-            match = pattern.fullmatch(path.name)
-            if match:
+            if match := pattern.fullmatch(path.name):
                 if match[1] != "tfrecord":
                     raise ValueError(f"{path} has file format {match[1]}; only tfrecord is read")
                 found[int(match[2])] = resolve_inside(self.folder, path.name)
@@ -96,9 +96,8 @@ def _as_version(folder: Path, features: dict[str, Any], info: dict[str, Any]) ->
 def _feature_specs(feature: dict[str, Any], path: str, *, ragged: bool) -> list[tuple[str, FeatureSpec]]:
     if "featuresDict" in feature:
         parts = feature["featuresDict"].get("features", {}).items()
-        return [
-            spec for name, part in parts for spec in _feature_specs(part, f"{path}/{name}".strip("/"), ragged=ragged)
-        ]
+        specs = (_feature_specs(part, f"{path}/{name}".strip("/"), ragged=ragged) for name, part in parts)
+        return list(itertools.chain.from_iterable(specs))
     if "sequence" in feature:
         return _feature_specs(feature["sequence"]["feature"], path, ragged=True)
     if "image" in feature:

@@ -30,7 +30,7 @@ class EncodedFrames(Frames):
         height, width = shape[:2] if len(shape) == 3 else (None, None)
         if height is None or width is None:  # any size: take that of the first frame
             height, width = self._decode(self._encoded()[kept][0], 0).shape[:2]
-        self.shape = (max(0, kept.stop - kept.start), height, width, 3)
+        self.shape = (kept.stop - kept.start, height, width, 3)
 
     def read(self, steps: list[int]) -> UInt8[np.ndarray, "K H W 3"]:
         encoded = self._encoded()[self._kept]

@@ -1,4 +1,4 @@
-"""Finds the records of an RLDS data set, their lengths and instructions, once, and caches the result."""
+"""Options of RLDS, and the index of its records, their lengths and instructions, which is made once and cached."""
 
 from __future__ import annotations
 
@@ -9,24 +9,38 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
+from pydantic.dataclasses import dataclass as config_dataclass
 
-from anyvla.config import to_dict
+from anyvla.config import STRICT, to_dict
 from anyvla.data import cache_folder, fingerprints
 from anyvla.data.formats.reader import report_empty
 from anyvla.data.formats.rlds import oxe, tf_example, tfrecord
 from anyvla.data.formats.rlds.features import DatasetVersion, FeatureSpec
 
-if TYPE_CHECKING:
-    from anyvla.data.formats.rlds.config import RLDSConfig
-
 log = logging.getLogger(__name__)
 
 _VERSION = 1  # of the cached index; another version is rebuilt
 _COLUMNS = ("shards", "numbers", "offsets", "sizes", "steps", "task")
+
+
+@config_dataclass(frozen=True, kw_only=True, config=STRICT)
+class RLDSConfig:
+    """Options of `format: {name: rlds}`. Keys are relative to `steps`, as in features.json."""
+
+    split: str = "train"  # split of the data set
+    entry: str | None = None  # in the Open X-Embodiment table; None: the entry of the data set's name, if any
+    # Used without an entry:
+    cameras: Mapping[str, str] | None = None  # camera -> key; None: every image, named after the last part of its key
+    action: tuple[str, ...] = ("action",)  # concatenated
+    proprio: tuple[str, ...] = ()  # keys, joined in this order
+    instruction: tuple[str, ...] = ("language_instruction",)  # keys that the data lacks are skipped
+    # refuse: the first damaged record is an error. skip: damaged records are left out and listed in the provenance.
+    damaged: Literal["refuse", "skip"] = "refuse"
+    checksums: bool = False  # verify the checksums of all data when the index is made, which reads every byte
 
 
 @dataclass(frozen=True)

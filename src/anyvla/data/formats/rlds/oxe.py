@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -116,6 +116,10 @@ class OxeEntry:
         """Return the steps of a recorded episode that become steps of the `Episode`."""
         start = int(self.skip_first_step)
         return slice(start, max(start, length - int(self.drop_last_step)))
+
+    def count_kept(self, lengths: Int64[np.ndarray, "E"]) -> Int64[np.ndarray, "E"]:
+        """Return the number of `kept_steps` of episodes of these lengths."""
+        return np.maximum(lengths - self.skip_first_step - self.drop_last_step, 0)
 
     def proprio_and_actions(
         self, values: Mapping[str, np.ndarray], length: int

@@ -26,7 +26,9 @@ class ExampleFeature:
 
     def byte_strings(self) -> list[memoryview]:
         """Return the byte strings. Raises ValueError if the feature holds numbers."""
-        return [value for _, value in _fields(self._of(_BYTES))]
+        if self.kind != _BYTES:
+            raise ValueError("it holds numbers, not byte strings")
+        return [value for _, value in _fields(self.data)]
 
     def numbers(self) -> Float32[np.ndarray, "K"] | Int64[np.ndarray, "K"]:
         """Return the floats or integers. Raises ValueError if the feature holds byte strings."""
@@ -40,11 +42,6 @@ class ExampleFeature:
     def count(self) -> int:
         """Return the number of values."""
         return len(self.byte_strings()) if self.kind == _BYTES else len(self.numbers())
-
-    def _of(self, kind: int) -> memoryview:
-        if self.kind != kind:
-            raise ValueError("it holds numbers, not byte strings")
-        return self.data
 
 
 def parse_example(record: memoryview) -> dict[str, ExampleFeature]:

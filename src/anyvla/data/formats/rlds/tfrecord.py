@@ -47,17 +47,15 @@ def find_records(path: Path) -> tuple[Int64[np.ndarray, "R"], Int64[np.ndarray, 
     if not size:
         return np.empty(0, np.int64), np.empty(0, np.int64), "it is empty"
     data = _files(path).map
-    at, offsets, lengths = 0, list[int](), list[int]()
-    fault = ""
+    at, offsets, lengths, fault = 0, list[int](), list[int](), ""
     while at < size:
         if at + _HEADER.size > size:
             fault = fault or f"it ends within the header of record {len(offsets)}, at byte {at}"
             break
         length, crc = _HEADER.unpack_from(data, at)
         if _masked(_crc32c(data[at : at + 8])) != crc:
-            behind = _next_header(data, at + 1, size)
             fault = fault or f"record {len(offsets)}, at byte {at}, has a damaged header"
-            at = behind
+            at = _next_header(data, at + 1, size)
             continue
         end = at + _HEADER.size + length + _FOOTER
         if end > size:

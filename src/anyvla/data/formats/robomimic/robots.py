@@ -62,9 +62,7 @@ def known_embodiment(
 
 def _action(kwargs: Mapping[str, Any], libero: bool) -> ActionSpace | None:
     controller = kwargs.get("controller_configs") or ({"type": "OSC_POSE"} if libero else {})
-    controller = controller.get("body_parts", {}).get(
-        "right", controller
-    )  # robosuite 1.5 has one controller for each body part
+    controller = controller.get("body_parts", {}).get("right", controller)  # robosuite 1.5: one for each body part
     kind, limits = controller.get("type"), controller.get("output_max", [0.05, 0.05, 0.05, 0.5, 0.5, 0.5])
     delta = controller.get("control_delta", True) and controller.get("input_type", "delta") == "delta"
     frame = controller.get("input_ref_frame", "base")

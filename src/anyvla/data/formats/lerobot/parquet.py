@@ -1,4 +1,4 @@
-"""Reads rows of LeRobot's parquet files, by row group, and caches the last row groups.
+"""Reads LeRobot's parquet files: opens them safely, caches row groups and tables that take long to make.
 
 LeRobot writes one row group per episode; merged or converted data sets may have a single one per file.
 """
@@ -7,18 +7,49 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from anyvla.data import cache_folder, fingerprints
 from anyvla.data.fingerprints import stat_of
 from anyvla.data.formats.open_files import OpenFiles
-from anyvla.data.formats.parquet import errors_naming, open_parquet
+from anyvla.files.inside import check_regular
 
+# Parquet packs equal values into a few bytes, so a small file can promise any number of rows. Rows of real steps
+# differ, at least in their time.
+_FREE_ROWS, _ROWS_PER_BYTE = 1 << 20, 64
 _CACHED_BYTES = 64 << 20  # of row groups, per process
 _MAX_OPEN = 16  # files per thread
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a parquet file. Raises ValueError that names the file."""
+    with errors_naming(path):
+        file = pq.ParquetFile(check_regular(path))
+        most = max(_FREE_ROWS, _ROWS_PER_BYTE * path.stat().st_size)
+        # Count rows only: asking pyarrow about a column of a damaged file may abort the process.
+        rows = sum(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+        if rows > most:
+            file.close()
+            raise ValueError(f"{path} promises {rows} rows, which its size cannot hold")
+        return file
+
+
+@contextmanager
+def errors_naming(path: Path) -> Iterator[None]:
+    """Turn errors of reading a parquet file into ValueError that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; copy the dataset again") from None
+    except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is damaged ({reason}); copy the dataset again") from None
 
 
 class _ParquetRows:
@@ -94,4 +125,17 @@ def _read_group(path: Path, file: _ParquetRows, group: int, columns: list[str]) 
     if table is None:
         table = file.parquet.read_row_group(group, columns=columns, use_threads=False)
         _cache.put(key, table)
+    return table
+
+
+def cached_table(root: Path, files: list[Path], meaning: str, make: Callable[[], pa.Table]) -> pa.Table:
+    """Return `make()`, or its cached result for the same files. `meaning` identifies the computation."""
+    name = f"{fingerprints.cache_key(root, files, meaning)}.arrow"
+    if (known := cache_folder.read("lerobot", name)) is not None:
+        return pa.ipc.open_file(pa.py_buffer(known)).read_all()
+    table = make()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    cache_folder.write("lerobot", name, sink.getvalue().to_pybytes())
     return table
