@@ -7,7 +7,7 @@ acting. Decoders that run in the backbone also get a `Continuation`, the backbon
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -22,6 +22,8 @@ from anyvla.representations.codec import Codec
 from anyvla.robot.space import ActionSpace
 
 RepresentationKind = Literal["continuous", "tokens"]
+Chunks = Float[Tensor, "M N A"]
+ActionMask = Bool[Tensor, "M N"]  # False past the end of an episode
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class DecoderInput:
     # The action dims that are learned: those that the step's robot has and that vary in its data. None: all of them.
     learned_dims: Bool[Tensor, "M A"] | None = None
 
-    def valid_elements(self, mask: Bool[Tensor, "M N"], size: int) -> Bool[Tensor, "M N A"]:
+    def valid_elements(self, mask: ActionMask, size: int) -> Bool[Tensor, "M N A"]:
         """Return the valid elements of chunks: actions that exist, in dims that are learned. `size`: A."""
         dims = mask.new_ones(1, size) if self.learned_dims is None else self.learned_dims
         return mask[..., None] & dims[:, None]
@@ -89,11 +91,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def loss(
-        self,
-        inputs: DecoderInput,
-        actions: Float[Tensor, "M N A"],
-        mask: Bool[Tensor, "M N"],
-        generator: torch.Generator | None = None,
+        self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, generator: torch.Generator | None = None
     ) -> Loss:
         """Compare with normalized actions at `inputs.valid_elements(mask)`; other elements count as 0.
 
@@ -101,27 +99,28 @@ class Decoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def sample(
-        self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None
-    ) -> Float[Tensor, "M N A"]:
+    def sample(self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None) -> Chunks:
         """Return a normalized chunk for each step.
 
         `generators`: one for each step, on the CPU, so that a step's noise depends neither on its batch nor on the
         device. None: PyTorch's own.
         """
 
-    def embed_chunks(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M L D"] | None:
+    def embed_chunks(self, actions: Chunks) -> Float[Tensor, "M L D"] | None:
         """Return chunks of earlier steps as embeddings for the backbone; None: this decoder has none."""
         return None
 
 
 def sample_noise(
-    shape: Sequence[int], generators: Sequence[torch.Generator] | None, like: Tensor
+    shape: Sequence[int],
+    generators: Sequence[torch.Generator] | None,
+    like: Tensor,
+    distribution: Callable[..., Tensor] = torch.randn,
 ) -> Float[Tensor, "M ..."]:
-    """Return standard normal noise (M, *shape), float32, for M = len(like) steps, each from its own generator."""
+    """Return random numbers (M, *shape), float32, for M = len(like) steps, each from its own generator (on the CPU)."""
     if generators is None:
-        return torch.randn(len(like), *shape, device=like.device)
-    return torch.stack([torch.randn(*shape, generator=g) for g in generators]).to(like.device)
+        return distribution(len(like), *shape, device=like.device)
+    return torch.stack([distribution(*shape, generator=g) for g in generators]).to(like.device)
 
 
 def token_loss(logits: Float[Tensor, "M L E"], tokens: Int64[Tensor, "M L"], elements: Bool[Tensor, "M N A"]) -> Loss:

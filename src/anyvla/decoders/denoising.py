@@ -1,4 +1,4 @@
-"""The loss of decoders that denoise (`flow`, `diffusion`, `expert`), at random noises and times.
+"""The base class of decoders that denoise: `flow`, `diffusion` and `expert`.
 
 Each step of a robot is trained at `samples` noises and times. In tensors of k * M rows (`kM` in shapes), sample j of
 the M steps is in rows j * M to (j + 1) * M.
@@ -10,16 +10,19 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec, Loss
+from anyvla.decoders.base import ActionMask, Chunks, Decoder, DecoderInput, DecoderSpec, Loss
+from anyvla.decoders.flow_matching import interpolate, sample_times
 from anyvla.robot.chunks import pad_with_last_action
-from anyvla.robot.space import ActionSpace
+
+SampledChunks = Float[Tensor, "kM N A"]
+Times = Shaped[Tensor, "kM"]  # or levels of noise
 
 
 class DenoisingDecoder(Decoder):
-    """A decoder that learns to predict something of a chunk from a noisy version of it.
+    """A decoder that learns to predict something of a chunk from a noisy version of it: by default, its velocity.
 
     `config.samples`: noises and times at which each step is trained in one run of the backbone. With one, the
     gradient is mostly noise.
@@ -31,25 +34,21 @@ class DenoisingDecoder(Decoder):
         self.shape = spec.chunk, spec.space.size
 
     @abstractmethod
-    def sample_time(self, count: int, generator: torch.Generator | None) -> Shaped[Tensor, "kM"]:
-        """Return random times, or noise levels, on the CPU."""
+    def predict(self, inputs: DecoderInput, noisy: SampledChunks, time: Times) -> SampledChunks:
+        """Return the prediction for noisy chunks, k for each step."""
 
-    @abstractmethod
-    def predict(
-        self,
-        inputs: DecoderInput,
-        actions: Float[Tensor, "kM N A"],
-        noise: Float[Tensor, "kM N A"],
-        time: Shaped[Tensor, "kM"],
-    ) -> tuple[Float[Tensor, "kM N A"], Float[Tensor, "kM N A"]]:
-        """Return the prediction at actions made noisy, and its target."""
+    def sample_time(self, count: int, generator: torch.Generator | None) -> Times:
+        """Return random times, on the CPU."""
+        return sample_times(self.config.time, count, generator)
+
+    def add_noise(
+        self, actions: SampledChunks, noise: SampledChunks, time: Times
+    ) -> tuple[SampledChunks, SampledChunks]:
+        """Return noisy chunks, and the target of their prediction (eq. 9 of arXiv 2210.02747)."""
+        return interpolate(actions, noise, time)
 
     def loss(
-        self,
-        inputs: DecoderInput,
-        actions: Float[Tensor, "M N A"],
-        mask: Bool[Tensor, "M N"],
-        generator: torch.Generator | None = None,
+        self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, generator: torch.Generator | None = None
     ) -> Loss:
         """Return the squared error of the prediction at random noises and times; one part for each action group."""
         count = self.config.samples * len(actions)
@@ -58,30 +57,20 @@ class DenoisingDecoder(Decoder):
         return self.loss_at(inputs, actions, mask, noise.to(actions.device), time.to(actions.device))
 
     def loss_at(
-        self,
-        inputs: DecoderInput,
-        actions: Float[Tensor, "M N A"],
-        mask: Bool[Tensor, "M N"],
-        noise: Float[Tensor, "kM N A"],
-        time: Shaped[Tensor, "kM"],
+        self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, noise: SampledChunks, time: Times
     ) -> Loss:
-        """Return the squared error at these noises and times, k for each step."""
+        """Return the squared error at these noises and times, k for each step.
+
+        It is a mean over the k samples of each step and over valid elements.
+        """
         # The actions of a chunk see each other, and there is no mask when acting: a missing action repeats the last.
         clean = pad_with_last_action(actions, mask).float().repeat(len(time) // len(actions), 1, 1)
-        predicted, target = self.predict(inputs, clean, inputs.zero_unlearned(noise), time)
-        return squared_error(predicted, target, inputs.valid_elements(mask, self.space.size), self.space)
-
-
-def squared_error(
-    predicted: Float[Tensor, "kM N A"],
-    target: Float[Tensor, "kM N A"],
-    elements: Bool[Tensor, "M N A"],
-    space: ActionSpace,
-) -> Loss:
-    """Return the mean over the k samples of each step and over valid elements; one part for each action group."""
-    error = (predicted - target).square().unflatten(0, (-1, len(elements))).mean(0) * elements  # (M, N, A)
-    parts = {
-        name: (error[..., dims].sum() / elements[..., dims].sum().clamp(min=1)).detach()
-        for name, dims in space.slices().items()
-    }
-    return Loss(error.sum(), elements.sum().to(error.dtype), parts)
+        noisy, target = self.add_noise(clean, inputs.zero_unlearned(noise), time)
+        elements = inputs.valid_elements(mask, self.space.size)
+        error = (self.predict(inputs, noisy, time) - target).square()
+        error = error.unflatten(0, (-1, len(elements))).mean(0) * elements  # (M, N, A)
+        parts = {
+            name: (error[..., dims].sum() / elements[..., dims].sum().clamp(min=1)).detach()
+            for name, dims in self.space.slices().items()
+        }
+        return Loss(error.sum(), elements.sum().to(error.dtype), parts)

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from anyvla.config import STRICT
-from anyvla.decoders.base import DecoderInput, DecoderSpec, sample_noise
+from anyvla.decoders.base import Chunks, DecoderInput, DecoderSpec, sample_noise
 from anyvla.decoders.denoiser import Denoiser, DenoiserConfig
-from anyvla.decoders.denoising import DenoisingDecoder
+from anyvla.decoders.denoising import DenoisingDecoder, SampledChunks, Times
 from anyvla.limits import CALLS, STEPS
 
 
@@ -53,26 +53,22 @@ class DiffusionDecoder(DenoisingDecoder):
         self.network = Denoiser(config, spec.context_width, *self.shape)
         self.noise_scheduler = _make_scheduler("ddpm", config)
 
-    def sample_time(self, count: int, generator: torch.Generator | None) -> Int64[Tensor, "kM"]:
+    def sample_time(self, count: int, generator: torch.Generator | None) -> Times:
         """Return random noise levels, on the CPU."""
         return torch.randint(self.config.train_steps, (count,), generator=generator)
 
-    def predict(
-        self,
-        inputs: DecoderInput,
-        actions: Float[Tensor, "kM N A"],
-        noise: Float[Tensor, "kM N A"],
-        time: Int64[Tensor, "kM"],
-    ) -> tuple[Float[Tensor, "kM N A"], Float[Tensor, "kM N A"]]:
-        """Return the actions or the noise as predicted (eq. 14 of DDPM), and as they are."""
+    def add_noise(
+        self, actions: SampledChunks, noise: SampledChunks, time: Times
+    ) -> tuple[SampledChunks, SampledChunks]:
+        """Return noisy chunks, and the actions or the noise (eq. 14 of DDPM)."""
         noisy = self.noise_scheduler.add_noise(actions, noise, time)
-        condition = self.network.condition(inputs.context).repeat(len(time) // len(inputs.context), 1)
-        predicted = self.network(noisy, self._as_time(time), condition)
-        return predicted, actions if self.config.prediction == "sample" else noise
+        return noisy, actions if self.config.prediction == "sample" else noise
 
-    def sample(
-        self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None
-    ) -> Float[Tensor, "M N A"]:
+    def predict(self, inputs: DecoderInput, noisy: SampledChunks, time: Times) -> SampledChunks:
+        condition = self.network.condition(inputs.context).repeat(len(time) // len(inputs.context), 1)
+        return self.network(noisy, self._as_time(time), condition)
+
+    def sample(self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None) -> Chunks:
         """Denoise from pure noise; each step's predicted chunk is clipped to [-1, 1]."""
         sampler = _make_scheduler(self.config.sampler, self.config)  # for this call alone: it counts its steps
         sampler.set_timesteps(self.config.steps)

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -28,9 +28,17 @@ from torch.nn import functional as F
 from anyvla.backbones.base import Capability
 from anyvla.backbones.continuation import Continuation
 from anyvla.config import STRICT, ConfigError
-from anyvla.decoders.base import DecoderInput, DecoderSpec, Loss, RepresentationKind, sample_noise
+from anyvla.decoders.base import (
+    ActionMask,
+    Chunks,
+    DecoderInput,
+    DecoderSpec,
+    Loss,
+    RepresentationKind,
+    sample_noise,
+)
 from anyvla.decoders.denoiser import encode_time
-from anyvla.decoders.denoising import DenoisingDecoder
+from anyvla.decoders.denoising import DenoisingDecoder, SampledChunks, Times
 from anyvla.decoders.expert_layers import (
     AttentionInputs,
     LayerCaches,
@@ -39,17 +47,9 @@ from anyvla.decoders.expert_layers import (
     choose_layers,
     rope_thetas,
 )
-from anyvla.decoders.flow_matching import Integration, TimeDistribution, integrate, interpolate, sample_times
+from anyvla.decoders.flow_matching import Integration, TimeDistribution, integrate
 from anyvla.decoders.lm_tokens import LMTokensDecoder
 from anyvla.limits import CALLS, LAYERS, STEPS, WEIGHT, WIDTH
-
-
-@plain_dataclass(frozen=True)
-class VisibleCache:
-    """The first `length` cached positions include all that any suffix sees; `to_all`: every suffix sees all of them."""
-
-    length: int
-    to_all: bool
 
 
 @plain_dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Prefix:
     """The part of M steps before their noisy actions. It does not depend on these."""
 
     steps: Continuation
-    visible: VisibleCache
+    cached: int  # the first positions of the backbone's cache, all that any step sees
+    all_visible: bool  # every step sees all of these
     caches: LayerCaches  # of the backbone, and of context tokens that have been read
     context: Float[Tensor, "M c width"]  # context tokens that have not been read: one for each step, or none
     zero_unlearned: Callable[[Tensor], Tensor]  # returns chunks with 0 in the dims that are not learned
@@ -113,11 +114,7 @@ class ExpertDecoder(DenoisingDecoder):
         self.tokens = None if spec.codec is None else LMTokensDecoder(config.tokens, spec)
 
     def loss(
-        self,
-        inputs: DecoderInput,
-        actions: Float[Tensor, "M N A"],
-        mask: Bool[Tensor, "M N"],
-        generator: torch.Generator | None = None,
+        self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, generator: torch.Generator | None = None
     ) -> Loss:
         """Return the flow matching loss (eq. 1 of pi0) at random times and noises, plus that of tokens if there are."""
         flow = super().loss(inputs, actions, mask, generator)
@@ -127,35 +124,19 @@ class ExpertDecoder(DenoisingDecoder):
         parts = {"flow": flow.value.detach(), **flow.parts, **{f"tokens/{k}": v for k, v in tokens.parts.items()}}
         return Loss(flow.total + self.config.token_weight * tokens.total, flow.count, parts)
 
-    def sample_time(self, count: int, generator: torch.Generator | None) -> Float[Tensor, "kM"]:
-        """Return random times, on the CPU."""
-        return sample_times(self.config.time, count, generator)
+    def predict(self, inputs: DecoderInput, noisy: SampledChunks, time: Times) -> SampledChunks:
+        return self.velocity(self.make_prefix(inputs, len(time) // len(inputs.context)), noisy, time)
 
-    def predict(
-        self,
-        inputs: DecoderInput,
-        actions: Float[Tensor, "kM N A"],
-        noise: Float[Tensor, "kM N A"],
-        time: Float[Tensor, "kM"],
-    ) -> tuple[Float[Tensor, "kM N A"], Float[Tensor, "kM N A"]]:
-        """Return the predicted velocity and the true one."""
-        noisy, velocity = interpolate(actions, noise, time)
-        return self.velocity(self.make_prefix(inputs, len(time) // len(inputs.context)), noisy, time), velocity
-
-    def sample(
-        self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None
-    ) -> Float[Tensor, "M N A"]:
+    def sample(self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None) -> Chunks:
         """Integrate from noise; nothing is clipped."""
         return self.flow(self.prefill(inputs), sample_noise(self.shape, generators, inputs.context))
 
-    def flow(self, prefix: Prefix, noise: Float[Tensor, "M N A"]) -> Float[Tensor, "M N A"]:
+    def flow(self, prefix: Prefix, noise: Chunks) -> Chunks:
         """Integrate from noise to actions without synchronizing with the device, so that it fits a CUDA graph."""
         noise = prefix.zero_unlearned(noise)
         return integrate(lambda x, t: self.velocity(prefix, x, t), noise, self.config.steps, self.config.method)
 
-    def velocity(
-        self, prefix: Prefix, noisy: Float[Tensor, "kM N A"], time: Float[Tensor, "kM"]
-    ) -> Float[Tensor, "kM N A"]:
+    def velocity(self, prefix: Prefix, noisy: SampledChunks, time: Times) -> SampledChunks:
         """Return one prediction, float32."""
         dtype, width, chunk = self.action.weight.dtype, self.config.width, len(noisy[0])
         samples = len(noisy) // len(prefix.steps.positions)
@@ -188,17 +169,18 @@ class ExpertDecoder(DenoisingDecoder):
         assert steps is not None
         if self.tokens is not None:
             steps, context = steps.detach(), context.detach()
-        visible, layers, dtype = _find_visible(steps), steps.get_keys_values(), self._attention_dtype()
-        caches = [(k[:, :, : visible.length].to(dtype), v[:, :, : visible.length].to(dtype)) for k, v in layers]
+        cached, all_visible = _find_visible(steps)
+        layers, dtype = steps.get_keys_values(), self._attention_dtype()
+        caches = [(k[:, :, :cached].to(dtype), v[:, :, :cached].to(dtype)) for k, v in layers]
         token = self.context(context.to(self.context.weight.dtype))[:, None]
-        return Prefix(steps, visible, [caches[i] for i in self.used_layers], token, inputs.zero_unlearned)
+        return Prefix(steps, cached, all_visible, [caches[i] for i in self.used_layers], token, inputs.zero_unlearned)
 
     def _prepare_attention(self, start: Prefix, read: Sequence[int], tokens: Sequence[int]) -> AttentionInputs:
         """Return masks and positions of the tokens of a pass.
 
         Of each step, the tokens `read` are cached already and `tokens` are not; 0 is the context, k a token of chunk k.
         """
-        steps, visible, device = start.steps, start.visible, start.steps.positions.device
+        steps, device = start.steps, start.steps.positions.device
         rows, columns = torch.tensor(tokens)[:, None], torch.tensor([*read, *tokens])
         sees = (columns == 0) | (rows == columns)  # (L, read + L)
         offset = torch.arange(len(tokens), device=device)  # chunks of N follow the context, all at the same positions
@@ -212,12 +194,12 @@ class ExpertDecoder(DenoisingDecoder):
             parts = sees.split([len(read), len(tokens)], 1)
             sees = torch.cat([torch.block_diag(*[part] * count) for part in parts], 1)
         mask = None
-        if not (visible.to_all and sees.all()):
-            of_backbone = steps.build_cache_mask(len(sees) // count)[..., : visible.length]
+        if not (start.all_visible and sees.all()):
+            of_backbone = steps.build_cache_mask(len(sees) // count)[..., : start.cached]
             mask = torch.cat([of_backbone, sees.to(device).expand(len(of_backbone), -1, -1)], 2)
         return self.transformer.prepare_attention(positions, mask, self._attention_dtype())
 
-    def embed_chunks(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M L D"] | None:
+    def embed_chunks(self, actions: Chunks) -> Float[Tensor, "M L D"] | None:
         return None if self.tokens is None else self.tokens.embed_chunks(actions)
 
     def _attention_dtype(self) -> torch.dtype:
@@ -227,15 +209,15 @@ class ExpertDecoder(DenoisingDecoder):
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def _find_visible(steps: Continuation) -> VisibleCache:
-    """Return the cached positions that suffixes see, with one synchronization of the device.
+def _find_visible(steps: Continuation) -> tuple[int, bool]:
+    """Return how many of the first cached positions include all that any step sees, and whether all steps see them.
 
-    Often the last positions, such as the readouts, are hidden from all suffixes and the others from none; then
-    attention needs no mask.
+    Often the last positions, such as the readouts, are hidden from all steps and the others from none; then attention
+    needs no mask. The device is synchronized once.
     """
     some, every = torch.stack([steps.visible.any(0), steps.visible.all(0)]).tolist()
     length = len(some) - some[::-1].index(True)
-    return VisibleCache(length, all(every[:length]))
+    return length, all(every[:length])
 
 
 def _language_config(backbone: Any) -> Any:

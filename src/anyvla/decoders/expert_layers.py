@@ -55,17 +55,14 @@ class Transformer(nn.Module):
         `mask`: which of the K cached positions and L tokens (`keys`) each token sees, in L rows, or one row for all
         tokens; None: everything.
         """
-        masks: dict[int, Tensor | None] = {}  # most backbones have layers of one kind only
-        rotations: dict[tuple[int, float], tuple[Tensor, Tensor]] = {}
-        for groups, d, theta in self.kinds:
-            if groups not in masks:
-                masks[groups] = None if mask is None else _as_additive_mask(mask, groups, dtype)
-            if (d, theta) not in rotations:
-                fraction = torch.arange(0, d, 2, device=positions.device, dtype=torch.float32) / d
-                angle = (positions[..., None].float() * theta**-fraction)[:, :, None]  # (S, L, 1, d/2)
-                cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-                rotations[d, theta] = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-        return [(masks[groups], *rotations[d, theta]) for groups, d, theta in self.kinds]
+        made = {}
+        for groups, d, theta in set(self.kinds):  # most backbones have layers of one kind only
+            additive = None if mask is None else _as_additive_mask(mask, groups, dtype)
+            fraction = torch.arange(0, d, 2, device=positions.device, dtype=torch.float32) / d
+            angle = (positions[..., None].float() * theta**-fraction)[:, :, None]  # (S, L, 1, d/2)
+            cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+            made[groups, d, theta] = additive, torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        return [made[kind] for kind in self.kinds]
 
 
 class Layer(nn.Module):

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from anyvla.config import STRICT
-from anyvla.decoders.base import DecoderInput, DecoderSpec, sample_noise
+from anyvla.decoders.base import Chunks, DecoderInput, DecoderSpec, sample_noise
 from anyvla.decoders.denoiser import Denoiser, DenoiserConfig
-from anyvla.decoders.denoising import DenoisingDecoder
-from anyvla.decoders.flow_matching import Integration, TimeDistribution, integrate, interpolate, sample_times
+from anyvla.decoders.denoising import DenoisingDecoder, SampledChunks, Times
+from anyvla.decoders.flow_matching import Integration, TimeDistribution, integrate
 from anyvla.limits import CALLS, STEPS
 
 
@@ -39,25 +38,11 @@ class FlowDecoder(DenoisingDecoder):
         super().__init__(config, spec)
         self.network = Denoiser(config, spec.context_width, *self.shape)
 
-    def sample_time(self, count: int, generator: torch.Generator | None) -> Float[Tensor, "kM"]:
-        """Return random times, on the CPU."""
-        return sample_times(self.config.time, count, generator)
-
-    def predict(
-        self,
-        inputs: DecoderInput,
-        actions: Float[Tensor, "kM N A"],
-        noise: Float[Tensor, "kM N A"],
-        time: Float[Tensor, "kM"],
-    ) -> tuple[Float[Tensor, "kM N A"], Float[Tensor, "kM N A"]]:
-        """Return the predicted velocity and the true one (conditional flow matching, eq. 9 of the paper)."""
-        noisy, velocity = interpolate(actions, noise, time)
+    def predict(self, inputs: DecoderInput, noisy: SampledChunks, time: Times) -> SampledChunks:
         condition = self.network.condition(inputs.context).repeat(len(time) // len(inputs.context), 1)
-        return self.network(noisy, time, condition), velocity
+        return self.network(noisy, time, condition)
 
-    def sample(
-        self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None
-    ) -> Float[Tensor, "M N A"]:
+    def sample(self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None) -> Chunks:
         """Integrate from noise; nothing is clipped."""
         condition = self.network.condition(inputs.context)
         noise = inputs.zero_unlearned(sample_noise(self.shape, generators, inputs.context))

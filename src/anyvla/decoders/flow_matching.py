@@ -22,9 +22,7 @@ ALPHA = 1.5  # of pi0's Beta(1.5, 1) (arXiv 2410.24164, appendix B): more times 
 FIRST = 1e-3  # times are in [FIRST, 1]: at t = 0 there is nothing left to learn
 
 
-def sample_times(
-    kind: TimeDistribution, count: int, generator: torch.Generator | None = None
-) -> Float[Tensor, "count"]:
+def sample_times(kind: TimeDistribution, count: int, generator: torch.Generator | None) -> Float[Tensor, "count"]:
     """Return times to train at, on the CPU: FIRST + (1 - FIRST) * u, u from Beta(1.5, 1) or uniform on [0, 1)."""
     u = torch.rand(count, generator=generator)
     if kind == "beta":

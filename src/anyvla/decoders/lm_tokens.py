@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from anyvla.backbones.base import Backbone
 from anyvla.backbones.continuation import Continuation
 from anyvla.config import STRICT, ConfigError
-from anyvla.decoders.base import DecoderInput, DecoderSpec
+from anyvla.decoders.base import Chunks, DecoderInput, DecoderSpec
 from anyvla.decoders.token_decoder import TokenDecoder
 from anyvla.limits import WEIGHT
 
@@ -53,11 +53,11 @@ class LMTokensDecoder(TokenDecoder):
                 "reads everything again, and each position sees earlier ones only: use decoding: autoregressive"
             )
         scale = _measure_embedding_scale(backbone)
-        self.vocabulary: _LastIds | _AddedIds
-        if config.ids == "end":
-            self.vocabulary = _LastIds(backbone, size, self.symbols)
-        else:
-            self.vocabulary = _AddedIds(backbone.width, self.symbols, scale)
+        self.vocabulary = (
+            _LastIds(backbone, size, self.symbols)
+            if config.ids == "end"
+            else _AddedIds(backbone.width, self.symbols, scale)
+        )
         self.enter = nn.Linear(spec.context_width, backbone.width)
         self.enter.weight.data = torch.randn_like(self.enter.weight) * spec.context_width**-0.5 * scale
         nn.init.zeros_(self.enter.bias)
@@ -85,7 +85,7 @@ class LMTokensDecoder(TokenDecoder):
 
         return self.generate_autoregressively(read, inputs, uniforms)
 
-    def embed_chunks(self, actions: Float[Tensor, "M N A"]) -> Float[Tensor, "M L D"]:
+    def embed_chunks(self, actions: Chunks) -> Float[Tensor, "M L D"]:
         """Return the embedded tokens of earlier chunks; missing ones are the end token or, without one, token 0."""
         tokens = self.codec.encode(actions)
         return self.vocabulary.embed(tokens.masked_fill(tokens < 0, self.codec.size if self.codec.ends else 0))

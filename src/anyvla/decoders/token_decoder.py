@@ -12,11 +12,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from anyvla.config import ConfigError
-from anyvla.decoders.base import Decoder, DecoderInput, DecoderSpec, Loss, token_loss
+from anyvla.decoders.base import ActionMask, Chunks, Decoder, DecoderInput, DecoderSpec, Loss, sample_noise, token_loss
 from anyvla.representations.codec import reaches_power_of_ten
 from anyvla.types import ChunkError
 
@@ -52,21 +53,17 @@ class TokenDecoder(Decoder):
     def generate(self, inputs: DecoderInput, uniforms: Float[Tensor, "M L"] | None) -> Int64[Tensor, "M L"]:
         """Return symbols chosen by `choose`. `uniforms`: a random number for each position; None: the likeliest."""
 
-    def targets(self, actions: Float[Tensor, "M N A"], mask: Bool[Tensor, "M N"]) -> Int64[Tensor, "M L"]:
+    def targets(self, actions: Chunks, mask: ActionMask) -> Int64[Tensor, "M L"]:
         """Return the tokens to write, and the end token after them if the codec has one; -1 where none is learned."""
         tokens = self.codec.encode(actions, mask)
         if not self.codec.ends:
             return tokens
         written = tokens >= 0
-        after = torch.nn.functional.pad(written, (1, 0))[:, :-1] & ~written  # right after the last token
+        after = F.pad(written, (1, 0))[:, :-1] & ~written  # right after the last token
         return tokens.masked_fill(after, self.codec.size)
 
     def loss(
-        self,
-        inputs: DecoderInput,
-        actions: Float[Tensor, "M N A"],
-        mask: Bool[Tensor, "M N"],
-        generator: torch.Generator | None = None,
+        self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, generator: torch.Generator | None = None
     ) -> Loss:
         """Return the cross-entropy of each token given those before it; it has no randomness.
 
@@ -86,15 +83,19 @@ class TokenDecoder(Decoder):
         zero = self.codec.encode(inputs.context.new_zeros(1, self.length // self.dims, self.dims))
         return zero.masked_fill(free, -1)
 
-    def sample(
-        self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None
-    ) -> Float[Tensor, "M N A"]:
+    def sample(self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None) -> Chunks:
         """Return the written chunk, or the codec's nearest defined one. At temperature 0 it has no randomness."""
         uniforms = None
         if self.temperature:  # all at once: a generator's next number must not depend on how far another step writes
-            uniforms = sample_uniforms(self.length, generators, inputs.context)
+            uniforms = sample_noise((self.length,), generators, inputs.context, torch.rand)
         chunk, wrong = self.codec.decode(self.generate(inputs, uniforms))
-        self._count_invalid(int(wrong.sum()))
+        before, self.invalid = self.invalid, self.invalid + int(wrong.sum())
+        if reaches_power_of_ten(before, self.invalid):
+            log.warning(
+                "%d sequences so far were invalid for the %s and were replaced by the nearest defined chunk",
+                self.invalid,
+                type(self.codec).__name__,
+            )
         return chunk
 
     def choose(
@@ -140,19 +141,3 @@ class TokenDecoder(Decoder):
                 if ended.all():
                     break
         return tokens
-
-    def _count_invalid(self, wrong: int) -> None:
-        before, self.invalid = self.invalid, self.invalid + wrong
-        if reaches_power_of_ten(before, self.invalid):
-            log.warning(
-                "%d sequences so far were invalid for the %s and were replaced by the nearest defined chunk",
-                self.invalid,
-                type(self.codec).__name__,
-            )
-
-
-def sample_uniforms(count: int, generators: Sequence[torch.Generator] | None, like: Tensor) -> Float[Tensor, "M count"]:
-    """Return random numbers in [0, 1), float32, for M = len(like) steps, each from its own generator (on the CPU)."""
-    if generators is None:
-        return torch.rand(len(like), count, device=like.device)
-    return torch.stack([torch.rand(count, generator=g) for g in generators]).to(like.device)
