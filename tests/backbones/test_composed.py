@@ -4,6 +4,8 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 from transformers import (
     AutoTokenizer,
+    Cohere2Config,
+    Cohere2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MptConfig,
@@ -69,6 +71,15 @@ class NoPositions(Plain):
         return spread(MptForCausalLM(sizes)), AutoTokenizer.from_pretrained(TOKENIZER)
 
 
+class Windowed(Plain):
+    """Some layers of the language model have a sliding window that is shorter than the sequences here."""
+
+    def load_language(self, config):
+        layers = ["sliding_attention", "full_attention"]
+        sizes = Cohere2Config(vocab_size=VOCABULARY, layer_types=layers, sliding_window=24, **LLAMA)
+        return spread(Cohere2ForCausalLM(sizes)), AutoTokenizer.from_pretrained(TOKENIZER)
+
+
 def frames(steps=1, views=1, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (steps, views, 40, 40, 3), dtype=torch.uint8, generator=generator)
@@ -80,7 +91,7 @@ def read(backbone, images, text="open it"):
     return backbone(sequence, torch.ones(1, backbone.width) * 0.1)
 
 
-@pytest.mark.parametrize("cls", [Plain, Library, NoPositions])
+@pytest.mark.parametrize("cls", [Plain, Library, NoPositions, Windowed])
 def test_it_keeps_the_promises_of_a_backbone(cls):
     results = list(examine(cls(Options()), Options()))
     assert [(r.check, r.detail) for r in results if r.state == "failed"] == []

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.checks.conformance import plain_text
-from anyvla.backbones.checks.subject import CheckFailed, Subject
+from anyvla.backbones.checks.conformance import check_plain_text
+from anyvla.backbones.checks.examined import CheckFailed, ExaminedBackbone
 from anyvla.backbones.control_tokens import ControlTokens, encode_plainly
 from anyvla.config import build
 from anyvla.registry import backbones
@@ -38,7 +38,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> AutoBackbone:
 def test_of_registered_backbones(name: str, tmp_path: Path) -> None:
     """Those that `auto` reads are in the matrix (test_families.py), those with code of their own in test_remote.py."""
     config = build(backbones[name].Config, REGISTERED[name](tmp_path))
-    assert "control tokens" in plain_text(Subject(backbones[name](config), config))
+    assert "control tokens" in check_plain_text(ExaminedBackbone(backbones[name](config), config))
 
 
 def test_control_tokens_in_an_instruction_are_its_letters(llava: AutoBackbone) -> None:
@@ -74,7 +74,7 @@ def test_the_check_finds_a_control_token_that_acts(llava: AutoBackbone, monkeypa
     monkeypatch.setattr(llava.step_tokenizer, "_cached", {})
     monkeypatch.setattr(llava.step_tokenizer, "_encode_plainly", careless)
     with pytest.raises(CheckFailed, match="'</image>' in an instruction acts as a control token: </image>"):
-        plain_text(Subject(llava, None))
+        check_plain_text(ExaminedBackbone(llava, None))
 
 
 def added(**keys: bool) -> PreTrainedTokenizerFast:

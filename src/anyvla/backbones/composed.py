@@ -25,13 +25,12 @@ from anyvla.backbones.adapting.resampler import build_resampler
 from anyvla.backbones.base import CAPABILITIES, Cache, ModelPart, capabilities_without
 from anyvla.backbones.hooks import overwrite_embeddings
 from anyvla.backbones.images.pixels import Pixels
-from anyvla.backbones.language_config import find_missing_capabilities, find_windows
+from anyvla.backbones.language_config import find_missing_capabilities
+from anyvla.backbones.masks import as_additive_mask
 from anyvla.backbones.step_tokens import StepTokenizer
 from anyvla.backbones.template import Template
 from anyvla.backbones.tokens import TokenBackbone
 from anyvla.sequence.tokens import TokenSequence
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,9 @@ class ComposedBackbone(TokenBackbone):
             self.tower: Any = parts.vision.eval()
             self.model: Any = parts.language
             truncate_model(parts.language, config.layers, parts.vision)
-            self._read_configuration()
+            settings = parts.language.config.get_text_config(decoder=True)
+            self.read_sizes(settings)
+            self.capabilities = self.capabilities & capabilities_without(find_missing_capabilities(settings))
             numbers = {"size": self.image_size, "resample": 3, "image_mean": self.mean, "image_std": self.std}
             self.pixels = Pixels(numbers, None)
             if assets is not None:
@@ -121,13 +122,6 @@ class ComposedBackbone(TokenBackbone):
             literal_ids=parts.literal_ids,
         )
 
-    def _read_configuration(self) -> None:
-        settings = self.model.config.get_text_config(decoder=True)
-        self.width = settings.hidden_size
-        self.context = getattr(settings, "max_position_embeddings", None)
-        self.windows = find_windows(settings)
-        self.capabilities = self.capabilities & capabilities_without(find_missing_capabilities(settings))
-
     def load_components(self, config: Any, assets: Path | None) -> Components:
         """Return both models and the tokenizer: loaded or, with `assets`, built without weights."""
         if assets is None:
@@ -150,7 +144,7 @@ class ComposedBackbone(TokenBackbone):
         """Set the mode, but keep the statistics of batch norms: otherwise a sample would depend on its batch."""
         super().train(mode)
         for module in self.tower.modules():
-            if isinstance(module, BATCH_NORMS):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
 
@@ -174,10 +168,8 @@ class ComposedBackbone(TokenBackbone):
         del given["input_ids"]
         if "position_ids" not in self._names:
             del given["position_ids"]
-        mask = given.get("attention_mask")
-        if mask is not None and mask.ndim == 4:  # all language models accept numbers to add, not all accept booleans
-            dtype = given["inputs_embeds"].dtype
-            given["attention_mask"] = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        if "attention_mask" in given:
+            given["attention_mask"] = as_additive_mask(given["attention_mask"], given["inputs_embeds"].dtype)
         self.run_language(given)
 
     def run_language(self, given: dict[str, Any]) -> None:

@@ -1,12 +1,12 @@
 """Hooks for the duration of one forward pass: overwrite embeddings, capture hidden states.
 
-They leave the model unchanged: nothing of `transformers` is patched, and the same model still generates text.
+They leave the model unchanged, so it still generates text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -25,11 +25,8 @@ def overwrite_embeddings(
             return embedded
         return embedded.flatten(0, 1).index_copy(0, positions, values.to(embedded.dtype)).view_as(embedded)
 
-    handle = embedding.register_forward_hook(overwrite)
-    try:
+    with embedding.register_forward_hook(overwrite):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -41,11 +38,8 @@ def capture_lm_head_input(head: nn.Module) -> Iterator[list[Float[Tensor, "S L D
         hidden.append(inputs[0])
         return (inputs[0][:, :0], *inputs[1:])
 
-    handle = head.register_forward_pre_hook(capture)
-    try:
+    with head.register_forward_pre_hook(capture):
         yield hidden
-    finally:
-        handle.remove()
 
 
 class _Captured(Exception):
@@ -61,13 +55,8 @@ def capture_encoder_output(module: nn.Module) -> Iterator[list[Float[Tensor, "S 
         hidden.append(output.last_hidden_state)
         raise _Captured
 
-    handle = module.register_forward_hook(capture)
-    try:
+    with suppress(_Captured), module.register_forward_hook(capture):
         yield hidden
-    except _Captured:
-        pass
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -80,10 +69,21 @@ def run_only_at(modules: tuple[nn.Module, ...], positions: Int64[Tensor, "n"], s
     def scatter(_module: nn.Module, _inputs: Any, out: Tensor) -> Tensor:
         return out.new_zeros(shape.numel(), out.shape[-1]).index_copy_(0, positions, out).view(*shape, -1)
 
-    handles = [m.register_forward_pre_hook(gather) for m in modules]
-    handles += [m.register_forward_hook(scatter) for m in modules]
+    with ExitStack() as handles:
+        for module in modules:
+            handles.enter_context(module.register_forward_pre_hook(gather))
+            handles.enter_context(module.register_forward_hook(scatter))
+        yield
+
+
+@contextmanager
+def set_attribute(modules: Iterable[nn.Module], name: str, value: Any) -> Iterator[None]:
+    """Set an attribute of all `modules`; afterwards it is None."""
+    chosen = list(modules)
+    for module in chosen:
+        setattr(module, name, value)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for module in chosen:
+            setattr(module, name, None)

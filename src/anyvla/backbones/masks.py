@@ -7,7 +7,7 @@ of this call, K cached positions and then these L.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
@@ -53,6 +53,15 @@ def build_masks(
             "block mask; or give it smaller images or fewer cameras"
         )
     return {kind: build(window) for kind, window in windows.items()}
+
+
+def as_additive_mask(mask: Any, dtype: torch.dtype) -> Any:
+    """Return boolean masks (S, 1, L, K) as numbers to add to attention scores, which all language models accept."""
+    if isinstance(mask, dict):  # one for each kind of layer
+        return {kind: as_additive_mask(m, dtype) for kind, m in mask.items()}
+    if mask.ndim < 4 or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def build_mask(

@@ -23,7 +23,7 @@ from anyvla.backbones.adapting.adapt import add_lora, quantize, train_parts
 from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.base import Backbone, Cache
 from anyvla.backbones.hooks import capture_lm_head_input, overwrite_embeddings, run_only_at
-from anyvla.backbones.language_config import EVERYWHERE
+from anyvla.backbones.language_config import EVERYWHERE, find_windows
 from anyvla.backbones.masks import Attention, build_masks
 from anyvla.backbones.step_tokens import StepTokenizer
 from anyvla.backbones.vocabulary import find_last_ids, logits_of_ids
@@ -67,6 +67,12 @@ class TokenBackbone(Backbone):
     @abstractmethod
     def run_model(self, sequence: TokenSequence, cache: Cache | None) -> None:
         """Run the model over the sequence, images included."""
+
+    def read_sizes(self, text_config: Any) -> None:
+        """Take width, context and sliding windows from the configuration of the language model."""
+        self.width = text_config.hidden_size
+        self.context = getattr(text_config, "max_position_embeddings", None)
+        self.windows = find_windows(text_config)
 
     def _apply_options(self, options: Options) -> None:
         for name in ("pretrained", "layers", "resampler"):

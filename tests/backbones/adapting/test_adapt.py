@@ -14,7 +14,7 @@ from anyvla.backbones.adapting.options import Lora, Options, Quantize, Resampler
 from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import MODEL_PARTS
-from anyvla.backbones.checks.subject import Subject
+from anyvla.backbones.checks.examined import ExaminedBackbone
 from anyvla.config import build
 from anyvla.files import weights
 from tests.backbones.families import FAMILIES
@@ -40,8 +40,8 @@ def build_one(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 def read(backbone: AutoBackbone) -> torch.Tensor:
-    s = Subject(backbone, None)
-    return s.read(s.frames(2), TEXTS, s.queries(2))
+    s = ExaminedBackbone(backbone, None)
+    return s.read(s.make_images(2), TEXTS, s.make_queries(2))
 
 
 def reached(backbone: AutoBackbone) -> set[torch.nn.Parameter]:

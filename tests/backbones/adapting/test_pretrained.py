@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, MllamaConfig
 from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.adapting.pretrained import truncate_config
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.checks.subject import Subject
+from anyvla.backbones.checks.examined import ExaminedBackbone
 from anyvla.backbones.nano.backbone import NanoBackbone
 from anyvla.config import ConfigError, build
 from tests.backbones.families import FAMILIES
@@ -117,8 +117,8 @@ def test_the_first_layers_compute_what_they_did(build_one: Build, family: str) -
     norm = next(m for n, m in parent.named_children() if "norm" in n and "per_layer" not in n)
     states = []
     hook = stack[0].register_forward_hook(lambda _m, _i, out: states.append(out if torch.is_tensor(out) else out[0]))
-    s = Subject(full, None)
-    sequence, query = s.sequence(full.tokenize(s.frames(2), TEXTS), [1, 1], 2), s.queries(2)
+    s = ExaminedBackbone(full, None)
+    sequence, query = s.lay_out(full.tokenize(s.make_images(2), TEXTS), [1, 1], 2), s.make_queries(2)
     with torch.no_grad():
         full(sequence, query)
         hook.remove()

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from anyvla.backbones.adapting.options import Resampler
 from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.adapting.resampler import PerceiverResampler
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.checks.conformance import CHECKS
-from anyvla.backbones.checks.subject import NotApplicable, Subject
+from anyvla.backbones.checks.examined import ExaminedBackbone, NotApplicable
 from anyvla.config import build
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import write_family
@@ -62,7 +63,7 @@ def as_written(model: PerceiverResampler, features: Tensor) -> Tensor:
 
 def test_it_computes_what_flamingo_writes() -> None:
     torch.manual_seed(0)
-    model = PerceiverResampler(12, tokens=3, depth=2, heads=2, head_width=4)
+    model = PerceiverResampler(12, Resampler(tokens=3, depth=2, heads=2, head_width=4))
     features = torch.randn(2, 7, 12)
     torch.testing.assert_close(model(features), as_written(model, features), atol=1e-5, rtol=1e-5)
     inner = model.layers[0][1][1].out_features  # type: ignore[index]
@@ -71,7 +72,7 @@ def test_it_computes_what_flamingo_writes() -> None:
 
 def test_the_order_of_the_features_is_free_and_their_number_too() -> None:
     torch.manual_seed(0)
-    model = PerceiverResampler(12, tokens=3, depth=1)
+    model = PerceiverResampler(12, Resampler(tokens=3, depth=1))
     features = torch.randn(1, 9, 12)
     torch.testing.assert_close(model(features), model(features.flip(1)), atol=1e-5, rtol=1e-5)
     assert model(features[:, :2]).shape == (1, 3, 12)
@@ -83,7 +84,7 @@ def test_a_family_keeps_its_promises_with_it(build_one: Build, family: str, chec
     backbone = build_one(family, resampler=SMALL)
     assert backbone.image_tokens == 5
     try:
-        CHECKS[check](Subject(backbone, None))
+        CHECKS[check](ExaminedBackbone(backbone, None))
     except NotApplicable as reason:
         pytest.skip(str(reason))
 
@@ -97,8 +98,8 @@ def test_a_family_without_features_says_so(build_one: Build, family: str) -> Non
 def test_each_image_takes_its_places_and_the_positions_are_a_plain_count(build_one: Build) -> None:
     """Qwen's image of a grid would take positions in rows and columns."""
     backbone = build_one("qwen2_5_vl", resampler=SMALL)
-    s = Subject(backbone, None)
-    sequence = s.sequence(backbone.tokenize(s.frames(2), ["open", "close it"]), [2], 1)
+    s = ExaminedBackbone(backbone, None)
+    sequence = s.lay_out(backbone.tokenize(s.make_images(2), ["open", "close it"]), [2], 1)
     assert (sequence.input_ids == backbone.image_id).sum() == 2 * 2 * 5
     positions = backbone._rope_positions(sequence, {})
     assert positions.shape[0] == 3
@@ -128,8 +129,8 @@ def test_its_tokens_are_at_first_as_large_as_the_embeddings(build_one: Build) ->
 def test_a_backbone_learns_through_it_alone(build_one: Build, family: str) -> None:
     others = {"vision": False, "language": False, "embeddings": False}
     backbone = build_one(family, resampler=SMALL, train=others).train()
-    s = Subject(backbone, None)
-    images, query = s.frames(4), s.queries(1)
+    s = ExaminedBackbone(backbone, None)
+    images, query = s.make_images(4), s.make_queries(1)
     goal = torch.tensor([1.0, -1.0, -1.0, 1.0])[:, None]
     optimizer = torch.optim.Adam([p for p in backbone.parameters() if p.requires_grad], lr=1e-2)
     losses = []

@@ -14,7 +14,13 @@ from torch import Tensor
 from anyvla.backbones.adapting import adapt
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.checks.conformance import CHECKS, examine
-from anyvla.backbones.checks.subject import CheckFailed, Subject, difference, equal, moved
+from anyvla.backbones.checks.examined import (
+    CheckFailed,
+    ExaminedBackbone,
+    measure_difference,
+    require_change,
+    require_equal,
+)
 from anyvla.sequence.tokens import TokenSequence
 
 SMALL = 1e-3  # of the readouts' spread; five times what rounding may do
@@ -22,12 +28,12 @@ Forward = Callable[..., Tensor]
 
 
 @pytest.fixture
-def subject(llava_folder: Path) -> Subject:
+def subject(llava_folder: Path) -> ExaminedBackbone:
     config = AutoBackbone.Config(path=str(llava_folder), prompt="do {instruction}")
-    return Subject(AutoBackbone(config).eval(), config)
+    return ExaminedBackbone(AutoBackbone(config).eval(), config)
 
 
-def altered(subject: Subject, change: Callable[[Forward, TokenSequence, Tensor, Any], Tensor]) -> None:
+def altered(subject: ExaminedBackbone, change: Callable[[Forward, TokenSequence, Tensor, Any], Tensor]) -> None:
     """Let the backbone answer by `change(forward, sequence, queries, cache)`."""
     forward = subject.backbone.forward
 
@@ -37,7 +43,7 @@ def altered(subject: Subject, change: Callable[[Forward, TokenSequence, Tensor, 
     subject.backbone.forward = changed
 
 
-def add(subject: Subject, change: Callable[[Tensor, TokenSequence, Any], Tensor]) -> None:
+def add(subject: ExaminedBackbone, change: Callable[[Tensor, TokenSequence, Any], Tensor]) -> None:
     """Let the backbone add `SMALL * spread * change(...)` to its readouts."""
 
     def added(forward: Forward, sequence: TokenSequence, queries: Tensor, cache: Any) -> Tensor:
@@ -47,7 +53,7 @@ def add(subject: Subject, change: Callable[[Tensor, TokenSequence, Any], Tensor]
     altered(subject, added)
 
 
-def blind_to_order(subject: Subject) -> None:
+def blind_to_order(subject: ExaminedBackbone) -> None:
     def sorted_views(forward: Forward, sequence: TokenSequence, queries: Tensor, cache: Any) -> Tensor:
         order = sequence.images.flatten(2).float().mean(2).argsort(1)
         images = sequence.images[torch.arange(len(order))[:, None], order]
@@ -56,44 +62,44 @@ def blind_to_order(subject: Subject) -> None:
     altered(subject, sorted_views)
 
 
-def deaf(subject: Subject) -> None:
+def deaf(subject: ExaminedBackbone) -> None:
     tokenize = subject.backbone.tokenize
     subject.backbone.tokenize = lambda images, texts: tokenize(images, ["open"] * len(texts))
 
 
-def not_finite(subject: Subject) -> None:
+def not_finite(subject: ExaminedBackbone) -> None:
     altered(subject, lambda forward, *given: forward(*given) * torch.tensor(float("nan")))
 
 
-def one_readout(subject: Subject) -> None:
+def one_readout(subject: ExaminedBackbone) -> None:
     altered(subject, lambda forward, *given: forward(*given)[:, :1])
 
 
-def of_padding(subject: Subject) -> None:
+def of_padding(subject: ExaminedBackbone) -> None:
     add(subject, lambda out, sequence, cache: torch.full_like(out, (~sequence.attention_mask).sum() / 5))
 
 
-def of_neighbors(subject: Subject) -> None:
+def of_neighbors(subject: ExaminedBackbone) -> None:
     add(subject, lambda out, sequence, cache: torch.full_like(out, len(out)))
 
 
-def of_later_steps(subject: Subject) -> None:
+def of_later_steps(subject: ExaminedBackbone) -> None:
     add(subject, lambda out, sequence, cache: torch.full_like(out, float(sequence.step_ids.max())))
 
 
-def of_the_plain_model(subject: Subject) -> None:
+def of_the_plain_model(subject: ExaminedBackbone) -> None:
     add(subject, lambda out, sequence, cache: torch.ones_like(out))
 
 
-def of_a_cache(subject: Subject) -> None:
+def of_a_cache(subject: ExaminedBackbone) -> None:
     add(subject, lambda out, sequence, cache: torch.full_like(out, cache is not None and cache.valid is not None))
 
 
-def hides_nothing(subject: Subject) -> None:
+def hides_nothing(subject: ExaminedBackbone) -> None:
     altered(subject, lambda f, sequence, *given: f(dataclasses.replace(sequence, block_mask=None), *given))
 
 
-def sees_no_gradient(subject: Subject) -> None:
+def sees_no_gradient(subject: ExaminedBackbone) -> None:
     tower = subject.backbone.model.model.vision_tower
 
     def cut(_module: Any, _inputs: Any, out: Any) -> Any:
@@ -103,7 +109,7 @@ def sees_no_gradient(subject: Subject) -> None:
     tower.register_forward_hook(cut)
 
 
-def forgets_when_recomputing(subject: Subject) -> None:
+def forgets_when_recomputing(subject: ExaminedBackbone) -> None:
     def change(out: Tensor, sequence: TokenSequence, cache: Any) -> Tensor:
         on = any(getattr(m, "gradient_checkpointing", False) for m in subject.backbone.modules())
         return 50 * on * out
@@ -111,11 +117,11 @@ def forgets_when_recomputing(subject: Subject) -> None:
     add(subject, change)
 
 
-def saves_other_numbers(subject: Subject) -> None:
+def saves_other_numbers(subject: ExaminedBackbone) -> None:
     subject.backbone.preprocessor = subject.backbone.preprocessor | {"image_mean": [0.41, 0.5, 0.6]}
 
 
-def changes_its_weights(subject: Subject) -> None:
+def changes_its_weights(subject: ExaminedBackbone) -> None:
     def wear(forward: Forward, *given: Any) -> Tensor:
         subject.backbone.model.lm_head.weight.data.neg_()
         return forward(*given)
@@ -123,11 +129,11 @@ def changes_its_weights(subject: Subject) -> None:
     altered(subject, wear)
 
 
-def rounds_queries(subject: Subject) -> None:
+def rounds_queries(subject: ExaminedBackbone) -> None:
     altered(subject, lambda forward, *given: forward(*given).to(subject.backbone.model.dtype))
 
 
-FAULTS: dict[str, list[Callable[[Subject], None]]] = {
+FAULTS: dict[str, list[Callable[[ExaminedBackbone], None]]] = {
     "cameras": [not_finite, one_readout],
     "every input": [blind_to_order, deaf],
     "plain model": [of_the_plain_model],
@@ -145,7 +151,7 @@ FAULTS: dict[str, list[Callable[[Subject], None]]] = {
 
 
 @pytest.mark.parametrize(("check", "fault"), [(check, fault) for check, faults in FAULTS.items() for fault in faults])
-def test_a_fault_is_found(subject: Subject, check: str, fault: Callable[[Subject], None]) -> None:
+def test_a_fault_is_found(subject: ExaminedBackbone, check: str, fault: Callable[[ExaminedBackbone], None]) -> None:
     CHECKS[check](subject)
     fault(subject)
     with pytest.raises(CheckFailed):
@@ -153,7 +159,7 @@ def test_a_fault_is_found(subject: Subject, check: str, fault: Callable[[Subject
 
 
 @pytest.mark.parametrize("fault", ["starts elsewhere", "trains the rest"])
-def test_a_fault_of_lora_is_found(subject: Subject, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_lora_is_found(subject: ExaminedBackbone, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     add_lora = adapt.add_lora
 
     def faulty(backbone: Any, options: Any) -> None:
@@ -177,23 +183,23 @@ def test_every_check_has_a_fault_that_it_finds() -> None:
 
 def test_differences_are_in_units_of_the_spread() -> None:
     one = torch.tensor([1.0, 3.0, 5.0])  # of spread 2
-    assert difference(one, one + torch.tensor([0.0, 0.5, -1.0])) == pytest.approx(0.5)
-    assert difference(torch.tensor([4.0]), torch.tensor([5.0])) == pytest.approx(0.25)
-    assert equal(one, one + 0.1, "", 0.06) == pytest.approx(0.05)
+    assert measure_difference(one, one + torch.tensor([0.0, 0.5, -1.0])) == pytest.approx(0.5)
+    assert measure_difference(torch.tensor([4.0]), torch.tensor([5.0])) == pytest.approx(0.25)
+    assert require_equal(one, one + 0.1, "", 0.06) == pytest.approx(0.05)
     with pytest.raises(CheckFailed, match=r"there: differs by 0\.05 of the spread, allowed is 0\.04"):
-        equal(one, one + 0.1, "there", 0.04)
+        require_equal(one, one + 0.1, "there", 0.04)
     with pytest.raises(CheckFailed):
-        equal(one, one * float("nan"), "", 1.0)
-    assert moved(one, one + 0.004, "") == pytest.approx(0.002, rel=1e-2)
+        require_equal(one, one * float("nan"), "", 1.0)
+    assert require_change(one, one + 0.004, "") == pytest.approx(0.002, rel=1e-2)
     with pytest.raises(CheckFailed, match="move by only"):
-        moved(one, one + 0.001, "")
+        require_change(one, one + 0.001, "")
 
 
-def test_an_examination_reports_failures_and_errors(subject: Subject) -> None:
-    def breaks(_subject: Subject) -> str:
+def test_an_examination_reports_failures_and_errors(subject: ExaminedBackbone) -> None:
+    def breaks(_subject: ExaminedBackbone) -> str:
         raise KeyError("away")
 
-    def fails(_subject: Subject) -> str:
+    def fails(_subject: ExaminedBackbone) -> str:
         raise CheckFailed("broken")
 
     checks = {"cameras": CHECKS["cameras"], "breaks": breaks, "fails": fails}

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedTokenizerFast
 
 from anyvla.backbones.checks.conformance import CHECKS
-from anyvla.backbones.checks.subject import Subject
+from anyvla.backbones.checks.examined import ExaminedBackbone
 
 # The special tokens of all families; each has the id of its place here.
 SPECIAL = ["<pad>", "<unk_before>", "<s>", "</s>", "<image>", "</image>", "<patch_index_0000>"]
@@ -106,11 +106,11 @@ def write_family(family: Family, folder: Path) -> Path:
 CHANGING = {"LoRA", "bfloat16"}  # promises whose checks leave another backbone behind
 
 
-def copied(subject: Subject) -> Subject:
+def copied(subject: ExaminedBackbone) -> ExaminedBackbone:
     return dataclasses.replace(subject, backbone=copy.deepcopy(subject.backbone))
 
 
-def check_promise(check: str, subject: Subject) -> None:
+def check_promise(check: str, subject: ExaminedBackbone) -> None:
     """Check one promise of a backbone that other tests share."""
     torch.manual_seed(0)
     CHECKS[check](copied(subject) if check in CHANGING else subject)

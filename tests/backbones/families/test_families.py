@@ -11,7 +11,7 @@ from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import MODEL_PARTS
 from anyvla.backbones.checks.conformance import CHECKS
-from anyvla.backbones.checks.subject import NotApplicable, Subject
+from anyvla.backbones.checks.examined import ExaminedBackbone, NotApplicable
 from anyvla.backbones.families.results import load_results
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import check_promise, copied, write_family
@@ -19,25 +19,27 @@ from tests.backbones.families.prompts import IMAGE, PROMPTS
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExaminedBackbone:
     family = FAMILIES[request.param]
     folder = write_family(family, tmp_path_factory.mktemp(request.param))
     config = AutoBackbone.Config(path=str(folder), prompt="do {instruction}", **family.options)
-    return Subject(AutoBackbone(config).eval(), config)
+    return ExaminedBackbone(AutoBackbone(config).eval(), config)
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_it_keeps_its_promise(subject: Subject, check: str) -> None:
+def test_it_keeps_its_promise(subject: ExaminedBackbone, check: str) -> None:
     try:
         check_promise(check, subject)
     except NotApplicable as reason:
         pytest.skip(str(reason))
 
 
-def test_a_step_is_written_as_the_family_publishes_it(subject: Subject, request: pytest.FixtureRequest) -> None:
+def test_a_step_is_written_as_the_family_publishes_it(
+    subject: ExaminedBackbone, request: pytest.FixtureRequest
+) -> None:
     backbone, name = subject.backbone, request.node.callspec.params["subject"]
     image = IMAGE.get(name, backbone.tokenizer.convert_ids_to_tokens(backbone.image_id) * backbone.image_tokens)
-    block = backbone.tokenize(subject.frames(1), ["it"])
+    block = backbone.tokenize(subject.make_images(1), ["it"])
     assert backbone.tokenizer.decode([*block.prefix, *block.tokens[0]]) == PROMPTS[name].replace("{image}", image)
 
 
@@ -47,7 +49,7 @@ SIDES |= dict.fromkeys(
 )
 
 
-def test_pixels_have_the_numbers_of_the_preprocessor(subject: Subject, request: pytest.FixtureRequest) -> None:
+def test_pixels_have_the_numbers_of_the_preprocessor(subject: ExaminedBackbone, request: pytest.FixtureRequest) -> None:
     """White, black and one color, as image_mean and image_std of the tests' preprocessor_config.json put them."""
     name, pixels = request.node.callspec.params["subject"], subject.backbone.pixels
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.3])
@@ -64,7 +66,7 @@ def test_pixels_have_the_numbers_of_the_preprocessor(subject: Subject, request: 
     assert pixels.filter == (2 if name == "kosmos-2.5" else 3)  # which its file leaves out, so that it is bilinear
 
 
-def test_the_packaged_matrix_says_what_it_can_do(subject: Subject, request: pytest.FixtureRequest) -> None:
+def test_the_packaged_matrix_says_what_it_can_do(subject: ExaminedBackbone, request: pytest.FixtureRequest) -> None:
     measured = load_results().families[request.node.callspec.params["subject"]]
     assert set(measured.capabilities or ()) == subject.backbone.capabilities
     assert subject.backbone.capabilities == AutoBackbone.find_capabilities(subject.config)
@@ -72,7 +74,7 @@ def test_the_packaged_matrix_says_what_it_can_do(subject: Subject, request: pyte
     assert not measured.failed
 
 
-def test_every_parameter_belongs_to_one_part(subject: Subject) -> None:
+def test_every_parameter_belongs_to_one_part(subject: ExaminedBackbone) -> None:
     backbone = subject.backbone
     parts = parameters_by_part(backbone)
     assert set(parts) == set(MODEL_PARTS)
@@ -91,7 +93,7 @@ def test_every_parameter_belongs_to_one_part(subject: Subject) -> None:
     assert not any("vision_tower" in n or "vision_model" in n or "visual." in n for n in language)
 
 
-def test_lora_reaches_every_layer_that_is_read_and_merges_away(subject: Subject) -> None:
+def test_lora_reaches_every_layer_that_is_read_and_merges_away(subject: ExaminedBackbone) -> None:
     """No family computes with a weight without its layer: LoRA would have no effect there."""
     adapted = copied(subject)
     backbone = adapted.backbone
@@ -100,7 +102,7 @@ def test_lora_reaches_every_layer_that_is_read_and_merges_away(subject: Subject)
     assert paths <= {n for n, _ in backbone.named_modules()}  # hooks and parts find their modules
 
     def read() -> torch.Tensor:
-        return adapted.read(adapted.frames(2), ("open", "close it"), adapted.queries(2))
+        return adapted.read(adapted.make_images(2), ("open", "close it"), adapted.make_queries(2))
 
     out = read()
     (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(0))).sum().backward()

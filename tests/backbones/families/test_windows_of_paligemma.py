@@ -11,7 +11,7 @@ import torch
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.base import Cache
-from anyvla.backbones.checks.subject import Subject
+from anyvla.backbones.checks.examined import ExaminedBackbone
 from tests.backbones.families.common import Family, write_family
 from tests.backbones.families.llava_like import paligemma2
 
@@ -19,24 +19,24 @@ WINDOW = 24
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def subject(tmp_path_factory: pytest.TempPathFactory) -> ExaminedBackbone:
     config: Any = paligemma2()
     config.text_config.sliding_window = WINDOW
     folder: Path = write_family(Family(lambda: config), tmp_path_factory.mktemp("short_window"))
     options = AutoBackbone.Config(path=str(folder), prompt="{instruction}")
-    return Subject(AutoBackbone(options).eval(), options, views=1)
+    return ExaminedBackbone(AutoBackbone(options).eval(), options, views=1)
 
 
-def test_it_reads_what_is_longer_than_its_window(subject: Subject) -> None:
-    query = subject.queries(1)
+def test_it_reads_what_is_longer_than_its_window(subject: ExaminedBackbone) -> None:
+    query = subject.make_queries(1)
     with torch.no_grad():
-        assert subject.read(subject.frames(1), ("a long instruction",), query).isfinite().all()
+        assert subject.read(subject.make_images(1), ("a long instruction",), query).isfinite().all()
 
 
 @pytest.mark.parametrize("way", ["mask", "cache"])
-def test_masks_of_its_own_for_layers_with_a_window_are_refused(subject: Subject, way: str) -> None:
-    query = subject.queries(1)
-    sequence = subject.sequence(subject.backbone.tokenize(subject.frames(1), ["a long instruction"]), [1], 1)
+def test_masks_of_its_own_for_layers_with_a_window_are_refused(subject: ExaminedBackbone, way: str) -> None:
+    query = subject.make_queries(1)
+    sequence = subject.lay_out(subject.backbone.tokenize(subject.make_images(1), ["a long instruction"]), [1], 1)
     length = sequence.input_ids.shape[1]
     assert length > WINDOW
     everything = torch.ones(1, length, length, dtype=torch.bool)
@@ -46,9 +46,9 @@ def test_masks_of_its_own_for_layers_with_a_window_are_refused(subject: Subject,
         subject.backbone(sequence, query, Cache() if way == "cache" else None)
 
 
-def test_within_the_window_a_mask_that_hides_nothing_changes_nothing(subject: Subject) -> None:
-    query = subject.queries(1)
-    sequence = subject.sequence(subject.backbone.tokenize(subject.frames(1), ["go"]), [1], 1)
+def test_within_the_window_a_mask_that_hides_nothing_changes_nothing(subject: ExaminedBackbone) -> None:
+    query = subject.make_queries(1)
+    sequence = subject.lay_out(subject.backbone.tokenize(subject.make_images(1), ["go"]), [1], 1)
     length = sequence.input_ids.shape[1]
     assert length <= WINDOW
     everything = torch.ones(1, length, length, dtype=torch.bool)

@@ -23,7 +23,7 @@ from transformers import GPTNeoXConfig, MptConfig
 
 from anyvla.backbones.base import CAPABILITIES, Cache
 from anyvla.backbones.checks.conformance import CHECKS
-from anyvla.backbones.checks.subject import Subject
+from anyvla.backbones.checks.examined import ExaminedBackbone
 from anyvla.backbones.flamingo.backbone import FlamingoBackbone
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import TokenSequence
@@ -141,14 +141,14 @@ def mpt(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Subject]:
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExaminedBackbone]:
     """A backbone over each language model."""
     made = {}
     for name in LANGUAGES:
         config = FlamingoBackbone.Config(
             **write_flamingo(tmp_path_factory.mktemp(name), name), prompt="do {instruction}"
         )
-        made[name] = Subject(FlamingoBackbone(config).eval(), config)
+        made[name] = ExaminedBackbone(FlamingoBackbone(config).eval(), config)
     return made
 
 
@@ -157,7 +157,9 @@ CASES = [("mpt", c) for c in CHECKS] + [(name, c) for name in LANGUAGES if name 
 
 
 @pytest.mark.parametrize(("language", "check"), CASES)
-def test_it_keeps_its_promises_over_any_language_model(subjects: dict[str, Subject], language: str, check: str) -> None:
+def test_it_passes_the_checks_over_any_language_model(
+    subjects: dict[str, ExaminedBackbone], language: str, check: str
+) -> None:
     assert subjects[language].backbone.capabilities == frozenset(CAPABILITIES)
     check_promise(check, subjects[language])
 

@@ -6,7 +6,6 @@ parameters have the names and shapes of OpenFlamingo's, so its checkpoints load;
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -20,17 +19,13 @@ from anyvla.backbones.adapting.options import Resampler
 class PerceiverResampler(nn.Module):
     """F features (N, F, D) of N images -> K tokens (N, K, D), with the spread of `norm.weight` (initially 1)."""
 
-    def __init__(
-        self, width: int, *, tokens: int = 64, depth: int = 6, heads: int = 8, head_width: int = 64, mlp: int = 4
-    ) -> None:
-        """Build `depth` layers of width D = `width` with K = `tokens` latents.
-
-        `mlp`: the inner width of the feed-forward in multiples of D.
-        """
+    def __init__(self, width: int, options: Resampler) -> None:
+        """Build layers of width D = `width` with K = `options.tokens` latents."""
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(tokens, width))
+        self.latents = nn.Parameter(torch.randn(options.tokens, width))
         self.layers = nn.ModuleList(
-            nn.ModuleList([_Attention(width, heads, head_width), _feed_forward(width, mlp)]) for _ in range(depth)
+            nn.ModuleList([_Attention(width, options.heads, options.head_width), feed_forward(width, options.mlp)])
+            for _ in range(options.depth)
         )
         self.norm = nn.LayerNorm(width)
 
@@ -46,10 +41,10 @@ class PerceiverResampler(nn.Module):
 @torch.no_grad()
 def build_resampler(embedding: Any, width: int, options: Resampler) -> PerceiverResampler:
     """Build a resampler whose tokens initially have the spread of the token embeddings."""
-    made = PerceiverResampler(width, **dataclasses.asdict(options))
+    resampler = PerceiverResampler(width, options)
     some_tokens = torch.arange(min(1000, embedding.num_embeddings))[None]
-    made.norm.weight.mul_(embedding(some_tokens).float().std())
-    return made
+    resampler.norm.weight.mul_(embedding(some_tokens).float().std())
+    return resampler
 
 
 class _Attention(nn.Module):
@@ -72,7 +67,8 @@ class _Attention(nn.Module):
         return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def _feed_forward(width: int, multiple: int) -> nn.Sequential:
+def feed_forward(width: int, multiple: int) -> nn.Sequential:
+    """Return a layer norm and a two-layer MLP without biases, of `multiple` times the width inside."""
     inner = width * multiple
     return nn.Sequential(
         nn.LayerNorm(width), nn.Linear(width, inner, bias=False), nn.GELU(), nn.Linear(inner, width, bias=False)

@@ -1,8 +1,8 @@
-"""Checks that every backbone must pass, on any model: run by the test matrix and by users on their own backbones.
+"""Checks that every backbone must pass, on any model.
 
-`anyvla doctor backbone` prints the results; the tests require them of every family. A check returns its measurement as
-text, or raises `CheckFailed` (an expectation was not met) or `NotApplicable` (with the reason).
-Checks run in the order of `CHECKS`; the last ones change the backbone (LoRA, bfloat16), so discard it afterwards.
+The tests run them on every family, and `anyvla doctor backbone` on a user's model. A check returns its measurement as
+text, or raises `CheckFailed` or `NotApplicable` with the reason. The last checks of `CHECKS` change the backbone (LoRA,
+bfloat16), so discard it afterwards.
 """
 
 from __future__ import annotations
@@ -20,17 +20,27 @@ from torch import Tensor
 
 from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.base import Backbone, Cache
-from anyvla.backbones.checks.fresh_weights import redraw
-from anyvla.backbones.checks.subject import TEXTS, CheckFailed, NotApplicable, Subject, difference, equal, moved, pull
-from anyvla.sequence.tokens import StepTokens, TokenSequence
+from anyvla.backbones.checks.examined import (
+    TEXTS,
+    CheckFailed,
+    ExaminedBackbone,
+    NotApplicable,
+    backpropagate,
+    measure_difference,
+    require_change,
+    require_equal,
+)
+from anyvla.backbones.checks.untrained_weights import randomize_untrained_weights
+from anyvla.sequence.tokens import StepTokens
 
-NAMES = 50  # control tokens that are tried, of a tokenizer that may have thousands
-SAMPLED = 100_000  # elements of a gradient that are compared
+NAMES = 50  # the most control tokens that are tried; a tokenizer may have thousands
+SAMPLED = 100_000  # the elements that are compared of each gradient
+Check = Callable[[ExaminedBackbone], str]
 
 
 @dataclass(frozen=True)
-class Result:
-    """The outcome of one check."""
+class CheckResult:
+    """The result of one check."""
 
     check: str
     state: Literal["passed", "failed", "not applicable"]
@@ -38,11 +48,11 @@ class Result:
 
 
 @torch.no_grad()
-def cameras(s: Subject) -> str:
-    """One and two cameras, one and three readouts: finite, of the right shape."""
+def check_cameras(s: ExaminedBackbone) -> str:
+    """Check that the readouts of one and two cameras, one and three queries are finite and of the right shape."""
     for views in (1, 2):
         for count in (1, 3):
-            out = s.read(s.frames(2, views), TEXTS[:2], s.queries(count))
+            out = s.read(s.make_images(2, views), TEXTS[:2], s.make_queries(count))
             if out.shape != (2, count, s.backbone.width) or not out.isfinite().all():
                 raise CheckFailed(
                     f"{views} cameras, {count} readouts: {tuple(out.shape)}, finite {out.isfinite().all()}"
@@ -51,28 +61,28 @@ def cameras(s: Subject) -> str:
 
 
 @torch.no_grad()
-def every_input(s: Subject) -> str:
-    """Each camera, their order, the instruction and the query all matter."""
-    images, query = s.frames(1), s.queries(1)
+def check_every_input(s: ExaminedBackbone) -> str:
+    """Check that each camera, their order, the instruction and the query change the readouts."""
+    images, query = s.make_images(1), s.make_queries(1)
     reference = s.read(images, TEXTS[:1], query)
-    far = [moved(reference, s.read(images.flip(1), TEXTS[:1], query), "cameras swapped")]
+    changes = [require_change(reference, s.read(images.flip(1), TEXTS[:1], query), "cameras swapped")]
     for view in range(s.views):
         other = images.clone()
-        other[:, view] = s.frames(1, 1, seed=7)[:, 0]
-        far.append(moved(reference, s.read(other, TEXTS[:1], query), f"another image of camera {view}"))
-    far.append(moved(reference, s.read(images, ("shut",), query), "another instruction"))
-    far.append(moved(reference, s.read(images, TEXTS[:1], query.flip(1)), "another query"))
-    return f"readouts move by {min(far):.2g} of their spread or more"
+        other[:, view] = s.make_images(1, 1, seed=7)[:, 0]
+        changes.append(require_change(reference, s.read(other, TEXTS[:1], query), f"another image of camera {view}"))
+    changes.append(require_change(reference, s.read(images, ("shut",), query), "another instruction"))
+    changes.append(require_change(reference, s.read(images, TEXTS[:1], query.flip(1)), "another query"))
+    return f"readouts move by {min(changes):.2g} of their spread or more"
 
 
-def plain_text(s: Subject) -> str:
-    """What a user writes is text: no control token of it acts, and what looks the same is the same."""
+def check_plain_text(s: ExaminedBackbone) -> str:
+    """Check that no control token in an instruction takes effect, and that equivalent Unicode gives equal tokens."""
     control = getattr(getattr(s.backbone, "step_tokenizer", None), "control", None)
     if control is None:
         raise NotApplicable("does not read token ids")
 
     def tokens(text: str) -> list[int]:
-        return [*s.backbone.tokenize(s.frames(1, 1), [text]).tokens[0]]
+        return [*s.backbone.tokenize(s.make_images(1, 1), [text]).tokens[0]]
 
     without, own = tokens("open now"), control.count(tokens("open now"))
     names = sorted(control.names)
@@ -89,57 +99,57 @@ def plain_text(s: Subject) -> str:
 
 
 @torch.no_grad()
-def plain_model(s: Subject) -> str:
-    """The readout of a query that equals its token is what the plain model computes, with its own positions."""
+def check_plain_model(s: ExaminedBackbone) -> str:
+    """Check that a query equal to its token's embedding gives the hidden state of the plain model."""
     plain = getattr(s.backbone, "plain_forward", None)
     if plain is None:
         raise NotApplicable("no plain model to compare with")
     ids = torch.tensor([[s.backbone.query_id]], device=s.device)
     query = s.backbone.embedding(ids)[0].float()
-    block = s.backbone.tokenize(s.frames(2), list(TEXTS[:2]))
-    sequence = s.sequence(block, [1, 1], 1)
-    s.read(s.frames(3, 1), TEXTS[2:], query)  # a sequence of other length before: nothing of it may stay
-    hidden = plain(sequence)
-    return f"{s.equal(s.backbone(sequence, query), hidden[sequence.query_mask][:, None], 'plain model'):.1g}"
+    block = s.backbone.tokenize(s.make_images(2), list(TEXTS[:2]))
+    sequence = s.lay_out(block, [1, 1], 1)
+    s.read(s.make_images(3, 1), TEXTS[2:], query)  # a sequence of another length before must have no effect
+    expected = plain(sequence)[sequence.query_mask][:, None]
+    return f"{require_equal(s.backbone(sequence, query), expected, 'plain model', s.tolerance):.1g}"
 
 
 @torch.no_grad()
-def neighbors(s: Subject) -> str:
-    """A sample's readouts depend neither on its neighbors in the batch nor on padding."""
-    images, query, far = s.frames(3), s.queries(2), 0.0
+def check_neighbors(s: ExaminedBackbone) -> str:
+    """Check that a sample's readouts depend neither on its neighbors in the batch nor on padding."""
+    images, query, difference = s.make_images(3), s.make_queries(2), 0.0
     together = s.read(images, TEXTS[:3], query, padding=5)
     for i in range(3):
         alone = s.read(images[i : i + 1], TEXTS[i : i + 1], query)
-        far = max(far, s.equal(together[i : i + 1], alone, f"sample {i} of 3, alone"))
-    return f"{far:.1g}"
+        difference = max(difference, require_equal(together[i : i + 1], alone, f"sample {i} of 3, alone", s.tolerance))
+    return f"{difference:.1g}"
 
 
 @torch.no_grad()
-def steps(s: Subject) -> str:
-    """Steps that share a sequence: no step sees a later one, each sees the earlier ones of its own sequence."""
-    s.needs("interleave")
-    images, query = s.frames(5), s.queries(2)
+def check_steps(s: ExaminedBackbone) -> str:
+    """Check that a step sees the earlier steps of its own sequence, and no other steps."""
+    s.require("interleave")
+    images, query = s.make_images(5), s.make_queries(2)
     out = s.read(images, TEXTS, query, [3, 2])
     for first in (0, 3):
         alone = s.read(images[first : first + 1], TEXTS[first : first + 1], query)
-        s.equal(out[first : first + 1], alone, f"step {first} of sequences [3, 2], alone")
+        require_equal(out[first : first + 1], alone, f"step {first} of sequences [3, 2], alone", s.tolerance)
     other = images.clone()
-    other[0] = s.frames(1, seed=9)[0]
+    other[0] = s.make_images(1, seed=9)[0]
     changed = s.read(other, TEXTS, query, [3, 2])
-    far = min(moved(out[i], changed[i], f"step {i} after another first step") for i in range(3))
-    s.equal(out[3:], changed[3:], "the other sequence")
-    return f"a first step moves the third by {far:.2g}"
+    change = min(require_change(out[i], changed[i], f"step {i} after another first step") for i in range(3))
+    require_equal(out[3:], changed[3:], "the other sequence", s.tolerance)
+    return f"a first step moves the third by {change:.2g}"
 
 
-def gradients(s: Subject) -> str:
-    """Gradients reach every part and the queries, under bfloat16 autocast as well."""
-    query = s.queries(1).requires_grad_()
+def check_gradients(s: ExaminedBackbone) -> str:
+    """Check that gradients reach every part and the queries, with and without bfloat16 autocast."""
+    query = s.make_queries(1).requires_grad_()
     for autocast in (False, True):
         s.backbone.zero_grad()
         query.grad = None
         with torch.autocast(s.device.type, torch.bfloat16, enabled=autocast):
-            out = s.read(s.frames(2), TEXTS[:2], query)
-        pull(out)
+            out = s.read(s.make_images(2), TEXTS[:2], query)
+        backpropagate(out)
         reached = {p for p in s.backbone.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         for part, own in parameters_by_part(s.backbone).items():
             weights = [w for w in own if w.requires_grad]
@@ -151,154 +161,143 @@ def gradients(s: Subject) -> str:
     return "vision, projector, language, embeddings, queries"
 
 
-@contextmanager
-def _checkpointing(model: Any) -> Iterator[None]:
-    model.activation_checkpointing_enable()
-    try:
-        yield
-    finally:
-        model.activation_checkpointing_disable()
-
-
-def checkpointing(s: Subject) -> str:
-    """Gradient checkpointing changes no gradient."""
+def check_checkpointing(s: ExaminedBackbone) -> str:
+    """Check that gradient checkpointing changes no gradient."""
     model = getattr(s.backbone, "model", None)
     if model is None or not getattr(model, "supports_gradient_checkpointing", False):
         raise NotApplicable("the model does not support gradient checkpointing")
 
-    def run() -> dict[str, Tensor]:  # of a large gradient a sample, which shows any difference and fits in memory
+    def sample_gradients() -> dict[str, Tensor]:  # a sample of a large gradient shows a difference and fits in memory
         s.backbone.zero_grad()
         with torch.random.fork_rng():
             torch.manual_seed(0)  # dropout
-            out = s.read(s.frames(2), TEXTS[:2], s.queries(1))
-        pull(out)
+            out = s.read(s.make_images(2), TEXTS[:2], s.make_queries(1))
+        backpropagate(out)
         reached = {n: p.grad.flatten() for n, p in s.backbone.named_parameters() if p.grad is not None}
         return {n: g[:: max(1, len(g) // SAMPLED)].clone() for n, g in reached.items()}
 
     s.backbone.train()
     try:
-        without = run()
-        with _checkpointing(model):
-            recomputed = run()
+        without = sample_gradients()
+        model.activation_checkpointing_enable()
+        recomputed = sample_gradients()
     finally:
+        model.activation_checkpointing_disable()
         s.backbone.eval()
         s.backbone.zero_grad()
     if without.keys() != recomputed.keys():
-        raise CheckFailed(f"gradients of {sorted(without.keys() ^ recomputed.keys())[:3]} come or go")
-    # A bias of keys has no gradient but for rounding: attention does not know it.
+        raise CheckFailed(
+            f"gradients of {sorted(without.keys() ^ recomputed.keys())[:3]} are missing from one of the two runs"
+        )
+    # The gradient of a bias of keys is rounding error only, because a softmax does not depend on that bias.
     least = 1e-5 * max(float(g.abs().max()) for g in without.values())
-    told = [n for n in without if max(float(g.abs().max()) for g in (without[n], recomputed[n])) > least]
-    return f"{max(equal(without[n], recomputed[n], f'gradient of {n}', 1e-2) for n in told):.1g}"
+    compared = [n for n in without if max(float(g.abs().max()) for g in (without[n], recomputed[n])) > least]
+    return f"{max(require_equal(without[n], recomputed[n], f'gradient of {n}', 1e-2) for n in compared):.1g}"
 
 
 @torch.no_grad()
-def cache(s: Subject) -> str:
-    """Reading on after a cache, place by place, equals reading in one go."""
-    s.needs("cache")
-    query = s.queries(2)
-    images = s.frames(2)
-    block = s.backbone.tokenize(images, list(TEXTS[:2]))
-    whole = s.backbone(s.sequence(block, [1, 1], 2), query)
-    kept = Cache()
-    s.backbone(s.sequence(block, [1, 1], 0), query, kept)
-    place = torch.full((2, 1), s.backbone.query_id, device=s.device)
-    yes = torch.ones_like(place, dtype=torch.bool)
-    single = TokenSequence(place, yes, yes, torch.zeros_like(place), images[:0])
-    one_by_one = torch.cat([s.backbone(single, q[None], kept) for q in query], 1)
-    far = s.equal(whole, one_by_one, "two queries, one at a time")
+def check_cache(s: ExaminedBackbone) -> str:
+    """Check that decoding further after a cache, in parts, equals reading everything at once."""
+    s.require("cache")
+    difference = _compare_query_by_query(s)
     if "interleave" not in s.backbone.capabilities:
-        return f"{far:.1g}"
-    images = s.frames(6)
+        return f"{difference:.1g}"
+    query, images = s.make_queries(2), s.make_images(6)
     block = s.backbone.tokenize(images, [TEXTS[i % 5] for i in range(6)])
-    whole = s.backbone(s.sequence(block, [3, 3], 2), query).unflatten(0, (2, 3))
-    kept = Cache()
+    whole = s.backbone(s.lay_out(block, [3, 3], 2), query).unflatten(0, (2, 3))
+    cache = Cache()
     for k in range(3):
         now = StepTokens(block.prefix if k == 0 else (), [block.tokens[i] for i in (k, 3 + k)], images[[k, 3 + k]])
-        readouts = s.backbone(s.sequence(now, [1, 1], 2), query, kept)
-        far = max(far, s.equal(whole[:, k], readouts, f"step {k}, of two sequences of unlike lengths"))
-    return f"{far:.1g}"
+        readouts = s.backbone(s.lay_out(now, [1, 1], 2), query, cache)
+        name = f"step {k}, of two sequences of unlike lengths"
+        difference = max(difference, require_equal(whole[:, k], readouts, name, s.tolerance))
+    return f"{difference:.1g}"
 
 
 @torch.no_grad()
-def reading_again(s: Subject) -> str:
-    """Going on place by place without a cache, by reading again, equals reading in one go."""
-    s.needs("continue")
-    able, query = s.backbone.capabilities, s.queries(2)
-    block = s.backbone.tokenize(s.frames(2), list(TEXTS[:2]))
-    whole = s.backbone(s.sequence(block, [1, 1], 2), query)
-    kept, nothing = Cache(), StepTokens([], [[]] * 2, block.images[:0])
-    s.backbone.capabilities = able - {"cache"}
+def check_reading_again(s: ExaminedBackbone) -> str:
+    """Check that decoding further by reading the sequence again equals reading everything at once."""
+    s.require("continue")
+    capabilities = s.backbone.capabilities
+    s.backbone.capabilities = capabilities - {"cache"}
     try:
-        s.backbone(s.sequence(block, [1, 1], 0), query, kept)
-        one_by_one = torch.cat([s.backbone(s.sequence(nothing, [1, 1], 1), q[None], kept) for q in query], 1)
+        return f"{_compare_query_by_query(s):.1g}"
     finally:
-        s.backbone.capabilities = able
-    return f"{s.equal(whole, one_by_one, 'two queries, one at a time'):.1g}"
+        s.backbone.capabilities = capabilities
+
+
+def _compare_query_by_query(s: ExaminedBackbone) -> float:
+    """Compare two queries decoded one at a time with both read at once."""
+    query, block = s.make_queries(2), s.backbone.tokenize(s.make_images(2), list(TEXTS[:2]))
+    whole = s.backbone(s.lay_out(block, [1, 1], 2), query)
+    cache, nothing = Cache(), StepTokens([], [[]] * 2, block.images[:0])
+    s.backbone(s.lay_out(block, [1, 1], 0), query, cache)
+    one_by_one = torch.cat([s.backbone(s.lay_out(nothing, [1, 1], 1), q[None], cache) for q in query], 1)
+    return require_equal(whole, one_by_one, "two queries, one at a time", s.tolerance)
 
 
 @torch.no_grad()
-def block_mask(s: Subject) -> str:
-    """A mask that hides nothing changes nothing; what a mask hides changes nothing."""
-    s.needs("block_mask")
-    query = s.queries(2)
+def check_block_mask(s: ExaminedBackbone) -> str:
+    """Check that a mask that hides nothing changes nothing, and that hidden positions change nothing."""
+    s.require("block_mask")
+    query = s.make_queries(2)
     groups = [3, 2] if "interleave" in s.backbone.capabilities else [1] * 5
-    images = s.frames(5)
-    sequence = s.sequence(s.backbone.tokenize(images, list(TEXTS)), groups, 2)
+    images = s.make_images(5)
+    sequence = s.lay_out(s.backbone.tokenize(images, list(TEXTS)), groups, 2)
     number, length = sequence.step_ids, sequence.input_ids.shape[1]
     everything = torch.ones(len(groups), length, length, dtype=torch.bool, device=s.device)
-    far = s.equal(
-        s.backbone(sequence, query),
-        s.backbone(dataclasses.replace(sequence, block_mask=everything), query),
-        "a mask that hides nothing",
-    )
+    unmasked = s.backbone(dataclasses.replace(sequence, block_mask=everything), query)
+    difference = require_equal(s.backbone(sequence, query), unmasked, "a mask that hides nothing", s.tolerance)
     if "interleave" not in s.backbone.capabilities:
-        return f"{far:.1g}"
+        return f"{difference:.1g}"
     hidden = ~((number[:, :, None] >= 1) & (number[:, None] == 0))  # steps 1 and 2 do not see step 0
     masked = dataclasses.replace(sequence, block_mask=hidden)
     other = images.clone()
-    other[0] = s.frames(1, seed=9)[0]
+    other[0] = s.make_images(1, seed=9)[0]
     before, after = s.backbone(masked, query), s.backbone(dataclasses.replace(masked, images=other), query)
-    moved(before[0], after[0], "another image at the step itself")
-    return f"{max(far, equal(before[1:], after[1:], 'another image at a hidden step', 1e-6)):.1g}"
+    require_change(before[0], after[0], "another image at the step itself")
+    return f"{max(difference, require_equal(before[1:], after[1:], 'another image at a hidden step', 1e-6)):.1g}"
 
 
 @torch.no_grad()
-def save_load(s: Subject) -> str:
-    """Built again from its assets and given its weights, it answers the same, bit for bit."""
+def check_save_load(s: ExaminedBackbone) -> str:
+    """Check that a backbone built from the saved assets and given the weights returns bit-equal readouts."""
     with tempfile.TemporaryDirectory() as folder:
         s.backbone.save_assets(Path(folder))
         again = type(s.backbone)(s.config, assets=Path(folder)).to(s.device).eval()
     again.load_state_dict(s.backbone.state_dict())
-    images, query = s.frames(2), s.queries(1)
+    images, query = s.make_images(2), s.make_queries(1)
     one, other = (dataclasses.replace(s, backbone=b).read(images, TEXTS[:2], query) for b in (s.backbone, again))
     if not torch.equal(one, other):
-        raise CheckFailed(f"another answer after saving and loading: {difference(one, other):.2g} of the spread")
+        raise CheckFailed(
+            f"another answer after saving and loading: {measure_difference(one, other):.2g} of the spread"
+        )
     return "bit-equal"
 
 
 @torch.no_grad()
-def generate(s: Subject) -> str:
-    """The model generates the same text before and after it was used as a backbone."""
-    written = getattr(s.backbone, "generate", None)
-    if written is None:
+def check_generate(s: ExaminedBackbone) -> str:
+    """Check that the model generates the same text before and after its use as a backbone."""
+    generate = getattr(s.backbone, "generate", None)
+    if generate is None:
         raise NotApplicable("no generate")
-    block = s.backbone.tokenize(s.frames(1, 1), list(TEXTS[:1]))
-    sequence = s.sequence(block, [1], 0)
-    before = written(sequence, 4)
-    s.read(s.frames(2), TEXTS[:2], s.queries(2))
-    after = written(sequence, 4)
+    block = s.backbone.tokenize(s.make_images(1, 1), list(TEXTS[:1]))
+    sequence = s.lay_out(block, [1], 0)
+    before = generate(sequence, 4)
+    s.read(s.make_images(2), TEXTS[:2], s.make_queries(2))
+    after = generate(sequence, 4)
     if not torch.equal(before, after):
         raise CheckFailed(f"it wrote {before.tolist()} before and {after.tolist()} after")
     return f"{before.shape[1]} tokens"
 
 
-def lora(s: Subject) -> str:
-    """LoRA with the default targets starts as the identity, and only it is trained in the language model."""
+def check_lora(s: ExaminedBackbone) -> str:
+    """Check that LoRA starts as the identity, and that nothing else in the language model is trained."""
     from anyvla.backbones.adapting.adapt import Lora, add_lora
 
     if getattr(s.config, "lora", None) is not None:
         raise NotApplicable("has LoRA by its options, with which all other checks ran")
-    images, query = s.frames(1), s.queries(1)
+    images, query = s.make_images(1), s.make_queries(1)
     with torch.no_grad():
         before = s.read(images, TEXTS[:1], query)
     try:
@@ -306,8 +305,8 @@ def lora(s: Subject) -> str:
     except ImportError as error:
         raise NotApplicable(str(error)) from error
     out = s.read(images, TEXTS[:1], query)
-    far = s.equal(before, out.detach(), "LoRA before any training")
-    pull(out)
+    difference = require_equal(before, out.detach(), "LoRA before any training", s.tolerance)
+    backpropagate(out)
     trained = {n for n, p in s.backbone.named_parameters() if p.requires_grad and "lora_" in n}
     reached = {n for n, p in s.backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     if not trained & reached:
@@ -317,43 +316,43 @@ def lora(s: Subject) -> str:
     if any(p.requires_grad for p in language):
         raise CheckFailed("the language model beneath LoRA is not frozen")
     s.backbone.zero_grad()
-    return f"{len(trained)} matrices, {far:.1g}"
+    return f"{len(trained)} matrices, {difference:.1g}"
 
 
 @torch.no_grad()
-def bfloat16(s: Subject) -> str:
-    """With weights in bfloat16 it answers about the same, in the dtype of the queries."""
-    images, query = s.frames(2), s.queries(1)
+def check_bfloat16(s: ExaminedBackbone) -> str:
+    """Check that bfloat16 weights give about the same readouts, in the dtype of the queries."""
+    images, query = s.make_images(2), s.make_queries(1)
     before = s.read(images, TEXTS[:2], query)
     s.backbone.to(torch.bfloat16)
     out = s.read(images, TEXTS[:2], query)
     if out.dtype != query.dtype:
         raise CheckFailed(f"readouts are {out.dtype}, queries {query.dtype}")
-    return f"{equal(before, out, 'bfloat16', 0.5):.1g}"
+    return f"{require_equal(before, out, 'bfloat16', 0.5):.1g}"
 
 
-CHECKS: dict[str, Callable[[Subject], str]] = {
-    "cameras": cameras,
-    "every input": every_input,
-    "plain text": plain_text,
-    "plain model": plain_model,
-    "neighbors": neighbors,
-    "steps": steps,
-    "gradients": gradients,
-    "checkpointing": checkpointing,
-    "cache": cache,
-    "reading again": reading_again,
-    "block mask": block_mask,
-    "save and load": save_load,
-    "generate": generate,
-    "LoRA": lora,
-    "bfloat16": bfloat16,
+CHECKS: dict[str, Check] = {
+    "cameras": check_cameras,
+    "every input": check_every_input,
+    "plain text": check_plain_text,
+    "plain model": check_plain_model,
+    "neighbors": check_neighbors,
+    "steps": check_steps,
+    "gradients": check_gradients,
+    "checkpointing": check_checkpointing,
+    "cache": check_cache,
+    "reading again": check_reading_again,
+    "block mask": check_block_mask,
+    "save and load": check_save_load,
+    "generate": check_generate,
+    "LoRA": check_lora,
+    "bfloat16": check_bfloat16,
 }
 
 
 @contextmanager
-def _exact_products() -> Iterator[None]:
-    """Without TF32, whose convolutions on NVIDIA GPUs are too coarse to compare."""
+def _without_tf32() -> Iterator[None]:
+    """Switch TF32 off, as its convolutions on NVIDIA GPUs are too coarse to compare."""
     convolutions, matrices = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -362,22 +361,22 @@ def _exact_products() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, matrices
 
 
-def examine(backbone: Backbone, config: Any, checks: dict[str, Callable[[Subject], str]] = CHECKS) -> Iterator[Result]:
-    """Run the checks one after another, on redrawn weights where they were never trained.
+def examine(backbone: Backbone, config: Any, checks: dict[str, Check] = CHECKS) -> Iterator[CheckResult]:
+    """Run the checks one after another. Weights that were never trained get random values first.
 
-    The backbone is of no use afterwards.
+    The backbone cannot be used afterwards.
     """
-    redraw(backbone)
-    subject = Subject(backbone.eval(), config)
+    randomize_untrained_weights(backbone)
+    examined = ExaminedBackbone(backbone.eval(), config)
     for name, check in checks.items():
         try:
-            with _exact_products():
-                detail = check(subject)
+            with _without_tf32():
+                detail = check(examined)
         except NotApplicable as reason:
-            yield Result(name, "not applicable", str(reason))
-        except CheckFailed as broken:
-            yield Result(name, "failed", str(broken))
-        except Exception as error:  # whatever a stranger's model raises is this check's result
-            yield Result(name, "failed", f"{type(error).__name__}: {error}")
+            yield CheckResult(name, "not applicable", str(reason))
+        except CheckFailed as failure:
+            yield CheckResult(name, "failed", str(failure))
+        except Exception as error:  # a third-party model may raise anything
+            yield CheckResult(name, "failed", f"{type(error).__name__}: {error}")
         else:
-            yield Result(name, "passed", detail)
+            yield CheckResult(name, "passed", detail)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,29 +25,24 @@ from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, Dynam
 from transformers.initialization import no_init_weights
 from transformers.utils import cached_file
 
-from anyvla.backbones.adapting.options import Options
+from anyvla.backbones.adapting.options import Options, Resampler
 from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.adapting.pretrained import KEPT, reinitialize
 from anyvla.backbones.adapting.resampler import PerceiverResampler
 from anyvla.backbones.base import Cache, Capability, ModelPart, capabilities_without
 from anyvla.backbones.composed import truncate_model
 from anyvla.backbones.flamingo.language import (
-    build_language,
-    count_valid_keys,
-    counts_positions,
-    legacy_weight_names,
+    MOSAIC_NAMES,
+    OLDER_NAMES,
+    PositionedAttention,
+    PositionedMpt,
     load_language,
 )
-from anyvla.backbones.flamingo.layers import (
-    CrossAttending,
-    VisibleMedia,
-    add_cross_attention,
-    decoder_layers,
-    show_media,
-)
+from anyvla.backbones.flamingo.layers import CrossAttending, VisibleMedia, add_cross_attention, decoder_layers
 from anyvla.backbones.flamingo.weights import check_weights, read_checkpoint, translate_names
+from anyvla.backbones.hooks import set_attribute
 from anyvla.backbones.images.pixels import Pixels
-from anyvla.backbones.language_config import find_windows
+from anyvla.backbones.masks import as_additive_mask
 from anyvla.backbones.source import PREPROCESSOR, how_to_download, read_preprocessor
 from anyvla.backbones.step_tokens import StepTokenizer
 from anyvla.backbones.template import Template
@@ -137,7 +132,7 @@ class FlamingoBackbone(TokenBackbone):
                 self.model: Any = load_language(source, dtype)
             else:
                 with no_init_weights():
-                    self.model = build_language(source, dtype)
+                    self.model = load_language(source, dtype, with_weights=False)
                 self.model.tie_weights()
         _add_tokens(tokenizer)
         with torch.random.fork_rng(devices=[]):
@@ -157,11 +152,12 @@ class FlamingoBackbone(TokenBackbone):
             )
         self.pixels = Pixels(self.preprocessor, self.vision.config.image_size)
         text_config = self.model.config.get_text_config(decoder=True)
-        self.width = text_config.hidden_size
-        self.context = getattr(text_config, "max_position_embeddings", getattr(text_config, "max_seq_len", None))
-        self.windows = find_windows(text_config)
+        self.read_sizes(text_config)
+        self.context = self.context or getattr(text_config, "max_seq_len", None)
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
-        lacks = frozenset[Capability](() if counts_positions(self.model, self._names) else {"cache"})
+        # Other models would count padding in the cache as positions.
+        can_cache = "position_ids" in self._names or isinstance(self.model, PositionedMpt)
+        lacks = frozenset[Capability](() if can_cache else {"cache"})
         self.capabilities = capabilities_without(lacks)
         begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]  # as the tokenizer does, like OpenFlamingo
         template = Template(opening="{bos}" if begins else "", text="{prompt}" + END_OF_CHUNK)
@@ -176,27 +172,23 @@ class FlamingoBackbone(TokenBackbone):
             one_image_per_step=True,
         )
 
-    @property
-    def projectors(self) -> tuple[nn.Module, ...]:
-        """The modules that turn features of the vision tower into latents; none until they are added."""
-        return tuple(m for name, m in self.named_children() if name in ("perceiver", "cameras"))
-
     def part_modules(self) -> dict[ModelPart, tuple[nn.Module, ...]]:
         """Return the modules of each part; the resampler and the cross-attention blocks are the projector."""
         layers = decoder_layers(self.model)
         wrapped = [layer for layer in layers if isinstance(layer, CrossAttending)]
         apart = {self.embedding, self.lm_head, *(m for layer in layers for m in layer.modules())}
         ends = [m for m in self.model.modules() if m not in apart and any(True for _ in m.parameters(recurse=False))]
+        added = [m for name, m in self.named_children() if name in ("perceiver", "cameras")]
         return {
             "vision": (self.vision,),
-            "projector": (*self.projectors, *(layer.cross for layer in wrapped)),
+            "projector": (*added, *(layer.cross for layer in wrapped)),
             "language": (*(layer.layer if isinstance(layer, CrossAttending) else layer for layer in layers), *ends),
             "embeddings": (self.embedding,),
         }
 
     def run_model(self, sequence: TokenSequence, cache: Cache | None) -> None:
         if cache is not None and cache.model_cache is None:
-            cache.model_cache = FlamingoCache(DynamicCache())  # of all positions: masks hide some
+            cache.model_cache = FlamingoCache(DynamicCache())  # keeps all positions, as masks hide some
         state = None if cache is None else cache.model_cache
         cached = 0 if cache is None or cache.valid is None else cache.valid.shape[1]
         media = self._find_media(sequence, state, cached)
@@ -206,19 +198,15 @@ class FlamingoBackbone(TokenBackbone):
         if state is not None:
             given["past_key_values"] = state.language
         if "attention_mask" in given:
-            given["attention_mask"] = _as_additive_mask(given["attention_mask"], self.model.dtype)
-        with (
-            show_media(decoder_layers(self.model), media),
-            count_valid_keys(self.model, None if cache is None else cache.valid),
-        ):
+            given["attention_mask"] = as_additive_mask(given["attention_mask"], self.model.dtype)
+        counted = [m for m in self.model.modules() if isinstance(m, PositionedAttention)]
+        key_positions = None if cache is None or cache.valid is None else cache.valid.cumsum(1) - 1
+        with self._show_media(media), set_attribute(counted, "key_positions", key_positions):
             self.model(**given)
 
     def plain_forward(self, sequence: TokenSequence) -> Float[Tensor, "S L D"]:
         """Return the last hidden states of the model without query embeddings and with its own positions."""
-        with (
-            show_media(decoder_layers(self.model), self._find_media(sequence, None, 0)),
-            self.capture_hidden_states() as hidden,
-        ):
+        with self._show_media(self._find_media(sequence, None, 0)), self.capture_hidden_states() as hidden:
             self.model(input_ids=sequence.input_ids, attention_mask=sequence.attention_mask.long())
         return hidden[0]
 
@@ -255,10 +243,14 @@ class FlamingoBackbone(TokenBackbone):
         latents = self.perceiver(features).unflatten(0, images.shape[:2])  # (M, V, n, Dv)
         return (latents + self.cameras.weight[:views, None]).flatten(1, 2)
 
+    def _show_media(self, media: VisibleMedia) -> AbstractContextManager[None]:
+        layers = decoder_layers(self.model)
+        return set_attribute((layer for layer in layers if isinstance(layer, CrossAttending)), "media", media)
+
     def _find_media(self, sequence: TokenSequence, state: FlamingoCache | None, cached: int) -> VisibleMedia:
-        """Return the media of the latest `<image>` at or before each token, unless the block mask hides that one."""
+        """Return the media of the latest `<image>` at or before each token, unless the block mask hides it."""
         here = self.get_image_mask(sequence) & sequence.attention_mask
-        number, counts = here.cumsum(1), here.sum(1)  # 0: before any of this call
+        number, counts = here.cumsum(1), here.sum(1)  # number 0: before any `<image>` of this call
         if counts.sum() != len(sequence.images):
             raise ValueError(
                 f"the sequence has {counts.sum()} {IMAGE} tokens for the images of {len(sequence.images)} steps: "
@@ -291,7 +283,7 @@ class FlamingoBackbone(TokenBackbone):
 
     def _add_modules(self, every: int, dtype: torch.dtype) -> None:
         media_width = self.vision.config.hidden_size
-        self.perceiver = PerceiverResampler(media_width).to(dtype)
+        self.perceiver = PerceiverResampler(media_width, Resampler()).to(dtype)
         # Cross-attention knows no order, so each camera but the first adds an embedding to its latents (of spread about
         # 1). The first has none: with one camera, the model is the original.
         self.cameras = nn.Embedding(CAMERAS, media_width).to(dtype)
@@ -309,7 +301,8 @@ class FlamingoBackbone(TokenBackbone):
         layers = decoder_layers(self.model)
         at = next(name for name, module in self.model.named_modules() if module is layers)
         wrapped = [i for i, layer in enumerate(layers) if isinstance(layer, CrossAttending)]
-        weights = translate_names(read_checkpoint(Path(path)), at, wrapped, legacy_weight_names(self.model))
+        renamed = MOSAIC_NAMES if isinstance(self.model, PositionedMpt) else OLDER_NAMES
+        weights = translate_names(read_checkpoint(Path(path)), at, wrapped, renamed)
         required = {n for n in self.state_dict() if n.startswith("perceiver.") or ".cross." in n}
         required |= {n for n, weight in self.named_parameters() if weight is self.embedding.weight}
         check_weights(self, weights, required, str(path))
@@ -320,18 +313,9 @@ class FlamingoBackbone(TokenBackbone):
         self.load_state_dict({n: w for n, w in weights.items() if id(ours[n]) not in anew}, strict=False)
 
 
-def _as_additive_mask(mask: Any, dtype: torch.dtype) -> Any:
-    """Return a boolean mask as numbers to add, the one form that all language models read alike."""
-    if isinstance(mask, dict):  # one for each kind of layer
-        return {kind: _as_additive_mask(m, dtype) for kind, m in mask.items()}
-    if mask.ndim < 4 or mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-
-
 @contextmanager
 def _explain_unreadable(source: str) -> Iterator[None]:
-    """Raise ValueError, which says how to fetch `source`, where reading it fails."""
+    """Turn an OSError into a ValueError that says how to fetch `source`."""
     try:
         yield
     except OSError as error:
@@ -344,7 +328,7 @@ def _fill(config: Any, name: str, value: Any) -> None:
 
 
 def _add_tokens(tokenizer: Any) -> None:
-    """Add OpenFlamingo's tokens in its order: their ids are rows of the checkpoint's embeddings."""
+    """Add OpenFlamingo's tokens in its order, as their ids are rows of the checkpoint's embeddings."""
     tokenizer.add_tokens([END_OF_CHUNK, IMAGE], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<PAD>"})

@@ -1,15 +1,13 @@
 """The language models below Flamingo's cross-attention: any causal one of `transformers`, with two additions to MPT.
 
 MPT-1B, the language model of OpenFlamingo 3B, has the older class `mosaic_gpt`, which exists as remote code only. It is
-an MPT with other names of weights and a norm on queries and keys, so it is loaded as an MPT. And MPT biases attention
-by the number of keys between (ALiBi, arXiv 2108.12409), padding included. Here it can count positions instead, so that
-sequences of different lengths can share a cache.
+an MPT with other weight names and a norm on queries and keys, so it is loaded as an MPT. MPT biases attention by the
+distance between positions (ALiBi, arXiv 2108.12409), padding included. Here padding can be left out of the distance, so
+that sequences of different lengths can share a cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +20,15 @@ from transformers.utils import cached_file
 
 from anyvla.files.documents import read_object
 
-# Weights of mosaic_gpt -> of MPT.
-_MOSAIC = {
+# Patterns of weight names of mosaic_gpt -> of MPT.
+MOSAIC_NAMES = {
     r"\.ln_(\d)\.": r".norm_\1.",
     r"\.mlp\.mlp_up\.": ".ffn.up_proj.",
     r"\.mlp\.mlp_down\.": ".ffn.down_proj.",
     r"^transformer\.ln_f\.": "transformer.norm_f.",
 }
-# Names that older versions of transformers gave to weights.
-_OLDER = {r"^embed_out\.": "lm_head."}
+# Patterns of weight names of older versions of transformers -> of today.
+OLDER_NAMES = {r"^embed_out\.": "lm_head."}
 # Keys of mosaic_gpt's configuration -> of MPT's attention.
 _ATTENTION = {"attn_qk_ln": "qk_ln", "attn_clip_qkv": "clip_qkv", "softmax_scale": "softmax_scale"}
 
@@ -38,7 +36,7 @@ _ATTENTION = {"attn_qk_ln": "qk_ln", "attn_clip_qkv": "clip_qkv", "softmax_scale
 class PositionedAttention(MptAttention):
     """MPT's attention with the norm that `attn_config.qk_ln` asks for, and with explicit positions of keys."""
 
-    key_positions: Int64[Tensor, "S K"] | None = None  # None: each key is at its place
+    key_positions: Int64[Tensor, "S K"] | None = None  # None: counted with padding
 
     def __init__(self, config: MptConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -85,46 +83,20 @@ class PositionedMpt(MptForCausalLM):
         self.post_init()
 
 
-def load_language(source: str, dtype: torch.dtype) -> Any:
-    """Load the language model in a folder or at a hub id, with its weights.
+def load_language(source: str, dtype: torch.dtype, *, with_weights: bool = True) -> Any:
+    """Load the language model in a folder or at a hub id, or only its architecture.
 
-    Raises OSError if it is not there, ValueError if it is not a causal language model.
+    Raises OSError if it does not exist, and ValueError if it is not a causal language model.
     """
     config = _read_config(source)
-    if isinstance(config, MptConfig):
-        return PositionedMpt.from_pretrained(source, config=config, dtype=dtype, key_mapping=_MOSAIC)
-    return AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, trust_remote_code=False)
-
-
-def build_language(source: str, dtype: torch.dtype) -> Any:
-    """Build the architecture of that language model, without its weights."""
-    config = _read_config(source)
-    if isinstance(config, MptConfig):
+    is_mpt = isinstance(config, MptConfig)
+    if with_weights and is_mpt:
+        return PositionedMpt.from_pretrained(source, config=config, dtype=dtype, key_mapping=MOSAIC_NAMES)
+    if with_weights:
+        return AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, trust_remote_code=False)
+    if is_mpt:
         return PositionedMpt._from_config(config, dtype=dtype)
     return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-
-
-def legacy_weight_names(model: Any) -> Mapping[str, str]:
-    """Return patterns of names that weights had when OpenFlamingo was trained, and their names of today."""
-    return _MOSAIC if isinstance(model, PositionedMpt) else _OLDER
-
-
-@contextmanager
-def count_valid_keys(model: nn.Module, valid: Bool[Tensor, "S K"] | None) -> Iterator[None]:
-    """Let an MPT count only the `valid` keys, during one forward pass."""
-    layers = [m for m in model.modules() if isinstance(m, PositionedAttention)] if valid is not None else []
-    for layer in layers:
-        layer.key_positions = valid.cumsum(1) - 1  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.key_positions = None
-
-
-def counts_positions(model: Any, names: frozenset[str]) -> bool:
-    """Return whether padding inside the cache leaves later positions alone. `names`: the inputs of the forward."""
-    return "position_ids" in names or isinstance(model, PositionedMpt)
 
 
 def _read_config(source: str) -> Any:

@@ -9,8 +9,6 @@ Names of weights follow the original checkpoint (`anyvla.backbones.flamingo.weig
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from anyvla.backbones.adapting.resampler import feed_forward
 
 HEADS, HEAD_WIDTH, MLP = 8, 64, 4  # of all blocks here, whatever the models' widths
 
@@ -29,18 +29,6 @@ class VisibleMedia:
 
     latents: Float[Tensor, "S n Dv"]  # the latents of all steps, one after another
     mask: Bool[Tensor, "S L n"]  # which of them each token reads
-
-
-class FeedForward(nn.Sequential):
-    """Layer norm and a two-layer MLP without biases."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(
-            nn.LayerNorm(width),
-            nn.Linear(width, MLP * width, bias=False),
-            nn.GELU(),
-            nn.Linear(MLP * width, width, bias=False),
-        )
 
 
 class MediaAttention(nn.Module):
@@ -73,7 +61,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.attn = MediaAttention(width, media_width)
         self.attn_gate = nn.Parameter(torch.zeros(1))
-        self.ff = FeedForward(width)
+        self.ff = feed_forward(width, MLP)
         self.ff_gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden: Float[Tensor, "S L D"], media: VisibleMedia) -> Float[Tensor, "S L D"]:
@@ -105,19 +93,6 @@ class CrossAttending(nn.Module):
             else:
                 hidden_states = self.cross(hidden_states, self.media)
         return self.layer(hidden_states, *inputs, **named)
-
-
-@contextmanager
-def show_media(layers: Iterable[nn.Module], media: VisibleMedia | None) -> Iterator[None]:
-    """Show `media` to those of `layers` that are `CrossAttending`, during one forward pass."""
-    wrapped = [layer for layer in layers if isinstance(layer, CrossAttending)]
-    for layer in wrapped:
-        layer.media = media
-    try:
-        yield
-    finally:
-        for layer in wrapped:
-            layer.media = None
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

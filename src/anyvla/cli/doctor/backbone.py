@@ -26,7 +26,7 @@ from anyvla.registry import backbones, suggest
 
 if TYPE_CHECKING:
     from anyvla.backbones.base import Backbone
-    from anyvla.backbones.checks.conformance import Result
+    from anyvla.backbones.checks.conformance import CheckResult
 
 COLORS = {"passed": "green", "failed": "red", "not applicable": "yellow"}
 
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     if not options.json:
         _print_report(report)
     _warn_about_memory(report, options.device)
-    results: list[Result] = []
+    results: list[CheckResult] = []
     with ProgressBar("checks") as bar:
         names = [*CHECKS, ""]
         bar(0, len(CHECKS), names[0])
@@ -145,16 +145,16 @@ def describe(backbone: Backbone, name: str) -> BackboneReport:
         dtype=str(next(backbone.parameters()).dtype).removeprefix("torch."),
         capabilities=tuple(sorted(backbone.capabilities)),
         note=getattr(quirk, "note", ""),
-        untrained=_describe_fresh_weights(backbone),
+        untrained=_describe_untrained_weights(backbone),
         warnings=tuple(_conflicting_token_ids(backbone)),
     )
 
 
-def _describe_fresh_weights(backbone: Backbone) -> str:
+def _describe_untrained_weights(backbone: Backbone) -> str:
     """Return the number of tensors that no checkpoint provides, with an example; "" if there is none."""
-    from anyvla.backbones.checks.fresh_weights import fresh_weights
+    from anyvla.backbones.checks.untrained_weights import find_untrained_weights
 
-    found, count = fresh_weights(backbone), sum(1 for _ in backbone.parameters())
+    found, count = find_untrained_weights(backbone), sum(1 for _ in backbone.parameters())
     if not found:
         return ""
     name = next(iter(found))
@@ -231,7 +231,7 @@ def _print_report(report: BackboneReport) -> None:
     Console().print(table)
 
 
-def _print_results(results: Sequence[Result]) -> None:
+def _print_results(results: Sequence[CheckResult]) -> None:
     table = Table("check", "state", "detail", box=None, pad_edge=False)
     for r in results:
         table.add_row(r.check, Text(r.state, COLORS[r.state]), r.detail)

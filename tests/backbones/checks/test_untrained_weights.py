@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.checks.conformance import CHECKS, examine
-from anyvla.backbones.checks.fresh_weights import fresh_weights, redraw
-from anyvla.backbones.checks.subject import CheckFailed, Subject
+from anyvla.backbones.checks.examined import CheckFailed, ExaminedBackbone
+from anyvla.backbones.checks.untrained_weights import find_untrained_weights, randomize_untrained_weights
 from anyvla.cli.main import main
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import tiny_tokenizer, write_family
@@ -44,7 +44,7 @@ def test_an_untrained_model_is_not_called_faulty(name: str, tmp_path: Path) -> N
     backbone = built(name, write_fresh(name, tmp_path))
     before = {n: w.clone() for n, w in backbone.named_parameters()}
     with pytest.raises(CheckFailed, match="move by only"):
-        CHECKS["every input"](Subject(backbone.eval(), None))
+        CHECKS["every input"](ExaminedBackbone(backbone.eval(), None))
     failed = [r for r in examine(backbone, None, LEARN_NOTHING) if r.state == "failed"]
     assert not failed
     assert any(not torch.equal(before[n], w) for n, w in backbone.named_parameters())
@@ -55,12 +55,12 @@ def test_trained_weights_are_left_alone(tmp_path: Path) -> None:
     with torch.no_grad():
         for weight in backbone.parameters():
             weight.add_(torch.randn_like(weight) * 0.01)
-    assert not fresh_weights(backbone)
+    assert not find_untrained_weights(backbone)
     before = {n: w.clone() for n, w in backbone.named_parameters()}
     projector = "model.model.multi_modal_projector.mm_input_projection_weight"
     backbone.get_parameter(projector).data.zero_()  # as a projector that is new between trained towers
-    assert list(fresh_weights(backbone)) == [projector]
-    redraw(backbone)
+    assert list(find_untrained_weights(backbone)) == [projector]
+    randomize_untrained_weights(backbone)
     assert backbone.get_parameter(projector).std() > 0.05
     assert all(torch.equal(before[n], w) for n, w in backbone.named_parameters() if n != projector)
 
@@ -68,9 +68,9 @@ def test_trained_weights_are_left_alone(tmp_path: Path) -> None:
 def test_redrawn_weights_have_a_usual_size(tmp_path: Path) -> None:
     """A matrix of n inputs gets a spread of 0.8 / sqrt(n), from the seed alone; closed gates are opened."""
     backbone = built("mllama", write_fresh("mllama", tmp_path))
-    assert "model.model.language_model.layers.1.cross_attn_attn_gate" in fresh_weights(backbone)
+    assert "model.model.language_model.layers.1.cross_attn_attn_gate" in find_untrained_weights(backbone)
     state = torch.get_rng_state()
-    redraw(backbone, seed=3)
+    randomize_untrained_weights(backbone, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
     language = backbone.model.model.language_model
     assert language.layers[1].cross_attn_attn_gate == 1
@@ -78,7 +78,7 @@ def test_redrawn_weights_have_a_usual_size(tmp_path: Path) -> None:
         assert 0.9 < weight.std() * inputs**0.5 / 0.8 < 1.1
     before = language.layers[0].mlp.up_proj.weight.clone()
     again = built("mllama", tmp_path)
-    redraw(again, seed=3)
+    randomize_untrained_weights(again, seed=3)
     assert torch.equal(again.model.model.language_model.layers[0].mlp.up_proj.weight, before)
 
 
