@@ -112,16 +112,14 @@ class _Progress:
         self._root, self._total, self._unit, self._done = root, total, unit, 0.0
         self._reported, self._lock = time.monotonic(), threading.Lock()
 
-    def count(self, more: float) -> bool:
-        """Add to the amount done. Return whether progress was logged."""
+    def count(self, more: float) -> None:
+        """Add to the amount done."""
         with self._lock:
             self._done += more
-            say = time.monotonic() - self._reported > _REPORT_S
-            if say:
+            if time.monotonic() - self._reported > _REPORT_S:
                 self._reported = time.monotonic()
                 progress = f"{self._done:.4g} of {self._total:.4g} {self._unit}"
                 log.warning("fingerprint of %s, made once: %s", self._root, progress)
-            return say
 
 
 def _hashes(root: Path, files: Iterable[Path]) -> dict[str, str]:

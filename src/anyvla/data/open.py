@@ -30,8 +30,6 @@ class Format(Protocol):
 
 def recognize(root: Path) -> str:
     """Return the name of the format of the data set at `root`. Raises ValueError if no format recognizes it."""
-    if not root.exists():
-        raise ValueError(f"there is no data set at {root}: no such file or folder")
     found = [name for name in formats if formats[name].recognizes(root)]
     if len(found) == 1:
         return found[0]
@@ -39,7 +37,7 @@ def recognize(root: Path) -> str:
         raise ValueError(f"{root} looks like {' and like '.join(found)}: say which, as in format: {found[0]}")
     inside = sorted(p.name for p in root.iterdir())[:8] if root.is_dir() else []
     raise ValueError(
-        f"{root} is of no format that is known ({', '.join(formats)})"
+        f"{root} has no known format ({', '.join(formats)})"
         + (f"; it holds {', '.join(inside) or 'nothing'}" if root.is_dir() else "")
         + (". Files of your own: format: folder, see docs/data_folder.md" if any(".npz" in n for n in inside) else "")
     )
@@ -57,15 +55,13 @@ def open_dataset(
         from anyvla.data.formats.hub import download
 
         root = download(str(path))
-    if format is None:
-        format = recognize(root)
+    if not root.exists():
+        raise ValueError(f"there is no data set at {root}: no such file or folder")
+    format = format or recognize(root)
     if isinstance(format, str):
         if format not in formats:
             raise ValueError(f"there is no format {format!r}: {suggest(format, formats)}")
-        target = formats[format]
-        format = Part("formats", format, build(target.Config, {}, where=f"format {format}"))
-    if not root.exists():
-        raise ValueError(f"there is no data set at {root}: no such file or folder")
+        format = Part("formats", format, build(formats[format].Config, {}, where=f"format {format}"))
     return format.build(root, embodiment)
 
 

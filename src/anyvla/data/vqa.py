@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -45,8 +45,7 @@ class VQAExample:
         return tuple(decode_image(path, f"{self.where}, {path}", upright=True) for path in self.paths)
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """One record of an index, small enough for millions."""
 
     turns: Turns

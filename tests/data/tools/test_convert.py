@@ -173,10 +173,10 @@ def test_reading_back_can_be_stopped_too(tmp_path, finished):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"actions": np.zeros((5, 4), np.float32)}, "episode 0, made of episode 0: its actions are not those of"),
-        ({"proprio": EPISODES[0].proprio + np.float32(1e-6)}, "its proprio are not those of"),
-        ({"timestamps": EPISODES[0].timestamps * (1 + 1e-9)}, "its timestamps are not those of"),
-        ({"instructions": ("something else",)}, "its instructions are .*, those of the source"),
+        ({"actions": np.zeros((5, 4), np.float32)}, "episode 0, made of episode 0: its actions differ from the source"),
+        ({"proprio": EPISODES[0].proprio + np.float32(1e-6)}, "its proprio differ from the source"),
+        ({"timestamps": EPISODES[0].timestamps * (1 + 1e-9)}, "its timestamps differ from the source"),
+        ({"instructions": ("something else",)}, "its instructions are .*, in the source"),
         (
             {"images": {c: np.zeros((5, 32, 32, 3), np.uint8) for c in ROBOT.cameras}},
             "images of camera 'corner' differ from the source by .* dB",

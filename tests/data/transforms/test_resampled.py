@@ -251,7 +251,7 @@ def turning(**changes):
 @pytest.mark.parametrize(
     ("hz", "groups", "message"),
     [
-        (12, HAND, "memory has 10 steps per second and cannot be brought to 12: .*; ask for at most 10"),
+        (12, HAND, "memory has 10 steps per second and cannot be resampled to 12: use hz of at most 10"),
         (
             5,
             [turning(rotation=None)],
@@ -262,12 +262,12 @@ def turning(**changes):
         (
             5,
             [STEP, turning()],
-            "action group 'position': steps of a tool that turns add up differently .*; declare frame: base or",
+            "action group 'position': steps of a rotating tool add up differently .*; declare frame: base or",
         ),
         (
             5,
             [dataclasses.replace(STEP, frame="tool"), turning(frame="base")],
-            r"only beside one delta rotation in its axes too \(there: rotation delta base\); convert to frame: base",
+            r"only beside one delta rotation in the tool frame \(the data has rotation delta base\); convert to frame",
         ),
     ],
 )

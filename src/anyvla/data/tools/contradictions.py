@@ -14,8 +14,7 @@ import numpy as np
 
 from anyvla.data.tools import usual
 from anyvla.data.tools.findings import Finding, Severity
-from anyvla.data.tools.measured import MeasuredNumbers, relate
-from anyvla.data.tools.orientations import orientation_mode
+from anyvla.data.tools.measured import MeasuredNumbers, orientation_mode, relate
 from anyvla.data.tools.readings import NORMALIZED, TURN, UNIT, find_odd_lengths
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace, Group
@@ -34,9 +33,12 @@ class _Declared:
     measured: MeasuredNumbers
 
     def finding(self, text: str, fix: str, severity: Severity = "error", dim: int | None = None) -> Finding:
-        """Return a finding about the group, or about one of its dims."""
-        at = f", dim {self.group.label(dim)}," if dim is not None else ","
-        return Finding("meaning", severity, None, f"{self.part}, group {self.group.name!r}{at} {text}", fix)
+        """Return a finding about the group, or about one of its dims, whose range it then names."""
+        at = ""
+        if dim is not None:
+            low, high = self.range_of(dim)
+            at = f" dim {self.group.label(dim)}, goes from {low:.4g} to {high:.4g},"
+        return Finding("meaning", severity, None, f"{self.part}, group {self.group.name!r},{at} {text}", fix)
 
     def range_of(self, dim: int) -> tuple[float, float]:
         """Return the least and the largest number of a dim."""
@@ -73,22 +75,19 @@ def _angles(declared: _Declared) -> Iterator[Finding]:
     is_angle = group.kind == "joints" or group.rotation in ("euler", "axis_angle")
     unit = _UNITS.get(group.unit.lower(), group.unit) or ("rad" if group.kind == "rotation" else "")
     dim, low, high = declared.farthest()
-    largest, seen = max(-low, high), f"from {low:.4g} to {high:.4g}"
+    largest = max(-low, high)
     if is_angle and unit == "rad" and largest > 2 * TURN["rad"]:
-        turns = largest / TURN["rad"]
-        text = f"goes {seen}, declared in rad: {largest:.4g} rad are {turns:.3g} turns"
+        text = f"declared in rad: {largest:.4g} rad are {largest / TURN['rad']:.3g} turns"
         yield declared.finding(text, "declare unit: deg, or normalized for LeRobot's -100..100", dim=dim)
     elif is_angle and unit == "rad" and largest > TURN["rad"] * 1.02:
-        yield declared.finding(f"goes {seen}, declared in rad: more than a turn", "is it unit: deg?", "warning", dim)
+        yield declared.finding("declared in rad: more than a turn", "is it unit: deg?", "warning", dim)
     if is_angle and unit == "deg" and largest > 2 * TURN["deg"]:
-        text = f"goes {seen}, declared in deg: more than two turns"
-        yield declared.finding(text, "declare the unit of the data", dim=dim)
+        yield declared.finding("declared in deg: more than two turns", "declare the unit of the data", dim=dim)
     if is_angle and unit == "deg" and group.mode == "absolute" and 0.5 < largest <= TURN["rad"] / 2 * 1.02:
-        text = f"goes {seen}, declared in deg: no dim of the group moves farther than {largest:.3g} degrees"
+        text = f"declared in deg: no dim of the group moves farther than {largest:.3g} degrees"
         yield declared.finding(text, "is it unit: rad?", "warning", dim)
     if unit == NORMALIZED and largest > 105:
-        text = f"goes {seen}, declared as {NORMALIZED}, which ends at -100 and 100"
-        yield declared.finding(text, "declare unit: deg", dim=dim)
+        yield declared.finding(f"declared as {NORMALIZED}, which ends at -100 and 100", "declare unit: deg", dim=dim)
 
 
 def _named(declared: _Declared) -> Iterator[Finding]:
@@ -98,9 +97,8 @@ def _named(declared: _Declared) -> Iterator[Finding]:
         return
     for dim, read in enumerate(usual.read_names(group.names, None)):
         if read.is_ == "gripper" and group.kind != "gripper":
-            low, high = declared.range_of(dim)
-            text = f"goes from {low:.4g} to {high:.4g} and is a gripper by its name, declared as {group.kind}"
-            yield declared.finding(text, "give it a group of its own: kind: gripper", "warning", dim)
+            text = f"declared as {group.kind}, but is a gripper by its name"
+            yield declared.finding(text, "give it its own group: kind: gripper", "warning", dim)
     real = [dim for dim, name in enumerate(group.names) if usual.is_real_part(name)]
     order = {"0": "quaternion_wxyz", "3": "quaternion_xyzw"}.get(",".join(map(str, real)))
     if group.rotation in ("quaternion_xyzw", "quaternion_wxyz") and order not in (None, group.rotation):
@@ -113,7 +111,7 @@ def _lengths(declared: _Declared) -> Iterator[Finding]:
         dim, low, high = declared.farthest()
         if max(-low, high) > _METRES:
             severity: Severity = "error" if max(-low, high) > 5 * _METRES else "warning"  # a base may drive
-            text = f"goes from {low:.4g} to {high:.4g}, declared in m: no arm reaches that far"
+            text = "declared in m: no arm reaches that far"
             yield declared.finding(text, "declare the unit of the data, as in unit: mm", severity, dim)
 
 
@@ -125,16 +123,14 @@ def _ends(declared: _Declared) -> Iterator[Finding]:
     span = group.high - group.low
     for dim in range(group.size):
         low, high = declared.range_of(dim)
-        seen, ends = f"goes from {low:.4g} to {high:.4g}", f"{group.low:g} to {group.high:g}"
-        fix = "declare the range that the data has"
+        ends, fix = f"of its declared range {group.low:g} to {group.high:g}", "declare the range that the data has"
         if group.kind != "gripper" and max(group.low - low, high - group.high) > 0.02 * span:
             severity: Severity = "error" if declared.part == "actions" else "warning"  # sensors overshoot
-            yield declared.finding(f"{seen}, outside of its declared range {ends}", fix, severity, dim)
+            yield declared.finding(f"outside {ends}", fix, severity, dim)
         elif group.kind == "gripper" and 0 < high - low < 0.05 * span:
             usually = usual.gripper_range(low, high, None)
             whole = usually is not None and high - low > 0.9 * (usually[1] - usually[0])
-            text = f"{seen}, {(high - low) / span:.1%} of its declared range {ends}"
-            yield declared.finding(text, fix, "error" if whole else "warning", dim)
+            yield declared.finding(f"{(high - low) / span:.1%} {ends}", fix, "error" if whole else "warning", dim)
 
 
 def _open_end(declared: _Declared, robot: str | None) -> Iterator[Finding]:
@@ -145,11 +141,8 @@ def _open_end(declared: _Declared, robot: str | None) -> Iterator[Finding]:
     name = group.names[0] if group.names else group.name
     end, why = usual.find_open_end(name, robot, (group.low, group.high), group.unit)
     if end is not None and group.open != (group.low if end == "low" else group.high):
-        dim, low, high = declared.farthest()
-        text = f"goes from {low:.4g} to {high:.4g}, declared open at {group.open:g}; but {why}"
-        yield declared.finding(
-            text, f"look at it: open at {group.low if end == 'low' else group.high:g}?", "warning", dim
-        )
+        fix = f"look at it: open at {group.low if end == 'low' else group.high:g}?"
+        yield declared.finding(f"declared open at {group.open:g}; but {why}", fix, "warning", declared.farthest()[0])
 
 
 def _rotations(declared: _Declared) -> Iterator[Finding]:
@@ -183,12 +176,11 @@ def _mode(declared: _Declared, proprio: list[_Declared]) -> Iterator[Finding]:
         found = relate(rows, partner.place, declared.place)
         shown = found.mode if found is not None else None
         dim = int(np.argmax(found.spread)) if found is not None else 0
-    low, high = declared.range_of(dim)
     if group.mode == "delta" and shown == "absolute":
-        text = f"goes from {low:.4g} to {high:.4g} and is the next state {beside}, declared as delta"
+        text = f"declared as delta, but is the next state {beside}"
         yield declared.finding(text, "declare mode: absolute", dim=dim)
     if group.mode == "absolute" and shown == "delta":
-        text = f"goes from {low:.4g} to {high:.4g} and is the change of the state {beside}, declared as absolute"
+        text = f"declared as absolute, but is the change of the state {beside}"
         yield declared.finding(text, "declare mode: delta", dim=dim)
 
 

@@ -61,10 +61,10 @@ def convert(
     """Write `episodes` (None: all) of `source` at `root`, or resume.
 
     An existing copy of the same episodes is left alone. `skip_damaged` leaves out unreadable episodes and lists them;
-    without it the first one ends the conversion. `progress(stage, done, total)`.
+    without it the first one ends the conversion.
 
     Raises ValueError for a damaged episode, for a `root` that holds something else and for a difference found on
-    reading back; OSError if the disk is full (what was written is kept); Interrupted after `stop()` said so;
+    reading back; OSError if the disk is full (finished episodes are kept); Interrupted once `stop()` returns True;
     FolderInUse if another command writes there.
     """
     chosen = list(range(len(source))) if episodes is None else list(episodes)
@@ -87,7 +87,7 @@ def convert(
         skipped = written.notes.get("skipped", {})
         kept = [i for i in chosen if str(i) not in skipped]
         try:
-            report = verify(source, kept, root, origin, skipped, partial(progress, "verify"), stop)
+            report = _verify(source, written, kept, origin, skipped, partial(progress, "verify"), stop)
         except ValueError:
             shutil.move(root, root.with_name(root.name + ".wrong"))  # for a look; it must not pass for the real one
             raise
@@ -131,20 +131,17 @@ def _write(
     writer.finalize()
 
 
-def verify(
+def _verify(
     source: EpisodeDataset,
+    written: LeRobotDataset,
     kept: Sequence[int],
-    root: Path,
     origin: dict[str, Any],
     skipped: dict[str, str],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], None],
+    stop: Callable[[], bool],
 ) -> Conversion:
-    """Compare the copy at `root` with its source: all numbers exactly, some frames within the loss of a codec.
-
-    Raises ValueError at the first difference, Interrupted after `stop()` said so.
-    """
-    written = open_dataset(root, "lerobot")
+    """Compare a copy with its source: all numbers exactly, some frames within the loss of a codec."""
+    root = written.root
     if len(written) != len(kept):
         raise ValueError(f"{root} holds {len(written)} episodes, {len(kept)} were written")
     if to_dict(written.embodiment) != to_dict(source.embodiment):
@@ -159,12 +156,13 @@ def verify(
         steps += len(new)
         some = np.unique(np.linspace(0, len(old) - 1, _COMPARED).round().astype(int))
         for camera, values in found.items():
-            values += _psnr(old.images[camera][some], new.images[camera][some])
-            if values[-len(some) :] and min(values[-len(some) :]) < FLOOR_DB:
+            ratios = _psnr(old.images[camera][some], new.images[camera][some])
+            if min(ratios, default=FLOOR_DB) < FLOOR_DB:
                 raise ValueError(
                     f"{root}, episode {number}: images of camera {camera!r} differ from the source by "
-                    f"{min(values[-len(some) :]):.1f} dB, less than {FLOOR_DB:g} dB is no loss of a codec"
+                    f"{min(ratios):.1f} dB, less than {FLOOR_DB:g} dB is no loss of a codec"
                 )
+            values += ratios
         progress(number + 1, len(kept))
     psnr = {c: {"worst": round(min(v), 2), "mean": round(float(np.mean(v)), 2)} for c, v in found.items() if v}
     return Conversion(origin, len(kept), steps, skipped, psnr, written.fingerprint)
@@ -173,9 +171,9 @@ def verify(
 def _compare(old: Episode, new: Episode, where: str) -> None:
     for name in ("actions", "proprio", "timestamps"):
         if not np.array_equal(getattr(old, name), getattr(new, name)):
-            raise ValueError(f"{where}: its {name} are not those of the source")
+            raise ValueError(f"{where}: its {name} differ from the source")
     if tuple(old.instructions) != tuple(new.instructions):
-        raise ValueError(f"{where}: its instructions are {new.instructions}, those of the source {old.instructions}")
+        raise ValueError(f"{where}: its instructions are {new.instructions}, in the source {old.instructions}")
 
 
 def _psnr(one: np.ndarray, other: np.ndarray) -> list[float]:

@@ -5,23 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal[
-    "damaged",
-    "not finite",
-    "wrong size",
-    "constant",
-    "jump",
-    "antipode",
-    "idle",
-    "timestamps",
-    "frames",
-    "video",
-    "frozen",
-    "duplicate",
-    "instruction",
-    "gripper",
-    "meaning",
-]
+VectorFault = Literal["not finite", "wrong size", "constant", "jump", "antipode", "idle", "gripper", "meaning"]
+Kind = VectorFault | Literal["damaged", "timestamps", "frames", "video", "frozen", "duplicate", "instruction"]
 Severity = Literal["error", "warning"]
 Look = Literal["none", "sampled", "all"]
 

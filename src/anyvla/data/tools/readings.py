@@ -11,8 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from anyvla.data.tools import usual
-from anyvla.data.tools.measured import MeasuredNumbers, relate
-from anyvla.data.tools.orientations import orientation_mode
+from anyvla.data.tools.measured import MeasuredNumbers, orientation_mode, relate
 from anyvla.data.tools.usual import Dim
 from anyvla.robot.space import Group, Rotation
 

@@ -45,11 +45,12 @@ def expand(name: str, root: Path, missing: Literal["refuse", "skip"] = "refuse")
         raise ValueError(f"there is no mixture {name!r}: {suggest(name, list(presets()))}")
     if not root.is_dir():
         raise ValueError(f"the mixture {name!r} is looked for below {root}, which is no folder")
-    found = [Member(path, weight, d) for d, weight in presets()[name].items() if (path := _folder(root, d)) is not None]
-    absent = [d for d in presets()[name] if d not in {m.name for m in found}]
+    weights = presets()[name]
+    found = [Member(path, weight, d) for d, weight in weights.items() if (path := _folder(root, d)) is not None]
+    absent = [d for d in weights if d not in {m.name for m in found}]
     if not found or (absent and missing == "refuse"):
         raise ValueError(
-            f"{len(absent)} of {len(presets()[name])} data sets of the mixture {name!r} are missing below {root}:\n  - "
+            f"{len(absent)} of {len(weights)} data sets of the mixture {name!r} are missing below {root}:\n  - "
             + "\n  - ".join(" or ".join(f"{root / n}/{_version(d)}" for n in _names(d)) for d in absent)
             + ("\nput them there, or leave them out with missing: skip" if found else "\nput at least one there")
         )
@@ -70,14 +71,14 @@ def _folder(root: Path, dataset: str) -> Path | None:
     """Return the folder of the version to read; None if the data set is not below `root`."""
     wanted = _version(dataset)
     for folder in (root / name for name in _names(dataset)):
-        versions = [p for p in folder.iterdir() if _complete(p)] if folder.is_dir() else []
-        versions = [p for p in versions if wanted in ("<version>", p.name)]
+        paths = folder.glob("*" if wanted == "<version>" else wanted)
+        versions = [p for p in paths if _is_complete(p)]
         if versions:
             return max(versions, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.name)], p.name))
-        if _complete(folder):
+        if _is_complete(folder):
             return folder
     return None
 
 
-def _complete(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     return (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file()

@@ -59,8 +59,8 @@ class PickedFrames(Frames):
 class Resampled(WrappedDataset):
     """A data set at `hz` actions per second.
 
-    Step k shows the newest frame at or before k / hz, with its proprio; the last step begins no later than the last
-    frame. Its action combines all actions from that frame to the frame of the next step (or to the end of the episode):
+    Step k shows the newest frame at or before k / hz, with its proprio. Its action combines all actions from that frame
+    to the frame of the next step (or to the end of the episode):
 
     - absolute: the last of them, the command in force at the end;
     - delta: their sum; rotations are composed, and positions in the tool frame are summed along the rotating tool;
@@ -78,8 +78,8 @@ class Resampled(WrappedDataset):
         robot = dataset.embodiment
         if hz > robot.control_hz * (1 + 1e-6):
             raise ValueError(
-                f"{dataset.root} has {robot.control_hz:g} steps per second and cannot be brought to {hz:g}: frames in "
-                f"between are not there; ask for at most {robot.control_hz:g}"
+                f"{dataset.root} has {robot.control_hz:g} steps per second and cannot be resampled to {hz:g}: use hz "
+                f"of at most {robot.control_hz:g}"
             )
         self.hz = hz
         self._late = _LATE / robot.control_hz
@@ -131,24 +131,23 @@ class Resampled(WrappedDataset):
         last = np.maximum(ends - 1, shown)  # an interval without an action of its own keeps the one in force
         out = actions[last]
         lasting = np.append(np.diff(times), 1 / self.dataset.embodiment.control_hz)
-        for group in space.groups:
-            own = actions[:, places[group.name]].astype(np.float64)
+        for group, place in zip(space.groups, places.values(), strict=True):
+            own = actions[:, place].astype(np.float64)
             if _is_rate(group):
                 time = _sum_intervals(lasting[:, None], shown, ends)
                 mean = _sum_intervals(own * lasting[:, None], shown, ends) / np.where(time > 0, time, 1)
-                out[:, places[group.name]] = np.where(time > 0, mean, own[last])
+                out[:, place] = np.where(time > 0, mean, own[last])
             elif group.mode == "delta" and group.kind == "rotation":
                 try:
-                    out[:, places[group.name]] = _compose_intervals(group, own, shown, ends)
+                    out[:, place] = _compose_intervals(group, own, shown, ends)
                 except ValueError as error:
                     raise ValueError(f"{where}, action group {group.name!r}, {error}") from None
             elif group.mode == "delta" and group.name in self._turned:
                 by = self._turned[group.name]
-                out[:, places[group.name]] = _sum_along_tool(own, by, actions[:, places[by.name]], shown, ends)
+                out[:, place] = _sum_along_tool(own, by, actions[:, places[by.name]], shown, ends)
             elif group.mode == "delta":
                 total = _sum_intervals(own, shown, ends)
-                clip = group.kind == "gripper"
-                out[:, places[group.name]] = np.clip(total, group.low, group.high) if clip else total
+                out[:, place] = np.clip(total, group.low, group.high) if group.kind == "gripper" else total
         return out
 
 
@@ -169,14 +168,14 @@ def _find_turned_groups(robot: Embodiment, where: str) -> dict[str, Group]:
             continue
         if not group.frame:
             raise ValueError(
-                f"{label}: steps of a tool that turns add up differently along its axes than along those of the base; "
+                f"{label}: steps of a rotating tool add up differently in its own frame than in that of the base; "
                 "declare frame: base or frame: tool"
             )
         if len(turning) > 1 or (turning[0].mode, turning[0].frame) != ("delta", "tool") or group.size != 3:
             raise ValueError(
-                f"{label}: steps along the axes of the tool add up only beside one delta rotation in its axes too "
-                f"(there: {', '.join(f'{g.name} {g.mode} {g.frame}'.strip() for g in turning)}); convert to frame: "
-                "base first"
+                f"{label}: steps in the tool frame add up only beside one delta rotation in the tool frame (the data "
+                f"has {', '.join(f'{g.name} {g.mode} {g.frame}'.strip() for g in turning)}); convert to frame: base "
+                "first"
             )
         turned[group.name] = turning[0]
     return turned
