@@ -169,7 +169,7 @@ def test_pictures_lie_inside(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     (root / "link.png").symlink_to("../a.png")
     (root / "questions.jsonl").write_text(json.dumps({"image": name, "question": "?", "answer": "!"}) + "\n")
-    with pytest.raises(ValueError, match=r"questions\.jsonl, line 1.* names the file"):
+    with pytest.raises(ValueError, match=r"questions\.jsonl, entry 0.* names the file"):
         _ = open_vqa(root)[0].images
 
 

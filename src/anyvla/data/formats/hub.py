@@ -10,25 +10,19 @@ def download(repo_id: str) -> Path:
 
     Raises ValueError if the data set does not exist, or if there is neither a network nor a cached copy.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
     try:
         return Path(snapshot_download(repo_id, repo_type="dataset"))
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         raise ValueError(
             f"there is no folder {repo_id}, and the hub has no data set of that name that you may read: check the "
             "name; for a private data set, log in with 'hf auth login'"
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         raise ValueError(
             f"there is no folder {repo_id}, and the hub cannot be reached to download a data set of that name "
             f"({type(error).__name__}): connect once, or copy the data set here and give its path"
         ) from None
-    except HFValidationError:
+    except errors.HFValidationError:
         raise ValueError(f"there is no folder {repo_id}, and it is no name of the hub, as in 'lerobot/pusht'") from None

@@ -1,8 +1,7 @@
 """Converts an image, encoded or an array, to uint8 RGB, or refuses it with the reason.
 
-Image libraries convert silently: 16-bit depth becomes white, floats become black, transparent pixels get an arbitrary
-color. Only images whose colors are certain are accepted here: 8-bit gray or color, black and white, palettes, and
-opaque alpha.
+Image libraries convert silently: 16-bit depth becomes white, floats black, transparent pixels get an arbitrary color.
+Only images of certain colors are accepted here: 8-bit gray or color, black and white, palettes, and opaque alpha.
 """
 
 from __future__ import annotations
@@ -20,10 +19,7 @@ MAX_PIXELS = 100_000_000  # 300 MB as RGB; a 4K camera has 8 million
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others run programs (EPS) or are never needed
 _EXACT = ("RGB", "L", "1", "P")  # modes that Pillow converts to RGB exactly
 _ALPHA = ("RGBA", "LA", "PA")
-_HINT = (
-    "a camera shows color or gray of 8 bits: leave a camera of depth out of the embodiment's cameras, or store color "
-    "as uint8"
-)
+_HINT = "a camera shows color or gray of 8 bits: leave a camera of depth out of the embodiment, or store color as uint8"
 
 
 class _RefusedImageError(ValueError):

@@ -34,10 +34,9 @@ def read_json_text(path: Path) -> str:
 
 
 def read_records(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines. Every object must have these keys.
+    """Yield the objects of a file of JSON lines, each with these keys. Raises ValueError that names the damaged line.
 
-    Objects may span lines, be separated by commas, or be the elements of one list. Raises ValueError that names the
-    file and the line of the damage.
+    Objects may span lines, be separated by commas, or be the elements of one list.
     """
     text = read_json_text(path)
     lines, decoder, at, end = 1, json.JSONDecoder(), 0, len(text)

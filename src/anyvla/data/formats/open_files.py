@@ -31,8 +31,7 @@ class OpenFiles(Generic[T]):
     """
 
     def __init__(self, opener: Callable[[Path], T], most: int) -> None:
-        self._opener, self._most = opener, most
-        self._local = threading.local()
+        self._opener, self._most, self._local = opener, most, threading.local()
 
     def __call__(self, path: Path) -> T:
         # A fork must not share the file position of its parent, an edited file must be reopened, and a pipe would hang.

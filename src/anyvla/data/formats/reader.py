@@ -43,10 +43,7 @@ class EpisodeReader(ABC):
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Episode:
-        """Return episode `index`; its frames are read when they are asked for.
-
-        Raises IndexError outside of the data set, ValueError for a damaged episode.
-        """
+        """See `EpisodeDataset`. A negative index counts from the end."""
         return self._read_episode(self._check(index))
 
     @abstractmethod

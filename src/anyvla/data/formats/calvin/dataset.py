@@ -1,8 +1,7 @@
-"""Reads CALVIN (arXiv 2112.03227): play data of a Panda arm in four rooms, one file per step, with instructions for
-parts of it.
+"""Reads CALVIN (arXiv 2112.03227): play data of a Panda arm in four rooms, with instructions for parts of it.
 
-The data is read in place: `training/` and `validation/` with `episode_0000001.npz`, ... . The layout is documented in
-mees/calvin (dataset/README.md), the meaning of the numbers in mees/calvin_env (robot.py, utils.py).
+Each step is a file: `training/episode_0000001.npz`. The layout is documented in mees/calvin (dataset/README.md), the
+meaning of the numbers in mees/calvin_env (robot.py, utils.py).
 """
 
 from __future__ import annotations
@@ -23,13 +22,7 @@ from anyvla.config import STRICT, to_dict
 from anyvla.data import cache_folder, fingerprints
 from anyvla.data.episode import Episode, Frames, conventions, steady_timestamps
 from anyvla.data.formats.arrays.npy import array_header, array_keys, load_arrays
-from anyvla.data.formats.calvin.index import (
-    Segment,
-    annotated_segments,
-    play_segments,
-    read_segment_list,
-    select_scenes,
-)
+from anyvla.data.formats.calvin.index import Segment, annotated_segments, play_segments, read_list, select_scenes
 from anyvla.data.formats.reader import EpisodeReader
 from anyvla.data.formats.vectors import check_real
 from anyvla.files.inside import resolve_inside
@@ -59,8 +52,7 @@ class CalvinDataset(EpisodeReader):
     """CALVIN: a folder of steps, or one split of it.
 
     Relative actions are differences of the tool pose in the axes of the WORLD, x 50 (positions) and x 20 (each Euler
-    angle), clipped to +-1. The gripper is -1 closed, 1 open. Raises ValueError that says what to do for a folder that
-    lacks an index, a scene or a camera.
+    angle), clipped to +-1. The gripper is -1 closed, 1 open.
     """
 
     Config = CalvinConfig
@@ -76,14 +68,11 @@ class CalvinDataset(EpisodeReader):
         self._split = self.root if own_split else self.root / config.split
         if not (self._split / _RANGES).is_file():
             raise ValueError(f"{self._split} has no {_RANGES}: it is no split of CALVIN, or its copy is incomplete")
-        found = (
-            annotated_segments(self._split, config.annotations)
-            if config.segments == "annotated"
-            else play_segments(self._split)
-        )
+        annotated = config.segments == "annotated"
+        found = annotated_segments(self._split, config.annotations) if annotated else play_segments(self._split)
         found = select_scenes(found, self._split, config.scenes)
         if config.list is not None:
-            wanted = read_segment_list(config.list)
+            wanted = read_list(config.list)
             found = [s for s in found if (s.start, s.end) in wanted]
         if not found:
             raise ValueError(f"{self._split} has no segment that matches the options ({json.dumps(to_dict(config))})")

@@ -1,8 +1,7 @@
 """Reads the index files of a CALVIN split: the steps, the instruction and the scene of each episode.
 
-Steps are numbers of files. In `ep_start_end_ids.npy` and `scene_info.npy` the last step is included. In the language
-annotations it is excluded: the annotator writes (start, start + length), and CALVIN's own loader stops one before the
-end.
+Steps are numbers of files. `ep_start_end_ids.npy` and `scene_info.npy` include the last step. The language annotations
+exclude it: the annotator writes (start, start + length), and CALVIN's own loader stops one before the end.
 """
 
 from __future__ import annotations
@@ -45,10 +44,7 @@ class Segment:
 
 
 def annotated_segments(split: Path, annotations: str) -> list[Segment]:
-    """Return the segments that have an instruction; the damaged ones carry a fault.
-
-    Raises ValueError that names the file if the annotations contradict each other.
-    """
+    """Return the segments that have an instruction. Raises ValueError if the annotations contradict each other."""
     path = next((p for p in (split / annotations / _ANNOTATIONS, split / _ANNOTATIONS) if p.is_file()), None)
     if path is None:
         raise ValueError(
@@ -95,11 +91,14 @@ def select_scenes(segments: list[Segment], split: Path, wanted: tuple[str, ...])
     absent = [w for w in wanted if w not in ranges]
     if absent:
         raise ValueError(f"{path} has no scene {absent[0]}; it has {', '.join(ranges)}")
-    named = [replace(s, scene=_scene_of(s.start, ranges)) for s in segments]
+    named = []
+    for s in segments:
+        scenes = (name for name, (first, last) in ranges.items() if first <= s.start <= last)
+        named.append(replace(s, scene=next(scenes, "")))
     return [s for s in named if not wanted or s.scene in wanted]
 
 
-def read_segment_list(path: Path) -> set[tuple[int, int]]:
+def read_list(path: Path) -> set[tuple[int, int]]:
     """Return (first step, end) of the segments in a list: pairs in JSON, by task or not, or lines "number start end".
 
     RoboVLMs (arXiv 2412.14058) writes both: `10_shot_task_data.json` and `data_name_list.txt`.
@@ -118,10 +117,6 @@ def read_segment_list(path: Path) -> set[tuple[int, int]]:
 
 _ANNOTATIONS = "auto_lang_ann.npy"
 _MAX_STEPS = 10_000_000  # file names have seven digits
-
-
-def _scene_of(step: int, ranges: dict[str, tuple[int, int]]) -> str:
-    return next((name for name, (first, last) in ranges.items() if first <= step <= last), "")
 
 
 def _build_segments(

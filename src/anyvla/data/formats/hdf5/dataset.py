@@ -24,11 +24,7 @@ from anyvla.robot.embodiment import Embodiment
 
 
 class Hdf5Dataset(Hdf5Reader):
-    """HDF5 files of a declared layout: one file, or a folder of files.
-
-    `embodiment` is required, since these files do not say what their numbers mean. Raises ValueError that says what to
-    declare.
-    """
+    """HDF5 files of a declared layout. `embodiment` is required: the files do not say what their numbers mean."""
 
     Config = Hdf5Config
     ADVICE = (

@@ -53,8 +53,8 @@ class _KnownLayout:
     """A project's layout, recognized by its keys."""
 
     robot: str
-    actions: str
-    proprio: str
+    actions: tuple[str, ...] = ()
+    proprio: tuple[str, ...] = ()
     colors: Literal["rgb", "bgr"] = "rgb"
     ahead: int = 0
 
@@ -62,8 +62,8 @@ class _KnownLayout:
 # ALOHA: github.com/tonyzhaozh/act, record_sim_episodes.py. RoboTwin: github.com/RoboTwin-Platform/RoboTwin. Its files
 # hold only the current joints; the action is the joints of the next step, as in its own training code.
 _KNOWN_LAYOUTS = (
-    _KnownLayout("aloha", "action", "observations/qpos"),
-    _KnownLayout("robotwin", "joint_action/vector", "joint_action/vector", "bgr", 1),
+    _KnownLayout("aloha", ("action",), ("observations/qpos",)),
+    _KnownLayout("robotwin", ("joint_action/vector",), ("joint_action/vector",), "bgr", 1),
 )
 _IMAGE_NAMES = ("rgb", "image", "color", "images")  # last parts of a key that do not name a camera
 
@@ -76,9 +76,10 @@ def is_episode_file(path: Path) -> bool:
 def find_layout(config: Hdf5Config, path: Path, episode: str) -> Hdf5Layout:
     """Return the keys of an episode. Raises ValueError that says what to declare if they are unknown."""
     found = find_arrays(path, episode)
-    known = next((k for k in _KNOWN_LAYOUTS if k.actions in found and k.proprio in found), None)
-    actions = config.actions or ((known.actions,) if known else ())
-    proprio = config.proprio if config.proprio is not None else ((known.proprio,) if known else ())
+    matching = (k for k in _KNOWN_LAYOUTS if {*k.actions, *k.proprio} <= found.keys())
+    known = next(matching, _KnownLayout("robot"))
+    actions = config.actions or known.actions
+    proprio = config.proprio if config.proprio is not None else known.proprio
     if not actions:
         raise ValueError(undeclared_layout_message(path))
     for key in (*actions, *proprio, *(config.cameras or {}).values()):
@@ -90,9 +91,9 @@ def find_layout(config: Hdf5Config, path: Path, episode: str) -> Hdf5Layout:
         actions=actions,
         proprio=proprio,
         cameras=cameras,
-        colors=config.colors or (known.colors if known else "rgb"),
-        ahead=config.ahead if config.ahead is not None else known.ahead if known else 0,
-        robot=known.robot if known else "robot",
+        colors=config.colors or known.colors,
+        ahead=config.ahead if config.ahead is not None else known.ahead,
+        robot=known.robot,
     )
 
 

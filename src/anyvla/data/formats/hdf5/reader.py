@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,9 +67,9 @@ class Hdf5Reader(EpisodeReader):
     _storage: ImageStorage
     _ahead: int = 0  # the action of a step is recorded this many steps later
 
-    @abstractmethod
     def _read_instruction(self, episode: Hdf5Episode) -> str:
         """Return the instruction of an episode, "" if it has none."""
+        return episode.instruction
 
     def _read_episode(self, index: int) -> Episode:
         episode = self._episodes[index]

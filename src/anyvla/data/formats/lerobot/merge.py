@@ -7,7 +7,6 @@ under the key `anyvla` of `info.json` and in columns with that prefix.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,7 @@ import pyarrow.parquet as pq
 
 from anyvla.data.episode import steady_timestamps
 from anyvla.data.formats import video
-from anyvla.data.formats.lerobot.dataset import (
-    DATA_PATH,
-    EPISODES_PATH,
-    EXTRA,
-    INSTRUCTIONS,
-    TASKS_PATH,
-    VERSION,
-    VIDEO_PATH,
-)
+from anyvla.data.formats.lerobot import dataset as layout
 from anyvla.data.formats.lerobot.info import CAMERA_PREFIX, OWN_KEY, TIME
 from anyvla.data.formats.lerobot.reader import ACTION, STATE
 from anyvla.data.statistics import compute_statistics, image_statistics
@@ -39,8 +30,7 @@ VIDEO_FILE_MB = 20  # LeRobot's default is 200; larger files take longer to open
 
 
 def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[str, Any]) -> None:
-    """Write the data set folder `root` from the folders of staged episodes, in their order. `own` is stored in
-    info.json.
+    """Write the data set `root` from the folders of staged episodes. `own` is stored in info.json.
 
     Raises ValueError if the images of a camera differ in size between episodes.
     """
@@ -66,19 +56,19 @@ def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[s
         for key, statistics in _statistics(table, [fact], embodiment).items():
             row |= {f"stats/{key}/{name}": value for name, value in statistics.items()}
         row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
-        row[EXTRA] = json.dumps(fact["extra"], ensure_ascii=False)
-        row[INSTRUCTIONS] = fact["instructions"] if len(fact["instructions"]) != 1 else None
-    path = root / EPISODES_PATH.format(chunk_index=0, file_index=0)
+        row[layout.EXTRA] = json.dumps(fact["extra"], ensure_ascii=False)
+        row[layout.INSTRUCTIONS] = fact["instructions"] if len(fact["instructions"]) != 1 else None
+    path = root / layout.EPISODES_PATH.format(chunk_index=0, file_index=0)
     path.parent.mkdir(parents=True)
     table = pa.Table.from_pylist(rows)
-    place = table.column_names.index(INSTRUCTIONS)  # its type is unknown if every episode has one instruction
-    table = table.set_column(place, INSTRUCTIONS, table[INSTRUCTIONS].cast(pa.list_(pa.string())))
+    place = table.column_names.index(layout.INSTRUCTIONS)  # its type is unknown if every episode has one instruction
+    table = table.set_column(place, layout.INSTRUCTIONS, table[layout.INSTRUCTIONS].cast(pa.list_(pa.string())))
     pq.write_table(table, path)
-    _write_tasks(root / TASKS_PATH, list(tasks))
+    _write_tasks(root / layout.TASKS_PATH, list(tasks))
     statistics = _statistics(pa.concat_tables(tables), facts, embodiment)
     (root / "meta/stats.json").write_text(json.dumps(statistics, indent=1), encoding="utf-8")
     info = {
-        "codebase_version": VERSION,
+        "codebase_version": layout.VERSION,
         "robot_type": embodiment.name,
         "total_episodes": len(rows),
         "total_frames": first,
@@ -88,8 +78,8 @@ def merge(root: Path, staged: list[Path], embodiment: Embodiment, own: Mapping[s
         "video_files_size_in_mb": VIDEO_FILE_MB,
         "fps": _whole_as_int(fps),
         "splits": {"train": f"0:{len(rows)}"},
-        "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH,
+        "data_path": layout.DATA_PATH,
+        "video_path": layout.VIDEO_PATH,
         "features": _features(embodiment, sizes, timed),
         OWN_KEY: own,
     }
@@ -114,47 +104,43 @@ def _with_standard_columns(table: pa.Table, fps: float, episode: int, first: int
 
 def _write_data(root: Path, tables: list[pa.Table], rows: list[dict[str, Any]]) -> None:
     """Write one row group per episode, starting a new file at the size limit."""
-    writer, file, size = None, -1, math.inf
-    try:
-        for table, row in zip(tables, rows, strict=True):
-            if size + table.nbytes > DATA_FILE_MB * 2**20:
-                file, size = file + 1, 0
-                path = root / DATA_PATH.format(chunk_index=file // CHUNK_FILES, file_index=file % CHUNK_FILES)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if writer is not None:
-                    writer.close()
-                writer = pq.ParquetWriter(path, table.schema)
-            assert writer is not None
-            writer.write_table(table)
-            size += table.nbytes
-            row |= {"data/chunk_index": file // CHUNK_FILES, "data/file_index": file % CHUNK_FILES}
-    finally:
-        if writer is not None:
-            writer.close()
+    for file, group in enumerate(_group([(table.nbytes, b"") for table in tables], DATA_FILE_MB)):
+        where = {"chunk_index": file // CHUNK_FILES, "file_index": file % CHUNK_FILES}
+        path = root / layout.DATA_PATH.format(**where)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(path, tables[0].schema) as writer:
+            for i in group:
+                writer.write_table(tables[i])
+                rows[i] |= {f"data/{name}": value for name, value in where.items()}
 
 
 def _write_videos(root: Path, camera: str, staged: list[Path], fps: float, rows: list[dict[str, Any]]) -> None:
     """Join the videos of a camera, starting a new file at the size limit or where the codec header changes."""
     key = CAMERA_PREFIX + camera
-    groups: list[list[int]] = []
-    size, previous = 0, b""
     sources = [folder / f"{camera}.mp4" for folder in staged]
-    for i, source in enumerate(sources):
-        bytes_, header = source.stat().st_size, video.read_header(source)
-        if not groups or header != previous or size + bytes_ > VIDEO_FILE_MB * 2**20:
-            groups.append([])
-            size = 0
-        groups[-1].append(i)
-        size, previous = size + bytes_, header
-    for file, group in enumerate(groups):
+    sizes = [(source.stat().st_size, video.read_header(source)) for source in sources]
+    for file, group in enumerate(_group(sizes, VIDEO_FILE_MB)):
         where = {"chunk_index": file // CHUNK_FILES, "file_index": file % CHUNK_FILES}
-        path = root / VIDEO_PATH.format(video_key=key, **where)
+        path = root / layout.VIDEO_PATH.format(video_key=key, **where)
         path.parent.mkdir(parents=True, exist_ok=True)
         starts = video.join([sources[i] for i in group], path, fps)
         for i, start in zip(group, starts, strict=True):
             rows[i] |= {f"videos/{key}/{name}": value for name, value in where.items()}
             rows[i][f"videos/{key}/from_timestamp"] = start / fps
             rows[i][f"videos/{key}/to_timestamp"] = (start + rows[i]["length"]) / fps
+
+
+def _group(parts: list[tuple[int, bytes]], most: int) -> list[list[int]]:
+    """Return runs of parts that fit into a file of `most` MB, from the size and the header of each part."""
+    groups: list[list[int]] = []
+    total = 0
+    for i, (size, header) in enumerate(parts):
+        if not groups or header != parts[i - 1][1] or total + size > most * 2**20:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
+        total += size
+    return groups
 
 
 def _statistics(table: pa.Table, facts: list[dict[str, Any]], embodiment: Embodiment) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,9 @@ class PathTemplate:
         pattern = facts.get(key)
         if not isinstance(pattern, str):
             raise ValueError(f"{self._where} is {str(pattern)[:200]}, expected a path with {{{fields[-1]}:03d}} in it")
-        self._texts, self._fields = _split_fields(pattern)
+        parts = _FIELD.split(pattern)  # text, name of a field, its width, text, ...
+        self._texts, widths = parts[::3], [int(width or 0) for width in parts[2::3]]
+        self._fields = list(zip(parts[1::3], widths, strict=True))
         wrong = [name for name, width in self._fields if name not in fields or width > _WIDEST]
         if wrong or any(c in text for text in self._texts for c in "{}"):
             known = ", ".join(f"{{{name}}}" for name in fields)
@@ -35,17 +37,9 @@ class PathTemplate:
 
     def fill(self, **values: int | str) -> str:
         """Return the path below the root. Raises ValueError if it leaves the data set."""
-        written = [_format_value(values[name], width) for name, width in self._fields]
-        path = self._texts[0] + "".join(a + b for a, b in zip(written, self._texts[1:], strict=True))
+        path = self._texts[0]
+        for (name, width), text in zip(self._fields, self._texts[1:], strict=True):
+            value = values[name]
+            path += (f"{value:0{width}d}" if width and isinstance(value, int) else str(value)) + text
         check_name(path, self._root)
         return path
-
-
-def _split_fields(pattern: str) -> tuple[list[str], list[tuple[str, int]]]:
-    """Return the texts around the fields, and the fields with their widths."""
-    parts = _FIELD.split(pattern)
-    return parts[::3], [(name, int(width or 0)) for name, width in zip(parts[1::3], parts[2::3], strict=True)]
-
-
-def _format_value(value: int | str, width: int) -> str:
-    return value if isinstance(value, str) else f"{value:0{width}d}" if width else str(value)

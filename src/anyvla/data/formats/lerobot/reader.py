@@ -65,9 +65,7 @@ class EpisodeColumns:
 class LeRobotReader(EpisodeReader):
     """A LeRobot folder as an `EpisodeDataset`.
 
-    `embodiment` is required if `info.json` has no `anyvla` key; it also chooses the cameras and their order. Raises
-    ValueError that says what to do for a folder without a data set, with a partial one or another version, or that
-    lacks a camera or a file.
+    `embodiment` is required if `info.json` has no `anyvla` key; it also chooses the cameras and their order.
     """
 
     Config = LeRobotConfig

@@ -32,8 +32,7 @@ from anyvla.robot.embodiment import Embodiment
 class RLDSDataset(EpisodeReader):
     """RLDS, Open X-Embodiment: one version of a data set of tensorflow-datasets.
 
-    `embodiment` is required for data sets that are not in the table; for others it chooses cameras. Raises ValueError
-    that says what to do for missing or truncated files, missing keys, and data of unknown meaning.
+    `embodiment` is required for data sets that are not in the table; for others it chooses cameras.
     """
 
     Config = RLDSConfig
@@ -114,7 +113,7 @@ class RLDSDataset(EpisodeReader):
         )
 
     def _read_vectors(
-        self, record: Mapping[str, tf_example.ExampleFeature], length: int
+        self, record: tf_example.Example, length: int
     ) -> tuple[Float32[np.ndarray, "T P"], Float32[np.ndarray, "T A"], slice]:
         def read(key: str) -> np.ndarray:
             return read_numbers(record, f"steps/{key}", self._version.steps[key], length)
@@ -130,13 +129,12 @@ class RLDSDataset(EpisodeReader):
             parts = [read(key).reshape(length, -1) for key in keys]
             vector = np.concatenate([np.zeros((length, 0), np.float32), *parts], 1).astype(np.float32)
             if vector.shape[1] != size:
-                raise ValueError(
-                    f"{', '.join(keys) or 'no key'} have {vector.shape[1]} dims, the embodiment declares {size}"
-                )
+                names = ", ".join(keys) or "no key"
+                raise ValueError(f"{names} have {vector.shape[1]} dims, the embodiment declares {size}")
             vectors.append(vector)
         return vectors[0], vectors[1], slice(0, length)
 
-    def _read_instructions(self, record: Mapping[str, tf_example.ExampleFeature], kept: slice) -> tuple[str, ...]:
+    def _read_instructions(self, record: tf_example.Example, kept: slice) -> tuple[str, ...]:
         """Return the distinct instructions of an episode."""
         found = (read_instructions(record, key, self._version, self._entry, kept) for key in self._instructions)
         return tuple(dict.fromkeys(text for texts in found for text in texts if text.strip()))

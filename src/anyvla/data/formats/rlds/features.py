@@ -103,11 +103,8 @@ def _feature_specs(feature: dict[str, Any], path: str, *, ragged: bool) -> list[
     if "image" in feature:
         kind = str(feature["image"].get("dtype") or "uint8")  # depth is uint16 or float32
         return [(path, FeatureSpec("image", _shape(feature["image"]), kind, "none", ragged))]
-    if "text" in feature:
-        return [(path, FeatureSpec("text", (), "string", "none", ragged))]
-    tensor = feature.get("tensor") or {}
-    if not tensor:  # for example a class label: one integer
-        return [(path, FeatureSpec("tensor", (), "int64", "none", ragged))]
+    # others are text, or for example a class label: one integer
+    tensor = feature.get("tensor") or {"dtype": "string" if "text" in feature else "int64"}
     kind = "text" if tensor.get("dtype") == "string" else "tensor"
     encoding = str(tensor.get("encoding") or "none").lower()
     return [(path, FeatureSpec(kind, _shape(tensor), str(tensor.get("dtype", "float32")), encoding, ragged))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +39,8 @@ class EncodedFrames(Frames):
         tfrecord.release_pages(self._location[0])
         for step, image in decoded.items():
             if image.shape != self.shape[1:]:
-                raise ValueError(
-                    f"{self._where}: the image of step {step} has shape {image.shape}, the others {self.shape[1:]}"
-                )
+                where = f"{self._where}: the image of step {step}"
+                raise ValueError(f"{where} has shape {image.shape}, the others {self.shape[1:]}")
         return np.stack([decoded[step] for step in steps])
 
     def _encoded(self) -> list[memoryview]:
@@ -56,9 +54,7 @@ class EncodedFrames(Frames):
         return pixels[..., ::-1] if self._swapped else pixels
 
 
-def read_numbers(
-    record: Mapping[str, tf_example.ExampleFeature], name: str, spec: FeatureSpec, length: int
-) -> np.ndarray:
+def read_numbers(record: tf_example.Example, name: str, spec: FeatureSpec, length: int) -> np.ndarray:
     """Return the numbers of a key over all steps: (T, *shape of one step). Raises ValueError if they do not fit."""
     feature = record.get(name)
     if feature is None:

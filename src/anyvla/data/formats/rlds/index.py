@@ -88,17 +88,14 @@ def _scan(
     entry: oxe.OxeEntry | None,
     config: RLDSConfig,
 ) -> RecordIndex:
-    rows: list[tuple[int, ...]] = []
-    tasks: dict[str, int] = {}
-    damaged: dict[str, str] = {}
-    empty: list[str] = []
+    rows, empty = list[tuple[int, ...]](), list[str]()
+    tasks, damaged = dict[str, int](), dict[str, str]()
     failures, last_report = 0, time.monotonic()
 
     def fault(where: str, reason: str) -> None:
         if config.damaged == "refuse":
-            raise ValueError(
-                f"{where}: {reason}; copy the data set again, or leave damaged records out with damaged: skip"
-            )
+            advice = "copy the data set again, or leave damaged records out with damaged: skip"
+            raise ValueError(f"{where}: {reason}; {advice}")
         damaged[where] = reason
 
     for number, shard in enumerate(shards):
@@ -121,7 +118,8 @@ def _scan(
             except ValueError as error:
                 fault(where, str(error))
                 continue
-            if entry is not None and entry.success is not None and not _succeeded(record, entry.success):
+            success = record.get(entry.success) if entry is not None and entry.success is not None else None
+            if success is not None and not success.numbers().any():
                 failures += 1
                 continue
             task = tasks.setdefault(next(iter(wordings), ""), len(tasks))
@@ -141,11 +139,7 @@ def _scan(
 
 
 def read_instructions(
-    record: Mapping[str, tf_example.ExampleFeature],
-    key: str,
-    version: DatasetVersion,
-    entry: oxe.OxeEntry | None,
-    kept: slice,
+    record: tf_example.Example, key: str, version: DatasetVersion, entry: oxe.OxeEntry | None, kept: slice
 ) -> list[str]:
     """Return the text of a key in a list, or an empty list if the record has none.
 
@@ -175,7 +169,7 @@ def _require_one(texts: list[str], key: str) -> list[str]:
     return texts
 
 
-def _count_steps(record: Mapping[str, tf_example.ExampleFeature], steps: Mapping[str, FeatureSpec]) -> int:
+def _count_steps(record: tf_example.Example, steps: Mapping[str, FeatureSpec]) -> int:
     """Return the number of steps of an episode, by the key that is cheapest to count. Raises ValueError without one."""
     for key, spec in sorted(steps.items(), key=lambda item: (item[1].kind == "image", len(item[1].shape))):
         feature = record.get(f"steps/{key}")
@@ -185,8 +179,3 @@ def _count_steps(record: Mapping[str, tf_example.ExampleFeature], steps: Mapping
         if each:
             return feature.count() // each
     raise ValueError("it has no steps")
-
-
-def _succeeded(record: Mapping[str, tf_example.ExampleFeature], key: str) -> bool:
-    feature = record.get(key)
-    return feature is None or bool(feature.numbers().any())

@@ -170,10 +170,6 @@ def decode_integers(values: np.ndarray) -> str:
         raise ValueError(f"the instruction is not UTF-8, a byte in each integer: {error}") from None
 
 
-def _clip(values: np.ndarray, group: Group) -> np.ndarray:
-    return np.clip(values, group.low, group.high)
-
-
 def _binary(values: np.ndarray, group: Group) -> np.ndarray:
     # between its ends, a gripper counts as at the end it moves to; if it never arrives, its last value is kept
     out = values.copy()
@@ -198,16 +194,6 @@ def _events(values: np.ndarray, group: Group) -> np.ndarray:
     return out
 
 
-def _difference(values: np.ndarray, group: Group) -> np.ndarray:
-    out = np.zeros_like(values)  # the last step has no successor: the entry drops it
-    out[:-1] = values[1:] - values[:-1]
-    return out
-
-
-def _euler(values: np.ndarray, group: Group) -> np.ndarray:
-    return convert(values, "quaternion_xyzw", "euler").astype(np.float32)
-
-
 # The named steps; they take (T, G) values of a whole episode:
 # clip        to the group's low and high
 # binary      0 or 1; values between 0.05 and 0.95 become the end that the gripper moves to
@@ -215,9 +201,10 @@ def _euler(values: np.ndarray, group: Group) -> np.ndarray:
 # difference  x[t+1] - x[t]: a delta action from reached states
 # euler       4 columns, a quaternion x, y, z, w -> roll, pitch, yaw
 STEPS: Mapping[str, Callable[[np.ndarray, Group], np.ndarray]] = {
-    "clip": _clip,
+    "clip": lambda values, group: np.clip(values, group.low, group.high),
     "binary": _binary,
     "events": _events,
-    "difference": _difference,
-    "euler": _euler,
+    # the last step has no successor: the entry drops it
+    "difference": lambda values, group: np.diff(values, axis=0, append=values[-1:]),
+    "euler": lambda values, group: convert(values, "quaternion_xyzw", "euler").astype(np.float32),
 }

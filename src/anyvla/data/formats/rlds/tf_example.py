@@ -6,7 +6,7 @@ of protocol buffers. Lists of numbers may be packed or not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,10 @@ class ExampleFeature:
         return len(self.byte_strings()) if self.kind == _BYTES else len(self.numbers())
 
 
-def parse_example(record: memoryview) -> dict[str, ExampleFeature]:
+Example = Mapping[str, ExampleFeature]
+
+
+def parse_example(record: memoryview) -> Example:
     """Return the features of a record by name. Raises ValueError unless the record is an Example."""
     out: dict[str, ExampleFeature] = {}
     for field, features in _fields(record):

@@ -113,9 +113,6 @@ class RobomimicDataset(Hdf5Reader):
     def _read_episode(self, index: int) -> Episode:
         return replace(super()._read_episode(index), extra={"task": self.task(index)})
 
-    def _read_instruction(self, episode: Hdf5Episode) -> str:
-        return episode.instruction
-
     def _meaning(self) -> list[Any]:
         demos = [[d.file.name, d.group.removeprefix("data/"), d.instruction, d.length] for d in self._episodes]
         return [demos, self._storage.upright]
