@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from anyvla.config import STRICT, ConfigError
 from anyvla.decoders.base import ActionMask, Chunks, Decoder, DecoderInput, DecoderSpec, Loss
 from anyvla.limits import LAYERS, WEIGHT, WIDTH
+from anyvla.robot.space import Group
 
 Width = Annotated[int, Field(ge=1, le=WIDTH)]
 
@@ -38,25 +39,30 @@ class RegressionDecoder(Decoder):
     def __init__(self, config: Config, spec: DecoderSpec) -> None:
         super().__init__()
         self.config, self.chunk, self.space = config, spec.chunk, spec.space
-        separate = [config.gripper_mlp and g.kind == "gripper" for g in self.space.groups for _ in range(g.size)]
-        grippers, others = separate.count(True), separate.count(False)
-        if config.gripper_mlp and not (grippers and others):
+        sizes = {False: 0, True: 0}  # dims of the MLPs, the gripper's under True
+        for group in self.space.groups:
+            sizes[self._is_separate(group)] += group.size
+        if config.gripper_mlp and not all(sizes.values()):
             raise ConfigError(
                 "gripper_mlp gives the gripper a separate MLP beside the one of the other dims; of these "
-                f"{self.space.size} action dims {grippers} are a gripper: leave gripper_mlp out"
+                f"{self.space.size} action dims {sizes[True]} are a gripper: leave gripper_mlp out"
             )
-        by_mlp = sorted(range(len(separate)), key=separate.__getitem__)  # dims in the order of the MLPs' outputs
-        self.order = [by_mlp.index(dim) for dim in range(len(by_mlp))]
         widths = (config.hidden,) * config.layers if isinstance(config.hidden, int) else config.hidden
-        self.mlp = _mlp(spec.context_width, widths, self.chunk * others)
-        self.gripper = _mlp(spec.context_width, widths, self.chunk * grippers) if config.gripper_mlp else None
+        self.mlp = _mlp(spec.context_width, widths, self.chunk * sizes[False])
+        self.gripper = _mlp(spec.context_width, widths, self.chunk * sizes[True]) if config.gripper_mlp else None
+
+    def _is_separate(self, group: Group) -> bool:
+        return self.config.gripper_mlp and group.kind == "gripper"
 
     def forward(self, context: Float[Tensor, "M C"]) -> Chunks:
         """Return the chunk before the gripper is decided (logits under bce)."""
         chunk = self.mlp(context).unflatten(-1, (self.chunk, -1))
         if self.gripper is None:
             return chunk
-        return torch.cat([chunk, self.gripper(context).unflatten(-1, (self.chunk, -1))], -1)[..., self.order]
+        groups, separate = self.space.groups, self.gripper(context).unflatten(-1, (self.chunk, -1))
+        of_rest = iter(chunk.split([g.size for g in groups if not self._is_separate(g)], -1))
+        of_grippers = iter(separate.split([g.size for g in groups if self._is_separate(g)], -1))
+        return torch.cat([next(of_grippers if self._is_separate(g) else of_rest) for g in groups], -1)
 
     def loss(
         self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, generator: torch.Generator | None = None
