@@ -16,7 +16,8 @@ from anyvla import migrations
 from anyvla.backbones.nano.backbone import TOKENIZER
 from anyvla.checkpoint.files import read_document
 from anyvla.config import ConfigError, to_dict
-from anyvla.migrations import migrate_recipe, migrate_result
+from anyvla.data.training.mixture import read_source
+from anyvla.migrations import migrate_recipe, migrate_result, migrate_weight
 from anyvla.policy import VLA
 from anyvla.recipe import read
 from tests import small
@@ -114,3 +115,31 @@ def test_keys_and_values_are_renamed_wherever_a_path_leads(monkeypatch: pytest.M
 def test_a_source_of_schema_1_keeps_its_choice_for_episodes_without_an_instruction() -> None:
     document = {"data": {"sources": [{"path": "a"}, {"path": "b", "unlabelled": "drop"}]}}
     assert migrate_recipe(document, "x") == {"data": {"sources": [{"path": "a"}, {"path": "b", "unlabeled": "drop"}]}}
+
+
+def test_the_file_of_a_source_may_have_old_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "source.yaml"
+    path.write_text("unlabelled: drop\nhz: 5\n")
+    assert read_source(path) == {"unlabeled": "drop", "hz": 5}
+    assert f"{path}: data.sources.0.unlabelled is called unlabeled now" in caplog.text
+
+
+def test_draws_of_a_decoder_are_called_samples() -> None:
+    document = {"model": {"decoder": {"name": "flow", "draws": 8, "steps": 5}}}
+    assert migrate_recipe(document, "x")["model"]["decoder"] == {"name": "flow", "samples": 8, "steps": 5}
+    both = {"model": {"decoder": {"name": "flow", "draws": 8, "samples": 4}}}
+    assert migrate_recipe(both, "x") == both  # building the config then refuses draws
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("decoder.words.embedding", "decoder.vocabulary.embedding"),
+        ("decoder.tokens.words.head.weight", "decoder.tokens.vocabulary.head.weight"),
+        ("proprio.weight", "proprio_embedding.weight"),
+        ("backbone.decoder.words.weight", "backbone.decoder.words.weight"),
+    ],
+)
+def test_weights_of_renamed_modules_get_their_names(old: str, new: str) -> None:
+    assert migrate_weight(old) == new
+    assert migrate_weight(new) == new

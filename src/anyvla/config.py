@@ -7,6 +7,7 @@ registry; the other keys beside that name are the `Config` of the class of that 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 import typing
@@ -17,7 +18,6 @@ from typing import Annotated, Any, TypeVar
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer
 
-from anyvla.files import documents
 from anyvla.files.documents import DocumentError, as_mapping, parse_yaml, read_yaml
 from anyvla.registry import REGISTRIES, suggest
 
@@ -86,11 +86,6 @@ def to_dict(config: Any) -> dict[str, Any]:
     return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
-def to_yaml(config: Any) -> str:
-    """Return the config as a YAML document."""
-    return documents.to_yaml(to_dict(config))
-
-
 def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     """Build a config from `data`. Raises ConfigError that lists every fault and its key."""
     head = f"{where}: " if where else ""
@@ -145,12 +140,9 @@ def _fields_at(cls: Any, path: Sequence[str]) -> list[str]:
             cls = next(iter(typing.get_args(cls)), None)
         else:
             cls = typing.get_type_hints(cls).get(key) if dataclasses.is_dataclass(cls) else None
-        cls = next((a for a in typing.get_args(cls) if dataclasses.is_dataclass(a)), cls) if _optional(cls) else cls
+        if type(None) in typing.get_args(cls):
+            cls = next((a for a in typing.get_args(cls) if dataclasses.is_dataclass(a)), cls)
     return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
-
-
-def _optional(cls: Any) -> bool:
-    return type(None) in typing.get_args(cls)
 
 
 def _shown(value: Any) -> str:
@@ -169,7 +161,7 @@ def read_options(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, A
 
 def override(data: Mapping[str, Any], options: Sequence[str]) -> dict[str, Any]:
     """Lay command-line options (`--a.b value` or `--a.b=value`; values are YAML) over nested data."""
-    result = _deep_copy(data)
+    result = copy.deepcopy(dict(data))
     rest = list(options)
     while rest:
         option = rest.pop(0)
@@ -193,7 +185,3 @@ def override(data: Mapping[str, Any], options: Sequence[str]) -> dict[str, Any]:
         except DocumentError as error:
             raise ConfigError(f"--{key}: {_shown(value)} is not a YAML value: {error}") from None
     return result
-
-
-def _deep_copy(value: Any) -> Any:
-    return {k: _deep_copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value

@@ -7,6 +7,7 @@ by hand needs no number: its old names are accepted as well, and reported.
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -59,7 +60,7 @@ def migrate_recipe(document: Mapping[str, Any], where: str, *, by_hand: bool = F
             f"{where}: schema {schema!r} is unknown to this version of anyvla, which reads 1 to {RECIPE}: use the "
             "version that wrote the file"
         )
-    out = _copy({key: value for key, value in document.items() if key != "schema"})
+    out = copy.deepcopy({key: value for key, value in document.items() if key != "schema"})
     if schema < RECIPE:
         for note in _rename(out, _RECIPE_KEYS, _RECIPE_VALUES):
             logger.log(logging.WARNING if by_hand else logging.DEBUG, "%s: %s", where, note)
@@ -68,7 +69,7 @@ def migrate_recipe(document: Mapping[str, Any], where: str, *, by_hand: bool = F
 
 def migrate_result(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return a line of a `results.jsonl` of format 2 under today's names."""
-    out = _copy(line)
+    out = copy.deepcopy(dict(line))
     for note in _rename(out, _RESULT_KEYS, _RESULT_VALUES):
         logger.debug("%s", note)
     return out
@@ -76,7 +77,7 @@ def migrate_result(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def migrate_codec_report(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the report of a fitted codec under today's names."""
-    out = _copy(report)
+    out = copy.deepcopy(dict(report))
     _rename(out, _CODEC_REPORT_KEYS, {})
     return out
 
@@ -131,9 +132,3 @@ def _find(node: Any, path: list[str], where: str = "") -> Iterator[tuple[Any, An
             yield node, key, at
         else:
             yield from _find(value, path[1:], at)
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value

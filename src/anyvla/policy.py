@@ -20,7 +20,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from anyvla.checkpoint.allocation import limit_allocations
+from anyvla.checkpoint.allocation import AllocationLimit
 from anyvla.checkpoint.files import (
     CONFIG,
     ROBOTS,
@@ -367,7 +367,7 @@ class VLA(nn.Module):
         if getattr(model.representation.config, "path", None) is not None and not (folder / "codec").is_dir():
             raise CodecError(f"{folder / 'codec'} is missing: copy the checkpoint again, whole")
         try:
-            with limit_allocations(size, tensors, "it describes a model"):
+            with AllocationLimit(size, tensors, "it describes a model"):
                 vla = cls(model, robots, assets=folder / "backbone", codec=folder / "codec")
             vla.start("open the drawer", robot=vla.layout.names[0])  # a damaged tokenizer may fail only here
             return vla

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,17 +14,12 @@ class AllocationError(ValueError):
     """More memory was requested than allowed."""
 
 
-@contextmanager
-def limit_allocations(size: int, tensors: int, what: str) -> Iterator[None]:
-    """Raise AllocationError, before it happens, when more than `tensors` tensors or `size` bytes are made here.
+class AllocationLimit(TorchDispatchMode):
+    """Within `with`, raises AllocationError before more than `tensors` tensors or `size` bytes are made.
 
     Freed tensors count too. `what` begins the message: "config.yaml describes a model".
     """
-    with _Counting(size, tensors, what):
-        yield
 
-
-class _Counting(TorchDispatchMode):
     def __init__(self, size: int, tensors: int, what: str) -> None:
         super().__init__()
         self.size, self.tensors, self.what = size, tensors, what

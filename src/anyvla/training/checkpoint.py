@@ -33,8 +33,7 @@ def latest(run: Path) -> Path | None:
     final = run / "checkpoint"
     if final.is_dir():
         return final
-    steps = _steps(run)
-    return steps[-1] if steps else None
+    return max(_steps(run), default=None)
 
 
 def check_whole(run: Path, folder: Path) -> None:
@@ -99,8 +98,17 @@ def save(
     """Write a whole checkpoint to `folder`, which must not exist yet. Raises OSError and leaves nothing if it fails."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    tensors = {
+        f"{index}.{key}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
     try:
-        _write(temporary, vla, optimizer, step, recipe, card)
+        vla.save(temporary, recipe)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / "training").mkdir()
+        safetensors.torch.save_file(tensors, str(temporary / OPTIMIZER))
+        (temporary / STATE).write_text(json.dumps({"step": step}), encoding="utf-8")
         durable.put(temporary, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint only fills the disk
@@ -108,21 +116,6 @@ def save(
             raise
         full = "os error 28" in str(error)  # safetensors has no errno
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(folder)) from None
-
-
-def _write(
-    temporary: Path, vla: VLA, optimizer: torch.optim.Optimizer, step: int, recipe: Mapping[str, Any], card: str
-) -> None:
-    vla.save(temporary, recipe)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    (temporary / "training").mkdir()
-    tensors = {
-        f"{index}.{key}": value
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-    }
-    safetensors.torch.save_file(tensors, str(temporary / OPTIMIZER))
-    (temporary / STATE).write_text(json.dumps({"step": step}), encoding="utf-8")
 
 
 def restore(folder: Path, vla: VLA, optimizer: torch.optim.Optimizer) -> int:

@@ -1,8 +1,4 @@
-"""The training loop: batches in order, one optimizer step each, a log line now and then, exact resume.
-
-Progress goes to a callback, and a `stop` callback ends training early with a checkpoint. All randomness is a pure
-function of (seed, step).
-"""
+"""The training loop: batches in order, one optimizer step each, a log line now and then, exact resume."""
 
 from __future__ import annotations
 
@@ -176,7 +172,7 @@ def train(
             if done % config.log_every == 0 or done == config.steps:
                 rate = learning_rate(config.optim, step, config.steps)
                 line = Progress(done, config.steps, loss, parts, rate, norm, *meter.read())
-                log.write(json.dumps(_plain(line)) + "\n")
+                log.write(json.dumps({key: value for key, value in vars(line).items() if key != "steps"}) + "\n")
                 log.flush()
                 progress(line)
             stopping = stop()
@@ -262,35 +258,23 @@ class _Meter:
 def _split(batch: Batch, parts: int, device: torch.device) -> Iterator[Batch]:
     size = len(batch.instructions) // parts
     for begin in range(0, len(batch.instructions), size):
-        place = slice(begin, begin + size)
-        yield Batch(
-            images=batch.images[place].to(device),
-            proprio=batch.proprio[place].to(device),
-            instructions=batch.instructions[place],
-            actions=batch.actions[place].to(device),
-            action_mask=batch.action_mask[place].to(device),
-            step_mask=batch.step_mask[place].to(device),
-            robots=batch.robots[place].to(device),
-        )
+        piece: dict[str, Any] = {name: value[begin : begin + size] for name, value in vars(batch).items()}
+        piece |= {name: value.to(device) for name, value in piece.items() if isinstance(value, torch.Tensor)}
+        yield Batch(**piece)
 
 
 def _open_log(path: Path, start: int) -> Any:
     """Open the log, without lines after the step to resume from."""
     lines = path.read_bytes().decode("utf-8", "replace").splitlines() if path.is_file() else []
-    kept = [line for line in lines if 0 < _logged_step(line) <= start]
+    kept = [line for line in lines if _logged_step(line) in range(1, start + 1)]
     durable.write(path, "".join(line + "\n" for line in kept))
     return path.open("a", encoding="utf-8")
 
 
-def _logged_step(line: str) -> int:
-    """Return the step of a line of the log; 0 if the line is torn or damaged."""
+def _logged_step(line: str) -> Any:
+    """Return the step of a line of the log; None if the line is torn or damaged."""
     try:
         found = parse_json(line, "log")
     except DocumentError:
-        return 0
-    step = found.get("step") if isinstance(found, dict) else None
-    return step if isinstance(step, int) else 0
-
-
-def _plain(line: Progress) -> dict[str, Any]:
-    return {k: v for k, v in vars(line).items() if k != "steps"}
+        return None
+    return found.get("step") if isinstance(found, dict) else None

@@ -29,6 +29,7 @@ from anyvla.data.transforms.subset import Subset, choose
 from anyvla.files.differences import check_same
 from anyvla.files.documents import as_mapping, read_yaml
 from anyvla.limits import COUNT, GB, HZ, PROCESSES, SEED, VALUE, WEIGHT
+from anyvla.migrations import migrate_recipe
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.shared_layout import Robot, SharedLayout
 from anyvla.robot.space import Rotation
@@ -198,8 +199,9 @@ def _select_views(dataset: EpisodeDataset, views: tuple[str, ...]) -> EpisodeDat
 
 
 def read_source(path: Path) -> dict[str, Any]:
-    """Return the keys of a source that a YAML file holds. Raises ValueError that names the file."""
-    return as_mapping(read_yaml(path) or {}, str(path))
+    """Return the keys of a source in a YAML file, under today's names. Raises ValueError that names the file."""
+    keys = as_mapping(read_yaml(path) or {}, str(path))
+    return migrate_recipe({"data": {"sources": [keys]}}, str(path), by_hand=True)["data"]["sources"][0]
 
 
 def open_source(source: Source) -> EpisodeDataset:
