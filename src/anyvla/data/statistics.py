@@ -17,9 +17,7 @@ QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 def compute_statistics(array: Num[np.ndarray, "T D"]) -> dict[str, list[float]]:
     """Return `{"min", "max", "mean", "std", "q01", "q10", "q50", "q90", "q99": D values each, "count": [T]}`.
 
-    All values are computed in float64.
-
-    Raises ValueError for an array that is empty, not of shape (T, D), or holds NaN or infinity.
+    All values are computed in float64. Raises ValueError for an array that is empty, not of shape (T, D) or not finite.
     """
     values = np.asarray(array, dtype=np.float64)
     if values.ndim != 2 or not len(values):

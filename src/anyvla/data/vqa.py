@@ -1,8 +1,7 @@
 """Reads vision-language data for pre-training and co-training: pictures with questions and answers.
 
 Three layouts are read in place: LLaVA's JSON (arXiv 2304.08485), captions (one text file beside each picture, or
-COCO's `captions_*.json`, arXiv 1504.00325), and a plain `questions.jsonl`. All of them give lazy `VQAExample`s;
-`open_vqa` recognizes the layout.
+COCO's `captions_*.json`, arXiv 1504.00325), and a plain `questions.jsonl`.
 """
 
 from __future__ import annotations
@@ -91,11 +90,7 @@ class VQADataset:
 def open_vqa(path: Path | str, pictures: Path | str | None = None) -> VQADataset:
     """Open a folder or a file of vision-language data; its layout is recognized by names and first keys.
 
-    - `*.json` that holds a list of `{"image": ..., "conversations": [...]}`: LLaVA
-    - `questions.jsonl`: one `{"image", "question", "answer"}` a line
-    - `captions*.json` with `images` and `annotations`: COCO
-    - a folder of pictures with a `.txt` of the same name beside each: captions
-
+    docs/data_vqa.md describes the layouts.
     Names of images are relative to `pictures`; None is the folder of the text (for COCO, its `images` folder if there
     is one). Raises ValueError for an unreadable entry, with its number.
     """

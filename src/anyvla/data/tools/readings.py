@@ -64,32 +64,24 @@ def read_column(column: Column) -> list[GroupReading]:
     """Return the groups of a column, without units, ranges and modes."""
     dims, names, why, check = _dims(column)
     out: list[GroupReading] = []
-    for (dim, _), run in itertools.groupby(enumerate(dims), key=lambda pair: _same_group(pair, dims)):
+    # each gripper is a group, other dims of one kind and side form a run
+    for (dim, _), run in itertools.groupby(
+        enumerate(dims), lambda at: (at[1], at[0] if at[1].is_ == "gripper" else -1)
+    ):
         numbers = [i for i, _ in run]
-        for begin, end in _pieces(dim, len(numbers)):
-            own = numbers[begin:end]
+        size = _SIZES.get(dim.is_, len(numbers))  # a run may hold several vectors of this size
+        size = len(numbers) if len(numbers) % size else size
+        for begin in range(0, len(numbers), size):
+            own = numbers[begin : begin + size]
             place = slice(column.place.start + own[0], column.place.start + own[-1] + 1)
             group, doubts = _group(dim, tuple(names[i] for i in own) if names else (), len(own))
             out.append(GroupReading(group, column.part, place, dim.is_, column.key, (why,), (*check, *doubts)))
-            check = ()  # said once a column
+            check = ()  # the questions of a column are asked once
     return out
 
 
-def _same_group(pair: tuple[int, Dim], dims: Sequence[Dim]) -> tuple[Dim, int]:
-    index, dim = pair
-    return dim, index if dim.is_ == "gripper" else -1
-
-
-def _pieces(dim: Dim, count: int) -> list[tuple[int, int]]:
-    """Cut a run of dims of one kind where it holds several of them."""
-    size = _SIZES.get(dim.is_, count)
-    if count % size:
-        return [(0, count)]
-    return [(i, i + size) for i in range(0, count, size)]
-
-
 def _dims(column: Column) -> tuple[list[Dim], tuple[str, ...], str, tuple[str, ...]]:
-    """Return how each dim is read, the names, and why."""
+    """Return the kind of each dim, the names, the reason, and questions."""
     key, names = column.key, column.names
     if names:
         dims = usual.read_names(names, column.robot)

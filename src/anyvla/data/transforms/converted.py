@@ -1,8 +1,4 @@
-"""Converts the rotations of a data set to another convention, and its delta actions to another frame, exactly.
-
-Robots can share an output of a policy only if its numbers have one meaning. But one data set has Euler angles where
-another has quaternions, and one moves along the axes of the base where another moves along the axes of the tool.
-"""
+"""Converts the rotations of a data set to another convention, and its delta actions to another frame, exactly."""
 
 from __future__ import annotations
 
@@ -42,14 +38,13 @@ class _Rewrite:
 class Converted(WrappedDataset):
     """A data set with rotations in the convention `rotation` and delta actions in the frame `frame`.
 
-    `rotation` applies to every group of kind rotation, of proprio and actions; a delta is the rotation between two
-    orientations. Absolute quaternions are continuous along an episode and start with a real part >= 0; the real part of
-    deltas is always >= 0. `frame` applies to every delta position and delta rotation of the actions, which are rotated
-    by the orientation that the proprio has at that step. None changes nothing, as for groups that match already.
+    `rotation` applies to every group of kind rotation, of proprio and actions. Absolute quaternions are continuous
+    along an episode and start with a real part >= 0; the real part of deltas is always >= 0. `frame` applies to every
+    delta position and delta rotation of the actions, which are rotated by the orientation that the proprio has at that
+    step. None changes nothing.
 
-    A group that changes loses its declared range, which no longer holds for each of its dims. Grippers are unchanged:
-    their polarity is declared, and a policy's normalizer unifies it. Raises ValueError for a group whose declaration is
-    incomplete, with the key to declare.
+    A group that changes loses its declared range, which no longer holds for each of its dims. Raises ValueError for a
+    group whose declaration is incomplete, with the key to declare.
     """
 
     def __init__(

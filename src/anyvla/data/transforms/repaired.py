@@ -37,19 +37,19 @@ class RepairedDataset(Subset):
         self.dropped = {str(i): text for i, text in sorted(broken.items())}
         self.cut = {str(i): [first, int(dataset.lengths[i]) - last] for i, (first, last) in self._spans.items()}
         super().__init__(dataset, kept, {"dropped": self.dropped, "cut": self.cut})
-        self._numbers = kept
 
     @cached_property
     def lengths(self) -> Int64[np.ndarray, "E"]:
         own = self.dataset.lengths
-        spans = [self._spans.get(i, (0, int(own[i]))) for i in self._numbers]
+        spans = [self._spans.get(i, (0, int(own[i]))) for i in self._indices.tolist()]
         return np.array([last - first for first, last in spans], np.int64)
 
     def __getitem__(self, index: int) -> Episode:
         episode = super().__getitem__(index)
-        if self._numbers[index] not in self._spans:
+        span = self._spans.get(int(self._indices[index]))
+        if span is None:
             return episode
-        first, last = self._spans[self._numbers[index]]
+        first, last = span
         steps = np.arange(first, last)
         return dataclasses.replace(
             episode,

@@ -1,8 +1,4 @@
-"""Resamples a data set to a lower control rate by time, combining the actions of the steps that are dropped.
-
-In a mixture of data at 30 Hz and 5 Hz, chunks span very different times, and a policy need not act as often as a
-teleoperator's controller. New step k is at time k / hz of the episode, whatever the times of the frames.
-"""
+"""Resamples a data set to a lower control rate by time, combining the actions of the steps that are dropped."""
 
 from __future__ import annotations
 

@@ -65,10 +65,9 @@ def choose(dataset: EpisodeDataset, per_task: int | None = None, scale: float = 
     """Sample episodes within each task (`dataset.task`). Return their indices, ascending.
 
     Takes `per_task` * `scale` episodes of each task; without `per_task`, `scale` (at most 1) is a share of the task's
-    episodes. Counts are rounded, halves up, to at least 1. The choice depends on the seed, the task's name and the rank
-    of an episode within its task. Other tasks, the interleaving of tasks and episodes added at the end do not change it
-    (except that an added episode may be chosen); the order within a task does. With one seed, the smaller choice is
-    part of the larger one. Raises ValueError that lists the tasks with too few episodes.
+    episodes. Counts are rounded, halves up, to at least 1. The choice depends only on the seed, the task's name and the
+    rank of an episode within its task. With one seed, the smaller choice is part of the larger one. Raises ValueError
+    that lists the tasks with too few episodes.
     """
     tasks: dict[str, list[int]] = {}
     for index in range(len(dataset)):

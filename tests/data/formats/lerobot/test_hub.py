@@ -32,6 +32,6 @@ def test_a_name_is_downloaded_and_opened(tmp_path, monkeypatch):
         return tmp_path
 
     monkeypatch.setattr(hub, "download", download)
-    with pytest.raises(ValueError, match=r"is of no format that is known .*it holds nothing"):
+    with pytest.raises(ValueError, match=r"has no known format .*it holds nothing"):
         open_dataset("someone/pushes")
     assert asked == ["someone/pushes"]
