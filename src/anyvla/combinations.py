@@ -1,8 +1,4 @@
-"""The rules of which history, fuser, decoder and representation make a policy together.
-
-The rules read attributes of the parts, so they hold for parts of third parties too. `check_capabilities` checks whether
-a backbone has the capabilities that a structure needs.
-"""
+"""The rules of which parts make a policy. They read attributes, so they hold for parts of third parties too."""
 
 from __future__ import annotations
 

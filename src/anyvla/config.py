@@ -1,7 +1,6 @@
 """Typed configuration: frozen dataclasses <-> YAML <-> command line.
 
-A config class is a pydantic dataclass made with `STRICT`: its fields are checked when it is built, and an unknown key
-is an error with its position and the nearest known key. A field of type `FuserPart` (and the like) has a name from a
+A config class is a pydantic dataclass made with `STRICT`. A field of type `FuserPart` (and the like) has a name from a
 registry; the other keys beside that name are the `Config` of the class of that name.
 """
 

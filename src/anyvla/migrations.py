@@ -70,8 +70,7 @@ def migrate_recipe(document: Mapping[str, Any], where: str, *, by_hand: bool = F
 def migrate_result(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return a line of a `results.jsonl` of format 2 under today's names."""
     out = copy.deepcopy(dict(line))
-    for note in _rename(out, _RESULT_KEYS, _RESULT_VALUES):
-        logger.debug("%s", note)
+    _rename(out, _RESULT_KEYS, _RESULT_VALUES)
     return out
 
 

@@ -6,7 +6,6 @@ Each section is defined in the layer that reads it. This module combines them an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from anyvla.migrations import migrate_recipe
 from anyvla.policy import VLAConfig
 from anyvla.registry import suggest
 from anyvla.training.config import TrainingConfig
+
+_BUNDLED = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -47,8 +48,7 @@ class Recipe:
 
 def bundled() -> list[str]:
     """Return the names of the recipes that come with the package."""
-    folder = resources.files("anyvla") / "recipes"
-    return sorted(Path(str(p)).stem for p in folder.iterdir() if p.name.endswith(".yaml"))
+    return sorted(path.stem for path in _BUNDLED.glob("*.yaml"))
 
 
 def presets() -> list[str]:
@@ -65,7 +65,7 @@ def find(name: str) -> Path:
         raise ConfigError(f"there is no recipe file {name}")
     if name not in bundled():
         raise ConfigError(f"there is no recipe {name!r}, neither as a file nor bundled: {suggest(name, bundled())}")
-    return Path(str(resources.files("anyvla") / "recipes" / f"{name}.yaml"))
+    return _BUNDLED / f"{name}.yaml"
 
 
 def read(name: str, overrides: Sequence[str] = ()) -> Recipe:

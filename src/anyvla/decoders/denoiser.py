@@ -2,7 +2,7 @@
 
 It is a DiT (Peebles & Xie, arXiv 2212.09748): time and context act through adaptive layer norms. The gates of these
 and the output start at zero. Hardly any gradient reaches the backbone through closed gates, so the context is added to
-the actions as well. `condition` runs once a chunk; only `forward` runs at each step of the sampler.
+the actions as well.
 """
 
 from __future__ import annotations

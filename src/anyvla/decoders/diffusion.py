@@ -1,7 +1,5 @@
 """Diffusion on the context: trained as DDPM (arXiv 2006.11239), sampled in few steps by DDIM (arXiv 2010.02502) or
 DPM-Solver++ (arXiv 2211.01095), as in Diffusion Policy (arXiv 2303.04137).
-
-The schedulers come from `diffusers`. The observation is read once a chunk; only a small network runs at each step.
 """
 
 from __future__ import annotations

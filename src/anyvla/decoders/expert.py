@@ -28,15 +28,7 @@ from torch.nn import functional as F
 from anyvla.backbones.base import Capability
 from anyvla.backbones.continuation import Continuation
 from anyvla.config import STRICT, ConfigError
-from anyvla.decoders.base import (
-    ActionMask,
-    Chunks,
-    DecoderInput,
-    DecoderSpec,
-    Loss,
-    RepresentationKind,
-    sample_noise,
-)
+from anyvla.decoders.base import ActionMask, Chunks, DecoderInput, DecoderSpec, Loss, RepresentationKind, sample_noise
 from anyvla.decoders.denoiser import encode_time
 from anyvla.decoders.denoising import DenoisingDecoder, SampledChunks, Times
 from anyvla.decoders.expert_layers import (

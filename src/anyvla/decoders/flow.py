@@ -1,8 +1,4 @@
-"""Flow matching on the context: noise moves to a chunk along a learned velocity (arXiv 2210.02747).
-
-This is pi0's decoder (arXiv 2410.24164) without the expert. The observation is read once a chunk; only a small network
-runs at each step.
-"""
+"""Flow matching on the context (arXiv 2210.02747): pi0's decoder (arXiv 2410.24164) without the expert."""
 
 from __future__ import annotations
 

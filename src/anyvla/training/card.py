@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from anyvla.policy import VLA
-from anyvla.training.dims import describe_robot_dims
+from anyvla.training.checks import describe_robot_dims
 
 
 def versions() -> dict[str, str]:

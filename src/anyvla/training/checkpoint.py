@@ -1,7 +1,6 @@
 """Checkpoints from which training resumes exactly: weights, optimizer state and step, in safetensors and JSON.
 
-Data order, augmentation and schedule are pure functions of (seed, step), so the step is all the state they have. A
-checkpoint is written beside the old one, flushed to the disk and renamed, so that neither an interruption nor a power
+A checkpoint is written beside the old one, flushed to the disk and renamed, so that neither an interruption nor a power
 cut leaves half of one.
 """
 

@@ -28,9 +28,8 @@ from anyvla.representations.codec_report import check_codec
 from anyvla.training import checkpoint
 from anyvla.training.batches import StalledData, batches_from
 from anyvla.training.card import model_card
+from anyvla.training.checks import check_actions_vary, check_trained_weights, describe_robot_dims
 from anyvla.training.config import TrainingConfig, TrainingRecipe
-from anyvla.training.dims import check_actions_vary, describe_robot_dims
-from anyvla.training.half import check_trained_weights
 from anyvla.training.launchers import check_one_process
 from anyvla.training.optim import build_optimizer, learning_rate
 from anyvla.training.randomness import seed_generators

@@ -1,7 +1,4 @@
-"""All randomness of training is a pure function of the recipe's seed and the step.
-
-So no state of a generator has to be saved.
-"""
+"""All randomness of training is a pure function of the recipe's seed and the step: no generator has to be saved."""
 
 from __future__ import annotations
 
@@ -22,8 +19,7 @@ def derive_seed(*numbers: int) -> int:
 def seed_generators(seed: int, step: int, piece: int) -> torch.Generator:
     """Return the generator of the noise of one piece of a step, after seeding the global generators for dropout.
 
-    The global generators are the generators of all devices, of NumPy and of Python. They get another seed: with the
-    same one, dropout would follow the noise.
+    They get another seed: with the same one, dropout would follow the noise.
     """
     own = derive_seed(seed, step, piece, DROPOUT)
     torch.manual_seed(own)  # CUDA's and MPS's too

@@ -1,11 +1,14 @@
-"""Notes about unusual dims of the training data, shown before the first step."""
+"""Checks of the data and of the weights before the first step of training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
+from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.config import ConfigError
-from anyvla.policy import NormalizationConfig
+from anyvla.policy import VLA, NormalizationConfig
 from anyvla.robot.ranges import compute_scalings, describe_unusual_dims
 from anyvla.robot.shared_layout import Robot
 
@@ -30,3 +33,22 @@ def check_actions_vary(robots: Sequence[Robot], scaling: NormalizationConfig) ->
                 f"no action of robot {robot.embodiment.name!r} ever varies in this data, so that there is nothing to "
                 "learn: look at them with anyvla data statistics, and choose the column that holds the commands"
             )
+
+
+def check_trained_weights(vla: VLA) -> None:
+    """Raise ConfigError, with the remedies, if weights that would be trained are kept in 16 bits.
+
+    bfloat16 has 8 bits of mantissa: at a learning rate of 2e-5 about 70 % of typical weights never move in 100 steps.
+    """
+    trained = {p for p in vla.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)}
+    if not trained:
+        return
+    kind = str(next(iter(trained)).dtype).removeprefix("torch.")
+    parts = [part for part, of in parameters_by_part(vla.backbone).items() if not trained.isdisjoint(of)]
+    freeze = " ".join(f"--model.backbone.train.{part} false" for part in parts)
+    raise ConfigError(
+        f"{len(trained)} weights that would be trained ({', '.join(parts) or 'of the policy'}) are kept in {kind}, "
+        "which is too coarse for the steps of an optimizer: most of them would never move. Keep them in float32 with "
+        "--model.backbone.dtype float32 (training.precision still computes in bfloat16 where that is fast)"
+        + (f", or freeze them with {freeze}; adapters of model.backbone.lora are always float32" if freeze else "")
+    )
