@@ -4,9 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
+# The tests of `make shapes`: every room of the core is called, and the slowest files are left out
+SHAPES := tests/robot tests/representations tests/histories tests/decoders tests/data/training tests/backbones \
+  tests/test_acting.py tests/test_causality.py tests/test_fusers.py tests/test_observing.py \
+  tests/test_policy.py tests/test_policy_[!b]*.py \
+  $(addprefix --ignore=tests/backbones/,families/test_families.py test_rereading.py adapting/test_pretrained.py)
 JOBS ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 2)
 
-.PHONY: env libero quickstart test slow mutate lint types layers format clean
+.PHONY: env libero quickstart test slow shapes mutate lint types layers format clean
 
 env: $(VENV)/.ready
 
@@ -32,6 +37,9 @@ test: env # a test that hangs shows where, and fails
 
 slow: env
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+shapes: env # the types and shapes that the core declares, checked at every call
+	@ANYVLA_CHECK_SHAPES=1 $(BIN)/python -m pytest -n $(JOBS) $(SHAPES) $(ARGS)
 
 mutate: env # silent bugs that the tests do not notice; see CONTRIBUTING.md
 	@$(BIN)/python tools/mutate.py --jobs $(JOBS) $(ARGS)

@@ -1,4 +1,4 @@
-"""A policy acts on what it can be trusted with: sound observations, its own sessions, chunks of numbers."""
+"""A policy acts only on valid observations, on its own sessions, and if its chunks are finite."""
 
 import dataclasses
 import logging
@@ -64,15 +64,15 @@ def test_proprio_far_from_the_training_data_is_refused_unless_the_setting_says_w
         assert len(caplog.records) == 3
 
 
-def test_a_policy_that_reads_no_proprio_minds_no_units():
+def test_a_policy_without_proprio_accepts_any_units():
     vla = policy(proprio="none")
     vla.act([moved(2, 1e6)], [vla.start("open")])
     with pytest.raises(ValueError, match="is not finite"):
         vla.act([moved(2, np.nan)], [vla.start("open")])
 
 
-def judged(group, recorded, value):
-    """Whether a vector is implausible, of a group whose dims were recorded in these ranges."""
+def is_implausible(group, recorded, value):
+    """Return whether a vector of a group with these recorded ranges is implausible."""
     low, high = zip(*recorded, strict=True)
     space = ActionSpace(groups=(group,))
     known = {"min": low, "max": high}
@@ -100,8 +100,8 @@ HAND = Group(name="gripper", size=1, kind="gripper", low=0, high=1)
         (HAND, [(0.0, 1.0)], [255.0], True),
     ],
 )
-def test_what_is_implausible(group, recorded, value, expected):
-    assert judged(group, recorded, value) == expected
+def test_implausible_proprio_is_found(group, recorded, value, expected):
+    assert is_implausible(group, recorded, value) == expected
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,7 @@ def test_observations_of_a_wrong_form_are_refused(given, message):
         vla.act([shown(**given)], [vla.start("open")])
 
 
+@pytest.mark.wrong_types
 def test_calls_of_a_wrong_form_are_refused():
     vla = policy()
     session = vla.start("open")
@@ -142,7 +143,7 @@ def test_calls_of_a_wrong_form_are_refused():
 
 
 def state(vla, session):
-    """All that a later chunk depends on, as numbers."""
+    """Return all state that a later chunk depends on, as numbers."""
     memory = [
         [
             r.row,
@@ -194,7 +195,7 @@ def test_a_refused_call_changes_no_session(history, fuser, monkeypatch):
                 with pytest.raises(ChunkError, match=r"a chunk that is not finite \(session \[1\] of this call\)"):
                     vla.act(both, sessions)
             assert all(same(a, state(vla, s)) for a, s in zip(was, sessions, strict=True))
-        with monkeypatch.context() as patch:  # anything else that goes wrong, late
+        with monkeypatch.context() as patch:  # any other late error
             patch.setattr(vla.action_normalizer, "denormalize", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 vla.act(both, sessions)
@@ -204,8 +205,8 @@ def test_a_refused_call_changes_no_session(history, fuser, monkeypatch):
 
 
 @structures
-def test_images_that_change_their_size_within_a_session(history, fuser):
-    """Scaled by the backbone, or refused where a session keeps the images themselves."""
+def test_images_that_change_their_size_are_scaled_or_refused(history, fuser):
+    """The backbone scales them; a session that keeps the images refuses them."""
     vla = policy(history, fuser)
     session = vla.start("open")
     vla.act([shown()], [session])
@@ -218,7 +219,7 @@ def test_images_that_change_their_size_within_a_session(history, fuser):
     vla.act([shown()], [session])
 
 
-def test_a_chunk_that_overflows_in_robot_units_is_not_sent():
+def test_a_chunk_that_overflows_in_robot_units_is_refused():
     vla = policy()
     vla.action_normalizer.scale.fill_(3e38)
     vla.action_normalizer.offset.fill_(3e38)
@@ -230,7 +231,7 @@ def test_a_chunk_that_overflows_in_robot_units_is_not_sent():
 
 
 @pytest.mark.parametrize("decoder", ["tokens", "lm_tokens"])
-def test_tokens_of_scores_that_are_no_numbers_are_not_written(decoder, tmp_path):
+def test_tokens_are_not_chosen_from_scores_that_are_not_finite(decoder, tmp_path):
     vla = policy(decoder=decoder, representation="bins", codec=fit_codec("bins", tmp_path))
     vla.act([shown()], [vla.start("open")])
     with torch.no_grad():
@@ -239,7 +240,7 @@ def test_tokens_of_scores_that_are_no_numbers_are_not_written(decoder, tmp_path)
         vla.act([shown()], [vla.start("open")])
 
 
-def test_weights_that_are_no_numbers_send_nothing():
+def test_weights_that_are_not_finite_are_refused_when_acting():
     vla = policy(decoder="tokens", representation="bins")
     with torch.no_grad():
         vla.queries.fill_(torch.nan)
@@ -248,7 +249,7 @@ def test_weights_that_are_no_numbers_send_nothing():
 
 
 @structures
-def test_the_same_session_twice_and_sessions_of_others_are_refused(history, fuser, tmp_path):
+def test_duplicate_sessions_and_sessions_of_another_policy_are_refused(history, fuser, tmp_path):
     vla = policy(history, fuser)
     one, two = vla.start("open"), vla.start("close")
     with pytest.raises(ValueError, match="sessions 0 and 2 of the call are the same session"):
@@ -278,9 +279,9 @@ def test_a_robot_without_proprio_acts():
 @pytest.mark.parametrize(
     ("instruction", "message"),
     [
-        (None, "an instruction must be a str, got NoneType"),
-        (b"open", "an instruction must be a str, got bytes"),
-        (["open"], "an instruction must be a str, got list"),
+        pytest.param(None, "an instruction must be a str, got NoneType", marks=pytest.mark.wrong_types),
+        pytest.param(b"open", "an instruction must be a str, got bytes", marks=pytest.mark.wrong_types),
+        pytest.param(["open"], "an instruction must be a str, got list", marks=pytest.mark.wrong_types),
         ("", "the instruction is empty"),
         (" \n\u00a0\u200b\ufeff", "the instruction is empty"),
         ("open\udce9", "half of a surrogate pair"),
@@ -291,13 +292,15 @@ def test_a_robot_without_proprio_acts():
         ("open " * 100_000, "has 500000 characters, at most 10000 are read"),
     ],
 )
-def test_start_refuses_what_is_no_instruction(instruction, message):
+def test_start_refuses_an_invalid_instruction(instruction, message):
     with pytest.raises(ValueError, match=message):
         policy().start(instruction)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "1", None, True])
-def test_start_refuses_what_is_no_seed(seed):
+@pytest.mark.parametrize(
+    "seed", [-1, 2**63, True, *(pytest.param(wrong, marks=pytest.mark.wrong_types) for wrong in (1.5, "1", None))]
+)
+def test_start_refuses_an_invalid_seed(seed):
     with pytest.raises(ValueError, match=r"seed must be an integer from 0 to 2\*\*63 - 1"):
         policy().start("open", seed)
 
@@ -306,8 +309,8 @@ def test_start_refuses_what_is_no_seed(seed):
     ("history", "decoder"),
     [("none", "regression"), ("none", "lm_tokens"), (HISTORIES[2], "regression"), (HISTORIES[2], "lm_tokens")],
 )
-def test_start_refuses_an_instruction_that_act_could_not_read(history, decoder, tmp_path):
-    """Neither sooner nor later: what start takes acts for as long as a window and longer."""
+def test_start_refuses_exactly_the_instructions_that_are_too_long_for_act(history, decoder, tmp_path):
+    """An accepted instruction acts for longer than a window."""
     codec = {} if decoder == "regression" else {"representation": "bins", "codec": fit_codec("bins", tmp_path)}
     vla = policy(history, decoder=decoder, backbone=NANO | {"context": 120}, **codec)
     taken = refused = 0
@@ -327,7 +330,7 @@ def test_start_refuses_an_instruction_that_act_could_not_read(history, decoder, 
     assert refused
 
 
-def test_an_observation_is_an_observation_whatever_makes_it():
+def test_observations_of_the_simulators_are_accepted():
     vla = policy()
     strided = np.zeros((64, 64, 3), np.uint8)[::2, ::-2]
     whole = Observation({"corner": strided, "wrist": strided}, np.zeros(6)[::2].astype(np.int32))

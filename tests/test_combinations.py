@@ -18,6 +18,7 @@ import torch
 
 from anyvla.combinations import Combination, combinations
 from anyvla.policy import VLA
+from anyvla.session import Session
 from anyvla.types import Batch
 from tests.small import FUSERS, HISTORIES, batch, cut, embodiment, fit_codec, observation, policy, windowed
 
@@ -103,6 +104,12 @@ def test_there_are_sixty_combinations_and_each_pair_has_a_representative() -> No
         }
 
 
+def window_length(session: Session) -> int:
+    """Return the number of steps that the session acted on last."""
+    state = session.history_state
+    return len(state[0].readouts if hasattr(state[0], "readouts") else state)
+
+
 @every_history
 def test_it_acts_as_it_was_trained(structure: Combination, vla: VLA) -> None:
     """At every step of an episode, beside another session and alone."""
@@ -113,7 +120,7 @@ def test_it_acts_as_it_was_trained(structure: Combination, vla: VLA) -> None:
     for step in range(STEPS):
         order = [1, 0] if step in (1, STEPS - 1) else [0, 1]  # sessions may come in any order
         acted = act(vla, data, order, step, [together[row] for row in order])[order]
-        length = vla.history.window_length(together[0].history_state)
+        length = window_length(together[0])
         assert length == LENGTHS[structure.history][step]
         seen = windowed(vla, cut(data, step + 1 - length, step + 1))
         torch.testing.assert_close(acted, seen[:, -1], atol=1e-4, rtol=1e-4)
@@ -223,9 +230,10 @@ def test_options_act_as_they_were_trained(name: str) -> None:
     for step in range(STEPS):
         acted.append(act(vla, data, [0, 1], step, sessions))
         begin = step + 1 - LENGTHS[kind][step]
-        assert vla.history.window_length(sessions[0].history_state) == LENGTHS[kind][step]
-        own = dataclasses.replace(data, actions=torch.stack(acted, 1))  # training on what was done
-        seen = windowed(vla, cut(own, begin, step + 1))
+        assert window_length(sessions[0]) == LENGTHS[kind][step]
+        actions = data.actions.clone()
+        actions[:, : step + 1] = torch.stack(acted, 1)  # train on the executed chunks
+        seen = windowed(vla, cut(dataclasses.replace(data, actions=actions), begin, step + 1))
         torch.testing.assert_close(acted[-1], seen[:, -1], atol=1e-4, rtol=1e-4)
 
 
@@ -266,7 +274,7 @@ def test_a_session_of_any_length_keeps_no_more_than_two_windows() -> None:
         vla.act([observation(data, 0, 0)], [session])
         caches = {id(run.cache): run.cache for run in session.history_state}
         most = max(most, sum(cache.valid.numel() for cache in caches.values()))
-        lengths.append(vla.history.window_length(session.history_state))
+        lengths.append(window_length(session))
     alone = vla.start("open it")
     vla.act([observation(data, 0, 0)], [alone])
     assert most <= 2 * 6 * alone.history_state[0].cache.valid.numel()

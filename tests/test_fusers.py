@@ -12,7 +12,7 @@ from anyvla.fusers import GPTFuser, IdentityFuser, LSTMFuser, MLPFuser
 from anyvla.robot.space import ActionSpace
 from tests.decoders.token_parts import backbone
 
-BACKBONE = backbone()  # of which regression reads nothing
+BACKBONE = backbone()  # regression does not read it
 
 SMALL = {
     IdentityFuser: {},
@@ -29,7 +29,7 @@ def fuser(make, window=4, features=8):
 
 
 @pytest.mark.parametrize("make", SMALL)
-def test_a_step_never_depends_on_later_ones(make):
+def test_a_step_does_not_depend_on_later_steps(make):
     fuse, features = fuser(make), torch.randn(2, 4, 8)
     whole = fuse(features)
     assert whole.shape == (2, 4, fuse.width)
@@ -51,8 +51,8 @@ def test_a_later_step_depends_on_each_earlier_one(make):
 
 
 @pytest.mark.parametrize("make", SMALL)
-def test_the_begin_of_a_window_is_read_as_a_shorter_window(make):
-    """So a session that has seen k steps gives what the k-th step of a padded training window does."""
+def test_the_beginning_of_a_window_equals_a_shorter_window(make):
+    """So the k-th step of a session equals the k-th step of a padded training window."""
     fuse, features = fuser(make), torch.randn(2, 4, 8)
     whole = fuse(features)
     for k in range(1, 5):
@@ -60,7 +60,7 @@ def test_the_begin_of_a_window_is_read_as_a_shorter_window(make):
 
 
 @pytest.mark.parametrize("make", SMALL)
-def test_windows_of_a_batch_are_apart(make):
+def test_windows_of_a_batch_do_not_affect_each_other(make):
     fuse, features = fuser(make), torch.randn(3, 4, 8)
     torch.testing.assert_close(fuse(features[1:2]), fuse(features)[1:2])
     assert fuser(make, window=1)(features[:, :1]).shape == (3, 1, fuse.width)
@@ -98,7 +98,7 @@ def test_the_order_of_earlier_steps_matters(make):
     assert (fuse(features)[:, 3] - swapped[:, 3]).abs().max() > 1e-5
 
 
-def test_an_lstm_begins_as_one_that_remembers():
+def test_the_forget_gates_of_an_lstm_begin_open():
     """The biases of its forget gates are 1 (Jozefowicz et al., 2015), all others 0; its recurrence is orthogonal."""
     fuse = fuser(LSTMFuser)
     for layer in range(2):
@@ -110,7 +110,7 @@ def test_an_lstm_begins_as_one_that_remembers():
             torch.testing.assert_close(gate @ gate.T, torch.eye(16), atol=1e-5, rtol=0)
 
 
-def test_what_a_layer_of_the_gpt_adds_begins_small():
+def test_the_residual_layers_of_the_gpt_begin_small():
     """GPT-2 divides its 0.02 by the square root of the number of residual layers, two for each block."""
     torch.manual_seed(0)
     fuse = GPTFuser(build(GPTFuser.Config, {"width": 64, "layers": 8, "heads": 2}), 8, 4)
@@ -120,7 +120,7 @@ def test_what_a_layer_of_the_gpt_adds_begins_small():
             assert last.bias.eq(0).all()
 
 
-def test_bad_options():
+def test_invalid_options_are_refused():
     with pytest.raises(ConfigError, match="width 10 must be a multiple of heads 4"):
         build(GPTFuser.Config, {"width": 10, "heads": 4})
     with pytest.raises(ConfigError, match="'widths': Tuple should have at least 1 item"):
@@ -128,7 +128,7 @@ def test_bad_options():
 
 
 @pytest.mark.parametrize(("make", "millions"), [(MLPFuser, 6.6), (LSTMFuser, 41), (GPTFuser, 106)])
-def test_the_defaults_are_the_heads_of_the_paper(make, millions):
+def test_the_defaults_have_the_sizes_of_the_paper(make, millions):
     pose = {"groups": [{"name": "pose", "size": 6}]}
     pose["groups"].append({"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1})
     with torch.device("meta"):
@@ -140,7 +140,7 @@ def test_the_defaults_are_the_heads_of_the_paper(make, millions):
 
 
 @pytest.mark.parametrize("make", OVER_TIME)
-def test_at_full_depth_contexts_tell_inputs_apart_from_the_first_step_on(make):
+def test_contexts_at_full_depth_differ_between_inputs_from_the_first_step(make):
     torch.manual_seed(0)
     depth = {"hidden": 128, "layers": 4} if make is LSTMFuser else {"width": 128, "layers": 8}
     fuse = make(build(make.Config, depth), 256, 8)
@@ -151,13 +151,14 @@ def test_at_full_depth_contexts_tell_inputs_apart_from_the_first_step_on(make):
     assert (spread < 2).all(), spread
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
-def test_an_lstm_runs_in_its_own_precision_on_every_device(device, monkeypatch):
+def test_an_lstm_runs_in_float32_under_autocast_on_every_device(device, monkeypatch):
     """Under autocast cuDNN runs one in float16, and most gradients become 0."""
     fuse, entered = fuser(LSTMFuser), []
 
-    class Elsewhere:
-        """Features that say they are on another device."""
+    class FeaturesOnDevice:
+        """Features that claim to be on another device."""
 
         def __init__(self):
             self.device = torch.device(device)
@@ -166,11 +167,11 @@ def test_an_lstm_runs_in_its_own_precision_on_every_device(device, monkeypatch):
             assert dtype == torch.float32
             return torch.ones(1, 4, 8)
 
-    class Noted(torch.autocast):
+    class RecordedAutocast(torch.autocast):
         def __init__(self, device_type, **keys):
             entered.append((device_type, keys))
             super().__init__("cpu", **keys)
 
-    monkeypatch.setattr(torch, "autocast", Noted)
-    assert fuse(Elsewhere()).dtype == torch.float32
+    monkeypatch.setattr(torch, "autocast", RecordedAutocast)
+    assert fuse(FeaturesOnDevice()).dtype == torch.float32
     assert entered == [(device, {"enabled": False})]

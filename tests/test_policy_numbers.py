@@ -22,13 +22,13 @@ from tests.small import HISTORIES, batch, embodiment, model, observation, policy
 MEAN, STD, REACH = 0.5, 2.0, 2.0
 
 
-def losses(vla: VLA) -> list[tuple[torch.Tensor, torch.Tensor, Any]]:
-    """Note the actions, masks and generators that reach the loss of the decoder."""
+def record_losses(vla: VLA) -> list[tuple[torch.Tensor, torch.Tensor, Any]]:
+    """Record the actions, masks and generators that reach the loss of the decoder."""
     seen: list[tuple[torch.Tensor, torch.Tensor, Any]] = []
 
     def loss(context: DecoderInput, actions: torch.Tensor, mask: torch.Tensor, generator: Any = None) -> Loss:
         seen.append((actions, mask, generator))
-        return Loss(actions.sum(), mask.sum())
+        return Loss(actions.sum(), mask.sum().float())
 
     vla.decoder.loss = loss
     return seen
@@ -37,7 +37,7 @@ def losses(vla: VLA) -> list[tuple[torch.Tensor, torch.Tensor, Any]]:
 def test_the_decoder_learns_actions_scaled_by_their_quantiles_and_clipped() -> None:
     vla, data = policy(), batch(1, 1)
     data.actions[0, 0, 0] = torch.tensor([1.0, -0.5, 5.0, 0.25])
-    seen, generator = losses(vla), torch.Generator()
+    seen, generator = record_losses(vla), torch.Generator()
     vla.loss(data, generator)
     actions, mask, given = seen[0]
     # The gripper is scaled by its declared range, -1 to 1.
@@ -46,12 +46,12 @@ def test_the_decoder_learns_actions_scaled_by_their_quantiles_and_clipped() -> N
     assert given is generator
 
 
-def test_the_decoder_learns_where_the_mask_says_so() -> None:
+def test_the_decoder_learns_only_valid_actions() -> None:
     vla, data = policy(HISTORIES[1], {"name": "lstm", "hidden": 8, "layers": 1}), batch(2, 3)
     data.action_mask[0, 1, 2:] = False
     data.step_mask[1, 1:] = False
     data.action_mask[1, 1:] = False
-    seen = losses(vla)
+    seen = record_losses(vla)
     vla.loss(data)
     assert seen[0][1].sum(1).tolist() == [4, 2, 4, 4]
     assert vla.elements(data) == 14 * 4
@@ -80,7 +80,7 @@ def test_the_options_of_scaling_reach_actions_and_proprio() -> None:
     vla = VLA(config, [Robot(embodiment(), Statistics(action, proprio, of.fingerprint))]).eval()
     data = batch(1, 1)
     data.actions[0, 0, 0], data.proprio[0, 0] = torch.tensor([1.5, 0.5, -1.5, 1.0]), torch.tensor([2.0, -4.0, 6.0])
-    seen, features = losses(vla), []
+    seen, features = record_losses(vla), []
     vla.fuser.register_forward_pre_hook(lambda _, given: features.append(given[0]))
     vla.loss(data)
     torch.testing.assert_close(seen[0][0][0, 0, :3], torch.tensor([0.5, 0.0, -1.0]))
@@ -109,25 +109,25 @@ def test_a_chunk_is_in_robot_units_and_inside_the_range() -> None:
     np.testing.assert_allclose(chunk.actions, np.tile([0.5 * REACH, -0.25 * REACH, REACH, -0.5], (4, 1)), atol=1e-6)
 
 
-def generators_given(vla: VLA) -> list[list[float]]:
-    """Note the next random number of each generator that reaches the sampler."""
+def record_generators(vla: VLA) -> list[list[float]]:
+    """Record the next random number of each generator that reaches the sampler."""
     seen: list[list[float]] = []
     sample = vla.decoder.sample
 
-    def noted(context: DecoderInput, generators: Any = None) -> torch.Tensor:
+    def record(context: DecoderInput, generators: Any = None) -> torch.Tensor:
         assert generators is not None
         copies = [torch.Generator().set_state(g.get_state()) for g in generators]
         seen.append([float(torch.rand(1, generator=g)) for g in copies])
         return sample(context, generators)
 
-    vla.decoder.sample = noted
+    vla.decoder.sample = record
     return seen
 
 
 @pytest.mark.parametrize(("history", "fuser"), [("none", "identity"), (HISTORIES[2], "identity")])
-def test_the_noise_of_a_session_is_that_of_its_seed_and_goes_on_from_step_to_step(history: Any, fuser: str) -> None:
+def test_the_noise_of_a_session_follows_from_its_seed_step_by_step(history: Any, fuser: str) -> None:
     vla, data = policy(history, fuser, decoder="flow"), batch(1, 3)
-    seen = generators_given(vla)
+    seen = record_generators(vla)
     sessions = [vla.start("go", seed=seed) for seed in (7, 7 + 2**17, 7)]
     chunks = [vla.act([observation(data, 0, step)] * 3, sessions) for step in range(3)]
     for one, other, same in chunks:
@@ -205,7 +205,7 @@ def test_proprio_that_is_not_read_changes_nothing() -> None:
     assert not np.array_equal(one, two)
 
 
-def test_missing_actions_are_not_shown_to_later_steps() -> None:
+def test_later_steps_do_not_see_missing_actions() -> None:
     """Where `past: visible` shows earlier chunks, a chunk that ends early is padded with its last action."""
     vla = policy({"name": "interleaved", "window": 3, "past": "visible"}, decoder="lm_tokens", representation="bins")
     data = batch(1, 3)

@@ -87,7 +87,7 @@ class Backbone(nn.Module, ABC):
         Parameters outside all of them belong to the projector, except an untied LM head, which belongs to no part.
         """
 
-    def get_keys_values(self, cache: Cache) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K d"]]]:
+    def get_keys_values(self, cache: Cache) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K Dv"]]]:
         """Return the cached keys (after the rotation by position) and values of each layer, first layer first.
 
         Needs the capability "keys_values".

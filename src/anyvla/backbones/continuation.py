@@ -45,7 +45,7 @@ class Continuation:
             return x
         return torch.cat([row[: n * length].unflatten(0, (n, length)) for row, n in zip(x, self.counts, strict=True)])
 
-    def get_keys_values(self) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K d"]]]:
+    def get_keys_values(self) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K Dv"]]]:
         """Return the cached keys (rotated by position) and values of each layer, first layer first."""
         return self.backbone.get_keys_values(self.cache)
 

@@ -193,7 +193,7 @@ class TokenBackbone(Backbone):
                 "use a shorter window, fewer cameras or shorter instructions"
             )
 
-    def get_keys_values(self, cache: Cache) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K d"]]]:
+    def get_keys_values(self, cache: Cache) -> list[tuple[Float[Tensor, "S h K d"], Float[Tensor, "S h K Dv"]]]:
         layers = getattr(cache.model_cache, "language", cache.model_cache).layers
         return [(layer.keys, layer.values) for layer in layers]
 

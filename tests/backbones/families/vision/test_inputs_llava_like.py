@@ -248,6 +248,7 @@ def test_a_tokenizer_of_another_family_is_refused(tmp_path: Path, monkeypatch: p
         AutoBackbone(AutoBackbone.Config(path=str(tmp_path)))
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_two_towers_see_an_image_at_two_sizes(dtype: str) -> None:
     numbers: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "high_res_image_mean": [0.4, 0.5, 0.6]}

@@ -49,6 +49,7 @@ def arguments(backbone: AutoBackbone, sequence: TokenSequence) -> dict[str, Any]
         return given
 
 
+@pytest.mark.wrong_types
 def test_kosmos_reads_the_patches_of_its_image_processor() -> None:
     images = frames(2, 1, 64, 64, 3)
     theirs = Kosmos2_5ImageProcessorPil(patch_size={"height": 16, "width": 16}, max_patches=16)
@@ -59,6 +60,7 @@ def test_kosmos_reads_the_patches_of_its_image_processor() -> None:
     assert torch.allclose(ours["flattened_patches"], expected, atol=1e-4)
 
 
+@pytest.mark.wrong_types
 def test_a_camera_that_shows_one_color_is_no_division_by_zero() -> None:
     images = torch.full((1, 1, 32, 32, 3), 7, dtype=torch.uint8)
     pixels = Pixels({"do_rescale": False, "do_normalize": False}, None, 32)(images.flatten(0, 1))
@@ -67,6 +69,7 @@ def test_a_camera_that_shows_one_color_is_no_division_by_zero() -> None:
     assert patches["flattened_patches"].abs().max() <= 2  # rows and columns
 
 
+@pytest.mark.wrong_types
 def test_fuyu_reads_the_patches_of_its_image_processor() -> None:
     images = frames(2, 60, 60, 3)
     theirs = FuyuImageProcessorPil(size={"height": 60, "width": 60})
@@ -77,6 +80,7 @@ def test_fuyu_reads_the_patches_of_its_image_processor() -> None:
     assert torch.allclose(ours["pixel_values"], expected.reshape(1, 8, -1).float(), atol=1e-5)
 
 
+@pytest.mark.wrong_types
 def test_molmo_pools_patches_as_its_image_processor_does() -> None:
     """Each token pools two by two patches; what lies beyond the edge is -1 (compared with a naive count)."""
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_size=7))
