@@ -187,10 +187,9 @@ class VLA(nn.Module):
             text for text, row in zip(batch.instructions, valid, strict=True) for _ in range(int(row.sum()))
         ]
         proprio = self.proprio_normalizer.normalize(batch.proprio, batch.robots)  # (B, T, P)
-        chunks = pad_with_last_action(
-            self.action_normalizer.normalize(batch.actions, batch.robots)[valid], batch.action_mask[valid]
-        )
-        past = self.decoder.embed_chunks(chunks) if self.history.sees_past else None
+        past = None
+        if self.history.sees_past:
+            past = self.decoder.embed_chunks(pad_with_last_action(actions, batch.action_mask[valid]))
         if past is not None:
             past = past.roll(1, 0)  # each step sees the chunk of the step before; the first step of a window has none
         steps = self._steps(batch.images[valid], instructions, proprio[valid], past)

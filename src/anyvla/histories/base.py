@@ -1,11 +1,5 @@
 """The base class of histories: which steps of a window share a sequence of the backbone, and what a session keeps.
 
-- `none`: one step. The policy sees the current observation only.
-- `policy_head`: each step of a window is its own sequence, and the fuser joins their readouts (RoboFlamingo,
-  arXiv 2311.01378; RoboVLMs, arXiv 2412.14058). A session keeps readouts, so acting reads one new step.
-- `interleaved`: the steps of a window follow each other in ONE sequence (RoboVLMs), see `anyvla.histories.interleaved`.
-  A session keeps the KV cache of the backbone, so acting reads one new step too.
-
 Windows begin at their first step, and masked steps come last. All later parts are causal, so step k of a training
 window equals step k of a session.
 """
@@ -14,8 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass as plain_dataclass
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -31,7 +24,7 @@ from anyvla.sequence.tokens import TokenSequence
 HistoryState = Any  # what a history keeps for one session; each history has its own type
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True)
 class StepInputs:
     """The inputs of a backbone for M steps. Each step has Q embeddings besides its tokens, in this order:
 
@@ -47,7 +40,7 @@ class StepInputs:
     before: int = 0
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True)
 class WindowReadouts:
     """The readouts of the windows of B episodes or sessions."""
 
@@ -72,10 +65,6 @@ class History(ABC):
     @abstractmethod
     def start(self) -> HistoryState:
         """Return the state of a new session."""
-
-    @abstractmethod
-    def window_length(self, state: HistoryState) -> int:
-        """Return the number of steps in the current window of a session; 0 before its first step."""
 
     @abstractmethod
     def copy_states(self, states: Sequence[HistoryState]) -> list[HistoryState]:

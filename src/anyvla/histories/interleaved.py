@@ -84,9 +84,6 @@ class Interleaved(History):
     def start(self) -> HistoryState:
         return []
 
-    def window_length(self, state: HistoryState) -> int:
-        return len(state[0].readouts) if state and isinstance(state[0], CachedWindow) else len(state)
-
     def copy_states(self, states: Sequence[HistoryState]) -> list[HistoryState]:
         windows = [item for state in states for item in state if isinstance(item, CachedWindow)]
         # Windows that share a cache share its copy.
@@ -155,13 +152,9 @@ class Interleaved(History):
         new = get_readout_mask(sequence, part)
         hidden = cache.hidden_by_history
         if hidden is not None and not self.sees_past:
-            places = new.shape[1]
-            sequence = replace(
-                sequence,
-                block_mask=torch.cat(
-                    [~hidden[:, None].expand(-1, places, -1), new.new_ones(len(new), places, places)], 2
-                ),
-            )
+            length = new.shape[1]
+            earlier = ~hidden[:, None].expand(-1, length, -1)
+            sequence = replace(sequence, block_mask=torch.cat([earlier, new.new_ones(len(new), length, length)], 2))
         readouts = backbone(sequence, part.embeddings, cache)[:, -steps.readouts :]
         cache.hidden_by_history = new if hidden is None else torch.cat([hidden, new], 1)
         for row, ((_, cached), readout) in enumerate(zip(group, readouts, strict=True)):

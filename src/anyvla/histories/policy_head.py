@@ -43,9 +43,6 @@ class SeparateSteps(History):
     def start(self) -> deque[Tensor]:
         return deque(maxlen=self.window)
 
-    def window_length(self, state: HistoryState) -> int:
-        return len(state)
-
     def copy_states(self, states: Sequence[HistoryState]) -> list[HistoryState]:
         return [state.copy() for state in states]
 
@@ -65,7 +62,7 @@ class SeparateSteps(History):
 
 
 class SingleStep(SeparateSteps):
-    """A window of one step."""
+    """A window of one step: the policy sees the current observation only."""
 
     fuses = False
 

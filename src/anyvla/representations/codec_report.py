@@ -157,8 +157,6 @@ def check_codec(
     whose data was compared with the checkpoint's. Representations without a codec, and codecs that learn nothing from
     data, need no folder.
     """
-    if representation.target.kind == "continuous":
-        return
     if not needs_fit(representation, chunk, space):
         return
     then = load_codec_report(folder).purpose
