@@ -1,4 +1,4 @@
-"""No step of a training window depends on anything that comes after it, and each depends on all that it should.
+"""No step of a training window depends on a later step, and each depends on all earlier steps that it should see.
 
 For every history and every decoder, in training mode, one step of a window is changed at a time. The tables of the
 steps whose outputs may and must change are written out.
@@ -52,7 +52,7 @@ CASES = [
 NONE = torch.zeros(WINDOW, WINDOW, dtype=torch.bool)
 OWN = torch.eye(WINDOW, dtype=torch.bool)
 LATER = torch.ones(WINDOW, WINDOW, dtype=torch.bool).triu(1)  # row: the step that was changed
-EPSILON = 2e-6  # less is rounding
+EPSILON = 2e-6  # smaller differences are rounding errors
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,15 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def shown(data: Batch, other: Batch, step: int) -> Batch:
-    """The window with another observation at one step."""
+def with_observation(data: Batch, other: Batch, step: int) -> Batch:
+    """Return the window with another observation at one step."""
     images, proprio = data.images.clone(), data.proprio.clone()
     images[:, step], proprio[:, step] = other.images[:, step], other.proprio[:, step]
     return dataclasses.replace(data, images=images, proprio=proprio)
 
 
-def done(data: Batch, other: Batch, step: int) -> Batch:
-    """The window with another demonstrated chunk at one step."""
+def with_chunk(data: Batch, other: Batch, step: int) -> Batch:
+    """Return the window with another demonstrated chunk at one step."""
     actions = data.actions.clone()
     actions[:, step] = other.actions[:, step]
     return dataclasses.replace(data, actions=actions)
@@ -119,14 +119,12 @@ def made(history: str, decoder: str, codecs: dict[str, Path | None]) -> VLA:
 
 
 @pytest.mark.parametrize(("history", "decoder"), CASES)
-def test_a_step_depends_on_itself_and_its_past_and_on_nothing_later(
-    history: str, decoder: str, codecs: dict[str, Path | None]
-) -> None:
+def test_a_step_depends_on_itself_and_its_past_only(history: str, decoder: str, codecs: dict[str, Path | None]) -> None:
     vla = made(history, decoder, codecs)
     data, other = batch(1, WINDOW), batch(1, WINDOW, seed=1)
     base = outputs(vla, data)
-    of_shown = [outputs(vla, shown(data, other, step)) for step in range(WINDOW)]
-    of_done = [outputs(vla, done(data, other, step)) for step in range(WINDOW)]
+    of_shown = [outputs(vla, with_observation(data, other, step)) for step in range(WINDOW)]
+    of_done = [outputs(vla, with_chunk(data, other, step)) for step in range(WINDOW)]
 
     def table(of: list[Outputs], name: str) -> list[list[bool]]:
         return [changed(getattr(base, name), getattr(o, name)) for o in of]
@@ -170,10 +168,10 @@ def test_the_loss_trains_all_that_a_step_sees(history: str, decoder: str, codecs
 
 
 @pytest.mark.parametrize(("history", "decoder"), CASES)
-def test_the_begin_of_a_window_is_read_as_a_shorter_window(
+def test_the_beginning_of_a_window_equals_a_shorter_window(
     history: str, decoder: str, codecs: dict[str, Path | None]
 ) -> None:
-    """Whether the later steps are absent or masked, and whatever window is beside it in the batch."""
+    """The later steps may be absent or masked, and the batch may contain any other window."""
     vla, data = made(history, decoder, codecs), batch(2, WINDOW)
     with torch.no_grad():
         whole = vla.read(data).context.view(2, WINDOW, -1)
@@ -197,15 +195,15 @@ def one_of(data: Batch, window: int) -> Batch:
 def test_a_suffix_takes_the_position_of_the_first_readout_of_its_step(
     past: str, codecs: dict[str, Path | None]
 ) -> None:
-    """In windows and in sessions; places of earlier readouts count, whether they are visible or not."""
+    """In windows and in sessions; positions of earlier readouts count, visible or not."""
     history = INTERLEAVED | {"past": past}
     vla = policy(history, decoder="lm_tokens", representation="bins", codec=codecs["bins"], readouts=2)
     data, readouts = batch(2, WINDOW), 2
-    shown = 16 if past == "visible" else 0  # tokens of the previous chunk: 4 actions of 4 dims
+    previous = 16 if past == "visible" else 0  # tokens of the previous chunk: 4 actions of 4 dims
     block = vla.backbone.tokenize(data.images[:, 0], data.instructions)
     expected = torch.tensor(
         [
-            [len(block.prefix) + (k + 1) * (shown + len(tokens)) + k * readouts for k in range(WINDOW)]
+            [len(block.prefix) + (k + 1) * (previous + len(tokens)) + k * readouts for k in range(WINDOW)]
             for tokens in block.tokens
         ]
     )

@@ -1,4 +1,4 @@
-"""Every number of every configuration has bounds: an absurd one is refused, where it would eat the memory or hang."""
+"""Every number of every configuration has bounds: absurd numbers are refused before they exhaust memory or hang."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import Group
 from tests import small
 
-# What a program reads back of its own reports, and tables inside the package: they configure nothing.
+# Reports and tables of the package itself, which configure nothing.
 REPORTS = {"anyvla.representations.codec_report", "anyvla.report.published"}
 ABSURD = [float("nan"), float("inf"), -float("inf"), -1e308, 1e308, -(10**30), 10**30, True, False]
 NEEDED: Mapping[str, Any] = {  # values of fields that have no default
@@ -47,19 +47,19 @@ def config_classes() -> dict[str, type]:
     return {n: c for n, c in found.items() if c.__module__.startswith("anyvla.") and c.__module__ not in REPORTS}
 
 
-def wrapped(hint: Any, value: Any) -> Iterator[Any]:
-    """`value` in each place of `hint` where a number may be."""
+def insert_number(hint: Any, value: Any) -> Iterator[Any]:
+    """Yield `value` at each position of `hint` where a number may be."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint in (int, float):
         yield value
     elif origin in (typing.Union, types.UnionType):
         for each in inner:
-            yield from wrapped(each, value)
+            yield from insert_number(each, value)
     elif origin is tuple:
-        for filled in wrapped(inner[0], value):
+        for filled in insert_number(inner[0], value):
             yield [filled] * (2 if inner[-1] is not Ellipsis else 1)
     elif origin in (dict, Mapping) or isinstance(origin, type):
-        for filled in wrapped(inner[-1], value):
+        for filled in insert_number(inner[-1], value):
             yield {"a": filled}
 
 
@@ -68,7 +68,7 @@ FIELDS = [
     (name, field)
     for name, cls in CLASSES.items()
     for field, hint in typing.get_type_hints(cls).items()
-    if any(wrapped(hint, 1))
+    if any(insert_number(hint, 1))
 ]
 
 
@@ -82,7 +82,7 @@ def test_absurd_numbers_are_refused(name: str, field: str) -> None:
     cls = CLASSES[name]
     given = NEEDED.get(name, {})
     for value in ABSURD:
-        for filled in wrapped(typing.get_type_hints(cls)[field], value):
+        for filled in insert_number(typing.get_type_hints(cls)[field], value):
             with pytest.raises(ConfigError, match=field):
                 build(cls, {**given, field: filled}, where="here")
 
@@ -92,7 +92,7 @@ PARTS = [
     for kind in ("histories", "fusers", "decoders", "representations", "backbones")
     for name in REGISTRIES[kind]
     for field, hint in typing.get_type_hints(REGISTRIES[kind][name].Config).items()
-    if any(wrapped(hint, 1)) and (kind, name) not in {("backbones", b) for b in ("auto", "flamingo", "moondream")}
+    if any(insert_number(hint, 1)) and (kind, name) not in {("backbones", b) for b in ("auto", "flamingo", "moondream")}
     if name not in ("qwen_vl", "uform")
 ]
 
@@ -105,24 +105,24 @@ def test_numbers_at_the_lower_end_build_or_are_refused(kind: str, name: str, fie
     if name in ("bins", "fast", "vq", "tokens", "lm_tokens"):
         keys = {"decoder": "tokens", "representation": "bins"}
     hint = typing.get_type_hints(REGISTRIES[kind][name].Config)[field]
-    for filled in [f for value in (-1, 0) for f in wrapped(hint, value)]:
+    for filled in [f for value in (-1, 0) for f in insert_number(hint, value)]:
         try:
             small.policy(**keys | {axis: {**sizes, "name": name, field: filled}})
         except ValueError as error:
-            told = str(error)
+            message = str(error)
         else:
-            told = field
-        assert any(reason in told for reason in (field, "fit-codec", "LM head"))
+            message = field
+        assert any(reason in message for reason in (field, "fit-codec", "LM head"))
 
 
 @pytest.mark.parametrize("control_hz", [0, -1, float("nan"), 1e300])
 def test_a_robot_acts_at_a_rate(control_hz: float) -> None:
-    told = {"name": "arm", "cameras": ["a"], "proprio": {"groups": []}, "action": {"groups": []}}
+    robot = {"name": "arm", "cameras": ["a"], "proprio": {"groups": []}, "action": {"groups": []}}
     with pytest.raises(ConfigError, match="control_hz"):
-        build(Embodiment, told | {"control_hz": control_hz})
+        build(Embodiment, robot | {"control_hz": control_hz})
 
 
-def test_a_gripper_has_two_ends() -> None:
+def test_the_ends_of_a_gripper_must_differ() -> None:
     for low, high in ((0.0, 1e-60), (1e8, 1e8 + 1), (0.0, 1e30)):
         with pytest.raises(ConfigError, match=r"low|high"):
             build(Group, {"name": "gripper", "size": 1, "kind": "gripper", "low": low, "high": high})

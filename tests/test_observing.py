@@ -1,4 +1,4 @@
-"""Observations of two robots are read into the layout that they share, and judged by each robot's own data."""
+"""Observations of two robots are read into the layout that they share, and checked against each robot's own data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GRIP = Group(name="gripper", size=1, kind="gripper", low=0, high=255)
 
 def made(name: str, cameras: str, groups: tuple[Group, ...], proprio: dict[str, list[float]]) -> Robot:
     space = ActionSpace(groups=groups)
-    actions = {key: [100.0] * space.size for key in ("min", "max", "q01", "q99")}  # of another vector: of no use here
+    actions = {key: [100.0] * space.size for key in ("min", "max", "q01", "q99")}  # of the other vector
     embodiment = Embodiment(name=name, cameras=tuple(cameras.split()), proprio=space, action=space, control_hz=10)
     return Robot(embodiment, Statistics(actions, proprio, "f"))
 
@@ -63,7 +63,7 @@ def is_implausible(of: Robot, dim: int, value: float, usual: tuple[float, ...]) 
         (CLAW, 2, (0, 12, 10), -20, 40),
         # two hundredths of a meter, beside 2 meters in the same group: 0.3 of the group's scale
         (made("flat", "c", (HAND,), ranges((0, 2), (0, 0.02))), 1, (1, 0), -1.8, 1.82),
-        # all that is known is percentiles, which a gripper's declared range widens
+        # only percentiles are known, and a gripper's declared range widens them
         (made("q", "c", (GRIP,), {"q01": [-45.0], "q99": [200.0]}), 0, (0,), -45 - 900, 255 + 900),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_value_three_scales_beyond_the_range_is_implausible(
         assert is_implausible(of, dim, beyond, usual)
 
 
-def test_nothing_is_implausible_where_nothing_is_known() -> None:
+def test_nothing_is_implausible_without_a_known_range() -> None:
     unknown = made("unknown", "c", (HAND,), {})
     assert not is_implausible(unknown, 0, 1e9, (0, 0))
 
@@ -92,7 +92,7 @@ def shown(cameras: dict[str, int], proprio: list[float], size: tuple[int, int] =
     return Observation(images, np.array(proprio, np.float32))
 
 
-def test_each_robot_is_read_into_its_own_places() -> None:
+def test_each_robot_is_read_into_its_own_part_of_the_layout() -> None:
     """The layout: cameras corner, wrist, top; proprio hand (2), gripper (1)."""
     both = [shown({"top": 1, "wrist": 2}, [9, 7, 8]), shown({"wrist": 3, "corner": 4, "extra": 5}, [5, 6])]
     assert observer().read_proprio(both, [1, 0]).tolist() == [[7, 8, 9], [5, 6, 0]]
@@ -107,7 +107,7 @@ def test_proprio_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         ProprioChecker(ARM).read(np.zeros(shape, np.float32)[...], 4)
 
 
-def test_images_are_fitted_as_the_view_says() -> None:
+def test_images_are_resized_to_the_view() -> None:
     """4 x 8 in 8 x 8: two black rows above and below."""
     [images] = observer(size=[8, 8], fit="pad").read_images([shown({"corner": 200, "wrist": 100}, [0, 0], (4, 8))], [0])
     assert images[0, :, 0, 0].tolist() == [0, 0, 200, 200, 200, 200, 0, 0]
@@ -119,7 +119,7 @@ def session(robot: int) -> Any:
     return SimpleNamespace(robot=robot, warned=set())
 
 
-def test_each_session_is_judged_by_its_robots_data() -> None:
+def test_each_session_is_checked_against_its_robots_data() -> None:
     far = shown({}, [0, 30])  # for the arm; for the claw's hand 30 is not
     observer().check_plausible([shown({}, [0, 30, 30]), shown({}, [0, 1])], [session(1), session(0)], "error")
     with pytest.raises(ValueError, match=r"observation 1: proprio of robot 'arm' is far outside .* dim 1 is 30"):
@@ -130,10 +130,10 @@ def test_a_session_is_warned_of_each_dim_once(caplog: pytest.LogCaptureFixture) 
     of, one, other = observer(), session(0), session(0)
     far, both = shown({}, [0, 30]), shown({}, [30, 30])
     with caplog.at_level(logging.WARNING, "anyvla.observing"):
-        for given, asked, said in ((far, one, 1), (far, one, 0), (both, one, 1), (both, one, 0), (far, other, 1)):
+        for given, asked, warnings in ((far, one, 1), (far, one, 0), (both, one, 1), (both, one, 0), (far, other, 1)):
             caplog.clear()
             of.check_plausible([given], [asked], "warn")
-            assert len(caplog.records) == said
+            assert len(caplog.records) == warnings
     assert (one.warned, other.warned) == ({0, 1}, {1})
 
 

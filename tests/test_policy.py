@@ -43,14 +43,14 @@ def test_splitting_a_batch_changes_no_sum():
     torch.testing.assert_close(whole.value, (parts[0].total + parts[1].total) / (parts[0].count + parts[1].count))
 
 
-def test_the_words_reach_the_actions():
+def test_the_instruction_changes_the_actions():
     vla = policy()
     data = batch(1, 1)
     one, other = (vla.act([observation(data, 0, 0)], [vla.start(t)])[0] for t in ("open it", "close it"))
     assert np.abs(one.actions - other.actions).max() > 1e-4
 
 
-def test_invalid_combinations_are_refused_with_the_way_out():
+def test_invalid_combinations_are_refused_with_an_alternative():
     with pytest.raises(ConfigError, match=r"history none has one step; the nearest that is possible: .*fuser: ident"):
         model("none", "lstm")
     with pytest.raises(ConfigError, match=r"leaves time to the fuser, and fuser identity reads each step by itself"):
@@ -118,7 +118,7 @@ def test_a_robot_without_cameras_is_refused():
         vla.backbone.tokenize(torch.zeros(1, 0, 32, 32, 3, dtype=torch.uint8), ["open"])
 
 
-def test_what_a_backbone_lacks_is_refused_before_its_weights_are_loaded(tmp_path):
+def test_a_missing_capability_is_refused_before_weights_are_loaded(tmp_path):
     folder = write_family(FAMILIES["paligemma"], tmp_path)
     (folder / "model.safetensors").write_bytes(b"")  # reading it would fail
     keys = {"backbone": {"name": "auto", "path": str(folder)}}
@@ -135,7 +135,7 @@ def test_what_a_backbone_lacks_is_refused_before_its_weights_are_loaded(tmp_path
     assert "paligemma" not in named
 
 
-def test_a_backbone_that_only_knows_its_capabilities_once_built_is_refused_then(monkeypatch):
+def test_capabilities_known_only_after_building_are_checked_then(monkeypatch):
     class Unsure(NanoBackbone):
         @classmethod
         def find_capabilities(cls, config, assets=None):
@@ -163,7 +163,7 @@ def test_a_checkpoint_without_statistics_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("crop", [0.75, (1.0, 0.5)])
-def test_acting_sees_the_center_of_what_training_crops(crop):
+def test_acting_sees_the_center_of_the_crop_of_training(crop):
     """Of images in any size, brought to that of the view by the one resize that reading data uses."""
     vla = policy(view={"size": [SIZE, SIZE], "crop": crop})
     data = batch(1, 1)

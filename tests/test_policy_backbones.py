@@ -21,7 +21,7 @@ from tests.small import FUSERS, batch, observation, policy, windowed
 
 @pytest.fixture(scope="module", params=[*sorted(FAMILIES), *sorted(REGISTERED)])
 def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """A backbone as a recipe names it, and the folder in which all lies that it reads."""
+    """Return a backbone as written in a recipe, and the folder of its files."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param in REGISTERED:
         return {"name": request.param, **REGISTERED[request.param](folder)}, folder
@@ -69,8 +69,8 @@ def test_it_acts_as_it_was_trained(
 EXPERT = {"name": "expert", "width": 32, "mlp": 64, "steps": 2, "tokens": {"ids": "end"}}
 
 
-def test_an_expert_and_tokens_live_in_it(backbone: tuple[dict[str, Any], Path], request: pytest.FixtureRequest) -> None:
-    """The expert reads what each layer remembers, while the backbone learns to write the chunk (insulation)."""
+def test_an_expert_and_tokens_work_in_it(backbone: tuple[dict[str, Any], Path], request: pytest.FixtureRequest) -> None:
+    """The expert reads the cached keys and values of each layer, while the backbone learns tokens (insulation)."""
     options, _ = backbone
     keys = {"decoder": EXPERT, "representation": {"name": "bins", "bins": 16}, "readouts": 2}
     known = {**load_results().families, **load_results().backbones}.get(request.node.callspec.params["backbone"])

@@ -1,4 +1,4 @@
-"""The defaults of a policy, written out: an experiment that names no option is one of these."""
+"""The defaults of a policy, written out: an experiment without options uses these."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_acting_writes_the_constant_exactly(name: str, tmp_path: Path):
     assert (chunk.actions[:, STILL] == np.float32(VALUE)).all()
 
 
-@pytest.mark.parametrize("name", [n for n in POLICIES if n != "tokens of fast"])  # whose tokens each hold all dims
+@pytest.mark.parametrize("name", [n for n in POLICIES if n != "tokens of fast"])  # its tokens each contain all dims
 def test_no_loss_depends_on_the_constant_dim(name: str, tmp_path: Path):
     vla, data = policy(name, tmp_path), batch(2, vla_window(name))
     count = int(data.action_mask.sum()) * 3
@@ -77,10 +77,10 @@ def test_no_loss_depends_on_the_constant_dim(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["regression", "tokens of bins", "lm tokens", "lm tokens, interleaved", "expert"])
-def test_acting_is_as_training(name: str, tmp_path: Path):
+def test_acting_equals_training(name: str, tmp_path: Path):
     vla, steps = policy(name, tmp_path), vla_window(name)
     data = batch(1, steps)
-    if name == "lm tokens, interleaved":  # its window sees earlier chunks, which acting writes itself
+    if name == "lm tokens, interleaved":  # its window sees earlier chunks, which acting predicts itself
         data = dataclasses.replace(data, actions=torch.zeros_like(data.actions))
         steps = 1
     session = vla.start(data.instructions[0])

@@ -108,7 +108,7 @@ def observation(vla: VLA, data: Batch, index: int, step: int) -> Observation:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_acting_is_what_training_saw_for_every_robot(name: str, tmp_path: Path):
+def test_acting_equals_training_for_every_robot(name: str, tmp_path: Path):
     vla = policy(tmp_path, **DECODERS[name])
     data = batch(vla)
     sessions = [vla.start(text, robot=e.name) for text, e in zip(data.instructions, ROBOTS, strict=True)]
@@ -117,7 +117,7 @@ def test_acting_is_what_training_saw_for_every_robot(name: str, tmp_path: Path):
     with torch.inference_mode():
         generators = [torch.Generator().manual_seed(0) for _ in range(9)]
         for i, session in enumerate(sessions):  # the noise of the third chunk of each
-            generators[3 * i + 2] = replayed(vla, session.generator)
+            generators[3 * i + 2] = rewind(vla, session.generator)
         robots = data.robots.repeat_interleave(3)
         expected = vla.action_normalizer.denormalize(vla.decoder.sample(vla.read(data), generators), robots)
     for i, (own, chunk) in enumerate(zip(ROBOTS, chunks, strict=True)):
@@ -126,8 +126,8 @@ def test_acting_is_what_training_saw_for_every_robot(name: str, tmp_path: Path):
         np.testing.assert_allclose(chunk.actions, expected[3 * i + 2].numpy()[:, at], atol=1e-4)
 
 
-def replayed(vla: VLA, used: torch.Generator) -> torch.Generator:
-    """A generator as it was before its third draw."""
+def rewind(vla: VLA, used: torch.Generator) -> torch.Generator:
+    """Return a generator as it was before its third chunk."""
     generator = torch.Generator().manual_seed(0)
     shape = getattr(vla.decoder, "shape", None)
     if shape is not None:
@@ -153,7 +153,7 @@ def test_a_loss_is_the_mean_over_the_dims_that_each_robot_has(name: str, tmp_pat
 
 @pytest.mark.parametrize("name", ["regression", "flow", "diffusion", "expert"])
 def test_dims_that_a_robot_lacks_change_nothing(name: str, tmp_path: Path):
-    """Whatever stands there in the data, and whatever noise would be drawn for it."""
+    """Neither their values in the data nor the noise sampled for them."""
     vla = policy(tmp_path, **DECODERS[name])
     data = batch(vla)
     lacking = ~vla.action_normalizer.known[data.robots]
@@ -189,7 +189,7 @@ def test_a_checkpoint_keeps_every_robot(tmp_path: Path):
 
 
 def test_each_robot_acts_by_its_own_statistics(tmp_path: Path):
-    """A policy that says +1 in every dim: the ends of each robot's range, in its own units."""
+    """A policy that predicts +1 in every dim gives the end of each robot's range, in its own units."""
     vla = policy(tmp_path)
     vla.decoder.sample = lambda inputs, generators: torch.ones(len(inputs.context), 4, vla.embodiment.action.size)
     data = batch(vla)
@@ -200,7 +200,7 @@ def test_each_robot_acts_by_its_own_statistics(tmp_path: Path):
     assert chunks[2].actions[0].tolist() == [3] * 6 + [1] + [3] * 6 + [1]
 
 
-def test_which_robot_acts_must_be_told(tmp_path: Path):
+def test_start_needs_the_name_of_the_robot(tmp_path: Path):
     vla = policy(tmp_path)
     with pytest.raises(ValueError, match=r"say which robot acts: this policy was trained for small, arm, pair"):
         vla.start("go")

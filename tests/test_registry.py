@@ -1,4 +1,4 @@
-"""Names find their parts, and nobody replaces a part in silence."""
+"""Registries find parts by name, and no part is replaced silently."""
 
 from importlib import metadata
 
@@ -25,7 +25,7 @@ def test_a_third_party_adds_parts_and_replaces_none(monkeypatch):
     assert parts.target("more") == "collections:deque"
 
 
-def test_a_part_is_registered_under_a_name_that_is_free(monkeypatch):
+def test_a_part_needs_a_free_name(monkeypatch):
     parts = registry(monkeypatch, ("more", "collections:deque"))
     parts.register("mine", Mine)
     assert parts["mine"] is Mine

@@ -1,4 +1,4 @@
-"""What looks the same is the same instruction, on every path."""
+"""Texts that look the same are the same instruction, on every path."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from tests import small
         ("", ""),
     ],
 )
-def test_one_spelling(written: str, clean: str) -> None:
+def test_texts_that_look_the_same_become_equal(written: str, clean: str) -> None:
     assert clean_instruction(written) == clean
 
 
 @given(st.text())
-def test_spelling_is_settled_at_once(text: str) -> None:
+def test_cleaning_twice_changes_nothing(text: str) -> None:
     clean = clean_instruction(text)
     assert clean_instruction(clean) == clean
     assert clean_instruction(unicodedata.normalize("NFD", text)) == clean

@@ -61,7 +61,7 @@ def _kill_me(other: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_dies_ends_the_work_with_one_line_and_no_worker_is_left() -> None:
+def test_a_dead_worker_ends_the_work_with_one_line_and_ends_all_workers() -> None:
     died = pytest.raises(WorkerDied, match=r"a worker process died \(exit status -9\).*lack of memory: try fewer")
     with died, WorkerPool(2, remedy="try fewer") as pool:
         sleeping = pool.submit(time.sleep, 600)
@@ -83,7 +83,7 @@ def test_an_interrupt_does_not_wait_for_a_worker_that_hangs() -> None:
     assert not pool._context.started[0].is_alive()
 
 
-def test_an_interrupt_while_it_waits_for_the_last_work_does_not_wait_either() -> None:
+def test_an_interrupt_during_shutdown_does_not_wait() -> None:
     interrupted = pytest.raises(KeyboardInterrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with interrupted, WorkerPool(1, remedy="") as pool:
@@ -97,7 +97,7 @@ def test_an_interrupt_while_it_waits_for_the_last_work_does_not_wait_either() ->
 def test_a_warning_comes_when_no_work_was_finished_for_long(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It counts from the last work that was finished, and comes once in that time. No process is started."""
+    """It counts from the last finished work, and comes once in that time. No process is started."""
     clock = SimpleNamespace(seconds=0.0, monotonic=lambda: clock.seconds)
     monkeypatch.setattr("anyvla.worker_pool.time", clock)
     pending, done = Future[None](), Future[None]()
@@ -114,7 +114,7 @@ def _double(number: int) -> int:
     return 2 * number
 
 
-def test_tasks_run_until_none_is_left_also_those_that_come_later() -> None:
+def test_tasks_added_later_run_too() -> None:
     todo, found = deque(range(3)), {}
     with WorkerPool(2, remedy="") as pool:
         for task, result in pool.run(_double, todo, 2):
@@ -124,7 +124,7 @@ def test_tasks_run_until_none_is_left_also_those_that_come_later() -> None:
     assert found == {0: 0, 1: 2, 2: 4, 7: 14}
 
 
-def test_tasks_that_have_not_begun_stay_after_a_stop() -> None:
+def test_tasks_that_have_not_begun_are_kept_after_a_stop() -> None:
     todo, found = deque(range(50)), list[int]()
     with WorkerPool(1, remedy="") as pool:
         for task, _ in pool.run(_double, todo, 20, stop=lambda: bool(found)):

@@ -8,7 +8,7 @@ IDS = {"pad_id": 0, "query_id": 9}
 BLOCK = StepTokens([1], [[5, 6], [7], [5, 6, 7]], torch.zeros(3, 1, 2, 2, 3, dtype=torch.uint8))
 
 
-def test_steps_of_their_own_sequences():
+def test_each_step_may_be_a_separate_sequence():
     sequence = lay_out(BLOCK, [1, 1, 1], 2, **IDS)
     assert sequence.input_ids.tolist() == [[1, 5, 6, 9, 9, 0], [1, 7, 9, 9, 0, 0], [1, 5, 6, 7, 9, 9]]
     assert sequence.attention_mask.sum(1).tolist() == [5, 4, 6]
@@ -16,7 +16,7 @@ def test_steps_of_their_own_sequences():
     assert sequence.query_mask.sum() == 6
 
 
-def test_steps_that_share_a_sequence_open_it_once():
+def test_steps_of_one_sequence_share_its_prefix():
     sequence = lay_out(BLOCK, [2, 1], 1, **IDS)
     assert sequence.input_ids.tolist() == [[1, 5, 6, 9, 7, 9], [1, 5, 6, 7, 9, 0]]
     assert sequence.query_mask.tolist() == [
@@ -25,13 +25,13 @@ def test_steps_that_share_a_sequence_open_it_once():
     ]
 
 
-def test_places_may_stand_before_a_step_too():
+def test_queries_may_precede_the_tokens_of_a_step():
     sequence = lay_out(BLOCK, [2, 1], 3, before=2, **IDS)
     assert sequence.input_ids.tolist() == [[1, 9, 9, 5, 6, 9, 9, 9, 7, 9], [1, 9, 9, 5, 6, 7, 9, 0, 0, 0]]
     assert sequence.step_ids.tolist() == [[-1, 0, 0, 0, 0, 0, 1, 1, 1, 1], [-1, 0, 0, 0, 0, 0, 0, -1, -1, -1]]
 
 
-def test_windows_of_different_lengths_stack_with_their_mask():
+def test_windows_of_different_lengths_are_stacked_with_a_mask():
     out, mask = stack_windows([torch.ones(1, 2), torch.tensor([[0.0, 0], [1, 1], [2, 2]])])
     assert mask.tolist() == [[True, False, False], [True, True, True]]
     assert out[:, :, 0].tolist() == [[1, 0, 0], [0, 1, 2]]

@@ -67,7 +67,7 @@ class Published:
 
 
 def edge_cases(bins: int) -> np.ndarray:
-    """Every edge, every center and their neighbors among the float32 numbers, and what lies outside."""
+    """Every edge, every center and their neighbors among the float32 numbers, and values outside."""
     edges = np.linspace(-1, 1, bins).astype(np.float32)
     centers = ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
     points = np.concatenate([edges, centers, np.float32([-3, 3, 0, -0.0])])
@@ -96,11 +96,11 @@ def test_the_highest_value_is_token_0_and_the_lowest_the_last_as_published() -> 
     assert codec().encode(chunks(1.0, 0.999, -1.0, -7.0))[:, 0].tolist() == [0, 1, 255, 255]
 
 
-def test_what_is_not_said_is_as_published() -> None:
+def test_the_defaults_are_the_published_bins() -> None:
     assert vars(BinsCodec.Config()) == {"kind": "uniform", "bins": 256, "mu": 255.0}
 
 
-def test_tokens_stand_action_by_action() -> None:
+def test_tokens_are_ordered_action_by_action() -> None:
     x = torch.linspace(1, -1, T).view(1, N, A)
     assert codec().encode(x).diff().gt(0).all()
 
@@ -178,7 +178,7 @@ def test_quantile_bins_follow_the_data() -> None:
 
 
 @pytest.mark.parametrize("bins", [2, 8, 256])
-def test_grippers_constants_and_clipped_ends_are_met(bins: int) -> None:
+def test_grippers_constants_and_clipped_ends_are_exact(bins: int) -> None:
     made, data = quantile(bins), demonstrations()
     assert (made.values.diff() > 0).all()
     assert (made.lower.diff() > 0).all()
@@ -189,7 +189,7 @@ def test_grippers_constants_and_clipped_ends_are_met(bins: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["quantile", "mu_law"])
-def test_an_open_and_a_closed_gripper_are_met_whatever_the_data_had(kind: str) -> None:
+def test_an_open_and_a_closed_gripper_are_exact_for_any_data(kind: str) -> None:
     made = codec(kind=kind, bins=16)
     made.fit(torch.rand(50, N, A, generator=torch.Generator().manual_seed(0)) * 0.5)  # never wholly open or closed
     x = chunks(-1.0, 1.0)
@@ -221,7 +221,7 @@ def test_masked_actions_have_no_token() -> None:
     assert torch.equal(tokens[0, 0], codec().encode(chunks(0.1)).view(N, A)[0])
 
 
-def test_what_cannot_be_read_holds_the_last_action_of_each_dim() -> None:
+def test_unreadable_tokens_repeat_the_last_value_of_each_dim() -> None:
     made = codec()
     x = torch.linspace(-0.9, 0.9, T).view(1, N, A)
     tokens = made.encode(x).repeat(4, 1)
@@ -253,13 +253,13 @@ def test_fitted_bins_rest_at_the_median() -> None:
     torch.testing.assert_close(decoded[0], data.flatten(0, 1).quantile(0.5, dim=0).expand(N, A), atol=1e-5, rtol=0)
 
 
-def test_casting_a_model_leaves_the_bins_alone() -> None:
+def test_casting_a_model_does_not_change_the_bins() -> None:
     model = torch.nn.ModuleDict({"codec": codec()}).bfloat16()
     x = torch.linspace(-1, 1, T * 40).view(40, N, A)
     assert model["codec"].lower.dtype == torch.float32
     assert torch.equal(model["codec"].encode(x), codec().encode(x))
     for made in (quantile(256), codec(kind="mu_law")):
-        tokens = torch.arange(-1, 255).view(-1, 1).expand(-1, T)  # a sequence that cannot be read first
+        tokens = torch.arange(-1, 255).view(-1, 1).expand(-1, T)  # an unreadable sequence first
         before = made.decode(tokens)[0]
         assert torch.equal(torch.nn.ModuleDict({"codec": made}).bfloat16()["codec"].decode(tokens)[0], before)
 
@@ -270,7 +270,7 @@ def test_fitted_bins_come_back_bit_by_bit(tmp_path) -> None:
     again = BinsCodec(made.config, N, SPACE, tmp_path)
     for name in ("lower", "values", "rest"):
         assert torch.equal(getattr(again, name), getattr(made, name)), name
-    assert not made.state_dict()  # its folder holds what it learned, a checkpoint's weights nothing of it
+    assert not made.state_dict()  # the learned values are in its folder only
 
 
 def test_fitting_twice_is_the_same_and_uniform_learns_nothing() -> None:

@@ -1,4 +1,4 @@
-"""What every codec of the registry keeps to, so that any decoder can write the tokens of any of them."""
+"""The laws of every codec of the registry, so that any decoder can write its tokens."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_its_name_and_sizes_are_declared(made: Made) -> None:
     assert codec.fitted
 
 
-def test_tokens_are_ids_and_nothing_stands_after_the_end(made: Made) -> None:
+def test_tokens_are_ids_and_nothing_follows_the_end(made: Made) -> None:
     codec, x = made.codec, smooth(64, 1)
     tokens = codec.encode(x)
     assert tokens.shape == (64, codec.length)
@@ -109,7 +109,7 @@ def test_tokens_are_ids_and_nothing_stands_after_the_end(made: Made) -> None:
         assert written.all()
 
 
-def test_decoding_gives_about_what_was_encoded(made: Made) -> None:
+def test_decoding_approximates_the_encoded_chunks(made: Made) -> None:
     x = smooth(256, 1)
     chunks, wrong = made.codec.decode(made.codec.encode(x))
     check_chunks(made.codec, chunks, wrong, 256)
@@ -119,7 +119,7 @@ def test_decoding_gives_about_what_was_encoded(made: Made) -> None:
     assert (chunks - x)[..., 4].abs().mean() < 0.1
 
 
-def test_chunks_beyond_the_range_are_those_at_its_ends(made: Made) -> None:
+def test_chunks_beyond_the_range_are_clipped(made: Made) -> None:
     x = smooth(16, 2) * 7
     tokens = made.codec.encode(x)
     assert tokens.max() < made.codec.size
@@ -127,7 +127,7 @@ def test_chunks_beyond_the_range_are_those_at_its_ends(made: Made) -> None:
     check_chunks(made.codec, *made.codec.decode(tokens), 16)
 
 
-def test_missing_actions_have_no_token_or_hold_the_last_one(made: Made) -> None:
+def test_missing_actions_have_no_token_or_repeat_the_last_one(made: Made) -> None:
     codec, x = made.codec, smooth(N + 1, 3)
     mask = torch.arange(N) < torch.arange(N + 1)[:, None]  # none, the first, the first two ...
     tokens = codec.encode(x, mask)
@@ -140,7 +140,7 @@ def test_missing_actions_have_no_token_or_hold_the_last_one(made: Made) -> None:
     assert torch.equal(codec.encode(x, torch.ones_like(mask)), codec.encode(x))
 
 
-def test_held_actions_are_the_last_ones_there_are() -> None:
+def test_missing_actions_are_padded_with_the_last_one() -> None:
     chunks = torch.tensor([[[1.0, 5.0], [2.0, 6.0], [3.0, 7.0]]]).expand(4, 3, 2)
     mask = torch.tensor([[False] * 3, [True, False, False], [True, True, False], [True] * 3])
     assert pad_with_last_action(chunks, mask)[..., 0].tolist() == [[0, 0, 0], [1, 1, 1], [1, 2, 2], [1, 2, 3]]
@@ -157,7 +157,7 @@ def test_any_sequence_decodes_to_a_chunk(made: Made, data: st.DataObject) -> Non
     good = codec.encode(smooth(1, data.draw(st.integers(0, 9))))[0]
     cut = data.draw(st.integers(0, codec.length))
     tokens = torch.tensor(data.draw(st.lists(row, min_size=1, max_size=3)))
-    tokens[0, :cut] = good[:cut]  # right at first, then anything
+    tokens[0, :cut] = good[:cut]  # valid at first, then anything
     chunks, wrong = codec.decode(tokens)
     check_chunks(codec, chunks, wrong, len(tokens))
     outside = (tokens < 0) | (tokens >= codec.size)
@@ -179,7 +179,7 @@ def test_a_sequence_without_a_token_is_invalid_and_gives_a_still_chunk(made: Mad
     assert (chunks - chunks[:, :1]).abs().max() < 1e-5
 
 
-def test_rows_do_not_know_of_each_other(made: Made) -> None:
+def test_rows_do_not_affect_each_other(made: Made) -> None:
     codec, x = made.codec, smooth(5, 5)
     mask = torch.ones(5, N, dtype=torch.bool)
     mask[1, 3:], mask[2] = False, False
@@ -194,7 +194,7 @@ def test_rows_do_not_know_of_each_other(made: Made) -> None:
         assert bad[0] == wrong[row]
 
 
-def test_no_row_at_all_is_fine(made: Made) -> None:
+def test_an_empty_batch_stays_empty(made: Made) -> None:
     codec = made.codec
     tokens = codec.encode(torch.zeros(0, N, A), torch.zeros(0, N, dtype=torch.bool))
     assert tokens.shape == (0, codec.length)
@@ -203,7 +203,7 @@ def test_no_row_at_all_is_fine(made: Made) -> None:
     assert wrong.shape == (0,)
 
 
-def test_what_was_saved_comes_back(made: Made) -> None:
+def test_a_saved_codec_is_equal_after_loading(made: Made) -> None:
     codec, x = made.codec, smooth(32, 6)
     again = made.again(made.folder).eval()
     assert again.fitted
@@ -213,10 +213,10 @@ def test_what_was_saved_comes_back(made: Made) -> None:
     assert torch.equal(again.decode(tokens)[0], codec.decode(tokens)[0])
 
 
-def test_a_copy_of_a_copy_is_as_good(made: Made, tmp_path: Path) -> None:
+def test_a_codec_can_be_saved_again_after_loading(made: Made, tmp_path: Path) -> None:
     codec = made.again(made.folder)
     codec.load_state_dict(made.codec.state_dict())
-    codec.save(tmp_path)  # what a checkpoint does with a codec that it read from the run folder
+    codec.save(tmp_path)  # as a checkpoint does with a codec of the run folder
     again = made.again(tmp_path if any(tmp_path.iterdir()) else None).eval()
     again.load_state_dict(codec.state_dict())
     x = smooth(32, 6)
@@ -229,7 +229,7 @@ def test_fitting_is_a_pure_function_of_chunks_and_seed(made: Made) -> None:
     assert torch.equal(again.encode(x), made.codec.encode(x))
 
 
-def test_one_that_was_not_fitted_is_refused_with_the_command(made: Made) -> None:
+def test_an_unfitted_codec_is_refused_with_the_command(made: Made) -> None:
     codec = made.again(None)
     if codec.fitted:
         assert torch.equal(codec.encode(smooth(4, 8)), made.codec.encode(smooth(4, 8)))
@@ -260,7 +260,7 @@ def test_autocast_changes_no_token(made: Made) -> None:
     torch.testing.assert_close(chunks, codec.decode(tokens)[0], atol=1e-5, rtol=0)
 
 
-def test_it_learns_nothing_from_a_policys_gradient(made: Made) -> None:
+def test_a_policys_gradient_does_not_change_it(made: Made) -> None:
     assert not [name for name, p in made.codec.named_parameters() if p.requires_grad]
     x = smooth(4, 10).requires_grad_()
     assert not made.codec.decode(made.codec.encode(x))[0].requires_grad

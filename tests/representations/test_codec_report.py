@@ -57,7 +57,7 @@ def fitted(folder: Path, part: Part = QUANTILE, **changes: Any) -> Path:
     return folder
 
 
-def test_errors_are_those_of_each_group_in_both_units() -> None:
+def test_each_group_has_its_errors_in_both_units() -> None:
     codec = bins(bins=5).build(4, SPACE)  # the bins' middles: -0.75, -0.25, 0.25, 0.75
     x = torch.zeros(2, 4, 4)
     x[0, :, :3] = torch.tensor([0.25, 0.5, -0.25])
@@ -94,7 +94,7 @@ class Wrong(Codec):
         pass
 
 
-def test_the_figures_of_a_round_trip_by_hand() -> None:
+def test_the_numbers_of_a_round_trip_by_hand() -> None:
     """Two robots: the first reaches from -2 to 2, the second has no gripper and reaches from -1 to 1."""
     arm = ActionSpace(groups=SPACE.groups[:1])
     narrow = {key: [value / 2 for value in values[:3]] for key, values in statistics().action.items()}
@@ -124,19 +124,19 @@ def test_tokens_and_errors_do_not_depend_on_how_chunks_are_split(monkeypatch: py
     assert measure_round_trip(codec, chunks(), mask, NORMALIZER, ROBOTS) == whole
 
 
-def test_only_what_learns_from_data_needs_a_fit() -> None:
+def test_only_codecs_that_learn_from_data_need_a_fit() -> None:
     assert needs_fit(QUANTILE, 4, SPACE)
     assert not needs_fit(bins(), 4, SPACE)
     assert not needs_fit(Part("representations", "continuous", Continuous.Config()), 4, SPACE)
 
 
-def test_a_codec_made_for_this_is_taken(tmp_path: Path) -> None:
+def test_a_codec_with_the_same_purpose_is_accepted(tmp_path: Path) -> None:
     fitted(tmp_path)
     check_codec(tmp_path, QUANTILE, 4, SPACE, "quantile", DATA)
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"fingerprint": "b" * 64}, "data (bbbbbbbbbbbb there, aaaaaaaaaaaa now)"),
         ({"chunk": 8}, "chunk (8 there, 4 now)"),
@@ -144,16 +144,16 @@ def test_a_codec_made_for_this_is_taken(tmp_path: Path) -> None:
         ({"representation": bins(kind="quantile", bins=32)}, "bins: 32, mu: 255.0 there, name: bins, kind: quantile"),
     ],
 )
-def test_one_made_for_something_else_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+def test_a_codec_with_another_purpose_is_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     fitted(tmp_path / "codec", **changed)
     with pytest.raises(CodecError) as raised:
         check_codec(tmp_path / "codec", QUANTILE, 4, SPACE, "quantile", DATA)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert f"fit it again with anyvla data fit-codec RECIPE --out {tmp_path}" in str(raised.value)
     assert str(raised.value).count("there") == 1
 
 
-def test_none_or_a_damaged_one_is_refused_where_one_is_needed(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CodecError, match=r"there is no fitted codec at .*run anyvla data fit-codec RECIPE"):
         check_codec(tmp_path, QUANTILE, 4, SPACE, "quantile", DATA)
     for text in ("{", "[]", "{}", "null"):

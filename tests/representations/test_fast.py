@@ -51,7 +51,7 @@ def test_the_error_is_bounded_by_the_rounding(seed: int, reach: float) -> None:
 
 @given(seed=seeds)
 @settings(max_examples=50)
-def test_what_is_quantized_already_is_not_changed(seed: int) -> None:
+def test_quantized_chunks_are_unchanged(seed: int) -> None:
     chunks, before = smooth(4, seed, 0.8), FITTED.clipped
     once, _ = FITTED.decode(FITTED.encode(chunks))
     assume(FITTED.clipped == before)
@@ -62,7 +62,7 @@ def test_what_is_quantized_already_is_not_changed(seed: int) -> None:
 
 @given(seed=seeds)
 @settings(max_examples=50)
-def test_whatever_is_encoded_is_valid_and_becomes_the_nearest_that_can_be_written(seed: int) -> None:
+def test_any_chunk_is_encoded_with_the_nearest_coefficients_of_the_alphabet(seed: int) -> None:
     made, chunks = codec(), wild(6, seed)
     made.fit(smooth(30) * 0.5)
     made.length = 2 * N * A  # cuts nothing
@@ -81,7 +81,7 @@ def test_whatever_is_encoded_is_valid_and_becomes_the_nearest_that_can_be_writte
 
 @given(seed=seeds, length=st.integers(1, 30))
 @settings(max_examples=50)
-def test_of_a_chunk_that_is_too_long_the_lowest_frequencies_stay(seed: int, length: int) -> None:
+def test_a_chunk_that_is_too_long_keeps_its_lowest_frequencies(seed: int, length: int) -> None:
     made, chunks = anew(2 * N * A), wild(6, seed)
     whole = made.encode(chunks)
     made.length = length
@@ -89,7 +89,7 @@ def test_of_a_chunk_that_is_too_long_the_lowest_frequencies_stay(seed: int, leng
     assert torch.equal(tokens, whole[:, :length])
     assert made.cut == int((whole[:, length] >= 0).sum())
     decoded, wrong = made.decode(tokens)
-    assert not wrong.any()  # it is how such a chunk looks
+    assert not wrong.any()  # a cut chunk is valid
     for row, chunk, full in zip(rows(tokens), decoded, made.decode(whole)[0], strict=True):
         known = len(made._bpe.decode([row])[0][0])
         if (full.abs() < 1).all() and (chunk.abs() < 1).all():
@@ -102,7 +102,7 @@ def test_of_a_chunk_that_is_too_long_the_lowest_frequencies_stay(seed: int, leng
     ids=st.lists(st.lists(st.integers(-3, FITTED.size + 3), max_size=2 * FITTED.length), min_size=1, max_size=5),
 )
 @settings(max_examples=200)
-def test_whatever_is_written_is_a_chunk(ids: list[list[int]]) -> None:
+def test_any_tokens_decode_to_a_chunk(ids: list[list[int]]) -> None:
     wide = max(map(len, ids))
     tokens = torch.tensor([row + [FITTED.size] * (wide - len(row)) for row in ids], dtype=torch.int64)
     chunks, wrong = FITTED.decode(tokens.view(len(ids), wide))
@@ -135,8 +135,8 @@ def test_smooth_chunks_are_short_and_noise_is_not() -> None:
     assert (made.encode(noise) >= 0).sum(1).float().mean() > 3 * tokens
 
 
-def test_time_that_is_finer_costs_little() -> None:
-    """Figure 3 of the paper in small: the same motion, sampled four times as often."""
+def test_a_higher_sampling_rate_adds_few_tokens() -> None:
+    """Sample the same motion four times as often, as in figure 3 of the paper."""
     counts = []
     for chunk in (10, 40):
         made = codec(chunk)
@@ -145,7 +145,7 @@ def test_time_that_is_finer_costs_little() -> None:
     assert counts[1] < 2 * counts[0]
 
 
-def test_missing_actions_hold_the_last_one() -> None:
+def test_missing_actions_are_padded_with_the_last_one() -> None:
     chunks = smooth(3, seed=2)
     mask = torch.arange(N) < torch.tensor([5, 0, N])[:, None]
     tokens = FITTED.encode(chunks, mask)
@@ -154,11 +154,11 @@ def test_missing_actions_hold_the_last_one() -> None:
     assert torch.equal(tokens[0], FITTED.encode(full)[0])
     assert (tokens[1] == -1).all()
     assert torch.equal(tokens[2], FITTED.encode(full)[2])
-    chunks[0, 5:], chunks[1] = 9, torch.nan  # what is behind the mask does not matter
+    chunks[0, 5:], chunks[1] = 9, torch.nan  # masked values are ignored
     assert torch.equal(FITTED.encode(chunks.nan_to_num(), mask), tokens)
 
 
-def test_the_length_has_head_room_and_is_kept(tmp_path: Path) -> None:
+def test_the_length_has_head_room_and_is_saved(tmp_path: Path) -> None:
     made = codec()
     facts = made.fit(smooth(400))
     longest = int((made.encode(smooth(400)) >= 0).sum(1).max())
@@ -175,7 +175,7 @@ def test_the_length_has_head_room_and_is_kept(tmp_path: Path) -> None:
             assert torch.equal(got, kept)
 
 
-def test_after_the_end_nothing_is_read() -> None:
+def test_tokens_after_the_end_are_ignored() -> None:
     tokens = FITTED.encode(smooth(4))
     ended = tokens.clone()
     ended[ended < 0] = FITTED.size
@@ -187,7 +187,7 @@ def test_after_the_end_nothing_is_read() -> None:
         assert not FITTED.decode(other)[1].any()
 
 
-def test_missing_coefficients_are_those_of_a_chunk_that_rests() -> None:
+def test_missing_coefficients_come_from_a_resting_chunk() -> None:
     data = smooth(400)
     rest = data.flatten(0, 1).median(0).values
     nothing, wrong = FITTED.decode(torch.full((1, FITTED.length), FITTED.size))
@@ -208,7 +208,7 @@ def test_a_tokenizer_that_was_not_fitted_here_rests_at_zero(tmp_path: Path) -> N
     assert not chunk.any()
 
 
-def test_coefficients_too_many_are_left_out() -> None:
+def test_surplus_coefficients_are_ignored() -> None:
     own = anew(4 * N * A)
     tokens = own.encode(smooth(1))
     (row,) = rows(tokens)
@@ -217,8 +217,8 @@ def test_coefficients_too_many_are_left_out() -> None:
     assert torch.equal(chunk, own.decode(tokens)[0])
 
 
-def test_what_follows_bytes_that_are_no_text_is_left_out() -> None:
-    """Characters from 128 on take two bytes; the first alone, or the second, is none."""
+def test_tokens_after_invalid_bytes_are_ignored() -> None:
+    """Characters from 128 on take two bytes, and one of the two alone is invalid."""
     made = codec(16, scale=30.0, vocabulary=2048)
     made.fit(torch.rand(300, 16, A, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     ids = made._bpe.tokenizer.get_vocab()
@@ -236,7 +236,7 @@ def test_what_follows_bytes_that_are_no_text_is_left_out() -> None:
     assert wrong.tolist() == [False]
 
 
-def test_what_had_to_be_changed_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_clipped_coefficients_and_cut_chunks_are_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     narrow = codec()
     narrow.fit(smooth(100) * 0.5)
     narrow.encode(smooth(20) * 0.4)
@@ -253,7 +253,7 @@ def test_what_had_to_be_changed_is_counted_and_said(caplog: pytest.LogCaptureFix
     assert "20 chunks were cut to 1 tokens, the most of a chunk" in caplog.text
 
 
-def test_values_outside_are_the_ends() -> None:
+def test_values_outside_the_range_are_clipped() -> None:
     chunks = torch.full((1, N, A), 1.7)
     assert torch.equal(FITTED.encode(chunks), FITTED.encode(chunks.clamp(-1, 1)))
 
@@ -261,12 +261,12 @@ def test_values_outside_are_the_ends() -> None:
 def test_a_cast_model_and_its_copies_encode_the_same() -> None:
     own, chunks = anew(), smooth(20, seed=1)
     tokens = FITTED.encode(chunks)
-    assert not own.state_dict()  # it lies in files
+    assert not own.state_dict()  # its state is in files
     assert torch.equal(own.bfloat16().encode(chunks), tokens)
     assert torch.equal(own.decode(tokens)[0], FITTED.decode(tokens)[0])
 
 
-def test_no_chunks_are_no_tokens() -> None:
+def test_an_empty_batch_stays_empty() -> None:
     tokens = FITTED.encode(torch.zeros(0, N, A))
     assert tokens.shape == (0, FITTED.length)
     assert FITTED.decode(tokens)[0].shape == (0, N, A)
@@ -278,11 +278,11 @@ def test_fitting_twice_gives_the_same() -> None:
     assert made._bpe.tokenizer.to_str() == FITTED._bpe.tokenizer.to_str()
 
 
-def test_an_unset_codec_has_the_papers_scale_and_vocabulary() -> None:
+def test_the_defaults_are_the_papers_scale_and_vocabulary() -> None:
     assert (codec().config.scale, codec().config.vocabulary, HEAD_ROOM) == (10, 1024, 1.25)
 
 
-def test_a_codec_that_was_not_fitted_refuses(tmp_path: Path) -> None:
+def test_an_unfitted_codec_is_refused(tmp_path: Path) -> None:
     made = codec()
     assert not made.fitted
     for use in (
@@ -302,7 +302,7 @@ def test_a_codec_that_was_not_fitted_refuses(tmp_path: Path) -> None:
         (torch.full((5, N, A), torch.nan), "hold NaN or infinity: fix the data"),
     ],
 )
-def test_what_it_cannot_be_fitted_to_is_refused(chunks: Tensor, message: str) -> None:
+def test_invalid_data_for_fitting_is_refused(chunks: Tensor, message: str) -> None:
     with pytest.raises(CodecError, match=message):
         codec().fit(chunks)
 
@@ -323,6 +323,6 @@ def test_a_vocabulary_below_the_alphabet_is_refused(vocabulary: int) -> None:
         ({"gamma": 10}, "gamma"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         codec(**options)

@@ -56,14 +56,14 @@ def test_a_saved_codec_is_a_published_tokenizer(chunk: int, tmp_path: Path) -> N
     np.testing.assert_allclose(made.decode(made.encode(chunks))[0].numpy(), decoded, atol=1e-6)
 
 
-def test_the_saved_folder_says_what_the_published_processor_asks_for(tmp_path: Path) -> None:
+def test_the_saved_folder_has_the_keys_of_the_published_processor(tmp_path: Path) -> None:
     FITTED.save(tmp_path)
-    told = json.loads((tmp_path / PROCESSOR).read_text())
-    assert told["processor_class"] == "UniversalActionProcessor"
-    owner, _, target = told["auto_map"]["AutoProcessor"].partition("--")  # code that stays where it is published
+    saved = json.loads((tmp_path / PROCESSOR).read_text())
+    assert saved["processor_class"] == "UniversalActionProcessor"
+    owner, _, target = saved["auto_map"]["AutoProcessor"].partition("--")  # the code stays at the hub
     assert (owner, target) == ("physical-intelligence/fast", "processing_action_tokenizer.UniversalActionProcessor")
-    assert (told["scale"], told["vocab_size"], told["min_token"]) == (10, FITTED.size, FITTED._bpe.lowest)
-    assert (told["time_horizon"], told["action_dim"]) == (N, A)
+    assert (saved["scale"], saved["vocab_size"], saved["min_token"]) == (10, FITTED.size, FITTED._bpe.lowest)
+    assert (saved["time_horizon"], saved["action_dim"]) == (N, A)
     fitted(scale=25.0).save(tmp_path / "finer")
     assert json.loads((tmp_path / "finer" / PROCESSOR).read_text())["scale"] == 25
     assert codec(path=str(tmp_path / "finer")).scale == 25
@@ -76,7 +76,7 @@ def test_a_published_folder_is_used_as_it_is(subfolder: str, tmp_path: Path) -> 
     made = codec(path=str(tmp_path))
     assert made.fitted
     assert made.size == 300
-    assert made.length == N * A  # nothing is known of the data
+    assert made.length == N * A  # the data is unknown
     chunks = smooth(50, seed=5, reach=0.6)
     ids = reference.ids(chunks)
     assert rows(made.encode(chunks)) == ids
@@ -142,7 +142,7 @@ def test_a_folder_that_is_no_fast_tokenizer_is_refused(tmp_path: Path) -> None:
         codec(path=str(tmp_path / "missing"))
 
 
-def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_with_the_download_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def cached(source: str, name: str) -> str:
         raise OSError("offline")
 
@@ -151,7 +151,7 @@ def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -
         codec(path="somebody/fast")
 
 
-def test_what_a_published_folder_does_not_say_is_as_its_processor_takes_it(tmp_path: Path) -> None:
+def test_missing_keys_have_the_defaults_of_the_published_processor(tmp_path: Path) -> None:
     """UniversalActionProcessor: scale = 10, min_token = 0."""
     FITTED.save(tmp_path)
     (tmp_path / FILE).unlink()
@@ -194,7 +194,7 @@ def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     assert codec(path=str(tmp_path)).fitted
 
 
-def test_a_tokenizer_that_cuts_or_pads_is_told_not_to(tmp_path: Path) -> None:
+def test_truncation_and_padding_of_a_tokenizer_are_turned_off(tmp_path: Path) -> None:
     FITTED.save(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / TOKENIZER))
     tokenizer.enable_truncation(2)

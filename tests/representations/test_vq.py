@@ -1,4 +1,4 @@
-"""Residual vector quantization: what it learns, what it leaves out, and that nothing moves it afterwards."""
+"""Residual vector quantization: fitting, decoding damaged tokens, and its independence of the policy afterwards."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def errors(codec: VQCodec, chunks: Tensor, known: int | None = None) -> Tensor:
     return (codec.decode(tokens)[0] - chunks).abs()
 
 
-def test_chunks_it_never_saw_come_back(codec: VQCodec) -> None:
+def test_unseen_chunks_are_reconstructed(codec: VQCodec) -> None:
     x = smooth(256, seed=5)
     spread = (x - x.mean(0)).abs().mean()
     assert errors(codec, x).mean() < 0.15 * spread
@@ -77,7 +77,7 @@ def test_after_an_invalid_token_the_coarse_part_remains(codec: VQCodec) -> None:
     assert wrong.all()
     for bad in (-1, codec.size, 2**40):
         broken = tokens.clone()
-        broken[:, 1] = bad  # what stands after it is not read
+        broken[:, 1] = bad  # later tokens are ignored
         chunks, wrong = codec.decode(broken)
         assert torch.equal(chunks, coarse)
         assert wrong.all()
@@ -89,7 +89,7 @@ def test_without_a_token_the_robot_rests_at_the_median(codec: VQCodec) -> None:
     torch.testing.assert_close(chunks, smooth(1024).flatten(0, 1).median(0).values.expand(2, N, 3))
 
 
-def test_it_chooses_the_codes_that_the_library_chooses(codec: VQCodec) -> None:
+def test_it_chooses_the_same_codes_as_the_library(codec: VQCodec) -> None:
     library = pytest.importorskip("vector_quantize_pytorch")
     vq = library.ResidualVQ(dim=16, num_quantizers=3, codebook_size=32).eval()
     learned = codec._learned
@@ -106,7 +106,7 @@ def test_it_chooses_the_codes_that_the_library_chooses(codec: VQCodec) -> None:
     assert (theirs == codec.encode(x)).double().mean() > 0.99  # theirs are float32: a near tie may fall otherwise
 
 
-def test_facts_say_how_the_codebooks_are_used(codec: VQCodec) -> None:
+def test_facts_report_the_use_of_the_codebooks(codec: VQCodec) -> None:
     facts = codec.facts
     assert facts.keys() == {
         "codes_in_use",
@@ -143,7 +143,7 @@ def test_the_facts_of_a_fit_by_hand(codec: VQCodec) -> None:
     }
 
 
-def test_nothing_that_happens_to_a_policy_moves_it(codec: VQCodec, tmp_path: Path) -> None:
+def test_training_casting_and_averaging_a_policy_do_not_change_it(codec: VQCodec, tmp_path: Path) -> None:
     codec.save(tmp_path)
     mine = make(tmp_path)
     policy = nn.ModuleDict({"codec": mine, "head": nn.Linear(2, 2)})
@@ -159,7 +159,7 @@ def test_nothing_that_happens_to_a_policy_moves_it(codec: VQCodec, tmp_path: Pat
     assert chunks.dtype == torch.float32
 
 
-def test_fitting_leaves_the_random_state_alone_and_needs_only_the_seed() -> None:
+def test_fitting_depends_on_its_seed_only_and_keeps_the_random_state() -> None:
     pytest.importorskip("vector_quantize_pytorch")
     x = smooth(100)
     state = torch.get_rng_state()
@@ -233,7 +233,7 @@ def test_data_that_hardly_vary_are_fitted(count: int) -> None:
     assert torch.equal(made.encode(x), torch.cat([made.encode(row[None]) for row in x]))
 
 
-def test_a_latent_wider_or_narrower_than_a_chunk_is_fine() -> None:
+def test_a_latent_may_be_wider_or_narrower_than_a_chunk() -> None:
     pytest.importorskip("vector_quantize_pytorch")
     for latent in (1, 2 * N * SPACE.size):
         made = make(steps=2, latent=latent)
@@ -258,7 +258,7 @@ def test_other_chunks_are_refused(chunks: Tensor, message: str) -> None:
         make().fit(chunks)
 
 
-def test_without_the_package_fitting_names_the_extra_and_acting_goes_on(
+def test_without_the_package_only_fitting_fails_and_names_the_extra(
     codec: VQCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codec.save(tmp_path)
@@ -269,7 +269,7 @@ def test_without_the_package_fitting_names_the_extra_and_acting_goes_on(
     assert torch.equal(again.encode(smooth(8)), codec.encode(smooth(8)))
 
 
-def test_a_folder_fitted_for_something_else_is_refused_with_what_differs(codec: VQCodec, tmp_path: Path) -> None:
+def test_a_folder_of_other_shapes_is_refused_with_the_difference(codec: VQCodec, tmp_path: Path) -> None:
     codec.save(tmp_path)
     with pytest.raises(CodecError, match=r"codes \(3, 32, 16\), not \(3, 64, 16\).*fit-codec RECIPE again"):
         make(tmp_path, codebook=64)
@@ -286,7 +286,7 @@ def test_a_missing_or_damaged_file_is_refused(codec: VQCodec, tmp_path: Path) ->
         make(tmp_path)
 
 
-def test_what_is_not_said_is_as_documented() -> None:
+def test_the_defaults_are_the_documented_ones() -> None:
     usual = {"quantizers": 4, "codebook": 256, "latent": 32, "hidden": 256, "steps": 1000, "batch": 256}
     assert vars(VQCodec.Config()) == usual | {"lr": 1e-3, "commitment": 1.0, "decay": 0.99}
 
@@ -297,7 +297,7 @@ def test_options_out_of_range_are_refused() -> None:
             build(VQCodec.Config, bad)
 
 
-def test_a_checkpoint_carries_it(tmp_path: Path) -> None:
+def test_a_checkpoint_contains_it(tmp_path: Path) -> None:
     pytest.importorskip("vector_quantize_pytorch")
     from tests.small import fit_codec, policy
 

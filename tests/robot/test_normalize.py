@@ -34,7 +34,7 @@ values = st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4)
 
 
 @given(x=values, method=st.sampled_from(["quantile", "minmax", "meanstd", "calvin"]))
-def test_undoing_mirrors_doing_on_the_clipped_range(x, method):
+def test_denormalize_inverts_normalize_on_the_clipped_range(x, method):
     normalizer = one(method)
     y = normalizer.normalize(torch.tensor([x]), ZEROS)
     again = normalizer.normalize(normalizer.denormalize(y, ZEROS), ZEROS)
@@ -67,9 +67,9 @@ def test_outliers_are_clipped_only_where_asked():
         ("meanstd", [-1.5, -2.0, 2.0, 0.0], [1.5, 4.0, 2.0, 0.08]),  # mean -+ 6 deviations: it has no ends
     ],
 )
-def test_what_a_policy_says_beyond_the_range_becomes_the_nearer_end(method, low, high):
-    said = torch.tensor([[-6.0] * 4, [6.0] * 4])[:, None].expand(2, 5, 4)
-    got = one(method).denormalize(said, ZEROS.expand(2))
+def test_predictions_beyond_the_range_become_the_nearer_end(method, low, high):
+    predicted = torch.tensor([[-6.0] * 4, [6.0] * 4])[:, None].expand(2, 5, 4)
+    got = one(method).denormalize(predicted, ZEROS.expand(2))
     torch.testing.assert_close(got, torch.tensor([low, high])[:, None].expand(2, 5, 4))
 
 
@@ -81,7 +81,7 @@ def test_data_beyond_the_range_becomes_the_nearer_end(method):
     torch.testing.assert_close(got, torch.stack([-varies, varies]))
 
 
-def test_an_unclipped_vector_keeps_what_is_beyond_the_range():
+def test_an_unclipped_vector_keeps_values_beyond_the_range():
     normalizer = one("minmax", "proprio", clip=False)
     far = torch.tensor([[-9.0, -11.0, 5.0, 0.16], [9.0, 13.0, 5.0, -0.08]])
     got = normalizer.normalize(far, ZEROS.expand(2))
@@ -110,17 +110,17 @@ def test_calvins_convention_needs_no_statistics():
     torch.testing.assert_close(normalizer.denormalize(got, ZEROS), torch.tensor([[0.325, -0.65, 0.65, 0.0]]))
 
 
-def test_an_open_gripper_is_plus_one_whichever_end_of_its_range_that_is():
+def test_an_open_gripper_is_plus_one_at_either_end_of_its_range():
     closes, opens = (
         ActionSpace(groups=(Group(name="gripper", size=1, kind="gripper", low=0, high=1, open=end),)) for end in (0, 1)
     )
     whole = merge_spaces({"closes": closes, "opens": opens}, "action")
     normalizer = Normalizer(whole, [(closes, {}), (opens, {})], "calvin", what="action", clip=True)
-    told = torch.tensor([[0.0], [1.0]])
+    gripper = torch.tensor([[0.0], [1.0]])
     robots = torch.tensor([0, 1])
-    assert normalizer.normalize(told, robots).tolist() == [[1.0], [1.0]]
-    assert normalizer.normalize(1 - told, robots).tolist() == [[-1.0], [-1.0]]
-    torch.testing.assert_close(normalizer.denormalize(normalizer.normalize(told, robots), robots), told)
+    assert normalizer.normalize(gripper, robots).tolist() == [[1.0], [1.0]]
+    assert normalizer.normalize(1 - gripper, robots).tolist() == [[-1.0], [-1.0]]
+    torch.testing.assert_close(normalizer.denormalize(normalizer.normalize(gripper, robots), robots), gripper)
 
 
 def test_a_policy_learns_the_dims_that_vary_and_that_a_robot_has():
@@ -138,7 +138,7 @@ def test_a_policy_learns_the_dims_that_vary_and_that_a_robot_has():
     assert not two.learns_all
 
 
-def test_each_robot_by_its_own_statistics_and_what_it_lacks_is_zero():
+def test_each_robot_uses_its_own_statistics_and_missing_dims_are_zero():
     arm = ActionSpace(groups=(Group(name="joints", size=2, kind="joints"),))
     other = ActionSpace(groups=(Group(name="position", size=1, kind="position"), *arm.groups))
     whole = merge_spaces({"arm": arm, "other": other}, "action")  # joints, position
@@ -167,7 +167,7 @@ def test_missing_or_wrong_statistics_are_errors(tmp_path):
         read_statistics(tmp_path / "statistics.json")
 
 
-def test_statistics_survive_the_disk(tmp_path):
+def test_statistics_are_equal_after_writing_and_reading(tmp_path):
     proprio = {key: [value + 1 for value in values[:2]] for key, values in STATISTICS.items()}
     robots = {"arm": Statistics(STATISTICS, proprio, "abc"), "other": Statistics({}, {}, "def")}
     (tmp_path / "statistics.json").write_text(write_statistics(robots))
@@ -175,7 +175,7 @@ def test_statistics_survive_the_disk(tmp_path):
 
 
 def test_an_older_checkpoint_acts_as_it_was_trained(tmp_path):
-    """It replaced half ranges up to 1e-6 by 1, and cut what rests at its quantiles."""
+    """Its half ranges up to 1e-6 were replaced by 1, and its resting dims were clipped at their quantiles."""
     space = ActionSpace(groups=(Group(name="joints", size=4, kind="joints"),))  # ordinary, at rest, tiny, constant
     old = {
         "min": [-1.0, 0.0, 0.0, 0.3],

@@ -1,4 +1,4 @@
-"""What was recorded can be commanded, whatever the dims of a data set look like."""
+"""Every recorded action can be commanded, for dims of any distribution."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def test_rare_motion_can_be_commanded(kind: str, method: str, seed: int, exponen
 @pytest.mark.parametrize("method", METHODS)
 @given(value=st.floats(-(2.0**100), 2.0**100, width=32), wrong=st.floats(-50, 50, width=32))
 @example(value=0.1, wrong=1.0)
-def test_a_constant_dim_is_its_constant_whatever_a_model_says(method: str, value: float, wrong: float):
+def test_a_constant_dim_keeps_its_value_for_any_prediction(method: str, value: float, wrong: float):
     rows = np.stack([np.full(50, value), np.linspace(-1, 1, 50)], 1).astype(np.float32)
     of = normalizer(rows, method)
     assert of.learned.tolist() == [[False, True]]
     assert of.denormalize(torch.full((1, 3, 2), wrong), ROBOT)[0, :, 0].tolist() == [rows[0, 0]] * 3
     state = normalizer(rows, method, clip=False)
     near = torch.tensor([[value * 1.001 + 1e-3, 0.0]])
-    assert state.normalize(near, ROBOT)[0, 0] == 0  # noise of a sensor that never moved says nothing
+    assert state.normalize(near, ROBOT)[0, 0] == 0  # noise of a sensor that never moved is ignored
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -95,7 +95,7 @@ def test_ranges_are_judged_by_their_own_scale(method: str, size: float):
     assert np.abs(there_and_back(of, rows) - np.clip(rows, *inside)).max() <= PRECISION * size
 
 
-def test_what_float32_cannot_tell_apart_is_constant():
+def test_values_that_float32_cannot_tell_apart_are_constant():
     recorded = (1e6 + np.random.default_rng(0).uniform(-0.01, 0.01, (500, 1))).astype(np.float32)
     of = normalizer(recorded, "minmax")
     assert not of.learned.any()
@@ -131,7 +131,7 @@ def test_rare_motion_that_stays_near_its_noise_can_be_commanded(reach: float, sh
 
 @pytest.mark.parametrize("shape", ["normal", "laplace", "exponential", "logistic", "lognormal"])
 @pytest.mark.parametrize("size", [300, 3000, 30_000])
-def test_tails_are_no_motion(shape: str, size: int):
+def test_heavy_tails_are_not_motion(shape: str, size: int):
     for seed in range(10):
         column = getattr(np.random.default_rng(seed), shape)(size=size)
         assert quantile_range(column) == tuple(np.quantile(column, (0.01, 0.99)))
@@ -147,26 +147,26 @@ def test_a_spike_among_rare_motion_is_left_out():
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])
-def test_a_spike_is_left_out_also_where_motion_is_one_level(noise: float):
+def test_a_spike_is_left_out_where_motion_is_one_level(noise: float):
     rng = np.random.default_rng(0)
     column = np.where(rng.random(20_000) < 0.005, 1.0, noise * rng.normal(size=20_000))
     whole = quantile_range(column)
     assert whole == (column.min(), 1.0)
     column[9] = -1e4
     assert quantile_range(column) == pytest.approx(whole)
-    column[9:12] = -1e4  # as many as count for motion
+    column[9:12] = -1e4  # as many frames as count as motion
     assert quantile_range(column) == (-1e4, 1.0)
 
 
-def test_a_dim_rests_also_if_its_last_digit_does_not():
+def test_a_dim_whose_last_digit_changes_rests():
     column = np.where(np.arange(20_000) % 2, np.float32(0.5), np.nextafter(np.float32(0.5), np.float32(1)))
     assert normalizer(column[:, None].astype(np.float32), "quantile").learned.tolist() == [[False]]
     column[[70, 71]] = 5.0
     assert quantile_range(column.astype(np.float64)) == (0.5, 5.0)
 
 
-def test_dims_of_a_rotation_share_their_magnitude():
-    """Zeros that come out of a conversion as 1e-17 are no motion."""
+def test_dims_of_a_rotation_share_one_magnitude():
+    """Zeros that a conversion turned into 1e-17 are not motion."""
     rng = np.random.default_rng(0)
     rows = np.stack([rng.uniform(-1, 1, 300), rng.normal(0, 1e-17, 300), rng.uniform(-1, 1, 300)], 1).astype("f4")
     turn = ActionSpace(groups=(Group(name="turn", size=3, kind="rotation", rotation="axis_angle"),))
@@ -174,7 +174,7 @@ def test_dims_of_a_rotation_share_their_magnitude():
     assert normalizer(rows, "minmax").learned.all()
 
 
-def test_grippers_keep_their_declared_range_also_if_they_never_move():
+def test_grippers_that_never_move_keep_their_declared_range():
     space = ActionSpace(groups=(Group(name="gripper", size=1, kind="gripper", low=0, high=100),))
     rows = np.full((50, 1), 100, np.float32)
     of = normalizer(rows, "quantile", space=space)
@@ -231,7 +231,7 @@ def test_a_dim_may_be_constant_for_one_robot_and_not_for_the_other():
     assert back[1, 0].tolist() == pytest.approx(moving.max(0).tolist())
 
 
-def test_statistics_made_without_ranges_still_contain_what_rests():
+def test_statistics_made_without_ranges_contain_the_motion_of_a_resting_dim():
     rows = np.where(np.arange(1000) % 100, 0, 100)[:, None]
     of = Normalizer(joints(1), [(joints(1), compute_statistics(rows))], "quantile", what="action", clip=True)
     assert of.denormalize(torch.ones(1, 1, 1), ROBOT).item() == 100

@@ -13,7 +13,7 @@ def noise(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("fit", ["stretch", "pad"])
 @pytest.mark.parametrize("size", [(32, 48), (96, 96), (17, 5)])
-def test_each_image_comes_out_the_same_whatever_is_resized_with_it(fit, size: tuple[int, int]):
+def test_an_image_is_resized_independently_of_its_neighbors(fit, size: tuple[int, int]):
     images = noise(2, 3, 40, 64)
     batch = resize(images, size, fit)
     assert (batch.shape, batch.dtype) == ((2, 3, *size, 3), np.uint8)
@@ -25,13 +25,13 @@ def test_each_image_comes_out_the_same_whatever_is_resized_with_it(fit, size: tu
     ("before", "after"),
     [((64, 96), (24, 24)), ((64, 96), (224, 224)), ((64, 96), (100, 20)), ((7, 5), (7, 9)), ((50, 50), (1, 1))],
 )
-def test_as_pillow_does_it(before: tuple[int, int], after: tuple[int, int]):
+def test_resizing_equals_pillow(before: tuple[int, int], after: tuple[int, int]):
     image = noise(*before)
     theirs = np.asarray(Image.fromarray(image).resize(after[::-1], Image.Resampling.BILINEAR))
     assert np.abs(resize(image, after).astype(int) - theirs).max() <= 1
 
 
-def test_the_size_it_has_changes_nothing():
+def test_an_image_of_the_right_size_is_unchanged():
     image = noise(30, 20)
     assert np.array_equal(resize(image, (30, 20)), image)
     assert np.array_equal(resize(image, (30, 20), "pad"), image)
@@ -42,7 +42,7 @@ def test_the_size_it_has_changes_nothing():
     [
         ((40, 80), (32, 32), (slice(8, 24), slice(0, 32))),
         ((80, 40), (32, 32), (slice(0, 32), slice(8, 24))),
-        ((10, 10), (21, 40), (slice(0, 21), slice(9, 30))),  # what cannot be halved goes to the right
+        ((10, 10), (21, 40), (slice(0, 21), slice(9, 30))),  # an odd column goes to the right
         ((10, 30), (32, 32), (slice(10, 21), slice(0, 32))),  # 10.67 rows are rounded to 11
         ((31, 10), (32, 32), (slice(0, 32), slice(11, 21))),  # 10.32 columns to 10
         ((400, 2), (16, 16), (slice(0, 16), slice(7, 8))),  # never less than a pixel
@@ -59,14 +59,14 @@ def test_pad_keeps_the_aspect_between_black_bars(before, after: tuple[int, int],
     assert np.array_equal(resize(image, after, "pad")[inner], resize(image, size))
 
 
-def test_views_of_memory_are_read_as_they_look():
+def test_arrays_that_are_not_contiguous_are_resized_correctly():
     images = noise(2, 30, 40)
     for view in (images[:, ::-1, ::-1], images[..., ::-1], images[:, ::2, 1::3], images.transpose(0, 2, 1, 3)):
         assert not view.flags.c_contiguous
         assert np.array_equal(resize(view, (16, 16), "pad"), resize(view.copy("C"), (16, 16), "pad"))
 
 
-def test_what_is_given_stays_and_what_comes_is_its_own():
+def test_the_result_shares_no_memory_with_the_image():
     image = noise(12, 12)
     before = image.copy()
     for fit in ("stretch", "pad"):
@@ -76,5 +76,5 @@ def test_what_is_given_stays_and_what_comes_is_its_own():
         assert np.array_equal(image, before), fit
 
 
-def test_no_images_are_no_images():
+def test_an_empty_batch_stays_empty():
     assert resize(np.empty((0, 12, 12, 3), np.uint8), (6, 4)).shape == (0, 6, 4, 3)

@@ -29,7 +29,7 @@ LEGS = robot("legs", 30, "head", [JOINTS, TURN], [JOINTS])
 BOTH = robot("both", 5, "corner head wrist", [TURN, HAND], [GRIP, JOINTS, HAND])
 
 
-def test_the_layout_has_every_camera_and_group_once_in_the_order_of_their_first_robot() -> None:
+def test_the_layout_has_every_camera_and_group_once_in_order_of_first_use() -> None:
     whole = SharedLayout([ARM, LEGS, BOTH]).embodiment
     assert whole.name == "arm + legs + both"
     assert whole.cameras == ("wrist", "corner", "head")
@@ -38,7 +38,7 @@ def test_the_layout_has_every_camera_and_group_once_in_the_order_of_their_first_
     assert whole.control_hz == 30
 
 
-def test_each_robot_has_its_cameras_and_dims_where_the_layout_has_them() -> None:
+def test_each_robot_has_the_indices_of_its_cameras_and_dims() -> None:
     shared = SharedLayout([ARM, LEGS, BOTH])
     assert shared.names == ["arm", "legs", "both"]
     places = {name: [p.views.tolist(), p.proprio.tolist(), p.action.tolist()] for name, p in shared.robots.items()}

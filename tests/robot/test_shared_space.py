@@ -25,7 +25,7 @@ def test_the_union_of_one_robot_is_its_own_space():
     assert dim_indices(own, own).tolist() == [0, 1, 2, 3]
 
 
-def test_groups_meet_by_name_wherever_they_stand():
+def test_groups_are_merged_by_name_at_any_position():
     small, large = space(HAND, GRIP), space(GRIP, TURN, HAND)
     two = space(Group(name="left_joints", size=6, kind="joints"), Group(name="right_joints", size=6, kind="joints"))
     whole = merge_spaces({"small": small, "large": large, "two": two}, "action")
@@ -38,7 +38,7 @@ def test_groups_meet_by_name_wherever_they_stand():
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "difference"),
     [
         (changed(HAND, mode="absolute"), "mode 'delta' and 'absolute'"),
         (changed(HAND, size=2), "size 3 and 2"),
@@ -46,8 +46,8 @@ def test_groups_meet_by_name_wherever_they_stand():
         (changed(HAND, mode="absolute", size=2), "size 3 and 2, mode 'delta' and 'absolute'"),
     ],
 )
-def test_one_name_means_one_thing(other: Group, told: str):
-    with pytest.raises(ValueError, match=f"action group 'position' means different things in a and b: {told}"):
+def test_groups_of_one_name_must_have_one_meaning(other: Group, difference: str):
+    with pytest.raises(ValueError, match=f"action group 'position' means different things in a and b: {difference}"):
         merge_spaces({"a": space(HAND), "b": space(other)}, "action")
 
 
@@ -67,7 +67,7 @@ def test_units_may_differ_as_each_robot_has_its_own_statistics():
     assert whole == changed(HAND, unit="")
 
 
-def test_grippers_of_different_ranges_meet_where_they_say_which_end_is_open():
+def test_grippers_of_different_ranges_need_a_declared_open_end():
     wide = Group(name="gripper", size=1, kind="gripper", low=0, high=0.08, open=0.08)
     with pytest.raises(ValueError, match=r"another range in a than in b, and a does not say .* open: -1 or open: 1"):
         merge_spaces({"a": space(GRIP), "b": space(wide)}, "action")
@@ -76,7 +76,7 @@ def test_grippers_of_different_ranges_meet_where_they_say_which_end_is_open():
 
 
 @pytest.mark.parametrize("open", [(-1, 1), (1, -1), (1, None), (None, -1)])
-def test_grippers_of_one_range_are_one_only_if_they_are_open_at_the_same_end(open: tuple[int | None, int | None]):
+def test_grippers_of_one_range_are_equal_only_if_open_at_the_same_end(open: tuple[int | None, int | None]):
     both = {name: space(changed(GRIP, open=end)) for name, end in zip("ab", open, strict=True)}
     if None in open:
         with pytest.raises(ValueError, match="does not say at which end its gripper is open"):
@@ -87,7 +87,7 @@ def test_grippers_of_one_range_are_one_only_if_they_are_open_at_the_same_end(ope
 
 
 @pytest.mark.parametrize("end", [-1, 1, None])
-def test_grippers_that_are_alike_stay_as_they_are(end: int | None):
+def test_equal_grippers_are_unchanged(end: int | None):
     alike = changed(GRIP, open=end, unit="rad")
     assert merge_spaces({"a": space(alike), "b": space(alike)}, "action").groups == (alike,)
 
@@ -105,7 +105,7 @@ def test_a_range_is_kept_only_if_all_declare_it():
         assert (whole.mode, whole.kind, whole.size, whole.unit) == ("delta", "position", 3, "m")
 
 
-def test_what_three_robots_agree_in_depends_on_all_of_them():
+def test_a_frame_is_compared_over_all_robots():
     base = changed(HAND, frame="base")
     assert merge_spaces({"a": space(HAND), "b": space(base), "c": space(HAND)}, "action").groups[0].frame == "base"
     with pytest.raises(ValueError, match=r"different things in a and c: frame 'base' and 'tool'"):

@@ -13,14 +13,14 @@ GRIPPER = Group(name="gripper", size=1, kind="gripper", low=0, high=100)
 SPACE = ActionSpace(groups=(ARM, GRIPPER))
 
 
-def test_a_dim_is_called_by_its_name_where_it_has_one():
+def test_messages_name_a_dim_where_it_has_a_name():
     assert SPACE.place(1) == "group 'arm', dim 1 (wrist_roll.pos)"
     assert SPACE.place(2) == "group 'gripper', dim 0"
     with pytest.raises(IndexError, match="no dim 3 among 3"):
         SPACE.place(3)
 
 
-def test_names_travel_and_mean_nothing():
+def test_names_are_saved_but_groups_compare_without_them():
     assert build(ActionSpace, to_dict(SPACE)).groups[0].names == ARM.names
     assert "names" not in to_dict(GRIPPER)  # as older versions wrote it
     plain = ActionSpace(groups=(dataclasses.replace(ARM, names=()), GRIPPER))
@@ -29,12 +29,12 @@ def test_names_travel_and_mean_nothing():
     assert merge_spaces({"one": SPACE, "other": SPACE}, "action").groups[0].names == ARM.names
 
 
-def test_each_dim_or_none_is_named():
+def test_all_dims_are_named_or_none():
     with pytest.raises(ValueError, match="group 'arm': 1 names for 2 dims"):
         Group(name="arm", size=2, names=("elbow",))
 
 
-def test_nothing_is_assumed_of_what_a_group_does_not_declare():
+def test_undeclared_keys_of_a_group_have_neutral_defaults():
     assert to_dict(Group(name="a", size=2)) == {
         "name": "a",
         "size": 2,

@@ -55,7 +55,7 @@ def test_percentiles_ascend_in_every_dim(part: str, rank: int) -> None:
         ({"mean": "abc"}, "mean: expected a list of finite numbers"),
     ],
 )
-def test_what_no_data_set_has_is_refused(part: str, changes: dict[str, Any], message: str) -> None:
+def test_impossible_statistics_are_refused(part: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"arm, {part}, {message}"):
         check_robot(robot(part, changes), "arm")
 

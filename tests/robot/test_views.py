@@ -20,12 +20,12 @@ def shown(**images: np.ndarray) -> Observation:
     return Observation(images, np.zeros(4, np.float32))
 
 
-def test_views_stand_in_the_order_of_the_layout():
+def test_views_are_in_the_order_of_the_layout():
     got = camera_views(shown(wrist=WRIST, corner=CORNER, other=WRIST), ROBOT, PLACES, 2, ViewConfig())
     assert np.array_equal(got, np.stack([CORNER, WRIST]))
 
 
-def test_a_camera_that_the_robot_does_not_have_is_black():
+def test_a_camera_that_the_robot_lacks_is_black():
     two = dataclasses.replace(ROBOT, name="other", cameras=("head", "corner"))
     places = SharedLayout([ROBOT, two]).robots["other"]
     got = camera_views(shown(head=WRIST, corner=CORNER), two, places, 3, ViewConfig())
@@ -35,7 +35,7 @@ def test_a_camera_that_the_robot_does_not_have_is_black():
 
 
 @pytest.mark.parametrize("size", [(16, 24), (16, 64), (64, 16)])
-def test_every_image_is_brought_to_the_size_of_the_view(size: tuple[int, int]):
+def test_every_image_is_resized_to_the_view(size: tuple[int, int]):
     """As Pillow does it, both in acting and where data is read."""
     view, large = ViewConfig(size=size), scene(1, 64)[0]
     got = camera_views(shown(corner=CORNER, wrist=large), ROBOT, PLACES, 2, view)
@@ -55,7 +55,7 @@ def test_a_padded_view_has_black_bars():
     assert np.array_equal(got, np.stack([expected, expected]))
 
 
-def test_images_that_have_the_size_of_the_view_stay():
+def test_images_of_the_size_of_the_view_are_unchanged():
     assert resize_to_view(CORNER, ViewConfig(size=(32, 32))) is CORNER
     assert resize_to_view(CORNER, ViewConfig(size=(32, 32), fit="pad")) is CORNER
     assert resize_to_view(CORNER, ViewConfig()) is CORNER
@@ -76,19 +76,19 @@ def test_a_view_neither_resizes_nor_crops_unless_a_recipe_says_so():
         (CORNER.tolist(), r"got list: give np\.asarray\(image\)"),
     ],
 )
-def test_what_is_no_image_is_told_with_the_line_that_mends_it(image: object, message: str):
+def test_an_invalid_image_is_refused_with_the_line_that_fixes_it(image: object, message: str):
     with pytest.raises(ValueError, match=r"camera 'corner': expected a uint8 array .*" + message):
         camera_views(shown(corner=image, wrist=WRIST), ROBOT, PLACES, 2, ViewConfig())  # type: ignore[arg-type]
 
 
-def test_missing_cameras_and_sizes_that_differ():
+def test_missing_cameras_and_different_sizes_are_refused():
     with pytest.raises(ValueError, match=r"lacks camera 'wrist'; .* trained with corner, wrist and .* has corner"):
         camera_views(shown(corner=CORNER), ROBOT, PLACES, 2, ViewConfig())
     with pytest.raises(ValueError, match=r"must have one size, got .*'wrist': \(48, 48, 3\)"):
         camera_views(shown(corner=CORNER, wrist=scene(1, 48)[0]), ROBOT, PLACES, 2, ViewConfig())
 
 
-def test_config_is_checked():
+def test_the_config_is_checked():
     view = build(ViewConfig, {"size": [224, 224], "fit": "pad", "crop": [0.9, 1]})
     assert build(ViewConfig, to_dict(view)) == view
     for data, message in (
