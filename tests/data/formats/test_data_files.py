@@ -1,4 +1,4 @@
-"""The order of numbered names."""
+"""Tests of the order of numbered names."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ def test_names_are_in_the_order_of_their_numbers() -> None:
 
 
 def test_a_digit_that_is_no_decimal_is_text() -> None:
-    assert natural_order("²") == ["²"]  # isdigit, which int refuses
+    assert natural_order("²") == ["²"]  # isdigit accepts it, int does not

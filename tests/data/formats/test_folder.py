@@ -38,7 +38,7 @@ def folder(root: Path, write: Callable[..., None] = np.savez, **changes: Any) ->
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_what_is_written_is_read(tmp_path: Path, writer: str) -> None:
+def test_written_episodes_are_read_back(tmp_path: Path, writer: str) -> None:
     data = open_dataset(folder(tmp_path / "mine", WRITERS[writer]))
     assert recognize(data.root) == "folder"
     assert (data.embodiment, data.lengths.tolist()) == (ROBOT, [9, 10])
@@ -55,15 +55,15 @@ def test_what_is_written_is_read(tmp_path: Path, writer: str) -> None:
 def test_uneven_times_and_several_instructions(tmp_path: Path) -> None:
     root = folder(tmp_path / "mine")
     times = 5 + np.cumsum(np.linspace(0.01, 0.05, 9))
-    words = np.array(["open the drawer", "pull it open"])
-    np.savez(root / "episode_0", **(arrays(demonstration(9)) | {"timestamps": times, "instruction": words}))
+    texts = np.array(["open the drawer", "pull it open"])
+    np.savez(root / "episode_0", **(arrays(demonstration(9)) | {"timestamps": times, "instruction": texts}))
     episode = open_dataset(root)[0]
     assert episode.timestamps == pytest.approx(times - times[0])
     assert episode.instructions == ("open the drawer", "pull it open")
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
-def test_arrays_in_fortrans_order_are_the_same_arrays(tmp_path: Path, write: Callable[..., None]) -> None:
+def test_arrays_in_fortran_order_are_read(tmp_path: Path, write: Callable[..., None]) -> None:
     root, expected = folder(tmp_path / "mine"), demonstration(9)
     values = arrays(expected)
     write(
@@ -74,7 +74,7 @@ def test_arrays_in_fortrans_order_are_the_same_arrays(tmp_path: Path, write: Cal
     assert np.array_equal(episode.images["wrist"][[5, 1]], np.asarray(expected.images["wrist"])[[5, 1]])
 
 
-def test_a_given_embodiment_replaces_that_of_the_folder(tmp_path: Path) -> None:
+def test_a_given_embodiment_replaces_the_declared_one(tmp_path: Path) -> None:
     other = dataclasses.replace(ROBOT, name="other", cameras=("wrist",), control_hz=10)
     data = FolderDataset(FolderConfig(), folder(tmp_path / "mine"), other)
     assert data.embodiment == other
@@ -98,12 +98,12 @@ def test_a_given_embodiment_replaces_that_of_the_folder(tmp_path: Path) -> None:
         ({"instruction": 7}, r"instruction holds 7, expected text"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_arrays_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         np.asarray(open_dataset(folder(tmp_path / "mine", **changes))[0].images["wrist"])
 
 
-def test_a_missing_key_and_a_file_cut_short(tmp_path: Path) -> None:
+def test_a_missing_key_and_a_truncated_file_are_named(tmp_path: Path) -> None:
     root = folder(tmp_path / "mine")
     whole = (root / "episode_0.npz").read_bytes()
     values = arrays(demonstration(9))
@@ -117,7 +117,7 @@ def test_a_missing_key_and_a_file_cut_short(tmp_path: Path) -> None:
     assert len(open_dataset(root)[1]) > 0
 
 
-def test_a_description_that_is_wrong(tmp_path: Path) -> None:
+def test_a_wrong_description_is_refused(tmp_path: Path) -> None:
     root = folder(tmp_path / "mine")
     text = (root / "dataset.yaml").read_text()
     (root / "dataset.yaml").write_text(text.replace("control_hz", "control_herz"))
@@ -130,10 +130,10 @@ def test_a_description_that_is_wrong(tmp_path: Path) -> None:
         open_dataset(root)
 
 
-def test_fingerprint_follows_the_numbers_and_their_meaning(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_numbers_and_their_meaning(tmp_path: Path) -> None:
     root = folder(tmp_path / "mine")
     one = open_dataset(root).fingerprint
-    write_description(root, ROBOT, about="said in other words")
+    write_description(root, ROBOT, about="another description")
     assert open_dataset(root).fingerprint == one
     assert FolderDataset(FolderConfig(times="steady"), root).fingerprint != one  # steps are at other times
     write_description(root, dataclasses.replace(ROBOT, control_hz=10))
@@ -174,7 +174,7 @@ def test_one_wrong_file_is_named_and_the_others_are_read(
         assert steady.timestamps == pytest.approx(np.arange(9) / ROBOT.control_hz)
 
 
-def test_episodes_without_steps_and_files_of_other_programs(tmp_path: Path) -> None:
+def test_episodes_without_steps_and_files_of_other_programs_are_left_out(tmp_path: Path) -> None:
     root = folder(tmp_path / "mine")
     np.savez(root / "episode_5", **{k: v[:0] for k, v in arrays(demonstration(9)).items() if k != "instruction"})
     for name in ("._episode_0.npz", ".DS_Store", "Thumbs.db", "notes.txt"):

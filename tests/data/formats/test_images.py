@@ -1,4 +1,4 @@
-"""One function turns an image of any kind into uint8 RGB, or says why not."""
+"""Tests of converting images of any kind to uint8 RGB, or refusing them with the reason."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_other_images_are_refused_with_the_reason(kind: str) -> None:
         decode_image(data, "episode 3, step 4")
 
 
-def test_files_are_regular_and_there(tmp_path: Path) -> None:
+def test_missing_and_special_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(RGB))
     os.mkfifo(tmp_path / "b.png")
     assert np.array_equal(decode_image(tmp_path / "a.png", "here"), COLORS)
@@ -99,7 +99,7 @@ def test_files_are_regular_and_there(tmp_path: Path) -> None:
         decode_image(tmp_path / "c.png", "here")
 
 
-def test_the_turn_of_a_phone_is_applied_where_it_is_wanted(tmp_path: Path) -> None:
+def test_the_exif_rotation_is_applied_on_request(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(RGB, exif=exif)
@@ -107,7 +107,7 @@ def test_the_turn_of_a_phone_is_applied_where_it_is_wanted(tmp_path: Path) -> No
     assert decode_image(data, "here", upright=True).shape == (8, 6, 3)
 
 
-def test_arrays(tmp_path: Path) -> None:
+def test_arrays_are_converted_or_refused(tmp_path: Path) -> None:
     assert np.array_equal(as_rgb(COLORS, "x"), COLORS)
     assert np.array_equal(as_rgb(COLORS.transpose(2, 0, 1), "x", channels_first=True), COLORS)
     assert np.array_equal(as_rgb(GRAY[..., None], "x"), np.stack([GRAY] * 3, -1))

@@ -1,4 +1,4 @@
-"""Nothing that a data set names is read outside of its folder, by any reader, and nothing that is no regular file."""
+"""Tests that no reader opens a file outside of the data set's folder, or anything but a regular file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def template(pattern: Any, fields: tuple[str, ...] = NUMBERS) -> PathTemplate:
         ("{file_index:06d}/{file_index:06d}", "001234/001234"),
     ],
 )
-def test_templates_of_lerobot(pattern: str, path: str) -> None:
+def test_templates_of_lerobot_are_filled(pattern: str, path: str) -> None:
     assert template(pattern).fill(chunk_index=2, file_index=1234) == path
 
 
@@ -85,7 +85,7 @@ def test_templates_of_lerobot(pattern: str, path: str) -> None:
         ["data"],
     ],
 )
-def test_templates_that_do_more_than_name_numbers_are_refused(pattern: Any) -> None:
+def test_templates_with_anything_but_fields_are_refused(pattern: Any) -> None:
     with pytest.raises(ValueError, match=r"set/meta/info\.json, 'data_path' is"):
         template(pattern)
 
@@ -119,7 +119,7 @@ def test_lerobot_reads_no_data_outside(name: str, tmp_path: Path) -> None:
         opened(root)[0]
 
 
-def test_the_index_of_lerobot_lies_inside(tmp_path: Path) -> None:
+def test_an_index_of_lerobot_outside_the_folder_is_refused(tmp_path: Path) -> None:
     root = copied("v3_image", tmp_path)
     for name in ("meta/info.json", "meta/tasks.parquet", next(root.glob("meta/episodes/*/*"))):
         path = root / name
@@ -133,7 +133,7 @@ def test_the_index_of_lerobot_lies_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "..\\secret.png", "link.png", "pipe.png"])
-def test_still_images_lie_inside(path: str, tmp_path: Path) -> None:
+def test_still_images_outside_the_folder_are_refused(path: str, tmp_path: Path) -> None:
     root = copied("v2_image", tmp_path)
     (tmp_path / "secret.png").write_bytes(b"x")
     (root / "link.png").symlink_to("../secret.png")
@@ -163,7 +163,7 @@ def test_a_cache_of_the_hub_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "sub/../../a.png", "..\\a.png", "C:\\a.png", "link.png"])
-def test_pictures_lie_inside(name: str, tmp_path: Path) -> None:
+def test_pictures_outside_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     root = tmp_path / "vqa"
     root.mkdir()
     (tmp_path / "a.png").write_bytes(b"x")
@@ -181,7 +181,7 @@ def test_a_parquet_file_that_promises_more_than_it_holds_is_refused(tmp_path: Pa
         parquet.open_parquet(path)
 
 
-def test_numbers_of_records_have_an_end() -> None:
+def test_endless_numbers_in_records_are_refused() -> None:
     feature = tf_example.ExampleFeature(3, memoryview(b"\x0a\x0b" + b"\xff" * 11))
     for data in (feature, tf_example.ExampleFeature(3, memoryview(b"\x0a\x01\x80"))):
         with pytest.raises(ValueError, match="a number has no end"):
@@ -190,7 +190,7 @@ def test_numbers_of_records_have_an_end() -> None:
         tf_example.parse_example(memoryview(b"\x80" * 1_000_000))
 
 
-def test_a_tensor_that_unpacks_without_end_is_refused() -> None:
+def test_a_tensor_that_unpacks_to_too_much_is_refused() -> None:
     import zlib
 
     bomb = zlib.compress(bytes(80 << 20))
@@ -219,7 +219,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(name: str, tmp_path: Path, caps
 
 
 def test_a_video_that_lists_other_files_is_refused(tmp_path: Path) -> None:
-    """FFmpeg detects the kind of a file from its contents, and would open the files that a playlist names."""
+    """FFmpeg detects playlists by their contents and would open the files that they name."""
     secret = next((FIXTURES / "v3_video").rglob("*.mp4"))
     shutil.copy(secret, tmp_path / "secret.mp4")
     (tmp_path / "a.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
@@ -270,7 +270,7 @@ def test_depth_in_a_record_is_refused() -> None:
         frames._decode(feature.byte_strings()[0], 0)
 
 
-def test_steps_and_the_index_of_calvin_lie_inside(tmp_path: Path) -> None:
+def test_steps_and_index_of_calvin_outside_the_folder_are_refused(tmp_path: Path) -> None:
     split = tmp_path / "training"
     split.mkdir()
     np.save(tmp_path / "ids.npy", np.array([[0, 0]]))
@@ -310,7 +310,7 @@ def test_steps_and_the_index_of_calvin_lie_inside(tmp_path: Path) -> None:
         (("data_path",), None),
     ],
 )
-def test_facts_of_other_types_name_the_key(keys: tuple[str, ...], value: Any, tmp_path: Path) -> None:
+def test_facts_of_other_types_are_refused_with_their_key(keys: tuple[str, ...], value: Any, tmp_path: Path) -> None:
     root = copied("v2_image", tmp_path)
     path = root / "meta/info.json"
     facts = json.loads(path.read_text())
@@ -324,7 +324,7 @@ def test_facts_of_other_types_name_the_key(keys: tuple[str, ...], value: Any, tm
 
 
 @pytest.mark.parametrize("at", [254, 4, 300, 1000, 2190])
-def test_damaged_parquet_does_not_end_the_process(at: int, tmp_path: Path) -> None:
+def test_damaged_parquet_does_not_abort_the_process(at: int, tmp_path: Path) -> None:
     """With byte 254 changed, pyarrow aborts the process if it is asked about the column before it is read."""
     data = bytearray((FIXTURES / "v3_video/meta/tasks.parquet").read_bytes())
     data[at] = 108

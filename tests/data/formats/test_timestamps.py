@@ -31,13 +31,13 @@ def test_whole_seconds_of_slow_data_are_times():
         (20_000 + np.arange(9) / 30, 30, np.float32),  # float32 is 1/512 s apart there, less than a tenth of a step
         (3 + np.arange(9) / 30, 30, np.float16),  # 1/512 s
         (9e7 + 8 * np.arange(9), 1 / 8, np.float64),  # whole seconds, which float32 could hold too
-        (np.arange(9) / 10, 30, np.float64),  # a wrong rate is no wrong unit
+        (np.arange(9) / 10, 30, np.float64),  # a wrong rate is not a wrong unit
         (np.arange(9) * 0.4 * 1000 / 30, 30, np.float64),
         (np.arange(9) * 2.5 * 1000 / 30, 30, np.float64),
         (np.append(np.arange(8) / 30, 8 * 1000 / 30), 30, np.float64),  # one long pause
     ],
 )
-def test_times_that_can_be_right_are_taken(times, hz, kind):
+def test_plausible_times_are_accepted(times, hz, kind):
     given = np.asarray(times, kind)
     expected = given.astype(np.float64) - float(given[0])
     assert seconds(given, hz).tolist() == pytest.approx(expected.tolist())
@@ -85,6 +85,6 @@ def test_times_that_are_too_coarse_or_in_another_unit_are_refused(times, hz, kin
         (np.array([False, True]), "bool"),
     ],
 )
-def test_what_cannot_be_times_is_refused_with_the_way_out(times, message):
+def test_impossible_times_are_refused_with_a_remedy(times, message):
     with pytest.raises(ValueError, match=rf"a\.npz: .*({message}).*times: steady"):
         seconds(times)

@@ -35,7 +35,7 @@ COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (
 
 
 def test_pure_colors_come_back(tmp_path):
-    """Red and blue are not swapped, and the stream declares BT.601, so players show equal colors."""
+    """Red and blue are not swapped, and the stream declares BT.601, so that players show equal colors."""
     frames = np.stack([np.full((32, 32, 3), color, np.uint8) for color in COLORS])
     video.encode(tmp_path / "a.mp4", frames, 20)
     decoded = decode(tmp_path / "a.mp4", 20, range(len(COLORS)))
@@ -118,13 +118,13 @@ def test_only_uint8_rgb_is_encoded(tmp_path, frames):
         video.encode(tmp_path / "a.mp4", frames, 20)
 
 
-def test_no_frames_are_no_video(tmp_path):
+def test_a_video_without_frames_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one frame"):
         video.encode(tmp_path / "a.mp4", [], 20)
 
 
 def foreign(path, frames, fps, codec, **options):
-    """A video as others write them: their codec, B-frames, far key frames."""
+    """Write a video as other programs do: with their codec, B-frames and distant key frames."""
     with no_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
@@ -159,7 +159,7 @@ def test_frames_of_any_codec_are_found_by_their_time(tmp_path, codec, options):
         assert np.array_equal(decode(tmp_path / "a.mp4", 10, chosen), whole[chosen])
 
 
-def test_only_the_span_that_is_needed_is_decoded(tmp_path, monkeypatch):
+def test_only_the_needed_span_is_decoded(tmp_path, monkeypatch):
     video.encode(tmp_path / "a.mp4", scene(200), 25)
     decode(tmp_path / "a.mp4", 25, [0])
     opened = video._open_videos(tmp_path / "a.mp4")
@@ -180,4 +180,4 @@ def test_only_the_span_that_is_needed_is_decoded(tmp_path, monkeypatch):
         decoded.clear()
         decode(tmp_path / "a.mp4", 25, wanted)
         assert len(decoded) <= most
-        assert len(set(decoded)) == len(decoded)  # each once
+        assert len(set(decoded)) == len(decoded)  # each frame once

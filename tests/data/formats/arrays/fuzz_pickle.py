@@ -48,27 +48,27 @@ BEFORE = (
 
 
 def text(value: str) -> bytes:
-    """Write a text."""
+    """Return the opcodes of a text."""
     return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
 def number(value: int) -> bytes:
-    """Write an integer."""
+    """Return the opcodes of an integer."""
     return pickle.dumps(value, 2)[2:-1]
 
 
 class Hostile:
-    """Draws pickles. `random` decides everything."""
+    """Generates pickles from a random generator."""
 
     def __init__(self, random: Random) -> None:
         self.random = random
 
     def small(self) -> bytes:
-        """Draw a few bytes."""
+        """Return a few bytes."""
         return self.random.randbytes(self.random.randrange(12))
 
     def operation(self) -> bytes:
-        """Draw one opcode with an argument, fitting or not."""
+        """Return one opcode with an argument that may not fit."""
         code = self.random.randrange(256).to_bytes(1, "little")
         if code in b"BXTUC\x8c" and self.random.random() < 0.7:
             data = self.small()
@@ -82,7 +82,7 @@ class Hostile:
         return code + (self.random.randbytes(self.random.randrange(1, 3)) if code in b"KqhMU" else b"")
 
     def a_type(self, deep: int) -> bytes:
-        """Draw a type of numpy with a state, simple or not."""
+        """Return a numpy type with a state that may be refused."""
         call = b"cnumpy\ndtype\n(" + text(self.random.choice(CODES)) + b"\x89\x88tR"
         odd = [b"N" if self.random.random() < 0.8 else self.value(deep) for _ in range(3)]
         numbers = [number(self.random.choice([-1, 0, 4, 8, 63, 1 << 40])) for _ in range(3)]
@@ -90,7 +90,7 @@ class Hostile:
         return call + (state if self.random.random() < 0.6 else b"")
 
     def an_array(self, deep: int) -> bytes:
-        """Draw an array of numpy whose state fits or does not."""
+        """Return a numpy array whose state may not fit."""
         shape = [number(self.random.choice([0, 1, 2, 3, 1 << 40])) for _ in range(self.random.randrange(4))]
         data = self.small()
         contents = b"C" + bytes([len(data)]) + data if self.random.random() < 0.5 else self.value(deep)
@@ -98,13 +98,13 @@ class Hostile:
         return make + b"(K\x01(" + b"".join(shape) + b"t" + self.a_type(deep) + b"\x89" + contents + b"tb"
 
     def a_call(self, deep: int) -> bytes:
-        """Draw a call with any arguments, perhaps with a state."""
+        """Return a call with any arguments, perhaps with a state."""
         args = [self.random.choice([self.value, self.a_type])(deep) for _ in range(self.random.randrange(4))]
         state = self.value(deep) + b"b" if self.random.random() < 0.25 else b""
         return b"c" + self.random.choice(NAMES) + b"\n(" + b"".join(args) + b"tR" + state
 
     def value(self, deep: int = 4) -> bytes:
-        """Draw a value, with other values in it."""
+        """Return a value, which may contain others."""
         kind = self.random.randrange(12 if deep else 6)
         if kind < 2:
             singles = [b"N", b"\x88", b"]", b"}", b")", b"\x8f", b"h\x00", b"h\x01", b"G" + b"\0" * 8]
@@ -125,7 +125,7 @@ class Hostile:
         return begin + several + end
 
     def pickle(self) -> bytes:
-        """Draw a whole pickle."""
+        """Return a whole pickle."""
         kind = self.random.randrange(4)
         if kind == 0:
             return BEFORE + self.value() + b"atb."
@@ -142,7 +142,7 @@ class Hostile:
 
 
 def main(count: int) -> None:
-    """Try so many files."""
+    """Read `count` random pickles."""
     path = Path(tempfile.mkdtemp()) / "a.npy"
     read = refused = unnamed = tried = 0
     worst = 0.0
@@ -186,7 +186,7 @@ def main(count: int) -> None:
             attempt(hostile.pickle())
 
     path.write_bytes(HEAD + REAL[0])
-    load_objects(path)  # whatever is imported late
+    load_objects(path)  # import modules that numpy loads late
     tracemalloc.start()
     begin = time.monotonic()
     attack()

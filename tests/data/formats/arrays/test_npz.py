@@ -1,4 +1,4 @@
-"""Arrays of .npz files: as numpy reads them, from many threads at once, and never with a guess."""
+"""Tests of .npz files: arrays equal those that numpy reads, in threads too, and damage is refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_as_numpy_reads_them(tmp_path: Path, save: Any) -> None:
+def test_arrays_equal_those_that_numpy_reads(tmp_path: Path, save: Any) -> None:
     save(tmp_path / "a.npz", **ARRAYS)
     read = npy.load_arrays(tmp_path / "a.npz")
     assert list(read) == list(ARRAYS) == npy.array_keys(tmp_path / "a.npz")
@@ -40,7 +40,7 @@ def test_as_numpy_reads_them(tmp_path: Path, save: Any) -> None:
     assert list(npy.load_arrays(tmp_path / "a.npz", ["big"])) == ["big"]
 
 
-def test_what_cannot_be_read_names_the_file_and_the_key(tmp_path: Path) -> None:
+def test_errors_name_the_file_and_the_key(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", thing=np.array([{}], object))
     with pytest.raises(ValueError, match=r"a.npz, key 'thing': it holds objects"):
         npy.load_arrays(tmp_path / "a.npz")
@@ -59,8 +59,8 @@ def test_what_cannot_be_read_names_the_file_and_the_key(tmp_path: Path) -> None:
         npy.load_arrays(tmp_path / "e.npz")
 
 
-def test_one_head_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python 3.11 fails now and then where two threads evaluate literals."""
+def test_headers_are_parsed_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 sometimes fails when two threads parse literals at once."""
     np.savez(tmp_path / "a.npz", **ARRAYS)
     inside, most, guard = 0, 0, threading.Lock()
     original = np.lib.format.read_array_header_1_0
@@ -102,7 +102,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_what_is_no_archive_names_the_file(tmp_path: Path) -> None:
+def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npz.npy", np.arange(3))
     (tmp_path / "a.npz.npy").rename(tmp_path / "a.npz")
     os.mkfifo(tmp_path / "b.npz")

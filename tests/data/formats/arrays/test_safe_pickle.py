@@ -24,7 +24,7 @@ PLAIN: dict[str, Any] = {
 
 
 def npy(path: Path, payload: bytes) -> Path:
-    """A .npy file of one object with this pickle."""
+    """Write a .npy file with one object, whose pickle is given."""
     header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
     header += b" " * (-(len(header) + 11) % 64) + b"\n"
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + payload)
@@ -87,7 +87,7 @@ def test_a_pickle_that_calls_is_refused_and_does_not_run(tmp_path: Path, call: C
     assert not mark.exists()
 
 
-def test_bytes_by_other_codecs_and_scalars_of_objects_are_damage(tmp_path: Path) -> None:
+def test_bytes_in_other_encodings_and_scalars_of_objects_are_refused(tmp_path: Path) -> None:
     zipped = b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00bz2tR."
     objects = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x01\x00\x00\x00OtRU\x01atR."
     for payload in (zipped, objects):
@@ -95,7 +95,7 @@ def test_bytes_by_other_codecs_and_scalars_of_objects_are_damage(tmp_path: Path)
             load_objects(npy(tmp_path / "a.npy", payload))
 
 
-def test_damage_names_the_file(tmp_path: Path) -> None:
+def test_errors_of_damaged_files_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, PLAIN)  # type: ignore[arg-type]
     whole = path.read_bytes()
@@ -107,8 +107,8 @@ def test_damage_names_the_file(tmp_path: Path) -> None:
         load_objects(tmp_path / "b.npy")
 
 
-def test_what_python_2_wrote_is_read(tmp_path: Path) -> None:
-    """Protocol 2 of Python 2: text of bytes, and arrays whose numbers are such text."""
+def test_pickles_of_python_2_are_read(tmp_path: Path) -> None:
+    """Python 2 wrote protocol 2, with byte strings for text and for the data of arrays."""
     kind = b"cnumpy\ndtype\nq\x05U\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     state = b"(K\x01K\x02\x85" + kind + b"\x89U\x08" + np.array([1, -2], "<f4").tobytes() + b"t"
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R" + state + b"b"
@@ -120,7 +120,7 @@ def test_what_python_2_wrote_is_read(tmp_path: Path) -> None:
 
 
 def wrapped(value: bytes) -> bytes:
-    """A pickle of an array of shape () with this value."""
+    """Return the pickle of an array of shape () with this value."""
     kind = b"cnumpy\ndtype\n(X\x02\x00\x00\x00O8\x89\x88tR(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffK\x08K?tb"
     empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n)C\x01btR"
     return b"\x80\x02" + empty + b"(K\x01)" + kind + b"\x89](" + value + b"etb."
@@ -231,7 +231,7 @@ def fuzz(count: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_some_hundred_random_pickles_do_no_harm() -> None:
+def test_hundreds_of_random_pickles_do_no_harm() -> None:
     fuzz(200)
 
 
@@ -251,7 +251,7 @@ def test_a_hundred_thousand_random_pickles_do_no_harm() -> None:
         "{'descr': [('a', '|O')], 'fortran_order': False, 'shape': (1,), }",
     ],
 )
-def test_a_head_that_promises_what_is_not_there_is_damage(tmp_path: Path, header: str) -> None:
+def test_a_header_that_promises_too_much_is_refused(tmp_path: Path, header: str) -> None:
     path = tmp_path / "a.npy"
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header.encode() + b"\n" + b"A" * 24)
     with pytest.raises(ValueError, match=r"a\.npy is damaged"):

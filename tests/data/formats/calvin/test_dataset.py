@@ -1,4 +1,4 @@
-"""CALVIN folders written as calvin_env's datarenderer and calvin's annotator write them."""
+"""Tests of CALVIN folders as calvin_env's datarenderer and calvin's annotator write them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def to_relative(actions: np.ndarray, robot_obs: np.ndarray) -> np.ndarray:
-    """calvin_env's definition of relative actions: 0.02 m and 0.05 rad become 1, each angle by itself."""
+    """Return relative actions as calvin_env defines them: 0.02 m and 0.05 rad become 1, for each angle alone."""
     turn = (actions[3:6] - robot_obs[3:6] + np.pi) % (2 * np.pi) - np.pi
     return np.concatenate(
         [
@@ -81,7 +81,7 @@ def opened(folder: Path, **options: Any) -> CalvinDataset:
     return CalvinDataset(build(CalvinConfig, options), folder)
 
 
-def test_annotated_segments_are_episodes_that_end_before_their_end(folder: Path) -> None:
+def test_annotated_segments_exclude_their_last_step(folder: Path) -> None:
     assert recognize(folder) == "calvin" == recognize(folder / "training")
     data = open_dataset(folder)
     assert data.lengths.tolist() == [8, 8]
@@ -98,7 +98,7 @@ def test_annotated_segments_are_episodes_that_end_before_their_end(folder: Path)
     assert data.embodiment == calvin_embodiment("relative")
 
 
-def test_numbers_are_read_without_images_and_kept(folder: Path) -> None:
+def test_numbers_are_read_without_images_and_cached(folder: Path) -> None:
     first = opened(folder)
     before = first[0].actions
     for number in range(102, 110):
@@ -109,7 +109,7 @@ def test_numbers_are_read_without_images_and_kept(folder: Path) -> None:
         kept.images["static"][3]
 
 
-def test_blocks_of_numbers_join(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_numbers_of_several_blocks_are_joined(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = [opened(folder, segments="play")[i].proprio for i in range(2)]
     monkeypatch.setattr(calvin, "_BLOCK", 7)
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "other"))
@@ -117,14 +117,14 @@ def test_blocks_of_numbers_join(folder: Path, monkeypatch: pytest.MonkeyPatch, t
     assert all(np.array_equal(again[i].proprio, whole[i]) for i in (1, 0))
 
 
-def test_play_is_whole_recordings_without_words(folder: Path) -> None:
+def test_play_data_is_whole_recordings_without_instructions(folder: Path) -> None:
     data = opened(folder / "training", segments="play")
     assert data.lengths.tolist() == [20, 20]
     assert data[1].instructions == ()
     assert data[1].images["static"][-1:][0, 0, 0, 0] == 139
 
 
-def test_scenes_and_lists_choose(folder: Path, tmp_path: Path) -> None:
+def test_scenes_and_lists_select_segments(folder: Path, tmp_path: Path) -> None:
     assert opened(folder, scenes=["D"]).task(0) == TASKS[1][2]
     assert len(opened(folder, scenes=["A", "D"])) == 2
     with pytest.raises(ValueError, match=r"has no scene B; it has A, D"):
@@ -134,20 +134,20 @@ def test_scenes_and_lists_choose(folder: Path, tmp_path: Path) -> None:
     lines.write_text("  0 121 129 \n1 5 9 \n")
     assert opened(folder, list=str(by_task)).task(0) == "open_drawer"
     assert opened(folder, list=str(lines)).task(0) == TASKS[1][2]
-    by_task.write_text(json.dumps([[102, 110], [121, 128]]))  # the second begins as a segment does, but ends before it
+    by_task.write_text(json.dumps([[102, 110], [121, 128]]))  # the second has the begin of a segment and another end
     assert len(opened(folder, list=str(by_task))) == 1
     by_task.write_text("{")
     with pytest.raises(ValueError, match=r"few\.json is not a list of segments"):
         opened(folder, list=str(by_task))
 
 
-def test_world_actions_are_the_pose_to_reach(folder: Path) -> None:
+def test_world_actions_are_the_target_pose(folder: Path) -> None:
     episode = opened(folder, actions="world")[0]
     assert episode.actions[2] == pytest.approx(step(folder, 104)["actions"], abs=1e-6)
     assert episode.embodiment.action.groups[0].mode == "absolute"
 
 
-def test_the_numbers_mean_what_calvin_env_says() -> None:
+def test_units_and_frames_are_as_in_calvin_env() -> None:
     """robot.py: max_rel_pos 0.02, max_rel_orn 0.05, proprio as get_observation gives it; 30 Hz of control."""
     pose = (
         Group(name="position", size=3, kind="position", unit="m", frame="base"),
@@ -180,7 +180,7 @@ def test_a_segment_belongs_to_the_scene_in_which_it_begins(folder: Path) -> None
     assert [s.scene for s in opened(folder, segments="play")._segments] == ["A", "D"]
 
 
-def test_the_split_is_the_one_that_is_asked_for(folder: Path) -> None:
+def test_the_requested_split_is_read(folder: Path) -> None:
     shutil.copytree(folder / "training", folder / "validation")
     rewrite_annotations(folder / "validation", lambda places: [(102, 105), places[1]])
     assert opened(folder).lengths.tolist() == [8, 8]
@@ -201,18 +201,18 @@ def test_motion_is_the_rotation_that_the_robot_makes(folder: Path) -> None:
         assert episode.actions[t, :3] == pytest.approx(raw["rel_actions"][:3], abs=1e-6)
 
 
-def test_motion_can_be_seen_from_the_tool(folder: Path) -> None:
+def test_motion_converts_to_the_frame_of_the_tool(folder: Path) -> None:
     tool = Converted(opened(folder, actions="motion"), frame="tool")[0]
     raw = step(folder, 102)
     now = Rotation.from_euler("xyz", raw["robot_obs"][3:6])
     assert now.apply(tool.actions[0, :3]) == pytest.approx(raw["rel_actions"][:3], abs=1e-5)
 
 
-def test_differences_of_angles_are_not_taken_for_rotations(folder: Path) -> None:
+def test_differences_of_euler_angles_are_not_declared_as_rotations(folder: Path) -> None:
     assert opened(folder).embodiment.action.groups[1].rotation is None
 
 
-def test_fingerprint_follows_what_is_read(folder: Path) -> None:
+def test_the_fingerprint_depends_on_options_and_steps(folder: Path) -> None:
     one = opened(folder).fingerprint
     assert opened(folder).fingerprint == one
     assert opened(folder, actions="world").fingerprint != one
@@ -222,8 +222,8 @@ def test_fingerprint_follows_what_is_read(folder: Path) -> None:
     assert opened(folder).fingerprint != one
 
 
-def test_the_fingerprint_says_which_segments_are_read(folder: Path) -> None:
-    """With and without words, the same files are read here: both annotations are of a whole recording."""
+def test_the_fingerprint_depends_on_the_segments(folder: Path) -> None:
+    """Both read the same files here: the annotations cover the whole recordings."""
     rewrite_annotations(folder / "training", lambda _: [(FIRST, FIRST + 20), (FIRST + 20, FIRST + 40)])
     annotated, play = opened(folder), opened(folder, segments="play")
     assert [len(episode.instructions) for episode in (*annotated, *play)] == [1, 1, 0, 0]
@@ -231,13 +231,13 @@ def test_the_fingerprint_says_which_segments_are_read(folder: Path) -> None:
     assert annotated.fingerprint != play.fingerprint
 
 
-def test_an_edit_of_any_step_is_noticed_although_its_time_is_restored(folder: Path) -> None:
+def test_an_edited_step_is_noticed_even_with_its_old_modification_time(folder: Path) -> None:
     one, path = opened(folder), folder / "training/episode_0000104.npz"
     before, times = (one.fingerprint, one[0].actions), path.stat()
     whole = step(folder, 104)
     np.savez(path, **whole)
     as_written = opened(folder)
-    assert as_written.fingerprint != before[0]  # of the same arrays, packed in another way
+    assert as_written.fingerprint != before[0]  # the same arrays in other bytes
     assert np.array_equal(as_written[0].actions, before[1])
     np.savez(path, **(whole | {"rel_actions": whole["rel_actions"] * 0.5}))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -246,7 +246,7 @@ def test_an_edit_of_any_step_is_noticed_although_its_time_is_restored(folder: Pa
     assert not np.array_equal(edited[0].actions, before[1])
 
 
-def test_damage_says_where(folder: Path) -> None:
+def test_errors_of_damaged_steps_name_the_file(folder: Path) -> None:
     data = opened(folder)
     path = folder / "training/episode_0000104.npz"
     whole = step(folder, 104)
@@ -273,7 +273,7 @@ def test_a_negative_index_counts_from_the_end(folder: Path) -> None:
         data[-3]
 
 
-def test_what_is_not_there_is_said(folder: Path) -> None:
+def test_missing_files_and_cameras_are_named(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"validation has no ep_start_end_ids\.npy"):
         opened(folder, split="validation")
     with pytest.raises(ValueError, match="or read the play data without instructions"):
@@ -284,7 +284,7 @@ def test_what_is_not_there_is_said(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("pair", [(0, 10**12), (0, 1 << 70), (-5, 3), (float("nan"), 3), ("0", "3"), None, (1, 2, 3)])
-def test_steps_that_no_file_can_have_are_refused(tmp_path: Path, pair: object) -> None:
+def test_impossible_step_numbers_are_refused(tmp_path: Path, pair: object) -> None:
     split = tmp_path / "training"
     (split / "lang_annotations").mkdir(parents=True)
     found = {"language": {"ann": ["open"], "task": ["open"]}, "info": {"indx": [pair]}}
@@ -310,7 +310,7 @@ def rewrite_annotations(split: Path, change: Any) -> None:
         (("a", 9), "annotation 0"),
     ],
 )
-def test_a_wrong_annotation_loses_one_segment(folder: Path, place: Any, message: str) -> None:
+def test_a_wrong_annotation_makes_one_segment_unreadable(folder: Path, place: Any, message: str) -> None:
     rewrite_annotations(folder / "training", lambda places: [place, places[1]])
     data = open_dataset(folder)
     assert list(data.unreadable) == [0]  # type: ignore[attr-defined]
@@ -327,7 +327,7 @@ def test_a_segment_without_steps_is_left_out(folder: Path, caplog: pytest.LogCap
     assert "without steps are left out: 102 (open_drawer)" in caplog.text
 
 
-def test_a_missing_step_loses_only_the_segments_that_hold_it(folder: Path) -> None:
+def test_a_missing_step_makes_only_its_segments_unreadable(folder: Path) -> None:
     (folder / "training/episode_0000105.npz").unlink()
     data = open_dataset(folder)
     with pytest.raises(ValueError, match=r"episode 0: .*episode_0000105\.npz"):
@@ -336,14 +336,14 @@ def test_a_missing_step_loses_only_the_segments_that_hold_it(folder: Path) -> No
     assert data.fingerprint
 
 
-def test_a_wrong_recording_loses_one(folder: Path) -> None:
+def test_wrong_recordings_are_unreadable(folder: Path) -> None:
     np.save(folder / "training/ep_start_end_ids.npy", [(119, 100), (120, 139), (140, 150)])
     data = CalvinDataset(CalvinConfig(segments="play"), folder)
     assert list(data.unreadable) == [0, 2]
     assert len(data[1]) == 20
 
 
-def test_numbers_of_another_kind_are_refused(folder: Path) -> None:
+def test_complex_numbers_are_refused(folder: Path) -> None:
     path = folder / "training/episode_0000105.npz"
     with np.load(path) as file:
         values = dict(file)

@@ -1,4 +1,4 @@
-"""HDF5: declared and known layouts, and files that refer to other files or promise data that they do not hold."""
+"""Tests of HDF5: declared and known layouts, references to other files, and promises of absent data."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def close(a: Any, b: Any) -> bool:
 
 
 def write_aloha(path: Path, compressed: bool) -> np.ndarray:
-    """As act's record_sim_episodes.py writes, or its compressed form: rows of bytes padded to one length."""
+    """Write a file as act's record_sim_episodes.py does. `compressed`: images are rows of padded JPEG bytes."""
     images = scene(LENGTH, 32, 1)
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
@@ -85,7 +85,7 @@ def test_aloha(tmp_path: Path, compressed: bool) -> None:
 
 
 def test_robotwin(tmp_path: Path) -> None:
-    """Byte strings of one length; RGB that OpenCV encoded as BGR; joints of the moment, no actions."""
+    """RoboTwin stores JPEG strings of one length with swapped colors, and joints but no actions."""
     images = scene(LENGTH, 32, 2)
     joints = np.random.default_rng(0).normal(size=(LENGTH, 14))
     with h5py.File(tmp_path / "episode0.hdf5", "w") as file:
@@ -105,7 +105,7 @@ def test_robotwin(tmp_path: Path) -> None:
 
 
 def test_a_declared_layout(tmp_path: Path) -> None:
-    """Like robomimic's with other names, channels first, split actions, and a sentence for each episode."""
+    """The layout is robomimic's with other names, channels first, split actions and an instruction per episode."""
     images = scene(LENGTH, 32, 3)
     rng = np.random.default_rng(0)
     pose, gripper, state = rng.normal(size=(LENGTH, 6)), rng.normal(size=LENGTH), rng.normal(size=(LENGTH, 7))
@@ -135,14 +135,16 @@ def test_a_declared_layout(tmp_path: Path) -> None:
         _ = Hdf5Dataset(last, tmp_path, robot("front", action=7, proprio=7))[0]
 
 
-def test_what_is_declared_goes_before_what_a_layout_says(tmp_path: Path) -> None:
+def test_declared_options_override_a_known_layout(tmp_path: Path) -> None:
     images = scene(LENGTH, 16, 4)
     joints = np.random.default_rng(0).normal(size=(LENGTH, 14))
     with h5py.File(tmp_path / "episode0.hdf5", "w") as file:
         file["joint_action/vector"], file["front/rgb"] = joints, images
     arms = robot("front")
     usual = Hdf5Dataset(Hdf5Config(), tmp_path, arms)[0]
-    assert np.array_equal(usual.images["front"], images[:-1, ..., ::-1])  # RoboTwin's are BGR, and a step behind
+    assert np.array_equal(
+        usual.images["front"], images[:-1, ..., ::-1]
+    )  # RoboTwin's images are BGR, and its actions the next joints
     plain = Hdf5Dataset(Hdf5Config(colors="rgb", ahead=0), tmp_path, arms)[0]
     assert np.array_equal(plain.images["front"], images)
     assert np.array_equal(plain.actions, joints.astype(np.float32))
@@ -157,20 +159,20 @@ def test_what_is_declared_goes_before_what_a_layout_says(tmp_path: Path) -> None
         assert np.array_equal(turned.images["front"], expected)
 
 
-def test_one_sentence_for_all_goes_before_the_sentence_of_each(tmp_path: Path) -> None:
+def test_a_common_instruction_overrides_those_in_the_file(tmp_path: Path) -> None:
     write_aloha(tmp_path / "episode_0.hdf5", False)
     with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
-        file.attrs["told"], file["words"] = "open it", np.array([b" close it ", b"and more"])
-    for options, said in (
-        ({"instruction_key": "told"}, ("open it",)),
-        ({"instruction_key": "words"}, ("close it",)),
-        ({"instruction_key": "words", "instruction": "push it"}, ("push it",)),
+        file.attrs["task"], file["sentences"] = "open it", np.array([b" close it ", b"and more"])
+    for options, expected in (
+        ({"instruction_key": "task"}, ("open it",)),
+        ({"instruction_key": "sentences"}, ("close it",)),
+        ({"instruction_key": "sentences", "instruction": "push it"}, ("push it",)),
         ({}, ()),
     ):
-        assert Hdf5Dataset(build(Hdf5Config, options), tmp_path, robot("cam_high"))[0].instructions == said
+        assert Hdf5Dataset(build(Hdf5Config, options), tmp_path, robot("cam_high"))[0].instructions == expected
 
 
-def test_an_unknown_layout_is_one_line_that_says_what_to_declare(
+def test_an_unknown_layout_is_refused_with_an_example_declaration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, key in (("mine.hdf5", "trajectories/a/act"), ("episode_0.hdf5", "act"), ("other.h5", "data/demo_0/act")):
@@ -184,7 +186,7 @@ def test_an_unknown_layout_is_one_line_that_says_what_to_declare(
     assert "trajectories/a/act" in capsys.readouterr().err.replace("\n", "")
 
 
-def test_what_is_not_declared_is_shown_without_a_meaning(tmp_path: Path) -> None:
+def test_undeclared_data_gets_an_embodiment_without_meaning(tmp_path: Path) -> None:
     write_aloha(tmp_path / "episode_0.hdf5", True)
     with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
         file["observations/images/cam_high_depth"] = np.zeros((LENGTH, 8, 8, 1), np.uint8)  # no color
@@ -216,7 +218,7 @@ def test_wrong_declarations_name_the_key(tmp_path: Path) -> None:
         open_dataset(tmp_path, embodiment=robot("top"))
 
 
-def test_names_that_are_no_text_and_numbers_that_are_too_large_do_not_end_the_reader(tmp_path: Path) -> None:
+def test_undecodable_names_and_huge_numbers_are_tolerated(tmp_path: Path) -> None:
     write_aloha(tmp_path / "episode_0.hdf5", False)
     with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
         file.create_group("notes")[b"\xff\xfe"] = np.zeros(3)
@@ -241,14 +243,14 @@ DEPTH = np.full((LENGTH, 8, 8, 1), 900, np.uint16)
         (np.array([b"no image"] * LENGTH), "damaged"),
     ],
 )
-def test_images_that_are_no_color_are_refused(tmp_path: Path, images: np.ndarray, reason: str) -> None:
+def test_images_without_certain_colors_are_refused(tmp_path: Path, images: np.ndarray, reason: str) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["images"] = images
     with pytest.raises(ValueError, match=f"here.*images.*{reason}"):
         _ = Hdf5Frames(tmp_path / "a.h5", "images", "here")[0]
 
 
-def test_images_that_are_stored_in_other_ways(tmp_path: Path) -> None:
+def test_ragged_gray_and_bgr_images(tmp_path: Path) -> None:
     images = scene(LENGTH, 32, 0)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         ragged = file.create_dataset("ragged", (LENGTH,), h5py.vlen_dtype(np.uint8))
@@ -263,7 +265,7 @@ def test_images_that_are_stored_in_other_ways(tmp_path: Path) -> None:
 
 
 def hostile(folder: Path) -> Path:
-    """A file that names other files in every way that HDF5 has."""
+    """Write a file that refers to other files in every way that HDF5 has."""
     (folder / "secret.txt").write_bytes(b"A" * 800)
     with h5py.File(folder / "other.h5", "w") as file:
         file["numbers"] = np.ones((10, 10))
@@ -312,7 +314,7 @@ def hostile(folder: Path) -> Path:
         ("here/below", "has no 'here/below'"),
     ],
 )
-def test_hdf5_reads_nothing_of_other_files(tmp_path: Path, key: str, reason: str) -> None:
+def test_no_other_file_is_read(tmp_path: Path, key: str, reason: str) -> None:
     path = hostile(tmp_path)
     with pytest.raises(ValueError, match=rf"a\.h5.*{reason}"):
         hdf5.read_numbers(path, key)
@@ -324,11 +326,11 @@ def test_links_within_a_file_are_followed(tmp_path: Path) -> None:
     assert not hdf5.has_key(path, "gone")
 
 
-def test_what_is_found_by_listing_follows_no_link(tmp_path: Path) -> None:
+def test_listing_arrays_follows_no_link(tmp_path: Path) -> None:
     assert not {"link", "absolute/numbers", "soft_out"} & set(hdf5.find_arrays(hostile(tmp_path), ""))
 
 
-def test_damage_names_the_file(tmp_path: Path) -> None:
+def test_errors_of_truncated_files_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "episode_0.hdf5"
     write_aloha(path, True)
     whole = path.read_bytes()
@@ -387,7 +389,7 @@ def test_an_episode_without_steps_is_left_out(tmp_path: Path) -> None:
         open_dataset(tmp_path / "episode_0.hdf5", "hdf5", robot("cam_high"))
 
 
-def test_a_file_of_another_width_is_named(tmp_path: Path) -> None:
+def test_a_file_with_another_number_of_dims_is_named(tmp_path: Path) -> None:
     for i in range(2):
         write_aloha(tmp_path / f"episode_{i}.hdf5", compressed=False)
     with h5py.File(tmp_path / "episode_1.hdf5", "a") as file:

@@ -46,7 +46,7 @@ def edit_info(root, **changes):
     path.write_text(json.dumps({k: v for k, v in info.items() if v is not None}))
 
 
-def test_two_data_sets_have_rows_of_their_own_although_their_files_have_the_same_names(tmp_path):
+def test_rows_of_two_data_sets_with_equal_file_names_are_not_confused(tmp_path):
     given = {name: demonstration(10, seed=seed) for name, seed in (("one", 1), ("other", 2))}
     for name, episode in given.items():
         write_dataset(tmp_path / name, ROBOT, [episode])
@@ -63,7 +63,7 @@ def test_rows_are_found_in_row_groups_of_any_size(copy, episodes, size):
         assert np.array_equal(given.actions, read.actions)
 
 
-def test_what_is_written_is_read(written, episodes):
+def test_written_episodes_are_read_back(written, episodes):
     dataset = opened(written)
     assert dataset.embodiment == ROBOT
     assert dataset.lengths.tolist() == [10, 17, 24, 31]
@@ -81,7 +81,7 @@ def test_what_is_written_is_read(written, episodes):
 
 
 def test_wide_images_stay_wide_and_upright(tmp_path):
-    """Red at the left, blue below: no frame is turned, mirrored or of another color order."""
+    """Red at the left and blue below show that no frame is turned, mirrored or of another color order."""
     frames = np.full((6, 24, 40, 3), 100, np.uint8)
     frames[:, :, :8], frames[:, 16:, 8:] = (220, 20, 20), (20, 20, 220)
     write_dataset(tmp_path / "set", ROBOT, [demonstration(6, images=dict.fromkeys(ROBOT.cameras, frames))])
@@ -105,7 +105,7 @@ def test_wide_images_stay_wide_and_upright(tmp_path):
         ([1, 24, 40], None),
     ],
 )
-def test_height_and_width_in_every_order_that_data_declares_them(copy, shape, names):
+def test_height_and_width_are_found_in_every_declared_order(copy, shape, names):
     edit_info(copy, features={"top": {"dtype": "image", "shape": shape, "names": names}})
     assert DatasetInfo(copy).image_size("top") == (24, 40)
 
@@ -120,7 +120,7 @@ def test_facts_of_a_video_in_info_win_over_those_in_video_info(copy):
     assert info.columns() == {"top": "video 24x40x3 h264"}
 
 
-def test_single_frames_equal_the_episode_s(written):
+def test_single_frames_equal_those_of_the_whole_episode(written):
     images = opened(written)[2].images["wrist"]
     whole = np.asarray(images)
     assert whole.shape == images.shape == (24, 32, 32, 3)
@@ -131,7 +131,7 @@ def test_single_frames_equal_the_episode_s(written):
 
 
 def test_fingerprint_depends_on_the_data_only(tmp_path):
-    # x264 encodes equal frames of 32 pixels in another way now and then
+    # x264 sometimes encodes equal frames of 32 pixels differently
     images = {camera: scene(10, size=64) for camera in ROBOT.cameras}
     episodes = [demonstration(10, seed=i, images=images) for i in range(4)]
     write_dataset(tmp_path / "set", ROBOT, episodes, {"suite": "drawers"})
@@ -183,7 +183,7 @@ def test_other_versions_are_refused(copy):
         opened(copy)
 
 
-def test_half_written_and_absent_datasets_say_what_to_do(tmp_path):
+def test_errors_of_partial_and_absent_data_sets_say_what_to_do(tmp_path):
     (tmp_path / "a.partial").mkdir()
     for root in (tmp_path / "a", tmp_path / "a.partial"):
         with pytest.raises(ValueError, match="run the same command to finish it"):
@@ -216,7 +216,7 @@ def test_damaged_json(copy):
         opened(copy)
 
 
-def test_episodes_fewer_than_counted(copy):
+def test_fewer_episodes_than_counted_are_refused(copy):
     path = copy / "meta/episodes/chunk-000/file-000.parquet"
     pq.write_table(pq.read_table(path).slice(0, 3), path)
     with pytest.raises(ValueError, match=r"counts 4 episodes, meta/episodes lists 3"):
@@ -233,7 +233,7 @@ def test_reading_numbers_does_not_decode(copy):
         np.asarray(dataset[1].images["wrist"])
 
 
-def test_instructions_and_times_survive(tmp_path):
+def test_instructions_and_timestamps_are_written_and_read(tmp_path):
     uneven = np.cumsum(np.r_[0, np.linspace(0.02, 0.03, 11)])
     given = [
         demonstration(12, instructions=("open it", "pull the drawer"), timestamps=uneven),
@@ -250,7 +250,7 @@ def test_instructions_and_times_survive(tmp_path):
     assert opened(tmp_path / "untold").task(0) == ""
 
 
-def test_a_data_set_read_can_be_written_again(written, tmp_path):
+def test_a_read_data_set_can_be_written_again(written, tmp_path):
     dataset = opened(written)
     write_dataset(tmp_path / "again", ROBOT, (dataset[i] for i in range(4)))
     again = opened(tmp_path / "again")
@@ -258,10 +258,10 @@ def test_a_data_set_read_can_be_written_again(written, tmp_path):
         assert np.array_equal(again[i].actions, dataset[i].actions)
         assert (
             psnr(again[i].images["wrist"][:], dataset[i].images["wrist"][:]) > 34
-        )  # x264 encodes equal frames of 32 pixels in another way now and then
+        )  # x264 sometimes encodes equal frames of 32 pixels differently
 
 
-def test_rows_in_memory_are_bounded(written, monkeypatch):
+def test_cached_rows_are_bounded(written, monkeypatch):
     whole = opened(written)
     sizes = [whole[i].actions.nbytes + whole[i].proprio.nbytes for i in range(4)]
     kept = parquet._TableCache(limit=4 * sizes[1])
@@ -273,7 +273,7 @@ def test_rows_in_memory_are_bounded(written, monkeypatch):
     assert 1 <= len(kept.tables) < 4
 
 
-def test_a_large_index_is_kept_until_it_changes(copy, tmp_path, monkeypatch):
+def test_a_large_index_is_cached_until_it_changes(copy, tmp_path, monkeypatch):
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(lerobot, "_CACHED_FROM_BYTES", 0)
     assert opened(copy).lengths.tolist() == [10, 17, 24, 31]
@@ -325,5 +325,5 @@ def test_frames_of_another_size_than_declared_are_refused(copy):
         ({}, ()),
     ],
 )
-def test_names_of_dims_in_every_way_that_data_writes_them(names, found):
+def test_names_of_dims_in_every_notation(names, found):
     assert dim_names({"shape": [2], "names": names}) == found

@@ -10,7 +10,7 @@ from anyvla.data.formats import hub
 from anyvla.data.open import open_dataset
 
 
-def test_offline_says_what_to_do(tmp_path):
+def test_the_error_without_a_network_says_what_to_do(tmp_path):
     code = "from anyvla.data.formats.hub import download; download('someone/pushes')"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -19,7 +19,7 @@ def test_offline_says_what_to_do(tmp_path):
     assert last.endswith("connect once, or copy the data set here and give its path")
 
 
-def test_what_is_no_name_of_the_hub_is_refused():
+def test_an_invalid_name_of_the_hub_is_refused():
     with pytest.raises(ValueError, match=r"no folder some one/pus\?hes, and it is no name of the hub"):
         hub.download("some one/pus?hes")
 

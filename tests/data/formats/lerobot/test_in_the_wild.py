@@ -1,4 +1,4 @@
-"""LeRobot data sets as people, editors and operating systems leave them are read, or refused with a way out."""
+"""Tests of LeRobot data sets that people, editors and other programs changed: read, or refused with a remedy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def opened(root, **options):
     return open_dataset(root, Part("formats", name, config), embodiment=SO101)
 
 
-def check_as_before(root, tasks=True):
+def check_unchanged(root, tasks=True):
     dataset = open_dataset(root, embodiment=SO101)
     before = opened(FIXTURES / ("v3_video" if "v3" in root.name else "v2_video"))
     assert dataset.lengths.tolist() == before.lengths.tolist()
@@ -71,7 +71,7 @@ SPELLINGS = {
 def test_spellings_of_json(v2, name, spelling):
     path = v2 / "meta" / name
     path.write_bytes(SPELLINGS[spelling](path.read_text()))
-    check_as_before(v2)
+    check_unchanged(v2)
 
 
 @pytest.mark.parametrize("name", ["tasks.jsonl", "episodes.jsonl"])
@@ -89,7 +89,7 @@ def test_spellings_of_json(v2, name, spelling):
 def test_records_over_several_lines_or_in_a_list(v2, name, write):
     path = v2 / "meta" / name
     path.write_text(write(records(path)))
-    check_as_before(v2)
+    check_unchanged(v2)
 
 
 def test_the_line_of_a_damaged_record_is_named(v2):
@@ -111,21 +111,21 @@ def test_the_line_of_a_damaged_record_is_named(v2):
 def test_versions_in_other_spellings(v2, version):
     info = json.loads((v2 / "meta/info.json").read_text())
     (v2 / "meta/info.json").write_text(json.dumps(info | {"codebase_version": version}))
-    check_as_before(v2)
+    check_unchanged(v2)
 
 
-def test_chunks_of_v2_hold_as_many_episodes_as_it_says(v2):
+def test_chunks_of_v2_hold_the_declared_number_of_episodes(v2):
     for path in [*v2.glob("data/chunk-000/*_000002.parquet"), *v2.glob("videos/chunk-000/*/*_000002.mp4")]:
         moved = Path(str(path).replace("chunk-000", "chunk-001"))
         moved.parent.mkdir(parents=True, exist_ok=True)
         path.rename(moved)
     info = json.loads((v2 / "meta/info.json").read_text())
     (v2 / "meta/info.json").write_text(json.dumps(info | {"chunks_size": 2}))
-    check_as_before(v2)
+    check_unchanged(v2)
     assert np.array_equal(opened(v2)[3].images["top"][[4]], opened(V2)[3].images["top"][[4]])
 
 
-def test_cameras_of_depth_are_none(copy):
+def test_depth_is_no_camera(copy):
     info = json.loads((copy / "meta/info.json").read_text())
     key = next(key for key in info["features"] if key.endswith(("images.top", "top")))
     for part in ("info", "video_info"):
@@ -137,7 +137,7 @@ def test_cameras_of_depth_are_none(copy):
         assert refused.value.plain.cameras == ("image",)
 
 
-def test_files_of_other_programs_do_not_count(copy):
+def test_files_of_other_programs_are_ignored(copy):
     before = open_dataset(copy, embodiment=SO101).fingerprint
     for path in [p for p in copy.rglob("*") if p.is_file()]:
         path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7 resource fork")
@@ -147,12 +147,12 @@ def test_files_of_other_programs_do_not_count(copy):
     checkpoints = copy / "meta/.ipynb_checkpoints"
     checkpoints.mkdir()
     (checkpoints / "file-000.parquet").write_bytes(b"no parquet")
-    check_as_before(copy)
+    check_unchanged(copy)
     assert open_dataset(copy, embodiment=SO101).fingerprint == before
 
 
 @pytest.mark.parametrize("how", ["absent", "null", "text"])
-def test_tasks_that_the_table_of_episodes_does_not_tell(v2, how):
+def test_tasks_missing_in_the_index_of_v2_come_from_the_rows(v2, how):
     path = v2 / "meta/episodes.jsonl"
     rows = records(path)
     for row in rows:
@@ -163,13 +163,13 @@ def test_tasks_that_the_table_of_episodes_does_not_tell(v2, how):
         elif how == "absent":
             del row["tasks"]
     path.write_text("\n".join(map(json.dumps, rows)))
-    check_as_before(v2)
+    check_unchanged(v2)
 
 
-def test_tasks_that_the_table_of_v3_does_not_tell(v3):
+def test_tasks_missing_in_the_index_of_v3_come_from_the_rows(v3):
     path = next(v3.glob("meta/episodes/*/*.parquet"))
     pq.write_table(pq.read_table(path).drop_columns("tasks"), path)
-    check_as_before(v3)
+    check_unchanged(v3)
 
 
 def test_a_table_of_tasks_without_text(v3):
@@ -194,7 +194,7 @@ def test_an_episode_of_v2_without_steps_is_left_out(v2, caplog):
         file.write("\n" + json.dumps({"episode_index": 3, "tasks": ["nothing"], "length": 0}) + "\n")
     info = json.loads((v2 / "meta/info.json").read_text())
     (v2 / "meta/info.json").write_text(json.dumps(info | {"total_episodes": 4}))
-    check_as_before(v2)
+    check_unchanged(v2)
     assert "episodes without steps are left out: 3" in caplog.text
 
 
@@ -223,7 +223,7 @@ def change(root, column, values):
         (lambda t: pa.array([*t[:3], None, *t[4:]], pa.float32()), "row 3: expected numbers, found no value"),
     ],
 )
-def test_times_that_cannot_be_are_refused_with_the_way_out(copy, times, message):
+def test_impossible_timestamps_are_refused_with_a_remedy(copy, times, message):
     change(copy, "timestamp", times)
     dataset = open_dataset(copy, embodiment=SO101)
     with pytest.raises(ValueError, match=rf"{message}.*times: steady") as caught:
@@ -261,10 +261,10 @@ def test_vectors_that_do_not_fit_are_refused(copy, actions, message):
 
 
 @pytest.mark.parametrize("number", [77, None])
-def test_a_task_that_the_table_does_not_know_loses_one_episode(v2, number, tmp_path, monkeypatch):
+def test_an_unknown_task_makes_one_episode_unreadable(v2, number, tmp_path, monkeypatch):
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(lerobot_reader, "_CACHED_FROM", 0)  # the runs of tasks are kept
-    path = v2 / "data/chunk-000/episode_000001.parquet"  # the one of two tasks
+    monkeypatch.setattr(lerobot_reader, "_CACHED_FROM", 0)  # the runs of tasks are cached
+    path = v2 / "data/chunk-000/episode_000001.parquet"  # the episode of two tasks
     table = pq.read_table(path)
     numbers = pa.array([number, *table["task_index"].to_pylist()[1:]], pa.int64())
     pq.write_table(table.set_column(table.column_names.index("task_index"), "task_index", numbers), path)

@@ -1,4 +1,4 @@
-"""Tests against the real lerobot package: reads its data sets (in `fixtures`), and has it read ours."""
+"""Tests against the real lerobot package: its data sets (in `fixtures`) are read, and it reads written ones."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def copy(given, tmp_path):
     return shutil.copytree(given, tmp_path / given.name)
 
 
-def test_what_lerobot_wrote_is_read(given):
+def test_data_sets_of_lerobot_are_read(given):
     dataset = opened(given)
     size = SIZES[given.name[3:]]
     assert dataset.lengths.tolist() == [end - first for _, first, end in PIECES]
@@ -79,11 +79,11 @@ def test_what_lerobot_wrote_is_read(given):
             else:
                 assert psnr(pictures, decoded) > 20  # crf 30 with halved color, hard edges
                 errors = [[np.abs(a.astype(float) - b).mean() for b in decoded] for a in pictures]
-                assert np.argmin(errors, axis=1).tolist() == list(range(end - first))  # no frame is another's
+                assert np.argmin(errors, axis=1).tolist() == list(range(end - first))  # no two frames are confused
 
 
 def test_tasks_may_have_any_numbers(copy):
-    """Here each number n becomes 9 - n, in the table and in the rows; the index names tasks by their text."""
+    """Each number n becomes 9 - n, in the table and in the rows; the index names tasks by their text."""
     for path in copy.glob("data/**/*.parquet"):
         table = pq.read_table(path)
         place = table.column_names.index("task_index")
@@ -101,7 +101,7 @@ def test_tasks_may_have_any_numbers(copy):
     assert [dataset.task(i) for i in range(4)] == [made.task(number, begin, 12) for number, begin, _ in PIECES]
 
 
-def test_where_tasks_change_is_kept_if_it_takes_long(copy, tmp_path, monkeypatch):
+def test_changes_of_task_are_cached_if_finding_them_takes_long(copy, tmp_path, monkeypatch):
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(lerobot_reader, "_CACHED_FROM", 0)
     first = opened(copy)
@@ -111,14 +111,14 @@ def test_where_tasks_change_is_kept_if_it_takes_long(copy, tmp_path, monkeypatch
     assert [again.task(i) for i in range(4)] == [made.task(number, begin, 12) for number, begin, _ in PIECES]
 
 
-def test_some_frames_are_those_of_the_whole(given):
+def test_any_selection_of_frames_equals_the_whole(given):
     images = opened(given)[2].images["top"]
     whole = images[:]
     assert np.array_equal(images[[8, 0, 3, 3, 7]], whole[[8, 0, 3, 3, 7]])
 
 
 @pytest.mark.parametrize("reader", READERS.values())
-def test_recognized_by_one_reader_each(given, reader):
+def test_each_data_set_is_recognized_by_one_reader(given, reader):
     assert reader.recognizes(given) == (reader is READERS[given.name[:2]])
 
 
@@ -132,7 +132,7 @@ def test_pickled_and_read_by_threads(given):
     assert opened(given).fingerprint == dataset.fingerprint
 
 
-def test_a_process_forked_after_reading_reads_on():
+def test_a_process_forked_after_reading_can_read():
     code = (
         "import os, sys\n"
         f"from {__name__} import FIXTURES, opened\n"
@@ -148,7 +148,7 @@ def test_a_process_forked_after_reading_reads_on():
     assert done.returncode == 0
 
 
-def test_what_to_declare_is_shown(given):
+def test_the_error_shows_what_to_declare(given):
     with pytest.raises(UndeclaredError) as caught:
         opened(given, None)
     assert caught.value.plain.cameras == ("top", "image")
@@ -216,7 +216,7 @@ def test_one_row_group_for_many_episodes(copy):
         assert np.array_equal(opened(copy)[i].actions, opened(FIXTURES / copy.name)[i].actions)
 
 
-def test_rows_that_the_index_misplaces_are_not_given(copy):
+def test_rows_at_a_wrong_place_in_the_index_are_refused(copy):
     if copy.name[:2] == "v2":
         path = copy / "data/chunk-000/episode_000000.parquet"
         shutil.copy(copy / "data/chunk-000/episode_000002.parquet", path)
@@ -260,7 +260,7 @@ def test_older_and_unknown_versions(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif("LEROBOT_PYTHON" not in os.environ, reason="LEROBOT_PYTHON: a Python that has lerobot 0.4")
-def test_lerobot_reads_what_is_written(tmp_path):
+def test_lerobot_reads_written_data_sets(tmp_path):
     episodes = [demonstration(n, seed=i) for i, n in enumerate((9, 14, 20))]
     episodes[1] = demonstration(14, seed=1, timestamps=np.arange(14) ** 1.1 / 40, instructions=("pull it", "open it"))
     write_dataset(tmp_path / "set", ROBOT, episodes)

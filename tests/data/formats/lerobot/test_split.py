@@ -1,4 +1,4 @@
-"""Vectors that a LeRobot data set keeps in several columns, as DROID does, joined by declaration."""
+"""Tests of vectors that a LeRobot data set stores in several columns, as DROID does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ACTION = ("action.joint_position", "action.gripper_position")
 
 @pytest.fixture(params=["v2_image", "v3_image"])
 def split(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The joints and the gripper in columns of their own; the gripper as single numbers."""
+    """Return a data set with joints and gripper in separate columns; the gripper is a single number."""
     root = Path(shutil.copytree(FIXTURES / request.param, tmp_path / "set"))
     path = root / "meta/info.json"
     info = json.loads(path.read_text())
@@ -61,14 +61,14 @@ def test_split_columns_are_proposed(split: Path) -> None:
     assert [g.name for g in undeclared.value.plain.action.groups] == list(ACTION)
 
 
-def test_what_is_not_declared_names_what_is_there(split: Path) -> None:
+def test_the_error_about_a_missing_feature_names_the_existing_ones(split: Path) -> None:
     with pytest.raises(ValueError, match=r"has no feature 'action'.*action: \[NAME, NAME\] for several") as refused:
         open_dataset(split, embodiment=SO101)
     assert "action.joint_position" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_the_message_about_a_missing_feature_names_the_format_of_the_version(split: Path) -> None:
+def test_the_error_about_a_missing_feature_names_the_format_of_the_version(split: Path) -> None:
     name = "lerobot_v2" if (split / "meta/episodes.jsonl").exists() else "lerobot"
     with pytest.raises(ValueError, match=f"has no feature 'action': .*format: {{name: {name}, action: NAME}}"):
         open_dataset(split, embodiment=SO101)

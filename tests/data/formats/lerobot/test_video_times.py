@@ -1,4 +1,4 @@
-"""LeRobot data sets whose videos are not as info.json says: the right frame, or an error that names the episode."""
+"""Tests of LeRobot videos that differ from info.json: the right frame is read, or an error names the episode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.data.numbered_videos import SIZE, numbers_in, write_video
 
 HZ = ROBOT.control_hz
 LENGTHS = (30, 17, 40)  # of the episodes, in one file of each camera
-STEPS = np.arange(sum(LENGTHS)) / HZ  # when each step of the file is
+STEPS = np.arange(sum(LENGTHS)) / HZ  # time of each step of the file
 FILE = "videos/observation.images.corner/chunk-000/file-000.mp4"
 
 
@@ -78,13 +78,13 @@ def test_videos_of_any_rate(root, rate):
         ("fragments, which have no index", 0.0, {"movflags": "frag_keyframe+empty_moov"}),
     ],
 )
-def test_late_first_timestamps(root, name, late, container):
+def test_the_first_timestamp_of_a_video_may_be_late(root, name, late, container):
     write_video(root / FILE, STEPS + late, options={"g": "12", "bf": "3"}, container=container)
     assert shown(root) == list(range(sum(LENGTHS)))
 
 
-def test_a_video_whose_clock_runs_a_little_fast_lasts_to_the_end(tmp_path):
-    """A frame for each step, but 0.15 % faster, as 30 Hz for 29.97: the last step is after the end of the video."""
+def test_a_video_with_a_slightly_fast_clock_is_read_to_its_end(tmp_path):
+    """The video has a frame for each step, but is 0.15 % faster: the last step is after its end."""
     rate, count = HZ * 1.0015, 700
     images = dict.fromkeys(ROBOT.cameras, np.zeros((count, SIZE, SIZE, 3), np.uint8))
     write_dataset(tmp_path / "set", ROBOT, [demonstration(count, images=images)])
@@ -114,14 +114,14 @@ def test_other_codecs_at_another_rate(root, codec):
     assert any("has codec" in text and "info.json says h264" in text for _, _, text in findings(root))
 
 
-def test_frames_that_were_dropped_repeat_the_one_before(root):
+def test_dropped_frames_repeat_the_previous_frame(root):
     kept = np.delete(np.arange(len(STEPS)), [3, 4, 10, 50])
     write_video(root / FILE, STEPS[kept])
     assert shown(root) == (np.searchsorted(kept, np.arange(len(STEPS)), side="right") - 1).tolist()
     assert any("an uneven rate" in text for _, _, text in findings(root))
 
 
-def test_float32_begins_just_below_a_frame(root):
+def test_a_float32_begin_just_below_a_frame_finds_that_frame(root):
     write_video(root / FILE, STEPS)
     path = next(root.glob("meta/episodes/*/*.parquet"))
     table = pq.read_table(path)
@@ -132,7 +132,7 @@ def test_float32_begins_just_below_a_frame(root):
 
 
 @pytest.mark.parametrize("lacking", [1, 2, 10])
-def test_a_video_that_is_too_short_loses_its_last_episode_only(root, lacking):
+def test_a_short_video_makes_only_its_last_episode_unreadable(root, lacking):
     write_video(root / FILE, STEPS[: len(STEPS) - lacking])
     dataset = open_dataset(root)
     assert numbers_in(dataset[1].images["corner"][:]) == list(range(30, 47))
@@ -146,7 +146,7 @@ def test_a_video_that_is_too_short_loses_its_last_episode_only(root, lacking):
     assert FILE in text
 
 
-def test_a_video_that_is_longer_than_its_index_is_told(root):
+def test_a_video_that_is_longer_than_its_index_is_reported(root):
     write_video(root / FILE, np.arange(100) / HZ)
     assert shown(root) == list(range(87))
     assert ("warning", 2, f"camera 'corner': {root / FILE} lasts 2.500 s, the index says 2.175 s") in findings(root)
@@ -156,7 +156,7 @@ def test_a_plain_data_set_has_no_finding(plain):
     assert findings(plain) == []
 
 
-def test_a_video_of_another_size_is_told(root):
+def test_a_video_of_another_size_is_reported(root):
     info = json.loads((root / "meta/info.json").read_text())
     info["features"]["observation.images.corner"]["shape"] = [64, 64, 3]
     (root / "meta/info.json").write_text(json.dumps(info))
@@ -188,7 +188,7 @@ def test_times_recorded_at_an_uneven_rate_find_frames_of_an_uneven_video(root):
     assert shown(root) == list(range(sum(LENGTHS)))
 
 
-def test_recorded_times_do_not_count_where_each_step_has_its_frame(root):
+def test_recorded_times_are_ignored_if_each_step_has_a_frame(root):
     path = next(root.glob("data/*/*.parquet"))
     table = pq.read_table(path)
     times = np.concatenate([np.cumsum(np.r_[0, np.linspace(0.01, 0.05, n - 1)]) for n in LENGTHS])
@@ -200,6 +200,6 @@ def test_recorded_times_do_not_count_where_each_step_has_its_frame(root):
 
 def test_an_even_video_is_indexed_without_reading_it(root, monkeypatch):
     opened = video._Video(root / FILE)
-    monkeypatch.setattr(opened, "_container", None)  # to read packets would fail
+    monkeypatch.setattr(opened, "_container", None)  # reading packets would fail
     entries = [(e.timestamp, e.is_keyframe, e.is_discard) for e in opened._stream.index_entries]
     assert opened._timestamps(np.array(entries, np.int64))[1]

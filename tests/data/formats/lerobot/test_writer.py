@@ -89,7 +89,7 @@ def test_episode_table_points_to_rows_and_frames(tmp_path):
     assert np.allclose(times, expected, atol=1e-4)
 
 
-def test_image_statistics_are_of_pixels_from_0_to_1(tmp_path):
+def test_image_statistics_scale_pixels_to_0_to_1(tmp_path):
     episodes = [demonstration(20, seed=i) for i in range(2)]
     write_dataset(tmp_path / "set", ROBOT, episodes)
     stats = json.loads((tmp_path / "set/meta/stats.json").read_text())["observation.images.corner"]
@@ -106,13 +106,13 @@ def test_image_statistics_are_of_pixels_from_0_to_1(tmp_path):
 
 
 def described(values):
-    """The statistics that LeRobot keeps, of rows of numbers."""
+    """Return the statistics that LeRobot stores for rows of numbers."""
     quantiles = {f"q{percent:02}": np.quantile(values, percent / 100, axis=0) for percent in (1, 10, 50, 90, 99)}
     whole = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
     return whole | quantiles | {"count": [len(values)]}
 
 
-def test_statistics_of_the_data_set_are_of_all_episodes_and_others_of_their_own(tmp_path):
+def test_statistics_are_written_for_the_data_set_and_for_each_episode(tmp_path):
     episodes = [demonstration(n, seed=i) for i, n in enumerate((9, 12, 15))]
     write_dataset(tmp_path / "set", ROBOT, episodes)
     stats = json.loads((tmp_path / "set/meta/stats.json").read_text())
@@ -146,7 +146,7 @@ def test_statistics_of_the_data_set_are_of_all_episodes_and_others_of_their_own(
 
 
 def test_every_frame_of_a_long_episode_is_written_at_its_step(tmp_path):
-    """Frames are encoded in blocks, and statistics made of 100 of them, evenly spread."""
+    """Frames are encoded in blocks, and statistics use 100 evenly spaced frames."""
     length = 150
     shades = np.arange(length)
     frames = np.broadcast_to(shades.astype(np.uint8)[:, None, None, None], (length, 16, 16, 3)).copy()
@@ -159,7 +159,7 @@ def test_every_frame_of_a_long_episode_is_written_at_its_step(tmp_path):
     np.testing.assert_allclose(np.ravel(stats["max"]), counted.max())
 
 
-def test_a_new_file_of_videos_begins_at_its_own_time_0(tmp_path, monkeypatch):
+def test_each_video_file_begins_at_time_0(tmp_path, monkeypatch):
     monkeypatch.setattr(lerobot_merge, "VIDEO_FILE_MB", 1e-2)
     episodes = [demonstration(n, seed=i) for i, n in enumerate((10, 14, 18, 22, 26))]
     write_dataset(tmp_path / "set", ROBOT, episodes)
@@ -174,7 +174,7 @@ def test_a_new_file_of_videos_begins_at_its_own_time_0(tmp_path, monkeypatch):
     assert len(ends) > 1
 
 
-def test_staged_out_of_order_in_processes_and_resumed(tmp_path):
+def test_episodes_are_staged_out_of_order_in_processes_and_resumed(tmp_path):
     root = tmp_path / "set"
     writer = begin(root)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
@@ -191,7 +191,7 @@ def test_staged_out_of_order_in_processes_and_resumed(tmp_path):
     again.stage(0, demonstration(5, seed=0))
     again.finalize()
     dataset = opened(root)
-    assert dataset.lengths.tolist() == [5, 12, 22]  # by index, renumbered
+    assert dataset.lengths.tolist() == [5, 12, 22]  # in the order of their indices
     assert [dataset[i].extra["seed"] for i in range(3)] == [0, 2, 12]
     assert dataset.notes == {"failures": 3, "tries": 5}
     assert dataset.provenance == {"suite": "drawers", "format": "lerobot", "version": "v3.0"}
@@ -201,7 +201,7 @@ def test_staged_out_of_order_in_processes_and_resumed(tmp_path):
         begin(root)
 
 
-def test_staging_again_replaces(tmp_path):
+def test_staging_an_episode_again_replaces_it(tmp_path):
     writer = begin(tmp_path / "set")
     writer.stage(0, demonstration(5))
     writer.stage(0, demonstration(8))
@@ -209,7 +209,7 @@ def test_staging_again_replaces(tmp_path):
     assert opened(tmp_path / "set").lengths.tolist() == [8]
 
 
-def test_other_settings_do_not_mix(tmp_path):
+def test_a_run_with_other_settings_is_refused(tmp_path):
     begin(tmp_path / "set", seed=1)
     with pytest.raises(ValueError, match=r"other settings \(provenance.seed: 1 then, 2 now\).*finish it, or remove"):
         begin(tmp_path / "set", seed=2)
@@ -218,7 +218,7 @@ def test_other_settings_do_not_mix(tmp_path):
         LeRobotWriter(tmp_path / "set", faster, provenance={"suite": "drawers", "seed": 1})
 
 
-def test_a_source_that_moved_is_the_same_by_its_fingerprint(tmp_path):
+def test_a_moved_source_is_recognized_by_its_fingerprint(tmp_path):
     begin(tmp_path / "set", source={"path": "/here", "fingerprint": "f"})
     begin(tmp_path / "set", source={"path": "/there", "fingerprint": "f"})
     with pytest.raises(ValueError, match=r"provenance.source.fingerprint: 'f' then, 'g' now"):
@@ -264,7 +264,7 @@ def test_camera_names_become_file_names(tmp_path):
         LeRobotWriter(tmp_path / "set", robot, provenance={})
 
 
-def test_a_full_disk_while_staging_leaves_nothing_half(tmp_path, monkeypatch):
+def test_a_full_disk_while_staging_leaves_no_partial_episode(tmp_path, monkeypatch):
     writer = begin(tmp_path / "set")
     writer.stage(0, demonstration(5))
 
@@ -281,7 +281,7 @@ def test_a_full_disk_while_staging_leaves_nothing_half(tmp_path, monkeypatch):
     assert not list(writer.partial_root.glob(".building*"))
 
 
-def test_a_full_disk_while_merging_keeps_what_is_staged(tmp_path, monkeypatch):
+def test_a_full_disk_while_merging_keeps_the_staged_episodes(tmp_path, monkeypatch):
     writer = begin(tmp_path / "set")
     writer.stage(0, demonstration(5))
 
@@ -312,12 +312,12 @@ def test_an_interrupted_merge_is_not_a_dataset(tmp_path, monkeypatch):
     assert begin(tmp_path / "set").done == {0}
 
 
-def test_nothing_staged_is_nothing_to_write(tmp_path):
+def test_merging_without_episodes_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no episode"):
         begin(tmp_path / "set").finalize()
 
 
-def test_a_folder_in_the_way_is_left_alone(tmp_path):
+def test_an_existing_folder_is_left_alone(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="exists and is not a dataset"):

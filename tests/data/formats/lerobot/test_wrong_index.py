@@ -1,4 +1,4 @@
-"""LeRobot data sets whose index is wrong about one episode: the others are read, that one is named."""
+"""Tests of a LeRobot index that is wrong about one episode: it is named, and the others are read."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def edit(root, column, number, value):
     pq.write_table(table.set_column(place, column, pa.array(values, table.schema.field(column).type)), path)
 
 
-def only_lost(root, right, number):
+def check_only_unreadable(root, right, number):
     """Check that all other episodes are unchanged. Return the error of this one."""
     dataset, before = open_dataset(root), open_dataset(right)
     for i in set(range(COUNT)) - {number}:
@@ -78,9 +78,9 @@ def only_lost(root, right, number):
         (f"{WRIST}/from_timestamp", -5.0, "begins at -5 s"),
     ],
 )
-def test_one_wrong_cell_loses_one_episode(root, right, column, value, said, number):
+def test_one_wrong_cell_makes_one_episode_unreadable(root, right, column, value, said, number):
     edit(root, column, number, value)
-    assert said in only_lost(root, right, number)
+    assert said in check_only_unreadable(root, right, number)
 
 
 @pytest.mark.parametrize("number", [0, 1, COUNT - 1])
@@ -113,16 +113,16 @@ def test_episodes_are_numbered_by_their_index_whatever_the_order_of_its_rows(roo
     assert np.array_equal(dataset[6].actions, open_dataset(right)[6].actions)
 
 
-def test_a_video_of_another_file_is_noticed(root, right):
+def test_a_wrong_video_file_is_noticed(root, right):
     edit(root, f"{WRIST}/file_index", 1, 1)
-    assert "within episode" in only_lost(root, right, 1)
+    assert "within episode" in check_only_unreadable(root, right, 1)
 
 
 def test_a_file_without_the_rows_of_one_episode(root, right):
     path = sorted(root.glob("data/*/*.parquet"))[0]
     table = pq.read_table(path)
     pq.write_table(table.filter(pa.compute.not_equal(table["episode_index"], 1)), path)
-    assert "has none of it" in only_lost(root, right, 1)
+    assert "has none of it" in check_only_unreadable(root, right, 1)
 
 
 def test_a_file_that_holds_another_episode_after_the_data_set_was_opened(root):
@@ -151,7 +151,7 @@ def test_a_boundary_between_two_episodes(root, right):
             dataset[i]
 
 
-def test_training_goes_on_only_without_the_lost_episode(root):
+def test_training_needs_the_unreadable_episode_left_out(root):
     edit(root, "length", 3, lambda n: n + 3)
 
     def mixture(**keys):
@@ -165,7 +165,7 @@ def test_training_goes_on_only_without_the_lost_episode(root):
         mixture(leave_out=(9,))
 
 
-def test_every_episode_lost_is_no_data_set(root):
+def test_a_data_set_without_a_readable_episode_is_refused(root):
     shutil.rmtree(root / "data")
     with pytest.raises(ValueError, match=r"none of the 7 episodes.*incomplete: .*parquet is missing; copy it again"):
         open_dataset(root)
@@ -206,8 +206,8 @@ def test_episodes_that_share_their_frames_are_no_fault(right, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 4, 5, 7])
-def test_a_wrong_file_of_an_episode_that_fits_another_one_exactly(tmp_path, wrong):
-    """Episodes of one length, as simulators record them: without a look at the order, two would show one video."""
+def test_a_wrong_file_with_an_equally_long_episode_at_that_place_is_noticed(tmp_path, wrong):
+    """Simulators record equally long episodes: only the order of places shows that one is wrong."""
     files = [tmp_path / f"file-{i:03d}.mp4" for i in range(3)]
     for path in files:
         path.write_bytes(b"")
@@ -217,7 +217,7 @@ def test_a_wrong_file_of_an_episode_that_fits_another_one_exactly(tmp_path, wron
     lost = find_wrong_spans(files, file, begin, begin + seconds, seconds, 0.1)
     assert list(lost) == [wrong]
     assert "shows the frames of episode" in lost[wrong]
-    again = np.append(np.repeat([0, 1, 2], 3), np.repeat([0, 1, 2], 3))  # all of them again, with other words
+    again = np.append(np.repeat([0, 1, 2], 3), np.repeat([0, 1, 2], 3))  # all episodes again, with other instructions
     begin, seconds = np.tile([0.0, 5.0, 10.0], 6), np.full(18, 5.0)
     assert find_wrong_spans(files, again, begin, begin + seconds, seconds, 0.1) == {}
 
@@ -225,8 +225,8 @@ def test_a_wrong_file_of_an_episode_that_fits_another_one_exactly(tmp_path, wron
 @pytest.mark.parametrize(
     ("begins", "lost"), [((0.0, 0.0, 0.5), [1]), ((0.0, 0.25, 0.0), [2]), ((0.0, 0.0, 0.0), [1, 2])]
 )
-def test_episodes_of_one_length_that_begin_at_one_place(tmp_path, begins, lost):
-    """The video is long enough for all of them, so that the index is wrong."""
+def test_equally_long_episodes_at_one_place_are_unreadable(tmp_path, begins, lost):
+    """The video is long enough for frames of each episode, so the index must be wrong."""
     write_dataset(tmp_path / "set", ROBOT, [demonstration(10, seed=i) for i in range(3)])
     for number, begin in enumerate(begins):
         edit(tmp_path / "set", "videos/observation.images.wrist/from_timestamp", number, begin)
@@ -236,16 +236,16 @@ def test_episodes_of_one_length_that_begin_at_one_place(tmp_path, begins, lost):
     assert "long enough for frames of its own" in dataset.unreadable[lost[0]]
 
 
-def test_an_index_that_is_wrong_everywhere_loses_as_few_episodes_as_it_must(tmp_path):
-    """A choice of one episode after another took hours here."""
+def test_a_wrong_index_makes_as_few_episodes_unreadable_as_possible(tmp_path):
+    """Removing one episode after another took hours here."""
     count, path = 20_000, tmp_path / "file-000.mp4"
     path.write_bytes(b"")
     seconds = 5 + np.arange(count) / 5000
     file, numbers = np.zeros(count, int), np.arange(count)
     assert len(find_wrong_spans([path], file, np.zeros(count), seconds, seconds, 0.1)) == count - 1
     begin = numbers * 10.0
-    begin[19_000] = begin[300] + 0.05  # it overlaps 300 alone, which is nearer to the others of the file
-    begin[7::1000] -= 4.0  # each overlaps the one before it
+    begin[19_000] = begin[300] + 0.05  # it overlaps 300, which is nearer to the other episodes of the file
+    begin[7::1000] -= 4.0  # each overlaps its predecessor
     lost = find_wrong_spans([path], file, begin, begin + seconds, seconds, 0.1)
     kept = np.setdiff1d(numbers, list(lost))
     kept = kept[np.argsort(begin[kept])]

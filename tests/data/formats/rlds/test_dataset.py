@@ -45,17 +45,18 @@ def golden(folder: Path, episode: int, key: str) -> np.ndarray:
     return np.load(folder / "golden.npz")[f"train/{episode}/{key}"]
 
 
-def test_bridge_is_what_tensorflow_reads():
+def test_bridge_equals_the_values_that_tensorflow_reads():
     data = open_dataset(BRIDGE)
     assert data.embodiment.name == "widowx_bridge"
     assert data.provenance == {"format": "rlds", "name": "bridge_orig", "version": "1.0.0", "split": "train"}
     assert len(data) == 4
     for i in range(4):
         episode = data[i]
-        told = golden(BRIDGE, i, "language_instruction")[0]
-        assert episode.instructions == ((told,) if told else ())
-        assert data.task(i) == told
-        assert data.lengths[i] == len(episode) == len(golden(BRIDGE, i, "action")) - 2  # the first and the last go
+        expected = golden(BRIDGE, i, "language_instruction")[0]
+        assert episode.instructions == ((expected,) if expected else ())
+        assert data.task(i) == expected
+        # without the first and the last step
+        assert data.lengths[i] == len(episode) == len(golden(BRIDGE, i, "action")) - 2
         state = golden(BRIDGE, i, "observation/state")
         np.testing.assert_allclose(episode.actions[:, :6], state[2:, :6] - state[1:-1, :6], atol=1e-6)
         assert np.array_equal(episode.actions[:, 6], golden(BRIDGE, i, "action")[1:-1, 6])
@@ -65,7 +66,7 @@ def test_bridge_is_what_tensorflow_reads():
         assert error.max() <= 8
 
 
-def test_rt1_is_what_tensorflow_reads():
+def test_rt1_equals_the_values_that_tensorflow_reads():
     data = open_dataset(FRACTAL)
     for i in range(3):
         episode = data[i]
@@ -77,7 +78,7 @@ def test_rt1_is_what_tensorflow_reads():
         assert episode.images["primary"].shape == (5 + i, 32, 40, 3)
 
 
-def test_any_data_set_whose_numbers_are_declared():
+def test_a_data_set_with_a_declared_embodiment():
     data = RLDSDataset(MY_CONFIG, MINE, MY_ARM)
     for i in range(2):
         episode = data[i]
@@ -103,7 +104,7 @@ def test_class_labels_are_whole_numbers(tmp_path):
 
 
 def jaco(seed: int) -> dict[str, object]:
-    """An episode of jaco_play."""
+    """Return an episode of jaco_play."""
     rng = np.random.default_rng(seed)
     vectors = {"action/world_vector": 3, "action/gripper_closedness_action": 1}
     vectors |= {"observation/end_effector_cartesian_pos": 7, "observation/joint_pos": 8}
@@ -116,7 +117,7 @@ def jaco(seed: int) -> dict[str, object]:
     )
 
 
-def test_a_split_and_an_entry_are_those_that_are_asked_for(tmp_path):
+def test_the_requested_split_and_entry_are_used(tmp_path):
     splits = {"train": [(jaco(0), {}), (jaco(1), {})], "test": [(jaco(2), {})]}
     root = write_rlds(tmp_path / "0.1.0", "my_copy", splits)
     train = RLDSDataset(RLDSConfig(entry="jaco_play"), root)
@@ -130,17 +131,17 @@ def test_a_split_and_an_entry_are_those_that_are_asked_for(tmp_path):
         RLDSDataset(RLDSConfig(), root)
 
 
-def test_failures_are_left_out_where_an_entry_knows_their_flag(tmp_path, monkeypatch):
+def test_failures_are_left_out_if_the_entry_names_their_flag(tmp_path, monkeypatch):
     flags = [{"success": np.array([flag])} for flag in (0, 1, 0)]
     root = write_rlds(tmp_path / "0.1.0", "jaco_play", {"train": [(jaco(i), flag) for i, flag in enumerate(flags)]})
     assert open_dataset(root).lengths.tolist() == [4, 5, 6]  # jaco_play names no flag
     entry = dataclasses.replace(oxe.load_entries()["jaco_play"], success="success")
     monkeypatch.setattr(oxe, "find_entry", lambda name: entry)
-    data = open_dataset(root)  # the index of the other entry does not count
+    data = open_dataset(root)  # the cached index of the other entry is not used
     assert data.lengths.tolist() == [5]
     assert data.provenance["failures"] == 2
     bare = write_rlds(tmp_path / "0.2.0", "jaco_play", {"train": [(jaco(0), {}), (jaco(1), {})]})
-    assert open_dataset(bare).lengths.tolist() == [4, 5]  # without a flag nothing failed
+    assert open_dataset(bare).lengths.tolist() == [4, 5]  # without the flag, no episode counts as failed
 
 
 def test_only_the_cameras_that_an_entry_names_are_swapped(monkeypatch):
@@ -153,8 +154,8 @@ def test_only_the_cameras_that_an_entry_names_are_swapped(monkeypatch):
     assert not np.array_equal(swapped.images["secondary"], plain.images["secondary"])
 
 
-def test_the_instruction_is_that_of_the_steps_that_are_kept(tmp_path):
-    """Of Bridge the first step is skipped, and the last one dropped."""
+def test_the_instruction_comes_from_the_kept_steps(tmp_path):
+    """Bridge skips the first step and drops the last one."""
     state, image = np.zeros((5, 7), np.float32), [png((1, 2, 3))] * 5
     steps = {"observation/state": state, "action": state, "observation/image_0": image, "observation/image_1": image}
     steps["language_instruction"] = [b"", b"fold it", b"fold it", b"fold it", b"end"]
@@ -167,17 +168,17 @@ def test_other_keys_of_the_instruction_give_other_tasks(tmp_path):
     steps = {"action": np.zeros((4, 3), np.float32), "front": [png((1, 2, 3))] * 4} | texts
     root = write_rlds(tmp_path / "1.0.0", "my_arm", {"train": [(steps, {})]})
     robot = dataclasses.replace(MY_ARM, proprio=ActionSpace(groups=()))
-    for keys, said in (
+    for keys, texts in (
         (("first",), ("open it",)),
         (("second",), ("close it",)),
         (("second", "first"), ("close it", "open it")),
     ):
         data = RLDSDataset(RLDSConfig(instruction=keys), root, robot)
-        assert (data.task(0), data[0].instructions) == (said[0], said)
+        assert (data.task(0), data[0].instructions) == (texts[0], texts)
     assert data[0].timestamps == pytest.approx(np.arange(4) / 5)
 
 
-def test_images_of_depth_are_no_cameras(tmp_path):
+def test_depth_is_no_camera(tmp_path):
     steps = {"action": np.zeros((4, 3), np.float32), "front": [png((1, 2, 3))] * 4, "depth": [png((1, 2, 3))] * 4}
     root = write_rlds(tmp_path / "1.0.0", "my_arm", {"train": [(steps, {})]})
     features = json.loads((root / "features.json").read_text())
@@ -189,7 +190,7 @@ def test_images_of_depth_are_no_cameras(tmp_path):
     assert undeclared.value.plain.cameras == ("front",)
 
 
-def test_only_the_frames_that_are_asked_for_are_decoded(monkeypatch):
+def test_only_the_requested_frames_are_decoded(monkeypatch):
     from anyvla.data.formats.rlds import frames as rlds_frames
 
     decoded = []
@@ -209,7 +210,7 @@ def test_tensorflow_is_not_imported():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_index_is_kept_and_made_anew_when_it_is_damaged(tmp_path, monkeypatch, caplog):
+def test_the_index_is_cached_and_made_again_when_damaged(tmp_path, monkeypatch, caplog):
     first = open_dataset(BRIDGE)
     [path] = (tmp_path / "cache/rlds").glob("*.npz")
     monkeypatch.setattr("anyvla.data.formats.rlds.index._scan", None)
@@ -221,7 +222,7 @@ def test_the_index_is_kept_and_made_anew_when_it_is_damaged(tmp_path, monkeypatc
     assert "is damaged" in caplog.text
 
 
-def test_it_goes_to_other_processes():
+def test_a_data_set_can_be_pickled():
     data = pickle.loads(pickle.dumps(open_dataset(BRIDGE)))
     assert np.array_equal(data[2].actions, open_dataset(BRIDGE)[2].actions)
     assert data.fingerprint == open_dataset(BRIDGE).fingerprint
@@ -237,7 +238,7 @@ def test_cameras_are_chosen_by_the_embodiment():
     assert list(open_dataset(BRIDGE, "rlds", one)[0].images) == ["secondary"]
 
 
-def test_a_preset_opens_what_lies_below_its_root(tmp_path):
+def test_a_preset_opens_the_data_sets_below_its_root(tmp_path):
     with pytest.raises(ValueError, match=r"1 of 1 data sets of the mixture 'rt1' are missing below"):
         open_mixture(DataConfig(preset="rt1", root=tmp_path), tmp_path)
     mixture = open_mixture(
@@ -276,7 +277,7 @@ def test_damaged_headers_checksums_and_lost_records(tmp_path):
     content = bytearray(last(folder).read_bytes())
     content[5000] ^= 1
     last(folder).write_bytes(content)
-    assert len(open_dataset(folder)) == 4  # not seen unless asked for
+    assert len(open_dataset(folder)) == 4  # noticed only with checksums
     with pytest.raises(ValueError, match="record 0: its checksum is wrong: the data is damaged"):
         RLDSDataset(RLDSConfig(checksums=True), folder)
     content[0] ^= 1
@@ -316,10 +317,10 @@ def test_a_damaged_image_names_its_record_and_step(tmp_path):
     frames = data[0].images["primary"]
     with pytest.raises(ValueError, match=r"record 0, observation/image_0, the image of step 1: the image is damaged"):
         frames[1]
-    assert frames[[0, 2]].shape == (2, 32, 32, 3)  # the others can
+    assert frames[[0, 2]].shape == (2, 32, 32, 3)  # the other frames can be decoded
 
 
-def test_what_is_asked_for_and_is_not_there(tmp_path):
+def test_missing_keys_splits_and_episodes_are_named(tmp_path):
     with pytest.raises(ValueError, match="does not say what its numbers mean"):
         open_dataset(MINE)
     with pytest.raises(ValueError, match=r"has no steps/observation/joint: did you mean 'observation/joints'"):
@@ -348,7 +349,7 @@ def test_what_is_asked_for_and_is_not_there(tmp_path):
 
 
 def tensors(*steps: np.ndarray) -> tf_example.ExampleFeature:
-    """A key whose steps are tensors written as bytes."""
+    """Return a key whose steps are tensors written as bytes."""
     texts = [step.tobytes() for step in steps]
     return tf_example.ExampleFeature(1, memoryview(b"".join(b"\x0a" + bytes([len(text)]) + text for text in texts)))
 

@@ -27,7 +27,7 @@ def _entry(**changes: Any) -> OxeEntry:
 
 
 def _actions(name: str, values: dict[str, np.ndarray], length: int) -> np.ndarray:
-    """The actions alone: keys that only the proprio needs are filled with zeros."""
+    """Return the actions. Keys that only the proprio needs are filled with zeros."""
     entry = load_entries()[name]
     widths = {p.key: 0 for p in entry.proprio}
     for p in entry.proprio:
@@ -48,7 +48,7 @@ def _step(step: str, values: list[float], **group: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("name", list(load_entries()))
-def test_columns_are_used_once_and_grippers_say_where_they_are_open(name: str) -> None:
+def test_columns_are_used_once_and_grippers_declare_their_open_end(name: str) -> None:
     entry = load_entries()[name]
     for pieces in (entry.action, entry.proprio):
         used = [(p.key, p.first + i) for p in pieces for i in range(p.columns)]
@@ -80,7 +80,7 @@ def test_names_aliases_and_unknown_names() -> None:
     assert find_entry("my_own_data") is None
 
 
-def test_the_page_shows_the_table_as_it_is() -> None:
+def test_the_page_shows_the_table() -> None:
     root = Path(__file__).parents[4]
     command = [sys.executable, str(root / "tools" / "make_oxe_page.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -104,27 +104,27 @@ def test_fractal_is_two_deltas_and_a_gripper_that_holds_its_last_event() -> None
         np.testing.assert_array_equal(_actions(name, values, 6), np.concatenate([move, turn, open_], 1))
 
 
-def test_bridge_is_what_was_reached_without_the_first_and_the_last_step() -> None:
+def test_bridge_actions_are_differences_of_reached_states() -> None:
     state = np.random.default_rng(1).normal(size=(6, 7)).astype(np.float32)
     action = np.full((6, 7), 9, np.float32)
     action[:, 6] = [0, 1, 0.5, 0.2, 0, 1]
     proprio, got = load_entries()["bridge_orig"].proprio_and_actions({"observation/state": state, "action": action}, 6)
-    # of steps 1 to 4: 1 is open; 0.5 and 0.2 are on the way to the closed of step 4
+    # steps 1 to 4: 1 is open; 0.5 and 0.2 move to the closed end at step 4
     want = np.concatenate([state[2:6, :6] - state[1:5, :6], [[1], [0], [0], [0]]], 1)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     np.testing.assert_array_equal(proprio, state[1:5])
     assert load_entries()["bridge_orig"].kept_steps(6) == slice(1, 5)
 
 
-def test_viola_clips_closedness_and_leaves_its_polarity() -> None:
+def test_viola_clips_closedness_and_keeps_its_polarity() -> None:
     move, turn = np.ones((3, 3), np.float32), 2 * np.ones((3, 3), np.float32)
     values = {
         "action/world_vector": move,
         "action/rotation_delta": turn,
-        "action/gripper_closedness_action": np.array([-1, 0.25, 1], np.float32),  # a scalar a step
+        "action/gripper_closedness_action": np.array([-1, 0.25, 1], np.float32),  # one number per step
     }
     got = _actions("viola", values, 3)
-    octo = 1 - got[:, 6]  # Octo inverts, so that 1 is open; here the embodiment says that 0 is
+    octo = 1 - got[:, 6]  # Octo inverts it, so that 1 is open; here the embodiment declares that 0 is open
     np.testing.assert_array_equal(octo, [1, 0.75, 0])
     assert load_entries()["viola"].embodiment.action.groups[2].open == 0
 
@@ -156,7 +156,7 @@ def test_nyu_play_takes_its_action_out_of_fifteen_columns() -> None:
     np.testing.assert_array_equal(got[0], [7, 8, 9, 10, 11, 12, 1])  # columns -8 to -3; 13 clipped to 1
 
 
-def test_fanuc_takes_the_state_of_the_gripper_for_its_action() -> None:
+def test_fanuc_uses_the_gripper_state_as_its_action() -> None:
     state = np.zeros((2, 13), np.float32)
     state[:, 6] = [0, 1]
     values = {"action": np.ones((2, 6), np.float32), "observation/state": state}
@@ -179,7 +179,7 @@ def test_bc_z_takes_the_first_of_ten_coming_actions() -> None:
 def test_events_hold_until_the_next_and_start_at_the_other_end_than_the_first() -> None:
     assert _step("events", [0, 0, 0.5, 0, -0.5, 0]) == [1, 1, 0, 0, 1, 1]
     assert _step("events", [0, -1, 0, 1]) == [0, 1, 1, 0]
-    assert _step("events", [0.1, -0.1, 0]) == [1, 1, 1]  # too small to be events: open throughout
+    assert _step("events", [0.1, -0.1, 0]) == [1, 1, 1]  # too small to be events: always open
 
 
 def test_binary_looks_ahead_and_keeps_an_undecided_end() -> None:
@@ -191,19 +191,19 @@ def test_clip_keeps_to_the_range_of_the_group() -> None:
     assert _step("clip", [-3, 0.5, 7], low=-1) == [-1, 0.5, 1]
 
 
-def test_steps_are_done_in_their_order() -> None:
+def test_steps_are_applied_in_order() -> None:
     piece = build(ColumnGroup, {"key": "k", "steps": ["difference", "clip"], "group": GROUP})
     assert piece.read(np.array([0.0, 0.25, 3.0, -1.0]))[:, 0].tolist() == [0.25, 1, 0, 0]
 
 
-def test_what_is_skipped_at_the_start_is_not_seen() -> None:
+def test_skipped_first_steps_have_no_effect() -> None:
     entry = _entry(skip_first_step=True, action=[{"key": "g", "steps": ["events"], "group": GROUP}])
-    # the close at step 0 is skipped: without it the gripper was open until it closes, or throughout
+    # the event at step 0 is skipped: the gripper was open until its first event, or always
     assert entry.proprio_and_actions({"g": np.array([1.0, 0, 1])}, 3)[1][:, 0].tolist() == [1, 0]
     assert entry.proprio_and_actions({"g": np.array([1.0, 0, 0])}, 3)[1][:, 0].tolist() == [1, 1]
 
 
-def test_an_episode_of_no_kept_step_is_empty() -> None:
+def test_an_episode_without_kept_steps_is_empty() -> None:
     entry = _entry(skip_first_step=True, drop_last_step=True)
     for length in (0, 1, 2):
         assert entry.kept_steps(length) == slice(1, 1)
@@ -222,7 +222,7 @@ def test_integers_are_the_bytes_of_an_instruction() -> None:
 # --- refusals ---
 
 
-def test_data_that_is_not_as_described_is_refused() -> None:
+def test_data_that_contradicts_its_entry_is_refused() -> None:
     entry = _entry()
     with pytest.raises(ValueError, match="the key 'action' is missing; the episode has actions"):
         entry.proprio_and_actions({"actions": np.zeros((4, 3))}, 4)
@@ -234,7 +234,7 @@ def test_data_that_is_not_as_described_is_refused() -> None:
         entry.proprio_and_actions({"action": np.zeros((4, 2))}, 4)
 
 
-def test_entries_that_cannot_be_meant_are_refused() -> None:
+def test_contradictory_entries_are_refused() -> None:
     group = {"name": "position", "size": 3}
     with pytest.raises(ConfigError, match="the last step has no difference: set drop_last_step"):
         _entry(action=[{"key": "s", "steps": ["difference"], "group": group}])

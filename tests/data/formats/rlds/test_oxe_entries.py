@@ -1,4 +1,4 @@
-"""Every entry of the table of Open X-Embodiment against its sources, and data sets that are read by each entry."""
+"""Tests of every entry of the Open X-Embodiment table: its facts, and a data set that is read by it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def vector(piece: ColumnGroup) -> str:
 
 
 def facts(entry: OxeEntry) -> list[str]:
-    """Write an entry as the fixture does."""
+    """Return an entry in the notation of the fixture."""
     left = ["first step"] * entry.skip_first_step + ["last step"] * entry.drop_last_step
     left += [f"episodes without {entry.success}"] if entry.success else []
     coding = ", integers" if entry.instruction_coding == "integers" else ""
@@ -62,16 +62,16 @@ def facts(entry: OxeEntry) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_an_entry_says_what_its_sources_say(name: str) -> None:
+def test_an_entry_equals_the_facts_of_its_sources(name: str) -> None:
     assert facts(load_entries()[name]) == EXPECTED[name]
 
 
-def test_every_entry_has_its_facts_written_out() -> None:
+def test_the_fixture_covers_every_entry() -> None:
     assert set(load_entries()) == set(EXPECTED)
 
 
 def written(folder: Path, name: str) -> dict[str, Any]:
-    """Write a data set of two episodes as the expected facts describe it; return the values of the first one."""
+    """Write a data set of two episodes that fits the expected facts. Return the values of the first one."""
     numbers: dict[str, int] = {}  # key -> columns
     values: dict[str, Any] = {}
     for line in EXPECTED[name]:
@@ -92,7 +92,7 @@ def written(folder: Path, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_a_data_set_is_read_as_its_entry_says(name: str, tmp_path: Path) -> None:
+def test_a_data_set_is_read_by_its_entry(name: str, tmp_path: Path) -> None:
     values = written(tmp_path / name, name)
     data = open_dataset(tmp_path / name)
     lines = EXPECTED[name]
@@ -121,5 +121,5 @@ def test_a_data_set_is_read_as_its_entry_says(name: str, tmp_path: Path) -> None
                 np.testing.assert_allclose(array[:, place : place + count], np.diff(raw, axis=0)[kept], atol=1e-6)
             place += 3 if "-> euler" in line else count
         assert place == array.shape[1]
-    said = next(line for line in lines if line.startswith("instruction")).removesuffix(", integers")
-    assert episode.instructions == tuple(f"do it {i}" for i in range(said.count(",") + 1))
+    instruction = next(line for line in lines if line.startswith("instruction")).removesuffix(", integers")
+    assert episode.instructions == tuple(f"do it {i}" for i in range(instruction.count(",") + 1))

@@ -1,4 +1,4 @@
-"""The wire format, against messages written byte by byte."""
+"""Tests of the wire format on messages written byte by byte."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_bytes(values: list[bytes]):
     assert feature.count() == len(values)
 
 
-def test_what_is_of_another_kind_or_no_message_is_refused():
+def test_other_kinds_and_damaged_messages_are_refused():
     texts = parsed("x", field(1, field(1, b"abc")))["x"]
     with pytest.raises(ValueError, match="holds byte strings, not numbers"):
         texts.numbers()

@@ -29,7 +29,7 @@ def field(number: int, data: bytes, wire: int = 2) -> bytes:
 
 
 def feature(values: np.ndarray | Sequence[bytes]) -> bytes:
-    """A list of byte strings, of floats, or of integers."""
+    """Return a list of byte strings, of floats, or of integers."""
     if not isinstance(values, np.ndarray):
         return field(1, b"".join(field(1, value) for value in values))
     if values.dtype.kind == "f":
@@ -42,14 +42,14 @@ def example(features: Mapping[str, bytes]) -> bytes:
 
 
 def png(color: Sequence[int], size: tuple[int, int] = (4, 6)) -> bytes:
-    """An image of one color."""
+    """Return an image of one color."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((*size, 3), color, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def write_records(path: Path, records: Sequence[bytes]) -> None:
-    """Headers have their checksum; the data has none, which is read on demand only."""
+    """Write records with the checksums of their headers, but without those of the data."""
     with path.open("wb") as file:
         for record in records:
             length = struct.pack("<Q", len(record))
@@ -69,7 +69,7 @@ def leaf(values: Any) -> dict[str, Any]:
 def write_rlds(
     folder: Path, name: str, splits: Mapping[str, Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]]
 ) -> Path:
-    """Write splits, each of one file, whose episodes are given as (values of keys below `steps`, values beside it)."""
+    """Write splits of one file each. An episode is (values of keys below `steps`, values beside `steps`)."""
     folder.mkdir(parents=True)
     steps, beside = next(iter(splits.values()))[0]
     tree: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Files as robomimic's dataset_states_to_obs.py and LIBERO's create_dataset.py write them."""
+"""Tests of files as robomimic's dataset_states_to_obs.py and LIBERO's create_dataset.py write them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def write_libero(folder: Path, task: str, words: str | None, seed: int = 0) -> P
             demo, length = data.create_group(f"demo_{i}"), 8
             actions = rng.uniform(-1, 1, (length, 7))
             actions[:, 6] = -1
-            actions[[0, 3, 4], :6] = 0  # still: 0 and 3; 4 closes the gripper
+            actions[[0, 3, 4], :6] = 0  # no motion at 0 and 3; 4 closes the gripper
             actions[4:, 6] = 1
             obs = demo.create_group("obs")
             obs["agentview_rgb"] = scene(length, 16, seed + i)
@@ -133,8 +133,8 @@ POSITION = Group(name="position", size=3, kind="position", unit="m", frame="base
 FINGERS = Group(name="fingers", size=2, kind="joints", unit="m")
 
 
-def test_the_numbers_mean_what_robosuite_says(tmp_path: Path) -> None:
-    """OSC_POSE takes axis-angles along the base's axes; robosuite's quaternions are x, y, z, w; grippers close at 1."""
+def test_units_and_frames_are_as_in_robosuite(tmp_path: Path) -> None:
+    """OSC_POSE takes axis-angles in the base's frame; quaternions are x, y, z, w; grippers close at 1."""
     robot = opened(write_robomimic(tmp_path / "a.hdf5", 1)).embodiment
     quaternion = Group(name="rotation", size=4, kind="rotation", rotation="quaternion_xyzw", frame="base")
     assert robot.action.groups == (MOVE, TURN, GRIPPER)
@@ -146,7 +146,7 @@ def test_the_numbers_mean_what_robosuite_says(tmp_path: Path) -> None:
     assert (libero.control_hz, libero.cameras) == (20, ("agentview", "eye_in_hand"))
 
 
-def test_the_limits_and_the_rate_are_those_of_the_file(tmp_path: Path) -> None:
+def test_limits_and_rate_come_from_the_file(tmp_path: Path) -> None:
     limits = {"output_max": [0.1, 0.1, 0.1, 0.25, 0.25, 0.25]}
     path = write_robomimic(tmp_path / "a.hdf5", 1, CONTROLLER | limits, control_freq=12.5)
     robot = opened(path).embodiment
@@ -159,7 +159,7 @@ def test_the_limits_and_the_rate_are_those_of_the_file(tmp_path: Path) -> None:
     assert opened(write_robomimic(tmp_path / "c.hdf5", 1, both)).embodiment.action == robot.action
 
 
-def test_a_file_that_does_not_say_its_rate_has_that_of_robosuite(tmp_path: Path) -> None:
+def test_a_file_without_a_rate_has_the_rate_of_robosuite(tmp_path: Path) -> None:
     path = write_libero(tmp_path, "open_it", "open it")
     with h5py.File(path, "a") as file:
         del file["data"].attrs["env_args"]
@@ -176,7 +176,7 @@ def test_a_file_that_does_not_say_its_rate_has_that_of_robosuite(tmp_path: Path)
         {"type": "IK_POSE"},
     ],
 )
-def test_actions_of_another_meaning_are_to_be_declared(tmp_path: Path, controller: dict[str, Any]) -> None:
+def test_actions_of_another_meaning_must_be_declared(tmp_path: Path, controller: dict[str, Any]) -> None:
     with pytest.raises(UndeclaredError):
         opened(write_robomimic(tmp_path / "a.hdf5", 1, CONTROLLER | controller))
 
@@ -207,15 +207,15 @@ def test_a_folder_of_libero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "text"), [('"open it"', "open it"), (["open", "it"], "open it"), (None, "pick up the red cup")]
+    ("sentence", "text"), [('"open it"', "open it"), (["open", "it"], "open it"), (None, "pick up the red cup")]
 )
-def test_the_sentence_of_a_file(tmp_path: Path, said: Any, text: str) -> None:
-    path = write_libero(tmp_path, "LIVING_ROOM_SCENE2_pick_up_the_red_cup", said)
+def test_the_instruction_of_a_file(tmp_path: Path, sentence: Any, text: str) -> None:
+    path = write_libero(tmp_path, "LIVING_ROOM_SCENE2_pick_up_the_red_cup", sentence)
     assert opened(path)[0].instructions == (text,)
     assert opened(path, instruction="close it")[0].instructions == ("close it",)
 
 
-def test_other_actions_and_proprio_are_those_declared(tmp_path: Path) -> None:
+def test_other_actions_and_proprio_can_be_declared(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", 2)
     absolute = np.random.default_rng(5).normal(size=(6, 7))
     with h5py.File(path, "a") as file:
@@ -231,7 +231,7 @@ def test_other_actions_and_proprio_are_those_declared(tmp_path: Path) -> None:
     assert np.array_equal(episode.proprio, np.concatenate([fingers, position], 1).astype(np.float32))
 
 
-def test_how_images_become_upright(tmp_path: Path) -> None:
+def test_images_are_turned_as_declared(tmp_path: Path) -> None:
     path = write_libero(tmp_path, "open_the_drawer", "open the drawer")
     with h5py.File(path) as file:
         raw = file["data/demo_1/obs/eye_in_hand_rgb"][()]
@@ -240,25 +240,25 @@ def test_how_images_become_upright(tmp_path: Path) -> None:
     assert opened(path, images="flip").fingerprint != opened(path).fingerprint
 
 
-def test_no_ops_are_left_out_of_everything(tmp_path: Path) -> None:
+def test_no_ops_are_dropped_from_actions_proprio_and_images(tmp_path: Path) -> None:
     path = write_libero(tmp_path, "open_the_drawer", "open the drawer")
     whole, less = opened(path)[0], opened(path, drop_noops=True)[0]
-    kept = [1, 2, 4, 5, 6, 7]  # 4 moves nothing but the gripper
+    kept = [1, 2, 4, 5, 6, 7]  # step 4 moves only the gripper
     assert np.array_equal(less.actions, whole.actions[kept])
     assert np.array_equal(less.proprio, whole.proprio[kept])
     assert np.array_equal(less.images["agentview"], whole.images["agentview"][kept])
     assert len(less.timestamps) == 6
 
 
-def test_a_no_op_is_still_and_keeps_the_gripper_of_the_last_step_kept(tmp_path: Path) -> None:
+def test_a_no_op_neither_moves_nor_changes_the_last_kept_gripper(tmp_path: Path) -> None:
     actions = np.zeros((8, 7))
     actions[:, 6] = [-1, -1, 1, -1, -1, 1, 1, 1]
-    actions[[1, 7], 0] = 1, 0.009  # a move, and one smaller than 0.01
+    actions[[1, 7], 0] = 1, 0.009  # a motion, and one smaller than 0.01
     path = write_robomimic(tmp_path / "a.hdf5", 4)
     with h5py.File(path, "a") as file:
         replace(file, "data/demo_3/actions", actions)  # of 8 steps
     whole = opened(path)[3]
-    # 0: before any step that is kept; 1: moves; 2, 3, 5: change the gripper; 4, 6: as the step before
+    # 0: no step is kept yet; 1: moves; 2, 3, 5: change the gripper; 4, 6: equal the step before
     for noop, kept in ((0.01, [1, 2, 3, 5]), (1e-4, [1, 2, 3, 5, 7]), (2.0, [0])):
         less = opened(path, drop_noops=True, noop=noop)[3]
         assert np.array_equal(less.proprio, whole.proprio[kept])
@@ -266,15 +266,15 @@ def test_a_no_op_is_still_and_keeps_the_gripper_of_the_last_step_kept(tmp_path: 
     assert np.array_equal(opened(path, drop_noops=True)[3].proprio, whole.proprio[[1, 2, 3, 5, 7]])
 
 
-def test_actions_that_are_no_numbers_are_no_no_ops(tmp_path: Path) -> None:
+def test_steps_with_nan_are_not_dropped(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", 1)
     with h5py.File(path, "a") as file:
         file["data/demo_0/actions"][2] = np.nan
-    assert len(opened(path, drop_noops=True)[0]) == 5  # the check of data names the step
+    assert len(opened(path, drop_noops=True)[0]) == 5  # the data check names the step
 
 
 @pytest.mark.parametrize("mask", [np.array([b"demo_1", b"\xff"]), 1.0, np.array([1.0])])
-def test_a_mask_that_names_nothing_is_one_line(tmp_path: Path, mask: Any) -> None:
+def test_a_mask_without_matching_demonstrations_is_refused(tmp_path: Path, mask: Any) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", 2)
     with h5py.File(path, "a") as file:
         replace(file, "mask/train", mask)
@@ -301,7 +301,7 @@ def test_pickled_and_read_again(tmp_path: Path) -> None:
     assert again.fingerprint == data.fingerprint
 
 
-def test_what_is_not_known_is_to_be_declared(tmp_path: Path) -> None:
+def test_unknown_robots_must_be_declared(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", 2, {"type": "JOINT_VELOCITY"}, dims=8)
     with pytest.raises(ValueError, match="does not say what its numbers mean"):
         opened(path)
@@ -319,14 +319,14 @@ def test_what_is_not_known_is_to_be_declared(tmp_path: Path) -> None:
         opened(path, robot, proprio=["joint"])
 
 
-def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     whole = write_robomimic(tmp_path / "a.hdf5", 2).read_bytes()
     (tmp_path / "b.hdf5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"b\.hdf5 cannot be read as HDF5 .*truncated"):
         opened(tmp_path / "b.hdf5")
 
 
-def test_damage_says_where(tmp_path: Path) -> None:
+def test_errors_name_the_demonstration(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", 2)
     with h5py.File(path, "a") as file:
         del file["data/demo_1/obs/agentview_image"]
