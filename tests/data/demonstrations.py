@@ -26,7 +26,7 @@ ROBOT = Embodiment(
 
 
 def scene(length: int, size: int = 32, seed: int = 0) -> np.ndarray:
-    """(T, size, size, 3) uint8: shaded ground, a red block that moves with the step, a bar that tells the seed."""
+    """(T, size, size, 3) uint8: shaded ground, a red block that moves with the step, a bar as long as the seed."""
     y, x = np.mgrid[:size, :size]
     ground = np.stack([120 + 50 * np.sin(x / 9 + seed), 100 + 40 * np.cos(y / 8), 90 + (x + y) / 2], -1)
     frames = np.empty((length, size, size, 3), np.uint8)
@@ -54,7 +54,7 @@ def demonstration(length: int = 20, seed: int = 0, **changes: Any) -> Episode:
 
 
 class Counted(Frames):
-    """Frames in memory that count how many were asked for."""
+    """Frames in memory that count how many of them were decoded."""
 
     def __init__(self, frames: np.ndarray) -> None:
         self.frames, self.shape = frames, frames.shape
@@ -62,7 +62,6 @@ class Counted(Frames):
 
     @property
     def decoded(self) -> int:
-        """Return how many frames were asked for."""
         return sum(self._asked)
 
     def read(self, steps: list[int]) -> np.ndarray:
@@ -94,6 +93,6 @@ class InMemory:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal to noise ratio in dB, the worst frame."""
+    """Return the peak signal to noise ratio of the worst frame in dB."""
     error = ((a.astype(np.float64) - b) ** 2).mean(axis=(1, 2, 3))
     return float(10 * np.log10(255**2 / max(error.max(), 1e-9)))

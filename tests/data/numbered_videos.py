@@ -1,4 +1,4 @@
-"""Videos whose frames show their own number, with the timestamps, B-frames and edit lists that a test wants."""
+"""Videos whose frames show their own number, with the timestamps, B-frames and edit lists of a test."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ def numbers_in(frames: np.ndarray) -> list[int]:
 
 
 def priority():
-    """How this thread is scheduled; None where the system does not say."""
+    """Return how this thread is scheduled; None if the system does not report it."""
     return (os.sched_getscheduler(0), os.sched_getparam(0)) if hasattr(os, "sched_getscheduler") else None
 
 
 @contextlib.contextmanager
 def no_priority() -> Iterator[None]:
-    """SVT-AV1, run by root, makes the thread that opens it real-time, and with it all threads that are begun later.
+    """Restore the priority of this thread afterwards.
 
-    They starve what runs beside: threads of torch, of which some began before, then wait for each other for ever.
+    Run by root, SVT-AV1 makes the thread that opens it real-time, and with it all threads that start later. They starve
+    the threads of torch that started before, so that these wait for each other forever.
     """
     before = priority()
     try:

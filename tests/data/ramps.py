@@ -1,4 +1,4 @@
-"""Images that say where each of their pixels comes from, and their crops, written out by hand."""
+"""Images whose pixels encode their own positions, and crops of such images, computed by hand."""
 
 from __future__ import annotations
 

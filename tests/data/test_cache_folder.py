@@ -27,7 +27,7 @@ def test_contents_come_back(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [slice(0, -1), slice(0, 0), slice(3, None), "bit", "renamed", "older"])
-def test_a_damaged_file_is_noticed(damage: Any, cache: Path, caplog: Any) -> None:
+def test_a_damaged_file_is_ignored_with_a_warning(damage: Any, cache: Path, caplog: Any) -> None:
     cache_folder.write("kind", "name", b"contents")
     cache_folder.write("kind", "other", b"other contents")
     path = cache / "kind/name"
@@ -44,7 +44,7 @@ def test_a_damaged_file_is_noticed(damage: Any, cache: Path, caplog: Any) -> Non
     assert f"the cache file {path} is damaged or of another version" in caplog.text
 
 
-def test_a_cache_that_cannot_be_written_is_one_warning(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+def test_an_unusable_cache_folder_gives_one_warning(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: None)  # tests may run in a pool of workers
@@ -59,7 +59,7 @@ def test_a_cache_that_cannot_be_written_is_one_warning(tmp_path: Path, monkeypat
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without a home")
 @pytest.mark.parametrize("settings", [{}, {"HOME": "/"}, {"HOME": "/proc"}, {"XDG_CACHE_HOME": "/proc/none"}])
 def test_a_user_without_a_home_needs_no_cache(settings: dict[str, str]) -> None:
-    """Containers run as users that are in no password file and may write nowhere but in the run folder."""
+    """Containers may run as users without an entry in the password file, who can write only to the run folder."""
     code = (
         "import os; from anyvla.data import cache_folder; os.setuid(54321); "
         "cache_folder.write('kind', 'name', b'x'); assert cache_folder.read('kind', 'name') is None"

@@ -46,7 +46,7 @@ def test_statistics_of_the_numbers_from_0_to_100():
         (np.array([[0.0, 1.0], [2.0, np.inf]]), "row 1, dim 1 is inf"),
     ],
 )
-def test_what_has_no_statistics(array, message):
+def test_arrays_without_statistics_are_refused(array, message):
     with pytest.raises(ValueError, match=message):
         compute_statistics(array)
 

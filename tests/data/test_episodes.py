@@ -78,7 +78,7 @@ def group_changed(part: str, **changes: Any) -> Embodiment:
         group_changed("action", low=-1, high=1),
     ],
 )
-def test_a_fingerprint_heeds_all_that_numbers_mean(other: Embodiment) -> None:
+def test_a_fingerprint_depends_on_every_convention(other: Embodiment) -> None:
     assert conventions(other) != conventions(ROBOT)
 
 

@@ -26,9 +26,9 @@ def even(rate, count=200):
         (30, 20, [0, 1, 3, 4, 6, 7]),  # a time right between two frames belongs to the one that is shown
     ],
 )
-def test_rates(video, data, expected):
+def test_the_frames_shown_at_other_rates(video, data, expected):
     starts, end = even(video)
-    for seconds in (np.float64, np.float32):  # float32 may fall just below where a frame begins
+    for seconds in (np.float64, np.float32):  # in float32, a time may be just before the start of a frame
         times = (np.arange(6) / data).astype(seconds).astype(float)
         assert find_video_frames(starts, end, times, 1 / data).tolist() == expected
         assert find_video_frames(starts + 2, end + 2, times + 2 - 1e-6, 1 / data).tolist() == expected
@@ -51,14 +51,14 @@ def test_the_frame_is_the_one_shown_within_half_a_frame(video, data, jitter, une
     assert there[times < end - 0.05 / video].all()
 
 
-def test_the_end_and_the_begin():
+def test_times_outside_of_a_video_show_no_frame():
     starts, end = even(10, 5)
     assert find_video_frames(starts, end, np.array([0.4, 0.49, 0.5, np.float32(0.5) - 1e-6, 9.0]), 0.1).tolist() == [
         4, 4, -1, -1, -1,
     ]  # fmt: skip
     assert find_video_frames(starts, end, np.array([-1e-6, -0.2]), 0.1).tolist() == [0, -1]
     assert find_video_frames(np.zeros(1), 0.1, np.array([0.0, 0.2]), 0.1).tolist() == [0, -1]
-    # a frame that lasts long is shown until the next one begins, but for half a step of the data
+    # a long frame is shown until half a step of the data before the next one begins
     assert find_video_frames(np.array([0.0, 1.0]), 2.0, np.array([0.4, 0.6, 0.9, 0.96]), 0.1).tolist() == [0, 0, 0, 1]
 
 
@@ -72,7 +72,7 @@ def test_a_frame_shown_at_a_time_is_the_last_that_has_begun():
 
 @pytest.mark.parametrize(("late", "frame"), [(0.0499, 3), (0.0501, 2)])
 def test_a_frame_that_begins_less_than_half_a_frame_later_counts(late, frame):
-    """Frames of 0.1 s; the data has steps of 0.2 s, or of 0.05 s, of which half is less."""
+    """Half of a frame of 0.1 s is less than half of a step of 0.2 s, but more than half of one of 0.05 s."""
     starts, end = even(10, 10)
     assert find_video_frames(starts, end, np.array([0.3 - late]), 0.2).tolist() == [frame]
     assert find_video_frames(starts, end, np.array([0.3 - late / 2]), 0.05).tolist() == [frame]
@@ -88,14 +88,14 @@ def test_the_frames_of_the_next_episode_are_not_shown():
 
 @pytest.mark.parametrize(("begin", "own"), [(0.476, 4), (0.474, 5)])
 def test_the_next_episode_begins_with_a_frame_up_to_a_quarter_of_a_frame_early(begin, own):
-    """It begins at 0.5 s; a frame from 0.475 s on is its first."""
+    """The next episode begins at 0.5 s, so a frame from 0.475 s on is its first."""
     starts = np.array([0.0, 0.1, 0.2, 0.3, 0.4, begin, 0.6, 0.7, 0.8, 0.9])
     assert find_video_frames(starts, 1.0, np.array([0.49]), 0.1, until=0.5).tolist() == [own]
 
 
 @pytest.mark.parametrize(("time", "frame"), [(0.994, 9), (0.996, -1)])
 def test_a_time_just_before_the_end_of_a_video_is_after_it(time, frame):
-    """Just before: a twentieth of the last frame, or of a step if that is shorter."""
+    """A time is just before the end within a twentieth of the last frame, or of a step if that is shorter."""
     starts, end = even(10, 10)
     assert find_video_frames(starts, end, np.array([time]), 1.0).tolist() == [frame]
     assert find_video_frames(starts, end, np.array([1 - (1 - time) / 5]), 0.02).tolist() == [frame]

@@ -33,7 +33,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "statistics"
 
 
-def test_they_are_those_of_all_rows():
+def test_statistics_are_of_all_rows():
     rows = np.concatenate([e.actions for e in EPISODES]).astype(np.float64)
     of = statistics_of(InMemory(EPISODES)).action
     for key, value in (
@@ -57,14 +57,14 @@ def test_ordinary_dims_are_scaled_by_percentiles_and_rare_motion_by_its_whole_ra
     assert (found.proprio["low"], found.proprio["high"]) == ([0, 0, 0, 10], [0, 0, 7, 990])
 
 
-def test_proprio_and_actions_have_statistics_of_their_own():
+def test_proprio_and_actions_have_separate_statistics():
     found = statistics_of(InMemory(EPISODES))
     for of, rows in ((found.action, [e.actions for e in EPISODES]), (found.proprio, [e.proprio for e in EPISODES])):
         np.testing.assert_allclose(of["mean"], np.concatenate(rows).mean(0, np.float64), atol=1e-12)
 
 
 def described(fingerprint: str, **changes: dict[str, list[float]]) -> Statistics:
-    """Return statistics as an earlier version made them, without the range that dims are scaled by."""
+    """Return statistics as of an earlier version, without the range by which dims are scaled."""
     of = {"min": [0.0], "q01": [1.0], "q99": [8.0], "max": [9.0], "count": [50]}
     return Statistics(**{name: of | changes.get(name, {}) for name in ("action", "proprio")}, fingerprint=fingerprint)
 
@@ -78,21 +78,21 @@ def test_data_is_the_same_if_its_fingerprint_is():
 
 @pytest.mark.parametrize("part", ["action", "proprio"])
 @pytest.mark.parametrize("key", ["min", "q01", "q99", "max", "count"])
-def test_fingerprints_of_an_earlier_version_leave_the_values_to_decide(part, key):
+def test_data_with_old_fingerprints_is_compared_by_its_values(part, key):
     now = described("2-a", **{name: {"low": [1.0], "high": [8.0]} for name in ("action", "proprio")})
     assert is_same_data(described("a"), now)
     assert not is_same_data(described("a", **{part: {key: [2.5]}}), now)
 
 
 @pytest.mark.parametrize("part", ["action", "proprio"])
-def test_a_dim_that_is_scaled_in_another_way_is_other_data(part):
+def test_data_differs_if_a_dim_is_scaled_differently(part):
     ends = {"low": [1.0], "high": [8.0]}
     for changes in ({"low": [0.5]}, {"high": [9.0]}):
         scaled = {name: ends | (changes if name == part else {}) for name in ("action", "proprio")}
         assert not is_same_data(described("a"), described("2-a", **scaled))
 
 
-def test_several_data_sets_count_as_one_with_a_fingerprint_of_its_own():
+def test_several_data_sets_are_pooled_under_their_own_fingerprint():
     whole = statistics_of(InMemory(EPISODES))
     parts = [InMemory(EPISODES[:2], fingerprint="a"), InMemory(EPISODES[2:], fingerprint="b")]
     both = pool_statistics(parts)
@@ -106,7 +106,7 @@ class Unreadable(InMemory):
         raise AssertionError("the numbers were read again")
 
 
-def test_they_are_kept_by_fingerprint_and_nothing_stale_comes_back(cache):
+def test_statistics_are_cached_by_fingerprint_and_damaged_files_ignored(cache):
     first = statistics_of(InMemory(EPISODES))
     assert statistics_of(Unreadable(EPISODES)) == first
     other = statistics_of(InMemory(EPISODES[:3], fingerprint="changed"))
@@ -118,7 +118,7 @@ def test_they_are_kept_by_fingerprint_and_nothing_stale_comes_back(cache):
     assert statistics_of(InMemory(EPISODES)) == first
 
 
-def test_statistics_that_another_version_kept_are_made_again(cache):
+def test_cached_statistics_of_another_version_are_computed_again(cache):
     first = statistics_of(InMemory(EPISODES))
     kept = json.loads(cache_folder.read("statistics", f"{'m' * 64}.json") or b"")
     other = kept | {"version": kept["version"] - 1, "action": {"min": [0.0]}}
@@ -152,7 +152,7 @@ def test_no_frame_is_decoded():
         ({"proprio": np.full((6, 4), -np.inf, np.float32)}, "proprio must be finite: step 0, group 'hand', dim 0"),
     ],
 )
-def test_what_cannot_be_trained_on_is_told(changes, message):
+def test_invalid_numbers_are_refused_with_their_position(changes, message):
     with pytest.raises(ValueError, match=message):
         statistics_of(InMemory([demonstration(6), demonstration(6, **changes)]))
 
@@ -165,7 +165,7 @@ def test_a_robot_without_proprio():
 
 @pytest.mark.parametrize("form", ["lerobot", "folder"])
 def test_an_edit_in_the_middle_of_a_large_file_gives_new_statistics(tmp_path, form):
-    """Of the same size, with its time of modification restored."""
+    """The edit keeps the size and the time of modification."""
     wide = dataclasses.replace(ROBOT, action=ActionSpace(groups=(Group(name="joints", size=100, kind="joints"),)))
     numbers = np.random.default_rng(1).normal(size=(500, 100)).astype(np.float32)
     long = [demonstration(500, seed=1, embodiment=wide, actions=numbers)]

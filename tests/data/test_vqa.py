@@ -17,7 +17,7 @@ def picture(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (6,
     Image.new("RGB", size, color).save(path)
 
 
-def says(*texts: str) -> list[dict[str, str]]:
+def conversation(*texts: str) -> list[dict[str, str]]:
     return [{"from": "gpt" if i % 2 else "human", "value": text} for i, text in enumerate(texts)]
 
 
@@ -32,9 +32,9 @@ def test_llava_conversations_of_one_several_and_no_pictures(tmp_path: Path):
     data = open_vqa(
         llava(
             tmp_path,
-            {"image": "a.png", "conversations": says("<image>\nWhat color?", "Red.", "Sure?", "Yes.")},
-            {"image": ["a.png", "sub/b.png"], "conversations": says("<image><image> Same?", "No.")},
-            {"conversations": says("One and one?", "Two.")},
+            {"image": "a.png", "conversations": conversation("<image>\nWhat color?", "Red.", "Sure?", "Yes.")},
+            {"image": ["a.png", "sub/b.png"], "conversations": conversation("<image><image> Same?", "No.")},
+            {"conversations": conversation("One and one?", "Two.")},
         )
     )
     assert (data.layout, len(data)) == ("llava", 3)
@@ -52,21 +52,21 @@ def test_the_folder_of_the_pictures_can_be_another(tmp_path: Path):
     coco = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": "x"}]}
     (texts / "captions.json").write_text(json.dumps(coco))
     (texts / "questions.jsonl").write_text('{"image": "a.png", "question": "?", "answer": "x"}')
-    llava(texts, {"image": "a.png", "conversations": says("<image>?", "x")})
+    llava(texts, {"image": "a.png", "conversations": conversation("<image>?", "x")})
     for name, usual in (("captions.json", 2), ("questions.jsonl", 1), ("data.json", 1)):
         for given, color in ((None, usual), (pictures, 3)):
             assert open_vqa(texts / name, given)[0].images[0][0, 0].tolist() == [color] * 3, name
 
 
-def test_what_the_system_says_is_no_question_and_pictures_keep_their_order(tmp_path: Path):
-    said = [{"from": "system", "value": "You are a robot."}, *says("<image>first, <image>second?", "Yes.")]
-    data = open_vqa(llava(tmp_path, {"image": ["b.png", "a.png"], "conversations": said}))
+def test_system_turns_are_skipped_and_pictures_keep_their_order(tmp_path: Path):
+    turns = [{"from": "system", "value": "You are a robot."}, *conversation("<image>first, <image>second?", "Yes.")]
+    data = open_vqa(llava(tmp_path, {"image": ["b.png", "a.png"], "conversations": turns}))
     assert data[0].turns == (("first, second?", "Yes."),)
     assert [path.name for path in data[0].paths] == ["b.png", "a.png"]
 
 
-def test_text_is_read_without_pictures_and_their_lack_is_told(tmp_path: Path):
-    data = open_vqa(llava(tmp_path, {"image": "gone.png", "conversations": says("<image>?", "x")}))
+def test_text_can_be_read_without_its_pictures(tmp_path: Path):
+    data = open_vqa(llava(tmp_path, {"image": "gone.png", "conversations": conversation("<image>?", "x")}))
     assert data[0].turns == (("?", "x"),)
     assert data.missing() == ["data.json, entry 0: gone.png"]
     with pytest.raises(ValueError, match=r"data.json, entry 0, .*: there is no image at .*gone.png"):
@@ -81,7 +81,7 @@ def test_an_exif_turn_is_applied(tmp_path: Path):
     exif = image.getexif()
     exif[0x0112] = 6  # turned by a quarter
     image.save(tmp_path / "a.jpg", exif=exif)
-    data = open_vqa(llava(tmp_path, {"image": "a.jpg", "conversations": says("<image>?", "x")}))
+    data = open_vqa(llava(tmp_path, {"image": "a.jpg", "conversations": conversation("<image>?", "x")}))
     assert data[0].images[0].shape == (6, 4, 3)
 
 
@@ -129,11 +129,14 @@ def test_questions_by_line(tmp_path: Path):
     [
         (3, "data.json, line 1: expected an object in braces, found '3'"),
         ({"image": "a.png"}, "'conversations' must hold at least one question"),
-        ({"conversations": says("a")}, "entry 0: the last question has no answer"),
-        ({"conversations": says("a", "b")[::-1]}, "turn 0 must be from 'human'"),
-        ({"image": "a.png", "conversations": says("<image><image>", "b")}, "2 times <image> in the text, but 1 images"),
-        ({"image": 5, "conversations": says("a", "b")}, "'image' must be a name or a list of names, got 5"),
-        ({"image": "../a.png", "conversations": says("a", "b")}, "holds '..'"),
+        ({"conversations": conversation("a")}, "entry 0: the last question has no answer"),
+        ({"conversations": conversation("a", "b")[::-1]}, "turn 0 must be from 'human'"),
+        (
+            {"image": "a.png", "conversations": conversation("<image><image>", "b")},
+            "2 times <image> in the text, but 1 images",
+        ),
+        ({"image": 5, "conversations": conversation("a", "b")}, "'image' must be a name or a list of names, got 5"),
+        ({"image": "../a.png", "conversations": conversation("a", "b")}, "holds '..'"),
     ],
 )
 def test_bad_entries_are_named(tmp_path: Path, entry: Any, message: str):
@@ -141,7 +144,7 @@ def test_bad_entries_are_named(tmp_path: Path, entry: Any, message: str):
         open_vqa(llava(tmp_path, entry))
 
 
-def test_what_is_no_such_data_is_told(tmp_path: Path):
+def test_unknown_layouts_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="no such file or folder"):
         open_vqa(tmp_path / "no")
     with pytest.raises(ValueError, match="is no vision-language data that is known: expected"):
@@ -153,17 +156,17 @@ def test_what_is_no_such_data_is_told(tmp_path: Path):
 
 
 def test_pickled_and_fingerprinted(tmp_path: Path):
-    data = open_vqa(llava(tmp_path, {"conversations": says("a", "b")}))
+    data = open_vqa(llava(tmp_path, {"conversations": conversation("a", "b")}))
     again = pickle.loads(pickle.dumps(data))
     assert (again[0], again.fingerprint) == (data[0], data.fingerprint)
-    assert open_vqa(llava(tmp_path, {"conversations": says("a", "c")})).fingerprint != data.fingerprint
+    assert open_vqa(llava(tmp_path, {"conversations": conversation("a", "c")})).fingerprint != data.fingerprint
 
 
 def test_the_fingerprint_follows_the_pictures(tmp_path: Path):
     for color in ((255, 0, 0), (0, 0, 255)):
         picture(tmp_path / "a.png", color)
         root = llava(
-            tmp_path, {"image": ["a.png", "missing.png"], "conversations": says("<image><image> Same?", "No.")}
+            tmp_path, {"image": ["a.png", "missing.png"], "conversations": conversation("<image><image> Same?", "No.")}
         )
         data = open_vqa(root)
         assert data.fingerprint == open_vqa(root).fingerprint

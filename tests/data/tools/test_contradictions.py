@@ -18,13 +18,13 @@ NOTHING = ActionSpace(groups=())
 
 
 def walk(dims: int, scale: float, seed: int, episode: int) -> np.ndarray:
-    """(LENGTH, dims): smooth motion to +-scale."""
+    """Return smooth motion within +-scale: (LENGTH, dims)."""
     t = np.linspace(0, 5, LENGTH)[:, None]
     return scale * np.sin(t + np.random.default_rng((seed, episode)).uniform(0, 6, dims))
 
 
 def found(action: Group, proprio: Group | None, actions: Any, states: Any = None) -> list[Finding]:
-    """What is found in three episodes; `actions`, `states`: (episode) -> (LENGTH, D)."""
+    """Return the findings of three episodes. `actions` and `states` map an episode number to (LENGTH, D)."""
     robot = dataclasses.replace(
         ROBOT,
         action=ActionSpace(groups=(action,)),
@@ -49,7 +49,7 @@ def only(*arguments: Any) -> Finding:
     return finding
 
 
-def test_radians_of_60():
+def test_joints_of_60_radians():
     group = Group(name="joints", size=2, kind="joints", unit="rad", names=JOINTS)
     finding = only(group, None, lambda i: walk(2, 1, 1, i) * [1, 60])
     assert (finding.severity, finding.episode) == ("error", None)
@@ -57,11 +57,11 @@ def test_radians_of_60():
     assert "9.5" in finding.text
     assert "unit: deg" in finding.fix
     assert found(dataclasses.replace(group, unit="deg"), None, lambda i: walk(2, 1, 1, i) * [1, 60]) == []
-    assert only(group, None, lambda i: walk(2, 8, 1, i)).severity == "warning"  # a joint that turns on and on
+    assert only(group, None, lambda i: walk(2, 8, 1, i)).severity == "warning"  # a joint may turn without end
 
 
 def from_to(low: float, high: float) -> Any:
-    """Return what gives the rows of each episode: one dim that goes from `low` to `high`."""
+    """Return a function that returns an episode's rows: one dim that goes from `low` to `high`."""
     return lambda i: np.linspace(low, high, LENGTH)[:, None]
 
 
@@ -87,7 +87,7 @@ def from_to(low: float, high: float) -> Any:
         ("mm", "position", 900, None),
     ],
 )
-def test_from_which_size_on_numbers_contradict_their_unit(
+def test_the_size_at_which_numbers_contradict_their_unit(
     unit: str, kind: Any, largest: float, severity: str | None, sign: int
 ) -> None:
     group = Group(name="a", size=1, kind=kind, unit=unit)
@@ -103,10 +103,10 @@ def test_from_which_size_on_numbers_contradict_their_unit(
         ("joints", -1.0, 1.05, "error"),
         ("gripper", -0.05, 0.06, None),
         ("gripper", -0.04, 0.05, "warning"),  # less than a twentieth of the range
-        ("gripper", 0.0, 0.0, None),  # a gripper that never moves may do so
+        ("gripper", 0.0, 0.0, None),  # a gripper that never moves is reported as constant
     ],
 )
-def test_from_which_size_on_numbers_contradict_their_range(
+def test_the_size_at_which_numbers_contradict_their_range(
     kind: Any, low: float, high: float, severity: str | None
 ) -> None:
     findings = found(Group(name="a", size=1, kind=kind, low=-1, high=1), None, from_to(low, high))
@@ -158,7 +158,7 @@ def test_a_gripper_outside_of_its_range():
         assert "to 100, outside of its declared range 0 to 1" in findings[0].text
 
 
-def test_a_range_of_joints_that_they_leave():
+def test_joints_outside_of_their_range():
     group = Group(name="joints", size=2, kind="joints", low=-1, high=1)
     assert "outside of its declared range -1 to 1" in found(group, None, lambda i: walk(2, 2, 1, i))[0].text
 
@@ -214,7 +214,7 @@ def test_a_gripper_by_its_name_that_is_declared_as_a_joint():
     assert finding.severity == "warning"
     assert "dim 1 (gripper.pos), goes from" in finding.text
     plain = dataclasses.replace(group, kind="other")
-    assert found(plain, None, lambda i: walk(2, 1, 1, i)) == []  # of no declared meaning
+    assert found(plain, None, lambda i: walk(2, 1, 1, i)) == []  # kind "other" declares no meaning
 
 
 def test_the_order_of_a_quaternion_by_its_names():
@@ -230,13 +230,13 @@ def test_the_order_of_a_quaternion_by_its_names():
 
 
 @pytest.mark.parametrize("unit", ["radians", "rad", "Radian"])
-def test_units_in_other_words(unit):
+def test_other_spellings_of_units(unit):
     group = Group(name="joints", size=2, kind="joints", unit=unit)
     assert only(group, None, lambda i: walk(2, 60, 1, i)).severity == "error"
 
 
 def turning(i: int) -> np.ndarray:
-    """(LENGTH, 4): orientations along a smooth path, as quaternions."""
+    """Return orientations along a smooth path, as quaternions: (LENGTH, 4)."""
     return convert(walk(3, 1.2, 3, i), "axis_angle", "quaternion_xyzw")
 
 
@@ -260,7 +260,7 @@ def test_rotations_in_another_convention_are_compared_too(rotation):
     assert found(absolute, state, after, turning) == []
 
 
-def test_an_open_end_against_that_of_the_known_robot():
+def test_the_open_end_is_compared_with_the_known_robot():
     group = Group(name="gripper", size=1, kind="gripper", low=0, high=100, open=0, names=("gripper.pos",))
     robot = dataclasses.replace(ROBOT, name="so101_follower", action=ActionSpace(groups=(group,)), proprio=NOTHING)
     rows = [(50 + walk(1, 50, 1, i)).astype(np.float32) for i in range(2)]

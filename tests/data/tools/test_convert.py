@@ -24,12 +24,12 @@ RLDS = Path(__file__).parents[1] / "formats/rlds/fixtures/bridge_orig"
 
 
 def clean() -> InMemory:
-    return InMemory(EPISODES, fingerprint="2-" + "m" * 64)  # as this version makes them
+    return InMemory(EPISODES, fingerprint="2-" + "m" * 64)
 
 
 @pytest.fixture(scope="module")
 def made_once(tmp_path_factory):
-    """A conversion of `EPISODES`, which tests copy."""
+    """Convert `EPISODES` once; tests copy the result."""
     root = tmp_path_factory.mktemp("converted") / "out"
     return root, convert(clean(), root, processes=1)
 
@@ -43,7 +43,7 @@ def finished(made_once, tmp_path):
 
 
 class Damaged(InMemory):
-    """Its episode 2 cannot be read."""
+    """A data set whose episode 2 cannot be read."""
 
     def __getitem__(self, index):
         if index == 2:
@@ -71,8 +71,8 @@ def test_a_copy_of_another_format_is_equal_number_by_number(tmp_path, monkeypatc
     assert seen[-1] == ("verify", 4, 4)
 
 
-def test_the_noise_of_the_codec_is_of_four_frames_of_each_episode(finished, tmp_path):
-    """In dB: 10 log10(255^2 / mean squared difference), the worst and the mean of all compared frames."""
+def test_the_codec_is_measured_on_four_frames_of_each_episode(finished, tmp_path):
+    """The report has the worst and the mean of 10 log10(255^2 / mean squared difference) over these frames."""
     written = open_dataset(tmp_path / "out")
     compared = {5: [0, 1, 3, 4], 6: [0, 2, 3, 5], 7: [0, 2, 4, 6], 8: [0, 2, 5, 7]}
     for camera in ROBOT.cameras:
@@ -86,7 +86,7 @@ def test_the_noise_of_the_codec_is_of_four_frames_of_each_episode(finished, tmp_
     assert (finished.episodes, finished.steps) == (4, 5 + 6 + 7 + 8)
 
 
-def test_an_interrupted_conversion_goes_on(tmp_path):
+def test_an_interrupted_conversion_resumes(tmp_path):
     source = clean()
     calls = []
     with pytest.raises(Interrupted, match=r"stopped after 2 of 4 episodes; run the same command to resume"):
@@ -96,11 +96,11 @@ def test_an_interrupted_conversion_goes_on(tmp_path):
     assert len(staged) == 2
     seen = []
     convert(source, tmp_path / "out", processes=1, progress=lambda *p: seen.append(p))
-    assert seen[0] == ("write", 2, 4)  # those that were there are kept
+    assert seen[0] == ("write", 2, 4)  # the staged episodes are kept
     assert open_dataset(tmp_path / "out").lengths.tolist() == [5, 6, 7, 8]
 
 
-def test_one_that_was_not_verified_is_not_finished(tmp_path, finished):
+def test_an_unverified_conversion_is_verified_by_the_next_run(tmp_path, finished):
     source = clean()
     (tmp_path / "out" / REPORT).unlink()  # stopped in the middle of reading back
     seen = []
@@ -111,7 +111,7 @@ def test_one_that_was_not_verified_is_not_finished(tmp_path, finished):
     assert not seen  # nothing is left to do
 
 
-def test_a_kill_just_after_the_data_set_is_there_leaves_nothing_beside_it(tmp_path, finished):
+def test_leftovers_of_a_killed_conversion_are_removed(tmp_path, finished):
     for name in ("out.partial", ".out.building"):
         (tmp_path / name / "episode-000000").mkdir(parents=True)
     assert convert(clean(), tmp_path / "out", processes=1) == finished
@@ -125,14 +125,14 @@ def test_a_damaged_report_is_named(tmp_path, text, finished):
         convert(clean(), tmp_path / "out", processes=1)
 
 
-def test_what_is_there_already_is_not_overwritten(tmp_path, finished):
+def test_another_data_set_is_not_overwritten(tmp_path, finished):
     with pytest.raises(ValueError, match="holds a data set already, made of something else"):
         convert(InMemory(EPISODES, fingerprint="2-" + "o" * 64), tmp_path / "out", processes=1)
     with pytest.raises(ValueError, match="made of something else"):
         convert(clean(), tmp_path / "out", episodes=[0, 1], processes=1)
 
 
-def test_a_damaged_episode_stops_it_or_is_left_out_and_counted(tmp_path):
+def test_a_damaged_episode_stops_the_conversion_or_is_skipped(tmp_path):
     source = Damaged(EPISODES)
     message = r"episode 2 of memory cannot be converted: demo\.h5, demo_2: the file is cut\n.*--skip-damaged"
     with pytest.raises(ValueError, match=message):
@@ -142,11 +142,11 @@ def test_a_damaged_episode_stops_it_or_is_left_out_and_counted(tmp_path):
     assert open_dataset(tmp_path / "out").lengths.tolist() == [5, 6, 8]
 
 
-def test_what_was_left_out_once_is_not_left_out_again_unasked(tmp_path):
-    source = Damaged(EPISODES * 3)  # some are left to do when the damaged one is met
+def test_episodes_are_not_skipped_again_without_the_option(tmp_path):
+    source = Damaged(EPISODES * 3)  # some are still to do at the damaged one
     asked = []
 
-    def stop() -> bool:  # after the damaged one was met
+    def stop() -> bool:  # once the damaged one is noted
         notes = tmp_path / "out.partial/notes.json"
         asked.append(notes.exists() and "demo_2" in notes.read_text())
         return asked[-1]
@@ -187,7 +187,7 @@ def test_reading_back_can_be_stopped_too(tmp_path, finished):
         ),
     ],
 )
-def test_a_difference_on_reading_back_keeps_it_from_its_place(tmp_path, monkeypatch, change, message):
+def test_a_copy_that_differs_is_moved_aside(tmp_path, monkeypatch, change, message):
     source = InMemory(EPISODES[:1])
     other = [dataclasses.replace(EPISODES[0], **change)]
 
@@ -204,7 +204,7 @@ def test_a_difference_on_reading_back_keeps_it_from_its_place(tmp_path, monkeypa
 
 def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
     source = clean()
-    honest = conversion.LeRobotWriter.finalize
+    original = conversion.LeRobotWriter.finalize
 
     def full(self):
         raise OSError(errno.ENOSPC, "the disk is full while writing")
@@ -212,14 +212,14 @@ def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion.LeRobotWriter, "finalize", full)
     with pytest.raises(OSError, match="the disk is full"):
         convert(source, tmp_path / "out", processes=1)
-    monkeypatch.setattr(conversion.LeRobotWriter, "finalize", honest)
+    monkeypatch.setattr(conversion.LeRobotWriter, "finalize", original)
     seen = []
     convert(source, tmp_path / "out", processes=1, progress=lambda *p: seen.append(p))
     assert seen[0] == ("write", 4, 4)
     assert json.loads((tmp_path / "out" / REPORT).read_text())["episodes"] == 4
 
 
-def test_where_the_source_was_does_not_count_but_how_it_was_fingerprinted_does(tmp_path, finished):
+def test_a_source_may_move_but_its_fingerprint_must_be_comparable(tmp_path, finished):
     source = clean()
     source.root = tmp_path / "moved"
     assert convert(source, tmp_path / "out", processes=1) == finished
@@ -227,7 +227,7 @@ def test_where_the_source_was_does_not_count_but_how_it_was_fingerprinted_does(t
         convert(InMemory(EPISODES, fingerprint="3" * 64), tmp_path / "out", processes=1)
 
 
-def test_a_conversion_that_was_edited_is_not_reported_as_it_was(tmp_path, finished):
+def test_an_edited_conversion_is_refused(tmp_path, finished):
     [path] = (tmp_path / "out").glob("data/**/*.parquet")
     table = pq.read_table(path)
     edited = [[value + 1 for value in row] for row in table["action"].to_pylist()]

@@ -1,5 +1,3 @@
-"""Numbers of small data sets, measured by hand."""
-
 from __future__ import annotations
 
 import dataclasses
@@ -93,11 +91,11 @@ def test_ranges_are_of_all_episodes() -> None:
     assert found.values("actions", ROW)[:, 0].tolist() == [0, 0, 5, 5, 0, 0, 0, 0]
 
 
-def test_numbers_that_are_not_finite_count_for_nothing() -> None:
+def test_numbers_that_are_not_finite_are_ignored() -> None:
     found = MeasuredNumbers(2, 4, 1)
     found.add(0, numbers(np.nan, 3, -np.inf))
     assert found.range_of("proprio", ROW) == (3, 3)
-    assert len(found.rows) == 0  # an episode with such numbers is not compared
+    assert len(found.rows) == 0  # such an episode is not compared with its states
     assert MeasuredNumbers(1, 4, 1).range_of("proprio", ROW) is None
 
 
@@ -126,13 +124,13 @@ def mode(states: np.ndarray, actions: np.ndarray) -> str | None:
     ("offset", "expected"), [(0.0, "absolute"), (0.29, "absolute"), (-0.29, "absolute"), (0.31, None), (-0.31, None)]
 )
 def test_actions_near_the_next_orientations_are_absolute(offset: float, expected: str | None) -> None:
-    """Near: within 0.3 of the angle between orientations of the data, which is one radian."""
+    """Near means within 0.3 of the angle between orientations of the data, which is one radian."""
     assert mode(about_z(YAW), about_z(YAW + 0.1 + offset)) == expected
 
 
 @pytest.mark.parametrize(("turn", "expected"), [(0.1, "delta"), (0.129, "delta"), (0.071, "delta"), (0.131, None)])
 def test_actions_near_the_turns_are_deltas(turn: float, expected: str | None) -> None:
-    """Near: within 0.3 of a turn, which is a tenth of a radian."""
+    """Near means within 0.3 of a turn, which is a tenth of a radian."""
     assert mode(about_z(YAW), about_z(np.full(21, turn))) == expected
 
 
@@ -157,7 +155,7 @@ def test_each_group_is_read_in_its_own_convention_and_unit() -> None:
     assert orientation_mode([(states, actions)], (TURN, slice(2, 6)), (degrees, slice(1, 4))) == "absolute"
 
 
-def test_no_orientation_shows_no_mode() -> None:
+def test_numbers_that_are_no_orientations_show_no_mode() -> None:
     assert mode(np.zeros((5, 4)), about_z(YAW[:5])) is None
     assert mode(about_z(YAW[:1]), about_z(YAW[:1])) is None
     assert orientation_mode([], (TURN, WHOLE), (TURN, WHOLE)) is None

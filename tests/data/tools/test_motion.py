@@ -1,4 +1,4 @@
-"""From which size on a step is a jump and a change is motion, at values worked out by hand."""
+"""The sizes at which a step is a jump and a change is motion, computed by hand."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_a_jump_is_twelve_times_the_usual_step(step: float, found: bool) -> None
     assert [(f.kind, f.episode, "at step 2" in f.text) for f in findings] == ([("jump", 5, True)] if found else [])
 
 
-def test_the_usual_step_is_the_99th_percentile_of_those_that_move() -> None:
-    """Steps of 1 to 100 in one dim, which rests as often; the other dim has none."""
+def test_the_usual_step_is_the_99th_percentile_of_moving_steps() -> None:
+    """One dim has steps of 1 to 100 and rests as often; the others never move."""
     path = np.repeat(np.concatenate([[0], np.cumsum(np.arange(1, 101))]), 2)
     still = np.zeros(len(path))
     rows = np.stack([path, still, still, still], 1).astype(np.float32)
@@ -44,7 +44,7 @@ def test_the_usual_step_is_the_99th_percentile_of_those_that_move() -> None:
 @pytest.mark.parametrize("rotation", ["quaternion_xyzw", "axis_angle"])
 @pytest.mark.parametrize(("angle", "found"), [(1.15, False), (1.25, True)])
 def test_orientations_jump_by_the_angle_between_them(rotation: str, angle: float, found: bool) -> None:
-    """The usual step is a tenth of a radian, so that 1.2 radians are a jump."""
+    """The usual step is a tenth of a radian, so 1.2 radians are a jump."""
     turns = Scipy.from_rotvec(np.cumsum([0.1, 0.1, angle, 0.1])[:, None] * [0, 0.6, 0.8])
     written = turns.as_quat() if rotation == "quaternion_xyzw" else turns.as_rotvec()
     group = Group(name="turn", size=written.shape[1], kind="rotation", rotation=rotation)  # type: ignore[arg-type]
@@ -79,11 +79,17 @@ MOVES = column(0, 0, 0, 0.5, 0.7, 0.9, 0.9, 0.9, 0.9, 0.9)  # from step 2 to ste
         (MOVES, REST, "absolute", "joints", (2, 6)),  # the last step at rest before, the first one after
         (REST, MOVES, "absolute", "joints", (2, 6)),
         (REST, MOVES, "delta", "gripper", (2, 6)),
-        (REST, column(0, 0, 0, 0.1, 0, 0.1, 0, 0, 0, 0), "delta", "joints", (3, 7)),  # and what the last one did
+        (
+            REST,
+            column(0, 0, 0, 0.1, 0, 0.1, 0, 0, 0, 0),
+            "delta",
+            "joints",
+            (3, 7),
+        ),  # with the last effect
         (MOVES, column(0, 0.1, 0, 0, 0, 0, 0, 0.1, 0, 0), "delta", "joints", (1, 9)),
         (REST, REST, "delta", "joints", None),
-        (REST, column(*[0.1] * 10), "absolute", "joints", None),  # told to stay where it is
-        (REST, column(*[0.1] * 10), "delta", "joints", (0, 10)),  # told to go on
+        (REST, column(*[0.1] * 10), "absolute", "joints", None),  # commanded to stay
+        (REST, column(*[0.1] * 10), "delta", "joints", (0, 10)),  # commanded to keep moving
         (MOVES[::-1].copy(), REST, "absolute", "joints", (4, 8)),
     ],
 )
@@ -110,5 +116,5 @@ def test_sixteen_idle_steps_are_worth_cutting(idle: int) -> None:
     for at in ("begin", "end"):
         rows = np.concatenate([still, moving] if at == "begin" else [moving, still + 29])
         texts = [f.text for f in find_idle_ends(episode(rows, rows), 0, scale)]
-        # the first step of the motion, and the last one, are where the robot rests
+        # the first and the last step of the motion show the robot at rest
         assert texts == ([f"nothing moves for {idle} steps at its {at}"] if idle > 15 else [])

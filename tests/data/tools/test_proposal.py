@@ -32,7 +32,7 @@ Rows = list[np.ndarray]
 
 
 def proposed(root: Path) -> tuple[Proposal, dict[str, Any]]:
-    """The proposal for a data set, and its groups by part and name as the file says them."""
+    """Return the proposal for a data set, and the groups of its file by part and name."""
     with pytest.raises(UndeclaredError) as caught:
         open_source(Source(path=str(root)))
     error = caught.value
@@ -176,7 +176,7 @@ def test_the_open_end_of_an_unknown_gripper_is_a_question(tmp_path: Path) -> Non
 
 
 def test_a_range_that_the_numbers_do_not_show_is_a_question(tmp_path: Path) -> None:
-    """The degrees of a Koch arm's gripper fit into 0..255, but do not go from one end to the other."""
+    """The degrees of a Koch arm's gripper fit into 0..255, but cover only a part of it."""
     action = rows(lambda i: joined(curves(5, -80, 170, STEPS, i), opening(-5, 60, STEPS, i)))
     proposal, _ = proposed(hub(tmp_path, KOCH, action, robot_type="koch"))
     assert "low, high: the data goes from -5 to 60 only" in " ".join(proposal.questions)

@@ -16,7 +16,7 @@ from tests.data.demonstrations import ROBOT, InMemory, demonstration, scene
 
 
 def smooth(length: int = 40, seed: int = 0, **changes: Any) -> Episode:
-    """A hand that moves along a curve, by the deltas that its actions say."""
+    """Return an episode whose hand moves along a curve by the deltas of its actions."""
     rng = np.random.default_rng(seed)
     t = np.arange(length)[:, None] / 10
     hand = np.sin(t + rng.uniform(0, 6, 3)) * 0.3
@@ -68,7 +68,7 @@ def test_numbers():
     assert (finding.kind, finding.text) == ("wrong size", "actions have shape (50, 7), (50, 4) is declared")
 
 
-def test_constant_dims_are_told_once():
+def test_constant_dims_are_reported_once():
     still = [dataclasses.replace(e, proprio=np.concatenate([e.proprio[:, :3], e.proprio[:, 3:] * 0], 1)) for e in CLEAN]
     [finding] = check(InMemory(still))
     assert (finding.kind, finding.episode) == ("constant", None)
@@ -77,12 +77,12 @@ def test_constant_dims_are_told_once():
 
 def test_idle_ends_are_found_and_cut():
     episode = smooth(40, 9)
-    held = {
+    parts = {
         "actions": np.concatenate([np.zeros((30, 4), np.float32), episode.actions]),
         "proprio": np.concatenate([np.repeat(episode.proprio[:1], 30, 0), episode.proprio]),
     }
-    held["actions"][:30, 3] = episode.actions[0, 3]
-    idle = smooth(70, 9, **held)
+    parts["actions"][:30, 3] = episode.actions[0, 3]
+    idle = smooth(70, 9, **parts)
     finding = only(idle)
     assert (finding.kind, finding.text) == ("idle", "nothing moves for 30 steps at its begin")
     data = InMemory([*CLEAN, idle])
@@ -130,7 +130,7 @@ def test_frames():
     assert found(smooth(50, 9, images={"corner": scene(50), "wrist": black}), frames="none") == []
 
 
-def test_duplicates_and_words():
+def test_duplicates_and_instructions():
     finding = only(CLEAN[3])
     assert (finding.kind, finding.severity, finding.episode, finding.text) == (
         "duplicate",
@@ -143,7 +143,7 @@ def test_duplicates_and_words():
     assert only(smooth(50, 9, instructions=("open the dr\ufffdwer",))).severity == "error"
 
 
-def test_equal_numbers_are_a_duplicate_only_if_they_show_and_say_the_same():
+def test_duplicates_have_equal_frames_and_instructions():
     length = len(CLEAN[3])
     elsewhere = {"corner": scene(length, seed=91), "wrist": scene(length, seed=92)}
     assert found(dataclasses.replace(CLEAN[3], images=elsewhere, instructions=("another",))) == []
@@ -194,8 +194,8 @@ def test_a_pause_of_three_steps_is_worth_a_look(gap: float, expected: list[tuple
 
 
 @pytest.mark.parametrize(("look", "seen"), [("sampled", {0, 14, 31, 50}), ("all", set(range(51))), ("none", set())])
-def test_which_frames_are_looked_at(look: Any, seen: set[int]):
-    """0, 0.29, 0.62 and 1 of 50 steps, rounded: 14.5 to the even number."""
+def test_the_frames_that_are_decoded(look: Any, seen: set[int]):
+    """Sampled frames are at 0, 0.29, 0.62 and 1 of 50 steps, rounded (14.5 to 14)."""
     for step in (0, 1, 14, 15, 25, 30, 31, 49, 50):
         dark = scene(51)
         dark[step] = 7
@@ -223,7 +223,7 @@ def test_an_episode_is_a_duplicate_only_if_actions_and_proprio_are_equal(name: s
     assert kinds(dataclasses.replace(CLEAN[3], **{name: values})) == []
 
 
-def test_what_is_empty_or_missing():
+def test_empty_episodes_and_missing_cameras():
     nothing = smooth(50, 9)
     empty = dataclasses.replace(
         nothing,
@@ -252,7 +252,7 @@ def test_cameras_that_fail_on_the_way():
     assert "is black at step 30" in only(smooth(50, 9, images={"corner": scene(50), "wrist": dark}), frames="all").text
 
 
-def test_noise_is_no_motion_and_rest_is_told():
+def test_noise_is_not_motion():
     episode, rng = smooth(40, 9), np.random.default_rng(0)
     head = np.repeat(episode.proprio[:1], 30, 0)
     head[:, :3] += rng.normal(scale=1e-4, size=(30, 3))
@@ -264,7 +264,7 @@ def test_noise_is_no_motion_and_rest_is_told():
     data = InMemory([*CLEAN, rest])
     [finding] = check(data)
     assert (finding.kind, finding.text) == ("idle", "nothing moves from its begin to its end")
-    assert RepairedDataset(data, [finding]).lengths.tolist() == data.lengths.tolist()  # for a person to decide
+    assert RepairedDataset(data, [finding]).lengths.tolist() == data.lengths.tolist()  # a person must decide
 
 
 def turning(length: int, angles: np.ndarray, rotation: str) -> Episode:
@@ -279,7 +279,7 @@ def turning(length: int, angles: np.ndarray, rotation: str) -> Episode:
 @pytest.mark.parametrize("rotation", ["quaternion_xyzw", "axis_angle"])
 def test_orientations_are_compared_by_the_angle_between(rotation):
     steps = [turning(n, np.linspace(0, 2, n), rotation) for n in (40, 41)]
-    through = turning(43, np.linspace(2.2, 4.1, 43), rotation)  # past pi, where vectors flip
+    through = turning(43, np.linspace(2.2, 4.1, 43), rotation)  # past pi, where axis-angle vectors flip
     robot = steps[0].embodiment
     assert [f.kind for f in check(InMemory([*steps, through], robot)) if f.kind == "jump"] == []
     angles = np.linspace(0, 2, 42)
@@ -326,7 +326,7 @@ def test_quaternions_that_jump_to_their_antipode():
     assert [(f.kind, f.episode) for f in check(data)] == [("antipode", 1)]
 
 
-def test_a_copy_of_nothing_is_refused():
+def test_repairing_needs_an_episode_without_errors():
     data = InMemory([smooth(actions=np.full((40, 4), np.nan, np.float32))])
     with pytest.raises(ValueError, match="every episode of memory has an error"):
         RepairedDataset(data, check(data))

@@ -1,5 +1,3 @@
-"""Names as data sets of known robots write them, and the ends at which their grippers are open."""
-
 from __future__ import annotations
 
 import pytest
@@ -75,7 +73,7 @@ def test_the_end_at_which_a_gripper_is_open(robot: str | None, ends: tuple[float
 @pytest.mark.parametrize(
     ("name", "end"), [("gripper_closed", "low"), ("gripper_closedness", "low"), ("gripper_width", "high")]
 )
-def test_a_name_may_say_what_a_gripper_counts(name: str, end: str) -> None:
+def test_the_open_end_of_a_gripper_by_its_name(name: str, end: str) -> None:
     assert find_open_end(name, None, (0, 1), "")[0] == end
 
 
@@ -89,7 +87,7 @@ def test_a_name_may_say_what_a_gripper_counts(name: str, end: str) -> None:
         (0, 0.078, None, (0, 0.08, "m")),
     ],
 )
-def test_the_range_that_numbers_of_a_gripper_come_from(
+def test_the_usual_range_of_gripper_numbers(
     low: float, high: float, robot: str | None, expected: tuple[float, float, str]
 ) -> None:
     assert gripper_range(low, high, robot) == expected

@@ -18,7 +18,7 @@ NONE = AugmentConfig(shift=0)
 
 
 def images(seed: int = 0) -> torch.Tensor:
-    """Two steps of each window differ in a known way: the second is the first, turned upside down."""
+    """Return windows of two steps. The second step is the first one, upside down."""
     g = torch.Generator().manual_seed(seed)
     first = torch.randint(0, 256, (3, 1, 2, 12, 16, 3), dtype=torch.uint8, generator=g)
     return torch.cat([first, first.flip(3)], 1)
@@ -28,7 +28,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_nothing_asked_for_is_the_same_tensor():
+def test_without_augmentation_the_tensor_is_returned_itself():
     given_images = images()
     assert augment(given_images, NONE, 1.0, generator()) is given_images
     assert center_crop_views(given_images[:, 0], 1.0).data_ptr() == given_images[:, 0].data_ptr()
@@ -47,7 +47,7 @@ def test_a_shift_moves_every_step_alike_and_repeats_edges(shift: int):
         )
 
 
-def test_every_move_within_the_limit_comes_up_and_views_have_their_own():
+def test_every_shift_within_the_limit_of_a_view_occurs():
     source = torch.zeros(400, 1, 2, 12, 12, 3, dtype=torch.uint8)
     source[:, :, :, 6, 6] = 255
     out = augment(source, AugmentConfig(shift=(2, 0)), 1.0, generator())
@@ -57,7 +57,7 @@ def test_every_move_within_the_limit_comes_up_and_views_have_their_own():
     assert torch.equal(out[:, :, 1], source[:, :, 1])
 
 
-def test_views_and_samples_shift_by_themselves():
+def test_views_and_samples_shift_independently():
     source = torch.zeros(300, 1, 2, 12, 12, 3, dtype=torch.uint8)
     source[:, :, :, 6, 6] = 255
     places = augment(source, AugmentConfig(shift=3), 1.0, generator())[:, 0, :, :, :, 0].flatten(2).argmax(2)
@@ -69,24 +69,24 @@ def test_views_and_samples_shift_by_themselves():
 WIDE = (32, 80)  # rows and columns differ, so that they cannot be swapped
 
 
-def test_a_crop_is_a_box_at_any_place_with_views_of_their_own():
+def test_crops_are_uniform_and_independent_per_view():
     """Shares of 0.75 and 0.5 of 32 x 80: boxes of 24 x 60 and 16 x 40."""
     first = torch.from_numpy(ramp(*WIDE))
     source = torch.stack([first, 255 - first])[:, None].expand(500, 2, 2, *WIDE, 3).contiguous()
     out = augment(source, NONE, (0.75, 0.5), generator()).numpy()
-    assert np.abs(out[:, 0].astype(int) + out[:, 1] - 255).max() <= 1  # one place for all steps of a window
+    assert np.abs(out[:, 0].astype(int) + out[:, 1] - 255).max() <= 1  # the same crop for all steps of a window
     corners = {}
     for view, box in enumerate([(24, 60), (16, 40)]):
         found = np.array([corner_of_box(image, box) for image in out[:, 0, view]])
         for axis in range(2):
             last = WIDE[axis] - box[axis]
             counts = np.bincount(found[:, axis], minlength=last + 1)
-            assert len(counts) == last + 1  # none reaches out of the image
-            assert counts.min() > 0  # every place comes up, both ends too
+            assert len(counts) == last + 1  # no crop exceeds the image
+            assert counts.min() > 0  # every corner occurs, the outermost too
             assert counts.max() < 2.5 * 500 / (last + 1)  # equally often
         corners[view] = found
     ways = np.concatenate([corners[0], corners[1]], 1).T
-    assert np.abs(np.corrcoef(ways) - np.eye(4)).max() < 0.15  # rows, columns and views by themselves
+    assert np.abs(np.corrcoef(ways) - np.eye(4)).max() < 0.15  # rows, columns and views are independent
 
 
 def test_an_image_shifts_before_it_is_cropped():
@@ -101,7 +101,7 @@ def test_an_image_shifts_before_it_is_cropped():
     [
         ((32, 80), 0.75, (24, 60), (4, 10)),
         ((32, 80), 0.5, (16, 40), (8, 20)),
-        ((20, 30), 0.9, (18, 27), (1, 2)),  # of 3 columns that are left out, 2 are at the left
+        ((20, 30), 0.9, (18, 27), (1, 2)),  # of the 3 columns left out, 2 are on the left
         ((32, 32), 1.0, (32, 32), (0, 0)),
     ],
 )
@@ -122,7 +122,7 @@ def test_acting_crops_each_view_by_its_own_share():
 
 
 def test_a_box_is_enlarged_with_antialiasing_also_where_it_has_fine_detail():
-    """Bilinear interpolation of stripes, as Pillow does it."""
+    """Stripes are interpolated bilinearly, like by Pillow."""
     stripes = np.zeros((32, 32, 3), np.uint8)
     stripes[::2] = 255
     seen = center_crop_views(torch.from_numpy(stripes)[None, None], 0.75)[0, 0].numpy()
@@ -130,12 +130,12 @@ def test_a_box_is_enlarged_with_antialiasing_also_where_it_has_fine_detail():
     assert np.abs(seen.astype(int) - np.asarray(theirs)).max() <= 1
 
 
-def test_images_shift_by_three_pixels_and_keep_their_colors_unless_a_recipe_says_otherwise():
+def test_by_default_images_shift_by_three_pixels_and_keep_their_colors():
     assert to_dict(AugmentConfig()) == {"shift": 3, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
 
 
 def reference(pixels: np.ndarray, mean_gray: float, bright: float, contrast: float, saturation: float, hue: float):
-    """One step after another, without clipping between them."""
+    """Apply one step after another, without clipping between them."""
     luma = np.array([0.299, 0.587, 0.114])
     x = pixels.astype(np.float64) * bright
     x = contrast * x + (1 - contrast) * bright * mean_gray
@@ -148,23 +148,23 @@ def reference(pixels: np.ndarray, mean_gray: float, bright: float, contrast: flo
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue", "all"])
-def test_jitter_is_its_steps_one_after_another(name: str):
+def test_jitter_equals_its_steps_one_after_another(name: str):
     amounts = {"brightness": 0.3, "contrast": 0.4, "saturation": 0.5, "hue": 0.1}
     asked = amounts if name == "all" else {name: amounts[name]}
     source = images()
     out = augment(source, AugmentConfig(shift=0, **asked), 1.0, generator(3))
     chance = torch.rand(3, 2, 4, generator=generator(3)) * 2 - 1
     for b, v in np.ndindex(3, 2):
-        drawn = {k: float(chance[b, v, i]) * asked.get(k, 0.0) for i, k in enumerate(amounts)}
+        sampled = {k: float(chance[b, v, i]) * asked.get(k, 0.0) for i, k in enumerate(amounts)}
         window = source[b, :, v].numpy()
         gray = float(window.reshape(-1, 3).mean(0) @ [0.299, 0.587, 0.114])
-        bright, contrast, saturation = (1 + drawn[k] for k in ("brightness", "contrast", "saturation"))
-        expected = reference(window, gray, bright, contrast, saturation, drawn["hue"])
+        bright, contrast, saturation = (1 + sampled[k] for k in ("brightness", "contrast", "saturation"))
+        expected = reference(window, gray, bright, contrast, saturation, sampled["hue"])
         assert np.abs(out[b, :, v].numpy() - expected).max() <= 0.6
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_each_view_is_varied_as_much_as_its_own_number_says(name: str):
+def test_each_view_has_its_own_strength(name: str):
     colors = torch.tensor([[200, 40, 90], [60, 120, 20]], dtype=torch.uint8)
     source = colors.repeat(6, 8, 1)[None, None, None].expand(40, 1, 2, 6, 16, 3).contiguous()
     out = augment(source, AugmentConfig(shift=0, **{name: (0.0, 0.2)}), 1.0, generator())

@@ -15,11 +15,11 @@ from anyvla.robot.space import ActionSpace, Group
 from tests.data.demonstrations import ROBOT, InMemory, demonstration
 
 LENGTHS = [9, 1, 14, 5]
-SCALE = 1000  # numbered actions are so many times smaller than their numbers
+SCALE = 1000  # numbers are divided by this to become actions
 
 
 def numbered(length: int, first: int = 0, robot: Embodiment = ROBOT) -> InMemory:
-    """One episode; dim d of the action of step t is (first + t) / SCALE + d / 10."""
+    """Return one episode; dim d of the action of step t is (first + t) / SCALE + d / 10."""
     steps = (first + np.arange(length, dtype=np.float32))[:, None] / SCALE
     actions = (steps + np.arange(robot.action.size) / 10).astype(np.float32)
     return InMemory([demonstration(length, embodiment=robot, actions=actions)], robot)
@@ -30,7 +30,7 @@ def joined(*parts: InMemory) -> InMemory:
 
 
 def scaling(mixture: Mixture, *reaches: float) -> Normalizer:
-    """Return a scaling that divides the actions of each robot by its reach; of 1 it changes nothing but clips."""
+    """Return a normalizer that divides the actions of each robot by its reach, then clips."""
     robots = []
     for embodiment, reach in zip(robots_of(mixture), reaches or (1.0,), strict=True):
         dims = {"q01": [-reach] * embodiment.action.size, "q99": [reach] * embodiment.action.size}
@@ -75,7 +75,7 @@ def test_a_chunk_begins_at_each_step_and_ends_with_its_episode(length: int, epis
 
 
 @pytest.mark.parametrize(("most", "seed"), [(1, 0), (7, 0), (7, 3), (28, 1), (29, 0), (40, 0)])
-def test_a_cap_leaves_one_of_each_equal_stretch(most: int, seed: int) -> None:
+def test_a_limit_keeps_one_chunk_of_each_equal_stretch(most: int, seed: int) -> None:
     data = Mixture([numbered(29)], [1.0], [None])
     left = numbers(read_chunks(data, NORMALIZER, 1, [[0]], most=most, seed=seed))[:, 0].tolist()
     if most >= 29:
@@ -86,7 +86,7 @@ def test_a_cap_leaves_one_of_each_equal_stretch(most: int, seed: int) -> None:
         assert 29 * k // most <= number < 29 * (k + 1) // most
 
 
-def test_a_cap_draws_within_its_stretches_by_the_seed() -> None:
+def test_a_limit_samples_within_its_stretches_by_the_seed() -> None:
     data = Mixture([numbered(28)], [1.0], [None])
     left = [numbers(read_chunks(data, NORMALIZER, 1, [[0]], most=7, seed=s))[:, 0] for s in range(40)]
     again = numbers(read_chunks(data, NORMALIZER, 1, [[0]], most=7, seed=3))[:, 0]
@@ -100,7 +100,7 @@ def test_each_data_set_gives_its_share() -> None:
     assert (found < 500).tolist() == [True] * 15 + [False] * 5
 
 
-def test_robots_have_their_own_places_and_scaling() -> None:
+def test_each_robot_has_its_own_dims_and_scaling() -> None:
     """The layout: hand 3, gripper 1 of the arm; joints 2 of the pair, which has the same gripper."""
     pair = dataclasses.replace(
         ROBOT,
@@ -115,7 +115,7 @@ def test_robots_have_their_own_places_and_scaling() -> None:
     torch.testing.assert_close(chunks.actions[:, 0], torch.tensor(arm + two))
 
 
-def test_scaling_maps_percentiles_to_one_and_clips_what_is_beyond() -> None:
+def test_scaling_maps_percentiles_to_one_and_clips_the_rest() -> None:
     low, high = [-2.0, 0.0, 5.0, -9.0], [2.0, 1.0, 9.0, 9.0]
     normalizer = action_normalizer(DATA, [Robot(ROBOT, Statistics({"q01": low, "q99": high}, {}, "f"))], "quantile")
     given = torch.tensor([[-2.0, 0.0, 5.0, -1.0], [1.0, 0.25, 8.0, 0.5], [3.0, -1.0, 99.0, 2.0]])
@@ -124,7 +124,7 @@ def test_scaling_maps_percentiles_to_one_and_clips_what_is_beyond() -> None:
 
 
 @pytest.mark.parametrize(("method", "expected"), [("quantile", 0.5), ("minmax", 0.25), ("meanstd", 0.125)])
-def test_scaling_is_as_the_recipe_says(method, expected: float) -> None:
+def test_each_method_scales_by_its_own_statistics(method, expected: float) -> None:
     ends = {"q01": -2, "q99": 2, "min": -4, "max": 4, "mean": 0, "std": 8}
     robot = Robot(ROBOT, Statistics({key: [float(value)] * 4 for key, value in ends.items()}, {}, "f"))
     scaled = action_normalizer(DATA, [robot], method).normalize(torch.ones(1, 4), torch.zeros(1, dtype=torch.int64))
@@ -140,7 +140,7 @@ def test_a_tenth_of_the_episodes_is_held_out(count: int, aside: int) -> None:
     assert len(hold_out(count, share=0.5)[1]) == (count // 2 if count > 1 else 0)
 
 
-def test_the_episodes_held_out_are_drawn_by_the_seed() -> None:
+def test_the_held_out_episodes_depend_on_the_seed() -> None:
     held = [tuple(hold_out(20, 0.2, seed)[1]) for seed in range(60)]
     assert hold_out(20, 0.2, 7)[1] == list(held[7])
     assert hold_out(20, 0.2)[1] == list(held[0])
@@ -148,6 +148,6 @@ def test_the_episodes_held_out_are_drawn_by_the_seed() -> None:
     assert np.bincount(np.concatenate(held), minlength=20).min() > 3  # 12 times each, on average
 
 
-def test_no_episode() -> None:
+def test_chunks_of_no_episode_are_refused() -> None:
     with pytest.raises(ValueError, match="there is no episode to take chunks from"):
         read_chunks(DATA, NORMALIZER, 4, [[]])

@@ -27,14 +27,14 @@ def opened(root, **data) -> Mixture:
     return open_mixture(build(DataConfig, data), root / "small")
 
 
-def test_a_source_travels_as_plain_data():
+def test_a_source_can_be_written_as_plain_data():
     data = {"sources": [{"path": "data/set", "rotation": "rot6d", "cameras": {"a": "b"}}], "cache_gb": 0.5}
     config = build(DataConfig, data)
     assert config.sources[0].path == "data/set"
     assert build(DataConfig, to_dict(config)) == config
 
 
-def test_data_is_used_as_it_is_unless_a_recipe_says_otherwise():
+def test_data_is_unchanged_by_default():
     assert to_dict(Source(path="a")) == {
         "path": "a",
         "format": None,
@@ -64,7 +64,7 @@ def test_data_is_used_as_it_is_unless_a_recipe_says_otherwise():
     }
 
 
-def test_the_given_sources_or_else_what_was_collected(root):
+def test_sources_replace_the_collected_data(root):
     assert opened(root).datasets[0].lengths.tolist() == [5] * 4
     given = opened(root, sources=[{"path": str(root / "large")}])
     assert given.datasets[0].lengths.tolist() == [20] * 3
@@ -88,7 +88,7 @@ def test_shares_follow_from_weights_and_temperature(root, temperature, weights, 
     assert mixture.robot_of == [0, 0]  # one robot, twice
 
 
-def test_a_fingerprint_tells_data_and_shares_apart(root):
+def test_the_fingerprint_depends_on_data_and_shares(root):
     paths = [{"path": str(root / n)} for n in ("small", "large")]
     prints = {
         opened(root, sources=paths).fingerprint,
@@ -99,7 +99,7 @@ def test_a_fingerprint_tells_data_and_shares_apart(root):
     assert opened(root, sources=paths).fingerprint in prints
 
 
-def test_statistics_of_a_robot_are_those_of_all_its_data(root):
+def test_statistics_of_a_robot_are_of_all_its_data(root):
     paths = [{"path": str(root / n)} for n in ("small", "large")]
     [robot] = opened(root, sources=paths).robots()
     rows = [
@@ -111,7 +111,7 @@ def test_statistics_of_a_robot_are_those_of_all_its_data(root):
     assert small.statistics.fingerprint != robot.statistics.fingerprint
 
 
-def test_each_robot_has_its_own(root):
+def test_each_robot_has_its_own_statistics(root):
     other = dataclasses.replace(ROBOT, name="other")
     two = [
         InMemory([dataclasses.replace(demonstration(9, seed=i), embodiment=r)], r, str(i))
@@ -129,7 +129,7 @@ def source(root, **keys) -> EpisodeDataset:
     return open_source(build(Source, {"path": str(root / "small"), **keys}))
 
 
-def test_a_source_is_brought_to_what_its_options_say(root):
+def test_the_options_of_a_source_are_applied(root):
     assert source(root, cameras={"front": "wrist"}).embodiment.cameras == ("front",)
     assert source(root, hz=20).embodiment.control_hz == 20
     assert source(root, hz=20).lengths.tolist() == [3] * 4
@@ -147,12 +147,12 @@ def test_views_may_be_chosen_for_all_sources(root):
 
 
 def test_episodes_without_an_instruction(tmp_path):
-    silent = InMemory([demonstration(5, instructions=(), extra={}), demonstration(6, extra={})])
+    unlabeled_data = InMemory([demonstration(5, instructions=(), extra={}), demonstration(6, extra={})])
 
     def through(**keys):
         from unittest.mock import patch
 
-        with patch("anyvla.data.training.mixture.open_dataset", return_value=silent):
+        with patch("anyvla.data.training.mixture.open_dataset", return_value=unlabeled_data):
             return open_source(build(Source, {"path": "somewhere", **keys}))
 
     with pytest.raises(ValueError, match=r"1 of 2 episodes of somewhere have no instruction: .*unlabeled: drop"):
@@ -189,20 +189,22 @@ def numbers(dataset: EpisodeDataset) -> list[int]:
 
 
 def test_episodes_are_numbered_before_any_is_dropped(monkeypatch):
-    words = [("a",), (), ("b",), ("c",), ()]
-    episodes = [demonstration(5 + i, instructions=w, extra={}) for i, w in enumerate(words)]
+    instructions = [("a",), (), ("b",), ("c",), ()]
+    episodes = [demonstration(5 + i, instructions=texts, extra={}) for i, texts in enumerate(instructions)]
     monkeypatch.setattr("anyvla.data.training.mixture.open_dataset", lambda *args: InMemory(episodes))
     keys = {"path": "somewhere", "unlabeled": "drop", "leave_out": [2]}
     assert open_source(build(Source, keys)).lengths.tolist() == [5, 8]
     assert open_source(build(Source, keys | {"instruction": "do it"})).lengths.tolist() == [5, 6, 8, 9]
 
 
-def test_the_instruction_of_a_source_is_for_its_silent_episodes(monkeypatch):
-    silent = InMemory([demonstration(5, instructions=(), extra={}), demonstration(5, instructions=("open it",))])
-    monkeypatch.setattr("anyvla.data.training.mixture.open_dataset", lambda *args: silent)
+def test_the_instruction_of_a_source_is_for_episodes_without_one(monkeypatch):
+    unlabeled_data = InMemory(
+        [demonstration(5, instructions=(), extra={}), demonstration(5, instructions=("open it",))]
+    )
+    monkeypatch.setattr("anyvla.data.training.mixture.open_dataset", lambda *args: unlabeled_data)
     data = {"sources": [{"path": "somewhere", "instruction": "do it"}]}
     mixture = open_mixture(build(DataConfig, data), Path("nowhere"))
-    assert [mixture.instruction(0, silent[i], 0) for i in (0, 1)] == ["do it", "open it"]
+    assert [mixture.instruction(0, unlabeled_data[i], 0) for i in (0, 1)] == ["do it", "open it"]
 
 
 def test_keys_of_a_recipe_win_over_those_of_the_file_that_it_names(tmp_path):
@@ -234,7 +236,7 @@ def test_a_source_takes_a_part_of_its_episodes_by_the_seed(monkeypatch):
     assert set(parts[5]) < set(wider)
 
 
-def test_a_source_brings_its_actions_to_another_frame_and_rate(monkeypatch):
+def test_a_source_converts_its_actions_to_another_frame_and_rate(monkeypatch):
     plain = of_numbered_episodes(2, monkeypatch)
     assert plain[1].actions[0].tolist() == [1, 1, 2]
     turned = of_numbered_episodes(2, monkeypatch, frame="base")
@@ -252,7 +254,7 @@ def test_a_source_brings_its_actions_to_another_frame_and_rate(monkeypatch):
 
 @pytest.mark.parametrize(("temperature", "power"), [(None, 1.0), (2.0, 0.5)])
 def test_a_preset_multiplies_steps_by_its_weights(tmp_path, monkeypatch, temperature, power):
-    """Of OpenVLA's mixture: bridge_orig has weight 1, language_table 0.1, kuka 0.8341046294."""
+    """In OpenVLA's mixture, bridge_orig has weight 1, language_table 0.1, kuka 0.8341046294."""
     steps = {"bridge_orig": 30, "language_table": 80, "kuka": 10}
     for name in steps:
         folder = tmp_path / name / "1.0.0" if name == "bridge_orig" else tmp_path / name / "0.1.0"
@@ -287,7 +289,7 @@ def test_views_come_in_the_order_asked_for(root):
         ("action", ActionSpace(groups=(dataclasses.replace(ROBOT.action.groups[0], mode="absolute"),))),
     ],
 )
-def test_sources_of_one_robot_agree_in_all_that_numbers_mean(field, value):
+def test_sources_of_one_robot_must_agree_in_their_conventions(field, value):
     other = dataclasses.replace(ROBOT, **{field: value})
     with pytest.raises(ValueError, match=f"show a robot named 'arm' and disagree in {field}"):
         Mixture([InMemory([demonstration(5)]), InMemory([], other)], [1, 1], [None, None])

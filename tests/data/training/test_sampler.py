@@ -32,10 +32,10 @@ def test_a_shuffle_mixes_and_depends_on_its_key():
         assert (np.diff(got) == 1).mean() < 0.01  # neighbors are torn apart
 
 
-def test_every_window_comes_up_once_before_any_comes_up_again():
+def test_every_window_is_sampled_once_per_epoch():
     sampler = MixtureSampler([13, 7], [0.5, 0.5], batch_size=4, seed=1)
-    drawn = [sampler.sample(step) for step in range(40)]
-    sources, windows = (np.concatenate([getattr(d, name) for d in drawn]) for name in ("sources", "windows"))
+    sampled = [sampler.sample(step) for step in range(40)]
+    sources, windows = (np.concatenate([getattr(d, name) for d in sampled]) for name in ("sources", "windows"))
     for source, size in enumerate((13, 7)):
         own = windows[sources == source]
         epochs = [own[i : i + size] for i in range(0, len(own) - size + 1, size)]
@@ -50,11 +50,11 @@ def test_shares_are_kept():
     np.testing.assert_allclose(counts / 100_000, [0.7, 0.2, 0.1], atol=0.005)
 
 
-def test_a_step_is_the_same_whatever_was_drawn_before():
-    """Going on at a step needs nothing but its number, far beyond the first block of positions too."""
+def test_a_step_does_not_depend_on_earlier_samples():
+    """Resuming at a step needs only its number, also beyond the first block of positions."""
     sizes, shares = [50_000, 777], [0.9, 0.1]
     used = MixtureSampler(sizes, shares, 96, seed=3)
-    for step in (0, 1, 2000, 5, 2000, 683):  # 65536 / 96 = 682.7: this batch lies in two blocks
+    for step in (0, 1, 2000, 5, 2000, 683):  # 65536 / 96 = 682.7: this batch spans two blocks
         fresh = MixtureSampler(sizes, shares, 96, seed=3)
         for name in FIELDS:
             assert np.array_equal(getattr(used.sample(step), name), getattr(fresh.sample(step), name))
@@ -68,36 +68,36 @@ def test_chances_are_spread():
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_everything_drawn_depends_on_the_seed_and_on_the_step(field: str):
-    """Half of the sources are equal by chance. Windows are of one source: others would differ with the source."""
+def test_samples_depend_on_the_seed_and_the_step(field: str):
+    """Half of the sources are equal by chance. Windows are compared within one source."""
     count = 2 if field == "sources" else 1
-    draws = [
+    samples = [
         getattr(MixtureSampler([10**6] * count, [1] * count, 1000, seed).sample(step), field)
         for seed, step in ((0, 0), (1, 0), (0, 1))
     ]
-    for other in draws[1:]:
-        assert (draws[0] == other).mean() < (0.6 if field == "sources" else 0.01)
+    for other in samples[1:]:
+        assert (samples[0] == other).mean() < (0.6 if field == "sources" else 0.01)
 
 
 def test_chances_follow_neither_the_window_nor_the_source():
-    drawn = MixtureSampler([2000, 2000], [1, 1], 4000, seed=0).sample(0)
-    chance = (drawn.chance >> np.uint64(40)).astype(float)
-    for other in (drawn.sources, drawn.windows, np.arange(4000)):
+    sampled = MixtureSampler([2000, 2000], [1, 1], 4000, seed=0).sample(0)
+    chance = (sampled.chance >> np.uint64(40)).astype(float)
+    for other in (sampled.sources, sampled.windows, np.arange(4000)):
         assert abs(np.corrcoef(chance, other)[0, 1]) < 0.06
     again = MixtureSampler([2000, 2000], [1, 1], 4000, seed=0).sample(1)
-    for window in range(2000):  # the same window gets another one each time
-        assert not set(drawn.chance[drawn.windows == window]) & set(again.chance[again.windows == window])
+    for window in range(2000):  # the same window gets a different number each time
+        assert not set(sampled.chance[sampled.windows == window]) & set(again.chance[again.windows == window])
 
 
 def test_sources_of_one_size_are_shuffled_each_in_its_own_order():
-    drawn = MixtureSampler([200, 200], [1, 1], 800, seed=0).sample(0)
-    one, other = (drawn.windows[drawn.sources == s][:200] for s in (0, 1))
+    sampled = MixtureSampler([200, 200], [1, 1], 800, seed=0).sample(0)
+    one, other = (sampled.windows[sampled.sources == s][:200] for s in (0, 1))
     assert sorted(one) == sorted(other) == list(range(200))
     assert (one == other).mean() < 0.05
 
 
-def test_far_positions_go_on_where_the_first_ones_ended():
-    """Sources are drawn for 65536 positions at once: the next ones are others, and no window comes again."""
+def test_a_second_block_continues_the_first():
+    """Sources are sampled for 65536 positions at once. The next block has other sources and repeats no window."""
     sampler = MixtureSampler([100_000, 100_000], [1, 1], 1 << 16, seed=0)
     first, second = (sampler.sample(step) for step in (0, 1))
     assert (first.sources == second.sources).mean() < 0.55

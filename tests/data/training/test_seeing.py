@@ -28,7 +28,7 @@ STILL = {"shift": 0}
 
 
 def source(windows: int, first: int = 0, image: np.ndarray | None = None) -> InMemory:
-    """One episode with a window at each step. The proprio is the number of the step, the images do not change."""
+    """Return an episode with a window at each step. The proprio is the step number; the images do not change."""
     frames = np.repeat((ramp() if image is None else image)[None], windows, 0)
     numbers = np.repeat(np.arange(first, first + windows, dtype=np.float32)[:, None], 4, 1)
     images = {"corner": frames, "wrist": frames}
@@ -69,14 +69,14 @@ def corners(made: list[Batch], sides: tuple[int, ...] = (24, 24)) -> np.ndarray:
     )
 
 
-def test_each_step_has_windows_of_its_own_until_all_have_come_up():
+def test_each_epoch_has_every_window_once():
     seen = numbers(batches(source(12), steps=9, size=4))
     for epoch in np.split(seen, 3):
         assert sorted(epoch.ravel()) == list(range(12))
     assert len({tuple(epoch.ravel()) for epoch in np.split(seen, 3)}) == 3
 
 
-def test_another_seed_is_another_order_of_windows_and_other_crops():
+def test_another_seed_changes_the_windows_and_the_crops():
     one, same, other = (batches(source(12), steps=3, size=4, seed=s, view={"crop": 0.75}) for s in (5, 5, 6))
     assert np.array_equal(numbers(one), numbers(same))
     assert all(torch.equal(a.images, b.images) for a, b in zip(one, same, strict=True))
@@ -84,17 +84,17 @@ def test_another_seed_is_another_order_of_windows_and_other_crops():
     assert (corners(one) != corners(other)).any(-1).mean() > 0.5
 
 
-def test_the_same_window_is_varied_anew_at_each_step_in_each_view_and_sample():
-    """All batches are of one window, so that all that differs is random."""
+def test_crops_differ_by_step_view_and_sample():
+    """All batches hold the same window, so every difference is random."""
     seen = corners(batches(source(1), steps=6, size=8, view={"crop": 0.75}))
     flat = seen.reshape(6, -1)
     assert len({tuple(step) for step in flat}) == 6
-    assert (seen[1:] != seen[:-1]).any(-1).mean() > 0.8  # 1 of 81 places is the same by chance
+    assert (seen[1:] != seen[:-1]).any(-1).mean() > 0.8  # 1 of 81 corners is equal by chance
     assert (seen[:, :, 0] != seen[:, :, 1]).any(-1).mean() > 0.8
     assert (seen[:, 1:] != seen[:, :-1]).any(-1).mean() > 0.8
 
 
-def test_a_step_is_the_same_wherever_training_began():
+def test_a_step_does_not_depend_on_where_training_began():
     straight = batches(source(12), steps=5, size=4, view={"crop": 0.75}, shift=2, brightness=0.3)
     resumed = batches(source(12), steps=5, size=4, start=3, view={"crop": 0.75}, shift=2, brightness=0.3)
     for one, other in zip(straight[3:], resumed, strict=True):
@@ -122,7 +122,7 @@ def test_the_settings_of_augmentation_reach_the_images():
     assert set(rows) == {7 * (16 + d) for d in range(-2, 3)}
 
 
-def test_sources_come_up_by_their_shares():
+def test_sources_are_sampled_by_their_shares():
     made = batches(source(50), source(50, first=1000), steps=20, size=50, shares=(9.0, 1.0))
     assert (numbers(made) >= 1000).mean() == pytest.approx(0.1, abs=0.03)
 
@@ -152,14 +152,14 @@ def test_acting_sees_the_center_of_each_crop_every_time():
             assert np.abs(image - box_of_ramp((corner, corner), (side, side))).max() <= 1
 
 
-def test_acting_sees_images_as_they_are_if_nothing_is_cropped():
+def test_acting_sees_whole_images_without_a_crop():
     [images] = acting_on(ramp(), {}, calls=1)
     assert np.array_equal(images[0].numpy(), np.stack([ramp(), ramp()]))
 
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
-def test_training_and_acting_bring_images_to_one_size_in_the_same_way(cache_gb: float):
-    """16 x 32 padded to 32 x 32: 8 black rows, the image, 8 black rows."""
+def test_training_and_acting_resize_images_alike(cache_gb: float):
+    """An image of 16 x 32 padded to 32 x 32 has 8 black rows above and below."""
     wide, expected = ramp(16, 32), np.zeros((32, 32, 3), np.uint8)
     expected[8:24] = wide
     view = {"size": (32, 32), "fit": "pad"}

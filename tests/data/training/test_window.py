@@ -38,7 +38,7 @@ def at(*indices: int, source: int = 0, chance: int = 0) -> WindowIndices:
 
 
 def expected(config: WindowConfig, index: int) -> dict[str, np.ndarray]:
-    """One window, step by step."""
+    """Return one window, built step by step."""
     number = int(np.searchsorted(STARTS, index, side="right")) - 1
     episode, last = EPISODES[number], index - STARTS[number]
     w, n = config.window, config.chunk
@@ -67,7 +67,7 @@ def expected(config: WindowConfig, index: int) -> dict[str, np.ndarray]:
     cache_gb=st.sampled_from([0.0, 80_000e-9, 1.0]),  # nothing, some episodes, everything
     indices=st.lists(st.integers(0, 28), min_size=1, max_size=8),
 )
-def test_windows_are_those_cut_out_step_by_step(window, chunk, stride, cache_gb, indices):
+def test_windows_equal_a_reference_that_goes_step_by_step(window, chunk, stride, cache_gb, indices):
     assume((window - 1) * stride < 14)  # the longest episode
     config = WindowConfig(window=window, chunk=chunk, stride=stride, cache_gb=cache_gb)
     batch = windows_of(config).batch(at(*indices))
@@ -81,8 +81,8 @@ def test_windows_are_those_cut_out_step_by_step(window, chunk, stride, cache_gb,
     assert batch["actions"].dtype == batch["proprio"].dtype == np.float32
 
 
-def test_by_hand():
-    """The window that ends at step 5 of 7: steps 1, 3, 5; from each, the actions that were done from there on."""
+def test_a_window_by_hand():
+    """The window that ends at step 5 of 7 has steps 1, 3 and 5, each with the actions that follow."""
     numbers = np.arange(7, dtype=np.float32)
     columns = np.repeat(numbers[:, None], 4, 1)
     episode = demonstration(7, actions=columns, proprio=10 + columns)
@@ -107,7 +107,7 @@ def counted(episode: Episode) -> Episode:
     return dataclasses.replace(episode, images={c: Counted(np.asarray(f)) for c, f in episode.images.items()})
 
 
-def test_only_frames_that_are_shown_are_decoded_and_those_that_fit_once():
+def test_only_shown_frames_are_decoded_and_kept_frames_once():
     episodes = [counted(e) for e in EPISODES]
     windows = windows_of(WindowConfig(window=2, stride=3, cache_gb=60_000e-9), *episodes)  # 9 frames of two cameras
     windows.batch(at(8))
@@ -147,7 +147,7 @@ def test_threads_may_share_a_dataset():
         same(result, results[0])
 
 
-def test_it_goes_to_other_processes():
+def test_windows_can_be_pickled():
     windows = windows_of(WindowConfig(window=2))
     before = windows.batch(at(3, 20))
     same(pickle.loads(pickle.dumps(windows)).batch(at(3, 20)), before)
@@ -180,7 +180,7 @@ def arms(length: int, seed: int = 0, size: int = 32) -> Episode:
 
 
 def test_robots_share_a_batch():
-    """Dims and views by name: hand 3, gripper 1, left_joints 6; corner, wrist, head."""
+    """The shared layout has dims hand 3, gripper 1, left_joints 6 and views corner, wrist, head."""
     two = arms(9)
     data = WindowDataset(of(InMemory(EPISODES), InMemory([two], ARMS)), WindowConfig(window=2, chunk=4))
     batch = data.batch(WindowIndices(np.array([1, 0]), np.array([5, 8]), np.array([1, 0], np.uint64)))
@@ -204,7 +204,7 @@ def test_robots_share_a_batch():
     assert np.array_equal(batch["images"][1, 1, 0], EPISODES[0].images["corner"][8])
 
 
-def test_a_window_is_one_step_with_a_chunk_of_eight_unless_a_recipe_says_otherwise():
+def test_the_default_window_is_one_step_with_a_chunk_of_eight():
     assert to_dict(WindowConfig()) == {
         "window": 1,
         "chunk": 8,
@@ -215,7 +215,7 @@ def test_a_window_is_one_step_with_a_chunk_of_eight_unless_a_recipe_says_otherwi
 
 
 def test_the_memory_of_all_frames():
-    """29 steps of two cameras and 9 steps of two others, 16 x 24 pixels of 3 bytes each."""
+    """There are 29 steps of two cameras and 9 steps of two others, of 16 x 24 pixels of 3 bytes."""
     data = of(InMemory(EPISODES), InMemory([arms(9)], ARMS))
     windows = WindowDataset(data, WindowConfig(chunk=4, view=ViewConfig(size=(16, 24))))
     assert windows.decoded_gb == pytest.approx((29 * 2 + 9 * 2) * 16 * 24 * 3 / 1e9)
@@ -251,7 +251,7 @@ def test_views_are_in_the_order_of_the_robots_cameras(cache_gb):
 
 
 def test_windows_are_numbered_within_their_source():
-    """Episodes of 9, 1, 14 and 5 steps, beside some of 2, 3 and 8."""
+    """One source has episodes of 9, 1, 14 and 5 steps, the other of 2, 3 and 8."""
     other = [demonstration(n, seed=i + 10) for i, n in enumerate([2, 3, 8])]
     data = WindowDataset(of(InMemory(EPISODES), InMemory(other, fingerprint="o")), WindowConfig())
     batch = data.batch(WindowIndices(np.array([1, 1, 1, 0, 0]), np.array([1, 2, 12, 2, 9]), np.zeros(5, np.uint64)))
@@ -263,7 +263,7 @@ def test_windows_are_numbered_within_their_source():
         data.batch(at(13, source=1))
 
 
-def test_images_are_brought_to_one_size():
+def test_images_are_resized_to_one_size():
     data = of(InMemory(EPISODES), InMemory([arms(9, size=48)], ARMS))
     with pytest.raises(ValueError, match=r"one size, got memory corner 32x32, .*48x48: set model\.view\.size"):
         WindowDataset(data, WindowConfig(chunk=4))
@@ -273,11 +273,11 @@ def test_images_are_brought_to_one_size():
 
 
 def test_instructions():
-    silent = demonstration(9, instructions=())
-    windows = windows_of(WindowConfig(chunk=4), silent)
+    unlabeled = demonstration(9, instructions=())
+    windows = windows_of(WindowConfig(chunk=4), unlabeled)
     with pytest.raises(ValueError, match="has no instruction; give the source one"):
         windows.batch(at(0))
-    instructed = WindowDataset(of(InMemory([silent, EPISODES[0]]), instruction="do it"), WindowConfig(chunk=4))
+    instructed = WindowDataset(of(InMemory([unlabeled, EPISODES[0]]), instruction="do it"), WindowConfig(chunk=4))
     assert instructed.batch(at(0, 9))["instructions"] == ["do it", "open the drawer"]
     several = windows_of(WindowConfig(chunk=4), demonstration(9, instructions=("a", " ", "b", "c")))
     assert [several.batch(at(0, chance=c))["instructions"][0] for c in range(5)] == ["a", "b", "c", "a", "b"]
@@ -299,7 +299,7 @@ def test_bad_input():
         WindowConfig(stride=0)
 
 
-def test_windows_and_chunks_that_no_episode_supplies():
+def test_windows_and_chunks_longer_than_every_episode_are_refused():
     data = [demonstration(n) for n in (30, 40)]
     with pytest.raises(
         ValueError,
@@ -316,7 +316,7 @@ def test_windows_and_chunks_that_no_episode_supplies():
         windows_of(WindowConfig(chunk=64), *data)
 
 
-def test_windows_and_chunks_that_few_episodes_supply_are_warned_about(caplog):
+def test_windows_and_chunks_longer_than_most_episodes_give_a_warning(caplog):
     data = [demonstration(n) for n in (6, 6, 6, 12)]
     windows_of(WindowConfig(window=3, stride=5, chunk=6), *data)
     assert [r.getMessage() for r in caplog.records] == [

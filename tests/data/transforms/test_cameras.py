@@ -25,7 +25,7 @@ def test_cameras_are_renamed_in_the_order_given_and_others_never_decoded():
     assert (len(both), both.task(0)) == (1, data.task(0))
 
 
-def test_it_is_told_apart_and_can_be_pickled():
+def test_the_change_is_part_of_the_fingerprint_and_survives_pickling():
     data = InMemory([demonstration(6)])
     one = Cameras(data, {"a": "wrist", "b": "corner"})
     other = Cameras(data, {"b": "corner", "a": "wrist"})

@@ -47,7 +47,7 @@ def arm(orientation="quaternion_wxyz", delta="euler", frame="tool"):
 
 
 def moving(robot, seed=0, length=T):
-    """An episode of poses and deltas, and the same as scipy rotations: (episode, orientations, deltas)."""
+    """Return an episode of poses and deltas, and its orientations and deltas as rotations of scipy."""
     rng = np.random.default_rng(seed)
     orientations, deltas = Scipy.random(length, random_state=seed), Scipy.from_rotvec(rng.normal(0, 0.3, (length, 3)))
     pose, step = robot.proprio.groups[1].rotation, robot.action.groups[1].rotation
@@ -64,9 +64,9 @@ def moving(robot, seed=0, length=T):
     return episode, orientations, deltas
 
 
-def part(episode, name, what="action"):
-    values = episode.actions if what == "action" else episode.proprio
-    return values[:, getattr(episode.embodiment, what).slices()[name]]
+def part(episode, name, space="action"):
+    values = episode.actions if space == "action" else episode.proprio
+    return values[:, getattr(episode.embodiment, space).slices()[name]]
 
 
 def matrices(values, convention):
@@ -75,7 +75,7 @@ def matrices(values, convention):
 
 @pytest.mark.parametrize("source", CONVENTIONS)
 @pytest.mark.parametrize("target", CONVENTIONS)
-def test_every_rotation_is_written_anew_and_the_rest_stays(source, target):
+def test_rotations_are_converted_and_other_groups_stay(source, target):
     robot = arm(source, source)
     episode, orientations, deltas = moving(robot)
     data = Converted(InMemory([episode], robot), rotation=target)
@@ -88,8 +88,8 @@ def test_every_rotation_is_written_anew_and_the_rest_stays(source, target):
     np.testing.assert_allclose(matrices(part(new, "rotation", "proprio"), target), orientations.as_matrix(), atol=2e-6)
     np.testing.assert_allclose(matrices(part(new, "rotation"), target), deltas.as_matrix(), atol=2e-6)
     for name in ("position", "gripper"):
-        for what in ("action", "proprio"):
-            np.testing.assert_array_equal(part(new, name, what), part(episode, name, what))
+        for vector in ("action", "proprio"):
+            np.testing.assert_array_equal(part(new, name, vector), part(episode, name, vector))
     assert new.images["corner"].decoded == 0
     assert new.instructions == episode.instructions
 
@@ -110,7 +110,7 @@ def test_a_quaternion_trajectory_has_no_antipode_jumps():
 
 
 def by_hand(frame, orientations, deltas, moves):
-    """Deltas along the tool's axes <-> along the base's, by matrices."""
+    """Return moves and turns (as matrices) in the frame `frame`, converted from the other one by matrices."""
     r, d = orientations.as_matrix(), deltas.as_matrix()
     r = r if frame == "base" else r.transpose(0, 2, 1)
     return np.einsum("tij,tj->ti", r, moves), r @ d @ r.transpose(0, 2, 1)
@@ -123,7 +123,7 @@ def by_hand(frame, orientations, deltas, moves):
     frames=st.sampled_from([("tool", "base"), ("base", "tool")]),
     seed=st.integers(0, 99),
 )
-def test_deltas_are_seen_from_the_other_frame(source, target, pose, frames, seed):
+def test_deltas_are_converted_to_the_other_frame(source, target, pose, frames, seed):
     robot = arm(pose, source, frames[0])
     episode, orientations, deltas = moving(robot, seed)
     data = InMemory([episode], robot)
@@ -152,7 +152,7 @@ def test_frames_by_hand():
     )
 
 
-def test_units_of_angles_are_heeded_and_scaled_ones_become_radians():
+def test_scaled_angles_are_converted_to_radians():
     robot = arm()
     step = turn("euler", mode="delta", frame="tool", unit="0.05 rad", low=-1, high=1)
     robot = dataclasses.replace(robot, action=space(move(), step, GRIPPER))
@@ -166,7 +166,7 @@ def test_units_of_angles_are_heeded_and_scaled_ones_become_radians():
 
 
 def test_quaternions_of_deltas_have_a_positive_real_part_at_every_step():
-    """They do not follow one another, unlike orientations, whose real part may change its sign along the way."""
+    """The real part of orientations may change its sign along an episode, to keep them continuous."""
     robot = arm("quaternion_wxyz", "quaternion_wxyz")
     episode, _, _ = moving(robot)
     half = np.where(np.arange(T) % 2, 1.4, -1.4)  # turns there and back by 2.8 radians about z
@@ -183,7 +183,7 @@ def test_quaternions_of_deltas_have_a_positive_real_part_at_every_step():
     np.testing.assert_allclose(part(new, "rotation", "proprio"), signs * wanted, atol=1e-6)
 
 
-def test_only_what_changes_loses_its_declared_range():
+def test_only_converted_groups_lose_their_declared_range():
     ends = {"low": -1, "high": 1}
     robot = dataclasses.replace(
         arm(),
@@ -208,7 +208,7 @@ def test_only_what_changes_loses_its_declared_range():
 
 @pytest.mark.parametrize(("source", "target"), [("tool", "base"), ("base", "tool")])
 def test_only_deltas_change_their_frame(source, target):
-    """Joints, grippers and absolute poses stay, whatever frame they declare."""
+    """Joints, grippers and absolute poses keep the frame that they declare."""
     robot = dataclasses.replace(
         arm(),
         action=space(
@@ -260,7 +260,7 @@ def test_two_arms_turn_by_their_own_orientation():
     np.testing.assert_allclose(new.actions, [[1, 2, 3, -2, 1, 3]], atol=1e-6)
 
 
-def test_what_is_so_already_stays_and_needs_no_declaration():
+def test_groups_that_match_already_need_no_declaration():
     robot = dataclasses.replace(arm("rot6d", "rot6d", "base"), proprio=space(Group(name="arm", size=8)))
     episode, _, _ = moving(arm("rot6d", "rot6d", "base"))
     episode = dataclasses.replace(episode, embodiment=robot, proprio=episode.proprio[:, :8])
@@ -269,7 +269,7 @@ def test_what_is_so_already_stays_and_needs_no_declaration():
     np.testing.assert_array_equal(new[0].actions, episode.actions)
 
 
-def test_it_is_told_apart_and_can_be_pickled():
+def test_the_change_is_part_of_the_fingerprint_and_survives_pickling():
     robot = arm()
     data = InMemory([moving(robot)[0]], robot)
     views = [Converted(data, "rot6d"), Converted(data, "rot6d", "base"), Converted(data, "euler")]
@@ -280,10 +280,10 @@ def test_it_is_told_apart_and_can_be_pickled():
     assert (len(again), again.lengths.tolist(), again.task(0)) == (1, [T], data.task(0))
 
 
-def without(robot, what, name, **changes):
-    groups = getattr(robot, what).groups
+def without(robot, vector, name, **changes):
+    groups = getattr(robot, vector).groups
     groups = tuple(dataclasses.replace(g, **changes) if g.name == name else g for g in groups)
-    return dataclasses.replace(robot, **{what: space(*groups)})
+    return dataclasses.replace(robot, **{vector: space(*groups)})
 
 
 @pytest.mark.parametrize(
@@ -322,12 +322,12 @@ def without(robot, what, name, **changes):
         ),
     ],
 )
-def test_what_is_not_known_is_asked_for(robot, options, message):
+def test_missing_declarations_are_named(robot, options, message):
     with pytest.raises(ValueError, match=message):
         Converted(InMemory([], robot), **options)
 
 
-def test_a_step_that_is_no_rotation_is_told():
+def test_a_step_that_is_no_rotation_is_refused():
     robot = arm()
     episode, _, _ = moving(robot)
     proprio = episode.proprio.copy()

@@ -11,7 +11,7 @@ LENGTH = 30
 
 
 def numbered(number: int, begin: int = 0, end: int = LENGTH) -> Episode:
-    """An episode whose hand moves by its actions from step `begin` to step `end` only. Its task is its number."""
+    """Return an episode whose hand moves only from step `begin` to step `end`. Its task is its number."""
     steps = np.arange(LENGTH, dtype=np.float32)[:, None]
     moves = np.where((steps >= begin) & (steps < end), 1, 0).astype(np.float32) * np.float32([1, 2, 3, 0])
     return demonstration(
@@ -47,7 +47,7 @@ def test_episodes_with_an_error_are_left_out_and_others_keep_their_task() -> Non
 
 
 def test_idle_ends_are_cut_off_everything_alike() -> None:
-    """Episode 2 moves at steps 5 to 19, and shows at step 20 where it arrived."""
+    """Episode 2 moves at steps 5 to 19, and step 20 shows the pose it reached."""
     repaired, whole = RepairedDataset(DATA, FINDINGS), DATA[2]
     cut = repaired[1]
     assert repaired.lengths.tolist() == [30, 16, 30, 30]
@@ -60,8 +60,8 @@ def test_idle_ends_are_cut_off_everything_alike() -> None:
     assert cut.instructions == whole.instructions
 
 
-def test_only_what_was_found_idle_is_cut() -> None:
-    assert len(RepairedDataset(DATA, FINDINGS)[3]) == LENGTH  # it rests from step 12 on, but that was not found
+def test_only_episodes_found_idle_are_cut() -> None:
+    assert len(RepairedDataset(DATA, FINDINGS)[3]) == LENGTH  # it rests from step 12 on, but no finding says so
     assert RepairedDataset(DATA, [finding("idle", "warning", 4)]).cut == {"4": [0, 17]}
     assert RepairedDataset(DATA, [finding("idle", "warning", 4), finding("gripper", "error", 4)]).cut == {}
 

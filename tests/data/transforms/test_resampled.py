@@ -46,7 +46,7 @@ def robot(hz, groups=HAND):
 
 
 def numbered(hz, length=None, times=None, groups=HAND):
-    """One episode whose actions at step t are 1 + t in every dim, whose proprio is t."""
+    """Return one episode whose actions at step t are 1 + t in every dim, and whose proprio is t."""
     times = steady_timestamps(length, hz) if times is None else np.asarray(times, np.float64)
     length = len(times)
     own = robot(hz, groups)
@@ -87,7 +87,7 @@ def test_thirty_hertz_as_twelve_with_a_partial_interval_at_the_end():
 
 
 def test_one_step_more_where_it_begins_on_the_last_frame():
-    new = Resampled(numbered(30, 11), 12)[0]  # the last frame stands at 10/30 = 4/12
+    new = Resampled(numbered(30, 11), 12)[0]  # the last frame is at 10/30 = 4/12
     assert new.proprio[:, 0].tolist() == [0, 2, 5, 7, 10]
     assert part(new, "position")[-1] == 11
 
@@ -130,7 +130,7 @@ def test_only_the_frames_asked_for_are_decoded():
     jitter=st.floats(0, 0.9),
     seed=st.integers(0, 99),
 )
-def test_what_holds_for_all_rates(length, hz, share, jitter, seed):
+def test_invariants_at_random_rates(length, hz, share, jitter, seed):
     rng = np.random.default_rng(seed)
     times = np.concatenate([[0], np.cumsum(1 + jitter * rng.uniform(-1, 1, length - 1))]) / hz
     data = numbered(hz, times=times)
@@ -145,11 +145,11 @@ def test_what_holds_for_all_rates(length, hz, share, jitter, seed):
     assert episode.timestamps[-1] <= times[-1] + late < episode.timestamps[-1] + 1 / (hz * share) + 2e-9
     reached = np.cumsum(part(episode, "position"))
     before = np.concatenate([[0], np.cumsum(np.arange(1, length + 1))])
-    np.testing.assert_allclose(reached, before[[*shown[1:], length]])  # of the frame shown next; in the end, of all
+    np.testing.assert_allclose(reached, before[[*shown[1:], length]])  # up to the next frame shown
 
 
 def pose_after(moves, turns, frame, start):
-    """Positions and matrices from `start` on, integrating deltas along the axes of the tool or of the base."""
+    """Integrate deltas in the frame of the tool or the base. Return positions and matrices from `start` on."""
     at, r = np.zeros(3), start
     out = [(at, r)]
     for move, turn in zip(moves, turns, strict=True):
@@ -200,7 +200,7 @@ def test_integrating_the_new_deltas_reaches_the_same_poses(frame, rotation, scal
         np.testing.assert_allclose(after[k][1], before[step][1], atol=1e-4)
 
 
-def test_lengths_are_read_once_and_remembered(cache):
+def test_lengths_are_read_once_and_cached(cache):
     class Watched(InMemory):
         read = 0
 
@@ -214,13 +214,13 @@ def test_lengths_are_read_once_and_remembered(cache):
     assert Watched.read == 0  # opening reads nothing
     assert new.lengths.tolist() == [1, 3, 5, 5] == [len(new[i]) for i in range(4)]
     read = Watched.read
-    assert Resampled(data, 2).lengths.tolist() == [1, 2, 3, 3]  # at another rate too
+    assert Resampled(data, 2).lengths.tolist() == [1, 2, 3, 3]  # the cache serves other rates too
     assert Watched.read == read
     (cache / "durations" / ("f" * 64)).write_bytes(b"cut off")
     assert Resampled(data, 4).lengths.tolist() == [1, 3, 5, 5]
 
 
-def test_it_is_told_apart_and_can_be_pickled():
+def test_the_change_is_part_of_the_fingerprint_and_survives_pickling():
     data = numbered(10, 10)
     new = Resampled(data, 4)
     assert len({data.fingerprint, new.fingerprint, Resampled(data, 5).fingerprint}) == 3
@@ -271,12 +271,12 @@ def turning(**changes):
         ),
     ],
 )
-def test_what_cannot_be_done_is_told_with_the_way_out(hz, groups, message):
+def test_impossible_conversions_are_refused_with_a_remedy(hz, groups, message):
     with pytest.raises(ValueError, match=message):
         Resampled(InMemory([], robot(10, groups)), hz)
 
 
-def test_damaged_episodes_are_told():
+def test_damaged_episodes_are_refused():
     back = numbered(10, times=[0, 0.1, 0.1, 0.2])
     back.episodes[0] = dataclasses.replace(back[0], provenance="file 3, episode 2")
     with pytest.raises(

@@ -12,7 +12,7 @@ from tests.data.demonstrations import InMemory, demonstration
 
 
 class Tasks(InMemory):
-    """Episodes of these tasks, none of which may be opened."""
+    """A data set of these tasks whose episodes must not be read."""
 
     def __init__(self, tasks):
         super().__init__([])
@@ -68,8 +68,8 @@ def test_counts_are_rounded_with_halves_up(count, scale, chosen):
     assert len(choose(Tasks(["a"] * 2 * count), per_task=count, scale=scale)) == chosen
 
 
-def test_tasks_draw_by_themselves():
-    """Of 10 episodes of each of 40 tasks, one: about as often each of the 10."""
+def test_tasks_sample_independently():
+    """One of the 10 episodes of each of 40 tasks is chosen: each rank about equally often."""
     tasks = Tasks([f"task {i % 40}" for i in range(400)])
     ranks = np.bincount([i // 40 for i in choose(tasks, per_task=1)], minlength=10)
     assert ranks.sum() == 40
@@ -81,7 +81,7 @@ def test_spellings_of_one_instruction_are_one_task():
 
 
 def test_later_versions_choose_the_same_episodes():
-    """As the first version chose them: a recipe with a subset must be repeatable."""
+    """A recipe with a subset must give the same episodes as in the first version."""
     assert choose(MANY, per_task=3) == [1, 30, 36, 46, 50, 55, 70, 71, 79]
     assert choose(MANY, per_task=2, seed=7) == [3, 7, 46, 48, 53, 77]
 
@@ -91,7 +91,7 @@ def test_seeds_differ():
 
 
 @given(order=st.permutations(["a"] * 6 + ["b"] * 9 + ["c"] * 3), share=st.floats(0.05, 1))
-def test_what_is_chosen_of_a_task_does_not_change_with_where_its_episodes_lie(order, share):
+def test_the_choice_within_a_task_does_not_depend_on_other_tasks(order, share):
     def ranks(tasks):
         data, seen, out = Tasks(tasks), {}, set()
         chosen = set(choose(data, scale=share, seed=1))

@@ -64,10 +64,9 @@ def read_column(column: Column) -> list[GroupReading]:
     """Return the groups of a column, without units, ranges and modes."""
     dims, names, why, check = _dims(column)
     out: list[GroupReading] = []
-    # each gripper is a group, other dims of one kind and side form a run
-    for (dim, _), run in itertools.groupby(
-        enumerate(dims), lambda at: (at[1], at[0] if at[1].is_ == "gripper" else -1)
-    ):
+    # each gripper is a group; other dims of one kind and side form a run
+    runs = itertools.groupby(enumerate(dims), lambda at: (at[1], at[0] if at[1].is_ == "gripper" else -1))
+    for (dim, _), run in runs:
         numbers = [i for i, _ in run]
         size = _SIZES.get(dim.is_, len(numbers))  # a run may hold several vectors of this size
         size = len(numbers) if len(numbers) % size else size
