@@ -41,8 +41,8 @@ def remarks(entry: OxeEntry) -> str:
 
 
 def entries() -> str:
-    """One row a data set."""
-    lines = ["| data set | robot | cameras | action | proprio | Hz | done with it |", "|---|---|---|---|---|---|---|"]
+    """Return a table with one row per data set."""
+    lines = ["| data set | robot | cameras | action | proprio | Hz | changes |", "|---|---|---|---|---|---|---|"]
     for name, e in load_entries().items():
         names = ", ".join([f"`{name}`", *(f"`{a}`" for a in e.aliases)])
         row = [
@@ -69,7 +69,7 @@ def doubts() -> str:
 
 
 def mixtures() -> str:
-    """One row a data set, one column a mixture."""
+    """Return a table with one row per data set and one column per mixture."""
     names = list(presets())
     lines = ["| data set | " + " | ".join(f"`{n}`" for n in names) + " |", "|---" * (len(names) + 1) + "|"]
     for dataset in dict.fromkeys(d for members in presets().values() for d in members):
