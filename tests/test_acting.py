@@ -77,7 +77,7 @@ def is_implausible(group, recorded, value):
     space = ActionSpace(groups=(group,))
     known = {"min": low, "max": high}
     robot = Robot(dataclasses.replace(embodiment(), proprio=space), dataclasses.replace(statistics(), proprio=known))
-    return ProprioChecker(robot).implausible(np.array(value, np.float32)).any()
+    return ProprioChecker(robot).find_implausible(np.array(value, np.float32)).any()
 
 
 ARM = Group(name="joints", size=3, kind="joints", unit="rad")

@@ -43,7 +43,7 @@ CLAW = made("claw", "wrist top", (GRIP, HAND), ranges((0, 0), (10, 14), (10, 10)
 def is_implausible(of: Robot, dim: int, value: float, usual: tuple[float, ...]) -> bool:
     vector = np.array(usual, np.float32)
     vector[dim] = value
-    found = ProprioChecker(of).implausible(vector)
+    found = ProprioChecker(of).find_implausible(vector)
     assert not np.delete(found, dim).any()
     return bool(found[dim])
 

@@ -63,7 +63,7 @@ def test_acting_writes_the_constant_exactly(name: str, tmp_path: Path):
 def test_no_loss_depends_on_the_constant_dim(name: str, tmp_path: Path):
     vla, data = policy(name, tmp_path), batch(2, vla_window(name))
     count = int(data.action_mask.sum()) * 3
-    assert vla.elements(data) == count
+    assert vla.count_elements(data) == count
     loss = vla.loss(data, torch.Generator().manual_seed(0))
     assert int(loss.count) == count
     last = [m for m in vla.decoder.modules() if isinstance(m, torch.nn.Linear)][-1]

@@ -54,7 +54,7 @@ def test_the_decoder_learns_only_valid_actions() -> None:
     seen = record_losses(vla)
     vla.loss(data)
     assert seen[0][1].sum(1).tolist() == [4, 2, 4, 4]
-    assert vla.elements(data) == 14 * 4
+    assert vla.count_elements(data) == 14 * 4
 
 
 def test_the_fuser_reads_proprio_in_standard_deviations_that_are_not_clipped() -> None:

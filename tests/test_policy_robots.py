@@ -140,10 +140,10 @@ def rewind(vla: VLA, used: torch.Generator) -> torch.Generator:
 def test_a_loss_is_the_mean_over_the_dims_that_each_robot_has(name: str, tmp_path: Path):
     vla = policy(tmp_path, **DECODERS[name])
     data = batch(vla)
-    assert vla.elements(data) == 3 * 4 * (4 + 7 + 14)
+    assert vla.count_elements(data) == 3 * 4 * (4 + 7 + 14)
     with torch.no_grad():
         loss = vla.loss(data, torch.Generator().manual_seed(0))
-        assert int(loss.count) == vla.elements(data)
+        assert int(loss.count) == vla.count_elements(data)
         assert torch.isfinite(loss.value)
         if name in ("regression", "tokens", "lm_tokens"):  # no noise: the whole is the sum of its rows
             rows = [vla.loss(row(data, i)) for i in range(3)]

@@ -1,7 +1,7 @@
 """Fusers: from the features of each step of a window, (B, T, F), to the context that the decoder reads, (B, T, C).
 
 All are causal in time and windows begin at their first step, so masked steps at the end never reach a valid one. The
-defaults are those of RoboVLMs (arXiv 2412.14058) at chunk 10 and 7 action dims, after a readout of width 2048: `mlp`
+defaults come from RoboVLMs (arXiv 2412.14058) at chunk 10 and 7 action dims, after a readout of width 2048: `mlp`
 6.6M parameters, `lstm` 41M, `gpt` 106M, each with `regression` and its MLPs (`gripper_mlp: true`).
 """
 
@@ -55,9 +55,8 @@ class MLPFuser(Fuser):
     class Config:
         """Options of `fuser: {name: mlp}`."""
 
-        widths: tuple[Annotated[int, Field(ge=1, le=WIDTH)], ...] = Field(
-            default=(1024, 1024), min_length=1
-        )  # the last is C
+        # the last is C
+        widths: tuple[Annotated[int, Field(ge=1, le=WIDTH)], ...] = Field(default=(1024, 1024), min_length=1)
 
     def __init__(self, config: Config, features: int, window: int) -> None:
         super().__init__()

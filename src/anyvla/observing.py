@@ -39,8 +39,8 @@ class ProprioChecker:
     def __init__(self, robot: Robot) -> None:
         self.robot = robot.embodiment.name
         self.space = robot.embodiment.proprio
-        self.low, self.high = _recorded(self.space, robot.statistics)
-        self._margin = FAR * _scales(self.space, self.low, self.high)
+        self.low, self.high = _find_ranges(self.space, robot.statistics)
+        self._margin = FAR * _compute_scales(self.space, self.low, self.high)
 
     def read(self, given: Any, row: int) -> Float32[np.ndarray, "P"]:
         """Return the vector as float32. Raises ValueError for a wrong type, a wrong size and numbers not finite."""
@@ -57,10 +57,10 @@ class ProprioChecker:
             vector = given.astype(np.float32)
         wrong = ~np.isfinite(vector)
         if wrong.any():
-            raise ValueError(f"{where}: proprio of robot {self.robot!r} is not finite: {self._named(given, wrong)}")
+            raise ValueError(f"{where}: proprio of robot {self.robot!r} is not finite: {self._name_dims(given, wrong)}")
         return vector
 
-    def implausible(self, vector: Float32[np.ndarray, "P"]) -> Bool[np.ndarray, "P"]:
+    def find_implausible(self, vector: Float32[np.ndarray, "P"]) -> Bool[np.ndarray, "P"]:
         """Return which dims are far outside of the training data."""
         x = vector.astype(np.float64)
         return (x < self.low - self._margin) | (x > self.high + self._margin)
@@ -68,11 +68,11 @@ class ProprioChecker:
     def describe(self, vector: Float32[np.ndarray, "P"], dims: Bool[np.ndarray, "P"]) -> str:
         """Return the sentence about these implausible dims."""
         return (
-            f"proprio of robot {self.robot!r} is far outside of the training data: {self._named(vector, dims)}. "
+            f"proprio of robot {self.robot!r} is far outside of the training data: {self._name_dims(vector, dims)}. "
             "Are its units the same (radians or degrees, meters or millimeters, the range of the gripper)?"
         )
 
-    def _named(self, vector: np.ndarray, dims: Bool[np.ndarray, "P"]) -> str:
+    def _name_dims(self, vector: np.ndarray, dims: Bool[np.ndarray, "P"]) -> str:
         found = []
         for at in np.flatnonzero(dims).tolist():
             known = f" (recorded {self.low[at]:.4g} to {self.high[at]:.4g})" if np.isfinite(self.low[at]) else ""
@@ -87,14 +87,14 @@ class Observer:
     def __init__(self, robots: Sequence[Robot], layout: SharedLayout, view: ViewConfig) -> None:
         self.robots = [ProprioChecker(robot) for robot in robots]
         self._embodiments = [robot.embodiment for robot in robots]
-        self._places = [layout.robots[robot.embodiment.name] for robot in robots]
+        self._indices = [layout.robots[robot.embodiment.name] for robot in robots]
         self._whole, self._view = layout.embodiment, view
 
     def read_proprio(self, observations: Sequence[Observation], robots: Sequence[int]) -> Float32[np.ndarray, "B P"]:
         """Return the proprio of each observation. Raises ValueError, see `ProprioChecker.read`."""
         proprio = np.zeros((len(robots), self._whole.proprio.size), np.float32)
         for row, (observation, robot) in enumerate(zip(observations, robots, strict=True)):
-            proprio[row, self._places[robot].proprio] = self.robots[robot].read(observation.proprio, row)
+            proprio[row, self._indices[robot].proprio] = self.robots[robot].read(observation.proprio, row)
         return proprio
 
     def check_plausible(
@@ -106,7 +106,7 @@ class Observer:
         """
         for row, (observation, session) in enumerate(zip(observations, sessions, strict=True)):
             robot = self.robots[session.robot]
-            far = robot.implausible(observation.proprio)
+            far = robot.find_implausible(observation.proprio)
             if setting != "warn" and far.any():
                 raise ValueError(
                     f"observation {row}: {robot.describe(observation.proprio, far)} If they are, let it act with "
@@ -124,7 +124,7 @@ class Observer:
         for row, (observation, robot) in enumerate(zip(observations, robots, strict=True)):
             try:
                 images.append(
-                    camera_views(observation, self._embodiments[robot], self._places[robot], count, self._view)
+                    camera_views(observation, self._embodiments[robot], self._indices[robot], count, self._view)
                 )
             except ValueError as error:
                 raise ValueError(f"observation {row}: {error}") from None
@@ -137,7 +137,9 @@ class Observer:
         return np.stack(images)
 
 
-def _recorded(space: ActionSpace, statistics: Statistics) -> tuple[Float64[np.ndarray, "P"], Float64[np.ndarray, "P"]]:
+def _find_ranges(
+    space: ActionSpace, statistics: Statistics
+) -> tuple[Float64[np.ndarray, "P"], Float64[np.ndarray, "P"]]:
     """Return the range of each dim, recorded or declared; infinite where nothing is known."""
     low, high = np.full(space.size, np.inf), np.full(space.size, -np.inf)
     for below, above in (("min", "max"), ("q01", "q99")):
@@ -150,7 +152,7 @@ def _recorded(space: ActionSpace, statistics: Statistics) -> tuple[Float64[np.nd
     return np.where(unknown, -np.inf, low), np.where(unknown, np.inf, high)
 
 
-def _scales(space: ActionSpace, low: np.ndarray, high: np.ndarray) -> Float64[np.ndarray, "P"]:
+def _compute_scales(space: ActionSpace, low: np.ndarray, high: np.ndarray) -> Float64[np.ndarray, "P"]:
     """Return how large a usual difference is in each dim."""
     known = np.isfinite(low) & np.isfinite(high)
     spread = np.where(known, np.maximum(high - low, np.maximum(np.abs(low), np.abs(high))), 0.0)

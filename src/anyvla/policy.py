@@ -169,7 +169,7 @@ class VLA(nn.Module):
         actions = self._normalize_actions(batch)
         return self.decoder.loss(self._read(batch, actions), actions, batch.action_mask[batch.step_mask], generator)
 
-    def elements(self, batch: Batch) -> int:
+    def count_elements(self, batch: Batch) -> int:
         """Return the number of action elements that the loss of a batch averages over."""
         dims = self.action_normalizer.learned[batch.robots.to(self.device)].sum(1)  # (B,)
         return int((batch.action_mask.sum((1, 2)).to(self.device) * dims).sum())
@@ -192,15 +192,15 @@ class VLA(nn.Module):
             past = self.decoder.embed_chunks(pad_with_last_action(actions, batch.action_mask[valid]))
         if past is not None:
             past = past.roll(1, 0)  # each step sees the chunk of the step before; the first step of a window has none
-        steps = self._steps(batch.images[valid], instructions, proprio[valid], past)
+        steps = self._make_steps(batch.images[valid], instructions, proprio[valid], past)
         reading = self.history.read_windows(self.backbone, steps, valid, keep_cache=self.keeps_cache)
         robots = batch.robots[:, None].expand_as(valid)[valid]  # (M,)
-        return DecoderInput(self._fuse(reading, proprio)[valid], reading.continuation, self._dims(robots))
+        return DecoderInput(self._fuse(reading, proprio)[valid], reading.continuation, self._learned_dims(robots))
 
-    def _dims(self, robots: Int64[Tensor, "M"]) -> Bool[Tensor, "M A"] | None:
+    def _learned_dims(self, robots: Int64[Tensor, "M"]) -> Bool[Tensor, "M A"] | None:
         return None if self.action_normalizer.learns_all else self.action_normalizer.learned[robots]
 
-    def _steps(
+    def _make_steps(
         self,
         images: UInt8[Tensor, "M V H W 3"],
         instructions: Sequence[str],
@@ -232,7 +232,7 @@ class VLA(nn.Module):
         the policy was not trained for.
         """
         text = check_instruction(instruction, may_be_empty=may_be_empty)
-        index = self._robot(robot)
+        index = self._find_robot(robot)
         generator = torch.Generator().manual_seed(check_seed(seed))
         past = None
         if self.history.sees_past:
@@ -270,7 +270,7 @@ class VLA(nn.Module):
             self._observer.check_plausible(observations, sessions, self.implausible)
         proprio = self.proprio_normalizer.normalize(vectors, robots)
         pasts = [s.past for s in sessions if s.past is not None]
-        steps = self._steps(
+        steps = self._make_steps(
             center_crop_views(images, self.config.view.crop),
             [s.instruction for s in sessions],
             proprio,
@@ -286,7 +286,7 @@ class VLA(nn.Module):
             windows[row, :length] = torch.stack(tuple(session.proprio)[-length:])
         context = self._fuse(reading, windows)  # (B, T, C)
         newest = context[torch.arange(len(sessions), device=self.device), lengths - 1]  # (B, C)
-        read = DecoderInput(newest, reading.continuation, self._dims(robots))
+        read = DecoderInput(newest, reading.continuation, self._learned_dims(robots))
         chunks = self.decoder.sample(read, [s.generator for s in sessions])
         if self.history.sees_past and (past := self.decoder.embed_chunks(chunks)) is not None:
             for session, own in zip(sessions, past, strict=True):
@@ -304,7 +304,7 @@ class VLA(nn.Module):
         names, rows = self.layout.names, actions.cpu().numpy()
         return [Chunk(a[:, self.layout.robots[names[i]].action]) for a, i in zip(rows, chosen, strict=True)]
 
-    def _robot(self, name: str | None) -> int:
+    def _find_robot(self, name: str | None) -> int:
         names = self.layout.names
         if name is None and len(names) == 1:
             return 0

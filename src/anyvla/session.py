@@ -70,8 +70,8 @@ def check_call(observations: Sequence[Observation], sessions: Sequence[Session],
             raise ValueError(f"session {row}: give a session that start() returned, got {type(session).__name__}")
         if session.policy() is not policy:
             raise ValueError(
-                f"session {row} was started by another policy (or by this one before it was loaded again), whose "
-                "memory means nothing here: use start() of the policy that acts"
+                f"session {row} was started by another policy (or by this one before it was loaded again), so its "
+                "state does not fit: use start() of the policy that acts"
             )
         if first.setdefault(id(session), row) != row:
             raise ValueError(

@@ -111,13 +111,9 @@ class WorkerPool(ProcessPoolExecutor):
             self.kill()
             raise
         if isinstance(error, BrokenProcessPool):
-            raise WorkerDied(self._death()) from error
-
-    def _death(self) -> str:
-        """Return how the first worker died, the one that `terminate` did not kill."""
-        codes = [p.exitcode for p in self._context.started if not p.ended and p.exitcode]
-        how = f" (exit status {codes[0]})" if codes else ""
-        return f"a worker process died{how}. -9 is often a lack of memory: {self._remedy}"
+            codes = [p.exitcode for p in self._context.started if not p.ended and p.exitcode]
+            how = f" (exit status {codes[0]})" if codes else ""  # of the first that `terminate` did not kill
+            raise WorkerDied(f"a worker process died{how}. -9 is often a lack of memory: {self._remedy}") from error
 
 
 class _Worker(SpawnProcess):

@@ -63,7 +63,7 @@ class BinsCodec(ExactBuffers, Codec):
         super().__init__(chunk, space)
         self.config = config
         self.size, self.length = config.bins, chunk * space.size
-        self._fitted = config.kind != "quantile"
+        self.fitted = config.kind != "quantile"
         table = (space.size, config.bins)
         for name, shape in (("lower", table), ("values", table), ("rest", table[:1])):
             self.register_buffer(name, torch.zeros(shape), persistent=False)  # its folder holds what it learned
@@ -77,10 +77,6 @@ class BinsCodec(ExactBuffers, Codec):
             self._set_tables(lower, values)
         elif assets is not None:
             self._set_values(*_load(assets / FILE, space, config.bins))
-
-    @property
-    def fitted(self) -> bool:
-        return self._fitted
 
     def fit(self, chunks: Float[Tensor, "K N A"], seed: int = 0) -> Mapping[str, Any]:
         """Learn the quantiles of each dim; other bins learn nothing. Raises CodecError for chunks of another shape."""
@@ -131,7 +127,7 @@ class BinsCodec(ExactBuffers, Codec):
         """Set the bins that hold the numbers nearest to each of the values, and the resting action."""
         self._set_tables(_lower_edges(values.astype(np.float32)), values)
         self.rest.copy_(torch.from_numpy(rest))
-        self._fitted = True
+        self.fitted = True
 
     def _set_tables(self, lower: Float64[np.ndarray, "A bins"], values: Float64[np.ndarray, "A bins"]) -> None:
         """Set the tables. Edges are rounded up to float32, so that float32 and float64 values compare alike."""

@@ -47,16 +47,12 @@ class Codec(nn.Module, ABC):
     size: int  # V
     length: int  # L, the most tokens of a chunk
     elementwise: ClassVar[bool] = False  # each token is one number of the chunk, action by action
+    fitted: bool = False  # whether it can encode
     ends: bool = False  # a chunk may take fewer than L tokens: decoders then write an end token, of id V
 
     def __init__(self, chunk: int, space: ActionSpace) -> None:
         super().__init__()
         self.chunk, self.space = chunk, space
-
-    @property
-    @abstractmethod
-    def fitted(self) -> bool:
-        """Whether it can encode."""
 
     @abstractmethod
     def fit(self, chunks: Float[Tensor, "K N A"], seed: int = 0) -> Mapping[str, Any]:

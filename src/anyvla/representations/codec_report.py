@@ -105,7 +105,8 @@ def measure_round_trip(
     valid = (mask[..., None] & normalizer.known[robots][:, None]).numpy()  # (K, N, A)
 
     def summarize(error: np.ndarray, dims: slice) -> ErrorSummary:
-        return _summarize_errors(error[..., dims][valid[..., dims]])
+        values = error[..., dims][valid[..., dims]]
+        return ErrorSummary(mean=float(values.mean()), q99=float(np.quantile(values, 0.99)), max=float(values.max()))
 
     space, length = codec.space, torch.cat(lengths).double()
     return RoundTrip(
@@ -119,10 +120,6 @@ def measure_round_trip(
             for g, p in zip(space.groups, space.slices().values(), strict=True)
         ),
     )
-
-
-def _summarize_errors(values: np.ndarray) -> ErrorSummary:
-    return ErrorSummary(mean=float(values.mean()), q99=float(np.quantile(values, 0.99)), max=float(values.max()))
 
 
 def purpose_of(representation: Part, chunk: int, method: Method, fingerprint: str) -> CodecPurpose:

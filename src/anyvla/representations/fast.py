@@ -68,10 +68,6 @@ class FastCodec(Codec):
         elif config.path is not None:
             self._read(config.path)
 
-    @property
-    def fitted(self) -> bool:
-        return self._bpe is not None
-
     def fit(self, chunks: Float[Tensor, "K N A"], seed: int = 0) -> Mapping[str, Any]:
         """Learn L and, unless `path` gives them, the tokens. Raises CodecError for a vocabulary that is too small."""
         self.check_chunks(chunks)
@@ -81,7 +77,7 @@ class FastCodec(Codec):
             bpe = IntegerBPE.learn(rows, self.config.vocabulary, self._bound)
         tokens, clipped = bpe.encode(rows)
         longest = max(map(len, tokens))
-        self._bpe, self.size = bpe, bpe.size
+        self._bpe, self.size, self.fitted = bpe, bpe.size, True
         self.length = math.ceil(HEAD_ROOM * longest)
         self._rest = np.median(_as_float64(chunks).reshape(-1, self.space.size), axis=0)
         return {
@@ -146,11 +142,8 @@ class FastCodec(Codec):
         return math.ceil(self.scale * math.sqrt(self.chunk))
 
     def _coefficients(self, chunks: Float[Tensor, "M N A"]) -> Int64[np.ndarray, "M X"]:
-        return (
-            np.rint(self._basis @ _as_float64(chunks) * self.scale)
-            .astype(np.int64)
-            .reshape(-1, self.chunk * self.space.size)
-        )
+        integers = np.rint(self._basis @ _as_float64(chunks) * self.scale).astype(np.int64)
+        return integers.reshape(-1, self.chunk * self.space.size)
 
     def _fitted_bpe(self) -> IntegerBPE:
         self.check_fitted()
@@ -171,7 +164,7 @@ class FastCodec(Codec):
                 )
         self.scale = processor.scale
         self._bpe = IntegerBPE(tokenizer, processor.lowest, self._bound)
-        self.size = self._bpe.size
+        self.size, self.fitted = self._bpe.size, True
         file = Path(source) / FILE
         if file.is_file():
             self.length, self._rest = _load(file, self.space.size)

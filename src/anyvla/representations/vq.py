@@ -66,10 +66,6 @@ class VQCodec(Codec):
         if assets is not None:
             self._set_learned(_load(assets / FILE, self._shapes()))
 
-    @property
-    def fitted(self) -> bool:
-        return bool(self._learned)
-
     def fit(self, chunks: Float[Tensor, "K N A"], seed: int = 0) -> Mapping[str, Any]:
         """Train on the CPU, on the L1 distance of chunks plus commitment.
 
@@ -122,6 +118,7 @@ class VQCodec(Codec):
 
     def _set_learned(self, tensors: Mapping[str, Float[Tensor, "..."]]) -> None:
         self._learned = {name: tensor.detach().double() for name, tensor in tensors.items()}
+        self.fitted = True
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of all learned tensors."""
@@ -145,20 +142,20 @@ class VQCodec(Codec):
         counts = torch.stack([torch.bincount(column, minlength=self.size) for column in tokens.T]).double()  # (L, V)
         shares = counts / len(tokens)
         perplexity = torch.special.entr(shares).sum(1).exp()
-        errors, right = [], 1.0
-        grippers = gripper_dims(self.space)
+        errors = []
         for known in range(1, self.length + 1):
             ids = tokens.masked_fill(torch.arange(self.length) >= known, -1)
             decoded = torch.cat([self.decode(part)[0] for part in ids.split(AT_ONCE)])
             errors.append(float((decoded - chunks).abs().mean()))
-        if grippers:
-            right = float(((decoded > 0) == (chunks > 0))[..., grippers].double().mean())
         facts: dict[str, Any] = {
             "codes_in_use": f"{_join_numbers((counts > 0).sum(1).tolist(), 'd')} of {self.size}",
             "perplexity": _join_numbers(perplexity.tolist(), ".0f"),
             "error_after_each_token": _join_numbers(errors, ".2g"),
         }
-        return facts | ({"gripper_on_the_right_side": right} if grippers else {})
+        if grippers := gripper_dims(self.space):
+            right = ((decoded > 0) == (chunks > 0))[..., grippers].double().mean()
+            facts["gripper_on_the_right_side"] = float(right)
+        return facts
 
 
 def _train(config: VQCodec.Config, chunks: Float[Tensor, "K N A"]) -> dict[str, Tensor]:

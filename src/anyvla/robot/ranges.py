@@ -50,24 +50,24 @@ NEEDS: dict[Method, tuple[str, ...]] = {
 def quantile_range(column: Float64[np.ndarray, "T"]) -> tuple[float, float]:
     """Return the 1st and 99th percentile, or a range that contains the motion which these would cut off."""
     low, bottom, top, high = (float(q) for q in np.quantile(column, (0.01, 0.1, 0.9, 0.99)))
-    at_rest = _rests(bottom, top)
-    far = _far(column, bottom, top, NEAR)
-    if at_rest or far.sum() < _far(column, bottom, top, BESIDE).sum() / 2:
-        far = _far(column, bottom, top)
+    at_rest = _is_constant(bottom, top)
+    far = _is_far(column, bottom, top, NEAR)
+    if at_rest or far.sum() < _is_far(column, bottom, top, BESIDE).sum() / 2:
+        far = _is_far(column, bottom, top)
     if not at_rest and far.sum() < max(FEW, RARE * len(column)):
         return low, high
     moving = column[far]
     if not len(moving) or (low <= moving.min() and moving.max() <= high):
         return low, high
     least, most = (float(q) for q in np.quantile(moving, (0.1, 0.9)))
-    spike = _far(moving, min(bottom, least), max(top, most))
+    spike = _is_far(moving, min(bottom, least), max(top, most))
     if spike.sum() < max(FEW, RARE * len(moving)):
         far[np.flatnonzero(far)[~spike]] = False  # `far` now marks the spikes
         column = column[~far]
     return float(column.min()), float(column.max())
 
 
-def _far(values: Float64[np.ndarray, "T"], low: float, high: float, ranges: float = FAR) -> Bool[np.ndarray, "T"]:
+def _is_far(values: Float64[np.ndarray, "T"], low: float, high: float, ranges: float = FAR) -> Bool[np.ndarray, "T"]:
     """Return which values are more than so many core ranges outside of the core, which reaches from low to high."""
     margin = ranges * (high - low)
     return (values < low - margin) | (values > high + margin)
@@ -98,15 +98,10 @@ def compute_scalings(
     The half range of a gripper that closes upward is negative. The limit of a dim that never varies is 0, and its
     center is its value.
     """
-    parts = zip(_groups(space), _table(statistics, space.size), constant_dims(space, statistics), strict=True)
-    return [_scaling(group, dim, method, constant) for group, dim, constant in parts]
+    return [_scale(group, dim, method, constant) for group, dim, constant in _split_dims(space, statistics)]
 
 
-def _groups(space: ActionSpace) -> list[Group]:
-    return [group for group in space.groups for _ in range(group.size)]
-
-
-def _scaling(group: Group, dim: Mapping[str, float], method: Method, constant: bool) -> tuple[float, float, float]:
+def _scale(group: Group, dim: Mapping[str, float], method: Method, constant: bool) -> tuple[float, float, float]:
     if group.kind == "gripper" and group.low is not None and group.high is not None:
         half = (group.high - group.low) / 2
         return (group.low + group.high) / 2, -half if group.open == group.low else half, 1.0
@@ -117,12 +112,12 @@ def _scaling(group: Group, dim: Mapping[str, float], method: Method, constant: b
     if method == "meanstd":
         center, half, limit = dim["mean"], dim["std"], math.inf
     else:
-        low, high = (dim["min"], dim["max"]) if method == "minmax" else _quantiles(dim)
+        low, high = (dim["min"], dim["max"]) if method == "minmax" else _get_quantiles(dim)
         center, half, limit = (low + high) / 2, (high - low) / 2, 1.0
     return (center, half, limit) if half > _SMALLEST else (center, 1.0, 0.0)
 
 
-def _quantiles(dim: Mapping[str, float]) -> tuple[float, float]:
+def _get_quantiles(dim: Mapping[str, float]) -> tuple[float, float]:
     """Return the range of `quantile_range`. Statistics made without it only say whether a dim rests."""
     if "low" in dim:
         return dim["low"], dim["high"]
@@ -132,10 +127,10 @@ def _quantiles(dim: Mapping[str, float]) -> tuple[float, float]:
 
 def is_at_rest(dim: Mapping[str, float]) -> bool:
     """Return whether the core of a dim never varies. Without percentiles 10 and 90, percentiles 1 and 99 bound it."""
-    return _rests(dim.get("q10", dim["q01"]), dim.get("q90", dim["q99"]))
+    return _is_constant(dim.get("q10", dim["q01"]), dim.get("q90", dim["q99"]))
 
 
-def _rests(low: float, high: float) -> bool:
+def _is_constant(low: float, high: float) -> bool:
     return never_varies(low, high, max(abs(low), abs(high)))
 
 
@@ -147,13 +142,12 @@ def describe_unusual_dims(
     `what` ("action" | "proprio") is the name of the vector.
     """
     out = []
-    constant, columns = constant_dims(space, statistics), _table(statistics, space.size)
-    for dim, group in enumerate(_groups(space)):
-        values, name = columns[dim], f"{what} {space.place(dim)}"
-        if constant[dim] and group.kind == "gripper":
+    for dim, (group, values, constant) in enumerate(_split_dims(space, statistics)):
+        name = f"{what} {space.place(dim)}"
+        if constant and group.kind == "gripper":
             out.append(f"{name}: the gripper never moves in this data; it keeps its declared range")
-        elif constant[dim] and method != "calvin":
-            value, _, _ = _scaling(group, values, method, True)
+        elif constant and method != "calvin":
+            value, _, _ = _scale(group, values, method, True)
             role = (
                 f"it is not learned, and acting writes {value:.6g}" if what == "action" else "the policy reads it as 0"
             )
@@ -161,15 +155,16 @@ def describe_unusual_dims(
             if abs(value) > _FAR_FROM_ZERO:
                 shown += f"; float32 shows no differences below {PRECISION * abs(value):.2g}, so subtract an offset"
             out.append(f"{name} never varies in this data ({shown}): {role}")
-        elif method == "quantile" and group.kind != "gripper" and not constant[dim]:
-            low, high = _quantiles(values)
+        elif method == "quantile" and group.kind != "gripper" and not constant:
+            low, high = _get_quantiles(values)
             if (low, high) != (values["q01"], values["q99"]):
                 out.append(
                     f"{name} rests most of the time: q01 to q99 ({values['q01']:.4g} to {values['q99']:.4g}) would cut "
                     f"off its motion, so it is scaled by {low:.4g} to {high:.4g}"
                 )
             ends = np.array([values.get("min", low), values.get("max", high)])
-            if _far(ends, values.get("q10", low), values.get("q90", high)).any() and (ends[0] < low or high < ends[1]):
+            core = values.get("q10", low), values.get("q90", high)
+            if _is_far(ends, *core).any() and (ends[0] < low or high < ends[1]):
                 out.append(
                     f"{name} has spikes from {ends[0]:.4g} to {ends[1]:.4g}, fewer than one in a thousand steps; it is "
                     f"scaled by {low:.4g} to {high:.4g} and cannot reach them. If they are motion, use normalization "
@@ -178,7 +173,11 @@ def describe_unusual_dims(
     return out
 
 
-def _table(statistics: Mapping[str, Sequence[float]], size: int) -> list[dict[str, float]]:
-    """Return the statistics of each dim; keys that are not per dim (the count) are left out."""
-    whole = {key: values for key, values in statistics.items() if len(values) == size and key != "count"}
-    return [{key: values[dim] for key, values in whole.items()} for dim in range(size)]
+def _split_dims(
+    space: ActionSpace, statistics: Mapping[str, Sequence[float]]
+) -> list[tuple[Group, dict[str, float], bool]]:
+    """Return the group and the statistics (without the count) of each dim, and whether it never varies."""
+    whole = {key: values for key, values in statistics.items() if len(values) == space.size and key != "count"}
+    columns = [{key: values[dim] for key, values in whole.items()} for dim in range(space.size)]
+    groups = [group for group in space.groups for _ in range(group.size)]
+    return list(zip(groups, columns, constant_dims(space, statistics), strict=True))

@@ -27,7 +27,7 @@ _LOCKED = 1e-7  # sine of the distance to pitch +-90 degrees at which roll and y
 def convert(values: ArrayLike, source: Rotation, target: Rotation) -> Float64[np.ndarray, "*b n"]:
     """Convert rotations (*b, k) from the representation `source` to `target`. Angles are in radians, at most pi.
 
-    Returned quaternions have a real part >= 0 (`canonicalize`), rolls and yaws lie in [-pi, pi], pitches in
+    Returned quaternions have a real part >= 0 (`canonicalize`), rolls and yaws are in [-pi, pi], pitches in
     [-pi/2, pi/2]; in gimbal lock the yaw is 0. Raises ValueError that says which row is no rotation.
     """
     return from_quaternions(canonicalize(to_quaternions(values, source)), target)
@@ -59,7 +59,7 @@ def canonicalize(rotation: Quaternions) -> Quaternions:
 
 
 def make_continuous(rotation: Float64[np.ndarray, "*b T 4"]) -> Float64[np.ndarray, "*b T 4"]:
-    """A trajectory without antipode jumps: the first is canonical, each other is the nearest to the one before."""
+    """Remove antipode jumps: the first is canonical, each other is the one nearest to its predecessor."""
     if rotation.shape[-2] == 0:
         return rotation
     flips = np.where((rotation[..., 1:, :] * rotation[..., :-1, :]).sum(-1) < 0, -1.0, 1.0)  # (..., T-1)
@@ -69,7 +69,7 @@ def make_continuous(rotation: Float64[np.ndarray, "*b T 4"]) -> Float64[np.ndarr
 
 
 def compose(after: Quaternions, before: Quaternions) -> Quaternions:
-    """The rotation `before` and then, about the same fixed axes, `after`: the matrix product after @ before."""
+    """Return `before` followed by `after`, about the same fixed axes: the matrix product after @ before."""
     (ax, ay, az, aw), (bx, by, bz, bw) = np.moveaxis(after, -1, 0), np.moveaxis(before, -1, 0)
     product = np.stack(
         [
@@ -84,24 +84,24 @@ def compose(after: Quaternions, before: Quaternions) -> Quaternions:
 
 
 def invert(rotation: Quaternions) -> Quaternions:
-    """The rotation back."""
+    """Return the inverse rotation."""
     return rotation * np.array([-1.0, -1.0, -1.0, 1.0])
 
 
 def relative(start: Quaternions, end: Quaternions, frame: Frame) -> Quaternions:
-    """The delta that leads from `start` to `end`, as seen in the axes of the base, or of the tool at `start`."""
+    """Return the delta from `start` to `end`, in the axes of the base, or of the tool at `start`."""
     if frame == "base":
         return compose(end, invert(start))
     return compose(invert(start), end)
 
 
 def apply(delta: Quaternions, start: Quaternions, frame: Frame) -> Quaternions:
-    """Where a delta leads from `start`; undoes `relative` of the same frame."""
+    """Return the end of a delta from `start`: the inverse of `relative` in the same frame."""
     return compose(delta, start) if frame == "base" else compose(start, delta)
 
 
 def rotate(rotation: Quaternions, vectors: Float[np.ndarray, "*b 3"]) -> Float64[np.ndarray, "*b 3"]:
-    """The vectors, rotated."""
+    """Return the rotated vectors."""
     axis, w = rotation[..., :3], rotation[..., 3:]
     across = 2 * np.cross(axis, np.asarray(vectors, np.float64))
     return vectors + w * across + np.cross(axis, across)

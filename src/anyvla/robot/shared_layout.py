@@ -41,7 +41,7 @@ class SharedLayout:
     """
 
     def __init__(self, robots: Sequence[Embodiment]) -> None:
-        names = [r.name for r in robots]
+        self.names = names = [r.name for r in robots]  # in the order of the indices of a batch
         if len(set(names)) != len(names) or not names:
             raise ValueError(f"the robots of a policy need different names, and one at least: got {names}")
         whole = robots[0]
@@ -62,8 +62,3 @@ class SharedLayout:
             )
             for r in robots
         }
-
-    @property
-    def names(self) -> list[str]:
-        """Of the robots, in order: a robot's index in a batch is its place here."""
-        return list(self.robots)

@@ -47,10 +47,10 @@ def _merge(one: Group, other: Group, what: str, robot: str, other_robot: str) ->
     if one.frame and other.frame and one.frame != other.frame:
         differing.append("frame")
     if differing:
-        told = ", ".join(f"{key} {getattr(one, key)!r} and {getattr(other, key)!r}" for key in differing)
+        differences = ", ".join(f"{key} {getattr(one, key)!r} and {getattr(other, key)!r}" for key in differing)
         raise ValueError(
-            f"{what} {one.name!r} means different things in {robot} and {other_robot}: {told}. Convert one of the "
-            "sources (rotation: rot6d, frame: base, ...), or give the group another name in its embodiment"
+            f"{what} {one.name!r} means different things in {robot} and {other_robot}: {differences}. Convert one of "
+            "the sources (rotation: rot6d, frame: base, ...), or give the group another name in its embodiment"
         )
     if one.names != other.names:
         one, other = dataclasses.replace(one, names=()), dataclasses.replace(other, names=())

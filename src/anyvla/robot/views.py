@@ -7,7 +7,7 @@ same crop. Both read the `ViewConfig` in the checkpoint, so they cannot disagree
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from anyvla.config import STRICT
 from anyvla.limits import PIXELS
 from anyvla.robot.embodiment import Embodiment
-from anyvla.robot.resize import resize
+from anyvla.robot.resize import Fit, resize
 from anyvla.robot.shared_layout import RobotIndices
 from anyvla.types import Observation
 
@@ -35,7 +35,7 @@ class ViewConfig:
 
     # (H, W) that every image is brought to when it is read; None: as they come, then all must have one size.
     size: tuple[Side, Side] | None = None
-    fit: Literal["stretch", "pad"] = "stretch"  # pad keeps the aspect and adds black bars
+    fit: Fit = "stretch"  # pad keeps the aspect and adds black bars
     # Share of each side that is seen, at a random place in training, in the center in acting; one number or one a view.
     crop: Share | tuple[Share, ...] = 1.0
 

@@ -32,15 +32,15 @@ class Cache:
 
     def fork(self) -> Cache:
         """Return a copy; using one leaves the other unchanged."""
-        return _mapped(self, lambda x, _: x)
+        return _map_tensors(lambda x, _: x[0], [self])
 
     def detach(self) -> Cache:
         """Return a copy without gradients."""
-        return _mapped(self, lambda x, _: x.detach())
+        return _map_tensors(lambda x, _: x[0].detach(), [self])
 
     def select(self, rows: Int64[Tensor, "s"]) -> Cache:
         """Return the cache of these sequences only."""
-        return _mapped(self, lambda x, _: x[rows])
+        return _map_tensors(lambda x, _: x[0][rows], [self])
 
     def extract_row(self, row: int) -> Cache:
         """Return the cache of one sequence, without its padding."""
@@ -48,10 +48,11 @@ class Cache:
             raise ValueError("an empty cache has no sequences")
         kept = self.valid[row].nonzero().squeeze(1)
 
-        def one(x: Tensor, along: int | None) -> Tensor:
-            return x[row : row + 1] if along is None else x[row : row + 1].index_select(along, kept)
+        def extract(tensors: Sequence[Tensor], along: int | None) -> Tensor:
+            own = tensors[0][row : row + 1]
+            return own if along is None else own.index_select(along, kept)
 
-        return _mapped(self, one)
+        return _map_tensors(extract, [self])
 
 
 def concat_caches(caches: Sequence[Cache]) -> Cache:
@@ -59,48 +60,34 @@ def concat_caches(caches: Sequence[Cache]) -> Cache:
     if len(caches) == 1:
         return caches[0].fork()
     longest = max(c.valid.shape[1] for c in caches if c.valid is not None)
-    return _joined(caches, longest)
+
+    def concat(tensors: Sequence[Tensor], along: int | None) -> Tensor:
+        if along is not None:
+            after = [0, 0] * (tensors[0].ndim - 1 - along)
+            tensors = [torch.nn.functional.pad(x, [*after, 0, longest - x.shape[along]]) for x in tensors]
+        return torch.cat(list(tensors))
+
+    return _map_tensors(concat, caches)
 
 
-def _joined(values: Sequence[Any], longest: int, along: int | None = None) -> Any:
+def _map_tensors(
+    change: Callable[[Sequence[Tensor], int | None], Tensor], values: Sequence[Any], along: int | None = None
+) -> Any:
+    """Return a copy of the first value with `change(its tensor in each value, dim of positions)` for each tensor."""
     first = values[0]
     if isinstance(first, Tensor):
-        if along is not None:
-            missing = [longest - v.shape[along] for v in values]
-            after = first.ndim - 1 - along
-            values = [torch.nn.functional.pad(v, [0, 0] * after + [0, m]) for v, m in zip(values, missing, strict=True)]
-        return torch.cat(list(values))
-    if hasattr(first, "layers"):
+        return change(values, along)
+    if hasattr(first, "layers"):  # a cache of transformers
         out = copy.copy(first)
         out.layers = [copy.copy(layer) for layer in first.layers]
         for number, layer in enumerate(out.layers):
-            layer.keys = _joined([v.layers[number].keys for v in values], longest, 2)
-            layer.values = _joined([v.layers[number].values for v in values], longest, 2)
+            layer.keys = change([v.layers[number].keys for v in values], 2)
+            layer.values = change([v.layers[number].values for v in values], 2)
         return out
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        fields = {
-            f.name: _joined([getattr(v, f.name) for v in values], longest, _along(f.name))
-            for f in dataclasses.fields(first)
-        }
+        fields = {}
+        for field in dataclasses.fields(first):
+            dim = 1 if field.name in ("valid", "positions", "hidden_by_history") else None
+            fields[field.name] = _map_tensors(change, [getattr(v, field.name) for v in values], dim)
         return dataclasses.replace(first, **fields)
     return first
-
-
-def _mapped(value: Any, change: Callable[[Tensor, int | None], Tensor], along: int | None = None) -> Any:
-    """Return a copy with `change(tensor, dim of positions)` applied to each tensor; their first dim is S."""
-    if isinstance(value, Tensor):
-        return change(value, along)
-    if hasattr(value, "layers"):  # a cache of transformers
-        out = copy.copy(value)
-        out.layers = [copy.copy(layer) for layer in value.layers]
-        for layer in out.layers:
-            layer.keys, layer.values = change(layer.keys, 2), change(layer.values, 2)
-        return out
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _mapped(getattr(value, f.name), change, _along(f.name)) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **fields)
-    return value
-
-
-def _along(field: str) -> int | None:
-    return 1 if field in ("valid", "positions", "hidden_by_history") else None

@@ -30,8 +30,7 @@ class TokenSequence:
     query_mask: Bool[Tensor, "S L"]  # True at the M * R query positions
     step_ids: Int64[Tensor, "S L"]  # the step of each position within its sequence, from 0; -1 at prefix and padding
     images: UInt8[Tensor, "M V H W 3"]
-    block_mask: Bool[Tensor, "S L K"] | None = (
-        None  # False hides key k from position l; K: cached positions, then these L
-    )
+    # False hides key k from position l; K: the cached positions, then these L
+    block_mask: Bool[Tensor, "S L K"] | None = None
     block_mask_only: bool = False  # use block_mask alone; otherwise it is combined with the causal mask
     positions: Int64[Tensor, "S L"] | None = None  # position ids; None: consecutive after the cache

@@ -209,7 +209,7 @@ class _Trainer:
             group["lr"] = learning_rate(config.optim, step, config.steps)
         self.optim.zero_grad(set_to_none=True)
         # a mean over the valid elements of the whole batch, however it is split
-        count = float(self.vla.elements(batch))
+        count = float(self.vla.count_elements(batch))
         total, parts = 0.0, dict[str, float]()
         for number, piece in enumerate(_split(batch, config.accumulate, self.device)):
             generator = seed_generators(config.seed, step, number)
