@@ -174,15 +174,14 @@ class _Video:
 
     def frames(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (number, RGB image) of the wanted frames that exist; `wanted` increases."""
-        begin = 0
-        while begin < len(wanted):
-            end = begin + 1  # decode on to here: no key frame would be skipped by a seek
-            while end < len(wanted) and not np.any(
-                (self._key_frames > wanted[end - 1] + 1) & (self._key_frames <= wanted[end])
-            ):
-                end += 1
-            yield from self._decode_run(wanted[begin:end])
-            begin = end
+        keys, run = self._key_frames, list[int]()
+        for number in wanted:
+            if run and np.any((keys > run[-1] + 1) & (keys <= number)):  # a seek skips frames
+                yield from self._decode_run(run)
+                run = []
+            run.append(number)
+        if run:
+            yield from self._decode_run(run)
 
     def _decode_run(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         left = list(wanted)

@@ -75,17 +75,6 @@ def read_array(file: IO[bytes], left: int) -> np.ndarray:
     return np.frombuffer(data, header.dtype).copy().reshape(header.shape, order="F" if header.fortran else "C")
 
 
-def load_array(path: Path) -> np.ndarray:
-    """Return the array of a `.npy` file. Raises ValueError that names the file."""
-    try:
-        with check_regular(path).open("rb") as file:
-            return read_array(file, path.stat().st_size)
-    except FileNotFoundError:
-        raise ValueError(f"there is no {path}; copy the data set again") from None
-    except DAMAGE_ERRORS as error:
-        raise ValueError(f"{path} cannot be read as .npy ({error}); copy it again") from None
-
-
 def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
     """Return all arrays of a file, or those of `keys` only. Raises ValueError that names the file and the key."""
     with _open(path) as archive:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from anyvla.data.formats.arrays.npy import load_array
 from anyvla.data.formats.arrays.safe_pickle import load_objects
 from anyvla.data.formats.json_records import read_json_text
 from anyvla.files.documents import parse_json
@@ -67,7 +66,7 @@ def annotated_segments(split: Path, annotations: str) -> list[Segment]:
 def play_segments(split: Path) -> list[Segment]:
     """Return the whole recordings, minutes long, without instructions."""
     path = split / "ep_start_end_ids.npy"
-    ranges = load_array(resolve_inside(split, path.name))
+    ranges = np.asarray(load_objects(resolve_inside(split, path.name)))
     if ranges.ndim != 2 or ranges.shape[1] != 2 or ranges.dtype.kind not in "iu":
         raise ValueError(
             f"{path}: expected rows of a first and a last step, found {ranges.dtype} of shape {ranges.shape}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,32 +38,21 @@ class Hdf5Config:
 
 @dataclass(frozen=True)
 class Hdf5Layout:
-    """The keys of an episode, all of them known."""
+    """The keys of an episode."""
 
-    actions: tuple[str, ...]
-    proprio: tuple[str, ...]
-    cameras: dict[str, str]
-    colors: Literal["rgb", "bgr"]
-    ahead: int
-    robot: str  # a name for the proposed embodiment
-
-
-@dataclass(frozen=True)
-class _KnownLayout:
-    """A project's layout, recognized by its keys."""
-
-    robot: str
+    robot: str = "robot"  # a name for the proposed embodiment
     actions: tuple[str, ...] = ()
     proprio: tuple[str, ...] = ()
     colors: Literal["rgb", "bgr"] = "rgb"
     ahead: int = 0
+    cameras: Mapping[str, str] = field(default_factory=dict)
 
 
 # ALOHA: github.com/tonyzhaozh/act, record_sim_episodes.py. RoboTwin: github.com/RoboTwin-Platform/RoboTwin. Its files
 # hold only the current joints; the action is the joints of the next step, as in its own training code.
 _KNOWN_LAYOUTS = (
-    _KnownLayout("aloha", ("action",), ("observations/qpos",)),
-    _KnownLayout("robotwin", ("joint_action/vector",), ("joint_action/vector",), "bgr", 1),
+    Hdf5Layout("aloha", ("action",), ("observations/qpos",)),
+    Hdf5Layout("robotwin", ("joint_action/vector",), ("joint_action/vector",), "bgr", 1),
 )
 _IMAGE_NAMES = ("rgb", "image", "color", "images")  # last parts of a key that do not name a camera
 
@@ -77,7 +66,7 @@ def find_layout(config: Hdf5Config, path: Path, episode: str) -> Hdf5Layout:
     """Return the keys of an episode. Raises ValueError that says what to declare if they are unknown."""
     found = find_arrays(path, episode)
     matching = (k for k in _KNOWN_LAYOUTS if {*k.actions, *k.proprio} <= found.keys())
-    known = next(matching, _KnownLayout("robot"))
+    known = next(matching, Hdf5Layout())
     actions = config.actions or known.actions
     proprio = config.proprio if config.proprio is not None else known.proprio
     if not actions:
@@ -86,14 +75,13 @@ def find_layout(config: Hdf5Config, path: Path, episode: str) -> Hdf5Layout:
         if key not in found and not has_key(path, f"{episode}/{key}"):
             where = f" in {episode}" if episode else ""
             raise ValueError(f"{path} has no {key!r}{where}: {suggest(key, list(found) or ['nothing'])}")
-    cameras = dict(config.cameras) if config.cameras is not None else _find_cameras(found, config.channels)
     return Hdf5Layout(
+        robot=known.robot,
         actions=actions,
         proprio=proprio,
-        cameras=cameras,
         colors=config.colors or known.colors,
         ahead=config.ahead if config.ahead is not None else known.ahead,
-        robot=known.robot,
+        cameras=dict(config.cameras) if config.cameras is not None else _find_cameras(found, config.channels),
     )
 
 

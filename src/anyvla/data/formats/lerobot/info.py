@@ -275,16 +275,15 @@ def _check_facts(facts: Any, where: str) -> None:
 def _check_feature(feature: Any, where: str, key: str) -> None:
     if not isinstance(feature, Mapping):
         raise _wrong(where, key, "keys and values", feature)
-    if not isinstance(feature.get("dtype"), str):
-        raise _wrong(where, f"{key}, dtype", "the name of a type", feature.get("dtype"))
-    shape = feature.get("shape")
-    if not isinstance(shape, list) or not all(_count(n) for n in shape):
-        raise _wrong(where, f"{key}, shape", "a list of whole numbers", shape)
-    if not isinstance(feature.get("names"), list | Mapping | None):
-        raise _wrong(where, f"{key}, names", "a list, or keys and values", feature["names"])
-    for part in ("info", "video_info"):
-        if not isinstance(feature.get(part), Mapping | None):
-            raise _wrong(where, f"{key}, {part}", "keys and values", feature[part])
+    shape, parts = feature.get("shape"), ("info", "video_info")
+    for part, right, expected in (
+        ("dtype", isinstance(feature.get("dtype"), str), "the name of a type"),
+        ("shape", isinstance(shape, list) and all(map(_count, shape)), "a list of whole numbers"),
+        ("names", isinstance(feature.get("names"), list | Mapping | None), "a list, or keys and values"),
+        *((part, isinstance(feature.get(part), Mapping | None), "keys and values") for part in parts),
+    ):
+        if not right:
+            raise _wrong(where, f"{key}, {part}", expected, feature.get(part))
 
 
 def _number(value: Any) -> bool:

@@ -90,14 +90,10 @@ _open_parquet_files = OpenFiles(_ParquetRows, _MAX_OPEN)
 _cache = _TableCache(_CACHED_BYTES)
 
 
-def read_rows(path: Path, first: int, count: int | None, columns: list[str]) -> pa.Table:
-    """Return columns of rows `first` .. `first + count - 1` of a file; `count` None: to its end.
-
-    Raises ValueError that names the file if it is missing or damaged, or lacks these rows or columns.
-    """
+def read_rows(path: Path, first: int, count: int, columns: list[str]) -> pa.Table:
+    """Return columns of rows `first` .. `first + count - 1`. Raises ValueError if the file lacks rows or columns."""
     with errors_naming(path):
         file = _open_parquet_files(path)
-        count = int(file.starts[-1]) - first if count is None else count
         if first + count > file.starts[-1]:
             raise ValueError(
                 f"{path} ends at row {file.starts[-1]}, rows {first} to {first + count - 1} are needed; copy the "

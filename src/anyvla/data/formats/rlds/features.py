@@ -74,23 +74,19 @@ def read_version(folder: Path) -> DatasetVersion:
     """Read the description of a version. Raises ValueError for damaged files, and for a data set without steps."""
     features, info = (read_object(resolve_inside(folder, name)) for name in ("features.json", "dataset_info.json"))
     try:
-        return _as_version(folder, features, info)
+        top = features.get("featuresDict", {}).get("features", {})
+        if "sequence" not in top.get("steps", {}):
+            raise ValueError(f"{folder} is of tensorflow-datasets, but no RLDS data set: its records have no steps")
+        splits = {str(s["name"]): [int(n) for n in s.get("shardLengths", [])] for s in info.get("splits", [])}
+        steps = dict(_feature_specs(top["steps"]["sequence"]["feature"], "", ragged=False))
+        rest = {name: value for name, value in top.items() if name != "steps"}
+        episode = dict(_feature_specs({"featuresDict": {"features": rest}}, "", ragged=False))
+        return DatasetVersion(folder, str(info["name"]), info.get("version", folder.name), splits, steps, episode)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{folder}/features.json or dataset_info.json is damaged ({type(error).__name__}: {error}); copy the data "
-            "set again"
+            f"{folder}/features.json or dataset_info.json is damaged ({reason}); copy the data set again"
         ) from None
-
-
-def _as_version(folder: Path, features: dict[str, Any], info: dict[str, Any]) -> DatasetVersion:
-    top = features.get("featuresDict", {}).get("features", {})
-    if "sequence" not in top.get("steps", {}):
-        raise ValueError(f"{folder} is a tensorflow-datasets folder, but no RLDS data set: its records have no steps")
-    splits = {str(s["name"]): [int(n) for n in s.get("shardLengths", [])] for s in info.get("splits", [])}
-    steps = dict(_feature_specs(top["steps"]["sequence"]["feature"], "", ragged=False))
-    rest = {name: value for name, value in top.items() if name != "steps"}
-    episode = dict(_feature_specs({"featuresDict": {"features": rest}}, "", ragged=False))
-    return DatasetVersion(folder, str(info["name"]), info.get("version", folder.name), splits, steps, episode)
 
 
 def _feature_specs(feature: dict[str, Any], path: str, *, ragged: bool) -> list[tuple[str, FeatureSpec]]:

@@ -128,21 +128,18 @@ class OxeEntry:
 
         Raises ValueError for a key that is missing, has another length, or has too few columns.
         """
-        return self._joined(self.proprio, values, length), self._joined(self.action, values, length)
-
-    def _joined(
-        self, parts: tuple[ColumnGroup, ...], values: Mapping[str, np.ndarray], length: int
-    ) -> Float32[np.ndarray, "K D"]:
-        kept = self.kept_steps(length)
-        vectors = [np.zeros((kept.stop - kept.start, 0), np.float32)]
-        for part in parts:
-            if part.key not in values:
-                raise ValueError(f"the key {part.key!r} is missing; the episode has {', '.join(values)}")
-            if len(values[part.key]) != length:
-                raise ValueError(f"{part.key} has {len(values[part.key])} steps, the episode {length}")
-            # steps that look along the episode must not see skipped values
-            vectors.append(part.read(values[part.key][kept.start :])[: kept.stop - kept.start])
-        return np.concatenate(vectors, axis=1)
+        kept, vectors = self.kept_steps(length), []
+        for parts in (self.proprio, self.action):
+            groups = [np.zeros((kept.stop - kept.start, 0), np.float32)]
+            for part in parts:
+                if part.key not in values:
+                    raise ValueError(f"the key {part.key!r} is missing; the episode has {', '.join(values)}")
+                if len(values[part.key]) != length:
+                    raise ValueError(f"{part.key} has {len(values[part.key])} steps, the episode {length}")
+                # steps that look along the episode must not see skipped values
+                groups.append(part.read(values[part.key][kept.start :])[: kept.stop - kept.start])
+            vectors.append(np.concatenate(groups, axis=1))
+        return vectors[0], vectors[1]
 
 
 def find_entry(name: str) -> OxeEntry | None:

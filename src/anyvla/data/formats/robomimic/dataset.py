@@ -133,7 +133,9 @@ class RobomimicDataset(Hdf5Reader):
         sentence = problem.get("language_instruction", "")
         # a list of words in some files of LIBERO
         sentence = " ".join(map(str, sentence)) if isinstance(sentence, list) else str(sentence).strip('"')
-        instruction = self.config.instruction or sentence or (_instruction_in_name(file) if libero else "")
+        # the name of a file of LIBERO is its instruction, after the scene in libero_10 and libero_90
+        name = re.sub(r"^[A-Z_]+SCENE\d+_", "", file.stem.removesuffix("_demo")).replace("_", " ")
+        instruction = self.config.instruction or sentence or (name if libero else "")
         return [self._read_demo(file, name, instruction) for name in names]
 
     def _read_demo(self, file: Path, name: str, instruction: str) -> Hdf5Episode:
@@ -175,11 +177,6 @@ class RobomimicDataset(Hdf5Reader):
             options = {"name": "robomimic", "actions": self.config.actions, "proprio": list(keys)}
             raise UndeclaredError(self.root, plain, options, timed=False)
         return known
-
-
-def _instruction_in_name(file: Path) -> str:
-    """Return the instruction in the name of a LIBERO file, without the scene of libero_10 and libero_90."""
-    return re.sub(r"^[A-Z_]+SCENE\d+_", "", file.stem.removesuffix("_demo")).replace("_", " ")
 
 
 def _moving_steps(actions: np.ndarray, still: float) -> Int64[np.ndarray, "K"]:
