@@ -33,11 +33,9 @@ def test_the_usual_step_is_the_99th_percentile_of_moving_steps() -> None:
     still = np.zeros(len(path))
     rows = np.stack([path, still, still, still], 1).astype(np.float32)
     scale = Scale(InMemory([demonstration(len(rows), proprio=rows, actions=rows[:, ::-1].copy())]))
-    assert scale.step["proprio"] is not None
-    assert scale.step["actions"] is not None
     assert scale.step["proprio"].tolist() == pytest.approx([99.01, 0, 0, 0])
     assert scale.step["actions"].tolist() == pytest.approx([0, 0, 0, 99.01])
-    assert scale.spread["proprio"].tolist() == [5050, 0, 0, 0]  # type: ignore[union-attr]
+    assert scale.spread["proprio"].tolist() == [5050, 0, 0, 0]
     assert scale.constant == {"proprio": [1, 2, 3], "actions": [0, 1, 2]}
 
 

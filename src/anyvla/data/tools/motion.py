@@ -24,37 +24,25 @@ class Scale:
     def __init__(self, dataset: EpisodeDataset, most: int = 200) -> None:
         some = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
         episodes = [e for i in some.tolist() if (e := read_or_none(dataset, i)) is not None]
-        self.spread: dict[str, np.ndarray | None] = {}
-        self.constant: dict[str, list[int]] = {}
-        self.step: dict[str, np.ndarray | None] = {}
+        self.spread, self.step = dict[str, np.ndarray](), dict[str, np.ndarray]()  # inf where unknown
+        self.constant = dict[str, list[int]]()  # the dims that never vary
         for name, space in (("actions", dataset.embodiment.action), ("proprio", dataset.embodiment.proprio)):
             rows = [getattr(episode, name) for episode in episodes]
-            rows = [r for r in rows if np.isfinite(r).all() and r.shape[1:] == (space.size,)]
-            self.spread[name], self.constant[name] = _spread(rows), _constant(rows, space)
-            self.step[name] = _step(rows, space)
+            rows = [r for r in rows if len(r) and r.shape[1:] == (space.size,) and np.isfinite(r).all()]
+            self.spread[name], self.constant[name] = np.full(space.size, np.inf), []
+            if rows:
+                whole = np.concatenate(rows)
+                ends = {"min": whole.min(0).tolist(), "max": whole.max(0).tolist()}
+                self.spread[name] = whole.max(0) - whole.min(0)
+                self.constant[name] = [dim for dim, constant in enumerate(constant_dims(space, ends)) if constant]
+            self.step[name] = _usual_step(rows, space)
 
 
-def _spread(rows: Sequence[np.ndarray]) -> np.ndarray | None:
-    if not rows:
-        return None
-    whole = np.concatenate(rows)
-    return whole.max(0) - whole.min(0)
-
-
-def _constant(rows: Sequence[np.ndarray], space: ActionSpace) -> list[int]:
-    """Return the dims that never vary."""
-    if not rows:
-        return []
-    low, high = (np.stack([end(r, axis=0) for r in rows if len(r)]) for end in (np.min, np.max))
-    ends = {"min": low.min(0).tolist(), "max": high.max(0).tolist()}
-    return [dim for dim, constant in enumerate(constant_dims(space, ends)) if constant]
-
-
-def _step(rows: Sequence[np.ndarray], space: ActionSpace) -> np.ndarray | None:
+def _usual_step(rows: Sequence[np.ndarray], space: ActionSpace) -> np.ndarray:
     """Return the 99th percentile of each dim's steps. Steps without motion do not count: a dim may often rest."""
     steps = [_moves(r, space) for r in rows if len(r) > 1]
     if not steps:
-        return None
+        return np.full(space.size, np.inf)
     whole = np.concatenate(steps)
     return np.array([np.quantile(s[s > 0], 0.99) if (s > 0).any() else 0.0 for s in whole.T])
 
@@ -89,11 +77,8 @@ def find_jumps(array: np.ndarray, space: ActionSpace, limits: np.ndarray, name: 
         far = own > np.maximum(_JUMP * limits[place], noise)
         if far.any():
             step, dim = np.argwhere(far)[0]
-            text = (
-                f"{name}, {group.name!r}, dim {group.label(int(dim))}, moves by {own[step, dim]:.3g} at step "
-                f"{step + 1}; "
-                f"99 of 100 steps of the data are below {limits[place][dim]:.3g}"
-            )
+            text = f"{name}, {group.name!r}, dim {group.label(int(dim))}, moves by {own[step, dim]:.3g} at step "
+            text += f"{step + 1}; 99 of 100 steps of the data are below {limits[place][dim]:.3g}"
             yield Finding("jump", "warning", index, text, "look at it: anyvla data view")
 
 
@@ -110,20 +95,16 @@ def find_idle_ends(episode: Episode, index: int, scale: Scale) -> Iterator[Findi
             yield Finding("idle", "warning", index, f"nothing moves for {steps} steps at its {end}", "cut them off")
 
 
-def find_moving_span(
-    episode: Episode, proprio_spread: np.ndarray | None, action_spread: np.ndarray | None
-) -> tuple[int, int] | None:
+def find_moving_span(episode: Episode, proprio_spread: np.ndarray, action_spread: np.ndarray) -> tuple[int, int] | None:
     """Return steps [first, last) outside of which the robot neither moves nor is commanded to; None: it never does.
 
-    `proprio_spread` and `action_spread` are the range of each dim in the data set, or None if unknown.
+    `proprio_spread` and `action_spread` are the range of each dim in the data set.
     """
     length = len(episode)
     left, arrived = length, 0  # the first step away from the begin, the last one away from the end
     space = episode.embodiment.action
-    watched = [(episode.proprio, proprio_spread)] if proprio_spread is not None else []
+    watched = [(episode.proprio, proprio_spread)]
     for group, place in zip(space.groups, space.slices().values(), strict=True):
-        if action_spread is None:
-            continue
         if group.mode == "delta" and group.kind != "gripper":
             commanded = np.flatnonzero((np.abs(episode.actions[:, place]) > _STILL * action_spread[place]).any(1))
             if len(commanded):
@@ -140,8 +121,6 @@ def find_moving_span(
     return (left, min(length, arrived + 1)) if left < length else None
 
 
-def find_still_steps(array: np.ndarray, spread: np.ndarray | None) -> np.ndarray:
+def find_still_steps(array: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Return whether each step equals the one before, except for noise: (T - 1,)."""
-    if spread is None or array.shape[1:] != spread.shape:
-        return np.ones(max(0, len(array) - 1), bool)
     return np.all(np.abs(np.diff(array, axis=0)) <= _STILL * spread, axis=1)

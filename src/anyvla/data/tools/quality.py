@@ -14,7 +14,7 @@ import numpy as np
 from anyvla.data.episode import Episode, EpisodeDataset, Frames, Images
 from anyvla.data.threads import map_in_threads
 from anyvla.data.tools.contradictions import find_contradictions
-from anyvla.data.tools.findings import Finding, Look, Severity
+from anyvla.data.tools.findings import Finding, Kind, Look, Severity
 from anyvla.data.tools.measured import MeasuredNumbers
 from anyvla.data.tools.motion import IDLE, Scale, find_idle_ends, find_jumps, find_still_steps
 from anyvla.robot.space import ActionSpace
@@ -84,9 +84,7 @@ def _check_numbers(episode: Episode, index: int, scale: Scale) -> Iterator[Findi
             text = f"{name} at step {step}, {space.place(int(dim))}, is {array[step, dim]}"
             yield Finding("not finite", "error", index, text, "leave the episode out, or correct its numbers")
             continue
-        limits = scale.step[name]
-        if limits is not None:
-            yield from find_jumps(array, space, limits, name, index)
+        yield from find_jumps(array, space, scale.step[name], name, index)
         yield from _check_grippers(array, space, name, index)
     yield from find_idle_ends(episode, index, scale)
 
@@ -161,47 +159,43 @@ def _sample_steps(length: int) -> np.ndarray:
 def _check_frames(episode: Episode, index: int, look: Look, moving: np.ndarray) -> Iterator[Finding]:
     """Check the frames of each camera. `moving` (T - 1,) is whether the robot moves from each step to the next."""
     for camera in episode.embodiment.cameras:
-        if camera not in episode.images:
-            yield Finding("frames", "error", index, f"camera {camera!r} is missing", "leave the episode out")
-            continue
-        images = episode.images[camera]
-        if len(images) != len(episode):
-            text = f"camera {camera!r} has {len(images)} frames, the episode {len(episode)} steps"
-            yield Finding("frames", "error", index, text, "leave the episode out")
-            continue
-        yield from _check_file(images, camera, index)
-        if look == "none":
-            continue
-        some = _sample_steps(len(episode)) if look == "sampled" else np.arange(len(episode))
-        try:
-            seen = images[some]
-        except (ValueError, OSError) as error:
-            yield Finding("frames", "error", index, f"camera {camera!r}: {error}", "copy it again, or leave it out")
-            continue
-        dark = seen.reshape(len(seen), -1).max(1) < _DARK
-        still = (seen[1:] == seen[:-1]).all((1, 2, 3))
-        if dark.all():
-            yield Finding("frames", "error", index, f"camera {camera!r} is black", "leave the camera or episode out")
-        elif dark.any():
-            text = f"camera {camera!r} is black at step {some[dark.argmax()]}"
-            yield Finding("frames", "warning", index, text, "look at it")
-        elif len(some) > 2 and still.all():
-            yield Finding("frozen", "warning", index, f"camera {camera!r} never changes", "look at it")
-        elif look == "all" and (begin := _find_long_run(still & moving)) is not None:
-            text = f"camera {camera!r} is frozen from step {begin} on while the robot moves"
-            yield Finding("frozen", "warning", index, text, "look at it")
+        for kind, severity, text, fix in _check_camera(episode.images.get(camera), look, moving):
+            yield Finding(kind, severity, index, f"camera {camera!r}{text}", fix)
 
 
-def _check_file(images: Images, camera: str, index: int) -> Iterator[Finding]:
-    """Yield the faults that the header of the frames' file shows."""
-    if not isinstance(images, Frames):
+def _check_camera(images: Images | None, look: Look, moving: np.ndarray) -> Iterator[tuple[Kind, Severity, str, str]]:
+    """Yield (kind, severity, fault, fix), first of the header of the file, then of the frames."""
+    steps = len(moving) + 1
+    if images is None:
+        yield "frames", "error", " is missing", "leave the episode out"
+        return
+    if len(images) != steps:
+        yield "frames", "error", f" has {len(images)} frames, the episode {steps} steps", "leave the episode out"
         return
     try:
-        for wrong, text in images.faults():
+        for wrong, text in images.faults() if isinstance(images, Frames) else ():
             fix = "copy it again, or leave the episode out" if wrong else "look at it: anyvla data view"
-            yield Finding("video", "error" if wrong else "warning", index, f"camera {camera!r}: {text}", fix)
+            yield "video", "error" if wrong else "warning", f": {text}", fix
     except (ValueError, OSError) as error:
-        yield Finding("video", "error", index, f"camera {camera!r}: {error}", "copy it again, or leave it out")
+        yield "video", "error", f": {error}", "copy it again, or leave it out"
+    if look == "none":
+        return
+    some = _sample_steps(steps) if look == "sampled" else np.arange(steps)
+    try:
+        seen = images[some]
+    except (ValueError, OSError) as error:
+        yield "frames", "error", f": {error}", "copy it again, or leave it out"
+        return
+    dark = seen.reshape(len(seen), -1).max(1) < _DARK
+    still = (seen[1:] == seen[:-1]).all((1, 2, 3))
+    if dark.all():
+        yield "frames", "error", " is black", "leave the camera or episode out"
+    elif dark.any():
+        yield "frames", "warning", f" is black at step {some[dark.argmax()]}", "look at it"
+    elif len(some) > 2 and still.all():
+        yield "frozen", "warning", " never changes", "look at it"
+    elif look == "all" and (begin := _find_long_run(still & moving)) is not None:
+        yield "frozen", "warning", f" is frozen from step {begin} on while the robot moves", "look at it"
 
 
 def _find_long_run(flags: np.ndarray) -> int | None:
