@@ -1,4 +1,4 @@
-"""A small robot, a small policy and small data, for tests of what joins the parts."""
+"""A small robot, policy and data set for tests."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def awake(vla: VLA) -> VLA:
 
 
 def fit_codec(representation: str, folder: Path, chunk: int = 4) -> Path | None:
-    """The folder of a codec fitted to smooth random chunks; None for continuous actions."""
+    """Return the folder of a codec fitted to smooth random chunks; None for continuous actions."""
     decoder = "tokens" if representation != "continuous" else "regression"
     return fit_codec_to(model(decoder=decoder, representation=representation, chunk=chunk), embodiment().action, folder)
 
@@ -130,7 +130,7 @@ def fit_codec_to(config: VLAConfig, space: ActionSpace, folder: Path) -> Path | 
 
 
 def cut(data: Batch, begin: int, end: int) -> Batch:
-    """The steps `begin` to `end` of each window."""
+    """Return the steps `begin` to `end` of each window."""
     parts = ("images", "proprio", "actions", "action_mask", "step_mask")
     return dataclasses.replace(data, **{name: getattr(data, name)[:, begin:end] for name in parts})
 
@@ -155,7 +155,7 @@ def observation(of: Batch, row: int, step: int) -> Observation:
 
 
 def windowed(vla: VLA, data: Batch) -> torch.Tensor:
-    """The chunks that loss's forward pass gives at each valid step, in robot units: (B, W, N, A), zeros elsewhere."""
+    """Return the chunks (B, T, N, A), in robot units, of training's forward pass; zeros at steps that are not valid."""
     with torch.inference_mode():
         out = torch.zeros(*data.actions.shape)
         generators = [torch.Generator().manual_seed(0) for _ in range(int(data.step_mask.sum()))]

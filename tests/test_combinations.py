@@ -27,7 +27,7 @@ STEPS = 5
 LENGTHS = {  # of the window that a session acts on, at each of its steps, where windows have 3 steps at most
     "none": [1, 1, 1, 1, 1],
     "policy_head": [1, 2, 3, 3, 3],
-    "interleaved": [1, 2, 3, 3, 2],  # a full run ends; the run that began a step later takes its place
+    "interleaved": [1, 2, 3, 3, 2],  # a full run ends, and the run that began a step later replaces it
 }
 
 
@@ -45,8 +45,8 @@ REPRESENTATIVE = list(representatives(every_history=True))
 FEW = list(representatives(every_history=False))
 
 
-def marked(chosen: list[Combination]) -> list[Any]:
-    """The chosen combinations; the others as slow ones."""
+def mark_others_slow(chosen: list[Combination]) -> list[Any]:
+    """Return the chosen combinations, and the others marked as slow."""
     slow = [pytest.param(c, marks=pytest.mark.slow) for c in VALID if c not in chosen]
     return [*chosen, *slow]
 
@@ -55,8 +55,8 @@ def name(c: Combination) -> str:
     return f"{c.history}-{c.fuser}-{c.decoder}-{c.representation}"
 
 
-every_history = pytest.mark.parametrize("structure", marked(REPRESENTATIVE), ids=name)
-every_decoder = pytest.mark.parametrize("structure", marked(FEW), ids=name)
+every_history = pytest.mark.parametrize("structure", mark_others_slow(REPRESENTATIVE), ids=name)
+every_decoder = pytest.mark.parametrize("structure", mark_others_slow(FEW), ids=name)
 
 
 def of(parts: list[Any], name: str) -> Any:
@@ -83,7 +83,7 @@ def vla(structure: Combination, codecs: dict[str, Path | None]) -> VLA:
 
 
 def act(vla: VLA, data: Batch, rows: list[int], step: int, sessions: list[Any]) -> torch.Tensor:
-    """What sessions answer at a step of the data, with noise that depends on nothing but the seed 0."""
+    """Return the actions of sessions at a step of the data, with noise of the seed 0."""
     for session in sessions:
         session.generator.manual_seed(0)
     chunks = vla.act([observation(data, row, step) for row in rows], sessions)
@@ -136,7 +136,7 @@ def test_it_acts_as_it_was_trained(structure: Combination, vla: VLA) -> None:
 
 
 @every_history
-def test_what_is_masked_does_not_matter(structure: Combination, vla: VLA) -> None:
+def test_masked_steps_and_actions_change_no_loss(structure: Combination, vla: VLA) -> None:
     data, other = batch(2, vla.history.window), batch(2, vla.history.window, seed=1)
     step_mask, action_mask = data.step_mask.clone(), data.action_mask.clone()
     step_mask[0, 1:] = False

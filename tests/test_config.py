@@ -57,7 +57,7 @@ def test_an_option_replaces_the_value_of_the_file_and_nothing_beside_it(tmp_path
     assert config.name == "c"  # the last of two counts
 
 
-def test_options_leave_the_data_that_they_are_laid_over_as_it_was():
+def test_options_do_not_change_the_data_below_them():
     data = {"a": {"b": {"c": 1}}, "fuser": "lstm"}
     assert override(data, ["--a.b.c", "2", "--fuser.hidden", "8"]) == {
         "a": {"b": {"c": 2}},
@@ -86,12 +86,12 @@ def test_round_trip_through_yaml(tmp_path):
         ({"name": "a", "fuser": {"hidden": 1}}, r"the key 'name' is missing; one of: gpt, identity, lstm"),
     ],
 )
-def test_faults_name_the_place_and_the_way_out(data, message):
+def test_faults_name_the_key_and_a_remedy(data, message):
     with pytest.raises(ConfigError, match=message):
         build(Outer, data)
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_listed_at_once():
     with pytest.raises(ConfigError) as error:
         build(Outer, {"iner": 1, "inner": {"sise": 1}})
     assert all(part in str(error.value) for part in ("'iner'", "'inner.sise'", "'name' is required"))

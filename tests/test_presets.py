@@ -1,4 +1,4 @@
-"""The presets: recipes with a paper's structure, each of which a laptop can try with the command in its head."""
+"""The presets: recipes with a paper's structure, each with a command for a laptop in its opening comment."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ STRUCTURES = {  # history, fuser, decoder, representation
 }
 
 
-SHRUNK = {"groot-like": ["--model.decoder.layers", "2"]}  # what takes seconds to initialize
+SHRUNK = {"groot-like": ["--model.decoder.layers", "2"]}  # parts that take seconds to initialize
 
 
-def head(name: str) -> list[str]:
+def opening_comment(name: str) -> list[str]:
     lines = find(name).read_text().splitlines()
     return [line.lstrip("# ") for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
 
 
 def laptop(name: str) -> list[str]:
-    """The command that the head of a preset gives for a laptop, as words."""
-    lines = head(name)
+    """Return the command for a laptop in the opening comment of a preset, as words."""
+    lines = opening_comment(name)
     first = next(i for i, line in enumerate(lines) if line.startswith("laptop:"))
     command = lines[first].removeprefix("laptop:")
     while command.endswith("\\"):
@@ -82,8 +82,8 @@ def window(vla: VLA) -> Batch:
     )
 
 
-def works(vla: VLA) -> None:
-    """A finite loss, something to learn from it, and a chunk."""
+def assert_learns_and_acts(vla: VLA) -> None:
+    """Check that the policy gives a finite loss, gradients and a chunk."""
     loss = vla.loss(window(vla), torch.Generator().manual_seed(0)).value
     assert torch.isfinite(loss)
     loss.backward()
@@ -108,14 +108,14 @@ def test_a_preset_is_the_structure_of_its_paper_around_a_real_model(name: str) -
 
 @pytest.mark.parametrize("name", bundled())
 def test_every_recipe_opens_with_command_machine_time_and_score(name: str) -> None:
-    lines = head(name)
+    lines = opening_comment(name)
     assert [key for line in lines if (key := line.partition(":")[0]) in OPENING] == OPENING
     assert lines[1].startswith("command: anyvla quickstart")
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_its_head_says_what_it_is_and_how_to_run_it(name: str) -> None:
-    lines = head(name)
+def test_its_opening_comment_names_its_source_and_its_commands(name: str) -> None:
+    lines = opening_comment(name)
     assert "arXiv " in lines[0]
     keys = [line.partition(":")[0] for line in lines]
     assert {"takes", "differs", "laptop", "command", "data", "model"} <= set(keys)
@@ -130,7 +130,7 @@ def test_the_laptop_command_makes_a_policy_that_learns_and_acts(name: str, tmp_p
     assert recipe.model.backbone.name == "nano"
     assert recipe.training.steps <= 1000
     vla = policy(recipe, tmp_path)
-    works(vla)
+    assert_learns_and_acts(vla)
     if recipe.model.fuser.target.fuses_time:
         assert sum(w.numel() for w in vla.fuser.parameters()) < 5e6  # for two cores
     assert sum(w.numel() for w in vla.parameters()) < 30e6
@@ -140,7 +140,7 @@ def test_the_laptop_command_makes_a_policy_that_learns_and_acts(name: str, tmp_p
 def test_the_sizes_of_the_paper_run_around_a_small_model(name: str, tmp_path) -> None:
     small = [f"--model.backbone={ {**NANO, 'context': 4096} }"]
     vla = policy(read(name, [*small, *SHRUNK.get(name, [])]), tmp_path)
-    works(vla)
+    assert_learns_and_acts(vla)
 
 
 def test_a_name_on_the_command_line_replaces_a_mapping() -> None:
@@ -167,7 +167,7 @@ TINY = {  # to fit to models of two layers and 256 regular tokens, and into seco
 
 
 @pytest.mark.parametrize("name", [n for n in PRESETS if n != "roboflamingo"])
-def test_the_family_of_its_backbone_can_what_it_needs(name: str, tmp_path) -> None:
+def test_the_family_of_its_backbone_has_the_capabilities_it_needs(name: str, tmp_path) -> None:
     asked = read(name).model.backbone.config
     if asked.lora is not None:
         pytest.importorskip("peft")
@@ -176,7 +176,7 @@ def test_the_family_of_its_backbone_can_what_it_needs(name: str, tmp_path) -> No
     if asked.layers is not None:
         small += ["--model.backbone.layers", "1"]
     vla = policy(read(name, [*small, *tiny(name)]), tmp_path)
-    works(vla)
+    assert_learns_and_acts(vla)
     frozen = {p.name for p in count_parameters(vla) if not p.trainable} - {"LM head"}
     assert frozen == {
         part
@@ -190,7 +190,7 @@ def test_roboflamingo_trains_the_cross_attention_alone(tmp_path) -> None:
     del options["preset"]
     document = {"name": "flamingo", **options, "cross_attention_every": 2}
     vla = policy(read("roboflamingo", ["--model.backbone", yaml.safe_dump(document), *tiny("roboflamingo")]), tmp_path)
-    works(vla)
+    assert_learns_and_acts(vla)
     trained = {p.name for p in count_parameters(vla) if p.trainable}
     assert trained == {"projector", "readout queries", "fuser", "decoder"}
 

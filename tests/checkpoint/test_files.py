@@ -26,7 +26,7 @@ NEEDED = [*TEXTS, "model.safetensors", "backbone/config.json", "backbone/tokeniz
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with a codec, as small as can be."""
+    """Return a small checkpoint with a codec."""
     folder = tmp_path_factory.mktemp("whole")
     tokens: dict[str, Any] = {"decoder": "tokens", "representation": {"name": "bins", "kind": "quantile", "bins": 8}}
     codec = small.fit_codec_to(small.model(**tokens), small.embodiment().action, folder / "codec")
@@ -117,7 +117,7 @@ def entry(key: str, to: Any) -> Damage:
     return lambda path: header(path, put("queries", key, value=to))
 
 
-# Which file is damaged, how, and what the message says.
+# Ways to damage each file, by a part of the error message.
 CONFIG: dict[str, Damage] = {
     "chunk": value("model", "chunk", to=10**9),
     "'decoder': decoders 'tokens': 'layers'": value("model", "decoder", "layers", to=10**6),
@@ -214,13 +214,13 @@ DAMAGED = {
 }
 
 
-def refused(checkpoint: Path, *names: str) -> None:
+def assert_refused(checkpoint: Path, *names: str) -> None:
     begin = time.perf_counter()
     with pytest.raises(ValueError) as caught:
         VLA.load(checkpoint)
-    told = str(caught.value)
-    assert all(name in told for name in names), told
-    assert len(told) < 2000
+    message = str(caught.value)
+    assert all(name in message for name in names), message
+    assert len(message) < 2000
     assert time.perf_counter() - begin < 10
 
 
@@ -233,28 +233,30 @@ def copy(whole: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_damaged_file_is_named(copy: Path, name: str, damage: str) -> None:
     WHOLE_FILE[damage](copy / name)
-    refused(copy, name.partition("/")[0])
+    assert_refused(copy, name.partition("/")[0])
 
 
 @pytest.mark.parametrize("damage", TEXT)
 @pytest.mark.parametrize("name", [*TEXTS, "backbone/config.json", "codec/bins.json"])
 def test_text_that_is_no_plain_data_is_named(copy: Path, name: str, damage: str) -> None:
     TEXT[damage](copy / name)
-    refused(copy, name.partition("/")[0])
+    assert_refused(copy, name.partition("/")[0])
 
 
-@pytest.mark.parametrize(("file", "told"), [(file, told) for file, damages in DAMAGED.items() for told in damages])
-def test_a_wrong_value_is_named(copy: Path, file: str, told: str) -> None:
-    DAMAGED[file][told](copy / file)
-    refused(copy, str(copy), told)
+@pytest.mark.parametrize(
+    ("file", "message"), [(file, message) for file, damages in DAMAGED.items() for message in damages]
+)
+def test_a_wrong_value_is_named(copy: Path, file: str, message: str) -> None:
+    DAMAGED[file][message](copy / file)
+    assert_refused(copy, str(copy), message)
 
 
 def test_a_codec_is_read_from_the_checkpoint_only(copy: Path) -> None:
-    """The recipe may name a tokenizer anywhere; whoever loads the checkpoint did not choose that place."""
+    """The recipe may name a tokenizer at any path, which the user who loads the checkpoint did not choose."""
     fast = {"name": "fast", "path": "/etc"}
     edit(copy / "config.yaml", put("model", "representation", value=fast))
     shutil.rmtree(copy / "codec")
-    refused(copy, "checkpoint/codec is missing")
+    assert_refused(copy, "checkpoint/codec is missing")
 
 
 def test_flipped_bits_of_weights_load_or_are_refused(copy: Path) -> None:
@@ -265,10 +267,10 @@ def test_flipped_bits_of_weights_load_or_are_refused(copy: Path) -> None:
         try:
             VLA.load(copy)
         except ValueError as error:
-            told = str(error)
+            message = str(error)
         else:
-            told = "model.safetensors"
-        assert "model.safetensors" in told
+            message = "model.safetensors"
+        assert "model.safetensors" in message
 
 
 def test_links_inside_and_those_of_the_hub_cache_are_followed(whole: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of `flow` and `diffusion` share: a small decoder, data, generators."""
+"""A small decoder, data and generators for the tests of `flow` and `diffusion`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SPACE = ActionSpace(
     )
 )
 C, N, A = 6, 4, 3
-BACKBONE = backbone()  # of which these decoders read nothing
+BACKBONE = backbone()  # these decoders do not read it
 SMALL = {"width": 32, "layers": 1, "heads": 2}
 
 
 def small(decoder: type[Decoder], *, trained: bool = True, **keys: Any) -> Decoder:
-    """A small decoder; `trained`: with weights that are not those of the start, which say nothing of the inputs."""
+    """Return a small decoder. `trained`: not with the initial weights, under which it ignores its inputs."""
     torch.manual_seed(0)
     made = decoder(build(decoder.Config, SMALL | keys), DecoderSpec(C, N, SPACE, None, BACKBONE))
     if trained:
@@ -48,7 +48,7 @@ def generators(count: int, first: int = 0) -> list[torch.Generator]:
 def fit(
     decoder: Decoder, inputs: DecoderInput, actions: Tensor, mask: Tensor, rounds: int, modes: Tensor | None = None
 ) -> float:
-    """Train on one batch, each action plus or minus `modes`. Returns the mean loss of the last tenth."""
+    """Train on one batch, each action plus or minus `modes`. Return the mean loss of the last tenth."""
     g = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=4e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, rounds, pct_start=0.1)

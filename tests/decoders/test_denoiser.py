@@ -1,4 +1,4 @@
-"""The network of `flow` and `diffusion`, beside the equations of its paper written out."""
+"""The network of `flow` and `diffusion`, compared with the equations of its paper."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def normed(x: torch.Tensor) -> torch.Tensor:
     return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
 
 
-def test_it_is_the_transformer_of_its_paper(network: Denoiser) -> None:
+def test_the_network_equals_a_dit_computed_by_hand(network: Denoiser) -> None:
     """A DiT block with adaLN-Zero (arXiv 2212.09748, figure 3), one sample and one head at a time."""
     with torch.no_grad():
         for weight in network.parameters():
@@ -57,7 +57,7 @@ def test_it_is_the_transformer_of_its_paper(network: Denoiser) -> None:
             torch.testing.assert_close(out[row], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_at_the_start_it_says_zero_and_its_layers_add_nothing(network: Denoiser) -> None:
+def test_an_untrained_network_predicts_zero_and_its_layers_change_nothing(network: Denoiser) -> None:
     noisy, time, context = given()
     condition = network.condition(context)
     assert network(noisy, time, condition).eq(0).all()

@@ -18,7 +18,7 @@ SAMPLERS = ["ddim", "dpm"]
 
 
 def alpha_bar(levels=100):
-    """What is left of the actions' variance at each level: equation 17 of arXiv 2102.09672."""
+    """Return the share of the actions' variance at each level: equation 17 of arXiv 2102.09672."""
     f = [math.cos((i / levels + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(levels + 1)]
     bars = [1.0]
     for now, after in itertools.pairwise(f):
@@ -31,8 +31,8 @@ def noise_and_level(count, seed=3):
     return torch.randn(count, N, A, generator=g), torch.randint(100, (count,), generator=g)
 
 
-def speak(decoder, answer):
-    """Let the network say `answer(noisy, level)`."""
+def replace_network(decoder, answer):
+    """Let the network return `answer(noisy, level)`."""
     levels = decoder.config.train_steps
 
     def forward(self, noisy, time, condition):
@@ -48,19 +48,21 @@ def speak(decoder, answer):
 def test_chunks_are_noised_by_the_closed_form_of_ddpm():
     _, actions, _ = data(100)
     seen = []
-    decoder = speak(small(DiffusionDecoder), lambda noisy, level: seen.append((noisy, level)) or noisy)
+    decoder = replace_network(small(DiffusionDecoder), lambda noisy, level: seen.append((noisy, level)) or noisy)
     noise, level = noise_and_level(100)[0], torch.arange(100)
     decoder.loss_at(DecoderInput(torch.zeros(100, C)), actions, torch.ones(100, N, dtype=torch.bool), noise, level)
     (noisy, at), bar = seen[0], alpha_bar()[:, None, None]
     assert (at == level).all()
     torch.testing.assert_close(noisy, bar.sqrt() * actions + (1 - bar).sqrt() * noise, atol=2e-5, rtol=2e-4)
     assert bar[0] > 0.999  # nearly the actions
-    assert bar[-1] < 1e-5  # nothing of them
+    assert bar[-1] < 1e-5  # pure noise
 
 
 def test_levels_are_uniform_and_noise_is_normal():
     seen = []
-    decoder = speak(small(DiffusionDecoder, samples=1), lambda noisy, level: seen.append((noisy, level)) or noisy)
+    decoder = replace_network(
+        small(DiffusionDecoder, samples=1), lambda noisy, level: seen.append((noisy, level)) or noisy
+    )
     steps = 20_000
     nothing = torch.zeros(steps, N, A), torch.ones(steps, N, dtype=torch.bool)
     decoder.loss(DecoderInput(torch.zeros(steps, C)), *nothing, generators(1)[0])
@@ -76,7 +78,7 @@ def test_levels_are_uniform_and_noise_is_normal():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 5, 10, 100])
 @pytest.mark.parametrize("prediction", ["sample", "epsilon"])
-def test_who_knows_the_actions_is_led_to_them(sampler, steps, prediction):
+def test_a_perfect_prediction_leads_to_the_actions(sampler, steps, prediction):
     inputs, actions, _ = data(3)
     bar, called = alpha_bar(), []
 
@@ -87,15 +89,15 @@ def test_who_knows_the_actions_is_led_to_them(sampler, steps, prediction):
         left = bar[level][:, None, None]
         return (noisy - left.sqrt() * actions) / (1 - left).sqrt()
 
-    decoder = speak(small(DiffusionDecoder, sampler=sampler, steps=steps, prediction=prediction), answer)
-    # Under one step, the noise is undone where 1 / sqrt(bar) is 2000: what float32 leaves of the actions.
+    decoder = replace_network(small(DiffusionDecoder, sampler=sampler, steps=steps, prediction=prediction), answer)
+    # One step divides by sqrt(bar), which makes rounding errors of float32 2000 times as large.
     tolerance = 2e-3 if prediction == "epsilon" and steps == 1 else 2e-5
     torch.testing.assert_close(decoder.sample(inputs, generators(3)), actions, atol=tolerance, rtol=0)
     assert called == list(range(99, -1, -100 // steps))  # from pure noise, in equal steps
 
 
 def test_samplers_approach_the_exact_flow_of_a_gaussian():
-    """For normally distributed actions the best guess is known, and the flow of probability only scales the noise."""
+    """The optimal prediction for normally distributed actions is known; the probability flow only scales the noise."""
     spread, bar, inputs = 0.25, alpha_bar(), DecoderInput(torch.zeros(9, C))
 
     def answer(noisy, level):
@@ -103,7 +105,7 @@ def test_samplers_approach_the_exact_flow_of_a_gaussian():
         return left.sqrt() * spread**2 / (left * spread**2 + 1 - left) * noisy
 
     def error(sampler, steps):
-        decoder = speak(small(DiffusionDecoder, sampler=sampler, steps=steps), answer)
+        decoder = replace_network(small(DiffusionDecoder, sampler=sampler, steps=steps), answer)
         exact = spread * sample_noise((N, A), generators(9), inputs.context)
         return float((decoder.sample(inputs, generators(9)) - exact).norm() / exact.norm())
 
@@ -115,8 +117,10 @@ def test_samplers_approach_the_exact_flow_of_a_gaussian():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("prediction", ["sample", "epsilon"])
-def test_what_is_foreseen_is_clipped(sampler, prediction):
-    wild = speak(small(DiffusionDecoder, sampler=sampler, prediction=prediction), lambda noisy, level: 9 - 20 * noisy)
+def test_predicted_actions_are_clipped(sampler, prediction):
+    wild = replace_network(
+        small(DiffusionDecoder, sampler=sampler, prediction=prediction), lambda noisy, level: 9 - 20 * noisy
+    )
     sampled = wild.sample(data(3)[0], generators(3))
     assert sampled.abs().max() <= 1
 
@@ -138,7 +142,7 @@ def test_one_batch_is_learned_and_sampled_back(prediction, sampler, steps, error
     assert (sampled - actions)[mask].square().mean().sqrt() < error
 
 
-def test_of_two_ways_either_is_sampled_and_never_their_mean():
+def test_two_modes_are_both_sampled_and_their_mean_is_not():
     decoder = small(DiffusionDecoder, trained=False, samples=32, steps=20)
     inputs, actions, mask = DecoderInput(torch.zeros(1, C)), torch.zeros(1, N, A), torch.ones(1, N, dtype=torch.bool)
     fit(decoder, inputs, actions, mask, 500, modes=torch.full((N, A), 0.5))
@@ -150,7 +154,7 @@ def test_of_two_ways_either_is_sampled_and_never_their_mean():
 
 
 @pytest.mark.parametrize("prediction", ["sample", "epsilon"])
-def test_the_loss_is_the_mean_over_valid_elements_of_held_chunks(prediction):
+def test_the_loss_is_the_mean_over_valid_elements_of_padded_chunks(prediction):
     decoder, (inputs, actions, mask) = small(DiffusionDecoder, prediction=prediction), data(5)
     noise, level = noise_and_level(10)
     loss = decoder.loss_at(inputs, actions, mask, noise, level)
@@ -167,7 +171,7 @@ def test_the_loss_is_the_mean_over_valid_elements_of_held_chunks(prediction):
     torch.testing.assert_close(loss.parts["gripper"], both[..., 2].mean().detach(), atol=1e-4, rtol=1e-4)
 
 
-def test_how_a_batch_is_split_changes_nothing():
+def test_splitting_a_batch_changes_no_loss():
     decoder, (inputs, actions, mask) = small(DiffusionDecoder), data(5)
     noise, level = noise_and_level(5)
     whole = decoder.loss_at(inputs, actions, mask, noise, level)
@@ -180,7 +184,7 @@ def test_how_a_batch_is_split_changes_nothing():
 
 
 @pytest.mark.parametrize("prediction", ["sample", "epsilon"])
-def test_what_is_padded_changes_nothing(prediction):
+def test_padding_changes_neither_loss_nor_gradients(prediction):
     decoder, (inputs, actions, mask) = small(DiffusionDecoder, samples=2, prediction=prediction), data(5)
     results = []
     for padding in (0.0, 7.0):
@@ -206,7 +210,7 @@ def test_a_sample_depends_on_its_context_and_generator_only(sampler, prediction)
         assert (elsewhere - together).abs().max() > 0.01
 
 
-def test_threads_sample_beside_each_other():
+def test_threads_may_sample_at_the_same_time():
     decoder, (inputs, _, _) = small(DiffusionDecoder, sampler="dpm"), data(2)
 
     def sample(seed):
@@ -257,12 +261,12 @@ def test_steps_that_do_not_divide_the_levels_are_refused():
         ({"sampeler": "dpm"}, "unknown key 'sampeler': did you mean 'sampler'"),
     ],
 )
-def test_options_that_cannot_be_are_refused(keys, message):
+def test_invalid_options_are_refused(keys, message):
     with pytest.raises(ConfigError, match=message):
         build(DiffusionDecoder.Config, keys)
 
 
-def test_without_diffusers_one_reads_what_to_install(monkeypatch):
+def test_without_diffusers_the_error_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ImportError, match=r"decoder: diffusion needs diffusers: pip install 'anyvla\[diffusion\]'"):
         small(DiffusionDecoder)

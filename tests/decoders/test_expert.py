@@ -1,4 +1,4 @@
-"""The expert as a decoder, after steps that share rows of what a nano backbone remembers."""
+"""The expert after steps that share rows of a nano backbone's KV cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anyvla.decoders.base import DecoderInput
 from anyvla.decoders.expert import ExpertDecoder
 from anyvla.decoders.expert_layers import Transformer, append_caches, choose_layers, rope_thetas
 from anyvla.decoders.lm_tokens import LMTokensDecoder
-from tests.decoders.token_parts import SPACE, C, Levels, N, actions, after, backbone, setting
+from tests.decoders.token_parts import SPACE, C, Levels, N, actions, after, backbone, make_spec
 
 M, A = 4, SPACE.size
 SMALL = {"width": 32, "mlp": 48, "steps": 3}
@@ -24,7 +24,7 @@ COUNTS = (2, 1, 1)  # steps in each row
 
 def expert(model, codec=None, **keys):
     torch.manual_seed(0)
-    return ExpertDecoder(build(ExpertDecoder.Config, SMALL | keys), setting(model, codec)).eval()
+    return ExpertDecoder(build(ExpertDecoder.Config, SMALL | keys), make_spec(model, codec)).eval()
 
 
 def noises(samples=1):
@@ -37,7 +37,7 @@ def generators():
 
 
 def alone(inputs, step):
-    """One step in a row of its own, without the places that it does not see."""
+    """Return one step alone in its row, without the positions that it does not see."""
     only = inputs.continuation.select(torch.tensor([step]))
     return DecoderInput(inputs.context[step : step + 1], only)
 
@@ -72,11 +72,11 @@ def test_the_loss_of_steps_that_share_a_row_is_that_of_each_alone(counts, sample
     assert together.count == 5 * A
 
 
-def test_what_is_hidden_from_a_step_changes_nothing_and_what_it_sees_does():
+def test_hidden_positions_change_nothing_and_visible_ones_do():
     model = backbone()
     decoder, inputs = expert(model), after(model, (1,) * M)
     steps = inputs.continuation
-    last = steps.visible.sum(1) - 1  # the last token that each step sees
+    last = steps.visible.sum(1) - 1  # the last position that each step sees
     fewer = steps.visible.scatter(1, last[:, None], False)
     hidden = dataclasses.replace(inputs, continuation=dataclasses.replace(steps, visible=fewer))
     other = steps.cache.fork()
@@ -120,31 +120,31 @@ def test_the_observation_and_the_context_are_read_once_a_chunk():
     assert tokens == [2, 2 * N, 2 * N, 2 * N]  # of the two steps of the longest row: contexts once, then actions
 
 
-class Words(TorchDispatchMode):
-    """What would wait for a GPU, or hand it something, as a CUDA graph cannot."""
+class Transfers(TorchDispatchMode):
+    """Records the operations that wait for a GPU or send it data, which a CUDA graph cannot do."""
 
     def __init__(self):
         super().__init__()
-        self.said = []
+        self.found = []
 
     def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
         if function.overloadpacket.__name__ in {"_local_scalar_dense", "nonzero", "_to_copy", "lift_fresh"}:
-            self.said.append(function)
+            self.found.append(function)
         return function(*args, **(kwargs or {}))
 
 
-def test_the_loop_of_the_flow_says_no_word_between_device_and_host():
+def test_the_integration_never_synchronizes_with_the_device():
     model = backbone()
     decoder, inputs = expert(model), after(model, COUNTS)
     noise, _ = noises()
     with torch.no_grad():
         prefix = decoder.prefill(inputs)
-        with Words() as words:
+        with Transfers() as transfers:
             decoder.flow(prefix, noise)
-        assert not words.said
-        with Words() as words:
+        assert not transfers.found
+        with Transfers() as transfers:
             decoder.prefill(inputs)
-        assert words.said  # here it may: once a chunk
+        assert transfers.found  # allowed here, once a chunk
 
 
 def test_without_a_codec_the_flow_trains_the_backbone():
@@ -191,7 +191,7 @@ def joint_flow(decoder, mask):
     return decoder.loss_at(after(backbone(), COUNTS), actions(), mask, *noises())
 
 
-def test_it_learns_one_batch_by_heart():
+def test_it_overfits_one_batch():
     model = backbone().requires_grad_(False)
     decoder = expert(model, steps=10, samples=4, width=64, time="uniform")
     inputs, mask = after(model, COUNTS), torch.ones(M, N, dtype=torch.bool)
@@ -233,12 +233,12 @@ def test_fewer_layers_attend_to_some_of_the_backbone_the_last_included():
     assert choose_layers(1, 5) == [4]
     model = backbone(layers=4)
     decoder, inputs = expert(model, layers=2), after(model, COUNTS)
-    remembered = inputs.continuation.get_keys_values()
-    memory = decoder.make_prefix(inputs).caches
-    places = inputs.continuation.visible.any(0).sum()
-    for number, (keys, values) in zip([1, 3], memory, strict=True):
-        torch.testing.assert_close(keys[:, :, :places], remembered[number][0][:, :, :places])
-        torch.testing.assert_close(values[:, :, :places], remembered[number][1][:, :, :places])
+    whole = inputs.continuation.get_keys_values()
+    used = decoder.make_prefix(inputs).caches
+    length = inputs.continuation.visible.any(0).sum()
+    for number, (keys, values) in zip([1, 3], used, strict=True):
+        torch.testing.assert_close(keys[:, :, :length], whole[number][0][:, :, :length])
+        torch.testing.assert_close(values[:, :, :length], whole[number][1][:, :, :length])
 
 
 def test_options_that_do_not_fit_are_refused():
@@ -254,7 +254,7 @@ def test_options_that_do_not_fit_are_refused():
     assert expert(model, heads=4).transformer.layers[0].groups == 2
 
 
-def test_the_base_of_positions_is_that_of_each_layer_of_the_backbone():
+def test_each_layer_has_the_rope_base_of_its_layer_of_the_backbone():
     assert rope_thetas(None, 2) == [10_000, 10_000]
     assert rope_thetas(LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 5e5}), 2) == [5e5, 5e5]
     rope = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
@@ -264,41 +264,41 @@ def test_the_base_of_positions_is_that_of_each_layer_of_the_backbone():
     assert rope_thetas(gemma, 2) == [1e4, 1e6]
 
 
-def test_it_has_as_many_heads_as_the_language_model_and_the_positions_of_the_layers_that_it_reads():
+def test_heads_and_rope_bases_follow_the_language_model():
     model = backbone(layers=3, heads=4)
     assert expert(model).transformer.layers[0].heads == 4
     language = model.model.config.get_text_config(decoder=True)
-    language.num_key_value_heads = 2  # of which the remembered keys know nothing
+    language.num_key_value_heads = 2  # the shapes below are those of the cache
     shapes = [(2, 8, 8)] * 3
     rope = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     language.rope_parameters = {kind: values | {"rope_type": "default"} for kind, values in rope.items()}
     language.layer_types = ["sliding_attention", "sliding_attention", "full_attention"]
     model.get_kv_shapes = lambda: shapes
-    grouped = expert(model, layers=2).transformer  # of layers 0 to 2 it reads 0 and 2
+    grouped = expert(model, layers=2).transformer  # reads layers 0 and 2 of the backbone
     assert grouped.kinds == [(2, 8, 1e4), (2, 8, 1e6)]
 
 
-def test_layers_of_other_shapes_and_bases_share_one_pass():
+def test_layers_of_different_shapes_and_bases_run_in_one_pass():
     torch.manual_seed(0)
     transformer = Transformer(16, 24, 4, [(2, 8, 8), (1, 4, 6)], [1e4, 1e6])
     prepare = transformer.prepare_attention
-    memory = [(torch.randn(3, h, 5, d), torch.randn(3, h, 5, v)) for h, d, v in [(2, 8, 8), (1, 4, 6)]]
+    caches = [(torch.randn(3, h, 5, d), torch.randn(3, h, 5, v)) for h, d, v in [(2, 8, 8), (1, 4, 6)]]
     x, positions = torch.randn(3, 6, 16), torch.arange(5, 11).expand(3, -1)
     causal = torch.ones(6, 11, dtype=torch.bool).tril(5).expand(3, -1, -1)
-    whole, _ = transformer(x, memory, prepare(positions, causal, torch.float32))
-    first, added = transformer(x[:, :2], memory, prepare(positions[:, :2], causal[:, :2, :7], torch.float32))
+    whole, _ = transformer(x, caches, prepare(positions, causal, torch.float32))
+    first, added = transformer(x[:, :2], caches, prepare(positions[:, :2], causal[:, :2, :7], torch.float32))
     rest, _ = transformer(
         x[:, 2:],
-        append_caches(memory, added),
+        append_caches(caches, added),
         prepare(positions[:, 2:], causal[:, 2:], torch.float32),
     )
     torch.testing.assert_close(torch.cat([first, rest], 1), whole)
-    everything, _ = transformer(x, memory, prepare(positions, None, torch.float32))
-    one_row, _ = transformer(x, memory, prepare(positions, torch.ones(3, 1, 11) > 0, torch.float32))
+    everything, _ = transformer(x, caches, prepare(positions, None, torch.float32))
+    one_row, _ = transformer(x, caches, prepare(positions, torch.ones(3, 1, 11) > 0, torch.float32))
     torch.testing.assert_close(everything, one_row)
 
 
-def test_attention_knows_how_far_apart_places_are_and_not_where():
+def test_attention_depends_only_on_distances_between_positions():
     torch.manual_seed(0)
     transformer = Transformer(16, 24, 2, [(2, 8, 8)], [1e4])
     x, nothing = torch.randn(1, 6, 16), [(torch.zeros(1, 2, 0, 8), torch.zeros(1, 2, 0, 8))]
@@ -306,12 +306,12 @@ def test_attention_knows_how_far_apart_places_are_and_not_where():
     def at(positions):
         return transformer(x, nothing, transformer.prepare_attention(positions[None], None, torch.float32))[0]
 
-    place = torch.arange(6)
-    torch.testing.assert_close(at(place), at(place + 7))
-    assert not torch.allclose(at(place), at(place * 2), atol=1e-4)
+    positions = torch.arange(6)
+    torch.testing.assert_close(at(positions), at(positions + 7))
+    assert not torch.allclose(at(positions), at(positions * 2), atol=1e-4)
 
 
-def test_it_holds_no_part_of_the_backbone():
+def test_no_module_of_the_backbone_is_in_the_decoder():
     model = backbone()
     assert not {id(m) for m in model.modules()} & {id(m) for m in expert(model, Levels()).modules()}
     assert isinstance(expert(model).context, nn.Linear)

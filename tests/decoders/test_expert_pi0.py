@@ -1,4 +1,4 @@
-"""The expert beside transformers' own pi0, on the same weights: behind our PaliGemma, image and prompt included."""
+"""The expert behind our PaliGemma agrees with the pi0 of transformers on the same weights, images and prompts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPERT |= {"vocab_size": 8, "head_dim": 8, "num_key_value_heads": 1, "max_positi
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Our backbone and expert, and a pi0 that holds the same weights."""
+    """Return our backbone and expert, and a pi0 with the same weights."""
     folder = write_family(FAMILIES["paligemma"], tmp_path_factory.mktemp("paligemma"))
     backbone = AutoBackbone(build(AutoBackbone.Config, {"path": str(folder)}))
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def pair(tmp_path_factory):
 
 
 def make_inputs(backbone, views=2):
-    """A batch as we read it, and as pi0 does: prompts of different lengths, padded."""
+    """Return a batch for our model and for pi0, where prompts of different lengths are padded."""
     g = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (M, views, 28, 28, 3), dtype=torch.uint8, generator=g)
     state, actions = torch.randn(M, P, generator=g), torch.rand(M, N, A, generator=g) * 2 - 1
@@ -120,7 +120,7 @@ def test_pi0_samples_the_same_actions_from_the_same_noise(pair):
     assert not torch.allclose(expert.flow(expert.prefill(different), noise), reference, atol=1e-2)
 
 
-def test_the_defaults_are_those_of_pi0():
+def test_the_defaults_agree_with_pi0():
     ours, theirs = ExpertDecoder.Config(), PI0Config()
     dit = theirs.dit_config
     assert (ours.width, ours.mlp, ours.steps) == (dit.hidden_size, dit.intermediate_size, theirs.num_inference_steps)

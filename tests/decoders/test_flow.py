@@ -23,7 +23,7 @@ def noise_and_time(count, seed=3):
 
 
 @pytest.mark.parametrize(("kind", "power"), [("beta", 1.5), ("uniform", 1.0)])
-def test_times_have_the_distribution_they_are_named_for(kind, power):
+def test_times_have_the_distribution_of_their_name(kind, power):
     t = sample_times(kind, 100_000, torch.Generator().manual_seed(0))
     assert t.min() >= FIRST
     assert t.max() <= 1
@@ -35,14 +35,14 @@ def test_times_have_the_distribution_they_are_named_for(kind, power):
     assert u.var() == pytest.approx(variance, abs=0.002)
 
 
-def test_times_of_pi0_are_those_of_its_configuration():
+def test_beta_times_agree_with_the_configuration_of_pi0():
     config = PI0Config()
     assert (config.time_sampling_beta_alpha, config.time_sampling_beta_beta) == (ALPHA, 1)
     assert (config.time_sampling_scale, config.time_sampling_offset) == pytest.approx((1 - FIRST, FIRST))
 
 
 class Pi0(SimpleNamespace):
-    """What `PI0ForConditionalGeneration` needs of itself, with a velocity of our own in place of its network."""
+    """The attributes that `PI0ForConditionalGeneration` uses, with the given velocity in place of its network."""
 
     def __init__(self, velocity):
         cache = SimpleNamespace(get_seq_length=lambda: 0, crop=lambda length: None)
@@ -70,7 +70,7 @@ def bent(x, t):
     return torch.sin(3 * x) * t[:, None, None] + x.roll(1, -1)
 
 
-def test_the_path_and_the_loss_are_those_of_pi0_in_transformers():
+def test_path_and_loss_agree_with_pi0_in_transformers():
     _, actions, _ = data(5)
     noise, time = noise_and_time(5)
     noisy, velocity = interpolate(actions, noise, time)
@@ -78,7 +78,7 @@ def test_the_path_and_the_loss_are_those_of_pi0_in_transformers():
     torch.testing.assert_close((velocity - bent(noisy, time)).square(), out.loss)
 
 
-def test_euler_gives_what_pi0_in_transformers_samples():
+def test_euler_agrees_with_pi0_in_transformers():
     noise, _ = noise_and_time(5)
     ids, pixels = torch.zeros(5, 1, dtype=torch.long), torch.zeros(5, 1)
     theirs = PI0ForConditionalGeneration.sample_actions(Pi0(bent), torch.zeros(5, 1), ids, pixels, noise, num_steps=7)
@@ -105,7 +105,7 @@ def test_a_straight_path_needs_one_step(method):
     torch.testing.assert_close(integrate(lambda x, t: noise - actions, noise, 1, method), actions)
 
 
-def test_an_integration_keeps_float32_whatever_the_velocity_is_in():
+def test_an_integration_is_float32_for_a_velocity_of_any_type():
     end = integrate(lambda x, t: torch.ones_like(x, dtype=torch.bfloat16), torch.full((1, N, A), 256.0), 1024)
     torch.testing.assert_close(end, torch.full((1, N, A), 255.0))  # in bfloat16, 256 - 1 / 1024 is 256
 
@@ -122,7 +122,7 @@ def test_one_batch_is_learned_and_sampled_back():
     assert (sampled - actions)[mask].square().mean().sqrt() < 0.05
 
 
-def test_of_two_ways_either_is_sampled_and_never_their_mean():
+def test_two_modes_are_both_sampled_and_their_mean_is_not():
     decoder = small(FlowDecoder, trained=False, samples=32, steps=20)
     inputs, actions, mask = DecoderInput(torch.zeros(1, C)), torch.zeros(1, N, A), torch.ones(1, N, dtype=torch.bool)
     fit(decoder, inputs, actions, mask, 500, modes=torch.full((N, A), 0.5))
@@ -133,14 +133,14 @@ def test_of_two_ways_either_is_sampled_and_never_their_mean():
     assert (sampled - 0.5 * side[:, None, None]).abs().median() < 0.15
 
 
-def test_the_loss_is_the_mean_over_valid_elements_of_held_chunks():
+def test_the_loss_is_the_mean_over_valid_elements_of_padded_chunks():
     decoder, (inputs, actions, mask) = small(FlowDecoder), data(5)
     noise, time = noise_and_time(10)
     loss = decoder.loss_at(inputs, actions, mask, noise, time)
     errors = []
-    for draw in (slice(0, 5), slice(5, 10)):
-        noisy, velocity = interpolate(pad_with_last_action(actions, mask), noise[draw], time[draw])
-        predicted = decoder.network(noisy, time[draw], decoder.network.condition(inputs.context))
+    for rows in (slice(0, 5), slice(5, 10)):
+        noisy, velocity = interpolate(pad_with_last_action(actions, mask), noise[rows], time[rows])
+        predicted = decoder.network(noisy, time[rows], decoder.network.condition(inputs.context))
         errors.append((predicted - velocity).square()[mask])
     both = torch.stack(errors)
     torch.testing.assert_close(loss.value, both.mean())
@@ -149,7 +149,7 @@ def test_the_loss_is_the_mean_over_valid_elements_of_held_chunks():
     torch.testing.assert_close(loss.parts["gripper"], both[..., 2].mean().detach())
 
 
-def test_how_a_batch_is_split_changes_nothing():
+def test_splitting_a_batch_changes_no_loss():
     decoder, (inputs, actions, mask) = small(FlowDecoder), data(5)
     noise, time = noise_and_time(5)
     whole = decoder.loss_at(inputs, actions, mask, noise, time)
@@ -161,7 +161,7 @@ def test_how_a_batch_is_split_changes_nothing():
     assert sum(p.count for p in parts) == whole.count
 
 
-def test_what_is_padded_changes_nothing():
+def test_padding_changes_neither_loss_nor_gradients():
     decoder, (inputs, actions, mask) = small(FlowDecoder, samples=2), data(5)
     results = []
     for padding in (0.0, 7.0):
@@ -236,12 +236,12 @@ def test_in_bfloat16_losses_and_chunks_are_float32():
         ({"step": 4}, "unknown key 'step': did you mean 'steps'"),
     ],
 )
-def test_options_that_cannot_be_are_refused(keys, message):
+def test_invalid_options_are_refused(keys, message):
     with pytest.raises(ConfigError, match=message):
         build(FlowDecoder.Config, keys)
 
 
-def test_the_default_network_has_the_size_it_says():
+def test_the_default_network_has_the_documented_size():
     decoder = small(FlowDecoder, width=256, layers=4, heads=4)
     inputs = sum(p.numel() for p in decoder.network.context.parameters())
     assert sum(p.numel() for p in decoder.parameters()) - inputs == pytest.approx(5.0e6, rel=0.02)

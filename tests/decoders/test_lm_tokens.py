@@ -17,9 +17,9 @@ from tests.decoders.token_parts import (
     actions,
     after,
     backbone,
+    make_spec,
     overfit,
-    recorded,
-    setting,
+    record_logits,
     short_and_long,
     vectors,
 )
@@ -32,84 +32,86 @@ def model():
     return backbone()
 
 
-def decoder(model, codec=None, **keys):
+def make_decoder(model, codec=None, **keys):
     torch.manual_seed(0)
-    return LMTokensDecoder(build(LMTokensDecoder.Config, keys), setting(model, codec or Levels()))
+    return LMTokensDecoder(build(LMTokensDecoder.Config, keys), make_spec(model, codec or Levels()))
 
 
 def name(keys):
     return "-".join(keys.values())
 
 
-def untied(model):
-    """The same with an LM head of its own, frozen as an untied one is when a backbone is built."""
+def untie_lm_head(model):
+    """Give the model a separate LM head, frozen as an untied one is when a backbone is built."""
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
     return model
 
 
 @pytest.mark.parametrize("keys", VARIANTS, ids=name)
-def test_reading_the_written_tokens_at_once_scores_them_as_writing_did(model, keys):
-    head = decoder(model, **keys)
-    tokens, logits = recorded(head, after(model))
+def test_one_pass_over_written_tokens_scores_them_as_writing_did(model, keys):
+    decoder = make_decoder(model, **keys)
+    tokens, logits = record_logits(decoder, after(model))
     with torch.no_grad():
-        torch.testing.assert_close(head.logits(after(model), tokens), logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(decoder.logits(after(model), tokens), logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("keys", VARIANTS, ids=name)
-def test_one_batch_is_learned_until_its_own_chunks_are_written(model, keys, ends):
+def test_the_chunks_of_an_overfitted_batch_are_written(model, keys, ends):
     codec, chunks = Levels(ends=ends), short_and_long()
-    head = decoder(model, codec, **keys)
+    decoder = make_decoder(model, codec, **keys)
     trained = [w for w in model.parameters() if w.requires_grad]
-    loss = overfit(head, trained, lambda: after(model), chunks)
+    loss = overfit(decoder, trained, lambda: after(model), chunks)
     assert loss.parts["accuracy"] == 1
     with torch.no_grad():
-        torch.testing.assert_close(head.sample(after(model)), codec.decode(codec.encode(chunks))[0])
-    assert head.invalid == 0
+        torch.testing.assert_close(decoder.sample(after(model)), codec.decode(codec.encode(chunks))[0])
+    assert decoder.invalid == 0
 
 
 @pytest.mark.parametrize("keys", VARIANTS, ids=name)
-def test_a_step_depends_on_no_neighbor_and_on_no_suffix_of_its_window(model, keys):
-    head = decoder(model, **keys)
-    together, tokens = after(model), torch.randint(0, 6, (4, head.length))
+def test_a_step_depends_on_no_other_step_or_suffix_of_its_window(model, keys):
+    decoder = make_decoder(model, **keys)
+    together, tokens = after(model), torch.randint(0, 6, (4, decoder.length))
     with torch.no_grad():
-        whole = head.logits(together, tokens)
+        whole = decoder.logits(together, tokens)
         for step in range(4):
             alone = DecoderInput(together.context[[step]], together.continuation.select(torch.tensor([step])))
-            torch.testing.assert_close(head.logits(alone, tokens[[step]]), whole[[step]], atol=1e-4, rtol=0)
-            torch.testing.assert_close(recorded(head, alone)[1], recorded(head, together)[1][[step]], atol=1e-4, rtol=0)
+            torch.testing.assert_close(decoder.logits(alone, tokens[[step]]), whole[[step]], atol=1e-4, rtol=0)
+            torch.testing.assert_close(
+                record_logits(decoder, alone)[1], record_logits(decoder, together)[1][[step]], atol=1e-4, rtol=0
+            )
 
 
-def test_places_see_each_other_only_when_they_are_read_at_once(model):
+def test_positions_see_later_ones_only_in_parallel_decoding(model):
     for way, sees in (("autoregressive", False), ("parallel", True)):
-        head = decoder(model, ids="added", decoding=way)
-        tokens = torch.zeros(4, head.length, dtype=torch.int64)
+        decoder = make_decoder(model, ids="added", decoding=way)
+        tokens = torch.zeros(4, decoder.length, dtype=torch.int64)
         with torch.no_grad():
-            before = head.logits(after(model), tokens)
-            if head.places is not None:
-                head.places[-1] += 1
-            tokens[:, -2] = 5  # what stands before the last token
-            change = (head.logits(after(model), tokens) - before).abs().amax((0, 2))
+            before = decoder.logits(after(model), tokens)
+            if decoder.places is not None:
+                decoder.places[-1] += 1
+            tokens[:, -2] = 5  # the token before the last
+            change = (decoder.logits(after(model), tokens) - before).abs().amax((0, 2))
         assert (change[:-1] > 1e-5).all() == sees
         assert change[-1] > 1e-5
 
 
-def test_each_token_reads_one_place_and_what_is_remembered_stays(model):
-    head, inputs, lengths = decoder(model), after(model, (1, 1, 1)), []
+def test_each_token_reads_one_position_and_leaves_the_cache_unchanged(model):
+    decoder, inputs, lengths = make_decoder(model), after(model, (1, 1, 1)), []
     handle = model.embedding.register_forward_pre_hook(lambda _, given: lengths.append(tuple(given[0].shape)))
     with torch.no_grad():
-        first = head.generate(inputs, None)
+        first = decoder.generate(inputs, None)
         handle.remove()
         read = [shape for shape in lengths if len(shape) == 2]
-        assert read == [(3, 1)] * head.length
-        assert torch.equal(head.generate(inputs, None), first)
+        assert read == [(3, 1)] * decoder.length
+        assert torch.equal(decoder.generate(inputs, None), first)
 
 
 def test_ids_at_the_end_of_the_vocabulary_are_its_last_regular_ones(model):
     last = model.last_token_ids(6)
     assert last.tolist() == sorted(last.tolist())
-    assert decoder(model).vocabulary.ids.tolist() == last.tolist()
-    with_end = decoder(model, Levels(ends=True)).vocabulary.ids
+    assert make_decoder(model).vocabulary.ids.tolist() == last.tolist()
+    with_end = make_decoder(model, Levels(ends=True)).vocabulary.ids
     assert with_end[:6].tolist() == last.tolist()  # token k is the same id, whether chunks end or not
     assert with_end[6] == model.last_token_ids(7)[0]
 
@@ -118,34 +120,34 @@ def test_bins_are_written_in_the_ids_of_openvla(model):
     chunks = torch.cat([actions(), torch.tensor([[[-1.0, 1.0, 0.0, 0.3], [-1.0, 1.0, -0.0, 0.999]]])])
     codec = BinsCodec(BinsCodec.Config(), N, SPACE)
     published = model.tokenizer.vocab_size - np.digitize(chunks.flatten(1).numpy(), np.linspace(-1, 1, 256))
-    assert decoder(model, codec).vocabulary.ids[codec.encode(chunks)].tolist() == published.tolist()
+    assert make_decoder(model, codec).vocabulary.ids[codec.encode(chunks)].tolist() == published.tolist()
 
 
-def test_what_is_added_is_as_large_as_the_embeddings_of_the_model(model):
-    head = decoder(model, Levels(size=300), ids="added")
+def test_added_embeddings_are_as_large_as_those_of_the_model(model):
+    decoder = make_decoder(model, Levels(size=300), ids="added")
     own = model.embed(torch.arange(300)).square().mean().sqrt()
-    for given in (head.vocabulary.embed(torch.arange(300)), head.enter(torch.randn(300, 8))):
+    for given in (decoder.vocabulary.embed(torch.arange(300)), decoder.enter(torch.randn(300, 8))):
         assert 0.7 < given.square().mean().sqrt() / own < 1.4
 
 
 @pytest.mark.parametrize("ids", ["end", "added"])
 def test_the_rows_of_written_tokens_receive_gradients(model, ids):
-    head = decoder(untied(model), ids=ids)
+    decoder = make_decoder(untie_lm_head(model), ids=ids)
     chunks = actions()
-    head.loss(after(model), chunks, ALL).value.backward()
-    read = head.targets(chunks, ALL)[:, :-1].unique()
-    rows = model.embedding.weight.grad[head.vocabulary.ids] if ids == "end" else head.vocabulary.embedding.grad
-    scores = model.lm_head.weight.grad if ids == "end" else head.vocabulary.head.weight.grad
+    decoder.loss(after(model), chunks, ALL).value.backward()
+    read = decoder.targets(chunks, ALL)[:, :-1].unique()
+    rows = model.embedding.weight.grad[decoder.vocabulary.ids] if ids == "end" else decoder.vocabulary.embedding.grad
+    scores = model.lm_head.weight.grad if ids == "end" else decoder.vocabulary.head.weight.grad
     assert (rows[read].abs().amax(1) > 0).all()
-    assert (scores[head.vocabulary.ids if ids == "end" else slice(None)].abs().amax(1) > 0).all()
+    assert (scores[decoder.vocabulary.ids if ids == "end" else slice(None)].abs().amax(1) > 0).all()
     if ids == "end":
         assert scores[: model.last_token_ids(6)[0]].eq(0).all()  # no other id is scored
 
 
 def test_a_head_is_trained_if_the_language_model_is_and_its_ids_are_used():
     for train, ids, trained in ((True, "end", True), (False, "end", False), (True, "added", False)):
-        model = untied(backbone(train={"language": train}))
-        decoder(model, ids=ids)
+        model = untie_lm_head(backbone(train={"language": train}))
+        make_decoder(model, ids=ids)
         assert model.lm_head.weight.requires_grad == trained
 
 
@@ -153,77 +155,77 @@ def test_earlier_chunks_are_shown_as_the_embeddings_of_their_tokens(model):
     chunks = short_and_long()
     for ends, filler in ((False, 0), (True, 6)):
         codec = Levels(ends=ends)
-        head = decoder(model, codec)
+        decoder = make_decoder(model, codec)
         tokens = codec.encode(chunks)
-        past = head.embed_chunks(chunks)
+        past = decoder.embed_chunks(chunks)
         assert past.shape == (4, codec.length, model.width)
-        expected = model.embed(head.vocabulary.ids[torch.where(tokens < 0, filler, tokens)])
+        expected = model.embed(decoder.vocabulary.ids[torch.where(tokens < 0, filler, tokens)])
         torch.testing.assert_close(past, expected)
-    assert decoder(model, ids="added").embed_chunks(chunks).shape == past.shape
+    assert make_decoder(model, ids="added").embed_chunks(chunks).shape == past.shape
 
 
-def test_the_token_at_a_place_is_scored_where_that_place_is_read(model):
-    """Read at once, there is the context and then one place for each token."""
-    head = decoder(model, ids="added", decoding="parallel")
+def test_parallel_decoding_scores_each_token_at_its_own_position(model):
+    """The context comes first, then one position for each token."""
+    decoder = make_decoder(model, ids="added", decoding="parallel")
     seen = []
     model.register_forward_hook(lambda _, given, hidden: seen.append(hidden))
     with torch.no_grad():
-        logits = head.logits(after(model, (1,) * 4), torch.zeros(4, head.length, dtype=torch.int64))
-    assert seen[-1].shape[1] == head.length + 1
-    torch.testing.assert_close(logits, seen[-1][:, 1:] @ head.vocabulary.head.weight.T, atol=1e-4, rtol=1e-4)
+        logits = decoder.logits(after(model, (1,) * 4), torch.zeros(4, decoder.length, dtype=torch.int64))
+    assert seen[-1].shape[1] == decoder.length + 1
+    torch.testing.assert_close(logits, seen[-1][:, 1:] @ decoder.vocabulary.head.weight.T, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("way", ["autoregressive", "parallel"])
-def test_a_suffix_is_at_the_positions_that_follow_what_its_step_sees(model, way):
-    head, inputs = decoder(model, decoding=way), after(model)
-    first = inputs.continuation.visible.sum(1)  # as many places come before the suffix of each step
+def test_a_suffix_follows_the_visible_positions_of_its_step(model, way):
+    decoder, inputs = make_decoder(model, decoding=way), after(model)
+    first = inputs.continuation.visible.sum(1)  # positions before the suffix of each step
     seen = []
     model.register_forward_pre_hook(lambda _, given: seen.append(given[0].positions))
     with torch.no_grad():
-        recorded(head, inputs)
+        record_logits(decoder, inputs)
     read = torch.cat([inputs.continuation.unfold(p, p.shape[1] // 2) for p in seen], 1)
-    assert torch.equal(read, first[:, None] + torch.arange(head.suffix_length))
+    assert torch.equal(read, first[:, None] + torch.arange(decoder.suffix_length))
 
 
-def test_temperature_draws_from_the_generator_of_each_step(model):
+def test_a_temperature_samples_with_the_generator_of_each_step(model):
     for way in ("autoregressive", "parallel"):
-        head = decoder(model, decoding=way, temperature=3.0)
+        decoder = make_decoder(model, decoding=way, temperature=3.0)
         inputs = after(model)
         with torch.no_grad():
             seeds = [torch.Generator().manual_seed(s) for s in range(4)]
             again = [torch.Generator().manual_seed(s) for s in range(3, 4)]
             alone = DecoderInput(inputs.context[3:], inputs.continuation.select(torch.tensor([3])))
-            chunks = head.sample(inputs, seeds)
-            torch.testing.assert_close(head.sample(alone, again), chunks[3:])
-            assert not torch.equal(head.sample(inputs, seeds), chunks)  # their next numbers
+            chunks = decoder.sample(inputs, seeds)
+            torch.testing.assert_close(decoder.sample(alone, again), chunks[3:])
+            assert not torch.equal(decoder.sample(inputs, seeds), chunks)  # their next numbers
 
 
 def test_the_backbone_is_no_part_of_the_decoder_and_a_copy_uses_its_own(model):
-    head = decoder(model)
-    assert not {*head.parameters()} & {*model.parameters()}
-    assert not [key for key in head.state_dict() if key.startswith("words")]
-    both = copy.deepcopy(nn.ModuleDict({"backbone": model, "decoder": head}))
+    decoder = make_decoder(model)
+    assert not {*decoder.parameters()} & {*model.parameters()}
+    assert not [key for key in decoder.state_dict() if key.startswith("vocabulary")]
+    both = copy.deepcopy(nn.ModuleDict({"backbone": model, "decoder": decoder}))
     with torch.no_grad():
         both["backbone"].embedding.weight.zero_()
     tokens = torch.arange(6)
     assert both["decoder"].vocabulary.embed(tokens).eq(0).all()
-    assert head.vocabulary.embed(tokens).ne(0).any()
+    assert decoder.vocabulary.embed(tokens).ne(0).any()
 
 
-def test_under_autocast_logits_are_float32_and_near_those_without(model):
-    head, tokens = decoder(model), torch.randint(0, 6, (4, 8))
+def test_under_autocast_logits_are_float32_and_nearly_equal(model):
+    decoder, tokens = make_decoder(model), torch.randint(0, 6, (4, 8))
     with torch.no_grad():
-        exact = head.logits(after(model), tokens)
+        exact = decoder.logits(after(model), tokens)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = head.logits(after(model), tokens)
-            assert head.sample(after(model)).isfinite().all()
+            logits = decoder.logits(after(model), tokens)
+            assert decoder.sample(after(model)).isfinite().all()
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, exact, atol=0.1, rtol=0.1)
 
 
-def test_bad_input_is_refused(model):
+def test_too_many_ids_and_a_missing_continuation_are_refused(model):
     with pytest.raises(ValueError, match=r"2000 ids are more than the vocabulary of \d+ regular tokens.*ids: added"):
-        decoder(model, Levels(size=2000))
-    assert decoder(model, Levels(size=2000), ids="added").symbols == 2000
+        make_decoder(model, Levels(size=2000))
+    assert make_decoder(model, Levels(size=2000), ids="added").symbols == 2000
     with pytest.raises(ValueError, match="its input has no continuation"):
-        decoder(model).sample(DecoderInput(vectors()))
+        make_decoder(model).sample(DecoderInput(vectors()))

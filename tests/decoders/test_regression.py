@@ -12,10 +12,10 @@ from tests.decoders.token_parts import backbone
 from tests.small import embodiment
 
 SPACE = embodiment().action
-BACKBONE = backbone()  # of which this decoder reads nothing
+BACKBONE = backbone()  # this decoder does not read it
 
 
-def decoder(**keys):
+def make_decoder(**keys):
     torch.manual_seed(0)
     spec = DecoderSpec(context_width=8, chunk=3, space=SPACE, codec=None, backbone=BACKBONE)
     return RegressionDecoder(build(RegressionDecoder.Config, {"hidden": 16, **keys}), spec)
@@ -37,49 +37,51 @@ def data():
     ],
 )
 def test_the_loss_is_the_mean_over_valid_elements(name, distance):
-    head, (inputs, actions, mask) = decoder(loss=name), data()
-    loss = head.loss(inputs, actions, mask)
-    torch.testing.assert_close(loss.value, distance(head(inputs.context) - actions)[mask].mean())
+    decoder, (inputs, actions, mask) = make_decoder(loss=name), data()
+    loss = decoder.loss(inputs, actions, mask)
+    torch.testing.assert_close(loss.value, distance(decoder(inputs.context) - actions)[mask].mean())
     assert set(loss.parts) == {"position", "gripper"}
 
 
 def test_a_gripper_under_bce_is_open_or_closed_and_weighted():
-    head, (inputs, actions, mask) = decoder(gripper="bce", gripper_weight=0.01), data()
-    assert set(head.sample(inputs)[..., 3].flatten().tolist()) <= {-1.0, 1.0}
-    predicted = head(inputs.context)
+    decoder, (inputs, actions, mask) = make_decoder(gripper="bce", gripper_weight=0.01), data()
+    assert set(decoder.sample(inputs)[..., 3].flatten().tolist()) <= {-1.0, 1.0}
+    predicted = decoder(inputs.context)
     position = (predicted - actions).abs()[..., :3][mask].sum()
     logits, closed = predicted[..., 3][mask], (actions[..., 3][mask] > 0).float()
     gripper = torch.nn.functional.binary_cross_entropy_with_logits(logits, closed, reduction="sum")
-    torch.testing.assert_close(head.loss(inputs, actions, mask).total, position + 0.01 * gripper)
+    torch.testing.assert_close(decoder.loss(inputs, actions, mask).total, position + 0.01 * gripper)
 
 
 def test_under_bce_a_positive_logit_is_plus_one_when_acting_as_in_training():
-    head, (inputs, _, _) = decoder(gripper="bce", layers=0), data()
+    decoder, (inputs, _, _) = make_decoder(gripper="bce", layers=0), data()
     with torch.no_grad():
-        head.mlp[0].weight.zero_()
-        head.mlp[0].bias.view(3, 4)[:] = torch.tensor([[0.3, -0.7, 4.0, 0.1], [0.3, -0.7, 4.0, -0.1], [0, 0, 0, -3.0]])
-    sampled = head.sample(inputs)[0]
+        decoder.mlp[0].weight.zero_()
+        decoder.mlp[0].bias.view(3, 4)[:] = torch.tensor(
+            [[0.3, -0.7, 4.0, 0.1], [0.3, -0.7, 4.0, -0.1], [0, 0, 0, -3.0]]
+        )
+    sampled = decoder.sample(inputs)[0]
     assert sampled[:, 3].tolist() == [1, -1, -1]
     torch.testing.assert_close(sampled[0, :3], torch.tensor([0.3, -0.7, 4.0]))  # neither decided nor clipped
     open_, closed = torch.ones(4, 3, 4), -torch.ones(4, 3, 4)
     first = torch.tensor([[True, False, False]]).expand(4, -1)
-    gripper = [head.loss(inputs, actions, first).parts["gripper"] for actions in (open_, closed)]
+    gripper = [decoder.loss(inputs, actions, first).parts["gripper"] for actions in (open_, closed)]
     # minus the logarithm of the logistic function of 0.1 and of -0.1
     torch.testing.assert_close(torch.stack(gripper), torch.tensor([0.644397, 0.744397]), atol=1e-5, rtol=0)
 
 
 def test_the_mlp_is_linear_layers_with_activations_between_them():
-    head, (inputs, _, _) = decoder(hidden=[16, 12]), data()
-    one, two, last = (m for m in head.mlp if isinstance(m, nn.Linear))
+    decoder, (inputs, _, _) = make_decoder(hidden=[16, 12]), data()
+    one, two, last = (m for m in decoder.mlp if isinstance(m, nn.Linear))
     gelu = torch.nn.functional.gelu
     expected = last(gelu(two(gelu(one(inputs.context))))).view(4, 3, 4)
-    torch.testing.assert_close(head(inputs.context), expected)
-    torch.testing.assert_close(head.sample(inputs), expected)
+    torch.testing.assert_close(decoder(inputs.context), expected)
+    torch.testing.assert_close(decoder.sample(inputs), expected)
 
 
 def test_each_part_of_the_loss_is_the_mean_of_its_own_dims():
-    head, (inputs, actions, mask) = decoder(gripper_weight=0.5), data()
-    error, loss = (head(inputs.context) - actions).abs()[mask], head.loss(inputs, actions, mask)
+    decoder, (inputs, actions, mask) = make_decoder(gripper_weight=0.5), data()
+    error, loss = (decoder(inputs.context) - actions).abs()[mask], decoder.loss(inputs, actions, mask)
     torch.testing.assert_close(loss.parts["position"], error[:, :3].mean().detach())
     torch.testing.assert_close(loss.parts["gripper"], error[:, 3].mean().detach())
     torch.testing.assert_close(loss.total, error[:, :3].sum() + 0.5 * error[:, 3].sum())
@@ -87,11 +89,11 @@ def test_each_part_of_the_loss_is_the_mean_of_its_own_dims():
 
 
 def test_without_a_valid_element_the_loss_is_zero():
-    head, (inputs, actions, mask) = decoder(), data()
-    assert head.loss(inputs, actions, torch.zeros_like(mask)).value == 0
+    decoder, (inputs, actions, mask) = make_decoder(), data()
+    assert decoder.loss(inputs, actions, torch.zeros_like(mask)).value == 0
 
 
-def test_a_gripper_with_an_mlp_of_its_own_stays_in_its_place():
+def test_a_gripper_with_a_separate_mlp_keeps_its_dims():
     middle = build(
         ActionSpace,
         {
@@ -104,11 +106,13 @@ def test_a_gripper_with_an_mlp_of_its_own_stays_in_its_place():
     )
     torch.manual_seed(0)
     config = build(RegressionDecoder.Config, {"hidden": [16, 8], "gripper_mlp": True})
-    head = RegressionDecoder(config, DecoderSpec(context_width=8, chunk=3, space=middle, codec=None, backbone=BACKBONE))
+    decoder = RegressionDecoder(
+        config, DecoderSpec(context_width=8, chunk=3, space=middle, codec=None, backbone=BACKBONE)
+    )
     inputs = torch.randn(5, 8)
-    chunk = head(inputs)  # (5, 3, 6)
-    torch.testing.assert_close(chunk[..., 2].flatten(1), head.gripper(inputs))
-    torch.testing.assert_close(chunk[..., [0, 1, 3, 4, 5]].flatten(1), head.mlp(inputs))
+    chunk = decoder(inputs)  # (5, 3, 6)
+    torch.testing.assert_close(chunk[..., 2].flatten(1), decoder.gripper(inputs))
+    torch.testing.assert_close(chunk[..., [0, 1, 3, 4, 5]].flatten(1), decoder.mlp(inputs))
     joints = build(ActionSpace, {"groups": [{"name": "joints", "size": 3}]})
     spec = DecoderSpec(context_width=8, chunk=3, space=joints, codec=None, backbone=BACKBONE)
     with pytest.raises(ConfigError, match="of these 3 action dims 0 are a gripper: leave gripper_mlp out"):
@@ -116,8 +120,8 @@ def test_a_gripper_with_an_mlp_of_its_own_stays_in_its_place():
 
 
 def test_hidden_layers_of_one_width_or_of_each():
-    one, listed = decoder(hidden=16, layers=2), decoder(hidden=[16, 16])
+    one, listed = make_decoder(hidden=16, layers=2), make_decoder(hidden=[16, 16])
     assert [p.shape for p in one.parameters()] == [p.shape for p in listed.parameters()]
-    assert len(decoder(hidden=16, layers=0).mlp) == 1
+    assert len(make_decoder(hidden=16, layers=0).mlp) == 1
     with pytest.raises(ConfigError, match="greater than or equal to 1"):
-        decoder(hidden=[16, 0])
+        make_decoder(hidden=[16, 0])

@@ -1,4 +1,4 @@
-"""The options that say at which times and noises decoders are trained reach their losses."""
+"""The options of the times and noises at which decoders are trained reach their losses."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from anyvla.decoders.diffusion import DiffusionDecoder
 from anyvla.decoders.expert import ExpertDecoder
 from anyvla.decoders.flow import FlowDecoder
 from tests.decoders.denoising import C, small
-from tests.decoders.token_parts import after, backbone
-from tests.decoders.token_parts import setting as setting_in
+from tests.decoders.token_parts import after, backbone, make_spec
 
 STEPS = 4
 
@@ -31,7 +30,7 @@ def diffusion(**keys: Any) -> tuple[Decoder, DecoderInput]:
 def expert(**keys: Any) -> tuple[Decoder, DecoderInput]:
     model = backbone()
     config = build(ExpertDecoder.Config, {"width": 32, "mlp": 48} | keys)
-    return ExpertDecoder(config, setting_in(model, None)), after(model)
+    return ExpertDecoder(config, make_spec(model, None)), after(model)
 
 
 MADE = {"flow": flow, "diffusion": diffusion, "expert": expert}
@@ -40,7 +39,7 @@ MADE = {"flow": flow, "diffusion": diffusion, "expert": expert}
 def noise_and_times(
     made: Callable[..., tuple[Decoder, DecoderInput]], seed: int = 0, **keys: Any
 ) -> tuple[torch.Tensor, ...]:
-    """The noises and times, or levels, of one loss."""
+    """Return the noises and times, or levels, of one loss."""
     decoder, inputs = made(**keys)
     seen: list[torch.Tensor] = []
 
@@ -56,7 +55,7 @@ def noise_and_times(
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_each_step_is_trained_at_as_many_draws_as_asked_for(name: str) -> None:
+def test_each_step_is_trained_at_the_given_number_of_samples(name: str) -> None:
     noise, time = noise_and_times(MADE[name], samples=3)
     assert len(noise) == len(time) == 3 * STEPS
     assert len(noise.flatten().unique()) == noise.numel()
@@ -73,7 +72,7 @@ def test_the_generator_decides_noises_and_times(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["flow", "expert"])
-def test_times_are_of_the_distribution_asked_for(name: str) -> None:
+def test_the_option_time_sets_the_distribution_of_times(name: str) -> None:
     """Beta(1.5, 1) has the mean 0.6; both are shifted by a thousandth."""
     for kind, mean in (("beta", 0.6), ("uniform", 0.5)):
         _, time = noise_and_times(MADE[name], time=kind, samples=1000)
@@ -82,8 +81,8 @@ def test_times_are_of_the_distribution_asked_for(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["flow", "expert"])
 @pytest.mark.parametrize(("method", "calls"), [("euler", 4), ("heun", 7)])
-def test_the_method_of_integration_is_the_one_asked_for(name: str, method: str, calls: int) -> None:
-    """Heun's method looks at the end of each step but the last, too."""
+def test_the_option_method_sets_the_integration(name: str, method: str, calls: int) -> None:
+    """Heun's method also evaluates the end of each step but the last."""
     decoder, inputs = MADE[name](method=method, steps=4)
     count = 0
     layer = decoder.network if name == "flow" else decoder.out  # runs once for each velocity

@@ -22,12 +22,12 @@ from tests.small import NANO, SIZE, embodiment
 SPACE = embodiment().action  # A = 4
 N, C = 2, 8
 ALL = torch.ones(4, N, dtype=torch.bool)
-WORDS = ["open the drawer", "close it", "press the red button", "go"]
+INSTRUCTIONS = ["open the drawer", "close it", "press the red button", "go"]
 
 
 class Levels(Codec):
     """An element is one of `size` levels. With `ends`, levels at the end that equal the one before are not written;
-    what ends before its first token is invalid and means zeros.
+    a sequence that ends before its first token is invalid and means zeros.
     """
 
     def __init__(self, size: int = 6, ends: bool = False) -> None:
@@ -60,10 +60,10 @@ class Levels(Codec):
         return chunks.unflatten(1, (N, SPACE.size)), wrong
 
     def save(self, folder: Path) -> None:
-        """It learned nothing."""
+        """Nothing was fitted."""
 
 
-def setting(backbone: NanoBackbone, codec: Codec | None) -> DecoderSpec:
+def make_spec(backbone: NanoBackbone, codec: Codec | None) -> DecoderSpec:
     return DecoderSpec(C, N, SPACE, codec, backbone)
 
 
@@ -80,10 +80,10 @@ def actions(count: int = 4) -> Tensor:
 
 
 def after(model: NanoBackbone, counts: tuple[int, ...] = (2, 1, 1)) -> DecoderInput:
-    """What `model` remembers of as many steps; the steps of a row see those before them."""
+    """Return contexts, and the KV cache of `model` after as many steps; a step sees the earlier ones of its row."""
     count = sum(counts)
     images = torch.randint(0, 256, (count, 1, SIZE, SIZE, 3), generator=torch.Generator().manual_seed(3))
-    block = model.tokenize(images.to(torch.uint8), WORDS[:count])
+    block = model.tokenize(images.to(torch.uint8), INSTRUCTIONS[:count])
     sequence = lay_out(block, counts, 0, pad_id=model.pad_id, query_id=model.query_id)
     cache = Cache()
     model(sequence, torch.zeros(1, model.width), cache)
@@ -94,28 +94,28 @@ def after(model: NanoBackbone, counts: tuple[int, ...] = (2, 1, 1)) -> DecoderIn
     return DecoderInput(vectors(count), Continuation(model, cache, counts, visible, visible.sum(1)))
 
 
-def recorded(head: TokenDecoder, inputs: DecoderInput, uniforms: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What was written, and the logits that it was chosen from."""
-    seen, choose = [], head.choose
+def record_logits(decoder: TokenDecoder, inputs: DecoderInput, uniforms: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the written tokens, and the logits that they were chosen from."""
+    seen, choose = [], decoder.choose
 
     def record(logits: Tensor, uniforms: Tensor | None, first: int) -> Tensor:
         seen.append(logits)
         return choose(logits, uniforms, first)
 
-    head.choose = record
+    decoder.choose = record
     with torch.no_grad():
-        tokens = head.generate(inputs, uniforms)
-    del head.choose
+        tokens = decoder.generate(inputs, uniforms)
+    del decoder.choose
     return tokens, torch.cat(seen, 1)
 
 
 def overfit(
-    head: TokenDecoder, more: Iterable[Tensor], inputs: Callable[[], DecoderInput], chunks: Tensor, steps: int = 200
+    decoder: TokenDecoder, more: Iterable[Tensor], inputs: Callable[[], DecoderInput], chunks: Tensor, steps: int = 200
 ) -> Loss:
     """Train on one batch until the loss is small."""
-    optimizer = torch.optim.Adam({*head.parameters(), *more}, 5e-3)
+    optimizer = torch.optim.Adam({*decoder.parameters(), *more}, 5e-3)
     for _ in range(steps):
-        loss = head.loss(inputs(), chunks, ALL)
+        loss = decoder.loss(inputs(), chunks, ALL)
         optimizer.zero_grad()
         loss.value.backward()
         optimizer.step()
@@ -125,7 +125,7 @@ def overfit(
 
 
 def short_and_long() -> Tensor:
-    """Chunks of one token and of as many as there can be."""
+    """Return a chunk of one token, one of as many as possible, and others."""
     chunks = actions()
     chunks[0], chunks[1, 1] = chunks[0, 0, 0], chunks[1, 0, 3]
     return chunks

@@ -1,6 +1,6 @@
 """Training written out by hand, as a reference: windows, batches, seeds, the loss and AdamW.
 
-It shares the model, the augmentation and the sampler with anyvla, and nothing of `anyvla.training`.
+It uses the model, the augmentation and the sampler of anyvla, but nothing of `anyvla.training`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from anyvla.types import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The numbers of a run, all of them given: nothing here has a default."""
+    """The numbers of a run, without defaults."""
 
     steps: int
     batch_size: int
@@ -58,7 +58,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """The policy after a step, and what the log should say of the step."""
+    """The policy after a step, and the expected numbers of its log line."""
 
     weights: dict[str, Tensor]
     loss: float
@@ -110,12 +110,12 @@ def batch_of(
 ) -> Batch:
     """Return the batch of step 0, 1, ..., its images augmented. `windows` and `robots`: of each source."""
     rows = [windows[source][number] for source, number in zip(draw.sources, draw.windows, strict=True)]
-    images, proprio, told, actions, there, valid = (list(column) for column in zip(*rows, strict=True))
+    images, proprio, instructions, actions, there, valid = (list(column) for column in zip(*rows, strict=True))
     noise = torch.Generator().manual_seed(seed_of(s.seed, step, 0, 2))
     return Batch(
         images=augment(torch.stack(images), AugmentConfig(shift=s.shift), s.crop, noise),
         proprio=torch.stack(proprio),
-        instructions=told,
+        instructions=instructions,
         actions=torch.stack(actions),
         action_mask=torch.stack(there),
         step_mask=torch.stack(valid),

@@ -1,4 +1,4 @@
-"""Data that cannot be trained on is told before a model is built."""
+"""Data that cannot be trained on is refused before a model is built."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
         (model(chunk=32), "a chunk of 32 actions, but the longest of 3 episodes .* at most 14"),
     ],
 )
-def test_bad_data_is_told_before_a_model_is_built(folder, tmp_path, monkeypatch, structure, message):
+def test_bad_data_is_refused_before_a_model_is_built(folder, tmp_path, monkeypatch, structure, message):
     monkeypatch.setattr(loop, "VLA", None)
     with pytest.raises(ValueError, match=message):
         loop.train(recipe(structure, {"steps": 1}), mixture(folder), tmp_path)

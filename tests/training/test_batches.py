@@ -1,4 +1,4 @@
-"""Workers that make batches: what they need of the machine, and what is said when they fail."""
+"""Batches made by a thread or by workers: their contents, and the errors of workers that fail."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.small import NANO, embodiment, episode, model, recipe
 
 
 class Windows:
-    """One source, of which no batch comes."""
+    """One source that yields no batch."""
 
     sizes = (10,)
     mixture = SimpleNamespace(shares=np.ones(1))
@@ -57,7 +57,7 @@ class Windows:
 
 
 class Threads(ThreadPoolExecutor):
-    """Stands in for a pool of processes, which take seconds to start."""
+    """A pool of threads in place of processes, which take seconds to start."""
 
     def __init__(self, workers: int, begin: Any, given: Any, *, remedy: str) -> None:
         super().__init__(workers, initializer=begin, initargs=given)
@@ -69,7 +69,7 @@ class Threads(ThreadPoolExecutor):
         self.shutdown(wait=False, cancel_futures=True)
 
     def __exit__(self, *error: object) -> None:
-        self.kill()  # and wait for none, as for processes that were killed
+        self.kill()  # without waiting for them, as for killed processes
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ CONFIG = build(TrainingConfig, {"steps": 10, "batch_size": 2})
 
 
 @pytest.mark.slow  # tests/test_worker_pool.py has the same without a policy
-def test_a_worker_that_is_killed_is_one_line() -> None:
+def test_a_killed_worker_gives_a_message_of_one_line() -> None:
     with pytest.raises(
         WorkerDied, match=r"a worker process died \(exit status -9\).*try fewer --data.workers"
     ) as raised:
@@ -89,13 +89,13 @@ def test_a_worker_that_is_killed_is_one_line() -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_what_is_wrong_with_the_data_is_said_by_workers_too(threads: None) -> None:
+def test_workers_pass_on_errors_of_the_data(threads: None) -> None:
     with pytest.raises(ValueError, match=r"^episode 3 is damaged$"):
         next(batches_from(0, Windows("is damaged"), CONFIG, ViewConfig(), 2, 120.0))  # type: ignore[arg-type]
 
 
 class Clock:
-    """Seconds that pass only when somebody looks."""
+    """A clock that advances by a second at each reading."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -106,10 +106,10 @@ class Clock:
 
 
 @pytest.mark.parametrize(("asked_to_stop", "seconds"), [(False, 50), (True, 5)])
-def test_workers_are_waited_for_so_long(
+def test_training_waits_for_workers_as_long_as_allowed(
     threads: None, monkeypatch: pytest.MonkeyPatch, asked_to_stop: bool, seconds: int
 ) -> None:
-    """As long as the recipe says, and for 5 seconds once somebody asked to stop."""
+    """The recipe sets the time; after a request to stop it is 5 seconds."""
     clock, released = Clock(), threading.Event()
     windows = Windows("hangs")
     monkeypatch.setattr(windows, "batch", lambda draw: released.wait(60))
@@ -123,7 +123,7 @@ def test_workers_are_waited_for_so_long(
 
 
 class Numbered:
-    """Windows whose batches say which windows they hold, and take the longer the earlier they are."""
+    """Windows whose batches contain their own indices. `wait`: each batch takes a random time."""
 
     sizes = (40, 10)
     mixture = SimpleNamespace(shares=np.array([0.75, 0.25]))
@@ -168,7 +168,7 @@ def test_workers_give_the_batches_of_the_thread_in_order(threads: None, start: i
     assert all(same(one, other) for one, other in zip(alone[start:], together, strict=True))
 
 
-def test_batches_are_those_of_the_seed_and_the_step() -> None:
+def test_batches_follow_from_the_seed_and_the_step() -> None:
     """The sampler's windows in its order, shifted by a generator of (seed, step) alone."""
     sampler = MixtureSampler([40, 10], [0.75, 0.25], 4, 7)
     for step, batch in enumerate(made(0, 0, seed=7)):
@@ -197,7 +197,7 @@ def test_a_thread_that_hangs_is_reported(caplog: pytest.LogCaptureFixture, monke
 
 
 class Hanging(Mixture):
-    """A mixture whose reader hangs as long as a file is there."""
+    """A mixture whose reader hangs as long as a file exists."""
 
     def __init__(self, root: Path, flag: Path) -> None:
         super().__init__([open_dataset(root)], [1.0], [None])
@@ -211,10 +211,10 @@ class Hanging(Mixture):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [True, False])
-def test_what_was_trained_is_kept_when_the_data_stalls(
+def test_a_checkpoint_is_written_when_the_data_stalls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
 ) -> None:
-    """Whether somebody asks to stop meanwhile, or it takes too long."""
+    """Both after a request to stop and after the time allowed."""
     monkeypatch.setattr("anyvla.training.batches._STOP_WAITS_S", 1.0)
     write_dataset(tmp_path / "dataset", embodiment(), [episode(12, seed=i) for i in range(3)])
     flag = tmp_path / "hang"
@@ -230,7 +230,7 @@ def test_what_was_trained_is_kept_when_the_data_stalls(
         if progress.step == 3:
             flag.touch()
 
-    def stop() -> bool:  # while the batch is waited for
+    def stop() -> bool:  # called while training waits for the batch
         return asked and flag.exists() and time.time() - flag.stat().st_mtime > 3
 
     with pytest.raises(Interrupted if asked else StalledData, match=r"stopped after|no batch for 20 s"):

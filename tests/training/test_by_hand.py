@@ -1,4 +1,4 @@
-"""A run is step for step the training that `by_hand` writes out: weights, log lines and checkpoints."""
+"""Weights, log lines and checkpoints of a run agree at each step with the training written out in `by_hand`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ HISTORY = {"name": "policy_head", "window": 3}
 
 
 class Dropping(Fuser):
-    """A linear layer and dropout, which differs between training and acting and draws from the global generator."""
+    """A linear layer and dropout, which differs between training and acting and samples from the global generator."""
 
     @dataclass(frozen=True, kw_only=True, config=STRICT)
     class Config:
@@ -67,9 +67,9 @@ def dropping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fusers._targets, "dropping", Dropping)
 
 
-def one_robot(root: Path, name: str, count: int, change: Any = lambda actions: actions, told: str = "open it") -> None:
+def one_robot(root: Path, name: str, count: int, change: Any = lambda actions: actions, task: str = "open it") -> None:
     robot = dataclasses.replace(embodiment(), name=name)
-    made = [episode(7 + i, seed=i, instruction=f"{told} {i}") for i in range(count)]
+    made = [episode(7 + i, seed=i, instruction=f"{task} {i}") for i in range(count)]
     write_dataset(root, robot, [dataclasses.replace(e, embodiment=robot, actions=change(e.actions)) for e in made])
 
 
@@ -153,7 +153,7 @@ def assert_log(lines: list[dict[str, Any]], wanted: list[Step]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_weights_and_log_are_those_of_a_hand_written_loop(
+def test_weights_and_log_agree_with_a_loop_written_by_hand(
     name: str, mixtures: dict[str, Mixture], expected: Expected, tmp_path: Path
 ) -> None:
     assert_weights(run(name, mixtures, tmp_path), expected(name)[-1].weights)
@@ -161,7 +161,7 @@ def test_weights_and_log_are_those_of_a_hand_written_loop(
     assert_log(log(tmp_path), expected(name))
 
 
-def test_the_cases_reach_what_they_are_made_for(mixtures: dict[str, Mixture], expected: Expected) -> None:
+def test_the_cases_cover_clipping_and_rounding(mixtures: dict[str, Mixture], expected: Expected) -> None:
     for name in CASES.keys() - {"bfloat16"}:  # some steps are clipped, others are not
         norms = [step.grad_norm for step in expected(name)]
         assert min(norms) < CASES[name][2].clip < max(norms), (name, norms)
@@ -169,10 +169,10 @@ def test_the_cases_reach_what_they_are_made_for(mixtures: dict[str, Mixture], ex
     assert one.grad_norm != pytest.approx(other.grad_norm, rel=1e-4)
 
 
-def test_a_run_that_was_stopped_twice_is_the_hand_written_one(
+def test_a_run_that_was_stopped_twice_agrees_with_a_loop_written_by_hand(
     mixtures: dict[str, Mixture], expected: Expected, tmp_path: Path
 ) -> None:
-    """Weights, both moments of AdamW, its step, data order and dropout go on, and a worker process changes nothing."""
+    """AdamW's moments and step, data order and dropout resume exactly, and a worker process changes nothing."""
     for stopped in (2, 3):
         shown: list[Progress] = []
         with pytest.raises(Interrupted):

@@ -1,4 +1,4 @@
-"""The model card says how the policy was made, in the words of its parts."""
+"""The model card describes the policy and how it was made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rows(card: str) -> dict[str, str]:
     return {line[0]: line[1] for line in lines}
 
 
-def test_every_row_is_of_this_policy() -> None:
+def test_every_row_describes_this_policy() -> None:
     history = {"name": "policy_head", "window": 3}
     config = small.model(history, {"name": "lstm", "hidden": 8, "layers": 1}, chunk=5, execute=2)
     other = Robot(dataclasses.replace(small.embodiment(), name="other"), small.statistics())

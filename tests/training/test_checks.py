@@ -17,7 +17,7 @@ FROZEN = {"vision": False, "projector": False, "language": False, "embeddings": 
 
 
 def with_spikes() -> Robot:
-    """The first dim of action and of proprio has rare values of 50, far outside of its percentiles."""
+    """Return a robot whose first action and proprio dims have rare values of 50, far outside their percentiles."""
     usual = small.statistics()
 
     def of(values: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -30,7 +30,7 @@ def with_spikes() -> Robot:
 
 
 def test_notes_follow_the_scaling_of_their_own_vector() -> None:
-    """Only quantiles cut spikes off."""
+    """Only quantiles cut off spikes."""
     of_action = describe_robot_dims([with_spikes()], NormalizationConfig(action="quantile", proprio="minmax"))
     of_proprio = describe_robot_dims([with_spikes()], NormalizationConfig(action="minmax", proprio="quantile"))
     assert [note.partition(" has spikes from -2 to 50")[0] for note in of_action] == ["action group 'position', dim 0"]
@@ -63,10 +63,10 @@ def test_weights_in_bfloat16_are_not_trained(options: dict[str, Any], parts: str
     vla = small.policy(backbone=small.NANO | {"dtype": "bfloat16"} | options)
     with pytest.raises(ConfigError) as caught:
         check_trained_weights(vla)
-    told = str(caught.value)
-    assert f"would be trained ({parts}) are kept in bfloat16" in told
-    assert "--model.backbone.dtype float32" in told
-    assert all(f"--model.backbone.train.{part} false" in told for part in parts.split(", "))
+    message = str(caught.value)
+    assert f"would be trained ({parts}) are kept in bfloat16" in message
+    assert "--model.backbone.dtype float32" in message
+    assert all(f"--model.backbone.train.{part} false" in message for part in parts.split(", "))
 
 
 @pytest.mark.parametrize("options", [{"train": FROZEN}, {"train": FROZEN, "lora": {"rank": 2}}])

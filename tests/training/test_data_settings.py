@@ -1,4 +1,4 @@
-"""Every setting of `data` reaches the mixture: changing it changes what training would see."""
+"""Every setting of `data` reaches the mixture: changing it changes the data of training."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def facts(mixture: Mixture) -> dict[str, Any]:
-    """Return what training would see of the first source."""
+    """Return facts about the first source as training sees it."""
     dataset, source = mixture.datasets[0], mixture.datasets[0][len(mixture.datasets[0]) - 1]
     return {
         "embodiment": dataset.embodiment,
@@ -95,19 +95,19 @@ def opened(root: Path, *more: str, **source: Any) -> dict[str, Any]:
     return facts(open_mixture(build(DataConfig, document), root))
 
 
-def test_no_setting_of_a_source_is_left_out_here() -> None:
+def test_every_setting_of_a_source_is_tested() -> None:
     assert {f.name for f in dataclasses.fields(Source)} == CHANGED.keys() | OTHERS
 
 
 @pytest.mark.parametrize("key", CHANGED)
-def test_a_setting_of_a_source_changes_what_is_seen(key: str, root: Path) -> None:
+def test_a_setting_of_a_source_changes_the_data(key: str, root: Path) -> None:
     beside = {"per_task": 2} if key == "subset_seed" else {}
     assert opened(root, "other", **beside)["shares"] == [0.5, 0.5]
     more = ["other"] if key == "weight" else []
     assert opened(root, *more, **beside, **{key: CHANGED[key]}) != opened(root, *more, **beside)
 
 
-def test_a_source_says_what_to_do_with_episodes_that_have_no_instruction(root: Path) -> None:
+def test_a_source_decides_about_episodes_without_an_instruction(root: Path) -> None:
     with pytest.raises(ValueError, match=r"1 of 2 episodes of .*silent have no instruction"):
         opened(root, path="silent")
     assert opened(root, path="silent", unlabeled="drop")["lengths"] == [5]
@@ -116,13 +116,13 @@ def test_a_source_says_what_to_do_with_episodes_that_have_no_instruction(root: P
     assert opened(root, instruction="wave")["instruction"] == "open it"
 
 
-def test_a_source_says_which_format_reads_it(root: Path) -> None:
+def test_a_source_names_its_format(root: Path) -> None:
     assert opened(root, format="lerobot") == opened(root)
     with pytest.raises(ValueError):
         opened(root, format="robomimic")
 
 
-def test_no_setting_of_the_data_is_left_out_here() -> None:
+def test_every_setting_of_the_data_is_tested() -> None:
     tested_above = {"sources"}
     of_training = {"cache_gb", "workers", "worker_timeout_s"}  # tests/training/test_settings.py
     below = {"views", "temperature", "preset", "root", "missing"}

@@ -62,7 +62,7 @@ def test_training_lowers_the_loss_and_logs_every_line(dataset, tmp_path):
     assert not list((tmp_path / "train").glob("step-*"))
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(dataset, tmp_path):
+def test_a_killed_run_resumes_from_its_last_checkpoint(dataset, tmp_path):
     straight = run(dataset, tmp_path / "straight")
 
     def die(progress):
@@ -107,7 +107,7 @@ def test_a_checkpoint_of_another_recipe_or_other_data_is_refused(dataset, tmp_pa
 
 
 class Overflow(torch.autograd.Function):
-    """The same number, with a gradient that is infinite."""
+    """The identity, with an infinite gradient."""
 
     @staticmethod
     def forward(ctx, x):
@@ -123,11 +123,11 @@ class Overflow(torch.autograd.Function):
     [(lambda total: total * float("nan"), "loss nan, gradient norm nan"), (Overflow.apply, r"loss \d.*norm (inf|nan)")],
 )
 def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_update(dataset, tmp_path, monkeypatch, fault, message):
-    honest, calls = VLA.loss, []
+    original, calls = VLA.loss, []
 
     def loss(self, batch, generator):
         calls.append(1)
-        given = honest(self, batch, generator)
+        given = original(self, batch, generator)
         return dataclasses.replace(given, total=fault(given.total)) if len(calls) == 8 else given
 
     monkeypatch.setattr(VLA, "loss", loss)
@@ -168,11 +168,11 @@ def test_frozen_parts_stay_as_they_were_and_all_others_move(dataset, tmp_path, b
 
 
 def test_every_module_is_in_training_mode_at_every_step(dataset, tmp_path, monkeypatch):
-    honest, modes = VLA.loss, []
+    original, modes = VLA.loss, []
 
     def loss(self, *args):
         modes.append({name for name, module in self.named_modules() if not module.training})
-        return honest(self, *args)
+        return original(self, *args)
 
     monkeypatch.setattr(VLA, "loss", loss)
     run(dataset, tmp_path, config(steps=3, checkpoint_every=1))
@@ -180,13 +180,13 @@ def test_every_module_is_in_training_mode_at_every_step(dataset, tmp_path, monke
 
 
 def test_progress_counts_valid_steps_and_shares_of_time(dataset, tmp_path, monkeypatch):
-    """The clock goes on by a second whenever it is read: before and after each batch, and for each line."""
+    """The clock advances by a second whenever it is read: before and after each batch, and for each line."""
     seconds = itertools.count()
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
-    honest, valid = batches.batches_from, []
+    original, valid = batches.batches_from, []
 
     def counted(*args):
-        for batch in honest(*args):
+        for batch in original(*args):
             valid.append(int(batch.step_mask.sum()))
             yield batch
 
@@ -201,10 +201,10 @@ def test_progress_counts_valid_steps_and_shares_of_time(dataset, tmp_path, monke
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_one(dataset, tmp_path, monkeypatch):
-    honest = VLA.save
+    original = VLA.save
 
     def save(self, folder, recipe=None):
-        honest(self, folder, recipe)
+        original(self, folder, recipe)
         if (tmp_path / "train" / "step-00000005").is_dir():
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -217,15 +217,15 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_one(dataset, t
     assert run(dataset, tmp_path) == tmp_path / "checkpoint"
 
 
-@pytest.mark.parametrize(("cache_gb", "told"), [(1.0, False), (1e-6, True)])
-def test_a_cache_that_cannot_hold_the_frames_is_told_with_the_setting_that_can(
-    dataset, tmp_path, caplog, cache_gb, told
+@pytest.mark.parametrize(("cache_gb", "warned"), [(1.0, False), (1e-6, True)])
+def test_a_cache_too_small_for_the_frames_is_reported_with_a_sufficient_size(
+    dataset, tmp_path, caplog, cache_gb, warned
 ):
     train(recipe(MODEL, config(steps=1), cache_gb=cache_gb), dataset, tmp_path)
-    assert ("--data.cache_gb 0.1 keeps all" in caplog.text) == told
+    assert ("--data.cache_gb 0.1 keeps all" in caplog.text) == warned
 
 
-def test_a_run_of_an_earlier_version_goes_on_if_its_numbers_are_those_of_the_data(dataset, tmp_path):
+def test_a_run_of_an_earlier_version_resumes_if_its_statistics_match_the_data(dataset, tmp_path):
     """Its fingerprint covered heads and tails of files only, and cannot be compared."""
     with pytest.raises(Interrupted):
         run(dataset, tmp_path / "run", stop=lambda: True)
@@ -244,7 +244,7 @@ def test_a_run_of_an_earlier_version_goes_on_if_its_numbers_are_those_of_the_dat
 
 
 def test_training_names_dims_that_rest_or_never_vary(tmp_path, caplog):
-    """Before the first step, and in the model card; what was recorded can be commanded."""
+    """The notes are logged and in the model card, and acting can command all that was recorded."""
 
     def still(of, index):
         actions = of.actions.copy()
@@ -257,21 +257,21 @@ def test_training_names_dims_that_rest_or_never_vary(tmp_path, caplog):
     write_dataset(root, embodiment(), [still(episode(60, seed=i), i) for i in range(4)])
     with caplog.at_level(logging.WARNING):
         checkpoint = run(mixture(root), tmp_path / "run", config(steps=2))
-    told = [
+    notes = [
         "action group 'position', dim 1 never varies in this data (0.25): it is not learned, and acting writes 0.25",
         "action group 'position', dim 2 rests most of the time: q01 to q99 (0 to 0) would cut off its motion, so it is "
         "scaled by 0 to 100",
     ]
-    assert [text for text in caplog.messages if text.startswith("action group")] == told
+    assert [text for text in caplog.messages if text.startswith("action group")] == notes
     card = (checkpoint / "README.md").read_text(encoding="utf-8")
     assert "## Dims" in card
-    assert all(f"- {text}\n" in card for text in told)
+    assert all(f"- {text}\n" in card for text in notes)
     vla = VLA.load(checkpoint)
     ends = vla.action_normalizer.denormalize(torch.ones(1, 1, 4), torch.zeros(1, dtype=torch.int64))[0, 0]
     assert (ends[1], ends[2]) == (0.25, 100)
 
 
-def test_data_whose_actions_never_vary_teaches_nothing(dataset, tmp_path, monkeypatch):
+def test_data_whose_actions_never_vary_is_refused(dataset, tmp_path, monkeypatch):
     [robot] = dataset.robots()
     flat = {key: [0.5] * 4 for key in robot.statistics.action}
     arm = dataclasses.replace(
@@ -284,7 +284,7 @@ def test_data_whose_actions_never_vary_teaches_nothing(dataset, tmp_path, monkey
         run(dataset, tmp_path / "run")
 
 
-def test_data_that_changes_while_training_runs_is_told(tmp_path, caplog):
+def test_data_that_changes_while_training_runs_is_reported(tmp_path, caplog):
     root = tmp_path / "dataset"
     write_dataset(root, embodiment(), [episode(12 + i, seed=i) for i in range(4)])
     run(mixture(root), tmp_path / "untouched")

@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate, by numbers worked out on paper."""
+"""The optimizer and the learning rate agree with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_decay_does_not_pass_through_the_moments() -> None:
     assert left["frozen.weight"] == 1
 
 
-def test_the_betas_are_those_of_the_moments() -> None:
+def test_betas_set_the_decay_of_the_moments() -> None:
     """Gradients 1 and 0: the moments are 1/2 and 1/4, then 1/4 and 3/16; unbiased 1/3 and 3/7 in the end."""
     model = Model()
     optim = build_optimizer(OptimConfig(lr=0.1, betas=(0.5, 0.75), weight_decay=0.0), model)

@@ -16,7 +16,7 @@ from anyvla.training.randomness import DROPOUT, IMAGES, NOISE, derive_seed, seed
 
 
 def test_no_two_seeds_steps_pieces_and_purposes_share_a_seed() -> None:
-    """Else images would be shifted by the noise of their step. NumPy takes a missing number for 0."""
+    """Otherwise images would be shifted by the noise of their step. NumPy reads a missing number as 0."""
     assert len({NOISE, DROPOUT, IMAGES}) == 3
     keys = list(itertools.product(range(4), range(6), range(3), (NOISE, DROPOUT, IMAGES)))
     assert len({derive_seed(*key) for key in keys}) == len(keys)
@@ -24,25 +24,25 @@ def test_no_two_seeds_steps_pieces_and_purposes_share_a_seed() -> None:
 
 
 def test_a_seed_is_the_same_in_every_version() -> None:
-    """Runs go on under later versions: upper 63 bits of the first number of NumPy's SeedSequence((3, 4))."""
+    """Runs resume under later versions: upper 63 bits of the first number of NumPy's SeedSequence((3, 4))."""
     assert derive_seed(3, 4) == 8_142_286_996_972_879_346
 
 
 def test_every_generator_is_seeded_from_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA's by a stand-in: this machine may have none."""
+    """CUDA's generator is replaced, since this machine may have none."""
     cuda: list[int] = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", cuda.append)
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: False)
 
-    def drawn(*of: int) -> tuple[Any, ...]:
+    def sample_all(*of: int) -> tuple[Any, ...]:
         generator = seed_generators(*of)
         values = torch.rand(()).item(), float(np.random.rand()), random.random(), torch.rand((), generator=generator)
         return *map(float, values), cuda[-1]
 
-    assert drawn(0, 1, 0) == drawn(0, 1, 0)
-    others = [drawn(1, 1, 0), drawn(0, 2, 0), drawn(0, 1, 1)]
-    assert all(a != b for other in others for a, b in zip(drawn(0, 1, 0), other, strict=True))
-    assert drawn(0, 1, 0)[0] != drawn(0, 1, 0)[3]  # dropout does not follow the noise
+    assert sample_all(0, 1, 0) == sample_all(0, 1, 0)
+    others = [sample_all(1, 1, 0), sample_all(0, 2, 0), sample_all(0, 1, 1)]
+    assert all(a != b for other in others for a, b in zip(sample_all(0, 1, 0), other, strict=True))
+    assert sample_all(0, 1, 0)[0] != sample_all(0, 1, 0)[3]  # dropout does not follow the noise
 
 
 def test_a_seed_that_no_generator_takes_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""A run goes on wherever it and its data are now, and under settings that change no result; else it says why not."""
+"""A run resumes wherever it and its data are, under settings that change no result; otherwise it is refused."""
 
 from __future__ import annotations
 
@@ -100,24 +100,24 @@ def test_a_run_of_an_older_version_lacks_newer_keys(root: Path, copy: Path, stra
     assert same(run(copy, root), straight)
 
 
-def test_what_changes_results_is_refused_with_both_values(root: Path, copy: Path) -> None:
+def test_a_setting_that_changes_results_is_refused_with_both_values(root: Path, copy: Path) -> None:
     document = to_dict(made(root, seed=3, optim={"lr": 0.5, "warmup_steps": 1}))
     document["data"]["sources"][0]["instruction"] = "go " * 500
     with pytest.raises(ConfigError) as caught:
         run(copy, root, build(Recipe, document))
-    told = str(caught.value)
-    assert "training.seed: 0 there, 3 now" in told
-    assert "training.optim.lr: 0.0001 there, 0.5 now" in told
-    assert "data.sources.0.instruction: None there, 'go go" in told
-    assert "choose another output folder" in told
-    assert len(told) < 600 + 2 * len(str(copy))
+    message = str(caught.value)
+    assert "training.seed: 0 there, 3 now" in message
+    assert "training.optim.lr: 0.0001 there, 0.5 now" in message
+    assert "data.sources.0.instruction: None there, 'go go" in message
+    assert "choose another output folder" in message
+    assert len(message) < 600 + 2 * len(str(copy))
 
 
-MAY_CHANGE = {  # speed, places, and how often something is written; all the rest changes the policy
+MAY_CHANGE = {  # speed, places, and how often something is written; all other settings change the policy
     "data.workers", "data.worker_timeout_s", "data.cache_gb", "data.root", "data.sources.0.path",
     "training.steps", "training.device", "training.log_every", "training.checkpoint_every",
 }  # fmt: skip
-WORDS = ["constant", "bfloat16", "cpu", "skip", "drop", "rot6d", "tool", "pad", "warn", "minmax", "head", "token", "l2"]
+TEXTS = ["constant", "bfloat16", "cpu", "skip", "drop", "rot6d", "tool", "pad", "warn", "minmax", "head", "token", "l2"]
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -130,7 +130,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 def with_another(document: dict[str, Any], path: tuple[str, ...]) -> Recipe | None:
     """Return the recipe with another value at this key; None if none of those tried here is valid."""
-    for value in [3, 2, 1, 0.5, True, False, [0.3, 0.4], [16, 16], ["wrist"], [1], *WORDS, "wave", {"a": "corner"}]:
+    for value in [3, 2, 1, 0.5, True, False, [0.3, 0.4], [16, 16], ["wrist"], [1], *TEXTS, "wave", {"a": "corner"}]:
         changed = json.loads(json.dumps(document))
         node = changed
         for key in path[:-1]:
@@ -169,7 +169,7 @@ def test_a_change_of_any_setting_but_a_few_is_refused(root: Path, begun: Path) -
 
 
 def refusal(folder: Path, recipe: Recipe, robots: list[Robot]) -> str | None:
-    """Return why the run in a folder cannot go on with the recipe; None if it can."""
+    """Return why the run in a folder cannot resume with the recipe; None if it can."""
     try:
         check_same(folder, recipe, robots)
     except ConfigError as error:
@@ -215,7 +215,7 @@ def test_a_run_that_cannot_be_made_longer_keeps_its_checkpoint(root: Path, copy:
     assert not list((copy / "train").glob("step-*"))
 
 
-def test_a_run_can_not_be_made_shorter(root: Path, copy: Path) -> None:
+def test_a_run_cannot_be_made_shorter(root: Path, copy: Path) -> None:
     with pytest.raises(ConfigError, match=r"step-00000002 has 2 steps already, and training\.steps is 2: give more"):
         run(copy, root, made(root, steps=2))
     run(copy, root)
@@ -271,19 +271,19 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("told", DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_kept(root: Path, copy: Path, told: str) -> None:
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_kept(root: Path, copy: Path, message: str) -> None:
     folder = copy / "train" / "step-00000002"
-    DAMAGE[told](folder)
+    DAMAGE[message](folder)
     with pytest.raises(ValueError) as caught:
         run(copy, root)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(folder) in str(caught.value)
     assert folder.is_dir()
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing may be cleaned up after it."""
+    """A kill, after which no code may clean up."""
 
 
 @pytest.mark.parametrize("point", ["before the rename", "after the rename", "in the removal"])

@@ -82,7 +82,7 @@ def plain(data: Mixture, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return weights(run(data, tmp_path_factory.mktemp("run"), BASE))
 
 
-def test_no_setting_is_left_out_here() -> None:
+def test_every_setting_is_tested() -> None:
     names = {f.name for f in dataclasses.fields(TrainingConfig)} - {"optim", "augment"}
     for section, of in (("optim", OptimConfig), ("augment", AugmentConfig)):
         names |= {f"{section}.{f.name}" for f in dataclasses.fields(of)}
@@ -134,7 +134,7 @@ def test_a_checkpoint_is_written_every_so_many_steps_and_replaces_the_one_before
     assert "6 training steps" in (final / "README.md").read_text()
 
 
-def test_the_device_is_the_one_that_was_asked_for(data: Mixture, tmp_path: Path) -> None:
+def test_a_device_that_cannot_be_used_is_refused(data: Mixture, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the device 'meta' cannot be used here"):
         run(data, tmp_path, BASE | {"device": "meta"})
 
@@ -161,7 +161,7 @@ def test_auto_is_bfloat16_on_processors_that_multiply_it(
 
 
 @pytest.mark.parametrize(("workers", "share"), [(0, 0.6), (1, 0.6), (3, 0.2)])
-def test_workers_their_patience_and_their_share_of_the_cache_reach_the_batches(
+def test_workers_timeout_and_share_of_the_cache_reach_the_batches(
     workers: int, share: float, data: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
@@ -199,7 +199,7 @@ def recipe_file(folder: Path, data: dict[str, Any]) -> Path:
     return path
 
 
-def test_the_command_gives_training_all_that_the_recipe_says(
+def test_the_command_passes_the_recipe_and_its_data_to_training(
     data: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: dict[str, Any] = {}

@@ -31,7 +31,7 @@ def windows_of(data: Any, **keys: Any) -> WindowDataset:
     return WindowDataset(data, WindowConfig(chunk=MODEL.chunk, **keys))
 
 
-def test_where_it_runs_and_what_it_trains(parts: tuple[VLA, Any]) -> None:
+def test_the_description_has_device_precision_weights_and_data(parts: tuple[VLA, Any]) -> None:
     vla, data = parts
     vla.backbone.requires_grad_(False)
     frozen = sum(p.numel() for p in vla.parameters() if not p.requires_grad)
@@ -64,40 +64,38 @@ def test_the_cheapest_remedy_comes_first(parts: tuple[VLA, Any], monkeypatch: py
     assert cache_advice(vla, windows, 36.9, 4) is None
 
 
-def test_a_memory_that_the_machine_does_not_have_is_said(
-    parts: tuple[VLA, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_memory_than_the_machine_has_is_marked(parts: tuple[VLA, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     vla, data = parts
     monkeypatch.setattr(WindowDataset, "decoded_gb", 1e6)
     assert "more than the" in (cache_advice(vla, windows_of(data), 2.0, 0) or "")
 
 
-def test_slow_decoding_is_told_while_it_lasts(parts: tuple[VLA, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_decoding_is_reported_while_it_lasts(parts: tuple[VLA, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start, "_PATIENCE", 0.02)
-    said: list[str] = []
+    lines: list[str] = []
     windows = windows_of(parts[1])
-    with report_decoding(windows, said.append):
+    with report_decoding(windows, lines.append):
         windows.batch(MixtureSampler(windows.sizes, [1.0], 1, 0).sample(0))
         time.sleep(0.1)
-    assert said
-    assert said[-1].endswith("1 of 1 episodes decoded")
-    count = len(said)
+    assert lines
+    assert lines[-1].endswith("1 of 1 episodes decoded")
+    count = len(lines)
     time.sleep(0.06)
-    assert len(said) == count
+    assert len(lines) == count
 
 
-def test_fast_decoding_says_nothing(parts: tuple[VLA, Any]) -> None:
-    said: list[str] = []
-    with report_decoding(windows_of(parts[1]), said.append):
+def test_fast_decoding_prints_nothing(parts: tuple[VLA, Any]) -> None:
+    lines: list[str] = []
+    with report_decoding(windows_of(parts[1]), lines.append):
         pass
-    assert said == []
+    assert lines == []
 
 
-def test_training_says_it_before_its_first_step(parts: tuple[VLA, Any], tmp_path: Path) -> None:
+def test_training_prints_the_description_before_its_first_step(parts: tuple[VLA, Any], tmp_path: Path) -> None:
     data = parts[1]
-    said: list[str] = []
+    lines: list[str] = []
     steps: list[int] = []
     small = recipe(MODEL, {"steps": 1, "batch_size": 2})
-    train(small, data, tmp_path / "run", progress=lambda p: steps.append(len(said)), say=said.append)
-    assert [line.split(" ")[0] for line in said] == ["device"]
+    train(small, data, tmp_path / "run", progress=lambda p: steps.append(len(lines)), say=lines.append)
+    assert [line.split(" ")[0] for line in lines] == ["device"]
     assert steps == [1]

@@ -62,7 +62,7 @@ def batches_from(
 ) -> Generator[Batch, None, None]:
     """Yield the batches of step `start` and after, each being made while earlier ones are used.
 
-    Raises StalledData if worker processes give no batch for `timeout_s` seconds, or for a few after `stop()` said so,
+    Raises StalledData if worker processes give no batch for `timeout_s` seconds, or for a few after `stop()` is true,
     and WorkerDied if one of them dies. A thread cannot be ended: after `timeout_s` it is only reported.
     """
     steps = _Steps(windows, config, view)

@@ -41,7 +41,7 @@ def check_whole(run: Path, folder: Path) -> None:
         check_checkpoint(folder)
     except ValueError as error:
         others = [p.name for p in _steps(run) if p != folder]
-        way_out = f"move it away to go on from {others[-1]}" if others else "move it away to train anew"
+        way_out = f"move it away to resume from {others[-1]}" if others else "move it away to train anew"
         raise ValueError(f"{error} (or {way_out})") from None
 
 
@@ -50,8 +50,8 @@ def check_resumable(folder: Path) -> None:
     lacking = [name for name in (STATE, OPTIMIZER) if not (folder / name).exists()]
     if lacking:
         raise ValueError(
-            f"{folder} lacks {' and '.join(lacking)}, and training cannot go on without: copy the folder again, whole, "
-            "or choose another output folder"
+            f"{folder} lacks {' and '.join(lacking)}, and training cannot resume without them: copy the folder again, "
+            "whole, or choose another output folder"
         )
 
 

@@ -87,8 +87,8 @@ def check_same(folder: Path, recipe: TrainingRecipe, robots: Sequence[Robot]) ->
     stored = read_document(folder)
     sections: dict[str, Any] = {"model": recipe.model, "data": recipe.data, "training": recipe.training}
     way_out = (
-        f"Go on with the settings of {folder / 'config.yaml'}, choose another output folder, or remove {folder.parent} "
-        "to train anew"
+        f"Resume with the settings of {folder / 'config.yaml'}, choose another output folder, or remove "
+        f"{folder.parent} to train anew"
     )
     differences.check_same(
         {key: _with_defaults(type(of), stored.get(key)) for key, of in sections.items()},

@@ -57,7 +57,7 @@ def cache_advice(vla: VLA, windows: WindowDataset, cache_gb: float, workers: int
     return (
         f"the decoded frames of {height}x{width} take {needed:.1f} GB"
         + (f" in {copies} workers" if copies > 1 else "")
-        + f" and data.cache_gb is {cache_gb:g}: frames that do not fit are decoded each time they are asked for, which "
+        + f" and data.cache_gb is {cache_gb:g}: frames that do not fit are decoded at each use, which "
         f"is slower. The cheapest remedy first: " + "; ".join(advice)
     )
 
