@@ -94,7 +94,7 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         built = pydantic.TypeAdapter(cls).validate_python(dict(data))
         lines = [f"'{path}': a number is expected, not true or false" for path in _booleans(cls, data)]
     except pydantic.ValidationError as error:
-        lines = [_explain(cls, fault) for fault in error.errors()[:MOST_FAULTS]]
+        lines = [explain_fault(cls, fault) for fault in error.errors()[:MOST_FAULTS]]
     if lines:
         raise ConfigError(head + ("; ".join(lines) if len(lines) == 1 else "\n  - " + "\n  - ".join(lines)))
     return built
@@ -119,7 +119,8 @@ def _booleans(hint: Any, data: Any, path: str = "") -> list[str]:
     return [fault for key, value, of in items for fault in _booleans(of, value, f"{path}.{key}".strip("."))]
 
 
-def _explain(cls: type, fault: Any) -> str:
+def explain_fault(cls: type, fault: Any) -> str:
+    """Return an item of `pydantic.ValidationError.errors()` as a sentence, with the nearest key for an unknown one."""
     path = [str(p) for p in fault["loc"]]
     dotted = ".".join(path)
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):

@@ -30,20 +30,20 @@ def explained(**keys: Any) -> Explanation:
     return explain(made(**keys), "small")
 
 
-def sees(e: Explanation, row: tuple[str, int], column: tuple[str, int]) -> float:
-    """The share of the places of a (label, step) that another one sees."""
+def attention(e: Explanation, row: tuple[str, int], column: tuple[str, int]) -> float:
+    """Return the share of the tokens of one (label, step) that another one attends to."""
     number = {(g.label, g.step): n for n, g in enumerate(e.groups)}
-    return float(e.sees[number[row], number[column]])
+    return float(e.attention[number[row], number[column]])
 
 
 def test_a_step_is_listed_in_the_order_of_its_tokens() -> None:
     e = explained(readouts=2, proprio="token")
     labels = [g.label for g in e.groups]
     assert labels == ["start", "corner", "wrist", "text", "proprio", "readout"]
-    places = {g.label: g.places for g in e.groups}
-    assert places["corner"] == places["wrist"] == (32 // 16) ** 2  # patches of 16 pixels
-    assert (places["proprio"], places["readout"]) == (1, 2)
-    assert sum(places.values()) == e.length
+    tokens = {g.label: g.tokens for g in e.groups}
+    assert tokens["corner"] == tokens["wrist"] == (32 // 16) ** 2  # patches of 16 pixels
+    assert (tokens["proprio"], tokens["readout"]) == (1, 2)
+    assert sum(tokens.values()) == e.length
     assert (e.window, e.sequences) == (1, 1)
 
 
@@ -59,10 +59,10 @@ def test_the_mask_of_a_window_is_what_its_readouts_obey(past: str) -> None:
     e = explain(vla, "small")
     assert e.sequences == 1
     assert [g.step for g in e.groups if g.label == "readout"] == [0, 1, 2]
-    visible = sees(e, ("readout", 1), ("readout", 0)) > 0
+    visible = attention(e, ("readout", 1), ("readout", 0)) > 0
     assert visible == (past == "visible")
-    assert sees(e, ("readout", 1), ("wrist", 0)) == 1
-    assert sees(e, ("readout", 0), ("wrist", 1)) == 0
+    assert attention(e, ("readout", 1), ("wrist", 0)) == 1
+    assert attention(e, ("readout", 0), ("wrist", 1)) == 0
     batch = dummy_window(vla)
 
     def second(change: float) -> torch.Tensor:
@@ -85,22 +85,22 @@ def test_a_suffix_sees_its_step_and_earlier_ones_but_no_readout_and_no_other_suf
     suffix = [g for g in e.groups if g.kind == "suffix"]
     assert [(g.label, g.step) for g in suffix[:2]] == [("context", 0), ("lm_tokens", 0)]
     assert {g.step for g in suffix} == {0, 1, 2}
-    assert suffix[0].places + suffix[1].places == vla.codec.length
-    assert sees(e, ("lm_tokens", 1), ("text", 1)) == sees(e, ("lm_tokens", 1), ("corner", 0)) == 1
-    assert sees(e, ("lm_tokens", 1), ("readout", 1)) == sees(e, ("lm_tokens", 1), ("readout", 0)) == 0
-    assert sees(e, ("lm_tokens", 1), ("lm_tokens", 0)) == sees(e, ("corner", 1), ("context", 0)) == 0
-    assert sees(e, ("lm_tokens", 1), ("context", 1)) == 1
-    assert 0 < sees(e, ("lm_tokens", 1), ("lm_tokens", 1)) < 1  # earlier ones
+    assert suffix[0].tokens + suffix[1].tokens == vla.codec.length
+    assert attention(e, ("lm_tokens", 1), ("text", 1)) == attention(e, ("lm_tokens", 1), ("corner", 0)) == 1
+    assert attention(e, ("lm_tokens", 1), ("readout", 1)) == attention(e, ("lm_tokens", 1), ("readout", 0)) == 0
+    assert attention(e, ("lm_tokens", 1), ("lm_tokens", 0)) == attention(e, ("corner", 1), ("context", 0)) == 0
+    assert attention(e, ("lm_tokens", 1), ("context", 1)) == 1
+    assert 0 < attention(e, ("lm_tokens", 1), ("lm_tokens", 1)) < 1  # earlier ones
     assert "a chunk is at most 12 tokens of 16" in e.notes
-    assert "a chunk takes 12 more runs of the backbone, of 12 places in all" in e.notes
+    assert "a chunk takes 12 more runs of the backbone, of 12 tokens in all" in e.notes
 
 
 def test_an_expert_reads_its_context_first_and_its_actions_together() -> None:
     e = explained(decoder=EXPERT)
-    assert [(g.label, g.places) for g in e.groups[-2:]] == [("context", 1), ("expert", 4)]
-    assert sees(e, ("expert", 0), ("expert", 0)) == sees(e, ("expert", 0), ("context", 0)) == 1
-    assert sees(e, ("context", 0), ("expert", 0)) == 0
-    assert sees(e, ("expert", 0), ("wrist", 0)) == 1
+    assert [(g.label, g.tokens) for g in e.groups[-2:]] == [("context", 1), ("expert", 4)]
+    assert attention(e, ("expert", 0), ("expert", 0)) == attention(e, ("expert", 0), ("context", 0)) == 1
+    assert attention(e, ("context", 0), ("expert", 0)) == 0
+    assert attention(e, ("expert", 0), ("wrist", 0)) == 1
     assert any("no more runs of the backbone" in note for note in e.notes)
 
 
@@ -120,8 +120,8 @@ def test_every_weight_is_counted_once() -> None:
 def test_what_a_step_reads_when_acting_is_measured(cache: bool) -> None:
     e = explained(history={**INTERLEAVED, "window": 8, "cache": cache})
     [note] = [note for note in e.notes if note.startswith("acting")]
-    assert ("its own places only" in note) == cache
-    assert ("its window again" in note) != cache
+    assert ("its own tokens only" in note) == cache
+    assert ("the tokens of its whole window" in note) != cache
     first, second, third = map(int, re.search(r"\((\d+), (\d+), (\d+) in", note).groups())
     assert (second < first) == cache  # nothing opens a sequence that goes on
     assert (third > 2.5 * first) != cache
@@ -140,14 +140,14 @@ def test_long_windows_are_shortened_in_pictures_only() -> None:
     e = explained(history={**INTERLEAVED, "window": 16})
     assert {g.step for g in e.groups} == set(range(-1, 16))
     assert {e.groups[n].step for n in shown_groups(e)} == {-1, 0, 1, 15}
-    assert np.array(e.to_dict()["sees"]).shape == (len(e.groups), len(e.groups))
+    assert np.array(e.to_dict()["attention"]).shape == (len(e.groups), len(e.groups))
 
 
 def test_the_picture_is_whole_and_asks_for_nothing_from_elsewhere() -> None:
     drawn = draw_structure(explained(history=INTERLEAVED, decoder=EXPERT))
     root = ElementTree.fromstring(drawn)
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"corner", "wrist", "readout", "context", "expert", "2 readout", "step 3, read on:"} <= set(words)
+    assert {"corner", "wrist", "readout", "context", "expert", "2 readout", "after step 3:"} <= set(words)
     assert "prefers-color-scheme: dark" in drawn
     assert re.findall(r"https?://[^\"]*|url\(|@import|<image|href", drawn) == ["http://www.w3.org/2000/svg"]
 
@@ -195,8 +195,8 @@ def test_the_command_gives_json(recipe, capsys) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert facts["structure"]["history"] == "interleaved"
     assert facts["chunk"] == 6
-    assert {"kind", "label", "step", "places"} == facts["groups"][0].keys()
-    assert len(facts["sees"]) == len(facts["groups"])
+    assert {"kind", "label", "step", "tokens"} == facts["groups"][0].keys()
+    assert len(facts["attention"]) == len(facts["groups"])
 
 
 def test_a_backbone_that_is_not_here_names_the_way_out(recipe, capsys, tmp_path) -> None:

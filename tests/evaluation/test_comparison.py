@@ -145,8 +145,8 @@ def test_many_comparisons_are_corrected() -> None:
     # One alone solved 7, 6 and 8: p = 2 / 2^n. Holm: 3 times the least; 2 times the next; the last is no less.
     assert [found[n].p for n in others] == [0.015625, 0.03125, 0.0078125]
     assert [found[n].p_adjusted for n in others] == pytest.approx([0.03125, 0.03125, 0.0234375])
-    assert found["p7"].to_dict()["p"] == 0.015625
-    assert found["p7"].to_dict()["p_adjusted"] == pytest.approx(0.03125)
+    assert found["p7"].p == 0.015625
+    assert found["p7"].p_adjusted == pytest.approx(0.03125)
     with pytest.raises(ConfigError, match="at least two results"):
         compare_many({"base": base})
 

@@ -173,7 +173,7 @@ def test_delay_and_ensemble(obedient: Obedient, tmp_path: Path) -> None:
 
 def test_the_protocol_has_the_rate_of_the_robot() -> None:
     faster = dataclasses.replace(opened(), embodiment=dataclasses.replace(EMBODIMENT, control_hz=25.0))
-    assert runner._protocol(faster, EvaluationConfig())["control_hz"] == 25
+    assert runner._describe_protocol(faster, EvaluationConfig())["control_hz"] == 25
 
 
 def test_chunks_are_executed_as_it_was_asked_for(obedient: Obedient, tmp_path: Path, monkeypatch: Any) -> None:

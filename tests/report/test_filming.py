@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -24,6 +25,7 @@ from tests.evaluation.toy_opened import opened
 
 OPPOSITE = {"left": "right", "right": "left"}
 STEPS = 7
+T, R = TypeVar("T"), TypeVar("R")
 
 
 def episode(condition, task, seed, reached):
@@ -88,7 +90,7 @@ def test_of_other_conditions_one_episode_is_filmed_and_of_unrelated_words_none()
 
 
 class Here:
-    """A pool of workers that does what is submitted at once, in this process."""
+    """A pool that runs its tasks in this process."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -99,12 +101,12 @@ class Here:
     def __exit__(self, *_: Any) -> None:
         pass
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        result = function(*arguments)
-        return SimpleNamespace(result=lambda: result)
-
-    def finished(self, _: Any) -> bool:
-        return True
+    def run(
+        self, work: Callable[[T], R], todo: deque[T], ahead: int, stop: Callable[[], bool]
+    ) -> Iterator[tuple[T, R]]:
+        while todo and not stop():
+            task = todo.popleft()
+            yield task, work(task)
 
 
 @pytest.fixture
@@ -252,7 +254,7 @@ def watch(monkeypatch, tmp_path):
         monkeypatch.setattr(filming, "draw_overlay", overlay)
         monkeypatch.setattr(filming, "write_video", write_video)
         write_track(tmp_path, rollout, here)
-        ended = filming._film_one(opened().spec, result, tmp_path, tmp_path / "film.mp4")
+        ended = filming._film_one(opened().spec, tmp_path, result)
         return simulator.calls, shown, videos[-1], ended
 
     return run

@@ -12,7 +12,7 @@ import yaml
 
 from anyvla.evaluation.statistics import summarize
 from anyvla.report.plots import format_interval, format_percent
-from anyvla.report.run_report import verdict, write_report
+from anyvla.report.run_report import state_verdict, write_report
 from tests.fake_run import OPPOSITE, WORDS, make_run, results
 from tests.report.reading import Page, plain
 
@@ -172,7 +172,7 @@ def test_an_empty_folder_is_an_error(tmp_path):
 BROKEN = {
     "checkpoint/config.yaml": ("a: [", r"config\.yaml.*not valid YAML"),
     "train/log.jsonl": ('{"step": 1}\n', r"log\.jsonl, line 1: lacks loss"),
-    "eval/results.jsonl": ("{}\n", r"results\.jsonl, line 1: an episode's result lacks benchmark"),
+    "eval/results.jsonl": ("{}\n", r"results\.jsonl, line 1: 'benchmark' is required"),
     "eval/videos/index.json": ('[{"file": "a.mp4"}]', r"index\.json: not an entry of a video \('task' is missing\)"),
     "stages.jsonl": ("3\n", r"stages\.jsonl, line 1: expected one JSON object, found int"),
     "dataset/meta/info.json": ('{"total_episodes": 3}', r"info\.json is not the info of a LeRobot dataset"),
@@ -264,7 +264,7 @@ def original_and_swapped(told, first, obeyed, n=20):
     ],
 )
 def test_the_verdict_follows_the_counts(counts, tone, words):
-    said = verdict(summarize(original_and_swapped(*counts)))
+    said = state_verdict(summarize(original_and_swapped(*counts)))
     assert said.tone == tone
     assert words in said.text
     assert f"{counts[0]} of 20" in said.text
@@ -272,7 +272,7 @@ def test_the_verdict_follows_the_counts(counts, tone, words):
 
 
 def test_without_results_there_is_no_verdict():
-    assert "has not been evaluated yet" in verdict(None).text
+    assert "has not been evaluated yet" in state_verdict(None).text
 
 
 def test_the_evaluation_in_full_lies_beside(run):

@@ -11,7 +11,14 @@ import pytest
 
 from anyvla.evaluation.statistics import summarize
 from anyvla.report.run_folder import Clip, RunFolder, read_clips, read_run_folder
-from anyvla.report.run_report import _context, _paired_starts, _pairs, _versions, verdict, write_report
+from anyvla.report.run_report import (
+    _collect_versions,
+    _count_paired_starts,
+    _make_context,
+    _pair_clips,
+    state_verdict,
+    write_report,
+)
 from anyvla.report.template import environment
 from tests.fake_run import make_run
 from tests.report.reading import Page
@@ -41,7 +48,7 @@ def clip(condition, task, told, seed, reached, name="") -> Clip:
     ],
 )
 def test_a_verdict_asks_for_intervals_that_are_apart(counts, tone, words):
-    said = verdict(summarize(original_and_swapped(*counts)))
+    said = state_verdict(summarize(original_and_swapped(*counts)))
     assert said.tone == tone
     assert words in said.text
 
@@ -49,9 +56,9 @@ def test_a_verdict_asks_for_intervals_that_are_apart(counts, tone, words):
 def test_a_start_state_is_told_apart_if_both_instructions_led_to_their_goals():
     lines = original_and_swapped(told=3, first=0, obeyed=2, n=4)  # told seeds 0 to 2; swapped seeds 0 and 1
     other = [replace(r, task="door-open", instructed="door-open", reached="door-open", seed=r.seed) for r in lines[:4]]
-    found = _paired_starts(run_of([*lines, *other]))
+    found = _count_paired_starts(run_of([*lines, *other]))
     assert (found.starts, found.both_followed) == (4, 2)
-    assert _paired_starts(run_of(lines[:4])) is None
+    assert _count_paired_starts(run_of(lines[:4])) is None
 
 
 def test_films_of_one_start_state_and_opposite_words_are_a_pair():
@@ -60,7 +67,7 @@ def test_films_of_one_start_state_and_opposite_words_are_a_pair():
     films = [clip(*given) for given in (*missed, ("original", "a", "a", 7, "a"), ("swapped", "a", "b", 3, "b"), *both)]
     films.append(clip("original", "c", "c", 1, "c"))  # of another scene
     films.append(clip("unrelated", "a", "c", 1, "a"))
-    found = [[(c.condition, c.task, c.seed) for c in pair] for pair in _pairs(films)]
+    found = [[(c.condition, c.task, c.seed) for c in pair] for pair in _pair_clips(films)]
     assert found == [
         [("original", "a", 1), ("swapped", "a", 1)],
         [("original", "b", 2), ("swapped", "b", 2)],
@@ -78,7 +85,7 @@ def test_films_are_under_the_heading_of_what_they_show(tmp_path):
     ]
     lines = original_and_swapped(told=4, first=3, obeyed=6, n=10)
     lines += [replace(r, condition="unrelated", instructed="c", reached=None) for r in lines[:5]]
-    context = _context(run_of(lines, films), {film.path: film.path.name for film in films})
+    context = _make_context(run_of(lines, films), {film.path: film.path.name for film in films})
     seeds = {heading: [c.seed for c in context[heading]] for heading in ("successes", "failures", "unrelated")}
     assert seeds == {"successes": [0, 2], "failures": [1, 3], "unrelated": [4, 5]}
     assert context["failed"] == 6 + 4  # told 4 of 10, swapped 6 of 10; unrelated ones had nothing to reach
@@ -89,7 +96,7 @@ def test_versions_are_those_that_the_results_say_and_then_those_that_run_here():
     base = original_and_swapped(told=1, first=0, obeyed=0, n=1)[0]
     protocol = {"simulator": {"mujoco": "3.3.0", "torch": "9"}}
     lines = [replace(base, seed=n, protocol=protocol, versions={"torch": f"0.{n}"}) for n in (1, 2)]
-    found = _versions(run_of(lines))
+    found = _collect_versions(run_of(lines))
     assert (found["torch"], found["mujoco"]) == ("0.1, 0.2", "3.3.0")
     assert found["python"] == platform.python_version()
     assert {"anyvla", "transformers", "numpy", "av"} <= set(found)
@@ -97,7 +104,7 @@ def test_versions_are_those_that_the_results_say_and_then_those_that_run_here():
 
 def test_each_curve_has_its_own_caption_and_scale():
     log = [{"step": s, "loss": 1.0 / s, "lr": 1e-3 * s, "grad_norm": 5.0 * s, "elapsed_s": 45 * s} for s in (1, 2, 4)]
-    context = _context(run_of(log=log), {})
+    context = _make_context(run_of(log=log), {})
     found = {title: str(drawing) for title, drawing in context["curves"]}
     assert list(found) == ["Loss", "Learning rate", "Gradient norm"]
     assert "<title>step 4: 0.25</title>" in found["Loss"]

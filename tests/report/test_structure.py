@@ -1,4 +1,4 @@
-"""The picture of a structure, drawn of a made-up model in which no two numbers are equal."""
+"""The picture of the structure of a made-up model in which no two numbers are equal."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ GROUPS = (
     TokenGroup("text", "text", 1, 7),
     TokenGroup("readout", "readout", 1, 2),
 )
-# Row sees column: all, some, none. A row of a readout sees what is before it; nobody sees a readout of another step.
-SEES = np.array(
+# Shares by row and column: 1 all, 0 none. A readout attends to earlier tokens, except readouts of other steps.
+MASK = np.array(
     [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
@@ -39,7 +39,8 @@ MODEL = Explanation(
     structure={
         "backbone": "nano", "history": "interleaved", "fuser": "lstm", "decoder": "flow", "representation": "continuous"
     },
-    window=2, sequences=1, length=51, limit=512, readouts=2, chunk=8, execute=3, action=7, groups=GROUPS, sees=SEES,
+    window=2, sequences=1, length=51, limit=512, readouts=2, chunk=8, execute=3, action=7,
+    groups=GROUPS, attention=MASK,
     parts=(ParameterCount("vision", 41_300_000, 0), ParameterCount("language", 9_600, 128)), notes=("a note",),
 )  # fmt: skip
 
@@ -65,13 +66,13 @@ def test_the_weights_of_a_part_are_in_its_row() -> None:
     ]
 
 
-def test_rows_of_the_matrix_look_and_columns_are_seen() -> None:
-    """A cell that is filled whole is a second square on its ground, one that is filled by half a triangle."""
+def test_rows_of_the_mask_attend_to_columns() -> None:
+    """A full cell is a second square on its background, and a partial one is a triangle."""
     root = drawn(MODEL)
-    ground = [
+    background = [
         (float(r.get("x", "")), float(r.get("y", ""))) for r in root.iter(f"{SVG}rect") if r.get("class") == "never"
     ]
-    columns, rows = (sorted({place[axis] for place in ground[:49]}) for axis in (0, 1))
+    columns, rows = (sorted({corner[axis] for corner in background[:49]}) for axis in (0, 1))
     found = np.zeros((7, 7))
     kinds: dict[int, set[str]] = {}
     for shape, share in (("rect", 1.0), ("path", 0.5)):
@@ -83,26 +84,26 @@ def test_rows_of_the_matrix_look_and_columns_are_seen() -> None:
             if x in columns and y in rows:
                 found[rows.index(y), columns.index(x)] = share
                 kinds.setdefault(columns.index(x), set()).add((element.get("class") or "").removeprefix("see "))
-    np.testing.assert_array_equal(found, SEES)
-    assert kinds == {number: {group.kind} for number, group in enumerate(GROUPS)}  # the color of what is seen
+    np.testing.assert_array_equal(found, MASK)
+    assert kinds == {number: {group.kind} for number, group in enumerate(GROUPS)}  # the color of the column
     names = [words for x, _, words in texts(root) if x == columns[0] - 7]
     assert names == ["start", "1 corner", "1 text", "1 readout", "2 corner", "2 text", "2 readout"]
 
 
-def test_boxes_of_a_step_are_in_order_with_their_places() -> None:
+def test_boxes_of_a_step_are_in_order_with_their_tokens() -> None:
     boxes = [words for _, y, words in texts(drawn(MODEL)) if 120 < y < 210]
     assert boxes[:9] == ["step 1", "", "start", "1", "corner", "16", "text", "7", "readout"]
     assert boxes[10:18] == ["step 2", "(now)", "corner", "16", "text", "7", "readout", "2"]
     words = [words for _, _, words in texts(drawn(MODEL))]
-    assert "What the backbone reads: 2 steps in one sequence, 51 places" in words
+    assert "What the backbone reads: 2 steps in one sequence, 51 tokens" in words
     assert words.index("lstm") == words.index("fuser") - 1
     assert words.index("flow") == words.index("decoder") - 1
     assert words[words.index("chunk 8 x 7") + 1] == "3 of 8 actions executed"
     assert "history interleaved, fuser lstm, decoder flow, representation continuous; backbone nano" in words
 
 
-def test_more_places_get_more_room() -> None:
-    wide = replace(MODEL, groups=(replace(GROUPS[1], places=400), *GROUPS[2:4]), sees=SEES[1:4, 1:4], window=1)
+def test_larger_groups_get_wider_boxes() -> None:
+    wide = replace(MODEL, groups=(replace(GROUPS[1], tokens=400), *GROUPS[2:4]), attention=MASK[1:4, 1:4], window=1)
     widths = [
         float(r.get("width", "")) for r in drawn(wide).iter(f"{SVG}rect") if (r.get("class") or "").startswith("box ")
     ]
@@ -115,4 +116,4 @@ def test_the_terminal_shows_the_same_layout_and_mask() -> None:
         "[corner 16][text 7][readout 2]",
     ]
     marks = {0: "··", 0.5: "▒▒", 1: "██"}
-    assert [str(line).split()[-1] for line in format_mask(MODEL)] == ["".join(marks[v] for v in row) for row in SEES]
+    assert [str(line).split()[-1] for line in format_mask(MODEL)] == ["".join(marks[v] for v in row) for row in MASK]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
 
         write_comparison_report(folders, options.page, options.condition)
     if options.json:
-        print(json.dumps({name: c.to_dict() for name, c in compared.items()}))
+        print(json.dumps({name: asdict(c) for name, c in compared.items()}))
         return 0
     table = Table("", "success", "difference", "95 % interval", "episodes", "p (McNemar)", box=None, pad_edge=False)
     first = next(iter(compared.values()))

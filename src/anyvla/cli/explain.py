@@ -206,7 +206,7 @@ def format_layout(e: Explanation) -> list[Text]:
         line = Text(f"  step {step + 1:<3}" if e.window > 1 else "  ")
         for group in e.groups:
             if group.step == own or (group.step < 0 and (step == 0 or e.sequences > 1)):
-                text = f"{group.label} {group.places}"
+                text = f"{group.label} {group.tokens}"
                 line.append(f"({text})" if group.kind == "suffix" else f"[{text}]", COLORS[group.kind])
         lines.append(line)
     return lines
@@ -214,16 +214,16 @@ def format_layout(e: Explanation) -> list[Text]:
 
 def format_mask(e: Explanation) -> list[Text]:
     """Return a line per group of tokens: its name, and the groups that it attends to."""
-    from anyvla.report.structure import group_name, shown_groups
+    from anyvla.report.structure import name_group, shown_groups
 
     shown = shown_groups(e)
-    names = [group_name(e.groups[n], e) for n in shown]
+    names = [name_group(e.groups[n], e) for n in shown]
     room = max(map(len, names))
     lines = []
     for row, name in zip(shown, names, strict=True):
         line = Text(f"  {name:>{room}} ")
         for column in shown:
-            share = e.sees[row, column]
+            share = e.attention[row, column]
             mark = "·" if share == 0 else "█" if share >= 1 else "▒"
             line.append(mark * 2, COLORS[e.groups[column].kind] if share else "dim")
         lines.append(line)

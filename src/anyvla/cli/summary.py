@@ -42,9 +42,9 @@ def _rows(played: ConditionSummary, every_task: bool) -> Iterator[tuple[str, Int
             yield f"mean of {name}", share
     yield "all", rates.overall
     if every_task and len({i.episodes for i in rates.tasks.values()}) > 1:
-        yield "mean over tasks", rates.mean
-    if rates.group_mean is not None:
-        yield "mean over groups", rates.group_mean
+        yield "mean over tasks", rates.mean_over_tasks
+    if rates.mean_over_groups is not None:
+        yield "mean over groups", rates.mean_over_groups
     for name, recovery in (("after the disturbance", played.disturbed), ("grasped again", played.regrasped)):
         if recovery is not None:
             yield name, recovery.rate
@@ -52,4 +52,4 @@ def _rows(played: ConditionSummary, every_task: bool) -> Iterator[tuple[str, Int
 
 def _lengths(played: ConditionSummary) -> Iterator[tuple[str, Interval]]:
     if played.chains is not None:
-        yield "average length", played.chains.length
+        yield "average length", played.chains.average_length

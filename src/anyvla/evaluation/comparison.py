@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from anyvla.config import ConfigError
-from anyvla.evaluation.intervals import Interval, resampled_means, wilson
+from anyvla.evaluation.intervals import Interval, bootstrap_mean, wilson
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.files.differences import format_value
 
@@ -28,17 +28,11 @@ class Comparison:
     a: Interval  # success rate on the shared episodes
     b: Interval
     difference: Interval  # B - A; paired bootstrap, stratified over tasks
+    length: Interval | None  # of chains: B's average length minus A's; paired bootstrap
     only_a: int  # episodes that A solved and B did not
     only_b: int
     p: float  # exact McNemar test of no difference
     p_adjusted: float  # with Holm's correction for the number of comparisons
-    length: Interval | None  # of chains: B's average length minus A's; paired bootstrap
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        intervals = {name: getattr(self, name) for name in ("a", "b", "difference", "length")}
-        numbers = {name: getattr(self, name) for name in ("only_a", "only_b", "p", "p_adjusted")}
-        return {name: i.to_dict() if i else None for name, i in intervals.items()} | numbers
 
 
 def protocol_differences(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
@@ -66,12 +60,12 @@ def compare(a: Sequence[EpisodeResult], b: Sequence[EpisodeResult], names: tuple
     return Comparison(
         a=wilson(int(won[:, 0].sum()), len(pairs)),
         b=wilson(int(won[:, 1].sum()), len(pairs)),
-        difference=_bootstrap(won[:, 1] - won[:, 0], strata),
+        difference=bootstrap_mean(won[:, 1] - won[:, 0], strata),
+        length=bootstrap_mean(lengths, strata) if chains else None,
         only_a=only_a,
         only_b=only_b,
         p=p,
         p_adjusted=p,
-        length=_bootstrap(lengths, strata) if chains else None,
     )
 
 
@@ -97,26 +91,20 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def _bootstrap(values: np.ndarray, strata: np.ndarray) -> Interval:
-    low, high = np.quantile(resampled_means(values, strata), [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high), len(values))
-
-
 def _pair(
     a: Sequence[EpisodeResult], b: Sequence[EpisodeResult], names: tuple[str, str]
 ) -> list[tuple[EpisodeResult, EpisodeResult]]:
     """Pair the episodes of equal condition, task and seed, without simulator errors."""
     if not a or not b:
         raise ConfigError(f"{names[0] if not a else names[1]} has no results to compare")
-    faults = [f"benchmark: {a[0].benchmark!r}, {b[0].benchmark!r}"] if a[0].benchmark != b[0].benchmark else []
-    faults += protocol_differences(a[0].protocol, b[0].protocol)
-    if faults:
+    one, other = ({"benchmark": of[0].benchmark, **of[0].protocol} for of in (a, b))
+    if faults := protocol_differences(one, other):
         raise ConfigError(
             f"{names[0]} and {names[1]} were made under different protocols and cannot be compared: {'; '.join(faults)}"
         )
-    others = {r.key: r for r in b if r.outcome != "error"}
-    pairs = [(r, others[r.key]) for r in a if r.outcome != "error" and r.key in others]
-    differing = [r.key for r, other in pairs if r.instruction != other.instruction]
+    by_key = {r.key: r for r in b if r.outcome != "error"}
+    pairs = [(r, by_key[r.key]) for r in a if r.outcome != "error" and r.key in by_key]
+    differing = [x.key for x, y in pairs if x.instruction != y.instruction]
     if differing:
         raise ConfigError(f"{names[0]} and {names[1]} were given different instructions, first in {differing[0]}")
     if len(pairs) < FEWEST:

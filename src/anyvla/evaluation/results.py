@@ -9,10 +9,12 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal
 
 import numpy as np
+import pydantic
 
+from anyvla.config import explain_fault
 from anyvla.files import durable
 from anyvla.migrations import migrate_result
 
@@ -50,6 +52,8 @@ class EpisodeResult:
     )  # of the policy's libraries, and hardware; reported, not compared
     extra: Mapping[str, Any] = field(default_factory=dict)  # "chain", "error", "disturbed_at", "grasps"
     format: int = FORMAT
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)  # of a line that is read
 
     @property
     def success(self) -> bool:
@@ -89,6 +93,7 @@ def read_results(path: Path) -> list[EpisodeResult]:
     A torn last line is skipped with a warning. Raises ValueError with the line's number for any other line that is not
     an EpisodeResult, and FileNotFoundError if there is no file.
     """
+    adapter = pydantic.TypeAdapter(EpisodeResult)
     results = []
     for number, line in read_json_lines(Path(path)):
         if line.get("format") == 2:
@@ -100,39 +105,11 @@ def read_results(path: Path) -> list[EpisodeResult]:
                 "another folder"
             )
         try:
-            results.append(_parse_line(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}; fix or delete this line") from None
+            results.append(adapter.validate_json(json.dumps(line)))
+        except pydantic.ValidationError as error:
+            faults = "; ".join(explain_fault(EpisodeResult, fault) for fault in error.errors())
+            raise ValueError(f"{path}, line {number}: {faults}; fix or delete this line") from None
     return results
-
-
-_OPTIONAL = {f.name for f in dataclasses.fields(EpisodeResult) if f.default is not dataclasses.MISSING}
-_OPTIONAL |= {f.name for f in dataclasses.fields(EpisodeResult) if f.default_factory is not dataclasses.MISSING}
-# The types of the fields of a line. bool is an int in Python, so `_parse_line` refuses it separately.
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(("benchmark", "condition", "task", "instructed", "instruction", "outcome", "checkpoint"), (str,)),
-    **dict.fromkeys(("seed", "steps", "completed", "length", "attempts", "clipped", "format"), (int,)),
-    **dict.fromkeys(("policy", "protocol", "versions", "extra"), (dict,)),
-    "reached": (str, type(None)),
-    "latency_ms": (int, float),
-}
-
-
-def _parse_line(line: Mapping[str, Any]) -> EpisodeResult:
-    missing = [k for k in _TYPES if k not in line and k not in _OPTIONAL]
-    unknown = [k for k in line if k not in _TYPES]
-    if missing or unknown:
-        faults = [f"lacks {', '.join(missing)}"] if missing else []
-        faults += [f"has the unknown keys {', '.join(unknown)}"] if unknown else []
-        raise ValueError(f"an episode's result {' and '.join(faults)}")
-    for key, value in line.items():
-        types = _TYPES[key]
-        if not isinstance(value, types) or isinstance(value, bool):
-            names = " or ".join("null" if t is type(None) else t.__name__ for t in types)
-            raise ValueError(f"{key!r} must be {names}, got {value!r}")
-    if line["outcome"] not in get_args(Outcome):
-        raise ValueError(f"'outcome' must be one of {', '.join(get_args(Outcome))}, got {line['outcome']!r}")
-    return EpisodeResult(**line)
 
 
 def append_result(path: Path, result: EpisodeResult) -> None:

@@ -52,11 +52,7 @@ def hash_checkpoint(checkpoint: Path) -> str:
 def collect_versions(vla: VLA) -> dict[str, str]:
     """Return the versions of the libraries, and the hardware, that the policy runs on."""
     found = {name: metadata.version(name) for name in ("anyvla", "torch", "transformers", "numpy")}
-    return found | {
-        "python": platform.python_version(),
-        "machine": describe_machine(),
-        "device": vla.device.type,
-    }
+    return found | {"python": platform.python_version(), "machine": describe_machine(), "device": vla.device.type}
 
 
 def evaluate(
@@ -83,8 +79,8 @@ def evaluate(
     builder = ResultBuilder(
         benchmark=opened.name,
         checkpoint=checkpoint,
-        policy=_policy(vla, config),
-        protocol=_protocol(opened, config),
+        policy=_describe_policy(vla, config),
+        protocol=_describe_protocol(opened, config),
         versions=collect_versions(vla),
         embodiment=opened.embodiment,
     )
@@ -105,14 +101,14 @@ def evaluate(
         return [finished[p.key] for p in plans]
 
 
-def _policy(vla: VLA, config: EvaluationConfig) -> dict[str, Any]:
+def _describe_policy(vla: VLA, config: EvaluationConfig) -> dict[str, Any]:
     execute = config.execute or vla.config.execute
     if execute > vla.config.chunk:
         raise ConfigError(f"--execute {execute}: the policy predicts chunks of {vla.config.chunk} actions")
     return {"execute": execute, "ensemble": config.ensemble, "chunk": vla.config.chunk}
 
 
-def _protocol(opened: OpenedSuite, config: EvaluationConfig) -> dict[str, Any]:
+def _describe_protocol(opened: OpenedSuite, config: EvaluationConfig) -> dict[str, Any]:
     return harness_protocol(opened.suite, config) | {
         "control_hz": opened.embodiment.control_hz,
         "settings": dict(opened.benchmark.protocol(opened.suite.name)),
@@ -122,17 +118,11 @@ def _protocol(opened: OpenedSuite, config: EvaluationConfig) -> dict[str, Any]:
 
 def _check_same(lines: Path, finished: Collection[EpisodeResult], builder: ResultBuilder) -> None:
     for result in finished:
-        faults = [
-            f"{what}: {a!r}, {b!r}"
-            for what, a, b in (
-                ("checkpoint", result.checkpoint, builder.checkpoint),
-                ("benchmark", result.benchmark, builder.benchmark),
-            )
-            if a != b
-        ]
-        faults += protocol_differences(result.protocol, builder.protocol)
-        faults += protocol_differences(result.policy, builder.policy)
-        if faults:
+        there, here = (
+            {"checkpoint": of.checkpoint, "benchmark": of.benchmark, **of.protocol, **of.policy}
+            for of in (result, builder)
+        )
+        if faults := protocol_differences(there, here):
             raise ConfigError(
                 f"{lines} has other results ({'; '.join(faults)}: there, here); choose another output folder, or "
                 "remove that one to evaluate again"
@@ -184,7 +174,7 @@ class _EpisodeLoop:
         done = 0
         with EnvironmentPool(self._opened.spec, self._opened.suite.name, processes, config.slots, limits) as self._pool:
             for slot in range(self._pool.size):
-                self._next(slot)
+                self._start_next(slot)
             while self._running:
                 if stop():
                     raise Interrupted(f"stopped after {done} of {len(plans)} episodes; run the same command to resume")
@@ -192,7 +182,7 @@ class _EpisodeLoop:
                 for reply in self._pool.ready(timeout=1.0):
                     rollout = self._running[reply.slot]
                     if isinstance(reply, LostEpisode):
-                        self._lost(reply, rollout)
+                        self._retry(reply, rollout)
                     elif self._advance(reply, rollout):
                         ready.append((reply, rollout))
                 if ready:
@@ -201,7 +191,7 @@ class _EpisodeLoop:
                     done += 1
                     yield self._results.pop(0)
 
-    def _next(self, slot: int) -> None:
+    def _start_next(self, slot: int) -> None:
         """Start the next waiting episode in a free slot."""
         self._running.pop(slot, None)
         if not self._waiting:
@@ -211,7 +201,7 @@ class _EpisodeLoop:
         plan = rollout.plan
         self._pool.reset(slot, plan.subtasks[0].task, plan.seed, dict(plan.condition.factors))
 
-    def _lost(self, lost: LostEpisode, rollout: Rollout) -> None:
+    def _retry(self, lost: LostEpisode, rollout: Rollout) -> None:
         """Play the episode once more, or report it as an error."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row > max(5, self._pool.size):
@@ -221,9 +211,9 @@ class _EpisodeLoop:
             )
         if rollout.attempt < ATTEMPTS:
             self._waiting.append(Rollout(rollout.plan, rollout.attempt + 1))
+            self._start_next(lost.slot)
         else:
-            self._report(self._builder.build(rollout, "error", error=lost.message), rollout, 0)
-        self._next(lost.slot)
+            self._report(lost.slot, rollout, self._builder.build(rollout, "error", error=lost.message), 0)
 
     def _advance(self, reply: Reply, rollout: Rollout) -> bool:
         """Process a reply of the simulator. Return whether the policy must act next."""
@@ -231,8 +221,7 @@ class _EpisodeLoop:
         if reply.disturbed:
             rollout.disturbed_at = rollout.steps(reply.steps)
         reached = next((task for task, holds in reply.goals.items() if holds), None)
-        limit = self._config.horizon or self._opened.suite.limit(rollout.subtask.task)
-        if (reached is not None and self._until_goal) or reply.steps >= limit:
+        if (reached is not None and self._until_goal) or reply.steps >= self._limit(rollout):
             self._finish(reply, rollout, reached)
             return False
         due = rollout.plan.condition.disturbance
@@ -274,8 +263,7 @@ class _EpisodeLoop:
             subtask_steps=reply.steps,
             clipped=reply.clipped,
         )
-        self._report(result, rollout, reply.steps)
-        self._next(reply.slot)
+        self._report(reply.slot, rollout, result, reply.steps)
 
     def _act(self, ready: Sequence[tuple[Reply, Rollout]]) -> None:
         start = time.perf_counter()
@@ -293,21 +281,17 @@ class _EpisodeLoop:
                     completed=rollout.number,
                     clipped=reply.clipped,
                 )
-                self._report(result, rollout, reply.steps)
-                self._next(reply.slot)
-                continue
-            if isinstance(answer, ValueError):  # the policy refuses the observation
-                self._lost(
-                    LostEpisode(reply.slot, f"the policy refuses the simulator's observation: {answer}"), rollout
-                )
-                continue
-            self._failed_in_a_row = 0
-            limit = self._config.horizon or self._opened.suite.limit(rollout.subtask.task)
-            actions = rollout.execution(answer.actions)[: limit - reply.steps]
-            rollout.predicted_at.append(rollout.steps(reply.steps))
-            rollout.chunks.append(answer.actions)
-            rollout.actions.append(actions)
-            self._pool.execute(reply.slot, actions, self._until_goal)
+                self._report(reply.slot, rollout, result, reply.steps)
+            elif isinstance(answer, ValueError):
+                why = f"the policy refuses the simulator's observation: {answer}"
+                self._retry(LostEpisode(reply.slot, why), rollout)
+            else:
+                self._failed_in_a_row = 0
+                actions = rollout.execution(answer.actions)[: self._limit(rollout) - reply.steps]
+                rollout.predicted_at.append(rollout.steps(reply.steps))
+                rollout.chunks.append(answer.actions)
+                rollout.actions.append(actions)
+                self._pool.execute(reply.slot, actions, self._until_goal)
 
     def _predict(self, ready: Sequence[tuple[Reply, Rollout]]) -> list[Chunk | ValueError]:
         """Return the chunk of each rollout, or the error of a rollout whose observation is refused."""
@@ -320,7 +304,12 @@ class _EpisodeLoop:
                 return [error]
         return [answer for one in ready for answer in self._predict([one])]
 
-    def _report(self, result: EpisodeResult, rollout: Rollout, subtask_steps: int) -> None:
+    def _limit(self, rollout: Rollout) -> int:
+        return self._config.horizon or self._opened.suite.limit(rollout.subtask.task)
+
+    def _report(self, slot: int, rollout: Rollout, result: EpisodeResult, subtask_steps: int) -> None:
+        """Write the result of an ended episode, and start the next one in its slot."""
         write_track(self._folder, rollout, subtask_steps)
         append_result(self._folder / "results.jsonl", result)
         self._results.append(result)
+        self._start_next(slot)

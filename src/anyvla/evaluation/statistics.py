@@ -1,13 +1,13 @@
 """Summarize results: rates by condition, task and group, chains, recovery, and the use of language.
 
-Every table, report and JSON summary is computed from the lines of `results.jsonl` only. Definitions:
-docs/statistics.md.
+Every table, report and JSON summary is computed from the lines of `results.jsonl` only; docs/statistics.md has the
+definitions. The names of the fields here are the keys of the JSON.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
@@ -15,28 +15,16 @@ from anyvla.evaluation.conditions import LANGUAGES, ORIGINAL, Condition, parse
 from anyvla.evaluation.intervals import Interval, bootstrap_mean, mean_of_shares, wilson
 from anyvla.evaluation.results import EpisodeResult
 
-__all__ = ["Interval", "Summary", "summarize", "wilson"]
-
 
 @dataclass(frozen=True)
 class Rates:
-    """A success rate over all episodes, per task (sorted by name), and as means."""
+    """A success rate over all episodes, as means, and per task (sorted by name)."""
 
     overall: Interval
-    tasks: Mapping[str, Interval]
-    mean: Interval  # over tasks, equally weighted
+    mean_over_tasks: Interval  # equally weighted
+    mean_over_groups: Interval | None  # equally weighted; None for a suite without groups
     groups: Mapping[str, Interval]  # means over the tasks of each group of the suite
-    group_mean: Interval | None  # over groups, equally weighted
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return {
-            "overall": self.overall.to_dict(),
-            "mean_over_tasks": self.mean.to_dict(),
-            "mean_over_groups": self.group_mean.to_dict() if self.group_mean else None,
-            "groups": {name: interval.to_dict() for name, interval in self.groups.items()},
-            "tasks": {name: interval.to_dict() for name, interval in self.tasks.items()},
-        }
+    tasks: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -44,11 +32,7 @@ class Chains:
     """Rates of chains: several tasks in a row without a reset."""
 
     in_a_row: Sequence[Interval]  # rates of chains with the first 1, 2, ... tasks solved
-    length: Interval  # average number of tasks solved in a row; by bootstrap
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return {"in_a_row": [i.to_dict() for i in self.in_a_row], "average_length": self.length.to_dict()}
+    average_length: Interval  # number of tasks solved in a row; by bootstrap
 
 
 @dataclass(frozen=True)
@@ -56,34 +40,23 @@ class Recovery:
     """Success of the episodes in which something went wrong."""
 
     rate: Interval  # of success
-    steps: float | None  # median number of actions from the disturbance to success; None if unknown
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return {"rate": self.rate.to_dict(), "median_steps": self.steps}
+    median_steps: float | None  # number of actions from the disturbance to success; None if unknown
 
 
 @dataclass(frozen=True)
 class ConditionSummary:
     """Rates and counts of the episodes of one condition."""
 
-    success: Rates | None  # None if every episode was a simulator error
-    obeyed: Rates | None  # the instructed goal was reached first
     episodes: int
     errors: int  # the simulator failed twice; excluded from the rates
     invalid: int  # the policy returned NaN or inf; counted as failures
     clipped: int  # episodes with actions outside the range that the environment accepts
     repeated: int  # episodes played twice because the simulator failed the first time
+    success: Rates | None  # None if every episode was a simulator error
+    obeyed: Rates | None  # the instructed goal was reached first
     chains: Chains | None
     disturbed: Recovery | None  # of disturbed episodes
     regrasped: Recovery | None  # of undisturbed episodes in which the gripper closed more than once
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        counts = ("episodes", "errors", "invalid", "clipped", "repeated")
-        parts = ("success", "obeyed", "chains", "disturbed", "regrasped")
-        found = {name: getattr(self, name) for name in parts}
-        return {c: getattr(self, c) for c in counts} | {n: p.to_dict() if p else None for n, p in found.items()}
 
 
 @dataclass(frozen=True)
@@ -93,7 +66,7 @@ class Summary:
     benchmark: str
     checkpoint: str
     conditions: Mapping[str, ConditionSummary]  # `original` first, each kind of instruction before its variations
-    language_use: Interval | None  # None for chains; see `_language_use`
+    language_use: Interval | None  # None for chains; see `_measure_language_use`
 
     def _rates(self, condition: str) -> Rates | None:
         return self.conditions[condition].success if condition in self.conditions else None
@@ -132,18 +105,18 @@ class Summary:
         tasks: dict[str, dict[str, Any]] = {}
         for key, rates in named.items():
             for task, interval in (rates.tasks if rates else {}).items():
-                tasks.setdefault(task, {})[key] = interval.to_dict()
+                tasks.setdefault(task, {})[key] = asdict(interval)
         return {
             "benchmark": self.benchmark,
             "checkpoint": self.checkpoint,
-            **{key: rates.overall.to_dict() if rates else None for key, rates in named.items()},
-            "language_use": self.language_use.to_dict() if self.language_use else None,
+            **{key: asdict(rates.overall) if rates else None for key, rates in named.items()},
+            "language_use": asdict(self.language_use) if self.language_use else None,
             "tasks": tasks,
-            "conditions": {name: played.to_dict() for name, played in self.conditions.items()},
+            "conditions": {name: asdict(played) for name, played in self.conditions.items()},
         }
 
 
-def summarize(results: Sequence[EpisodeResult], confidence: float = 0.95) -> Summary:
+def summarize(results: Sequence[EpisodeResult]) -> Summary:
     """Summarize the episodes of one checkpoint on one benchmark.
 
     Raises ValueError for no results, for several checkpoints or benchmarks, and for a duplicate episode, which would
@@ -168,8 +141,8 @@ def summarize(results: Sequence[EpisodeResult], confidence: float = 0.95) -> Sum
     return Summary(
         benchmark=results[0].benchmark,
         checkpoint=results[0].checkpoint,
-        conditions={name: _summarize_condition(own, confidence) for name, own in conditions.items()},
-        language_use=_language_use(conditions, confidence),
+        conditions={name: _summarize_condition(own) for name, own in conditions.items()},
+        language_use=_measure_language_use(conditions),
     )
 
 
@@ -178,62 +151,60 @@ def _rank_condition(name: str) -> tuple[int, bool]:
     return LANGUAGES.index(condition.language), condition != Condition(condition.language)
 
 
-def _summarize_condition(results: Sequence[EpisodeResult], confidence: float) -> ConditionSummary:
+def _summarize_condition(results: Sequence[EpisodeResult]) -> ConditionSummary:
     counted = [r for r in results if r.outcome != "error"]
     chained = [r for r in counted if r.length > 1]
     disturbed = [r for r in counted if "disturbed_at" in r.extra]
     regrasped = [r for r in counted if "disturbed_at" not in r.extra and r.extra.get("grasps", 0) > 1]
     return ConditionSummary(
-        success=_rates(counted, lambda r: r.success, confidence),
-        obeyed=_rates([r for r in counted if r.length == 1], lambda r: r.reached == r.instructed, confidence),
         episodes=len(results),
         errors=len(results) - len(counted),
         invalid=sum(r.outcome == "invalid_action" for r in results),
         clipped=sum(r.clipped > 0 for r in results),
         repeated=sum(r.attempts > 1 for r in results),
-        chains=_chains(chained, confidence) if chained else None,
-        disturbed=_recovery(disturbed, confidence) if disturbed else None,
-        regrasped=_recovery(regrasped, confidence) if regrasped else None,
+        success=_compute_rates(counted, lambda r: r.success),
+        obeyed=_compute_rates([r for r in counted if r.length == 1], lambda r: r.reached == r.instructed),
+        chains=_summarize_chains(chained) if chained else None,
+        disturbed=_summarize_recovery(disturbed) if disturbed else None,
+        regrasped=_summarize_recovery(regrasped) if regrasped else None,
     )
 
 
-def _rates(
-    results: Sequence[EpisodeResult], counts: Callable[[EpisodeResult], bool], confidence: float
-) -> Rates | None:
+def _compute_rates(results: Sequence[EpisodeResult], counts: Callable[[EpisodeResult], bool]) -> Rates | None:
     outcomes: dict[str, list[bool]] = {}
     for r in sorted(results, key=lambda r: r.task):
         outcomes.setdefault(r.task, []).append(counts(r))
     if not outcomes:
         return None
-    tasks = {task: wilson(sum(o), len(o), confidence) for task, o in outcomes.items()}
+    tasks = {task: wilson(sum(o), len(o)) for task, o in outcomes.items()}
     every = [o for group in outcomes.values() for o in group]
     named: Mapping[str, Sequence[str]] = results[0].protocol.get("groups", {})
     members = {name: [tasks[t] for t in wanted if t in tasks] for name, wanted in named.items()}
     members = {name: own for name, own in members.items() if own}
     weights = [1 / len(own) for own in members.values() for _ in own]
     return Rates(
-        overall=wilson(sum(every), len(every), confidence),
-        tasks=tasks,
-        mean=mean_of_shares(list(tasks.values())),
+        overall=wilson(sum(every), len(every)),
+        mean_over_tasks=mean_of_shares(list(tasks.values())),
+        mean_over_groups=mean_of_shares([i for own in members.values() for i in own], weights) if members else None,
         groups={name: mean_of_shares(own) for name, own in members.items()},
-        group_mean=mean_of_shares([i for own in members.values() for i in own], weights) if members else None,
+        tasks=tasks,
     )
 
 
-def _chains(results: Sequence[EpisodeResult], confidence: float) -> Chains:
+def _summarize_chains(results: Sequence[EpisodeResult]) -> Chains:
     longest = max(r.length for r in results)
     done = [r.completed for r in results]
-    row = [wilson(sum(d >= k for d in done), len(done), confidence) for k in range(1, longest + 1)]
-    return Chains(row, bootstrap_mean(done, confidence))
+    row = [wilson(sum(d >= k for d in done), len(done)) for k in range(1, longest + 1)]
+    return Chains(row, bootstrap_mean(done))
 
 
-def _recovery(results: Sequence[EpisodeResult], confidence: float) -> Recovery:
+def _summarize_recovery(results: Sequence[EpisodeResult]) -> Recovery:
     won = [r for r in results if r.success]
     steps = [r.steps - r.extra["disturbed_at"] for r in won if "disturbed_at" in r.extra]
-    return Recovery(wilson(len(won), len(results), confidence), float(median(steps)) if steps else None)
+    return Recovery(wilson(len(won), len(results)), float(median(steps)) if steps else None)
 
 
-def _language_use(conditions: Mapping[str, Sequence[EpisodeResult]], confidence: float) -> Interval | None:
+def _measure_language_use(conditions: Mapping[str, Sequence[EpisodeResult]]) -> Interval | None:
     """Return how often the instructed goal is reached first where only the instruction identifies it.
 
     The rate is over the start states that were played under both `original` and `swapped`; each counts twice. A policy
@@ -245,7 +216,7 @@ def _language_use(conditions: Mapping[str, Sequence[EpisodeResult]], confidence:
         for name in (ORIGINAL, "swapped")
     )
     both = [r for key in own.keys() & other.keys() for r in (own[key], other[key])]
-    return wilson(sum(r.reached == r.instructed for r in both), len(both), confidence) if both else None
+    return wilson(sum(r.reached == r.instructed for r in both), len(both)) if both else None
 
 
 def success_by_delay(summary: Summary) -> dict[int, Interval]:
@@ -253,11 +224,6 @@ def success_by_delay(summary: Summary) -> dict[int, Interval]:
     found = {}
     for name, of_condition in summary.conditions.items():
         condition = parse(name)
-        if (
-            condition.language == ORIGINAL
-            and not condition.factors
-            and not condition.disturbance
-            and of_condition.success
-        ):
+        if condition == Condition(delay=condition.delay) and of_condition.success:
             found[condition.delay] = of_condition.success.overall
     return dict(sorted(found.items()))

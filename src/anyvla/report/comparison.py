@@ -43,7 +43,7 @@ def write_comparison_report(folders: Sequence[Path], page: Path, condition: str 
         raise ConfigError("a comparison needs at least two evaluations")
     names = make_labels(folders)
     results = {name: read_results(folder / "results.jsonl") for name, folder in zip(names, folders, strict=True)}
-    html = environment().get_template("comparison.html.j2").render(_context(results, condition))
+    html = environment().get_template("comparison.html.j2").render(_make_context(results, condition))
     return write_html(page, html)
 
 
@@ -62,7 +62,7 @@ def make_labels(folders: Sequence[Path]) -> list[str]:
     raise AssertionError("different paths have different ends")
 
 
-def _context(results: Mapping[str, Sequence[EpisodeResult]], condition: str | None) -> dict[str, Any]:
+def _make_context(results: Mapping[str, Sequence[EpisodeResult]], condition: str | None) -> dict[str, Any]:
     played = [{r.condition for r in own} for own in results.values()]
     order = dict.fromkeys(r.condition for own in results.values() for r in own)
     every = [name for name in order if all(name in own for own in played)]
@@ -76,7 +76,7 @@ def _context(results: Mapping[str, Sequence[EpisodeResult]], condition: str | No
             f"{', '.join(results)} have too few episodes {asked}in common (equal condition, task and seed; {FEWEST} "
             "are needed): evaluate them with the same --conditions, --tasks and --first_seed"
         )
-    shared = _shared(results, head.condition)
+    shared = _share(results, head.condition)
     first = next(iter(results))
     return {
         "css": style(),
@@ -87,13 +87,13 @@ def _context(results: Mapping[str, Sequence[EpisodeResult]], condition: str | No
         "others": [b for b in blocks if b is not head],
         "fewest": FEWEST,
         "sentences": [judge(first, name, c) for name, c in head.compared.items()],
-        "tasks": _tasks(shared),
+        "tasks": _rate_tasks(shared),
         "protocol": describe_protocols(r.protocol for own in results.values() for r in own),
         "policies": _describe_policies(results),
     }
 
 
-def _shared(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> dict[str, list[EpisodeResult]]:
+def _share(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> dict[str, list[EpisodeResult]]:
     """Return the episodes of a condition that all evaluations share, without simulator errors."""
     own = {
         name: {r.key: r for r in of if r.condition == condition and r.outcome != "error"}
@@ -104,7 +104,7 @@ def _shared(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> d
 
 
 def _compare_condition(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> ConditionComparison | None:
-    shared = _shared(results, condition)
+    shared = _share(results, condition)
     count = len(next(iter(shared.values())))
     if not count:
         return None
@@ -133,7 +133,7 @@ def judge(first: str, other: str, compared: Comparison) -> Verdict:
     return Verdict("open", f"{other} and {first} do not differ significantly: {numbers}.")
 
 
-def _tasks(shared: Mapping[str, Sequence[EpisodeResult]]) -> dict[str, dict[str, Interval]]:
+def _rate_tasks(shared: Mapping[str, Sequence[EpisodeResult]]) -> dict[str, dict[str, Interval]]:
     """Return rates by task, then by evaluation; empty for chains, which have no single task."""
     found: dict[str, dict[str, Interval]] = {}
     for name, own in shared.items():
@@ -148,18 +148,14 @@ def _describe_policies(results: Mapping[str, Sequence[EpisodeResult]]) -> dict[s
     """Return the properties of each policy, a value per evaluation. If its lines differ, all values are listed."""
     sides: dict[str, dict[str, dict[str, None]]] = {}
     for name, own in results.items():
-        for r in own:
-            properties = {
-                "checkpoint": r.checkpoint,
-                **describe_protocols([r.policy]),
-                **describe_protocols([r.versions]),
+        properties = [{"checkpoint": r.checkpoint, **describe_protocols([{**r.policy, **r.versions}])} for r in own]
+        properties.append(
+            {
+                "ms per policy call": f"{sum(r.latency_ms for r in own) / len(own):.1f}",
+                "invalid actions": f"{sum(r.outcome == 'invalid_action' for r in own)} episodes",
+                "simulator errors": f"{sum(r.outcome == 'error' for r in own)} episodes",
             }
-            for key, value in properties.items():
-                sides.setdefault(key, {}).setdefault(name, {})[value] = None
-        mean = sum(r.latency_ms for r in own) / len(own)
-        sides.setdefault("ms per policy call", {}).setdefault(name, {})[f"{mean:.1f}"] = None
-        invalid = sum(r.outcome == "invalid_action" for r in own)
-        sides.setdefault("invalid actions", {}).setdefault(name, {})[f"{invalid} episodes"] = None
-        errors = sum(r.outcome == "error" for r in own)
-        sides.setdefault("simulator errors", {}).setdefault(name, {})[f"{errors} episodes"] = None
+        )
+        for key, value in (item for found in properties for item in found.items()):
+            sides.setdefault(key, {}).setdefault(name, {})[value] = None
     return {key: [", ".join(by.get(name, {"not given": None})) for name in results] for key, by in sides.items()}

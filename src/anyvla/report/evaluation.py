@@ -7,13 +7,11 @@ with the differences of their protocols, and the videos.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from anyvla.evaluation.conditions import ORIGINAL, parse
+from anyvla.evaluation.conditions import ORIGINAL, Condition, parse
 from anyvla.evaluation.intervals import Interval
 from anyvla.evaluation.results import EpisodeResult, read_results
 from anyvla.evaluation.statistics import ConditionSummary, Rates, Summary, success_by_delay, summarize
@@ -61,13 +59,16 @@ def write_evaluation_report(folder: Path, page: Path | None = None) -> Path:
     FileNotFoundError if the file of results is missing.
     """
     page = page or folder / "index.html"
-    results = read_results(folder / "results.jsonl")
-    context = _context(folder, results, summarize(results))
+    context = _make_context(folder, read_results(folder / "results.jsonl"))
     return write_html(page, environment().get_template("evaluation.html.j2").render(context))
 
 
-def _context(folder: Path, results: Sequence[EpisodeResult], summary: Summary) -> dict[str, Any]:
-    main_name, main = _main(summary)
+def _make_context(folder: Path, results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    summary = summarize(results)
+    main_name = ORIGINAL if ORIGINAL in summary.conditions else next(iter(summary.conditions))
+    main = summary.conditions[main_name]
+    rates = None if main.chains else main.success
+    by_delay = success_by_delay(summary)
     clips = [clip for clip in read_clips(folder / "videos") if clip.path.is_file()]
     protocol = results[0].protocol
     return {
@@ -75,15 +76,15 @@ def _context(folder: Path, results: Sequence[EpisodeResult], summary: Summary) -
         "css": style(),
         "condition": main_name,
         "main": main,
-        "tasks": [] if main.chains else _tasks(main.success),
-        "means": [] if main.chains else _means(main.success),
-        "language": list(_language(summary)),
-        "factors": _factors(summary),
-        "correction": list(_correction(summary)),
-        "latency": list(_latency(summary, protocol.get("control_hz"), results[0].policy.get("chunk"))),
-        "delays": _delay_curve(summary),
-        "combined": list(_combined(summary)),
-        "chains": _chains(main),
+        "tasks": [RateRow(task, interval) for task, interval in rates.tasks.items()] if rates else [],
+        "means": list(_list_means(rates)) if rates else [],
+        "language": list(_list_languages(summary)),
+        "factors": _list_factors(summary),
+        "correction": list(_list_recoveries(summary)),
+        "latency": list(_list_delays(by_delay, protocol.get("control_hz"), results[0].policy.get("chunk"))),
+        "delays": plots.draw_rate_curve(by_delay, "delay, actions", "Success by delay") if len(by_delay) > 1 else None,
+        "combined": list(_list_combined(summary)),
+        "chains": [RateRow(f"{n} in a row", i) for n, i in enumerate(main.chains.in_a_row, 1)] if main.chains else [],
         "beside": _compare_published(summary, protocol),
         "videos": {clip.path: f"videos/{clip.path.name}" for clip in clips},
         "successes": [clip for clip in clips if clip.obeyed],
@@ -98,24 +99,12 @@ def _context(folder: Path, results: Sequence[EpisodeResult], summary: Summary) -
     }
 
 
-def _main(summary: Summary) -> tuple[str, ConditionSummary]:
-    """Return the condition of the headline: `original`, or the first one."""
-    name = ORIGINAL if ORIGINAL in summary.conditions else next(iter(summary.conditions))
-    return name, summary.conditions[name]
-
-
-def _tasks(rates: Rates | None) -> list[RateRow]:
-    return [RateRow(task, interval) for task, interval in rates.tasks.items()] if rates else []
-
-
-def _means(rates: Rates | None) -> list[RateRow]:
-    if rates is None:
-        return []
-    rows = [RateRow(name, i, "mean over the group's tasks", counted=False) for name, i in rates.groups.items()]
-    rows.append(RateRow("Mean over tasks", rates.mean, "tasks equally weighted", counted=False))
-    if rates.group_mean:
-        rows.append(RateRow("Mean over groups", rates.group_mean, "groups equally weighted", counted=False))
-    return rows
+def _list_means(rates: Rates) -> Iterator[RateRow]:
+    for name, interval in rates.groups.items():
+        yield RateRow(name, interval, "mean over the group's tasks", counted=False)
+    yield RateRow("Mean over tasks", rates.mean_over_tasks, "tasks equally weighted", counted=False)
+    if rates.mean_over_groups:
+        yield RateRow("Mean over groups", rates.mean_over_groups, "groups equally weighted", counted=False)
 
 
 def _make_rows(name: str, played: ConditionSummary, detail: str = "", kind: str = "high") -> Iterator[RateRow]:
@@ -127,7 +116,7 @@ def _make_rows(name: str, played: ConditionSummary, detail: str = "", kind: str 
     yield RateRow(name, played.success.overall, "; ".join(filter(None, parts)), kind)
 
 
-def _language(summary: Summary) -> Iterator[RateRow]:
+def _list_languages(summary: Summary) -> Iterator[RateRow]:
     for name, played in summary.conditions.items():
         if name in LANGUAGE:
             yield from _make_rows(name, played, *LANGUAGE[name])
@@ -135,12 +124,12 @@ def _language(summary: Summary) -> Iterator[RateRow]:
                 yield RateRow("swapped, obeyed", played.obeyed.overall, "the instructed goal was reached first")
 
 
-def _factors(summary: Summary) -> dict[str, list[RateRow]]:
+def _list_factors(summary: Summary) -> dict[str, list[RateRow]]:
     """Return rows by factor: the original scene, then each level on its own."""
     found: dict[str, list[RateRow]] = {}
     for name, played in summary.conditions.items():
         c = parse(name)
-        if c.language == ORIGINAL and len(c.factors) == 1 and c.disturbance is None and not c.delay:
+        if len(c.factors) == 1 and c == Condition(factors=c.factors):
             factor, level = c.factors[0]
             found.setdefault(factor, []).extend(_make_rows(level, played))
     original = summary.conditions.get(ORIGINAL)
@@ -148,30 +137,26 @@ def _factors(summary: Summary) -> dict[str, list[RateRow]]:
     return {factor: [*base, *rows] for factor, rows in found.items()}
 
 
-def _correction(summary: Summary) -> Iterator[RateRow]:
+def _list_recoveries(summary: Summary) -> Iterator[RateRow]:
     for name, played in summary.conditions.items():
         for what, recovery in (("disturbed", played.disturbed), ("grasped again", played.regrasped)):
             if recovery is not None:
-                steps = "" if recovery.steps is None else f"; {recovery.steps:g} actions to success, median"
-                yield RateRow(f"{name}: {what}", recovery.rate, f"of {recovery.rate.episodes} episodes{steps}")
+                detail = f"of {recovery.rate.episodes} episodes"
+                if recovery.median_steps is not None:
+                    detail += f"; {recovery.median_steps:g} actions to success, median"
+                yield RateRow(f"{name}: {what}", recovery.rate, detail)
 
 
-def _latency(summary: Summary, hz: float | None, chunk: int | None) -> Iterator[RateRow]:
-    found = success_by_delay(summary)
-    if set(found) - {0}:
-        for delay, interval in found.items():
+def _list_delays(rates: Mapping[int, Interval], hz: float | None, chunk: int | None) -> Iterator[RateRow]:
+    if set(rates) - {0}:
+        for delay, interval in rates.items():
             parts = [f"{1000 * delay / hz:.0f} ms"] if hz else []
             if chunk is not None and delay >= chunk:
                 parts.append(f"a chunk of {chunk} actions ends before it arrives: the robot holds still")
             yield RateRow(f"{delay} actions", interval, "; ".join(parts))
 
 
-def _delay_curve(summary: Summary) -> Markup | None:
-    found = success_by_delay(summary)
-    return plots.draw_rate_curve(found, "delay, actions", "Success by delay") if len(found) > 1 else None
-
-
-def _combined(summary: Summary) -> Iterator[RateRow]:
+def _list_combined(summary: Summary) -> Iterator[RateRow]:
     """Yield rows of the conditions that no other table has: several changes, or a change with another instruction."""
     for name, played in summary.conditions.items():
         c = parse(name)
@@ -180,35 +165,21 @@ def _combined(summary: Summary) -> Iterator[RateRow]:
             yield from _make_rows(name, played, *LANGUAGE[c.language])
 
 
-def _chains(played: ConditionSummary) -> list[RateRow]:
-    if played.chains is None:
-        return []
-    return [RateRow(f"{number} in a row", interval) for number, interval in enumerate(played.chains.in_a_row, 1)]
-
-
 def _compare_published(summary: Summary, protocol: Mapping[str, Any]) -> list[PublishedRow]:
     played = summary.conditions.get(ORIGINAL)
     ours: dict[str, str] = {}
     if played and played.success:
         ours["episodes"] = f"{100 * played.success.overall.value:.1f} %"
-        if played.success.group_mean:
-            ours["groups"] = f"{100 * played.success.group_mean.value:.1f} %"
+        if played.success.mean_over_groups:
+            ours["groups"] = f"{100 * played.success.mean_over_groups.value:.1f} %"
     if played and played.chains:
-        ours["length"] = f"{played.chains.length.value:.2f} tasks"
-    found = [(p, match_protocol(p, protocol)) for p in find_published(summary.benchmark)]
-    notes = _note_missing_tasks(played, protocol.get("tasks"))
-    return [
-        PublishedRow(
-            p, MEASURES[p.measure], ours.get(p.measure), ProtocolMatch([*match.differs, *notes], match.unstated)
-        )
-        for p, match in found
-    ]
-
-
-def _note_missing_tasks(played: ConditionSummary | None, tasks: int | None) -> list[str]:
-    """Return a note if only a part of the suite was played."""
+        ours["length"] = f"{played.chains.average_length.value:.2f} tasks"
     rates = played.success if played and not played.chains else None
-    played_tasks = len(rates.tasks) if rates else None
-    if not played_tasks or not tasks or played_tasks >= tasks:
-        return []
-    return [f"{played_tasks} of its {tasks} tasks were played"]
+    tasks, all_tasks = len(rates.tasks) if rates else 0, protocol.get("tasks") or 0
+    partly = [f"{tasks} of its {all_tasks} tasks were played"] if 0 < tasks < all_tasks else []
+    rows = []
+    for p in find_published(summary.benchmark):
+        match = match_protocol(p, protocol)
+        match = replace(match, differs=[*match.differs, *partly])
+        rows.append(PublishedRow(p, MEASURES[p.measure], ours.get(p.measure), match))
+    return rows

@@ -39,7 +39,7 @@ class TokenGroup:
     kind: Kind
     label: str
     step: int  # of the window, from 0; -1: before all steps
-    places: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -66,26 +66,26 @@ class Explanation:
     execute: int
     action: int  # A
     groups: tuple[TokenGroup, ...]  # of one sequence, in order; the suffix of a step follows the step
-    sees: Float[np.ndarray, "G G"] = field(repr=False)  # fraction of the tokens of each column that a row attends to
+    attention: Float[np.ndarray, "G G"] = field(repr=False)  # share of a column's tokens that a row attends to
     parts: tuple[ParameterCount, ...]
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return asdict(self) | {"sees": self.sees.tolist()}
+        return asdict(self) | {"attention": self.attention.tolist()}
 
 
 @dataclass(frozen=True)
 class RecordingContinuation(Continuation):
     """A continuation that records how a decoder uses it."""
 
-    seen_apart: list[Bool[Tensor, "C C"]] = field(default_factory=list)  # masks among the tokens of a suffix
+    masks: list[Bool[Tensor, "C C"]] = field(default_factory=list)  # among the tokens of a suffix
     passes: list[int] = field(default_factory=list)  # tokens of a suffix per pass of the decoder's own layers
 
-    def build_suffix_mask(self, places: int, *, causal: bool) -> Bool[Tensor, "S Q Q"]:
-        seen = super().build_suffix_mask(places, causal=causal)
-        self.seen_apart.append(seen[0, :places, :places])
-        return seen
+    def build_suffix_mask(self, length: int, *, causal: bool) -> Bool[Tensor, "S TC TC"]:
+        mask = super().build_suffix_mask(length, causal=causal)
+        self.masks.append(mask[0, :length, :length])
+        return mask
 
     def fold(self, x: Tensor) -> Tensor:
         if x.is_floating_point() and x.ndim == 3:
@@ -152,11 +152,11 @@ def explain(vla: VLA, name: str, notes: Sequence[str] = ()) -> Explanation:
     with record_calls(vla.backbone) as calls:
         inputs = vla.read(batch)
     sequence = calls[0]
-    places = label_positions(vla, sequence)
-    groups, sees = _grouped(places, find_attention_mask(vla, sequence)[0])
+    tokens = label_tokens(vla, sequence)
+    mask = find_attention_mask(vla, sequence)[0, : len(tokens), : len(tokens)]
     if inputs.continuation is not None:
-        own = suffix_mask(vla, inputs, batch)
-        groups, sees = _with_suffixes(vla, groups, sees, len(places), inputs.continuation, own)
+        tokens, mask = _add_suffixes(vla, tokens, mask, inputs.continuation, find_suffix_mask(vla, inputs, batch))
+    groups, attention = _group(tokens, mask)
     return Explanation(
         name=name,
         structure={part: getattr(config, part).name for part in ("backbone", "history", "fuser", "decoder")}
@@ -170,59 +170,60 @@ def explain(vla: VLA, name: str, notes: Sequence[str] = ()) -> Explanation:
         execute=config.execute,
         action=vla.embodiment.action.size,
         groups=tuple(groups),
-        sees=sees,
+        attention=attention,
         parts=tuple(count_parameters(vla)),
-        notes=(*_notes(vla, sequence), *notes),
+        notes=(*_describe_model(vla, sequence), *notes),
     )
 
 
-def label_positions(vla: VLA, sequence: TokenSequence) -> list[TokenGroup]:
+def label_tokens(vla: VLA, sequence: TokenSequence) -> list[TokenGroup]:
     """Return a group per token of the first sequence, without padding."""
     out = []
     cameras, readouts = vla.embodiment.cameras, vla.config.readouts
     queries, valid = sequence.query_mask[0].tolist(), sequence.attention_mask[0].tolist()
-    images = _images(vla, sequence)
+    images = _find_image_tokens(vla, sequence)
     steps = [step for step, real in zip(sequence.step_ids[0].tolist(), valid, strict=True) if real]
-    for step, members in groupby(range(len(steps)), lambda place: steps[place]):
+    for step, members in groupby(range(len(steps)), lambda position: steps[position]):
         mine = list(members)
         if step < 0:
             out += [TokenGroup("start", "start", -1, 1)] * len(mine)
             continue
         tokens = [p for p in mine if not queries[p]]
         written = [p for p in mine if queries[p]]
-        ends = [p for p in tokens if images[p]]
-        camera = _cameras(vla, tokens, ends)
-        for place in mine:
-            if place in camera:
-                out.append(TokenGroup("image", cameras[camera[place]], step, 1))
-            elif place in tokens:
-                out.append(TokenGroup("text", "text", step, 1))
-            elif place in written[len(written) - readouts :]:
-                out.append(TokenGroup("readout", "readout", step, 1))
-            elif place < tokens[0]:
-                out.append(TokenGroup("past", "last chunk", step, 1))
+        camera = _assign_cameras(vla, tokens, [p for p in tokens if images[p]])
+        for position in mine:
+            kind: Kind
+            if position in camera:
+                kind, label = "image", cameras[camera[position]]
+            elif position in tokens:
+                kind, label = "text", "text"
+            elif position in written[len(written) - readouts :]:
+                kind, label = "readout", "readout"
+            elif position < tokens[0]:
+                kind, label = "past", "last chunk"
             else:
-                out.append(TokenGroup("proprio", "proprio", step, 1))
+                kind, label = "proprio", "proprio"
+            out.append(TokenGroup(kind, label, step, 1))
     return out
 
 
-def _images(vla: VLA, sequence: TokenSequence) -> list[bool]:
+def _find_image_tokens(vla: VLA, sequence: TokenSequence) -> list[bool]:
     find = getattr(vla.backbone, "get_image_mask", None)
     return (torch.zeros_like(sequence.query_mask) if find is None else find(sequence))[0].tolist()
 
 
-def _cameras(vla: VLA, tokens: Sequence[int], images: Sequence[int]) -> dict[int, int]:
+def _assign_cameras(vla: VLA, tokens: Sequence[int], images: Sequence[int]) -> dict[int, int]:
     """Return the camera of each image token of a step, including special tokens around and between image tokens."""
     if not images:
         return {}
     views = len(vla.embodiment.cameras)
     each = getattr(vla.backbone, "tokens_per_camera", 0)
     if each and tokens[views * each - 1 : views * each] and images[-1] < tokens[0] + views * each:
-        return {place: number // each for number, place in enumerate(tokens[: views * each])}
+        return {position: number // each for number, position in enumerate(tokens[: views * each])}
     out: dict[int, int] = {}
-    for number, place in enumerate(images):
+    for number, position in enumerate(images):
         view = number * views // len(images)
-        out |= dict.fromkeys(range(max(out, default=tokens[0] - 1) + 1, place + 1), view)
+        out |= dict.fromkeys(range(max(out, default=tokens[0] - 1) + 1, position + 1), view)
     return out
 
 
@@ -243,67 +244,48 @@ def find_attention_mask(vla: VLA, sequence: TokenSequence) -> Bool[np.ndarray, "
     return (seen if seen.dtype == torch.bool else seen == 0).cpu().numpy()
 
 
-def _grouped(
-    places: Sequence[TokenGroup], seen: Bool[np.ndarray, "L L"]
-) -> tuple[list[TokenGroup], Float[np.ndarray, "G G"]]:
-    """Merge equal neighbors into groups, and average the mask over the tokens of each pair of groups."""
-    groups = [replace(group, places=len(list(members))) for group, members in groupby(places)]
-    shares = _shares([g.places for g in groups])
-    return groups, (shares.T @ seen[: len(places), : len(places)] @ shares).round(6)
-
-
-def suffix_mask(vla: VLA, inputs: DecoderInput, batch: Batch) -> Bool[np.ndarray, "C C"]:
+def find_suffix_mask(vla: VLA, inputs: DecoderInput, batch: Batch) -> Bool[np.ndarray, "C C"]:
     """Return the mask among the tokens of a suffix. The first token is the decoder's input."""
     assert inputs.continuation is not None
-    given = {f: getattr(inputs.continuation, f) for f in Continuation.__dataclass_fields__}
-    watched = DecoderInput(inputs.context, RecordingContinuation(**given))
-    assert isinstance(watched.continuation, RecordingContinuation)
+    continuation = RecordingContinuation(**vars(inputs.continuation))
+    recorded = DecoderInput(inputs.context, continuation)
     if "keys_values" not in vla.decoder.needs:  # the backbone reads the suffix
         actions = vla.action_normalizer.normalize(batch.actions, batch.robots)[batch.step_mask]
         mask = batch.action_mask[batch.step_mask]
-        vla.decoder.loss(watched, actions, mask, torch.Generator().manual_seed(0))
-        return watched.continuation.seen_apart[0].cpu().numpy()
+        vla.decoder.loss(recorded, actions, mask, torch.Generator().manual_seed(0))
+        return continuation.masks[0].cpu().numpy()
     # The decoder has its own layers and reads in passes; each pass attends to itself and to earlier passes.
-    vla.decoder.sample(watched, [torch.Generator().manual_seed(0) for _ in inputs.context])
-    number = np.repeat(range(2), watched.continuation.passes[:2])
+    vla.decoder.sample(recorded, [torch.Generator().manual_seed(0) for _ in inputs.context])
+    number = np.repeat(range(2), continuation.passes[:2])
     return number[:, None] >= number
 
 
-def _with_suffixes(
+def _add_suffixes(
     vla: VLA,
-    groups: Sequence[TokenGroup],
-    sees: np.ndarray,
-    length: int,
-    after: Continuation,
+    tokens: Sequence[TokenGroup],
+    mask: Bool[np.ndarray, "L L"],
+    continuation: Continuation,
     own: Bool[np.ndarray, "C C"],
+) -> tuple[list[TokenGroup], Bool[np.ndarray, "LSC LSC"]]:
+    """Insert the suffix of each of S steps after the step, into the tokens and the mask."""
+    steps, length = continuation.counts[0], len(tokens)  # of the first sequence
+    labels = ["context"] + [vla.config.decoder.name] * (len(own) - 1)
+    tokens = [*tokens, *(TokenGroup("suffix", label, step, 1) for step in range(steps) for label in labels)]
+    below = continuation.visible[:steps, :length].cpu().numpy().repeat(len(own), axis=0)  # (SC, L)
+    right = np.zeros((length, len(below)), bool)
+    mask = np.block([[mask, right], [below, np.kron(np.eye(steps, dtype=bool), own)]])
+    order = sorted(range(len(tokens)), key=lambda number: tokens[number].step)
+    return [tokens[number] for number in order], mask[np.ix_(order, order)]
+
+
+def _group(
+    tokens: Sequence[TokenGroup], mask: Bool[np.ndarray, "L L"]
 ) -> tuple[list[TokenGroup], Float[np.ndarray, "G G"]]:
-    """Insert the suffix of each step after the step, and extend the matrix with what a suffix attends to."""
-    visible_ = after.visible[: after.counts[0], :length].cpu().numpy()  # of the first sequence
-    shares = (visible_ @ _shares([g.places for g in groups])).round(6)  # (steps, G)
-    sizes = [1, len(own) - 1]
-    inside = (_shares(sizes).T @ own @ _shares(sizes)).round(6)  # (2, 2)
-    out: list[TokenGroup] = []
-    source: list[tuple[int, int]] = []  # per group: its number and -1, or its step and its index in the suffix
-    for number, group in enumerate(groups):
-        out.append(group)
-        source.append((number, -1))
-        if group.step >= 0 and (number + 1 == len(groups) or groups[number + 1].step != group.step):
-            for place, (label, size) in enumerate(zip(("context", vla.config.decoder.name), sizes, strict=True)):
-                out.append(TokenGroup("suffix", label, group.step, size))
-                source.append((group.step, place))
-    matrix = np.zeros((len(out), len(out)))
-    for i, (row, of_row) in enumerate(source):
-        for j, (column, of_column) in enumerate(source):
-            if of_column < 0:
-                matrix[i, j] = sees[row, column] if of_row < 0 else shares[row, column]
-            elif of_row >= 0 and row == column:
-                matrix[i, j] = inside[of_row, of_column]
-    return out, matrix
-
-
-def _shares(sizes: Sequence[int]) -> Float[np.ndarray, "L G"]:
-    """Return the averaging matrix of consecutive groups of these sizes: `x @ shares` are means over groups."""
-    return np.repeat(np.diag(1 / np.array(sizes)), sizes, axis=0)
+    """Merge equal neighbors into groups, and average the mask over the tokens of each pair of groups."""
+    groups = [replace(token, tokens=len(list(members))) for token, members in groupby(tokens)]
+    sizes = [group.tokens for group in groups]
+    shares = np.repeat(np.diag(1 / np.array(sizes)), sizes, axis=0)  # (L, G)
+    return groups, (shares.T @ mask @ shares).round(6)
 
 
 def count_parameters(vla: VLA) -> list[ParameterCount]:
@@ -321,10 +303,10 @@ def count_parameters(vla: VLA) -> list[ParameterCount]:
     return [p for p in out if p.parameters]
 
 
-def _notes(vla: VLA, sequence: TokenSequence) -> Iterator[str]:
+def _describe_model(vla: VLA, sequence: TokenSequence) -> Iterator[str]:
     config, robot = vla.config, vla.embodiment
     yield f"robot: {robot.name}, cameras {', '.join(robot.cameras)}, actions of {robot.action.size} dims"
-    if not any(_images(vla, sequence)) or int(torch.tensor(_images(vla, sequence)).sum()) < len(robot.cameras):
+    if sum(_find_image_tokens(vla, sequence)) < len(robot.cameras):
         yield "images take no tokens of the sequence: the backbone reads them by cross-attention"
     if config.proprio == "fuser" and robot.proprio.size:
         yield f"proprioception ({robot.proprio.size} dims) joins the readouts before the fuser"
@@ -333,10 +315,10 @@ def _notes(vla: VLA, sequence: TokenSequence) -> Iterator[str]:
     if vla.codec is not None:
         ends = ", and an end" if vla.codec.ends else ""
         yield f"a chunk is at most {vla.codec.length} tokens of {vla.codec.size}{ends}"
-    yield from _acting(vla)
+    yield from _describe_acting(vla)
 
 
-def _acting(vla: VLA) -> Iterator[str]:
+def _describe_acting(vla: VLA) -> Iterator[str]:
     """Yield notes about the tokens that a session reads at each step."""
     robot, rng = vla.embodiment, np.random.default_rng(0)
     training = vla.training
@@ -355,12 +337,12 @@ def _acting(vla: VLA) -> Iterator[str]:
         written.append([int(c.attention_mask.sum()) for c in calls if not len(c.images)])
     vla.train(training)
     counts = ", ".join(map(str, read))
-    what = "its window again" if again else "its own places only"
+    tokens = "the tokens of its whole window" if again else "its own tokens only"
     if not again and max(read) > read[0]:
-        what += ", for each of two windows where they overlap"
-    yield f"acting, a step reads {what} ({counts} in the first {ACTED} steps)"
+        tokens += ", for each of two windows where they overlap"
+    yield f"acting, a step reads {tokens} ({counts} in the first {ACTED} steps)"
     if vla.keeps_cache and written[-1]:
         runs = "one more run" if len(written[-1]) == 1 else f"{len(written[-1])} more runs"
-        yield f"a chunk takes {runs} of the backbone, of {sum(written[-1])} places in all"
+        yield f"a chunk takes {runs} of the backbone, of {sum(written[-1])} tokens in all"
     elif vla.keeps_cache:
-        yield "a chunk takes no more runs of the backbone: the decoder attends to what it remembers"
+        yield "a chunk takes no more runs of the backbone: the decoder attends to its cached keys and values"

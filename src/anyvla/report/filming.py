@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +81,19 @@ def film(
     chosen = choose_episodes(results, failures)
     names = {f"{r.key}.mp4": r for r in chosen}
     with lock_folder(folder):
-        missing = [r for name, r in names.items() if not (videos / name).is_file()]
+        missing = deque(r for name, r in names.items() if not (videos / name).is_file())
         progress(len(chosen) - len(missing), len(chosen))
         if missing:
             workers = min(os.cpu_count() or 1, len(missing))
+            done = len(chosen) - len(missing)
             with WorkerPool(workers, prepare_worker, remedy="free some; run the same command to resume") as pool:
-                futures = [pool.submit(_film_one, opened.spec, r, folder, videos / f"{r.key}.mp4") for r in missing]
-                for number, future in enumerate(futures, 1):
-                    while not pool.finished([future]):
-                        pass
-                    if not future.result():
-                        logger.warning(
-                            "%s did not end as recorded when it was played again", f"{missing[number - 1].key}.mp4"
-                        )
-                    progress(len(chosen) - len(missing) + number, len(chosen))
-                    if stop():
-                        raise Interrupted("stopped while filming; run the same command to resume")
+                for result, as_recorded in pool.run(partial(_film_one, opened.spec, folder), missing, workers, stop):
+                    if not as_recorded:
+                        logger.warning("%s.mp4 did not end as recorded when it was played again", result.key)
+                    done += 1
+                    progress(done, len(chosen))
+            if missing:
+                raise Interrupted("stopped while filming; run the same command to resume")
         index = videos / "index.json"
         index.parent.mkdir(parents=True, exist_ok=True)
         durable.write(index, json.dumps([_entry(r, name) for name, r in names.items()], indent=1))
@@ -106,7 +105,7 @@ def _entry(result: EpisodeResult, name: str) -> dict[str, Any]:
     return {"file": name} | {f: getattr(result, f) for f in fields}
 
 
-def _film_one(spec: Spec, result: EpisodeResult, folder: Path, path: Path) -> bool:
+def _film_one(spec: Spec, folder: Path, result: EpisodeResult) -> bool:
     """Execute the recorded actions again and write the video. Return whether the episode ended as recorded."""
     benchmark = connect(spec)
     suite = result.benchmark.partition("/")[2]
@@ -115,7 +114,7 @@ def _film_one(spec: Spec, result: EpisodeResult, folder: Path, path: Path) -> bo
     ended: list[bool] = []
     frames = _frames(benchmark.make(suite), result, read_track(folder, result.key), every, ended)
     try:
-        write_video(path, frames, fps / every)
+        write_video(folder / "videos" / f"{result.key}.mp4", frames, fps / every)
     finally:
         benchmark.close()
     return ended[0]

@@ -18,6 +18,12 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 34
 NBSP = "\N{NO-BREAK SPACE}"
 POINTS = 240  # curves with more steps are averaged in groups
 TINY = 1e-250  # smaller values are drawn as 0: below 1e-308 floats lose precision, which breaks the ticks
+BAR = '<svg class="bar {kind}" role="img" aria-label="{text}"><title>{text}</title>'
+WHISKER = (
+    '<line class="whisker" x1="{low}" x2="{high}" y1="10" y2="10"/>'
+    '<line class="whisker" x1="{low}" x2="{low}" y1="5" y2="15"/>'
+    '<line class="whisker" x1="{high}" x2="{high}" y1="5" y2="15"/>'
+)
 
 
 def format_percent(share: float) -> str:
@@ -44,14 +50,10 @@ def draw_rate(interval: Interval, label: str, kind: str = "high", counted: bool 
     value, low, high = (f"{100 * v:.2f}%" for v in (interval.value, interval.low, interval.high))
     count = f"{interval.successes} of {interval.episodes}, " if counted else ""
     text = f"{label}: {count}{format_percent(interval.value)}, interval {format_interval(interval)}"
-    return Markup(
-        '<svg class="bar {kind}" role="img" aria-label="{text}"><title>{text}</title>'
-        '<rect class="track" width="100%" height="8" y="6" rx="2"/>'
-        '<rect class="fill" width="{value}" height="8" y="6" rx="2"/>'
-        '<line class="whisker" x1="{low}" x2="{high}" y1="10" y2="10"/>'
-        '<line class="whisker" x1="{low}" x2="{low}" y1="5" y2="15"/>'
-        '<line class="whisker" x1="{high}" x2="{high}" y1="5" y2="15"/></svg>'
-    ).format(kind=kind, text=text, value=value, low=low, high=high)
+    track = '<rect class="track" width="100%" height="8" y="6" rx="2"/>'
+    fill = '<rect class="fill" width="{value}" height="8" y="6" rx="2"/>'
+    svg = Markup(f"{BAR}{track}{fill}{WHISKER}</svg>")
+    return svg.format(kind=kind, text=text, value=value, low=low, high=high)
 
 
 def draw_difference(interval: Interval, label: str, reach: float) -> Markup:
@@ -65,18 +67,12 @@ def draw_difference(interval: Interval, label: str, reach: float) -> Markup:
     width = f"{50 * min(1.0, abs(interval.value) / reach):.2f}%"
     points, least, most = (format_points(v) for v in (interval.value, interval.low, interval.high))
     text = f"{label}: {points}, interval {least} to {most}"
-    return Markup(
-        '<svg class="bar {kind}" role="img" aria-label="{text}"><title>{text}</title>'
-        '<rect class="track" width="100%" height="8" y="6" rx="2"/>'
-        '<rect class="fill" x="{left}" width="{width}" height="8" y="6"/>'
-        '<line class="middle" x1="{middle}" x2="{middle}" y1="1" y2="19"/>'
-        '<line class="whisker" x1="{low}" x2="{high}" y1="10" y2="10"/>'
-        '<line class="whisker" x1="{low}" x2="{low}" y1="5" y2="15"/>'
-        '<line class="whisker" x1="{high}" x2="{high}" y1="5" y2="15"/></svg>'
-    ).format(
-        kind="high" if interval.value >= 0 else "low", text=text, width=width, middle=middle, low=low, high=high,
-        left=middle if interval.value >= 0 else value,
-    )  # fmt: skip
+    kind, left = ("high", middle) if interval.value >= 0 else ("low", value)
+    track = '<rect class="track" width="100%" height="8" y="6" rx="2"/>'
+    fill = '<rect class="fill" x="{left}" width="{width}" height="8" y="6"/>'
+    zero = '<line class="middle" x1="{middle}" x2="{middle}" y1="1" y2="19"/>'
+    svg = Markup(f"{BAR}{track}{fill}{zero}{WHISKER}</svg>")
+    return svg.format(kind=kind, text=text, left=left, width=width, middle=middle, low=low, high=high)
 
 
 def format_points(share: float) -> str:
@@ -100,11 +96,8 @@ def draw_rate_curve(rates: Mapping[int, Interval], axis: str, label: str) -> Mar
         return floor - (floor - TOP) * share
 
     summary = ", ".join(f"{format_percent(i.value)} at {n}" for n, i in sorted(rates.items()))
-    parts = [f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}: {summary}">']
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{format_percent(tick)}</text>')
-    parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 3}">{escape(axis)}</text>')
+    ticks = [(y(tick), format_percent(tick)) for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    parts = _start_curve(f"{label}: {summary}", axis, ticks)
     line = " ".join(f"{x(n):.1f},{y(i.value):.1f}" for n, i in sorted(rates.items()))
     parts.append(f'<polyline class="line" points="{line}"/>')
     for number, interval in sorted(rates.items()):
@@ -143,14 +136,10 @@ def draw_curve(steps: Sequence[float], values: Sequence[float], label: str, log:
 
     floor = HEIGHT - BOTTOM
     summary = f"{label}: {points[0][1]:.3g} at step {points[0][0]:g}, {points[-1][1]:.3g} at step {points[-1][0]:g}"
-    parts = [f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">']
-    for tick in ticks:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{_format_tick(tick)}</text>')
+    parts = _start_curve(summary, "step", [(y(tick), _format_tick(tick)) for tick in ticks])
     for tick in step_ticks:
         anchor = "end" if tick == step_ticks[-1] and tick > 0 else "middle"
         parts.append(f'<text x="{x(tick):.1f}" y="{floor + 16}" text-anchor="{anchor}">{_format_tick(tick)}</text>')
-    parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 3}">step</text>')
     placed = [(x(s), y(v)) for s, v in points]
     line = " ".join(f"{a:.1f},{b:.1f}" for a, b in placed)
     parts.append(f'<polygon class="area" points="{placed[0][0]:.1f},{floor} {line} {placed[-1][0]:.1f},{floor}"/>')
@@ -163,6 +152,16 @@ def draw_curve(steps: Sequence[float], values: Sequence[float], label: str, log:
             f"<title>step {step:g}: {value:.4g}</title></g>"
         )
     return Markup("".join(parts) + "</svg>")
+
+
+def _start_curve(summary: str, axis: str, ticks: Sequence[tuple[float, str]]) -> list[str]:
+    """Return the first parts of a curve: a grid line with a label at the height of each tick, and the axis."""
+    parts = [f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">']
+    for y, text in ticks:
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 3}">{escape(axis)}</text>')
+    return parts
 
 
 def _average_neighbors(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -79,23 +79,26 @@ def read_run_folder(root: Path) -> RunFolder:
     """Read the folder of a run. Raises ValueError if it has no part of a run, or if a part is broken."""
     if not root.is_dir():
         raise ValueError(f"there is no run folder {root}; make one with: anyvla quickstart (or anyvla train RECIPE)")
-    checkpoint = _checkpoint(root)
-    recipe_text = _text(checkpoint / "config.yaml")
-    recipe = _recipe(checkpoint / "config.yaml", recipe_text)
-    results_file = root / "eval" / "results.jsonl"
+    checkpoint = _find_checkpoint(root)
+    recipe_file, results_file = checkpoint / "config.yaml", root / "eval" / "results.jsonl"
+    recipe_text = recipe_file.read_text(encoding="utf-8") if recipe_file.is_file() else None
+    where = str(recipe_file)
+    recipe = migrate_recipe(as_mapping(parse_yaml(recipe_text or "", where) or {}, where), where)
+    sources = (recipe.get("data") or {}).get("sources") or []
+    dataset = Path(sources[0]["path"]) if sources else root / "dataset"  # else collected into the run folder
     results = read_results(results_file) if results_file.exists() else []
     run = RunFolder(
         root=root,
         recipe=recipe,
         recipe_text=recipe_text,
-        log=_log(root / "train" / "log.jsonl"),
+        log=_read_log(root / "train" / "log.jsonl"),
         results=results,
         summary=summarize(results) if results else None,
         clips=read_clips(root / "eval" / "videos"),
-        stages=_stages(root / "stages.jsonl"),
-        demonstrations=_demonstrations(_dataset(root, recipe) / "meta" / "info.json"),
+        stages=_read_stages(root / "stages.jsonl"),
+        demonstrations=_read_demonstrations(dataset / "meta" / "info.json"),
         checkpoint=checkpoint,
-        robot=_robot(checkpoint / "embodiments.json"),
+        robot=_read_robot(checkpoint / "embodiments.json"),
     )
     if not (run.recipe_text or run.log or run.results or run.clips or run.stages or run.demonstrations):
         raise ValueError(
@@ -105,43 +108,28 @@ def read_run_folder(root: Path) -> RunFolder:
     return run
 
 
-def _checkpoint(root: Path) -> Path:
+def _find_checkpoint(root: Path) -> Path:
     """Return the folder of the final checkpoint, or of the last intermediate one while training is not finished."""
     final = root / "checkpoint"
     steps = sorted(p.parent for p in (root / "train").glob("step-*/config.yaml"))
     return steps[-1] if steps and not final.is_dir() else final
 
 
-def _text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
-
-
-def _recipe(path: Path, text: str | None) -> Mapping[str, Any]:
-    return migrate_recipe(as_mapping(parse_yaml(text or "", str(path)) or {}, str(path)), str(path))
-
-
-def _dataset(root: Path, recipe: Mapping[str, Any]) -> Path:
-    """Return the dataset that the recipe names, or the one collected into the run folder."""
-    sources = (recipe.get("data") or {}).get("sources") or []
-    return Path(sources[0]["path"]) if sources else root / "dataset"
-
-
-def _robot(path: Path) -> Mapping[str, Any]:
+def _read_robot(path: Path) -> Mapping[str, Any]:
     robots = read_json(path) if path.is_file() else [{}]
     if not isinstance(robots, list) or not robots or not isinstance(robots[0], dict):
         raise ValueError(f"{path}: expected a list of embodiments")
     return robots[0]
 
 
-def _log(path: Path) -> list[Mapping[str, Any]]:
-    lines = _required(path, ("step", "loss")) if path.is_file() else []
-    by_step = {line["step"]: line for line in lines}
+def _read_log(path: Path) -> list[Mapping[str, Any]]:
+    by_step = {line["step"]: line for line in _read_lines(path, ("step", "loss"))}
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _stages(path: Path) -> list[StageTiming]:
+def _read_stages(path: Path) -> list[StageTiming]:
     runs: dict[str, list[dict[str, Any]]] = {}
-    for line in _required(path, ("stage", "minutes")) if path.is_file() else []:
+    for line in _read_lines(path, ("stage", "minutes")):
         runs.setdefault(str(line["stage"]), []).append(line)
     stages = []
     for name, lines in runs.items():
@@ -152,9 +140,10 @@ def _stages(path: Path) -> list[StageTiming]:
     return stages
 
 
-def _required(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+def _read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the lines of a file that need these keys; none if there is no file."""
     lines = []
-    for number, line in read_json_lines(path):
+    for number, line in read_json_lines(path) if path.is_file() else ():
         missing = [k for k in keys if k not in line]
         if missing:
             raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}; fix or delete this line")
@@ -184,7 +173,7 @@ def read_clips(folder: Path) -> list[Clip]:
     return clips
 
 
-def _demonstrations(path: Path) -> Demonstrations | None:
+def _read_demonstrations(path: Path) -> Demonstrations | None:
     if not path.is_file():
         return None
     info = read_json(path)

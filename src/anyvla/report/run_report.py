@@ -26,9 +26,10 @@ from anyvla.report import plots
 from anyvla.report.evaluation import write_evaluation_report
 from anyvla.report.run_folder import Clip, RunFolder, read_run_folder
 from anyvla.report.template import TEMPLATES, Verdict, environment, style, write_html
-from anyvla.report.usage import list_sources, usage_guide
+from anyvla.report.usage import list_sources, make_usage_guide
 
 START_STATES = Path(__file__).with_name("start_states.yaml")
+NOT_EVALUATED = "This policy is {} and has not been evaluated: its recipe names no simulator."
 PACKAGES = ("anyvla", "torch", "transformers", "numpy", "av")  # their versions are shown in the report
 
 
@@ -47,19 +48,20 @@ def write_report(run: Path) -> Path:
         write_evaluation_report(found.root / "eval", folder / "evaluation.html")
     else:
         (folder / "evaluation.html").unlink(missing_ok=True)  # its results were deleted
-    html = environment().get_template("run.html.j2").render(_context(found, videos))
+    html = environment().get_template("run.html.j2").render(_make_context(found, videos))
     index = write_html(folder / "index.html", html)
     for old in set((folder / "videos").glob("*.mp4")) - {folder / name for name in videos.values()}:
         old.unlink()
     return index
 
 
-def _context(run: RunFolder, videos: Mapping[Path, str]) -> dict[str, Any]:
+def _make_context(run: RunFolder, videos: Mapping[Path, str]) -> dict[str, Any]:
     clips = [clip for clip in run.clips if clip.path in videos]
-    pairs = _pairs(clips)
+    pairs = _pair_clips(clips)
     paired = [clip for pair in pairs for clip in pair]
     rest = [clip for clip in clips if clip not in paired]
-    guide = usage_guide(run)
+    guide = make_usage_guide(run)
+    trained = "trained" if run.checkpoint == run.root / "checkpoint" else "not trained to the end"
     return {
         "run": run,
         "folder": shlex.quote(str(run.root)),
@@ -68,16 +70,16 @@ def _context(run: RunFolder, videos: Mapping[Path, str]) -> dict[str, Any]:
         "name": str(run.recipe.get("name") or run.root.resolve().name),
         "css": style(),
         "script": Markup((TEMPLATES / "run.js").read_text(encoding="utf-8")),
-        "verdict": verdict(run.summary) if guide is None else verdict_without_evaluation(run),
+        "verdict": state_verdict(run.summary) if guide is None else Verdict("open", NOT_EVALUATED.format(trained)),
         "guide": guide,
         "sources": list_sources(run.recipe),
         "collects": guide is None and not any((run.recipe.get("data") or {}).get(k) for k in ("sources", "preset")),
-        "took": _training_minutes(run.log),
+        "took": _find_training_minutes(run.log),
         "summary": run.summary,
-        "instructions": _instructions(run),
+        "instructions": {r.instructed: r.instruction for r in reversed(run.results)},
         "opposite": {r.task: r.instructed for r in run.results if r.condition == "swapped"},
         "start_states": read_yaml(START_STATES).get(run.summary.benchmark if run.summary else ""),
-        "paired_starts": _paired_starts(run),
+        "paired_starts": _count_paired_starts(run),
         "videos": videos,
         "pairs": pairs,
         "successes": [c for c in rest if c.obeyed and c.condition != "unrelated"],
@@ -85,19 +87,13 @@ def _context(run: RunFolder, videos: Mapping[Path, str]) -> dict[str, Any]:
         "unrelated": [c for c in rest if c.condition == "unrelated"],
         "lost": len(run.clips) - len(clips),
         "failed": sum(r.reached != r.instructed for r in run.results if r.condition != "unrelated"),
-        "curves": _curves(run.log),
-        "versions": _versions(run),
+        "curves": _draw_curves(run.log),
+        "versions": _collect_versions(run),
         "machine": describe_machine(),
     }
 
 
-def verdict_without_evaluation(run: RunFolder) -> Verdict:
-    """Return the sentence for a run that no simulator can evaluate."""
-    trained = "trained" if run.checkpoint == run.root / "checkpoint" else "not trained to the end"
-    return Verdict("open", f"This policy is {trained} and has not been evaluated: its recipe names no simulator.")
-
-
-def verdict(summary: Summary | None) -> Verdict:
+def state_verdict(summary: Summary | None) -> Verdict:
     """Summarize the results in one sentence.
 
     A policy uses its instruction if, given the opposite one, it reaches the instructed goal more often than the
@@ -127,14 +123,6 @@ def verdict(summary: Summary | None) -> Verdict:
     return Verdict("open", f"{does}; whether it uses the instruction remains open: {counts}.")
 
 
-def _instructions(run: RunFolder) -> dict[str, str]:
-    """Return the first instruction that was given for each task."""
-    found: dict[str, str] = {}
-    for result in run.results:
-        found.setdefault(result.instructed, result.instruction)
-    return found
-
-
 @dataclass(frozen=True)
 class PairedStarts:
     """Start states that were played under both instructions of a pair."""
@@ -143,7 +131,7 @@ class PairedStarts:
     both_followed: int  # each instruction led to its own goal
 
 
-def _paired_starts(run: RunFolder) -> PairedStarts | None:
+def _count_paired_starts(run: RunFolder) -> PairedStarts | None:
     original = {(r.task, r.seed): r for r in run.results if r.condition == ORIGINAL}
     swapped = [r for r in run.results if r.condition == "swapped"]
     both = [(original[r.task, r.seed], r) for r in swapped if (r.task, r.seed) in original]
@@ -152,7 +140,7 @@ def _paired_starts(run: RunFolder) -> PairedStarts | None:
     return PairedStarts(len(both), sum(a.reached == a.instructed and b.reached == b.instructed for a, b in both))
 
 
-def _pairs(clips: Sequence[Clip]) -> list[tuple[Clip, Clip]]:
+def _pair_clips(clips: Sequence[Clip]) -> list[tuple[Clip, Clip]]:
     """Pair the videos of one start state and opposite instructions; pairs that followed both come first.
 
     A video is in at most one pair. Equal scene and seed mean equal start states, and the two tasks of a swapped episode
@@ -190,26 +178,25 @@ def _link_or_copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def _curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
+def _draw_curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
     """Draw the columns of a training log that have values. Return captions and drawings."""
     wanted = [("loss", "Loss", True), ("lr", "Learning rate", False), ("grad_norm", "Gradient norm", True)]
     drawn = []
     for key, title, logarithmic in wanted:
-        lines = [line for line in log if isinstance(line.get(key), int | float)]
-        if lines:
-            drawn.append(
-                (title, plots.draw_curve([x["step"] for x in lines], [x[key] for x in lines], title, logarithmic))
-            )
+        points = [(line["step"], line[key]) for line in log if isinstance(line.get(key), int | float)]
+        if points:
+            steps, values = zip(*points, strict=True)
+            drawn.append((title, plots.draw_curve(steps, values, title, logarithmic)))
     return drawn
 
 
-def _training_minutes(log: Sequence[Mapping[str, Any]]) -> float | None:
+def _find_training_minutes(log: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the training time in minutes of the process that wrote the last log line."""
     seconds = log[-1].get("elapsed_s") if log else None
     return seconds / 60 if isinstance(seconds, int | float) else None
 
 
-def _versions(run: RunFolder) -> dict[str, str]:
+def _collect_versions(run: RunFolder) -> dict[str, str]:
     """Return the versions that the results record, then the ones of the packages that run here."""
     found: dict[str, dict[str, None]] = {}
     for result in run.results:

@@ -6,6 +6,7 @@ Long windows show the first two steps and the last one.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -52,9 +53,9 @@ class _Drawing:
     elements: list[str] = field(default_factory=list)
     bottom: float = 0
 
-    def text(self, x: float, y: float, words: object, kind: str = "", rotate: bool = False) -> None:
+    def text(self, x: float, y: float, text: object, kind: str = "", rotate: bool = False) -> None:
         turn = f' transform="rotate(-60 {x:g} {y:g})"' if rotate else ""
-        self.elements.append(f'<text x="{x:g}" y="{y:g}" class="{kind}"{turn}>{escape(words)}</text>')
+        self.elements.append(f'<text x="{x:g}" y="{y:g}" class="{kind}"{turn}>{escape(text)}</text>')
         self.bottom = max(self.bottom, y)
 
     def rect(self, x: float, y: float, width: float, height: float, kind: str, round_: float = 5) -> None:
@@ -66,16 +67,19 @@ class _Drawing:
     def path(self, how: str, kind: str) -> None:
         self.elements.append(f'<path d="{how}" class="{kind}"/>')
 
-    def arrow(self, *points: tuple[float, float]) -> None:
-        """Add straight lines through the points, with a tip at the last one."""
-        self.path("M" + " L".join(f"{x:g} {y:g}" for x, y in points), "flow")
-        (x0, y0), (x, y) = points[-2:]
+    def box(self, x: float, y: float, width: float, group: TokenGroup) -> None:
+        """Add the box of a group, with its label and its number of tokens."""
+        self.rect(x, y, width, BOX, f"box {group.kind}")
+        self.text(x + width / 2, y + 15, _truncate(group.label, width), "middle small")
+        self.text(x + width / 2, y + 28, group.tokens, "middle soft small")
+
+    def arrow(self, x0: float, y0: float, x: float, y: float) -> None:
+        """Add a line with a tip at its end, to the right or down."""
+        self.path(f"M{x0:g} {y0:g} L{x:g} {y:g}", "flow")
         if y == y0:
-            back = x - 7 if x > x0 else x + 7
-            self.path(f"M{x:g} {y:g} L{back:g} {y - 4:g} V{y + 4:g} Z", "tip")
+            self.path(f"M{x:g} {y:g} L{x - 7:g} {y - 4:g} V{y + 4:g} Z", "tip")
         else:
-            back = y - 7 if y > y0 else y + 7
-            self.path(f"M{x:g} {y:g} L{x - 4:g} {back:g} H{x + 4:g} Z", "tip")
+            self.path(f"M{x:g} {y:g} L{x - 4:g} {y - 7:g} H{x + 4:g} Z", "tip")
 
 
 def shown_steps(window: int) -> list[int]:
@@ -89,7 +93,7 @@ def shown_groups(explained: Explanation) -> list[int]:
     return [number for number, group in enumerate(explained.groups) if group.step in steps]
 
 
-def group_name(group: TokenGroup, explained: Explanation) -> str:
+def name_group(group: TokenGroup, explained: Explanation) -> str:
     """Return the label of a group, with its step if the sequence has several steps."""
     several = explained.sequences == 1 and explained.window > 1
     return f"{group.step + 1} {group.label}" if several and group.step >= 0 else group.label
@@ -115,16 +119,16 @@ def draw_structure(explained: Explanation) -> str:
         f"representation {made['representation']}; backbone {made['backbone']}",
         "soft",
     )
-    _steps(draw, explained, 104)
+    _draw_steps(draw, explained, 104)
     top = draw.bottom + 44
-    _matrix(draw, explained, top)
+    _draw_mask(draw, explained, top)
     beside = max(MARGIN + LABELS + len(shown_groups(explained)) * CELL + 70.0, 560.0)
     if beside + TABLE > WIDTH - MARGIN:
-        _table(draw, explained, MARGIN, draw.bottom + 50)
+        _draw_table(draw, explained, MARGIN, draw.bottom + 50)
     else:
-        _table(draw, explained, beside, top)
+        _draw_table(draw, explained, beside, top)
     height = draw.bottom + MARGIN
-    title = f"{explained.name}: where the tokens stand and who sees whom"
+    title = f"{explained.name}: tokens and attention mask"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" '
         f'height="{height:g}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
@@ -133,66 +137,59 @@ def draw_structure(explained: Explanation) -> str:
     )
 
 
-def _steps(draw: _Drawing, e: Explanation, top: float) -> None:
+def _draw_steps(draw: _Drawing, e: Explanation, top: float) -> None:
     """Draw the steps as rows of boxes, and the path from their readouts to a chunk."""
     one = e.sequences == 1
-    words = f"{e.window} steps in one sequence" if one else f"{e.window} steps, a sequence each"
-    words = "one step" if e.window == 1 else words
-    draw.text(MARGIN, top, f"What the backbone reads: {words}, {e.length} places", "head")
-    y, left, steps = top + 18, float(MARGIN + (54 if e.window > 1 else 0)), shown_steps(e.window)
+    steps = f"{e.window} steps in one sequence" if one else f"{e.window} steps, a sequence each"
+    steps = "one step" if e.window == 1 else steps
+    draw.text(MARGIN, top, f"What the backbone reads: {steps}, {e.length} tokens", "head")
+    y, left, shown = top + 18, float(MARGIN + (54 if e.window > 1 else 0)), shown_steps(e.window)
     start = [g for g in e.groups if g.step < 0]
     own = [g for g in e.groups if g.step == 0 and g.kind != "suffix"]
     suffixes = [g for g in e.groups if g.kind == "suffix"]
-    widths = _widths([*start, *own], (WITH_SUFFIX if suffixes else STEPS_END) - left)
+    widths = _choose_widths([*start, *own], (WITH_SUFFIX if suffixes else STEPS_END) - left)
     rows: list[float] = []  # the middle of each
     ends: list[float] = []  # where the readouts end
-    for place, step in enumerate(steps):
-        if place and step != steps[place - 1] + 1:
-            draw.text(MARGIN, y + 12, f"... {step - steps[place - 1] - 1} more", "soft")
+    for row, step in enumerate(shown):
+        if row and step != shown[row - 1] + 1:
+            draw.text(MARGIN, y + 12, f"... {step - shown[row - 1] - 1} more", "soft")
             y += 26
-        groups = [g for g in e.groups if g.step == (0 if not one else step) and g.kind != "suffix"]
+        groups = [g for g in e.groups if g.step == (step if one else 0) and g.kind != "suffix"]
         x = left
         if e.window > 1:
-            now = " (now)" if step == e.window - 1 else ""
             draw.text(MARGIN, y + 15, f"step {step + 1}", "")
-            draw.text(MARGIN, y + 29, now.strip(" "), "soft small")
+            draw.text(MARGIN, y + 29, "(now)" if step == e.window - 1 else "", "soft small")
         for group, width in zip([*start, *groups], widths, strict=True):
-            if group.step < 0 and one and place:
-                x += width + GAP
-                continue
-            draw.rect(x, y, width, BOX, f"box {group.kind}")
-            draw.text(x + width / 2, y + 15, _short(group.label, width), "middle small")
-            draw.text(x + width / 2, y + 28, group.places, "middle soft small")
+            if group.step >= 0 or not one or not row:
+                draw.box(x, y, width, group)
             x += width + GAP
         rows.append(y + BOX / 2)
         ends.append(x - GAP)
-        if one and place:
+        if one and row:
             draw.path(
                 f"M{ends[-2]:g} {rows[-2] + BOX / 2 + 2:g} V{y - 9:g} "
                 f"H{left + (sum(widths[: len(start)]) + GAP * len(start)) + 12:g} V{y - 1:g}",
                 "flow",
             )
         y += ROW
-    _joints(draw, e, rows, ends, suffixes, left)
+    _draw_decoder(draw, e, rows, ends, suffixes, left)
 
 
-def _short(words: str, room: float) -> str:
+def _truncate(text: str, width: float) -> str:
     """Truncate text to a width in pixels."""
-    most = max(2, int((room - 6) / LETTER))
-    return words if len(words) <= most else f"{words[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
+    most = max(2, int((width - 6) / LETTER))
+    return text if len(text) <= most else f"{text[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _widths(groups: Sequence[TokenGroup], room: float) -> list[float]:
-    """Return box widths that grow with the number of tokens, fit the labels, and together fit the room."""
-    least = [7.0 * min(12, max(len(g.label), len(str(g.places)))) + 18 for g in groups]
-    wanted = [max(w, 9 * g.places**0.5) for w, g in zip(least, groups, strict=True)]
-    room -= GAP * (len(groups) - 1)
-    if sum(wanted) > room:
-        wanted = [w * room / sum(wanted) for w in wanted]
-    return wanted
+def _choose_widths(groups: Sequence[TokenGroup], width: float) -> list[float]:
+    """Return box widths that grow with the number of tokens, fit the labels, and fit the width together."""
+    least = [7.0 * min(12, max(len(g.label), len(str(g.tokens)))) + 18 for g in groups]
+    wanted = [max(w, 9 * g.tokens**0.5) for w, g in zip(least, groups, strict=True)]
+    scale = min(1.0, (width - GAP * (len(groups) - 1)) / sum(wanted))
+    return [w * scale for w in wanted]
 
 
-def _joints(
+def _draw_decoder(
     draw: _Drawing,
     e: Explanation,
     rows: Sequence[float],
@@ -205,71 +202,61 @@ def _joints(
     fuses = e.structure["fuser"] != "identity"
     first = rows[0] if fuses else last
     draw.rect(x, first - BOX / 2, 92, last - first + BOX, "box joint")
-    middle = (first + last) / 2
-    draw.text(x + 46, middle - 2, e.structure["fuser"], "middle")
-    draw.text(x + 46, middle + 12, "fuser", "middle soft small")
+    _draw_lines(draw, x + 46, (first + last) / 2 - 2, (e.structure["fuser"], "fuser"), "middle")
     for y, end in zip(rows, ends, strict=True):
         if fuses or y == last:
-            draw.arrow((end + 3, y), (x - 2, y))
-    words = f"{e.chunk} x {e.action}"
+            draw.arrow(end + 3, y, x - 2, y)
+    executed = f"{e.execute} of {e.chunk} actions executed" if e.chunk > 1 else "one action"
+    chunk = (f"chunk {e.chunk} x {e.action}", executed)
     if suffixes:
         y = last + ROW + 6
         own = [g for g in suffixes if g.step == suffixes[-1].step]
-        widths = _widths(own, ends[-1] - left)
+        widths = _choose_widths(own, ends[-1] - left)
         end = x
         for group, width in zip(own, widths, strict=True):
-            draw.rect(end, y - BOX / 2, width, BOX, "box suffix")
-            draw.text(end + width / 2, y - 2, _short(group.label, width), "middle small")
-            draw.text(end + width / 2, y + 11, group.places, "middle soft small")
+            draw.box(end, y - BOX / 2, width, group)
             end += width + GAP
-        draw.arrow((x + widths[0] / 2, last + BOX / 2), (x + widths[0] / 2, y - BOX / 2 - 2))
-        draw.text(x - 10, y - 2, f"step {e.window}, read on:" if e.window > 1 else "the step, read on:", "end")
-        draw.text(x - 10, y + 12, "sees the tokens, not the step's readouts", "end soft small")
-        draw.arrow((end, y), (end + 28, y))
-        draw.text(end + 36, y - 2, f"chunk {words}", "")
-        draw.text(end + 36, y + 12, _executed(e), "soft small")
+        draw.arrow(x + widths[0] / 2, last + BOX / 2, x + widths[0] / 2, y - BOX / 2 - 2)
+        step = f"after step {e.window}:" if e.window > 1 else "after the step:"
+        _draw_lines(draw, x - 10, y - 2, (step, "attends to the step, not to its readouts"), "end")
+        draw.arrow(end, y, end + 28, y)
+        _draw_lines(draw, end + 36, y - 2, chunk, "")
         return
-    draw.arrow((x + 92, last), (x + 120, last))
+    draw.arrow(x + 92, last, x + 120, last)
     draw.rect(x + 122, last - BOX / 2, 84, BOX, "box joint")
-    draw.text(x + 164, last - 2, e.structure["decoder"], "middle")
-    draw.text(x + 164, last + 12, "decoder", "middle soft small")
-    draw.arrow((x + 164, last + BOX / 2), (x + 164, last + ROW - 12))
-    draw.text(x + 164, last + ROW + 2, f"chunk {words}", "middle")
-    draw.text(x + 164, last + ROW + 16, _executed(e), "middle soft small")
+    _draw_lines(draw, x + 164, last - 2, (e.structure["decoder"], "decoder"), "middle")
+    draw.arrow(x + 164, last + BOX / 2, x + 164, last + ROW - 12)
+    _draw_lines(draw, x + 164, last + ROW + 2, chunk, "middle")
 
 
-def _executed(e: Explanation) -> str:
-    return f"{e.execute} of {e.chunk} actions executed" if e.chunk > 1 else "one action"
+def _draw_lines(draw: _Drawing, x: float, y: float, lines: tuple[str, str], kind: str) -> None:
+    """Draw a line and a smaller one below it."""
+    draw.text(x, y, lines[0], kind)
+    draw.text(x, y + 14, lines[1], f"{kind} soft small".strip())
 
 
-def _matrix(draw: _Drawing, e: Explanation, top: float) -> None:
-    draw.text(MARGIN, top, "Who sees whom", "head")
-    draw.text(MARGIN + 132, top, "a row looks, columns are seen", "soft small")
+def _draw_mask(draw: _Drawing, e: Explanation, top: float) -> None:
+    draw.text(MARGIN, top, "Attention mask", "head")
+    draw.text(MARGIN + 132, top, "rows attend to columns", "soft small")
     shown = shown_groups(e)
     x0, y0 = MARGIN + LABELS, top + 100
     for number, column in enumerate(shown):
-        draw.text(
-            x0 + number * CELL + 11, y0 - 6, _short(group_name(e.groups[column], e), LABELS), "small", rotate=True
-        )
+        label = _truncate(name_group(e.groups[column], e), LABELS)
+        draw.text(x0 + number * CELL + 11, y0 - 6, label, "small", rotate=True)
     for line, row in enumerate(shown):
         y = y0 + line * CELL
-        draw.text(x0 - 7, y + 13, _short(group_name(e.groups[row], e), LABELS), "end small")
+        draw.text(x0 - 7, y + 13, _truncate(name_group(e.groups[row], e), LABELS), "end small")
         for number, column in enumerate(shown):
-            _cell(draw, x0 + number * CELL, y, e.groups[column].kind, float(e.sees[row, column]))
+            _draw_cell(draw, x0 + number * CELL, y, e.groups[column].kind, float(e.attention[row, column]))
     y = y0 + len(shown) * CELL + 22
-    marks: list[tuple[Kind, float, str]] = [
-        ("image", 1, "all"),
-        ("image", 0.5, "some: earlier ones"),
-        ("image", 0, "none"),
-    ]
     x = float(MARGIN)
-    for kind, share, words in marks:
-        _cell(draw, x, y - 12, kind, share)
-        draw.text(x + CELL + 5, y + 1, words, "small soft")
-        x += CELL + 5 + 6.2 * len(words) + 16
+    for share, meaning in ((1.0, "all"), (0.5, "some: earlier ones"), (0.0, "none")):
+        _draw_cell(draw, x, y - 12, "image", share)
+        draw.text(x + CELL + 5, y + 1, meaning, "small soft")
+        x += CELL + 5 + 6.2 * len(meaning) + 16
 
 
-def _cell(draw: _Drawing, x: float, y: float, kind: Kind, share: float) -> None:
+def _draw_cell(draw: _Drawing, x: float, y: float, kind: Kind, share: float) -> None:
     side = CELL - 2
     draw.rect(x, y, side, side, "never", 2)
     if share >= 1:
@@ -278,7 +265,7 @@ def _cell(draw: _Drawing, x: float, y: float, kind: Kind, share: float) -> None:
         draw.path(f"M{x:g} {y:g} L{x + side:g} {y + side:g} H{x:g} Z", f"see {kind}")
 
 
-def _table(draw: _Drawing, e: Explanation, x: float, top: float) -> None:
+def _draw_table(draw: _Drawing, e: Explanation, x: float, top: float) -> None:
     """Draw the parameters and the notes, from `x` to the right margin."""
     right = float(WIDTH - MARGIN)
     draw.text(x, top, "Weights", "head")
@@ -296,16 +283,7 @@ def _table(draw: _Drawing, e: Explanation, x: float, top: float) -> None:
         y += 18
     y += 14
     for note in e.notes:
-        for words in _wrapped(note, int((right - x) / 5.9)):
-            draw.text(x, y, words, "soft small")
+        for line in textwrap.wrap(note, int((right - x) / 5.9), break_long_words=False, break_on_hyphens=False):
+            draw.text(x, y, line, "soft small")
             y += 15
         y += 4
-
-
-def _wrapped(text: str, most: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) + 1 > most:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines

@@ -29,7 +29,7 @@ def list_sources(recipe: Mapping[str, Any]) -> list[str]:
     return [shlex.quote(str(source["path"])) for source in sources if "path" in source]
 
 
-def usage_guide(run: RunFolder) -> UsageGuide | None:
+def make_usage_guide(run: RunFolder) -> UsageGuide | None:
     """Return the section for a run without results and without a benchmark; None for other runs."""
     if run.results or not run.recipe_text or run.recipe.get("benchmark"):
         return None
