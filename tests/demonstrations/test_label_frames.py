@@ -16,7 +16,7 @@ from anyvla.cli.data.command import main
 from anyvla.cli.data.vqa import look
 from anyvla.config import ConfigError, build
 from anyvla.data.vqa import open_vqa
-from anyvla.demonstrations.label_frames import LabelConfig, balanced, label_frames
+from anyvla.demonstrations.label_frames import LabelConfig, balance, label_frames
 from anyvla.demonstrations.metaworld_scene import COLORS, SCENES, FrameLabels, VisiblePart
 from anyvla.demonstrations.questions import PHRASES
 from anyvla.interrupted import Interrupted
@@ -43,7 +43,7 @@ def test_common_answers_are_thinned_and_a_constant_one_goes() -> None:
         }
     )
     left: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for i, k in sorted(balanced(made, held_out=False)):
+    for i, k in sorted(balance(made, held_out=False)):
         kind, _, answer = made[i]["turns"][k]
         left[kind, answer].append(i)
     # 20 is 1.5 times the mean of 20, 10 and 10; 15 is within 1.5 times the mean of 15, 10, 10 and 10.
@@ -58,14 +58,14 @@ def test_common_answers_are_thinned_and_a_constant_one_goes() -> None:
         ("point x", "1 2"): 5,
     }
     assert left["state", "open"] == list(range(20))
-    assert balanced(made, held_out=True) == set()
+    assert balance(made, held_out=True) == set()
 
 
 def test_each_split_is_balanced_by_its_own_answers() -> None:
     rare, common = records({"state": {"open": 4, "closed": 2}}), records({"state": {"open": 2, "closed": 8}})
     both = [record | {"held_out": False} for record in rare] + [record | {"held_out": True} for record in common]
     counts = {
-        held_out: Counter(both[i]["turns"][k][2] for i, k in balanced(both, held_out)) for held_out in (False, True)
+        held_out: Counter(both[i]["turns"][k][2] for i, k in balance(both, held_out)) for held_out in (False, True)
     }
     assert counts == {False: {"open": 4, "closed": 2}, True: {"open": 2, "closed": 6}}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from anyvla.demonstrations.metaworld_scene import COLORS, VisiblePart, _sample_share, _visible_part
+from anyvla.demonstrations.metaworld_scene import COLORS, VisiblePart, _measure_part, _sample_share
 from anyvla.demonstrations.questions import ask_questions
 from tests import simulators
 
@@ -46,12 +46,12 @@ def test_a_thing_in_a_picture() -> None:
     mask[1:3, 1:4] = True
     unhidden = mask.copy()
     unhidden[1:3, 4] = True
-    assert _visible_part(mask, unhidden, "blue") == VisiblePart(0.25, 0.5, 6 / 40, True, 0.75, "blue")
-    assert _visible_part(np.zeros((4, 10), bool), unhidden, None) is None
+    assert _measure_part(mask, unhidden, "blue") == VisiblePart(0.25, 0.5, 6 / 40, True, 0.75, "blue")
+    assert _measure_part(np.zeros((4, 10), bool), unhidden, None) is None
     for edge in ((0, 5), (3, 5), (2, 0), (2, 9)):  # hidden there, but cut all the same
         cut = unhidden.copy()
         cut[edge] = True
-        seen = _visible_part(mask, cut, None)
+        seen = _measure_part(mask, cut, None)
         assert seen is not None
         assert not seen.whole
 

@@ -140,7 +140,7 @@ def _assemble(config: LabelConfig, settings: Mapping[str, Any], root: Path, part
     records = [read_object(partial / f"{i:06d}.json") for i in range(config.frames)]
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
     counts: dict[str, dict[str, Counter[str]]] = {name: defaultdict(Counter) for name in splits}
-    kept = {name: balanced(records, held_out=name == "held_out") for name in splits}
+    kept = {name: balance(records, held_out=name == "held_out") for name in splits}
     for i, record in enumerate(records):
         name = "held_out" if record["held_out"] else "train"
         turns = [turn for k, turn in enumerate(record["turns"]) if (i, k) in kept[name]]
@@ -163,7 +163,7 @@ def _assemble(config: LabelConfig, settings: Mapping[str, Any], root: Path, part
     shutil.rmtree(partial)
 
 
-def balanced(records: list[dict[str, Any]], held_out: bool) -> set[tuple[int, int]]:
+def balance(records: list[dict[str, Any]], held_out: bool) -> set[tuple[int, int]]:
     """Return the (frame, turn) pairs of a split to keep: common answers are thinned out, single answers dropped.
 
     All points are kept, since nearly every answer is unique. Frames with lower numbers are kept first, so the choice is

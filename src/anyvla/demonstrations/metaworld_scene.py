@@ -156,11 +156,9 @@ class SceneLabeler:
 
     def set_joint(self, scene: str, share: float) -> None:
         """Open the scene's joint to a share of its range."""
-        import mujoco
-
         joint = self._sim.data.joint(SCENES[scene].joint)
         joint.qpos, joint.qvel = share * SCENES[scene].full, 0.0
-        mujoco.mj_forward(self._sim.model, self._sim.data)
+        self.environment.simulation.update()
 
     def look(self, scene: str, view: View, colors: Mapping[str, str]) -> tuple[UInt8[np.ndarray, "H W 3"], FrameLabels]:
         """Return the current picture and its labels. `colors` are those of materials, from `paint`."""
@@ -178,11 +176,11 @@ class SceneLabeler:
         things: dict[str, VisiblePart] = {}
         for name, part in SCENES[scene].parts.items():
             geoms = self.geoms(part)
-            seen = _visible_part(np.isin(ids, geoms), np.isin(behind, geoms), colors.get(part.materials[0]))
+            seen = _measure_part(np.isin(ids, geoms), np.isin(behind, geoms), colors.get(part.materials[0]))
             if seen is not None:
                 things[name] = seen
         shown = np.isin(ids, pads)
-        gripper = _visible_part(shown, shown, None)
+        gripper = _measure_part(shown, shown, None)
         if gripper is not None:
             x, y = project_points(model, data, view, data.site("endEffector").xpos[None])[0]
             if 0 <= x <= 1 and 0 <= y <= 1:
@@ -220,7 +218,7 @@ def _sample_share(rng: np.random.Generator) -> float:
     return float(rng.uniform(low, high))
 
 
-def _visible_part(
+def _measure_part(
     mask: Bool[np.ndarray, "H W"], unhidden: Bool[np.ndarray, "H W"], color: str | None
 ) -> VisiblePart | None:
     """Return the visible part with the pixels `mask`, None if it is empty. `unhidden` is its mask without the robot."""

@@ -48,7 +48,7 @@ class Question:
 
 def ask_questions(labels: FrameLabels, count: int, rng: np.random.Generator) -> list[Question]:
     """Return up to `count` questions of different kinds, in random order and phrasing."""
-    possible = list(_possible(labels, rng))
+    possible = list(_list_possible(labels, rng))
     chosen = rng.permutation(len(possible))[:count]
     out = []
     for kind, subjects, answer in (possible[i] for i in chosen):
@@ -57,7 +57,7 @@ def ask_questions(labels: FrameLabels, count: int, rng: np.random.Generator) -> 
     return out
 
 
-def _possible(labels: FrameLabels, rng: np.random.Generator) -> Iterator[tuple[str, tuple[str, ...], str]]:
+def _list_possible(labels: FrameLabels, rng: np.random.Generator) -> Iterator[tuple[str, tuple[str, ...], str]]:
     """Yield (kind, subjects, answer) for all questions that the picture can answer."""
     main = _MAIN[labels.scene]
     shown = {n: s for n, s in labels.things.items() if s.area >= (LARGE if n == main else SMALL)}

@@ -120,12 +120,12 @@ def test_two_environments_do_not_meet(benchmark: Calvin, environment: CalvinEnvi
 
 def test_it_draws_what_calvin_draws_itself(benchmark: Calvin, environment: CalvinEnvironment) -> None:
     """The world is simulated by one client and drawn by another; here one does both, as in CALVIN."""
-    from anyvla_sim.calvin.world import Bullet, play_table
+    from anyvla_sim.calvin.world import Bullet, make_play_table
 
     if benchmark.render == "egl":
         pytest.skip("a second EGL renderer in a process draws wrongly")
     seen = play(environment, 0, 25)
-    whole = play_table(benchmark.root, Bullet(), "static_and_gripper", egl=False)
+    whole = make_play_table(benchmark.root, Bullet(), "static_and_gripper", egl=False)
     whole.p.setPhysicsEngineParameter(deterministicOverlappingPairs=1)
     whole.reset(*environment._poses(calvin_root.OFFICIAL[0].start))
     random = np.random.RandomState(0)

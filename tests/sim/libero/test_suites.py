@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from anyvla_sim.libero.benchmark import Libero
-from anyvla_sim.libero.suites import LIMITS, goal_files, load_suite, paraphrases
+from anyvla_sim.libero.suites import LIMITS, load_suite, locate_goal_files, paraphrase
 
 pytestmark = pytest.mark.simulator("libero")
 
@@ -61,16 +61,16 @@ def test_paraphrases_begin_with_other_verbs() -> None:
         "push the plate": ("shove the plate", "slide the plate"),
         "stack the bowl": ("pile the bowl", "put the bowl"),
     }
-    assert {said: paraphrases(said) for said in first} == first
-    assert paraphrases("pick up the cup and place it on the plate") == (
+    assert {said: paraphrase(said) for said in first} == first
+    assert paraphrase("pick up the cup and place it on the plate") == (
         "take the cup and put it on the plate",
         "grab the cup and set it on the plate",
     )
-    assert paraphrases("open the drawer and put the cup in it") == (
+    assert paraphrase("open the drawer and put the cup in it") == (
         "pull open the drawer and then place the cup in it",
         "get open the drawer, then set the cup in it",
     )
-    assert paraphrases("dance with the bowl") == ()
+    assert paraphrase("dance with the bowl") == ()
 
 
 @pytest.mark.parametrize("name", LIMITS)
@@ -82,8 +82,9 @@ def test_paraphrases_are_other_words(name: str) -> None:
 
 
 def test_tasks_of_one_scene_share_their_goals() -> None:
-    assert list(goal_files("goal", PLATE)) == [task.name for task in load_suite("goal").tasks]
-    assert list(goal_files("spatial", load_suite("spatial").tasks[0].name)) == [load_suite("spatial").tasks[0].name]
+    assert list(locate_goal_files("goal", PLATE)) == [task.name for task in load_suite("goal").tasks]
+    first = load_suite("spatial").tasks[0].name
+    assert list(locate_goal_files("spatial", first)) == [first]
 
 
 def test_scenes_differ_where_their_start_does() -> None:

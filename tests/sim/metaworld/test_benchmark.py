@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from anyvla_sim.metaworld.benchmark import VIEWS, MetaWorld, MetaWorldEnvironment, _as_expected_by
-from anyvla_sim.metaworld.suites import make_suite, suite_scenes
+from anyvla_sim.metaworld.benchmark import VIEWS, MetaWorld, MetaWorldEnvironment, _adjust_for_expert
+from anyvla_sim.metaworld.suites import get_scenes, make_suite
 from anyvla_sim.rendering import View
 
 pytestmark = pytest.mark.simulator("metaworld")
@@ -120,7 +120,7 @@ def test_experts_of_pairs_see_the_point_that_their_own_environment_reports(world
     for task in ("drawer-close", "window-close"):
         world.reset(task, 2)
         data, seen = world.simulation.sim.data, world._seen.copy()
-        _as_expected_by(task, world.simulation.sim, seen)
+        _adjust_for_expert(task, world.simulation.sim, seen)
         drawer = task == "drawer-close"
         expected = data.body("drawer_link").xpos + (0, -0.16, 0.05) if drawer else data.site("handleCloseStart").xpos
         assert seen[4:7] == pytest.approx(expected, abs=1e-6)
@@ -165,7 +165,7 @@ def test_observation_shows_the_robot_only(world: MetaWorldEnvironment) -> None:
         assert image.flags.c_contiguous
         assert image.std() > 10  # something is to be seen
     now = world.simulation
-    now.sim.data.joint(suite_scenes("half-open")["drawer"].joint).qpos = 0.9 * now._full()
+    now.sim.data.joint(get_scenes("half-open")["drawer"].joint).qpos = 0.9 * now._full()
     now.update()
     world._seen = now.sim._get_obs()
     after = world.observe()

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from anyvla_sim.base import Suite
-from anyvla_sim.metaworld.suites import DIFFICULTY, NAMES, make_suite, suite_scenes
+from anyvla_sim.metaworld.suites import DIFFICULTY, NAMES, get_scenes, make_suite
 
 # Masked World Models (arXiv 2206.14244), appendix F: the groups that SmolVLA, pi0 and others report.
 EASY = """button-press button-press-topdown button-press-topdown-wall button-press-wall coffee-button dial-turn
@@ -75,7 +75,7 @@ def test_pairs_of_half_open_share_their_scene_and_no_marker_shows_the_goal() -> 
         "door-open": "door",
         "button-press-topdown": "button",
     }
-    found = {name: (s.environment, s.joint, s.goal_shown) for name, s in suite_scenes("half-open").items()}
+    found = {name: (s.environment, s.joint, s.goal_shown) for name, s in get_scenes("half-open").items()}
     assert found == {
         "drawer": ("drawer-open-v3", "goal_slidey", False),
         "window": ("window-open-v3", "window_slide", False),
@@ -83,7 +83,7 @@ def test_pairs_of_half_open_share_their_scene_and_no_marker_shows_the_goal() -> 
         "button": ("button-press-topdown-v3", None, False),
     }
     for task in make_suite("mt50", 2).tasks:
-        scene = suite_scenes("mt50")[task.scene]
+        scene = get_scenes("mt50")[task.scene]
         assert (task.scene, scene.environment, scene.joint, scene.goal_shown) == (
             task.name,
             f"{task.name}-v3",

@@ -18,7 +18,7 @@ from anyvla_sim.base import NotInstalled
 from anyvla_sim.simpler import benchmark as simpler
 from anyvla_sim.simpler.benchmark import Simpler, SimplerEnvironment
 from anyvla_sim.simpler.motion import DOWN
-from anyvla_sim.simpler.suites import tasks_with_starts
+from anyvla_sim.simpler.suites import load_tasks
 
 WORDS = {t.name: t.instructions[0] for s in simpler.NAMES for t in simpler.make_suite(s).tasks if t.instructions}
 
@@ -66,14 +66,14 @@ class World:
 
 
 def environments_of(task: str) -> set[str]:
-    suites = [tasks_with_starts(name) for name in simpler.NAMES]
+    suites = [load_tasks(name) for name in simpler.NAMES]
     return {variant.environment for suite in suites if task in suite for variant in suite[task].variants}
 
 
 @pytest.fixture
 def assets(tmp_path: Path) -> Path:
     for suite in simpler.NAMES:
-        for one in tasks_with_starts(suite).values():
+        for one in load_tasks(suite).values():
             for seed in range(one.count):
                 variant, place = one.start(seed)
                 files = [tmp_path / "hab2_bench_assets" / "stages" / f"{variant.scene}.glb"]

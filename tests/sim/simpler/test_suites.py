@@ -13,13 +13,13 @@ from anyvla.evaluation.statistics import summarize
 from anyvla_sim.simpler.motion import (
     DOWN,
     StickyGripper,
-    axis_angle,
-    euler,
-    matrix,
-    quaternion_xyzw,
-    robot_quaternion,
+    euler_to_axis_angle,
+    matrix_to_euler,
+    matrix_to_quaternion,
+    quaternion_to_matrix,
+    yaw_to_quaternion,
 )
-from anyvla_sim.simpler.suites import DRAWERS, NAMES, POSES, make_suite, tasks_with_starts
+from anyvla_sim.simpler.suites import DRAWERS, NAMES, POSES, load_tasks, make_suite
 
 angle = st.floats(-np.pi, np.pi)
 CANS, DOORS = (
@@ -51,7 +51,7 @@ def test_counts_are_those_of_the_authors_scripts() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_start_state_is_another(name: str) -> None:
-    for one in tasks_with_starts(name).values():
+    for one in load_tasks(name).values():
         starts = [one.start(seed) for seed in range(one.count)]
         assert len({repr(start) for start in starts}) == one.count
         share = Counter(repr(variant) for variant, _ in starts)
@@ -62,7 +62,7 @@ def test_every_start_state_is_another(name: str) -> None:
 
 def places(suite: str, task: str) -> tuple[set[object], list[object]]:
     """Return the places of the robot, and the places of the object or the numbers of its arrangements."""
-    found = tasks_with_starts(suite)[task].places
+    found = load_tasks(suite)[task].places
     return {(p.robot, p.yaw, p.overlay) for p in found}, [p.episode if p.object is None else p.object for p in found]
 
 
@@ -139,17 +139,17 @@ PAINTED = (
 
 
 def variants(suite: str, task: str) -> list[tuple[str, str, dict[str, object]]]:
-    return [(v.environment, v.scene, dict(v.settings)) for v in tasks_with_starts(suite)[task].variants]
+    return [(v.environment, v.scene, dict(v.settings)) for v in load_tasks(suite)[task].variants]
 
 
 def test_scenes_of_widowx() -> None:
-    assert {task: variants("widowx", task) for task in tasks_with_starts("widowx")} == {
+    assert {task: variants("widowx", task) for task in load_tasks("widowx")} == {
         "spoon-on-towel": [("PutSpoonOnTableClothInScene-v0", "bridge_table_1_v1", {})],
         "carrot-on-plate": [("PutCarrotOnPlateInScene-v0", "bridge_table_1_v1", {})],
         "stack-cubes": [("StackGreenCubeOnYellowCubeBakedTexInScene-v0", "bridge_table_1_v1", {})],
         "eggplant-in-basket": [("PutEggplantInBasketScene-v0", "bridge_table_1_v2", {})],
     }
-    robots = {task: one.robot for task, one in tasks_with_starts("widowx").items()}
+    robots = {task: one.robot for task, one in load_tasks("widowx").items()}
     assert robots == {**dict.fromkeys(robots, "widowx"), "eggplant-in-basket": "widowx_sink_camera_setup"}
 
 
@@ -284,7 +284,7 @@ def test_the_official_aggregation_follows_from_plain_means() -> None:
     groups = {name: list(tasks) for name, tasks in own.groups.items()}
     assert sorted(groups) == ["move-near", "open-close-drawer", "pick-coke-can", "place-apple-in-drawer"]
     lines, by_variant = [], {}
-    for name, one in tasks_with_starts(own.name).items():
+    for name, one in load_tasks(own.name).items():
         for seed in range(one.count):
             won = bool(rng.random() < 0.4)
             by_variant.setdefault(name, {}).setdefault(repr(one.start(seed)[0]), []).append(won)
@@ -309,26 +309,26 @@ def test_the_official_aggregation_follows_from_plain_means() -> None:
 def test_rotations_against_scipy(roll: float, pitch: float, yaw: float) -> None:
     angles = np.array([roll, pitch, yaw])
     theirs = Rotation.from_euler("xyz", angles)
-    assert np.allclose(Rotation.from_rotvec(axis_angle(angles)).as_matrix(), theirs.as_matrix(), atol=1e-7)
-    assert np.linalg.norm(axis_angle(angles)) <= np.pi + 1e-9
+    assert np.allclose(Rotation.from_rotvec(euler_to_axis_angle(angles)).as_matrix(), theirs.as_matrix(), atol=1e-7)
+    assert np.linalg.norm(euler_to_axis_angle(angles)) <= np.pi + 1e-9
     rotation = theirs.as_matrix()
-    assert np.allclose(Rotation.from_euler("xyz", euler(rotation)).as_matrix(), rotation, atol=1e-6)
-    back = quaternion_xyzw(rotation)
+    assert np.allclose(Rotation.from_euler("xyz", matrix_to_euler(rotation)).as_matrix(), rotation, atol=1e-6)
+    back = matrix_to_quaternion(rotation)
     assert back[3] >= 0
     assert np.allclose(Rotation.from_quat(back).as_matrix(), rotation, atol=1e-7)
-    assert np.allclose(matrix(np.roll(back, 1)), rotation, atol=1e-7)
+    assert np.allclose(quaternion_to_matrix(np.roll(back, 1)), rotation, atol=1e-7)
 
 
 @pytest.mark.parametrize("pitch", [np.pi / 2, -np.pi / 2])
 def test_a_gripper_that_points_up_or_down(pitch: float) -> None:
     rotation = Rotation.from_euler("xyz", [0.3, pitch, 0.2]).as_matrix()
-    assert np.allclose(Rotation.from_euler("xyz", euler(rotation)).as_matrix(), rotation, atol=1e-6)
-    assert np.allclose(euler(DOWN @ DOWN.T), 0)
+    assert np.allclose(Rotation.from_euler("xyz", matrix_to_euler(rotation)).as_matrix(), rotation, atol=1e-6)
+    assert np.allclose(matrix_to_euler(DOWN @ DOWN.T), 0)
 
 
 def test_a_robot_stands_turned_by_half() -> None:
     for yaw in (0.0, -0.09, 0.3):
-        stands = Rotation.from_quat(np.roll(robot_quaternion(yaw), -1)).as_matrix()
+        stands = Rotation.from_quat(np.roll(yaw_to_quaternion(yaw), -1)).as_matrix()
         assert np.allclose(stands, Rotation.from_euler("z", np.pi + yaw).as_matrix(), atol=1e-9)
 
 

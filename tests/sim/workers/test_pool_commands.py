@@ -29,7 +29,7 @@ class Worker:
         usual = {"kind": "answer", "resident_mb": 0.0, "observation": SHOWN, "goals": {}, "steps": 0, "clipped": 0}
         self.events.put((self, {**usual, "verb": verb, "slot": slot, **message}))
 
-    def death(self) -> str:
+    def describe_death(self) -> str:
         return "it died"
 
     def close(self) -> None:

@@ -95,7 +95,7 @@ class Gym(Benchmark):
         return GymEnvironment(self)
 
     def versions(self) -> Mapping[str, str]:
-        found = {"gymnasium": str(_gymnasium().__version__), "numpy": np.__version__}
+        found = {"gymnasium": str(_import_gymnasium().__version__), "numpy": np.__version__}
         module = self.mapping.get("import")
         if module:
             found[module] = str(getattr(importlib.import_module(module), "__version__", "unknown"))
@@ -109,7 +109,7 @@ class GymEnvironment(Environment):
     """One Gymnasium environment."""
 
     def __init__(self, benchmark: Gym) -> None:
-        gymnasium = _gymnasium()
+        gymnasium = _import_gymnasium()
         self._benchmark = benchmark
         module = benchmark.mapping.get("import")
         try:
@@ -135,11 +135,11 @@ class GymEnvironment(Environment):
         """Return the images and the proprio that the mapping names. Raises ValueError for an unknown path."""
         mapping = self._benchmark.mapping
         images = {camera: self._image(camera, path) for camera, path in mapping["cameras"].items()}
-        parts = [np.ravel(_lookup(self._seen, g["path"], "observation")) for g in mapping.get("proprio", ())]
+        parts = [np.ravel(_look_up(self._seen, g["path"], "observation")) for g in mapping.get("proprio", ())]
         return Observation(images, np.concatenate([np.zeros(0), *parts]).astype(np.float32))
 
     def _image(self, camera: str, path: str) -> np.ndarray:
-        image = np.asarray(self.env.render() if path == "render" else _lookup(self._seen, path, "observation"))
+        image = np.asarray(self.env.render() if path == "render" else _look_up(self._seen, path, "observation"))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
                 f"camera {camera} ({path}) is no picture: {image.dtype} {image.shape}, uint8 (H, W, 3) is needed"
@@ -179,11 +179,11 @@ class SuccessRule:
 
     def __call__(self, outcome: Mapping[str, Any]) -> bool:
         """Return whether the outcome of a step is a success. Raises ValueError if it lacks the path."""
-        value = _lookup(outcome, self._path, "step")
+        value = _look_up(outcome, self._path, "step")
         return bool(_COMPARE[self._sign](float(value), self._threshold)) if self._sign else bool(value)
 
 
-def _lookup(value: Any, path: str, place: str) -> Any:
+def _look_up(value: Any, path: str, place: str) -> Any:
     """Return the value at a dotted path in nested maps; "." is the whole. Raises ValueError that names `place`."""
     for key in path.split(".") if path != "." else ():
         if not isinstance(value, Mapping) or key not in value:
@@ -193,7 +193,7 @@ def _lookup(value: Any, path: str, place: str) -> Any:
     return value
 
 
-def _gymnasium() -> Any:
+def _import_gymnasium() -> Any:
     try:
         import gymnasium
     except ImportError as error:

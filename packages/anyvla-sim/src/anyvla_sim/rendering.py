@@ -81,15 +81,15 @@ def find_driver() -> str:
             continue
         os.environ["MUJOCO_GL"] = driver
         return driver
-    raise RendererMissing(_advice("; ".join(faults)))
+    raise RendererMissing(_advise("; ".join(faults)))
 
 
-def driver_error(error: Exception) -> RendererMissing:
+def explain_driver_error(error: Exception) -> RendererMissing:
     """Return the error to raise when the driver that MUJOCO_GL names fails."""
-    return RendererMissing(_advice(f"MUJOCO_GL={os.environ.get('MUJOCO_GL') or 'unset'}: {error!r}"))
+    return RendererMissing(_advise(f"MUJOCO_GL={os.environ.get('MUJOCO_GL') or 'unset'}: {error!r}"))
 
 
-def _advice(fault: str) -> str:
+def _advise(fault: str) -> str:
     return (
         f"MuJoCo cannot draw here, no GL driver works ({fault}). On Debian or Ubuntu: "
         "sudo apt-get install -y libegl1 libgl1-mesa-dri libgles2 libosmesa6"
@@ -117,7 +117,7 @@ class _SharedContext:
                 cls._context.make_current()
             except Exception as error:  # PyOpenGL raises errors of many types, such as AttributeError
                 cls._context = None
-                raise driver_error(error) from error
+                raise explain_driver_error(error) from error
         cls.make_current()
         cls.users += 1
 
@@ -150,7 +150,7 @@ class Renderer:
             self._context: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except mujoco.FatalError as error:  # glfw without a display returns an unusable context
             _SharedContext.release()
-            raise driver_error(error) from error
+            raise explain_driver_error(error) from error
         self._scene = mujoco.MjvScene(model, maxgeom=4000)
         if self.render == "fast":
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
@@ -186,7 +186,7 @@ class Renderer:
         self._camera.fixedcamid = camera
         groups = model.geom_group.copy()
         if self.render == "fast":
-            model.geom_group[~_in_view(model, data, camera, edges)] = HIDDEN
+            model.geom_group[~_find_geoms_in_view(model, data, camera, edges)] = HIDDEN
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(model, data, self._option, self._perturb, self._camera, everything, self._scene)
         model.geom_group[:] = groups
@@ -228,7 +228,7 @@ class Renderer:
             _SharedContext.release()
 
 
-def _in_view(model: mujoco.MjModel, data: mujoco.MjData, camera: int, edges: np.ndarray) -> np.ndarray:
+def _find_geoms_in_view(model: mujoco.MjModel, data: mujoco.MjData, camera: int, edges: np.ndarray) -> np.ndarray:
     """Return a mask of the geoms whose bounding sphere touches the view frustum. Most geoms of the arm do not."""
     radius = model.geom_rbound  # 0 for planes
     x, y, z = ((data.geom_xpos - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).T

@@ -166,7 +166,7 @@ class CalvinEnvironment(Environment):
 
     def observe(self) -> Observation:
         """Return both images and `robot_obs`."""
-        return Observation(self._screen().pictures(), self._world.robot_obs().astype(np.float32))
+        return Observation(self._screen().draw_cameras(), self._world.robot_obs().astype(np.float32))
 
     def _screen(self) -> Screen:
         """Return the renderer, set to the state of this environment."""
@@ -187,7 +187,7 @@ class CalvinEnvironment(Environment):
         return {self._task: bool(self._oracle.get_task_info_for_set(self._before, now, {self._task}))}
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        return self._screen().picture(height, width)
+        return self._screen().draw_static(height, width)
 
     def close(self) -> None:
         self._world.close()

@@ -43,7 +43,7 @@ def load_start_states(root: Path) -> Poses:
     wanted = ("temp_seed", "get_env_state_for_initial_condition")
     given = {"np": np, "pi": np.pi, "contextlib": contextlib, "hasher": hash_as_pyhash}
     found = _run(root / UTILS, given, lambda node: isinstance(node, ast.FunctionDef) and node.name in wanted)
-    return _function_of(found, "get_env_state_for_initial_condition", root / UTILS)
+    return _get_function(found, "get_env_state_for_initial_condition", root / UTILS)
 
 
 def load_chains(root: Path) -> Sequence[Chain]:
@@ -54,20 +54,20 @@ def load_chains(root: Path) -> Sequence[Chain]:
     source = (root / SEQUENCES).read_bytes()
     name = f"chains-{hashlib.sha256(source).hexdigest()[:16]}.json"
     try:
-        drawn = json.loads((_cache() / name).read_text(encoding="utf-8"))
+        drawn = json.loads((_find_cache() / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         print("anyvla: sampling CALVIN's 1000 chains; this takes minutes", file=sys.stderr, flush=True)
         drawn = [[dict(start), list(tasks)] for start, tasks in sample_chains(root)]
-        _keep(name, json.dumps(drawn))
+        _write_cache(name, json.dumps(drawn))
     return [Chain(start, tasks) for start, tasks in drawn]
 
 
 def sample_chains(root: Path, count: int = COUNT) -> Sequence[Any]:
     """Return the (start, tasks) pairs of CALVIN's `get_sequences(count)`. Raises ValueError without that function."""
     seeded = _run(root / UTILS, {"np": np, "contextlib": contextlib}, lambda n: getattr(n, "name", "") == "temp_seed")
-    given = {"temp_seed": _function_of(seeded, "temp_seed", root / UTILS)}
+    given = {"temp_seed": _get_function(seeded, "temp_seed", root / UTILS)}
     found = _run(root / SEQUENCES, given, lambda n: not (getattr(n, "module", None) or "").startswith("calvin_agent"))
-    sample = _function_of(found, "get_sequences", root / SEQUENCES)
+    sample = _get_function(found, "get_sequences", root / SEQUENCES)
     found["ProcessPoolExecutor"] = _SerialExecutor
     found["deepcopy"] = dict  # equal for flat states, and a fifth faster overall
     return sample(count)
@@ -117,13 +117,13 @@ def _run(path: Path, given: Mapping[str, Any], wanted: Callable[[ast.stmt], bool
     return names
 
 
-def _function_of(names: Mapping[str, Any], name: str, path: Path) -> Any:
+def _get_function(names: Mapping[str, Any], name: str, path: Path) -> Any:
     if name not in names:
         raise ValueError(f"{path} defines no {name}(): not the CALVIN of github.com/mees/calvin, or a changed one")
     return names[name]
 
 
-def _cache() -> Path:
+def _find_cache() -> Path:
     """Return the folder that anyvla uses: $ANYVLA_CACHE, by default ~/.cache/anyvla. Raises OSError without a home."""
     own = os.environ.get("ANYVLA_CACHE")
     root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "anyvla"
@@ -133,10 +133,10 @@ def _cache() -> Path:
         raise OSError("this user has no home directory") from None
 
 
-def _keep(name: str, text: str) -> None:
+def _write_cache(name: str, text: str) -> None:
     """Write the file atomically, since several workers may start at once. Print a warning if it cannot be written."""
     try:
-        path = _cache() / name
+        path = _find_cache() / name
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")

@@ -50,7 +50,7 @@ class Bullet:
         return functools.partial(attribute, physicsClientId=self._client) if inspect.isbuiltin(attribute) else attribute
 
 
-def play_table(root: Path, bullet: Bullet, cameras: str, egl: bool) -> Any:
+def make_play_table(root: Path, bullet: Bullet, cameras: str, egl: bool) -> Any:
     """Make a `PlayTableSimEnv` in a physics client."""
     from hydra.utils import instantiate
 
@@ -67,7 +67,7 @@ class World:
     def __init__(self, root: Path) -> None:
         """`root` is the checkout of CALVIN."""
         self.bullet = Bullet()
-        self.env = play_table(root, self.bullet, "no_cameras", egl=False)
+        self.env = make_play_table(root, self.bullet, "no_cameras", egl=False)
         # CALVIN asks for a fixed order of pairs, but loses the setting when it loads the scene.
         self.bullet.setPhysicsEngineParameter(deterministicOverlappingPairs=1)
         for height, block in enumerate(self.env.scene.movable_objects, 5):
@@ -131,7 +131,7 @@ class Screen:
     def __init__(self, root: Path, egl: bool) -> None:
         """Render with EGL, or else with bullet's own TinyRenderer on the CPU."""
         self._bullet = Bullet("--width=200 --height=200")
-        self._env = play_table(root, self._bullet, "static_and_gripper", egl)
+        self._env = make_play_table(root, self._bullet, "static_and_gripper", egl)
         self._camera_module = installation.import_simulator(root)["gripper_camera"]
         self._cameras = {camera.name: camera for camera in self._env.cameras}
         for _ in range(2):  # EGL's first two pictures lack the shadows of all that follow
@@ -151,11 +151,11 @@ class Screen:
             if light.get_state() != its.get_state():
                 light.reset(its.get_state())
 
-    def pictures(self) -> dict[str, np.ndarray]:
+    def draw_cameras(self) -> dict[str, np.ndarray]:
         """Return the image of each camera of the robot, uint8 (H, W, 3)."""
         return {name: np.ascontiguousarray(camera.render()[0], np.uint8) for name, camera in self._cameras.items()}
 
-    def picture(self, height: int, width: int) -> np.ndarray:
+    def draw_static(self, height: int, width: int) -> np.ndarray:
         """Return the image of the static camera in another size, uint8 (height, width, 3)."""
         camera = self._cameras["static"]
         projection = self._bullet.computeProjectionMatrixFOV(camera.fov, width / height, camera.nearval, camera.farval)

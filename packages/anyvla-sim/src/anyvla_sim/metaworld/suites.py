@@ -65,7 +65,7 @@ _STOCK_SCENES = {task: SceneConfig(f"{task}-v3") for task in _STOCK}
 NAMES = ("half-open", "mt10", "mt50", "ml45-train", "ml45-test")
 
 
-def suite_scenes(suite: str) -> dict[str, SceneConfig]:
+def get_scenes(suite: str) -> dict[str, SceneConfig]:
     """Return the scenes of a suite by name."""
     return _HALF_OPEN_SCENES if suite == "half-open" else _STOCK_SCENES
 

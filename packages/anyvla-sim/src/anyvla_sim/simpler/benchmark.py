@@ -21,13 +21,13 @@ from anyvla_sim.simpler.motion import (
     DOWN,
     STICKY,
     StickyGripper,
-    axis_angle,
-    euler,
-    matrix,
-    quaternion_xyzw,
-    robot_quaternion,
+    euler_to_axis_angle,
+    matrix_to_euler,
+    matrix_to_quaternion,
+    quaternion_to_matrix,
+    yaw_to_quaternion,
 )
-from anyvla_sim.simpler.suites import NAMES, Placement, TaskStarts, Variant, make_suite, tasks_with_starts
+from anyvla_sim.simpler.suites import NAMES, Placement, TaskStarts, Variant, load_tasks, make_suite
 
 _HOW = (
     "in an environment of Python 3.10 or 3.11: git clone --recurse-submodules "
@@ -52,7 +52,7 @@ class Simpler(Benchmark):
         """
         self.ray_tracing = ray_tracing
         self.settings: Mapping[str, Any] = {"ray_tracing": ray_tracing}
-        self.modules = _simpler()
+        self.modules = _import_simpler()
 
     def suites(self) -> Sequence[str]:
         return NAMES
@@ -103,7 +103,7 @@ class SimplerEnvironment(Environment):
 
     def __init__(self, benchmark: Simpler, suite: str) -> None:
         self._benchmark, self._suite = benchmark, suite
-        self._tasks = tasks_with_starts(suite)
+        self._tasks = load_tasks(suite)
         self._google = suite != "widowx"
         self._robot: Mapping[str, Any] = _GOOGLE if self._google else _WIDOWX
         self._env: Any = None
@@ -121,7 +121,7 @@ class SimplerEnvironment(Environment):
         self.close()
         variant, place = one.start(seed)
         self._env = self._build(one, variant, place)
-        self._env.reset(options=_options(place))
+        self._env.reset(options=_make_reset_options(place))
         self._task, self._gripper = task, StickyGripper()
         instruction = self.instruction()
         if one.instruction not in (None, instruction):
@@ -171,7 +171,7 @@ class SimplerEnvironment(Environment):
         """Return the current instruction, which changes during `place-apple-in-drawer`, after 100 actions."""
         return str(self.simulation.get_language_instruction())
 
-    def _picture(self) -> np.ndarray:
+    def _draw(self) -> np.ndarray:
         pixels = self.simulation.get_obs()["image"][self._robot["camera"]]["Color"][..., :3]
         return np.clip(pixels * 255, 0, 255).astype(np.uint8)  # truncated, as by its RGBDObservationWrapper
 
@@ -179,14 +179,14 @@ class SimplerEnvironment(Environment):
         """Return the image as rendered, before any resizing, and the pose of the tool and the gripper's opening."""
         env = self.simulation
         base, tool = env.agent.robot.pose, env.tcp.pose
-        to_base = matrix(base.q).T
-        position, rotation = to_base @ (np.asarray(tool.p) - np.asarray(base.p)), to_base @ matrix(tool.q)
+        to_base = quaternion_to_matrix(base.q).T
+        position, rotation = to_base @ (np.asarray(tool.p) - np.asarray(base.p)), to_base @ quaternion_to_matrix(tool.q)
         closed = float(np.clip(env.agent.get_gripper_closedness(), 0, 1))
         if self._google:  # as base_pose_tool_reached and gripper_closed of RT-1's data
-            proprio = [*position, *quaternion_xyzw(rotation), closed]
+            proprio = [*position, *matrix_to_quaternion(rotation), closed]
         else:  # as the state of Bridge's
-            proprio = [*position, *euler(rotation @ DOWN.T), 1 - closed]
-        return Observation({"primary": self._picture()}, np.asarray(proprio, np.float32))
+            proprio = [*position, *matrix_to_euler(rotation @ DOWN.T), 1 - closed]
+        return Observation({"primary": self._draw()}, np.asarray(proprio, np.float32))
 
     def step(self, action: np.ndarray) -> dict[str, bool]:
         """Execute an action (7,): meters, roll-pitch-yaw in rad, opening of the gripper (1 open, 0 closed).
@@ -198,7 +198,7 @@ class SimplerEnvironment(Environment):
             raise ValueError(f"an action of SimplerEnv has shape (7,), not {wanted.shape}")
         opened = float(wanted[6])
         gripper = self._gripper(opened) if self._google else (1.0 if opened > 0.5 else -1.0)
-        command = np.concatenate([wanted[:3], axis_angle(wanted[3:6]), [gripper]])
+        command = np.concatenate([wanted[:3], euler_to_axis_angle(wanted[3:6]), [gripper]])
         env = self.simulation
         drawn, env._obs_mode = env._obs_mode, "none"  # its step renders, which is slower than everything else
         try:
@@ -209,7 +209,7 @@ class SimplerEnvironment(Environment):
 
     def frame(self, height: int, width: int) -> np.ndarray:
         cv2 = importlib.import_module("cv2")  # a dependency of the simulator
-        return np.asarray(cv2.resize(self._picture(), (width, height), interpolation=cv2.INTER_AREA))
+        return np.asarray(cv2.resize(self._draw(), (width, height), interpolation=cv2.INTER_AREA))
 
     def close(self) -> None:
         if self._env is not None:
@@ -217,16 +217,16 @@ class SimplerEnvironment(Environment):
             self._env = None
 
 
-def _options(place: Placement) -> dict[str, Any]:
+def _make_reset_options(place: Placement) -> dict[str, Any]:
     """Return the start positions as options of the simulator's reset."""
     objects: dict[str, Any] = {} if place.episode is None else {"episode_id": place.episode}
     if place.object is not None:
         objects["init_xy"] = np.array(place.object)
-    robot = {"init_xy": np.array(place.robot), "init_rot_quat": robot_quaternion(place.yaw)}
+    robot = {"init_xy": np.array(place.robot), "init_rot_quat": yaw_to_quaternion(place.yaw)}
     return {"robot_init_options": robot, "obj_init_options": objects}
 
 
-def _simpler() -> Mapping[str, Any]:
+def _import_simpler() -> Mapping[str, Any]:
     """Return the used modules of SimplerEnv. Raises NotInstalled with the commands to install it."""
     try:
         names = {"simpler_env": "simpler_env", "builder": "simpler_env.utils.env.env_builder"}

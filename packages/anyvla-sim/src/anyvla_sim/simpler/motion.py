@@ -16,7 +16,7 @@ STICKY = 15  # control steps for which a Google robot continues to open or close
 SMALL = 1e-12
 
 
-def axis_angle(euler: np.ndarray) -> np.ndarray:
+def euler_to_axis_angle(euler: np.ndarray) -> np.ndarray:
     """Return the axis times the angle (0 to pi), float64 (3,), of `euler`: roll, pitch, yaw (rad), (3,)."""
     r, p, y = (0.5 * float(angle) for angle in euler)
     cr, sr, cp, sp, cy, sy = math.cos(r), math.sin(r), math.cos(p), math.sin(p), math.cos(y), math.sin(y)
@@ -30,7 +30,7 @@ def axis_angle(euler: np.ndarray) -> np.ndarray:
     return imaginary * (2.0 * math.atan2(length, real) / length)
 
 
-def matrix(wxyz: np.ndarray) -> np.ndarray:
+def quaternion_to_matrix(wxyz: np.ndarray) -> np.ndarray:
     """Return the rotation matrix, float64 (3, 3), of a quaternion (4,) with the real part first."""
     w, x, y, z = np.asarray(wxyz, np.float64) / np.linalg.norm(wxyz)
     return np.array(
@@ -42,7 +42,7 @@ def matrix(wxyz: np.ndarray) -> np.ndarray:
     )
 
 
-def euler(rotation: np.ndarray) -> np.ndarray:
+def matrix_to_euler(rotation: np.ndarray) -> np.ndarray:
     """Return roll, pitch, yaw (rad), float64 (3,), of a rotation matrix (3, 3). At a pitch of +-90 degrees yaw is 0."""
     across = math.hypot(rotation[0, 0], rotation[1, 0])
     pitch = math.atan2(-rotation[2, 0], across)
@@ -51,7 +51,7 @@ def euler(rotation: np.ndarray) -> np.ndarray:
     return np.array([math.atan2(rotation[2, 1], rotation[2, 2]), pitch, math.atan2(rotation[1, 0], rotation[0, 0])])
 
 
-def quaternion_xyzw(rotation: np.ndarray) -> np.ndarray:
+def matrix_to_quaternion(rotation: np.ndarray) -> np.ndarray:
     """Return the quaternion, float64 (4,), of a rotation matrix (3, 3), the real part last and >= 0."""
     # The eigenvector of the largest eigenvalue (Bar-Itzhack, 2000), which is well conditioned for every rotation.
     m = rotation
@@ -67,7 +67,7 @@ def quaternion_xyzw(rotation: np.ndarray) -> np.ndarray:
     return -found if found[3] < 0 else found
 
 
-def robot_quaternion(yaw: float) -> np.ndarray:
+def yaw_to_quaternion(yaw: float) -> np.ndarray:
     """Return the robot's start orientation, as in the authors' scripts: half a turn about z, then by `yaw` (rad).
 
     The quaternion (4,) has its real part first.

@@ -67,7 +67,7 @@ class TaskStarts:
         return self.variants[seed % len(self.variants)], self.places[seed // len(self.variants)]
 
 
-def _grid(low: Sequence[float], high: Sequence[float], count: Sequence[int]) -> list[tuple[float, float]]:
+def _make_grid(low: Sequence[float], high: Sequence[float], count: Sequence[int]) -> list[tuple[float, float]]:
     """Return a grid of (x, y) that includes both ends of each axis."""
     xs, ys = (np.linspace(a, b, n).tolist() for a, b, n in zip(low, high, count))
     return [(x, y) for x in xs for y in ys]
@@ -86,7 +86,7 @@ _WIDOWX = (
 )
 
 
-def _widowx() -> list[TaskStarts]:
+def _make_widowx() -> list[TaskStarts]:
     played = []
     for name, environment, instruction, horizon, (robot, xy, scene, overlay) in _WIDOWX:
         places = [Placement(xy, overlay=overlay, episode=episode) for episode in range(24)]
@@ -116,12 +116,12 @@ _BEFORE_DRAWERS = {  # photograph: x, y, yaw of the robot
     "c1": (0.765, 0.222, -0.025),
     "c2": (0.865, 0.222, -0.025),
 }
-_APPLES = _grid((-0.08, -0.02), (-0.02, 0.08), (3, 3))
+_APPLES = _make_grid((-0.08, -0.02), (-0.02, 0.08), (3, 3))
 
 
-def _cans(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskStarts]:
+def _make_cans(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskStarts]:
     """Return a task for each pose of the can, from `variants` of the counter."""
-    cans = _grid((-0.35, -0.02), (-0.12, 0.42), (5, 5))
+    cans = _make_grid((-0.35, -0.02), (-0.12, 0.42), (5, 5))
     places = [Placement((0.35, 0.20), overlay=overlay, object=xy) for xy in cans]
     tasks = []
     for pose, option in POSES.items():
@@ -130,12 +130,12 @@ def _cans(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskS
     return tasks
 
 
-def _near(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskStarts]:
+def _make_near(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskStarts]:
     places = [Placement((0.35, 0.21), -0.09, overlay, episode=episode) for episode in range(60)]
     return [TaskStarts("move-near", None, 80, variants, places)]
 
 
-def _drawers(variants: Sequence[Variant], places: Sequence[Placement]) -> list[TaskStarts]:
+def _make_drawers(variants: Sequence[Variant], places: Sequence[Placement]) -> list[TaskStarts]:
     """Return a task for each drawer, to open and to close. `variants` have no environment name yet."""
     tasks = []
     for verb, scene in (("open", "closed-drawers"), ("close", None)):  # to open, all drawers start closed
@@ -147,14 +147,14 @@ def _drawers(variants: Sequence[Variant], places: Sequence[Placement]) -> list[T
     return tasks
 
 
-def _apple(variants: Sequence[Variant], places: Sequence[Placement], model: str) -> list[TaskStarts]:
+def _make_apple(variants: Sequence[Variant], places: Sequence[Placement], model: str) -> list[TaskStarts]:
     """Return the task with two instructions in a row: "open top drawer", then "place apple into top drawer"."""
     name = "PlaceIntoClosedTopDrawerCustomInScene-v0"
     variants = [Variant(name, v.scene, {**v.settings, "model_ids": model}) for v in variants]
     return [TaskStarts("place-apple-in-drawer", None, 200, variants, places)]
 
 
-def _visual_matching() -> list[TaskStarts]:
+def _make_visual_matching() -> list[TaskStarts]:
     counter = [Variant(_CAN.format(""), _COUNTER, {"urdf_version": urdf}) for urdf in URDFS]
     near = [Variant("MoveNearGoogleBakedTexInScene-v0", _COUNTER, {"urdf_version": urdf}) for urdf in URDFS]
     look = {"shader_dir": "rt", "station_name": "mk_station_recolor", "light_mode": "simple"}
@@ -168,14 +168,14 @@ def _visual_matching() -> list[TaskStarts]:
         for xy in _APPLES
     ]
     return [
-        *_cans(counter, "google_coke_can_real_eval_1.png"),
-        *_near(near, "google_move_near_real_eval_1.png"),
-        *_drawers(cabinet, [Placement(p.robot, p.yaw, p.overlay, object=(0.0, 0.0)) for p in before.values()]),
-        *_apple(cabinet, with_apple, "baked_apple_v2"),
+        *_make_cans(counter, "google_coke_can_real_eval_1.png"),
+        *_make_near(near, "google_move_near_real_eval_1.png"),
+        *_make_drawers(cabinet, [Placement(p.robot, p.yaw, p.overlay, object=(0.0, 0.0)) for p in before.values()]),
+        *_make_apple(cabinet, with_apple, "baked_apple_v2"),
     ]
 
 
-def _variants(environment: str) -> list[Variant]:
+def _make_variants(environment: str) -> list[Variant]:
     """Return the variants of the counter: the base scene, backgrounds, table tops, lights."""
     scenes = [_COUNTER, f"{_COUNTER}_alt_background", f"{_COUNTER}_alt_background_2"]
     scenes += [f"Baked_sc1_staging_objaverse_cabinet{number}_h870" for number in (1, 2)]
@@ -183,7 +183,7 @@ def _variants(environment: str) -> list[Variant]:
     return [Variant(environment, s) for s in scenes] + [Variant(environment, _COUNTER, light) for light in lights]
 
 
-def _variant_aggregation() -> list[TaskStarts]:
+def _make_variant_aggregation() -> list[TaskStarts]:
     can, near = _CAN.format(""), "MoveNearGoogleInScene-v0"
     crowd = _CAN.format("Distractor")
     crowded = [Variant(crowd, _COUNTER), Variant(crowd, _COUNTER, {"distractor_config": "more"})]
@@ -193,22 +193,22 @@ def _variant_aggregation() -> list[TaskStarts]:
         *(Variant("", home, {**light, "light_mode": mode}) for mode in ("brighter", "darker")),
         *(Variant("", home, {**light, "station_name": name}) for name in ("mk_station2", "mk_station3")),
     ]
-    standing = [Placement(xy, object=(0.0, 0.0)) for xy in _grid((0.65, -0.2), (0.85, 0.2), (3, 3))]
-    with_apple = [Placement(xy, object=at) for xy in _grid((0.65, -0.2), (0.65, 0.2), (1, 3)) for at in _APPLES]
+    standing = [Placement(xy, object=(0.0, 0.0)) for xy in _make_grid((0.65, -0.2), (0.85, 0.2), (3, 3))]
+    with_apple = [Placement(xy, object=at) for xy in _make_grid((0.65, -0.2), (0.65, 0.2), (1, 3)) for at in _APPLES]
     return [
-        *_cans(_variants(can) + crowded),
-        *_near([*_variants(near), Variant(near, _COUNTER, {"no_distractor": True})]),
-        *_drawers(cabinet, standing),
-        *_apple(cabinet, with_apple, "apple"),
+        *_make_cans(_make_variants(can) + crowded),
+        *_make_near([*_make_variants(near), Variant(near, _COUNTER, {"no_distractor": True})]),
+        *_make_drawers(cabinet, standing),
+        *_make_apple(cabinet, with_apple, "apple"),
     ]
 
 
-def _cameras() -> list[TaskStarts]:
+def _make_cameras() -> list[TaskStarts]:
     """Return the tasks with two other camera poses, which the authors leave out of the aggregation."""
     turned = ("AltGoogleCamera", "AltGoogleCamera2")
     return [
-        *_cans([Variant(_CAN.format(camera), _COUNTER) for camera in turned]),
-        *_near([Variant(f"MoveNear{camera}InScene-v0", _COUNTER) for camera in turned]),
+        *_make_cans([Variant(_CAN.format(camera), _COUNTER) for camera in turned]),
+        *_make_near([Variant(f"MoveNear{camera}InScene-v0", _COUNTER) for camera in turned]),
     ]
 
 
@@ -219,17 +219,17 @@ _GROUPS = {  # first word of a task of the Google robot -> the group whose mean 
     "close": "open-close-drawer",
     "place": "place-apple-in-drawer",
 }
-_PLAYED = dict(zip(NAMES, (_widowx, _visual_matching, _variant_aggregation, _cameras)))
+_PLAYED = dict(zip(NAMES, (_make_widowx, _make_visual_matching, _make_variant_aggregation, _make_cameras)))
 
 
-def tasks_with_starts(suite: str) -> Mapping[str, TaskStarts]:
+def load_tasks(suite: str) -> Mapping[str, TaskStarts]:
     """Return the tasks of a suite of NAMES by name, with their start states."""
     return {starts.name: starts for starts in _PLAYED[suite]()}
 
 
 def make_suite(name: str) -> Suite:
     """Return the suite `name`, one of NAMES. As for its authors, the goal must hold after the last action."""
-    found = tasks_with_starts(name)
+    found = load_tasks(name)
     groups: dict[str, list[str]] = {}
     for task in found:
         group = _GROUPS.get(task.partition("-")[0])

@@ -16,7 +16,7 @@ import numpy as np
 
 from anyvla_sim.base import BenchmarkUnusable, Observation
 from anyvla_sim.spec import Spec
-from anyvla_sim.workers.process import Event, WorkerProcess, missing_package
+from anyvla_sim.workers.process import Event, WorkerProcess, explain_missing_package
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class EnvironmentPool:
             number = self._workers.index(worker)
             self._since[number] = time.monotonic()
             if message is None:
-                self._lose_episodes(number, worker.death(), answers)
+                self._lose_episodes(number, worker.describe_death(), answers)
             else:
                 self._handle_message(number, message, answers)
         for number, worker in enumerate(self._workers):
@@ -153,7 +153,7 @@ class EnvironmentPool:
 
     def _lose_episodes(self, number: int, why: str, answers: dict[int, Reply | LostEpisode]) -> None:
         """Report the episodes of a worker as lost and replace it. Raises BenchmarkUnusable if it lacks a package."""
-        missing = missing_package(why, self._spec.python)
+        missing = explain_missing_package(why, self._spec.python)
         if missing is not None:
             raise BenchmarkUnusable(missing)
         for slot in self._slots_of(number):

@@ -83,7 +83,7 @@ class WorkerProcess:
         for line in self._process.stderr:
             self._errors.append(line.decode(errors="replace").rstrip())
 
-    def death(self) -> str:
+    def describe_death(self) -> str:
         """Return an error message with the exit status and the last lines of standard error."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
@@ -122,7 +122,7 @@ def find_interpreter(python: str | None) -> str:
     return found
 
 
-def missing_package(message: str, python: str | None) -> str | None:
+def explain_missing_package(message: str, python: str | None) -> str | None:
     """Return the install command if `message` is of a worker that lacks numpy or msgpack, else None."""
     for package in ("numpy", "msgpack"):
         if f"No module named '{package}'" in message:

@@ -12,7 +12,7 @@ import numpy as np
 
 from anyvla_sim.base import Benchmark, BenchmarkUnusable, Environment, ExpertStuck, Observation, Suite, Task
 from anyvla_sim.spec import Spec
-from anyvla_sim.workers.process import Event, WorkerProcess, missing_package
+from anyvla_sim.workers.process import Event, WorkerProcess, explain_missing_package
 
 PATIENCE_S = 600.0  # for one answer; the first of an environment loads its models
 
@@ -46,8 +46,8 @@ class RemoteWorker:
         except queue.Empty:
             raise SimulatorFailed(f"the simulator did not answer for {PATIENCE_S:.0f} s") from None
         if answer is None:
-            death = self._worker.death()
-            missing = missing_package(death, self._python)
+            death = self._worker.describe_death()
+            missing = explain_missing_package(death, self._python)
             raise BenchmarkUnusable(missing) if missing else SimulatorFailed(death)
         if answer["kind"] != "answer":
             raise {"unusable": BenchmarkUnusable, "stuck": ExpertStuck}.get(answer["kind"], SimulatorFailed)(

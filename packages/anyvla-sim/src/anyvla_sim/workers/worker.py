@@ -133,7 +133,7 @@ def _as_flags(goals: Mapping[str, Any]) -> dict[str, bool]:
     return {task: bool(holds) for task, holds in goals.items()}
 
 
-def _resident_mb() -> float:
+def _measure_resident_mb() -> float:
     """Return the resident memory of this process in MB, or 0 if it is unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
@@ -142,7 +142,7 @@ def _resident_mb() -> float:
         return 0.0
 
 
-def _commands(stream: IO[bytes]) -> "queue.Queue[dict[str, Any] | None]":
+def _read_commands(stream: IO[bytes]) -> "queue.Queue[dict[str, Any] | None]":
     """Return a queue of the commands, with None at their end. Then end the process, even if its main thread hangs."""
     commands: "queue.Queue[dict[str, Any] | None]" = queue.Queue()
 
@@ -162,7 +162,7 @@ def _commands(stream: IO[bytes]) -> "queue.Queue[dict[str, Any] | None]":
     return commands
 
 
-def _message(error: BaseException) -> str:
+def _format_error(error: BaseException) -> str:
     """Return the message of an error that is written for users, the traceback of any other."""
     if isinstance(error, (ImportError, ValueError, BenchmarkUnusable)):
         return str(error)
@@ -173,7 +173,7 @@ def main() -> None:
     """Answer commands until standard input ends. The first command opens the benchmark."""
     signals.ignore()
     os.environ["LP_NUM_THREADS"] = "1"  # else Mesa's software renderer takes all cores in each process
-    commands = _commands(os.fdopen(os.dup(0), "rb"))
+    commands = _read_commands(os.fdopen(os.dup(0), "rb"))
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a simulator that asks a question reads the end of the file
     os.dup2(2, 1)
@@ -196,10 +196,10 @@ def main() -> None:
         except Exception as error:
             bad_input = isinstance(error, ValueError) and command["verb"] in ("open", "describe", "reset", "begin")
             unusable = bad_input or isinstance(error, (ImportError, BenchmarkUnusable))
-            answer = {"kind": "unusable" if unusable else "failed", "message": _message(error)}
+            answer = {"kind": "unusable" if unusable else "failed", "message": _format_error(error)}
             if environments is not None:
                 environments.drop(slot)
-        answer.update(verb=command["verb"], slot=slot, resident_mb=_resident_mb())
+        answer.update(verb=command["verb"], slot=slot, resident_mb=_measure_resident_mb())
         try:
             send(out, answer)
         except OSError:  # the parent is gone
