@@ -69,7 +69,14 @@ def label_frames(
     settings = {k: v for k, v in to_dict(config).items() if k != "processes"}
     with lock_folder(root):
         partial, card = root / "partial", root / "card.json"
-        _check_same(card if card.exists() else partial / "settings.json", settings, root)
+        begun = card if card.exists() else partial / "settings.json"
+        if begun.exists():
+            check_same(
+                as_mapping(read_object(begun).get("settings"), f"{begun}, settings"),
+                settings,
+                f"{root} holds frames made with other settings ({{}}): remove it or choose another folder",
+                may_differ=lambda found: found.key.partition(".")[0] not in settings,
+            )
         if card.exists():
             shutil.rmtree(partial, ignore_errors=True)  # left by a run that was stopped before it removed the folder
             return root
@@ -89,18 +96,6 @@ def label_frames(
                 raise Interrupted(f"stopped after {done} of {config.frames} frames; run the same command to resume")
         _assemble(config, settings, root, partial)
         return root
-
-
-def _check_same(path: Path, settings: Mapping[str, Any], root: Path) -> None:
-    if not path.exists():
-        return
-    then = as_mapping(read_object(path).get("settings"), f"{path}, settings")
-    check_same(
-        then,
-        settings,
-        f"{root} holds frames made with other settings ({{}}): remove it or choose another folder",
-        may_differ=lambda found: found.key.partition(".")[0] not in settings,
-    )
 
 
 _labeler: SceneLabeler  # the variables of a worker process

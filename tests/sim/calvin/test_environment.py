@@ -85,7 +85,7 @@ def test_what_it_shows_is_what_its_robot_has(benchmark: Calvin, environment: Cal
 def test_the_scene_starts_as_the_chain_says(environment: CalvinEnvironment) -> None:
     for seed, chain in enumerate(calvin_root.OFFICIAL):
         environment.reset(FIRST[seed], seed, {})
-        slider, drawer, _, _, bulb, led = environment._world.scene_obs()[:6]
+        slider, drawer, _, _, bulb, led = environment._world.env.get_state_obs()["scene_obs"][:6]
         assert (slider > 0.2) == (chain.start["slider"] == "left")
         assert (drawer > 0.2) == (chain.start["drawer"] == "open")
         assert (bulb, led) == (chain.start["lightbulb"], chain.start["led"])

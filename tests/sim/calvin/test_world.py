@@ -66,7 +66,6 @@ def test_nothing_of_the_last_episode_lives_on(fakes: SimpleNamespace) -> None:
 def test_what_a_world_reports(fakes: SimpleNamespace) -> None:
     world = World(ROOT)
     assert world.robot_obs().tolist() == list(range(15))
-    assert world.scene_obs().tolist() == list(range(100, 124))
     assert world.info() == {"scene_info": "now"}
     assert world.step(np.array([1.0, 2, 3, 4, 5, 6, -1])) == {"scene_info": [1, 2, 3, 4, 5, 6, -1]}
 

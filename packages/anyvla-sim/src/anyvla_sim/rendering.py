@@ -7,6 +7,7 @@ be trained and evaluated with the same setting, and every result records it.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from dataclasses import dataclass
@@ -107,13 +108,8 @@ class _SharedContext:
         if cls._context is None:
             driver = find_driver()
             try:
-                if driver == "egl":
-                    from mujoco.egl import GLContext
-                elif driver == "osmesa":
-                    from mujoco.osmesa import GLContext
-                else:
-                    from mujoco import GLContext
-                cls._context = GLContext(LARGEST, LARGEST)
+                module = f"mujoco.{driver}" if driver in ("egl", "osmesa") else "mujoco"
+                cls._context = importlib.import_module(module).GLContext(LARGEST, LARGEST)
                 cls._context.make_current()
             except Exception as error:  # PyOpenGL raises errors of many types, such as AttributeError
                 cls._context = None

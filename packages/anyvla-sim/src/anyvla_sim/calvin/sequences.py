@@ -19,7 +19,6 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 COUNT = 1000  # of the published list; sampling fewer gives other chains, since states are sampled in equal shares
-LENGTH = 5  # tasks in a chain
 _FOLDER = "calvin_models/calvin_agent/evaluation"
 UTILS, SEQUENCES = f"{_FOLDER}/utils.py", f"{_FOLDER}/multistep_sequences.py"
 

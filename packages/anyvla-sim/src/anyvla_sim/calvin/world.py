@@ -77,7 +77,8 @@ class World:
     def reset(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> None:
         """Set the states of robot (15,) and scene (24,), independent of the episode before.
 
-        CALVIN's own reset keeps the contacts of the last episode, its last gripper command and its button.
+        The scene has doors (2), button, switch, lights (2) and poses of the blocks (3 x 6). CALVIN's own reset keeps the
+        contacts of the last episode, its last gripper command and its button.
         """
         self.bullet.restoreState(self._fresh)
         self.bullet.stepSimulation()  # without contacts, which clears the old ones
@@ -98,10 +99,6 @@ class World:
     def robot_obs(self) -> np.ndarray:
         """Return tool position (3), Euler angles (3), gripper width, joints (7), gripper command: (15,) float64."""
         return self.env.get_state_obs()["robot_obs"]
-
-    def scene_obs(self) -> np.ndarray:
-        """Return doors (2), button, switch, lights (2), poses of the blocks (3 x 6): (24,) float64."""
-        return self.env.get_state_obs()["scene_obs"]
 
     def close(self) -> None:
         """Free the client."""
