@@ -28,8 +28,8 @@ CONFIG = CollectConfig(demonstrations=3, noise=(0.0, 0.3), processes=2, keep_aft
 FAILING = opened(fails=(FIRST_DEMONSTRATION_SEED + 1, FIRST_DEMONSTRATION_SEED + 3))
 
 
-def after(count: int) -> tuple[Callable[[int, int], None], Callable[[], bool]]:
-    """A `progress` and a `stop` that asks to stop once so many demonstrations are done."""
+def stop_after(count: int) -> tuple[Callable[[int, int], None], Callable[[], bool]]:
+    """Return a `progress` and a `stop` that stops once `count` demonstrations are done."""
     seen = [0]
 
     def progress(done: int, total: int) -> None:
@@ -64,14 +64,14 @@ def test_collected_demonstrations_can_be_read(tmp_path: Path) -> None:
         assert np.allclose(moved, 0.2 * episode.actions[:-1, :3], atol=1e-6) == (episode.extra["noise"] == 0)
         axis, way = int(np.argmax(np.abs(sign[:3]))), sum(sign[:3])
         past = way * episode.proprio[:, axis] > 1
-        assert past.sum() == 2  # the last action reaches the goal; two more are kept, and seen
+        assert past.sum() == 2  # the last action reaches the goal; two more are kept
         assert episode.images["corner"].shape == (len(episode), 32, 32, 3)
 
 
-def test_an_interrupted_collection_goes_on_to_the_same_data(tmp_path: Path) -> None:
+def test_an_interrupted_collection_resumes_to_the_same_data(tmp_path: Path) -> None:
     whole = open_dataset(collect(FAILING, CONFIG, tmp_path / "whole"))
-    progress, stop = after(6)  # after both failures
-    one = dataclasses.replace(CONFIG, processes=1)  # as many processes as one likes
+    progress, stop = stop_after(6)  # after both failures
+    one = dataclasses.replace(CONFIG, processes=1)  # the number of processes may differ
     with pytest.raises(Interrupted, match=r"stopped after \d of 9 demonstrations; run the same command to resume"):
         collect(FAILING, one, tmp_path / "parts", progress=progress, stop=stop)
     assert not (tmp_path / "parts").exists()
@@ -79,7 +79,7 @@ def test_an_interrupted_collection_goes_on_to_the_same_data(tmp_path: Path) -> N
     assert 6 <= kept < 9
     seen: list[int] = []
     parts = open_dataset(collect(FAILING, CONFIG, tmp_path / "parts", progress=lambda done, _: seen.append(done)))
-    assert seen == list(range(kept, 10))  # nothing is played twice
+    assert seen == list(range(kept, 10))  # no attempt is repeated
     assert parts.fingerprint == whole.fingerprint
     # Failures were dropped, counted, and replaced by the next attempts.
     for data in (whole, parts):
@@ -105,7 +105,7 @@ def test_a_complete_collection_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_begun_collection_refuses_other_settings(tmp_path: Path) -> None:
-    progress, stop = after(1)
+    progress, stop = stop_after(1)
     with pytest.raises(Interrupted):
         collect(opened(), CONFIG, tmp_path / "data", progress=progress, stop=stop)
     with pytest.raises(ValueError, match="was begun with other settings"):
@@ -127,11 +127,11 @@ def test_attempts_that_fail() -> None:
     exact = dataclasses.replace(SUITE, horizon=6)
     episode = demonstrate(cart, EMBODIMENT, exact, CONFIG, "right", 0)
     assert episode is not None
-    assert len(episode) <= 6  # reached with the last action or just before: no room for those after
+    assert len(episode) <= 6  # reached with the last action or just before, so nothing is kept after it
 
 
 def test_an_expert_that_gives_up_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process and in a worker, which plays on."""
+    """The environment in this process or in a worker can still be used."""
     assert FIRST_DEMONSTRATION_SEED + 7 == GIVES_UP
     monkeypatch.setenv("PYTHONPATH", str(Path(toy_world.__file__).parents[2]))
     benchmark = connect(Spec("tests.evaluation.toy_world:Toy", {}, sys.executable))
@@ -154,7 +154,7 @@ def test_attempts_differ_and_repeat() -> None:
     assert reseeded.extra["seed"] == 2 * FIRST_DEMONSTRATION_SEED + 1
 
 
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **keys: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -169,7 +169,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert seen == [3]  # nothing was lost
 
 
-def test_a_full_disk_in_a_worker_is_told(tmp_path: Path) -> None:
+def test_a_full_disk_in_a_worker_is_reported(tmp_path: Path) -> None:
     full = dataclasses.replace(opened(), spec=Spec(f"{__name__}:FullDisk"))
     with pytest.raises(OSError, match="the disk is full while writing") as raised:
         collect(full, dataclasses.replace(CONFIG, demonstrations=1), tmp_path / "data")
@@ -188,7 +188,7 @@ class FullDisk(Toy):
 
 
 def test_some_tasks_of_another_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same data through a worker as in this process."""
+    """The data equals that of this process."""
     monkeypatch.setenv("PYTHONPATH", str(Path(toy_world.__file__).parents[2]))
     config = dataclasses.replace(CONFIG, demonstrations=1, tasks=("up", "left"))
     here = open_dataset(collect(opened(), config, tmp_path / "here"))
@@ -201,7 +201,7 @@ def test_some_tasks_of_another_interpreter(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_more_of_a_hard_task(tmp_path: Path) -> None:
-    """Attempts are the same as without: more only goes on with them."""
+    """`more` adds attempts and leaves the others as they are."""
     few = dataclasses.replace(CONFIG, demonstrations=1, tasks=("up", "left"))
     usual = open_dataset(collect(opened(), few, tmp_path / "usual"))
     data = open_dataset(collect(opened(), dataclasses.replace(few, more={"left": 2}), tmp_path / "more"))
@@ -232,7 +232,7 @@ def test_meta_world(tmp_path: Path) -> None:
     data = open_dataset(collect(open_suite("metaworld/half-open", {"render": "fast"}), config, tmp_path / "data"))
     opening, closing = data[0], data[1]
     assert (opening.instruction, closing.instruction) == ("open the drawer", "close the drawer")
-    for camera in data.embodiment.cameras:  # one start state: only words tell them apart
+    for camera in data.embodiment.cameras:  # one start state: only the instructions differ
         apart = np.abs(opening.images[camera][0].astype(int) - closing.images[camera][0])
         assert apart.mean() < 3  # lossy video
     assert np.array_equal(opening.proprio[0], closing.proprio[0])

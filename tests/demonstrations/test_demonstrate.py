@@ -1,4 +1,4 @@
-"""One attempt of an expert, in a world that notes everything that happens to it."""
+"""Attempts of an expert in a world that records all calls."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SUITE = Suite("line", TASKS, HORIZON)
 
 
 class World:
-    """Its pictures and its state count the actions since the reset; its expert always says the same."""
+    """A world whose images and proprio count the actions since the reset; its expert always gives the same action."""
 
     def __init__(self, label: float = 0.0, reached: int = 5, other: int | None = None) -> None:
-        """`reached`, `other`: after how many actions the goals of all tasks, or of another one, hold."""
+        """The goals of all tasks hold after `reached` actions, another goal after `other`."""
         self.label, self.reached, self.other = label, reached, other
         self.stuck: int | None = None  # the number of actions after which the expert gives up
         self.resets: list[tuple[str, int, Mapping[str, str]]] = []
@@ -52,20 +52,20 @@ class World:
         return np.full(4, self.label, np.float32)
 
 
-def attempt(world: Any, number: int = 0, task: str = "left", **settings: Any) -> Episode | None:
+def run_attempt(world: Any, number: int = 0, task: str = "left", **settings: Any) -> Episode | None:
     config = CollectConfig(**{"noise": (0.0,), "keep_after_success": 2, **settings})
     return demonstrate(world, EMBODIMENT, SUITE, config, task, number)
 
 
-def made(world: Any, *args: Any, **settings: Any) -> Episode:
-    episode = attempt(world, *args, **settings)
+def make_episode(world: Any, *args: Any, **settings: Any) -> Episode:
+    episode = run_attempt(world, *args, **settings)
     assert episode is not None
     return episode
 
 
 def test_each_frame_shows_the_world_before_its_action() -> None:
     world = World(label=0.5)
-    episode = made(world, noise=(0.3,))
+    episode = make_episode(world, noise=(0.3,))
     assert len(episode) == 7  # 5 to the goal, 2 after it
     assert episode.images["corner"][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert episode.images["wrist"][:, 0, 0, 0].tolist() == [100, 101, 102, 103, 104, 105, 106]
@@ -79,14 +79,14 @@ def test_each_frame_shows_the_world_before_its_action() -> None:
 
 def test_executed_actions_stay_within_their_range() -> None:
     world = World(label=0.9, reached=40)
-    made(world, noise=(2.0,))
+    make_episode(world, noise=(2.0,))
     executed = np.array(world.plays[0])
     assert (executed.min(), executed.max()) == (-1, 1)
     assert executed.dtype == np.float32
 
 
-def test_noise_has_its_standard_deviation_and_remembers() -> None:
-    """Of an Ornstein-Uhlenbeck process: each dim for itself, around zero, with the correlation of `noise_memory`."""
+def test_noise_has_its_standard_deviation_and_correlation() -> None:
+    """It is an Ornstein-Uhlenbeck process around zero, independent in each dim, with the correlation `noise_memory`."""
     for sigma, memory in ((0.1, 0.85), (0.2, 0.5)):
         world = World(reached=8000)
         suite = Suite("line", TASKS, 8000)
@@ -107,21 +107,21 @@ def test_noise_differs_with_the_seed_the_task_and_the_attempt() -> None:
         for task in ("left", "up"):
             for number in (0, 1):
                 world = World()
-                made(world, number, task, seed=seed, noise=(0.2,))
+                make_episode(world, number, task, seed=seed, noise=(0.2,))
                 again = World()
-                made(again, number, task, seed=seed, noise=(0.2,))
+                make_episode(again, number, task, seed=seed, noise=(0.2,))
                 assert np.array_equal(world.plays, again.plays)
                 first.add(world.plays[0][0].tobytes())
     assert len(first) == 8
 
 
-def test_attempts_take_turns_with_noises_scenes_and_phrases() -> None:
-    """Each scene with every noise; start states of their own, beyond the seeds of evaluations."""
+def test_attempts_cycle_through_noises_scenes_and_phrases() -> None:
+    """Each scene is played with every noise, at seeds beyond those of evaluations."""
     scenes = ("original", "light=dim+texture=dark")
     found = []
     for number in range(6):
         world = World()
-        extra = made(world, number, noise=(0.0, 0.2), scenes=scenes, seed=2).extra
+        extra = make_episode(world, number, noise=(0.0, 0.2), scenes=scenes, seed=2).extra
         factors = {} if extra["factors"] == "original" else {"light": "dim", "texture": "dark"}
         assert world.resets == [("left", 3_000_000 + number, factors)] * 2
         assert extra == {
@@ -134,9 +134,9 @@ def test_attempts_take_turns_with_noises_scenes_and_phrases() -> None:
         found.append((extra["noise"], extra["factors"]))
     turns = [(0.0, scenes[0]), (0.2, scenes[0]), (0.0, scenes[1]), (0.2, scenes[1])]
     assert found == turns + turns[:2]
-    phrases = [made(World(), number).instruction for number in range(4)]
+    phrases = [make_episode(World(), number).instruction for number in range(4)]
     assert phrases == ["go left", "to the left", "leftwards", "go left"]
-    assert made(World(), 0).extra["seed"] == 1_000_000
+    assert make_episode(World(), 0).extra["seed"] == 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,10 @@ def test_attempts_take_turns_with_noises_scenes_and_phrases() -> None:
     [
         (5, None, "left", 0, 5),
         (5, None, "left", 4, 9),
-        (38, None, "left", 4, 40),  # the time of the suite
+        (38, None, "left", 4, 40),  # the horizon of the suite
         (40, None, "left", 4, 40),
         (41, None, "left", 4, None),
-        (5, None, "up", 4, 6),  # the time of the task
+        (5, None, "up", 4, 6),  # the horizon of the task
         (7, None, "up", 4, None),
         (5, 3, "left", 4, None),  # another goal came first
         (5, 5, "left", 4, 9),
@@ -156,7 +156,7 @@ def test_attempts_take_turns_with_noises_scenes_and_phrases() -> None:
 )
 def test_when_an_attempt_ends(reached: int, other: int | None, task: str, kept: int, length: int | None) -> None:
     world = World(reached=reached, other=other)
-    episode = attempt(world, 0, task, keep_after_success=kept)
+    episode = run_attempt(world, 0, task, keep_after_success=kept)
     assert (None if episode is None else len(episode)) == length
     assert len(world.resets) == (1 if length is None else 2)  # a failure is not rendered
 
@@ -166,20 +166,20 @@ def test_an_expert_that_gives_up_has_failed_after_the_goal_too(stuck: int) -> No
     """The goal is reached with action 5; two more actions belong to the demonstration."""
     world = World(reached=5)
     world.stuck = stuck
-    assert attempt(world) is None
+    assert run_attempt(world) is None
     world.stuck = 7
-    assert len(made(world)) == 7
+    assert len(make_episode(world)) == 7
 
 
-def test_the_usual_noise_and_the_rest_of_the_defaults() -> None:
+def test_the_defaults() -> None:
     """As in the recipes and the documentation: 40 demonstrations, a third of them clean."""
     config = CollectConfig()
     assert (config.demonstrations, config.noise, config.noise_memory) == (40, (0.0, 0.2, 0.4), 0.85)
     assert (config.keep_after_success, config.scenes, config.tasks, config.seed) == (4, ("original",), (), 0)
 
 
-def test_a_heavy_load_is_seen_in_both_plays() -> None:
-    """In the toy world it halves each step, so the way to the goal takes twice as long."""
+def test_a_factor_changes_both_runs() -> None:
+    """A heavy load halves each step in the toy world."""
     cart = Toy().make("line")
     suite = Suite("line", (Task("up", "lift", ("go up",)),), 30)
     config = CollectConfig(noise=(0.0,), scenes=("load=light", "load=heavy"), keep_after_success=0)

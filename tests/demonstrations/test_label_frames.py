@@ -23,7 +23,7 @@ from anyvla.interrupted import Interrupted
 from anyvla.worker_pool import WorkerPool
 
 
-def records(answers: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
+def make_records(answers: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
     return [
         {"held_out": False, "turns": [[kind, "?", answer]]}
         for kind, counts in answers.items()
@@ -34,7 +34,7 @@ def records(answers: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
 
 def test_common_answers_are_thinned_and_a_constant_one_goes() -> None:
     """No answer comes up more often than 1.5 times the mean of the answers that are left; earlier frames stay."""
-    made = records(
+    made = make_records(
         {
             "state": {"open": 100, "closed": 10, "half open": 10},
             "color": {"red": 15, "blue": 10, "green": 10, "black": 10},
@@ -62,7 +62,7 @@ def test_common_answers_are_thinned_and_a_constant_one_goes() -> None:
 
 
 def test_each_split_is_balanced_by_its_own_answers() -> None:
-    rare, common = records({"state": {"open": 4, "closed": 2}}), records({"state": {"open": 2, "closed": 8}})
+    rare, common = make_records({"state": {"open": 4, "closed": 2}}), make_records({"state": {"open": 2, "closed": 8}})
     both = [record | {"held_out": False} for record in rare] + [record | {"held_out": True} for record in common]
     counts = {
         held_out: Counter(both[i]["turns"][k][2] for i, k in balance(both, held_out)) for held_out in (False, True)
@@ -70,13 +70,13 @@ def test_each_split_is_balanced_by_its_own_answers() -> None:
     assert counts == {False: {"open": 4, "closed": 2}, True: {"open": 2, "closed": 6}}
 
 
-def test_other_benchmarks_are_told():
+def test_other_benchmarks_are_refused():
     with pytest.raises(ConfigError, match="frames of 'calvin/D' cannot be labeled; supported: metaworld"):
         build(LabelConfig, {"benchmark": "calvin/D"})
 
 
 class Pool:
-    """Runs everything at once, in this process."""
+    """A pool that runs each task at once, in this process."""
 
     def __init__(self, processes: int, start: Callable[..., None], begin: tuple[Any, ...], remedy: str) -> None:
         start(*begin)
@@ -99,7 +99,7 @@ class Pool:
 
 
 class Labeler:
-    """Makes pictures that say their color, their scene and their column, and labels that say the same."""
+    """Makes pictures whose pixels encode a color, a scene and a column, and the matching labels."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -114,14 +114,14 @@ class Labeler:
 
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LP_NUM_THREADS", "")  # labeling sets it; afterwards it is as before
+    monkeypatch.setenv("LP_NUM_THREADS", "")  # labeling sets it; monkeypatch restores it
     monkeypatch.setattr("anyvla.demonstrations.label_frames.WorkerPool", Pool)
     monkeypatch.setattr("anyvla.demonstrations.metaworld_scene.SceneLabeler", Labeler)
 
 
 @pytest.mark.usefixtures("simulated")
 def test_each_entry_is_about_its_own_picture(tmp_path: Path) -> None:
-    """Its questions and answers follow each other, and name the color, the place and the scene of the picture."""
+    """Questions and answers alternate, and give the color, the position and the scene of the picture."""
     label_frames(LabelConfig(frames=60, size=32, held_out=0.3, questions=3), tmp_path)
     entries = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("train", "held_out")}
     card = json.loads((tmp_path / "card.json").read_text())
@@ -137,14 +137,14 @@ def test_each_entry_is_about_its_own_picture(tmp_path: Path) -> None:
             scene = list(SCENES)[index]
             assert entry["image"] == f"images/{entry['id']}.png"
             assert index == int(entry["id"]) % 4  # scenes take turns
-            said = entry["conversations"]
-            assert [turn["from"] for turn in said] == ["human", "gpt"] * len(entry["kinds"])
+            turns = entry["conversations"]
+            assert [turn["from"] for turn in turns] == ["human", "gpt"] * len(entry["kinds"])
             assert 1 <= len(entry["kinds"]) <= 3
             for k, kind in enumerate(entry["kinds"]):
-                question, answer = said[2 * k]["value"], said[2 * k + 1]["value"]
+                question, answer = turns[2 * k]["value"], turns[2 * k + 1]["value"]
                 assert question.startswith("<image>\n") == (k == 0)
                 assert question.count("<image>") == (k == 0)
-                assert question.removeprefix("<image>\n") in phrasings(kind)
+                assert question.removeprefix("<image>\n") in list_phrasings(kind)
                 counts[name][kind][answer] += 1
                 if kind.startswith("color"):
                     assert answer == list(COLORS)[color]
@@ -157,8 +157,8 @@ def test_each_entry_is_about_its_own_picture(tmp_path: Path) -> None:
     assert min(seen["color"], seen["point"], seen["what"]) > 3
 
 
-def phrasings(kind: str) -> list[str]:
-    """The questions of a kind: "point box" has "Point to the box." and others."""
+def list_phrasings(kind: str) -> list[str]:
+    """Return the questions of a kind: "point box" has "Point to the box." and others."""
     name, *subjects = kind.split()
     scenes = [[scene] for scene in SCENES] if name == "exists" else [subjects]
     return [phrase.format(*subject) for phrase in PHRASES[name] for subject in scenes]
@@ -207,7 +207,7 @@ def test_data_of_meta_world_can_be_read(tmp_path: Path) -> None:
     assert data[0].images[0].shape == (64, 64, 3)
 
 
-def test_a_page_to_look_at_lies_beside_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_example_page_is_written_beside_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     turn = [{"from": "human", "value": "<image>\nPoint to the <b>."}, {"from": "gpt", "value": "27 58"}]
     (tmp_path / "train.json").write_text(json.dumps([{"image": "a.png", "conversations": turn}]))

@@ -1,4 +1,4 @@
-"""Labels of frames follow from the scene: by masks written out here, and by Meta-World where it is installed."""
+"""Labels of frames, from masks written out here and from Meta-World."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ HUES = {
 }
 
 
-def test_colors_look_as_they_are_called() -> None:
-    """By their hue in degrees, and white and black by their brightness."""
+def test_colors_have_the_hues_of_their_names() -> None:
+    """Hues are in degrees; white and black are judged by their brightness."""
     assert set(COLORS) == {*HUES, "white", "black"}
     for name, (low, high) in HUES.items():
         hue, saturation, value = colorsys.rgb_to_hsv(*COLORS[name])
@@ -40,15 +40,15 @@ def test_colors_look_as_they_are_called() -> None:
     assert max(COLORS["black"]) < 0.1
 
 
-def test_a_thing_in_a_picture() -> None:
-    """Of 4 rows and 10 columns; the robot hides its right column."""
+def test_a_part_in_a_picture() -> None:
+    """The picture has 4 rows and 10 columns; the robot hides the right column of the part."""
     mask = np.zeros((4, 10), bool)
     mask[1:3, 1:4] = True
     unhidden = mask.copy()
     unhidden[1:3, 4] = True
     assert _measure_part(mask, unhidden, "blue") == VisiblePart(0.25, 0.5, 6 / 40, True, 0.75, "blue")
     assert _measure_part(np.zeros((4, 10), bool), unhidden, None) is None
-    for edge in ((0, 5), (3, 5), (2, 0), (2, 9)):  # hidden there, but cut all the same
+    for edge in ((0, 5), (3, 5), (2, 0), (2, 9)):  # cut by the edge, though hidden there
         cut = unhidden.copy()
         cut[edge] = True
         seen = _measure_part(mask, cut, None)
@@ -56,7 +56,7 @@ def test_a_thing_in_a_picture() -> None:
         assert not seen.whole
 
 
-def test_joints_are_closed_half_open_and_open_alike() -> None:
+def test_joints_are_closed_half_open_and_open_equally_often() -> None:
     rng = np.random.default_rng(0)
     shares = np.array([_sample_share(rng) for _ in range(600)])
     groups = [((low <= shares) & (shares <= high)).sum() for low, high in ((0, 0.08), (0.3, 0.7), (0.9, 1))]
@@ -74,9 +74,9 @@ def labeler() -> Iterator[SceneLabeler]:
     made.close()
 
 
-# where a thing goes in the corner view from closed (the button: up) to open (pressed): shares of width and height
+# Motion of a part in the corner view from closed (button: up) to open (pressed), in shares of width and height.
 @pytest.mark.parametrize(
-    ("scene", "thing", "across", "down"),
+    ("scene", "part", "across", "down"),
     [
         ("drawer", "drawer", -0.12, 0.04),
         ("drawer", "handle", -0.15, 0.06),
@@ -85,7 +85,7 @@ def labeler() -> Iterator[SceneLabeler]:
         ("button", "button", 0.0, 0.06),
     ],
 )
-def test_labels_follow_what_moves(labeler: SceneLabeler, scene: str, thing: str, across: float, down: float):
+def test_labels_follow_the_joint(labeler: SceneLabeler, scene: str, part: str, across: float, down: float):
     from anyvla.demonstrations.metaworld_scene import SCENES, project_points
 
     labeler.environment.reset(SCENES[scene].task, 3)
@@ -95,19 +95,19 @@ def test_labels_follow_what_moves(labeler: SceneLabeler, scene: str, thing: str,
         labeler.set_joint(scene, share)
         pixels, found[share] = labeler.look(scene, labeler.view(), colors)
         assert found[share].opened == pytest.approx(share)
-    before, after = (found[share].things[thing] for share in (0.0, 1.0))
+    before, after = (found[share].things[part] for share in (0.0, 1.0))
     assert [after.x - before.x, after.y - before.y] == pytest.approx([across, down], abs=0.05)
-    # two ways to the same place: the identities of pixels, and the geoms' position through the camera
+    # Two ways to locate the part: the geom ids of the pixels, and the projection of the geoms' positions.
     sim = labeler.environment.simulation.sim
-    geoms = labeler.geoms(SCENES[scene].parts[thing])
+    geoms = labeler.geoms(SCENES[scene].parts[part])
     projected = project_points(sim.model, sim.data, labeler.view(), sim.data.geom_xpos[geoms]).mean(0)
     assert np.abs(projected - [after.x, after.y]).max() < 0.08
     again, labels = labeler.look(scene, labeler.view(), colors)
-    assert np.array_equal(again, pixels)  # the identity renderings leave no trace
+    assert np.array_equal(again, pixels)  # rendering ids changes nothing
     assert labels == found[1.0]
 
 
-def test_the_color_that_is_named_is_the_color_that_is_seen(labeler: SceneLabeler):
+def test_the_labeled_color_is_the_visible_color(labeler: SceneLabeler):
     checked = set()
     for number in (1, 3, 4, 5, 7, 8, 14, 17):  # frames of all colors in which nothing hides the box
         pixels, labels = labeler.frame("button", np.random.default_rng(number))
@@ -127,8 +127,8 @@ def test_the_color_that_is_named_is_the_color_that_is_seen(labeler: SceneLabeler
     assert checked == set(COLORS)
 
 
-def test_what_the_robot_hides_is_not_asked_for(labeler: SceneLabeler):
-    """Equal generators make equal frames; in the first and the last of these the arm is before the handle."""
+def test_no_question_is_about_a_hidden_part(labeler: SceneLabeler):
+    """Equal generators make equal frames; in the first and the last of these the arm is in front of the handle."""
     hidden = 0
     for number in range(5, 10):
         pixels, labels = labeler.frame("window", np.random.default_rng((100, number)))
@@ -143,8 +143,8 @@ def test_what_the_robot_hides_is_not_asked_for(labeler: SceneLabeler):
     assert same == labels
 
 
-def test_the_view_moves_by_a_tenth_of_the_picture_or_so(labeler: SceneLabeler) -> None:
-    """Each way, by at most 12 % of the camera's picture; without a generator it stays."""
+def test_the_view_is_shifted_by_at_most_12_percent(labeler: SceneLabeler) -> None:
+    """Without a generator it is not shifted."""
     still = labeler.view()
     assert (still.height, still.width) == (96, 96)
     boxes = np.array([labeler.view(np.random.default_rng(seed)).box for seed in range(40)]) - still.box
@@ -157,7 +157,7 @@ def test_the_view_moves_by_a_tenth_of_the_picture_or_so(labeler: SceneLabeler) -
     assert abs(np.corrcoef(left, top)[0, 1]) < 0.5
 
 
-def test_a_joint_beyond_its_end_is_wholly_open(labeler: SceneLabeler) -> None:
+def test_a_joint_beyond_its_end_counts_as_at_its_end(labeler: SceneLabeler) -> None:
     labeler.environment.reset("drawer-open", 3)
     for share, opened in ((1.05, 1.0), (-0.05, 0.0)):
         labeler.set_joint("drawer", share)

@@ -17,17 +17,17 @@ GRIPPER = VisiblePart(0.3, 0.7, 0.01, True)
 OPEN_DRAWER = FrameLabels("drawer", {"cabinet": CABINET, "drawer": DRAWER, "gripper": GRIPPER}, 0.93, 0.9)
 
 
-def asked(labels: FrameLabels, seed: int = 0) -> dict[str, Question]:
-    """All questions about a frame by their kind."""
+def ask(labels: FrameLabels, seed: int = 0) -> dict[str, Question]:
+    """Return all questions about a frame by kind."""
     return {q.kind: q for q in ask_questions(labels, 99, np.random.default_rng(seed))}
 
 
-def answers(labels: FrameLabels) -> dict[str, str]:
-    return {kind: q.answer for kind, q in asked(labels).items() if kind != "exists"}
+def get_answers(labels: FrameLabels) -> dict[str, str]:
+    return {kind: q.answer for kind, q in ask(labels).items() if kind != "exists"}
 
 
 def test_every_answer_about_an_open_drawer() -> None:
-    assert answers(OPEN_DRAWER) == {
+    assert get_answers(OPEN_DRAWER) == {
         "what": "a cabinet with a drawer",
         "color cabinet": "red",
         "where cabinet": "center",
@@ -56,10 +56,12 @@ def test_every_answer_about_an_open_drawer() -> None:
         (0.45, 0.45, None, None),
     ],
 )
-def test_sides_are_asked_for_where_things_are_apart(x: float, y: float, side: str | None, height: str | None) -> None:
-    """By more than 6 % of the picture, from a cabinet at (50 %, 40 %)."""
+def test_sides_are_asked_only_about_parts_that_are_apart(
+    x: float, y: float, side: str | None, height: str | None
+) -> None:
+    """They must differ by more than 6 % of the picture; the cabinet is at (50 %, 40 %)."""
     things = {"cabinet": CABINET, "gripper": VisiblePart(x, y, 0.01, True)}
-    found = answers(FrameLabels("drawer", things, 0.5, 0.9))
+    found = get_answers(FrameLabels("drawer", things, 0.5, 0.9))
     assert (found.get("side gripper cabinet"), found.get("height gripper cabinet")) == (side, height)
 
 
@@ -77,65 +79,65 @@ def test_sides_are_asked_for_where_things_are_apart(x: float, y: float, side: st
     ],
 )
 @pytest.mark.parametrize(("scene", "main"), [("drawer", "cabinet"), ("window", "window"), ("door", "cabinet")])
-def test_how_far_a_thing_is_open(opened: float, state: str | None, amount: str, scene: str, main: str) -> None:
-    found = answers(FrameLabels(scene, {main: CABINET}, opened, 0.9))
+def test_how_far_a_part_is_open(opened: float, state: str | None, amount: str, scene: str, main: str) -> None:
+    found = get_answers(FrameLabels(scene, {main: CABINET}, opened, 0.9))
     assert (found.get(f"state {scene}"), found[f"amount {scene}"]) == (state, amount)
     assert "pressed" not in found
 
 
 @pytest.mark.parametrize(("opened", "pressed"), [(0.0, "no"), (0.2, "no"), (0.3, None), (0.7, None), (0.8, "yes")])
 def test_a_button_is_pressed_or_not(opened: float, pressed: str | None) -> None:
-    found = answers(FrameLabels("button", {"box": CABINET, "button": DRAWER}, opened, 0.9))
+    found = get_answers(FrameLabels("button", {"box": CABINET, "button": DRAWER}, opened, 0.9))
     assert found.get("pressed") == pressed
     assert found["what"] == "a button on a box"
     assert not {"state button", "amount button"} & set(found)
-    assert "pressed" not in answers(FrameLabels("button", {"box": CABINET}, opened, 0.9))
+    assert "pressed" not in get_answers(FrameLabels("button", {"box": CABINET}, opened, 0.9))
 
 
 @pytest.mark.parametrize(
     ("gap", "answer"), [(0.0, "closed"), (0.5, "closed"), (0.6, None), (0.84, None), (0.85, "open")]
 )
 def test_the_gripper_is_open_or_closed(gap: float, answer: str | None) -> None:
-    assert answers(replace(OPEN_DRAWER, gripper=gap)).get("gripper") == answer
-    assert "gripper" not in answers(FrameLabels("drawer", {"cabinet": CABINET}, 0.5, gap))
+    assert get_answers(replace(OPEN_DRAWER, gripper=gap)).get("gripper") == answer
+    assert "gripper" not in get_answers(FrameLabels("drawer", {"cabinet": CABINET}, 0.5, gap))
 
 
-PLACES = {"where cabinet", "point cabinet", "side gripper cabinet", "height gripper cabinet"}
-STATE = {"state drawer", "amount drawer"}
+POSITION_KINDS = {"where cabinet", "point cabinet", "side gripper cabinet", "height gripper cabinet"}
+STATE_KINDS = {"state drawer", "amount drawer"}
 
 
 @pytest.mark.parametrize(
     ("change", "missing"),
     [
-        ({"whole": False}, PLACES | STATE),  # the edge cuts it
-        ({"clear": 0.49}, PLACES | STATE),  # the robot hides half of it
-        ({"clear": 0.5}, STATE),
-        ({"clear": 0.79}, STATE),
+        ({"whole": False}, POSITION_KINDS | STATE_KINDS),  # the edge cuts it
+        ({"clear": 0.49}, POSITION_KINDS | STATE_KINDS),  # the robot hides half of it
+        ({"clear": 0.5}, STATE_KINDS),
+        ({"clear": 0.79}, STATE_KINDS),
         ({"clear": 0.8}, set()),
-        ({"area": 0.0149}, PLACES | STATE | {"what", "color cabinet"}),
+        ({"area": 0.0149}, POSITION_KINDS | STATE_KINDS | {"what", "color cabinet"}),
         ({"area": 0.015}, set()),
         ({"color": None}, {"color cabinet"}),
     ],
 )
 def test_nothing_is_asked_that_the_picture_does_not_show(change: dict[str, object], missing: set[str]) -> None:
     seen = replace(OPEN_DRAWER, things={**OPEN_DRAWER.things, "cabinet": replace(CABINET, **change)})  # type: ignore[arg-type]
-    assert set(answers(OPEN_DRAWER)) - set(answers(seen)) == missing
-    assert ("exists" in asked(seen)) == ("what" not in missing)
+    assert set(get_answers(OPEN_DRAWER)) - set(get_answers(seen)) == missing
+    assert ("exists" in ask(seen)) == ("what" not in missing)
 
 
 def test_a_part_counts_from_a_thousandth_of_the_picture() -> None:
     for area, known in ((0.0009, False), (0.001, True)):
         seen = replace(OPEN_DRAWER, things={**OPEN_DRAWER.things, "drawer": replace(DRAWER, area=area)})
-        assert ("point drawer" in answers(seen)) == known
+        assert ("point drawer" in get_answers(seen)) == known
 
 
 @pytest.mark.parametrize("scene", ["drawer", "window", "door", "button"])
 def test_a_scene_has_its_own_object_and_no_other(scene: str) -> None:
-    """Yes and no come up alike."""
+    """Yes and no are equally frequent."""
     main = {"drawer": "cabinet", "window": "window", "door": "cabinet", "button": "box"}[scene]
     found: Counter[tuple[str, str]] = Counter()
     for seed in range(60):
-        question = asked(FrameLabels(scene, {main: CABINET}, 0.0, 0.9), seed)["exists"]
+        question = ask(FrameLabels(scene, {main: CABINET}, 0.0, 0.9), seed)["exists"]
         (named,) = (s for s in ("drawer", "window", "door", "button") if s in question.question)
         found[named, question.answer] += 1
     assert {(named == scene, answer) for named, answer in found} == {(True, "yes"), (False, "no")}
@@ -153,7 +155,7 @@ def test_a_scene_has_its_own_object_and_no_other(scene: str) -> None:
     ],
 )
 def test_each_scene_has_its_name(scene: str, main: str, named: str) -> None:
-    assert answers(FrameLabels(scene, {main: CABINET}, 0.0, 0.9))["what"] == named
+    assert get_answers(FrameLabels(scene, {main: CABINET}, 0.0, 0.9))["what"] == named
 
 
 def test_questions_vary_in_their_choice_and_phrasing_with_the_generator_alone() -> None:
@@ -174,7 +176,7 @@ NINTHS = [["top left", "top center", "top right"], ["middle left", "center", "mi
 NINTHS += [["bottom left", "bottom center", "bottom right"]]
 
 
-def test_places_in_words() -> None:
+def test_positions_in_words() -> None:
     for row, y in enumerate((0.0, 0.5, 1.0)):
         for column, x in enumerate((0.0, 0.5, 1.0)):
             assert describe_position(x, y) == NINTHS[row][column]

@@ -15,8 +15,8 @@ def test_the_limit_of_a_task_comes_before_that_of_its_suite() -> None:
         suite.limit("shrt")
 
 
-def test_what_a_suite_is_unless_it_says_otherwise() -> None:
-    """20 episodes of each task, any seed, and the first time that the goal is reached counts."""
+def test_the_defaults_of_a_suite_and_a_task() -> None:
+    """20 episodes of each task, any seed, and success at the first time that the goal is reached."""
     suite = Suite("plain", [], horizon=10)
     assert (suite.episodes, suite.starts, suite.judged) == (20, None, "reached")
     assert (dict(suite.groups), list(suite.chains)) == ({}, [])
@@ -31,6 +31,6 @@ def test_a_benchmark_is_opened_with_its_settings() -> None:
         Spec("tests.evaluation.toy_world:Toy", {"color": "red"}).open()
 
 
-def test_the_nearest_name_is_proposed_and_else_all() -> None:
+def test_the_nearest_names_are_suggested_or_else_all() -> None:
     assert suggest("drawer-opn", ["drawer-open", "door-close"]) == "did you mean 'drawer-open'?"
     assert suggest("xyz", ["drawer-open", "door-close"]) == "known: drawer-open, door-close"

@@ -84,7 +84,7 @@ def test_a_mapping_that_does_not_fit(change: dict[str, Any], message: str) -> No
         Gym(ID, mapping)
 
 
-def test_what_is_not_there() -> None:
+def test_a_missing_mapping_or_package_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"gym:Reacher-v5 needs a mapping .*--environment.mapping FILE.yaml"):
         open_suite(f"gym:{ID}")
     with pytest.raises(ValueError, match=r"gym:Recher-v5: .*Recher"):
@@ -107,7 +107,7 @@ def test_success(written: str, info: dict[str, Any], won: bool) -> None:
     assert SuccessRule(written)({"info": info, "terminated": False, "reward": 0.5}) is won
 
 
-def test_success_that_no_step_tells() -> None:
+def test_a_success_rule_without_its_value_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the step has no 'info\.sucess': did you mean 'success'"):
         SuccessRule("info.sucess")({"info": {"success": True}})
 
@@ -126,7 +126,7 @@ robot: toy
 """)
 
 
-def toy(**settings: Any) -> Any:
+def make_toy(**settings: Any) -> Any:
     """Return an environment that reports its input; its pictures are red and green above, blue below."""
     import gymnasium
 
@@ -154,8 +154,8 @@ def toy(**settings: Any) -> Any:
 
         def step(self, action: np.ndarray) -> Any:
             self.action = action
-            ended, cut_off = bool(action[0] > 0.5), bool(action[0] < -0.5)
-            return self._seen(), float(action[1]), ended, cut_off, {"distance": float(action[2])}
+            ended, truncated = bool(action[0] > 0.5), bool(action[0] < -0.5)
+            return self._seen(), float(action[1]), ended, truncated, {"distance": float(action[2])}
 
         def render(self) -> np.ndarray:
             return flag(8, 12)
@@ -167,7 +167,7 @@ def toy(**settings: Any) -> Any:
 def registered() -> Iterator[None]:
     import gymnasium
 
-    gymnasium.register(TOY_ID, toy, disable_env_checker=True, order_enforce=False)
+    gymnasium.register(TOY_ID, make_toy, disable_env_checker=True, order_enforce=False)
     yield
     del gymnasium.registry[TOY_ID]
 
@@ -209,7 +209,7 @@ def test_proprio_has_the_groups_in_the_mappings_order(registered: None) -> None:
     }
 
 
-def test_seeds_reach_the_environment_and_actions_are_cut_to_its_space(registered: None) -> None:
+def test_seeds_reach_the_environment_and_actions_are_clipped_to_its_space(registered: None) -> None:
     environment = Gym(TOY_ID, TOY).make(TOY_ID)
     for seed in (3, 1_000_002):
         environment.reset(TOY_ID, seed, {})
@@ -224,7 +224,7 @@ def test_seeds_reach_the_environment_and_actions_are_cut_to_its_space(registered
     ("success", "action", "won"),
     [
         ("terminated", [1, 0, 0], True),
-        ("terminated", [-1, 0, 0], False),  # it was cut off, which is no success
+        ("terminated", [-1, 0, 0], False),  # truncated, which is no success
         ("reward >= 0.5", [0, 0.5, 0], True),
         ("reward > 0.5", [0, 0.5, 0], False),
         ("info.distance <= 0.25", [0, 0, 0.25], True),
@@ -233,13 +233,13 @@ def test_seeds_reach_the_environment_and_actions_are_cut_to_its_space(registered
         ("reward >= -0.5", [0, -0.75, 0], False),
     ],
 )
-def test_what_counts_as_success(registered: None, success: str, action: list[float], won: bool) -> None:
+def test_success_is_judged_by_the_rule(registered: None, success: str, action: list[float], won: bool) -> None:
     environment = Gym(TOY_ID, {**TOY, "success": success}).make(TOY_ID)
     environment.reset(TOY_ID, 0, {})
     assert environment.step(np.array(action, np.float32)) == {TOY_ID: won}
 
 
-def test_a_suite_says_how_long_and_how_often(registered: None) -> None:
+def test_a_suite_has_the_mappings_horizon_and_episodes(registered: None) -> None:
     suite = Gym(TOY_ID, TOY).suite(TOY_ID)
     assert (suite.horizon, suite.episodes, suite.judged, suite.starts) == (40, 50, "reached", None)
     assert [(t.name, list(t.instructions)) for t in suite.tasks] == [(TOY_ID, ["push it"])]

@@ -1,4 +1,4 @@
-"""The environment side in an interpreter that anyvla itself could not run in: Python 3.8, numpy and msgpack."""
+"""anyvla-sim in an interpreter that is too old for anyvla: Python 3.8 with numpy and msgpack."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from tests.evaluation.toy_opened import EMBODIMENT
 
 
 def make_environment(folder: Path, *options: str) -> Path:
-    """Make a fresh environment with nothing in it; return its interpreter."""
+    """Make an empty environment. Return its interpreter."""
     if shutil.which("python3.8") is None:
         pytest.skip("not run: there is no Python 3.8 here")
-    chosen = os.environ | {"PYENV_VERSION": "3.8"}  # for pyenv, whose python3.8 asks which version is meant
+    chosen = os.environ | {"PYENV_VERSION": "3.8"}  # pyenv's python3.8 needs a version
     subprocess.run(["python3.8", "-m", "venv", *options, folder], check=True, env=chosen)
     return folder / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
 def python38(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the packages that anyvla-sim needs."""
+    """Return the interpreter of an environment with the packages that anyvla-sim needs."""
     made = make_environment(tmp_path_factory.mktemp("python38"))
     done = subprocess.run([made, "-m", "pip", "install", "-q", "numpy", "msgpack"], capture_output=True, text=True)
     if done.returncode:
@@ -43,11 +43,11 @@ def python38(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def toy_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def find_toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(toy_world.__file__).parent))
 
 
-def test_what_is_missing_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
     bare = make_environment(tmp_path / "bare", "--without-pip")
     with pytest.raises(
         BenchmarkUnusable, match=rf"the interpreter {bare} lacks (numpy|msgpack): run .* -m pip install anyvla-sim"

@@ -1,4 +1,4 @@
-"""MuJoCo pictures of small scenes of known colors: which end is up, which channel is red, which geoms are drawn."""
+"""MuJoCo pictures of small scenes with known colors."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def flag() -> Iterator[Picture]:
     picture.renderer.close()
 
 
-def corners(picture: np.ndarray) -> list[tuple[int, ...]]:
+def get_corners(picture: np.ndarray) -> list[tuple[int, ...]]:
     """Return the colors of the pixels at the top left, top right, bottom left and bottom right."""
     return [tuple(picture[row, column].tolist()) for row in (0, -1) for column in (0, -1)]
 
@@ -89,18 +89,18 @@ def corners(picture: np.ndarray) -> list[tuple[int, ...]]:
 def test_pictures_are_upright_and_rgb(flag: Picture) -> None:
     picture = flag()
     assert (picture.shape, picture.dtype, picture.flags.c_contiguous) == ((40, 40, 3), np.uint8, True)
-    assert corners(picture) == [RED, GREEN, BLUE, YELLOW]
+    assert get_corners(picture) == [RED, GREEN, BLUE, YELLOW]
 
 
 def test_a_turned_picture_is_turned_by_half_and_not_mirrored(flag: Picture) -> None:
-    assert corners(flag(turned=True)) == [YELLOW, BLUE, GREEN, RED]
+    assert get_corners(flag(turned=True)) == [YELLOW, BLUE, GREEN, RED]
 
 
 def test_a_box_names_left_right_top_and_bottom_of_the_picture_that_is_shown(flag: Picture) -> None:
     quarters = [(0.0, 0.5, 0.0, 0.5), (0.5, 1.0, 0.0, 0.5), (0.0, 0.5, 0.5, 1.0), (0.5, 1.0, 0.5, 1.0)]
     for turned, colors in ((False, (RED, GREEN, BLUE, YELLOW)), (True, (YELLOW, BLUE, GREEN, RED))):
         for box, color in zip(quarters, colors, strict=True):
-            assert corners(flag(box, turned=turned)) == [color] * 4
+            assert get_corners(flag(box, turned=turned)) == [color] * 4
     wide = flag((0.25, 1.0, 0.4, 0.6), height=20, width=75)  # 75 columns from a quarter on: red until column 25
     assert wide.shape == (20, 75, 3)
     assert [tuple(wide[5, column].tolist()) for column in (24, 25)] == [RED, GREEN]
@@ -109,7 +109,7 @@ def test_a_box_names_left_right_top_and_bottom_of_the_picture_that_is_shown(flag
 
 def test_oversampling_is_the_rounded_mean(flag: Picture) -> None:
     picture = flag(height=3, width=3, oversample=2)  # the pixel in the middle of a side is half of either color
-    assert corners(picture) == [RED, GREEN, BLUE, YELLOW]
+    assert get_corners(picture) == [RED, GREEN, BLUE, YELLOW]
     assert picture[0, 1].tolist() == [128, 128, 0]
     assert picture[1, 0].tolist() == [128, 0, 128]
     assert picture[1, 1].tolist() == [128, 128, 64]  # (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
@@ -122,7 +122,7 @@ def test_hidden_groups_are_not_drawn(flag: Picture) -> None:
     shown.renderer.close()
 
 
-def test_an_ornament_has_its_shape_size_place_and_color(flag: Picture) -> None:
+def test_an_ornament_has_its_shape_size_position_and_color(flag: Picture) -> None:
     """200 pixels show 2 m: 1 cm each, at the height of the boxes."""
 
     def white(shape: str, size: tuple[float, float, float]) -> np.ndarray:
@@ -134,15 +134,15 @@ def test_an_ornament_has_its_shape_size_place_and_color(flag: Picture) -> None:
     assert white("box", (0.2, 0.1, 0.001)) == pytest.approx([20, 40, 800], abs=2)
     assert white("cylinder", (0.2, 0.001, 0.001)) == pytest.approx([40, 40, np.pi * 20**2], rel=0.05)
     rows, columns, area = white("sphere", (0.1, 0.1, 0.1))
-    assert (rows, columns) == pytest.approx((21, 21), abs=2)  # it comes nearer than the boxes
+    assert (rows, columns) == pytest.approx((21, 21), abs=2)  # its top is nearer than the boxes
     assert area == pytest.approx(np.pi / 4 * rows * columns, rel=0.07)
     blue = flag(ornaments=[Ornament("box", (0.1, 0.1, 0.01), (-0.5, 0.5, 0.0), (0.0, 0.0, 1.0))])
-    assert (blue[10, 10].tolist(), corners(blue)[0]) == (list(BLUE), RED)
-    assert corners(flag()) == [RED, GREEN, BLUE, YELLOW]
-    assert flag()[10, 10].tolist() == list(RED)  # the next picture has none
+    assert (blue[10, 10].tolist(), get_corners(blue)[0]) == (list(BLUE), RED)
+    assert get_corners(flag()) == [RED, GREEN, BLUE, YELLOW]
+    assert flag()[10, 10].tolist() == list(RED)  # the next picture has no ornament
 
 
-def balls() -> str:
+def make_geoms() -> str:
     rng = np.random.default_rng(0)
     kinds = ("sphere", "box", "capsule")
     return "\n".join(
@@ -155,7 +155,7 @@ def balls() -> str:
 
 def test_fast_pictures_show_everything_that_reaches_into_them() -> None:
     """`fast` leaves out geoms that cannot show. Without shadows and the like, it must agree with `native`."""
-    xml = SHADED.format(samples=0, shadows=0, reflectance=0, geoms=balls())
+    xml = SHADED.format(samples=0, shadows=0, reflectance=0, geoms=make_geoms())
     fast, native = Picture(xml), Picture(xml, "native")
     for left in np.arange(0, 1, 0.25):
         for top in np.arange(0, 1, 0.25):
@@ -197,9 +197,9 @@ def test_only_native_pictures_have_reflections(render: str, mirrored: bool) -> N
 
 def test_pictures_of_several_renderers_do_not_mix(flag: Picture) -> None:
     other = Picture(FLAG.replace("1 0 0 1", "1 1 1 1"))
-    assert [corners(drawn)[0] for drawn in (flag(), other(), flag())] == [RED, (255, 255, 255), RED]
+    assert [get_corners(drawn)[0] for drawn in (flag(), other(), flag())] == [RED, (255, 255, 255), RED]
     other.renderer.close()
-    assert corners(flag())[0] == RED
+    assert get_corners(flag())[0] == RED
 
 
 def test_pictures_have_bounds(flag: Picture) -> None:
@@ -219,7 +219,7 @@ def test_the_render_setting_is_the_argument_then_the_environment_then_fast(monke
         choose_render_setting("fsat")
 
 
-def test_the_driver_asked_for_is_taken_and_else_the_first_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_is_that_of_mujoco_gl_or_else_the_first_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
     def only_osmesa(code: str, environment: dict[str, str]) -> str:
@@ -256,7 +256,7 @@ def test_no_driver_works(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.simulator("metaworld")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="breaks the loader's path")
 @pytest.mark.parametrize("driver", ["egl", "osmesa"])
-def test_the_driver_asked_for_is_broken(driver: str, tmp_path: Path) -> None:
+def test_a_broken_driver_of_mujoco_gl_is_reported(driver: str, tmp_path: Path) -> None:
     for name in ("libEGL.so.1", "libEGL.so", "libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so", "libGL.so.1"):
         (tmp_path / name).touch()
     code = """

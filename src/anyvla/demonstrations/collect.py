@@ -47,7 +47,7 @@ class CollectConfig:
 
     demonstrations: int = Field(default=40, ge=1, le=EPISODES)  # successful episodes per task
     more: dict[str, More] = Field(default_factory=dict)  # of single tasks, beyond `demonstrations`
-    noise: tuple[Deviation, ...] = (0.0, 0.2, 0.4)  # standard deviations of what is added to executed actions; cycled
+    noise: tuple[Deviation, ...] = (0.0, 0.2, 0.4)  # standard deviations of the noise on executed actions; cycled
     noise_memory: float = Field(default=0.85, ge=0, lt=1)  # of the Ornstein-Uhlenbeck process, per action
     keep_after_success: int = Field(default=4, ge=0, le=COUNT)  # actions recorded after the goal is reached
     # As "light=dim+texture=dark", of the benchmark's factors, or "original"; cycled, each with every noise.

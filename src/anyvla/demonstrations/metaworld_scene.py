@@ -161,7 +161,7 @@ class SceneLabeler:
         self.environment.simulation.update()
 
     def look(self, scene: str, view: View, colors: Mapping[str, str]) -> tuple[UInt8[np.ndarray, "H W 3"], FrameLabels]:
-        """Return the current picture and its labels. `colors` are those of materials, from `paint`."""
+        """Return the current picture and its labels. `colors` has the color of each material, from `paint`."""
         model, data = self._sim.model, self._sim.data
         renderer = self._benchmark.renderer("half-open", scene, model)
         pixels = renderer.draw(model, data, view)
@@ -261,5 +261,5 @@ def render_geom_ids(renderer: Renderer, model: Any, data: Any, view: View) -> In
     for geom in scene.geoms[: scene.ngeom]:
         if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and 0 <= geom.segid < scene.ngeom:
             geoms[geom.segid + 1] = geom.objid
-    numbers[numbers > scene.ngeom] = 0  # a pixel of two blended render_geom_ids
+    numbers[numbers > scene.ngeom] = 0  # a pixel that blends two ids
     return geoms[numbers]

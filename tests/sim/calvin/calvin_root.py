@@ -1,4 +1,4 @@
-"""A folder laid out as CALVIN's repository, with its own contents; and three of the official chains."""
+"""A small folder with the layout of CALVIN's repository, and three of the official chains."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ turn_on_led: ["press the button"]
 open_drawer: [ "pull the handle"]
 """
 _EVALUATION, _CONF = "calvin_models/calvin_agent/evaluation", "calvin_models/conf"
-FILES = {  # as the repository has them; the official evaluation uses the phrases of validation, not of training
+FILES = {  # paths as in the repository; official evaluations use the phrases of validation, not of training
     f"{_EVALUATION}/utils.py": _UTILS,
     f"{_EVALUATION}/multistep_sequences.py": _SEQUENCES,
     f"{_CONF}/callbacks/rollout/tasks/new_playtable_tasks.yaml": "tasks: {}",
@@ -67,7 +67,7 @@ FILES = {  # as the repository has them; the official evaluation uses the phrase
 
 
 def write(root: Path) -> Path:
-    """Make it."""
+    """Write the files below `root`, and return it."""
     for name, text in FILES.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

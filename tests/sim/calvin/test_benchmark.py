@@ -22,7 +22,7 @@ CHAIN = ["turn_on_led", "open_drawer"]
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder that passes for a checkout, and nothing to install."""
+    """Return a folder with the layout of a checkout. No package is required."""
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(installation, "PACKAGES", {})
     root = calvin_root.write(tmp_path / "calvin")
@@ -37,8 +37,8 @@ def _json(path: Path, value: Any) -> str:
     return str(path)
 
 
-def test_the_robot_is_that_of_the_data_sets() -> None:
-    """The README of CALVIN's dataset folder: robot_obs, and rel_actions scaled by 0.02 m and 0.05 rad, at 30 Hz."""
+def test_the_embodiment_equals_that_of_the_data_sets() -> None:
+    """As in the README of CALVIN's dataset folder: robot_obs, rel_actions in units of 0.02 m and 0.05 rad, 30 Hz."""
     described = Calvin.embodiment(Calvin.__new__(Calvin), "ABC-D")
     position = {"name": "position", "size": 3, "kind": "position", "frame": "base"}
     rotation = {"name": "rotation", "size": 3, "kind": "rotation"}
@@ -69,7 +69,7 @@ def test_the_robot_is_that_of_the_data_sets() -> None:
     assert build(Embodiment, described) == calvin_embodiment("relative")
 
 
-def test_what_is_played(root: str) -> None:
+def test_a_suite_has_the_official_tasks_and_chains(root: str) -> None:
     benchmark = Calvin(root, render="tiny")
     suite = benchmark.suite("ABCD-D")
     assert [(t.name, list(t.instructions)) for t in suite.tasks] == [
@@ -90,25 +90,25 @@ def test_fewer_chains_are_the_first_of_the_official_list(root: str) -> None:
     assert few.suite("ABC-D").episodes == 3
 
 
-def test_other_words_are_told_by_seed(root: str, tmp_path: Path) -> None:
-    words = {"turn_on_led": ["light it", "make it green"], "open_drawer": ["draw it out"]}
-    benchmark = Calvin(root, render="tiny", language=_json(tmp_path / "words.json", words))
+def test_the_seed_chooses_a_paraphrase(root: str, tmp_path: Path) -> None:
+    phrases = {"turn_on_led": ["light it", "make it green"], "open_drawer": ["draw it out"]}
+    benchmark = Calvin(root, render="tiny", language=_json(tmp_path / "words.json", phrases))
     episodes = plan_episodes(benchmark.suite("ABC-D"), EvaluationConfig(episodes=3), [parse("paraphrased")])
-    said = [[subtask.instruction for subtask in e.subtasks] for e in episodes]
-    assert said == [["light it", "draw it out"], ["make it green", "draw it out"], ["light it", "draw it out"]]
+    instructions = [[subtask.instruction for subtask in e.subtasks] for e in episodes]
+    assert instructions == [["light it", "draw it out"], ["make it green", "draw it out"], ["light it", "draw it out"]]
     assert benchmark.protocol("ABC-D")["other_words"] != Calvin(root, render="tiny").protocol("ABC-D")["other_words"]
 
 
-def test_settings_make_it_again(root: str, tmp_path: Path) -> None:
-    words = {"turn_on_led": ["light it"], "open_drawer": ["draw it out"]}
-    one = Calvin(root, render="tiny", chains=7, language=_json(tmp_path / "words.json", words))
+def test_settings_open_an_equal_benchmark(root: str, tmp_path: Path) -> None:
+    phrases = {"turn_on_led": ["light it"], "open_drawer": ["draw it out"]}
+    one = Calvin(root, render="tiny", chains=7, language=_json(tmp_path / "words.json", phrases))
     again = Calvin(**json.loads(json.dumps(dict(one.settings))))
     assert again.settings == one.settings
     assert again.suite("ABC-D") == one.suite("ABC-D")
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"render": "elg"}, "no renderer 'elg': did you mean 'egl'"),
         ({"chains": 0}, "chains: 1 to 1000 of the official list, not 0"),
@@ -116,13 +116,13 @@ def test_settings_make_it_again(root: str, tmp_path: Path) -> None:
         ({"language": "/nowhere.json"}, "language: /nowhere.json cannot be read"),
     ],
 )
-def test_bad_settings_are_refused(root: str, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_bad_settings_are_refused(root: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Calvin(root, **{"render": "tiny", **settings})
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("phrases", "message"),
     [
         (["press"], "must map each task to a list of phrases"),
         ({"turn_on_led": []}, "must map each task to a list of phrases"),
@@ -130,9 +130,9 @@ def test_bad_settings_are_refused(root: str, settings: dict[str, Any], said: str
         ({"turn_on_led": ["press"]}, "has no phrases for open_drawer; every task needs some"),
     ],
 )
-def test_bad_words_are_refused(root: str, tmp_path: Path, words: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        Calvin(root, render="tiny", language=_json(tmp_path / "words.json", words))
+def test_bad_paraphrases_are_refused(root: str, tmp_path: Path, phrases: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Calvin(root, render="tiny", language=_json(tmp_path / "words.json", phrases))
 
 
 def test_unknown_suites_are_refused(root: str) -> None:
@@ -142,13 +142,13 @@ def test_unknown_suites_are_refused(root: str) -> None:
             verb("ABCD->D")
 
 
-def test_packages_come_before_anything_else(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_reported_first(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "PACKAGES", {"no_such_module": "no-such-package"})
     with pytest.raises(NotInstalled, match="no-such-package"):
         Calvin(root)
 
 
-def test_without_egl_it_is_unusable(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calvin_is_unusable_without_egl(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     installation.find_egl_driver.cache_clear()
     monkeypatch.setattr(installation, "_PROBE", "raise SystemExit('no display')")
     with pytest.raises(BenchmarkUnusable, match="no display"):

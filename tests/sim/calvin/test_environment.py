@@ -1,4 +1,4 @@
-"""With CALVIN: needs $CALVIN_ROOT and what its simulator needs; also run in Python 3.8."""
+"""Tests with CALVIN itself. They need $CALVIN_ROOT and its simulator's packages, and also run in Python 3.8."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.sim.calvin import calvin_root
 pytestmark = pytest.mark.simulator("calvin")
 
 FIRST = [chain.tasks[0] for chain in calvin_root.OFFICIAL]
-LED_OFF = 2  # the chain that starts so
-BUTTON = np.array([-0.12, -0.12, 0.47])  # where the LED's is, m
+LED_OFF = 2  # the chain that starts with the LED off
+BUTTON = np.array([-0.12, -0.12, 0.47])  # position of the LED's button, m
 
 
 def _renderers() -> Iterator[str]:
@@ -36,7 +36,7 @@ def _renderers() -> Iterator[str]:
 @pytest.fixture(scope="module", params=list(_renderers()))
 def benchmark(request: Any) -> Iterator[Calvin]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(calvin, "load_chains", lambda root: calvin_root.OFFICIAL)  # drawing all takes minutes
+    patch.setattr(calvin, "load_chains", lambda root: calvin_root.OFFICIAL)  # sampling all takes minutes
     calvin._chains.cache_clear()
     benchmark = Calvin(render=request.param, chains=len(calvin_root.OFFICIAL))
     yield benchmark
@@ -53,7 +53,7 @@ def environment(benchmark: Calvin) -> Iterator[CalvinEnvironment]:
 
 
 def play(environment: CalvinEnvironment, seed: int, steps: int) -> dict[str, np.ndarray]:
-    """Stir the table at random; what is seen at the end."""
+    """Play random actions. Return the last observation."""
     environment.reset(FIRST[seed], seed, {})
     random = np.random.RandomState(seed)
     for _ in range(steps):
@@ -69,7 +69,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return all(np.array_equal(one[key], other[key]) for key in one)
 
 
-def test_what_it_shows_is_what_its_robot_has(benchmark: Calvin, environment: CalvinEnvironment) -> None:
+def test_observations_fit_the_embodiment(benchmark: Calvin, environment: CalvinEnvironment) -> None:
     environment.reset(FIRST[0], 0, {})
     seen = environment.observe()
     robot = benchmark.embodiment("ABC-D")
@@ -82,29 +82,29 @@ def test_what_it_shows_is_what_its_robot_has(benchmark: Calvin, environment: Cal
     assert environment.frame(96, 128).shape == (96, 128, 3)
 
 
-def test_the_scene_starts_as_the_chain_says(environment: CalvinEnvironment) -> None:
+def test_scenes_start_in_the_state_of_their_chain(environment: CalvinEnvironment) -> None:
     for seed, chain in enumerate(calvin_root.OFFICIAL):
         environment.reset(FIRST[seed], seed, {})
         slider, drawer, _, _, bulb, led = environment._world.env.get_state_obs()["scene_obs"][:6]
         assert (slider > 0.2) == (chain.start["slider"] == "left")
         assert (drawer > 0.2) == (chain.start["drawer"] == "open")
         assert (bulb, led) == (chain.start["lightbulb"], chain.start["led"])
-        assert environment.observe().proprio[14] == 1  # the gripper is open, whatever was commanded before
+        assert environment.observe().proprio[14] == 1  # the gripper is open after any earlier command
 
 
-def test_an_episode_is_the_same_whatever_ran_before(benchmark: Calvin, environment: CalvinEnvironment) -> None:
+def test_an_episode_does_not_depend_on_earlier_ones(benchmark: Calvin, environment: CalvinEnvironment) -> None:
     first = [play(environment, seed, 40) for seed in range(3)]
     assert not same(first[0], first[1])
     other = benchmark.make("ABCD-D")
     order = [0, 0, 2, 1, 1, 2, 0]
     for number, seed in enumerate(order):
         playing = (environment, other)[number % 2]
-        assert same(play(playing, seed, 40), first[seed]), f"chain {seed} differs at place {number} of {order}"
+        assert same(play(playing, seed, 40), first[seed]), f"chain {seed} differs at position {number} of {order}"
         playing.frame(480, 640)
     other.close()
 
 
-def test_two_environments_do_not_meet(benchmark: Calvin, environment: CalvinEnvironment) -> None:
+def test_two_environments_do_not_affect_each_other(benchmark: Calvin, environment: CalvinEnvironment) -> None:
     alone = play(environment, 1, 30)
     other = benchmark.make("ABC-D")
     environment.reset(FIRST[1], 1, {})
@@ -118,8 +118,8 @@ def test_two_environments_do_not_meet(benchmark: Calvin, environment: CalvinEnvi
     other.close()
 
 
-def test_it_draws_what_calvin_draws_itself(benchmark: Calvin, environment: CalvinEnvironment) -> None:
-    """The world is simulated by one client and drawn by another; here one does both, as in CALVIN."""
+def test_states_and_pictures_equal_calvins_own(benchmark: Calvin, environment: CalvinEnvironment) -> None:
+    """Compare the two physics clients of anyvla with a single one, which simulates and renders, as in CALVIN."""
     from anyvla_sim.calvin.world import Bullet, make_play_table
 
     if benchmark.render == "egl":
@@ -140,7 +140,7 @@ def test_it_draws_what_calvin_draws_itself(benchmark: Calvin, environment: Calvi
 
 
 def go(environment: CalvinEnvironment, target: np.ndarray, steps: int) -> bool:
-    """Move the closed gripper there; whether the goal was reached on the way."""
+    """Move the closed gripper to `target` (3,). Return whether the goal was reached on the way."""
     for _ in range(steps):
         away = (target - environment._world.robot_obs()[:3]) / 0.02
         goals = environment.step(np.concatenate([np.clip(away, -1, 1), np.zeros(3), [-1]]).astype(np.float32))
@@ -149,8 +149,8 @@ def go(environment: CalvinEnvironment, target: np.ndarray, steps: int) -> bool:
     return False
 
 
-def test_a_pressed_button_is_seen_by_the_oracle_once(environment: CalvinEnvironment) -> None:
-    """By actions alone; a task of a chain counts from where it begins."""
+def test_the_oracle_judges_a_pressed_button_once_per_task(environment: CalvinEnvironment) -> None:
+    """A task of a chain is judged from its beginning on."""
     above = BUTTON + [0, 0, 0.1]
     environment.reset("turn_on_led", LED_OFF, {})
     assert environment.step(np.zeros(7, np.float32)) == {"turn_on_led": False}
@@ -171,7 +171,7 @@ def test_an_action_moves_by_its_unit(environment: CalvinEnvironment) -> None:
         environment.step(np.array([0, 0, 0, 0, 0, 0, 0.1], np.float32))
     moved = environment.observe().proprio - before
     assert moved[:3] == pytest.approx([0, 0, 10 * 0.5 * 0.02], abs=0.005)
-    assert abs(moved[6]) < 0.01  # open, as anything above 0
+    assert abs(moved[6]) < 0.01  # open, as for any command above 0
     for _ in range(10):
         environment.step(np.array([0, 0, 0, 0, 0, 0, -0.1], np.float32))
     assert environment.observe().proprio[6] < 0.01

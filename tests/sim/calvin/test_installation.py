@@ -17,7 +17,7 @@ def root(tmp_path: Path) -> Path:
     return calvin_root.write(tmp_path / "calvin")
 
 
-def test_no_root_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_root_the_error_gives_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CALVIN_ROOT", raising=False)
     with pytest.raises(
         NotInstalled, match=r"git clone https://github.com/mees/calvin.*CALVIN_ROOT.*Python 3\.8.*pybullet"
@@ -25,7 +25,7 @@ def test_no_root_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
         installation.find_checkout(None)
 
 
-def test_root_of_the_setting_or_of_the_environment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_setting_comes_before_the_environment_variable(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALVIN_ROOT", str(root))
     assert installation.find_checkout(None) == root
     monkeypatch.setenv("CALVIN_ROOT", "/elsewhere")
@@ -40,7 +40,7 @@ def test_another_folder_is_refused(root: Path) -> None:
         installation.find_checkout(str(root))
 
 
-def test_an_empty_submodule_is_told(root: Path) -> None:
+def test_an_empty_submodule_is_refused(root: Path) -> None:
     (root / installation.SIMULATOR).unlink()
     with pytest.raises(ValueError, match=r"its submodule is empty; git -C .* submodule update --init calvin_env"):
         installation.find_checkout(str(root))
@@ -66,7 +66,7 @@ def test_a_folder_outside_of_git_has_an_unknown_commit(root: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("probe", "why"), [("raise SystemExit('no display')", "no display"), ("import os; os.abort()", "it ended with -6")]
 )
-def test_egl_that_fails_or_crashes_is_told(monkeypatch: pytest.MonkeyPatch, probe: str, why: str) -> None:
+def test_egl_that_fails_or_crashes_is_reported(monkeypatch: pytest.MonkeyPatch, probe: str, why: str) -> None:
     monkeypatch.setattr(installation, "_PROBE", probe)
     with pytest.raises(
         BenchmarkUnusable, match=rf"EGL renderer does not work here \({why}\).*--environment.render tiny"
@@ -74,7 +74,7 @@ def test_egl_that_fails_or_crashes_is_told(monkeypatch: pytest.MonkeyPatch, prob
         installation.find_egl_driver.__wrapped__()
 
 
-def test_the_driver_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "_PROBE", "print('GL_VENDOR=x\\nGL_RENDERER=softpipe (y=1)')")
     assert installation.find_egl_driver.__wrapped__() == "softpipe (y=1)"
 
@@ -84,4 +84,4 @@ def test_the_official_phrases() -> None:
     phrases = installation.read_phrases(installation.find_checkout(None))
     assert len(phrases) == 34
     assert phrases["open_drawer"] == ["pull the handle to open the drawer"]
-    assert {len(said) for said in phrases.values()} == {1}
+    assert {len(texts) for texts in phrases.values()} == {1}

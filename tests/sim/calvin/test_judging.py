@@ -1,4 +1,4 @@
-"""Chains of CALVIN as they are played and judged, at a stand-in for its table: a drawer that the first number moves."""
+"""How chains of CALVIN are played and judged, with a replacement of its table: a drawer that the first dim moves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anyvla_sim.calvin import installation
 from anyvla_sim.calvin.benchmark import Calvin, CalvinEnvironment
 from anyvla_sim.calvin.sequences import hash_as_pyhash
 from tests.sim.calvin import calvin_root
-from tests.sim.calvin.stand_ins import QUARTERS, flag, quarters
+from tests.sim.calvin.fakes import QUARTERS, flag, quarters
 
 
 class Table:
@@ -42,7 +42,7 @@ class Table:
 
 
 class Oracle:
-    """Compares two states, as CALVIN's: the drawer has moved by more than 0.12."""
+    """Judges a task by two states, as CALVIN's oracle does: has the drawer moved by more than 0.12?"""
 
     def get_task_info_for_set(self, before: dict[str, float], now: dict[str, float], tasks: set[str]) -> set[str]:
         moved = now["drawer"] - before["drawer"]
@@ -100,7 +100,7 @@ def move(environment: CalvinEnvironment, by: float) -> dict[str, bool]:
     return environment.step(np.array([by, 0, 0, 0, 0, 0, 1], np.float32))
 
 
-def test_a_task_is_judged_from_where_it_began(environment: CalvinEnvironment) -> None:
+def test_a_task_is_judged_from_its_beginning(environment: CalvinEnvironment) -> None:
     environment.reset("open_drawer", 0, {})
     assert [move(environment, 0.05) for _ in range(2)] == [{"open_drawer": False}] * 2
     assert move(environment, 0.05) == {"open_drawer": True}  # three steps in all, none of which alone is enough
@@ -114,7 +114,7 @@ def test_a_task_is_judged_from_where_it_began(environment: CalvinEnvironment) ->
     assert move(environment, 0.1) == {"open_drawer": True}
 
 
-def test_only_the_task_that_was_begun_is_judged(environment: CalvinEnvironment) -> None:
+def test_only_the_current_task_is_judged(environment: CalvinEnvironment) -> None:
     environment.reset("turn_on_led", 0, {})
     assert move(environment, 0.2) == {"turn_on_led": False}  # though the drawer is open now
 
@@ -125,13 +125,13 @@ def test_the_gripper_opens_above_zero_and_closes_otherwise(environment: CalvinEn
     for gripper in (1.0, 0.01, 0.0, -0.01, -1.0):
         action = np.array([0.1, -0.2, 0.3, -0.4, 0.5, -0.6, gripper], np.float32)
         environment.step(action)
-        assert action[6] == np.float32(gripper)  # the caller's array is left alone
+        assert action[6] == np.float32(gripper)  # the caller's array is unchanged
     sent = np.array(environment._world.commands)  # type: ignore[attr-defined]
     assert sent[:, 6].tolist() == [1, 1, -1, -1, -1]
     assert sent[:, :6] == pytest.approx(np.tile([0.1, -0.2, 0.3, -0.4, 0.5, -0.6], (5, 1)))
 
 
-def test_seed_i_starts_where_chain_i_of_the_official_list_does(environment: CalvinEnvironment) -> None:
+def test_seed_i_starts_chain_i_of_the_official_list(environment: CalvinEnvironment) -> None:
     """The checkout's chain number k starts with led k, and its list is shuffled by numpy's seed 0."""
     order = list(range(1000))
     np.random.RandomState(0).shuffle(order)
@@ -156,7 +156,7 @@ def test_an_observation(environment: CalvinEnvironment) -> None:
     assert environment.frame(30, 50).shape == (30, 50, 3)
 
 
-def test_each_environment_shows_its_own_world_on_the_screen_that_they_share(benchmark: Calvin) -> None:
+def test_a_shared_screen_shows_the_world_of_its_environment(benchmark: Calvin) -> None:
     environments = [benchmark.make("ABC-D"), benchmark.make("ABCD-D")]
     for environment in (*environments, environments[0]):
         environment.reset("open_drawer", 0, {})
@@ -168,7 +168,7 @@ def test_each_environment_shows_its_own_world_on_the_screen_that_they_share(benc
 
 
 @pytest.mark.parametrize(("render", "egl"), [("egl", True), ("tiny", False)])
-def test_the_renderer_is_the_one_that_was_asked_for(root: str, render: str, egl: bool) -> None:
+def test_the_renderer_follows_the_setting(root: str, render: str, egl: bool) -> None:
     benchmark = Calvin(root, render=render)
     assert benchmark.screen().egl is egl  # type: ignore[attr-defined]
     assert (benchmark.driver, benchmark.protocol("ABC-D")["render"]) == ("a driver" if egl else "TinyRenderer", render)

@@ -42,43 +42,43 @@ def test_strings_are_hashed_as_pyhash_does() -> None:
     assert hash_as_pyhash(str(start.values())) == 2138410836
 
 
-def test_drawing_here_is_drawing_in_other_processes(root: Path) -> None:
-    """There each worker has its own generator, and the list is shuffled with one that no worker touched."""
-    drawn = sample_chains(root, 7)
+def test_sampling_in_this_process_equals_sampling_in_workers(root: Path) -> None:
+    """A worker process has its own generator, and the list is shuffled with one that no worker has changed."""
+    sampled = sample_chains(root, 7)
     expected: Any = []
     for number in range(7):
         worker = np.random.RandomState(number)
         expected.append(({"led": number}, tuple(str(worker.randint(100)) for _ in range(5))))
     np.random.RandomState(0).shuffle(expected)
-    assert list(drawn) == expected
+    assert list(sampled) == expected
 
 
-def test_drawing_leaves_the_generator_of_the_process_alone(root: Path) -> None:
+def test_sampling_does_not_change_the_global_generator(root: Path) -> None:
     np.random.seed(5)
     sample_chains(root, 3)
     assert np.random.randint(1 << 30) == np.random.RandomState(5).randint(1 << 30)
 
 
-def test_chains_are_drawn_once_per_source(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chains_are_sampled_once_per_source(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_chains(root)
     assert len(first) == 1000
     assert set(first[0].start) == {"led"}
     with monkeypatch.context() as patched:
-        patched.setattr(calvin_sequences, "sample_chains", lambda root: pytest.fail("drawn again"))
+        patched.setattr(calvin_sequences, "sample_chains", lambda root: pytest.fail("sampled again"))
         assert load_chains(root) == first
     source = root / SEQUENCES
     source.write_text(source.read_text().replace('{"led": i}', '{"led": 1000 + i}'))
     assert {chain.start["led"] for chain in load_chains(root)} == set(range(1000, 2000))
 
 
-def test_a_damaged_cache_is_drawn_again(root: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_replaced(root: Path, tmp_path: Path) -> None:
     first = load_chains(root)
     (kept,) = (tmp_path / "cache" / "calvin").glob("*.json")
     kept.write_text(kept.read_text()[:100])
     assert load_chains(root) == first
 
 
-def test_without_a_cache_the_chains_are_drawn_each_time(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_without_a_cache_the_chains_are_sampled_each_time(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     first = load_chains(root)
     (tmp_path / "file").touch()
     monkeypatch.setenv("ANYVLA_CACHE", str(tmp_path / "file"))
@@ -90,7 +90,7 @@ def test_without_a_cache_the_chains_are_drawn_each_time(root: Path, tmp_path: Pa
     ("file", "name"),
     [(UTILS, "get_env_state_for_initial_condition"), (UTILS, "temp_seed"), (SEQUENCES, "get_sequences")],
 )
-def test_another_code_is_refused(root: Path, file: str, name: str) -> None:
+def test_other_code_is_refused(root: Path, file: str, name: str) -> None:
     path = root / file
     path.write_text(path.read_text().replace(f"def {name}(", "def other("))
     with pytest.raises(ValueError, match=rf"{path.name} defines no {name}\(\): not the CALVIN of"):
@@ -98,8 +98,8 @@ def test_another_code_is_refused(root: Path, file: str, name: str) -> None:
 
 
 @installed
-def test_poses_are_those_that_pyhash_gives() -> None:
-    """Angles of the blocks (red, blue, pink) as CALVIN gives them with the pyhash 0.9.3 that was built for this."""
+def test_poses_equal_those_with_pyhash() -> None:
+    """CALVIN gives these angles of the red, blue and pink block with pyhash 0.9.3, built for this test."""
     poses = load_start_states(Path(os.environ["CALVIN_ROOT"]))
     angles = [
         (1.8859410064104645, 1.488143437705632, 1.4683986863194542),
@@ -115,8 +115,8 @@ def test_poses_are_those_that_pyhash_gives() -> None:
 @installed
 @pytest.mark.slow
 def test_the_official_list() -> None:
-    drawn = sample_chains(Path(os.environ["CALVIN_ROOT"]))
-    assert len(drawn) == 1000
-    assert [(dict(start), list(tasks)) for start, tasks in drawn[:3]] == [
+    sampled = sample_chains(Path(os.environ["CALVIN_ROOT"]))
+    assert len(sampled) == 1000
+    assert [(dict(start), list(tasks)) for start, tasks in sampled[:3]] == [
         (dict(chain.start), list(chain.tasks)) for chain in calvin_root.OFFICIAL
     ]

@@ -1,4 +1,4 @@
-"""CALVIN's world and screen on stand-ins for pybullet and its simulator."""
+"""CALVIN's world and screen with replacements of pybullet and the simulator."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 
 from anyvla_sim.calvin import installation
 from anyvla_sim.calvin.world import Bullet, Screen, World
-from tests.sim.calvin import stand_ins as calvin_stand_ins
-from tests.sim.calvin.stand_ins import BLOCKS, QUARTERS, quarters
+from tests.sim.calvin import fakes as calvin_fakes
+from tests.sim.calvin.fakes import BLOCKS, QUARTERS, quarters
 
 ROOT = Path("/checkout")
 
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    return calvin_stand_ins.install(monkeypatch)
+    return calvin_fakes.install(monkeypatch)
 
 
 def test_the_scene_is_room_d_with_the_arm_of_the_data_sets(fakes: SimpleNamespace) -> None:
@@ -30,12 +30,12 @@ def test_the_scene_is_room_d_with_the_arm_of_the_data_sets(fakes: SimpleNamespac
     assert fakes.folders == [ROOT / "calvin_env" / "conf"]
 
 
-def test_a_world_simulates_in_a_client_of_its_own_and_draws_nothing(fakes: SimpleNamespace) -> None:
+def test_each_world_has_its_own_client_and_renders_nothing(fakes: SimpleNamespace) -> None:
     worlds = [World(ROOT), World(ROOT)]
     assert [world.env.client for world in worlds] == [0, 1]
     assert worlds[0].env.options == {"show_gui": False, "use_vr": False, "use_scene_info": True, "use_egl": False}
     assert worlds[0].env.cameras == []
-    assert fakes.modules["robot"].p is worlds[1].bullet  # whoever is made calls its own client
+    assert fakes.modules["robot"].p is worlds[1].bullet  # the module calls the client of the newest world
     assert fakes.pybullet.clients[0].parameters == {"deterministicOverlappingPairs": 1}
     worlds[0].bullet.resetJointState(0, 1, 5.0)
     assert [client.joints[0, 1] for client in fakes.pybullet.clients] == [5.0, 0.0]
@@ -44,7 +44,7 @@ def test_a_world_simulates_in_a_client_of_its_own_and_draws_nothing(fakes: Simpl
     assert [client is None for client in fakes.pybullet.clients] == [True, False]
 
 
-def test_nothing_of_the_last_episode_lives_on(fakes: SimpleNamespace) -> None:
+def test_a_reset_clears_the_last_episode(fakes: SimpleNamespace) -> None:
     world = World(ROOT)
     client = fakes.pybullet.clients[0]
     for _ in range(2):
@@ -63,15 +63,15 @@ def test_nothing_of_the_last_episode_lives_on(fakes: SimpleNamespace) -> None:
         assert (found["robot_obs"] is robot_obs, found["scene_obs"] is scene_obs) == (True, True)
 
 
-def test_what_a_world_reports(fakes: SimpleNamespace) -> None:
+def test_a_world_reports_proprio_and_info(fakes: SimpleNamespace) -> None:
     world = World(ROOT)
     assert world.robot_obs().tolist() == list(range(15))
     assert world.info() == {"scene_info": "now"}
     assert world.step(np.array([1.0, 2, 3, 4, 5, 6, -1])) == {"scene_info": [1, 2, 3, 4, 5, 6, -1]}
 
 
-def stirred(fakes: SimpleNamespace, number: int) -> World:
-    """Return a world in which everything is somewhere else."""
+def make_changed_world(fakes: SimpleNamespace, number: int) -> World:
+    """Return a world with other joint positions and block poses."""
     world = World(ROOT)
     client = fakes.pybullet.clients[world.env.client]
     client.joints = {key: 10.0 * number + position for position, key in enumerate(client.joints)}
@@ -79,9 +79,9 @@ def stirred(fakes: SimpleNamespace, number: int) -> World:
     return world
 
 
-def test_the_screen_shows_the_world_of_now(fakes: SimpleNamespace) -> None:
+def test_the_screen_shows_the_current_state(fakes: SimpleNamespace) -> None:
     screen = Screen(ROOT, egl=True)
-    worlds = [stirred(fakes, 1), stirred(fakes, 2)]
+    worlds = [make_changed_world(fakes, 1), make_changed_world(fakes, 2)]
     here = fakes.pybullet.clients[0]
     assert here.options == "--width=200 --height=200"
     assert screen._env.options["use_egl"] is True
@@ -100,7 +100,7 @@ def test_the_screen_shows_the_world_of_now(fakes: SimpleNamespace) -> None:
 
 def test_pictures_are_rgb_upright_and_named_after_their_cameras(fakes: SimpleNamespace) -> None:
     screen = Screen(ROOT, egl=False)
-    screen.show(stirred(fakes, 1))
+    screen.show(make_changed_world(fakes, 1))
     pictures = screen.draw_cameras()
     assert {name: (image.shape, image.dtype.name) for name, image in pictures.items()} == {
         "static": ((200, 200, 3), "uint8"),
@@ -112,24 +112,24 @@ def test_pictures_are_rgb_upright_and_named_after_their_cameras(fakes: SimpleNam
 
 
 def test_the_gripper_camera_looks_from_the_arm_of_the_world(fakes: SimpleNamespace) -> None:
-    """The link of a screen was put where it is, which bullet reports otherwise than after a step."""
+    """Bullet reports another position of a link after its joint was set, as on the screen, than after a step."""
     screen = Screen(ROOT, egl=False)
     for number in (1, 2):
-        world = stirred(fakes, number)
+        world = make_changed_world(fakes, number)
         screen.show(world)
         fakes.pybullet.clients[world.env.client].joints[0, 0] = 40.0 + number
         assert screen.draw_cameras()["gripper"][0, 0, 0] == 40 + number
-    assert fakes.modules["gripper_camera"].p.getNumBodies() == len(calvin_stand_ins.BODIES)
+    assert fakes.modules["gripper_camera"].p.getNumBodies() == len(calvin_fakes.BODIES)
 
 
-def test_a_picture_for_people_has_its_own_shape(fakes: SimpleNamespace) -> None:
+def test_a_video_frame_has_the_requested_shape(fakes: SimpleNamespace) -> None:
     screen = Screen(ROOT, egl=False)
     picture = screen.draw_static(30, 60)
     assert (picture.shape, quarters(picture)) == ((30, 60, 3), QUARTERS)
     assert fakes.pybullet.asked == [(0, 60, 30, "from above", ("projection", 10, 60 / 30, 0.01, 10))]
 
 
-def test_a_bullet_is_the_client_of_whoever_takes_it_for_pybullet(fakes: SimpleNamespace) -> None:
+def test_a_bullet_replaces_the_module_pybullet(fakes: SimpleNamespace) -> None:
     first, second = Bullet(), Bullet("--width=8")
     assert (first.connect(2), second.BulletClient(connection_mode=2).connect()) == (0, 1)
     assert second.DIRECT == 2  # constants are passed on as they are

@@ -7,10 +7,10 @@ import numpy as np
 from anyvla_sim.libero.benchmark import LiberoEnvironment
 
 
-def state(world: LiberoEnvironment) -> np.ndarray:
+def get_state(world: LiberoEnvironment) -> np.ndarray:
     data = world.simulation.data
     return np.concatenate([data.qpos, data.qvel])
 
 
-def drawn(world: LiberoEnvironment) -> np.ndarray:
+def draw(world: LiberoEnvironment) -> np.ndarray:
     return world.observe().images["agentview"].astype(int)

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from anyvla_sim.libero import benchmark as libero
 from anyvla_sim.libero.benchmark import FIRST_SAMPLED_SEED, REST, Libero, LiberoEnvironment, _axis_angle
 from anyvla_sim.libero.suites import load_suite, locate_task_files
-from tests.sim.libero.libero_state import drawn, state
+from tests.sim.libero.libero_state import draw, get_state
 
 pytestmark = pytest.mark.simulator("libero")
 
@@ -43,8 +43,8 @@ def test_unknown_names(world: LiberoEnvironment) -> None:
         Libero("fast").make("goal").step(REST)
 
 
-def test_the_robot(world: LiberoEnvironment) -> None:
-    """As robosuite's controllers/config/osc_pose.json and its PandaGripper (-1 opens) have it, at 20 Hz."""
+def test_the_embodiment(world: LiberoEnvironment) -> None:
+    """As in robosuite's controllers/config/osc_pose.json and PandaGripper (-1 opens), at 20 Hz."""
     position = {"name": "position", "size": 3, "kind": "position", "frame": "base"}
     rotation = {"name": "rotation", "size": 3, "kind": "rotation", "rotation": "axis_angle", "frame": "base"}
     scaled = {"mode": "delta", "low": -1, "high": 1}
@@ -79,7 +79,7 @@ def test_the_robot(world: LiberoEnvironment) -> None:
     assert fingers[0] > fingers[1] + 0.02
 
 
-def test_the_defaults_are_those_that_others_evaluate_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_defaults_are_those_of_published_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     """openpi and vla-eval draw 256 pixels, wait 10 actions and turn the images (examples/libero/main.py of openpi)."""
     monkeypatch.delenv("ANYVLA_RENDER", raising=False)
     assert Libero().settings == {"render": "native", "size": 256}
@@ -129,8 +129,8 @@ np.savez(out, qpos=env.sim.data._data.qpos, done=done, rotation=rotation, **seen
 """
 
 
-def test_an_episode_is_the_official_one(tmp_path: Path) -> None:
-    """Pixels, state and proprio against LIBERO's own environment, in another process: it spoils our GL context."""
+def test_an_episode_equals_liberos_own(tmp_path: Path) -> None:
+    """LIBERO's own environment runs in another process, as it would break the GL context of this one."""
     actions = np.random.default_rng(0).uniform(-1, 1, (4, 7))
     actions[:, 3:5] = (0.9, -0.9)  # turn about two axes
     np.save(tmp_path / "actions.npy", actions)
@@ -149,7 +149,7 @@ def test_an_episode_is_the_official_one(tmp_path: Path) -> None:
     assert shown.proprio[3:6] == pytest.approx(seen["rotation"], abs=1e-6)
     assert shown.proprio[6:] == pytest.approx(seen["robot0_gripper_qpos"], abs=1e-6)
     for camera, key in (("agentview", "agentview_image"), ("eye_in_hand", "robot0_eye_in_hand_image")):
-        assert np.array_equal(seen[key][::-1, ::-1], shown.images[camera])  # turned as others feed their policies
+        assert np.array_equal(seen[key][::-1, ::-1], shown.images[camera])  # turned, as in published evaluations
     mine.close()
 
 
@@ -176,17 +176,17 @@ def test_a_goal_holds_only_if_all_of_its_predicates_do() -> None:
 def test_equal_seeds_start_alike(world: LiberoEnvironment) -> None:
     for seed in (3, FIRST_SAMPLED_SEED + 5):
         world.reset(PLATE, seed)
-        start, picture = state(world), drawn(world)
+        start, picture = get_state(world), draw(world)
         for action in np.random.default_rng(1).uniform(-1, 1, (4, 7)):
             world.step(action)
         world.reset(PLATE, seed + 1)
-        assert not np.array_equal(state(world), start)
+        assert not np.array_equal(get_state(world), start)
         world.reset(PLATE, seed)
-        assert np.array_equal(state(world), start)
-        assert np.array_equal(drawn(world), picture)
+        assert np.array_equal(get_state(world), start)
+        assert np.array_equal(draw(world), picture)
     other = Libero("fast", size=64).make("goal")
     other.reset(PLATE, FIRST_SAMPLED_SEED + 5)
-    assert np.array_equal(state(other), start)
+    assert np.array_equal(get_state(other), start)
     other.close()
 
 
@@ -232,7 +232,7 @@ def test_an_observation(world: LiberoEnvironment) -> None:
     assert seen.proprio.shape == (8,)
     assert seen.proprio.dtype == np.float32
     assert world.frame(240, 320).shape == (240, 320, 3)
-    assert np.array_equal(world.frame(64, 64)[:, ::-1], seen.images["agentview"])  # people see it unmirrored
+    assert np.array_equal(world.frame(64, 64)[:, ::-1], seen.images["agentview"])  # videos are not mirrored
 
 
 def test_without_libero(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,19 +39,19 @@ def test_the_expert_carries_the_bowl_though_its_actions_are_noisy(libero_plate: 
 
 
 @simulated
-def test_each_episode_has_an_expert_of_its_own(libero_plate: LiberoEnvironment) -> None:
+def test_each_episode_has_its_own_expert(libero_plate: LiberoEnvironment) -> None:
     experts = []
     for _ in range(2):
         libero_plate.reset("put_the_bowl_on_the_plate", 0)
         libero_plate.expert("put_the_bowl_on_the_plate")
         experts.append(libero_plate._expert)
         libero_plate.expert("put_the_bowl_on_the_plate")
-        assert libero_plate._expert is experts[-1]  # it remembers its phase within an episode
+        assert libero_plate._expert is experts[-1]  # it keeps its phase within an episode
     assert experts[0] is not experts[1]
 
 
 @simulated
-def test_the_expert_of_another_task(libero_stove: LiberoEnvironment) -> None:
+def test_the_expert_of_another_task_is_refused(libero_stove: LiberoEnvironment) -> None:
     libero_stove.reset("turn_on_the_stove", 0)
     with pytest.raises(ValueError, match="reset to 'open_the_middle_drawer_of_the_cabinet' before asking"):
         libero_stove.expert("open_the_middle_drawer_of_the_cabinet")
@@ -79,7 +79,7 @@ def test_goals_without_a_skill(libero_stove: LiberoEnvironment, predicate: list[
 
 
 class Drawer:
-    """Opens beyond -0.1 and is closed above -0.02, as LIBERO's wooden cabinet; its joint goes from -0.16 to 0.01."""
+    """Is open below -0.1 and closed above -0.02, like LIBERO's wooden cabinet; its joint ranges from -0.16 to 0.01."""
 
     joints = ("drawer_joint",)
     parent_name = "cabinet"
@@ -98,7 +98,7 @@ class Drawer:
 
 
 class Still:
-    """A scene in which one joint is where it is put."""
+    """A scene with one joint, whose value a test sets."""
 
     def __init__(self, env: Any) -> None:
         self.value = 0.0
@@ -107,7 +107,7 @@ class Still:
         return SimpleNamespace(slides=True, value=self.value)
 
 
-def expert_of(goal_state: list[list[str]], met: set[str], monkeypatch: pytest.MonkeyPatch) -> Expert:
+def make_expert(goal_state: list[list[str]], met: set[str], monkeypatch: pytest.MonkeyPatch) -> Expert:
     monkeypatch.setattr(libero_expert, "SceneGeometry", Still)
     model = SimpleNamespace(joint=lambda name: SimpleNamespace(range=np.array([-0.16, 0.01])))
     env = SimpleNamespace(
@@ -122,11 +122,11 @@ def expert_of(goal_state: list[list[str]], met: set[str], monkeypatch: pytest.Mo
 
 
 def test_predicates_are_met_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Things are put into a drawer after it is opened and before it is closed."""
+    """Objects are put into a drawer after it is opened and before it is closed."""
     goals = [["close", "drawer"], ["in", "bowl", "drawer"], ["open", "drawer"], ["on", "cup", "plate_region"]]
     planned: list[str] = []
     met: set[str] = set()
-    expert = expert_of(goals, met, monkeypatch)
+    expert = make_expert(goals, met, monkeypatch)
 
     def plan(self: Expert, goal: list[str]) -> list[Any]:
         planned.append(goal[0])
@@ -135,7 +135,7 @@ def test_predicates_are_met_in_their_order(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Expert, "_plan", plan)
     for _ in goals:
-        assert expert.action().tolist() == [1] * 7  # cut to what an environment accepts
+        assert expert.action().tolist() == [1] * 7  # clipped to the environment's limits
     assert planned == ["open", "on", "in", "close"]
     assert expert.action().tolist() == [0, 0, 0, 0, 0, 0, -1]  # at rest, open, where all goals hold
 
@@ -147,11 +147,11 @@ def test_predicates_are_met_in_their_order(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_drawer_is_moved_until_its_predicate_holds_for_good(
     predicate: str, sign: float, before: float, there: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An opened drawer may give 5 mm: it is pulled that much further than where it counts as open."""
+    """An opened drawer may slide back by 5 mm, so it is pulled that much beyond the point where it counts as open."""
     made: dict[str, Any] = {}
     for skill in ("MoveJoint", "CloseDrawer"):
         monkeypatch.setattr(libero_expert, skill, lambda *given, skill=skill: made.update({skill: given}))
-    expert = expert_of([[predicate, "drawer"]], set(), monkeypatch)
+    expert = make_expert([[predicate, "drawer"]], set(), monkeypatch)
     expert._move_joint_to(predicate, "drawer")
     (skill, (scene, joint, direction, holds)) = next(iter(made.items()))
     assert (skill, joint, direction) == ("MoveJoint" if predicate == "open" else "CloseDrawer", "drawer_joint", sign)

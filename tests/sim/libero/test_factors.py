@@ -11,7 +11,7 @@ from anyvla_sim.factors import DISTURBANCES
 from anyvla_sim.libero import benchmark as libero
 from anyvla_sim.libero.benchmark import LiberoEnvironment
 from anyvla_sim.libero.factors import FACTORS, LiberoDisturber
-from tests.sim.libero.libero_state import drawn, state
+from tests.sim.libero.libero_state import draw, get_state
 
 PLATE = "put_the_bowl_on_the_plate"
 BOWL, UNDER = "akita_black_bowl_1", "plate_1"  # the objects of interest of its BDDL file, in order
@@ -24,7 +24,7 @@ def world(libero_plate: LiberoEnvironment) -> LiberoEnvironment:
     return libero_plate
 
 
-def place(world: LiberoEnvironment, name: str) -> np.ndarray:
+def get_position(world: LiberoEnvironment, name: str) -> np.ndarray:
     at = world.simulation.model.joint(f"{name}_joint0").qposadr[0]
     return np.array(world.simulation.data.qpos[at : at + 3])
 
@@ -42,20 +42,22 @@ def test_the_factors_are_those_of_the_docs() -> None:
 
 @simulated
 @pytest.mark.parametrize(("factor", "level"), LEVELS)
-def test_a_factor_changes_what_it_says_and_nothing_else(world: LiberoEnvironment, factor: str, level: str) -> None:
+def test_a_factor_changes_its_part_of_the_scene_alone(world: LiberoEnvironment, factor: str, level: str) -> None:
     world.reset(PLATE, 7)
-    plain, start = drawn(world), state(world)
+    plain, start = draw(world), get_state(world)
     world.reset(PLATE, 7, {factor: level})
-    changed = drawn(world)
+    changed = draw(world)
     assert np.abs(changed - plain).mean() > 0.02
-    assert np.array_equal(state(world), start) == (factor != "position")
-    world.reset(PLATE, 7)  # and leaves nothing behind
-    assert np.array_equal(drawn(world), plain)
-    assert np.array_equal(state(world), start)
+    assert np.array_equal(get_state(world), start) == (factor != "position")
+    world.reset(PLATE, 7)  # without the factor, the scene is as before
+    assert np.array_equal(draw(world), plain)
+    assert np.array_equal(get_state(world), start)
 
 
 @simulated
-def test_light_texture_and_camera_change_as_they_say(world: LiberoEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_light_texture_and_camera_change_by_their_level(
+    world: LiberoEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(libero, "SETTLING", 0)
     world.reset(PLATE, 0)
     model = world.simulation.model
@@ -84,21 +86,21 @@ def test_light_texture_and_camera_change_as_they_say(world: LiberoEnvironment, m
 
 @simulated
 @pytest.mark.parametrize(("level", "least", "most"), [("near", 0.005, 0.02), ("far", 0.02, 0.05)])
-def test_the_objects_of_the_task_move_as_far_as_they_say(
+def test_the_objects_of_the_task_move_by_their_level(
     world: LiberoEnvironment, level: str, least: float, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(libero, "SETTLING", 0)
     moves = []
     for seed in range(3):
         world.reset(PLATE, seed)
-        before = {name: place(world, name) for name in (BOWL, UNDER, "wine_bottle_1")}
+        before = {name: get_position(world, name) for name in (BOWL, UNDER, "wine_bottle_1")}
         world.reset(PLATE, seed, {"position": level})
         for name in (BOWL, UNDER):
-            moved = place(world, name) - before[name]
+            moved = get_position(world, name) - before[name]
             assert least <= np.linalg.norm(moved[:2]) <= most
             assert moved[2] == 0
             moves.append(tuple(moved.round(6)))
-        assert np.array_equal(place(world, "wine_bottle_1"), before["wine_bottle_1"])
+        assert np.array_equal(get_position(world, "wine_bottle_1"), before["wine_bottle_1"])
     assert len(set(moves)) == 6
 
 
@@ -111,7 +113,7 @@ def test_distractors_keep_away_from_the_objects(
     found = set()
     for seed in range(4):
         world.reset(PLATE, seed, {"distractor": level})
-        objects = np.array([place(world, name) for name in (BOWL, UNDER, "wine_bottle_1", "cream_cheese_1")])
+        objects = np.array([get_position(world, name) for name in (BOWL, UNDER, "wine_bottle_1", "cream_cheese_1")])
         ornaments = world.simulation.factors.ornaments
         assert len(ornaments) == count
         for ornament in ornaments:
@@ -130,18 +132,18 @@ def test_a_push_moves_the_first_object_of_the_task_by_4_to_6_cm(world: LiberoEnv
         data = world.simulation.data
         velocity = int(world.simulation.model.joint(f"{BOWL}_joint0").dofadr[0])
         data.qvel[velocity : velocity + 6] = 0.3
-        before = {name: place(world, name) for name in (BOWL, UNDER)}
+        before = {name: get_position(world, name) for name in (BOWL, UNDER)}
         assert world.disturb("push", seed)
-        moves.append(place(world, BOWL) - before[BOWL])
+        moves.append(get_position(world, BOWL) - before[BOWL])
         assert 0.04 <= np.linalg.norm(moves[-1][:2]) <= 0.06
         assert moves[-1][2] == 0
-        assert np.array_equal(place(world, UNDER), before[UNDER])
+        assert np.array_equal(get_position(world, UNDER), before[UNDER])
         assert not data.qvel[velocity : velocity + 6].any()
     assert np.linalg.norm(moves[0] - moves[1]) > 0.001
 
 
 @simulated
-def test_a_fixed_thing_cannot_be_pushed(libero_stove: LiberoEnvironment) -> None:
+def test_a_fixed_object_cannot_be_pushed(libero_stove: LiberoEnvironment) -> None:
     libero_stove.reset("turn_on_the_stove", 0)
     assert not libero_stove.disturb("push", 0)
 
@@ -154,7 +156,7 @@ def test_a_knocked_gripper_stays_open_for_ten_actions() -> None:
     for _ in range(10):
         assert disturber.alter(closing).tolist() == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, -1.0]
     assert np.array_equal(disturber.alter(closing), closing)
-    assert closing[6] == 1  # the policy's own array is left alone
+    assert closing[6] == 1  # the policy's own array is unchanged
 
 
 @simulated

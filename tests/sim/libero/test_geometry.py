@@ -1,4 +1,4 @@
-"""Height maps, surfaces and the scene, from shapes that can be worked out by hand."""
+"""Height maps, surfaces and scenes of shapes whose numbers can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_height_map_keeps_the_highest_point_of_each_cell() -> None:
     assert lift == pytest.approx([0.15, -0.15, -0.15])
 
 
-def test_the_point_that_is_most_in_the_way_decides() -> None:
+def test_the_point_that_must_rise_most_decides() -> None:
     field = HeightMap(ORIGIN, 0.0)
     field.raise_to(np.array([[0.5, 0.5, 0.3]]))
     moving = np.array([[0.4, 0.5, 0.2], [0.45, 0.5, 0.25], [0.4, 0.4, 0.5]])
@@ -46,7 +46,7 @@ def test_the_point_that_is_most_in_the_way_decides() -> None:
     )
 
 
-def test_what_is_below_an_overhang_cannot_rise() -> None:
+def test_points_below_an_overhang_cannot_rise() -> None:
     field = HeightMap(ORIGIN, 0.0)
     field.raise_to(np.array([[0.5, 0.5, 0.3], [0.5, 0.5, 0.25], [0.7, 0.7, 0.1]]))
     below = np.array([[0.5, 0.5, 0.1], [0.5, 0.5, 0.24], [0.5, 0.5, 0.4], [0.51, 0.5, 0.1], [0.6, 0.5, 0.1]])
@@ -63,7 +63,7 @@ def test_the_hand_has_two_fingers_below_its_palm() -> None:
     assert hand_points(turn, OPENING) == pytest.approx(np.array([turn @ point for point in points]))
 
 
-def scene(**parts: Any) -> SceneGeometry:
+def make_scene(**parts: Any) -> SceneGeometry:
     """Return a scene that has only these parts."""
     found = SceneGeometry.__new__(SceneGeometry)
     vars(found).update(parts)
@@ -77,7 +77,7 @@ def test_points_are_turned_and_moved_with_their_geom() -> None:
         geom_xmat=np.stack([quarter.ravel(), tilted.ravel()]), geom_xpos=np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]])
     )
     local = np.array([[0.1, 0.0, 0.0], [0.0, 0.2, 0.0], [0.1, 0.2, 0.3]])
-    there = scene(data=data, _geom=np.array([0, 0, 1]), _body=np.array([5, 6, 7]), _local=local)
+    there = make_scene(data=data, _geom=np.array([0, 0, 1]), _body=np.array([5, 6, 7]), _local=local)
     assert there.points([5]) == pytest.approx(np.array([[1.0, 2.1, 3.0]]))
     assert there.points([6, 7]) == pytest.approx(np.array([[0.8, 2.0, 3.0], tilted @ local[2] + (0, 0, 1)]))
     around = there.points_around(np.array([1.0, 2.0, 3.0]), 0.15, without=[6])
@@ -85,22 +85,22 @@ def test_points_are_turned_and_moved_with_their_geom() -> None:
 
 
 def test_something_is_held_when_both_fingers_touch_it() -> None:
-    def held(*contacts: tuple[int, int]) -> bool:
+    def is_held(*contacts: tuple[int, int]) -> bool:
         first, second = (np.array([pair[k] for pair in contacts], int) for k in (0, 1))
-        return scene(
+        return make_scene(
             data=SimpleNamespace(contact=SimpleNamespace(geom1=first, geom2=second)),
             model=SimpleNamespace(geom_bodyid=np.array([0, 1, 2, 9, 8])),  # geoms 1 and 2: fingers, 3: bowl, 4: table
             _fingers=[{1}, {2}],
         ).is_held({9})
 
-    assert held((1, 3), (3, 2))
-    assert not held((1, 3))
-    assert not held((1, 3), (1, 3), (2, 4))
-    assert not held((1, 4), (2, 4), (3, 4))
+    assert is_held((1, 3), (3, 2))
+    assert not is_held((1, 3))
+    assert not is_held((1, 3), (1, 3), (2, 4))
+    assert not is_held((1, 4), (2, 4), (3, 4))
 
 
 @pytest.mark.simulator("libero")
-def test_a_scene_knows_the_hand_the_table_and_a_drawer(libero_plate: LiberoEnvironment) -> None:
+def test_a_scene_reads_the_hand_the_table_and_a_drawer(libero_plate: LiberoEnvironment) -> None:
     libero_plate.reset("put_the_bowl_on_the_plate", 0)
     env = libero_plate.simulation.env
     found = SceneGeometry(env)

@@ -1,4 +1,4 @@
-"""LIBERO's suites: tasks, words, scenes and limits, written out with their source."""
+"""LIBERO's suites: tasks, instructions, scenes and limits, each with its source."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def test_limits_are_those_of_openvla() -> None:
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_words_are_those_of_liberos_own_list(name: str) -> None:
+def test_instructions_equal_liberos_own_list(name: str) -> None:
     from libero.libero.benchmark import grab_language_from_filename
 
     for task in load_suite(name).tasks:
         assert task.instructions == (grab_language_from_filename(f"{task.name}.bddl"),)
 
 
-def test_words_of_perturbed_suites() -> None:
+def test_instructions_of_perturbed_suites() -> None:
     assert load_suite("goal").tasks[0].instructions == ("open the middle drawer of the cabinet",)
     assert load_suite("goal_swap").tasks[0].instructions == (
         "open the middle drawer of the cabinet",
-    )  # things change places
+    )  # objects change places
     assert load_suite("goal_lan").tasks[1].instructions == ("place the bowl on the stove",)
     for kind in ("lan", "task"):
         changed = [task.instructions[0] for task in load_suite(f"goal_{kind}").tasks]
@@ -61,7 +61,7 @@ def test_paraphrases_begin_with_other_verbs() -> None:
         "push the plate": ("shove the plate", "slide the plate"),
         "stack the bowl": ("pile the bowl", "put the bowl"),
     }
-    assert {said: paraphrase(said) for said in first} == first
+    assert {text: paraphrase(text) for text in first} == first
     assert paraphrase("pick up the cup and place it on the plate") == (
         "take the cup and put it on the plate",
         "grab the cup and set it on the plate",
@@ -74,7 +74,7 @@ def test_paraphrases_begin_with_other_verbs() -> None:
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_paraphrases_are_other_words(name: str) -> None:
+def test_no_paraphrase_is_an_instruction(name: str) -> None:
     instructions = {task.instructions[0] for task in load_suite(name).tasks}
     for task in load_suite(name).tasks:
         assert len(set(task.paraphrases)) == 2
@@ -87,7 +87,7 @@ def test_tasks_of_one_scene_share_their_goals() -> None:
     assert list(locate_goal_files("spatial", first)) == [first]
 
 
-def test_scenes_differ_where_their_start_does() -> None:
+def test_scenes_differ_where_their_start_states_do() -> None:
     """LIBERO-Goal has one scene, and LIBERO-90 the twenty that its files are named after (arXiv 2306.03310).
 
     The ten of LIBERO-Spatial differ in where the bowl is; two tasks of LIBERO-10 are in LIVING_ROOM_SCENE2.

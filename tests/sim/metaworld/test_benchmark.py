@@ -24,12 +24,12 @@ def world() -> Iterator[MetaWorldEnvironment]:
     benchmark.close()
 
 
-def state(world: MetaWorldEnvironment) -> np.ndarray:
+def get_state(world: MetaWorldEnvironment) -> np.ndarray:
     data = world.simulation.sim.data
     return np.concatenate([data.qpos, data.qvel, data.mocap_pos.ravel()])
 
 
-def disturb(world: MetaWorldEnvironment) -> None:
+def play_other_episodes(world: MetaWorldEnvironment) -> None:
     for task, seed in (("button-press-topdown", 4), ("drawer-open", 5), ("window-open", 6)):
         world.reset(task, seed)
         for _ in range(12):
@@ -40,26 +40,26 @@ def disturb(world: MetaWorldEnvironment) -> None:
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_start_depends_on_scene_and_seed_only(world: MetaWorldEnvironment, first: str, second: str) -> None:
     world.reset(first, 3)
-    qpos, seen = state(world), world.observe()
+    qpos, seen = get_state(world), world.observe()
     world.reset(first, 4)
-    assert not np.array_equal(state(world), qpos)
+    assert not np.array_equal(get_state(world), qpos)
     assert not np.array_equal(world.observe().images["corner"], seen.images["corner"])
-    disturb(world)
+    play_other_episodes(world)
     for task in (first, second):
         world.reset(task, 3)
         again = world.observe()
-        assert np.array_equal(state(world), qpos)
+        assert np.array_equal(get_state(world), qpos)
         assert np.array_equal(again.proprio, seen.proprio)
         for camera in VIEWS:
             assert np.array_equal(again.images[camera], seen.images[camera])
 
 
 def test_a_fresh_environment_starts_alike(world: MetaWorldEnvironment) -> None:
-    disturb(world)
+    play_other_episodes(world)
     other = world._benchmark.make("half-open")  # shares the renderers, not the models
     other.reset("drawer-close", 8)
     world.reset("drawer-open", 8)
-    assert np.array_equal(state(world), state(other))
+    assert np.array_equal(get_state(world), get_state(other))
     for camera in VIEWS:
         assert np.array_equal(world.observe().images[camera], other.observe().images[camera])
 
@@ -144,13 +144,13 @@ def test_replay_is_exact(world: MetaWorldEnvironment, task: str) -> None:
         world.step(actions[-1])
         if len(actions) % 4 == 0:
             world.observe()
-    final = state(world)
-    disturb(world)
+    final = get_state(world)
+    play_other_episodes(world)
     for environment in (world, world._benchmark.make("half-open")):
         environment.reset(task, 21)
         for action in actions:
             environment.step(action)
-        assert np.array_equal(state(environment), final)
+        assert np.array_equal(get_state(environment), final)
 
 
 def test_observation_shows_the_robot_only(world: MetaWorldEnvironment) -> None:
@@ -163,7 +163,7 @@ def test_observation_shows_the_robot_only(world: MetaWorldEnvironment) -> None:
         assert image.shape == (96, 96, 3)
         assert image.dtype == np.uint8
         assert image.flags.c_contiguous
-        assert image.std() > 10  # something is to be seen
+        assert image.std() > 10  # not blank
     now = world.simulation
     now.sim.data.joint(get_scenes("half-open")["drawer"].joint).qpos = 0.9 * now._full()
     now.update()
@@ -173,7 +173,7 @@ def test_observation_shows_the_robot_only(world: MetaWorldEnvironment) -> None:
     assert not np.array_equal(after.images["corner"], before.images["corner"])
 
 
-def test_frame_for_people(world: MetaWorldEnvironment) -> None:
+def test_video_frames(world: MetaWorldEnvironment) -> None:
     world.reset("door-open", 1)
     assert world.frame(240, 320).shape == (240, 320, 3)
     part = View("corner2", (0.2, 0.9, 0.15, 0.85), 96, 96, turned=True, oversample=2)
@@ -214,7 +214,7 @@ def test_scenes_do_not_mix_on_the_screen(world: MetaWorldEnvironment) -> None:
     assert not np.array_equal(pictures[0], pictures[1])
 
 
-def embodiment(name: str, cameras: list[str], control_hz: float) -> dict[str, object]:
+def make_embodiment(name: str, cameras: list[str], control_hz: float) -> dict[str, object]:
     """Return the Sawyer arm as Meta-World's SawyerXYZEnv has it.
 
     An action of 1 moves the hand by 1 cm (action_scale) each control step; the fingers close on 1 and open on -1
@@ -237,12 +237,12 @@ def embodiment(name: str, cameras: list[str], control_hz: float) -> dict[str, ob
     }
 
 
-def test_the_robot() -> None:
+def test_the_embodiment() -> None:
     fast, native = MetaWorld("fast"), MetaWorld("native")
-    assert fast.embodiment("half-open") == embodiment("sawyer-metaworld", ["corner", "wrist"], 40)
-    assert fast.embodiment("mt10") == embodiment("sawyer-metaworld-3", ["corner", "behind", "wrist"], 40)
+    assert fast.embodiment("half-open") == make_embodiment("sawyer-metaworld", ["corner", "wrist"], 40)
+    assert fast.embodiment("mt10") == make_embodiment("sawyer-metaworld-3", ["corner", "behind", "wrist"], 40)
     for name in ("half-open", "mt50"):
-        assert native.embodiment(name) == embodiment("sawyer-metaworld-corner2", ["corner2"], 80)
+        assert native.embodiment(name) == make_embodiment("sawyer-metaworld-corner2", ["corner2"], 80)
 
 
 def test_the_views_are_those_that_policies_were_trained_with() -> None:
@@ -264,7 +264,7 @@ def test_the_views_are_those_that_policies_were_trained_with() -> None:
 
 @pytest.mark.parametrize(("render", "repeat"), [("fast", 2), ("native", 1)])
 @pytest.mark.parametrize("task", ["push", "reach"])
-def test_an_episode_is_that_of_meta_world(render: str, repeat: int, task: str) -> None:
+def test_an_episode_equals_meta_worlds_own(render: str, repeat: int, task: str) -> None:
     """Start state, motion, proprio and success, against Meta-World's own class with the same seed."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     from metaworld.policies import ENV_POLICY_MAP
@@ -277,7 +277,9 @@ def test_an_episode_is_that_of_meta_world(render: str, repeat: int, task: str) -
     theirs.reset()
     mine = MetaWorld(render).make("mt10")
     mine.reset(task, 7, {})
-    assert np.array_equal(state(mine), np.concatenate([theirs.data.qpos, theirs.data.qvel, theirs.data.mocap_pos[0]]))
+    assert np.array_equal(
+        get_state(mine), np.concatenate([theirs.data.qpos, theirs.data.qvel, theirs.data.mocap_pos[0]])
+    )
     expert, reached = ENV_POLICY_MAP[f"{task}-v3"](), []
     control_hz = 1 / (theirs.frame_skip * theirs.model.opt.timestep)
     assert MetaWorld(render).embodiment("mt10")["control_hz"] * repeat == pytest.approx(control_hz)
@@ -291,12 +293,12 @@ def test_an_episode_is_that_of_meta_world(render: str, repeat: int, task: str) -
         reached.append(bool(info["success"]))
         assert goals == {task: reached[-1]}
         assert mine._seen == pytest.approx(seen, abs=1e-5)
-    assert state(mine)[: len(theirs.data.qpos)] == pytest.approx(theirs.data.qpos, abs=1e-5)
+    assert get_state(mine)[: len(theirs.data.qpos)] == pytest.approx(theirs.data.qpos, abs=1e-5)
     assert any(reached)
     assert not reached[0]
 
 
-def test_proprio_is_the_hand_and_its_opening_of_now(world: MetaWorldEnvironment) -> None:
+def test_proprio_is_the_current_hand_position_and_opening(world: MetaWorldEnvironment) -> None:
     world.reset("door-open", 1)
     data = world.simulation.sim.data
     for action in ([1, 0, 0, -1], [0, 1, 1, 1], [-1, -1, 1, 1]):
@@ -319,7 +321,7 @@ def test_the_gripper_opens_at_its_declared_ends(world: MetaWorldEnvironment) -> 
     assert abs(ends[1] - proprio["open"]) > 0.4
 
 
-def test_an_action_moves_the_hand_in_its_unit_and_is_cut_at_one(world: MetaWorldEnvironment) -> None:
+def test_an_action_moves_the_hand_in_its_unit_and_is_clipped_at_one(world: MetaWorldEnvironment) -> None:
     world.reset("door-open", 1)
     data = world.simulation.sim.data
     for action in ([0.5, 0, 0, 0], [0, -0.25, 0, 0], [0, 0, 1, 0], [0, 0, 7, 0]):
@@ -340,7 +342,7 @@ def test_success_ends_with_its_episode() -> None:
     assert environment.goals() == {"reach": False}
 
 
-def test_the_render_setting_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_protocol_has_the_render_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANYVLA_RENDER", raising=False)
     assert MetaWorld().protocol("half-open") == {
         "render": "fast",

@@ -30,8 +30,8 @@ def world() -> Iterator[MetaWorldEnvironment]:
     benchmark.close()
 
 
-def placed(world: MetaWorldEnvironment) -> np.ndarray:
-    """The state, and where the goal is."""
+def get_state(world: MetaWorldEnvironment) -> np.ndarray:
+    """Return the state and the position of the goal."""
     sim = world.simulation.sim
     return np.concatenate([sim.data.qpos, sim.data.qvel, sim.data.mocap_pos.ravel(), sim._last_rand_vec])
 
@@ -48,18 +48,18 @@ def test_the_factors_are_those_of_the_docs() -> None:
 
 
 @pytest.mark.parametrize(("factor", "level"), LEVELS)
-def test_a_factor_changes_what_it_says_and_nothing_else(stock: MetaWorldEnvironment, factor: str, level: str) -> None:
+def test_a_factor_changes_its_part_of_the_scene_alone(stock: MetaWorldEnvironment, factor: str, level: str) -> None:
     stock.reset("push", 7)
-    plain, start = stock.observe(), placed(stock)
+    plain, start = stock.observe(), get_state(stock)
     stock.reset("push", 7, {factor: level})
-    changed, other = stock.observe(), placed(stock)
+    changed, other = stock.observe(), get_state(stock)
     assert np.abs(changed.images["corner"].astype(int) - plain.images["corner"]).mean() > 0.05
     assert np.array_equal(other, start) == (factor != "position")
     stock.reset("push", 7, {factor: level})
     assert np.array_equal(stock.observe().images["corner"], changed.images["corner"])
-    stock.reset("push", 7)  # and leaves nothing behind
+    stock.reset("push", 7)  # without the factor, the scene is as before
     assert np.array_equal(stock.observe().images["corner"], plain.images["corner"])
-    assert np.array_equal(placed(stock), start)
+    assert np.array_equal(get_state(stock), start)
 
 
 @pytest.mark.parametrize("factor", ["camera", "distractor", "position"])
@@ -78,7 +78,7 @@ def test_chance_of_a_factor_follows_from_the_seed(stock: MetaWorldEnvironment, f
     seeds = [drawn(seed) for seed in (1, 2, 3, 4, 5, 6)]
     assert len(set(seeds)) >= 4
     assert drawn(1) == seeds[0]
-    assert drawn(1, light="colored", texture="dark") == seeds[0]  # whatever else is changed
+    assert drawn(1, light="colored", texture="dark") == seeds[0]  # other factors do not affect it
 
 
 def test_light_is_scaled_by_its_level(stock: MetaWorldEnvironment) -> None:
@@ -99,7 +99,7 @@ def test_light_is_scaled_by_its_level(stock: MetaWorldEnvironment) -> None:
     assert sorted(ratio) == pytest.approx([0.45, 0.75, 1.0], abs=1e-6)
 
 
-def test_tables_have_the_colors_that_they_say(stock: MetaWorldEnvironment) -> None:
+def test_tables_have_the_colors_of_their_level(stock: MetaWorldEnvironment) -> None:
     stock.reset("push", 3)
     model = stock.simulation.sim.model
     boards = np.flatnonzero(model.geom_matid == model.material("table_wood").id)
@@ -115,7 +115,7 @@ def test_tables_have_the_colors_that_they_say(stock: MetaWorldEnvironment) -> No
 
 
 @pytest.mark.parametrize(("level", "meters"), [("small", 0.02), ("large", 0.06)])
-def test_fixed_cameras_move_as_far_as_they_say(stock: MetaWorldEnvironment, level: str, meters: float) -> None:
+def test_fixed_cameras_move_by_their_level(stock: MetaWorldEnvironment, level: str, meters: float) -> None:
     stock.reset("push", 3)
     model = stock.simulation.sim.model
     before = model.cam_pos.copy()

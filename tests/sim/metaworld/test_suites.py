@@ -1,4 +1,4 @@
-"""The suites of Meta-World: their tasks, words, groups and limits, written out with their source."""
+"""Meta-World's suites: tasks, phrases, groups and limits, each with its source."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def test_pairs_of_half_open_share_their_scene_and_no_marker_shows_the_goal() -> 
         )
 
 
-def every() -> list[Suite]:
+def make_suites() -> list[Suite]:
     return [make_suite(name, 2) for name in NAMES]
 
 
-@pytest.mark.parametrize("found", every(), ids=NAMES)
-def test_no_two_tasks_have_the_same_words_and_no_paraphrase_is_demonstrated(found: Suite) -> None:
+@pytest.mark.parametrize("found", make_suites(), ids=NAMES)
+def test_instructions_are_unique_and_no_paraphrase_is_demonstrated(found: Suite) -> None:
     phrases = [phrase for task in found.tasks for phrase in task.instructions]
     assert len(set(phrases)) == len(phrases)
     others = [phrase for task in found.tasks for phrase in task.paraphrases]
@@ -105,9 +105,9 @@ def test_no_two_tasks_have_the_same_words_and_no_paraphrase_is_demonstrated(foun
     assert not set(phrases) & set(others)
 
 
-# Every phrase is part of the protocol: a policy is evaluated with the words that it was trained with. A change makes
-# results incomparable with earlier ones, so that it must be made here as well.
-WORDS = {
+# Every phrase is part of the protocol: a policy is evaluated with the phrases that it was trained with. A change makes
+# results incomparable with earlier ones, so it must be made here as well.
+PHRASE_HASHES = {
     "half-open": "32249f0d316e439b",
     "mt10": "c01ce5dc9af212d9",
     "mt50": "5ce3a88112a2276c",
@@ -116,13 +116,13 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("found", every(), ids=NAMES)
-def test_the_words_are_those_of_earlier_results(found: Suite) -> None:
-    words = [[task.name, list(task.instructions), list(task.paraphrases)] for task in found.tasks]
-    assert hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16] == WORDS[found.name]
+@pytest.mark.parametrize("found", make_suites(), ids=NAMES)
+def test_phrases_equal_those_of_earlier_results(found: Suite) -> None:
+    phrases = [[task.name, list(task.instructions), list(task.paraphrases)] for task in found.tasks]
+    assert hashlib.sha256(json.dumps(phrases).encode()).hexdigest()[:16] == PHRASE_HASHES[found.name]
 
 
-def test_the_words_of_mt10() -> None:
+def test_the_instructions_of_mt10() -> None:
     assert {task.name: list(task.instructions) for task in make_suite("mt10", 2).tasks} == {
         "reach": ["reach the red ball"],
         "push": ["push the object to the green ball"],

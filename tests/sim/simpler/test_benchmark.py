@@ -1,4 +1,4 @@
-"""SimplerEnv's adapter against a small stand-in with the same interface: what it builds, resets, sends and reads."""
+"""SimplerEnv's adapter with a small replacement of the simulator that has the same interface."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from anyvla_sim.simpler.benchmark import Simpler, SimplerEnvironment
 from anyvla_sim.simpler.motion import DOWN
 from anyvla_sim.simpler.suites import load_tasks
 
-WORDS = {t.name: t.instructions[0] for s in simpler.NAMES for t in simpler.make_suite(s).tasks if t.instructions}
+INSTRUCTIONS = {t.name: t.instructions[0] for s in simpler.NAMES for t in simpler.make_suite(s).tasks if t.instructions}
 
 
 class World:
@@ -48,7 +48,7 @@ class World:
             return "move the can near the apple"
         if self.environment.startswith("PlaceInto"):
             return "open top drawer" if len(self.commands) < 100 else "place apple into top drawer"
-        return next(words for task, words in WORDS.items() if self.environment in environments_of(task))
+        return next(text for task, text in INSTRUCTIONS.items() if self.environment in find_environments(task))
 
     def get_obs(self) -> dict[str, Any]:
         camera = "overhead_camera" if "google" in self.settings["robot"] else "3rd_view_camera"
@@ -65,7 +65,7 @@ class World:
         self.closed = True
 
 
-def environments_of(task: str) -> set[str]:
+def find_environments(task: str) -> set[str]:
     suites = [load_tasks(name) for name in simpler.NAMES]
     return {variant.environment for suite in suites if task in suite for variant in suite[task].variants}
 
@@ -147,7 +147,7 @@ def test_variants_reach_the_simulator(made: list[World]) -> None:
         seen.add((world.environment, world.settings["scene_name"], len(world.settings)))
         assert world.options["obj_init_options"]["init_xy"].tolist() == pytest.approx([-0.35, -0.02])
     assert len(made) == 9
-    assert all(world.closed for world in made[:-1])  # an episode has a simulator of its own
+    assert all(world.closed for world in made[:-1])  # each episode has its own simulator
     assert len(seen) == 8  # darker and brighter differ in the name of one setting
 
 
@@ -223,15 +223,15 @@ def test_the_google_robots_gripper_is_sticky(made: list[World]) -> None:
     assert [command[6] for command in made[0].commands] == [0, 1, 1, 1]
     environment.reset("move-near", 1)
     environment.step(np.zeros(7))
-    assert made[1].commands[0][6] == 0  # forgotten with the episode
+    assert made[1].commands[0][6] == 0  # a reset clears the repeated change
 
 
 def pose(place: Any, rotation: Rotation) -> SimpleNamespace:
-    """Return a pose as the simulator gives it: its quaternion has the real part first."""
+    """Return a pose of the simulator, whose quaternion has the real part first."""
     return SimpleNamespace(p=np.array(place), q=np.roll(rotation.as_quat(), 1))
 
 
-def test_pictures_are_rgb_and_upright_and_cut_not_rounded(made: list[World]) -> None:
+def test_pictures_are_rgb_upright_and_truncated_not_rounded(made: list[World]) -> None:
     for suite, task in (("widowx", "carrot-on-plate"), ("google-visual-matching", "move-near")):
         image = reset(suite, task).observe().images["primary"]
         assert (image.shape, image.dtype) == ((48, 64, 3), np.uint8)
@@ -239,7 +239,7 @@ def test_pictures_are_rgb_and_upright_and_cut_not_rounded(made: list[World]) -> 
         assert colors == [[254, 0, 0], [0, 254, 0], [0, 0, 254], [0, 0, 254]]
 
 
-def test_a_picture_for_people_has_its_height_and_width(made: list[World], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_frame_has_its_height_and_width(made: list[World], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
@@ -251,7 +251,7 @@ def test_a_picture_for_people_has_its_height_and_width(made: list[World], monkey
     assert asked == [((48, 64, 3), (60, 30), "area")]  # cv2 takes the width first
 
 
-def test_a_robot_is_turned_as_its_place_says(made: list[World]) -> None:
+def test_a_robot_is_turned_by_its_placement(made: list[World]) -> None:
     reset("google-visual-matching", "move-near", 4)
     robot = made[0].options["robot_init_options"]
     turn = Rotation.from_quat(np.roll(robot["init_rot_quat"], -1))
@@ -285,7 +285,7 @@ def test_robots(made: list[World]) -> None:
 
 
 def test_proprio_is_the_tool_seen_from_the_base(made: list[World]) -> None:
-    """The base is at (0.1, 0.2, 0.3) and turned; the tool is 0.3 before it and 0.2 above, tilted by three angles."""
+    """The base is at (0.1, 0.2, 0.3) and turned; the tool is 0.3 in front of it and 0.2 above, tilted."""
     base = Rotation.from_euler("z", np.pi - 0.5)
     tilt = Rotation.from_euler("xyz", [0.3, -0.4, 0.5])
     down = Rotation.from_matrix(DOWN)
@@ -308,7 +308,7 @@ def test_down_is_bridges_default_rotation() -> None:
     assert DOWN.tolist() == [[0, 0, 1], [0, 1, 0], [-1, 0, 0]]
 
 
-def test_words_that_the_environment_says(made: list[World]) -> None:
+def test_instructions_of_the_environment(made: list[World]) -> None:
     assert reset("google-visual-matching", "move-near").instruction() == "move the can near the apple"
     apple = reset("google-visual-matching", "place-apple-in-drawer")
     assert apple.instruction() == "open top drawer"
@@ -320,8 +320,8 @@ def test_words_that_the_environment_says(made: list[World]) -> None:
 @pytest.mark.parametrize(
     ("suite", "entry"), [("widowx", "bridge_orig"), ("google-visual-matching", "fractal20220817_data")]
 )
-def test_robots_are_those_of_their_data(made: list[World], suite: str, entry: str) -> None:
-    """As the table of Open X-Embodiment has them, so that a policy trained on the one camera fits."""
+def test_robots_equal_those_of_their_data_sets(made: list[World], suite: str, entry: str) -> None:
+    """A policy trained on the one camera of the table of Open X-Embodiment fits."""
     from anyvla.data.formats.rlds.oxe import find_entry
 
     robot, data = build(Embodiment, dict(Simpler().embodiment(suite))), find_entry(entry)

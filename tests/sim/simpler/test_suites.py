@@ -29,7 +29,7 @@ CANS, DOORS = (
 
 
 def test_counts_are_those_of_the_authors_scripts() -> None:
-    """Episodes by suite and task: variants times places."""
+    """Each task has variants times placements episodes."""
     counts = {name: {task.name: task.episodes for task in make_suite(name).tasks} for name in NAMES}
     assert set(counts["widowx"].values()) == {24}
     assert len(counts["widowx"]) == 4
@@ -50,47 +50,50 @@ def test_counts_are_those_of_the_authors_scripts() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_start_state_is_another(name: str) -> None:
+def test_start_states_differ(name: str) -> None:
     for one in load_tasks(name).values():
         starts = [one.start(seed) for seed in range(one.count)]
         assert len({repr(start) for start in starts}) == one.count
         share = Counter(repr(variant) for variant, _ in starts)
-        assert set(share.values()) == {len(one.places)}  # as many of each variant
+        assert set(share.values()) == {len(one.places)}  # each variant equally often
         first = {repr(variant) for variant, _ in starts[: len(one.variants)]}
-        assert len(first) == len(one.variants)  # few episodes see them all
+        assert len(first) == len(one.variants)  # the first episodes cover them all
 
 
-def places(suite: str, task: str) -> tuple[set[object], list[object]]:
-    """Return the places of the robot, and the places of the object or the numbers of its arrangements."""
+def get_placements(suite: str, task: str) -> tuple[set[object], list[object]]:
+    """Return the robot's positions, and the object's positions or the numbers of its arrangements."""
     found = load_tasks(suite)[task].places
     return {(p.robot, p.yaw, p.overlay) for p in found}, [p.episode if p.object is None else p.object for p in found]
 
 
-def grid(low: tuple[float, float], high: tuple[float, float], count: tuple[int, int]) -> list[tuple[float, float]]:
+def make_grid(low: tuple[float, float], high: tuple[float, float], count: tuple[int, int]) -> list[tuple[float, float]]:
     return [(x, y) for x in np.linspace(low[0], high[0], count[0]) for y in np.linspace(low[1], high[1], count[1])]
 
 
-def test_places_of_widowx() -> None:
-    """scripts/octo_bridge.sh and its like: two set-ups, 24 arrangements of the objects each."""
+def test_placements_of_widowx() -> None:
+    """As in scripts/octo_bridge.sh and others: two set-ups with 24 arrangements of the objects each."""
     table = {((0.147, 0.028), 0.0, "bridge_real_eval_1.png")}
     for task in ("spoon-on-towel", "carrot-on-plate", "stack-cubes"):
-        assert places("widowx", task) == (table, list(range(24)))
-    assert places("widowx", "eggplant-in-basket") == ({((0.127, 0.06), 0.0, "bridge_sink.png")}, list(range(24)))
+        assert get_placements("widowx", task) == (table, list(range(24)))
+    assert get_placements("widowx", "eggplant-in-basket") == (
+        {((0.127, 0.06), 0.0, "bridge_sink.png")},
+        list(range(24)),
+    )
 
 
-def test_places_of_cans_and_near() -> None:
-    """scripts/rt1_pick_coke_can_visual_matching.sh and rt1_move_near_visual_matching.sh, and those of the variants."""
-    cans = grid((-0.35, -0.02), (-0.12, 0.42), (5, 5))
+def test_placements_of_cans_and_near() -> None:
+    """As in scripts/rt1_pick_coke_can_visual_matching.sh, rt1_move_near_visual_matching.sh and *_variant_agg.sh."""
+    cans = make_grid((-0.35, -0.02), (-0.12, 0.42), (5, 5))
     for name, overlays in (
         ("google-visual-matching", ("google_coke_can_real_eval_1.png", "google_move_near_real_eval_1.png")),
         ("google-variant-aggregation", (None, None)),
         ("google-cameras", (None, None)),
     ):
         for task in CANS:
-            robots, objects = places(name, task)
+            robots, objects = get_placements(name, task)
             assert robots == {((0.35, 0.20), 0.0, overlays[0])}
             assert np.array(objects) == pytest.approx(np.array(cans))
-        assert places(name, "move-near") == ({((0.35, 0.21), -0.09, overlays[1])}, list(range(60)))
+        assert get_placements(name, "move-near") == ({((0.35, 0.21), -0.09, overlays[1])}, list(range(60)))
 
 
 # scripts/rt1_drawer_visual_matching.sh: the photograph, and x, y and yaw of the robot.
@@ -107,20 +110,20 @@ BEFORE_DRAWERS = {
 }
 
 
-def test_places_before_drawers() -> None:
+def test_placements_before_drawers() -> None:
     matching = {((x, y), yaw, photograph) for photograph, (x, y, yaw) in BEFORE_DRAWERS.items()}
-    simulated = {((x, y), 0.0, None) for x, y in grid((0.65, -0.2), (0.85, 0.2), (3, 3))}
+    simulated = {((x, y), 0.0, None) for x, y in make_grid((0.65, -0.2), (0.85, 0.2), (3, 3))}
     for task in DOORS:
         for name, expected in (("google-visual-matching", matching), ("google-variant-aggregation", simulated)):
-            robots, objects = places(name, task)
+            robots, objects = get_placements(name, task)
             assert sorted(map(repr, _rounded(robots))) == sorted(map(repr, _rounded(expected)))
             assert objects == [(0.0, 0.0)] * 9
-    apples = grid((-0.08, -0.02), (-0.02, 0.08), (3, 3))
+    apples = make_grid((-0.08, -0.02), (-0.02, 0.08), (3, 3))
     for name, expected in (
         ("google-visual-matching", {found for found in matching if str(found[2])[-5] == "0"}),
         ("google-variant-aggregation", {((0.65, y), 0.0, None) for y in (-0.2, 0.0, 0.2)}),
     ):
-        robots, objects = places(name, "place-apple-in-drawer")
+        robots, objects = get_placements(name, "place-apple-in-drawer")
         assert sorted(map(repr, _rounded(robots))) == sorted(map(repr, _rounded(expected)))
         assert np.array(objects) == pytest.approx(np.array(3 * apples))
 
@@ -138,12 +141,12 @@ PAINTED = (
 )
 
 
-def variants(suite: str, task: str) -> list[tuple[str, str, dict[str, object]]]:
+def get_variants(suite: str, task: str) -> list[tuple[str, str, dict[str, object]]]:
     return [(v.environment, v.scene, dict(v.settings)) for v in load_tasks(suite)[task].variants]
 
 
 def test_scenes_of_widowx() -> None:
-    assert {task: variants("widowx", task) for task in load_tasks("widowx")} == {
+    assert {task: get_variants("widowx", task) for task in load_tasks("widowx")} == {
         "spoon-on-towel": [("PutSpoonOnTableClothInScene-v0", "bridge_table_1_v1", {})],
         "carrot-on-plate": [("PutCarrotOnPlateInScene-v0", "bridge_table_1_v1", {})],
         "stack-cubes": [("StackGreenCubeOnYellowCubeBakedTexInScene-v0", "bridge_table_1_v1", {})],
@@ -163,10 +166,10 @@ CAN_POSES = {
 def test_scenes_of_visual_matching() -> None:
     """The scripts *_visual_matching.sh: four paints of arm and table."""
     for task, pose in CAN_POSES.items():
-        assert variants("google-visual-matching", task) == [
+        assert get_variants("google-visual-matching", task) == [
             ("GraspSingleOpenedCokeCanInScene-v0", COUNTER, {**pose, "urdf_version": paint}) for paint in PAINTED
         ]
-    assert variants("google-visual-matching", "move-near") == [
+    assert get_variants("google-visual-matching", "move-near") == [
         ("MoveNearGoogleBakedTexInScene-v0", COUNTER, {"urdf_version": paint}) for paint in PAINTED
     ]
     look = {"shader_dir": "rt", "station_name": "mk_station_recolor", "light_mode": "simple"}
@@ -174,12 +177,12 @@ def test_scenes_of_visual_matching() -> None:
     for verb in ("Open", "Close"):
         for drawer in ("Top", "Middle", "Bottom"):
             task = f"{verb}-{drawer}-drawer".lower()
-            assert variants("google-visual-matching", task) == [
+            assert get_variants("google-visual-matching", task) == [
                 (f"{verb}{drawer}DrawerCustomInScene-v0", "dummy_drawer", {**look, "urdf_version": paint})
                 for paint in PAINTED
             ]
     apple = {**look, "model_ids": "baked_apple_v2"}
-    assert variants("google-visual-matching", "place-apple-in-drawer") == [
+    assert get_variants("google-visual-matching", "place-apple-in-drawer") == [
         ("PlaceIntoClosedTopDrawerCustomInScene-v0", "dummy_drawer", {**apple, "urdf_version": paint})
         for paint in PAINTED
     ]
@@ -193,17 +196,17 @@ def test_scenes_of_variant_aggregation_and_cameras() -> None:
     counters += ["Baked_sc1_staging_objaverse_cabinet1_h870", "Baked_sc1_staging_objaverse_cabinet2_h870"]
     lights = [{"slightly_darker_lighting": True}, {"slightly_brighter_lighting": True}]
     for task, pose in CAN_POSES.items():
-        assert variants("google-variant-aggregation", task) == [
+        assert get_variants("google-variant-aggregation", task) == [
             *((can, counter, pose) for counter in counters),
             *((can, COUNTER, {**pose, **light}) for light in lights),
             (crowded, COUNTER, pose),
             (crowded, COUNTER, {**pose, "distractor_config": "more"}),
         ]
-        assert variants("google-cameras", task) == [
+        assert get_variants("google-cameras", task) == [
             (f"GraspSingleOpenedCokeCan{camera}InScene-v0", COUNTER, pose)
             for camera in ("AltGoogleCamera", "AltGoogleCamera2")
         ]
-    assert variants("google-variant-aggregation", "move-near") == [
+    assert get_variants("google-variant-aggregation", "move-near") == [
         *((near, counter, {}) for counter in counters),
         *((near, COUNTER, light) for light in lights),
         (near, COUNTER, {"no_distractor": True}),
@@ -218,19 +221,19 @@ def test_scenes_of_variant_aggregation_and_cameras() -> None:
         (CABINET, {**traced, "station_name": "mk_station2"}),
         (CABINET, {**traced, "station_name": "mk_station3"}),
     ]
-    assert variants("google-variant-aggregation", "close-middle-drawer") == [
+    assert get_variants("google-variant-aggregation", "close-middle-drawer") == [
         ("CloseMiddleDrawerCustomInScene-v0", home, settings) for home, settings in homes
     ]
-    assert variants("google-variant-aggregation", "place-apple-in-drawer") == [
+    assert get_variants("google-variant-aggregation", "place-apple-in-drawer") == [
         ("PlaceIntoClosedTopDrawerCustomInScene-v0", home, {**settings, "model_ids": "apple"})
         for home, settings in homes
     ]
 
 
-def test_words_are_those_of_the_environments() -> None:
-    """get_language_instruction of ManiSkill2_real2sim; two tasks have words that depend on the scene."""
-    said = {task.name: list(task.instructions) for name in NAMES for task in make_suite(name).tasks}
-    assert said == {
+def test_instructions_equal_those_of_the_environments() -> None:
+    """As in get_language_instruction of ManiSkill2_real2sim; two tasks have instructions that depend on the scene."""
+    instructions = {task.name: list(task.instructions) for name in NAMES for task in make_suite(name).tasks}
+    assert instructions == {
         "spoon-on-towel": ["put the spoon on the towel"],
         "carrot-on-plate": ["put carrot on plate"],
         "stack-cubes": ["stack the green block on the yellow block"],
@@ -278,7 +281,7 @@ def test_groups_are_those_of_the_published_table() -> None:
 
 
 def test_the_official_aggregation_follows_from_plain_means() -> None:
-    """Mean over variants, then over poses or drawers: with made-up successes, computed both ways."""
+    """Compute the mean over variants, then over poses or drawers, both ways from made-up successes."""
     rng = np.random.default_rng(0)
     own = make_suite("google-variant-aggregation")
     groups = {name: list(tasks) for name, tasks in own.groups.items()}
@@ -296,13 +299,13 @@ def test_the_official_aggregation_follows_from_plain_means() -> None:
                     checkpoint="c", protocol={"groups": groups},
                 )
             )  # fmt: skip
-    told = summarize(lines).original
-    assert told is not None
+    summary = summarize(lines).original
+    assert summary is not None
     for group, tasks in groups.items():
         official = np.mean([np.mean([np.mean(episodes) for episodes in by_variant[task].values()]) for task in tasks])
-        assert told.groups[group].value == pytest.approx(official)
-    assert told.group_mean is not None
-    assert told.group_mean.value == pytest.approx(np.mean([told.groups[group].value for group in groups]))
+        assert summary.groups[group].value == pytest.approx(official)
+    assert summary.group_mean is not None
+    assert summary.group_mean.value == pytest.approx(np.mean([summary.groups[group].value for group in groups]))
 
 
 @given(angle, angle, angle)
@@ -326,15 +329,15 @@ def test_a_gripper_that_points_up_or_down(pitch: float) -> None:
     assert np.allclose(matrix_to_euler(DOWN @ DOWN.T), 0)
 
 
-def test_a_robot_stands_turned_by_half() -> None:
+def test_a_robot_starts_turned_by_half_a_turn() -> None:
     for yaw in (0.0, -0.09, 0.3):
-        stands = Rotation.from_quat(np.roll(yaw_to_quaternion(yaw), -1)).as_matrix()
-        assert np.allclose(stands, Rotation.from_euler("z", np.pi + yaw).as_matrix(), atol=1e-9)
+        turned = Rotation.from_quat(np.roll(yaw_to_quaternion(yaw), -1)).as_matrix()
+        assert np.allclose(turned, Rotation.from_euler("z", np.pi + yaw).as_matrix(), atol=1e-9)
 
 
 def test_the_sticky_gripper() -> None:
     gripper = StickyGripper()
-    assert gripper(1.0) == 0  # nothing came before it
+    assert gripper(1.0) == 0  # the first command is no change
     assert [gripper(1.0) for _ in range(3)] == [0, 0, 0]
     closing = [gripper(0.0) for _ in range(15)]  # sticky_gripper_num_repeat of simpler_env/policies/octo
     assert closing == [1.0] * 15  # 1 closes; held though nothing changes any more

@@ -15,7 +15,7 @@ SHOWN = {"images": {"eye": np.zeros((2, 2, 3), np.uint8)}, "proprio": np.zeros(1
 
 
 class Worker:
-    """A replacement for a process: it records commands, and answers when the test says so."""
+    """A replacement of a process: it records commands, and answers when a test calls `answer`."""
 
     def __init__(self, spec: Spec, events: Any) -> None:
         self.pending, self.resident_mb, self.closed = 1, 0.0, False  # it opens the benchmark
@@ -52,13 +52,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def pool(processes: int = 2, slots: int = 3, **limits: float) -> Any:
+def make_pool(processes: int = 2, slots: int = 3, **limits: float) -> Any:
     return EnvironmentPool(Spec("none:None"), "line", processes, slots, WorkerLimits(**limits))
 
 
-def test_commands_go_to_the_worker_of_their_slot_as_they_are(clock: Clock) -> None:
-    """Slots 0, 1 and 2 are of the first worker; 3, 4 and 5 of the second."""
-    one = pool()
+def test_commands_go_to_the_worker_of_their_slot_unchanged(clock: Clock) -> None:
+    """The first worker has slots 0 to 2, the second 3 to 5."""
+    one = make_pool()
     assert one.size == 6
     one.reset(2, "left", 7, {"light": "dim"})
     one.execute(3, np.ones((2, 4)))
@@ -81,7 +81,7 @@ def test_commands_go_to_the_worker_of_their_slot_as_they_are(clock: Clock) -> No
 
 
 def test_answers_become_replies(clock: Clock) -> None:
-    one = pool()
+    one = make_pool()
     one._workers[1].answer(4, steps=5, clipped=2, goals={"left": True}, instruction="go left", disturbed=False)
     one._workers[0].answer(0, observation=None, steps=3)
     replies = {reply.slot: reply for reply in one.ready(0)}
@@ -92,7 +92,7 @@ def test_answers_become_replies(clock: Clock) -> None:
 
 
 def test_only_slots_that_play_are_lost_with_their_worker(clock: Clock) -> None:
-    one = pool()
+    one = make_pool()
     for slot in (0, 2, 3):
         one.reset(slot, "left", 1)
     one.release(2)
@@ -108,7 +108,7 @@ def test_only_slots_that_play_are_lost_with_their_worker(clock: Clock) -> None:
 def test_a_worker_hangs_after_three_minutes_and_one_that_has_not_answered_yet_after_fifteen(
     clock: Clock, started: bool, patience: float
 ) -> None:
-    one = pool(processes=1, slots=1)
+    one = make_pool(processes=1, slots=1)
     one.reset(0, "left", 1)
     if started:
         one._workers[0].pending -= 1  # it has opened the benchmark
@@ -122,7 +122,7 @@ def test_a_worker_hangs_after_three_minutes_and_one_that_has_not_answered_yet_af
 
 
 def test_a_worker_that_waits_for_a_command_does_not_hang(clock: Clock) -> None:
-    one = pool(processes=1, slots=1)
+    one = make_pool(processes=1, slots=1)
     one._workers[0].pending = 0
     clock.now = 100_000
     assert one.ready(0) == []
@@ -132,7 +132,7 @@ def test_a_worker_that_waits_for_a_command_does_not_hang(clock: Clock) -> None:
 
 
 def test_a_worker_beyond_eight_gigabytes_is_replaced_when_its_last_episode_ends(clock: Clock) -> None:
-    one = pool(processes=1, slots=2)
+    one = make_pool(processes=1, slots=2)
     first = one._workers[0]
     for slot in (0, 1):
         one.reset(slot, "left", slot)

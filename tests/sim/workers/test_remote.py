@@ -41,11 +41,11 @@ def line(remote: RemoteBenchmark) -> RemoteEnvironment:
     return remote.make("line")
 
 
-def test_without_another_interpreter_it_is_the_benchmark_itself() -> None:
+def test_without_another_interpreter_connect_returns_the_benchmark_itself() -> None:
     assert isinstance(connect(Spec("tests.evaluation.toy_world:Toy", SETTINGS)), Toy)
 
 
-def test_it_describes_itself_alike(remote: RemoteBenchmark) -> None:
+def test_a_remote_benchmark_describes_itself_equally(remote: RemoteBenchmark) -> None:
     here = Toy(**SETTINGS)
     assert (remote.name, remote.settings, list(remote.suites())) == (here.name, here.settings, list(here.suites()))
     assert (remote.factors, remote.disturbances) == ({"load": ["light", "heavy"]}, ["push"])
@@ -93,7 +93,7 @@ def test_each_episode_has_its_own_instruction(spoken: RemoteEnvironment, line: R
     assert line.instruction() is None
 
 
-def test_commands_travel_as_they_are(monkeypatch: pytest.MonkeyPatch, line: RemoteEnvironment) -> None:
+def test_commands_are_sent_unchanged(monkeypatch: pytest.MonkeyPatch, line: RemoteEnvironment) -> None:
     asked: list[Any] = []
 
     def ask(verb: str, **command: Any) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def test_commands_travel_as_they_are(monkeypatch: pytest.MonkeyPatch, line: Remo
     ]
 
 
-def test_errors_are_of_their_kind(line: RemoteEnvironment) -> None:
+def test_errors_keep_their_types(line: RemoteEnvironment) -> None:
     line.reset("left", GIVES_UP, {})
     for _ in range(4):
         line.step(LEFT)

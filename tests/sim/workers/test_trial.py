@@ -1,4 +1,4 @@
-"""Code tried in another process: what it prints, why it failed, and an end even where it hangs."""
+"""Code run in another process: its output, the reason of a failure, and the end of code that hangs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from anyvla_sim.workers import trial as trials
 from anyvla_sim.workers.trial import TrialFailed, run_trial
 
 
-def test_what_it_prints() -> None:
+def test_the_output_is_returned() -> None:
     assert run_trial("print(6 * 7)") == "42\n"
     assert run_trial("import os; print(os.environ['MARK'])", {**os.environ, "MARK": "x"}) == "x\n"
 
@@ -23,12 +23,12 @@ def test_what_it_prints() -> None:
         ("1 / 0", "^ZeroDivisionError: division by zero$"),
     ],
 )
-def test_why_it_failed(code: str, why: str) -> None:
+def test_a_failure_gives_its_reason(code: str, why: str) -> None:
     with pytest.raises(TrialFailed, match=why):
         run_trial(code)
 
 
-def test_it_may_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "PATIENCE_S", 0.5)
     with pytest.raises(TrialFailed, match=r"^it hung: no end within 0\.5 s$"):
         run_trial("import time; time.sleep(600)")

@@ -55,7 +55,7 @@ def test_only_actions_beyond_a_limit_count_as_clipped() -> None:
     assert player.execute([[2, -2, 2, -2]])["clipped"] == 3  # one action, whatever the number of its dimensions
 
 
-def test_steps_of_a_chain_count_from_where_its_task_began_and_clipped_ones_from_the_reset() -> None:
+def test_steps_count_from_the_task_of_a_chain_and_clipped_actions_from_the_reset() -> None:
     player = Player()
     player.reset()
     player.execute([2 * RIGHT, RIGHT])
@@ -64,7 +64,7 @@ def test_steps_of_a_chain_count_from_where_its_task_began_and_clipped_ones_from_
     assert (answer["steps"], answer["clipped"], answer["goals"]) == (1, 2, {"up": False})
 
 
-def test_a_chunk_ends_at_its_goal_and_shows_nothing_then() -> None:
+def test_a_chunk_ends_at_its_goal_without_an_observation() -> None:
     player = Player()
     player.reset()
     answer = player.execute([RIGHT] * 12)  # 0.2 a step: beyond 1 after five or six
@@ -80,7 +80,7 @@ def test_a_goal_of_another_task_of_the_scene_ends_it_too() -> None:
     assert answer["goals"] == {"left": True, "right": False}
 
 
-def test_a_goal_that_must_hold_to_the_end_ends_nothing() -> None:
+def test_a_goal_that_must_hold_to_the_end_does_not_end_a_chunk() -> None:
     player = Player("kept")
     player.reset()
     answer = player.execute([RIGHT] * 12, until_goal=False)
@@ -110,16 +110,16 @@ def test_seeds_and_factors_reach_the_environment() -> None:
     assert player.execute([RIGHT])["observation"]["proprio"] == pytest.approx(start(7) + (0.1, 0, 0), abs=1e-6)
 
 
-def test_the_environment_says_its_instruction_of_now() -> None:
+def test_the_answer_has_the_current_instruction() -> None:
     player = Player("spoken")
     assert player.reset(seed=3, task="left")["instruction"] == "go left, 3"
-    assert player.execute([-RIGHT] * 4)["instruction"] == "go right, 3"  # it changes its mind on the way
+    assert player.execute([-RIGHT] * 4)["instruction"] == "go right, 3"  # it changes during the episode
     assert player.reset(seed=2, task="left")["instruction"] == "go left, 2"
     line = Player()
     assert line.reset()["instruction"] is None
 
 
-def test_a_disturbance_says_whether_it_did_something() -> None:
+def test_a_disturbance_reports_whether_it_changed_anything() -> None:
     player = Player()
     player.reset()
     assert player("disturb", kind="push", seed=0)["disturbed"] is False
@@ -138,7 +138,7 @@ def test_the_kind_and_the_seed_of_a_disturbance_reach_the_environment(monkeypatc
     assert asked == [("push", 41)]
 
 
-def test_one_command_at_a_time() -> None:
+def test_commands_of_remote_environments() -> None:
     player = Player()
     player.reset()
     assert player("expert", task="left")["action"].tolist() == [-1, 0, 0, -1]

@@ -88,7 +88,7 @@ class SceneFactors(ABC):
 
     @abstractmethod
     def _change_position(self, level: str, rng: np.random.Generator) -> None:
-        """Move the start positions of objects, or what they are sampled from."""
+        """Move the start positions of objects, or the ranges that they are sampled from."""
 
 
 class Disturber(ABC):

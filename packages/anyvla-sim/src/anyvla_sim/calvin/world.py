@@ -77,8 +77,8 @@ class World:
     def reset(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> None:
         """Set the states of robot (15,) and scene (24,), independent of the episode before.
 
-        The scene has doors (2), button, switch, lights (2) and poses of the blocks (3 x 6). CALVIN's own reset keeps the
-        contacts of the last episode, its last gripper command and its button.
+        The scene has doors (2), button, switch, lights (2) and poses of the blocks (3 x 6). CALVIN's own reset keeps
+        the contacts of the last episode, its last gripper command and its button.
         """
         self.bullet.restoreState(self._fresh)
         self.bullet.stepSimulation()  # without contacts, which clears the old ones

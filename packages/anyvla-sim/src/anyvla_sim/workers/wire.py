@@ -27,7 +27,7 @@ def _encode(value: Any) -> Any:
         return value.item()
     if isinstance(value, np.ndarray) and value.dtype.kind in _KINDS:
         return {"__array__": value.dtype.str, "shape": list(value.shape), "data": np.ascontiguousarray(value).tobytes()}
-    raise TypeError(f"a message holds a {type(value).__name__}, which has no form on the wire: {value!r}")
+    raise TypeError(f"a message holds a {type(value).__name__}, which cannot be encoded: {value!r}")
 
 
 def _decode(value: dict[Any, Any]) -> Any:
@@ -35,7 +35,7 @@ def _decode(value: dict[Any, Any]) -> Any:
         return value
     dtype = np.dtype(value["__array__"])
     if dtype.kind not in _KINDS:
-        raise ValueError(f"an array of dtype {dtype} may not travel")
+        raise ValueError(f"an array of dtype {dtype} is not allowed")
     return np.frombuffer(bytearray(value["data"]), dtype).reshape(value["shape"])
 
 

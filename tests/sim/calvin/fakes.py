@@ -1,4 +1,4 @@
-"""Stand-ins for pybullet, hydra and CALVIN's simulator: as much of them as the adapter uses, without physics."""
+"""Replacements of the parts of pybullet, hydra and CALVIN's simulator that anyvla uses, without physics."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Client:
         self.parameters: dict[str, Any] = {}
         self.joints = {(body, joint): 0.0 for body, joints in BODIES.items() for joint in range(joints)}
         self.poses = dict.fromkeys(BLOCKS, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)))
-        self.touching = False  # contacts are no part of a saved state, and step lets them go where blocks are far
+        self.touching = False  # a saved state has no contacts; a step clears them where the blocks are far
         self.saved: list[Any] = []
 
 
 class Pybullet(types.ModuleType):
-    """The functions of pybullet that are used; each names its client by the keyword `physicsClientId`."""
+    """The functions of pybullet that anyvla calls; each takes its client as `physicsClientId`."""
 
     DIRECT = 2
 
@@ -123,7 +123,7 @@ class Light:
 
 
 class Camera:
-    """Shows a flag; the one at the gripper shows how far the robot's first link has come in its first pixel."""
+    """Draws a flag. The gripper's camera puts the position of the robot's first link into its first pixel."""
 
     fov, nearval, farval, viewMatrix = 10, 0.01, 10, "from above"
 
@@ -177,7 +177,7 @@ class PlayTable:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Put the stand-ins where the adapter imports from. Return them, with a record of the calls to hydra."""
+    """Replace the modules that the adapter imports. Return them, with a record of the calls to hydra."""
     pybullet = Pybullet()
     modules = {name: types.ModuleType(name) for name in ("env", "robot", "gripper_camera")}
     found = SimpleNamespace(pybullet=pybullet, modules=modules, composed=[], folders=[])
@@ -200,6 +200,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     for module in (pybullet, hydra, utils):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(installation, "import_simulator", lambda root: modules)
-    # The functions of the real pybullet are built in; these are methods.
+    # pybullet's functions are built-in, those of the replacement are methods.
     monkeypatch.setattr(calvin_world, "inspect", SimpleNamespace(isbuiltin=callable))
     return found
