@@ -166,7 +166,7 @@ def test_the_last_start_state_may_be_played_and_none_behind_it() -> None:
 
 def test_the_settings_are_what_two_scores_must_agree_in() -> None:
     tasks = [Task("a", "a", ("a",)), Task("b", "b", ("b",), horizon=5)]
-    suite = Suite("s", tasks, 9, episodes=50, groups={"easy": ("a", "b")}, judged="end")
+    suite = Suite("s", tasks, 9, episodes=50, groups={"easy": ("a", "b")}, success_rule="end")
     theirs = {
         "harness": 1, "horizon": {"b": 5}, "judged": "end", "tasks": 2, "groups": {"easy": ["a", "b"]},
         "episodes": 50, "first_seed": 0,

@@ -41,7 +41,7 @@ SUITES = {
     "line": SUITE,
     "chains": Suite("chains", TASKS, HORIZON, chains=[("left", "up"), ("right", "left", "up")]),
     "spoken": Suite("spoken", [Task("left", "cart", ())], HORIZON, starts=4),
-    "kept": Suite("kept", TASKS, HORIZON, judged="end"),
+    "kept": Suite("kept", TASKS, HORIZON, success_rule="end"),
     "hurried": Suite("hurried", [Task("left", "cart", ("go left",), horizon=3), TASKS[1]], HORIZON),
 }
 # Seeds of starts that go wrong; those of ONCE do so the first time only.

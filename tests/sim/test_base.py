@@ -18,7 +18,7 @@ def test_the_limit_of_a_task_comes_before_that_of_its_suite() -> None:
 def test_the_defaults_of_a_suite_and_a_task() -> None:
     """20 episodes of each task, any seed, and success at the first time that the goal is reached."""
     suite = Suite("plain", [], horizon=10)
-    assert (suite.episodes, suite.starts, suite.judged) == (20, None, "reached")
+    assert (suite.episodes, suite.starts, suite.success_rule) == (20, None, "reached")
     assert (dict(suite.groups), list(suite.chains)) == ({}, [])
     task = Task("a", "b", ("c",))
     assert (task.paraphrases, task.horizon, task.episodes) == ((), None, None)

@@ -241,6 +241,6 @@ def test_success_is_judged_by_the_rule(registered: None, success: str, action: l
 
 def test_a_suite_has_the_mappings_horizon_and_episodes(registered: None) -> None:
     suite = Gym(TOY_ID, TOY).suite(TOY_ID)
-    assert (suite.horizon, suite.episodes, suite.judged, suite.starts) == (40, 50, "reached", None)
+    assert (suite.horizon, suite.episodes, suite.success_rule, suite.starts) == (40, 50, "reached", None)
     assert [(t.name, list(t.instructions)) for t in suite.tasks] == [(TOY_ID, ["push it"])]
     assert Gym(TOY_ID, {**TOY, "episodes": 7}).suite(TOY_ID).episodes == 7

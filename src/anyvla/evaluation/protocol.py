@@ -96,7 +96,7 @@ def harness_protocol(suite: Suite, config: EvaluationConfig) -> dict[str, Any]:
     return {
         "harness": VERSION,
         "horizon": config.horizon or {t.name: suite.limit(t.name) for t in suite.tasks if t.horizon} or suite.horizon,
-        "judged": suite.judged,
+        "judged": suite.success_rule,
         "tasks": len(suite.tasks),
         "groups": {name: list(tasks) for name, tasks in suite.groups.items()},
         "episodes": config.episodes or suite.episodes,

@@ -159,7 +159,7 @@ class _EpisodeLoop:
         self, vla: VLA, opened: OpenedSuite, config: EvaluationConfig, folder: Path, builder: ResultBuilder
     ) -> None:
         self._vla, self._opened, self._config, self._folder, self._builder = vla, opened, config, folder, builder
-        self._until_goal = opened.suite.judged == "reached"
+        self._until_goal = opened.suite.success_rule == "reached"
         self._waiting: list[Rollout] = []
         self._running: dict[int, Rollout] = {}
         self._results: list[EpisodeResult] = []  # not yet reported

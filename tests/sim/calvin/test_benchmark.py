@@ -76,7 +76,7 @@ def test_a_suite_has_the_official_tasks_and_chains(root: str) -> None:
         ("turn_on_led", ["press the button"]),
         ("open_drawer", ["pull the handle"]),
     ]
-    assert (suite.horizon, suite.judged, suite.episodes, len(suite.chains)) == (360, "reached", 1000, 1000)
+    assert (suite.horizon, suite.success_rule, suite.episodes, len(suite.chains)) == (360, "reached", 1000, 1000)
     episodes = plan_episodes(suite, EvaluationConfig(episodes=2), [Condition()])
     assert [[subtask.instruction for subtask in e.subtasks] for e in episodes] == [
         ["press the button", "pull the handle"]

@@ -25,7 +25,11 @@ def test_limits_are_those_of_openvla() -> None:
         limits = [limit for kind, limit in official.items() if name.startswith(kind + "_")]
         assert [found[name].horizon] == (limits or [400]), name
     for played in found.values():
-        assert (played.episodes, played.starts, played.judged) == (50, 50, "reached")  # LIBERO stores 50 start states
+        assert (played.episodes, played.starts, played.success_rule) == (
+            50,
+            50,
+            "reached",
+        )  # LIBERO stores 50 start states
         assert all(task.instructions[0] for task in played.tasks)
         assert {played.limit(task.name) for task in played.tasks} == {played.horizon}
 

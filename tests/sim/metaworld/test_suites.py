@@ -63,7 +63,7 @@ def test_episodes_and_judgment() -> None:
     """SmolVLA (arXiv 2506.01844) and others play ten episodes of each task of MT50; success counts when reached."""
     found = {name: make_suite(name, 1) for name in NAMES}
     assert {name: s.episodes for name, s in found.items()} == dict.fromkeys(NAMES, 20) | {"mt50": 10}
-    assert {(s.judged, s.starts, s.name) for s in found.values()} == {("reached", None, name) for name in NAMES}
+    assert {(s.success_rule, s.starts, s.name) for s in found.values()} == {("reached", None, name) for name in NAMES}
 
 
 def test_pairs_of_half_open_share_their_scene_and_no_marker_shows_the_goal() -> None:

@@ -261,7 +261,7 @@ def test_limits_and_judgment() -> None:
             **dict.fromkeys(DOORS, 113),
             "place-apple-in-drawer": 200,
         }
-    assert all(make_suite(name).judged == "end" for name in NAMES)
+    assert all(make_suite(name).success_rule == "end" for name in NAMES)
     assert {name: (make_suite(name).horizon, make_suite(name).episodes, make_suite(name).starts) for name in NAMES} == {
         "widowx": (120, 24, None),
         "google-visual-matching": (200, 240, None),

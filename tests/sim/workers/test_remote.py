@@ -51,12 +51,12 @@ def test_a_remote_benchmark_describes_itself_equally(remote: RemoteBenchmark) ->
     assert (remote.factors, remote.disturbances) == ({"load": ["light", "heavy"]}, ["push"])
     for name in here.suites():
         there, own = remote.suite(name), here.suite(name)
-        assert (there.name, there.horizon, there.episodes, there.starts, there.judged) == (
+        assert (there.name, there.horizon, there.episodes, there.starts, there.success_rule) == (
             own.name,
             own.horizon,
             own.episodes,
             own.starts,
-            own.judged,
+            own.success_rule,
         )
         assert [(t.name, t.scene, list(t.instructions), list(t.paraphrases)) for t in there.tasks] == [
             (t.name, t.scene, list(t.instructions), list(t.paraphrases)) for t in own.tasks

@@ -236,4 +236,4 @@ def make_suite(name: str) -> Suite:
         if group is not None:
             groups.setdefault(group, []).append(task)
     longest, most = (max(getattr(s, key) for s in found.values()) for key in ("horizon", "count"))
-    return Suite(name, [s.task for s in found.values()], longest, episodes=most, groups=groups, judged="end")
+    return Suite(name, [s.task for s in found.values()], longest, episodes=most, groups=groups, success_rule="end")
