@@ -90,8 +90,7 @@ class LSTMFuser(Fuser):
     def _initialize(self) -> None:
         """Initialize so that four layers keep the signal: with PyTorch's weights, differences of inputs fall to 0.002.
 
-        The bias of the forget gate is from Jozefowicz et al. (ICML 2015), orthogonal recurrence from Saxe et al.
-        (arXiv 1312.6120).
+        Forget bias of 1: Jozefowicz et al. (ICML 2015); orthogonal recurrence: Saxe et al. (arXiv 1312.6120).
         """
         for name, parameter in self.lstm.named_parameters():
             parts = parameter.chunk(4)  # gates: input, forget, cell, output

@@ -100,10 +100,7 @@ class Observer:
     def check_plausible(
         self, observations: Sequence[Observation], sessions: Sequence[Session], setting: Implausible
     ) -> None:
-        """Raise ValueError for proprio far outside of the training data or, if the setting is "warn", log a warning.
-
-        A session is warned of each dim once.
-        """
+        """Raise ValueError for implausible proprio or, if the setting is "warn", log each dim once per session."""
         for row, (observation, session) in enumerate(zip(observations, sessions, strict=True)):
             robot = self.robots[session.robot]
             far = robot.find_implausible(observation.proprio)

@@ -1,8 +1,7 @@
 """The VLA: joins backbone, history, fuser and decoder into one policy.
 
 Training calls `loss(batch)`. Acting opens a session with `start(instruction)` and calls `act(observations, sessions)`.
-Both run the same window through the same parts, so step k of a session equals step k of a training window. This module
-names no structure: everything that differs between structures is in the parts.
+Both run the same window through the same parts, so step k of a session equals step k of a training window.
 """
 
 from __future__ import annotations
@@ -116,11 +115,10 @@ class VLA(nn.Module):
         assets: Path | None = None,
         codec: Path | None = None,
     ) -> None:
-        """Build all parts.
+        """Build all parts. `assets`: the folder of `Backbone.save_assets`, if weights will be loaded afterwards.
 
-        `assets` is the folder that `Backbone.save_assets` wrote, if weights will be loaded afterwards. `codec` is the
-        folder of a fitted codec. Raises CodecError if the representation needs a codec and there is none, ValueError
-        for robots that cannot share one layout.
+        `codec`: the folder of a fitted codec. Raises CodecError if the representation needs one and there is none,
+        ValueError for robots that cannot share one layout.
         """
         super().__init__()
         self.config, self.robots = config, tuple(robots)
@@ -226,10 +224,9 @@ class VLA(nn.Module):
     ) -> Session:
         """Open a session for one rollout with `instruction`.
 
-        `seed` is for the noise of decoders that sample it. The chunks of a session do not depend on other sessions.
-        `robot` is the name of the embodiment; it may be left out if the policy has one. Raises ValueError for an
-        instruction that is no text, empty (unless `may_be_empty`) or too long for the backbone, and for a robot that
-        the policy was not trained for.
+        `seed` is for the noise of decoders that sample it; other sessions do not affect it. `robot` is the name of the
+        embodiment, optional for a policy of one robot. Raises ValueError for an unknown robot, and an instruction that
+        is no text, empty (unless `may_be_empty`) or too long for the backbone.
         """
         text = check_instruction(instruction, may_be_empty=may_be_empty)
         index = self._find_robot(robot)
@@ -255,10 +252,9 @@ class VLA(nn.Module):
     def act(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> list[Chunk]:
         """Return the next chunk of each session, in robot units, for the current observation of each robot.
 
-        Call it once every `config.execute` actions, as in training. Raises ValueError for an observation that does
-        not fit the embodiment (a missing camera, a wrong size or type, numbers that are not finite or, see
-        `VLAConfig.implausible`, far outside of the training data), for a session given twice or of another policy, and
-        ChunkError for a chunk that is not finite. If it raises, the sessions are unchanged.
+        Call it once every `config.execute` actions, as in training. Raises ValueError for an observation that does not
+        fit the embodiment or is implausible (`VLAConfig.implausible`) and for a session given twice or of another
+        policy, ChunkError for a chunk that is not finite. If it raises, the sessions are unchanged.
         """
         check_call(observations, sessions, self)
         given, sessions = sessions, copy_sessions(sessions, self.history)

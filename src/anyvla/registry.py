@@ -1,9 +1,7 @@
-"""Registries of the parts of a recipe: `backbones`, `histories`, `fusers`, `representations`, `decoders`, `formats`,
-`benchmarks`.
+"""Registries of the parts of a recipe.
 
 A registry maps a name to `"module:Class"` and imports the module on first use, so listing is cheap and a missing extra
-matters only to those who use it. Third parties add their own parts through an entry point of the group
-`anyvla.<registry>`.
+matters only to those who use it. Third parties add parts through an entry point of the group `anyvla.<registry>`.
 """
 
 from __future__ import annotations

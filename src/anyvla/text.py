@@ -1,7 +1,6 @@
 """The one spelling of an instruction: texts that look the same are the same, in training and in acting.
 
-Every path from a person or a file to a tokenizer calls `clean_instruction`. Letter case and punctuation stay as they
-are.
+Every path from a person or a file to a tokenizer calls `clean_instruction`. Case and punctuation are unchanged.
 """
 
 from __future__ import annotations

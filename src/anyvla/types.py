@@ -1,8 +1,7 @@
 """The types that cross boundaries between layers: observations, training batches and chunks of actions.
 
-Environments and data readers give an `Observation` (numpy, one step of one robot). The loss takes a `Batch` (torch,
-windows of many episodes). The model returns a `Chunk`. Histories give backbones `StepTokens` (tokens of single steps)
-and `TokenSequence`s (steps laid out). Letters of shapes, the same everywhere in anyvla:
+An `Observation` (numpy) is one step of one robot, a `Batch` (torch) the input of the loss. Letters of shapes, the same
+everywhere in anyvla:
 B batch, T window (steps), V views (cameras), H/W height/width of an image, L tokens, R readouts, D width, N chunk,
 A action dims, P proprio dims, M steps of all windows together.
 """

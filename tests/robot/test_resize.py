@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anyvla.robot.resize import resize
+from anyvla.robot.views import resize
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -28,12 +28,12 @@ def test_an_image_is_resized_independently_of_its_neighbors(fit, size: tuple[int
 def test_resizing_equals_pillow(before: tuple[int, int], after: tuple[int, int]):
     image = noise(*before)
     theirs = np.asarray(Image.fromarray(image).resize(after[::-1], Image.Resampling.BILINEAR))
-    assert np.abs(resize(image, after).astype(int) - theirs).max() <= 1
+    assert np.abs(resize(image, after, "stretch").astype(int) - theirs).max() <= 1
 
 
 def test_an_image_of_the_right_size_is_unchanged():
     image = noise(30, 20)
-    assert np.array_equal(resize(image, (30, 20)), image)
+    assert np.array_equal(resize(image, (30, 20), "stretch"), image)
     assert np.array_equal(resize(image, (30, 20), "pad"), image)
 
 
@@ -56,7 +56,7 @@ def test_pad_keeps_the_aspect_between_black_bars(before, after: tuple[int, int],
     image = noise(*before)
     rows, columns = inner
     size = (rows.stop - rows.start, columns.stop - columns.start)
-    assert np.array_equal(resize(image, after, "pad")[inner], resize(image, size))
+    assert np.array_equal(resize(image, after, "pad")[inner], resize(image, size, "stretch"))
 
 
 def test_arrays_that_are_not_contiguous_are_resized_correctly():
@@ -77,4 +77,4 @@ def test_the_result_shares_no_memory_with_the_image():
 
 
 def test_an_empty_batch_stays_empty():
-    assert resize(np.empty((0, 12, 12, 3), np.uint8), (6, 4)).shape == (0, 6, 4, 3)
+    assert resize(np.empty((0, 12, 12, 3), np.uint8), (6, 4), "stretch").shape == (0, 6, 4, 3)

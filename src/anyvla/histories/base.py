@@ -74,10 +74,7 @@ class History(ABC):
     def read_windows(
         self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool
     ) -> WindowReadouts:
-        """Return the readouts of whole windows. `steps` are the valid steps, row by row.
-
-        With `keep_cache`, the result has a continuation.
-        """
+        """Return the readouts (and continuation, if `keep_cache`) of whole windows; `steps`: valid ones, row by row."""
 
     @abstractmethod
     def read_step(

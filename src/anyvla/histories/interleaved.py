@@ -3,11 +3,10 @@
 A block mask decides which positions of earlier steps a step sees: always their tokens; their readouts and chunks only
 with `past: visible` (to study the copycat problem: a policy that copies its last action, arXiv 1905.11979).
 
-A session reads each new step once, however long the window is, because it keeps the KV cache. Cached keys and values
-depend on all earlier positions, so old steps cannot be dropped from the front without changing the rest. A session
-therefore keeps two cached windows that begin half a window apart. The older one acts; when it has T steps, the younger
-one replaces it. Each is a window exactly as in training, with T/2 + 1 to T steps once the episode is long enough, so
-the cache and its positions stay bounded in episodes of any length.
+A session keeps the KV cache, so it reads only new steps. Cached keys and values depend on all earlier positions, so old
+steps cannot be dropped from the front. A session therefore keeps two cached windows that begin half a window apart. The
+older one acts; when it has T steps, the younger one replaces it. Each is a window exactly as in training, of T/2 + 1 to
+T steps once the episode is long enough, so the cache stays bounded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""History outside the backbone: each step of a window is its own sequence, and the fuser joins their readouts.
-
-RoboFlamingo (arXiv 2311.01378) and RoboVLMs (arXiv 2412.14058) call it a policy head.
-"""
+"""History outside the backbone, the policy head of RoboFlamingo (arXiv 2311.01378) and RoboVLMs (arXiv 2412.14058)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Bins: each number of a chunk is one token, the bin that it falls into.
 
-The tokens of a chunk are ordered action by action, and token 0 is the highest bin. Mapped to the last V ids of a
-vocabulary, `uniform` bins are the tokens of OpenVLA (arXiv 2406.09246) and RoboVLMs (arXiv 2412.14058), which follow
-RT-2 (arXiv 2307.15818).
+Tokens are ordered action by action, and token 0 is the highest bin. Mapped to the last V ids of a vocabulary, `uniform`
+bins are those of OpenVLA (arXiv 2406.09246) and RoboVLMs (arXiv 2412.14058), which follow RT-2 (arXiv 2307.15818).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The base class of codecs: normalized chunks to token sequences and back.
 
-A codec is fitted once, on the training data (`anyvla data fit-codec`). It is saved as a folder beside the recipe's run
-and inside every checkpoint. Using a codec that was not fitted is an error. A policy may write a sequence that is no
-chunk: `decode` always returns a defined chunk, and reports which sequences were invalid.
+A codec is fitted once, on the training data (`anyvla data fit-codec`), and saved as a folder beside the run and inside
+every checkpoint. A policy may write an invalid sequence: `decode` always returns a chunk.
 """
 
 from __future__ import annotations

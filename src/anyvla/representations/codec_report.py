@@ -1,7 +1,6 @@
 """The report of a fitted codec, `report.json` in its folder: its round-trip error, and the actions it was fitted to.
 
-A codec that was fitted to other data, chunks or scaling still decodes, only worse, without an error. So training calls
-`check_codec` first.
+A codec fitted to other data, chunks or scaling decodes worse without an error, so training calls `check_codec` first.
 """
 
 from __future__ import annotations
@@ -150,9 +149,8 @@ def check_codec(
 ) -> None:
     """Raise CodecError if the codec in `folder` was fitted for something else.
 
-    The error says what differs and which command fixes it. `fingerprint`: of the data; None for a run that resumes,
-    whose data was compared with the checkpoint's. Representations without a codec, and codecs that learn nothing from
-    data, need no folder.
+    `fingerprint`: of the data; None for a run that resumes, whose data was compared with the checkpoint's. Only codecs
+    that learn from data need the folder.
     """
     if not needs_fit(representation, chunk, space):
         return

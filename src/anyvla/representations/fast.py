@@ -37,10 +37,9 @@ HEAD_ROOM = 1.25  # L, relative to the longest chunk fitted to
 class FastCodec(Codec):
     """Chunks (N, A) as tokens of their N*A coefficients, low frequencies first, the dims of each side by side.
 
-    The error of each coefficient is at most 0.5 / scale, and so, by an orthonormal transform, is the root mean square
-    error of a chunk. L is 1.25 times the longest chunk that the codec was fitted to (N*A if it was not fitted). A
-    longer chunk loses its last tokens, which hold the highest frequencies. A coefficient without a character in the
-    tokenizer becomes the nearest one that has. Both are counted.
+    The error of each coefficient, and so the root mean square error of a chunk, is at most 0.5 / scale. L is 1.25 times
+    the longest chunk that the codec was fitted to (N*A if it was not fitted). A longer chunk loses its last tokens, the
+    highest frequencies. A coefficient without a character becomes the nearest one that has. Both are counted.
     """
 
     ends = True

@@ -1,8 +1,8 @@
 """VQ: a chunk is a few tokens, each a finer correction of those before it.
 
 An autoencoder whose latent is the sum of one code from each of Q codebooks, each fitted to the residual of the earlier
-ones: residual vector quantization (Lee et al., arXiv 2203.01941, eq. 3; over action chunks: VQ-BeT, arXiv
-2403.03181, section 3.2). `vector-quantize-pytorch` fits the codebooks; a fitted codec does without it.
+ones (arXiv 2203.01941, eq. 3; over action chunks: VQ-BeT, arXiv 2403.03181, section 3.2). `vector-quantize-pytorch`
+fits the codebooks; a fitted codec does without it.
 """
 
 from __future__ import annotations
@@ -94,10 +94,9 @@ class VQCodec(Codec):
         return tokens
 
     def decode(self, tokens: Int64[Tensor, "M L"]) -> tuple[Float[Tensor, "M N A"], Bool[Tensor, "M"]]:
-        """Return the chunks of the codes' sums.
+        """Return the chunks of the codes' sums; the first invalid token ends a sum.
 
-        From the first invalid token on, finer corrections are left out. Without any valid token, the chunk rests at the
-        median of the data.
+        Without any valid token, the chunk rests at the median of the data.
         """
         self.check_fitted()
         ids = tokens.cpu()

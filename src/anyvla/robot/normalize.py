@@ -1,7 +1,6 @@
 """Robot units <-> [-1, 1], from statistics that travel inside the checkpoint.
 
-Silent un-normalization bugs are the commonest way to lose a policy: here statistics that are missing or of the wrong
-size are an error, grippers are scaled by their declared range and never by quantiles, and undoing mirrors doing.
+Missing statistics and statistics of a wrong size are errors. Grippers are scaled by their declared range.
 """
 
 from __future__ import annotations
@@ -90,13 +89,11 @@ def _as_scaled(vector: dict[str, list[float]]) -> dict[str, list[float]]:
 class Normalizer(ExactBuffers):
     """One vector of several robots, group by group, to [-1, 1] and back, each robot by its own statistics.
 
-    `whole` is the layout that the robots share (`anyvla.robot.shared_space.union`); for one robot its own space. The
-    range of a gripper is declared, and its +1 is open if the declaration says which end that is. All other ranges
-    follow from statistics (`anyvla.robot.ranges`). A dim that never varies in the data is always 0 in model units, and
-    always its value in robot units. Dims that a robot lacks are 0.
-
-    A value within the range returns from model units with an error of at most `ranges.PRECISION` times the largest
-    magnitude of its dim; with `clip`, a value outside of it returns as the nearer end.
+    `whole` is the layout that the robots share (`merge_spaces`); for one robot its own space. The range of a gripper is
+    declared, and its +1 is open if the declaration says which end that is. All other ranges follow from statistics
+    (`anyvla.robot.ranges`). A dim that never varies is always 0 in model units, and its value in robot units. Dims that
+    a robot lacks are 0. A value within the range returns from model units with an error of at most `ranges.PRECISION`
+    times the largest magnitude of its dim.
     """
 
     exact = ("offset", "scale", "limit", "known")

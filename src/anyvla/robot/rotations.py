@@ -138,10 +138,7 @@ def _unit(group: Group) -> float:
 
 
 def radians_per_unit(unit: str) -> float:
-    """Return the radians in one unit: "rad" or "" (1), "deg", or a multiple such as "0.05 rad".
-
-    Raises ValueError for a unit that is no angle.
-    """
+    """Return the radians in "rad" or "" (1), "deg", or a multiple such as "0.05 rad"; ValueError for other units."""
     match = re.fullmatch(r"\s*([0-9.]+(?:[eE][-+]?\d+)?)?\s*(rad|deg)\s*", unit or "rad")
     if not match:
         raise ValueError(f"the unit {unit!r} is no angle: expected 'rad', 'deg' or a part of them, as in '0.05 rad'")

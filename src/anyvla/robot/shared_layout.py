@@ -1,7 +1,6 @@
 """The layout of views, proprio and actions in which windows of several robots share a batch.
 
-Each robot keeps its own cameras, vectors and statistics; the layout gives their indices. A camera that a robot lacks is
-a black image, a dim that it lacks is 0 and masked.
+A camera that a robot lacks is a black image, a dim that it lacks is 0 and masked.
 """
 
 from __future__ import annotations

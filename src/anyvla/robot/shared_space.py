@@ -1,7 +1,6 @@
 """One vector for several robots: the union of their groups by name, and the indices of each robot's dims in it.
 
-So a 4-D arm, a 7-D arm and a 14-D pair of arms fit in one batch. Dims that a robot lacks are masked; groups of the same
-name must have the same meaning. For a single robot the union is its own space.
+So a 4-D arm, a 7-D arm and a 14-D pair of arms fit in one batch. For a single robot the union is its own space.
 """
 
 from __future__ import annotations

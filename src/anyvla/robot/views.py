@@ -7,7 +7,7 @@ same crop. Both read the `ViewConfig` in the checkpoint, so they cannot disagree
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from anyvla.config import STRICT
 from anyvla.limits import PIXELS
 from anyvla.robot.embodiment import Embodiment
-from anyvla.robot.resize import Fit, resize
 from anyvla.robot.shared_layout import RobotIndices
 from anyvla.types import Observation
 
 Pixels = Annotated[int, Field(ge=0, le=PIXELS)]
 Side = Annotated[int, Field(ge=1, le=PIXELS)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Fit = Literal["stretch", "pad"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -45,6 +45,27 @@ def resize_to_view(images: UInt8[np.ndarray, "... H W 3"], view: ViewConfig) -> 
     if view.size is None or images.shape[-3:-1] == view.size:
         return images
     return resize(images, view.size, view.fit)
+
+
+def resize(images: UInt8[np.ndarray, "... H W 3"], size: tuple[int, int], fit: Fit) -> UInt8[np.ndarray, "... h w 3"]:
+    """Resize images bilinearly to `size` (h, w), with antialiasing where they shrink.
+
+    stretch ignores the aspect, as Octo and OpenVLA do; pad keeps it and centers the image between black bars, as
+    openpi does. Other libraries' filters differ by several gray levels, so reading data and acting share this one.
+    """
+    height, width = images.shape[-3:-1]
+    inner = size
+    if fit == "pad":
+        share = min(size[0] / height, size[1] / width)
+        inner = (max(1, round(height * share)), max(1, round(width * share)))
+    planes = torch.from_numpy(np.ascontiguousarray(images)).reshape(-1, height, width, 3).permute(0, 3, 1, 2)
+    out = F.interpolate(planes, inner, mode="bilinear", antialias=True, align_corners=False).permute(0, 2, 3, 1)
+    if inner != size:
+        top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+        whole = torch.zeros(len(out), *size, 3, dtype=torch.uint8)
+        whole[:, top : top + inner[0], left : left + inner[1]] = out
+        out = whole
+    return out.reshape(*images.shape[:-3], *size, 3).contiguous().numpy()
 
 
 def camera_views(

@@ -1,7 +1,4 @@
-"""Token sequences: the tokens of single steps, and steps laid out in sequences for a backbone.
-
-The letters in shapes are defined in `anyvla.types`.
-"""
+"""The tokens of single steps, and token sequences of several steps. Letters of shapes: `anyvla.types`."""
 
 from __future__ import annotations
 
