@@ -31,8 +31,8 @@ class UndeclaredError(ValueError):
         path = shlex.quote(str(self.root))
         source = json.dumps(str(self.root), ensure_ascii=False) if path != str(self.root) else path
         return (
-            f"{self.root} does not say what its numbers mean, so that nothing can be trained on it. "
-            f"Let anyvla propose it:\n  anyvla data info {path} --write robot.yaml\n"
+            f"{self.root} does not declare the meaning of its numbers, so nothing can be trained on it. "
+            f"Let anyvla propose a declaration:\n  anyvla data info {path} --write robot.yaml\n"
             "Answer the lines marked CHECK in that file. Then name it in a recipe, as in\n"
             f"  data: {{sources: [{{path: {source}, embodiment: robot.yaml}}]}}\n"
             "or on the commands of anyvla data, as --source robot.yaml"

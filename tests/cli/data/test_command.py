@@ -51,7 +51,7 @@ def test_info_recognizes_other_formats_and_says_what_to_declare(capsys: Any) -> 
     assert main(["data", "info", str(RLDS / "my_arm")]) == 0
     shown = capsys.readouterr().out
     assert "format: {name: rlds, action: [action], proprio: [observation/counts, observation/joints]}" in shown
-    assert "CHECK control_hz: the data does not say how many steps a second has" in shown
+    assert "CHECK control_hz: the data does not declare its number of steps per second" in shown
 
 
 def test_a_source_can_be_declared_in_a_file(tmp_path: Path, capsys: Any) -> None:

@@ -190,7 +190,7 @@ def test_dims_that_only_count_are_not_guessed(tmp_path: Path) -> None:
         "name": "numbers", "size": 3, "names": ["motor_0", "motor_1", "motor_2"]
     }  # fmt: skip
     assert groups["action"]["gripper"]["kind"] == "gripper"
-    assert any("names that only count; say what each dim is" in q for q in proposal.questions)
+    assert any("names that only count; declare each dim" in q for q in proposal.questions)
 
 
 def test_vectors_under_other_keys(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_actions_that_follow_in_another_unit(tmp_path: Path) -> None:
     action = [np.diff(s, axis=0, append=s[-1:]) * 20 for s in state]
     proposal, groups = proposed(hub(tmp_path, ["x", "y", "z"], action, state))
     assert (groups["action"]["position"]["mode"], groups["action"]["position"].get("unit")) == ("delta", None)
-    assert any("unit: what is 1?" in q for q in proposal.questions)
+    assert any("unit: what does 1 mean?" in q for q in proposal.questions)
 
 
 def test_aloha_files_of_hdf5(tmp_path: Path) -> None:

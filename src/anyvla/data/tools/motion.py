@@ -13,7 +13,7 @@ from anyvla.robot.ranges import PRECISION, constant_dims
 from anyvla.robot.rotations import read_rotations
 from anyvla.robot.space import ActionSpace
 
-_JUMP = 12.0  # a step this many times the 99th percentile of the data set's steps, of those that move, is a jump
+_JUMP = 12.0  # a step this many times the 99th percentile of the data set's moving steps is a jump
 IDLE = 15  # more still steps at an end are cut, and more frozen frames are reported
 _STILL = 5e-3  # of the range of the data: less is noise of a sensor, not motion
 

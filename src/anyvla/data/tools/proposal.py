@@ -93,21 +93,23 @@ def _lines(
     proprio: Sequence[GroupReading],
     actions: Sequence[GroupReading],
 ) -> Iterator[str]:
-    yield f"# Proposed by anyvla from the names and the numbers of {_one_line(str(dataset.root))}. Nobody confirmed it."
-    yield "# Each group says why it is read so. Answer the lines marked CHECK, then take the mark off."
-    yield "# docs/data_embodiments.md says what the keys mean; anyvla data check finds what contradicts the numbers."
+    yield f"# Proposed by anyvla from the names and the numbers of {_one_line(str(dataset.root))}, and not confirmed."
+    yield "# Comments are the reasons for each group. Answer the lines marked CHECK, then remove the mark."
+    yield "# docs/data_embodiments.md explains the keys; anyvla data check finds contradictions with the numbers."
     if options:
         yield f"format: {_flow(dict(options))}"
     yield "embodiment:"
     if known is not None:
-        yield f"  # by the type of the robot or the name of the folder this is {known}"
+        yield f"  # the robot is {known}, by its type or the name of the folder"
     yield f"  name: {json.dumps(robot.name, ensure_ascii=False)}"
     first = next((e for i in range(len(dataset)) if (e := read_or_none(dataset, i)) is not None), None)
     sizes = {c: "x".join(map(str, i.shape[1:3])) for c, i in first.images.items()} if first is not None else {}
     shown = ", ".join(f"{_one_line(c)} {size}" for c, size in sizes.items())
-    yield f"  cameras: {_flow(list(robot.cameras))}" + (f"  # {shown}; leave out what is not needed" if shown else "")
+    yield f"  cameras: {_flow(list(robot.cameras))}" + (
+        f"  # {shown}; leave out the ones you do not need" if shown else ""
+    )
     if not timed:
-        yield "  # CHECK control_hz: the data does not say how many steps a second has"
+        yield "  # CHECK control_hz: the data does not declare its number of steps per second"
     yield f"  control_hz: {robot.control_hz:g}"
     for name, reads in (("proprio", proprio), ("action", actions)):
         if not reads:

@@ -20,8 +20,8 @@ from anyvla.data.tools.motion import IDLE, Scale, find_idle_ends, find_jumps, fi
 from anyvla.robot.space import ActionSpace
 from anyvla.text import check_instruction
 
-_DARK = 8  # a frame is black if its brightest value is below
-_ALIKE = 2.0  # gray levels by which frames of one scene differ through a codec, on average
+_DARK = 8  # a frame whose values are all below is black
+_ALIKE = 2.0  # mean difference in gray levels below which frames differ only by a codec
 _SAMPLED = (0.0, 0.29, 0.62, 1.0)  # positions of the frames: uneven, so that periodic motion does not look frozen
 
 
@@ -208,5 +208,5 @@ def _find_long_run(flags: np.ndarray) -> int | None:
 def _check_constant(dataset: EpisodeDataset, scale: Scale) -> Iterable[Finding]:
     for name, space in (("actions", dataset.embodiment.action), ("proprio", dataset.embodiment.proprio)):
         for dim in scale.constant[name]:
-            text = f"{name}, {space.place(dim)}, is the same in all episodes looked at"
-            yield Finding("constant", "warning", None, text, "leave the group out if it means nothing")
+            text = f"{name}, {space.place(dim)}, is the same in all checked episodes"
+            yield Finding("constant", "warning", None, text, "leave the group out if it has no meaning")

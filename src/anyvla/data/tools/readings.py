@@ -89,14 +89,14 @@ def _dims(column: Column) -> tuple[list[Dim], tuple[str, ...], str, tuple[str, .
             check = (f"kind: nothing is known of the names {', '.join(unknown)}",) if unknown else ()
             return dims, names, f"{key}: by the names of its dims", check
     if column.alone and (lay := usual.usual_names(column.robot, column.size)):
-        check = (f"names: the data does not name these dims; they are those that {column.robot} usually has",)
+        check = (f"names: the data does not name these dims; these are the usual ones of {column.robot}",)
         return usual.read_names(lay, column.robot), lay, f"{key}: {column.size} dims of {column.robot}", check
     dims = usual.read_key(key, column.size)
     if any(d.is_ != "unknown" for d in dims):
         return dims, names, f"{key}: by its name", ("kind: the data does not name these dims",)
     dims = _by_numbers(column)
-    says = "names that only count" if names else "no names of dims"
-    return dims, names, f"{key}: {says}", (f"kind: {key} has {says}; say what each dim is and split the group",)
+    naming = "names that only count" if names else "no names of dims"
+    return dims, names, f"{key}: {naming}", (f"kind: {key} has {naming}; declare each dim and split the group",)
 
 
 def _by_numbers(column: Column) -> list[Dim]:
@@ -131,10 +131,10 @@ def _group(dim: Dim, names: tuple[str, ...], size: int) -> tuple[Group, tuple[st
     if dim.is_ in ("joints", "position"):
         return Group(name=f"{side}{dim.is_}", size=size, kind=dim.is_, names=names), ()
     if dim.is_ == "fingers":
-        doubts = ("unit: of fingers, rad or a share of their way?",)
+        doubts = ("unit: rad, or a share of the range of the fingers?",)
         return Group(name=f"{side}fingers", size=size, kind="joints", names=names), doubts
     name = {"rate": "velocity", "other": "other"}.get(dim.is_, "numbers")
-    doubts = ("unit: a speed or a force; say which",) if dim.is_ == "rate" else ()
+    doubts = ("unit: a speed or a force? Declare its unit",) if dim.is_ == "rate" else ()
     return Group(name=f"{side}{name}", size=size, names=names), doubts
 
 
@@ -171,7 +171,7 @@ def add_range(read: GroupReading, measured: MeasuredNumbers, robot: str | None) 
         odd := find_odd_lengths(read.group.rotation, measured, read.part, read.place)
     ):
         least, largest = odd
-        question = f"rotation: by its name {read.is_}, but with lengths from {least:.3g} to {largest:.3g} and not of 1"
+        question = f"rotation: by its name {read.is_}, but with lengths from {least:.3g} to {largest:.3g} instead of 1"
         return read.with_changes(check=[question], rotation=None)
     return read
 
@@ -193,13 +193,13 @@ def _gripper(read: GroupReading, low: float, high: float, seen: str, robot: str 
     check: list[str] = []
     if known is None:
         begin, end, unit = *_outward(low, high), ""
-        check.append(f"low, high: {seen} is none of the usual ranges of a gripper; give both ends of its way")
+        check.append(f"low, high: {seen} is none of the usual ranges of a gripper; give both ends of its range")
     else:
         begin, end, unit = known
     name = read.group.names[0] if read.group.names else read.key
     at, why = usual.find_open_end(name, robot, (begin, end), unit)
     if known is not None and high - low < (0.5 if at is None else 0.2) * (end - begin):
-        check.append(f"low, high: the data goes {seen} only; give both ends of the gripper's way")
+        check.append(f"low, high: the data goes {seen} only; give both ends of the gripper's range")
     if at is None:
         check.append(f"open: at which end is it open, {begin:g} or {end:g}? Add open: {begin:g} or open: {end:g}")
     return read.with_changes(
@@ -223,7 +223,7 @@ def _outward(low: float, high: float) -> tuple[float, float]:
 
 def _angles(read: GroupReading, largest: float, seen: str, robot: str | None) -> GroupReading:
     if not largest:
-        return read.with_changes(check=["unit: nothing moves, so that the numbers do not show it"])
+        return read.with_changes(check=["unit: nothing moves, so the numbers do not show it"])
     if largest <= TURN["rad"] * 1.02 and robot in _LEROBOT:
         question = f"unit: rad by the size of the numbers, though LeRobot writes {robot} in deg or normalized"
         return read.with_changes(check=[question], unit="rad")
@@ -276,16 +276,16 @@ def _add_mode(read: GroupReading, partner: GroupReading | None, measured: Measur
     if mode == "delta":
         return kept.with_changes(why=["delta: actions are close to the changes of the state"], mode="delta", unit=unit)
     if mode == "scaled delta":
-        check = "unit: what is 1? The actions follow the changes of the state, in another unit"
+        check = "unit: what does 1 mean? The actions follow the changes of the state, in another unit"
         why = ["delta: actions follow the changes of the state"]
         return replace(read, by_size="").with_changes(why=why, check=[check], mode="delta", unit="")
     if hinted:
         return replace(read, by_size="").with_changes(
-            why=["delta: by its name"], check=["unit: what is 1?"], mode="delta", unit=""
+            why=["delta: by its name"], check=["unit: what does 1 mean?"], mode="delta", unit=""
         )
     small = read.group.kind != "joints" and _centered(read, measured)
     guess: Literal["absolute", "delta"] = "delta" if small else "absolute"
-    reason = "the numbers are around 0" if small else "nothing in the data says otherwise"
+    reason = "the numbers are around 0" if small else "nothing in the data contradicts it"
     beside = "" if partner is not None else ", and no group of the proprio measures the same"
     return read.with_changes(check=[f"mode: {guess} is a guess ({reason}{beside})"], mode=guess)
 

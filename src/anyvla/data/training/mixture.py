@@ -134,7 +134,7 @@ class Mixture:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The fingerprint of the only data set, or a hash of those of all data sets and of their shares."""
+        """The fingerprint of the only data set, or a hash of all fingerprints and shares."""
         if len(self.datasets) == 1:
             return self.datasets[0].fingerprint
         facts = [f"{d.fingerprint}:{share:.12g}" for d, share in zip(self.datasets, self.shares, strict=True)]

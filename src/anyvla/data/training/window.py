@@ -1,7 +1,7 @@
 """Cuts episodes into training windows: T observations, the action chunk that begins at each, and masks.
 
-One window ends at each step of each episode and shows what a session would see there. Frames are decoded once and kept
-in memory while they fit; of the other episodes, only the frames of the requested windows are decoded.
+One window ends at each step of each episode, with the observations that a session would have there. Frames are decoded
+once and kept in memory while they fit; of the other episodes, only the frames of the requested windows are decoded.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Resampled(WrappedDataset):
     - delta grippers: their sum, clipped to the declared range;
     - rates (a unit per second, as "m/s"): their mean over the time that each was in force.
 
-    Where the data pauses for longer than 1 / hz, a step repeats the frame: deltas are 0, the rest is what is in force.
+    Where the data pauses for longer than 1 / hz, a step repeats the frame: deltas are 0, other actions stay in force.
     So a policy that follows the new actions reaches the poses of the frames that are shown. `lengths` needs the time
     at which each episode ends: one pass over the numbers of all episodes, cached by fingerprint.
 

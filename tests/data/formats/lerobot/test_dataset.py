@@ -149,7 +149,7 @@ def test_fingerprint_depends_on_the_data_only(tmp_path):
 
 def test_a_foreign_dataset_needs_its_embodiment_declared(copy):
     edit_info(copy, anyvla=None)
-    with pytest.raises(UndeclaredError, match=r"does not say what its numbers mean(.|\n)*anyvla data info") as refused:
+    with pytest.raises(UndeclaredError, match=r"does not declare the meaning(.|\n)*anyvla data info") as refused:
         opened(copy)
     declared = pickle.loads(pickle.dumps(refused.value)).plain
     assert (declared.name, declared.cameras, declared.control_hz) == ("arm", ("corner", "wrist"), 40)

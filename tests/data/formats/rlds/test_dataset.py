@@ -127,7 +127,7 @@ def test_the_requested_split_and_entry_are_used(tmp_path):
     assert test.lengths.tolist() == [6]
     assert np.array_equal(test[0].actions[:, :3], jaco(2)["action/world_vector"])
     assert np.array_equal(test[0].proprio[:, 3:], jaco(2)["observation/joint_pos"])
-    with pytest.raises(ValueError, match="does not say what its numbers mean"):
+    with pytest.raises(ValueError, match="does not declare the meaning of its numbers"):
         RLDSDataset(RLDSConfig(), root)
 
 
@@ -321,7 +321,7 @@ def test_a_damaged_image_names_its_record_and_step(tmp_path):
 
 
 def test_missing_keys_splits_and_episodes_are_named(tmp_path):
-    with pytest.raises(ValueError, match="does not say what its numbers mean"):
+    with pytest.raises(ValueError, match="does not declare the meaning of its numbers"):
         open_dataset(MINE)
     with pytest.raises(ValueError, match=r"has no steps/observation/joint: did you mean 'observation/joints'"):
         RLDSDataset(RLDSConfig(proprio=("observation/joint",)), MINE, MY_ARM)

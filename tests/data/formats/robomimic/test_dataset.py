@@ -303,7 +303,7 @@ def test_pickled_and_read_again(tmp_path: Path) -> None:
 
 def test_unknown_robots_must_be_declared(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", 2, {"type": "JOINT_VELOCITY"}, dims=8)
-    with pytest.raises(ValueError, match="does not say what its numbers mean"):
+    with pytest.raises(ValueError, match="does not declare the meaning of its numbers"):
         opened(path)
     robot = Embodiment(
         name="arm",
