@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyvla.data.transforms.subset import Subset, choose
-from tests.data.demonstrations import InMemory, demonstration
+from anyvla.data.transforms.subset import CameraSubset, Subset, choose
+from tests.data.demonstrations import Counted, InMemory, demonstration, scene
 
 
 class Tasks(InMemory):
@@ -158,3 +158,38 @@ def test_no_episode_outside_of_the_subset(index):
     subset = Subset(InMemory([demonstration(5, seed=i) for i in range(4)]), [3, 1])
     with pytest.raises(IndexError, match=f"the subset has 2 episodes; no episode {index}"):
         subset[index]
+
+
+def test_cameras_are_renamed_in_the_given_order_and_others_never_decoded():
+    corner, wrist = Counted(scene(6)), Counted(scene(6, seed=7))
+    data = InMemory([demonstration(6, images={"corner": corner, "wrist": wrist})])
+    seen = CameraSubset(data, {"hand": "wrist"})
+    assert seen.embodiment.cameras == seen[0].embodiment.cameras == ("hand",)
+    np.testing.assert_array_equal(seen[0].images["hand"][[4, 1]], scene(6, seed=7)[[4, 1]])
+    assert list(seen[0].images) == ["hand"]
+    assert (corner.decoded, wrist.decoded) == (0, 2)
+    both = CameraSubset(data, {"hand": "wrist", "primary": "corner"})
+    assert both.embodiment.cameras == ("hand", "primary")
+    np.testing.assert_array_equal(both[0].images["hand"][:], scene(6, seed=7))
+    np.testing.assert_array_equal(both[0].images["primary"][:], scene(6))
+    assert both.lengths.tolist() == [6]
+    assert (len(both), both.task(0)) == (1, data.task(0))
+
+
+def test_cameras_are_part_of_the_fingerprint_and_survive_pickling():
+    data = InMemory([demonstration(6)])
+    one = CameraSubset(data, {"a": "wrist", "b": "corner"})
+    other = CameraSubset(data, {"b": "corner", "a": "wrist"})
+    assert len({data.fingerprint, one.fingerprint, other.fingerprint}) == 3  # the order of views counts
+    assert one.provenance == {"format": "memory", "changes": [{"cameras": [["a", "wrist"], ["b", "corner"]]}]}
+    again = pickle.loads(pickle.dumps(one))
+    assert again.fingerprint == one.fingerprint
+    np.testing.assert_array_equal(again[0].images["a"], one[0].images["a"])
+
+
+def test_an_unknown_camera_is_refused():
+    data = InMemory([demonstration(6)])
+    with pytest.raises(ValueError, match=r"memory has no camera 'wirst' to be 'hand': did you mean 'wrist'\?"):
+        CameraSubset(data, {"hand": "wirst"})
+    with pytest.raises(ValueError, match="choose one camera of memory at least: corner, wrist"):
+        CameraSubset(data, {})

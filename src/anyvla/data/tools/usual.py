@@ -136,14 +136,9 @@ def _split(name: str) -> tuple[str, str]:
 def _read_kind(stem: str, stems: set[str], robot: str | None) -> Is:
     if re.fullmatch(table()["counted"], stem):
         return "unknown"
-    for pattern, rule in _rules():
-        among = rule.get("among", "")
-        if pattern.fullmatch(stem) and robot in rule.get("robots", [robot]) and any(s.endswith(among) for s in stems):
+    for rule in table()["dims"]:
+        found = re.fullmatch(rule["pattern"].replace("{tool}", table()["tool"]), stem)
+        among = any(s.endswith(rule.get("among", "")) for s in stems)
+        if found and among and robot in rule.get("robots", [robot]):
             return rule["is"]
     return "unknown"
-
-
-@functools.cache
-def _rules() -> tuple[tuple[re.Pattern[str], Mapping[str, Any]], ...]:
-    tool = table()["tool"]
-    return tuple((re.compile(rule["pattern"].replace("{tool}", tool)), rule) for rule in table()["dims"])

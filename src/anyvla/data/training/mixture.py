@@ -22,10 +22,9 @@ from anyvla.data.formats.reader import list_reasons
 from anyvla.data.open import open_dataset
 from anyvla.data.robot_statistics import pool_statistics
 from anyvla.data.training.presets import expand
-from anyvla.data.transforms.cameras import Cameras
 from anyvla.data.transforms.converted import Converted
 from anyvla.data.transforms.resampled import Resampled
-from anyvla.data.transforms.subset import Subset, choose
+from anyvla.data.transforms.subset import CameraSubset, Subset, choose
 from anyvla.files.differences import check_same
 from anyvla.files.documents import as_mapping, read_yaml
 from anyvla.limits import COUNT, GB, HZ, PROCESSES, SEED, VALUE, WEIGHT
@@ -195,7 +194,7 @@ def _select_views(dataset: EpisodeDataset, views: tuple[str, ...]) -> EpisodeDat
             f"{dataset.root} has none of the views {', '.join(views)}, but {', '.join(dataset.embodiment.cameras)}: "
             "name one of these in data.views, or give its source cameras: {view: camera}"
         )
-    return Cameras(dataset, {view: view for view in own}) if views else dataset
+    return CameraSubset(dataset, {view: view for view in own}) if views else dataset
 
 
 def read_source(path: Path) -> dict[str, Any]:
@@ -208,7 +207,7 @@ def open_source(source: Source) -> EpisodeDataset:
     """Open the data set of a source and apply its options. Raises ValueError if one of them does not fit the data."""
     dataset = _leave_out(open_dataset(source.path, source.format, source.embodiment), source)
     if source.cameras is not None:
-        dataset = Cameras(dataset, source.cameras)
+        dataset = CameraSubset(dataset, source.cameras)
     if source.instruction is None and source.unlabeled != "keep":
         dataset = _select_labeled(dataset, source)
     if source.per_task is not None or source.scale != 1:

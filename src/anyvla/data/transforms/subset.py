@@ -1,10 +1,11 @@
-"""Selects episodes of a data set: k of each task (few-shot), or a share of each task (data scale).
+"""Selects episodes of a data set (k of each task, or a share of each task) or cameras, and renames cameras.
 
 Subsets of one seed are nested: the tenth is part of the half, five shots are part of ten.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,6 +16,7 @@ from jaxtyping import Int64
 
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.transforms.wrapped import WrappedDataset
+from anyvla.registry import suggest
 from anyvla.text import clean_instruction
 
 _LISTED = 20  # tasks listed in an error
@@ -59,6 +61,29 @@ class Subset(WrappedDataset):
         if not 0 <= index < len(self._indices):
             raise IndexError(f"the subset has {len(self._indices)} episodes; no episode {index}")
         return int(self._indices[index])
+
+
+class CameraSubset(WrappedDataset):
+    """A data set with these cameras only, in this order: new name -> name in the data.
+
+    Raises ValueError for a camera that the data does not have, and if none is left.
+    """
+
+    def __init__(self, dataset: EpisodeDataset, cameras: Mapping[str, str]) -> None:
+        known = list(dataset.embodiment.cameras)
+        for view, camera in cameras.items():
+            if camera not in known:
+                raise ValueError(f"{dataset.root} has no camera {camera!r} to be {view!r}: {suggest(camera, known)}")
+        if not cameras:
+            raise ValueError(f"choose one camera of {dataset.root} at least: {', '.join(known)}")
+        embodiment = dataclasses.replace(dataset.embodiment, cameras=tuple(cameras))
+        super().__init__(dataset, {"cameras": [list(pair) for pair in cameras.items()]}, embodiment)
+        self._cameras = dict(cameras)
+
+    def __getitem__(self, index: int) -> Episode:
+        episode = self.dataset[index]
+        images = {view: episode.images[camera] for view, camera in self._cameras.items()}
+        return dataclasses.replace(episode, embodiment=self.embodiment, images=images)
 
 
 def choose(dataset: EpisodeDataset, per_task: int | None = None, scale: float = 1.0, seed: int = 0) -> list[int]:
