@@ -89,6 +89,11 @@ def test_type_range_and_comment(keys: dict[str, Key]) -> None:
     assert keys["model.representation"].default == "continuous"
 
 
+def test_the_default_of_a_field_that_gives_it_by_position() -> None:
+    listed = {key.name: key for key in list_keys("anyvla.data.formats.rlds.config:RLDSConfig")}
+    assert (listed["noop"].default, listed["noop"].bounds) == ("0.0001", "> 0 to 1e9")
+
+
 def test_every_key_has_a_comment() -> None:
     assert not [key.name for key in list_keys(RECIPE) if not key.comment]
 

@@ -1,27 +1,34 @@
 """List the keys of a recipe with types, ranges, defaults and comments, for `--help`.
 
-The config classes are read as source code, because importing them imports torch, and help should not take seconds. The
-comment beside or above a field describes it.
+The fields of the config classes are evaluated from their source, because importing the classes imports torch, and help
+should not take seconds. The comment beside or above a field describes it.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import dataclasses
 import functools
 import importlib.util
 import textwrap
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
 
 from anyvla.registry import REGISTRIES
 
 RECIPE = "anyvla.recipe:Recipe"
-PACKAGES = {"anyvla", "anyvla_sim"}  # imports from other packages are not followed
+SOURCES = {"anyvla", "anyvla_sim"}  # packages that are read as source
+LIGHT = {"collections.abc", "dataclasses", "pathlib", "pydantic", "typing"}  # modules that are imported
 WIDTH = 110
 
 
@@ -76,88 +83,97 @@ def format_keys(target: str, prefix: str = "") -> list[str]:
 
 
 def list_keys(target: str, prefix: str = "") -> list[Key]:
-    """Return the keys of a class given as `"module:Class"`, those of nested classes and registry members included."""
+    """Return the keys of a class given as `"module:Class"`, with the keys of nested classes and registry members."""
     module, _, name = target.partition(":")
-    scope, node = _module(module).find(name)
-    return list(_keys_of(scope, node, f"{prefix}." if prefix else ""))
+    return list(_keys_of(_module(module).evaluate(name), f"{prefix}." if prefix else ""))
 
 
-@dataclass(frozen=True)
-class _Field:
-    scope: _Module
-    node: ast.AnnAssign
-    comment: str
+class _Class:
+    """Replaces a class of the source. A config class has `fields`: the type, default and comment of each."""
 
-    @property
-    def name(self) -> str:
-        assert isinstance(self.node.target, ast.Name)
-        return self.node.target.id
+    def __init__(self, *args: Any) -> None:
+        self.args = args
 
 
-class _Module(Mapping[str, Any]):
-    """A module as source code. As a mapping, the values of its constants, for `eval`."""
+class _Module(dict[str, Any]):
+    """The names of a module, evaluated from its source when they are looked up."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:
             raise LookupError(f"there is no source of the module {name}")
         text = Path(found.origin).read_text(encoding="utf-8")
-        top = name.partition(".")[0]
-        self.lines = text.splitlines()
-        self.names: dict[str, ast.AST] = {}
-        self.imported: dict[str, tuple[str, str]] = {}
+        self._lines, self._sources = text.splitlines(), SOURCES | {name.partition(".")[0]}
+        self._nodes: dict[str, Any] = {}
         for node in ast.parse(text).body:
-            if isinstance(node, ast.ClassDef):
-                self.names[node.name] = node
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                self._nodes[node.name] = node
+            elif isinstance(node, ast.ImportFrom):
+                self._nodes |= {a.asname or a.name: (str(node.module), a.name) for a in node.names}
             elif isinstance(node, ast.Assign):
-                self._assign(node.targets[0], node.value)
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in PACKAGES | {top}:
-                self.imported |= {a.asname or a.name: (str(node.module), a.name) for a in node.names}
+                self._nodes |= dict.fromkeys(_targets(node), node)
 
-    def _assign(self, target: ast.expr, value: ast.expr) -> None:
-        if isinstance(target, ast.Name):
-            self.names[target.id] = value
-        elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-            for one, of in zip(target.elts, value.elts, strict=True):
-                self._assign(one, of)
+    def evaluate(self, expression: ast.expr | str) -> Any:
+        """Return the value of an expression of literals and names of the module. Raises NameError."""
+        return eval(expression if isinstance(expression, str) else ast.unparse(expression), {}, self)
 
-    def find(self, name: str) -> tuple[_Module, Any]:
-        """Return the node of a dotted name, and its module. Raises LookupError for names of other packages."""
-        first, _, rest = name.partition(".")
-        scope: _Module = self
-        if first in self.imported and first not in self.names:
-            module, original = self.imported[first]
-            scope, node = _module(module).find(original)
-        else:
-            node = self.names[first]
-        for part in rest.split(".") if rest else ():
-            scope, node = _member(scope, node, part)
-        return scope, node
+    def __missing__(self, name: str) -> Any:
+        node = self._nodes[name]
+        if isinstance(node, ast.Assign):
+            exec(ast.unparse(node), {}, self)  # may assign several names
+            return self[name]
+        if isinstance(node, ast.ClassDef):
+            self[name] = self._make_class(node)
+        elif isinstance(node, tuple) and node[0].partition(".")[0] in self._sources:
+            self[name] = _module(node[0])[node[1]]
+        elif isinstance(node, tuple) and node[0] in LIGHT:
+            self[name] = getattr(importlib.import_module(node[0]), node[1])
+        else:  # a function, or a name of a package that takes long to import
+            self[name] = type(name, (_Class,), {})
+        return self[name]
 
-    def comment(self, node: ast.AnnAssign) -> str:
+    def _make_class(self, node: ast.ClassDef) -> type[_Class]:
+        """Return a class with the fields, if it is a config class, and the `Config` of the class in the source."""
+        body: dict[str, Any] = {"__doc__": ast.get_docstring(node)}
+        is_config = any("STRICT" in ast.unparse(d) for d in node.decorator_list)
+        if is_config:
+            body["fields"] = {}
+        for inner in node.body:
+            if isinstance(inner, ast.ClassDef) and inner.name == "Config":
+                body["Config"] = self._make_class(inner)
+            elif isinstance(inner, ast.AnnAssign) and is_config:
+                default = self.evaluate(inner.value) if inner.value else FieldInfo()
+                field = self.evaluate(inner.annotation), default, self._comment(inner)
+                body["fields"][ast.unparse(inner.target)] = field
+            elif isinstance(inner, ast.Assign | ast.AnnAssign) and inner.value and "Config" in _targets(inner):
+                body["Config"] = self.evaluate(inner.value)
+        bases = [base for base in map(self._find_base, node.bases) if base is not None]
+        return type(node.name, tuple(bases) or (_Class,), body)
+
+    def _find_base(self, node: ast.expr) -> type[_Class] | None:
+        """Return a base class from source; None for a class of another package, such as `nn.Module`."""
+        with contextlib.suppress(AttributeError, NameError, TypeError):
+            found = self.evaluate(node)
+            return found if isinstance(found, type) and issubclass(found, _Class) else None
+        return None
+
+    def _comment(self, node: ast.AnnAssign) -> str:
         """Return the comment beside a field, else the one above it."""
         first, last = node.lineno - 1, node.end_lineno or node.lineno
-        found = [line.partition("  # ")[2] for line in self.lines[first:last]]
+        found = [line.partition("  # ")[2] for line in self._lines[first:last]]
         if not any(found):
             above = first
-            while self.lines[above - 1].strip().startswith("#"):
+            while self._lines[above - 1].strip().startswith("#"):
                 above -= 1
-            found = [line.strip().removeprefix("#").strip() for line in self.lines[above:first]]
+            found = [line.strip().removeprefix("#").strip() for line in self._lines[above:first]]
         return " ".join(filter(None, found)).replace("None:", "null:")  # as YAML writes it
 
-    def value(self, node: ast.expr) -> Any:
-        """Evaluate an expression of literals and constants."""
-        return eval(compile(ast.Expression(node), "config", "eval"), {"__builtins__": {}}, self)
 
-    def __getitem__(self, name: str) -> Any:
-        scope, node = self.find(name)
-        return scope.value(node)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
+def _targets(node: ast.Assign | ast.AnnAssign) -> list[str]:
+    """Return the names that an assignment sets."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
 
 
 @functools.cache
@@ -165,70 +181,29 @@ def _module(name: str) -> _Module:
     return _Module(name)
 
 
-def _bases(scope: _Module, node: ast.ClassDef) -> list[tuple[_Module, ast.ClassDef]]:
-    """Return the class and its bases as far as their source is in anyvla, in the order of lookup."""
-    found = [(scope, node)]
-    for base in node.bases:
-        try:
-            owner, cls = scope.find(ast.unparse(base))
-        except LookupError:
-            continue
-        found += _bases(owner, cls) if isinstance(cls, ast.ClassDef) else []
-    return found
-
-
-def _member(scope: _Module, node: Any, name: str) -> tuple[_Module, Any]:
-    """Return the class called `name` in the body of a class or of its bases, by `class` or by assignment."""
-    for owner, cls in _bases(scope, node):
-        for inner in cls.body:
-            if isinstance(inner, ast.ClassDef) and inner.name == name:
-                return owner, inner
-            if isinstance(inner, ast.Assign | ast.AnnAssign) and inner.value is not None:
-                target = inner.target if isinstance(inner, ast.AnnAssign) else inner.targets[0]
-                if ast.unparse(target) == name:
-                    return owner.find(ast.unparse(inner.value))
-    raise LookupError(f"{node.name} has no {name}")
-
-
-def _fields(scope: _Module, node: ast.ClassDef) -> list[_Field]:
-    fields: dict[str, _Field] = {}
-    for owner, cls in reversed(_bases(scope, node)):
-        for inner in cls.body:
-            if isinstance(inner, ast.AnnAssign):
-                field = _Field(owner, inner, owner.comment(inner))
-                fields[field.name] = field
-    return list(fields.values())
-
-
-def _first_sentence(node: ast.ClassDef) -> str:
-    return " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split()).partition(". ")[0].rstrip(".") + "."
-
-
-def _is_config(node: Any) -> bool:
-    return isinstance(node, ast.ClassDef) and any("STRICT" in ast.unparse(d) for d in node.decorator_list)
-
-
-def _keys_of(scope: _Module, node: ast.ClassDef, prefix: str) -> Iterator[Key]:
-    for field in _fields(scope, node):
-        name = prefix + field.name
-        annotation = _Annotation(field.scope, field.node.annotation)
-        default, bounds = _default_of(field, annotation)
-        comment = field.comment or next((_first_sentence(cls) for _, cls in annotation.sections), "")
-        yield Key(name, annotation.text, default, bounds or annotation.bounds, comment)
-        if annotation.registry:
-            yield from _member_keys(annotation.registry, name)
-        for owner, cls in annotation.sections:
-            below = f"{name}[]." if annotation.many else f"{name}."
-            yield from _keys_of(owner, cls, below)
+def _keys_of(cls: type[_Class], prefix: str) -> Iterator[Key]:
+    fields: dict[str, tuple[Any, Any, str]] = {}
+    for base in reversed(cls.__mro__):
+        fields |= vars(base).get("fields", {})
+    for name, (hint, default, comment) in fields.items():
+        named = list(_walk(hint))
+        sections = [kind for kind in named if isinstance(kind, type) and "fields" in vars(kind)]
+        bounds = next(filter(None, map(_bounds, (default, *reversed(named)))), "")
+        comment = comment or next((_first_sentence(kind) for kind in sections), "")
+        key = Key(prefix + name, _describe(hint), _format_default(default), bounds, comment)
+        yield key
+        for registry in filter(None, map(_registry_of, named)):
+            yield from _member_keys(registry, key.name)
+        for kind in sections:
+            yield from _keys_of(kind, f"{key.name}[]." if ... in named else f"{key.name}.")
 
 
 def _member_keys(registry: str, name: str) -> Iterator[Key]:
     """Yield the options of the members of a registry, grouped by the members that share them."""
     shared: dict[Key, list[str]] = {}
     for member in REGISTRIES[registry]:
-        target = REGISTRIES[registry].target(member)
         try:
-            found = list_keys(f"{target}.Config", name)
+            found = list_keys(f"{REGISTRIES[registry].target(member)}.Config", name)
         except Exception:  # the source of a third party may be anything, and must not break the help
             continue
         for key in found:
@@ -239,83 +214,65 @@ def _member_keys(registry: str, name: str) -> Iterator[Key]:
             yield replace(key, choices=(choice, *key.choices))
 
 
-def _default_of(field: _Field, annotation: _Annotation) -> tuple[str | None, str]:
-    """Return the default as YAML and the bounds of a field. A section has no default of its own unless it is null."""
-    node: Any = field.node.value
-    bounds = ""
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "Field":
-        bounds = _bounds(field.scope, node)
-        given = {k.arg: k.value for k in node.keywords}
-        if "default_factory" in given:
-            return ("{}" if ast.unparse(given["default_factory"]) == "dict" else ""), bounds
-        node = given.get("default")
-    if node is None:
-        return None, bounds
-    if isinstance(node, ast.Call):
-        name = next((a.value for a in node.args[1:2] if isinstance(a, ast.Constant)), "")  # of a Part
-        return str(name), bounds
-    value = field.scope.value(node)
-    return _as_yaml(list(value) if isinstance(value, tuple) else value), bounds
+def _walk(hint: Any) -> Iterator[Any]:
+    """Yield a type and everything inside its brackets."""
+    yield hint
+    for inner in typing.get_args(hint):
+        yield from _walk(inner)
 
 
-def _as_yaml(value: Any) -> str:
+def _registry_of(kind: Any) -> str:
+    """Return the registry of a validator of `anyvla.config`, `BeforeValidator(_read_part("fusers"))`."""
+    return str(vars(kind.func)["args"][0]) if isinstance(kind, BeforeValidator) else ""
+
+
+def _first_sentence(cls: type) -> str:
+    return " ".join((cls.__doc__ or "").partition("\n\n")[0].split()).partition(". ")[0].rstrip(".") + "."
+
+
+def _describe(hint: Any) -> str:
+    """Return a type as the help shows it."""
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (typing.Union, UnionType):
+        return " | ".join(map(_describe, inner))
+    if kind is Literal:
+        return " | ".join(str(value) or "''" for value in inner)
+    if kind is Annotated:
+        registry = next(filter(None, map(_registry_of, inner)), "")
+        return " | ".join(REGISTRIES[registry]) if registry else _describe(inner[0])
+    if kind is tuple:
+        return f"[{', '.join(map(_describe, inner))}]"
+    if kind in (dict, Mapping):
+        return f"{{name: {_describe(inner[1])}}}"
+    names = {...: "...", NoneType: "null", Any: "any", Path: "path"}
+    if hint in names:
+        return names[hint]
+    return "keys" if "fields" in vars(hint) else hint.__name__
+
+
+def _format_default(value: Any) -> str | None:
+    """Return a default as YAML; None if there is none, and "" for a section."""
+    if isinstance(value, FieldInfo):
+        if value.is_required():
+            return None
+        value = value.get_default(call_default_factory=True)
+    if isinstance(value, dataclasses.Field):
+        value = value.default
+    if isinstance(value, _Class):
+        return str(*value.args[1:2])  # the name of a `Part`
+    value = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
 
 
-def _bounds(scope: _Module, call: ast.Call) -> str:
-    known = {k.arg: scope.value(k.value) for k in call.keywords if k.arg in ("ge", "gt", "le", "lt")}
-    number = {key: f"{value:g}".replace("e+0", "e").replace("e+", "e") for key, value in known.items()}
+def _bounds(info: Any) -> str:
+    """Return the range that a pydantic `Field` sets, as "1 to 10"; "" for anything else."""
+    limits = info.metadata if isinstance(info, FieldInfo) else ()
+    number = {
+        key: f"{getattr(limit, key):g}".replace("e+0", "e").replace("e+", "e")
+        for limit in limits
+        for key in ("ge", "gt", "le", "lt")
+        if hasattr(limit, key)
+    }
     low = number["ge"] if "ge" in number else f"> {number['gt']}" if "gt" in number else ""
     high = number["le"] if "le" in number else f"< {number['lt']}" if "lt" in number else ""
     return f"{low} to {high}" if low and high else low or high
-
-
-class _Annotation:
-    """The type of a field, as text, with the classes and the registry that it names."""
-
-    def __init__(self, scope: _Module, node: ast.expr) -> None:
-        self.registry, self.bounds, self.many = "", "", False
-        self.sections: list[tuple[_Module, ast.ClassDef]] = []
-        self.text = self._read(scope, node)
-
-    def _read(self, scope: _Module, node: Any) -> str:
-        if isinstance(node, ast.BinOp):
-            sides = [self._read(scope, side) for side in (node.left, node.right)]
-            return " | ".join(filter(None, sides))
-        if isinstance(node, ast.Constant):
-            return "null" if node.value is None else str(node.value)
-        if isinstance(node, ast.Subscript):
-            return self._read_subscript(scope, node)
-        name = ast.unparse(node)
-        try:
-            owner, found = scope.find(name)
-        except LookupError:
-            return {"Path": "path", "Any": "any"}.get(name, name)
-        if isinstance(found, ast.ClassDef):
-            if _is_config(found):
-                self.sections.append((owner, found))
-                return "keys"
-            return found.name
-        return self._read(owner, found)
-
-    def _read_subscript(self, scope: _Module, node: ast.Subscript) -> str:
-        kind = ast.unparse(node.value)
-        inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        if kind == "Literal":
-            return " | ".join(str(scope.value(n)) or "''" for n in inner)
-        if kind == "Annotated":
-            names = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and n.value in REGISTRIES]
-            if names:  # a Part
-                self.registry = str(names[0])
-                return " | ".join(REGISTRIES[self.registry])
-            for call in inner[1:]:
-                if isinstance(call, ast.Call) and ast.unparse(call.func) == "Field":
-                    self.bounds = _bounds(scope, call)
-            return self._read(scope, inner[0])
-        if kind == "tuple":
-            self.many = self.many or isinstance(inner[-1], ast.Constant)
-            items = ["..." if isinstance(n, ast.Constant) else self._read(scope, n) for n in inner]
-            return f"[{', '.join(items)}]"
-        if kind in ("dict", "Mapping"):
-            return f"{{name: {self._read(scope, inner[1])}}}"
-        return ast.unparse(node)
