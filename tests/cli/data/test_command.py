@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "160")
 
 
-def test_info_tells_what_it_holds_and_what_is_wrong(folder: Path, capsys: Any) -> None:
+def test_info_prints_contents_and_faults(folder: Path, capsys: Any) -> None:
     assert main(["data", "info", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["made"]["format"] == "lerobot"
@@ -37,7 +37,7 @@ def test_info_tells_what_it_holds_and_what_is_wrong(folder: Path, capsys: Any) -
     assert facts["cameras"] == {"corner": f"{SIZE}x{SIZE}", "wrist": f"{SIZE}x{SIZE}"}
     assert facts["length"] == {"min": 20, "median": 21.0, "max": 23}
     assert facts["action"]["gripper"] == "1 dims, absolute, -1 to 1"
-    assert facts["instructions"]["most"] == {"open the drawer": 5}
+    assert facts["instructions"] == {"looked_at": 5, "different": 1, "without": 0, "most": {"open the drawer": 5}}
     assert facts["wrong"]["counts"] == {"error: duplicate": 1}
     assert len(facts["statistics"]["action"]["q99"]) == 4
     assert main(["data", "info", str(folder)]) == 0
@@ -93,7 +93,7 @@ def test_check_finds_and_fixes_in_a_copy(folder: Path, tmp_path: Path, capsys: A
     assert json.loads(capsys.readouterr().out) == []
 
 
-def test_convert_writes_what_it_says(tmp_path: Path, capsys: Any) -> None:
+def test_convert_writes_the_reported_episodes(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     arguments = ["data", "convert", str(RLDS / "fractal20220817_data"), str(out), "--processes", "1"]
     assert main([*arguments, "--episodes", "1:3"]) == 0

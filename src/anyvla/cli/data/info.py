@@ -110,24 +110,18 @@ def _show_proposal(proposal: Proposal, options: argparse.Namespace) -> None:
         console.print(proposal.text, soft_wrap=True)
         console.print(f"To write it to a file: anyvla data info {path} --write robot.yaml", soft_wrap=True)
         return
-    name = shlex.quote(str(file))
-    console.print(
-        f"\nThe data does not declare the meaning of its numbers. {file} contains a proposal.", soft_wrap=True
-    )
-    questions = proposal.questions
-    if questions:
-        console.print(f"Answer its {len(questions)} lines marked CHECK:", soft_wrap=True)
-        for question in questions:
-            console.print(f"  {question}", soft_wrap=True)
     keys = [{"path": options.path, "embodiment": str(file)}]
     source = yaml.safe_dump(keys, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
-    console.print(
-        "Then use it:\n"
-        f"  anyvla data check {path} --source {name}      # does it contradict the numbers?\n"
-        f"  anyvla train RECIPE --data.sources {shlex.quote(source.strip())}\n"
-        f"In a recipe it is data.sources: the same two keys, path and embodiment.",
-        soft_wrap=True,
-    )
+    questions = [f"  {question}" for question in proposal.questions]
+    lines = [
+        f"\nThe data does not declare the meaning of its numbers. {file} contains a proposal.",
+        *([f"Answer its {len(questions)} lines marked CHECK:", *questions] if questions else []),
+        "Then use it:",
+        f"  anyvla data check {path} --source {shlex.quote(str(file))}      # does it contradict the numbers?",
+        f"  anyvla train RECIPE --data.sources {shlex.quote(source.strip())}",
+        "In a recipe it is data.sources: the same two keys, path and embodiment.",
+    ]
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def describe(dataset: EpisodeDataset) -> dict[str, Any]:
@@ -155,16 +149,12 @@ def describe(dataset: EpisodeDataset) -> dict[str, Any]:
         "episodes": len(lengths),
         "steps": int(lengths.sum()),
         "hours": round(float(lengths.sum()) / robot.control_hz / 3600, 3),
-        "length": {
-            "min": int(lengths.min()),
-            "median": float(np.median(lengths)),
-            "max": int(lengths.max()),
-        },
+        "length": {"min": int(lengths.min()), "median": float(np.median(lengths)), "max": int(lengths.max())},
         "columns": dict(getattr(dataset, "columns", {})),
         **opening.describe_vectors(robot),
         "tasks": {"different": len(tasks), "most": dict(tasks.most_common(_SHOWN))},
         "instructions": {
-            "open_for_inspection": sum(instructions.values()),
+            "looked_at": sum(instructions.values()),
             "different": len(instructions) - ("" in instructions),
             "without": instructions[""],
             "most": dict((instructions - Counter({"": instructions[""]})).most_common(_SHOWN)),
