@@ -90,7 +90,7 @@ def test_type_range_and_comment(keys: dict[str, Key]) -> None:
 
 
 def test_the_default_of_a_field_that_gives_it_by_position() -> None:
-    listed = {key.name: key for key in list_keys("anyvla.data.formats.rlds.config:RLDSConfig")}
+    listed = {key.name: key for key in list_keys("anyvla.data.formats.robomimic.dataset:RobomimicConfig")}
     assert (listed["noop"].default, listed["noop"].bounds) == ("0.0001", "> 0 to 1e9")
 
 

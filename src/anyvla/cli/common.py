@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -16,6 +18,9 @@ from anyvla.cli.console import Console
 from anyvla.cli.os_errors import explain
 from anyvla.cli.stopping import STOPPED
 from anyvla.interrupted import Interrupted
+
+if TYPE_CHECKING:
+    from anyvla.recipe import Recipe
 
 console = Console(stderr=True)  # people read stderr; stdout is for results
 
@@ -33,20 +38,12 @@ def run_guarded(run: Callable[[], int], command: str) -> int:
         return STOPPED
     except BrokenPipeError:
         return 1
-    except OSError as error:
+    except MemoryError:
+        return fail(command, "out of memory: use fewer workers or a smaller batch, or close other programs")
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         if os.environ.get("ANYVLA_DEBUG"):
             raise
         return fail(command, explain(error))
-    except MemoryError:
-        return fail(command, "out of memory: use fewer workers or a smaller batch, or close other programs")
-    except UnicodeEncodeError as error:  # a library could not encode a path in this locale
-        if os.environ.get("ANYVLA_DEBUG"):
-            raise
-        return fail(command, f"{error.object!r} cannot be encoded in this locale: set PYTHONUTF8=1 and run it again")
-    except (ValueError, RuntimeError, ImportError) as error:
-        if os.environ.get("ANYVLA_DEBUG"):
-            raise
-        return fail(command, str(error))
 
 
 def fail(command: str, message: str) -> int:
@@ -54,6 +51,14 @@ def fail(command: str, message: str) -> int:
     console.print(f"{command}:", style="bold red", end=" ")
     console.print(message, soft_wrap=True)
     return 1
+
+
+def read_recipe(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[Recipe, Path]:
+    """Return the recipe that the options name, with keys laid over it, and its run folder. Raises ConfigError."""
+    from anyvla.recipe import read
+
+    recipe = read(options.recipe, overrides)
+    return recipe, options.out or Path("outputs") / recipe.name
 
 
 class ProgressBar:

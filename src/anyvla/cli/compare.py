@@ -16,9 +16,7 @@ from anyvla.config import ConfigError
 def main(argv: list[str]) -> int:
     """Compare each run with the first, and print the table (or, with --json, one object)."""
     parser = argparse.ArgumentParser(prog="anyvla compare", description=__doc__)
-    parser.add_argument(
-        "results", type=Path, nargs="+", help="folders of evaluations or runs; the first is the reference"
-    )
+    parser.add_argument("results", type=Path, nargs="+", help="folders of evaluations or runs; the reference first")
     parser.add_argument("--condition", default="original", help="compare only its episodes (default: %(default)s)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="also write the comparison as an HTML page")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -33,23 +33,16 @@ Sets of conditions: language, generalization, correction, latency (docs/conditio
 def main(argv: list[str]) -> int:
     """Evaluate, and print the table (or, with --json, the summary)."""
     parser = KeyParser(
-        prog="anyvla eval",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="anyvla eval", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="a run folder such as outputs/quickstart, or a checkpoint folder")
     parser.add_argument("--benchmark", help="such as metaworld/mt10 or gym:CartPole-v1 (default: the recipe's)")
     parser.add_argument("--python", help="the Python interpreter that has the simulator (default: this one)")
-    parser.add_argument(
-        "--out", type=Path, help="the folder of the results (default: RUN/eval, or RUN/eval-<benchmark>)"
-    )
+    parser.add_argument("--out", type=Path, help="the results folder (default: RUN/eval, or RUN/eval-<benchmark>)")
     parser.add_argument("--device", default="auto", help="device of the policy: cpu, cuda or auto (default)")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run code that the checkpoint contains or names; read it first",
+        "--trust-remote-code", action="store_true", help="run code that the checkpoint contains or names; read it first"
     )
     parser.add_keys("anyvla.evaluation.protocol:EvaluationConfig", heading="Keys of the section evaluation")
     options, overrides = parser.parse_known_args(argv)

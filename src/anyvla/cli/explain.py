@@ -66,7 +66,8 @@ def main(argv: list[str]) -> int:
         description=__doc__,
         epilog="Any key of the recipe can be set: --model.backbone nano --model.history.window 4",
     )
-    parser.add_recipe()
+    parser.add_argument("recipe", help="a YAML file, or the name of a bundled recipe (anyvla list recipes)")
+    parser.add_keys()
     parser.add_argument("--svg", type=Path, metavar="FILE", help="also draw the layout and the mask")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options, overrides = parser.parse_known_args(argv)

@@ -12,10 +12,7 @@ from pathlib import Path
 from anyvla import __version__
 
 COMMANDS = {
-    "quickstart": (
-        "anyvla.cli.quickstart",
-        "collect demonstrations, train, evaluate, and write a report with videos",
-    ),
+    "quickstart": ("anyvla.cli.quickstart", "collect demonstrations, train, evaluate, and write a report with videos"),
     "train": ("anyvla.cli.train", "train a policy from a recipe, or resume an interrupted training"),
     "eval": ("anyvla.cli.evaluate", "evaluate a policy on a benchmark: success rates with intervals, and videos"),
     "compare": ("anyvla.cli.compare", "compare policies on the same episodes, with exact tests and intervals"),
@@ -25,10 +22,7 @@ COMMANDS = {
     "report": ("anyvla.cli.report", "write the HTML report of a run or an evaluation"),
     "data": ("anyvla.cli.data.command", "collect, inspect, check and convert robot data; fit codecs"),
     "list": ("anyvla.cli.list.command", "backbones, histories, fusers, decoders, representations, benchmarks, ..."),
-    "doctor": (
-        "anyvla.cli.doctor.command",
-        "check this machine: what it supports, what is missing, and how to install it",
-    ),
+    "doctor": ("anyvla.cli.doctor.command", "check this machine, and print how to install missing packages"),
 }
 
 

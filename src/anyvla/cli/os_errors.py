@@ -1,4 +1,4 @@
-"""Explain an error of the operating system in one line: the path, the reason and what to do."""
+"""Explain an error of the operating system in one line: the path, the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -28,8 +28,12 @@ _REMEDIES = {
 }
 
 
-def explain(error: OSError) -> str:
-    """Return the explanation. Errors raised by anyvla already say what to do and are returned unchanged."""
+def explain(error: Exception) -> str:
+    """Return the message of an error. Those raised by anyvla name the remedy already and are returned unchanged."""
+    if isinstance(error, UnicodeEncodeError):  # a library could not encode a path
+        return f"{error.object!r} cannot be encoded in this locale: set PYTHONUTF8=1 and run it again"
+    if not isinstance(error, OSError):
+        return str(error)
     if error.errno is None or not error.strerror or ": " in error.strerror:
         return error.strerror or str(error)
     paths = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)

@@ -10,16 +10,11 @@ def main(argv: list[str]) -> int:
     """Print the numbers of episodes."""
     parser = argparse.ArgumentParser(prog="anyvla power", description=__doc__)
     parser.add_argument("--difference", type=float, required=True, help="difference to detect, in percentage points")
-    parser.add_argument(
-        "--rate", type=float, default=80, help="success rate of the first policy in percent (default: 80)"
-    )
+    parser.add_argument("--rate", type=float, default=80, help="success of the first policy in percent (default: 80)")
     parser.add_argument("--power", type=float, default=0.8, help="probability of detecting it (default: 0.8)")
     parser.add_argument("--alpha", type=float, default=0.05, help="probability of a false detection (default: 0.05)")
     parser.add_argument(
-        "--correlation",
-        type=float,
-        default=0.5,
-        help="correlation of two policies' successes on the same start states (default: 0.5)",
+        "--correlation", type=float, default=0.5, help="of both policies on the same start states (default: 0.5)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from anyvla.cli.common import console
+from anyvla.cli.common import console, read_recipe
 from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stage_meter import StageMeter
 from anyvla.files.folder_lock import lock_folder
@@ -24,17 +23,10 @@ def main(argv: list[str]) -> int:
         description=__doc__,
         epilog="Any key of the recipe can be set: --training.seed 1 --collect.demonstrations 20",
     )
-    parser.add_argument(
-        "--recipe", default="quickstart", help="a YAML file, or the name of a bundled recipe (default: quickstart)"
-    )
-    parser.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
+    parser.add_recipe("--recipe", default="quickstart")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_keys()
     options, overrides = parser.parse_known_args(argv)
-    from anyvla.recipe import read
-
-    recipe = read(options.recipe, overrides)
-    run = options.out or Path("outputs") / recipe.name
+    recipe, run = read_recipe(options, overrides)
     begin = time.perf_counter()
 
     from anyvla.cli.data.collect import collect

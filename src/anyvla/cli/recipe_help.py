@@ -37,9 +37,11 @@ class KeyParser(argparse.ArgumentParser):
 
     target, prefix, heading = "", "", ""
 
-    def add_recipe(self) -> None:
-        """Add the argument `recipe`, and list all keys of a recipe in the help."""
-        self.add_argument("recipe", help="a YAML file, or the name of a bundled recipe (anyvla list recipes)")
+    def add_recipe(self, name: str = "recipe", default: str | None = None) -> None:
+        """Add a recipe and its run folder, which `read_recipe` reads, and list all keys of a recipe in the help."""
+        shown = f"default: {default}" if default else "anyvla list recipes"
+        self.add_argument(name, default=default, help=f"a YAML file, or the name of a bundled recipe ({shown})")
+        self.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
         self.add_keys()
 
     def add_keys(self, target: str = RECIPE, prefix: str = "", heading: str = "Keys of the recipe") -> None:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from anyvla.cli.common import console
 from anyvla.cli.recipe_help import KeyParser
-from anyvla.config import ConfigError, build, override
-from anyvla.files.documents import as_mapping, read_yaml
+from anyvla.config import ConfigError, build, override, read_options
 
 if TYPE_CHECKING:
     from anyvla.serving.limits import ServerLimits
@@ -28,22 +27,16 @@ def main(argv: list[str]) -> int:
     parser = KeyParser(prog="anyvla serve", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="a run folder such as outputs/quickstart, or a checkpoint folder")
     parser.add_argument("--protocol", choices=["vla-eval"], default="vla-eval", help="default: %(default)s")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="the address to listen on (default: %(default)s, this machine only)"
-    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: only this machine)")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any free port")
-    parser.add_argument(
-        "--api-key-file", type=Path, help="file with the key that clients must send (or $ANYVLA_API_KEY)"
-    )
+    parser.add_argument("--api-key-file", type=Path, help="file with the key of the clients (or $ANYVLA_API_KEY)")
     parser.add_argument("--no-auth", action="store_true", help="let other machines use the server without a key")
     parser.add_argument("--mapping", type=Path, help="YAML file that maps the client's keys to cameras and proprio")
     parser.add_argument("--limits", type=Path, help="YAML file of limits; --limits.NAME VALUE sets one")
     parser.add_argument("--robot", help="the robot to serve, if the policy has several")
     parser.add_argument("--execute", type=int, help="actions of a chunk to execute (default: as trained)")
     parser.add_argument(
-        "--implausible",
-        choices=["error", "warn"],
-        help="reaction to proprio far outside of the training data (default: as trained)",
+        "--implausible", choices=["error", "warn"], help="on proprio far from the training data (default: as trained)"
     )
     parser.add_argument("--device", default="auto", help="device of the policy: cpu, cuda or auto (default)")
     parser.add_keys("anyvla.serving.limits:ServerLimits", "limits", heading="Limits")
@@ -55,7 +48,7 @@ def main(argv: list[str]) -> int:
     from anyvla.checkpoint.files import checkpoint_of
     from anyvla.policy import VLA
     from anyvla.serving.access import check_exposure, read_key
-    from anyvla.serving.listening import bind, check_open_files, list_addresses
+    from anyvla.serving.listening import bind, check_open_files
     from anyvla.serving.mapping import Translator
     from anyvla.serving.service import Service
     from anyvla.serving.vlaeval import VlaEvalProtocol
@@ -65,7 +58,7 @@ def main(argv: list[str]) -> int:
     check_open_files(limits)
     key = read_key(options.api_key_file, os.environ)
     sockets = bind(options.host, options.port)
-    check_exposure(list_addresses(sockets), key, options.no_auth)
+    check_exposure([s.getsockname()[0] for s in sockets], key, options.no_auth)
     vla = VLA.load(checkpoint_of(options.run), pick_device(options.device))
     vla.implausible = options.implausible or vla.implausible
     robots = {r.embodiment.name: r.embodiment for r in vla.robots}
@@ -114,7 +107,7 @@ def _limits(file: Path | None, others: Sequence[str]) -> ServerLimits:
     unknown = [o for o in others if o.startswith("--") and not o.startswith("--limits.")]
     if unknown:
         raise ConfigError(f"there is no option {unknown[0]}; anyvla serve --help lists all")
-    keys = {} if file is None else as_mapping(read_yaml(file) or {}, str(file))
+    keys = {} if file is None else read_options(file)
     return build(ServerLimits, override({"limits": keys}, others)["limits"], where=str(file or "--limits"))
 
 
@@ -123,4 +116,4 @@ def _mapping(file: Path | None, robot: str) -> ClientMapping:
 
     if file is None:
         return DEFAULTS.get(robot, ClientMapping())
-    return build(ClientMapping, as_mapping(read_yaml(file) or {}, str(file)), where=str(file))
+    return build(ClientMapping, read_options(file), where=str(file))

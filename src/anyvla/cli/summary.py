@@ -17,8 +17,9 @@ def table(summary: Summary) -> Table:
         for name, interval in _rows(played, every_task=number == 0):
             share = f"{interval.value:.1%}", f"{interval.low:.1%} to {interval.high:.1%}", str(interval.episodes)
             found.add_row(condition, name, *share)
-        for name, interval in _lengths(played):
-            found.add_row(condition, name, f"{interval.value:.2f}", f"{interval.low:.2f} to {interval.high:.2f}")
+        if played.chains is not None:
+            length = played.chains.average_length
+            found.add_row(condition, "average length", f"{length.value:.2f}", f"{length.low:.2f} to {length.high:.2f}")
         for count, label in ((played.errors, "simulator errors"), (played.invalid, "invalid actions")):
             if count:
                 found.add_row(condition, label, str(count))
@@ -48,8 +49,3 @@ def _rows(played: ConditionSummary, every_task: bool) -> Iterator[tuple[str, Int
     for name, recovery in (("after the disturbance", played.disturbed), ("grasped again", played.regrasped)):
         if recovery is not None:
             yield name, recovery.rate
-
-
-def _lengths(played: ConditionSummary) -> Iterator[tuple[str, Interval]]:
-    if played.chains is not None:
-        yield "average length", played.chains.average_length

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyvla.cli.common import ProgressBar, console
+from anyvla.cli.common import ProgressBar, console, read_recipe
 from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError
@@ -25,12 +25,7 @@ def main(argv: list[str]) -> int:
         epilog="Any key of the recipe can be set: --training.steps 2000 --model.fuser.name gpt",
     )
     parser.add_recipe()
-    parser.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
-    options, overrides = parser.parse_known_args(argv)
-    from anyvla.recipe import read
-
-    recipe = read(options.recipe, overrides)
-    print(train(recipe, options.out or Path("outputs") / recipe.name))
+    print(train(*read_recipe(*parser.parse_known_args(argv))))
     return 0
 
 

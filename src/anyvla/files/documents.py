@@ -87,11 +87,7 @@ def parse_json(text: str, where: str) -> Any:
     """Return the value of JSON text. Raises DocumentError; NaN and infinity are no JSON."""
     try:
         value = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_int=_whole,
-            parse_float=_finite,
-            parse_constant=_refuse_constant,
+            text, object_pairs_hook=_unique, parse_int=_whole, parse_float=_finite, parse_constant=_refuse_constant
         )
         _check_depth(value)
         if "\\ud" in text.lower():

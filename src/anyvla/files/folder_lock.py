@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,23 +48,17 @@ _held: dict[Path, _Lock] = {}  # of this process
 _guard = threading.Lock()
 
 
-@contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> AbstractContextManager[None]:
     """Make `folder`, and keep other processes and threads out of it. Raises FolderInUse with the process that holds it.
 
     The same thread may enter again, since some commands run others.
     """
-    folder = Path(folder)
-    with _holding(folder / ".lock", folder):
-        yield
+    return _holding(folder / ".lock", folder)
 
 
-@contextlib.contextmanager
-def lock_while_making(folder: Path) -> Iterator[None]:
+def lock_while_making(folder: Path) -> AbstractContextManager[None]:
     """Lock a folder that appears only when it is complete: like `lock_folder`, with the lock file beside the folder."""
-    folder = Path(folder)
-    with _holding(folder.with_name(f".{folder.name}.lock"), folder):
-        yield
+    return _holding(folder.with_name(f".{folder.name}.lock"), folder)
 
 
 @contextlib.contextmanager

@@ -103,13 +103,13 @@ def _compare(tensors: dict[str, Tensor], file: safe_open, path: Path, names: Map
     both = [(n, t) for n, t in tensors.items() if n in stored]
     unlike = [f"{n} is {stored[n]}, not {tuple(t.shape)}" for n, t in both if stored[n] != t.shape]
     other = [f"{n} is {kinds[n]}, not {_kind(t)}" for n, t in both if not _convertible(kinds[n], _kind(t))]
-    if missing or extra or unlike or other:
-        faults = {
-            "missing": missing,
-            "not of this model": extra,
-            "of another shape": unlike,
-            "of another kind of number": other,
-        }
+    faults = {
+        "missing": missing,
+        "not of this model": extra,
+        "of another shape": unlike,
+        "of another kind of number": other,
+    }
+    if any(faults.values()):
         raise ValueError(
             f"{path} holds a checkpoint whose classes don't match the model that its configuration describes: "
             + "; ".join(f"{what}: {join_first(names)}" for what, names in faults.items() if names)

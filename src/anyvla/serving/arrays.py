@@ -99,7 +99,11 @@ def _view(value: Mapping[str, Any], name: str, most: int) -> np.ndarray:
     missing = [key for key in ("dtype", "shape", "data") if key not in value]
     if missing:
         raise ValueError(f"{name} came without its {missing[0]!r}")
-    dtype, shape, data = _dtype(value["dtype"], name), value["shape"], _data(value, name, most)
+    declared, shape, data = value["dtype"], value["shape"], _data(value, name, most)
+    if not isinstance(declared, str) or not _DTYPE.fullmatch(declared):
+        kinds = "booleans, integers and floats of up to 8 bytes"
+        raise ValueError(f"{name} has the dtype {quote(declared)}; {kinds} are accepted")
+    dtype = np.dtype(declared)
     if (
         not isinstance(shape, list)
         or len(shape) > _DIMS
@@ -109,14 +113,6 @@ def _view(value: Mapping[str, Any], name: str, most: int) -> np.ndarray:
     if math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError(f"{name} declares {dtype} {quote(shape)}, but has {len(data)} bytes")
     return np.frombuffer(data, dtype).reshape(shape)
-
-
-def _dtype(declared: Any, name: str) -> np.dtype:
-    if not isinstance(declared, str) or not _DTYPE.fullmatch(declared):
-        raise ValueError(
-            f"{name} has the dtype {quote(declared)}; booleans, integers and floats of up to 8 bytes are accepted"
-        )
-    return np.dtype(declared)
 
 
 def _data(value: Mapping[str, Any], name: str, most: int) -> memoryview:
@@ -134,10 +130,8 @@ def _png_size(data: memoryview, image: str) -> tuple[int, int]:
         raise ValueError(f"{image} cannot be decoded: it is no PNG file")
     width, height, bits, color = struct.unpack(">IIBB", data[16:26])
     if (bits, color) != (8, 2):
-        raise ValueError(
-            f"{image} is a PNG file of {bits} bits, {_PNG_COLORS.get(color, f'color type {color}')}; "
-            "8 bits, RGB are needed"
-        )
+        kind = _PNG_COLORS.get(color, f"color type {color}")
+        raise ValueError(f"{image} is a PNG file of {bits} bits, {kind}; 8 bits, RGB are needed")
     at = 8
     for _ in range(_CHUNKS):  # PIL reads chunks one by one in Python
         if at + 8 > len(data):

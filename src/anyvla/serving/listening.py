@@ -46,20 +46,13 @@ def check_open_files(limits: ServerLimits) -> None:
         return
     import resource
 
-    needed, allowed = (
-        limits.connections + limits.handshakes + _OTHER_FILES,
-        resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-    )
+    needed = limits.connections + limits.handshakes + _OTHER_FILES
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if needed > allowed != resource.RLIM_INFINITY:
         raise ConfigError(
             f"{limits.connections} connections and {limits.handshakes} handshakes need {needed} open files, and this "
             f"process may have {allowed}: lower --limits.connections, or raise `ulimit -n`"
         )
-
-
-def list_addresses(sockets: list[socket.socket]) -> list[str]:
-    """Return the IP addresses of sockets."""
-    return [s.getsockname()[0] for s in sockets]
 
 
 def explain_bind_error(error: OSError, host: str, port: int) -> ConfigError:

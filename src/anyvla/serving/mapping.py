@@ -73,16 +73,13 @@ class Translator:
 
     def _own_gripper(self) -> tuple[slice, float, float]:
         """Return the dims of the gripper in an action, and its values for open and closed."""
-        grippers = [g for g in self.robot.action.groups if g.kind == "gripper"]
-        if len(grippers) != 1 or grippers[0].open is None:
-            raise ConfigError(
-                "the mapping converts a gripper, but the robot has several grippers, or none with a declared open end"
-            )
-        (group,) = grippers
-        assert group.low is not None
-        assert group.high is not None
-        assert group.open is not None
-        return self.robot.action.slices()[group.name], group.open, group.low + group.high - group.open
+        ends = [(g.name, g.open, g.low, g.high) for g in self.robot.action.groups if g.kind == "gripper"]
+        match ends:
+            case [(name, float(opened), float(low), float(high))]:
+                return self.robot.action.slices()[name], opened, low + high - opened
+        raise ConfigError(
+            "the mapping converts a gripper, but the robot has several grippers, or none with a declared open end"
+        )
 
     def request(self, payload: Mapping[str, Any]) -> Request:
         """Return the parts of an observation that the policy reads. Raises ValueError with the faulty key."""

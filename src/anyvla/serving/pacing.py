@@ -123,9 +123,13 @@ class PacedConnection(ServerConnection):
         before = self._completed
         super().data_received(part)
         if self._completed > before:
-            self._stop_timer()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
         elif self.state is State.OPEN and self._timer is None:
-            self._timer = self.loop.call_later(self._limits.message_seconds, self._too_slow)
+            seconds = self._limits.message_seconds
+            reason = f"a message must arrive whole within {seconds:g} s"
+            self._timer = self.loop.call_later(seconds, self._refuse, reason)
         if self.state is State.CLOSING:
             self._close_soon()
         if self._ended and not self._buffer:
@@ -163,9 +167,6 @@ class PacedConnection(ServerConnection):
             if self._fragments >= self._limits.fragments:
                 self._refuse(f"a message of more than {self._limits.fragments} frames")
 
-    def _too_slow(self) -> None:
-        self._refuse(f"a message must arrive whole within {self._limits.message_seconds:g} s")
-
     def _refuse(self, reason: str) -> None:
         """Close the connection and read nothing more of it."""
         if self.state is not State.OPEN:
@@ -179,11 +180,6 @@ class PacedConnection(ServerConnection):
         """Give the client a while to close its side."""
         if self._abort is None:
             self._abort = self.loop.call_later(self._limits.close_seconds, self.transport.abort)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _read_or_pause(self) -> None:
         if len(self._buffer) >= _MOST_BUFFERED or (self._buffer and self._full):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http
 import logging
 import socket
@@ -24,7 +25,6 @@ from anyvla.serving.pacing import PacedConnection, Turns
 log = logging.getLogger(__name__)
 _ACCEPT = 16  # new connections in one turn of the event loop; the kernel queues the others
 _STOPS = "the server stops"
-
 
 # Returns the answer to a message, or None if it needs none. Answers invalid input with an error instead of raising.
 Answer = Callable[[bytes | str], Awaitable[bytes | None]]
@@ -76,16 +76,12 @@ class Service:
             close_timeout=self._limits.close_seconds,
             process_request=self._admit,
             logger=_quiet(),
-            create_connection=self._connect,
+            create_connection=functools.partial(
+                PacedConnection, turns=self._turns, limits=self._limits, made=self._add, lost=self._remove
+            ),
         )
         bound.listen(1024)  # asyncio accepts `backlog` connections at once, and would let the kernel queue no more
         return server
-
-    def _connect(self, *args: Any, **kwargs: Any) -> PacedConnection:
-        """Return the object of a new connection."""
-        return PacedConnection(
-            *args, turns=self._turns, limits=self._limits, made=self._add, lost=self._remove, **kwargs
-        )
 
     def _add(self, connection: PacedConnection) -> None:
         """Note a new connection; the oldest one without a request makes room for it."""
@@ -215,7 +211,7 @@ async def _unless(gone: asyncio.Task[None], work: Any) -> Any:
 
 
 def _quiet() -> logging.Logger:
-    """Return a logger for websockets that tells of clients' faults in debug mode only, never with a traceback."""
+    """Return a logger for websockets that is silent about the faults of clients."""
     logger = logging.getLogger("anyvla.serving.websockets")
     logger.setLevel(logging.CRITICAL)
     return logger

@@ -27,6 +27,7 @@ from anyvla.serving.mapping import Request, Translator
 from anyvla.serving.msgpack_reader import MessageError, read_msgpack
 from anyvla.serving.naming import join_names, quote
 from anyvla.serving.service import Answer
+from anyvla.types import Observation
 
 PROTOCOL = 1
 T = TypeVar("T")
@@ -70,6 +71,10 @@ class VlaEvalProtocol:
         """Run a function in a decoder's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, run, *args)
 
+    async def decode(self, request: Request) -> Observation:
+        """Return the observation of a request."""
+        return await self.off_loop(request.observation)
+
     def close(self, wait_s: float = 5.0) -> bool:
         """End the threads. Return False if the policy still computes after `wait_s`."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
@@ -81,7 +86,7 @@ class Conversation:
 
     def __init__(self, protocol: VlaEvalProtocol) -> None:
         self._protocol = protocol
-        self._episodes = Episodes(protocol.translator, protocol.batcher, self._decode, protocol.execute)
+        self._episodes = Episodes(protocol.translator, protocol.batcher, protocol.decode, protocol.execute)
 
     async def answer(self, data: bytes | str) -> bytes | None:
         """Return the answer to a message, None if it needs none. Invalid input gets an error that describes it."""
@@ -117,9 +122,6 @@ class Conversation:
             return message, self._protocol.translator.request(message.payload)
         except ValueError as error:
             raise MessageFault(str(error), message.seq) from None
-
-    async def _decode(self, request: Request) -> Any:
-        return await self._protocol.off_loop(request.observation)
 
     def _hello(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         theirs = payload.get("protocol_version")

@@ -21,10 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     opening.add_arguments(parser)
     parser.add_argument(
-        "--frames",
-        choices=("none", "sampled", "all"),
-        default="sampled",
-        help="frames to decode (default: %(default)s)",
+        "--frames", choices=("none", "sampled", "all"), default="sampled", help="to decode (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -46,9 +43,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([asdict(f) for f in findings], indent=1, ensure_ascii=False))
     else:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("", "kind", "episode", "what", "what to do"):
-            table.add_column(heading)
+        table = Table("", "kind", "episode", "what", "what to do", box=None, pad_edge=False)
         for finding in findings[:_SHOWN]:
             number = "all" if finding.episode is None else str(finding.episode)
             table.add_row(finding.severity, finding.kind, number, finding.text, finding.fix)

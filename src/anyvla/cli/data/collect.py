@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyvla.cli.common import ProgressBar, console
+from anyvla.cli.common import ProgressBar, console, read_recipe
 from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stopping import graceful
 from anyvla.config import ConfigError, build, override
@@ -26,14 +26,12 @@ def add_arguments(parser: KeyParser) -> None:
         "collect without the prefix: --demonstrations 20 --tasks '[door-open]' --environment.render native"
     )
     parser.add_recipe()
-    parser.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
     parser.add_argument("--python", help="the Python interpreter that has the simulator (default: this one)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Collect, and print the path of the data set."""
     from anyvla.demonstrations.collect import CollectConfig
-    from anyvla.recipe import read
 
     name = options.recipe
     if name.partition("/")[0] in benchmarks and not Path(name).is_file():
@@ -43,8 +41,7 @@ def run(options: argparse.Namespace) -> int:
         out = options.out or Path("outputs") / name.replace("/", "-")
         print(collect_suite(name, settings, config, out, options.python))
         return 0
-    recipe = read(name, options.overrides)
-    print(collect(recipe, options.out or Path("outputs") / recipe.name, options.python))
+    print(collect(*read_recipe(options, options.overrides), options.python))
     return 0
 
 

@@ -46,13 +46,7 @@ def converted(
             (writing if stage == "write" else verifying)(done, total)
 
         report = convert(
-            dataset,
-            out,
-            episodes=episodes,
-            processes=processes,
-            skip_damaged=skip_damaged,
-            progress=show,
-            stop=stop,
+            dataset, out, episodes=episodes, processes=processes, skip_damaged=skip_damaged, progress=show, stop=stop
         )
     images = ", ".join(f"{camera} {db['worst']:.1f} dB at worst" for camera, db in report.psnr_db.items())
     skipped = f", {len(report.skipped)} damaged ones left out" if report.skipped else ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from anyvla.cli.common import console
+from anyvla.cli.common import console, read_recipe
 from anyvla.cli.console import Console
 from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.train import open_data
@@ -35,16 +35,20 @@ def add_arguments(parser: KeyParser) -> None:
     """Add the options of the command."""
     parser.epilog = "Any key of the recipe can be set: --model.representation.bins 100"
     parser.add_recipe()
-    parser.add_argument("--out", type=Path, help="the run folder (default: outputs/<name of the recipe>)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fit the codec, and print its report."""
-    from anyvla.recipe import read
+    """Fit the codec, and print its report and its folder."""
+    from anyvla.representations.codec_report import load_codec_report
 
-    recipe = read(options.recipe, options.overrides)
-    show(fit_codec(recipe, options.out or Path("outputs") / recipe.name), options.json)
+    folder = fit_codec(*read_recipe(options, options.overrides))
+    report = load_codec_report(folder)
+    if options.json:
+        print(json.dumps(to_dict(report) | {"folder": str(folder)}, indent=1))
+    else:
+        _print(report, Console())
+        print(folder)
     return 0
 
 
@@ -135,18 +139,6 @@ def fit_codec_if_needed(recipe: Recipe, run: Path) -> None:
         console.print(f"fitted already: {run / 'codec'}")
 
 
-def show(folder: Path, as_json: bool) -> None:
-    """Print the report of a fitted codec, and its folder."""
-    from anyvla.representations.codec_report import load_codec_report
-
-    report = load_codec_report(folder)
-    if as_json:
-        print(json.dumps(to_dict(report) | {"folder": str(folder)}, indent=1))
-        return
-    _print(report, Console())
-    print(folder)
-
-
 def _print(report: CodecReport, to: Console) -> None:
     """Print the sizes and errors of a report, on fitted and on held-out chunks."""
     trips = {f"fitted, {report.episodes} episodes": report.fitted}
@@ -157,9 +149,7 @@ def _print(report: CodecReport, to: Console) -> None:
         f"{purpose.representation['name']} for chunks of {purpose.chunk}: {report.vocabulary} tokens, at most "
         f"{report.length} a chunk; fitted in {report.seconds:.1f} s\n",
     )
-    sizes = Table(box=None, pad_edge=False)
-    for heading in ("", *trips):
-        sizes.add_column(heading)
+    sizes = Table("", *trips, box=None, pad_edge=False)
     sizes.add_row("chunks", *(str(t.chunks) for t in trips.values()))
     sizes.add_row("tokens of a chunk", *(f"{t.tokens_mean:.1f}, at most {t.tokens_max}" for t in trips.values()))
     sizes.add_row("numbers per token", *(f"{t.compression:.2f}" for t in trips.values()))
@@ -167,13 +157,8 @@ def _print(report: CodecReport, to: Console) -> None:
         sizes.add_row("invalid chunks", *(str(t.invalid) for t in trips.values()))
     for name, fact in report.facts.items():
         sizes.add_row(name.replace("_", " "), f"{fact:.4g}" if isinstance(fact, float) else str(fact))
-    errors = Table(box=None, pad_edge=False)
-    for heading in (
-        "absolute error",
-        "unit",
-        *(f"{k.partition(',')[0]}\n{e}" for k in trips for e in ("mean", "q99", "max")),
-    ):
-        errors.add_column(heading)
+    columns = (f"{name.partition(',')[0]}\n{e}" for name in trips for e in ("mean", "q99", "max"))
+    errors = Table("absolute error", "unit", *columns, box=None, pad_edge=False)
     for groups in zip(*(t.errors for t in trips.values()), strict=True):
         errors.add_row(groups[0].group, "normalized", *(v for g in groups for v in _numbers(g.normalized)))
         errors.add_row("", groups[0].unit or "robot", *(v for g in groups for v in _numbers(g.robot)))

@@ -66,10 +66,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     part = choose_backbone(options.model, options.name, options.option)
+    from transformers.utils import logging
 
     from anyvla.backbones.checks.conformance import CHECKS, examine
 
-    _silence_transformers()
+    logging.set_verbosity_error()
     backbone = _build(part, options.device)
     report = describe(backbone, part.name)
     if not options.json:
@@ -185,12 +186,6 @@ def _count_parameters(backbone: Backbone) -> dict[str, int]:
     counts: dict[str, int] = {part: sum(w.numel() for w in own) for part, own in parameters_by_part(backbone).items()}
     rest = sum(w.numel() for w in backbone.parameters()) - sum(counts.values())
     return counts | ({"head": rest} if rest else {})
-
-
-def _silence_transformers() -> None:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
 
 
 def _warn_about_memory(report: BackboneReport, device: str) -> None:

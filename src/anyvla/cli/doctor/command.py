@@ -1,4 +1,4 @@
-"""`anyvla doctor`: check this machine: what it supports, what is missing, and the command that installs it."""
+"""`anyvla doctor`: check this machine, and print the command that installs a missing package."""
 
 from __future__ import annotations
 
@@ -79,32 +79,25 @@ def main(argv: list[str]) -> int:
     return 1 if any(f.state == "missing" for f in findings) else 0
 
 
+def _check(what: str, ok: bool, found: str, remedy: str, otherwise: Literal["missing", "note"]) -> MachineCheck:
+    return MachineCheck(what, "ok", found) if ok else MachineCheck(what, otherwise, found, remedy)
+
+
 def _machine() -> list[MachineCheck]:
     import torch
 
     from anyvla.training.loop import pick_device, pick_precision
 
     memory, disk = psutil.virtual_memory().total / 2**30, shutil.disk_usage(Path.cwd()).free / 2**30
-    version = sys.version_info[:2]
-    right = (3, 11) <= version <= (3, 13)
+    right = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     bf16 = pick_precision("auto", pick_device("auto")) == torch.bfloat16
     return [
-        MachineCheck(
-            "python",
-            "ok" if right else "missing",
-            platform.python_version(),
-            "" if right else "use Python 3.11 to 3.13",
-        ),
-        MachineCheck(
-            "cores", "ok", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-        ),
-        MachineCheck(
-            "memory", "ok" if memory >= 4 else "note", f"{memory:.0f} GiB", "" if memory >= 4 else "quickstart: 4 GB"
-        ),
-        MachineCheck(
-            "free disk here", "ok" if disk >= 2 else "note", f"{disk:.0f} GiB", "" if disk >= 2 else "free 2 GiB"
-        ),
+        _check("python", right, platform.python_version(), "use Python 3.11 to 3.13", "missing"),
+        MachineCheck("cores", "ok", str(cores)),
+        _check("memory", memory >= 4, f"{memory:.0f} GiB", "quickstart: 4 GB", "note"),
+        _check("free disk here", disk >= 2, f"{disk:.0f} GiB", "free 2 GiB", "note"),
         MachineCheck("GPU", "ok" if gpus else "note", ", ".join(gpus) or "none: training runs on the CPU"),
         MachineCheck("bfloat16 units", "ok" if bf16 else "note", "yes" if bf16 else "no: precision auto is float32"),
     ]
@@ -118,15 +111,10 @@ def _extras() -> list[MachineCheck]:
     findings = []
     for extra, modules in EXTRAS.items():
         lacking = [m for m in modules if importlib.util.find_spec(m) is None]
-        needed: Literal["missing", "note"] = "missing" if extra == "metaworld" else "note"
-        findings.append(
-            MachineCheck(
-                f"extra {extra}",
-                needed if lacking else "ok",
-                f"lacks {', '.join(lacking)}" if lacking else ", ".join(f"{m} {metadata.version(m)}" for m in modules),
-                f'pip install "anyvla[{extra}]"' if lacking else "",
-            )
-        )
+        found = f"lacks {', '.join(lacking)}" if lacking else ", ".join(f"{m} {metadata.version(m)}" for m in modules)
+        remedy = f'pip install "anyvla[{extra}]"'
+        otherwise: Literal["missing", "note"] = "missing" if extra == "metaworld" else "note"
+        findings.append(_check(f"extra {extra}", not lacking, found, remedy, otherwise))
     return findings
 
 
@@ -145,7 +133,5 @@ def _rendering() -> MachineCheck:
 def _video() -> MachineCheck:
     import av
 
-    available = "libx264" in av.codecs_available
-    return MachineCheck(
-        "video", "ok" if available else "missing", f"PyAV {av.__version__}", "" if available else "pip install -U av"
-    )
+    found = "libx264" in av.codecs_available
+    return _check("video", found, f"PyAV {av.__version__}", "pip install -U av", "missing")

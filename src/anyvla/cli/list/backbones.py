@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from rich.table import Table
@@ -42,44 +43,37 @@ def show(as_json: bool) -> int:
     return 0
 
 
-def _row(kind: str, measured: FamilyResult) -> dict[str, Any]:
-    failed = f"failed: {', '.join(measured.failed)}" if measured.failed else ""
-    return {
-        "kind": kind,
-        "name": measured.name,
-        "class": measured.model_class,
-        "capabilities": measured.capabilities,
-        "tested": bool(measured.checks),
-        "transformers": load_results().versions["transformers"] if measured.checks else None,
-        "notes": "; ".join(filter(None, (failed, measured.note))),
-    }
+def _row(
+    kind: str, name: str, model_class: str, tested: bool, notes: str, able: Iterable[str] | None
+) -> dict[str, Any]:
+    version = load_results().versions["transformers"] if tested else None
+    row = {"kind": kind, "name": name, "class": model_class, "capabilities": able, "tested": tested}
+    return row | {"transformers": version, "notes": notes}
+
+
+def _measured_row(kind: str, m: FamilyResult) -> dict[str, Any]:
+    tested = bool(m.checks) or (m.name == "auto" and bool(load_results().families))  # auto is tested if a family is
+    failed = f"failed: {', '.join(m.failed)}" if m.failed else ""
+    return _row(kind, m.name, m.model_class, tested, "; ".join(filter(None, (failed, m.note))), m.capabilities)
 
 
 def _backbone_rows() -> list[dict[str, Any]]:
     known = load_results().backbones
-    rows = [_row("backbone", known[name]) if name in known else _third_party_row(name) for name in backbones]
-    for row in rows:
-        if row["name"] == "auto":  # tested if its families are
-            row |= {"tested": bool(load_results().families), "transformers": load_results().versions["transformers"]}
-    return rows
+    return [_measured_row("backbone", known[n]) if n in known else _third_party_row(n) for n in backbones]
 
 
 def _third_party_row(name: str) -> dict[str, Any]:
     """Return the row of a backbone from another package."""
-    blank = {"kind": "backbone", "name": name, "class": "", "capabilities": None, "tested": False, "transformers": None}
     try:
         target = backbones[name]
     except (ImportError, AttributeError) as error:
-        return blank | {"notes": f"cannot be imported: {error}"}
+        return _row("backbone", name, "", False, f"cannot be imported: {error}", None)
     declared = getattr(target, "capabilities", None)
-    notes = (inspect.getdoc(target) or "").partition("\n")[0]
     able = sorted(declared) if isinstance(declared, frozenset) else None
-    return blank | {"class": target.__name__, "capabilities": able, "notes": notes}
+    return _row("backbone", name, target.__name__, False, (inspect.getdoc(target) or "").partition("\n")[0], able)
 
 
 def _family_rows() -> list[dict[str, Any]]:
-    rows = [_row("family", measured) for measured in load_results().families.values()]
-    for model_type, model_class in load_results().untried.items():
-        blank = {"kind": "family", "name": model_type, "class": model_class, "capabilities": None, "tested": False}
-        rows.append(blank | {"transformers": None, "notes": "not tried; run anyvla doctor backbone"})
-    return rows
+    note = "not tried; run anyvla doctor backbone"
+    rows = [_measured_row("family", measured) for measured in load_results().families.values()]
+    return rows + [_row("family", *untried, False, note, None) for untried in load_results().untried.items()]

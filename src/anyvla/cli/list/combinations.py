@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from anyvla.combinations import Combination
 
 Pair = tuple[str, str]
+_row, _column = attrgetter("decoder", "representation"), attrgetter("history", "fuser")
 
 
 def show(as_json: bool) -> int:
@@ -39,7 +41,7 @@ def show(as_json: bool) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class CombinationTable:
-    """The combinations arranged for people: few cells for those that go together, reasons for the others."""
+    """The valid combinations in few cells, and the reasons why the others are invalid."""
 
     histories: list[str]
     rows: list[tuple[str, str, list[str]]]  # decoder, representation, and for each history its fusers with note numbers
@@ -70,21 +72,9 @@ def render(t: CombinationTable) -> list[Table | Text]:
     table = Table("decoder", "representation", *t.histories, box=None, pad_edge=False)
     for decoder, representation, cells in t.rows:
         table.add_row(decoder, representation, *cells)
-    out: list[Table | Text] = [
-        table,
-        Text(f"\n{t.valid} of {t.all} combinations make a policy; cells list the fusers."),
-    ]
-    out += [Text(f"({number}) not: {reason}") for number, reason in enumerate(t.notes, 1)]
-    out += [Text(f"- {reason}") for reason in t.unused]
-    return out
-
-
-def _row(c: Combination) -> Pair:
-    return c.decoder, c.representation
-
-
-def _column(c: Combination) -> Pair:
-    return c.history, c.fuser
+    notes = [f"\n{t.valid} of {t.all} combinations make a policy; cells list the fusers."]
+    notes += [f"({number}) not: {reason}" for number, reason in enumerate(t.notes, 1)]
+    return [table, *map(Text, [*notes, *(f"- {reason}" for reason in t.unused)])]
 
 
 def _reasons_for_unused(found: Sequence[Combination], rows: set[Pair], columns: set[Pair]) -> list[str]:
