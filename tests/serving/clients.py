@@ -70,22 +70,22 @@ class Running:
     def connections(self) -> int:
         return len(self.service._open) + len(self.service._opening)
 
-    def settles(self, count: int = 0, within_s: float = 10) -> bool:
-        """Whether the number of connections falls to `count`."""
+    def settles(self, count: int = 0, within_s: float = 20) -> bool:
+        """Return whether the number of connections falls to `count` in time."""
         end = time.monotonic() + within_s
         while self.connections > count and time.monotonic() < end:
             time.sleep(0.01)
         return self.connections <= count
 
     def health(self) -> float:
-        """Seconds until `/health` is answered."""
+        """Return the seconds until `/health` is answered."""
         begin = time.perf_counter()
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=30) as answer:
             assert answer.status == 200
         return time.perf_counter() - begin
 
     def healths(self, seconds: float) -> list[float]:
-        """Seconds of one `/health` after the other."""
+        """Ask for `/health` repeatedly, at least five times. Return the seconds of each answer."""
         found, end = [], time.monotonic() + seconds
         while time.monotonic() < end or len(found) < 5:
             found.append(self.health())
@@ -94,7 +94,7 @@ class Running:
 
 
 def pack(kind: str, payload: dict[str, Any], seq: int = 0) -> bytes:
-    """A frame as vla-eval's client writes it: images as PNG, arrays as bytes."""
+    """Return a message as vla-eval's client writes it: images as PNG, arrays as bytes."""
 
     def encode(value: Any) -> Any:
         if (
@@ -142,9 +142,9 @@ def seen(seed: int, size: int = 32) -> Observation:
     return Observation(images, rng.normal(size=ROBOT.proprio.size).astype(np.float32))
 
 
-def payload(observation: Observation, said: str = "open the drawer") -> dict[str, Any]:
+def payload(observation: Observation, instruction: str = "open the drawer") -> dict[str, Any]:
     images = {f"their_{c}": image for c, image in observation.images.items()}
-    return {"images": images, "states": observation.proprio.astype(np.float64), "task_description": said}
+    return {"images": images, "states": observation.proprio.astype(np.float64), "task_description": instruction}
 
 
 def dial(server: Running, **options: Any) -> ClientConnection:
@@ -152,7 +152,7 @@ def dial(server: Running, **options: Any) -> ClientConnection:
 
 
 class Raw:
-    """A client that writes its frames by hand, so that it can write wrong ones."""
+    """A client that writes its frames itself, so that they can be invalid."""
 
     def __init__(self, server: Running, shake: bool = True) -> None:
         self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=20)
@@ -168,7 +168,7 @@ class Raw:
         self.socket.sendall(data)
 
     def flood(self, data: bytes, stop: threading.Event) -> None:
-        """Send the same again and again until stopped or refused."""
+        """Send the same data repeatedly until stopped or refused."""
         self.socket.settimeout(0.2)
         sent = 0
         with contextlib.suppress(OSError):
@@ -187,7 +187,7 @@ class Raw:
         return data
 
     def closing(self, within_s: float = 20) -> tuple[int, str]:
-        """The code and the reason of the close frame; (0, "") if the connection ends without one."""
+        """Return the code and the reason of the close frame; (0, "") if the connection ends without one."""
         self.socket.settimeout(within_s)
         while (got := self._frame()) is not None:
             opcode, body = got
@@ -196,23 +196,23 @@ class Raw:
         return 0, ""
 
     def message(self) -> Any:
-        """The next message, None if the connection is closed."""
+        """Return the next message; None if the connection is closed."""
         while (got := self._frame()) is not None and got[0] != 8:
             if got[0] == 2:
                 return msgpack.unpackb(got[1])
         return None
 
     def _frame(self) -> tuple[int, bytes] | None:
-        head = self._exactly(2)
+        head = self.exactly(2)
         if head is None:
             return None
         size = head[1] & 127
         if size == 126:
-            size = struct.unpack(">H", self._exactly(2) or b"\0\0")[0]
-        return head[0] & 15, self._exactly(size) or b""
+            size = struct.unpack(">H", self.exactly(2) or b"\0\0")[0]
+        return head[0] & 15, self.exactly(size) or b""
 
     def ends(self, within_s: float = 20) -> bool:
-        """Whether the server ends the connection."""
+        """Return whether the server ends the connection in time."""
         self.socket.settimeout(within_s)
         try:
             while self.socket.recv(65536):
@@ -223,7 +223,8 @@ class Raw:
             pass
         return True
 
-    def _exactly(self, size: int) -> bytes | None:
+    def exactly(self, size: int) -> bytes | None:
+        """Return the next bytes; None if the connection is closed before."""
         data = b""
         while len(data) < size:
             try:
@@ -240,7 +241,7 @@ class Raw:
 
 
 def frame(body: bytes, opcode: int = 2, fin: bool = True, claims: int | None = None) -> bytes:
-    """A masked frame of a client; `claims`: the length that its header says."""
+    """Return a masked frame of a client. `claims`: the length in its header, if it is a wrong one."""
     size = len(body) if claims is None else claims
     head = bytes([(0x80 if fin else 0) | opcode])
     if size < 126:

@@ -1,4 +1,4 @@
-"""What ends a connection, and that nothing of it is left."""
+"""The server ends connections that exceed a limit, and releases all that belongs to them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_half_a_frame_after_a_whole_one(raw: Raw) -> None:
     assert raw.closing()[0] in (1001, 1008)
 
 
-def test_a_frame_in_drops(raw: Raw) -> None:
+def test_a_frame_that_arrives_byte_by_byte(raw: Raw) -> None:
     begin = time.monotonic()
     raw.send(frame(b"", claims=1000))
     with contextlib.suppress(OSError):
@@ -60,7 +60,7 @@ def test_a_frame_in_drops(raw: Raw) -> None:
 def test_a_message_whose_last_fragment_never_comes(raw: Raw) -> None:
     raw.send(frame(b"x", fin=False))
     for _ in range(4):
-        raw.send(frame(b"x", 0, fin=False) + frame(b"", 9))  # pings in between prolong nothing
+        raw.send(frame(b"x", 0, fin=False) + frame(b"", 9))  # pings in between must not extend the deadline
         time.sleep(0.1)
     assert raw.closing() == (1008, "a message must arrive whole within 0.5 s")
 
@@ -70,7 +70,7 @@ def test_a_message_whose_last_fragment_never_comes(raw: Raw) -> None:
     [(1023, "a message must arrive whole within 0.5 s"), (1024, "a message of more than 1024 frames")],
 )
 def test_a_message_of_too_many_frames(raw: Raw, frames: int, reason: str) -> None:
-    """The last frame of the message does not come."""
+    """The last frame of the message is not sent."""
     raw.send(frame(b"", fin=False) + frame(b"", 0, fin=False) * (frames - 1))
     assert raw.closing() == (1008, reason)
 
@@ -81,13 +81,10 @@ def test_too_many_pings(raw: Raw) -> None:
 
 
 def test_pings_within_the_limit_of_each_second_are_answered(raw: Raw) -> None:
-    """The limit is 50 a second: 40 now and 40 after 0.7 seconds are no attack."""
+    """The limit is 50 per second: 40 now and 40 after 0.7 seconds stay below it."""
     for count, pause in ((40, 0.7), (40, 0), (1, 0)):
         raw.send(frame(b"hello", 9) * count)
-        answers = b""
-        while len(answers) < count * 7:
-            answers += raw.socket.recv(count * 7 - len(answers))
-        assert answers == b"\x8a\x05hello" * count
+        assert raw.exactly(count * 7) == b"\x8a\x05hello" * count
         time.sleep(pause)
 
 
@@ -200,7 +197,7 @@ def test_pages_of_other_sites_are_refused(server: Running) -> None:
         dial(server, origin=own, additional_headers=[("Origin", "https://example.com")])
 
 
-def test_a_key(vla: VLA, running: Callable[..., Running]) -> None:
+def test_a_client_needs_the_key(vla: VLA, running: Callable[..., Running]) -> None:
     server = running(vla, None, "k3y")
     assert server.health() < 5
     basic = {"Authorization": "Basic " + base64.b64encode(b"me:wrong").decode()}
@@ -215,7 +212,7 @@ def test_a_key(vla: VLA, running: Callable[..., Running]) -> None:
         assert ask(client, "hello", {"protocol_version": 1})["type"] == "hello"
 
 
-def test_a_stop_answers_what_is_in_progress(
+def test_requests_in_progress_are_answered_after_a_stop(
     vla: VLA, running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = vla.act
