@@ -22,7 +22,7 @@ from anyvla.evaluation.suites import OpenedSuite, open_suite
 from anyvla_sim.rendering import find_driver
 from anyvla_sim.workers.pool import EnvironmentPool, Reply
 
-EXECUTE = 4  # actions between two pictures, as the recipes have it
+EXECUTE = 4  # actions between two images, as in the recipes
 
 
 def plain(seconds: float) -> float:

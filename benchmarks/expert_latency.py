@@ -181,7 +181,7 @@ class Core:
         self.noise = torch.randn(1, size.chunk, ACTIONS, device=device)
         self.length = len(tokens)  # K
         self.first = torch.tensor([self.length + 1], device=device)
-        # On the host: that all is visible is known without a synchronization.
+        # On the host, so that checking that all is visible needs no synchronization.
         self.visible = torch.ones(1, self.length, dtype=torch.bool)
         self.read, self.flow = self._read, self._flow
 

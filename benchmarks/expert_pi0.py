@@ -70,7 +70,7 @@ class Sides:
     pi0: Any
     images: Tensor
     texts: list[str]
-    given: dict[str, Tensor]  # what pi0 reads
+    given: dict[str, Tensor]  # the inputs of pi0
     actions: Tensor
     noise: Tensor
     time: Tensor

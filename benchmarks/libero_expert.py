@@ -17,7 +17,7 @@ import numpy as np
 from anyvla_sim.base import ExpertStuck
 from anyvla_sim.libero.benchmark import Libero
 
-MEMORY = 0.85  # of the noise, per action, as `anyvla data collect` has it
+MEMORY = 0.85  # of the noise, per action, as in `anyvla data collect`
 
 
 def play(suite: str, task: str, starts: int, sigma: float) -> tuple[str, str, float, list[int]]:

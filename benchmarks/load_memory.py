@@ -97,7 +97,7 @@ def measure(kind: str, folder: Path, dtype: str) -> dict[str, float]:
     model = load(kind, folder, dtype)
     seconds = time.perf_counter() - start
     size = sum(w.numel() * w.element_size() for w in model.parameters())
-    sum(float(w.flatten()[:: 1024 // w.element_size()].sum()) for w in model.parameters())  # each page is there
+    sum(float(w.flatten()[:: 1024 // w.element_size()].sum()) for w in model.parameters())  # touches each page
     status = Path("/proc/self/status").read_text(
         encoding="utf-8"
     )  # getrusage would begin with the memory of the parent process

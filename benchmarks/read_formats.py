@@ -48,7 +48,7 @@ ROBOT = Embodiment(name="arm", cameras=CAMERAS, proprio=JOINTS, action=JOINTS, c
 
 
 def scene(seed: int) -> np.ndarray:
-    """(T, H, W, 3): shaded ground with a little noise, and a block that moves."""
+    """Return frames (T, H, W, 3) of a moving block on shaded ground with a little noise."""
     y, x = np.mgrid[:SIZE, :SIZE]
     rng = np.random.default_rng(seed)
     ground = np.stack([120 + 50 * np.sin(x / 9 + seed), 100 + 40 * np.cos(y / 8), 90 + (x + y) / 4], -1)

@@ -6,8 +6,8 @@
 
 A window is W frames of each camera and the state and chunk of actions at its last step. Both read the same windows, in
 processes of one thread each, alternating. anyvla is measured twice: episodes read directly (each window decodes its
-own frames), and `WindowDataset`, which keeps decoded frames (--cache-gb), once they are there. `--rewrite` writes the
-dataset anew at 128 px, by each of the two with its defaults.
+own frames), and `WindowDataset`, which keeps decoded frames (--cache-gb), once all are decoded. `--rewrite` writes the
+data set again at 128 px, with both packages and their defaults.
 """
 
 from __future__ import annotations

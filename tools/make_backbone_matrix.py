@@ -74,7 +74,7 @@ def measure(only: list[str] | None, jobs: int) -> None:
         rows = {kind: {n: row for n, row in old[kind].items() if n in names} for kind, names in known.items()}
     chosen = [(kind, n) for kind, names in known.items() for n in names if not only or n in only]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, ProgressBar("families") as bar:
-        waiting = {pool.submit(examined, *key): key for key in chosen}
+        waiting = {pool.submit(examine_member, *key): key for key in chosen}
         bar(0, len(waiting))
         for done, future in enumerate(as_completed(waiting), 1):
             kind, name = waiting[future]
@@ -117,8 +117,8 @@ def _declared(name: str) -> FamilyResult:
     )
 
 
-def examined(kind: str, name: str) -> dict[str, Any]:
-    """The results of one family or backbone, in a process of its own."""
+def examine_member(kind: str, name: str) -> dict[str, Any]:
+    """Return the results of one family or backbone; runs in a separate process."""
     import torch
     from tests.backbones.families import FAMILIES
     from tests.backbones.families.common import write_family

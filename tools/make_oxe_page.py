@@ -45,20 +45,13 @@ def entries() -> str:
     lines = ["| data set | robot | cameras | action | proprio | Hz | changes |", "|---|---|---|---|---|---|---|"]
     for name, e in load_entries().items():
         names = ", ".join([f"`{name}`", *(f"`{a}`" for a in e.aliases)])
-        row = [
-            names,
-            e.robot,
-            ", ".join(e.cameras),
-            vector(e.action),
-            vector(e.proprio),
-            f"{e.control_hz:g}",
-            remarks(e),
-        ]
+        vectors = vector(e.action), vector(e.proprio)
+        row = [names, e.robot, ", ".join(e.cameras), *vectors, f"{e.control_hz:g}", remarks(e)]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
-def doubts() -> str:
+def notes() -> str:
     """Return notes and unverified facts by data set."""
     lines = []
     for name, e in load_entries().items():
@@ -78,9 +71,9 @@ def mixtures() -> str:
     return "\n".join(lines)
 
 
-def filled(page: str) -> str:
+def fill(page: str) -> str:
     """Return the page with new tables between the marks `<!-- NAME -->` and `<!-- end -->`."""
-    for name, content in {"entries": entries(), "notes": doubts(), "mixtures": mixtures()}.items():
+    for name, content in {"entries": entries(), "notes": notes(), "mixtures": mixtures()}.items():
         block = f"<!-- {name} -->\n{content}\n<!-- end -->"
         page = re.sub(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, block=block: block, page, flags=re.DOTALL)
     return page
@@ -88,7 +81,7 @@ def filled(page: str) -> str:
 
 if __name__ == "__main__":
     old = PAGE.read_text(encoding="utf-8")
-    new = filled(old)
+    new = fill(old)
     if "--check" in sys.argv[1:]:
         sys.exit("docs/data_oxe.md is out of date: run python tools/make_oxe_page.py" if new != old else 0)
     PAGE.write_text(new, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Put silent bugs into copies of this tree, one at a time, and print which of them the tests do not notice.
+"""Put silent bugs into copies of this tree, one at a time, and print those that the tests do not notice.
 
     python tools/mutate.py                        # every table in tools/mutations
     python tools/mutate.py training serving       # the tables of two layers
@@ -88,7 +88,7 @@ def read_table(path: Path) -> list[Mutation]:
 
 
 def copy_tree(root: Path, to: Path) -> Path:
-    """Copy the files that git knows or would add, and compile them: processes must not write bytecode of mutations."""
+    """Copy the tracked and untracked files, and compile them, so that no process writes bytecode of a mutation."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=root,
@@ -111,7 +111,7 @@ def packages_in(tree: Path) -> list[str]:
 
 @contextmanager
 def mutated(tree: Path, mutation: Mutation) -> Iterator[None]:
-    """Write the mutation into `tree`, and take it out again."""
+    """Write the mutation into `tree`, and remove it at the end of the block."""
     path = tree / mutation.file
     original, times = path.read_bytes(), path.stat()
     path.write_text(mutation.apply(tree), encoding="utf-8")

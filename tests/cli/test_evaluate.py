@@ -17,10 +17,10 @@ from tests.evaluation import toy_opened  # noqa: F401 (registers the benchmark `
 from tests.evaluation.test_results import RESULT
 
 
-def test_the_running_score_is_of_the_condition_asked_first() -> None:
+def test_the_running_score_ignores_other_conditions() -> None:
     score = _Score("original")
     assert score.text == ""
-    score.count(replace(RESULT, condition="swapped", outcome="failure"))  # it may well end before
+    score.count(replace(RESULT, condition="swapped", outcome="failure"))  # it may end earlier
     assert score.text == ""
     score.count(replace(RESULT, outcome="success"))
     score.count(replace(RESULT, outcome="failure"))
@@ -28,7 +28,7 @@ def test_the_running_score_is_of_the_condition_asked_first() -> None:
     assert score.text == "original 50% (9% to 91%), 1 errors"
 
 
-def test_the_running_score_is_of_the_condition_that_is_played_first() -> None:
+def test_the_running_score_may_be_of_any_condition() -> None:
     score = _Score("swapped")
     for result in (replace(RESULT, condition="swapped"), replace(RESULT, condition="original", outcome="failure")):
         score.count(result)
@@ -37,7 +37,7 @@ def test_the_running_score_is_of_the_condition_that_is_played_first() -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """What the command asks to be played; nothing is."""
+    """Return the calls of `play`, which is replaced and plays nothing."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def play(*arguments: Any, **keys: Any) -> None:
@@ -50,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[s
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A policy whose recipe is evaluated on toy/line with counts and settings of its own."""
+    """Save a policy whose recipe has a section for evaluation on toy/line. Return the run folder."""
     section = {"episodes": 3, "conditions": ["original", "empty"], "first_seed": 5, "execute": 2}
     document = {"benchmark": "toy/line", "evaluation": section, "environment": {"render": "native"}}
     small.policy().save(tmp_path / "run/checkpoint", document)
@@ -68,7 +68,7 @@ def test_an_evaluation_on_the_recipes_benchmark_has_its_counts_and_settings(run:
     assert keys == USUAL
 
 
-def test_an_evaluation_elsewhere_takes_nothing_from_the_recipes_section(run: Path, asked: list[Any]) -> None:
+def test_an_evaluation_on_another_benchmark_ignores_the_recipes_section(run: Path, asked: list[Any]) -> None:
     assert main(["eval", str(run), "--benchmark", "gym:Cart-v1", "--conditions", "[original]"]) == 1
     [(arguments, keys)] = asked
     config = EvaluationConfig(conditions=("original",))
@@ -96,7 +96,7 @@ def test_a_recipe_evaluates_its_own_checkpoint(tmp_path: Path, asked: list[Any])
     assert asked == [(where, {"trust_remote_code": False})]
 
 
-def test_what_is_played_and_filmed_is_what_was_asked_for(
+def test_the_requested_episodes_are_played_and_filmed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The policy, the runner and the filming are replaced by recorders."""

@@ -54,7 +54,7 @@ def test_a_policy_head_reads_a_sequence_a_step() -> None:
 
 
 @pytest.mark.parametrize("past", ["hidden", "visible"])
-def test_the_mask_of_a_window_is_what_its_readouts_obey(past: str) -> None:
+def test_readouts_obey_the_mask_of_a_window(past: str) -> None:
     vla = made(history={**INTERLEAVED, "past": past})
     e = explain(vla, "small")
     assert e.sequences == 1
@@ -66,7 +66,7 @@ def test_the_mask_of_a_window_is_what_its_readouts_obey(past: str) -> None:
     batch = dummy_window(vla)
 
     def second(change: float) -> torch.Tensor:
-        """The readout of step 2 when the query of step 1 is another one."""
+        """Return the readout of step 2 after a change of the query of step 1."""
         steps = vla._steps(batch.images[0], list(batch.instructions) * 3, batch.proprio[0], None)
         steps.embeddings[0] += change
         with torch.inference_mode():
@@ -117,13 +117,13 @@ def test_every_weight_is_counted_once() -> None:
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_what_a_step_reads_when_acting_is_measured(cache: bool) -> None:
+def test_the_tokens_of_a_step_are_measured_when_acting(cache: bool) -> None:
     e = explained(history={**INTERLEAVED, "window": 8, "cache": cache})
     [note] = [note for note in e.notes if note.startswith("acting")]
     assert ("its own tokens only" in note) == cache
     assert ("the tokens of its whole window" in note) != cache
     first, second, third = map(int, re.search(r"\((\d+), (\d+), (\d+) in", note).groups())
-    assert (second < first) == cache  # nothing opens a sequence that goes on
+    assert (second < first) == cache  # a continued sequence has no start token
     assert (third > 2.5 * first) != cache
 
 
@@ -143,7 +143,7 @@ def test_long_windows_are_shortened_in_pictures_only() -> None:
     assert np.array(e.to_dict()["attention"]).shape == (len(e.groups), len(e.groups))
 
 
-def test_the_picture_is_whole_and_asks_for_nothing_from_elsewhere() -> None:
+def test_the_picture_is_complete_and_has_no_external_resources() -> None:
     drawn = draw_structure(explained(history=INTERLEAVED, decoder=EXPERT))
     root = ElementTree.fromstring(drawn)
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
@@ -182,7 +182,7 @@ def test_the_command_prints_layout_mask_and_weights(recipe, tmp_path, capsys, mo
     picture = tmp_path / "pictures" / "small.svg"
     assert main(["explain", recipe, "--svg", str(picture)]) == 0
     shown = capsys.readouterr().out
-    assert "step 1  [start 1][static 4][wrist 4]" in shown  # the recipe names no robot that is here
+    assert "step 1  [start 1][static 4][wrist 4]" in shown  # the robot of the recipe is not available
     assert re.search(r"^ *start ██··+$", shown, re.MULTILINE)
     assert re.search(r"^ *1 wrist ████▒▒··+$", shown, re.MULTILINE)
     assert "together" in shown
@@ -199,7 +199,7 @@ def test_the_command_gives_json(recipe, capsys) -> None:
     assert len(facts["attention"]) == len(facts["groups"])
 
 
-def test_a_backbone_that_is_not_here_names_the_way_out(recipe, capsys, tmp_path) -> None:
+def test_a_missing_backbone_is_an_error_that_suggests_nano(recipe, capsys, tmp_path) -> None:
     away = str(tmp_path / "no-such-model")
     assert main(["explain", recipe, "--model.backbone", f"{{name: auto, path: {away}}}"]) == 1
     message = capsys.readouterr().err
@@ -207,7 +207,7 @@ def test_a_backbone_that_is_not_here_names_the_way_out(recipe, capsys, tmp_path)
     assert f"anyvla explain {recipe} --model.backbone nano" in message
 
 
-def test_a_combination_that_makes_no_policy_is_refused_with_its_reason(recipe, capsys) -> None:
+def test_an_invalid_combination_is_refused_with_its_reason(recipe, capsys) -> None:
     assert main(["explain", recipe, "--model.history", "none", "--model.fuser", "lstm"]) == 1
     message = capsys.readouterr().err
     assert "history none has one step" in message
@@ -220,5 +220,5 @@ def test_a_codec_that_was_not_fitted_is_fitted_to_made_up_chunks(recipe, capsys,
     shown = capsys.readouterr().out
     assert "the codec is fitted to made-up chunks" in shown
     assert re.search(r"a chunk is at most \d+ tokens of \d+, and an end", shown)
-    assert not caplog.records  # that an untrained policy writes nonsense is no news
+    assert not caplog.records  # no warning about the invalid chunks of an untrained policy
     assert logging.getLogger("anyvla.heads").getEffectiveLevel() <= logging.WARNING

@@ -1,4 +1,4 @@
-"""A person with LeRobot data of a real robot and no embodiment: what each command says and does."""
+"""Commands with LeRobot data of a real robot that declares no embodiment."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_proposal_is_a_file_for_every_command_and_for_training(data: Path, c
     assert "robot.yaml exists already" in capsys.readouterr().err
 
 
-def test_looking_needs_no_meaning(data: Path, capsys: Any) -> None:
+def test_inspection_needs_no_embodiment(data: Path, capsys: Any) -> None:
     assert main(["data", "check", str(data)]) == 0
     shown = capsys.readouterr()
     assert "0 errors, 0 warnings in 3 episodes" in shown.out
@@ -83,7 +83,7 @@ def test_looking_needs_no_meaning(data: Path, capsys: Any) -> None:
         ["train", "quickstart", "--out", "run", "--data.sources", "[{{path: {data}}}]"],
     ],
 )
-def test_what_needs_a_meaning_says_how_to_get_one(data: Path, arguments: list[str], capsys: Any) -> None:
+def test_commands_that_need_an_embodiment_say_how_to_get_one(data: Path, arguments: list[str], capsys: Any) -> None:
     assert main([a.format(data=data) for a in arguments]) == 1
     assert f"anyvla data info {data} --write robot.yaml" in capsys.readouterr().err
     assert not Path("copy").exists()
@@ -124,7 +124,7 @@ def test_the_keys_of_a_source_win_over_those_of_the_file(data: Path, tmp_path: P
     assert source.embodiment.action.groups[0].names[4] == "wrist_roll.pos"
 
 
-def test_a_damaged_episode_hides_nothing_else(data: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_damaged_episode_does_not_hide_other_findings(data: Path, tmp_path: Path, capsys: Any) -> None:
     root = so101(tmp_path / "so101", "v2.1")
     path = root / "data/chunk-000/episode_000000.parquet"
     path.write_bytes(path.read_bytes()[:300])
@@ -135,7 +135,7 @@ def test_a_damaged_episode_hides_nothing_else(data: Path, tmp_path: Path, capsys
     assert "kind: gripper" in facts["proposal"]["text"]
 
 
-def test_a_folder_of_ones_own_files_without_a_description(tmp_path: Path, capsys: Any) -> None:
+def test_a_plain_folder_without_a_description(tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -162,10 +162,10 @@ def test_columns_that_are_not_read_are_shown_with_their_ranges(tmp_path: Path, c
     facts = json.loads(capsys.readouterr().out)
     assert facts["columns"]["next.reward"] == "float32 1; from 0 to 7"
     assert facts["columns"]["action"] == "float32 1: joint1"
-    assert facts["action"] == {"action": "1 dims"}  # nothing is said of a meaning
+    assert facts["action"] == {"action": "1 dims"}  # without a meaning
 
 
-def test_a_policy_of_no_benchmark_is_not_sent_to_one(tmp_path: Path, capsys: Any) -> None:
+def test_a_policy_without_a_benchmark_is_not_sent_to_one(tmp_path: Path, capsys: Any) -> None:
     policy().save(tmp_path / "run/checkpoint")
     assert main(["eval", "run"]) == 1
     facts = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A command that is killed leaves no process behind, whatever its workers do."""
+"""A killed command leaves no process behind, even if its workers are busy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DATA = ["--data.sources", "[{path: '{toy}/dataset'}]", "--data.workers", "2", "-
 
 
 @pytest.mark.parametrize(
-    ("command", "sign"),  # a file that is there once the workers work
+    ("command", "sign"),  # a file that appears when the workers have started
     [
         pytest.param(["data", "convert", "{toy}/dataset", "{out}"], "out.partial/episode-*", id="convert"),
         pytest.param(

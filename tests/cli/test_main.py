@@ -108,18 +108,18 @@ def test_training_from_the_command_line(recipe, tmp_path, capsys):
     assert "made by another recipe" in capsys.readouterr().err
 
 
-def test_demonstrations_that_are_not_there_yet_name_the_command(tmp_path, capsys):
+def test_missing_demonstrations_are_an_error_that_names_the_command(tmp_path, capsys):
     assert main(["train", "quickstart", "--out", str(tmp_path)]) == 1
     assert "anyvla data collect quickstart" in capsys.readouterr().err
 
 
-def test_evaluating_what_is_no_policy_is_refused(tmp_path, capsys):
+def test_evaluating_a_folder_without_a_policy_is_refused(tmp_path, capsys):
     assert main(["eval", str(tmp_path)]) == 1
     assert "holds no trained policy" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_resumes(recipe, tmp_path):
-    """Other signals: `test_stopping`."""
+    """Other signals are tested in `test_stopping`."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "anyvla.cli.main", "train", str(recipe), "--out", str(run)]
     long = [*command, "--training.steps", "100000"]

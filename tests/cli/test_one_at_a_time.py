@@ -1,4 +1,4 @@
-"""A second command in a folder where one works already stops before any work, and says who is there."""
+"""A command whose folder is in use stops before any work, and names the other command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ with getattr(folder_lock, sys.argv[1])(Path(sys.argv[2])):
 
 @pytest.fixture
 def held() -> Iterator[Callable[[str, Path], int]]:
-    """Has another process hold a folder; returns its number."""
+    """Return a function that lets another process hold a folder, and returns the process id."""
     started = []
 
     def hold(how: str, folder: Path) -> int:

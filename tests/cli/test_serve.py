@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refuses(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
-    """Return whether the command refuses these options. A server that would start returns at once."""
+    """Return a function that says whether the command refuses options. A server that starts returns at once."""
 
     async def started(*_: Any) -> int:
         return 0
@@ -102,7 +102,7 @@ def test_a_port_in_use(checkpoint: Path, refuses: Callable[..., bool], capsys: p
         (["--mapping", "no.yaml"], "no.yaml is missing"),
     ],
 )
-def test_options_that_cannot_be(
+def test_invalid_options(
     checkpoint: Path,
     refuses: Callable[..., bool],
     capsys: pytest.CaptureFixture[str],
@@ -138,7 +138,7 @@ OBSERVATION = {
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, script: Script, *options: str) -> Any:
-    """Run the command in this process with a client, and return what the client's script returns."""
+    """Run the command in this process with a client. Return the result of the client's script."""
     found = []
 
     async def served(service: Any, sockets: list[socket.socket], host: str, title: str) -> int:
@@ -158,7 +158,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, script: Script, *options: str) -> Any
 
 
 def conversation(*messages: tuple[str, dict[str, Any]]) -> Script:
-    """A client that sends these messages; it returns the type and the payload of each answer."""
+    """Return a client that sends these messages and returns the type and the payload of each answer."""
     from websockets.asyncio.client import connect
 
     async def script(url: str) -> list[tuple[str, dict[str, Any]]]:
@@ -177,7 +177,7 @@ HELLO = ("hello", {"protocol_version": 1})
 
 
 def test_the_options_reach_the_server(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How many actions are executed; the limits of a file, and of options, which go before it; the client's keys."""
+    """Checks --execute, --mapping, and limits from a file, which options override."""
     limits, mapping = tmp_path / "limits.yaml", tmp_path / "mapping.yaml"
     limits.write_text("instruction_characters: 1\nentries: 4\n")  # the instruction has 2 characters
     mapping.write_text("proprio: joints\ncameras: {corner: wrist, wrist: corner}\n")
@@ -196,7 +196,7 @@ def test_the_options_reach_the_server(checkpoint: Path, tmp_path: Path, monkeypa
         "4",
     ]
     hello, unknown, many, acted = serve(monkeypatch, script, str(checkpoint), *options)
-    assert hello[1]["capabilities"]["execute"] == 4  # of the 4 that the policy predicts
+    assert hello[1]["capabilities"]["execute"] == 4  # the policy predicts 4
     assert "the observation has no 'joints'" in unknown[1]["error"]
     assert "'payload' has 5 keys; at most 4" in many[1]["error"]
     assert acted[0] == "action"
@@ -238,7 +238,7 @@ def test_implausible_proprio_is_an_error_unless_the_option_says_warn(
     assert answered == kind
 
 
-def test_the_robot_that_is_asked_for_is_served_with_its_own_mapping(
+def test_the_requested_robot_is_served_with_its_own_mapping(
     tmp_path: Path,
     refuses: Callable[..., bool],
     capsys: pytest.CaptureFixture[str],
@@ -262,7 +262,7 @@ def test_the_robot_that_is_asked_for_is_served_with_its_own_mapping(
         assert acted[0] == kind
 
 
-def test_the_usual_address_is_port_8000_of_this_machine(
+def test_the_default_address_is_port_8000_of_this_machine(
     checkpoint: Path, refuses: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -284,7 +284,7 @@ def test_a_device_that_cannot_be_used_is_refused(
 
 
 def test_ctrl_c_stops_the_server(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The signal comes when the server says that it listens."""
+    """The signal is sent when the server prints that it listens."""
     said = []
 
     def say(text: str, **options: Any) -> None:
@@ -299,7 +299,7 @@ def test_ctrl_c_stops_the_server(checkpoint: Path, monkeypatch: pytest.MonkeyPat
 
 @contextlib.contextmanager
 def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server in a process, and its port."""
+    """Start a server in a process. Yield the process and its port."""
     command = [sys.executable, "-m", "anyvla.cli.main", "serve", *options, "--port", "0"]
     server = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
@@ -314,10 +314,10 @@ def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Pope
         server.wait()
 
 
-def test_a_signal_answers_what_is_in_progress(checkpoint: Path) -> None:
+def test_requests_in_progress_are_answered_after_a_signal(checkpoint: Path) -> None:
     connect = pytest.importorskip("websockets.sync.client").connect
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (1000, 1000, 3), np.uint8)  # takes a while
+    image = rng.integers(0, 255, (1000, 1000, 3), np.uint8)  # slow to send
     array = {"__ndarray__": True, "dtype": "|u1", "shape": list(image.shape), "data": image.tobytes()}
     observation = {"images": {"corner": array, "wrist": array}, "states": [0.0, 0.0, 0.0], "task_description": "go"}
     message = {"type": "observation", "payload": observation, "seq": 3, "timestamp": 0.0}

@@ -1,4 +1,4 @@
-"""Signals that reach every process of a command: from a terminal, a scheduler, `timeout` or a container's stop."""
+"""Signals to every process of a command, as terminals, schedulers, `timeout` and containers send them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIGNALS = pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 
 
 def stopped(process: subprocess.Popen[str], sent: int, times: int = 1) -> str:
-    """Signal the whole group; return what the command printed. It ends itself, with its workers and one line."""
+    """Signal the whole group, and check that the command and its workers end. Return its output."""
     workers = children(process)
     for _ in range(times):
         os.killpg(process.pid, sent)
@@ -49,7 +49,7 @@ def test_training_with_workers_writes_its_checkpoint(toy_run: Path, tmp_path: Pa
 
 
 @SLOW
-def test_training_writes_its_checkpoint_when_nobody_reads_its_messages_any_more(toy_run: Path, tmp_path: Path) -> None:
+def test_training_writes_its_checkpoint_after_the_reader_of_its_output_ended(toy_run: Path, tmp_path: Path) -> None:
     """As in `anyvla train ... 2>&1 | tee log`: Ctrl-C ends tee too."""
     out = tmp_path / "run"
     data = ["--data.sources", f"[{{path: {toy_run / 'dataset'}}}]", "--training.steps", "100000"]
@@ -135,7 +135,7 @@ def test_only_a_second_ctrl_c_of_a_person_interrupts_at_once(monkeypatch: pytest
     never_asked = pytest.raises(Interrupted, match="just finished")
     with never_asked, graceful():
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)  # of a program that passes a signal on
+        signal.raise_signal(signal.SIGINT)  # from a program that forwards the signal
         time.sleep(0.1)
         signal.raise_signal(signal.SIGTERM)  # a scheduler ends a command at once with SIGKILL
         with pytest.raises(KeyboardInterrupt):

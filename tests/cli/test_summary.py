@@ -14,7 +14,7 @@ from tests.evaluation.test_results import RESULT
 
 
 def lines(condition: str, won: dict[str, tuple[int, int]], **given: Any) -> list[EpisodeResult]:
-    """Episodes by task: {"task": (successes, episodes)}."""
+    """Return episodes of tasks, given as {"task": (successes, episodes)}."""
     return [
         replace(
             RESULT, **given, condition=condition, task=task, instructed=task, seed=seed,

@@ -79,7 +79,7 @@ def test_plain_data_comes_through(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("parse", [parse_yaml, parse_json])
 def test_numbers_and_depth_may_reach_their_limits(parse: Callable[[str, str], Any]) -> None:
-    """64 bits with a sign or without, and 64 lists inside each other."""
+    """The extremes are signed and unsigned 64-bit numbers, and 64 nested lists."""
     for number in (-(2**63), 2**64 - 1, 2**63, -1, 0):
         assert parse(str(number), "here") == number
     for number in (-(2**63) - 1, 2**64):
@@ -95,7 +95,7 @@ def test_numbers_and_depth_may_reach_their_limits(parse: Callable[[str, str], An
         parse("[" * 65 + "1" + "]" * 65, "here")
 
 
-def test_what_is_written_is_read_again() -> None:
+def test_written_yaml_is_read_again() -> None:
     shared = [1, 2]
     document = {"a": shared, "b": shared, "c": "2024-01-01", "d": "yes", "e": {"f": "&x"}}
     assert parse_yaml(to_yaml(document), "here") == document
@@ -133,5 +133,5 @@ def test_options_of_a_command_line_are_plain_data_too() -> None:
 
 
 def test_the_length_of_a_tokenizer_without_a_limit_is_read() -> None:
-    """As transformers writes it for most models."""
+    """transformers writes this number for most models."""
     assert parse_json('{"model_max_length": 1000000000000000019884624838656}', "x") == {"model_max_length": int(1e30)}

@@ -9,12 +9,12 @@ from anyvla.files import durable
 
 
 class Killed(BaseException):
-    """A kill, after which nothing is cleaned up."""
+    """Simulates a kill: nothing is cleaned up after it."""
 
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Return a list of what is brought to the disk and renamed, in order; it grows as it happens."""
+    """Return a list that records, in order, each path that is synced or renamed."""
     found: list[tuple[str, str]] = []
     sync, replace = durable.sync, Path.replace
 
@@ -63,7 +63,7 @@ def test_a_text_is_whole_on_the_disk_before_it_replaces_another(tmp_path: Path, 
 
 @pytest.mark.parametrize("step", ["put", "rmtree"])
 def test_swapping_folders_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """Killed between the two renames, the old folder comes back; after them, the new one stays."""
+    """After a kill between the two renames the old folder is restored; after both renames the new one stays."""
     there, new = folder(tmp_path / "codec", "old"), folder(tmp_path / "codec.tmp", "new")
 
     def killed(*args: object, **options: object) -> None:

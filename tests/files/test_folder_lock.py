@@ -1,4 +1,4 @@
-"""Two commands in one folder: the second one stops and says who is there. Nothing is left of a killed one."""
+"""A command that finds its folder in use stops and names the other one. A killed command leaves no lock behind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with lock_folder(Path(sys.argv[1])):
 
 @pytest.fixture
 def holding():
-    """Starts a process that holds the lock of a folder."""
+    """Return a function that starts a process that holds the lock of a folder."""
     started = []
 
     def start(folder: Path, *how: str) -> subprocess.Popen[str]:
@@ -51,7 +51,7 @@ def holding():
         started.append(process)
         assert process.stdout.readline() == "held\n"
         if how:
-            assert process.stdout.readline()  # its child runs
+            assert process.stdout.readline()  # the child runs
         return process
 
     yield start
@@ -136,8 +136,8 @@ def _race(folder: Path, log: Path, turns: int) -> None:
             time.sleep(0.0001)
 
 
-def test_of_many_at_once_one_is_inside(tmp_path):
-    """Locks are made and removed all the time: a file that was removed is no lock any more."""
+def test_one_of_many_processes_enters(tmp_path):
+    """Locks are made and removed continuously. A lock on a removed file does not count."""
     context = multiprocessing.get_context("fork")
     racers = [context.Process(target=_race, args=(tmp_path / "run", tmp_path / "log", 200)) for _ in range(4)]
     for racer in racers:
@@ -151,7 +151,7 @@ def test_of_many_at_once_one_is_inside(tmp_path):
 
 
 def test_a_folder_that_is_removed_before_the_lock_is_in_it_is_made_again(tmp_path, monkeypatch):
-    """As another command that ends does it: between any two steps of making the folder and the file."""
+    """Another command ends between any two steps of making the folder and the file."""
     folder, make = tmp_path / "run", os.mkdir
     races = ["made and removed", "found and removed", "made and removed"]
 

@@ -48,7 +48,7 @@ def test_names_that_lead_out_are_refused(root: Path, name: str, fault: str) -> N
 
 
 @pytest.mark.parametrize("name", [None, 7, ["a"]])
-def test_what_is_no_name_is_refused(root: Path, name: Any) -> None:
+def test_values_that_are_no_name_are_refused(root: Path, name: Any) -> None:
     with pytest.raises(ValueError, match="is no text"):
         resolve_inside(root, name)
 
@@ -81,7 +81,7 @@ def test_a_pipe_and_a_device_are_refused(root: Path) -> None:
 
 
 def _hub(at: Path, name: str) -> Path:
-    """Make a repository as the cache of huggingface_hub has it."""
+    """Make a repository in the layout of the cache of huggingface_hub."""
     snapshot = at / name / "snapshots/0123abc"
     (snapshot / "meta").mkdir(parents=True)
     (at / name / "blobs").mkdir()

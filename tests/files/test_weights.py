@@ -22,7 +22,7 @@ class Tied(nn.Module):
         self.norm = nn.BatchNorm1d(width)
 
 
-def test_what_was_saved_comes_back_into_the_tensors_that_are_there(tmp_path: Path) -> None:
+def test_weights_are_loaded_into_the_existing_tensors(tmp_path: Path) -> None:
     one, other = Tied(), Tied()
     one.norm.running_mean.normal_()
     weights.save(one, tmp_path / "w.safetensors")
@@ -31,7 +31,7 @@ def test_what_was_saved_comes_back_into_the_tensors_that_are_there(tmp_path: Pat
     assert all(torch.equal(t, other.state_dict()[n]) for n, t in one.state_dict().items())
     assert {n: t.data_ptr() for n, t in other.state_dict().items()} == places
     assert other.head.weight is other.table.weight
-    assert len(load_file(tmp_path / "w.safetensors")) == len(one.state_dict()) - 1  # tied weights lie there once
+    assert len(load_file(tmp_path / "w.safetensors")) == len(one.state_dict()) - 1  # tied weights are saved once
 
 
 def test_weights_of_another_dtype_are_converted(tmp_path: Path) -> None:

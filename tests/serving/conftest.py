@@ -21,7 +21,7 @@ def vla() -> VLA:
 
 @pytest.fixture
 def running(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Running]]:
-    """Starts servers. At the end all connections must have ended, and no client's fault may be in the log."""
+    """Return a function that starts a server. At the end, no connection may be open and no warning logged."""
     servers: list[Running] = []
 
     def start(*args: Any, **options: Any) -> Running:

@@ -12,7 +12,7 @@ KEY = "long-key-1234567890"
 
 
 def basic(user: str, password: str) -> str:
-    """The header that websockets makes of ws://user:password@host."""
+    """Return the header that websockets makes of ws://user:password@host."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 

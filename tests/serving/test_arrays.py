@@ -18,7 +18,7 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (8, 6, 3), np.uint8)
 
 
 def sent(value: dict[str, Any]) -> dict[str, Any]:
-    """As it comes out of a message."""
+    """Return a value as the server reads it from a message."""
     return {key: memoryview(v) if isinstance(v, bytes) else v for key, v in value.items()}
 
 
@@ -63,7 +63,7 @@ def test_every_form_of_an_image_is_read() -> None:
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "raw"])
 def test_an_image_arrives_upright_in_rgb(form: str) -> None:
-    """Red above, blue below on the left; green on the right; a JPEG file may change each a little."""
+    """The image is red at the upper left, blue at the lower left and green on the right."""
     pixels = np.zeros((32, 48, 3), np.uint8)
     pixels[:16, :16, 0] = pixels[:, 16:, 1] = pixels[16:, :16, 2] = 200
     value = array(pixels) if form == "raw" else picture(pixels, form, **({"quality": 95} if form == "jpeg" else {}))
@@ -75,7 +75,7 @@ def test_an_image_arrives_upright_in_rgb(form: str) -> None:
 
 
 def test_an_image_may_have_as_many_pixels_as_its_limit() -> None:
-    """And as many bytes: an image has a limit of its own, beyond the limit of other arrays."""
+    """The limit of other arrays, which is lower, does not apply to images."""
     for height, width in ((64, 64), (1, 4096), (4096, 1)):
         pixels = np.zeros((height, width, 3), np.uint8)
         assert read_image(array(pixels), "top", LIMITS).decode().shape == (height, width, 3)
@@ -163,7 +163,7 @@ def test_damaged_images_are_refused_by_name() -> None:
 
 
 def test_files_of_many_parts_are_refused_before_they_are_decoded() -> None:
-    """PIL would read each part in Python, and each scan of a JPEG file passes over the whole image."""
+    """Decoding them would take long: PIL reads each part in Python, and each JPEG scan covers the whole image."""
     many = png(header(6, 8), chunk(b"tEXt", b"") * 5000)
     with pytest.raises(ValueError, match="more than 4096 chunks"):
         read_image(many, "top", ServerLimits())
@@ -178,7 +178,7 @@ def test_files_of_many_parts_are_refused_before_they_are_decoded() -> None:
 
 
 def test_a_declared_size_costs_nothing_before_it_is_refused() -> None:
-    """A file of 12,000 x 12,000 pixels in a few bytes would take 430 MB."""
+    """Decoding the file, of 12,000 x 12,000 pixels in a few bytes, would take 430 MB."""
     with pytest.raises(ValueError, match="12000 x 12000 pixels"):
         read_image(png(header(12000, 12000), chunk(b"IDAT", zlib.compress(b"\0" * 9000))), "top", ServerLimits())
 

@@ -1,4 +1,4 @@
-"""An error belongs to the request that caused it, and leaves its episode as it was."""
+"""An error is sent to the request that caused it, and leaves the episode unchanged."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def stateful(request: pytest.FixtureRequest) -> VLA:
     return small.awake(small.policy(**request.param))
 
 
-def alone(vla: VLA, observations: list[Observation], said: str = "open the drawer") -> list[np.ndarray]:
-    """The actions of an episode in which every observation is sent once, without errors."""
-    session, actions = vla.start(said, 0), []
+def alone(vla: VLA, observations: list[Observation], instruction: str = "open the drawer") -> list[np.ndarray]:
+    """Return the actions of an episode in which every observation is sent once, without errors."""
+    session, actions = vla.start(instruction, 0), []
     for step, observation in enumerate(observations):
         if step % vla.config.execute == 0:
             (chunk,) = vla.act([observation], [session])
@@ -70,7 +70,7 @@ def test_errors_in_between_change_nothing(stateful: VLA, running: Callable[..., 
 def test_a_policy_that_fails_changes_nothing(
     stateful: VLA, running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """It fails once in each step, at first or when all but the last part has run."""
+    """The policy fails once in each step, either at the start or just before the end."""
     observations = [seen(i) for i in range(0, 6)]
     expected = alone(stateful, observations)
     part, name = (stateful.backbone, "forward") if when == "before" else (stateful.decoder, "sample")
@@ -95,7 +95,7 @@ def test_a_policy_that_fails_changes_nothing(
 
 
 def test_after_a_rejected_chunk_none_of_it_is_sent(server: Running, vla: VLA, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first action is fine, the second is not: neither reaches the robot."""
+    """The second action of the chunk is invalid, so the first one is not sent either."""
     half = np.ones((vla.config.chunk, ROBOT.action.size), np.float32)
     half[1] = np.nan
     with dial(server) as client:
@@ -126,8 +126,8 @@ def refuse(action: np.ndarray) -> np.ndarray:
     raise ValueError("not finite")
 
 
-def test_one_spelling_of_an_instruction_goes_on(server: Running, vla: VLA) -> None:
-    """The same text in another form of Unicode, or with blanks around it, is no new instruction."""
+def test_another_encoding_of_the_instruction_continues_the_session(server: Running, vla: VLA) -> None:
+    """Another Unicode normalization and surrounding blanks do not make a new instruction."""
     with dial(server) as client:
         first = ask(client, "observation", payload(seen(1), "caf\u00e9"))["payload"]
         second = ask(client, "observation", payload(seen(2), " cafe\u0301\n"))["payload"]
@@ -135,7 +135,7 @@ def test_one_spelling_of_an_instruction_goes_on(server: Running, vla: VLA) -> No
 
 
 def test_an_error_is_given_to_its_client_only(server: Running, vla: VLA) -> None:
-    """Eight clients ask at once; the images of two have sizes that fit no other image of theirs."""
+    """Eight clients ask at once. The images of two of them have different sizes, which the policy refuses."""
     bad = seen(0)
     bad = Observation(bad.images | {"wrist": np.zeros((8, 8, 3), np.uint8)}, bad.proprio)
     expected = [alone(vla, [seen(number)])[0] for number in range(8)]
@@ -151,7 +151,7 @@ def test_an_error_is_given_to_its_client_only(server: Running, vla: VLA) -> None
 
 
 def test_a_batch_that_fails_is_repeated_in_halves(vla: VLA, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One poisoned observation of eight: seven chunks and one error, whatever the policy raises."""
+    """One invalid observation among eight gives seven chunks and one error, whatever the policy raises."""
     real, sizes = vla.act, []
 
     def act(observations: list[Observation], sessions: list[Any]) -> list[Chunk]:
@@ -213,7 +213,7 @@ def test_a_client_that_leaves_takes_its_request_with_it(vla: VLA, running: Calla
     assert calls == [1]
 
 
-def test_a_fault_of_ours_is_an_error_without_its_inside(
+def test_an_unexpected_exception_is_an_error_without_its_message(
     vla: VLA, server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def act(observations: Any, sessions: Any) -> Any:
@@ -255,9 +255,7 @@ def test_only_the_cameras_that_the_policy_reads_are_decoded(server: Running) -> 
         ({"task_description": "open\0it"}, "control character"),
     ],
 )
-def test_errors_name_the_key_in_the_middle_of_a_chunk_too(
-    server: Running, change: dict[str, Any], message: str
-) -> None:
+def test_errors_name_the_key_also_within_a_chunk(server: Running, change: dict[str, Any], message: str) -> None:
     with dial(server) as client:
         assert message in error(client, "observation", payload(seen(1)) | change, 1)
         assert ask(client, "observation", payload(seen(1)), 2)["type"] == "action"
@@ -277,7 +275,7 @@ def test_errors_name_the_key_in_the_middle_of_a_chunk_too(
         ),
     ],
 )
-def test_what_is_beyond_the_limits_is_named_too(server: Running, change: dict[str, Any], message: str) -> None:
+def test_errors_name_the_key_that_exceeds_a_limit(server: Running, change: dict[str, Any], message: str) -> None:
     with dial(server) as client:
         assert message in error(client, "observation", payload(seen(1)) | change)
         assert ask(client, "observation", payload(seen(1)), 2)["type"] == "action"

@@ -1,6 +1,6 @@
-"""Malformed, half-sent and wrong-typed messages: an error reply or a clean close, never anything else.
+"""Malformed, incomplete and mistyped messages get an error or a clean close.
 
-Meanwhile a client that behaves well gets exactly the actions of its own episode.
+Meanwhile another client, whose messages are valid, gets exactly the actions of its episode.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ JPEG = image(np.zeros((32, 32, 3), np.uint8), "jpeg")["data"]
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """The bytes with some replaced, cut off or repeated."""
+    """Return the bytes with some of them replaced, inserted or cut off."""
     data = bytearray(whole)
     for _ in range(draw(st.integers(0, 4))):
         if data:
@@ -126,7 +126,7 @@ frames = st.tuples(
 
 
 class Arena:
-    """A server, a client that behaves well, and the attacks on it so far."""
+    """A server, a client that sends valid messages, and counts of how attacks ended."""
 
     def __init__(self, server: Running, vla: VLA) -> None:
         self.server, self.good = server, dial(server)
@@ -147,7 +147,7 @@ class Arena:
             self.check_the_good_one()
 
     def _talk(self, client: Raw, parts: list[tuple[str, bytes]]) -> None:
-        """Send all, then a hello. Its answer must come, unless the connection is closed or waits for a whole frame."""
+        """Send all, then a hello. It must be answered, unless the server closed the connection or waits for a frame."""
         try:
             for _, data in parts:
                 client.send(data)
@@ -156,7 +156,7 @@ class Arena:
             self.outcomes["closed"] += 1
             return
         if any(kind == "frame" for kind, _ in parts):
-            client.socket.settimeout(0.05)  # it may be half a frame, of which the rest is waited for
+            client.socket.settimeout(0.05)  # the server may be waiting for the rest of a frame
         try:
             while (reply := client.message()) is not None:
                 assert set(reply) == {"type", "payload", "seq", "timestamp"}

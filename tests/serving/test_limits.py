@@ -6,7 +6,7 @@ from anyvla.serving.limits import ServerLimits
 
 
 def test_the_defaults_are_as_documented() -> None:
-    """In docs/serving_vla_eval.md; whoever changes one changes it there too."""
+    """The defaults are documented in docs/serving_vla_eval.md, which must be changed with them."""
     assert dataclasses.asdict(ServerLimits()) == {
         "message_bytes": 16_777_216,
         "depth": 16,

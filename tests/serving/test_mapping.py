@@ -1,4 +1,4 @@
-"""Each part of an observation arrives where the policy expects it, and an action as the client takes it."""
+"""Observations are mapped to the robot's keys, and actions to the client's convention."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARM = robot(POSITION, gripper(-1, 1, -1))
 
 
 def picture(*corners: tuple[int, int, int]) -> dict[str, Any]:
-    """Raw pixels of 2 rows and 3 columns; `corners`: RGB of the upper left, upper right and lower left pixel."""
+    """Return an image of 2 rows and 3 columns. `corners`: the upper left, upper right and lower left pixel."""
     pixels = np.zeros((2, 3, 3), np.uint8)
     pixels[0, 0], pixels[0, 2], pixels[1, 0] = corners
     return {"__ndarray__": True, "dtype": "|u1", "shape": [2, 3, 3], "data": memoryview(pixels.tobytes())}
@@ -62,7 +62,7 @@ def test_cameras_are_matched_by_name_whatever_the_order(cameras: dict[str, str],
 
 
 def test_a_camera_that_the_mapping_does_not_name_has_our_name() -> None:
-    """The client's `corner` is no view of ours: our corner camera is its `a`."""
+    """The client's `corner` is not used: the corner camera of the robot is the client's `a`."""
     images = {"corner": PICTURES["c"], "a": PICTURES["a"], "wrist": PICTURES["b"], "top": PICTURES["c"]}
     payload = {"images": images, "states": STATES, "task_description": "go"}
     shown = observe(ClientMapping(cameras={"corner": "a"}), payload)
@@ -73,7 +73,7 @@ def test_a_camera_that_the_mapping_does_not_name_has_our_name() -> None:
     }
 
 
-def test_the_state_arrives_in_its_order_and_as_exact_as_float32_is() -> None:
+def test_the_proprio_keeps_its_order_and_the_precision_of_float32() -> None:
     payload = {"images": PICTURES, "task_description": "go", "states": STATES}
     proprio = observe(ClientMapping(cameras={"corner": "a", "wrist": "b", "top": "c"}), payload).proprio
     assert proprio.dtype == np.float32
@@ -81,7 +81,7 @@ def test_the_state_arrives_in_its_order_and_as_exact_as_float32_is() -> None:
 
 
 @pytest.mark.parametrize("states", [[], [0.5], STATES[:4], [*STATES, 1.0], [*STATES[:4], float("nan")]])
-def test_a_state_of_another_size_or_without_a_number_is_refused(states: list[float]) -> None:
+def test_proprio_of_another_size_or_with_nan_is_refused(states: list[float]) -> None:
     payload = {"images": PICTURES, "task_description": "go", "states": states}
     with pytest.raises(ValueError, match=f"has {len(states)} numbers, 5 finite ones are needed: position 3, fingers 2"):
         observe(ClientMapping(cameras={"corner": "a", "wrist": "b", "top": "c"}), payload)
@@ -124,7 +124,7 @@ def test_an_instruction_may_be_as_long_as_its_limit() -> None:
 def test_the_gripper_is_converted_from_the_robots_ends_to_the_clients(
     ours: tuple[float, float, float], theirs: tuple[float, float], commands: dict[float, float], first: bool
 ) -> None:
-    """Wherever it is in an action; the other dims, and the policy's own chunk, stay as they are."""
+    """The gripper may be any dim. The other dims and the policy's chunk do not change."""
     groups = [gripper(*ours), POSITION] if first else [POSITION, gripper(*ours)]
     translator = Translator(ClientMapping(gripper=theirs), robot(*groups))
     for command, expected in commands.items():

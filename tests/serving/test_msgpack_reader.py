@@ -51,7 +51,7 @@ def test_garbage_is_a_message_error_or_what_msgpack_reads(data: bytes) -> None:
 
 
 @given(values, st.data())
-def test_a_message_that_is_cut_says_so(value: Any, data: st.DataObject) -> None:
+def test_an_incomplete_message_is_an_error(value: Any, data: st.DataObject) -> None:
     whole = msgpack.packb({"a": value})
     part = whole[: data.draw(st.integers(0, len(whole) - 1))]
     with pytest.raises(MessageError):
@@ -86,7 +86,7 @@ def test_a_message_that_is_cut_says_so(value: Any, data: st.DataObject) -> None:
         (b"\x01\x02", "1 bytes follow the end"),
     ],
 )
-def test_what_it_refuses(data: bytes, message: str) -> None:
+def test_an_invalid_message_is_refused_with_a_reason(data: bytes, message: str) -> None:
     with pytest.raises(MessageError, match=message):
         read_msgpack(data, LIMITS)
 

@@ -8,7 +8,7 @@ from anyvla.serving.service import _Pace
 
 
 def test_requests_pass_at_their_pace_and_a_second_of_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten a second: ten pass at once, then one every 0.1 s; after half a second of silence five more pass at once."""
+    """With 10 per second, 10 pass at once, then one every 0.1 s. After half a second without one, 5 pass at once."""
     waited: list[float] = []
 
     async def run() -> None:

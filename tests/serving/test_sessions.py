@@ -1,6 +1,6 @@
-"""One connection plays one episode after the other: its actions are those of the policy acting alone.
+"""Each connection plays one episode after another, and gets the actions of the policy acting alone.
 
-The policy has a history and draws noise, so that its actions show a session that is kept, mixed or seeded otherwise.
+The policy has a history and samples noise, so that its actions reveal a session that is kept, mixed or wrongly seeded.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def serving(policy: VLA, running: Callable[..., Running]) -> Running:
 
 
 def chunks(vla: VLA, seed: int, instruction: str, numbers: Sequence[int]) -> list[np.ndarray]:
-    """The chunks of a new session that sees the observations of these numbers."""
+    """Return the chunks of a new session for the observations of these numbers."""
     session = vla.start(instruction, seed)
     return [vla.act([seen(number)], [session])[0].actions for number in numbers]
 
 
 class Client:
-    """A client that sends the next observation, 0, 1, 2, ..., and keeps the actions that it got."""
+    """A client that sends observations 0, 1, 2, ... and keeps the actions that it receives."""
 
     def __init__(self, socket: Any) -> None:
         self.socket, self.sent, self.got = socket, 0, []
@@ -84,7 +84,7 @@ def test_as_many_actions_are_executed_as_the_server_is_asked_for(
 
 
 def test_a_new_episode_needs_no_end_of_the_old_one(serving: Running, policy: VLA) -> None:
-    """It begins in mid-chunk with a new prediction, an empty history and noise of its own."""
+    """It begins with a new prediction, an empty history and different noise, although a chunk was not finished."""
     with dial(serving) as socket:
         client = Client(socket)
         for _ in range(3):
@@ -98,7 +98,7 @@ def test_a_new_episode_needs_no_end_of_the_old_one(serving: Running, policy: VLA
 
 
 def test_noise_differs_per_episode(serving: Running) -> None:
-    """The very same observation in three episodes, and in the first of them on another connection."""
+    """The same observation is sent in three episodes, and in the first episode of another connection."""
     got = []
     for episodes in (3, 1):
         with dial(serving) as socket:
@@ -139,7 +139,7 @@ def test_a_new_instruction_in_mid_chunk_begins_a_session_and_so_does_the_old_one
 
 
 def test_connections_that_are_answered_together_have_sessions_of_their_own(serving: Running, policy: VLA) -> None:
-    """Connection k is in its episode k, with an instruction of its own; all ask at once, for two chunks."""
+    """Connection k is in episode k with its own instruction. All ask at once, for two chunks."""
     words = [OPEN, CLOSE, "press the button", OPEN]
     with ExitStack() as opened:
         sockets = [opened.enter_context(dial(serving)) for _ in words]
@@ -159,7 +159,7 @@ def test_connections_that_are_answered_together_have_sessions_of_their_own(servi
 
 
 def batch(vla: Any, observations: Sequence[Observation], **options: Any) -> tuple[list[list[Chunk]], list[int]]:
-    """Two chunks of each of these sessions, number k with the seed k, and the sizes of the batches."""
+    """Return two chunks of each session, where session k has seed k, and the sizes of the batches."""
 
     async def act() -> tuple[list[list[Chunk]], list[int]]:
         batcher = Batcher(vla, **options)
@@ -187,7 +187,7 @@ def test_images_of_different_sizes_are_no_batch(policy: VLA) -> None:
 
 
 def test_a_copy_of_a_session_stays_as_it_is(policy: VLA) -> None:
-    """A session acts while a copy of it waits; then the copy gives the same chunk as it did."""
+    """A session acts; then a copy made before gives the same chunk."""
     session = policy.start(OPEN, 3)
     policy.act([seen(0)], [session])
 
@@ -203,7 +203,7 @@ def test_a_copy_of_a_session_stays_as_it_is(policy: VLA) -> None:
 
 
 def test_requests_wait_two_milliseconds_for_others_and_32_are_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is what a request may wait at most when it is alone, and what a GPU's memory has to hold."""
+    """The first bounds the delay of a single request, the second the memory of a GPU."""
     waits, sleep = [], asyncio.sleep
 
     async def noted(seconds: float) -> None:

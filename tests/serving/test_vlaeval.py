@@ -21,7 +21,7 @@ def test_hello_and_health(server: Running) -> None:
         before = time.time()
         answer = ask(socket, "hello", {"harness_version": "0.8.0", "protocol_version": 1}, 7)
         assert answer["type"] == "hello"
-        assert before <= answer["timestamp"] <= time.time()  # seconds since 1970, as vla-eval's own messages
+        assert before <= answer["timestamp"] <= time.time()  # seconds since 1970, as in messages of vla-eval
         assert answer["payload"] == {
             "harness_version": f"anyvla {__version__}",
             "protocol_version": 1,

@@ -92,7 +92,7 @@ def test_a_report_of_before_the_american_spelling_is_read(folder: Path, tmp_path
     assert load_codec_report(path.parent) == report
 
 
-def test_people_get_a_table_and_the_folder(folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_the_report_is_a_table(folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert run_it(folder, tmp_path) == 0
     shown = capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_a_codec_that_learns_nothing_is_measured_too(folder: Path, tmp_path: Pat
     assert facts["facts"] == {}
 
 
-def test_what_is_written_is_what_a_policy_reads(folder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_policy_reads_the_codec_that_was_written(folder: Path, tmp_path: Path, capsys: Any) -> None:
     assert run_it(folder, tmp_path) == 0
     assert main(["train", str(folder / "small.yaml"), "--out", str(tmp_path)]) == 0
     vla = VLA.load(tmp_path / "checkpoint")
@@ -142,17 +142,17 @@ def test_every_representation_can_be_fitted_and_is_taken_by_training(name: str, 
     assert model.representation.build(model.chunk, space, made).fitted
 
 
-def test_again_replaces_it_and_leaves_nothing_beside(folder: Path, tmp_path: Path) -> None:
+def test_a_second_fit_replaces_the_codec(folder: Path, tmp_path: Path) -> None:
     assert run_it(folder, tmp_path) == 0
     (tmp_path / "codec" / "old.txt").write_text("of the first fit")
-    (tmp_path / "codec.tmp").mkdir()  # what a killed one left
+    (tmp_path / "codec.tmp").mkdir()  # left by a killed command
     assert run_it(folder, tmp_path, "--model.representation.bins", "8") == 0
     assert load_codec_report(tmp_path / "codec").vocabulary == 8
     assert sorted(p.name for p in (tmp_path / "codec").iterdir()) == ["bins.json", "report.json"]
     assert [p.name for p in tmp_path.iterdir()] == ["codec"]
 
 
-def test_one_that_fails_leaves_the_old_one(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_failed_fit_keeps_the_old_codec(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     assert run_it(folder, tmp_path) == 0
     before = (tmp_path / "codec" / "bins.json").read_bytes()
 
@@ -192,7 +192,7 @@ def test_scaling_without_a_range_is_refused(folder: Path, tmp_path: Path, capsys
     assert "meanstd puts a third of them outside: use quantile or minmax" in capsys.readouterr().err
 
 
-def test_data_that_is_not_there_yet_names_the_command(tmp_path: Path, capsys: Any) -> None:
+def test_missing_data_is_an_error_that_names_the_command(tmp_path: Path, capsys: Any) -> None:
     options = ["--model.representation", "bins", "--model.decoder", "tokens"]
     assert main(["data", "fit-codec", "quickstart", "--out", str(tmp_path), *options]) == 1
     assert "anyvla data collect quickstart" in capsys.readouterr().err
@@ -203,7 +203,7 @@ def test_a_training_on_its_way_keeps_its_codec(folder: Path, tmp_path: Path, cap
     (tmp_path / "train" / "step-00000002").mkdir(parents=True)
     assert run_it(folder, tmp_path) == 1
     assert "has begun with the codec at" in capsys.readouterr().err
-    (tmp_path / "checkpoint").mkdir()  # it is over: the checkpoint has its own copy
+    (tmp_path / "checkpoint").mkdir()  # the training is complete, and its checkpoint has a copy
     assert run_it(folder, tmp_path) == 0
 
 

@@ -38,7 +38,7 @@ def test_the_quickstart_needs_so_much(
 
 
 @pytest.mark.parametrize(("state", "status"), [("ok", 0), ("note", 0), ("missing", 1)])
-def test_only_what_is_missing_makes_it_fail(
+def test_only_missing_parts_make_it_fail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], state: Any, status: int
 ) -> None:
     for part in ("_machine", "_packages", "_extras"):
@@ -59,7 +59,7 @@ def test_of_the_extras_only_the_simulator_of_the_quickstart_is_needed(monkeypatc
     assert states["extra lora"] == ("note", 'pip install "anyvla[lora]"')
 
 
-def test_rendering_tries_the_graphics_card_first_and_what_is_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rendering_tries_egl_first_unless_a_backend_is_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
     def run_trial(code: str, environment: dict[str, str]) -> None:

@@ -49,7 +49,7 @@ def test_no_check_of_the_matrix_failed() -> None:
     assert not {m.name: m.failed for m in measured if m.failed}
 
 
-def test_the_capabilities_are_what_config_json_tells(tmp_path: Path) -> None:
+def test_the_capabilities_agree_with_config_json(tmp_path: Path) -> None:
     for name, family in FAMILIES.items():
         family.build().save_pretrained(tmp_path / name)
         found = AutoBackbone.find_capabilities(AutoBackbone.Config(path=str(tmp_path / name)))
@@ -62,13 +62,13 @@ def test_a_model_type_is_tried_or_not_or_cannot_be_done() -> None:
     assert not {*load_results().untried} & {*UNSUPPORTED}
 
 
-def test_the_page_is_what_the_results_render_to(tool: ModuleType) -> None:
+def test_the_page_is_rendered_from_the_results(tool: ModuleType) -> None:
     assert (ROOT / "docs" / "backbones.md").read_text() == tool.render(load_results()), (
         "run `python tools/make_backbone_matrix.py --render`"
     )
 
 
-def test_the_page_says_what_failed_and_why(tool: ModuleType) -> None:
+def test_the_page_names_failed_checks_with_their_reasons(tool: ModuleType) -> None:
     document = json.loads(RESULTS.read_text())
     document["families"]["llava"]["checks"]["cache"] = "failed: differs by 3 | 4"
     before, page = tool.render(load_results()), tool.render(parse_results(document))
@@ -136,7 +136,7 @@ def test_backbones_of_other_packages_are_listed(
     assert "cannot be imported" in rows["gone"]["notes"]
 
 
-def test_who_is_able() -> None:
+def test_backbones_with_a_capability() -> None:
     everyone = backbones_with(frozenset())
     assert {*FAMILIES, *REGISTERED} <= set(everyone)
     assert "llava" in backbones_with(frozenset({"interleave"}))
@@ -148,7 +148,7 @@ def test_a_family_that_cannot_be_built_is_a_result(tool: ModuleType, monkeypatch
         raise RuntimeError("no such class")
 
     monkeypatch.setitem(FAMILIES, "broken", SimpleNamespace(build=build, options={}, seed=0))
-    row = tool.examined("families", "broken")
+    row = tool.examine_member("families", "broken")
     assert row["checks"] == {"build": "failed: RuntimeError: no such class"}
 
 
