@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from anyvla.config import ConfigError, override
-from anyvla.files.documents import DocumentError, parse_json, parse_yaml, read_json, read_object, read_yaml, to_yaml
+from anyvla.files.documents import (
+    DocumentError,
+    parse_json,
+    parse_yaml,
+    read_json,
+    read_object,
+    read_text,
+    read_yaml,
+    to_yaml,
+)
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
 
@@ -120,7 +129,7 @@ def test_files_that_are_no_text_are_named(tmp_path: Path) -> None:
         read_json(path)
     path.write_text(" " * 100)
     with pytest.raises(DocumentError, match="has 100 bytes, more than the 99"):
-        read_json(path, most=99)
+        read_text(path, 99)
     path.write_text("[1]")
     with pytest.raises(DocumentError, match=r"a\.json: expected keys and values at the top, found a list"):
         read_object(path)

@@ -89,10 +89,9 @@ def main(argv: list[str]) -> int:
 
 
 def explain_recipe(recipe: Recipe, name: str) -> Explanation:
-    """Build the model of the recipe called `name` with made-up statistics, and explain it.
+    """Build the model of the recipe called `name` with made-up statistics and codec, and explain it.
 
-    A codec that needs fitting is fitted to made-up chunks. Raises ConfigError, with a command to use instead, if the
-    backbone cannot be loaded.
+    Raises ConfigError, with a command to use instead, if the backbone cannot be loaded.
     """
     from anyvla.policy import VLA
     from anyvla.report.explanation import dummy_chunks, dummy_statistics, explain
@@ -165,7 +164,7 @@ def print_explanation(e: Explanation, out: Console) -> None:
     out.print(e.name, style="bold")
     out.print(
         f"history {made['history']}, fuser {made['fuser']}, decoder {made['decoder']}, "
-        f"representation {made['representation']}; backbone {made['backbone']}\n",
+        f"representation {made['representation']}; backbone {made['backbone']}\n"
     )
     together = "in one sequence" if e.sequences == 1 else "one sequence each"
     steps = f"{e.window} steps, {together}" if e.window > 1 else "one step"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,44 +29,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True)
-class InspectedDataset:
-    """A data set opened for inspection."""
-
-    dataset: EpisodeDataset
-    undeclared: UndeclaredError | None  # set if the data declares no embodiment; it then has a plain one
-    format: Mapping[str, Any]  # options of the format that an undeclared data set was opened with
-
-
 def open_declared(options: argparse.Namespace) -> EpisodeDataset:
     """Open the data set. Raises ConfigError for invalid options and ValueError for data that cannot be opened."""
     keys = _keys(options)
     return open_source(build(Source, keys, where=str(options.source or "options")))
 
 
-def open_for_inspection(options: argparse.Namespace) -> InspectedDataset:
-    """Open the data set, with a plain embodiment if it declares none. Raises as `open_declared`."""
+def open_for_inspection(options: argparse.Namespace) -> tuple[EpisodeDataset, UndeclaredError | None]:
+    """Open the data set. If it declares no embodiment, open it with a plain one, and return the error too.
+
+    The `options` of the error are then the options that the format is opened with. Raises as `open_declared`.
+    """
     try:
-        return InspectedDataset(open_declared(options), None, {})
+        return open_declared(options), None
     except UndeclaredError as error:
         keys = _keys(options)
         given = keys.pop("format", None)
-        format = {**error.options, **({"name": given} if isinstance(given, str) else given or {})}
-        keys |= {"format": format} if format else {}
+        error.options |= {"name": given} if isinstance(given, str) else given or {}
+        keys |= {"format": error.options} if error.options else {}
         source = build(Source, keys, where=str(options.source or "options"))
-        return InspectedDataset(open_source(replace(source, embodiment=error.plain)), error, format)
+        return open_source(replace(source, embodiment=error.plain)), error
 
 
 def open_and_warn(options: argparse.Namespace) -> EpisodeDataset:
     """Open the data set as `open_for_inspection`, and print a notice if its conventions are not declared."""
-    inspected = open_for_inspection(options)
-    if inspected.undeclared is not None:
+    dataset, undeclared = open_for_inspection(options)
+    if undeclared is not None:
         console.print(
             f"{options.path} does not declare the meaning of its numbers; they are shown unchanged. For a proposal: "
             f"anyvla data info {shlex.quote(options.path)} --write robot.yaml",
             soft_wrap=True,
         )
-    return inspected.dataset
+    return dataset
 
 
 def _keys(options: argparse.Namespace) -> dict[str, Any]:

@@ -33,9 +33,9 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(read_text(path, MOST_YAML), str(path))
 
 
-def read_json(path: Path, most: int = MOST_JSON) -> Any:
-    """Return the contents of a JSON file of at most `most` bytes. Raises DocumentError."""
-    return parse_json(read_text(path, most), str(path))
+def read_json(path: Path) -> Any:
+    """Return the contents of a JSON file. Raises DocumentError."""
+    return parse_json(read_text(path, MOST_JSON), str(path))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -51,11 +51,8 @@ def as_mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def read_text(path: Path, most: int) -> str:
-    """Return the text of a regular UTF-8 file of at most `most` bytes, without a byte order mark.
-
-    Raises DocumentError. Opening a FIFO would wait for ever, so the kind of file is checked first.
-    """
-    size = regular_size(path)
+    """Return the text of a UTF-8 file of at most `most` bytes, without a byte order mark. Raises DocumentError."""
+    size = regular_size(path)  # before opening it: a FIFO would wait for ever
     if size > most:
         raise DocumentError(f"{path} has {size:,} bytes, more than the {most:,} that such a file may have")
     try:

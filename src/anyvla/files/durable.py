@@ -12,10 +12,7 @@ from pathlib import Path
 
 
 def put(temporary: Path, target: Path) -> None:
-    """Rename a file or a folder to `target` when all of it is on the disk, and return when the rename is too.
-
-    A file at `target` is replaced; a folder must not be there.
-    """
+    """Sync a file or a folder to the disk, rename it to `target`, which must not be a folder, and sync the rename."""
     if temporary.is_dir():
         for root, _, files in os.walk(temporary, topdown=False):
             for name in files:

@@ -1,4 +1,4 @@
-"""One command at a time works in a folder: two would destroy or double each other's results.
+"""Lock a folder for one command at a time: two would destroy or double each other's results.
 
 The kernel holds the lock (`flock` of a small file) and drops it when the process ends, however it ends. Nothing needs
 to be cleaned up after a crash, and process numbers, which mean nothing in another container, decide nothing.
@@ -91,7 +91,7 @@ def _holding(path: Path, folder: Path) -> Iterator[None]:
 
 
 def _take(path: Path, folder: Path) -> int | None:
-    """Lock the file; return its descriptor, or None where files cannot be made or locked."""
+    """Lock the file. Return its descriptor, or None where files cannot be made or locked."""
     if fcntl is None:
         return None
     try:
@@ -106,7 +106,7 @@ def _take(path: Path, folder: Path) -> int | None:
                 raise
             if _is(path, file):
                 break
-            os.close(file)  # its holder removed it meanwhile: it is no lock any more
+            os.close(file)  # its holder has removed it, so it no longer locks anything
     except OSError as error:
         if error.errno in _NO_LOCKS:
             logger.warning("%s: this file system has no locks. Let no other command work there", folder)
@@ -162,9 +162,9 @@ def _in_use(path: Path, folder: Path) -> str:
 
 
 def _drop_in_fork() -> None:
-    """Close what a fork inherits: it would keep the locks after the end of the process that took them."""
+    """Close the inherited locks in a fork, which would otherwise keep them after the end of its parent."""
     global _guard
-    _guard = threading.Lock()  # another thread may have had it
+    _guard = threading.Lock()  # another thread may have held it
     for lock in _held.values():
         os.close(lock.file)
     _held.clear()

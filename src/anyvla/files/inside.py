@@ -52,10 +52,7 @@ def regular_files(root: Path, paths: Iterable[Path]) -> list[Path]:
 
 
 def check_regular(path: Path) -> Path:
-    """Return `path`, unless it is a pipe, a device, a socket or a folder, which would hang or answer without end.
-
-    A missing file is left to whoever opens it. Raise ValueError with the path.
-    """
+    """Return `path`, which may be missing. Raise ValueError if it is a pipe, a device, a socket or a folder."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Weights on disk: one safetensors file, read tensor by tensor, so that memory never holds a second copy."""
+"""Save and load weights: one safetensors file, read tensor by tensor, so that memory never holds a second copy."""
 
 from __future__ import annotations
 
@@ -74,10 +74,7 @@ def opened(path: Path) -> Iterator[safe_open]:
 
 
 def check_finite(file: safe_open, path: Path, but: Collection[str] = ()) -> None:
-    """Raise ValueError that names the tensors of an open file that hold NaN or infinity.
-
-    `but`: tensors that may, such as masks of attention.
-    """
+    """Raise ValueError if tensors of an open file, except for masks of attention in `but`, hold NaN or infinity."""
     bad = [name for name in file.keys() if name not in but and not _finite(file.get_tensor(name))]  # noqa: SIM118
     if bad:
         raise ValueError(f"{path} holds NaN or infinity in {join_first(bad)}: it is damaged, or training diverged")
@@ -118,10 +115,7 @@ def _compare(tensors: dict[str, Tensor], file: safe_open, path: Path, names: Map
 
 
 def _convertible(stored: str, wanted: str) -> bool:
-    """Return whether a kind of number may fill another: the same, or both floats that models are trained in.
-
-    Integers in place of floats would load without an error and mean nothing, and nobody trains in float64.
-    """
+    """Return whether one kind of number may fill another: the same kind, or both floats that models are trained in."""
     return stored == wanted or {stored, wanted} <= {"F32", "BF16", "F16"}
 
 
@@ -130,7 +124,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _place(tensor: Tensor) -> tuple[int, torch.Size]:
-    """The same for tied tensors, which are saved once. An empty tensor has no place of its own."""
+    """Return the memory and the shape of a tensor, which are equal for tied tensors."""
     return (tensor.data_ptr() if tensor.numel() else id(tensor)), tensor.shape
 
 

@@ -37,10 +37,7 @@ class Batcher:
     """Run the policy in one thread, over all requests that wait. Use within one event loop."""
 
     def __init__(self, vla: VLA, wait_s: float = 0.002, largest: int = 32, pending: int = 256) -> None:
-        """`wait_s`: how long the first request waits for others; `largest`: how many are answered together.
-
-        `pending`: how many may wait.
-        """
+        """The first request waits `wait_s` for others, of which `largest` run together; at most `pending` may wait."""
         self._vla, self._wait_s, self._largest, self._pending = vla, wait_s, largest, pending
         self._waiting: list[_Waiting] = []
         self._thread = _Thread()
@@ -48,10 +45,7 @@ class Batcher:
         self.sizes: deque[int] = deque(maxlen=1000)  # of the last batches
 
     async def act(self, observation: Observation, session: Session) -> Chunk:
-        """Return the next chunk of one session. Raises ValueError as `VLA.act`, and BusyError.
-
-        A request whose caller is canceled before its turn is dropped.
-        """
+        """Return the next chunk of one session, unless canceled. Raises ValueError as `VLA.act`, and BusyError."""
         if len(self._waiting) >= self._pending:
             raise BusyError(f"the server is busy: {self._pending} requests wait for the policy; try again later")
         item = _Waiting(observation, session, asyncio.get_running_loop().create_future())
@@ -73,7 +67,7 @@ class Batcher:
             await asyncio.sleep(self._wait_s)
             self._waiting = [item for item in self._waiting if not item.answer.done()]
             batch, self._waiting = self._waiting[: self._largest], self._waiting[self._largest :]
-            # Images of one size act together; others in a call of their own.
+            # Observations act together if their images have the same sizes.
             by_size: dict[object, list[_Waiting]] = {}
             for item in batch:
                 by_size.setdefault(tuple(i.shape for i in item.observation.images.values()), []).append(item)
@@ -110,7 +104,7 @@ class _Thread:
         self._thread.start()
 
     async def call(self, run: Callable[[], T]) -> T:
-        """Return what `run` returns or raise what it raises. It doesn't run if the caller is canceled before."""
+        """Return the result of `run`, or raise its error. It does not run if the caller is canceled before."""
         result: Future[T] = Future()
 
         def work() -> None:

@@ -20,7 +20,7 @@ class Episodes:
     """The episodes of one connection, one after the other. A request that fails changes nothing."""
 
     def __init__(self, translator: Translator, batcher: Batcher, decode: Decode, execute: int) -> None:
-        """`decode`: decodes the images of a request off the event loop; `execute`: actions to use of a chunk."""
+        """`decode` returns the observation of a request; `execute` is the number of actions to use of a chunk."""
         self._translator, self._batcher, self._decode, self._execute = translator, batcher, decode, execute
         self._session: Session | None = None
         self._instruction = ""
@@ -38,10 +38,7 @@ class Episodes:
         self._remaining = deque()
 
     async def act(self, request: Request) -> Float32[np.ndarray, "A"]:
-        """Return the next action. A new instruction begins a new session.
-
-        Raises ValueError, and leaves the episode unchanged then.
-        """
+        """Return the next action; a new instruction begins a new session. A ValueError leaves the episode unchanged."""
         continues = self._session is not None and request.instruction == self._instruction
         if continues and self._remaining:
             return self._remaining.popleft()

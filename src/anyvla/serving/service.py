@@ -34,7 +34,7 @@ class Service:
     """Answer connections until `stop` is called."""
 
     def __init__(self, open_connection: Callable[[], Answer], limits: ServerLimits, key: str | None = None) -> None:
-        """`open_connection`: called for each new connection. `key`: of clients; None: they need none."""
+        """`open_connection` is called for each new connection. `key` is the key of the clients, if they need one."""
         self._open_connection, self._limits, self._key = open_connection, limits, key
         self._opening: dict[PacedConnection, bool] = {}  # in their order; whether the request has arrived
         self._open: dict[PacedConnection, bool] = {}  # whether a request is in progress
@@ -42,10 +42,7 @@ class Service:
         self._turns = Turns()
 
     def stop(self) -> None:
-        """Take no new connections, answer the requests in progress, end `run`; the second time, end at once.
-
-        Call it within the event loop.
-        """
+        """Take no new connections, answer requests in progress and end `run`; the second call ends it at once."""
         self._hurry = self._stop.is_set()
         self._stop.set()
 
@@ -84,7 +81,7 @@ class Service:
         return server
 
     def _add(self, connection: PacedConnection) -> None:
-        """Note a new connection; the oldest one without a request makes room for it."""
+        """Add a new connection. If there are too many handshakes, end the oldest one without a request."""
         if len(self._opening) >= self._limits.handshakes:
             silent = (c for c, asked in self._opening.items() if not asked)
             oldest = next(silent, next(iter(self._opening)))

@@ -53,10 +53,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def fit_codec(recipe: Recipe, run: Path) -> Path:
-    """Fit the codec of a recipe. Return its folder in the run folder, which is replaced in one step.
+    """Fit the codec of a recipe. Return its folder, which is replaced atomically.
 
-    Raises ConfigError for a representation without a codec, and if a training has begun with the codec in the folder;
-    CodecError for actions without a bounded range; FolderInUse if another command works in the run folder.
+    Raises ConfigError, CodecError for actions without a bounded range, and FolderInUse.
     """
     with lock_folder(run):
         return _fit(recipe, run)

@@ -49,8 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.write is not None and options.write.exists():
         raise ValueError(f"{options.write} exists already, perhaps with your answers: remove it or give another name")
-    inspected = opening.open_for_inspection(options)
-    dataset = inspected.dataset
+    dataset, undeclared = opening.open_for_inspection(options)
     facts = describe(dataset)
     with ProgressBar("look") as bar:
         findings = check(dataset, progress=bar)
@@ -61,9 +60,9 @@ def run(options: argparse.Namespace) -> int:
     facts["wrong"] = {"counts": dict(counts), "first": [vars(f) for f in findings[:_SHOWN]]}
     facts["statistics"] = _statistics(dataset)
     proposal = None
-    if inspected.undeclared is not None:
+    if undeclared is not None:
         with ProgressBar("propose") as bar:
-            proposal = propose(dataset, inspected.format, timed=inspected.undeclared.timed, progress=bar)
+            proposal = propose(dataset, undeclared.options, timed=undeclared.timed, progress=bar)
         facts["proposal"] = {"text": proposal.text, "check": proposal.questions}
     if options.write is not None:
         known = {"embodiment": to_dict(dataset.embodiment)}

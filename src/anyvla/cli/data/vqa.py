@@ -55,10 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def look(path: Path) -> Path:
-    """Print counts of vision-language data of any known layout, and write a page with examples. Return the page.
-
-    Answers that are points (two numbers, in percent) are drawn into the image.
-    """
+    """Print counts of vision-language data, and write a page with examples, points drawn in. Return the page."""
     from PIL import Image
 
     from anyvla.data.vqa import open_vqa

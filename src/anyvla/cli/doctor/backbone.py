@@ -217,12 +217,13 @@ def _print_report(report: BackboneReport) -> None:
         "a readout": f"{report.width} numbers",
         "context": f"{report.context} tokens" if report.context else "not limited",
         "capabilities": ", ".join(report.capabilities) or "reads one step only",
-        **({"note": report.note} if report.note else {}),
-        **({"untrained": report.untrained} if report.untrained else {}),
-        **({"token ids": "; ".join(report.warnings)} if report.warnings else {}),
+        "note": report.note,
+        "untrained": report.untrained,
+        "token ids": "; ".join(report.warnings),
     }
     for name, text in rows.items():
-        table.add_row(name, text)
+        if text:
+            table.add_row(name, text)
     Console().print(table)
 
 
