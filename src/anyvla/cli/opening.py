@@ -45,7 +45,7 @@ def open_for_inspection(options: argparse.Namespace) -> tuple[EpisodeDataset, Un
     except UndeclaredError as error:
         keys = _keys(options)
         given = keys.pop("format", None)
-        error.options |= {"name": given} if isinstance(given, str) else given or {}
+        error.options = {**error.options, **({"name": given} if isinstance(given, str) else given or {})}
         keys |= {"format": error.options} if error.options else {}
         source = build(Source, keys, where=str(options.source or "options"))
         return open_source(replace(source, embodiment=error.plain)), error
