@@ -24,25 +24,25 @@ STRUCTURES = [
 structures = pytest.mark.parametrize(("history", "fuser"), STRUCTURES, ids=["none", "head", "cached", "read again"])
 
 
-def shown(row=0, step=0, **keys):
+def observe(row=0, step=0, **keys):
     return dataclasses.replace(observation(DATA, row, step), **keys)
 
 
-def moved(dim, value):
-    vector = shown().proprio.copy()
+def observe_proprio(dim, value):
+    vector = observe().proprio.copy()
     vector[dim] = value
-    return shown(proprio=vector)
+    return observe(proprio=vector)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
 def test_proprio_that_is_not_finite_is_refused_by_name(value):
     vla = policy()
-    vector = shown().proprio.astype(np.float64)
+    vector = observe().proprio.astype(np.float64)
     vector[1] = value
     with pytest.raises(
         ValueError, match=r"observation 1: proprio of robot 'small' is not finite: group 'position', dim 1"
     ):
-        vla.act([shown(), shown(proprio=vector)], [vla.start("open"), vla.start("open")])
+        vla.act([observe(), observe(proprio=vector)], [vla.start("open"), vla.start("open")])
 
 
 @pytest.mark.parametrize("value", [57.3, -300.0, 1e6, 1e30])
@@ -50,25 +50,25 @@ def test_proprio_far_from_the_training_data_is_refused_unless_the_setting_says_w
     vla = policy()
     far = r"proprio of robot 'small' is far outside of the training data: group 'position', dim 2 is .*recorded -2 to 2"
     with pytest.raises(ValueError, match=f"observation 0: {far}.*implausible: warn"):
-        vla.act([moved(2, value)], [vla.start("open")])
+        vla.act([observe_proprio(2, value)], [vla.start("open")])
     for warns in (policy(implausible="warn"), vla):
         warns.implausible = "warn"
         caplog.clear()
         session, other = warns.start("open"), warns.start("open")
         with caplog.at_level(logging.WARNING, "anyvla.observing"):
             for _ in range(3):
-                warns.act([moved(2, value)], [session])
+                warns.act([observe_proprio(2, value)], [session])
             assert len(caplog.records) == 1
-            warns.act([moved(1, value)], [session])  # another dim
-            warns.act([moved(2, value)], [other])  # another session
+            warns.act([observe_proprio(1, value)], [session])  # another dim
+            warns.act([observe_proprio(2, value)], [other])  # another session
         assert len(caplog.records) == 3
 
 
 def test_a_policy_without_proprio_accepts_any_units():
     vla = policy(proprio="none")
-    vla.act([moved(2, 1e6)], [vla.start("open")])
+    vla.act([observe_proprio(2, 1e6)], [vla.start("open")])
     with pytest.raises(ValueError, match="is not finite"):
-        vla.act([moved(2, np.nan)], [vla.start("open")])
+        vla.act([observe_proprio(2, np.nan)], [vla.start("open")])
 
 
 def is_implausible(group, recorded, value):
@@ -125,7 +125,7 @@ def test_implausible_proprio_is_found(group, recorded, value, expected):
 def test_observations_of_a_wrong_form_are_refused(given, message):
     vla = policy()
     with pytest.raises(ValueError, match=message):
-        vla.act([shown(**given)], [vla.start("open")])
+        vla.act([observe(**given)], [vla.start("open")])
 
 
 @pytest.mark.wrong_types
@@ -133,16 +133,16 @@ def test_calls_of_a_wrong_form_are_refused():
     vla = policy()
     session = vla.start("open")
     with pytest.raises(ValueError, match="observations must be a list, one for each session, got Observation"):
-        vla.act(shown(), session)
+        vla.act(observe(), session)
     with pytest.raises(ValueError, match="sessions must be a list, one for each session, got Session"):
-        vla.act([shown()], session)
+        vla.act([observe()], session)
     with pytest.raises(ValueError, match=r"observation 0: give Observation\(.*got dict"):
         vla.act([{"images": {}, "proprio": None}], [session])
     with pytest.raises(ValueError, match=r"session 0: give a session that start\(\) returned, got str"):
-        vla.act([shown()], ["open"])
+        vla.act([observe()], ["open"])
 
 
-def state(vla, session):
+def collect_state(vla, session):
     """Return all state that a later chunk depends on, as numbers."""
     memory = [
         [
@@ -161,7 +161,7 @@ def state(vla, session):
     return [torch.as_tensor(x).clone() for x in kept]
 
 
-def same(one, other):
+def are_equal(one, other):
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -172,20 +172,20 @@ def test_a_refused_call_changes_no_session(history, fuser, monkeypatch):
         sessions = [vla.start("open"), vla.start("close", 1)]
         undisturbed = [vla.start("open"), vla.start("close", 1)]
         for step in range(before):
-            both = [shown(row, step) for row in range(2)]
+            both = [observe(row, step) for row in range(2)]
             vla.act(both, sessions)
             vla.act(both, undisturbed)
-        was = [state(vla, s) for s in sessions]
-        both = [shown(row, before) for row in range(2)]
+        was = [collect_state(vla, s) for s in sessions]
+        both = [observe(row, before) for row in range(2)]
         refusals = [
-            [both[0], moved(0, np.nan)],
-            [both[0], moved(0, 1e6)],
-            [both[0], shown(1, before, images={"corner": both[0].images["corner"]})],
+            [both[0], observe_proprio(0, np.nan)],
+            [both[0], observe_proprio(0, 1e6)],
+            [both[0], observe(1, before, images={"corner": both[0].images["corner"]})],
         ]
         for given in refusals:
             with pytest.raises(ValueError, match="observation 1: "):
                 vla.act(given, sessions)
-            assert all(same(a, state(vla, s)) for a, s in zip(was, sessions, strict=True))
+            assert all(are_equal(a, collect_state(vla, s)) for a, s in zip(was, sessions, strict=True))
         sample = vla.decoder.sample
         for spoil in (torch.nan, torch.inf):
             with monkeypatch.context() as patch:
@@ -194,7 +194,7 @@ def test_a_refused_call_changes_no_session(history, fuser, monkeypatch):
                 patch.setattr(vla.decoder, "sample", lambda *a, b=bad, s=sample: s(*a) + b)
                 with pytest.raises(ChunkError, match=r"a chunk that is not finite \(session \[1\] of this call\)"):
                     vla.act(both, sessions)
-            assert all(same(a, state(vla, s)) for a, s in zip(was, sessions, strict=True))
+            assert all(are_equal(a, collect_state(vla, s)) for a, s in zip(was, sessions, strict=True))
         with monkeypatch.context() as patch:  # any other late error
             patch.setattr(vla.action_normalizer, "denormalize", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
@@ -209,14 +209,14 @@ def test_images_that_change_their_size_are_scaled_or_refused(history, fuser):
     """The backbone scales them; a session that keeps the images refuses them."""
     vla = policy(history, fuser)
     session = vla.start("open")
-    vla.act([shown()], [session])
-    large = shown(images={c: np.zeros((48, 64, 3), np.uint8) for c in ("corner", "wrist")})
+    vla.act([observe()], [session])
+    large = observe(images={c: np.zeros((48, 64, 3), np.uint8) for c in ("corner", "wrist")})
     if isinstance(history, dict) and history.get("cache") is False:
         with pytest.raises(ValueError, match="the images of a session must keep their size, 32x32 became 48x64"):
             vla.act([large], [session])
     else:
         vla.act([large], [session])
-    vla.act([shown()], [session])
+    vla.act([observe()], [session])
 
 
 def test_a_chunk_that_overflows_in_robot_units_is_refused():
@@ -227,17 +227,17 @@ def test_a_chunk_that_overflows_in_robot_units_is_refused():
     sample = vla.decoder.sample
     vla.decoder.sample = lambda *a: sample(*a).abs() + 1  # finite itself
     with pytest.raises(ChunkError, match="not finite"):
-        vla.act([shown()], [vla.start("open")])
+        vla.act([observe()], [vla.start("open")])
 
 
 @pytest.mark.parametrize("decoder", ["tokens", "lm_tokens"])
 def test_tokens_are_not_chosen_from_scores_that_are_not_finite(decoder, tmp_path):
     vla = policy(decoder=decoder, representation="bins", codec=fit_codec("bins", tmp_path))
-    vla.act([shown()], [vla.start("open")])
+    vla.act([observe()], [vla.start("open")])
     with torch.no_grad():
         next(vla.decoder.parameters()).fill_(torch.nan)
     with pytest.raises(ChunkError, match="not finite"):
-        vla.act([shown()], [vla.start("open")])
+        vla.act([observe()], [vla.start("open")])
 
 
 def test_weights_that_are_not_finite_are_refused_when_acting():
@@ -245,7 +245,7 @@ def test_weights_that_are_not_finite_are_refused_when_acting():
     with torch.no_grad():
         vla.queries.fill_(torch.nan)
     with pytest.raises(ChunkError, match="not finite"):
-        vla.act([shown()], [vla.start("open")])
+        vla.act([observe()], [vla.start("open")])
 
 
 @structures
@@ -253,27 +253,27 @@ def test_duplicate_sessions_and_sessions_of_another_policy_are_refused(history, 
     vla = policy(history, fuser)
     one, two = vla.start("open"), vla.start("close")
     with pytest.raises(ValueError, match="sessions 0 and 2 of the call are the same session"):
-        vla.act([shown(), shown(1), shown()], [one, two, one])
+        vla.act([observe(), observe(1), observe()], [one, two, one])
     vla.save(tmp_path / "c")
     for other in (policy(history, fuser), VLA.load(tmp_path / "c")):
         foreign = other.start("open")
         with pytest.raises(ValueError, match="session 1 was started by another policy"):
-            vla.act([shown(), shown(1)], [two, foreign])
+            vla.act([observe(), observe(1)], [two, foreign])
         del other
         with pytest.raises(ValueError, match="session 0 was started by another policy"):
-            vla.act([shown()], [foreign])
+            vla.act([observe()], [foreign])
     assert not one.proprio
-    vla.act([shown(), shown(1)], [one, two])
+    vla.act([observe(), observe(1)], [one, two])
 
 
 def test_a_robot_without_proprio_acts():
     robot = dataclasses.replace(embodiment(), proprio=ActionSpace(groups=()))
     of = dataclasses.replace(statistics(), proprio={key: [] for key in statistics().proprio})
     vla = VLA(model(), [Robot(robot, of)]).eval()
-    [chunk] = vla.act([shown(proprio=np.zeros(0, np.float32))], [vla.start("open")])
+    [chunk] = vla.act([observe(proprio=np.zeros(0, np.float32))], [vla.start("open")])
     assert np.isfinite(chunk.actions).all()
     with pytest.raises(ValueError, match=r"proprio has shape \(3,\), this policy was trained with \(0,\)"):
-        vla.act([shown()], [vla.start("open")])
+        vla.act([observe()], [vla.start("open")])
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_start_refuses_exactly_the_instructions_that_are_too_long_for_act(histor
         taken += 1
         assert not refused
         for step in range(4):
-            vla.act([shown(0, step)], [session])
+            vla.act([observe(0, step)], [session])
     assert taken
     assert refused
 

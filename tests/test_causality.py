@@ -65,7 +65,7 @@ class Outputs:
     blind: Tensor  # (W,), the losses of a decoder whose context is zero: it sees the backbone's cache only
 
 
-def outputs(vla: VLA, data: Batch) -> Outputs:
+def compute_outputs(vla: VLA, data: Batch) -> Outputs:
     assert vla.training
     with torch.no_grad():
         context = vla.read(data)
@@ -74,14 +74,14 @@ def outputs(vla: VLA, data: Batch) -> Outputs:
 
         def losses(read: Any) -> Tensor:
             of_each = OWN[:, :, None].expand(-1, -1, actions.shape[1])
-            return torch.stack([vla.decoder.loss(read, actions, mask, seeded()).total for mask in of_each])
+            return torch.stack([vla.decoder.loss(read, actions, mask, make_generator()).total for mask in of_each])
 
-        generators = [seeded(step) for step in range(len(actions))]
+        generators = [make_generator(step) for step in range(len(actions))]
         chunks = vla.decoder.sample(context, generators)
         return Outputs(context.context, losses(context), chunks, losses(blind))
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def make_generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -99,7 +99,7 @@ def with_chunk(data: Batch, other: Batch, step: int) -> Batch:
     return dataclasses.replace(data, actions=actions)
 
 
-def changed(one: Tensor, other: Tensor) -> list[bool]:
+def find_changes(one: Tensor, other: Tensor) -> list[bool]:
     return ((one - other).flatten(1) if one.ndim > 1 else (one - other)[:, None]).abs().amax(1).gt(EPSILON).tolist()
 
 
@@ -108,26 +108,26 @@ def codecs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | None]:
     return {name: fit_codec(name, tmp_path_factory.mktemp(name)) for name in ("continuous", "bins", "fast")}
 
 
-def made(history: str, decoder: str, codecs: dict[str, Path | None]) -> VLA:
+def make_policy(history: str, decoder: str, codecs: dict[str, Path | None]) -> VLA:
     keys = HISTORIES[history] | (OUTSIDE | INSIDE)[decoder]
     vla = policy(codec=codecs[keys.get("representation", "continuous")], readouts=2, **keys)
     with torch.no_grad():  # some networks ignore their input at first
         for name, weight in vla.decoder.named_parameters():
             if "modulation" in name or "out" in name:
-                weight += torch.randn(weight.shape, generator=seeded(1)) * 0.2
+                weight += torch.randn(weight.shape, generator=make_generator(1)) * 0.2
     return vla.train()
 
 
 @pytest.mark.parametrize(("history", "decoder"), CASES)
 def test_a_step_depends_on_itself_and_its_past_only(history: str, decoder: str, codecs: dict[str, Path | None]) -> None:
-    vla = made(history, decoder, codecs)
+    vla = make_policy(history, decoder, codecs)
     data, other = batch(1, WINDOW), batch(1, WINDOW, seed=1)
-    base = outputs(vla, data)
-    of_shown = [outputs(vla, with_observation(data, other, step)) for step in range(WINDOW)]
-    of_done = [outputs(vla, with_chunk(data, other, step)) for step in range(WINDOW)]
+    base = compute_outputs(vla, data)
+    of_shown = [compute_outputs(vla, with_observation(data, other, step)) for step in range(WINDOW)]
+    of_done = [compute_outputs(vla, with_chunk(data, other, step)) for step in range(WINDOW)]
 
     def table(of: list[Outputs], name: str) -> list[list[bool]]:
-        return [changed(getattr(base, name), getattr(o, name)) for o in of]
+        return [find_changes(getattr(base, name), getattr(o, name)) for o in of]
 
     fused = (OWN | LATER).tolist()
     past = LATER if history == "past visible" and decoder in INSIDE and decoder != "expert" else NONE
@@ -146,8 +146,8 @@ def test_a_step_depends_on_itself_and_its_past_only(history: str, decoder: str, 
 
 @pytest.mark.parametrize(("history", "decoder"), CASES)
 def test_the_loss_trains_all_that_a_step_sees(history: str, decoder: str, codecs: dict[str, Path | None]) -> None:
-    vla, data = made(history, decoder, codecs), batch(1, WINDOW)
-    vla.loss(data, seeded()).value.backward()
+    vla, data = make_policy(history, decoder, codecs), batch(1, WINDOW)
+    vla.loss(data, make_generator()).value.backward()
     assert vla.queries.grad.abs().amax(1).gt(0).tolist() == [True, True]
     vision = next(vla.backbone.model.model.vision_tower.parameters())
     parts = [
@@ -162,7 +162,7 @@ def test_the_loss_trains_all_that_a_step_sees(history: str, decoder: str, codecs
         vla.zero_grad()
         context = vla.read(data)
         blind = dataclasses.replace(context, context=torch.zeros_like(context.context))
-        vla.decoder.loss(blind, data.actions[0], data.action_mask[0], seeded()).value.backward()
+        vla.decoder.loss(blind, data.actions[0], data.action_mask[0], make_generator()).value.backward()
         assert vision.grad is not None
         assert vision.grad.any()
 
@@ -172,12 +172,12 @@ def test_the_beginning_of_a_window_equals_a_shorter_window(
     history: str, decoder: str, codecs: dict[str, Path | None]
 ) -> None:
     """The later steps may be absent or masked, and the batch may contain any other window."""
-    vla, data = made(history, decoder, codecs), batch(2, WINDOW)
+    vla, data = make_policy(history, decoder, codecs), batch(2, WINDOW)
     with torch.no_grad():
         whole = vla.read(data).context.view(2, WINDOW, -1)
         for steps in range(1, WINDOW + 1):
             for window in range(2):
-                alone = vla.read(cut(one_of(data, window), 0, steps)).context
+                alone = vla.read(cut(select_window(data, window), 0, steps)).context
                 torch.testing.assert_close(alone, whole[window, :steps], atol=1e-5, rtol=1e-5)
             mask = data.step_mask.clone()
             mask[0, steps:] = False
@@ -186,7 +186,7 @@ def test_the_beginning_of_a_window_equals_a_shorter_window(
             torch.testing.assert_close(masked[steps:], whole[1], atol=1e-5, rtol=1e-5)
 
 
-def one_of(data: Batch, window: int) -> Batch:
+def select_window(data: Batch, window: int) -> Batch:
     keys = {k: v[window : window + 1] for k, v in vars(data).items() if isinstance(v, Tensor)}
     return dataclasses.replace(data, instructions=data.instructions[window : window + 1], **keys)
 

@@ -23,14 +23,14 @@ SMALL = {
 OVER_TIME = [LSTMFuser, GPTFuser]
 
 
-def fuser(make, window=4, features=8):
+def make_fuser(make, window=4, features=8):
     torch.manual_seed(0)
     return make(build(make.Config, SMALL[make]), features, window).eval()
 
 
 @pytest.mark.parametrize("make", SMALL)
 def test_a_step_does_not_depend_on_later_steps(make):
-    fuse, features = fuser(make), torch.randn(2, 4, 8)
+    fuse, features = make_fuser(make), torch.randn(2, 4, 8)
     whole = fuse(features)
     assert whole.shape == (2, 4, fuse.width)
     for k in range(4):
@@ -45,7 +45,7 @@ def test_a_step_does_not_depend_on_later_steps(make):
 
 @pytest.mark.parametrize("make", OVER_TIME)
 def test_a_later_step_depends_on_each_earlier_one(make):
-    fuse, features = fuser(make), torch.randn(2, 4, 8, requires_grad=True)
+    fuse, features = make_fuser(make), torch.randn(2, 4, 8, requires_grad=True)
     fuse(features)[:, -1, 0].sum().backward()
     assert (features.grad.abs().amax((0, 2)) > 1e-6).all()
 
@@ -53,7 +53,7 @@ def test_a_later_step_depends_on_each_earlier_one(make):
 @pytest.mark.parametrize("make", SMALL)
 def test_the_beginning_of_a_window_equals_a_shorter_window(make):
     """So the k-th step of a session equals the k-th step of a padded training window."""
-    fuse, features = fuser(make), torch.randn(2, 4, 8)
+    fuse, features = make_fuser(make), torch.randn(2, 4, 8)
     whole = fuse(features)
     for k in range(1, 5):
         torch.testing.assert_close(fuse(features[:, :k]), whole[:, :k])
@@ -61,19 +61,19 @@ def test_the_beginning_of_a_window_equals_a_shorter_window(make):
 
 @pytest.mark.parametrize("make", SMALL)
 def test_windows_of_a_batch_do_not_affect_each_other(make):
-    fuse, features = fuser(make), torch.randn(3, 4, 8)
+    fuse, features = make_fuser(make), torch.randn(3, 4, 8)
     torch.testing.assert_close(fuse(features[1:2]), fuse(features)[1:2])
-    assert fuser(make, window=1)(features[:, :1]).shape == (3, 1, fuse.width)
+    assert make_fuser(make, window=1)(features[:, :1]).shape == (3, 1, fuse.width)
 
 
 def test_the_mlp_is_linear_layers_with_activations_between_them():
-    fuse, features = fuser(MLPFuser), torch.randn(2, 4, 8)
+    fuse, features = make_fuser(MLPFuser), torch.randn(2, 4, 8)
     first, last = (m for m in fuse.mlp if isinstance(m, nn.Linear))
     torch.testing.assert_close(fuse(features), last(F.gelu(first(features))))
 
 
 def test_the_gpt_is_pre_norm_causal_attention_over_learned_positions():
-    fuse, features = fuser(GPTFuser), torch.randn(4, 8)
+    fuse, features = make_fuser(GPTFuser), torch.randn(4, 8)
     with torch.no_grad():
         for weight in fuse.parameters():
             weight += torch.randn(weight.shape) * 0.2
@@ -93,14 +93,14 @@ def test_the_gpt_is_pre_norm_causal_attention_over_learned_positions():
 
 @pytest.mark.parametrize("make", OVER_TIME)
 def test_the_order_of_earlier_steps_matters(make):
-    fuse, features = fuser(make), torch.randn(1, 4, 8)
+    fuse, features = make_fuser(make), torch.randn(1, 4, 8)
     swapped = fuse(features[:, [1, 0, 2, 3]])
     assert (fuse(features)[:, 3] - swapped[:, 3]).abs().max() > 1e-5
 
 
 def test_the_forget_gates_of_an_lstm_begin_open():
     """The biases of its forget gates are 1 (Jozefowicz et al., 2015), all others 0; its recurrence is orthogonal."""
-    fuse = fuser(LSTMFuser)
+    fuse = make_fuser(LSTMFuser)
     for layer in range(2):
         _input, forget, _cell, _output = (fuse.lstm.get_parameter(f"bias_ih_l{layer}")).chunk(4)
         assert forget.eq(1).all()
@@ -155,7 +155,7 @@ def test_contexts_at_full_depth_differ_between_inputs_from_the_first_step(make):
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_an_lstm_runs_in_float32_under_autocast_on_every_device(device, monkeypatch):
     """Under autocast cuDNN runs one in float16, and most gradients become 0."""
-    fuse, entered = fuser(LSTMFuser), []
+    fuse, entered = make_fuser(LSTMFuser), []
 
     class FeaturesOnDevice:
         """Features that claim to be on another device."""

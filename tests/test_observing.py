@@ -24,7 +24,7 @@ HAND = Group(name="hand", size=2, kind="position", unit="m")
 GRIP = Group(name="gripper", size=1, kind="gripper", low=0, high=255)
 
 
-def made(name: str, cameras: str, groups: tuple[Group, ...], proprio: dict[str, list[float]]) -> Robot:
+def make_robot(name: str, cameras: str, groups: tuple[Group, ...], proprio: dict[str, list[float]]) -> Robot:
     space = ActionSpace(groups=groups)
     actions = {key: [100.0] * space.size for key in ("min", "max", "q01", "q99")}  # of the other vector
     embodiment = Embodiment(name=name, cameras=tuple(cameras.split()), proprio=space, action=space, control_hz=10)
@@ -36,8 +36,8 @@ def ranges(*ends: tuple[float, float]) -> dict[str, list[float]]:
     return {"min": list(low), "max": list(high)}
 
 
-ARM = made("arm", "corner wrist", (HAND,), ranges((-1, 1), (0, 2)))
-CLAW = made("claw", "wrist top", (GRIP, HAND), ranges((0, 0), (10, 14), (10, 10)))
+ARM = make_robot("arm", "corner wrist", (HAND,), ranges((-1, 1), (0, 2)))
+CLAW = make_robot("claw", "wrist top", (GRIP, HAND), ranges((0, 0), (10, 14), (10, 10)))
 
 
 def is_implausible(of: Robot, dim: int, value: float, usual: tuple[float, ...]) -> bool:
@@ -62,9 +62,9 @@ def is_implausible(of: Robot, dim: int, value: float, usual: tuple[float, ...]) 
         # never moves: the magnitude of 10
         (CLAW, 2, (0, 12, 10), -20, 40),
         # two hundredths of a meter, beside 2 meters in the same group: 0.3 of the group's scale
-        (made("flat", "c", (HAND,), ranges((0, 2), (0, 0.02))), 1, (1, 0), -1.8, 1.82),
+        (make_robot("flat", "c", (HAND,), ranges((0, 2), (0, 0.02))), 1, (1, 0), -1.8, 1.82),
         # only percentiles are known, and a gripper's declared range widens them
-        (made("q", "c", (GRIP,), {"q01": [-45.0], "q99": [200.0]}), 0, (0,), -45 - 900, 255 + 900),
+        (make_robot("q", "c", (GRIP,), {"q01": [-45.0], "q99": [200.0]}), 0, (0,), -45 - 900, 255 + 900),
     ],
 )
 def test_a_value_three_scales_beyond_the_range_is_implausible(
@@ -78,25 +78,25 @@ def test_a_value_three_scales_beyond_the_range_is_implausible(
 
 
 def test_nothing_is_implausible_without_a_known_range() -> None:
-    unknown = made("unknown", "c", (HAND,), {})
+    unknown = make_robot("unknown", "c", (HAND,), {})
     assert not is_implausible(unknown, 0, 1e9, (0, 0))
 
 
-def observer(**view: Any) -> Observer:
+def make_observer(**view: Any) -> Observer:
     robots = [ARM, CLAW]
     return Observer(robots, SharedLayout([r.embodiment for r in robots]), build(ViewConfig, view))
 
 
-def shown(cameras: dict[str, int], proprio: list[float], size: tuple[int, int] = (4, 4)) -> Observation:
+def observe(cameras: dict[str, int], proprio: list[float], size: tuple[int, int] = (4, 4)) -> Observation:
     images = {camera: np.full((*size, 3), level, np.uint8) for camera, level in cameras.items()}
     return Observation(images, np.array(proprio, np.float32))
 
 
 def test_each_robot_is_read_into_its_own_part_of_the_layout() -> None:
     """The layout: cameras corner, wrist, top; proprio hand (2), gripper (1)."""
-    both = [shown({"top": 1, "wrist": 2}, [9, 7, 8]), shown({"wrist": 3, "corner": 4, "extra": 5}, [5, 6])]
-    assert observer().read_proprio(both, [1, 0]).tolist() == [[7, 8, 9], [5, 6, 0]]
-    images = observer().read_images(both, [1, 0])
+    both = [observe({"top": 1, "wrist": 2}, [9, 7, 8]), observe({"wrist": 3, "corner": 4, "extra": 5}, [5, 6])]
+    assert make_observer().read_proprio(both, [1, 0]).tolist() == [[7, 8, 9], [5, 6, 0]]
+    images = make_observer().read_images(both, [1, 0])
     assert images.shape == (2, 3, 4, 4, 3)
     assert images[..., 0, 0, 0].tolist() == [[0, 2, 1], [4, 3, 0]]
 
@@ -109,26 +109,30 @@ def test_proprio_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 def test_images_are_resized_to_the_view() -> None:
     """4 x 8 in 8 x 8: two black rows above and below."""
-    [images] = observer(size=[8, 8], fit="pad").read_images([shown({"corner": 200, "wrist": 100}, [0, 0], (4, 8))], [0])
+    [images] = make_observer(size=[8, 8], fit="pad").read_images(
+        [observe({"corner": 200, "wrist": 100}, [0, 0], (4, 8))], [0]
+    )
     assert images[0, :, 0, 0].tolist() == [0, 0, 200, 200, 200, 200, 0, 0]
     assert images[1, :, 0, 0].tolist() == [0, 0, 100, 100, 100, 100, 0, 0]
     assert not images[2].any()
 
 
-def session(robot: int) -> Any:
+def make_session(robot: int) -> Any:
     return SimpleNamespace(robot=robot, warned=set())
 
 
 def test_each_session_is_checked_against_its_robots_data() -> None:
-    far = shown({}, [0, 30])  # for the arm; for the claw's hand 30 is not
-    observer().check_plausible([shown({}, [0, 30, 30]), shown({}, [0, 1])], [session(1), session(0)], "error")
+    far = observe({}, [0, 30])  # for the arm; for the claw's hand 30 is not
+    make_observer().check_plausible(
+        [observe({}, [0, 30, 30]), observe({}, [0, 1])], [make_session(1), make_session(0)], "error"
+    )
     with pytest.raises(ValueError, match=r"observation 1: proprio of robot 'arm' is far outside .* dim 1 is 30"):
-        observer().check_plausible([shown({}, [0, 30, 30]), far], [session(1), session(0)], "error")
+        make_observer().check_plausible([observe({}, [0, 30, 30]), far], [make_session(1), make_session(0)], "error")
 
 
 def test_a_session_is_warned_of_each_dim_once(caplog: pytest.LogCaptureFixture) -> None:
-    of, one, other = observer(), session(0), session(0)
-    far, both = shown({}, [0, 30]), shown({}, [30, 30])
+    of, one, other = make_observer(), make_session(0), make_session(0)
+    far, both = observe({}, [0, 30]), observe({}, [30, 30])
     with caplog.at_level(logging.WARNING, "anyvla.observing"):
         for given, asked, warnings in ((far, one, 1), (far, one, 0), (both, one, 1), (both, one, 0), (far, other, 1)):
             caplog.clear()

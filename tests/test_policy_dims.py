@@ -35,7 +35,7 @@ POLICIES = {
 }
 
 
-def robot() -> Robot:
+def make_robot() -> Robot:
     def of(dims: int) -> dict[str, list[float]]:
         low, high, center, spread = [-2.0] * dims, [2.0] * dims, [0.5] * dims, [2.0] * dims
         low[STILL] = high[STILL] = center[STILL] = VALUE
@@ -49,7 +49,7 @@ def policy(name: str, folder: Path) -> VLA:
     keys = POLICIES[name]
     codec = fit_codec(keys["representation"], folder) if "representation" in keys else None
     torch.manual_seed(0)
-    return VLA(model(**keys), [robot()], codec=codec).eval()
+    return VLA(model(**keys), [make_robot()], codec=codec).eval()
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -61,7 +61,7 @@ def test_acting_writes_the_constant_exactly(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", [n for n in POLICIES if n != "tokens of fast"])  # its tokens each contain all dims
 def test_no_loss_depends_on_the_constant_dim(name: str, tmp_path: Path):
-    vla, data = policy(name, tmp_path), batch(2, vla_window(name))
+    vla, data = policy(name, tmp_path), batch(2, window_length(name))
     count = int(data.action_mask.sum()) * 3
     assert vla.count_elements(data) == count
     loss = vla.loss(data, torch.Generator().manual_seed(0))
@@ -78,7 +78,7 @@ def test_no_loss_depends_on_the_constant_dim(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["regression", "tokens of bins", "lm tokens", "lm tokens, interleaved", "expert"])
 def test_acting_equals_training(name: str, tmp_path: Path):
-    vla, steps = policy(name, tmp_path), vla_window(name)
+    vla, steps = policy(name, tmp_path), window_length(name)
     data = batch(1, steps)
     if name == "lm tokens, interleaved":  # its window sees earlier chunks, which acting predicts itself
         data = dataclasses.replace(data, actions=torch.zeros_like(data.actions))
@@ -98,5 +98,5 @@ def test_a_constant_proprio_dim_is_not_read():
     assert np.abs(one).max() < 10
 
 
-def vla_window(name: str) -> int:
+def window_length(name: str) -> int:
     return 3 if "interleaved" in name else 1

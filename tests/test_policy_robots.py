@@ -21,15 +21,17 @@ from tests.small import SIZE, fit_codec_to, model
 HAND = Group(name="position", size=3, kind="position", mode="delta")
 
 
-def grip(name: str, low: float, high: float, open: float) -> Group:
+def make_gripper(name: str, low: float, high: float, open: float) -> Group:
     return Group(name=name, size=1, kind="gripper", low=low, high=high, open=open)
 
 
-def joints(side: str) -> Group:
+def make_joints(side: str) -> Group:
     return Group(name=f"{side}_joints", size=6, kind="joints")
 
 
-def made(name: str, cameras: tuple[str, ...], action: tuple[Group, ...], proprio: tuple[Group, ...]) -> Embodiment:
+def make_embodiment(
+    name: str, cameras: tuple[str, ...], action: tuple[Group, ...], proprio: tuple[Group, ...]
+) -> Embodiment:
     return Embodiment(
         name=name,
         cameras=cameras,
@@ -40,13 +42,18 @@ def made(name: str, cameras: tuple[str, ...], action: tuple[Group, ...], proprio
 
 
 TURN = Group(name="rotation", size=3, kind="rotation", mode="delta", rotation="euler")
-SMALL = made("small", ("corner", "wrist"), (HAND, grip("gripper", -1, 1, -1)), (HAND,))
-ARM = made("arm", ("corner",), (HAND, TURN, grip("gripper", 0, 1, 1)), (HAND, TURN))
-PAIR = made(
+SMALL = make_embodiment("small", ("corner", "wrist"), (HAND, make_gripper("gripper", -1, 1, -1)), (HAND,))
+ARM = make_embodiment("arm", ("corner",), (HAND, TURN, make_gripper("gripper", 0, 1, 1)), (HAND, TURN))
+PAIR = make_embodiment(
     "pair",
     ("head", "wrist"),
-    (joints("left"), grip("left_gripper", 0, 1, 1), joints("right"), grip("right_gripper", 0, 1, 1)),
-    (joints("left"), joints("right")),
+    (
+        make_joints("left"),
+        make_gripper("left_gripper", 0, 1, 1),
+        make_joints("right"),
+        make_gripper("right_gripper", 0, 1, 1),
+    ),
+    (make_joints("left"), make_joints("right")),
 )
 ROBOTS = (SMALL, ARM, PAIR)
 DECODERS: dict[str, dict[str, Any]] = {
@@ -59,7 +66,7 @@ DECODERS: dict[str, dict[str, Any]] = {
 }
 
 
-def robot(embodiment: Embodiment, reach: float) -> Robot:
+def make_robot(embodiment: Embodiment, reach: float) -> Robot:
     def of(dims: int) -> dict[str, list[float]]:
         low, high = [-reach] * dims, [reach] * dims
         return {"q01": low, "q99": high, "min": low, "max": high, "mean": [0.0] * dims, "std": [reach] * dims}
@@ -68,7 +75,7 @@ def robot(embodiment: Embodiment, reach: float) -> Robot:
 
 
 def policy(tmp_path: Path, **keys: Any) -> VLA:
-    robots = [robot(e, reach) for e, reach in zip(ROBOTS, (1.0, 2.0, 3.0), strict=True)]
+    robots = [make_robot(e, reach) for e, reach in zip(ROBOTS, (1.0, 2.0, 3.0), strict=True)]
     keys = {"history": {"name": "policy_head", "window": 3}, "fuser": {"name": "gpt", "width": 32, "heads": 2}} | keys
     config = model(**keys)
     whole = VLA(model(), robots).embodiment.action
@@ -96,7 +103,7 @@ def batch(vla: VLA, seed: int = 0, steps: int = 3) -> Batch:
     )
 
 
-def row(data: Batch, index: int) -> Batch:
+def select_row(data: Batch, index: int) -> Batch:
     cut = {k: v[index : index + 1] for k, v in vars(data).items() if isinstance(v, torch.Tensor)}
     return Batch(instructions=[data.instructions[index]], **cut)
 
@@ -146,7 +153,7 @@ def test_a_loss_is_the_mean_over_the_dims_that_each_robot_has(name: str, tmp_pat
         assert int(loss.count) == vla.count_elements(data)
         assert torch.isfinite(loss.value)
         if name in ("regression", "tokens", "lm_tokens"):  # no noise: the whole is the sum of its rows
-            rows = [vla.loss(row(data, i)) for i in range(3)]
+            rows = [vla.loss(select_row(data, i)) for i in range(3)]
             torch.testing.assert_close(loss.total, sum(r.total for r in rows), rtol=1e-4, atol=1e-4)
             assert int(loss.count) == sum(int(r.count) for r in rows)
 
@@ -170,7 +177,7 @@ def test_dims_that_a_robot_lacks_change_nothing(name: str, tmp_path: Path):
 def test_gradients_reach_each_robots_own_outputs_only(tmp_path: Path):
     vla = policy(tmp_path).train()
     data = batch(vla)
-    vla.loss(row(data, 0)).value.backward()
+    vla.loss(select_row(data, 0)).value.backward()
     last = [m for m in vla.decoder.modules() if isinstance(m, torch.nn.Linear)][-1]
     touched = last.weight.grad.view(4, vla.embodiment.action.size, -1).abs().sum((0, 2)) > 0
     assert touched.tolist() == vla.action_normalizer.known[0].tolist()

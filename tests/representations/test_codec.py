@@ -36,7 +36,7 @@ VARIANTS: dict[str, Any] = {n: REPRESENTATIONS.get(n, n) for n in NAMES} | {
 }
 
 
-def smooth(k: int, seed: int) -> Tensor:
+def sample_smooth_chunks(k: int, seed: int) -> Tensor:
     """(K, N, A): straight movements, a gripper that may close once, a dim that never moves."""
     g = torch.Generator().manual_seed(seed)
     ends = torch.rand(k, 2, 3, generator=g) * 1.6 - 0.8
@@ -58,7 +58,7 @@ class Made:
 
 def fit(part: Part) -> Codec:
     codec: Codec = part.build(N, SPACE)
-    codec.fit(smooth(512, 0), seed=3)
+    codec.fit(sample_smooth_chunks(512, 0), seed=3)
     return codec.eval()
 
 
@@ -95,7 +95,7 @@ def test_its_name_and_sizes_are_declared(made: Made) -> None:
 
 
 def test_tokens_are_ids_and_nothing_follows_the_end(made: Made) -> None:
-    codec, x = made.codec, smooth(64, 1)
+    codec, x = made.codec, sample_smooth_chunks(64, 1)
     tokens = codec.encode(x)
     assert tokens.shape == (64, codec.length)
     assert tokens.dtype == torch.int64
@@ -110,7 +110,7 @@ def test_tokens_are_ids_and_nothing_follows_the_end(made: Made) -> None:
 
 
 def test_decoding_approximates_the_encoded_chunks(made: Made) -> None:
-    x = smooth(256, 1)
+    x = sample_smooth_chunks(256, 1)
     chunks, wrong = made.codec.decode(made.codec.encode(x))
     check_chunks(made.codec, chunks, wrong, 256)
     assert not wrong.any()
@@ -120,7 +120,7 @@ def test_decoding_approximates_the_encoded_chunks(made: Made) -> None:
 
 
 def test_chunks_beyond_the_range_are_clipped(made: Made) -> None:
-    x = smooth(16, 2) * 7
+    x = sample_smooth_chunks(16, 2) * 7
     tokens = made.codec.encode(x)
     assert tokens.max() < made.codec.size
     assert torch.equal(tokens, made.codec.encode(x.clamp(-1, 1)))
@@ -128,14 +128,14 @@ def test_chunks_beyond_the_range_are_clipped(made: Made) -> None:
 
 
 def test_missing_actions_have_no_token_or_repeat_the_last_one(made: Made) -> None:
-    codec, x = made.codec, smooth(N + 1, 3)
+    codec, x = made.codec, sample_smooth_chunks(N + 1, 3)
     mask = torch.arange(N) < torch.arange(N + 1)[:, None]  # none, the first, the first two ...
     tokens = codec.encode(x, mask)
     assert (tokens[0] == -1).all()
     whole = codec.encode(pad_with_last_action(x, mask))[1:]
     masked = whole.masked_fill(~mask[1:, :, None].expand(-1, -1, A).flatten(1), -1) if whole.shape[1] == N * A else None
     assert torch.equal(tokens[1:], whole) or (masked is not None and torch.equal(tokens[1:], masked))
-    other = torch.where(mask[..., None], x, smooth(N + 1, 4))
+    other = torch.where(mask[..., None], x, sample_smooth_chunks(N + 1, 4))
     assert torch.equal(codec.encode(other, mask), tokens)
     assert torch.equal(codec.encode(x, torch.ones_like(mask)), codec.encode(x))
 
@@ -154,7 +154,7 @@ def test_any_sequence_decodes_to_a_chunk(made: Made, data: st.DataObject) -> Non
     codec = made.codec
     ids = st.integers(-2, codec.size + 2) | st.sampled_from([-(2**63), 2**63 - 1, codec.size, -1])
     row = st.lists(ids, min_size=codec.length, max_size=codec.length)
-    good = codec.encode(smooth(1, data.draw(st.integers(0, 9))))[0]
+    good = codec.encode(sample_smooth_chunks(1, data.draw(st.integers(0, 9))))[0]
     cut = data.draw(st.integers(0, codec.length))
     tokens = torch.tensor(data.draw(st.lists(row, min_size=1, max_size=3)))
     tokens[0, :cut] = good[:cut]  # valid at first, then anything
@@ -180,7 +180,7 @@ def test_a_sequence_without_a_token_is_invalid_and_gives_a_still_chunk(made: Mad
 
 
 def test_rows_do_not_affect_each_other(made: Made) -> None:
-    codec, x = made.codec, smooth(5, 5)
+    codec, x = made.codec, sample_smooth_chunks(5, 5)
     mask = torch.ones(5, N, dtype=torch.bool)
     mask[1, 3:], mask[2] = False, False
     tokens = codec.encode(x, mask)
@@ -204,7 +204,7 @@ def test_an_empty_batch_stays_empty(made: Made) -> None:
 
 
 def test_a_saved_codec_is_equal_after_loading(made: Made) -> None:
-    codec, x = made.codec, smooth(32, 6)
+    codec, x = made.codec, sample_smooth_chunks(32, 6)
     again = made.again(made.folder).eval()
     assert again.fitted
     again.load_state_dict(codec.state_dict())  # as a checkpoint does afterwards
@@ -219,23 +219,23 @@ def test_a_codec_can_be_saved_again_after_loading(made: Made, tmp_path: Path) ->
     codec.save(tmp_path)  # as a checkpoint does with a codec of the run folder
     again = made.again(tmp_path if any(tmp_path.iterdir()) else None).eval()
     again.load_state_dict(codec.state_dict())
-    x = smooth(32, 6)
+    x = sample_smooth_chunks(32, 6)
     assert torch.equal(again.encode(x), made.codec.encode(x))
 
 
 def test_fitting_is_a_pure_function_of_chunks_and_seed(made: Made) -> None:
     torch.manual_seed(99)
-    again, x = fit(made.part), smooth(32, 7)
+    again, x = fit(made.part), sample_smooth_chunks(32, 7)
     assert torch.equal(again.encode(x), made.codec.encode(x))
 
 
 def test_an_unfitted_codec_is_refused_with_the_command(made: Made) -> None:
     codec = made.again(None)
     if codec.fitted:
-        assert torch.equal(codec.encode(smooth(4, 8)), made.codec.encode(smooth(4, 8)))
+        assert torch.equal(codec.encode(sample_smooth_chunks(4, 8)), made.codec.encode(sample_smooth_chunks(4, 8)))
         return
     with pytest.raises(CodecError, match="was not fitted: run anyvla data fit-codec RECIPE"):
-        codec.encode(smooth(1, 8))
+        codec.encode(sample_smooth_chunks(1, 8))
     with pytest.raises(CodecError, match="anyvla data fit-codec"):
         codec.decode(torch.zeros(1, codec.length, dtype=torch.int64))
     with pytest.raises(CodecError, match="anyvla data fit-codec"):
@@ -251,7 +251,7 @@ def test_a_folder_that_holds_no_codec_is_refused(made: Made, tmp_path: Path) -> 
 
 
 def test_autocast_changes_no_token(made: Made) -> None:
-    codec, x = made.codec, smooth(64, 9)
+    codec, x = made.codec, sample_smooth_chunks(64, 9)
     with torch.autocast("cpu", torch.bfloat16):
         tokens = codec.encode(x)
         chunks, _ = codec.decode(tokens)
@@ -262,5 +262,5 @@ def test_autocast_changes_no_token(made: Made) -> None:
 
 def test_a_policys_gradient_does_not_change_it(made: Made) -> None:
     assert not [name for name, p in made.codec.named_parameters() if p.requires_grad]
-    x = smooth(4, 10).requires_grad_()
+    x = sample_smooth_chunks(4, 10).requires_grad_()
     assert not made.codec.decode(made.codec.encode(x))[0].requires_grad

@@ -26,7 +26,7 @@ STATISTICS = {
 ZEROS = torch.zeros(1, dtype=torch.int64)
 
 
-def one(method, what="action", clip=True, statistics=STATISTICS):
+def make_normalizer(method, what="action", clip=True, statistics=STATISTICS):
     return Normalizer(SPACE, [(SPACE, statistics)], method, what=what, clip=clip)
 
 
@@ -35,7 +35,7 @@ values = st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4)
 
 @given(x=values, method=st.sampled_from(["quantile", "minmax", "meanstd", "calvin"]))
 def test_denormalize_inverts_normalize_on_the_clipped_range(x, method):
-    normalizer = one(method)
+    normalizer = make_normalizer(method)
     y = normalizer.normalize(torch.tensor([x]), ZEROS)
     again = normalizer.normalize(normalizer.denormalize(y, ZEROS), ZEROS)
     torch.testing.assert_close(again, y, atol=1e-5, rtol=1e-5)
@@ -45,7 +45,7 @@ def test_denormalize_inverts_normalize_on_the_clipped_range(x, method):
 
 
 def test_quantiles_map_to_the_ends_and_the_gripper_keeps_its_declared_range():
-    normalizer = one("quantile")
+    normalizer = make_normalizer("quantile")
     low = normalizer.normalize(torch.tensor([[-0.5, -1.0, 2.0, 0.0]]), ZEROS)
     high = normalizer.normalize(torch.tensor([[0.5, 3.0, 2.0, 0.08]]), ZEROS)
     torch.testing.assert_close(low, torch.tensor([[-1.0, -1.0, 0.0, -1.0]]))
@@ -54,8 +54,8 @@ def test_quantiles_map_to_the_ends_and_the_gripper_keeps_its_declared_range():
 
 def test_outliers_are_clipped_only_where_asked():
     far = torch.tensor([[9.0, 9.0, 2.0, 0.08]])
-    assert one("minmax").normalize(far, ZEROS)[0, 0] == 1.0
-    assert one("minmax", "proprio", clip=False).normalize(far, ZEROS)[0, 0] == 9.0
+    assert make_normalizer("minmax").normalize(far, ZEROS)[0, 0] == 1.0
+    assert make_normalizer("minmax", "proprio", clip=False).normalize(far, ZEROS)[0, 0] == 9.0
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_outliers_are_clipped_only_where_asked():
 )
 def test_predictions_beyond_the_range_become_the_nearer_end(method, low, high):
     predicted = torch.tensor([[-6.0] * 4, [6.0] * 4])[:, None].expand(2, 5, 4)
-    got = one(method).denormalize(predicted, ZEROS.expand(2))
+    got = make_normalizer(method).denormalize(predicted, ZEROS.expand(2))
     torch.testing.assert_close(got, torch.tensor([low, high])[:, None].expand(2, 5, 4))
 
 
@@ -77,12 +77,12 @@ def test_predictions_beyond_the_range_become_the_nearer_end(method, low, high):
 def test_data_beyond_the_range_becomes_the_nearer_end(method):
     far = torch.tensor([[-99.0] * 4, [99.0] * 4])
     varies = torch.tensor([1.0, 1.0, method == "calvin", 1.0])  # the third dim is constant, which CALVIN does not ask
-    got = one(method).normalize(far, ZEROS.expand(2))
+    got = make_normalizer(method).normalize(far, ZEROS.expand(2))
     torch.testing.assert_close(got, torch.stack([-varies, varies]))
 
 
 def test_an_unclipped_vector_keeps_values_beyond_the_range():
-    normalizer = one("minmax", "proprio", clip=False)
+    normalizer = make_normalizer("minmax", "proprio", clip=False)
     far = torch.tensor([[-9.0, -11.0, 5.0, 0.16], [9.0, 13.0, 5.0, -0.08]])
     got = normalizer.normalize(far, ZEROS.expand(2))
     torch.testing.assert_close(got, torch.tensor([[-9.0, -4.0, 0.0, 3.0], [9.0, 4.0, 0.0, -3.0]]))
@@ -92,7 +92,7 @@ def test_an_unclipped_vector_keeps_values_beyond_the_range():
 
 def test_a_cast_of_the_model_rounds_no_table():
     statistics = {"min": [0.1234567, 700.25, 0.0, 0.0], "max": [0.7654321, 701.75, 1 / 3, 0.08]}
-    policy = torch.nn.ModuleDict({"action": one("minmax", statistics=statistics)})
+    policy = torch.nn.ModuleDict({"action": make_normalizer("minmax", statistics=statistics)})
     y = torch.tensor([[-0.5, 0.75, 0.25, -1.0]])
     # center + y * half the range, in float64
     expected = torch.tensor([[0.28395055, 701.5625, 5 / 24, 0.0]])
@@ -104,7 +104,7 @@ def test_a_cast_of_the_model_rounds_no_table():
 
 
 def test_calvins_convention_needs_no_statistics():
-    normalizer = one("calvin", statistics={})
+    normalizer = make_normalizer("calvin", statistics={})
     got = normalizer.normalize(torch.tensor([[0.325, -0.65, 0.9, 0.0]]), ZEROS)
     torch.testing.assert_close(got, torch.tensor([[0.5, -1.0, 1.0, -1.0]]))
     torch.testing.assert_close(normalizer.denormalize(got, ZEROS), torch.tensor([[0.325, -0.65, 0.65, 0.0]]))
@@ -124,9 +124,9 @@ def test_an_open_gripper_is_plus_one_at_either_end_of_its_range():
 
 
 def test_a_policy_learns_the_dims_that_vary_and_that_a_robot_has():
-    assert one("quantile").learned.tolist() == [[True, True, False, True]]  # the third dim is constant
-    assert not one("quantile").learns_all
-    assert one("calvin").learns_all
+    assert make_normalizer("quantile").learned.tolist() == [[True, True, False, True]]  # the third dim is constant
+    assert not make_normalizer("quantile").learns_all
+    assert make_normalizer("calvin").learns_all
     two = Normalizer(
         SPACE,
         [(SPACE, {}), (ActionSpace(groups=SPACE.groups[:1]), {})],
@@ -155,11 +155,11 @@ def test_each_robot_uses_its_own_statistics_and_missing_dims_are_zero():
 
 def test_missing_or_wrong_statistics_are_errors(tmp_path):
     with pytest.raises(StatisticsError, match=r"action statistics lack \['q01', 'q99'\]"):
-        one("quantile", statistics={"mean": [0.0] * 4, "std": [1.0] * 4})
+        make_normalizer("quantile", statistics={"mean": [0.0] * 4, "std": [1.0] * 4})
     with pytest.raises(StatisticsError, match="have 3 dims, the action space has 4"):
-        one("meanstd", statistics={"mean": [0.0] * 3, "std": [1.0] * 3})
+        make_normalizer("meanstd", statistics={"mean": [0.0] * 3, "std": [1.0] * 3})
     with pytest.raises(StatisticsError, match="not finite"):
-        one("meanstd", statistics={"mean": [0.0] * 4, "std": [float("nan")] * 4})
+        make_normalizer("meanstd", statistics={"mean": [0.0] * 4, "std": [float("nan")] * 4})
     with pytest.raises(StatisticsError, match=r"no statistics at .*statistics.json"):
         read_statistics(tmp_path / "statistics.json")
     (tmp_path / "statistics.json").write_text(json.dumps({"arm": {"action": {}}}))

@@ -20,22 +20,22 @@ METHODS = ["quantile", "minmax", "meanstd"]
 STEPS = 2000
 
 
-def joints(dims: int) -> ActionSpace:
+def make_joints(dims: int) -> ActionSpace:
     return ActionSpace(groups=(Group(name="joints", size=dims, kind="joints"),))
 
 
-def normalizer(rows: np.ndarray, method: str, clip: bool = True, space: ActionSpace | None = None) -> Normalizer:
-    space = space or joints(rows.shape[1])
+def make_normalizer(rows: np.ndarray, method: str, clip: bool = True, space: ActionSpace | None = None) -> Normalizer:
+    space = space or make_joints(rows.shape[1])
     return Normalizer(space, [(space, describe(rows))], method, what="action", clip=clip)
 
 
-def there_and_back(of: Normalizer, rows: np.ndarray) -> np.ndarray:
+def round_trip(of: Normalizer, rows: np.ndarray) -> np.ndarray:
     y = of.normalize(torch.from_numpy(rows)[None], ROBOT)
     assert torch.isfinite(y).all()
     return of.denormalize(y, ROBOT)[0].double().numpy()
 
 
-def rare(rng: np.random.Generator, share: float, far: float, noise: float) -> np.ndarray:
+def sample_rare_motion(rng: np.random.Generator, share: float, far: float, noise: float) -> np.ndarray:
     """A dim that rests, with sensor noise, and moves to `far` now and then, once at least."""
     out = rng.normal(0, noise, STEPS) if noise else np.zeros(STEPS)
     out[rng.random(STEPS) < share] = far
@@ -44,8 +44,8 @@ def rare(rng: np.random.Generator, share: float, far: float, noise: float) -> np
 
 
 DIMS = {
-    "rests exactly": lambda rng, scale: rare(rng, 0.01, 100.0, 0.0) * scale,
-    "rests with noise": lambda rng, scale: rare(rng, 0.009, -100.0, 0.01) * scale,
+    "rests exactly": lambda rng, scale: sample_rare_motion(rng, 0.01, 100.0, 0.0) * scale,
+    "rests with noise": lambda rng, scale: sample_rare_motion(rng, 0.009, -100.0, 0.01) * scale,
     "moves once": lambda rng, scale: np.eye(1, STEPS, 700)[0] * scale,
     "two levels": lambda rng, scale: rng.choice([-1.0, 1.0], STEPS) * scale,
     "rests on one of two levels": lambda rng, scale: np.where(rng.random(STEPS) < 0.995, -1.0, 1.0) * scale,
@@ -61,7 +61,7 @@ DIMS = {
 def test_rare_motion_can_be_commanded(kind: str, method: str, seed: int, exponent: int, offset: float):
     rng, scale = np.random.default_rng(seed), 10.0**exponent
     rows = (DIMS[kind](rng, scale) + offset * scale).astype(np.float32)[:, None]
-    back = there_and_back(normalizer(rows, method), rows)
+    back = round_trip(make_normalizer(rows, method), rows)
     if kind == "constant in half" and method == "quantile":  # an ordinary dim: its 2 % outermost values are clipped
         low, high = np.quantile(rows, (0.01, 0.99))
         rows = np.clip(rows, low, high)
@@ -76,10 +76,10 @@ def test_rare_motion_can_be_commanded(kind: str, method: str, seed: int, exponen
 @example(value=0.1, wrong=1.0)
 def test_a_constant_dim_keeps_its_value_for_any_prediction(method: str, value: float, wrong: float):
     rows = np.stack([np.full(50, value), np.linspace(-1, 1, 50)], 1).astype(np.float32)
-    of = normalizer(rows, method)
+    of = make_normalizer(rows, method)
     assert of.learned.tolist() == [[False, True]]
     assert of.denormalize(torch.full((1, 3, 2), wrong), ROBOT)[0, :, 0].tolist() == [rows[0, 0]] * 3
-    state = normalizer(rows, method, clip=False)
+    state = make_normalizer(rows, method, clip=False)
     near = torch.tensor([[value * 1.001 + 1e-3, 0.0]])
     assert state.normalize(near, ROBOT)[0, 0] == 0  # noise of a sensor that never moved is ignored
 
@@ -88,24 +88,24 @@ def test_a_constant_dim_keeps_its_value_for_any_prediction(method: str, value: f
 @pytest.mark.parametrize("size", [1e-7, 3e-9, 1e-20, 1e30])
 def test_ranges_are_judged_by_their_own_scale(method: str, size: float):
     rows = (np.linspace(-1, 1, 501)[:, None] * size).astype(np.float32)
-    of = normalizer(rows, method)
+    of = make_normalizer(rows, method)
     assert of.learned.all()
     assert of.normalize(torch.from_numpy(rows)[None], ROBOT).abs().max() >= 1
     inside = np.quantile(rows, (0.01, 0.99)) if method == "quantile" else (-np.inf, np.inf)
-    assert np.abs(there_and_back(of, rows) - np.clip(rows, *inside)).max() <= PRECISION * size
+    assert np.abs(round_trip(of, rows) - np.clip(rows, *inside)).max() <= PRECISION * size
 
 
 def test_values_that_float32_cannot_tell_apart_are_constant():
     recorded = (1e6 + np.random.default_rng(0).uniform(-0.01, 0.01, (500, 1))).astype(np.float32)
-    of = normalizer(recorded, "minmax")
+    of = make_normalizer(recorded, "minmax")
     assert not of.learned.any()
-    assert np.abs(there_and_back(of, recorded) - recorded).max() <= PRECISION * 1e6
-    [note] = describe_unusual_dims(joints(1), describe(recorded), "minmax", "action")
+    assert np.abs(round_trip(of, recorded) - recorded).max() <= PRECISION * 1e6
+    [note] = describe_unusual_dims(make_joints(1), describe(recorded), "minmax", "action")
     assert "never varies in this data (1e+06; float32 shows no differences below 0.48, so subtract an offset)" in note
     coarse = (1e6 + np.random.default_rng(0).uniform(-10, 10, (500, 1))).astype(np.float32)
-    of = normalizer(coarse, "minmax")
+    of = make_normalizer(coarse, "minmax")
     assert of.learned.all()
-    assert np.abs(there_and_back(of, coarse) - coarse).max() <= 0.0625  # one float32 value
+    assert np.abs(round_trip(of, coarse) - coarse).max() <= 0.0625  # one float32 value
 
 
 def test_spikes_do_not_widen_the_range_of_an_ordinary_dim():
@@ -160,7 +160,7 @@ def test_a_spike_is_left_out_where_motion_is_one_level(noise: float):
 
 def test_a_dim_whose_last_digit_changes_rests():
     column = np.where(np.arange(20_000) % 2, np.float32(0.5), np.nextafter(np.float32(0.5), np.float32(1)))
-    assert normalizer(column[:, None].astype(np.float32), "quantile").learned.tolist() == [[False]]
+    assert make_normalizer(column[:, None].astype(np.float32), "quantile").learned.tolist() == [[False]]
     column[[70, 71]] = 5.0
     assert quantile_range(column.astype(np.float64)) == (0.5, 5.0)
 
@@ -170,14 +170,14 @@ def test_dims_of_a_rotation_share_one_magnitude():
     rng = np.random.default_rng(0)
     rows = np.stack([rng.uniform(-1, 1, 300), rng.normal(0, 1e-17, 300), rng.uniform(-1, 1, 300)], 1).astype("f4")
     turn = ActionSpace(groups=(Group(name="turn", size=3, kind="rotation", rotation="axis_angle"),))
-    assert normalizer(rows, "minmax", space=turn).learned.tolist() == [[True, False, True]]
-    assert normalizer(rows, "minmax").learned.all()
+    assert make_normalizer(rows, "minmax", space=turn).learned.tolist() == [[True, False, True]]
+    assert make_normalizer(rows, "minmax").learned.all()
 
 
 def test_grippers_that_never_move_keep_their_declared_range():
     space = ActionSpace(groups=(Group(name="gripper", size=1, kind="gripper", low=0, high=100),))
     rows = np.full((50, 1), 100, np.float32)
-    of = normalizer(rows, "quantile", space=space)
+    of = make_normalizer(rows, "quantile", space=space)
     assert of.normalize(torch.tensor([[0.0], [100.0]])[None], ROBOT)[0, :, 0].tolist() == [-1, 1]
     assert describe_unusual_dims(space, describe(rows), "quantile", "action") == [
         "action group 'gripper', dim 0: the gripper never moves in this data; it keeps its declared range"
@@ -207,9 +207,9 @@ def test_notes_name_the_dims():
 def test_bins_return_every_dim_within_the_width_of_a_bin(kind: str):
     rng, size = np.random.default_rng(0), 64
     rows = np.stack([make(rng, 1.0) for make in DIMS.values()] + [np.full(STEPS, 0.1)], 1).astype(np.float32)
-    of = normalizer(rows, "quantile")
+    of = make_normalizer(rows, "quantile")
     chunks = of.normalize(torch.from_numpy(rows)[None], ROBOT)[0].unflatten(0, (-1, 4))  # (K, 4, A)
-    codec = BinsCodec(BinsCodec.Config(kind=kind, bins=size), 4, joints(rows.shape[1]))
+    codec = BinsCodec(BinsCodec.Config(kind=kind, bins=size), 4, make_joints(rows.shape[1]))
     codec.fit(chunks)
     got, wrong = codec.decode(codec.encode(chunks))
     assert not wrong.any()
@@ -221,7 +221,7 @@ def test_bins_return_every_dim_within_the_width_of_a_bin(kind: str):
 
 
 def test_a_dim_may_be_constant_for_one_robot_and_not_for_the_other():
-    space, rng = joints(2), np.random.default_rng(0)
+    space, rng = make_joints(2), np.random.default_rng(0)
     still = np.stack([rng.uniform(-1, 1, 100), np.full(100, 7.0)], 1)
     moving = rng.uniform(-2, 2, (100, 2))
     of = Normalizer(space, [(space, describe(r)) for r in (still, moving)], "minmax", what="action", clip=True)
@@ -233,12 +233,12 @@ def test_a_dim_may_be_constant_for_one_robot_and_not_for_the_other():
 
 def test_statistics_made_without_ranges_contain_the_motion_of_a_resting_dim():
     rows = np.where(np.arange(1000) % 100, 0, 100)[:, None]
-    of = Normalizer(joints(1), [(joints(1), compute_statistics(rows))], "quantile", what="action", clip=True)
+    of = Normalizer(make_joints(1), [(make_joints(1), compute_statistics(rows))], "quantile", what="action", clip=True)
     assert of.denormalize(torch.ones(1, 1, 1), ROBOT).item() == 100
 
 
 def test_a_cast_of_the_model_does_not_round_the_range():
     rows = np.random.default_rng(0).uniform(0.123456, 0.654321, (300, 1))
-    of = normalizer(rows, "minmax")
+    of = make_normalizer(rows, "minmax")
     before = of.denormalize(torch.ones(1, 1, 1), ROBOT)
     assert torch.equal(of.to(torch.bfloat16).denormalize(torch.ones(1, 1, 1), ROBOT), before)

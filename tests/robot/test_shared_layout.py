@@ -14,7 +14,7 @@ JOINTS = Group(name="joints", size=2, kind="joints")
 GRIP = Group(name="gripper", size=1, kind="gripper", low=0, high=1, open=1)
 
 
-def robot(name: str, hz: float, cameras: str, proprio: list[Group], action: list[Group]) -> Embodiment:
+def make_robot(name: str, hz: float, cameras: str, proprio: list[Group], action: list[Group]) -> Embodiment:
     return Embodiment(
         name=name,
         control_hz=hz,
@@ -24,9 +24,9 @@ def robot(name: str, hz: float, cameras: str, proprio: list[Group], action: list
     )
 
 
-ARM = robot("arm", 10, "wrist corner", [HAND], [HAND, GRIP])
-LEGS = robot("legs", 30, "head", [JOINTS, TURN], [JOINTS])
-BOTH = robot("both", 5, "corner head wrist", [TURN, HAND], [GRIP, JOINTS, HAND])
+ARM = make_robot("arm", 10, "wrist corner", [HAND], [HAND, GRIP])
+LEGS = make_robot("legs", 30, "head", [JOINTS, TURN], [JOINTS])
+BOTH = make_robot("both", 5, "corner head wrist", [TURN, HAND], [GRIP, JOINTS, HAND])
 
 
 def test_the_layout_has_every_camera_and_group_once_in_order_of_first_use() -> None:

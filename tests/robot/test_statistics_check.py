@@ -11,14 +11,14 @@ from anyvla.robot.statistics_check import check_robot, check_size
 KEYS = ("min", "q01", "q10", "q50", "q90", "q99", "max")  # in ascending order
 
 
-def vector(**changes: list[float]) -> dict[str, Any]:
+def make_vector(**changes: list[float]) -> dict[str, Any]:
     """Return the statistics of two dims."""
     of = {key: [float(rank), -7.0 + rank] for rank, key in enumerate(KEYS)}
     return of | {"mean": [3.0, -4.0], "std": [0.0, 2.0], "low": [1.0, -6.0], "high": [5.0, -2.0]} | changes
 
 
-def robot(part: str, changes: dict[str, Any]) -> dict[str, Any]:
-    return {"action": vector(), "proprio": vector(), "fingerprint": "f"} | {part: vector(**changes)}
+def make_robot(part: str, changes: dict[str, Any]) -> dict[str, Any]:
+    return {"action": make_vector(), "proprio": make_vector(), "fingerprint": "f"} | {part: make_vector(**changes)}
 
 
 PARTS = pytest.mark.parametrize("part", ["action", "proprio"])
@@ -26,9 +26,9 @@ PARTS = pytest.mark.parametrize("part", ["action", "proprio"])
 
 @PARTS
 def test_ordinary_statistics_pass(part: str) -> None:
-    check_robot(robot(part, {}), "arm")
-    check_robot(robot(part, {key: [4.0, 4.0] for key in KEYS}), "arm")  # a constant dim
-    check_robot(robot(part, {"q10": [3.0, -4.0], "q90": [3.0, -4.0]}), "arm")  # percentiles may be equal
+    check_robot(make_robot(part, {}), "arm")
+    check_robot(make_robot(part, {key: [4.0, 4.0] for key in KEYS}), "arm")  # a constant dim
+    check_robot(make_robot(part, {"q10": [3.0, -4.0], "q90": [3.0, -4.0]}), "arm")  # percentiles may be equal
 
 
 @PARTS
@@ -37,7 +37,7 @@ def test_percentiles_ascend_in_every_dim(part: str, rank: int) -> None:
     lower, upper = KEYS[rank], KEYS[rank + 1]
     below = {upper: [float(rank + 1), -7.0 + rank - 0.01]}
     with pytest.raises(ValueError, match=f"arm, {part}: dim 1 has {lower} .* above {upper}"):
-        check_robot(robot(part, below), "arm")
+        check_robot(make_robot(part, below), "arm")
 
 
 @PARTS
@@ -57,17 +57,17 @@ def test_percentiles_ascend_in_every_dim(part: str, rank: int) -> None:
 )
 def test_impossible_statistics_are_refused(part: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"arm, {part}, {message}"):
-        check_robot(robot(part, changes), "arm")
+        check_robot(make_robot(part, changes), "arm")
 
 
 @pytest.mark.parametrize("lacking", ["action", "proprio", "fingerprint"])
 def test_every_part_is_needed(lacking: str) -> None:
     with pytest.raises(ValueError, match=f"arm, {lacking}: expected"):
-        check_robot({key: value for key, value in robot("action", {}).items() if key != lacking}, "arm")
+        check_robot({key: value for key, value in make_robot("action", {}).items() if key != lacking}, "arm")
 
 
 def test_a_vector_of_another_size_is_refused() -> None:
-    check_size(vector(), 2, "arm")
+    check_size(make_vector(), 2, "arm")
     for size in (1, 3):
         with pytest.raises(ValueError, match=f"arm, min: 2 numbers for {size} dims"):
-            check_size(vector(), size, "arm")
+            check_size(make_vector(), size, "arm")
